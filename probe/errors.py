@@ -1,0 +1,69 @@
+"""Every error this package raises on purpose.
+
+    ProbeError
+    |-- UnknownNameError (KeyError)              a name no catalogue has
+    |-- DatasetError (ValueError)                a dataset that is there but not as it should be
+    |   `-- DatasetMissingError (FileNotFoundError)
+    |-- CheckpointError (ValueError)             a file that is no CLIP checkpoint, or a damaged one
+    |   `-- CheckpointMissingError (FileNotFoundError)
+    |-- DownloadError (OSError)                  a fetch that failed, or that --offline forbids
+    |   `-- ChecksumError
+    |-- DeviceError (RuntimeError)               a device or precision this machine cannot run
+    |-- FeaturesError (ValueError)               features that cannot be used
+    |-- ProtocolError (ValueError)               a probe that cannot be fitted as its protocol says
+    `-- ResultsError (OSError)                   a results folder or record that cannot be read or written
+
+Each message is one sentence of what is wrong and one of what to do. The command line prints it and exits with 1.
+"""
+
+
+class ProbeError(Exception):
+    """Base of all errors of this package."""
+
+    def __str__(self) -> str:
+        """The message as written; `KeyError` would show it quoted."""
+        return " ".join(str(arg) for arg in self.args)
+
+
+class UnknownNameError(ProbeError, KeyError):
+    """A dataset, model, protocol or metric that no catalogue has."""
+
+
+class DatasetError(ProbeError, ValueError):
+    """A dataset that is there but not as it should be."""
+
+
+class DatasetMissingError(DatasetError, FileNotFoundError):
+    """A dataset whose files are not here and could not be fetched."""
+
+
+class CheckpointError(ProbeError, ValueError):
+    """A file that is no CLIP checkpoint, or a damaged one."""
+
+
+class CheckpointMissingError(CheckpointError, FileNotFoundError):
+    """A checkpoint that is not where it was said to be."""
+
+
+class DownloadError(ProbeError, OSError):
+    """A fetch that failed, or that `offline` forbids."""
+
+
+class ChecksumError(DownloadError):
+    """A file whose SHA-256 is not the published one."""
+
+
+class DeviceError(ProbeError, RuntimeError):
+    """A device or precision that this machine cannot run."""
+
+
+class FeaturesError(ProbeError, ValueError):
+    """Features that cannot be used: not finite, or without the feature point that is asked for."""
+
+
+class ProtocolError(ProbeError, ValueError):
+    """A probe that cannot be fitted as its protocol says."""
+
+
+class ResultsError(ProbeError, OSError):
+    """A results folder or record that cannot be read or written."""

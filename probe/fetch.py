@@ -1,0 +1,104 @@
+"""URL and SHA-256 -> a verified local file.
+
+A download goes to a `.part` file beside its target, resumes where it broke, is hashed as it streams, and takes its name
+only when the hash is right. A lock keeps a second process from the same target.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from probe.errors import ChecksumError, DownloadError
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 1 << 20  # bytes read at a time
+TIMEOUT_SECONDS = 30
+
+
+def fetch(url: str, target: Path, *, sha256: str, offline: bool = False) -> Path:
+    """Return `target`, downloaded from `url` unless it is there with the right SHA-256.
+
+    Raises:
+        DownloadError: the network failed, the disk is full, or `offline` forbids the download.
+        ChecksumError: what was downloaded has another SHA-256; nothing is kept of it.
+    """
+    if target.is_file():
+        if file_sha256(target) == sha256:
+            return target
+        logger.warning("%s has not the SHA-256 %s; fetching it again", target, sha256)
+    if offline:
+        raise DownloadError(
+            f"{target} is not here, or not as published, and --offline forbids to fetch it; put the file of {url} there"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not (target.is_file() and file_sha256(target) == sha256):  # another process may have been first
+                _download(url, target, sha256)
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as err:
+        if isinstance(err, DownloadError):
+            raise
+        raise DownloadError(f"could not fetch {url} ({err}); run again to resume, or put the file at {target}") from err
+    return target
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(url: str, target: Path, sha256: str) -> None:
+    part = target.with_name(target.name + ".part")
+    sha = hashlib.sha256()
+    if part.is_file():
+        with part.open("rb") as file:
+            sha = hashlib.file_digest(file, "sha256")
+        if sha.hexdigest() == sha256:  # killed between the last byte and the renaming
+            part.replace(target)
+            return
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as err:
+        if err.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        err.close()
+        part.unlink()  # as long as the file or longer, and not the file: begin again
+        _download(url, target, sha256)
+        return
+    with response:
+        if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            have, sha = 0, hashlib.sha256()  # the server sends the whole file
+        total = have + int(response.headers.get("Content-Length") or 0)
+        _stream(response, part, sha, have=have, total=total)
+    if sha.hexdigest() != sha256:
+        part.unlink()
+        raise ChecksumError(
+            f"{url} has the SHA-256 {sha.hexdigest()} where {sha256} was expected; nothing was kept, try again later"
+        )
+    part.replace(target)
+
+
+def _stream(response: http.client.HTTPResponse, part: Path, sha: hashlib._Hash, *, have: int, total: int) -> None:
+    with (
+        part.open("ab" if have else "wb") as file,
+        tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
+    ):
+        while block := response.read(BLOCK):
+            file.write(block)
+            sha.update(block)
+            have += len(block)
+            bar.update(len(block))
+    if have < total:
+        raise http.client.IncompleteRead(b"", total - have)

@@ -1,0 +1,113 @@
+import hashlib
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import pytest
+
+from probe.errors import ChecksumError, DownloadError
+from probe.fetch import fetch
+
+CONTENT = bytes(range(256)) * 5000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server():
+    """A local web server of one file; `breaks_after` cuts answers short, `ranges` honours Range."""
+
+    class Handler(BaseHTTPRequestHandler):
+        breaks_after, ranges = None, True
+        requests: ClassVar[list] = []
+
+        def do_GET(self):
+            self.requests.append(self.headers.get("Range"))
+            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+            start = int(wanted[1]) if wanted and self.ranges else 0
+            if start >= len(CONTENT):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(CONTENT) - start))
+            self.end_headers()
+            self.wfile.write(CONTENT[start:][: self.breaks_after])
+
+        def log_message(self, *args):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+    http.url = f"http://127.0.0.1:{http.server_port}/model.pt"
+    yield http
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def test_a_download_is_verified_and_kept(server, tmp_path):
+    path = fetch(server.url, tmp_path / "new" / "model.pt", sha256=SHA256)
+    assert path.read_bytes() == CONTENT
+    assert not list(path.parent.glob("*.part"))
+
+
+def test_a_file_that_is_there_is_used(server, tmp_path):
+    (tmp_path / "model.pt").write_bytes(CONTENT)
+    fetch(server.url, tmp_path / "model.pt", sha256=SHA256, offline=True)
+    assert server.RequestHandlerClass.requests == []
+
+
+def test_a_broken_download_resumes_where_it_broke(server, tmp_path):
+    server.RequestHandlerClass.breaks_after = 500_000
+    with pytest.raises(DownloadError, match="run again to resume"):
+        fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
+    server.RequestHandlerClass.breaks_after = None
+    fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
+    assert (tmp_path / "model.pt").read_bytes() == CONTENT
+    assert server.RequestHandlerClass.requests == [None, "bytes=500000-"]
+
+
+def test_a_server_without_ranges_sends_the_whole_file_again(server, tmp_path):
+    (tmp_path / "model.pt.part").write_bytes(CONTENT[:1000])
+    server.RequestHandlerClass.ranges = False
+    fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
+    assert (tmp_path / "model.pt").read_bytes() == CONTENT
+
+
+def test_a_partial_file_that_is_too_long_is_dropped(server, tmp_path):
+    (tmp_path / "model.pt.part").write_bytes(CONTENT + b"more")
+    fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
+    assert (tmp_path / "model.pt").read_bytes() == CONTENT
+
+
+def test_a_whole_partial_file_is_not_fetched_again(server, tmp_path):
+    """Killed between the last byte and the renaming."""
+    (tmp_path / "model.pt.part").write_bytes(CONTENT)
+    fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
+    assert server.RequestHandlerClass.requests == []
+
+
+def test_a_wrong_checksum_is_refused_and_nothing_kept(server, tmp_path):
+    with pytest.raises(ChecksumError, match=SHA256):
+        fetch(server.url, tmp_path / "model.pt", sha256="0" * 64)
+    assert not list(tmp_path.glob("model.pt*")) or list(tmp_path.glob("*")) == [tmp_path / "model.pt.lock"]
+
+
+def test_a_damaged_file_is_fetched_again(server, tmp_path, caplog):
+    (tmp_path / "model.pt").write_bytes(CONTENT[:-1])
+    fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
+    assert (tmp_path / "model.pt").read_bytes() == CONTENT
+    assert "has not the SHA-256" in caplog.text
+
+
+def test_offline_names_url_and_target(tmp_path):
+    with pytest.raises(DownloadError) as caught:
+        fetch("https://example.org/model.pt", tmp_path / "model.pt", sha256=SHA256, offline=True)
+    assert "https://example.org/model.pt" in str(caught.value)
+    assert str(tmp_path / "model.pt") in str(caught.value)
+
+
+def test_a_server_that_does_not_answer_is_one_sentence(tmp_path):
+    with pytest.raises(DownloadError, match="could not fetch"):
+        fetch("http://127.0.0.1:9/model.pt", tmp_path / "model.pt", sha256=SHA256)
