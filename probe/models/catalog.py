@@ -1,0 +1,121 @@
+"""The models by name, as data: where the weights are, their SHA-256, the sizes.
+
+Sources: URLs and digests, openai/CLIP `clip/clip.py`; sizes, Radford et al. 2021, tables 19 and 20.
+"""
+
+from __future__ import annotations
+
+from probe.specs import Architecture, ModelSpec
+
+OPENAI_URL = "https://openaipublic.azureedge.net/clip/models"
+OPENAI_LICENSE = "MIT"
+
+
+def _vit(
+    patch: int, *, width: int, layers: int, embed_dim: int, text_width: int, resolution: int = 224
+) -> Architecture:
+    return Architecture(
+        embed_dim=embed_dim,
+        image_resolution=resolution,
+        vision_layers=layers,
+        vision_width=width,
+        vision_patch_size=patch,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=text_width,
+        transformer_layers=12,
+    )
+
+
+def _resnet(layers: tuple[int, ...], *, width: int, embed_dim: int, text_width: int, resolution: int) -> Architecture:
+    return Architecture(
+        embed_dim=embed_dim,
+        image_resolution=resolution,
+        vision_layers=layers,
+        vision_width=width,
+        vision_patch_size=None,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=text_width,
+        transformer_layers=12,
+    )
+
+
+def _openai(name: str, file: str, sha256: str, architecture: Architecture) -> ModelSpec:
+    url = f"{OPENAI_URL}/{sha256}/{file}"
+    return ModelSpec(name, form="url", source=url, sha256=sha256, architecture=architecture, license=OPENAI_LICENSE)
+
+
+CATALOG: tuple[ModelSpec, ...] = (
+    _openai(
+        "RN50",
+        "RN50.pt",
+        "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+        _resnet((3, 4, 6, 3), width=64, embed_dim=1024, text_width=512, resolution=224),
+    ),
+    _openai(
+        "RN101",
+        "RN101.pt",
+        "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+        _resnet((3, 4, 23, 3), width=64, embed_dim=512, text_width=512, resolution=224),
+    ),
+    _openai(
+        "RN50x4",
+        "RN50x4.pt",
+        "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+        _resnet((4, 6, 10, 6), width=80, embed_dim=640, text_width=640, resolution=288),
+    ),
+    _openai(
+        "RN50x16",
+        "RN50x16.pt",
+        "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+        _resnet((6, 8, 18, 8), width=96, embed_dim=768, text_width=768, resolution=384),
+    ),
+    _openai(
+        "RN50x64",
+        "RN50x64.pt",
+        "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+        _resnet((3, 15, 36, 10), width=128, embed_dim=1024, text_width=1024, resolution=448),
+    ),
+    _openai(
+        "ViT-B/32",
+        "ViT-B-32.pt",
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+        _vit(32, width=768, layers=12, embed_dim=512, text_width=512),
+    ),
+    _openai(
+        "ViT-B/16",
+        "ViT-B-16.pt",
+        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+        _vit(16, width=768, layers=12, embed_dim=512, text_width=512),
+    ),
+    _openai(
+        "ViT-L/14",
+        "ViT-L-14.pt",
+        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+        _vit(14, width=1024, layers=24, embed_dim=768, text_width=768),
+    ),
+    _openai(
+        "ViT-L/14@336px",
+        "ViT-L-14-336px.pt",
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+        _vit(14, width=1024, layers=24, embed_dim=768, text_width=768, resolution=336),
+    ),
+    ModelSpec(
+        "tiny",
+        form="embedded",
+        source="tiny/tiny.pt",
+        architecture=Architecture(
+            embed_dim=256,
+            image_resolution=32,
+            vision_layers=6,
+            vision_width=192,
+            vision_patch_size=8,
+            context_length=32,
+            vocab_size=863,
+            transformer_width=128,
+            transformer_layers=2,
+        ),
+        license="MIT",
+    ),
+)

@@ -1,0 +1,381 @@
+"""The CLIP towers as ordinary modules: vision transformer, modified ResNet, text transformer.
+
+Parameter names are those of the published checkpoints, so a state dict loads without renaming. Nothing here reads a
+file or picks a device: `openai.py` loads, `encoder.py` decides where and in which dtype a model runs.
+
+Source of the architectures: Radford et al. 2021 (arXiv 2103.00020), section 2.4 and tables 19-20.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name the whole field uses for this module
+from torch import Tensor, nn
+
+from probe.errors import CheckpointError
+from probe.specs import Architecture
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation that computes in fp32 and returns the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis; shape and dtype are those of `x`."""
+        return super().forward(x.float()).to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the activation all OpenAI checkpoints were trained with; not the same as GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply elementwise; shape and dtype are those of `x`."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with the parameter names of `nn.MultiheadAttention`."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.causal = causal
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, tokens, width) -> (n, tokens, width)."""
+        n, tokens, width = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        qkv = qkv.view(n, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (n, heads, tokens, head_dim)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out_proj(mixed.transpose(1, 2).reshape(n, tokens, width))
+
+
+class Mlp(nn.Module):
+    """The two-layer perceptron of a transformer block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.gelu = QuickGELU()
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.attn = SelfAttention(width, heads, causal=causal)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = Mlp(width)
+        self.ln_2 = LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, tokens, width) -> (n, tokens, width)."""
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks."""
+
+    def __init__(self, width: int, layers: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = layers
+        self.resblocks = nn.Sequential(*(Block(width, heads, causal=causal) for _ in range(layers)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, tokens, width) -> (n, tokens, width)."""
+        return self.resblocks(x)
+
+
+class VisionTransformer(nn.Module):
+    """The ViT image tower. Its pre-projection feature is the class token after `ln_post`."""
+
+    def __init__(self, resolution: int, patch_size: int, width: int, layers: int, heads: int, embed_dim: int) -> None:
+        super().__init__()
+        self.input_resolution = resolution
+        self.output_dim = embed_dim
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty((resolution // patch_size) ** 2 + 1, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads, causal=False)
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(torch.empty(width, embed_dim))
+
+    def pre_projection(self, x: Tensor) -> Tensor:
+        """(n, 3, r, r) normalised pixels -> (n, width), the vector the CLIP paper probes."""
+        x = self.conv1(x).flatten(2).transpose(1, 2)  # (n, patches, width)
+        # A sum with zeros rather than `expand`: it puts the device into traced graphs, as in the published archives.
+        zeros = torch.zeros(x.shape[0], 1, x.shape[-1], dtype=x.dtype, device=x.device)
+        class_token = self.class_embedding.to(x.dtype) + zeros  # (n, 1, width)
+        x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
+        x = self.transformer(self.ln_pre(x))
+        return self.ln_post(x[:, 0, :])
+
+    def project(self, pre_projection: Tensor) -> Tensor:
+        """(n, width) -> (n, embed_dim)."""
+        return pre_projection @ self.proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, r, r) normalised pixels -> (n, embed_dim)."""
+        return self.project(self.pre_projection(x))
+
+
+class Bottleneck(nn.Module):
+    """A ResNet bottleneck whose stride is an average pool, so that no convolution skips pixels."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride > 1 or in_channels != out_channels:
+            shortcut = nn.Sequential()
+            # The names "-1", "0", "1" are those of the published state dicts.
+            shortcut.add_module("-1", nn.AvgPool2d(stride))
+            shortcut.add_module("0", nn.Conv2d(in_channels, out_channels, 1, bias=False))
+            shortcut.add_module("1", nn.BatchNorm2d(out_channels))
+            self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, in_channels, h, w) -> (n, 4 * channels, h / stride, w / stride)."""
+        out = self.relu1(self.bn1(self.conv1(x)))
+        out = self.relu2(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(self.avgpool(out)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu3(out + shortcut)
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling of a feature map with its mean as the only query; `c_proj` is the projection."""
+
+    def __init__(self, side: int, width: int, heads: int, embed_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(side * side + 1, width) / width**0.5)
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, embed_dim)
+
+    def pre_projection(self, x: Tensor) -> Tensor:
+        """(n, width, h, w) -> (n, width), the input of `c_proj`."""
+        x = x.flatten(2).transpose(1, 2)  # (n, h * w, width)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding.to(x.dtype)
+        q, k, v = (self._split(y) for y in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)))
+        return F.scaled_dot_product_attention(q, k, v).flatten(1)  # (n, heads, 1, head_dim) -> (n, width)
+
+    def _split(self, x: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        return x.view(n, tokens, self.heads, width // self.heads).transpose(1, 2)  # (n, heads, tokens, head_dim)
+
+
+class ModifiedResNet(nn.Module):
+    """The ResNet image tower: three-convolution stem, anti-aliased strides, attention pooling."""
+
+    def __init__(self, resolution: int, layers: tuple[int, ...], width: int, heads: int, embed_dim: int) -> None:
+        super().__init__()
+        self.input_resolution = resolution
+        self.output_dim = embed_dim
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(2)
+        self.layer1 = _stage(width, width, layers[0], stride=1)
+        self.layer2 = _stage(width * 4, width * 2, layers[1], stride=2)
+        self.layer3 = _stage(width * 8, width * 4, layers[2], stride=2)
+        self.layer4 = _stage(width * 16, width * 8, layers[3], stride=2)
+        self.attnpool = AttentionPool(resolution // 32, width * 32, heads, embed_dim)
+
+    def pre_projection(self, x: Tensor) -> Tensor:
+        """(n, 3, r, r) normalised pixels -> (n, 32 * width), the input of the attention pool's output layer."""
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.relu2(self.bn2(self.conv2(x)))
+        x = self.avgpool(self.relu3(self.bn3(self.conv3(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.attnpool.pre_projection(x)
+
+    def project(self, pre_projection: Tensor) -> Tensor:
+        """(n, 32 * width) -> (n, embed_dim)."""
+        return self.attnpool.c_proj(pre_projection)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, r, r) normalised pixels -> (n, embed_dim)."""
+        return self.project(self.pre_projection(x))
+
+
+def _stage(in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
+    first = Bottleneck(in_channels, channels, stride)
+    return nn.Sequential(first, *(Bottleneck(4 * channels, channels, stride=1) for _ in range(blocks - 1)))
+
+
+class CLIP(nn.Module):
+    """Image tower, text tower and the learned temperature between them."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a = architecture
+        self.context_length = a.context_length
+        self.vocab_size = a.vocab_size
+        self.visual: VisionTransformer | ModifiedResNet
+        if a.vision_patch_size is None:
+            assert isinstance(a.vision_layers, tuple)
+            self.visual = ModifiedResNet(
+                a.image_resolution, a.vision_layers, a.vision_width, a.vision_heads, a.embed_dim
+            )
+        else:
+            assert isinstance(a.vision_layers, int)
+            self.visual = VisionTransformer(
+                a.image_resolution, a.vision_patch_size, a.vision_width, a.vision_layers, a.vision_heads, a.embed_dim
+            )
+        self.transformer = Transformer(a.transformer_width, a.transformer_layers, a.transformer_heads, causal=True)
+        self.token_embedding = nn.Embedding(a.vocab_size, a.transformer_width)
+        self.positional_embedding = nn.Parameter(torch.empty(a.context_length, a.transformer_width))
+        self.ln_final = LayerNorm(a.transformer_width)
+        self.text_projection = nn.Parameter(torch.empty(a.transformer_width, a.embed_dim))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        initialize(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the image tower computes in: that of its first convolution."""
+        return self.visual.conv1.weight.dtype
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(n, 3, r, r) normalised pixels of any float dtype -> (n, embed_dim) in the model's dtype."""
+        return self.visual(image.to(self.dtype))
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """(n, context_length) token ids -> (n, embed_dim) in the model's dtype."""
+        x = self.token_embedding(text).to(self.dtype) + self.positional_embedding.to(self.dtype)
+        x = self.ln_final(self.transformer(x))  # (n, context_length, transformer_width)
+        end = text.argmax(dim=-1)  # the end token has the highest id of the vocabulary
+        return x[torch.arange(x.shape[0], device=x.device), end] @ self.text_projection
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine similarities times the learned temperature: logits (n_images, n_texts), and their transpose."""
+        image_features = F.normalize(self.encode_image(image), dim=1)
+        text_features = F.normalize(self.encode_text(text), dim=1)
+        logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()
+        return logits_per_image, logits_per_image.t()
+
+
+def initialize(model: CLIP) -> None:
+    """Draw new weights from torch's current random state, with the scales of the reference's text tower in both."""
+    nn.init.normal_(model.token_embedding.weight, std=0.02)
+    nn.init.normal_(model.positional_embedding, std=0.01)
+    if isinstance(model.visual, VisionTransformer):
+        scale = model.visual.conv1.out_channels**-0.5
+        for parameter in (model.visual.class_embedding, model.visual.positional_embedding, model.visual.proj):
+            nn.init.normal_(parameter, std=scale)
+        _initialize_transformer(model.visual.transformer)
+    else:
+        pool = model.visual.attnpool
+        for layer in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+            nn.init.normal_(layer.weight, std=pool.c_proj.in_features**-0.5)
+        for block in model.visual.modules():
+            if isinstance(block, Bottleneck):
+                nn.init.zeros_(block.bn3.weight)
+    _initialize_transformer(model.transformer)
+    nn.init.normal_(model.text_projection, std=model.transformer.width**-0.5)
+
+
+def _initialize_transformer(transformer: Transformer) -> None:
+    width, layers = transformer.width, transformer.layers
+    for block in transformer.resblocks:
+        assert isinstance(block, Block)
+        nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+        nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+        nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+
+
+def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
+    """Cast in place what the published checkpoints hold in fp16; embeddings and normalisation layers stay fp32.
+
+    That is: weights and biases of convolutions and linear layers, attention's input projections, and both projections
+    into the joint space.
+    """
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear | SelfAttention):
+            cast = list(own.values())
+        else:
+            cast = [own[name] for name in ("proj", "text_projection") if name in own]
+        for parameter in cast:
+            parameter.data = parameter.data.to(dtype)
+
+
+def architecture_of(state_dict: Mapping[str, Tensor]) -> Architecture:
+    """Read the sizes of a model off its state dict.
+
+    Raises:
+        CheckpointError: a key that tells a size is missing; the message names it.
+    """
+    try:
+        return Architecture(
+            embed_dim=state_dict["text_projection"].shape[1],
+            context_length=state_dict["positional_embedding"].shape[0],
+            vocab_size=state_dict["token_embedding.weight"].shape[0],
+            transformer_width=state_dict["ln_final.weight"].shape[0],
+            transformer_layers=_count_blocks(state_dict, "transformer.resblocks."),
+            **_vision_sizes(state_dict),
+        )
+    except KeyError as err:
+        raise CheckpointError(
+            f"no CLIP state dict: it has no {err.args[0]!r}; give the weights of a whole CLIP model"
+        ) from err
+
+
+def _vision_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    if "visual.proj" in state_dict:
+        conv = state_dict["visual.conv1.weight"]  # (width, 3, patch, patch)
+        side = math.isqrt(state_dict["visual.positional_embedding"].shape[0] - 1)
+        return {
+            "image_resolution": side * conv.shape[-1],
+            "vision_layers": _count_blocks(state_dict, "visual.transformer.resblocks."),
+            "vision_width": conv.shape[0],
+            "vision_patch_size": conv.shape[-1],
+        }
+    side = math.isqrt(state_dict["visual.attnpool.positional_embedding"].shape[0] - 1)
+    return {
+        "image_resolution": side * 32,
+        "vision_layers": tuple(_count_blocks(state_dict, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
+        "vision_width": state_dict["visual.layer1.0.conv1.weight"].shape[0],
+        "vision_patch_size": None,
+    }
+
+
+def _count_blocks(state_dict: Mapping[str, Tensor], prefix: str) -> int:
+    return len({key.removeprefix(prefix).split(".")[0] for key in state_dict if key.startswith(prefix)})

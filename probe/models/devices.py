@@ -1,0 +1,65 @@
+"""Where a model runs and in which dtype: device x JIT mode x precision, in one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from probe.errors import DeviceError
+
+# The reference keeps fp16 weights on CUDA and casts to fp32 on the CPU. MPS and XPU follow the CPU, as nobody has
+# checked fp16 there.
+DEFAULT_PRECISION = {"cuda": "fp16", "cpu": "fp32", "mps": "fp32", "xpu": "fp32"}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+JIT_DEVICES = ("cpu", "cuda")  # what the graphs of the published archives can be patched to
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A device that is there, the precision of the weights on it, and whether the archive runs as it is."""
+
+    device: torch.device
+    precision: str
+    jit: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights that `convert_weights` casts."""
+        return DTYPES[self.precision]
+
+
+def resolve_execution(device: str | torch.device = "auto", *, precision: str = "auto", jit: bool = False) -> Execution:
+    """Turn what a user may say into an `Execution`.
+
+    Args:
+        device: `auto` is CUDA where there is one, else the CPU; otherwise anything `torch.device` takes.
+        precision: `auto`, `fp32`, `fp16` or `bf16`.
+        jit: whether an archive is to run as it is.
+
+    Raises:
+        DeviceError: no such device here, an unknown precision, or a device without JIT mode.
+    """
+    if str(device) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError as err:
+        known = ", ".join(DEFAULT_PRECISION)
+        raise DeviceError(f"unknown device {str(device)!r}; use one of auto, {known}, or one with an index") from err
+    kind = found.type
+    if kind not in DEFAULT_PRECISION or not _is_available(found):
+        raise DeviceError(f"device {str(device)!r} is not on this machine; use --device auto or cpu")
+    if jit and kind not in JIT_DEVICES:
+        raise DeviceError(f"JIT mode does not run on {kind}; use --jit off, or one of {', '.join(JIT_DEVICES)}")
+    if precision != "auto" and precision not in DTYPES:
+        raise DeviceError(f"unknown precision {precision!r}; use one of auto, {', '.join(DTYPES)}")
+    chosen = DEFAULT_PRECISION[kind] if precision == "auto" else precision
+    return Execution(device=torch.device("cpu") if kind == "cpu" else found, precision=chosen, jit=jit)
+
+
+def _is_available(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return True
+    backend = getattr(torch, device.type)
+    return bool(backend.is_available()) and (device.index or 0) < backend.device_count()

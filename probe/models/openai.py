@@ -1,0 +1,212 @@
+"""OpenAI's checkpoints: TorchScript archives, run as they are or rebuilt as modules, and plain state dicts.
+
+The only module that touches `torch.jit`, which is deprecated but is what the published files are made of. No pickle is
+run: archives are read by TorchScript's own reader, everything else with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from probe.errors import CheckpointError
+from probe.models.clip import CLIP, architecture_of, convert_weights
+from probe.models.devices import Execution
+
+logger = logging.getLogger(__name__)
+
+BUFFERS = ("input_resolution", "context_length", "vocab_size")  # sizes that archives carry beside the weights
+SCALAR_TYPE = {
+    torch.float16: 5,
+    torch.float32: 6,
+    torch.bfloat16: 15,
+}  # how graphs write a dtype, c10/core/ScalarType.h
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the weights of a TorchScript archive or of a saved state dict, on the CPU, in the dtypes of the file.
+
+    Raises:
+        CheckpointError: the file is damaged or holds something else.
+    """
+    if is_archive(path):
+        found: Any = _load_archive(path, torch.device("cpu")).state_dict()
+    else:
+        try:
+            with warnings.catch_warnings():
+                # torch wonders about pickles that it did not write; the error below says all there is to say of them.
+                warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+                found = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as err:  # torch's reader raises whatever the bytes lead it to: struct.error, IndexError, ...
+            raise CheckpointError(f"{path} is no CLIP checkpoint or is damaged; get the file again") from err
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path} holds no state dict of tensors; save the model's state_dict()")
+    return {name: value for name, value in found.items() if name not in BUFFERS}
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a TorchScript archive: a zip with code beside its tensors."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return any(name.split("/")[-1] == "constants.pkl" for name in file.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def build_model(state_dict: Mapping[str, Tensor], execution: Execution) -> CLIP:
+    """Rebuild a model from its weights: eval mode, on the device, in the precision of `execution`.
+
+    Raises:
+        CheckpointError: a key is missing, unknown or of another shape; the message names it.
+    """
+    model = CLIP(architecture_of(state_dict))
+    _check_keys(model.state_dict(), state_dict)
+    model.load_state_dict(dict(state_dict))
+    convert_weights(model, execution.dtype)
+    return model.to(execution.device).eval()
+
+
+def _check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    for name, tensor in expected.items():
+        if name not in found:
+            raise CheckpointError(f"the state dict has no {name!r}; give the weights of a whole CLIP model")
+        if found[name].shape != tensor.shape:
+            shapes = f"{tuple(found[name].shape)} where {tuple(tensor.shape)} was expected"
+            raise CheckpointError(f"{name!r} has the shape {shapes}; give the weights of a CLIP model as published")
+    for name in found:
+        if name not in expected:
+            raise CheckpointError(f"the state dict has an unknown key {name!r}; give the weights of a CLIP model alone")
+
+
+def load_archive(source: Path | BinaryIO, execution: Execution) -> torch.jit.ScriptModule:
+    """Load an archive to run as it is, its graphs patched for the device and precision of `execution`.
+
+    The published graphs name `cuda:0` and fp16 as constants. Every graph is patched: of each submodule and each of its
+    methods, `forward1` and the like included.
+
+    Raises:
+        CheckpointError: the file is damaged or no archive.
+    """
+    model = _load_archive(source, execution.device)
+    for graph in _graphs(model):
+        _replace_devices(graph, "cuda", str(execution.device))
+        _replace_dtypes(graph, SCALAR_TYPE[torch.float16], SCALAR_TYPE[execution.dtype])
+    for parameter in model.parameters():
+        if parameter.dtype == torch.float16:
+            parameter.data = parameter.data.to(execution.dtype)
+    return model
+
+
+def _load_archive(source: Path | BinaryIO, device: torch.device) -> torch.jit.ScriptModule:
+    _require_torchscript()
+    with _without_deprecation():
+        try:
+            opened = str(source) if isinstance(source, Path) else source
+            model: torch.jit.ScriptModule = torch.jit.load(opened, map_location=device)
+        except (RuntimeError, ValueError) as err:
+            raise CheckpointError(f"{source} is no TorchScript archive or is damaged; fetch it again") from err
+    return model.eval()
+
+
+def expose_pre_projection(model: torch.jit.ScriptModule) -> Callable[[Tensor], Tensor]:
+    """Make `encode_image` of a loaded archive return the features before the projection; the projection is returned.
+
+    The projection in the graph becomes the identity, a product with which changes no bit.
+    """
+    if hasattr(model.visual, "proj"):
+        projection = model.visual.proj.detach().clone()  # (width, embed_dim)
+        model.visual.proj = nn.Parameter(torch.eye(len(projection)).to(projection), requires_grad=False)
+        return lambda pre_projection: pre_projection @ projection
+    layer = model.visual.attnpool.c_proj
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()  # (embed_dim, width), (embed_dim,)
+    width = weight.shape[1]
+    layer.weight = nn.Parameter(torch.eye(width).to(weight), requires_grad=False)
+    layer.bias = nn.Parameter(torch.zeros(width).to(bias), requires_grad=False)
+    return lambda pre_projection: nn.functional.linear(pre_projection, weight, bias)
+
+
+def save_archive(model: CLIP, target: Path | BinaryIO) -> None:
+    """Write a model as OpenAI published theirs.
+
+    A TorchScript archive traced in fp16 with the methods `forward`, `encode_image` and `encode_text`, the sizes as
+    buffers, and `cuda:0` as the device in its graphs.
+    """
+    _require_torchscript()
+    traced_on = next(model.parameters()).device
+    half = copy.deepcopy(model).eval().requires_grad_(False)
+    convert_weights(half, torch.float16)
+    resolution = half.visual.input_resolution
+    image = torch.zeros(2, 3, resolution, resolution, device=traced_on)
+    text = torch.zeros(2, half.context_length, dtype=torch.long, device=traced_on)
+    sizes = dict(zip(BUFFERS, (resolution, half.context_length, half.vocab_size), strict=True))
+    for name, size in sizes.items():
+        if hasattr(half, name):
+            delattr(half, name)
+        half.register_buffer(name, torch.tensor(size, device=traced_on))
+    example = {"forward": (image, text), "encode_image": image, "encode_text": text}
+    with _without_deprecation():
+        archive = torch.jit.trace_module(half, example)
+        for graph in _graphs(archive):
+            _replace_devices(graph, str(traced_on), "cuda:0")
+        torch.jit.save(archive, str(target) if isinstance(target, Path) else target)
+
+
+def as_archive(state_dict: Mapping[str, Tensor]) -> BinaryIO:
+    """Weights as an archive in memory, ready for `load_archive`: what JIT mode means where there is no file."""
+    model = CLIP(architecture_of(state_dict))
+    model.load_state_dict(dict(state_dict))
+    file = io.BytesIO()
+    save_archive(model, file)
+    file.seek(0)
+    return file
+
+
+def _graphs(model: torch.jit.ScriptModule) -> Iterator[Any]:
+    for module in model.modules():
+        script: Any = module._c
+        for method in script._method_names():
+            yield script._get_method(method).graph
+
+
+def _replace_devices(graph: Any, old: str, new: str) -> None:
+    for node in graph.findAllNodes("prim::Constant"):
+        if node.output().type().kind() == "DeviceObjType" and node.s("value").startswith(old):
+            node.s_("value", new)
+
+
+def _replace_dtypes(graph: Any, old: int, new: int) -> None:
+    """Replace the dtype of casts and of new tensors: an int constant among the arguments of these two operators."""
+    for operator, positions in (("aten::to", (1, 2)), ("aten::zeros", (1,))):
+        for node in graph.findAllNodes(operator):
+            for position in positions:
+                constant = list(node.inputs())[position].node()
+                is_number = constant.kind() == "prim::Constant" and constant.output().type().kind() == "IntType"
+                if is_number and constant.i("value") == old:
+                    constant.i_("value", new)
+
+
+def _require_torchscript() -> None:
+    if not hasattr(torch.jit, "load"):
+        raise CheckpointError(
+            f"torch {torch.__version__} has no TorchScript, which OpenAI's archives are made of; install torch 2.15"
+        )
+
+
+@contextmanager
+def _without_deprecation() -> Iterator[None]:
+    """Keep torch's notices about `torch.jit` from the user, who can do nothing about the form of published files."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
+        yield

@@ -1,0 +1,138 @@
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL_VIT, random_clip
+
+from probe.errors import CheckpointError
+from probe.models.clip import architecture_of
+from probe.models.devices import resolve_execution
+from probe.models.openai import (
+    build_model,
+    expose_pre_projection,
+    is_archive,
+    load_archive,
+    read_state_dict,
+    save_archive,
+)
+
+CPU = resolve_execution("cpu")
+
+
+def _inputs(architecture, n=5):
+    generator = torch.Generator().manual_seed(1)
+    side = architecture.image_resolution
+    image = torch.randn(n, 3, side, side, generator=generator)
+    text = torch.randint(1, architecture.vocab_size, (n + 1, architecture.context_length), generator=generator)
+    return image, text
+
+
+def test_archives_have_the_form_of_the_published_ones(archive):
+    """fp16 weights, three methods, sizes as buffers, `cuda:0` in the code of both towers."""
+    with zipfile.ZipFile(archive) as file:
+        code = "".join(file.read(name).decode() for name in file.namelist() if name.endswith(".py"))
+    assert "cuda:0" in code
+    assert "cpu" not in code
+    assert all(f"def {method}(" in code for method in ("forward", "encode_image", "encode_text"))
+    with pytest.warns(FutureWarning, match="is deprecated"):
+        state_dict = torch.jit.load(archive, map_location="cpu").state_dict()
+    assert {"input_resolution", "context_length", "vocab_size"} <= set(state_dict)
+    assert state_dict["visual.conv1.weight"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_both_modes_give_the_same_logits(archive, precision):
+    """The reference asks for softmax within atol 0.01 and rtol 0.1; on the CPU ours are the same to the last bit."""
+    state_dict = read_state_dict(archive)
+    execution = resolve_execution("cpu", precision=precision)
+    image, text = _inputs(architecture_of(state_dict))
+    eager, _ = build_model(state_dict, execution)(image, text)
+    jit, _ = load_archive(archive, execution)(image, text)
+    assert eager.dtype == jit.dtype == execution.dtype
+    assert torch.equal(eager, jit)
+
+
+def test_both_modes_give_the_same_features_at_both_points(archive):
+    state_dict = read_state_dict(archive)
+    image, _ = _inputs(architecture_of(state_dict))
+    visual = build_model(state_dict, CPU).visual
+    projected = load_archive(archive, CPU).encode_image(image)
+    jit = load_archive(archive, CPU)
+    project = expose_pre_projection(jit)
+    before = jit.encode_image(image)
+    assert torch.equal(before, visual.pre_projection(image))
+    assert torch.equal(project(before), projected)
+    assert torch.equal(visual(image), projected)
+
+
+def test_a_model_survives_being_saved_and_rebuilt(tmp_path):
+    model = random_clip(SMALL_VIT)
+    save_archive(model, tmp_path / "model.pt")
+    rebuilt = build_model(read_state_dict(tmp_path / "model.pt"), CPU)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(rebuilt.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)  # fp16 in between
+
+
+def test_a_plain_state_dict_is_read(tmp_path):
+    torch.save(random_clip(SMALL_VIT).state_dict(), tmp_path / "weights.pt")
+    assert not is_archive(tmp_path / "weights.pt")
+    assert architecture_of(read_state_dict(tmp_path / "weights.pt")) == SMALL_VIT
+
+
+@pytest.mark.parametrize("share", [0.3, 0.99])
+def test_a_truncated_archive_is_named(archive, tmp_path, share):
+    content = archive.read_bytes()
+    path = tmp_path / "cut.pt"
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=r"cut\.pt"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 nothing", b".", b"a", b"t", b"PK\x05\x06"])
+def test_what_is_no_checkpoint_is_named(tmp_path, content):
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.pt is no CLIP checkpoint"):
+        read_state_dict(tmp_path / "model.pt")
+
+
+def test_a_truncated_state_dict_of_the_old_form_is_named(tmp_path):
+    path = tmp_path / "old.pt"
+    torch.save(random_clip(SMALL_VIT).state_dict(), path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"old\.pt"):
+        read_state_dict(path)
+
+
+class Bomb:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize(
+    "write", [lambda bomb, path: torch.save(bomb, path), lambda bomb, path: path.write_bytes(pickle.dumps(bomb))]
+)
+def test_a_pickle_with_code_does_not_run(tmp_path, write):
+    write({"visual.proj": Bomb(tmp_path / "ran")}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError):
+        read_state_dict(tmp_path / "model.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("visual.ln_post.bias"), "has no 'visual.ln_post.bias'"),
+        (lambda s: s.update({"visual.ln_post.bias": torch.zeros(3)}), r"'visual.ln_post.bias' has the shape \(3,\)"),
+        (lambda s: s.update({"head": torch.zeros(3)}), "unknown key 'head'"),
+    ],
+)
+def test_a_key_that_is_missing_misshapen_or_unknown_is_named(change, message):
+    state_dict = dict(random_clip(SMALL_VIT).state_dict())
+    change(state_dict)
+    with pytest.raises(CheckpointError, match=message):
+        build_model(state_dict, CPU)
