@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_VIT, random_clip
+from PIL import Image
+
+from probe.errors import CheckpointMissingError, DeviceError, DownloadError, ProbeError, UnknownNameError
+from probe.models import get_model, model_names
+from probe.models.devices import resolve_execution
+from probe.models.loading import load_clip, load_encoder
+from probe.models.openai import build_model, read_state_dict
+from probe.preprocess import to_pixels
+
+
+def test_the_nine_published_models_have_names():
+    assert set(model_names()) >= {"RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"}
+    assert set(model_names()) >= {"ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"}
+
+
+def test_published_digests_are_in_the_urls():
+    """OpenAI's URLs carry the SHA-256 of the file, so a slip of either shows."""
+    for name in model_names():
+        spec = get_model(name)
+        assert spec.form == "embedded" or spec.source.split("/")[-2] == spec.sha256
+
+
+def test_a_near_model_is_offered():
+    with pytest.raises(UnknownNameError, match="'ViT-B/32'"):
+        get_model("ViT-B32")
+    with pytest.raises(UnknownNameError, match="'ViT-L/14'"):
+        get_model("random:ViT-L-14")
+
+
+def test_a_path_without_a_file_is_no_unknown_name():
+    with pytest.raises(CheckpointMissingError, match=r"no checkpoint at /nowhere/model\.pt"):
+        get_model("/nowhere/model.pt")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/model.pt", "random:random:tiny", "random:/tmp/x.pt"])
+def test_a_strange_name_is_an_error_of_ours(name):
+    with pytest.raises(ProbeError):
+        get_model(name)
+
+
+def test_offline_names_url_and_target(tmp_path):
+    with pytest.raises(DownloadError, match=r"RN50\.pt"):
+        load_encoder("RN50", device="cpu", weights_dir=tmp_path, offline=True)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_encoder_equals_the_model(archive, jit):
+    """`load_encoder` and `load_clip` see the same image the same way, in both modes."""
+    encoder = load_encoder(str(archive), jit=jit, device="cpu")
+    model, preprocess = load_clip(str(archive), "cpu", jit)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    features = encoder.encode(torch.from_numpy(to_pixels(encoder.resolution)(image))[None])
+    assert encoder.execution.jit is jit
+    assert features.projected.dtype == features.pre_projection.dtype == torch.float32
+    assert torch.equal(features.projected, model.encode_image(preprocess(image)[None]))
+    assert features.projected.shape == (1, encoder.architecture.embed_dim)
+    assert features.pre_projection.shape == (1, encoder.architecture.pre_projection_dim)
+
+
+def test_a_state_dict_in_jit_mode_falls_back_with_a_warning_and_truly_loads(tmp_path):
+    """The reference warns too, then fails with EOFError."""
+    path = tmp_path / "weights.pt"
+    torch.save(random_clip(SMALL_VIT).state_dict(), path)
+    with pytest.warns(UserWarning, match="is no TorchScript archive"):
+        model, _ = load_clip(str(path), "cpu", jit=True)
+    with pytest.warns(UserWarning, match="is no TorchScript archive"):
+        encoder = load_encoder(str(path), device="cpu", jit=True)
+    image = torch.randn(2, 3, 32, 32)
+    assert torch.equal(
+        model.encode_image(image), build_model(read_state_dict(path), resolve_execution("cpu")).visual(image)
+    )
+    assert encoder.execution.jit is False
+
+
+def test_random_weights_are_seeded_and_the_same_in_both_modes():
+    torch.manual_seed(5)
+    eager = load_encoder("random:tiny", device="cpu")
+    torch.manual_seed(6)
+    jit = load_encoder("random:tiny", device="cpu", jit=True)
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    assert eager.weights_sha256 == jit.weights_sha256
+    assert eager.weights_sha256 != load_encoder("tiny", device="cpu").weights_sha256
+    assert torch.equal(eager.encode(pixels).projected, jit.encode(pixels).projected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu")])
+def test_every_way_to_say_cpu_is_fp32(device):
+    """The reference gives fp16 features for `cpu:0`."""
+    execution = resolve_execution(device)
+    assert (str(execution.device), execution.precision) == ("cpu", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not on this machine"),
+        ({"device": "cpu", "precision": "int8"}, "unknown precision 'int8'"),
+    ],
+)
+def test_a_device_or_precision_that_is_not_there_is_named(arguments, message):
+    with pytest.raises(DeviceError, match=message):
+        resolve_execution(**arguments)

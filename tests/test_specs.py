@@ -1,0 +1,19 @@
+from probe.datasets.catalog import CATALOG as DATASETS
+from probe.models.catalog import CATALOG as MODELS
+from probe.specs import digest, slug
+
+
+def test_digest_does_not_depend_on_the_order_of_keys():
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+
+
+def test_no_two_rows_share_a_file_name():
+    """Records of different cells must not overwrite each other."""
+    for rows in (DATASETS, MODELS):
+        assert len({slug(row.name, row.form) for row in rows}) == len(rows)
+
+
+def test_folders_of_one_name_have_different_file_names():
+    first, second = slug("folder:/a/images", "folder"), slug("folder:/b/images", "folder")
+    assert first.startswith("folder-images-")
+    assert first != second
