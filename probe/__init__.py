@@ -1,0 +1,83 @@
+"""Linear-probe evaluation of CLIP models.
+
+>>> import probe
+>>> probe.get_dataset("digits").num_classes
+10
+
+The names below are imported when they are first used, so that `import probe` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probe.datasets import dataset_names, get_dataset
+    from probe.datasets.opening import open_split
+    from probe.errors import ProbeError
+    from probe.features import Features
+    from probe.features import extract as extract_features
+    from probe.models import get_model, model_names
+    from probe.models.loading import load_clip, load_encoder
+    from probe.probes.fitting import ProbeResult, fit_probe
+    from probe.records import RunRecord, read_records
+    from probe.runner import run
+    from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
+
+__all__ = [
+    "DatasetSpec",
+    "Features",
+    "ModelSpec",
+    "ProbeError",
+    "ProbeResult",
+    "Protocol",
+    "RunRecord",
+    "RunSpec",
+    "dataset_names",
+    "extract_features",
+    "fit_probe",
+    "get_dataset",
+    "get_model",
+    "load_clip",
+    "load_encoder",
+    "model_names",
+    "open_split",
+    "read_records",
+    "run",
+]
+
+_HOMES = {
+    "DatasetSpec": "probe.specs",
+    "Features": "probe.features",
+    "ModelSpec": "probe.specs",
+    "ProbeError": "probe.errors",
+    "ProbeResult": "probe.probes.fitting",
+    "Protocol": "probe.specs",
+    "RunRecord": "probe.records",
+    "RunSpec": "probe.specs",
+    "dataset_names": "probe.datasets",
+    "extract_features": "probe.features:extract",
+    "fit_probe": "probe.probes.fitting",
+    "get_dataset": "probe.datasets",
+    "get_model": "probe.models",
+    "load_clip": "probe.models.loading",
+    "load_encoder": "probe.models.loading",
+    "model_names": "probe.models",
+    "open_split": "probe.datasets.opening",
+    "read_records": "probe.records",
+    "run": "probe.runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'probe' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,205 @@
+"""The command line: parse, call the library once, print. Results go to stdout, progress and logs to stderr.
+
+Exit codes: 0 done; 1 an error of ours, or a cell that failed; 2 wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from probe import errors
+from probe.errors import ProbeError
+
+if TYPE_CHECKING:
+    from probe.records import RunRecord
+    from probe.specs import RunSpec
+
+JIT_MODES = {"off": (False,), "on": (True,), "both": (False, True)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code."""
+    args = _parser().parse_args(argv)
+    level = logging.DEBUG if args.verbose else logging.INFO
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("probe").setLevel(level)
+    try:
+        code: int = args.command(args)
+    except ProbeError as err:
+        print(f"probe: {err}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("probe: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    return code
+
+
+def entry_point() -> None:
+    """Run the command that `probe` was called with, and exit."""
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="probe", description="Linear-probe evaluation of CLIP models.")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every step of a sweep, and tracebacks")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="extract features, fit probes, write records and tables")
+    run.add_argument(
+        "--dataset", action="append", required=True, metavar="NAME", help="repeatable; or all, or folder:PATH"
+    )
+    run.add_argument(
+        "--model", action="append", metavar="NAME", help="repeatable; or all, random:NAME, a path [ViT-B/32]"
+    )
+    run.add_argument(
+        "--protocol", action="append", metavar="NAME", help="repeatable; readme or clip-paper [clip-paper]"
+    )
+    run.add_argument("--jit", choices=JIT_MODES, default="off", help="run TorchScript archives as they are [off]")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [auto]")
+    run.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16 [auto: fp16 on CUDA, else fp32]")
+    run.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images encoded at a time [64]")
+    run.add_argument("--offline", action="store_true", help="never touch the network")
+    run.add_argument("--json", action="store_true", help="print records as JSON lines instead of a table")
+    for name in ("data", "weights"):
+        run.add_argument(f"--{name}-dir", metavar="DIR", help=f"[PROBE_{name.upper()}_DIR, or below ~/.cache]")
+    run.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
+    run.set_defaults(command=_run)
+
+    datasets = commands.add_parser("datasets", help="list the datasets")
+    datasets.set_defaults(command=_datasets)
+
+    models = commands.add_parser("models", help="list the models")
+    models.add_argument("--weights-dir", metavar="DIR", help="[PROBE_WEIGHTS_DIR, or ~/.cache/clip]")
+    models.set_defaults(command=_models)
+
+    tables = commands.add_parser("tables", help="rewrite the tables from the records")
+    tables.add_argument(
+        "--check", action="store_true", help="change nothing; fail where a table differs from its records"
+    )
+    tables.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
+    tables.set_defaults(command=_tables)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("give 1 or more")
+    return number
+
+
+def _run(args: argparse.Namespace) -> int:
+    from probe import datasets, models, runner
+
+    specs = runner.plan(
+        _expand(args.dataset, datasets.dataset_names()),
+        _expand(args.model or ["ViT-B/32"], models.model_names()),
+        protocols=args.protocol or ["clip-paper"],
+        jit_modes=JIT_MODES[args.jit],
+        device=args.device,
+        precision=args.precision,
+        batch_size=args.batch_size,
+    )
+    folders = runner.Folders(args.data_dir, args.weights_dir, args.results_dir, args.offline)
+    records: list[RunRecord] = []
+    try:
+        for record in runner.run_grid(specs, folders=folders):
+            records.append(record)
+    finally:
+        if records:
+            _report(records, specs, as_json=args.json)
+    return 1 if any(record.error for record in records) else 0
+
+
+def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: bool) -> None:
+    from probe import tables
+
+    if as_json:
+        for record in records:
+            print(json.dumps(asdict(record), sort_keys=True))
+    else:
+        print(tables.to_markdown(records), end="")
+        parity = tables.parity_markdown(records)
+        if parity:
+            print("\n" + parity, end="")
+        if any(tables.status(record) == "not converged" for record in records):
+            print("\n* the final fit did not converge; its record says how near it came")
+    failed = [(spec, record) for spec, record in zip(specs, records, strict=False) if record.error]
+    for spec, record in failed:
+        assert record.error is not None
+        print(f"probe: {spec} failed: {_sentence(record.error)}", file=sys.stderr)
+    if len(records) < len(specs):
+        print(f"probe: {len(records)} of {len(specs)} cells were run", file=sys.stderr)
+
+
+def _sentence(error: Mapping[str, str]) -> str:
+    """The message; of an error that is not ours the type too, since `KeyError` says no more than the key."""
+    ours = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    return error["message"] if error["type"] in ours else f"{error['type']}: {error['message']}"
+
+
+def _expand(names: Sequence[str], every: Sequence[str]) -> list[str]:
+    return [name for given in names for name in (every if given == "all" else (given,))]
+
+
+def _datasets(args: argparse.Namespace) -> int:  # noqa: ARG001 - one signature for all commands
+    from probe import tables
+    from probe.datasets.catalog import CATALOG
+
+    header = ("name", "title", "classes", "images", "metric", "source", "licence")
+    rows = [
+        (
+            spec.name,
+            spec.title,
+            str(spec.num_classes),
+            ", ".join(f"{part.name} {part.size:,}" for part in spec.parts),
+            spec.metric,
+            f"{spec.form}: {spec.source}",
+            spec.license,
+        )
+        for spec in CATALOG
+    ]
+    print(tables.markdown_table(header, rows), end="")
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    from probe import models, tables
+    from probe.models.catalog import CATALOG
+
+    header = ("name", "pixels", "projected", "before projection", "modes", "licence", "weights")
+    rows = [
+        (
+            spec.name,
+            str(spec.architecture.image_resolution),
+            f"{spec.architecture.embed_dim}-d",
+            f"{spec.architecture.pre_projection_dim}-d",
+            "eager, jit",
+            spec.license,
+            "here" if models.is_here(spec, args.weights_dir) else "to be downloaded",
+        )
+        for spec in CATALOG
+        if spec.architecture is not None
+    ]
+    print(tables.markdown_table(header, rows), end="")
+    return 0
+
+
+def _tables(args: argparse.Namespace) -> int:
+    from probe import paths, tables
+
+    results_dir = paths.results_dir(args.results_dir)
+    if args.check:
+        stale = tables.stale_tables(results_dir)
+        for path in stale:
+            print(f"probe: {path} differs from the records; run python -m probe tables", file=sys.stderr)
+        return 1 if stale else 0
+    for path in tables.write_tables(results_dir):
+        print(path)
+    return 0

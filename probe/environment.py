@@ -1,0 +1,59 @@
+"""What a result was made with: versions, hardware, threads, the state of the source."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("probe", "torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow")
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Describe this machine and process; `device` is where the model ran, such as `cpu` or `cuda:0`."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+        **_git_state(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # this one runs from a checkout that is not installed
+        return None
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")  # Linux's, where platform.processor() says little
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit of the source tree this package runs from, and whether it differs; None where it is no checkout."""
+    root = Path(__file__).parent.parent
+    commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
+    changes = _git(root, "status", "--porcelain", "--", "probe", "pyproject.toml") if commit else None
+    return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

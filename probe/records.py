@@ -1,0 +1,183 @@
+"""A run's record <-> JSON, one file a cell: `<results>/records/<dataset>/<model>.<mode>.<protocol>.<precision>.json`.
+
+A cell that failed has its record beside, `....failed.json`: a failure never takes the place of a result, and a result
+removes the failure. Files are written under another name and renamed, so that a reader never meets half of one.
+
+Schema history: 1, the first.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from probe.errors import ResultsError
+from probe.specs import slug
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+DONE, FAILED = "done", "failed"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How one number was made; all values are JSON's.
+
+    Args:
+        status: `done` or `failed`.
+        spec: the whole `RunSpec`: dataset, model, protocol, jit, device, precision, batch size, solver.
+        encoder: weights' SHA-256, resolution and widths, as loaded; empty where the cell failed before that.
+        splits: for `train`, `val`, `test`: number of images and SHA-256 of ids and labels.
+        features: for the same: SHA-256 of the bytes.
+        result: a `ProbeResult` without its predictions; None where the cell failed.
+        parity: against the eager mode of the same cell, in JIT records made beside it: `max_abs_difference` for each
+            feature point over all splits, and the number of test `predictions_flipped`.
+        seconds: wall time of `load`, `extract` and `fit`; next to nothing for `fit` where JIT features had the bytes of
+            the eager ones, and so their probe.
+        environment: see `environment.describe`.
+        error: `type` and `message`; None where the cell is done.
+        created: when the cell ended, ISO 8601 in UTC.
+    """
+
+    status: str
+    spec: Mapping[str, Any]
+    created: str
+    encoder: Mapping[str, Any]
+    splits: Mapping[str, Any]
+    features: Mapping[str, Any]
+    result: Mapping[str, Any] | None
+    parity: Mapping[str, Any] | None
+    seconds: Mapping[str, float]
+    environment: Mapping[str, Any]
+    error: Mapping[str, str] | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return str(self.spec["dataset"]["name"])
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self.spec["model"]["name"])
+
+    @property
+    def protocol(self) -> str:
+        """Name of the protocol."""
+        return str(self.spec["protocol"]["name"])
+
+    @property
+    def mode(self) -> str:
+        """`eager` or `jit`."""
+        return "jit" if self.spec["jit"] else "eager"
+
+    @property
+    def precision(self) -> str:
+        """Precision of the weights: `fp32`, `fp16` or `bf16`."""
+        return str(self.spec["precision"])
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str]:
+        """What the record is of: model, mode, dataset, protocol, precision."""
+        return (self.model, self.mode, self.dataset, self.protocol, self.precision)
+
+
+def record_path(record: RunRecord, results_dir: Path) -> Path:
+    """Where a record is kept."""
+    state = ".failed" if record.status == FAILED else ""
+    name = f"{slug(record.model, record.spec['model']['form'])}.{record.mode}.{record.protocol}.{record.precision}"
+    folder = slug(record.dataset, record.spec["dataset"]["form"])
+    return results_dir / "records" / folder / f"{name}{state}.json"
+
+
+def write_record(record: RunRecord, results_dir: Path) -> Path:
+    """Write a record in one step; the path.
+
+    Raises:
+        ResultsError: the folder cannot be written to.
+    """
+    path = record_path(record, results_dir)
+    write_text(path, json.dumps(asdict(record), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    if record.status == DONE:
+        record_path(replace(record, status=FAILED), results_dir).unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: under another name, then renamed.
+
+    Raises:
+        ResultsError: the folder cannot be written to.
+    """
+    # A name of its own, so that two processes that write the same file do not write into one another.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except BaseException:  # Ctrl-C too leaves nothing behind
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as err:
+        raise ResultsError(
+            f"cannot write {path} ({err.strerror}); free it, or name another folder with --results-dir"
+        ) from err
+
+
+def check_writable(results_dir: Path) -> None:
+    """Find out before the work, not after it, whether results can be written.
+
+    Raises:
+        ResultsError: they cannot.
+    """
+    marker = results_dir / "records" / f".writable-{os.getpid()}"
+    write_text(marker, "")
+    marker.unlink(missing_ok=True)
+
+
+def read_records(results_dir: str | Path = "results") -> list[RunRecord]:
+    """Read all records of a results folder, sorted by what they are of.
+
+    A file that is damaged or of a later schema is named in a warning and passed over, never changed. Where a cell has a
+    result, an older failure of it is left out.
+    """
+    paths = sorted((Path(results_dir) / "records").glob("*/*.json"))
+    records = [record for path in paths if (record := _read(path)) is not None]
+    done = {record.key for record in records if record.status == DONE}
+    kept = [record for record in records if record.status == DONE or record.key not in done]
+    return sorted(kept, key=lambda record: record.key)
+
+
+def _check_complete(record: RunRecord) -> None:
+    """Look up what tables need, so that a record without it is found on reading. Raises KeyError or TypeError."""
+    spec = record.spec
+    _ = (record.key, spec["model"]["form"], spec["dataset"]["metric"], spec["protocol"]["feature_point"])
+    needed = ("score", "C", "n_iter", "converged", "num_test") if record.status == DONE else ("message",)
+    found = record.result if record.status == DONE else record.error
+    if found is None or not set(needed) <= set(found):
+        raise KeyError(*needed)
+
+
+def _read(path: Path) -> RunRecord | None:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        version = fields["schema_version"]
+        if version > SCHEMA_VERSION:
+            logger.warning(
+                "%s has schema %s, newer than %s, and is passed over; update probe", path, version, SCHEMA_VERSION
+            )
+            return None
+        record = RunRecord(**fields)
+        _check_complete(record)
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        logger.warning("%s is damaged and is passed over (%s: %s)", path, type(err).__name__, err)
+        return None
+    return record

@@ -1,0 +1,288 @@
+"""A cell, or a grid of cells -> records and tables. The only module that sees the whole line."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probe import environment, paths, tables
+from probe.datasets import get_dataset
+from probe.datasets.opening import SPLITS, open_splits
+from probe.errors import CheckpointError, ProbeError
+from probe.features import BATCH_SIZE, PRE_PROJECTION, PROJECTED, Features, extract
+from probe.models import get_model
+from probe.models.devices import resolve_execution
+from probe.models.encoder import ImageEncoder
+from probe.models.loading import load_encoder
+from probe.probes.fitting import ProbeResult, fit_probe
+from probe.probes.protocols import get_protocol
+from probe.records import DONE, FAILED, RunRecord, check_writable, write_record
+from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things are, and whether the network may be used; None is the default of `probe.paths`."""
+
+    data: str | Path | None = None
+    weights: str | Path | None = None
+    results: str | Path | None = None
+    offline: bool = False
+
+
+DEFAULT_FOLDERS = Folders()
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The features of all splits of a dataset under one model and mode, and what they came from."""
+
+    features: Mapping[str, Features]
+    splits: Mapping[str, Any]
+    encoder: Mapping[str, Any]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A cell that has its score, with what a comparison of modes needs."""
+
+    spec: RunSpec
+    record: RunRecord
+    extraction: Extraction = field(repr=False)
+    result: ProbeResult = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A cell that has none, and what broke it."""
+
+    record: RunRecord
+    exception: Exception
+
+
+def plan(
+    datasets: Sequence[str | DatasetSpec],
+    models: Sequence[str | ModelSpec],
+    *,
+    protocols: Sequence[str | Protocol] = ("clip-paper",),
+    jit_modes: Sequence[bool] = (False,),
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = BATCH_SIZE,
+) -> list[RunSpec]:
+    """The cells of a grid, in the order in which they run; every name is looked up before anything runs.
+
+    Raises:
+        UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: each says what to do.
+    """
+    rows = [d if isinstance(d, DatasetSpec) else get_dataset(d) for d in dict.fromkeys(datasets)]
+    encoders = [m if isinstance(m, ModelSpec) else get_model(m) for m in dict.fromkeys(models)]
+    rules = [p if isinstance(p, Protocol) else get_protocol(p) for p in dict.fromkeys(protocols)]
+    runs = [resolve_execution(device, precision=precision, jit=jit) for jit in jit_modes]
+    return [
+        RunSpec(dataset, model, protocol, run.jit, str(run.device), run.precision, batch_size)
+        for dataset in rows
+        for model in encoders
+        for run in runs
+        for protocol in rules
+    ]
+
+
+def run(
+    dataset: str | DatasetSpec,
+    *,
+    model: str | ModelSpec = "ViT-B/32",
+    jit: bool = False,
+    protocol: str | Protocol = "clip-paper",
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = BATCH_SIZE,
+    data_dir: str | Path | None = None,
+    weights_dir: str | Path | None = None,
+    results_dir: str | Path | None = None,
+    offline: bool = False,
+) -> RunRecord:
+    """Run one cell and write its record and the tables.
+
+    Args:
+        dataset: a name of the catalogue, `folder:PATH`, or a row.
+        model: a name of the catalogue, `random:NAME`, the path of a checkpoint, or a row.
+        jit: run the TorchScript archive as it is.
+        protocol: how the probe is fitted.
+        device: `auto` is CUDA where there is one, else the CPU.
+        precision: `auto` is fp16 on CUDA, fp32 elsewhere.
+        batch_size: images encoded at a time; it changes the last bits of features.
+        data_dir: folder of datasets, see `probe.paths`.
+        weights_dir: folder of checkpoints, likewise.
+        results_dir: folder of records and tables, likewise.
+        offline: never touch the network.
+
+    Raises:
+        Exception: whatever kept the cell from a score, a `ProbeError` where it is the user's to mend; the record of the
+            failure is written first.
+    """
+    (spec,) = plan(
+        [dataset],
+        [model],
+        protocols=[protocol],
+        jit_modes=[jit],
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+    )
+    (cell,) = _run_cells([spec], Folders(data_dir, weights_dir, results_dir, offline))
+    if isinstance(cell, Failed):
+        raise cell.exception
+    return cell.record
+
+
+def run_grid(specs: Sequence[RunSpec], *, folders: Folders = DEFAULT_FOLDERS) -> Iterator[RunRecord]:
+    """Run cells one after the other; each record is written before it is yielded, the tables when all are done.
+
+    Cells that share dataset, model and mode share one extraction; eager and JIT cells of one probe are compared. A cell
+    that fails is recorded as failed and the next one begins.
+
+    Raises:
+        ResultsError: the results folder cannot be written to.
+    """
+    for cell in _run_cells(specs, folders):
+        yield cell.record
+
+
+def _run_cells(specs: Sequence[RunSpec], folders: Folders) -> Iterator[Done | Failed]:
+    results_dir = paths.results_dir(folders.results)
+    check_writable(results_dir)
+    try:
+        for _, pair in groupby(specs, key=lambda spec: (spec.dataset, spec.model, spec.batch_size)):
+            finished: list[Done] = []
+            for _, group in groupby(pair, key=lambda spec: spec.jit):
+                for cell in _run_group(list(group), finished, folders):
+                    if isinstance(cell, Done):
+                        finished.append(cell)
+                    write_record(cell.record, results_dir)
+                    yield cell
+    finally:  # also after Ctrl-C: what is done is in the tables
+        tables.write_tables(results_dir)
+
+
+def _run_group(specs: Sequence[RunSpec], finished: Sequence[Done], folders: Folders) -> Iterator[Done | Failed]:
+    """Run the cells that differ in their protocol only."""
+    extraction: Extraction | None = None
+    failure: Exception | None = None
+    for spec in specs:
+        logger.info("%s", spec)
+        try:
+            if failure is not None:
+                raise failure
+            if extraction is None:
+                extraction = _extract(spec, folders)
+            yield _fit(spec, extraction, finished)
+        except Exception as err:  # a grid goes on past whatever breaks a cell, and the record names it
+            failure = err if extraction is None else None
+            logger.debug("%s", spec, exc_info=not isinstance(err, ProbeError))
+            error = {"type": type(err).__name__, "message": str(err) or repr(err)}
+            yield Failed(_record(spec, error=error), err)
+
+
+def _extract(spec: RunSpec, folders: Folders) -> Extraction:
+    started = time.perf_counter()
+    splits = open_splits(spec.dataset, data_dir=folders.data, offline=folders.offline)
+    with warnings.catch_warnings():
+        # The cell that it speaks of fails below, with the same words: no rebuilt model stands in a JIT table.
+        warnings.filterwarnings("ignore", message=".* is no TorchScript archive", category=UserWarning)
+        encoder = load_encoder(
+            spec.model,
+            jit=spec.jit,
+            device=spec.device,
+            precision=spec.precision,
+            weights_dir=folders.weights,
+            offline=folders.offline,
+        )
+    if encoder.execution.jit != spec.jit:
+        raise CheckpointError(f"{spec.model.name} is no TorchScript archive and has no JIT mode; use --jit off")
+    loaded = time.perf_counter()
+    opened = {name: getattr(splits, name) for name in SPLITS}
+    features = {name: extract(encoder, images, batch_size=spec.batch_size) for name, images in opened.items()}
+    return Extraction(
+        features=features,
+        splits={name: {"size": len(images), "sha256": images.sha256} for name, images in opened.items()},
+        encoder=_describe_encoder(encoder),
+        seconds={"load": loaded - started, "extract": time.perf_counter() - loaded},
+    )
+
+
+def _describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:
+    shape = encoder.architecture
+    return {
+        "weights_sha256": encoder.weights_sha256,
+        "resolution": shape.image_resolution,
+        "embed_dim": shape.embed_dim,
+        "pre_projection_dim": shape.pre_projection_dim,
+    }
+
+
+def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done]) -> Done:
+    digests = {name: {"sha256": features.sha256} for name, features in extraction.features.items()}
+    same_protocol = [cell for cell in finished if cell.spec.protocol == spec.protocol]
+    twin = next((cell for cell in same_protocol if cell.record.features == digests), None)
+    started = time.perf_counter()
+    if twin is not None:  # the same bytes under the same protocol have the same probe
+        logger.info("%s: the features are those of %s, and so is the probe", spec, twin.spec)
+        result = twin.result
+    else:
+        result = fit_probe(**extraction.features, metric=spec.dataset.metric, protocol=spec.protocol)
+    seconds = time.perf_counter() - started
+    record = _record(spec, extraction=extraction, features=digests, result=result, fit_seconds=seconds)
+    done = Done(spec, record, extraction, result)
+    eager = next((cell for cell in same_protocol if spec.jit and cell.record.mode == "eager"), None)
+    return done if eager is None else replace(done, record=replace(record, parity=compare(eager, done)))
+
+
+def compare(eager: Done, jit: Done) -> dict[str, Any]:
+    """Largest feature differences over all splits, and the number of test predictions that differ."""
+    largest = {}
+    for point in (PROJECTED, PRE_PROJECTION):
+        pairs = ((eager.extraction.features[s].at(point), jit.extraction.features[s].at(point)) for s in SPLITS)
+        largest[point] = max(float(np.abs(a - b).max()) for a, b in pairs)
+    flipped = int(np.sum(eager.result.predictions != jit.result.predictions))
+    return {"max_abs_difference": largest, "predictions_flipped": flipped}
+
+
+def _record(
+    spec: RunSpec,
+    *,
+    extraction: Extraction | None = None,
+    features: Mapping[str, Any] | None = None,
+    result: ProbeResult | None = None,
+    fit_seconds: float = 0.0,
+    error: Mapping[str, str] | None = None,
+) -> RunRecord:
+    seconds = {**extraction.seconds, "fit": fit_seconds} if extraction is not None else {}
+    fields = asdict(result) if result is not None else None
+    if fields is not None:
+        del fields["predictions"]
+    return RunRecord(
+        status=DONE if error is None else FAILED,
+        spec=asdict(spec),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        encoder=extraction.encoder if extraction is not None else {},
+        splits=extraction.splits if extraction is not None else {},
+        features=features or {},
+        result=fields,
+        parity=None,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        environment=environment.describe(spec.device),
+        error=error,
+    )

@@ -1,0 +1,158 @@
+"""Records -> tables: one CSV and one Markdown file a model and JIT mode. Needs neither torch nor scikit-learn."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from probe.records import FAILED, RunRecord, read_records, write_text
+from probe.specs import slug
+
+COLUMNS = (
+    *(
+        "dataset",
+        "protocol",
+        "feature_point",
+        "precision",
+        "metric",
+        "score",
+        "status",
+        "C",
+        "n_iter",
+        "gradient_ratio",
+    ),
+    *("num_train", "num_test", "weights_sha256"),
+)
+
+
+def write_tables(results_dir: str | Path = "results") -> list[Path]:
+    """Rewrite the tables of all records under `results_dir` and remove those without a record; the paths.
+
+    Raises:
+        ResultsError: the folder cannot be written to.
+    """
+    folder = Path(results_dir) / "tables"
+    tables = render(read_records(results_dir))
+    for name, text in tables.items():
+        write_text(folder / name, text)
+    for path in _orphans(folder, tables):
+        path.unlink(missing_ok=True)
+    return [folder / name for name in tables]
+
+
+def stale_tables(results_dir: str | Path = "results") -> list[Path]:
+    """The tables under `results_dir` that are missing, differ from the records, or belong to no record."""
+    folder = Path(results_dir) / "tables"
+    tables = render(read_records(results_dir))
+    known = [folder / name for name, text in tables.items() if not _holds(folder / name, text)]
+    return known + _orphans(folder, tables)
+
+
+def _orphans(folder: Path, tables: Mapping[str, str]) -> list[Path]:
+    """Tables of records that are gone: files named as tables are, `MODEL.MODE.csv` or `.md`."""
+    named = [
+        path for mode in ("eager", "jit") for suffix in ("csv", "md") for path in folder.glob(f"*.{mode}.{suffix}")
+    ]
+    return sorted(path for path in named if path.name not in tables)
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+def render(records: Sequence[RunRecord]) -> dict[str, str]:
+    """All tables of sorted records: file name -> text."""
+    tables = {}
+    for name, group in groupby(records, key=lambda r: f"{slug(r.model, r.spec['model']['form'])}.{r.mode}"):
+        rows = list(group)
+        tables[f"{name}.csv"] = to_csv(rows)
+        tables[f"{name}.md"] = _page(rows)
+    return tables
+
+
+def to_csv(records: Iterable[RunRecord]) -> str:
+    """One line a record, with the columns `COLUMNS`; scores are fractions, unrounded; what is missing is empty."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row(record) for record in records)
+    return file.getvalue()
+
+
+def row(record: RunRecord) -> dict[str, object]:
+    """The values of a record under `COLUMNS`."""
+    result = record.result or {}
+    values = {
+        "dataset": record.dataset,
+        "protocol": record.protocol,
+        "feature_point": record.spec["protocol"]["feature_point"],
+        "precision": record.precision,
+        "metric": record.spec["dataset"]["metric"],
+        "status": status(record),
+        "weights_sha256": record.encoder.get("weights_sha256", ""),
+    }
+    return {name: values.get(name, result.get(name, "")) for name in COLUMNS}
+
+
+def status(record: RunRecord) -> str:
+    """`ok`, `not converged` or `failed`."""
+    if record.status == FAILED:
+        return "failed"
+    return "ok" if record.result and record.result["converged"] else "not converged"
+
+
+def to_markdown(records: Iterable[RunRecord]) -> str:
+    """A table to read: scores in percent, a failed cell says so, a probe that did not converge has a star."""
+    header = ("dataset", "model", "mode", "protocol", "score, %", "C", "iterations", "test images")
+    return markdown_table(header, [_cells(record) for record in records])
+
+
+def parity_markdown(records: Sequence[RunRecord]) -> str:
+    """JIT beside eager: scores in percent, largest feature difference, test predictions that flip; empty if no pair."""
+    eager = {(r.model, r.dataset, r.protocol, r.precision): r for r in records if r.mode == "eager"}
+    rows = []
+    for record in records:
+        partner = eager.get((record.model, record.dataset, record.protocol, record.precision))
+        if record.mode == "jit" and partner is not None and record.parity is not None:
+            difference = max(record.parity["max_abs_difference"].values())
+            flipped = record.parity["predictions_flipped"]
+            scores = (_percent(partner), _percent(record))
+            rows.append((record.dataset, record.model, record.protocol, *scores, f"{difference:.2g}", str(flipped)))
+    header = ("dataset", "model", "protocol", "eager, %", "jit, %", "largest feature difference", "flipped predictions")
+    return markdown_table(header, rows) if rows else ""
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |\n" for line in lines)
+
+
+def _cells(record: RunRecord) -> tuple[str, ...]:
+    names = (record.dataset, record.model, record.mode, record.protocol)
+    if record.result is None:
+        return (*names, "failed", "", "", "")
+    result: Mapping[str, float] = record.result
+    return (*names, _percent(record), f"{result['C']:.4g}", str(result["n_iter"]), str(result["num_test"]))
+
+
+def _percent(record: RunRecord) -> str:
+    if record.result is None:
+        return "failed"
+    star = "" if record.result["converged"] else " *"
+    return f"{100 * record.result['score']:.2f}{star}"
+
+
+def _page(records: Sequence[RunRecord]) -> str:
+    first = records[0]
+    lines = [f"# {first.model}, {first.mode}\n", to_markdown(records)]
+    if any(status(record) == "not converged" for record in records):
+        lines.append("\\* the final fit did not converge; see `gradient_ratio` in the CSV.\n")
+    for record in records:
+        if record.error is not None:
+            lines.append(f"{record.dataset}, {record.protocol} failed: {record.error['message']}\n")
+    return "\n".join(lines)

@@ -1,0 +1,90 @@
+"""The layers: imports go one way, and light commands load nothing heavy."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "probe"
+HEAVY = {"torch", "torchvision", "sklearn", "scipy", "PIL", "numpy", "pandas"}
+# What each layer may import; a module's layer is its first part.
+BELOW = {
+    "specs": set(),
+    "errors": set(),
+    "paths": set(),
+    "names": {"errors"},
+    "fetch": {"errors"},
+    "metrics": {"names"},
+    "environment": set(),
+    "preprocess": set(),
+    "records": {"errors", "specs"},
+    "tables": {"records", "specs"},
+    "datasets": {"errors", "names", "paths", "specs"},
+    "models": {"errors", "fetch", "names", "paths", "preprocess", "specs"},
+    "features": {"errors", "models", "preprocess"},
+    "probes": {"errors", "features", "metrics", "names", "specs"},
+    "tiny": {"models", "preprocess", "specs"},
+    "runner": {
+        *("datasets", "environment", "errors", "features", "models", "paths", "probes", "records", "specs", "tables"),
+    },
+}
+
+
+@pytest.mark.parametrize("layer", BELOW)
+def test_layers_import_only_what_is_below(layer):
+    files = list((PACKAGE / layer).rglob("*.py")) or [PACKAGE / f"{layer}.py"]
+    for path in files:
+        imported = {name.split(".")[1] for name in _imports(path) if name.startswith("probe.")}
+        assert imported - {layer} <= BELOW[layer], path
+
+
+@pytest.mark.parametrize(
+    ("library", "layers"),
+    [
+        ("torch", {"models", "features.py", "preprocess.py", "environment.py", "tiny"}),
+        ("torchvision", {"datasets", "preprocess.py"}),
+        ("sklearn", {"probes", "datasets"}),
+        ("PIL", {"datasets", "preprocess.py", "features.py", "models", "tiny"}),  # the last three for a type
+    ],
+)
+def test_libraries_stay_in_their_layers(library, layers):
+    for path in PACKAGE.rglob("*.py"):
+        layer = path.relative_to(PACKAGE).parts[0]
+        used = {name.split(".")[0] for name in _imports(path)}
+        assert layer in layers or library not in used, path
+
+
+def test_only_one_module_calls_torchscript():
+    """It is deprecated, and warns; `loading.py` names the type of an archive in a signature and calls nothing."""
+    for path in PACKAGE.rglob("*.py"):
+        calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert path.name == "openai.py" or not [call for call in calls if call.startswith("torch.jit")], path
+
+
+def test_only_the_command_line_prints():
+    for path in PACKAGE.rglob("*.py"):
+        calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert path.name == "cli.py" or "print" not in calls, path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["datasets"], ["models"], ["tables", "--check"]])
+def test_light_commands_load_nothing_heavy(arguments):
+    """`python -m probe --help` answers at once; so do the listings and the tables."""
+    script = (
+        "import json, sys\nfrom probe.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
