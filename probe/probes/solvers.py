@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import ThreadpoolController
 
 # A fit counts as converged where the gradient has shrunk this much from where it began, at weights of zero.
 GRADIENT_RATIO = 1e-3
@@ -61,7 +64,8 @@ def fit_logistic_regression(
     estimator = LogisticRegression(C=C, max_iter=max_iter, tol=tol)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        estimator.fit(x, y)
+        with _scipys_blas_on_one_thread():
+            estimator.fit(x, y)
     cut_off = False
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
@@ -81,6 +85,19 @@ def fit_logistic_regression(
         gradient_ratio=ratio,
         objective=objective,
     )
+
+
+def _scipys_blas_on_one_thread() -> AbstractContextManager[object]:
+    """Keep the OpenBLAS that SciPy's wheels carry on one thread, and leave NumPy's own as it is.
+
+    L-BFGS does its vector work in SciPy's copy, and the idle threads of the two copies spin against each other: 11 ms
+    an iteration in place of 0.9 for 1,079 images of 192 features on 2 cores, 70 in place of 44 for 54,000.
+    """
+    controller = ThreadpoolController()
+    carried = [
+        info["filepath"] for info in controller.info() if re.search(r"scipy(\.libs|[/\\]\.dylibs)", info["filepath"])
+    ]
+    return controller.select(filepath=carried).limit(limits=1)
 
 
 def _evaluate(weights: np.ndarray, x: np.ndarray, targets: np.ndarray, *, C: float) -> tuple[float, float]:  # noqa: N803 - the field's name
