@@ -26,7 +26,7 @@ JIT_MODES = {"off": (False,), "on": (True,), "both": (False, True)}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     args = _parser().parse_args(argv)
-    level = logging.DEBUG if args.verbose else logging.INFO
+    level = logging.DEBUG if getattr(args, "verbose", False) else logging.INFO
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     logging.getLogger("probe").setLevel(level)
     try:
@@ -47,7 +47,6 @@ def entry_point() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="probe", description="Linear-probe evaluation of CLIP models.")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log every step of a sweep, and tracebacks")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="extract features, fit probes, write records and tables")
@@ -65,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16 [auto: fp16 on CUDA, else fp32]")
     run.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images encoded at a time [64]")
     run.add_argument("--offline", action="store_true", help="never touch the network")
+    run.add_argument("-v", "--verbose", action="store_true", help="log every step of a sweep, and tracebacks")
     run.add_argument("--json", action="store_true", help="print records as JSON lines instead of a table")
     for name in ("data", "weights"):
         run.add_argument(f"--{name}-dir", metavar="DIR", help=f"[PROBE_{name.upper()}_DIR, or below ~/.cache]")

@@ -20,7 +20,7 @@ def test_run_prints_a_table_and_writes_records(tmp_path, capsys):
 
 
 def test_json_is_one_record_a_line(tmp_path, capsys):
-    assert main([*RUN, "--json", "--results-dir", str(tmp_path)]) == 0
+    assert main([*RUN, "--json", "--verbose", "--results-dir", str(tmp_path)]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["result"]["num_test"] == 359
 
