@@ -1,0 +1,85 @@
+"""The README's generated parts are this code's and these results'. `python tests/test_readme.py` rewrites them."""
+
+import contextlib
+import io
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from probe.cli import main
+from probe.records import read_records
+from probe.tables import markdown_table, status, to_markdown
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+def _printed(*arguments):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(arguments) == 0
+    return out.getvalue()
+
+
+def _results():
+    records = read_records(ROOT / "results")
+    header = ("dataset", "protocol", "model", "eager, %", "jit, %")
+    scores = {}
+    for record in records:
+        star = " *" if status(record) == "not converged" else ""
+        score = f"{100 * record.result['score']:.2f}{star}" if record.result else "failed"
+        scores.setdefault((record.dataset, record.protocol, record.model), {})[record.mode] = score
+    return markdown_table(
+        header, [(*key, both.get("eager", ""), both.get("jit", "")) for key, both in sorted(scores.items())]
+    )
+
+
+def _run():
+    records = [r for r in read_records(ROOT / "results") if r.key == ("tiny", "eager", "digits", "clip-paper", "fp32")]
+    return f"```text\n{to_markdown(records)}```\n"
+
+
+PARTS = {
+    "results": _results,
+    "run": _run,
+    "datasets": lambda: _printed("datasets"),
+    "models": lambda: _printed("models", "--weights-dir", "/nowhere"),
+    "tiny": lambda: (ROOT / "results" / "tiny_against_controls.md").read_text(),
+}
+
+
+def _part(name):
+    return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def _results_changed():
+    """Whether `results/` has runs of the user's own, which the README does not speak of."""
+    command = ["git", "-C", str(ROOT), "status", "--porcelain", "--", "results"]
+    return (ROOT / ".git").exists() and bool(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_generated_parts_are_up_to_date(name):
+    if name in ("results", "run") and _results_changed():
+        pytest.skip("results/ differs from what is committed")
+    assert _part(name).search(README.read_text()).group().strip() == PARTS[name]().strip()
+
+
+def test_every_option_the_readme_names_exists():
+    """A renamed option must not live on in the documentation."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main(["run", "--help"])
+    known = set(re.findall(r"--[a-z][a-z-]+", out.getvalue()))
+    used = {
+        o for line in README.read_text().splitlines() if "probe run" in line for o in re.findall(r"--[a-z-]+", line)
+    }
+    assert used <= known
+
+
+if __name__ == "__main__":
+    text = README.read_text()
+    for part, generate in PARTS.items():
+        text = _part(part).sub(lambda _, generate=generate: f"\n{generate().strip()}\n\n", text, count=1)
+    README.write_text(text)
