@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -31,8 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("probe").setLevel(level)
     try:
         code: int = args.command(args)
+        sys.stdout.flush()
     except ProbeError as err:
         print(f"probe: {err}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of stdout has gone, as `| head` does; there is nobody left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("probe: interrupted; what was finished is kept", file=sys.stderr)
@@ -88,10 +93,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("give 1 or more")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -195,10 +199,15 @@ def _tables(args: argparse.Namespace) -> int:
     from probe import paths, tables
 
     results_dir = paths.results_dir(args.results_dir)
+    if not (results_dir / "records").is_dir():
+        raise errors.ResultsError(f"no records in {results_dir}; name the folder of a run with --results-dir")
     if args.check:
         stale = tables.stale_tables(results_dir)
         for path in stale:
-            print(f"probe: {path} differs from the records; run python -m probe tables", file=sys.stderr)
+            print(
+                f"probe: {path} differs from the records; run python -m probe tables, and remove it if it stays",
+                file=sys.stderr,
+            )
         return 1 if stale else 0
     for path in tables.write_tables(results_dir):
         print(path)

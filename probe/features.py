@@ -87,6 +87,7 @@ def extract(encoder: ImageEncoder, dataset: LabelledImages, *, batch_size: int =
     if batch_size < 1:
         raise FeaturesError(f"the batch size is {batch_size}; give 1 or more")
     name, n = getattr(dataset, "name", type(dataset).__name__), len(dataset)
+    batch_size = min(batch_size, max(n, 1))
     shape = encoder.architecture
     x = np.empty((n, shape.embed_dim), dtype=np.float32)
     pre_projection = np.empty((n, shape.pre_projection_dim), dtype=np.float32)

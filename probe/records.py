@@ -92,7 +92,9 @@ class RunRecord:
 def record_path(record: RunRecord, results_dir: Path) -> Path:
     """Where a record is kept."""
     state = ".failed" if record.status == FAILED else ""
-    name = f"{slug(record.model, record.spec['model']['form'])}.{record.mode}.{record.protocol}.{record.precision}"
+    name = (
+        f"{slug(record.model, record.spec['model']['form'])}.{record.mode}.{slug(record.protocol)}.{record.precision}"
+    )
     folder = slug(record.dataset, record.spec["dataset"]["form"])
     return results_dir / "records" / folder / f"{name}{state}.json"
 
@@ -121,7 +123,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
             temporary.replace(path)
         except BaseException:  # Ctrl-C too leaves nothing behind
             temporary.unlink(missing_ok=True)
@@ -162,8 +164,11 @@ def _check_complete(record: RunRecord) -> None:
     _ = (record.key, spec["model"]["form"], spec["dataset"]["metric"], spec["protocol"]["feature_point"])
     needed = ("score", "C", "n_iter", "converged", "num_test") if record.status == DONE else ("message",)
     found = record.result if record.status == DONE else record.error
-    if found is None or not set(needed) <= set(found):
+    if not isinstance(found, dict) or not set(needed) <= set(found):
         raise KeyError(*needed)
+    numbers = [found[name] for name in needed if name not in ("converged", "message")]
+    if not isinstance(record.encoder, dict) or not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError("a value of the wrong type")
 
 
 def _read(path: Path) -> RunRecord | None:
@@ -177,7 +182,7 @@ def _read(path: Path) -> RunRecord | None:
             return None
         record = RunRecord(**fields)
         _check_complete(record)
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
         logger.warning("%s is damaged and is passed over (%s: %s)", path, type(err).__name__, err)
         return None
     return record

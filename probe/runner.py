@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -16,19 +16,24 @@ import numpy as np
 
 from probe import environment, paths, tables
 from probe.datasets import get_dataset
+from probe.datasets.catalog import CATALOG as DATASETS
 from probe.datasets.opening import SPLITS, open_splits
-from probe.errors import CheckpointError, ProbeError
+from probe.errors import CheckpointError, ProbeError, UnknownNameError
 from probe.features import BATCH_SIZE, PRE_PROJECTION, PROJECTED, Features, extract
 from probe.models import get_model
+from probe.models.catalog import CATALOG as MODELS
 from probe.models.devices import resolve_execution
 from probe.models.encoder import ImageEncoder
 from probe.models.loading import load_encoder
 from probe.probes.fitting import ProbeResult, fit_probe
+from probe.probes.protocols import CATALOG as PROTOCOLS
 from probe.probes.protocols import get_protocol
 from probe.records import DONE, FAILED, RunRecord, check_writable, write_record
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
 
 logger = logging.getLogger(__name__)
+
+Row = DatasetSpec | ModelSpec | Protocol
 
 
 @dataclass(frozen=True)
@@ -87,17 +92,28 @@ def plan(
     Raises:
         UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: each says what to do.
     """
-    rows = [d if isinstance(d, DatasetSpec) else get_dataset(d) for d in dict.fromkeys(datasets)]
-    encoders = [m if isinstance(m, ModelSpec) else get_model(m) for m in dict.fromkeys(models)]
-    rules = [p if isinstance(p, Protocol) else get_protocol(p) for p in dict.fromkeys(protocols)]
+    rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
+    encoders = dict.fromkeys(m if isinstance(m, ModelSpec) else get_model(m) for m in models)
+    rules = dict.fromkeys(p if isinstance(p, Protocol) else get_protocol(p) for p in protocols)
+    _refuse_taken_names(rows, DATASETS)
+    _refuse_taken_names(encoders, MODELS)
+    _refuse_taken_names(rules, PROTOCOLS)
     runs = [resolve_execution(device, precision=precision, jit=jit) for jit in jit_modes]
     return [
-        RunSpec(dataset, model, protocol, run.jit, str(run.device), run.precision, batch_size)
+        RunSpec(dataset, model, protocol, run.jit, str(run.device), run.precision, int(batch_size))
         for dataset in rows
         for model in encoders
         for run in runs
         for protocol in rules
     ]
+
+
+def _refuse_taken_names(rows: Iterable[Row], catalog: Sequence[Row]) -> None:
+    """A row of the caller's under a name of the catalogue would overwrite the records of that name."""
+    known = {row.name: row for row in catalog}
+    for row in rows:
+        if known.get(row.name, row) != row:
+            raise UnknownNameError(f"{row.name!r} is the name of another row of the catalogue; give yours its own name")
 
 
 def run(

@@ -48,7 +48,7 @@ class ModelSpec:
     """One image encoder, by name.
 
     `form` says what `source` is: `embedded` (a file of this package), `url`, `file` (a path), or `random` (the name of
-    the model whose sizes the seeded random weights have). `sha256` is empty where no digest is published, and
+    the model whose sizes the seeded random weights have). `sha256` is empty where no digest is known, and
     `architecture` None where only the file knows.
     """
 
@@ -157,8 +157,8 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def slug(name: str, form: str) -> str:
-    """The name of a model or dataset as a part of a file name.
+def slug(name: str, form: str = "") -> str:
+    """The name of a model, dataset or protocol as a part of a file name.
 
     A path keeps its last part and gets the start of its digest, so that two files of one name stay apart.
 

@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def write_tables(results_dir: str | Path = "results") -> list[Path]:
-    """Rewrite the tables of all records under `results_dir` and remove those without a record; the paths.
+    """Rewrite the tables of all records under `results_dir`; the paths.
 
     Raises:
         ResultsError: the folder cannot be written to.
@@ -38,8 +38,6 @@ def write_tables(results_dir: str | Path = "results") -> list[Path]:
     tables = render(read_records(results_dir))
     for name, text in tables.items():
         write_text(folder / name, text)
-    for path in _orphans(folder, tables):
-        path.unlink(missing_ok=True)
     return [folder / name for name in tables]
 
 

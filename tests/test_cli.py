@@ -96,6 +96,13 @@ def test_ctrl_c_keeps_what_was_written(tmp_path):
     assert (tmp_path / "tables" / "tiny.eager.csv").is_file()
 
 
+@pytest.mark.parametrize("arguments", [["tables"], ["tables", "--check"]])
+def test_tables_of_nothing_are_an_error(arguments, tmp_path, capsys):
+    """A typing error in a CI job must not be green."""
+    assert main([*arguments, "--results-dir", str(tmp_path / "reslts")]) == 1
+    assert "no records in" in capsys.readouterr().err
+
+
 def test_listings_name_everything(capsys, tmp_path):
     assert main(["datasets"]) == 0
     assert "| fashion_mnist |" in capsys.readouterr().out

@@ -58,6 +58,13 @@ def test_every_batch_has_the_same_size():
     assert encoder.batches == [(4, 3, 8, 8)] * 3
 
 
+def test_a_batch_is_never_larger_than_the_split():
+    """A careless --batch-size must not fill the memory with black images."""
+    encoder = FakeEncoder()
+    extract(encoder, images(10), batch_size=100_000)
+    assert encoder.batches == [(10, 3, 8, 8)]
+
+
 def test_a_feature_that_is_not_finite_names_its_image():
     with pytest.raises(FeaturesError, match="the features of image 6 are not finite"):
         extract(FakeEncoder(poison=6.0), images(10), batch_size=4)

@@ -4,12 +4,15 @@ import torch
 from conftest import SMALL_VIT, random_clip
 from PIL import Image
 
-from probe.errors import CheckpointMissingError, DeviceError, DownloadError, ProbeError, UnknownNameError
+from probe.errors import CheckpointMissingError, ChecksumError, DeviceError, DownloadError, ProbeError, UnknownNameError
+from probe.fetch import file_sha256
 from probe.models import get_model, model_names
 from probe.models.devices import resolve_execution
 from probe.models.loading import load_clip, load_encoder
 from probe.models.openai import build_model, read_state_dict
 from probe.preprocess import to_pixels
+from probe.specs import ModelSpec
+from probe.tiny import ARCHIVE
 
 
 def test_the_nine_published_models_have_names():
@@ -105,3 +108,11 @@ def test_every_way_to_say_cpu_is_fp32(device):
 def test_a_device_or_precision_that_is_not_there_is_named(arguments, message):
     with pytest.raises(DeviceError, match=message):
         resolve_execution(**arguments)
+
+
+def test_a_file_that_is_not_what_its_row_says_is_refused(archive):
+    """The digest in a record is that of the file which was read."""
+    row = ModelSpec("mine", form="file", source=str(archive), sha256="0" * 64)
+    with pytest.raises(ChecksumError, match="where 0000"):
+        load_encoder(row, device="cpu")
+    assert get_model("tiny").sha256 == file_sha256(ARCHIVE)

@@ -136,3 +136,14 @@ def test_a_key_that_is_missing_misshapen_or_unknown_is_named(change, message):
     change(state_dict)
     with pytest.raises(CheckpointError, match=message):
         build_model(state_dict, CPU)
+
+
+def test_damage_inside_an_archive_is_found(archive, tmp_path):
+    """Torch reads on past flipped bytes and would give wrong features in silence; the zip's checksums tell."""
+    content = bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as file:
+        largest = max(file.infolist(), key=lambda info: info.file_size)
+    content[largest.header_offset + 500 : largest.header_offset + 600] = bytes(100)
+    (tmp_path / "flipped.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"flipped\.pt is damaged in"):
+        read_state_dict(tmp_path / "flipped.pt")

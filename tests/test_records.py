@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from probe.errors import ResultsError
-from probe.records import FAILED, SCHEMA_VERSION, RunRecord, check_writable, read_records, record_path, write_record
+from probe.records import (
+    FAILED,
+    SCHEMA_VERSION,
+    RunRecord,
+    check_writable,
+    read_records,
+    record_path,
+    write_record,
+    write_text,
+)
 
 
 def make_record(dataset="digits", model="tiny", *, jit=False, protocol="readme", score=0.5, converged=True, **changes):
@@ -118,3 +127,24 @@ def test_no_temporary_file_stays(tmp_path):
     write_record(make_record(), tmp_path)
     check_writable(tmp_path)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny.eager.readme.fp32.json"]
+
+
+@pytest.mark.parametrize("change", [{"score": None}, {"C": "x"}])
+def test_a_value_of_the_wrong_type_is_damage(tmp_path, caplog, change):
+    """One bad record must not keep the tables of all others from being written."""
+    path = write_record(make_record(), tmp_path)
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "result": {**fields["result"], **change}}))
+    assert read_records(tmp_path) == []
+    assert "is damaged" in caplog.text
+
+
+def test_a_name_that_is_no_text_can_be_written(tmp_path):
+    """File names are bytes; Python shows the odd ones as surrogates, which UTF-8 refuses."""
+    write_text(tmp_path / "page.md", "folder:/x/\udcff")
+    assert (tmp_path / "page.md").read_text() == "folder:/x/\\udcff"
+
+
+def test_a_protocol_of_ones_own_cannot_leave_its_folder(tmp_path):
+    path = record_path(make_record(protocol="../../escape"), tmp_path)
+    assert path.parent == tmp_path / "records" / "digits"

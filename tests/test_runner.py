@@ -12,6 +12,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 import probe
 from probe.datasets.opening import open_splits
 from probe.errors import CheckpointError, DatasetError, UnknownNameError
+from probe.probes.protocols import get_protocol
 from probe.runner import Folders, plan, run_grid
 
 
@@ -158,3 +159,17 @@ def test_a_row_of_ones_own_runs(tmp_path):
     record = probe.run(row, model="tiny", protocol="readme", device="cpu", results_dir=tmp_path)
     assert record.splits["val"]["size"] == pytest.approx(719, abs=3)
     assert record.dataset == "digits_half"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"datasets": [replace(probe.get_dataset("digits"), val_fraction=0.4)]},
+        {"models": [replace(probe.get_model("tiny"), source="other.pt")]},
+        {"protocols": [replace(get_protocol("readme"), grid=(1e-9,))]},
+    ],
+)
+def test_a_row_of_ones_own_may_not_take_a_name_of_the_catalogue(changed):
+    """Its records would overwrite those that the name stands for."""
+    with pytest.raises(UnknownNameError, match="give yours its own name"):
+        plan(**{"datasets": ["digits"], "models": ["tiny"], "device": "cpu", **changed})

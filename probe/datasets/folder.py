@@ -88,7 +88,7 @@ def _list_images(folder: Path) -> list[Path]:
         for path in images:
             if path.is_dir():
                 raise DatasetError(f"{path} is a folder inside a class; move its images up")
-            if path.suffix.lower() not in Image.registered_extensions():
+            if not path.is_file() or path.suffix.lower() not in Image.registered_extensions():
                 raise DatasetError(f"{path} is no image; remove it")
         files += images
     if not files:

@@ -105,6 +105,7 @@ CATALOG: tuple[ModelSpec, ...] = (
         "tiny",
         form="embedded",
         source="tiny/tiny.pt",
+        sha256="c32e71a0e7358044ab8d541c30a38da45d276ed933e3a293d8e50e02131e2cf7",
         architecture=Architecture(
             embed_dim=256,
             image_resolution=32,

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from probe import paths
+from probe.errors import ChecksumError
 from probe.fetch import fetch, file_sha256
 from probe.models import get_model
 from probe.models.clip import CLIP, architecture_of, convert_weights
@@ -108,7 +109,10 @@ def read_weights(spec: ModelSpec, *, weights_dir: str | Path | None = None, offl
         state_dict = _draw_weights(spec)
         return Weights(state_dict, sha256=_tensors_sha256(state_dict), path=None)
     path = checkpoint_path(spec, weights_dir=weights_dir, offline=offline)
-    return Weights(read_state_dict(path), sha256=spec.sha256 or file_sha256(path), path=path)
+    sha256 = spec.sha256 if spec.form == "url" else file_sha256(path)  # a fetched file has been hashed already
+    if spec.sha256 not in ("", sha256):
+        raise ChecksumError(f"{path} has the SHA-256 {sha256} where {spec.sha256} was expected; get the file again")
+    return Weights(read_state_dict(path), sha256=sha256, path=path)
 
 
 def checkpoint_path(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline: bool = False) -> Path:

@@ -39,6 +39,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is damaged or holds something else.
     """
+    _check_zip(path)
     if is_archive(path):
         found: Any = _load_archive(path, torch.device("cpu")).state_dict()
     else:
@@ -54,6 +55,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path} holds no state dict of tensors; save the model's state_dict()")
     return {name: value for name, value in found.items() if name not in BUFFERS}
+
+
+def _check_zip(path: Path) -> None:
+    """Check the checksums of a zip: torch reads past damage inside, and the weights would be silently wrong."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except zipfile.BadZipFile:
+        return  # no zip, or one without its end: what reads it next says so
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged in {damaged}; get the file again")
 
 
 def is_archive(path: Path) -> bool:

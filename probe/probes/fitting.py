@@ -141,6 +141,10 @@ def _check(rules: Protocol, *, train: Features, val: Features | None, test: Feat
                 raise FeaturesError(
                     f"{name} has features of shape {x.shape} and {len(part.y)} labels; give (n, d) and n"
                 )
+            if part.y.ndim != 1 or part.y.dtype.kind not in "iu" or part.y.min() < 0:
+                raise FeaturesError(
+                    f"{name} has labels {part.y.dtype} {part.y.shape}; give integers from 0 on, one an image"
+                )
             widths[name] = x.shape[1]
     if len(set(widths.values())) > 1:
         raise FeaturesError(f"the splits have features of different widths, {widths}; use one model for all")
