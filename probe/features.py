@@ -79,7 +79,8 @@ class Features:
 def extract(encoder: ImageEncoder, dataset: LabelledImages, *, batch_size: int = BATCH_SIZE) -> Features:
     """Encode every image of a dataset, once, at both feature points.
 
-    The last batch is filled up with black images, because the batch size changes the last bits of features.
+    The last batch is filled up with black images, because the batch size changes the last bits of features. A batch is
+    never larger than the dataset.
 
     Raises:
         FeaturesError: a feature is not finite; the message names the image.

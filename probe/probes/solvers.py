@@ -90,8 +90,9 @@ def fit_logistic_regression(
 def _scipys_blas_on_one_thread() -> AbstractContextManager[object]:
     """Keep the OpenBLAS that SciPy's wheels carry on one thread, and leave NumPy's own as it is.
 
-    L-BFGS does its vector work in SciPy's copy, and the idle threads of the two copies spin against each other: 11 ms
-    an iteration in place of 0.9 for 1,079 images of 192 features on 2 cores, 70 in place of 44 for 54,000.
+    L-BFGS does its vector work in SciPy's copy, and the idle threads of the two copies spin against each other: 10 ms
+    an iteration in place of 1.2 for 1,079 images of 192 features on 2 cores, 70 in place of 36 for 54,000; measured by
+    `benchmarks/blas_threads.py`, see `results/speed/blas_threads.md`.
     """
     controller = ThreadpoolController()
     carried = [
