@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from probe.comparison import parity
     from probe.datasets import dataset_names, get_dataset
     from probe.datasets.opening import open_split
     from probe.errors import ProbeError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from probe.features import extract as extract_features
     from probe.models import get_model, model_names
     from probe.models.loading import load_clip, load_encoder
+    from probe.models.vocabulary import tokenize
     from probe.probes.fitting import ProbeResult, fit_probe
     from probe.records import RunRecord, read_records
     from probe.runner import run
@@ -43,8 +45,10 @@ __all__ = [
     "load_encoder",
     "model_names",
     "open_split",
+    "parity",
     "read_records",
     "run",
+    "tokenize",
 ]
 
 _HOMES = {
@@ -65,8 +69,10 @@ _HOMES = {
     "load_encoder": "probe.models.loading",
     "model_names": "probe.models",
     "open_split": "probe.datasets.opening",
+    "parity": "probe.comparison",
     "read_records": "probe.records",
     "run": "probe.runner",
+    "tokenize": "probe.models.vocabulary",
 }
 
 

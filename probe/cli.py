@@ -65,21 +65,26 @@ def _parser() -> argparse.ArgumentParser:
         "--protocol", action="append", metavar="NAME", help="repeatable; readme or clip-paper [clip-paper]"
     )
     run.add_argument("--jit", choices=JIT_MODES, default="off", help="run TorchScript archives as they are [off]")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [auto]")
-    run.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16 [auto: fp16 on CUDA, else fp32]")
-    run.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images encoded at a time [64]")
-    run.add_argument("--offline", action="store_true", help="never touch the network")
-    run.add_argument("-v", "--verbose", action="store_true", help="log every step of a sweep, and tracebacks")
     run.add_argument("--json", action="store_true", help="print records as JSON lines instead of a table")
-    for name in ("data", "weights"):
-        run.add_argument(f"--{name}-dir", metavar="DIR", help=f"[PROBE_{name.upper()}_DIR, or below ~/.cache]")
+    _add_execution(run)
     run.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
     run.set_defaults(command=_run)
 
     datasets = commands.add_parser("datasets", help="list the datasets")
     datasets.set_defaults(command=_datasets)
 
-    models = commands.add_parser("models", help="list the models")
+    parity = commands.add_parser("parity", help="compare the eager and the JIT mode of a model")
+    parity.add_argument("--model", default="tiny", metavar="NAME", help="an archive, or random:NAME [tiny]")
+    parity.add_argument("--dataset", default="digits", metavar="NAME", help="or folder:PATH [digits]")
+    parity.add_argument("--protocol", default="readme", metavar="NAME", help="of the probe that reads both [readme]")
+    parity.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_execution(parity)
+    parity.set_defaults(command=_parity)
+
+    models = commands.add_parser("models", help="list the models, or show one")
+    models.add_argument(
+        "name", nargs="?", help="any name that --model takes, to show it whole; open_clip: lists its models"
+    )
     models.add_argument("--weights-dir", metavar="DIR", help="[PROBE_WEIGHTS_DIR, or ~/.cache/clip]")
     models.set_defaults(command=_models)
 
@@ -90,6 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
     tables.set_defaults(command=_tables)
     return parser
+
+
+def _add_execution(command: argparse.ArgumentParser) -> None:
+    """The options of all commands that run a model."""
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [auto]")
+    command.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16 [auto: fp16 on CUDA, else fp32]")
+    command.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images encoded at a time [64]")
+    command.add_argument("--offline", action="store_true", help="never touch the network")
+    command.add_argument("-v", "--verbose", action="store_true", help="log every step of a sweep, and tracebacks")
+    for name in ("data", "weights"):
+        command.add_argument(f"--{name}-dir", metavar="DIR", help=f"[PROBE_{name.upper()}_DIR, or below ~/.cache]")
 
 
 def _positive(text: str) -> int:
@@ -173,17 +189,65 @@ def _datasets(args: argparse.Namespace) -> int:  # noqa: ARG001 - one signature 
     return 0
 
 
+def _parity(args: argparse.Namespace) -> int:
+    from probe import tables
+    from probe.comparison import parity
+
+    found = parity(
+        args.model,
+        args.dataset,
+        protocol=args.protocol,
+        device=args.device,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        data_dir=args.data_dir,
+        weights_dir=args.weights_dir,
+        offline=args.offline,
+    )
+    if args.json:
+        print(json.dumps(asdict(found) | {"verdict": found.verdict}, sort_keys=True))
+    else:
+        header = ("eager against jit", "largest difference", "mean difference", "smallest cosine")
+        rows = [
+            (f"features, {point}", f"{d.max_abs:.2g}", f"{d.mean_abs:.2g}", f"{d.min_cosine:.8f}")
+            for point, d in found.features.items()
+        ]
+        names = ("softmax of an image over texts", "softmax of a text over images")
+        rows += [(name, f"{value:.2g}", "", "") for name, value in zip(names, found.softmax, strict=True)]
+        print(tables.markdown_table(header, rows))
+        print(f"{found.model} on {found.dataset}, {found.device}, {found.precision}: {found.num_images} images")
+        print(f"predictions that flip: {found.predictions_flipped} of {found.num_test} ({found.protocol})")
+        print(f"verdict: {found.verdict}")
+    return 0 if found.within_tolerance else 1
+
+
 def _models(args: argparse.Namespace) -> int:
     from probe import models, tables
-    from probe.models.catalog import CATALOG
+    from probe.models.catalog import CATALOG, PROFILES
 
-    header = ("name", "pixels", "projected", "before projection", "modes", "licence", "weights")
+    if args.name == models.OPEN_CLIP:
+        from probe.models import open_clip
+
+        print("\n".join(open_clip.names()))
+        return 0
+    if args.name is not None:
+        from probe.models.description import describe
+
+        for key, value in describe(args.name, weights_dir=args.weights_dir).items():
+            print(f"{key:<18} {value}")
+        return 0
+    header = (
+        *("name", "pixels", "projected", "before projection", "image / all parameters, M", "GFLOPs an image", "modes"),
+        *("licence", "weights"),
+    )
     rows = [
         (
             spec.name,
             str(spec.architecture.image_resolution),
             f"{spec.architecture.embed_dim}-d",
             f"{spec.architecture.pre_projection_dim}-d",
+            f"{PROFILES[spec.name].image_parameters / 1e6:.1f} / {PROFILES[spec.name].parameters / 1e6:.1f}",
+            f"{PROFILES[spec.name].flops / 1e9:.3g}",
             "eager, jit",
             spec.license,
             "here" if models.is_here(spec, args.weights_dir) else "to be downloaded",
@@ -191,7 +255,8 @@ def _models(args: argparse.Namespace) -> int:
         for spec in CATALOG
         if spec.architecture is not None
     ]
-    print(tables.markdown_table(header, rows), end="")
+    print(tables.markdown_table(header, rows))
+    print(f"Also {models.FORMS}.")
     return 0
 
 

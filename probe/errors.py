@@ -6,6 +6,8 @@
     |   `-- DatasetMissingError (FileNotFoundError)
     |-- CheckpointError (ValueError)             a file that is no CLIP checkpoint, or a damaged one
     |   `-- CheckpointMissingError (FileNotFoundError)
+    |-- TextError (ValueError, RuntimeError)     a text that does not fit a model's context
+    |-- ExtraMissingError (ImportError)          an optional library that is not installed
     |-- DownloadError (OSError)                  a fetch that failed, or that --offline forbids
     |   `-- ChecksumError
     |-- DeviceError (RuntimeError)               a device or precision this machine cannot run
@@ -43,6 +45,14 @@ class CheckpointError(ProbeError, ValueError):
 
 class CheckpointMissingError(CheckpointError, FileNotFoundError):
     """A checkpoint that is not where it was said to be."""
+
+
+class TextError(ProbeError, ValueError, RuntimeError):
+    """A text that does not fit a model's context; `RuntimeError` is what the reference raises."""
+
+
+class ExtraMissingError(ProbeError, ImportError):
+    """An optional library that is not installed; the message names the extra."""
 
 
 class DownloadError(ProbeError, OSError):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from probe.errors import FeaturesError
 from probe.models.encoder import ImageEncoder
-from probe.preprocess import to_pixels
+from probe.preprocess import Preprocess
 
 logger = logging.getLogger(__name__)
 
@@ -89,13 +89,12 @@ def extract(encoder: ImageEncoder, dataset: LabelledImages, *, batch_size: int =
         raise FeaturesError(f"the batch size is {batch_size}; give 1 or more")
     name, n = getattr(dataset, "name", type(dataset).__name__), len(dataset)
     batch_size = min(batch_size, max(n, 1))
-    shape = encoder.architecture
-    x = np.empty((n, shape.embed_dim), dtype=np.float32)
-    pre_projection = np.empty((n, shape.pre_projection_dim), dtype=np.float32)
+    x = np.empty((n, encoder.embed_dim), dtype=np.float32)
+    pre_projection = np.empty((n, encoder.pre_projection_dim), dtype=np.float32)
     y = np.empty(n, dtype=np.int64)
     started = time.perf_counter()
     with tqdm(total=n, desc=name, unit="img", disable=None) as bar:
-        for start, pixels, labels in _batches(dataset, encoder.resolution, batch_size):
+        for start, pixels, labels in _batches(dataset, encoder.preprocess, batch_size):
             rows = slice(start, start + len(labels))
             batch = encoder.encode(pixels)
             x[rows] = batch.projected[: len(labels)].numpy()
@@ -109,15 +108,17 @@ def extract(encoder: ImageEncoder, dataset: LabelledImages, *, batch_size: int =
     return Features(x=x, y=y, pre_projection=pre_projection)
 
 
-def _batches(dataset: LabelledImages, resolution: int, batch_size: int) -> Iterator[tuple[int, Tensor, list[int]]]:
+def _batches(
+    dataset: LabelledImages, preprocess: Preprocess, batch_size: int
+) -> Iterator[tuple[int, Tensor, list[int]]]:
     """Position of the first image, uint8 pixels of always `batch_size` images, labels of those that count."""
-    to_array = to_pixels(resolution)
+    resolution = preprocess.resolution
     for start in range(0, len(dataset), batch_size):
         pixels = np.zeros((batch_size, 3, resolution, resolution), dtype=np.uint8)
         labels = []
         for row, i in enumerate(range(start, min(start + batch_size, len(dataset)))):
             image, label = dataset[i]
-            pixels[row] = to_array(image)
+            pixels[row] = preprocess.to_pixels(image)
             labels.append(int(label))
         yield start, torch.from_numpy(pixels), labels
 

@@ -6,6 +6,7 @@ only when the hash is right. A lock keeps a second process from the same target.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import logging
@@ -47,6 +48,8 @@ def fetch(url: str, target: Path, *, sha256: str, offline: bool = False) -> Path
     except (urllib.error.URLError, http.client.HTTPException, OSError) as err:
         if isinstance(err, DownloadError):
             raise
+        if isinstance(err, OSError) and err.errno == errno.ENOSPC:
+            raise DownloadError(f"no space left for {target}; make room and run again, which resumes") from err
         raise DownloadError(f"could not fetch {url} ({err}); run again to resume, or put the file at {target}") from err
     return target
 

@@ -1,14 +1,16 @@
-"""PIL image -> what the image tower eats: the transform of OpenAI's CLIP, in two halves.
+"""PIL image -> what the image tower eats, in two halves; by default the transform of OpenAI's CLIP.
 
 `to_pixels` does what needs PIL (resize, crop, RGB) and leaves uint8; `normalize` does the arithmetic, on whatever
 device holds the batch. One after the other they equal the reference's transform bit for bit; so does `transform`.
 
-Source: Radford et al. 2021, appendix A; openai/CLIP `_transform`.
+Source: Radford et al. 2021, appendix A; openai/CLIP `_transform`; for the other settings, open_clip `PreprocessCfg`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,33 +20,53 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the red, green and blue of OpenAI's training images
 STD = (0.26862954, 0.26130258, 0.27577711)
+INTERPOLATIONS = ("bicubic", "bilinear")
+RESIZES = ("shortest", "squash")
 
 
-def to_pixels(resolution: int) -> Callable[[Image.Image], np.ndarray]:
-    """The half that needs PIL: image of any mode and size -> uint8 (3, resolution, resolution).
+@dataclass(frozen=True)
+class Preprocess:
+    """What happens to an image before a model sees it.
 
-    The short side is resized bicubically to `resolution`, then the middle is cut out. The image becomes RGB after
-    that, as in the reference; it matters for images with a palette or an alpha channel, and not for those of an
-    `ImageDataset`, which are RGB already, as torchvision's `ImageFolder` gives them.
+    Args:
+        resolution: side of the square that the model takes, in pixels.
+        mean: what is taken off red, green and blue, of pixels in [0, 1].
+        std: what they are then divided by.
+        interpolation: one of `INTERPOLATIONS`.
+        resize: `shortest` resizes the short side to `resolution` and cuts out the middle, `squash` resizes both sides.
     """
-    crop = Compose(_crop(resolution))
-    return lambda image: np.ascontiguousarray(np.asarray(crop(image)).transpose(2, 0, 1))
 
+    resolution: int
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    interpolation: str = "bicubic"
+    resize: str = "shortest"
 
-def normalize(pixels: Tensor) -> Tensor:
-    """uint8 (n, 3, r, r) -> fp32 (n, 3, r, r), zero mean and unit variance over OpenAI's training images."""
-    mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=pixels.device).view(3, 1, 1)
-    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+    def to_pixels(self, image: Image.Image) -> np.ndarray:
+        """The half that needs PIL: image of any mode and size -> uint8 (3, resolution, resolution), C-contiguous.
 
+        The image becomes RGB last, as in the reference; it matters for images with a palette or an alpha channel, and
+        not for those of an `ImageDataset`, which are RGB already, as torchvision's `ImageFolder` gives them.
+        """
+        return np.ascontiguousarray(np.asarray(self._crop(image)).transpose(2, 0, 1))
 
-def transform(resolution: int) -> Callable[[Image.Image], Tensor]:
-    """The whole transform, as `load_clip` returns it: image -> fp32 (3, resolution, resolution)."""
-    return Compose([*_crop(resolution), ToTensor(), Normalize(MEAN, STD)])
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 (n, 3, r, r) -> fp32 (n, 3, r, r), on the same device."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
+    @property
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """The whole, as `load_clip` returns it: image -> fp32 (3, resolution, resolution)."""
+        return Compose([self._crop, ToTensor(), Normalize(self.mean, self.std)])
 
-def _crop(resolution: int) -> list[Callable[[Image.Image], Image.Image]]:
-    return [Resize(resolution, interpolation=InterpolationMode.BICUBIC), CenterCrop(resolution), _to_rgb]
+    @cached_property
+    def _crop(self) -> Callable[[Image.Image], Image.Image]:
+        side, interpolation = self.resolution, InterpolationMode(self.interpolation)
+        if self.resize == "squash":
+            return Compose([Resize((side, side), interpolation=interpolation), _to_rgb])
+        return Compose([Resize(side, interpolation=interpolation), CenterCrop(side), _to_rgb])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -32,7 +32,9 @@ class RunRecord:
     Args:
         status: `done` or `failed`.
         spec: the whole `RunSpec`: dataset, model, protocol, jit, device, precision, batch size, solver.
-        encoder: weights' SHA-256, resolution and widths, as loaded; empty where the cell failed before that.
+        encoder: weights' SHA-256 and licence, widths, preprocessing, and the `dtypes` of the checkpoint, of the image
+            tower's weights as they compute, and of the features as they are kept; empty where the cell failed before
+            that.
         splits: for `train`, `val`, `test`: number of images and SHA-256 of ids and labels.
         features: for the same: SHA-256 of the bytes.
         result: a `ProbeResult` without its predictions; None where the cell failed.

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from probe import environment, paths, tables
+from probe.comparison import compare_features
 from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG as DATASETS
 from probe.datasets.opening import SPLITS, open_splits
 from probe.errors import CheckpointError, ProbeError, UnknownNameError
-from probe.features import BATCH_SIZE, PRE_PROJECTION, PROJECTED, Features, extract
+from probe.features import BATCH_SIZE, Features, extract
 from probe.models import get_model
 from probe.models.catalog import CATALOG as MODELS
 from probe.models.devices import resolve_execution
@@ -240,12 +241,18 @@ def _extract(spec: RunSpec, folders: Folders) -> Extraction:
 
 
 def _describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:
-    shape = encoder.architecture
     return {
         "weights_sha256": encoder.weights_sha256,
-        "resolution": shape.image_resolution,
-        "embed_dim": shape.embed_dim,
-        "pre_projection_dim": shape.pre_projection_dim,
+        "license": encoder.license,
+        "resolution": encoder.resolution,
+        "embed_dim": encoder.embed_dim,
+        "pre_projection_dim": encoder.pre_projection_dim,
+        "preprocess": asdict(encoder.preprocess),
+        "dtypes": {
+            "checkpoint": encoder.checkpoint_dtypes,
+            "weights": encoder.weights_dtypes,
+            "features": "float32",
+        },
     }
 
 
@@ -268,10 +275,8 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done]) -> Don
 
 def compare(eager: Done, jit: Done) -> dict[str, Any]:
     """Largest feature differences over all splits, and the number of test predictions that differ."""
-    largest = {}
-    for point in (PROJECTED, PRE_PROJECTION):
-        pairs = ((eager.extraction.features[s].at(point), jit.extraction.features[s].at(point)) for s in SPLITS)
-        largest[point] = max(float(np.abs(a - b).max()) for a, b in pairs)
+    differences = compare_features(eager.extraction.features, jit.extraction.features)
+    largest = {point: found.max_abs for point, found in differences.items()}
     flipped = int(np.sum(eager.result.predictions != jit.result.predictions))
     return {"max_abs_difference": largest, "predictions_flipped": flipped}
 

@@ -11,10 +11,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a CLIP model, all of which can be read off its state dict.
+    """The sizes of a CLIP model, which can be read off its state dict, and what cannot: activation and head widths.
 
     `vision_layers` is a number of blocks for a ViT and the four stage lengths for a ResNet, whose `vision_patch_size`
-    is None. Widths are in channels, `image_resolution` and `vision_patch_size` in pixels.
+    is None. Widths are in channels, `image_resolution` and `vision_patch_size` in pixels. `activation` is `quick_gelu`,
+    that of all OpenAI models, or `gelu`; `*_head_width` is the number of channels of one attention head.
     """
 
     embed_dim: int
@@ -26,6 +27,9 @@ class Architecture:
     vocab_size: int
     transformer_width: int
     transformer_layers: int
+    activation: str = "quick_gelu"
+    vision_head_width: int = 64
+    transformer_head_width: int = 64
 
     @property
     def pre_projection_dim(self) -> int:
@@ -34,22 +38,36 @@ class Architecture:
 
     @property
     def vision_heads(self) -> int:
-        """Attention heads of the image tower: one per 64 channels of what it attends over."""
-        return self.pre_projection_dim // 64
+        """Attention heads of the image tower, over the channels of what it attends over."""
+        return self.pre_projection_dim // self.vision_head_width
 
     @property
     def transformer_heads(self) -> int:
-        """Attention heads of the text tower: one per 64 channels."""
-        return self.transformer_width // 64
+        """Attention heads of the text tower."""
+        return self.transformer_width // self.transformer_head_width
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a model costs: parameters of the image tower and of the whole, and operations of the image tower an image.
+
+    `flops` counts a multiplication and an addition as two, in convolutions and matrix products.
+    """
+
+    image_parameters: int
+    parameters: int
+    flops: int
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """One image encoder, by name.
 
-    `form` says what `source` is: `embedded` (a file of this package), `url`, `file` (a path), or `random` (the name of
-    the model whose sizes the seeded random weights have). `sha256` is empty where no digest is known, and
-    `architecture` None where only the file knows.
+    `form` says what `source` is: `embedded` (a file of this package), `url`, `file` (the path of a checkpoint, or of a
+    folder as Hugging Face's libraries write it), `random` (the name of the model whose sizes the seeded random weights
+    have), `open_clip` (`ARCH/TAG` or `ARCH/PATH`), or `hf` (`ORG/NAME` on the Hugging Face hub). `sha256` is empty
+    where no digest is known, `architecture` None where only the file knows, and `license` empty where only its
+    publisher knows. `merges` is the file of this package that holds its vocabulary; empty means OpenAI's.
     """
 
     name: str
@@ -59,6 +77,7 @@ class ModelSpec:
     sha256: str = ""
     license: str = ""
     seed: int | None = None
+    merges: str = ""
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,11 @@ def test_tables_of_nothing_are_an_error(arguments, tmp_path, capsys):
 def test_listings_name_everything(capsys, tmp_path):
     assert main(["datasets"]) == 0
     assert "| fashion_mnist |" in capsys.readouterr().out
+    assert main(["models", "open_clip:"]) == 0
+    assert "open_clip:ViT-B-32/laion2b_s34b_b79k" in capsys.readouterr().out.splitlines()
     (tmp_path / "RN50.pt").touch()
     assert main(["models", "--weights-dir", str(tmp_path)]) == 0
-    rows = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines()}
+    rows = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "|" in line}
     assert "here" in rows["RN50"]
     assert "to be downloaded" in rows["ViT-L/14@336px"]
 

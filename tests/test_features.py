@@ -3,20 +3,21 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_VIT
 from PIL import Image
 
 from probe.errors import FeaturesError
 from probe.features import Features, extract
 from probe.models.encoder import ImageFeatures
+from probe.preprocess import Preprocess
 
 
 @dataclass
 class FakeEncoder:
     """Its projected feature is the mean red of the image, in all places."""
 
-    architecture: object = SMALL_VIT
-    resolution: int = 8
+    embed_dim: int = 48
+    pre_projection_dim: int = 64
+    preprocess: Preprocess = field(default_factory=lambda: Preprocess(8))
     batches: list = field(default_factory=list)
     poison: float | None = None
 
@@ -25,8 +26,7 @@ class FakeEncoder:
         red = pixels[:, 0].float().mean(dim=(1, 2))[:, None]
         if self.poison is not None:
             red[red == self.poison] = float("nan")
-        shape = self.architecture
-        return ImageFeatures(red.expand(-1, shape.embed_dim), 2 * red.expand(-1, shape.pre_projection_dim))
+        return ImageFeatures(red.expand(-1, self.embed_dim), 2 * red.expand(-1, self.pre_projection_dim))
 
 
 def images(n):
@@ -44,7 +44,7 @@ def test_rows_are_in_the_order_of_the_dataset(batch_size):
 
 def test_features_leave_as_contiguous_fp32():
     features = extract(FakeEncoder(), images(5))
-    for array, width in ((features.x, SMALL_VIT.embed_dim), (features.pre_projection, SMALL_VIT.pre_projection_dim)):
+    for array, width in ((features.x, 48), (features.pre_projection, 64)):
         assert array.dtype == np.float32
         assert array.flags.c_contiguous
         assert array.shape == (5, width)

@@ -2,6 +2,7 @@ import hashlib
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -111,3 +112,10 @@ def test_offline_names_url_and_target(tmp_path):
 def test_a_server_that_does_not_answer_is_one_sentence(tmp_path):
     with pytest.raises(DownloadError, match="could not fetch"):
         fetch("http://127.0.0.1:9/model.pt", tmp_path / "model.pt", sha256=SHA256)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+def test_no_space_left_is_named(server, tmp_path):
+    (tmp_path / "model.pt.part").symlink_to("/dev/full")
+    with pytest.raises(DownloadError, match=r"no space left for .*model\.pt; make room and run again"):
+        fetch(server.url, tmp_path / "model.pt", sha256=SHA256)

@@ -27,8 +27,10 @@ BELOW = {
     "features": {"errors", "models", "preprocess"},
     "probes": {"errors", "features", "metrics", "names", "specs"},
     "tiny": {"models", "preprocess", "specs"},
+    "comparison": {"datasets", "errors", "features", "models", "probes", "specs"},
     "runner": {
-        *("datasets", "environment", "errors", "features", "models", "paths", "probes", "records", "specs", "tables"),
+        *("comparison", "datasets", "environment", "errors", "features", "models", "paths", "probes", "records"),
+        *("specs", "tables"),
     },
 }
 
@@ -44,7 +46,7 @@ def test_layers_import_only_what_is_below(layer):
 @pytest.mark.parametrize(
     ("library", "layers"),
     [
-        ("torch", {"models", "features.py", "preprocess.py", "environment.py", "tiny"}),
+        ("torch", {"models", "features.py", "preprocess.py", "comparison.py", "environment.py", "tiny"}),
         ("torchvision", {"datasets", "preprocess.py"}),
         ("sklearn", {"probes", "datasets"}),
         ("PIL", {"datasets", "preprocess.py", "features.py", "models", "tiny"}),  # the last three for a type
@@ -70,7 +72,9 @@ def test_only_the_command_line_prints():
         assert path.name == "cli.py" or "print" not in calls, path
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["datasets"], ["models"], ["tables", "--check"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["datasets"], ["models"], ["parity", "--help"], ["tables", "--check"]]
+)
 def test_light_commands_load_nothing_heavy(arguments):
     """`python -m probe --help` answers at once; so do the listings and the tables."""
     script = (

@@ -4,13 +4,16 @@ import torch
 from conftest import SMALL_VIT, random_clip
 from PIL import Image
 
+from probe.cli import main
 from probe.errors import CheckpointMissingError, ChecksumError, DeviceError, DownloadError, ProbeError, UnknownNameError
 from probe.fetch import file_sha256
 from probe.models import get_model, model_names
+from probe.models.catalog import CATALOG, PROFILES
+from probe.models.checkpoints import read_tensors
 from probe.models.devices import resolve_execution
 from probe.models.loading import load_clip, load_encoder
-from probe.models.openai import build_model, read_state_dict
-from probe.preprocess import to_pixels
+from probe.models.openai import build_model
+from probe.models.profile import profile_architecture
 from probe.specs import ModelSpec
 from probe.tiny import ARCHIVE
 
@@ -56,12 +59,12 @@ def test_the_encoder_equals_the_model(archive, jit):
     encoder = load_encoder(str(archive), jit=jit, device="cpu")
     model, preprocess = load_clip(str(archive), "cpu", jit)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
-    features = encoder.encode(torch.from_numpy(to_pixels(encoder.resolution)(image))[None])
+    features = encoder.encode(torch.from_numpy(encoder.preprocess.to_pixels(image))[None])
     assert encoder.execution.jit is jit
     assert features.projected.dtype == features.pre_projection.dtype == torch.float32
     assert torch.equal(features.projected, model.encode_image(preprocess(image)[None]))
-    assert features.projected.shape == (1, encoder.architecture.embed_dim)
-    assert features.pre_projection.shape == (1, encoder.architecture.pre_projection_dim)
+    assert features.projected.shape == (1, encoder.embed_dim)
+    assert features.pre_projection.shape == (1, encoder.pre_projection_dim)
 
 
 def test_a_state_dict_in_jit_mode_falls_back_with_a_warning_and_truly_loads(tmp_path):
@@ -74,7 +77,7 @@ def test_a_state_dict_in_jit_mode_falls_back_with_a_warning_and_truly_loads(tmp_
         encoder = load_encoder(str(path), device="cpu", jit=True)
     image = torch.randn(2, 3, 32, 32)
     assert torch.equal(
-        model.encode_image(image), build_model(read_state_dict(path), resolve_execution("cpu")).visual(image)
+        model.encode_image(image), build_model(read_tensors(path), resolve_execution("cpu")).visual(image)
     )
     assert encoder.execution.jit is False
 
@@ -116,3 +119,55 @@ def test_a_file_that_is_not_what_its_row_says_is_refused(archive):
     with pytest.raises(ChecksumError, match="where 0000"):
         load_encoder(row, device="cpu")
     assert get_model("tiny").sha256 == file_sha256(ARCHIVE)
+
+
+def test_the_record_tells_every_dtype(archive):
+    """What the checkpoint holds, and what it computes in."""
+    encoder = load_encoder(str(archive), device="cpu", precision="bf16")
+    assert encoder.checkpoint_dtypes == ("float16", "float32")
+    assert encoder.weights_dtypes == ("bfloat16", "float32")
+    assert load_encoder(archive, device="cpu", jit=True).weights_dtypes == ("float32",)
+
+
+@pytest.mark.parametrize("spec", CATALOG, ids=lambda spec: spec.name)
+def test_the_listed_profiles_are_counted(spec):
+    assert profile_architecture(spec.architecture) == PROFILES[spec.name]
+
+
+def test_published_parameter_counts():
+    """As others have counted them: open_clip's `docs/model_profile.csv` and OpenAI's notebook, in millions."""
+    listed = {"RN50": 102.01, "ViT-B/32": 151.28, "ViT-B/16": 149.62, "ViT-L/14": 427.62}
+    assert {name: round(PROFILES[name].parameters / 1e6, 2) for name in listed} == listed
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@torch.inference_mode()
+def test_the_references_readme_runs_with_our_names(archive, jit):
+    """Its zero-shot example: `clip` became `probe`, and `load` became `load_clip`; `model` is open_clip's elsewhere."""
+    model, preprocess = load_clip(str(archive), "cpu", jit=jit)
+    image = preprocess(Image.new("RGB", (40, 30), (200, 10, 10))).unsqueeze(0)
+    text = torch.tensor([[98, 5, 99, *[0] * 9], [98, 7, 99, *[0] * 9]])
+    logits_per_image, logits_per_text = model(image, text)
+    image_features = model.encode_image(image)
+    text_features = model.encode_text(text)
+    image_features /= image_features.norm(dim=-1, keepdim=True)
+    text_features /= text_features.norm(dim=-1, keepdim=True)
+    similarity = model.logit_scale.exp() * image_features @ text_features.T
+    torch.testing.assert_close(logits_per_image, similarity, atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits_per_text, logits_per_image.t())
+    assert np.isclose(logits_per_image.softmax(dim=-1).numpy().sum(), 1)
+
+
+@pytest.mark.parametrize("name", ["tiny", "random:ViT-B/32"])
+def test_a_model_is_described_with_its_sizes(name, capsys):
+    assert main(["models", name]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
+    shape = get_model(name).architecture
+    assert (said["name"], said["pixels"]) == (name, str(shape.image_resolution))
+    assert said["projected"] == f"{shape.embed_dim}-d"
+    assert said["modes"] == "eager, jit"
+
+
+def test_a_checkpoint_of_ones_own_is_described(archive, capsys):
+    assert main(["models", str(archive)]) == 0
+    assert file_sha256(archive) in capsys.readouterr().out

@@ -7,6 +7,7 @@ import torch
 from conftest import SMALL_VIT, random_clip
 
 from probe.errors import CheckpointError
+from probe.models.checkpoints import read_tensors
 from probe.models.clip import architecture_of
 from probe.models.devices import resolve_execution
 from probe.models.openai import (
@@ -14,7 +15,6 @@ from probe.models.openai import (
     expose_pre_projection,
     is_archive,
     load_archive,
-    read_state_dict,
     save_archive,
 )
 
@@ -45,7 +45,7 @@ def test_archives_have_the_form_of_the_published_ones(archive):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_both_modes_give_the_same_logits(archive, precision):
     """The reference asks for softmax within atol 0.01 and rtol 0.1; on the CPU ours are the same to the last bit."""
-    state_dict = read_state_dict(archive)
+    state_dict = read_tensors(archive)
     execution = resolve_execution("cpu", precision=precision)
     image, text = _inputs(architecture_of(state_dict))
     eager, _ = build_model(state_dict, execution)(image, text)
@@ -55,7 +55,7 @@ def test_both_modes_give_the_same_logits(archive, precision):
 
 
 def test_both_modes_give_the_same_features_at_both_points(archive):
-    state_dict = read_state_dict(archive)
+    state_dict = read_tensors(archive)
     image, _ = _inputs(architecture_of(state_dict))
     visual = build_model(state_dict, CPU).visual
     projected = load_archive(archive, CPU).encode_image(image)
@@ -70,7 +70,7 @@ def test_both_modes_give_the_same_features_at_both_points(archive):
 def test_a_model_survives_being_saved_and_rebuilt(tmp_path):
     model = random_clip(SMALL_VIT)
     save_archive(model, tmp_path / "model.pt")
-    rebuilt = build_model(read_state_dict(tmp_path / "model.pt"), CPU)
+    rebuilt = build_model(read_tensors(tmp_path / "model.pt"), CPU)
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(rebuilt.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)  # fp16 in between
 
@@ -78,7 +78,7 @@ def test_a_model_survives_being_saved_and_rebuilt(tmp_path):
 def test_a_plain_state_dict_is_read(tmp_path):
     torch.save(random_clip(SMALL_VIT).state_dict(), tmp_path / "weights.pt")
     assert not is_archive(tmp_path / "weights.pt")
-    assert architecture_of(read_state_dict(tmp_path / "weights.pt")) == SMALL_VIT
+    assert architecture_of(read_tensors(tmp_path / "weights.pt")) == SMALL_VIT
 
 
 @pytest.mark.parametrize("share", [0.3, 0.99])
@@ -87,14 +87,14 @@ def test_a_truncated_archive_is_named(archive, tmp_path, share):
     path = tmp_path / "cut.pt"
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CheckpointError, match=r"cut\.pt"):
-        read_state_dict(path)
+        read_tensors(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 nothing", b".", b"a", b"t", b"PK\x05\x06"])
 def test_what_is_no_checkpoint_is_named(tmp_path, content):
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.pt is no CLIP checkpoint"):
-        read_state_dict(tmp_path / "model.pt")
+        read_tensors(tmp_path / "model.pt")
 
 
 def test_a_truncated_state_dict_of_the_old_form_is_named(tmp_path):
@@ -102,7 +102,7 @@ def test_a_truncated_state_dict_of_the_old_form_is_named(tmp_path):
     torch.save(random_clip(SMALL_VIT).state_dict(), path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"old\.pt"):
-        read_state_dict(path)
+        read_tensors(path)
 
 
 class Bomb:
@@ -119,7 +119,7 @@ class Bomb:
 def test_a_pickle_with_code_does_not_run(tmp_path, write):
     write({"visual.proj": Bomb(tmp_path / "ran")}, tmp_path / "model.pt")
     with pytest.raises(CheckpointError):
-        read_state_dict(tmp_path / "model.pt")
+        read_tensors(tmp_path / "model.pt")
     assert not (tmp_path / "ran").exists()
 
 
@@ -146,4 +146,4 @@ def test_damage_inside_an_archive_is_found(archive, tmp_path):
     content[largest.header_offset + 500 : largest.header_offset + 600] = bytes(100)
     (tmp_path / "flipped.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"flipped\.pt is damaged in"):
-        read_state_dict(tmp_path / "flipped.pt")
+        read_tensors(tmp_path / "flipped.pt")

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-from probe.preprocess import normalize, to_pixels, transform
+from probe.preprocess import Preprocess
 
 # The transform as OpenAI's README and code describe it, put together from torchvision here and nowhere else.
 REFERENCE = Compose(
@@ -26,13 +26,14 @@ def test_both_halves_equal_the_reference_bit_for_bit(mode, size):
     pixels = np.random.default_rng(0).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(pixels).convert(mode)
     expected = REFERENCE(image)
-    in_halves = normalize(torch.from_numpy(to_pixels(32)(image))[None])[0]
+    ours = Preprocess(32)
+    in_halves = ours.normalize(torch.from_numpy(ours.to_pixels(image))[None])[0]
     assert torch.equal(in_halves, expected)
-    assert torch.equal(transform(32)(image), expected)
+    assert torch.equal(ours.transform(image), expected)
 
 
 def test_pixels_are_uint8_channels_first():
-    pixels = to_pixels(24)(Image.new("RGB", (50, 30), (1, 2, 3)))
+    pixels = Preprocess(24).to_pixels(Image.new("RGB", (50, 30), (1, 2, 3)))
     assert pixels.dtype == np.uint8
     assert pixels.shape == (3, 24, 24)
     assert pixels[:, 0, 0].tolist() == [1, 2, 3]

@@ -46,6 +46,7 @@ PARTS = {
     "run": _run,
     "datasets": lambda: _printed("datasets"),
     "models": lambda: _printed("models", "--weights-dir", "/nowhere"),
+    "parity": lambda: f"```text\n{_printed('parity', '--device', 'cpu')}```\n",
     "tiny": lambda: (ROOT / "results" / "tiny_against_controls.md").read_text(),
 }
 

@@ -11,9 +11,10 @@ from sklearn.datasets import load_digits
 from probe.datasets.opening import open_splits
 from probe.features import Features, extract
 from probe.models import get_model
+from probe.models.checkpoints import read_tensors
 from probe.models.clip import architecture_of
 from probe.models.loading import load_clip, load_encoder
-from probe.models.openai import is_archive, read_state_dict
+from probe.models.openai import is_archive
 from probe.models.tokenizer import Tokenizer, read_merges
 from probe.probes.fitting import fit_probe
 from probe.tiny import ARCHIVE, MERGES
@@ -33,11 +34,11 @@ def test_it_is_a_small_archive_of_the_catalogues_sizes():
     assert is_archive(ARCHIVE)
     assert ARCHIVE.stat().st_size < 8_000_000
     assert MERGES.stat().st_size < 8_000
-    assert architecture_of(read_state_dict(ARCHIVE)) == get_model("tiny").architecture
+    assert architecture_of(read_tensors(ARCHIVE)) == get_model("tiny").architecture
 
 
 def test_its_weights_are_fp16_as_in_the_published_files():
-    state_dict = read_state_dict(ARCHIVE)
+    state_dict = read_tensors(ARCHIVE)
     assert state_dict["visual.proj"].dtype == state_dict["visual.conv1.weight"].dtype == torch.float16
     assert state_dict["visual.ln_post.weight"].dtype == torch.float32
 

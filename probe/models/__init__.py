@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from probe import paths
 from probe.errors import CheckpointMissingError
+from probe.models import hub
 from probe.models.catalog import CATALOG
 from probe.names import unknown_name
 from probe.specs import ModelSpec
 
-RANDOM = "random:"
+RANDOM, OPEN_CLIP, HF = "random:", "open_clip:", "hf:"
 RANDOM_SEED = 0
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+FOLDER_MARK = "config.json"  # what Hugging Face's libraries write beside weights
+FORMS = f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {HF}ORG/NAME, or the path of a checkpoint"
 
 
 def model_names() -> tuple[str, ...]:
@@ -20,35 +24,67 @@ def model_names() -> tuple[str, ...]:
     return tuple(spec.name for spec in CATALOG)
 
 
-def get_model(name: str) -> ModelSpec:
-    """Find a model: a name of the catalogue, `random:NAME` for its sizes with seeded random weights, or a path.
+def get_model(name: str | Path) -> ModelSpec:
+    """Find a model by what a user calls it.
+
+    Args:
+        name: a name of the catalogue; `random:NAME` for its sizes with seeded random weights; `open_clip:ARCH/TAG` or
+            `open_clip:ARCH/PATH`; `hf:ORG/NAME`; the path of a checkpoint, or of a folder as Hugging Face's libraries
+            write it.
 
     Raises:
         UnknownNameError: no such model; the message offers what is near.
         CheckpointMissingError: the name reads as a path and no file is there.
+        ExtraMissingError: a model of open_clip, and open_clip is not installed.
     """
+    name = str(name)
     for spec in CATALOG:
         if spec.name == name:
             return spec
     if name.startswith(RANDOM):
-        shape = get_model(name.removeprefix(RANDOM))
-        if shape.architecture is None or shape.form == "random":
-            raise unknown_name("model", shape.name, model_names())
-        return ModelSpec(name, form="random", source=shape.name, architecture=shape.architecture, seed=RANDOM_SEED)
-    try:
-        path = Path(name).expanduser().resolve()
-        is_file = path.is_file()
-    except (OSError, RuntimeError) as err:  # a name too long, a home of nobody, a folder that may not be looked into
-        raise CheckpointMissingError(f"cannot look at {name!r} ({err}); give the path of a file") from err
-    if is_file:
-        return ModelSpec(str(path), form="file", source=str(path))
-    if path.suffix in CHECKPOINT_SUFFIXES or name.startswith((".", "/", "~")):
-        raise CheckpointMissingError(f"no checkpoint at {path}; give the path of a file")
-    raise unknown_name("model", name, model_names(), forms=f"{RANDOM}NAME, or the path of a checkpoint")
+        return _random(name)
+    if name.startswith(HF):
+        repo = name.removeprefix(HF)
+        hub.check_name(repo)
+        return ModelSpec(name, form="hf", source=repo)
+    if name.startswith(OPEN_CLIP):
+        from probe.models import open_clip  # loads torch
+
+        source = str(open_clip.parse(name.removeprefix(OPEN_CLIP)))
+        return ModelSpec(f"{OPEN_CLIP}{source}", form="open_clip", source=source)
+    return _on_disk(name)
 
 
 def is_here(spec: ModelSpec, weights_dir: str | Path | None = None) -> bool:
     """Whether a model needs no download: a file of its name is there; its checksum is verified on loading."""
-    if spec.form != "url":
-        return True
-    return (paths.weights_dir(weights_dir) / spec.source.rsplit("/", 1)[-1]).is_file()
+    if spec.form == "url":
+        return (paths.weights_dir(weights_dir) / spec.source.rsplit("/", 1)[-1]).is_file()
+    if spec.form == "hf":
+        return hub.holds(spec.source, ("model.safetensors", "pytorch_model.bin"))
+    if spec.form == "open_clip":
+        from probe.models import open_clip  # loads torch
+
+        return open_clip.is_here(spec.source)
+    return True
+
+
+def _random(name: str) -> ModelSpec:
+    shape = get_model(name.removeprefix(RANDOM))
+    if shape.architecture is None or shape.form == "random":
+        raise unknown_name("model", shape.name, model_names())
+    return replace(shape, name=name, form="random", source=shape.name, sha256="", license="", seed=RANDOM_SEED)
+
+
+def _on_disk(name: str) -> ModelSpec:
+    try:
+        path = Path(name).expanduser().resolve()
+        found = path.is_file() or (path / FOLDER_MARK).is_file()
+    except (OSError, RuntimeError) as err:  # a name too long, a home of nobody, a folder that may not be looked into
+        raise CheckpointMissingError(f"cannot look at {name!r} ({err}); give the path of a file") from err
+    if found:
+        return ModelSpec(str(path), form="file", source=str(path))
+    if path.suffix in CHECKPOINT_SUFFIXES or name.startswith((".", "/", "~")):
+        raise CheckpointMissingError(
+            f"no checkpoint at {path}; give the path of a file, or of a folder with a {FOLDER_MARK}"
+        )
+    raise unknown_name("model", name, model_names(), forms=FORMS)

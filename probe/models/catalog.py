@@ -1,11 +1,12 @@
 """The models by name, as data: where the weights are, their SHA-256, the sizes.
 
-Sources: URLs and digests, openai/CLIP `clip/clip.py`; sizes, Radford et al. 2021, tables 19 and 20.
+Sources: URLs and digests, openai/CLIP `clip/clip.py`; sizes, Radford et al. 2021, tables 19 and 20; profiles, counted
+by `profile.py`.
 """
 
 from __future__ import annotations
 
-from probe.specs import Architecture, ModelSpec
+from probe.specs import Architecture, ModelSpec, Profile
 
 OPENAI_URL = "https://openaipublic.azureedge.net/clip/models"
 OPENAI_LICENSE = "MIT"
@@ -118,5 +119,20 @@ CATALOG: tuple[ModelSpec, ...] = (
             transformer_layers=2,
         ),
         license="MIT",
+        merges="tiny/merges.txt.gz",
     ),
 )
+
+# Counting takes torch and seconds; a listing should take neither. A test counts again.
+PROFILES: dict[str, Profile] = {
+    "RN50": Profile(38_316_896, 102_007_137, 11_586_306_048),
+    "RN101": Profile(56_259_936, 119_688_033, 19_008_651_264),
+    "RN50x4": Profile(87_137_080, 178_300_601, 41_162_096_640),
+    "RN50x16": Profile(167_328_912, 290_979_217, 145_736_675_328),
+    "RN50x64": Profile(420_380_352, 623_258_305, 520_253_554_688),
+    "ViT-B/32": Profile(87_849_216, 151_277_313, 8_817_623_040),
+    "ViT-B/16": Profile(86_192_640, 149_620_737, 35_126_906_880),
+    "ViT-L/14": Profile(303_966_208, 427_616_513, 162_025_537_536),
+    "ViT-L/14@336px": Profile(304_293_888, 427_944_193, 381_919_789_056),
+    "tiny": Profile(2_759_424, 3_303_553, 92_852_736),
+}

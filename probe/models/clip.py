@@ -36,6 +36,9 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with the parameter names of `nn.MultiheadAttention`."""
 
@@ -60,10 +63,10 @@ class SelfAttention(nn.Module):
 class Mlp(nn.Module):
     """The two-layer perceptron of a transformer block."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, activation: str) -> None:
         super().__init__()
         self.c_fc = nn.Linear(width, 4 * width)
-        self.gelu = QuickGELU()
+        self.gelu = ACTIVATIONS[activation]()
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,11 +77,11 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool, activation: str) -> None:
         super().__init__()
         self.attn = SelfAttention(width, heads, causal=causal)
         self.ln_1 = LayerNorm(width)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(width, activation)
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,11 +93,12 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks."""
 
-    def __init__(self, width: int, layers: int, heads: int, *, causal: bool) -> None:
+    def __init__(self, width: int, layers: int, heads: int, *, causal: bool, activation: str) -> None:
         super().__init__()
         self.width = width
         self.layers = layers
-        self.resblocks = nn.Sequential(*(Block(width, heads, causal=causal) for _ in range(layers)))
+        blocks = (Block(width, heads, causal=causal, activation=activation) for _ in range(layers))
+        self.resblocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, tokens, width) -> (n, tokens, width)."""
@@ -104,17 +108,22 @@ class Transformer(nn.Module):
 class VisionTransformer(nn.Module):
     """The ViT image tower. Its pre-projection feature is the class token after `ln_post`."""
 
-    def __init__(self, resolution: int, patch_size: int, width: int, layers: int, heads: int, embed_dim: int) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.input_resolution = resolution
-        self.output_dim = embed_dim
-        self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        width, layers, patch = architecture.vision_width, architecture.vision_layers, architecture.vision_patch_size
+        assert isinstance(layers, int)
+        assert patch is not None
+        self.input_resolution = architecture.image_resolution
+        self.output_dim = architecture.embed_dim
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
-        self.positional_embedding = nn.Parameter(torch.empty((resolution // patch_size) ** 2 + 1, width))
+        self.positional_embedding = nn.Parameter(torch.empty((self.input_resolution // patch) ** 2 + 1, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads, causal=False)
+        self.transformer = Transformer(
+            width, layers, architecture.vision_heads, causal=False, activation=architecture.activation
+        )
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(torch.empty(width, embed_dim))
+        self.proj = nn.Parameter(torch.empty(width, self.output_dim))
 
     def pre_projection(self, x: Tensor) -> Tensor:
         """(n, 3, r, r) normalised pixels -> (n, width), the vector the CLIP paper probes."""
@@ -198,10 +207,12 @@ class AttentionPool(nn.Module):
 class ModifiedResNet(nn.Module):
     """The ResNet image tower: three-convolution stem, anti-aliased strides, attention pooling."""
 
-    def __init__(self, resolution: int, layers: tuple[int, ...], width: int, heads: int, embed_dim: int) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.input_resolution = resolution
-        self.output_dim = embed_dim
+        width, layers, heads = architecture.vision_width, architecture.vision_layers, architecture.vision_heads
+        assert isinstance(layers, tuple)
+        self.input_resolution = architecture.image_resolution
+        self.output_dim = architecture.embed_dim
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width // 2)
         self.relu1 = nn.ReLU(inplace=True)
@@ -216,7 +227,7 @@ class ModifiedResNet(nn.Module):
         self.layer2 = _stage(width * 4, width * 2, layers[1], stride=2)
         self.layer3 = _stage(width * 8, width * 4, layers[2], stride=2)
         self.layer4 = _stage(width * 16, width * 8, layers[3], stride=2)
-        self.attnpool = AttentionPool(resolution // 32, width * 32, heads, embed_dim)
+        self.attnpool = AttentionPool(self.input_resolution // 32, width * 32, heads, self.output_dim)
 
     def pre_projection(self, x: Tensor) -> Tensor:
         """(n, 3, r, r) normalised pixels -> (n, 32 * width), the input of the attention pool's output layer."""
@@ -248,18 +259,10 @@ class CLIP(nn.Module):
         a = architecture
         self.context_length = a.context_length
         self.vocab_size = a.vocab_size
-        self.visual: VisionTransformer | ModifiedResNet
-        if a.vision_patch_size is None:
-            assert isinstance(a.vision_layers, tuple)
-            self.visual = ModifiedResNet(
-                a.image_resolution, a.vision_layers, a.vision_width, a.vision_heads, a.embed_dim
-            )
-        else:
-            assert isinstance(a.vision_layers, int)
-            self.visual = VisionTransformer(
-                a.image_resolution, a.vision_patch_size, a.vision_width, a.vision_layers, a.vision_heads, a.embed_dim
-            )
-        self.transformer = Transformer(a.transformer_width, a.transformer_layers, a.transformer_heads, causal=True)
+        self.visual = ModifiedResNet(a) if a.vision_patch_size is None else VisionTransformer(a)
+        self.transformer = Transformer(
+            a.transformer_width, a.transformer_layers, a.transformer_heads, causal=True, activation=a.activation
+        )
         self.token_embedding = nn.Embedding(a.vocab_size, a.transformer_width)
         self.positional_embedding = nn.Parameter(torch.empty(a.context_length, a.transformer_width))
         self.ln_final = LayerNorm(a.transformer_width)
@@ -338,7 +341,7 @@ def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> Non
 
 
 def architecture_of(state_dict: Mapping[str, Tensor]) -> Architecture:
-    """Read the sizes of a model off its state dict.
+    """Read the sizes of a model off its state dict; activation and head widths, which it does not tell, are OpenAI's.
 
     Raises:
         CheckpointError: a key that tells a size is missing; the message names it.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from probe.models.devices import Execution
-from probe.preprocess import normalize
-from probe.specs import Architecture
+from probe.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -25,24 +24,49 @@ class ImageFeatures:
 class ImageEncoder:
     """A loaded image tower in two steps, up to the projection and the projection itself.
 
-    `weights_sha256` is that of the checkpoint file, or of the tensors where there is no file.
+    Args:
+        name: as in its `ModelSpec`.
+        execution: where it runs and in which precision.
+        preprocess: what its images go through first.
+        embed_dim: width of the projected features.
+        pre_projection_dim: width before the projection; a model without one has the same features at both points.
+        weights_sha256: that of the checkpoint file, or of the tensors where there is no file.
+        checkpoint_dtypes: the dtypes in the checkpoint, such as `float16`, sorted.
+        weights_dtypes: those of the image tower as it computes.
+        license: of the weights; empty where nobody says.
+        pre_projection: normalised pixels (n, 3, r, r) in the dtype of `execution` -> (n, pre_projection_dim).
+        project: (n, pre_projection_dim) -> (n, embed_dim).
     """
 
     name: str
     execution: Execution
-    architecture: Architecture
+    preprocess: Preprocess
+    embed_dim: int
+    pre_projection_dim: int
     weights_sha256: str
+    checkpoint_dtypes: tuple[str, ...]
+    weights_dtypes: tuple[str, ...]
+    license: str
     pre_projection: Callable[[Tensor], Tensor]
     project: Callable[[Tensor], Tensor]
 
     @property
     def resolution(self) -> int:
         """Side of the square images it takes, in pixels."""
-        return self.architecture.image_resolution
+        return self.preprocess.resolution
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> ImageFeatures:
         """uint8 (n, 3, resolution, resolution), on any device -> both feature points."""
-        images = normalize(pixels.to(self.execution.device)).to(self.execution.dtype)
+        images = self.preprocess.normalize(pixels.to(self.execution.device)).to(self.execution.dtype)
         before = self.pre_projection(images)
         return ImageFeatures(projected=self.project(before).float().cpu(), pre_projection=before.float().cpu())
+
+
+def dtypes_of(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+    """The names of the floating dtypes among tensors, sorted.
+
+    >>> dtypes_of([torch.zeros(1), torch.zeros(1, dtype=torch.float16), torch.arange(3)])
+    ('float16', 'float32')
+    """
+    return tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()}))

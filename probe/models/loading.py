@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -15,34 +15,23 @@ from torch import Tensor, nn
 
 from probe import paths
 from probe.errors import ChecksumError
-from probe.fetch import fetch, file_sha256
-from probe.models import get_model
-from probe.models.clip import CLIP, architecture_of, convert_weights
+from probe.fetch import fetch
+from probe.models import get_model, hub, open_clip
+from probe.models.checkpoints import Checkpoint, read_checkpoint
+from probe.models.clip import CLIP, convert_weights
 from probe.models.devices import Execution, resolve_execution
-from probe.models.encoder import ImageEncoder
-from probe.models.openai import (
-    as_archive,
-    build_model,
-    expose_pre_projection,
-    is_archive,
-    load_archive,
-    read_state_dict,
-)
-from probe.preprocess import transform
+from probe.models.encoder import ImageEncoder, dtypes_of
+from probe.models.huggingface import CONFIG, IMAGES, MERGES, VOCABULARY
+from probe.models.openai import as_archive, build_model, expose_pre_projection, is_archive, load_archive
+from probe.preprocess import Preprocess
 from probe.specs import ModelSpec
 
-
-@dataclass(frozen=True)
-class Weights:
-    """The weights of a model on the CPU; `path` is None where they are random, and then they have no file."""
-
-    state_dict: Mapping[str, Tensor]
-    sha256: str
-    path: Path | None
+HUB_FILES = (CONFIG, IMAGES, MERGES, VOCABULARY, hub.CARD)
+HUB_WEIGHTS = (("model*.safetensors", "model.safetensors.index.json"), ("pytorch_model*.bin*",))  # best first
 
 
 def load_encoder(
-    model: str | ModelSpec,
+    model: str | Path | ModelSpec,
     *,
     jit: bool = False,
     device: str | torch.device = "auto",
@@ -53,32 +42,29 @@ def load_encoder(
     """Load the image tower of a model.
 
     Args:
-        model: a name of the catalogue, `random:NAME`, the path of a checkpoint, or a row.
+        model: a name of the catalogue, `random:NAME`, `open_clip:ARCH/TAG`, `hf:ORG/NAME`, the path of a checkpoint or
+            of a folder as Hugging Face's libraries write it, or a row.
         jit: run the TorchScript archive as it is instead of rebuilding the model. Random weights are traced into an
-            archive first; a file that is no archive is rebuilt all the same, with a warning and `execution.jit` False.
+            archive first; what is no archive is rebuilt all the same, with a warning and `execution.jit` False.
         device: `auto` is CUDA where there is one, else the CPU.
         precision: `auto` is fp16 on CUDA and fp32 elsewhere, as in the reference; or `fp32`, `fp16`, `bf16`.
         weights_dir: where downloads go; by default `~/.cache/clip`, which the reference uses too.
         offline: never touch the network.
 
     Raises:
-        UnknownNameError, CheckpointError, DownloadError, DeviceError: each says what to do.
+        UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: each says what to do.
     """
-    spec = get_model(model) if isinstance(model, str) else model
+    spec = model if isinstance(model, ModelSpec) else get_model(model)
     execution = resolve_execution(device, precision=precision, jit=jit)
-    weights = read_weights(spec, weights_dir=weights_dir, offline=offline)
-    architecture = architecture_of(weights.state_dict)
-    archive = _open_archive(weights, execution) if jit else None
-    if archive is not None:
-        project = expose_pre_projection(archive)
-        return ImageEncoder(spec.name, execution, architecture, weights.sha256, archive.encode_image, project)
-    execution = Execution(execution.device, execution.precision, jit=False)
-    visual = build_model(weights.state_dict, execution).visual
-    return ImageEncoder(spec.name, execution, architecture, weights.sha256, visual.pre_projection, visual.project)
+    if spec.form == "open_clip":
+        execution = _rebuilt(execution, spec.name)
+        return open_clip.as_encoder(spec.name, open_clip.load_model(spec.source, execution, offline=offline), execution)
+    checkpoint = read_weights(spec, weights_dir=weights_dir, offline=offline)
+    return as_encoder(spec, checkpoint, open_model(checkpoint, execution), execution)
 
 
 def load_clip(
-    name: str,
+    name: str | Path,
     device: str | torch.device = "auto",
     jit: bool = False,
     download_root: str | Path | None = None,
@@ -86,55 +72,110 @@ def load_clip(
     """Load a whole CLIP model, with the semantics of the reference's `clip.load`.
 
     Args:
-        name: a name of the catalogue, `random:NAME`, or the path of a checkpoint.
+        name: as in `load_encoder`.
         device: where it runs: fp16 weights on CUDA, fp32 elsewhere.
-        jit: the TorchScript archive as it is, its graphs patched for the device, instead of a rebuilt model. A file
-            that is no archive is rebuilt all the same, with a warning.
+        jit: the TorchScript archive as it is, its graphs patched for the device, instead of a rebuilt model. What is no
+            archive is rebuilt all the same, with a warning.
         download_root: where downloads go; by default `~/.cache/clip`.
 
     Returns:
-        The model in eval mode, with `encode_image`, `encode_text` and `forward`; and the transform of a PIL image to
-        the fp32 (3, r, r) tensor it takes.
+        The model in eval mode, with `encode_image`, `encode_text`, `forward` (logits per image and per text),
+        `visual.input_resolution` and `dtype`; and the transform of a PIL image to the fp32 (3, r, r) tensor it takes.
+        A model of open_clip is open_clip's own object, with its own attributes.
+
+    Raises:
+        UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: each says what to do.
     """
-    execution = resolve_execution(device, jit=jit)
-    weights = read_weights(get_model(name), weights_dir=download_root)
-    archive = _open_archive(weights, execution) if jit else None
-    model = archive if archive is not None else build_model(weights.state_dict, execution)
-    return model, transform(architecture_of(weights.state_dict).image_resolution)
+    spec, execution = get_model(name), resolve_execution(device, jit=jit)
+    if spec.form == "open_clip":
+        loaded = open_clip.load_model(spec.source, _rebuilt(execution, spec.name))
+        return loaded.model, loaded.preprocess.transform
+    checkpoint = read_weights(spec, weights_dir=download_root)
+    return open_model(checkpoint, execution), checkpoint.preprocess.transform
 
 
-def read_weights(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline: bool = False) -> Weights:
-    """Read the weights of a model, fetched first where they are published by URL; random ones are drawn."""
+def read_weights(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline: bool = False) -> Checkpoint:
+    """Read the weights of a model, fetched first where they are published; random ones are drawn."""
     if spec.form == "random":
-        state_dict = _draw_weights(spec)
-        return Weights(state_dict, sha256=_tensors_sha256(state_dict), path=None)
+        return _draw_weights(spec)
     path = checkpoint_path(spec, weights_dir=weights_dir, offline=offline)
-    sha256 = spec.sha256 if spec.form == "url" else file_sha256(path)  # a fetched file has been hashed already
-    if spec.sha256 not in ("", sha256):
-        raise ChecksumError(f"{path} has the SHA-256 {sha256} where {spec.sha256} was expected; get the file again")
-    return Weights(read_state_dict(path), sha256=sha256, path=path)
+    checkpoint = read_checkpoint(path, sha256=spec.sha256 if spec.form == "url" else "")  # `fetch` has hashed that one
+    if spec.sha256 not in ("", checkpoint.sha256):
+        raise ChecksumError(
+            f"{checkpoint.path} has the SHA-256 {checkpoint.sha256} where {spec.sha256} was expected; "
+            "get the file again"
+        )
+    return checkpoint
 
 
 def checkpoint_path(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline: bool = False) -> Path:
-    """Where the checkpoint of a model is, fetched first where it is published by URL."""
+    """Where the checkpoint of a model is, fetched first where it is published."""
     if spec.form == "embedded":
         return Path(str(resources.files("probe"))) / spec.source
     if spec.form == "file":
         return Path(spec.source)
+    if spec.form == "hf":
+        return _fetch_folder(spec.source, offline=offline)
     target = paths.weights_dir(weights_dir) / spec.source.rsplit("/", 1)[-1]
     return fetch(spec.source, target, sha256=spec.sha256, offline=offline)
 
 
-def _open_archive(weights: Weights, execution: Execution) -> torch.jit.ScriptModule | None:
-    if weights.path is None:
-        return load_archive(as_archive(weights.state_dict), execution)
-    if is_archive(weights.path):
-        return load_archive(weights.path, execution)
-    warnings.warn(f"{weights.path} is no TorchScript archive; it is loaded as a state dict instead", stacklevel=3)
-    return None
+def has_jit_mode(checkpoint: Checkpoint) -> bool:
+    """Whether the weights are an archive, or random, and so can be made one."""
+    return checkpoint.path is None or (checkpoint.path.is_file() and is_archive(checkpoint.path))
 
 
-def _draw_weights(spec: ModelSpec) -> Mapping[str, Tensor]:
+def open_model(checkpoint: Checkpoint, execution: Execution) -> CLIP | torch.jit.ScriptModule:
+    """A whole model, an archive as it is or rebuilt; what is no archive is rebuilt in both modes, with a warning."""
+    if execution.jit and has_jit_mode(checkpoint):
+        return load_archive(checkpoint.path or as_archive(checkpoint.state_dict), execution)
+    if execution.jit:
+        warnings.warn(f"{checkpoint.path} is no TorchScript archive; it is rebuilt instead", stacklevel=3)
+    return build_model(checkpoint.state_dict, execution, checkpoint.architecture)
+
+
+def as_encoder(
+    spec: ModelSpec, checkpoint: Checkpoint, model: CLIP | torch.jit.ScriptModule, execution: Execution
+) -> ImageEncoder:
+    """The image tower of what `open_model` opened, which serves as nothing else from then on."""
+    before: Callable[[Tensor], Tensor]
+    project: Callable[[Tensor], Tensor]
+    if isinstance(model, CLIP):
+        before, project = model.visual.pre_projection, model.visual.project
+    else:
+        project = expose_pre_projection(model)
+        before = model.encode_image
+    return ImageEncoder(
+        spec.name,
+        replace(execution, jit=not isinstance(model, CLIP)),
+        checkpoint.preprocess,
+        embed_dim=checkpoint.architecture.embed_dim,
+        pre_projection_dim=checkpoint.architecture.pre_projection_dim,
+        weights_sha256=checkpoint.sha256,
+        checkpoint_dtypes=dtypes_of(checkpoint.state_dict.values()),
+        weights_dtypes=dtypes_of(model.visual.parameters()),
+        license=spec.license or checkpoint.license,
+        pre_projection=before,
+        project=project,
+    )
+
+
+def _fetch_folder(repo: str, *, offline: bool) -> Path:
+    for weights in HUB_WEIGHTS:
+        folder = hub.fetch_repository(repo, [*HUB_FILES, *weights], offline=offline)
+        if any(path for pattern in weights for path in folder.glob(pattern)):
+            break
+    return folder
+
+
+def _rebuilt(execution: Execution, name: str) -> Execution:
+    """The same without JIT mode, with a warning if it was asked for."""
+    if execution.jit:
+        warnings.warn(f"{name} is no TorchScript archive; it is rebuilt instead", stacklevel=3)
+    return replace(execution, jit=False)
+
+
+def _draw_weights(spec: ModelSpec) -> Checkpoint:
     """Seeded random weights in the dtypes of a published checkpoint, so the same in eager and JIT mode."""
     assert spec.seed is not None
     assert spec.architecture is not None
@@ -142,7 +183,9 @@ def _draw_weights(spec: ModelSpec) -> Mapping[str, Tensor]:
         torch.manual_seed(spec.seed)
         model = CLIP(spec.architecture)
     convert_weights(model, torch.float16)
-    return model.state_dict()
+    state_dict = model.state_dict()
+    preprocess = Preprocess(spec.architecture.image_resolution)
+    return Checkpoint(state_dict, spec.architecture, preprocess, _tensors_sha256(state_dict), path=None)
 
 
 def _tensors_sha256(state_dict: Mapping[str, Tensor]) -> str:

@@ -1,14 +1,12 @@
-"""OpenAI's checkpoints: TorchScript archives, run as they are or rebuilt as modules, and plain state dicts.
+"""OpenAI's checkpoints: TorchScript archives, run as they are or rebuilt as modules.
 
-The only module that touches `torch.jit`, which is deprecated but is what the published files are made of. No pickle is
-run: archives are read by TorchScript's own reader, everything else with `weights_only=True`.
+The only module that touches `torch.jit`, which is deprecated but is what the published files are made of.
 """
 
 from __future__ import annotations
 
 import copy
 import io
-import logging
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +20,7 @@ from torch import Tensor, nn
 from probe.errors import CheckpointError
 from probe.models.clip import CLIP, architecture_of, convert_weights
 from probe.models.devices import Execution
-
-logger = logging.getLogger(__name__)
+from probe.specs import Architecture
 
 BUFFERS = ("input_resolution", "context_length", "vocab_size")  # sizes that archives carry beside the weights
 SCALAR_TYPE = {
@@ -33,32 +30,21 @@ SCALAR_TYPE = {
 }  # how graphs write a dtype, c10/core/ScalarType.h
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the weights of a TorchScript archive or of a saved state dict, on the CPU, in the dtypes of the file.
+def read_archive(path: Path) -> dict[str, Tensor]:
+    """Read the weights of a TorchScript archive, on the CPU, in the dtypes of the file.
 
     Raises:
-        CheckpointError: the file is damaged or holds something else.
+        CheckpointError: the file is damaged.
     """
-    _check_zip(path)
-    if is_archive(path):
-        found: Any = _load_archive(path, torch.device("cpu")).state_dict()
-    else:
-        try:
-            with warnings.catch_warnings():
-                # torch wonders about pickles that it did not write; the error below says all there is to say of them.
-                warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
-                found = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as err:  # torch's reader raises whatever the bytes lead it to: struct.error, IndexError, ...
-            raise CheckpointError(f"{path} is no CLIP checkpoint or is damaged; get the file again") from err
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"{path} holds no state dict of tensors; save the model's state_dict()")
-    return {name: value for name, value in found.items() if name not in BUFFERS}
+    return dict(_load_archive(path, torch.device("cpu")).state_dict())
 
 
-def _check_zip(path: Path) -> None:
-    """Check the checksums of a zip: torch reads past damage inside, and the weights would be silently wrong."""
+def check_zip(path: Path) -> None:
+    """Check the checksums of a zip: torch reads past damage inside, and the weights would be silently wrong.
+
+    Raises:
+        CheckpointError: one does not fit; the message names file and member.
+    """
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
@@ -77,13 +63,17 @@ def is_archive(path: Path) -> bool:
         return False
 
 
-def build_model(state_dict: Mapping[str, Tensor], execution: Execution) -> CLIP:
+def build_model(
+    state_dict: Mapping[str, Tensor], execution: Execution, architecture: Architecture | None = None
+) -> CLIP:
     """Rebuild a model from its weights: eval mode, on the device, in the precision of `execution`.
+
+    Without an `architecture` it is read off the weights, and activation and heads are OpenAI's.
 
     Raises:
         CheckpointError: a key is missing, unknown or of another shape; the message names it.
     """
-    model = CLIP(architecture_of(state_dict))
+    model = CLIP(architecture or architecture_of(state_dict))
     _check_keys(model.state_dict(), state_dict)
     model.load_state_dict(dict(state_dict))
     convert_weights(model, execution.dtype)
@@ -132,10 +122,11 @@ def _load_archive(source: Path | BinaryIO, device: torch.device) -> torch.jit.Sc
     return model.eval()
 
 
-def expose_pre_projection(model: torch.jit.ScriptModule) -> Callable[[Tensor], Tensor]:
-    """Make `encode_image` of a loaded archive return the features before the projection; the projection is returned.
+def expose_pre_projection(model: Any) -> Callable[[Tensor], Tensor]:
+    """Make a model with OpenAI's towers return the features before the projection; the projection is returned.
 
-    The projection in the graph becomes the identity, a product with which changes no bit.
+    The projection in the model, or in the graphs of an archive, becomes the identity, a product with which changes no
+    bit.
     """
     if hasattr(model.visual, "proj"):
         projection = model.visual.proj.detach().clone()  # (width, embed_dim)
@@ -169,7 +160,8 @@ def save_archive(model: CLIP, target: Path | BinaryIO) -> None:
         half.register_buffer(name, torch.tensor(size, device=traced_on))
     example = {"forward": (image, text), "encode_image": image, "encode_text": text}
     with _without_deprecation():
-        archive = torch.jit.trace_module(half, example)
+        # torch's own check traces each method once more, which takes minutes in fp16 on a CPU; the tests compare.
+        archive = torch.jit.trace_module(half, example, check_trace=False)
         for graph in _graphs(archive):
             _replace_devices(graph, str(traced_on), "cuda:0")
         torch.jit.save(archive, str(target) if isinstance(target, Path) else target)
@@ -199,14 +191,18 @@ def _replace_devices(graph: Any, old: str, new: str) -> None:
 
 
 def _replace_dtypes(graph: Any, old: int, new: int) -> None:
-    """Replace the dtype of casts and of new tensors: an int constant among the arguments of these two operators."""
+    """Replace the dtype of casts and of new tensors: an int constant among the arguments of these two operators.
+
+    The constant itself stays, because a loaded graph keeps one for all uses of a number: 5 is fp16 and five heads too.
+    """
     for operator, positions in (("aten::to", (1, 2)), ("aten::zeros", (1,))):
         for node in graph.findAllNodes(operator):
             for position in positions:
                 constant = list(node.inputs())[position].node()
                 is_number = constant.kind() == "prim::Constant" and constant.output().type().kind() == "IntType"
                 if is_number and constant.i("value") == old:
-                    constant.i_("value", new)
+                    with graph.insert_point_guard(node):
+                        node.replaceInput(position, graph.insertConstant(new))
 
 
 def _require_torchscript() -> None:

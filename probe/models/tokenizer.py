@@ -19,6 +19,8 @@ from pathlib import Path
 import ftfy
 import regex
 
+from probe.errors import TextError
+
 WORD_END = "</w>"
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = regex.compile(
@@ -54,9 +56,9 @@ def split_words(text: str) -> list[str]:
 
 
 def read_merges(path: Path, limit: int | None = None) -> tuple[tuple[str, str], ...]:
-    """Read a merges file (gzip, a header line, then one merge a line), at most `limit` of them."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1:]
+    """Read a merges file (a header line, then one merge a line; `.gz` is gzip), at most `limit` of them."""
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    lines = content.decode("utf-8").split("\n")[1:]
     pairs = (tuple(line.split()) for line in lines[:limit])
     return tuple((pair[0], pair[1]) for pair in pairs if len(pair) == 2)
 
@@ -102,14 +104,14 @@ class Tokenizer:
         """Rows of `context_length` token ids: start, text, end, zeros.
 
         Raises:
-            ValueError: a text is too long and `truncate` is off; the message names it.
+            TextError: a text is too long and `truncate` is off; the message names it.
         """
         rows = []
         for text in [texts] if isinstance(texts, str) else texts:
             ids = [self.ids[START], *self.encode(text), self.ids[END]]
             if len(ids) > context_length:
                 if not truncate:
-                    raise ValueError(
+                    raise TextError(
                         f"the text {text!r} has {len(ids)} tokens, more than the context of {context_length}; "
                         "shorten it or pass truncate=True"
                     )

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from probe.models.clip import CLIP
 from probe.models.tokenizer import WORD_END, Tokenizer, merge_pair, split_words
-from probe.preprocess import normalize
+from probe.preprocess import Preprocess
 from probe.specs import Architecture
 from probe.tiny.scenes import RESOLUTION, Painter, fonts_digest, usable_fonts
 
@@ -139,6 +139,7 @@ def train(
     )
     losses: list[float] = []
     recent: list[float] = []
+    preprocess = Preprocess(shape.image_resolution)
     bar = tqdm(range(settings.steps), disable=None)
     for step in bar:
         for group in optimizer.param_groups:
@@ -147,7 +148,7 @@ def train(
         batch = _shift(torch.from_numpy(images[chosen]), settings.shift_pixels, rng)
         # Plain matrix products: the backward pass of the fused attention is slower than the forward on a CPU.
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            loss = contrastive_loss(model, normalize(batch), tokens[torch.from_numpy(chosen)])
+            loss = contrastive_loss(model, preprocess.normalize(batch), tokens[torch.from_numpy(chosen)])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,0 +1,203 @@
+"""Eager against JIT: the same images, texts and probe through both modes of a model, and how far they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from probe.datasets import get_dataset
+from probe.datasets.images import ImageDataset
+from probe.datasets.opening import SPLITS, open_splits
+from probe.errors import CheckpointError
+from probe.features import BATCH_SIZE, PRE_PROJECTION, PROJECTED, Features, extract
+from probe.models import get_model
+from probe.models.checkpoints import Checkpoint
+from probe.models.devices import Execution, resolve_execution
+from probe.models.loading import as_encoder, has_jit_mode, open_model, read_weights
+from probe.probes.fitting import fit_probe
+from probe.probes.protocols import get_protocol
+from probe.specs import Architecture, DatasetSpec, ModelSpec, Protocol
+
+# The reference's own consistency test: softmax of the logits (openai/CLIP `tests/test_consistency.py`).
+ATOL, RTOL = 0.01, 0.1
+NUM_PAIRS = 16  # images, and texts, whose logits are compared
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two arrays of features, (n, d), are apart; `min_cosine` is that of the worst pair of rows."""
+
+    max_abs: float
+    mean_abs: float
+    min_cosine: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The outcome of a comparison.
+
+    Args:
+        features: for each feature point, over all images of all splits.
+        softmax: largest difference between the softmax of both modes' logits, of each image over the texts and of each
+            text over the images, in the order of `forward`.
+        predictions_flipped: test images whose class changes when the probe fitted on eager features reads JIT ones.
+        num_images: how many images were encoded.
+        num_test: how many of them are in the test split.
+        within_tolerance: whether the softmax agrees within atol 0.01 and rtol 0.1, the reference's tolerance.
+    """
+
+    model: str
+    dataset: str
+    protocol: str
+    device: str
+    precision: str
+    features: Mapping[str, Difference]
+    softmax: tuple[float, float]
+    predictions_flipped: int
+    num_images: int
+    num_test: int
+    within_tolerance: bool
+
+    @property
+    def identical(self) -> bool:
+        """Whether no feature and no probability differs in any bit."""
+        return max(d.max_abs for d in self.features.values()) == 0 and max(self.softmax) == 0
+
+    @property
+    def verdict(self) -> str:
+        """`identical`, `within tolerance` or `outside tolerance`."""
+        if self.identical:
+            return "identical"
+        return "within tolerance" if self.within_tolerance else "outside tolerance"
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> Difference:
+    """Compare two float32 arrays (n, d), row by row; the cosine of equal rows is 1, of zeros to anything else 0."""
+    apart = np.abs(a.astype(np.float64) - b)
+    lengths = np.linalg.norm(a.astype(np.float64), axis=1) * np.linalg.norm(b.astype(np.float64), axis=1)
+    products = np.einsum("nd,nd->n", a, b, dtype=np.float64)
+    cosines = np.clip(products / np.where(lengths > 0, lengths, 1), -1, 1)
+    cosines[apart.max(axis=1) == 0] = 1  # rather than one less the rounding of the product
+    return Difference(float(apart.max()), float(apart.mean()), float(cosines.min()))
+
+
+def compare_features(eager: Mapping[str, Features], jit: Mapping[str, Features]) -> dict[str, Difference]:
+    """The differences at both feature points, over the images of all splits."""
+    return {
+        point: difference(*(np.concatenate([mode[split].at(point) for split in SPLITS]) for mode in (eager, jit)))
+        for point in (PROJECTED, PRE_PROJECTION)
+    }
+
+
+def parity(
+    model: str | Path,
+    dataset: str | DatasetSpec = "digits",
+    *,
+    protocol: str | Protocol = "readme",
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    batch_size: int = BATCH_SIZE,
+    data_dir: str | Path | None = None,
+    weights_dir: str | Path | None = None,
+    offline: bool = False,
+) -> Parity:
+    """Compare the eager and the JIT mode of a model.
+
+    Args:
+        model: a name of the catalogue, `random:NAME`, or the path of a TorchScript archive.
+        dataset: whose images; their labels train the probe.
+        protocol: of that probe.
+        device: `auto` is CUDA where there is one, else the CPU.
+        precision: `auto` is fp16 on CUDA, fp32 elsewhere.
+        batch_size: images encoded at a time.
+        data_dir: folder of datasets, see `probe.paths`.
+        weights_dir: folder of checkpoints, likewise.
+        offline: never touch the network.
+
+    Raises:
+        CheckpointError: the model is no archive and has no JIT mode.
+        ProbeError: whatever else keeps it from being loaded or the dataset from being read.
+    """
+    spec = get_model(model)
+    row = dataset if isinstance(dataset, DatasetSpec) else get_dataset(dataset)
+    modes = [resolve_execution(device, precision=precision, jit=jit) for jit in (False, True)]
+    splits = open_splits(row, data_dir=data_dir, offline=offline)
+    opened = {name: getattr(splits, name) for name in SPLITS}
+    if spec.form == "open_clip":
+        raise _without_jit_mode(spec)
+    checkpoint = read_weights(spec, weights_dir=weights_dir, offline=offline)
+    if not has_jit_mode(checkpoint):
+        raise _without_jit_mode(spec)
+    features, logits = [], []
+    for execution in modes:
+        opened_model = open_model(checkpoint, execution)
+        logits.append(_logits(opened_model, checkpoint, splits.test, execution))
+        encoder = as_encoder(spec, checkpoint, opened_model, execution)
+        features.append({name: extract(encoder, images, batch_size=batch_size) for name, images in opened.items()})
+    eager, jit = features
+    rules = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    return Parity(
+        model=spec.name,
+        dataset=row.name,
+        protocol=rules.name,
+        device=str(modes[0].device),
+        precision=modes[0].precision,
+        features=compare_features(eager, jit),
+        softmax=_softmax_differences(*logits),
+        predictions_flipped=_count_flipped(eager, jit, metric=row.metric, protocol=rules),
+        num_images=sum(len(images) for images in opened.values()),
+        num_test=len(splits.test),
+        within_tolerance=all(
+            torch.allclose(logits[1].softmax(axis), logits[0].softmax(axis), atol=ATOL, rtol=RTOL) for axis in (1, 0)
+        ),
+    )
+
+
+def _without_jit_mode(spec: ModelSpec) -> CheckpointError:
+    return CheckpointError(f"{spec.name} is no TorchScript archive and has no JIT mode; give an archive or random:NAME")
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, checkpoint: Checkpoint, images: ImageDataset, execution: Execution) -> Tensor:
+    """Logits per image (n, n), fp32 on the CPU, of the first images and as many seeded texts."""
+    n = min(NUM_PAIRS, len(images))
+    pixels = np.stack([checkpoint.preprocess.to_pixels(images[i][0]) for i in range(n)])
+    texts = _random_texts(n, checkpoint.architecture).to(execution.device)
+    batch = checkpoint.preprocess.normalize(torch.from_numpy(pixels).to(execution.device))
+    per_image, _ = model(batch.to(execution.dtype), texts)
+    return per_image.float().cpu()
+
+
+def _random_texts(n: int, shape: Architecture) -> Tensor:
+    """Token ids, int64 (n, context_length), of random length: start, tokens, end, zeros. They need no vocabulary."""
+    rng = np.random.default_rng(0)
+    start, end = shape.vocab_size - 2, shape.vocab_size - 1
+    texts = np.zeros((n, shape.context_length), dtype=np.int64)
+    for row, length in zip(texts, rng.integers(1, shape.context_length - 1, size=n), strict=True):
+        row[: length + 2] = [start, *rng.integers(start, size=length), end]
+    return torch.from_numpy(texts)
+
+
+def _softmax_differences(eager: Tensor, jit: Tensor) -> tuple[float, float]:
+    per_image, per_text = (float((eager.softmax(axis) - jit.softmax(axis)).abs().max()) for axis in (1, 0))
+    return per_image, per_text
+
+
+def _count_flipped(
+    eager: Mapping[str, Features], jit: Mapping[str, Features], *, metric: str, protocol: Protocol
+) -> int:
+    """One probe, fitted on eager features, reads the test images of both modes."""
+    tests = [eager["test"], jit["test"]]
+    both = Features(
+        x=np.concatenate([f.x for f in tests]),
+        y=np.concatenate([f.y for f in tests]),
+        pre_projection=np.concatenate([f.at(PRE_PROJECTION) for f in tests]),
+    )
+    result = fit_probe(train=eager["train"], val=eager["val"], test=both, metric=metric, protocol=protocol)
+    on_eager, on_jit = np.split(result.predictions, 2)
+    return int(np.sum(on_eager != on_jit))

@@ -1,0 +1,167 @@
+"""A file or folder -> the weights of a CLIP model in the naming of the published checkpoints, and what goes with them.
+
+The forms: TorchScript archives, saved state dicts, training checkpoints of open_clip, safetensors, and folders as
+Hugging Face's libraries write them. No pickle is run: archives are read by TorchScript's own reader, the rest with
+`weights_only=True` or by safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probe.errors import CheckpointError
+from probe.fetch import file_sha256
+from probe.models import hub, huggingface
+from probe.models.clip import architecture_of
+from probe.models.openai import BUFFERS, check_zip, is_archive, read_archive
+from probe.preprocess import Preprocess
+from probe.specs import Architecture, digest
+
+logger = logging.getLogger(__name__)
+
+SAFETENSORS = ".safetensors"
+FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference; `.index.json` lists the shards
+NESTED = ("state_dict", "model")  # where training checkpoints keep the weights
+DISTRIBUTED = "module."  # what training on several GPUs puts before every name
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a model on the CPU, in the dtypes of their file.
+
+    Args:
+        state_dict: tensors under the names of the published checkpoints.
+        architecture: the sizes of the model.
+        preprocess: what its images go through.
+        sha256: of the file, or of the tensors where there is none.
+        path: the file or folder; None for random weights.
+        license: what the model card in the folder says; empty where there is none.
+    """
+
+    state_dict: Mapping[str, Tensor]
+    architecture: Architecture
+    preprocess: Preprocess
+    sha256: str
+    path: Path | None
+    license: str = ""
+
+
+def read_checkpoint(path: Path, *, sha256: str = "") -> Checkpoint:
+    """Read a checkpoint of any form; `sha256` is that of the file where it is known already.
+
+    Raises:
+        CheckpointError: the file is damaged or holds something else.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    state_dict, nested = _open(path)
+    if huggingface.is_hugging_face(state_dict):
+        if not (path.parent / huggingface.CONFIG).is_file():
+            raise CheckpointError(f"{path} is in Hugging Face's naming; put its config.json beside it")
+        return _in_hugging_face_naming(path.parent, state_dict, path, sha256 or file_sha256(path))
+    if nested or path.suffix == SAFETENSORS:
+        logger.warning(
+            "%s does not say whether it was trained with QuickGELU, as OpenAI's models, or with GELU, as most of "
+            "open_clip's; it is taken for the former, and open_clip:ARCH/PATH names the latter",
+            path,
+        )
+    architecture = architecture_of(state_dict)
+    preprocess = Preprocess(architecture.image_resolution)
+    return Checkpoint(state_dict, architecture, preprocess, sha256 or file_sha256(path), path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, without the wrapping of training checkpoints, under the names of the file.
+
+    Raises:
+        CheckpointError: the file is damaged or holds something else.
+    """
+    return _open(path)[0]
+
+
+def _open(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of one file, and whether they lay inside a training checkpoint."""
+    if path.suffix == SAFETENSORS:
+        found: Any = _read_safetensors(path)
+    else:
+        check_zip(path)
+        found = read_archive(path) if is_archive(path) else _read_saved(path)
+    nested = next((key for key in NESTED if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)), None)
+    if nested is not None:
+        found = found[nested]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path} holds no state dict of tensors; save the model's state_dict()")
+    distributed = all(name.startswith(DISTRIBUTED) for name in found)
+    names = {name: name.removeprefix(DISTRIBUTED) if distributed else name for name in found}
+    return {names[name]: value for name, value in found.items() if names[name] not in BUFFERS}, nested is not None
+
+
+def _read_saved(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # torch wonders about pickles that it did not write; the error below says all there is to say of them.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as err:  # torch's reader raises whatever the bytes lead it to: struct.error, IndexError, ...
+        raise CheckpointError(f"{path} is no CLIP checkpoint or is damaged; get the file again") from err
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as err:
+        raise CheckpointError(f"{path} is no safetensors file or is damaged ({err}); get the file again") from err
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    files = _weight_files(folder)
+    state_dict: dict[str, Tensor] = {}
+    for file in files:
+        state_dict.update(read_tensors(file))
+    if not huggingface.is_hugging_face(state_dict):
+        raise CheckpointError(f"{folder} holds no CLIPModel of Hugging Face's; give the checkpoint file instead")
+    hashes = {file.name: file_sha256(file) for file in files}
+    sha256 = next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes)
+    return _in_hugging_face_naming(folder, state_dict, folder, sha256)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The file with the weights, or the shards that its index lists."""
+    for name in FOLDER_WEIGHTS:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            try:
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as err:
+                raise CheckpointError(f"{index} is damaged; get the folder again") from err
+            missing = [shard for shard in shards if not (folder / Path(shard).name).is_file()]
+            if missing:
+                raise CheckpointError(f"{folder} has no {missing[0]}, which its index lists; get the folder again")
+            return [folder / Path(shard).name for shard in shards]
+    raise CheckpointError(
+        f"{folder} holds no {' or '.join(FOLDER_WEIGHTS)}; give a folder as save_pretrained writes it"
+    )
+
+
+def _in_hugging_face_naming(folder: Path, state_dict: Mapping[str, Tensor], path: Path, sha256: str) -> Checkpoint:
+    renamed = huggingface.rename(state_dict)
+    architecture = huggingface.read_architecture(folder, renamed)
+    huggingface.check_tokenizer(folder, architecture.vocab_size)
+    preprocess = huggingface.read_preprocess(folder, architecture.image_resolution)
+    return Checkpoint(renamed, architecture, preprocess, sha256, path, hub.read_license(folder))

@@ -1,0 +1,245 @@
+"""Models of open_clip's zoo: its own towers, activation, preprocessing and licence, through the extra `open-clip`.
+
+Weights are fetched by `hub.py`, not by open_clip, so that `--offline` holds and files are verified.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from probe.errors import CheckpointError, CheckpointMissingError, ExtraMissingError, UnknownNameError
+from probe.fetch import file_sha256
+from probe.models import hub
+from probe.models.checkpoints import SAFETENSORS, read_tensors
+from probe.models.devices import Execution
+from probe.models.encoder import ImageEncoder, dtypes_of
+from probe.models.openai import expose_pre_projection
+from probe.names import unknown_name
+from probe.preprocess import INTERPOLATIONS, RESIZES, Preprocess
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+PREFIX = "open_clip:"
+PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # what the table says of images, beside the size
+DEFAULT_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository, best first
+
+
+@dataclass(frozen=True)
+class Source:
+    """An architecture of open_clip's and its weights: a `tag` of its table, or else the `path` of a checkpoint."""
+
+    architecture: str
+    tag: str = ""
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        """As in `ModelSpec.source`."""
+        return f"{self.architecture}/{self.tag or self.path}"
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """A loaded model of open_clip's, in eval mode, and what was read on the way."""
+
+    model: nn.Module
+    preprocess: Preprocess
+    sha256: str
+    checkpoint_dtypes: tuple[str, ...]
+    license: str
+
+
+def parse(source: str) -> Source:
+    """Look up `ARCH/TAG` or `ARCH/PATH`; an architecture may have a slash, as in `ViT-B/32`.
+
+    Raises:
+        UnknownNameError: open_clip has no such architecture or tag; near ones are offered.
+        CheckpointMissingError: what follows the architecture reads as a path and no file is there.
+        ExtraMissingError: open_clip is not installed.
+    """
+    open_clip = _import()
+    architectures = open_clip.list_models()
+    parts = source.split("/")
+    for i in range(1, len(parts)):
+        architecture, rest = "-".join(parts[:i]), "/".join(parts[i:])
+        if architecture in architectures:
+            break
+    else:
+        bare = "-".join(parts)
+        if bare in architectures:
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(bare))
+            raise UnknownNameError(
+                f"open_clip's {bare} comes with several weights; name one, {PREFIX}{bare}/TAG: {tags}"
+            )
+        raise unknown_name("architecture of open_clip", "-".join(parts[:-1]) or bare, architectures)
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if rest in tags:
+        return Source(architecture, tag=rest)
+    path = Path(rest).expanduser()
+    if path.is_file():
+        return Source(architecture, path=path.resolve())
+    if "/" in rest or path.suffix:
+        raise CheckpointMissingError(f"no checkpoint at {path.absolute()}; give the path of a file")
+    raise unknown_name(f"tag of open_clip's {architecture}", rest, tags)
+
+
+def names() -> tuple[str, ...]:
+    """All models of the installed open_clip, as `open_clip:ARCH/TAG`.
+
+    Raises:
+        ExtraMissingError: open_clip is not installed.
+    """
+    return tuple(f"{PREFIX}{architecture}/{tag}" for architecture, tag in _import().list_pretrained())
+
+
+def load_model(source: str, execution: Execution, *, offline: bool = False) -> ZooModel:
+    """Load a model of the zoo on the device and in the precision of `execution`.
+
+    Raises:
+        UnknownNameError, CheckpointError, DownloadError, ExtraMissingError: each says what to do.
+    """
+    open_clip, found = _import(), parse(source)
+    settings: Mapping[str, Any] = open_clip.get_pretrained_cfg(found.architecture, found.tag) if found.tag else {}
+    license_name = ""
+    if found.path is None:
+        path, license_name = _fetch(found, offline=offline)
+    else:
+        path = found.path
+    checkpoint_dtypes = dtypes_of(read_tensors(path).values())  # and so the file is whole
+    try:
+        with warnings.catch_warnings():
+            # timm's notice of a model name that open_clip's configurations still use.
+            warnings.filterwarnings("ignore", message="Mapping deprecated model name", category=UserWarning)
+            model: nn.Module = open_clip.create_model(
+                found.architecture,
+                pretrained=str(path),
+                precision=execution.precision,
+                device=execution.device,
+                # The activation the weights were trained with, which for some tags is not that of the architecture.
+                force_quick_gelu=settings.get("quick_gelu", False),
+                force_preprocess_cfg={k: settings[k] for k in PREPROCESS_SETTINGS if k in settings},
+                weights_only=True,
+            )
+    except (RuntimeError, ValueError, KeyError, ImportError) as err:
+        what = " ".join(str(err).split())[:300]
+        raise CheckpointError(f"open_clip cannot build {found} ({what}); check that the weights are of it") from err
+    model.eval().requires_grad_(False)
+    preprocess = _preprocess(found, model.visual.preprocess_cfg)  # type: ignore[union-attr]  # set by create_model
+    return ZooModel(model, preprocess, file_sha256(path), checkpoint_dtypes, license_name)
+
+
+def _preprocess(source: Source, settings: Any) -> Preprocess:
+    size = settings["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width or settings["interpolation"] not in INTERPOLATIONS or settings["resize_mode"] not in RESIZES:
+        raise CheckpointError(f"open_clip's {source} asks for a preprocessing that is not supported: {settings}")
+    mean, std = tuple(settings["mean"]), tuple(settings["std"])
+    return Preprocess(height, mean, std, settings["interpolation"], settings["resize_mode"])
+
+
+def is_here(source: str) -> bool:
+    """Whether the weights need no download."""
+    found = parse(source)
+    return found.path is not None or hub.holds(*_published(found))
+
+
+def _published(source: Source) -> tuple[str, tuple[str, ...]]:
+    """The repository of a tag, and the names its weights may have there, best first: safetensors carry no code."""
+    settings = _import().get_pretrained_cfg(source.architecture, source.tag)
+    repo, _, file = settings.get("hf_hub", "").rpartition("/")
+    if not repo:
+        raise CheckpointError(f"open_clip has no repository for {source}; fetch it and give open_clip:ARCH/PATH")
+    return repo, (f"{Path(file).stem}{SAFETENSORS}", file) if file else DEFAULT_WEIGHTS
+
+
+def _fetch(source: Source, *, offline: bool) -> tuple[Path, str]:
+    """The weights of a tag and their licence."""
+    repo, choices = _published(source)
+    for choice in choices:
+        folder = hub.fetch_repository(repo, [choice, hub.CARD], offline=offline)
+        if (folder / choice).is_file():
+            return folder / choice, hub.read_license(folder)
+    raise CheckpointError(f"the repository {repo} holds none of {', '.join(choices)}; update open_clip_torch")
+
+
+def as_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncoder:
+    """The image tower of a loaded model, which serves as nothing else from then on."""
+    visual = loaded.model.visual
+    assert isinstance(visual, nn.Module)
+    before, project = _in_two_steps(loaded.model, visual)
+    side = loaded.preprocess.resolution
+    with torch.inference_mode():
+        zeros = torch.zeros(1, 3, side, side, device=execution.device, dtype=execution.dtype)
+        middle = before(zeros)
+        widths = (middle.shape[-1], project(middle).shape[-1])
+    return ImageEncoder(
+        name,
+        execution,
+        loaded.preprocess,
+        embed_dim=widths[1],
+        pre_projection_dim=widths[0],
+        weights_sha256=loaded.sha256,
+        checkpoint_dtypes=loaded.checkpoint_dtypes,
+        weights_dtypes=dtypes_of(visual.parameters()),
+        license=loaded.license,
+        pre_projection=before,
+        project=project,
+    )
+
+
+def _in_two_steps(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """The tower up to its projection, and the projection.
+
+    open_clip's own towers have theirs as in OpenAI's models. A tower of timm's ends in a layer of its own or of
+    open_clip's; what that layer is given is the feature before the projection.
+    """
+
+    def run(images: Tensor) -> Tensor:
+        found = visual(images)
+        return found[0] if isinstance(found, tuple) else found  # CoCa's gives its tokens too
+
+    if hasattr(visual, "attnpool") or getattr(visual, "proj", None) is not None:
+        return run, expose_pre_projection(model)
+    projection = _last_layer(visual)
+    if projection is None:
+        return run, lambda features: features
+    given: list[Tensor] = []
+    projection.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+
+    def run_up_to_projection(images: Tensor) -> Tensor:
+        run(images)
+        return given.pop()
+
+    def project(features: Tensor) -> Tensor:
+        projected: Tensor = projection(features)
+        given.clear()
+        return projected
+
+    return run_up_to_projection, project
+
+
+def _last_layer(visual: nn.Module) -> nn.Module | None:
+    """The layer that projects; None where the tower ends without one."""
+    head: Any = getattr(visual, "head", None)
+    trunk: Any = getattr(visual, "trunk", None)
+    if hasattr(head, "proj"):
+        return head.proj
+    if hasattr(head, "mlp"):
+        return head.mlp
+    classifier = trunk.get_classifier() if trunk is not None else None
+    return classifier if isinstance(classifier, nn.Module) and not isinstance(classifier, nn.Identity) else None
+
+
+def _import() -> ModuleType:
+    try:
+        import open_clip
+    except ImportError as err:
+        raise ExtraMissingError("open_clip is not installed; pip install 'open_clip_torch>=3,<4'") from err
+    return open_clip

@@ -1,0 +1,33 @@
+"""What a model costs: parameters, and floating-point operations an image."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from probe.models.clip import CLIP
+from probe.specs import Architecture, Profile
+
+
+def profile_architecture(architecture: Architecture) -> Profile:
+    """The profile of a model that is not loaded; takes no memory."""
+    with torch.device("meta"):
+        return profile_model(CLIP(architecture), architecture.image_resolution)
+
+
+def profile_model(model: nn.Module, resolution: int) -> Profile:
+    """Count parameters, and what the image tower `model.visual` does with one image."""
+    visual = model.visual
+    assert isinstance(visual, nn.Module)
+    first = next(visual.parameters())
+    image = torch.zeros(1, 3, resolution, resolution, device=first.device, dtype=first.dtype)
+    # The counter knows the products of attention written out, not every fused form of it.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        visual(image)
+    return Profile(
+        image_parameters=sum(p.numel() for p in visual.parameters()),
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops=counter.get_total_flops(),
+    )

@@ -1,0 +1,90 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL_VIT, random_clip
+from safetensors.torch import save_file
+
+from probe.errors import CheckpointError
+from probe.models.checkpoints import read_checkpoint
+from probe.models.loading import load_clip
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_clip(SMALL_VIT)
+
+
+def _write_training_checkpoint(state_dict, path):
+    """As open_clip's training writes it on several GPUs."""
+    weights = {f"module.{name}": tensor for name, tensor in state_dict.items()}
+    torch.save({"epoch": 32, "name": "a run", "state_dict": weights, "optimizer": {"state": {}}}, path)
+
+
+WRITERS = {
+    "plain.pt": torch.save,
+    "nested.pt": lambda state_dict, path: torch.save({"model": state_dict}, path),
+    "epoch_32.pt": _write_training_checkpoint,
+    "model.safetensors": lambda state_dict, path: save_file(dict(state_dict), path),
+}
+
+
+@pytest.mark.parametrize("file", WRITERS)
+def test_every_form_gives_the_same_model(file, model, tmp_path):
+    WRITERS[file](model.state_dict(), tmp_path / file)
+    loaded, _ = load_clip(tmp_path / file, "cpu")
+    image, text = torch.randn(2, 3, 32, 32), torch.randint(1, 100, (2, 12))
+    assert torch.equal(loaded(image, text)[0], model(image, text)[0])
+    assert loaded.visual.input_resolution == 32
+    assert loaded.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("file", "warns"), [("plain.pt", False), ("epoch_32.pt", True), ("model.safetensors", True)])
+def test_weights_that_may_be_of_open_clip_are_not_taken_in_silence(file, warns, model, tmp_path, caplog):
+    """open_clip's default activation is GELU, which a state dict does not tell."""
+    WRITERS[file](model.state_dict(), tmp_path / file)
+    read_checkpoint(tmp_path / file)
+    assert ("open_clip:ARCH/PATH" in caplog.text) is warns
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x10\x00\x00\x00\x00\x00\x00\x00{broken json!!}"])
+def test_what_is_no_safetensors_file_is_named(content, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is no safetensors file or is damaged"):
+        read_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_a_truncated_safetensors_file_is_named(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(dict(model.state_dict()), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        read_checkpoint(path)
+
+
+class Bomb:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "pytorch_model.bin", "model.safetensors", "folder/pytorch_model.bin"])
+@pytest.mark.parametrize("save", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))])
+def test_a_pickle_with_code_does_not_run_by_any_path(name, save, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    save({"state_dict": Bomb(tmp_path / "ran")}, path)
+    (path.parent / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path.parent if "folder" in name else path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"a": 1}, torch.zeros(3)])
+def test_a_file_of_something_else_is_named(content, tmp_path):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="holds no state dict of tensors"):
+        read_checkpoint(tmp_path / "model.pt")

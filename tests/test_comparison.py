@@ -1,0 +1,82 @@
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_VIT, random_clip
+from sklearn.metrics.pairwise import cosine_similarity
+
+import probe
+from probe.cli import main
+from probe.comparison import ATOL, RTOL, difference
+from probe.errors import CheckpointError, DeviceError
+from probe.models.openai import save_archive
+
+
+def test_differences_are_those_of_numpy_and_scikit_learn():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(20, 8)).astype(np.float32)
+    b = a + rng.normal(scale=0.1, size=a.shape).astype(np.float32)
+    found = difference(a, b)
+    apart = np.abs(a.astype(np.float64) - b)
+    assert (found.max_abs, found.mean_abs) == (apart.max(), apart.mean())
+    assert found.min_cosine == pytest.approx(np.diag(cosine_similarity(a, b)).min(), abs=1e-6)
+
+
+def test_equal_features_have_the_cosine_one():
+    """Zeros too, which have no direction; but zeros and something else are not parallel."""
+    a = np.array([[0.1, 0.7, 0.3], [0, 0, 0]], np.float32)
+    assert difference(a, a).min_cosine == 1
+    assert difference(a, a[::-1]).min_cosine == 0
+
+
+def test_tiny_is_identical_in_both_modes():
+    found = probe.parity("tiny", device="cpu")
+    assert found.verdict == "identical"
+    assert (found.predictions_flipped, found.num_images, found.num_test) == (0, 1797, 359)
+    assert set(found.features) == {"projected", "pre_projection"}
+
+
+def test_an_archive_that_does_not_compute_what_its_weights_say_is_found(tmp_path, capsys):
+    """The reason for the command. This one was traced with GELU, and is rebuilt with QuickGELU."""
+    model = random_clip(replace(SMALL_VIT, activation="gelu"))
+    for logit_scale, verdict, code in ((0.0, "within tolerance", 0), (math.log(300), "outside tolerance", 1)):
+        model.logit_scale.data.fill_(logit_scale)
+        path = tmp_path / f"{code}.pt"
+        save_archive(model, path)
+        found = probe.parity(path, device="cpu")
+        assert found.features["projected"].max_abs > 1e-3
+        assert found.features["projected"].min_cosine < 1
+        assert found.verdict == verdict
+        assert main(["parity", "--model", str(path), "--device", "cpu"]) == code
+        assert capsys.readouterr().out.endswith(f"verdict: {verdict}\n")
+
+
+def test_the_tolerance_is_the_references():
+    assert (ATOL, RTOL) == (0.01, 0.1)
+
+
+def test_what_has_no_jit_mode_is_named(tmp_path):
+    torch.save(random_clip(SMALL_VIT).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="has no JIT mode; give an archive or random:NAME"):
+        probe.parity(tmp_path / "weights.pt", device="cpu")
+    with pytest.raises(CheckpointError, match="has no JIT mode"):
+        probe.parity("open_clip:ViT-B-32/openai", device="cpu")
+    with pytest.raises(DeviceError, match="not on this machine"):
+        probe.parity("tiny", device="cuda:77")
+
+
+def test_the_command_prints_a_verdict(capsys):
+    assert main(["parity", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "predictions that flip: 0 of 359 (readme)" in out
+    assert out.endswith("verdict: identical\n")
+
+
+def test_json_has_everything(capsys):
+    assert main(["parity", "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["within_tolerance"]) == ("identical", True)
+    assert found["features"]["projected"] == {"max_abs": 0, "mean_abs": 0, "min_cosine": 1}

@@ -1,0 +1,213 @@
+"""The hub's own client against a hub of ours: what is fetched, verified, kept, and said."""
+
+import json
+import sys
+
+import open_clip
+import pytest
+import torch
+from hub_server import COMMIT, serve
+from huggingface_hub import constants
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors.torch import save_file
+from test_huggingface import make_model
+from transformers import CLIPImageProcessor
+
+from probe.cli import main
+from probe.errors import CheckpointMissingError, ChecksumError, DownloadError, ExtraMissingError, UnknownNameError
+from probe.models import get_model, is_here
+from probe.models.description import describe
+from probe.models.hub import read_license
+from probe.models.loading import load_clip, load_encoder
+from probe.preprocess import Preprocess
+
+CARD = "---\nlicense: other\nlicense_name: a-licence\n---\n# A model\n"
+# The smallest of open_clip's with another mean, filter and resize than OpenAI's.
+ARCHITECTURE, TAG = "PE-Core-T-16-384", "meta"
+ZOO = f"open_clip:{ARCHITECTURE}/{TAG}"
+
+
+def _zoo_model():
+    torch.manual_seed(0)
+    return open_clip.create_model(ARCHITECTURE, load_weights=False).eval()
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    """A folder `ORG/NAME/` for each repository: a CLIPModel, and the weights of a model of open_clip's zoo."""
+    root = tmp_path_factory.mktemp("hub")
+    small = root / "org" / "small"
+    make_model().save_pretrained(small)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(small)
+    zoo = root / open_clip.get_pretrained_cfg(ARCHITECTURE, TAG)["hf_hub"].rpartition("/")[0]
+    zoo.mkdir(parents=True)
+    weights = {name: tensor.contiguous() for name, tensor in _zoo_model().state_dict().items()}
+    save_file(weights, zoo / "open_clip_model.safetensors")
+    for folder in (small, zoo):
+        (folder / "README.md").write_text(CARD)
+    return root
+
+
+@pytest.fixture
+def hub(repositories, tmp_path, monkeypatch):
+    """The client's settings, which it reads from the environment when it is imported, set to a hub of ours."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serve(repositories) as endpoint:
+        _point_to(endpoint, monkeypatch)
+        yield tmp_path / "cache"
+
+
+def _point_to(endpoint, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def _pixels(side):
+    return torch.arange(3 * side**2).remainder(256).to(torch.uint8).view(1, 3, side, side)
+
+
+@torch.inference_mode()
+def test_a_model_of_the_hub_is_fetched_once_and_then_used_offline(hub):
+    assert not is_here(get_model("hf:org/small"))
+    encoder = load_encoder("hf:org/small", device="cpu")
+    expected = make_model().get_image_features(pixel_values=Preprocess(32).normalize(_pixels(32))).pooler_output
+    torch.testing.assert_close(encoder.encode(_pixels(32)).projected, expected, atol=1e-5, rtol=1e-5)
+    assert encoder.license == "a-licence"
+    assert is_here(get_model("hf:org/small"))
+    again = load_encoder("hf:org/small", device="cpu", offline=True)
+    assert again.weights_sha256 == encoder.weights_sha256
+    assert describe("hf:org/small")["sha256"] == encoder.weights_sha256
+
+
+def test_a_file_that_was_changed_in_the_cache_is_refused(hub):
+    load_encoder("hf:org/small", device="cpu")
+    path = hub / "models--org--small" / "snapshots" / COMMIT / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.resolve().write_bytes(content)
+    with pytest.raises(ChecksumError, match=r"model\.safetensors differs from what was published; delete"):
+        load_encoder("hf:org/small", device="cpu", offline=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "offline", "error", "message"),
+    [
+        ("hf:org/none", False, UnknownNameError, "no repository 'org/none' at http"),
+        ("hf:none", False, UnknownNameError, "'none' is no repository of the Hugging Face hub; write it as ORG/NAME"),
+        ("hf:org/small", True, DownloadError, "/org/small is not in .*cache, and --offline forbids to fetch it"),
+        (ZOO, True, DownloadError, r"/timm/.* is not in .*cache, and --offline"),
+        ("open_clip:ViT-B-32/laion2b", False, UnknownNameError, "unknown tag of open_clip's ViT-B-32.*'laion2b_e16'"),
+        ("open_clip:ViT-B-33/openai", False, UnknownNameError, "unknown architecture of open_clip.*'ViT-B-32'"),
+        ("open_clip:ViT-B-32", False, UnknownNameError, "several weights; name one, open_clip:ViT-B-32/TAG: openai"),
+        ("open_clip:ViT-B-32//none/x.pt", False, CheckpointMissingError, r"no checkpoint at /none/x\.pt"),
+    ],
+)
+def test_what_cannot_be_had_is_named(hub, name, offline, error, message):
+    with pytest.raises(error, match=message):
+        load_encoder(name, device="cpu", offline=offline)
+
+
+def test_no_network_is_named(hub, monkeypatch):
+    _point_to("http://127.0.0.1:9", monkeypatch)  # the port `discard`, where nobody answers
+    with pytest.raises(DownloadError, match=r"http://127\.0\.0\.1:9/org/small is not in .* could not be fetched"):
+        load_encoder("hf:org/small", device="cpu")
+
+
+@torch.inference_mode()
+def test_a_model_of_the_zoo_is_open_clips_own(hub):
+    """Its towers, its preprocessing, its licence; the feature before the projection is what the last layer is given."""
+    encoder = load_encoder(ZOO, device="cpu")
+    theirs = _zoo_model()
+    expected = theirs.encode_image(_pixels(384).float() / 255 * 2 - 1)  # their mean and deviation are one half
+    found = encoder.encode(_pixels(384))
+    torch.testing.assert_close(found.projected, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(theirs.visual.trunk.head(found.pre_projection), expected, atol=1e-5, rtol=1e-4)
+    assert encoder.preprocess == Preprocess(384, (0.5,) * 3, (0.5,) * 3, "bilinear", "squash")
+    assert encoder.license == "a-licence"
+    said = describe(ZOO)
+    assert said["parameters"].startswith(f"{sum(p.numel() for p in theirs.parameters()):,}, of which")
+    assert (said["modes"], said["before projection"]) == ("eager", "192-d")
+
+
+def test_the_zoo_in_jit_mode_is_rebuilt_with_a_warning(hub):
+    with pytest.warns(UserWarning, match="is no TorchScript archive"):
+        encoder = load_encoder(ZOO, device="cpu", jit=True)
+    assert encoder.execution.jit is False
+
+
+VIT = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}
+TEXT = {"context_length": 8, "vocab_size": 50, "width": 64, "heads": 1, "layers": 1}
+DECODER = {"context_length": 8, "vocab_size": 50, "width": 64, "heads": 1, "layers": 1}
+TIMM = {"image_size": 32, "timm_model_name": "test_resnet", "timm_model_pretrained": False}
+TOWERS = {
+    "vit": ({"vision_cfg": VIT}, 64),
+    "resnet": ({"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}}, 256),
+    "coca": ({"vision_cfg": VIT | {"attentional_pool": True, "attn_pooler_heads": 1, "output_tokens": True}}, 32),
+    "timm-linear": ({"vision_cfg": TIMM | {"timm_pool": "avg", "timm_proj": "linear"}}, 96),
+    "timm-mlp": ({"vision_cfg": TIMM | {"timm_pool": "avg", "timm_proj": "mlp"}}, 96),
+    "timm-classifier": ({"vision_cfg": TIMM | {"timm_pool": "avg", "timm_proj": ""}}, 96),
+    "timm-none": ({"vision_cfg": TIMM | {"timm_pool": "avg", "timm_proj": "none"}, "embed_dim": 96}, 96),
+}
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@torch.inference_mode()
+def test_a_checkpoint_of_ones_own_takes_its_architecture_from_open_clip(tower, tmp_path):
+    """Every kind of tower gives in two steps what it gives in one, and the first step is as wide as it should be."""
+    cfg, width = TOWERS[tower]
+    cfg = {"embed_dim": 32, "text_cfg": TEXT, **cfg} | (
+        {"multimodal_cfg": DECODER, "custom_text": True} if tower == "coca" else {}
+    )
+    architecture = f"small-{tower}"
+    (tmp_path / f"{architecture}.json").write_text(json.dumps(cfg))
+    open_clip.add_model_config(tmp_path)
+    torch.manual_seed(0)
+    theirs = open_clip.create_model(architecture, load_weights=False).eval()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}}, tmp_path / "epoch_1.pt")
+    name = f"open_clip:{architecture}/{tmp_path / 'epoch_1.pt'}"
+    encoder = load_encoder(name, device="cpu")
+    image = torch.randn(1, 3, encoder.resolution, encoder.resolution)
+    expected = theirs.visual(image)
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    torch.testing.assert_close(encoder.project(encoder.pre_projection(image)), expected, atol=1e-5, rtol=1e-5)
+    model, _ = load_clip(name, "cpu")
+    assert torch.equal(model.encode_image(image), theirs.encode_image(image))
+    assert encoder.pre_projection_dim == width
+
+
+def test_weights_of_another_architecture_are_named(tmp_path):
+    torch.save({"state_dict": make_model().state_dict()}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"open_clip cannot build RN50/.*other\.pt"):
+        load_encoder(f"open_clip:RN50/{tmp_path / 'other.pt'}", device="cpu")
+
+
+def test_without_open_clip_its_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    assert main(["models", ZOO]) == 1
+    assert capsys.readouterr().err == "probe: open_clip is not installed; pip install 'open_clip_torch>=3,<4'\n"
+    with pytest.raises(ExtraMissingError):
+        get_model(ZOO)
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [("---\nlicense: mit\n---\n", "mit"), (CARD, "a-licence"), ("# No front matter\n", ""), (None, "")],
+)
+def test_the_licence_is_the_cards(card, expected, tmp_path):
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert read_license(tmp_path) == expected
+
+
+def test_the_images_of_the_zoo_go_through_open_clips_own_transform():
+    """All settings that its table has, bit for bit."""
+    image = Image.effect_mandelbrot((70, 50), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    seen = set()
+    for architecture, tag in open_clip.list_pretrained():
+        cfg = open_clip.get_pretrained_cfg(architecture, tag)
+        seen.add((tuple(cfg["mean"]), tuple(cfg["std"]), cfg["interpolation"], cfg["resize_mode"]))
+    assert len(seen) > 3
+    for settings in seen:
+        theirs = image_transform_v2(PreprocessCfg(32, "RGB", *settings), is_train=False)
+        assert torch.equal(Preprocess(32, *settings).transform(image), theirs(image))

@@ -1,0 +1,160 @@
+"""Folders as Hugging Face's libraries write them, against transformers' own CLIPModel."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from probe.errors import CheckpointError
+from probe.models.checkpoints import read_checkpoint
+from probe.models.loading import load_clip, load_encoder
+from probe.models.tokenizer import Tokenizer
+from probe.preprocess import Preprocess
+
+MERGES = [("a", "b</w>"), ("x", "y")]
+VOCAB_SIZE = 512 + len(MERGES) + 2
+
+
+def make_model(activation="quick_gelu"):
+    torch.manual_seed(0)
+    text = {
+        **{"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"vocab_size": VOCAB_SIZE, "max_position_embeddings": 12, "hidden_act": activation},
+        **{"bos_token_id": VOCAB_SIZE - 2, "eos_token_id": VOCAB_SIZE - 1, "pad_token_id": 0},
+    }
+    vision = {
+        **{"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"image_size": 32, "patch_size": 16, "hidden_act": activation},
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=48)).eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps(Tokenizer(MERGES).ids))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in MERGES))
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    return tmp_path
+
+
+def _edit(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@torch.inference_mode()
+def test_a_folder_gives_the_features_of_transformers(activation, tmp_path):
+    """fp32 on the CPU within 1e-5, with another number of heads than OpenAI's one per 64 channels."""
+    theirs = make_model(activation)
+    theirs.save_pretrained(tmp_path)
+    ours, _ = load_clip(tmp_path, "cpu")
+    image = torch.randn(3, 3, 32, 32)
+    text = torch.randint(1, VOCAB_SIZE - 2, (4, 12))
+    text[:, -1] = VOCAB_SIZE - 1
+    expected = theirs(pixel_values=image, input_ids=text)
+    torch.testing.assert_close(ours(image, text)[0], expected.logits_per_image, atol=1e-5, rtol=1e-5)
+    before = theirs.vision_model(image).pooler_output
+    torch.testing.assert_close(ours.visual.pre_projection(image), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.encode_image(image), theirs.visual_projection(before), atol=1e-5, rtol=1e-5)
+
+
+def test_the_weights_file_of_a_folder_loads_by_path_too(folder):
+    alone, whole = load_encoder(folder / "model.safetensors", device="cpu"), load_encoder(folder, device="cpu")
+    assert alone.weights_sha256 == whole.weights_sha256
+    assert whole.license == "apache-2.0"
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(alone.encode(pixels).projected, whole.encode(pixels).projected)
+
+
+def test_weights_without_a_config_say_what_is_missing(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"put its config\.json beside it"):
+        read_checkpoint(folder / "model.safetensors")
+
+
+def test_shards_are_joined(folder):
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    shards = {"model-00001-of-00002.safetensors": names[:40], "model-00002-of-00002.safetensors": names[40:]}
+    expected = read_checkpoint(folder)
+    (folder / "model.safetensors").unlink()
+    for file, part in shards.items():
+        save_file({name: weights[name] for name in part}, folder / file)
+    index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    joined = read_checkpoint(folder)
+    assert all(torch.equal(joined.state_dict[name], tensor) for name, tensor in expected.state_dict.items())
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="has no model-00002-of-00002"):
+        read_checkpoint(folder)
+
+
+def test_an_image_goes_through_what_the_folder_says(folder):
+    settings = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "resample": 2}
+    _edit(folder / "preprocessor_config.json", **settings)
+    ours = load_encoder(folder, device="cpu").preprocess
+    assert ours == Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bilinear")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    theirs = CLIPImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(ours.transform(image), theirs, atol=1e-6, rtol=0)  # fp32 rounding: they fuse the steps
+
+
+def test_both_sides_are_resized_where_nothing_is_cropped(folder):
+    size = {"height": 32, "width": 32}
+    _edit(folder / "preprocessor_config.json", size=size, do_center_crop=False)
+    assert read_checkpoint(folder).preprocess.resize == "squash"
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("config.json", {"model_type": "siglip"}, "is of a 'siglip', not of a 'clip'"),
+        ("config.json", {"text_config_dict": {"hidden_act": "relu"}}, "text hidden_act 'relu'"),
+        ("config.json", {"vision_config_dict": {"hidden_act": "gelu"}}, "text hidden_act 'quick_gelu'"),
+        ("config.json", {"vision_config_dict": {"layer_norm_eps": 1e-6}}, "vision layer_norm_eps 1e-06"),
+        ("preprocessor_config.json", {"resample": 0}, "resample 0"),
+        ("preprocessor_config.json", {"do_normalize": False}, "do_normalize False"),
+        ("preprocessor_config.json", {"crop_size": {"height": 30, "width": 30}}, "crop_size"),
+        ("vocab.json", {"more": 516}, "the tokenizer of .* is not CLIP's"),
+    ],
+)
+def test_what_ours_cannot_follow_is_named(folder, file, values, message):
+    """Rather than giving other numbers in silence."""
+    _edit(folder / file, **values)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "<html>"])
+def test_a_damaged_config_is_named(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("key", ["vision_model.post_layernorm.bias", "text_projection.weight", "layers.0.self_attn.k"])
+def test_a_missing_key_is_named(folder, key):
+    weights = load_file(folder / "model.safetensors")
+    missing = next(name for name in weights if key in name)
+    save_file({name: tensor for name, tensor in weights.items() if name != missing}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has no"):
+        load_encoder(folder, device="cpu")
+
+
+def test_a_folder_without_weights_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors or pytorch_model\.bin"):
+        read_checkpoint(folder)
+
+
+def test_the_architecture_is_read_whole(folder):
+    shape = read_checkpoint(folder).architecture
+    assert (shape.vision_head_width, shape.transformer_head_width) == (48, 16)
+    assert replace(shape, vision_head_width=64, transformer_head_width=64).vision_width == 96
