@@ -222,23 +222,36 @@ def _parity(args: argparse.Namespace) -> int:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from probe import models, tables
-    from probe.models.catalog import CATALOG, PROFILES
+    from probe import models
 
-    if args.name == models.OPEN_CLIP:
+    if args.name is None:
+        _list_models(args.weights_dir)
+    elif args.name == models.OPEN_CLIP:
         from probe.models import open_clip
 
         print("\n".join(open_clip.names()))
-        return 0
-    if args.name is not None:
+    else:
         from probe.models.description import describe
 
         for key, value in describe(args.name, weights_dir=args.weights_dir).items():
             print(f"{key:<18} {value}")
-        return 0
+    return 0
+
+
+def _list_models(weights_dir: str | None) -> None:
+    from probe import models, tables
+    from probe.models.catalog import CATALOG
+
     header = (
-        *("name", "pixels", "projected", "before projection", "image / all parameters, M", "GFLOPs an image", "modes"),
-        *("licence", "weights"),
+        "name",
+        "pixels",
+        "projected",
+        "before projection",
+        "image / all parameters, M",
+        "GFLOPs an image",
+        "modes",
+        "licence",
+        "weights",
     )
     rows = [
         (
@@ -246,18 +259,17 @@ def _models(args: argparse.Namespace) -> int:
             str(spec.architecture.image_resolution),
             f"{spec.architecture.embed_dim}-d",
             f"{spec.architecture.pre_projection_dim}-d",
-            f"{PROFILES[spec.name].image_parameters / 1e6:.1f} / {PROFILES[spec.name].parameters / 1e6:.1f}",
-            f"{PROFILES[spec.name].flops / 1e9:.3g}",
+            f"{spec.profile.image_parameters / 1e6:.1f} / {spec.profile.parameters / 1e6:.1f}",
+            f"{spec.profile.flops / 1e9:.3g}",
             "eager, jit",
             spec.license,
-            "here" if models.is_here(spec, args.weights_dir) else "to be downloaded",
+            "here" if models.is_here(spec, weights_dir) else "to be downloaded",
         )
         for spec in CATALOG
-        if spec.architecture is not None
+        if spec.architecture is not None and spec.profile is not None
     ]
     print(tables.markdown_table(header, rows))
     print(f"Also {models.FORMS}.")
-    return 0
 
 
 def _tables(args: argparse.Namespace) -> int:

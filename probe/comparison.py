@@ -7,24 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from probe.datasets import get_dataset
-from probe.datasets.images import ImageDataset
-from probe.datasets.opening import SPLITS, open_splits
+from probe.datasets.opening import SPLITS, Splits, open_splits
 from probe.errors import CheckpointError
 from probe.features import BATCH_SIZE, PRE_PROJECTION, PROJECTED, Features, extract
 from probe.models import get_model
 from probe.models.checkpoints import Checkpoint
+from probe.models.consistency import ATOL, RTOL, softmax_of_logits
 from probe.models.devices import Execution, resolve_execution
 from probe.models.loading import as_encoder, has_jit_mode, open_model, read_weights
 from probe.probes.fitting import fit_probe
 from probe.probes.protocols import get_protocol
-from probe.specs import Architecture, DatasetSpec, ModelSpec, Protocol
+from probe.specs import DatasetSpec, ModelSpec, Protocol
 
-# The reference's own consistency test: softmax of the logits (openai/CLIP `tests/test_consistency.py`).
-ATOL, RTOL = 0.01, 0.1
 NUM_PAIRS = 16  # images, and texts, whose logits are compared
 
 
@@ -99,7 +95,7 @@ def parity(
     dataset: str | DatasetSpec = "digits",
     *,
     protocol: str | Protocol = "readme",
-    device: str | torch.device = "auto",
+    device: str = "auto",
     precision: str = "auto",
     batch_size: int = BATCH_SIZE,
     data_dir: str | Path | None = None,
@@ -125,67 +121,55 @@ def parity(
     """
     spec = get_model(model)
     row = dataset if isinstance(dataset, DatasetSpec) else get_dataset(dataset)
-    modes = [resolve_execution(device, precision=precision, jit=jit) for jit in (False, True)]
-    splits = open_splits(row, data_dir=data_dir, offline=offline)
-    opened = {name: getattr(splits, name) for name in SPLITS}
-    if spec.form == "open_clip":
-        raise _without_jit_mode(spec)
-    checkpoint = read_weights(spec, weights_dir=weights_dir, offline=offline)
-    if not has_jit_mode(checkpoint):
-        raise _without_jit_mode(spec)
-    features, logits = [], []
-    for execution in modes:
-        opened_model = open_model(checkpoint, execution)
-        logits.append(_logits(opened_model, checkpoint, splits.test, execution))
-        encoder = as_encoder(spec, checkpoint, opened_model, execution)
-        features.append({name: extract(encoder, images, batch_size=batch_size) for name, images in opened.items()})
-    eager, jit = features
     rules = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    modes = [resolve_execution(device, precision=precision, jit=jit) for jit in (False, True)]
+    checkpoint = _read_archive(spec, weights_dir=weights_dir, offline=offline)
+    splits = open_splits(row, data_dir=data_dir, offline=offline)
+    eager, jit = (_run(spec, checkpoint, execution, splits, batch_size=batch_size) for execution in modes)
+    pairs = list(zip(eager.softmax, jit.softmax, strict=True))
+    per_image, per_text = (float(np.abs(a - b).max()) for a, b in pairs)
     return Parity(
         model=spec.name,
         dataset=row.name,
         protocol=rules.name,
         device=str(modes[0].device),
         precision=modes[0].precision,
-        features=compare_features(eager, jit),
-        softmax=_softmax_differences(*logits),
-        predictions_flipped=_count_flipped(eager, jit, metric=row.metric, protocol=rules),
-        num_images=sum(len(images) for images in opened.values()),
+        features=compare_features(eager.features, jit.features),
+        softmax=(per_image, per_text),
+        predictions_flipped=_count_flipped(eager.features, jit.features, metric=row.metric, protocol=rules),
+        num_images=sum(len(part) for part in eager.features.values()),
         num_test=len(splits.test),
-        within_tolerance=all(
-            torch.allclose(logits[1].softmax(axis), logits[0].softmax(axis), atol=ATOL, rtol=RTOL) for axis in (1, 0)
-        ),
+        within_tolerance=all(np.allclose(b, a, atol=ATOL, rtol=RTOL) for a, b in pairs),
     )
 
 
-def _without_jit_mode(spec: ModelSpec) -> CheckpointError:
-    return CheckpointError(f"{spec.name} is no TorchScript archive and has no JIT mode; give an archive or random:NAME")
+@dataclass(frozen=True)
+class _Outcome:
+    """What one mode gives: features of every split, and both softmaxes of `softmax_of_logits`."""
+
+    features: Mapping[str, Features]
+    softmax: tuple[np.ndarray, np.ndarray]
 
 
-@torch.inference_mode()
-def _logits(model: nn.Module, checkpoint: Checkpoint, images: ImageDataset, execution: Execution) -> Tensor:
-    """Logits per image (n, n), fp32 on the CPU, of the first images and as many seeded texts."""
-    n = min(NUM_PAIRS, len(images))
-    pixels = np.stack([checkpoint.preprocess.to_pixels(images[i][0]) for i in range(n)])
-    texts = _random_texts(n, checkpoint.architecture).to(execution.device)
-    batch = checkpoint.preprocess.normalize(torch.from_numpy(pixels).to(execution.device))
-    per_image, _ = model(batch.to(execution.dtype), texts)
-    return per_image.float().cpu()
+def _read_archive(spec: ModelSpec, *, weights_dir: str | Path | None, offline: bool) -> Checkpoint:
+    checkpoint = None
+    if spec.form != "open_clip":  # whose models have no archives
+        checkpoint = read_weights(spec, weights_dir=weights_dir, offline=offline)
+    if checkpoint is None or not has_jit_mode(checkpoint):
+        raise CheckpointError(
+            f"{spec.name} is no TorchScript archive and has no JIT mode; give an archive or random:NAME"
+        )
+    return checkpoint
 
 
-def _random_texts(n: int, shape: Architecture) -> Tensor:
-    """Token ids, int64 (n, context_length), of random length: start, tokens, end, zeros. They need no vocabulary."""
-    rng = np.random.default_rng(0)
-    start, end = shape.vocab_size - 2, shape.vocab_size - 1
-    texts = np.zeros((n, shape.context_length), dtype=np.int64)
-    for row, length in zip(texts, rng.integers(1, shape.context_length - 1, size=n), strict=True):
-        row[: length + 2] = [start, *rng.integers(start, size=length), end]
-    return torch.from_numpy(texts)
-
-
-def _softmax_differences(eager: Tensor, jit: Tensor) -> tuple[float, float]:
-    per_image, per_text = (float((eager.softmax(axis) - jit.softmax(axis)).abs().max()) for axis in (1, 0))
-    return per_image, per_text
+def _run(spec: ModelSpec, checkpoint: Checkpoint, execution: Execution, splits: Splits, *, batch_size: int) -> _Outcome:
+    model = open_model(checkpoint, execution)
+    # The logits first: as an encoder the model no longer projects.
+    first = [splits.test[i][0] for i in range(min(NUM_PAIRS, len(splits.test)))]
+    softmax = softmax_of_logits(model, checkpoint, execution, first)
+    encoder = as_encoder(spec, checkpoint, model, execution)
+    features = {name: extract(encoder, getattr(splits, name), batch_size=batch_size) for name in SPLITS}
+    return _Outcome(features, softmax)
 
 
 def _count_flipped(

@@ -3,7 +3,8 @@
 A cell that failed has its record beside, `....failed.json`: a failure never takes the place of a result, and a result
 removes the failure. Files are written under another name and renamed, so that a reader never meets half of one.
 
-Schema history: 1, the first.
+Schema history: 1, the first. `encoder` has since been given `license`, `preprocess` and `dtypes`, which older records
+of this schema do not have.
 """
 
 from __future__ import annotations

@@ -66,14 +66,15 @@ class ModelSpec:
     `form` says what `source` is: `embedded` (a file of this package), `url`, `file` (the path of a checkpoint, or of a
     folder as Hugging Face's libraries write it), `random` (the name of the model whose sizes the seeded random weights
     have), `open_clip` (`ARCH/TAG` or `ARCH/PATH`), or `hf` (`ORG/NAME` on the Hugging Face hub). `sha256` is empty
-    where no digest is known, `architecture` None where only the file knows, and `license` empty where only its
-    publisher knows. `merges` is the file of this package that holds its vocabulary; empty means OpenAI's.
+    where no digest is known, `architecture` and `profile` None where only the file knows, and `license` empty where
+    only its publisher knows. `merges` is the file of this package that holds its vocabulary; empty means OpenAI's.
     """
 
     name: str
     form: str
     source: str
     architecture: Architecture | None = None
+    profile: Profile | None = None
     sha256: str = ""
     license: str = ""
     seed: int | None = None

@@ -52,6 +52,12 @@ def random_clip(architecture: Architecture, seed: int = 0) -> CLIP:
     return model.eval().requires_grad_(False)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random inputs at every run, in any order of tests."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session", params=[SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
 def archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A TorchScript archive as OpenAI publishes them, with random weights."""

@@ -20,7 +20,7 @@ PUBLISHED = [spec.name for spec in CATALOG if spec.form == "url"]
 
 
 def _small(architecture):
-    """A published architecture with its resolution and form, an eighth of its width and few layers."""
+    """A published architecture with its resolution and form, but narrow and of few layers."""
     if architecture.vision_patch_size is None:
         vision = {"vision_layers": (1, 2, 1, 1), "vision_width": architecture.vision_width // 8}
     else:
@@ -60,7 +60,7 @@ def _inputs(architecture):
 @pytest.mark.parametrize("name", PUBLISHED)
 @torch.inference_mode()
 def test_an_archive_gives_open_clips_features_in_both_modes(name, tmp_path):
-    """fp32 on the CPU within 1e-5 of open_clip; both modes within the reference's tolerance (atol 0.01, rtol 0.1)."""
+    """fp32 on the CPU within 1e-5 of open_clip, some rounding errors of sums over hundreds of products; both modes within the reference's tolerance (atol 0.01, rtol 0.1)."""
     architecture = get_model(name).architecture
     architecture = architecture if name in TRUE_SIZE else _small(architecture)
     save_archive(random_clip(architecture), tmp_path / "model.pt")

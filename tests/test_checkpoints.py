@@ -7,8 +7,10 @@ from conftest import SMALL_VIT, random_clip
 from safetensors.torch import save_file
 
 from probe.errors import CheckpointError
-from probe.models.checkpoints import read_checkpoint
+from probe.models.checkpoints import read_checkpoint, read_tensors
+from probe.models.clip import architecture_of
 from probe.models.loading import load_clip
+from probe.models.openai import is_archive
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +42,17 @@ def test_every_form_gives_the_same_model(file, model, tmp_path):
     assert loaded.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("file", "warns"), [("plain.pt", False), ("epoch_32.pt", True), ("model.safetensors", True)])
-def test_weights_that_may_be_of_open_clip_are_not_taken_in_silence(file, warns, model, tmp_path, caplog):
+@pytest.mark.parametrize("file", WRITERS)
+def test_weights_that_may_be_of_open_clip_are_not_taken_in_silence(file, model, tmp_path, caplog):
     """open_clip's default activation is GELU, which a state dict does not tell."""
     WRITERS[file](model.state_dict(), tmp_path / file)
     read_checkpoint(tmp_path / file)
-    assert ("open_clip:ARCH/PATH" in caplog.text) is warns
+    assert "open_clip:ARCH/PATH" in caplog.text
+
+
+def test_an_archive_is_openais(archive, caplog):
+    read_checkpoint(archive)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x10\x00\x00\x00\x00\x00\x00\x00{broken json!!}"])
@@ -88,3 +95,24 @@ def test_a_file_of_something_else_is_named(content, tmp_path):
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match="holds no state dict of tensors"):
         read_checkpoint(tmp_path / "model.pt")
+
+
+def test_a_plain_state_dict_is_read(tmp_path):
+    torch.save(random_clip(SMALL_VIT).state_dict(), tmp_path / "weights.pt")
+    assert not is_archive(tmp_path / "weights.pt")
+    assert architecture_of(read_tensors(tmp_path / "weights.pt")) == SMALL_VIT
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 nothing", b".", b"a", b"t", b"PK\x05\x06"])
+def test_what_is_no_checkpoint_is_named(tmp_path, content):
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.pt is no CLIP checkpoint"):
+        read_tensors(tmp_path / "model.pt")
+
+
+def test_a_truncated_state_dict_of_the_old_form_is_named(tmp_path):
+    path = tmp_path / "old.pt"
+    torch.save(random_clip(SMALL_VIT).state_dict(), path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"old\.pt"):
+        read_tensors(path)

@@ -12,10 +12,17 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 from test_huggingface import make_model
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, RobertaConfig
 
 from probe.cli import main
-from probe.errors import CheckpointMissingError, ChecksumError, DownloadError, ExtraMissingError, UnknownNameError
+from probe.errors import (
+    CheckpointError,
+    CheckpointMissingError,
+    ChecksumError,
+    DownloadError,
+    ExtraMissingError,
+    UnknownNameError,
+)
 from probe.models import get_model, is_here
 from probe.models.description import describe
 from probe.models.hub import read_license
@@ -44,7 +51,8 @@ def repositories(tmp_path_factory):
     zoo.mkdir(parents=True)
     weights = {name: tensor.contiguous() for name, tensor in _zoo_model().state_dict().items()}
     save_file(weights, zoo / "open_clip_model.safetensors")
-    for folder in (small, zoo):
+    (root / "org" / "empty").mkdir()
+    for folder in (small, zoo, root / "org" / "empty"):
         (folder / "README.md").write_text(CARD)
     return root
 
@@ -94,12 +102,25 @@ def test_a_file_that_was_changed_in_the_cache_is_refused(hub):
     ("name", "offline", "error", "message"),
     [
         ("hf:org/none", False, UnknownNameError, "no repository 'org/none' at http"),
+        ("hf:org/a--b", False, UnknownNameError, "'org/a--b' is no repository"),
+        ("hf:org/" + "x" * 100, False, UnknownNameError, "is no repository"),
+        ("hf:org/empty", False, CheckpointError, r"the repository org/empty holds no model\*\.safetensors\* or"),
         ("hf:none", False, UnknownNameError, "'none' is no repository of the Hugging Face hub; write it as ORG/NAME"),
-        ("hf:org/small", True, DownloadError, "/org/small is not in .*cache, and --offline forbids to fetch it"),
-        (ZOO, True, DownloadError, r"/timm/.* is not in .*cache, and --offline"),
+        (
+            "hf:org/small",
+            True,
+            DownloadError,
+            "/org/small, looked for in .*cache, is not there, and --offline forbids to fetch it",
+        ),
+        (ZOO, True, DownloadError, r"/timm/.*, looked for in .*cache, is not there, and --offline"),
         ("open_clip:ViT-B-32/laion2b", False, UnknownNameError, "unknown tag of open_clip's ViT-B-32.*'laion2b_e16'"),
         ("open_clip:ViT-B-33/openai", False, UnknownNameError, "unknown architecture of open_clip.*'ViT-B-32'"),
-        ("open_clip:ViT-B-32", False, UnknownNameError, "several weights; name one, open_clip:ViT-B-32/TAG: openai"),
+        (
+            "open_clip:ViT-B-32",
+            False,
+            UnknownNameError,
+            "open_clip:ViT-B-32 does not say which weights; add one of its tags: /openai, ",
+        ),
         ("open_clip:ViT-B-32//none/x.pt", False, CheckpointMissingError, r"no checkpoint at /none/x\.pt"),
     ],
 )
@@ -108,9 +129,16 @@ def test_what_cannot_be_had_is_named(hub, name, offline, error, message):
         load_encoder(name, device="cpu", offline=offline)
 
 
+def test_a_repository_that_is_here_in_part_is_named_offline(hub):
+    with pytest.raises(CheckpointError):
+        load_encoder("hf:org/empty", device="cpu")  # its card is here now
+    with pytest.raises(DownloadError, match=r"has no .*safetensors.* there, and --offline forbids"):
+        load_encoder("hf:org/empty", device="cpu", offline=True)
+
+
 def test_no_network_is_named(hub, monkeypatch):
     _point_to("http://127.0.0.1:9", monkeypatch)  # the port `discard`, where nobody answers
-    with pytest.raises(DownloadError, match=r"http://127\.0\.0\.1:9/org/small is not in .* could not be fetched"):
+    with pytest.raises(DownloadError, match=r"http://127\.0\.0\.1:9/org/small, .* could not be fetched"):
         load_encoder("hf:org/small", device="cpu")
 
 
@@ -176,6 +204,34 @@ def test_a_checkpoint_of_ones_own_takes_its_architecture_from_open_clip(tower, t
     assert encoder.pre_projection_dim == width
 
 
+def test_a_checkpoint_of_ones_own_is_prepared_as_the_tags_of_its_architecture(hub, repositories):
+    """PE's are squashed, and open_clip's default for a path would cut out the middle."""
+    (weights,) = repositories.glob("*/PE-*/open_clip_model.safetensors")
+    encoder = load_encoder(f"open_clip:{ARCHITECTURE}/{weights}", device="cpu")
+    assert encoder.preprocess == Preprocess(384, (0.5,) * 3, (0.5,) * 3, "bilinear", "squash")
+
+
+@torch.inference_mode()
+def test_a_text_tower_of_hugging_faces_needs_no_network(hub, repositories, tmp_path):
+    """open_clip would ask the hub for its configuration; ours is fetched with the rest and then used offline."""
+    text = {"hf_model_name": "org/text", "hf_tokenizer_name": "org/text", "hf_pooler_type": "mean_pooler"}
+    cfg = {"embed_dim": 32, "vision_cfg": VIT, "text_cfg": text}
+    (tmp_path / "small-hf-text.json").write_text(json.dumps(cfg))
+    open_clip.add_model_config(tmp_path)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 32}
+    RobertaConfig(vocab_size=60, **sizes).save_pretrained(repositories / "org" / "text")
+    local = {"text_cfg": text | {"hf_model_name": str(repositories / "org" / "text"), "hf_model_pretrained": False}}
+    theirs = open_clip.create_model("small-hf-text", load_weights=False, pretrained_text=False, **local).eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    name = f"open_clip:small-hf-text/{tmp_path / 'weights.pt'}"
+    with pytest.raises(DownloadError, match=r"org/text.*--offline forbids"):
+        load_encoder(name, device="cpu", offline=True)
+    load_encoder(name, device="cpu")
+    encoder = load_encoder(name, device="cpu", offline=True)
+    image = torch.randn(1, 3, 32, 32)
+    assert torch.equal(encoder.project(encoder.pre_projection(image)), theirs.visual(image))
+
+
 def test_weights_of_another_architecture_are_named(tmp_path):
     torch.save({"state_dict": make_model().state_dict()}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"open_clip cannot build RN50/.*other\.pt"):
@@ -185,14 +241,26 @@ def test_weights_of_another_architecture_are_named(tmp_path):
 def test_without_open_clip_its_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     assert main(["models", ZOO]) == 1
-    assert capsys.readouterr().err == "probe: open_clip is not installed; pip install 'open_clip_torch>=3,<4'\n"
+    assert (
+        capsys.readouterr().err
+        == "probe: open_clip is not installed; install the extra open-clip, or pip install 'open_clip_torch>=3,<4'\n"
+    )
     with pytest.raises(ExtraMissingError):
         get_model(ZOO)
 
 
 @pytest.mark.parametrize(
     ("card", "expected"),
-    [("---\nlicense: mit\n---\n", "mit"), (CARD, "a-licence"), ("# No front matter\n", ""), (None, "")],
+    [
+        ("---\nlicense: mit\n---\n", "mit"),
+        (CARD, "a-licence"),
+        ("---\nlicense: other\nlicense_name:\n---\n", "other"),
+        ("---\nlicense: [mit, cc0]\n---\n", "mit, cc0"),
+        ("---\nlicense: [mit\n---\n", ""),
+        ("---\n- a list\n---\n", ""),
+        ("# No front matter\n", ""),
+        (None, ""),
+    ],
 )
 def test_the_licence_is_the_cards(card, expected, tmp_path):
     if card is not None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
+import probe
 from probe.errors import CheckpointError
 from probe.models.checkpoints import read_checkpoint
 from probe.models.loading import load_clip, load_encoder
@@ -132,6 +133,64 @@ def test_what_ours_cannot_follow_is_named(folder, file, values, message):
         read_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("config.json", {"vision_config": 3}),
+        ("config.json", {"vision_config": {"num_attention_heads": 0}}),
+        ("config.json", {"vision_config": {"num_attention_heads": 5}}),  # of 96 channels
+        ("config.json", {"text_config": {"hidden_act": ["gelu"]}}),
+        ("preprocessor_config.json", {"image_mean": [0.5, 0.5]}),
+        ("preprocessor_config.json", {"image_std": 0.5}),
+        ("preprocessor_config.json", {"rescale_factor": 1.0}),
+        ("preprocessor_config.json", {"resample": [3]}),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(folder, file, values):
+    _edit(folder / file, **values)
+    with pytest.raises(CheckpointError, match=file):
+        read_checkpoint(folder)
+
+
+def test_what_is_said_twice_is_read_as_transformers_reads_it(folder):
+    """The second saying counts alone, with the defaults for what it leaves out."""
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    second = {key: value for key, value in text.items() if key not in ("hidden_act", "num_attention_heads")}
+    _edit(folder / "config.json", text_config=text | {"hidden_act": "gelu"}, text_config_dict=second)
+    theirs = CLIPConfig.from_pretrained(folder).text_config
+    ours = read_checkpoint(folder).architecture
+    assert (theirs.hidden_act, theirs.num_attention_heads) == (ours.activation, ours.transformer_heads)
+
+
+def test_the_files_of_newer_versions_are_read_too(folder):
+    """Transformers 5 writes one file for the processor, and one for the tokenizer."""
+    old, tokens = read_checkpoint(folder), probe.tokenize("ab xy!", model=folder)
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    images = CLIPImageProcessor.from_pretrained(folder, image_mean=[0.5, 0.5, 0.5], resample=2)
+    for file in ("preprocessor_config.json", "vocab.json", "merges.txt"):
+        (folder / file).unlink()
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    assert not (folder / "preprocessor_config.json").exists()
+    new = read_checkpoint(folder)
+    assert new.preprocess == replace(old.preprocess, mean=(0.5, 0.5, 0.5), interpolation="bilinear")
+    assert torch.equal(probe.tokenize("ab xy!", model=folder), tokens)
+
+
+def test_texts_have_the_ids_of_the_folders_own_vocabulary(folder):
+    rows = probe.tokenize(["ab", "xy ab!"], model=folder)
+    expected = CLIPTokenizer.from_pretrained(folder)(["ab", "xy ab!"])["input_ids"]
+    assert rows.shape == (2, 12)
+    assert [row[: len(ids)] for row, ids in zip(rows.tolist(), expected, strict=True)] == expected
+
+
+def test_a_folder_without_a_tokenizer_says_so(folder, caplog):
+    (folder / "vocab.json").unlink()
+    read_checkpoint(folder)
+    assert "has no tokenizer beside its weights" in caplog.text
+    with pytest.raises(CheckpointError, match="has no vocabulary"):
+        probe.tokenize("ab", model=folder)
+
+
 @pytest.mark.parametrize("content", ["", "[1]", "<html>"])
 def test_a_damaged_config_is_named(folder, content):
     (folder / "config.json").write_text(content)
@@ -157,4 +216,3 @@ def test_a_folder_without_weights_is_named(folder):
 def test_the_architecture_is_read_whole(folder):
     shape = read_checkpoint(folder).architecture
     assert (shape.vision_head_width, shape.transformer_head_width) == (48, 16)
-    assert replace(shape, vision_head_width=64, transformer_head_width=64).vision_width == 96

@@ -46,7 +46,7 @@ def test_layers_import_only_what_is_below(layer):
 @pytest.mark.parametrize(
     ("library", "layers"),
     [
-        ("torch", {"models", "features.py", "preprocess.py", "comparison.py", "environment.py", "tiny"}),
+        ("torch", {"models", "features.py", "preprocess.py", "environment.py", "tiny"}),
         ("torchvision", {"datasets", "preprocess.py"}),
         ("sklearn", {"probes", "datasets"}),
         ("PIL", {"datasets", "preprocess.py", "features.py", "models", "tiny"}),  # the last three for a type

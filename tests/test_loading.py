@@ -4,11 +4,12 @@ import torch
 from conftest import SMALL_VIT, random_clip
 from PIL import Image
 
+import probe
 from probe.cli import main
 from probe.errors import CheckpointMissingError, ChecksumError, DeviceError, DownloadError, ProbeError, UnknownNameError
 from probe.fetch import file_sha256
 from probe.models import get_model, model_names
-from probe.models.catalog import CATALOG, PROFILES
+from probe.models.catalog import CATALOG
 from probe.models.checkpoints import read_tensors
 from probe.models.devices import resolve_execution
 from probe.models.loading import load_clip, load_encoder
@@ -131,23 +132,24 @@ def test_the_record_tells_every_dtype(archive):
 
 @pytest.mark.parametrize("spec", CATALOG, ids=lambda spec: spec.name)
 def test_the_listed_profiles_are_counted(spec):
-    assert profile_architecture(spec.architecture) == PROFILES[spec.name]
+    assert profile_architecture(spec.architecture) == spec.profile
 
 
 def test_published_parameter_counts():
     """As others have counted them: open_clip's `docs/model_profile.csv` and OpenAI's notebook, in millions."""
     listed = {"RN50": 102.01, "ViT-B/32": 151.28, "ViT-B/16": 149.62, "ViT-L/14": 427.62}
-    assert {name: round(PROFILES[name].parameters / 1e6, 2) for name in listed} == listed
+    assert {name: round(get_model(name).profile.parameters / 1e6, 2) for name in listed} == listed
 
 
 @pytest.mark.parametrize("jit", [False, True])
 @torch.inference_mode()
-def test_the_references_readme_runs_with_our_names(archive, jit):
-    """Its zero-shot example: `clip` became `probe`, and `load` became `load_clip`; `model` is open_clip's elsewhere."""
-    model, preprocess = load_clip(str(archive), "cpu", jit=jit)
+def test_the_references_readme_runs_with_our_names(jit):
+    """Its first example: `clip.load` became `probe.load_clip`, and `clip.tokenize` `probe.tokenize`."""
+    model, preprocess = probe.load_clip("tiny", device="cpu", jit=jit)
     image = preprocess(Image.new("RGB", (40, 30), (200, 10, 10))).unsqueeze(0)
-    text = torch.tensor([[98, 5, 99, *[0] * 9], [98, 7, 99, *[0] * 9]])
+    text = probe.tokenize(["a red circle", "a dog", "a cat"], model="tiny")
     logits_per_image, logits_per_text = model(image, text)
+    assert (model.visual.input_resolution, model.dtype) == (image.shape[-1], torch.float32)
     image_features = model.encode_image(image)
     text_features = model.encode_text(text)
     image_features /= image_features.norm(dim=-1, keepdim=True)

@@ -12,9 +12,10 @@ import torch
 from transformers import CLIPTokenizer
 
 import probe
-from probe.errors import DownloadError, TextError
+from probe.errors import CheckpointError, DownloadError, TextError
 from probe.models import vocabulary
 from probe.models.tokenizer import Tokenizer, read_merges
+from probe.tiny import ARCHIVE
 
 POOLS = [
     *("abc xyz ABC", "0123456789", "éüñçß", "日本語漢字", "👩\u200d👧🎉", "\u200b\u00a0\t\n", "<>&;#'\"!?.,"),
@@ -93,8 +94,13 @@ def test_no_text_is_no_row():
 
 
 def test_open_clips_models_have_their_own_tokenizers():
-    with pytest.raises(TextError, match=r"open_clip\.get_tokenizer"):
+    with pytest.raises(CheckpointError, match=r"use open_clip\.get_tokenizer\('ViT-B-32'\)"):
         probe.tokenize("a", model="open_clip:ViT-B-32/openai")
+
+
+def test_a_file_without_a_vocabulary_is_not_given_openais_in_silence():
+    with pytest.raises(CheckpointError, match="has no vocabulary beside its weights"):
+        probe.tokenize("a white digit 3", model=ARCHIVE)
 
 
 def test_the_vocabulary_is_looked_for_beside_the_weights_first(tmp_path, monkeypatch):

@@ -12,11 +12,15 @@ from probe.models.catalog import CATALOG
 from probe.names import unknown_name
 from probe.specs import ModelSpec
 
-RANDOM, OPEN_CLIP, HF = "random:", "open_clip:", "hf:"
+RANDOM, OPEN_CLIP, HF = "random:", "open_clip:", "hf:"  # what makes the names that no catalogue has
 RANDOM_SEED = 0
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+HUB_MARKS = tuple(f"{file}{index}" for file in hub.FOLDER_WEIGHTS for index in ("", ".index.json"))
 FOLDER_MARK = "config.json"  # what Hugging Face's libraries write beside weights
-FORMS = f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {HF}ORG/NAME, or the path of a checkpoint"
+FORMS = (
+    f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {OPEN_CLIP}ARCH/PATH, {HF}ORG/NAME, or the path of a checkpoint or of a "
+    "folder as Hugging Face's libraries write it"
+)
 
 
 def model_names() -> tuple[str, ...]:
@@ -60,7 +64,7 @@ def is_here(spec: ModelSpec, weights_dir: str | Path | None = None) -> bool:
     if spec.form == "url":
         return (paths.weights_dir(weights_dir) / spec.source.rsplit("/", 1)[-1]).is_file()
     if spec.form == "hf":
-        return hub.holds(spec.source, ("model.safetensors", "pytorch_model.bin"))
+        return hub.holds(spec.source, HUB_MARKS)
     if spec.form == "open_clip":
         from probe.models import open_clip  # loads torch
 

@@ -29,7 +29,6 @@ from probe.specs import Architecture, digest
 logger = logging.getLogger(__name__)
 
 SAFETENSORS = ".safetensors"
-FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference; `.index.json` lists the shards
 NESTED = ("state_dict", "model")  # where training checkpoints keep the weights
 DISTRIBUTED = "module."  # what training on several GPUs puts before every name
 
@@ -63,12 +62,12 @@ def read_checkpoint(path: Path, *, sha256: str = "") -> Checkpoint:
     """
     if path.is_dir():
         return _read_folder(path)
-    state_dict, nested = _open(path)
+    state_dict = read_tensors(path)
     if huggingface.is_hugging_face(state_dict):
         if not (path.parent / huggingface.CONFIG).is_file():
             raise CheckpointError(f"{path} is in Hugging Face's naming; put its config.json beside it")
         return _in_hugging_face_naming(path.parent, state_dict, path, sha256 or file_sha256(path))
-    if nested or path.suffix == SAFETENSORS:
+    if path.suffix == SAFETENSORS or not is_archive(path):
         logger.warning(
             "%s does not say whether it was trained with QuickGELU, as OpenAI's models, or with GELU, as most of "
             "open_clip's; it is taken for the former, and open_clip:ARCH/PATH names the latter",
@@ -85,11 +84,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is damaged or holds something else.
     """
-    return _open(path)[0]
-
-
-def _open(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of one file, and whether they lay inside a training checkpoint."""
     if path.suffix == SAFETENSORS:
         found: Any = _read_safetensors(path)
     else:
@@ -102,7 +96,7 @@ def _open(path: Path) -> tuple[dict[str, Tensor], bool]:
         raise CheckpointError(f"{path} holds no state dict of tensors; save the model's state_dict()")
     distributed = all(name.startswith(DISTRIBUTED) for name in found)
     names = {name: name.removeprefix(DISTRIBUTED) if distributed else name for name in found}
-    return {names[name]: value for name, value in found.items() if names[name] not in BUFFERS}, nested is not None
+    return {names[name]: value for name, value in found.items() if names[name] not in BUFFERS}
 
 
 def _read_saved(path: Path) -> Any:
@@ -141,7 +135,7 @@ def _read_folder(folder: Path) -> Checkpoint:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The file with the weights, or the shards that its index lists."""
-    for name in FOLDER_WEIGHTS:
+    for name in hub.FOLDER_WEIGHTS:
         if (folder / name).is_file():
             return [folder / name]
         index = folder / f"{name}.index.json"
@@ -155,7 +149,7 @@ def _weight_files(folder: Path) -> list[Path]:
                 raise CheckpointError(f"{folder} has no {missing[0]}, which its index lists; get the folder again")
             return [folder / Path(shard).name for shard in shards]
     raise CheckpointError(
-        f"{folder} holds no {' or '.join(FOLDER_WEIGHTS)}; give a folder as save_pretrained writes it"
+        f"{folder} holds no {' or '.join(hub.FOLDER_WEIGHTS)}; give a folder as save_pretrained writes it"
     )
 
 

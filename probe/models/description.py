@@ -4,66 +4,62 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from probe.errors import DownloadError
+from probe.fetch import file_sha256
 from probe.models import get_model, is_here, open_clip
-from probe.models.catalog import PROFILES
-from probe.models.devices import resolve_execution
 from probe.models.loading import has_jit_mode, read_weights
 from probe.models.profile import profile_architecture, profile_model
-from probe.specs import Architecture, ModelSpec, Profile
+from probe.specs import ModelSpec, Profile
 
-NO_JIT, BOTH = "eager", "eager, jit"
+BOTH, EAGER = "eager, jit", "eager"
 
 
 def describe(name: str | Path, *, weights_dir: str | Path | None = None) -> dict[str, str]:
-    """What there is to say of one model. Sizes that only the weights tell are said where the weights are here.
+    """What there is to say of one model; what only the weights tell is said where they are here. Downloads nothing.
 
     Raises:
         UnknownNameError, CheckpointError, ExtraMissingError: each says what to do.
     """
     spec = get_model(name)
     here = is_here(spec, weights_dir)
-    said = {
-        "name": spec.name,
-        "weights": f"{spec.form}, {spec.source}" + ("" if here else " (to be downloaded)"),
-        "sha256": spec.sha256,
-        "licence": spec.license,
-    }
+    said = {"name": spec.name, "weights": f"{spec.form}, {spec.source}" + ("" if here else " (to be downloaded)")}
     if spec.architecture is not None:
-        profile = PROFILES[spec.source if spec.form == "random" else spec.name]
-        said |= {**_sizes(spec.architecture, profile), "modes": BOTH}
-    elif here:
-        said |= _read_zoo(spec) if spec.form == "open_clip" else _read_checkpoint(spec)
+        shape, profile = spec.architecture, spec.profile or profile_architecture(spec.architecture)
+        said |= {"sha256": spec.sha256, "licence": spec.license, "modes": BOTH}
+        said |= _sizes(shape.image_resolution, shape.embed_dim, shape.pre_projection_dim, profile)
+    elif spec.form == "open_clip":
+        said |= _describe_zoo(spec, here=here)
+    else:
+        said |= _describe_checkpoint(spec) if here else {"modes": EAGER}
     return {key: value for key, value in said.items() if value}
 
 
-def _read_checkpoint(spec: ModelSpec) -> dict[str, str]:
+def _describe_checkpoint(spec: ModelSpec) -> dict[str, str]:
     checkpoint = read_weights(spec, offline=True)
+    shape = checkpoint.architecture
     return {
-        **_sizes(checkpoint.architecture, profile_architecture(checkpoint.architecture)),
         "sha256": checkpoint.sha256,
         "licence": checkpoint.license,
-        "modes": BOTH if has_jit_mode(checkpoint) else NO_JIT,
+        "modes": BOTH if has_jit_mode(checkpoint) else EAGER,
+        **_sizes(shape.image_resolution, shape.embed_dim, shape.pre_projection_dim, profile_architecture(shape)),
     }
 
 
-def _read_zoo(spec: ModelSpec) -> dict[str, str]:
-    execution = resolve_execution("cpu")
-    loaded = open_clip.load_model(spec.source, execution, offline=True)
+def _describe_zoo(spec: ModelSpec, *, here: bool) -> dict[str, str]:
+    said = {"modes": EAGER}
+    if here:
+        path, said["licence"] = open_clip.fetch(open_clip.parse(spec.source), offline=True)
+        said["sha256"] = file_sha256(path)
+    try:
+        loaded = open_clip.sketch(spec.source)
+    except DownloadError:  # its text tower is Hugging Face's, whose configuration is not here
+        return said
     profile = profile_model(loaded.model, loaded.preprocess.resolution)
-    encoder = open_clip.as_encoder(spec.name, loaded, execution)
-    return {
-        **_words(encoder.resolution, encoder.embed_dim, encoder.pre_projection_dim, profile),
-        "sha256": loaded.sha256,
-        "licence": loaded.license,
-        "modes": NO_JIT,
-    }
+    encoder = open_clip.as_encoder(spec.name, loaded, open_clip.META)
+    return said | _sizes(encoder.resolution, encoder.embed_dim, encoder.pre_projection_dim, profile)
 
 
-def _sizes(shape: Architecture, profile: Profile) -> dict[str, str]:
-    return _words(shape.image_resolution, shape.embed_dim, shape.pre_projection_dim, profile)
-
-
-def _words(resolution: int, embed_dim: int, pre_projection_dim: int, profile: Profile) -> dict[str, str]:
+def _sizes(resolution: int, embed_dim: int, pre_projection_dim: int, profile: Profile) -> dict[str, str]:
     return {
         "pixels": str(resolution),
         "projected": f"{embed_dim}-d",

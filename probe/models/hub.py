@@ -6,16 +6,20 @@ what transformers or open_clip have fetched is used.
 
 from __future__ import annotations
 
+import errno
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from probe.errors import ChecksumError, DownloadError, UnknownNameError
+from probe.errors import CheckpointError, ChecksumError, DownloadError, ProbeError, UnknownNameError
 from probe.fetch import file_sha256
 
+logger = logging.getLogger(__name__)
+
 CARD = "README.md"
+FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face's libraries; the first carries no code
 SHA256 = re.compile(r"[0-9a-f]{64}")
-NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def check_name(repo: str) -> None:
@@ -24,40 +28,45 @@ def check_name(repo: str) -> None:
     Raises:
         UnknownNameError: it cannot.
     """
-    if not NAME.fullmatch(repo):
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # imported there for all to use
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as err:
+        raise UnknownNameError(f"{repo!r} is no repository of the Hugging Face hub; write it as ORG/NAME") from err
+    if "/" not in repo:
         raise UnknownNameError(f"{repo!r} is no repository of the Hugging Face hub; write it as ORG/NAME")
 
 
-def fetch_repository(repo: str, patterns: Sequence[str], *, offline: bool = False) -> Path:
-    """Return the folder with those files of a repository that fit `patterns`; those that are there are not fetched.
+def fetch_repository(
+    repo: str, choices: Sequence[Sequence[str]], also: Sequence[str] = (), *, offline: bool = False
+) -> Path:
+    """Return the folder with some files of a repository; those that are there are not fetched.
+
+    Args:
+        repo: `ORG/NAME`.
+        choices: groups of patterns; the first group that the repository has files of is taken.
+        also: patterns of files that come along if they are there.
+        offline: never touch the network.
 
     Raises:
         UnknownNameError: no such repository, or not for the public.
+        CheckpointError: it has files of no group.
         DownloadError: the network failed, the disk is full, or `offline` forbids the download.
         ChecksumError: a file differs from what the hub published.
     """
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repo, allow_patterns=list(patterns), local_files_only=offline))
-    except GatedRepoError as err:
-        raise UnknownNameError(
-            f"{repo} is gated; accept its terms at {constants.ENDPOINT}/{repo} and log in with `hf auth login`"
-        ) from err
-    except RepositoryNotFoundError as err:
-        raise UnknownNameError(f"no repository {repo!r} at {constants.ENDPOINT}; check the name") from err
-    except LocalEntryNotFoundError as err:
-        why = "--offline forbids to fetch it" if offline else f"it could not be fetched ({err.__cause__ or err})"
-        raise DownloadError(
-            f"{constants.ENDPOINT}/{repo} is not in {constants.HF_HUB_CACHE}, and {why}; "
-            f"put it there with `hf download {repo}`"
-        ) from err
-    except (HfHubHTTPError, OSError) as err:
-        raise DownloadError(f"could not fetch {constants.ENDPOINT}/{repo} ({err}); run again to resume") from err
-    for path in sorted(folder.rglob("*")):
-        _verify(path)
-    return folder
+    for patterns in choices:
+        folder = _fetch(repo, [*patterns, *also], offline=offline)
+        found = sorted({path for pattern in [*patterns, *also] for path in folder.glob(pattern)})
+        if any(path.match(pattern) for path in found for pattern in patterns):
+            for path in found:
+                _verify(path)
+            return folder
+    files = " or ".join(pattern for patterns in choices for pattern in patterns)
+    if offline:
+        raise _not_here(repo, f"has no {files} there, and --offline forbids to fetch it")
+    raise CheckpointError(f"the repository {repo} holds no {files}; give another one")
 
 
 def holds(repo: str, files: Sequence[str]) -> bool:
@@ -72,12 +81,50 @@ def read_license(folder: Path) -> str:
 
     A card may call it `other` and give the name beside.
     """
+    import yaml
     from huggingface_hub import metadata_load
 
     card = folder / CARD
-    metadata = (metadata_load(card) if card.is_file() else None) or {}
-    named = metadata.get("license")
-    return str(metadata.get("license_name", named) if named == "other" else named or "")
+    try:
+        metadata = (metadata_load(card) if card.is_file() else None) or {}
+    except (OSError, ValueError, yaml.YAMLError) as err:
+        logger.warning("%s names no licence that can be read (%s)", card, " ".join(str(err).split()))
+        return ""
+    named = metadata.get("license") or ""
+    if named == "other":
+        named = metadata.get("license_name") or named
+    return ", ".join(map(str, named)) if isinstance(named, list) else str(named)
+
+
+def _fetch(repo: str, patterns: Sequence[str], *, offline: bool) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    address = f"{constants.ENDPOINT}/{repo}"
+    try:
+        return Path(snapshot_download(repo, allow_patterns=list(patterns), local_files_only=offline))
+    except GatedRepoError as err:
+        raise UnknownNameError(
+            f"{repo} is gated; accept its terms at {address} and log in with `hf auth login`"
+        ) from err
+    except RepositoryNotFoundError as err:
+        raise UnknownNameError(f"no repository {repo!r} at {constants.ENDPOINT}; check the name") from err
+    except LocalEntryNotFoundError as err:
+        why = "--offline forbids to fetch it" if offline else f"it could not be fetched ({err.__cause__ or err})"
+        raise _not_here(repo, f"is not there, and {why}") from err
+    except Exception as err:  # which library speaks HTTP, and so what it raises, differs between versions of the client
+        if getattr(err, "errno", None) == errno.ENOSPC:
+            raise DownloadError(f"no space left for {address}; make room and run again, which resumes") from err
+        raise DownloadError(f"could not fetch {address} ({err}); run again to resume") from err
+
+
+def _not_here(repo: str, why: str) -> ProbeError:
+    from huggingface_hub import constants
+
+    return DownloadError(
+        f"{constants.ENDPOINT}/{repo}, looked for in {constants.HF_HUB_CACHE}, {why}; "
+        f"put it there with `hf download {repo}`"
+    )
 
 
 def _verify(path: Path) -> None:

@@ -2,15 +2,17 @@
 
 Pure translation into what the rest of the package speaks; `checkpoints.py` reads the weights, `hub.py` downloads.
 
-Source: transformers `CLIPModel`, `CLIPConfig` and `CLIPImageProcessor`.
+Source: transformers `CLIPModel`, `CLIPConfig`, `CLIPImageProcessor` and `CLIPTokenizer`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,12 @@ from probe.models.tokenizer import Tokenizer, read_merges
 from probe.preprocess import MEAN, STD, Preprocess
 from probe.specs import Architecture
 
-CONFIG, IMAGES, MERGES, VOCABULARY = "config.json", "preprocessor_config.json", "merges.txt", "vocab.json"
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+IMAGES, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # the second is what transformers 5 writes
+VOCABULARY, MERGES, TOKENIZER = "vocab.json", "merges.txt", "tokenizer.json"  # the third likewise
+FILES = (CONFIG, IMAGES, PROCESSOR, VOCABULARY, MERGES, TOKENIZER)
 
 MARK = "vision_model.embeddings.class_embedding"  # a key that only this naming has
 RENAMED = {
@@ -53,9 +60,18 @@ DEFAULTS = {
     "vision": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 12},
     "text": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 8},
 }
+CONTEXT_LENGTH = 77  # likewise
 EPSILON = 1e-5  # of torch's LayerNorm, which `clip.py` leaves as it is
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # the numbers of PIL's filters
 STEPS = ("do_resize", "do_rescale", "do_normalize")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The merges of a folder's tokenizer, and the ids that the folder gives to tokens."""
+
+    merges: tuple[tuple[str, str], ...]
+    ids: Mapping[str, int]
 
 
 def is_hugging_face(state_dict: Mapping[str, Any]) -> bool:
@@ -101,56 +117,105 @@ def read_architecture(folder: Path, state_dict: Mapping[str, Tensor]) -> Archite
     Raises:
         CheckpointError: no CLIP config, or one that our towers cannot follow; the message names the value.
     """
-    config = _read_json(folder / CONFIG)
+    path = folder / CONFIG
+    config = _read_json(path)
     if config.get("model_type") != "clip":
-        raise CheckpointError(f"{folder / CONFIG} is of a {config.get('model_type')!r}, not of a 'clip'; give a CLIP")
-    towers = {}
-    for tower, defaults in DEFAULTS.items():
-        # Some published files say a thing twice; transformers lets the second have its way.
-        towers[tower] = {**defaults, **config.get(f"{tower}_config", {}), **(config.get(f"{tower}_config_dict") or {})}
-        if towers[tower]["layer_norm_eps"] != EPSILON:
-            raise _cannot_follow(folder / CONFIG, f"{tower} layer_norm_eps", towers[tower]["layer_norm_eps"], [EPSILON])
-        if towers[tower]["hidden_act"] not in ACTIVATIONS:
-            raise _cannot_follow(folder / CONFIG, f"{tower} hidden_act", towers[tower]["hidden_act"], ACTIVATIONS)
-    activation = towers["vision"]["hidden_act"]
-    if towers["text"]["hidden_act"] != activation:
-        raise _cannot_follow(folder / CONFIG, "text hidden_act", towers["text"]["hidden_act"], [activation])
+        raise CheckpointError(f"{path} is of a {config.get('model_type')!r}, not of a 'clip'; give a CLIP")
+    vision, text = (_read_tower(path, config, tower) for tower in DEFAULTS)
+    if text["hidden_act"] != vision["hidden_act"]:
+        raise _cannot_follow(path, "text hidden_act", text["hidden_act"], [vision["hidden_act"]])
     shape = architecture_of(state_dict)
     return replace(
         shape,
-        activation=activation,
-        vision_head_width=shape.vision_width // towers["vision"]["num_attention_heads"],
-        transformer_head_width=shape.transformer_width // towers["text"]["num_attention_heads"],
+        activation=vision["hidden_act"],
+        vision_head_width=_head_width(path, "vision", shape.vision_width, vision["num_attention_heads"]),
+        transformer_head_width=_head_width(path, "text", shape.transformer_width, text["num_attention_heads"]),
     )
 
 
+def _read_tower(path: Path, config: Mapping[str, Any], tower: str) -> dict[str, Any]:
+    # Some published files have both; transformers then reads the second alone.
+    given = config.get(f"{tower}_config_dict") or config.get(f"{tower}_config") or {}
+    if not isinstance(given, dict):
+        raise _cannot_follow(path, f"{tower}_config", given, ["an object"])
+    values = {**DEFAULTS[tower], **given}
+    for name, known in (("layer_norm_eps", [EPSILON]), ("hidden_act", list(ACTIVATIONS))):
+        if values[name] not in known:
+            raise _cannot_follow(path, f"{tower} {name}", values[name], known)
+    return values
+
+
+def _head_width(path: Path, tower: str, width: int, heads: object) -> int:
+    divisors = [n for n in range(1, width + 1) if width % n == 0]
+    if type(heads) is not int or heads not in divisors:
+        raise _cannot_follow(path, f"{tower} num_attention_heads", heads, divisors)
+    return width // heads
+
+
 def read_preprocess(folder: Path, resolution: int) -> Preprocess:
-    """The image settings of `preprocessor_config.json`; CLIP's own where there is none.
+    """The image settings of `preprocessor_config.json`, or of `processor_config.json`; CLIP's own where neither is.
 
     Raises:
         CheckpointError: a setting that ours cannot follow; the message names it.
     """
-    path = folder / IMAGES
-    if not path.is_file():
-        return Preprocess(resolution)
-    config = _read_json(path)
+    path = folder / IMAGES if (folder / IMAGES).is_file() else folder / PROCESSOR
+    config = _read_json(path) if path.is_file() else {}
+    config = config.get("image_processor", config)
     for step in STEPS:
-        if not config.get(step, True):
+        if config.get(step) is False:
             raise _cannot_follow(path, step, False, [True])
-    if config.get("resample", 3) not in RESAMPLE:
-        raise _cannot_follow(path, "resample", config["resample"], RESAMPLE)
-    size, crop = config.get("size", resolution), config.get("crop_size", resolution)
-    if not config.get("do_center_crop", True):
+    if not math.isclose(config.get("rescale_factor") or 1 / 255, 1 / 255):
+        raise _cannot_follow(path, "rescale_factor", config["rescale_factor"], [1 / 255])
+    size, crop = config.get("size") or resolution, config.get("crop_size") or resolution
+    if config.get("do_center_crop") is False:
         crop = size
-    squash = crop == size and isinstance(size, dict) and "height" in size
     wanted = [{"height": resolution, "width": resolution}, {"shortest_edge": resolution}, resolution]
     for name, value in (("size", size), ("crop_size", crop)):
         if value not in wanted:
             raise _cannot_follow(path, name, value, wanted)
-    mean, std = (tuple(config.get(f"image_{name}", ours)) for name, ours in (("mean", MEAN), ("std", STD)))
-    return Preprocess(
-        resolution, mean, std, RESAMPLE[config.get("resample", 3)], resize="squash" if squash else "shortest"
-    )
+    resample = 3 if config.get("resample") is None else config["resample"]
+    if resample not in list(RESAMPLE):  # a list, since what a file says need not have a hash
+        raise _cannot_follow(path, "resample", resample, RESAMPLE)
+    mean, std = _three(path, config, "image_mean", MEAN), _three(path, config, "image_std", STD)
+    resize = "squash" if isinstance(size, dict) and "height" in size else "shortest"
+    return Preprocess(resolution, mean, std, RESAMPLE[resample], resize)
+
+
+def _three(
+    path: Path, config: Mapping[str, Any], name: str, default: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    given = config.get(name) or default
+    numbers = isinstance(given, list | tuple) and all(isinstance(value, int | float) for value in given)
+    if not numbers or len(given) != 3:
+        raise _cannot_follow(path, name, given, ["three numbers"])
+    red, green, blue = given
+    return red, green, blue
+
+
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """The tokenizer of a folder, in the files of older and of newer versions; None where it has none.
+
+    Raises:
+        CheckpointError: its files are damaged.
+    """
+    if (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
+        return Vocabulary(read_merges(folder / MERGES), _read_json(folder / VOCABULARY))
+    if not (folder / TOKENIZER).is_file():
+        return None
+    found = _read_json(folder / TOKENIZER)
+    try:
+        model = found["model"]
+        pairs = [merge.split() if isinstance(merge, str) else merge for merge in model["merges"]]
+        return Vocabulary(tuple((a, b) for a, b in pairs), model["vocab"])
+    except (KeyError, TypeError, ValueError) as err:
+        raise CheckpointError(f"{folder / TOKENIZER} holds no byte-pair encoding; give the folder of a CLIP") from err
+
+
+def read_context_length(folder: Path) -> int:
+    """The number of tokens that the text tower takes."""
+    config = _read_json(folder / CONFIG)
+    length = (config.get("text_config_dict") or config.get("text_config") or {}).get("max_position_embeddings")
+    return int(length or CONTEXT_LENGTH)
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> None:
@@ -159,26 +224,26 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
     Raises:
         CheckpointError: it is not.
     """
-    if not (folder / VOCABULARY).is_file() or not (folder / MERGES).is_file():
-        return  # the folder holds weights alone
-    ids = Tokenizer(read_merges(folder / MERGES)).ids
-    if _read_json(folder / VOCABULARY) != ids or len(ids) != vocab_size:
+    vocabulary = read_vocabulary(folder)
+    if vocabulary is None:
+        logger.warning("%s has no tokenizer beside its weights; nothing says which ids its texts have", folder)
+    elif vocabulary.ids != Tokenizer(vocabulary.merges).ids or len(vocabulary.ids) != vocab_size:
         raise CheckpointError(
-            f"the tokenizer of {folder} is not CLIP's, or is not of these weights ({len(ids)} tokens for "
-            f"{vocab_size} embeddings); take {VOCABULARY} and {MERGES} from where the weights are from"
+            f"the tokenizer of {folder} is not CLIP's, or is not of these weights ({len(vocabulary.ids)} tokens for "
+            f"{vocab_size} embeddings); take it from where the weights are from"
         )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise CheckpointError(f"cannot read {path} ({err}); give a folder as save_pretrained writes it") from err
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds no JSON object; give a folder as save_pretrained writes it")
     return found
 
 
-def _cannot_follow(path: Path, name: str, value: object, known: Any) -> CheckpointError:
+def _cannot_follow(path: Path, name: str, value: object, known: Collection[object]) -> CheckpointError:
     choices = ", ".join(str(choice) for choice in known)
     return CheckpointError(f"{path} has {name} {value!r}, which this loader cannot follow; it knows {choices}")

@@ -21,13 +21,12 @@ from probe.models.checkpoints import Checkpoint, read_checkpoint
 from probe.models.clip import CLIP, convert_weights
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageEncoder, dtypes_of
-from probe.models.huggingface import CONFIG, IMAGES, MERGES, VOCABULARY
+from probe.models.huggingface import FILES
 from probe.models.openai import as_archive, build_model, expose_pre_projection, is_archive, load_archive
 from probe.preprocess import Preprocess
 from probe.specs import ModelSpec
 
-HUB_FILES = (CONFIG, IMAGES, MERGES, VOCABULARY, hub.CARD)
-HUB_WEIGHTS = (("model*.safetensors", "model.safetensors.index.json"), ("pytorch_model*.bin*",))  # best first
+HUB_WEIGHTS = (("model*.safetensors*",), ("pytorch_model*.bin*",))  # with shards and their index; the first, no code
 
 
 def load_encoder(
@@ -48,7 +47,8 @@ def load_encoder(
             archive first; what is no archive is rebuilt all the same, with a warning and `execution.jit` False.
         device: `auto` is CUDA where there is one, else the CPU.
         precision: `auto` is fp16 on CUDA and fp32 elsewhere, as in the reference; or `fp32`, `fp16`, `bf16`.
-        weights_dir: where downloads go; by default `~/.cache/clip`, which the reference uses too.
+        weights_dir: where OpenAI's checkpoints go; by default `~/.cache/clip`, which the reference uses too. Those of
+            `hf:` and `open_clip:` go where Hugging Face's libraries keep theirs (`HF_HOME`).
         offline: never touch the network.
 
     Raises:
@@ -76,7 +76,7 @@ def load_clip(
         device: where it runs: fp16 weights on CUDA, fp32 elsewhere.
         jit: the TorchScript archive as it is, its graphs patched for the device, instead of a rebuilt model. What is no
             archive is rebuilt all the same, with a warning.
-        download_root: where downloads go; by default `~/.cache/clip`.
+        download_root: as `weights_dir` there.
 
     Returns:
         The model in eval mode, with `encode_image`, `encode_text`, `forward` (logits per image and per text),
@@ -95,7 +95,11 @@ def load_clip(
 
 
 def read_weights(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline: bool = False) -> Checkpoint:
-    """Read the weights of a model, fetched first where they are published; random ones are drawn."""
+    """Read the weights of a model, fetched first where they are published; random ones are drawn.
+
+    Raises:
+        CheckpointError, DownloadError, ChecksumError: each says what to do.
+    """
     if spec.form == "random":
         return _draw_weights(spec)
     path = checkpoint_path(spec, weights_dir=weights_dir, offline=offline)
@@ -109,13 +113,17 @@ def read_weights(spec: ModelSpec, *, weights_dir: str | Path | None = None, offl
 
 
 def checkpoint_path(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline: bool = False) -> Path:
-    """Where the checkpoint of a model is, fetched first where it is published."""
+    """Where the checkpoint of a model is, fetched first where it is published.
+
+    Raises:
+        DownloadError, ChecksumError, CheckpointError: each says what to do.
+    """
     if spec.form == "embedded":
         return Path(str(resources.files("probe"))) / spec.source
     if spec.form == "file":
         return Path(spec.source)
     if spec.form == "hf":
-        return _fetch_folder(spec.source, offline=offline)
+        return hub.fetch_repository(spec.source, HUB_WEIGHTS, [*FILES, hub.CARD], offline=offline)
     target = paths.weights_dir(weights_dir) / spec.source.rsplit("/", 1)[-1]
     return fetch(spec.source, target, sha256=spec.sha256, offline=offline)
 
@@ -128,7 +136,11 @@ def has_jit_mode(checkpoint: Checkpoint) -> bool:
 def open_model(checkpoint: Checkpoint, execution: Execution) -> CLIP | torch.jit.ScriptModule:
     """A whole model, an archive as it is or rebuilt; what is no archive is rebuilt in both modes, with a warning."""
     if execution.jit and has_jit_mode(checkpoint):
-        return load_archive(checkpoint.path or as_archive(checkpoint.state_dict), execution)
+        archive = load_archive(checkpoint.path or as_archive(checkpoint.state_dict, checkpoint.architecture), execution)
+        # Tracing keeps no plain attributes; these two are what callers of the reference read off a rebuilt model.
+        archive.dtype = execution.dtype
+        archive.visual.input_resolution = checkpoint.architecture.image_resolution
+        return archive
     if execution.jit:
         warnings.warn(f"{checkpoint.path} is no TorchScript archive; it is rebuilt instead", stacklevel=3)
     return build_model(checkpoint.state_dict, execution, checkpoint.architecture)
@@ -158,14 +170,6 @@ def as_encoder(
         pre_projection=before,
         project=project,
     )
-
-
-def _fetch_folder(repo: str, *, offline: bool) -> Path:
-    for weights in HUB_WEIGHTS:
-        folder = hub.fetch_repository(repo, [*HUB_FILES, *weights], offline=offline)
-        if any(path for pattern in weights for path in folder.glob(pattern)):
-            break
-    return folder
 
 
 def _rebuilt(execution: Execution, name: str) -> Execution:

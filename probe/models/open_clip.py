@@ -5,6 +5,7 @@ Weights are fetched by `hub.py`, not by open_clip, so that `--offline` holds and
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from probe.errors import CheckpointError, CheckpointMissingError, ExtraMissingError, UnknownNameError
+from probe.errors import CheckpointError, CheckpointMissingError, ExtraMissingError, ProbeError, UnknownNameError
 from probe.fetch import file_sha256
-from probe.models import hub
+from probe.models import OPEN_CLIP, hub
 from probe.models.checkpoints import SAFETENSORS, read_tensors
 from probe.models.devices import Execution
 from probe.models.encoder import ImageEncoder, dtypes_of
@@ -27,8 +28,10 @@ from probe.preprocess import INTERPOLATIONS, RESIZES, Preprocess
 if TYPE_CHECKING:
     from types import ModuleType
 
-PREFIX = "open_clip:"
+logger = logging.getLogger(__name__)
+
 PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # what the table says of images, beside the size
+META = Execution(torch.device("meta"), "fp32", jit=False)
 DEFAULT_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository, best first
 
 
@@ -64,30 +67,32 @@ def parse(source: str) -> Source:
         CheckpointMissingError: what follows the architecture reads as a path and no file is there.
         ExtraMissingError: open_clip is not installed.
     """
-    open_clip = _import()
-    architectures = open_clip.list_models()
-    parts = source.split("/")
-    for i in range(1, len(parts)):
-        architecture, rest = "-".join(parts[:i]), "/".join(parts[i:])
-        if architecture in architectures:
-            break
-    else:
-        bare = "-".join(parts)
-        if bare in architectures:
-            tags = ", ".join(open_clip.list_pretrained_tags_by_model(bare))
-            raise UnknownNameError(
-                f"open_clip's {bare} comes with several weights; name one, {PREFIX}{bare}/TAG: {tags}"
-            )
-        raise unknown_name("architecture of open_clip", "-".join(parts[:-1]) or bare, architectures)
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    architecture, rest = _split(source)
+    tags = _import().list_pretrained_tags_by_model(architecture)
     if rest in tags:
         return Source(architecture, tag=rest)
     path = Path(rest).expanduser()
-    if path.is_file():
+    if rest and path.is_file():
         return Source(architecture, path=path.resolve())
     if "/" in rest or path.suffix:
         raise CheckpointMissingError(f"no checkpoint at {path.absolute()}; give the path of a file")
+    if not tags:
+        raise UnknownNameError(f"open_clip has no weights for {architecture}; give {OPEN_CLIP}{architecture}/PATH")
+    if not rest:
+        known = ", ".join(tags)
+        raise UnknownNameError(f"{OPEN_CLIP}{architecture} does not say which weights; add one of its tags: /{known}")
     raise unknown_name(f"tag of open_clip's {architecture}", rest, tags)
+
+
+def _split(source: str) -> tuple[str, str]:
+    """The architecture, and what follows it; the former may have a slash, and the latter be empty."""
+    architectures = _import().list_models()
+    parts = source.split("/")
+    for i in range(1, len(parts) + 1):
+        architecture = "-".join(parts[:i])
+        if architecture in architectures:
+            return architecture, "/".join(parts[i:])
+    raise unknown_name("architecture of open_clip", "-".join(parts[:-1]) or source, architectures)
 
 
 def names() -> tuple[str, ...]:
@@ -96,7 +101,7 @@ def names() -> tuple[str, ...]:
     Raises:
         ExtraMissingError: open_clip is not installed.
     """
-    return tuple(f"{PREFIX}{architecture}/{tag}" for architecture, tag in _import().list_pretrained())
+    return tuple(f"{OPEN_CLIP}{architecture}/{tag}" for architecture, tag in _import().list_pretrained())
 
 
 def load_model(source: str, execution: Execution, *, offline: bool = False) -> ZooModel:
@@ -105,37 +110,78 @@ def load_model(source: str, execution: Execution, *, offline: bool = False) -> Z
     Raises:
         UnknownNameError, CheckpointError, DownloadError, ExtraMissingError: each says what to do.
     """
-    open_clip, found = _import(), parse(source)
-    settings: Mapping[str, Any] = open_clip.get_pretrained_cfg(found.architecture, found.tag) if found.tag else {}
-    license_name = ""
-    if found.path is None:
-        path, license_name = _fetch(found, offline=offline)
-    else:
-        path = found.path
+    found = parse(source)
+    path, license_name = fetch(found, offline=offline)
     checkpoint_dtypes = dtypes_of(read_tensors(path).values())  # and so the file is whole
+    model = _create(found, execution, weights=path, offline=offline)
+    return ZooModel(model, _preprocess(found, model), file_sha256(path), checkpoint_dtypes, license_name)
+
+
+def sketch(source: str) -> ZooModel:
+    """A model of the zoo on torch's device `meta`: all sizes, no weights, no memory.
+
+    Raises:
+        UnknownNameError, CheckpointError, DownloadError, ExtraMissingError: each says what to do.
+    """
+    found = parse(source)
+    with torch.device(META.device):
+        model = _create(found, META, weights=None, offline=True)
+    return ZooModel(model, _preprocess(found, model), sha256="", checkpoint_dtypes=(), license="")
+
+
+def _create(source: Source, execution: Execution, *, weights: Path | None, offline: bool) -> nn.Module:
+    open_clip, settings = _import(), _settings(source)
     try:
         with warnings.catch_warnings():
             # timm's notice of a model name that open_clip's configurations still use.
             warnings.filterwarnings("ignore", message="Mapping deprecated model name", category=UserWarning)
             model: nn.Module = open_clip.create_model(
-                found.architecture,
-                pretrained=str(path),
+                source.architecture,
+                pretrained=None if weights is None else str(weights),
+                load_weights=weights is not None,
+                pretrained_text=False,
                 precision=execution.precision,
                 device=execution.device,
                 # The activation the weights were trained with, which for some tags is not that of the architecture.
-                force_quick_gelu=settings.get("quick_gelu", False),
+                force_quick_gelu=bool(source.tag) and settings.get("quick_gelu", False),
                 force_preprocess_cfg={k: settings[k] for k in PREPROCESS_SETTINGS if k in settings},
                 weights_only=True,
+                **_text_tower(source, offline=offline),
             )
-    except (RuntimeError, ValueError, KeyError, ImportError) as err:
+    except (RuntimeError, ValueError, KeyError, ImportError, OSError) as err:
+        if isinstance(err, ProbeError):
+            raise
         what = " ".join(str(err).split())[:300]
-        raise CheckpointError(f"open_clip cannot build {found} ({what}); check that the weights are of it") from err
-    model.eval().requires_grad_(False)
-    preprocess = _preprocess(found, model.visual.preprocess_cfg)  # type: ignore[union-attr]  # set by create_model
-    return ZooModel(model, preprocess, file_sha256(path), checkpoint_dtypes, license_name)
+        raise CheckpointError(f"open_clip cannot build {source} ({what}); check that the weights are of it") from err
+    return model.eval().requires_grad_(False)
 
 
-def _preprocess(source: Source, settings: Any) -> Preprocess:
+def _settings(source: Source) -> Mapping[str, Any]:
+    """What open_clip's table says of the weights: for a path, the preprocessing that all tags of its architecture have.
+
+    Where they differ, or there are none, open_clip's default is taken, as open_clip does, and a warning says so.
+    """
+    open_clip = _import()
+    tags = [source.tag] if source.tag else open_clip.list_pretrained_tags_by_model(source.architecture)
+    rows: list[dict[str, Any]] = [open_clip.get_pretrained_cfg(source.architecture, tag) for tag in tags]
+    if rows and all(all(row[k] == rows[0][k] for k in PREPROCESS_SETTINGS) for row in rows):
+        return rows[0]
+    logger.warning("nothing says how the images of %s are prepared; it is taken to be as for OpenAI's models", source)
+    return {}
+
+
+def _text_tower(source: Source, *, offline: bool) -> dict[str, Any]:
+    """The configuration of a text tower of Hugging Face's from a folder: open_clip would ask the network for it."""
+    text: dict[str, Any] = _import().get_model_config(source.architecture)["text_cfg"]
+    if "hf_model_name" not in text:
+        return {}
+    folder = hub.fetch_repository(text["hf_model_name"], [["config.json"]], offline=offline)
+    return {"text_cfg": {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}}
+
+
+def _preprocess(source: Source, model: nn.Module) -> Preprocess:
+    assert isinstance(model.visual, nn.Module)
+    settings: Any = model.visual.preprocess_cfg
     size = settings["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if height != width or settings["interpolation"] not in INTERPOLATIONS or settings["resize_mode"] not in RESIZES:
@@ -159,14 +205,17 @@ def _published(source: Source) -> tuple[str, tuple[str, ...]]:
     return repo, (f"{Path(file).stem}{SAFETENSORS}", file) if file else DEFAULT_WEIGHTS
 
 
-def _fetch(source: Source, *, offline: bool) -> tuple[Path, str]:
-    """The weights of a tag and their licence."""
-    repo, choices = _published(source)
-    for choice in choices:
-        folder = hub.fetch_repository(repo, [choice, hub.CARD], offline=offline)
-        if (folder / choice).is_file():
-            return folder / choice, hub.read_license(folder)
-    raise CheckpointError(f"the repository {repo} holds none of {', '.join(choices)}; update open_clip_torch")
+def fetch(source: Source, *, offline: bool) -> tuple[Path, str]:
+    """The file with the weights, fetched if it is not here, and their licence, empty where nobody says.
+
+    Raises:
+        CheckpointError, DownloadError, ChecksumError: each says what to do.
+    """
+    if source.path is not None:
+        return source.path, ""
+    repo, files = _published(source)
+    folder = hub.fetch_repository(repo, [[file] for file in files], [hub.CARD], offline=offline)
+    return next(folder / file for file in files if (folder / file).is_file()), hub.read_license(folder)
 
 
 def as_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncoder:
@@ -240,6 +289,10 @@ def _last_layer(visual: nn.Module) -> nn.Module | None:
 def _import() -> ModuleType:
     try:
         import open_clip
-    except ImportError as err:
-        raise ExtraMissingError("open_clip is not installed; pip install 'open_clip_torch>=3,<4'") from err
+    except ModuleNotFoundError as err:
+        if err.name != "open_clip":  # one of its own needs is missing
+            raise
+        raise ExtraMissingError(
+            "open_clip is not installed; install the extra open-clip, or pip install 'open_clip_torch>=3,<4'"
+        ) from err
     return open_clip

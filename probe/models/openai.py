@@ -167,9 +167,9 @@ def save_archive(model: CLIP, target: Path | BinaryIO) -> None:
         torch.jit.save(archive, str(target) if isinstance(target, Path) else target)
 
 
-def as_archive(state_dict: Mapping[str, Tensor]) -> BinaryIO:
+def as_archive(state_dict: Mapping[str, Tensor], architecture: Architecture) -> BinaryIO:
     """Weights as an archive in memory, ready for `load_archive`: what JIT mode means where there is no file."""
-    model = CLIP(architecture_of(state_dict))
+    model = CLIP(architecture)
     model.load_state_dict(dict(state_dict))
     file = io.BytesIO()
     save_archive(model, file)
