@@ -60,7 +60,10 @@ def _inputs(architecture):
 @pytest.mark.parametrize("name", PUBLISHED)
 @torch.inference_mode()
 def test_an_archive_gives_open_clips_features_in_both_modes(name, tmp_path):
-    """fp32 on the CPU within 1e-5 of open_clip, some rounding errors of sums over hundreds of products; both modes within the reference's tolerance (atol 0.01, rtol 0.1)."""
+    """fp32 on the CPU within 1e-5 of open_clip, some roundings of sums over hundreds of products.
+
+    Both modes agree within the reference's tolerance (atol 0.01, rtol 0.1).
+    """
     architecture = get_model(name).architecture
     architecture = architecture if name in TRUE_SIZE else _small(architecture)
     save_archive(random_clip(architecture), tmp_path / "model.pt")

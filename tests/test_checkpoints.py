@@ -6,11 +6,12 @@ import torch
 from conftest import SMALL_VIT, random_clip
 from safetensors.torch import save_file
 
-from probe.errors import CheckpointError
+from probe.errors import CheckpointError, CheckpointMissingError
+from probe.models import get_model
+from probe.models.archive import is_archive
 from probe.models.checkpoints import read_checkpoint, read_tensors
 from probe.models.clip import architecture_of
 from probe.models.loading import load_clip
-from probe.models.openai import is_archive
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +117,58 @@ def test_a_truncated_state_dict_of_the_old_form_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"old\.pt"):
         read_tensors(path)
+
+
+@pytest.mark.parametrize("name", ["UPPER.SAFETENSORS", "no-suffix", "blob.pt"])
+def test_safetensors_are_known_by_their_content_too(name, model, tmp_path):
+    save_file(dict(model.state_dict()), tmp_path / name)
+    assert architecture_of(read_tensors(tmp_path / name)) == SMALL_VIT
+
+
+def test_a_link_is_not_followed_away_from_its_neighbours(model, tmp_path):
+    """Hugging Face's cache is made of links to files without suffix."""
+    (tmp_path / "blobs").mkdir()
+    save_file(dict(model.state_dict()), tmp_path / "blobs" / "abc")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "abc")
+    assert get_model(tmp_path / "model.safetensors").source == str(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: {1: torch.zeros(2)},
+        lambda s: s | {"visual.proj": torch.zeros(64, 48).to_sparse()},
+        lambda s: s | {"visual.proj": torch.zeros(64, 48, device="meta")},
+    ],
+)
+def test_tensors_without_plain_numbers_are_named(change, model, tmp_path):
+    torch.save(change(dict(model.state_dict())), tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=r"odd\.pt"):
+        read_checkpoint(tmp_path / "odd.pt")
+
+
+def test_codes_of_a_quantized_model_are_no_weights(model, tmp_path):
+    torch.save(model.state_dict() | {"visual.proj": torch.zeros(64, 48, dtype=torch.int8)}, tmp_path / "int8.pt")
+    with pytest.raises(CheckpointError, match=r"'visual.proj' holds torch.int8 where torch.float32"):
+        load_clip(tmp_path / "int8.pt", "cpu")
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_a_file_that_may_not_be_read_is_named(name, model, tmp_path, monkeypatch):
+    """As the system says it; a test that runs as root may read everything."""
+    WRITERS["plain.pt" if name == "model.pt" else name](model.state_dict(), tmp_path / name)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot read .* \(Permission denied\); give a file that can be read"):
+        read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b.pt", "open_clip:ViT-B-32/a\0b.pt", "open_clip:ViT-B-32/~nobody-of-this-name/x.pt"]
+)
+def test_a_name_that_no_path_can_have_is_named(name):
+    with pytest.raises(CheckpointMissingError, match="(cannot look at|no checkpoint at)"):
+        get_model(name)

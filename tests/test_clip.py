@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,11 +21,30 @@ def test_sizes_are_read_off_the_state_dict(spec):
     assert architecture_of(model.state_dict()) == spec.architecture
 
 
-def test_a_missing_key_is_named():
+SIZES = ["text_projection", "token_embedding.weight", "visual.conv1.weight", "visual.positional_embedding"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_missing_key_is_named(name):
     state_dict = random_clip(SMALL_VIT).state_dict()
-    del state_dict["ln_final.weight"]
-    with pytest.raises(CheckpointError, match=r"ln_final\.weight"):
+    del state_dict[name]
+    with pytest.raises(CheckpointError, match=f"has no '{name}'"):
         architecture_of(state_dict)
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("shape", [(), (7,), (0, 0, 0, 0)])
+def test_a_misshapen_key_is_named(name, shape):
+    state_dict = random_clip(SMALL_VIT).state_dict() | {name: torch.zeros(shape)}
+    with pytest.raises(CheckpointError, match=f"'{name}' has the shape"):
+        architecture_of(state_dict)
+
+
+def test_a_tower_without_room_for_a_head_is_named():
+    with torch.device("meta"):
+        model = CLIP(replace(SMALL_VIT, vision_width=32, vision_head_width=32))
+    with pytest.raises(CheckpointError, match="the image tower is 32 wide"):
+        architecture_of(model.state_dict())
 
 
 @pytest.mark.parametrize("causal", [False, True])

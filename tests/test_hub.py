@@ -232,6 +232,11 @@ def test_a_text_tower_of_hugging_faces_needs_no_network(hub, repositories, tmp_p
     assert torch.equal(encoder.project(encoder.pre_projection(image)), theirs.visual(image))
 
 
+def test_an_archive_is_not_given_to_open_clip(archive):
+    with pytest.raises(CheckpointError, match="is a TorchScript archive; give its path alone"):
+        load_encoder(f"open_clip:ViT-B-32/{archive}", device="cpu")
+
+
 def test_weights_of_another_architecture_are_named(tmp_path):
     torch.save({"state_dict": make_model().state_dict()}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"open_clip cannot build RN50/.*other\.pt"):

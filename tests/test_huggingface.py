@@ -123,6 +123,10 @@ def test_both_sides_are_resized_where_nothing_is_cropped(folder):
         ("preprocessor_config.json", {"resample": 0}, "resample 0"),
         ("preprocessor_config.json", {"do_normalize": False}, "do_normalize False"),
         ("preprocessor_config.json", {"crop_size": {"height": 30, "width": 30}}, "crop_size"),
+        ("config.json", {"text_config": {"eos_token_id": 7, "num_attention_heads": 4}}, "text eos_token_id 7"),
+        ("config.json", {"vision_config": {"num_hidden_layers": 1}}, "vision num_hidden_layers 1"),
+        ("config.json", {"vision_config": {"image_size": 224}}, "vision image_size 224"),
+        ("preprocessor_config.json", {"do_center_crop": False}, "do_center_crop False"),
         ("vocab.json", {"more": 516}, "the tokenizer of .* is not CLIP's"),
     ],
 )

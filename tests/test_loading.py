@@ -105,6 +105,8 @@ def test_every_way_to_say_cpu_is_fp32(device):
     ("arguments", "message"),
     [
         ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"device": None}, "unknown device 'None'"),
+        ({"device": "cpu", "precision": []}, "unknown precision"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not on this machine"),
         ({"device": "cpu", "precision": "int8"}, "unknown precision 'int8'"),
     ],

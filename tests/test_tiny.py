@@ -11,10 +11,10 @@ from sklearn.datasets import load_digits
 from probe.datasets.opening import open_splits
 from probe.features import Features, extract
 from probe.models import get_model
+from probe.models.archive import is_archive
 from probe.models.checkpoints import read_tensors
 from probe.models.clip import architecture_of
 from probe.models.loading import load_clip, load_encoder
-from probe.models.openai import is_archive
 from probe.models.tokenizer import Tokenizer, read_merges
 from probe.probes.fitting import fit_probe
 from probe.tiny import ARCHIVE, MERGES

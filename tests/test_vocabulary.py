@@ -89,6 +89,18 @@ def test_tiny_has_a_vocabulary_of_its_own():
     assert torch.equal(rows, probe.tokenize("a white digit 3", model="random:tiny"))
 
 
+@pytest.mark.parametrize("texts", [None, 5, [1], [None], b"abc", [["a"]]])
+def test_what_is_no_text_is_named(texts):
+    with pytest.raises(TextError, match="is no text and no list of texts"):
+        probe.tokenize(texts, model="tiny")
+
+
+@pytest.mark.parametrize("length", [1, 0, -3, 77.0, "77"])
+def test_a_context_without_room_is_named(length):
+    with pytest.raises(TextError, match="has no room for start and end"):
+        probe.tokenize("a", length, truncate=True, model="tiny")
+
+
 def test_no_text_is_no_row():
     assert probe.tokenize([]).shape == (0, 77)
 

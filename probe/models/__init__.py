@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +63,10 @@ def get_model(name: str | Path) -> ModelSpec:
 def is_here(spec: ModelSpec, weights_dir: str | Path | None = None) -> bool:
     """Whether a model needs no download: a file of its name is there; its checksum is verified on loading."""
     if spec.form == "url":
-        return (paths.weights_dir(weights_dir) / spec.source.rsplit("/", 1)[-1]).is_file()
+        try:
+            return (paths.weights_dir(weights_dir) / spec.source.rsplit("/", 1)[-1]).is_file()
+        except OSError:  # a folder that may not be looked into
+            return False
     if spec.form == "hf":
         return hub.holds(spec.source, HUB_MARKS)
     if spec.form == "open_clip":
@@ -81,9 +85,11 @@ def _random(name: str) -> ModelSpec:
 
 def _on_disk(name: str) -> ModelSpec:
     try:
-        path = Path(name).expanduser().resolve()
+        # Links are not followed: those of Hugging Face's cache lead to files without suffix and neighbours.
+        path = Path(os.path.abspath(Path(name).expanduser()))  # noqa: PTH100 - `Path.resolve` would follow them
         found = path.is_file() or (path / FOLDER_MARK).is_file()
-    except (OSError, RuntimeError) as err:  # a name too long, a home of nobody, a folder that may not be looked into
+    # A name too long, a home of nobody, a folder that may not be looked into, a NUL.
+    except (OSError, RuntimeError, ValueError) as err:
         raise CheckpointMissingError(f"cannot look at {name!r} ({err}); give the path of a file") from err
     if found:
         return ModelSpec(str(path), form="file", source=str(path))

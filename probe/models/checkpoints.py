@@ -1,7 +1,7 @@
 """A file or folder -> the weights of a CLIP model in the naming of the published checkpoints, and what goes with them.
 
 The forms: TorchScript archives, saved state dicts, training checkpoints of open_clip, safetensors, and folders as
-Hugging Face's libraries write them. No pickle is run: archives are read by TorchScript's own reader, the rest with
+Hugging Face's libraries write them. None of them can run code: archives are read by `archive.py`, the rest with
 `weights_only=True` or by safetensors.
 """
 
@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probe.errors import CheckpointError
+from probe.errors import CheckpointError, ProbeError
 from probe.fetch import file_sha256
 from probe.models import hub, huggingface
+from probe.models.archive import check_zip, is_archive, read_archive
 from probe.models.clip import architecture_of
-from probe.models.openai import BUFFERS, check_zip, is_archive, read_archive
+from probe.models.openai import BUFFERS
 from probe.preprocess import Preprocess
 from probe.specs import Architecture, digest
 
@@ -58,8 +59,17 @@ def read_checkpoint(path: Path, *, sha256: str = "") -> Checkpoint:
     """Read a checkpoint of any form; `sha256` is that of the file where it is known already.
 
     Raises:
-        CheckpointError: the file is damaged or holds something else.
+        CheckpointError: the file cannot be read, is damaged or holds something else.
     """
+    try:
+        return _read(path, sha256)
+    except OSError as err:
+        if isinstance(err, ProbeError):
+            raise
+        raise CheckpointError(f"cannot read {path} ({err.strerror or err}); give a file that can be read") from err
+
+
+def _read(path: Path, sha256: str) -> Checkpoint:
     if path.is_dir():
         return _read_folder(path)
     state_dict = read_tensors(path)
@@ -67,7 +77,7 @@ def read_checkpoint(path: Path, *, sha256: str = "") -> Checkpoint:
         if not (path.parent / huggingface.CONFIG).is_file():
             raise CheckpointError(f"{path} is in Hugging Face's naming; put its config.json beside it")
         return _in_hugging_face_naming(path.parent, state_dict, path, sha256 or file_sha256(path))
-    if path.suffix == SAFETENSORS or not is_archive(path):
+    if not is_archive(path):
         logger.warning(
             "%s does not say whether it was trained with QuickGELU, as OpenAI's models, or with GELU, as most of "
             "open_clip's; it is taken for the former, and open_clip:ARCH/PATH names the latter",
@@ -84,7 +94,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is damaged or holds something else.
     """
-    if path.suffix == SAFETENSORS:
+    if _is_safetensors(path):
         found: Any = _read_safetensors(path)
     else:
         check_zip(path)
@@ -94,9 +104,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         found = found[nested]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path} holds no state dict of tensors; save the model's state_dict()")
+    for name, value in found.items():
+        if not isinstance(name, str) or value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise CheckpointError(
+                f"{path} has {name!r} in a form that holds no plain numbers; save a state_dict() of it"
+            )
     distributed = all(name.startswith(DISTRIBUTED) for name in found)
     names = {name: name.removeprefix(DISTRIBUTED) if distributed else name for name in found}
     return {names[name]: value for name, value in found.items() if names[name] not in BUFFERS}
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By suffix, or by content: the length of a header in eight bytes, and the header, which is JSON."""
+    if path.suffix.lower() == SAFETENSORS:
+        return True
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
 def _read_saved(path: Path) -> Any:
@@ -115,6 +139,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    path.open("rb").close()  # safetensors says of every file it may not open that there is none
     try:
         return load_file(path)
     except SafetensorError as err:
@@ -142,9 +167,9 @@ def _weight_files(folder: Path) -> list[Path]:
         if index.is_file():
             try:
                 shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError) as err:
+                missing = [shard for shard in shards if not (folder / Path(shard).name).is_file()]
+            except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as err:
                 raise CheckpointError(f"{index} is damaged; get the folder again") from err
-            missing = [shard for shard in shards if not (folder / Path(shard).name).is_file()]
             if missing:
                 raise CheckpointError(f"{folder} has no {missing[0]}, which its index lists; get the folder again")
             return [folder / Path(shard).name for shard in shards]

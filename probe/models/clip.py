@@ -344,40 +344,57 @@ def architecture_of(state_dict: Mapping[str, Tensor]) -> Architecture:
     """Read the sizes of a model off its state dict; activation and head widths, which it does not tell, are OpenAI's.
 
     Raises:
-        CheckpointError: a key that tells a size is missing; the message names it.
+        CheckpointError: a key that tells a size is missing or misshapen; the message names it.
     """
-    try:
-        return Architecture(
-            embed_dim=state_dict["text_projection"].shape[1],
-            context_length=state_dict["positional_embedding"].shape[0],
-            vocab_size=state_dict["token_embedding.weight"].shape[0],
-            transformer_width=state_dict["ln_final.weight"].shape[0],
-            transformer_layers=_count_blocks(state_dict, "transformer.resblocks."),
-            **_vision_sizes(state_dict),
-        )
-    except KeyError as err:
-        raise CheckpointError(
-            f"no CLIP state dict: it has no {err.args[0]!r}; give the weights of a whole CLIP model"
-        ) from err
+    text_width, embed_dim = _shape(state_dict, "text_projection", 2)
+    found = Architecture(
+        embed_dim=embed_dim,
+        context_length=_shape(state_dict, "positional_embedding", 2)[0],
+        vocab_size=_shape(state_dict, "token_embedding.weight", 2)[0],
+        transformer_width=text_width,
+        transformer_layers=_count_blocks(state_dict, "transformer.resblocks."),
+        **_vision_sizes(state_dict),
+    )
+    for tower, width, head in (
+        ("image", found.pre_projection_dim, found.vision_head_width),
+        ("text", found.transformer_width, found.transformer_head_width),
+    ):
+        if width < head:
+            raise CheckpointError(f"the {tower} tower is {width} wide, less than one head of {head}; give a CLIP model")
+    return found
 
 
 def _vision_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    if "visual.proj" in state_dict:
-        conv = state_dict["visual.conv1.weight"]  # (width, 3, patch, patch)
-        side = math.isqrt(state_dict["visual.positional_embedding"].shape[0] - 1)
+    if any(name.startswith("visual.transformer.") for name in state_dict):
+        width, _, _, patch = _shape(state_dict, "visual.conv1.weight", 4)
         return {
-            "image_resolution": side * conv.shape[-1],
+            "image_resolution": _side(state_dict, "visual.positional_embedding") * patch,
             "vision_layers": _count_blocks(state_dict, "visual.transformer.resblocks."),
-            "vision_width": conv.shape[0],
-            "vision_patch_size": conv.shape[-1],
+            "vision_width": width,
+            "vision_patch_size": patch,
         }
-    side = math.isqrt(state_dict["visual.attnpool.positional_embedding"].shape[0] - 1)
     return {
-        "image_resolution": side * 32,
+        "image_resolution": _side(state_dict, "visual.attnpool.positional_embedding") * 32,
         "vision_layers": tuple(_count_blocks(state_dict, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
-        "vision_width": state_dict["visual.layer1.0.conv1.weight"].shape[0],
+        "vision_width": _shape(state_dict, "visual.layer1.0.conv1.weight", 4)[0],
         "vision_patch_size": None,
     }
+
+
+def _side(state_dict: Mapping[str, Tensor], name: str) -> int:
+    """The side of the square of positions; one more position is that of the class, or of the mean."""
+    return math.isqrt(_shape(state_dict, name, 2)[0] - 1)
+
+
+def _shape(state_dict: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
+    if name not in state_dict:
+        raise CheckpointError(f"no CLIP state dict: it has no {name!r}; give the weights of a whole CLIP model")
+    shape = tuple(state_dict[name].shape)
+    if len(shape) != ndim or 0 in shape:
+        raise CheckpointError(
+            f"{name!r} has the shape {shape} where {ndim} sizes were expected; give the weights of a CLIP model"
+        )
+    return shape
 
 
 def _count_blocks(state_dict: Mapping[str, Tensor], prefix: str) -> int:

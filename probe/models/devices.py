@@ -44,7 +44,7 @@ def resolve_execution(device: str | torch.device = "auto", *, precision: str = "
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
-    except RuntimeError as err:
+    except (RuntimeError, TypeError) as err:
         known = ", ".join(DEFAULT_PRECISION)
         raise DeviceError(f"unknown device {str(device)!r}; use one of auto, {known}, or one with an index") from err
     kind = found.type
@@ -52,7 +52,7 @@ def resolve_execution(device: str | torch.device = "auto", *, precision: str = "
         raise DeviceError(f"device {str(device)!r} is not on this machine; use --device auto or cpu")
     if jit and kind not in JIT_DEVICES:
         raise DeviceError(f"JIT mode does not run on {kind}; use --jit off, or one of {', '.join(JIT_DEVICES)}")
-    if precision != "auto" and precision not in DTYPES:
+    if precision != "auto" and str(precision) not in DTYPES:
         raise DeviceError(f"unknown precision {precision!r}; use one of auto, {', '.join(DTYPES)}")
     chosen = DEFAULT_PRECISION[kind] if precision == "auto" else precision
     return Execution(device=torch.device("cpu") if kind == "cpu" else found, precision=chosen, jit=jit)

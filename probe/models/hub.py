@@ -87,7 +87,7 @@ def read_license(folder: Path) -> str:
     card = folder / CARD
     try:
         metadata = (metadata_load(card) if card.is_file() else None) or {}
-    except (OSError, ValueError, yaml.YAMLError) as err:
+    except (OSError, ValueError, yaml.YAMLError) as err:  # a card is no reason to refuse weights
         logger.warning("%s names no licence that can be read (%s)", card, " ".join(str(err).split()))
         return ""
     named = metadata.get("license") or ""
@@ -115,7 +115,8 @@ def _fetch(repo: str, patterns: Sequence[str], *, offline: bool) -> Path:
     except Exception as err:  # which library speaks HTTP, and so what it raises, differs between versions of the client
         if getattr(err, "errno", None) == errno.ENOSPC:
             raise DownloadError(f"no space left for {address}; make room and run again, which resumes") from err
-        raise DownloadError(f"could not fetch {address} ({err}); run again to resume") from err
+        why = " ".join(str(err).split()) or type(err).__name__
+        raise DownloadError(f"could not fetch {address} ({why}); run again to resume") from err
 
 
 def _not_here(repo: str, why: str) -> ProbeError:

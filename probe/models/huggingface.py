@@ -125,6 +125,17 @@ def read_architecture(folder: Path, state_dict: Mapping[str, Tensor]) -> Archite
     if text["hidden_act"] != vision["hidden_act"]:
         raise _cannot_follow(path, "text hidden_act", text["hidden_act"], [vision["hidden_act"]])
     shape = architecture_of(state_dict)
+    for name, value, ours in (
+        ("vision num_hidden_layers", vision.get("num_hidden_layers"), shape.vision_layers),
+        ("vision image_size", vision.get("image_size"), shape.image_resolution),
+        ("vision patch_size", vision.get("patch_size"), shape.vision_patch_size),
+        ("text num_hidden_layers", text.get("num_hidden_layers"), shape.transformer_layers),
+    ):
+        if value not in (None, ours):
+            raise _cannot_follow(path, name, value, [f"{ours}, that of the weights"])
+    # Ours takes the feature at the highest id, as the reference; so does transformers where a file says 2.
+    if text.get("eos_token_id") not in (None, 2, shape.vocab_size - 1):
+        raise _cannot_follow(path, "text eos_token_id", text["eos_token_id"], [shape.vocab_size - 1])
     return replace(
         shape,
         activation=vision["hidden_act"],
@@ -155,6 +166,9 @@ def _head_width(path: Path, tower: str, width: int, heads: object) -> int:
 def read_preprocess(folder: Path, resolution: int) -> Preprocess:
     """The image settings of `preprocessor_config.json`, or of `processor_config.json`; CLIP's own where neither is.
 
+    The middle is cut out as the reference does it, with torchvision; where the margin is odd, transformers takes the
+    neighbouring pixel.
+
     Raises:
         CheckpointError: a setting that ours cannot follow; the message names it.
     """
@@ -167,7 +181,10 @@ def read_preprocess(folder: Path, resolution: int) -> Preprocess:
     if not math.isclose(config.get("rescale_factor") or 1 / 255, 1 / 255):
         raise _cannot_follow(path, "rescale_factor", config["rescale_factor"], [1 / 255])
     size, crop = config.get("size") or resolution, config.get("crop_size") or resolution
+    squash = isinstance(size, dict) and "height" in size
     if config.get("do_center_crop") is False:
+        if not squash:
+            raise _cannot_follow(path, "do_center_crop", False, [True, "False with a height and a width"])
         crop = size
     wanted = [{"height": resolution, "width": resolution}, {"shortest_edge": resolution}, resolution]
     for name, value in (("size", size), ("crop_size", crop)):
@@ -177,8 +194,7 @@ def read_preprocess(folder: Path, resolution: int) -> Preprocess:
     if resample not in list(RESAMPLE):  # a list, since what a file says need not have a hash
         raise _cannot_follow(path, "resample", resample, RESAMPLE)
     mean, std = _three(path, config, "image_mean", MEAN), _three(path, config, "image_std", STD)
-    resize = "squash" if isinstance(size, dict) and "height" in size else "shortest"
-    return Preprocess(resolution, mean, std, RESAMPLE[resample], resize)
+    return Preprocess(resolution, mean, std, RESAMPLE[resample], resize="squash" if squash else "shortest")
 
 
 def _three(
@@ -186,7 +202,7 @@ def _three(
 ) -> tuple[float, float, float]:
     given = config.get(name) or default
     numbers = isinstance(given, list | tuple) and all(isinstance(value, int | float) for value in given)
-    if not numbers or len(given) != 3:
+    if not numbers or len(given) != 3 or (name == "image_std" and 0 in given):
         raise _cannot_follow(path, name, given, ["three numbers"])
     red, green, blue = given
     return red, green, blue

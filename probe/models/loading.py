@@ -17,12 +17,13 @@ from probe import paths
 from probe.errors import ChecksumError
 from probe.fetch import fetch
 from probe.models import get_model, hub, open_clip
+from probe.models.archive import is_archive
 from probe.models.checkpoints import Checkpoint, read_checkpoint
 from probe.models.clip import CLIP, convert_weights
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageEncoder, dtypes_of
 from probe.models.huggingface import FILES
-from probe.models.openai import as_archive, build_model, expose_pre_projection, is_archive, load_archive
+from probe.models.openai import as_archive, build_model, expose_pre_projection, load_archive
 from probe.preprocess import Preprocess
 from probe.specs import ModelSpec
 

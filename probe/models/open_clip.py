@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from probe.errors import CheckpointError, CheckpointMissingError, ExtraMissingError, ProbeError, UnknownNameError
 from probe.fetch import file_sha256
 from probe.models import OPEN_CLIP, hub
+from probe.models.archive import is_archive
 from probe.models.checkpoints import SAFETENSORS, read_tensors
 from probe.models.devices import Execution
 from probe.models.encoder import ImageEncoder, dtypes_of
@@ -71,9 +72,13 @@ def parse(source: str) -> Source:
     tags = _import().list_pretrained_tags_by_model(architecture)
     if rest in tags:
         return Source(architecture, tag=rest)
-    path = Path(rest).expanduser()
-    if rest and path.is_file():
-        return Source(architecture, path=path.resolve())
+    try:
+        path = Path(rest).expanduser()
+        is_file = path.is_file()
+    except (OSError, RuntimeError, ValueError) as err:  # a name too long, a home of nobody, a NUL
+        raise CheckpointMissingError(f"cannot look at {rest!r} ({err}); give the path of a file") from err
+    if is_file:
+        return Source(architecture, path=path.absolute())
     if "/" in rest or path.suffix:
         raise CheckpointMissingError(f"no checkpoint at {path.absolute()}; give the path of a file")
     if not tags:
@@ -112,9 +117,20 @@ def load_model(source: str, execution: Execution, *, offline: bool = False) -> Z
     """
     found = parse(source)
     path, license_name = fetch(found, offline=offline)
-    checkpoint_dtypes = dtypes_of(read_tensors(path).values())  # and so the file is whole
+    checkpoint_dtypes = _read_dtypes(path)
     model = _create(found, execution, weights=path, offline=offline)
     return ZooModel(model, _preprocess(found, model), file_sha256(path), checkpoint_dtypes, license_name)
+
+
+def _read_dtypes(path: Path) -> tuple[str, ...]:
+    """The dtypes of a file that open_clip is to read; it says nothing of damage, so this does."""
+    try:
+        tensors = read_tensors(path)
+        if is_archive(path):
+            raise CheckpointError(f"{path} is a TorchScript archive; give its path alone, without {OPEN_CLIP}ARCH/")
+    except OSError as err:
+        raise CheckpointError(f"cannot read {path} ({err.strerror or err}); give a file that can be read") from err
+    return dtypes_of(tensors.values())
 
 
 def sketch(source: str) -> ZooModel:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,49 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from probe.errors import CheckpointError
+from probe.models.archive import check_program
 from probe.models.clip import CLIP, architecture_of, convert_weights
 from probe.models.devices import Execution
 from probe.specs import Architecture
 
+METHODS = ("forward", "encode_image", "encode_text")
 BUFFERS = ("input_resolution", "context_length", "vocab_size")  # sizes that archives carry beside the weights
 SCALAR_TYPE = {
     torch.float16: 5,
     torch.float32: 6,
     torch.bfloat16: 15,
 }  # how graphs write a dtype, c10/core/ScalarType.h
-
-
-def read_archive(path: Path) -> dict[str, Tensor]:
-    """Read the weights of a TorchScript archive, on the CPU, in the dtypes of the file.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    return dict(_load_archive(path, torch.device("cpu")).state_dict())
-
-
-def check_zip(path: Path) -> None:
-    """Check the checksums of a zip: torch reads past damage inside, and the weights would be silently wrong.
-
-    Raises:
-        CheckpointError: one does not fit; the message names file and member.
-    """
-    try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-    except zipfile.BadZipFile:
-        return  # no zip, or one without its end: what reads it next says so
-    if damaged is not None:
-        raise CheckpointError(f"{path} is damaged in {damaged}; get the file again")
-
-
-def is_archive(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip with code beside its tensors."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return any(name.split("/")[-1] == "constants.pkl" for name in file.namelist())
-    except zipfile.BadZipFile:
-        return False
 
 
 def build_model(
@@ -87,6 +55,9 @@ def _check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         if found[name].shape != tensor.shape:
             shapes = f"{tuple(found[name].shape)} where {tuple(tensor.shape)} was expected"
             raise CheckpointError(f"{name!r} has the shape {shapes}; give the weights of a CLIP model as published")
+        if found[name].is_floating_point() != tensor.is_floating_point():
+            kinds = f"{found[name].dtype} where {tensor.dtype} was expected"
+            raise CheckpointError(f"{name!r} holds {kinds}; give weights that are no codes of a quantized model")
     for name in found:
         if name not in expected:
             raise CheckpointError(f"the state dict has an unknown key {name!r}; give the weights of a CLIP model alone")
@@ -99,9 +70,17 @@ def load_archive(source: Path | BinaryIO, execution: Execution) -> torch.jit.Scr
     methods, `forward1` and the like included.
 
     Raises:
-        CheckpointError: the file is damaged or no archive.
+        CheckpointError: the file is damaged or no archive, lacks a method, was traced in fp32 and cannot be run in
+            another precision, or has a program that does more than compute.
     """
+    if isinstance(source, Path):
+        check_program(source)
     model = _load_archive(source, execution.device)
+    for method in METHODS:
+        if not hasattr(model, method):
+            raise CheckpointError(f"{source} was traced without {method!r} and has no JIT mode; use --jit off")
+    if execution.dtype != torch.float32 and all(p.dtype == torch.float32 for p in model.parameters()):
+        raise CheckpointError(f"{source} was traced in fp32 and runs in no other precision; use --precision fp32")
     for graph in _graphs(model):
         _replace_devices(graph, "cuda", str(execution.device))
         _replace_dtypes(graph, SCALAR_TYPE[torch.float16], SCALAR_TYPE[execution.dtype])

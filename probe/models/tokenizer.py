@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gzip
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -104,10 +104,16 @@ class Tokenizer:
         """Rows of `context_length` token ids: start, text, end, zeros.
 
         Raises:
-            TextError: a text is too long and `truncate` is off; the message names it.
+            TextError: what is given is no text, the context has no room for one, or a text is too long and
+                `truncate` is off; the message names it.
         """
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, Iterable) or not all(isinstance(text, str) for text in texts):
+            raise TextError(f"{texts!r} is no text and no list of texts; give a str, or several")
+        if not isinstance(context_length, int) or context_length < 2:
+            raise TextError(f"a context of {context_length!r} has no room for start and end; give 2 or more")
         rows = []
-        for text in [texts] if isinstance(texts, str) else texts:
+        for text in texts:
             ids = [self.ids[START], *self.encode(text), self.ids[END]]
             if len(ids) > context_length:
                 if not truncate:
