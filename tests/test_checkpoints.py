@@ -170,5 +170,5 @@ def test_a_file_that_may_not_be_read_is_named(name, model, tmp_path, monkeypatch
     "name", ["a\0b.pt", "open_clip:ViT-B-32/a\0b.pt", "open_clip:ViT-B-32/~nobody-of-this-name/x.pt"]
 )
 def test_a_name_that_no_path_can_have_is_named(name):
-    with pytest.raises(CheckpointMissingError, match="(cannot look at|no checkpoint at)"):
+    with pytest.raises(CheckpointMissingError, match=r"(cannot look at|no checkpoint at)"):
         get_model(name)

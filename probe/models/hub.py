@@ -88,7 +88,7 @@ def read_license(folder: Path) -> str:
     try:
         metadata = (metadata_load(card) if card.is_file() else None) or {}
     except (OSError, ValueError, yaml.YAMLError) as err:  # a card is no reason to refuse weights
-        logger.warning("%s names no licence that can be read (%s)", card, " ".join(str(err).split()))
+        logger.warning("%s names no licence that can be read (%s)", card, _one_line(err))
         return ""
     named = metadata.get("license") or ""
     if named == "other":
@@ -110,13 +110,20 @@ def _fetch(repo: str, patterns: Sequence[str], *, offline: bool) -> Path:
     except RepositoryNotFoundError as err:
         raise UnknownNameError(f"no repository {repo!r} at {constants.ENDPOINT}; check the name") from err
     except LocalEntryNotFoundError as err:
-        why = "--offline forbids to fetch it" if offline else f"it could not be fetched ({err.__cause__ or err})"
+        why = (
+            "--offline forbids to fetch it"
+            if offline
+            else f"it could not be fetched ({_one_line(err.__cause__ or err)})"
+        )
         raise _not_here(repo, f"is not there, and {why}") from err
     except Exception as err:  # which library speaks HTTP, and so what it raises, differs between versions of the client
         if getattr(err, "errno", None) == errno.ENOSPC:
             raise DownloadError(f"no space left for {address}; make room and run again, which resumes") from err
-        why = " ".join(str(err).split()) or type(err).__name__
-        raise DownloadError(f"could not fetch {address} ({why}); run again to resume") from err
+        raise DownloadError(f"could not fetch {address} ({_one_line(err)}); run again to resume") from err
+
+
+def _one_line(err: BaseException) -> str:
+    return " ".join(str(err).split()) or type(err).__name__
 
 
 def _not_here(repo: str, why: str) -> ProbeError:
