@@ -172,7 +172,7 @@ def _datasets(args: argparse.Namespace) -> int:  # noqa: ARG001 - one signature 
     from probe import tables
     from probe.datasets.catalog import CATALOG
 
-    header = ("name", "title", "classes", "images", "metric", "source", "licence")
+    header = ("name", "title", "classes", "images", "metric", "in the paper", "source", "licence")
     rows = [
         (
             spec.name,
@@ -180,6 +180,7 @@ def _datasets(args: argparse.Namespace) -> int:  # noqa: ARG001 - one signature 
             str(spec.num_classes),
             ", ".join(f"{part.name} {part.size:,}" for part in spec.parts),
             spec.metric,
+            "yes" if spec.in_paper else "",
             f"{spec.form}: {spec.source}",
             spec.license,
         )

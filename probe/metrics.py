@@ -10,6 +10,9 @@ from probe.names import unknown_name
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
+RECALLS = np.linspace(0, 1, 11)  # where the 11-point average precision looks
+IGNORED = -1  # a label that counts neither as positive nor as negative: VOC's `difficult`
+
 
 def accuracy(y_true: np.ndarray, y_score: np.ndarray) -> float:
     """Share of images whose highest score is that of their label.
@@ -26,7 +29,112 @@ def accuracy(y_true: np.ndarray, y_score: np.ndarray) -> float:
     return float(np.mean(y_score.argmax(axis=1) == y_true))
 
 
-METRICS: dict[str, Metric] = {"accuracy": accuracy}
+def top5(y_true: np.ndarray, y_score: np.ndarray) -> float:
+    """Share of images whose label is among their five highest scores; 1 where there are at most five classes.
+
+    Args:
+        y_true: int64 (n,), class indices in [0, k).
+        y_score: float (n, k), higher is more likely; a score that is equal to the label's counts as higher if its class
+            comes first, as in `accuracy`.
+
+    Returns:
+        A fraction in [0, 1].
+
+    Source: Kay et al. 2017 (arXiv 1705.06950), section 4. Equals scikit-learn's `top_k_accuracy_score` without ties.
+    """
+    own = y_score[np.arange(len(y_true)), y_true][:, None]  # (n, 1)
+    before = np.arange(y_score.shape[1]) < y_true[:, None]  # (n, k)
+    rank = (y_score > own).sum(axis=1) + ((y_score == own) & before).sum(axis=1)
+    return float(np.mean(rank < 5))
+
+
+def mean_top1_top5(y_true: np.ndarray, y_score: np.ndarray) -> float:
+    """Mean of `accuracy` and `top5`, the metric of Kinetics700; arguments and result as theirs.
+
+    Source: Radford et al. 2021, table 9.
+    """
+    return (accuracy(y_true, y_score) + top5(y_true, y_score)) / 2
+
+
+def mean_per_class(y_true: np.ndarray, y_score: np.ndarray) -> float:
+    """Mean of the per-class recalls, the metric of Pets, Caltech101, Flowers102 and Aircraft.
+
+    Args:
+        y_true: int64 (n,), class indices in [0, k).
+        y_score: float (n, k), higher is more likely; of equal scores the first counts.
+
+    Returns:
+        A fraction in [0, 1]. Classes with no image do not count.
+
+    Source: Radford et al. 2021, table 9. Equals scikit-learn's `balanced_accuracy_score` on the arg max.
+    """
+    right = y_score.argmax(axis=1) == y_true
+    counts = np.bincount(y_true)
+    recalls = np.bincount(y_true, weights=right)[counts > 0] / counts[counts > 0]
+    return float(recalls.mean())
+
+
+def roc_auc(y_true: np.ndarray, y_score: np.ndarray) -> float:
+    """Chance that a positive image has a higher score than a negative one, the metric of Hateful Memes.
+
+    Args:
+        y_true: int64 (n,), 0 or 1, both present.
+        y_score: float (n, 2), higher is more likely; what counts is the second column less the first, and equal ones
+            count as half.
+
+    Returns:
+        A fraction in [0, 1].
+
+    Raises:
+        ValueError: only one class is present.
+
+    Source: Radford et al. 2021, table 9. Equals scikit-learn's `roc_auc_score`.
+    """
+    margin = y_score[:, 1] - y_score[:, 0]
+    positive, negative = margin[y_true == 1], np.sort(margin[y_true == 0])
+    if len(positive) == 0 or len(negative) == 0:
+        raise ValueError("ROC AUC needs images of both classes")
+    below, not_above = (np.searchsorted(negative, positive, side=side) for side in ("left", "right"))
+    return float((below + not_above).mean() / (2 * len(negative)))
+
+
+def voc2007_11pt_map(y_true: np.ndarray, y_score: np.ndarray) -> float:
+    """11-point interpolated average precision, averaged over classes, the metric of Pascal VOC 2007.
+
+    For each of the recalls 0, 0.1, ..., 1 the highest precision at that recall or above; their mean.
+
+    Args:
+        y_true: int64 (n, k): 1 where the image shows the class, 0 where not, -1 where it does not count (`difficult`).
+        y_score: float (n, k), higher is more likely; of equal scores the first image comes first.
+
+    Returns:
+        A fraction in [0, 1]. Classes with no positive image do not count.
+
+    Source: Everingham et al. 2010 (IJCV 88), section 4.2, and `VOCevalcls.m` of the VOC 2007 development kit.
+    """
+    precisions = []
+    for labels, scores in zip(y_true.T, y_score.T, strict=True):
+        counts = labels != IGNORED
+        if (labels == 1).any():
+            precisions.append(_average_precision(labels[counts] == 1, scores[counts]))
+    return float(np.mean(precisions))
+
+
+def _average_precision(is_positive: np.ndarray, scores: np.ndarray) -> float:
+    hits = np.cumsum(is_positive[np.argsort(-scores, kind="stable")])  # (n,) positives among the first i + 1
+    recall, precision = hits / hits[-1], hits / np.arange(1, len(hits) + 1)
+    # The slack is for recalls such as 0.3, which a sum of tenths misses by a rounding.
+    return float(np.mean([precision[recall >= r - 1e-12].max() for r in RECALLS]))
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "top5": top5,
+    "mean_top1_top5": mean_top1_top5,
+    "mean_per_class": mean_per_class,
+    "roc_auc": roc_auc,
+    "voc2007_11pt_map": voc2007_11pt_map,
+}
 
 
 def get_metric(name: str) -> Metric:

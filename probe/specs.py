@@ -100,6 +100,7 @@ class DatasetSpec:
     `form` says what `source` is: `embedded`, `torchvision` (a class of it), or `folder` (a path). `parts` are the
     official ones; a missing `test` or `val` is held out, stratified by class, from `all` or `train`, with these
     fractions and the fixed order of `datasets.splits`. `files` tells a user without a network what to put where.
+    `in_paper` marks those of the CLIP paper's table 9.
     """
 
     name: str
@@ -114,6 +115,7 @@ class DatasetSpec:
     files: str = ""
     homepage: str = ""
     license: str = ""
+    in_paper: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from probe.datasets import get_dataset
 from probe.datasets.opening import SPLITS, open_splits
@@ -125,3 +126,35 @@ def test_a_test_class_that_training_lacks_is_named(image_folder):
     root = image_folder({"train/red": 4, "train/green": 4, "test/blue": 3})
     with pytest.raises(DatasetError, match="class 'blue' is not in"):
         open_splits(f"folder:{root}")
+
+
+def _modes():
+    """One picture in the modes that files have; 16 bits clip and an orientation is passed over, as in the reference."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # "turn me by a quarter"
+    return {
+        "grey.png": (image.convert("L"), {}),
+        "palette.png": (image.convert("P"), {}),
+        "black-and-white.png": (image.convert("1"), {}),
+        "alpha.png": (image.convert("RGBA"), {}),
+        "grey-alpha.png": (image.convert("LA"), {}),
+        "16-bit.png": (Image.fromarray(rng.integers(0, 65536, (9, 7), dtype=np.uint16)), {}),
+        "cmyk.jpg": (image.convert("CMYK"), {}),
+        "rotated.jpg": (image, {"exif": rotated}),
+    }
+
+
+@pytest.mark.parametrize("file", _modes())
+def test_every_mode_becomes_rgb_as_in_the_reference(file, image_folder):
+    """The reference's datasets open a file and say `convert("RGB")`; nothing more happens to it."""
+    root = image_folder({"train/red": 4, "train/blue": 4, "test/blue": 3})
+    (root / "test" / "red").mkdir()
+    image, settings = _modes()[file]
+    image.save(root / "test" / "red" / file, **settings)
+    test = open_splits(f"folder:{root}").test
+    found, label = test[len(test) - 1]
+    assert (found.mode, test.class_names[label]) == ("RGB", "red")
+    with Image.open(root / "test" / "red" / file) as expected:
+        assert np.array_equal(found, expected.convert("RGB"))
