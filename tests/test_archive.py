@@ -43,6 +43,28 @@ def test_tensors_are_those_that_torchscript_reads(archive):
             assert torch.equal(found[name], tensor), name
 
 
+class HasLists(torch.nn.Module):
+    """Attributes beside weights: archives name other functions of torch for them."""
+
+    sizes: list[int]
+    rates: list[float]
+    names: dict[str, str]
+    tables: list[torch.Tensor]
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.arange(3.0))
+        self.sizes, self.rates, self.names, self.tables = [1, 2], [0.5], {"a": "b"}, [torch.zeros(2)]
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_attributes_that_are_no_weights_are_passed_over(tmp_path):
+    found = read_archive(_save(HasLists(), tmp_path / "lists.pt"))
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {"weight": [0, 1, 2]}
+
+
 class WritesAFile(torch.nn.Module):
     """TorchScript may run when it is loaded, and it may write files."""
 

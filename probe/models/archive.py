@@ -131,8 +131,11 @@ class _Reader(pickle.Unpickler):
             return DTYPES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild_tensor
-        if module == "torch.jit._pickle" and name in ("build_intlist", "build_doublelist", "build_boollist"):
-            return list
+        if module == "torch.jit._pickle":
+            if name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist"):
+                return list
+            if name == "restore_type_tag":  # (value, its type in words) -> value
+                return lambda value, _: value
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a model")
