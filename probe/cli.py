@@ -56,7 +56,11 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="extract features, fit probes, write records and tables")
     run.add_argument(
-        "--dataset", action="append", required=True, metavar="NAME", help="repeatable; or all, or folder:PATH"
+        "--dataset",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="repeatable; or all, paper, folder:PATH, hf:ID, wds:SHARDS, torchvision:CLASS, ROW.toml",
     )
     run.add_argument(
         "--model", action="append", metavar="NAME", help="repeatable; or all, random:NAME, a path [ViT-B/32]"
@@ -65,12 +69,26 @@ def _parser() -> argparse.ArgumentParser:
         "--protocol", action="append", metavar="NAME", help="repeatable; readme or clip-paper [clip-paper]"
     )
     run.add_argument("--jit", choices=JIT_MODES, default="off", help="run TorchScript archives as they are [off]")
+    run.add_argument(
+        "--allow-partial", action="store_true", help="evaluate on what is there where images are missing; marks results"
+    )
+    run.add_argument(
+        "--skip-corrupt",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="pass over up to N images of a dataset that cannot be read; marks results [0]",
+    )
+    run.add_argument("--workers", type=_count, metavar="N", help="processes that read images [as many as help]")
     run.add_argument("--json", action="store_true", help="print records as JSON lines instead of a table")
     _add_execution(run)
     run.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
     run.set_defaults(command=_run)
 
-    datasets = commands.add_parser("datasets", help="list the datasets")
+    datasets = commands.add_parser("datasets", help="list the datasets, or show one")
+    datasets.add_argument("name", nargs="?", help="any name that --dataset takes, to show it whole")
+    datasets.add_argument("--page", action="store_true", help="the whole catalogue as a page of Markdown")
+    datasets.add_argument("--data-dir", metavar="DIR", help="[PROBE_DATA_DIR, or below ~/.cache]")
     datasets.set_defaults(command=_datasets)
 
     parity = commands.add_parser("parity", help="compare the eager and the JIT mode of a model")
@@ -87,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     models.add_argument("--weights-dir", metavar="DIR", help="[PROBE_WEIGHTS_DIR, or ~/.cache/clip]")
     models.set_defaults(command=_models)
+
+    doctor = commands.add_parser("doctor", help="say what can be run here, and what to do for the rest")
+    doctor.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    doctor.add_argument("--offline", action="store_true", help="as always here: nothing is fetched")
+    for name in ("data", "weights", "results"):
+        doctor.add_argument(f"--{name}-dir", metavar="DIR", help=f"[PROBE_{name.upper()}_DIR, or its default]")
+    doctor.set_defaults(command=_doctor)
 
     tables = commands.add_parser("tables", help="rewrite the tables from the records")
     tables.add_argument(
@@ -114,22 +139,36 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+    return int(text)
+
+
 def _run(args: argparse.Namespace) -> int:
     from probe import datasets, models, runner
 
     specs = runner.plan(
-        _expand(args.dataset, datasets.dataset_names()),
-        _expand(args.model or ["ViT-B/32"], models.model_names()),
+        _expand(args.dataset, {"all": datasets.dataset_names(), "paper": datasets.paper_names()}),
+        _expand(args.model or ["ViT-B/32"], {"all": models.model_names()}),
         protocols=args.protocol or ["clip-paper"],
         jit_modes=JIT_MODES[args.jit],
         device=args.device,
         precision=args.precision,
         batch_size=args.batch_size,
     )
-    folders = runner.Folders(args.data_dir, args.weights_dir, args.results_dir, args.offline)
+    access = runner.Access(
+        data=args.data_dir,
+        weights=args.weights_dir,
+        results=args.results_dir,
+        offline=args.offline,
+        allow_partial=args.allow_partial,
+        skip_corrupt=args.skip_corrupt,
+        workers=args.workers,
+    )
     records: list[RunRecord] = []
     try:
-        for record in runner.run_grid(specs, folders=folders):
+        for record in runner.run_grid(specs, access=access):
             records.append(record)
     finally:
         if records:
@@ -148,8 +187,8 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
         parity = tables.parity_markdown(records)
         if parity:
             print("\n" + parity, end="")
-        if any(tables.status(record) == "not converged" for record in records):
-            print("\n* the final fit did not converge; its record says how near it came")
+        for note in tables.footnotes(records):
+            print(f"\n{note}")
     failed = [(spec, record) for spec, record in zip(specs, records, strict=False) if record.error]
     for spec, record in failed:
         assert record.error is not None
@@ -164,29 +203,57 @@ def _sentence(error: Mapping[str, str]) -> str:
     return error["message"] if error["type"] in ours else f"{error['type']}: {error['message']}"
 
 
-def _expand(names: Sequence[str], every: Sequence[str]) -> list[str]:
-    return [name for given in names for name in (every if given == "all" else (given,))]
+def _expand(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
+    return [name for given in names for name in groups.get(given, (given,))]
 
 
-def _datasets(args: argparse.Namespace) -> int:  # noqa: ARG001 - one signature for all commands
+def _datasets(args: argparse.Namespace) -> int:
     from probe import tables
+    from probe.datasets import FORMS, description
     from probe.datasets.catalog import CATALOG
 
-    header = ("name", "title", "classes", "images", "metric", "in the paper", "source", "licence")
-    rows = [
-        (
-            spec.name,
-            spec.title,
-            str(spec.num_classes),
-            ", ".join(f"{part.name} {part.size:,}" for part in spec.parts),
-            spec.metric,
-            "yes" if spec.in_paper else "",
-            f"{spec.form}: {spec.source}",
-            spec.license,
-        )
-        for spec in CATALOG
-    ]
-    print(tables.markdown_table(header, rows), end="")
+    if args.page:
+        print(description.page(CATALOG), end="")
+    elif args.name is not None:
+        for key, value in description.describe(args.name, data_dir=args.data_dir).items():
+            print(f"{key:<13} {value}")
+    else:
+        header = ("name", "title", "classes", "images", "metric", "in the paper", "licence")
+        rows = [
+            (
+                spec.name,
+                spec.title,
+                str(spec.num_classes),
+                description.sizes(spec),
+                spec.metric,
+                "yes" if spec.in_paper else "",
+                spec.license,
+            )
+            for spec in CATALOG
+        ]
+        print(tables.markdown_table(header, rows))
+        print(f"Also {FORMS}.")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from probe import tables
+    from probe.doctor import EXTRAS, diagnose
+
+    found = diagnose(data_dir=args.data_dir, weights_dir=args.weights_dir, results_dir=args.results_dir)
+    if args.json:
+        print(json.dumps(asdict(found), sort_keys=True))
+        return 0
+    for kind, states in (("dataset", found.datasets), ("model", found.models)):
+        rows = [(name, state.word, state.step) for name, state in states.items()]
+        print(tables.markdown_table((kind, "state", "what to do"), rows))
+    rows = [(name, path, f"{free / 1e9:.1f} GB") for name, (path, free) in found.folders.items()]
+    print(tables.markdown_table(("folder", "path", "free"), rows))
+    print(tables.markdown_table(("device", "name"), list(found.devices.items())))
+    versions = {"python": found.environment["python"], **found.environment["packages"]}
+    print(tables.markdown_table(("library", "version"), [(name, str(value)) for name, value in versions.items()]))
+    for package, version in found.extras.items():
+        print(f"{package}: {version or f'not installed; pip install probe[{EXTRAS[package]}]'}")
     return 0
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from probe.datasets import get_dataset
-from probe.datasets.opening import SPLITS, Splits, open_splits
+from probe.datasets.folds import SPLITS
+from probe.datasets.images import ImageDataset
+from probe.datasets.opening import open_dataset
 from probe.errors import CheckpointError
 from probe.features import BATCH_SIZE, PRE_PROJECTION, PROJECTED, Features, extract
 from probe.models import get_model
@@ -83,9 +85,9 @@ def difference(a: np.ndarray, b: np.ndarray) -> Difference:
 
 
 def compare_features(eager: Mapping[str, Features], jit: Mapping[str, Features]) -> dict[str, Difference]:
-    """The differences at both feature points, over the images of all splits."""
+    """The differences at both feature points, over the images of all splits or parts."""
     return {
-        point: difference(*(np.concatenate([mode[split].at(point) for split in SPLITS]) for mode in (eager, jit)))
+        point: difference(*(np.concatenate([mode[split].at(point) for split in eager]) for mode in (eager, jit)))
         for point in (PROJECTED, PRE_PROJECTION)
     }
 
@@ -124,7 +126,8 @@ def parity(
     rules = get_protocol(protocol) if isinstance(protocol, str) else protocol
     modes = [resolve_execution(device, precision=precision, jit=jit) for jit in (False, True)]
     checkpoint = _read_archive(spec, weights_dir=weights_dir, offline=offline)
-    splits = open_splits(row, data_dir=data_dir, offline=offline)
+    opened = open_dataset(row, data_dir=data_dir, offline=offline)
+    splits = {name: opened.split(name) for name in SPLITS}  # of the first fold
     eager, jit = (_run(spec, checkpoint, execution, splits, batch_size=batch_size) for execution in modes)
     pairs = list(zip(eager.softmax, jit.softmax, strict=True))
     per_image, per_text = (float(np.abs(a - b).max()) for a, b in pairs)
@@ -138,7 +141,7 @@ def parity(
         softmax=(per_image, per_text),
         predictions_flipped=_count_flipped(eager.features, jit.features, metric=row.metric, protocol=rules),
         num_images=sum(len(part) for part in eager.features.values()),
-        num_test=len(splits.test),
+        num_test=len(splits["test"]),
         within_tolerance=all(np.allclose(b, a, atol=ATOL, rtol=RTOL) for a, b in pairs),
     )
 
@@ -162,13 +165,20 @@ def _read_archive(spec: ModelSpec, *, weights_dir: str | Path | None, offline: b
     return checkpoint
 
 
-def _run(spec: ModelSpec, checkpoint: Checkpoint, execution: Execution, splits: Splits, *, batch_size: int) -> _Outcome:
+def _run(
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    execution: Execution,
+    splits: Mapping[str, ImageDataset],
+    *,
+    batch_size: int,
+) -> _Outcome:
     model = open_model(checkpoint, execution)
     # The logits first: as an encoder the model no longer projects.
-    first = [splits.test[i][0] for i in range(min(NUM_PAIRS, len(splits.test)))]
+    first = [splits["test"][i][0] for i in range(min(NUM_PAIRS, len(splits["test"])))]
     softmax = softmax_of_logits(model, checkpoint, execution, first)
     encoder = as_encoder(spec, checkpoint, model, execution)
-    features = {name: extract(encoder, getattr(splits, name), batch_size=batch_size) for name in SPLITS}
+    features = {name: extract(encoder, images, batch_size=batch_size) for name, images in splits.items()}
     return _Outcome(features, softmax)
 
 

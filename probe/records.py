@@ -3,8 +3,8 @@
 A cell that failed has its record beside, `....failed.json`: a failure never takes the place of a result, and a result
 removes the failure. Files are written under another name and renamed, so that a reader never meets half of one.
 
-Schema history: 1, the first. `encoder` has since been given `license`, `preprocess` and `dtypes`, which older records
-of this schema do not have.
+Schema history: 1, the first; `encoder` was given `license`, `preprocess` and `dtypes` later on. 2: `spec.dataset` has
+`sources` in place of `form` and `source`; `read`, and `folds` in `result`, are new.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from probe.specs import slug
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DONE, FAILED = "done", "failed"
 
 
@@ -36,7 +36,8 @@ class RunRecord:
         encoder: weights' SHA-256 and licence, widths, preprocessing, and the `dtypes` of the checkpoint, of the image
             tower's weights as they compute, and of the features as they are kept; empty where the cell failed before
             that.
-        splits: for `train`, `val`, `test`: number of images and SHA-256 of ids and labels.
+        splits: for `train`, `val`, `test`, or `train/1` and so on where there are several folds: number of images and
+            SHA-256 of ids and labels, in order; ids are positions in a part of the source, or names of files.
         features: for the same: SHA-256 of the bytes.
         result: a `ProbeResult` without its predictions; None where the cell failed.
         parity: against the eager mode of the same cell, in JIT records made beside it: `max_abs_difference` for each
@@ -45,6 +46,8 @@ class RunRecord:
             the eager ones, and so their probe.
         environment: see `environment.describe`.
         error: `type` and `message`; None where the cell is done.
+        read: the `source` that had the images; `partial`, for parts with fewer images than their row says: how many
+            there were, and how many there should be; `skipped`, `id` and `message` of images that could not be read.
         created: when the cell ended, ISO 8601 in UTC.
     """
 
@@ -59,6 +62,7 @@ class RunRecord:
     seconds: Mapping[str, float]
     environment: Mapping[str, Any]
     error: Mapping[str, str] | None = None
+    read: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -92,13 +96,16 @@ class RunRecord:
         return (self.model, self.mode, self.dataset, self.protocol, self.precision)
 
 
+def model_slug(record: RunRecord) -> str:
+    """The model of a record as a part of a file name."""
+    return slug(record.model, is_path=record.spec["model"]["form"] == "file")
+
+
 def record_path(record: RunRecord, results_dir: Path) -> Path:
     """Where a record is kept."""
     state = ".failed" if record.status == FAILED else ""
-    name = (
-        f"{slug(record.model, record.spec['model']['form'])}.{record.mode}.{slug(record.protocol)}.{record.precision}"
-    )
-    folder = slug(record.dataset, record.spec["dataset"]["form"])
+    name = f"{model_slug(record)}.{record.mode}.{slug(record.protocol)}.{record.precision}"
+    folder = slug(record.dataset, is_path=":" in record.dataset)  # as in folder:PATH; no name has a colon
     return results_dir / "records" / folder / f"{name}{state}.json"
 
 
@@ -169,7 +176,12 @@ def _check_complete(record: RunRecord) -> None:
     found = record.result if record.status == DONE else record.error
     if not isinstance(found, dict) or not set(needed) <= set(found):
         raise KeyError(*needed)
-    numbers = [found[name] for name in needed if name not in ("converged", "message")]
+    passed_over = (
+        "converged",
+        "message",
+        "C" if found.get("folds") else "",
+    )  # folds may differ in C, which is None then
+    numbers = [found[name] for name in needed if name not in passed_over]
     if not isinstance(record.encoder, dict) or not all(isinstance(number, int | float) for number in numbers):
         raise TypeError("a value of the wrong type")
 

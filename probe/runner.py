@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -18,7 +18,9 @@ from probe import environment, paths, tables
 from probe.comparison import compare_features
 from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG as DATASETS
-from probe.datasets.opening import SPLITS, open_splits
+from probe.datasets.folds import SPLITS
+from probe.datasets.images import ImageDataset
+from probe.datasets.opening import OpenedDataset, open_dataset, used_positions
 from probe.errors import CheckpointError, ProbeError, UnknownNameError
 from probe.features import BATCH_SIZE, Features, extract
 from probe.models import get_model
@@ -26,7 +28,7 @@ from probe.models.catalog import CATALOG as MODELS
 from probe.models.devices import resolve_execution
 from probe.models.encoder import ImageEncoder
 from probe.models.loading import load_encoder
-from probe.probes.fitting import ProbeResult, fit_probe
+from probe.probes.fitting import ProbeResult, fit_probe, mean_result
 from probe.probes.protocols import CATALOG as PROTOCOLS
 from probe.probes.protocols import get_protocol
 from probe.records import DONE, FAILED, RunRecord, check_writable, write_record
@@ -38,23 +40,47 @@ Row = DatasetSpec | ModelSpec | Protocol
 
 
 @dataclass(frozen=True)
-class Folders:
-    """Where things are, and whether the network may be used; None is the default of `probe.paths`."""
+class Access:
+    """Where things are, and how they may be got at.
+
+    Args:
+        data: folder of datasets; here and below None is the default of `probe.paths`.
+        weights: folder of checkpoints.
+        results: folder of records and tables.
+        offline: never touch the network.
+        allow_partial: evaluate on what is there where images of a dataset are missing; the result is marked.
+        skip_corrupt: pass over up to so many images of a dataset that cannot be read; the record names them.
+        workers: processes that read images; None for what `features.default_workers` says.
+    """
 
     data: str | Path | None = None
     weights: str | Path | None = None
     results: str | Path | None = None
     offline: bool = False
+    allow_partial: bool = False
+    skip_corrupt: int = 0
+    workers: int | None = None
 
 
-DEFAULT_FOLDERS = Folders()
+DEFAULT_ACCESS = Access()
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """The features of all splits of a dataset under one model and mode, and what they came from."""
+    """The features of a dataset under one model and mode, and what they came from.
+
+    Args:
+        features: of each part, of the images that some split has.
+        folds: the features of each split of each fold: views or copies of rows of `features`.
+        read: what `RunRecord.read` says.
+        splits: what `RunRecord.splits` says.
+        encoder: what `RunRecord.encoder` says.
+        seconds: what `RunRecord.seconds` says.
+    """
 
     features: Mapping[str, Features]
+    folds: Sequence[Mapping[str, Features]]
+    read: Mapping[str, Any]
     splits: Mapping[str, Any]
     encoder: Mapping[str, Any]
     seconds: Mapping[str, float]
@@ -130,11 +156,14 @@ def run(
     weights_dir: str | Path | None = None,
     results_dir: str | Path | None = None,
     offline: bool = False,
+    allow_partial: bool = False,
+    skip_corrupt: int = 0,
+    workers: int | None = None,
 ) -> RunRecord:
     """Run one cell and write its record and the tables.
 
     Args:
-        dataset: a name of the catalogue, `folder:PATH`, or a row.
+        dataset: a name of the catalogue, `folder:PATH` and so on as `get_dataset` takes them, or a row.
         model: a name of the catalogue, `random:NAME`, the path of a checkpoint, or a row.
         jit: run the TorchScript archive as it is.
         protocol: how the probe is fitted.
@@ -145,6 +174,9 @@ def run(
         weights_dir: folder of checkpoints, likewise.
         results_dir: folder of records and tables, likewise.
         offline: never touch the network.
+        allow_partial: evaluate on what is there where images are missing; the record says so.
+        skip_corrupt: pass over up to so many images that cannot be read; the record names them.
+        workers: processes that read images; by default as many as help.
 
     Raises:
         Exception: whatever kept the cell from a score, a `ProbeError` where it is the user's to mend; the record of the
@@ -159,13 +191,14 @@ def run(
         precision=precision,
         batch_size=batch_size,
     )
-    (cell,) = _run_cells([spec], Folders(data_dir, weights_dir, results_dir, offline))
+    access = Access(data_dir, weights_dir, results_dir, offline, allow_partial, skip_corrupt, workers)
+    (cell,) = _run_cells([spec], access)
     if isinstance(cell, Failed):
         raise cell.exception
     return cell.record
 
 
-def run_grid(specs: Sequence[RunSpec], *, folders: Folders = DEFAULT_FOLDERS) -> Iterator[RunRecord]:
+def run_grid(specs: Sequence[RunSpec], *, access: Access = DEFAULT_ACCESS) -> Iterator[RunRecord]:
     """Run cells one after the other; each record is written before it is yielded, the tables when all are done.
 
     Cells that share dataset, model and mode share one extraction; eager and JIT cells of one probe are compared. A cell
@@ -174,18 +207,18 @@ def run_grid(specs: Sequence[RunSpec], *, folders: Folders = DEFAULT_FOLDERS) ->
     Raises:
         ResultsError: the results folder cannot be written to.
     """
-    for cell in _run_cells(specs, folders):
+    for cell in _run_cells(specs, access):
         yield cell.record
 
 
-def _run_cells(specs: Sequence[RunSpec], folders: Folders) -> Iterator[Done | Failed]:
-    results_dir = paths.results_dir(folders.results)
+def _run_cells(specs: Sequence[RunSpec], access: Access) -> Iterator[Done | Failed]:
+    results_dir = paths.results_dir(access.results)
     check_writable(results_dir)
     try:
         for _, pair in groupby(specs, key=lambda spec: (spec.dataset, spec.model, spec.batch_size)):
             finished: list[Done] = []
             for _, group in groupby(pair, key=lambda spec: spec.jit):
-                for cell in _run_group(list(group), finished, folders):
+                for cell in _run_group(list(group), finished, access):
                     if isinstance(cell, Done):
                         finished.append(cell)
                     write_record(cell.record, results_dir)
@@ -194,7 +227,7 @@ def _run_cells(specs: Sequence[RunSpec], folders: Folders) -> Iterator[Done | Fa
         tables.write_tables(results_dir)
 
 
-def _run_group(specs: Sequence[RunSpec], finished: Sequence[Done], folders: Folders) -> Iterator[Done | Failed]:
+def _run_group(specs: Sequence[RunSpec], finished: Sequence[Done], access: Access) -> Iterator[Done | Failed]:
     """Run the cells that differ in their protocol only."""
     extraction: Extraction | None = None
     failure: Exception | None = None
@@ -204,7 +237,7 @@ def _run_group(specs: Sequence[RunSpec], finished: Sequence[Done], folders: Fold
             if failure is not None:
                 raise failure
             if extraction is None:
-                extraction = _extract(spec, folders)
+                extraction = _extract(spec, access)
             yield _fit(spec, extraction, finished)
         except Exception as err:  # a grid goes on past whatever breaks a cell, and the record names it
             failure = err if extraction is None else None
@@ -213,9 +246,15 @@ def _run_group(specs: Sequence[RunSpec], finished: Sequence[Done], folders: Fold
             yield Failed(_record(spec, error=error), err)
 
 
-def _extract(spec: RunSpec, folders: Folders) -> Extraction:
+def _extract(spec: RunSpec, access: Access) -> Extraction:
     started = time.perf_counter()
-    splits = open_splits(spec.dataset, data_dir=folders.data, offline=folders.offline)
+    dataset = open_dataset(
+        spec.dataset,
+        data_dir=access.data,
+        offline=access.offline,
+        allow_partial=access.allow_partial,
+        skip_corrupt=access.skip_corrupt > 0,
+    )
     with warnings.catch_warnings():
         # The cell that it speaks of fails below, with the same words: no rebuilt model stands in a JIT table.
         warnings.filterwarnings("ignore", message=".* is no TorchScript archive", category=UserWarning)
@@ -224,20 +263,78 @@ def _extract(spec: RunSpec, folders: Folders) -> Extraction:
             jit=spec.jit,
             device=spec.device,
             precision=spec.precision,
-            weights_dir=folders.weights,
-            offline=folders.offline,
+            weights_dir=access.weights,
+            offline=access.offline,
         )
     if encoder.execution.jit != spec.jit:
         raise CheckpointError(f"{spec.model.name} is no TorchScript archive and has no JIT mode; use --jit off")
     loaded = time.perf_counter()
-    opened = {name: getattr(splits, name) for name in SPLITS}
-    features = {name: extract(encoder, images, batch_size=spec.batch_size) for name, images in opened.items()}
+    features, positions = _extract_parts(spec, dataset, encoder, access)
+    folds = [
+        {name: _take(features[fold[name].part], positions[fold[name].part], fold[name].positions) for name in SPLITS}
+        for fold in dataset.folds
+    ]
     return Extraction(
         features=features,
-        splits={name: {"size": len(images), "sha256": images.sha256} for name, images in opened.items()},
+        folds=folds,
+        read=_describe_reading(dataset, features),
+        splits=_by_split(dataset.folds, lambda k, name: _describe_split(dataset.split(name, k))),
         encoder=_describe_encoder(encoder),
         seconds={"load": loaded - started, "extract": time.perf_counter() - loaded},
     )
+
+
+def _extract_parts(
+    spec: RunSpec, dataset: OpenedDataset, encoder: ImageEncoder, access: Access
+) -> tuple[dict[str, Features], dict[str, np.ndarray]]:
+    """The features of each part, every image once, and where in the part the rows are from."""
+    features, positions = {}, {}
+    left = access.skip_corrupt
+    for part, images in dataset.parts.items():
+        used = used_positions(dataset.folds, part)
+        if len(used) == 0:
+            continue
+        extracted = extract(
+            encoder,
+            images if len(used) == len(images) else images.subset(images.name, used),
+            batch_size=spec.batch_size,
+            workers=access.workers,
+            skip_corrupt=left,
+        )
+        left -= len(extracted.skipped)
+        features[part] = extracted
+        positions[part] = np.delete(used, [row for row, _ in extracted.skipped])
+    return features, positions
+
+
+def _take(features: Features, positions: np.ndarray, chosen: np.ndarray) -> Features:
+    """The rows of some positions of a part; those that were skipped have none."""
+    if np.array_equal(positions, chosen):
+        return features
+    return features.take(np.flatnonzero(np.isin(positions, chosen, assume_unique=True)))
+
+
+def _describe_reading(dataset: OpenedDataset, features: Mapping[str, Features]) -> dict[str, Any]:
+    skipped = []
+    for part, extracted in features.items():
+        images, used = dataset.parts[part], used_positions(dataset.folds, part)
+        skipped += [{"id": images.ids[used[row]], "message": message} for row, message in extracted.skipped]
+    return {
+        "source": asdict(dataset.source),
+        "partial": {name: [len(dataset.parts[name]), size] for name, size in dataset.incomplete.items()},
+        "skipped": skipped,
+    }
+
+
+def _describe_split(images: ImageDataset) -> dict[str, Any]:
+    return {"size": len(images), "sha256": images.sha256}
+
+
+def _by_split(folds: Sequence[Any], describe: Callable[[int, str], Any]) -> dict[str, Any]:
+    """`train`, `val` and `test`; where there are several folds `train/1` and so on."""
+    return {
+        name if len(folds) == 1 else f"{name}/{k + 1}": describe(k, name) for k in range(len(folds)) for name in SPLITS
+    }
 
 
 def _describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:
@@ -257,7 +354,7 @@ def _describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:
 
 
 def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done]) -> Done:
-    digests = {name: {"sha256": features.sha256} for name, features in extraction.features.items()}
+    digests = _by_split(extraction.folds, lambda k, name: {"sha256": extraction.folds[k][name].sha256})
     same_protocol = [cell for cell in finished if cell.spec.protocol == spec.protocol]
     twin = next((cell for cell in same_protocol if cell.record.features == digests), None)
     started = time.perf_counter()
@@ -265,7 +362,18 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done]) -> Don
         logger.info("%s: the features are those of %s, and so is the probe", spec, twin.spec)
         result = twin.result
     else:
-        result = fit_probe(**extraction.features, metric=spec.dataset.metric, protocol=spec.protocol)
+        result = mean_result(
+            [
+                fit_probe(
+                    train=fold["train"],
+                    val=fold["val"],
+                    test=fold["test"],
+                    metric=spec.dataset.metric,
+                    protocol=spec.protocol,
+                )
+                for fold in extraction.folds
+            ]
+        )
     seconds = time.perf_counter() - started
     record = _record(spec, extraction=extraction, features=digests, result=result, fit_seconds=seconds)
     done = Done(spec, record, extraction, result)
@@ -291,17 +399,15 @@ def _record(
     error: Mapping[str, str] | None = None,
 ) -> RunRecord:
     seconds = {**extraction.seconds, "fit": fit_seconds} if extraction is not None else {}
-    fields = asdict(result) if result is not None else None
-    if fields is not None:
-        del fields["predictions"]
     return RunRecord(
         status=DONE if error is None else FAILED,
         spec=asdict(spec),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         encoder=extraction.encoder if extraction is not None else {},
+        read=extraction.read if extraction is not None else {},
         splits=extraction.splits if extraction is not None else {},
         features=features or {},
-        result=fields,
+        result=result.to_dict() if result is not None else None,
         parity=None,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         environment=environment.describe(spec.device),

@@ -83,38 +83,74 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Part:
-    """An official part of a dataset, as its makers divided it: `train`, `val`, `test`, or `all` where they did not.
+    """A part of a dataset as its makers divided it: `train`, `val`, `test`, or `all` where they did not.
 
-    `arguments` are those that select the part in its source.
+    `size` is None where only the files know. `first_label` and `last_label` are those of its first and last image in
+    the order of the source, None where nothing but the files says.
     """
 
     name: str
-    size: int
-    arguments: tuple[tuple[str, Any], ...] = ()
+    size: int | None = None
+    first_label: int | None = None
+    last_label: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place where a dataset can be had, and how its parts are found there.
+
+    `form` is the module of `probe.datasets` that reads it, and says what `location` is: a class of torchvision, a
+    repository of the Hugging Face hub, a folder below the data folder. `parts` gives for each part the arguments that
+    select it, `options` what holds for all parts. `paths` are the files or folders below the data folder that are there
+    when it is ready, `archives` those that are unpacked if they are not, each with the
+    folder it is unpacked into. `files` tells a user without a network
+    what to put where; it is empty where nothing can be put by hand. `can_download` says whether probe can fetch it.
+    """
+
+    form: str
+    location: str
+    parts: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+    paths: tuple[str, ...] = ()
+    archives: tuple[tuple[str, str], ...] = ()
+    files: str = ""
+    can_download: bool = False
+
+    def arguments(self, part: str) -> dict[str, Any]:
+        """The arguments that select a part; those of `options` come with them."""
+        return {**dict(self.options), **dict(dict(self.parts).get(part, ()))}
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
     """One labelled image dataset, by name.
 
-    `form` says what `source` is: `embedded`, `torchvision` (a class of it), or `folder` (a path). `parts` are the
-    official ones; a missing `test` or `val` is held out, stratified by class, from `all` or `train`, with these
-    fractions and the fixed order of `datasets.splits`. `files` tells a user without a network what to put where.
-    `in_paper` marks those of the CLIP paper's table 9.
+    `parts` are the official ones, `sources` where they are to be had, in order of preference. A missing `test` or `val`
+    is held out, stratified by class and by whole groups where images come in groups, from `all` or `train`, with these
+    fractions and the fixed order of `datasets.splits`; or `recipe` names the rule of `datasets.recipes` that makes
+    the splits, whose sizes are then `split_sizes`. A probe is fitted on each of `num_folds` folds, and the score is
+    their mean. `num_classes` is None where only the files know.
+
+    `numbers_from` says where sizes, classes and labels come from, `notes` what a reader of scores must know, `gone` why
+    the whole of it can no longer be had. `in_paper` marks those of the CLIP paper's table 9.
     """
 
     name: str
     title: str
-    form: str
-    source: str
     parts: tuple[Part, ...]
-    num_classes: int
+    sources: tuple[Source, ...]
+    num_classes: int | None = None
     metric: str = "accuracy"
     val_fraction: float = 0.1
     test_fraction: float = 0.2
-    files: str = ""
+    recipe: str = ""
+    split_sizes: tuple[tuple[str, int], ...] = ()
+    num_folds: int = 1
     homepage: str = ""
     license: str = ""
+    numbers_from: str = ""
+    notes: str = ""
+    gone: str = ""
     in_paper: bool = False
 
 
@@ -179,16 +215,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def slug(name: str, form: str = "") -> str:
+def slug(name: str, *, is_path: bool = False) -> str:
     """The name of a model, dataset or protocol as a part of a file name.
 
-    A path keeps its last part and gets the start of its digest, so that two files of one name stay apart.
+    A path or address keeps its last part and gets the start of its digest, so that two files of one name stay apart.
 
-    >>> slug("ViT-L/14@336px", "url")
+    >>> slug("ViT-L/14@336px")
     'ViT-L-14-336px'
     """
-    if form in ("file", "folder"):
-        kind, _, path = name.rpartition(":")
+    if is_path:
+        kind, _, path = name.partition(":") if re.match(r"\w+:", name) else ("", "", name)
         last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
         name = f"{kind} {last} {digest(name)[:8]}"
     return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")

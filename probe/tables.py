@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from probe.records import FAILED, RunRecord, read_records, write_text
-from probe.specs import slug
+from probe.records import FAILED, RunRecord, model_slug, read_records, write_text
 
 COLUMNS = (
     *(
@@ -64,7 +63,7 @@ def _holds(path: Path, text: str) -> bool:
 def render(records: Sequence[RunRecord]) -> dict[str, str]:
     """All tables of sorted records: file name -> text."""
     tables = {}
-    for name, group in groupby(records, key=lambda r: f"{slug(r.model, r.spec['model']['form'])}.{r.mode}"):
+    for name, group in groupby(records, key=lambda r: f"{model_slug(r)}.{r.mode}"):
         rows = list(group)
         tables[f"{name}.csv"] = to_csv(rows)
         tables[f"{name}.md"] = _page(rows)
@@ -96,14 +95,37 @@ def row(record: RunRecord) -> dict[str, object]:
 
 
 def status(record: RunRecord) -> str:
-    """`ok`, `not converged` or `failed`."""
+    """`ok` or `failed`; or `not converged`, `partial`, or both with a comma between."""
     if record.status == FAILED:
         return "failed"
-    return "ok" if record.result and record.result["converged"] else "not converged"
+    marks = [
+        word for word, is_so in (("not converged", not has_converged(record)), ("partial", is_partial(record))) if is_so
+    ]
+    return ", ".join(marks) or "ok"
+
+
+def has_converged(record: RunRecord) -> bool:
+    """Whether the final fit did; True where there is none."""
+    return record.result is None or bool(record.result["converged"])
+
+
+def is_partial(record: RunRecord) -> bool:
+    """Whether images were missing, or passed over because they could not be read."""
+    return bool(record.read.get("partial") or record.read.get("skipped"))
+
+
+def footnotes(records: Sequence[RunRecord]) -> list[str]:
+    """What the marks behind scores mean, for those that there are."""
+    notes = []
+    if not all(map(has_converged, records)):
+        notes.append("* the final fit did not converge; its record says how near it came")
+    if any(map(is_partial, records)):
+        notes.append("+ images are missing or could not be read; the record says how many, or which")
+    return notes
 
 
 def to_markdown(records: Iterable[RunRecord]) -> str:
-    """A table to read: scores in percent, a failed cell says so, a probe that did not converge has a star."""
+    """A table to read: scores in percent, a failed cell says so; `footnotes` explains what stands behind scores."""
     header = ("dataset", "model", "mode", "protocol", "score, %", "C", "iterations", "test images")
     return markdown_table(header, [_cells(record) for record in records])
 
@@ -135,21 +157,21 @@ def _cells(record: RunRecord) -> tuple[str, ...]:
     if record.result is None:
         return (*names, "failed", "", "", "")
     result: Mapping[str, float] = record.result
-    return (*names, _percent(record), f"{result['C']:.4g}", str(result["n_iter"]), str(result["num_test"]))
+    strength = "by fold" if result["C"] is None else f"{result['C']:.4g}"
+    return (*names, _percent(record), strength, str(result["n_iter"]), str(result["num_test"]))
 
 
 def _percent(record: RunRecord) -> str:
     if record.result is None:
         return "failed"
-    star = "" if record.result["converged"] else " *"
-    return f"{100 * record.result['score']:.2f}{star}"
+    marks = ("" if has_converged(record) else " *") + (" +" if is_partial(record) else "")
+    return f"{100 * record.result['score']:.2f}{marks}"
 
 
 def _page(records: Sequence[RunRecord]) -> str:
     first = records[0]
     lines = [f"# {first.model}, {first.mode}\n", to_markdown(records)]
-    if any(status(record) == "not converged" for record in records):
-        lines.append("\\* the final fit did not converge; see `gradient_ratio` in the CSV.\n")
+    lines += [f"\\{note}\n" for note in footnotes(records)]
     for record in records:
         if record.error is not None:
             lines.append(f"{record.dataset}, {record.protocol} failed: {record.error['message']}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +112,94 @@ def svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", files)
 
 
+def stl10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 training and 4 test images; each of the ten folds is six of the former."""
+    base = root / "stl10_binary"
+    base.mkdir(parents=True)
+    files = {}
+    for split, labels in (("train", LABELS * 5), ("test", LABELS)):
+        pixels = np.zeros((len(labels), 3, 96, 96), np.uint8)
+        pixels[:, 0] = np.array([200 * k + 20 for k in labels])[:, None, None]
+        pixels.tofile(base / f"{split}_X.bin")
+        (np.array(labels, np.uint8) + 1).tofile(base / f"{split}_y.bin")
+        files[split] = [
+            [name, hashlib.md5((base / name).read_bytes()).hexdigest()] for name in (f"{split}_X.bin", f"{split}_y.bin")
+        ]
+    (base / "class_names.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    folds = [[(6 * k + i) % 20 for i in range(6)] for k in range(10)]
+    (base / "fold_indices.txt").write_text("".join(" ".join(map(str, sorted(fold))) + "\n" for fold in folds))
+    monkeypatch.setattr(torchvision.datasets.STL10, "train_list", files["train"])
+    monkeypatch.setattr(torchvision.datasets.STL10, "test_list", files["test"])
+
+
+def gtsrb(root: Path, _: pytest.MonkeyPatch) -> None:
+    """Two classes of four tracks of three frames, red as their class and track; the test part is listed in a file."""
+    base = root / "gtsrb"
+    for k in range(2):
+        for track in range(4):
+            for frame in range(3):
+                name = f"{track:05d}_{frame:05d}.ppm"
+                write_image(base / "GTSRB" / "Training" / f"{k:05d}" / name, 100 * k + 10 * track)
+    lines = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
+    for i, k in enumerate(LABELS):
+        write_image(base / "GTSRB" / "Final_Test" / "Images" / f"{i:05d}.ppm", 100 * k)
+        lines.append(f"{i:05d}.ppm;12;10;0;0;12;10;{k}")
+    (base / "GT-final_test.csv").write_text("".join(f"{line}\n" for line in lines))
+
+
+def eurosat(root: Path, _: pytest.MonkeyPatch) -> None:
+    for k, name in enumerate(("AnnualCrop", "Forest")):
+        for i in range(5):
+            write_image(root / "eurosat" / "2750" / name / f"{name}_{i}.jpg", 100 * k)
+
+
+def clevr_counts(root: Path, _: pytest.MonkeyPatch) -> None:
+    """Scenes of three and of four objects."""
+    base = root / "clevr" / "CLEVR_v1.0"
+    (base / "scenes").mkdir(parents=True)
+    for split in ("train", "val"):
+        scenes = []
+        for i, k in enumerate(LABELS):
+            name = f"CLEVR_{split}_{i:06d}.png"
+            write_image(base / "images" / split / name)
+            scenes.append({"image_filename": name, "objects": [{}] * (3 + k)})
+        (base / "scenes" / f"CLEVR_{split}_scenes.json").write_text(json.dumps({"scenes": scenes}))
+
+
+def emnist(root: Path, _: pytest.MonkeyPatch) -> None:
+    raw = root / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "test"):
+        header = struct.pack(">IIII", 2051, len(LABELS), 28, 28)
+        (raw / f"emnist-balanced-{split}-images-idx3-ubyte").write_bytes(header + bytes(len(LABELS) * 28 * 28))
+        header = struct.pack(">II", 2049, len(LABELS))
+        (raw / f"emnist-balanced-{split}-labels-idx1-ubyte").write_bytes(header + bytes(LABELS))
+
+
+def places365(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    lists = {"categories_places365.txt": "".join(f"/{name[0]}/{name} {k}\n" for k, name in enumerate(CLASSES))}
+    lists["places365_train_standard.txt"] = "".join(
+        f"/{CLASSES[k][0]}/{CLASSES[k]}/{i:08d}.jpg {k}\n" for i, k in enumerate(LABELS)
+    )
+    lists["places365_val.txt"] = "".join(f"Places365_val_{i:08d}.jpg {k}\n" for i, k in enumerate(LABELS))
+    for i, k in enumerate(LABELS):
+        write_image(root / "data_256_standard" / CLASSES[k][0] / CLASSES[k] / f"{i:08d}.jpg")
+        write_image(root / "val_256" / f"Places365_val_{i:08d}.jpg")
+    for name, text in lists.items():
+        (root / name).write_text(text)
+    md5 = {name: hashlib.md5(text.encode()).hexdigest() for name, text in lists.items()}
+    places = torchvision.datasets.Places365
+    monkeypatch.setattr(places, "_CATEGORIES_META", ("categories_places365.txt", md5["categories_places365.txt"]))
+    for split, name in (("train-standard", "places365_train_standard.txt"), ("val", "places365_val.txt")):
+        monkeypatch.setitem(places._FILE_LIST_META, split, (name, md5[name]))
+
+
+# Those whose splits are all there and as long as `LABELS`; the others have tests of their own.
 WRITERS = {
     writer.__name__: writer
     for writer in (
         *(food101, dtd, fgvc_aircraft, oxford_pets, flowers102, country211, rendered_sst2, stanford_cars, svhn),
+        *(emnist, places365),
     )
 }

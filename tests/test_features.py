@@ -1,11 +1,14 @@
+import logging
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from probe.errors import FeaturesError
+from probe.datasets.images import ImageDataset, read_file
+from probe.errors import DatasetError, FeaturesError
 from probe.features import Features, extract
 from probe.models.encoder import ImageFeatures
 from probe.preprocess import Preprocess
@@ -96,3 +99,71 @@ def test_progress_is_silent_without_a_terminal(capsys):
 
 def test_torch_tensors_never_leave():
     assert not isinstance(extract(FakeEncoder(), images(2)).x, torch.Tensor)
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    """Twelve images in files, red as their position."""
+    paths = [tmp_path / f"{i}.png" for i in range(12)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (10, 9), (i, 0, 0)).save(path)
+    labels, names = np.arange(12) % 3, [path.name for path in paths]
+    return ImageDataset("reds", labels, ["a", "b", "c"], partial(read_file, tmp_path, names), names)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("batch_size", [5, 12])
+def test_worker_processes_change_nothing(on_disk, workers, batch_size):
+    alone = extract(FakeEncoder(), on_disk, batch_size=batch_size, workers=0)
+    together = extract(FakeEncoder(), on_disk, batch_size=batch_size, workers=workers)
+    assert together.sha256 == alone.sha256
+    assert together.x[:, 0].tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_one_sentence_wherever_it_is_read(on_disk, tmp_path, workers):
+    """Not the traceback of a worker process."""
+    (tmp_path / "7.png").write_bytes(b"no image")
+    with pytest.raises(DatasetError) as caught:
+        extract(FakeEncoder(), on_disk, batch_size=4, workers=workers)
+    assert str(caught.value).startswith("reds: image 7 (7.png) cannot be read (cannot identify image file")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_passed_over_up_to_a_number(on_disk, tmp_path, workers, caplog):
+    for i in (0, 7):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    with caplog.at_level(logging.WARNING):
+        features = extract(FakeEncoder(), on_disk, batch_size=4, workers=workers, skip_corrupt=2)
+    rest = [i for i in range(12) if i not in (0, 7)]
+    assert features.x[:, 0].tolist() == rest
+    assert features.y.tolist() == [i % 3 for i in rest]
+    assert [position for position, _ in features.skipped] == [0, 7]
+    assert "reds: image 7 (7.png) cannot be read" in caplog.text
+
+
+def test_one_more_unreadable_image_than_allowed_stops(on_disk, tmp_path):
+    for i in (0, 7):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match="image 7"):
+        extract(FakeEncoder(), on_disk, batch_size=4, skip_corrupt=1)
+
+
+def test_a_whole_batch_of_unreadable_images_is_passed_over(on_disk, tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    assert extract(FakeEncoder(), on_disk, batch_size=4, skip_corrupt=4).x[:, 0].tolist() == list(range(4, 12))
+
+
+def test_no_image_at_all_is_an_error(on_disk, tmp_path):
+    for path in tmp_path.glob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(FeaturesError, match="reds: no image could be read"):
+        extract(FakeEncoder(), on_disk, skip_corrupt=100)
+
+
+def test_rows_of_labels_stay_rows(on_disk):
+    labels = np.array([[1, 0], [0, -1]] * 6)
+    several = ImageDataset("several", labels, ["a", "b"], on_disk.read, on_disk.ids)
+    assert np.array_equal(extract(FakeEncoder(), several, workers=1).y, labels)

@@ -5,7 +5,9 @@ from sklearn.linear_model import LogisticRegression
 
 from probe.errors import FeaturesError, ProtocolError, UnknownNameError
 from probe.features import Features
-from probe.probes.fitting import fit_probe
+from probe.metrics import get_metric
+from probe.probes.fitting import fit_probe, mean_result
+from probe.probes.multilabel import fit_each_class
 from probe.specs import Protocol
 
 SHORT = Protocol("short", "three values", "projected", (1e-4, 1e-2, 1.0), 1, 200, 1e-6, "this test")
@@ -78,3 +80,69 @@ def test_features_that_do_not_fit_are_named(parts, change, error, message):
 def test_a_near_protocol_is_offered(parts):
     with pytest.raises(UnknownNameError, match="did you mean 'clip-paper'"):
         fit_probe(**parts, protocol="clip_paper")
+
+
+@pytest.fixture(scope="module")
+def several(parts):
+    """Digits that show "even", "more than four" and "round"; of the last, eights do not count."""
+
+    def labels(y):
+        is_round = np.where(y == 8, -1, np.isin(y, [0, 6, 9]))
+        return np.stack([y % 2 == 0, y > 4, is_round], axis=1).astype(np.int64)
+
+    return {name: Features(part.x, labels(part.y)) for name, part in parts.items()}
+
+
+def test_several_labels_are_one_probe_for_each_class(several):
+    """Each is scikit-learn's, fitted on the images that count for it, and the score is of its logits."""
+    one = Protocol("one", "", "projected", (0.5,), 1, 500, 1e-6, "")
+    result = fit_probe(**several, metric="voc2007_11pt_map", protocol=one)
+    x = np.concatenate([several["train"].x, several["val"].x])
+    y = np.concatenate([several["train"].y, several["val"].y])
+    logits = []
+    for k in range(3):
+        counts = y[:, k] >= 0
+        byhand = LogisticRegression(C=0.5, max_iter=500, tol=1e-6).fit(x[counts], y[counts, k])
+        logits.append(byhand.decision_function(several["test"].x))
+    scores = np.stack(logits, axis=1)
+    assert result.score == get_metric("voc2007_11pt_map")(several["test"].y, scores)
+    assert np.array_equal(result.predictions, scores > 0)
+    assert 0.9 < result.score < 1
+
+
+def test_several_labels_are_searched_with_one_c(several):
+    result = fit_probe(**several, metric="voc2007_11pt_map", protocol=SHORT)
+    assert [point.C for point in result.sweep] == list(SHORT.grid)
+    assert result.C in SHORT.grid
+
+
+def test_a_class_without_examples_gets_the_lowest_scores(several):
+    """And does not stop the others."""
+    without = {name: Features(p.x, np.where([True, True, False], p.y, 0)) for name, p in several.items()}
+    fitted = fit_each_class(without["train"].x, without["train"].y, C=0.5, max_iter=500, tol=1e-6)
+    assert fitted.fits[2] is None
+    assert np.isneginf(fitted.scores(without["test"].x, 3)[:, 2]).all()
+    assert fitted.n_iter == max(fit.n_iter for fit in fitted.fits[:2])
+
+
+def test_labels_of_two_shapes_are_named(parts, several):
+    with pytest.raises(FeaturesError, match=r"test has labels \(400,\), train \(400, 3\); give all the same classes"):
+        fit_probe(**{**several, "test": parts["test"]}, protocol="readme")
+
+
+def test_the_mean_over_folds_keeps_every_fold(parts):
+    one = fit_probe(**parts, protocol="readme")
+    other = fit_probe(train=parts["val"], val=parts["train"], test=parts["test"], protocol=SHORT)
+    mean = mean_result([one, other])
+    assert mean.score == (one.score + other.score) / 2
+    assert mean.folds == (one, other)
+    assert mean.C is None
+    assert mean_result([one, one]).C == one.C
+    assert mean.n_iter == max(one.n_iter, other.n_iter)
+    assert len(mean.predictions) == 800
+    assert "predictions" not in mean.to_dict()["folds"][0]
+
+
+def test_the_result_of_one_fold_is_its_own(parts):
+    one = fit_probe(**parts, protocol="readme")
+    assert mean_result([one]) is one

@@ -1,24 +1,28 @@
+from dataclasses import replace
 from itertools import chain
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from probe.datasets import get_dataset
-from probe.datasets.opening import SPLITS, open_splits
+from probe.datasets.folds import SPLITS
+from probe.datasets.opening import open_dataset
+from probe.datasets.video import read_middle_frame
 from probe.errors import DatasetError, DatasetMissingError
 
 
 def _sizes(root):
-    splits = open_splits(f"folder:{root}")
-    return [len(getattr(splits, name)) for name in SPLITS]
+    splits = open_dataset(f"folder:{root}")
+    return [len(splits.split(name)) for name in SPLITS]
 
 
 def test_one_tree_is_divided_by_class(image_folder):
     root = image_folder({"red": 10, "green": 5})
-    splits = open_splits(f"folder:{root}")
-    assert [np.bincount(getattr(splits, name).labels).tolist() for name in SPLITS] == [[3, 6], [1, 2], [1, 2]]
-    assert splits.train.class_names == ["green", "red"]
+    splits = open_dataset(f"folder:{root}")
+    assert [np.bincount(splits.split(name).labels).tolist() for name in SPLITS] == [[3, 6], [1, 2], [1, 2]]
+    assert splits.split("train").class_names == ["green", "red"]
 
 
 def test_given_splits_are_used(image_folder):
@@ -34,14 +38,14 @@ def test_without_val_a_part_of_train_is_held_out(image_folder):
 def test_labels_follow_the_training_classes(image_folder):
     """A test set without the first class must not shift the others."""
     root = image_folder({"train/blue": 4, "train/red": 4, "test/red": 3})
-    assert set(open_splits(f"folder:{root}").test.labels.tolist()) == {1}
+    assert set(open_dataset(f"folder:{root}").split("test").labels.tolist()) == {1}
 
 
 def test_the_split_does_not_hang_on_where_the_folder_is(image_folder, tmp_path):
     root = image_folder({"red": 10, "green": 5})
-    before = open_splits(f"folder:{root}").test.sha256
+    before = open_dataset(f"folder:{root}").split("test").sha256
     root = root.rename(tmp_path / "elsewhere")
-    assert open_splits(f"folder:{root}").test.sha256 == before
+    assert open_dataset(f"folder:{root}").split("test").sha256 == before
 
 
 def test_what_systems_leave_behind_is_passed_over(image_folder):
@@ -100,15 +104,15 @@ def test_a_damaged_image_is_named(image_folder, suffix, content):
     root = image_folder({"red": 5, "green": 5})
     (root / "red" / "000.png").unlink()
     (root / "red" / f"000{suffix}").write_bytes(content)
-    splits = open_splits(f"folder:{root}")
-    with pytest.raises(DatasetError, match=rf"red/000\{suffix} cannot be read"):
-        list(chain(splits.train, splits.val, splits.test))
+    splits = open_dataset(f"folder:{root}")
+    with pytest.raises(DatasetError, match=rf"image [0-9]+ \(red/000\{suffix}\) cannot be read"):
+        list(chain(splits.split("train"), splits.split("val"), splits.split("test")))
 
 
 def test_a_class_of_one_image_is_named(image_folder):
     root = image_folder({"red": 5, "green": 1})
     with pytest.raises(DatasetError, match="class 'green' has too few images"):
-        open_splits(f"folder:{root}")
+        open_dataset(f"folder:{root}")
 
 
 def test_a_class_of_one_image_is_fine_where_the_splits_are_given(image_folder):
@@ -124,8 +128,8 @@ def test_a_missing_test_split_is_named(image_folder):
 
 def test_a_test_class_that_training_lacks_is_named(image_folder):
     root = image_folder({"train/red": 4, "train/green": 4, "test/blue": 3})
-    with pytest.raises(DatasetError, match="class 'blue' is not in"):
-        open_splits(f"folder:{root}")
+    with pytest.raises(DatasetError, match="class 'blue' is not among the classes of the training images"):
+        open_dataset(f"folder:{root}")
 
 
 def _modes():
@@ -153,8 +157,72 @@ def test_every_mode_becomes_rgb_as_in_the_reference(file, image_folder):
     (root / "test" / "red").mkdir()
     image, settings = _modes()[file]
     image.save(root / "test" / "red" / file, **settings)
-    test = open_splits(f"folder:{root}").test
+    test = open_dataset(f"folder:{root}").split("test")
     found, label = test[len(test) - 1]
     assert (found.mode, test.class_names[label]) == ("RGB", "red")
     with Image.open(root / "test" / "red" / file) as expected:
         assert np.array_equal(found, expected.convert("RGB"))
+
+
+def test_classes_that_differ_in_case_only_are_named(image_folder):
+    root = image_folder({"red": 5, "green": 5})
+    (root / "red").rename(root / "Green")
+    with pytest.raises(DatasetError, match="has the classes 'Green' and 'green', which differ in case only"):
+        get_dataset(f"folder:{root}")
+
+
+@pytest.mark.parametrize("place", ["red/010.png", "blue"])
+def test_a_link_to_nothing_is_named(image_folder, place):
+    root = image_folder({"red": 5, "green": 5})
+    (root / place).symlink_to(root / "gone")
+    with pytest.raises(DatasetError, match=f"{place} is a link to nothing; mend or remove it"):
+        get_dataset(f"folder:{root}")
+
+
+def test_links_to_images_are_images(image_folder):
+    root = image_folder({"red": 5, "green": 5})
+    (root / "red" / "010.png").symlink_to(root / "red" / "000.png")
+    assert get_dataset(f"folder:{root}").parts[0].size == 11
+
+
+def test_an_image_that_would_fill_the_memory_is_named(image_folder, monkeypatch):
+    """Pillow refuses images of far more pixels than its limit, which is lowered here."""
+    root = image_folder({"red": 5, "green": 5})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(DatasetError, match=r"cannot be read \(Image size \(120 pixels\) exceeds limit"):
+        open_dataset(f"folder:{root}")
+
+
+def test_a_row_reads_videos_by_their_middle_frame(tmp_path):
+    """As Kinetics: frame n // 2 of n, whatever the header says."""
+    for split in ("train", "val"):
+        for k, name in enumerate(("jump", "run")):
+            write_video(tmp_path / "kinetics700" / split / name / "a.mp4", num_frames=4 + k, shown=100 * k + 60)
+            write_video(tmp_path / "kinetics700" / split / name / "b.mp4", num_frames=1, shown=100 * k + 60)
+    spec = replace(get_dataset("kinetics700"), num_classes=2, val_fraction=0.5)
+    with pytest.raises(DatasetError, match="expected 494801 images, found 4"):
+        open_dataset(spec, data_dir=tmp_path)
+    opened = open_dataset(spec, data_dir=tmp_path, allow_partial=True)
+    assert opened.incomplete == {"train": 494_801, "test": 31_669}
+    for image, label in opened.split("test"):
+        assert np.asarray(image).mean() == pytest.approx(100 * label + 60, abs=4)  # of a lossy codec
+
+
+def test_a_video_that_is_none_is_named(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"no video")
+    with pytest.raises(DatasetError, match=r"a\.mp4 cannot be read as a video"):
+        read_middle_frame(tmp_path, ["a.mp4"], 0)
+
+
+def write_video(path, *, num_frames, shown):
+    """Black frames, with a grey one in the middle."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 32
+        stream.bit_rate = 2_000_000
+        for i in range(num_frames):
+            pixels = np.full((32, 32, 3), shown if i == num_frames // 2 else 0, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "probe"
-HEAVY = {"torch", "torchvision", "sklearn", "scipy", "PIL", "numpy", "pandas"}
+HEAVY = {"torch", "torchvision", "sklearn", "scipy", "PIL", "numpy", "pandas", "datasets", "pyarrow", "av", "h5py"}
 # What each layer may import; a module's layer is its first part.
 BELOW = {
     "specs": set(),
@@ -22,12 +22,13 @@ BELOW = {
     "preprocess": set(),
     "records": {"errors", "specs"},
     "tables": {"records", "specs"},
-    "datasets": {"errors", "names", "paths", "specs"},
+    "datasets": {"errors", "fetch", "metrics", "names", "paths", "specs"},
     "models": {"errors", "fetch", "names", "paths", "preprocess", "specs"},
     "features": {"errors", "models", "preprocess"},
     "probes": {"errors", "features", "metrics", "names", "specs"},
     "tiny": {"models", "preprocess", "specs"},
     "comparison": {"datasets", "errors", "features", "models", "probes", "specs"},
+    "doctor": {"datasets", "environment", "models", "paths"},
     "runner": {
         *("comparison", "datasets", "environment", "errors", "features", "models", "paths", "probes", "records"),
         *("specs", "tables"),
@@ -49,6 +50,7 @@ def test_layers_import_only_what_is_below(layer):
         ("torch", {"models", "features.py", "preprocess.py", "environment.py", "tiny"}),
         ("torchvision", {"datasets", "preprocess.py"}),
         ("sklearn", {"probes", "datasets"}),
+        *((library, {"datasets"}) for library in ("datasets", "av", "h5py")),
         ("PIL", {"datasets", "preprocess.py", "features.py", "models", "tiny"}),  # the last three for a type
     ],
 )
@@ -73,7 +75,16 @@ def test_only_the_command_line_prints():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["datasets"], ["models"], ["parity", "--help"], ["tables", "--check"]]
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["datasets"],
+        ["datasets", "cifar10"],
+        ["models"],
+        ["parity", "--help"],
+        ["tables", "--check"],
+    ],
 )
 def test_light_commands_load_nothing_heavy(arguments):
     """`python -m probe --help` answers at once; so do the listings and the tables."""

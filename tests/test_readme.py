@@ -80,6 +80,7 @@ def test_every_option_the_readme_names_exists():
 
 
 if __name__ == "__main__":
+    (ROOT / "results" / "datasets.md").write_text(_printed("datasets", "--page"))
     text = README.read_text()
     for part, generate in PARTS.items():
         text = _part(part).sub(lambda _, generate=generate: f"\n{generate().strip()}\n\n", text, count=1)

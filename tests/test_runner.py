@@ -10,10 +10,10 @@ from sklearn.linear_model import LogisticRegression
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 import probe
-from probe.datasets.opening import open_splits
+from probe.datasets.opening import open_dataset
 from probe.errors import CheckpointError, DatasetError, UnknownNameError
 from probe.probes.protocols import get_protocol
-from probe.runner import Folders, plan, run_grid
+from probe.runner import Access, plan, run_grid
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def results(tmp_path_factory):
     """The README's command: digits, tiny, both modes; and the paper's protocol too."""
     results_dir = tmp_path_factory.mktemp("results")
     specs = plan(["digits"], ["tiny"], protocols=["readme", "clip-paper"], jit_modes=[False, True], device="cpu")
-    records = list(run_grid(specs, folders=Folders(results=results_dir, offline=True)))
+    records = list(run_grid(specs, access=Access(results=results_dir, offline=True)))
     return results_dir, {(record.protocol, record.mode): record for record in records}
 
 
@@ -47,8 +47,8 @@ def by_hand():
         projected = torch.cat([model.encode_image(batch) for batch in images.split(100)]).numpy()
         model.visual.proj = torch.nn.Parameter(torch.eye(192))
         before = torch.cat([model.encode_image(batch) for batch in images.split(100)]).numpy()
-    splits = open_splits("digits")
-    rows = {name: [int(key.split("/")[1]) for key in getattr(splits, name).ids] for name in ("train", "val", "test")}
+    splits = open_dataset("digits")
+    rows = {name: [int(key.split("/")[1]) for key in splits.split(name).ids] for name in ("train", "val", "test")}
     return {"projected": projected, "pre_projection": before}, digits.target, rows
 
 
@@ -105,9 +105,9 @@ def test_a_failed_cell_is_recorded_and_does_not_stop_the_others(image_folder, tm
     root = image_folder({"red": 6, "green": 6, "blue": 6})
     (root / "red" / "000.png").write_bytes(b"not an image")
     specs = plan([f"folder:{root}", "digits"], ["tiny"], protocols=["readme"], device="cpu")
-    broken, fine = run_grid(specs, folders=Folders(results=tmp_path / "results"))
+    broken, fine = run_grid(specs, access=Access(results=tmp_path / "results"))
     assert broken.status == "failed"
-    assert "red/000.png cannot be read" in broken.error["message"]
+    assert "(red/000.png) cannot be read" in broken.error["message"]
     assert fine.status == "done"
     assert {record.status for record in probe.read_records(tmp_path / "results")} == {"done", "failed"}
 

@@ -36,3 +36,35 @@ def test_roles_are_independent():
 def test_a_class_of_one_image_is_named():
     with pytest.raises(TooFewImagesError, match="class 7"):
         hold_out(np.array([3, 3, 7]), 0.2, role="val")
+
+
+GROUPS = [f"g{i // 5}" for i in range(50)] + [f"h{i // 4}" for i in range(20)] + ["a", "b", "c"]
+
+
+def test_groups_go_whole():
+    kept, held = hold_out(LABELS, 0.2, role="val", groups=GROUPS)
+    assert not {GROUPS[i] for i in kept} & {GROUPS[i] for i in held}
+    assert sorted([*kept, *held]) == list(range(len(LABELS)))
+
+
+def test_as_many_groups_are_held_out_as_come_nearest():
+    _, held = hold_out(LABELS, 0.2, role="val", groups=GROUPS)
+    assert np.bincount(LABELS[held]).tolist() == [10, 4, 1]
+
+
+def test_groups_of_uneven_size_come_near_the_share():
+    """Of 99 images in groups of 1 to 30, about a tenth."""
+    groups = [f"{size}" for size in (1, 3, 5, 10, 20, 30, 30) for _ in range(size)]
+    _, held = hold_out(np.zeros(len(groups), dtype=np.int64), 0.1, role="val", groups=groups)
+    assert 1 <= len(held) <= 30
+
+
+def test_a_class_of_one_group_is_named():
+    with pytest.raises(TooFewImagesError, match="class 1"):
+        hold_out(np.array([0, 0, 1, 1]), 0.5, role="val", groups=["a", "b", "c", "c"])
+
+
+def test_images_of_several_labels_are_divided_as_one_class():
+    labels = np.array([[1, 0], [0, 1], [1, 1], [0, -1]] * 5)
+    kept, held = hold_out(labels, 0.2, role="val")
+    assert (len(kept), len(held)) == (16, 4)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFont
 from sklearn.datasets import load_digits
 
-from probe.datasets.opening import open_splits
+from probe.datasets.opening import open_dataset
 from probe.features import Features, extract
 from probe.models import get_model
 from probe.models.archive import is_archive
@@ -64,9 +64,9 @@ def test_it_matches_images_with_captions(fonts):
 
 def test_its_projected_features_beat_pixels_and_random_weights():
     """Under one probe, on images it never saw."""
-    splits = open_splits("digits")
+    splits = open_dataset("digits")
     digits = load_digits()
-    parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
+    parts = {name: splits.split(name) for name in ("train", "val", "test")}
     rows = {name: [int(key.split("/")[1]) for key in part.ids] for name, part in parts.items()}
     pixels = {name: Features(np.float32(digits.data[i] / 16), digits.target[i]) for name, i in rows.items()}
     scores = {"pixels": fit_probe(**pixels, protocol="readme").score}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib
 
 from probe.datasets.catalog import CATALOG
-from probe.errors import DatasetError
+from probe.errors import DatasetError, ProbeError
 from probe.names import unknown_name
 from probe.specs import DatasetSpec
 
-FOLDER = "folder:"
+# The kinds of datasets that are no rows of the catalogue -> the module whose `make_spec` makes a row of the rest.
+KINDS = {"folder": "folder", "hf": "huggingface", "torchvision": "torchvision", "wds": "webdataset"}
+FORMS = "folder:PATH, hf:ORG/NAME or hf:PATH, torchvision:CLASS, wds:SHARDS, or a file NAME.toml"
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -17,23 +19,31 @@ def dataset_names() -> tuple[str, ...]:
     return tuple(spec.name for spec in CATALOG)
 
 
+def paper_names() -> tuple[str, ...]:
+    """Those of the CLIP paper's table 9."""
+    return tuple(spec.name for spec in CATALOG if spec.in_paper)
+
+
 def get_dataset(name: str) -> DatasetSpec:
-    """Find a dataset: a name of the catalogue, or `folder:PATH`.
+    """Find a dataset: a name of the catalogue, one of the kinds that `FORMS` lists, or the path of a row in TOML.
 
     Raises:
         UnknownNameError: no such dataset; the message offers what is near.
-        DatasetError: a folder that is missing, empty or not laid out as `datasets.folder` says.
+        DatasetError: a folder that is missing, empty or not laid out as `datasets.folder` says, or a row that is wrong.
     """
-    if name.startswith(FOLDER):
-        from probe.datasets.folder import folder_spec
-
-        try:
-            return folder_spec(Path(name.removeprefix(FOLDER)).expanduser())
-        except (OSError, RuntimeError) as err:
-            if isinstance(err, DatasetError):
-                raise
-            raise DatasetError(f"cannot look at {name!r} ({err}); give the path of a folder that can be read") from err
     for spec in CATALOG:
         if spec.name == name:
             return spec
-    raise unknown_name("dataset", name, dataset_names(), forms=f"{FOLDER}PATH")
+    kind, colon, rest = name.partition(":")
+    is_row = name.endswith(".toml")
+    if not is_row and not (colon and kind in KINDS):
+        raise unknown_name("dataset", name, dataset_names(), forms=FORMS)
+    module = importlib.import_module(f"probe.datasets.{'user_rows' if is_row else KINDS[kind]}")
+    try:
+        spec = module.make_spec(name if is_row else rest)
+    except (OSError, RuntimeError) as err:
+        if isinstance(err, ProbeError):
+            raise
+        raise DatasetError(f"cannot look at {name!r} ({err}); give a path that can be read") from err
+    assert isinstance(spec, DatasetSpec)
+    return spec

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from probe.datasets.images import ImageDataset
-from probe.specs import DatasetSpec, Part
+from probe.specs import DatasetSpec, Part, Source
 
 
-def open_part(spec: DatasetSpec, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
     """Open the 1,797 digits: 8 x 8 grey images, their 17 levels spread over 0 to 255."""
     from sklearn.datasets import load_digits
 
@@ -21,6 +22,10 @@ def open_part(spec: DatasetSpec, part: Part, *, root: Path, offline: bool) -> Im
         name=f"{spec.name}/{part.name}",
         labels=digits.target.astype(np.int64),
         class_names=[str(name) for name in digits.target_names],
-        read=lambda i: Image.fromarray(pixels[i]),
+        read=partial(_read, pixels),
         ids=[f"{part.name}/{i}" for i in range(len(pixels))],
     )
+
+
+def _read(pixels: np.ndarray, i: int) -> Image.Image:
+    return Image.fromarray(pixels[i])

@@ -1,4 +1,4 @@
-"""A folder of images, one subfolder a class: `folder:PATH`.
+"""Folders of images, one subfolder a class: `folder:PATH`, and the rows whose files are kept so.
 
     PATH/train/CLASS/*  PATH/test/CLASS/*  [PATH/val/CLASS/*]      splits as given; without val/, a part of train/
     PATH/CLASS/*                                                   one tree: divided 60 / 20 / 20, class by class
@@ -8,27 +8,32 @@ Hidden files and the notes that operating systems leave are passed over; anythin
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from probe.datasets.images import ImageDataset
+from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.torchvision import POOLS, find_groups
+from probe.datasets.video import SUFFIXES as VIDEO_SUFFIXES
+from probe.datasets.video import read_middle_frame
 from probe.errors import DatasetError, DatasetMissingError
-from probe.specs import DatasetSpec, Part
+from probe.specs import DatasetSpec, Part, Source
 
 SPLITS = ("train", "val", "test")
 LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
 
 
-def folder_spec(root: Path) -> DatasetSpec:
+def make_spec(path: str) -> DatasetSpec:
     """Make the row of a folder by looking at it: which parts it has, how many images and classes.
 
     Raises:
         DatasetMissingError: there is no such folder.
         DatasetError: it is empty, has no test split, or holds a file that is no image.
     """
-    root = root.resolve()
+    root = Path(path).expanduser().resolve()
     if not root.is_dir():
         raise DatasetMissingError(f"no folder at {root}; give folder:PATH with one subfolder for each class")
     parts = [split for split in SPLITS if (root / split).is_dir()]
@@ -37,74 +42,122 @@ def folder_spec(root: Path) -> DatasetSpec:
         raise DatasetError(
             f"{root} has {' and '.join(f'{p}/' for p in parts)} but no {missing}/; add it, or rename one"
         )
-    files = {part: _list_images(root / part) for part in parts} if parts else {"all": _list_images(root)}
-    classes = sorted({path.parent.name for path in files.get("train") or files["all"]})
+    files = {part: list_files(root / part) for part in parts} if parts else {"all": list_files(root)}
+    classes = {name.split("/")[0] for name in files.get("train") or files["all"]}
     return DatasetSpec(
         name=f"folder:{root}",
         title=f"images in {root}",
-        form="folder",
-        source=str(root),
-        parts=tuple(Part(name, len(paths)) for name, paths in files.items()),
+        parts=tuple(Part(name, len(listed)) for name, listed in files.items()),
+        sources=(
+            Source(
+                form="folder",
+                location=str(root),
+                parts=tuple((name, (("folder", "." if name == "all" else name),)) for name in files),
+            ),
+        ),
         num_classes=len(classes),
         val_fraction=0.1 if parts else 0.2,
     )
 
 
-def open_part(spec: DatasetSpec, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
     """Open one part; class indices are the places of the training folder's class names in alphabetical order.
 
+    The folder of a part is its argument `folder`, below `source.location`, which is below the data folder. Options of
+    the source: `groups`, as in `datasets.torchvision`; `ignore`, names of files that are no images; `numbered`, the
+    parts whose classes' folders are called by their indices; `media`, `video` for the middle frames of videos.
+
     Raises:
-        DatasetError: a class that the training part does not have.
+        DatasetMissingError: there is no such folder.
+        DatasetError: a class that the training part does not have, or a file that does not belong there.
     """
-    top = Path(spec.source)
-    folder = top if part.name == "all" else top / part.name
-    files = _list_images(folder)
-    train = files if part.name in ("all", "train") else _list_images(top / "train")
-    class_names = sorted({path.parent.name for path in train})
-    index = {name: i for i, name in enumerate(class_names)}
-    for path in files:
-        if path.parent.name not in index:
-            raise DatasetError(
-                f"{path.parent}: class {path.parent.name!r} is not in {top / 'train'}; add it there or drop it"
-            )
+    options = dict(source.options)
+    top = root / source.location
+    suffixes = VIDEO_SUFFIXES if options.get("media") == "video" else None
+    files, folders = {}, {}
+    for name in dict.fromkeys((part.name, "train" if part.name != "all" else "all")):
+        folders[name] = top / dict(dict(source.parts)[name])["folder"]
+        if not folders[name].is_dir():
+            raise DatasetMissingError(f"{spec.name}/{name}: no folder at {folders[name]}")
+        files[name] = list_files(folders[name], suffixes=suffixes, ignore=tuple(options.get("ignore", ())))
+    names, folder = files[part.name], folders[part.name]
+    if part.name in options.get("numbered", ()):
+        class_names = [str(i) for i in range(spec.num_classes or 0)]
+    else:
+        class_names = sorted({name.split("/")[0] for name in files.get("train") or files["all"]})
+    below = folder.relative_to(top).as_posix()
+    ids = names if below == "." else [f"{below}/{name}" for name in names]
     return ImageDataset(
         name=f"{spec.name}/{part.name}",
-        labels=np.array([index[path.parent.name] for path in files], dtype=np.int64),
+        labels=_labels(folder, names, class_names),
         class_names=class_names,
-        read=lambda i: _read(files[i]),
-        ids=[path.relative_to(top).as_posix() for path in files],
+        read=partial(read_middle_frame if suffixes else read_file, folder, names),
+        ids=ids,
+        groups=find_groups(f"{spec.name}/{part.name}", ids, options["groups"])
+        if "groups" in options and part.name in POOLS
+        else (),
     )
 
 
-def _list_images(folder: Path) -> list[Path]:
-    """The files of all class folders, sorted by class and name."""
-    files: list[Path] = []
-    for class_dir in _visible(folder):
-        if not class_dir.is_dir():
-            raise DatasetError(f"{class_dir} is in no class; put it into a subfolder, or remove it")
-        images = _visible(class_dir)
+def list_files(folder: Path, *, suffixes: frozenset[str] | None = None, ignore: tuple[str, ...] = ()) -> list[str]:
+    """The files of all class folders as CLASS/FILE, sorted by class and name.
+
+    Args:
+        folder: what holds the class folders.
+        suffixes: of the files, with their dot, in small letters; those of Pillow's formats if None.
+        ignore: names of files that are passed over.
+
+    Raises:
+        DatasetError: something that is no such file, an empty class, or two classes that differ in case only.
+    """
+    allowed = suffixes or frozenset(Image.registered_extensions())
+    kind = "image" if suffixes is None else "video"
+    files: list[str] = []
+    of_lowered: dict[str, str] = {}
+    for entry in _visible(folder, ignore):
+        if not entry.is_dir():
+            raise DatasetError(f"{entry.path} {_what(entry, 'is in no class; put it into a subfolder, or remove it')}")
+        twin = of_lowered.setdefault(entry.name.casefold(), entry.name)
+        if twin != entry.name:
+            raise DatasetError(
+                f"{folder} has the classes {twin!r} and {entry.name!r}, which differ in case only and are one class on "
+                "some systems; merge them, or rename one"
+            )
+        images = _visible(Path(entry.path), ignore)
         if not images:
-            raise DatasetError(f"no images in {class_dir}; add some, or remove the class")
-        for path in images:
-            if path.is_dir():
-                raise DatasetError(f"{path} is a folder inside a class; move its images up")
-            if not path.is_file() or path.suffix.lower() not in Image.registered_extensions():
-                raise DatasetError(f"{path} is no image; remove it")
-        files += images
+            raise DatasetError(f"no {kind}s in {entry.path}; add some, or remove the class")
+        for image in images:
+            if image.is_dir():
+                raise DatasetError(f"{image.path} is a folder inside a class; move its {kind}s up")
+            if not image.is_file() or Path(image.name).suffix.lower() not in allowed:
+                raise DatasetError(f"{image.path} {_what(image, f'is no {kind}; remove it')}")
+            files.append(f"{entry.name}/{image.name}")
     if not files:
-        raise DatasetError(f"no images in {folder}; put them into one subfolder for each class")
+        raise DatasetError(f"no {kind}s in {folder}; put them into one subfolder for each class")
     return files
 
 
-def _visible(folder: Path) -> list[Path]:
+def _what(entry: os.DirEntry[str], otherwise: str) -> str:
+    return (
+        "is a link to nothing; mend or remove it" if entry.is_symlink() and not Path(entry.path).exists() else otherwise
+    )
+
+
+def _visible(folder: Path, ignore: tuple[str, ...]) -> list[os.DirEntry[str]]:
     """What is in a folder, sorted by name, without what nobody put there on purpose."""
-    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name not in LEFT_BY_SYSTEMS)
+    passed_over = {*LEFT_BY_SYSTEMS, *ignore}
+    with os.scandir(folder) as entries:
+        kept = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in passed_over]
+    return sorted(kept, key=lambda entry: entry.name)
 
 
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.copy()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:  # as the formats' readers raise
-        raise DatasetError(f"{path} cannot be read as an image; replace or remove it") from err
+def _labels(folder: Path, names: list[str], class_names: list[str]) -> np.ndarray:
+    index = {name: i for i, name in enumerate(class_names)}
+    classes = [name.split("/")[0] for name in names]
+    for found in dict.fromkeys(classes):
+        if found not in index:
+            raise DatasetError(
+                f"{folder / found}: class {found!r} is not among the classes of the training images; add it there or "
+                "drop it"
+            )
+    return np.array([index[found] for found in classes], dtype=np.int64)

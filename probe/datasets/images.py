@@ -5,9 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from probe.errors import DatasetError
+
+# What Pillow and the readers of its formats raise on files that are no images, or cut short, or far too large.
+READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -16,10 +23,14 @@ class ImageDataset:
 
     Args:
         name: the dataset's and the split's, such as `digits/train`.
-        labels: int64 (n,), class indices in [0, len(class_names)).
+        labels: int64 (n,), class indices in [0, len(class_names)); or (n, k) where an image can show several of k
+            classes: 1 where it shows the class, 0 where not, -1 where it does not count.
         class_names: in the order of the labels.
-        read: position -> image of any mode.
+        read: position -> image of any mode; raises one of `READ_ERRORS`, or a `DatasetError`, where it cannot. Worker
+            processes call it, so it is made of functions that have a name, not of lambdas.
         ids: what tells an image from others, in order: a path, or a position in the source.
+        groups: for each image the group that it came in, such as the video of a frame; a split takes whole groups.
+            Empty where images are on their own.
     """
 
     name: str
@@ -27,22 +38,41 @@ class ImageDataset:
     class_names: Sequence[str]
     read: Callable[[int], Image.Image] = field(repr=False)
     ids: Sequence[str] = field(repr=False)
+    groups: Sequence[str] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
-        """The image at a position, in RGB, and its label."""
+    def __getitem__(self, i: int) -> tuple[Image.Image, int | np.ndarray]:
+        """The image at a position, in RGB, and its label, or its row of labels.
+
+        Raises:
+            IndexError: there is no such position.
+            DatasetError: the image cannot be read; the message names it.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"{self.name} has no image {i}; it has {len(self)}")
-        return self.read(i).convert("RGB"), int(self.labels[i])
+        try:
+            image = self.read(i).convert("RGB")
+        except DatasetError:
+            raise
+        except READ_ERRORS as err:
+            why = str(err) or type(err).__name__
+            raise DatasetError(
+                f"{self.name}: image {i} ({self.ids[i]}) cannot be read ({why}); get its files again, "
+                "or pass over it with --skip-corrupt 1"
+            ) from err
+        return image, int(self.labels[i]) if self.labels.ndim == 1 else self.labels[i]
 
     @property
     def sha256(self) -> str:
         """Hex SHA-256 over ids and labels in order: the same for the same split of the same source."""
-        lines = (f"{key}\t{label}\n" for key, label in zip(self.ids, self.labels, strict=True))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        sha = hashlib.sha256()
+        for key, label in zip(self.ids, self.labels.tolist(), strict=True):
+            shown = label if self.labels.ndim == 1 else ",".join(map(str, label))
+            sha.update(f"{key}\t{shown}\n".encode(errors="surrogateescape"))  # names of files need not be text
+        return sha.hexdigest()
 
     def subset(self, name: str, positions: np.ndarray) -> ImageDataset:
         """The images at `positions`, int64 (m,), in that order."""
@@ -50,6 +80,18 @@ class ImageDataset:
             name=name,
             labels=self.labels[positions],
             class_names=self.class_names,
-            read=lambda i: self.read(int(positions[i])),
+            read=partial(_read_at, self.read, positions),
             ids=[self.ids[p] for p in positions],
+            groups=[self.groups[p] for p in positions] if self.groups else (),
         )
+
+
+def _read_at(read: Callable[[int], Image.Image], positions: np.ndarray, i: int) -> Image.Image:
+    return read(int(positions[i]))
+
+
+def read_file(folder: Path, names: Sequence[str], i: int) -> Image.Image:
+    """The image in the file `names[i]` of a folder; names take a fourth of the memory that paths do."""
+    with Image.open(folder / names[i]) as image:
+        image.load()
+        return image

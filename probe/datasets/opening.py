@@ -1,94 +1,281 @@
-"""A dataset's row -> its three splits, checked against the row: sizes, classes, label range."""
+"""A dataset's row -> its parts and folds, from the first source that has them, checked against the row."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import importlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from probe import paths
-from probe.datasets import embedded, folder, get_dataset, splits, torchvision
+from probe.datasets import get_dataset
+from probe.datasets.archives import unpack_missing
+from probe.datasets.folds import SPLITS, Fold, default_fold
 from probe.datasets.images import ImageDataset
-from probe.errors import DatasetError
+from probe.datasets.recipes import RECIPES
+from probe.datasets.splits import TooFewImagesError
+from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
 from probe.names import unknown_name
-from probe.specs import DatasetSpec, Part
+from probe.specs import DatasetSpec, Part, Source
 
-FORMS: dict[str, ModuleType] = {"embedded": embedded, "torchvision": torchvision, "folder": folder}
-SPLITS = ("train", "val", "test")
+logger = logging.getLogger(__name__)
+
+# The module that reads each form. Every one has `open_part(spec, source, part, *, root, offline) -> ImageDataset`, and
+# those of datasets with folds of their own `open_folds(spec, source, parts, *, root) -> list[Fold]`.
+FORMS = {
+    form: f"probe.datasets.{form}"
+    for form in (
+        *("birdsnap", "embedded", "fer2013", "folder", "gtsrb", "hateful_memes", "huggingface", "kitti", "pcam"),
+        *("stl10", "sun397", "torchvision", "ucf101", "voc2007", "webdataset"),
+    )
+}
 _REPAIR = "get its files again, or correct its row"
 
 
 @dataclass(frozen=True)
-class Splits:
-    """The three splits of a dataset; no image is in two of them."""
+class OpenedDataset:
+    """A dataset whose labels are known and whose images can be read.
 
-    train: ImageDataset
-    val: ImageDataset
-    test: ImageDataset
+    Args:
+        spec: its row.
+        source: the source that had it.
+        parts: its parts, as the row names them.
+        folds: which of their images make the splits, once for each fit.
+        incomplete: for parts with fewer images than the row says: the number it says.
+    """
+
+    spec: DatasetSpec
+    source: Source
+    parts: Mapping[str, ImageDataset]
+    folds: Sequence[Fold]
+    incomplete: Mapping[str, int]
+
+    def split(self, name: str, fold: int = 0) -> ImageDataset:
+        """The images of `train`, `val` or `test` of a fold."""
+        selection = self.folds[fold][name]
+        images = self.parts[selection.part]
+        return images.subset(f"{self.spec.name}/{name}", selection.positions)
 
 
 def open_split(
-    dataset: str | DatasetSpec, split: str, *, data_dir: str | Path | None = None, offline: bool = False
+    dataset: str | DatasetSpec,
+    split: str,
+    *,
+    fold: int = 0,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    allow_partial: bool = False,
 ) -> ImageDataset:
     """Open `train`, `val` or `test` of a dataset: `len`, and `[i] -> (RGB image, label)`.
+
+    Args:
+        dataset: a name that `get_dataset` knows, or a row.
+        split: which.
+        fold: of datasets with several, from 0 on.
+        data_dir: folder of datasets, see `probe.paths`.
+        offline: never touch the network.
+        allow_partial: take what is there where images are missing.
 
     Raises:
         UnknownNameError, DatasetError: each says what to do.
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    opened: ImageDataset = getattr(open_splits(dataset, data_dir=data_dir, offline=offline), split)
-    return opened
+    opened = open_dataset(dataset, data_dir=data_dir, offline=offline, allow_partial=allow_partial)
+    if not 0 <= fold < len(opened.folds):
+        raise DatasetError(f"{opened.spec.name} has no fold {fold}; give 0 to {len(opened.folds) - 1}")
+    return opened.split(split, fold)
 
 
-def open_splits(dataset: str | DatasetSpec, *, data_dir: str | Path | None = None, offline: bool = False) -> Splits:
-    """Open all splits: official ones where they exist, else held out by `datasets.splits`.
+def open_dataset(
+    dataset: str | DatasetSpec,
+    *,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    allow_partial: bool = False,
+    skip_corrupt: bool = False,
+) -> OpenedDataset:
+    """Open all parts of a dataset and divide them: official splits where they exist, else those of `folds`.
+
+    The first source whose files are here is taken, else the first that can be downloaded.
+
+    Args:
+        dataset: a name that `get_dataset` knows, or a row.
+        data_dir: folder of datasets, see `probe.paths`.
+        offline: never touch the network.
+        allow_partial: take what is there where images are missing, and say in `incomplete` how many there should be.
+        skip_corrupt: leave it to the reader of the images to find those that cannot be read.
 
     Raises:
         DatasetMissingError: the files are not here and could not be fetched; the message says what to put where.
         DatasetError: there are more, fewer or other images than the row says.
+        ExtraMissingError: a library that reads them is not installed.
     """
     spec = get_dataset(dataset) if isinstance(dataset, str) else dataset
-    opened = {part.name: _open_part(spec, part, root=paths.data_dir(data_dir), offline=offline) for part in spec.parts}
-    pool = opened.get("all") or opened["train"]
-    _check_classes(spec, pool)
-    if "test" not in opened:
-        pool, opened["test"] = _hold_out(spec, pool, spec.test_fraction, role="test")
-    if "val" not in opened:
-        of_all = spec.val_fraction / (1 - spec.test_fraction) if "all" in opened else spec.val_fraction
-        pool, opened["val"] = _hold_out(spec, pool, of_all, role="val")
-    return Splits(train=replace(pool, name=f"{spec.name}/train"), val=opened["val"], test=opened["test"])
+    root = paths.data_dir(data_dir)
+    source, parts = _open_first(spec, root=root, offline=offline)
+    incomplete = {
+        part.name: expected
+        for part in spec.parts
+        if (expected := _check_part(spec, part, parts[part.name], allow_partial=allow_partial)) is not None
+    }
+    if not skip_corrupt:
+        for images in parts.values():
+            _check_ends(images)
+    _check_classes(spec, parts.get("all") or parts["train"], allow_partial=bool(incomplete))
+    folds = _make_folds(spec, source, parts, root=root)
+    _check_splits(spec, folds, allow_partial=bool(incomplete))
+    return OpenedDataset(spec, source, parts, folds, incomplete)
 
 
-def _open_part(spec: DatasetSpec, part: Part, *, root: Path, offline: bool) -> ImageDataset:
-    images: ImageDataset = FORMS[spec.form].open_part(spec, part, root=root, offline=offline)
-    if len(images) != part.size:
-        raise DatasetError(f"{images.name}: expected {part.size} images, found {len(images)}; {_REPAIR}")
-    if images.labels.min() < 0 or images.labels.max() >= spec.num_classes:
-        raise DatasetError(
-            f"{images.name}: expected labels 0 to {spec.num_classes - 1}, found {images.labels.min()} to "
-            f"{images.labels.max()}; {_REPAIR}"
-        )
-    return images
+def form_module(form: str) -> ModuleType:
+    """The module that reads a form.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if form not in FORMS:
+        raise unknown_name("form", form, FORMS)
+    return importlib.import_module(FORMS[form])
 
 
-def _check_classes(spec: DatasetSpec, images: ImageDataset) -> None:
-    found = len(np.unique(images.labels))
-    if found != spec.num_classes:
-        raise DatasetError(f"{images.name}: expected images of {spec.num_classes} classes, found {found}; {_REPAIR}")
+def _open_first(spec: DatasetSpec, *, root: Path, offline: bool) -> tuple[Source, dict[str, ImageDataset]]:
+    missing: list[DatasetError | ExtraMissingError] = []
+    for may_fetch in (False,) if offline else (False, True):
+        for source in spec.sources:
+            if may_fetch and not source.can_download:
+                continue
+            module = form_module(source.form)
+            unpack_missing(source, root)
+            try:
+                if not may_fetch:
+                    _check_paths(spec, source, root)
+                opened = {
+                    part.name: module.open_part(spec, source, part, root=root, offline=not may_fetch)
+                    for part in spec.parts
+                }
+            except (DatasetMissingError, ExtraMissingError) as err:
+                missing.append(err)
+            else:
+                return source, opened
+    raise _nowhere(spec, missing, root=root, offline=offline)
 
 
-def _hold_out(
-    spec: DatasetSpec, pool: ImageDataset, fraction: float, *, role: str
-) -> tuple[ImageDataset, ImageDataset]:
+def _check_paths(spec: DatasetSpec, source: Source, root: Path) -> None:
+    missing = [path for path in source.paths if not (root / path).exists()]
+    if missing:
+        raise DatasetMissingError(f"{spec.name}: no {' and no '.join(missing)} in {root}")
+
+
+def _nowhere(
+    spec: DatasetSpec, missing: Sequence[DatasetError | ExtraMissingError], *, root: Path, offline: bool
+) -> DatasetError | ExtraMissingError:
+    """What to say when no source has it: what the last attempts found, and what to put where."""
+    extra = next((err for err in missing if isinstance(err, ExtraMissingError)), None)
+    if extra is not None:
+        return extra
+    if len(spec.sources) == 1 and not spec.sources[0].files:
+        return missing[-1]
+    can_download = any(source.can_download for source in spec.sources)
+    if offline and can_download:
+        why = "--offline forbids to fetch it"
+    elif can_download:
+        why = f"could not be downloaded ({'; '.join(str(err) for err in missing[len(spec.sources) :])})"
+    else:
+        why = spec.gone or "cannot be fetched by probe"
+    files = next((source.files for source in spec.sources if source.files), "")
+    return DatasetMissingError(
+        f"{spec.name} is not in {root} and {why}; put {files} into {root}, or name another folder with --data-dir"
+    )
+
+
+def _check_part(spec: DatasetSpec, part: Part, images: ImageDataset, *, allow_partial: bool) -> int | None:
+    """Compare a part with the row; the number of images it should have, if it has fewer and that is allowed."""
+    n = len(images)
+    if n == 0:
+        raise DatasetError(f"{images.name}: there are no images in it; {_REPAIR}")
+    is_short = part.size is not None and n < part.size
+    if part.size is not None and n != part.size and not (is_short and allow_partial):
+        or_partial = ", or evaluate on what is there with --allow-partial" if is_short else ""
+        raise DatasetError(f"{images.name}: expected {part.size} images, found {n}; {_REPAIR}{or_partial}")
+    _check_labels(spec, images)
+    if is_short:
+        logger.warning("%s: %d of %d images are here; the result is marked as partial", images.name, n, part.size)
+        return part.size
+    for where, expected, i in (("first", part.first_label, 0), ("last", part.last_label, n - 1)):
+        if expected is not None and images.labels[i] != expected:
+            raise DatasetError(
+                f"{images.name}: expected the label {expected} for its {where} image, found {images.labels[i]}; "
+                f"{_REPAIR}"
+            )
+    return None
+
+
+def _check_labels(spec: DatasetSpec, images: ImageDataset) -> None:
+    low, high = int(images.labels.min()), int(images.labels.max())
+    if images.labels.ndim == 2:
+        if images.labels.shape[1] != (spec.num_classes or images.labels.shape[1]) or low < -1 or high > 1:
+            raise DatasetError(
+                f"{images.name}: expected -1, 0 or 1 for each of {spec.num_classes} classes, found {low} to {high} for "
+                f"{images.labels.shape[1]}; {_REPAIR}"
+            )
+        return
+    num_classes = spec.num_classes or len(images.class_names)
+    if low < 0 or high >= num_classes:
+        raise DatasetError(f"{images.name}: expected labels 0 to {num_classes - 1}, found {low} to {high}; {_REPAIR}")
+
+
+def _check_ends(images: ImageDataset) -> None:
+    """Read the first and the last image, so that what is wrong with all files is found before any work."""
+    for i in {0, len(images) - 1}:
+        images[i]
+
+
+def _check_classes(spec: DatasetSpec, images: ImageDataset, *, allow_partial: bool) -> None:
+    if images.labels.ndim == 2:
+        found = int((images.labels == 1).any(axis=0).sum())
+    else:
+        found = len(np.unique(images.labels))
+    expected = spec.num_classes or len(images.class_names)
+    if found != expected and not allow_partial:
+        raise DatasetError(f"{images.name}: expected images of {expected} classes, found {found}; {_REPAIR}")
+    if found < 2:
+        raise DatasetError(f"{images.name}: all images are of one class; a probe needs at least two")
+
+
+def _make_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageDataset], *, root: Path) -> Sequence[Fold]:
+    module = form_module(source.form)
     try:
-        kept, held = splits.hold_out(pool.labels, fraction, role=role)
-    except splits.TooFewImagesError as err:
-        needed = 3 if spec.parts[0].name == "all" else 2
+        if spec.recipe:
+            return RECIPES[spec.recipe](parts, spec.val_fraction)
+        if spec.num_folds > 1:
+            folds: list[Fold] = module.open_folds(spec, source, parts, root=root)
+            return folds
+        return [default_fold(spec, parts)]
+    except TooFewImagesError as err:
+        pool = parts.get("all") or parts["train"]
+        needed = 3 if "all" in parts else 2
+        what = "groups of images" if pool.groups else "images"
         raise DatasetError(
-            f"{spec.name}: class {pool.class_names[err.label]!r} has too few images to hold out a {role} split; "
+            f"{spec.name}: class {pool.class_names[err.label]!r} has too few {what} to hold out a split; "
             f"give it at least {needed}, drop it, or make train/, val/ and test/ yourself"
         ) from err
-    return pool.subset(f"{spec.name}/rest", kept), pool.subset(f"{spec.name}/{role}", held)
+
+
+def _check_splits(spec: DatasetSpec, folds: Sequence[Fold], *, allow_partial: bool) -> None:
+    if len(folds) != spec.num_folds:
+        raise DatasetError(f"{spec.name}: expected {spec.num_folds} folds, found {len(folds)}; {_REPAIR}")
+    for name, size in () if allow_partial else spec.split_sizes:
+        found = len(folds[0][name].positions)
+        if found != size:
+            raise DatasetError(f"{spec.name}/{name}: expected {size} images, found {found}; {_REPAIR}")
+
+
+def used_positions(folds: Sequence[Fold], part: str) -> np.ndarray:
+    """The images of a part that some split of some fold has, int64, ascending."""
+    taken = [fold[name].positions for fold in folds for name in SPLITS if fold[name].part == part]
+    return np.unique(np.concatenate(taken)) if taken else np.empty(0, dtype=np.int64)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
+import os
+import re
+import tempfile
+import urllib.parse
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,89 +18,244 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from probe.datasets.images import ImageDataset
+from probe.datasets.images import READ_ERRORS, ImageDataset
 from probe.errors import DatasetError, DatasetMissingError
-from probe.specs import DatasetSpec, Part
+from probe.names import unknown_name
+from probe.specs import DatasetSpec, Part, Source
 
 logger = logging.getLogger(__name__)
 
-# Where torchvision's classes keep labels, or pairs of a file and its label. Some of it is private, so what is found is
-# checked against two images; the other way to labels is to decode every image.
-LABELS, PAIRS = ("targets", "_labels", "labels"), "_samples"
+# Where torchvision's classes keep labels, files, or pairs of a file and its label. Some of it is private, so what is
+# found is checked against two images; the other way to labels is to decode every image.
+POOLS = ("train", "all")  # the parts that others are held out of, for which groups matter
+LABELS, FILES, PAIRS = ("targets", "_labels", "labels"), ("_image_files", "_images"), ("_samples", "samples", "imgs")
 
 
-def open_part(spec: DatasetSpec, part: Part, *, root: Path, offline: bool) -> ImageDataset:
-    """Open one part through its torchvision class, found under `root` or downloaded there.
+def make_spec(rest: str) -> DatasetSpec:
+    """Make the row of `torchvision:CLASS`, or `torchvision:CLASS?key=value&...` with more arguments of the class.
 
-    CIFAR's files are pickles: torchvision reads them only after their MD5 has been found right.
+    Parts are asked for with `train` or with `split`, whichever the class has; where it knows a `val` and no `test`,
+    that is the test part, and where it has neither argument all images are one part. Sizes and classes are as found.
 
     Raises:
-        DatasetMissingError: the files are not here and could not be fetched; the message says what to put where.
-        DatasetError: a file is damaged.
+        UnknownNameError: torchvision has no such class of labelled images.
+        DatasetError: an argument that the class does not have.
     """
-    name = f"{spec.name}/{part.name}"
-    source = _open(spec, part, root=root, offline=offline)
-    labels = _labels(source)
-    _check_ends(name, source, labels)
-    return ImageDataset(
-        name=name,
-        labels=labels,
-        class_names=_class_names(source, labels),
-        read=lambda i: _read(name, source, i)[0],
-        ids=[f"{part.name}/{i}" for i in range(len(source))],
+    import torchvision.datasets
+
+    name, _, query = rest.partition("?")
+    classes = [
+        entry for entry in torchvision.datasets.__all__ if isinstance(getattr(torchvision.datasets, entry), type)
+    ]
+    if name not in classes:
+        raise unknown_name("class of torchvision", name, classes)
+    arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
+    parts = _find_parts(getattr(torchvision.datasets, name), arguments)
+    return DatasetSpec(
+        name=f"torchvision:{rest}",
+        title=f"torchvision's {name}",
+        parts=tuple(Part(part) for part in parts),
+        sources=(
+            Source(
+                form="torchvision",
+                location=name,
+                parts=tuple((part, tuple({**arguments, **chosen}.items())) for part, chosen in parts.items()),
+                can_download=True,
+            ),
+        ),
+        val_fraction=0.2 if "all" in parts else 0.1,
     )
 
 
-def _labels(source: Any) -> np.ndarray:
-    for attribute in LABELS:
-        if hasattr(source, attribute):
-            return np.asarray(getattr(source, attribute), dtype=np.int64)
-    return np.array([label for _, label in getattr(source, PAIRS)], dtype=np.int64)
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False}.get(text, text)
 
 
-def _class_names(source: Any, labels: np.ndarray) -> list[str]:
-    names = getattr(source, "classes", None)
-    return [str(name) for name in names] if names is not None else [str(i) for i in range(labels.max() + 1)]
+def _find_parts(dataset_class: type, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of a class, and what asks for each: classes list the values of `split` nowhere but refuse others."""
+    required = [
+        name
+        for name, parameter in inspect.signature(dataset_class).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name != "root"
+    ]
+    for name in required:
+        if name not in arguments and name not in ("train", "split"):
+            raise DatasetError(
+                f"torchvision's {dataset_class.__name__} needs the argument {name!r}; "
+                f"write torchvision:{dataset_class.__name__}?{name}=..."
+            )
+    known: set[str] = set()
+    for base in dataset_class.__mro__[:-1]:
+        known |= set(inspect.signature(base.__init__).parameters) - {"self", "kwargs"}  # type: ignore[misc]  # of a class
+    unknown = sorted(set(arguments) - known)
+    if unknown:
+        raise DatasetError(
+            f"torchvision's {dataset_class.__name__} has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}"
+        )
+    if "train" in known - set(arguments):
+        return {"train": {"train": True}, "test": {"train": False}}
+    if "split" not in known - set(arguments):
+        return {"all": {}}
+    accepted = [
+        value for value in ("train", "trainval", "val", "valid", "test") if _accepts(dataset_class, arguments, value)
+    ]
+    found = {
+        "train": next((value for value in ("train", "trainval") if value in accepted), None),
+        "val": next((value for value in ("val", "valid") if value in accepted), None),
+        "test": "test" if "test" in accepted else None,
+    }
+    if found["test"] is None:
+        found |= {"test": found["val"], "val": None}
+    if found["train"] is None or found["test"] is None:
+        raise DatasetError(
+            f"torchvision's {dataset_class.__name__} has no training and test part; write a row in TOML that names its "
+            "arguments"
+        )
+    return {part: {"split": value} for part, value in found.items() if value is not None}
 
 
-def _check_ends(name: str, source: Any, labels: np.ndarray) -> None:
-    if len(labels) != len(source):
-        raise DatasetError(f"{name}: expected a label for each of {len(source)} images, found {len(labels)}")
-    for i in {0, len(source) - 1} if len(source) else ():
-        _, label = _read(name, source, i)
+def _accepts(dataset_class: type, arguments: dict[str, Any], split: str) -> bool:
+    """Whether a class knows a value of `split`: in an empty folder it complains of it, or of missing files."""
+    with tempfile.TemporaryDirectory() as empty:
+        try:
+            dataset_class(empty, **arguments, split=split)
+        except ValueError:
+            return False
+        except Exception:
+            pass
+        return True
+
+
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
+    """Open one part through its torchvision class, found under `root` or downloaded there.
+
+    CIFAR's files are pickles: torchvision reads them only after their MD5 has been found right. Options of the source:
+    `first_class`, what the source calls class 0; `groups`, a pattern whose first group, in the name of an image's file,
+    is that of its group.
+
+    Raises:
+        DatasetMissingError: the files are not here and could not be fetched.
+        DatasetError: a file is damaged, or the class has no labels.
+    """
+    name = f"{spec.name}/{part.name}"
+    options = dict(source.options)
+    images = _open(spec, source, part, root=root, offline=offline)
+    listed = _labels(name, images)
+    _check_ends(name, images, listed)
+    first_class = options.get("first_class", 0)
+    labels = listed - first_class
+    ids = _ids(images, part, root=root)
+    return ImageDataset(
+        name=name,
+        labels=labels,
+        class_names=_class_names(images, labels, first_class),
+        read=partial(_read, images),
+        ids=ids,
+        groups=find_groups(name, ids, options["groups"]) if "groups" in options and part.name in POOLS else (),
+    )
+
+
+def find_groups(name: str, ids: Sequence[str], pattern: str) -> list[str]:
+    """The group of each image, as the first group of a pattern finds it in its id.
+
+    Raises:
+        DatasetError: an id does not match.
+    """
+    groups = []
+    for key in ids:
+        match = re.search(pattern, key)
+        if match is None:
+            raise DatasetError(f"{name}: {key} is not named as its dataset names files; rename or remove it")
+        groups.append(match[1])
+    return groups
+
+
+def _labels(name: str, images: Any) -> np.ndarray:
+    found: Any = next((getattr(images, attribute) for attribute in LABELS if hasattr(images, attribute)), None)
+    if found is None:
+        pairs = next((getattr(images, attribute) for attribute in PAIRS if hasattr(images, attribute)), ())
+        found = [label for _, label in pairs]
+    try:
+        labels = np.asarray(found)
+    except ValueError:  # lists of several lengths, as of boxes
+        labels = np.empty(0)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
+        raise DatasetError(
+            f"{name}: torchvision's {type(images).__name__} has no class index for each of its {len(images)} images; "
+            "use a dataset for classification"
+        )
+    return labels.astype(np.int64)
+
+
+def _class_names(images: Any, labels: np.ndarray, first_class: int) -> list[str]:
+    names = getattr(images, "classes", None)
+    if names is not None and len(names) > int(labels.max()):
+        return [str(name) for name in names]
+    return [str(i + first_class) for i in range(int(labels.max()) + 1)]
+
+
+def _ids(images: Any, part: Part, *, root: Path) -> list[str]:
+    """The images' files, from the data folder on, where they have files of their own; else their positions."""
+    files = next((getattr(images, attribute) for attribute in FILES if hasattr(images, attribute)), None)
+    if files is None:
+        pairs = next((getattr(images, attribute) for attribute in PAIRS if hasattr(images, attribute)), ())
+        files = [pair[0] for pair in pairs]
+    if len(files) == len(images) and all(isinstance(file, str | Path) for file in files):
+        top = str(root.resolve()) + os.sep
+        return [str(file).removeprefix(top).removeprefix(str(root) + os.sep).replace(os.sep, "/") for file in files]
+    return [f"{part.name}/{i}" for i in range(len(images))]
+
+
+def _check_ends(name: str, images: Any, labels: np.ndarray) -> None:
+    for i in {0, len(images) - 1} if len(images) else ():
+        try:
+            _, label = images[i]
+        except READ_ERRORS:  # `opening` reads them again, and knows whether that matters
+            continue
         if label != labels[i]:
             raise DatasetError(f"{name}: image {i} has the label {label} and is listed with {labels[i]}; tell us")
 
 
-def _read(name: str, source: Any, i: int) -> tuple[Image.Image, int]:
-    try:
-        image, label = source[i]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:  # as the formats' readers raise
-        raise DatasetError(f"{name}: image {i} cannot be read ({err}); get its files again") from err
-    return image, label
+def _read(images: Any, i: int) -> Image.Image:
+    image: Image.Image = images[i][0]
+    return image
 
 
-def _open(spec: DatasetSpec, part: Part, *, root: Path, offline: bool) -> Any:
+def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> Any:
     import torchvision.datasets
 
-    dataset_class = getattr(torchvision.datasets, spec.source)
-    arguments = dict(part.arguments)
-    by_hand = f"put {spec.files} into {root}, or name another folder with --data-dir"
-    try:
-        return dataset_class(root, **arguments)
-    except (RuntimeError, AssertionError, ValueError, KeyError, OSError) as err:
-        if "not found" not in str(err):  # a file is there but cut short
-            raise DatasetError(f"{spec.name} in {root} is damaged ({err}); remove it, then {by_hand}") from err
-        if offline:
-            raise DatasetMissingError(
-                f"{spec.name} is not in {root} and --offline forbids to fetch it; {by_hand}"
-            ) from err
+    dataset_class = getattr(torchvision.datasets, source.location)
+    arguments = dict(dict(source.parts)[part.name])
+    missing = [path for path in source.paths if not (root / path).exists()]
+    if not missing:
+        try:
+            return dataset_class(root, **arguments)
+        except (RuntimeError, AssertionError, ValueError, KeyError, OSError, EOFError) as err:
+            if source.paths or "not found" not in str(err):  # files are there, but cut short or not all
+                raise DatasetError(
+                    f"{spec.name} in {root} is damaged ({err}); remove it, then run again to fetch it, or put "
+                    f"{source.files or 'its files'} there"
+                ) from err
+    if offline:
+        raise DatasetMissingError(f"{spec.name} is not in {root} and --offline forbids to fetch it")
+    return download(spec, source.location, root=root, **arguments)
+
+
+def download(spec: DatasetSpec, class_name: str, *, root: Path, **arguments: Any) -> Any:
+    """Let a class of torchvision download and open what it reads, one process at a time.
+
+    Raises:
+        DatasetMissingError: it could not.
+    """
+    import torchvision.datasets
+
     logger.info("%s: not in %s, downloading", spec.name, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{spec.name}.lock"):
-            return dataset_class(root, download=True, **arguments)
-    except (RuntimeError, ValueError, OSError) as err:  # a ValueError where torchvision knows of no source any more
-        raise DatasetMissingError(
-            f"{spec.name} is not in {root} and could not be downloaded ({err}); {by_hand}"
-        ) from err
+            return getattr(torchvision.datasets, class_name)(root, download=True, **arguments)
+    except (RuntimeError, ValueError, OSError, TypeError) as err:  # a TypeError where a class downloads nothing
+        raise DatasetMissingError(f"torchvision: {' '.join(str(err).split())}") from err

@@ -58,6 +58,14 @@ def resolve_execution(device: str | torch.device = "auto", *, precision: str = "
     return Execution(device=torch.device("cpu") if kind == "cpu" else found, precision=chosen, jit=jit)
 
 
+def device_names() -> dict[str, str]:
+    """The devices of this machine as `--device` takes them, and what they are called."""
+    found = {"cpu": f"{torch.get_num_threads()} threads"}
+    found |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    found |= {kind: kind.upper() for kind in ("mps", "xpu") if _is_available(torch.device(kind))}
+    return found
+
+
 def _is_available(device: torch.device) -> bool:
     if device.type == "cpu":
         return True

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from probe.errors import FeaturesError, ProtocolError
 from probe.features import Features
-from probe.metrics import Metric, get_metric
+from probe.metrics import IGNORED, Metric, get_metric
+from probe.probes.multilabel import MultiLabelFit, fit_each_class
 from probe.probes.protocols import get_protocol
 from probe.probes.solvers import Fit, fit_logistic_regression
 from probe.probes.sweep import best, search
@@ -31,15 +34,16 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe scored, and how its final fit ended; see `solvers.Fit` for the last four numbers.
+    """What a probe scored, and how its final fit ended; see `solvers.Fit` for its four numbers.
 
     `score` is a fraction on the test split. `sweep` is ascending in C and empty where nothing was searched.
-    `predictions` are int64 (num_test,).
+    `predictions` are int64 (num_test,), or (num_test, k) of 0 and 1 where an image can show several of k classes.
+    Of several folds, whose results are `folds`, see `mean_result`.
     """
 
     metric: str
     score: float
-    C: float
+    C: float | None
     num_train: int
     num_test: int
     n_iter: int
@@ -49,6 +53,14 @@ class ProbeResult:
     objective: float
     sweep: tuple[SweepPoint, ...] = ()
     predictions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
+    folds: tuple[ProbeResult, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the predictions, as JSON has it."""
+        fields = asdict(self)
+        for result in (fields, *fields["folds"]):
+            del result["predictions"]
+        return fields
 
 
 def fit_probe(
@@ -62,7 +74,7 @@ def fit_probe(
     """Fit a linear probe under a protocol.
 
     Args:
-        train: features to fit on.
+        train: features to fit on; labels (n, k) where an image can show several of k classes.
         test: features to score on; read once, after everything is chosen.
         val: features on which C is chosen; they join `train` for the final fit.
         metric: a name of `metrics.METRICS`.
@@ -76,8 +88,12 @@ def fit_probe(
     rules = get_protocol(protocol) if isinstance(protocol, str) else protocol
     score = get_metric(metric)
     _check(rules, train=train, val=val, test=test)
-    num_classes = 1 + max(int(part.y.max()) for part in (train, val, test) if part is not None)
-    fit = partial(fit_logistic_regression, max_iter=rules.max_iter, tol=rules.tol)
+    if train.y.ndim == 2:
+        num_classes = train.y.shape[1]
+    else:
+        num_classes = 1 + max(int(part.y.max()) for part in (train, val, test) if part is not None)
+    solve: Callable[..., Fit | MultiLabelFit] = fit_each_class if train.y.ndim == 2 else fit_logistic_regression
+    fit = partial(solve, max_iter=rules.max_iter, tol=rules.tol)
 
     sweep: tuple[SweepPoint, ...] = ()
     C = rules.grid[0]  # noqa: N806 - the field's name
@@ -109,12 +125,42 @@ def fit_probe(
         gradient_ratio=final.gradient_ratio,
         objective=final.objective,
         sweep=sweep,
-        predictions=y_score.argmax(axis=1),
+        predictions=y_score.argmax(axis=1) if train.y.ndim == 1 else (y_score > 0).astype(np.int64),
+    )
+
+
+def mean_result(results: Sequence[ProbeResult]) -> ProbeResult:
+    """The result over folds: the mean of their scores and objectives, the worst of their iterations and gradients.
+
+    `C` is theirs if it is the same for all, else None; `num_train` and `num_test` are those of the first fold,
+    `predictions` those of all folds one after the other.
+    """
+    first = results[0]
+    if len(results) == 1:
+        return first
+    return replace(
+        first,
+        score=float(np.mean([result.score for result in results])),
+        C=first.C if len({result.C for result in results}) == 1 else None,
+        n_iter=max(result.n_iter for result in results),
+        converged=all(result.converged for result in results),
+        gradient_norm=max(result.gradient_norm for result in results),
+        gradient_ratio=max(result.gradient_ratio for result in results),
+        objective=float(np.mean([result.objective for result in results])),
+        sweep=(),
+        predictions=np.concatenate([result.predictions for result in results]),
+        folds=tuple(results),
     )
 
 
 def _sweep(
-    rules: Protocol, train: Features, val: Features, *, fit: partial[Fit], score: Metric, num_classes: int
+    rules: Protocol,
+    train: Features,
+    val: Features,
+    *,
+    fit: partial[Fit | MultiLabelFit],
+    score: Metric,
+    num_classes: int,
 ) -> tuple[SweepPoint, ...]:
     x_train, x_val = train.at(rules.feature_point), val.at(rules.feature_point)
 
@@ -131,7 +177,8 @@ def _sweep(
 def _check(rules: Protocol, *, train: Features, val: Features | None, test: Features) -> None:
     if len(rules.grid) > 1 and val is None:
         raise ProtocolError(f"protocol {rules.name!r} chooses C on a validation split; give val")
-    if len(np.unique(train.y)) < 2:
+    labels = train.y if train.y.ndim == 1 else train.y[:, (train.y == 1).any(axis=0)]
+    if len(np.unique(labels[labels != IGNORED])) < 2:
         raise ProtocolError("all training images have one label; a probe needs at least two classes")
     widths = {}
     for name, part in (("train", train), ("val", val), ("test", test)):
@@ -141,9 +188,15 @@ def _check(rules: Protocol, *, train: Features, val: Features | None, test: Feat
                 raise FeaturesError(
                     f"{name} has features of shape {x.shape} and {len(part.y)} labels; give (n, d) and n"
                 )
-            if part.y.ndim != 1 or part.y.dtype.kind not in "iu" or part.y.min() < 0:
+            lowest = 0 if part.y.ndim == 1 else IGNORED
+            if part.y.ndim not in (1, 2) or part.y.dtype.kind not in "iu" or part.y.min() < lowest:
                 raise FeaturesError(
-                    f"{name} has labels {part.y.dtype} {part.y.shape}; give integers from 0 on, one an image"
+                    f"{name} has labels {part.y.dtype} {part.y.shape}; give integers from 0 on, one an image, or a row "
+                    "of 1, 0 and -1 for each"
+                )
+            if part.y.shape[1:] != train.y.shape[1:]:
+                raise FeaturesError(
+                    f"{name} has labels {part.y.shape}, train {train.y.shape}; give all the same classes"
                 )
             widths[name] = x.shape[1]
     if len(set(widths.values())) > 1:

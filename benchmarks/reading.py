@@ -1,0 +1,107 @@
+"""Worker processes that read images: what they bring, and that memory does not grow with the dataset.
+
+    python benchmarks/reading.py > results/speed/reading.md
+
+Photos are stood in for by noise saved as JPEG, 500 x 375 pixels, about what Food-101 or ImageNet give. The rounds of
+the numbers of workers are run in turn, in one process, each after one that is not counted.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from probe.datasets.opening import open_dataset
+from probe.environment import describe
+from probe.features import extract
+from probe.models.loading import load_encoder
+
+ROUNDS, WORKERS, MODELS = 3, (0, 1, 2), {"tiny": 1024, "random:ViT-B/32": 192}
+SIZES = (1000, 8000)
+
+
+def write_images(root: Path, n: int) -> None:
+    """Two classes of noise, smooth enough to be worth compressing; the same few files under many names."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (16, 38, 50, 3), dtype=np.uint8)
+    for i in range(n):
+        path = root / "ab"[i % 2] / f"{i:05}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if i < len(coarse):
+            Image.fromarray(coarse[i]).resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
+        else:
+            path.write_bytes((root / "ab"[i % 2] / f"{i % len(coarse):05}.jpg").read_bytes())
+
+
+def rate(model: str, root: Path, workers: int) -> float:
+    """Images a second over all images of a folder."""
+    images = open_dataset(f"folder:{root}").parts["all"]
+    encoder = load_encoder(model, device="cpu")
+    started = time.perf_counter()
+    extract(encoder, images, workers=workers)
+    return len(images) / (time.perf_counter() - started)
+
+
+def print_rates(model: str, n: int) -> None:
+    """Rows of a table: the median rate for each number of workers, and its ratio to none."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder), n)
+        rate(model, Path(folder), 0)
+        rates = {workers: [] for workers in WORKERS}
+        for _ in range(ROUNDS):
+            for workers in WORKERS:
+                rates[workers].append(rate(model, Path(folder), workers))
+    for workers, found in rates.items():
+        ratios = [value / base for value, base in zip(found, rates[0], strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {model} | {n} | {workers} | {statistics.median(found):.0f} | {spread} |")
+
+
+def peak_memory(n: int) -> tuple[float, float]:
+    """Largest resident memory, in MB, of a process that extracts n images with two workers, and of a worker."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder), n)
+        script = f"from benchmarks import reading; reading.report_memory({folder!r})"
+        done = subprocess.run(
+            [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent
+        )
+    own, worker = map(float, done.stdout.split())
+    return own, worker
+
+
+def report_memory(folder: str) -> None:
+    """Extract and print the peaks of this process and of its largest child, in MB."""
+    rate("tiny", Path(folder), 2)
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        print(resource.getrusage(who).ru_maxrss / 1024)
+
+
+def main() -> None:
+    """Print the page."""
+    print("# Reading images\n")
+    versions = f"{describe('cpu')['cpu']}, torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"Made by `python benchmarks/reading.py` on {torch.get_num_threads()} cores {versions}.")
+    print(f"JPEG, 500 x 375 pixels; {ROUNDS} rounds, in turn.\n")
+    print("| model | images | workers | images a second | times as fast as with none |")
+    print("| ----- | ------ | ------- | --------------- | -------------------------- |")
+    for model, n in MODELS.items():
+        print_rates(model, n)
+    print("\n| images | peak memory, MB | of a worker, MB |")
+    print("| ------ | --------------- | --------------- |")
+    for n in SIZES:
+        own, worker = peak_memory(n)
+        print(f"| {n} | {own:.0f} | {worker:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""One dataset in words: what it is, where it is from, what a score on it means, and whether it is here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from probe import paths
+from probe.datasets import get_dataset
+from probe.specs import DatasetSpec, Source
+
+GROUPED = ("gtsrb", "ucf101")  # the forms that tell groups of images by themselves
+READY, UNPACK, DOWNLOAD, BY_HAND, GONE = "ready", "to be unpacked", "can be downloaded", "by hand", "gone"
+
+
+@dataclass(frozen=True)
+class State:
+    """Whether a dataset can be evaluated on here: one of the five words above, and the step that makes it so."""
+
+    word: str
+    step: str = ""
+
+
+def state(spec: DatasetSpec, data_dir: str | Path | None = None) -> State:
+    """Look whether a dataset's files are here, without opening them. Touches no network.
+
+    What is there is checked when it is opened; a file of a right name can be a wrong one.
+    """
+    root = paths.data_dir(data_dir)
+    if any(is_here(source, root) for source in spec.sources):
+        return State(READY)
+    if any(source.archives and all((root / name).is_file() for name, _ in source.archives) for source in spec.sources):
+        return State(UNPACK, "run it; its archives are unpacked then")
+    by_hand = "; or ".join(f"put {source.files} into the data folder" for source in spec.sources if source.files)
+    if any(source.can_download for source in spec.sources):
+        return State(DOWNLOAD, "run it without --offline" + (f"; or {by_hand}" if by_hand else ""))
+    return State(GONE if spec.gone else BY_HAND, "; ".join(text for text in (spec.gone, by_hand) if text))
+
+
+def is_here(source: Source, root: Path) -> bool:
+    """Whether all files of a source are where they are looked for."""
+    if source.form in ("huggingface", "webdataset") and not (root / source.location).exists():
+        return _is_in_hub_cache(source.location)
+    needed = source.paths or ((source.location,) if source.form == "folder" else ())
+    try:
+        return source.form == "embedded" or (bool(needed) and all((root / path).exists() for path in needed))
+    except OSError:  # a folder that may not be looked into
+        return False
+
+
+def _is_in_hub_cache(repository: str) -> bool:
+    """Whether something of a repository has been fetched before; whether it is whole is seen when it is opened."""
+    from huggingface_hub import constants
+
+    return any((Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}").glob("snapshots/*/*"))
+
+
+def describe(name: str, *, data_dir: str | Path | None = None) -> dict[str, str]:
+    """What there is to say of one dataset. Downloads nothing.
+
+    Raises:
+        UnknownNameError, DatasetError: each says what to do.
+    """
+    spec = get_dataset(name)
+    found = state(spec, data_dir)
+    said = {
+        "name": spec.name,
+        "title": spec.title,
+        "in the paper": "yes" if spec.in_paper else "no",
+        "classes": f"{spec.num_classes:,}" if spec.num_classes else "as its files say",
+        "metric": spec.metric,
+        "parts": sizes(spec),
+        "splits": describe_splits(spec),
+        "notes": spec.notes,
+        "state": found.word,
+        "to do": found.step,
+        **{f"source {k}": describe_source(source) for k, source in enumerate(spec.sources, start=1)},
+        "home page": spec.homepage,
+        "licence": spec.license,
+        "numbers from": spec.numbers_from,
+    }
+    return {key: value for key, value in said.items() if value}
+
+
+def sizes(spec: DatasetSpec) -> str:
+    """The official parts and their numbers of images."""
+    return ", ".join(f"{part.name} {part.size:,}" if part.size is not None else part.name for part in spec.parts)
+
+
+def describe_splits(spec: DatasetSpec) -> str:
+    """How train, validation and test come from the parts."""
+    if spec.recipe:
+        made = ", ".join(f"{name} {size:,}" for name, size in spec.split_sizes)
+        return f"{made}, by the recipe {spec.recipe!r}, the same on every machine"
+    names = [part.name for part in spec.parts]
+    held = []
+    if "all" in names:
+        held.append(f"a share of {spec.test_fraction:g} for testing")
+    if "val" not in names:
+        held.append(f"a share of {spec.val_fraction:g} for validation")
+    folds = f"{spec.num_folds} folds; " if spec.num_folds > 1 else ""
+    if not held:
+        return folds + "as published"
+    if spec.num_folds > 1 and "all" in names:  # whose folds say what is for testing
+        held = held[1:]
+    grouped = any("groups" in dict(source.options) or source.form in GROUPED for source in spec.sources)
+    by = "by class and whole groups" if grouped else "by class"
+    return folds + f"{' and '.join(held)} held out {by}, the same on every machine"
+
+
+def describe_source(source: Source) -> str:
+    """Where a source has the dataset, in a few words."""
+    if source.form in ("torchvision", "stl10", "pcam"):
+        return f"torchvision's {source.location}"
+    if source.form == "huggingface":
+        columns = ", ".join(str(value) for key, value in source.options if value and key in ("image", "label"))
+        return f"{source.location} of the Hugging Face hub" + (f" (columns {columns})" if columns else "")
+    if source.form == "webdataset":
+        return f"shards {source.location}"
+    if source.form == "embedded":
+        return source.location
+    return f"files in {source.location if source.location != '.' else ' and '.join(source.paths)}"
+
+
+def page(specs: Sequence[DatasetSpec]) -> str:
+    """The whole catalogue as one page of Markdown, from the rows alone."""
+    lines = [
+        "# Datasets",
+        "",
+        "Made by `python -m probe datasets --page` from `probe/datasets/catalog.py`; do not edit. Each can be shown",
+        "with `python -m probe datasets NAME`, which also says whether it is here and what to do if not.",
+        "",
+    ]
+    for title, group in (
+        ("Of the CLIP paper", [spec for spec in specs if spec.in_paper]),
+        ("Others", [spec for spec in specs if not spec.in_paper]),
+    ):
+        lines += [f"## {title}", ""]
+        for spec in group:
+            lines += [f"### `{spec.name}`: {spec.title}", ""]
+            facts = {
+                "classes": f"{spec.num_classes:,}" if spec.num_classes else "",
+                "metric": f"`{spec.metric}`",
+                "parts": sizes(spec),
+                "splits": describe_splits(spec),
+                "sources": "; ".join(describe_source(source) for source in spec.sources),
+                "by hand": "; or ".join(source.files for source in spec.sources if source.files),
+                "gone": spec.gone,
+                "licence": spec.license,
+                "home page": f"<{spec.homepage}>",
+                "numbers from": spec.numbers_from,
+                "notes": spec.notes,
+            }
+            lines += [f"- {key}: {value}" for key, value in facts.items() if value]
+            lines.append("")
+    return "\n".join(lines)

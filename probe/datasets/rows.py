@@ -1,0 +1,99 @@
+"""What the rows of the catalogue are written with: sources, shorter than their type spells them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from probe.specs import Source
+
+# How torchvision's classes are asked for a part.
+TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
+TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
+TRAIN_VAL_TEST = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
+
+
+def torchvision(
+    location: str,
+    parts: dict[str, dict[str, Any]],
+    *,
+    paths: tuple[str, ...],
+    files: str,
+    archives: tuple[tuple[str, str], ...] = (),
+    can_download: bool = True,
+    form: str = "torchvision",
+    **options: Any,
+) -> Source:
+    """A class of torchvision; `parts` gives its arguments for each part."""
+    return Source(
+        form=form,
+        location=location,
+        parts=_arguments(parts),
+        options=tuple(options.items()),
+        paths=paths,
+        archives=archives,
+        files=files,
+        can_download=can_download,
+    )
+
+
+def hub(
+    repository: str, parts: dict[str, str], *, image: str = "image", label: str = "label", config: str = ""
+) -> Source:
+    """A repository of the Hugging Face hub; `parts` gives the name of its split for each part."""
+    return Source(
+        form="huggingface",
+        location=repository,
+        parts=_arguments({part: {"split": split} for part, split in parts.items()}),
+        options=(("image", image), ("label", label), ("config", config)),
+        can_download=True,
+    )
+
+
+def shards(repository: str, parts: dict[str, str]) -> Source:
+    """A repository of the hub with webdataset shards, as the collection `clip-benchmark/wds_*`."""
+    return Source(
+        form="webdataset",
+        location=repository,
+        parts=_arguments({part: {"split": split} for part, split in parts.items()}),
+        can_download=True,
+    )
+
+
+def folders(
+    location: str, parts: dict[str, str], *, files: str, archives: tuple[tuple[str, str], ...] = (), **options: Any
+) -> Source:
+    """Folders of classes below the data folder; `parts` gives the folder of each part below `location`."""
+    return Source(
+        form="folder",
+        location=location,
+        parts=_arguments({part: {"folder": folder} for part, folder in parts.items()}),
+        options=tuple(options.items()),
+        paths=tuple(Path(location, folder).as_posix() for folder in dict.fromkeys(parts.values())),
+        archives=archives,
+        files=files,
+    )
+
+
+def own(
+    form: str,
+    location: str,
+    *,
+    paths: tuple[str, ...],
+    files: str,
+    archives: tuple[tuple[str, str], ...] = (),
+    can_download: bool = False,
+) -> Source:
+    """Files that a module of their own reads, below the folder `location` of the data folder."""
+    return Source(
+        form=form,
+        location=location,
+        paths=tuple(f"{location}/{path}" for path in paths),
+        archives=archives,
+        files=files,
+        can_download=can_download,
+    )
+
+
+def _arguments(parts: dict[str, dict[str, Any]]) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
+    return tuple((part, tuple(arguments.items())) for part, arguments in parts.items())

@@ -1,0 +1,125 @@
+"""A Hugging Face hub of datasets: the few requests that `huggingface_hub` makes, answered from folders.
+
+`ORG/NAME/` is a repository on its branch main, `ORG/NAME@REVISION/` on another, with `--` for each slash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+SMALL = ("README.md", ".gitattributes", ".yaml", ".txt")  # kept in Git itself, under a SHA-1
+
+
+@dataclass
+class Hub:
+    """Where it answers, and what it was asked: method and path, in order."""
+
+    endpoint: str = ""
+    requests: list[str] = field(default_factory=list)
+
+    def files(self) -> list[str]:
+        """The files that were sent, without the cards and what Git needs."""
+        sent = [path for method, _, path in (request.partition(" ") for request in self.requests) if method == "GET"]
+        names = [path.partition("/resolve/")[2].partition("/")[2] for path in sent if "/resolve/" in path]
+        return sorted(name for name in names if name not in ("README.md", ".gitattributes"))
+
+
+def commit_of(folder: Path) -> str:
+    return hashlib.sha1(folder.name.encode()).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, hub: Hub, root: Path, gated: frozenset[str], *args: object) -> None:
+        self.hub, self.root, self.gated = hub, root, gated
+        super().__init__(*args)  # type: ignore[arg-type]  # the server's
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing on stderr."""
+
+    def _answer(self) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        parts = [unquote(part) for part in self.path.partition("?")[0].strip("/").split("/")]
+        is_api = parts[0] == "api"
+        kind, org, name, *rest = [*parts[is_api:], "", ""]  # the client also asks for what is no repository
+        if f"{org}/{name}" in self.gated:
+            return self._send(403, b"", {"X-Error-Code": "GatedRepo"})
+        if kind != "datasets" or not name or not (self.root / org / name).is_dir():
+            return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        rest = [part for part in rest if part]
+        revision = rest[1] if len(rest) > 1 else "main"
+        folder = self._folder(org, name, revision)
+        if folder is None:
+            return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        if not is_api:
+            return self._send_file(folder, folder / "/".join(rest[2:]))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        answer = [_describe(folder, path) for path in files]
+        if not rest or rest[0] != "tree":
+            siblings = [{"rfilename": path.relative_to(folder).as_posix()} for path in files]
+            answer = {"id": f"{org}/{name}", "sha": commit_of(folder), "siblings": siblings}
+        return self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def _folder(self, org: str, name: str, revision: str) -> Path | None:
+        folders = [self.root / org / name, *(self.root / org).glob(f"{name}@*")]
+        wanted = name if revision == "main" else f"{name}@{revision.replace('/', '--')}"
+        return next((folder for folder in folders if folder.name == wanted or commit_of(folder) == revision), None)
+
+    def _send_file(self, folder: Path, path: Path) -> None:
+        headers = {"X-Repo-Commit": commit_of(folder)}
+        if path.is_file():
+            self._send(200, path.read_bytes(), {"ETag": f'"{_etag(path)}"', **headers})
+        else:
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound", **headers})
+
+    def _send(self, code: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+def _etag(path: Path) -> str:
+    body = path.read_bytes()
+    if path.name.endswith(SMALL):
+        return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+    return hashlib.sha256(body).hexdigest()
+
+
+def _describe(folder: Path, path: Path) -> dict[str, object]:
+    size, oid = path.stat().st_size, _etag(path)
+    entry = {"type": "file", "path": path.relative_to(folder).as_posix(), "oid": oid[:40], "size": size}
+    return entry | ({"lfs": {"oid": oid, "size": size, "pointerSize": 130}} if len(oid) == 64 else {})
+
+
+@contextmanager
+def serve(root: Path, *, gated: frozenset[str] = frozenset()) -> Iterator[Hub]:
+    """Serve a folder of repositories."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, hub, root, gated))
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)  # looks so often for its end
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,116 @@
+"""Archives in the data folder are unpacked once, and only into it."""
+
+import io
+import tarfile
+import zipfile
+
+import pytest
+
+from probe.datasets import archives
+from probe.datasets.archives import unpack, unpack_missing
+from probe.errors import DatasetError
+from probe.specs import Source
+
+FILES = {"pictures/a.txt": b"first", "pictures/deep/b.txt": b"second"}
+
+
+def write_tar(path, members=FILES, links=()):
+    with tarfile.open(path, "w:gz") as opened:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            opened.addfile(info, io.BytesIO(content))
+        for name, target in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            opened.addfile(info)
+    return path
+
+
+def write_zip(path, members=FILES):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in members.items():
+            opened.writestr(name, content)
+    return path
+
+
+WRITERS = {"a.tar.gz": write_tar, "a.zip": write_zip}
+
+
+def files_in(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_files_are_those_of_the_archive(name, tmp_path):
+    archive = WRITERS[name](tmp_path / name)
+    target = tmp_path / "data"
+    target.mkdir()
+    unpack(archive, target)
+    assert files_in(target) == FILES
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("member", ["../out.txt", "/tmp/probe-out.txt", "a/../../out.txt", "..\\out.txt"])
+def test_a_path_that_climbs_out_is_refused(name, member, tmp_path):
+    archive = WRITERS[name](tmp_path / name, {"fine.txt": b"", member: b"out"})
+    target = tmp_path / "data"
+    target.mkdir()
+    with pytest.raises(DatasetError, match="would lie outside of its folder; do not use it"):
+        unpack(archive, target)
+    assert not list(target.iterdir())
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "data"])
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../etc/passwd", "link"])
+def test_a_link_out_of_the_archive_is_refused(target, tmp_path):
+    archive = write_tar(tmp_path / "a.tar.gz", links=[("pictures/link", target)])
+    with pytest.raises(DatasetError, match="'pictures/link', which is neither a file nor a link to one in it"):
+        unpack(archive, tmp_path / "data")
+
+
+def test_a_link_within_the_archive_becomes_a_file(tmp_path):
+    archive = write_tar(tmp_path / "a.tar.gz", links=[("pictures/link", "a.txt")])
+    unpack(archive, tmp_path / "data")
+    assert not (tmp_path / "data" / "pictures" / "link").is_symlink()
+    assert files_in(tmp_path / "data") == {**FILES, "pictures/link": b"first"}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_bomb_is_refused(name, tmp_path, monkeypatch):
+    """What is written counts, not what the archive says of itself; the limit is lowered to keep the test small."""
+    monkeypatch.setattr(archives, "ALWAYS_FINE", 1 << 20)
+    archive = WRITERS[name](tmp_path / name, {"zeros": bytes(8 << 20)})
+    target = tmp_path / "data"
+    target.mkdir()
+    with pytest.raises(DatasetError, match="unpacks to more than"):
+        unpack(archive, target)
+    assert not list(target.iterdir())
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_truncated_archive_leaves_nothing_behind(name, tmp_path):
+    archive = WRITERS[name](tmp_path / name, {f"{i}.bin": bytes(range(256)) * 40 for i in range(20)})
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+    target = tmp_path / "data"
+    target.mkdir()
+    with pytest.raises(DatasetError, match=r"a\.(tar\.gz|zip) cannot be unpacked .*; get it again"):
+        unpack(archive, target)
+    assert not list(target.iterdir())
+
+
+def test_a_file_that_is_there_is_kept(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.txt").write_bytes(b"mine")
+    unpack(write_tar(tmp_path / "a.tar.gz"), tmp_path)
+    assert (tmp_path / "pictures" / "a.txt").read_bytes() == b"mine"
+
+
+def test_archives_are_unpacked_only_where_their_files_are_missing(tmp_path):
+    source = Source("folder", ".", paths=("pictures",), archives=(("a.tar.gz", "."),))
+    unpack_missing(source, tmp_path)  # nothing there, nothing to do
+    write_tar(tmp_path / "a.tar.gz")
+    unpack_missing(source, tmp_path)
+    (tmp_path / "pictures" / "a.txt").unlink()
+    unpack_missing(source, tmp_path)
+    assert not (tmp_path / "pictures" / "a.txt").exists()

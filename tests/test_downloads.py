@@ -1,0 +1,137 @@
+"""Datasets of torchvision are downloaded from where its classes say, here a server on this machine."""
+
+import functools
+import gc
+import gzip
+import hashlib
+import io
+import tarfile
+import threading
+from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import layouts
+import pytest
+import torchvision.datasets
+from test_datasets import SMALL_MNIST, write_idx_files
+from test_opening import place
+
+from probe.datasets import get_dataset
+from probe.datasets.opening import open_dataset
+from probe.errors import DatasetError, DatasetMissingError
+
+# torchvision does not close the answer of a server that has no such file; the collector does.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    """Here, and not in some later test."""
+    yield
+    gc.collect()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        """Say nothing on stderr."""
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serve a folder; the folder and its address."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    yield folder, f"http://127.0.0.1:{http.server_port}/"
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture
+def served_mnist(server, tmp_path, monkeypatch):
+    """Fashion-MNIST's four files, small, where torchvision's class looks for them."""
+    folder, address = server
+    write_idx_files(tmp_path / "made")
+    resources = []
+    for path in sorted((tmp_path / "made" / "FashionMNIST" / "raw").iterdir()):
+        content = gzip.compress(path.read_bytes(), mtime=0)
+        (folder / f"{path.name}.gz").write_bytes(content)
+        resources.append((f"{path.name}.gz", hashlib.md5(content).hexdigest()))
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", [address])
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", resources)
+    return folder
+
+
+def test_what_is_missing_is_downloaded_once(served_mnist, tmp_path):
+    opened = open_dataset(SMALL_MNIST, data_dir=tmp_path / "data")
+    assert len(opened.split("test")) == 10
+    for path in served_mnist.iterdir():
+        path.unlink()
+    again = open_dataset(SMALL_MNIST, data_dir=tmp_path / "data", offline=True)
+    assert again.split("train").sha256 == opened.split("train").sha256
+
+
+def test_offline_downloads_nothing(served_mnist, tmp_path):
+    with pytest.raises(DatasetMissingError, match="and --offline forbids to fetch it; put the four IDX files into"):
+        open_dataset(SMALL_MNIST, data_dir=tmp_path / "data", offline=True)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_file_that_differs_from_its_checksum_is_not_used(served_mnist, tmp_path):
+    path = served_mnist / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(b"something else"))
+    with pytest.raises(DatasetMissingError, match=r"could not be downloaded \(.*\); put the four IDX files into"):
+        open_dataset(SMALL_MNIST, data_dir=tmp_path / "data")
+
+
+def test_a_server_that_has_nothing_is_one_sentence(served_mnist, tmp_path):
+    for path in served_mnist.iterdir():
+        path.unlink()
+    with pytest.raises(DatasetMissingError) as caught:
+        open_dataset(SMALL_MNIST, data_dir=tmp_path / "data")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_download_that_failed_can_be_repeated(served_mnist, tmp_path):
+    """What a failed attempt left behind is neither taken for the dataset nor for a damaged one."""
+    path = served_mnist / "t10k-labels-idx1-ubyte.gz"
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(DatasetMissingError):
+        open_dataset(SMALL_MNIST, data_dir=tmp_path / "data")
+    path.write_bytes(content)
+    assert len(open_dataset(SMALL_MNIST, data_dir=tmp_path / "data").split("test")) == 10
+
+
+def test_the_next_source_is_tried_where_one_cannot_be_downloaded(served_mnist, tmp_path, image_folder):
+    """A first source whose folder is not here, a second that can be fetched."""
+    spec = replace(SMALL_MNIST, sources=(place("nowhere"), *SMALL_MNIST.sources))
+    assert open_dataset(spec, data_dir=tmp_path / "data").source.form == "torchvision"
+
+
+def test_an_archive_that_was_put_there_is_unpacked_without_a_network(tmp_path, monkeypatch):
+    """The state between nothing and everything: a user has copied the archive, and works offline."""
+    layouts.food101(tmp_path / "made", monkeypatch)
+    data = tmp_path / "data"
+    data.mkdir()
+    with tarfile.open(data / "food-101.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "made" / "food-101", "food-101")
+    spec = get_dataset("food101")
+    spec = replace(spec, parts=tuple(replace(p, size=4) for p in spec.parts), num_classes=2, val_fraction=0.5)
+    assert len(open_dataset(spec, data_dir=data, offline=True).split("test")) == 4
+
+
+def test_an_archive_that_is_damaged_is_named(tmp_path):
+    (tmp_path / "food-101.tar.gz").write_bytes(gzip.compress(b"no tar"))
+    with pytest.raises(DatasetError, match=r"food-101\.tar\.gz cannot be unpacked"):
+        open_dataset("food101", data_dir=tmp_path, offline=True)
+
+
+def test_an_archive_with_a_path_that_climbs_out_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "food-101.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("../escaped"), io.BytesIO())
+    with pytest.raises(DatasetError, match=r"'\.\./escaped', which would lie outside"):
+        open_dataset("food101", data_dir=tmp_path, offline=True)
+    assert not (tmp_path.parent / "escaped").exists()

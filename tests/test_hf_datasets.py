@@ -1,0 +1,830 @@
+"""Datasets of Hugging Face's library, from folders it wrote and from a hub of ours, against what it reads itself."""
+
+import io
+import pickle
+import shutil
+import socket
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+
+import datasets
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torchvision
+from dataset_server import commit_of, serve
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Image as ImageFeature
+from huggingface_hub import constants
+from PIL import Image
+
+from probe.datasets import get_dataset
+from probe.datasets.hub import read_options
+from probe.datasets.opening import open_dataset
+from probe.errors import DatasetError, DatasetMissingError
+
+CLASSES = ["red", "green", "blue"]
+COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+SIZES = {"train": 12, "validation": 3, "test": 6}
+
+
+def encode(image, kind="PNG", **settings):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def picture(i):
+    """The picture of a row: its class is its colour, its width its position."""
+    return encode(Image.new("RGB", (8 + i, 5), COLOURS[i % 3]))
+
+
+def rows(n, *, label="label", feature=None, labels=None, image="image", pictures=None):
+    """Rows as most datasets of the hub have them: images as bytes, labels by name."""
+    return Dataset.from_dict(
+        {
+            image: [{"bytes": content, "path": None} for content in pictures or map(picture, range(n))],
+            label: labels if labels is not None else [i % 3 for i in range(n)],
+        },
+        features=Features({image: ImageFeature(), label: feature or ClassLabel(names=CLASSES)}),
+    )
+
+
+def splits(*names, **settings):
+    return DatasetDict({name: rows(SIZES[name], **settings) for name in names})
+
+
+def write_parquet(folder, dataset, prefix="data/"):
+    """Files as `push_to_hub` names them."""
+    for split, part in dataset.items():
+        path = folder / f"{prefix}{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.to_parquet(path)
+    (folder / ".gitattributes").touch()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    """The caches of Hugging Face's libraries, which read the environment when they are imported."""
+    home = tmp_path / "hf_home"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", home / "downloads")
+    monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", home / "extracted")
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+def _refuse(*_):
+    raise AssertionError("the network was asked")
+
+
+@pytest.fixture
+def _no_network(monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", _refuse)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "made"
+
+
+def check(opened, parts=("train", "test")):
+    """Every image of every part is the one that was written, and has its label."""
+    assert tuple(opened.parts) == parts
+    for part, images in opened.parts.items():
+        assert len(images) == SIZES[{"val": "validation", "all": "train"}.get(part, part)]
+        assert list(images.class_names) == CLASSES
+        assert images.ids[1] == f"{part}/1"
+        assert images.labels.dtype == np.int64
+        for i in range(len(images)):
+            image, label = images[i]
+            assert (image.size, image.getpixel((0, 0)), label) == ((8 + i, 5), COLOURS[i % 3], i % 3)
+
+
+# Paths.
+
+
+def _save_parquet(folder):
+    write_parquet(folder, splits("train", "test"))
+
+
+def _save_arrow(folder):
+    splits("train", "test").save_to_disk(folder)
+
+
+def _save_images(folder):
+    for split in ("train", "test"):
+        for i in range(SIZES[split]):
+            path = folder / split / CLASSES[i % 3] / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(i))
+
+
+@pytest.mark.usefixtures("_no_network")
+@pytest.mark.parametrize("save", [_save_parquet, _save_arrow])
+def test_a_folder_of_the_library_is_opened_without_a_network(save, folder):
+    save(folder)
+    check(open_dataset(f"hf:{folder}", offline=True))
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_a_folder_of_images_has_its_folders_as_classes(folder):
+    """As the library's imagefolder has them: in alphabetical order, image by image."""
+    _save_images(folder)
+    opened = open_dataset(f"hf:{folder}", offline=True)
+    theirs = datasets.load_dataset(str(folder), split="train")
+    ours = opened.parts["train"]
+    assert list(ours.class_names) == sorted(CLASSES) == theirs.features["label"].names
+    assert ours.labels.tolist() == theirs["label"]
+    assert all(np.array_equal(ours[i][0], theirs[i]["image"]) for i in range(len(ours)))
+
+
+@pytest.mark.usefixtures("_no_network")
+@pytest.mark.parametrize("kind", ["one split", "parquet file", "arrow file", "folder of one split"])
+def test_a_single_split_is_divided(kind, folder):
+    part = rows(SIZES["train"])
+    path = folder
+    if kind == "one split":
+        part.save_to_disk(folder)
+    elif kind == "arrow file":
+        part.save_to_disk(folder)
+        path = folder / "data-00000-of-00001.arrow"
+    else:
+        path = write_parquet(folder, {"train": part})
+        path = path / "data" / "train-00000-of-00001.parquet" if kind == "parquet file" else path
+    check(open_dataset(f"hf:{path}", offline=True), ("all",))
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "dev"])
+def test_a_validation_split_of_a_path_goes_by_many_names(name, folder):
+    whole = splits("train", "validation", "test")
+    whole[name] = whole.pop("validation")
+    whole.save_to_disk(folder)
+    check(open_dataset(f"hf:{folder}", offline=True), ("train", "val", "test"))
+
+
+def test_every_way_to_say_a_path_is_one_dataset(folder, monkeypatch):
+    """A record is kept under the name, which must not depend on the folder one is in."""
+    _save_arrow(folder)
+    monkeypatch.chdir(folder)
+    assert get_dataset("hf:.?label=label") == get_dataset(f"hf:{folder}/train/..?label=label")
+    assert get_dataset("hf:.").name == f"hf:{folder}"
+
+
+def test_options_name_the_splits_of_a_path(folder):
+    splits("train", "validation", "test").save_to_disk(folder)
+    spec = get_dataset(f"hf:{folder}?train=test&test=validation&val=train")
+    found = open_dataset(spec, offline=True)
+    assert {part: len(images) for part, images in found.parts.items()} == {"train": 6, "val": 12, "test": 3}
+
+
+def test_a_configuration_of_a_card_is_chosen(folder):
+    """Its types of columns are the card's, here with other names of classes than the files'."""
+    _write_configs(folder)
+    check(open_dataset(f"hf:{folder}?config=second", offline=True))
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ("{}/nowhere", "nowhere is no file or folder here and no repository ORG/NAME; check the name"),
+        ("name", "name is no file or folder here and no repository ORG/NAME"),
+        ("org/a--b", "org/a--b is no file or folder here and no repository ORG/NAME"),
+        ("", "names no dataset; write it before the"),
+        ("?label=x", "names no dataset; write it before the"),
+        ("org/name?labels=x", "has the option 'labels'; the options are image, label, config, revision, train, val"),
+        ("org/name?label=", "gives label no value; write label=VALUE once"),
+        ("org/name?label=a&label=b", "gives label twice; write label=VALUE once"),
+        ("org/name?all=a&train=b", "gives all and other parts; give all alone"),
+        ("org/name?test=train", "takes the split 'train' for train and for test; give each its own"),
+        ("{}?revision=main", "has the option 'revision'; the options are image, label, config, train"),
+    ],
+)
+def test_a_name_that_says_nothing_is_refused(rest, message, tmp_path):
+    with pytest.raises(DatasetError, match=message):
+        get_dataset(f"hf:{rest.format(tmp_path)}")
+
+
+def test_options_are_read_as_in_a_url():
+    assert read_options("hf", "a/b?label=fine%20label&revision=refs/convert/parquet", ("label", "revision")) == (
+        "a/b",
+        {"label": "fine label", "revision": "refs/convert/parquet"},
+    )
+
+
+def test_a_path_without_a_test_split_says_which_there_are(folder):
+    splits("train", "validation").save_to_disk(folder)
+    with pytest.raises(DatasetError, match=r"no test part; say which split of train, validation it is with \?test="):
+        get_dataset(f"hf:{folder}")
+
+
+def test_a_split_that_a_path_does_not_have_is_named(folder):
+    splits("train", "test").save_to_disk(folder)
+    with pytest.raises(DatasetError, match=r"has no split 'extra'; its splits are train, test: write \?test=test"):
+        open_dataset(f"hf:{folder}?test=extra", offline=True)
+
+
+def test_a_path_that_went_away_is_missing(folder):
+    _save_arrow(folder)
+    spec = get_dataset(f"hf:{folder}")
+    shutil.rmtree(folder)
+    with pytest.raises(DatasetMissingError, match="no file or folder at"):
+        open_dataset(spec)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("data/train-00000-of-00001.parquet", b"PAR1, but cut short"),
+        ("README.md", b"---\nconfigs: [\n---\n"),
+        ("train.txt", b"no table"),
+    ],
+)
+def test_a_file_that_is_not_what_it_says_is_named(file, content, tmp_path, folder):
+    _save_parquet(folder)
+    (folder / file).write_bytes(content)
+    path = folder / file if file.endswith(".txt") else folder
+    with pytest.raises(DatasetError, match=f"{path} (cannot be read|is no file of Parquet or Arrow)"):
+        open_dataset(f"hf:{path}", offline=True)
+
+
+def test_an_empty_folder_is_named(folder):
+    folder.mkdir()
+    with pytest.raises(DatasetError, match=f"{folder} cannot be read"):
+        get_dataset(f"hf:{folder}")
+
+
+# Images.
+
+
+def _stored(kind):
+    """Pictures that decoders are known to treat in several ways."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # "turn me by a quarter"
+    return {
+        "rotated": lambda: encode(image, "JPEG", exif=rotated),
+        "palette": lambda: encode(image.convert("P")),
+        "16 bits": lambda: encode(Image.fromarray(rng.integers(0, 65536, (9, 7), dtype=np.uint16))),
+        "alpha": lambda: encode(image.convert("RGBA")),
+        "cmyk": lambda: encode(image.convert("CMYK"), "JPEG"),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["rotated", "palette", "16 bits", "alpha", "cmyk"])
+def test_an_image_is_what_a_file_of_it_is_to_torchvision(kind, folder, tmp_path):
+    """The reference opens files with Pillow and says `convert("RGB")`; so does torchvision's ImageFolder."""
+    content = _stored(kind)
+    rows(12, pictures=[content, *map(picture, range(1, 12))]).save_to_disk(folder)
+    file = tmp_path / "images" / "class" / ("a.jpg" if content.startswith(b"\xff\xd8") else "a.png")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    expected, _ = torchvision.datasets.ImageFolder(file.parent.parent)[0]
+    found, _ = open_dataset(f"hf:{folder}", offline=True).parts["all"][0]
+    assert found.mode == "RGB"
+    assert np.array_equal(found, expected)
+
+
+def test_the_library_itself_would_turn_images(folder):
+    """Why its decoding is not used; should it stop, this module can be shorter."""
+    rows(1, pictures=[_stored("rotated")]).save_to_disk(folder)
+    assert datasets.load_from_disk(str(folder))[0]["image"].size == (9, 7)
+
+
+def _half(content):
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        pytest.param(b"no image", "cannot identify image file", id="other"),
+        pytest.param(b"", "cannot identify image file", id="empty"),
+        pytest.param(_half(encode(Image.effect_noise((60, 60), 90))), "image file is truncated", id="cut short"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_named(content, why, folder):
+    pictures = [content if i == 4 else picture(i) for i in range(12)]
+    rows(12, pictures=pictures).save_to_disk(folder)
+    images = open_dataset(f"hf:{folder}", offline=True).parts["all"]
+    assert len([images[i] for i in range(12) if i != 4]) == 11
+    with pytest.raises(DatasetError, match=rf"made/all: image 4 \(all/4\) cannot be read \(.*{why}"):
+        images[4]
+
+
+@pytest.mark.usefixtures("_no_network")
+@pytest.mark.parametrize("path", [None, "https://example.org/a.png", "a.png"])
+def test_an_image_that_is_not_there_is_named_and_not_fetched(path, folder, tmp_path, monkeypatch):
+    cells = [{"bytes": None if i == 4 else picture(i), "path": path if i == 4 else None} for i in range(12)]
+    folder.mkdir()
+    table = pyarrow.table({"image": cells, "label": [0, 1, 2] * 4})
+    pyarrow.parquet.write_table(table, folder / "train.parquet")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(picture(4))  # which nobody meant
+    images = open_dataset(f"hf:{folder}", offline=True).parts["all"]
+    with pytest.raises(
+        DatasetError, match=r"image 4 \(all/4\) cannot be read \(it (is empty|has no bytes, and no file)"
+    ):
+        images[4]
+
+
+def test_bytes_need_no_type_that_says_image(folder):
+    """As in Parquet files that other libraries wrote."""
+    table = Dataset.from_dict(
+        {"image": [{"bytes": picture(i), "path": f"{i}.png"} for i in range(12)], "label": [i % 3 for i in range(12)]}
+    )
+    assert isinstance(table.features["image"], dict)
+    folder.mkdir()
+    table.to_parquet(folder / "train.parquet")
+    images = open_dataset(f"hf:{folder}", offline=True).parts["all"]
+    assert images[5][0].size == (13, 5)
+
+
+def test_a_column_of_bytes_is_taken_when_it_is_named(folder):
+    table = Dataset.from_dict({"jpg": [picture(i) for i in range(12)], "cls": [i % 3 for i in range(12)]})
+    table.save_to_disk(folder)
+    images = open_dataset(f"hf:{folder}?image=jpg", offline=True).parts["all"]
+    assert images[5][0].size == (13, 5)
+    with pytest.raises(DatasetError, match=r"no column could hold the images; the columns are jpg \(binary\), cls"):
+        open_dataset(f"hf:{folder}", offline=True)
+
+
+@pytest.mark.parametrize(("start", "save"), [("spawn", _save_parquet), ("fork", _save_arrow), ("fork", _save_images)])
+def test_worker_processes_read_the_same_images(start, save, folder):
+    save(folder)
+    images = open_dataset(f"hf:{folder}", offline=True).split("train")
+    with ProcessPoolExecutor(1, mp_context=get_context(start)) as pool:
+        found, label = pool.submit(images.__getitem__, 4).result()
+    assert (found.tobytes(), label) == (images[4][0].tobytes(), images[4][1])
+
+
+def test_images_stay_on_the_disk(folder):
+    """What is handed to worker processes, and kept, does not grow with the images."""
+    large = encode(Image.effect_noise((300, 300), 90))
+    write_parquet(folder, {"train": rows(30, pictures=[large] * 30)})
+    images = open_dataset(f"hf:{folder}", offline=True).parts["all"]
+    assert 30 * len(large) > 1_000_000
+    assert len(pickle.dumps(images.read)) < 10_000
+
+
+# Labels and columns.
+
+
+def _open_labels(folder, labels, feature, *, n=12, **settings):
+    rows(n, labels=labels, feature=feature, **settings).save_to_disk(folder)
+    return open_dataset(f"hf:{folder}", offline=True).parts["all"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype", "class_names"),
+    [
+        ([5, 3, 9], "int64", ["3", "5", "9"]),
+        ([5, 3, 9], "uint8", ["3", "5", "9"]),
+        ([True, False, True], "bool", ["False", "True"]),
+        (["cat", "bat", "dog"], "string", ["bat", "cat", "dog"]),
+    ],
+)
+def test_labels_without_names_are_put_in_order(labels, dtype, class_names, folder):
+    images = _open_labels(folder, labels * 4, Value(dtype))
+    assert list(images.class_names) == class_names
+    assert [images.class_names[label] for label in images.labels[:3]] == [str(label) for label in labels]
+
+
+LISTS = [[0], [1, 2], [], [2], [0, 1, 2], [1]] * 2
+
+
+@pytest.mark.parametrize("inner", [ClassLabel(names=CLASSES), Value("int64")])
+def test_lists_of_classes_are_several_labels(inner, folder):
+    images = _open_labels(folder, LISTS, datasets.Sequence(inner))
+    assert images.labels.dtype == np.int64
+    assert images.labels.tolist() == [[int(k in shown) for k in range(3)] for shown in LISTS]
+    assert np.array_equal(images[4][1], [1, 1, 1])
+
+
+def test_a_list_of_noughts_and_ones_is_no_list_of_classes(folder):
+    """It would pass as the classes 0 and 1."""
+    with pytest.raises(DatasetError, match="a list in the column 'label' has a class twice; give lists of the classes"):
+        _open_labels(folder, [[0, 1, 0]] * 12, datasets.Sequence(Value("int64")))
+
+
+@pytest.mark.parametrize(
+    ("missing", "feature"),
+    [(-1, ClassLabel(names=CLASSES)), (None, ClassLabel(names=CLASSES)), (-1, Value("int64")), (None, Value("string"))],
+)
+def test_images_without_a_label_are_counted(missing, feature, folder):
+    labels = [missing, *([0, 1, 2] if feature.dtype != "string" else ["a", "b", "c"]) * 3, missing, missing]
+    with pytest.raises(DatasetError, match=r"made/all: 3 of 12 images have no label in the column 'label'"):
+        _open_labels(folder, labels, feature)
+
+
+def test_a_label_that_training_lacks_is_named(folder):
+    DatasetDict(
+        train=rows(6, labels=["a", "b"] * 3, feature=Value("string")),
+        test=rows(3, labels=["a", "b", "c"], feature=Value("string")),
+    ).save_to_disk(folder)
+    with pytest.raises(DatasetError, match=r"test: 'c' in the column 'label' is no class of the training images"):
+        open_dataset(f"hf:{folder}", offline=True)
+
+
+def test_classes_in_another_order_than_in_training_are_refused(folder):
+    """Index 0 would be another class in each part."""
+    whole = splits("train", "test")
+    whole["test"] = rows(6, feature=ClassLabel(names=CLASSES[::-1]))
+    for name, part in whole.items():
+        part.save_to_disk(folder / name)
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(DatasetError, match="the classes of the column 'label' are not those of train"):
+        open_dataset(f"hf:{folder}", offline=True)
+
+
+def _with_columns(folder, **columns):
+    table = rows(12)
+    for name, (feature, values) in columns.items():
+        table = table.add_column(name, values * 12).cast_column(name, feature)
+    table.save_to_disk(folder)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        (
+            {"coarse": (ClassLabel(names=["a"]), [0])},
+            "",
+            r"several columns could hold the labels; the columns are image \(Image\), label \(ClassLabel of 3\), "
+            r"coarse \(ClassLabel of 1\): choose one with \?label=COLUMN",
+        ),
+        (
+            {"second": (ImageFeature(), [{"bytes": picture(0), "path": None}])},
+            "",
+            r"several columns could hold the images; .* choose one with \?image=COLUMN",
+        ),
+        ({}, "?image=img", r"there is no column 'img'; the columns are image \(Image\), label .*\?image=COLUMN"),
+        ({}, "?label=fine", r"there is no column 'fine'; the columns are image \(Image\), label .*\?label=COLUMN"),
+        ({}, "?image=label", r"the column 'label' cannot hold images; the columns are"),
+        (
+            {"width": (Value("float32"), [1.0])},
+            "?label=width",
+            r"the column 'width' cannot hold labels; .*width \(float32",
+        ),
+    ],
+)
+def test_a_column_that_is_not_clear_is_asked_for(columns, options, message, folder):
+    _with_columns(folder, **columns)
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(f"hf:{folder}{options}", offline=True)
+
+
+def test_without_a_column_of_labels_the_columns_are_listed(folder):
+    rows(12, label="height", feature=Value("int32")).save_to_disk(folder)
+    with pytest.raises(
+        DatasetError, match=r"no column could hold the labels; the columns are image .*, height \(int32\)"
+    ):
+        open_dataset(f"hf:{folder}", offline=True)
+    assert open_dataset(f"hf:{folder}?label=height", offline=True).parts["all"].labels.tolist() == [0, 1, 2] * 4
+
+
+def test_a_column_of_labels_is_found_by_its_name(folder):
+    table = rows(12, label="fine_label", feature=Value("int32"))
+    table.add_column("height", [5] * 12).save_to_disk(folder)
+    assert open_dataset(f"hf:{folder}", offline=True).parts["all"].labels.tolist() == [0, 1, 2] * 4
+
+
+# A hub.
+
+
+def _write_configs(folder):
+    """Two configurations, of which the second's columns are described in the card."""
+    write_parquet(folder, splits("train", "test", feature=ClassLabel(names=["a", "b", "c"])), prefix="first/")
+    write_parquet(folder, splits("train", "test", feature=ClassLabel(names=["x", "y", "z"])), prefix="second/")
+    names = "".join(f"          '{i}': {name}\n" for i, name in enumerate(CLASSES))
+    files = "".join(
+        f"- config_name: {name}\n  data_files:\n"
+        + "".join(f"  - split: {split}\n    path: {name}/{split}-*\n" for split in ("train", "test"))
+        for name in ("first", "second")
+    )
+    sizes = "".join(f"  - name: {split}\n    num_examples: {SIZES[split]}\n" for split in ("train", "test"))
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n{files}dataset_info:\n- config_name: second\n  features:\n  - name: image\n    dtype: image\n"
+        f"  - name: label\n    dtype:\n      class_label:\n        names:\n{names}  splits:\n{sizes}---\n"
+    )
+
+
+@pytest.fixture
+def repositories(tmp_path):
+    return tmp_path / "repositories"
+
+
+@pytest.fixture
+def hub(repositories, monkeypatch):
+    """A hub of ours, with its repositories in a folder."""
+    repositories.mkdir()
+    with serve(repositories, gated=frozenset({"org/gated"})) as running:
+        _point_to(running.endpoint, monkeypatch)
+        yield running
+
+
+def _point_to(endpoint, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def test_a_repository_is_fetched_once_and_then_needs_no_network(hub, repositories, monkeypatch):
+    write_parquet(repositories / "org" / "small", splits("train", "test"))
+    with pytest.raises(DatasetMissingError, match=r"/datasets/org/small, .* and --offline forbids to fetch it; put it"):
+        open_dataset("hf:org/small", offline=True)
+    assert not hub.requests
+    check(open_dataset("hf:org/small"))
+    assert hub.files() == ["data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet"]
+    monkeypatch.setattr(socket.socket, "connect", _refuse)
+    check(open_dataset("hf:org/small", offline=True))
+    check(open_dataset("hf:org/small"))
+
+
+def test_nothing_is_printed(hub, repositories, capfd):
+    """Results go to stdout, and progress bars to a terminal."""
+    write_parquet(repositories / "org" / "small", splits("train", "test"))
+    datasets.enable_progress_bars()
+    capfd.readouterr()
+    open_dataset("hf:org/small")
+    assert capfd.readouterr() == ("", "")
+    assert not datasets.utils.are_progress_bars_disabled()
+
+
+def test_to_name_a_repository_asks_nobody(hub):
+    spec = get_dataset("hf:org/small?revision=v1&label=fine_label")
+    assert (spec.name, spec.num_classes) == ("hf:org/small?revision=v1&label=fine_label", None)
+    assert [(part.name, part.size) for part in spec.parts] == [("train", None), ("test", None)]
+    assert not hub.requests
+
+
+@pytest.mark.parametrize(("config", "fetched"), [("first", "first"), ("second", "second")])
+def test_only_the_files_of_the_configuration_are_fetched(config, fetched, hub, repositories):
+    _write_configs(repositories / "org" / "two")
+    opened = open_dataset(f"hf:org/two?config={config}")
+    assert {file.partition("/")[0] for file in hub.files()} == {fetched}
+    assert list(opened.parts["test"].class_names) == (["a", "b", "c"] if config == "first" else CLASSES)
+    hub.requests.clear()
+    open_dataset(f"hf:org/two?config={config}", offline=True)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", r"org/two has the configurations first, second; choose one with \?config=NAME"),
+        ("?config=third", r"org/two has no configuration 'third', but first, second; choose one"),
+    ],
+)
+def test_configurations_are_listed(options, message, hub, repositories):
+    _write_configs(repositories / "org" / "two")
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(f"hf:org/two{options}")
+    assert not hub.files()
+
+
+def test_a_card_that_says_other_sizes_is_named(hub, repositories):
+    """Part of the files might have been left out."""
+    _write_configs(repositories / "org" / "two")
+    rows(5).to_parquet(repositories / "org" / "two" / "second" / "test-00000-of-00001.parquet")
+    with pytest.raises(DatasetError, match="org/two: the card says 6 rows for test, and there are 5"):
+        open_dataset("hf:org/two?config=second")
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/*", "../other/*", "https://example.org/a.parquet", "hf://datasets/a/b/c.parquet"]
+)
+def test_a_card_that_names_files_elsewhere_is_refused(path, hub, repositories):
+    folder = write_parquet(repositories / "org" / "small", splits("train", "test"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {path}\n---\n")
+    with pytest.raises(DatasetError, match="the card of org/small names files outside of it"):
+        open_dataset("hf:org/small")
+
+
+def test_a_card_of_a_path_that_names_an_address_is_refused(folder):
+    """Nothing is fetched that --offline forbids."""
+    write_parquet(folder, splits("train", "test"))
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_files: https://example.org/a\n---\n")
+    with pytest.raises(DatasetError, match=r"names files outside of it, 'https://example\.org/a'"):
+        open_dataset(f"hf:{folder}", offline=True)
+
+
+def test_folders_of_a_pattern_may_be_none(hub, repositories):
+    """`data/**/x` is also `data/x` to the library."""
+    folder = write_parquet(repositories / "org" / "small", splits("train", "test"))
+    files = "".join(f"  - split: {split}\n    path: data/**/{split}-*\n" for split in ("train", "test"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    check(open_dataset("hf:org/small"))
+
+
+def test_a_script_is_not_run(hub, repositories, tmp_path):
+    folder = repositories / "org" / "script"
+    folder.mkdir(parents=True)
+    (folder / "script.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (folder / "dataset_infos.json").write_text("{}")
+    with pytest.raises(
+        DatasetError,
+        match=r"org/script wants to run code of its own, which is refused.*\?revision=refs/convert/parquet",
+    ):
+        open_dataset("hf:org/script")
+    assert not hub.files()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def converted(repositories):
+    """A repository with a script, and the hub's conversion of it: a folder for each configuration."""
+    (repositories / "org" / "script").mkdir(parents=True)
+    folder = repositories / "org" / "script@refs--convert--parquet"
+    for config, feature in (("default", None), ("other", ClassLabel(names=["a", "b", "c"]))):
+        for split, part in splits("train", "test", feature=feature).items():
+            (folder / config / split).mkdir(parents=True)
+            part.to_parquet(folder / config / split / "0000.parquet")
+    return folder
+
+
+def test_a_conversion_of_the_hub_is_opened(hub, converted):
+    check(open_dataset("hf:org/script?revision=refs/convert/parquet&config=default"))
+    assert hub.files() == ["default/test/0000.parquet", "default/train/0000.parquet"]
+
+
+def test_configurations_of_a_conversion_are_not_mixed(hub, converted):
+    with pytest.raises(DatasetError, match=r"has the configurations default, other; choose one with \?config=NAME"):
+        open_dataset("hf:org/script?revision=refs/convert/parquet")
+    assert not hub.files()
+
+
+def test_a_conversion_of_one_configuration_needs_no_choice(hub, converted):
+    shutil.rmtree(converted / "other")
+    check(open_dataset("hf:org/script?revision=refs/convert/parquet"))
+
+
+def test_a_repository_of_images_is_opened(hub, repositories):
+    _save_images(repositories / "org" / "images")
+    opened = open_dataset("hf:org/images")
+    assert opened.parts["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert opened.parts["test"][0][0].getpixel((0, 0)) == COLOURS[2]
+
+
+def test_a_missing_split_says_which_there_are(hub, repositories):
+    write_parquet(repositories / "org" / "small", splits("train", "validation"))
+    with pytest.raises(
+        DatasetError, match=r"org/small has no split 'test'; its splits are train, validation: write \?test=validation"
+    ):
+        open_dataset("hf:org/small")
+    assert tuple(open_dataset("hf:org/small?test=validation").parts) == ("train", "test")
+
+
+def test_a_single_split_of_a_repository_can_be_divided(hub, repositories):
+    write_parquet(repositories / "org" / "small", splits("train"))
+    with pytest.raises(DatasetError, match=r"write \?test=SPLIT, or \?all=train to divide it"):
+        open_dataset("hf:org/small")
+    check(open_dataset("hf:org/small?all=train"), ("all",))
+
+
+def test_a_validation_split_is_taken_when_it_is_named(hub, repositories):
+    write_parquet(repositories / "org" / "small", splits("train", "validation", "test"))
+    check(open_dataset("hf:org/small"))
+    check(open_dataset("hf:org/small?val=validation"), ("train", "val", "test"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf:org/none", "no dataset 'org/none' at http.*; check the name, or log in with `hf auth login`"),
+        ("hf:org/gated", r"org/gated is gated; accept its terms at http.*/datasets/org/gated and log in"),
+        ("hf:org/small?revision=v9", "/datasets/org/small has no revision 'v9'; give a branch, a tag or a commit"),
+        ("hf:org/text", "org/text holds no Parquet, Arrow or image files; give another repository"),
+        ("hf:org/shards", "org/shards holds shards of WebDataset; open it as wds:org/shards"),
+    ],
+)
+def test_what_cannot_be_had_is_missing_so_that_the_next_source_is_tried(name, message, hub, repositories):
+    write_parquet(repositories / "org" / "small", splits("train", "test"))
+    for repo, file in (("text", "notes.txt"), ("shards", "train/0.tar"), ("gated", "a.parquet")):
+        path = repositories / "org" / repo / file
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with pytest.raises(DatasetMissingError, match=message):
+        open_dataset(name)
+
+
+def test_no_network_is_named(hub, monkeypatch):
+    _point_to("http://127.0.0.1:9", monkeypatch)  # the port `discard`, where nobody answers
+    with pytest.raises(DatasetMissingError, match=r"http://127\.0\.0\.1:9/datasets/org/small, .*could not be fetched"):
+        open_dataset("hf:org/small")
+
+
+def _cached(hub_folder, repo, folder):
+    return hub_folder / f"datasets--{repo.replace('/', '--')}" / "snapshots" / commit_of(folder)
+
+
+@pytest.mark.parametrize("list_is_kept", [True, False])
+def test_a_fetch_that_was_interrupted_goes_on(list_is_kept, hub, repositories, tmp_path):
+    """With the client's list of files, and without, as older versions and other ways to download leave it."""
+    folder = write_parquet(repositories / "org" / "small", splits("train", "test"))
+    rows(6).to_parquet(folder / "data" / "train-00000-of-00002.parquet")
+    rows(12).select(range(6, 12)).to_parquet(folder / "data" / "train-00001-of-00002.parquet")
+    (folder / "data" / "train-00000-of-00001.parquet").unlink()
+    check(open_dataset("hf:org/small"))
+    snapshot = _cached(tmp_path / "hf_home" / "hub", "org/small", folder)
+    (snapshot / "data" / "train-00001-of-00002.parquet").unlink()
+    if not list_is_kept:
+        _forget_list(snapshot)
+    with pytest.raises(DatasetMissingError, match=r"org/small.*--offline forbids to fetch it"):
+        open_dataset("hf:org/small", offline=True)
+    check(open_dataset("hf:org/small"))
+
+
+def _forget_list(snapshot):
+    from huggingface_hub import _tree_cache
+
+    shutil.rmtree(snapshot.parent.parent / "trees")
+    _tree_cache._IN_MEMORY_TREE_CACHE.clear()
+
+
+def test_what_other_libraries_have_fetched_is_used(hub, repositories, tmp_path):
+    """They leave no list of a repository's files; that the files are all there shows in their names."""
+    folder = write_parquet(repositories / "org" / "small", splits("train", "test"))
+    check(open_dataset("hf:org/small"))
+    _forget_list(_cached(tmp_path / "hf_home" / "hub", "org/small", folder))
+    hub.requests.clear()
+    check(open_dataset("hf:org/small"))
+    assert not hub.requests
+
+
+def test_a_split_that_was_never_fetched_is_missing_not_wrong(hub, repositories, tmp_path):
+    folder = write_parquet(repositories / "org" / "small", splits("train", "test"))
+    check(open_dataset("hf:org/small"))
+    snapshot = _cached(tmp_path / "hf_home" / "hub", "org/small", folder)
+    (snapshot / "data" / "test-00000-of-00001.parquet").unlink()
+    _forget_list(snapshot)
+    with pytest.raises(DatasetMissingError, match="org/small seems to be here in part only"):
+        open_dataset("hf:org/small", offline=True)
+    check(open_dataset("hf:org/small"))
+
+
+def test_a_download_that_differs_from_what_was_published_is_refused(hub, repositories, tmp_path):
+    """A file that is half from one download and half from another has the right size."""
+    folder = write_parquet(repositories / "org" / "small", splits("train", "test"))
+    check(open_dataset("hf:org/small"))
+    snapshot = _cached(tmp_path / "hf_home" / "hub", "org/small", folder)
+    content = bytearray((snapshot / "data" / "train-00000-of-00001.parquet").read_bytes())
+    content[100] ^= 1
+    (snapshot / "data" / "train-00000-of-00001.parquet").resolve().write_bytes(content)
+    (snapshot / "data" / "test-00000-of-00001.parquet").unlink()  # so that it is fetched again
+    with pytest.raises(DatasetError, match=r"train-00000-of-00001\.parquet differs from what was published; delete"):
+        open_dataset("hf:org/small")
+
+
+# Rows of the catalogue.
+
+
+def _row(name):
+    """A row as in the catalogue, with the sizes of what is made here, and from the hub alone."""
+    spec = get_dataset(name)
+    sizes = {"train": SIZES["train"], "val": SIZES["validation"], "test": SIZES["test"]}
+    return replace(
+        spec,
+        parts=tuple(replace(part, size=sizes[part.name], first_label=None, last_label=None) for part in spec.parts),
+        sources=tuple(source for source in spec.sources if source.form == "huggingface"),
+        num_classes=3,
+    )
+
+
+@pytest.mark.parametrize("name", ["food101", "cifar10", "cifar100", "svhn", "rendered_sst2", "pcam", "fashion_mnist"])
+def test_a_row_of_the_catalogue_opens_its_repository(name, hub, repositories):
+    """With the columns, splits and configuration that the row names."""
+    spec = _row(name)
+    (source,) = spec.sources
+    options = dict(source.options)
+    made = DatasetDict(
+        {
+            source.arguments(part.name)["split"]: rows(part.size, image=options["image"], label=options["label"])
+            for part in spec.parts
+        }
+    )
+    folder = repositories / source.location
+    config = options["config"] or "default"
+    write_parquet(folder, made, prefix=f"{config}/")
+    files = "".join(f"  - split: {split}\n    path: {config}/{split}-*\n" for split in made)
+    other = "- config_name: another\n  data_files: another/*\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{other}- config_name: {config}\n  data_files:\n{files}---\n")
+    check(open_dataset(spec), tuple(part.name for part in spec.parts))
+
+
+def test_an_option_that_a_row_misspells_is_named(hub):
+    spec = _row("cifar100")
+    source = replace(spec.sources[0], options=(("lable", "fine_label"),))
+    with pytest.raises(DatasetError, match="cifar100: its source has the option 'lable'; the options are image, label"):
+        open_dataset(replace(spec, sources=(source,)))
+
+
+def test_a_row_of_other_sizes_is_refused(hub, repositories):
+    write_parquet(repositories / "uoft-cs" / "cifar10", splits("train", "test", image="img"))
+    spec = replace(_row("cifar10"), parts=get_dataset("cifar10").parts)
+    with pytest.raises(DatasetError, match="cifar10/train: expected 50000 images, found 12"):
+        open_dataset(spec)
