@@ -1,4 +1,4 @@
-"""URL and SHA-256 -> a verified local file.
+"""URL and SHA-256 -> a verified local file; where no SHA-256 is published, one that a check found whole.
 
 A download goes to a `.part` file beside its target, resumes where it broke, is hashed as it streams, and takes its name
 only when the hash is right. A lock keeps a second process from the same target.
@@ -12,12 +12,13 @@ import http.client
 import logging
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 from tqdm import tqdm
 
-from probe.errors import ChecksumError, DownloadError
+from probe.errors import ChecksumError, DownloadError, ProbeError
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +26,30 @@ BLOCK = 1 << 20  # bytes read at a time
 TIMEOUT_SECONDS = 30
 
 
-def fetch(url: str, target: Path, *, sha256: str, offline: bool = False) -> Path:
+def fetch(
+    url: str,
+    target: Path,
+    *,
+    sha256: str = "",
+    check: Callable[[Path], None] | None = None,
+    offline: bool = False,
+) -> Path:
     """Return `target`, downloaded from `url` unless it is there with the right SHA-256.
+
+    Args:
+        url: where it is.
+        target: where it will be.
+        sha256: what was published; empty where nothing was, and what is there is taken as it is.
+        check: sees that a download is whole before it takes its name, and raises if not; nothing is kept then.
+        offline: never touch the network.
 
     Raises:
         DownloadError: the network failed, the disk is full, or `offline` forbids the download.
         ChecksumError: what was downloaded has another SHA-256; nothing is kept of it.
     """
+    if _is_right(target, sha256):
+        return target
     if target.is_file():
-        if file_sha256(target) == sha256:
-            return target
         logger.warning("%s has not the SHA-256 %s; fetching it again", target, sha256)
     if offline:
         raise DownloadError(
@@ -43,15 +58,19 @@ def fetch(url: str, target: Path, *, sha256: str, offline: bool = False) -> Path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            if not (target.is_file() and file_sha256(target) == sha256):  # another process may have been first
-                _download(url, target, sha256)
+            if not _is_right(target, sha256):  # another process may have been first
+                _download(url, target, sha256, check)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as err:
-        if isinstance(err, DownloadError):
+        if isinstance(err, ProbeError):
             raise
         if isinstance(err, OSError) and err.errno == errno.ENOSPC:
             raise DownloadError(f"no space left for {target}; make room and run again, which resumes") from err
         raise DownloadError(f"could not fetch {url} ({err}); run again to resume, or put the file at {target}") from err
     return target
+
+
+def _is_right(target: Path, sha256: str) -> bool:
+    return target.is_file() and (not sha256 or file_sha256(target) == sha256)
 
 
 def file_sha256(path: Path) -> str:
@@ -60,7 +79,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(url: str, target: Path, sha256: str) -> None:
+def _download(url: str, target: Path, sha256: str, check: Callable[[Path], None] | None) -> None:
     part = target.with_name(target.name + ".part")
     sha = hashlib.sha256()
     if part.is_file():
@@ -78,18 +97,24 @@ def _download(url: str, target: Path, sha256: str) -> None:
             raise
         err.close()
         part.unlink()  # as long as the file or longer, and not the file: begin again
-        _download(url, target, sha256)
+        _download(url, target, sha256, check)
         return
     with response:
         if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:
             have, sha = 0, hashlib.sha256()  # the server sends the whole file
         total = have + int(response.headers.get("Content-Length") or 0)
         _stream(response, part, sha, have=have, total=total)
-    if sha.hexdigest() != sha256:
+    if sha256 and sha.hexdigest() != sha256:
         part.unlink()
         raise ChecksumError(
             f"{url} has the SHA-256 {sha.hexdigest()} where {sha256} was expected; nothing was kept, try again later"
         )
+    if check is not None:
+        try:
+            check(part)
+        except BaseException:
+            part.unlink()
+            raise
     part.replace(target)
 
 

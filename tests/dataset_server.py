@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,18 @@ class Hub:
 
 def commit_of(folder: Path) -> str:
     return hashlib.sha1(folder.name.encode()).hexdigest()
+
+
+def snapshot_of(cache: Path, repo: str, folder: Path) -> Path:
+    """Where the client keeps the files of a repository that is served from a folder."""
+    return cache / f"datasets--{repo.replace('/', '--')}" / "snapshots" / commit_of(folder)
+
+
+def copy_without_lists(cache: Path) -> Path:
+    """A copy of the client's cache as older versions and other ways to download leave it: without lists of files."""
+    copy = cache.with_name("cache_without_lists")
+    shutil.copytree(cache, copy, symlinks=True, ignore=shutil.ignore_patterns("trees"))
+    return copy
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from probe.errors import ChecksumError, DownloadError
+from probe.errors import ChecksumError, DatasetError, DownloadError
 from probe.fetch import fetch
 
 CONTENT = bytes(range(256)) * 5000
@@ -119,3 +119,20 @@ def test_no_space_left_is_named(server, tmp_path):
     (tmp_path / "model.pt.part").symlink_to("/dev/full")
     with pytest.raises(DownloadError, match=r"no space left for .*model\.pt; make room and run again"):
         fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
+
+
+def test_a_file_without_a_published_checksum_is_fetched_once(server, tmp_path):
+    path = fetch(server.url, tmp_path / "shard.tar")
+    assert path.read_bytes() == CONTENT
+    assert fetch(server.url, tmp_path / "shard.tar", offline=True) == path
+    assert len(server.RequestHandlerClass.requests) == 1
+
+
+def test_what_a_check_refuses_is_not_kept(server, tmp_path):
+    def check(path):
+        assert path.read_bytes() == CONTENT
+        raise DatasetError("no whole shard")
+
+    with pytest.raises(DatasetError, match="no whole shard"):
+        fetch(server.url, tmp_path / "shard.tar", check=check)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []

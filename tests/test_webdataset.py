@@ -15,7 +15,7 @@ import braceexpand
 import numpy as np
 import pytest
 import webdataset
-from dataset_server import commit_of, serve
+from dataset_server import copy_without_lists, serve, snapshot_of
 from huggingface_hub import constants
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -309,9 +309,24 @@ def test_a_label_beyond_reason_does_not_fill_the_memory(folder):
 # Shards.
 
 
+def test_a_gap_among_shards_is_refused(folder):
+    """Where nothing says how many there are; what is meant can be named."""
+    write_shards(folder, per_shard=3)
+    (folder / "2.tar").unlink()
+    with pytest.raises(DatasetError, match="has shards up to number 3 without 2; get it, or name those to take"):
+        open_dataset(f"wds:{folder}", offline=True)
+    assert len(open_dataset(f"wds:{folder}/{{0,1,3}}.tar", offline=True).parts["all"]) == 9
+
+
+def test_shards_may_be_called_after_dates(folder):
+    _write_tar(folder / "a-20240131.tar", _members(6))
+    _write_tar(folder / "a-20250228.tar", _members(6))
+    assert len(open_dataset(f"wds:{folder}", offline=True).parts["all"]) == 12
+
+
 def test_fewer_shards_than_are_said_to_be_are_refused(folder):
     write_collection(folder)
-    (folder / "train" / "1.tar").unlink()
+    (folder / "train" / "2.tar").unlink()
     with pytest.raises(DatasetError, match=r"train/nshards\.txt says 3 shards, and there are 2; get them again"):
         open_dataset(f"wds:{folder}", offline=True)
 
@@ -500,9 +515,7 @@ def test_shards_of_a_server_are_fetched_once(rest, served, data_dir, tmp_path):
     with served() as (address, log):
         spec = get_dataset(f"wds:{address}{rest}")
         assert not log
-        with pytest.raises(
-            DatasetMissingError, match=r"is not here, and --offline forbids to fetch it; put the file of"
-        ):
+        with pytest.raises(DatasetMissingError, match=r"--offline forbids to fetch it; put the file of"):
             open_dataset(spec, data_dir=data_dir, offline=True)
         check(open_dataset(spec, data_dir=data_dir))
         assert len(log) == len(set(log))
@@ -629,26 +642,17 @@ def test_a_repository_laid_out_in_another_way_says_where_shards_are(repositories
 
 
 @pytest.mark.parametrize("list_is_kept", [True, False])
-def test_a_repository_that_is_here_in_part_is_completed(list_is_kept, repositories, tmp_path):
+def test_a_repository_that_is_here_in_part_is_completed(list_is_kept, repositories, tmp_path, monkeypatch):
+    """With the client's list of files, and without; then nshards.txt tells."""
     root, _ = repositories
     folder = write_collection(root / "org" / "wds_small")
     check(open_dataset("wds:org/wds_small"))
-    snapshot = tmp_path / "hub" / "datasets--org--wds_small" / "snapshots" / commit_of(folder)
-    (snapshot / "train" / "1.tar").unlink()
+    (snapshot_of(tmp_path / "hub", "org/wds_small", folder) / "train" / "1.tar").unlink()
     if not list_is_kept:
-        _forget_list(snapshot)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(copy_without_lists(tmp_path / "hub")))
     with pytest.raises(DatasetMissingError):
         open_dataset("wds:org/wds_small", offline=True)
     check(open_dataset("wds:org/wds_small"))
-
-
-def _forget_list(snapshot):
-    """As what other libraries have fetched has none."""
-    from huggingface_hub import _tree_cache
-
-    for path in (snapshot.parent.parent / "trees").iterdir():
-        path.unlink()
-    _tree_cache._IN_MEMORY_TREE_CACHE.clear()
 
 
 def test_a_row_of_the_catalogue_opens_its_repository(repositories):

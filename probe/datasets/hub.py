@@ -149,7 +149,7 @@ def look(repo: str, *, revision: str = "", offline: bool) -> Snapshot:
     Raises:
         DatasetMissingError: it is not here, and cannot be reached or may not be.
     """
-    # A repository need not have a card; one that matches nothing is warned of, and the second file they all have.
+    # The client warns where nothing matches; not every repository has a card, but all have the other file.
     folder = _download(repo, [CARD] if offline else [CARD, ".gitattributes"], revision=revision, offline=offline)
     files = _known_files(repo, folder.name)
     if files is None and not offline:
@@ -289,4 +289,6 @@ def _verify(path: Path) -> None:
     """Large files are links to blobs whose names are their SHA-256; those of small files are Git's, not a SHA-256."""
     blob = path.resolve()
     if path.is_symlink() and SHA256.fullmatch(blob.name) and file_sha256(blob) != blob.name:
-        raise DatasetError(f"{path} differs from what was published; delete {blob} and run again")
+        path.unlink()  # the next run would find it, and not fetch it again
+        blob.unlink()
+        raise DatasetError(f"{path} differed from what was published, and was removed; run again to fetch it")

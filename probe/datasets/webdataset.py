@@ -19,39 +19,28 @@ are whole is all that is checked.
 
 from __future__ import annotations
 
-import errno
 import glob
-import http.client
-import io
-import json
 import re
-import tarfile
 import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-from filelock import FileLock
-from PIL import Image
-from tqdm import tqdm
 
 from probe.datasets import hub
 from probe.datasets.archives import check_member
 from probe.datasets.images import ImageDataset
-from probe.errors import DatasetError, DatasetMissingError
-from probe.fetch import BLOCK, TIMEOUT_SECONDS
+from probe.datasets.shards import check_shard, compressed, read_image, read_index
+from probe.errors import DatasetError, DatasetMissingError, DownloadError
+from probe.fetch import fetch
 from probe.specs import DatasetSpec, Part, Source, slug
 
 OPTIONS = ("revision", *hub.PARTS)
 CLASS_NAMES, NUM_SHARDS = "classnames.txt", "nshards.txt"
-LABELS = ("cls", "json")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-MAX_LABEL, MAX_LABEL_BYTES = 1 << 31, 1 << 20  # what is more is no label, and would only fill the memory
-_Places = dict[str, dict[str, tuple[int, int]]]
 
 
 def make_spec(rest: str) -> DatasetSpec:
@@ -96,7 +85,7 @@ def make_spec(rest: str) -> DatasetSpec:
 
 def _check_location(name: str, location: str, *, is_url: bool, is_local: bool) -> None:
     if location.endswith(COMPRESSED):
-        raise _compressed(location)
+        raise compressed(location)
     if is_url and not re.match(r"https?://[^/].*/$", location):
         raise DatasetError(f"{name} is no address of shards; write https://HOST/FOLDER/, or one of files *.tar")
     if not is_url and not is_local and not hub.is_repository(location):
@@ -115,12 +104,13 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     """
     name = f"{spec.name}/{part.name}"
     shards = _locate(source, part.name, root=root, offline=offline)
-    index, labels, ids = _read_index(shards)
+    index, labels, ids = read_index(shards.folder, shards.names)
     class_names = _read_class_names(shards.folder) or [str(i) for i in range(spec.num_classes or 0)]
     if not class_names:
         pool = labels
         if part.name not in ("train", "all"):
-            _, pool, _ = _read_index(_locate(source, "train", root=root, offline=offline))
+            training = _locate(source, "train", root=root, offline=offline)
+            _, pool, _ = read_index(training.folder, training.names)
         # Every class has an image, so that there are not more classes.
         class_names = [str(i) for i in range(min(int(pool.max(initial=-1)) + 1, len(pool)))]
     if labels.max(initial=-1) >= len(class_names):
@@ -129,7 +119,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
             f"{name}: {ids[first]} has the label {labels[first]}, and there are {len(class_names)} classes; correct "
             f"it, or name all classes in {CLASS_NAMES}"
         )
-    return ImageDataset(name=name, labels=labels, class_names=class_names, read=partial(_read, index), ids=ids)
+    return ImageDataset(name=name, labels=labels, class_names=class_names, read=partial(read_image, index), ids=ids)
 
 
 @dataclass(frozen=True)
@@ -138,31 +128,6 @@ class _Shards:
 
     folder: Path
     names: Sequence[str]
-
-
-@dataclass(frozen=True)
-class _Index:
-    """Where images are: for each the number of its shard, int32 (n,), and its offset and size there, int64 (n,)."""
-
-    paths: Sequence[Path]
-    shard: np.ndarray
-    offset: np.ndarray
-    size: np.ndarray
-
-
-def _read(index: _Index, i: int) -> Image.Image:
-    size = int(index.size[i])
-    with index.paths[index.shard[i]].open("rb") as file:
-        file.seek(int(index.offset[i]))
-        content = file.read(size)
-    if len(content) < size:
-        raise OSError("its shard has been cut short")
-    with Image.open(io.BytesIO(content)) as image:
-        image.load()
-        return image
-
-
-# Names.
 
 
 def expand(pattern: str) -> list[str]:
@@ -241,7 +206,7 @@ def _list_shards(folder: Path, split: str) -> _Shards:
 
     Raises:
         DatasetMissingError: there are none, or one is not there.
-        DatasetError: they are compressed, of several series, or not as many as are said to be.
+        DatasetError: they are compressed, of several series, with a gap, or not as many as are said to be.
     """
     if split.endswith(".tar"):
         names = expand(split)
@@ -253,13 +218,19 @@ def _list_shards(folder: Path, split: str) -> _Shards:
     names = _tar_files(place) if place.is_dir() else []
     if not names:
         if place.is_dir() and any(path.name.endswith(COMPRESSED) for path in place.iterdir()):
-            raise _compressed(place)
+            raise compressed(place)
         raise DatasetMissingError(f"no shards in {place}; put files *.tar there, or name another folder")
     series = {re.sub(r"\d+", "*", name) for name in names}
     if len(series) > 1:
         raise DatasetError(
             f"{place} has shards of several series, {', '.join(sorted(series))}; put those of each part into a folder, "
             "or name them as in wds:PATH?train=a-{00..12}.tar&test=b-{0..3}.tar"
+        )
+    numbers = {int(found[-1]) for name in names if (found := re.findall(r"\d+", name))}
+    gap = next(number for number in count(min(numbers, default=0)) if number not in numbers)
+    if min(numbers, default=2) <= 1 and gap < max(numbers):  # else they count nothing, as dates do not
+        raise DatasetError(
+            f"{place} has shards up to number {max(numbers)} without {gap}; get it, or name those to take"
         )
     if (place / NUM_SHARDS).is_file():
         said = _read_count(place / NUM_SHARDS)
@@ -279,18 +250,11 @@ def _read_count(path: Path) -> int:
     return int(text)
 
 
-def _compressed(where: str | Path) -> DatasetError:
-    return DatasetError(f"{where}: compressed shards cannot be read at a place; unpack them to .tar, as with gunzip")
-
-
 def _read_class_names(folder: Path) -> list[str]:
     """The names of the classes, one a line; empty where there is no such file."""
     path = folder / CLASS_NAMES
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
-
-
-# Places.
 
 
 def _locate(source: Source, part: str, *, root: Path, offline: bool) -> _Shards:
@@ -329,177 +293,34 @@ def _fetch_from_hub(repo: str, revision: str, part: str, split: str, offline: bo
 def _fetch_from_server(base: str, split: str, *, root: Path, offline: bool) -> _Shards:
     """The shards of an address, kept in a folder that is called after it."""
     folder = root / "wds" / slug(base, is_path=True)
-    _download(base, CLASS_NAMES, folder, offline=offline, is_optional=True)
+    _fetch_class_names(base, folder, offline=offline)
     if split.endswith(".tar"):
         names = expand(split)
     else:
-        count = _below(split, NUM_SHARDS)
-        _download(base, count, folder, offline=offline)
-        names = [_below(split, f"{i}.tar") for i in range(_read_count(folder / count))]
+        number = _below(split, NUM_SHARDS)
+        _fetch_file(base, number, folder, offline=offline)
+        names = [_below(split, f"{i}.tar") for i in range(_read_count(folder / number))]
     for name in names:
-        _download(base, name, folder, offline=offline)
+        _fetch_file(base, name, folder, offline=offline)
     return _Shards(folder, names)
 
 
-def _download(base: str, name: str, folder: Path, *, offline: bool, is_optional: bool = False) -> None:
-    """Fetch a file that is not there; what was begun goes on, and a shard takes its name only when it is whole."""
-    url, target = base + name, folder / check_member(folder, name)
-    if target.is_file() or (offline and is_optional):
-        return
-    if offline:
-        raise DatasetMissingError(
-            f"{target} is not here, and --offline forbids to fetch it; put the file of {url} there"
-        )
-    part = target.with_name(f"{target.name}.part")
+def _fetch_class_names(base: str, folder: Path, *, offline: bool) -> None:
+    """Fetch the names of the classes, if there are any."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if target.is_file():  # another process was faster
-                return
-            _stream(url, part)
-            if target.suffix == ".tar":
-                _find_members(part)
-            part.replace(target)
-    except DatasetError as err:
-        part.unlink()
-        raise DatasetError(f"{url} is no whole shard ({err})") from err
-    except (http.client.HTTPException, OSError) as err:
-        if is_optional and isinstance(err, urllib.error.HTTPError):
-            return
-        if getattr(err, "errno", None) == errno.ENOSPC:
-            raise DatasetMissingError(f"no space left for {target}; make room and run again, which resumes") from err
-        raise DatasetMissingError(
-            f"could not fetch {url} ({hub.one_line(err)}); run again to resume, or put the file at {target}"
-        ) from err
-
-
-def _stream(url: str, part: Path) -> None:
-    have = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as err:
-        err.close()
-        if err.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        _fetch_file(base, CLASS_NAMES, folder, offline=offline)
+    except DatasetMissingError as err:
+        if not offline and not isinstance(err.__cause__, urllib.error.HTTPError):
             raise
-        part.unlink()  # as long as the file, or longer: begin again
-        return _stream(url, part)
-    with response:
-        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            have = 0  # the server sends the whole file
-        total = have + int(response.headers.get("Content-Length") or 0)
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None)
-        with part.open("ab" if have else "wb") as file, bar:
-            while block := response.read(BLOCK):
-                have += file.write(block)
-                bar.update(len(block))
-    if have < total:
-        raise http.client.IncompleteRead(b"", total - have)
-    return None
 
 
-# Samples.
-
-
-def _read_index(shards: _Shards) -> tuple[_Index, np.ndarray, list[str]]:
-    """Where the images of shards are; their labels, int64 (n,); and their names, from the folder of the shards on."""
-    ids: list[str] = []
-    blocks = [np.empty((0, 4), dtype=np.int64)]
-    paths = [shards.folder / name for name in shards.names]
-    suffixes = frozenset(suffix[1:] for suffix in Image.registered_extensions())
-    for number, (name, path) in enumerate(zip(shards.names, paths, strict=True)):
-        rows = []
-        members = _find_members(path)
-        with path.open("rb") as file:
-            for key, fields in members.items():
-                image, label = _choose_fields(path, key, fields, suffixes)
-                rows.append((number, *fields[image], _read_label(file, path, key, label, fields[label])))
-                ids.append(f"{name}/{key}")
-        blocks.append(np.array(rows, dtype=np.int64).reshape(-1, 4))
-    shard, offset, size, labels = np.concatenate(blocks).T
-    return _Index(paths, shard.astype(np.int32), offset.copy(), size.copy()), labels.copy(), ids
-
-
-def _find_members(path: Path) -> _Places:
-    """Sample -> what its files end in -> their offset and size.
-
-    Raises:
-        DatasetMissingError: there is no such file.
-        DatasetError: it is damaged or cut short, or has a file that is not to be trusted, or one twice.
-    """
-    samples: _Places = {}
+def _fetch_file(base: str, name: str, folder: Path, *, offline: bool) -> None:
+    target = folder / check_member(folder, name)
     try:
-        with path.open("rb") as file:
-            if file.read(2) == b"\x1f\x8b":
-                raise _compressed(path)
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    _add_member(path, member, samples)
-                _check_end(file, tar.offset)
-    except FileNotFoundError as err:
-        raise DatasetMissingError(f"no shard at {path}; get it again") from err
-    except (tarfile.TarError, EOFError, OSError, OverflowError) as err:
-        raise DatasetError(f"{path} is no whole tar file ({hub.one_line(err)}); get it again") from err
-    return samples
-
-
-def _check_end(file: IO[bytes], offset: int) -> None:
-    """See that nothing but noughts follow; tarfile takes a damaged header for the end, and does not miss one."""
-    file.seek(offset)
-    zeros = file.read(tarfile.BLOCKSIZE)
-    if len(zeros) < tarfile.BLOCKSIZE or any(zeros):
-        raise tarfile.ReadError("it breaks off, or is damaged in the middle")
-    while block := file.read(BLOCK):
-        if block.strip(b"\0"):
-            raise tarfile.ReadError("something follows after its end")
-
-
-def _add_member(path: Path, member: tarfile.TarInfo, samples: _Places) -> None:
-    if member.isdir():
-        return
-    check_member(path, member.name)
-    if not member.isreg() or member.issparse():
-        raise DatasetError(f"{path} has {member.name!r}, which is no ordinary file; do not use it")
-    folder, slash, base = member.name.rpartition("/")
-    stem, dot, ending = base.partition(".")
-    if not stem or not dot:  # as webdataset does, which has notes of the writer there
-        return
-    fields = samples.setdefault(f"{folder}{slash}{stem}", {})
-    if ending.lower() in fields:
-        raise DatasetError(f"{path} has {member.name!r} twice; give each sample a name of its own")
-    fields[ending.lower()] = member.offset_data, member.size
-
-
-def _choose_fields(path: Path, key: str, fields: Mapping[str, object], suffixes: frozenset[str]) -> tuple[str, str]:
-    """Which files of a sample are its image and its label."""
-    images = [ending for ending in fields if ending in suffixes]
-    label = next((ending for ending in LABELS if ending in fields), None)
-    if len(images) == 1 and label:
-        return images[0], label
-    lacks = ("several images" if images else "no image") if len(images) != 1 else "no label"
-    raise DatasetError(
-        f"{path}: the sample {key!r} has {lacks} among its files {', '.join(f'.{ending}' for ending in fields)}; it "
-        "needs one image and its label as .cls or .json"
-    )
-
-
-def _read_label(file: IO[bytes], path: Path, key: str, ending: str, place: tuple[int, int]) -> int:
-    offset, size = place
-    file.seek(offset)
-    content = file.read(min(size, MAX_LABEL_BYTES))
-    label = _parse_label(ending, content)
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= MAX_LABEL:
-        shown = content[:40].decode("utf-8", "replace").strip()
-        raise DatasetError(f"{path}: {key}.{ending} holds {shown!r} and no label, a number from 0 on; correct it")
-    return label
-
-
-def _parse_label(ending: str, content: bytes) -> object:
-    if ending == "cls":
-        return int(content) if content.strip().isdigit() and len(content) < 20 else None
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-    return found.get("label", found.get("cls")) if isinstance(found, dict) else found
+        fetch(base + name, target, check=check_shard if target.suffix == ".tar" else None, offline=offline)
+    except DownloadError as err:
+        if isinstance(err.__cause__, urllib.error.HTTPError):
+            err.__cause__.close()  # it holds the connection
+        raise DatasetMissingError(str(err)) from (err.__cause__ or err)
+    except DatasetError as err:
+        raise DatasetError(f"{base}{name} is no whole shard ({err})") from err

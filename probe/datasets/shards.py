@@ -1,0 +1,167 @@
+"""Shards of WebDataset: tar files of samples -> where their images lie, and their labels.
+
+A shard is gone through once. Images are then read from the tar file where they lie; nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from probe.datasets import hub
+from probe.datasets.archives import check_member
+from probe.errors import DatasetError, DatasetMissingError
+from probe.fetch import BLOCK
+
+LABELS = ("cls", "json")
+MAX_LABEL, MAX_LABEL_BYTES = 1 << 31, 1 << 20  # what is more is no label, and would only fill the memory
+_Places = dict[str, dict[str, tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where images are: for each the number of its shard, int32 (n,), and its offset and size there, int64 (n,)."""
+
+    paths: Sequence[Path]
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+
+
+def read_image(index: Index, i: int) -> Image.Image:
+    """The image at a position of the index."""
+    size = int(index.size[i])
+    with index.paths[index.shard[i]].open("rb") as file:
+        file.seek(int(index.offset[i]))
+        content = file.read(size)
+    if len(content) < size:
+        raise OSError("its shard has been cut short")
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        return image
+
+
+def read_index(folder: Path, names: Sequence[str]) -> tuple[Index, np.ndarray, list[str]]:
+    """Where the images of shards are; their labels, int64 (n,); and their names, from the folder of the shards on."""
+    ids: list[str] = []
+    blocks = [np.empty((0, 4), dtype=np.int64)]
+    paths = [folder / name for name in names]
+    suffixes = frozenset(suffix[1:] for suffix in Image.registered_extensions())
+    for number, (name, path) in enumerate(zip(names, paths, strict=True)):
+        rows = []
+        members = find_members(path)
+        with path.open("rb") as file:
+            for key, fields in members.items():
+                image, label = _choose_fields(path, key, fields, suffixes)
+                rows.append((number, *fields[image], _read_label(file, path, key, label, fields[label])))
+                ids.append(f"{name}/{key}")
+        blocks.append(np.array(rows, dtype=np.int64).reshape(-1, 4))
+    shard, offset, size, labels = np.concatenate(blocks).T
+    return Index(paths, shard.astype(np.int32), offset.copy(), size.copy()), labels.copy(), ids
+
+
+def find_members(path: Path) -> _Places:
+    """Sample -> what its files end in -> their offset and size.
+
+    Raises:
+        DatasetMissingError: there is no such file.
+        DatasetError: it is damaged or cut short, or has a file that is not to be trusted, or one twice.
+    """
+    samples: _Places = {}
+    try:
+        with path.open("rb") as file:
+            if file.read(2) == b"\x1f\x8b":
+                raise compressed(path)
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    _add_member(path, member, samples)
+                _check_end(file, tar.offset)
+    except FileNotFoundError as err:
+        raise DatasetMissingError(f"no shard at {path}; get it again") from err
+    except (tarfile.TarError, EOFError, OSError, OverflowError) as err:
+        raise DatasetError(f"{path} is no whole tar file ({hub.one_line(err)}); get it again") from err
+    return samples
+
+
+def _check_end(file: IO[bytes], offset: int) -> None:
+    """See that nothing but noughts follow; tarfile takes a damaged header for the end, and does not miss one."""
+    file.seek(offset)
+    zeros = file.read(tarfile.BLOCKSIZE)
+    if len(zeros) < tarfile.BLOCKSIZE or any(zeros):
+        raise tarfile.ReadError("it breaks off, or is damaged in the middle")
+    while block := file.read(BLOCK):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("something follows after its end")
+
+
+def _add_member(path: Path, member: tarfile.TarInfo, samples: _Places) -> None:
+    if member.isdir():
+        return
+    check_member(path, member.name)
+    if not member.isreg() or member.issparse():
+        raise DatasetError(f"{path} has {member.name!r}, which is no ordinary file; do not use it")
+    folder, slash, base = member.name.rpartition("/")
+    stem, dot, ending = base.partition(".")
+    if not stem or not dot:  # as webdataset does, which has notes of the writer there
+        return
+    fields = samples.setdefault(f"{folder}{slash}{stem}", {})
+    if ending.lower() in fields:
+        raise DatasetError(f"{path} has {member.name!r} twice; give each sample a name of its own")
+    fields[ending.lower()] = member.offset_data, member.size
+
+
+def _choose_fields(path: Path, key: str, fields: Mapping[str, object], suffixes: frozenset[str]) -> tuple[str, str]:
+    """Which files of a sample are its image and its label."""
+    images = [ending for ending in fields if ending in suffixes]
+    label = next((ending for ending in LABELS if ending in fields), None)
+    if len(images) == 1 and label:
+        return images[0], label
+    lacks = ("several images" if images else "no image") if len(images) != 1 else "no label"
+    raise DatasetError(
+        f"{path}: the sample {key!r} has {lacks} among its files {', '.join(f'.{ending}' for ending in fields)}; it "
+        "needs one image and its label as .cls or .json"
+    )
+
+
+def _read_label(file: IO[bytes], path: Path, key: str, ending: str, place: tuple[int, int]) -> int:
+    offset, size = place
+    file.seek(offset)
+    content = file.read(min(size, MAX_LABEL_BYTES))
+    label = _parse_label(ending, content)
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= MAX_LABEL:
+        shown = content[:40].decode("utf-8", "replace").strip()
+        raise DatasetError(f"{path}: {key}.{ending} holds {shown!r} and no label, a number from 0 on; correct it")
+    return label
+
+
+def _parse_label(ending: str, content: bytes) -> object:
+    if ending == "cls":
+        return int(content) if content.strip().isdigit() and len(content) < 20 else None
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return found.get("label", found.get("cls")) if isinstance(found, dict) else found
+
+
+def check_shard(path: Path) -> None:
+    """See that a shard is whole and to be trusted.
+
+    Raises:
+        DatasetError: it is not.
+    """
+    find_members(path)
+
+
+def compressed(where: str | Path) -> DatasetError:
+    """What to say of a shard that cannot be read at a place."""
+    return DatasetError(f"{where}: compressed shards cannot be read at a place; unpack them to .tar, as with gunzip")
