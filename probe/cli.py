@@ -253,7 +253,7 @@ def _doctor(args: argparse.Namespace) -> int:
     versions = {"python": found.environment["python"], **found.environment["packages"]}
     print(tables.markdown_table(("library", "version"), [(name, str(value)) for name, value in versions.items()]))
     for package, version in found.extras.items():
-        print(f"{package}: {version or f'not installed; pip install probe[{EXTRAS[package]}]'}")
+        print(f"{package}: {version or f'not installed, needed for {EXTRAS[package]}; pip install {package}'}")
     return 0
 
 

@@ -92,6 +92,11 @@ def compare_features(eager: Mapping[str, Features], jit: Mapping[str, Features])
     }
 
 
+def count_flips(eager: np.ndarray, jit: np.ndarray) -> int:
+    """Images that are read differently: labels (n,), or rows of them (n, k)."""
+    return int((eager != jit).reshape(len(eager), -1).any(axis=1).sum())
+
+
 def parity(
     model: str | Path,
     dataset: str | DatasetSpec = "digits",
@@ -108,7 +113,7 @@ def parity(
 
     Args:
         model: a name of the catalogue, `random:NAME`, or the path of a TorchScript archive.
-        dataset: whose images; their labels train the probe.
+        dataset: whose images, of the first fold; their labels train the probe.
         protocol: of that probe.
         device: `auto` is CUDA where there is one, else the CPU.
         precision: `auto` is fp16 on CUDA, fp32 elsewhere.
@@ -194,4 +199,4 @@ def _count_flipped(
     )
     result = fit_probe(train=eager["train"], val=eager["val"], test=both, metric=metric, protocol=protocol)
     on_eager, on_jit = np.split(result.predictions, 2)
-    return int(np.sum(on_eager != on_jit))
+    return count_flips(on_eager, on_jit)

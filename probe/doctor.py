@@ -19,8 +19,8 @@ from probe.models import is_here
 from probe.models.catalog import CATALOG as MODELS
 from probe.models.devices import device_names
 
-# Libraries that a part of the suite needs, and the extra that installs them.
-EXTRAS = {"open_clip_torch": "open-clip", "av": "video", "h5py": "hdf5"}
+# Libraries that only a part of the suite needs, and for what.
+EXTRAS = {"open_clip_torch": "open_clip: models", "av": "videos (UCF101, Kinetics)", "h5py": "PatchCamelyon"}
 
 
 @dataclass(frozen=True)

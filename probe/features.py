@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from probe.errors import DatasetError, FeaturesError
+from probe.errors import DatasetError, FeaturesError, ProbeError
 from probe.models.encoder import ImageEncoder
 from probe.preprocess import Preprocess
 
@@ -114,8 +114,8 @@ def extract(
         encoder: the model.
         dataset: images and labels; what worker processes read is pickled where they are not forked.
         batch_size: images encoded at a time.
-        workers: processes that read images; 0 reads in this one, None is `default_workers`. A dataset of at most
-            `SMALL` images is read in this process.
+        workers: processes that read images; 0 reads in this one, None is `default_workers`, and 0 for at
+            most `SMALL` images.
         skip_corrupt: pass over up to so many images that cannot be read.
 
     Raises:
@@ -135,9 +135,9 @@ def extract(
         for read in _read_ahead(dataset, encoder, batch_size, workers):
             for position, error in read.errors:
                 skipped.append((position, str(error)))
-                if len(skipped) > skip_corrupt:
+                if len(skipped) > skip_corrupt or not isinstance(error, DatasetError):
                     raise error
-                logger.warning("%s; passed over", error)
+                logger.warning("passed over: %s", error)
             rows = slice(len(y), len(y) + len(read.labels))
             batch = encoder.encode(_fill(read.pixels, batch_size))
             x[rows] = batch.projected[: len(read.labels)].numpy()
@@ -162,10 +162,10 @@ class _Batch:
     pixels: Tensor
     labels: list[int | np.ndarray]
     positions: list[int]
-    errors: list[tuple[int, DatasetError]]
+    errors: list[tuple[int, ProbeError]]
 
 
-_Image = tuple[int, np.ndarray, int | np.ndarray] | tuple[int, DatasetError]
+_Image = tuple[int, np.ndarray, int | np.ndarray] | tuple[int, ProbeError]
 
 
 class _Reader(torch.utils.data.Dataset[_Image]):
@@ -181,7 +181,7 @@ class _Reader(torch.utils.data.Dataset[_Image]):
         try:
             image, label = self.dataset[i]
             return i, self.preprocess.to_pixels(image), label
-        except DatasetError as err:  # handed over, as DataLoader would bury it in the worker's traceback
+        except ProbeError as err:  # handed over, as DataLoader would bury it in the worker's traceback
             return i, err
 
     def collate(self, images: Sequence[_Image]) -> _Batch:

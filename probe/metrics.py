@@ -110,6 +110,9 @@ def voc2007_11pt_map(y_true: np.ndarray, y_score: np.ndarray) -> float:
     Returns:
         A fraction in [0, 1]. Classes with no positive image do not count.
 
+    Raises:
+        ValueError: no class has a positive image.
+
     Source: Everingham et al. 2010 (IJCV 88), section 4.2, and `VOCevalcls.m` of the VOC 2007 development kit.
     """
     precisions = []
@@ -117,6 +120,8 @@ def voc2007_11pt_map(y_true: np.ndarray, y_score: np.ndarray) -> float:
         counts = labels != IGNORED
         if (labels == 1).any():
             precisions.append(_average_precision(labels[counts] == 1, scores[counts]))
+    if not precisions:
+        raise ValueError("average precision needs an image that shows a class")
     return float(np.mean(precisions))
 
 
@@ -135,6 +140,22 @@ METRICS: dict[str, Metric] = {
     "roc_auc": roc_auc,
     "voc2007_11pt_map": voc2007_11pt_map,
 }
+
+
+def misfit(name: str, *, num_classes: int, is_multi_label: bool) -> str:
+    """Why a metric cannot score labels of a kind; empty where it can.
+
+    Args:
+        name: one of `METRICS`.
+        num_classes: of the dataset.
+        is_multi_label: whether an image can show several of them.
+    """
+    if is_multi_label != (name == "voc2007_11pt_map"):
+        has, other = ("several labels", "voc2007_11pt_map") if is_multi_label else ("one label", "another, as accuracy")
+        return f"an image has {has}, which the metric {name} cannot score; use {other}"
+    if name == "roc_auc" and num_classes != 2:
+        return f"there are {num_classes} classes, and the metric roc_auc is of two; use another, as accuracy"
+    return ""
 
 
 def get_metric(name: str) -> Metric:

@@ -1,7 +1,8 @@
 """A run's record <-> JSON, one file a cell: `<results>/records/<dataset>/<model>.<mode>.<protocol>.<precision>.json`.
 
-A cell that failed has its record beside, `....failed.json`: a failure never takes the place of a result, and a result
-removes the failure. Files are written under another name and renamed, so that a reader never meets half of one.
+A cell that failed has its record beside, `....failed.json`, and one of which images were missing or passed over has
+`....partial.json`: neither takes the place of a whole result, and a whole result removes both. Files are written under
+another name and renamed, so that a reader never meets half of one.
 
 Schema history: 1, the first; `encoder` was given `license`, `preprocess` and `dtypes` later on. 2: `spec.dataset` has
 `sources` in place of `form` and `source`; `read`, and `folds` in `result`, are new.
@@ -13,7 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
 DONE, FAILED = "done", "failed"
+STATES = (".failed", ".partial", "")  # in the names of files, by `RunRecord.rank`
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class RunRecord:
         encoder: weights' SHA-256 and licence, widths, preprocessing, and the `dtypes` of the checkpoint, of the image
             tower's weights as they compute, and of the features as they are kept; empty where the cell failed before
             that.
-        splits: for `train`, `val`, `test`, or `train/1` and so on where there are several folds: number of images and
-            SHA-256 of ids and labels, in order; ids are positions in a part of the source, or names of files.
+        splits: for `train`, `val`, `test`, or `train/1` and so on where there are several folds: number of the images
+            that were read and SHA-256 of their ids and labels, in order; ids are positions in a part of the source, or
+            names of files.
         features: for the same: SHA-256 of the bytes.
         result: a `ProbeResult` without its predictions; None where the cell failed.
         parity: against the eager mode of the same cell, in JIT records made beside it: `max_abs_difference` for each
@@ -46,8 +49,9 @@ class RunRecord:
             the eager ones, and so their probe.
         environment: see `environment.describe`.
         error: `type` and `message`; None where the cell is done.
-        read: the `source` that had the images; `partial`, for parts with fewer images than their row says: how many
-            there were, and how many there should be; `skipped`, `id` and `message` of images that could not be read.
+        read: the `source` that had the images; `revisions`, the commit of each part that came from the hub; `partial`,
+            for parts with other numbers of images than their row says: how many there were, and how many it says;
+            `skipped`, `part`, `id` and `message` of images that could not be read.
         created: when the cell ended, ISO 8601 in UTC.
     """
 
@@ -91,6 +95,16 @@ class RunRecord:
         return str(self.spec["precision"])
 
     @property
+    def is_partial(self) -> bool:
+        """Whether images were missing, or passed over because they could not be read."""
+        return bool(self.read.get("partial") or self.read.get("skipped"))
+
+    @property
+    def rank(self) -> int:
+        """Which record of a cell counts: a whole result (2) before a partial one (1) before a failure (0)."""
+        return 0 if self.status == FAILED else 1 if self.is_partial else 2
+
+    @property
     def key(self) -> tuple[str, str, str, str, str]:
         """What the record is of: model, mode, dataset, protocol, precision."""
         return (self.model, self.mode, self.dataset, self.protocol, self.precision)
@@ -103,7 +117,7 @@ def model_slug(record: RunRecord) -> str:
 
 def record_path(record: RunRecord, results_dir: Path) -> Path:
     """Where a record is kept."""
-    state = ".failed" if record.status == FAILED else ""
+    state = STATES[record.rank]
     name = f"{model_slug(record)}.{record.mode}.{slug(record.protocol)}.{record.precision}"
     folder = slug(record.dataset, is_path=":" in record.dataset)  # as in folder:PATH; no name has a colon
     return results_dir / "records" / folder / f"{name}{state}.json"
@@ -117,8 +131,9 @@ def write_record(record: RunRecord, results_dir: Path) -> Path:
     """
     path = record_path(record, results_dir)
     write_text(path, json.dumps(asdict(record), indent=2, sort_keys=True, allow_nan=False) + "\n")
-    if record.status == DONE:
-        record_path(replace(record, status=FAILED), results_dir).unlink(missing_ok=True)
+    state = STATES[record.rank]
+    for lower in STATES[: record.rank]:
+        path.with_name(f"{path.name.removesuffix(f'{state}.json')}{lower}.json").unlink(missing_ok=True)
     return path
 
 
@@ -158,14 +173,16 @@ def check_writable(results_dir: Path) -> None:
 def read_records(results_dir: str | Path = "results") -> list[RunRecord]:
     """Read all records of a results folder, sorted by what they are of.
 
-    A file that is damaged or of a later schema is named in a warning and passed over, never changed. Where a cell has a
-    result, an older failure of it is left out.
+    A file that is damaged or of a later schema is named in a warning and passed over, never changed. Of a cell the
+    record of the highest `rank` is taken.
     """
     paths = sorted((Path(results_dir) / "records").glob("*/*.json"))
     records = [record for path in paths if (record := _read(path)) is not None]
-    done = {record.key for record in records if record.status == DONE}
-    kept = [record for record in records if record.status == DONE or record.key not in done]
-    return sorted(kept, key=lambda record: record.key)
+    best: dict[tuple[str, ...], RunRecord] = {}
+    for record in records:
+        if record.key not in best or record.rank > best[record.key].rank:
+            best[record.key] = record
+    return [best[key] for key in sorted(best)]
 
 
 def _check_complete(record: RunRecord) -> None:

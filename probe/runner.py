@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from probe import environment, paths, tables
-from probe.comparison import compare_features
+from probe.comparison import compare_features, count_flips
 from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG as DATASETS
-from probe.datasets.folds import SPLITS
-from probe.datasets.images import ImageDataset
+from probe.datasets.folds import SPLITS, Selection
 from probe.datasets.opening import OpenedDataset, open_dataset, used_positions
 from probe.errors import CheckpointError, ProbeError, UnknownNameError
 from probe.features import BATCH_SIZE, Features, extract
@@ -278,7 +277,7 @@ def _extract(spec: RunSpec, access: Access) -> Extraction:
         features=features,
         folds=folds,
         read=_describe_reading(dataset, features),
-        splits=_by_split(dataset.folds, lambda k, name: _describe_split(dataset.split(name, k))),
+        splits=_by_split(dataset.folds, lambda k, name: _describe_split(dataset, dataset.folds[k][name], positions)),
         encoder=_describe_encoder(encoder),
         seconds={"load": loaded - started, "extract": time.perf_counter() - loaded},
     )
@@ -318,15 +317,23 @@ def _describe_reading(dataset: OpenedDataset, features: Mapping[str, Features]) 
     skipped = []
     for part, extracted in features.items():
         images, used = dataset.parts[part], used_positions(dataset.folds, part)
-        skipped += [{"id": images.ids[used[row]], "message": message} for row, message in extracted.skipped]
+        skipped += [
+            {"part": part, "id": images.ids[used[row]], "message": message} for row, message in extracted.skipped
+        ]
     return {
         "source": asdict(dataset.source),
+        "revisions": {name: images.revision for name, images in dataset.parts.items() if images.revision},
         "partial": {name: [len(dataset.parts[name]), size] for name, size in dataset.incomplete.items()},
         "skipped": skipped,
     }
 
 
-def _describe_split(images: ImageDataset) -> dict[str, Any]:
+def _describe_split(
+    dataset: OpenedDataset, selection: Selection, positions: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """What was read of a split, which are all of its images unless some were skipped."""
+    read = np.intersect1d(selection.positions, positions[selection.part], assume_unique=True)
+    images = dataset.parts[selection.part].subset(selection.part, read)
     return {"size": len(images), "sha256": images.sha256}
 
 
@@ -385,7 +392,7 @@ def compare(eager: Done, jit: Done) -> dict[str, Any]:
     """Largest feature differences over all splits, and the number of test predictions that differ."""
     differences = compare_features(eager.extraction.features, jit.extraction.features)
     largest = {point: found.max_abs for point, found in differences.items()}
-    flipped = int(np.sum(eager.result.predictions != jit.result.predictions))
+    flipped = count_flips(eager.result.predictions, jit.result.predictions)
     return {"max_abs_difference": largest, "predictions_flipped": flipped}
 
 

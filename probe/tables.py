@@ -99,7 +99,7 @@ def status(record: RunRecord) -> str:
     if record.status == FAILED:
         return "failed"
     marks = [
-        word for word, is_so in (("not converged", not has_converged(record)), ("partial", is_partial(record))) if is_so
+        word for word, is_so in (("not converged", not has_converged(record)), ("partial", record.is_partial)) if is_so
     ]
     return ", ".join(marks) or "ok"
 
@@ -109,17 +109,12 @@ def has_converged(record: RunRecord) -> bool:
     return record.result is None or bool(record.result["converged"])
 
 
-def is_partial(record: RunRecord) -> bool:
-    """Whether images were missing, or passed over because they could not be read."""
-    return bool(record.read.get("partial") or record.read.get("skipped"))
-
-
 def footnotes(records: Sequence[RunRecord]) -> list[str]:
     """What the marks behind scores mean, for those that there are."""
     notes = []
     if not all(map(has_converged, records)):
         notes.append("* the final fit did not converge; its record says how near it came")
-    if any(map(is_partial, records)):
+    if any(record.is_partial for record in records):
         notes.append("+ images are missing or could not be read; the record says how many, or which")
     return notes
 
@@ -164,7 +159,7 @@ def _cells(record: RunRecord) -> tuple[str, ...]:
 def _percent(record: RunRecord) -> str:
     if record.result is None:
         return "failed"
-    marks = ("" if has_converged(record) else " *") + (" +" if is_partial(record) else "")
+    marks = ("" if has_converged(record) else " *") + (" +" if record.is_partial else "")
     return f"{100 * record.result['score']:.2f}{marks}"
 
 

@@ -1,9 +1,12 @@
 """Archives in the data folder are unpacked once, and only into it."""
 
 import io
+import os
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from probe.datasets import archives
@@ -114,3 +117,66 @@ def test_archives_are_unpacked_only_where_their_files_are_missing(tmp_path):
     (tmp_path / "pictures" / "a.txt").unlink()
     unpack_missing(source, tmp_path)
     assert not (tmp_path / "pictures" / "a.txt").exists()
+
+
+def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
+    archive = tmp_path / "a.tar"
+    with tarfile.open(archive, "w") as opened:
+        for i in range(10):
+            info = tarfile.TarInfo(f"pictures/{i}.txt")
+            info.size = 600
+            opened.addfile(info, io.BytesIO(bytes(600)))
+    content = bytearray(archive.read_bytes())
+    content[5 * 1536 + 150] ^= 0xFF  # the checksum of the sixth header
+    archive.write_bytes(content)
+    with pytest.raises(DatasetError, match="breaks off, or is damaged in the middle"):
+        unpack(archive, tmp_path / "data")
+
+
+def test_a_flipped_bit_in_a_compressed_archive_is_found(tmp_path):
+    """Gzip's own checksum stands at the end, where tarfile does not look."""
+    noise = np.random.default_rng(0).bytes(200_000)
+    archive = write_tar(tmp_path / "a.tar.gz", {"pictures/noise.bin": noise})
+    content = bytearray(archive.read_bytes())
+    content[100_000] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"a\.tar\.gz cannot be unpacked"):
+        unpack(archive, tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_what_was_killed_while_unpacking_is_done_again(tmp_path):
+    """Files that are in their places already look as if all were there; so does a folder that a kill left behind."""
+    source = Source("folder", ".", paths=("pictures",), archives=(("a.tar.gz", "."),), files="a folder pictures")
+    write_tar(tmp_path / "a.tar.gz")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / ".a.tar.gz.begun").touch()
+    (tmp_path / ".a.tar.gz-killed").mkdir()
+    unpack_missing(source, tmp_path)
+    assert {key for key in files_in(tmp_path) if key.startswith("pictures")} == set(FILES)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".a")]
+
+
+def test_two_processes_unpack_once(tmp_path):
+    """Each sees the whole, however they meet."""
+    source = Source("folder", ".", paths=("pictures",), archives=(("a.tar.gz", "."),), files="a folder pictures")
+    write_tar(tmp_path / "a.tar.gz", {f"pictures/{i}.txt": b"x" for i in range(300)})
+    with ThreadPoolExecutor(4) as pool:
+        seen = list(pool.map(lambda _: (unpack_missing(source, tmp_path), len(files_in(tmp_path)))[1], range(4)))
+    assert min(seen) >= 300
+
+
+def test_an_archive_of_something_else_is_named(tmp_path):
+    source = Source("folder", ".", paths=("photos",), archives=(("a.tar.gz", "."),), files="a folder photos")
+    write_tar(tmp_path / "a.tar.gz")
+    with pytest.raises(DatasetError, match=r"a\.tar\.gz in .* do not hold photos; get them again, or put"):
+        unpack_missing(source, tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    source = Source("folder", ".", paths=("pictures",), archives=(("a.tar.gz", "."),), files="a folder pictures")
+    write_tar(tmp_path / "a.tar.gz")
+    tmp_path.chmod(0o500)
+    with pytest.raises(DatasetError, match=r"cannot unpack into .*; make it writable"):
+        unpack_missing(source, tmp_path)

@@ -24,7 +24,7 @@ from PIL import Image
 from probe.datasets import get_dataset
 from probe.datasets.hub import read_options
 from probe.datasets.opening import open_dataset
-from probe.errors import DatasetError, DatasetMissingError
+from probe.errors import DatasetError, DatasetMissingError, UnknownNameError
 
 CLASSES = ["red", "green", "blue"]
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
@@ -204,12 +204,15 @@ def test_a_configuration_of_a_card_is_chosen(folder):
         ("org/a--b", "org/a--b is no file or folder here and no repository ORG/NAME"),
         ("", "names no dataset; write it before the"),
         ("?label=x", "names no dataset; write it before the"),
-        ("org/name?labels=x", "has the option 'labels'; the options are image, label, config, revision, train, val"),
+        (
+            "org/name?labels=x",
+            "has the option 'labels'; the options are image, label, config, revision, metric, train, val",
+        ),
         ("org/name?label=", "gives label no value; write label=VALUE once"),
         ("org/name?label=a&label=b", "gives label twice; write label=VALUE once"),
         ("org/name?all=a&train=b", "gives all and other parts; give all alone"),
         ("org/name?test=train", "takes the split 'train' for train and for test; give each its own"),
-        ("{}?revision=main", "has the option 'revision'; the options are image, label, config, train"),
+        ("{}?revision=main", "has the option 'revision'; the options are image, label, config, metric, train"),
     ],
 )
 def test_a_name_that_says_nothing_is_refused(rest, message, tmp_path):
@@ -383,9 +386,9 @@ def test_images_stay_on_the_disk(folder):
 # Labels and columns.
 
 
-def _open_labels(folder, labels, feature, *, n=12, **settings):
+def _open_labels(folder, labels, feature, *, n=12, query="", **settings):
     rows(n, labels=labels, feature=feature, **settings).save_to_disk(folder)
-    return open_dataset(f"hf:{folder}", offline=True).parts["all"]
+    return open_dataset(f"hf:{folder}{query}", offline=True).parts["all"]
 
 
 @pytest.mark.parametrize(
@@ -408,10 +411,20 @@ LISTS = [[0], [1, 2], [], [2], [0, 1, 2], [1]] * 2
 
 @pytest.mark.parametrize("inner", [ClassLabel(names=CLASSES), Value("int64")])
 def test_lists_of_classes_are_several_labels(inner, folder):
-    images = _open_labels(folder, LISTS, datasets.Sequence(inner))
+    images = _open_labels(folder, LISTS, datasets.Sequence(inner), query="?metric=voc2007_11pt_map")
     assert images.labels.dtype == np.int64
     assert images.labels.tolist() == [[int(k in shown) for k in range(3)] for shown in LISTS]
     assert np.array_equal(images[4][1], [1, 1, 1])
+
+
+def test_several_labels_need_a_metric_that_can_score_them(folder):
+    with pytest.raises(DatasetError, match="several labels, which the metric accuracy cannot score; use voc2007_11pt"):
+        _open_labels(folder, LISTS, datasets.Sequence(ClassLabel(names=CLASSES)))
+
+
+def test_an_unknown_metric_is_named(folder):
+    with pytest.raises(UnknownNameError, match="unknown metric 'acuracy'; did you mean 'accuracy'"):
+        _open_labels(folder, [0, 1, 2] * 4, ClassLabel(names=CLASSES), query="?metric=acuracy")
 
 
 def test_a_list_of_noughts_and_ones_is_no_list_of_classes(folder):

@@ -437,7 +437,7 @@ def test_patches_of_another_part_are_refused(small, tmp_path):
 def test_patches_name_the_extra_that_reads_them(small, tmp_path, monkeypatch):
     spec = small("pcam")
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ExtraMissingError, match=r"are read with h5py; pip install 'probe\[hdf5\]'"):
+    with pytest.raises(ExtraMissingError, match=r"are read with h5py, which is not here; pip install h5py"):
         open_dataset(spec, data_dir=tmp_path, offline=True)
 
 

@@ -80,7 +80,9 @@ def test_eurosat_is_read_from_its_folders(small, tmp_path):
 
 
 def test_eurosat_that_is_too_small_for_its_recipe_is_named(small, tmp_path):
-    with pytest.raises(DatasetError, match="class 'AnnualCrop' has too few images to hold out a split"):
+    with pytest.raises(
+        DatasetError, match="class 'AnnualCrop' has too few images to hold out a split; give it at least 1500"
+    ):
         open_dataset(small("eurosat", 10), data_dir=tmp_path, offline=True)
 
 
@@ -125,6 +127,10 @@ def test_parts_are_found_by_what_a_class_takes(name, parts):
         ("CIFAR11", UnknownNameError, "unknown class of torchvision 'CIFAR11'; did you mean 'CIFAR10'"),
         ("DTD?partitoin=2", DatasetError, "torchvision's DTD has no argument 'partitoin'; it has"),
         ("CocoCaptions", DatasetError, "needs the argument 'annFile'"),
+        ("EMNIST", DatasetError, "needs the argument 'split'; write torchvision:EMNIST?split=..."),
+        ("FakeData", UnknownNameError, "unknown class of torchvision 'FakeData'"),
+        ("CIFAR10?root=elsewhere", DatasetError, "has no argument 'root'"),
+        ("CIFAR10?download=true", DatasetError, "has no argument 'download'"),
     ],
 )
 def test_what_is_wrong_with_a_class_is_one_sentence(name, error, message):

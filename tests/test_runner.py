@@ -2,6 +2,7 @@ import json
 from dataclasses import asdict, replace
 
 import numpy as np
+import own_layouts
 import pytest
 import torch
 from PIL import Image
@@ -10,10 +11,14 @@ from sklearn.linear_model import LogisticRegression
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 import probe
+from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
 from probe.errors import CheckpointError, DatasetError, UnknownNameError
 from probe.probes.protocols import get_protocol
+from probe.records import read_records, record_path, write_record
 from probe.runner import Access, plan, run_grid
+from probe.specs import Part
+from probe.tables import footnotes, row, to_markdown
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +178,91 @@ def test_a_row_of_ones_own_may_not_take_a_name_of_the_catalogue(changed):
     """Its records would overwrite those that the name stands for."""
     with pytest.raises(UnknownNameError, match="give yours its own name"):
         plan(**{"datasets": ["digits"], "models": ["tiny"], "device": "cpu", **changed})
+
+
+def run_folder(root, results_dir, *, jit_modes=(False,), **access):
+    specs = plan([f"folder:{root}"], ["tiny"], protocols=["readme"], jit_modes=jit_modes, device="cpu")
+    return list(run_grid(specs, access=Access(results=results_dir, offline=True, **access)))
+
+
+@pytest.fixture
+def damaged(image_folder):
+    """Two of its 24 images cannot be read: one for training, one for testing."""
+    root = image_folder({"train/red": 10, "train/green": 6, "test/red": 5, "test/green": 3})
+    for name in ("train/red/004.png", "test/green/001.png"):
+        (root / name).write_bytes(b"no image")
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_images_are_in_the_record_and_in_no_split(damaged, tmp_path, workers):
+    (record,) = run_folder(damaged, tmp_path / "results", skip_corrupt=2, workers=workers)
+    assert record.error is None
+    assert [(s["part"], s["id"]) for s in record.read["skipped"]] == [
+        ("train", "train/red/004.png"),
+        ("test", "test/green/001.png"),
+    ]
+    assert {name: split["size"] for name, split in record.splits.items()} == {"train": 13, "val": 2, "test": 7}
+    assert (record.result["num_train"], record.result["num_test"]) == (15, 7)
+
+
+def test_rows_stay_with_their_labels_when_images_are_skipped(damaged, tmp_path):
+    """Without the two images, the same folder gives the same test score and features."""
+    (skipped,) = run_folder(damaged, tmp_path / "first", skip_corrupt=2)
+    for record in skipped.read["skipped"]:
+        (damaged / record["id"]).unlink()
+    (without,) = run_folder(damaged, tmp_path / "second")
+    assert skipped.features["test"] == without.features["test"]
+    assert skipped.splits["test"] == without.splits["test"]
+
+
+def test_one_unreadable_image_too_many_fails_the_cell(damaged, tmp_path):
+    (record,) = run_folder(damaged, tmp_path / "results", skip_corrupt=1)
+    assert record.status == "failed"
+    assert "(test/green/001.png) cannot be read" in record.error["message"]
+
+
+def test_a_partial_result_is_marked_and_never_takes_the_place_of_a_whole_one(damaged, tmp_path):
+    results_dir = tmp_path / "results"
+    (partial,) = run_folder(damaged, results_dir, skip_corrupt=2)
+    assert record_path(partial, results_dir).name == "tiny.eager.readme.fp32.partial.json"
+    assert " +" in to_markdown([partial])
+    assert row(partial)["status"] in ("partial", "not converged, partial")
+    assert "+ images are missing or could not be read" in "".join(footnotes([partial]))
+    whole = replace(partial, read={})
+    write_record(whole, results_dir)
+    assert [path.name for path in results_dir.rglob("*.json")] == ["tiny.eager.readme.fp32.json"]
+    write_record(partial, results_dir)
+    assert [record.is_partial for record in read_records(results_dir)] == [False]
+
+
+def test_skipping_is_the_same_in_both_modes(damaged, tmp_path):
+    eager, jit = run_folder(damaged, tmp_path / "results", jit_modes=[False, True], skip_corrupt=2)
+    assert eager.read == jit.read
+    assert jit.parity["predictions_flipped"] == 0
+
+
+def test_a_dataset_of_which_images_are_missing_runs_on_request(image_folder, tmp_path):
+    root = image_folder({"train/red": 6, "train/green": 6, "test/red": 3, "test/green": 3})
+    spec = replace(get_dataset(f"folder:{root}"), name="colours", parts=(Part("train", 12), Part("test", 9)))
+    specs = [replace(cell, dataset=spec) for cell in plan(["digits"], ["tiny"], protocols=["readme"], device="cpu")]
+    (failed,) = run_grid(specs, access=Access(results=tmp_path / "results", offline=True))
+    assert "expected 9 images, found 6" in failed.error["message"]
+    (record,) = run_grid(specs, access=Access(results=tmp_path / "results", offline=True, allow_partial=True))
+    assert record.read["partial"] == {"test": [6, 9]}
+    assert record.is_partial
+
+
+def test_images_of_several_labels_run_to_their_score(tmp_path):
+    """VOC 2007 in its layout on disk: one probe a class, scored by average precision, in both modes."""
+    own_layouts.voc2007(tmp_path)
+    spec = get_dataset("voc2007")
+    spec = replace(spec, parts=tuple(replace(p, size=6) for p in spec.parts))
+    specs = plan(["digits"], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu")
+    specs = [replace(cell, dataset=spec) for cell in specs]
+    eager, jit = run_grid(specs, access=Access(data=tmp_path, results=tmp_path / "results", offline=True))
+    assert eager.error is None
+    assert eager.result["metric"] == "voc2007_11pt_map"
+    assert 0 < eager.result["score"] <= 1
+    assert jit.result["score"] == eager.result["score"]
+    assert jit.parity["predictions_flipped"] == 0

@@ -54,9 +54,21 @@ def test_as_many_groups_are_held_out_as_come_nearest():
 
 def test_groups_of_uneven_size_come_near_the_share():
     """Of 99 images in groups of 1 to 30, about a tenth."""
-    groups = [f"{size}" for size in (1, 3, 5, 10, 20, 30, 30) for _ in range(size)]
+    groups = [f"{k}:{size}" for k, size in enumerate((1, 3, 5, 10, 20, 30, 30)) for _ in range(size)]
     _, held = hold_out(np.zeros(len(groups), dtype=np.int64), 0.1, role="val", groups=groups)
-    assert 1 <= len(held) <= 30
+    assert abs(len(held) - 10) <= 4  # a group of 1 is the least that could be missing, of 9 the most
+
+
+def test_a_large_group_is_not_held_out_for_a_small_share():
+    """Of one image alone and nine together, a tenth is the one, whichever comes first."""
+    for names in (["a"] * 9 + ["b"], ["b"] * 9 + ["a"]):
+        _, held = hold_out(np.zeros(10, dtype=np.int64), 0.1, role="val", groups=names)
+        assert held.tolist() == [9]
+
+
+def test_a_group_of_two_classes_must_not_take_a_whole_class():
+    with pytest.raises(TooFewImagesError, match="class 1"):
+        hold_out(np.array([0, 1] + [0] * 8), 0.2, role="val", groups=["a"] * 2 + ["b"] * 8)
 
 
 def test_a_class_of_one_group_is_named():

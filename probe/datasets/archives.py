@@ -7,13 +7,18 @@ from there to their places at the end.
 
 from __future__ import annotations
 
+import errno
+import glob
 import logging
+import lzma
+import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from filelock import FileLock
 
@@ -24,41 +29,64 @@ logger = logging.getLogger(__name__)
 
 # Archives of images hardly shrink, those of texts tenfold; what grows a hundredfold, and beyond this, is a bomb.
 MAX_RATIO, ALWAYS_FINE = 100, 1 << 30
+BLOCK = 1 << 20  # bytes read at a time
+# What the readers raise on archives that are damaged or of another kind than their names say.
+DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
 
 
 def unpack_missing(source: Source, root: Path) -> None:
     """Unpack a source's archives where its files are not there and all of its archives are.
 
     Raises:
-        DatasetError: an archive is damaged, or not to be trusted.
+        DatasetError: an archive is damaged or not to be trusted, holds something else, or there is no room.
     """
     archives = [(root / name, root / folder) for name, folder in source.archives]
-    if not archives or _is_unpacked(source, root) or not all(archive.is_file() for archive, _ in archives):
+    if not archives or not all(archive.is_file() for archive, _ in archives):
         return
-    with FileLock(root / f"{archives[0][0].name}.lock"):
-        if not _is_unpacked(source, root):  # another process may have been faster
+    # While files are being put into their places they look as if all were there. What was killed then is done again.
+    begun = root / f".{archives[0][0].name}.begun"
+    if _is_unpacked(source, root, begun):
+        return
+    try:
+        with FileLock(root / f"{archives[0][0].name}.lock"):
+            if _is_unpacked(source, root, begun):  # another process was faster
+                return
+            begun.touch()
             for archive, folder in archives:
                 unpack(archive, folder)
+            begun.unlink()
+    except OSError as err:
+        raise DatasetError(f"cannot unpack into {root} ({err.strerror}); make it writable, or unpack by hand") from err
+    absent = [path for path in source.paths if not (root / path).exists()]
+    if absent:
+        names = " and ".join(archive.name for archive, _ in archives)
+        raise DatasetError(f"{names} in {root} do not hold {absent[0]}; get them again, or put {source.files} there")
 
 
-def _is_unpacked(source: Source, root: Path) -> bool:
-    return all((root / path).exists() for path in source.paths)
+def _is_unpacked(source: Source, root: Path, begun: Path) -> bool:
+    return not begun.exists() and all((root / path).exists() for path in source.paths)
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Put the files of a tar or zip archive into a folder, which is made; files that are there are kept.
 
     Raises:
-        DatasetError: it is damaged, a member climbs out of the folder or is a link, or it is a bomb.
+        DatasetError: it is damaged, a member climbs out of the folder or is a link out of it, it is a bomb, or there is
+            no room.
+        OSError: the folder cannot be written to.
     """
     logger.info("unpacking %s", archive)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as temporary:
+    prefix = f".{archive.name}-"
+    for left in folder.glob(f"{glob.escape(prefix)}*"):  # by a process that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as temporary:
         top = Path(temporary)
         try:
-            members = _zip_members(archive) if archive.suffix == ".zip" else _tar_members(archive)
-            _write(archive, members, top)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as err:
+            _write(archive, _zip_members(archive) if archive.suffix == ".zip" else _tar_members(archive), top)
+        except DAMAGES as err:
+            if getattr(err, "errno", None) == errno.ENOSPC:
+                raise DatasetError(f"no space left to unpack {archive}; make room and run again") from err
             why = " ".join(str(err).split())  # tarfile lists what it tried, in lines
             raise DatasetError(f"{archive} cannot be unpacked ({why}); get it again") from err
         for path in sorted(top.rglob("*")):
@@ -88,7 +116,7 @@ def _write(archive: Path, members: Iterable[tuple[str, IO[bytes]]], top: Path) -
         target = top / check_member(archive, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as out:
-            while block := file.read(1 << 20):  # sizes that an archive states are not believed
+            while block := file.read(BLOCK):  # sizes that an archive states are not believed
                 written += len(block)
                 if written > limit:
                     raise DatasetError(f"{archive} unpacks to more than {limit / 1e9:.0f} GB; do not use it")
@@ -118,3 +146,21 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 )
             with file:
                 yield info.name, file
+        check_end(cast("IO[bytes]", opened.fileobj), opened.offset)  # which a tar that is read has
+
+
+def check_end(file: IO[bytes], offset: int) -> None:
+    """See that nothing but noughts follow: tarfile takes a damaged header for the end, and does not miss one.
+
+    Reading to the end also compares the checksum of a compressed archive.
+
+    Raises:
+        tarfile.ReadError: the archive breaks off, or is damaged.
+    """
+    file.seek(offset)
+    zeros = file.read(tarfile.BLOCKSIZE)
+    if len(zeros) < tarfile.BLOCKSIZE or any(zeros):
+        raise tarfile.ReadError("it breaks off, or is damaged in the middle")
+    while block := file.read(BLOCK):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("something follows after its end")

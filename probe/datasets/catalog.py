@@ -35,7 +35,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
             torchvision(
                 "Food101",
                 TRAIN_TEST,
-                paths=("food-101",),
+                paths=("food-101/images", "food-101/meta"),
                 files="the folder food-101 of food-101.tar.gz",
                 archives=(("food-101.tar.gz", "."),),
             ),
@@ -141,7 +141,10 @@ CATALOG: tuple[DatasetSpec, ...] = (
             torchvision(
                 "StanfordCars",
                 TRAIN_TEST,
-                paths=("stanford_cars/devkit",),
+                paths=tuple(
+                    f"stanford_cars/{name}"
+                    for name in ("cars_train", "cars_test", "cars_test_annos_withlabels.mat", "devkit")
+                ),
                 files="a folder stanford_cars with cars_train, cars_test, cars_test_annos_withlabels.mat and devkit",
                 can_download=False,
             ),
@@ -324,8 +327,8 @@ CATALOG: tuple[DatasetSpec, ...] = (
             ),
         ),
         num_classes=7,
-        homepage=" "
-        "https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
+        homepage="https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-"
+        "challenge",
         license="not stated",
         numbers_from="the column Usage of the makers' file; openai/CLIP#45",
         notes=f"Validation is PublicTest, testing PrivateTest; most copies call both together test. {_SCRIPT_ERROR} Of "
@@ -340,7 +343,10 @@ CATALOG: tuple[DatasetSpec, ...] = (
             torchvision(
                 "STL10",
                 TRAIN_TEST,
-                paths=("stl10_binary",),
+                paths=tuple(
+                    f"stl10_binary/{name}"
+                    for name in ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "fold_indices.txt")
+                ),
                 files="the folder stl10_binary of stl10_binary.tar.gz",
                 form="stl10",
                 archives=(("stl10_binary.tar.gz", "."),),
@@ -535,8 +541,8 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://github.com/cvdfoundation/kinetics-dataset",
         license="CC BY 4.0 (annotations)",
         numbers_from="Radford et al. 2021, table 9: what could still be had then",
-        notes="The official validation part, whose labels are public, is the test split. About 536,000 clips were "
-        "listed; each crawl finds others, so that scores compare with those of the same files only.",
+        notes="The official validation part is the test split, as the size in table 9 suggests. About 536,000 clips "
+        "were listed; each crawl finds others, so that scores compare with those of the same files only.",
         gone="its clips are links to YouTube, many of which are gone; what is left runs with --allow-partial",
         in_paper=True,
     ),
@@ -583,8 +589,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         license="Hateful Memes Dataset License",
         numbers_from="Radford et al. 2021, table 9",
         notes="The development part is the test split, as the labels of the test part were not public; validation is "
-        "held out of the training part.",
-        gone="its makers no longer give it out",
+        "held out of the training part. Its files are given out under a licence that has to be accepted.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -626,10 +631,12 @@ CATALOG: tuple[DatasetSpec, ...] = (
             ),
         ),
         num_classes=1000,
+        val_fraction=0.039,  # 50 to 51 of a class
         homepage="https://www.image-net.org/challenges/LSVRC/2012/",
         license="for non-commercial research",
         numbers_from="home page; Radford et al. 2021, table 9",
-        notes="The official validation part is the test split; validation is held out of the training part.",
+        notes="The official validation part is the test split. About 50,000 images of the training part are held out "
+        "for validation, as the paper's authors did in early iterations (openai/CLIP#64).",
         in_paper=True,
     ),
     DatasetSpec(
@@ -721,6 +728,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 archives=tuple(
                     (f"gtsrb/GTSRB_Final_{name}.zip", "gtsrb") for name in ("Training_Images", "Test_Images", "Test_GT")
                 ),
+                groups=_GTSRB_TRACK,
             ),
         ),
         num_classes=43,
@@ -737,7 +745,10 @@ CATALOG: tuple[DatasetSpec, ...] = (
             torchvision(
                 "Places365",
                 {"train": {"split": "train-standard", "small": True}, "test": {"split": "val", "small": True}},
-                paths=("data_256_standard", "val_256", "places365_train_standard.txt"),
+                paths=(
+                    *("data_256_standard", "val_256", "categories_places365.txt", "places365_train_standard.txt"),
+                    "places365_val.txt",
+                ),
                 files="data_256_standard, val_256, categories_places365.txt, places365_train_standard.txt and "
                 "places365_val.txt",
             ),
@@ -765,6 +776,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
             ),
         ),
         num_classes=1000,
+        val_fraction=0.039,  # 50 to 51 of a class
         homepage="https://github.com/modestyachts/ImageNetV2",
         license="MIT",
         numbers_from="home page",

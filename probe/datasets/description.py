@@ -8,9 +8,8 @@ from pathlib import Path
 
 from probe import paths
 from probe.datasets import get_dataset
-from probe.specs import DatasetSpec, Source
+from probe.specs import DatasetSpec, Source, slug
 
-GROUPED = ("gtsrb", "ucf101")  # the forms that tell groups of images by themselves
 READY, UNPACK, DOWNLOAD, BY_HAND, GONE = "ready", "to be unpacked", "can be downloaded", "by hand", "gone"
 
 
@@ -30,7 +29,7 @@ def state(spec: DatasetSpec, data_dir: str | Path | None = None) -> State:
     root = paths.data_dir(data_dir)
     if any(is_here(source, root) for source in spec.sources):
         return State(READY)
-    if any(source.archives and all((root / name).is_file() for name, _ in source.archives) for source in spec.sources):
+    if any(_has_archives(source, root) for source in spec.sources):
         return State(UNPACK, "run it; its archives are unpacked then")
     by_hand = "; or ".join(f"put {source.files} into the data folder" for source in spec.sources if source.files)
     if any(source.can_download for source in spec.sources):
@@ -38,22 +37,33 @@ def state(spec: DatasetSpec, data_dir: str | Path | None = None) -> State:
     return State(GONE if spec.gone else BY_HAND, "; ".join(text for text in (spec.gone, by_hand) if text))
 
 
+def _has_archives(source: Source, root: Path) -> bool:
+    try:
+        return bool(source.archives) and all((root / name).is_file() for name, _ in source.archives)
+    except OSError:  # as below
+        return False
+
+
 def is_here(source: Source, root: Path) -> bool:
     """Whether all files of a source are where they are looked for."""
-    if source.form in ("huggingface", "webdataset") and not (root / source.location).exists():
-        return _is_in_hub_cache(source.location)
-    needed = source.paths or ((source.location,) if source.form == "folder" else ())
     try:
+        if source.form in ("huggingface", "webdataset"):
+            if "://" in source.location:
+                return (root / "wds" / slug(source.location, is_path=True)).exists()
+            if not Path(source.location).is_absolute():
+                return _is_in_hub_cache(source.location)
+        needed = source.paths or ((source.location,) if Path(source.location).is_absolute() else ())
         return source.form == "embedded" or (bool(needed) and all((root / path).exists() for path in needed))
     except OSError:  # a folder that may not be looked into
         return False
 
 
 def _is_in_hub_cache(repository: str) -> bool:
-    """Whether something of a repository has been fetched before; whether it is whole is seen when it is opened."""
+    """Whether data of a repository has been fetched before; whether it is whole is seen when it is opened."""
     from huggingface_hub import constants
 
-    return any((Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}").glob("snapshots/*/*"))
+    snapshots = (Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}").glob("snapshots/*/*")
+    return any(path.name not in ("README.md", ".gitattributes") for path in snapshots)
 
 
 def describe(name: str, *, data_dir: str | Path | None = None) -> dict[str, str]:
@@ -92,7 +102,7 @@ def describe_splits(spec: DatasetSpec) -> str:
     """How train, validation and test come from the parts."""
     if spec.recipe:
         made = ", ".join(f"{name} {size:,}" for name, size in spec.split_sizes)
-        return f"{made}, by the recipe {spec.recipe!r}, the same on every machine"
+        return f"{made}, by the recipe {spec.recipe!r}, the same for the same files"
     names = [part.name for part in spec.parts]
     held = []
     if "all" in names:
@@ -104,9 +114,9 @@ def describe_splits(spec: DatasetSpec) -> str:
         return folds + "as published"
     if spec.num_folds > 1 and "all" in names:  # whose folds say what is for testing
         held = held[1:]
-    grouped = any("groups" in dict(source.options) or source.form in GROUPED for source in spec.sources)
+    grouped = any("groups" in dict(source.options) or source.form == "ucf101" for source in spec.sources)
     by = "by class and whole groups" if grouped else "by class"
-    return folds + f"{' and '.join(held)} held out {by}, the same on every machine"
+    return folds + f"{' and '.join(held)} held out {by}, the same for the same source"
 
 
 def describe_source(source: Source) -> str:

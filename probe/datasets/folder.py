@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset, read_file
-from probe.datasets.torchvision import POOLS, find_groups
 from probe.datasets.video import SUFFIXES as VIDEO_SUFFIXES
 from probe.datasets.video import read_middle_frame
 from probe.errors import DatasetError, DatasetMissingError
@@ -42,6 +42,8 @@ def make_spec(path: str) -> DatasetSpec:
         raise DatasetError(
             f"{root} has {' and '.join(f'{p}/' for p in parts)} but no {missing}/; add it, or rename one"
         )
+    for entry in _visible(root, SPLITS) if parts else ():
+        raise DatasetError(f"{entry.path} is beside {parts[0]}/ and would not be read; call it val/, or move it away")
     files = {part: list_files(root / part) for part in parts} if parts else {"all": list_files(root)}
     classes = {name.split("/")[0] for name in files.get("train") or files["all"]}
     return DatasetSpec(
@@ -93,9 +95,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         class_names=class_names,
         read=partial(read_middle_frame if suffixes else read_file, folder, names),
         ids=ids,
-        groups=find_groups(f"{spec.name}/{part.name}", ids, options["groups"])
-        if "groups" in options and part.name in POOLS
-        else (),
+        groups=groups_of(f"{spec.name}/{part.name}", part, ids, options),
     )
 
 

@@ -10,11 +10,10 @@ import numpy as np
 
 from probe.datasets import torchvision
 from probe.datasets.folder import list_files
+from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset, read_file
 from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Part, Source
-
-TRACK = r"(\d+/\d+)_\d+\.ppm$"  # class and track of a file CLASS/TRACK_FRAME.ppm, as 00014/00003_00029.ppm
 
 
 def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
@@ -42,5 +41,5 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         class_names=[str(i) for i in range(len(folders))],
         read=partial(read_file, folder, names),
         ids=ids,
-        groups=torchvision.find_groups(name, ids, TRACK),
+        groups=groups_of(name, part, ids, dict(source.options)),
     )

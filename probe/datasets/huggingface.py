@@ -7,7 +7,8 @@
 
 Options follow as in a URL, `hf:ORG/NAME?test=validation&label=fine_label`: `train`, `val` and `test` are the splits to
 take for these parts, `all` is one to be divided, `image` and `label` are columns, `config` is a configuration of the
-card or a folder of the repository, `revision` a branch, tag or commit. A repository's own validation split is only
+card or a folder of the repository, `revision` a branch, tag or commit, `metric` one of `probe.metrics`, of which a
+column of lists, several labels an image, needs `voc2007_11pt_map`. A repository's own validation split is only
 taken where `val` names it; else a part of `train` is held out.
 
 No code of a dataset is run. Images are opened by Pillow from the stored bytes, as everywhere in `probe`: the library's
@@ -20,9 +21,10 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,9 +38,12 @@ from probe.datasets.cards import choose_config, make_plan
 from probe.datasets.columns import image_column, read_labels
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, DatasetMissingError, ProbeError
+from probe.metrics import get_metric
 from probe.specs import DatasetSpec, Part, Source
 
-OPTIONS = ("image", "label", "config", "revision", *hub.PARTS)
+logger = logging.getLogger(__name__)
+
+OPTIONS = ("image", "label", "config", "revision", "metric", *hub.PARTS)
 
 
 def make_spec(rest: str) -> DatasetSpec:
@@ -53,6 +58,8 @@ def make_spec(rest: str) -> DatasetSpec:
     is_local = bool(written) and path.exists()
     known = [option for option in OPTIONS if not (is_local and option == "revision")]
     location, options = hub.read_options("hf", rest, known)
+    metric = options.pop("metric", "accuracy")
+    get_metric(metric)  # which says what there is if there is none of that name
     name = f"hf:{rest}"
     if is_local:
         location = str(path.resolve())
@@ -76,6 +83,7 @@ def make_spec(rest: str) -> DatasetSpec:
                 can_download=not is_local,
             ),
         ),
+        metric=metric,
         val_fraction=0.2 if "all" in parts else 0.1,
     )
 
@@ -99,10 +107,14 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     pool = "all" if part.name == "all" else "train"
     splits = {key: source.arguments(key).get("split", key) for key in (part.name, pool)}
     if Path(source.location).is_absolute():
-        loaded = _load_path(Path(source.location), options.get("config", ""))
+        revision, loaded = "", _load_path(Path(source.location), options.get("config", ""))
         _check_splits(source.location, loaded, splits)
     else:
-        loaded = hub.here_or_fetched(partial(_load_repository, source.location, options, splits), offline=offline)
+        revision, loaded = hub.here_or_fetched(
+            partial(_load_repository, source.location, options, splits), offline=offline
+        )
+    if part.name == pool:
+        _say_what_is_left(spec.name, loaded, [source.arguments(key).get("split", key) for key, _ in source.parts])
     images, training = loaded[splits[part.name]], loaded[splits[pool]]
     column = image_column(name, images.features, options.get("image", ""))
     labels, class_names = read_labels(name, images, training, options.get("label", ""))
@@ -112,6 +124,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         class_names=class_names,
         read=partial(_read, _undecoded(images, column), column),
         ids=[f"{part.name}/{i}" for i in range(len(images))],
+        revision=revision,
     )
 
 
@@ -164,8 +177,10 @@ def _load_path(path: Path, config: str) -> dict[str, Any]:
     raise DatasetError(f"{path} is no file of Parquet or Arrow; give one, or a folder")
 
 
-def _load_repository(repo: str, options: Mapping[str, str], splits: Mapping[str, str], offline: bool) -> dict[str, Any]:
-    """Split -> rows, of a repository; nothing is fetched if `offline`."""
+def _load_repository(
+    repo: str, options: Mapping[str, str], splits: Mapping[str, str], offline: bool
+) -> tuple[str, dict[str, Any]]:
+    """The commit of a repository, and split -> rows; nothing is fetched if `offline`."""
     snapshot = hub.look(repo, revision=options.get("revision", ""), offline=offline)
     try:
         with _reading(repo):
@@ -184,7 +199,14 @@ def _load_repository(repo: str, options: Mapping[str, str], splits: Mapping[str,
                 f"{repo}: the card says {size} rows for {split}, and there are {len(loaded[split])}; tell its makers, "
                 "or give a ?revision= that is whole"
             )
-    return loaded
+    return snapshot.folder.name, loaded
+
+
+def _say_what_is_left(name: str, loaded: Mapping[str, Any], taken: Collection[str]) -> None:
+    """A split that could be the official validation or test part is not passed over in silence."""
+    for part, split in hub.find_parts(list(loaded)).items():
+        if part != "all" and split not in taken:
+            logger.warning("%s: the split %r is not used; take it with ?%s=%s", name, split, part, split)
 
 
 def _check_splits(where: str, loaded: Mapping[str, Any], splits: Mapping[str, str]) -> None:

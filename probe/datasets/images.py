@@ -14,7 +14,10 @@ from PIL import Image
 from probe.errors import DatasetError
 
 # What Pillow and the readers of its formats raise on files that are no images, or cut short, or far too large.
-READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+READ_ERRORS = (
+    *(OSError, ValueError, SyntaxError, EOFError, RuntimeError, NotImplementedError),
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class ImageDataset:
         ids: what tells an image from others, in order: a path, or a position in the source.
         groups: for each image the group that it came in, such as the video of a frame; a split takes whole groups.
             Empty where images are on their own.
+        revision: the version of the source that was read, such as a commit; empty where it has none.
     """
 
     name: str
@@ -39,6 +43,7 @@ class ImageDataset:
     read: Callable[[int], Image.Image] = field(repr=False)
     ids: Sequence[str] = field(repr=False)
     groups: Sequence[str] = field(default=(), repr=False)
+    revision: str = ""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -60,8 +65,8 @@ class ImageDataset:
         except READ_ERRORS as err:
             why = str(err) or type(err).__name__
             raise DatasetError(
-                f"{self.name}: image {i} ({self.ids[i]}) cannot be read ({why}); get its files again, "
-                "or pass over it with --skip-corrupt 1"
+                f"{self.name}: image {i} ({self.ids[i]}) cannot be read ({why}); get its files again, or pass over "
+                "up to N such images with --skip-corrupt N"
             ) from err
         return image, int(self.labels[i]) if self.labels.ndim == 1 else self.labels[i]
 
@@ -83,6 +88,7 @@ class ImageDataset:
             read=partial(_read_at, self.read, positions),
             ids=[self.ids[p] for p in positions],
             groups=[self.groups[p] for p in positions] if self.groups else (),
+            revision=self.revision,
         )
 
 

@@ -19,6 +19,7 @@ from probe.datasets.images import ImageDataset
 from probe.datasets.recipes import RECIPES
 from probe.datasets.splits import TooFewImagesError
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
+from probe.metrics import misfit
 from probe.names import unknown_name
 from probe.specs import DatasetSpec, Part, Source
 
@@ -45,7 +46,7 @@ class OpenedDataset:
         source: the source that had it.
         parts: its parts, as the row names them.
         folds: which of their images make the splits, once for each fit.
-        incomplete: for parts with fewer images than the row says: the number it says.
+        incomplete: for parts with other numbers of images than the row says: what it says.
     """
 
     spec: DatasetSpec
@@ -118,10 +119,12 @@ def open_dataset(
     spec = get_dataset(dataset) if isinstance(dataset, str) else dataset
     root = paths.data_dir(data_dir)
     source, parts = _open_first(spec, root=root, offline=offline)
+    is_first = source == spec.sources[0]
     incomplete = {
         part.name: expected
         for part in spec.parts
-        if (expected := _check_part(spec, part, parts[part.name], allow_partial=allow_partial)) is not None
+        if (expected := _check_part(spec, part, parts[part.name], allow_partial=allow_partial, is_first=is_first))
+        is not None
     }
     if not skip_corrupt:
         for images in parts.values():
@@ -193,19 +196,26 @@ def _nowhere(
     )
 
 
-def _check_part(spec: DatasetSpec, part: Part, images: ImageDataset, *, allow_partial: bool) -> int | None:
-    """Compare a part with the row; the number of images it should have, if it has fewer and that is allowed."""
+def _check_part(
+    spec: DatasetSpec, part: Part, images: ImageDataset, *, allow_partial: bool, is_first: bool
+) -> int | None:
+    """Compare a part with the row; the number of images it should have, if it has others and that is allowed.
+
+    The labels of the first and the last image are those of the first source, as another can have another order.
+    """
     n = len(images)
     if n == 0:
         raise DatasetError(f"{images.name}: there are no images in it; {_REPAIR}")
-    is_short = part.size is not None and n < part.size
-    if part.size is not None and n != part.size and not (is_short and allow_partial):
-        or_partial = ", or evaluate on what is there with --allow-partial" if is_short else ""
-        raise DatasetError(f"{images.name}: expected {part.size} images, found {n}; {_REPAIR}{or_partial}")
     _check_labels(spec, images)
-    if is_short:
-        logger.warning("%s: %d of %d images are here; the result is marked as partial", images.name, n, part.size)
+    if part.size is not None and n != part.size:
+        can_be_partial = n < part.size or bool(spec.gone)  # of what is gone, another crawl can have more as well
+        if not (can_be_partial and allow_partial):
+            or_partial = ", or evaluate on what is there with --allow-partial" if can_be_partial else ""
+            raise DatasetError(f"{images.name}: expected {part.size} images, found {n}; {_REPAIR}{or_partial}")
+        logger.warning("%s: %d images are here, not %d; the result is marked as partial", images.name, n, part.size)
         return part.size
+    if not is_first:
+        return None
     for where, expected, i in (("first", part.first_label, 0), ("last", part.last_label, n - 1)):
         if expected is not None and images.labels[i] != expected:
             raise DatasetError(
@@ -216,6 +226,9 @@ def _check_part(spec: DatasetSpec, part: Part, images: ImageDataset, *, allow_pa
 
 
 def _check_labels(spec: DatasetSpec, images: ImageDataset) -> None:
+    reason = misfit(spec.metric, num_classes=len(images.class_names), is_multi_label=images.labels.ndim == 2)
+    if reason:
+        raise DatasetError(f"{images.name}: {reason}")
     low, high = int(images.labels.min()), int(images.labels.max())
     if images.labels.ndim == 2:
         if images.labels.shape[1] != (spec.num_classes or images.labels.shape[1]) or low < -1 or high > 1:
@@ -258,7 +271,7 @@ def _make_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageData
         return [default_fold(spec, parts)]
     except TooFewImagesError as err:
         pool = parts.get("all") or parts["train"]
-        needed = 3 if "all" in parts else 2
+        needed = err.needed or (3 if "all" in parts else 2)
         what = "groups of images" if pool.groups else "images"
         raise DatasetError(
             f"{spec.name}: class {pool.class_names[err.label]!r} has too few {what} to hold out a split; "

@@ -51,7 +51,9 @@ def import_h5py() -> Any:
     try:
         import h5py
     except ImportError as err:
-        raise ExtraMissingError("PatchCamelyon's files are read with h5py; pip install 'probe[hdf5]'") from err
+        raise ExtraMissingError(
+            "PatchCamelyon's files are read with h5py, which is not here; pip install h5py"
+        ) from err
     return h5py
 
 

@@ -32,7 +32,7 @@ def eurosat(parts: Mapping[str, ImageDataset], _: float) -> list[Fold]:
     for label in np.unique(labels):
         positions = np.flatnonzero(labels == label).tolist()
         if len(positions) < 1500:
-            raise TooFewImagesError(int(label))
+            raise TooFewImagesError(int(label), needed=1500)
         drawn = generator.sample(positions, 1500)
         for k, split in enumerate(taken):
             split += drawn[500 * k : 500 * (k + 1)]
@@ -79,6 +79,13 @@ RECIPES: dict[str, Recipe] = {
     "resisc45": resisc45,
     "caltech101": caltech101,
     "clevr_counts": clevr_counts,
+}
+# The parts that a recipe divides.
+PARTS_OF_RECIPES = {
+    "eurosat": ("all",),
+    "resisc45": ("all",),
+    "caltech101": ("all",),
+    "clevr_counts": ("train", "test"),
 }
 
 

@@ -83,11 +83,13 @@ def own(
     files: str,
     archives: tuple[tuple[str, str], ...] = (),
     can_download: bool = False,
+    **options: Any,
 ) -> Source:
     """Files that a module of their own reads, below the folder `location` of the data folder."""
     return Source(
         form=form,
         location=location,
+        options=tuple(options.items()),
         paths=tuple(f"{location}/{path}" for path in paths),
         archives=archives,
         files=files,

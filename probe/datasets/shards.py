@@ -17,9 +17,8 @@ import numpy as np
 from PIL import Image
 
 from probe.datasets import hub
-from probe.datasets.archives import check_member
+from probe.datasets.archives import check_end, check_member
 from probe.errors import DatasetError, DatasetMissingError
-from probe.fetch import BLOCK
 
 LABELS = ("cls", "json")
 MAX_LABEL, MAX_LABEL_BYTES = 1 << 31, 1 << 20  # what is more is no label, and would only fill the memory
@@ -84,23 +83,12 @@ def find_members(path: Path) -> _Places:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     _add_member(path, member, samples)
-                _check_end(file, tar.offset)
+                check_end(file, tar.offset)
     except FileNotFoundError as err:
         raise DatasetMissingError(f"no shard at {path}; get it again") from err
     except (tarfile.TarError, EOFError, OSError, OverflowError) as err:
         raise DatasetError(f"{path} is no whole tar file ({hub.one_line(err)}); get it again") from err
     return samples
-
-
-def _check_end(file: IO[bytes], offset: int) -> None:
-    """See that nothing but noughts follow; tarfile takes a damaged header for the end, and does not miss one."""
-    file.seek(offset)
-    zeros = file.read(tarfile.BLOCKSIZE)
-    if len(zeros) < tarfile.BLOCKSIZE or any(zeros):
-        raise tarfile.ReadError("it breaks off, or is damaged in the middle")
-    while block := file.read(BLOCK):
-        if block.strip(b"\0"):
-            raise tarfile.ReadError("something follows after its end")
 
 
 def _add_member(path: Path, member: tarfile.TarInfo, samples: _Places) -> None:

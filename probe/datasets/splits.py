@@ -11,11 +11,11 @@ SEED = 0  # part of what orders the images; another seed would be another split
 
 
 class TooFewImagesError(ValueError):
-    """A class has one image, or one group of images, of which nothing can be held out."""
+    """A class has too few images, or groups of images, to be divided; `needed` is 0 where two would do."""
 
-    def __init__(self, label: int) -> None:
-        super().__init__(f"class {label} has 1 image")
-        self.label = label
+    def __init__(self, label: int, *, needed: int = 0) -> None:
+        super().__init__(f"class {label} has too few images")
+        self.label, self.needed = label, needed
 
 
 def hold_out(
@@ -25,8 +25,9 @@ def hold_out(
 
     Within a class the images are ordered by the SHA-256 of their position, and the first `fraction` of them, rounded
     and at least one, are held out. That is random enough, and depends on no library's random numbers. Where images come
-    in groups, groups are ordered so and go whole, as many as come nearest to `fraction` of the images; a group belongs
-    to the class of its first image. Where an image has several labels, all images are taken as one class.
+    in groups, groups are ordered so and go whole, each that brings what is held out nearer to `fraction` of the images,
+    or the smallest if none does; a group belongs to the class of its first image. Where an image has several labels,
+    all images are taken as one class.
 
     Args:
         labels: int64 (n,), or (n, k) for several labels an image.
@@ -52,16 +53,22 @@ def hold_out(
         if len(names) < 2:
             raise TooFewImagesError(label)
         ordered = sorted(names, key=lambda name: order(role, name))
-        is_held[[i for name in ordered[: _count([len(of_group[name]) for name in ordered], fraction)]
-                 for i in of_group[name]]] = True  # fmt: skip
+        for name in _choose(ordered, [len(of_group[name]) for name in ordered], fraction):
+            is_held[of_group[name]] = True
+    for label in np.setdiff1d(classes, classes[~is_held]):  # a group held images of several classes
+        raise TooFewImagesError(int(label))
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
-def _count(sizes: Sequence[int], fraction: float) -> int:
-    """How many of the first groups come nearest to a fraction of their images: at least one, and not all."""
-    wanted = round(fraction * sum(sizes))
-    totals = np.cumsum(sizes[:-1])
-    return int(np.argmin(np.abs(totals - wanted))) + 1
+def _choose(names: Sequence[str], sizes: Sequence[int], fraction: float) -> list[str]:
+    """The groups, in their order, that bring the sum of sizes nearer to a fraction of all: at least one, never all."""
+    wanted, total = round(fraction * sum(sizes)), 0
+    chosen: list[str] = []
+    for name, size in zip(names, sizes, strict=True):
+        if abs(total + size - wanted) < abs(total - wanted) and len(chosen) < len(names) - 1:
+            total += size
+            chosen.append(name)
+    return chosen or [names[int(np.argmin(sizes))]]
 
 
 def draw(labels: np.ndarray, counts: Sequence[int], *, role: str) -> list[np.ndarray]:
@@ -83,7 +90,7 @@ def draw(labels: np.ndarray, counts: Sequence[int], *, role: str) -> list[np.nda
         rest = sorted(np.flatnonzero(labels == label).tolist(), key=lambda i: order(role, str(i)))
         for split, count in zip(taken, counts, strict=True):
             if len(rest) < max(count, 1):
-                raise TooFewImagesError(int(label))
+                raise TooFewImagesError(int(label), needed=sum(max(count, 1) for count in counts))
             end = len(rest) if count == -1 else count
             split += rest[:end]
             rest = rest[end:]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import logging
 import os
-import re
 import tempfile
 import urllib.parse
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,21 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
+from probe.datasets.groups import groups_of
 from probe.datasets.images import READ_ERRORS, ImageDataset
-from probe.errors import DatasetError, DatasetMissingError
+from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
 from probe.names import unknown_name
 from probe.specs import DatasetSpec, Part, Source
 
 logger = logging.getLogger(__name__)
 
-# Where torchvision's classes keep labels, files, or pairs of a file and its label. Some of it is private, so what is
-# found is checked against two images; the other way to labels is to decode every image.
-POOLS = ("train", "all")  # the parts that others are held out of, for which groups matter
+# What its classes raise on files that are missing, damaged, or not theirs.
+FAILURES = (RuntimeError, AssertionError, ValueError, KeyError, OSError, EOFError, TypeError, NotImplementedError)
+
+# Arguments of the classes that are not the user's to give.
+OURS = ("root", "download", "transform", "transforms", "target_transform", "loader", "is_valid_file")
+# Where the classes keep labels, files, or pairs of a file and its label. Some of it is private, so what is found is
+# checked against two images; the other way to labels is to decode every image.
 LABELS, FILES, PAIRS = ("targets", "_labels", "labels"), ("_image_files", "_images"), ("_samples", "samples", "imgs")
 
 
@@ -45,7 +49,9 @@ def make_spec(rest: str) -> DatasetSpec:
 
     name, _, query = rest.partition("?")
     classes = [
-        entry for entry in torchvision.datasets.__all__ if isinstance(getattr(torchvision.datasets, entry), type)
+        entry
+        for entry in torchvision.datasets.__all__
+        if isinstance(found := getattr(torchvision.datasets, entry), type) and "root" in _parameters(found)
     ]
     if name not in classes:
         raise unknown_name("class of torchvision", name, classes)
@@ -74,31 +80,33 @@ def _value(text: str) -> Any:
         return {"True": True, "False": False}.get(text, text)
 
 
+def _parameters(dataset_class: type) -> dict[str, inspect.Parameter]:
+    """What a class of torchvision takes, also what it hands on to the class that it is made of."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in dataset_class.__mro__[:-1]:
+        own = inspect.signature(base.__init__).parameters  # type: ignore[misc]  # of a class
+        found = {**own, **found}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return {name: parameter for name, parameter in found.items() if name not in ("self", "kwargs")}
+
+
 def _find_parts(dataset_class: type, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The parts of a class, and what asks for each: classes list the values of `split` nowhere but refuse others."""
-    required = [
-        name
-        for name, parameter in inspect.signature(dataset_class).parameters.items()
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name != "root"
-    ]
-    for name in required:
-        if name not in arguments and name not in ("train", "split"):
-            raise DatasetError(
-                f"torchvision's {dataset_class.__name__} needs the argument {name!r}; "
-                f"write torchvision:{dataset_class.__name__}?{name}=..."
-            )
-    known: set[str] = set()
-    for base in dataset_class.__mro__[:-1]:
-        known |= set(inspect.signature(base.__init__).parameters) - {"self", "kwargs"}  # type: ignore[misc]  # of a class
-    unknown = sorted(set(arguments) - known)
-    if unknown:
-        raise DatasetError(
-            f"torchvision's {dataset_class.__name__} has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}"
-        )
-    if "train" in known - set(arguments):
-        return {"train": {"train": True}, "test": {"train": False}}
-    if "split" not in known - set(arguments):
+    name, parameters = dataset_class.__name__, _parameters(dataset_class)
+    known = [key for key in parameters if key not in OURS]
+    for key in arguments:
+        if key not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none that you can give"
+            raise DatasetError(f"torchvision's {name} has no argument {key!r}; {has}")
+    selects = "train" if "train" in parameters else "split"
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in (*arguments, *OURS, selects):
+            raise DatasetError(f"torchvision's {name} needs the argument {key!r}; write torchvision:{name}?{key}=...")
+    if selects in arguments or selects not in parameters:
         return {"all": {}}
+    if selects == "train":
+        return {"train": {"train": True}, "test": {"train": False}}
     accepted = [
         value for value in ("train", "trainval", "val", "valid", "test") if _accepts(dataset_class, arguments, value)
     ]
@@ -111,8 +119,7 @@ def _find_parts(dataset_class: type, arguments: dict[str, Any]) -> dict[str, dic
         found |= {"test": found["val"], "val": None}
     if found["train"] is None or found["test"] is None:
         raise DatasetError(
-            f"torchvision's {dataset_class.__name__} has no training and test part; write a row in TOML that names its "
-            "arguments"
+            f"torchvision's {name} has no training and test part; write a row in TOML that names its arguments"
         )
     return {part: {"split": value} for part, value in found.items() if value is not None}
 
@@ -121,12 +128,17 @@ def _accepts(dataset_class: type, arguments: dict[str, Any], split: str) -> bool
     """Whether a class knows a value of `split`: in an empty folder it complains of it, or of missing files."""
     with tempfile.TemporaryDirectory() as empty:
         try:
-            dataset_class(empty, **arguments, split=split)
+            dataset_class(root=empty, **_no_download(dataset_class), **arguments, split=split)
         except ValueError:
             return False
-        except Exception:
+        except Exception:  # each class has its own for files that are not there
             pass
         return True
+
+
+def _no_download(dataset_class: type) -> dict[str, bool]:
+    """Some classes download unless they are told not to."""
+    return {"download": False} if "download" in _parameters(dataset_class) else {}
 
 
 def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
@@ -154,23 +166,8 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         class_names=_class_names(images, labels, first_class),
         read=partial(_read, images),
         ids=ids,
-        groups=find_groups(name, ids, options["groups"]) if "groups" in options and part.name in POOLS else (),
+        groups=groups_of(name, part, ids, options),
     )
-
-
-def find_groups(name: str, ids: Sequence[str], pattern: str) -> list[str]:
-    """The group of each image, as the first group of a pattern finds it in its id.
-
-    Raises:
-        DatasetError: an id does not match.
-    """
-    groups = []
-    for key in ids:
-        match = re.search(pattern, key)
-        if match is None:
-            raise DatasetError(f"{name}: {key} is not named as its dataset names files; rename or remove it")
-        groups.append(match[1])
-    return groups
 
 
 def _labels(name: str, images: Any) -> np.ndarray:
@@ -228,20 +225,28 @@ def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline:
     import torchvision.datasets
 
     dataset_class = getattr(torchvision.datasets, source.location)
-    arguments = dict(dict(source.parts)[part.name])
-    missing = [path for path in source.paths if not (root / path).exists()]
-    if not missing:
+    arguments = {"root": root, **dict(dict(source.parts)[part.name])}
+    if all((root / path).exists() for path in source.paths):
+        lock = root / f"{spec.name}.lock"
         try:
-            return dataset_class(root, **arguments)
-        except (RuntimeError, AssertionError, ValueError, KeyError, OSError, EOFError) as err:
-            if source.paths or "not found" not in str(err):  # files are there, but cut short or not all
+            return dataset_class(**arguments, **_no_download(dataset_class))
+        except ImportError as err:
+            raise ExtraMissingError(
+                f"torchvision's {source.location} needs {err.name}; pip install {err.name}"
+            ) from err
+        except FAILURES as err:
+            why = " ".join(str(err).split())
+            if source.paths or "not found" not in why:  # files are there, but cut short or not all
+                if lock.exists():  # another process may be unpacking them, which holds the lock
+                    with FileLock(lock), contextlib.suppress(*FAILURES):
+                        return dataset_class(**arguments, **_no_download(dataset_class))
                 raise DatasetError(
-                    f"{spec.name} in {root} is damaged ({err}); remove it, then run again to fetch it, or put "
+                    f"{spec.name} in {root} is damaged ({why}); remove it, then run again to fetch it, or put "
                     f"{source.files or 'its files'} there"
                 ) from err
     if offline:
         raise DatasetMissingError(f"{spec.name} is not in {root} and --offline forbids to fetch it")
-    return download(spec, source.location, root=root, **arguments)
+    return download(spec, source.location, **arguments)
 
 
 def download(spec: DatasetSpec, class_name: str, *, root: Path, **arguments: Any) -> Any:
@@ -256,6 +261,6 @@ def download(spec: DatasetSpec, class_name: str, *, root: Path, **arguments: Any
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{spec.name}.lock"):
-            return getattr(torchvision.datasets, class_name)(root, download=True, **arguments)
+            return getattr(torchvision.datasets, class_name)(root=root, download=True, **arguments)
     except (RuntimeError, ValueError, OSError, TypeError) as err:  # a TypeError where a class downloads nothing
         raise DatasetMissingError(f"torchvision: {' '.join(str(err).split())}") from err

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from probe.datasets.folds import Fold, Selection, with_validation
+from probe.datasets.groups import find_groups
 from probe.datasets.images import ImageDataset
 from probe.datasets.lists import read_lines
-from probe.datasets.torchvision import find_groups
 from probe.datasets.video import read_middle_frame
 from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Part, Source

@@ -8,25 +8,33 @@ parts = [{ name = "train", size = 900 }, { name = "test", size = 300 }]
 
 [[sources]]
 form = "folder"
-location = "moths"                    # below the data folder; a path with ./ or ../ is below the TOML file's
+location = "moths"                    # below the data folder, or with ./ or ../ below the folder of this file
 parts = { train = { folder = "train" }, test = { folder = "test" } }
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from probe.datasets.opening import FORMS
-from probe.datasets.recipes import RECIPES
+from probe.datasets.catalog import CATALOG
+from probe.datasets.folds import SPLITS
+from probe.datasets.recipes import PARTS_OF_RECIPES, RECIPES
 from probe.errors import DatasetError, DatasetMissingError
 from probe.metrics import METRICS
 from probe.names import unknown_name
 from probe.specs import DatasetSpec, Part, Source
 
-PART_NAMES = ("train", "val", "test", "all")
+# The forms a user's row can have, and their options; others read the files of one dataset.
+OPTIONS = {
+    "folder": ("groups", "ignore", "media", "numbered"),
+    "huggingface": ("image", "label", "config", "revision"),
+    "torchvision": ("first_class", "groups"),
+    "webdataset": ("revision",),
+}
 
 
 def make_spec(path: str) -> DatasetSpec:
@@ -46,10 +54,13 @@ def make_spec(path: str) -> DatasetSpec:
         raise DatasetError(f"{file} is no TOML ({err}); see the README for an example") from err
     row["parts"] = tuple(_make(Part, part, f"{file}: a part") for part in _list(row, "parts", file))
     row["sources"] = tuple(_make_source(source, file) for source in _list(row, "sources", file))
-    if isinstance(row.get("split_sizes"), dict):
-        row["split_sizes"] = tuple(row["split_sizes"].items())
+    if "split_sizes" in row:
+        row["split_sizes"] = _items(row["split_sizes"], f"{file}: split_sizes")
     spec: DatasetSpec = _make(DatasetSpec, {"title": row.get("name", ""), **row}, str(file))
-    _check(spec, file)
+    _check_names(spec, file)
+    _check_splits(spec, file)
+    for source in spec.sources:
+        _check_source(spec, source, file)
     return spec
 
 
@@ -61,24 +72,39 @@ def _list(row: dict[str, Any], name: str, file: Path) -> list[dict[str, Any]]:
 
 
 def _make_source(row: dict[str, Any], file: Path) -> Source:
+    where = f"{file}: a source"
     values = dict(row)
-    location = str(values.get("location", ""))
-    if values.get("form") == "folder" and location.startswith("."):
-        values["location"] = str((file.parent / location).resolve())
+    location = values.get("location")
+    if isinstance(location, str) and location.startswith((".", "~")):
+        values["location"] = str((file.parent / Path(location).expanduser()).resolve())
     parts = values.get("parts", {})
-    if not isinstance(parts, dict) or not all(isinstance(arguments, dict) for arguments in parts.values()):
-        raise DatasetError(f"{file}: the parts of a source are no tables; write parts = {{ train = {{ ... }} }}")
-    values["parts"] = tuple((part, _items(arguments)) for part, arguments in parts.items())
-    values["options"] = _items(values.get("options", {}))
-    values["paths"] = tuple(values.get("paths", ()))
-    values["archives"] = tuple(map(tuple, values.get("archives", ())))
-    source: Source = _make(Source, values, f"{file}: a source")
+    if not isinstance(parts, dict):
+        raise DatasetError(f"{where} has parts = {parts!r}; write parts = {{ train = {{ ... }}, test = {{ ... }} }}")
+    values["parts"] = tuple((part, _items(arguments, f"{where}, part {part}")) for part, arguments in parts.items())
+    values["options"] = _items(values.get("options", {}), f"{where}, options")
+    values["paths"] = _texts(values.get("paths", []), f"{where}, paths")
+    archives = values.get("archives", [])
+    if not isinstance(archives, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in archives):
+        raise DatasetError(f"{where} has archives = {archives!r}; write [[ARCHIVE, FOLDER], ...]")
+    values["archives"] = tuple(_texts(pair, f"{where}, archives") for pair in archives)
+    source: Source = _make(Source, values, where)
     return source
 
 
-def _items(table: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """A table as a tuple of pairs, lists as tuples, since rows are keys of dictionaries."""
-    return tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in table.items())
+def _items(table: object, where: str) -> tuple[tuple[str, Any], ...]:
+    """A table of plain values as a tuple of pairs, lists as tuples, since rows are keys of dictionaries."""
+    if not isinstance(table, dict):
+        raise DatasetError(f"{where}: {table!r} is no table; write {{ name = value }}")
+    for name, value in table.items():
+        if not all(isinstance(item, str | int | float) for item in (value if isinstance(value, list) else [value])):
+            raise DatasetError(f"{where}: {name} = {value!r} is no text, number, or list of them")
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in table.items())
+
+
+def _texts(found: object, where: str) -> tuple[str, ...]:
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise DatasetError(f"{where}: {found!r} is no list of texts")
+    return tuple(found)
 
 
 def _make(kind: type, values: dict[str, Any], where: str) -> Any:
@@ -102,20 +128,51 @@ def _fits(value: object, annotation: str) -> bool:
     return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))  # type: ignore[arg-type]  # a type or a pair
 
 
-def _check(spec: DatasetSpec, file: Path) -> None:
-    """See that what a row names exists, before anything is opened."""
+def _check_names(spec: DatasetSpec, file: Path) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", spec.name):
+        raise DatasetError(f"{file}: name = {spec.name!r}; use letters, digits, and - _ . between them")
+    if spec.name in {row.name for row in CATALOG}:
+        raise DatasetError(f"{file}: {spec.name!r} is a name of the catalogue; give yours its own")
     if spec.metric not in METRICS:
         raise unknown_name("metric", spec.metric, METRICS)
     if spec.recipe and spec.recipe not in RECIPES:
         raise unknown_name("recipe", spec.recipe, RECIPES)
+
+
+def _check_splits(spec: DatasetSpec, file: Path) -> None:
     names = [part.name for part in spec.parts]
-    if len(set(names)) < len(names) or not set(names) <= set(PART_NAMES):
+    if len(set(names)) < len(names) or not set(names) <= {*SPLITS, "all"}:
         raise DatasetError(f"{file}: the parts are {', '.join(names)}; give each of train, val, test or all once")
-    if ("all" in names) == ("train" in names):
-        raise DatasetError(f"{file}: the parts are {', '.join(names)}; give either train and test, or all")
-    for source in spec.sources:
-        if source.form not in FORMS:
-            raise unknown_name("form", source.form, FORMS)
-    for name in ("val_fraction", "test_fraction"):
-        if not 0 < getattr(spec, name) < 1:
-            raise DatasetError(f"{file}: {name} is {getattr(spec, name)}; give a number between 0 and 1")
+    if names != ["all"] and not {"train", "test"} <= set(names) <= set(SPLITS):
+        raise DatasetError(f"{file}: the parts are {', '.join(names)}; give train and test, or all alone")
+    for part in spec.parts:
+        if part.size is not None and part.size < 1:
+            raise DatasetError(f"{file}: the size of {part.name} is {part.size}; give 1 or more, or leave it out")
+    if not (spec.val_fraction > 0 and spec.test_fraction > 0 and spec.val_fraction + spec.test_fraction < 1):
+        raise DatasetError(
+            f"{file}: val_fraction is {spec.val_fraction} and test_fraction {spec.test_fraction}; give shares of all "
+            "images that leave some for training"
+        )
+    if spec.recipe and set(names) != (needed := set(PARTS_OF_RECIPES[spec.recipe])):
+        raise DatasetError(
+            f"{file}: the recipe {spec.recipe!r} divides {' and '.join(sorted(needed))}; give these parts"
+        )
+    if not {name for name, _ in spec.split_sizes} <= set(SPLITS):
+        raise DatasetError(f"{file}: split_sizes are of {', '.join(SPLITS)}; give no others")
+    if spec.num_folds != 1:
+        raise DatasetError(f"{file}: num_folds is {spec.num_folds}; only rows of the catalogue have folds of their own")
+
+
+def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
+    if source.form not in OPTIONS:
+        raise unknown_name("form", source.form, OPTIONS)
+    unknown = sorted({name for name, _ in source.options} - set(OPTIONS[source.form]))
+    if unknown:
+        known = ", ".join(OPTIONS[source.form])
+        raise DatasetError(f"{file}: a source has the option {unknown[0]!r}; those of {source.form} are {known}")
+    given = dict(source.parts)
+    for part in spec.parts:
+        needs = {"folder": "folder", "huggingface": "split", "webdataset": "split"}.get(source.form)
+        if part.name not in given or (needs and needs not in dict(given[part.name])):
+            shown = f"{needs} = ..." if needs else "..."
+            raise DatasetError(f"{file}: a source does not say where {part.name} is; add {part.name} = {{ {shown} }}")

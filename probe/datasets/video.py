@@ -49,5 +49,5 @@ def import_av() -> Any:
         import av
         import av.logging
     except ImportError as err:
-        raise ExtraMissingError("videos are read with PyAV; pip install 'probe[video]'") from err
+        raise ExtraMissingError("videos are read with PyAV, which is not here; pip install av") from err
     return av

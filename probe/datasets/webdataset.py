@@ -23,7 +23,7 @@ import glob
 import re
 import urllib.error
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -119,15 +119,23 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
             f"{name}: {ids[first]} has the label {labels[first]}, and there are {len(class_names)} classes; correct "
             f"it, or name all classes in {CLASS_NAMES}"
         )
-    return ImageDataset(name=name, labels=labels, class_names=class_names, read=partial(read_image, index), ids=ids)
+    return ImageDataset(
+        name=name,
+        labels=labels,
+        class_names=class_names,
+        read=partial(read_image, index),
+        ids=ids,
+        revision=shards.revision,
+    )
 
 
 @dataclass(frozen=True)
 class _Shards:
-    """The shards of a part: their names, from `folder` on."""
+    """The shards of a part: their names, from `folder` on, and the commit of the repository they are of, if any."""
 
     folder: Path
     names: Sequence[str]
+    revision: str = ""
 
 
 def expand(pattern: str) -> list[str]:
@@ -283,7 +291,7 @@ def _fetch_from_hub(repo: str, revision: str, part: str, split: str, offline: bo
     also = [glob.escape(_below(split, NUM_SHARDS)), CLASS_NAMES]
     folder = hub.fetch(snapshot, [*patterns, *also], offline=offline)
     try:
-        return _list_shards(folder, split)
+        return replace(_list_shards(folder, split), revision=folder.name)
     except DatasetError as err:
         if snapshot.is_known:
             raise

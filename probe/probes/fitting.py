@@ -12,7 +12,7 @@ import numpy as np
 
 from probe.errors import FeaturesError, ProtocolError
 from probe.features import Features
-from probe.metrics import IGNORED, Metric, get_metric
+from probe.metrics import IGNORED, Metric, get_metric, misfit
 from probe.probes.multilabel import MultiLabelFit, fit_each_class
 from probe.probes.protocols import get_protocol
 from probe.probes.solvers import Fit, fit_logistic_regression
@@ -36,7 +36,8 @@ class SweepPoint:
 class ProbeResult:
     """What a probe scored, and how its final fit ended; see `solvers.Fit` for its four numbers.
 
-    `score` is a fraction on the test split. `sweep` is ascending in C and empty where nothing was searched.
+    `score` is a fraction on the test split. `sweep` is ascending in C; it is empty where nothing was searched, and of
+    several folds.
     `predictions` are int64 (num_test,), or (num_test, k) of 0 and 1 where an image can show several of k classes.
     Of several folds, whose results are `folds`, see `mean_result`.
     """
@@ -92,6 +93,9 @@ def fit_probe(
         num_classes = train.y.shape[1]
     else:
         num_classes = 1 + max(int(part.y.max()) for part in (train, val, test) if part is not None)
+    reason = misfit(metric, num_classes=num_classes, is_multi_label=train.y.ndim == 2)
+    if reason:
+        raise ProtocolError(reason)
     solve: Callable[..., Fit | MultiLabelFit] = fit_each_class if train.y.ndim == 2 else fit_logistic_regression
     fit = partial(solve, max_iter=rules.max_iter, tol=rules.tol)
 
