@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 from tqdm import tqdm
 
 from probe.errors import DatasetError, DatasetMissingError
-from probe.fetch import file_sha256
+from probe.hub import is_as_published, one_line
 
 CARD = "README.md"
 PARTS = ("train", "val", "test", "all")
@@ -30,7 +30,6 @@ ALIASES = {
     "val": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
-SHA256 = re.compile(r"[0-9a-f]{64}")
 SERIES = re.compile(r"(.*-)\d{5}(-of-(\d{5}).*)")  # how `datasets` names the files of a split
 
 _T = TypeVar("_T")
@@ -115,18 +114,6 @@ def find_parts(names: Sequence[str]) -> dict[str, str]:
         for part, aliases in ALIASES.items()
         if set(aliases) & set(names)
     }
-
-
-def is_repository(name: str) -> bool:
-    """Whether a text can be the name of a repository, `ORG/NAME`."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # imported there for all to use
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return name.count("/") == 1
 
 
 def here_or_fetched(open_it: Callable[[bool], _T], *, offline: bool) -> _T:
@@ -270,11 +257,6 @@ def _ask(repo: str, revision: str, call: Callable[[], _T], *, offline: bool) -> 
         raise DatasetMissingError(f"could not fetch {address} ({one_line(err)}); run again to resume") from err
 
 
-def one_line(err: BaseException) -> str:
-    """What an error says, without line breaks; its type where it says nothing."""
-    return " ".join(str(err).split()) or type(err).__name__
-
-
 def _not_here(repo: str, why: str, *, offline: bool) -> DatasetMissingError:
     from huggingface_hub import constants
 
@@ -286,9 +268,8 @@ def _not_here(repo: str, why: str, *, offline: bool) -> DatasetMissingError:
 
 
 def _verify(path: Path) -> None:
-    """Large files are links to blobs whose names are their SHA-256; those of small files are Git's, not a SHA-256."""
-    blob = path.resolve()
-    if path.is_symlink() and SHA256.fullmatch(blob.name) and file_sha256(blob) != blob.name:
+    if not is_as_published(path):
+        blob = path.resolve()
         path.unlink()  # the next run would find it, and not fetch it again
         blob.unlink()
         raise DatasetError(f"{path} differed from what was published, and was removed; run again to fetch it")

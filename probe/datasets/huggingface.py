@@ -38,6 +38,7 @@ from probe.datasets.cards import choose_config, make_plan
 from probe.datasets.columns import image_column, read_labels
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, DatasetMissingError, ProbeError
+from probe.hub import is_repository, one_line
 from probe.metrics import get_metric
 from probe.specs import DatasetSpec, Part, Source
 
@@ -66,7 +67,7 @@ def make_spec(rest: str) -> DatasetSpec:
         name = f"hf:{location}{rest.removeprefix(written)}"
         splits = _split_names(path.resolve(), options.get("config", ""))
         parts = hub.choose_parts(name, options, hub.find_parts(splits), splits=splits)
-    elif hub.is_repository(location):
+    elif is_repository(location):
         parts = hub.choose_parts(name, options, {"train": "train", "test": "test"})
     else:
         raise DatasetMissingError(f"{location} is no file or folder here and no repository ORG/NAME; check the name")
@@ -234,7 +235,7 @@ def _reading(where: str) -> Iterator[None]:
         raise
     except Exception as err:  # its readers raise what their formats' libraries do, some of it wrapped
         cause = err.__cause__ if err.__cause__ is not None else err
-        why = textwrap.shorten(hub.one_line(cause), 300)
+        why = textwrap.shorten(one_line(cause), 300)
         if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in why:
             raise DatasetError(
                 f"no space left to read {where}; make room in {datasets.config.HF_DATASETS_CACHE}, or name another "

@@ -16,9 +16,9 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from probe.datasets import hub
 from probe.datasets.archives import check_end, check_member
 from probe.errors import DatasetError, DatasetMissingError
+from probe.hub import one_line
 
 LABELS = ("cls", "json")
 MAX_LABEL, MAX_LABEL_BYTES = 1 << 31, 1 << 20  # what is more is no label, and would only fill the memory
@@ -87,7 +87,7 @@ def find_members(path: Path) -> _Places:
     except FileNotFoundError as err:
         raise DatasetMissingError(f"no shard at {path}; get it again") from err
     except (tarfile.TarError, EOFError, OSError, OverflowError) as err:
-        raise DatasetError(f"{path} is no whole tar file ({hub.one_line(err)}); get it again") from err
+        raise DatasetError(f"{path} is no whole tar file ({one_line(err)}); get it again") from err
     return samples
 
 

@@ -20,7 +20,7 @@ NUMBERS = ("01", "02", "03")  # of the lists
 
 
 def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open all clips of the six lists, sorted by class and file; those cut from one video are a group.
+    """Open all clips of the six lists, sorted by class and file; those of one group, as their names say, stay together.
 
     Raises:
         DatasetError: a list is damaged, or names a clip of another class than classInd.txt.
@@ -30,7 +30,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     listed = {clip for kind in ("train", "test") for k in NUMBERS for clip in _read_list(lists, kind, k, index, source)}
     ids = sorted(listed, key=lambda clip: (index[clip.split("/")[0]], clip))
     name = f"{spec.name}/{part.name}"
-    numbers = find_groups(name, ids, r"_(g\d+)_c\d+\.\w+$")  # v_ApplyEyeMakeup_g08_c01.avi is cut from the video g08
+    numbers = find_groups(name, ids, r"_(g\d+)_c\d+\.\w+$")  # v_ApplyEyeMakeup_g08_c01.avi belongs to the group g08
     return ImageDataset(
         name=name,
         labels=np.array([index[clip.split("/")[0]] for clip in ids], dtype=np.int64),

@@ -36,6 +36,7 @@ from probe.datasets.images import ImageDataset
 from probe.datasets.shards import check_shard, compressed, read_image, read_index
 from probe.errors import DatasetError, DatasetMissingError, DownloadError
 from probe.fetch import fetch
+from probe.hub import is_repository
 from probe.specs import DatasetSpec, Part, Source, slug
 
 OPTIONS = ("revision", *hub.PARTS)
@@ -88,7 +89,7 @@ def _check_location(name: str, location: str, *, is_url: bool, is_local: bool) -
         raise compressed(location)
     if is_url and not re.match(r"https?://[^/].*/$", location):
         raise DatasetError(f"{name} is no address of shards; write https://HOST/FOLDER/, or one of files *.tar")
-    if not is_url and not is_local and not hub.is_repository(location):
+    if not is_url and not is_local and not is_repository(location):
         raise DatasetMissingError(f"no folder at {location}, and no repository ORG/NAME; check the name")
 
 

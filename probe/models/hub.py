@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from probe.errors import CheckpointError, ChecksumError, DownloadError, ProbeError, UnknownNameError
-from probe.fetch import file_sha256
+from probe.hub import is_as_published, is_repository, one_line
 
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face's libraries; the first carries no code
-SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_name(repo: str) -> None:
@@ -28,14 +26,7 @@ def check_name(repo: str) -> None:
     Raises:
         UnknownNameError: it cannot.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # imported there for all to use
-
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as err:
-        raise UnknownNameError(f"{repo!r} is no repository of the Hugging Face hub; write it as ORG/NAME") from err
-    if "/" not in repo:
+    if not is_repository(repo):
         raise UnknownNameError(f"{repo!r} is no repository of the Hugging Face hub; write it as ORG/NAME")
 
 
@@ -88,7 +79,7 @@ def read_license(folder: Path) -> str:
     try:
         metadata = (metadata_load(card) if card.is_file() else None) or {}
     except (OSError, ValueError, yaml.YAMLError) as err:  # a card is no reason to refuse weights
-        logger.warning("%s names no licence that can be read (%s)", card, _one_line(err))
+        logger.warning("%s names no licence that can be read (%s)", card, one_line(err))
         return ""
     named = metadata.get("license") or ""
     if named == "other":
@@ -113,17 +104,13 @@ def _fetch(repo: str, patterns: Sequence[str], *, offline: bool) -> Path:
         why = (
             "--offline forbids to fetch it"
             if offline
-            else f"it could not be fetched ({_one_line(err.__cause__ or err)})"
+            else f"it could not be fetched ({one_line(err.__cause__ or err)})"
         )
         raise _not_here(repo, f"is not there, and {why}") from err
     except Exception as err:  # which library speaks HTTP, and so what it raises, differs between versions of the client
         if getattr(err, "errno", None) == errno.ENOSPC:
             raise DownloadError(f"no space left for {address}; make room and run again, which resumes") from err
-        raise DownloadError(f"could not fetch {address} ({_one_line(err)}); run again to resume") from err
-
-
-def _one_line(err: BaseException) -> str:
-    return " ".join(str(err).split()) or type(err).__name__
+        raise DownloadError(f"could not fetch {address} ({one_line(err)}); run again to resume") from err
 
 
 def _not_here(repo: str, why: str) -> ProbeError:
@@ -136,7 +123,5 @@ def _not_here(repo: str, why: str) -> ProbeError:
 
 
 def _verify(path: Path) -> None:
-    """Large files are links to blobs whose names are their SHA-256; those of small files are Git's, not a SHA-256."""
-    blob = path.resolve()
-    if path.is_symlink() and SHA256.fullmatch(blob.name) and file_sha256(blob) != blob.name:
-        raise ChecksumError(f"{path} differs from what was published; delete {blob} and run again")
+    if not is_as_published(path):
+        raise ChecksumError(f"{path} differs from what was published; delete {path.resolve()} and run again")

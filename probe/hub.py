@@ -1,0 +1,36 @@
+"""What models and datasets both need of the Hugging Face hub: names of repositories, files as published, errors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from probe.fetch import file_sha256
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_repository(name: str) -> bool:
+    """Whether a text can be the name of a repository, `ORG/NAME`."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # imported there for all to use
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
+def is_as_published(path: Path) -> bool:
+    """Whether a file of the hub's cache has its SHA-256, as far as the cache tells.
+
+    Large files are links to blobs whose names are their SHA-256; those of small files are Git's, not a SHA-256.
+    """
+    blob = path.resolve()
+    return not path.is_symlink() or not SHA256.fullmatch(blob.name) or file_sha256(blob) == blob.name
+
+
+def one_line(err: BaseException) -> str:
+    """What an error says, without line breaks; its type where it says nothing."""
+    return " ".join(str(err).split()) or type(err).__name__
