@@ -92,8 +92,11 @@ def default_workers(device: str) -> int:
     As many as there are processors beside a GPU, up to 16. On the CPU the model takes the processors itself: one where
     there are two or more, so that images are ready when it is.
     """
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, processors) if device.startswith("cuda") else int(processors > 1)
+    return min(16, _processors()) if device.startswith("cuda") else int(_processors() > 1)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def extract(
@@ -114,8 +117,8 @@ def extract(
         encoder: the model.
         dataset: images and labels; what worker processes read is pickled where they are not forked.
         batch_size: images encoded at a time.
-        workers: processes that read images; 0 reads in this one, None is `default_workers`, and 0 for at
-            most `SMALL` images.
+        workers: processes that read images, at most one a processor; 0 reads in this one. None is `default_workers`,
+            and 0 for at most `SMALL` images.
         skip_corrupt: pass over up to so many images that cannot be read.
 
     Raises:
@@ -202,6 +205,7 @@ def _read_ahead(
     """The images in batches, in the order of the dataset; at most two batches for each worker wait in memory."""
     if workers is None:
         workers = default_workers(encoder.execution.device.type) if len(dataset) > SMALL else 0
+    workers = min(workers, _processors())  # more are slower; DataLoader warns of it
     reader = _Reader(dataset, encoder.preprocess)
     return iter(
         torch.utils.data.DataLoader(reader, batch_size=batch_size, num_workers=workers, collate_fn=reader.collate)

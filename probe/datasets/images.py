@@ -11,13 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from probe.errors import DatasetError
-
-# What Pillow and the readers of its formats raise on files that are no images, or cut short, or far too large.
-READ_ERRORS = (
-    *(OSError, ValueError, SyntaxError, EOFError, RuntimeError, NotImplementedError),
-    Image.DecompressionBombError,
-)
+from probe.errors import DatasetError, ProbeError
+from probe.hub import one_line
 
 
 @dataclass(frozen=True)
@@ -29,8 +24,8 @@ class ImageDataset:
         labels: int64 (n,), class indices in [0, len(class_names)); or (n, k) where an image can show several of k
             classes: 1 where it shows the class, 0 where not, -1 where it does not count.
         class_names: in the order of the labels.
-        read: position -> image of any mode; raises one of `READ_ERRORS`, or a `DatasetError`, where it cannot. Worker
-            processes call it, so it is made of functions that have a name, not of lambdas.
+        read: position -> image of any mode; raises where it cannot. Worker processes call it, so it is made of
+            functions that have a name, not of lambdas.
         ids: what tells an image from others, in order: a path, or a position in the source.
         groups: for each image the group that it came in, such as the video of a frame; a split takes whole groups.
             Empty where images are on their own.
@@ -60,10 +55,10 @@ class ImageDataset:
             raise IndexError(f"{self.name} has no image {i}; it has {len(self)}")
         try:
             image = self.read(i).convert("RGB")
-        except DatasetError:
+        except ProbeError:
             raise
-        except READ_ERRORS as err:
-            why = str(err) or type(err).__name__
+        except Exception as err:  # Pillow's readers raise whatever comes up in a damaged file, also AttributeError
+            why = one_line(err)
             raise DatasetError(
                 f"{self.name}: image {i} ({self.ids[i]}) cannot be read ({why}); get its files again, or pass over "
                 "up to N such images with --skip-corrupt N"
