@@ -70,7 +70,7 @@ class Extraction:
 
     Args:
         features: of each part, of the images that some split has.
-        folds: the features of each split of each fold: views or copies of rows of `features`.
+        rows: for each fold, which rows of a part's features are a split: the part and int64 positions, ascending.
         read: what `RunRecord.read` says.
         splits: what `RunRecord.splits` says.
         encoder: what `RunRecord.encoder` says.
@@ -78,11 +78,17 @@ class Extraction:
     """
 
     features: Mapping[str, Features]
-    folds: Sequence[Mapping[str, Features]]
+    rows: Sequence[Mapping[str, tuple[str, np.ndarray]]]
     read: Mapping[str, Any]
     splits: Mapping[str, Any]
     encoder: Mapping[str, Any]
     seconds: Mapping[str, float]
+
+    def split(self, name: str, fold: int) -> Features:
+        """The features of `train`, `val` or `test` of a fold: those of the part, or a copy of some of its rows."""
+        part, rows = self.rows[fold][name]
+        features = self.features[part]
+        return features if len(rows) == len(features) else features.take(rows)
 
 
 @dataclass(frozen=True)
@@ -269,13 +275,17 @@ def _extract(spec: RunSpec, access: Access) -> Extraction:
         raise CheckpointError(f"{spec.model.name} is no TorchScript archive and has no JIT mode; use --jit off")
     loaded = time.perf_counter()
     features, positions = _extract_parts(spec, dataset, encoder, access)
-    folds = [
-        {name: _take(features[fold[name].part], positions[fold[name].part], fold[name].positions) for name in SPLITS}
+    rows = [
+        {
+            # Those that were skipped have no row.
+            name: (fold[name].part, np.flatnonzero(np.isin(positions[fold[name].part], fold[name].positions)))
+            for name in SPLITS
+        }
         for fold in dataset.folds
     ]
     return Extraction(
         features=features,
-        folds=folds,
+        rows=rows,
         read=_describe_reading(dataset, features),
         splits=_by_split(dataset.folds, lambda k, name: _describe_split(dataset, dataset.folds[k][name], positions)),
         encoder=_describe_encoder(encoder),
@@ -304,13 +314,6 @@ def _extract_parts(
         features[part] = extracted
         positions[part] = np.delete(used, [row for row, _ in extracted.skipped])
     return features, positions
-
-
-def _take(features: Features, positions: np.ndarray, chosen: np.ndarray) -> Features:
-    """The rows of some positions of a part; those that were skipped have none."""
-    if np.array_equal(positions, chosen):
-        return features
-    return features.take(np.flatnonzero(np.isin(positions, chosen, assume_unique=True)))
 
 
 def _describe_reading(dataset: OpenedDataset, features: Mapping[str, Features]) -> dict[str, Any]:
@@ -361,7 +364,7 @@ def _describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:
 
 
 def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done]) -> Done:
-    digests = _by_split(extraction.folds, lambda k, name: {"sha256": extraction.folds[k][name].sha256})
+    digests = _by_split(extraction.rows, lambda k, name: {"sha256": extraction.split(name, k).sha256})
     same_protocol = [cell for cell in finished if cell.spec.protocol == spec.protocol]
     twin = next((cell for cell in same_protocol if cell.record.features == digests), None)
     started = time.perf_counter()
@@ -372,13 +375,13 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done]) -> Don
         result = mean_result(
             [
                 fit_probe(
-                    train=fold["train"],
-                    val=fold["val"],
-                    test=fold["test"],
+                    train=extraction.split("train", k),
+                    val=extraction.split("val", k),
+                    test=extraction.split("test", k),
                     metric=spec.dataset.metric,
                     protocol=spec.protocol,
                 )
-                for fold in extraction.folds
+                for k in range(len(extraction.rows))
             ]
         )
     seconds = time.perf_counter() - started
