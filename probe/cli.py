@@ -146,7 +146,7 @@ def _count(text: str) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from probe import datasets, models, runner
+    from probe import datasets, extraction, models, runner
 
     specs = runner.plan(
         _expand(args.dataset, {"all": datasets.dataset_names(), "paper": datasets.paper_names()}),
@@ -157,7 +157,7 @@ def _run(args: argparse.Namespace) -> int:
         precision=args.precision,
         batch_size=args.batch_size,
     )
-    access = runner.Access(
+    access = extraction.Access(
         data=args.data_dir,
         weights=args.weights_dir,
         results=args.results_dir,

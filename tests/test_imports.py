@@ -29,9 +29,21 @@ BELOW = {
     "probes": {"errors", "features", "metrics", "names", "specs"},
     "tiny": {"models", "preprocess", "specs"},
     "comparison": {"datasets", "errors", "features", "models", "probes", "specs"},
+    "extraction": {"datasets", "errors", "features", "models", "specs"},
     "doctor": {"datasets", "environment", "models", "paths"},
     "runner": {
-        *("comparison", "datasets", "environment", "errors", "features", "models", "paths", "probes", "records"),
+        *(
+            "comparison",
+            "datasets",
+            "environment",
+            "errors",
+            "extraction",
+            "features",
+            "models",
+            "paths",
+            "probes",
+            "records",
+        ),
         *("specs", "tables"),
     },
 }

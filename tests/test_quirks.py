@@ -9,7 +9,8 @@ import pytest
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
 from probe.errors import DatasetError, UnknownNameError
-from probe.runner import Access, plan, run_grid
+from probe.extraction import Access
+from probe.runner import plan, run_grid
 from probe.specs import Part
 
 

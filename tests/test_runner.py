@@ -14,9 +14,10 @@ import probe
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
 from probe.errors import CheckpointError, DatasetError, UnknownNameError
+from probe.extraction import Access
 from probe.probes.protocols import get_protocol
 from probe.records import read_records, record_path, write_record
-from probe.runner import Access, plan, run_grid
+from probe.runner import plan, run_grid
 from probe.specs import Part
 from probe.tables import footnotes, row, to_markdown
 
