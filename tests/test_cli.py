@@ -81,7 +81,13 @@ def test_an_unwritable_results_folder_is_found_before_the_work(tmp_path, capsys,
 def test_ctrl_c_keeps_what_was_written(tmp_path):
     """Interrupted in the second cell: exit code 130, one sentence, the first record untouched."""
     arguments = [*RUN, "--jit", "both", "--results-dir", str(tmp_path)]
-    process = subprocess.Popen([sys.executable, "-m", "probe", *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "probe", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, a shell has them ignore it, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     err = []
     for line in process.stderr:
         err.append(line)

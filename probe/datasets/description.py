@@ -125,7 +125,9 @@ def describe_source(source: Source) -> str:
         return f"torchvision's {source.location}"
     if source.form == "huggingface":
         columns = ", ".join(str(value) for key, value in source.options if value and key in ("image", "label"))
-        return f"{source.location} of the Hugging Face hub" + (f" (columns {columns})" if columns else "")
+        is_path = Path(source.location).is_absolute()
+        where = f"files in {source.location}" if is_path else f"{source.location} of the Hugging Face hub"
+        return where + (f" (columns {columns})" if columns else "")
     if source.form == "webdataset":
         return f"shards {source.location}"
     if source.form == "embedded":
