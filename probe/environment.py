@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("probe", "torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow")
+PACKAGES = ("probe", "torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow", "datasets", "av", "h5py")
 
 
 def describe(device: str) -> dict[str, Any]:

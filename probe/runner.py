@@ -89,7 +89,8 @@ def _refuse_taken_names(rows: Iterable[Row], catalog: Sequence[Row]) -> None:
     known = {row.name: row for row in catalog}
     for row in rows:
         if known.get(row.name, row) != row:
-            raise UnknownNameError(f"{row.name!r} is the name of another row of the catalogue; give yours its own name")
+            raise UnknownNameError(f"{row.name!r} is the name of another row, too; give yours its own name")
+        known[row.name] = row
 
 
 def run(

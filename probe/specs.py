@@ -129,7 +129,8 @@ class DatasetSpec:
     is held out, stratified by class and by whole groups where images come in groups, from `all` or `train`, with these
     fractions and the fixed order of `datasets.splits`; or `recipe` names the rule of `datasets.recipes` that makes
     the splits, whose sizes are then `split_sizes`. A probe is fitted on each of `num_folds` folds, and the score is
-    their mean. `num_classes` is None where only the files know.
+    their mean; `fold_sizes` are their images for training and validation, and for testing. `num_classes` is None where
+    only the files know.
 
     `numbers_from` says where sizes, classes and labels come from, `notes` what a reader of scores must know, `gone` why
     the whole of it can no longer be had. `in_paper` marks those of the CLIP paper's table 9.
@@ -146,6 +147,7 @@ class DatasetSpec:
     recipe: str = ""
     split_sizes: tuple[tuple[str, int], ...] = ()
     num_folds: int = 1
+    fold_sizes: tuple[tuple[int, int], ...] = ()
     homepage: str = ""
     license: str = ""
     numbers_from: str = ""

@@ -37,6 +37,9 @@ def test_a_row_has_the_papers_facts(spec):
     train = sizes["train"] if spec.name != "clevr_counts" else 2_000  # of the 70,000 of CLEVR
     trainval = TRAINVAL.get(spec.name) or _first_number(facts["actual_trainval_size"])
     assert train + sizes.get("val", 0) == trainval
+    halves = re.search(r"\((\d+)\+(\d+)\)", facts["actual_trainval_size"])
+    if halves and "val" in sizes:
+        assert (train, sizes["val"]) == tuple(map(int, halves.groups()))
     assert sizes["test"] == (TEST.get(spec.name) or _first_number(facts["actual_test_size"]))
 
 

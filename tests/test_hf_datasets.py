@@ -611,7 +611,8 @@ def test_configurations_are_listed(options, message, hub, repositories):
 def test_a_card_that_says_other_sizes_is_named(hub, repositories):
     """Part of the files might have been left out."""
     _write_configs(repositories / "org" / "two")
-    rows(5).to_parquet(repositories / "org" / "two" / "second" / "test-00000-of-00001.parquet")
+    few = rows(5, feature=ClassLabel(names=["x", "y", "z"]))
+    few.to_parquet(repositories / "org" / "two" / "second" / "test-00000-of-00001.parquet")
     with pytest.raises(DatasetError, match=r"org/two.*6.*5"):
         open_dataset("hf:org/two?config=second")
 
@@ -854,3 +855,19 @@ def test_a_row_of_other_sizes_is_refused(hub, repositories):
     spec = replace(_row("cifar10"), parts=get_dataset("cifar10").parts)
     with pytest.raises(DatasetError, match="cifar10/train: expected 50000 images, found 12"):
         open_dataset(spec)
+
+
+def test_parquet_files_whose_classes_are_in_another_order_are_refused(folder):
+    """`datasets` would give the labels of the second file the names of the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, names in (("train", ["a", "b", "c"]), ("test", ["a", "c", "b"])):
+        rows(12, labels=[0, 1, 2] * 4, feature=ClassLabel(names=names)).to_parquet(folder / f"{split}.parquet")
+    with pytest.raises(DatasetError, match=r"the classes of the column 'label' in \w+\.parquet are not those"):
+        open_dataset(f"hf:{folder}", offline=True)
+
+
+def test_a_damaged_image_in_bytes_has_a_message_that_stays_the_same(folder):
+    """No address in memory is in it, as it goes into records."""
+    rows(12, pictures=[b"no image", *map(picture, range(11))]).save_to_disk(folder)
+    with pytest.raises(DatasetError, match=r"image 0 \(all/0\) cannot be read \(cannot identify image file it\)"):
+        open_dataset(f"hf:{folder}", offline=True)

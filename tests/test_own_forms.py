@@ -36,6 +36,7 @@ def _row(name, written=None):
     return replace(
         spec,
         parts=tuple(Part(part.name, len(written[part.name]) if part.name in written else None) for part in spec.parts),
+        fold_sizes=(),
         num_classes=20 if name == "voc2007" else max(labels) + 1,
         val_fraction=0.34,
     )

@@ -22,7 +22,7 @@ def small(tmp_path, monkeypatch):
         getattr(layouts, name)(tmp_path, monkeypatch)
         spec = get_dataset(name)
         parts = tuple(Part(part.name, size) for part, size in zip(spec.parts, sizes, strict=True))
-        return replace(spec, parts=parts, num_classes=2, **fields)
+        return replace(spec, parts=parts, num_classes=2, fold_sizes=(), **fields)
 
     return make
 
@@ -138,3 +138,13 @@ def test_what_is_wrong_with_a_class_is_one_sentence(name, error, message):
     with pytest.raises(error) as caught:
         get_dataset(f"torchvision:{name}")
     assert message in str(caught.value)
+
+
+def test_a_fold_of_another_size_is_named(small, tmp_path):
+    """As a file of folds that was cut short leaves it."""
+    spec = replace(small("stl10", 20, 4, val_fraction=0.34), fold_sizes=((6, 4),) * 10)
+    path = tmp_path / "stl10_binary" / "fold_indices.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:9], " ".join(lines[9].split()[:5])]))
+    with pytest.raises(DatasetError, match=r"expected 6 images for .* and 4 for testing in fold 10, found 5 and 4"):
+        open_dataset(spec, data_dir=tmp_path, offline=True)

@@ -354,6 +354,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         ),
         num_classes=10,
         num_folds=10,
+        fold_sizes=((1_000, 8_000),) * 10,
         homepage="https://cs.stanford.edu/~acoates/stl10/",
         license="not stated",
         numbers_from="home page; openai/CLIP#45",
@@ -516,6 +517,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         ),
         num_classes=101,
         num_folds=3,
+        fold_sizes=((9_537, 3_783), (9_586, 3_734), (9_624, 3_696)),
         homepage="https://www.crcv.ucf.edu/data/UCF101.php",
         license="not stated",
         numbers_from="home page for 13,320; the makers' lists: 9,537, 9,586, 9,624 clips for training, 3,783, 3,734, "

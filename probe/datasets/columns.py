@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 
 from probe.errors import DatasetError
 
 # Columns that hold labels though their type does not say so.
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "classes", "class_id", "class_label", "cls", "target")
+
+
+def check_classes(where: str, files: Sequence[Path]) -> None:
+    """See that files of Parquet name the same classes in the same order.
+
+    `datasets` takes the names of the first file for all, so that the labels of another would mean other classes.
+
+    Raises:
+        DatasetError: two files differ.
+    """
+    seen: dict[str, list[str]] = {}
+    for file in files:
+        for column, feature in datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file)).items():
+            if isinstance(feature, datasets.ClassLabel) and seen.setdefault(column, feature.names) != feature.names:
+                raise DatasetError(
+                    f"{where}: the classes of the column {column!r} in {file.name} are not those of its other files, "
+                    "or in another order; save all alike"
+                )
 
 
 def image_column(name: str, features: Mapping[str, Any], given: str) -> str:

@@ -35,7 +35,7 @@ from PIL import Image
 
 from probe.datasets import hub
 from probe.datasets.cards import choose_config, make_plan
-from probe.datasets.columns import image_column, read_labels
+from probe.datasets.columns import check_classes, image_column, read_labels
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, DatasetMissingError, ProbeError
 from probe.hub import is_repository, one_line
@@ -170,7 +170,10 @@ def _load_path(path: Path, config: str) -> dict[str, Any]:
         if (path / "state.json").is_file():
             return {"train": datasets.load_from_disk(str(path))}
         if path.is_dir():
-            return dict(datasets.load_dataset(str(path), choose_config(str(path), path, config) or None))
+            chosen = choose_config(str(path), path, config)
+            if not chosen:  # else files of another configuration may have other classes
+                check_classes(str(path), sorted(path.rglob("*.parquet")))
+            return dict(datasets.load_dataset(str(path), chosen or None))
         if path.suffix == ".arrow":
             return {"train": datasets.Dataset.from_file(str(path))}
         if path.suffix == ".parquet":
@@ -188,6 +191,8 @@ def _load_repository(
             plan = make_plan(snapshot, options)
         folder = hub.fetch(snapshot, plan.patterns, offline=offline)
         with _reading(repo):
+            fetched = [folder / file for file in hub.matching(snapshot.files, plan.patterns)]
+            check_classes(repo, [file for file in fetched if file.suffix == ".parquet"])
             loaded = dict(datasets.load_dataset(str(folder), **plan.arguments))
         _check_splits(repo, loaded, splits)
     except DatasetError as err:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,8 @@ from PIL import Image
 
 from probe.errors import DatasetError, ProbeError
 from probe.hub import one_line
+
+BUFFER = re.compile(r"<_io\.\w+ object at 0x[0-9a-f]+>")  # how Pillow calls what has no file name
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class ImageDataset:
         except ProbeError:
             raise
         except Exception as err:  # Pillow's readers raise whatever comes up in a damaged file, also AttributeError
-            why = one_line(err)
+            why = BUFFER.sub("it", one_line(err))
             raise DatasetError(
                 f"{self.name}: image {i} ({self.ids[i]}) cannot be read ({why}); get its files again, or pass over "
                 "up to N such images with --skip-corrupt N"

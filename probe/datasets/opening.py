@@ -253,8 +253,8 @@ def _check_classes(spec: DatasetSpec, images: ImageDataset, *, allow_partial: bo
         found = int((images.labels == 1).any(axis=0).sum())
     else:
         found = len(np.unique(images.labels))
-    expected = spec.num_classes or len(images.class_names)
-    if found != expected and not allow_partial:
+    expected = spec.num_classes  # without one, a class that is named and has no image is as it is
+    if expected is not None and found != expected and not allow_partial:
         raise DatasetError(f"{images.name}: expected images of {expected} classes, found {found}; {_REPAIR}")
     if found < 2:
         raise DatasetError(f"{images.name}: all images are of one class; a probe needs at least two")
@@ -282,6 +282,13 @@ def _make_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageData
 def _check_splits(spec: DatasetSpec, folds: Sequence[Fold], *, allow_partial: bool) -> None:
     if len(folds) != spec.num_folds:
         raise DatasetError(f"{spec.name}: expected {spec.num_folds} folds, found {len(folds)}; {_REPAIR}")
+    for k, (size, num_test) in enumerate(() if allow_partial else spec.fold_sizes):
+        num_fit = len(folds[k].train.positions) + len(folds[k].val.positions)
+        if (num_fit, len(folds[k].test.positions)) != (size, num_test):
+            raise DatasetError(
+                f"{spec.name}: expected {size} images for training and validation and {num_test} for testing in fold "
+                f"{k + 1}, found {num_fit} and {len(folds[k].test.positions)}; {_REPAIR}"
+            )
     for name, size in () if allow_partial else spec.split_sizes:
         found = len(folds[0][name].positions)
         if found != size:

@@ -224,8 +224,11 @@ def _read(images: Any, i: int) -> Image.Image:
 def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> Any:
     import torchvision.datasets
 
-    dataset_class = getattr(torchvision.datasets, source.location)
+    dataset_class = getattr(torchvision.datasets, source.location, None)
+    if dataset_class is None:
+        raise DatasetError(f"{spec.name}: torchvision has no class {source.location!r}; correct its row")
     arguments = {"root": root, **dict(dict(source.parts)[part.name])}
+    missing = "its files are not there"
     if all((root / path).exists() for path in source.paths):
         lock = root / f"{spec.name}.lock"
         try:
@@ -236,7 +239,7 @@ def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline:
             ) from err
         except FAILURES as err:
             why = " ".join(str(err).split())
-            if source.paths or "not found" not in why:  # files are there, but cut short or not all
+            if source.paths:  # files are there, but cut short or not all
                 if lock.exists():  # another process may be unpacking them, which holds the lock
                     with FileLock(lock), contextlib.suppress(*FAILURES):
                         return dataset_class(**arguments, **_no_download(dataset_class))
@@ -244,8 +247,9 @@ def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline:
                     f"{spec.name} in {root} is damaged ({why}); remove it, then run again to fetch it, or put "
                     f"{source.files or 'its files'} there"
                 ) from err
+            missing = why
     if offline:
-        raise DatasetMissingError(f"{spec.name} is not in {root} and --offline forbids to fetch it")
+        raise DatasetMissingError(f"{spec.name} cannot be opened from {root} ({missing}), and may not be fetched")
     return download(spec, source.location, **arguments)
 
 

@@ -170,7 +170,23 @@ def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
     if unknown:
         known = ", ".join(OPTIONS[source.form])
         raise DatasetError(f"{file}: a source has the option {unknown[0]!r}; those of {source.form} are {known}")
+    options = dict(source.options)
+    for name in ("ignore", "numbered"):
+        if not isinstance(options.get(name, ()), tuple):
+            raise DatasetError(f"{file}: {name} = {options[name]!r} is no list; write [{options[name]!r}]")
+    if options.get("media", "video") != "video":
+        raise DatasetError(f"{file}: media = {options['media']!r}; give 'video', or leave it out for images")
+    try:
+        if re.compile(str(options.get("groups", "()"))).groups < 1:
+            raise re.error("it has no group")
+    except re.error as err:
+        raise DatasetError(f"{file}: groups = {options['groups']!r} ({err}); write a pattern with a group ()") from err
     given = dict(source.parts)
+    folders = [str(dict(arguments).get("folder", "")) for arguments in given.values()]
+    if any(Path(folder).is_absolute() or ".." in Path(folder).parts for folder in folders):
+        raise DatasetError(f"{file}: a folder of {', '.join(folders)} is not below the location; write it so")
+    if len(set(given.values())) < len(given):
+        raise DatasetError(f"{file}: two parts of a source are the same; give each its own")
     for part in spec.parts:
         needs = {"folder": "folder", "huggingface": "split", "webdataset": "split"}.get(source.form)
         if part.name not in given or (needs and needs not in dict(given[part.name])):

@@ -40,6 +40,7 @@ from probe.hub import is_repository
 from probe.specs import DatasetSpec, Part, Source, slug
 
 OPTIONS = ("revision", *hub.PARTS)
+MAX_SHARDS = 1_000_000  # more are a slip, and would fill the memory with their names
 CLASS_NAMES, NUM_SHARDS = "classnames.txt", "nshards.txt"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -160,9 +161,13 @@ def expand(pattern: str) -> list[str]:
         first, last = numbers.groups()
         is_padded = any(len(number) > 1 and number.startswith("0") for number in (first, last))
         width = max(len(first), len(last)) if is_padded else 0
+        if int(last) - int(first) >= MAX_SHARDS:
+            raise DatasetError(f"{pattern!r} stands for more than {MAX_SHARDS} shards; write fewer")
         choices = [f"{i:0{width}}" for i in range(int(first), int(last) + 1)]
         if not choices:
             raise DatasetError(f"{pattern!r} counts down from {first} to {last}; write the smaller number first")
+    if len(set(choices)) < len(choices):
+        raise DatasetError(f"{pattern!r} names a shard twice; write each once")
     return [before + choice + end for choice in choices for end in expand(after)]
 
 
