@@ -26,7 +26,7 @@ from probe.environment import describe
 from probe.features import extract
 from probe.models.loading import load_encoder
 
-ROUNDS, WORKERS, MODELS = 3, (0, 1, 2), {"tiny": 1024, "random:ViT-B/32": 192}
+ROUNDS, WORKERS, MODELS = 3, (0, 1, 2), {"tiny": 1024, "random:ViT-B/32": 64}
 SIZES = (1000, 8000)
 
 

@@ -79,7 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="pass over up to N images of a dataset that cannot be read; marks results [0]",
     )
-    run.add_argument("--workers", type=_count, metavar="N", help="processes that read images [as many as help]")
+    run.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="processes that read images [16 or a processor each beside a GPU, else 0]",
+    )
     run.add_argument("--json", action="store_true", help="print records as JSON lines instead of a table")
     _add_execution(run)
     run.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")

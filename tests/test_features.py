@@ -9,7 +9,7 @@ from PIL import Image
 
 from probe.datasets.images import ImageDataset, read_file
 from probe.errors import DatasetError, FeaturesError
-from probe.features import Features, extract
+from probe.features import Features, default_workers, extract
 from probe.models.encoder import ImageFeatures
 from probe.preprocess import Preprocess
 
@@ -167,3 +167,9 @@ def test_rows_of_labels_stay_rows(on_disk):
     labels = np.array([[1, 0], [0, -1]] * 6)
     several = ImageDataset("several", labels, ["a", "b"], on_disk.read, on_disk.ids)
     assert np.array_equal(extract(FakeEncoder(), several, workers=1).y, labels)
+
+
+def test_workers_are_for_gpus_unless_asked_for():
+    """On the CPU the model takes the processors itself."""
+    assert default_workers("cpu") == 0
+    assert 1 <= default_workers("cuda") <= 16
