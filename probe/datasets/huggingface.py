@@ -33,7 +33,7 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from probe.datasets import hub
+from probe.datasets import hub, rows
 from probe.datasets.cards import choose_config, make_plan
 from probe.datasets.columns import check_classes, image_column, read_labels
 from probe.datasets.images import ImageDataset
@@ -71,21 +71,14 @@ def make_spec(rest: str) -> DatasetSpec:
         parts = hub.choose_parts(name, options, {"train": "train", "test": "test"})
     else:
         raise DatasetMissingError(f"{location} is no file or folder here and no repository ORG/NAME; check the name")
-    return DatasetSpec(
-        name=name,
-        title=f"images in {location}",
-        parts=tuple(Part(part) for part in parts),
-        sources=(
-            Source(
-                form="huggingface",
-                location=location,
-                parts=tuple((part, (("split", split),)) for part, split in parts.items()),
-                options=tuple((option, value) for option, value in options.items() if option not in hub.PARTS),
-                can_download=not is_local,
-            ),
-        ),
+    return rows.found(
+        name,
+        "huggingface",
+        location,
+        {part: {"split": split} for part, split in parts.items()},
+        options=tuple((option, value) for option, value in options.items() if option not in hub.PARTS),
         metric=metric,
-        val_fraction=0.2 if "all" in parts else 0.1,
+        can_download=not is_local,
     )
 
 

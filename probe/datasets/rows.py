@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from probe.specs import Source
+from probe.specs import DatasetSpec, Part, Source
 
 # How torchvision's classes are asked for a part.
 TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
@@ -94,6 +94,28 @@ def own(
         archives=archives,
         files=files,
         can_download=can_download,
+    )
+
+
+def found(
+    name: str,
+    form: str,
+    location: str,
+    parts: dict[str, dict[str, Any]],
+    *,
+    options: tuple[tuple[str, Any], ...] = (),
+    metric: str = "accuracy",
+    can_download: bool,
+) -> DatasetSpec:
+    """A row of a user's own dataset, whose sizes and classes are as they are found; `all` is divided 60 / 20 / 20."""
+    source = Source(form=form, location=location, parts=_arguments(parts), options=options, can_download=can_download)
+    return DatasetSpec(
+        name=name,
+        title=f"images in {location}",
+        parts=tuple(Part(part) for part in parts),
+        sources=(source,),
+        metric=metric,
+        val_fraction=0.2 if "all" in parts else 0.1,
     )
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from probe.datasets import hub
+from probe.datasets import hub, rows
 from probe.datasets.archives import check_member
 from probe.datasets.images import ImageDataset
 from probe.datasets.shards import check_shard, compressed, read_image, read_index
@@ -68,20 +68,13 @@ def make_spec(rest: str) -> DatasetSpec:
     else:
         found = _find_folders(Path(location), options) if is_local else {"train": "train", "test": "test"}
     parts = hub.choose_parts(name, options, found)
-    return DatasetSpec(
-        name=name,
-        title=f"images in {location}",
-        parts=tuple(Part(part) for part in parts),
-        sources=(
-            Source(
-                form="webdataset",
-                location=location,
-                parts=tuple((part, (("split", split),)) for part, split in parts.items()),
-                options=tuple((option, value) for option, value in options.items() if option not in hub.PARTS),
-                can_download=not is_local,
-            ),
-        ),
-        val_fraction=0.2 if "all" in parts else 0.1,
+    return rows.found(
+        name,
+        "webdataset",
+        location,
+        {part: {"split": split} for part, split in parts.items()},
+        options=tuple((option, value) for option, value in options.items() if option not in hub.PARTS),
+        can_download=not is_local,
     )
 
 
