@@ -90,7 +90,7 @@ def default_workers(device: str) -> int:
     """Processes that read images where none are asked for.
 
     As many as there are processors beside a GPU, up to 16, and none on the CPU, where the model takes the processors
-    itself: there they bring 0.9 to 1.05 times the images, see `results/speed/reading.md`.
+    itself: there they bring 0.88 to 1.05 times the images, see `results/speed/reading.md`.
     """
     return min(16, _processors()) if device.startswith("cuda") else 0
 
@@ -109,9 +109,9 @@ def extract(
 ) -> Features:
     """Encode every image of a dataset, once, at both feature points.
 
-    Images are read by worker processes, a few batches ahead, and encoded in the order of the dataset: the features do
-    not depend on how many there are. The last batch is filled up with black images, because the batch size changes the
-    last bits of features. A batch is never larger than the dataset.
+    Images are read in this process, or by workers a few batches ahead, and encoded in the order of the dataset: the
+    features do not depend on how many workers there are. The last batch is filled up with black images, because the
+    batch size changes the last bits of features. A batch is never larger than the dataset.
 
     Args:
         encoder: the model.
@@ -152,7 +152,9 @@ def extract(
     if not y:
         raise FeaturesError(f"{name}: no image could be read; get its files again")
     seconds = time.perf_counter() - started
-    logger.info("%s: %d images, %d-d, %.1f s, %.0f img/s", name, n, x.shape[1], seconds, n / max(seconds, 1e-9))
+    logger.info(
+        "%s: %d images, %d-d, %.1f s, %.0f img/s", name, len(y), x.shape[1], seconds, len(y) / max(seconds, 1e-9)
+    )
     return Features(
         x=x[: len(y)], y=np.array(y, dtype=np.int64), pre_projection=pre_projection[: len(y)], skipped=tuple(skipped)
     )

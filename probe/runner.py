@@ -11,11 +11,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from probe import environment, paths, tables
 from probe.comparison import compare_features, count_flips
 from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG as DATASETS
-from probe.errors import ProbeError, UnknownNameError
+from probe.errors import ProbeError, ProtocolError, UnknownNameError
 from probe.extraction import Access, Extraction, by_split, extract_dataset
 from probe.features import BATCH_SIZE
 from probe.models import get_model
@@ -217,6 +219,9 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done]) -> Don
                 for k in range(len(extraction.rows))
             ]
         )
+    numbers = (result.score, result.objective, result.gradient_norm, result.gradient_ratio)
+    if not np.isfinite(numbers).all():  # which JSON does not have
+        raise ProtocolError(f"{spec}: score, objective or gradient is not finite, {numbers}; see its features")
     seconds = time.perf_counter() - started
     record = _record(spec, extraction=extraction, features=digests, result=result, fit_seconds=seconds)
     done = Done(spec, record, extraction, result)

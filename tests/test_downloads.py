@@ -5,19 +5,24 @@ import gc
 import gzip
 import hashlib
 import io
+import shutil
 import tarfile
 import threading
+import zipfile
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import layouts
+import numpy as np
+import own_layouts
 import pytest
 import torchvision.datasets
 from test_datasets import SMALL_MNIST, write_idx_files
 from test_opening import place
 
 from probe.datasets import get_dataset
-from probe.datasets.opening import open_dataset
+from probe.datasets.archives import unpack_missing
+from probe.datasets.opening import form_module, open_dataset
 from probe.errors import DatasetError, DatasetMissingError
 
 # torchvision does not close the answer of a server that has no such file; the collector does.
@@ -135,3 +140,86 @@ def test_an_archive_with_a_path_that_climbs_out_is_refused(tmp_path):
     with pytest.raises(DatasetError, match=r"'\.\./escaped', which would lie outside"):
         open_dataset("food101", data_dir=tmp_path, offline=True)
     assert not (tmp_path.parent / "escaped").exists()
+
+
+@pytest.fixture
+def served_food(server, tmp_path, monkeypatch):
+    """Food-101's archive, small, where torchvision's class looks for it; the row with its sizes."""
+    folder, address = server
+    layouts.food101(tmp_path / "made", monkeypatch)
+    with tarfile.open(folder / "food-101.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "made" / "food-101", "food-101")
+    content = (folder / "food-101.tar.gz").read_bytes()
+    monkeypatch.setattr(torchvision.datasets.Food101, "_URL", f"{address}food-101.tar.gz")
+    monkeypatch.setattr(torchvision.datasets.Food101, "_MD5", hashlib.md5(content).hexdigest())
+    spec = get_dataset("food101")
+    parts = tuple(replace(part, size=4) for part in spec.parts)
+    return content, replace(spec, sources=spec.sources[:1], parts=parts, num_classes=2, val_fraction=0.5)
+
+
+def test_a_download_that_was_killed_is_fetched_again(served_food, tmp_path):
+    """It leaves half of the archive under its final name; torchvision knows its checksum."""
+    content, spec = served_food
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "food-101.tar.gz").write_bytes(content[: len(content) // 2])
+    assert len(open_dataset(spec, data_dir=tmp_path / "data").split("test")) == 4
+
+
+def test_a_download_that_was_killed_is_named_where_it_cannot_be_fetched_again(served_food, tmp_path):
+    content, spec = served_food
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "food-101.tar.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DatasetError, match=r"food-101\.tar\.gz cannot be unpacked .*; get it again"):
+        open_dataset(spec, data_dir=tmp_path / "data", offline=True)
+
+
+def test_a_class_that_downloads_nothing_says_so(tmp_path):
+    with pytest.raises(DatasetMissingError, match="torchvision's FlyingChairs downloads nothing; put its files into"):
+        open_dataset("torchvision:FlyingChairs", data_dir=tmp_path)
+
+
+WRITERS = {
+    name: writer
+    for name, writer in {
+        **{name: getattr(layouts, name) for name in (*layouts.WRITERS, "stl10", "gtsrb", "eurosat", "clevr_counts")},
+        **{name: getattr(own_layouts, name) for name in ("sun397", "voc2007", "fer2013", "kitti", "gtsrb_39209")},
+    }.items()
+    if get_dataset(name).sources[0].archives
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_archives_alone_are_enough_for_every_row_that_has_some(name, tmp_path, monkeypatch):
+    """Offline: the miniature, packed as its archives lie in the data folder, opens as the unpacked one does."""
+    made, data = tmp_path / "made", tmp_path / "data"
+    writer = WRITERS[name]
+    writer(made, monkeypatch) if hasattr(layouts, name) else writer(made)
+    spec = get_dataset(name)
+    source = spec.sources[0]
+    for k, (archive, folder) in enumerate(source.archives):
+        pack(made / folder if k == 0 else None, data / archive)
+    if name == "flowers102":  # whose two lists are files of their own
+        for path in (made / "flowers-102").glob("*.mat"):
+            shutil.copy(path, data / "flowers-102")
+    for root in (made, data):
+        unpack_missing(source, root)
+    assert all((data / path).exists() for path in source.paths)
+    part, root = spec.parts[0], {"root": data, "offline": True}
+    opened = form_module(source.form).open_part(spec, source, part, **root)
+    directly = form_module(source.form).open_part(spec, source, part, **{**root, "root": made})
+    assert opened.sha256 == directly.sha256
+    assert np.array_equal(np.asarray(opened[0][0]), np.asarray(directly[0][0]))
+
+
+def pack(folder, archive):
+    """A folder's files as a tar or zip archive; an archive without files of nothing."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder else []
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for path in files:
+                packed.write(path, path.relative_to(folder))
+    else:
+        with tarfile.open(archive, "w" if archive.suffix == ".tar" else "w:gz") as packed:
+            for path in files:
+                packed.add(path, path.relative_to(folder))

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 import probe
+from probe import runner
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
 from probe.errors import CheckpointError, DatasetError, UnknownNameError
@@ -18,7 +19,7 @@ from probe.extraction import Access, extract_dataset
 from probe.probes.protocols import get_protocol
 from probe.records import read_records, record_path, write_record
 from probe.runner import plan, run_grid
-from probe.specs import Part
+from probe.specs import Part, Protocol
 from probe.tables import footnotes, row, to_markdown
 
 
@@ -273,3 +274,19 @@ def test_images_of_several_labels_run_to_their_score(tmp_path):
     assert 0 < eager.result["score"] <= 1
     assert jit.result["score"] == eager.result["score"]
     assert jit.parity["predictions_flipped"] == 0
+
+
+def test_a_probe_that_is_not_finite_fails_its_cell_and_no_other(tmp_path, monkeypatch):
+    """JSON has no NaN, so that such a record could not be written."""
+    real = runner.fit_probe
+
+    def overflow(**arguments):
+        result = real(**arguments)
+        return replace(result, objective=float("nan")) if arguments["protocol"].name == "readme" else result
+
+    monkeypatch.setattr(runner, "fit_probe", overflow)
+    once = Protocol("once", "one value", "projected", (0.01,), 1, 100, 1e-4, "this test")
+    specs = plan(["digits"], ["tiny"], protocols=["readme", once], device="cpu")
+    broken, fine = run_grid(specs, access=Access(results=tmp_path, offline=True))
+    assert "score, objective or gradient is not finite" in broken.error["message"]
+    assert fine.status == "done"

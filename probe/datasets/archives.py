@@ -53,7 +53,8 @@ def unpack_missing(source: Source, root: Path) -> None:
                 return
             begun.touch()
             for archive, folder in archives:
-                unpack(archive, folder)
+                with FileLock(f"{archive}.unpacking.lock"):  # two sources can share an archive
+                    unpack(archive, folder)
             begun.unlink()
     except OSError as err:
         raise DatasetError(f"cannot unpack into {root} ({err.strerror}); make it writable, or unpack by hand") from err

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from probe.datasets.folds import SPLITS
 from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.video import SUFFIXES as VIDEO_SUFFIXES
@@ -22,7 +23,6 @@ from probe.datasets.video import read_middle_frame
 from probe.errors import DatasetError, DatasetMissingError
 from probe.specs import DatasetSpec, Part, Source
 
-SPLITS = ("train", "val", "test")
 LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
 
 

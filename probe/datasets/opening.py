@@ -147,15 +147,15 @@ def form_module(form: str) -> ModuleType:
 
 
 def _open_first(spec: DatasetSpec, *, root: Path, offline: bool) -> tuple[Source, dict[str, ImageDataset]]:
-    missing: list[DatasetError | ExtraMissingError] = []
+    missing: list[DatasetError | ExtraMissingError] = []  # of every source first without a network, then with one
     for may_fetch in (False,) if offline else (False, True):
         for source in spec.sources:
             if may_fetch and not source.can_download:
                 continue
             module = form_module(source.form)
-            unpack_missing(source, root)
             try:
                 if not may_fetch:
+                    _unpack(source, root, offline=offline)
                     _check_paths(spec, source, root)
                 opened = {
                     part.name: module.open_part(spec, source, part, root=root, offline=not may_fetch)
@@ -166,6 +166,16 @@ def _open_first(spec: DatasetSpec, *, root: Path, offline: bool) -> tuple[Source
             else:
                 return source, opened
     raise _nowhere(spec, missing, root=root, offline=offline)
+
+
+def _unpack(source: Source, root: Path, *, offline: bool) -> None:
+    """Unpack what the user has put there; what a killed download left is missing where it can be fetched again."""
+    try:
+        unpack_missing(source, root)
+    except DatasetError as err:
+        if offline or not source.can_download:
+            raise
+        raise DatasetMissingError(str(err)) from err
 
 
 def _check_paths(spec: DatasetSpec, source: Source, root: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
+from probe.datasets import rows
 from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
@@ -57,20 +58,8 @@ def make_spec(rest: str) -> DatasetSpec:
         raise unknown_name("class of torchvision", name, classes)
     arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
     parts = _find_parts(getattr(torchvision.datasets, name), arguments)
-    return DatasetSpec(
-        name=f"torchvision:{rest}",
-        title=f"torchvision's {name}",
-        parts=tuple(Part(part) for part in parts),
-        sources=(
-            Source(
-                form="torchvision",
-                location=name,
-                parts=tuple((part, tuple({**arguments, **chosen}.items())) for part, chosen in parts.items()),
-                can_download=True,
-            ),
-        ),
-        val_fraction=0.2 if "all" in parts else 0.1,
-    )
+    found = {part: {**arguments, **chosen} for part, chosen in parts.items()}
+    return rows.found(f"torchvision:{rest}", "torchvision", name, found, can_download=True)
 
 
 def _value(text: str) -> Any:
@@ -261,10 +250,13 @@ def download(spec: DatasetSpec, class_name: str, *, root: Path, **arguments: Any
     """
     import torchvision.datasets
 
+    dataset_class = getattr(torchvision.datasets, class_name)
+    if "download" not in _parameters(dataset_class):
+        raise DatasetMissingError(f"torchvision's {class_name} downloads nothing; put its files into {root}")
     logger.info("%s: not in %s, downloading", spec.name, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{spec.name}.lock"):
-            return getattr(torchvision.datasets, class_name)(root=root, download=True, **arguments)
-    except (RuntimeError, ValueError, OSError, TypeError) as err:  # a TypeError where a class downloads nothing
+            return dataset_class(root=root, download=True, **arguments)
+    except FAILURES as err:
         raise DatasetMissingError(f"torchvision: {' '.join(str(err).split())}") from err
