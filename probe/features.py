@@ -1,13 +1,23 @@
-"""Images -> features: float32 NumPy arrays at both feature points, in the order of the dataset."""
+"""Images -> features: float32 NumPy arrays at both feature points, in the order of the dataset.
+
+Images are read, encoded and handed on in *pieces* of a fixed number of images, each of whole batches. What is in a
+piece depends on no other piece, so they can be made in any order, by any process, and put together later; `extract`
+does so in memory, `cache.py` on disk.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+import resource
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,15 +27,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from probe.errors import DatasetError, FeaturesError, ProbeError
-from probe.models.encoder import ImageEncoder
+from probe.errors import DatasetError, DeviceError, FeaturesError, ProbeError
+from probe.models.encoder import ImageEncoder, ImageFeatures
 from probe.preprocess import Preprocess
 
 logger = logging.getLogger(__name__)
 
 PROJECTED, PRE_PROJECTION = "projected", "pre_projection"
 BATCH_SIZE = 64
-SMALL = 2048  # images that are read sooner than worker processes start
+PIECE = 256  # images, or the next multiple of the batch: what a killed run loses, and enough to be worth a file
 
 
 class LabelledImages(Protocol):
@@ -86,17 +96,68 @@ class Features:
         return sha.hexdigest()
 
 
+@dataclass
+class Meter:
+    """What extraction spent its time on; one is filled by every pass over a dataset.
+
+    Args:
+        images: that were encoded, once for each encoder.
+        seconds: of the whole; `read` waiting for images, `encode` until their features were there, `keep` doing
+            something with them.
+        busy: seconds in which the device computed; a CPU does so all through `encode`.
+    """
+
+    images: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0, "keep": 0.0})
+    busy: float = 0.0
+
+    def add(self, stage: str, since: float) -> float:
+        """Count the time since a moment of `time.perf_counter` to a stage; the moment now."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - since
+        return now
+
+    def describe(self) -> dict[str, float]:
+        """Images a second, seconds of each stage, the share of time in which the device idled, peak memory in MB."""
+        total = max(sum(self.seconds.values()), 1e-9)
+        numbers = {
+            "images_per_second": self.images / total,
+            **{f"{stage}_seconds": seconds for stage, seconds in self.seconds.items()},
+            "device_idle": max(0.0, 1 - self.busy / total),
+            "peak_memory_mb": peak_memory_mb(),
+        }
+        if torch.cuda.is_initialized():
+            numbers["peak_device_memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
+        return {name: round(value, 3) for name, value in numbers.items()}
+
+
+def peak_memory_mb() -> float:
+    """The largest resident memory of this process so far, in MB; worker processes come on top."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
 def default_workers(device: str) -> int:
     """Processes that read images where none are asked for.
 
-    As many as there are processors beside a GPU, up to 16, and none on the CPU, where the model takes the processors
-    itself: there they bring 0.88 to 1.05 times the images, see `results/speed/reading.md`.
+    As many as there are processors beside a GPU, up to 16. None on the CPU, where the model takes all processors: there
+    they read between batches, see `results/speed/reading.md`.
     """
     return min(16, _processors()) if device.startswith("cuda") else 0
 
 
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def piece_size(batch_size: int) -> int:
+    """Images of a piece: the smallest multiple of the batch that is `PIECE` or more."""
+    return -(-PIECE // batch_size) * batch_size
+
+
+def num_pieces(n: int, batch_size: int) -> int:
+    """How many pieces n images make."""
+    return -(-n // piece_size(batch_size))
 
 
 def extract(
@@ -107,124 +168,314 @@ def extract(
     workers: int | None = None,
     skip_corrupt: int = 0,
 ) -> Features:
-    """Encode every image of a dataset, once, at both feature points.
+    """Encode every image of a dataset, once, at both feature points; nothing is kept on disk.
 
-    Images are read in this process, or by workers a few batches ahead, and encoded in the order of the dataset: the
-    features do not depend on how many workers there are. The last batch is filled up with black images, because the
-    batch size changes the last bits of features. A batch is never larger than the dataset.
+    Images are encoded in the order of the dataset: the features do not depend on who reads them. The last batch is
+    filled up with black images, because the batch size changes the last bits of features. A batch is never larger than
+    the dataset.
 
     Args:
         encoder: the model.
         dataset: images and labels; what worker processes read is pickled where they are not forked.
         batch_size: images encoded at a time.
-        workers: processes that read images, at most one a processor; 0 reads in this one. None is `default_workers`,
-            and 0 for at most `SMALL` images.
+        workers: processes that read images while the model runs, at most one a processor; with 0, threads read between
+            batches. None is `default_workers`.
         skip_corrupt: pass over up to so many images that cannot be read.
 
     Raises:
         FeaturesError: a feature is not finite; the message names the image.
         DatasetError: an image cannot be read; the message names it.
+        DeviceError: the memory of the device does not hold a batch.
+    """
+    name, meter = name_of(dataset), Meter()
+    wanted = ((piece, [0]) for piece in range(num_pieces(len(dataset), check_batch_size(batch_size))))
+    pieces: list[Features] = []
+    with tqdm(total=len(dataset), desc=name, unit="img", disable=None) as bar:
+        for made in encode_pieces(
+            [encoder],
+            dataset,
+            wanted,
+            batch_size=batch_size,
+            workers=workers,
+            skip_corrupt=skip_corrupt,
+            meter=meter,
+        ):
+            if made.error is not None:
+                raise made.error
+            assert made.features is not None
+            pieces.append(made.features)
+            bar.update(len(made.features) + len(made.features.skipped))
+    found = join(pieces)
+    if not len(found):
+        raise FeaturesError(f"{name}: no image could be read; get its files again")
+    log_rate(name, found, meter)
+    return found
+
+
+def name_of(dataset: LabelledImages) -> str:
+    """What messages call a dataset."""
+    name: str = getattr(dataset, "name", type(dataset).__name__)
+    return name
+
+
+def log_rate(name: str, features: Features, meter: Meter) -> None:
+    """Say how much was encoded, and how fast."""
+    seconds = sum(meter.seconds.values())
+    rate = meter.images / max(seconds, 1e-9)
+    logger.info("%s: %d images, %d-d, %.1f s, %.0f img/s", name, len(features), features.x.shape[1], seconds, rate)
+
+
+def check_batch_size(batch_size: int) -> int:
+    """The batch size, if it is one.
+
+    Raises:
+        FeaturesError: it is not.
     """
     if batch_size < 1:
         raise FeaturesError(f"the batch size is {batch_size}; give 1 or more")
-    name, n = getattr(dataset, "name", type(dataset).__name__), len(dataset)
-    batch_size = min(batch_size, max(n, 1))
-    x = np.empty((n, encoder.embed_dim), dtype=np.float32)
-    pre_projection = np.empty((n, encoder.pre_projection_dim), dtype=np.float32)
-    y: list[int | np.ndarray] = []
-    skipped: list[tuple[int, str]] = []
-    started = time.perf_counter()
-    with tqdm(total=n, desc=name, unit="img", disable=None) as bar:
-        for read in _read_ahead(dataset, encoder, batch_size, workers):
-            for position, error in read.errors:
-                skipped.append((position, str(error)))
-                if len(skipped) > skip_corrupt or not isinstance(error, DatasetError):
-                    raise error
-                logger.warning("passed over: %s", error)
-            rows = slice(len(y), len(y) + len(read.labels))
-            batch = encoder.encode(_fill(read.pixels, batch_size))
-            x[rows] = batch.projected[: len(read.labels)].numpy()
-            pre_projection[rows] = batch.pre_projection[: len(read.labels)].numpy()
-            y += read.labels
-            for point in (x, pre_projection):
-                _check_finite(point[rows], dataset, read.positions, name=name)
-            bar.update(len(read.positions) + len(read.errors))
-    if not y:
-        raise FeaturesError(f"{name}: no image could be read; get its files again")
-    seconds = time.perf_counter() - started
-    logger.info(
-        "%s: %d images, %d-d, %.1f s, %.0f img/s", name, len(y), x.shape[1], seconds, len(y) / max(seconds, 1e-9)
-    )
+    return batch_size
+
+
+def join(pieces: Sequence[Features]) -> Features:
+    """Pieces in their order as one; of none at all, features of no image."""
+    if not pieces:
+        return Features(np.empty((0, 0), np.float32), np.empty(0, np.int64), np.empty((0, 0), np.float32))
     return Features(
-        x=x[: len(y)], y=np.array(y, dtype=np.int64), pre_projection=pre_projection[: len(y)], skipped=tuple(skipped)
+        x=np.concatenate([piece.x for piece in pieces]),
+        y=np.concatenate([piece.y for piece in pieces if len(piece)] or [pieces[0].y]),
+        pre_projection=np.concatenate([piece.at(PRE_PROJECTION) for piece in pieces]),
+        skipped=tuple(skipped for piece in pieces for skipped in piece.skipped),
     )
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Images as a worker hands them over: pixels uint8 (m, 3, r, r), labels, places; errors where it cannot read."""
+class Made:
+    """A piece under one of several encoders: its features, or what kept it from having some."""
+
+    piece: int
+    encoder: int
+    features: Features | None = None
+    error: ProbeError | None = None
+
+
+def encode_pieces(
+    encoders: Sequence[ImageEncoder],
+    dataset: LabelledImages,
+    wanted: Iterable[tuple[int, Sequence[int]]],
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    skip_corrupt: int = 0,
+    meter: Meter,
+) -> Iterator[Made]:
+    """Read pieces of a dataset, each once, and encode them with every encoder that wants them.
+
+    Args:
+        encoders: with one preprocessing and on one device.
+        dataset: images and labels.
+        wanted: numbers of pieces, each with the positions in `encoders` of those that want it. It is gone through as
+            pieces are read, which is before they are encoded.
+        batch_size: images encoded at a time.
+        workers: as in `extract`.
+        skip_corrupt: likewise.
+        meter: is added to.
+
+    Yields:
+        One `Made` for each pair that was wanted, in their order. An encoder whose features are not finite yields that
+        error; the others go on.
+
+    Raises:
+        DatasetError: an image cannot be read; the message names it.
+        DeviceError: the memory of the device does not hold a batch.
+    """
+    size, batch_size = piece_size(batch_size), min(batch_size, max(len(dataset), 1))
+    device = encoders[0].execution.device
+    asked: deque[tuple[int, Sequence[int]]] = deque()
+
+    def positions() -> Iterator[range]:
+        for piece, who in wanted:
+            asked.append((piece, who))
+            yield range(piece * size, min((piece + 1) * size, len(dataset)))
+
+    skipped = 0
+    pending: deque[_Pending] = deque()  # a GPU computes one piece while that before it is kept
+    since = time.perf_counter()
+    with closing(_read(_Reader(dataset, encoders[0].preprocess), positions(), device, workers)) as reads:
+        for read in reads:
+            piece, who = asked.popleft()
+            since = meter.add("read", since)
+            for _, error in read.errors:
+                skipped += 1
+                if skipped > skip_corrupt or not isinstance(error, DatasetError):
+                    raise error
+                logger.warning("passed over: %s", error)
+            for encoder in who:
+                launched = _launch(encoders[encoder], read.pixels, batch_size)
+                pending.append(_Pending(Made(piece, encoder), read, *launched))
+                since = meter.add("encode", since)
+                while len(pending) > (device.type == "cuda"):
+                    made = pending.popleft().collect(encoders, dataset, meter)
+                    since = meter.add("encode", since)
+                    yield made
+                    since = meter.add("keep", since)
+        while pending:
+            made = pending.popleft().collect(encoders, dataset, meter)
+            since = meter.add("encode", since)
+            yield made
+            since = meter.add("keep", since)
+
+
+class _Clock:
+    """The time that a device computes between two moments of its stream, which it reaches later than the program."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
+        self.started = self._now(0)
+        self.seconds = 0.0
+
+    def stop(self) -> None:
+        """The work whose end is waited for has been handed over."""
+        self.seconds = self._now(1) - self.started
+
+    def wait(self) -> float:
+        """Wait for that end; the seconds until there."""
+        if self.events:
+            self.events[1].synchronize()
+            self.seconds = self.events[0].elapsed_time(self.events[1]) / 1000
+        return self.seconds
+
+    def _now(self, which: int) -> float:
+        if self.events:
+            self.events[which].record()
+        return time.perf_counter()
+
+
+def _launch(encoder: ImageEncoder, pixels: Tensor, batch_size: int) -> tuple[list[ImageFeatures], _Clock]:
+    """Hand the batches of a piece to the device; on a GPU their features are there when the clock has stopped."""
+    clock = _Clock(encoder.execution.device)
+    try:
+        batches = pixels.split(batch_size) if len(pixels) else ()
+        features = [encoder.encode(_fill(batch, batch_size), wait=False) for batch in batches]
+    except torch.cuda.OutOfMemoryError as err:
+        raise DeviceError(
+            f"the memory of {encoder.execution.device} does not hold a batch of {batch_size} images of {encoder.name}; "
+            "give a smaller --batch-size"
+        ) from err
+    clock.stop()
+    return features, clock
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A piece that the device may still be busy with."""
+
+    made: Made
+    read: _Read
+    batches: Sequence[ImageFeatures]
+    clock: _Clock
+
+    def collect(self, encoders: Sequence[ImageEncoder], dataset: LabelledImages, meter: Meter) -> Made:
+        """Wait for the features, and check them."""
+        meter.busy += self.clock.wait()
+        encoder, labels = encoders[self.made.encoder], self.read.labels
+        meter.images += len(labels)
+        arrays = [np.empty((0, width), np.float32) for width in (encoder.embed_dim, encoder.pre_projection_dim)]
+        if labels:
+            points = (PROJECTED, PRE_PROJECTION)
+            arrays = [np.concatenate([getattr(batch, point).numpy() for batch in self.batches]) for point in points]
+        x, before = (array[: len(labels)] for array in arrays)  # without the black images at the end
+        try:
+            _check_finite([x, before], dataset, self.read.positions)
+        except FeaturesError as err:
+            return replace(self.made, error=err)
+        skipped = tuple((position, str(error)) for position, error in self.read.errors)
+        return replace(self.made, features=Features(x, np.array(labels, dtype=np.int64), before, skipped))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A piece as it was read: pixels uint8 (m, 3, r, r), labels, places; errors where images cannot be read."""
 
     pixels: Tensor
     labels: list[int | np.ndarray]
     positions: list[int]
     errors: list[tuple[int, ProbeError]]
 
+    def pin_memory(self) -> _Read:
+        """The same in memory that a GPU copies from by itself; `DataLoader` asks for it."""
+        return _Read(self.pixels.pin_memory(), self.labels, self.positions, self.errors)
 
-_Image = tuple[int, np.ndarray, int | np.ndarray] | tuple[int, ProbeError]
 
-
-class _Reader(torch.utils.data.Dataset[_Image]):
-    """The images of a dataset, read and preprocessed; runs in worker processes."""
+class _Reader(torch.utils.data.Dataset[_Read]):
+    """The images of a dataset, read and preprocessed, a piece at a time."""
 
     def __init__(self, dataset: LabelledImages, preprocess: Preprocess) -> None:
         self.dataset, self.preprocess = dataset, preprocess
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, i: int) -> _Image:
-        try:
-            image, label = self.dataset[i]
-            return i, self.preprocess.to_pixels(image), label
-        except ProbeError as err:  # handed over, as DataLoader would bury it in the worker's traceback
-            return i, err
-
-    def collate(self, images: Sequence[_Image]) -> _Batch:
-        good = [image for image in images if len(image) == 3]
+    def __getitem__(self, positions: range) -> _Read:
         side = self.preprocess.resolution
-        pixels = np.stack([image[1] for image in good]) if good else np.empty((0, 3, side, side), np.uint8)
-        return _Batch(
-            pixels=torch.from_numpy(pixels),
-            labels=[image[2] for image in good],
-            positions=[image[0] for image in good],
-            errors=[(image[0], image[1]) for image in images if len(image) == 2],
-        )
+        pixels = np.empty((len(positions), side, side, 3), np.uint8)  # channels last, as Pillow has them
+        labels: list[int | np.ndarray] = []
+        good: list[int] = []
+        errors: list[tuple[int, ProbeError]] = []
+        for i in positions:
+            try:
+                image, label = self.dataset[i]
+                pixels[len(good)] = self.preprocess.to_pixels(image).transpose(1, 2, 0)
+            except ProbeError as err:  # handed over, as DataLoader would bury it in the worker's traceback
+                errors.append((i, err))
+            else:
+                good.append(i)
+                labels.append(label)
+        return _Read(torch.from_numpy(pixels[: len(good)]).permute(0, 3, 1, 2), labels, good, errors)
 
 
-def _read_ahead(
-    dataset: LabelledImages, encoder: ImageEncoder, batch_size: int, workers: int | None
-) -> Iterator[_Batch]:
-    """The images in batches, in the order of the dataset; at most two batches for each worker wait in memory."""
-    if workers is None:
-        workers = default_workers(encoder.execution.device.type) if len(dataset) > SMALL else 0
+def _read(reader: _Reader, positions: Iterable[range], device: torch.device, workers: int | None) -> Generator[_Read]:
+    """The pieces in their order; with workers, at most two for each wait in memory."""
+    workers = default_workers(device.type) if workers is None else workers
     workers = min(workers, _processors())  # more are slower; DataLoader warns of it
-    reader = _Reader(dataset, encoder.preprocess)
-    return iter(
-        torch.utils.data.DataLoader(reader, batch_size=batch_size, num_workers=workers, collate_fn=reader.collate)
+    if workers == 0:
+        yield from _read_in_threads(reader, positions)
+        return
+    loader = torch.utils.data.DataLoader(
+        reader,
+        sampler=positions,
+        batch_size=None,  # an item is a piece
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
     )
+    yield from loader
+
+
+def _read_in_threads(reader: _Reader, positions: Iterable[range]) -> Generator[_Read]:
+    """Each piece by as many threads as there are processors, while no model runs: Pillow works without Python's lock.
+
+    Reading beside a model on the same processors is slower, since all its threads wait for the one that is held up.
+    """
+    threads = _processors()
+    with ThreadPoolExecutor(threads, "probe-read") as pool:
+        for piece in positions:
+            step = -(-len(piece) // threads)
+            parts = list(pool.map(reader.__getitem__, [piece[i : i + step] for i in range(0, len(piece), step)]))
+            yield _Read(
+                torch.cat([part.pixels for part in parts]),
+                [label for part in parts for label in part.labels],
+                [position for part in parts for position in part.positions],
+                [error for part in parts for error in part.errors],
+            )
 
 
 def _fill(pixels: Tensor, batch_size: int) -> Tensor:
     """A batch of always `batch_size` images, uint8 (b, 3, r, r): black ones after those that there are."""
-    black = torch.zeros((batch_size - len(pixels), *pixels.shape[1:]), dtype=torch.uint8)
+    black = torch.zeros_like(pixels[:1]).expand(batch_size - len(pixels), *pixels.shape[1:])
     return torch.cat([pixels, black]) if len(black) else pixels
 
 
-def _check_finite(rows: np.ndarray, dataset: LabelledImages, positions: Sequence[int], *, name: str) -> None:
-    finite = np.isfinite(rows).all(axis=1)
+def _check_finite(arrays: Sequence[np.ndarray], dataset: LabelledImages, positions: Sequence[int]) -> None:
+    finite = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in arrays])
     if finite.all():
         return
     i = positions[int(np.argmin(finite))]
     ids: Sequence[str] = getattr(dataset, "ids", ())
     which = f" ({ids[i]})" if ids else ""
-    raise FeaturesError(f"{name}: the features of image {i}{which} are not finite; try --precision fp32")
+    raise FeaturesError(f"{name_of(dataset)}: the features of image {i}{which} are not finite; try --precision fp32")

@@ -43,15 +43,15 @@ class Preprocess:
     resize: str = "shortest"
 
     def to_pixels(self, image: Image.Image) -> np.ndarray:
-        """The half that needs PIL: image of any mode and size -> uint8 (3, resolution, resolution), C-contiguous.
+        """The half that needs PIL: image of any mode and size -> uint8 (3, resolution, resolution), channels last.
 
         The image becomes RGB last, as in the reference; it matters for images with a palette or an alpha channel, and
         not for those of an `ImageDataset`, which are RGB already, as torchvision's `ImageFolder` gives them.
         """
-        return np.ascontiguousarray(np.asarray(self._crop(image)).transpose(2, 0, 1))
+        return np.array(self._crop(image)).transpose(2, 0, 1)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, 3, r, r) -> fp32 (n, 3, r, r), on the same device."""
+        """uint8 (n, 3, r, r) -> fp32 (n, 3, r, r), on the same device and in the same order in memory."""
         mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
@@ -70,4 +70,4 @@ class Preprocess:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies

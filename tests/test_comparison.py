@@ -32,9 +32,13 @@ def test_equal_features_have_the_cosine_one():
     assert difference(a, a[::-1]).min_cosine == 0
 
 
-def test_tiny_is_identical_in_both_modes():
+def test_tiny_differs_by_rounding_alone_in_both_modes():
+    """As ordinary modules they are identical, see `test_openai.py`; an encoder is laid out for its device."""
     found = probe.parity("tiny", device="cpu")
-    assert found.verdict == "identical"
+    assert found.verdict == "within tolerance"
+    assert max(d.max_abs for d in found.features.values()) < 1e-5
+    assert min(d.min_cosine for d in found.features.values()) > 1 - 1e-9
+    assert max(found.softmax) == 0
     assert (found.predictions_flipped, found.num_images, found.num_test) == (0, 1797, 359)
     assert set(found.features) == {"projected", "pre_projection"}
 
@@ -68,11 +72,12 @@ def test_the_command_prints_a_verdict(capsys):
     assert main(["parity", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "predictions that flip: 0 of 359 (readme)" in out
-    assert out.endswith("verdict: identical\n")
+    assert out.endswith("verdict: within tolerance\n")
 
 
 def test_json_has_everything(capsys):
     assert main(["parity", "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["verdict"], found["within_tolerance"]) == ("identical", True)
-    assert found["features"]["projected"] == {"max_abs": 0, "mean_abs": 0, "min_cosine": 1}
+    assert (found["verdict"], found["within_tolerance"]) == ("within tolerance", True)
+    assert set(found["features"]["projected"]) == {"max_abs", "mean_abs", "min_cosine"}
+    assert 0 < found["features"]["projected"]["max_abs"] < 1e-5

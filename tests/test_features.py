@@ -10,6 +10,7 @@ from PIL import Image
 from probe.datasets.images import ImageDataset, read_file
 from probe.errors import DatasetError, FeaturesError
 from probe.features import Features, default_workers, extract
+from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageFeatures
 from probe.preprocess import Preprocess
 
@@ -23,8 +24,9 @@ class FakeEncoder:
     preprocess: Preprocess = field(default_factory=lambda: Preprocess(8))
     batches: list = field(default_factory=list)
     poison: float | None = None
+    execution: Execution = field(default_factory=lambda: resolve_execution("cpu"))
 
-    def encode(self, pixels):
+    def encode(self, pixels, *, wait=True):  # noqa: ARG002 - as `ImageEncoder`
         self.batches.append(tuple(pixels.shape))
         red = pixels[:, 0].float().mean(dim=(1, 2))[:, None]
         if self.poison is not None:

@@ -64,11 +64,27 @@ def _score(x, y, fit_rows, test_rows, C):
     return fitted.score(x[test_rows], y[test_rows])
 
 
+@pytest.fixture(scope="module")
+def extracted():
+    """Features of the digits as a run takes them, by mode."""
+    images = open_dataset("digits").parts["all"]
+    encoders = {"jit" if jit else "eager": probe.load_encoder("tiny", jit=jit, device="cpu") for jit in (False, True)}
+    return {mode: probe.extract_features(encoder, images) for mode, encoder in encoders.items()}
+
+
+@pytest.mark.parametrize("mode", ["eager", "jit"])
+@pytest.mark.parametrize("point", ["projected", "pre_projection"])
+def test_features_equal_the_same_work_written_out_by_hand(extracted, by_hand, point, mode):
+    """Up to rounding: an encoder sums in another order, and in batches of another size."""
+    np.testing.assert_allclose(extracted[mode].at(point), by_hand[0][point], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["eager", "jit"])
 @pytest.mark.parametrize("protocol", ["readme", "clip-paper"])
-def test_scores_equal_the_same_work_written_out_by_hand(results, by_hand, protocol):
-    record = results[1][protocol, "eager"]
-    points, y, rows = by_hand
-    x = points[record.spec["protocol"]["feature_point"]]
+def test_scores_equal_the_same_work_written_out_by_hand(results, extracted, by_hand, protocol, mode):
+    record = results[1][protocol, mode]
+    _, y, rows = by_hand
+    x = extracted[mode].at(record.spec["protocol"]["feature_point"])
     assert record.result["score"] == _score(x, y, rows["train"] + rows["val"], rows["test"], record.result["C"])
     for point in record.result["sweep"][4:9]:
         assert point["score"] == _score(x, y, rows["train"], rows["val"], point["C"])
@@ -79,9 +95,11 @@ def test_both_modes_agree(results):
     for protocol in ("readme", "clip-paper"):
         eager, jit = records[protocol, "eager"], records[protocol, "jit"]
         assert eager.parity is None
-        assert max(jit.parity["max_abs_difference"].values()) < 1e-4
-        assert jit.parity["predictions_flipped"] == 0
-        assert eager.result["score"] == jit.result["score"]
+        assert max(jit.parity["max_abs_difference"].values()) < 1e-5
+        # Each mode has a probe of its own here. lbfgs stops where the gradient is below `tol`, not at the optimum, so
+        # that the rounding of the features can move the one digit that lies on the border of two classes.
+        assert jit.parity["predictions_flipped"] <= 1
+        assert abs(eager.result["score"] - jit.result["score"]) <= 1 / 359
 
 
 def test_a_record_tells_how_its_number_was_made(results):

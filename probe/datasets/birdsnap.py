@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.lists import read_lines
 from probe.errors import DatasetError
@@ -38,6 +39,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         labels=np.array([species[path] for path in ids], dtype=np.int64),
         class_names=[names.get(i, str(i + 1)) for i in range(spec.num_classes or max(names, default=-1) + 1)],
         read=partial(read_file, top / "download" / "images", ids),
+        content=partial(of_files, top / "download" / "images", ids),
         ids=ids,
     )
 

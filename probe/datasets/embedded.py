@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from probe.datasets.fingerprints import of_array
 from probe.datasets.images import ImageDataset
 from probe.specs import DatasetSpec, Part, Source
 
@@ -23,6 +24,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         labels=digits.target.astype(np.int64),
         class_names=[str(name) for name in digits.target_names],
         read=partial(_read, pixels),
+        content=partial(of_array, pixels),
         ids=[f"{part.name}/{i}" for i in range(len(pixels))],
     )
 

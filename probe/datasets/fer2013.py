@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from probe.datasets.fingerprints import of_array
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Part, Source
@@ -32,6 +33,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         labels=np.array(labels, dtype=np.int64),
         class_names=EMOTIONS,
         read=partial(_read, pixels),
+        content=partial(of_array, pixels),
         ids=[f"{part.name}/{i}" for i in range(len(labels))],  # rows are in the same order in both files
     )
 

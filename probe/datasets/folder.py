@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from probe.datasets.fingerprints import of_files
 from probe.datasets.folds import SPLITS
 from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset, read_file
@@ -94,6 +95,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         labels=_labels(folder, names, class_names),
         class_names=class_names,
         read=partial(read_middle_frame if suffixes else read_file, folder, names),
+        content=partial(of_files, folder, names),
         ids=ids,
         groups=groups_of(f"{spec.name}/{part.name}", part, ids, options),
     )

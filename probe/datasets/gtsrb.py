@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from probe.datasets import torchvision
+from probe.datasets.fingerprints import of_files
 from probe.datasets.folder import list_files
 from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset, read_file
@@ -40,6 +41,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         labels=np.array([int(class_name) for class_name in classes], dtype=np.int64),
         class_names=[str(i) for i in range(len(folders))],
         read=partial(read_file, folder, names),
+        content=partial(of_files, folder, names),
         ids=ids,
         groups=groups_of(name, part, ids, dict(source.options)),
     )

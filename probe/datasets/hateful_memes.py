@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.lists import read_lines
 from probe.errors import DatasetError
@@ -35,6 +36,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         labels=np.array([label for _, label in listed], dtype=np.int64),
         class_names=CLASSES,
         read=partial(read_file, top, ids),
+        content=partial(of_files, top, ids),
         ids=ids,
     )
 

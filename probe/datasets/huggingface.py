@@ -36,6 +36,7 @@ from PIL import Image
 from probe.datasets import hub, rows
 from probe.datasets.cards import choose_config, make_plan
 from probe.datasets.columns import check_classes, image_column, read_labels
+from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, DatasetMissingError, ProbeError
 from probe.hub import is_repository, one_line
@@ -112,11 +113,13 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     images, training = loaded[splits[part.name]], loaded[splits[pool]]
     column = image_column(name, images.features, options.get("image", ""))
     labels, class_names = read_labels(name, images, training, options.get("label", ""))
+    files = [file["filename"] for file in images.cache_files]  # of Arrow, made anew when what they were made of changes
     return ImageDataset(
         name=name,
         labels=labels,
         class_names=class_names,
         read=partial(_read, _undecoded(images, column), column),
+        content=partial(of_files, Path(), files) if files else None,
         ids=[f"{part.name}/{i}" for i in range(len(images))],
         revision=revision,
     )

@@ -15,6 +15,7 @@ from PIL import Image
 from probe.errors import DatasetError, ProbeError
 from probe.hub import one_line
 
+SAMPLE = 64  # images that stand for all in a fingerprint, where nothing else can
 BUFFER = re.compile(r"<_io\.\w+ object at 0x[0-9a-f]+>")  # how Pillow calls what has no file name
 
 
@@ -33,6 +34,7 @@ class ImageDataset:
         groups: for each image the group that it came in, such as the video of a frame; a split takes whole groups.
             Empty where images are on their own.
         revision: the version of the source that was read, such as a commit; empty where it has none.
+        content: computes what `fingerprint` says; None where nothing but the images themselves tells.
     """
 
     name: str
@@ -42,6 +44,7 @@ class ImageDataset:
     ids: Sequence[str] = field(repr=False)
     groups: Sequence[str] = field(default=(), repr=False)
     revision: str = ""
+    content: Callable[[], str] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -57,7 +60,10 @@ class ImageDataset:
         if not 0 <= i < len(self):
             raise IndexError(f"{self.name} has no image {i}; it has {len(self)}")
         try:
-            image = self.read(i).convert("RGB")
+            image = self.read(i)
+            if image.mode != "RGB":  # to convert is to copy
+                image = image.convert("RGB")
+            image.load()  # what is damaged is found here
         except ProbeError:
             raise
         except Exception as err:  # Pillow's readers raise whatever comes up in a damaged file, also AttributeError
@@ -77,6 +83,25 @@ class ImageDataset:
             sha.update(f"{key}\t{shown}\n".encode(errors="surrogateescape"))  # names of files need not be text
         return sha.hexdigest()
 
+    @property
+    def fingerprint(self) -> str:
+        """What changes when images are replaced under the same ids: sizes and times of files, or a digest of arrays.
+
+        Of a source that has neither it is a digest of some of its images, spread over all.
+        """
+        return self.content() if self.content is not None else self._sample()
+
+    def _sample(self) -> str:
+        sha = hashlib.sha256()
+        for i in np.unique(np.linspace(0, len(self) - 1, SAMPLE, dtype=np.int64)).tolist():
+            try:
+                image, _ = self[i]
+            except DatasetError as err:
+                sha.update(str(err).encode(errors="surrogateescape"))
+            else:
+                sha.update(f"{image.size}".encode() + image.tobytes())
+        return sha.hexdigest()
+
     def subset(self, name: str, positions: np.ndarray) -> ImageDataset:
         """The images at `positions`, int64 (m,), in that order."""
         return ImageDataset(
@@ -87,6 +112,7 @@ class ImageDataset:
             ids=[self.ids[p] for p in positions],
             groups=[self.groups[p] for p in positions] if self.groups else (),
             revision=self.revision,
+            content=self.content,
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.lists import read_lines
 from probe.errors import DatasetError
@@ -37,6 +38,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         labels=np.array(labels, dtype=np.int64),
         class_names=CLASSES,
         read=partial(read_file, top, ids),
+        content=partial(of_files, top, ids),
         ids=ids,
         groups=[videos[i] for i in numbers],
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.datasets.torchvision import download
 from probe.errors import DatasetError, ExtraMissingError
@@ -39,6 +40,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         class_names=CLASSES,
         read=partial(_read, path),
         ids=[f"{part.name}/{i}" for i in range(len(labels))],
+        content=partial(of_files, path.parent, [path.name]),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.lists import read_lines
 from probe.errors import DatasetError
@@ -39,5 +40,6 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         labels=np.array([index[folder] for folder in folders], dtype=np.int64),
         class_names=[name[3:] for name in class_names],  # without the letter they are filed under
         read=partial(read_file, top, ids),
+        content=partial(of_files, top, ids),
         ids=ids,
     )

@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 import urllib.parse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from filelock import FileLock
 from PIL import Image
 
 from probe.datasets import rows
+from probe.datasets.fingerprints import of_array, of_files
 from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
@@ -148,7 +150,8 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     _check_ends(name, images, listed)
     first_class = options.get("first_class", 0)
     labels = listed - first_class
-    ids = _ids(images, part, root=root)
+    files = _files(images)
+    ids = _ids(files, root=root) or [f"{part.name}/{i}" for i in range(len(images))]
     return ImageDataset(
         name=name,
         labels=labels,
@@ -156,6 +159,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         read=partial(_read, images),
         ids=ids,
         groups=groups_of(name, part, ids, options),
+        content=_content(images, files),
     )
 
 
@@ -183,16 +187,28 @@ def _class_names(images: Any, labels: np.ndarray, first_class: int) -> list[str]
     return [str(i + first_class) for i in range(int(labels.max()) + 1)]
 
 
-def _ids(images: Any, part: Part, *, root: Path) -> list[str]:
-    """The images' files, from the data folder on, where they have files of their own; else their positions."""
+def _files(images: Any) -> list[str]:
+    """The images' files, where they have files of their own."""
     files = next((getattr(images, attribute) for attribute in FILES if hasattr(images, attribute)), None)
     if files is None:
         pairs = next((getattr(images, attribute) for attribute in PAIRS if hasattr(images, attribute)), ())
         files = [pair[0] for pair in pairs]
-    if len(files) == len(images) and all(isinstance(file, str | Path) for file in files):
-        top = str(root.resolve()) + os.sep
-        return [str(file).removeprefix(top).removeprefix(str(root) + os.sep).replace(os.sep, "/") for file in files]
-    return [f"{part.name}/{i}" for i in range(len(images))]
+    is_whole = len(files) == len(images) and all(isinstance(file, str | Path) for file in files)
+    return [str(file) for file in files] if is_whole else []
+
+
+def _ids(files: list[str], *, root: Path) -> list[str]:
+    """Files, from the data folder on."""
+    top = str(root.resolve()) + os.sep
+    return [file.removeprefix(top).removeprefix(str(root) + os.sep).replace(os.sep, "/") for file in files]
+
+
+def _content(images: Any, files: list[str]) -> Callable[[], str] | None:
+    """What its fingerprint is computed of: files, or the array that most of the other classes have."""
+    if files:
+        return partial(of_files, Path(), files)
+    data = getattr(images, "data", None)
+    return partial(of_array, np.asarray(data)) if hasattr(data, "shape") else None
 
 
 def _check_ends(name: str, images: Any, labels: np.ndarray) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.datasets.fingerprints import of_files
 from probe.datasets.folds import Fold, Selection, with_validation
 from probe.datasets.groups import find_groups
 from probe.datasets.images import ImageDataset
@@ -30,12 +31,14 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     listed = {clip for kind in ("train", "test") for k in NUMBERS for clip in _read_list(lists, kind, k, index, source)}
     ids = sorted(listed, key=lambda clip: (index[clip.split("/")[0]], clip))
     name = f"{spec.name}/{part.name}"
+    clips = _find_clips(videos, ids)
     numbers = find_groups(name, ids, r"_(g\d+)_c\d+\.\w+$")  # v_ApplyEyeMakeup_g08_c01.avi belongs to the group g08
     return ImageDataset(
         name=name,
         labels=np.array([index[clip.split("/")[0]] for clip in ids], dtype=np.int64),
         class_names=list(index),
-        read=partial(read_middle_frame, videos, _find_clips(videos, ids)),
+        read=partial(read_middle_frame, videos, clips),
+        content=partial(of_files, videos, clips),
         ids=ids,
         groups=[f"{clip.split('/')[0]}/{number}" for clip, number in zip(ids, numbers, strict=True)],
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.lists import read_lines
 from probe.datasets.torchvision import download
@@ -40,11 +41,13 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     for path, column in zip(lists, columns, strict=True):
         if list(column) != list(columns[0]):
             raise DatasetError(f"{path} has other images than {lists[0].name}; get {source.files} again")
+    files = [f"{key}.jpg" for key in columns[0]]
     return ImageDataset(
         name=f"{spec.name}/{part.name}",
         labels=np.array([list(column.values()) for column in columns], dtype=np.int64).T.copy(),  # (n, 20)
         class_names=CLASSES,
-        read=partial(read_file, top / "JPEGImages", [f"{key}.jpg" for key in columns[0]]),
+        read=partial(read_file, top / "JPEGImages", files),
+        content=partial(of_files, top / "JPEGImages", files),
         ids=list(columns[0]),
     )
 

@@ -32,6 +32,7 @@ import numpy as np
 
 from probe.datasets import hub, rows
 from probe.datasets.archives import check_member
+from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.datasets.shards import check_shard, compressed, read_image, read_index
 from probe.errors import DatasetError, DatasetMissingError, DownloadError
@@ -119,6 +120,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         labels=labels,
         class_names=class_names,
         read=partial(read_image, index),
+        content=partial(of_files, shards.folder, shards.names),
         ids=ids,
         revision=shards.revision,
     )

@@ -52,12 +52,16 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, tokens, width) -> (n, tokens, width)."""
-        n, tokens, width = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        qkv = qkv.view(n, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (n, heads, tokens, head_dim)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out_proj(mixed.transpose(1, 2).reshape(n, tokens, width))
+        return self.out_proj(attend(qkv, heads=self.heads, causal=self.causal))
+
+
+def attend(qkv: Tensor, *, heads: int, causal: bool) -> Tensor:
+    """Attention of tokens to one another: queries, keys and values (n, tokens, 3 * width) -> (n, tokens, width)."""
+    n, tokens, tripled = qkv.shape
+    q, k, v = qkv.view(n, tokens, 3, heads, tripled // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (n, heads, tokens, head_dim)
+    return mixed.transpose(1, 2).reshape(n, tokens, tripled // 3)
 
 
 class Mlp(nn.Module):

@@ -56,11 +56,17 @@ class ImageEncoder:
         return self.preprocess.resolution
 
     @torch.inference_mode()
-    def encode(self, pixels: Tensor) -> ImageFeatures:
-        """uint8 (n, 3, resolution, resolution), on any device -> both feature points."""
-        images = self.preprocess.normalize(pixels.to(self.execution.device)).to(self.execution.dtype)
-        before = self.pre_projection(images)
-        return ImageFeatures(projected=self.project(before).float().cpu(), pre_projection=before.float().cpu())
+    def encode(self, pixels: Tensor, *, wait: bool = True) -> ImageFeatures:
+        """uint8 (n, 3, resolution, resolution), on any device -> both feature points.
+
+        Without `wait`, a GPU is only handed the work: the features are there once its stream has come so far.
+        """
+        images = self.preprocess.normalize(pixels.to(self.execution.device, non_blocking=True))
+        before = self.pre_projection(images.to(self.execution.dtype))
+        points = [features.float().to("cpu", non_blocking=True) for features in (self.project(before), before)]
+        if wait and self.execution.device.type == "cuda":
+            torch.cuda.current_stream(self.execution.device).synchronize()
+        return ImageFeatures(*points)
 
 
 def dtypes_of(tensors: Iterable[Tensor]) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from probe.models.clip import CLIP, convert_weights
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageEncoder, dtypes_of
 from probe.models.huggingface import FILES
+from probe.models.layout import lay_out
 from probe.models.openai import as_archive, build_model, expose_pre_projection, load_archive
 from probe.preprocess import Preprocess
 from probe.specs import ModelSpec
@@ -153,7 +154,9 @@ def as_encoder(
     """The image tower of what `open_model` opened, which serves as nothing else from then on."""
     before: Callable[[Tensor], Tensor]
     project: Callable[[Tensor], Tensor]
+    weights_dtypes = dtypes_of(model.visual.parameters())
     if isinstance(model, CLIP):
+        lay_out(model.visual, execution)
         before, project = model.visual.pre_projection, model.visual.project
     else:
         project = expose_pre_projection(model)
@@ -166,7 +169,7 @@ def as_encoder(
         pre_projection_dim=checkpoint.architecture.pre_projection_dim,
         weights_sha256=checkpoint.sha256,
         checkpoint_dtypes=dtypes_of(checkpoint.state_dict.values()),
-        weights_dtypes=dtypes_of(model.visual.parameters()),
+        weights_dtypes=weights_dtypes,
         license=spec.license or checkpoint.license,
         pre_projection=before,
         project=project,
