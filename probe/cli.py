@@ -194,7 +194,7 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
             print("\n" + parity, end="")
         for note in tables.footnotes(records):
             print(f"\n{note}")
-    failed = [(spec, record) for spec, record in zip(specs, records, strict=False) if record.error]
+    failed = [(spec, record) for spec, record in zip(specs, records, strict=False) if record.error]  # in one order
     for spec, record in failed:
         assert record.error is not None
         print(f"probe: {spec} failed: {_sentence(record.error)}", file=sys.stderr)

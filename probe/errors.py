@@ -13,6 +13,7 @@
     |-- DeviceError (RuntimeError)               a device or precision this machine cannot run
     |-- FeaturesError (ValueError)               features that cannot be used
     |-- ProtocolError (ValueError)               a probe that cannot be fitted as its protocol says
+    |-- CacheError (OSError)                     a folder of features that cannot be written to
     `-- ResultsError (OSError)                   a results folder or record that cannot be read or written
 
 Each message is one sentence of what is wrong and one of what to do. The command line prints it and exits with 1.
@@ -73,6 +74,10 @@ class FeaturesError(ProbeError, ValueError):
 
 class ProtocolError(ProbeError, ValueError):
     """A probe that cannot be fitted as its protocol says."""
+
+
+class CacheError(ProbeError, OSError):
+    """A folder of features that cannot be written to; what was kept before stays."""
 
 
 class ResultsError(ProbeError, OSError):

@@ -121,6 +121,7 @@ class Meter:
         """Images a second, seconds of each stage, the share of time in which the device idled, peak memory in MB."""
         total = max(sum(self.seconds.values()), 1e-9)
         numbers = {
+            "images": self.images,
             "images_per_second": self.images / total,
             **{f"{stage}_seconds": seconds for stage, seconds in self.seconds.items()},
             "device_idle": max(0.0, 1 - self.busy / total),

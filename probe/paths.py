@@ -16,6 +16,11 @@ def weights_dir(given: str | Path | None = None) -> Path:
     return _choose(given, "PROBE_WEIGHTS_DIR", Path.home() / ".cache" / "clip")
 
 
+def cache_dir(given: str | Path | None = None) -> Path:
+    """Folder of features: argument, `PROBE_CACHE_DIR`, `~/.cache/probe/features`."""
+    return _choose(given, "PROBE_CACHE_DIR", Path.home() / ".cache" / "probe" / "features")
+
+
 def results_dir(given: str | Path | None = None) -> Path:
     """Folder of records and tables: argument, `PROBE_RESULTS_DIR`, `./results`."""
     return _choose(given, "PROBE_RESULTS_DIR", Path("results"))

@@ -14,10 +14,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, features
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
+VERSION = 1  # raised with every change of this module that changes what a model sees
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the red, green and blue of OpenAI's training images
 STD = (0.26862954, 0.26130258, 0.27577711)
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -67,6 +68,11 @@ class Preprocess:
         if self.resize == "squash":
             return Compose([Resize((side, side), interpolation=interpolation), _to_rgb])
         return Compose([Resize(side, interpolation=interpolation), CenterCrop(side), _to_rgb])
+
+
+def libjpeg_version() -> str:
+    """That of the library with which Pillow decodes JPEG, and which another build of Pillow can have another of."""
+    return features.version("libjpeg_turbo") or features.version("jpg") or ""
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -5,7 +5,8 @@ A cell that failed has its record beside, `....failed.json`, and one of which im
 another name and renamed, so that a reader never meets half of one.
 
 Schema history: 1, the first; `encoder` was given `license`, `preprocess` and `dtypes` later on. 2: `spec.dataset` has
-`sources` in place of `form` and `source`; `read`, and `folds` in `result`, are new.
+`sources` in place of `form` and `source`; `read`, and `folds` in `result`, are new; `extraction`, and `compiled` in
+`spec`, came later on.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ class RunRecord:
         read: the `source` that had the images; `revisions`, the commit of each part that came from the hub; `partial`,
             for parts with other numbers of images than their row says: how many there were, and how many it says;
             `skipped`, `part`, `id` and `message` of images that could not be read.
+        extraction: how the features were made: `from_cache`, whether an earlier run made them; `parts`, for each part
+            what the process that completed it measured: `images` a second, seconds reading, encoding and keeping, the
+            share of time in which the device idled, peak memory, the number of models that shared the reading.
         created: when the cell ended, ISO 8601 in UTC.
     """
 
@@ -67,6 +71,7 @@ class RunRecord:
     environment: Mapping[str, Any]
     error: Mapping[str, str] | None = None
     read: Mapping[str, Any] = field(default_factory=dict)
+    extraction: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -86,8 +91,8 @@ class RunRecord:
 
     @property
     def mode(self) -> str:
-        """`eager` or `jit`."""
-        return "jit" if self.spec["jit"] else "eager"
+        """`eager`, `jit` or `compiled`."""
+        return "jit" if self.spec["jit"] else "compiled" if self.spec.get("compiled") else "eager"
 
     @property
     def precision(self) -> str:

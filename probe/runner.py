@@ -19,13 +19,14 @@ from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG as DATASETS
 from probe.errors import ProbeError, ProtocolError, UnknownNameError
 from probe.extraction import Access, Extraction, by_split, extract_dataset
-from probe.features import BATCH_SIZE
 from probe.models import get_model
 from probe.models.catalog import CATALOG as MODELS
 from probe.models.devices import resolve_execution
+from probe.models.memory import find_batch_size
 from probe.probes.fitting import ProbeResult, fit_probe, mean_result
 from probe.probes.protocols import CATALOG as PROTOCOLS
 from probe.probes.protocols import get_protocol
+from probe.progress import Progress, progress
 from probe.records import DONE, FAILED, RunRecord, check_writable, write_record
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
 
@@ -63,9 +64,12 @@ def plan(
     jit_modes: Sequence[bool] = (False,),
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
+    compiled: bool = False,
 ) -> list[RunSpec]:
     """The cells of a grid, in the order in which they run; every name is looked up before anything runs.
+
+    A batch size that is not given is found from the memory of the device, see `models.memory`.
 
     Raises:
         UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: each says what to do.
@@ -76,9 +80,18 @@ def plan(
     _refuse_taken_names(rows, DATASETS)
     _refuse_taken_names(encoders, MODELS)
     _refuse_taken_names(rules, PROTOCOLS)
-    runs = [resolve_execution(device, precision=precision, jit=jit) for jit in jit_modes]
+    runs = [resolve_execution(device, precision=precision, jit=jit, compiled=compiled) for jit in jit_modes]
     return [
-        RunSpec(dataset, model, protocol, run.jit, str(run.device), run.precision, int(batch_size))
+        RunSpec(
+            dataset,
+            model,
+            protocol,
+            run.jit,
+            str(run.device),
+            run.precision,
+            find_batch_size(str(run.device), model.architecture) if batch_size is None else int(batch_size),
+            compiled=run.compiled,
+        )
         for dataset in rows
         for model in encoders
         for run in runs
@@ -103,10 +116,12 @@ def run(
     protocol: str | Protocol = "clip-paper",
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
+    compiled: bool = False,
     data_dir: str | Path | None = None,
     weights_dir: str | Path | None = None,
     results_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     offline: bool = False,
     allow_partial: bool = False,
     skip_corrupt: int = 0,
@@ -121,10 +136,12 @@ def run(
         protocol: how the probe is fitted.
         device: `auto` is CUDA where there is one, else the CPU.
         precision: `auto` is fp16 on CUDA, fp32 elsewhere.
-        batch_size: images encoded at a time; it changes the last bits of features.
+        batch_size: images encoded at a time; it changes the last bits of features. None is `models.memory`'s.
+        compiled: have torch compile the rebuilt model.
         data_dir: folder of datasets, see `probe.paths`.
         weights_dir: folder of checkpoints, likewise.
         results_dir: folder of records and tables, likewise.
+        cache_dir: folder of features, likewise.
         offline: never touch the network.
         allow_partial: evaluate on what is there where images are missing; the record says so.
         skip_corrupt: pass over up to so many images that cannot be read; the record names them.
@@ -142,8 +159,18 @@ def run(
         device=device,
         precision=precision,
         batch_size=batch_size,
+        compiled=compiled,
     )
-    access = Access(data_dir, weights_dir, results_dir, offline, allow_partial, skip_corrupt, workers)
+    access = Access(
+        data=data_dir,
+        weights=weights_dir,
+        results=results_dir,
+        cache=cache_dir,
+        offline=offline,
+        allow_partial=allow_partial,
+        skip_corrupt=skip_corrupt,
+        workers=workers,
+    )
     (cell,) = _run_cells([spec], access)
     if isinstance(cell, Failed):
         raise cell.exception
@@ -153,8 +180,9 @@ def run(
 def run_grid(specs: Sequence[RunSpec], *, access: Access = DEFAULT_ACCESS) -> Iterator[RunRecord]:
     """Run cells one after the other; each record is written before it is yielded, the tables when all are done.
 
-    Cells that share dataset, model and mode share one extraction; eager and JIT cells of one probe are compared. A cell
-    that fails is recorded as failed and the next one begins.
+    Features that are kept are not made again; those of all models and modes of a dataset are made in one pass over its
+    images where they share the preprocessing. Eager and JIT cells of one probe are compared. A cell that fails is
+    recorded as failed and the next one begins.
 
     Raises:
         ResultsError: the results folder cannot be written to.
@@ -167,32 +195,57 @@ def _run_cells(specs: Sequence[RunSpec], access: Access) -> Iterator[Done | Fail
     results_dir = paths.results_dir(access.results)
     check_writable(results_dir)
     try:
-        for _, pair in groupby(specs, key=lambda spec: (spec.dataset, spec.model, spec.batch_size)):
-            finished: list[Done] = []
-            for _, group in groupby(pair, key=lambda spec: spec.jit):
-                for cell in _run_group(list(group), finished, access):
-                    if isinstance(cell, Done):
-                        finished.append(cell)
+        with progress() as bar:
+            of_dataset = [list(group) for _, group in groupby(specs, key=lambda spec: spec.dataset)]
+            bar.expect(sum(_num_images(group) for group in of_dataset))
+            for group in of_dataset:
+                for cell in _run_dataset(group, access, bar):
                     write_record(cell.record, results_dir)
                     yield cell
     finally:  # also after Ctrl-C: what is done is in the tables
         tables.write_tables(results_dir)
 
 
-def _run_group(specs: Sequence[RunSpec], finished: Sequence[Done], access: Access) -> Iterator[Done | Failed]:
+def _encodings(specs: Sequence[RunSpec]) -> dict[RunSpec, list[RunSpec]]:
+    """The cells of a dataset by what they share the features of, which is all but the protocol."""
+    groups: dict[RunSpec, list[RunSpec]] = {}
+    for spec in specs:
+        groups.setdefault(replace(spec, protocol=specs[0].protocol), []).append(spec)
+    return groups
+
+
+def _num_images(specs: Sequence[RunSpec]) -> int:
+    """Images that are to be encoded for cells of a dataset, as far as its row says."""
+    return len(_encodings(specs)) * sum(part.size or 0 for part in specs[0].dataset.parts)
+
+
+def _run_dataset(specs: Sequence[RunSpec], access: Access, bar: Progress) -> Iterator[Done | Failed]:
+    """Run the cells of a dataset, in their order, as far as features are there; those that are kept are there first."""
+    groups = _encodings(specs)
+    outcomes = extract_dataset(list(groups), access, bar, expected=_num_images(specs))
+    ready: dict[RunSpec, Extraction | Exception] = {}
+    finished: list[Done] = []
+    for encoding, cells in groups.items():
+        while encoding not in ready:
+            spec, outcome = next(outcomes)
+            ready[spec] = outcome
+        for cell in _run_cells_of(cells, ready.pop(encoding), finished):
+            if isinstance(cell, Done):
+                finished = [done for done in finished if done.spec.model == cell.spec.model] + [cell]
+            yield cell
+
+
+def _run_cells_of(
+    specs: Sequence[RunSpec], outcome: Extraction | Exception, finished: Sequence[Done]
+) -> Iterator[Done | Failed]:
     """Run the cells that differ in their protocol only."""
-    extraction: Extraction | None = None
-    failure: Exception | None = None
     for spec in specs:
         logger.info("%s", spec)
         try:
-            if failure is not None:
-                raise failure
-            if extraction is None:
-                extraction = extract_dataset(spec, access)
-            yield _fit(spec, extraction, finished)
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield _fit(spec, outcome, finished)
         except Exception as err:  # a grid goes on past whatever breaks a cell, and the record names it
-            failure = err if extraction is None else None
             logger.debug("%s", spec, exc_info=not isinstance(err, ProbeError))
             error = {"type": type(err).__name__, "message": str(err) or repr(err)}
             yield Failed(_record(spec, error=error), err)
@@ -200,7 +253,7 @@ def _run_group(specs: Sequence[RunSpec], finished: Sequence[Done], access: Acces
 
 def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done]) -> Done:
     digests = by_split(extraction.rows, lambda k, name: {"sha256": extraction.split(name, k).sha256})
-    same_protocol = [cell for cell in finished if cell.spec.protocol == spec.protocol]
+    same_protocol = [cell for cell in finished if (cell.spec.model, cell.spec.protocol) == (spec.model, spec.protocol)]
     twin = next((cell for cell in same_protocol if cell.record.features == digests), None)
     started = time.perf_counter()
     if twin is not None:  # the same bytes under the same protocol have the same probe
@@ -257,6 +310,7 @@ def _record(
         features=features or {},
         result=result.to_dict() if result is not None else None,
         parity=None,
+        extraction=extraction.extraction if extraction is not None else {},
         seconds={name: round(value, 3) for name, value in seconds.items()},
         environment=environment.describe(spec.device),
         error=error,

@@ -192,11 +192,12 @@ class RunSpec:
     precision: str
     batch_size: int
     solver: str = "sklearn"
+    compiled: bool = False
 
     @property
     def mode(self) -> str:
-        """`eager` or `jit`."""
-        return "jit" if self.jit else "eager"
+        """`eager`, `jit` or `compiled`."""
+        return "jit" if self.jit else "compiled" if self.compiled else "eager"
 
     def __str__(self) -> str:
         """The cell in a few words, for messages."""

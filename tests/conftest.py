@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,14 @@ def random_clip(architecture: Architecture, seed: int = 0) -> CLIP:
 def _seeded() -> None:
     """The same random inputs at every run, in any order of tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test leaves features in the user's folder, or finds some there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROBE_CACHE_DIR", str(tmp_path_factory.mktemp("features")))
+        yield
 
 
 @pytest.fixture(scope="session", params=[SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])

@@ -29,7 +29,13 @@ BELOW = {
     "probes": {"errors", "features", "metrics", "names", "specs"},
     "tiny": {"models", "preprocess", "specs"},
     "comparison": {"datasets", "errors", "features", "models", "probes", "specs"},
-    "extraction": {"datasets", "errors", "features", "models", "specs"},
+    "progress": set(),
+    "cache": {"errors", "features", "fetch", "specs"},
+    "passes": {"cache", "datasets", "errors", "features", "models", "progress"},
+    "extraction": {
+        *("cache", "datasets", "environment", "errors", "features", "models", "passes", "paths", "preprocess"),
+        *("progress", "specs"),
+    },
     "doctor": {"datasets", "environment", "models", "paths"},
     "runner": {
         *(
@@ -44,7 +50,7 @@ BELOW = {
             "probes",
             "records",
         ),
-        *("specs", "tables"),
+        *("progress", "specs", "tables"),
     },
 }
 

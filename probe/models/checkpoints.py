@@ -158,6 +158,18 @@ def _read_folder(folder: Path) -> Checkpoint:
     return _in_hugging_face_naming(folder, state_dict, folder, sha256)
 
 
+def list_files(path: Path) -> list[Path]:
+    """All files that make a model what it is: its weights, and the settings beside them, of a file or folder.
+
+    Raises:
+        CheckpointError: a folder without weights.
+    """
+    folder = path if path.is_dir() else path.parent
+    beside = (folder / huggingface.CONFIG).is_file()
+    settings = [folder / name for name in huggingface.FILES if beside and (folder / name).is_file()]
+    return [*(_weight_files(path) if path.is_dir() else [path]), *settings]
+
+
 def _weight_files(folder: Path) -> list[Path]:
     """The file with the weights, or the shards that its index lists."""
     for name in hub.FOLDER_WEIGHTS:

@@ -14,19 +14,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from probe import paths
-from probe.errors import ChecksumError
-from probe.fetch import fetch
+from probe.errors import CheckpointError, ChecksumError, ProbeError
+from probe.fetch import fetch, file_sha256
 from probe.models import get_model, hub, open_clip
 from probe.models.archive import is_archive
-from probe.models.checkpoints import Checkpoint, read_checkpoint
+from probe.models.checkpoints import Checkpoint, list_files, read_checkpoint
 from probe.models.clip import CLIP, convert_weights
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageEncoder, dtypes_of
 from probe.models.huggingface import FILES
-from probe.models.layout import lay_out
+from probe.models.layout import compile_tower, lay_out
 from probe.models.openai import as_archive, build_model, expose_pre_projection, load_archive
 from probe.preprocess import Preprocess
-from probe.specs import ModelSpec
+from probe.specs import ModelSpec, digest
 
 HUB_WEIGHTS = (("model*.safetensors*",), ("pytorch_model*.bin*",))  # with shards and their index; the first, no code
 
@@ -39,6 +39,7 @@ def load_encoder(
     precision: str = "auto",
     weights_dir: str | Path | None = None,
     offline: bool = False,
+    compiled: bool = False,
 ) -> ImageEncoder:
     """Load the image tower of a model.
 
@@ -52,17 +53,21 @@ def load_encoder(
         weights_dir: where OpenAI's checkpoints go; by default `~/.cache/clip`, which the reference uses too. Those of
             `hf:` and `open_clip:` go where Hugging Face's libraries keep theirs (`HF_HOME`).
         offline: never touch the network.
+        compiled: have torch compile the rebuilt tower, which takes a minute or so and needs a C++ compiler on the CPU.
 
     Raises:
         UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: each says what to do.
     """
     spec = model if isinstance(model, ModelSpec) else get_model(model)
-    execution = resolve_execution(device, precision=precision, jit=jit)
+    execution = resolve_execution(device, precision=precision, jit=jit, compiled=compiled)
     if spec.form == "open_clip":
         execution = _rebuilt(execution, spec.name)
-        return open_clip.as_encoder(spec.name, open_clip.load_model(spec.source, execution, offline=offline), execution)
-    checkpoint = read_weights(spec, weights_dir=weights_dir, offline=offline)
-    return as_encoder(spec, checkpoint, open_model(checkpoint, execution), execution)
+        loaded = open_clip.load_model(spec.source, execution, offline=offline)
+        encoder = open_clip.as_encoder(spec.name, loaded, execution)
+    else:
+        checkpoint = read_weights(spec, weights_dir=weights_dir, offline=offline)
+        encoder = as_encoder(spec, checkpoint, open_model(checkpoint, execution), execution)
+    return replace(encoder, pre_projection=compile_tower(encoder.pre_projection)) if compiled else encoder
 
 
 def load_clip(
@@ -130,6 +135,34 @@ def checkpoint_path(spec: ModelSpec, *, weights_dir: str | Path | None = None, o
     return fetch(spec.source, target, sha256=spec.sha256, offline=offline)
 
 
+def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline: bool = False) -> str:
+    """What tells the weights of a model from all others, without loading them; files are fetched if they are not here.
+
+    The SHA-256 of its file; of several files, as of a folder with settings, a digest of theirs; of random weights one
+    of what they are drawn from.
+
+    Raises:
+        CheckpointError, DownloadError, ChecksumError: each says what to do.
+    """
+    if spec.form == "random":
+        return digest({"architecture": spec.architecture, "seed": spec.seed, "torch": torch.__version__})
+    if spec.form == "open_clip":
+        source = open_clip.parse(spec.source)
+        path, _ = open_clip.fetch(source, offline=offline)
+        return digest({"architecture": source.architecture, "tag": source.tag, "sha256": file_sha256(path)})
+    path = checkpoint_path(spec, weights_dir=weights_dir, offline=offline)
+    if spec.form == "url":
+        return spec.sha256  # which `fetch` has just found right
+    try:
+        files = list_files(path)
+        hashes = {file.name: file_sha256(file) for file in files}
+    except OSError as err:
+        if isinstance(err, ProbeError):
+            raise
+        raise CheckpointError(f"cannot read {path} ({err.strerror or err}); give a file that can be read") from err
+    return hashes[path.name] if len(hashes) == 1 and path.name in hashes else digest(hashes)
+
+
 def has_jit_mode(checkpoint: Checkpoint) -> bool:
     """Whether the weights are an archive, or random, and so can be made one."""
     return checkpoint.path is None or (checkpoint.path.is_file() and is_archive(checkpoint.path))
@@ -156,7 +189,8 @@ def as_encoder(
     project: Callable[[Tensor], Tensor]
     weights_dtypes = dtypes_of(model.visual.parameters())
     if isinstance(model, CLIP):
-        lay_out(model.visual, execution)
+        if not execution.compiled:  # torch's compiler does the same, and more
+            lay_out(model.visual, execution)
         before, project = model.visual.pre_projection, model.visual.project
     else:
         project = expose_pre_projection(model)
