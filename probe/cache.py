@@ -398,6 +398,12 @@ def survey(root: Path) -> list[Kept]:
     return found
 
 
+def verify(root: Path) -> tuple[int, dict[Path, str]]:
+    """Compare whole entries with their digests: how many there are, and what is wrong with those that are damaged."""
+    folders = [kept.path for kept in survey(root) if not kept.path.name.endswith(PIECES)]
+    return len(folders), {folder: reason for folder in folders if (reason := damage(folder))}
+
+
 def differing(wanted: Cell, kept: Kept) -> dict[str, tuple[Any, Any]]:
     """The fields of the key in which something that is kept is not what is wanted: there, and wanted."""
     key = json.loads(canonical_json(wanted.key))

@@ -9,15 +9,19 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probe import errors
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
+    from probe.extraction import Access
     from probe.records import RunRecord
     from probe.specs import RunSpec
 
@@ -55,40 +59,49 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="extract features, fit probes, write records and tables")
-    run.add_argument(
-        "--dataset",
-        action="append",
-        required=True,
-        metavar="NAME",
-        help="repeatable; or all, paper, folder:PATH, hf:ID, wds:SHARDS, torchvision:CLASS, ROW.toml",
-    )
-    run.add_argument(
-        "--model", action="append", metavar="NAME", help="repeatable; or all, random:NAME, a path [ViT-B/32]"
-    )
+    _add_grid(run)
     run.add_argument(
         "--protocol", action="append", metavar="NAME", help="repeatable; readme or clip-paper [clip-paper]"
-    )
-    run.add_argument("--jit", choices=JIT_MODES, default="off", help="run TorchScript archives as they are [off]")
-    run.add_argument(
-        "--allow-partial", action="store_true", help="evaluate on what is there where images are missing; marks results"
-    )
-    run.add_argument(
-        "--skip-corrupt",
-        type=_count,
-        default=0,
-        metavar="N",
-        help="pass over up to N images of a dataset that cannot be read; marks results [0]",
-    )
-    run.add_argument(
-        "--workers",
-        type=_count,
-        metavar="N",
-        help="processes that read images [16 or a processor each beside a GPU, else 0]",
     )
     run.add_argument("--json", action="store_true", help="print records as JSON lines instead of a table")
     _add_execution(run)
     run.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
     run.set_defaults(command=_run)
+
+    extract = commands.add_parser("extract", help="extract and keep features, or some shards of them")
+    _add_grid(extract)
+    extract.add_argument("--shard", type=_shard, metavar="I/N", help="make only the I-th of N shards, from 1 on")
+    extract.add_argument("--out", metavar="FILE.npz", help="write the features of one cell to a file as well")
+    _add_execution(extract)
+    extract.set_defaults(command=_extract)
+
+    fit = commands.add_parser("fit", help="fit a probe on a file of features, of extract --out or anybody's")
+    fit.add_argument("file", metavar="FILE.npz", help="train_x, train_y, test_x, test_y, and val_x, val_y for a search")
+    fit.add_argument("--protocol", default="clip-paper", metavar="NAME", help="readme or clip-paper [clip-paper]")
+    fit.add_argument("--metric", metavar="NAME", help="[that of the dataset, or accuracy]")
+    fit.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    fit.add_argument("-v", "--verbose", action="store_true", help="log every step of a sweep, and tracebacks")
+    fit.set_defaults(command=_fit)
+
+    cache = commands.add_parser("cache", help="list, explain, verify or remove features that are kept")
+    kinds = cache.add_subparsers(required=True, metavar="ACTION")
+    listed = kinds.add_parser("ls", help="list the features that are kept")
+    listed.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
+    explain = kinds.add_parser("explain", help="say whether a cell is kept, or which field of its key is another")
+    _add_grid(explain)
+    _add_execution(explain)
+    verify = kinds.add_parser("verify", help="compare everything that is kept with its digests")
+    collect = kinds.add_parser("gc", help="remove what is damaged or of no use, and what was not used for longest")
+    collect.add_argument("--max-size", type=_size, metavar="SIZE", help="keep at most so much, such as 500MB or 10GB")
+    for action, command in (
+        (listed, _cache_ls),
+        (explain, _cache_explain),
+        (verify, _cache_verify),
+        (collect, _cache_gc),
+    ):
+        if action is not explain:
+            action.add_argument("--cache-dir", metavar="DIR", help="[PROBE_CACHE_DIR, or below ~/.cache]")
+        action.set_defaults(command=command)
 
     datasets = commands.add_parser("datasets", help="list the datasets, or show one")
     datasets.add_argument("name", nargs="?", help="any name that --dataset takes, to show it whole")
@@ -127,14 +140,50 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_grid(command: argparse.ArgumentParser) -> None:
+    """The options that say which features: datasets, models and modes, and how their images are read."""
+    command.add_argument(
+        "--dataset",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="repeatable; or all, paper, folder:PATH, hf:ID, wds:SHARDS, torchvision:CLASS, ROW.toml",
+    )
+    command.add_argument(
+        "--model", action="append", metavar="NAME", help="repeatable; or all, random:NAME, a path [ViT-B/32]"
+    )
+    command.add_argument("--jit", choices=JIT_MODES, default="off", help="run TorchScript archives as they are [off]")
+    command.add_argument(
+        "--allow-partial", action="store_true", help="evaluate on what is there where images are missing; marks results"
+    )
+    command.add_argument(
+        "--skip-corrupt",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="pass over up to N images of a dataset that cannot be read; marks results [0]",
+    )
+    command.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="processes that read images [16 or a processor each beside a GPU, else 0]",
+    )
+    command.add_argument(
+        "--compile", action="store_true", help="have torch compile the rebuilt model, as a mode of its own"
+    )
+
+
 def _add_execution(command: argparse.ArgumentParser) -> None:
     """The options of all commands that run a model."""
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [auto]")
     command.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16 [auto: fp16 on CUDA, else fp32]")
-    command.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images encoded at a time [64]")
+    command.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="images encoded at a time [256 on CUDA, else 64, or as fits]"
+    )
     command.add_argument("--offline", action="store_true", help="never touch the network")
     command.add_argument("-v", "--verbose", action="store_true", help="log every step of a sweep, and tracebacks")
-    for name in ("data", "weights"):
+    for name in ("data", "weights", "cache"):
         command.add_argument(f"--{name}-dir", metavar="DIR", help=f"[PROBE_{name.upper()}_DIR, or below ~/.cache]")
 
 
@@ -150,27 +199,56 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _run(args: argparse.Namespace) -> int:
-    from probe import datasets, extraction, models, runner
+def _shard(text: str) -> tuple[int, int]:
+    i, slash, n = text.partition("/")
+    if not slash or not i.isdecimal() or not n.isdecimal() or not 1 <= int(i) <= int(n):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard; write 1/4 for the first of four")
+    return int(i), int(n)
 
-    specs = runner.plan(
+
+def _size(text: str) -> int:
+    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B|)", text.upper())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB or 10GB")
+    return int(float(found[1]) * units[found[2]])
+
+
+def _plan(args: argparse.Namespace, protocols: Sequence[str]) -> list[RunSpec]:
+    from probe import datasets, models, runner
+
+    return runner.plan(
         _expand(args.dataset, {"all": datasets.dataset_names(), "paper": datasets.paper_names()}),
         _expand(args.model or ["ViT-B/32"], {"all": models.model_names()}),
-        protocols=args.protocol or ["clip-paper"],
+        protocols=protocols,
         jit_modes=JIT_MODES[args.jit],
         device=args.device,
         precision=args.precision,
         batch_size=args.batch_size,
+        compiled=args.compile,
     )
-    access = extraction.Access(
+
+
+def _access(args: argparse.Namespace) -> Access:
+    from probe import extraction
+
+    return extraction.Access(
         data=args.data_dir,
         weights=args.weights_dir,
-        results=args.results_dir,
+        results=getattr(args, "results_dir", None),
+        cache=args.cache_dir,
         offline=args.offline,
         allow_partial=args.allow_partial,
         skip_corrupt=args.skip_corrupt,
         workers=args.workers,
+        shard=getattr(args, "shard", None),
     )
+
+
+def _run(args: argparse.Namespace) -> int:
+    from probe import runner
+
+    specs, access = _plan(args, args.protocol or ["clip-paper"]), _access(args)
     records: list[RunRecord] = []
     try:
         for record in runner.run_grid(specs, access=access):
@@ -206,6 +284,123 @@ def _sentence(error: Mapping[str, str]) -> str:
     """The message; of an error that is not ours the type too, since `KeyError` says no more than the key."""
     ours = {name for name, value in vars(errors).items() if isinstance(value, type)}
     return error["message"] if error["type"] in ours else f"{error['type']}: {error['message']}"
+
+
+def _extract(args: argparse.Namespace) -> int:
+    from probe import files, tables
+    from probe.extraction import Extraction, IncompleteError, extract_grid
+
+    specs, access = _plan(args, ["readme"]), _access(args)  # the same features for all protocols
+    if args.out is not None and (len(specs) > 1 or args.shard is not None):
+        raise errors.FeaturesError("--out takes the whole features of one dataset, model and mode; name one of each")
+    rows, failed = [], 0
+    for spec, outcome in extract_grid(specs, access):
+        name = (spec.dataset.name, spec.model.name, spec.mode)
+        if isinstance(outcome, Extraction):
+            sizes = ", ".join(f"{part} {len(features)}" for part, features in outcome.features.items())
+            made = "kept before" if outcome.extraction["from_cache"] else "made now"
+            rows.append((*name, sizes, made, str(outcome.folder)))
+            if args.out is not None:
+                files.save(Path(args.out), outcome.features, outcome.rows, outcome.about(spec))
+        elif isinstance(outcome, IncompleteError):
+            rows.append((*name, "", str(outcome), ""))
+        else:
+            failed += 1
+            error = {"type": type(outcome).__name__, "message": str(outcome)}
+            print(f"probe: {' / '.join(name)} failed: {_sentence(error)}", file=sys.stderr)
+    if rows:
+        print(tables.markdown_table(("dataset", "model", "mode", "images", "state", "folder"), rows), end="")
+    return 1 if failed else 0
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from probe import files, tables
+    from probe.probes.fitting import fit_folds
+    from probe.probes.protocols import get_protocol
+
+    found = files.load(Path(args.file))
+    metric, protocol = args.metric or found.about.get("metric", "accuracy"), get_protocol(args.protocol)
+    if all(features.pre_projection is None for fold in found.folds for features in fold.values()):
+        protocol = replace(protocol, feature_point="projected")  # the only point that this file has
+    result = fit_folds(found.folds, metric=metric, protocol=protocol)
+    if args.json:
+        print(json.dumps({"file": args.file, "protocol": args.protocol, "about": found.about, **result.to_dict()}))
+        return 0
+    C = "differs" if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
+    star = "" if result.converged else " *"
+    cells = (args.protocol, metric, f"{100 * result.score:.2f}{star}", C, str(result.n_iter), str(result.num_test))
+    print(tables.markdown_table(("protocol", "metric", "score, %", "C", "iterations", "test images"), [cells]), end="")
+    if star:
+        print("\n* the final fit did not converge")
+    return 0
+
+
+def _cache_ls(args: argparse.Namespace) -> int:
+    from probe import cache, paths, tables
+
+    kept = cache.survey(paths.cache_dir(args.cache_dir))
+    if args.json:
+        for entry in kept:
+            print(json.dumps({**asdict(entry), "path": str(entry.path)}, sort_keys=True))
+        return 0
+    header = ("dataset", "part", "model", "mode", "precision", "images", "state", "MB", "last used", "folder")
+    names = ("dataset", "part", "model", "mode", "precision")
+    rows = [
+        (
+            *(entry.label.get(name, "") for name in names),
+            str(entry.num_images or ""),
+            entry.state,
+            f"{entry.size / 1e6:.1f}",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used)),
+            entry.path.name,
+        )
+        for entry in kept
+    ]
+    print(tables.markdown_table(header, rows), end="")
+    print(f"\n{sum(entry.size for entry in kept) / 1e6:.1f} MB in {paths.cache_dir(args.cache_dir)}")
+    return 0
+
+
+def _cache_explain(args: argparse.Namespace) -> int:
+    from probe import cache, paths
+    from probe.extraction import make_cells
+
+    root, access, missed = paths.cache_dir(args.cache_dir), _access(args), 0
+    for spec in _plan(args, ["readme"]):
+        for cell in make_cells(spec, access).values():
+            if cache.find(root, cell) is not None:
+                print(f"{cell}: kept in {cell.folder(root)}")
+                continue
+            missed += 1
+            kept = cache.nearest(root, cell)
+            if kept is None:
+                print(f"{cell}: not kept, nor anything of this part of the dataset")
+                continue
+            fields = cache.differing(cell, kept)
+            print(f"{cell}: not kept; the nearest is {kept.path.name} ({kept.state})")
+            for name, (there, wanted) in fields.items():
+                print(f"  {name}: {there} there, {wanted} wanted")
+    return 1 if missed else 0
+
+
+def _cache_verify(args: argparse.Namespace) -> int:
+    from probe import cache, paths
+
+    checked, damaged = cache.verify(paths.cache_dir(args.cache_dir))
+    for path, reason in damaged.items():
+        print(f"{path}: {reason}")
+    print(f"{checked} checked, {len(damaged)} damaged; the next run that needs them makes them again")
+    return 1 if damaged else 0
+
+
+def _cache_gc(args: argparse.Namespace) -> int:
+    from probe import cache, paths
+
+    removed = cache.collect(paths.cache_dir(args.cache_dir), max_size=args.max_size)
+    for entry in removed:
+        print(f"removed {entry.path} ({entry.state}, {entry.size / 1e6:.1f} MB)")
+    print(f"{sum(entry.size for entry in removed) / 1e6:.1f} MB freed")
+    return 0
 
 
 def _expand(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from probe.models.memory import device_memory
 from probe.passes import fill
 from probe.preprocess import VERSION as PREPROCESS_VERSION
 from probe.preprocess import libjpeg_version
-from probe.progress import Progress
+from probe.progress import Progress, show_progress
 from probe.specs import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Extraction:
         encoder: what `RunRecord.encoder` says.
         extraction: what `RunRecord.extraction` says.
         seconds: what `RunRecord.seconds` says.
+        folder: where they are kept.
     """
 
     features: Mapping[str, Features]
@@ -90,6 +92,13 @@ class Extraction:
     encoder: Mapping[str, Any]
     extraction: Mapping[str, Any]
     seconds: Mapping[str, float]
+    folder: Path
+
+    def about(self, spec: RunSpec) -> dict[str, Any]:
+        """What a file of these features says of itself."""
+        names = {"dataset": spec.dataset.name, "metric": spec.dataset.metric, "model": spec.model.name}
+        how = {"mode": spec.mode, "precision": spec.precision, "device": spec.device, "batch_size": spec.batch_size}
+        return {**names, **how, "encoder": dict(self.encoder), "read": dict(self.read), "splits": dict(self.splits)}
 
     def split(self, name: str, fold: int) -> Features:
         """The features of `train`, `val` or `test` of a fold: those of the part, or a copy of some of its rows."""
@@ -124,6 +133,21 @@ class _Job:
     @property
     def missing(self) -> list[str]:
         return [part for part in self.cells if part not in self.entries]
+
+
+def extract_grid(specs: Sequence[RunSpec], access: Access) -> Iterator[tuple[RunSpec, Extraction | Exception]]:
+    """The features of cells of several datasets, one dataset after the other; see `extract_dataset`."""
+    with show_progress() as progress:
+        groups = [list(group) for _, group in groupby(specs, key=lambda spec: spec.dataset)]
+        sizes = [num_images(group) for group in groups]
+        progress.expect(sum(sizes))
+        for group, size in zip(groups, sizes, strict=True):
+            yield from extract_dataset(group, access, progress, expected=size)
+
+
+def num_images(specs: Sequence[RunSpec]) -> int:
+    """Images that are to be encoded for cells of a dataset, as far as its row says."""
+    return len(specs) * sum(part.size or 0 for part in specs[0].dataset.parts)
 
 
 def extract_dataset(
@@ -390,6 +414,7 @@ def _finish(job: _Job, dataset: OpenedDataset, parts: Mapping[str, _Part], acces
         encoder=next(iter(job.entries.values())).encoder,
         extraction={"from_cache": job.cached, "parts": {part: job.entries[part].extraction for part in parts}},
         seconds=job.seconds,
+        folder=next(iter(job.entries.values())).path.parent,
     )
 
 

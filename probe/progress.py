@@ -33,7 +33,7 @@ class Progress:
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
+def show_progress() -> Iterator[Progress]:
     """A bar on stderr, or none where that is no terminal."""
     shown = Progress()
     try:

@@ -17,16 +17,17 @@ from probe import environment, paths, tables
 from probe.comparison import compare_features, count_flips
 from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG as DATASETS
+from probe.datasets.folds import SPLITS
 from probe.errors import ProbeError, ProtocolError, UnknownNameError
-from probe.extraction import Access, Extraction, by_split, extract_dataset
+from probe.extraction import Access, Extraction, by_split, extract_dataset, num_images
 from probe.models import get_model
 from probe.models.catalog import CATALOG as MODELS
 from probe.models.devices import resolve_execution
 from probe.models.memory import find_batch_size
-from probe.probes.fitting import ProbeResult, fit_probe, mean_result
+from probe.probes.fitting import ProbeResult, fit_folds
 from probe.probes.protocols import CATALOG as PROTOCOLS
 from probe.probes.protocols import get_protocol
-from probe.progress import Progress, progress
+from probe.progress import Progress, show_progress
 from probe.records import DONE, FAILED, RunRecord, check_writable, write_record
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
 
@@ -195,11 +196,11 @@ def _run_cells(specs: Sequence[RunSpec], access: Access) -> Iterator[Done | Fail
     results_dir = paths.results_dir(access.results)
     check_writable(results_dir)
     try:
-        with progress() as bar:
+        with show_progress() as progress:
             of_dataset = [list(group) for _, group in groupby(specs, key=lambda spec: spec.dataset)]
-            bar.expect(sum(_num_images(group) for group in of_dataset))
+            progress.expect(sum(num_images(list(_encodings(group))) for group in of_dataset))
             for group in of_dataset:
-                for cell in _run_dataset(group, access, bar):
+                for cell in _run_dataset(group, access, progress):
                     write_record(cell.record, results_dir)
                     yield cell
     finally:  # also after Ctrl-C: what is done is in the tables
@@ -214,15 +215,10 @@ def _encodings(specs: Sequence[RunSpec]) -> dict[RunSpec, list[RunSpec]]:
     return groups
 
 
-def _num_images(specs: Sequence[RunSpec]) -> int:
-    """Images that are to be encoded for cells of a dataset, as far as its row says."""
-    return len(_encodings(specs)) * sum(part.size or 0 for part in specs[0].dataset.parts)
-
-
-def _run_dataset(specs: Sequence[RunSpec], access: Access, bar: Progress) -> Iterator[Done | Failed]:
+def _run_dataset(specs: Sequence[RunSpec], access: Access, progress: Progress) -> Iterator[Done | Failed]:
     """Run the cells of a dataset, in their order, as far as features are there; those that are kept are there first."""
     groups = _encodings(specs)
-    outcomes = extract_dataset(list(groups), access, bar, expected=_num_images(specs))
+    outcomes = extract_dataset(list(groups), access, progress, expected=num_images(list(groups)))
     ready: dict[RunSpec, Extraction | Exception] = {}
     finished: list[Done] = []
     for encoding, cells in groups.items():
@@ -260,18 +256,8 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done]) -> Don
         logger.info("%s: the features are those of %s, and so is the probe", spec, twin.spec)
         result = twin.result
     else:
-        result = mean_result(
-            [
-                fit_probe(
-                    train=extraction.split("train", k),
-                    val=extraction.split("val", k),
-                    test=extraction.split("test", k),
-                    metric=spec.dataset.metric,
-                    protocol=spec.protocol,
-                )
-                for k in range(len(extraction.rows))
-            ]
-        )
+        folds = ({name: extraction.split(name, k) for name in SPLITS} for k in range(len(extraction.rows)))
+        result = fit_folds(folds, metric=spec.dataset.metric, protocol=spec.protocol)
     numbers = (result.score, result.objective, result.gradient_norm, result.gradient_ratio)
     if not np.isfinite(numbers).all():  # which JSON does not have
         raise ProtocolError(f"{spec}: score, objective or gradient is not finite, {numbers}; see its features")

@@ -299,13 +299,13 @@ def test_images_of_several_labels_run_to_their_score(tmp_path):
 
 def test_a_probe_that_is_not_finite_fails_its_cell_and_no_other(tmp_path, monkeypatch):
     """JSON has no NaN, so that such a record could not be written."""
-    real = runner.fit_probe
+    real = runner.fit_folds
 
     def overflow(**arguments):
         result = real(**arguments)
         return replace(result, objective=float("nan")) if arguments["protocol"].name == "readme" else result
 
-    monkeypatch.setattr(runner, "fit_probe", overflow)
+    monkeypatch.setattr(runner, "fit_folds", overflow)
     once = Protocol("once", "one value", "projected", (0.01,), 1, 100, 1e-4, "this test")
     specs = plan(["digits"], ["tiny"], protocols=["readme", once], device="cpu")
     broken, fine = run_grid(specs, access=Access(results=tmp_path, offline=True))

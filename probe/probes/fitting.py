@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -130,6 +130,22 @@ def fit_probe(
         objective=final.objective,
         sweep=sweep,
         predictions=y_score.argmax(axis=1) if train.y.ndim == 1 else (y_score > 0).astype(np.int64),
+    )
+
+
+def fit_folds(
+    folds: Iterable[Mapping[str, Features]], *, metric: str = "accuracy", protocol: str | Protocol = "clip-paper"
+) -> ProbeResult:
+    """Fit a probe on the splits `train`, `test` and, where there is one, `val` of each fold; see `mean_result`.
+
+    Raises:
+        UnknownNameError, ProtocolError, FeaturesError: as `fit_probe`.
+    """
+    return mean_result(
+        [
+            fit_probe(train=fold["train"], val=fold.get("val"), test=fold["test"], metric=metric, protocol=protocol)
+            for fold in folds
+        ]
     )
 
 

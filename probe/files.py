@@ -1,0 +1,154 @@
+"""Features in a file of their own: an `.npz` that NumPy reads anywhere, with the splits of a probe.
+
+    train_x  train_y  [train_pre_projection]   val_...   test_...   [about]
+
+`x` is float (n, d), `y` integers (n,), or (n, k) of 1, 0 and -1 where an image can show several of k classes; where a
+dataset has several folds, `fold1_train_x` and so on. Anybody's features in this form can be probed; `about`, a text in
+JSON, says what ours are of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probe.errors import FeaturesError
+from probe.features import PRE_PROJECTION, Features
+
+SPLITS = ("train", "val", "test")
+ROWS = 4096  # written at a time
+_NAME = re.compile(r"(?:fold(\d+)_)?(train|val|test)_(x|y|pre_projection)")
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """What a file holds: for each fold the features by split, and what it says of itself."""
+
+    folds: Sequence[Mapping[str, Features]]
+    about: Mapping[str, Any]
+
+
+def save(
+    path: Path,
+    features: Mapping[str, Features],
+    rows: Sequence[Mapping[str, tuple[str, np.ndarray]]],
+    about: Mapping[str, Any],
+) -> None:
+    """Write the splits of all folds; of arrays on disk a few rows at a time are in memory.
+
+    Args:
+        path: of the file, which appears in one step.
+        features: by part.
+        rows: for each fold, which rows of which part a split has, ascending.
+        about: what the features are of.
+
+    Raises:
+        FeaturesError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(temporary, "w", allowZip64=True) as file:
+            for k, fold in enumerate(rows):
+                for split, (part, positions) in fold.items():
+                    prefix = f"{split}_" if len(rows) == 1 else f"fold{k + 1}_{split}_"
+                    found = features[part]
+                    arrays = {"x": found.x, "y": found.y, PRE_PROJECTION: found.pre_projection}
+                    for name, array in arrays.items():
+                        if array is not None:
+                            _write(file, prefix + name, array, positions)
+            _write(file, "about", np.array(json.dumps(about, sort_keys=True)), None)
+        temporary.replace(path)
+    except OSError as err:
+        raise FeaturesError(f"cannot write {path} ({err.strerror or err}); free it, or name another file") from err
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(file: zipfile.ZipFile, name: str, array: np.ndarray, rows: np.ndarray | None) -> None:
+    shape = array.shape if rows is None else (len(rows), *array.shape[1:])
+    with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+        header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(member, header)
+        if rows is None:
+            member.write(array.tobytes())
+        else:
+            for chunk in _chunks(array, rows):
+                member.write(np.ascontiguousarray(chunk).data.cast("B"))
+
+
+def _chunks(array: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Some rows of an array, a few at a time; one on disk is read as a file, so that no page of it stays in memory."""
+    if not isinstance(array, np.memmap) or array.filename is None:
+        yield from (array[rows[i : i + ROWS]] for i in range(0, len(rows), ROWS))
+        return
+    width = int(np.prod(array.shape[1:]))
+    for start in range(0, len(array), ROWS):
+        stop = min(start + ROWS, len(array))
+        wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
+        if len(wanted):
+            offset = array.offset + start * width * array.itemsize
+            read = np.fromfile(array.filename, array.dtype, (stop - start) * width, offset=offset)
+            yield read.reshape(stop - start, *array.shape[1:])[wanted - start]
+
+
+def load(path: Path) -> FeatureFile:
+    """Read a file of features; nothing in it is executed.
+
+    Raises:
+        FeaturesError: it cannot be read, or has no training and test features in this form.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            if not isinstance(found, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            arrays = {name: found[name] for name in found.files if _NAME.fullmatch(name)}
+            about = json.loads(str(found["about"])) if "about" in found.files else {}
+            others = [name for name in found.files if name not in arrays and name != "about"]
+    except FileNotFoundError as err:
+        raise FeaturesError(f"no file at {path}; make one with python -m probe extract --out") from err
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as err:
+        why = " ".join(str(err).split())
+        raise FeaturesError(f"{path} is no file of features ({why}); save it with numpy.savez") from err
+    folds = sorted({int(_NAME.fullmatch(name)[1] or 0) for name in arrays})  # type: ignore[index]  # all match
+    if not folds:
+        held = f"; it has {', '.join(others[:10])}" if others else ""
+        raise FeaturesError(
+            f"{path} has no train_x, train_y, test_x and test_y{held}; save it with numpy.savez under these names"
+        )
+    return FeatureFile([_read_fold(path, arrays, k) for k in folds], about if isinstance(about, dict) else {})
+
+
+def _read_fold(path: Path, arrays: Mapping[str, np.ndarray], k: int) -> dict[str, Features]:
+    prefix = f"fold{k}_" if k else ""
+    found = {}
+    for split in SPLITS:
+        x, y, before = (arrays.get(f"{prefix}{split}_{name}") for name in ("x", "y", PRE_PROJECTION))
+        if x is None and y is None and split == "val":
+            continue
+        if x is None or y is None:
+            raise FeaturesError(
+                f"{path} has no {prefix}{split}_{'x' if x is None else 'y'}; save it with numpy.savez under these names"
+            )
+        points = [_as_features(path, f"{prefix}{split}", array) for array in (x, before) if array is not None]
+        found[split] = Features(points[0], y, points[1] if before is not None else None)
+    return found
+
+
+def _as_features(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise FeaturesError(f"{path}: {name} has {array.dtype} {array.shape}; give floating-point features (n, d)")
+    converted = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(converted).all():
+        row = int(np.argmin(np.isfinite(converted).all(axis=1)))
+        raise FeaturesError(f"{path}: the features in row {row} of {name} are not finite; take it out")
+    return converted
