@@ -295,7 +295,7 @@ class Work:
         """The shape of the labels of a piece; None where it is not there, or is damaged, and then removed."""
         path = self._path(piece)
         try:
-            with np.load(path, allow_pickle=False) as found:
+            with _open_piece(path) as found:
                 n = len(found[LABELS])
                 whole = min(
                     piece_size(self.cell.batch_size), self.cell.num_images - piece * piece_size(self.cell.batch_size)
@@ -313,7 +313,7 @@ class Work:
             return None
 
     def _skipped(self, piece: int) -> list[list[Any]]:
-        with np.load(self._path(piece), allow_pickle=False) as found:
+        with _open_piece(self._path(piece)) as found:
             skipped: list[list[Any]] = json.loads(str(found["skipped"]))
             return skipped
 
@@ -321,7 +321,7 @@ class Work:
         """Write one array of all pieces, one piece in memory at a time; what the sidecar says of it."""
         shapes, dtype = [], None
         for piece in range(self.cell.num_pieces):
-            with np.load(self._path(piece), allow_pickle=False) as found:
+            with _open_piece(self._path(piece)) as found:
                 array = found[name]
                 if len(array):  # one of which no image could be read knows no shape of labels
                     shapes.append(array.shape)
@@ -332,7 +332,7 @@ class Work:
             header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for piece in range(self.cell.num_pieces):
-                with np.load(self._path(piece), allow_pickle=False) as found:
+                with _open_piece(self._path(piece)) as found:
                     if len(found[name]):
                         file.write(np.ascontiguousarray(found[name]).data)
             file.flush()
@@ -359,6 +359,13 @@ class Work:
                 f"cannot write to {self.root} ({err.strerror or err}); free it, or name another folder with "
                 f"--cache-dir; {what}"
             ) from err
+
+
+@contextmanager
+def _open_piece(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    # The file is opened here, as NumPy leaves one open that turns out to be no archive.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+        yield found
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:

@@ -9,6 +9,7 @@ JSON, says what ours are of.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -71,7 +72,8 @@ def save(
     except OSError as err:
         raise FeaturesError(f"cannot write {path} ({err.strerror or err}); free it, or name another file") from err
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _write(file: zipfile.ZipFile, name: str, array: np.ndarray, rows: np.ndarray | None) -> None:
@@ -108,9 +110,8 @@ def load(path: Path) -> FeatureFile:
         FeaturesError: it cannot be read, or has no training and test features in this form.
     """
     try:
-        with np.load(path, allow_pickle=False) as found:
-            if not isinstance(found, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
+        # The file is opened here, as NumPy leaves one open that turns out to be no archive.
+        with path.open("rb") as file, zipfile.ZipFile(file), np.load(file, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files if _NAME.fullmatch(name)}
             about = json.loads(str(found["about"])) if "about" in found.files else {}
             others = [name for name in found.files if name not in arrays and name != "about"]
@@ -139,8 +140,13 @@ def _read_fold(path: Path, arrays: Mapping[str, np.ndarray], k: int) -> dict[str
             raise FeaturesError(
                 f"{path} has no {prefix}{split}_{'x' if x is None else 'y'}; save it with numpy.savez under these names"
             )
-        points = [_as_features(path, f"{prefix}{split}", array) for array in (x, before) if array is not None]
-        found[split] = Features(points[0], y, points[1] if before is not None else None)
+        points = {"x": x, PRE_PROJECTION: before}
+        checked = {
+            name: _as_features(path, f"{prefix}{split}_{name}", array)
+            for name, array in points.items()
+            if array is not None
+        }
+        found[split] = Features(checked["x"], y, checked.get(PRE_PROJECTION))
     return found
 
 

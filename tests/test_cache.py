@@ -1,0 +1,265 @@
+"""The feature store: every field of the key counts, and damage of any kind is found, said and mended."""
+
+import json
+import logging
+import os
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from probe.cache import (
+    ABANDONED_SECONDS,
+    Cell,
+    Work,
+    collect,
+    damage,
+    differing,
+    find,
+    nearest,
+    shard_of,
+    survey,
+    verify,
+)
+from probe.errors import CacheError
+from probe.features import Features
+
+KEY = {"weights": "ab", "mode": "eager", "batch_size": 64, "torch": "2.15.0"}
+
+
+def cell(n=600, **changes):
+    return Cell("digits", "all", "tiny", "eager", "fp32", {**KEY, **changes}, n, 64)
+
+
+def piece_of(cell, piece, labels=1):
+    """Features that say which image they are of."""
+    positions = np.arange(piece * 256, min((piece + 1) * 256, cell.num_images))
+    x = np.stack([positions, -positions], axis=1).astype(np.float32)
+    y = positions % 10 if labels == 1 else np.stack([positions % 2, positions % 3 - 1], axis=1)
+    return Features(x, y.astype(np.int64), np.repeat(x, 2, axis=1))
+
+
+def fill(root, cell, labels=1):
+    """A whole entry."""
+    work = Work(root, cell)
+    work.start()
+    for piece in range(cell.num_pieces):
+        assert work.claim(piece)
+        work.write(piece, piece_of(cell, piece, labels))
+    assert work.finish(encoder={"embed_dim": 2}, extraction={"images": cell.num_images})
+    return cell.folder(root)
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_what_is_written_is_read(tmp_path, labels):
+    fill(tmp_path, cell(), labels)
+    found = find(tmp_path, cell())
+    assert found.features.x[:, 0].tolist() == list(range(600))
+    assert found.features.pre_projection.shape == (600, 4)
+    assert found.features.y.shape == ((600,) if labels == 1 else (600, 2))
+    assert found.features.x.dtype == np.float32
+    assert found.features.x.flags.c_contiguous
+    assert isinstance(found.features.x, np.memmap)
+    assert (found.encoder, found.extraction) == ({"embed_dim": 2}, {"images": 600})
+
+
+def test_pieces_are_gone_when_the_entry_is_there(tmp_path):
+    folder = fill(tmp_path, cell())
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
+
+
+@pytest.mark.parametrize("field", KEY)
+def test_every_field_of_the_key_counts(tmp_path, field):
+    fill(tmp_path, cell())
+    assert find(tmp_path, cell(**{field: "another"})) is None
+    assert find(tmp_path, cell()) is not None
+
+
+def _flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a flipped bit of features": lambda folder: _flip_a_byte(folder / "projected.npy"),
+    "a flipped bit of labels": lambda folder: _flip_a_byte(folder / "labels.npy"),
+    "a flipped bit before the projection": lambda folder: _flip_a_byte(folder / "pre_projection.npy"),
+    "a file cut short": lambda folder: os.truncate(folder / "projected.npy", 1000),
+    "a longer file": lambda folder: (folder / "projected.npy").write_bytes(
+        (folder / "projected.npy").read_bytes() + b"more"
+    ),
+    "an empty file": lambda folder: os.truncate(folder / "labels.npy", 0),
+    "a missing file": lambda folder: (folder / "pre_projection.npy").unlink(),
+    "a missing sidecar": lambda folder: (folder / "entry.json").unlink(),
+    "a sidecar cut short": lambda folder: os.truncate(folder / "entry.json", 100),
+    "an empty sidecar": lambda folder: os.truncate(folder / "entry.json", 0),
+    "a sidecar of another kind": lambda folder: (folder / "entry.json").write_text("[1, 2]"),
+    "a sidecar that is no text": lambda folder: (folder / "entry.json").write_bytes(b"\xff\xfe\x00"),
+    "another number in the sidecar": lambda folder: (folder / "entry.json").write_text(
+        (folder / "entry.json").read_text().replace('"embed_dim": 2', '"embed_dim": 3')
+    ),
+    "a folder in place of a file": lambda folder: (
+        (folder / "projected.npy").unlink(),
+        (folder / "projected.npy").mkdir(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_is_found_said_and_never_used(tmp_path, caplog, kind):
+    folder = fill(tmp_path, cell())
+    DAMAGES[kind](folder)
+    assert damage(folder)
+    with caplog.at_level(logging.WARNING):
+        assert find(tmp_path, cell()) is None
+    assert f"the features in {folder} are damaged (" in caplog.text
+    assert not folder.exists()
+    fill(tmp_path, cell())
+    assert find(tmp_path, cell()) is not None
+
+
+@pytest.mark.parametrize("kind", ["flipped", "short", "empty", "another"])
+def test_a_damaged_piece_is_made_again(tmp_path, caplog, kind):
+    work = Work(tmp_path, cell())
+    work.start()
+    for piece in range(3):
+        work.claim(piece)
+        work.write(piece, piece_of(cell(), piece))
+    path = work.folder / "000001.npz"
+    if kind == "flipped":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif kind == "another":  # whole, and of other images
+        path.write_bytes((work.folder / "000002.npz").read_bytes())
+    else:
+        os.truncate(path, 100 if kind == "short" else 0)
+    with caplog.at_level(logging.WARNING):
+        assert not work.finish(encoder={}, extraction={})
+    assert "000001.npz is damaged" in caplog.text
+    assert [work.has(piece) for piece in range(3)] == [True, False, True]
+    assert work.claim(1)
+    work.write(1, piece_of(cell(), 1))
+    assert work.finish(encoder={}, extraction={})
+    assert find(tmp_path, cell()).features.x[:, 0].tolist() == list(range(600))
+
+
+def test_a_piece_is_claimed_once(tmp_path):
+    one, other = Work(tmp_path, cell()), Work(tmp_path, cell())
+    one.start()
+    other.start()
+    assert one.claim(0)
+    assert not other.claim(0)
+    assert other.claim(1)
+    one.close()  # as if it were killed
+    assert other.claim(0)
+    other.write(0, piece_of(cell(), 0))
+    assert not one.claim(0)
+
+
+def test_skipped_images_have_no_row_and_are_named(tmp_path):
+    small = cell(n=300)
+    work = Work(tmp_path, small)
+    work.start()
+    first, second = piece_of(small, 0), piece_of(small, 1)
+    work.write(0, Features(first.x[1:], first.y[1:], first.pre_projection[1:], ((0, "image 0 cannot be read"),)))
+    work.write(1, second)
+    assert work.num_skipped() == 1
+    assert work.finish(encoder={}, extraction={})
+    found = find(tmp_path, small).features
+    assert found.x[:, 0].tolist() == list(range(1, 300))
+    assert found.skipped == ((0, "image 0 cannot be read"),)
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
+    (tmp_path / "features").write_text("a file")
+    with pytest.raises(CacheError, match=r"cannot write to .*features \(.*\); free it, or name another folder"):
+        Work(tmp_path / "features", cell()).start()
+
+
+def test_a_full_disk_keeps_what_was_made(tmp_path, monkeypatch):
+    """`tests/test_extraction.py` fills a real file system, where it may."""
+    work = Work(tmp_path, cell())
+    work.start()
+    work.write(0, piece_of(cell(), 0))
+
+    def no_space(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", no_space)
+    with pytest.raises(CacheError, match=r"no space left .*1 of 3 pieces of digits/all / tiny / eager are kept"):
+        work.write(1, piece_of(cell(), 1))
+    assert work.has(0)
+    assert not [path for path in work.folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_explaining_names_the_fields_that_differ(tmp_path):
+    fill(tmp_path, cell())
+    fill(tmp_path, cell(batch_size=32, torch="2.14.0"))
+    wanted = cell(batch_size=16)
+    kept = nearest(tmp_path, wanted)
+    assert differing(wanted, kept) == {"batch_size": (64, 16)}
+    assert nearest(tmp_path, replace(wanted, part="train")) is None
+
+
+def test_surveying_tells_whole_from_begun_and_damaged(tmp_path):
+    fill(tmp_path, cell())
+    begun = Work(tmp_path, cell(batch_size=32))
+    begun.start()
+    begun.write(0, piece_of(cell(), 0))
+    (fill(tmp_path, cell(batch_size=16)) / "entry.json").write_text("{}")
+    assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 pieces", "damaged", "whole"]
+    checked, damaged = verify(tmp_path)
+    assert (checked, len(damaged)) == (2, 1)
+    assert survey(tmp_path / "nowhere") == []
+
+
+def test_collecting_takes_the_damaged_then_what_was_not_used_for_longest(tmp_path):
+    folders = [fill(tmp_path, cell(batch_size=size)) for size in (16, 32, 64, 128)]
+    for age, folder in zip((300, 100, 200), folders, strict=False):
+        os.utime(folder / "entry.json", (time.time() - age,) * 2)
+    (folders[3] / "entry.json").write_text("{}")
+    assert [kept.path for kept in collect(tmp_path)] == [folders[3]]
+    size = survey(tmp_path)[0].size
+    assert [kept.path for kept in collect(tmp_path, max_size=2 * size)] == [folders[0]]
+    find(tmp_path, cell(batch_size=64))  # is of use again
+    assert [kept.path for kept in collect(tmp_path, max_size=size)] == [folders[1]]
+    assert [kept.path for kept in collect(tmp_path, max_size=0)] == [folders[2]]
+    assert collect(tmp_path / "nowhere") == []
+
+
+def test_collecting_leaves_what_another_process_is_making(tmp_path):
+    work = Work(tmp_path, cell())
+    work.start()
+    work.write(0, piece_of(cell(), 0))
+    with FileLock(work.folder / "000001.lock"):
+        assert collect(tmp_path, max_size=0) == []
+    assert len(collect(tmp_path, max_size=0)) == 1
+
+
+def test_collecting_takes_what_was_abandoned(tmp_path):
+    folder = fill(tmp_path, cell())
+    left = folder.with_name(f".{folder.name}.1.tmp")
+    left.mkdir()
+    collect(tmp_path)
+    assert left.exists()
+    os.utime(left, (time.time() - 2 * ABANDONED_SECONDS,) * 2)
+    collect(tmp_path)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+def test_shards_share_all_pieces(n):
+    of_ten = cell(n=2500)
+    pieces = [piece for i in range(1, n + 1) for piece in shard_of(of_ten, (i, n))]
+    assert pieces == list(range(of_ten.num_pieces)) == list(shard_of(of_ten, None))
+
+
+def test_the_sidecar_is_clear_text(tmp_path):
+    about = json.loads((fill(tmp_path, cell()) / "entry.json").read_text())
+    assert about["label"] == {"dataset": "digits", "part": "all", "model": "tiny", "mode": "eager", "precision": "fp32"}
+    assert about["key"] == KEY
+    assert about["arrays"]["projected"]["shape"] == [600, 2]

@@ -1,0 +1,60 @@
+"""The batch size that a device's memory allows."""
+
+import subprocess
+import sys
+
+import pytest
+
+from probe.models import get_model, memory
+from probe.models.memory import DeviceMemory, activation_bytes, find_batch_size
+from probe.runner import plan
+
+GB = 1 << 30
+
+
+def test_plenty_of_memory_gives_the_usual_batch(monkeypatch):
+    monkeypatch.setattr(memory, "device_memory", lambda device: DeviceMemory(1 << 40, 1 << 40))
+    for name in ("ViT-B/32", "RN50x64", "ViT-L/14@336px", "tiny"):
+        assert find_batch_size("cpu", get_model(name).architecture) == 64
+        assert find_batch_size("cuda", get_model(name).architecture) == 256
+    assert find_batch_size("cpu", None) == 64
+
+
+def test_little_memory_halves_it(monkeypatch):
+    architecture = get_model("RN50x64").architecture
+    found = []
+    for size in (64, 16, 4, 1):
+        monkeypatch.setattr(memory, "device_memory", lambda device, size=size: DeviceMemory(size * GB, 0))
+        found.append(find_batch_size("cpu", architecture))
+        assert found[-1] * activation_bytes(architecture) <= size * GB / 4 or found[-1] == 1
+    assert found == sorted(found, reverse=True)
+    assert found[0] > found[-1] >= 1
+
+
+def test_a_batch_size_that_is_given_is_taken():
+    for given, expected in ((5, 5), (None, find_batch_size("cpu", get_model("tiny").architecture))):
+        (spec,) = plan(["digits"], ["tiny"], device="cpu", batch_size=given)
+        assert spec.batch_size == expected
+
+
+@pytest.mark.parametrize("model", ["random:ViT-B/32", "random:RN50"])
+def test_activations_take_no_more_than_is_reckoned_with(model):
+    """Measured as what the memory of a process grows by when it encodes 16 images."""
+    script = f"""
+import resource, torch
+from probe.models.loading import load_encoder
+encoder = load_encoder({model!r}, device="cpu")
+pixels = torch.zeros(16, 3, 224, 224, dtype=torch.uint8)
+encoder.encode(pixels[:1])
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
+encoder.encode(pixels)
+print((peak() - before) * 1024)
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux tells the peak of a part of a process's life")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    architecture = get_model(model.removeprefix("random:")).architecture
+    assert 0 < int(done.stdout) <= 16 * activation_bytes(architecture)
