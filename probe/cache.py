@@ -14,15 +14,17 @@ What is read is compared with its digests: a damaged piece or entry is named, re
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
 import shutil
 import time
+import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,12 @@ SIDECAR, ABOUT, PIECES, REMOVED = "entry.json", "about.json", ".pieces", ".tmp"
 LABELS = "labels"
 ARRAYS = (PROJECTED, PRE_PROJECTION, LABELS)
 ABANDONED_SECONDS = 24 * 3600  # after which what a killed process left under another name is nobody's
-DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, IndexError, zipfile.BadZipFile, zlib.error)
+LOCK = ".lock"
+# What reading a file raises that is not as it was written; a disk that cannot be read at the moment is no damage.
+DAMAGE = (
+    *(FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError),
+    *(EOFError, IndexError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -120,21 +127,48 @@ class Kept:
 
 
 def find(root: Path, cell: Cell) -> Entry | None:
-    """The features of a cell, if they are there and whole; damaged ones are named in a warning and removed."""
+    """The features of a cell, if they are there and whole; damaged ones are named in a warning and removed.
+
+    Raises:
+        CacheError: they cannot be read, or be removed.
+    """
     folder = cell.folder(root)
     if not folder.is_dir():
         return None
     try:
-        found = _read(folder)
-    except DAMAGE:
-        with FileLock(root / ".lock"):  # another process may have made it again
-            reason = damage(folder)
-            if reason:
-                logger.warning("the features in %s are damaged (%s); they are made again", folder, reason)
-                shutil.rmtree(folder, ignore_errors=True)
-        return find(root, cell) if not reason else None
-    os.utime(folder / SIDECAR)  # when it was last of use, for `collect`
+        try:
+            found = _read(folder)
+        except DAMAGE:
+            with FileLock(root / LOCK):  # another process may have made it again
+                reason = damage(folder)
+                if reason and folder.exists():
+                    logger.warning("the features in %s are damaged (%s); they are made again", folder, reason)
+                    shutil.rmtree(folder)
+            return None if reason else find(root, cell)
+    except OSError as err:
+        if isinstance(err, CacheError):
+            raise
+        raise CacheError(
+            f"cannot read {folder} ({err.strerror or err}); free it, or name another folder with --cache-dir"
+        ) from err
+    with suppress(OSError):  # of a folder that others own; and it is there for `collect` alone
+        os.utime(folder / SIDECAR)
     return found
+
+
+def remove(root: Path, entry: Entry) -> None:
+    """Remove an entry.
+
+    Raises:
+        CacheError: it cannot be removed.
+    """
+    try:
+        with FileLock(root / LOCK):
+            shutil.rmtree(entry.path)
+    except FileNotFoundError:
+        return  # by another process
+    except OSError as err:
+        raise CacheError(f"cannot remove {entry.path} ({err.strerror or err}); free it") from err
 
 
 def damage(folder: Path) -> str:
@@ -144,8 +178,12 @@ def damage(folder: Path) -> str:
     except FileNotFoundError as err:
         return f"there is no {Path(err.filename or folder).name}"
     except DAMAGE as err:
-        return " ".join(str(err).split())
+        return _why(err)
     return ""
+
+
+def _why(err: Exception) -> str:
+    return " ".join(str(err).split()) or type(err).__name__
 
 
 def _read(folder: Path) -> Entry:
@@ -162,13 +200,24 @@ def _read(folder: Path) -> Entry:
 
 
 def _read_sidecar(folder: Path) -> dict[str, Any]:
-    about: dict[str, Any] = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+    about = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+    if not isinstance(about, dict):
+        raise TypeError(f"{SIDECAR} holds no object")
     written = about.pop("sha256")
     if digest(about) != written:
         raise ValueError(f"{SIDECAR} says something else than was written")
     if about["version"] != VERSION:
         raise ValueError(f"{SIDECAR} has the version {about['version']}, not {VERSION}")
     return about
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece that is there and whole: the shapes of its arrays, and the images that have no row in them."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    skipped: Sequence[tuple[int, str]]
 
 
 class Work:
@@ -186,10 +235,12 @@ class Work:
         Raises:
             CacheError: it cannot be written to.
         """
+        about = {"label": self.cell.label, "key": dict(self.cell.key), "num_pieces": self.cell.num_pieces}
         with self._writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            about = {"label": self.cell.label, "key": dict(self.cell.key), "num_pieces": self.cell.num_pieces}
-            _write(self.folder / ABOUT, lambda path: path.write_text(json.dumps(about, indent=2), encoding="utf-8"))
+            while not (self.folder / ABOUT).is_file() and not self.target.is_dir():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # another process has just made the entry, and removed the folder
+                    _write(self.folder / ABOUT, lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
 
     def has(self, piece: int) -> bool:
         """Whether a piece is there, here or in a whole entry."""
@@ -197,14 +248,16 @@ class Work:
 
     def claim(self, piece: int) -> bool:
         """Take a piece that nobody has made or is making; it is this process's until it is written or dropped."""
-        lock = FileLock(self.folder / f"{piece:06}.lock")
+        lock = FileLock(self.folder / f"{piece:06}{LOCK}")
         with self._writing():
             try:
                 lock.acquire(timeout=0)
-            except Timeout:
+            except (Timeout, FileNotFoundError):  # another process has it, or has put all pieces together
                 return False
         if self.has(piece):
             lock.release()
+            if self.target.is_dir():  # to take the lock was to make the folder again
+                shutil.rmtree(self.folder, ignore_errors=True)
             return False
         self._claims[piece] = lock
         return True
@@ -215,12 +268,11 @@ class Work:
         Raises:
             CacheError: there is no space, or the folder cannot be written to; what was kept before stays.
         """
-        arrays = {PROJECTED: features.x, PRE_PROJECTION: features.at(PRE_PROJECTION), LABELS: features.y}
-        skipped = np.array(json.dumps(features.skipped))
+        before, skipped = features.at(PRE_PROJECTION), np.array(json.dumps(features.skipped))
 
         def save(path: Path) -> None:
             with path.open("wb") as file:
-                np.savez(file, allow_pickle=False, skipped=skipped, **arrays)
+                np.savez(file, projected=features.x, pre_projection=before, labels=features.y, skipped=skipped)
 
         with self._writing():
             _write(self._path(piece), save)
@@ -242,37 +294,37 @@ class Work:
         Raises:
             CacheError: there is no space, or the folder cannot be written to.
         """
-        if self.target.is_dir():
+        # Beside the folder: who waits for a lock in it could not take it any more once it is removed.
+        with self._writing(), FileLock(self.target.with_name(f".{self.target.name}{LOCK}")):
+            if not self.target.is_dir():
+                pieces = [self._check(piece) for piece in range(self.cell.num_pieces)]
+                whole = [piece for piece in pieces if piece is not None]
+                if len(whole) < len(pieces):
+                    return False
+                self._build(whole, encoder=encoder, extraction=extraction)
             shutil.rmtree(self.folder, ignore_errors=True)
-            return True
-        with self._writing(), FileLock(self.folder / "join.lock"):
-            if self.target.is_dir():
-                return True
-            shapes = [self._check(piece) for piece in range(self.cell.num_pieces)]
-            if None in shapes:
-                return False
-            building = self.target.with_name(f".{self.target.name}.{os.getpid()}{REMOVED}")
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir()
-            try:
-                about = {
-                    "version": VERSION,
-                    "label": self.cell.label,
-                    "key": dict(self.cell.key),
-                    "num_images": self.cell.num_images,
-                    "arrays": {name: self._join(name, building) for name in ARRAYS},
-                    "skipped": [skipped for piece in range(self.cell.num_pieces) for skipped in self._skipped(piece)],
-                    "encoder": dict(encoder),
-                    "extraction": dict(extraction),
-                }
-                about = json.loads(canonical_json(about))
-                _write_synced(building / SIDECAR, json.dumps({**about, "sha256": digest(about)}, indent=2).encode())
-                building.rename(self.target)
-            except BaseException:
-                shutil.rmtree(building, ignore_errors=True)
-                raise
-        shutil.rmtree(self.folder, ignore_errors=True)
         return True
+
+    def _build(self, pieces: Sequence[_Piece], *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> None:
+        building = self.target.with_name(_temporary(self.target.name))
+        building.mkdir()
+        try:
+            about = {
+                "version": VERSION,
+                "label": self.cell.label,
+                "key": dict(self.cell.key),
+                "num_images": self.cell.num_images,
+                "arrays": {name: self._join(name, pieces, building) for name in ARRAYS},
+                "skipped": [skipped for piece in pieces for skipped in piece.skipped],
+                "encoder": dict(encoder),
+                "extraction": dict(extraction),
+            }
+            about = json.loads(canonical_json(about))
+            _write_synced(building / SIDECAR, json.dumps({**about, "sha256": digest(about)}, indent=2).encode())
+            building.rename(self.target)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
 
     def is_complete(self) -> bool:
         """Whether all pieces are there."""
@@ -281,63 +333,49 @@ class Work:
     def state(self) -> str:
         """How many pieces there are, and where."""
         made = sum(self.has(piece) for piece in range(self.cell.num_pieces))
-        return f"{self.cell}: {made} of {self.cell.num_pieces} pieces are in {self.folder}"
+        return f"{self.cell}: {made} of {self.cell.num_pieces} pieces are in {self.folder}, other shards make the rest"
 
-    def num_skipped(self) -> int:
-        """Images without features in the pieces that are there."""
-        pieces = [piece for piece in range(self.cell.num_pieces) if self._path(piece).is_file()]
-        return sum(len(self._skipped(piece)) for piece in pieces if self._check(piece) is not None)
+    def skipped(self) -> set[int]:
+        """The positions of images without features in the pieces that are there."""
+        pieces = [self._check(piece) for piece in range(self.cell.num_pieces) if self._path(piece).is_file()]
+        return {int(position) for piece in pieces if piece is not None for position, _ in piece.skipped}
 
     def _path(self, piece: int) -> Path:
         return self.folder / f"{piece:06}.npz"
 
-    def _check(self, piece: int) -> tuple[int, ...] | None:
-        """The shape of the labels of a piece; None where it is not there, or is damaged, and then removed."""
-        path = self._path(piece)
+    def _check(self, piece: int) -> _Piece | None:
+        """What is in a piece; None where it is not there, or is damaged, and then removed."""
+        path, size = self._path(piece), piece_size(self.cell.batch_size)
         try:
-            with _open_piece(path) as found:
-                n = len(found[LABELS])
-                whole = min(
-                    piece_size(self.cell.batch_size), self.cell.num_images - piece * piece_size(self.cell.batch_size)
-                )
-                widths = [found[name].shape for name in (PROJECTED, PRE_PROJECTION)]
-                if any(shape[0] != n for shape in widths) or n + len(json.loads(str(found["skipped"]))) != whole:
-                    raise ValueError(f"it has {n} images of {whole}")
-                shape: tuple[int, ...] = found[LABELS].shape
-                return shape
+            with _open_piece(path) as found:  # which compares all that is read with its checksum
+                shapes = {name: found[name].shape for name in ARRAYS}
+                skipped = [(int(position), str(message)) for position, message in json.loads(str(found["skipped"]))]
+            n, whole = shapes[LABELS][0], min(size, self.cell.num_images - piece * size)
+            if {shape[0] for shape in shapes.values()} != {n} or n + len(skipped) != whole:
+                raise ValueError(f"it has {n} images of {whole}")
         except FileNotFoundError:
             return None
         except DAMAGE as err:
-            logger.warning("%s is damaged (%s); it is made again", path, " ".join(str(err).split()))
+            logger.warning("%s is damaged (%s); it is made again", path, _why(err))
             path.unlink(missing_ok=True)
             return None
+        return _Piece(path, shapes, skipped)
 
-    def _skipped(self, piece: int) -> list[list[Any]]:
-        with _open_piece(self._path(piece)) as found:
-            skipped: list[list[Any]] = json.loads(str(found["skipped"]))
-            return skipped
-
-    def _join(self, name: str, building: Path) -> dict[str, Any]:
+    def _join(self, name: str, pieces: Sequence[_Piece], building: Path) -> dict[str, Any]:
         """Write one array of all pieces, one piece in memory at a time; what the sidecar says of it."""
-        shapes, dtype = [], None
-        for piece in range(self.cell.num_pieces):
-            with _open_piece(self._path(piece)) as found:
-                array = found[name]
-                if len(array):  # one of which no image could be read knows no shape of labels
-                    shapes.append(array.shape)
-                    dtype = array.dtype
-        shape = (sum(shape[0] for shape in shapes), *(shapes[0][1:] if shapes else (0,)))
+        filled = [piece for piece in pieces if piece.shapes[name][0]] or pieces[:1]  # an empty one has no true shape
+        shape = (sum(piece.shapes[name][0] for piece in filled), *filled[0].shapes[name][1:])
+        dtype = np.dtype(np.int64 if name == LABELS else np.float32)
         path = building / f"{name}.npy"
         with path.open("wb") as file:
-            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for piece in range(self.cell.num_pieces):
-                with _open_piece(self._path(piece)) as found:
-                    if len(found[name]):
-                        file.write(np.ascontiguousarray(found[name]).data)
+            np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+            for piece in filled:
+                with _open_piece(piece.path) as found:
+                    array = np.ascontiguousarray(found[name], dtype=dtype)
+                file.write(array.data)  # not in there, where a full disk would pass for damage
             file.flush()
             os.fsync(file.fileno())
-        return {"shape": list(shape), "dtype": str(np.dtype(dtype)), "sha256": file_sha256(path)}
+        return {"shape": list(shape), "dtype": str(dtype), "sha256": file_sha256(path)}
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -363,20 +401,29 @@ class Work:
 
 @contextmanager
 def _open_piece(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    # The file is opened here, as NumPy leaves one open that turns out to be no archive.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-        yield found
+    """The arrays of a piece; whatever is raised of what the file holds is one of `DAMAGE`."""
+    content = io.BytesIO(path.read_bytes())
+    try:
+        with np.load(content, allow_pickle=False) as found:
+            yield found
+    except OSError as err:  # a place before the beginning, which a damaged directory names
+        raise ValueError(str(err)) from err
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file in one step: under a name of this process, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{REMOVED}")
+    """Write a file in one step: under a name of its own, then renamed."""
+    temporary = path.with_name(_temporary(path.name))
     try:
         write(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary(name: str) -> str:
+    # Not made of the process's number, which those of two containers can share.
+    return f".{name}.{uuid.uuid4().hex[:8]}{REMOVED}"
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -388,21 +435,40 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 def survey(root: Path) -> list[Kept]:
     """What lies in the store, sorted by path; arrays are not compared with their digests."""
-    found = []
-    for folder in sorted(path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(".")):
-        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        try:
-            if folder.name.endswith(PIECES):
-                about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-                made = len(list(folder.glob("*.npz")))
-                state, used, n = f"{made} of {about['num_pieces']} pieces", folder.stat().st_mtime, 0
-            else:
-                about = _read_sidecar(folder)
-                state, used, n = "whole", (folder / SIDECAR).stat().st_mtime, about["num_images"]
-            found.append(Kept(folder, about["label"], about["key"], state, n, size, used))
-        except DAMAGE:
-            found.append(Kept(folder, {}, {}, "damaged", 0, size, folder.stat().st_mtime))
-    return found
+    folders = sorted(path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith("."))
+    return [kept for folder in folders if (kept := _survey(folder)) is not None]
+
+
+def _survey(folder: Path) -> Kept | None:
+    """What is in a folder of the store; None where another process has just removed it, or is making it."""
+    try:
+        used = folder.stat().st_mtime
+        size = _size(folder)
+        if folder.name.endswith(PIECES):
+            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            state, n = f"{len(list(folder.glob('*.npz')))} of {about['num_pieces']} pieces", 0
+        else:
+            about, used = _read_sidecar(folder), (folder / SIDECAR).stat().st_mtime
+            state, n = "whole", about["num_images"]
+        return Kept(folder, about["label"], about["key"], state, n, size, used)
+    except DAMAGE:
+        is_begun = folder.name.endswith(PIECES) and not _is_abandoned(folder)
+        return None if is_begun or not folder.is_dir() else Kept(folder, {}, {}, "damaged", 0, size, used)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # under its passing name a moment ago
+            total += file.stat().st_size
+    return total
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def verify(root: Path) -> tuple[int, dict[Path, str]]:
@@ -437,27 +503,31 @@ def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
 
     Of no use are damaged entries, the pieces of whole ones, and what killed processes left under other names. What
     another process is making stays.
+
+    Raises:
+        CacheError: something cannot be removed.
     """
     removed: list[Kept] = []
-    with FileLock(root / ".lock") if root.is_dir() else _nothing():
-        for left in root.glob("*/.*"):
-            if left.name.endswith(REMOVED) and time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-        all_kept = survey(root)
-        whole = {kept.path.name for kept in all_kept if kept.state == "whole"}
-        for kept in sorted(all_kept, key=lambda kept: kept.used):
-            of_no_use = kept.state == "damaged" or kept.path.name.removesuffix(PIECES) in whole - {kept.path.name}
-            total = sum(other.size for other in all_kept) - sum(other.size for other in removed)
-            too_much = max_size is not None and total > max_size
-            if (of_no_use or too_much) and not _is_in_use(kept.path):
-                shutil.rmtree(kept.path, ignore_errors=True)
-                removed.append(kept)
+    if not root.is_dir():
+        return removed
+    try:
+        with FileLock(root / LOCK):
+            for left in root.glob("*/.*"):
+                if left.name.endswith((REMOVED, LOCK)) and _is_abandoned(left):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            all_kept = survey(root)
+            whole = {kept.path.name for kept in all_kept if kept.state == "whole"}
+            total = sum(kept.size for kept in all_kept)
+            for kept in sorted(all_kept, key=lambda kept: kept.used):
+                of_no_use = kept.state == "damaged" or kept.path.name.removesuffix(PIECES) in whole - {kept.path.name}
+                too_much = max_size is not None and total > max_size
+                if (of_no_use or too_much) and not _is_in_use(kept.path):
+                    shutil.rmtree(kept.path)
+                    removed.append(kept)
+                    total -= kept.size
+    except OSError as err:
+        raise CacheError(f"cannot remove from {root} ({err.strerror or err}); free it") from err
     return removed
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _is_in_use(folder: Path) -> bool:

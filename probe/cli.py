@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from probe.records import RunRecord
     from probe.specs import RunSpec
 
+logger = logging.getLogger(__name__)
+
 JIT_MODES = {"off": (False,), "on": (True,), "both": (False, True)}
 
 
@@ -169,6 +171,7 @@ def _add_grid(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that read images [16 or a processor each beside a GPU, else 0]",
     )
+    command.add_argument("--cache-dir", metavar="DIR", help="of features [PROBE_CACHE_DIR, or below ~/.cache]")
     command.add_argument(
         "--compile", action="store_true", help="have torch compile the rebuilt model, as a mode of its own"
     )
@@ -183,7 +186,7 @@ def _add_execution(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--offline", action="store_true", help="never touch the network")
     command.add_argument("-v", "--verbose", action="store_true", help="log every step of a sweep, and tracebacks")
-    for name in ("data", "weights", "cache"):
+    for name in ("data", "weights"):
         command.add_argument(f"--{name}-dir", metavar="DIR", help=f"[PROBE_{name.upper()}_DIR, or below ~/.cache]")
 
 
@@ -207,11 +210,10 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _size(text: str) -> int:
-    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B|)", text.upper())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(I?)B?", text.upper())
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB or 10GB")
-    return int(float(found[1]) * units[found[2]])
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " "))
 
 
 def _plan(args: argparse.Namespace, protocols: Sequence[str]) -> list[RunSpec]:
@@ -288,7 +290,7 @@ def _sentence(error: Mapping[str, str]) -> str:
 
 def _extract(args: argparse.Namespace) -> int:
     from probe import files, tables
-    from probe.extraction import Extraction, IncompleteError, extract_grid
+    from probe.extraction import Extraction, extract_grid
 
     specs, access = _plan(args, ["readme"]), _access(args)  # the same features for all protocols
     if args.out is not None and (len(specs) > 1 or args.shard is not None):
@@ -302,10 +304,11 @@ def _extract(args: argparse.Namespace) -> int:
             rows.append((*name, sizes, made, str(outcome.folder)))
             if args.out is not None:
                 files.save(Path(args.out), outcome.features, outcome.rows, outcome.about(spec))
-        elif isinstance(outcome, IncompleteError):
+        elif isinstance(outcome, errors.IncompleteError):
             rows.append((*name, "", str(outcome), ""))
         else:
             failed += 1
+            logger.debug("%s", spec, exc_info=None if isinstance(outcome, ProbeError) else outcome)
             error = {"type": type(outcome).__name__, "message": str(outcome)}
             print(f"probe: {' / '.join(name)} failed: {_sentence(error)}", file=sys.stderr)
     if rows:
@@ -319,7 +322,7 @@ def _fit(args: argparse.Namespace) -> int:
     from probe.probes.protocols import get_protocol
 
     found = files.load(Path(args.file))
-    metric, protocol = args.metric or found.about.get("metric", "accuracy"), get_protocol(args.protocol)
+    metric, protocol = args.metric or str(found.about.get("metric", "accuracy")), get_protocol(args.protocol)
     if all(features.pre_projection is None for fold in found.folds for features in fold.values()):
         protocol = replace(protocol, feature_point="projected")  # the only point that this file has
     result = fit_folds(found.folds, metric=metric, protocol=protocol)
@@ -367,11 +370,22 @@ def _cache_explain(args: argparse.Namespace) -> int:
 
     root, access, missed = paths.cache_dir(args.cache_dir), _access(args), 0
     for spec in _plan(args, ["readme"]):
-        for cell in make_cells(spec, access).values():
-            if cache.find(root, cell) is not None:
-                print(f"{cell}: kept in {cell.folder(root)}")
+        try:
+            cells = make_cells(spec, access)
+        except ProbeError as err:
+            missed += 1
+            print(f"probe: {err}", file=sys.stderr)
+            continue
+        for cell in cells.values():
+            folder = cell.folder(root)
+            reason = cache.damage(folder) if folder.is_dir() else "not kept"
+            if not reason:
+                print(f"{cell}: kept in {folder}")
                 continue
             missed += 1
+            if folder.is_dir():
+                print(f"{cell}: damaged in {folder} ({reason}); the next run makes it again")
+                continue
             kept = cache.nearest(root, cell)
             if kept is None:
                 print(f"{cell}: not kept, nor anything of this part of the dataset")
@@ -389,7 +403,7 @@ def _cache_verify(args: argparse.Namespace) -> int:
     checked, damaged = cache.verify(paths.cache_dir(args.cache_dir))
     for path, reason in damaged.items():
         print(f"{path}: {reason}")
-    print(f"{checked} checked, {len(damaged)} damaged; the next run that needs them makes them again")
+    print(f"{checked} checked, {len(damaged)} damaged{'; the next run makes them again' if damaged else ''}")
     return 1 if damaged else 0
 
 

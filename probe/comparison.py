@@ -13,12 +13,13 @@ from probe.datasets.folds import SPLITS
 from probe.datasets.images import ImageDataset
 from probe.datasets.opening import open_dataset
 from probe.errors import CheckpointError
-from probe.features import BATCH_SIZE, PRE_PROJECTION, PROJECTED, Features, extract
+from probe.features import PRE_PROJECTION, PROJECTED, Features, extract
 from probe.models import get_model
 from probe.models.checkpoints import Checkpoint
 from probe.models.consistency import ATOL, RTOL, softmax_of_logits
 from probe.models.devices import Execution, resolve_execution
 from probe.models.loading import as_encoder, has_jit_mode, open_model, read_weights
+from probe.models.memory import find_batch_size
 from probe.probes.fitting import fit_probe
 from probe.probes.protocols import get_protocol
 from probe.specs import DatasetSpec, ModelSpec, Protocol
@@ -104,7 +105,7 @@ def parity(
     protocol: str | Protocol = "readme",
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     data_dir: str | Path | None = None,
     weights_dir: str | Path | None = None,
     offline: bool = False,
@@ -117,7 +118,7 @@ def parity(
         protocol: of that probe.
         device: `auto` is CUDA where there is one, else the CPU.
         precision: `auto` is fp16 on CUDA, fp32 elsewhere.
-        batch_size: images encoded at a time.
+        batch_size: images encoded at a time; None is what `models.memory` finds.
         data_dir: folder of datasets, see `probe.paths`.
         weights_dir: folder of checkpoints, likewise.
         offline: never touch the network.
@@ -130,6 +131,8 @@ def parity(
     row = dataset if isinstance(dataset, DatasetSpec) else get_dataset(dataset)
     rules = get_protocol(protocol) if isinstance(protocol, str) else protocol
     modes = [resolve_execution(device, precision=precision, jit=jit) for jit in (False, True)]
+    if batch_size is None:
+        batch_size = find_batch_size(str(modes[0].device), spec.architecture)
     checkpoint = _read_archive(spec, weights_dir=weights_dir, offline=offline)
     opened = open_dataset(row, data_dir=data_dir, offline=offline)
     splits = {name: opened.split(name) for name in SPLITS}  # of the first fold

@@ -12,6 +12,7 @@
     |   `-- ChecksumError
     |-- DeviceError (RuntimeError)               a device or precision this machine cannot run
     |-- FeaturesError (ValueError)               features that cannot be used
+    |   `-- IncompleteError                      features of which some shards are not made yet
     |-- ProtocolError (ValueError)               a probe that cannot be fitted as its protocol says
     |-- CacheError (OSError)                     a folder of features that cannot be written to
     `-- ResultsError (OSError)                   a results folder or record that cannot be read or written
@@ -70,6 +71,10 @@ class DeviceError(ProbeError, RuntimeError):
 
 class FeaturesError(ProbeError, ValueError):
     """Features that cannot be used: not finite, or without the feature point that is asked for."""
+
+
+class IncompleteError(FeaturesError):
+    """Features of which some shards are not made yet; the message says how many pieces there are."""
 
 
 class ProtocolError(ProbeError, ValueError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ from probe.datasets.folds import SPLITS, Selection
 from probe.datasets.images import ImageDataset
 from probe.datasets.opening import OpenedDataset, open_dataset, used_positions
 from probe.environment import package_version
-from probe.errors import CheckpointError, DatasetError, FeaturesError, ProbeError
+from probe.errors import CheckpointError, DatasetError, FeaturesError, IncompleteError
 from probe.features import Features, Meter, check_batch_size, log_rate
 from probe.models.devices import hardware
 from probe.models.encoder import ImageEncoder
@@ -39,8 +40,9 @@ logger = logging.getLogger(__name__)
 
 EXTRACTION_VERSION = 1  # raised with every change of the suite that changes the bytes of features
 LIBRARIES = ("torch", "torchvision", "pillow")  # that decode, resize and compute; others where they do
-LIBRARIES_OF_FORMS = {"open_clip": ("open_clip_torch", "timm")}
-LIBRARIES_OF_MEDIA = {"video": ("av",)}
+LIBRARIES_OF_MODELS = {"open_clip": ("open_clip_torch", "timm")}  # by form of the model
+LIBRARIES_OF_SOURCES = {"ucf101": ("av",), "video": ("av",)}  # by form of the source, or what its files are
+NOT_READING = ("groups", "ignore")  # options of sources that choose, and do not change what is read
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,14 @@ class Extraction:
         return features if len(rows) == len(features) else features.take(rows)
 
 
-class IncompleteError(ProbeError):
-    """A shard has been made, and others have not; `entries` says which pieces there are."""
-
-
 @dataclass(frozen=True)
 class _Part:
-    """The images of a part that some split has, and their positions in it."""
+    """The images of a part that some split has, their positions in it, and what tells them from others."""
 
     images: ImageDataset
     used: np.ndarray
+    sha256: str
+    fingerprint: str
 
 
 @dataclass
@@ -168,36 +168,30 @@ def extract_dataset(
     """
     started = time.perf_counter()
     try:
-        dataset = open_dataset(
-            specs[0].dataset,
-            data_dir=access.data,
-            offline=access.offline,
-            allow_partial=access.allow_partial,
-            skip_corrupt=access.skip_corrupt > 0,
-        )
-        parts = _used_parts(dataset)
-        fingerprints = {part: (found.images.sha256, found.images.fingerprint) for part, found in parts.items()}
+        opened = _open(specs[0], access)
     except Exception as err:  # the grid goes on, and the records of these cells name it
         progress.expect(-expected)
         yield from ((spec, err) for spec in specs)
         return
-    opened = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     jobs = []
     for spec in specs:
         try:
-            job = _look_up(spec, parts, fingerprints, dataset, access)
+            job = _look_up(spec, opened, access)
         except Exception as err:
+            progress.expect(-expected // len(specs))
             yield spec, err
             continue
-        job.seconds["load"] += opened
+        job.seconds["load"] += seconds
         jobs.append(job)
-    progress.expect(sum(len(parts[part].images) for job in jobs for part in job.missing) - expected)
+    images = sum(len(opened.parts[part].images) for job in jobs for part in job.missing)
+    progress.expect(images - expected * len(jobs) // len(specs))
     for job in [job for job in jobs if not job.missing]:
         job.cached = True
         logger.info("%s: the features are kept in %s", job.spec, next(iter(job.entries.values())).path.parent)
-        yield job.spec, _finish(job, dataset, parts, access)
+        yield job.spec, _finish(job, opened, access)
     for group in _load([job for job in jobs if job.missing], access):
-        yield from _encode(group, dataset, parts, access, progress)
+        yield from _encode(group, opened, access, progress)
 
 
 def make_cells(spec: RunSpec, access: Access) -> dict[str, Cell]:
@@ -206,54 +200,72 @@ def make_cells(spec: RunSpec, access: Access) -> dict[str, Cell]:
     Raises:
         ProbeError: whatever keeps the dataset from being opened or the weights from being read.
     """
+    return _cells(spec, _open(spec, access), access)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A dataset, and its parts that some split has images of."""
+
+    dataset: OpenedDataset
+    parts: Mapping[str, _Part]
+
+
+def _open(spec: RunSpec, access: Access) -> _Opened:
     dataset = open_dataset(
-        spec.dataset, data_dir=access.data, offline=access.offline, allow_partial=access.allow_partial
+        spec.dataset,
+        data_dir=access.data,
+        offline=access.offline,
+        allow_partial=access.allow_partial,
+        skip_corrupt=access.skip_corrupt > 0,
     )
-    parts = _used_parts(dataset)
-    fingerprints = {part: (found.images.sha256, found.images.fingerprint) for part, found in parts.items()}
-    return _cells(spec, parts, fingerprints, dataset, access)
-
-
-def _used_parts(dataset: OpenedDataset) -> dict[str, _Part]:
-    found = {}
+    parts = {}
     for part, images in dataset.parts.items():
         used = used_positions(dataset.folds, part)
         if len(used):
-            found[part] = _Part(images if len(used) == len(images) else images.subset(images.name, used), used)
-    return found
+            images = images if len(used) == len(images) else images.subset(images.name, used)
+            parts[part] = _Part(images, used, images.sha256, images.fingerprint)
+    return _Opened(dataset, parts)
 
 
-def _look_up(
-    spec: RunSpec,
-    parts: Mapping[str, _Part],
-    fingerprints: Mapping[str, tuple[str, str]],
-    dataset: OpenedDataset,
-    access: Access,
-) -> _Job:
+def _look_up(spec: RunSpec, opened: _Opened, access: Access) -> _Job:
     started = time.perf_counter()
-    job = _Job(spec, _cells(spec, parts, fingerprints, dataset, access))
+    job = _Job(spec, _cells(spec, opened, access))
     for part, cell in job.cells.items():
         entry = cache.find(paths.cache_dir(access.cache), cell)
-        if entry is not None:
+        if entry is not None and _any_is_mended(entry, opened.parts[part].images):
+            logger.info("%s: an image that could not be read now can be; the features are made again", cell)
+            cache.remove(paths.cache_dir(access.cache), entry)
+        elif entry is not None:
             job.entries[part] = entry
     job.seconds["load"] += time.perf_counter() - started
     return job
 
 
-def _cells(
-    spec: RunSpec,
-    parts: Mapping[str, _Part],
-    fingerprints: Mapping[str, tuple[str, str]],
-    dataset: OpenedDataset,
-    access: Access,
-) -> dict[str, Cell]:
+def _any_is_mended(entry: Entry, images: ImageDataset) -> bool:
+    """Whether an image that was passed over can be read now, as after a change of permissions."""
+    for position, _ in entry.features.skipped:
+        try:
+            images[position]
+        except DatasetError:
+            continue
+        return True
+    return False
+
+
+def _cells(spec: RunSpec, opened: _Opened, access: Access) -> dict[str, Cell]:
+    source = opened.dataset.source
     weights = identify(spec.model, weights_dir=access.weights, offline=access.offline)
-    media = str(dict(dataset.source.options).get("media", ""))
-    libraries = (*LIBRARIES, *LIBRARIES_OF_FORMS.get(spec.model.form, ()), *LIBRARIES_OF_MEDIA.get(media, ()))
+    media = str(dict(source.options).get("media", ""))
+    libraries = (
+        *LIBRARIES,
+        *LIBRARIES_OF_MODELS.get(spec.model.form, ()),
+        *LIBRARIES_OF_SOURCES.get(source.form, LIBRARIES_OF_SOURCES.get(media, ())),
+    )
     cells = {}
-    for part, found in parts.items():
+    for part, found in opened.parts.items():
         batch_size = min(check_batch_size(spec.batch_size), len(found.images))
-        images, content = fingerprints[part]
+        reading = {name: value for name, value in source.arguments(part).items() if name not in NOT_READING}
         key = {
             "weights": weights,
             "mode": spec.mode,
@@ -261,8 +273,9 @@ def _cells(
             "device": spec.device.partition(":")[0],
             "hardware": hardware(spec.device),
             "batch_size": batch_size,
-            "images": images,
-            "content": content,
+            "images": found.sha256,
+            "content": found.fingerprint,
+            "reading": {"form": source.form, **reading},
             "preprocess_version": PREPROCESS_VERSION,
             "extraction_version": EXTRACTION_VERSION,
             "libjpeg": libjpeg_version(),
@@ -279,15 +292,13 @@ def _load(jobs: Sequence[_Job], access: Access) -> Iterator[list[_Job | tuple[Ru
     group: list[_Job | tuple[RunSpec, Exception]] = []
     held = 0
     for job in jobs:
-        started = time.perf_counter()
         before = device_memory(job.spec.device).free
-        try:
-            job.encoder = _load_encoder(job.spec, access)
-        except Exception as err:
-            group.append((job.spec, err))
-            continue
-        job.seconds["load"] += time.perf_counter() - started
-        group.append(job)
+        failure = _try_to_load(job, access)
+        if failure is not None and any(isinstance(item, _Job) for item in group):  # there may be no room beside others
+            yield group
+            group, held = [], 0
+            failure = _try_to_load(job, access)
+        group.append(job if failure is None else (job.spec, failure))
         after = device_memory(job.spec.device).free
         held = max(held, before - after)
         if after < 2 * held:  # the next may be as large, and the batch needs some as well
@@ -295,6 +306,22 @@ def _load(jobs: Sequence[_Job], access: Access) -> Iterator[list[_Job | tuple[Ru
             group, held = [], 0
     if group:
         yield group
+
+
+def _try_to_load(job: _Job, access: Access) -> Exception | None:
+    started = time.perf_counter()
+    try:
+        job.encoder = _load_encoder(job.spec, access)
+    except Exception as err:
+        return _without_frames(err)
+    job.seconds["load"] += time.perf_counter() - started
+    return None
+
+
+def _without_frames(err: Exception) -> Exception:
+    """The error without the variables of the functions that it came through, which would keep models in memory."""
+    traceback.clear_frames(err.__traceback__)
+    return err
 
 
 def _load_encoder(spec: RunSpec, access: Access) -> ImageEncoder:
@@ -316,35 +343,46 @@ def _load_encoder(spec: RunSpec, access: Access) -> ImageEncoder:
 
 
 def _encode(
-    group: Sequence[_Job | tuple[RunSpec, Exception]],
-    dataset: OpenedDataset,
-    parts: Mapping[str, _Part],
-    access: Access,
-    progress: Progress,
+    group: Sequence[_Job | tuple[RunSpec, Exception]], opened: _Opened, access: Access, progress: Progress
 ) -> Iterator[tuple[RunSpec, Extraction | Exception]]:
     """Make what a group lacks, one pass for each part, preprocessing and batch size."""
-    outcomes: dict[RunSpec, Exception] = {item[0]: item[1] for item in group if isinstance(item, tuple)}
+    failures: dict[RunSpec, Exception] = {item[0]: item[1] for item in group if isinstance(item, tuple)}
     jobs = [item for item in group if isinstance(item, _Job)]
     by_preprocess: dict[Any, list[_Job]] = {}
     for job in jobs:
         assert job.encoder is not None
         by_preprocess.setdefault((job.encoder.preprocess, job.spec.batch_size), []).append(job)
     for together in by_preprocess.values():
-        for part in parts:
-            lacking = [job for job in together if part in job.missing and job.spec not in outcomes]
+        for part, found in opened.parts.items():
+            lacking = [
+                job
+                for job in together
+                if part in job.missing and isinstance(failures.get(job.spec), IncompleteError | None)
+            ]
             if lacking:
                 try:
-                    outcomes |= _make_part(lacking, part, parts[part].images, access, progress)
+                    failures = _with(failures, _make_part(lacking, part, found.images, access, progress))
                 except Exception as err:
-                    outcomes |= {job.spec: err for job in lacking}
-    for item in group:
-        if isinstance(item, tuple):
-            yield item
-            continue
-        item.encoder = None  # whose memory others need
-        failure = outcomes.get(item.spec)
-        yield item.spec, failure if failure is not None else _finish(item, dataset, parts, access)
+                    failures |= {job.spec: _without_frames(err) for job in lacking}
+    for job in jobs:
+        job.encoder = None  # whose memory others need
     gc.collect()
+    for item in group:
+        spec = item[0] if isinstance(item, tuple) else item.spec
+        if spec in failures:
+            yield spec, failures[spec]
+        elif isinstance(item, _Job):
+            yield spec, _finish(item, opened, access)
+
+
+def _with(failures: dict[RunSpec, Exception], more: Mapping[RunSpec, Exception]) -> dict[RunSpec, Exception]:
+    """Failures of two parts; what is incomplete in both says so of both."""
+    joined = dict(failures)
+    for spec, err in more.items():
+        before = joined.get(spec)
+        both = isinstance(before, IncompleteError) and isinstance(err, IncompleteError)
+        joined[spec] = IncompleteError(f"{before}; {err}") if both else err
+    return joined
 
 
 def _make_part(
@@ -352,44 +390,45 @@ def _make_part(
 ) -> dict[RunSpec, Exception]:
     """Make the features of a part under several encoders; what keeps some of them from having any."""
     root = paths.cache_dir(access.cache)
-    works = [Work(root, job.cells[part]) for job in jobs]
-    encoders = [job.encoder for job in jobs if job.encoder is not None]
     progress.name(f"{images.name} / {', '.join(dict.fromkeys(job.spec.model.name for job in jobs))}")
-    done: dict[int, Entry] = {}
-    failed: dict[int, ProbeError] = {}
+    left, failed = list(jobs), dict[RunSpec, Exception]()
     started, meter = time.perf_counter(), Meter()
-    while len(done) + len(failed) < len(jobs):  # once more where a piece turns out to be damaged
-        open_ = [i for i in range(len(jobs)) if i not in done and i not in failed]
-        found = fill(
+    while left:  # once more where a piece turns out to be damaged
+        works = [Work(root, job.cells[part]) for job in left]
+        broken = fill(
             images,
-            [encoders[i] for i in open_],
-            [works[i] for i in open_],
-            batch_size=jobs[0].spec.batch_size,
+            [job.encoder for job in left if job.encoder is not None],
+            works,
+            batch_size=left[0].spec.batch_size,
             meter=meter,
             progress=progress,
             workers=access.workers,
             skip_corrupt=access.skip_corrupt,
             shard=access.shard,
         )
-        failed |= {open_[i]: err for i, err in found.items()}
         about = {**meter.describe(), "models": len(jobs)}
-        for i in set(open_) - set(failed):
-            if access.shard is not None and not works[i].is_complete():
-                failed[i] = IncompleteError(works[i].state())
-            elif works[i].finish(encoder=_describe_encoder(encoders[i]), extraction=about):
-                entry = cache.find(root, jobs[i].cells[part])
-                if entry is not None:
-                    done[i] = entry
-    for i, entry in done.items():
-        jobs[i].entries[part] = entry
-        log_rate(f"{images.name} / {jobs[i].spec.model.name} / {jobs[i].spec.mode}", entry.features, meter)
+        for i, (job, work) in enumerate(zip(left, works, strict=True)):
+            if i in broken:
+                failed[job.spec] = _without_frames(broken[i])
+            elif access.shard is not None and not work.is_complete():
+                failed[job.spec] = IncompleteError(work.state())
+            else:
+                assert job.encoder is not None
+                if work.finish(encoder=_describe_encoder(job.encoder), extraction=about):
+                    entry = cache.find(root, job.cells[part])
+                    if entry is not None:
+                        job.entries[part] = entry
+                        what = f"{images.name} / {job.spec.model.name} / {job.spec.mode}"
+                        log_rate(what, entry.features, meter)
+        left = [job for job in left if part in job.missing and job.spec not in failed]
     for job in jobs:
         job.seconds["extract"] += time.perf_counter() - started
-    return {jobs[i].spec: err for i, err in failed.items()}
+    return failed
 
 
-def _finish(job: _Job, dataset: OpenedDataset, parts: Mapping[str, _Part], access: Access) -> Extraction | Exception:
-    """What the entries of a cell say; an error where more images could not be read than are allowed now."""
+def _finish(job: _Job, opened: _Opened, access: Access) -> Extraction | Exception:
+    """What the entries of a cell say; an error where more images could not be read than are allowed."""
+    dataset, parts = opened.dataset, opened.parts
     features = {part: job.entries[part].features for part in parts}
     skipped = [message for part in parts for _, message in features[part].skipped]
     if len(skipped) > access.skip_corrupt:

@@ -14,7 +14,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -35,11 +35,15 @@ logger = logging.getLogger(__name__)
 
 PROJECTED, PRE_PROJECTION = "projected", "pre_projection"
 BATCH_SIZE = 64
+WAITING_BYTES = 1 << 30  # of images that worker processes have read ahead
 PIECE = 256  # images, or the next multiple of the batch: what a killed run loses, and enough to be worth a file
 
 
 class LabelledImages(Protocol):
-    """What extraction reads: torchvision's datasets without a transform are one."""
+    """What extraction reads: torchvision's datasets without a transform are one.
+
+    One with an attribute `is_thread_safe` that is true is read by several threads at a time.
+    """
 
     def __len__(self) -> int:
         """Number of images."""
@@ -105,11 +109,13 @@ class Meter:
         seconds: of the whole; `read` waiting for images, `encode` until their features were there, `keep` doing
             something with them.
         busy: seconds in which the device computed; a CPU does so all through `encode`.
+        device_memory: the most bytes that a GPU had to hold; 0 on the CPU.
     """
 
     images: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0, "keep": 0.0})
     busy: float = 0.0
+    device_memory: int = 0
 
     def add(self, stage: str, since: float) -> float:
         """Count the time since a moment of `time.perf_counter` to a stage; the moment now."""
@@ -119,6 +125,8 @@ class Meter:
 
     def describe(self) -> dict[str, float]:
         """Images a second, seconds of each stage, the share of time in which the device idled, peak memory in MB."""
+        if not self.images:  # all pieces were there, and have been put together
+            return {"images": 0, "peak_memory_mb": round(peak_memory_mb(), 3)}
         total = max(sum(self.seconds.values()), 1e-9)
         numbers = {
             "images": self.images,
@@ -127,8 +135,8 @@ class Meter:
             "device_idle": max(0.0, 1 - self.busy / total),
             "peak_memory_mb": peak_memory_mb(),
         }
-        if torch.cuda.is_initialized():
-            numbers["peak_device_memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
+        if self.device_memory:
+            numbers["peak_device_memory_mb"] = self.device_memory / 1e6
         return {name: round(value, 3) for name, value in numbers.items()}
 
 
@@ -179,8 +187,8 @@ def extract(
         encoder: the model.
         dataset: images and labels; what worker processes read is pickled where they are not forked.
         batch_size: images encoded at a time.
-        workers: processes that read images while the model runs, at most one a processor; with 0, threads read between
-            batches. None is `default_workers`.
+        workers: processes that read images while the model runs, at most one a processor; with 0, this one reads
+            between batches. None is `default_workers`.
         skip_corrupt: pass over up to so many images that cannot be read.
 
     Raises:
@@ -191,16 +199,11 @@ def extract(
     name, meter = name_of(dataset), Meter()
     wanted = ((piece, [0]) for piece in range(num_pieces(len(dataset), check_batch_size(batch_size))))
     pieces: list[Features] = []
-    with tqdm(total=len(dataset), desc=name, unit="img", disable=None) as bar:
-        for made in encode_pieces(
-            [encoder],
-            dataset,
-            wanted,
-            batch_size=batch_size,
-            workers=workers,
-            skip_corrupt=skip_corrupt,
-            meter=meter,
-        ):
+    made_pieces = encode_pieces(
+        [encoder], dataset, wanted, batch_size=batch_size, workers=workers, skip_corrupt=skip_corrupt, meter=meter
+    )
+    with tqdm(total=len(dataset), desc=name, unit="img", disable=None) as bar, closing(made_pieces):
+        for made in made_pieces:
             if made.error is not None:
                 raise made.error
             assert made.features is not None
@@ -220,10 +223,14 @@ def name_of(dataset: LabelledImages) -> str:
 
 
 def log_rate(name: str, features: Features, meter: Meter) -> None:
-    """Say how much was encoded, and how fast."""
-    seconds = sum(meter.seconds.values())
-    rate = meter.images / max(seconds, 1e-9)
-    logger.info("%s: %d images, %d-d, %.1f s, %.0f img/s", name, len(features), features.x.shape[1], seconds, rate)
+    """Say how much there is, how much of it was made here, and how fast."""
+    seconds, n = sum(meter.seconds.values()), len(features) + len(features.skipped)
+    here = f"{seconds:.1f} s, {meter.images / max(seconds, 1e-9):.0f} img/s"
+    if meter.images % n:
+        here = f"{meter.images} of them made now, {here}"
+    elif not meter.images:
+        here = "made before"
+    logger.info("%s: %d images, %d-d, %s", name, len(features), features.x.shape[1], here)
 
 
 def check_batch_size(batch_size: int) -> int:
@@ -256,7 +263,7 @@ class Made:
     piece: int
     encoder: int
     features: Features | None = None
-    error: ProbeError | None = None
+    error: Exception | None = None
 
 
 def encode_pieces(
@@ -267,8 +274,9 @@ def encode_pieces(
     batch_size: int,
     workers: int | None = None,
     skip_corrupt: int = 0,
+    skipped: Collection[int] = (),
     meter: Meter,
-) -> Iterator[Made]:
+) -> Generator[Made]:
     """Read pieces of a dataset, each once, and encode them with every encoder that wants them.
 
     Args:
@@ -279,15 +287,15 @@ def encode_pieces(
         batch_size: images encoded at a time.
         workers: as in `extract`.
         skip_corrupt: likewise.
+        skipped: positions of images that are known not to be readable, and count already.
         meter: is added to.
 
     Yields:
-        One `Made` for each pair that was wanted, in their order. An encoder whose features are not finite yields that
-        error; the others go on.
+        One `Made` for each pair that was wanted, in their order. An encoder that breaks, or whose features are not
+        finite, yields that error and is asked no more; the others go on.
 
     Raises:
         DatasetError: an image cannot be read; the message names it.
-        DeviceError: the memory of the device does not hold a batch.
     """
     size, batch_size = piece_size(batch_size), min(batch_size, max(len(dataset), 1))
     device = encoders[0].execution.device
@@ -298,38 +306,53 @@ def encode_pieces(
             asked.append((piece, who))
             yield range(piece * size, min((piece + 1) * size, len(dataset)))
 
-    skipped = 0
+    known, broken = set(skipped), set[int]()
     pending: deque[_Pending] = deque()  # a GPU computes one piece while that before it is kept
     since = time.perf_counter()
-    with closing(_read(_Reader(dataset, encoders[0].preprocess), positions(), device, workers)) as reads:
+    with closing(_read(_Reader(dataset, encoders[0].preprocess), positions(), device, workers, size)) as reads:
         for read in reads:
             piece, who = asked.popleft()
             since = meter.add("read", since)
-            for _, error in read.errors:
-                skipped += 1
-                if skipped > skip_corrupt or not isinstance(error, DatasetError):
+            for position, error in read.errors:
+                if not isinstance(error, DatasetError) or len(known | {position}) > skip_corrupt:
                     raise error
-                logger.warning("passed over: %s", error)
+                if position not in known:
+                    logger.warning("passed over: %s", error)
+                known.add(position)
             for encoder in who:
-                launched = _launch(encoders[encoder], read.pixels, batch_size)
-                pending.append(_Pending(Made(piece, encoder), read, *launched))
+                if encoder in broken:
+                    continue
+                pending.append(_launch(encoders[encoder], Made(piece, encoder), read, batch_size))
                 since = meter.add("encode", since)
                 while len(pending) > (device.type == "cuda"):
-                    made = pending.popleft().collect(encoders, dataset, meter)
-                    since = meter.add("encode", since)
-                    yield made
-                    since = meter.add("keep", since)
+                    yield from _collect(pending.popleft(), encoders, dataset, broken, meter, since)
+                    since = time.perf_counter()
         while pending:
-            made = pending.popleft().collect(encoders, dataset, meter)
-            since = meter.add("encode", since)
-            yield made
-            since = meter.add("keep", since)
+            yield from _collect(pending.popleft(), encoders, dataset, broken, meter, since)
+            since = time.perf_counter()
+
+
+def _collect(
+    pending: _Pending,
+    encoders: Sequence[ImageEncoder],
+    dataset: LabelledImages,
+    broken: set[int],
+    meter: Meter,
+    since: float,
+) -> Iterator[Made]:
+    made = pending.collect(encoders[pending.made.encoder], dataset, meter)
+    since = meter.add("encode", since)
+    if made.error is not None:
+        broken.add(made.encoder)
+    yield made
+    meter.add("keep", since)
 
 
 class _Clock:
     """The time that a device computes between two moments of its stream, which it reaches later than the program."""
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
         self.started = self._now(0)
         self.seconds = 0.0
@@ -346,24 +369,28 @@ class _Clock:
         return self.seconds
 
     def _now(self, which: int) -> float:
-        if self.events:
-            self.events[which].record()
+        if self.events:  # of the device's own stream, as the current device can be another one
+            self.events[which].record(torch.cuda.current_stream(self.device))
         return time.perf_counter()
 
 
-def _launch(encoder: ImageEncoder, pixels: Tensor, batch_size: int) -> tuple[list[ImageFeatures], _Clock]:
+def _launch(encoder: ImageEncoder, made: Made, read: _Read, batch_size: int) -> _Pending:
     """Hand the batches of a piece to the device; on a GPU their features are there when the clock has stopped."""
     clock = _Clock(encoder.execution.device)
     try:
-        batches = pixels.split(batch_size) if len(pixels) else ()
+        batches = read.pixels.split(batch_size) if len(read.pixels) else ()
         features = [encoder.encode(_fill(batch, batch_size), wait=False) for batch in batches]
     except torch.cuda.OutOfMemoryError as err:
-        raise DeviceError(
+        device_error = DeviceError(
             f"the memory of {encoder.execution.device} does not hold a batch of {batch_size} images of {encoder.name}; "
-            "give a smaller --batch-size"
-        ) from err
+            "give a smaller --batch-size, or fewer models at a time"
+        )
+        device_error.__cause__ = err
+        return _Pending(replace(made, error=device_error), read, [], clock)
+    except Exception as err:  # whatever a graph raises, which is its own model's affair alone
+        return _Pending(replace(made, error=err), read, [], clock)
     clock.stop()
-    return features, clock
+    return _Pending(made, read, features, clock)
 
 
 @dataclass(frozen=True)
@@ -375,10 +402,14 @@ class _Pending:
     batches: Sequence[ImageFeatures]
     clock: _Clock
 
-    def collect(self, encoders: Sequence[ImageEncoder], dataset: LabelledImages, meter: Meter) -> Made:
+    def collect(self, encoder: ImageEncoder, dataset: LabelledImages, meter: Meter) -> Made:
         """Wait for the features, and check them."""
+        if self.made.error is not None:
+            return self.made
         meter.busy += self.clock.wait()
-        encoder, labels = encoders[self.made.encoder], self.read.labels
+        if self.clock.events:
+            meter.device_memory = max(meter.device_memory, torch.cuda.max_memory_allocated(self.clock.device))
+        labels = self.read.labels
         meter.images += len(labels)
         arrays = [np.empty((0, width), np.float32) for width in (encoder.embed_dim, encoder.pre_projection_dim)]
         if labels:
@@ -386,7 +417,7 @@ class _Pending:
             arrays = [np.concatenate([getattr(batch, point).numpy() for batch in self.batches]) for point in points]
         x, before = (array[: len(labels)] for array in arrays)  # without the black images at the end
         try:
-            _check_finite([x, before], dataset, self.read.positions)
+            _check_finite([x, before], dataset, self.read.positions, precision=encoder.execution.precision)
         except FeaturesError as err:
             return replace(self.made, error=err)
         skipped = tuple((position, str(error)) for position, error in self.read.errors)
@@ -431,29 +462,39 @@ class _Reader(torch.utils.data.Dataset[_Read]):
         return _Read(torch.from_numpy(pixels[: len(good)]).permute(0, 3, 1, 2), labels, good, errors)
 
 
-def _read(reader: _Reader, positions: Iterable[range], device: torch.device, workers: int | None) -> Generator[_Read]:
-    """The pieces in their order; with workers, at most two for each wait in memory."""
+def _read(
+    reader: _Reader, positions: Iterable[range], device: torch.device, workers: int | None, size: int
+) -> Generator[_Read]:
+    """The pieces in their order; with workers, one or two for each wait in memory."""
     workers = default_workers(device.type) if workers is None else workers
     workers = min(workers, _processors())  # more are slower; DataLoader warns of it
     if workers == 0:
-        yield from _read_in_threads(reader, positions)
+        yield from _read_here(reader, positions)
         return
+    room = WAITING_BYTES // (3 * size * reader.preprocess.resolution**2)  # pieces
     loader = torch.utils.data.DataLoader(
         reader,
         sampler=positions,
         batch_size=None,  # an item is a piece
-        num_workers=workers,
+        num_workers=max(1, min(workers, room)),
+        prefetch_factor=2 if 2 * workers <= room else 1,
         pin_memory=device.type == "cuda",
     )
-    yield from loader
+    try:
+        yield from loader
+    except RuntimeError as err:  # a worker was killed: for want of memory, or of space in /dev/shm
+        if "DataLoader worker" not in str(err):
+            raise
+        why = " ".join(str(err).split())[:200]
+        raise DeviceError(f"a process that reads images ended ({why}); use --workers 0, or fewer") from err
 
 
-def _read_in_threads(reader: _Reader, positions: Iterable[range]) -> Generator[_Read]:
+def _read_here(reader: _Reader, positions: Iterable[range]) -> Generator[_Read]:
     """Each piece by as many threads as there are processors, while no model runs: Pillow works without Python's lock.
 
     Reading beside a model on the same processors is slower, since all its threads wait for the one that is held up.
     """
-    threads = _processors()
+    threads = _processors() if getattr(reader.dataset, "is_thread_safe", False) else 1
     with ThreadPoolExecutor(threads, "probe-read") as pool:
         for piece in positions:
             step = -(-len(piece) // threads)
@@ -472,11 +513,14 @@ def _fill(pixels: Tensor, batch_size: int) -> Tensor:
     return torch.cat([pixels, black]) if len(black) else pixels
 
 
-def _check_finite(arrays: Sequence[np.ndarray], dataset: LabelledImages, positions: Sequence[int]) -> None:
+def _check_finite(
+    arrays: Sequence[np.ndarray], dataset: LabelledImages, positions: Sequence[int], *, precision: str
+) -> None:
     finite = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in arrays])
     if finite.all():
         return
     i = positions[int(np.argmin(finite))]
     ids: Sequence[str] = getattr(dataset, "ids", ())
     which = f" ({ids[i]})" if ids else ""
-    raise FeaturesError(f"{name_of(dataset)}: the features of image {i}{which} are not finite; try --precision fp32")
+    advice = "look at the image, or use another model" if precision == "fp32" else "try --precision fp32"
+    raise FeaturesError(f"{name_of(dataset)}: the features of image {i}{which} are not finite; {advice}")

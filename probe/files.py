@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
+import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +24,13 @@ import numpy as np
 
 from probe.errors import FeaturesError
 from probe.features import PRE_PROJECTION, Features
+from probe.specs import SPLITS
 
-SPLITS = ("train", "val", "test")
+# What reading an archive raises that is damaged, or none.
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 ROWS = 4096  # written at a time
 _NAME = re.compile(r"(?:fold(\d+)_)?(train|val|test)_(x|y|pre_projection)")
 
@@ -55,7 +60,7 @@ def save(
     Raises:
         FeaturesError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(temporary, "w", allowZip64=True) as file:
@@ -113,20 +118,33 @@ def load(path: Path) -> FeatureFile:
         # The file is opened here, as NumPy leaves one open that turns out to be no archive.
         with path.open("rb") as file, zipfile.ZipFile(file), np.load(file, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files if _NAME.fullmatch(name)}
-            about = json.loads(str(found["about"])) if "about" in found.files else {}
+            about = _read_about(found["about"]) if "about" in found.files else {}
             others = [name for name in found.files if name not in arrays and name != "about"]
     except FileNotFoundError as err:
         raise FeaturesError(f"no file at {path}; make one with python -m probe extract --out") from err
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as err:
-        why = " ".join(str(err).split())
+    except UNREADABLE as err:
+        why = "it has arrays of Python objects" if "allow_pickle" in str(err) else " ".join(str(err).split())
         raise FeaturesError(f"{path} is no file of features ({why}); save it with numpy.savez") from err
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # a member without .npy gives its bytes
+        raise FeaturesError(f"{path} has members that are no arrays; save it with numpy.savez")
     folds = sorted({int(_NAME.fullmatch(name)[1] or 0) for name in arrays})  # type: ignore[index]  # all match
+    if len(folds) > 1 and 0 in folds:
+        raise FeaturesError(f"{path} has train_x and fold1_train_x; give either one set of splits, or folds")
     if not folds:
         held = f"; it has {', '.join(others[:10])}" if others else ""
         raise FeaturesError(
             f"{path} has no train_x, train_y, test_x and test_y{held}; save it with numpy.savez under these names"
         )
-    return FeatureFile([_read_fold(path, arrays, k) for k in folds], about if isinstance(about, dict) else {})
+    return FeatureFile([_read_fold(path, arrays, k) for k in folds], about)
+
+
+def _read_about(text: np.ndarray) -> dict[str, Any]:
+    """What a file of ours says of itself; an array of that name in another's file says nothing."""
+    try:
+        about = json.loads(str(text))
+    except ValueError:
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _read_fold(path: Path, arrays: Mapping[str, np.ndarray], k: int) -> dict[str, Features]:
@@ -141,6 +159,9 @@ def _read_fold(path: Path, arrays: Mapping[str, np.ndarray], k: int) -> dict[str
                 f"{path} has no {prefix}{split}_{'x' if x is None else 'y'}; save it with numpy.savez under these names"
             )
         points = {"x": x, PRE_PROJECTION: before}
+        if y.ndim not in (1, 2) or any(len(array) != len(y) for array in points.values() if array is not None):
+            shapes = ", ".join(str(array.shape) for array in (x, before, y) if array is not None)
+            raise FeaturesError(f"{path}: {prefix}{split} has arrays of {shapes}; give features (n, d) and n labels")
         checked = {
             name: _as_features(path, f"{prefix}{split}_{name}", array)
             for name, array in points.items()
@@ -151,10 +172,13 @@ def _read_fold(path: Path, arrays: Mapping[str, np.ndarray], k: int) -> dict[str
 
 
 def _as_features(path: Path, name: str, array: np.ndarray) -> np.ndarray:
-    if array.ndim != 2 or array.dtype.kind != "f":
+    if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise FeaturesError(f"{path}: {name} has {array.dtype} {array.shape}; give floating-point features (n, d)")
-    converted = np.ascontiguousarray(array, dtype=np.float32)
+    with np.errstate(over="ignore"):  # said below
+        converted = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(converted).all():
         row = int(np.argmin(np.isfinite(converted).all(axis=1)))
-        raise FeaturesError(f"{path}: the features in row {row} of {name} are not finite; take it out")
+        raise FeaturesError(
+            f"{path}: the features in row {row} of {name} are not finite in float32; take it out, or scale them"
+        )
     return converted

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import chain
 
 from probe.cache import Work, shard_of
 from probe.datasets.images import ImageDataset
-from probe.errors import ProbeError
-from probe.features import Meter, encode_pieces
+from probe.features import Meter, encode_pieces, piece_size
 from probe.models.encoder import ImageEncoder
 from probe.progress import Progress
 
@@ -32,7 +33,7 @@ def fill(
     workers: int | None = None,
     skip_corrupt: int = 0,
     shard: tuple[int, int] | None = None,
-) -> dict[int, ProbeError]:
+) -> dict[int, Exception]:
     """Make the pieces that are missing, of all images or of a shard of them.
 
     Args:
@@ -41,57 +42,93 @@ def fill(
         works: where the features of each go.
         batch_size: images encoded at a time.
         meter: is added to.
-        progress: likewise.
+        progress: likewise; it is told of pieces that others have made as well.
         workers: as in `features.extract`.
         skip_corrupt: how many images may have no features, those of earlier runs included.
         shard: number and count of shards, from 1 on; None for all.
 
     Returns:
-        For encoders that gave features that are not finite, by position: the error that names the image.
+        What broke some encoders, by position; where features are not finite, an error that names the image.
 
     Raises:
         DatasetError: an image cannot be read.
         CacheError: the store cannot be written to.
     """
-    failed: dict[int, ProbeError] = {}
+    failed: dict[int, Exception] = {}
     pieces = shard_of(works[0].cell, shard)
     for work in works:
         work.start()
-    skip_corrupt -= max(work.num_skipped() for work in works) if skip_corrupt else 0
+    skipped = set().union(*(work.skipped() for work in works))
+    left = _Left(works, pieces, progress)
     try:
-        while wanted := [piece for piece in pieces if _lacking(works, failed, piece)]:
-            made_any = False
-            for made in encode_pieces(
+        while wanted := left.look(failed):
+            claimed = _claimed(works, failed, wanted)
+            first = next(claimed, None)
+            if first is None:
+                left.wait()
+                continue
+            made_pieces = encode_pieces(
                 encoders,
                 images,
-                _claimed(works, failed, wanted),
+                chain([first], claimed),
                 batch_size=batch_size,
                 workers=workers,
                 skip_corrupt=skip_corrupt,
+                skipped=skipped,
                 meter=meter,
-            ):
-                made_any = True
-                if made.error is not None or made.features is None:
-                    failed.setdefault(made.encoder, made.error or ProbeError("no features"))
-                    works[made.encoder].drop(made.piece)
-                    continue
-                works[made.encoder].write(made.piece, made.features)
-                progress.advance(len(made.features) + len(made.features.skipped))
-            if not made_any and any(_lacking(works, failed, piece) for piece in wanted):
-                logger.debug("%s: waiting for another process that extracts it", works[0].cell)
-                time.sleep(WAIT_SECONDS)
+            )
+            with closing(made_pieces):
+                for made in made_pieces:
+                    if made.error is not None:
+                        failed[made.encoder] = made.error
+                        works[made.encoder].close()
+                        continue
+                    assert made.features is not None
+                    works[made.encoder].write(made.piece, made.features)
+                    left.count(made.encoder, made.piece)
     finally:
         for work in works:
             work.close()
     return failed
 
 
-def _lacking(works: Sequence[Work], failed: dict[int, ProbeError], piece: int) -> list[int]:
+class _Left:
+    """The pieces that are not there yet, and what a progress bar has been told of those that are."""
+
+    def __init__(self, works: Sequence[Work], pieces: Sequence[int], progress: Progress) -> None:
+        self.works, self.pieces, self.progress = works, pieces, progress
+        self._counted: set[tuple[int, int]] = set()
+        self._has_waited = False
+
+    def look(self, failed: dict[int, Exception]) -> list[int]:
+        """The pieces that some encoder lacks; those that others have made are counted."""
+        for i, work in enumerate(self.works):
+            for piece in self.pieces:
+                if (i, piece) not in self._counted and work.has(piece):
+                    self.count(i, piece)
+        return [piece for piece in self.pieces if _lacking(self.works, failed, piece)]
+
+    def count(self, encoder: int, piece: int) -> None:
+        """Tell the bar of a piece."""
+        cell = self.works[encoder].cell
+        size = piece_size(cell.batch_size)
+        self._counted.add((encoder, piece))
+        self.progress.advance(min(size, cell.num_images - piece * size))
+
+    def wait(self) -> None:
+        """Let other processes go on with what they have taken."""
+        if not self._has_waited:
+            logger.info("%s: waiting for another process that makes the same features", self.works[0].cell)
+            self._has_waited = True
+        time.sleep(WAIT_SECONDS)
+
+
+def _lacking(works: Sequence[Work], failed: dict[int, Exception], piece: int) -> list[int]:
     return [i for i, work in enumerate(works) if i not in failed and not work.has(piece)]
 
 
 def _claimed(
-    works: Sequence[Work], failed: dict[int, ProbeError], pieces: Sequence[int]
+    works: Sequence[Work], failed: dict[int, Exception], pieces: Sequence[int]
 ) -> Iterator[tuple[int, Sequence[int]]]:
     """Pieces that this process has taken, each with the encoders that it has taken it for."""
     for piece in pieces:

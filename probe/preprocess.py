@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -53,8 +53,7 @@ class Preprocess:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 (n, 3, r, r) -> fp32 (n, 3, r, r), on the same device and in the same order in memory."""
-        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        mean, std = (_on_device(values, pixels.device) for values in (self.mean, self.std))
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     @property
@@ -68,6 +67,13 @@ class Preprocess:
         if self.resize == "squash":
             return Compose([Resize((side, side), interpolation=interpolation), _to_rgb])
         return Compose([Resize(side, interpolation=interpolation), CenterCrop(side), _to_rgb])
+
+
+@lru_cache(maxsize=64)
+def _on_device(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Three values as (3, 1, 1), made once: to copy them to a GPU at every batch would wait for the batches before."""
+    with torch.inference_mode(False):  # what is made in it cannot be used outside
+        return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def libjpeg_version() -> str:

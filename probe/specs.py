@@ -8,6 +8,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass(frozen=True)
 class Architecture:

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import multiprocessing
 import os
+import shutil
 import time
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from probe import cache
 from probe.cache import (
     ABANDONED_SECONDS,
     Cell,
@@ -67,7 +70,7 @@ def test_what_is_written_is_read(tmp_path, labels):
 
 def test_pieces_are_gone_when_the_entry_is_there(tmp_path):
     folder = fill(tmp_path, cell())
-    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
+    assert [path for path in folder.parent.iterdir() if not path.name.startswith(".")] == [folder]
 
 
 @pytest.mark.parametrize("field", KEY)
@@ -98,6 +101,10 @@ DAMAGES = {
     "an empty sidecar": lambda folder: os.truncate(folder / "entry.json", 0),
     "a sidecar of another kind": lambda folder: (folder / "entry.json").write_text("[1, 2]"),
     "a sidecar that is no text": lambda folder: (folder / "entry.json").write_bytes(b"\xff\xfe\x00"),
+    **{
+        f"a sidecar of {content}": lambda folder, content=content: (folder / "entry.json").write_text(content)
+        for content in ("0", "null", '"x"', "{}")
+    },
     "another number in the sidecar": lambda folder: (folder / "entry.json").write_text(
         (folder / "entry.json").read_text().replace('"embed_dim": 2', '"embed_dim": 3')
     ),
@@ -147,6 +154,95 @@ def test_a_damaged_piece_is_made_again(tmp_path, caplog, kind):
     assert find(tmp_path, cell()).features.x[:, 0].tolist() == list(range(600))
 
 
+def test_no_flipped_bit_of_a_piece_is_used_or_stops_for_good(tmp_path):
+    """Whatever zipfile and NumPy raise on it, the piece is made again, or has the bytes that it had."""
+    small = cell(n=3)
+    work = Work(tmp_path, small)
+    work.start()
+    work.write(0, piece_of(small, 0))
+    path = work.folder / "000000.npz"
+    whole = path.read_bytes()
+    for i in range(0, len(whole), 7):
+        content = bytearray(whole)
+        content[i] ^= 1 << i % 8
+        path.write_bytes(content)
+        if not work.finish(encoder={}, extraction={}):
+            assert not path.exists()
+            continue
+        assert find(tmp_path, small).features.x[:, 0].tolist() == [0, 1, 2]
+        shutil.rmtree(small.folder(tmp_path))
+        work.start()
+
+
+def _finish(root, queue):
+    try:
+        queue.put(Work(root, cell()).finish(encoder={}, extraction={}))
+    except CacheError as err:
+        queue.put(str(err))
+
+
+def test_processes_that_finish_together_all_have_the_entry(tmp_path):
+    """One of them puts the pieces together and removes them while the others wait."""
+    context = multiprocessing.get_context("fork")
+    for n in range(5):
+        root, queue = tmp_path / str(n), context.Queue()
+        work = Work(root, cell())
+        work.start()
+        for piece in range(3):
+            work.write(piece, piece_of(cell(), piece))
+        processes = [context.Process(target=_finish, args=(root, queue)) for _ in range(3)]
+        for process in processes:
+            process.start()
+        assert [queue.get(timeout=60) for _ in processes] == [True] * 3
+        for process in processes:
+            process.join()
+        assert find(root, cell()) is not None
+        assert [kept.state for kept in survey(root)] == ["whole"]
+
+
+def test_who_comes_late_leaves_nothing_behind(tmp_path):
+    late = Work(tmp_path, cell())
+    fill(tmp_path, cell())
+    late.start()
+    assert not late.claim(0)
+    assert [kept.state for kept in survey(tmp_path)] == ["whole"]
+
+
+def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
+    """Nothing is removed, and nothing is made again."""
+    folder = fill(tmp_path, cell())
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(cache, "file_sha256", refused)
+    with pytest.raises(CacheError, match=r"cannot read .*Permission denied"):
+        find(tmp_path, cell())
+    assert folder.is_dir()
+
+
+def test_damage_that_cannot_be_removed_is_one_sentence(tmp_path, monkeypatch):
+    folder = fill(tmp_path, cell())
+    _flip_a_byte(folder / "labels.npy")
+
+    def refused(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    with pytest.raises(CacheError, match="free it, or name another folder"):
+        find(tmp_path, cell())
+
+
+def test_features_of_others_that_may_only_be_read_are_used(tmp_path, monkeypatch):
+    fill(tmp_path, cell())
+
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert find(tmp_path, cell()) is not None
+
+
 def test_a_piece_is_claimed_once(tmp_path):
     one, other = Work(tmp_path, cell()), Work(tmp_path, cell())
     one.start()
@@ -167,7 +263,7 @@ def test_skipped_images_have_no_row_and_are_named(tmp_path):
     first, second = piece_of(small, 0), piece_of(small, 1)
     work.write(0, Features(first.x[1:], first.y[1:], first.pre_projection[1:], ((0, "image 0 cannot be read"),)))
     work.write(1, second)
-    assert work.num_skipped() == 1
+    assert work.skipped() == {0}
     assert work.finish(encoder={}, extraction={})
     found = find(tmp_path, small).features
     assert found.x[:, 0].tolist() == list(range(1, 300))

@@ -16,7 +16,7 @@ import pytest
 from conftest import SMALL_VIT, random_clip, write_image
 
 import probe
-from probe import extraction
+from probe import cli, extraction
 from probe.cache import survey
 from probe.cli import main
 from probe.datasets import images as image_module
@@ -178,6 +178,17 @@ def folder(tmp_path):
     return root
 
 
+def test_a_shard_has_its_share_of_every_part(tmp_path, folder):
+    """Of train and of test."""
+    specs = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu", batch_size=300)
+    for i in (1, 2):
+        (outcome,) = extract(specs, tmp_path / "cache", shard=(i, 2))
+    assert isinstance(outcome, Extraction)
+    whole = extract(specs, tmp_path / "whole")[0]
+    for part, features in whole.features.items():
+        assert outcome.features[part].sha256 == features.sha256
+
+
 def of_folder(folder, cache, **access):
     specs = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu")
     return extract(specs, cache, **access)[0]
@@ -201,6 +212,40 @@ def test_images_that_were_skipped_are_not_forgiven_later(tmp_path, folder):
     strict = of_folder(folder, cache)
     assert isinstance(strict, DatasetError)
     assert "train/red/03.png" in str(strict)
+
+
+def test_an_image_that_can_be_read_again_is(tmp_path, folder):
+    """As after a change of permissions, which changes neither size nor time of its file."""
+    cache, path = tmp_path / "cache", folder / "train" / "red" / "03.png"
+    content, times = path.read_bytes(), path.stat().st_mtime_ns
+    path.write_bytes(bytes(len(content)))
+    os.utime(path, ns=(times, times))
+    of_folder(folder, cache, skip_corrupt=1)
+    path.write_bytes(content)
+    os.utime(path, ns=(times, times))
+    again = of_folder(folder, cache)
+    assert len(again.features["train"]) == 24
+
+
+def test_a_model_behind_another_may_skip_what_that_has_skipped(tmp_path, folder):
+    """The image counts once, however many models of a run pass it over."""
+    cache = tmp_path / "cache"
+    (folder / "train" / "red" / "03.png").write_bytes(b"no image")
+    specs = plan([f"folder:{folder}"], ["tiny", "random:tiny"], protocols=["readme"], device="cpu")
+    extract(specs[:1], cache, skip_corrupt=1)
+    assert all(isinstance(outcome, Extraction) for outcome in extract(specs, cache, skip_corrupt=1))
+
+
+def test_how_a_source_is_read_is_part_of_the_key(folder):
+    """Two rows of one name that read other columns, or other parts of one file, have the same ids."""
+    (spec,) = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu")
+    source = spec.dataset.sources[0]
+    other = replace(source, options=(("image", "right"),))
+    keys = [
+        make_cells(replace(spec, dataset=replace(spec.dataset, sources=(one,))), Access())["train"].key
+        for one in (source, other)
+    ]
+    assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"reading"}
 
 
 # What changes each field of the key, and a cell without the change.
@@ -234,7 +279,7 @@ def test_everything_around_changes_its_field_of_the_key(monkeypatch, folder):
     changed = {name for name in before if before[name] != after[name]}
     around = {"hardware", "images", "content", "preprocess_version", "extraction_version", "libjpeg"}
     assert changed == around | {"torch", "torchvision", "pillow"}
-    assert set(before) - changed == {"weights", "mode", "precision", "device", "batch_size"}
+    assert set(before) - changed == {"weights", "mode", "precision", "device", "batch_size", "reading"}
 
 
 def test_settings_beside_weights_are_part_of_what_identifies_a_model(tmp_path):
@@ -316,7 +361,15 @@ def test_the_commands_tell_what_is_kept(tmp_path, capsys):
     assert main(["cache", "verify", "--cache-dir", str(tmp_path)]) == 1
     assert "labels.npy has other bytes than were written" in capsys.readouterr().out
     assert main(["cache", "gc", "--cache-dir", str(tmp_path), "--max-size", "1 KB"]) == 0
-    assert list(tmp_path.glob("digits/*")) == []
+    assert survey(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("5", 5), ("1KB", 1000), ("10gb", 10**10), ("1.5 MB", 1_500_000), ("2GiB", 2 << 30), ("3M", 3 * 10**6)],
+)
+def test_sizes_are_as_people_write_them(text, expected):
+    assert cli._size(text) == expected
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])

@@ -1,6 +1,8 @@
 """Features as files: ours hold what they say, and anybody's are probed or refused in one sentence."""
 
 import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,12 +102,20 @@ BAD = {
     "other names": (lambda a: {"X": a["train_x"], "labels": a["train_y"]}, "has no train_x.*it has X, labels"),
     "not finite": (lambda a: a | {"train_x": np.where(a["train_x"] == 16, np.nan, a["train_x"])}, "row 1 of train_x"),
     "integers": (lambda a: a | {"test_x": a["test_x"].astype(int)}, r"test_x has int64 \(597, 64\)"),
-    "flat": (lambda a: a | {"train_x": a["train_x"].ravel()}, "train_x has float64"),
-    "one label too few": (lambda a: a | {"train_y": a["train_y"][1:]}, "train has features of shape"),
+    "flat": (lambda a: a | {"train_x": a["train_x"].ravel()}, r"train has arrays of \(57600,\), \(900,\)"),
+    "one label too few": (lambda a: a | {"train_y": a["train_y"][1:]}, r"train has arrays of \(900, 64\), \(899,\)"),
     "labels of text": (lambda a: a | {"train_y": a["train_y"].astype(str)}, "train has labels"),
     "one class": (lambda a: a | {"train_y": 0 * a["train_y"], "val_y": 0 * a["val_y"]}, "at least two classes"),
     "another width": (lambda a: a | {"test_x": a["test_x"][:, 1:]}, "different widths"),
-    "objects": (lambda a: a | {"train_x": np.array([{}, 1], dtype=object)}, "no file of features .*allow_pickle"),
+    "a number for labels": (lambda a: a | {"train_y": np.array(3)}, "train has arrays of"),
+    "no columns": (lambda a: a | {"train_x": a["train_x"][:, :0]}, r"train_x has float64 \(900, 0\)"),
+    "labels that are no indices": (lambda a: a | {"train_y": a["train_y"] * 10**9}, "give class indices from 0 on"),
+    "too large for float32": (lambda a: a | {"train_x": a["train_x"] + 1e300}, "not finite in float32"),
+    "folds and none": (lambda a: a | {"fold1_train_x": a["train_x"]}, "either one set of splits, or folds"),
+    "objects": (
+        lambda a: a | {"train_x": np.array([{}, 1], dtype=object)},
+        "no file of features .it has arrays of Python objects",
+    ),
 }
 
 
@@ -130,6 +140,18 @@ def test_a_file_of_another_kind_is_one_sentence(tmp_path, content):
     np.save(tmp_path / "single.npy", np.zeros(3))
     with pytest.raises(FeaturesError, match="is not a zip file"):
         load(tmp_path / "single.npy")
+
+
+def test_a_member_that_is_no_array_is_one_sentence(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as file:
+        file.writestr("train_x", b"text")
+    with pytest.raises(FeaturesError, match="members that are no arrays"):
+        load(tmp_path / "bad.npz")
+
+
+def test_an_array_called_about_in_anybodys_file_says_nothing(tmp_path, arrays):
+    for about in ("my features", '["a"]', "5"):
+        assert load(Path(saved(tmp_path / "features.npz", arrays | {"about": np.array(about)}))).about == {}
 
 
 def test_a_search_needs_validation_features(tmp_path, arrays, capsys):

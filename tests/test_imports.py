@@ -31,7 +31,7 @@ BELOW = {
     "comparison": {"datasets", "errors", "features", "models", "probes", "specs"},
     "progress": set(),
     "cache": {"errors", "features", "fetch", "specs"},
-    "files": {"errors", "features"},
+    "files": {"errors", "features", "specs"},
     "passes": {"cache", "datasets", "errors", "features", "models", "progress"},
     "extraction": {
         *("cache", "datasets", "environment", "errors", "features", "models", "passes", "paths", "preprocess"),

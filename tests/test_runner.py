@@ -301,8 +301,8 @@ def test_a_probe_that_is_not_finite_fails_its_cell_and_no_other(tmp_path, monkey
     """JSON has no NaN, so that such a record could not be written."""
     real = runner.fit_folds
 
-    def overflow(**arguments):
-        result = real(**arguments)
+    def overflow(folds, **arguments):
+        result = real(folds, **arguments)
         return replace(result, objective=float("nan")) if arguments["protocol"].name == "readme" else result
 
     monkeypatch.setattr(runner, "fit_folds", overflow)

@@ -9,9 +9,9 @@ import numpy as np
 
 from probe.datasets.images import ImageDataset
 from probe.datasets.splits import hold_out
-from probe.specs import DatasetSpec
+from probe.specs import SPLITS, DatasetSpec
 
-SPLITS = ("train", "val", "test")
+__all__ = ["SPLITS", "Fold", "Selection", "default_fold", "whole", "with_validation"]
 
 
 @dataclass(frozen=True)

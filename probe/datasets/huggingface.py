@@ -22,9 +22,10 @@ import errno
 import io
 import json
 import logging
+import os
 import sys
 import textwrap
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -113,16 +114,23 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     images, training = loaded[splits[part.name]], loaded[splits[pool]]
     column = image_column(name, images.features, options.get("image", ""))
     labels, class_names = read_labels(name, images, training, options.get("label", ""))
-    files = [file["filename"] for file in images.cache_files]  # of Arrow, made anew when what they were made of changes
     return ImageDataset(
         name=name,
         labels=labels,
         class_names=class_names,
         read=partial(_read, _undecoded(images, column), column),
-        content=partial(of_files, Path(), files) if files else None,
+        content=_content([Path(file["filename"]) for file in images.cache_files]),
         ids=[f"{part.name}/{i}" for i in range(len(images))],
         revision=revision,
     )
+
+
+def _content(files: list[Path]) -> Callable[[], str] | None:
+    """What a fingerprint is computed of: files of Arrow, made anew when what they are made of changes."""
+    if not files:
+        return None  # all rows are in memory
+    top = Path(os.path.commonpath([file.parent for file in files]))
+    return partial(of_files, top, [file.relative_to(top) for file in files])
 
 
 def _undecoded(images: Any, column: str) -> Any:

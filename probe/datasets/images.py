@@ -46,6 +46,11 @@ class ImageDataset:
     revision: str = ""
     content: Callable[[], str] | None = field(default=None, repr=False)
 
+    @property
+    def is_thread_safe(self) -> bool:
+        """Whether several threads may read images at a time: every form opens its files for each image."""
+        return True
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.labels)

@@ -159,7 +159,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         read=partial(_read, images),
         ids=ids,
         groups=groups_of(name, part, ids, options),
-        content=_content(images, files),
+        content=_content(images, ids if files else [], root=root),
     )
 
 
@@ -203,10 +203,10 @@ def _ids(files: list[str], *, root: Path) -> list[str]:
     return [file.removeprefix(top).removeprefix(str(root) + os.sep).replace(os.sep, "/") for file in files]
 
 
-def _content(images: Any, files: list[str]) -> Callable[[], str] | None:
+def _content(images: Any, files: list[str], *, root: Path) -> Callable[[], str] | None:
     """What its fingerprint is computed of: files, or the array that most of the other classes have."""
     if files:
-        return partial(of_files, Path(), files)
+        return partial(of_files, root, files)
     data = getattr(images, "data", None)
     return partial(of_array, np.asarray(data)) if hasattr(data, "shape") else None
 

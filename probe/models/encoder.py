@@ -63,8 +63,9 @@ class ImageEncoder:
         """
         images = self.preprocess.normalize(pixels.to(self.execution.device, non_blocking=True))
         before = self.pre_projection(images.to(self.execution.dtype))
-        points = [features.float().to("cpu", non_blocking=True) for features in (self.project(before), before)]
-        if wait and self.execution.device.type == "cuda":
+        is_cuda = self.execution.device.type == "cuda"  # the only kind that can be waited for by an event
+        points = [features.float().to("cpu", non_blocking=is_cuda) for features in (self.project(before), before)]
+        if wait and is_cuda:
             torch.cuda.current_stream(self.execution.device).synchronize()
         return ImageFeatures(*points)
 

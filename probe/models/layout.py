@@ -3,13 +3,14 @@
 On every device images and convolutions have their channels last. On an x86 CPU the products are oneDNN's, with weights
 packed once, where torch would call another library that packs them at every call; and batch normalisation, which
 scales what a convolution gives, is folded into the weights of the convolution. The features are those of the tower as
-it was, up to the rounding of fp32. What it brings is in `results/speed/extraction.md`.
+it was, up to the rounding of its precision. What it brings is in `results/speed/extraction.md`.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def lay_out(visual: nn.Module, execution: Execution) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):
                 _fold(module, name, child)
-    if _has_packed_products():
+    if _packs(execution.dtype):
         for module in list(visual.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, SelfAttention):
@@ -108,10 +109,13 @@ def _fold(module: nn.Module, name: str, normalisation: nn.BatchNorm2d) -> None:
     module.add_module(name, nn.Identity())
 
 
-def _has_packed_products() -> bool:
-    operators = ("_reorder_linear_weight", "_linear_pointwise")
-    return (
-        platform.machine() in ("x86_64", "AMD64")
-        and torch.backends.mkldnn.is_available()
-        and all(hasattr(torch.ops.mkldnn, name) for name in operators)
-    )
+@lru_cache(maxsize=8)
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has packed products in a precision here."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        PackedLinear(torch.zeros(16, 16, dtype=dtype), torch.zeros(16, dtype=dtype))(torch.zeros(2, 16, dtype=dtype))
+    except (AttributeError, RuntimeError):  # another torch, or a processor without the instructions
+        return False
+    return True

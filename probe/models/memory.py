@@ -13,6 +13,8 @@ BATCH_SIZES = {"cuda": 256}  # where memory allows; more brings no more images a
 DEFAULT_BATCH_SIZE = 64
 SHARE = 4  # the part of a device's memory that activations may take
 BYTES = 4
+PLENTY = 1 << 40
+CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,15 @@ def device_memory(device: str) -> DeviceMemory:
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
     sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-    plenty = 1 << 40
-    return DeviceMemory(sizes.get("MemTotal", plenty), sizes.get("MemAvailable", plenty))
+    limit, taken = (_read_number(CGROUP / name) for name in ("memory.max", "memory.current"))
+    left = PLENTY if limit == PLENTY else max(0, limit - taken)
+    return DeviceMemory(min(sizes.get("MemTotal", PLENTY), limit), min(sizes.get("MemAvailable", PLENTY), left))
+
+
+def _read_number(path: Path) -> int:
+    """The number in a file of a container's limits; plenty where there is none."""
+    text = path.read_text().strip() if path.is_file() else ""
+    return int(text) if text.isdecimal() else PLENTY
 
 
 def find_batch_size(device: str, architecture: Architecture | None) -> int:

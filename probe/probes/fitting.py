@@ -21,6 +21,8 @@ from probe.specs import Protocol
 
 logger = logging.getLogger(__name__)
 
+MAX_CLASSES = 1 << 20  # a label beyond is no index, and scores for so many classes would fill the memory
+
 
 @dataclass(frozen=True)
 class SweepPoint:
@@ -214,6 +216,8 @@ def _check(rules: Protocol, *, train: Features, val: Features | None, test: Feat
                     f"{name} has labels {part.y.dtype} {part.y.shape}; give integers from 0 on, one an image, or a row "
                     "of 1, 0 and -1 for each"
                 )
+            if part.y.ndim == 1 and part.y.max() >= MAX_CLASSES:
+                raise FeaturesError(f"{name} has the label {part.y.max()}; give class indices from 0 on")
             if part.y.shape[1:] != train.y.shape[1:]:
                 raise FeaturesError(
                     f"{name} has labels {part.y.shape}, train {train.y.shape}; give all the same classes"

@@ -1,0 +1,130 @@
+"""The feature store at size: memory against the number of images, the time until a probe starts on kept features.
+
+    python benchmarks/store.py > results/speed/store.md
+
+And what precision does to a score: Fashion-MNIST under `tiny` in fp32 and in bf16, if it is in the data folder.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from probe.cache import Cell, Work, find
+from probe.environment import describe
+from probe.errors import ProbeError
+from probe.features import Features, piece_size
+from probe.runner import run
+
+SIZES = (20_000, 200_000)
+LINKS = 1000  # names of one file: a file system allows no more than some ten thousand
+KEPT, WIDTH, ROUNDS = 60_000, 512, 5
+
+
+def write_images(root: Path, n: int) -> None:
+    """Two classes of 8 x 8 pixels; few files under many names."""
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (root / name).mkdir(parents=True)
+        original = root
+        for i in range(n // 2):
+            path = root / name / f"{i:06}.png"
+            if i % LINKS:
+                path.hardlink_to(original)
+            else:
+                original = path
+                Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+
+
+def peak_memory(n: int) -> float:
+    """Largest resident memory, in MB, of a process that extracts n images and writes them to a file as well."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder, "images"), n)
+        command = [sys.executable, "-m", "probe", "extract", "--dataset", f"folder:{folder}/images", "--model", "tiny"]
+        command += ["--device", "cpu", "--cache-dir", f"{folder}/cache", "--out", f"{folder}/features.npz"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        return usage.ru_maxrss / 1024
+
+
+def fill(root: Path) -> Cell:
+    """A whole entry of `KEPT` images at both feature points."""
+    cell = Cell("benchmark", "all", "tiny", "eager", "fp32", {"made": "up"}, KEPT, 64)
+    work, size = Work(root, cell), piece_size(64)
+    work.start()
+    x = np.random.default_rng(0).normal(size=(size, WIDTH)).astype(np.float32)
+    for piece in range(cell.num_pieces):
+        n = min(size, KEPT - piece * size)
+        work.write(piece, Features(x[:n], np.arange(n) % 10, x[:n]))
+    work.finish(encoder={}, extraction={})
+    return cell
+
+
+def seconds_to_start() -> list[float]:
+    """Seconds from looking features up to having those of a split in memory, where a probe begins."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        cell = fill(Path(folder))
+        for _ in range(ROUNDS):
+            started = time.perf_counter()
+            entry = find(Path(folder), cell)
+            assert entry is not None
+            entry.features.take(np.arange(0, KEPT - KEPT // 10))
+            found.append(time.perf_counter() - started)
+    return found
+
+
+def scores() -> dict[str, float]:
+    """Score of the probe `readme` on Fashion-MNIST by precision."""
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            precision: 100
+            * run(
+                "fashion_mnist",
+                model="tiny",
+                protocol="readme",
+                device="cpu",
+                precision=precision,
+                results_dir=folder,
+                offline=True,
+            ).result["score"]
+            for precision in ("fp32", "bf16")
+        }
+
+
+def main() -> None:
+    """Print the page."""
+    print("# The feature store\n")
+    versions = f"{describe('cpu')['cpu']}, torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"Made by `python benchmarks/store.py` on {torch.get_num_threads()} cores {versions}.\n")
+    print("| images of 8 x 8 pixels | peak memory of extract --out, MB |")
+    print("| ---------------------- | -------------------------------- |")
+    for n in SIZES:
+        print(f"| {n} | {peak_memory(n):.0f} |", flush=True)
+    found = seconds_to_start()
+    print(f"\nFeatures of {KEPT} images, {WIDTH}-d at both points, are looked up, compared with their digests and put")
+    print(
+        f"into memory in {statistics.median(found):.2f} s ({min(found):.2f} to {max(found):.2f}), of {ROUNDS} times.\n"
+    )
+    try:
+        by_precision = scores()
+    except ProbeError as err:
+        print(f"Not measured, precision and score: {err}")
+        return
+    for precision, score in by_precision.items():
+        print(f"- Fashion-MNIST, `tiny`, `readme`, {precision}: {score:.2f} %")
+
+
+if __name__ == "__main__":
+    main()
