@@ -51,7 +51,10 @@ def stale_tables(results_dir: str | Path = "results") -> list[Path]:
 def _orphans(folder: Path, tables: Mapping[str, str]) -> list[Path]:
     """Tables of records that are gone: files named as tables are, `MODEL.MODE.csv` or `.md`."""
     named = [
-        path for mode in ("eager", "jit") for suffix in ("csv", "md") for path in folder.glob(f"*.{mode}.{suffix}")
+        path
+        for mode in ("eager", "jit", "compiled")
+        for suffix in ("csv", "md")
+        for path in folder.glob(f"*.{mode}.{suffix}")
     ]
     return sorted(path for path in named if path.name not in tables)
 

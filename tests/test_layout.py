@@ -1,13 +1,18 @@
 """A tower that is laid out for its device gives the features of the tower as it was."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import SMALL_RESNET, SMALL_VIT, random_clip
 from torch.nn import functional
 
+from probe.errors import DeviceError
 from probe.models.devices import resolve_execution
 from probe.models.layout import PackedLinear, QuickGELUForInference, lay_out
+from probe.models.loading import load_encoder
 from probe.models.openai import build_model
+from probe.runner import plan
 
 
 def tower(architecture, precision):
@@ -64,3 +69,37 @@ def test_packed_products_of_any_number_of_rows():
     for rows in (1, 7, 3000):
         x = torch.randn(2, rows, 32)
         torch.testing.assert_close(packed(x), layer(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with a C++ compiler")
+@torch.inference_mode()
+def test_a_compiled_tower_gives_the_same_features():
+    """Two models one after the other, since weights are constants of what is compiled."""
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    for name in ("tiny", "random:tiny"):
+        plain = load_encoder(name, device="cpu").encode(pixels)
+        compiled = load_encoder(name, device="cpu", compiled=True)
+        assert compiled.execution.compiled
+        torch.testing.assert_close(compiled.encode(pixels).projected, plain.projected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_archive_as_it_is_cannot_be_compiled():
+    with pytest.raises(DeviceError, match="cannot be compiled; use --compile with --jit off"):
+        load_encoder("tiny", device="cpu", jit=True, compiled=True)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_every_precision_runs_on_the_cpu(precision):
+    """Also one that oneDNN has no packed products for."""
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    found = load_encoder("tiny", device="cpu", precision=precision).encode(pixels).projected
+    expected = load_encoder("tiny", device="cpu").encode(pixels).projected
+    assert found.dtype == torch.float32
+    assert functional.cosine_similarity(found, expected).min() > 0.999
+
+
+def test_a_compiled_run_is_a_mode_of_its_own():
+    (spec,) = plan(["digits"], ["tiny"], device="cpu", compiled=True)
+    assert spec.mode == "compiled"
+    (plain,) = plan(["digits"], ["tiny"], device="cpu")
+    assert plain.mode == "eager"

@@ -189,8 +189,7 @@ def as_encoder(
     project: Callable[[Tensor], Tensor]
     weights_dtypes = dtypes_of(model.visual.parameters())
     if isinstance(model, CLIP):
-        if not execution.compiled:  # torch's compiler does the same, and more
-            lay_out(model.visual, execution)
+        lay_out(model.visual, execution)
         before, project = model.visual.pre_projection, model.visual.project
     else:
         project = expose_pre_projection(model)
