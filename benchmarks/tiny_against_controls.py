@@ -38,7 +38,11 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder of datasets, as for probe run")
     parser.add_argument("--results-dir", default="results", help="folder of records [results]")
     args = parser.parse_args()
-    found = {(r.dataset, r.model): r.result for r in probe.read_records(args.results_dir) if r.protocol == "readme"}
+    found = {
+        (r.dataset, r.model): r.result
+        for r in probe.read_records(args.results_dir)
+        if r.protocol == "readme" and r.mode == "eager"
+    }
     rows = []
     for dataset in DATASETS:
         parts = {name: raw_pixels(probe.open_split(dataset, name, data_dir=args.data_dir)) for name in SPLITS}
