@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-from probe.cache import Work, find
+from probe.cache import find
 from probe.datasets.opening import open_dataset
 from probe.environment import describe
 from probe.extraction import Access, make_cells
@@ -36,6 +36,7 @@ from probe.features import Meter
 from probe.models import get_model
 from probe.models.loading import load_encoder, read_weights
 from probe.passes import fill
+from probe.pieces import Work
 from probe.progress import Progress
 from probe.runner import plan
 
@@ -227,14 +228,35 @@ def product_rate(precision: str) -> float:
     return times * 2 * 1600 * 768 * 3072 / (time.perf_counter() - started)
 
 
+def print_shares(device: str) -> None:
+    """What a longer run of ViT-B/32 spends on what: the store's last steps count less there."""
+    n = 512 * (GPU_TIMES if device != "cpu" else 1)
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder), n)
+        ours = Ours("ViT-B/32", Path(folder), device)
+        shares: dict[str, list[float]] = {"reading": [], "the store and bookkeeping": []}
+        for _ in range(3):
+            started = time.perf_counter()
+            ours()
+            whole = time.perf_counter() - started
+            read, encode = ours.about["read_seconds"], ours.about["encode_seconds"]
+            for name, seconds in zip(shares, (read, whole - read - encode), strict=True):
+                shares[name].append(100 * seconds / whole)
+    parts = [
+        f"{name} takes {statistics.median(found):.1f} % ({min(found):.1f} to {max(found):.1f})"
+        for name, found in shares.items()
+    ]
+    print(f"Of {n} images with ViT-B/32, in 3 runs: {', '.join(parts)}; all else is the model.\n")
+
+
 def print_reading() -> None:
     """What reading costs beyond Pillow's own decoding and resizing, on one core, in turn."""
-    from probe.features import _Reader
+    from probe.reading import Reader
 
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 64)
         images = open_dataset(f"folder:{folder}").parts["all"]
-        reader = _Reader(images, load_encoder("random:ViT-B/32", device="cpu").preprocess)
+        reader = Reader(images, load_encoder("random:ViT-B/32", device="cpu").preprocess)
         paths = [Path(folder) / name for name in images.ids]
         resize, crop = Resize(224, interpolation=InterpolationMode.BICUBIC), CenterCrop(224)
 
@@ -243,20 +265,20 @@ def print_reading() -> None:
                 with Image.open(path) as image:
                     crop(resize(image))
 
-        extra, per_image = [], []
+        times: dict[str, list[float]] = {"bare": [], "reader": []}
         for _ in range(READINGS):
             started = time.process_time()  # of this process alone, whoever else is on the machine
             bare()
             middle = time.process_time()
             reader[range(len(paths))]
-            ended = time.process_time()
-            per_image.append(1000 * (ended - middle) / len(paths))
-            extra.append(1000 * ((ended - middle) - (middle - started)) / len(paths))
-    print(
-        f"Reading a photo of 640 x 480 to 224 x 224 takes {statistics.median(per_image):.2f} ms of one core, "
-        f"{statistics.median(extra):.2f} ({min(extra):.2f} to {max(extra):.2f}) of them beyond Pillow's own decoding, "
-        f"resizing and cropping ({READINGS} rounds of {len(paths)} images, in turn).\n"
-    )
+            times["bare"].append(1000 * (middle - started) / len(paths))
+            times["reader"].append(1000 * (time.process_time() - middle) / len(paths))
+    for how, of in (("median", statistics.median), ("least", min)):
+        print(
+            f"Reading a photo of 640 x 480 to 224 x 224 takes {of(times['reader']):.2f} ms of one core, the {how} of "
+            f"{READINGS} rounds of {len(paths)} images; Pillow's own decoding, resizing and cropping takes in turn "
+            f"{of(times['bare']):.2f}."
+        )
 
 
 def main() -> None:
@@ -277,6 +299,7 @@ def main() -> None:
     print("that of a plain product by torch.\n")
     for model in IMAGES:
         compare(model, device)
+    print_shares(device)
     print_reading()
 
 

@@ -339,9 +339,9 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _cache_ls(args: argparse.Namespace) -> int:
-    from probe import cache, paths, tables
+    from probe import inventory, paths, tables
 
-    kept = cache.survey(paths.cache_dir(args.cache_dir))
+    kept = inventory.survey(paths.cache_dir(args.cache_dir))
     if args.json:
         for entry in kept:
             print(json.dumps({**asdict(entry), "path": str(entry.path)}, sort_keys=True))
@@ -365,7 +365,7 @@ def _cache_ls(args: argparse.Namespace) -> int:
 
 
 def _cache_explain(args: argparse.Namespace) -> int:
-    from probe import cache, paths
+    from probe import cache, inventory, paths
     from probe.extraction import make_cells
 
     root, access, missed = paths.cache_dir(args.cache_dir), _access(args), 0
@@ -386,11 +386,11 @@ def _cache_explain(args: argparse.Namespace) -> int:
             if folder.is_dir():
                 print(f"{cell}: damaged in {folder} ({reason}); the next run makes it again")
                 continue
-            kept = cache.nearest(root, cell)
+            kept = inventory.nearest(root, cell)
             if kept is None:
                 print(f"{cell}: not kept, nor anything of this part of the dataset")
                 continue
-            fields = cache.differing(cell, kept)
+            fields = inventory.differing(cell, kept)
             print(f"{cell}: not kept; the nearest is {kept.path.name} ({kept.state})")
             for name, (there, wanted) in fields.items():
                 print(f"  {name}: {there} there, {wanted} wanted")
@@ -398,9 +398,9 @@ def _cache_explain(args: argparse.Namespace) -> int:
 
 
 def _cache_verify(args: argparse.Namespace) -> int:
-    from probe import cache, paths
+    from probe import inventory, paths
 
-    checked, damaged = cache.verify(paths.cache_dir(args.cache_dir))
+    checked, damaged = inventory.verify(paths.cache_dir(args.cache_dir))
     for path, reason in damaged.items():
         print(f"{path}: {reason}")
     print(f"{checked} checked, {len(damaged)} damaged{'; the next run makes them again' if damaged else ''}")
@@ -408,9 +408,9 @@ def _cache_verify(args: argparse.Namespace) -> int:
 
 
 def _cache_gc(args: argparse.Namespace) -> int:
-    from probe import cache, paths
+    from probe import inventory, paths
 
-    removed = cache.collect(paths.cache_dir(args.cache_dir), max_size=args.max_size)
+    removed = inventory.collect(paths.cache_dir(args.cache_dir), max_size=args.max_size)
     for entry in removed:
         print(f"removed {entry.path} ({entry.state}, {entry.size / 1e6:.1f} MB)")
     print(f"{sum(entry.size for entry in removed) / 1e6:.1f} MB freed")

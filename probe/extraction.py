@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from probe import cache, paths
-from probe.cache import Cell, Entry, Work
+from probe.cache import Cell, Entry
 from probe.datasets.folds import SPLITS, Selection
 from probe.datasets.images import ImageDataset
 from probe.datasets.opening import OpenedDataset, open_dataset, used_positions
@@ -31,6 +31,7 @@ from probe.models.encoder import ImageEncoder
 from probe.models.loading import identify, load_encoder
 from probe.models.memory import device_memory
 from probe.passes import fill
+from probe.pieces import Work
 from probe.preprocess import VERSION as PREPROCESS_VERSION
 from probe.preprocess import libjpeg_version
 from probe.progress import Progress, show_progress
@@ -57,7 +58,7 @@ class Access:
         offline: never touch the network.
         allow_partial: evaluate on what is there where images of a dataset are missing; the result is marked.
         skip_corrupt: pass over up to so many images of a dataset that cannot be read; the record names them.
-        workers: processes that read images; None for what `features.default_workers` says.
+        workers: processes that read images; None for what `reading.default_workers` says.
         shard: encode only the i-th of n shards, from 1 on, which others complete; None for all.
     """
 

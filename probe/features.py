@@ -9,47 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import resource
 import sys
 import time
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.utils.data
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from probe.errors import DatasetError, DeviceError, FeaturesError, ProbeError
+from probe.errors import DatasetError, DeviceError, FeaturesError
 from probe.models.encoder import ImageEncoder, ImageFeatures
-from probe.preprocess import Preprocess
+from probe.reading import LabelledImages, Read, Reader, name_of, read_pieces
 
 logger = logging.getLogger(__name__)
 
 PROJECTED, PRE_PROJECTION = "projected", "pre_projection"
 BATCH_SIZE = 64
-WAITING_BYTES = 1 << 30  # of images that worker processes have read ahead
 PIECE = 256  # images, or the next multiple of the batch: what a killed run loses, and enough to be worth a file
-
-
-class LabelledImages(Protocol):
-    """What extraction reads: torchvision's datasets without a transform are one.
-
-    One with an attribute `is_thread_safe` that is true is read by several threads at a time.
-    """
-
-    def __len__(self) -> int:
-        """Number of images."""
-
-    def __getitem__(self, i: int, /) -> tuple[Image.Image, int | np.ndarray]:
-        """An image and its label, or its row of labels."""
 
 
 @dataclass(frozen=True)
@@ -146,19 +128,6 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def default_workers(device: str) -> int:
-    """Processes that read images where none are asked for.
-
-    As many as there are processors beside a GPU, up to 16. None on the CPU, where the model takes all processors: there
-    they read between batches, see `results/speed/reading.md`.
-    """
-    return min(16, _processors()) if device.startswith("cuda") else 0
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def piece_size(batch_size: int) -> int:
     """Images of a piece: the smallest multiple of the batch that is `PIECE` or more."""
     return -(-PIECE // batch_size) * batch_size
@@ -214,12 +183,6 @@ def extract(
         raise FeaturesError(f"{name}: no image could be read; get its files again")
     log_rate(name, found, meter)
     return found
-
-
-def name_of(dataset: LabelledImages) -> str:
-    """What messages call a dataset."""
-    name: str = getattr(dataset, "name", type(dataset).__name__)
-    return name
 
 
 def log_rate(name: str, features: Features, meter: Meter) -> None:
@@ -309,7 +272,7 @@ def encode_pieces(
     known, broken = set(skipped), set[int]()
     pending: deque[_Pending] = deque()  # a GPU computes one piece while that before it is kept
     since = time.perf_counter()
-    with closing(_read(_Reader(dataset, encoders[0].preprocess), positions(), device, workers, size)) as reads:
+    with closing(read_pieces(Reader(dataset, encoders[0].preprocess), positions(), device, workers, size)) as reads:
         for read in reads:
             piece, who = asked.popleft()
             since = meter.add("read", since)
@@ -374,7 +337,7 @@ class _Clock:
         return time.perf_counter()
 
 
-def _launch(encoder: ImageEncoder, made: Made, read: _Read, batch_size: int) -> _Pending:
+def _launch(encoder: ImageEncoder, made: Made, read: Read, batch_size: int) -> _Pending:
     """Hand the batches of a piece to the device; on a GPU their features are there when the clock has stopped."""
     clock = _Clock(encoder.execution.device)
     try:
@@ -398,7 +361,7 @@ class _Pending:
     """A piece that the device may still be busy with."""
 
     made: Made
-    read: _Read
+    read: Read
     batches: Sequence[ImageFeatures]
     clock: _Clock
 
@@ -422,89 +385,6 @@ class _Pending:
             return replace(self.made, error=err)
         skipped = tuple((position, str(error)) for position, error in self.read.errors)
         return replace(self.made, features=Features(x, np.array(labels, dtype=np.int64), before, skipped))
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A piece as it was read: pixels uint8 (m, 3, r, r), labels, places; errors where images cannot be read."""
-
-    pixels: Tensor
-    labels: list[int | np.ndarray]
-    positions: list[int]
-    errors: list[tuple[int, ProbeError]]
-
-    def pin_memory(self) -> _Read:
-        """The same in memory that a GPU copies from by itself; `DataLoader` asks for it."""
-        return _Read(self.pixels.pin_memory(), self.labels, self.positions, self.errors)
-
-
-class _Reader(torch.utils.data.Dataset[_Read]):
-    """The images of a dataset, read and preprocessed, a piece at a time."""
-
-    def __init__(self, dataset: LabelledImages, preprocess: Preprocess) -> None:
-        self.dataset, self.preprocess = dataset, preprocess
-
-    def __getitem__(self, positions: range) -> _Read:
-        side = self.preprocess.resolution
-        pixels = np.empty((len(positions), side, side, 3), np.uint8)  # channels last, as Pillow has them
-        labels: list[int | np.ndarray] = []
-        good: list[int] = []
-        errors: list[tuple[int, ProbeError]] = []
-        for i in positions:
-            try:
-                image, label = self.dataset[i]
-                pixels[len(good)] = self.preprocess.to_pixels(image).transpose(1, 2, 0)
-            except ProbeError as err:  # handed over, as DataLoader would bury it in the worker's traceback
-                errors.append((i, err))
-            else:
-                good.append(i)
-                labels.append(label)
-        return _Read(torch.from_numpy(pixels[: len(good)]).permute(0, 3, 1, 2), labels, good, errors)
-
-
-def _read(
-    reader: _Reader, positions: Iterable[range], device: torch.device, workers: int | None, size: int
-) -> Generator[_Read]:
-    """The pieces in their order; with workers, one or two for each wait in memory."""
-    workers = default_workers(device.type) if workers is None else workers
-    workers = min(workers, _processors())  # more are slower; DataLoader warns of it
-    if workers == 0:
-        yield from _read_here(reader, positions)
-        return
-    room = WAITING_BYTES // (3 * size * reader.preprocess.resolution**2)  # pieces
-    loader = torch.utils.data.DataLoader(
-        reader,
-        sampler=positions,
-        batch_size=None,  # an item is a piece
-        num_workers=max(1, min(workers, room)),
-        prefetch_factor=2 if 2 * workers <= room else 1,
-        pin_memory=device.type == "cuda",
-    )
-    try:
-        yield from loader
-    except RuntimeError as err:  # a worker was killed: for want of memory, or of space in /dev/shm
-        if "DataLoader worker" not in str(err):
-            raise
-        why = " ".join(str(err).split())[:200]
-        raise DeviceError(f"a process that reads images ended ({why}); use --workers 0, or fewer") from err
-
-
-def _read_here(reader: _Reader, positions: Iterable[range]) -> Generator[_Read]:
-    """Each piece by as many threads as there are processors, while no model runs: Pillow works without Python's lock.
-
-    Reading beside a model on the same processors is slower, since all its threads wait for the one that is held up.
-    """
-    threads = _processors() if getattr(reader.dataset, "is_thread_safe", False) else 1
-    with ThreadPoolExecutor(threads, "probe-read") as pool:
-        for piece in positions:
-            step = -(-len(piece) // threads)
-            parts = list(pool.map(reader.__getitem__, [piece[i : i + step] for i in range(0, len(piece), step)]))
-            yield _Read(
-                torch.cat([part.pixels for part in parts]),
-                [label for part in parts for label in part.labels],
-                [position for part in parts for position in part.positions],
-                [error for part in parts for error in part.errors],
-            )
 
 
 def _fill(pixels: Tensor, batch_size: int) -> Tensor:

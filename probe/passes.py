@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 
-from probe.cache import Work, shard_of
 from probe.datasets.images import ImageDataset
 from probe.features import Meter, encode_pieces, piece_size
 from probe.models.encoder import ImageEncoder
+from probe.pieces import Work, shard_of
 from probe.progress import Progress
 
 logger = logging.getLogger(__name__)

@@ -146,7 +146,7 @@ def run(
         offline: never touch the network.
         allow_partial: evaluate on what is there where images are missing; the record says so.
         skip_corrupt: pass over up to so many images that cannot be read; the record names them.
-        workers: processes that read images; None is `features.default_workers`.
+        workers: processes that read images; None is `reading.default_workers`.
 
     Raises:
         Exception: whatever kept the cell from a score, a `ProbeError` where it is the user's to mend; the record of the

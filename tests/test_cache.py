@@ -13,21 +13,11 @@ import pytest
 from filelock import FileLock
 
 from probe import cache
-from probe.cache import (
-    ABANDONED_SECONDS,
-    Cell,
-    Work,
-    collect,
-    damage,
-    differing,
-    find,
-    nearest,
-    shard_of,
-    survey,
-    verify,
-)
+from probe.cache import Cell, damage, find
 from probe.errors import CacheError
 from probe.features import Features
+from probe.inventory import ABANDONED_SECONDS, collect, differing, nearest, survey, verify
+from probe.pieces import Work, shard_of
 
 KEY = {"weights": "ab", "mode": "eager", "batch_size": 64, "torch": "2.15.0"}
 

@@ -17,11 +17,11 @@ from conftest import SMALL_VIT, random_clip, write_image
 
 import probe
 from probe import cli, extraction
-from probe.cache import survey
 from probe.cli import main
 from probe.datasets import images as image_module
 from probe.errors import CacheError, DatasetError, FeaturesError
 from probe.extraction import Access, Extraction, IncompleteError, extract_dataset, make_cells
+from probe.inventory import survey
 from probe.models.encoder import ImageEncoder
 from probe.models.openai import save_archive
 from probe.progress import Progress

@@ -9,10 +9,11 @@ from PIL import Image
 
 from probe.datasets.images import ImageDataset, read_file
 from probe.errors import DatasetError, FeaturesError
-from probe.features import Features, default_workers, extract
+from probe.features import Features, extract
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageFeatures
 from probe.preprocess import Preprocess
+from probe.reading import default_workers
 
 
 @dataclass
