@@ -24,7 +24,7 @@ from probe.datasets.folds import SPLITS, Selection
 from probe.datasets.images import ImageDataset
 from probe.datasets.opening import OpenedDataset, open_dataset, used_positions
 from probe.environment import package_version
-from probe.errors import CheckpointError, DatasetError, FeaturesError, IncompleteError
+from probe.errors import CacheError, CheckpointError, DatasetError, FeaturesError, IncompleteError
 from probe.features import Features, Meter, check_batch_size, log_rate
 from probe.models.devices import hardware
 from probe.models.encoder import ImageEncoder
@@ -43,6 +43,7 @@ EXTRACTION_VERSION = 1  # raised with every change of the suite that changes the
 LIBRARIES = ("torch", "torchvision", "pillow")  # that decode, resize and compute; others where they do
 LIBRARIES_OF_MODELS = {"open_clip": ("open_clip_torch", "timm")}  # by form of the model
 LIBRARIES_OF_SOURCES = {"ucf101": ("av",), "video": ("av",)}  # by form of the source, or what its files are
+ATTEMPTS = 3  # to write features that are read again as they were written
 NOT_READING = ("groups", "ignore")  # options of sources that choose, and do not change what is read
 
 
@@ -159,7 +160,7 @@ def extract_dataset(
     The others are made together, in one pass over the images for as many of one preprocessing as the memory holds.
 
     Args:
-        specs: cells of one dataset and batch size; their protocols do not matter.
+        specs: cells of one dataset; their protocols do not matter.
         access: where things are.
         progress: is told of the images that are to be encoded.
         expected: how many it has been told of before.
@@ -391,10 +392,11 @@ def _make_part(
 ) -> dict[RunSpec, Exception]:
     """Make the features of a part under several encoders; what keeps some of them from having any."""
     root = paths.cache_dir(access.cache)
+    skipped = max(sum(len(entry.features.skipped) for entry in job.entries.values()) for job in jobs)  # in other parts
     progress.name(f"{images.name} / {', '.join(dict.fromkeys(job.spec.model.name for job in jobs))}")
     left, failed = list(jobs), dict[RunSpec, Exception]()
     started, meter = time.perf_counter(), Meter()
-    while left:  # once more where a piece turns out to be damaged
+    for _ in range(ATTEMPTS):  # once more where a piece turns out to be damaged
         works = [Work(root, job.cells[part]) for job in left]
         broken = fill(
             images,
@@ -404,7 +406,7 @@ def _make_part(
             meter=meter,
             progress=progress,
             workers=access.workers,
-            skip_corrupt=access.skip_corrupt,
+            skip_corrupt=max(0, access.skip_corrupt - skipped),
             shard=access.shard,
         )
         about = {**meter.describe(), "models": len(jobs)}
@@ -422,6 +424,10 @@ def _make_part(
                         what = f"{images.name} / {job.spec.model.name} / {job.spec.mode}"
                         log_rate(what, entry.features, meter)
         left = [job for job in left if part in job.missing and job.spec not in failed]
+        if not left:
+            break
+    for job in left:
+        failed[job.spec] = CacheError(f"{root} damages what is written to it; check its disk, or name another folder")
     for job in jobs:
         job.seconds["extract"] += time.perf_counter() - started
     return failed

@@ -2,7 +2,7 @@
 
 Images are read, encoded and handed on in *pieces* of a fixed number of images, each of whole batches. What is in a
 piece depends on no other piece, so they can be made in any order, by any process, and put together later; `extract`
-does so in memory, `cache.py` on disk.
+does so in memory, `passes.py` in the feature store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-import torch.utils.data
 from torch import Tensor
 from tqdm import tqdm
 
@@ -157,7 +156,7 @@ def extract(
         dataset: images and labels; what worker processes read is pickled where they are not forked.
         batch_size: images encoded at a time.
         workers: processes that read images while the model runs, at most one a processor; with 0, this one reads
-            between batches. None is `default_workers`.
+            between batches. None is `reading.default_workers`.
         skip_corrupt: pass over up to so many images that cannot be read.
 
     Raises:

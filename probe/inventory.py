@@ -37,16 +37,25 @@ class Kept:
 
 
 def survey(root: Path) -> list[Kept]:
-    """What lies in the store, sorted by path; arrays are not compared with their digests."""
-    folders = sorted(path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith("."))
-    return [kept for folder in folders if (kept := _survey(folder)) is not None]
+    """What lies in the store, sorted by path; arrays are not compared with their digests.
+
+    Raises:
+        CacheError: it cannot be read, or is no folder.
+    """
+    if root.exists() and not root.is_dir():
+        raise CacheError(f"{root} is no folder; name that of features with --cache-dir")
+    try:
+        folders = sorted(path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith("."))
+        return [kept for folder in folders if (kept := _survey(folder)) is not None]
+    except OSError as err:
+        raise CacheError(f"cannot read {root} ({err.strerror or err}); free it") from err
 
 
 def _survey(folder: Path) -> Kept | None:
     """What is in a folder of the store; None where another process has just removed it, or is making it."""
+    size, used = 0, 0.0
     try:
-        used = folder.stat().st_mtime
-        size = _size(folder)
+        size, used = _size(folder), folder.stat().st_mtime
         if folder.name.endswith(PIECES):
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             state, n = f"{len(list(folder.glob('*.npz')))} of {about['num_pieces']} pieces", 0

@@ -9,7 +9,7 @@ import torch
 
 from probe.specs import Architecture
 
-BATCH_SIZES = {"cuda": 256}  # where memory allows; more brings no more images a second
+BATCH_SIZES = {"cuda": 256}  # where memory allows; not yet measured against others, for want of a GPU
 DEFAULT_BATCH_SIZE = 64
 SHARE = 4  # the part of a device's memory that activations may take
 BYTES = 4
