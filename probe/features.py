@@ -387,9 +387,15 @@ class _Pending:
 
 
 def _fill(pixels: Tensor, batch_size: int) -> Tensor:
-    """A batch of always `batch_size` images, uint8 (b, 3, r, r): black ones after those that there are."""
-    black = torch.zeros_like(pixels[:1]).expand(batch_size - len(pixels), *pixels.shape[1:])
-    return torch.cat([pixels, black]) if len(black) else pixels
+    """A batch of always `batch_size` images, uint8 (b, 3, r, r): black ones after those that there are.
+
+    They lie in memory as the others do, as another order would be another sum in the first convolution.
+    """
+    if len(pixels) == batch_size:
+        return pixels
+    n, channels, height, width = pixels.shape
+    black = pixels.new_zeros((batch_size - n, height, width, channels)).permute(0, 3, 1, 2)
+    return torch.cat([pixels, black])
 
 
 def _check_finite(

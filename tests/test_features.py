@@ -12,6 +12,7 @@ from probe.errors import DatasetError, FeaturesError
 from probe.features import Features, extract
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageFeatures
+from probe.models.loading import load_encoder
 from probe.preprocess import Preprocess
 from probe.reading import default_workers
 
@@ -62,6 +63,30 @@ def test_every_batch_has_the_same_size():
     encoder = FakeEncoder()
     extract(encoder, images(10), batch_size=4)
     assert encoder.batches == [(4, 3, 8, 8)] * 3
+
+
+@pytest.mark.parametrize("model", ["tiny", "random:tiny"])
+def test_an_image_in_the_last_batch_has_the_features_it_has_in_a_full_one(model):
+    """Bit for bit: the black images are no other work than images are."""
+    encoder = load_encoder(model, device="cpu")
+    noise = np.random.default_rng(0).integers(0, 256, (96, 40, 40, 3), dtype=np.uint8)
+    dataset = [(Image.fromarray(pixels), 0) for pixels in noise]
+    full, short = extract(encoder, dataset, batch_size=32), extract(encoder, dataset[:70], batch_size=32)
+    for point in ("projected", "pre_projection"):
+        assert np.array_equal(full.at(point)[:70], short.at(point))
+
+
+def test_every_batch_lies_in_memory_in_one_order():
+    """Channels last, also where it is filled up."""
+    orders = []
+
+    class Observed(FakeEncoder):
+        def encode(self, pixels, *, wait=True):
+            orders.append(pixels.is_contiguous(memory_format=torch.channels_last))
+            return super().encode(pixels, wait=wait)
+
+    extract(Observed(), images(10), batch_size=4)
+    assert orders == [True] * 3
 
 
 def test_a_batch_is_never_larger_than_the_split():
