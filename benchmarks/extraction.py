@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from photos import write_photos
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -45,19 +46,6 @@ IMAGES = {"ViT-B/32": 128, "RN50": 64}  # on the CPU; times GPU_TIMES on a GPU
 GPU_TIMES = 64
 READINGS = 20
 README_BATCH = 100  # of the loop in the reference's README
-
-
-def write_images(root: Path, n: int) -> None:
-    """Two classes of noise, smooth enough to be worth compressing; a few files under many names."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (16, 48, 64, 3), dtype=np.uint8)
-    for i in range(n):
-        path = root / "ab"[i % 2] / f"{i:06}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if i < len(coarse):
-            Image.fromarray(coarse[i]).resize((640, 480), Image.Resampling.BICUBIC).save(path, quality=90)
-        else:
-            path.write_bytes((root / "ab"[i % 2] / f"{i % len(coarse):06}.jpg").read_bytes())
 
 
 def reference(model: str, root: Path, device: str) -> Callable[[], np.ndarray]:
@@ -151,7 +139,7 @@ def compare(model: str, device: str) -> None:
     n = IMAGES[model] * (GPU_TIMES if device != "cpu" else 1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_images(root, n)
+        write_photos(root, n, (640, 480))
         contenders: dict[str, Callable[[], np.ndarray]] = {
             "reference": reference(model, root, device),
             "open_clip": open_clip_loop(model, root, device),
@@ -232,7 +220,7 @@ def print_shares(device: str) -> None:
     """What a longer run of ViT-B/32 spends on what: the store's last steps count less there."""
     n = 512 * (GPU_TIMES if device != "cpu" else 1)
     with tempfile.TemporaryDirectory() as folder:
-        write_images(Path(folder), n)
+        write_photos(Path(folder), n, (640, 480))
         ours = Ours("ViT-B/32", Path(folder), device)
         shares: dict[str, list[float]] = {"reading": [], "the store and bookkeeping": []}
         for _ in range(3):
@@ -254,7 +242,7 @@ def print_reading() -> None:
     from probe.reading import Reader
 
     with tempfile.TemporaryDirectory() as folder:
-        write_images(Path(folder), 64)
+        write_photos(Path(folder), 64, (640, 480))
         images = open_dataset(f"folder:{folder}").parts["all"]
         reader = Reader(images, load_encoder("random:ViT-B/32", device="cpu").preprocess)
         paths = [Path(folder) / name for name in images.ids]

@@ -17,9 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
+from photos import write_photos
 
 from probe.datasets.opening import open_dataset
 from probe.environment import describe
@@ -28,19 +27,6 @@ from probe.models.loading import load_encoder
 
 ROUNDS, WORKERS, MODELS = 3, (0, 1, 2), {"tiny": 1024, "random:ViT-B/32": 64}
 SIZES = (1000, 8000)
-
-
-def write_images(root: Path, n: int) -> None:
-    """Two classes of noise, smooth enough to be worth compressing; the same few files under many names."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (16, 38, 50, 3), dtype=np.uint8)
-    for i in range(n):
-        path = root / "ab"[i % 2] / f"{i:05}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if i < len(coarse):
-            Image.fromarray(coarse[i]).resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
-        else:
-            path.write_bytes((root / "ab"[i % 2] / f"{i % len(coarse):05}.jpg").read_bytes())
 
 
 def rate(model: str, root: Path, workers: int) -> float:
@@ -55,7 +41,7 @@ def rate(model: str, root: Path, workers: int) -> float:
 def print_rates(model: str, n: int) -> None:
     """Rows of a table: the median rate for each number of workers, and its ratio to none."""
     with tempfile.TemporaryDirectory() as folder:
-        write_images(Path(folder), n)
+        write_photos(Path(folder), n, (500, 375))
         rate(model, Path(folder), 0)
         rates = {workers: [] for workers in WORKERS}
         for _ in range(ROUNDS):
@@ -70,10 +56,10 @@ def print_rates(model: str, n: int) -> None:
 def peak_memory(n: int) -> tuple[float, float]:
     """Largest resident memory, in MB, of a process that extracts n images with two workers, and of a worker."""
     with tempfile.TemporaryDirectory() as folder:
-        write_images(Path(folder), n)
-        script = f"from benchmarks import reading; reading.report_memory({folder!r})"
+        write_photos(Path(folder), n, (500, 375))
+        script = f"import reading; reading.report_memory({folder!r})"
         done = subprocess.run(
-            [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent
+            [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=Path(__file__).parent
         )
     own, worker = map(float, done.stdout.split())
     return own, worker
