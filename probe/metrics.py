@@ -26,7 +26,7 @@ def accuracy(y_true: np.ndarray, y_score: np.ndarray) -> float:
 
     Source: Radford et al. 2021, table 9. Equals scikit-learn's `accuracy_score` on the arg max.
     """
-    return float(np.mean(y_score.argmax(axis=1) == y_true))
+    return float(np.mean(is_first(y_true, y_score)))
 
 
 def top5(y_true: np.ndarray, y_score: np.ndarray) -> float:
@@ -42,10 +42,7 @@ def top5(y_true: np.ndarray, y_score: np.ndarray) -> float:
 
     Source: Kay et al. 2017 (arXiv 1705.06950), section 4. Equals scikit-learn's `top_k_accuracy_score` without ties.
     """
-    own = y_score[np.arange(len(y_true)), y_true][:, None]  # (n, 1)
-    before = np.arange(y_score.shape[1]) < y_true[:, None]  # (n, k)
-    rank = (y_score > own).sum(axis=1) + ((y_score == own) & before).sum(axis=1)
-    return float(np.mean(rank < 5))
+    return float(np.mean(is_among_five(y_true, y_score)))
 
 
 def mean_top1_top5(y_true: np.ndarray, y_score: np.ndarray) -> float:
@@ -68,9 +65,26 @@ def mean_per_class(y_true: np.ndarray, y_score: np.ndarray) -> float:
 
     Source: Radford et al. 2021, table 9. Equals scikit-learn's `balanced_accuracy_score` on the arg max.
     """
-    right = y_score.argmax(axis=1) == y_true
+    return mean_recall(y_true, is_first(y_true, y_score))
+
+
+def is_first(y_true: np.ndarray, y_score: np.ndarray) -> np.ndarray:
+    """Which images `accuracy` counts as right, bool (n,); arguments as there."""
+    return np.asarray(y_score.argmax(axis=1) == y_true)
+
+
+def is_among_five(y_true: np.ndarray, y_score: np.ndarray) -> np.ndarray:
+    """Which images `top5` counts as right, bool (n,); arguments as there."""
+    own = y_score[np.arange(len(y_true)), y_true][:, None]  # (n, 1)
+    before = np.arange(y_score.shape[1]) < y_true[:, None]  # (n, k)
+    rank = (y_score > own).sum(axis=1) + ((y_score == own) & before).sum(axis=1)
+    return np.asarray(rank < 5)
+
+
+def mean_recall(y_true: np.ndarray, is_right: np.ndarray) -> float:
+    """Mean over the classes that have images of the share of them that is right; what `mean_per_class` is made of."""
     counts = np.bincount(y_true)
-    recalls = np.bincount(y_true, weights=right)[counts > 0] / counts[counts > 0]
+    recalls = np.bincount(y_true, weights=is_right)[counts > 0] / counts[counts > 0]
     return float(recalls.mean())
 
 
