@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PROTOCOLS = "clip-paper, readme, few-shot and others that `probe protocols` lists, or MINE.toml"
 JIT_MODES = {"off": (False,), "on": (True,), "both": (False, True)}
 
 
@@ -62,9 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="extract features, fit probes, write records and tables")
     _add_grid(run)
-    run.add_argument(
-        "--protocol", action="append", metavar="NAME", help="repeatable; readme or clip-paper [clip-paper]"
-    )
+    run.add_argument("--protocol", action="append", metavar="NAME", help=f"repeatable; {PROTOCOLS} [clip-paper]")
     run.add_argument("--json", action="store_true", help="print records as JSON lines instead of a table")
     _add_execution(run)
     run.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
@@ -79,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = commands.add_parser("fit", help="fit a probe on a file of features, of extract --out or anybody's")
     fit.add_argument("file", metavar="FILE.npz", help="train_x, train_y, test_x, test_y, and val_x, val_y for a search")
-    fit.add_argument("--protocol", default="clip-paper", metavar="NAME", help="readme or clip-paper [clip-paper]")
+    fit.add_argument("--protocol", default="clip-paper", metavar="NAME", help=f"{PROTOCOLS} [clip-paper]")
     fit.add_argument("--metric", metavar="NAME", help="[that of the dataset, or accuracy]")
     fit.add_argument("--json", action="store_true", help="print JSON instead of a table")
     fit.add_argument("-v", "--verbose", action="store_true", help="log every step of a sweep, and tracebacks")
@@ -125,6 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     models.add_argument("--weights-dir", metavar="DIR", help="[PROBE_WEIGHTS_DIR, or ~/.cache/clip]")
     models.set_defaults(command=_models)
+
+    protocols = commands.add_parser("protocols", help="list the protocols, or show one")
+    protocols.add_argument("name", nargs="?", help="a protocol or a TOML file, to show it whole")
+    protocols.set_defaults(command=_protocols)
 
     doctor = commands.add_parser("doctor", help="say what can be run here, and what to do for the rest")
     doctor.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -249,8 +252,9 @@ def _access(args: argparse.Namespace) -> Access:
 
 def _run(args: argparse.Namespace) -> int:
     from probe import runner
+    from probe.probes.protocols import GROUPS
 
-    specs, access = _plan(args, args.protocol or ["clip-paper"]), _access(args)
+    specs, access = _plan(args, _expand(args.protocol or ["clip-paper"], GROUPS)), _access(args)
     records: list[RunRecord] = []
     try:
         for record in runner.run_grid(specs, access=access):
@@ -319,21 +323,26 @@ def _extract(args: argparse.Namespace) -> int:
 def _fit(args: argparse.Namespace) -> int:
     from probe import files, tables
     from probe.probes.fitting import fit_folds
-    from probe.probes.protocols import get_protocol
+    from probe.probes.protocols import GROUPS, get_protocol
 
+    protocols = [get_protocol(name) for name in _expand([args.protocol], GROUPS)]
     found = files.load(Path(args.file))
-    metric, protocol = args.metric or str(found.about.get("metric", "accuracy")), get_protocol(args.protocol)
+    metric = args.metric or str(found.about.get("metric", "accuracy"))
     if all(features.pre_projection is None for fold in found.folds for features in fold.values()):
-        protocol = replace(protocol, feature_point="projected")  # the only point that this file has
-    result = fit_folds(found.folds, metric=metric, protocol=protocol)
+        # The only point that this file has.
+        protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
+    results = {p.name: fit_folds(found.folds, metric=metric, protocol=p) for p in protocols}
     if args.json:
-        print(json.dumps({"file": args.file, "protocol": args.protocol, "about": found.about, **result.to_dict()}))
+        for name, result in results.items():
+            print(json.dumps({"file": args.file, "protocol": name, "about": found.about, **result.to_dict()}))
         return 0
-    C = "differs" if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
-    star = "" if result.converged else " *"
-    cells = (args.protocol, metric, f"{100 * result.score:.2f}{star}", C, str(result.n_iter), str(result.num_test))
-    print(tables.markdown_table(("protocol", "metric", "score, %", "C", "iterations", "test images"), [cells]), end="")
-    if star:
+    rows = []
+    for name, result in results.items():
+        C = "differs" if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
+        star = "" if result.converged else " *"
+        rows.append((name, metric, f"{100 * result.score:.2f}{star}", C, str(result.n_iter), str(result.num_test)))
+    print(tables.markdown_table(("protocol", "metric", "score, %", "C", "iterations", "test images"), rows), end="")
+    if not all(result.converged for result in results.values()):
         print("\n* the final fit did not converge")
     return 0
 
@@ -552,6 +561,35 @@ def _list_models(weights_dir: str | None) -> None:
     ]
     print(tables.markdown_table(header, rows))
     print(f"Also {models.FORMS}.")
+
+
+def _protocols(args: argparse.Namespace) -> int:
+    from probe import tables
+    from probe.probes.description import describe, images_a_class
+    from probe.probes.protocols import CATALOG, FORMS, GROUPS, SHOTS
+
+    if args.name is not None:
+        for name in _expand([args.name], GROUPS):
+            for key, value in describe(name).items():
+                print(f"{key:<15} {value}")
+        return 0
+    header = ("name", "title", "feature point", "values of C", "images a class", "seeds", "tol", "iterations")
+    rows = [
+        (
+            protocol.name,
+            protocol.title,
+            protocol.feature_point,
+            str(len(protocol.grid)),
+            images_a_class(protocol),
+            str(protocol.num_seeds) if protocol.shots else "",
+            f"{protocol.tol:g}",
+            str(protocol.max_iter),
+        )
+        for protocol in CATALOG
+    ]
+    print(tables.markdown_table(header, rows))
+    print(f"Also {' and '.join(GROUPS)}, each for its {len(SHOTS)} rows, or {FORMS}.")
+    return 0
 
 
 def _tables(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 SPLITS = ("train", "val", "test")
+FEATURE_POINTS = ("projected", "pre_projection")  # where image features are taken: after the projection, or before it
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,23 @@ class DatasetSpec:
 class Protocol:
     """How a probe is fitted.
 
-    A single `C` is fitted as it is. Several are searched: every `coarse_step`-th first, then the neighbours of the best
-    at half the distance, down to one; the best on the validation split, by the dataset's metric, wins. The final fit is
-    on train and validation images together.
+    A single `C` is fitted as it is. Several, in `grid`, are searched: every `coarse_step`-th first, then the neighbours
+    of the best at half the distance, down to one; a `coarse_step` of 1 tries all. The best on the validation split, by
+    the dataset's metric, wins. Features are those of `feature_point`, one of `FEATURE_POINTS`; with `normalize` those
+    of each image are divided by their length.
 
-    `tol` bounds the largest component of the gradient of the mean loss, where the solver stops.
+    A few-shot protocol draws `shots` images of each class from train, 0 being all, once for each of `num_seeds` seeds
+    (0, 1, ...), and the score is the mean. With `held_out`, so many further images of each class are drawn from train,
+    and C is chosen on them instead of on the validation split; they do not join the final fit.
+
+    The final fit is on train and validation images together, or, where `refit` is False, on train alone; a few-shot
+    protocol must have it False, since images of the validation split would be more shots.
+
+    `tol` bounds the largest component of the gradient of the mean loss, where the solver stops; `max_iter` its
+    iterations. With `warm_start` each fit of scikit-learn's solver begins at the weights of the nearest C before it.
+
+    `source` says where the rules are from, and what of them is not known. `probes.protocols.validate` finds fields that
+    do not go together.
     """
 
     name: str
@@ -177,6 +190,12 @@ class Protocol:
     max_iter: int
     tol: float
     source: str
+    shots: int = 0
+    num_seeds: int = 1
+    held_out: int = 0
+    refit: bool = True
+    normalize: bool = False
+    warm_start: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from probe.cli import main
@@ -25,12 +26,31 @@ def test_json_is_one_record_a_line(tmp_path, capsys):
     assert json.loads(line)["result"]["num_test"] == 359
 
 
+def test_a_protocol_of_ones_own_is_a_file(tmp_path):
+    (tmp_path / "mine.toml").write_text('name = "own"\ngrid = [0.316]\n')
+    assert main([*RUN[:-4], "--protocol", str(tmp_path / "mine.toml"), "--results-dir", str(tmp_path)]) == 0
+    (path,) = (tmp_path / "records" / "digits").iterdir()
+    assert path.name.startswith("tiny.eager.own.")
+    assert json.loads(path.read_text())["spec"]["protocol"]["grid"] == [0.316]
+
+
+def test_a_group_of_protocols_stands_for_its_rows(tmp_path, capsys):
+    y = np.repeat(np.arange(2), 20)
+    x = np.eye(2, dtype=np.float32)[y]
+    parts = {f"{part}_{kind}": a for part in ("train", "val", "test") for kind, a in (("x", x), ("y", y))}
+    np.savez(tmp_path / "features.npz", **parts)
+    assert main(["fit", str(tmp_path / "features.npz"), "--protocol", "few-shot", "--json"]) == 0
+    found = [json.loads(line)["protocol"] for line in capsys.readouterr().out.splitlines()]
+    assert found == ["few-shot-1", "few-shot-2", "few-shot-4", "few-shot-8", "few-shot-16"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["run", "--dataset", "digit", "--model", "tiny"], "unknown dataset 'digit'; did you mean 'digits'?"),
         (["run", "--dataset", "digits", "--model", "tinny"], "unknown model 'tinny'; did you mean 'tiny'?"),
         ([*RUN, "--protocol", "readmee"], "unknown protocol 'readmee'; did you mean 'readme'?"),
+        ([*RUN, "--protocol", "missing.toml"], "no file missing.toml; give the path of a protocol in TOML"),
         ([*RUN, "--device", "cuda:77"], "device 'cuda:77' is not on this machine"),
         ([*RUN, "--model", "missing.pt"], "no checkpoint at "),
         (["run", "--dataset", "folder:missing", "--model", "tiny"], "no folder at "),

@@ -109,6 +109,8 @@ def test_only_the_command_line_prints():
         ["datasets"],
         ["datasets", "cifar10"],
         ["models"],
+        ["protocols"],
+        ["protocols", "few-shot"],
         ["parity", "--help"],
         ["tables", "--check"],
     ],

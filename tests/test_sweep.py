@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -24,11 +25,43 @@ def test_the_first_values_are_the_papers():
     assert {1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6} <= {float(f"{C:.6g}") for C in tried}
 
 
-@pytest.mark.parametrize("peak", range(0, 97, 4))
-def test_a_single_peak_is_found_within_15_fits(peak):
-    tried = _search(lambda C: -abs(math.log10(C) - math.log10(PAPER.grid[peak])))
-    assert best(tried, lambda value: value) == PAPER.grid[peak]
-    assert len(tried) <= 15
+def _tent(left, right):
+    """Falls by `left` and `right` a decade on the two sides of its peak."""
+    return lambda x: min(left * x, -right * x)
+
+
+def _bell(left, right):
+    """Falls slowly near its peak and far from it, as an accuracy does; `left` and `right` are widths in decades."""
+    return lambda x: math.exp(-((x / (left if x < 0 else right)) ** 2) / 2)
+
+
+def _cliff(left, right):
+    """Falls by a step on one side, and then by so little that only the order of scores can tell."""
+    return lambda x: 1.0 if x == 0 else (0.5 + 1e-6 * left * x if x < 0 else 0.9 - 1e-6 * right * x)
+
+
+# Every score is of the distance from the peak in decades; on the grid, none falls below what a float tells apart.
+SHAPES = [shape(left, right) for shape in (_tent, _cliff) for left in (0.01, 1, 30) for right in (0.01, 1, 30)]
+SHAPES += [_bell(left, right) for left in (1, 3, 10) for right in (1, 3, 10)]
+
+
+@pytest.mark.parametrize("peak", range(97))
+def test_every_single_peak_is_found_within_15_fits(peak):
+    """Wherever it is, however wide, and however unlike its two sides are."""
+    decades = {C: (k - peak) / 8 for k, C in enumerate(PAPER.grid)}
+    for shape in SHAPES:
+        scores = [shape(x) for x in decades.values()]
+        assert all(a < b for a, b in pairwise(scores[: peak + 1]))
+        assert all(a > b for a, b in pairwise(scores[peak:]))
+        tried = _search(lambda C, shape=shape: shape(decades[C]))
+        assert best(tried, lambda value: value) == PAPER.grid[peak]
+        assert len(tried) <= 15
+
+
+def test_a_coarse_step_of_one_tries_every_value():
+    """So that DINOv2's 45 values are all fitted."""
+    grid = get_protocol("dinov2").grid
+    assert list(search(lambda C: 0.0, grid, coarse_step=1, score=lambda value: value)) == list(grid)
 
 
 def test_no_value_is_tried_twice():

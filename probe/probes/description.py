@@ -1,0 +1,68 @@
+"""One protocol in words, for a reader: what is fitted, how C is chosen, and where the rules are from."""
+
+from __future__ import annotations
+
+from probe.probes.protocols import get_protocol
+from probe.specs import Protocol
+
+
+def describe(name: str) -> dict[str, str]:
+    """What there is to say of one protocol; what it does not do is left out.
+
+    Raises:
+        UnknownNameError, ProtocolError: each says what to do.
+    """
+    protocol = get_protocol(name)
+    said = {
+        "name": protocol.name,
+        "title": protocol.title,
+        "feature point": protocol.feature_point + (", each image's divided by its length" * protocol.normalize),
+        "C": describe_grid(protocol),
+        "C chosen on": _chosen_on(protocol),
+        "images a class": images_a_class(protocol) if protocol.shots else "",
+        "seeds": ", ".join(map(str, range(protocol.num_seeds))) if protocol.shots else "",
+        "final fit on": _fitted_on(protocol),
+        "solver": f"at most {protocol.max_iter} iterations, tol {protocol.tol:g}",
+        "starts from": "the weights of the nearest C before" if protocol.warm_start else "",
+        "source": protocol.source,
+    }
+    return {key: value for key, value in said.items() if value}
+
+
+def describe_grid(protocol: Protocol) -> str:
+    """The values of C and how they are searched.
+
+    >>> describe_grid(get_protocol("clip-paper"))
+    '97 values from 1e-06 to 1e+06, every 16th first, then around the best'
+    """
+    grid = protocol.grid
+    if len(grid) == 1:
+        return f"{grid[0]:g}"
+    step = protocol.coarse_step
+    order = "all tried" if step == 1 else f"every {step}{'nd' if step == 2 else 'th'} first, then around the best"
+    return f"{len(grid)} values from {grid[0]:g} to {grid[-1]:g}, {order}"
+
+
+def images_a_class(protocol: Protocol) -> str:
+    """How many images of each class are drawn from train; those that C is chosen on after a plus.
+
+    >>> images_a_class(get_protocol("few-shot-16-held-out"))
+    '16 + 4'
+    """
+    if not protocol.shots:
+        return "all"
+    return f"{protocol.shots} + {protocol.held_out}" if protocol.held_out else f"{protocol.shots}"
+
+
+def _fitted_on(protocol: Protocol) -> str:
+    if protocol.shots:
+        return "the images that are drawn to fit on"
+    return "train and validation images" if protocol.refit else "train images alone"
+
+
+def _chosen_on(protocol: Protocol) -> str:
+    if len(protocol.grid) == 1:
+        return ""
+    if protocol.held_out:
+        return f"{protocol.held_out} further {'image' if protocol.held_out == 1 else 'images'} of each class from train"
+    return "the validation split"
