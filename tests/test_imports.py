@@ -74,7 +74,7 @@ def test_layers_import_only_what_is_below(layer):
 @pytest.mark.parametrize(
     ("library", "layers"),
     [
-        ("torch", {"models", "features.py", "reading.py", "preprocess.py", "environment.py", "tiny"}),
+        ("torch", {"models", "features.py", "reading.py", "preprocess.py", "environment.py", "tiny", "probes"}),
         ("torchvision", {"datasets", "preprocess.py"}),
         ("sklearn", {"probes", "datasets"}),
         *((library, {"datasets"}) for library in ("datasets", "av", "h5py")),

@@ -1,0 +1,94 @@
+"""Self-supervised features of Fashion-MNIST, 512 to an image: what the solvers are measured on beside pixels and `tiny`.
+
+A small convolutional network learns to tell two views of an image from views of others (SimCLR, Chen et al. 2020,
+arXiv 2002.05709) and sees no label. Its features are what a probe meets in practice: correlated, of very different
+scales, none of them constant. The same seed and thread number give the same bytes on one machine.
+
+    python benchmarks/self_supervised.py --data-dir DIR --out features.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.datasets import FashionMNIST
+
+STEPS, BATCH, TEMPERATURE = 150, 512, 0.2
+VAL = 6000  # of the training images, the last ones
+
+
+def network() -> nn.Sequential:
+    """Images (n, 1, 28, 28) -> features (n, 512)."""
+    layers: list[nn.Module] = []
+    for before, after, size, stride in ((1, 64, 5, 2), (64, 128, 3, 2), (128, 256, 3, 2), (256, 512, 1, 1)):
+        layers += [nn.Conv2d(before, after, size, stride, size // 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def view(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A random crop of at least half the side, mirrored or not, brighter or darker."""
+    n = len(images)
+    side = 0.5 + 0.5 * torch.rand(n, generator=generator)
+    mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+    shift = (2 * torch.rand(n, 2, generator=generator) - 1) * (1 - side)[:, None]
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = side * mirror, side, shift
+    grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+    light = 0.6 + 0.8 * torch.rand(n, 1, 1, 1, generator=generator)
+    return nn.functional.grid_sample(images, grid, align_corners=False) * light
+
+
+def train(images: Tensor) -> nn.Sequential:
+    """A network that has learned from images (n, 1, 28, 28) in [0, 1]."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    model = network()
+    head = nn.Sequential(nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 128))
+    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=2e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / STEPS)) / 2)
+    target = torch.arange(2 * BATCH).roll(BATCH)  # of each view the other one of its image
+    for _ in range(STEPS):
+        batch = images[torch.randint(len(images), (BATCH,), generator=generator)]
+        z = nn.functional.normalize(head(model(torch.cat([view(batch, generator), view(batch, generator)]))))
+        similarity = (z @ z.T / TEMPERATURE).fill_diagonal_(-torch.inf)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(similarity, target).backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def features(data_dir: Path) -> dict[str, np.ndarray]:
+    """`train_x` float32 (54000, 512), `train_y` int64, and those of `val` and `test`."""
+    splits = {}
+    for name, is_train in (("train", True), ("test", False)):
+        split = FashionMNIST(data_dir, train=is_train)
+        splits[name] = (split.data[:, None] / 255, split.targets.numpy())
+    model = train(splits["train"][0][:-VAL])
+    arrays = {}
+    for name, (images, labels) in splits.items():
+        with torch.inference_mode():
+            arrays[f"{name}_x"] = torch.cat([model(batch) for batch in images.split(1000)]).numpy()
+        arrays[f"{name}_y"] = labels
+    for name in ("x", "y"):
+        arrays[f"val_{name}"] = arrays[f"train_{name}"][-VAL:]
+        arrays[f"train_{name}"] = arrays[f"train_{name}"][:-VAL]
+    return arrays
+
+
+def main() -> None:
+    """Make the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="with FashionMNIST/raw, as torchvision has it")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    np.savez(args.out, **features(args.data_dir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""A fast solver for logistic regression on dense features: scikit-learn's problem, its optimum, its estimator interface.
+
+Preconditioned L-BFGS (`lbfgs.py`) on as many probes at once as are wanted (`objective.py`), with a preconditioner that
+is made anew where a fit takes long (`curvature.py`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from probe.probes import curvature
+from probe.probes.curvature import Curvature, Preconditioner
+from probe.probes.lbfgs import Dialogue, Minimum, Question, minimise
+from probe.probes.objective import Logistic, Loss, Objective, Rows, Softmax
+
+TOL = 1e-6  # of the gradient's largest component, relative to that at weights of zero
+PATIENCE = 25  # evaluations at least before a preconditioner is made
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A probe at its optimum, or as near as was possible.
+
+    Args:
+        minimum: where the minimisation ended.
+        gradient_ratio: largest component of the gradient, relative to that at weights of zero.
+        converged: whether that is `tol` or less.
+        excess: how far the objective can be above its minimum at most: the squared length of the gradient over twice
+            the strength of the penalty. It holds for the intercept at its best.
+        curvature: the last estimate that was made, for the fit of a neighbouring C; None if none was needed.
+    """
+
+    minimum: Minimum
+    gradient_ratio: float
+    converged: bool
+    excess: float
+    curvature: Curvature | None
+
+
+def solve(
+    objective: Objective,
+    *,
+    starts: Sequence[Solution | None] | None = None,
+    tol: float = TOL,
+    max_iter: int = 1000,
+) -> list[Solution]:
+    """Minimise all probes of an objective, side by side.
+
+    Args:
+        objective: of one probe or several.
+        starts: for each the solution of a neighbour to begin at, or None for weights of zero.
+        tol: when to stop, relative to the gradient at zero.
+        max_iter: most steps.
+    """
+    probes = range(len(objective.penalties))
+    zero = objective.zeros()
+    norms = [float(gradient.abs().max()) for _, gradient in objective.evaluate([zero for _ in probes], probes)]
+    runs = [
+        _Run(objective, probe, start, tol=tol * norms[probe], max_iter=max_iter)
+        for probe, start in zip(probes, starts or [None for _ in probes], strict=True)
+    ]
+    asking = [run for run in runs if run.question is not None]
+    while asking:
+        for exact in {run.question.exact for run in asking if run.question is not None}:
+            group = [run for run in asking if run.question is not None and run.question.exact == exact]
+            points = [run.question.weights for run in group if run.question is not None]
+            answers = objective.evaluate(points, [run.probe for run in group], exact=exact)
+            for run, answer in zip(group, answers, strict=True):
+                run.tell(answer)
+        asking = [run for run in asking if run.question is not None]
+    return [run.solution(norms[run.probe]) for run in runs]
+
+
+class _Run:
+    """One minimisation and the question that it waits on."""
+
+    def __init__(self, objective: Objective, probe: int, start: Solution | None, *, tol: float, max_iter: int) -> None:
+        self.objective, self.probe, self.tol = objective, probe, tol
+        self.curvature = start.curvature if start is not None else None
+        penalty = objective.penalties[probe]
+        first = self.curvature.with_penalty(penalty) if self.curvature else curvature.at_zero(objective, probe)
+        self.dialogue: Dialogue = minimise(
+            objective.zeros() if start is None else start.minimum.weights,
+            first,
+            refresh=self._refresh,
+            patience=max(PATIENCE, curvature.passes(objective) // 5),
+            tol=tol,
+            max_iter=max_iter,
+        )
+        self.question: Question | None = next(self.dialogue)
+        self.minimum: Minimum | None = None
+
+    def tell(self, answer: tuple[float, Tensor]) -> None:
+        """Answer the question, and hear the next."""
+        try:
+            self.question = self.dialogue.send(answer)
+        except StopIteration as end:
+            self.question, self.minimum = None, end.value
+
+    def _refresh(self, weights: Tensor) -> Preconditioner:
+        self.curvature = curvature.estimate(self.objective, self.probe, weights)
+        return self.curvature.with_penalty(self.objective.penalties[self.probe])
+
+    def solution(self, norm: float) -> Solution:
+        """What came of it."""
+        assert self.minimum is not None
+        ratio = self.minimum.gradient_norm / norm if norm else 0.0
+        excess = self.minimum.gradient_length**2 / (2 * self.objective.penalties[self.probe])
+        return Solution(self.minimum, ratio, self.minimum.gradient_norm <= self.tol, excess, self.curvature)
+
+
+class FastLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # untyped
+    """Logistic regression with an L2 penalty, as scikit-learn's `LogisticRegression(solver="lbfgs")` defines it.
+
+    Of two classes one row of weights, of more the multinomial loss; the intercept is not penalised. Products are in the
+    features' type, float32 or float64; coefficients are float64.
+
+    Args:
+        C: inverse strength of the penalty on the sum of the losses, above 0.
+        tol: largest component of the gradient to stop at, relative to that at weights of zero.
+        max_iter: most steps.
+        device: `cpu`, `cuda`, ...: where to compute.
+
+    Attributes:
+        classes_: (k,), sorted.
+        coef_: float64 (k, d), or (1, d) of two classes.
+        intercept_: float64 (k,), or (1,).
+        n_iter_: int32 (1,), steps.
+        objective_: the minimum, mean loss and penalty over n.
+        gradient_ratio_: largest component of the gradient there, relative to that at weights of zero.
+        excess_: how far `objective_` can be above the true minimum, see `Solution`.
+
+    Raises:
+        ValueError: features or labels that scikit-learn's estimator would not take either.
+
+    A fit that did not reach `tol` warns with scikit-learn's `ConvergenceWarning`.
+    """
+
+    def __init__(
+        self,
+        C: float = 1.0,  # noqa: N803 - the field's name
+        *,
+        tol: float = TOL,
+        max_iter: int = 1000,
+        device: str = "cpu",
+    ) -> None:
+        self.C = C
+        self.tol = tol
+        self.max_iter = max_iter
+        self.device = device
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> FastLogisticRegression:  # noqa: N803 - scikit-learn's name
+        """Fit on features float (n, d) and labels (n,) of two classes or more."""
+        if not self.C > 0 or not np.isfinite(self.C):
+            raise ValueError(f"C is {self.C}; give a number above 0")
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")  # noqa: N806 - scikit-learn's name
+        check_classification_targets(y)
+        self.classes_, targets = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"there is one class, {self.classes_[0]!r}; a classifier needs samples of at least 2 classes"
+            )
+        rows = Rows([X], self.device)
+        (solution,) = solve(
+            Objective(rows, loss_of(targets, len(self.classes_), rows.device), [self.C]),
+            tol=self.tol,
+            max_iter=self.max_iter,
+        )
+        self.coef_, self.intercept_ = coefficients(rows, solution)
+        self.n_iter_ = np.array([solution.minimum.n_iter], np.int32)
+        self.objective_ = solution.minimum.objective
+        self.gradient_ratio_, self.excess_ = solution.gradient_ratio, solution.excess
+        if not solution.converged:
+            warnings.warn(
+                f"the gradient is at {solution.gradient_ratio:.1e} of its start after {solution.minimum.n_iter} steps; "
+                "raise max_iter, or tol",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def decision_function(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's name
+        """Logits (n, k), classes as in `classes_`; of two classes (n,), those of the second."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)  # noqa: N806 - scikit-learn's name
+        logits: np.ndarray = X @ self.coef_.T.astype(X.dtype) + self.intercept_
+        return logits[:, 0] if len(self.coef_) == 1 else logits
+
+    def predict(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's name
+        """The likeliest class (n,), one of `classes_`."""
+        logits = self._logits(X)
+        return np.asarray(self.classes_[logits.argmax(axis=1)])
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's name
+        """Probabilities (n, k), classes as in `classes_`."""
+        return np.asarray(softmax(self._logits(X), axis=1))
+
+    def predict_log_proba(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's name
+        """Logarithms of `predict_proba`."""
+        return np.asarray(log_softmax(self._logits(X), axis=1))
+
+    def _logits(self, x: np.ndarray) -> np.ndarray:
+        """(n, k), of two classes too."""
+        logits = self.decision_function(x)
+        return logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], axis=1)
+
+
+def loss_of(targets: np.ndarray, num_classes: int, device: torch.device) -> Loss:
+    """The loss of one label an image: int64 (n,) in [0, num_classes); of two classes the logit of the second."""
+    labels = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64)).to(device)
+    if num_classes > 2:
+        return Softmax(labels, num_classes)
+    return Logistic(labels[:, None], torch.zeros(1, dtype=torch.int64, device=device))
+
+
+def coefficients(rows: Rows, solution: Solution) -> tuple[np.ndarray, np.ndarray]:
+    """Weights float64 (width, d) and intercepts (width,) of the features as they are, not centred."""
+    weights = solution.minimum.weights
+    intercept = weights[-1] - rows.mean @ weights[:-1]
+    return weights[:-1].T.contiguous().cpu().numpy(), intercept.cpu().numpy()

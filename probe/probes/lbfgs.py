@@ -1,0 +1,163 @@
+"""Preconditioned L-BFGS as a conversation: it asks for values and gradients at points, and somebody computes them.
+
+So several minimisations can go on side by side and have all that they ask for computed in one pass over the data.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from probe.probes.curvature import Preconditioner
+
+MEMORY = 20  # pairs of steps and gradient changes
+ARMIJO, CURVATURE = 1e-4, 0.9  # conditions of Wolfe, as Nocedal and Wright 2006, section 3.1, give them
+TRIALS = 15  # of a line search
+# Where the value changes by less than this it is rounding, and the slope alone decides: the approximate conditions of
+# Hager and Zhang 2005 (SIAM J. Optim. 16).
+ROUNDING = 1e-7
+# Where the value falls by less than a share of `STALL` in so many evaluations, the rest of the way is too long to go.
+STALL, STALL_EVALUATIONS = 1e-7, 50
+
+
+@dataclass(frozen=True)
+class Question:
+    """A point whose value and gradient are wanted; `exact` asks for products in float64."""
+
+    weights: Tensor
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Where a minimisation ended.
+
+    `gradient_norm` is the largest component of the gradient, `gradient_length` the square root of the sum of its
+    squares.
+    """
+
+    weights: Tensor
+    objective: float
+    gradient_norm: float
+    gradient_length: float
+    n_iter: int
+    n_eval: int
+
+
+Answer = tuple[float, Tensor]
+Dialogue = Generator[Question, Answer, Minimum]
+
+
+@dataclass
+class _Point:
+    weights: Tensor
+    value: float
+    gradient: Tensor
+
+    @property
+    def norm(self) -> float:
+        return float(self.gradient.abs().max())
+
+
+def minimise(
+    start: Tensor,
+    preconditioner: Preconditioner,
+    *,
+    refresh: Callable[[Tensor], Preconditioner],
+    patience: int,
+    tol: float,
+    max_iter: int,
+) -> Dialogue:
+    """Go down until no component of the gradient exceeds `tol`.
+
+    Args:
+        start: float64 weights.
+        preconditioner: to begin with.
+        refresh: makes a better one at some weights.
+        patience: evaluations after which it is asked for one; twice as many for the next, and so on.
+        tol: largest component of the gradient to stop at.
+        max_iter: most steps.
+
+    Returns:
+        The last point, which may be above `tol`: after `max_iter` steps, where rounding hides the way down even in
+        float64, or where there is next to nothing left to gain.
+    """
+    point = _Point(start, *(yield Question(start, exact=False)))
+    memory: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=MEMORY)
+    exact, n_iter, n_eval, since = False, 0, 1, 0
+    mark, marked = point.value, n_eval
+    while point.norm > tol and n_iter < max_iter:
+        if n_eval - marked >= STALL_EVALUATIONS:
+            if mark - point.value < STALL * abs(point.value):
+                break
+            mark, marked = point.value, n_eval
+        if since >= patience:
+            preconditioner, since, patience = refresh(point.weights), 0, 2 * patience
+        direction = _direction(point.gradient, memory, preconditioner)
+        found, trials = yield from _search(point, direction, exact=exact)
+        n_eval, since = n_eval + trials, since + trials
+        if found is None:
+            if exact:
+                break
+            exact = True  # float32 products have no more to say
+            point = _Point(point.weights, *(yield Question(point.weights, exact)))
+            n_eval += 1
+            continue
+        step, change = found.weights - point.weights, found.gradient - point.gradient
+        curvature = float((step * change).sum())
+        if curvature > 0:
+            memory.append((step, change, 1 / curvature))
+        point, n_iter = found, n_iter + 1
+    length = float(point.gradient.square().sum().sqrt())
+    return Minimum(point.weights, point.value, point.norm, length, n_iter, n_eval)
+
+
+def _direction(gradient: Tensor, memory: deque[tuple[Tensor, Tensor, float]], preconditioner: Preconditioner) -> Tensor:
+    """The two loops of Nocedal 1980, around the preconditioner."""
+    q = gradient.clone()
+    shares = []
+    for step, change, inverse in reversed(memory):
+        share = inverse * float((step * q).sum())
+        shares.append(share)
+        q -= share * change
+    q = preconditioner.solve(q)
+    if memory:
+        _, change, inverse = memory[-1]
+        q /= inverse * float((change * preconditioner.solve(change)).sum())
+    for (step, change, inverse), share in zip(memory, reversed(shares), strict=True):
+        q += (share - inverse * float((change * q).sum())) * step
+    return -q
+
+
+def _search(point: _Point, direction: Tensor, *, exact: bool) -> Generator[Question, Answer, tuple[_Point | None, int]]:
+    """Find a step that meets the conditions; None where none does. Also how many points were tried."""
+    slope = float((point.gradient * direction).sum())
+    if not slope < 0:
+        return None, 0
+    length, low, high = 1.0, 0.0, float("inf")
+    slope_low, slope_high = slope, float("nan")
+    for trial in range(1, TRIALS + 1):
+        weights = point.weights + length * direction
+        found = _Point(weights, *(yield Question(weights, exact)))
+        new_slope = float((found.gradient * direction).sum())
+        change = found.value - point.value
+        is_lower = change <= ARMIJO * length * slope or (
+            abs(change) <= ROUNDING * abs(point.value) and new_slope <= -(1 - 2 * ARMIJO) * slope
+        )
+        if is_lower and abs(new_slope) <= -CURVATURE * slope:
+            return found, trial
+        if is_lower and new_slope < 0:
+            low, slope_low = length, new_slope
+        else:
+            high, slope_high = length, new_slope
+        if high == float("inf"):
+            length *= 2
+        elif slope_high > 0:  # where the slope would be zero if it changed evenly, but not too near an end
+            share = -slope_low / (slope_high - slope_low)
+            length = low + min(max(share, 0.1), 0.9) * (high - low)
+        else:
+            length = (low + high) / 2
+    return None, TRIALS

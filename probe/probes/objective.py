@@ -1,0 +1,251 @@
+"""Penalised logistic losses of several probes on the same features: values and gradients in one pass over the rows.
+
+The rows are read in blocks, all probes at once, so that memory is read once and no matrix of all logits is made. Products
+are in the features' own type, float32 as a rule; sums over blocks are in float64. Weights are those of centred features,
+which takes the common mean of CLIP features out of the conditioning; the intercept absorbs it, as it is not penalised.
+Knows nothing of how an optimum is found.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK_BYTES = 1 << 23  # of a block of features or of its logits: about what stays in a processor's cache
+MIN_ROWS, MAX_ROWS = 256, 8192
+CUDA_ROWS = 65_536  # a GPU needs more at once
+COLUMNS = 16  # logits are padded to a multiple: with 10 columns a product takes twice as long as with 16
+
+
+class Rows:
+    """Features (n, d) in one or several arrays, which may be on disk, as blocks of tensors on a device.
+
+    Args:
+        parts: float32 or float64 (n_i, d), C-contiguous.
+        device: where products are computed; what does not fit on a GPU is moved there block by block.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray], device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self.num_features = parts[0].shape[1]
+        self.sizes = [len(part) for part in parts]
+        with warnings.catch_warnings():
+            # torch warns of arrays that may not be written to, as those of the feature store; nothing here does.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+            tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
+        if self.device.type == "cuda" and _fits(tensors, self.device):
+            tensors = [tensor.to(self.device) for tensor in tensors]
+        self.parts = tensors
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return sum(self.sizes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the features."""
+        return self.parts[0].dtype
+
+    def blocks(self, columns: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """The position of a block's first row among all, and the block (m, d), small enough for so many logits a row."""
+        size = block_rows(self.num_features, columns, self.device)
+        first = 0
+        for part in self.parts:
+            for start in range(0, len(part), size):
+                yield first + start, part[start : start + size].to(self.device)
+            first += len(part)
+
+    def take(self, positions: np.ndarray) -> Tensor:
+        """Some rows, by ascending positions int64 (m,)."""
+        found, first = [], 0
+        for part in self.parts:
+            own = positions[(positions >= first) & (positions < first + len(part))] - first
+            found.append(part[torch.from_numpy(own).to(part.device)].to(self.device))
+            first += len(part)
+        return torch.cat(found)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Of each feature, float64 (d,)."""
+        total = torch.zeros(self.num_features, dtype=torch.float64, device=self.device)
+        for _, block in self.blocks():
+            total += block.sum(dim=0, dtype=torch.float64)
+        return total / len(self)
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """Of the features, float64 (d, d)."""
+        total = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self.device)
+        mean = self.mean.to(self.dtype)
+        for _, block in self.blocks():
+            centred = block - mean
+            total += (centred.T @ centred).double()
+        return total / len(self)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Standard deviation of each feature, float64 (d,); 1 for a constant one."""
+        deviation = self.covariance.diagonal().sqrt()
+        # A constant feature comes out as the rounding of its mean.
+        floor = self.mean.abs() * torch.finfo(self.dtype).eps * 8
+        return torch.where(deviation > floor, deviation, torch.ones_like(deviation))
+
+
+def block_rows(num_features: int, columns: int, device: torch.device) -> int:
+    """Rows of a block, whose features and logits each take about `BLOCK_BYTES`."""
+    if device.type == "cuda":
+        return max(MIN_ROWS, min(CUDA_ROWS, (1 << 30) // (4 * columns)))
+    return max(MIN_ROWS, min(MAX_ROWS, BLOCK_BYTES // (4 * max(num_features, columns))))
+
+
+def _fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) < 0.6 * free
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """The loss of one label an image: cross-entropy of k logits, of each probe alike.
+
+    Args:
+        labels: int64 (n,), on the device, in [0, k).
+        num_classes: k, which is also the number of columns of a probe.
+    """
+
+    labels: Tensor
+    num_classes: int
+
+    @property
+    def width(self) -> int:
+        """Columns of a probe."""
+        return self.num_classes
+
+    def counts(self, probe: int) -> int:  # noqa: ARG002 - all probes have the same images
+        """Images of a probe."""
+        return len(self.labels)
+
+    def residuals(self, logits: Tensor, first: int, probes: Sequence[int]) -> Tensor:
+        """Turn logits (m, p * k) in place into probability less label; the summed loss of each probe, float64 (p,)."""
+        shaped = logits.unflatten(1, (len(probes), self.num_classes))
+        own = self.labels[first : first + len(logits)][:, None, None].expand(-1, len(probes), 1)
+        shaped -= shaped.amax(dim=2, keepdim=True)
+        loss = -shaped.gather(2, own).sum(dim=(0, 2), dtype=torch.float64)
+        shaped.exp_()
+        total = shaped.sum(dim=2, keepdim=True)
+        loss += total.log().sum(dim=(0, 2), dtype=torch.float64)
+        shaped /= total
+        shaped.scatter_add_(2, own, torch.full_like(total, -1.0))
+        return loss
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of logits (m, k)."""
+        return logits.softmax(dim=1)
+
+    def weights(self, probe: int, positions: Tensor) -> Tensor | None:  # noqa: ARG002 - every image counts
+        """What each image counts for a probe, None for all the same."""
+        return None
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """The loss of probes with one logit each: whether an image shows a class, for some images.
+
+    Args:
+        targets: (n, num_classes) on the device: 1, 0, and `ignored` where the image does not count.
+        columns: for each probe its column of `targets`; several probes may share one.
+    """
+
+    targets: Tensor
+    columns: Tensor
+    ignored: int = -1
+    width: int = 1
+
+    def counts(self, probe: int) -> int:
+        """Images of a probe."""
+        return int((self.targets[:, self.columns[probe]] != self.ignored).sum())
+
+    def residuals(self, logits: Tensor, first: int, probes: Sequence[int]) -> Tensor:
+        """Turn logits (m, p) in place into probability less label; the summed loss of each probe, float64 (p,)."""
+        chosen = self.columns if len(probes) == len(self.columns) else self.columns[list(probes)]
+        target = self.targets[first : first + len(logits)][:, chosen]
+        counts = target != self.ignored
+        target = target.to(logits.dtype)
+        loss = torch.nn.functional.softplus(logits) - target * logits
+        logits.sigmoid_().sub_(target).mul_(counts)
+        return (loss * counts).sum(dim=0, dtype=torch.float64)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of logits (m, 1)."""
+        return logits.sigmoid()
+
+    def weights(self, probe: int, positions: Tensor) -> Tensor | None:
+        """What each image counts for a probe, 0 or 1, (m,)."""
+        return self.targets[positions, self.columns[probe]] != self.ignored
+
+
+Loss = Softmax | Logistic
+
+
+class Objective:
+    """The mean loss of each probe plus ||W||^2 / (2 C n), the intercept free: what scikit-learn minimises.
+
+    Weights of a probe are float64 (d + 1, width): of the centred features, and in the last row the intercept.
+    """
+
+    def __init__(self, rows: Rows, loss: Loss, strengths: Sequence[float]) -> None:
+        """Take the strength C of each probe's penalty."""
+        self.rows, self.loss = rows, loss
+        self.counts = [loss.counts(probe) for probe in range(len(strengths))]
+        self.penalties = [1 / (C * n) for C, n in zip(strengths, self.counts, strict=True)]
+        self.num_passes = 0
+
+    def zeros(self) -> Tensor:
+        """The weights at which every probe begins."""
+        shape = (self.rows.num_features + 1, self.loss.width)
+        return torch.zeros(shape, dtype=torch.float64, device=self.rows.device)
+
+    def evaluate(
+        self, weights: Sequence[Tensor], probes: Sequence[int], *, exact: bool = False
+    ) -> list[tuple[float, Tensor]]:
+        """Value and gradient of some probes, each at its own weights.
+
+        Args:
+            weights: float64 (d + 1, width) of each.
+            probes: which they are.
+            exact: compute products in float64 too, which takes twice the time or more.
+        """
+        self.num_passes += 1
+        dtype = torch.float64 if exact else self.rows.dtype
+        joined = torch.cat(list(weights), dim=1)  # (d + 1, p * width)
+        columns = joined.shape[1]
+        padded = torch.zeros(len(joined) - 1, -(-columns // COLUMNS) * COLUMNS, dtype=dtype, device=self.rows.device)
+        padded[:, :columns] = joined[:-1]
+        intercept = (joined[-1] - self.rows.mean @ joined[:-1]).to(dtype)
+        gradient = torch.zeros(padded.shape, dtype=torch.float64, device=self.rows.device)
+        at_intercept = torch.zeros(columns, dtype=torch.float64, device=self.rows.device)
+        loss = torch.zeros(len(probes), dtype=torch.float64, device=self.rows.device)
+        for first, block in self.rows.blocks(columns):
+            x = block.to(dtype)
+            logits = x @ padded  # (m, padded columns); the last ones are zero and stay so
+            used = logits[:, :columns]
+            used += intercept
+            loss += self.loss.residuals(used, first, probes)
+            gradient += x.T @ logits
+            at_intercept += used.sum(dim=0, dtype=torch.float64)
+        gradient = gradient[:, :columns] - self.rows.mean[:, None] * at_intercept
+        joined_gradient = torch.cat([gradient, at_intercept[None]])  # (d + 1, p * width)
+        found = []
+        for total, part, own, probe in zip(
+            loss.tolist(), joined_gradient.split(self.loss.width, dim=1), weights, probes, strict=True
+        ):
+            n, penalty = self.counts[probe], self.penalties[probe]
+            slope = part / n
+            slope[:-1] += penalty * own[:-1]
+            found.append((total / n + penalty / 2 * float(own[:-1].square().sum()), slope))
+        return found
