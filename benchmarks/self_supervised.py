@@ -1,4 +1,4 @@
-"""Self-supervised features of Fashion-MNIST, 512 to an image: what the solvers are measured on beside pixels and `tiny`.
+"""Self-supervised features of Fashion-MNIST, 512 to an image: what solvers are measured on beside pixels and `tiny`.
 
 A small convolutional network learns to tell two views of an image from views of others (SimCLR, Chen et al. 2020,
 arXiv 2002.05709) and sees no label. Its features are what a probe meets in practice: correlated, of very different

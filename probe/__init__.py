@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from probe.models import get_model, model_names
     from probe.models.loading import load_clip, load_encoder
     from probe.models.vocabulary import tokenize
-    from probe.probes.fitting import ProbeResult, fit_probe
+    from probe.probes.fitting import fit_probe
+    from probe.probes.results import ProbeResult
     from probe.records import RunRecord, read_records
     from probe.runner import run
     from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
@@ -56,7 +57,7 @@ _HOMES = {
     "Features": "probe.features",
     "ModelSpec": "probe.specs",
     "ProbeError": "probe.errors",
-    "ProbeResult": "probe.probes.fitting",
+    "ProbeResult": "probe.probes.results",
     "Protocol": "probe.specs",
     "RunRecord": "probe.records",
     "RunSpec": "probe.specs",

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the layout of entries
 SIDECAR, ABOUT, PIECES, REMOVED = "entry.json", "about.json", ".pieces", ".tmp"
+FITS = "fits"  # folder in which `probes.kept` has the finished fits of sweeps that were interrupted
 LABELS = "labels"
 ARRAYS = (PROJECTED, PRE_PROJECTION, LABELS)
 LOCK = ".lock"

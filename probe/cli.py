@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from probe import errors
 from probe.errors import ProbeError
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry_point() -> None:
     """Run the command that `probe` was called with, and exit."""
+    os.environ.setdefault("SCIPY_ARRAY_API", "1")  # which SciPy reads on import, for fits on a GPU
     sys.exit(main())
 
 
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_grid(run)
     run.add_argument("--protocol", action="append", metavar="NAME", help=f"repeatable; {PROTOCOLS} [clip-paper]")
     run.add_argument("--json", action="store_true", help="print records as JSON lines instead of a table")
+    _add_fitting(run)
     _add_execution(run)
     run.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
     run.set_defaults(command=_run)
@@ -81,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--protocol", default="clip-paper", metavar="NAME", help=f"{PROTOCOLS} [clip-paper]")
     fit.add_argument("--metric", metavar="NAME", help="[that of the dataset, or accuracy]")
     fit.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_fitting(fit)
+    fit.add_argument(
+        "--val-fraction", type=_fraction, metavar="F", help="hold out so much of train, of each class, to choose C on"
+    )
+    fit.add_argument("--seed", type=_count, default=0, metavar="N", help="of --val-fraction [0]")
+    fit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...: where to fit [auto]")
+    fit.add_argument("--cache-dir", metavar="DIR", help="of fits that are kept [PROBE_CACHE_DIR, or below ~/.cache]")
     fit.add_argument("-v", "--verbose", action="store_true", help="log every step of a sweep, and tracebacks")
     fit.set_defaults(command=_fit)
 
@@ -180,6 +189,15 @@ def _add_grid(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_fitting(command: argparse.ArgumentParser) -> None:
+    """The options that say how probes are fitted, beside the protocol."""
+    command.add_argument(
+        "--solver", default="sklearn", metavar="NAME", help="sklearn, or fast: the same optimum sooner [sklearn]"
+    )
+    command.add_argument("--strict", action="store_true", help="fail where a final fit did not converge")
+    command.add_argument("--threads", type=_positive, metavar="N", help="processors to compute with [all]")
+
+
 def _add_execution(command: argparse.ArgumentParser) -> None:
     """The options of all commands that run a model."""
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [auto]")
@@ -203,6 +221,16 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
     return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no fraction; write 0.1 for a tenth")
+    return value
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -231,6 +259,7 @@ def _plan(args: argparse.Namespace, protocols: Sequence[str]) -> list[RunSpec]:
         precision=args.precision,
         batch_size=args.batch_size,
         compiled=args.compile,
+        solver=getattr(args, "solver", "sklearn"),
     )
 
 
@@ -254,6 +283,7 @@ def _run(args: argparse.Namespace) -> int:
     from probe import runner
     from probe.probes.protocols import GROUPS
 
+    _limit_threads(args)
     specs, access = _plan(args, _expand(args.protocol or ["clip-paper"], GROUPS)), _access(args)
     records: list[RunRecord] = []
     try:
@@ -262,7 +292,27 @@ def _run(args: argparse.Namespace) -> int:
     finally:
         if records:
             _report(records, specs, as_json=args.json)
-    return 1 if any(record.error for record in records) else 0
+    unfinished = [record for record in records if record.result and not record.result["converged"]]
+    if args.strict:
+        for record in unfinished:
+            assert record.result is not None
+            _refuse_unfinished(f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}", record.result)
+    return 1 if any(record.error for record in records) or (args.strict and unfinished) else 0
+
+
+def _limit_threads(args: argparse.Namespace) -> None:
+    if args.threads is not None:
+        from probe.environment import limit_threads
+
+        limit_threads(args.threads)
+
+
+def _refuse_unfinished(what: str, result: Mapping[str, Any]) -> None:
+    print(
+        f"probe: {what}: the fit did not converge, its gradient is at {result['gradient_ratio']:.1e} of its start "
+        f"after {result['n_iter']} iterations; raise max_iter in a protocol of your own, or use --solver fast",
+        file=sys.stderr,
+    )
 
 
 def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: bool) -> None:
@@ -321,30 +371,46 @@ def _extract(args: argparse.Namespace) -> int:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from probe import files, tables
-    from probe.probes.fitting import fit_folds
+    from probe import files, paths, tables
+    from probe.cache import FITS
+    from probe.models.devices import resolve_execution
+    from probe.probes.fitting import How, fit_folds, hold_out
     from probe.probes.protocols import GROUPS, get_protocol
 
+    _limit_threads(args)
     protocols = [get_protocol(name) for name in _expand([args.protocol], GROUPS)]
     found = files.load(Path(args.file))
     metric = args.metric or str(found.about.get("metric", "accuracy"))
-    if all(features.pre_projection is None for fold in found.folds for features in fold.values()):
+    folds = list(found.folds)
+    if args.val_fraction is not None:
+        if any("val" in fold for fold in folds):
+            raise errors.FeaturesError(f"{args.file} has validation features; leave out --val-fraction")
+        folds = [hold_out(fold, args.val_fraction, seed=args.seed) for fold in folds]
+    if all(features.pre_projection is None for fold in folds for features in fold.values()):
         # The only point that this file has.
         protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
-    results = {p.name: fit_folds(found.folds, metric=metric, protocol=p) for p in protocols}
+    device = str(resolve_execution(args.device).device)
+    how = How(args.solver, device, paths.cache_dir(args.cache_dir) / FITS, shows_progress=True)
+    results = {p.name: fit_folds(folds, metric=metric, protocol=p, how=how) for p in protocols}
+    unfinished = {name: result for name, result in results.items() if not result.converged}
     if args.json:
         for name, result in results.items():
             print(json.dumps({"file": args.file, "protocol": name, "about": found.about, **result.to_dict()}))
-        return 0
-    rows = []
-    for name, result in results.items():
-        C = "differs" if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
-        star = "" if result.converged else " *"
-        rows.append((name, metric, f"{100 * result.score:.2f}{star}", C, str(result.n_iter), str(result.num_test)))
-    print(tables.markdown_table(("protocol", "metric", "score, %", "C", "iterations", "test images"), rows), end="")
-    if not all(result.converged for result in results.values()):
-        print("\n* the final fit did not converge")
-    return 0
+    else:
+        rows = []
+        for name, result in results.items():
+            C = "differs" if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
+            score = f"{100 * result.score:.2f}{'' if result.converged else ' *'}"
+            around = tables.interval_text(asdict(result))
+            rows.append((name, metric, score, around, C, args.solver, str(result.n_iter), str(result.num_test)))
+        header = ("protocol", "metric", "score, %", "95 % interval", "C", "solver", "iterations", "test images")
+        print(tables.markdown_table(header, rows), end="")
+        if unfinished:
+            print("\n* the final fit did not converge")
+    if args.strict:
+        for name, result in unfinished.items():
+            _refuse_unfinished(f"{args.file} / {name}", asdict(result))
+    return 1 if args.strict and unfinished else 0
 
 
 def _cache_ls(args: argparse.Namespace) -> int:

@@ -28,6 +28,15 @@ def describe(device: str) -> dict[str, Any]:
     }
 
 
+def limit_threads(n: int) -> None:
+    """Have torch and the BLAS libraries of this process compute with so many threads."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(n)
+    threadpool_limits(n)
+
+
 def package_version(package: str) -> str | None:
     """The version of an installed package; None where it is not."""
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from probe.cache import ABOUT, DAMAGE, LOCK, PIECES, REMOVED, SIDECAR, Cell, damage, read_sidecar
+from probe.cache import ABOUT, DAMAGE, FITS, LOCK, PIECES, REMOVED, SIDECAR, Cell, damage, read_sidecar
 from probe.errors import CacheError
 from probe.specs import canonical_json
 
@@ -113,7 +113,8 @@ def nearest(root: Path, cell: Cell) -> Kept | None:
 def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
     """Remove what is of no use, then, down to `max_size` bytes, what was not used for longest; what was removed.
 
-    Of no use are damaged entries, the pieces of whole ones, and what killed processes left under other names. What
+    Of no use are damaged entries, the pieces of whole ones, the fits of sweeps that were interrupted, and what killed
+    processes left under other names. What
     another process is making stays.
 
     Raises:
@@ -127,6 +128,8 @@ def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
             for left in root.glob("*/.*"):
                 if left.name.endswith((REMOVED, LOCK)) and _is_abandoned(left):
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            for fit in (root / FITS).glob("*.npz"):  # of sweeps that were interrupted, and can be made again
+                fit.unlink(missing_ok=True)
             all_kept = survey(root)
             whole = {kept.path.name for kept in all_kept if kept.state == "whole"}
             total = sum(kept.size for kept in all_kept)

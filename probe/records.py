@@ -1,12 +1,15 @@
 """A run's record <-> JSON, one file a cell: `<results>/records/<dataset>/<model>.<mode>.<protocol>.<precision>.json`.
 
+Fits of another solver than scikit-learn's have it before the `.json`.
+
 A cell that failed has its record beside, `....failed.json`, and one of which images were missing or passed over has
 `....partial.json`: neither takes the place of a whole result, and a whole result removes both. Files are written under
 another name and renamed, so that a reader never meets half of one.
 
 Schema history: 1, the first; `encoder` was given `license`, `preprocess` and `dtypes` later on. 2: `spec.dataset` has
 `sources` in place of `form` and `source`; `read`, and `folds` in `result`, are new; `extraction`, and `compiled` in
-`spec`, came later on.
+`spec`, came later on. 3: `result` has `solver`, `excess`, `interval`, `outcomes`, `same_images`, and `draws` with their
+`seed` and `indices`; points of its `sweep` have `gradient_ratio` and `objective`; `parity` has `p_value`.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from probe.specs import slug
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+DEFAULT_SOLVER = "sklearn"
 DONE, FAILED = "done", "failed"
 STATES = (".failed", ".partial", "")  # in the names of files, by `RunRecord.rank`
 
@@ -43,9 +47,11 @@ class RunRecord:
             that were read and SHA-256 of their ids and labels, in order; ids are positions in a part of the source, or
             names of files.
         features: for the same: SHA-256 of the bytes.
-        result: a `ProbeResult` without its predictions; None where the cell failed.
+        result: a `ProbeResult` without its predictions, `outcomes` packed as `outcomes.Outcomes.pack` does; None where
+            the cell failed.
         parity: against the eager mode of the same cell, in JIT records made beside it: `max_abs_difference` for each
-            feature point over all splits, and the number of test `predictions_flipped`.
+            feature point over all splits, the number of test `predictions_flipped`, and the `p_value` of the paired
+            test of both scores.
         seconds: wall time of `load`, `extract` and `fit`; next to nothing for `fit` where JIT features had the bytes of
             the eager ones, and so their probe.
         environment: see `environment.describe`.
@@ -100,6 +106,11 @@ class RunRecord:
         return str(self.spec["precision"])
 
     @property
+    def solver(self) -> str:
+        """Name of the solver."""
+        return str(self.spec.get("solver", DEFAULT_SOLVER))
+
+    @property
     def is_partial(self) -> bool:
         """Whether images were missing, or passed over because they could not be read."""
         return bool(self.read.get("partial") or self.read.get("skipped"))
@@ -110,9 +121,9 @@ class RunRecord:
         return 0 if self.status == FAILED else 1 if self.is_partial else 2
 
     @property
-    def key(self) -> tuple[str, str, str, str, str]:
-        """What the record is of: model, mode, dataset, protocol, precision."""
-        return (self.model, self.mode, self.dataset, self.protocol, self.precision)
+    def key(self) -> tuple[str, str, str, str, str, str]:
+        """What the record is of: model, mode, dataset, protocol, precision, solver."""
+        return (self.model, self.mode, self.dataset, self.protocol, self.precision, self.solver)
 
 
 def model_slug(record: RunRecord) -> str:
@@ -124,6 +135,8 @@ def record_path(record: RunRecord, results_dir: Path) -> Path:
     """Where a record is kept."""
     state = STATES[record.rank]
     name = f"{model_slug(record)}.{record.mode}.{slug(record.protocol)}.{record.precision}"
+    if record.solver != DEFAULT_SOLVER:
+        name += f".{record.solver}"
     folder = slug(record.dataset, is_path=":" in record.dataset)  # as in folder:PATH; no name has a colon
     return results_dir / "records" / folder / f"{name}{state}.json"
 
@@ -198,11 +211,8 @@ def _check_complete(record: RunRecord) -> None:
     found = record.result if record.status == DONE else record.error
     if not isinstance(found, dict) or not set(needed) <= set(found):
         raise KeyError(*needed)
-    passed_over = (
-        "converged",
-        "message",
-        "C" if found.get("folds") else "",
-    )  # folds may differ in C, which is None then
+    # Folds and draws may differ in C, which is None then.
+    passed_over = ("converged", "message", "C" if found.get("folds") or found.get("draws") else "")
     numbers = [found[name] for name in needed if name not in passed_over]
     if not isinstance(record.encoder, dict) or not all(isinstance(number, int | float) for number in numbers):
         raise TypeError("a value of the wrong type")

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from probe import environment, paths, tables
+from probe import environment, paired, paths, tables
+from probe.cache import FITS
 from probe.comparison import compare_features, count_flips
 from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG as DATASETS
@@ -24,9 +25,11 @@ from probe.models import get_model
 from probe.models.catalog import CATALOG as MODELS
 from probe.models.devices import resolve_execution
 from probe.models.memory import find_batch_size
-from probe.probes.fitting import ProbeResult, fit_folds
+from probe.probes.fitting import How, fit_folds
 from probe.probes.protocols import CATALOG as PROTOCOLS
 from probe.probes.protocols import get_protocol
+from probe.probes.results import ProbeResult
+from probe.probes.solvers import get_solver
 from probe.progress import Progress, show_progress
 from probe.records import DONE, FAILED, RunRecord, check_writable, write_record
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
@@ -67,6 +70,7 @@ def plan(
     precision: str = "auto",
     batch_size: int | None = None,
     compiled: bool = False,
+    solver: str = "sklearn",
 ) -> list[RunSpec]:
     """The cells of a grid, in the order in which they run; every name is looked up before anything runs.
 
@@ -75,6 +79,7 @@ def plan(
     Raises:
         UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: each says what to do.
     """
+    get_solver(solver)
     rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
     encoders = dict.fromkeys(m if isinstance(m, ModelSpec) else get_model(m) for m in models)
     rules = dict.fromkeys(p if isinstance(p, Protocol) else get_protocol(p) for p in protocols)
@@ -91,6 +96,7 @@ def plan(
             str(run.device),
             run.precision,
             find_batch_size(str(run.device), model.architecture) if batch_size is None else int(batch_size),
+            solver=solver,
             compiled=run.compiled,
         )
         for dataset in rows
@@ -119,6 +125,7 @@ def run(
     precision: str = "auto",
     batch_size: int | None = None,
     compiled: bool = False,
+    solver: str = "sklearn",
     data_dir: str | Path | None = None,
     weights_dir: str | Path | None = None,
     results_dir: str | Path | None = None,
@@ -139,6 +146,7 @@ def run(
         precision: `auto` is fp16 on CUDA, fp32 elsewhere.
         batch_size: images encoded at a time; it changes the last bits of features. None is `models.memory`'s.
         compiled: have torch compile the rebuilt model.
+        solver: of the probe, `sklearn` or `fast`.
         data_dir: folder of datasets, see `probe.paths`.
         weights_dir: folder of checkpoints, likewise.
         results_dir: folder of records and tables, likewise.
@@ -161,6 +169,7 @@ def run(
         precision=precision,
         batch_size=batch_size,
         compiled=compiled,
+        solver=solver,
     )
     access = Access(
         data=data_dir,
@@ -225,14 +234,14 @@ def _run_dataset(specs: Sequence[RunSpec], access: Access, progress: Progress) -
         while encoding not in ready:
             spec, outcome = next(outcomes)
             ready[spec] = outcome
-        for cell in _run_cells_of(cells, ready.pop(encoding), finished):
+        for cell in _run_cells_of(cells, ready.pop(encoding), finished, access):
             if isinstance(cell, Done):
                 finished = [done for done in finished if done.spec.model == cell.spec.model] + [cell]
             yield cell
 
 
 def _run_cells_of(
-    specs: Sequence[RunSpec], outcome: Extraction | Exception, finished: Sequence[Done]
+    specs: Sequence[RunSpec], outcome: Extraction | Exception, finished: Sequence[Done], access: Access
 ) -> Iterator[Done | Failed]:
     """Run the cells that differ in their protocol only."""
     for spec in specs:
@@ -240,14 +249,14 @@ def _run_cells_of(
         try:
             if isinstance(outcome, Exception):
                 raise outcome
-            yield _fit(spec, outcome, finished)
+            yield _fit(spec, outcome, finished, access)
         except Exception as err:  # a grid goes on past whatever breaks a cell, and the record names it
             logger.debug("%s", spec, exc_info=not isinstance(err, ProbeError))
             error = {"type": type(err).__name__, "message": str(err) or repr(err)}
             yield Failed(_record(spec, error=error), err)
 
 
-def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done]) -> Done:
+def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access: Access) -> Done:
     digests = by_split(extraction.rows, lambda k, name: {"sha256": extraction.split(name, k).sha256})
     same_protocol = [cell for cell in finished if (cell.spec.model, cell.spec.protocol) == (spec.model, spec.protocol)]
     twin = next((cell for cell in same_protocol if cell.record.features == digests), None)
@@ -257,8 +266,10 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done]) -> Don
         result = twin.result
     else:
         folds = ({name: extraction.split(name, k) for name in SPLITS} for k in range(len(extraction.rows)))
-        result = fit_folds(folds, metric=spec.dataset.metric, protocol=spec.protocol)
-    numbers = (result.score, result.objective, result.gradient_norm, result.gradient_ratio)
+        kept_in = paths.cache_dir(access.cache) / FITS
+        how = How(spec.solver, spec.device if spec.device.startswith("cuda") else "cpu", kept_in, shows_progress=True)
+        result = fit_folds(folds, metric=spec.dataset.metric, protocol=spec.protocol, how=how)
+    numbers = (result.score, result.objective, result.gradient_norm, result.gradient_ratio, result.excess)
     if not np.isfinite(numbers).all():  # which JSON does not have
         raise ProtocolError(f"{spec}: score, objective or gradient is not finite, {numbers}; see its features")
     seconds = time.perf_counter() - started
@@ -269,11 +280,12 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done]) -> Don
 
 
 def compare(eager: Done, jit: Done) -> dict[str, Any]:
-    """Largest feature differences over all splits, and the number of test predictions that differ."""
+    """Largest feature differences over all splits, test predictions that differ, and p of a test of both scores."""
     differences = compare_features(eager.extraction.features, jit.extraction.features)
     largest = {point: found.max_abs for point, found in differences.items()}
     flipped = count_flips(eager.result.predictions, jit.result.predictions)
-    return {"max_abs_difference": largest, "predictions_flipped": flipped}
+    test = paired.compare(eager.result.outcomes, jit.result.outcomes, same_images=eager.result.same_images)
+    return {"max_abs_difference": largest, "predictions_flipped": flipped, "p_value": test.p_value}
 
 
 def _record(

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from probe.records import FAILED, RunRecord, model_slug, read_records, write_text
 
@@ -16,12 +17,17 @@ COLUMNS = (
         "protocol",
         "feature_point",
         "precision",
+        "solver",
         "metric",
         "score",
+        "low",
+        "high",
+        "interval",
         "status",
         "C",
         "n_iter",
         "gradient_ratio",
+        "excess",
     ),
     *("num_train", "num_test", "weights_sha256"),
 )
@@ -85,11 +91,16 @@ def to_csv(records: Iterable[RunRecord]) -> str:
 def row(record: RunRecord) -> dict[str, object]:
     """The values of a record under `COLUMNS`."""
     result = record.result or {}
+    around = result.get("interval") or {}  # earlier schemas have none
     values = {
+        "low": around.get("low", ""),
+        "high": around.get("high", ""),
+        "interval": around.get("method", ""),
         "dataset": record.dataset,
         "protocol": record.protocol,
         "feature_point": record.spec["protocol"]["feature_point"],
         "precision": record.precision,
+        "solver": record.solver,
         "metric": record.spec["dataset"]["metric"],
         "status": status(record),
         "weights_sha256": record.encoder.get("weights_sha256", ""),
@@ -123,23 +134,41 @@ def footnotes(records: Sequence[RunRecord]) -> list[str]:
 
 
 def to_markdown(records: Iterable[RunRecord]) -> str:
-    """A table to read: scores in percent, a failed cell says so; `footnotes` explains what stands behind scores."""
-    header = ("dataset", "model", "mode", "protocol", "score, %", "C", "iterations", "test images")
-    return markdown_table(header, [_cells(record) for record in records])
+    """A table to read: scores in percent, a failed cell says so; `footnotes` explains what stands behind scores.
+
+    Of several models it has their ranks, see `ranking`.
+    """
+    records = list(records)
+    header: tuple[str, ...] = ("dataset", "model", "mode", "protocol", "score, %", "95 % interval", "C", "solver")
+    header = (*header, "iterations", "test images")
+    rows = [_cells(record) for record in records]
+    if len({record.model for record in records}) > 1:
+        from probe.ranking import ranks  # NumPy, which tables of one model do without
+
+        found = ranks(records)
+        header = (*header, "rank")
+        rows = [(*cells, found.get(record.key, "")) for cells, record in zip(rows, records, strict=True)]
+    return markdown_table(header, rows)
 
 
 def parity_markdown(records: Sequence[RunRecord]) -> str:
-    """JIT beside eager: scores in percent, largest feature difference, test predictions that flip; empty if no pair."""
-    eager = {(r.model, r.dataset, r.protocol, r.precision): r for r in records if r.mode == "eager"}
+    """JIT beside eager: scores in percent, largest feature difference, test predictions that flip, p of a paired test.
+
+    Empty where there is no pair.
+    """
+    eager = {(r.model, r.dataset, r.protocol, r.precision, r.solver): r for r in records if r.mode == "eager"}
     rows = []
     for record in records:
-        partner = eager.get((record.model, record.dataset, record.protocol, record.precision))
+        partner = eager.get((record.model, record.dataset, record.protocol, record.precision, record.solver))
         if record.mode == "jit" and partner is not None and record.parity is not None:
             difference = max(record.parity["max_abs_difference"].values())
             flipped = record.parity["predictions_flipped"]
             scores = (_percent(partner), _percent(record))
-            rows.append((record.dataset, record.model, record.protocol, *scores, f"{difference:.2g}", str(flipped)))
-    header = ("dataset", "model", "protocol", "eager, %", "jit, %", "largest feature difference", "flipped predictions")
+            p_value = record.parity.get("p_value")
+            p_text = "" if p_value is None else f"{p_value:.2g}"
+            cells = (record.dataset, record.model, record.protocol)
+            rows.append((*cells, *scores, f"{difference:.2g}", str(flipped), p_text))
+    header = ("dataset", "model", "protocol", "eager, %", "jit, %", "largest feature difference", "flips", "p")
     return markdown_table(header, rows) if rows else ""
 
 
@@ -153,10 +182,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cells(record: RunRecord) -> tuple[str, ...]:
     names = (record.dataset, record.model, record.mode, record.protocol)
     if record.result is None:
-        return (*names, "failed", "", "", "")
+        return (*names, "failed", "", "", record.solver, "", "")
     result: Mapping[str, float] = record.result
-    strength = "by fold" if result["C"] is None else f"{result['C']:.4g}"
-    return (*names, _percent(record), strength, str(result["n_iter"]), str(result["num_test"]))
+    strength = "differs" if result["C"] is None else f"{result['C']:.4g}"
+    numbers = (strength, record.solver, str(result["n_iter"]), str(result["num_test"]))
+    return (*names, _percent(record), interval_text(record.result), *numbers)
+
+
+def interval_text(result: Mapping[str, Any]) -> str:
+    """The interval of a result in percent; empty where an earlier schema has none."""
+    around = result.get("interval")
+    return f"{100 * around['low']:.2f} to {100 * around['high']:.2f}" if around else ""
 
 
 def _percent(record: RunRecord) -> str:

@@ -6,8 +6,9 @@ from sklearn.linear_model import LogisticRegression
 from probe.errors import FeaturesError, ProtocolError, UnknownNameError
 from probe.features import Features
 from probe.metrics import get_metric
-from probe.probes.fitting import fit_probe, mean_result
-from probe.probes.multilabel import fit_each_class
+from probe.probes.fitting import fit_probe
+from probe.probes.results import mean_result
+from probe.probes.solvers import SOLVERS
 from probe.specs import Protocol
 
 SHORT = Protocol("short", "three values", "projected", (1e-4, 1e-2, 1.0), 1, 200, 1e-6, "this test")
@@ -116,13 +117,15 @@ def test_several_labels_are_searched_with_one_c(several):
     assert result.C in SHORT.grid
 
 
-def test_a_class_without_examples_gets_the_lowest_scores(several):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_class_without_examples_gets_the_lowest_scores(several, solver):
     """And does not stop the others."""
     without = {name: Features(p.x, np.where([True, True, False], p.y, 0)) for name, p in several.items()}
-    fitted = fit_each_class(without["train"].x, without["train"].y, C=0.5, max_iter=500, tol=1e-6)
-    assert fitted.fits[2] is None
-    assert np.isneginf(fitted.scores(without["test"].x, 3)[:, 2]).all()
-    assert fitted.n_iter == max(fit.n_iter for fit in fitted.fits[:2])
+    fitted = SOLVERS[solver]([without["train"].x], without["train"].y, max_iter=500, tol=1e-6).fit(0.5)
+    assert fitted.classes.tolist() == [0, 1]
+    scores = fitted.scores(without["test"].x, 3)
+    assert np.isneginf(scores[:, 2]).all()
+    assert np.isfinite(scores[:, :2]).all()
 
 
 def test_labels_of_two_shapes_are_named(parts, several):

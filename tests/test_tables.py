@@ -15,7 +15,7 @@ from probe.tables import (
     write_tables,
 )
 
-PARITY = {"max_abs_difference": {"projected": 3e-7, "pre_projection": 2e-6}, "predictions_flipped": 1}
+PARITY = {"max_abs_difference": {"projected": 3e-7, "pre_projection": 2e-6}, "predictions_flipped": 1, "p_value": 0.5}
 
 
 def _rows(text):
@@ -51,7 +51,7 @@ def test_a_page_says_why_a_cell_failed_and_what_a_star_means():
 def test_modes_stand_side_by_side():
     table = parity_markdown([make_record(score=0.5), make_record(jit=True, score=0.48, parity=PARITY)])
     cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
-    assert cells == ["digits", "tiny", "readme", "50.00", "48.00", "2e-06", "1"]
+    assert cells == ["digits", "tiny", "readme", "50.00", "48.00", "2e-06", "1", "0.5"]
 
 
 def test_without_a_pair_there_is_no_comparison():

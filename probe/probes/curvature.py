@@ -18,7 +18,8 @@ from probe.probes.objective import Objective, Rows
 
 SAMPLE = 4096  # rows
 SEED = 0
-MAX_BLOCK = 8192  # unknowns of a block: its Hessian and factor take 0.5 GB
+MAX_BLOCK = 8192  # unknowns of a block
+MAX_NUMBERS = 1 << 28  # of all blocks, which take 1 GB; of very many classes each is alone, and they take what they do
 MAX_PASSES = 250  # what making the blocks may cost, in evaluations of the objective
 RIDGE = 1e-6  # of the mean diagonal: float32 factors need it
 
@@ -64,8 +65,9 @@ def at_zero(objective: Objective, probe: int) -> Preconditioner:
 
 @dataclass(frozen=True)
 class Curvature:
-    """Blocks of the Hessian of the loss at some weights, without the penalty; float32, of scaled unknowns."""
+    """Blocks of the Hessian of the loss at `weights`, without the penalty; float32, of scaled unknowns."""
 
+    weights: Tensor
     blocks: Sequence[tuple[Tensor, Tensor]]
     scale: Tensor
 
@@ -91,7 +93,9 @@ def group_size(objective: Objective) -> int:
     fits = [
         g
         for g in range(1, width + 1)
-        if g * size <= MAX_BLOCK and sample * g * size / (4 * n) + g**2 * size**2 / (12 * n) <= MAX_PASSES
+        if g * size <= MAX_BLOCK
+        and width * g * size**2 <= MAX_NUMBERS
+        and sample * g * size / (4 * n) + g**2 * size**2 / (12 * n) <= MAX_PASSES
     ]
     return max(fits, default=1)
 
@@ -119,7 +123,7 @@ def estimate(objective: Objective, probe: int, weights: Tensor) -> Curvature:
     blocks = []
     for classes in _groups(probabilities, group_size(objective)):
         blocks.append((classes, _hessian(unknowns, probabilities[:, classes], share)))
-    return Curvature(blocks, scale)
+    return Curvature(weights, blocks, scale)
 
 
 def _scale(rows: Rows) -> Tensor:

@@ -1,4 +1,4 @@
-"""A fast solver for logistic regression on dense features: scikit-learn's problem, its optimum, its estimator interface.
+"""A fast solver for logistic regression on dense features: scikit-learn's problem, optimum and estimator interface.
 
 Preconditioned L-BFGS (`lbfgs.py`) on as many probes at once as are wanted (`objective.py`), with a preconditioner that
 is made anew where a fit takes long (`curvature.py`).
@@ -7,7 +7,7 @@ is made anew where a fit takes long (`curvature.py`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,17 @@ from probe.probes.objective import Logistic, Loss, Objective, Rows, Softmax
 
 TOL = 1e-6  # of the gradient's largest component, relative to that at weights of zero
 PATIENCE = 25  # evaluations at least before a preconditioner is made
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a minimisation begins: weights float64 (d + 1, width), and an estimate of the curvature not far from there.
+
+    Without an estimate the preconditioner is that of weights of zero.
+    """
+
+    weights: Tensor
+    curvature: Curvature | None = None
 
 
 @dataclass(frozen=True)
@@ -51,24 +62,26 @@ class Solution:
 def solve(
     objective: Objective,
     *,
-    starts: Sequence[Solution | None] | None = None,
+    starts: Sequence[Start] | None = None,
     tol: float = TOL,
     max_iter: int = 1000,
+    tick: Callable[[int], None] | None = None,
 ) -> list[Solution]:
     """Minimise all probes of an objective, side by side.
 
     Args:
         objective: of one probe or several.
-        starts: for each the solution of a neighbour to begin at, or None for weights of zero.
+        starts: where each begins; None is at weights of zero.
         tol: when to stop, relative to the gradient at zero.
         max_iter: most steps.
+        tick: is told the number of every pass over the data.
     """
     probes = range(len(objective.penalties))
     zero = objective.zeros()
     norms = [float(gradient.abs().max()) for _, gradient in objective.evaluate([zero for _ in probes], probes)]
     runs = [
         _Run(objective, probe, start, tol=tol * norms[probe], max_iter=max_iter)
-        for probe, start in zip(probes, starts or [None for _ in probes], strict=True)
+        for probe, start in zip(probes, starts or [Start(zero) for _ in probes], strict=True)
     ]
     asking = [run for run in runs if run.question is not None]
     while asking:
@@ -76,6 +89,8 @@ def solve(
             group = [run for run in asking if run.question is not None and run.question.exact == exact]
             points = [run.question.weights for run in group if run.question is not None]
             answers = objective.evaluate(points, [run.probe for run in group], exact=exact)
+            if tick is not None:
+                tick(objective.num_passes)
             for run, answer in zip(group, answers, strict=True):
                 run.tell(answer)
         asking = [run for run in asking if run.question is not None]
@@ -85,13 +100,13 @@ def solve(
 class _Run:
     """One minimisation and the question that it waits on."""
 
-    def __init__(self, objective: Objective, probe: int, start: Solution | None, *, tol: float, max_iter: int) -> None:
+    def __init__(self, objective: Objective, probe: int, start: Start, *, tol: float, max_iter: int) -> None:
         self.objective, self.probe, self.tol = objective, probe, tol
-        self.curvature = start.curvature if start is not None else None
+        self.curvature = start.curvature
         penalty = objective.penalties[probe]
         first = self.curvature.with_penalty(penalty) if self.curvature else curvature.at_zero(objective, probe)
         self.dialogue: Dialogue = minimise(
-            objective.zeros() if start is None else start.minimum.weights,
+            start.weights,
             first,
             refresh=self._refresh,
             patience=max(PATIENCE, curvature.passes(objective) // 5),

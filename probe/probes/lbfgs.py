@@ -82,14 +82,21 @@ def minimise(
         max_iter: most steps.
 
     Returns:
-        The last point, which may be above `tol`: after `max_iter` steps, where rounding hides the way down even in
-        float64, or where there is next to nothing left to gain.
+        The last point, evaluated with products in float64. It may be above `tol`: after `max_iter` steps, where
+        rounding hides the way down even in float64, or where there is next to nothing left to gain.
     """
     point = _Point(start, *(yield Question(start, exact=False)))
     memory: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=MEMORY)
     exact, n_iter, n_eval, since = False, 0, 1, 0
     mark, marked = point.value, n_eval
-    while point.norm > tol and n_iter < max_iter:
+    while n_iter < max_iter:
+        if point.norm <= tol:
+            if exact:
+                break
+            exact = True  # so that what is said of the end holds
+            point = _Point(point.weights, *(yield Question(point.weights, exact)))
+            n_eval += 1
+            continue
         if n_eval - marked >= STALL_EVALUATIONS:
             if mark - point.value < STALL * abs(point.value):
                 break
@@ -111,6 +118,9 @@ def minimise(
         if curvature > 0:
             memory.append((step, change, 1 / curvature))
         point, n_iter = found, n_iter + 1
+    if not exact:
+        point = _Point(point.weights, *(yield Question(point.weights, exact=True)))
+        n_eval += 1
     length = float(point.gradient.square().sum().sqrt())
     return Minimum(point.weights, point.value, point.norm, length, n_iter, n_eval)
 

@@ -1,8 +1,9 @@
 """Penalised logistic losses of several probes on the same features: values and gradients in one pass over the rows.
 
-The rows are read in blocks, all probes at once, so that memory is read once and no matrix of all logits is made. Products
-are in the features' own type, float32 as a rule; sums over blocks are in float64. Weights are those of centred features,
-which takes the common mean of CLIP features out of the conditioning; the intercept absorbs it, as it is not penalised.
+The rows are read in blocks, all probes at once, so that memory is read once and no matrix of all logits is made.
+Products are in the features' own type, float32 as a rule; sums over blocks are in float64. Weights are those of centred
+features, which takes the common mean of CLIP features out of the conditioning; the intercept absorbs it, as it is not
+penalised.
 Knows nothing of how an optimum is found.
 """
 
@@ -53,7 +54,7 @@ class Rows:
         return self.parts[0].dtype
 
     def blocks(self, columns: int = 1) -> Iterator[tuple[int, Tensor]]:
-        """The position of a block's first row among all, and the block (m, d), small enough for so many logits a row."""
+        """The position of a block's first row, and the block (m, d), small enough for so many logits a row."""
         size = block_rows(self.num_features, columns, self.device)
         first = 0
         for part in self.parts:

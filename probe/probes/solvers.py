@@ -1,89 +1,326 @@
-"""Logistic regression at one C: scikit-learn's estimator, and the proof of how near to the optimum it came."""
+"""Logistic regression at one C after another, by scikit-learn's estimator or by `fast`, with proof of convergence.
+
+A solver holds the training images of a probe; `fit` takes a C and gives weights. Both minimise the same function.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import sklearn
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import ThreadpoolController
 
-# A fit counts as converged where the gradient has shrunk this much from where it began, at weights of zero.
+from probe.errors import ProtocolError
+from probe.metrics import IGNORED
+from probe.names import unknown_name
+from probe.probes.curvature import Curvature, estimate
+from probe.probes.fast import TOL as FAST_TOL
+from probe.probes.fast import Start, coefficients, loss_of, solve
+from probe.probes.objective import Logistic, Objective, Rows
+
+# A fit of scikit-learn's counts as converged where the gradient has shrunk this much from where it began, at weights of
+# zero; see `results/speed/convergence.md` for what is lost before that.
 GRADIENT_RATIO = 1e-3
-ROWS = 8192  # images at a time when the gradient is measured, so that no float64 copy of all features is made
+NUM_CURVATURES = 3  # values of C whose estimates stay in memory; others can be made again
+ROWS = (
+    8192  # images at a time when the gradient is measured and scores are made, so that no float64 copy of all is made
+)
+
+Tick = Callable[[int], None]  # is told the number of the iteration
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted estimator and what is known about its convergence.
+    """A linear probe and what is known about its convergence.
 
-    `objective` is what scikit-learn minimises, the mean loss plus ||W||^2 / (2 C n) with the intercept free, computed
-    here in float64; `gradient_norm` the largest component of its gradient; `gradient_ratio` that over its value at
-    weights of zero. `converged` says that the solver itself saw nothing wrong, neither `max_iter` reached
-    nor a line search that failed, and that the ratio is below `GRADIENT_RATIO`.
+    `coef` is float (k, d), `intercept` (k,); of two classes that exclude each other k is 1, the logit of the second.
+    `classes`, int64, are the labels that the rows are of. `several` says that an image can have several of them, each
+    with a probe of its own; the numbers below are then the largest of all probes, `objective` their mean.
+
+    `objective` is what is minimised, the mean loss plus ||W||^2 / (2 C n) with the intercept free; `gradient_norm` the
+    largest component of its gradient; `gradient_ratio` that over its value at weights of zero; all with products in
+    float64. `excess` is how far the objective can be above its minimum: |gradient|^2 / (2 / (C n)), which holds for the
+    intercept at its best. `converged`: of scikit-learn that it saw nothing wrong, neither `max_iter` reached nor a line
+    search that failed, and that the ratio is below `GRADIENT_RATIO`; of `fast` that it is below `fast.TOL`. `curved_at`
+    are the weights, by probe, at which `fast` last estimated the curvature.
     """
 
-    estimator: LogisticRegression
+    C: float
+    coef: np.ndarray
+    intercept: np.ndarray
+    classes: np.ndarray
+    several: bool
     n_iter: int
     converged: bool
     gradient_norm: float
     gradient_ratio: float
     objective: float
+    excess: float
+    curved_at: Mapping[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def scores(self, x: np.ndarray, num_classes: int) -> np.ndarray:
-        """Logits (n, num_classes) for features float32 (n, d); a class without a training image gets -inf."""
-        logits = self.estimator.decision_function(x)
-        if logits.ndim == 1:  # two classes: the logit of the second, the first's being zero
-            logits = np.stack([np.zeros_like(logits), logits], axis=1)
+        """Logits float64 (n, num_classes) for features float32 (n, d); a class without a training image gets -inf."""
         scores = np.full((len(x), num_classes), -np.inf)
-        scores[:, self.estimator.classes_] = logits
+        coef, intercept = self.coef.astype(np.float64), self.intercept.astype(np.float64)
+        for start in range(0, len(x), ROWS):
+            logits = x[start : start + ROWS].astype(np.float64) @ coef.T + intercept
+            if len(coef) == 1 and not self.several:  # two classes: the logit of the first is zero
+                logits = np.hstack([np.zeros_like(logits), logits])
+            scores[start : start + ROWS, self.classes] = logits
         return scores
 
 
-def fit_logistic_regression(
-    x: np.ndarray,
-    y: np.ndarray,
-    *,
-    C: float,  # noqa: N803 - the field's name
-    max_iter: int,
-    tol: float,
-) -> Fit:
-    """Fit scikit-learn's LogisticRegression (lbfgs), all else at its defaults.
+class Solver:
+    """What both solvers are: the training images of a probe, which `fit` fits at a C.
 
     Args:
-        x: float32 (n, d), C-contiguous.
-        y: int64 (n,), at least two classes.
-        C: inverse strength of the L2 penalty on the sum of the losses.
-        max_iter: most iterations of L-BFGS.
-        tol: largest component of the gradient of the mean loss at which the solver may stop.
+        parts: float32 (n_i, d), C-contiguous; together the training images.
+        y: int64 (n,), two classes at least; or (n, k) of 1, 0 and -1, where an image can show several of k classes and
+            -1 does not count.
+        max_iter: most iterations.
+        tol: largest component of the gradient of the mean loss at which scikit-learn's solver may stop; `fast` goes on
+            to `fast.TOL` of where the gradient began.
+        device: where products are computed.
     """
-    estimator = LogisticRegression(C=C, max_iter=max_iter, tol=tol)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with _scipys_blas_on_one_thread():
-            estimator.fit(x, y)
-    cut_off = False
-    for warning in caught:
-        if issubclass(warning.category, ConvergenceWarning):
-            cut_off = True  # not silenced: `converged` is in the record and in every table
+
+    name: str
+
+    def __init__(
+        self, parts: Sequence[np.ndarray], y: np.ndarray, *, max_iter: int, tol: float, device: str = "cpu"
+    ) -> None:
+        self.parts, self.y, self.max_iter, self.tol, self.device = parts, y, max_iter, tol, device
+        if y.ndim == 2:  # a class that all images show, or none, has nothing to be told from
+            self.classes = np.flatnonzero((y == 1).any(axis=0) & (y == 0).any(axis=0))
         else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    weights = np.hstack([estimator.coef_, estimator.intercept_[:, None]]).astype(np.float64)
-    targets = np.searchsorted(estimator.classes_, y)
-    objective, gradient_norm = _evaluate(weights, x, targets, C=C)
-    _, first_norm = _evaluate(np.zeros_like(weights), x, targets, C=C)
-    ratio = gradient_norm / first_norm if first_norm else 0.0
+            self.classes = np.unique(y)
+
+    def fit(self, C: float, near: Fit | None = None, tick: Tick | None = None) -> Fit:  # noqa: N803 - the field's name
+        """Fit at a C, beginning at a fit of another C or at weights of zero."""
+        raise NotImplementedError
+
+
+class ScikitLearn(Solver):
+    """scikit-learn's LogisticRegression (lbfgs), all else at its defaults; on a GPU the same through its array API."""
+
+    name = "sklearn"
+
+    def __init__(
+        self, parts: Sequence[np.ndarray], y: np.ndarray, *, max_iter: int, tol: float, device: str = "cpu"
+    ) -> None:
+        super().__init__(parts, y, max_iter=max_iter, tol=tol, device=device)
+        self.x = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        self.first_norms: dict[int, float] = {}  # of the gradient at weights of zero, by column of `y`
+
+    def fit(self, C: float, near: Fit | None = None, tick: Tick | None = None) -> Fit:  # noqa: N803 - the field's name
+        """Fit; several labels class after class, each on the images that count for it."""
+        if self.y.ndim == 1:
+            return self._fit(C, -1, self.x, self.y, near, tick)
+        fits = []
+        for k in self.classes.tolist():
+            counts = self.y[:, k] != IGNORED
+            x = self.x if counts.all() else self.x[counts]
+            fits.append(self._fit(C, k, x, self.y[counts, k], _row(near, k), tick))
+        return _join(C, fits, self.classes)
+
+    def _fit(
+        self,
+        C: float,  # noqa: N803 - the field's name
+        column: int,
+        x: np.ndarray,
+        y: np.ndarray,
+        near: Fit | None,
+        tick: Tick | None,
+    ) -> Fit:
+        estimator = LogisticRegression(C=C, max_iter=self.max_iter, tol=self.tol, warm_start=near is not None)
+        if near is not None:
+            estimator.coef_, estimator.intercept_ = near.coef.astype(x.dtype), near.intercept.astype(x.dtype)
+            estimator.classes_ = np.unique(y)
+        if tick is not None and hasattr(estimator, "set_callbacks"):  # from scikit-learn 1.9 on
+            estimator.set_callbacks(_Ticker(tick))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with _scipys_blas_on_one_thread():
+                if self.device == "cpu":
+                    estimator.fit(x, y)
+                else:
+                    fit_on_device(estimator, x, y, self.device)
+        cut_off = False
+        for warning in caught:
+            if issubclass(warning.category, ConvergenceWarning):
+                cut_off = True  # not silenced: `converged` is in the record and in every table
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        weights = np.hstack([estimator.coef_, estimator.intercept_[:, None]]).astype(np.float64)
+        targets = np.searchsorted(estimator.classes_, y)
+        objective, norm, length = evaluate(weights, x, targets, C=C)
+        if column not in self.first_norms:
+            self.first_norms[column] = evaluate(np.zeros_like(weights), x, targets, C=C)[1]
+        first = self.first_norms[column]
+        ratio = norm / first if first else 0.0
+        return Fit(
+            C=C,
+            coef=estimator.coef_,
+            intercept=estimator.intercept_,
+            classes=estimator.classes_,
+            several=False,
+            n_iter=int(np.max(estimator.n_iter_)),
+            converged=not cut_off and ratio <= GRADIENT_RATIO,
+            gradient_norm=norm,
+            gradient_ratio=ratio,
+            objective=objective,
+            excess=length**2 * C * len(x) / 2,
+        )
+
+
+class Fast(Solver):
+    """`probe.probes.fast`, which reads the features in blocks, and all classes of several labels at once."""
+
+    name = "fast"
+
+    def __init__(
+        self, parts: Sequence[np.ndarray], y: np.ndarray, *, max_iter: int, tol: float, device: str = "cpu"
+    ) -> None:
+        super().__init__(parts, y, max_iter=max_iter, tol=tol, device=device)
+        self.rows = Rows(parts, device)
+        if y.ndim == 2:
+            targets = torch.from_numpy(np.ascontiguousarray(y[:, self.classes])).to(self.rows.device)
+            columns = torch.arange(len(self.classes), device=self.rows.device)
+            self.loss: Any = Logistic(targets, columns, ignored=IGNORED)
+        else:
+            self.loss = loss_of(np.searchsorted(self.classes, y), len(self.classes), self.rows.device)
+        self.curvatures: dict[tuple[float, int], Curvature] = {}  # by C and probe, of fits that were made here
+
+    def fit(self, C: float, near: Fit | None = None, tick: Tick | None = None) -> Fit:  # noqa: N803 - the field's name
+        """Fit; where it began is not seen in the optimum, which is one."""
+        num = len(self.classes) if self.y.ndim == 2 else 1
+        objective = Objective(self.rows, self.loss, [C] * num)
+        starts = [self._start(objective, probe, near) for probe in range(num)] if near is not None else None
+        found = solve(objective, starts=starts, tol=FAST_TOL, max_iter=self.max_iter, tick=tick)
+        fits = []
+        for probe, solution in enumerate(found):
+            if solution.curvature is not None:
+                self.curvatures[C, probe] = solution.curvature
+                for old in list(dict.fromkeys(known for known, _ in self.curvatures))[:-NUM_CURVATURES]:
+                    self.curvatures = {at: kept for at, kept in self.curvatures.items() if at[0] != old}
+            coef, intercept = coefficients(self.rows, solution)
+            fits.append(
+                Fit(
+                    C=C,
+                    coef=coef,
+                    intercept=intercept,
+                    classes=self.classes,
+                    several=False,
+                    n_iter=solution.minimum.n_iter,
+                    converged=solution.converged,
+                    gradient_norm=solution.minimum.gradient_norm,
+                    gradient_ratio=solution.gradient_ratio,
+                    objective=solution.minimum.objective,
+                    excess=solution.excess,
+                    curved_at={probe: solution.curvature.weights.cpu().numpy()} if solution.curvature else {},
+                )
+            )
+        return _join(C, fits, self.classes) if self.y.ndim == 2 else fits[0]
+
+    def _start(self, objective: Objective, probe: int, near: Fit) -> Start:
+        """At the weights of a fit, with the curvature that it ended with; made again where that was another solver's.
+
+        So a sweep that goes on from fits on disk takes the same steps as one in one go.
+        """
+        rows = slice(probe, probe + 1) if near.several else slice(None)
+        coef, intercept = (torch.from_numpy(a[rows]).double().to(self.rows.device) for a in (near.coef, near.intercept))
+        weights = torch.cat([coef.T, (intercept + coef @ self.rows.mean)[None]])
+        curvature = self.curvatures.get((near.C, probe))
+        if curvature is None and probe in near.curved_at:
+            curvature = estimate(objective, probe, torch.from_numpy(near.curved_at[probe]).to(self.rows.device))
+        return Start(weights, curvature)
+
+
+SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (ScikitLearn, Fast)}
+
+
+def get_solver(name: str) -> type[Solver]:
+    """Find a solver by name.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in SOLVERS:
+        raise unknown_name("solver", name, SOLVERS)
+    return SOLVERS[name]
+
+
+def fit_on_device(estimator: LogisticRegression, x: np.ndarray, y: np.ndarray, device: str) -> None:
+    """Fit scikit-learn's estimator on a GPU, through its array API; it ends with NumPy's arrays.
+
+    Raises:
+        ProtocolError: SciPy was imported without the array API.
+    """
+    if os.environ.get("SCIPY_ARRAY_API") != "1":
+        raise ProtocolError(
+            f"scikit-learn fits on {device} only where SCIPY_ARRAY_API=1 was set before SciPy was imported; set it, or "
+            "use the solver fast"
+        )
+    classes, targets = np.unique(y, return_inverse=True)
+    with sklearn.config_context(array_api_dispatch=True):
+        estimator.fit(torch.from_numpy(x).to(device), torch.from_numpy(targets).to(device))
+    for name in ("coef_", "intercept_"):
+        setattr(estimator, name, getattr(estimator, name).cpu().numpy())
+    estimator.classes_ = classes
+
+
+class _Ticker:
+    """A callback of scikit-learn that counts iterations."""
+
+    def __init__(self, tick: Tick) -> None:
+        self.tick, self.iteration = tick, 0
+
+    def setup(self, estimator: object, context: object) -> None:
+        """Nothing to do."""
+
+    def on_fit_task_begin(self, estimator: object, context: object, **_: object) -> None:
+        """Nothing to do."""
+
+    def on_fit_task_end(self, estimator: object, context: object, **_: object) -> None:  # noqa: ARG002 - its signature
+        """Count."""
+        self.iteration += 1
+        self.tick(self.iteration)
+
+    def teardown(self, estimator: object, context: object) -> None:
+        """Nothing to do."""
+
+
+def _row(fit: Fit | None, k: int) -> Fit | None:
+    """The probe of one of several labels."""
+    if fit is None:
+        return None
+    i = int(np.flatnonzero(fit.classes == k)[0])
+    return Fit(**{**vars(fit), "coef": fit.coef[i : i + 1], "intercept": fit.intercept[i : i + 1], "several": False})
+
+
+def _join(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # noqa: N803 - the field's name
     return Fit(
-        estimator=estimator,
-        n_iter=int(estimator.n_iter_.max()),
-        converged=not cut_off and ratio <= GRADIENT_RATIO,
-        gradient_norm=gradient_norm,
-        gradient_ratio=ratio,
-        objective=objective,
+        C=C,
+        coef=np.concatenate([fit.coef for fit in fits]),
+        intercept=np.concatenate([fit.intercept for fit in fits]),
+        classes=classes,
+        several=True,
+        n_iter=max(fit.n_iter for fit in fits),
+        converged=all(fit.converged for fit in fits),
+        gradient_norm=max(fit.gradient_norm for fit in fits),
+        gradient_ratio=max(fit.gradient_ratio for fit in fits),
+        objective=float(np.mean([fit.objective for fit in fits])),
+        excess=max(fit.excess for fit in fits),
+        curved_at={probe: at for fit in fits for probe, at in fit.curved_at.items()},
     )
 
 
@@ -101,8 +338,21 @@ def _scipys_blas_on_one_thread() -> AbstractContextManager[object]:
     return controller.select(filepath=carried).limit(limits=1)
 
 
-def _evaluate(weights: np.ndarray, x: np.ndarray, targets: np.ndarray, *, C: float) -> tuple[float, float]:  # noqa: N803 - the field's name
-    """Objective and largest component of its gradient, for weights (k, d + 1), or (1, d + 1) for two classes."""
+def evaluate(
+    weights: np.ndarray,
+    x: np.ndarray,
+    targets: np.ndarray,
+    *,
+    C: float,  # noqa: N803 - the field's name
+) -> tuple[float, float, float]:
+    """Objective, largest component of its gradient and the gradient's length, in float64.
+
+    Args:
+        weights: float64 (k, d + 1), or (1, d + 1) of two classes; the last column is the intercept.
+        x: float32 (n, d).
+        targets: int64 (n,), in [0, k).
+        C: inverse strength of the penalty.
+    """
     n = len(x)
     penalty = np.hstack([weights[:, :-1], np.zeros((len(weights), 1))]) / (C * n)
     loss, gradient = 0.0, penalty.copy()
@@ -118,4 +368,5 @@ def _evaluate(weights: np.ndarray, x: np.ndarray, targets: np.ndarray, *, C: flo
         loss += float(np.sum(log_total) - np.sum(logits * own))
         residual = (np.exp(logits - log_total) - own)[:, -len(weights) :]
         gradient += residual.T @ rows / n
-    return loss / n + float(np.sum(weights * penalty)) / 2, float(np.abs(gradient).max())
+    value = loss / n + float(np.sum(weights * penalty)) / 2
+    return value, float(np.abs(gradient).max()), float(np.linalg.norm(gradient))

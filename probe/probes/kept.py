@@ -1,0 +1,85 @@
+"""Finished fits on disk, for a sweep that is interrupted: one file each, under the digest of all that makes it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import uuid
+import zipfile
+import zlib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probe.probes.solvers import Fit
+from probe.specs import digest
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # raised with every change of the suite that changes fits
+# What reading a file raises that is not as it was written.
+DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+ARRAYS = ("coef", "intercept", "classes")
+
+
+@dataclass
+class KeptFits:
+    """The fits of one probe.
+
+    Args:
+        folder: where they lie, together with those of others; None keeps nothing.
+        key: what all of them depend on, as JSON has it.
+    """
+
+    folder: Path | None
+    key: Any
+    used: set[Path] = field(default_factory=set)
+
+    def _path(self, name: Any) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{digest([VERSION, self.key, name])}.npz"
+
+    def find(self, name: Any) -> Fit | None:
+        """The fit of a name; None where there is none, or a damaged one."""
+        if self.folder is None:
+            return None
+        path = self._path(name)
+        self.used.add(path)
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                values = {item.name: found[item.name] for item in fields(Fit) if item.name != "curved_at"}
+                curved_at = {int(key[2:]): found[key] for key in found.files if key.startswith("at")}
+        except DAMAGE as err:
+            logger.info("%s is damaged (%s) and is fitted again", path, err)
+            return None
+        numbers = {name: value if name in ARRAYS else value.item() for name, value in values.items()}
+        return Fit(**numbers, curved_at=curved_at)
+
+    def keep(self, name: Any, fit: Fit) -> None:
+        """Write a fit in one step. A folder that cannot be written to costs no more than the fits of a killed run."""
+        if self.folder is None:
+            return
+        path = self._path(name)
+        self.used.add(path)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        arrays = {item.name: np.asarray(getattr(fit, item.name)) for item in fields(Fit) if item.name != "curved_at"}
+        arrays |= {f"at{probe}": at for probe, at in fit.curved_at.items()}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            temporary.replace(path)
+        except OSError as err:
+            logger.warning("fits are not kept in %s (%s)", self.folder, err.strerror or err)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove them, when the result is written."""
+        for path in self.used:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)

@@ -1,0 +1,60 @@
+"""Ranks of models on the same test images, in which models that chance may have put apart share one.
+
+A model's rank is one more than the number of models that a paired test finds better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import permutations
+
+from probe.errors import ResultsError
+from probe.outcomes import Outcomes, unpack
+from probe.paired import compare
+from probe.records import RunRecord
+
+SIGNIFICANT = 0.05  # largest p at which a difference counts
+
+
+def ranks(records: Sequence[RunRecord]) -> dict[tuple[str, ...], str]:
+    """The rank of each record that can be compared with another: its key -> `1`, or `1 =` where it is shared.
+
+    Compared are records of one dataset, protocol, mode, precision and solver that read the same test images. Those
+    without outcomes, which earlier versions wrote, have no rank.
+    """
+    groups: dict[tuple[object, ...], list[RunRecord]] = {}
+    for record in records:
+        if record.result is not None and record.result.get("outcomes"):
+            groups.setdefault(_cell(record), []).append(record)
+    found: dict[tuple[str, ...], str] = {}
+    for group in groups.values():
+        if len({record.model for record in group}) > 1:
+            found.update(_rank(group))
+    return found
+
+
+def _cell(record: RunRecord) -> tuple[object, ...]:
+    tests = tuple(sorted((name, split["sha256"]) for name, split in record.splits.items() if name.startswith("test")))
+    return (record.dataset, record.protocol, record.mode, record.precision, record.solver, tests)
+
+
+def _rank(group: Sequence[RunRecord]) -> dict[tuple[str, ...], str]:
+    better = {record.key: 0 for record in group}
+    outcomes = {record.key: _outcomes(record) for record in group}
+    for a, b in permutations(group, 2):
+        assert a.result is not None
+        assert b.result is not None
+        if a.result["score"] > b.result["score"]:
+            same = bool(a.result["same_images"])
+            try:
+                test = compare(outcomes[a.key], outcomes[b.key], same_images=same)
+            except ResultsError:  # of other folds or metrics, which nothing ranks
+                return {}
+            better[b.key] += test.p_value < SIGNIFICANT
+    numbers = list(better.values())
+    return {key: f"{1 + n}{' =' if numbers.count(n) > 1 else ''}" for key, n in better.items()}
+
+
+def _outcomes(record: RunRecord) -> list[Outcomes]:
+    assert record.result is not None
+    return [unpack(packed) for packed in record.result["outcomes"]]
