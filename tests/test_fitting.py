@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -5,9 +8,14 @@ from sklearn.linear_model import LogisticRegression
 
 from probe.errors import FeaturesError, ProtocolError, UnknownNameError
 from probe.features import Features
+from probe.intervals import interval, wilson
 from probe.metrics import get_metric
-from probe.probes.fitting import fit_probe
+from probe.models.memory import DeviceMemory
+from probe.outcomes import unpack
+from probe.probes.fitting import How, fit_folds, fit_probe, hold_out
+from probe.probes.kept import KeptFits
 from probe.probes.results import mean_result
+from probe.probes.shots import draw
 from probe.probes.solvers import SOLVERS
 from probe.specs import Protocol
 
@@ -149,3 +157,170 @@ def test_the_mean_over_folds_keeps_every_fold(parts):
 def test_the_result_of_one_fold_is_its_own(parts):
     one = fit_probe(**parts, protocol="readme")
     assert mean_result([one]) is one
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_few_shots_are_fits_on_draws_and_their_mean(parts, solver):
+    """Each seed by hand: its images, its C from the validation split, and no validation image in the final fit."""
+    rules = replace(SHORT, shots=3, num_seeds=2, refit=False)
+    result = fit_probe(**parts, protocol=rules, solver=solver)
+    scores = []
+    for seed, drawn in enumerate(result.draws):
+        rows = draw(parts["train"].y, shots=3, seed=seed).train
+        assert drawn.indices == " ".join(map(str, rows))
+        assert (drawn.seed, drawn.num_train) == (seed, 30)
+        shots = parts["train"].take(rows)
+        fits = {C: LogisticRegression(C=C, max_iter=2000, tol=1e-8).fit(shots.x, shots.y) for C in SHORT.grid}
+        on_val = {C: fit.score(parts["val"].x, parts["val"].y) for C, fit in fits.items()}
+        scores.append(fits[max(on_val, key=on_val.get)].score(parts["test"].x, parts["test"].y))
+    assert [drawn.score for drawn in result.draws] == pytest.approx(scores, abs=1 / 400)  # one image on a border
+    assert result.score == pytest.approx(np.mean(scores), abs=1 / 400)
+    assert result.interval.method == "student"
+
+
+def test_held_out_shots_choose_c_and_need_no_validation_split(parts):
+    rules = replace(SHORT, shots=2, held_out=2, num_seeds=2, refit=False)
+    result = fit_probe(train=parts["train"], test=parts["test"], protocol=rules, solver="fast")
+    drawn = draw(parts["train"].y, shots=2, held_out=2, seed=1)
+    other = fit_probe(
+        train=parts["train"].take(drawn.train),
+        val=parts["train"].take(drawn.held_out),
+        test=parts["test"],
+        protocol=replace(SHORT, refit=False),
+        solver="fast",
+    )
+    assert result.draws[1].sweep == other.sweep
+    assert result.draws[1].score == other.score
+
+
+def test_normalized_features_have_length_one(parts):
+    rules = replace(SHORT, normalize=True)
+    scaled = {name: Features(p.x * 7, p.y) for name, p in parts.items()}
+    assert fit_probe(**scaled, protocol=rules, solver="fast").score == pytest.approx(
+        fit_probe(**parts, protocol=rules, solver="fast").score, abs=1 / 400
+    )
+
+
+def test_the_fast_solver_gives_what_scikit_learn_gives_in_float64(parts):
+    """In float32 scikit-learn stops where rounding hides the way, and an image on a border may fall to either side."""
+    result = fit_probe(**parts, protocol=SHORT, solver="fast")
+    exact = {name: (part.x.astype(np.float64), part.y) for name, part in parts.items()}
+    fits = {C: LogisticRegression(C=C, max_iter=20000, tol=1e-9).fit(*exact["train"]) for C in SHORT.grid}
+    assert [point.score for point in result.sweep] == [fit.score(*exact["val"]) for fit in fits.values()]
+    both = [np.concatenate(pair) for pair in zip(exact["train"], exact["val"], strict=True)]
+    refit = LogisticRegression(C=result.C, max_iter=20000, tol=1e-9).fit(*both)
+    assert np.array_equal(result.predictions, refit.predict(exact["test"][0]))
+    assert result.converged
+
+
+def test_several_labels_are_solved_at_once_as_one_by_one(several):
+    """By scikit-learn in float64, class by class."""
+    result = fit_probe(**several, metric="voc2007_11pt_map", protocol=replace(SHORT, grid=(0.5,)), solver="fast")
+    x = np.concatenate([several["train"].x, several["val"].x]).astype(np.float64)
+    y = np.concatenate([several["train"].y, several["val"].y])
+    logits = []
+    for k in range(3):
+        counts = y[:, k] >= 0
+        byhand = LogisticRegression(C=0.5, max_iter=5000, tol=1e-9).fit(x[counts], y[counts, k])
+        logits.append(byhand.decision_function(several["test"].x))
+    scores = np.stack(logits, axis=1)
+    assert result.converged
+    assert np.array_equal(result.predictions, scores > 0)
+    # Average precision jumps where two images change places, which a rounding of their scores can do.
+    assert result.score == pytest.approx(get_metric("voc2007_11pt_map")(several["test"].y, scores), abs=1e-3)
+
+
+def test_the_interval_is_wilsons_and_the_outcomes_have_the_score(parts):
+    result = fit_probe(**parts, protocol="readme", solver="fast")
+    assert (result.interval.low, result.interval.high) == wilson(result.score, 400)
+    (outcomes,) = result.outcomes
+    assert np.array_equal(outcomes.values == 1, result.predictions == parts["test"].y)
+    (packed,) = result.to_dict()["outcomes"]
+    assert unpack(packed).score() == result.score
+    json.dumps(result.to_dict())
+
+
+def test_the_first_row_that_is_not_finite_is_named(parts):
+    x = parts["val"].x.copy()
+    x[7, 3] = np.inf
+    x[9] = np.nan
+    with pytest.raises(FeaturesError, match="val has features that are not finite, first in row 7"):
+        fit_probe(**{**parts, "val": Features(x, parts["val"].y)}, protocol=SHORT)
+
+
+def test_a_class_that_was_never_seen_is_said(parts, caplog):
+    few = {name: part.take(np.flatnonzero(part.y != 4)) for name, part in parts.items() if name != "test"}
+    fit_probe(**few, test=parts["test"], protocol=SHORT, solver="fast")
+    assert "1 classes of the test split have no training image and count as wrong: 4" in caplog.text
+
+
+class _StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_an_interrupted_sweep_goes_on_where_it_was(parts, solver, tmp_path, monkeypatch):
+    """With the numbers of one in one go; then nothing is left behind."""
+    rules = replace(SHORT, grid=tuple(10.0 ** np.arange(-4, 3)), coarse_step=2)
+    whole = fit_probe(**parts, protocol=rules, how=How(solver, kept_in=tmp_path / "other"))
+    made = []
+    fit = SOLVERS[solver].fit
+
+    def stop_after_three(self, C, *arguments, **options):
+        if len(made) == 3:
+            raise _StopError
+        made.append(C)
+        return fit(self, C, *arguments, **options)
+
+    monkeypatch.setattr(SOLVERS[solver], "fit", stop_after_three)
+    with pytest.raises(_StopError):
+        fit_probe(**parts, protocol=rules, how=How(solver, kept_in=tmp_path))
+    assert len(list(tmp_path.glob("*.npz"))) == 3
+    made.clear()
+
+    def count(self, C, *arguments, **options):
+        made.append(C)
+        return fit(self, C, *arguments, **options)
+
+    monkeypatch.setattr(SOLVERS[solver], "fit", count)
+    resumed = fit_probe(**parts, protocol=rules, how=How(solver, kept_in=tmp_path))
+    assert resumed == whole
+    assert len(made) == len(whole.sweep) + 1 - 3
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_a_damaged_kept_fit_is_made_again(parts, tmp_path):
+    kept = KeptFits(tmp_path, "key")
+    fit = SOLVERS["fast"]([parts["train"].x], parts["train"].y, max_iter=100, tol=1e-6).fit(1.0)
+    kept.keep("name", fit)
+    again = kept.find("name")
+    assert np.array_equal(again.coef, fit.coef)
+    assert (again.C, again.converged, again.classes.tolist()) == (1.0, True, list(range(10)))
+    (path,) = tmp_path.glob("*.npz")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert kept.find("name") is None
+
+
+def test_held_out_images_are_a_share_of_every_class(parts):
+    fold = hold_out({"train": parts["train"], "test": parts["test"]}, 0.25, seed=3)
+    counts = [np.bincount(fold[name].y, minlength=10) for name in ("train", "val")]
+    assert np.array_equal(sum(counts), np.bincount(parts["train"].y))
+    assert np.all(np.abs(counts[1] / sum(counts) - 0.25) < 0.02)
+    same, other = (hold_out({"train": parts["train"], "test": parts["test"]}, 0.25, seed=s) for s in (3, 4))
+    assert np.array_equal(same["val"].x, fold["val"].x)
+    assert not np.array_equal(other["val"].x, fold["val"].x)
+
+
+def test_what_does_not_fit_into_memory_is_refused_with_the_numbers(parts, monkeypatch):
+    monkeypatch.setattr("probe.probes.costs.device_memory", lambda device: DeviceMemory(10**6, 10**6))
+    with pytest.raises(ProtocolError, match=r"needs about 0.\d GB of memory beside the features, and 0.0 GB are free"):
+        fit_probe(**parts, protocol="readme", solver="fast")
+
+
+def test_folds_of_the_same_test_images_are_one_sample_of_images(parts):
+    """As STL-10's: ten folds of the same images are no tenfold of images."""
+    folds = [{**parts, "train": parts["train"].take(np.arange(k, 400, 2))} for k in range(2)]
+    result = fit_folds(folds, protocol="readme", how=How("fast"))
+    assert result.same_images
+    assert len(result.outcomes) == 2
+    assert result.interval == interval(result.outcomes, same_images=True)

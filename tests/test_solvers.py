@@ -1,10 +1,15 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from probe.probes.solvers import ScikitLearn
+from probe.errors import ProtocolError
+from probe.probes.solvers import SOLVERS, Fast, ScikitLearn, fit_on_device
 
 
 def fit_logistic_regression(x, y, *, C, max_iter, tol):
@@ -70,3 +75,54 @@ def test_scores_have_a_column_for_every_class():
     assert scores.shape == (len(x), 6)
     assert np.all(scores[:, [0, 2, 3, 5]] == -np.inf)
     assert np.array_equal(scores.argmax(axis=1), LogisticRegression(tol=1e-6).fit(x, y).predict(x))
+
+
+def test_scikit_learn_on_tensors_gives_what_it_gives_on_arrays():
+    """Its array API is the way to a GPU; here with tensors on the CPU, in a process that has SciPy's."""
+    script = """
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from probe.probes.solvers import fit_on_device
+x, y = load_digits(return_X_y=True)
+x = (x / 16).astype(np.float32)
+ours = LogisticRegression(C=0.5, tol=1e-6, max_iter=1000)
+fit_on_device(ours, x, y + 3, "cpu")
+theirs = LogisticRegression(C=0.5, tol=1e-6, max_iter=1000).fit(x, y + 3)
+assert isinstance(ours.coef_, np.ndarray)
+assert np.array_equal(ours.classes_, theirs.classes_)
+# Both stop by the gradient, which float32 sums in another order.
+assert np.abs(ours.coef_ - theirs.coef_).max() < 0.02 * np.abs(theirs.coef_).max()
+assert np.array_equal((x @ ours.coef_.T + ours.intercept_).argmax(axis=1), theirs.predict(x) - 3)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "SCIPY_ARRAY_API": "1"})
+
+
+def test_a_gpu_without_scipys_array_api_is_refused(monkeypatch):
+    monkeypatch.delenv("SCIPY_ARRAY_API", raising=False)
+    with pytest.raises(ProtocolError, match="SCIPY_ARRAY_API=1"):
+        fit_on_device(LogisticRegression(), np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1]), "cuda")
+
+
+def test_a_warm_start_ends_at_the_same_optimum():
+    x, y = _digits(range(10))
+    solver = ScikitLearn([x], y, max_iter=5000, tol=1e-7)
+    cold, warm = solver.fit(1.0), solver.fit(1.0, near=solver.fit(0.9))
+    assert warm.n_iter < cold.n_iter
+    assert warm.objective == pytest.approx(cold.objective, rel=1e-6)  # float32 hides the rest
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_iterations_are_told_as_they_go(solver):
+    x, y = _digits(range(10))
+    told = []
+    fit = SOLVERS[solver]([x], y, max_iter=1000, tol=1e-6).fit(0.1, tick=told.append)
+    assert told == sorted(told)
+    assert len(told) >= fit.n_iter > 5
+
+
+def test_the_excess_bounds_the_distance_to_the_optimum():
+    x, y = _digits(range(10))
+    best = ScikitLearn([x.astype(np.float64)], y, max_iter=20000, tol=1e-10).fit(1.0)
+    for fit in (ScikitLearn([x], y, max_iter=20, tol=1e-6).fit(1.0), Fast([x], y, max_iter=3, tol=1e-6).fit(1.0)):
+        assert 0 < fit.objective - best.objective <= fit.excess

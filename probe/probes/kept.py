@@ -50,7 +50,8 @@ class KeptFits:
         if not path.is_file():
             return None
         try:
-            with np.load(path, allow_pickle=False) as found:
+            # Opened here, as NumPy leaves a damaged one open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                 values = {item.name: found[item.name] for item in fields(Fit) if item.name != "curved_at"}
                 curved_at = {int(key[2:]): found[key] for key in found.files if key.startswith("at")}
         except DAMAGE as err:

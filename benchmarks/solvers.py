@@ -1,0 +1,166 @@
+"""The solver `fast` against scikit-learn's lbfgs: single fits, the paper's protocol, many classes, and how cost grows.
+
+    python benchmarks/self_supervised.py --data-dir DIR --out features.npz
+    python benchmarks/solvers.py --features self-supervised=features.npz [--features NAME=FILE.npz] fits
+    python benchmarks/solvers.py --features self-supervised=features.npz protocol
+    python benchmarks/solvers.py classes
+    python benchmarks/solvers.py growth
+
+Each prints tables for `results/speed/solvers.md`. Both solvers are run in turn in one process. Objectives and gradients
+are those of `probe.probes.solvers`, with products in float64, after the clock has stopped for scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from probe.environment import describe
+from probe.features import Features
+from probe.files import load
+from probe.probes.fitting import How, fit_probe
+from probe.probes.objective import Objective, Rows, Softmax
+from probe.probes.protocols import get_protocol
+from probe.probes.solvers import Fast, _scipys_blas_on_one_thread, evaluate
+from probe.tables import markdown_table
+
+PAPER = get_protocol("clip-paper")
+COARSE = PAPER.grid[:: PAPER.coarse_step]
+MANY = (1e-2, 1.0, 1e2)  # values of C for a hundred classes
+ROUNDS = 3
+CLASSES, NUM, WIDTH = 100, 50_000, 768
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", action="append", default=[], metavar="NAME=FILE.npz")
+    parser.add_argument("what", choices=("fits", "protocol", "classes", "growth"))
+    args = parser.parse_args()
+    machine = describe("cpu")
+    print(f"{machine['cpu']}, {machine['torch_threads']} threads, torch {machine['packages']['torch']}, ", end="")
+    print(f"scikit-learn {machine['packages']['scikit-learn']}\n")
+    for given in args.features or [""]:
+        name, _, path = given.partition("=")
+        fold = load(Path(path)).folds[0] if path else {}
+        {"fits": fits, "protocol": protocol, "classes": classes, "growth": growth}[args.what](name, fold)
+
+
+def fits(name: str, fold: dict[str, Features]) -> None:
+    """Every first C of the paper's search, each from weights of zero."""
+    x, y = point(fold["train"]), fold["train"].y
+    rows = [compare(x, y, C) for C in COARSE]
+    print(f"{name}, {x.shape[0]:,} x {x.shape[1]}, {len(np.unique(y))} classes\n")
+    print(markdown_table(HEADER, rows))
+
+
+def classes(_: str, __: dict[str, Features]) -> None:
+    """A hundred classes, made up: means of classes in features whose scales fall as those of CLIP do."""
+    x, y = made_up(NUM, WIDTH, CLASSES)
+    rows = [compare(x, y, C) for C in MANY]
+    print(f"made up, {NUM:,} x {WIDTH}, {CLASSES} classes\n")
+    print(markdown_table(HEADER, rows))
+
+
+HEADER = (
+    *("C", "sklearn, s", "iterations", "objective", "gradient ratio"),
+    *("fast, s", "iterations", "objective", "gradient ratio", "times faster"),
+)
+
+
+def compare(x: np.ndarray, y: np.ndarray, C: float) -> tuple[str, ...]:  # noqa: N803 - the field's name
+    """Both solvers at one C; a row of the table."""
+    estimator = LogisticRegression(C=C, max_iter=PAPER.max_iter, tol=PAPER.tol)
+    started = time.perf_counter()
+    with warnings.catch_warnings(), _scipys_blas_on_one_thread():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the table says how near it came
+        estimator.fit(x, y)
+    theirs = time.perf_counter() - started
+    targets = np.searchsorted(estimator.classes_, y)
+    weights = np.hstack([estimator.coef_, estimator.intercept_[:, None]]).astype(np.float64)
+    objective, norm, _ = evaluate(weights, x, targets, C=C)
+    ratio = norm / evaluate(np.zeros_like(weights), x, targets, C=C)[1]
+    started = time.perf_counter()
+    fit = Fast([x], y, max_iter=PAPER.max_iter, tol=PAPER.tol).fit(C)
+    ours = time.perf_counter() - started
+    return (
+        *(f"{C:.4g}", f"{theirs:.2f}", str(int(estimator.n_iter_.max())), f"{objective:.7f}", f"{ratio:.1e}"),
+        *(f"{ours:.2f}", str(fit.n_iter), f"{fit.objective:.7f}", f"{fit.gradient_ratio:.1e}", f"{theirs / ours:.0f}"),
+    )
+
+
+def protocol(name: str, fold: dict[str, Features]) -> None:
+    """The whole of the paper's protocol, the fast solver several times."""
+    rules = replace(PAPER, feature_point="projected" if fold["train"].pre_projection is None else PAPER.feature_point)
+    rows, spent = [], {}
+    for solver in ("fast",) * ROUNDS + ("sklearn",):
+        started = time.perf_counter()
+        result = fit_probe(
+            train=fold["train"], val=fold["val"], test=fold["test"], protocol=rules, how=How(solver=solver)
+        )
+        spent.setdefault(solver, []).append(time.perf_counter() - started)
+        converged = sum(point.converged for point in result.sweep)
+        cells = (solver, f"{spent[solver][-1]:.1f}", f"{result.C:.4g}", f"{100 * result.score:.2f}")
+        numbers = (f"{result.objective:.7f}", f"{result.gradient_ratio:.1e}", f"{converged} of {len(result.sweep)}")
+        rows.append((*cells, *numbers))
+    print(f"{name}, the whole protocol\n")
+    header = ("solver", "seconds", "C", "score, %", "objective", "gradient ratio", "fits of the sweep that converged")
+    print(markdown_table(header, rows))
+    print(f"sklearn takes {spent['sklearn'][0] / median(spent['fast']):.0f} times as long\n")
+
+
+def growth(_: str, __: dict[str, Features]) -> None:
+    """Milliseconds of a pass, by rows and by classes; and a tenth of ImageNet."""
+    rows = [
+        (f"{n:,}", str(d), str(k), f"{1e3 * seconds:.0f}", f"{4e-9 * n * d * k / seconds:.0f}")
+        for n, d, k in (
+            *((n, 512, 10) for n in (12_500, 25_000, 50_000, 100_000, 200_000)),
+            *((50_000, 512, k) for k in (10, 20, 50, 100, 200, 500, 1000)),
+            (128_117, 768, 1000),
+        )
+        for seconds in [a_pass(n, d, k)]
+    ]
+    print(markdown_table(("rows", "features", "classes", "ms a pass", "GFLOP/s"), rows))
+
+
+def a_pass(n: int, d: int, k: int) -> float:
+    """Median seconds of an evaluation of objective and gradient."""
+    rng = np.random.default_rng(0)
+    rows = Rows([rng.standard_normal((n, d), dtype=np.float32)])
+    objective = Objective(rows, Softmax(torch.from_numpy(rng.integers(k, size=n)), k), [1.0])
+    weights = [torch.full((d + 1, k), 1e-3, dtype=torch.float64)]
+    taken = []
+    for _ in range(4):
+        started = time.perf_counter()
+        objective.evaluate(weights, [0])
+        taken.append(time.perf_counter() - started)
+    return median(taken[1:])
+
+
+def made_up(n: int, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features float32 (n, d) around class means, in directions of falling scale, and labels."""
+    rng = np.random.default_rng(0)
+    scales = (1 + np.arange(d)) ** -0.7
+    mixing = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    y = rng.integers(k, size=n)
+    means = 0.6 * rng.standard_normal((k, d))
+    x = (means[y] + rng.standard_normal((n, d))) * scales @ mixing + rng.standard_normal(d) * 0.1
+    return x.astype(np.float32), y
+
+
+def point(features: Features) -> np.ndarray:
+    """What the paper's protocol probes, where it was taken."""
+    return features.x if features.pre_projection is None else features.pre_projection
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+import numpy as np
+from test_records import make_record
+
+from probe.outcomes import outcomes_of
+from probe.ranking import ranks
+from probe.tables import to_markdown
+
+NUM = 400
+
+
+def _record(model, num_wrong, **changes):
+    """A record that is wrong on the first so many of 400 test images."""
+    y = np.zeros(NUM, np.int64)
+    scores = np.where((np.arange(NUM) < num_wrong)[:, None], [0.0, 1.0], [1.0, 0.0])
+    record = make_record(model=model, score=1 - num_wrong / NUM, **changes)
+    record.result.update(outcomes=[outcomes_of("accuracy", y, scores).pack()], same_images=True)
+    return record
+
+
+def test_models_that_chance_may_have_put_apart_share_a_rank():
+    """20, 22 and 60 errors, one set within the other: two images are chance, forty are not."""
+    records = [_record("a", 20), _record("b", 22), _record("c", 60)]
+    assert [ranks(records)[record.key] for record in records] == ["1 =", "1 =", "3"]
+    lines = to_markdown(records).splitlines()
+    assert "rank" in lines[0]
+    assert [line.split("|")[-2].strip() for line in lines[2:]] == ["1 =", "1 =", "3"]
+
+
+def test_only_the_same_test_images_are_ranked():
+    other = _record("b", 60, splits={"test": {"size": NUM, "sha256": "other"}})
+    assert ranks([_record("a", 20), other]) == {}
+
+
+def test_records_without_outcomes_have_no_rank():
+    assert ranks([make_record("digits", "a"), make_record("digits", "b")]) == {}
+    assert "rank" not in to_markdown([_record("a", 20)]).splitlines()[0]
