@@ -112,14 +112,15 @@ def estimate(objective: Objective, probe: int, weights: Tensor) -> Curvature:
     positions = np.arange(len(rows))
     if len(rows) > SAMPLE:  # at random, as rows may come in some order of their labels
         positions = np.sort(np.random.default_rng(SEED).choice(len(rows), SAMPLE, replace=False))
-    x, scale = rows.take(positions).float(), _scale(rows)
-    logits = x @ weights[:-1].float() + (weights[-1] - rows.mean @ weights[:-1]).float()
+    x, scale = rows.take(positions), _scale(rows)
+    # Centred and scaled before float32, which a large common offset would else leave little of.
+    unknowns = (x - rows.mean) / scale[:-1]
+    unknowns = torch.cat([unknowns, torch.ones_like(unknowns[:, :1])], dim=1).float()  # (m, d + 1)
+    logits = unknowns @ (weights * scale[:, None]).float()
     probabilities = loss.probabilities(logits)  # (m, width)
     counts = loss.weights(probe, torch.from_numpy(positions).to(rows.device))
     share = torch.ones(len(x), device=x.device) if counts is None else counts.float()
     share /= max(float(share.sum()), 1.0)
-    unknowns = torch.cat([x - rows.mean.float(), torch.ones(len(x), 1, device=x.device)], dim=1)
-    unknowns /= scale.float()
     blocks = []
     for classes in _groups(probabilities, group_size(objective)):
         blocks.append((classes, _hessian(unknowns, probabilities[:, classes], share)))
@@ -135,7 +136,8 @@ def _factor(hessian: Tensor, penalty: float, scale: Tensor) -> Tensor:
     penalties = penalty / scale**2
     penalties[-1] = 0  # the intercept has none
     diagonal = penalties.repeat(len(hessian) // len(scale)).to(hessian.dtype)
-    ridge = RIDGE * float(hessian.diagonal().mean())
+    # Where all probabilities are 0 or 1 in float32 there is no curvature to take a share of.
+    ridge = RIDGE * float(hessian.diagonal().mean()) or 1.0
     while True:
         matrix = hessian.clone()
         matrix.diagonal().add_(diagonal + ridge)
