@@ -83,35 +83,32 @@ def minimise(
 
     Returns:
         The last point, evaluated with products in float64. It may be above `tol`: after `max_iter` steps, where
-        rounding hides the way down even in float64, or where there is next to nothing left to gain.
+        rounding hides the way down even in float64, or where even float64 finds next to nothing left to gain.
     """
     point = _Point(start, *(yield Question(start, exact=False)))
     memory: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=MEMORY)
     exact, n_iter, n_eval, since = False, 0, 1, 0
     mark, marked = point.value, n_eval
     while n_iter < max_iter:
-        if point.norm <= tol:
-            if exact:
-                break
-            exact = True  # so that what is said of the end holds
-            point = _Point(point.weights, *(yield Question(point.weights, exact)))
-            n_eval += 1
-            continue
+        found, ended = None, point.norm <= tol
         if n_eval - marked >= STALL_EVALUATIONS:
-            if mark - point.value < STALL * abs(point.value):
-                break
+            ended = ended or mark - point.value < STALL * abs(point.value)
             mark, marked = point.value, n_eval
-        if since >= patience:
-            preconditioner, since, patience = refresh(point.weights), 0, 2 * patience
-        direction = _direction(point.gradient, memory, preconditioner)
-        found, trials = yield from _search(point, direction, exact=exact)
-        n_eval, since = n_eval + trials, since + trials
+        if not ended:
+            if since >= patience:
+                preconditioner, since, patience = refresh(point.weights), 0, 2 * patience
+            direction = _direction(point.gradient, memory, preconditioner)
+            found, trials = yield from _search(point, direction, exact=exact)
+            n_eval, since = n_eval + trials, since + trials
         if found is None:
             if exact:
                 break
-            exact = True  # float32 products have no more to say
+            exact = True  # float32 products have no more to say, and what is said of the end is to hold
+            if point.norm > tol:
+                memory.clear()  # the last changes are rounding
             point = _Point(point.weights, *(yield Question(point.weights, exact)))
             n_eval += 1
+            mark, marked = point.value, n_eval
             continue
         step, change = found.weights - point.weights, found.gradient - point.gradient
         curvature = float((step * change).sum())
