@@ -231,19 +231,21 @@ class Objective:
         columns = joined.shape[1]
         padded = torch.zeros(len(joined) - 1, -(-columns // COLUMNS) * COLUMNS, dtype=dtype, device=self.rows.device)
         padded[:, :columns] = joined[:-1]
-        intercept = (joined[-1] - self.rows.mean @ joined[:-1]).to(dtype)
+        centre = self.rows.mean.to(dtype)
+        rest = self.rows.mean - centre.double()  # what rounding left of the mean
+        intercept = (joined[-1] - rest @ joined[:-1]).to(dtype)
         gradient = torch.zeros(padded.shape, dtype=torch.float64, device=self.rows.device)
         at_intercept = torch.zeros(columns, dtype=torch.float64, device=self.rows.device)
         loss = torch.zeros(len(probes), dtype=torch.float64, device=self.rows.device)
         for first, block in self.rows.blocks(columns):
-            x = block.to(dtype)
+            x = block.to(dtype) - centre  # else float32 products of a large mean drown the rest
             logits = x @ padded  # (m, padded columns); the last ones are zero and stay so
             used = logits[:, :columns]
             used += intercept
             loss += self.loss.residuals(used, first, probes)
             gradient += x.T @ logits
             at_intercept += used.sum(dim=0, dtype=torch.float64)
-        gradient = gradient[:, :columns] - self.rows.mean[:, None] * at_intercept
+        gradient = gradient[:, :columns] - rest[:, None] * at_intercept
         joined_gradient = torch.cat([gradient, at_intercept[None]])  # (d + 1, p * width)
         found = []
         for total, part, own, probe in zip(
