@@ -79,10 +79,17 @@ def solve(
     probes = range(len(objective.penalties))
     zero = objective.zeros()
     norms = [float(gradient.abs().max()) for _, gradient in objective.evaluate([zero for _ in probes], probes)]
-    runs = [
-        _Run(objective, probe, start, tol=tol * norms[probe], max_iter=max_iter)
-        for probe, start in zip(probes, starts or [Start(zero) for _ in probes], strict=True)
-    ]
+    if min(norms) <= _rounding(objective.rows, objective.rows.dtype):
+        answers = objective.evaluate([zero for _ in probes], probes, exact=True)
+        norms = [float(gradient.abs().max()) for _, gradient in answers]
+    smallest = _rounding(objective.rows, torch.float64)
+    runs = []
+    for probe, start in zip(probes, starts or [Start(zero) for _ in probes], strict=True):
+        if norms[probe] > smallest:
+            runs.append(_Run(objective, probe, start, tol=tol * norms[probe], max_iter=max_iter))
+        else:  # balanced classes and features that tell nothing: zero is the optimum, and its gradient is rounding
+            norms[probe] = 0.0
+            runs.append(_Run(objective, probe, Start(zero), tol=float("inf"), max_iter=max_iter))
     asking = [run for run in runs if run.question is not None]
     while asking:
         for exact in {run.question.exact for run in asking if run.question is not None}:
@@ -95,6 +102,11 @@ def solve(
                 run.tell(answer)
         asking = [run for run in asking if run.question is not None]
     return [run.solution(norms[run.probe]) for run in runs]
+
+
+def _rounding(rows: Rows, dtype: torch.dtype) -> float:
+    """Where a gradient that should be zero can end up: some ulps of the largest features."""
+    return 8 * torch.finfo(dtype).eps * max(1.0, float((rows.mean.abs() + rows.scale).max()))
 
 
 class _Run:
@@ -177,8 +189,8 @@ class FastLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[mi
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> FastLogisticRegression:  # noqa: N803 - scikit-learn's name
         """Fit on features float (n, d) and labels (n,) of two classes or more."""
-        if not self.C > 0 or not np.isfinite(self.C):
-            raise ValueError(f"C is {self.C}; give a number above 0")
+        if not isinstance(self.C, int | float | np.number) or not 0 < self.C < float("inf"):
+            raise ValueError(f"C is {self.C!r}; give a number above 0")
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")  # noqa: N806 - scikit-learn's name
         check_classification_targets(y)
         self.classes_, targets = np.unique(y, return_inverse=True)
