@@ -375,7 +375,9 @@ def _fit(args: argparse.Namespace) -> int:
     from probe.cache import FITS
     from probe.models.devices import resolve_execution
     from probe.probes.fitting import How, fit_folds, hold_out
+    from probe.probes.kept import KeptFits
     from probe.probes.protocols import GROUPS, get_protocol
+    from probe.probes.solvers import device_for
 
     _limit_threads(args)
     protocols = [get_protocol(name) for name in _expand([args.protocol], GROUPS)]
@@ -389,13 +391,15 @@ def _fit(args: argparse.Namespace) -> int:
     if all(features.pre_projection is None for fold in folds for features in fold.values()):
         # The only point that this file has.
         protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
-    device = str(resolve_execution(args.device).device)
-    how = How(args.solver, device, paths.cache_dir(args.cache_dir) / FITS, shows_progress=True)
+    device = device_for(args.solver, str(resolve_execution(args.device).device))
+    kept = KeptFits(paths.cache_dir(args.cache_dir) / FITS)
+    how = How(args.solver, device, kept, shows_progress=True)
     results = {p.name: fit_folds(folds, metric=metric, protocol=p, how=how) for p in protocols}
     unfinished = {name: result for name, result in results.items() if not result.converged}
     if args.json:
         for name, result in results.items():
-            print(json.dumps({"file": args.file, "protocol": name, "about": found.about, **result.to_dict()}))
+            how_made = {"protocol": name, "device": device, "val_fraction": args.val_fraction, "seed": args.seed}
+            print(json.dumps({"file": args.file, **how_made, "about": found.about, **result.to_dict()}))
     else:
         rows = []
         for name, result in results.items():
@@ -407,6 +411,7 @@ def _fit(args: argparse.Namespace) -> int:
         print(tables.markdown_table(header, rows), end="")
         if unfinished:
             print("\n* the final fit did not converge")
+    kept.clear()
     if args.strict:
         for name, result in unfinished.items():
             _refuse_unfinished(f"{args.file} / {name}", asdict(result))

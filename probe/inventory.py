@@ -128,8 +128,9 @@ def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
             for left in root.glob("*/.*"):
                 if left.name.endswith((REMOVED, LOCK)) and _is_abandoned(left):
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-            for fit in (root / FITS).glob("*.npz"):  # of sweeps that were interrupted, and can be made again
-                fit.unlink(missing_ok=True)
+            for fit in (root / FITS).glob("*"):  # of sweeps that were interrupted, and can be made again
+                if _is_abandoned(fit):
+                    fit.unlink(missing_ok=True)
             all_kept = survey(root)
             whole = {kept.path.name for kept in all_kept if kept.state == "whole"}
             total = sum(kept.size for kept in all_kept)

@@ -1,6 +1,7 @@
-"""Ranks of models on the same test images, in which models that chance may have put apart share one.
+"""Ranks of models on the same test images: one more than the number of models that a paired test finds better.
 
-A model's rank is one more than the number of models that a paired test finds better.
+Models with the same number share a rank. Two of different ranks may still be a tie, if a third is better than one of
+them only; and of many pairs one in twenty passes a test by chance.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _rank(group: Sequence[RunRecord]) -> dict[tuple[str, ...], str]:
                 test = compare(outcomes[a.key], outcomes[b.key], same_images=same)
             except ResultsError:  # of other folds or metrics, which nothing ranks
                 return {}
-            better[b.key] += test.p_value < SIGNIFICANT
+            better[b.key] += test.p_value < SIGNIFICANT and test.difference > 0
     numbers = list(better.values())
     return {key: f"{1 + n}{' =' if numbers.count(n) > 1 else ''}" for key, n in better.items()}
 

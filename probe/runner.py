@@ -26,10 +26,11 @@ from probe.models.catalog import CATALOG as MODELS
 from probe.models.devices import resolve_execution
 from probe.models.memory import find_batch_size
 from probe.probes.fitting import How, fit_folds
+from probe.probes.kept import KeptFits
 from probe.probes.protocols import CATALOG as PROTOCOLS
 from probe.probes.protocols import get_protocol
 from probe.probes.results import ProbeResult
-from probe.probes.solvers import get_solver
+from probe.probes.solvers import device_for, get_solver
 from probe.progress import Progress, show_progress
 from probe.records import DONE, FAILED, RunRecord, check_writable, write_record
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
@@ -44,12 +45,13 @@ DEFAULT_ACCESS = Access()
 
 @dataclass(frozen=True)
 class Done:
-    """A cell that has its score, with what a comparison of modes needs."""
+    """A cell that has its score, with what a comparison of modes needs, and fits that are kept until it is written."""
 
     spec: RunSpec
     record: RunRecord
     extraction: Extraction = field(repr=False)
     result: ProbeResult = field(repr=False)
+    kept: KeptFits = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,8 @@ def _run_cells(specs: Sequence[RunSpec], access: Access) -> Iterator[Done | Fail
             for group in of_dataset:
                 for cell in _run_dataset(group, access, progress):
                     write_record(cell.record, results_dir)
+                    if isinstance(cell, Done):
+                        cell.kept.clear()
                     yield cell
     finally:  # also after Ctrl-C: what is done is in the tables
         tables.write_tables(results_dir)
@@ -259,6 +263,7 @@ def _run_cells_of(
 def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access: Access) -> Done:
     digests = by_split(extraction.rows, lambda k, name: {"sha256": extraction.split(name, k).sha256})
     same_protocol = [cell for cell in finished if (cell.spec.model, cell.spec.protocol) == (spec.model, spec.protocol)]
+    kept = KeptFits(paths.cache_dir(access.cache) / FITS)
     twin = next((cell for cell in same_protocol if cell.record.features == digests), None)
     started = time.perf_counter()
     if twin is not None:  # the same bytes under the same protocol have the same probe
@@ -266,15 +271,14 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access
         result = twin.result
     else:
         folds = ({name: extraction.split(name, k) for name in SPLITS} for k in range(len(extraction.rows)))
-        kept_in = paths.cache_dir(access.cache) / FITS
-        how = How(spec.solver, spec.device if spec.device.startswith("cuda") else "cpu", kept_in, shows_progress=True)
+        how = How(spec.solver, device_for(spec.solver, spec.device), kept, shows_progress=True)
         result = fit_folds(folds, metric=spec.dataset.metric, protocol=spec.protocol, how=how)
     numbers = (result.score, result.objective, result.gradient_norm, result.gradient_ratio, result.excess)
     if not np.isfinite(numbers).all():  # which JSON does not have
         raise ProtocolError(f"{spec}: score, objective or gradient is not finite, {numbers}; see its features")
     seconds = time.perf_counter() - started
     record = _record(spec, extraction=extraction, features=digests, result=result, fit_seconds=seconds)
-    done = Done(spec, record, extraction, result)
+    done = Done(spec, record, extraction, result, kept)
     eager = next((cell for cell in same_protocol if spec.jit and cell.record.mode == "eager"), None)
     return done if eager is None else replace(done, record=replace(record, parity=compare(eager, done)))
 

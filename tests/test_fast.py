@@ -41,14 +41,14 @@ def _objective(x, y, fit, C):
 
 
 def _gradient_ratio(x, y, fit, C):
-    """Largest component of the gradient of centred features over that at weights of zero, by NumPy in float64."""
+    """Largest component of the gradient over that at weights of zero, by NumPy in float64."""
     x = x.astype(np.float64)
-    centred = np.hstack([x - x.mean(axis=0), np.ones((len(x), 1))])
+    with_ones = np.hstack([x, np.ones((len(x), 1))])
     labels = y[:, None] == fit.classes_
     sizes = []
     for weights, intercept in ((fit.coef_, fit.intercept_), (0 * fit.coef_, 0 * fit.intercept_)):
         residuals = np.exp(_log_likelihoods(x, weights, intercept)) - labels
-        gradient = centred.T @ residuals[:, -len(weights) :] / len(x)
+        gradient = with_ones.T @ residuals[:, -len(weights) :] / len(x)
         gradient[:-1] += weights.T / (C * len(x))
         sizes.append(np.abs(gradient).max())
     return sizes[0] / sizes[1]

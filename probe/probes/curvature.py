@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probe.errors import FeaturesError
 from probe.probes.objective import Objective, Rows
 
 SAMPLE = 4096  # rows
@@ -138,6 +139,8 @@ def _factor(hessian: Tensor, penalty: float, scale: Tensor) -> Tensor:
     diagonal = penalties.repeat(len(hessian) // len(scale)).to(hessian.dtype)
     # Where all probabilities are 0 or 1 in float32 there is no curvature to take a share of.
     ridge = RIDGE * float(hessian.diagonal().mean()) or 1.0
+    if not torch.isfinite(hessian).all():
+        raise FeaturesError("the curvature of the loss is not finite; divide the features by their size")
     while True:
         matrix = hessian.clone()
         matrix.diagonal().add_(diagonal + ridge)
@@ -163,6 +166,8 @@ def _hessian(unknowns: Tensor, probabilities: Tensor, share: Tensor) -> Tensor:
 
 def _groups(probabilities: Tensor, size: int) -> list[Tensor]:
     """Classes (g,) in groups of `size`, each of classes that are likely at once."""
+    if size == 1:
+        return list(torch.arange(probabilities.shape[1], device=probabilities.device)[:, None])
     together = (probabilities.T @ probabilities).fill_diagonal_(-1.0).cpu().numpy()
     left = list(range(len(together)))
     groups = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ class Solution:
 
     Args:
         minimum: where the minimisation ended.
-        gradient_ratio: largest component of the gradient, relative to that at weights of zero.
+        gradient_norm: largest component of the gradient by the weights of the features as they are.
+        gradient_ratio: that, relative to its value at weights of zero.
         converged: whether that is `tol` or less.
         excess: how far the objective can be above its minimum at most: the squared length of the gradient over twice
             the strength of the penalty. It holds for the intercept at its best.
@@ -53,6 +55,7 @@ class Solution:
     """
 
     minimum: Minimum
+    gradient_norm: float
     gradient_ratio: float
     converged: bool
     excess: float
@@ -65,7 +68,9 @@ def solve(
     starts: Sequence[Start] | None = None,
     tol: float = TOL,
     max_iter: int = 1000,
+    ends_exact: bool = True,
     tick: Callable[[int], None] | None = None,
+    done: Callable[[int, Solution], None] | None = None,
 ) -> list[Solution]:
     """Minimise all probes of an objective, side by side.
 
@@ -74,34 +79,51 @@ def solve(
         starts: where each begins; None is at weights of zero.
         tol: when to stop, relative to the gradient at zero.
         max_iter: most steps.
+        ends_exact: go on in float64 where float32 has said all it can, and measure the end there.
         tick: is told the number of every pass over the data.
+        done: is given each probe's number and solution as soon as it is there.
     """
     probes = range(len(objective.penalties))
     zero = objective.zeros()
-    norms = [float(gradient.abs().max()) for _, gradient in objective.evaluate([zero for _ in probes], probes)]
+    norms = _norms(objective, zero, exact=False)
     if min(norms) <= _rounding(objective.rows, objective.rows.dtype):
-        answers = objective.evaluate([zero for _ in probes], probes, exact=True)
-        norms = [float(gradient.abs().max()) for _, gradient in answers]
+        norms = _norms(objective, zero, exact=True)
     smallest = _rounding(objective.rows, torch.float64)
     runs = []
     for probe, start in zip(probes, starts or [Start(zero) for _ in probes], strict=True):
         if norms[probe] > smallest:
-            runs.append(_Run(objective, probe, start, tol=tol * norms[probe], max_iter=max_iter))
+            runs.append(_Run(objective, probe, start, tol=tol * norms[probe], max_iter=max_iter, ends_exact=ends_exact))
         else:  # balanced classes and features that tell nothing: zero is the optimum, and its gradient is rounding
             norms[probe] = 0.0
-            runs.append(_Run(objective, probe, Start(zero), tol=float("inf"), max_iter=max_iter))
-    asking = [run for run in runs if run.question is not None]
+            runs.append(_Run(objective, probe, Start(zero), tol=float("inf"), max_iter=max_iter, ends_exact=True))
+    solutions: dict[int, Solution] = {}
+    asking = runs
     while asking:
-        for exact in {run.question.exact for run in asking if run.question is not None}:
-            group = [run for run in asking if run.question is not None and run.question.exact == exact]
-            points = [run.question.weights for run in group if run.question is not None]
+        for exact in sorted({run.question.exact for run in asking}):
+            group = [run for run in asking if run.question.exact == exact]
+            points = [run.question.weights for run in group]
             answers = objective.evaluate(points, [run.probe for run in group], exact=exact)
             if tick is not None:
                 tick(objective.num_passes)
             for run, answer in zip(group, answers, strict=True):
-                run.tell(answer)
-        asking = [run for run in asking if run.question is not None]
-    return [run.solution(norms[run.probe]) for run in runs]
+                if run.tell(answer):
+                    solutions[run.probe] = run.solution(norms[run.probe])
+                    if done is not None:
+                        done(run.probe, solutions[run.probe])
+        asking = [run for run in asking if run.probe not in solutions]
+    return [solutions[probe] for probe in probes]
+
+
+def _norms(objective: Objective, weights: Tensor, *, exact: bool) -> list[float]:
+    """Of the gradients of all probes at the same weights."""
+    probes = range(len(objective.penalties))
+    return [
+        _norm(objective, gradient) for _, gradient in objective.evaluate([weights for _ in probes], probes, exact=exact)
+    ]
+
+
+def _norm(objective: Objective, gradient: Tensor) -> float:
+    return float(objective.uncentred(gradient).abs().max())
 
 
 def _rounding(rows: Rows, dtype: torch.dtype) -> float:
@@ -112,28 +134,35 @@ def _rounding(rows: Rows, dtype: torch.dtype) -> float:
 class _Run:
     """One minimisation and the question that it waits on."""
 
-    def __init__(self, objective: Objective, probe: int, start: Start, *, tol: float, max_iter: int) -> None:
+    def __init__(
+        self, objective: Objective, probe: int, start: Start, *, tol: float, max_iter: int, ends_exact: bool
+    ) -> None:
         self.objective, self.probe, self.tol = objective, probe, tol
         self.curvature = start.curvature
         penalty = objective.penalties[probe]
         first = self.curvature.with_penalty(penalty) if self.curvature else curvature.at_zero(objective, probe)
+        patience = max(PATIENCE, curvature.passes(objective) // 5)
         self.dialogue: Dialogue = minimise(
             start.weights,
             first,
             refresh=self._refresh,
-            patience=max(PATIENCE, curvature.passes(objective) // 5),
+            measure=partial(_norm, objective),
+            patience=patience if start.curvature is None else 2 * patience,
             tol=tol,
             max_iter=max_iter,
+            ends_exact=ends_exact,
         )
-        self.question: Question | None = next(self.dialogue)
+        self.question: Question = next(self.dialogue)
         self.minimum: Minimum | None = None
 
-    def tell(self, answer: tuple[float, Tensor]) -> None:
-        """Answer the question, and hear the next."""
+    def tell(self, answer: tuple[float, Tensor]) -> bool:
+        """Answer the question, and hear the next; whether there is none."""
         try:
             self.question = self.dialogue.send(answer)
         except StopIteration as end:
-            self.question, self.minimum = None, end.value
+            self.minimum = end.value
+            return True
+        return False
 
     def _refresh(self, weights: Tensor) -> Preconditioner:
         self.curvature = curvature.estimate(self.objective, self.probe, weights)
@@ -142,9 +171,16 @@ class _Run:
     def solution(self, norm: float) -> Solution:
         """What came of it."""
         assert self.minimum is not None
-        ratio = self.minimum.gradient_norm / norm if norm else 0.0
-        excess = self.minimum.gradient_length**2 / (2 * self.objective.penalties[self.probe])
-        return Solution(self.minimum, ratio, self.minimum.gradient_norm <= self.tol, excess, self.curvature)
+        found = _norm(self.objective, self.minimum.gradient)
+        length = float(self.objective.uncentred(self.minimum.gradient).square().sum())  # squared
+        return Solution(
+            self.minimum,
+            gradient_norm=found,
+            gradient_ratio=found / norm if norm else 0.0,
+            converged=found <= self.tol,
+            excess=length / (2 * self.objective.penalties[self.probe]),
+            curvature=self.curvature,
+        )
 
 
 class FastLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # untyped

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from probe.environment import package_version
@@ -41,13 +43,13 @@ class How:
     Args:
         solver: a name of `solvers.SOLVERS`.
         device: where it computes.
-        kept_in: folder in which finished fits are kept until the result is there; None keeps none.
+        kept: where finished fits are kept, for whoever writes the result to clear; None keeps none.
         shows_progress: a bar on stderr where that is a terminal.
     """
 
     solver: str = "sklearn"
     device: str = "cpu"
-    kept_in: Path | None = None
+    kept: KeptFits | None = None
     shows_progress: bool = False
 
 
@@ -93,8 +95,8 @@ def fit_probe(
     if reason:
         raise ProtocolError(reason)
     probe = _Probe(rules, metric, num_classes, how)
+    _announce(rules, [train] if val is None or not rules.refit else [train, val], how, num_classes=num_classes)
     if not rules.shots:
-        _warn_of_missing_classes(train, val, test)
         result = probe.fit(train, val, test)
     else:
         result = mean_result([probe.fit_draw(seed, train, val, test) for seed in range(rules.num_seeds)], of="draws")
@@ -115,7 +117,9 @@ class _Probe:
         drawn = draw(train.y, shots=self.rules.shots, held_out=self.rules.held_out, seed=seed)
         chooser = train.take(drawn.held_out) if self.rules.held_out else val
         result = self.fit(train.take(drawn.train), chooser, test)
-        return replace(result, seed=seed, indices=" ".join(map(str, drawn.train.tolist())))
+        positions = {"indices": drawn.train, "held_out": drawn.held_out}
+        texts = {name: " ".join(map(str, chosen.tolist())) for name, chosen in positions.items()}
+        return replace(result, seed=seed, indices=texts["indices"], held_out=texts["held_out"] or None)
 
     def fit(self, train: Features, val: Features | None, test: Features) -> ProbeResult:
         """Choose C where there is a choice, and fit."""
@@ -123,15 +127,16 @@ class _Probe:
         sweep: tuple[SweepPoint, ...] = ()
         C, near = rules.grid[0], None  # noqa: N806 - the field's name
         parts = [train] if val is None or not rules.refit else [train, val]
-        kept: list[KeptFits] = []
         if len(rules.grid) > 1:
             assert val is not None
-            found, fits = self._sweep(train, val, kept)
+            found, fits = self._sweep(train, val)
             sweep = tuple(found.values())
             C = best(found, lambda point: point.score)  # noqa: N806 - the field's name
             near = fits[C]
+        _warn_of_missing_classes(parts, test)
         # On the same images it has been made.
-        final = near if near is not None and len(parts) == 1 else self._fitter(parts, kept)(C, near)
+        is_made = near is not None and len(parts) == 1 and (near.converged or self.how.solver == "sklearn")
+        final = near if near is not None and is_made else _Fitter(rules, parts, self.how).fit(C, near)
         if not final.converged:
             logger.warning(
                 "the final fit at C = %.4g did not converge: %d iterations, gradient at %.1e of its start",
@@ -141,8 +146,6 @@ class _Probe:
             )
         y_score = final.scores(_features(rules, test), self.num_classes)
         outcomes = outcomes_of(self.metric, test.y, y_score)
-        for fits_of_stage in kept:
-            fits_of_stage.clear()
         return ProbeResult(
             metric=self.metric,
             score=get_metric(self.metric)(test.y, y_score),
@@ -162,84 +165,125 @@ class _Probe:
             outcomes=(outcomes,),
         )
 
-    def _sweep(
-        self, train: Features, val: Features, kept: list[KeptFits]
-    ) -> tuple[dict[float, SweepPoint], dict[float, Fit]]:
+    def _sweep(self, train: Features, val: Features) -> tuple[dict[float, SweepPoint], dict[float, Fit]]:
         """The values of C that were tried, ascending, and their fits."""
-        fit, x_val = self._fitter([train], kept), _features(self.rules, val)
+        fitter, x_val = _Fitter(self.rules, [train], self.how), _features(self.rules, val)
         score = get_metric(self.metric)
         fits: dict[float, Fit] = {}
 
-        def evaluate(C: float) -> SweepPoint:  # noqa: N803 - the field's name
-            # The nearest that is there, of two the smaller, whose optimum is the easier one.
-            near = min(fits, key=lambda known: (round(abs(math.log(known / C)), 9), known), default=None)
-            fitted = fits[C] = fit(C, None if near is None else fits[near])
-            on_val = score(val.y, fitted.scores(x_val, self.num_classes))
-            logger.debug("C = %.4g: %.4f on validation, %d iterations", C, on_val, fitted.n_iter)
-            return SweepPoint(C, on_val, fitted.n_iter, fitted.converged, fitted.gradient_ratio, fitted.objective)
+        def evaluate(strengths: Sequence[float]) -> list[SweepPoint]:
+            fitter.fit_all(strengths, fits)
+            return [point(fits[C]) for C in strengths]
+
+        def point(fit: Fit) -> SweepPoint:
+            on_val = score(val.y, fit.scores(x_val, self.num_classes))
+            logger.debug("C = %.4g: %.4f on validation, %d iterations", fit.C, on_val, fit.n_iter)
+            return SweepPoint(fit.C, on_val, fit.n_iter, fit.converged, fit.gradient_ratio, fit.objective)
 
         tried = search(evaluate, self.rules.grid, coarse_step=self.rules.coarse_step, score=lambda point: point.score)
         return tried, fits
-
-    def _fitter(self, parts: Sequence[Features], kept: list[KeptFits]) -> _Fitter:
-        fitter = _Fitter(self.rules, parts, self.how, num_classes=self.num_classes)
-        kept.append(fitter.kept)
-        return fitter
 
 
 class _Fitter:
     """Fits on some training images: what is kept from before, the rest by a solver, which is made when needed."""
 
-    def __init__(self, rules: Protocol, parts: Sequence[Features], how: How, *, num_classes: int) -> None:
-        self.rules, self.parts, self.how, self.num_classes = rules, parts, how, num_classes
-        key = None
-        if how.kept_in is not None:
-            key = {
-                "features": [part.sha256 for part in parts],
+    def __init__(self, rules: Protocol, parts: Sequence[Features], how: How) -> None:
+        self.rules, self.parts, self.how = rules, parts, how
+        self.kept = how.kept or KeptFits(None)
+        self.can_start_near = how.solver == "fast" or rules.warm_start
+        self.key: dict[str, Any] = {}
+        if self.kept.folder is not None:
+            self.key = {
+                "features": [(part.sha256, part.at(rules.feature_point).shape, part.y.shape) for part in parts],
                 "point": [rules.feature_point, rules.normalize],
-                "fit": [rules.max_iter, rules.tol, rules.warm_start, how.solver, how.device],
+                "fit": [rules.max_iter, rules.tol, how.solver, how.device, torch.get_num_threads()],
                 "packages": [package_version(name) for name in LIBRARIES],
             }
-        self.kept = KeptFits(how.kept_in, key)
-        self.solver: Solver | None = None
 
-    def __call__(self, C: float, near: Fit | None) -> Fit:  # noqa: N803 - the field's name
-        """Fit at a C; where the protocol does not let scikit-learn's begin at a near fit, it begins at zero."""
-        if self.how.solver == "sklearn" and not self.rules.warm_start:
-            near = None
-        name = [C, None if near is None else near.C]
-        found = self.kept.find(name)
-        if found is None:
-            if self.solver is None:
-                self.solver = self._make_solver()
-            with tqdm(
-                desc=f"{self.rules.name}, C = {C:.3g}", unit="it", disable=None if self.how.shows_progress else True
-            ) as bar:
-                found = self.solver.fit(C, near, tick=lambda _: bar.update() and None)
-            self.kept.keep(name, found)
-        return found
-
-    def _make_solver(self) -> Solver:
+    @cached_property
+    def solver(self) -> Solver:
+        """On these images."""
         arrays = [_features(self.rules, part) for part in self.parts]
         y = np.concatenate([part.y for part in self.parts])
-        cost = costs.estimate(
-            self.rules, self.how.solver, arrays[0], n=len(y), k=self.num_classes, num_parts=len(arrays)
-        )
-        costs.refuse_too_much(cost, self.how.solver, self.how.device)
-        logger.log(
-            logging.INFO if cost.seconds > WORTH_SAYING else logging.DEBUG,
-            "%s by %s: %d images of %d features, at most %d fits, about %.0f s, %.1f GB of memory",
-            self.rules.name,
-            self.how.solver,
-            len(y),
-            arrays[0].shape[1],
-            cost.fits,
-            cost.seconds,
-            cost.memory / 1e9,
-        )
-        return get_solver(self.how.solver)(
-            arrays, y, max_iter=self.rules.max_iter, tol=self.rules.tol, device=self.how.device
-        )
+        kind = get_solver(self.how.solver)
+        return kind(arrays, y, max_iter=self.rules.max_iter, tol=self.rules.tol, device=self.how.device)
+
+    def fit(self, C: float, near: Fit | None) -> Fit:  # noqa: N803 - the field's name
+        """The final fit."""
+        near = near if self.can_start_near else None
+        found = self.kept.find(self._name(C, near, is_final=True))
+        if found is None:
+            with self._progress(f"C = {C:.3g}") as bar:
+                found = self.solver.fit(C, near, tick=_ticks(bar))
+            self.kept.keep(self._name(C, near, is_final=True), found)
+        return found
+
+    def fit_all(self, strengths: Sequence[float], fits: dict[float, Fit]) -> None:
+        """Add fits that serve to choose C, each beginning at the nearest one that is there, where that is allowed."""
+        left, size = list(strengths), 0
+        while left:
+            # What is kept needs no solver, and so no room for one.
+            size = size or (1 if len(left) == 1 or self.how.solver == "sklearn" else self.solver.batch())
+            batch, left = left[:size], left[size:]
+            nears = {C: _nearest(fits, C) if self.can_start_near else None for C in batch}
+            names = {C: self._name(C, near, is_final=False) for C, near in nears.items()}
+            found = {C: self.kept.find(name) for C, name in names.items()}
+            missing = [C for C, fit in found.items() if fit is None]
+            done: dict[float, Fit] = {C: fit for C, fit in found.items() if fit is not None}
+
+            def keep(fit: Fit, names: dict[float, Any] = names, done: dict[float, Fit] = done) -> None:
+                self.kept.keep(names[fit.C], fit)
+                done[fit.C] = fit
+
+            if missing:
+                with self._progress(f"{len(missing)} of {len(strengths)} values of C") as bar:
+                    starts = [nears[C] for C in missing]
+                    self.solver.fit_all(missing, starts, done=keep, tick=_ticks(bar))
+            fits.update(done)
+
+    def _name(self, C: float, near: Fit | None, *, is_final: bool) -> Any:  # noqa: N803 - the field's name
+        start = None if near is None else hashlib.sha256(near.coef.tobytes() + near.intercept.tobytes()).hexdigest()
+        return {**self.key, "C": C, "start": start, "is_final": is_final}
+
+    def _progress(self, what: str) -> tqdm[Any]:
+        shown = None if self.how.shows_progress else True
+        return tqdm(desc=f"{self.rules.name}, {what}", unit="it", disable=shown)
+
+
+def _ticks(bar: tqdm[Any]) -> Callable[[int], None]:
+    """What moves a bar with every iteration."""
+
+    def tick(_: int) -> None:
+        bar.update()
+
+    return tick
+
+
+def _nearest(fits: Mapping[float, Fit], C: float) -> Fit | None:  # noqa: N803 - the field's name
+    """The fit of the nearest C; of two as near that of the smaller, whose optimum is the easier one."""
+    near = min(fits, key=lambda known: (round(abs(math.log(known / C)), 9), known), default=None)
+    return None if near is None else fits[near]
+
+
+def _announce(rules: Protocol, parts: Sequence[Features], how: How, *, num_classes: int) -> None:
+    """Say what a probe will take, and stop where there is no room for it; before anything is fitted."""
+    arrays = [part.at(rules.feature_point) for part in parts]
+    n = sum(map(len, arrays))
+    if rules.shots:
+        n = min(n, num_classes * rules.shots)
+    cost = costs.estimate(rules, how.solver, arrays[0], n=n, k=num_classes, num_parts=len(arrays))
+    costs.refuse_too_much(cost, how.solver, how.device)
+    logger.log(
+        logging.INFO if cost.seconds > WORTH_SAYING else logging.DEBUG,
+        "%s by %s: %d images of %d features, at most %d fits, about %.0f s or less on the CPU, %.1f GB of memory",
+        rules.name,
+        how.solver,
+        n,
+        arrays[0].shape[1],
+        cost.fits,
+        cost.seconds,
+        cost.memory / 1e9,
+    )
 
 
 def fit_folds(
@@ -306,12 +350,13 @@ def _features(rules: Protocol, part: Features) -> np.ndarray:
     return x / np.where(lengths > 0, lengths, 1)
 
 
-def _warn_of_missing_classes(train: Features, val: Features | None, test: Features) -> None:
+def _warn_of_missing_classes(parts: Sequence[Features], test: Features) -> None:
     """Say which classes are scored and cannot be right, as no training image shows them."""
-    if train.y.ndim == 2:
-        return
-    seen = np.unique(np.concatenate([part.y for part in (train, val) if part is not None]))
-    missing = np.setdiff1d(test.y, seen)
+    y = np.concatenate([part.y for part in parts])
+    if y.ndim == 2:
+        missing = np.flatnonzero((test.y == 1).any(axis=0) & ~((y == 1).any(axis=0) & (y == 0).any(axis=0)))
+    else:
+        missing = np.setdiff1d(test.y, y)
     if len(missing):
         logger.warning(
             "%d classes of the test split have no training image and count as wrong: %s",
@@ -352,6 +397,8 @@ def _check(rules: Protocol, *, train: Features, val: Features | None, test: Feat
                 raise FeaturesError(
                     f"{name} has labels {part.y.shape}, train {train.y.shape}; give all the same classes"
                 )
+            if part.y.ndim == 2 and part.y.max() > 1:
+                raise FeaturesError(f"{name} has the label {part.y.max()}; give rows of 1, 0 and -1")
             widths[name] = x.shape[1]
     if len(set(widths.values())) > 1:
         raise FeaturesError(f"the splits have features of different widths, {widths}; use one model for all")

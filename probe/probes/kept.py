@@ -8,6 +8,7 @@ import uuid
 import zipfile
 import zlib
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +19,34 @@ from probe.specs import digest
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # raised with every change of the suite that changes fits
 # What reading a file raises that is not as it was written.
 DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 ARRAYS = ("coef", "intercept", "classes")
 
 
+@cache
+def code_digest() -> str:
+    """Of the modules that fit: another version of the suite makes its own fits."""
+    return digest([path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))])
+
+
 @dataclass
 class KeptFits:
-    """The fits of one probe.
+    """The fits that go into one result.
 
     Args:
         folder: where they lie, together with those of others; None keeps nothing.
-        key: what all of them depend on, as JSON has it.
     """
 
     folder: Path | None
-    key: Any
     used: set[Path] = field(default_factory=set)
 
     def _path(self, name: Any) -> Path:
         assert self.folder is not None
-        return self.folder / f"{digest([VERSION, self.key, name])}.npz"
+        return self.folder / f"{digest([code_digest(), name])}.npz"
 
     def find(self, name: Any) -> Fit | None:
-        """The fit of a name; None where there is none, or a damaged one."""
+        """The fit under a name, all that it depends on, as JSON has it; None where there is none that is whole."""
         if self.folder is None:
             return None
         path = self._path(name)
@@ -76,11 +80,12 @@ class KeptFits:
             temporary.replace(path)
         except OSError as err:
             logger.warning("fits are not kept in %s (%s)", self.folder, err.strerror or err)
+        finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove them, when the result is written."""
+        """Remove them, now that the result is written."""
         for path in self.used:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)

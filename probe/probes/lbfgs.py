@@ -16,10 +16,14 @@ from probe.probes.curvature import Preconditioner
 MEMORY = 20  # pairs of steps and gradient changes
 ARMIJO, CURVATURE = 1e-4, 0.9  # conditions of Wolfe, as Nocedal and Wright 2006, section 3.1, give them
 TRIALS = 15  # of a line search
+# The preconditioner's scale changes slowly, and finding it costs as much as using it: it is found at every step at
+# first, then at each of so many.
+SCALE_STEPS, FIRST_STEPS = 8, 4
 # Where the value changes by less than this it is rounding, and the slope alone decides: the approximate conditions of
 # Hager and Zhang 2005 (SIAM J. Optim. 16).
 ROUNDING = 1e-7
-# Where the value falls by less than a share of `STALL` in so many evaluations, the rest of the way is too long to go.
+# Where the value falls by less than a share of `STALL` in so many evaluations, and the gradient not to half, the rest of
+# the way is too long to go.
 STALL, STALL_EVALUATIONS = 1e-7, 50
 
 
@@ -33,21 +37,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where a minimisation ended.
-
-    `gradient_norm` is the largest component of the gradient, `gradient_length` the square root of the sum of its
-    squares.
-    """
+    """Where a minimisation ended."""
 
     weights: Tensor
     objective: float
-    gradient_norm: float
-    gradient_length: float
+    gradient: Tensor
     n_iter: int
     n_eval: int
 
 
 Answer = tuple[float, Tensor]
+Memory = deque[tuple[Tensor, Tensor, float]]  # steps, changes of the gradient, and the inverses of their products
 Dialogue = Generator[Question, Answer, Minimum]
 
 
@@ -57,72 +57,81 @@ class _Point:
     value: float
     gradient: Tensor
 
-    @property
-    def norm(self) -> float:
-        return float(self.gradient.abs().max())
-
 
 def minimise(
     start: Tensor,
     preconditioner: Preconditioner,
     *,
     refresh: Callable[[Tensor], Preconditioner],
+    measure: Callable[[Tensor], float],
     patience: int,
     tol: float,
     max_iter: int,
+    ends_exact: bool = True,
 ) -> Dialogue:
-    """Go down until no component of the gradient exceeds `tol`.
+    """Go down until the gradient measures `tol` or less.
 
     Args:
         start: float64 weights.
         preconditioner: to begin with.
         refresh: makes a better one at some weights.
+        measure: the size of a gradient.
         patience: evaluations after which it is asked for one; twice as many for the next, and so on.
-        tol: largest component of the gradient to stop at.
+        tol: what the gradient may measure in the end.
         max_iter: most steps.
+        ends_exact: go on in float64 where float32 has said all it can, and end there.
 
     Returns:
-        The last point, evaluated with products in float64. It may be above `tol`: after `max_iter` steps, where
-        rounding hides the way down even in float64, or where even float64 finds next to nothing left to gain.
+        The last point, if `ends_exact` with products in float64. It may be above `tol`: after `max_iter` steps, where
+        rounding hides the way down, or where there is next to nothing left to gain.
     """
     point = _Point(start, *(yield Question(start, exact=False)))
-    memory: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=MEMORY)
-    exact, n_iter, n_eval, since = False, 0, 1, 0
-    mark, marked = point.value, n_eval
+    memory: Memory = deque(maxlen=MEMORY)
+    exact, n_iter, n_eval, since, scale = False, 0, 1, 0, 1.0
+    mark, marked = point, n_eval
     while n_iter < max_iter:
-        found, ended = None, point.norm <= tol
+        found, ended = None, measure(point.gradient) <= tol
         if n_eval - marked >= STALL_EVALUATIONS:
-            ended = ended or mark - point.value < STALL * abs(point.value)
-            mark, marked = point.value, n_eval
+            is_slow = mark.value - point.value < STALL * abs(point.value)
+            ended = ended or (is_slow and measure(point.gradient) > measure(mark.gradient) / 2)
+            mark, marked = point, n_eval
         if not ended:
             if since >= patience:
                 preconditioner, since, patience = refresh(point.weights), 0, 2 * patience
-            direction = _direction(point.gradient, memory, preconditioner)
+            if memory and (n_iter % SCALE_STEPS == 0 or len(memory) < FIRST_STEPS or since == 0):
+                scale = _scale(memory, preconditioner)
+            direction = _direction(point.gradient, memory, preconditioner, scale)
             found, trials = yield from _search(point, direction, exact=exact)
             n_eval, since = n_eval + trials, since + trials
         if found is None:
-            if exact:
+            if exact or not ends_exact:
                 break
             exact = True  # float32 products have no more to say, and what is said of the end is to hold
-            if point.norm > tol:
+            if measure(point.gradient) > tol:
                 memory.clear()  # the last changes are rounding
+                scale = 1.0
             point = _Point(point.weights, *(yield Question(point.weights, exact)))
             n_eval += 1
-            mark, marked = point.value, n_eval
+            mark, marked = point, n_eval
             continue
         step, change = found.weights - point.weights, found.gradient - point.gradient
         curvature = float((step * change).sum())
         if curvature > 0:
             memory.append((step, change, 1 / curvature))
         point, n_iter = found, n_iter + 1
-    if not exact:
+    if ends_exact and not exact:
         point = _Point(point.weights, *(yield Question(point.weights, exact=True)))
         n_eval += 1
-    length = float(point.gradient.square().sum().sqrt())
-    return Minimum(point.weights, point.value, point.norm, length, n_iter, n_eval)
+    return Minimum(point.weights, point.value, point.gradient, n_iter, n_eval)
 
 
-def _direction(gradient: Tensor, memory: deque[tuple[Tensor, Tensor, float]], preconditioner: Preconditioner) -> Tensor:
+def _scale(memory: Memory, preconditioner: Preconditioner) -> float:
+    """How much the preconditioner is too large or too small for the last change of the gradient."""
+    _, change, inverse = memory[-1]
+    return 1 / (inverse * float((change * preconditioner.solve(change)).sum()))
+
+
+def _direction(gradient: Tensor, memory: Memory, preconditioner: Preconditioner, scale: float) -> Tensor:
     """The two loops of Nocedal 1980, around the preconditioner."""
     q = gradient.clone()
     shares = []
@@ -130,10 +139,7 @@ def _direction(gradient: Tensor, memory: deque[tuple[Tensor, Tensor, float]], pr
         share = inverse * float((step * q).sum())
         shares.append(share)
         q -= share * change
-    q = preconditioner.solve(q)
-    if memory:
-        _, change, inverse = memory[-1]
-        q /= inverse * float((change * preconditioner.solve(change)).sum())
+    q = scale * preconditioner.solve(q)
     for (step, change, inverse), share in zip(memory, reversed(shares), strict=True):
         q += (share - inverse * float((change * q).sum())) * step
     return -q

@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probe.errors import FeaturesError
+
 BLOCK_BYTES = 1 << 23  # of a block of features or of its logits: about what stays in a processor's cache
 MIN_ROWS, MAX_ROWS = 256, 8192
 CUDA_ROWS = 65_536  # a GPU needs more at once
+COPY_BYTES = 1 << 31  # of features that are centred once, rather than block by block in every pass
 COLUMNS = 16  # logits are padded to a multiple: with 10 columns a product takes twice as long as with 16
 
 
@@ -62,6 +65,25 @@ class Rows:
                 yield first + start, part[start : start + size].to(self.device)
             first += len(part)
 
+    def centred(self, columns: int, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        """As `blocks`, of features less their mean in a type: float32 products of a large mean would drown the rest."""
+        if dtype == self.dtype and self._copy is not None:
+            yield from self._copy.blocks(columns)
+        else:
+            centre = self.mean.to(dtype)
+            for first, block in self.blocks(columns):
+                yield first, block.to(dtype) - centre
+
+    @cached_property
+    def _copy(self) -> Rows | None:
+        """The features less their mean, where that takes little memory."""
+        if sum(part.numel() * part.element_size() for part in self.parts) > COPY_BYTES:
+            return None
+        copy = Rows.__new__(Rows)
+        copy.device, copy.num_features, copy.sizes = self.device, self.num_features, self.sizes
+        copy.parts = [part - self.mean.to(part.dtype) for part in self.parts]
+        return copy
+
     def take(self, positions: np.ndarray) -> Tensor:
         """Some rows, by ascending positions int64 (m,)."""
         found, first = [], 0
@@ -88,7 +110,7 @@ class Rows:
             centred = block - mean
             total += (centred.T @ centred).double()
         if not total.isfinite().all():
-            raise ValueError(f"squares of the features exceed {self.dtype}; divide the features by their size")
+            raise FeaturesError(f"squares of the features exceed {self.dtype}; divide the features by their size")
         return total / len(self)
 
     @cached_property
@@ -215,6 +237,10 @@ class Objective:
         shape = (self.rows.num_features + 1, self.loss.width)
         return torch.zeros(shape, dtype=torch.float64, device=self.rows.device)
 
+    def uncentred(self, gradient: Tensor) -> Tensor:
+        """The gradient (d + 1, width) by the weights of the features as they are, given that of the centred ones."""
+        return torch.cat([gradient[:-1] + self.rows.mean[:, None] * gradient[-1], gradient[-1:]])
+
     def evaluate(
         self, weights: Sequence[Tensor], probes: Sequence[int], *, exact: bool = False
     ) -> list[tuple[float, Tensor]]:
@@ -237,8 +263,7 @@ class Objective:
         gradient = torch.zeros(padded.shape, dtype=torch.float64, device=self.rows.device)
         at_intercept = torch.zeros(columns, dtype=torch.float64, device=self.rows.device)
         loss = torch.zeros(len(probes), dtype=torch.float64, device=self.rows.device)
-        for first, block in self.rows.blocks(columns):
-            x = block.to(dtype) - centre  # else float32 products of a large mean drown the rest
+        for first, x in self.rows.centred(columns, dtype):
             logits = x @ padded  # (m, padded columns); the last ones are zero and stay so
             used = logits[:, :columns]
             used += intercept

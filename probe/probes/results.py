@@ -34,7 +34,8 @@ class ProbeResult:
     `sweep` is ascending in C; it is empty where nothing was searched, and of several folds or draws.
     `predictions` are int64 (num_test,), or (num_test, k) of 0 and 1 where an image can show several of k classes.
     `outcomes` are what became of each test image, one for each fold or draw; `same_images` says that these are of the
-    same images. `seed` and `indices`, positions in the training split as text, are of a few-shot draw.
+    same images. `seed`, `indices` and `held_out` are of a few-shot draw: positions in the training
+    split, as text, of the images that it fitted on and of those that it chose C on.
     Of several folds or draws, whose results are `folds` and `draws`, see `mean_result`.
     """
 
@@ -57,6 +58,7 @@ class ProbeResult:
     same_images: bool = True
     seed: int | None = None
     indices: str | None = field(default=None, repr=False)
+    held_out: str | None = field(default=None, repr=False)
     draws: tuple[ProbeResult, ...] = ()
     folds: tuple[ProbeResult, ...] = ()
 
@@ -106,6 +108,7 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         same_images=same_images,
         seed=None,
         indices=None,
+        held_out=None,
         draws=tuple(results) if of == "draws" else (),
         folds=tuple(results) if of == "folds" else (),
     )

@@ -5,6 +5,7 @@ A solver holds the training images of a probe; `fit` takes a C and gives weights
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -23,15 +24,21 @@ from threadpoolctl import ThreadpoolController
 from probe.errors import ProtocolError
 from probe.metrics import IGNORED
 from probe.names import unknown_name
-from probe.probes.curvature import Curvature, estimate
+from probe.probes.curvature import MAX_NUMBERS, Curvature, estimate
 from probe.probes.fast import TOL as FAST_TOL
-from probe.probes.fast import Start, coefficients, loss_of, solve
+from probe.probes.fast import Solution, Start, coefficients, loss_of, solve
 from probe.probes.objective import Logistic, Objective, Rows
+
+logger = logging.getLogger(__name__)
 
 # A fit of scikit-learn's counts as converged where the gradient has shrunk this much from where it began, at weights of
 # zero; see `results/speed/convergence.md` for what is lost before that.
 GRADIENT_RATIO = 1e-3
-NUM_CURVATURES = 3  # values of C whose estimates stay in memory; others can be made again
+# Steps of the fast solver for a C that is one of many. Fits that need more are of a C so large that the penalty hardly
+# counts; their objective is below that of a thousand iterations of scikit-learn's, see `results/speed/solvers.md`.
+CHOOSING_ITERATIONS = 200
+MAX_BATCH = 8  # values of C side by side; more have little to gain
+BATCH_BYTES = 1 << 31  # of the curvatures of a batch and their factors
 ROWS = (
     8192  # images at a time when the gradient is measured and scores are made, so that no float64 copy of all is made
 )
@@ -48,8 +55,9 @@ class Fit:
     with a probe of its own; the numbers below are then the largest of all probes, `objective` their mean.
 
     `objective` is what is minimised, the mean loss plus ||W||^2 / (2 C n) with the intercept free; `gradient_norm` the
-    largest component of its gradient; `gradient_ratio` that over its value at weights of zero; all with products in
-    float64. `excess` is how far the objective can be above its minimum: |gradient|^2 / (2 / (C n)), which holds for the
+    largest component of its gradient; `gradient_ratio` that over its value at weights of zero; with products in
+    float64, but for fits of `fast` that only served to choose C. `excess` is how far the objective can be above its
+    minimum: |gradient|^2 / (2 / (C n)), which holds for the
     intercept at its best. `converged`: of scikit-learn that it saw nothing wrong, neither `max_iter` reached nor a line
     search that failed, and that the ratio is below `GRADIENT_RATIO`; of `fast` that it is below `fast.TOL`. `curved_at`
     are the weights, by probe, at which `fast` last estimated the curvature.
@@ -104,9 +112,39 @@ class Solver:
         else:
             self.classes = np.unique(y)
 
-    def fit(self, C: float, near: Fit | None = None, tick: Tick | None = None) -> Fit:  # noqa: N803 - the field's name
-        """Fit at a C, beginning at a fit of another C or at weights of zero."""
+    def fit(
+        self,
+        C: float,  # noqa: N803 - the field's name
+        near: Fit | None = None,
+        *,
+        is_final: bool = True,
+        tick: Tick | None = None,
+    ) -> Fit:
+        """Fit at a C.
+
+        Args:
+            C: inverse strength of the L2 penalty on the sum of the losses.
+            near: a fit of another C to begin at; None is weights of zero.
+            is_final: False for a fit that only serves to choose C.
+            tick: is told of iterations as they go.
+        """
         raise NotImplementedError
+
+    def batch(self) -> int:
+        """How many values of C are best fitted side by side by `fit_all`."""
+        return 1
+
+    def fit_all(
+        self,
+        strengths: Sequence[float],
+        nears: Sequence[Fit | None],
+        *,
+        done: Callable[[Fit], None],
+        tick: Tick | None = None,
+    ) -> None:
+        """Fit at several values of C, to choose one; each fit is handed to `done` as soon as it is there."""
+        for C, near in zip(strengths, nears, strict=True):  # noqa: N806 - the field's name
+            done(self.fit(C, near, is_final=False, tick=tick))
 
 
 class ScikitLearn(Solver):
@@ -121,7 +159,14 @@ class ScikitLearn(Solver):
         self.x = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
         self.first_norms: dict[int, float] = {}  # of the gradient at weights of zero, by column of `y`
 
-    def fit(self, C: float, near: Fit | None = None, tick: Tick | None = None) -> Fit:  # noqa: N803 - the field's name
+    def fit(
+        self,
+        C: float,  # noqa: N803 - the field's name
+        near: Fit | None = None,
+        *,
+        is_final: bool = True,  # noqa: ARG002 - every fit is the same
+        tick: Tick | None = None,
+    ) -> Fit:
         """Fit; several labels class after class, each on the images that count for it."""
         if self.y.ndim == 1:
             return self._fit(C, -1, self.x, self.y, near, tick)
@@ -200,48 +245,107 @@ class Fast(Solver):
             self.loss = loss_of(np.searchsorted(self.classes, y), len(self.classes), self.rows.device)
         self.curvatures: dict[tuple[float, int], Curvature] = {}  # by C and probe, of fits that were made here
 
-    def fit(self, C: float, near: Fit | None = None, tick: Tick | None = None) -> Fit:  # noqa: N803 - the field's name
+    def fit(
+        self,
+        C: float,  # noqa: N803 - the field's name
+        near: Fit | None = None,
+        *,
+        is_final: bool = True,
+        tick: Tick | None = None,
+    ) -> Fit:
         """Fit; where it began is not seen in the optimum, which is one."""
-        num = len(self.classes) if self.y.ndim == 2 else 1
-        objective = Objective(self.rows, self.loss, [C] * num)
-        starts = [self._start(objective, probe, near) for probe in range(num)] if near is not None else None
-        found = solve(objective, starts=starts, tol=FAST_TOL, max_iter=self.max_iter, tick=tick)
-        fits = []
-        for probe, solution in enumerate(found):
-            if solution.curvature is not None:
-                self.curvatures[C, probe] = solution.curvature
-                for old in list(dict.fromkeys(known for known, _ in self.curvatures))[:-NUM_CURVATURES]:
-                    self.curvatures = {at: kept for at, kept in self.curvatures.items() if at[0] != old}
-            coef, intercept = coefficients(self.rows, solution)
-            fits.append(
-                Fit(
-                    C=C,
-                    coef=coef,
-                    intercept=intercept,
-                    classes=self.classes,
-                    several=False,
-                    n_iter=solution.minimum.n_iter,
-                    converged=solution.converged,
-                    gradient_norm=solution.minimum.gradient_norm,
-                    gradient_ratio=solution.gradient_ratio,
-                    objective=solution.minimum.objective,
-                    excess=solution.excess,
-                    curved_at={probe: solution.curvature.weights.cpu().numpy()} if solution.curvature else {},
-                )
-            )
-        return _join(C, fits, self.classes) if self.y.ndim == 2 else fits[0]
+        found: list[Fit] = []
+        self._fit([C], [near], is_final=is_final, done=found.append, tick=tick)
+        return found[0]
 
-    def _start(self, objective: Objective, probe: int, near: Fit) -> Start:
-        """At the weights of a fit, with the curvature that it ended with; made again where that was another solver's.
+    def batch(self) -> int:
+        """As many as have room for their curvature."""
+        numbers = self.loss.width**2 * (self.rows.num_features + 1) ** 2 * self._num_probes
+        return max(1, min(MAX_BATCH, BATCH_BYTES // (8 * min(numbers, MAX_NUMBERS))))
 
-        So a sweep that goes on from fits on disk takes the same steps as one in one go.
+    def fit_all(
+        self,
+        strengths: Sequence[float],
+        nears: Sequence[Fit | None],
+        *,
+        done: Callable[[Fit], None],
+        tick: Tick | None = None,
+    ) -> None:
+        """Fit side by side, so that the features are read once for all.
+
+        To choose C, `CHOOSING_ITERATIONS` are enough, and what is said of the end has products in float32.
         """
-        rows = slice(probe, probe + 1) if near.several else slice(None)
+        self._fit(strengths, nears, is_final=False, done=done, tick=tick)
+
+    @property
+    def _num_probes(self) -> int:
+        return len(self.classes) if self.y.ndim == 2 else 1
+
+    def _fit(
+        self,
+        strengths: Sequence[float],
+        nears: Sequence[Fit | None],
+        *,
+        is_final: bool,
+        done: Callable[[Fit], None],
+        tick: Tick | None,
+    ) -> None:
+        num = self._num_probes
+        loss = self.loss
+        if isinstance(loss, Logistic):  # the probes of all classes, once for each C
+            loss = Logistic(loss.targets, loss.columns.repeat(len(strengths)), loss.ignored)
+        objective = Objective(self.rows, loss, [C for C in strengths for _ in range(num)])
+        starts = [self._start(objective, i * num + k, k, near) for i, near in enumerate(nears) for k in range(num)]
+        ready: dict[int, dict[int, Fit]] = {i: {} for i in range(len(strengths))}
+
+        def keep(probe: int, solution: Solution) -> None:
+            i, k = divmod(probe, num)
+            ready[i][k] = self._as_fit(strengths[i], k, solution)
+            if len(ready[i]) == num:
+                fits = [ready[i][k] for k in range(num)]
+                done(_join(strengths[i], fits, self.classes) if self.y.ndim == 2 else fits[0])
+
+        solve(
+            objective,
+            starts=starts,
+            tol=FAST_TOL,
+            max_iter=self.max_iter if is_final else min(self.max_iter, CHOOSING_ITERATIONS),
+            ends_exact=is_final,
+            tick=tick,
+            done=keep,
+        )
+
+    def _as_fit(self, C: float, k: int, solution: Solution) -> Fit:  # noqa: N803 - the field's name
+        if solution.curvature is not None:
+            self.curvatures[C, k] = solution.curvature
+            for old in list(dict.fromkeys(known for known, _ in self.curvatures))[: -self.batch() - 1]:
+                self.curvatures = {at: kept for at, kept in self.curvatures.items() if at[0] != old}
+        coef, intercept = coefficients(self.rows, solution)
+        return Fit(
+            C=C,
+            coef=coef,
+            intercept=intercept,
+            classes=self.classes,
+            several=False,
+            n_iter=solution.minimum.n_iter,
+            converged=solution.converged,
+            gradient_norm=solution.gradient_norm,
+            gradient_ratio=solution.gradient_ratio,
+            objective=solution.minimum.objective,
+            excess=solution.excess,
+            curved_at={k: solution.curvature.weights.cpu().numpy()} if solution.curvature else {},
+        )
+
+    def _start(self, objective: Objective, probe: int, k: int, near: Fit | None) -> Start:
+        """At the weights of a fit, with the curvature that it ended with, which is made again if it is not at hand."""
+        if near is None:
+            return Start(objective.zeros())
+        rows = slice(k, k + 1) if near.several else slice(None)
         coef, intercept = (torch.from_numpy(a[rows]).double().to(self.rows.device) for a in (near.coef, near.intercept))
         weights = torch.cat([coef.T, (intercept + coef @ self.rows.mean)[None]])
-        curvature = self.curvatures.get((near.C, probe))
-        if curvature is None and probe in near.curved_at:
-            curvature = estimate(objective, probe, torch.from_numpy(near.curved_at[probe]).to(self.rows.device))
+        curvature = self.curvatures.get((near.C, k))
+        if curvature is None and k in near.curved_at:
+            curvature = estimate(objective, probe, torch.from_numpy(near.curved_at[k]).to(self.rows.device))
         return Start(weights, curvature)
 
 
@@ -257,6 +361,16 @@ def get_solver(name: str) -> type[Solver]:
     if name not in SOLVERS:
         raise unknown_name("solver", name, SOLVERS)
     return SOLVERS[name]
+
+
+def device_for(solver: str, device: str) -> str:
+    """Where a solver is to compute, if models do so on a device: there if it can, else on the CPU."""
+    if not device.startswith("cuda"):
+        return "cpu"
+    if solver == "sklearn" and os.environ.get("SCIPY_ARRAY_API") != "1":
+        logger.info("scikit-learn fits on the CPU; for the GPU set SCIPY_ARRAY_API=1, or use the solver fast")
+        return "cpu"
+    return device
 
 
 def fit_on_device(estimator: LogisticRegression, x: np.ndarray, y: np.ndarray, device: str) -> None:

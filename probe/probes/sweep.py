@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 def search(
-    evaluate: Callable[[float], T], grid: Sequence[float], *, coarse_step: int, score: Callable[[T], float]
+    evaluate: Callable[[Sequence[float]], Iterable[T]],
+    grid: Sequence[float],
+    *,
+    coarse_step: int,
+    score: Callable[[T], float],
 ) -> dict[float, T]:
     """Try some values of an ascending grid: every `coarse_step`-th, then around the best at half the distance, to one.
 
     Args:
-        evaluate: called once for each value that is tried.
+        evaluate: what comes of some values, each asked for once: those that may be tried side by side come together.
         grid: the values, ascending.
         coarse_step: distance of the first values, a power of two.
         score: what makes an outcome better, higher is better.
@@ -24,13 +28,16 @@ def search(
 
     Source: Radford et al. 2021, appendix A.3.
     """
-    tried: dict[int, T] = {i: evaluate(grid[i]) for i in range(0, len(grid), coarse_step)}
+    tried: dict[int, T] = {}
+
+    def try_all(indices: Sequence[int]) -> None:
+        tried.update(zip(indices, evaluate([grid[i] for i in indices]), strict=True))
+
+    try_all(range(0, len(grid), coarse_step))
     step = coarse_step // 2
     while step:
         best = _best_index(tried, score)
-        for i in (best - step, best + step):
-            if 0 <= i < len(grid) and i not in tried:
-                tried[i] = evaluate(grid[i])
+        try_all([i for i in (best - step, best + step) if 0 <= i < len(grid) and i not in tried])
         step //= 2
     return {grid[i]: tried[i] for i in sorted(tried)}
 
