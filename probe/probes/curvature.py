@@ -139,15 +139,15 @@ def _factor(hessian: Tensor, penalty: float, scale: Tensor) -> Tensor:
     diagonal = penalties.repeat(len(hessian) // len(scale)).to(hessian.dtype)
     # Where all probabilities are 0 or 1 in float32 there is no curvature to take a share of.
     ridge = RIDGE * float(hessian.diagonal().mean()) or 1.0
-    if not torch.isfinite(hessian).all():
-        raise FeaturesError("the curvature of the loss is not finite; divide the features by their size")
     while True:
         matrix = hessian.clone()
         matrix.diagonal().add_(diagonal + ridge)
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
             return factor
-        ridge *= 10
+        if not torch.isfinite(hessian).all():
+            raise FeaturesError("the curvature of the loss is not finite; divide the features by their size")
+        ridge *= 30
 
 
 def _hessian(unknowns: Tensor, probabilities: Tensor, share: Tensor) -> Tensor:

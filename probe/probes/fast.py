@@ -147,7 +147,7 @@ class _Run:
             first,
             refresh=self._refresh,
             measure=partial(_norm, objective),
-            patience=patience if start.curvature is None else 2 * patience,
+            patience=patience if start.curvature is None else 3 * patience,
             tol=tol,
             max_iter=max_iter,
             ends_exact=ends_exact,

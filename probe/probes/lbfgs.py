@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probe.probes.curvature import Preconditioner
 
+GROWTH = 3  # of the patience with a preconditioner
 MEMORY = 20  # pairs of steps and gradient changes
 ARMIJO, CURVATURE = 1e-4, 0.9  # conditions of Wolfe, as Nocedal and Wright 2006, section 3.1, give them
 TRIALS = 15  # of a line search
@@ -22,8 +23,8 @@ SCALE_STEPS, FIRST_STEPS = 8, 4
 # Where the value changes by less than this it is rounding, and the slope alone decides: the approximate conditions of
 # Hager and Zhang 2005 (SIAM J. Optim. 16).
 ROUNDING = 1e-7
-# Where the value falls by less than a share of `STALL` in so many evaluations, and the gradient not to half, the rest of
-# the way is too long to go.
+# Where the value falls by less than a share of `STALL` in so many evaluations, and the gradient not to half, the rest
+# of the way is too long to go.
 STALL, STALL_EVALUATIONS = 1e-7, 50
 
 
@@ -76,7 +77,7 @@ def minimise(
         preconditioner: to begin with.
         refresh: makes a better one at some weights.
         measure: the size of a gradient.
-        patience: evaluations after which it is asked for one; twice as many for the next, and so on.
+        patience: evaluations after which it is asked for one; `GROWTH` times as many for the next, and so on.
         tol: what the gradient may measure in the end.
         max_iter: most steps.
         ends_exact: go on in float64 where float32 has said all it can, and end there.
@@ -97,7 +98,7 @@ def minimise(
             mark, marked = point, n_eval
         if not ended:
             if since >= patience:
-                preconditioner, since, patience = refresh(point.weights), 0, 2 * patience
+                preconditioner, since, patience = refresh(point.weights), 0, GROWTH * patience
             if memory and (n_iter % SCALE_STEPS == 0 or len(memory) < FIRST_STEPS or since == 0):
                 scale = _scale(memory, preconditioner)
             direction = _direction(point.gradient, memory, preconditioner, scale)

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 GRADIENT_RATIO = 1e-3
 # Steps of the fast solver for a C that is one of many. Fits that need more are of a C so large that the penalty hardly
 # counts; their objective is below that of a thousand iterations of scikit-learn's, see `results/speed/solvers.md`.
-CHOOSING_ITERATIONS = 200
+CHOOSING_ITERATIONS = 100
 MAX_BATCH = 8  # values of C side by side; more have little to gain
 BATCH_BYTES = 1 << 31  # of the curvatures of a batch and their factors
 ROWS = (
