@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg  # noqa: F401 - loads SciPy's OpenBLAS, which is limited below
 import torch
 from PIL import Image
+from threadpoolctl import ThreadpoolController
 
 from probe.models.clip import CLIP, Bottleneck
 from probe.models.openai import save_archive
@@ -94,3 +96,10 @@ def image_folder(tmp_path: Path) -> Callable[[Mapping[str, int]], Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_for_small_products():
+    """Two copies of OpenBLAS, SciPy's and NumPy's, spin against each other, ten times as long; see `probes.solvers`."""
+    with ThreadpoolController().select(internal_api="openblas").limit(limits=1):
+        yield

@@ -37,7 +37,7 @@ def _minimise(answer, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=
         torch.zeros(4, 1, dtype=torch.float64),
         preconditioner or _identity(),
         refresh=refresh,
-        measure=_largest,
+        measure=lambda value, gradient: _largest(gradient),
         patience=patience,
         tol=tol,
         max_iter=max_iter,

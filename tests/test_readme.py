@@ -25,19 +25,23 @@ def _printed(*arguments):
 
 def _results():
     records = read_records(ROOT / "results")
-    header = ("dataset", "protocol", "model", "eager, %", "jit, %")
+    header = ("dataset", "protocol", "model", "eager, %", "jit, %", "eager by fast, %")
     scores = {}
     for record in records:
         star = " *" if status(record) == "not converged" else ""
         score = f"{100 * record.result['score']:.2f}{star}" if record.result else "failed"
-        scores.setdefault((record.dataset, record.protocol, record.model), {})[record.mode] = score
-    return markdown_table(
-        header, [(*key, both.get("eager", ""), both.get("jit", "")) for key, both in sorted(scores.items())]
-    )
+        scores.setdefault((record.dataset, record.protocol, record.model), {})[record.mode, record.solver] = score
+    columns = (("eager", "sklearn"), ("jit", "sklearn"), ("eager", "fast"))
+    rows = [(*key, *(found.get(column, "") for column in columns)) for key, found in sorted(scores.items())]
+    return markdown_table(header, rows)
 
 
 def _run():
-    records = [r for r in read_records(ROOT / "results") if r.key == ("tiny", "eager", "digits", "clip-paper", "fp32")]
+    records = [
+        r
+        for r in read_records(ROOT / "results")
+        if r.key == ("tiny", "eager", "digits", "clip-paper", "fp32", "sklearn")
+    ]
     return f"```text\n{to_markdown(records)}```\n"
 
 

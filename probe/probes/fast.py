@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +25,9 @@ from probe.probes.lbfgs import Dialogue, Minimum, Question, minimise
 from probe.probes.objective import Logistic, Loss, Objective, Rows, Softmax
 
 TOL = 1e-6  # of the gradient's largest component, relative to that at weights of zero
+# Where the loss is below this share of what it began at, as that of separable classes under a weak penalty, the
+# gradient has to be smaller than `TOL` by as much: else it would say nothing of how near the minimum is.
+SMALL = 1e-3
 PATIENCE = 25  # evaluations at least before a preconditioner is made
 
 
@@ -48,7 +50,7 @@ class Solution:
         minimum: where the minimisation ended.
         gradient_norm: largest component of the gradient by the weights of the features as they are.
         gradient_ratio: that, relative to its value at weights of zero.
-        converged: whether that is `tol` or less.
+        converged: whether that is `tol` or less, and less still where the loss is small, see `distance`.
         excess: how far the objective can be above its minimum at most: the squared length of the gradient over twice
             the strength of the penalty. It holds for the intercept at its best.
         curvature: the last estimate that was made, for the fit of a neighbouring C; None if none was needed.
@@ -114,6 +116,11 @@ def solve(
     return [solutions[probe] for probe in probes]
 
 
+def distance(gradient: float, value: float, at_zero: float) -> float:
+    """The size of a gradient, larger where the objective is far below its value at weights of zero."""
+    return gradient * max(1.0, SMALL * at_zero / value) if value > 0 else gradient
+
+
 def _norms(objective: Objective, weights: Tensor, *, exact: bool) -> list[float]:
     """Of the gradients of all probes at the same weights."""
     probes = range(len(objective.penalties))
@@ -146,7 +153,7 @@ class _Run:
             start.weights,
             first,
             refresh=self._refresh,
-            measure=partial(_norm, objective),
+            measure=self._measure,
             patience=patience if start.curvature is None else 3 * patience,
             tol=tol,
             max_iter=max_iter,
@@ -164,6 +171,9 @@ class _Run:
             return True
         return False
 
+    def _measure(self, value: float, gradient: Tensor) -> float:
+        return distance(_norm(self.objective, gradient), value, self.objective.loss.at_zero)
+
     def _refresh(self, weights: Tensor) -> Preconditioner:
         self.curvature = curvature.estimate(self.objective, self.probe, weights)
         return self.curvature.with_penalty(self.objective.penalties[self.probe])
@@ -177,7 +187,7 @@ class _Run:
             self.minimum,
             gradient_norm=found,
             gradient_ratio=found / norm if norm else 0.0,
-            converged=found <= self.tol,
+            converged=self._measure(self.minimum.objective, self.minimum.gradient) <= self.tol,
             excess=length / (2 * self.objective.penalties[self.probe]),
             curvature=self.curvature,
         )

@@ -64,21 +64,21 @@ def minimise(
     preconditioner: Preconditioner,
     *,
     refresh: Callable[[Tensor], Preconditioner],
-    measure: Callable[[Tensor], float],
+    measure: Callable[[float, Tensor], float],
     patience: int,
     tol: float,
     max_iter: int,
     ends_exact: bool = True,
 ) -> Dialogue:
-    """Go down until the gradient measures `tol` or less.
+    """Go down until what is left measures `tol` or less.
 
     Args:
         start: float64 weights.
         preconditioner: to begin with.
         refresh: makes a better one at some weights.
-        measure: the size of a gradient.
+        measure: how far a value and gradient are from a minimum.
         patience: evaluations after which it is asked for one; `GROWTH` times as many for the next, and so on.
-        tol: what the gradient may measure in the end.
+        tol: what may be left in the end.
         max_iter: most steps.
         ends_exact: go on in float64 where float32 has said all it can, and end there.
 
@@ -91,10 +91,10 @@ def minimise(
     exact, n_iter, n_eval, since, scale = False, 0, 1, 0, 1.0
     mark, marked = point, n_eval
     while n_iter < max_iter:
-        found, ended = None, measure(point.gradient) <= tol
+        found, ended = None, measure(point.value, point.gradient) <= tol
         if n_eval - marked >= STALL_EVALUATIONS:
             is_slow = mark.value - point.value < STALL * abs(point.value)
-            ended = ended or (is_slow and measure(point.gradient) > measure(mark.gradient) / 2)
+            ended = ended or (is_slow and measure(point.value, point.gradient) > measure(mark.value, mark.gradient) / 2)
             mark, marked = point, n_eval
         if not ended:
             if since >= patience:
@@ -108,7 +108,7 @@ def minimise(
             if exact or not ends_exact:
                 break
             exact = True  # float32 products have no more to say, and what is said of the end is to hold
-            if measure(point.gradient) > tol:
+            if measure(point.value, point.gradient) > tol:
                 memory.clear()  # the last changes are rounding
                 scale = 1.0
             point = _Point(point.weights, *(yield Question(point.weights, exact)))

@@ -9,6 +9,7 @@ Knows nothing of how an optimum is found.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,11 @@ class Softmax:
         """Columns of a probe."""
         return self.num_classes
 
+    @property
+    def at_zero(self) -> float:
+        """The mean loss at weights of zero."""
+        return math.log(self.num_classes)
+
     def counts(self, probe: int) -> int:  # noqa: ARG002 - all probes have the same images
         """Images of a probe."""
         return len(self.labels)
@@ -190,6 +196,7 @@ class Logistic:
     columns: Tensor
     ignored: int = -1
     width: int = 1
+    at_zero: float = math.log(2)
 
     def counts(self, probe: int) -> int:
         """Images of a probe."""

@@ -6,6 +6,7 @@ A solver holds the training images of a probe; `fit` takes a C and gives weights
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import warnings
@@ -26,7 +27,7 @@ from probe.metrics import IGNORED
 from probe.names import unknown_name
 from probe.probes.curvature import MAX_NUMBERS, Curvature, estimate
 from probe.probes.fast import TOL as FAST_TOL
-from probe.probes.fast import Solution, Start, coefficients, loss_of, solve
+from probe.probes.fast import Solution, Start, coefficients, distance, loss_of, solve
 from probe.probes.objective import Logistic, Objective, Rows
 
 logger = logging.getLogger(__name__)
@@ -34,9 +35,11 @@ logger = logging.getLogger(__name__)
 # A fit of scikit-learn's counts as converged where the gradient has shrunk this much from where it began, at weights of
 # zero; see `results/speed/convergence.md` for what is lost before that.
 GRADIENT_RATIO = 1e-3
-# Steps of the fast solver for a C that is one of many. Fits that need more are of a C so large that the penalty hardly
-# counts; their objective is below that of a thousand iterations of scikit-learn's, see `results/speed/solvers.md`.
+# Steps of the fast solver for a C that is one of many, and the multiplications that they may take before so few are
+# enough. Fits that need more are of a C so large that the penalty hardly counts; their objective is below that of a
+# thousand iterations of scikit-learn's, see `results/speed/solvers.md`.
 CHOOSING_ITERATIONS = 100
+CHOOSING_COST = 1e11
 MAX_BATCH = 8  # values of C side by side; more have little to gain
 BATCH_BYTES = 1 << 31  # of the curvatures of a batch and their factors
 ROWS = (
@@ -57,10 +60,10 @@ class Fit:
     `objective` is what is minimised, the mean loss plus ||W||^2 / (2 C n) with the intercept free; `gradient_norm` the
     largest component of its gradient; `gradient_ratio` that over its value at weights of zero; with products in
     float64, but for fits of `fast` that only served to choose C. `excess` is how far the objective can be above its
-    minimum: |gradient|^2 / (2 / (C n)), which holds for the
-    intercept at its best. `converged`: of scikit-learn that it saw nothing wrong, neither `max_iter` reached nor a line
-    search that failed, and that the ratio is below `GRADIENT_RATIO`; of `fast` that it is below `fast.TOL`. `curved_at`
-    are the weights, by probe, at which `fast` last estimated the curvature.
+    minimum: |gradient|^2 / (2 / (C n)), which holds for the intercept at its best. `converged`: of scikit-learn that it
+    saw nothing wrong, neither `max_iter` reached nor a line search that failed, and that the ratio is below
+    `GRADIENT_RATIO`; of `fast` that it is below `fast.TOL`; of both that it is smaller still where the loss is, see
+    `fast.distance`. `curved_at` are the weights, by probe, at which `fast` last estimated the curvature.
     """
 
     C: float
@@ -219,7 +222,7 @@ class ScikitLearn(Solver):
             classes=estimator.classes_,
             several=False,
             n_iter=int(np.max(estimator.n_iter_)),
-            converged=not cut_off and ratio <= GRADIENT_RATIO,
+            converged=not cut_off and distance(ratio, objective, math.log(len(estimator.classes_))) <= GRADIENT_RATIO,
             gradient_norm=norm,
             gradient_ratio=ratio,
             objective=objective,
@@ -273,7 +276,7 @@ class Fast(Solver):
     ) -> None:
         """Fit side by side, so that the features are read once for all.
 
-        To choose C, `CHOOSING_ITERATIONS` are enough, and what is said of the end has products in float32.
+        To choose C, some iterations are enough, and what is said of the end has products in float32.
         """
         self._fit(strengths, nears, is_final=False, done=done, tick=tick)
 
@@ -309,11 +312,15 @@ class Fast(Solver):
             objective,
             starts=starts,
             tol=FAST_TOL,
-            max_iter=self.max_iter if is_final else min(self.max_iter, CHOOSING_ITERATIONS),
+            max_iter=self.max_iter if is_final else min(self.max_iter, self._choosing_iterations()),
             ends_exact=is_final,
             tick=tick,
             done=keep,
         )
+
+    def _choosing_iterations(self) -> int:
+        a_pass = 4 * len(self.rows) * self.rows.num_features * self.loss.width * self._num_probes
+        return max(CHOOSING_ITERATIONS, int(CHOOSING_COST / a_pass))
 
     def _as_fit(self, C: float, k: int, solution: Solution) -> Fit:  # noqa: N803 - the field's name
         if solution.curvature is not None:
