@@ -41,7 +41,7 @@ def main() -> None:
     found = {
         (r.dataset, r.model): r.result
         for r in probe.read_records(args.results_dir)
-        if r.protocol == "readme" and r.mode == "eager"
+        if (r.protocol, r.mode, r.solver) == ("readme", "eager", "sklearn")
     }
     rows = []
     for dataset in DATASETS:

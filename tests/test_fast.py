@@ -9,6 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import probe.probes
 from probe.probes.fast import FastLogisticRegression, Start, coefficients, loss_of, solve
 from probe.probes.objective import Logistic, Objective, Rows
 
@@ -303,3 +304,9 @@ def test_features_of_the_usual_kind_take_few_passes():
     (solution,) = solve(objective)
     assert solution.converged
     assert objective.num_passes < 100
+
+
+def test_the_estimator_is_where_the_readme_says():
+    assert probe.probes.FastLogisticRegression is FastLogisticRegression
+    with pytest.raises(AttributeError, match="no attribute 'Fast'"):
+        _ = probe.probes.Fast

@@ -33,7 +33,7 @@ from probe.probes.objective import Logistic, Objective, Rows
 logger = logging.getLogger(__name__)
 
 # A fit of scikit-learn's counts as converged where the gradient has shrunk this much from where it began, at weights of
-# zero; see `results/speed/convergence.md` for what is lost before that.
+# zero.
 GRADIENT_RATIO = 1e-3
 # Steps of the fast solver for a C that is one of many, and the multiplications that they may take before so few are
 # enough. Fits that need more are of a C so large that the penalty hardly counts; their objective is below that of a
