@@ -36,10 +36,9 @@ logger = logging.getLogger(__name__)
 # zero.
 GRADIENT_RATIO = 1e-3
 # Steps of the fast solver for a C that is one of many, and the multiplications that they may take before so few are
-# enough. Fits that need more are of a C so large that the penalty hardly counts; their objective is below that of a
-# thousand iterations of scikit-learn's, see `results/speed/solvers.md`.
+# enough. Fits that need more are of a C so large that the penalty hardly counts, and say that they did not converge.
 CHOOSING_ITERATIONS = 100
-CHOOSING_COST = 1e11
+CHOOSING_COST = 3e10
 MAX_BATCH = 8  # values of C side by side; more have little to gain
 BATCH_BYTES = 1 << 31  # of the curvatures of a batch and their factors
 ROWS = (
