@@ -7,7 +7,7 @@
     python benchmarks/solvers.py growth
 
 Each prints tables for `results/speed/solvers.md`. Both solvers are run in turn in one process. Objectives and gradients
-are those of `probe.probes.solvers`, with products in float64, after the clock has stopped for scikit-learn's.
+have products in float64, computed after the clock has stopped for scikit-learn's.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from sklearn.linear_model import LogisticRegression
 from probe.environment import describe
 from probe.features import Features
 from probe.files import load
+from probe.probes.fast_solver import Fast
 from probe.probes.fitting import How, fit_probe
 from probe.probes.objective import Objective, Rows, Softmax
 from probe.probes.protocols import get_protocol
-from probe.probes.solvers import Fast, _scipys_blas_on_one_thread, evaluate
+from probe.probes.scikit_learn import evaluate, scipys_blas_on_one_thread
 from probe.tables import markdown_table
 
 PAPER = get_protocol("clip-paper")
@@ -81,7 +82,7 @@ def compare(x: np.ndarray, y: np.ndarray, C: float) -> tuple[str, ...]:  # noqa:
     """Both solvers at one C; a row of the table."""
     estimator = LogisticRegression(C=C, max_iter=PAPER.max_iter, tol=PAPER.tol)
     started = time.perf_counter()
-    with warnings.catch_warnings(), _scipys_blas_on_one_thread():
+    with warnings.catch_warnings(), scipys_blas_on_one_thread():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the table says how near it came
         estimator.fit(x, y)
     theirs = time.perf_counter() - started

@@ -100,6 +100,6 @@ def image_folder(tmp_path: Path) -> Callable[[Mapping[str, int]], Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_for_small_products():
-    """Two copies of OpenBLAS, SciPy's and NumPy's, spin against each other, ten times as long; see `probes.solvers`."""
+    """Two copies of OpenBLAS, SciPy's and NumPy's, spin against each other; see `probes.scikit_learn`."""
     with ThreadpoolController().select(internal_api="openblas").limit(limits=1):
         yield

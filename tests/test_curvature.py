@@ -18,62 +18,77 @@ def _problem(kind, C=1.0, n=60, d=4, k=3):
     return objective, torch.from_numpy(rng.normal(size=(d + 1, loss.width)) * 0.3)
 
 
-def _hessian_of_loss(objective, weights):
+def _hessian_of_loss(objective, unknowns):
     """By automatic differentiation, of the unknowns class by class: (width * (d + 1), width * (d + 1))."""
-    x, loss = objective.rows.parts[0], objective.loss
+    x, loss = objective.rows.take(np.arange(len(objective.rows))), objective.loss
 
     def value(flat):
         own = flat.reshape(loss.width, -1).T
-        logits = (x - x.mean(dim=0)) @ own[:-1] + own[-1]
+        logits = x @ own[:-1] + own[-1]
         if isinstance(loss, Softmax):
             return torch.nn.functional.cross_entropy(logits, loss.labels)
         counts = loss.targets[:, 0] != -1
         return torch.nn.functional.binary_cross_entropy_with_logits(logits[counts, 0], loss.targets[counts, 0].double())
 
-    return torch.autograd.functional.hessian(value, weights.T.reshape(-1))
+    return torch.autograd.functional.hessian(value, unknowns.T.reshape(-1))
+
+
+def _whole(block, width):
+    """The matrix of a block by its classes' own unknowns, and zeros for those of others."""
+    mix = torch.zeros(width, block.mix.shape[1])
+    mix[block.classes] = block.mix
+    size = len(block.matrix) // mix.shape[1]
+    every = torch.kron(mix, torch.eye(size))
+    return (every @ block.matrix @ every.T).double()
 
 
 @pytest.mark.parametrize("kind", ["softmax", "logistic"])
 def test_the_estimate_from_all_rows_is_the_hessian(kind):
-    """Of a single group, times the scales. Tolerance: float32 sums of 60 terms."""
-    objective, weights = _problem(kind)
-    found = curvature.estimate(objective, 0, weights)
-    ((classes, hessian),) = found.blocks
-    assert classes.tolist() == list(range(objective.loss.width))
-    scale = found.scale.repeat(objective.loss.width)
-    expected = _hessian_of_loss(objective, weights) / (scale[:, None] * scale)
-    torch.testing.assert_close(hessian.double(), expected, rtol=0, atol=1e-6)
+    """Of a single group. Tolerance: float32 sums of 60 terms."""
+    objective, unknowns = _problem(kind)
+    (block,) = curvature.estimate(objective, 0, unknowns)
+    assert block.classes.tolist() == list(range(objective.loss.width))
+    expected = _hessian_of_loss(objective, unknowns)
+    torch.testing.assert_close(_whole(block, objective.loss.width), expected, rtol=0, atol=1e-6)
+
+
+def test_smaller_groups_are_blocks_of_the_hessian(monkeypatch):
+    """Those of other classes are left out, what they take from the diagonal is not. Tolerance as above."""
+    objective, unknowns = _problem("softmax", k=5)
+    monkeypatch.setattr(curvature, "MAX_GROUP", 2)
+    expected = _hessian_of_loss(objective, unknowns).unflatten(0, (5, 5)).unflatten(2, (5, 5))
+    blocks = curvature.estimate(objective, 0, unknowns)
+    assert sorted(len(block.classes) for block in blocks) == [1, 2, 2]
+    for block in blocks:
+        own = expected[block.classes][:, :, block.classes].flatten(2, 3).flatten(0, 1)
+        torch.testing.assert_close(block.matrix.double(), own, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "logistic"])
 @pytest.mark.parametrize("C", [1e-2, 1.0])
 def test_solving_inverts_the_hessian_with_its_penalty(kind, C):
-    """Tolerance: the ridge of 1e-6 times a condition number below 100, and float32 factors."""
-    objective, weights = _problem(kind, C)
-    penalties = torch.full_like(weights, objective.penalties[0])
-    penalties[-1] = 0
-    hessian = _hessian_of_loss(objective, weights) + torch.diag(penalties.T.reshape(-1))
-    wanted = torch.randn(weights.shape, dtype=torch.float64)
-    wanted[-1] -= wanted[-1].mean()  # a common intercept changes no softmax, so that no gradient tells it
-    if kind == "logistic":
-        wanted[-1] = 1.0
-    gradient = (hessian @ wanted.T.reshape(-1)).reshape(weights.T.shape).T
-    solved = curvature.estimate(objective, 0, weights).with_penalty(objective.penalties[0]).solve(gradient)
+    """Tolerance: the ridge of 1e-7 times a condition number below 1,000, and float32 factors."""
+    objective, unknowns = _problem(kind, C)
+    penalties = (objective.penalties[0] * objective.rows.basis.penalty)[:, None].expand_as(unknowns)
+    hessian = _hessian_of_loss(objective, unknowns) + torch.diag(penalties.T.reshape(-1))
+    wanted = torch.randn(unknowns.shape, dtype=torch.float64)
     if kind == "softmax":
-        solved[-1] -= solved[-1].mean()
+        wanted -= wanted.mean(dim=1, keepdim=True)  # what is common to all classes changes no softmax
+    gradient = (hessian @ wanted.T.reshape(-1)).reshape(unknowns.T.shape).T
+    solved = curvature.at(objective, 0, unknowns).solve(gradient)
     torch.testing.assert_close(solved, wanted, rtol=0, atol=1e-2)
 
 
 def test_the_hessian_at_zero_is_exact_for_two_classes():
-    """Probabilities of a half need no sample. Tolerance: the ridge."""
+    """Probabilities of a half need no sample. Tolerance: rounding."""
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 2, (60, 1)))
     objective = Objective(Rows([rng.normal(size=(60, 4)) + 5]), Logistic(labels, torch.tensor([0])), [1.0])
     hessian = _hessian_of_loss(objective, objective.zeros())
-    hessian[:-1, :-1] += objective.penalties[0] * torch.eye(4)
+    hessian += objective.penalties[0] * torch.diag(objective.rows.basis.penalty)
     wanted = torch.randn(5, 1, dtype=torch.float64)
     solved = curvature.at_zero(objective, 0).solve(hessian @ wanted)
-    torch.testing.assert_close(solved, wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(solved, wanted, rtol=0, atol=1e-10)
 
 
 def test_groups_partition_the_classes_and_keep_confused_ones_together():
@@ -95,26 +110,42 @@ def test_groups_are_as_large_as_their_cost_allows(monkeypatch):
     monkeypatch.setattr(curvature, "MAX_BLOCK", 10)  # unknowns: two classes of five
     assert curvature.group_size(objective) == 2
     found = curvature.estimate(objective, 0, weights)
-    assert sorted(len(classes) for classes, _ in found.blocks) == [1, 2, 2, 2]
-    assert all(len(hessian) == 5 * len(classes) for classes, hessian in found.blocks)
+    assert sorted(len(block.classes) for block in found) == [1, 2, 2, 2]
+    assert all(len(block.matrix) == 5 * len(block.classes) for block in found)
 
 
-def test_a_sample_of_rows_stands_for_all(monkeypatch):
+@pytest.mark.parametrize("draws", ["SAMPLE", "CANDIDATES"])
+def test_a_sample_of_rows_stands_for_all(monkeypatch, draws):
     """A sixteenth of 16,000 rows: within 15 %, five standard errors of a variance from 1,000 draws."""
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 3, 16_000))
     objective = Objective(Rows([rng.normal(size=(16_000, 3))]), Softmax(labels, 3), [1.0])
-    ((_, whole),) = curvature.estimate(objective, 0, objective.zeros()).blocks
-    monkeypatch.setattr(curvature, "SAMPLE", 1000)
-    ((_, sampled),) = curvature.estimate(objective, 0, objective.zeros()).blocks
-    torch.testing.assert_close(sampled, whole, rtol=0, atol=0.15 * float(whole.diagonal().max()))
+    monkeypatch.setattr(curvature, "SAMPLE", 16_000)
+    (whole,) = curvature.estimate(objective, 0, objective.zeros())
+    monkeypatch.setattr(curvature, draws, 1000)
+    (sampled,) = curvature.estimate(objective, 0, objective.zeros())
+    assert not torch.equal(sampled.matrix, whole.matrix)
+    torch.testing.assert_close(sampled.matrix, whole.matrix, rtol=0, atol=0.15 * float(whole.matrix.diagonal().max()))
+
+
+def test_draws_are_right_on_average_and_keep_what_counts_most(monkeypatch):
+    """Of weights that fall by a factor of 1e4. Tolerance: five standard errors of 4,000 draws."""
+    monkeypatch.setattr(curvature, "SAMPLE", 500)
+    weights = torch.logspace(0, -4, 20_000).repeat(2, 1)
+    drawn = curvature._draw(weights)
+    assert int((drawn > 0).sum()) == pytest.approx(1000, abs=5 * np.sqrt(1000))
+    threshold = float(weights.double().sum()) / 1000
+    torch.testing.assert_close(drawn[weights >= threshold], weights[weights >= threshold], rtol=0, atol=0)
+    rest = weights < threshold
+    error = 5 * threshold * np.sqrt(1000)
+    assert float(drawn[rest].sum()) == pytest.approx(float(weights[rest].sum()), abs=error)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "logistic"])
 def test_probabilities_of_zero_and_one_leave_something_to_factor(kind):
     """Far from the boundaries float32 knows no curvature at all, and the intercept has no penalty either."""
-    objective, weights = _problem(kind)
-    solved = curvature.estimate(objective, 0, weights * 1e6).with_penalty(1e-9).solve(torch.ones_like(weights))
+    objective, weights = _problem(kind, C=1e7)
+    solved = curvature.at(objective, 0, weights * 1e6).solve(torch.ones_like(weights))
     assert solved.isfinite().all()
 
 
@@ -125,7 +156,7 @@ def test_a_sample_in_which_no_image_counts_is_no_obstacle(monkeypatch):
     monkeypatch.setattr(curvature, "SAMPLE", 1)
     rows = Rows([np.random.default_rng(0).normal(size=(40, 3))])
     objective = Objective(rows, Logistic(targets, torch.tensor([0])), [1.0])
-    solved = curvature.estimate(objective, 0, objective.zeros()).with_penalty(0.5).solve(torch.ones(4, 1).double())
+    solved = curvature.at(objective, 0, objective.zeros()).solve(torch.ones(4, 1).double())
     assert solved.isfinite().all()
 
 
@@ -135,6 +166,6 @@ def test_a_common_offset_leaves_the_estimate_as_it_is():
     x, labels = rng.normal(size=(50, 3)), torch.from_numpy(rng.integers(0, 3, 50))
     weights = torch.from_numpy(rng.normal(size=(4, 3)))
     near, far = (Objective(Rows([x + offset]), Softmax(labels, 3), [1.0]) for offset in (0, 1e8))
-    ((_, expected),) = curvature.estimate(near, 0, weights).blocks
-    ((_, found),) = curvature.estimate(far, 0, weights).blocks
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    (expected,) = curvature.estimate(near, 0, weights)
+    (found,) = curvature.estimate(far, 0, weights)
+    torch.testing.assert_close(found.matrix, expected.matrix, rtol=0, atol=1e-6)

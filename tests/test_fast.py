@@ -235,8 +235,8 @@ def test_a_start_at_a_neighbour_leads_to_the_same_optimum():
     x, y = _digits(range(10))
     (neighbour,) = _solve(x, y, [100.0], tol=1e-8)
     (cold,) = _solve(x, y, [150.0], tol=1e-8)
-    (warm,) = _solve(x, y, [150.0], starts=[Start(neighbour.minimum.weights, neighbour.curvature)], tol=1e-8)
-    assert neighbour.curvature is not None
+    (warm,) = _solve(x, y, [150.0], starts=[Start(neighbour.minimum.unknowns, neighbour.needs_curvature)], tol=1e-8)
+    assert neighbour.needs_curvature
     assert warm.minimum.objective == pytest.approx(cold.minimum.objective, rel=1e-10)
     assert warm.minimum.n_iter < cold.minimum.n_iter
 

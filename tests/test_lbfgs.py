@@ -2,18 +2,18 @@ import numpy as np
 import pytest
 import torch
 
-from probe.probes.curvature import Preconditioner
+from probe.probes.curvature import Diagonal
 from probe.probes.lbfgs import minimise
 
 SCALES = torch.tensor([[1.0], [10.0], [100.0], [1000.0]], dtype=torch.float64)
 
 
 def _identity():
-    return Preconditioner([(None, torch.eye(4, dtype=torch.float64))], torch.ones(4, dtype=torch.float64))
+    return Diagonal(torch.ones(4, dtype=torch.float64))
 
 
 def _inverse_of_scales():
-    return Preconditioner([(None, torch.diag(SCALES[:, 0].sqrt()))], torch.ones(4, dtype=torch.float64))
+    return Diagonal(SCALES[:, 0])
 
 
 def _bowl(weights, exact):
@@ -46,7 +46,7 @@ def _minimise(answer, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=
     while True:
         questions.append(question)
         try:
-            question = dialogue.send(answer(question.weights, question.exact))
+            question = dialogue.send(answer(question.unknowns, question.exact))
         except StopIteration as end:
             return end.value, questions, refreshed
 
@@ -54,7 +54,7 @@ def _minimise(answer, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=
 def test_a_quadratic_is_solved_to_its_tolerance():
     """The gradient is at most tol, and so the distance at most tol by the smallest scale."""
     found, questions, _ = _minimise(_bowl)
-    torch.testing.assert_close(found.weights, torch.ones(4, 1, dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.unknowns, torch.ones(4, 1, dtype=torch.float64), rtol=0, atol=1e-9)
     assert _largest(found.gradient) <= 1e-9
     assert found.objective == pytest.approx(5, rel=1e-15)
     assert found.n_eval == len(questions)
@@ -77,7 +77,7 @@ def test_a_crooked_valley_is_followed():
         return value.item(), w.grad
 
     found, _, _ = _minimise(valley)
-    torch.testing.assert_close(found.weights, torch.ones(4, 1, dtype=torch.float64), rtol=0, atol=1e-7)
+    torch.testing.assert_close(found.unknowns, torch.ones(4, 1, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
 def test_a_minimisation_ends_after_max_iter_steps():
@@ -100,7 +100,7 @@ def test_a_preconditioner_is_asked_for_after_so_many_evaluations_and_then_ever_l
     _, _, refreshed = _minimise(flat, patience=3, tol=1e-12)
     assert refreshed[0] in range(4, 8)
     gaps = np.diff(refreshed)
-    assert all(gap >= 3 * 2 ** (i + 1) for i, gap in enumerate(gaps))
+    assert all(gap >= 3 * 1.5 ** (i + 1) for i, gap in enumerate(gaps))
 
 
 @pytest.mark.parametrize("offset", [1e-3, 1e-9], ids=["coarse", "fine"])
@@ -116,7 +116,7 @@ def test_where_rough_answers_lead_nowhere_exact_ones_are_asked_for(offset):
     found, questions, _ = _minimise(rounded, tol=1e-10)
     assert questions[-1].exact
     assert _largest(found.gradient) <= 1e-10
-    torch.testing.assert_close(found.weights, torch.ones(4, 1, dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.unknowns, torch.ones(4, 1, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
 def test_answers_that_are_no_numbers_end_it_where_it_began():
@@ -127,4 +127,4 @@ def test_answers_that_are_no_numbers_end_it_where_it_began():
 
     found, _, _ = _minimise(broken)
     assert found.n_iter == 0
-    assert not found.weights.any()
+    assert not found.unknowns.any()

@@ -39,10 +39,10 @@ def _weights(d=6, width=1):
 
 
 def _by_autograd(x, loss, probe, weights, C):
-    """Value and gradient from torch's own losses and their derivatives, in float64."""
+    """Value and gradient by the weights from torch's own losses and their derivatives, in float64."""
     x = torch.from_numpy(x).double()
     weights = weights.clone().requires_grad_()
-    logits = (x - x.mean(dim=0)) @ weights[:-1] + weights[-1]
+    logits = x @ weights[:-1] + weights[-1]
     if isinstance(loss, Softmax):
         value, n = torch.nn.functional.cross_entropy(logits, loss.labels), len(x)
     else:
@@ -61,19 +61,64 @@ def test_value_and_gradient_equal_automatic_differentiation(kind, dtype, exact, 
     """Of several probes and strengths at once, over parts and blocks. Tolerance: rounding of sums of 50 terms."""
     x, loss = _features(dtype), _softmax() if kind == "softmax" else _logistic()
     weights = _weights(width=loss.width)
-    found = Objective(_parts(x), loss, STRENGTHS).evaluate(weights, range(3), exact=exact)
+    objective = Objective(_parts(x), loss, STRENGTHS)
+    found = objective.evaluate([objective.rows.unknowns_of(own) for own in weights], range(3), exact=exact)
     for probe, (value, gradient) in enumerate(found):
         expected, slope = _by_autograd(x, loss, probe, weights[probe], STRENGTHS[probe])
         assert value == pytest.approx(expected, rel=tolerance)
-        torch.testing.assert_close(gradient, slope, rtol=0, atol=tolerance * float(slope.abs().max()))
+        torch.testing.assert_close(
+            objective.rows.by_weights(gradient), slope, rtol=0, atol=tolerance * float(slope.abs().max())
+        )
+
+
+@pytest.mark.parametrize("kind", ["softmax", "logistic"])
+def test_features_too_large_for_a_copy_give_the_same(kind, monkeypatch):
+    """They are centred block by block in every pass. Tolerance: rounding of sums of 50 terms."""
+    loss = _softmax() if kind == "softmax" else _logistic()
+    unknowns = _weights(width=loss.width)
+    with_copy = Objective(_parts(_features()), loss, STRENGTHS)
+    expected = with_copy.evaluate(unknowns, range(3))
+    monkeypatch.setattr(module, "COPY_BYTES", 0)
+    without = Objective(_parts(_features()), loss, STRENGTHS)
+    assert without.rows.whitened is None
+    assert with_copy.rows.whitened is not None
+    for (value, gradient), (other, slope) in zip(without.evaluate(unknowns, range(3)), expected, strict=True):
+        assert value == pytest.approx(other, rel=1e-12)
+        torch.testing.assert_close(gradient, slope, rtol=0, atol=1e-12 * float(slope.abs().max()))
+    for positions in (np.arange(50), np.array([0, 10, 11, 12, 49])):
+        torch.testing.assert_close(without.rows.take(positions), with_copy.rows.take(positions), rtol=0, atol=1e-12)
+    torch.testing.assert_close(without.rows.variance, with_copy.rows.variance, rtol=1e-12, atol=0)
+
+
+def test_the_basis_takes_weights_to_unknowns_and_back():
+    objective = Objective(_parts(_features()), _softmax(), [1.0])
+    weights = _weights(width=5)[1]
+    torch.testing.assert_close(
+        objective.rows.weights_of(objective.rows.unknowns_of(weights)), weights, rtol=0, atol=1e-12
+    )
+
+
+def test_features_in_the_basis_are_uncorrelated_and_of_unit_variance():
+    """But for a constant one and the difference of two equal ones, which have none and stay so.
+
+    Tolerance: rounding of 1e-16 over a length of 1e-8, the least that is divided by.
+    """
+    x = _features()
+    x[:, 3], x[:, 5] = 0.1, x[:, 4]
+    rows = _parts(x)
+    inside = rows.take(np.arange(50)).numpy()
+    covariance = np.cov(inside.T, bias=True)
+    np.testing.assert_allclose(np.diag(covariance), rows.variance[:-1], rtol=1e-12, atol=1e-7)
+    np.testing.assert_allclose(np.sort(rows.variance[:-1]), [0, 0, 1, 1, 1, 1], atol=1e-7)
+    np.testing.assert_allclose(covariance - np.diag(np.diag(covariance)), 0, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "logistic"])
 def test_products_in_float32_differ_by_its_rounding_only(kind):
     """A few ulps of the largest logit, 1e-7 x 30 x 6 features."""
     x, loss = _features(np.float32), _softmax() if kind == "softmax" else _logistic()
-    objective, weights = Objective(_parts(x), loss, STRENGTHS), _weights(width=loss.width)
-    rough, exact = (objective.evaluate(weights, range(3), exact=exact) for exact in (False, True))
+    objective, unknowns = Objective(_parts(x), loss, STRENGTHS), _weights(width=loss.width)
+    rough, exact = (objective.evaluate(unknowns, range(3), exact=exact) for exact in (False, True))
     for (value, gradient), (expected, slope) in zip(rough, exact, strict=True):
         assert value == pytest.approx(expected, rel=2e-5)
         torch.testing.assert_close(gradient, slope, rtol=0, atol=2e-5)
@@ -96,7 +141,8 @@ def test_a_logistic_loss_far_from_the_boundary_is_not_lost():
     """At logits of 30 it is exp(-30), which `softplus` of torch would call zero, or 30 x 1e-16."""
     x = np.array([[30.0], [-30.0]])
     loss = Logistic(torch.tensor([[1], [0]]), torch.tensor([0]))
-    ((value, _),) = Objective(Rows([x]), loss, [1e30]).evaluate([torch.tensor([[1.0], [0.0]]).double()], [0])
+    objective = Objective(Rows([x]), loss, [1e30])
+    ((value, _),) = objective.evaluate([objective.rows.unknowns_of(torch.tensor([[1.0], [0.0]]).double())], [0])
     assert value == pytest.approx(np.exp(-30), rel=1e-12)
 
 
@@ -118,9 +164,12 @@ def test_moments_are_those_of_all_parts():
 
 
 def test_rows_are_taken_across_parts():
+    """In the basis, which all rows make together."""
     x = _features()
     positions = np.array([0, 10, 11, 12, 49])
-    np.testing.assert_array_equal(_parts(x).take(positions), x[positions])
+    rows = _parts(x)
+    expected = (x[positions] - x.mean(axis=0)) @ rows.basis.matrix[:-1, :-1].numpy()
+    np.testing.assert_allclose(rows.take(positions), expected, atol=1e-12)
 
 
 def test_features_whose_squares_overflow_are_refused():

@@ -9,7 +9,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from probe.errors import ProtocolError
-from probe.probes.solvers import SOLVERS, Fast, ScikitLearn, fit_on_device
+from probe.probes.fast_solver import Fast
+from probe.probes.scikit_learn import ScikitLearn, fit_on_device
+from probe.probes.solvers import SOLVERS
 
 
 def fit_logistic_regression(x, y, *, C, max_iter, tol):
@@ -83,7 +85,7 @@ def test_scikit_learn_on_tensors_gives_what_it_gives_on_arrays():
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from probe.probes.solvers import fit_on_device
+from probe.probes.scikit_learn import fit_on_device
 x, y = load_digits(return_X_y=True)
 x = (x / 16).astype(np.float32)
 ours = LogisticRegression(C=0.5, tol=1e-6, max_iter=1000)

@@ -1,56 +1,88 @@
-"""Approximate Hessians of the objective, to precondition with: from all rows at weights of zero, later from a sample.
+"""Approximate Hessians of the objective, to precondition with: of all rows at weights of zero, later of some of them.
 
 The Hessian of k classes and d features has (k (d + 1))^2 numbers, far too many as a rule. What is kept of it are blocks
 of classes that are often confused with one another, as large as their cost allows: of ten classes all, of a thousand a
-few each. An estimate from a sample of the rows is enough, since L-BFGS mends the rest.
+few each.
+
+Of an image with probabilities p and features x it is the sum over pairs of classes of p_a p_b (e_a - e_b)(e_a - e_b)^T
+times x x^T. Most pairs of most images count next to nothing, so that few rows say nearly all: each pair draws its own,
+likelier those that count more, and what is drawn stands for what is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Protocol
 
 import numpy as np
 import torch
+from scipy.linalg.lapack import spotrf
 from torch import Tensor
 
 from probe.errors import FeaturesError
-from probe.probes.objective import Objective, Rows
+from probe.probes.objective import Objective
 
-SAMPLE = 4096  # rows
+SAMPLE = 4096  # rows for each pair of classes, on average
+CANDIDATES = 1 << 16  # rows to draw from
 SEED = 0
+MAX_GROUP = 16  # classes of a block
 MAX_BLOCK = 8192  # unknowns of a block
 MAX_NUMBERS = 1 << 28  # of all blocks, which take 1 GB; of very many classes each is alone, and they take what they do
 MAX_PASSES = 250  # what making the blocks may cost, in evaluations of the objective
-RIDGE = 1e-6  # of the mean diagonal: float32 factors need it
+RIDGE = 1e-7  # of the mean diagonal: float32 factors need it
+
+
+class Preconditioner(Protocol):
+    """The inverse of an approximate Hessian."""
+
+    def solve(self, gradient: Tensor) -> Tensor:
+        """The inverse times a gradient, both float64 (d + 1, width)."""
 
 
 @dataclass(frozen=True)
-class Preconditioner:
-    """The inverse of a block-diagonal matrix.
+class Diagonal:
+    """The inverse of a diagonal matrix, the same for all classes: float64 (d + 1,)."""
 
-    `blocks` are pairs of classes, int64 (g,), and a Cholesky factor (g (d + 1), g (d + 1)); a single pair with no
-    classes has a factor (d + 1, d + 1) for every class alike. `scale` is of the unknowns, float64 (d + 1,).
-    """
-
-    blocks: Sequence[tuple[Tensor | None, Tensor]]
-    scale: Tensor
+    diagonal: Tensor
 
     def solve(self, gradient: Tensor) -> Tensor:
-        """The inverse times a gradient, float64 (d + 1, k)."""
-        scaled = gradient / self.scale[:, None]
-        solution = torch.empty_like(scaled)
-        for classes, factor in self.blocks:
-            if classes is None:
-                return _solve(factor, scaled) / self.scale[:, None]
-            solution[:, classes] = _solve(factor, scaled[:, classes].T.reshape(-1, 1)).reshape(len(classes), -1).T
-        return solution / self.scale[:, None]
+        """The inverse times a gradient."""
+        return gradient / self.diagonal[:, None]
 
 
-def _solve(factor: Tensor, right: Tensor) -> Tensor:
-    # One triangle at a time: `cholesky_solve` takes ten times as long for a single column.
-    half = torch.linalg.solve_triangular(factor, right.to(factor.dtype), upper=False)
-    return torch.linalg.solve_triangular(factor.mT, half, upper=True).double()
+@dataclass(frozen=True)
+class Block:
+    """Some classes and their part of a Hessian, or of its Cholesky factor.
+
+    Args:
+        classes: int64 (g,).
+        mix: float32 (g, r) with orthonormal columns; unknowns of the classes are its product with those of the matrix.
+        matrix: float32 (r (d + 1), r (d + 1)), all features of the first of the r, then all of the second, ...
+    """
+
+    classes: Tensor
+    mix: Tensor
+    matrix: Tensor
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The inverse of a matrix of blocks, given by their Cholesky factors."""
+
+    factors: Sequence[Block]
+
+    def solve(self, gradient: Tensor) -> Tensor:
+        """The inverse times a gradient."""
+        solution = torch.empty_like(gradient)
+        for block in self.factors:
+            mixed = (gradient[:, block.classes].float() @ block.mix).T  # (r, d + 1)
+            # One triangle at a time: `cholesky_solve` takes ten times as long for a single column.
+            half = torch.linalg.solve_triangular(block.matrix, mixed.reshape(-1, 1), upper=False)
+            solved = torch.linalg.solve_triangular(block.matrix.mT, half, upper=True)
+            solution[:, block.classes] = (block.mix @ solved.reshape(mixed.shape)).T.double()
+        return solution
 
 
 def at_zero(objective: Objective, probe: int) -> Preconditioner:
@@ -58,110 +90,122 @@ def at_zero(objective: Objective, probe: int) -> Preconditioner:
     rows, width = objective.rows, objective.loss.width
     likely = 1 / max(width, 2)
     weight = likely if width > 1 else likely * (1 - likely)
-    scale = _scale(rows)
-    hessian = torch.eye(rows.num_features + 1, dtype=torch.float64, device=rows.device) * weight
-    hessian[:-1, :-1] = weight * rows.covariance / (scale[:-1, None] * scale[:-1])
-    return Preconditioner([(None, _factor(hessian, objective.penalties[probe], scale))], scale)
+    return Diagonal(weight * rows.variance + objective.penalties[probe] * rows.basis.penalty)
 
 
-@dataclass(frozen=True)
-class Curvature:
-    """Blocks of the Hessian of the loss at `weights`, without the penalty; float32, of scaled unknowns."""
-
-    weights: Tensor
-    blocks: Sequence[tuple[Tensor, Tensor]]
-    scale: Tensor
-
-    def with_penalty(self, penalty: float) -> Preconditioner:
-        """What to precondition with under a penalty."""
-        return Preconditioner(
-            [(classes, _factor(hessian, penalty, self.scale)) for classes, hessian in self.blocks], self.scale
-        )
+def at(objective: Objective, probe: int, unknowns: Tensor) -> Preconditioner:
+    """From an estimate of the Hessian at some unknowns, float64 (d + 1, width)."""
+    penalty = objective.penalties[probe] * objective.rows.basis.penalty.float()
+    return Blocks(
+        [replace(block, matrix=_factor(block.matrix, penalty)) for block in estimate(objective, probe, unknowns)]
+    )
 
 
 def passes(objective: Objective) -> int:
     """What `estimate` costs, in evaluations of the objective, by counting multiplications."""
-    rows, group = objective.rows, group_size(objective)
-    size, n = rows.num_features + 1, len(rows)
-    return 1 + round(min(SAMPLE, n) * group * size / (4 * n) + group**2 * size**2 / (12 * n))
+    return 1 + round(_passes(objective, group_size(objective)))
+
+
+def _passes(objective: Objective, group: int) -> float:
+    size, n = objective.rows.num_features + 1, len(objective.rows)
+    return min(SAMPLE, n) * group * size / (4 * n) + group**2 * size**2 / (12 * n)
 
 
 def group_size(objective: Objective) -> int:
     """Classes of a block."""
-    rows, width = objective.rows, objective.loss.width
-    size, n = rows.num_features + 1, len(rows)
-    sample = min(SAMPLE, n)
+    size, width = objective.rows.num_features + 1, objective.loss.width
     fits = [
         g
-        for g in range(1, width + 1)
-        if g * size <= MAX_BLOCK
-        and width * g * size**2 <= MAX_NUMBERS
-        and sample * g * size / (4 * n) + g**2 * size**2 / (12 * n) <= MAX_PASSES
+        for g in range(1, min(width, MAX_GROUP) + 1)
+        if g * size <= MAX_BLOCK and width * g * size**2 <= MAX_NUMBERS and _passes(objective, g) <= MAX_PASSES
     ]
     return max(fits, default=1)
 
 
-def estimate(objective: Objective, probe: int, weights: Tensor) -> Curvature:
-    """From a sample of the rows, the same each time.
+def estimate(objective: Objective, probe: int, unknowns: Tensor) -> list[Block]:
+    """Blocks of the Hessian of the loss, without the penalty, from some rows, the same each time.
 
     Args:
         objective: of the probes.
         probe: which of them.
-        weights: float64 (d + 1, width).
+        unknowns: float64 (d + 1, width).
     """
     rows, loss = objective.rows, objective.loss
     positions = np.arange(len(rows))
-    if len(rows) > SAMPLE:  # at random, as rows may come in some order of their labels
-        positions = np.sort(np.random.default_rng(SEED).choice(len(rows), SAMPLE, replace=False))
-    x, scale = rows.take(positions), _scale(rows)
-    # Centred and scaled before float32, which a large common offset would else leave little of.
-    unknowns = (x - rows.mean) / scale[:-1]
-    unknowns = torch.cat([unknowns, torch.ones_like(unknowns[:, :1])], dim=1).float()  # (m, d + 1)
-    logits = unknowns @ (weights * scale[:, None]).float()
+    if len(rows) > CANDIDATES:  # at random, as rows may come in some order of their labels
+        positions = np.sort(np.random.default_rng(SEED).choice(len(rows), CANDIDATES, replace=False))
+    features = rows.take(positions).float()  # (m, d)
+    logits = features @ unknowns[:-1].float() + unknowns[-1].float()
     probabilities = loss.probabilities(logits)  # (m, width)
     counts = loss.weights(probe, torch.from_numpy(positions).to(rows.device))
-    share = torch.ones(len(x), device=x.device) if counts is None else counts.float()
+    share = torch.ones(len(features), device=rows.device) if counts is None else counts.float()
     share /= max(float(share.sum()), 1.0)
-    blocks = []
-    for classes in _groups(probabilities, group_size(objective)):
-        blocks.append((classes, _hessian(unknowns, probabilities[:, classes], share)))
-    return Curvature(weights, blocks, scale)
+    return [
+        _block(features, probabilities, share, classes) for classes in _groups(probabilities, group_size(objective))
+    ]
 
 
-def _scale(rows: Rows) -> Tensor:
-    return torch.cat([rows.scale, rows.scale.new_ones(1)])
+def _block(features: Tensor, probabilities: Tensor, share: Tensor, classes: Tensor) -> Block:
+    """The Hessian of some classes, from features float32 (m, d) that each count for a `share` (m,)."""
+    own = probabilities[:, classes]
+    num = len(classes)
+    mix = torch.eye(num, device=features.device)
+    if num == probabilities.shape[1] > 1:  # what moves all classes alike changes no probability
+        mix = torch.linalg.eigh(mix - 1 / num).eigenvectors[:, 1:]
+        weights, sides = [], []
+    else:  # each class also against all that are not in the block
+        weights, sides = [own[:, a] * (1 - own.sum(dim=1)).clamp(min=0) for a in range(num)], [*mix]
+    for a, b in combinations(range(num), 2):
+        weights.append(own[:, a] * own[:, b])
+        sides.append(mix[a] - mix[b])
+    drawn = _draw(torch.stack(weights) * share)
+    products = torch.stack([_product(features, weight) for weight in drawn])
+    side = torch.stack(sides)  # (pairs, r)
+    outer = (side[:, :, None] * side[:, None, :]).flatten(1)  # (pairs, r * r)
+    size, r = features.shape[1] + 1, mix.shape[1]
+    matrix = (outer.T @ products.flatten(1)).reshape(r, r, size, size)
+    return Block(classes, mix, matrix.transpose(1, 2).reshape(r * size, r * size))
 
 
-def _factor(hessian: Tensor, penalty: float, scale: Tensor) -> Tensor:
-    """The Cholesky factor of a Hessian with the penalty, and with as much of a ridge as it takes."""
-    penalties = penalty / scale**2
-    penalties[-1] = 0  # the intercept has none
-    diagonal = penalties.repeat(len(hessian) // len(scale)).to(hessian.dtype)
+def _draw(weights: Tensor) -> Tensor:
+    """Of what rows count for each pair of classes, (pairs, m), as much as there is time for; the rest is zero.
+
+    What counts less than a threshold stays with a probability, and then counts as much as that.
+    """
+    if weights.shape[1] <= SAMPLE:
+        return weights
+    threshold = float(weights.sum(dtype=torch.float64)) / (SAMPLE * len(weights))
+    generator = torch.Generator().manual_seed(SEED)
+    chance = torch.rand(weights.shape, generator=generator).to(weights.device)
+    return torch.where(chance * threshold < weights, weights.clamp(min=threshold), torch.zeros_like(weights))
+
+
+def _product(features: Tensor, weight: Tensor) -> Tensor:
+    """The sum of x x^T times the weight of each row, where the last feature, that of the intercept, is 1."""
+    (used,) = weight.nonzero(as_tuple=True)
+    root = weight[used].sqrt()[:, None]
+    weighted = torch.cat([features[used] * root, root], dim=1)
+    return weighted.T @ weighted
+
+
+def _factor(hessian: Tensor, penalty: Tensor) -> Tensor:
+    """The Cholesky factor of a Hessian with the penalty (d + 1,), and with as much of a ridge as it takes."""
+    diagonal = penalty.repeat(len(hessian) // len(penalty))
     # Where all probabilities are 0 or 1 in float32 there is no curvature to take a share of.
     ridge = RIDGE * float(hessian.diagonal().mean()) or 1.0
     while True:
         matrix = hessian.clone()
         matrix.diagonal().add_(diagonal + ridge)
-        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if matrix.device.type == "cpu":  # takes half the time of torch's; SciPy's order of axes is the other one
+            factor, failed = spotrf(matrix.numpy().T, lower=False, overwrite_a=True)
+            factor = torch.from_numpy(factor.T)
+        else:
+            factor, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
             return factor
         if not torch.isfinite(hessian).all():
             raise FeaturesError("the curvature of the loss is not finite; divide the features by their size")
         ridge *= 30
-
-
-def _hessian(unknowns: Tensor, probabilities: Tensor, share: Tensor) -> Tensor:
-    """Of some classes, (g (d + 1), g (d + 1)); a single class stands for itself against all others."""
-    size, group = unknowns.shape[1], probabilities.shape[1]
-    hessian = unknowns.new_empty(group * size, group * size)
-    for a in range(group):
-        weighted = unknowns * (probabilities[:, a] * share)[:, None]
-        for b in range(a, group):
-            factor = 1 - probabilities[:, b] if a == b else -probabilities[:, b]
-            block = (weighted * factor[:, None]).T @ unknowns
-            hessian[a * size : (a + 1) * size, b * size : (b + 1) * size] = block
-            hessian[b * size : (b + 1) * size, a * size : (a + 1) * size] = block.T
-    return hessian
 
 
 def _groups(probabilities: Tensor, size: int) -> list[Tensor]:

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from probe.probes import curvature
-from probe.probes.curvature import Curvature, Preconditioner
+from probe.probes.curvature import Preconditioner
 from probe.probes.lbfgs import Dialogue, Minimum, Question, minimise
 from probe.probes.objective import Logistic, Loss, Objective, Rows, Softmax
 
@@ -33,13 +33,13 @@ PATIENCE = 25  # evaluations at least before a preconditioner is made
 
 @dataclass(frozen=True)
 class Start:
-    """Where a minimisation begins: weights float64 (d + 1, width), and an estimate of the curvature not far from there.
+    """Where a minimisation begins.
 
-    Without an estimate the preconditioner is that of weights of zero.
+    `unknowns` are float64 (d + 1, width); `needs_curvature` asks for the curvature there to begin with.
     """
 
-    weights: Tensor
-    curvature: Curvature | None = None
+    unknowns: Tensor
+    needs_curvature: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Solution:
         converged: whether that is `tol` or less, and less still where the loss is small, see `distance`.
         excess: how far the objective can be above its minimum at most: the squared length of the gradient over twice
             the strength of the penalty. It holds for the intercept at its best.
-        curvature: the last estimate that was made, for the fit of a neighbouring C; None if none was needed.
+        needs_curvature: it took an estimate of the curvature, so that a neighbouring C will need one too.
     """
 
     minimum: Minimum
@@ -61,7 +61,7 @@ class Solution:
     gradient_ratio: float
     converged: bool
     excess: float
-    curvature: Curvature | None
+    needs_curvature: bool
 
 
 def solve(
@@ -103,7 +103,7 @@ def solve(
     while asking:
         for exact in sorted({run.question.exact for run in asking}):
             group = [run for run in asking if run.question.exact == exact]
-            points = [run.question.weights for run in group]
+            points = [run.question.unknowns for run in group]
             answers = objective.evaluate(points, [run.probe for run in group], exact=exact)
             if tick is not None:
                 tick(objective.num_passes)
@@ -121,16 +121,17 @@ def distance(gradient: float, value: float, at_zero: float) -> float:
     return gradient * max(1.0, SMALL * at_zero / value) if value > 0 else gradient
 
 
-def _norms(objective: Objective, weights: Tensor, *, exact: bool) -> list[float]:
-    """Of the gradients of all probes at the same weights."""
+def _norms(objective: Objective, unknowns: Tensor, *, exact: bool) -> list[float]:
+    """Of the gradients of all probes at the same unknowns."""
     probes = range(len(objective.penalties))
     return [
-        _norm(objective, gradient) for _, gradient in objective.evaluate([weights for _ in probes], probes, exact=exact)
+        _norm(objective, gradient)
+        for _, gradient in objective.evaluate([unknowns for _ in probes], probes, exact=exact)
     ]
 
 
 def _norm(objective: Objective, gradient: Tensor) -> float:
-    return float(objective.uncentred(gradient).abs().max())
+    return float(objective.rows.by_weights(gradient).abs().max())
 
 
 def _rounding(rows: Rows, dtype: torch.dtype) -> float:
@@ -145,16 +146,14 @@ class _Run:
         self, objective: Objective, probe: int, start: Start, *, tol: float, max_iter: int, ends_exact: bool
     ) -> None:
         self.objective, self.probe, self.tol = objective, probe, tol
-        self.curvature = start.curvature
-        penalty = objective.penalties[probe]
-        first = self.curvature.with_penalty(penalty) if self.curvature else curvature.at_zero(objective, probe)
+        self.needs_curvature = start.needs_curvature
         patience = max(PATIENCE, curvature.passes(objective) // 5)
         self.dialogue: Dialogue = minimise(
-            start.weights,
-            first,
+            start.unknowns,
+            self._refresh(start.unknowns) if start.needs_curvature else curvature.at_zero(objective, probe),
             refresh=self._refresh,
             measure=self._measure,
-            patience=patience if start.curvature is None else 3 * patience,
+            patience=patience,
             tol=tol,
             max_iter=max_iter,
             ends_exact=ends_exact,
@@ -174,22 +173,22 @@ class _Run:
     def _measure(self, value: float, gradient: Tensor) -> float:
         return distance(_norm(self.objective, gradient), value, self.objective.loss.at_zero)
 
-    def _refresh(self, weights: Tensor) -> Preconditioner:
-        self.curvature = curvature.estimate(self.objective, self.probe, weights)
-        return self.curvature.with_penalty(self.objective.penalties[self.probe])
+    def _refresh(self, unknowns: Tensor) -> Preconditioner:
+        self.needs_curvature = True
+        return curvature.at(self.objective, self.probe, unknowns)
 
     def solution(self, norm: float) -> Solution:
         """What came of it."""
         assert self.minimum is not None
         found = _norm(self.objective, self.minimum.gradient)
-        length = float(self.objective.uncentred(self.minimum.gradient).square().sum())  # squared
+        length = float(self.objective.rows.by_weights(self.minimum.gradient).square().sum())  # squared
         return Solution(
             self.minimum,
             gradient_norm=found,
             gradient_ratio=found / norm if norm else 0.0,
             converged=self._measure(self.minimum.objective, self.minimum.gradient) <= self.tol,
             excess=length / (2 * self.objective.penalties[self.probe]),
-            curvature=self.curvature,
+            needs_curvature=self.needs_curvature,
         )
 
 
@@ -245,11 +244,8 @@ class FastLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[mi
                 f"there is one class, {self.classes_[0]!r}; a classifier needs samples of at least 2 classes"
             )
         rows = Rows([X], self.device)
-        (solution,) = solve(
-            Objective(rows, loss_of(targets, len(self.classes_), rows.device), [self.C]),
-            tol=self.tol,
-            max_iter=self.max_iter,
-        )
+        objective = Objective(rows, loss_of(targets, len(self.classes_), rows.device), [self.C])
+        (solution,) = solve(objective, tol=self.tol, max_iter=self.max_iter)
         self.coef_, self.intercept_ = coefficients(rows, solution)
         self.n_iter_ = np.array([solution.minimum.n_iter], np.int32)
         self.objective_ = solution.minimum.objective
@@ -298,7 +294,6 @@ def loss_of(targets: np.ndarray, num_classes: int, device: torch.device) -> Loss
 
 
 def coefficients(rows: Rows, solution: Solution) -> tuple[np.ndarray, np.ndarray]:
-    """Weights float64 (width, d) and intercepts (width,) of the features as they are, not centred."""
-    weights = solution.minimum.weights
-    intercept = weights[-1] - rows.mean @ weights[:-1]
-    return weights[:-1].T.contiguous().cpu().numpy(), intercept.cpu().numpy()
+    """Weights float64 (width, d) and intercepts (width,) of the features as they are."""
+    weights = rows.weights_of(solution.minimum.unknowns).cpu().numpy()
+    return np.ascontiguousarray(weights[:-1].T), weights[-1]

@@ -21,11 +21,12 @@ from probe.intervals import interval
 from probe.metrics import IGNORED, get_metric, misfit
 from probe.outcomes import outcomes_of
 from probe.probes import costs
+from probe.probes.fits import Fit, Solver
 from probe.probes.kept import KeptFits
 from probe.probes.protocols import get_protocol, validate
 from probe.probes.results import ProbeResult, SweepPoint, mean_result
 from probe.probes.shots import draw
-from probe.probes.solvers import Fit, Solver, get_solver
+from probe.probes.solvers import get_solver
 from probe.probes.sweep import best, search
 from probe.specs import Protocol
 
@@ -134,8 +135,8 @@ class _Probe:
             C = best(found, lambda point: point.score)  # noqa: N806 - the field's name
             near = fits[C]
         _warn_of_missing_classes(parts, test)
-        # On the same images it has been made.
-        is_made = near is not None and len(parts) == 1 and (near.converged or self.how.solver == "sklearn")
+        # On the same images scikit-learn has made it; `fast` fits only as far as a choice needs.
+        is_made = near is not None and len(parts) == 1 and self.how.solver == "sklearn"
         final = near if near is not None and is_made else _Fitter(rules, parts, self.how).fit(C, near)
         if not final.converged:
             logger.warning(
@@ -223,7 +224,7 @@ class _Fitter:
         left, size = list(strengths), 0
         while left:
             # What is kept needs no solver, and so no room for one.
-            size = size or (1 if len(left) == 1 or self.how.solver == "sklearn" else self.solver.batch())
+            size = size or (1 if len(left) == 1 or self.how.solver == "sklearn" else self.solver.batch)
             batch, left = left[:size], left[size:]
             nears = {C: _nearest(fits, C) if self.can_start_near else None for C in batch}
             names = {C: self._name(C, near, is_final=False) for C, near in nears.items()}
@@ -238,7 +239,7 @@ class _Fitter:
             if missing:
                 with self._progress(f"{len(missing)} of {len(strengths)} values of C") as bar:
                     starts = [nears[C] for C in missing]
-                    self.solver.fit_all(missing, starts, done=keep, tick=_ticks(bar))
+                    self.solver.fit_all(missing, starts, is_final=False, done=keep, tick=_ticks(bar))
             fits.update(done)
 
     def _name(self, C: float, near: Fit | None, *, is_final: bool) -> Any:  # noqa: N803 - the field's name

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from probe.probes.solvers import Fit
+from probe.probes.fits import Fit
 from probe.specs import digest
 
 logger = logging.getLogger(__name__)
@@ -56,13 +56,11 @@ class KeptFits:
         try:
             # Opened here, as NumPy leaves a damaged one open.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-                values = {item.name: found[item.name] for item in fields(Fit) if item.name != "curved_at"}
-                curved_at = {int(key[2:]): found[key] for key in found.files if key.startswith("at")}
+                values = {item.name: found[item.name] for item in fields(Fit)}
         except DAMAGE as err:
             logger.info("%s is damaged (%s) and is fitted again", path, err)
             return None
-        numbers = {name: value if name in ARRAYS else value.item() for name, value in values.items()}
-        return Fit(**numbers, curved_at=curved_at)
+        return Fit(**{name: value if name in ARRAYS else value.item() for name, value in values.items()})
 
     def keep(self, name: Any, fit: Fit) -> None:
         """Write a fit in one step. A folder that cannot be written to costs no more than the fits of a killed run."""
@@ -71,8 +69,7 @@ class KeptFits:
         path = self._path(name)
         self.used.add(path)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        arrays = {item.name: np.asarray(getattr(fit, item.name)) for item in fields(Fit) if item.name != "curved_at"}
-        arrays |= {f"at{probe}": at for probe, at in fit.curved_at.items()}
+        arrays = {item.name: np.asarray(getattr(fit, item.name)) for item in fields(Fit)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:

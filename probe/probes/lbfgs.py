@@ -13,7 +13,7 @@ from torch import Tensor
 
 from probe.probes.curvature import Preconditioner
 
-GROWTH = 3  # of the patience with a preconditioner
+GROWTH = 1.5  # of the patience with a preconditioner
 MEMORY = 20  # pairs of steps and gradient changes
 ARMIJO, CURVATURE = 1e-4, 0.9  # conditions of Wolfe, as Nocedal and Wright 2006, section 3.1, give them
 TRIALS = 15  # of a line search
@@ -32,7 +32,7 @@ STALL, STALL_EVALUATIONS = 1e-7, 50
 class Question:
     """A point whose value and gradient are wanted; `exact` asks for products in float64."""
 
-    weights: Tensor
+    unknowns: Tensor
     exact: bool
 
 
@@ -40,7 +40,7 @@ class Question:
 class Minimum:
     """Where a minimisation ended."""
 
-    weights: Tensor
+    unknowns: Tensor
     objective: float
     gradient: Tensor
     n_iter: int
@@ -54,7 +54,7 @@ Dialogue = Generator[Question, Answer, Minimum]
 
 @dataclass
 class _Point:
-    weights: Tensor
+    unknowns: Tensor
     value: float
     gradient: Tensor
 
@@ -65,7 +65,7 @@ def minimise(
     *,
     refresh: Callable[[Tensor], Preconditioner],
     measure: Callable[[float, Tensor], float],
-    patience: int,
+    patience: float,
     tol: float,
     max_iter: int,
     ends_exact: bool = True,
@@ -73,9 +73,9 @@ def minimise(
     """Go down until what is left measures `tol` or less.
 
     Args:
-        start: float64 weights.
+        start: float64 unknowns.
         preconditioner: to begin with.
-        refresh: makes a better one at some weights.
+        refresh: makes a better one at some unknowns.
         measure: how far a value and gradient are from a minimum.
         patience: evaluations after which it is asked for one; `GROWTH` times as many for the next, and so on.
         tol: what may be left in the end.
@@ -98,7 +98,7 @@ def minimise(
             mark, marked = point, n_eval
         if not ended:
             if since >= patience:
-                preconditioner, since, patience = refresh(point.weights), 0, GROWTH * patience
+                preconditioner, since, patience = refresh(point.unknowns), 0, GROWTH * patience
             if memory and (n_iter % SCALE_STEPS == 0 or len(memory) < FIRST_STEPS or since == 0):
                 scale = _scale(memory, preconditioner)
             direction = _direction(point.gradient, memory, preconditioner, scale)
@@ -111,19 +111,19 @@ def minimise(
             if measure(point.value, point.gradient) > tol:
                 memory.clear()  # the last changes are rounding
                 scale = 1.0
-            point = _Point(point.weights, *(yield Question(point.weights, exact)))
+            point = _Point(point.unknowns, *(yield Question(point.unknowns, exact)))
             n_eval += 1
             mark, marked = point, n_eval
             continue
-        step, change = found.weights - point.weights, found.gradient - point.gradient
+        step, change = found.unknowns - point.unknowns, found.gradient - point.gradient
         curvature = float((step * change).sum())
         if curvature > 0:
             memory.append((step, change, 1 / curvature))
         point, n_iter = found, n_iter + 1
     if ends_exact and not exact:
-        point = _Point(point.weights, *(yield Question(point.weights, exact=True)))
+        point = _Point(point.unknowns, *(yield Question(point.unknowns, exact=True)))
         n_eval += 1
-    return Minimum(point.weights, point.value, point.gradient, n_iter, n_eval)
+    return Minimum(point.unknowns, point.value, point.gradient, n_iter, n_eval)
 
 
 def _scale(memory: Memory, preconditioner: Preconditioner) -> float:
@@ -154,8 +154,8 @@ def _search(point: _Point, direction: Tensor, *, exact: bool) -> Generator[Quest
     length, low, high = 1.0, 0.0, float("inf")
     slope_low, slope_high = slope, float("nan")
     for trial in range(1, TRIALS + 1):
-        weights = point.weights + length * direction
-        found = _Point(weights, *(yield Question(weights, exact)))
+        unknowns = point.unknowns + length * direction
+        found = _Point(unknowns, *(yield Question(unknowns, exact)))
         new_slope = float((found.gradient * direction).sum())
         change = found.value - point.value
         is_lower = change <= ARMIJO * length * slope or (

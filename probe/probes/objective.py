@@ -1,9 +1,9 @@
 """Penalised logistic losses of several probes on the same features: values and gradients in one pass over the rows.
 
 The rows are read in blocks, all probes at once, so that memory is read once and no matrix of all logits is made.
-Products are in the features' own type, float32 as a rule; sums over blocks are in float64. Weights are those of centred
-features, which takes the common mean of CLIP features out of the conditioning; the intercept absorbs it, as it is not
-penalised.
+Products are in the features' own type, float32 as a rule; sums over blocks are in float64. Unknowns are in the basis of
+the principal components, which takes the features' common mean and their correlations out of the conditioning and most
+of the cancellation out of float32 products; the intercept absorbs the mean, as it is not penalised.
 Knows nothing of how an optimum is found.
 """
 
@@ -68,31 +68,42 @@ class Rows:
 
     def centred(self, columns: int, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         """As `blocks`, of features less their mean in a type: float32 products of a large mean would drown the rest."""
-        if dtype == self.dtype and self._copy is not None:
-            yield from self._copy.blocks(columns)
-        else:
-            centre = self.mean.to(dtype)
-            for first, block in self.blocks(columns):
-                yield first, block.to(dtype) - centre
+        for first, block in self.blocks(columns):
+            yield first, self._centre(block).to(dtype)
+
+    def _centre(self, block: Tensor) -> Tensor:
+        return block.double() - self.mean
 
     @cached_property
-    def _copy(self) -> Rows | None:
-        """The features less their mean, where that takes little memory."""
+    def whitened(self) -> Rows | None:
+        """The features in the basis, in their own type; None where that would take much memory."""
         if sum(part.numel() * part.element_size() for part in self.parts) > COPY_BYTES:
             return None
         copy = Rows.__new__(Rows)
         copy.device, copy.num_features, copy.sizes = self.device, self.num_features, self.sizes
-        copy.parts = [part - self.mean.to(part.dtype) for part in self.parts]
+        copy.parts = [torch.empty_like(part, device=self.device) for part in self.parts]
+        matrix = self.basis.matrix[:-1, :-1].to(self.dtype)
+        for part, own in zip(self.parts, copy.parts, strict=True):
+            size = block_rows(self.num_features, 1, self.device)
+            for start in range(0, len(part), size):
+                block = self._centre(part[start : start + size].to(self.device)).to(self.dtype)
+                torch.mm(block, matrix, out=own[start : start + size])
         return copy
 
     def take(self, positions: np.ndarray) -> Tensor:
-        """Some rows, by ascending positions int64 (m,)."""
+        """Some rows in the basis, by ascending positions int64 (m,)."""
+        parts = (self.whitened or self).parts
+        if len(parts) == 1 and len(positions) == len(self) and self.whitened is not None:
+            return parts[0]
         found, first = [], 0
-        for part in self.parts:
+        for part in parts:
             own = positions[(positions >= first) & (positions < first + len(part))] - first
             found.append(part[torch.from_numpy(own).to(part.device)].to(self.device))
             first += len(part)
-        return torch.cat(found)
+        rows = torch.cat(found)
+        if self.whitened is None:
+            rows = self._centre(rows).to(rows.dtype) @ self.basis.matrix[:-1, :-1].to(rows.dtype)
+        return rows
 
     @cached_property
     def mean(self) -> Tensor:
@@ -121,6 +132,60 @@ class Rows:
         # A constant feature comes out as the rounding of its mean.
         floor = self.mean.abs() * torch.finfo(self.dtype).eps * 8
         return torch.where(deviation > floor, deviation, torch.ones_like(deviation))
+
+    @cached_property
+    def basis(self) -> Basis:
+        """Principal components, each divided by its standard deviation."""
+        variance, vectors = torch.linalg.eigh(self.covariance)
+        floor = max(0.0, float(variance[-1])) * torch.finfo(self.dtype).eps or 1.0  # what lies below is rounding
+        length = (variance.clamp(min=0.0) + floor).sqrt()
+        matrix, inverse = (torch.eye(len(length) + 1, dtype=length.dtype, device=self.device) for _ in range(2))
+        matrix[:-1, :-1] = vectors / length
+        inverse[:-1, :-1] = length[:, None] * vectors.T
+        return Basis(matrix, inverse, penalty=torch.cat([length**-2, length.new_zeros(1)]))
+
+    def by_weights(self, gradient: Tensor) -> Tensor:
+        """The gradient (d + 1, width) by the weights of the features as they are, given that by the unknowns."""
+        gradient = self.basis.inverse.T @ gradient
+        return torch.cat([gradient[:-1] + self.mean[:, None] * gradient[-1], gradient[-1:]])
+
+    def weights_of(self, unknowns: Tensor) -> Tensor:
+        """Weights of the features as they are, and the intercept in the last row, (d + 1, width)."""
+        weights = self.basis.matrix @ unknowns
+        return torch.cat([weights[:-1], weights[-1:] - self.mean @ weights[:-1]])
+
+    def unknowns_of(self, weights: Tensor) -> Tensor:
+        """What `weights_of` was given."""
+        intercept = weights[-1:] + self.mean @ weights[:-1]
+        return self.basis.inverse @ torch.cat([weights[:-1], intercept])
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """Of the features in the basis, and 1 for the intercept, float64 (d + 1,)."""
+        if self.whitened is None:
+            matrix = self.basis.matrix[:-1, :-1]
+            variance = ((self.covariance @ matrix) * matrix).sum(dim=0).clamp(min=0.0)
+        else:
+            variance = torch.zeros(self.num_features, dtype=torch.float64, device=self.device)
+            for _, block in self.whitened.blocks():
+                variance += block.square().sum(dim=0, dtype=torch.float64)
+            variance /= len(self)
+        return torch.cat([variance, variance.new_ones(1)])
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Unknowns in which the features are uncorrelated and of unit variance, as far as they have any.
+
+    Args:
+        matrix: float64 (d + 1, d + 1); weights of the centred features and the intercept are its product with unknowns.
+        inverse: of the matrix.
+        penalty: float64 (d + 1,), of each unknown, relative to that of weights; 0 of the intercept.
+    """
+
+    matrix: Tensor
+    inverse: Tensor
+    penalty: Tensor
 
 
 def block_rows(num_features: int, columns: int, device: torch.device) -> int:
@@ -227,7 +292,8 @@ Loss = Softmax | Logistic
 class Objective:
     """The mean loss of each probe plus ||W||^2 / (2 C n), the intercept free: what scikit-learn minimises.
 
-    Weights of a probe are float64 (d + 1, width): of the centred features, and in the last row the intercept.
+    It is a function of unknowns, float64 (d + 1, width) of each probe, in the basis of the rows: the features are then
+    of one size and uncorrelated, so that float32 products cancel little. The last unknown of a class is its intercept.
     """
 
     def __init__(self, rows: Rows, loss: Loss, strengths: Sequence[float]) -> None:
@@ -240,51 +306,48 @@ class Objective:
         self.num_passes = 0
 
     def zeros(self) -> Tensor:
-        """The weights at which every probe begins."""
+        """The unknowns at which every probe begins."""
         shape = (self.rows.num_features + 1, self.loss.width)
         return torch.zeros(shape, dtype=torch.float64, device=self.rows.device)
 
-    def uncentred(self, gradient: Tensor) -> Tensor:
-        """The gradient (d + 1, width) by the weights of the features as they are, given that of the centred ones."""
-        return torch.cat([gradient[:-1] + self.rows.mean[:, None] * gradient[-1], gradient[-1:]])
-
     def evaluate(
-        self, weights: Sequence[Tensor], probes: Sequence[int], *, exact: bool = False
+        self, unknowns: Sequence[Tensor], probes: Sequence[int], *, exact: bool = False
     ) -> list[tuple[float, Tensor]]:
-        """Value and gradient of some probes, each at its own weights.
+        """Value and gradient of some probes, each at its own unknowns.
 
         Args:
-            weights: float64 (d + 1, width) of each.
+            unknowns: float64 (d + 1, width) of each.
             probes: which they are.
             exact: compute products in float64 too, which takes twice the time or more.
         """
         self.num_passes += 1
-        dtype = torch.float64 if exact else self.rows.dtype
-        joined = torch.cat(list(weights), dim=1)  # (d + 1, p * width)
+        rows, basis = self.rows, self.rows.basis
+        dtype = torch.float64 if exact else rows.dtype
+        whitened = rows.whitened if dtype == rows.dtype else None
+        joined = torch.cat(list(unknowns), dim=1)  # (d + 1, p * width)
+        weights = joined if whitened is not None else basis.matrix @ joined
         columns = joined.shape[1]
-        padded = torch.zeros(len(joined) - 1, -(-columns // COLUMNS) * COLUMNS, dtype=dtype, device=self.rows.device)
-        padded[:, :columns] = joined[:-1]
-        centre = self.rows.mean.to(dtype)
-        rest = self.rows.mean - centre.double()  # what rounding left of the mean
-        intercept = (joined[-1] - rest @ joined[:-1]).to(dtype)
-        gradient = torch.zeros(padded.shape, dtype=torch.float64, device=self.rows.device)
-        at_intercept = torch.zeros(columns, dtype=torch.float64, device=self.rows.device)
-        loss = torch.zeros(len(probes), dtype=torch.float64, device=self.rows.device)
-        for first, x in self.rows.centred(columns, dtype):
+        padded = torch.zeros(len(joined) - 1, -(-columns // COLUMNS) * COLUMNS, dtype=dtype, device=rows.device)
+        padded[:, :columns] = weights[:-1]
+        intercept = weights[-1].to(dtype)
+        gradient = torch.zeros(len(joined), columns, dtype=torch.float64, device=rows.device)
+        loss = torch.zeros(len(probes), dtype=torch.float64, device=rows.device)
+        for first, x in rows.centred(columns, dtype) if whitened is None else whitened.blocks(columns):
             logits = x @ padded  # (m, padded columns); the last ones are zero and stay so
             used = logits[:, :columns]
             used += intercept
             loss += self.loss.residuals(used, first, probes)
-            gradient += x.T @ logits
-            at_intercept += used.sum(dim=0, dtype=torch.float64)
-        gradient = gradient[:, :columns] - rest[:, None] * at_intercept
-        joined_gradient = torch.cat([gradient, at_intercept[None]])  # (d + 1, p * width)
+            gradient[:-1] += (x.T @ logits)[:, :columns]
+            gradient[-1] += used.sum(dim=0, dtype=torch.float64)
+        if whitened is None:
+            gradient = basis.matrix.T @ gradient
         found = []
         for total, part, own, probe in zip(
-            loss.tolist(), joined_gradient.split(self.loss.width, dim=1), weights, probes, strict=True
+            loss.tolist(), gradient.split(self.loss.width, dim=1), unknowns, probes, strict=True
         ):
-            n, penalty = self.counts[probe], self.penalties[probe]
-            slope = part / n
-            slope[:-1] += penalty * own[:-1]
-            found.append((total / n + penalty / 2 * float(own[:-1].square().sum()), slope))
+            if self.loss.width > 1:  # residuals of an image sum to zero, but for rounding, which would go on for ever
+                part = part - part.mean(dim=1, keepdim=True)
+            penalty = self.penalties[probe] * basis.penalty[:, None] * own
+            value = total / self.counts[probe] + float((penalty * own).sum()) / 2
+            found.append((value, part / self.counts[probe] + penalty))
         return found

@@ -1,0 +1,116 @@
+"""The solver `fast` at several values of C, and for all classes of several labels, in one pass over the features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from probe.metrics import IGNORED
+from probe.probes.curvature import MAX_NUMBERS
+from probe.probes.fast import TOL, Solution, Start, coefficients, loss_of, solve
+from probe.probes.fits import Fit, Solver, Tick, join
+from probe.probes.objective import Logistic, Objective, Rows
+
+# Steps of the fast solver for a C that is one of many, and the multiplications that they may take before so few are
+# enough. Fits that need more are of a C so large that the penalty hardly counts, and say that they did not converge.
+CHOOSING_ITERATIONS = 100
+CHOOSING_COST = 3e10
+MAX_BATCH = 8  # values of C side by side; more have little to gain
+BATCH_BYTES = 1 << 31  # of the curvatures of a batch and their factors
+
+
+class Fast(Solver):
+    """`probe.probes.fast`, which reads the features in blocks, and all classes of several labels at once."""
+
+    name = "fast"
+
+    def prepare(self) -> None:
+        """Lay out the labels for the loss."""
+        self.rows = Rows(self.parts, self.device)
+        if self.y.ndim == 2:
+            targets = torch.from_numpy(np.ascontiguousarray(self.y[:, self.classes])).to(self.rows.device)
+            columns = torch.arange(len(self.classes), device=self.rows.device)
+            self.loss: Any = Logistic(targets, columns, ignored=IGNORED)
+        else:
+            self.loss = loss_of(np.searchsorted(self.classes, self.y), len(self.classes), self.rows.device)
+
+    @property
+    def batch(self) -> int:
+        """As many as have room for their curvature."""
+        numbers = self.loss.width**2 * (self.rows.num_features + 1) ** 2 * self._num_probes
+        return max(1, min(MAX_BATCH, BATCH_BYTES // (8 * min(numbers, MAX_NUMBERS))))
+
+    @property
+    def _num_probes(self) -> int:
+        return len(self.classes) if self.y.ndim == 2 else 1
+
+    def fit_all(
+        self,
+        strengths: Sequence[float],
+        nears: Sequence[Fit | None],
+        *,
+        is_final: bool,
+        done: Callable[[Fit], None],
+        tick: Tick | None = None,
+    ) -> None:
+        """Fit side by side, so that the features are read once for all; where a fit began is not seen in its optimum.
+
+        To choose C, some iterations are enough, and what is said of the end has products in float32.
+        """
+        num = self._num_probes
+        loss = self.loss
+        if isinstance(loss, Logistic):  # the probes of all classes, once for each C
+            loss = Logistic(loss.targets, loss.columns.repeat(len(strengths)), loss.ignored)
+        objective = Objective(self.rows, loss, [C for C in strengths for _ in range(num)])
+        starts = [self._start(objective, k, near) for near in nears for k in range(num)]
+        ready: dict[int, dict[int, Fit]] = {i: {} for i in range(len(strengths))}
+
+        def keep(probe: int, solution: Solution) -> None:
+            i, k = divmod(probe, num)
+            ready[i][k] = self._as_fit(strengths[i], solution)
+            if len(ready[i]) == num:
+                fits = [ready[i][k] for k in range(num)]
+                done(join(strengths[i], fits, self.classes) if self.y.ndim == 2 else fits[0])
+
+        solve(
+            objective,
+            starts=starts,
+            tol=TOL,
+            max_iter=self.max_iter if is_final else min(self.max_iter, self._choosing_iterations()),
+            ends_exact=is_final,
+            tick=tick,
+            done=keep,
+        )
+
+    def _choosing_iterations(self) -> int:
+        a_pass = 4 * len(self.rows) * self.rows.num_features * self.loss.width * self._num_probes
+        return max(CHOOSING_ITERATIONS, int(CHOOSING_COST / a_pass))
+
+    def _as_fit(self, C: float, solution: Solution) -> Fit:  # noqa: N803 - the field's name
+        coef, intercept = coefficients(self.rows, solution)
+        return Fit(
+            C=C,
+            coef=coef,
+            intercept=intercept,
+            classes=self.classes,
+            several=False,
+            n_iter=solution.minimum.n_iter,
+            converged=solution.converged,
+            gradient_norm=solution.gradient_norm,
+            gradient_ratio=solution.gradient_ratio,
+            objective=solution.minimum.objective,
+            excess=solution.excess,
+            needs_curvature=solution.needs_curvature,
+        )
+
+    def _start(self, objective: Objective, k: int, near: Fit | None) -> Start:
+        """At the weights of a fit."""
+        if near is None:
+            return Start(objective.zeros())
+        rows = slice(k, k + 1) if near.several else slice(None)
+        coef, intercept = (torch.from_numpy(a[rows]).double().to(self.rows.device) for a in (near.coef, near.intercept))
+        unknowns = self.rows.unknowns_of(torch.cat([coef.T, intercept[None]]))
+        return Start(unknowns, near.needs_curvature)

@@ -1,0 +1,151 @@
+"""Fits of logistic regression with proof of their convergence, and what a solver is that makes them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# A fit of scikit-learn's counts as converged where the gradient has shrunk this much from where it began, at weights of
+# zero.
+GRADIENT_RATIO = 1e-3
+ROWS = 8192  # images at a time in float64, so that no such copy of all is made
+
+Tick = Callable[[int], None]  # is told the number of the iteration
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A linear probe and what is known about its convergence.
+
+    `coef` is float (k, d), `intercept` (k,); of two classes that exclude each other k is 1, the logit of the second.
+    `classes`, int64, are the labels that the rows are of. `several` says that an image can have several of them, each
+    with a probe of its own; the numbers below are then the largest of all probes, `objective` their mean.
+
+    `objective` is what is minimised, the mean loss plus ||W||^2 / (2 C n) with the intercept free; `gradient_norm` the
+    largest component of its gradient; `gradient_ratio` that over its value at weights of zero; with products in
+    float64, but for fits of `fast` that only served to choose C. `excess` is how far the objective can be above its
+    minimum: |gradient|^2 / (2 / (C n)), which holds for the intercept at its best. `converged`: of scikit-learn that it
+    saw nothing wrong, neither `max_iter` reached nor a line search that failed, and that the ratio is below
+    `GRADIENT_RATIO`; of `fast` that it is below `fast.TOL`; of both that it is smaller still where the loss is, see
+    `fast.distance`. `needs_curvature`: the fit took so long that `fast` estimated the curvature on the way.
+    """
+
+    C: float
+    coef: np.ndarray
+    intercept: np.ndarray
+    classes: np.ndarray
+    several: bool
+    n_iter: int
+    converged: bool
+    gradient_norm: float
+    gradient_ratio: float
+    objective: float
+    excess: float
+    needs_curvature: bool = False
+
+    def scores(self, x: np.ndarray, num_classes: int) -> np.ndarray:
+        """Logits float64 (n, num_classes) for features float32 (n, d); a class without a training image gets -inf."""
+        scores = np.full((len(x), num_classes), -np.inf)
+        coef, intercept = self.coef.astype(np.float64), self.intercept.astype(np.float64)
+        for start in range(0, len(x), ROWS):
+            logits = x[start : start + ROWS].astype(np.float64) @ coef.T + intercept
+            if len(coef) == 1 and not self.several:  # two classes: the logit of the first is zero
+                logits = np.hstack([np.zeros_like(logits), logits])
+            scores[start : start + ROWS, self.classes] = logits
+        return scores
+
+
+class Solver(ABC):
+    """The training images of a probe, to be fitted at one C after another.
+
+    Args:
+        parts: float32 (n_i, d), C-contiguous; together the training images.
+        y: int64 (n,), two classes at least; or (n, k) of 1, 0 and -1, where an image can show several of k classes and
+            -1 does not count.
+        max_iter: most iterations.
+        tol: largest component of the gradient of the mean loss at which scikit-learn's solver may stop; `fast` goes on
+            to `fast.TOL` of where the gradient began.
+        device: where products are computed.
+    """
+
+    name: str
+
+    def __init__(
+        self, parts: Sequence[np.ndarray], y: np.ndarray, *, max_iter: int, tol: float, device: str = "cpu"
+    ) -> None:
+        self.parts, self.y, self.max_iter, self.tol, self.device = parts, y, max_iter, tol, device
+        if y.ndim == 2:  # a class that all images show, or none, has nothing to be told from
+            self.classes = np.flatnonzero((y == 1).any(axis=0) & (y == 0).any(axis=0))
+        else:
+            self.classes = np.unique(y)
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Do what serves all fits."""
+
+    @property
+    def batch(self) -> int:
+        """How many values of C are best fitted side by side."""
+        return 1
+
+    def fit(
+        self,
+        C: float,  # noqa: N803 - the field's name
+        near: Fit | None = None,
+        *,
+        tick: Tick | None = None,
+    ) -> Fit:
+        """The final fit at a C; arguments as those of `fit_all`."""
+        found: list[Fit] = []
+        self.fit_all([C], [near], is_final=True, done=found.append, tick=tick)
+        return found[0]
+
+    @abstractmethod
+    def fit_all(
+        self,
+        strengths: Sequence[float],
+        nears: Sequence[Fit | None],
+        *,
+        is_final: bool,
+        done: Callable[[Fit], None],
+        tick: Tick | None = None,
+    ) -> None:
+        """Fit at several values of C.
+
+        Args:
+            strengths: inverse strengths of the L2 penalty on the sum of the losses.
+            nears: for each a fit of another C to begin at; None is weights of zero.
+            is_final: False for fits that only serve to choose C.
+            done: is given each fit as soon as it is there.
+            tick: is told of iterations as they go.
+        """
+
+
+def join(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # noqa: N803 - the field's name
+    """The fits of several labels, one for each of the classes, as one."""
+    return Fit(
+        C=C,
+        coef=np.concatenate([fit.coef for fit in fits]),
+        intercept=np.concatenate([fit.intercept for fit in fits]),
+        classes=classes,
+        several=True,
+        n_iter=max(fit.n_iter for fit in fits),
+        converged=all(fit.converged for fit in fits),
+        gradient_norm=max(fit.gradient_norm for fit in fits),
+        gradient_ratio=max(fit.gradient_ratio for fit in fits),
+        objective=float(np.mean([fit.objective for fit in fits])),
+        excess=max(fit.excess for fit in fits),
+        needs_curvature=any(fit.needs_curvature for fit in fits),
+    )
+
+
+def row(fit: Fit | None, k: int) -> Fit | None:
+    """The probe of one of several labels."""
+    if fit is None:
+        return None
+    i = int(np.flatnonzero(fit.classes == k)[0])
+    return Fit(**{**vars(fit), "coef": fit.coef[i : i + 1], "intercept": fit.intercept[i : i + 1], "several": False})
