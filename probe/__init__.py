@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from probe.comparison import parity
     from probe.datasets import dataset_names, get_dataset
     from probe.datasets.opening import open_split
+    from probe.difference import diff
     from probe.errors import ProbeError
     from probe.features import Features
     from probe.features import extract as extract_features
@@ -38,6 +39,7 @@ __all__ = [
     "RunRecord",
     "RunSpec",
     "dataset_names",
+    "diff",
     "extract_features",
     "fit_probe",
     "get_dataset",
@@ -62,6 +64,7 @@ _HOMES = {
     "RunRecord": "probe.records",
     "RunSpec": "probe.specs",
     "dataset_names": "probe.datasets",
+    "diff": "probe.difference",
     "extract_features": "probe.features:extract",
     "fit_probe": "probe.probes.fitting",
     "get_dataset": "probe.datasets",

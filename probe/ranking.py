@@ -6,6 +6,7 @@ them only; and of many pairs one in twenty passes a test by chance.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import permutations
 
@@ -13,6 +14,8 @@ from probe.errors import ResultsError
 from probe.outcomes import Outcomes, unpack
 from probe.paired import compare
 from probe.records import RunRecord
+
+logger = logging.getLogger(__name__)
 
 SIGNIFICANT = 0.05  # largest p at which a difference counts
 
@@ -40,9 +43,15 @@ def _cell(record: RunRecord) -> tuple[object, ...]:
 
 
 def _rank(group: Sequence[RunRecord]) -> dict[tuple[str, ...], str]:
-    better = {record.key: 0 for record in group}
-    outcomes = {record.key: _outcomes(record) for record in group}
-    for a, b in permutations(group, 2):
+    outcomes = {}
+    for record in group:
+        try:
+            outcomes[record.key] = outcomes_of(record)
+        except ResultsError as err:
+            logger.warning("%s has no rank: %s", " / ".join(record.key), err)
+    ranked = [record for record in group if record.key in outcomes]
+    better = {record.key: 0 for record in ranked}
+    for a, b in permutations(ranked, 2):
         assert a.result is not None
         assert b.result is not None
         if a.result["score"] > b.result["score"]:
@@ -56,6 +65,13 @@ def _rank(group: Sequence[RunRecord]) -> dict[tuple[str, ...], str]:
     return {key: f"{1 + n}{' =' if numbers.count(n) > 1 else ''}" for key, n in better.items()}
 
 
-def _outcomes(record: RunRecord) -> list[Outcomes]:
-    assert record.result is not None
-    return [unpack(packed) for packed in record.result["outcomes"]]
+def outcomes_of(record: RunRecord) -> list[Outcomes]:
+    """What became of each test image, one for each fold or draw.
+
+    Raises:
+        ResultsError: they are damaged, or an earlier version kept none.
+    """
+    packed = (record.result or {}).get("outcomes")
+    if not packed:
+        raise ResultsError("it has no outcomes of test images, which records have from schema 3 on; run its cell again")
+    return [unpack(one) for one in packed]

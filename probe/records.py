@@ -8,8 +8,8 @@ another name and renamed, so that a reader never meets half of one.
 
 Schema history: 1, the first; `encoder` was given `license`, `preprocess` and `dtypes` later on. 2: `spec.dataset` has
 `sources` in place of `form` and `source`; `read`, and `folds` in `result`, are new; `extraction`, and `compiled` in
-`spec`, came later on. 3: `result` has `solver`, `excess`, `interval`, `outcomes`, `same_images`, and `draws` with their
-`seed` and `indices`; points of its `sweep` have `gradient_ratio` and `objective`; `parity` has `p_value`.
+`spec`, came later on. 3: `result` has `solver`, `tol`, `excess`, `interval`, `outcomes`, `same_images`, and `draws`
+with their `seed` and `indices`; points of its `sweep` have `gradient_ratio` and `objective`; `parity` has `p_value`.
 """
 
 from __future__ import annotations
@@ -195,9 +195,13 @@ def read_records(results_dir: str | Path = "results") -> list[RunRecord]:
     record of the highest `rank` is taken.
     """
     paths = sorted((Path(results_dir) / "records").glob("*/*.json"))
-    records = [record for path in paths if (record := _read(path)) is not None]
     best: dict[tuple[str, ...], RunRecord] = {}
-    for record in records:
+    for path in paths:
+        try:
+            record = read_record(path)
+        except ResultsError as err:
+            logger.warning("%s; it is passed over", err)
+            continue
         if record.key not in best or record.rank > best[record.key].rank:
             best[record.key] = record
     return [best[key] for key in sorted(best)]
@@ -218,18 +222,22 @@ def _check_complete(record: RunRecord) -> None:
         raise TypeError("a value of the wrong type")
 
 
-def _read(path: Path) -> RunRecord | None:
+def read_record(path: str | Path) -> RunRecord:
+    """Read one record.
+
+    Raises:
+        ResultsError: it is not there, damaged, or of a later schema.
+    """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
         version = fields["schema_version"]
-        if version > SCHEMA_VERSION:
-            logger.warning(
-                "%s has schema %s, newer than %s, and is passed over; update probe", path, version, SCHEMA_VERSION
-            )
-            return None
-        record = RunRecord(**fields)
-        _check_complete(record)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
-        logger.warning("%s is damaged and is passed over (%s: %s)", path, type(err).__name__, err)
-        return None
+        if version <= SCHEMA_VERSION:
+            record = RunRecord(**fields)
+            _check_complete(record)
+    except OSError as err:
+        raise ResultsError(f"cannot read {path} ({err.strerror or err}); name a record, a .json file") from err
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
+        raise ResultsError(f"{path} is damaged ({type(err).__name__}: {err}); run its cell again") from err
+    if version > SCHEMA_VERSION:
+        raise ResultsError(f"{path} has schema {version}, newer than {SCHEMA_VERSION}; update probe")
     return record

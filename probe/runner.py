@@ -25,7 +25,7 @@ from probe.models import get_model
 from probe.models.catalog import CATALOG as MODELS
 from probe.models.devices import resolve_execution
 from probe.models.memory import find_batch_size
-from probe.probes.fitting import How, fit_folds
+from probe.probes.fitting import fit_folds
 from probe.probes.kept import KeptFits
 from probe.probes.protocols import CATALOG as PROTOCOLS
 from probe.probes.protocols import get_protocol
@@ -271,8 +271,15 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access
         result = twin.result
     else:
         folds = ({name: extraction.split(name, k) for name in SPLITS} for k in range(len(extraction.rows)))
-        how = How(spec.solver, device_for(spec.solver, spec.device), kept, shows_progress=True)
-        result = fit_folds(folds, metric=spec.dataset.metric, protocol=spec.protocol, how=how)
+        result = fit_folds(
+            folds,
+            metric=spec.dataset.metric,
+            protocol=spec.protocol,
+            solver=spec.solver,
+            device=device_for(spec.solver, spec.device),
+            kept=kept,
+            shows_progress=True,
+        )
     numbers = (result.score, result.objective, result.gradient_norm, result.gradient_ratio, result.excess)
     if not np.isfinite(numbers).all():  # which JSON does not have
         raise ProtocolError(f"{spec}: score, objective or gradient is not finite, {numbers}; see its features")

@@ -16,7 +16,7 @@ import pytest
 from conftest import SMALL_VIT, random_clip, write_image
 
 import probe
-from probe import cli, extraction
+from probe import arguments, extraction
 from probe.cli import main
 from probe.datasets import images as image_module
 from probe.errors import CacheError, DatasetError, FeaturesError
@@ -369,7 +369,7 @@ def test_the_commands_tell_what_is_kept(tmp_path, capsys):
     [("5", 5), ("1KB", 1000), ("10gb", 10**10), ("1.5 MB", 1_500_000), ("2GiB", 2 << 30), ("3M", 3 * 10**6)],
 )
 def test_sizes_are_as_people_write_them(text, expected):
-    assert cli._size(text) == expected
+    assert arguments._size(text) == expected
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])

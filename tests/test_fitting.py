@@ -12,7 +12,7 @@ from probe.intervals import interval, wilson
 from probe.metrics import get_metric
 from probe.models.memory import DeviceMemory
 from probe.outcomes import unpack
-from probe.probes.fitting import How, fit_folds, fit_probe, hold_out
+from probe.probes.fitting import fit_folds, fit_probe, hold_out
 from probe.probes.kept import KeptFits
 from probe.probes.results import mean_result
 from probe.probes.shots import draw
@@ -276,12 +276,12 @@ class _Counting(KeptFits):
 def test_an_interrupted_sweep_goes_on_where_it_was(parts, solver, tmp_path):
     """Finished fits are not made again, and the result is that of a sweep in one go."""
     rules = replace(SHORT, grid=tuple(10.0 ** np.arange(-4, 3)), coarse_step=2)
-    whole = fit_probe(**parts, protocol=rules, how=How(solver))
+    whole = fit_probe(**parts, protocol=rules, solver=solver)
     with pytest.raises(_StopError):
-        fit_probe(**parts, protocol=rules, how=How(solver, kept=_Counting(tmp_path, breaks_after=3)))
+        fit_probe(**parts, protocol=rules, solver=solver, kept=_Counting(tmp_path, breaks_after=3))
     assert len(list(tmp_path.glob("*.npz"))) == 3
     kept = _Counting(tmp_path)
-    resumed = fit_probe(**parts, protocol=rules, how=How(solver, kept=kept))
+    resumed = fit_probe(**parts, protocol=rules, solver=solver, kept=kept)
     assert kept.made == len(whole.sweep) + 1 - 3
     if solver == "sklearn":
         assert resumed == whole
@@ -324,7 +324,7 @@ def test_what_does_not_fit_into_memory_is_refused_with_the_numbers(parts, monkey
 def test_folds_of_the_same_test_images_are_one_sample_of_images(parts):
     """As STL-10's: ten folds of the same images are no tenfold of images."""
     folds = [{**parts, "train": parts["train"].take(np.arange(k, 400, 2))} for k in range(2)]
-    result = fit_folds(folds, protocol="readme", how=How("fast"))
+    result = fit_folds(folds, protocol="readme", solver="fast")
     assert result.same_images
     assert len(result.outcomes) == 2
     assert result.interval == interval(result.outcomes, same_images=True)

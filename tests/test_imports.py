@@ -28,11 +28,23 @@ BELOW = {
     "ranking": {"errors", "outcomes", "paired", "records"},
     "tables": {"ranking", "records", "specs"},
     "hub": {"fetch"},
-    "datasets": {"errors", "fetch", "hub", "metrics", "names", "paths", "specs"},
+    "ordering": set(),
+    "datasets": {"errors", "fetch", "hub", "metrics", "names", "ordering", "paths", "specs"},
     "models": {"errors", "fetch", "hub", "names", "paths", "preprocess", "specs"},
     "features": {"errors", "models", "reading"},
     "probes": {
-        *("environment", "errors", "features", "intervals", "metrics", "models", "names", "outcomes", "specs"),
+        *(
+            "environment",
+            "errors",
+            "features",
+            "intervals",
+            "metrics",
+            "models",
+            "names",
+            "ordering",
+            "outcomes",
+            "specs",
+        ),
     },
     "tiny": {"models", "preprocess", "specs"},
     "comparison": {"datasets", "errors", "features", "models", "probes", "specs"},
@@ -47,6 +59,7 @@ BELOW = {
         *("cache", "datasets", "environment", "errors", "features", "models", "passes", "paths", "pieces"),
         *("preprocess", "progress", "specs"),
     },
+    "difference": {"errors", "paired", "ranking", "records"},
     "doctor": {"datasets", "environment", "models", "paths"},
     "runner": {
         *(

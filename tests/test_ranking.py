@@ -34,3 +34,13 @@ def test_only_the_same_test_images_are_ranked():
 def test_records_without_outcomes_have_no_rank():
     assert ranks([make_record("digits", "a"), make_record("digits", "b")]) == {}
     assert "rank" not in to_markdown([_record("a", 20)]).splitlines()[0]
+
+
+def test_a_record_whose_outcomes_are_damaged_has_no_rank_and_is_named(caplog):
+    """The others keep theirs."""
+    bad = _record("c", 60)
+    bad.result["outcomes"][0]["arrays"]["right"]["data"] = "not base64"
+    records = [_record("a", 20), _record("b", 22), bad]
+    assert ranks(records) == {records[0].key: "1 =", records[1].key: "1 ="}
+    assert "c / eager" in caplog.text
+    assert "damaged" in caplog.text

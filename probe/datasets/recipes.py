@@ -14,7 +14,8 @@ import numpy as np
 
 from probe.datasets.folds import Fold, Selection, with_validation
 from probe.datasets.images import ImageDataset
-from probe.datasets.splits import TooFewImagesError, draw, order
+from probe.datasets.splits import SEED, TooFewImagesError, draw
+from probe.ordering import order
 
 Recipe = Callable[[Mapping[str, ImageDataset], float], list[Fold]]
 
@@ -68,7 +69,7 @@ def clevr_counts(parts: Mapping[str, ImageDataset], val_fraction: float) -> list
     Source: Radford et al. 2021, table 9, for the numbers.
     """
     train, test = (
-        Selection(name, _sorted(sorted(range(len(parts[name])), key=lambda i: order("clevr_counts", str(i)))[:count]))
+        Selection(name, _sorted(sorted(range(len(parts[name])), key=lambda i: order(SEED, "clevr_counts", i))[:count]))
         for name, count in (("train", 2000), ("test", 500))
     )
     return [with_validation(parts, train, test, val_fraction)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+
+from probe.ordering import order
 
 SEED = 0  # part of what orders the images; another seed would be another split
 
@@ -52,7 +53,7 @@ def hold_out(
     for label, names in sorted(of_class.items()):
         if len(names) < 2:
             raise TooFewImagesError(label)
-        ordered = sorted(names, key=lambda name: order(role, name))
+        ordered = sorted(names, key=lambda name: order(SEED, role, name))
         for name in _choose(ordered, [len(of_group[name]) for name in ordered], fraction):
             is_held[of_group[name]] = True
     for label in np.setdiff1d(classes, classes[~is_held]):  # a group held images of several classes
@@ -87,7 +88,7 @@ def draw(labels: np.ndarray, counts: Sequence[int], *, role: str) -> list[np.nda
     """
     taken: list[list[int]] = [[] for _ in counts]
     for label in np.unique(labels):
-        rest = sorted(np.flatnonzero(labels == label).tolist(), key=lambda i: order(role, str(i)))
+        rest = sorted(np.flatnonzero(labels == label).tolist(), key=lambda i: order(SEED, role, i))
         for split, count in zip(taken, counts, strict=True):
             if len(rest) < max(count, 1):
                 raise TooFewImagesError(int(label), needed=sum(max(count, 1) for count in counts))
@@ -95,8 +96,3 @@ def draw(labels: np.ndarray, counts: Sequence[int], *, role: str) -> list[np.nda
             split += rest[:end]
             rest = rest[end:]
     return [np.array(sorted(split), dtype=np.int64) for split in taken]
-
-
-def order(role: str, name: str) -> bytes:
-    """What images or groups are sorted by: their name, mixed with their role and the seed."""
-    return hashlib.sha256(f"{SEED}:{role}:{name}".encode(errors="surrogateescape")).digest()

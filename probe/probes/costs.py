@@ -9,8 +9,9 @@ import numpy as np
 
 from probe.errors import ProtocolError
 from probe.models.memory import device_memory
-from probe.probes.curvature import MAX_BLOCK, MAX_NUMBERS
+from probe.probes.curvature import CANDIDATES, MAX_BLOCK, MAX_NUMBERS
 from probe.probes.lbfgs import MEMORY
+from probe.probes.objective import COPY_BYTES
 from probe.specs import Protocol
 
 SCIKIT_LEARNS_MEMORY = 10  # pairs that SciPy's L-BFGS keeps
@@ -40,18 +41,29 @@ def num_fits(protocol: Protocol) -> int:
     return protocol.num_seeds * (first + 2 * (protocol.coarse_step.bit_length() - 1) + 1)
 
 
-def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int:
-    """Bytes that a fit takes beside its features, for n images, d features and k logits."""
+def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int, num_scored: int) -> int:
+    """Bytes that a fit takes beside its features, for n images, d features and k logits, and scores of further images.
+
+    Scores are there twice, as a metric may sort them.
+    """
+    return 2 * 8 * num_scored * k + _memory_of_fit(solver, n=n, d=d, k=k, num_parts=num_parts)
+
+
+def _memory_of_fit(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int:
     weights = 8 * (d + 1) * k
     if solver == "fast":
-        # A Hessian with its copy and factor, pairs of L-BFGS, estimates of the curvature of two neighbours.
+        # A Hessian with its copy and factor, of one C and its neighbour; pairs of L-BFGS; features in the basis.
         hessian = 4 * max(k * (d + 1) ** 2, min(k * (d + 1) * min(k * (d + 1), MAX_BLOCK), MAX_NUMBERS))
-        return 5 * hessian + (2 * MEMORY + 8) * weights + (1 << 28)
+        copy = 4 * n * d if 4 * n * d <= COPY_BYTES else 0
+        copy += min(n, CANDIDATES) * 12 * (d + k)  # of the rows that the Hessian is drawn from
+        return 5 * hessian + (2 * MEMORY + 8) * weights + copy + (1 << 28)
     joined = 4 * n * d if num_parts > 1 else 0
     return joined + 4 * 4 * n * k + (2 * SCIKIT_LEARNS_MEMORY + 8) * weights
 
 
-def estimate(protocol: Protocol, solver: str, x: np.ndarray, *, n: int, k: int, num_parts: int) -> Cost:
+def estimate(
+    protocol: Protocol, solver: str, x: np.ndarray, *, n: int, k: int, num_parts: int, num_scored: int
+) -> Cost:
     """What fitting on n images will take; a pass over a few rows `x` float32 (m, d) is timed."""
     d, rows = x.shape[1], np.ascontiguousarray(x[:ROWS])
     weights = np.ones((d, k), np.float32)
@@ -60,7 +72,8 @@ def estimate(protocol: Protocol, solver: str, x: np.ndarray, *, n: int, k: int, 
     a_pass = (time.perf_counter() - started) * n / len(rows)
     fits = num_fits(protocol)
     passes = fits * (FAST_PASSES if solver == "fast" else protocol.max_iter)
-    return Cost(memory_needed(solver, n=n, d=d, k=k, num_parts=num_parts), a_pass * passes, passes, fits)
+    memory = memory_needed(solver, n=n, d=d, k=k, num_parts=num_parts, num_scored=num_scored)
+    return Cost(memory, a_pass * passes, passes, fits)
 
 
 def refuse_too_much(cost: Cost, solver: str, device: str) -> None:

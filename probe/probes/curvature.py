@@ -31,6 +31,7 @@ MAX_GROUP = 16  # classes of a block
 MAX_BLOCK = 8192  # unknowns of a block
 MAX_NUMBERS = 1 << 28  # of all blocks, which take 1 GB; of very many classes each is alone, and they take what they do
 MAX_PASSES = 250  # what making the blocks may cost, in evaluations of the objective
+NARROW = 50  # logits that an evaluation could have more without taking twice the time: its products are narrow
 RIDGE = 1e-7  # of the mean diagonal: float32 factors need it
 
 
@@ -102,13 +103,14 @@ def at(objective: Objective, probe: int, unknowns: Tensor) -> Preconditioner:
 
 
 def passes(objective: Objective) -> int:
-    """What `estimate` costs, in evaluations of the objective, by counting multiplications."""
+    """What `at` costs, in evaluations of the objective, by counting multiplications."""
     return 1 + round(_passes(objective, group_size(objective)))
 
 
 def _passes(objective: Objective, group: int) -> float:
-    size, n = objective.rows.num_features + 1, len(objective.rows)
-    return min(SAMPLE, n) * group * size / (4 * n) + group**2 * size**2 / (12 * n)
+    size, n, width = objective.rows.num_features + 1, len(objective.rows), objective.loss.width
+    products = min(SAMPLE, n) * group * size / (4 * n) + group**2 * size**2 / (12 * n)
+    return products * width / (width + NARROW)
 
 
 def group_size(objective: Objective) -> int:

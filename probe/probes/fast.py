@@ -147,7 +147,7 @@ class _Run:
     ) -> None:
         self.objective, self.probe, self.tol = objective, probe, tol
         self.needs_curvature = start.needs_curvature
-        patience = max(PATIENCE, curvature.passes(objective) // 5)
+        patience = max(PATIENCE, curvature.passes(objective))
         self.dialogue: Dialogue = minimise(
             start.unknowns,
             self._refresh(start.unknowns) if start.needs_curvature else curvature.at_zero(objective, probe),

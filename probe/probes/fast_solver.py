@@ -103,6 +103,7 @@ class Fast(Solver):
             gradient_ratio=solution.gradient_ratio,
             objective=solution.minimum.objective,
             excess=solution.excess,
+            tol=TOL,
             needs_curvature=solution.needs_curvature,
         )
 

@@ -30,7 +30,8 @@ class Fit:
     minimum: |gradient|^2 / (2 / (C n)), which holds for the intercept at its best. `converged`: of scikit-learn that it
     saw nothing wrong, neither `max_iter` reached nor a line search that failed, and that the ratio is below
     `GRADIENT_RATIO`; of `fast` that it is below `fast.TOL`; of both that it is smaller still where the loss is, see
-    `fast.distance`. `needs_curvature`: the fit took so long that `fast` estimated the curvature on the way.
+    `fast.distance`. `tol` is where the solver was to stop, as
+    `ProbeResult.tol`. `needs_curvature`: the fit took so long that `fast` estimated the curvature on the way.
     """
 
     C: float
@@ -44,6 +45,7 @@ class Fit:
     gradient_ratio: float
     objective: float
     excess: float
+    tol: float
     needs_curvature: bool = False
 
     def scores(self, x: np.ndarray, num_classes: int) -> np.ndarray:
@@ -139,6 +141,7 @@ def join(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # noqa: N8
         gradient_ratio=max(fit.gradient_ratio for fit in fits),
         objective=float(np.mean([fit.objective for fit in fits])),
         excess=max(fit.excess for fit in fits),
+        tol=fits[0].tol,
         needs_curvature=any(fit.needs_curvature for fit in fits),
     )
 

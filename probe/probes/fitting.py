@@ -19,6 +19,7 @@ from probe.errors import FeaturesError, ProtocolError
 from probe.features import Features
 from probe.intervals import interval
 from probe.metrics import IGNORED, get_metric, misfit
+from probe.ordering import order
 from probe.outcomes import outcomes_of
 from probe.probes import costs
 from probe.probes.fits import Fit, Solver
@@ -37,23 +38,6 @@ WORTH_SAYING = 1.0  # seconds that fits must take for a line that announces them
 LIBRARIES = ("scikit-learn", "scipy", "numpy", "torch")  # that compute fits
 
 
-@dataclass(frozen=True)
-class How:
-    """How fits are made, which is no part of the protocol.
-
-    Args:
-        solver: a name of `solvers.SOLVERS`.
-        device: where it computes.
-        kept: where finished fits are kept, for whoever writes the result to clear; None keeps none.
-        shows_progress: a bar on stderr where that is a terminal.
-    """
-
-    solver: str = "sklearn"
-    device: str = "cpu"
-    kept: KeptFits | None = None
-    shows_progress: bool = False
-
-
 def fit_probe(
     *,
     train: Features,
@@ -61,19 +45,23 @@ def fit_probe(
     val: Features | None = None,
     metric: str = "accuracy",
     protocol: str | Protocol = "clip-paper",
-    how: How | None = None,
     solver: str = "sklearn",
+    device: str = "cpu",
+    kept: KeptFits | None = None,
+    shows_progress: bool = False,
 ) -> ProbeResult:
     """Fit a linear probe under a protocol.
 
     Args:
         train: features to fit on; labels (n, k) where an image can show several of k classes.
-        test: features to score on; read once, after everything is chosen.
+        test: features to score on, once, after everything is chosen.
         val: features on which C is chosen; they join `train` for the final fit unless the protocol says no.
         metric: a name of `metrics.METRICS`.
         protocol: a name, or a protocol of your own.
-        how: solver, device and so on.
-        solver: `sklearn` or `fast`, where `how` is not given.
+        solver: `sklearn` or `fast`, a name of `solvers.SOLVERS`.
+        device: where the solver computes.
+        kept: where finished fits are kept, for whoever writes the result to clear; None keeps none.
+        shows_progress: a bar on stderr where that is a terminal.
 
     Raises:
         UnknownNameError: no such protocol, metric or solver.
@@ -85,8 +73,7 @@ def fit_probe(
     rules = get_protocol(protocol) if isinstance(protocol, str) else protocol
     validate(rules)
     get_metric(metric)
-    how = how or How(solver=solver)
-    get_solver(how.solver)
+    get_solver(solver)
     _check(rules, train=train, val=val, test=test)
     if train.y.ndim == 2:
         num_classes = train.y.shape[1]
@@ -95,8 +82,11 @@ def fit_probe(
     reason = misfit(metric, num_classes=num_classes, is_multi_label=train.y.ndim == 2)
     if reason:
         raise ProtocolError(reason)
-    probe = _Probe(rules, metric, num_classes, how)
-    _announce(rules, [train] if val is None or not rules.refit else [train, val], how, num_classes=num_classes)
+    means = _Means(rules, solver, device, kept or KeptFits(None), shows_progress)
+    probe = _Probe(means, metric, num_classes)
+    scored = max(len(part) for part in (val, test) if part is not None)
+    fitted = [train] if val is None or not rules.refit else [train, val]
+    _announce(means, fitted, num_classes=num_classes, num_scored=scored)
     if not rules.shots:
         result = probe.fit(train, val, test)
     else:
@@ -104,14 +94,29 @@ def fit_probe(
     return result
 
 
+@dataclass(frozen=True)
+class _Means:
+    """What fits are made by; see `fit_probe`."""
+
+    rules: Protocol
+    solver: str
+    device: str
+    kept: KeptFits
+    shows_progress: bool
+
+
 @dataclass
 class _Probe:
     """A protocol at work on one dataset and fold."""
 
-    rules: Protocol
+    means: _Means
     metric: str
     num_classes: int
-    how: How
+
+    @property
+    def rules(self) -> Protocol:
+        """The protocol."""
+        return self.means.rules
 
     def fit_draw(self, seed: int, train: Features, val: Features | None, test: Features) -> ProbeResult:
         """Fit on so many images a class."""
@@ -136,8 +141,8 @@ class _Probe:
             near = fits[C]
         _warn_of_missing_classes(parts, test)
         # On the same images scikit-learn has made it; `fast` fits only as far as a choice needs.
-        is_made = near is not None and len(parts) == 1 and self.how.solver == "sklearn"
-        final = near if near is not None and is_made else _Fitter(rules, parts, self.how).fit(C, near)
+        is_made = near is not None and len(parts) == 1 and self.means.solver == "sklearn"
+        final = near if near is not None and is_made else _Fitter(self.means, parts).fit(C, near)
         if not final.converged:
             logger.warning(
                 "the final fit at C = %.4g did not converge: %d iterations, gradient at %.1e of its start",
@@ -159,7 +164,8 @@ class _Probe:
             gradient_ratio=final.gradient_ratio,
             objective=final.objective,
             excess=final.excess,
-            solver=self.how.solver,
+            solver=self.means.solver,
+            tol=final.tol,
             interval=interval([outcomes]),
             sweep=sweep,
             predictions=y_score.argmax(axis=1) if test.y.ndim == 1 else (y_score > 0).astype(np.int64),
@@ -168,7 +174,7 @@ class _Probe:
 
     def _sweep(self, train: Features, val: Features) -> tuple[dict[float, SweepPoint], dict[float, Fit]]:
         """The values of C that were tried, ascending, and their fits."""
-        fitter, x_val = _Fitter(self.rules, [train], self.how), _features(self.rules, val)
+        fitter, x_val = _Fitter(self.means, [train]), _features(self.rules, val)
         score = get_metric(self.metric)
         fits: dict[float, Fit] = {}
 
@@ -188,16 +194,16 @@ class _Probe:
 class _Fitter:
     """Fits on some training images: what is kept from before, the rest by a solver, which is made when needed."""
 
-    def __init__(self, rules: Protocol, parts: Sequence[Features], how: How) -> None:
-        self.rules, self.parts, self.how = rules, parts, how
-        self.kept = how.kept or KeptFits(None)
-        self.can_start_near = how.solver == "fast" or rules.warm_start
+    def __init__(self, means: _Means, parts: Sequence[Features]) -> None:
+        self.means, self.rules, self.kept, self.parts = means, means.rules, means.kept, parts
+        self.can_start_near = means.solver == "fast" or self.rules.warm_start
         self.key: dict[str, Any] = {}
         if self.kept.folder is not None:
+            rules, point = self.rules, self.rules.feature_point
             self.key = {
-                "features": [(part.sha256, part.at(rules.feature_point).shape, part.y.shape) for part in parts],
-                "point": [rules.feature_point, rules.normalize],
-                "fit": [rules.max_iter, rules.tol, how.solver, how.device, torch.get_num_threads()],
+                "features": [(part.sha256, part.at(point).shape, part.y.shape) for part in parts],
+                "point": [point, rules.normalize],
+                "fit": [rules.max_iter, rules.tol, means.solver, means.device, torch.get_num_threads()],
                 "packages": [package_version(name) for name in LIBRARIES],
             }
 
@@ -206,8 +212,8 @@ class _Fitter:
         """On these images."""
         arrays = [_features(self.rules, part) for part in self.parts]
         y = np.concatenate([part.y for part in self.parts])
-        kind = get_solver(self.how.solver)
-        return kind(arrays, y, max_iter=self.rules.max_iter, tol=self.rules.tol, device=self.how.device)
+        kind = get_solver(self.means.solver)
+        return kind(arrays, y, max_iter=self.rules.max_iter, tol=self.rules.tol, device=self.means.device)
 
     def fit(self, C: float, near: Fit | None) -> Fit:  # noqa: N803 - the field's name
         """The final fit."""
@@ -224,7 +230,7 @@ class _Fitter:
         left, size = list(strengths), 0
         while left:
             # What is kept needs no solver, and so no room for one.
-            size = size or (1 if len(left) == 1 or self.how.solver == "sklearn" else self.solver.batch)
+            size = size or (1 if len(left) == 1 or self.means.solver == "sklearn" else self.solver.batch)
             batch, left = left[:size], left[size:]
             nears = {C: _nearest(fits, C) if self.can_start_near else None for C in batch}
             names = {C: self._name(C, near, is_final=False) for C, near in nears.items()}
@@ -247,7 +253,7 @@ class _Fitter:
         return {**self.key, "C": C, "start": start, "is_final": is_final}
 
     def _progress(self, what: str) -> tqdm[Any]:
-        shown = None if self.how.shows_progress else True
+        shown = None if self.means.shows_progress else True
         return tqdm(desc=f"{self.rules.name}, {what}", unit="it", disable=shown)
 
 
@@ -266,19 +272,22 @@ def _nearest(fits: Mapping[float, Fit], C: float) -> Fit | None:  # noqa: N803 -
     return None if near is None else fits[near]
 
 
-def _announce(rules: Protocol, parts: Sequence[Features], how: How, *, num_classes: int) -> None:
+def _announce(means: _Means, parts: Sequence[Features], *, num_classes: int, num_scored: int) -> None:
     """Say what a probe will take, and stop where there is no room for it; before anything is fitted."""
+    rules = means.rules
     arrays = [part.at(rules.feature_point) for part in parts]
     n = sum(map(len, arrays))
     if rules.shots:
         n = min(n, num_classes * rules.shots)
-    cost = costs.estimate(rules, how.solver, arrays[0], n=n, k=num_classes, num_parts=len(arrays))
-    costs.refuse_too_much(cost, how.solver, how.device)
+    cost = costs.estimate(
+        rules, means.solver, arrays[0], n=n, k=num_classes, num_parts=len(arrays), num_scored=num_scored
+    )
+    costs.refuse_too_much(cost, means.solver, means.device)
     logger.log(
         logging.INFO if cost.seconds > WORTH_SAYING else logging.DEBUG,
         "%s by %s: %d images of %d features, at most %d fits, about %.0f s or less on the CPU, %.1f GB of memory",
         rules.name,
-        how.solver,
+        means.solver,
         n,
         arrays[0].shape[1],
         cost.fits,
@@ -289,12 +298,13 @@ def _announce(rules: Protocol, parts: Sequence[Features], how: How, *, num_class
 
 def fit_folds(
     folds: Iterable[Mapping[str, Features]],
-    *,
-    metric: str = "accuracy",
-    protocol: str | Protocol = "clip-paper",
-    how: How | None = None,
+    **options: Any,
 ) -> ProbeResult:
     """Fit a probe on the splits `train`, `test` and, where there is one, `val` of each fold; see `mean_result`.
+
+    Args:
+        folds: the features of each.
+        options: of `fit_probe`.
 
     Raises:
         UnknownNameError, ProtocolError, FeaturesError: as `fit_probe`.
@@ -302,11 +312,7 @@ def fit_folds(
     results, digests = [], set()
     for fold in folds:
         digests.add(fold["test"].sha256)
-        results.append(
-            fit_probe(
-                train=fold["train"], val=fold.get("val"), test=fold["test"], metric=metric, protocol=protocol, how=how
-            )
-        )
+        results.append(fit_probe(train=fold["train"], val=fold.get("val"), test=fold["test"], **options))
     return mean_result(results, of="folds", same_images=len(digests) == 1)
 
 
@@ -338,8 +344,8 @@ def hold_out(fold: Mapping[str, Features], fraction: float, *, seed: int = 0) ->
 
 def _hold_out_of(positions: np.ndarray, fraction: float, name: str) -> list[int]:
     num = min(round(fraction * len(positions)), len(positions) - 1)
-    order = sorted(range(len(positions)), key=lambda i: hashlib.sha256(f"val:{name}:{i}".encode()).digest())
-    return positions[order[:num]].tolist()
+    ordered = sorted(range(len(positions)), key=lambda i: order("val", name, i))
+    return positions[ordered[:num]].tolist()
 
 
 def _features(rules: Protocol, part: Features) -> np.ndarray:

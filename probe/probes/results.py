@@ -29,6 +29,8 @@ class SweepPoint:
 class ProbeResult:
     """What a probe scored, and how its final fit ended; see `solvers.Fit` for the numbers.
 
+    `tol` is where the solver was to stop: scikit-learn's at a gradient whose largest component is that, `fast` at that
+    share of where it began.
     `score` is a fraction on the test split, and `interval` a 95 % one: around the score of one training set for the
     choice of test images, around the mean over few-shot draws for the choice of training images.
     `sweep` is ascending in C; it is empty where nothing was searched, and of several folds or draws.
@@ -51,6 +53,7 @@ class ProbeResult:
     objective: float
     excess: float
     solver: str
+    tol: float
     interval: Interval
     sweep: tuple[SweepPoint, ...] = ()
     predictions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)

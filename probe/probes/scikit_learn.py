@@ -106,6 +106,7 @@ class ScikitLearn(Solver):
             gradient_ratio=ratio,
             objective=objective,
             excess=length**2 * C * len(x) / 2,
+            tol=self.tol,
         )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from probe.errors import ProtocolError
+from probe.ordering import order
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,9 @@ class Draw:
 def draw(y: np.ndarray, *, shots: int, held_out: int = 0, seed: int) -> Draw:
     """Draw images of each class without replacement.
 
-    A class is put in the order of the SHA-256 of seed, class and number of an image within its class, as
-    `datasets.splits` orders images, with no library's random numbers. The first `shots` are to fit on, the next
-    `held_out` to choose C on. So the images to fit on for fewer shots are part of those for more, of one seed, and what
-    is drawn of a class depends on no other class.
+    A class is put in the `order` of seed, class and number of an image within its class. The first `shots` are to fit
+    on, the next `held_out` to choose C on. So the images to fit on for fewer shots are part of those for more, of one
+    seed, and what is drawn of a class depends on no other class.
 
     Args:
         y: int64 (n,), the class of each image.
@@ -52,14 +51,10 @@ def draw(y: np.ndarray, *, shots: int, held_out: int = 0, seed: int) -> Draw:
     for label, positions in zip(labels.tolist(), np.split(by_class, starts[1:]), strict=True):
         if len(positions) < shots + held_out:
             raise ProtocolError(_too_few(label, len(positions), shots=shots, held_out=held_out))
-        ordered = sorted(range(len(positions)), key=lambda i: _order(seed, label, i))
+        ordered = sorted(range(len(positions)), key=lambda i: order("shots", seed, label, i))
         train += positions[ordered[:shots]].tolist()
         held += positions[ordered[shots : shots + held_out]].tolist()
     return Draw(np.array(sorted(train), dtype=np.int64), np.array(sorted(held), dtype=np.int64))
-
-
-def _order(seed: int, label: int, i: int) -> bytes:
-    return hashlib.sha256(f"shots:{seed}:{label}:{i}".encode()).digest()
 
 
 def _too_few(label: int, num: int, *, shots: int, held_out: int) -> str:

@@ -30,6 +30,7 @@ DEFAULTS = {
     "source": "",
 }
 RANGE = ("from", "to", "num")
+MAX_GRID = 100_000  # values of C; nobody means more
 
 
 def make_protocol(path: str, *, taken: Collection[str]) -> Protocol:
@@ -97,7 +98,7 @@ def _spread(found: dict[str, Any], file: Path) -> tuple[float, ...]:
             said = "whole number" if key == "num" else "number"
             raise ProtocolError(f"{file}: grid has no {said} {key!r}; write {{ from = 1e-6, to = 1e6, num = 97 }}")
     first, last, num = found["from"], found["to"], found["num"]
-    if not (0 < first < last <= sys.float_info.max) or num < 2:
+    if not (0 < first < last <= sys.float_info.max) or not 2 <= num <= MAX_GRID:
         raise ProtocolError(
             f"{file}: grid = {{ from = {first}, to = {last}, num = {num} }} is no range; give finite values above "
             "zero, the smaller first, and 2 or more of them"
