@@ -202,8 +202,12 @@ def _fit(args: argparse.Namespace) -> int:
         protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
     device = device_for(args.solver, str(resolve_execution(args.device).device))
     kept = KeptFits(paths.cache_dir(args.cache_dir) / FITS)
-    options = {"metric": metric, "solver": args.solver, "device": device, "kept": kept, "shows_progress": True}
-    results = {p.name: fit_folds(folds, protocol=p, **options) for p in protocols}
+    results = {
+        protocol.name: fit_folds(
+            folds, metric=metric, protocol=protocol, solver=args.solver, device=device, kept=kept, shows_progress=True
+        )
+        for protocol in protocols
+    }
     unfinished = {name: result for name, result in results.items() if not result.converged}
     if args.json:
         made_by = {

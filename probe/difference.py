@@ -29,7 +29,7 @@ STAGES = {
     "score": (("result.score", "result.interval", "result.outcomes"), "what the test images say of it"),
     "record": (("status", "error", "schema_version"), "a cell that failed, or a record of another version"),
 }
-TIMES = ("created", "seconds", "extraction", "environment.git_dirty")  # which differ in every run, and say nothing
+TIMES = ("created", "seconds", "extraction")  # which differ in every run, and say nothing
 
 
 @dataclass(frozen=True)

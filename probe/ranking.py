@@ -50,6 +50,8 @@ def _rank(group: Sequence[RunRecord]) -> dict[tuple[str, ...], str]:
         except ResultsError as err:
             logger.warning("%s has no rank: %s", " / ".join(record.key), err)
     ranked = [record for record in group if record.key in outcomes]
+    if len({record.model for record in ranked}) < 2:
+        return {}
     better = {record.key: 0 for record in ranked}
     for a, b in permutations(ranked, 2):
         assert a.result is not None

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from probe.probes import curvature
+from probe.probes import objective as module
 from probe.probes.objective import Logistic, Objective, Rows, Softmax
 
 
@@ -122,19 +123,22 @@ def test_a_sample_of_rows_stands_for_all(monkeypatch, draws):
     objective = Objective(Rows([rng.normal(size=(16_000, 3))]), Softmax(labels, 3), [1.0])
     monkeypatch.setattr(curvature, "SAMPLE", 16_000)
     (whole,) = curvature.estimate(objective, 0, objective.zeros())
-    monkeypatch.setattr(curvature, draws, 1000)
+    monkeypatch.setattr(curvature if draws == "SAMPLE" else module, draws, 1000)
+    del objective.rows.candidates  # kept since
     (sampled,) = curvature.estimate(objective, 0, objective.zeros())
     assert not torch.equal(sampled.matrix, whole.matrix)
     torch.testing.assert_close(sampled.matrix, whole.matrix, rtol=0, atol=0.15 * float(whole.matrix.diagonal().max()))
 
 
 def test_draws_are_right_on_average_and_keep_what_counts_most(monkeypatch):
-    """Of weights that fall by a factor of 1e4. Tolerance: five standard errors of 4,000 draws."""
+    """Of weights that fall by a factor of 1e40. Tolerance: five standard errors of 1,000 draws."""
     monkeypatch.setattr(curvature, "SAMPLE", 500)
-    weights = torch.logspace(0, -4, 20_000).repeat(2, 1)
+    weights = torch.logspace(0, -40, 20_000).repeat(2, 1)
     drawn = curvature._draw(weights)
-    assert int((drawn > 0).sum()) == pytest.approx(1000, abs=5 * np.sqrt(1000))
     threshold = float(weights.double().sum()) / 1000
+    assert 100 < int((weights >= threshold).sum()) < 1000
+    wanted = float((weights / threshold).clamp(max=1).sum())
+    assert int((drawn > 0).sum()) == pytest.approx(wanted, abs=5 * np.sqrt(1000))
     torch.testing.assert_close(drawn[weights >= threshold], weights[weights >= threshold], rtol=0, atol=0)
     rest = weights < threshold
     error = 5 * threshold * np.sqrt(1000)
@@ -151,10 +155,11 @@ def test_probabilities_of_zero_and_one_leave_something_to_factor(kind):
 
 def test_a_sample_in_which_no_image_counts_is_no_obstacle(monkeypatch):
     """Labels of a rare attribute may all be outside the sample."""
-    targets = torch.full((40, 1), -1)
-    targets[:2] = torch.tensor([[1], [0]])
-    monkeypatch.setattr(curvature, "SAMPLE", 1)
+    monkeypatch.setattr(module, "CANDIDATES", 1)
     rows = Rows([np.random.default_rng(0).normal(size=(40, 3))])
+    (drawn,), _ = rows.candidates
+    targets = torch.full((40, 1), -1)
+    targets[(drawn + 1) % 40], targets[(drawn + 2) % 40] = 1, 0
     objective = Objective(rows, Logistic(targets, torch.tensor([0])), [1.0])
     solved = curvature.at(objective, 0, objective.zeros()).solve(torch.ones(4, 1).double())
     assert solved.isfinite().all()

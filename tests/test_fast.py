@@ -241,6 +241,20 @@ def test_a_start_at_a_neighbour_leads_to_the_same_optimum():
     assert warm.minimum.n_iter < cold.minimum.n_iter
 
 
+@pytest.mark.parametrize("C", [1.0, 1e4])
+def test_features_too_large_for_a_copy_reach_the_same_optimum(C, monkeypatch):
+    """In float32, correlated and with a large common mean, where products outside of the basis cancel most."""
+    x, y = _digits(range(10))
+    turned = np.random.default_rng(0).normal(size=(64, 64))
+    x = ((x @ turned) + 30).astype(np.float32)
+    expected = FastLogisticRegression(C=C).fit(x, y)
+    monkeypatch.setattr(probe.probes.objective, "COPY_BYTES", 0)
+    fit = FastLogisticRegression(C=C).fit(x, y)
+    assert fit.gradient_ratio_ <= 1e-6
+    assert fit.objective_ == pytest.approx(expected.objective_, rel=1e-6)
+    assert _objective(x, y, fit, C) <= _objective(x, y, _tight(x, y, C), C) * (1 + 1e-6)  # which ends above
+
+
 def test_a_fit_that_was_cut_off_says_so():
     x, y = _digits(range(10))
     with pytest.warns(ConvergenceWarning, match="after 3 steps; raise max_iter, or tol"):

@@ -44,3 +44,4 @@ def test_a_record_whose_outcomes_are_damaged_has_no_rank_and_is_named(caplog):
     assert ranks(records) == {records[0].key: "1 =", records[1].key: "1 ="}
     assert "c / eager" in caplog.text
     assert "damaged" in caplog.text
+    assert ranks([records[0], bad]) == {}

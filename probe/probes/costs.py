@@ -9,9 +9,10 @@ import numpy as np
 
 from probe.errors import ProtocolError
 from probe.models.memory import device_memory
-from probe.probes.curvature import CANDIDATES, MAX_BLOCK, MAX_NUMBERS
+from probe.probes.curvature import max_numbers
+from probe.probes.fast_solver import batch_size
 from probe.probes.lbfgs import MEMORY
-from probe.probes.objective import COPY_BYTES
+from probe.probes.objective import CANDIDATES, COPY_BYTES
 from probe.specs import Protocol
 
 SCIKIT_LEARNS_MEMORY = 10  # pairs that SciPy's L-BFGS keeps
@@ -24,9 +25,14 @@ SHARE = 0.9  # of the free memory that may be planned with
 
 @dataclass(frozen=True)
 class Cost:
-    """`memory` in bytes beyond the features as they are, `seconds` at most, `passes` over the data, `fits`."""
+    """What a probe takes at most.
+
+    `memory` in bytes beyond the features as they are, where products are computed; `scores` in bytes on the host;
+    `seconds`, `passes` over the data, `fits`.
+    """
 
     memory: int
+    scores: int
     seconds: float
     passes: int
     fits: int
@@ -41,22 +47,15 @@ def num_fits(protocol: Protocol) -> int:
     return protocol.num_seeds * (first + 2 * (protocol.coarse_step.bit_length() - 1) + 1)
 
 
-def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int, num_scored: int) -> int:
-    """Bytes that a fit takes beside its features, for n images, d features and k logits, and scores of further images.
-
-    Scores are there twice, as a metric may sort them.
-    """
-    return 2 * 8 * num_scored * k + _memory_of_fit(solver, n=n, d=d, k=k, num_parts=num_parts)
-
-
-def _memory_of_fit(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int:
+def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int:
+    """Bytes that a fit takes beside its features, for n images, d features and k logits."""
     weights = 8 * (d + 1) * k
     if solver == "fast":
-        # A Hessian with its copy and factor, of one C and its neighbour; pairs of L-BFGS; features in the basis.
-        hessian = 4 * max(k * (d + 1) ** 2, min(k * (d + 1) * min(k * (d + 1), MAX_BLOCK), MAX_NUMBERS))
+        batch, hessian = batch_size(d, k), 4 * max_numbers(d, k)
         copy = 4 * n * d if 4 * n * d <= COPY_BYTES else 0
-        copy += min(n, CANDIDATES) * 12 * (d + k)  # of the rows that the Hessian is drawn from
-        return 5 * hessian + (2 * MEMORY + 8) * weights + copy + (1 << 28)
+        candidates = min(n, CANDIDATES) * 12 * (d + k)
+        # A Hessian with its copy and what it is made of, a factor and pairs of L-BFGS for each C side by side.
+        return (3 + batch) * hessian + batch * (2 * MEMORY + 8) * weights + copy + candidates + (1 << 28)
     joined = 4 * n * d if num_parts > 1 else 0
     return joined + 4 * 4 * n * k + (2 * SCIKIT_LEARNS_MEMORY + 8) * weights
 
@@ -72,8 +71,9 @@ def estimate(
     a_pass = (time.perf_counter() - started) * n / len(rows)
     fits = num_fits(protocol)
     passes = fits * (FAST_PASSES if solver == "fast" else protocol.max_iter)
-    memory = memory_needed(solver, n=n, d=d, k=k, num_parts=num_parts, num_scored=num_scored)
-    return Cost(memory, a_pass * passes, passes, fits)
+    memory = memory_needed(solver, n=n, d=d, k=k, num_parts=num_parts)
+    scores = 2 * 8 * num_scored * k  # twice, as a metric may sort them
+    return Cost(memory, scores, a_pass * passes, passes, fits)
 
 
 def refuse_too_much(cost: Cost, solver: str, device: str) -> None:
@@ -82,10 +82,12 @@ def refuse_too_much(cost: Cost, solver: str, device: str) -> None:
     Raises:
         ProtocolError: with the numbers.
     """
-    free = device_memory(device).free
-    if cost.memory > SHARE * free:
-        way_out = "use a larger machine" if solver == "fast" else "use the solver fast, or a larger machine"
-        raise ProtocolError(
-            f"a fit by the solver {solver} needs about {cost.memory / 1e9:.1f} GB of memory beside the features, and "
-            f"{free / 1e9:.1f} GB are free; {way_out}"
-        )
+    needed = {"cpu": cost.scores, device: cost.memory + (cost.scores if device == "cpu" else 0)}
+    for place, memory in needed.items():
+        free = device_memory(place).free
+        if memory > SHARE * free:
+            way_out = "use a larger machine" if solver == "fast" else "use the solver fast, or a larger machine"
+            raise ProtocolError(
+                f"a fit by the solver {solver} needs about {memory / 1e9:.1f} GB of memory beside the features, and "
+                f"{free / 1e9:.1f} GB are free; {way_out}"
+            )

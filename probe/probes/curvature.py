@@ -22,11 +22,9 @@ from scipy.linalg.lapack import spotrf
 from torch import Tensor
 
 from probe.errors import FeaturesError
-from probe.probes.objective import Objective
+from probe.probes.objective import SEED, Objective
 
 SAMPLE = 4096  # rows for each pair of classes, on average
-CANDIDATES = 1 << 16  # rows to draw from
-SEED = 0
 MAX_GROUP = 16  # classes of a block
 MAX_BLOCK = 8192  # unknowns of a block
 MAX_NUMBERS = 1 << 28  # of all blocks, which take 1 GB; of very many classes each is alone, and they take what they do
@@ -124,6 +122,12 @@ def group_size(objective: Objective) -> int:
     return max(fits, default=1)
 
 
+def max_numbers(num_features: int, width: int) -> int:
+    """Floats that all blocks of a probe can have."""
+    size = num_features + 1
+    return width * size * max(size, min(width * size, MAX_BLOCK, MAX_NUMBERS // (width * size)))
+
+
 def estimate(objective: Objective, probe: int, unknowns: Tensor) -> list[Block]:
     """Blocks of the Hessian of the loss, without the penalty, from some rows, the same each time.
 
@@ -133,10 +137,8 @@ def estimate(objective: Objective, probe: int, unknowns: Tensor) -> list[Block]:
         unknowns: float64 (d + 1, width).
     """
     rows, loss = objective.rows, objective.loss
-    positions = np.arange(len(rows))
-    if len(rows) > CANDIDATES:  # at random, as rows may come in some order of their labels
-        positions = np.sort(np.random.default_rng(SEED).choice(len(rows), CANDIDATES, replace=False))
-    features = rows.take(positions).float()  # (m, d)
+    positions, features = rows.candidates
+    features = features.float()  # (m, d)
     logits = features @ unknowns[:-1].float() + unknowns[-1].float()
     probabilities = loss.probabilities(logits)  # (m, width)
     counts = loss.weights(probe, torch.from_numpy(positions).to(rows.device))

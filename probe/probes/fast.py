@@ -53,7 +53,7 @@ class Solution:
         converged: whether that is `tol` or less, and less still where the loss is small, see `distance`.
         excess: how far the objective can be above its minimum at most: the squared length of the gradient over twice
             the strength of the penalty. It holds for the intercept at its best.
-        needs_curvature: it took an estimate of the curvature, so that a neighbouring C will need one too.
+        needs_curvature: the curvature was estimated, at its start or on the way, as it should be for a neighbouring C.
     """
 
     minimum: Minimum

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from probe.metrics import IGNORED
-from probe.probes.curvature import MAX_NUMBERS
+from probe.probes.curvature import max_numbers
 from probe.probes.fast import TOL, Solution, Start, coefficients, loss_of, solve
 from probe.probes.fits import Fit, Solver, Tick, join
 from probe.probes.objective import Logistic, Objective, Rows
@@ -20,6 +20,11 @@ CHOOSING_ITERATIONS = 100
 CHOOSING_COST = 3e10
 MAX_BATCH = 8  # values of C side by side; more have little to gain
 BATCH_BYTES = 1 << 31  # of the curvatures of a batch and their factors
+
+
+def batch_size(num_features: int, width: int, num_probes: int = 1) -> int:
+    """Values of C whose curvatures have room side by side, 1 to `MAX_BATCH`."""
+    return max(1, min(MAX_BATCH, BATCH_BYTES // (8 * max_numbers(num_features, width) * num_probes)))
 
 
 class Fast(Solver):
@@ -40,8 +45,7 @@ class Fast(Solver):
     @property
     def batch(self) -> int:
         """As many as have room for their curvature."""
-        numbers = self.loss.width**2 * (self.rows.num_features + 1) ** 2 * self._num_probes
-        return max(1, min(MAX_BATCH, BATCH_BYTES // (8 * min(numbers, MAX_NUMBERS))))
+        return batch_size(self.rows.num_features, self.loss.width, self._num_probes)
 
     @property
     def _num_probes(self) -> int:

@@ -30,8 +30,8 @@ class Fit:
     minimum: |gradient|^2 / (2 / (C n)), which holds for the intercept at its best. `converged`: of scikit-learn that it
     saw nothing wrong, neither `max_iter` reached nor a line search that failed, and that the ratio is below
     `GRADIENT_RATIO`; of `fast` that it is below `fast.TOL`; of both that it is smaller still where the loss is, see
-    `fast.distance`. `tol` is where the solver was to stop, as
-    `ProbeResult.tol`. `needs_curvature`: the fit took so long that `fast` estimated the curvature on the way.
+    `fast.distance`. `tol` is where the solver was to stop, as `ProbeResult.tol`. `needs_curvature`: `fast` estimated
+    the curvature, on the way or, for a neighbour of such a fit, at its start.
     """
 
     C: float

@@ -82,11 +82,11 @@ def fit_probe(
     reason = misfit(metric, num_classes=num_classes, is_multi_label=train.y.ndim == 2)
     if reason:
         raise ProtocolError(reason)
-    means = _Means(rules, solver, device, kept or KeptFits(None), shows_progress)
-    probe = _Probe(means, metric, num_classes)
+    settings = _Settings(rules, solver, device, kept or KeptFits(None), shows_progress)
+    probe = _Probe(settings, metric, num_classes)
     scored = max(len(part) for part in (val, test) if part is not None)
     fitted = [train] if val is None or not rules.refit else [train, val]
-    _announce(means, fitted, num_classes=num_classes, num_scored=scored)
+    _announce(settings, fitted, num_classes=num_classes, num_scored=scored)
     if not rules.shots:
         result = probe.fit(train, val, test)
     else:
@@ -95,8 +95,8 @@ def fit_probe(
 
 
 @dataclass(frozen=True)
-class _Means:
-    """What fits are made by; see `fit_probe`."""
+class _Settings:
+    """The protocol and what fits are made by; see `fit_probe`."""
 
     rules: Protocol
     solver: str
@@ -109,14 +109,14 @@ class _Means:
 class _Probe:
     """A protocol at work on one dataset and fold."""
 
-    means: _Means
+    settings: _Settings
     metric: str
     num_classes: int
 
     @property
     def rules(self) -> Protocol:
         """The protocol."""
-        return self.means.rules
+        return self.settings.rules
 
     def fit_draw(self, seed: int, train: Features, val: Features | None, test: Features) -> ProbeResult:
         """Fit on so many images a class."""
@@ -141,8 +141,8 @@ class _Probe:
             near = fits[C]
         _warn_of_missing_classes(parts, test)
         # On the same images scikit-learn has made it; `fast` fits only as far as a choice needs.
-        is_made = near is not None and len(parts) == 1 and self.means.solver == "sklearn"
-        final = near if near is not None and is_made else _Fitter(self.means, parts).fit(C, near)
+        is_made = near is not None and len(parts) == 1 and self.settings.solver == "sklearn"
+        final = near if near is not None and is_made else _Fitter(self.settings, parts).fit(C, near)
         if not final.converged:
             logger.warning(
                 "the final fit at C = %.4g did not converge: %d iterations, gradient at %.1e of its start",
@@ -164,7 +164,7 @@ class _Probe:
             gradient_ratio=final.gradient_ratio,
             objective=final.objective,
             excess=final.excess,
-            solver=self.means.solver,
+            solver=self.settings.solver,
             tol=final.tol,
             interval=interval([outcomes]),
             sweep=sweep,
@@ -174,7 +174,7 @@ class _Probe:
 
     def _sweep(self, train: Features, val: Features) -> tuple[dict[float, SweepPoint], dict[float, Fit]]:
         """The values of C that were tried, ascending, and their fits."""
-        fitter, x_val = _Fitter(self.means, [train]), _features(self.rules, val)
+        fitter, x_val = _Fitter(self.settings, [train]), _features(self.rules, val)
         score = get_metric(self.metric)
         fits: dict[float, Fit] = {}
 
@@ -194,16 +194,16 @@ class _Probe:
 class _Fitter:
     """Fits on some training images: what is kept from before, the rest by a solver, which is made when needed."""
 
-    def __init__(self, means: _Means, parts: Sequence[Features]) -> None:
-        self.means, self.rules, self.kept, self.parts = means, means.rules, means.kept, parts
-        self.can_start_near = means.solver == "fast" or self.rules.warm_start
+    def __init__(self, settings: _Settings, parts: Sequence[Features]) -> None:
+        self.settings, self.rules, self.kept, self.parts = settings, settings.rules, settings.kept, parts
+        self.can_start_near = settings.solver == "fast" or self.rules.warm_start
         self.key: dict[str, Any] = {}
         if self.kept.folder is not None:
             rules, point = self.rules, self.rules.feature_point
             self.key = {
                 "features": [(part.sha256, part.at(point).shape, part.y.shape) for part in parts],
                 "point": [point, rules.normalize],
-                "fit": [rules.max_iter, rules.tol, means.solver, means.device, torch.get_num_threads()],
+                "fit": [rules.max_iter, rules.tol, settings.solver, settings.device, torch.get_num_threads()],
                 "packages": [package_version(name) for name in LIBRARIES],
             }
 
@@ -212,8 +212,8 @@ class _Fitter:
         """On these images."""
         arrays = [_features(self.rules, part) for part in self.parts]
         y = np.concatenate([part.y for part in self.parts])
-        kind = get_solver(self.means.solver)
-        return kind(arrays, y, max_iter=self.rules.max_iter, tol=self.rules.tol, device=self.means.device)
+        kind = get_solver(self.settings.solver)
+        return kind(arrays, y, max_iter=self.rules.max_iter, tol=self.rules.tol, device=self.settings.device)
 
     def fit(self, C: float, near: Fit | None) -> Fit:  # noqa: N803 - the field's name
         """The final fit."""
@@ -230,7 +230,7 @@ class _Fitter:
         left, size = list(strengths), 0
         while left:
             # What is kept needs no solver, and so no room for one.
-            size = size or (1 if len(left) == 1 or self.means.solver == "sklearn" else self.solver.batch)
+            size = size or (1 if len(left) == 1 or self.settings.solver == "sklearn" else self.solver.batch)
             batch, left = left[:size], left[size:]
             nears = {C: _nearest(fits, C) if self.can_start_near else None for C in batch}
             names = {C: self._name(C, near, is_final=False) for C, near in nears.items()}
@@ -253,7 +253,7 @@ class _Fitter:
         return {**self.key, "C": C, "start": start, "is_final": is_final}
 
     def _progress(self, what: str) -> tqdm[Any]:
-        shown = None if self.means.shows_progress else True
+        shown = None if self.settings.shows_progress else True
         return tqdm(desc=f"{self.rules.name}, {what}", unit="it", disable=shown)
 
 
@@ -272,22 +272,22 @@ def _nearest(fits: Mapping[float, Fit], C: float) -> Fit | None:  # noqa: N803 -
     return None if near is None else fits[near]
 
 
-def _announce(means: _Means, parts: Sequence[Features], *, num_classes: int, num_scored: int) -> None:
+def _announce(settings: _Settings, parts: Sequence[Features], *, num_classes: int, num_scored: int) -> None:
     """Say what a probe will take, and stop where there is no room for it; before anything is fitted."""
-    rules = means.rules
+    rules = settings.rules
     arrays = [part.at(rules.feature_point) for part in parts]
     n = sum(map(len, arrays))
     if rules.shots:
         n = min(n, num_classes * rules.shots)
     cost = costs.estimate(
-        rules, means.solver, arrays[0], n=n, k=num_classes, num_parts=len(arrays), num_scored=num_scored
+        rules, settings.solver, arrays[0], n=n, k=num_classes, num_parts=len(arrays), num_scored=num_scored
     )
-    costs.refuse_too_much(cost, means.solver, means.device)
+    costs.refuse_too_much(cost, settings.solver, settings.device)
     logger.log(
         logging.INFO if cost.seconds > WORTH_SAYING else logging.DEBUG,
         "%s by %s: %d images of %d features, at most %d fits, about %.0f s or less on the CPU, %.1f GB of memory",
         rules.name,
-        means.solver,
+        settings.solver,
         n,
         arrays[0].shape[1],
         cost.fits,
@@ -298,13 +298,17 @@ def _announce(means: _Means, parts: Sequence[Features], *, num_classes: int, num
 
 def fit_folds(
     folds: Iterable[Mapping[str, Features]],
-    **options: Any,
+    *,
+    metric: str = "accuracy",
+    protocol: str | Protocol = "clip-paper",
+    solver: str = "sklearn",
+    device: str = "cpu",
+    kept: KeptFits | None = None,
+    shows_progress: bool = False,
 ) -> ProbeResult:
     """Fit a probe on the splits `train`, `test` and, where there is one, `val` of each fold; see `mean_result`.
 
-    Args:
-        folds: the features of each.
-        options: of `fit_probe`.
+    The rest as `fit_probe`.
 
     Raises:
         UnknownNameError, ProtocolError, FeaturesError: as `fit_probe`.
@@ -312,7 +316,19 @@ def fit_folds(
     results, digests = [], set()
     for fold in folds:
         digests.add(fold["test"].sha256)
-        results.append(fit_probe(train=fold["train"], val=fold.get("val"), test=fold["test"], **options))
+        results.append(
+            fit_probe(
+                train=fold["train"],
+                val=fold.get("val"),
+                test=fold["test"],
+                metric=metric,
+                protocol=protocol,
+                solver=solver,
+                device=device,
+                kept=kept,
+                shows_progress=shows_progress,
+            )
+        )
     return mean_result(results, of="folds", same_images=len(digests) == 1)
 
 

@@ -2,8 +2,9 @@
 
 The rows are read in blocks, all probes at once, so that memory is read once and no matrix of all logits is made.
 Products are in the features' own type, float32 as a rule; sums over blocks are in float64. Unknowns are in the basis of
-the principal components, which takes the features' common mean and their correlations out of the conditioning and most
-of the cancellation out of float32 products; the intercept absorbs the mean, as it is not penalised.
+the principal components, which takes the features' common mean and their correlations out of the conditioning; where a
+copy of the features in the basis has room (`COPY_BYTES`), most of the cancellation in float32 products too. The
+intercept absorbs the mean, as it is not penalised.
 Knows nothing of how an optimum is found.
 """
 
@@ -24,7 +25,9 @@ from probe.errors import FeaturesError
 BLOCK_BYTES = 1 << 23  # of a block of features or of its logits: about what stays in a processor's cache
 MIN_ROWS, MAX_ROWS = 256, 8192
 CUDA_ROWS = 65_536  # a GPU needs more at once
-COPY_BYTES = 1 << 31  # of features that are centred once, rather than block by block in every pass
+COPY_BYTES = 1 << 32  # of features that are copied in their basis; larger ones are centred block by block in every pass
+CANDIDATES = 1 << 16  # rows that stand for all where some are enough
+SEED = 0
 COLUMNS = 16  # logits are padded to a multiple: with 10 columns a product takes twice as long as with 16
 
 
@@ -89,6 +92,14 @@ class Rows:
                 block = self._centre(part[start : start + size].to(self.device)).to(self.dtype)
                 torch.mm(block, matrix, out=own[start : start + size])
         return copy
+
+    @cached_property
+    def candidates(self) -> tuple[np.ndarray, Tensor]:
+        """Rows to draw from, the same each time: their positions, int64 (m,), and they in the basis, (m, d)."""
+        positions = np.arange(len(self))
+        if len(self) > CANDIDATES:  # at random, as rows may come in some order of their labels
+            positions = np.sort(np.random.default_rng(SEED).choice(len(self), CANDIDATES, replace=False))
+        return positions, self.take(positions)
 
     def take(self, positions: np.ndarray) -> Tensor:
         """Some rows in the basis, by ascending positions int64 (m,)."""
@@ -293,7 +304,7 @@ class Objective:
     """The mean loss of each probe plus ||W||^2 / (2 C n), the intercept free: what scikit-learn minimises.
 
     It is a function of unknowns, float64 (d + 1, width) of each probe, in the basis of the rows: the features are then
-    of one size and uncorrelated, so that float32 products cancel little. The last unknown of a class is its intercept.
+    of one size and uncorrelated. The last unknown of a class is its intercept.
     """
 
     def __init__(self, rows: Rows, loss: Loss, strengths: Sequence[float]) -> None:

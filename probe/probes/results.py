@@ -15,7 +15,7 @@ from probe.outcomes import Outcomes
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One value of C that was tried: its score on the validation images, and how its fit ended; see `solvers.Fit`."""
+    """One value of C that was tried: its score on the validation images, and how its fit ended; see `fits.Fit`."""
 
     C: float
     score: float
@@ -27,7 +27,7 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe scored, and how its final fit ended; see `solvers.Fit` for the numbers.
+    """What a probe scored, and how its final fit ended; see `fits.Fit` for the numbers.
 
     `tol` is where the solver was to stop: scikit-learn's at a gradient whose largest component is that, `fast` at that
     share of where it began.
