@@ -116,9 +116,10 @@ def _limit_threads(args: argparse.Namespace) -> None:
 
 
 def _refuse_unfinished(what: str, result: Mapping[str, Any]) -> None:
+    way_out = "divide the features by their size" if result["solver"] == "fast" else "use --solver fast"
     print(
         f"probe: {what}: the fit did not converge, its gradient is at {result['gradient_ratio']:.1e} of its start "
-        f"after {result['n_iter']} iterations; raise max_iter in a protocol of your own, or use --solver fast",
+        f"after {result['n_iter']} iterations; {way_out}, or raise max_iter in a protocol of your own",
         file=sys.stderr,
     )
 

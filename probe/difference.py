@@ -81,7 +81,12 @@ def _test(a: RunRecord, b: RunRecord) -> PairedTest:
     if _test_images(a) != _test_images(b):
         raise ResultsError("they are of different test images; run both on the same ones")
     assert a.result is not None
-    return compare(outcomes_of(a), outcomes_of(b), same_images=bool(a.result["same_images"]))
+    outcomes = [outcomes_of(record) for record in (a, b)]
+    for name, record, found in zip("AB", (a, b), outcomes, strict=True):
+        assert record.result is not None
+        if len(found) == 1 and abs(found[0].score() - record.result["score"]) > 1e-9:
+            raise ResultsError(f"the score of {name} is not that of its outcomes; run its cell again")
+    return compare(*outcomes, same_images=bool(a.result["same_images"]))
 
 
 def _test_images(record: RunRecord) -> dict[str, str]:

@@ -87,6 +87,14 @@ def test_the_command_prints_what_differs_and_the_verdict(tmp_path, capsys):
     assert np.isclose(found["test"]["difference"], 0.1)
 
 
+def test_a_score_that_is_not_that_of_its_outcomes_is_not_believed():
+    a, b = _record("a", 20), _record("b", 20)
+    b.result["score"] = 5.0
+    found = diff(a, b)
+    assert found.test is None
+    assert "the score of B is not that of its outcomes" in found.verdict
+
+
 def test_a_record_that_cannot_be_read_is_named(tmp_path, capsys):
     path = write_record(_record("a", 20), tmp_path)
     damaged = tmp_path / "half.json"

@@ -255,6 +255,17 @@ def test_features_too_large_for_a_copy_reach_the_same_optimum(C, monkeypatch):
     assert _objective(x, y, fit, C) <= _objective(x, y, _tight(x, y, C), C) * (1 + 1e-6)  # which ends above
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e-10])
+def test_tiny_features_are_fitted_and_not_taken_for_rounding(scale):
+    """Where the penalty is weak enough to let them, they are told apart as those of size one."""
+    x, y = _blobs(n=300, k=3)
+    expected = FastLogisticRegression(C=1.0).fit(x, y)
+    fit = FastLogisticRegression(C=scale**-2).fit(x * scale, y)
+    assert fit.n_iter_ > 0
+    assert fit.objective_ == pytest.approx(expected.objective_, rel=1e-6)
+    np.testing.assert_array_equal(fit.predict(x * scale), expected.predict(x))
+
+
 def test_a_fit_that_was_cut_off_says_so():
     x, y = _digits(range(10))
     with pytest.warns(ConvergenceWarning, match="after 3 steps; raise max_iter, or tol"):

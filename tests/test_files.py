@@ -157,7 +157,7 @@ def test_an_array_called_about_in_anybodys_file_says_nothing(tmp_path, arrays):
 def test_a_search_needs_validation_features(tmp_path, arrays, capsys):
     path = saved(tmp_path / "no_val.npz", {name: array for name, array in arrays.items() if "val" not in name})
     assert main(["fit", path]) == 1
-    assert "chooses C on a validation split; give val" in capsys.readouterr().err
+    assert "chooses C on a validation split; give val, which in a file is val_x and val_y" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path):

@@ -76,7 +76,7 @@ def test_the_protocol_names_the_feature_point(parts):
         (lambda p: p.update(test=Features(p["test"].x[:, :9], p["test"].y)), FeaturesError, "different widths"),
         (lambda p: p.update(test=Features(p["test"].x[:9], p["test"].y)), FeaturesError, "400 labels"),
         (lambda p: p.update(test=Features(p["test"].x, p["test"].y[:, None])), FeaturesError, "test has labels"),
-        (lambda p: p.update(val=Features(p["val"].x, p["val"].y - 1)), FeaturesError, "val has labels"),
+        (lambda p: p.update(val=Features(p["val"].x, p["val"].y - 1)), FeaturesError, "val has the label -1 in row"),
     ],
 )
 def test_features_that_do_not_fit_are_named(parts, change, error, message):

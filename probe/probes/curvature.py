@@ -94,7 +94,7 @@ def at_zero(objective: Objective, probe: int) -> Preconditioner:
 
 def at(objective: Objective, probe: int, unknowns: Tensor) -> Preconditioner:
     """From an estimate of the Hessian at some unknowns, float64 (d + 1, width)."""
-    penalty = objective.penalties[probe] * objective.rows.basis.penalty.float()
+    penalty = (objective.penalties[probe] * objective.rows.basis.penalty).float()
     return Blocks(
         [replace(block, matrix=_factor(block.matrix, penalty)) for block in estimate(objective, probe, unknowns)]
     )

@@ -390,7 +390,10 @@ def _warn_of_missing_classes(parts: Sequence[Features], test: Features) -> None:
 
 def _check(rules: Protocol, *, train: Features, val: Features | None, test: Features) -> None:
     if len(rules.grid) > 1 and val is None and not rules.held_out:
-        raise ProtocolError(f"protocol {rules.name!r} chooses C on a validation split; give val")
+        raise ProtocolError(
+            f"protocol {rules.name!r} chooses C on a validation split; give val, which in a file is val_x and "
+            "val_y, or hold some of train out with --val-fraction 0.1"
+        )
     labels = train.y if train.y.ndim == 1 else train.y[:, (train.y == 1).any(axis=0)]
     if len(np.unique(labels[labels != IGNORED])) < 2:
         raise ProtocolError("all training images have one label; a probe needs at least two classes")
@@ -409,13 +412,18 @@ def _check(rules: Protocol, *, train: Features, val: Features | None, test: Feat
                     "extract it again"
                 )
             lowest = 0 if part.y.ndim == 1 else IGNORED
+            if part.y.ndim == 1 and part.y.dtype.kind in "iu" and part.y.min() < 0:
+                row = int(part.y.argmin())
+                raise FeaturesError(f"{name} has the label {part.y[row]} in row {row}; give integers from 0 on")
             if part.y.ndim not in (1, 2) or part.y.dtype.kind not in "iu" or part.y.min() < lowest:
                 raise FeaturesError(
                     f"{name} has labels {part.y.dtype} {part.y.shape}; give integers from 0 on, one an image, or a row "
                     "of 1, 0 and -1 for each"
                 )
             if part.y.ndim == 1 and part.y.max() >= MAX_CLASSES:
-                raise FeaturesError(f"{name} has the label {part.y.max()}; give class indices from 0 on")
+                raise FeaturesError(
+                    f"{name} has the label {part.y.max()}; give class indices from 0 on, below {MAX_CLASSES}"
+                )
             if part.y.shape[1:] != train.y.shape[1:]:
                 raise FeaturesError(
                     f"{name} has labels {part.y.shape}, train {train.y.shape}; give all the same classes"
