@@ -107,6 +107,9 @@ def parser() -> argparse.ArgumentParser:
     tables.add_argument(
         "--check", action="store_true", help="change nothing; fail where a table differs from its records"
     )
+    tables.add_argument(
+        "--compare", choices=("clip-paper",), help="change nothing; print scores beside those that the paper printed"
+    )
     tables.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
     tables.set_defaults(command="tables")
     return found

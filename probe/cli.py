@@ -516,6 +516,17 @@ def _tables(args: argparse.Namespace) -> int:
     results_dir = paths.results_dir(args.results_dir)
     if not (results_dir / "records").is_dir():
         raise errors.ResultsError(f"no records in {results_dir}; name the folder of a run with --results-dir")
+    if args.compare:
+        from probe.published import compare_markdown
+        from probe.records import read_records
+
+        page = compare_markdown(read_records(results_dir), args.compare)
+        if not page:
+            raise errors.ResultsError(
+                f"no record in {results_dir} is of a dataset and model of the paper under {args.compare}; run one first"
+            )
+        print(page, end="")
+        return 0
     if args.check:
         stale = tables.stale_tables(results_dir)
         for path in stale:

@@ -163,7 +163,7 @@ def parity_markdown(records: Sequence[RunRecord]) -> str:
         if record.mode == "jit" and partner is not None and record.parity is not None:
             difference = max(record.parity["max_abs_difference"].values())
             flipped = record.parity["predictions_flipped"]
-            scores = (_percent(partner), _percent(record))
+            scores = (percent(partner), percent(record))
             p_value = record.parity.get("p_value")
             p_text = "" if p_value is None else f"{p_value:.2g}"
             cells = (record.dataset, record.model, record.protocol)
@@ -186,7 +186,7 @@ def _cells(record: RunRecord) -> tuple[str, ...]:
     result: Mapping[str, float] = record.result
     strength = "differs" if result["C"] is None else f"{result['C']:.4g}"
     numbers = (strength, record.solver, str(result["n_iter"]), str(result["num_test"]))
-    return (*names, _percent(record), interval_text(record.result), *numbers)
+    return (*names, percent(record), interval_text(record.result), *numbers)
 
 
 def interval_text(result: Mapping[str, Any]) -> str:
@@ -195,7 +195,8 @@ def interval_text(result: Mapping[str, Any]) -> str:
     return f"{100 * around['low']:.2f} to {100 * around['high']:.2f}" if around else ""
 
 
-def _percent(record: RunRecord) -> str:
+def percent(record: RunRecord) -> str:
+    """A score in percent with the marks that `footnotes` explains, or that the cell failed."""
     if record.result is None:
         return "failed"
     marks = ("" if has_converged(record) else " *") + (" +" if record.is_partial else "")

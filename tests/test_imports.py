@@ -59,6 +59,7 @@ BELOW = {
         *("cache", "datasets", "environment", "errors", "features", "models", "passes", "paths", "pieces"),
         *("preprocess", "progress", "specs"),
     },
+    "published": {"names", "records", "tables"},
     "difference": {"errors", "paired", "ranking", "records"},
     "doctor": {"datasets", "environment", "models", "paths"},
     "runner": {

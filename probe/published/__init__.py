@@ -1,0 +1,72 @@
+"""Scores that others printed, to stand beside ours: Radford et al. 2021 (arXiv 2103.00020), tables 10 and 11.
+
+Cells are percentages with one decimal, as printed. Those of table 10 agree with one full transcription; of ViT-B/32 13,
+of ViT-L/14 6 and of ViT-L/14@336px 15 cells are also confirmed by a second source, of the other models none.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from probe.names import unknown_name
+from probe.records import RunRecord
+from probe.tables import interval_text, markdown_table, percent
+
+TABLES = {"linear-probe": "clip_paper_table10.csv", "zero-shot": "clip_paper_table11.csv"}
+PROTOCOLS = {"clip-paper": "linear-probe"}  # of ours -> the table that it is to be compared with
+SECOND_SOURCE = ("ViT-B/32", "ViT-L/14", "ViT-L/14@336px")  # models of which some cells have one
+ROUNDING = 0.0005  # of a printed score
+
+
+@cache
+def published_scores(table: str) -> dict[tuple[str, str], float]:
+    """The scores of a table of the paper, in [0, 1], by model and dataset.
+
+    Args:
+        table: `linear-probe` (table 10) or `zero-shot` (table 11).
+
+    Raises:
+        UnknownNameError: another name.
+    """
+    if table not in TABLES:
+        raise unknown_name("published table", table, TABLES)
+    with (Path(__file__).parent / TABLES[table]).open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        (row["model"], dataset): float(cell) / 100
+        for row in rows
+        for dataset, cell in row.items()
+        if dataset != "model" and cell
+    }
+
+
+def compare_markdown(records: Iterable[RunRecord], protocol: str) -> str:
+    """Our scores under a protocol beside the published ones, in percent; empty where there is none of both.
+
+    A difference is ours less theirs; `!` marks one that our 95 % interval does not explain.
+    """
+    scores = published_scores(PROTOCOLS[protocol])
+    rows, models = [], set()
+    for record in records:
+        theirs = scores.get((record.model, record.dataset))
+        if record.protocol != protocol or record.result is None or theirs is None:
+            continue
+        around = record.result.get("interval")
+        is_outside = around and not around["low"] - ROUNDING <= theirs <= around["high"] + ROUNDING
+        difference = f"{100 * (record.result['score'] - theirs):+.2f}{' !' if is_outside else ''}"
+        named = (record.dataset, record.model, record.mode, record.solver)
+        rows.append((*named, percent(record), interval_text(record.result), f"{100 * theirs:.1f}", difference))
+        models.add(record.model)
+    if not rows:
+        return ""
+    header = ("dataset", "model", "mode", "solver", "score, %", "95 % interval", "published, %", "difference")
+    alone = sorted(models - set(SECOND_SOURCE))
+    notes = (
+        ["\n! the published score is outside of the interval\n"] if any(row[-1].endswith("!") for row in rows) else []
+    )
+    if alone:
+        notes.append(f"\nof one source: the published scores of {', '.join(alone)}\n")
+    return markdown_table(header, rows) + "".join(notes)
