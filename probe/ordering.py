@@ -9,6 +9,6 @@ def order(*names: object) -> bytes:
     """What to sort by: the SHA-256 of names that tell a purpose, a seed and an image.
 
     >>> sorted(range(5), key=lambda i: order("val", 0, i))
-    [3, 0, 4, 1, 2]
+    [4, 3, 1, 2, 0]
     """
     return hashlib.sha256(":".join(map(str, names)).encode(errors="surrogateescape")).digest()
