@@ -174,3 +174,16 @@ def test_a_common_offset_leaves_the_estimate_as_it_is():
     (expected,) = curvature.estimate(near, 0, weights)
     (found,) = curvature.estimate(far, 0, weights)
     torch.testing.assert_close(found.matrix, expected.matrix, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("d", "k"), [(4, 3), (4, 40), (30, 7), (1, 2)])
+def test_no_estimate_is_larger_than_planned(d, k, monkeypatch):
+    """With limits that bind; of single classes the blocks take what they do."""
+    monkeypatch.setattr(curvature, "MAX_BLOCK", 60)
+    monkeypatch.setattr(curvature, "MAX_NUMBERS", 5000)
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, k, 200))
+    objective = Objective(Rows([rng.normal(size=(200, d))]), Softmax(labels, k), [1.0])
+    blocks = curvature.estimate(objective, 0, objective.zeros())
+    assert sum(block.matrix.numel() for block in blocks) <= curvature.max_numbers(d, k)
+    assert max(len(block.matrix) for block in blocks) <= max(60, d + 1)

@@ -5,40 +5,34 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-# A fit of scikit-learn's counts as converged where the gradient has shrunk this much from where it began, at weights of
-# zero.
-GRADIENT_RATIO = 1e-3
 ROWS = 8192  # images at a time in float64, so that no such copy of all is made
 
 Tick = Callable[[int], None]  # is told the number of the iteration
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A linear probe and what is known about its convergence.
+class Convergence:
+    """How a fit ended; of several, such as those of a class each, see `worst`.
 
-    `coef` is float (k, d), `intercept` (k,); of two classes that exclude each other k is 1, the logit of the second.
-    `classes`, int64, are the labels that the rows are of. `several` says that an image can have several of them, each
-    with a probe of its own; the numbers below are then the largest of all probes, `objective` their mean.
-
-    `objective` is what is minimised, the mean loss plus ||W||^2 / (2 C n) with the intercept free; `gradient_norm` the
-    largest component of its gradient; `gradient_ratio` that over its value at weights of zero; with products in
-    float64, but for fits of `fast` that only served to choose C. `excess` is how far the objective can be above its
-    minimum: |gradient|^2 / (2 / (C n)), which holds for the intercept at its best. `converged`: of scikit-learn that it
-    saw nothing wrong, neither `max_iter` reached nor a line search that failed, and that the ratio is below
-    `GRADIENT_RATIO`; of `fast` that it is below `fast.TOL`; of both that it is smaller still where the loss is, see
-    `fast.distance`. `tol` is where the solver was to stop, as `ProbeResult.tol`. `needs_curvature`: `fast` estimated
-    the curvature, on the way or, for a neighbour of such a fit, at its start.
+    Args:
+        n_iter: iterations.
+        converged: of scikit-learn that it saw nothing wrong, neither `max_iter` reached nor a line search that failed,
+            and that `gradient_ratio` is below `scikit_learn.GRADIENT_RATIO`; of `fast` that it is below `fast.TOL`; of
+            both that it is smaller still where the loss is, see `fast.distance`.
+        gradient_norm: largest component of the gradient of `objective`, with products in float64, but for fits of
+            `fast` that only served to choose C.
+        gradient_ratio: that over its value at weights of zero.
+        objective: what is minimised, the mean loss plus ||W||^2 / (2 C n) with the intercept free.
+        excess: how far the objective can be above its minimum: |gradient|^2 / (2 / (C n)), which holds for the
+            intercept at its best.
+        tol: where the solver was to stop: scikit-learn's at a gradient whose largest component is that, `fast` at that
+            share of where it began.
     """
 
-    C: float
-    coef: np.ndarray
-    intercept: np.ndarray
-    classes: np.ndarray
-    several: bool
     n_iter: int
     converged: bool
     gradient_norm: float
@@ -46,6 +40,36 @@ class Fit:
     objective: float
     excess: float
     tol: float
+
+
+def worst(found: Sequence[Convergence]) -> dict[str, Any]:
+    """The fields of `Convergence` for several: the worst of each, the mean of the objectives, the first's `tol`."""
+    return {
+        "n_iter": max(one.n_iter for one in found),
+        "converged": all(one.converged for one in found),
+        "gradient_norm": max(one.gradient_norm for one in found),
+        "gradient_ratio": max(one.gradient_ratio for one in found),
+        "objective": float(np.mean([one.objective for one in found])),
+        "excess": max(one.excess for one in found),
+        "tol": found[0].tol,
+    }
+
+
+@dataclass(frozen=True)
+class Fit(Convergence):
+    """A linear probe and how its fit ended.
+
+    `coef` is float (k, d), `intercept` (k,); of two classes that exclude each other k is 1, the logit of the second.
+    `classes`, int64, are the labels that the rows are of. `several` says that an image can have several of them, each
+    with a probe of its own. `needs_curvature`: `fast` estimated the curvature, on the way or, for a neighbour of such a
+    fit, at its start.
+    """
+
+    C: float
+    coef: np.ndarray
+    intercept: np.ndarray
+    classes: np.ndarray
+    several: bool
     needs_curvature: bool = False
 
     def scores(self, x: np.ndarray, num_classes: int) -> np.ndarray:
@@ -135,14 +159,8 @@ def join(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # noqa: N8
         intercept=np.concatenate([fit.intercept for fit in fits]),
         classes=classes,
         several=True,
-        n_iter=max(fit.n_iter for fit in fits),
-        converged=all(fit.converged for fit in fits),
-        gradient_norm=max(fit.gradient_norm for fit in fits),
-        gradient_ratio=max(fit.gradient_ratio for fit in fits),
-        objective=float(np.mean([fit.objective for fit in fits])),
-        excess=max(fit.excess for fit in fits),
-        tol=fits[0].tol,
         needs_curvature=any(fit.needs_curvature for fit in fits),
+        **worst(fits),
     )
 
 

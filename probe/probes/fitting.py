@@ -22,7 +22,7 @@ from probe.metrics import IGNORED, get_metric, misfit
 from probe.ordering import order
 from probe.outcomes import outcomes_of
 from probe.probes import costs
-from probe.probes.fits import Fit, Solver
+from probe.probes.fits import Fit, Solver, worst
 from probe.probes.kept import KeptFits
 from probe.probes.protocols import get_protocol, validate
 from probe.probes.results import ProbeResult, SweepPoint, mean_result
@@ -158,14 +158,8 @@ class _Probe:
             C=C,
             num_train=sum(len(part) for part in parts),
             num_test=len(test),
-            n_iter=final.n_iter,
-            converged=final.converged,
-            gradient_norm=final.gradient_norm,
-            gradient_ratio=final.gradient_ratio,
-            objective=final.objective,
-            excess=final.excess,
+            **worst([final]),
             solver=self.settings.solver,
-            tol=final.tol,
             interval=interval([outcomes]),
             sweep=sweep,
             predictions=y_score.argmax(axis=1) if test.y.ndim == 1 else (y_score > 0).astype(np.int64),

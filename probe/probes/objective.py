@@ -137,14 +137,6 @@ class Rows:
         return total / len(self)
 
     @cached_property
-    def scale(self) -> Tensor:
-        """Standard deviation of each feature, float64 (d,); 1 for a constant one."""
-        deviation = self.covariance.diagonal().sqrt()
-        # A constant feature comes out as the rounding of its mean.
-        floor = self.mean.abs() * torch.finfo(self.dtype).eps * 8
-        return torch.where(deviation > floor, deviation, torch.ones_like(deviation))
-
-    @cached_property
     def basis(self) -> Basis:
         """Principal components, each divided by its standard deviation."""
         variance, vectors = torch.linalg.eigh(self.covariance)
@@ -208,7 +200,7 @@ def block_rows(num_features: int, columns: int, device: torch.device) -> int:
 
 def _fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
     free, _ = torch.cuda.mem_get_info(device)
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) < 0.6 * free
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) < 0.3 * free  # there is to be a copy too
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import numpy as np
 
 from probe.intervals import Interval, interval, seeds_interval
 from probe.outcomes import Outcomes
+from probe.probes.fits import Convergence, worst
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One value of C that was tried: its score on the validation images, and how its fit ended; see `fits.Fit`."""
+    """One value of C that was tried: its score on the validation images, and how its fit ended; see `Convergence`."""
 
     C: float
     score: float
@@ -26,18 +27,16 @@ class SweepPoint:
 
 
 @dataclass(frozen=True)
-class ProbeResult:
-    """What a probe scored, and how its final fit ended; see `fits.Fit` for the numbers.
+class ProbeResult(Convergence):
+    """What a probe scored, and how its final fit ended.
 
-    `tol` is where the solver was to stop: scikit-learn's at a gradient whose largest component is that, `fast` at that
-    share of where it began.
     `score` is a fraction on the test split, and `interval` a 95 % one: around the score of one training set for the
     choice of test images, around the mean over few-shot draws for the choice of training images.
     `sweep` is ascending in C; it is empty where nothing was searched, and of several folds or draws.
     `predictions` are int64 (num_test,), or (num_test, k) of 0 and 1 where an image can show several of k classes.
     `outcomes` are what became of each test image, one for each fold or draw; `same_images` says that these are of the
-    same images. `seed`, `indices` and `held_out` are of a few-shot draw: positions in the training
-    split, as text, of the images that it fitted on and of those that it chose C on.
+    same images. `seed`, `indices` and `held_out` are of a few-shot draw: positions in the training split, as text, of
+    the images that it fitted on and of those that it chose C on.
     Of several folds or draws, whose results are `folds` and `draws`, see `mean_result`.
     """
 
@@ -46,14 +45,7 @@ class ProbeResult:
     C: float | None
     num_train: int
     num_test: int
-    n_iter: int
-    converged: bool
-    gradient_norm: float
-    gradient_ratio: float
-    objective: float
-    excess: float
     solver: str
-    tol: float
     interval: Interval
     sweep: tuple[SweepPoint, ...] = ()
     predictions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
@@ -98,12 +90,7 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         first,
         score=float(np.mean(scores)),
         C=first.C if len({result.C for result in results}) == 1 else None,
-        n_iter=max(result.n_iter for result in results),
-        converged=all(result.converged for result in results),
-        gradient_norm=max(result.gradient_norm for result in results),
-        gradient_ratio=max(result.gradient_ratio for result in results),
-        objective=float(np.mean([result.objective for result in results])),
-        excess=max(result.excess for result in results),
+        **worst(results),
         interval=around,
         sweep=(),
         predictions=np.concatenate([result.predictions for result in results]),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from probe.names import unknown_name
 from probe.records import RunRecord
-from probe.tables import interval_text, markdown_table, percent
+from probe.tables import footnotes, interval_text, markdown_table, percent
 
 TABLES = {"linear-probe": "clip_paper_table10.csv", "zero-shot": "clip_paper_table11.csv"}
 PROTOCOLS = {"clip-paper": "linear-probe"}  # of ours -> the table that it is to be compared with
@@ -49,7 +49,7 @@ def compare_markdown(records: Iterable[RunRecord], protocol: str) -> str:
     A difference is ours less theirs; `!` marks one that our 95 % interval does not explain.
     """
     scores = published_scores(PROTOCOLS[protocol])
-    rows, models = [], set()
+    rows, compared = [], []
     for record in records:
         theirs = scores.get((record.model, record.dataset))
         if record.protocol != protocol or record.result is None or theirs is None:
@@ -59,14 +59,14 @@ def compare_markdown(records: Iterable[RunRecord], protocol: str) -> str:
         difference = f"{100 * (record.result['score'] - theirs):+.2f}{' !' if is_outside else ''}"
         named = (record.dataset, record.model, record.mode, record.solver)
         rows.append((*named, percent(record), interval_text(record.result), f"{100 * theirs:.1f}", difference))
-        models.add(record.model)
+        compared.append(record)
     if not rows:
         return ""
     header = ("dataset", "model", "mode", "solver", "score, %", "95 % interval", "published, %", "difference")
-    alone = sorted(models - set(SECOND_SOURCE))
-    notes = (
-        ["\n! the published score is outside of the interval\n"] if any(row[-1].endswith("!") for row in rows) else []
-    )
+    notes = footnotes(compared)
+    if any(row[-1].endswith("!") for row in rows):
+        notes.append("! the published score is outside of the interval")
+    alone = sorted({record.model for record in compared} - set(SECOND_SOURCE))
     if alone:
-        notes.append(f"\nof one source: the published scores of {', '.join(alone)}\n")
-    return markdown_table(header, rows) + "".join(notes)
+        notes.append(f"of one source: the published scores of {', '.join(alone)}")
+    return markdown_table(header, rows) + "".join(f"\n{note}\n" for note in notes)
