@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from probe.probes.fitting import fit_probe
     from probe.probes.results import ProbeResult
     from probe.records import RunRecord, read_records
+    from probe.reproduction import reproduce
     from probe.runner import run
     from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
 
@@ -50,6 +51,7 @@ __all__ = [
     "open_split",
     "parity",
     "read_records",
+    "reproduce",
     "run",
     "tokenize",
 ]
@@ -75,6 +77,7 @@ _HOMES = {
     "open_split": "probe.datasets.opening",
     "parity": "probe.comparison",
     "read_records": "probe.records",
+    "reproduce": "probe.reproduction",
     "run": "probe.runner",
     "tokenize": "probe.models.vocabulary",
 }

@@ -85,6 +85,22 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("--json", action="store_true", help="print JSON instead of a table")
     diff.set_defaults(command="diff")
 
+    reproduce = commands.add_parser("reproduce", help="run records again, and say whether the scores are confirmed")
+    reproduce.add_argument("path", nargs="+", metavar="RECORD.json", help="a record, or a results folder with many")
+    reproduce.add_argument(
+        "--tolerance", type=_count, metavar="N", help="test images by which a score may differ [1 in 1,000, at least 1]"
+    )
+    reproduce.add_argument("--max-minutes", type=_positive, metavar="N", help="pass over records that took longer")
+    reproduce.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, ... [that of the record]")
+    reproduce.add_argument("--offline", action="store_true", help="never touch the network")
+    reproduce.add_argument("--json", action="store_true", help="print JSON lines instead of tables")
+    reproduce.add_argument("--cache-dir", metavar="DIR", help="features that may be used [none: all are made again]")
+    reproduce.add_argument("--results-dir", metavar="DIR", help="where to write the new records [nowhere]")
+    for name in ("data", "weights"):
+        reproduce.add_argument(f"--{name}-dir", metavar="DIR", help=f"[PROBE_{name.upper()}_DIR, or below ~/.cache]")
+    reproduce.add_argument("-v", "--verbose", action="store_true", help="log every step of a sweep, and tracebacks")
+    reproduce.set_defaults(command="reproduce")
+
     models = commands.add_parser("models", help="list the models, or show one")
     models.add_argument(
         "name", nargs="?", help="any name that --model takes, to show it whole; open_clip: lists its models"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from probe.errors import ResultsError
@@ -63,7 +64,7 @@ class Difference:
 
 def diff(a: RunRecord, b: RunRecord) -> Difference:
     """Name every field that differs in two records, but for times, and test whether their scores do."""
-    left, right = dict(_leaves(vars(a))), dict(_leaves(vars(b)))
+    left, right = (dict(_leaves(json.loads(json.dumps(asdict(record))))) for record in (a, b))
     differing = [path for path in {**left, **right} if left.get(path) != right.get(path) and not _is_in(path, TIMES)]
     changes = [Change(_stage(path), path, left.get(path), right.get(path)) for path in differing]
     ordered = sorted(changes, key=lambda change: (list(STAGES).index(change.stage), change.field))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,22 @@ def limit_threads(n: int) -> None:
 
     torch.set_num_threads(n)
     threadpool_limits(n)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Have torch and BLAS compute with so many threads for a while; at most one a processor, and 0 leaves them be."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    wanted = min(n, os.cpu_count() or n) or before
+    torch.set_num_threads(wanted)
+    try:
+        with threadpool_limits(wanted if n else None):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def package_version(package: str) -> str | None:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 PROJECTED, PRE_PROJECTION = "projected", "pre_projection"
 BATCH_SIZE = 64
+SAMPLED = 16  # values of a split that a record keeps
 PIECE = 256  # images, or the next multiple of the batch: what a killed run loses, and enough to be worth a file
 
 
@@ -79,6 +80,18 @@ class Features:
             if array is not None:
                 sha.update(np.ascontiguousarray(array).data)
         return sha.hexdigest()
+
+    def sample(self) -> dict[str, list[float]]:
+        """Some values of each feature point, evenly spread over images and columns: how far other features are off."""
+        points = {PROJECTED: self.x, PRE_PROJECTION: self.pre_projection}
+        return {point: _spread(array) for point, array in points.items() if array is not None}
+
+
+def _spread(array: np.ndarray) -> list[float]:
+    # Multiples of an odd share of the size, so that no column is taken twice where the width is a power of two.
+    flat = array.ravel()
+    rows = np.arange(SAMPLED) * max(flat.size // SAMPLED, 1) + np.arange(SAMPLED)
+    return [float(value) for value in flat[rows % flat.size]]
 
 
 @dataclass

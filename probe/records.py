@@ -9,7 +9,8 @@ another name and renamed, so that a reader never meets half of one.
 Schema history: 1, the first; `encoder` was given `license`, `preprocess` and `dtypes` later on. 2: `spec.dataset` has
 `sources` in place of `form` and `source`; `read`, and `folds` in `result`, are new; `extraction`, and `compiled` in
 `spec`, came later on. 3: `result` has `solver`, `tol`, `excess`, `interval`, `outcomes`, `same_images`, and `draws`
-with their `seed` and `indices`; points of its `sweep` have `gradient_ratio` and `objective`; `parity` has `p_value`.
+with their `seed` and `indices`; points of its `sweep` have `gradient_ratio` and `objective`; `parity` has `p_value`;
+`sample` in `features` came later on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,8 @@ class RunRecord:
         splits: for `train`, `val`, `test`, or `train/1` and so on where there are several folds: number of the images
             that were read and SHA-256 of their ids and labels, in order; ids are positions in a part of the source, or
             names of files.
-        features: for the same: SHA-256 of the bytes.
+        features: for the same: SHA-256 of the bytes, and a `sample` of the values at each feature point, see
+            `features.Features.sample`, by which others can tell how far theirs are off.
         result: a `ProbeResult` without its predictions, `outcomes` packed as `outcomes.Outcomes.pack` does; None where
             the cell failed.
         parity: against the eager mode of the same cell, in JIT records made beside it: `max_abs_difference` for each
@@ -192,23 +195,38 @@ def read_records(results_dir: str | Path = "results") -> list[RunRecord]:
     """Read all records of a results folder, sorted by what they are of.
 
     A file that is damaged or of a later schema is named in a warning and passed over, never changed. Of a cell the
-    record of the highest `rank` is taken.
+    record of the highest `rank` is taken, of equal ranks the newest; two of one rank are named.
     """
-    paths = sorted((Path(results_dir) / "records").glob("*/*.json"))
-    best: dict[tuple[str, ...], RunRecord] = {}
-    for path in paths:
+    return [record for _, record in locate_records(results_dir)]
+
+
+def locate_records(results_dir: str | Path) -> list[tuple[Path, RunRecord]]:
+    """The same, each with the file that it is from."""
+    best: dict[tuple[str, ...], tuple[Path, RunRecord]] = {}
+    for path in sorted((Path(results_dir) / "records").glob("*/*.json")):
         try:
             record = read_record(path)
         except ResultsError as err:
             logger.warning("%s; it is passed over", err)
             continue
-        if record.key not in best or record.rank > best[record.key].rank:
-            best[record.key] = record
+        other = best.get(record.key)
+        if other is None:
+            best[record.key] = (path, record)
+            continue
+        newer, older = sorted([(path, record), other], key=lambda one: (one[1].rank, one[1].created), reverse=True)
+        if newer[1].rank == older[1].rank:
+            logger.warning("%s and %s are of one cell; the newer counts, the first of them", newer[0], older[0])
+        best[record.key] = newer
     return [best[key] for key in sorted(best)]
 
 
 def _check_complete(record: RunRecord) -> None:
-    """Look up what tables need, so that a record without it is found on reading. Raises KeyError or TypeError."""
+    """Look up what tables need, so that a record without it is found on reading."""
+    for name in ("spec", "encoder", "splits", "features", "seconds", "environment", "read", "extraction"):
+        if not isinstance(getattr(record, name), dict):
+            raise TypeError(f"{name} is no object")
+    if record.status not in (DONE, FAILED) or not isinstance(record.created, str):
+        raise TypeError(f"status {record.status!r} or time {record.created!r} is none")
     spec = record.spec
     _ = (record.key, spec["model"]["form"], spec["dataset"]["metric"], spec["protocol"]["feature_point"])
     needed = ("score", "C", "n_iter", "converged", "num_test") if record.status == DONE else ("message",)
@@ -218,8 +236,12 @@ def _check_complete(record: RunRecord) -> None:
     # Folds and draws may differ in C, which is None then.
     passed_over = ("converged", "message", "C" if found.get("folds") or found.get("draws") else "")
     numbers = [found[name] for name in needed if name not in passed_over]
-    if not isinstance(record.encoder, dict) or not all(isinstance(number, int | float) for number in numbers):
-        raise TypeError("a value of the wrong type")
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError(f"one of {', '.join(needed)} is no number")
+    around = found.get("interval")
+    ends = [found["score"], *(around[end] for end in ("low", "high"))] if around else numbers[:1]
+    if record.status == DONE and not all(0 <= end <= 1 for end in ends):
+        raise ValueError(f"a score or interval is no fraction: {ends}")
 
 
 def read_record(path: str | Path) -> RunRecord:
@@ -230,14 +252,22 @@ def read_record(path: str | Path) -> RunRecord:
     """
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        version = fields["schema_version"]
-        if version <= SCHEMA_VERSION:
-            record = RunRecord(**fields)
-            _check_complete(record)
     except OSError as err:
         raise ResultsError(f"cannot read {path} ({err.strerror or err}); name a record, a .json file") from err
-    except (ValueError, KeyError, TypeError, RecursionError) as err:
-        raise ResultsError(f"{path} is damaged ({type(err).__name__}: {err}); run its cell again") from err
+    except (ValueError, RecursionError) as err:  # also bytes that are no text
+        raise ResultsError(f"{path} is damaged: no JSON ({err}); run its cell again") from err
+    version = fields.get("schema_version") if isinstance(fields, dict) else None
+    if not isinstance(version, int):
+        raise ResultsError(f"{path} is damaged, or no record: it has no schema version; remove it, or run its cell")
     if version > SCHEMA_VERSION:
         raise ResultsError(f"{path} has schema {version}, newer than {SCHEMA_VERSION}; update probe")
+    known = {own.name for own in dataclass_fields(RunRecord)}
+    if unknown := sorted(set(fields) - known):
+        raise ResultsError(f"{path} is damaged: no record has {', '.join(unknown)}; remove it, or run its cell again")
+    try:
+        record = RunRecord(**fields)
+        _check_complete(record)
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        reason = f"without {err}" if isinstance(err, KeyError) else err
+        raise ResultsError(f"{path} is damaged: {reason}; run its cell again") from err
     return record

@@ -21,6 +21,7 @@ from probe.datasets.catalog import CATALOG as DATASETS
 from probe.datasets.folds import SPLITS
 from probe.errors import ProbeError, ProtocolError, UnknownNameError
 from probe.extraction import Access, Extraction, by_split, extract_dataset, num_images
+from probe.features import Features
 from probe.models import get_model
 from probe.models.catalog import CATALOG as MODELS
 from probe.models.devices import resolve_execution
@@ -261,7 +262,7 @@ def _run_cells_of(
 
 
 def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access: Access) -> Done:
-    digests = by_split(extraction.rows, lambda k, name: {"sha256": extraction.split(name, k).sha256})
+    digests = by_split(extraction.rows, lambda k, name: _describe(extraction.split(name, k)))
     same_protocol = [cell for cell in finished if (cell.spec.model, cell.spec.protocol) == (spec.model, spec.protocol)]
     kept = KeptFits(paths.cache_dir(access.cache) / FITS)
     twin = next((cell for cell in same_protocol if cell.record.features == digests), None)
@@ -288,6 +289,10 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access
     done = Done(spec, record, extraction, result, kept)
     eager = next((cell for cell in same_protocol if spec.jit and cell.record.mode == "eager"), None)
     return done if eager is None else replace(done, record=replace(record, parity=compare(eager, done)))
+
+
+def _describe(features: Features) -> dict[str, Any]:
+    return {"sha256": features.sha256, "sample": features.sample()}
 
 
 def compare(eager: Done, jit: Done) -> dict[str, Any]:

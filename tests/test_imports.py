@@ -61,6 +61,7 @@ BELOW = {
     },
     "published": {"names", "records", "tables"},
     "difference": {"errors", "paired", "ranking", "records"},
+    "reproduction": {"difference", "environment", "errors", "extraction", "models", "records", "runner", "specs"},
     "doctor": {"datasets", "environment", "models", "paths"},
     "runner": {
         *(

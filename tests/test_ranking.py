@@ -13,7 +13,7 @@ def _record(model, num_wrong, **changes):
     y = np.zeros(NUM, np.int64)
     scores = np.where((np.arange(NUM) < num_wrong)[:, None], [0.0, 1.0], [1.0, 0.0])
     record = make_record(model=model, score=1 - num_wrong / NUM, **changes)
-    record.result.update(outcomes=[outcomes_of("accuracy", y, scores).pack()], same_images=True)
+    record.result.update(num_test=NUM, outcomes=[outcomes_of("accuracy", y, scores).pack()], same_images=True)
     return record
 
 

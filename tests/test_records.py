@@ -107,6 +107,39 @@ def test_a_record_without_what_tables_need_is_damaged(tmp_path, caplog, changes)
     assert "is damaged" in caplog.text
 
 
+def test_of_two_records_of_a_cell_the_newest_counts_and_both_are_named(tmp_path, caplog):
+    """As when a folder of records was copied into another."""
+    old = write_record(make_record(score=0.4), tmp_path)
+    old.rename(old.with_name("a-copy.json"))
+    newer = make_record(score=0.6, created="2026-02-01T00:00:00+00:00")
+    write_record(newer, tmp_path)
+    assert read_records(tmp_path) == [newer]
+    assert "tiny.eager.readme.fp32.json and " in caplog.text
+    assert "a-copy.json are of one cell" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema_version": None}, "no schema version"),
+        ({"colour": 1}, "no record has colour"),
+        ({"splits": []}, "splits is no object"),
+        ({"status": "fine"}, "status 'fine'"),
+    ],
+)
+def test_a_record_that_somebody_changed_is_named_with_what_is_wrong(tmp_path, caplog, changes, said):
+    path = write_record(make_record(), tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert read_records(tmp_path) == []
+    assert said in caplog.text
+
+
+def test_a_score_that_is_no_fraction_is_damage(tmp_path, caplog):
+    write_record(make_record(score=98.9), tmp_path)
+    assert read_records(tmp_path) == []
+    assert "is no fraction" in caplog.text
+
+
 def test_a_record_from_the_future_is_named_and_left_alone(tmp_path, caplog):
     path = write_record(make_record(schema_version=SCHEMA_VERSION + 1), tmp_path)
     before = path.read_bytes()

@@ -1,0 +1,188 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import write_image
+from test_ranking import NUM, _record
+from test_records import make_failure, make_record
+
+import probe
+from probe.cli import main
+from probe.environment import threads
+from probe.errors import ResultsError
+from probe.extraction import Access
+from probe.records import read_record, record_path, write_record
+from probe.reproduction import CHANGED, IDENTICAL, NOT_RUN, WITHIN, estimate_seconds, judge, reproduce_all
+
+
+def _write_images(folder, *, shift=0):
+    rng = np.random.default_rng(shift)
+    for split, n in (("train", 6), ("test", 4)):
+        for label, base in (("a", 40), ("b", 160)):
+            for i in range(n):
+                colour = tuple(int(value) for value in base + rng.integers(0, 60, 3))
+                write_image(folder / split / label / f"{i}.png", colour)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A record of a small folder of images, and its file."""
+    _write_images(tmp_path / "images")
+    results = tmp_path / "results"
+    record = probe.run(
+        f"folder:{tmp_path / 'images'}", model="tiny", protocol="readme", device="cpu", results_dir=results
+    )
+    return record, record_path(record, results)
+
+
+def test_a_record_runs_again_from_what_it_says_and_comes_out_the_same(made, tmp_path):
+    """Every byte of features and every number of the probe, with nothing kept and nothing else written."""
+    _, path = made
+    before = sorted(tmp_path.rglob("*"))
+    found = probe.reproduce(path)
+    assert found.verdict == IDENTICAL
+    assert found.images == 0
+    assert found.first_moved == ""
+    assert not found.again.extraction["from_cache"]
+    assert [stage.name for stage in found.stages] == [
+        *("environment", "data", "weights", "execution", "features", "C", "score")
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_both_modes_are_run_in_one_grid(tmp_path):
+    specs = probe.runner.plan(["digits"], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu")
+    records = list(probe.runner.run_grid(specs, access=Access(results=tmp_path)))
+    assert [found.verdict for found in reproduce_all(records)] == [IDENTICAL, IDENTICAL]
+
+
+def test_other_images_are_the_first_that_moved_and_no_tolerance_judges_them(made, tmp_path):
+    moved = tmp_path / "images" / "test" / "a" / "3.png"
+    moved.rename(moved.with_name("4.png"))
+    found = probe.reproduce(made[1], tolerance=100)
+    assert (found.verdict, found.first_moved) == (CHANGED, "data")
+    assert "no tolerance" in found.reason
+    assert found.images is None
+
+
+def test_images_that_changed_under_their_names_move_the_features(made, tmp_path):
+    """Ids and labels are as they were; the record keeps values by which to say how far features are off."""
+    _write_images(tmp_path / "images", shift=1)
+    found = probe.reproduce(made[1], tolerance=100)
+    assert (found.verdict, found.first_moved) == (WITHIN, "features")
+    words = {stage.name: stage.moved for stage in found.stages}["features"]
+    assert words.startswith("not the same bytes; largest difference ")
+
+
+def test_images_that_are_missing_are_said_so(made, tmp_path):
+    (tmp_path / "images" / "test" / "a" / "3.png").unlink()
+    found = probe.reproduce(made[1])
+    assert found.verdict == NOT_RUN
+    assert "expected 8 images" in found.reason
+
+
+def test_a_dataset_that_is_gone_is_said_so(made, tmp_path, capsys):
+    (tmp_path / "images").rename(tmp_path / "moved")
+    found = probe.reproduce(made[1])
+    assert found.verdict == NOT_RUN
+    assert "images" in found.reason
+    assert main(["reproduce", str(made[1])]) == 1
+    assert "verdict: not run" in capsys.readouterr().out
+
+
+def test_a_score_that_somebody_changed_is_found(made):
+    record, path = made
+    fields = json.loads(path.read_text())
+    fields["result"]["score"] = 0.125 if record.result["score"] != 0.125 else 0.25
+    path.write_text(json.dumps(fields))
+    found = probe.reproduce(path)
+    assert (found.verdict, found.first_moved) == (CHANGED, "score")
+    assert "the score of A is not that of its outcomes" in found.reason
+
+
+def test_a_device_that_is_not_here_can_be_replaced(made, tmp_path):
+    record = replace(made[0], spec={**made[0].spec, "device": "cuda:63"})
+    (found,) = reproduce_all([record])
+    assert found.verdict == NOT_RUN
+    assert "made on cuda:63" in found.reason
+    assert "--device" in found.reason
+    (found,) = reproduce_all([record], device="cpu")
+    assert (found.verdict, found.first_moved) == (WITHIN, "execution")
+
+
+def test_a_record_that_does_not_say_all_is_not_run():
+    found = probe.reproduce(make_record())
+    assert found.verdict == NOT_RUN
+    assert "does not say all of its cell" in found.reason
+
+
+def test_a_cell_that_failed_has_nothing_to_reproduce():
+    with pytest.raises(ResultsError, match="no score to reproduce"):
+        probe.reproduce(make_failure())
+    assert list(reproduce_all([make_failure()])) == []
+
+
+@pytest.mark.parametrize(("wrong", "tolerance", "verdict"), [(21, None, WITHIN), (22, None, CHANGED), (22, 2, WITHIN)])
+def test_tolerance_counts_test_images(wrong, tolerance, verdict):
+    """Of 400 images one may be another, unless told otherwise."""
+    found = judge(_record("a", 20), _record("a", wrong), tolerance=tolerance)
+    assert found.verdict == verdict
+    assert found.images == pytest.approx(wrong - 20)
+
+
+def test_as_many_wrong_of_other_images_are_no_identity():
+    a, b = _record("a", 20), _record("a", 20)
+    right = np.arange(NUM) >= 20
+    outcomes = probe.outcomes.Outcomes("accuracy", {"right": right[::-1]})
+    b.result["outcomes"] = [outcomes.pack()]
+    found = judge(a, b)
+    assert (found.verdict, found.images, found.first_moved) == (WITHIN, 0, "score")
+
+
+def test_records_are_never_overwritten(made, tmp_path):
+    _, path = made
+    with pytest.raises(ResultsError, match="would replace"):
+        probe.reproduce(path, results_dir=tmp_path / "results")
+    assert probe.reproduce(path, results_dir=tmp_path / "new").passed
+    assert read_record(record_path(read_record(path), tmp_path / "new")).result == read_record(path).result
+
+
+def test_a_folder_of_records_is_run_but_for_long_ones(made, tmp_path, capsys):
+    """Failed cells and long ones are passed over and counted; the exit code is that of what was run."""
+    record, _ = made
+    results = tmp_path / "results"
+    write_record(make_failure(), results)
+    long = {**record.spec, "protocol": {**record.spec["protocol"], "name": "long"}}
+    write_record(replace(record, spec=long, seconds={"fit": 3600.0}), results)
+    assert main(["reproduce", str(results), "--max-minutes", "10"]) == 0
+    said = capsys.readouterr()
+    assert "1 of 1 confirmed; passed over: 1 of failed cells, 1 that took longer" in said.err
+    assert "identical" in said.out
+    assert main(["reproduce", str(tmp_path / "nowhere")]) == 1
+    assert main(["reproduce", str(tmp_path / "images")]) == 1
+    assert "no records in" in capsys.readouterr().err
+
+
+def test_json_has_both_records(made, capsys):
+    assert main(["reproduce", str(made[1]), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == IDENTICAL
+    assert found["again"]["features"] == found["record"]["features"]
+
+
+def test_an_estimate_counts_features_as_if_they_were_made_anew():
+    record = make_record(seconds={"load": 1.0, "extract": 0.0, "fit": 2.0})
+    parts = {"train": {"images": 100, "images_per_second": 10.0}, "test": {"images": 0}}
+    assert estimate_seconds(replace(record, extraction={"parts": parts})) == 13.0
+
+
+def test_threads_are_as_many_as_they_were_afterwards():
+    import torch
+
+    before = torch.get_num_threads()
+    with threads(1):
+        assert torch.get_num_threads() == 1
+    with threads(0):
+        assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == before
