@@ -119,6 +119,18 @@ def parser() -> argparse.ArgumentParser:
         doctor.add_argument(f"--{name}-dir", metavar="DIR", help=f"[PROBE_{name.upper()}_DIR, or its default]")
     doctor.set_defaults(command="doctor")
 
+    board = commands.add_parser("leaderboard", help="print the leaderboard, or make its page and plots")
+    board.add_argument("--format", choices=("md", "csv", "json", "latex", "parquet"), default="md", help="[md]")
+    board.add_argument("--latex", action="store_const", const="latex", dest="format", help="the same as --format latex")
+    board.add_argument("--out", metavar="FILE", help="write there instead of to standard output")
+    board.add_argument("--protocol", action="append", metavar="NAME", help="repeatable: of this protocol alone [all]")
+    board.add_argument(
+        "--html", nargs="?", const="", metavar="FILE", help="write a page instead [leaderboard.html beside the records]"
+    )
+    board.add_argument("--plots", metavar="DIR", help="write plots as PNG and SVG there instead")
+    board.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
+    board.set_defaults(command="leaderboard")
+
     tables = commands.add_parser("tables", help="rewrite the tables from the records")
     tables.add_argument(
         "--check", action="store_true", help="change nothing; fail where a table differs from its records"

@@ -126,14 +126,14 @@ def _refuse_unfinished(what: str, result: Mapping[str, Any]) -> None:
 
 
 def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: bool) -> None:
-    from probe import tables
+    from probe import modes, tables
 
     if as_json:
         for record in records:
             print(json.dumps(asdict(record), sort_keys=True))
     else:
         print(tables.to_markdown(records), end="")
-        parity = tables.parity_markdown(records)
+        parity = modes.to_markdown(records)
         if parity:
             print("\n" + parity, end="")
         for note in tables.footnotes(records):
@@ -591,12 +591,51 @@ def _protocols(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tables(args: argparse.Namespace) -> int:
-    from probe import paths, tables
+def _leaderboard(args: argparse.Namespace) -> int:
+    from probe import derived, exports, leaderboard
+    from probe.records import read_records, write_bytes
+
+    results_dir = _results_dir(args)
+    records = [r for r in read_records(results_dir) if args.protocol is None or r.protocol in args.protocol]
+    if not records:
+        raise errors.ResultsError(f"no record in {results_dir} is of {', '.join(args.protocol or ['any cell'])}")
+    if args.html is not None:
+        from probe import report
+
+        path = Path(args.html) if args.html else results_dir / derived.PAGE
+        write_bytes(path, report.render(records, leaderboard.sections(records)).encode())
+        print(path)
+    if args.plots is not None:
+        from probe import plots
+
+        for path in plots.write_plots(records, Path(args.plots)):
+            print(path)
+    if args.html is not None or args.plots is not None:
+        return 0
+    text = exports.FORMATS[args.format](leaderboard.sections(records))
+    data = text if isinstance(text, bytes) else text.encode()
+    if args.out is not None:
+        write_bytes(Path(args.out), data)
+    elif args.format == "parquet":
+        raise errors.ResultsError("Parquet is no text; name a file with --out")
+    else:
+        print(data.decode(), end="")
+    return 0
+
+
+def _results_dir(args: argparse.Namespace) -> Path:
+    from probe import paths
 
     results_dir = paths.results_dir(args.results_dir)
     if not (results_dir / "records").is_dir():
         raise errors.ResultsError(f"no records in {results_dir}; name the folder of a run with --results-dir")
+    return results_dir
+
+
+def _tables(args: argparse.Namespace) -> int:
+    from probe import derived
+
+    results_dir = _results_dir(args)
     if args.compare:
         from probe.published import compare_markdown
         from probe.records import read_records
@@ -609,14 +648,14 @@ def _tables(args: argparse.Namespace) -> int:
         print(page, end="")
         return 0
     if args.check:
-        stale = tables.stale_tables(results_dir)
+        stale = derived.find_stale(results_dir)
         for path in stale:
             print(
                 f"probe: {path} differs from the records; run python -m probe tables, and remove it if it stays",
                 file=sys.stderr,
             )
         return 1 if stale else 0
-    for path in tables.write_tables(results_dir):
+    for path in derived.write_derived(results_dir):
         print(path)
     return 0
 
@@ -632,6 +671,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "models": _models,
     "protocols": _protocols,
     "doctor": _doctor,
+    "leaderboard": _leaderboard,
     "tables": _tables,
     "cache_ls": _cache_ls,
     "cache_explain": _cache_explain,

@@ -9,7 +9,7 @@ from typing import Any
 
 from probe.errors import ResultsError
 from probe.paired import PairedTest, compare
-from probe.ranking import SIGNIFICANT, outcomes_of
+from probe.ranking import SIGNIFICANT, outcomes_of, test_images
 from probe.records import RunRecord
 
 # What comes first can move what comes after. A field belongs to the stage with the longest name that it begins with.
@@ -79,7 +79,7 @@ def _test(a: RunRecord, b: RunRecord) -> PairedTest:
     for name, record in (("A", a), ("B", b)):
         if record.result is None:
             raise ResultsError(f"{name} has no score, as its cell failed; run it again")
-    if _test_images(a) != _test_images(b):
+    if test_images(a) != test_images(b):
         raise ResultsError("they are of different test images; run both on the same ones")
     assert a.result is not None
     outcomes = [outcomes_of(record) for record in (a, b)]
@@ -88,10 +88,6 @@ def _test(a: RunRecord, b: RunRecord) -> PairedTest:
         if len(found) == 1 and abs(found[0].score() - record.result["score"]) > 1e-9:
             raise ResultsError(f"the score of {name} is not that of its outcomes; run its cell again")
     return compare(*outcomes, same_images=bool(a.result["same_images"]))
-
-
-def _test_images(record: RunRecord) -> dict[str, str]:
-    return {name: split["sha256"] for name, split in record.splits.items() if name.startswith("test")}
 
 
 def _verdict(a: RunRecord, b: RunRecord, test: PairedTest) -> str:

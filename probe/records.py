@@ -164,20 +164,27 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ResultsError: the folder cannot be written to.
     """
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))  # names of files need not be text
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """The same with bytes.
+
+    Raises:
+        ResultsError: the folder cannot be written to.
+    """
     # A name of its own, so that two processes that write the same file do not write into one another.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
+            temporary.write_bytes(data)
             temporary.replace(path)
         except BaseException:  # Ctrl-C too leaves nothing behind
             temporary.unlink(missing_ok=True)
             raise
     except OSError as err:
-        raise ResultsError(
-            f"cannot write {path} ({err.strerror}); free it, or name another folder with --results-dir"
-        ) from err
+        raise ResultsError(f"cannot write {path} ({err.strerror}); free it, or name another folder") from err
 
 
 def check_writable(results_dir: Path) -> None:

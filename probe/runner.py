@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from probe import environment, paired, paths, tables
+from probe import derived, environment, paired, paths
 from probe.cache import FITS
 from probe.comparison import compare_features, count_flips
 from probe.datasets import get_dataset
@@ -218,7 +218,7 @@ def _run_cells(specs: Sequence[RunSpec], access: Access) -> Iterator[Done | Fail
                         cell.kept.clear()
                     yield cell
     finally:  # also after Ctrl-C: what is done is in the tables
-        tables.write_tables(results_dir)
+        derived.write_derived(results_dir)
 
 
 def _encodings(specs: Sequence[RunSpec]) -> dict[RunSpec, list[RunSpec]]:

@@ -6,10 +6,9 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from probe.records import FAILED, RunRecord, model_slug, read_records, write_text
+from probe.records import FAILED, RunRecord, model_slug
 
 COLUMNS = (
     *(
@@ -33,44 +32,8 @@ COLUMNS = (
 )
 
 
-def write_tables(results_dir: str | Path = "results") -> list[Path]:
-    """Rewrite the tables of all records under `results_dir`; the paths.
-
-    Raises:
-        ResultsError: the folder cannot be written to.
-    """
-    folder = Path(results_dir) / "tables"
-    tables = render(read_records(results_dir))
-    for name, text in tables.items():
-        write_text(folder / name, text)
-    return [folder / name for name in tables]
-
-
-def stale_tables(results_dir: str | Path = "results") -> list[Path]:
-    """The tables under `results_dir` that are missing, differ from the records, or belong to no record."""
-    folder = Path(results_dir) / "tables"
-    tables = render(read_records(results_dir))
-    known = [folder / name for name, text in tables.items() if not _holds(folder / name, text)]
-    return known + _orphans(folder, tables)
-
-
-def _orphans(folder: Path, tables: Mapping[str, str]) -> list[Path]:
-    """Tables of records that are gone: files named as tables are, `MODEL.MODE.csv` or `.md`."""
-    named = [
-        path
-        for mode in ("eager", "jit", "compiled")
-        for suffix in ("csv", "md")
-        for path in folder.glob(f"*.{mode}.{suffix}")
-    ]
-    return sorted(path for path in named if path.name not in tables)
-
-
-def _holds(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_text(encoding="utf-8") == text
-
-
 def render(records: Sequence[RunRecord]) -> dict[str, str]:
-    """All tables of sorted records: file name -> text."""
+    """The tables of each model and mode, of sorted records: file name -> text."""
     tables = {}
     for name, group in groupby(records, key=lambda r: f"{model_slug(r)}.{r.mode}"):
         rows = list(group)
@@ -151,29 +114,9 @@ def to_markdown(records: Iterable[RunRecord]) -> str:
     return markdown_table(header, rows)
 
 
-def parity_markdown(records: Sequence[RunRecord]) -> str:
-    """JIT beside eager: scores in percent, largest feature difference, test predictions that flip, p of a paired test.
-
-    Empty where there is no pair.
-    """
-    eager = {(r.model, r.dataset, r.protocol, r.precision, r.solver): r for r in records if r.mode == "eager"}
-    rows = []
-    for record in records:
-        partner = eager.get((record.model, record.dataset, record.protocol, record.precision, record.solver))
-        if record.mode == "jit" and partner is not None and record.parity is not None:
-            difference = max(record.parity["max_abs_difference"].values())
-            flipped = record.parity["predictions_flipped"]
-            scores = (percent(partner), percent(record))
-            p_value = record.parity.get("p_value")
-            p_text = "" if p_value is None else f"{p_value:.2g}"
-            cells = (record.dataset, record.model, record.protocol)
-            rows.append((*cells, *scores, f"{difference:.2g}", str(flipped), p_text))
-    header = ("dataset", "model", "protocol", "eager, %", "jit, %", "largest feature difference", "flips", "p")
-    return markdown_table(header, rows) if rows else ""
-
-
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |\n" for line in lines)
@@ -195,12 +138,23 @@ def interval_text(result: Mapping[str, Any]) -> str:
     return f"{100 * around['low']:.2f} to {100 * around['high']:.2f}" if around else ""
 
 
-def percent(record: RunRecord) -> str:
-    """A score in percent with the marks that `footnotes` explains, or that the cell failed."""
+def half_width(result: Mapping[str, Any]) -> float | None:
+    """Half the width of a result's interval, a fraction; None where an earlier schema has none."""
+    around = result.get("interval")
+    return (around["high"] - around["low"]) / 2 if around else None
+
+
+def percent(record: RunRecord, *, with_interval: bool = False) -> str:
+    """A score in percent with the marks that `footnotes` explains, or that the cell failed.
+
+    `with_interval` puts half the width of its interval behind a ±.
+    """
     if record.result is None:
         return "failed"
+    half = half_width(record.result) if with_interval else None
+    around = "" if half is None else f" ±{100 * half:.2f}"
     marks = ("" if has_converged(record) else " *") + (" +" if record.is_partial else "")
-    return f"{100 * record.result['score']:.2f}{marks}"
+    return f"{100 * record.result['score']:.2f}{around}{marks}"
 
 
 def _page(records: Sequence[RunRecord]) -> str:

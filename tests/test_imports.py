@@ -25,7 +25,14 @@ BELOW = {
     "environment": set(),
     "preprocess": set(),
     "records": {"errors", "specs"},
-    "ranking": {"errors", "outcomes", "paired", "records"},
+    "deviations": {"outcomes", "resampling"},
+    "ranking": {"deviations", "errors", "outcomes", "paired", "records"},
+    "modes": {"errors", "ranking", "records", "tables"},
+    "leaderboard": {"datasets", "ranking", "records", "specs", "tables"},
+    "exports": {"leaderboard", "records"},
+    "report": {"datasets", "leaderboard", "modes", "published", "records", "specs", "tables"},
+    "plots": {"errors", "leaderboard", "modes", "published", "records", "specs"},
+    "derived": {"exports", "leaderboard", "modes", "records", "report", "tables"},
     "tables": {"ranking", "records", "specs"},
     "hub": {"fetch"},
     "ordering": set(),
@@ -78,7 +85,7 @@ BELOW = {
             "records",
         ),
         "cache",
-        *("progress", "specs", "tables"),
+        *("derived", "progress", "specs"),
     },
 }
 
@@ -98,6 +105,8 @@ def test_layers_import_only_what_is_below(layer):
         ("torchvision", {"datasets", "preprocess.py"}),
         ("sklearn", {"probes", "datasets"}),
         *((library, {"datasets"}) for library in ("datasets", "av", "h5py")),
+        ("matplotlib", {"plots.py"}),
+        ("jinja2", {"report"}),
         ("PIL", {"datasets", "preprocess.py", "reading.py", "models", "tiny"}),  # the last three for a type
     ],
 )
@@ -132,18 +141,27 @@ def test_only_the_command_line_prints():
         ["protocols"],
         ["protocols", "few-shot"],
         ["parity", "--help"],
-        ["tables", "--check"],
     ],
 )
 def test_light_commands_load_nothing_heavy(arguments):
-    """`python -m probe --help` answers at once; so do the listings and the tables."""
+    """`python -m probe --help` answers at once; so do the listings."""
+    assert not HEAVY & _loaded(arguments)
+
+
+@pytest.mark.parametrize("arguments", [["tables", "--check"], ["leaderboard"]])
+def test_what_is_made_from_records_needs_numpy_alone(arguments):
+    """Which ranks are computed with."""
+    assert HEAVY & _loaded(arguments) == {"numpy"}
+
+
+def _loaded(arguments):
     script = (
         "import json, sys\nfrom probe.cli import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
-    assert not HEAVY & set(json.loads(done.stdout.splitlines()[-1]))
+    return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _imports(path):

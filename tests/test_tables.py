@@ -3,19 +3,13 @@ import io
 
 from test_records import make_failure, make_record
 
-from probe.records import write_record
 from probe.tables import (
     COLUMNS,
     markdown_table,
-    parity_markdown,
     render,
-    stale_tables,
     to_csv,
     to_markdown,
-    write_tables,
 )
-
-PARITY = {"max_abs_difference": {"projected": 3e-7, "pre_projection": 2e-6}, "predictions_flipped": 1, "p_value": 0.5}
 
 
 def _rows(text):
@@ -48,29 +42,10 @@ def test_a_page_says_why_a_cell_failed_and_what_a_star_means():
     assert "did not converge" in page
 
 
-def test_modes_stand_side_by_side():
-    table = parity_markdown([make_record(score=0.5), make_record(jit=True, score=0.48, parity=PARITY)])
-    cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
-    assert cells == ["digits", "tiny", "readme", "50.00", "48.00", "2e-06", "1", "0.5"]
-
-
-def test_without_a_pair_there_is_no_comparison():
-    assert parity_markdown([make_record()]) == ""
-    assert parity_markdown([make_record(protocol="clip-paper"), make_record(jit=True, parity=PARITY)]) == ""
-
-
-def test_tables_that_differ_from_the_records_are_found(tmp_path):
-    write_record(make_record(), tmp_path)
-    assert {path.name for path in stale_tables(tmp_path)} == {"tiny.eager.csv", "tiny.eager.md"}
-    write_tables(tmp_path)
-    assert stale_tables(tmp_path) == []
-    write_record(make_record(score=0.6), tmp_path)
-    (tmp_path / "tables" / "gone.eager.csv").write_text("")
-    assert {path.name for path in stale_tables(tmp_path)} == {"tiny.eager.csv", "tiny.eager.md", "gone.eager.csv"}
-    write_tables(tmp_path)
-    assert [path.name for path in stale_tables(tmp_path)] == ["gone.eager.csv"]  # perhaps the user's; never removed
-
-
 def test_columns_of_a_markdown_table_line_up():
     lines = markdown_table(("a", "long"), [("xyz", "1")]).splitlines()
     assert len({len(line) for line in lines}) == 1
+
+
+def test_a_bar_in_a_name_does_not_end_a_cell():
+    assert "| a\\|b |" in markdown_table(("name",), [("a|b",)])

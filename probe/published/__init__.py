@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -43,22 +44,39 @@ def published_scores(table: str) -> dict[tuple[str, str], float]:
     }
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A record, the score that was published of its cell, in [0, 1], and whether it is outside of our interval."""
+
+    record: RunRecord
+    theirs: float
+    is_outside: bool
+
+
+def compare(records: Iterable[RunRecord], protocol: str = "clip-paper") -> list[Compared]:
+    """Those of some records that are of a protocol, dataset and model of the paper, with what it printed."""
+    scores = published_scores(PROTOCOLS[protocol])
+    found = []
+    for record in records:
+        theirs = scores.get((record.model, record.dataset))
+        if record.protocol == protocol and record.result is not None and theirs is not None:
+            around = record.result.get("interval")
+            is_outside = around is not None and not around["low"] - ROUNDING <= theirs <= around["high"] + ROUNDING
+            found.append(Compared(record, theirs, is_outside))
+    return found
+
+
 def compare_markdown(records: Iterable[RunRecord], protocol: str) -> str:
     """Our scores under a protocol beside the published ones, in percent; empty where there is none of both.
 
     A difference is ours less theirs; `!` marks one that our 95 % interval does not explain.
     """
-    scores = published_scores(PROTOCOLS[protocol])
     rows, compared = [], []
-    for record in records:
-        theirs = scores.get((record.model, record.dataset))
-        if record.protocol != protocol or record.result is None or theirs is None:
-            continue
-        around = record.result.get("interval")
-        is_outside = around and not around["low"] - ROUNDING <= theirs <= around["high"] + ROUNDING
-        difference = f"{100 * (record.result['score'] - theirs):+.2f}{' !' if is_outside else ''}"
+    for found in compare(records, protocol):
+        record, result = found.record, found.record.result or {}
+        difference = f"{100 * (result['score'] - found.theirs):+.2f}{' !' if found.is_outside else ''}"
         named = (record.dataset, record.model, record.mode, record.solver)
-        rows.append((*named, percent(record), interval_text(record.result), f"{100 * theirs:.1f}", difference))
+        rows.append((*named, percent(record), interval_text(result), f"{100 * found.theirs:.1f}", difference))
         compared.append(record)
     if not rows:
         return ""

@@ -1,0 +1,64 @@
+"""Every file that is made from records: tables a model and mode, leaderboard and page, JIT against eager.
+
+Records are the truth; all of these can be made again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from probe import leaderboard, modes, report, tables
+from probe.exports import to_csv
+from probe.records import RunRecord, read_records, write_text
+
+TABLES = "tables"
+PAGE = "leaderboard.html"
+
+
+def write_derived(results_dir: str | Path = "results") -> list[Path]:
+    """Make all of them again from the records under `results_dir`; the paths.
+
+    Raises:
+        ResultsError: the folder cannot be written to.
+    """
+    folder = Path(results_dir)
+    files = render(read_records(folder))
+    for name, text in files.items():
+        write_text(folder / name, text)
+    return [folder / name for name in files]
+
+
+def find_stale(results_dir: str | Path = "results") -> list[Path]:
+    """Those under `results_dir` that are missing, differ from the records, or belong to no record."""
+    folder = Path(results_dir)
+    files = render(read_records(folder))
+    return [folder / name for name, text in files.items() if not _holds(folder / name, text)] + _orphans(folder, files)
+
+
+def render(records: Sequence[RunRecord]) -> dict[str, str]:
+    """All of them for sorted records: path below the results folder -> text."""
+    sections = leaderboard.sections(records)
+    return {
+        **{f"{TABLES}/{name}": text for name, text in tables.render(records).items()},
+        "leaderboard.csv": to_csv(*leaderboard.table(sections)),
+        "leaderboard.md": leaderboard.to_markdown(sections),
+        PAGE: report.render(records, sections),
+        "jit_against_eager.csv": to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
+        "jit_against_eager.md": f"# JIT against eager\n\n{modes.to_markdown(records)}",
+    }
+
+
+def _orphans(folder: Path, files: Mapping[str, str]) -> list[Path]:
+    """Tables of records that are gone: files named as tables are, `MODEL.MODE.csv` or `.md`."""
+    named = [
+        path
+        for mode in ("eager", "jit", "compiled")
+        for suffix in ("csv", "md")
+        for path in (folder / TABLES).glob(f"*.{mode}.{suffix}")
+    ]
+    return sorted(path for path in named if f"{TABLES}/{path.name}" not in files)
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text

@@ -1,0 +1,105 @@
+"""The leaderboard in the forms that other programs read: CSV, JSON, LaTeX, Parquet, and Markdown for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from probe import leaderboard
+from probe.leaderboard import Section
+from probe.records import RunRecord, record_path
+
+_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
+_SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
+
+
+def to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Values as they are, unrounded; what is missing is empty."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    return file.getvalue()
+
+
+def to_json(sections: Sequence[Section]) -> str:
+    """Section by section, model by model; each cell names its record, by its file below the results folder."""
+    return json.dumps({"sections": [_section(section) for section in sections]}, indent=2, sort_keys=True) + "\n"
+
+
+def to_latex(sections: Sequence[Section]) -> str:
+    """A `tabular` for each section, in percent; needs the package booktabs, and is put into a table by hand."""
+    return "\n".join(_latex(section) for section in sections)
+
+
+def to_parquet(sections: Sequence[Section]) -> bytes:
+    """The columns of the CSV, with their types."""
+    import pyarrow
+    from pyarrow import parquet
+
+    header, rows = leaderboard.table(sections)
+    columns = [pyarrow.array(list(column), from_pandas=True) for column in zip(*rows, strict=True)]
+    if not rows:
+        columns = [pyarrow.array([], pyarrow.string()) for _ in header]
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table(dict(zip(header, columns, strict=True))), file)
+    return file.getvalue()
+
+
+FORMATS: dict[str, Callable[[Sequence[Section]], str | bytes]] = {
+    "md": leaderboard.to_markdown,
+    "csv": lambda sections: to_csv(*leaderboard.table(sections)),
+    "json": to_json,
+    "latex": to_latex,
+    "parquet": to_parquet,
+}
+
+
+def _section(section: Section) -> dict[str, Any]:
+    names = ("protocol", "feature_point", "solver", "mode", "precision", "rules", "datasets", "common")
+    lines = [
+        {
+            "model": line.model,
+            "rank": line.rank,
+            "mean": line.mean,
+            "half_width": line.half_width,
+            "cells": {name: _cell(section, record) for name, record in line.cells.items()},
+        }
+        for line in section.lines
+    ]
+    return {**{name: getattr(section, name) for name in names}, "models": lines}
+
+
+def _cell(section: Section, record: RunRecord) -> dict[str, Any]:
+    result = record.result or {}
+    around = result.get("interval") or {}
+    return {
+        "score": result.get("score"),
+        "low": around.get("low"),
+        "high": around.get("high"),
+        "C": result.get("C"),
+        "metric": record.spec["dataset"]["metric"],
+        "status": section.status(record),
+        "record": record_path(record, Path()).as_posix(),
+    }
+
+
+def _latex(section: Section) -> str:
+    has_mean = len(section.datasets) > 1
+    header = ["Model", *([f"Mean of {len(section.common)}"] if has_mean else []), *section.datasets]
+    lines = [f"% {section.title}; +- is half the width of the 95 % interval"]
+    lines += [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", "\\toprule", _latex_row(header), "\\midrule"]
+    for line in section.lines:
+        mean = "" if line.mean is None else f"{100 * line.mean:.2f}"
+        if line.half_width is not None:
+            mean += f" ±{100 * line.half_width:.2f}"
+        cells = [leaderboard.cell_text(section, line.cells.get(name)) for name in section.datasets]
+        lines.append(_latex_row([line.model, *([mean] if has_mean else []), *cells]))
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    escaped = ["".join(_SPECIAL.get(character, character) for character in cell) for cell in cells]
+    return " & ".join(cell.replace(" ±", "\\,$\\pm$\\,") for cell in escaped) + " \\\\"

@@ -1,0 +1,173 @@
+"""Records -> figures for papers, each as PNG and SVG: what the page of the leaderboard draws, on paper."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe import leaderboard, modes, published
+from probe.errors import ResultsError
+from probe.leaderboard import Section
+from probe.records import RunRecord, write_bytes
+from probe.specs import slug
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Text stays text in SVG, and the same records give the same bytes.
+STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "probe", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+DOTS_PER_INCH = 200
+MARKERS = "os^Dv<>ph*"
+
+
+def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
+    """Draw all there is to draw; the paths.
+
+    Of each section `bars` (scores with 95 % intervals), `cost` (the mean against GFLOPs of an image) and, for each
+    dataset that was swept, `sweep` (validation score against C); of all records `jit` (JIT against eager) and
+    `published` (against table 10 of the paper).
+
+    Raises:
+        ResultsError: the folder cannot be written to, or there is nothing to draw.
+    """
+    import matplotlib as mpl
+
+    paths = []
+    with mpl.rc_context(STYLE):
+        for name, figure in _figures(records):
+            for ending in ("png", "svg"):
+                paths.append(folder / f"{name}.{ending}")
+                write_bytes(paths[-1], _draw(figure, ending))
+    if not paths:
+        raise ResultsError("no record has a score to plot; run a cell first")
+    return paths
+
+
+def _draw(figure: Figure, ending: str) -> bytes:
+    file = io.BytesIO()
+    metadata = {"Date": None} if ending == "svg" else {}
+    figure.savefig(file, format=ending, dpi=DOTS_PER_INCH, bbox_inches="tight", metadata=metadata)
+    return file.getvalue()
+
+
+def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
+    sections = leaderboard.sections(records)
+    titles = [section.title for section in sections]
+    for section in sections:
+        name = slug(section.title.replace(" features", ""))
+        if titles.count(section.title) > 1:
+            name += f"-{section.rules}"
+        if any(record.result for record in section.records):
+            yield f"bars.{name}", _bars(section)
+        known = [line for line in section.lines if line.mean is not None and _gflops(line)]
+        if known:
+            yield f"cost.{name}", _cost(section, known)
+        for dataset in section.datasets:
+            swept = [line.cells[dataset] for line in section.lines if _was_swept(line.cells.get(dataset))]
+            if swept:
+                yield f"sweep.{slug(dataset, is_path=':' in dataset)}.{name}", _sweep(section, dataset, swept)
+    pairs = modes.pair_modes(records)
+    if pairs:
+        points = [(pair.eager, _score(pair.eager), _score(pair.jit)) for pair in pairs]
+        yield "jit", _against(points, "eager, %", "JIT, %")
+    compared = published.compare(records)
+    if compared:
+        points = [(found.record, 100 * found.theirs, _score(found.record)) for found in compared]
+        yield "published", _against(points, "published, %", "here, %")
+
+
+def _new(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure  # without pyplot, which would choose a window system
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _score(record: RunRecord) -> float:
+    return 100 * float((record.result or {})["score"])
+
+
+def _gflops(line: leaderboard.Line) -> float | None:
+    """Of the image tower; None where no record knows."""
+    profiles = [record.spec["model"].get("profile") or {} for record in line.cells.values()]
+    return next((profile["flops"] / 1e9 for profile in profiles if profile.get("flops")), None)
+
+
+def _was_swept(record: RunRecord | None) -> bool:
+    return record is not None and record.result is not None and len(record.result.get("sweep") or ()) > 1
+
+
+def _bars(section: Section) -> Figure:
+    n = len(section.lines)
+    figure, axes = _new(max(4.0, 0.9 + 0.22 * n * len(section.datasets) + 0.3 * len(section.datasets)), 3.2)
+    for i, line in enumerate(section.lines):
+        done = [(k, line.cells[d]) for k, d in enumerate(section.datasets) if _has_score(line.cells.get(d))]
+        places = [k + (i - (n - 1) / 2) * 0.8 / n for k, _ in done]
+        scores = [_score(record) for _, record in done]
+        axes.bar(places, scores, width=0.8 / n, label=line.model, yerr=_errors([r for _, r in done], scores), capsize=2)
+    axes.set_xticks(range(len(section.datasets)), section.datasets, rotation=45 if len(section.datasets) > 3 else 0)
+    axes.set_ylabel("score, %")
+    axes.set_title(section.title)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _has_score(record: RunRecord | None) -> bool:
+    return record is not None and record.result is not None
+
+
+def _errors(records: Sequence[RunRecord], scores: Sequence[float]) -> Any:
+    """Distances to the ends of intervals, (2, n) in points; none where a record of an earlier version has none."""
+    ends = [(record.result or {}).get("interval") for record in records]
+    below = [0.0 if end is None else score - 100 * end["low"] for end, score in zip(ends, scores, strict=True)]
+    above = [0.0 if end is None else 100 * end["high"] - score for end, score in zip(ends, scores, strict=True)]
+    return [[max(value, 0.0) for value in side] for side in (below, above)]
+
+
+def _cost(section: Section, lines: Sequence[leaderboard.Line]) -> Figure:
+    figure, axes = _new(4.5, 3.2)
+    for i, line in enumerate(lines):
+        assert line.mean is not None
+        at, half = (_gflops(line) or 0.0, 100 * line.mean), 100 * (line.half_width or 0.0)
+        axes.errorbar(*at, yerr=half, fmt=MARKERS[i % len(MARKERS)], capsize=2, label=line.model)
+    axes.set_xscale("log")
+    axes.set_xlabel("GFLOPs an image")
+    axes.set_ylabel(f"{section.common[0] if len(section.common) == 1 else f'mean of {len(section.common)}'}, %")
+    axes.set_title(section.title)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _sweep(section: Section, dataset: str, records: Sequence[RunRecord]) -> Figure:
+    figure, axes = _new(4.5, 3.2)
+    for i, record in enumerate(records):
+        result = record.result or {}
+        points = sorted((point["C"], 100 * point["score"]) for point in result["sweep"])
+        (drawn,) = axes.plot(*zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], ms=3, label=record.model)
+        chosen = [point for point in points if result["C"] and math.isclose(point[0], result["C"])]
+        axes.plot(*zip(*chosen, strict=True) if chosen else ((), ()), "o", ms=9, mfc="none", color=drawn.get_color())
+    axes.set_xscale("log")
+    axes.set_xlabel("C; the ring is what was chosen")
+    axes.set_ylabel("validation score, %")
+    axes.set_title(f"{dataset}: {section.title}")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _against(points: Sequence[tuple[RunRecord, float, float]], x_name: str, y_name: str) -> Figure:
+    figure, axes = _new(4.0, 4.0)
+    protocols = sorted({record.protocol for record, _, _ in points})
+    for i, protocol in enumerate(protocols):
+        own = [(x, y) for record, x, y in points if record.protocol == protocol]
+        axes.plot(*zip(*own, strict=True), MARKERS[i % len(MARKERS)], ms=4, label=protocol)
+    axes.axline((50, 50), slope=1, ls="--", lw=1, color="grey")
+    values = [value for _, x, y in points for value in (x, y)]
+    room = max(1.0, 0.05 * (max(values) - min(values)))
+    limits = (min(values) - room, max(values) + room)
+    axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel=x_name, ylabel=y_name)
+    axes.legend()
+    return figure

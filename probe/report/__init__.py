@@ -1,0 +1,160 @@
+"""Records -> one HTML page that needs nothing else: tables to sort and filter, charts, each record behind its cell.
+
+The tables are HTML and can be read without scripts; `report.js` adds the rest, from the data that the page carries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from probe import leaderboard, modes, published
+from probe.datasets.catalog import CATALOG
+from probe.records import RunRecord, record_path
+from probe.specs import canonical_json
+from probe.tables import status
+
+FOLDER = Path(__file__).parent
+SHORT = 8  # characters of a commit
+Index = dict[tuple[str, ...], int]  # where a record, by its key, stands in the data of the page
+
+
+def render(records: Sequence[RunRecord], sections: Sequence[leaderboard.Section]) -> str:
+    """The page of some records, one record for each cell, and the sections that they make."""
+    index: Index = {record.key: i for i, record in enumerate(records)}
+    loader = FileSystemLoader(FOLDER)
+    templates = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return templates.get_template("report.html").render(
+        sections=[_section(section, index) for section in sections],
+        num_records=len(records),
+        newest=max((record.created for record in records), default="")[:10],
+        # `<` could end the script that the data stand in.
+        data=Markup(json.dumps(_data(records, sections, index), separators=(",", ":")).replace("<", "\\u003c")),
+        style=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
+        script=Markup((FOLDER / "report.js").read_text(encoding="utf-8")),
+    )
+
+
+def _section(section: leaderboard.Section, index: Index) -> dict[str, Any]:
+    return {
+        "title": section.title,
+        "datasets": section.datasets,
+        "num_common": len(section.common),
+        "notes": [note.removeprefix("\\") for note in leaderboard.notes(section)],
+        "lines": [
+            {
+                "line": line,
+                "cells": [_cell(section, line.cells.get(name), index) for name in section.datasets],
+            }
+            for line in section.lines
+        ],
+    }
+
+
+def _cell(section: leaderboard.Section, record: RunRecord | None, index: Index) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    score, _, around = leaderboard.cell_text(section, record).partition(" ")
+    return {
+        "record": index[record.key],
+        "value": (record.result or {}).get("score"),
+        "text": score,
+        "around": around,
+        "status": section.status(record),
+    }
+
+
+def _data(records: Sequence[RunRecord], sections: Sequence[leaderboard.Section], index: Index) -> dict[str, Any]:
+    environments: dict[str, int] = {}
+    described = [_record(record, environments) for record in records]
+    titles = {row.name: row.title for row in CATALOG}
+    return {
+        "records": described,
+        "environments": [json.loads(text) for text in environments],
+        "sections": [
+            {
+                "title": section.title,
+                "lines": [
+                    {
+                        "model": line.model,
+                        "mean": line.mean,
+                        "half": line.half_width,
+                        "cells": {name: index[record.key] for name, record in line.cells.items()},
+                    }
+                    for line in section.lines
+                ],
+                "datasets": section.datasets,
+                "common": section.common,
+            }
+            for section in sections
+        ],
+        "pairs": [
+            {
+                "eager": index[pair.eager.key],
+                "jit": index[pair.jit.key],
+                "flipped": pair.flipped,
+                "p": pair.p_value,
+                "largest": pair.largest,
+            }
+            for pair in modes.pair_modes(records)
+        ],
+        "published": [[index[found.record.key], found.theirs] for found in published.compare(records)],
+        "titles": {name: titles[name] for section in sections for name in section.datasets if name in titles},
+    }
+
+
+def _record(record: RunRecord, environments: dict[str, int]) -> dict[str, Any]:
+    """What the page says of a record; what is missing is left out."""
+    result, model = record.result or {}, record.spec["model"]
+    around, profile = result.get("interval") or {}, model.get("profile") or {}
+    place = environments.setdefault(canonical_json(_environment(record)), len(environments))
+    found = {
+        "file": record_path(record, Path()).as_posix(),
+        "dataset": record.dataset,
+        "model": record.model,
+        "mode": record.mode,
+        "protocol": record.protocol,
+        "precision": record.precision,
+        "solver": record.solver,
+        "status": status(record),
+        "metric": record.spec["dataset"]["metric"],
+        "score": result.get("score"),
+        "low": around.get("low"),
+        "high": around.get("high"),
+        "C": result.get("C"),
+        "iterations": result.get("n_iter"),
+        "gradient": result.get("gradient_ratio"),
+        "train": result.get("num_train"),
+        "test": result.get("num_test"),
+        "sweep": [[point["C"], point["score"]] for point in result.get("sweep") or ()],
+        "seconds": {name: round(value, 1) for name, value in record.seconds.items()},
+        "weights": record.encoder.get("weights_sha256"),
+        "gflops": profile["flops"] / 1e9 if profile.get("flops") else None,
+        "error": (record.error or {}).get("message"),
+        "created": record.created,
+        "environment": place,
+    }
+    return {name: value for name, value in found.items() if value not in (None, [], {}, "")}
+
+
+def _environment(record: RunRecord) -> dict[str, Any]:
+    """What a record says of its machine, in a line or two."""
+    known = record.environment
+    packages = known.get("packages") or {}
+    versions = {name: packages.get(name) for name in ("torch", "scikit-learn", "numpy")}
+    commit = str(known.get("git_commit") or "")[:SHORT]
+    found = {
+        "hardware": known.get("accelerator") or known.get("cpu"),
+        "threads": known.get("torch_threads"),
+        "python": known.get("python"),
+        **versions,
+        "commit": f"{commit}, changed" if commit and known.get("git_dirty") else commit,
+    }
+    return {name: value for name, value in found.items() if value}

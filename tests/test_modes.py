@@ -1,0 +1,28 @@
+import pytest
+from test_ranking import _record
+from test_records import make_record
+
+from probe.modes import pair_modes, to_markdown
+
+PARITY = {"max_abs_difference": {"projected": 3e-7, "pre_projection": 2e-6}, "predictions_flipped": 1, "p_value": 0.5}
+
+
+def test_modes_stand_side_by_side():
+    table = to_markdown([make_record(score=0.5), make_record(jit=True, score=0.48, parity=PARITY)])
+    cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
+    assert cells == ["digits", "tiny", "readme", "50.00", "48.00", "2e-06", "1", "0.5"]
+
+
+def test_without_a_pair_there_is_no_comparison():
+    assert to_markdown([make_record()]) == ""
+    assert to_markdown([make_record(protocol="clip-paper"), make_record(jit=True, parity=PARITY)]) == ""
+
+
+def test_runs_that_were_not_side_by_side_are_tested_by_their_outcomes():
+    """Predictions and features are gone by then; 6 images of one alone give McNemar's 2 / 2^6."""
+    (pair,) = pair_modes([_record("a", 20), _record("a", 26, jit=True)])
+    assert (pair.flipped, pair.largest) == (None, None)
+    assert pair.p_value == pytest.approx(2**-5)
+    assert abs(pair.difference + 6 / 400) < 1e-12
+    other = _record("a", 26, jit=True, splits={"test": {"size": 400, "sha256": "other"}})
+    assert pair_modes([_record("a", 20), other])[0].p_value is None
