@@ -131,6 +131,10 @@ def parser() -> argparse.ArgumentParser:
     board.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
     board.set_defaults(command="leaderboard")
 
+    card = commands.add_parser("card", help="print the model-index of a model card for the Hugging Face hub")
+    card.add_argument("path", nargs="+", metavar="RECORD.json", help="records of one model")
+    card.set_defaults(command="card")
+
     tables = commands.add_parser("tables", help="rewrite the tables from the records")
     tables.add_argument(
         "--check", action="store_true", help="change nothing; fail where a table differs from its records"

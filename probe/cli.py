@@ -623,6 +623,14 @@ def _leaderboard(args: argparse.Namespace) -> int:
     return 0
 
 
+def _card(args: argparse.Namespace) -> int:
+    from probe.model_cards import model_index
+    from probe.records import read_record
+
+    print(model_index([read_record(path) for path in args.path]), end="")
+    return 0
+
+
 def _results_dir(args: argparse.Namespace) -> Path:
     from probe import paths
 
@@ -672,6 +680,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "protocols": _protocols,
     "doctor": _doctor,
     "leaderboard": _leaderboard,
+    "card": _card,
     "tables": _tables,
     "cache_ls": _cache_ls,
     "cache_explain": _cache_explain,

@@ -1,9 +1,36 @@
-from test_records import make_record
+from test_ranking import _record
+from test_records import make_failure, make_record
 
+from probe.cli import main
 from probe.derived import find_stale, write_derived
 from probe.records import write_record
 
 SHARED = {"leaderboard.csv", "leaderboard.md", "leaderboard.html", "jit_against_eager.csv", "jit_against_eager.md"}
+
+
+def _cell(dataset, model, num_wrong, *, protocol="readme", **changes):
+    """Of 400 test images, with all that the page draws: an interval, cost, machine, and a sweep of the paper's."""
+    record = _record(model, num_wrong, dataset=dataset, protocol=protocol, **changes)
+    score = record.result["score"]
+    record.result["interval"] = {"low": score - 0.02, "high": score + 0.01}
+    record.spec["model"]["profile"] = {"flops": 1e9 * (1 + len(model))}
+    record.environment["packages"] = {"torch": "2.15.0"}
+    if protocol == "clip-paper":
+        record.result["C"] = 1.0
+        record.result["sweep"] = [{"C": C, "score": value} for C, value in ((0.1, 0.5), (1.0, 0.9), (10.0, 0.8))]
+    return record
+
+
+PARITY = {"max_abs_difference": {"projected": 3e-7}, "predictions_flipped": 1, "p_value": 0.5}
+RECORDS = [
+    _cell("cifar10", "ViT-B/32", 40, protocol="clip-paper"),  # of which the paper says 95.1
+    _cell("cifar10", "ViT-B/32", 40),
+    _cell("digits", "ViT-B/32", 40),
+    make_failure(dataset="digits", model="RN50"),
+    _cell("digits", "tiny", 20),
+    make_record("cifar10", "tiny", converged=False),
+    _cell("digits", "tiny", 21, jit=True, parity=PARITY),
+]
 
 
 def test_tables_that_differ_from_the_records_are_found(tmp_path):
@@ -17,3 +44,21 @@ def test_tables_that_differ_from_the_records_are_found(tmp_path):
     assert {path.name for path in find_stale(tmp_path)} == {*changed, "gone.eager.csv"}
     write_derived(tmp_path)
     assert [path.name for path in find_stale(tmp_path)] == ["gone.eager.csv"]  # perhaps the user's; never removed
+
+
+def test_the_leaderboard_is_printed_or_written(tmp_path, capsys):
+    for record in RECORDS:
+        write_record(record, tmp_path)
+    folder = ["--results-dir", str(tmp_path)]
+    assert main(["leaderboard", *folder]) == 0
+    assert "## readme, projected features, sklearn, jit, fp32" in capsys.readouterr().out
+    assert main(["leaderboard", *folder, "--protocol", "clip-paper"]) == 0
+    assert "readme" not in capsys.readouterr().out
+    assert main(["leaderboard", *folder, "--latex", "--out", str(tmp_path / "board.tex")]) == 0
+    assert (tmp_path / "board.tex").read_text().count("\\begin{tabular}") == 3
+    assert main(["leaderboard", *folder, "--format", "parquet"]) == 1
+    assert "--out" in capsys.readouterr().err
+    assert main(["leaderboard", *folder, "--protocol", "nothing"]) == 1
+    assert "nothing" in capsys.readouterr().err
+    assert main(["leaderboard", "--results-dir", str(tmp_path / "nowhere")]) == 1
+    assert "no records in" in capsys.readouterr().err

@@ -30,6 +30,7 @@ BELOW = {
     "modes": {"errors", "ranking", "records", "tables"},
     "leaderboard": {"datasets", "ranking", "records", "specs", "tables"},
     "exports": {"leaderboard", "records"},
+    "model_cards": {"errors", "records", "tables"},
     "report": {"datasets", "leaderboard", "modes", "published", "records", "specs", "tables"},
     "plots": {"errors", "leaderboard", "modes", "published", "records", "specs"},
     "derived": {"exports", "leaderboard", "modes", "records", "report", "tables"},

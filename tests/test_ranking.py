@@ -8,11 +8,11 @@ from probe.tables import to_markdown
 NUM = 400
 
 
-def _record(model, num_wrong, **changes):
+def _record(model, num_wrong, *, dataset="digits", **changes):
     """A record that is wrong on the first so many of 400 test images."""
     y = np.zeros(NUM, np.int64)
     scores = np.where((np.arange(NUM) < num_wrong)[:, None], [0.0, 1.0], [1.0, 0.0])
-    record = make_record(model=model, score=1 - num_wrong / NUM, **changes)
+    record = make_record(dataset, model, score=1 - num_wrong / NUM, **changes)
     record.result.update(num_test=NUM, outcomes=[outcomes_of("accuracy", y, scores).pack()], same_images=True)
     return record
 

@@ -214,10 +214,10 @@ function chosenLines() {
 function drawBars(name, lines) {
   const height = 24 * lines.length + 44, left = Math.min(170, 24 + 7 * Math.max(0, ...lines.map((one) => one.model.length)));
   const ends = lines.flatMap((one) => [100 * (one.low ?? one.score), 100 * (one.high ?? one.score)]);
-  const low = Math.max(0, Math.min(...ends) - 5), high = Math.min(100, Math.max(...ends) + 1);
-  const width = 460, x = (value) => left + ((value - low) / (high - low || 1)) * (width - left - 12);
+  const high = Math.max(1, ...ends);
+  const width = 460, x = (value) => left + (value / high) * (width - left - 56); // from zero, or lengths would lie
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Bars of ${lines.length} models on ${name}` });
-  for (const value of ticks(low, high)) {
+  for (const value of ticks(0, high)) {
     svg.append(make("line", { class: "grid", x1: x(value), x2: x(value), y1: 0, y2: height - 28 }));
     svg.append(make("text", { x: x(value), y: height - 12, "text-anchor": "middle" }, String(value)));
   }
@@ -225,10 +225,11 @@ function drawBars(name, lines) {
     const top = 24 * i + 4, text = one.model.length > 20 ? `${one.model.slice(0, 19)}…` : one.model;
     svg.append(make("text", { x: left - 6, y: top + 13, "text-anchor": "end" }, text));
     const title = make("title", {}, `${one.model}: ${percent(one.score)} %`);
-    svg.append(make("rect", { class: "bar", x: left, y: top, width: Math.max(0, x(100 * one.score) - left), height: 17, "data-record": one.record }, title));
+    svg.append(make("rect", { class: "bar", x: left, y: top, width: x(100 * one.score) - left, height: 17, "data-record": one.record }, title));
     if (one.low !== undefined) {
       svg.append(make("line", { class: "whisker", x1: x(100 * one.low), x2: x(100 * one.high), y1: top + 8.5, y2: top + 8.5 }));
     }
+    svg.append(make("text", { x: x(100 * (one.high ?? one.score)) + 6, y: top + 13 }, percent(one.score)));
   });
   const rows = lines.map((one) => [one.model, percent(one.score), percent(one.low), percent(one.high)]);
   put("bars", svg, ["model", "score, %", "low, %", "high, %"], rows, "No model has a score here.");

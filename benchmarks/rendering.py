@@ -1,0 +1,124 @@
+"""How long tables, leaderboard and page of a thousand records take, and how large the page is.
+
+Records are made up, of the size of real ones: 9 models x 27 datasets x 2 modes x 2 protocols, what became of each test
+image in them. `python benchmarks/rendering.py [DIR]`; DIR keeps the results folder.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from probe.datasets.catalog import CATALOG as DATASETS
+from probe.intervals import interval
+from probe.models.catalog import CATALOG as MODELS
+from probe.outcomes import Outcomes, outcomes_of
+from probe.probes.protocols import get_protocol
+from probe.records import RunRecord, write_record
+from probe.specs import DatasetSpec, ModelSpec, RunSpec
+
+SHARES_TIME = """
+import sys, time
+from pathlib import Path
+started = time.perf_counter()
+from probe.derived import write_derived
+write_derived(sys.argv[1])
+print(time.perf_counter() - started)
+assert not {"torch", "sklearn", "scipy"} & set(sys.modules), "something heavy was imported"
+"""
+
+
+def make_outcomes(row: DatasetSpec, skill: float, seed: int) -> list[Outcomes]:
+    """Of a probe of some skill on a test split of the right size; hard images are hard for all."""
+    rng = np.random.default_rng(sum(row.name.encode()))  # the same images for all models
+    n = next((part.size for part in row.parts if part.name == "test"), None) or 3_000
+    shared, own = rng.normal(size=n), np.random.default_rng(seed).normal(size=n)
+    if row.metric == "voc2007_11pt_map":
+        labels = (rng.random((n, 20)) < 0.08).astype(np.int64)
+        scores = skill * labels + np.random.default_rng(seed).normal(size=(n, 20))
+        return [outcomes_of(row.metric, labels, scores)]
+    labels = rng.integers(0, row.num_classes or 10, n)
+    if row.metric == "roc_auc":
+        margin = skill * (2 * labels - 1) + shared + own
+        return [outcomes_of(row.metric, labels, np.stack([0 * margin, margin], axis=1))]
+    right = shared + 0.5 * own < skill
+    arrays = {"right": right}
+    if row.metric == "mean_top1_top5":
+        arrays["among_five"] = right | (shared < skill)
+    if row.metric == "mean_per_class":
+        arrays["labels"] = labels
+    return [Outcomes(row.metric, arrays)] * row.num_folds
+
+
+def make_record(row: DatasetSpec, model: ModelSpec, protocol: str, *, jit: bool, skill: float, seed: int) -> RunRecord:
+    """A record as a run writes it, with made-up numbers."""
+    rules = get_protocol(protocol)
+    outcomes = make_outcomes(row, skill, seed)
+    spec = RunSpec(row, model, rules, jit, "cuda:0", "fp16", 256)
+    score = float(np.mean([fold.score() for fold in outcomes]))
+    sweep = [{"C": 10.0**e, "score": score - 0.01 * abs(e), "converged": True, "n_iter": 300} for e in range(-6, 7)]
+    result = {
+        "score": score,
+        "C": 1.0,
+        "n_iter": 300,
+        "converged": True,
+        "gradient_ratio": 1e-6,
+        "num_train": 10_000,
+        "num_test": len(outcomes[0]),
+        "interval": asdict(interval(outcomes[:1], draws=20)),
+        "outcomes": [fold.pack() for fold in outcomes],
+        "same_images": True,
+        "sweep": sweep if len(rules.grid) > 1 else [],
+    }
+    parity = {"max_abs_difference": {"projected": 1e-3}, "predictions_flipped": 3, "p_value": 0.5} if jit else None
+    return RunRecord(
+        status="done",
+        spec=asdict(spec),
+        created="2026-01-01T00:00:00+00:00",
+        encoder={"weights_sha256": model.sha256},
+        splits={"test": {"size": len(outcomes[0]), "sha256": "ab" * 32}},
+        features={},
+        result=result,
+        parity=parity,
+        seconds={"load": 1.0, "extract": 100.0, "fit": 100.0},
+        environment={"cpu": "made up", "packages": {"torch": "2.15.0"}},
+    )
+
+
+def write_records(folder: Path) -> int:
+    """Write the records of the grid; how many."""
+    models = [model for model in MODELS if model.name != "tiny"]
+    rows = [row for row in DATASETS if row.in_paper]
+    count = 0
+    for i, model in enumerate(models):
+        for row in rows:
+            for protocol in ("readme", "clip-paper"):
+                for jit in (False, True):
+                    count += 1
+                    skill = 0.8 + 0.1 * i + 0.05 * (protocol == "readme")
+                    write_record(make_record(row, model, protocol, jit=jit, skill=skill, seed=count // 2), folder)
+    return count
+
+
+def main() -> None:
+    """Make the records, render them three times in processes of their own, and say what it took."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(temporary)
+        started = time.perf_counter()
+        count = write_records(folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*.json")) / 1e6
+        print(f"{count} records of {size:.0f} MB in all, made up in {time.perf_counter() - started:.0f} s")
+        command = [sys.executable, "-c", SHARES_TIME, str(folder)]
+        seconds = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
+        print(f"all tables, leaderboard and page: {', '.join(f'{s:.1f}' for s in seconds)} s, without torch")
+        print(f"the page: {(folder / 'leaderboard.html').stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+import pytest
+from huggingface_hub import ModelCard
+from test_derived import RECORDS
+from test_records import make_failure
+
+from probe.cli import main
+from probe.errors import ResultsError
+from probe.metrics import METRICS
+from probe.model_cards import TITLES, model_index
+from probe.records import write_record
+
+
+def test_the_hubs_own_reader_finds_every_score():
+    records = [record for record in RECORDS if record.model == "ViT-B/32"]
+    card = ModelCard(f"---\n{model_index(records)}---\nA model.\n")
+    assert card.data.model_name == "ViT-B/32"
+    found = {(r.dataset_type, r.metric_args["protocol"]): r for r in card.data.eval_results}
+    assert {key: r.metric_value for key, r in found.items()} == {
+        (record.dataset, record.protocol): pytest.approx(record.result["score"]) for record in records
+    }
+    digits = found["digits", "readme"]
+    assert digits.metric_type == "accuracy"
+    assert digits.metric_args["interval_95"] == pytest.approx([0.88, 0.91])
+    assert digits.metric_args["mode"] == "eager"
+
+
+def test_every_metric_has_a_name_for_people():
+    assert TITLES.keys() == METRICS.keys()
+
+
+def test_a_card_is_of_one_model_with_scores():
+    with pytest.raises(ResultsError, match="of one model"):
+        model_index(RECORDS)
+    with pytest.raises(ResultsError, match="has no score"):
+        model_index([make_failure()])
+
+
+def test_the_command_prints_the_block(tmp_path, capsys):
+    path = write_record(RECORDS[4], tmp_path)
+    assert main(["card", str(path)]) == 0
+    assert capsys.readouterr().out.startswith("model-index:\n- name: tiny\n")
