@@ -142,7 +142,7 @@ def test_a_cell_opens_its_record_by_keyboard_and_closes_again(page):
     assert dialog.is_visible()
     text = dialog.inner_text()
     assert "93.00 to 96.00 %" in text
-    assert "python -m probe reproduce results/records/digits/tiny.eager.readme.fp32.json" in text
+    assert "python -m probe reproduce records/digits/tiny.eager.readme.fp32.json" in text
     assert dialog.get_by_role("link").get_attribute("href") == "records/digits/tiny.eager.readme.fp32.json"
     assert page.url.endswith("#records/digits/tiny.eager.readme.fp32.json")
     page.keyboard.press("Escape")

@@ -115,7 +115,7 @@ function openRecord(index) {
   byId("facts").replaceChildren(
     ...Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]),
   );
-  byId("command").textContent = `python -m probe reproduce results/${record.file}`;
+  byId("command").textContent = `python -m probe reproduce ${record.file}`;
   byId("file").setAttribute("href", record.file);
   byId("copy").textContent = "Copy the command";
   history.replaceState(null, "", `#${record.file}`);
