@@ -128,7 +128,7 @@ def test_only_one_module_calls_torchscript():
 def test_only_the_command_line_prints():
     for path in PACKAGE.rglob("*.py"):
         calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-        assert path.name == "cli.py" or "print" not in calls, path
+        assert path.name == "cli.py" or path.parent.name == "commands" or "print" not in calls, path
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,158 @@
+"""`parity`, `diff` and `reproduce`: whether two ways, or two runs, agree."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from probe import errors
+
+if TYPE_CHECKING:
+    from probe.records import RunRecord
+    from probe.reproduction import Reproduction
+
+logger = logging.getLogger(__name__)
+
+
+def parity(args: argparse.Namespace) -> int:
+    """Compare the modes of a model; 1 outside of tolerance."""
+    from probe import tables
+    from probe.comparison import parity
+
+    found = parity(
+        args.model,
+        args.dataset,
+        protocol=args.protocol,
+        device=args.device,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        data_dir=args.data_dir,
+        weights_dir=args.weights_dir,
+        offline=args.offline,
+    )
+    if args.json:
+        print(json.dumps(asdict(found) | {"verdict": found.verdict}, sort_keys=True))
+    else:
+        header = ("eager against jit", "largest difference", "mean difference", "smallest cosine")
+        rows = [
+            (f"features, {point}", f"{d.max_abs:.2g}", f"{d.mean_abs:.2g}", f"{d.min_cosine:.8f}")
+            for point, d in found.features.items()
+        ]
+        names = ("softmax of an image over texts", "softmax of a text over images")
+        rows += [(name, f"{value:.2g}", "", "") for name, value in zip(names, found.softmax, strict=True)]
+        print(tables.markdown_table(header, rows))
+        print(f"{found.model} on {found.dataset}, {found.device}, {found.precision}: {found.num_images} images")
+        print(f"predictions that flip: {found.predictions_flipped} of {found.num_test} ({found.protocol})")
+        print(f"verdict: {found.verdict}")
+    return 0 if found.within_tolerance else 1
+
+
+def diff(args: argparse.Namespace) -> int:
+    """Name what differs in two records."""
+    from probe import tables
+    from probe.difference import diff
+    from probe.records import read_record
+
+    found = diff(read_record(args.a), read_record(args.b))
+    if args.json:
+        print(json.dumps(asdict(found), sort_keys=True))
+        return 0
+    if found.changes:
+        rows = [(c.stage, c.field, _short(c.a), _short(c.b)) for c in found.changes]
+        print(tables.markdown_table(("stage", "field", "A", "B"), rows))
+        for stage in dict.fromkeys(change.stage for change in found.changes):
+            print(f"{stage}: {found.explains(stage)}")
+        print()
+    print(found.verdict)
+    return 0
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Run records again; 1 unless every score is confirmed."""
+    from probe.extraction import Access
+    from probe.reproduction import (
+        NOT_RUN,
+        estimate_seconds,
+        find_records,
+        refuse_overwriting,
+        reproduce_all,
+    )
+
+    files = [found for path in args.path for found in find_records(path)]
+    refuse_overwriting(args.results_dir, [path for path, _ in files])
+    limit = 60 * args.max_minutes if args.max_minutes else float("inf")
+    wanted = [record for _, record in files if estimate_seconds(record) <= limit]
+    access = Access(
+        data=args.data_dir,
+        weights=args.weights_dir,
+        cache=args.cache_dir,
+        results=args.results_dir,
+        offline=args.offline,
+    )
+    done: list[Reproduction] = []
+    try:
+        for found in reproduce_all(wanted, tolerance=args.tolerance, device=args.device, access=access):
+            done.append(found)
+            logger.info("%s / %s / %s / %s: %s", *_cell_names(found.record), found.verdict)
+            if args.json:
+                print(json.dumps(asdict(found), sort_keys=True), flush=True)
+    finally:
+        if done and not args.json:
+            print(_reproduced(done) if len(done) > 1 else _stages_page(done[0]), end="")
+    for found in done:
+        if found.verdict == NOT_RUN:
+            print(f"probe: {' / '.join(_cell_names(found.record))}: {found.reason}", file=sys.stderr)
+    failed, left = sum(1 for _, record in files if record.error), len(files) - len(wanted)
+    passed = sum(found.passed for found in done)
+    if len(files) > 1:
+        print(
+            f"probe: {passed} of {len(done)} confirmed; passed over: {failed} of failed cells, "
+            f"{left} that took longer than --max-minutes",
+            file=sys.stderr,
+        )
+    if not done:
+        raise errors.ResultsError("nothing was run again; name records that have a score, or raise --max-minutes")
+    return 0 if passed == len(done) else 1
+
+
+def _cell_names(record: RunRecord) -> tuple[str, str, str, str]:
+    return (record.dataset, record.model, record.mode, record.protocol)
+
+
+def _reproduced(done: Sequence[Reproduction]) -> str:
+    from probe import tables
+
+    header = ("dataset", "model", "mode", "protocol", "solver", "record, %", "again, %", "images", "moved", "verdict")
+    rows = [
+        (
+            *_cell_names(found.record),
+            found.record.solver,
+            tables.percent(found.record),
+            tables.percent(found.again) if found.again is not None and found.again.result else "",
+            "" if found.images is None else f"{found.images:.3g} of {found.tolerance}",
+            found.first_moved,
+            found.verdict,
+        )
+        for found in done
+    ]
+    return tables.markdown_table(header, rows)
+
+
+def _stages_page(found: Reproduction) -> str:
+    from probe import tables
+
+    rows = [(stage.name, "differs" if stage.moved else "same", stage.moved) for stage in found.stages]
+    lines = [tables.markdown_table(("stage", "", "record -> again"), rows)] if rows else []
+    if found.images is not None:
+        lines.append(f"the score moves by {found.images:.3g} test images; tolerance: {found.tolerance}\n")
+    return "\n".join([*lines, f"{found.reason}\nverdict: {found.verdict}\n"])

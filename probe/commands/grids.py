@@ -1,0 +1,67 @@
+"""The options that several commands share -> what the library takes: cells, places, threads."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from probe import errors
+from probe.arguments import JIT_MODES
+
+if TYPE_CHECKING:
+    from probe.extraction import Access
+    from probe.specs import RunSpec
+
+
+def plan(args: argparse.Namespace, protocols: Sequence[str]) -> list[RunSpec]:
+    """The cells that the options name."""
+    from probe import datasets, models, runner
+
+    return runner.plan(
+        expand(args.dataset, {"all": datasets.dataset_names(), "paper": datasets.paper_names()}),
+        expand(args.model or ["ViT-B/32"], {"all": models.model_names()}),
+        protocols=protocols,
+        jit_modes=JIT_MODES[args.jit],
+        device=args.device,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        compiled=args.compile,
+        solver=getattr(args, "solver", "sklearn"),
+    )
+
+
+def access(args: argparse.Namespace) -> Access:
+    """Where things are, and how they may be got at, as the options say."""
+    from probe import extraction
+
+    return extraction.Access(
+        data=args.data_dir,
+        weights=args.weights_dir,
+        results=getattr(args, "results_dir", None),
+        cache=args.cache_dir,
+        offline=args.offline,
+        allow_partial=args.allow_partial,
+        skip_corrupt=args.skip_corrupt,
+        workers=args.workers,
+        shard=getattr(args, "shard", None),
+    )
+
+
+def expand(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names, with those of groups in the place of theirs."""
+    return [name for given in names for name in groups.get(given, (given,))]
+
+
+def limit_threads(args: argparse.Namespace) -> None:
+    """Compute with as many threads as --threads says."""
+    if args.threads is not None:
+        from probe.environment import limit_threads
+
+        limit_threads(args.threads)
+
+
+def sentence(error: Mapping[str, str]) -> str:
+    """The message; of an error that is not ours the type too, since `KeyError` says no more than the key."""
+    ours = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    return error["message"] if error["type"] in ours else f"{error['type']}: {error['message']}"

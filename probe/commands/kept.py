@@ -1,0 +1,95 @@
+"""`cache`: list, explain, verify and remove features that are kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+
+from probe.commands import grids
+from probe.errors import ProbeError
+
+
+def cache_ls(args: argparse.Namespace) -> int:
+    """List what is kept."""
+    from probe import inventory, paths, tables
+
+    kept = inventory.survey(paths.cache_dir(args.cache_dir))
+    if args.json:
+        for entry in kept:
+            print(json.dumps({**asdict(entry), "path": str(entry.path)}, sort_keys=True))
+        return 0
+    header = ("dataset", "part", "model", "mode", "precision", "images", "state", "MB", "last used", "folder")
+    names = ("dataset", "part", "model", "mode", "precision")
+    rows = [
+        (
+            *(entry.label.get(name, "") for name in names),
+            str(entry.num_images or ""),
+            entry.state,
+            f"{entry.size / 1e6:.1f}",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used)),
+            entry.path.name,
+        )
+        for entry in kept
+    ]
+    print(tables.markdown_table(header, rows), end="")
+    print(f"\n{sum(entry.size for entry in kept) / 1e6:.1f} MB in {paths.cache_dir(args.cache_dir)}")
+    return 0
+
+
+def cache_explain(args: argparse.Namespace) -> int:
+    """Say of cells whether they are kept, or what is other; 1 where one is not."""
+    from probe import cache, inventory, paths
+    from probe.extraction import make_cells
+
+    root, access, missed = paths.cache_dir(args.cache_dir), grids.access(args), 0
+    for spec in grids.plan(args, ["readme"]):
+        try:
+            cells = make_cells(spec, access)
+        except ProbeError as err:
+            missed += 1
+            print(f"probe: {err}", file=sys.stderr)
+            continue
+        for cell in cells.values():
+            folder = cell.folder(root)
+            reason = cache.damage(folder) if folder.is_dir() else "not kept"
+            if not reason:
+                print(f"{cell}: kept in {folder}")
+                continue
+            missed += 1
+            if folder.is_dir():
+                print(f"{cell}: damaged in {folder} ({reason}); the next run makes it again")
+                continue
+            kept = inventory.nearest(root, cell)
+            if kept is None:
+                print(f"{cell}: not kept, nor anything of this part of the dataset")
+                continue
+            fields = inventory.differing(cell, kept)
+            print(f"{cell}: not kept; the nearest is {kept.path.name} ({kept.state})")
+            for name, (there, wanted) in fields.items():
+                print(f"  {name}: {there} there, {wanted} wanted")
+    return 1 if missed else 0
+
+
+def cache_verify(args: argparse.Namespace) -> int:
+    """Compare what is kept with its digests; 1 where something is damaged."""
+    from probe import inventory, paths
+
+    checked, damaged = inventory.verify(paths.cache_dir(args.cache_dir))
+    for path, reason in damaged.items():
+        print(f"{path}: {reason}")
+    print(f"{checked} checked, {len(damaged)} damaged{'; the next run makes them again' if damaged else ''}")
+    return 1 if damaged else 0
+
+
+def cache_gc(args: argparse.Namespace) -> int:
+    """Remove what is of no use."""
+    from probe import inventory, paths
+
+    removed = inventory.collect(paths.cache_dir(args.cache_dir), max_size=args.max_size)
+    for entry in removed:
+        print(f"removed {entry.path} ({entry.state}, {entry.size / 1e6:.1f} MB)")
+    print(f"{sum(entry.size for entry in removed) / 1e6:.1f} MB freed")
+    return 0

@@ -1,0 +1,166 @@
+"""`run`, `extract` and `fit`: the commands that compute."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe import errors
+from probe.commands import grids
+from probe.errors import ProbeError
+
+if TYPE_CHECKING:
+    from probe.records import RunRecord
+    from probe.specs import RunSpec
+
+logger = logging.getLogger(__name__)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run cells and print their scores, or records; 1 where one failed."""
+    from probe import runner
+    from probe.probes.protocols import GROUPS
+
+    grids.limit_threads(args)
+    specs, access = grids.plan(args, grids.expand(args.protocol or ["clip-paper"], GROUPS)), grids.access(args)
+    records: list[RunRecord] = []
+    try:
+        for record in runner.run_grid(specs, access=access):
+            records.append(record)
+    finally:
+        if records:
+            _report(records, specs, as_json=args.json)
+    unfinished = [record for record in records if record.result and not record.result["converged"]]
+    if args.strict:
+        for record in unfinished:
+            assert record.result is not None
+            _refuse_unfinished(f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}", record.result)
+    return 1 if any(record.error for record in records) or (args.strict and unfinished) else 0
+
+
+def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: bool) -> None:
+    from probe import modes, tables
+
+    if as_json:
+        for record in records:
+            print(json.dumps(asdict(record), sort_keys=True))
+    else:
+        print(tables.to_markdown(records), end="")
+        parity = modes.to_markdown(records)
+        if parity:
+            print("\n" + parity, end="")
+        for note in tables.footnotes(records):
+            print(f"\n{note}")
+    failed = [(spec, record) for spec, record in zip(specs, records, strict=False) if record.error]  # in one order
+    for spec, record in failed:
+        assert record.error is not None
+        print(f"probe: {spec} failed: {grids.sentence(record.error)}", file=sys.stderr)
+    if len(records) < len(specs):
+        print(f"probe: {len(records)} of {len(specs)} cells were run", file=sys.stderr)
+
+
+def extract(args: argparse.Namespace) -> int:
+    """Extract features, and print where they are; 1 where some could not be made."""
+    from probe import files, tables
+    from probe.extraction import Extraction, extract_grid
+
+    specs, access = grids.plan(args, ["readme"]), grids.access(args)  # the same features for all protocols
+    if args.out is not None and (len(specs) > 1 or args.shard is not None):
+        raise errors.FeaturesError("--out takes the whole features of one dataset, model and mode; name one of each")
+    rows, failed = [], 0
+    for spec, outcome in extract_grid(specs, access):
+        name = (spec.dataset.name, spec.model.name, spec.mode)
+        if isinstance(outcome, Extraction):
+            sizes = ", ".join(f"{part} {len(features)}" for part, features in outcome.features.items())
+            made = "kept before" if outcome.extraction["from_cache"] else "made now"
+            rows.append((*name, sizes, made, str(outcome.folder)))
+            if args.out is not None:
+                files.save(Path(args.out), outcome.features, outcome.rows, outcome.about(spec))
+        elif isinstance(outcome, errors.IncompleteError):
+            rows.append((*name, "", str(outcome), ""))
+        else:
+            failed += 1
+            logger.debug("%s", spec, exc_info=None if isinstance(outcome, ProbeError) else outcome)
+            error = {"type": type(outcome).__name__, "message": str(outcome)}
+            print(f"probe: {' / '.join(name)} failed: {grids.sentence(error)}", file=sys.stderr)
+    if rows:
+        print(tables.markdown_table(("dataset", "model", "mode", "images", "state", "folder"), rows), end="")
+    return 1 if failed else 0
+
+
+def fit(args: argparse.Namespace) -> int:
+    """Fit probes on a file of features, and print their scores."""
+    from probe import files, paths, tables
+    from probe.cache import FITS
+    from probe.environment import describe
+    from probe.models.devices import resolve_execution
+    from probe.probes.fitting import fit_folds, hold_out
+    from probe.probes.kept import KeptFits
+    from probe.probes.protocols import GROUPS, get_protocol
+    from probe.probes.solvers import device_for
+
+    grids.limit_threads(args)
+    protocols = [get_protocol(name) for name in grids.expand([args.protocol], GROUPS)]
+    found = files.load(Path(args.file))
+    metric = args.metric or str(found.about.get("metric", "accuracy"))
+    folds = list(found.folds)
+    if args.val_fraction is not None:
+        if any("val" in fold for fold in folds):
+            raise errors.FeaturesError(f"{args.file} has validation features; leave out --val-fraction")
+        folds = [hold_out(fold, args.val_fraction, seed=args.seed) for fold in folds]
+    if all(features.pre_projection is None for fold in folds for features in fold.values()):
+        # The only point that this file has.
+        protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
+    device = device_for(args.solver, str(resolve_execution(args.device).device))
+    kept = KeptFits(paths.cache_dir(args.cache_dir) / FITS)
+    results = {
+        protocol.name: fit_folds(
+            folds, metric=metric, protocol=protocol, solver=args.solver, device=device, kept=kept, shows_progress=True
+        )
+        for protocol in protocols
+    }
+    unfinished = {name: result for name, result in results.items() if not result.converged}
+    if args.json:
+        made_by = {
+            "file": args.file,
+            "about": found.about,
+            "features": [{split: part.sha256 for split, part in fold.items()} for fold in folds],
+            "device": device,
+            "val_fraction": args.val_fraction,
+            "seed": args.seed,
+            "environment": describe(device),
+        }
+        for protocol in protocols:
+            named = {"protocol": protocol.name, "rules": asdict(protocol)}
+            print(json.dumps({**made_by, **named, **results[protocol.name].to_dict()}, allow_nan=False))
+    else:
+        rows = []
+        for name, result in results.items():
+            C = "differs" if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
+            score = f"{100 * result.score:.2f}{'' if result.converged else ' *'}"
+            around = tables.interval_text(asdict(result))
+            rows.append((name, metric, score, around, C, args.solver, str(result.n_iter), str(result.num_test)))
+        header = ("protocol", "metric", "score, %", "95 % interval", "C", "solver", "iterations", "test images")
+        print(tables.markdown_table(header, rows), end="")
+        if unfinished:
+            print("\n* the final fit did not converge")
+    kept.clear()
+    if args.strict:
+        for name, result in unfinished.items():
+            _refuse_unfinished(f"{args.file} / {name}", asdict(result))
+    return 1 if args.strict and unfinished else 0
+
+
+def _refuse_unfinished(what: str, result: Mapping[str, Any]) -> None:
+    way_out = "divide the features by their size" if result["solver"] == "fast" else "use --solver fast"
+    print(
+        f"probe: {what}: the fit did not converge, its gradient is at {result['gradient_ratio']:.1e} of its start "
+        f"after {result['n_iter']} iterations; {way_out}, or raise max_iter in a protocol of your own",
+        file=sys.stderr,
+    )
