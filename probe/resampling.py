@@ -140,15 +140,17 @@ def _roc_auc(labels: np.ndarray, ranks: np.ndarray, counts: np.ndarray) -> np.nd
 
 def _mean_average_precision(labels: np.ndarray, ranks: np.ndarray, counts: np.ndarray) -> np.ndarray:
     total, num_classes = np.zeros(len(counts)), np.zeros(len(counts))
+    by_image = np.ascontiguousarray(counts.T)  # (n, draws), whose rows are put into another order for each class
     for own_labels, own_ranks in zip(labels.T, ranks.T, strict=True):
         order = np.argsort(own_ranks, kind="stable")
         order = order[own_labels[order] != IGNORED]
         where = np.flatnonzero(own_labels[order] == 1)
         if len(where):
-            found = np.cumsum(counts[:, order[where]], axis=1)  # (draws, positives)
-            read = np.cumsum(counts[:, order], axis=1)[:, where]
+            found = np.cumsum(by_image[order[where]], axis=0)  # (positives, draws)
+            starts = np.concatenate([[0], where[:-1] + 1])  # of the images up to each positive, behind the one before
+            read = np.cumsum(np.add.reduceat(by_image[order[: where[-1] + 1]], starts, axis=0), axis=0)
             total += _average_precision(found, read)
-            num_classes += found[:, -1] > 0
+            num_classes += found[-1] > 0
     return total / num_classes
 
 
@@ -156,10 +158,17 @@ def _average_precision(found: np.ndarray, read: np.ndarray) -> np.ndarray:
     """From positives found, and images read, up to each positive one, where alone precision can have a maximum.
 
     Of an image drawn several times the last copy counts, whose precision is the highest. Zero where none was drawn.
+
+    Args:
+        found: float64 (positives, draws).
+        read: likewise.
+
+    Returns:
+        float64 (draws,).
     """
     precision = found / np.maximum(read, 1)
-    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # from here on
-    recall = found / np.maximum(found[:, -1:], 1)
-    rows = np.arange(len(found))
-    at = [np.minimum((recall < r - 1e-12).sum(axis=1), found.shape[1] - 1) for r in RECALLS]  # slack as in `metrics`
-    return np.asarray(np.mean([best[rows, index] for index in at], axis=0))
+    best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]  # from here on
+    recall = found / np.maximum(found[-1:], 1)
+    draws = np.arange(found.shape[1])
+    at = [np.minimum((recall < r - 1e-12).sum(axis=0), len(found) - 1) for r in RECALLS]  # slack as in `metrics`
+    return np.asarray(np.mean([best[index, draws] for index in at], axis=0))
