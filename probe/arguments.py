@@ -120,14 +120,13 @@ def parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command="doctor")
 
     board = commands.add_parser("leaderboard", help="print the leaderboard, or make its page and plots")
-    board.add_argument("--format", choices=("md", "csv", "json", "latex", "parquet"), default="md", help="[md]")
-    board.add_argument("--latex", action="store_const", const="latex", dest="format", help="the same as --format latex")
-    board.add_argument("--out", metavar="FILE", help="write there instead of to standard output")
+    form = board.add_mutually_exclusive_group()
+    form.add_argument("--format", choices=("md", "csv", "json", "latex", "parquet"), default="md", help="[md]")
+    form.add_argument("--latex", action="store_const", const="latex", dest="format", help="the same as --format latex")
+    board.add_argument("--out", metavar="FILE", help="write there instead of to standard output, or beside the records")
     board.add_argument("--protocol", action="append", metavar="NAME", help="repeatable: of this protocol alone [all]")
-    board.add_argument(
-        "--html", nargs="?", const="", metavar="FILE", help="write a page instead [leaderboard.html beside the records]"
-    )
-    board.add_argument("--plots", metavar="DIR", help="write plots as PNG and SVG there instead")
+    form.add_argument("--html", action="store_true", help="write a page instead [leaderboard.html beside the records]")
+    form.add_argument("--plots", metavar="DIR", help="write plots as PNG and SVG there instead")
     board.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
     board.set_defaults(command="leaderboard")
 
@@ -136,10 +135,11 @@ def parser() -> argparse.ArgumentParser:
     card.set_defaults(command="card")
 
     tables = commands.add_parser("tables", help="rewrite the tables from the records")
-    tables.add_argument(
+    instead = tables.add_mutually_exclusive_group()
+    instead.add_argument(
         "--check", action="store_true", help="change nothing; fail where a table differs from its records"
     )
-    tables.add_argument(
+    instead.add_argument(
         "--compare", choices=("clip-paper",), help="change nothing; print scores beside those that the paper printed"
     )
     tables.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 an error of ours, or a cell that failed; 2 wrong usage; 13
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -39,6 +40,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     args = arguments.parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     level = logging.DEBUG if getattr(args, "verbose", False) else logging.INFO
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     logging.getLogger("probe").setLevel(level)

@@ -6,11 +6,12 @@ Records are the truth; all of these can be made again at any time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from probe import leaderboard, modes, report, tables
 from probe.exports import to_csv
-from probe.records import RunRecord, read_records, write_text
+from probe.records import RunRecord, encode, read_records, write_text
 
 TABLES = "tables"
 PAGE = "leaderboard.html"
@@ -23,17 +24,30 @@ def write_derived(results_dir: str | Path = "results") -> list[Path]:
         ResultsError: the folder cannot be written to.
     """
     folder = Path(results_dir)
-    files = render(read_records(folder))
+    records = read_records(folder)
+    if not records and not (folder / PAGE).is_file():  # a run that was interrupted before its first cell
+        return []
+    files = render(records)
     for name, text in files.items():
         write_text(folder / name, text)
     return [folder / name for name in files]
 
 
-def find_stale(results_dir: str | Path = "results") -> list[Path]:
-    """Those under `results_dir` that are missing, differ from the records, or belong to no record."""
+@dataclass(frozen=True)
+class Stale:
+    """Files that are missing or differ from the records, and tables that belong to no record."""
+
+    differing: list[Path]
+    orphans: list[Path]
+
+
+def find_stale(results_dir: str | Path = "results") -> Stale:
+    """What under `results_dir` is not as `write_derived` would leave it."""
     folder = Path(results_dir)
     files = render(read_records(folder))
-    return [folder / name for name, text in files.items() if not _holds(folder / name, text)] + _orphans(folder, files)
+    return Stale(
+        [folder / name for name, text in files.items() if not _holds(folder / name, text)], _orphans(folder, files)
+    )
 
 
 def render(records: Sequence[RunRecord]) -> dict[str, str]:
@@ -61,4 +75,4 @@ def _orphans(folder: Path, files: Mapping[str, str]) -> list[Path]:
 
 
 def _holds(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_text(encoding="utf-8") == text
+    return path.is_file() and path.read_bytes() == encode(text)

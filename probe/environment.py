@@ -25,6 +25,7 @@ def describe(device: str) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "blas_threads": _blas_threads(),
         "accelerator": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         **_git_state(),
     }
@@ -40,16 +41,20 @@ def limit_threads(n: int) -> None:
 
 
 @contextmanager
-def threads(n: int) -> Iterator[None]:
-    """Have torch and BLAS compute with so many threads for a while; at most one a processor, and 0 leaves them be."""
+def threads(n: int, *, blas: int = 0) -> Iterator[None]:
+    """Have torch, and BLAS libraries, compute with so many threads for a while.
+
+    Args:
+        n: of torch; 0 leaves it be, and so with BLAS. At most one a processor is used.
+        blas: of BLAS.
+    """
     import torch
     from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()
-    wanted = min(n, os.cpu_count() or n) or before
-    torch.set_num_threads(wanted)
+    before, most = torch.get_num_threads(), os.cpu_count() or 1
+    torch.set_num_threads(min(n, most) or before)
     try:
-        with threadpool_limits(wanted if n else None):
+        with threadpool_limits(min(blas, most) or None, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(before)
@@ -61,6 +66,13 @@ def package_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # this one runs from a checkout that is not installed
         return None
+
+
+def _blas_threads() -> int | None:
+    """Of the library that NumPy and SciPy multiply with; None where none is known."""
+    from threadpoolctl import threadpool_info
+
+    return max((library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"), default=None)
 
 
 def _cpu_name() -> str:

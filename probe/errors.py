@@ -20,6 +20,10 @@
 Each message is one sentence of what is wrong and one of what to do. The command line prints it and exits with 1.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 
 class ProbeError(Exception):
     """Base of all errors of this package."""
@@ -87,3 +91,13 @@ class CacheError(ProbeError, OSError):
 
 class ResultsError(ProbeError, OSError):
     """A results folder or record that cannot be read or written."""
+
+
+def sentence(error: Mapping[str, str]) -> str:
+    """What a record says of a failure; of an error that is not ours the type too, since `KeyError` says but the key.
+
+    Args:
+        error: its `type` and `message`.
+    """
+    is_ours = isinstance(globals().get(error["type"]), type)
+    return error["message"] if is_ours else f"{error['type']}: {error['message']}"

@@ -14,6 +14,7 @@ from probe.leaderboard import Section
 from probe.records import RunRecord, record_path
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
+_SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}", "\n": " "}
 _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
@@ -31,7 +32,8 @@ def to_json(sections: Sequence[Section]) -> str:
 
 def to_latex(sections: Sequence[Section]) -> str:
     """A `tabular` for each section, in percent; needs the package booktabs, and is put into a table by hand."""
-    return "\n".join(_latex(section) for section in sections)
+    titles = leaderboard.titles(sections)
+    return "\n".join(_latex(title, section) for title, section in zip(titles, sections, strict=True))
 
 
 def to_parquet(sections: Sequence[Section]) -> bytes:
@@ -86,18 +88,13 @@ def _cell(section: Section, record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _latex(section: Section) -> str:
-    has_mean = len(section.datasets) > 1
-    header = ["Model", *([f"Mean of {len(section.common)}"] if has_mean else []), *section.datasets]
-    lines = [f"% {section.title}; +- is half the width of the 95 % interval"]
-    lines += [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", "\\toprule", _latex_row(header), "\\midrule"]
-    for line in section.lines:
-        mean = "" if line.mean is None else f"{100 * line.mean:.2f}"
-        if line.half_width is not None:
-            mean += f" ±{100 * line.half_width:.2f}"
-        cells = [leaderboard.cell_text(section, line.cells.get(name)) for name in section.datasets]
-        lines.append(_latex_row([line.model, *([mean] if has_mean else []), *cells]))
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+def _latex(title: str, section: Section) -> str:
+    header, rows = leaderboard.to_text(section)
+    lines = [title, "± is half the width of the 95 % interval", *leaderboard.notes(section)]
+    comments = [f"% {' '.join(line.removeprefix(chr(92)).split())}" for line in lines]
+    body = [_latex_row(row[1:]) for row in rows]  # without ranks, which a paper has to explain
+    table = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 2)}}}", "\\toprule", _latex_row(header[1:]), "\\midrule"]
+    return "\n".join([*comments, *table, *body, "\\bottomrule", "\\end{tabular}", ""])
 
 
 def _latex_row(cells: Sequence[str]) -> str:

@@ -89,9 +89,17 @@ def seeds_interval(scores: Sequence[float]) -> Interval:
     n = len(scores)
     if n < 2:
         raise ValueError(f"{n} scores say nothing of how much they vary; give those of two draws or more")
-    quantile = T[n - 2] if n - 2 < len(T) else Z
-    mean, half = float(np.mean(scores)), quantile * float(np.std(scores, ddof=1)) / math.sqrt(n)
+    mean, half = float(np.mean(scores)), quantile(n - 1) * float(np.std(scores, ddof=1)) / math.sqrt(n)
     return Interval(max(mean - half, 0.0), min(mean + half, 1.0), "student")
+
+
+def quantile(freedom: float) -> float:
+    """97.5 % quantile of Student's t, for whole degrees of freedom, at least 1; others are rounded down.
+
+    >>> quantile(4), quantile(4.9), quantile(math.inf)
+    (2.776445, 2.776445, 1.959963984540054)
+    """
+    return T[max(int(freedom), 1) - 1] if freedom < len(T) + 1 else Z
 
 
 def wilson(mean: float, n: float) -> tuple[float, float]:

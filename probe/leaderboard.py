@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 
 from probe.datasets.catalog import CATALOG
-from probe.ranking import mean_ranks, test_images
+from probe.mean_ranking import MeanRanks, mean_ranks
+from probe.ranking import test_images
 from probe.records import RunRecord
 from probe.specs import Protocol, digest
 from probe.tables import footnotes, half_width, markdown_table, percent, status
 
-OTHER_IMAGES = "other test images"
+OTHER_IMAGES = "other test images or metric"
 _ORDER = {row.name: i for i, row in enumerate(CATALOG)}
 _TEXTS = ("name", "title", "source")  # of a protocol, which are no rules
 
@@ -29,7 +30,9 @@ class Line:
         model: its name.
         cells: its record for each dataset that it has one for.
         mean: over the datasets that all models of the section have, in [0, 1]; None where there is none.
-        half_width: of the 95 % interval of the mean, for which test images were drawn; None where a record has none.
+        low: end of the 95 % interval of the mean, for which test images were drawn; None where a record has none.
+        high: the other end.
+        gflops: of an image, in billions of operations; None where no record knows.
         rank: one more than the number of models whose mean is higher by more than chance, `1 =` where it is shared;
             empty where outcomes of test images are missing.
     """
@@ -37,8 +40,15 @@ class Line:
     model: str
     cells: Mapping[str, RunRecord]
     mean: float | None
-    half_width: float | None
+    low: float | None
+    high: float | None
+    gflops: float | None
     rank: str
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the width of the interval; None where there is none."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,8 @@ class Section:
         datasets: in the order of the catalogue, those that it does not have after them.
         common: those that all models have, on the same test images.
         lines: the models, the best mean first.
-        others: keys of records that read other test images than most in their column.
+        others: keys of records of other test images, or another metric, than most in their column.
+        unranked: models without a rank, and why.
     """
 
     protocol: str
@@ -68,6 +79,7 @@ class Section:
     common: tuple[str, ...]
     lines: tuple[Line, ...]
     others: frozenset[tuple[str, ...]]
+    unranked: Mapping[str, str]
 
     @property
     def title(self) -> str:
@@ -80,7 +92,7 @@ class Section:
         return [record for line in self.lines for record in line.cells.values()]
 
     def status(self, record: RunRecord) -> str:
-        """As `tables.status`, and whether it read other test images than most in its column."""
+        """As `tables.status`, and whether it is one of `others`."""
         marks = [mark for mark in (status(record), OTHER_IMAGES if record.key in self.others else "") if mark != "ok"]
         return ", ".join(mark for mark in marks if mark) or "ok"
 
@@ -102,6 +114,14 @@ def rules_digest(record: RunRecord) -> str:
     return digest({name: value for name, value in rules.items() if name not in _TEXTS})[:8]
 
 
+def titles(found: Sequence[Section]) -> list[str]:
+    """What each section is of, with its rules where two would be the same."""
+    plain = [section.title for section in found]
+    return [
+        f"{title}, rules {s.rules}" if plain.count(title) > 1 else title for title, s in zip(plain, found, strict=True)
+    ]
+
+
 def table(found: Sequence[Section]) -> tuple[list[str], list[list[object]]]:
     """All sections as one table, a line a model: header and rows; None where there is nothing.
 
@@ -110,23 +130,35 @@ def table(found: Sequence[Section]) -> tuple[list[str], list[list[object]]]:
     names = sort_datasets({name for section in found for name in section.datasets})
     header = [*("protocol", "feature_point", "solver", "mode", "precision", "rules", "rank", "model")]
     header += ["mean", "mean_low", "mean_high", "num_datasets"]
-    header += [f"{name}{ending}" for name in names for ending in ("", "_low", "_high", "_status")]
+    taken = set(header)  # by which a dataset of the user's can be called, too
+    columns = [f"dataset:{name}" if name in taken else name for name in names]
+    header += [f"{name}{ending}" for name in columns for ending in ("", "_low", "_high", "_status")]
     rows: list[list[object]] = []
     for section in found:
         for line in section.lines:
             named = [section.protocol, section.feature_point, section.solver, section.mode, section.precision]
             cells = [cell for name in names for cell in _four(section, line.cells.get(name))]
-            rows.append([*named, section.rules, line.rank, line.model, *_mean(line), len(section.common), *cells])
+            rows.append(
+                [
+                    *named,
+                    section.rules,
+                    line.rank,
+                    line.model,
+                    line.mean,
+                    line.low,
+                    line.high,
+                    len(section.common),
+                    *cells,
+                ]
+            )
     return header, rows
 
 
 def to_markdown(found: Sequence[Section]) -> str:
     """All sections as tables to read: percent, with half the width of the 95 % interval behind a ±."""
     parts = ["# Leaderboard\n"]
-    titles = [section.title for section in found]
-    for section in found:
-        rules = f" (rules {section.rules})" if titles.count(section.title) > 1 else ""
-        parts += [f"## {section.title}{rules}\n", _markdown(section), *(f"{note}\n" for note in notes(section))]
+    for title, section in zip(titles(found), found, strict=True):
+        parts += [f"## {title}\n", markdown_table(*to_text(section)), *(f"{note}\n" for note in notes(section))]
     return "\n".join(parts)
 
 
@@ -134,15 +166,49 @@ def notes(section: Section) -> list[str]:
     """What is to be known of a section, beside its numbers."""
     found = [f"\\{note}" for note in footnotes(section.records)]
     if section.others:
-        found.append("# read other test images than most in its column, and is not in the mean")
+        found.append("\\# of other test images, or another metric, than most in its column, and not in the mean")
     if len(section.lines) > 1:
-        common = ", ".join(section.common) or "none"
-        found.append(f"The mean is over the datasets that all models have: {common}.")
+        found.append(_of_mean(section))
+    found += [f"{model} has no rank: {reason}." for model, reason in section.unranked.items()]
     for line in section.lines:
         weights = {record.encoder.get("weights_sha256") for record in line.cells.values()} - {None, ""}
         if len(weights) > 1:
             found.append(f"Records of {line.model} are of {len(weights)} different sets of weights.")
     return found
+
+
+def _of_mean(section: Section) -> str:
+    if section.common:
+        return f"The mean is over the datasets that all models have: {', '.join(section.common)}."
+    lacking = {
+        name: [line.model for line in section.lines if not _counts(line.cells.get(name), section.others)]
+        for name in section.datasets
+    }
+    name = min(lacking, key=lambda name: len(lacking[name]))
+    return (
+        f"There is no mean, as no dataset has a score of all models; {name} lacks those of {', '.join(lacking[name])}."
+    )
+
+
+def to_text(section: Section) -> tuple[list[str], list[list[str]]]:
+    """A section to read: header and rows; a mean where there are several datasets."""
+    header = ["rank", "model", *([f"mean of {len(section.common)}"] if has_mean(section) else []), *section.datasets]
+    rows = []
+    for line in section.lines:
+        cells = [cell_text(section, line.cells.get(name)) for name in section.datasets]
+        rows.append([line.rank, line.model, *([mean_text(line)] if has_mean(section) else []), *cells])
+    return header, rows
+
+
+def has_mean(section: Section) -> bool:
+    """Whether a mean says more than the scores."""
+    return len(section.datasets) > 1
+
+
+def mean_text(line: Line) -> str:
+    """The mean to read, with half the width of its interval; empty where there is none."""
+    around = "" if line.half_width is None else f" ±{100 * line.half_width:.2f}"
+    return "" if line.mean is None else f"{100 * line.mean:.2f}{around}"
 
 
 def cell_text(section: Section, record: RunRecord | None) -> str:
@@ -166,8 +232,11 @@ def _section(key: tuple[str, ...], records: Sequence[RunRecord]) -> Section:
     others = frozenset(record.key for name in datasets for record in _others([r for r in records if r.dataset == name]))
     common = [name for name in datasets if all(_counts(cells.get(name), others) for cells in by_model.values())]
     whole = {model: [cells[name] for name in common] for model, cells in by_model.items()}
-    ranks = mean_ranks(whole) if common else {}
-    lines = [Line(model, by_model[model], *_summary(cells), ranks.get(model, "")) for model, cells in whole.items()]
+    found = mean_ranks(whole) if common else MeanRanks({}, {})
+    lines = [
+        Line(model, by_model[model], *_summary(cells), _gflops(by_model[model].values()), found.ranks.get(model, ""))
+        for model, cells in whole.items()
+    ]
     lines.sort(key=lambda line: (-(line.mean if line.mean is not None else -1), _natural(line.model)))
     protocol, point, solver, mode, precision, rules = key
     return Section(
@@ -181,6 +250,7 @@ def _section(key: tuple[str, ...], records: Sequence[RunRecord]) -> Section:
         common=tuple(common),
         lines=tuple(lines),
         others=others,
+        unranked=found.reasons,
     )
 
 
@@ -189,29 +259,34 @@ def _counts(record: RunRecord | None, others: frozenset[tuple[str, ...]]) -> boo
 
 
 def _others(column: Sequence[RunRecord]) -> Iterator[RunRecord]:
-    """The records of a dataset that read other test images than most; of as many, than the newest."""
+    """The records of a dataset of other test images, or another metric, than most; of as many, than the newest."""
     done = [record for record in column if record.result is not None]
-    images = [test_images(record) for record in done]
+    images = [(test_images(record), record.spec["dataset"]["metric"]) for record in done]
     if len(set(images)) > 1:
         most = max(zip(images, done, strict=True), key=lambda pair: (images.count(pair[0]), pair[1].created))[0]
         yield from (record for record, own in zip(done, images, strict=True) if own != most)
 
 
-def _summary(records: Sequence[RunRecord]) -> tuple[float | None, float | None]:
-    """Mean score, and half the width of its interval: test splits of different datasets are independent."""
+def _summary(records: Sequence[RunRecord]) -> tuple[float | None, float | None, float | None]:
+    """Mean score, and the ends of its interval: test splits of different datasets are independent."""
     results = [record.result for record in records if record.result is not None]
     if not results:
-        return None, None
+        return None, None, None
+    mean = sum(result["score"] for result in results) / len(results)
+    around = [result.get("interval") for result in results]
+    if len(around) == 1 and around[0]:
+        return mean, around[0]["low"], around[0]["high"]
     halves = [half_width(result) for result in results]
     known = [half for half in halves if half is not None]
-    half = math.sqrt(sum(half**2 for half in known)) / len(known) if len(known) == len(halves) else None
-    return sum(result["score"] for result in results) / len(results), half
+    if len(known) < len(halves):
+        return mean, None, None
+    half = math.sqrt(sum(half**2 for half in known)) / len(known)
+    return mean, max(mean - half, 0.0), min(mean + half, 1.0)
 
 
-def _mean(line: Line) -> list[float | None]:
-    if line.mean is None or line.half_width is None:
-        return [line.mean, None, None]
-    return [line.mean, max(line.mean - line.half_width, 0.0), min(line.mean + line.half_width, 1.0)]
+def _gflops(records: Iterable[RunRecord]) -> float | None:
+    profiles = [record.spec["model"].get("profile") or {} for record in records]
+    return next((profile["flops"] / 1e9 for profile in profiles if profile.get("flops")), None)
 
 
 def _four(section: Section, record: RunRecord | None) -> list[object]:
@@ -222,19 +297,6 @@ def _four(section: Section, record: RunRecord | None) -> list[object]:
     return [result.get("score"), around.get("low"), around.get("high"), section.status(record)]
 
 
-def _markdown(section: Section) -> str:
-    has_mean = len(section.datasets) > 1
-    header = ["rank", "model", *([f"mean of {len(section.common)}"] if has_mean else []), *section.datasets]
-    rows = []
-    for line in section.lines:
-        mean = "" if line.mean is None else f"{100 * line.mean:.2f}"
-        if line.half_width is not None:
-            mean += f" ±{100 * line.half_width:.2f}"
-        cells = [cell_text(section, line.cells.get(name)) for name in section.datasets]
-        rows.append([line.rank, line.model, *([mean] if has_mean else []), *cells])
-    return markdown_table(header, rows)
-
-
 def _natural(text: str) -> list[tuple[int, str]]:
     """So that few-shot-2 comes before few-shot-16."""
-    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", text)]
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", text)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from probe.errors import ResultsError
-from probe.records import RunRecord
+from probe.records import RunRecord, dataset_slug
 from probe.tables import status
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _result(record: RunRecord) -> EvalResult:
         task_type="image-classification",
         task_name="Linear probe of image features",
         # The hub knows data sets by its own names.
-        dataset_type=source["location"] if source.get("form") == "huggingface" else record.dataset,
+        dataset_type=source["location"] if source.get("form") == "huggingface" else dataset_slug(record),
         dataset_name=dataset.get("title") or record.dataset,
         dataset_split="test",
         metric_type=dataset["metric"],

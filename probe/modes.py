@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from probe.errors import ResultsError
-from probe.ranking import pair_p_value, test_images
+from probe.leaderboard import rules_digest
+from probe.paired import compare
+from probe.ranking import outcomes_of, test_images
 from probe.records import RunRecord
 from probe.tables import markdown_table, percent
 
@@ -25,7 +28,7 @@ class ModePair:
         jit: in the other.
         flipped: test predictions that differ; None, here and below, where the two were not run side by side.
         largest: the largest difference of features over both points and all splits.
-        p_value: of a paired test of both scores; None where outcomes of the same test images are missing.
+        p_value: of a paired test of both scores; None where outcomes of test images are missing.
     """
 
     eager: RunRecord
@@ -55,7 +58,9 @@ def rows(pairs: Sequence[ModePair]) -> list[list[object]]:
     for pair in pairs:
         record, scores = pair.jit, [(one.result or {})["score"] for one in (pair.eager, pair.jit)]
         cell = [record.dataset, record.model, record.protocol, record.precision, record.solver]
-        found.append([*cell, *scores, pair.difference, pair.flipped, pair.p_value, pair.largest])
+        # Digits that do not depend on how a machine rounds.
+        p_value = None if pair.p_value is None else float(f"{pair.p_value:.3g}")
+        found.append([*cell, *scores, pair.difference, pair.flipped, p_value, pair.largest])
     return found
 
 
@@ -79,18 +84,21 @@ def _text(number: float | None) -> str:
     return "" if number is None else f"{number:.2g}" if isinstance(number, float) else str(number)
 
 
-def _cell(record: RunRecord) -> tuple[str, ...]:
-    return (record.model, record.dataset, record.protocol, record.precision, record.solver)
+def _cell(record: RunRecord) -> tuple[object, ...]:
+    """What both records of a pair have in common; of other rules, weights or test images they tell nothing of modes."""
+    names = (record.model, record.dataset, record.protocol, record.precision, record.solver)
+    return (*names, rules_digest(record), record.encoder.get("weights_sha256"), test_images(record))
 
 
 def _pair(eager: RunRecord, jit: RunRecord) -> ModePair:
-    if jit.parity is not None:
-        largest = max(jit.parity["max_abs_difference"].values())
-        return ModePair(eager, jit, int(jit.parity["predictions_flipped"]), largest, jit.parity.get("p_value"))
+    assert eager.result is not None
+    assert jit.result is not None
+    parity = jit.parity
+    if parity is not None and parity.get("eager_score", eager.result["score"]) == eager.result["score"]:
+        largest = max(parity["max_abs_difference"].values())
+        return ModePair(eager, jit, int(parity["predictions_flipped"]), largest, parity.get("p_value"))
     p_value = None
-    if test_images(eager) == test_images(jit):
-        try:
-            p_value = pair_p_value(eager, jit)
-        except ResultsError:  # without outcomes, as earlier versions' records are
-            p_value = None
+    with suppress(ResultsError):  # without outcomes, as earlier versions' records are
+        same_images = bool(jit.result.get("same_images"))
+        p_value = compare(outcomes_of(eager), outcomes_of(jit), same_images=same_images).p_value
     return ModePair(eager, jit, None, None, p_value)

@@ -58,7 +58,7 @@ def compare(
     Source: McNemar 1947 (Psychometrika 12); Efron and Tibshirani 1993, chapter 16; the one that is added to the counts,
     Davison and Hinkley 1997, section 4.2.
     """
-    _check_pair(a, b)
+    check_pair(a, b)
     check_folds(a, same_images=same_images)
     difference = float(np.mean([x.score() for x in a]) - np.mean([x.score() for x in b]))
     only_a, only_b = _count_alone(a, b), _count_alone(b, a)
@@ -67,6 +67,25 @@ def compare(
     scores = bootstrap([a, b], same_images=same_images, draws=draws)
     p_value = _p_of_differences(scores[:, 0] - scores[:, 1])
     return PairedTest(difference, p_value, 2 / (draws + 1), "bootstrap", only_a, only_b)
+
+
+def check_pair(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> None:
+    """Find out whether two probes can be compared.
+
+    Raises:
+        ResultsError: they are not of the same metric, folds and images.
+    """
+    if len(a) != len(b):
+        raise ResultsError(f"one probe has {len(a)} folds, the other {len(b)}; compare runs of one dataset")
+    for fold, (x, y) in enumerate(zip(a, b, strict=True), 1):
+        if x.metric != y.metric:
+            raise ResultsError(f"one probe has the metric {x.metric}, the other {y.metric}; score both by one")
+        if len(x) != len(y):
+            raise ResultsError(
+                f"fold {fold} has {len(x)} test images for one probe, {len(y)} for the other; run both on the same ones"
+            )
+        if not are_of_same_images(x, y):
+            raise ResultsError(f"fold {fold} has other labels for one probe than the other; run both on the same")
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -95,17 +114,3 @@ def _count_alone(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> int | None:
     if "right" not in a[0].arrays:
         return None
     return int(sum((x.arrays["right"] & ~y.arrays["right"]).sum() for x, y in zip(a, b, strict=True)))
-
-
-def _check_pair(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> None:
-    if len(a) != len(b):
-        raise ResultsError(f"one probe has {len(a)} folds, the other {len(b)}; compare runs of one dataset")
-    for fold, (x, y) in enumerate(zip(a, b, strict=True), 1):
-        if x.metric != y.metric:
-            raise ResultsError(f"one probe has the metric {x.metric}, the other {y.metric}; score both by one")
-        if len(x) != len(y):
-            raise ResultsError(
-                f"fold {fold} has {len(x)} test images for one probe, {len(y)} for the other; run both on the same ones"
-            )
-        if not are_of_same_images(x, y):
-            raise ResultsError(f"fold {fold} has other labels for one probe than the other; run both on the same")

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Text stays text in SVG, and the same records give the same bytes.
-STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "probe", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "probe",
+    "font.size": 9,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+}
 DOTS_PER_INCH = 200
 MARKERS = "os^Dv<>ph*"
 
@@ -63,7 +70,7 @@ def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
             name += f"-{section.rules}"
         if any(record.result for record in section.records):
             yield f"bars.{name}", _bars(section)
-        known = [line for line in section.lines if line.mean is not None and _gflops(line)]
+        known = [line for line in section.lines if line.mean is not None and line.gflops]
         if known:
             yield f"cost.{name}", _cost(section, known)
         for dataset in section.datasets:
@@ -89,12 +96,6 @@ def _new(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _score(record: RunRecord) -> float:
     return 100 * float((record.result or {})["score"])
-
-
-def _gflops(line: leaderboard.Line) -> float | None:
-    """Of the image tower; None where no record knows."""
-    profiles = [record.spec["model"].get("profile") or {} for record in line.cells.values()]
-    return next((profile["flops"] / 1e9 for profile in profiles if profile.get("flops")), None)
 
 
 def _was_swept(record: RunRecord | None) -> bool:
@@ -132,7 +133,7 @@ def _cost(section: Section, lines: Sequence[leaderboard.Line]) -> Figure:
     figure, axes = _new(4.5, 3.2)
     for i, line in enumerate(lines):
         assert line.mean is not None
-        at, half = (_gflops(line) or 0.0, 100 * line.mean), 100 * (line.half_width or 0.0)
+        at, half = (line.gflops or 0.0, 100 * line.mean), 100 * (line.half_width or 0.0)
         axes.errorbar(*at, yerr=half, fmt=MARKERS[i % len(MARKERS)], capsize=2, label=line.model)
     axes.set_xscale("log")
     axes.set_xlabel("GFLOPs an image")

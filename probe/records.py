@@ -10,7 +10,7 @@ Schema history: 1, the first; `encoder` was given `license`, `preprocess` and `d
 `sources` in place of `form` and `source`; `read`, and `folds` in `result`, are new; `extraction`, and `compiled` in
 `spec`, came later on. 3: `result` has `solver`, `tol`, `excess`, `interval`, `outcomes`, `same_images`, and `draws`
 with their `seed` and `indices`; points of its `sweep` have `gradient_ratio` and `objective`; `parity` has `p_value`;
-`sample` in `features` came later on.
+`sample` in `features`, `eager_score` in `parity`, and `blas_threads` in `environment` came later on.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import ResultsError
+from probe.record_checks import find_contradiction, find_fault
 from probe.specs import slug
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,8 @@ class RunRecord:
         result: a `ProbeResult` without its predictions, `outcomes` packed as `outcomes.Outcomes.pack` does; None where
             the cell failed.
         parity: against the eager mode of the same cell, in JIT records made beside it: `max_abs_difference` for each
-            feature point over all splits, the number of test `predictions_flipped`, and the `p_value` of the paired
-            test of both scores.
+            feature point over all splits, the number of test `predictions_flipped`, the `p_value` of the paired test of
+            both scores, and the `eager_score` that was compared with.
         seconds: wall time of `load`, `extract` and `fit`; next to nothing for `fit` where JIT features had the bytes of
             the eager ones, and so their probe.
         environment: see `environment.describe`.
@@ -134,14 +135,18 @@ def model_slug(record: RunRecord) -> str:
     return slug(record.model, is_path=record.spec["model"]["form"] == "file")
 
 
+def dataset_slug(record: RunRecord) -> str:
+    """The dataset of a record as a part of a file name; of a path, as in folder:PATH, its last part and a digest."""
+    return slug(record.dataset, is_path=":" in record.dataset)  # no name has a colon
+
+
 def record_path(record: RunRecord, results_dir: Path) -> Path:
     """Where a record is kept."""
     state = STATES[record.rank]
     name = f"{model_slug(record)}.{record.mode}.{slug(record.protocol)}.{record.precision}"
     if record.solver != DEFAULT_SOLVER:
         name += f".{record.solver}"
-    folder = slug(record.dataset, is_path=":" in record.dataset)  # as in folder:PATH; no name has a colon
-    return results_dir / "records" / folder / f"{name}{state}.json"
+    return results_dir / "records" / dataset_slug(record) / f"{name}{state}.json"
 
 
 def write_record(record: RunRecord, results_dir: Path) -> Path:
@@ -164,7 +169,12 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ResultsError: the folder cannot be written to.
     """
-    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))  # names of files need not be text
+    write_bytes(path, encode(text))
+
+
+def encode(text: str) -> bytes:
+    """UTF-8; names of files need not be text, and what is none is escaped."""
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -209,46 +219,28 @@ def read_records(results_dir: str | Path = "results") -> list[RunRecord]:
 
 def locate_records(results_dir: str | Path) -> list[tuple[Path, RunRecord]]:
     """The same, each with the file that it is from."""
+    found, faults = scan_records(results_dir)
+    for fault in faults:
+        logger.warning("%s; it is passed over", fault)
+    return found
+
+
+def scan_records(results_dir: str | Path) -> tuple[list[tuple[Path, RunRecord]], list[ResultsError]]:
+    """The same, and what is wrong with the files that cannot be read."""
     best: dict[tuple[str, ...], tuple[Path, RunRecord]] = {}
+    faults = []
     for path in sorted((Path(results_dir) / "records").glob("*/*.json")):
         try:
             record = read_record(path)
         except ResultsError as err:
-            logger.warning("%s; it is passed over", err)
+            faults.append(err)
             continue
-        other = best.get(record.key)
-        if other is None:
-            best[record.key] = (path, record)
-            continue
+        other = best.get(record.key, (path, record))
         newer, older = sorted([(path, record), other], key=lambda one: (one[1].rank, one[1].created), reverse=True)
-        if newer[1].rank == older[1].rank:
-            logger.warning("%s and %s are of one cell; the newer counts, the first of them", newer[0], older[0])
+        if newer[0] != older[0] and newer[1].rank == older[1].rank:
+            logger.warning("%s is passed over: %s is of the same cell, and newer", older[0], newer[0])
         best[record.key] = newer
-    return [best[key] for key in sorted(best)]
-
-
-def _check_complete(record: RunRecord) -> None:
-    """Look up what tables need, so that a record without it is found on reading."""
-    for name in ("spec", "encoder", "splits", "features", "seconds", "environment", "read", "extraction"):
-        if not isinstance(getattr(record, name), dict):
-            raise TypeError(f"{name} is no object")
-    if record.status not in (DONE, FAILED) or not isinstance(record.created, str):
-        raise TypeError(f"status {record.status!r} or time {record.created!r} is none")
-    spec = record.spec
-    _ = (record.key, spec["model"]["form"], spec["dataset"]["metric"], spec["protocol"]["feature_point"])
-    needed = ("score", "C", "n_iter", "converged", "num_test") if record.status == DONE else ("message",)
-    found = record.result if record.status == DONE else record.error
-    if not isinstance(found, dict) or not set(needed) <= set(found):
-        raise KeyError(*needed)
-    # Folds and draws may differ in C, which is None then.
-    passed_over = ("converged", "message", "C" if found.get("folds") or found.get("draws") else "")
-    numbers = [found[name] for name in needed if name not in passed_over]
-    if not all(isinstance(number, int | float) for number in numbers):
-        raise TypeError(f"one of {', '.join(needed)} is no number")
-    around = found.get("interval")
-    ends = [found["score"], *(around[end] for end in ("low", "high"))] if around else numbers[:1]
-    if record.status == DONE and not all(0 <= end <= 1 for end in ends):
-        raise ValueError(f"a score or interval is no fraction: {ends}")
+    return [best[key] for key in sorted(best)], faults
 
 
 def read_record(path: str | Path) -> RunRecord:
@@ -258,7 +250,7 @@ def read_record(path: str | Path) -> RunRecord:
         ResultsError: it is not there, damaged, or of a later schema.
     """
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        fields = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as err:
         raise ResultsError(f"cannot read {path} ({err.strerror or err}); name a record, a .json file") from err
     except (ValueError, RecursionError) as err:  # also bytes that are no text
@@ -271,10 +263,10 @@ def read_record(path: str | Path) -> RunRecord:
     known = {own.name for own in dataclass_fields(RunRecord)}
     if unknown := sorted(set(fields) - known):
         raise ResultsError(f"{path} is damaged: no record has {', '.join(unknown)}; remove it, or run its cell again")
-    try:
-        record = RunRecord(**fields)
-        _check_complete(record)
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        reason = f"without {err}" if isinstance(err, KeyError) else err
-        raise ResultsError(f"{path} is damaged: {reason}; run its cell again") from err
-    return record
+    if fault := find_fault(fields) or find_contradiction(fields.get("result"), fields["spec"]["dataset"]["metric"]):
+        raise ResultsError(f"{path} is damaged: {fault}; run its cell again")
+    return RunRecord(**{"result": None, "parity": None, **fields})
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")

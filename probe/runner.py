@@ -301,7 +301,8 @@ def compare(eager: Done, jit: Done) -> dict[str, Any]:
     largest = {point: found.max_abs for point, found in differences.items()}
     flipped = count_flips(eager.result.predictions, jit.result.predictions)
     test = paired.compare(eager.result.outcomes, jit.result.outcomes, same_images=eager.result.same_images)
-    return {"max_abs_difference": largest, "predictions_flipped": flipped, "p_value": test.p_value}
+    found = {"max_abs_difference": largest, "predictions_flipped": flipped, "p_value": test.p_value}
+    return {**found, "eager_score": eager.result.score}  # by which to know whether the eager cell was run again since
 
 
 def _record(

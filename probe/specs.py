@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 SPLITS = ("train", "val", "test")
+LONGEST_SLUG = 100  # characters of a name in that of a file; file systems take 255 bytes for all of it
 FEATURE_POINTS = ("projected", "pre_projection")  # where image features are taken: after the projection, or before it
 
 
@@ -275,4 +276,6 @@ def slug(name: str, *, is_path: bool = False) -> str:
         kind, _, path = name.partition(":") if re.match(r"\w+:", name) else ("", "", name)
         last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
         name = f"{kind} {last} {digest(name)[:8]}"
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")
+    is_usable = 0 < len(plain) <= LONGEST_SLUG  # else it would be a hidden file, or none that can be made
+    return plain if is_usable else f"{plain[:LONGEST_SLUG]}-{digest(name)[:8]}".strip("-.")

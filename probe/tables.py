@@ -116,7 +116,7 @@ def to_markdown(records: Iterable[RunRecord]) -> str:
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    header, *rows = ([" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (header, *rows))
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |\n" for line in lines)

@@ -10,9 +10,9 @@ from test_records import make_failure, make_record
 
 from probe.exports import FORMATS, to_csv, to_json, to_latex, to_parquet
 from probe.leaderboard import OTHER_IMAGES, notes, sections, table, to_markdown
+from probe.mean_ranking import mean_ranks
 from probe.outcomes import Outcomes
 from probe.paired import compare
-from probe.ranking import mean_ranks
 
 
 def _cell(dataset, model, num_wrong, **changes):
@@ -37,7 +37,7 @@ def test_what_does_not_compare_has_sections_of_its_own():
     found = sections(variants)
     assert [len(section.lines) for section in found] == [1] * len(variants)
     text = to_markdown(found)
-    assert text.count("(rules ") == 2  # of those that differ in max_iter alone
+    assert text.count(", rules ") == 2  # of those that differ in max_iter alone
 
 
 def test_what_earlier_versions_left_out_of_a_protocol_is_its_default():
@@ -92,7 +92,7 @@ def test_scores_of_other_test_images_are_marked_and_left_out():
     assert {key[0] for key in section.others} == {"c"}
     assert section.status(records[2]) == OTHER_IMAGES
     assert "99.50 ±1.50 #" in to_markdown([section])
-    assert any(note.startswith("# read other test images") for note in notes(section))
+    assert any(note.startswith("\\# of other test images") for note in notes(section))
 
 
 def test_weights_that_changed_under_a_name_are_noted():
@@ -119,7 +119,7 @@ def test_means_are_tested_as_a_bootstrap_of_all_test_images_would():
     records = {
         m: [_with(_record(m, 0, dataset=d), o) for d, o in zip(names, own, strict=True)] for m, own in outcomes.items()
     }
-    ranks = mean_ranks(records)
+    ranks = mean_ranks(records).ranks
     joined = {
         m: Outcomes("accuracy", {"right": np.concatenate([o.arrays["right"] for o in own])})
         for m, own in outcomes.items()
@@ -136,32 +136,80 @@ def test_means_are_tested_as_a_bootstrap_of_all_test_images_would():
 
 def test_one_dataset_is_ranked_by_mcnemars_test():
     """Five images of one alone are chance (p = 2 / 2^5), six are not (p = 2 / 2^6)."""
-    assert mean_ranks({"a": [_record("a", 20)], "b": [_record("b", 25)]}) == {"a": "1 =", "b": "1 ="}
-    assert mean_ranks({"a": [_record("a", 20)], "b": [_record("b", 26)]}) == {"a": "1", "b": "2"}
+    assert mean_ranks({"a": [_record("a", 20)], "b": [_record("b", 25)]}).ranks == {"a": "1 =", "b": "1 ="}
+    assert mean_ranks({"a": [_record("a", 20)], "b": [_record("b", 26)]}).ranks == {"a": "1", "b": "2"}
 
 
-def test_draws_of_training_images_count_in_ranks_of_few_shot():
-    """The same difference on every test image is chance where it changes its sign from draw to draw."""
-
-    def model(name, wrong):
-        y = np.arange(NUM)
-        record = _record(name, 0, dataset="digits")
-        outcomes = [Outcomes("accuracy", {"right": y >= n}) for n in wrong]
-        score = float(np.mean([o.score() for o in outcomes]))
-        draws = [{"seed": i} for i in range(len(wrong))]
-        record.result.update(outcomes=[o.pack() for o in outcomes], score=score, draws=draws)
-        return [record]
-
-    steady = mean_ranks({"a": model("a", [100] * 5), "b": model("b", [140] * 5)})
-    assert steady == {"a": "1", "b": "2"}
-    unsteady = mean_ranks({"a": model("a", [100] * 5), "b": model("b", [0, 280, 20, 280, 120])})
-    assert unsteady == {"a": "1 =", "b": "1 ="}
+def _of_draws(name, wrong, *, folds=False):
+    """A record whose draws have so many wrong on the same test images; or two such folds of it."""
+    record = _record(name, 0)
+    outcomes = [Outcomes("accuracy", {"right": np.arange(NUM) >= n}) for n in wrong]
+    draws = [{"score": outcome.score()} for outcome in outcomes]
+    parts = {"draws": [], "folds": [{"draws": draws}] * 2} if folds else {"draws": draws, "folds": []}
+    score = float(np.mean([outcome.score() for outcome in outcomes]))
+    record.result.update(outcomes=[outcome.pack() for outcome in outcomes], score=score, **parts)
+    return [record]
 
 
-def test_a_model_without_outcomes_has_no_rank_and_the_others_do(caplog):
+@pytest.mark.parametrize("folds", [False, True])
+def test_draws_of_training_images_count_in_ranks_of_few_shot(folds):
+    """The same difference of means is chance where it changes its sign from draw to draw."""
+    a, steady, unsteady = [100] * 5, [140] * 5, [0, 280, 20, 280, 120]
+    ranks = [
+        mean_ranks({"a": _of_draws("a", a, folds=folds), "b": _of_draws("b", b, folds=folds)}).ranks
+        for b in (steady, unsteady)
+    ]
+    assert ranks == [{"a": "1", "b": "2"}, {"a": "1 =", "b": "1 ="}]
+
+
+@pytest.mark.parametrize("num_draws", [3, 5])
+def test_few_draws_are_judged_by_students_t(num_draws):
+    """Of models that are equal but for their draws one in twenty pairs is told apart; by the normal one in six."""
+    rng = np.random.default_rng(num_draws)
+    told = 0
+    for _ in range(200):
+        wrong = rng.integers(40, 200, size=(2, num_draws))
+        ranks = mean_ranks({"a": _of_draws("a", wrong[0]), "b": _of_draws("b", wrong[1])}).ranks
+        told += ranks["a"] != ranks["b"]
+    assert told <= 20  # of 10 that are expected; more in one of a thousand such tests
+
+
+def test_a_model_without_outcomes_has_no_rank_and_the_others_do():
     found = mean_ranks({"a": [_record("a", 20)], "b": [_record("b", 60)], "old": [make_record(model="old")]})
-    assert found == {"a": "1", "b": "2"}
-    assert "old has no rank" in caplog.text
+    assert found.ranks == {"a": "1", "b": "2"}
+    assert found.reasons["old"].startswith("digits: it has no outcomes")
+    (section,) = sections([_record("a", 20), _record("b", 60), make_record(model="old")])
+    assert any(note.startswith("old has no rank: digits: ") for note in notes(section))
+
+
+def test_outcomes_that_do_not_go_together_cost_a_rank_and_nothing_else():
+    """Of another number of images under one digest, as after an edit by hand."""
+    odd = _record("c", 20)
+    odd.result["outcomes"] = [Outcomes("accuracy", {"right": np.ones(300, bool)}).pack()]
+    found = mean_ranks({"a": [_record("a", 20)], "b": [_record("b", 60)], "c": [odd]})
+    assert found.ranks == {"a": "1", "b": "2"}
+    assert "300 test images" in found.reasons["c"]
+
+
+def test_another_metric_is_not_averaged_with_the_others():
+    other = _record("c", 2)
+    other.spec["dataset"]["metric"] = "mean_per_class"
+    (section,) = sections([_record("a", 20), _record("b", 60), other])
+    assert section.common == ()
+    assert {key[0] for key in section.others} == {"c"}
+    assert "There is no mean" in " ".join(notes(section))
+    assert "digits lacks those of c" in " ".join(notes(section))
+
+
+def test_the_mean_of_one_dataset_has_its_interval():
+    (section,) = sections([_cell("digits", "a", 20), _cell("digits", "b", 40), _cell("mnist", "a", 40)])
+    assert (section.lines[0].low, section.lines[0].high) == pytest.approx((0.93, 0.96))
+
+
+def test_a_dataset_may_be_called_as_a_column_is():
+    header, _ = table(sections([make_record("model")]))
+    assert len(header) == len(set(header))
+    assert "dataset:model" in header
 
 
 RECORDS = [_cell("digits", "a_b & c", 20), _cell("mnist", "a_b & c", 40), make_failure(dataset="digits", model="x|y")]
@@ -183,6 +231,7 @@ def test_latex_escapes_names_and_has_as_many_cells_in_every_row():
     assert r"95.00\,$\pm$\,1.50" in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.replace(r"\&", "").count("&") for line in rows} == {3}
+    assert "% The mean is over" in text or "% There is no mean" in text
 
 
 def test_parquet_has_the_columns_of_the_csv_with_their_types(tmp_path):

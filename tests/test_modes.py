@@ -25,4 +25,13 @@ def test_runs_that_were_not_side_by_side_are_tested_by_their_outcomes():
     assert pair.p_value == pytest.approx(2**-5)
     assert abs(pair.difference + 6 / 400) < 1e-12
     other = _record("a", 26, jit=True, splits={"test": {"size": 400, "sha256": "other"}})
-    assert pair_modes([_record("a", 20), other])[0].p_value is None
+    assert pair_modes([_record("a", 20), other]) == []  # which says nothing of modes
+
+
+def test_a_comparison_with_an_eager_run_that_is_gone_does_not_count():
+    """The eager cell was run again since, alone: flips and p are of a score that is no more."""
+    eager, jit = _record("a", 20), _record("a", 60, jit=True, parity={**PARITY, "eager_score": 0.85})
+    (pair,) = pair_modes([eager, jit])
+    assert (pair.flipped, pair.largest) == (None, None)
+    assert pair.p_value is not None
+    assert pair.p_value < 1e-6

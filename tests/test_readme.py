@@ -24,15 +24,16 @@ def _printed(*arguments):
 
 
 def _results():
-    records = read_records(ROOT / "results")
-    header = ("dataset", "protocol", "model", "eager, %", "jit, %", "eager by fast, %")
+    """Of the two protocols that the page explains first; the leaderboard has the others."""
     scores = {}
-    for record in records:
-        star = " *" if status(record) == "not converged" else ""
-        score = f"{100 * record.result['score']:.2f}{star}" if record.result else "failed"
-        scores.setdefault((record.dataset, record.protocol, record.model), {})[record.mode, record.solver] = score
-    columns = (("eager", "sklearn"), ("jit", "sklearn"), ("eager", "fast"))
-    rows = [(*key, *(found.get(column, "") for column in columns)) for key, found in sorted(scores.items())]
+    for record in read_records(ROOT / "results"):
+        if record.protocol in ("clip-paper", "readme"):
+            star = " *" if status(record) == "not converged" else ""
+            score = f"{100 * record.result['score']:.2f}{star}" if record.result else "failed"
+            key = (record.dataset, record.protocol, record.solver, record.model, record.precision)
+            scores.setdefault(key, {})[record.mode] = score
+    header = ("dataset", "protocol", "solver", "model", "precision", "eager, %", "jit, %")
+    rows = [(*key, *(found.get(mode, "") for mode in ("eager", "jit"))) for key, found in sorted(scores.items())]
     return markdown_table(header, rows)
 
 

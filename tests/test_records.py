@@ -4,17 +4,21 @@ from pathlib import Path
 
 import pytest
 
+import probe
+from probe import leaderboard, modes, tables
 from probe.errors import ResultsError
 from probe.records import (
     FAILED,
     SCHEMA_VERSION,
     RunRecord,
     check_writable,
+    read_record,
     read_records,
     record_path,
     write_record,
     write_text,
 )
+from probe.report import _data as report_data
 
 
 def make_record(dataset="digits", model="tiny", *, jit=False, protocol="readme", score=0.5, converged=True, **changes):
@@ -114,8 +118,8 @@ def test_of_two_records_of_a_cell_the_newest_counts_and_both_are_named(tmp_path,
     newer = make_record(score=0.6, created="2026-02-01T00:00:00+00:00")
     write_record(newer, tmp_path)
     assert read_records(tmp_path) == [newer]
-    assert "tiny.eager.readme.fp32.json and " in caplog.text
-    assert "a-copy.json are of one cell" in caplog.text
+    assert "a-copy.json is passed over" in caplog.text
+    assert "tiny.eager.readme.fp32.json is of the same cell, and newer" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -123,8 +127,8 @@ def test_of_two_records_of_a_cell_the_newest_counts_and_both_are_named(tmp_path,
     [
         ({"schema_version": None}, "no schema version"),
         ({"colour": 1}, "no record has colour"),
-        ({"splits": []}, "splits is no object"),
-        ({"status": "fine"}, "status 'fine'"),
+        ({"splits": []}, "splits is []"),
+        ({"status": "fine"}, "status is 'fine'"),
     ],
 )
 def test_a_record_that_somebody_changed_is_named_with_what_is_wrong(tmp_path, caplog, changes, said):
@@ -137,7 +141,74 @@ def test_a_record_that_somebody_changed_is_named_with_what_is_wrong(tmp_path, ca
 def test_a_score_that_is_no_fraction_is_damage(tmp_path, caplog):
     write_record(make_record(score=98.9), tmp_path)
     assert read_records(tmp_path) == []
-    assert "is no fraction" in caplog.text
+    assert "98.9, no fraction" in caplog.text
+
+
+def _made(tmp_path):
+    """A record as a run writes it, of the newest schema, in JSON's types."""
+    record = probe.run("digits", model="tiny", protocol="clip-paper", solver="fast", device="cpu", results_dir=tmp_path)
+    return json.loads(record_path(record, tmp_path).read_text())
+
+
+def _changed(fields, path, value):
+    """A copy in which one value, however deep, is another."""
+    if not path:
+        return value
+    if isinstance(fields, list):
+        return [_changed(part, path[1:], value) if i == path[0] else part for i, part in enumerate(fields)]
+    return {name: _changed(part, path[1:], value) if name == path[0] else part for name, part in fields.items()}
+
+
+def _paths(value, path=()):
+    parts = value.items() if isinstance(value, dict) else list(enumerate(value))[:1] if isinstance(value, list) else []
+    for name, part in parts:
+        yield (*path, name)
+        yield from _paths(part, (*path, name))
+
+
+def test_whatever_is_changed_in_a_record_is_found_or_does_no_harm(tmp_path):
+    """One bad file must not keep the tables of all others from being written."""
+    fields = _made(tmp_path / "made")
+    path, tried = tmp_path / "changed.json", 0
+    for place in _paths(fields):
+        for value in (None, "x", [], {}, -1, True, [1], {"x": 1}):
+            path.write_text(json.dumps(_changed(fields, place, value)))
+            try:
+                record = read_record(path)
+            except ResultsError:
+                continue
+            tried += 1
+            leaderboard.to_markdown(leaderboard.sections([record]))
+            tables.render([record])
+            modes.rows(modes.pair_modes([record, replace(record, spec={**record.spec, "jit": not record.spec["jit"]})]))
+            report_data([record], leaderboard.sections([record]), {record.key: 0})
+    assert tried > 500  # most of a record is for people alone
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"score": 0.5}, "outside of its interval"),
+        ({"score": 0.5, "interval": None}, "that of its outcomes"),
+        ({"num_test": 10}, "outcomes of 359 test images"),
+        ({"C": 0.5}, "none that its protocol tries"),
+        ({"gradient_ratio": float("nan")}, "NaN is no number"),
+        ({"outcomes": [{"metric": "accuracy"}]}, "outcomes of test images are damaged"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_passed_over(tmp_path, caplog, change, said):
+    fields = _made(tmp_path)
+    path = record_path(read_records(tmp_path)[0], tmp_path)
+    path.write_text(json.dumps({**fields, "result": {**fields["result"], **change}}))
+    assert read_records(tmp_path) == []
+    assert said in caplog.text
+
+
+def test_names_that_make_no_file_name_get_one(tmp_path):
+    names = ["模型", "тест", "x" * 300, "..."]
+    paths = {record_path(make_record(model=name), tmp_path).name for name in names}
+    assert len(paths) == 4
+    assert all(0 < path.index(".eager") <= 110 for path in paths)
 
 
 def test_a_record_from_the_future_is_named_and_left_alone(tmp_path, caplog):

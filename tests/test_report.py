@@ -150,10 +150,22 @@ def test_a_cell_opens_its_record_by_keyboard_and_closes_again(page):
     assert cell.evaluate("node => node === document.activeElement")
 
 
-def test_an_address_with_a_record_opens_it(browser, page_path):
+def test_an_address_with_a_record_opens_it_over_its_section(browser, page_path):
     page = browser.new_page()
-    page.goto(f"{page_path.as_uri()}#records/digits/tiny.eager.readme.fp32.json")
-    assert page.get_by_role("dialog").is_visible()
+    page.goto(f"{page_path.as_uri()}#records/digits/tiny.jit.readme.fp32.json")
+    assert page.get_by_role("dialog", name="digits / tiny / jit / readme").is_visible()
+    page.keyboard.press("Escape")
+    assert page.locator(".board:visible h2").inner_text().endswith("jit, fp32")
+    page.close()
+
+
+def test_numbers_are_shown_as_they_are(browser, page_path):
+    """Neither zeros of 100 nor exponents may be lost."""
+    page = browser.new_page()
+    page.goto(page_path.as_uri())
+    values = [100, 320, 0.316, 1e-10, 3.2e-10, 1e6, 0, 0.042169]
+    shown = page.evaluate("values => values.map(number)", values)
+    assert [float(text) for text in shown] == pytest.approx(values, rel=5e-3)
     page.close()
 
 

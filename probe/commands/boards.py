@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probe import errors
+
+if TYPE_CHECKING:
+    from probe.records import RunRecord
 
 
 def tables(args: argparse.Namespace) -> int:
@@ -27,12 +33,11 @@ def tables(args: argparse.Namespace) -> int:
         return 0
     if args.check:
         stale = derived.find_stale(results_dir)
-        for path in stale:
-            print(
-                f"probe: {path} differs from the records; run python -m probe tables, and remove it if it stays",
-                file=sys.stderr,
-            )
-        return 1 if stale else 0
+        for path in stale.differing:
+            print(f"probe: {path} differs from the records; run python -m probe tables", file=sys.stderr)
+        for path in stale.orphans:
+            print(f"probe: {path} is of a model without records; remove it", file=sys.stderr)
+        return 1 if stale.differing or stale.orphans else 0
     for path in derived.write_derived(results_dir):
         print(path)
     return 0
@@ -40,35 +45,46 @@ def tables(args: argparse.Namespace) -> int:
 
 def leaderboard(args: argparse.Namespace) -> int:
     """Print the leaderboard, or write its page or plots."""
-    from probe import derived, exports, leaderboard
-    from probe.records import read_records, write_bytes
+    from probe import exports
+    from probe.leaderboard import sections
+    from probe.records import encode, read_records, write_bytes
 
     results_dir = _results_dir(args)
     records = [r for r in read_records(results_dir) if args.protocol is None or r.protocol in args.protocol]
     if not records:
         raise errors.ResultsError(f"no record in {results_dir} is of {', '.join(args.protocol or ['any cell'])}")
-    if args.html is not None:
-        from probe import report
-
-        path = Path(args.html) if args.html else results_dir / derived.PAGE
-        write_bytes(path, report.render(records, leaderboard.sections(records)).encode())
-        print(path)
     if args.plots is not None:
         from probe import plots
 
         for path in plots.write_plots(records, Path(args.plots)):
             print(path)
-    if args.html is not None or args.plots is not None:
         return 0
-    text = exports.FORMATS[args.format](leaderboard.sections(records))
-    data = text if isinstance(text, bytes) else text.encode()
+    if args.html:
+        path = _write_page(records, results_dir, args)
+        print(path)
+        return 0
+    text = exports.FORMATS[args.format](sections(records))
     if args.out is not None:
-        write_bytes(Path(args.out), data)
-    elif args.format == "parquet":
+        write_bytes(Path(args.out), text if isinstance(text, bytes) else encode(text))
+    elif isinstance(text, bytes):
         raise errors.ResultsError("Parquet is no text; name a file with --out")
     else:
-        print(data.decode(), end="")
+        print(text, end="")
     return 0
+
+
+def _write_page(records: Sequence[RunRecord], results_dir: Path, args: argparse.Namespace) -> Path:
+    from probe import report
+    from probe.derived import PAGE
+    from probe.leaderboard import sections
+    from probe.records import write_text
+
+    if args.out is None and args.protocol is not None:
+        raise errors.ResultsError(f"{results_dir / PAGE} is of all records; name another file with --out")
+    path = Path(args.out) if args.out is not None else results_dir / PAGE
+    folder = Path(os.path.relpath(results_dir, path.parent)).as_posix()
+    write_text(path, report.render(records, sections(records), results_dir=folder))
+    return path
 
 
 def card(args: argparse.Namespace) -> int:

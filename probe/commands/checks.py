@@ -84,14 +84,16 @@ def reproduce(args: argparse.Namespace) -> int:
         NOT_RUN,
         estimate_seconds,
         find_records,
-        refuse_overwriting,
         reproduce_all,
     )
 
-    files = [found for path in args.path for found in find_records(path)]
-    refuse_overwriting(args.results_dir, [path for path, _ in files])
+    found = [find_records(path) for path in args.path]
+    records = [record for some, _ in found for record in some]
+    unread = [fault for _, faults in found for fault in faults]
+    for fault in unread:
+        print(f"probe: {fault}", file=sys.stderr)
     limit = 60 * args.max_minutes if args.max_minutes else float("inf")
-    wanted = [record for _, record in files if estimate_seconds(record) <= limit]
+    wanted = [record for record in records if estimate_seconds(record, records) <= limit]
     access = Access(
         data=args.data_dir,
         weights=args.weights_dir,
@@ -101,28 +103,28 @@ def reproduce(args: argparse.Namespace) -> int:
     )
     done: list[Reproduction] = []
     try:
-        for found in reproduce_all(wanted, tolerance=args.tolerance, device=args.device, access=access):
-            done.append(found)
-            logger.info("%s / %s / %s / %s: %s", *_cell_names(found.record), found.verdict)
+        for one in reproduce_all(wanted, tolerance=args.tolerance, device=args.device, access=access):
+            done.append(one)
+            logger.info("%s / %s / %s / %s: %s", *_cell_names(one.record), one.verdict)
             if args.json:
-                print(json.dumps(asdict(found), sort_keys=True), flush=True)
-    finally:
+                print(json.dumps(asdict(one), sort_keys=True), flush=True)
+    finally:  # also after Ctrl-C
         if done and not args.json:
             print(_reproduced(done) if len(done) > 1 else _stages_page(done[0]), end="")
-    for found in done:
-        if found.verdict == NOT_RUN:
-            print(f"probe: {' / '.join(_cell_names(found.record))}: {found.reason}", file=sys.stderr)
-    failed, left = sum(1 for _, record in files if record.error), len(files) - len(wanted)
-    passed = sum(found.passed for found in done)
-    if len(files) > 1:
-        print(
-            f"probe: {passed} of {len(done)} confirmed; passed over: {failed} of failed cells, "
-            f"{left} that took longer than --max-minutes",
-            file=sys.stderr,
-        )
+        passed = sum(one.passed for one in done)
+        if len(records) + len(unread) > 1:
+            print(
+                f"probe: {passed} of {len(done)} confirmed; passed over: {len(unread)} that cannot be read, "
+                f"{sum(1 for record in records if record.error)} of failed cells, "
+                f"{len(records) - len(wanted)} that took longer than --max-minutes",
+                file=sys.stderr,
+            )
+    for one in done:
+        if one.verdict == NOT_RUN:
+            print(f"probe: {' / '.join(_cell_names(one.record))}: {one.reason}", file=sys.stderr)
     if not done:
         raise errors.ResultsError("nothing was run again; name records that have a score, or raise --max-minutes")
-    return 0 if passed == len(done) else 1
+    return 0 if passed == len(done) and not unread else 1
 
 
 def _cell_names(record: RunRecord) -> tuple[str, str, str, str]:

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from probe import errors
 from probe.arguments import JIT_MODES
 
 if TYPE_CHECKING:
@@ -59,9 +58,3 @@ def limit_threads(args: argparse.Namespace) -> None:
         from probe.environment import limit_threads
 
         limit_threads(args.threads)
-
-
-def sentence(error: Mapping[str, str]) -> str:
-    """The message; of an error that is not ours the type too, since `KeyError` says no more than the key."""
-    ours = {name for name, value in vars(errors).items() if isinstance(value, type)}
-    return error["message"] if error["type"] in ours else f"{error['type']}: {error['message']}"

@@ -60,7 +60,7 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
     failed = [(spec, record) for spec, record in zip(specs, records, strict=False) if record.error]  # in one order
     for spec, record in failed:
         assert record.error is not None
-        print(f"probe: {spec} failed: {grids.sentence(record.error)}", file=sys.stderr)
+        print(f"probe: {spec} failed: {errors.sentence(record.error)}", file=sys.stderr)
     if len(records) < len(specs):
         print(f"probe: {len(records)} of {len(specs)} cells were run", file=sys.stderr)
 
@@ -88,7 +88,7 @@ def extract(args: argparse.Namespace) -> int:
             failed += 1
             logger.debug("%s", spec, exc_info=None if isinstance(outcome, ProbeError) else outcome)
             error = {"type": type(outcome).__name__, "message": str(outcome)}
-            print(f"probe: {' / '.join(name)} failed: {grids.sentence(error)}", file=sys.stderr)
+            print(f"probe: {' / '.join(name)} failed: {errors.sentence(error)}", file=sys.stderr)
     if rows:
         print(tables.markdown_table(("dataset", "model", "mode", "images", "state", "folder"), rows), end="")
     return 1 if failed else 0

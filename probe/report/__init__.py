@@ -24,33 +24,42 @@ SHORT = 8  # characters of a commit
 Index = dict[tuple[str, ...], int]  # where a record, by its key, stands in the data of the page
 
 
-def render(records: Sequence[RunRecord], sections: Sequence[leaderboard.Section]) -> str:
-    """The page of some records, one record for each cell, and the sections that they make."""
+def render(records: Sequence[RunRecord], sections: Sequence[leaderboard.Section], *, results_dir: str = ".") -> str:
+    """The page of some records.
+
+    Args:
+        records: one for each cell.
+        sections: that they make.
+        results_dir: the folder of the records, from that of the page, to link to them.
+    """
     index: Index = {record.key: i for i, record in enumerate(records)}
+    data = {"folder": "" if results_dir == "." else f"{results_dir}/", **_data(records, sections, index)}
     loader = FileSystemLoader(FOLDER)
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return templates.get_template("report.html").render(
-        sections=[_section(section, index) for section in sections],
+        sections=[_section(*pair, index) for pair in zip(leaderboard.titles(sections), sections, strict=True)],
         num_records=len(records),
         newest=max((record.created for record in records), default="")[:10],
         # `<` could end the script that the data stand in.
-        data=Markup(json.dumps(_data(records, sections, index), separators=(",", ":")).replace("<", "\\u003c")),
+        data=Markup(json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")),
         style=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
         script=Markup((FOLDER / "report.js").read_text(encoding="utf-8")),
     )
 
 
-def _section(section: leaderboard.Section, index: Index) -> dict[str, Any]:
+def _section(title: str, section: leaderboard.Section, index: Index) -> dict[str, Any]:
     return {
-        "title": section.title,
+        "title": title,
         "datasets": section.datasets,
+        "has_mean": leaderboard.has_mean(section),
         "num_common": len(section.common),
         "notes": [note.removeprefix("\\") for note in leaderboard.notes(section)],
         "lines": [
             {
                 "line": line,
+                "mean": leaderboard.mean_text(line).partition(" "),
                 "cells": [_cell(section, line.cells.get(name), index) for name in section.datasets],
             }
             for line in section.lines
@@ -80,12 +89,13 @@ def _data(records: Sequence[RunRecord], sections: Sequence[leaderboard.Section],
         "environments": [json.loads(text) for text in environments],
         "sections": [
             {
-                "title": section.title,
                 "lines": [
                     {
                         "model": line.model,
                         "mean": line.mean,
-                        "half": line.half_width,
+                        "low": line.low,
+                        "high": line.high,
+                        "gflops": line.gflops,
                         "cells": {name: index[record.key] for name, record in line.cells.items()},
                     }
                     for line in section.lines
@@ -100,7 +110,7 @@ def _data(records: Sequence[RunRecord], sections: Sequence[leaderboard.Section],
                 "eager": index[pair.eager.key],
                 "jit": index[pair.jit.key],
                 "flipped": pair.flipped,
-                "p": pair.p_value,
+                "p": pair.p_value and float(f"{pair.p_value:.3g}"),
                 "largest": pair.largest,
             }
             for pair in modes.pair_modes(records)

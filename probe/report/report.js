@@ -18,7 +18,7 @@ function make(name, attributes = {}, ...children) {
 }
 
 const percent = (value) => (value === undefined || value === null ? "" : (100 * value).toFixed(2));
-const number = (value) => (value === undefined || value === null ? "" : Number(value).toPrecision(3).replace(/\.?0+$/, ""));
+const number = (value) => (value === undefined || value === null ? "" : String(Number(Number(value).toPrecision(3))));
 const nameOf = (record) => `${record.dataset} / ${record.model} / ${record.mode} / ${record.protocol}`;
 
 function contains(text, wanted) {
@@ -103,7 +103,7 @@ function openRecord(index) {
     status: record.status,
     C: record.C === undefined ? "" : number(record.C),
     solver: `${record.solver}${record.iterations === undefined ? "" : `, ${record.iterations} iterations`}`,
-    "gradient, of its start": record.gradient === undefined ? "" : record.gradient.toExponential(1),
+    "gradient, of its start": record.gradient === undefined ? "" : number(record.gradient),
     images: record.train === undefined ? "" : `${record.train} to fit, ${record.test} to test`,
     precision: record.precision,
     weights: record.weights || "",
@@ -116,9 +116,9 @@ function openRecord(index) {
     ...Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]),
   );
   byId("command").textContent = `python -m probe reproduce ${record.file}`;
-  byId("file").setAttribute("href", record.file);
+  byId("file").setAttribute("href", encodeURI(data.folder + record.file));
   byId("copy").textContent = "Copy the command";
-  history.replaceState(null, "", `#${record.file}`);
+  history.replaceState(null, "", `#${encodeURI(record.file)}`);
   byId("record").showModal();
 }
 
@@ -147,6 +147,19 @@ function ticks(low, high, count = 5) {
   return found;
 }
 
+// Whole decades, and where they are few what lies between them; `low` and `high` are logarithms.
+function logTicks(low, high) {
+  const steps = high - low > 6 ? [1] : high - low > 1.5 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9];
+  const found = [];
+  for (let e = Math.floor(low); e <= high; e += high - low > 6 ? 2 : 1) {
+    for (const step of steps) {
+      const value = Number((step * 10 ** e).toPrecision(2));
+      if (Math.log10(value) >= low && Math.log10(value) <= high) found.push(value);
+    }
+  }
+  return found;
+}
+
 function extent(values, share = 0.06) {
   const low = Math.min(...values), high = Math.max(...values), room = (high - low || Math.abs(high) || 1) * share;
   return [low - room, high + room];
@@ -160,10 +173,7 @@ function frame(label, xs, ys, { width = 460, height = 300, left = 52, bottom = 4
   if (isSquare) [x0, x1] = [y0, y1] = [Math.min(x0, y0), Math.max(x1, y1)];
   const x = (value) => left + ((of(value) - x0) / (x1 - x0)) * (width - left - 12);
   const y = (value) => height - bottom - ((value - y0) / (y1 - y0)) * (height - bottom - 12);
-  const isWide = isLog && x1 - x0 > 6;
-  const marks = isLog
-    ? ticks(Math.ceil(x0), Math.floor(x1)).filter(Number.isInteger).map((e) => [10 ** e, isWide ? `1e${e}` : String(Number((10 ** e).toPrecision(1)))])
-    : ticks(x0, x1).map((value) => [value, String(value)]);
+  const marks = (isLog ? logTicks(x0, x1) : ticks(x0, x1)).map((value) => [value, isLog && x1 - x0 > 6 ? value.toExponential(0) : String(value)]);
   for (const [value, text] of marks) {
     svg.append(make("line", { class: "grid", x1: x(value), x2: x(value), y1: 12, y2: height - bottom }));
     svg.append(make("text", { x: x(value), y: height - bottom + 16, "text-anchor": "middle" }, text));
@@ -201,9 +211,8 @@ function chosenLines() {
     .filter((line) => contains(line.model, byId("models").value))
     .map((line) => {
       if (name === MEAN) {
-        const any = Object.values(line.cells)[0];
-        const ends = line.half === null ? {} : { low: line.mean - line.half, high: line.mean + line.half };
-        return { model: line.model, score: line.mean, ...ends, gflops: data.records[any].gflops, record: undefined };
+        const { model, mean, low, high, gflops } = line;
+        return { model, score: mean, low: low ?? undefined, high: high ?? undefined, gflops, record: undefined };
       }
       const index = line.cells[name];
       return index === undefined ? null : { ...data.records[index], record: index };
@@ -327,6 +336,10 @@ if (boards.length) {
   });
   showSection();
   drawAll();
-  const linked = data.records.findIndex((record) => `#${record.file}` === decodeURIComponent(location.hash));
-  if (linked >= 0) openRecord(linked);
+  const linked = data.records.findIndex((record) => `#${encodeURI(record.file)}` === location.hash);
+  if (linked >= 0) {
+    byId("section").value = data.sections.findIndex((one) => one.lines.some((line) => Object.values(line.cells).includes(linked)));
+    showSection();
+    openRecord(linked);
+  }
 }
