@@ -71,7 +71,8 @@ BELOW = {
     },
     "published": {"names", "records", "tables"},
     "difference": {"errors", "paired", "ranking", "records"},
-    "reproduction": {"difference", "environment", "errors", "extraction", "models", "records", "runner", "specs"},
+    "verdicts": {"difference", "errors", "records"},
+    "reproduction": {"environment", "errors", "extraction", "models", "records", "runner", "specs", "verdicts"},
     "doctor": {"datasets", "environment", "models", "paths"},
     "runner": {
         *(

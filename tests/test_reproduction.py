@@ -13,7 +13,8 @@ from probe.environment import threads
 from probe.errors import ResultsError
 from probe.extraction import Access
 from probe.records import read_record, record_path, write_record
-from probe.reproduction import CHANGED, IDENTICAL, NOT_RUN, WITHIN, estimate_seconds, judge, reproduce_all
+from probe.reproduction import estimate_seconds, reproduce_all
+from probe.verdicts import CHANGED, IDENTICAL, NOT_RUN, WITHIN, judge
 
 
 def _write_images(folder, *, shift=0):

@@ -14,7 +14,7 @@ from probe import errors
 
 if TYPE_CHECKING:
     from probe.records import RunRecord
-    from probe.reproduction import Reproduction
+    from probe.verdicts import Reproduction
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +81,11 @@ def reproduce(args: argparse.Namespace) -> int:
     """Run records again; 1 unless every score is confirmed."""
     from probe.extraction import Access
     from probe.reproduction import (
-        NOT_RUN,
         estimate_seconds,
         find_records,
         reproduce_all,
     )
+    from probe.verdicts import NOT_RUN
 
     found = [find_records(path) for path in args.path]
     records = [record for some, _ in found for record in some]
