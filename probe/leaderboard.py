@@ -15,7 +15,7 @@ from probe.mean_ranking import MeanRanks, mean_ranks
 from probe.ranking import test_images
 from probe.records import RunRecord
 from probe.specs import Protocol, digest
-from probe.tables import footnotes, half_width, markdown_table, percent, status
+from probe.tables import footnotes, half_width, markdown_table, marks, percent, status
 
 OTHER_IMAGES = "other test images or metric"
 _ORDER = {row.name: i for i, row in enumerate(CATALOG)}
@@ -196,7 +196,7 @@ def to_text(section: Section) -> tuple[list[str], list[list[str]]]:
     rows = []
     for line in section.lines:
         cells = [cell_text(section, line.cells.get(name)) for name in section.datasets]
-        rows.append([line.rank, line.model, *([mean_text(line)] if has_mean(section) else []), *cells])
+        rows.append([line.rank, line.model, *([mean_text(section, line)] if has_mean(section) else []), *cells])
     return header, rows
 
 
@@ -205,10 +205,13 @@ def has_mean(section: Section) -> bool:
     return len(section.datasets) > 1
 
 
-def mean_text(line: Line) -> str:
-    """The mean to read, with half the width of its interval; empty where there is none."""
+def mean_text(section: Section, line: Line) -> str:
+    """The mean to read, with half the width of its interval and the marks of its cells; empty where there is none."""
+    if line.mean is None:
+        return ""
     around = "" if line.half_width is None else f" ±{100 * line.half_width:.2f}"
-    return "" if line.mean is None else f"{100 * line.mean:.2f}{around}"
+    of_cells = "".join(marks(line.cells[name]) for name in section.common)
+    return f"{100 * line.mean:.2f}{around}" + "".join(mark for mark in (" *", " +") if mark in of_cells)
 
 
 def cell_text(section: Section, record: RunRecord | None) -> str:

@@ -75,10 +75,10 @@ def status(record: RunRecord) -> str:
     """`ok` or `failed`; or `not converged`, `partial`, or both with a comma between."""
     if record.status == FAILED:
         return "failed"
-    marks = [
+    words = [
         word for word, is_so in (("not converged", not has_converged(record)), ("partial", record.is_partial)) if is_so
     ]
-    return ", ".join(marks) or "ok"
+    return ", ".join(words) or "ok"
 
 
 def has_converged(record: RunRecord) -> bool:
@@ -153,8 +153,12 @@ def percent(record: RunRecord, *, with_interval: bool = False) -> str:
         return "failed"
     half = half_width(record.result) if with_interval else None
     around = "" if half is None else f" ±{100 * half:.2f}"
-    marks = ("" if has_converged(record) else " *") + (" +" if record.is_partial else "")
-    return f"{100 * record.result['score']:.2f}{around}{marks}"
+    return f"{100 * record.result['score']:.2f}{around}{marks(record)}"
+
+
+def marks(record: RunRecord) -> str:
+    """What stands behind a score, see `footnotes`."""
+    return ("" if has_converged(record) else " *") + (" +" if record.is_partial else "")
 
 
 def _page(records: Sequence[RunRecord]) -> str:

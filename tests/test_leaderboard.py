@@ -206,6 +206,14 @@ def test_the_mean_of_one_dataset_has_its_interval():
     assert (section.lines[0].low, section.lines[0].high) == pytest.approx((0.93, 0.96))
 
 
+def test_a_mean_has_the_marks_of_what_it_is_of():
+    """A mean over a fit that did not converge is no better known than that."""
+    unfinished = _cell("mnist", "a", 40)
+    unfinished.result["converged"] = False
+    (section,) = sections([_cell("digits", "a", 20), unfinished])
+    assert "92.50 ±1.06 *" in to_markdown([section])
+
+
 def test_a_dataset_may_be_called_as_a_column_is():
     header, _ = table(sections([make_record("model")]))
     assert len(header) == len(set(header))

@@ -59,7 +59,7 @@ def _section(title: str, section: leaderboard.Section, index: Index) -> dict[str
         "lines": [
             {
                 "line": line,
-                "mean": leaderboard.mean_text(line).partition(" "),
+                "mean": leaderboard.mean_text(section, line).partition(" "),
                 "cells": [_cell(section, line.cells.get(name), index) for name in section.datasets],
             }
             for line in section.lines
