@@ -22,7 +22,10 @@ Each message is one sentence of what is wrong and one of what to do. The command
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class ProbeError(Exception):
