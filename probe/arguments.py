@@ -20,6 +20,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--json", action="store_true", help="print records as JSON lines instead of a table")
     _add_fitting(run)
     _add_execution(run)
+    run.add_argument("--executor", choices=("serial", "ray"), default="serial", help="this process, or Ray [serial]")
+    run.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a running cluster, auto or ray://HOST:PORT [start Ray here]"
+    )
     run.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
     run.set_defaults(command="run")
 

@@ -24,7 +24,7 @@ def describe(device: str) -> dict[str, Any]:
         "packages": {name: package_version(name) for name in PACKAGES},
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
+        "torch_threads": torch_threads(),
         "blas_threads": _blas_threads(),
         "accelerator": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         **_git_state(),
@@ -38,6 +38,13 @@ def limit_threads(n: int) -> None:
 
     torch.set_num_threads(n)
     threadpool_limits(n)
+
+
+def torch_threads() -> int:
+    """How many torch computes with."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 @contextmanager

@@ -15,7 +15,8 @@
     |   `-- IncompleteError                      features of which some shards are not made yet
     |-- ProtocolError (ValueError)               a probe that cannot be fitted as its protocol says
     |-- CacheError (OSError)                     a folder of features that cannot be written to
-    `-- ResultsError (OSError)                   a results folder or record that cannot be read or written
+    |-- ResultsError (OSError)                   a results folder or record that cannot be read or written
+    `-- ExecutorError (RuntimeError)             workers that cannot be had, or are lost again and again
 
 Each message is one sentence of what is wrong and one of what to do. The command line prints it and exits with 1.
 """
@@ -94,6 +95,10 @@ class CacheError(ProbeError, OSError):
 
 class ResultsError(ProbeError, OSError):
     """A results folder or record that cannot be read or written."""
+
+
+class ExecutorError(ProbeError, RuntimeError):
+    """Workers that cannot be had, or are lost again and again."""
 
 
 def sentence(error: Mapping[str, str]) -> str:

@@ -61,6 +61,7 @@ class Access:
         skip_corrupt: pass over up to so many images of a dataset that cannot be read; the record names them.
         workers: processes that read images; None for what `reading.default_workers` says.
         shard: encode only the i-th of n shards, from 1 on, which others complete; None for all.
+        held: the model and dataset that this process keeps between calls; None keeps none.
     """
 
     data: str | Path | None = None
@@ -72,6 +73,15 @@ class Access:
     skip_corrupt: int = 0
     workers: int | None = None
     shard: tuple[int, int] | None = None
+    held: Held | None = None
+
+
+@dataclass
+class Held:
+    """The model and the dataset that were used last, for a process that is given one piece of work after the other."""
+
+    encoder: tuple[Any, ImageEncoder] | None = None
+    opened: tuple[Any, _Opened] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,7 @@ def extract_dataset(
     """
     started = time.perf_counter()
     try:
-        opened = _open(specs[0], access)
+        opened = _open_or_held(specs[0], access)
     except Exception as err:  # the grid goes on, and the records of these cells name it
         progress.expect(-expected)
         yield from ((spec, err) for spec in specs)
@@ -211,6 +221,14 @@ class _Opened:
 
     dataset: OpenedDataset
     parts: Mapping[str, _Part]
+
+
+def _open_or_held(spec: RunSpec, access: Access) -> _Opened:
+    if access.held is None:
+        return _open(spec, access)
+    if access.held.opened is None or access.held.opened[0] != spec.dataset:
+        access.held.opened = (spec.dataset, _open(spec, access))
+    return access.held.opened[1]
 
 
 def _open(spec: RunSpec, access: Access) -> _Opened:
@@ -313,7 +331,7 @@ def _load(jobs: Sequence[_Job], access: Access) -> Iterator[list[_Job | tuple[Ru
 def _try_to_load(job: _Job, access: Access) -> Exception | None:
     started = time.perf_counter()
     try:
-        job.encoder = _load_encoder(job.spec, access)
+        job.encoder = _load_or_held(job.spec, access)
     except Exception as err:
         return _without_frames(err)
     job.seconds["load"] += time.perf_counter() - started
@@ -324,6 +342,16 @@ def _without_frames(err: Exception) -> Exception:
     """The error without the variables of the functions that it came through, which would keep models in memory."""
     traceback.clear_frames(err.__traceback__)
     return err
+
+
+def _load_or_held(spec: RunSpec, access: Access) -> ImageEncoder:
+    if access.held is None:
+        return _load_encoder(spec, access)
+    wanted = (spec.model, spec.jit, spec.device, spec.precision, spec.compiled)
+    if access.held.encoder is None or access.held.encoder[0] != wanted:
+        access.held.encoder = None  # whose memory the next needs
+        access.held.encoder = (wanted, _load_encoder(spec, access))
+    return access.held.encoder[1]
 
 
 def _load_encoder(spec: RunSpec, access: Access) -> ImageEncoder:

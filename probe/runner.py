@@ -221,6 +221,19 @@ def _run_cells(specs: Sequence[RunSpec], access: Access) -> Iterator[Done | Fail
         derived.write_derived(results_dir)
 
 
+def compute(specs: Sequence[RunSpec], access: Access) -> Iterator[RunRecord]:
+    """The records of cells of one dataset, which the caller writes; the rest is as in `run_grid`."""
+    for cell in _run_dataset(specs, access, Progress(is_shown=False)):
+        if isinstance(cell, Done):
+            cell.kept.clear()
+        yield cell.record
+
+
+def failure(spec: RunSpec, err: Exception) -> RunRecord:
+    """The record of a cell that could not be run."""
+    return _record(spec, error={"type": type(err).__name__, "message": str(err) or repr(err)})
+
+
 def _encodings(specs: Sequence[RunSpec]) -> dict[RunSpec, list[RunSpec]]:
     """The cells of a dataset by what they share the features of, which is all but the protocol."""
     groups: dict[RunSpec, list[RunSpec]] = {}
@@ -257,8 +270,7 @@ def _run_cells_of(
             yield _fit(spec, outcome, finished, access)
         except Exception as err:  # a grid goes on past whatever breaks a cell, and the record names it
             logger.debug("%s", spec, exc_info=not isinstance(err, ProbeError))
-            error = {"type": type(err).__name__, "message": str(err) or repr(err)}
-            yield Failed(_record(spec, error=error), err)
+            yield Failed(failure(spec, err), err)
 
 
 def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access: Access) -> Done:

@@ -71,6 +71,10 @@ BELOW = {
     },
     "published": {"names", "records", "tables"},
     "difference": {"errors", "paired", "ranking", "records"},
+    "units": {"specs"},
+    "ray_grid": {
+        *("derived", "environment", "errors", "extraction", "paths", "progress", "records", "runner", "specs", "units"),
+    },
     "verdicts": {"difference", "errors", "records"},
     "reproduction": {"environment", "errors", "extraction", "models", "records", "runner", "specs", "verdicts"},
     "doctor": {"datasets", "environment", "models", "paths"},

@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from probe.commands import grids
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
+    from probe.extraction import Access
     from probe.records import RunRecord
     from probe.specs import RunSpec
 
@@ -24,14 +25,13 @@ logger = logging.getLogger(__name__)
 
 def run(args: argparse.Namespace) -> int:
     """Run cells and print their scores, or records; 1 where one failed."""
-    from probe import runner
     from probe.probes.protocols import GROUPS
 
     grids.limit_threads(args)
     specs, access = grids.plan(args, grids.expand(args.protocol or ["clip-paper"], GROUPS)), grids.access(args)
     records: list[RunRecord] = []
     try:
-        for record in runner.run_grid(specs, access=access):
+        for record in _execute(specs, access, args):
             records.append(record)
     finally:
         if records:
@@ -42,6 +42,16 @@ def run(args: argparse.Namespace) -> int:
             assert record.result is not None
             _refuse_unfinished(f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}", record.result)
     return 1 if any(record.error for record in records) or (args.strict and unfinished) else 0
+
+
+def _execute(specs: Sequence[RunSpec], access: Access, args: argparse.Namespace) -> Iterator[RunRecord]:
+    if args.executor == "serial":
+        from probe import runner
+
+        return runner.run_grid(specs, access=access)
+    from probe import ray_grid
+
+    return ray_grid.run_grid(specs, access=access, address=args.ray_address, num_threads=args.threads or 0)
 
 
 def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: bool) -> None:
