@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -114,8 +115,8 @@ class _Driver:
     def __init__(self, ray: Any, specs: Sequence[RunSpec], access: Access, num_threads: int) -> None:
         self.ray, self.access, self.num_threads = ray, access, num_threads
         self.queue = Queue(plan_units(specs))
-        uses_gpu = any(spec.device.startswith("cuda") for spec in specs)
-        options = {"num_gpus": 1} if uses_gpu else {"num_cpus": num_threads}
+        self.uses_gpu = any(spec.device.startswith("cuda") for spec in specs)
+        options = {"num_gpus": 1} if self.uses_gpu else {"num_cpus": num_threads}
         # A method is not tried again by Ray: the queue counts what is lost.
         self.actor = ray.remote(**options, max_restarts=0, max_task_retries=0)(Worker)
         self.held: dict[Any, str] = {}  # worker -> model whose weights it has
@@ -136,33 +137,56 @@ class _Driver:
 
     def _start_workers(self) -> None:
         """As many as there is room for, and no more than there are units; each has to answer, with our versions."""
-        room = self.ray.available_resources()
-        uses_gpu = self.queue.waiting and self.queue.waiting[0].specs[0].device.startswith("cuda")
-        n = int(room.get("GPU", 0)) if uses_gpu else int(room.get("CPU", 0)) // self.num_threads
-        if n < 1:
-            raise ExecutorError(
-                f"a worker takes {'a GPU' if uses_gpu else f'{self.num_threads} processors'}, and the cluster has "
-                f"{room.get('GPU', 0):g} GPUs and {room.get('CPU', 0):g} processors free; give --threads N, or wait"
-            )
-        own = {name: package_version(name) for name in VERSIONS}
-        marker = f".ray-{uuid.uuid4().hex}"
-        path = paths.cache_dir(self.access.cache) / marker
+        n = self._room()
+        path = paths.cache_dir(self.access.cache) / f".ray-{uuid.uuid4().hex}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         try:
-            for _ in range(min(n, len(self.queue.waiting))):
-                worker = self._new_worker()
-                about = self.ray.get(worker.describe.remote())
-                _check_versions(own, about["versions"], about["node"])
-                if not self.ray.get(worker.sees.remote(marker)):
-                    raise ExecutorError(
-                        f"{path.parent} on {about['node']} is not the folder of this machine; name one that all nodes "
-                        "share with --cache-dir"
-                    )
-                self.idle.append(worker)
+            starting = [self._new_worker() for _ in range(min(n, len(self.queue.waiting)))]
+            for _ in range(ATTEMPTS):  # one that is lost while it starts is started again
+                starting = [self._new_worker() for worker in starting if not self._admit(worker, path)]
+                if not starting:
+                    break
+            for worker in starting:
+                self.ray.kill(worker)
         finally:
             path.unlink(missing_ok=True)
-        logger.info("%d workers of %s", len(self.idle), "a GPU" if uses_gpu else f"{self.num_threads} processors")
+        if not self.idle:
+            raise ExecutorError("workers are lost as soon as they start; see the logs of Ray below /tmp/ray")
+        logger.info("%d workers of %s", len(self.idle), "a GPU" if self.uses_gpu else f"{self.num_threads} processors")
+
+    def _room(self) -> int:
+        """For how many workers."""
+        until = time.monotonic() + ANSWER_SECONDS
+        while True:  # a node that has just started says so a moment later
+            free = self.ray.available_resources()
+            n = int(free.get("GPU", 0)) if self.uses_gpu else int(free.get("CPU", 0)) // self.num_threads
+            if n >= 1:
+                return n
+            if time.monotonic() > until or free.get("CPU", 0) > 0:
+                raise ExecutorError(
+                    f"a worker takes {'a GPU' if self.uses_gpu else f'{self.num_threads} processors'}, and the cluster "
+                    f"has {free.get('GPU', 0):g} GPUs and {free.get('CPU', 0):g} processors free; give --threads N, or "
+                    "wait"
+                )
+            time.sleep(WAIT_SECONDS)
+
+    def _admit(self, worker: Any, path: Path) -> bool:
+        """See whether a worker can be used; False where it was lost."""
+        try:
+            about = self.ray.get(worker.describe.remote())
+            _check_versions({name: package_version(name) for name in VERSIONS}, about["versions"], about["node"])
+            is_shared = self.ray.get(worker.sees.remote(path.name))
+        except self.ray.exceptions.RayError as err:
+            logger.warning("a worker was lost while it started (%s)", " ".join(str(err).split())[:300])
+            return False
+        if not is_shared:
+            raise ExecutorError(
+                f"{path.parent} on {about['node']} is not the folder of this machine; name one that all nodes share "
+                "with --cache-dir"
+            )
+        self.idle.append(worker)
+        return True
 
     def _new_worker(self) -> Any:
         return self.actor.remote(self.access, self.num_threads)

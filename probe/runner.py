@@ -275,9 +275,10 @@ def _run_cells_of(
 
 def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access: Access) -> Done:
     digests = by_split(extraction.rows, lambda k, name: _describe(extraction.split(name, k)))
-    same_protocol = [cell for cell in finished if (cell.spec.model, cell.spec.protocol) == (spec.model, spec.protocol)]
+    # Of the same probe: a grid of records that are run again has several solvers.
+    same_probe = [cell for cell in finished if _probe(cell.spec) == _probe(spec)]
     kept = KeptFits(paths.cache_dir(access.cache) / FITS)
-    twin = next((cell for cell in same_protocol if cell.record.features == digests), None)
+    twin = next((cell for cell in same_probe if cell.record.features == digests), None)
     started = time.perf_counter()
     if twin is not None:  # the same bytes under the same protocol have the same probe
         logger.info("%s: the features are those of %s, and so is the probe", spec, twin.spec)
@@ -299,8 +300,13 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access
     seconds = time.perf_counter() - started
     record = _record(spec, extraction=extraction, features=digests, result=result, fit_seconds=seconds)
     done = Done(spec, record, extraction, result, kept)
-    eager = next((cell for cell in same_protocol if spec.jit and cell.record.mode == "eager"), None)
+    eager = next((cell for cell in same_probe if spec.jit and cell.record.mode == "eager"), None)
     return done if eager is None else replace(done, record=replace(record, parity=compare(eager, done)))
+
+
+def _probe(spec: RunSpec) -> tuple[object, ...]:
+    """What a probe is of, but for the mode of the model."""
+    return (spec.model, spec.protocol, spec.solver, spec.device, spec.precision, spec.batch_size)
 
 
 def _describe(features: Features) -> dict[str, Any]:

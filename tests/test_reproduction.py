@@ -58,6 +58,17 @@ def test_both_modes_are_run_in_one_grid(tmp_path):
     assert [found.verdict for found in reproduce_all(records)] == [IDENTICAL, IDENTICAL]
 
 
+def test_records_of_several_solvers_keep_their_own_probes(tmp_path):
+    """They share features, and so would share the probe if it did not say by whom it is."""
+    records = [
+        probe.run("digits", model="tiny", protocol="readme", device="cpu", solver=solver, results_dir=tmp_path)
+        for solver in ("sklearn", "fast")
+    ]
+    found = list(reproduce_all(records))
+    assert [one.record.solver for one in found] == ["sklearn", "fast"]
+    assert [one.verdict for one in found] == [IDENTICAL, IDENTICAL]
+
+
 def test_other_images_are_the_first_that_moved_and_no_tolerance_judges_them(made, tmp_path):
     moved = tmp_path / "images" / "test" / "a" / "3.png"
     moved.rename(moved.with_name("4.png"))
