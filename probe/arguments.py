@@ -24,6 +24,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--ray-address", metavar="ADDRESS", help="of a running cluster, auto or ray://HOST:PORT [start Ray here]"
     )
+    run.add_argument(
+        "--plan",
+        type=_positive,
+        nargs="?",
+        const=0,
+        metavar="WORKERS",
+        help="run nothing; print what it will take: time, memory, disk [as many workers as there is room for]",
+    )
     run.add_argument("--results-dir", metavar="DIR", help="[PROBE_RESULTS_DIR, or ./results]")
     run.set_defaults(command="run")
 

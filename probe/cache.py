@@ -4,7 +4,7 @@
         entry.json                                                          what it is of, its key, its digests
         projected.npy  pre_projection.npy  labels.npy
     <root>/<dataset>/<model>.<mode>.<precision>.<part>.<digest>.pieces/     one that is being made
-        about.json  000000.npz  000001.npz ...
+        about.json  making.json  000000.npz  000001.npz ...
 
 A piece is written under another name and renamed, so that whatever is killed leaves whole pieces; a lock for each lets
 processes share the work, and falls with the process that holds it. The pieces become an entry when the last is there.
@@ -36,7 +36,7 @@ from probe.specs import digest, slug
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the layout of entries
-SIDECAR, ABOUT, PIECES, REMOVED = "entry.json", "about.json", ".pieces", ".tmp"
+SIDECAR, ABOUT, MAKING, PIECES, REMOVED = "entry.json", "about.json", "making.json", ".pieces", ".tmp"
 FITS = "fits"  # folder in which `probes.kept` has the finished fits of sweeps that were interrupted
 LABELS = "labels"
 ARRAYS = (PROJECTED, PRE_PROJECTION, LABELS)

@@ -25,19 +25,13 @@ def describe(device: str) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch_threads(),
-        "blas_threads": _blas_threads(),
-        "accelerator": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+        "blas_threads": blas_threads(),
+        # The record of a cell that another machine failed to run has none of this one's.
+        "accelerator": torch.cuda.get_device_name(device)
+        if device.startswith("cuda") and torch.cuda.is_available()
+        else None,
         **_git_state(),
     }
-
-
-def limit_threads(n: int) -> None:
-    """Have torch and the BLAS libraries of this process compute with so many threads."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    torch.set_num_threads(n)
-    threadpool_limits(n)
 
 
 def torch_threads() -> int:
@@ -45,6 +39,18 @@ def torch_threads() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+def blas_threads() -> int | None:
+    """How many NumPy and SciPy multiply with in fits, at most as many as torch; None where no BLAS of theirs is known.
+
+    By itself a BLAS takes every hyperthread, and torch every core. One number for both is one for a worker of Ray.
+    """
+    import scipy.linalg  # noqa: F401 - loads SciPy's own BLAS, beside NumPy's
+    from threadpoolctl import threadpool_info
+
+    found = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+    return min(max(found), torch_threads()) if found else None
 
 
 @contextmanager
@@ -55,6 +61,7 @@ def threads(n: int, *, blas: int = 0) -> Iterator[None]:
         n: of torch; 0 leaves it be, and so with BLAS. At most one a processor is used.
         blas: of BLAS.
     """
+    import scipy.linalg  # noqa: F401 - a BLAS that is loaded later on would not be limited
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -67,19 +74,19 @@ def threads(n: int, *, blas: int = 0) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def num_gpus() -> int:
+    """How many GPUs torch can compute with here."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def package_version(package: str) -> str | None:
     """The version of an installed package; None where it is not."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # this one runs from a checkout that is not installed
         return None
-
-
-def _blas_threads() -> int | None:
-    """Of the library that NumPy and SciPy multiply with; None where none is known."""
-    from threadpoolctl import threadpool_info
-
-    return max((library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"), default=None)
 
 
 def _cpu_name() -> str:

@@ -35,7 +35,7 @@ from probe.pieces import Work
 from probe.preprocess import VERSION as PREPROCESS_VERSION
 from probe.preprocess import libjpeg_version
 from probe.progress import Progress, show_progress
-from probe.specs import RunSpec
+from probe.specs import ModelSpec, RunSpec
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +78,11 @@ class Access:
 
 @dataclass
 class Held:
-    """The model and the dataset that were used last, for a process that is given one piece of work after the other."""
+    """What was used last by a process that is given one task after another: a model in its modes, a dataset."""
 
-    encoder: tuple[Any, ImageEncoder] | None = None
+    encoders: dict[tuple[object, ...], ImageEncoder] = field(default_factory=dict)
     opened: tuple[Any, _Opened] | None = None
+    weights: dict[ModelSpec, str] = field(default_factory=dict)  # what `identify` said of them
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def make_cells(spec: RunSpec, access: Access) -> dict[str, Cell]:
     Raises:
         ProbeError: whatever keeps the dataset from being opened or the weights from being read.
     """
-    return _cells(spec, _open(spec, access), access)
+    return _cells(spec, _open_or_held(spec, access), access)
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,13 @@ def _open_or_held(spec: RunSpec, access: Access) -> _Opened:
     if access.held.opened is None or access.held.opened[0] != spec.dataset:
         access.held.opened = (spec.dataset, _open(spec, access))
     return access.held.opened[1]
+
+
+def _identify_or_held(model: ModelSpec, access: Access) -> str:
+    known = {} if access.held is None else access.held.weights
+    if model not in known:
+        known[model] = identify(model, weights_dir=access.weights, offline=access.offline)
+    return known[model]
 
 
 def _open(spec: RunSpec, access: Access) -> _Opened:
@@ -252,10 +260,13 @@ def _look_up(spec: RunSpec, opened: _Opened, access: Access) -> _Job:
     started = time.perf_counter()
     job = _Job(spec, _cells(spec, opened, access))
     for part, cell in job.cells.items():
-        entry = cache.find(paths.cache_dir(access.cache), cell)
+        root = paths.cache_dir(access.cache)
+        if Work(root, cell).finish_whole():
+            logger.debug("%s: all pieces are there", cell)
+        entry = cache.find(root, cell)
         if entry is not None and _any_is_mended(entry, opened.parts[part].images):
             logger.info("%s: an image that could not be read now can be; the features are made again", cell)
-            cache.remove(paths.cache_dir(access.cache), entry)
+            cache.remove(root, entry)
         elif entry is not None:
             job.entries[part] = entry
     job.seconds["load"] += time.perf_counter() - started
@@ -275,7 +286,7 @@ def _any_is_mended(entry: Entry, images: ImageDataset) -> bool:
 
 def _cells(spec: RunSpec, opened: _Opened, access: Access) -> dict[str, Cell]:
     source = opened.dataset.source
-    weights = identify(spec.model, weights_dir=access.weights, offline=access.offline)
+    weights = _identify_or_held(spec.model, access)
     media = str(dict(source.options).get("media", ""))
     libraries = (
         *LIBRARIES,
@@ -347,11 +358,17 @@ def _without_frames(err: Exception) -> Exception:
 def _load_or_held(spec: RunSpec, access: Access) -> ImageEncoder:
     if access.held is None:
         return _load_encoder(spec, access)
-    wanted = (spec.model, spec.jit, spec.device, spec.precision, spec.compiled)
-    if access.held.encoder is None or access.held.encoder[0] != wanted:
-        access.held.encoder = None  # whose memory the next needs
-        access.held.encoder = (wanted, _load_encoder(spec, access))
-    return access.held.encoder[1]
+    wanted, encoders = encoder_key(spec), access.held.encoders
+    if wanted not in encoders:
+        for other in [key for key in encoders if key[0] != spec.model]:
+            del encoders[other]  # whose memory the next needs
+        encoders[wanted] = _load_encoder(spec, access)
+    return encoders[wanted]
+
+
+def encoder_key(spec: RunSpec) -> tuple[object, ...]:
+    """What tells the loaded model of a cell from others."""
+    return (spec.model, spec.jit, spec.device, spec.precision, spec.compiled)
 
 
 def _load_encoder(spec: RunSpec, access: Access) -> ImageEncoder:
@@ -423,8 +440,9 @@ def _make_part(
     skipped = max(sum(len(entry.features.skipped) for entry in job.entries.values()) for job in jobs)  # in other parts
     progress.name(f"{images.name} / {', '.join(dict.fromkeys(job.spec.model.name for job in jobs))}")
     left, failed = list(jobs), dict[RunSpec, Exception]()
-    started, meter = time.perf_counter(), Meter()
+    started = time.perf_counter()
     for _ in range(ATTEMPTS):  # once more where a piece turns out to be damaged
+        meter = Meter()
         works = [Work(root, job.cells[part]) for job in left]
         broken = fill(
             images,
@@ -437,14 +455,16 @@ def _make_part(
             skip_corrupt=max(0, access.skip_corrupt - skipped),
             shard=access.shard,
         )
-        about = {**meter.describe(), "models": len(jobs)}
         for i, (job, work) in enumerate(zip(left, works, strict=True)):
+            assert job.encoder is not None
+            about = {**meter.describe(i), "models": len(jobs)}
+            if meter.encoded[i]:
+                work.describe(encoder=_describe_encoder(job.encoder), extraction=about)
             if i in broken:
                 failed[job.spec] = _without_frames(broken[i])
             elif access.shard is not None and not work.is_complete():
                 failed[job.spec] = IncompleteError(work.state())
             else:
-                assert job.encoder is not None
                 if work.finish(encoder=_describe_encoder(job.encoder), extraction=about):
                     entry = cache.find(root, job.cells[part])
                     if entry is not None:

@@ -12,7 +12,7 @@ import logging
 import resource
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -99,17 +99,22 @@ class Meter:
     """What extraction spent its time on; one is filled by every pass over a dataset.
 
     Args:
-        images: that were encoded, once for each encoder.
         seconds: of the whole; `read` waiting for images, `encode` until their features were there, `keep` doing
             something with them.
-        busy: seconds in which the device computed; a CPU does so all through `encode`.
+        encoded: images by encoder, by its position among those of the pass.
+        busy: likewise the seconds in which the device computed; a CPU does so all through `encode`.
         device_memory: the most bytes that a GPU had to hold; 0 on the CPU.
     """
 
-    images: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0, "keep": 0.0})
-    busy: float = 0.0
+    encoded: Counter[int] = field(default_factory=Counter)
+    busy: dict[int, float] = field(default_factory=dict)
     device_memory: int = 0
+
+    @property
+    def images(self) -> int:
+        """That were encoded, once for each encoder."""
+        return self.encoded.total()
 
     def add(self, stage: str, since: float) -> float:
         """Count the time since a moment of `time.perf_counter` to a stage; the moment now."""
@@ -117,8 +122,11 @@ class Meter:
         self.seconds[stage] += now - since
         return now
 
-    def describe(self) -> dict[str, float]:
-        """Images a second, seconds of each stage, the share of time in which the device idled, peak memory in MB."""
+    def describe(self, encoder: int = 0) -> dict[str, float]:
+        """Images a second, seconds of each stage, the share of time in which the device idled, peak memory in MB.
+
+        `encoder_images_per_second` is the rate of one encoder while the device computed for it, the rest of the pass.
+        """
         if not self.images:  # all pieces were there, and have been put together
             return {"images": 0, "peak_memory_mb": round(peak_memory_mb(), 3)}
         total = max(sum(self.seconds.values()), 1e-9)
@@ -126,9 +134,11 @@ class Meter:
             "images": self.images,
             "images_per_second": self.images / total,
             **{f"{stage}_seconds": seconds for stage, seconds in self.seconds.items()},
-            "device_idle": max(0.0, 1 - self.busy / total),
+            "device_idle": max(0.0, 1 - sum(self.busy.values()) / total),
             "peak_memory_mb": peak_memory_mb(),
         }
+        if self.encoded[encoder]:
+            numbers["encoder_images_per_second"] = self.encoded[encoder] / max(self.busy[encoder], 1e-9)
         if self.device_memory:
             numbers["peak_device_memory_mb"] = self.device_memory / 1e6
         return {name: round(value, 3) for name, value in numbers.items()}
@@ -381,11 +391,12 @@ class _Pending:
         """Wait for the features, and check them."""
         if self.made.error is not None:
             return self.made
-        meter.busy += self.clock.wait()
+        encoder_index = self.made.encoder
+        meter.busy[encoder_index] = meter.busy.get(encoder_index, 0.0) + self.clock.wait()
         if self.clock.events:
             meter.device_memory = max(meter.device_memory, torch.cuda.max_memory_allocated(self.clock.device))
         labels = self.read.labels
-        meter.images += len(labels)
+        meter.encoded[encoder_index] += len(labels)
         arrays = [np.empty((0, width), np.float32) for width in (encoder.embed_dim, encoder.pre_projection_dim)]
         if labels:
             points = (PROJECTED, PRE_PROJECTION)

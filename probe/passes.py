@@ -58,7 +58,8 @@ def fill(
     pieces = shard_of(works[0].cell, shard)
     for work in works:
         work.start()
-    skipped = set().union(*(work.skipped() for work in works))
+    # Only to count them; each look reads what there is, which many shards would do again and again.
+    skipped = set().union(*(work.skipped() for work in works)) if skip_corrupt else set[int]()
     left = _Left(works, pieces, progress)
     try:
         while wanted := left.look(failed):

@@ -13,16 +13,17 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from probe.cache import ABOUT, ARRAYS, DAMAGE, LABELS, LOCK, PIECES, REMOVED, SIDECAR, VERSION, Cell, why
+from probe.cache import ABOUT, ARRAYS, DAMAGE, LABELS, LOCK, MAKING, PIECES, REMOVED, SIDECAR, VERSION, Cell, find, why
 from probe.errors import CacheError
 from probe.features import PRE_PROJECTION, Features, piece_size
 from probe.fetch import file_sha256
@@ -88,15 +89,52 @@ class Work:
         Raises:
             CacheError: there is no space, or the folder cannot be written to; what was kept before stays.
         """
-        before, skipped = features.at(PRE_PROJECTION), np.array(json.dumps(features.skipped))
-
-        def save(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez(file, projected=features.x, pre_projection=before, labels=features.y, skipped=skipped)
-
         with self._writing():
-            _write(self._path(piece), save)
+            _write(self._path(piece), lambda path: path.write_bytes(_pack(features)))
         self.drop(piece)
+
+    def describe(self, *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> None:
+        """Keep what the entry will say of how it was made, so that whoever has the last piece needs no encoder."""
+        content = json.dumps({"encoder": dict(encoder), "extraction": dict(extraction)}).encode()
+        with self._writing(), suppress(FileNotFoundError):  # another process has just made the entry
+            _write(self.folder / MAKING, lambda path: path.write_bytes(content))
+
+    def files(self, pieces: Iterable[int]) -> Iterator[tuple[str, bytes]]:
+        """What another store needs of some pieces, as far as they are here: names in the folder and contents.
+
+        Of a whole entry the pieces are cut.
+        """
+        entry = find(self.root, self.cell)
+        if entry is not None:
+            yield MAKING, json.dumps({"encoder": dict(entry.encoder), "extraction": dict(entry.extraction)}).encode()
+        elif (self.folder / MAKING).is_file():
+            yield MAKING, (self.folder / MAKING).read_bytes()
+        for piece in pieces:
+            if entry is not None:
+                yield self._path(piece).name, _pack(self._cut(entry.features, piece))
+            elif self._path(piece).is_file():
+                yield self._path(piece).name, self._path(piece).read_bytes()
+
+    def take_in(self, files: Iterable[tuple[str, bytes]]) -> None:
+        """Keep files of another store that are not here; what they hold is checked when they are put together.
+
+        Raises:
+            CacheError: there is no space, or the folder cannot be written to.
+        """
+        self.start()
+        for name, content in files:
+            path = self.folder / Path(name).name
+            with self._writing(), suppress(FileNotFoundError):  # another process has just made the entry
+                if not path.is_file() and not self.target.is_dir():
+                    _write(path, partial(_write_bytes, content=content))
+
+    def _cut(self, features: Features, piece: int) -> Features:
+        size = piece_size(self.cell.batch_size)
+        first, end = piece * size, min((piece + 1) * size, self.cell.num_images)
+        skipped = np.array([position for position, _ in features.skipped], np.int64)
+        rows = slice(first - int((skipped < first).sum()), end - int((skipped < end).sum()))
+        kept = tuple((position, message) for position, message in features.skipped if first <= position < end)
+        return Features(features.x[rows], features.y[rows], features.at(PRE_PROJECTION)[rows], kept)
 
     def drop(self, piece: int) -> None:
         """Leave a piece to others."""
@@ -107,6 +145,21 @@ class Work:
         """Leave all pieces that were claimed and not written to others."""
         for piece in list(self._claims):
             self.drop(piece)
+
+    def finish_whole(self) -> bool:
+        """Make the entry where all pieces are there, and what it is to say; whether it is there now.
+
+        Raises:
+            CacheError: there is no space, or the folder cannot be written to.
+        """
+        if not self.is_complete():
+            return False
+        try:
+            about = json.loads((self.folder / MAKING).read_text(encoding="utf-8"))
+            encoder, extraction = dict(about["encoder"]), dict(about["extraction"])
+        except DAMAGE:  # whoever makes the features anew can say it
+            return self.target.is_dir()
+        return self.finish(encoder=encoder, extraction=extraction)
 
     def finish(self, *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> bool:
         """Make the entry of the pieces; False where one is damaged, which is removed, or is not there.
@@ -219,6 +272,14 @@ class Work:
             ) from err
 
 
+def _pack(features: Features) -> bytes:
+    """A piece as its file has it."""
+    before, skipped = features.at(PRE_PROJECTION), np.array(json.dumps(features.skipped))
+    file = io.BytesIO()
+    np.savez(file, projected=features.x, pre_projection=before, labels=features.y, skipped=skipped)
+    return file.getvalue()
+
+
 def shard_of(cell: Cell, shard: tuple[int, int] | None) -> Sequence[int]:
     """The pieces of shard i of n, from 1 on; all of them without one."""
     i, n = shard or (1, 1)
@@ -245,6 +306,10 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def _temporary(name: str) -> str:

@@ -65,7 +65,8 @@ class RunRecord:
             `skipped`, `part`, `id` and `message` of images that could not be read.
         extraction: how the features were made: `from_cache`, whether an earlier run made them; `parts`, for each part
             what the process that completed it measured: `images` a second, seconds reading, encoding and keeping, the
-            share of time in which the device idled, peak memory, the number of models that shared the reading.
+            share of time in which the device idled, peak memory, the number of models that shared the reading, and
+            images a second of this one while the device computed for it.
         created: when the cell ended, ISO 8601 in UTC.
     """
 

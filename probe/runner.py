@@ -74,10 +74,12 @@ def plan(
     batch_size: int | None = None,
     compiled: bool = False,
     solver: str = "sklearn",
+    elsewhere: bool = False,
 ) -> list[RunSpec]:
     """The cells of a grid, in the order in which they run; every name is looked up before anything runs.
 
-    A batch size that is not given is found from the memory of the device, see `models.memory`.
+    A batch size that is not given is found from the memory of the device, see `models.memory`. With `elsewhere` they
+    run on other machines, and the device need not be on this one.
 
     Raises:
         UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: each says what to do.
@@ -89,7 +91,10 @@ def plan(
     _refuse_taken_names(rows, DATASETS)
     _refuse_taken_names(encoders, MODELS)
     _refuse_taken_names(rules, PROTOCOLS)
-    runs = [resolve_execution(device, precision=precision, jit=jit, compiled=compiled) for jit in jit_modes]
+    runs = [
+        resolve_execution(device, precision=precision, jit=jit, compiled=compiled, elsewhere=elsewhere)
+        for jit in jit_modes
+    ]
     return [
         RunSpec(
             dataset,
@@ -229,9 +234,9 @@ def compute(specs: Sequence[RunSpec], access: Access) -> Iterator[RunRecord]:
         yield cell.record
 
 
-def failure(spec: RunSpec, err: Exception) -> RunRecord:
-    """The record of a cell that could not be run."""
-    return _record(spec, error={"type": type(err).__name__, "message": str(err) or repr(err)})
+def failure(spec: RunSpec, error: Mapping[str, str]) -> RunRecord:
+    """The record of a cell that could not be run; `error` has the `type` and `message` of what kept it from that."""
+    return _record(spec, error=error)
 
 
 def _encodings(specs: Sequence[RunSpec]) -> dict[RunSpec, list[RunSpec]]:
@@ -270,7 +275,7 @@ def _run_cells_of(
             yield _fit(spec, outcome, finished, access)
         except Exception as err:  # a grid goes on past whatever breaks a cell, and the record names it
             logger.debug("%s", spec, exc_info=not isinstance(err, ProbeError))
-            yield Failed(failure(spec, err), err)
+            yield Failed(failure(spec, {"type": type(err).__name__, "message": str(err) or repr(err)}), err)
 
 
 def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access: Access) -> Done:

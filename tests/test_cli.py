@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from probe.cli import main
+from probe.environment import blas_threads, threads, torch_threads
 
 RUN = ["run", "--dataset", "digits", "--model", "tiny", "--protocol", "readme", "--device", "cpu"]
 
@@ -24,6 +25,15 @@ def test_json_is_one_record_a_line(tmp_path, capsys):
     assert main([*RUN, "--json", "--verbose", "--results-dir", str(tmp_path)]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["result"]["num_test"] == 359
+
+
+def test_threads_are_those_of_torch_and_of_blas_and_only_while_it_runs(tmp_path, capsys):
+    with threads(2, blas=2):
+        before = torch_threads(), blas_threads()
+        assert main([*RUN, "--json", "--threads", "1", "--results-dir", str(tmp_path)]) == 0
+        assert (torch_threads(), blas_threads()) == before
+    environment = json.loads(capsys.readouterr().out)["environment"]
+    assert (environment["torch_threads"], environment["blas_threads"]) == (1, 1)
 
 
 def test_a_protocol_of_ones_own_is_a_file(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from probe.environment import threads
 from probe.errors import FeaturesError, ProtocolError, UnknownNameError
 from probe.features import Features
 from probe.intervals import interval, wilson
@@ -38,6 +40,21 @@ def test_readme_is_one_fit_on_train_and_val(parts):
     assert result.score == byhand.score(parts["test"].x, parts["test"].y)
     assert np.array_equal(result.predictions, byhand.predict(parts["test"].x))
     assert (result.num_train, result.num_test, result.C, result.sweep) == (600, 400, 0.316, ())
+
+
+def test_blas_has_no_more_threads_than_torch():
+    """A hyperthread each, as by itself, and the last bits would be others than those of workers on the same machine."""
+    rng = np.random.default_rng(0)
+    y = np.arange(1500) % 10
+    x = (rng.normal(size=(10, 256))[y] + 4 * rng.normal(size=(1500, 256))).astype(np.float32)
+    parts = {"train": Features(x[:1100], y[:1100]), "test": Features(x[1100:], y[1100:])}
+    found = []
+    for num_torch, num_blas in ((1, 1), (1, 2), (2, 2)):
+        with threads(num_torch, blas=num_blas):
+            found.append(fit_probe(**parts, protocol="readme").to_dict())
+    assert found[0] == found[1]
+    if os.cpu_count() > 1:  # which is about what this compares
+        assert found[0] != found[2]
 
 
 def test_a_search_chooses_on_val_and_refits(parts):

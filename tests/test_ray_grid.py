@@ -1,28 +1,29 @@
 """Grids on Ray, started on this machine; a real one, with real processes that are killed."""
 
 import contextlib
+import io
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from dataclasses import asdict
-from pathlib import Path
 
 import pytest
+from ray_processes import content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
 
 from probe.cli import main
 from probe.environment import threads
 from probe.errors import ExecutorError, ExtraMissingError
 from probe.extraction import Access
-from probe.ray_grid import _check_versions, run_grid
+from probe.ray_cluster import find_difference
+from probe.ray_grid import find_done, run_grid
+from probe.ray_progress import UnitBar
+from probe.ray_worker import About
 from probe.records import read_records
 from probe.runner import plan
 from probe.runner import run_grid as run_serially
-
-pytest.importorskip("ray")
-# Ray leaves sockets, files and processes to the end of the process.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning:ray")
+from probe.units import Queue, plan_units
 
 
 def _grid(tmp_path, *, models=("tiny", "random:tiny")):
@@ -30,38 +31,26 @@ def _grid(tmp_path, *, models=("tiny", "random:tiny")):
     return specs, Access(results=tmp_path / "results", cache=tmp_path / "features")
 
 
-def _content(record):
-    """A record but for times, and for where it was made."""
-    passed_over = ("created", "seconds", "extraction", "environment")
-    return {name: value for name, value in asdict(record).items() if name not in passed_over}
-
-
-def _workers():
-    """The processes of workers."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if b"ray::Worker" in (folder / "cmdline").read_bytes():
-                yield int(folder.name)
-
-
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
     specs, access = _grid(tmp_path_factory.mktemp("serial"))
-    with threads(1):
-        return {record.key: _content(record) for record in run_serially(specs, access=access)}
+    with threads(1, blas=1):
+        return {record.key: content(record) for record in run_serially(specs, access=access)}
 
 
-def test_records_are_those_of_one_process(tmp_path, serial):
+def test_records_are_those_of_one_process(tmp_path, serial, monkeypatch):
     """To the last bit of features and fits, with two workers; and a second run has nothing left to do."""
     specs, access = _grid(tmp_path)
     records = list(run_grid(specs, access=access, num_threads=1))
-    assert {record.key: _content(record) for record in records} == serial
+    assert {record.key: content(record) for record in records} == serial
     written = read_records(tmp_path / "results")
     assert len(written) == len(specs) == 4
-    started = time.perf_counter()
+    monkeypatch.setattr("probe.ray_cluster._start", None)  # Ray is not even started
     again = list(run_grid(specs, access=access, num_threads=1))
     assert sorted(record.created for record in again) == sorted(record.created for record in written)
-    assert time.perf_counter() - started < 2  # Ray is not even started
+    (jit,) = (tmp_path / "results" / "records" / "digits").glob("tiny.jit.*")
+    jit.unlink()  # which is compared with the eager one, and so needs it again
+    assert {spec.model.name for spec in find_done(specs, tmp_path / "results")} == {"random:tiny"}
 
 
 def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
@@ -70,7 +59,7 @@ def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
 
     def kill_some():
         while not is_over.wait(0.1) and len(killed) < 2:
-            for pid in list(_workers())[:1]:
+            for pid in find_workers()[:1]:
                 time.sleep(1.5)  # in the middle of something
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -84,7 +73,58 @@ def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
         is_over.set()
         killer.join()
     assert killed
-    assert {record.key: _content(record) for record in records} == serial
+    assert {record.key: content(record) for record in records} == serial
+
+
+def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypatch):
+    """After as many attempts as there are for one; the shard, and then the fits, which try to make the features."""
+    for module in ("units", "ray_grid"):
+        monkeypatch.setattr(f"probe.{module}.ATTEMPTS", 2)
+    specs, access = _grid(tmp_path, models=("random:ViT-B/32",))
+    is_over, killed = threading.Event(), set()
+
+    def kill_at_work():
+        while not is_over.wait(0.2):
+            for pid in find_workers("ray::Worker.do"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+
+    killer = threading.Thread(target=kill_at_work)
+    killer.start()
+    try:
+        records = list(run_grid(specs, access=access))
+    finally:
+        is_over.set()
+        killer.join()
+    assert len(killed) >= 4
+    assert [record.error["type"] for record in records] == ["ExecutorError"] * 2
+    assert "its worker was lost" in records[0].error["message"]
+    assert "worker process has died" in records[0].error["message"]
+    assert len(read_records(tmp_path / "results")) == 2
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_one_bar_shows_units_images_and_the_time_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+    monkeypatch.setattr("probe.ray_progress.WAIT_SECONDS", 0.0)
+    specs, _ = _grid(tmp_path)
+    units = plan_units(specs)
+    queue = Queue(units)
+    with UnitBar(units, dict.fromkeys(units, 1.0)) as bar:
+        time.sleep(0.2)
+        queue.finish(queue.take())
+        queue.take()
+        bar.show(queue, images=500, num_failed=1)
+        assert bar._bar.n == 1
+    shown = terminal.getvalue().split("\r")[-1]
+    assert "1/4 units" in shown
+    assert "1 running, 1 failed" in shown
+    assert re.search(r"[1-9][\d,]* img/s, \d+:\d\d left", shown)
 
 
 def test_a_cell_that_fails_does_so_as_in_one_process(tmp_path):
@@ -118,5 +158,6 @@ def test_an_address_that_does_not_answer_is_named(tmp_path, capsys):
 
 def test_workers_with_other_versions_are_refused():
     """They would give other numbers, and only some of them."""
-    with pytest.raises(ExecutorError, match=r"node7 has torch 2\.0, here 2\.15"):
-        _check_versions({"torch": "2.15", "numpy": "2"}, {"torch": "2.0", "numpy": "2"}, "node7")
+    about = About("1", "node7", 1, {"torch": "2.0", "numpy": "2"}, "AVX2", sees_store=True)
+    assert "node7 has torch 2.0, here 2.15;" in str(find_difference({"torch": "2.15", "numpy": "2"}, about))
+    assert find_difference({"torch": "2.0", "numpy": "2"}, about) is None

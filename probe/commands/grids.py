@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from probe.arguments import JIT_MODES
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from probe.specs import RunSpec
 
 
-def plan(args: argparse.Namespace, protocols: Sequence[str]) -> list[RunSpec]:
-    """The cells that the options name."""
+def plan(
+    args: argparse.Namespace, protocols: Sequence[str], *, device: str = "", elsewhere: bool = False
+) -> list[RunSpec]:
+    """The cells that the options name; on another device than they name, and on other machines, where it is said."""
     from probe import datasets, models, runner
 
     return runner.plan(
@@ -22,11 +25,12 @@ def plan(args: argparse.Namespace, protocols: Sequence[str]) -> list[RunSpec]:
         expand(args.model or ["ViT-B/32"], {"all": models.model_names()}),
         protocols=protocols,
         jit_modes=JIT_MODES[args.jit],
-        device=args.device,
+        device=device or args.device,
         precision=args.precision,
         batch_size=args.batch_size,
         compiled=args.compile,
         solver=getattr(args, "solver", "sklearn"),
+        elsewhere=elsewhere,
     )
 
 
@@ -52,9 +56,8 @@ def expand(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[st
     return [name for given in names for name in groups.get(given, (given,))]
 
 
-def limit_threads(args: argparse.Namespace) -> None:
-    """Compute with as many threads as --threads says."""
-    if args.threads is not None:
-        from probe.environment import limit_threads
+def threads(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Have torch and BLAS compute with as many threads as --threads says, if it says."""
+    from probe import environment
 
-        limit_threads(args.threads)
+    return environment.threads(args.threads or 0, blas=args.threads or 0)

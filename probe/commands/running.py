@@ -7,12 +7,13 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe import errors
-from probe.commands import grids
+from probe.commands import grids, planning
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -27,12 +28,18 @@ def run(args: argparse.Namespace) -> int:
     """Run cells and print their scores, or records; 1 where one failed."""
     from probe.probes.protocols import GROUPS
 
-    grids.limit_threads(args)
-    specs, access = grids.plan(args, grids.expand(args.protocol or ["clip-paper"], GROUPS)), grids.access(args)
+    protocols = grids.expand(args.protocol or ["clip-paper"], GROUPS)
     records: list[RunRecord] = []
+    specs: list[RunSpec] = []
     try:
-        for record in _execute(specs, access, args):
-            records.append(record)
+        with _joined(args) as ray:
+            device = _device(args, ray)
+            specs = grids.plan(args, protocols, device=device, elsewhere=ray is not None or args.plan is not None)
+            if args.plan is not None:
+                return planning.show(args, specs, ray)
+            with redirect_stdout(sys.stderr):  # where Ray says what becomes of its processes; results go to the other
+                for record in _execute(specs, grids.access(args), args):
+                    records.append(record)
     finally:
         if records:
             _report(records, specs, as_json=args.json)
@@ -44,14 +51,38 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(record.error for record in records) or (args.strict and unfinished) else 0
 
 
+@contextmanager
+def _joined(args: argparse.Namespace) -> Iterator[Any]:
+    """Ray, where the options name a running cluster; it is on other machines, which may have other devices."""
+    if args.ray_address is None:
+        yield None
+        return
+    if args.executor != "ray":
+        raise errors.ExecutorError("--ray-address is of --executor ray; give both")
+    from probe import ray_cluster
+
+    with ray_cluster.connected(args.ray_address) as ray:
+        yield ray
+
+
+def _device(args: argparse.Namespace, ray: Any) -> str:
+    if args.device != "auto" or ray is None:
+        return str(args.device)
+    from probe import ray_cluster
+
+    return "cuda" if ray_cluster.has_gpus(ray) else "cpu"
+
+
 def _execute(specs: Sequence[RunSpec], access: Access, args: argparse.Namespace) -> Iterator[RunRecord]:
     if args.executor == "serial":
         from probe import runner
 
-        return runner.run_grid(specs, access=access)
+        with grids.threads(args):
+            yield from runner.run_grid(specs, access=access)
+        return
     from probe import ray_grid
 
-    return ray_grid.run_grid(specs, access=access, address=args.ray_address, num_threads=args.threads or 0)
+    yield from ray_grid.run_grid(specs, access=access, address=args.ray_address, num_threads=args.threads or 0)
 
 
 def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: bool) -> None:
@@ -67,10 +98,10 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
             print("\n" + parity, end="")
         for note in tables.footnotes(records):
             print(f"\n{note}")
-    failed = [(spec, record) for spec, record in zip(specs, records, strict=False) if record.error]  # in one order
-    for spec, record in failed:
-        assert record.error is not None
-        print(f"probe: {spec} failed: {errors.sentence(record.error)}", file=sys.stderr)
+    for record in records:
+        if record.error is not None:
+            cell = f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}"
+            print(f"probe: {cell} failed: {errors.sentence(record.error)}", file=sys.stderr)
     if len(records) < len(specs):
         print(f"probe: {len(records)} of {len(specs)} cells were run", file=sys.stderr)
 
@@ -115,7 +146,6 @@ def fit(args: argparse.Namespace) -> int:
     from probe.probes.protocols import GROUPS, get_protocol
     from probe.probes.solvers import device_for
 
-    grids.limit_threads(args)
     protocols = [get_protocol(name) for name in grids.expand([args.protocol], GROUPS)]
     found = files.load(Path(args.file))
     metric = args.metric or str(found.about.get("metric", "accuracy"))
@@ -129,12 +159,20 @@ def fit(args: argparse.Namespace) -> int:
         protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
     device = device_for(args.solver, str(resolve_execution(args.device).device))
     kept = KeptFits(paths.cache_dir(args.cache_dir) / FITS)
-    results = {
-        protocol.name: fit_folds(
-            folds, metric=metric, protocol=protocol, solver=args.solver, device=device, kept=kept, shows_progress=True
-        )
-        for protocol in protocols
-    }
+    with grids.threads(args):
+        results = {
+            protocol.name: fit_folds(
+                folds,
+                metric=metric,
+                protocol=protocol,
+                solver=args.solver,
+                device=device,
+                kept=kept,
+                shows_progress=True,
+            )
+            for protocol in protocols
+        }
+        environment = describe(device)
     unfinished = {name: result for name, result in results.items() if not result.converged}
     if args.json:
         made_by = {
@@ -144,7 +182,7 @@ def fit(args: argparse.Namespace) -> int:
             "device": device,
             "val_fraction": args.val_fraction,
             "seed": args.seed,
-            "environment": describe(device),
+            "environment": environment,
         }
         for protocol in protocols:
             named = {"protocol": protocol.name, "rules": asdict(protocol)}

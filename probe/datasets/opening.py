@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +18,7 @@ from probe.datasets.folds import SPLITS, Fold, default_fold
 from probe.datasets.images import ImageDataset
 from probe.datasets.recipes import RECIPES
 from probe.datasets.splits import TooFewImagesError
-from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
+from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, ProbeError
 from probe.metrics import misfit
 from probe.names import unknown_name
 from probe.specs import DatasetSpec, Part, Source
@@ -133,6 +133,18 @@ def open_dataset(
     folds = _make_folds(spec, source, parts, root=root)
     _check_splits(spec, folds, allow_partial=bool(incomplete))
     return OpenedDataset(spec, source, parts, folds, incomplete)
+
+
+def with_sizes(spec: DatasetSpec, *, data_dir: str | Path | None = None) -> DatasetSpec:
+    """A row with the numbers of images and classes that its files have, where it says none and they are here."""
+    if all(part.size for part in spec.parts) and spec.num_classes:
+        return spec
+    try:
+        opened = open_dataset(spec, data_dir=data_dir, offline=True, allow_partial=True, skip_corrupt=True)
+    except ProbeError:  # which whoever reads it will meet as well
+        return spec
+    parts = tuple(replace(part, size=len(opened.parts[part.name])) for part in spec.parts)
+    return replace(spec, parts=parts, num_classes=len(next(iter(opened.parts.values())).class_names))
 
 
 def form_module(form: str) -> ModuleType:

@@ -36,7 +36,12 @@ class Execution:
 
 
 def resolve_execution(
-    device: str | torch.device = "auto", *, precision: str = "auto", jit: bool = False, compiled: bool = False
+    device: str | torch.device = "auto",
+    *,
+    precision: str = "auto",
+    jit: bool = False,
+    compiled: bool = False,
+    elsewhere: bool = False,
 ) -> Execution:
     """Turn what a user may say into an `Execution`.
 
@@ -45,6 +50,7 @@ def resolve_execution(
         precision: `auto`, `fp32`, `fp16` or `bf16`.
         jit: whether an archive is to run as it is.
         compiled: whether torch is to compile the rebuilt model.
+        elsewhere: that it is for another machine, so that the device need not be on this one.
 
     Raises:
         DeviceError: no such device here, an unknown precision, a device without JIT mode, or an archive that is to run
@@ -58,7 +64,7 @@ def resolve_execution(
         known = ", ".join(DEFAULT_PRECISION)
         raise DeviceError(f"unknown device {str(device)!r}; use one of auto, {known}, or one with an index") from err
     kind = found.type
-    if kind not in DEFAULT_PRECISION or not _is_available(found):
+    if kind not in DEFAULT_PRECISION or not (elsewhere or _is_available(found)):
         raise DeviceError(f"device {str(device)!r} is not on this machine; use --device auto or cpu")
     if jit and kind not in JIT_DEVICES:
         raise DeviceError(f"JIT mode does not run on {kind}; use --jit off, or one of {', '.join(JIT_DEVICES)}")
@@ -67,7 +73,7 @@ def resolve_execution(
     if precision != "auto" and str(precision) not in DTYPES:
         raise DeviceError(f"unknown precision {precision!r}; use one of auto, {', '.join(DTYPES)}")
     chosen = DEFAULT_PRECISION[kind] if precision == "auto" else precision
-    if kind == "cpu" and chosen == "bf16" and not has_bf16():
+    if kind == "cpu" and chosen == "bf16" and not elsewhere and not has_bf16():
         logger.warning("this processor has no instructions for bf16, which is slower on it than fp32")
     return Execution(torch.device("cpu") if kind == "cpu" else found, chosen, jit, compiled)
 

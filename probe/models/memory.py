@@ -34,7 +34,7 @@ def device_memory(device: str) -> DeviceMemory:
     lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
     sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
     limit, taken = (_read_number(CGROUP / name) for name in ("memory.max", "memory.current"))
-    left = PLENTY if limit == PLENTY else max(0, limit - taken)
+    left = PLENTY if limit == PLENTY else max(0, limit - taken + _read_cached(CGROUP / "memory.stat"))
     return DeviceMemory(min(sizes.get("MemTotal", PLENTY), limit), min(sizes.get("MemAvailable", PLENTY), left))
 
 
@@ -44,14 +44,22 @@ def _read_number(path: Path) -> int:
     return int(text) if text.isdecimal() else PLENTY
 
 
+def _read_cached(path: Path) -> int:
+    """Bytes of files that a container counts as its own, and gives up where others need the room."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
+
+
 def find_batch_size(device: str, architecture: Architecture | None) -> int:
     """The batch size where none is asked for: the usual one, halved until a part of the device's memory holds it.
 
     It depends on the size of the memory, not on what is free at the moment, so that it is the same at every run: the
-    batch size changes the last bits of features. An unknown architecture is taken to fit.
+    batch size changes the last bits of features. An unknown architecture is taken to fit, and so is a GPU of another
+    machine, of which this one knows nothing.
     """
-    batch_size = BATCH_SIZES.get(torch.device(device).type, DEFAULT_BATCH_SIZE)
-    if architecture is None:
+    kind = torch.device(device).type
+    batch_size = BATCH_SIZES.get(kind, DEFAULT_BATCH_SIZE)
+    if architecture is None or (kind == "cuda" and not torch.cuda.is_available()):
         return batch_size
     room = device_memory(device).total // SHARE
     while batch_size > 1 and batch_size * activation_bytes(architecture) > room:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from probe.environment import package_version
+from probe.environment import blas_threads, package_version, threads
 from probe.errors import FeaturesError, ProtocolError
 from probe.features import Features
 from probe.intervals import interval
@@ -87,11 +87,10 @@ def fit_probe(
     scored = max(len(part) for part in (val, test) if part is not None)
     fitted = [train] if val is None or not rules.refit else [train, val]
     _announce(settings, fitted, num_classes=num_classes, num_scored=scored)
-    if not rules.shots:
-        result = probe.fit(train, val, test)
-    else:
-        result = mean_result([probe.fit_draw(seed, train, val, test) for seed in range(rules.num_seeds)], of="draws")
-    return result
+    with threads(0, blas=blas_threads() or 0):
+        if not rules.shots:
+            return probe.fit(train, val, test)
+        return mean_result([probe.fit_draw(seed, train, val, test) for seed in range(rules.num_seeds)], of="draws")
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,8 @@ class _Fitter:
             self.key = {
                 "features": [(part.sha256, part.at(point).shape, part.y.shape) for part in parts],
                 "point": [point, rules.normalize],
-                "fit": [rules.max_iter, rules.tol, settings.solver, settings.device, torch.get_num_threads()],
+                "fit": [rules.max_iter, rules.tol, settings.solver, settings.device],
+                "threads": [torch.get_num_threads(), blas_threads()],
                 "packages": [package_version(name) for name in LIBRARIES],
             }
 

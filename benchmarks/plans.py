@@ -1,0 +1,99 @@
+"""What `run --plan` says of large grids, from rates that are measured first, and how near it is to what a grid takes.
+
+    python benchmarks/plans.py > results/speed/plans.md
+
+The nine models of OpenAI, with random weights, encode a few noisy photos in their true size; the plans are made from
+those records. Then one of them runs on more images than it was measured with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from probe.cli import main as probe
+from probe.environment import describe
+from probe.extraction import Access
+from probe.models import model_names
+from probe.runner import plan, run_grid
+
+FEW, MORE, SIDE = 8, 160, 375
+PLANS = {
+    "1,080 cells: the paper's 27 datasets, ten models, two modes, two protocols, on 64 workers of 2 threads": (
+        *("--dataset", "paper", "--model", "all", "--jit", "both", "--protocol", "readme", "--protocol", "clip-paper"),
+        *("--device", "cpu", "--plan", "64"),
+    ),
+    "ImageNet and nine models, on 8 workers of 2 threads": (
+        *("--dataset", "imagenet", "--protocol", "readme", "--device", "cpu", "--plan", "8"),
+        *(part for name in model_names() if name != "tiny" for part in ("--model", name)),
+    ),
+    "The same on 8 GPUs": (
+        *("--dataset", "imagenet", "--protocol", "readme", "--device", "cuda", "--plan", "8"),
+        *(part for name in model_names() if name != "tiny" for part in ("--model", name)),
+    ),
+}
+
+
+def write_photos(root: Path, n: int) -> str:
+    """Two classes of noise as JPEG, of the size of ImageNet's images."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate("ab"):
+        (root / name).mkdir(parents=True)
+        for i in range(n // 2):
+            coarse = rng.integers(0, 200, (SIDE // 8, SIDE // 6, 3)) + 20 * label
+            image = Image.fromarray(coarse.astype(np.uint8)).resize((SIDE * 4 // 3, SIDE))
+            image.save(root / name / f"{i:04}.jpg", quality=90)
+    return f"folder:{root}"
+
+
+def said(options: tuple[str, ...], results: str) -> str:
+    """What the command prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert probe(["run", *options, "--solver", "fast", "--results-dir", results, "--cache-dir", "features"]) == 0
+    return out.getvalue()
+
+
+def main() -> None:
+    """Measure, plan, and print a page of Markdown."""
+    with tempfile.TemporaryDirectory() as folder:
+        few, more = (write_photos(Path(folder, str(n)), n) for n in (FEW, MORE))
+        access = Access(results=f"{folder}/results", cache=f"{folder}/cache")
+        names = [f"random:{name}" for name in model_names() if name != "tiny"]
+        for name in ["tiny", *names]:  # one at a time: a small machine does not hold all
+            specs = plan([few], [name], protocols=["readme"], device="cpu", solver="fast", batch_size=FEW)
+            for record in run_grid(specs, access=access):
+                rate = next(iter(record.extraction["parts"].values()))["encoder_images_per_second"]
+                print(f"{name}: {rate:.2f} img/s", file=sys.stderr)
+        # Fits of a size that is nearer to those that are planned.
+        list(run_grid(plan(["digits"], ["tiny"], protocols=["readme", "clip-paper"], solver="fast"), access=access))
+        pages = {title: said(options, access.results or "") for title, options in PLANS.items()}
+        (spec,) = plan([more], ["random:ViT-B/32"], protocols=["readme"], device="cpu", solver="fast")
+        options = ("--dataset", more, "--model", "random:ViT-B/32", "--protocol", "readme", "--plan", "--json")
+        planned = json.loads(said(options, f"{folder}/results"))["models"][0]["extract_seconds"]
+        (record,) = run_grid([spec], access=access)
+    about = describe("cpu")
+    print("# Plans\n")
+    print(f"Made by `python benchmarks/plans.py` on {about['cpu_count']} cores {about['cpu']}, ", end="")
+    print(f"torch {torch.__version__}, Python {platform.python_version()}.")
+    print(f"Rates of models are from {FEW} photos each, with random weights of the true sizes.\n")
+    for title, page in pages.items():
+        print(f"## {title}\n\n{page}")
+    print(
+        f"## A plan and a run\n\nFor the features of {MORE} photos under ViT-B/32 the plan says {planned:.1f} s, ",
+        end="",
+    )
+    print(f"by the rate of {FEW}; they took {record.seconds['extract']:.1f} s.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""What tests of Ray share: the processes that they started, and what records of the same cell have in common."""
+
+import contextlib
+import json
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+MARK = uuid.uuid4().hex  # in the environment of what a session of tests starts
+# Ray leaves sockets, files and processes to the end of the process.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning:ray")
+
+
+@pytest.fixture(autouse=True)
+def marked(monkeypatch):
+    """Whatever a test starts can be told from what else runs on the machine."""
+    monkeypatch.setenv("PROBE_TEST", MARK)
+
+
+def find_workers(what="ray::Worker"):
+    """The process numbers of marked workers; Ray gives a process the name of what it does."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+            if what.encode() in name and MARK.encode() in environment:
+                found.append(int(folder.name))
+    return found
+
+
+def content(record):
+    """A record but for times, and for where it was made, as it reads back from its file."""
+    passed_over = ("created", "seconds", "extraction", "environment")
+    read = json.loads(json.dumps(asdict(record)))
+    return {name: value for name, value in read.items() if name not in passed_over}
