@@ -125,6 +125,15 @@ class Rows:
         return total / len(self)
 
     @cached_property
+    def rounding(self) -> Tensor:
+        """What a component of a gradient by the weights that should be zero can come out as, in ulps, (d + 1, 1).
+
+        That is some ulps of each feature, and of 1 for the intercept.
+        """
+        size = self.mean.abs() + self.covariance.diagonal().sqrt()
+        return 8 * torch.cat([size, size.new_ones(1)])[:, None]
+
+    @cached_property
     def covariance(self) -> Tensor:
         """Of the features, float64 (d, d)."""
         total = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self.device)
