@@ -28,11 +28,11 @@ from probe.runner import plan, run_grid
 
 FEW, MORE, SIDE = 8, 160, 375
 PLANS = {
-    "1,080 cells: the paper's 27 datasets, ten models, two modes, two protocols, on 64 workers of 2 threads": (
+    "1,080 cells: the paper's 27 datasets, ten models, two modes, two protocols, on 64 workers like this machine": (
         *("--dataset", "paper", "--model", "all", "--jit", "both", "--protocol", "readme", "--protocol", "clip-paper"),
         *("--device", "cpu", "--plan", "64"),
     ),
-    "ImageNet and nine models, on 8 workers of 2 threads": (
+    "ImageNet and nine models, on 8 workers like this machine": (
         *("--dataset", "imagenet", "--protocol", "readme", "--device", "cpu", "--plan", "8"),
         *(part for name in model_names() if name != "tiny" for part in ("--model", name)),
     ),

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from probe.runner import run_grid as run_serially
 from probe.specs import RunSpec
 
 DATASETS, IMAGES, NODES, KILL_SECONDS = 50, 40, 3, 5.0
+MARK = uuid.uuid4().hex  # in the environment of what this run starts
 
 
 def make_specs(root: Path) -> list[RunSpec]:
@@ -59,11 +61,12 @@ def content(record: RunRecord) -> dict[str, Any]:
 
 
 def find_workers() -> list[int]:
-    """The processes of workers, as Linux lists them."""
+    """The processes of this run's workers, as Linux lists them."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"ray::Worker" in (folder / "cmdline").read_bytes():
+            name, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+            if b"ray::Worker" in name and MARK.encode() in environment:
                 found.append(int(folder.name))
     return found
 
@@ -72,6 +75,8 @@ def main() -> None:
     """Run the grid in both ways and print a page of Markdown."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
     logging.getLogger("probe").setLevel(logging.WARNING)
+    # Of one token for all nodes, which have home folders of their own.
+    os.environ.update(PROBE_BENCHMARK=MARK, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=MARK)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         specs = make_specs(root / "images")

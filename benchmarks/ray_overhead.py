@@ -56,7 +56,7 @@ class Moment(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Note the time of that message."""
-        if "workers of" in record.getMessage():
+        if "workers: " in record.getMessage():
             self.time = time.perf_counter()
 
 

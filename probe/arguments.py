@@ -22,7 +22,10 @@ def parser() -> argparse.ArgumentParser:
     _add_execution(run)
     run.add_argument("--executor", choices=("serial", "ray"), default="serial", help="this process, or Ray [serial]")
     run.add_argument(
-        "--ray-address", metavar="ADDRESS", help="of a running cluster, auto or ray://HOST:PORT [start Ray here]"
+        "--ray-address",
+        metavar="ADDRESS",
+        type=_given,
+        help="of a running cluster, auto or ray://HOST:PORT [RAY_ADDRESS, or Ray is started here]",
     )
     run.add_argument(
         "--plan",
@@ -192,6 +195,19 @@ def _add_grid(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--compile", action="store_true", help="have torch compile the rebuilt model, as a mode of its own"
     )
+
+
+def check(args: argparse.Namespace) -> str | None:
+    """What is wrong with options that do not go together; None where nothing is."""
+    if getattr(args, "ray_address", None) is not None and args.executor != "ray":
+        return "--ray-address is of --executor ray; give both"
+    return None
+
+
+def _given(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def _add_fitting(command: argparse.ArgumentParser) -> None:

@@ -39,7 +39,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
-    args = arguments.parser().parse_args(argv)
+    parser = arguments.parser()
+    args = parser.parse_args(argv)
+    wrong = arguments.check(args)
+    if wrong is not None:
+        parser.error(wrong)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     level = logging.DEBUG if getattr(args, "verbose", False) else logging.INFO

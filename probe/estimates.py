@@ -36,7 +36,7 @@ class Memory:
 def memory_of(unit: Unit) -> Memory:
     """What a worker needs for a unit, its own libraries included."""
     spec = unit.specs[0]
-    model, dataset, on_gpu = spec.model, spec.dataset, spec.device.startswith("cuda")
+    model, on_gpu = spec.model, spec.device.startswith("cuda")
     if model.architecture is None or model.profile is None:
         return Memory(0, 0)
     if unit.shard is not None:
@@ -48,13 +48,11 @@ def memory_of(unit: Unit) -> Memory:
             PROCESS_BYTES + weights + pixels + (0 if on_gpu else batch),
             len(unit.specs) * FLOAT * model.profile.parameters + batch if on_gpu else 0,
         )
-    # Features are mapped, and can be read again; but most of them are in use at once.
-    features = feature_bytes(dataset, model) or 0
     n, d, k = fit_shape(spec)
     needed = memory_needed(spec.solver, n=n, d=d, k=k, num_parts=2) if n and k else 0
     if on_gpu:  # where the features of the fit are copied to
-        return Memory(PROCESS_BYTES + features, FLOAT * n * d + needed)
-    return Memory(PROCESS_BYTES + features + needed, 0)
+        return Memory(PROCESS_BYTES, FLOAT * n * d + needed)
+    return Memory(PROCESS_BYTES + needed, 0)  # features are mapped, and read again where there is no room for them
 
 
 def feature_bytes(dataset: DatasetSpec, model: ModelSpec) -> int | None:
@@ -277,10 +275,11 @@ def estimate_grid(units: Sequence[Unit], rates: Rates, *, num_workers: int, num_
     Args:
         units: as `plan_units` gives them.
         rates: as `measure` found them.
-        num_workers: 1 or more.
+        num_workers: 1 or more; of more than units that many are taken.
         num_threads: of a worker.
     """
     durations = {unit: seconds_of(unit, rates, num_threads) for unit in units}
+    num_workers = max(1, min(num_workers, len(units)))  # more have nothing to do
     by_model: dict[str, list[Unit]] = {}
     for unit in units:
         by_model.setdefault(unit.model, []).append(unit)

@@ -11,7 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,14 @@ class Access:
     workers: int | None = None
     shard: tuple[int, int] | None = None
     held: Held | None = None
+
+    def absolute(self) -> Access:
+        """The same from any folder."""
+        data, weights, results, cache = (
+            None if folder is None else paths.absolute(folder)
+            for folder in (self.data, self.weights, self.results, self.cache)
+        )
+        return replace(self, data=data, weights=weights, results=results, cache=cache)
 
 
 @dataclass

@@ -26,6 +26,11 @@ def results_dir(given: str | Path | None = None) -> Path:
     return _choose(given, "PROBE_RESULTS_DIR", Path("results"))
 
 
+def absolute(path: str | Path) -> Path:
+    """The same from any folder; `~` stays, which is another on other machines."""
+    return Path(path) if str(path).startswith("~") else Path(path).absolute()
+
+
 def _choose(given: str | Path | None, variable: str, default: Path) -> Path:
     chosen = given or os.environ.get(variable) or default
     return Path(chosen).expanduser()

@@ -40,8 +40,6 @@ class UnitBar:
 
     def show(self, queue: Queue, *, images: int, num_failed: int) -> None:
         """Show how far the units are."""
-        if not self.is_due:
-            return
         self.shown = time.monotonic()
         self.history.append((self.shown, images))
         while self.shown - self.history[0][0] > RATE_SECONDS:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from probe import paths
+from probe import errors, paths
 from probe.cache import Cell
 from probe.environment import package_version, threads
-from probe.errors import ExecutorError
+from probe.errors import ExecutorError, ProbeError
 from probe.estimates import PROCESS_BYTES, Memory
 from probe.extraction import Access, Held, encoder_key, extract_dataset, make_cells
 from probe.models.devices import hardware
@@ -32,7 +33,7 @@ from probe.runner import compute
 from probe.units import Unit
 
 PACKAGES = (
-    *("probe", "torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow", "open_clip_torch", "timm"),
+    *("torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow", "open_clip_torch", "timm"),
     *("datasets", "av", "h5py"),
 )
 FOLDERS = ("PROBE_DATA_DIR", "PROBE_WEIGHTS_DIR", "PROBE_CACHE_DIR")  # named for all nodes, unless one has its own
@@ -41,18 +42,21 @@ Files = Sequence[tuple[str, bytes]]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Of the driver, for its workers to be like it: the folder that relative paths start at, and variables."""
+    """Of the driver, for its workers to be like it: the folder of relative paths, variables, the level of logs."""
 
     folder: str
     variables: Mapping[str, str]
+    level: int = logging.WARNING
 
     @classmethod
     def here(cls) -> Surroundings:
         """Those of this process."""
-        return cls(str(Path.cwd()), {name: os.environ[name] for name in FOLDERS if name in os.environ})
+        named = {name: os.environ[name] for name in FOLDERS if name in os.environ}
+        variables = {name: str(paths.absolute(folder)) for name, folder in named.items()}
+        return cls(str(Path.cwd()), variables, logging.getLogger("probe").getEffectiveLevel())
 
     def apply(self) -> None:
-        """Make them those of this process, as far as its machine has them."""
+        """Make them those of this process, as far as its machine has them; a relative path is of nothing elsewhere."""
         with suppress(OSError):
             os.chdir(self.folder)
         for name, value in self.variables.items():
@@ -89,11 +93,24 @@ class Lacking:
 
 
 @dataclass(frozen=True)
-class Done:
-    """What came of a unit: records, and the pieces that the driver's store is to be given."""
+class Missing:
+    """The pieces of features that a unit is about, by cell, and those of them that are not here."""
+
+    cells: Sequence[tuple[Cell, Sequence[int], Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a unit: records, and the pieces that the driver's store is to be given.
+
+    `is_foreseen` says that whatever kept a cell from its score is a `ProbeError`; else the worker may be at fault.
+    `logged` are the levels and messages that one process would have logged.
+    """
 
     records: Sequence[RunRecord] = ()
     pieces: Sequence[tuple[Cell, Files]] = ()
+    is_foreseen: bool = True
+    logged: Sequence[tuple[int, str]] = ()
 
 
 class _Counted(Progress):
@@ -107,15 +124,40 @@ class _Counted(Progress):
         self.images += n
 
 
+class _Heard(logging.Handler):
+    """Keeps what this package logs in a block, for the driver to log."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append((record.levelno, record.getMessage()))
+
+    def __enter__(self) -> _Heard:
+        logger = logging.getLogger("probe")
+        self.before = logger.level
+        logger.setLevel(self.level)
+        logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logger = logging.getLogger("probe")
+        logger.removeHandler(self)
+        logger.setLevel(self.before)
+
+
 class Worker:
     """Holds the model and the dataset that it used last."""
 
     def __init__(self, access: Access, num_threads: int, num_blas: int, surroundings: Surroundings) -> None:
         surroundings.apply()
+        self.level = surroundings.level
         self.access = replace(access, held=Held())
         self.num_threads, self.num_blas = num_threads, num_blas
         self.progress = _Counted()
         self.shares_store = True
+        self.taken: set[tuple[Path, int]] = set()  # pieces that the driver has
 
     def describe(self, device: str, marker: str) -> About:
         """What is here; `marker` is the name of a file that the driver has put into its feature store."""
@@ -131,31 +173,52 @@ class Worker:
         """How many it has encoded; asked while it is at work."""
         return self.progress.images
 
-    def wanted(self, unit: Unit, need: Memory) -> Lacking | list[tuple[Cell, list[int]]]:
-        """The pieces of features that a unit is about and that are not here; `need` is the memory that it takes."""
+    def find_missing(self, unit: Unit, need: Memory) -> Lacking | Missing:
+        """What a unit needs of features; `need` is the memory that it takes."""
         found = self._begin(unit, need)
         if isinstance(found, Lacking):
             return found
         works = [(Work(self._root, cell), pieces) for cell, pieces in found]
-        return [(work.cell, [piece for piece in pieces if not work.has(piece)]) for work, pieces in works]
+        return Missing([(work.cell, pieces, [i for i in pieces if not work.has(i)]) for work, pieces in works])
 
-    def take_in(self, cell: Cell, files: Files) -> None:
+    def take_in(self, cell: Cell, pieces: Sequence[int], files: Files) -> None:
         """Keep pieces that the driver has."""
         Work(self._root, cell).take_in(files)
+        self.taken.update((cell.folder(self._root), piece) for piece in pieces)
 
-    def do(self, unit: Unit, need: Memory) -> Lacking | Done:
-        """Do a unit. What keeps a shard from its features is met again by the fits, whose records name it."""
+    def release(self) -> None:
+        """Give back the memory of models."""
+        assert self.access.held is not None
+        self.access.held.encoders.clear()
+        gc.collect()
+
+    def do(self, unit: Unit, need: Memory) -> Lacking | Outcome:
+        """Do a unit.
+
+        Raises:
+            Exception: what nobody foresaw kept a shard from its features. What was foreseen is met again by the fits,
+                whose records name it.
+        """
         found = self._begin(unit, need)
         if isinstance(found, Lacking):
             return found
-        with self._threads():
+        with self._threads(), _Heard(self.level) as heard:
             if unit.shard is None:
-                return Done(records=list(compute(unit.specs, self.access)))
-            for _ in extract_dataset(unit.specs, replace(self.access, shard=unit.shard), self.progress):
-                pass
+                records = list(compute(unit.specs, self.access))
+                is_all_foreseen = all(is_foreseen(record.error) for record in records)
+                return Outcome(records, is_foreseen=is_all_foreseen, logged=heard.messages)
+            for _, outcome in extract_dataset(unit.specs, replace(self.access, shard=unit.shard), self.progress):
+                if isinstance(outcome, Exception) and not isinstance(outcome, ProbeError):
+                    raise outcome
         if self.shares_store:
-            return Done()
-        return Done(pieces=[(cell, list(Work(self._root, cell).files(pieces))) for cell, pieces in found])
+            return Outcome(logged=heard.messages)
+        made = [(cell, self._made_here(cell, pieces)) for cell, pieces in found]
+        files = [(cell, list(Work(self._root, cell).files(pieces))) for cell, pieces in made]
+        return Outcome(pieces=files, logged=heard.messages)
+
+    def _made_here(self, cell: Cell, pieces: Iterable[int]) -> list[int]:
+        folder = cell.folder(self._root)
+        return [piece for piece in pieces if (folder, piece) not in self.taken]
 
     @property
     def _root(self) -> Path:
@@ -172,8 +235,8 @@ class Worker:
                 found = [cell for spec in unit.specs for cell in make_cells(spec, self.access).values()]
         except ExecutorError as err:
             return Lacking(type(err).__name__, str(err), is_memory=True)
-        except Exception as err:  # whatever it is, another node may not have it
-            return Lacking(type(err).__name__, str(err) or repr(err))
+        except ProbeError as err:
+            return Lacking(type(err).__name__, str(err))
         return [(cell, shard_of(cell, unit.shard)) for cell in found]
 
     def _make_room(self, unit: Unit, need: Memory) -> None:
@@ -184,8 +247,7 @@ class Worker:
         try:
             refuse_too_large(unit, need)
         except ExecutorError:
-            held.encoders.clear()
-            gc.collect()
+            self.release()
             refuse_too_large(unit, need)
 
 
@@ -201,10 +263,17 @@ def refuse_too_large(unit: Unit, need: Memory) -> None:
     for place, needed in needs.items():
         free = device_memory(place).free
         if needed > free:
+            of, way_out = ("the machine", "a larger machine") if place == "cpu" else ("the GPU", "a larger GPU")
+            smaller = "a smaller --batch-size, or " if unit.shard is not None else ""
             raise ExecutorError(
-                f"{unit} needs about {needed / 1e9:.1f} GB of memory of {'the machine' if place == 'cpu' else place}, "
-                f"and {free / 1e9:.1f} GB are free on {platform.node()}; use a larger machine, or fewer workers"
+                f"{unit} needs about {needed / 1e9:.1f} GB of memory of {of}, and {free / 1e9:.1f} GB are free on "
+                f"{platform.node()}; use {smaller}{way_out}"
             )
+
+
+def is_foreseen(error: Mapping[str, str] | None) -> bool:
+    """Whether an error, as a record has it, is a `ProbeError`; so is none."""
+    return error is None or issubclass(getattr(errors, error["type"], Exception), ProbeError)
 
 
 def versions() -> dict[str, str | None]:

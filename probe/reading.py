@@ -83,10 +83,11 @@ def default_workers(device: str) -> int:
     As many as there are processors beside a GPU, up to 16. None on the CPU, where the model takes all processors: there
     they read between batches, see `results/speed/reading.md`.
     """
-    return min(16, _processors()) if device.startswith("cuda") else 0
+    return min(16, processors()) if device.startswith("cuda") else 0
 
 
-def _processors() -> int:
+def processors() -> int:
+    """How many this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -95,7 +96,7 @@ def read_pieces(
 ) -> Generator[Read]:
     """The pieces in their order; with workers, one or two for each wait in memory."""
     workers = default_workers(device.type) if workers is None else workers
-    workers = min(workers, _processors())  # more are slower; DataLoader warns of it
+    workers = min(workers, processors())  # more are slower; DataLoader warns of it
     if workers == 0:
         yield from _read_here(reader, positions)
         return
@@ -118,11 +119,13 @@ def read_pieces(
 
 
 def _read_here(reader: Reader, positions: Iterable[range]) -> Generator[Read]:
-    """Each piece by as many threads as there are processors, while no model runs: Pillow works without Python's lock.
+    """Each piece by a thread for each processor, while no model runs: Pillow works without Python's lock.
 
     Reading beside a model on the same processors is slower, since all its threads wait for the one that is held up.
+    Where torch has fewer threads than there are processors, others compute beside this process; a hyperthread counts.
     """
-    threads = _processors() if getattr(reader.dataset, "is_thread_safe", False) else 1
+    most = min(processors(), 2 * torch.get_num_threads())
+    threads = most if getattr(reader.dataset, "is_thread_safe", False) else 1
     with ThreadPoolExecutor(threads, "probe-read") as pool:
         for piece in positions:
             step = -(-len(piece) // threads)

@@ -126,6 +126,11 @@ class RunRecord:
         return 0 if self.status == FAILED else 1 if self.is_partial else 2
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is a result of all images."""
+        return self.rank == len(STATES) - 1
+
+    @property
     def key(self) -> tuple[str, str, str, str, str, str]:
         """What the record is of: model, mode, dataset, protocol, precision, solver."""
         return (self.model, self.mode, self.dataset, self.protocol, self.precision, self.solver)

@@ -281,7 +281,7 @@ def _run_cells_of(
 def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access: Access) -> Done:
     digests = by_split(extraction.rows, lambda k, name: _describe(extraction.split(name, k)))
     # Of the same probe: a grid of records that are run again has several solvers.
-    same_probe = [cell for cell in finished if _probe(cell.spec) == _probe(spec)]
+    same_probe = [cell for cell in finished if cell.spec.of_all_modes == spec.of_all_modes]
     kept = KeptFits(paths.cache_dir(access.cache) / FITS)
     twin = next((cell for cell in same_probe if cell.record.features == digests), None)
     started = time.perf_counter()
@@ -307,11 +307,6 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access
     done = Done(spec, record, extraction, result, kept)
     eager = next((cell for cell in same_probe if spec.jit and cell.record.mode == "eager"), None)
     return done if eager is None else replace(done, record=replace(record, parity=compare(eager, done)))
-
-
-def _probe(spec: RunSpec) -> tuple[object, ...]:
-    """What a probe is of, but for the mode of the model."""
-    return (spec.model, spec.protocol, spec.solver, spec.device, spec.precision, spec.batch_size)
 
 
 def _describe(features: Features) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 SPLITS = ("train", "val", "test")
@@ -221,6 +221,11 @@ class RunSpec:
     def mode(self) -> str:
         """`eager`, `jit` or `compiled`."""
         return "jit" if self.jit else "compiled" if self.compiled else "eager"
+
+    @property
+    def of_all_modes(self) -> RunSpec:
+        """One cell for all modes of the model, whose probes are compared."""
+        return replace(self, jit=False, compiled=False)
 
     def __str__(self) -> str:
         """The cell in a few words, for messages."""

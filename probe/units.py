@@ -15,6 +15,7 @@ from probe.specs import RunSpec
 SHARD_IMAGES = 8_192  # about: minutes of work on a CPU, seconds on a GPU, and little to lose with a worker
 NO_SIZES: Mapping[str, int] = {}
 ATTEMPTS = 5  # to do a unit whose worker is lost
+ATTEMPTS_RAISED = 2  # to do a unit that raises what nobody foresaw, by another worker, for that one may be at fault
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ def plan_units(specs: Sequence[RunSpec], sizes: Mapping[str, int] = NO_SIZES) ->
         units += [Unit(modes, (k + 1, n), i, share * len(modes)) for k, share in enumerate(shares)]
         probes: dict[RunSpec, list[RunSpec]] = {}
         for spec in cells:
-            probes.setdefault(replace(spec, jit=False, compiled=False), []).append(spec)
+            probes.setdefault(spec.of_all_modes, []).append(spec)
         units += [Unit(tuple(same), None, i) for same in probes.values()]
     return units
 
@@ -75,12 +76,14 @@ class Queue:
     def __init__(self, units: Iterable[Unit]) -> None:
         self._shards: dict[str, deque[Unit]] = {}  # by model
         self._fits: deque[Unit] = deque()  # whose features are there
+        self._lost: deque[Unit] = deque()  # by workers
         self._blocked: dict[int, list[Unit]] = {}  # by group
         self._left: Counter[int] = Counter()  # shards of a group that are not done
         self._losses: Counter[Unit] = Counter()
         self._refused: dict[int | Unit, dict[str, Mapping[str, str]]] = {}  # of a group, or a unit alone -> node -> why
         self._made: dict[int, list[Unit]] = {}  # shards, by group
         self._hardware: dict[int, str] = {}  # group -> whose last bits its features have
+        self._shunned: dict[int, set[str]] = {}  # group -> hardware that some of it cannot be done on
         self._busy: Counter[str] = Counter()  # model -> shards at work
         self.running: set[Unit] = set()
         self.num_waiting = self.num_done = self.num_given_up = 0
@@ -103,8 +106,9 @@ class Queue:
     ) -> Unit | None:
         """The next unit that a worker can do; None where there is none.
 
-        Fits come first, since results are seen early then, and they free no worker's weights; of shards those of the
-        model whose weights the worker holds, else of the model that the fewest are busy with.
+        Fits come first, since results are seen early then, and they free no worker's weights; then of shards those of
+        the model whose weights the worker holds, or of the model that the fewest are busy with; last what was lost
+        before: what takes workers away may be over by then, and what kills them keeps nothing else waiting.
 
         Args:
             held: the model whose weights the worker holds.
@@ -113,7 +117,7 @@ class Queue:
             too_large: for the memory that there is at the moment.
         """
         names = sorted(self._shards, key=lambda name: (name != held, self._busy[name], -len(self._shards[name])))
-        for waiting in (self._fits, *(self._shards[name] for name in names)):
+        for waiting in (self._fits, *(self._shards[name] for name in names), self._lost):
             usable = (unit for unit in waiting if unit not in too_large and self._is_for(unit, node, hardware))
             unit = next(usable, None)
             if unit is not None:
@@ -128,20 +132,19 @@ class Queue:
 
     def finish(self, unit: Unit) -> None:
         """Count a unit as done."""
-        self._end(unit)
-        self.num_done += 1
         if unit.shard is not None:
             self._made.setdefault(unit.group, []).append(unit)
+        self._end(unit)
+        self.num_done += 1
         self._settle(unit)
 
-    def lose(self, unit: Unit) -> bool:
-        """Take back a unit whose worker is lost; False where that happened so often that it is given up."""
+    def lose(self, unit: Unit, attempts: int = ATTEMPTS) -> bool:
+        """Take back a unit whose worker is lost; False where that makes so many attempts, and it is given up."""
         self._losses[unit] += 1
         self._end(unit)
-        if self._losses[unit] < ATTEMPTS:
+        if self._losses[unit] < attempts:
             self.num_waiting += 1
-            # Behind the others: what takes workers away may be over by then, and what kills them keeps no one else.
-            self._queue_of(unit).append(unit)
+            self._lost.append(unit)
             return True
         self.num_given_up += 1
         self._settle(unit)
@@ -152,8 +155,6 @@ class Queue:
         self._end(unit)
         self.num_waiting += 1
         self._queue_of(unit).appendleft(unit)
-        if unit.group not in self._made and not any(other.group == unit.group for other in self.running):
-            self._hardware.pop(unit.group, None)  # nothing was made there
 
     def refuse(self, unit: Unit, node: str, error: Mapping[str, str], *, alone: bool = False) -> None:
         """Take back a unit that lacks something on a node, as do others of its dataset and model, unless `alone`."""
@@ -164,28 +165,40 @@ class Queue:
         """The nodes that lack something for a unit, and what."""
         return {**self._refused.get(unit.group, {}), **self._refused.get(unit, {})}
 
-    def leave_hardware(self, there: Collection[str]) -> bool:
-        """Make what was begun on hardware that is gone anew on other; whether there is such."""
-        gone = [group for group, kind in self._hardware.items() if kind not in there]
-        waiting = {unit.group for unit in self._waiting()}
+    def leave_hardware(self, nodes: Mapping[str, str]) -> bool:
+        """Make features anew on other hardware where something waits that none of theirs can do; whether there is such.
+
+        Args:
+            nodes: those with workers, and their hardware.
+        """
+        gone = set()
+        for unit in self._waiting():
+            usable = {kind for node, kind in nodes.items() if node not in self.reasons(unit)}
+            if usable and self._hardware.get(unit.group, "") not in ("", *usable):
+                gone.add(unit.group)
         for group in gone:
-            del self._hardware[group]
-            made = self._made.pop(group, []) if group in waiting else []
+            kind = self._hardware.pop(group)
+            if kind in nodes.values():
+                self._shunned.setdefault(group, set()).add(kind)
+            made = self._made.pop(group, [])
             for unit in made:
                 self.num_done -= 1
                 self.num_waiting += 1
                 self._left[group] += 1
                 self._queue_of(unit).append(unit)
-            if made:  # which its fits wait for again
-                self._blocked.setdefault(group, []).extend(unit for unit in self._fits if unit.group == group)
-                self._fits = deque(unit for unit in self._fits if unit.group != group)
-        return any(group in waiting for group in gone)
+            for waiting in (self._fits, self._lost) if made else ():
+                fits = [unit for unit in waiting if unit.group == group and unit.shard is None]
+                self._blocked.setdefault(group, []).extend(fits)  # until the features are there again
+                for unit in fits:
+                    waiting.remove(unit)
+        return bool(gone)
 
     def give_up(self) -> list[Unit]:
         """Give up what waits and could begin, where no worker can do it; these units."""
         units = [*self._waiting()]
         self._fits.clear()
         self._shards.clear()
+        self._lost.clear()
         self.num_waiting -= len(units)
         self.num_given_up += len(units)
         for unit in units:
@@ -194,19 +207,20 @@ class Queue:
 
     def _waiting(self) -> Iterator[Unit]:
         """What could begin."""
-        yield from self._fits
+        yield from (*self._fits, *self._lost)
         for units in self._shards.values():
             yield from units
 
     def left(self) -> Iterator[Unit]:
         """What is not done yet."""
-        yield from (*self._fits, *self.running)
-        for units in (*self._shards.values(), *self._blocked.values()):
+        yield from (*self._waiting(), *self.running)
+        for units in self._blocked.values():
             yield from units
 
     def _is_for(self, unit: Unit, node: str, hardware: str) -> bool:
         is_refused = node in self._refused.get(unit.group, ()) or node in self._refused.get(unit, ())
-        return not is_refused and self._hardware.get(unit.group, hardware) == hardware
+        is_other = self._hardware.get(unit.group, hardware) != hardware
+        return not (is_refused or is_other or hardware in self._shunned.get(unit.group, ()))
 
     def _queue_of(self, unit: Unit) -> deque[Unit]:
         return self._fits if unit.shard is None else self._shards.setdefault(unit.model, deque())
@@ -217,13 +231,15 @@ class Queue:
         self.running.add(unit)
         if unit.shard is not None:
             self._busy[unit.model] += 1
-            if not self._shards[unit.model]:
+            if unit.model in self._shards and not self._shards[unit.model]:
                 del self._shards[unit.model]
 
     def _end(self, unit: Unit) -> None:
         self.running.remove(unit)
         if unit.shard is not None:
             self._busy[unit.model] -= 1
+        if unit.group not in self._made and not any(other.group == unit.group for other in self.running):
+            self._hardware.pop(unit.group, None)  # nothing was made there
 
     def _settle(self, unit: Unit) -> None:
         """A shard that is done or given up: after the last of its group the fits, which meet what kept a shard."""

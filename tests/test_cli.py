@@ -21,6 +21,17 @@ def test_run_prints_a_table_and_writes_records(tmp_path, capsys):
     assert len(list((tmp_path / "records" / "digits").iterdir())) == 2
 
 
+def test_an_address_of_ray_is_for_ray(capsys):
+    for options, said in (
+        (["--ray-address", "auto"], "give both"),
+        (["--executor", "ray", "--ray-address", ""], "empty"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main([*RUN, *options])
+        assert end.value.code == 2
+        assert said in capsys.readouterr().err
+
+
 def test_json_is_one_record_a_line(tmp_path, capsys):
     assert main([*RUN, "--json", "--verbose", "--results-dir", str(tmp_path)]) == 0
     (line,) = capsys.readouterr().out.splitlines()

@@ -77,7 +77,7 @@ BELOW = {
         *("cache", "environment", "errors", "estimates", "extraction", "models", "paths", "pieces", "preprocess"),
         *("progress", "records", "runner", "units"),
     },
-    "ray_cluster": {"errors", "ray_worker"},
+    "ray_cluster": {"errors", "ray_worker", "units"},
     "ray_progress": {"units"},
     "ray_grid": {
         *("cache", "datasets", "derived", "environment", "errors", "estimates", "extraction", "paths", "pieces"),

@@ -126,6 +126,9 @@ def _ray_start(home, *options):
             yield
         finally:
             process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
 
 
 def test_a_client_from_outside_of_the_cluster_has_the_same_records(tmp_path, serial):
@@ -157,7 +160,7 @@ def test_a_client_from_outside_of_the_cluster_has_the_same_records(tmp_path, ser
         ]
         options += ["--cache-dir", "~/features", "--results-dir", str(tmp_path / "results"), "--threads", "1"]
         options += ["--executor", "ray", "--ray-address", f"ray://127.0.0.1:{ports[1]}"]
-        subprocess.run([sys.executable, "-m", "probe", "run", *options], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "probe", "run", *options], check=True, capture_output=True, timeout=300)
     assert {record.key: content(record) for record in read_records(tmp_path / "results")} == serial
 
 
@@ -180,7 +183,7 @@ def test_what_a_node_has_no_dataset_for_is_done_on_another(tmp_path, image_folde
     assert [record.error for record in records] == [None, None]
 
 
-def test_a_grid_outlives_nodes_andfind_workers(tmp_path, image_folder):
+def test_a_grid_outlives_nodes_and_workers(tmp_path, image_folder):
     """Workers are killed, one of two nodes goes and another comes; every record is right.
 
     `benchmarks/ray_faults.py` does more of it.
@@ -231,11 +234,15 @@ def test_a_driver_that_is_stopped_leaves_what_was_finished(tmp_path, how):
     driver = subprocess.Popen(
         [sys.executable, "-m", "probe", "run", *options], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while not read_records(tmp_path / "results") and time.monotonic() < until:  # of tiny, beside the long one
+        assert driver.poll() is None, driver.communicate()
         time.sleep(0.2)
     (os.killpg if how is signal.SIGINT else os.kill)(driver.pid, how)  # as a terminal does, or an operator
-    _, said = driver.communicate(timeout=60)
+    try:
+        _, said = driver.communicate(timeout=120)
+    finally:
+        driver.kill()
     assert driver.returncode == (130 if how is signal.SIGINT else -how), said
     (finished,) = read_records(tmp_path / "results")
     until = time.monotonic() + 30

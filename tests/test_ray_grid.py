@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from ray_processes import content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
@@ -20,9 +21,10 @@ from probe.ray_cluster import find_difference
 from probe.ray_grid import find_done, run_grid
 from probe.ray_progress import UnitBar
 from probe.ray_worker import About
-from probe.records import read_records
+from probe.records import read_records, write_record
 from probe.runner import plan
 from probe.runner import run_grid as run_serially
+from probe.specs import rebuild
 from probe.units import Queue, plan_units
 
 
@@ -51,6 +53,10 @@ def test_records_are_those_of_one_process(tmp_path, serial, monkeypatch):
     (jit,) = (tmp_path / "results" / "records" / "digits").glob("tiny.jit.*")
     jit.unlink()  # which is compared with the eager one, and so needs it again
     assert {spec.model.name for spec in find_done(specs, tmp_path / "results")} == {"random:tiny"}
+    (uncompared,) = (record for record in written if (record.model, record.mode) == ("random:tiny", "jit"))
+    write_record(replace(uncompared, parity=None), tmp_path / "results")  # as one that was run without the eager one
+    assert not find_done(specs, tmp_path / "results")
+    assert set(find_done([spec for spec in specs if spec.jit], tmp_path / "results")) == {rebuild(uncompared.spec)}
 
 
 def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):

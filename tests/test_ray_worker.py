@@ -1,19 +1,23 @@
 """A worker of Ray, without Ray: what it needs, lacks, gives and takes."""
 
+import contextlib
 import json
+import logging
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from probe import ray_worker
 from probe.cache import Cell
-from probe.errors import ExecutorError
+from probe.errors import ExecutorError, FeaturesError
 from probe.estimates import Memory, memory_of
 from probe.extraction import Access
 from probe.features import Features
 from probe.models.memory import DeviceMemory
 from probe.pieces import Work
-from probe.ray_worker import Lacking, Surroundings, Worker, refuse_too_large, versions
+from probe.ray_worker import Lacking, Surroundings, Worker, is_foreseen, refuse_too_large, versions
 from probe.runner import plan
 from probe.units import plan_units
 
@@ -35,9 +39,10 @@ def test_pieces_go_from_one_store_to_another_and_are_whole_there(tmp_path):
     maker.shares_store = False
     made = maker.do(shard, NEED)
     ((cell, files),) = made.pieces
-    assert [piece for _, pieces in other.wanted(fits, NEED) for piece in pieces] == list(range(cell.num_pieces))
-    other.take_in(cell, files)
-    assert other.wanted(fits, NEED) == [(cell, [])]
+    every = range(cell.num_pieces)
+    assert other.find_missing(fits, NEED).cells == [(cell, every, list(every))]
+    other.take_in(cell, every, files)
+    assert other.find_missing(fits, NEED).cells == [(cell, every, [])]
     (record,) = other.do(fits, NEED).records
     assert record.extraction["from_cache"]  # put together without the model
     entries = [cell.folder(tmp_path / name) for name in ("maker", "other")]
@@ -45,6 +50,43 @@ def test_pieces_go_from_one_store_to_another_and_are_whole_there(tmp_path):
         assert entries[0].joinpath(name).read_bytes() == entries[1].joinpath(name).read_bytes()
     # Pieces of a whole entry are those that it was made of.
     assert list(Work(tmp_path / "other", cell).files(range(cell.num_pieces))) == list(files)
+
+
+def test_pieces_that_were_sent_are_not_sent_back(tmp_path):
+    shard, _ = _units()
+    maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
+    maker.shares_store = other.shares_store = False
+    ((cell, files),) = maker.do(shard, NEED).pieces
+    half = range(cell.num_pieces // 2)
+    other.take_in(cell, half, list(Work(tmp_path / "maker", cell).files(half)))
+    ((_, again),) = other.do(shard, NEED).pieces
+    assert {name for name, _ in files} - {name for name, _ in again} == {f"{piece:06}.npz" for piece in half}
+
+
+def test_what_one_process_would_log_is_given_to_the_driver(tmp_path):
+    before = logging.getLogger("probe").level
+    shard, fits = _units()
+    worker = Worker(Access(cache=tmp_path / "one"), 1, 1, replace(Surroundings.here(), level=logging.INFO))
+    assert (logging.INFO, "digits / tiny / eager / readme") in worker.do(fits, NEED).logged
+    entry = next((tmp_path / "one" / "digits").glob("*/entry.json")).parent
+    (entry / "projected.npy").write_bytes(b"damaged")
+    quiet = Worker(Access(cache=tmp_path / "one"), 1, 1, replace(Surroundings.here(), level=logging.WARNING))
+    ((level, message),) = quiet.do(shard, NEED).logged
+    assert level == logging.WARNING
+    assert "are damaged" in message
+    assert logging.getLogger("probe").level == before
+
+
+def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
+    shard, _ = _units()
+    for error in (FeaturesError("not finite"), ValueError("a bug")):
+        monkeypatch.setattr(ray_worker, "extract_dataset", lambda specs, *_, error=error: [(specs[0], error)])
+        with pytest.raises(ValueError, match="a bug") if type(error) is ValueError else contextlib.nullcontext():
+            _worker(tmp_path, "one").do(shard, NEED)
+    assert is_foreseen(None)
+    assert is_foreseen({"type": "DatasetMissingError"})
+    assert not is_foreseen({"type": "ValueError"})
+    assert not is_foreseen({"type": "AcceleratorError"})
 
 
 def test_a_shard_whose_pieces_are_there_is_not_made_again(tmp_path):
@@ -84,7 +126,8 @@ def test_a_worker_is_in_the_surroundings_of_the_driver(tmp_path, monkeypatch):
     Surroundings(before.folder, {"PROBE_DATA_DIR": "theirs", "PROBE_CACHE_DIR": "theirs"}).apply()
     after = Surroundings.here()
     assert after.folder == before.folder
-    assert after.variables == {"PROBE_DATA_DIR": "mine", "PROBE_CACHE_DIR": "theirs"}  # a node's own counts more
+    own, theirs = (str(Path(before.folder) / name) for name in ("mine", "theirs"))
+    assert after.variables == {"PROBE_DATA_DIR": own, "PROBE_CACHE_DIR": theirs}  # a node's own counts more
     monkeypatch.delenv("PROBE_CACHE_DIR")
     Surroundings("/no/such/folder", {}).apply()
 

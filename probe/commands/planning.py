@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -32,17 +31,20 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], ray: Any) -> int:
 
     Raises:
         ExecutorError: there is no room for a worker.
+        DeviceError: the cells name a GPU by number.
     """
     from probe import environment, estimates, paths, ray_cluster, ray_grid
     from probe.datasets.opening import with_sizes
+    from probe.reading import processors
     from probe.records import read_records
     from probe.units import plan_units
 
     device = specs[0].device
+    ray_grid.refuse_gpu_number(device)
     on_gpu, num_threads = device.startswith("cuda"), args.threads or environment.torch_threads()
     workers = args.plan or 1
     if not args.plan and args.executor == "ray":
-        resources = {"Alive": True, "Resources": {"CPU": os.cpu_count() or 1, "GPU": environment.num_gpus()}}
+        resources = {"Alive": True, "Resources": {"CPU": processors(), "GPU": environment.num_gpus()}}
         nodes = [resources] if ray is None else ray.nodes()
         workers = ray_cluster.find_room(nodes, on_gpu=on_gpu, num_threads=num_threads)
         if not workers:
@@ -61,8 +63,8 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], ray: Any) -> int:
     if args.json:
         print(json.dumps({"cells": len(specs), "done": len(done), **asdict(cost)}, allow_nan=False))
         return 0
-    print(f"{len(specs)} cells, {len(done)} of them done; {workers} workers of ", end="")
-    print("a GPU" if on_gpu else f"{num_threads} threads", end="\n\n")
+    print(f"cells: {len(specs)}, of which {len(done)} are done; workers: {cost.workers}, each of ", end="")
+    print("a GPU" if on_gpu else f"{num_threads} processors", end="\n\n")
     _print(cost)
     existing = next(folder for folder in (cache_dir, *cache_dir.absolute().parents) if folder.exists())
     disk = [one.disk for one in cost.models]
@@ -75,7 +77,7 @@ def _print(cost: GridCost) -> None:
     from probe import tables
 
     print(tables.markdown_table(HEADER, [_row(one) for one in cost.models]))
-    print(f"units: {cost.units}, {cost.shards} shards of features and {cost.units - cost.shards} fits")
+    print(f"units: {cost.units}, of which {cost.shards} are shards of features, the others fits")
     memory = max((one.memory.host for one in cost.models), default=0)
     print(f"memory: {_gb(memory)} GB of a machine for a worker, {_gb(memory * cost.workers)} GB for all of them")
     rates = cost.rates
@@ -87,7 +89,7 @@ def _print(cost: GridCost) -> None:
     else:
         of_one = sum((one.extract_seconds or 0) + (one.fit_seconds or 0) for one in cost.models)
         print(f"time: {_hours(cost.seconds)} h, of {_hours(of_one)} h of work")
-    print(f"measured: {rates.num_records} records on {rates.hardware}", end="")
+    print(f"measured: by {rates.num_records} of the records, on {rates.hardware}", end="")
     print("; ~ by operations from the nearest model" if any(one.is_scaled for one in cost.models) else "", end="")
     print(f"; the largest fit is {cost.stretch:,.0f} times the nearest measured" if cost.stretch > 2 else "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 def run(args: argparse.Namespace) -> int:
     """Run cells and print their scores, or records; 1 where one failed."""
     from probe.probes.protocols import GROUPS
+    from probe.specs import rebuild
 
     protocols = grids.expand(args.protocol or ["clip-paper"], GROUPS)
     records: list[RunRecord] = []
@@ -41,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
                 for record in _execute(specs, grids.access(args), args):
                     records.append(record)
     finally:
+        places = {spec: i for i, spec in enumerate(specs)}  # workers end in another order
+        records.sort(key=lambda record: places.get(rebuild(record.spec), len(specs)))
         if records:
             _report(records, specs, as_json=args.json)
     unfinished = [record for record in records if record.result and not record.result["converged"]]
@@ -54,14 +58,13 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def _joined(args: argparse.Namespace) -> Iterator[Any]:
     """Ray, where the options name a running cluster; it is on other machines, which may have other devices."""
-    if args.ray_address is None:
+    address = args.ray_address or os.environ.get("RAY_ADDRESS")
+    if not address or args.executor != "ray":
         yield None
         return
-    if args.executor != "ray":
-        raise errors.ExecutorError("--ray-address is of --executor ray; give both")
     from probe import ray_cluster
 
-    with ray_cluster.connected(args.ray_address) as ray:
+    with ray_cluster.connected(address) as ray:
         yield ray
 
 

@@ -18,7 +18,7 @@ from probe.datasets.folds import SPLITS, Fold, default_fold
 from probe.datasets.images import ImageDataset
 from probe.datasets.recipes import RECIPES
 from probe.datasets.splits import TooFewImagesError
-from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, ProbeError
+from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
 from probe.metrics import misfit
 from probe.names import unknown_name
 from probe.specs import DatasetSpec, Part, Source
@@ -141,7 +141,7 @@ def with_sizes(spec: DatasetSpec, *, data_dir: str | Path | None = None) -> Data
         return spec
     try:
         opened = open_dataset(spec, data_dir=data_dir, offline=True, allow_partial=True, skip_corrupt=True)
-    except ProbeError:  # which whoever reads it will meet as well
+    except Exception:  # whatever it is, whoever reads the dataset meets it as well, and says it in a record
         return spec
     parts = tuple(replace(part, size=len(opened.parts[part.name])) for part in spec.parts)
     return replace(spec, parts=parts, num_classes=len(next(iter(opened.parts.values())).class_names))
