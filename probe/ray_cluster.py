@@ -6,14 +6,11 @@ import logging
 import math
 import os
 import re
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from probe.errors import ExecutorError, ExtraMissingError
@@ -223,34 +220,6 @@ class Workers:
     def _kill(self, actor: Any) -> None:
         with suppress(Exception):  # that is gone already, or whose node is
             self.ray.kill(actor)
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], None]]:
-    """A function to call again and again, which raises KeyboardInterrupt if Ctrl-C has been pressed in the block.
-
-    In a callback, as Ray has some, Python prints what Ctrl-C raises and goes on.
-    """
-    before, pressed = signal.getsignal(signal.SIGINT), False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-        if callable(before):
-            before(number, frame)
-
-    def check() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # where Python hears no signals
-        yield check
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _import_ray() -> Any:

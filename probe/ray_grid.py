@@ -30,7 +30,6 @@ from probe.ray_cluster import (
     Member,
     Workers,
     connected,
-    interruptible,
     one_line,
     share_of_gpu,
 )
@@ -168,9 +167,8 @@ class _Driver:
         self.marker.touch()
         try:
             self._start_first()
-            with UnitBar(self.units, self.seconds) as bar, interruptible() as check:
+            with UnitBar(self.units, self.seconds) as bar:
                 while self.queue:
-                    check()
                     self._start_more()
                     self._assign()
                     if not self.running and self.queue and self.workers.are_all():

@@ -232,7 +232,11 @@ def test_a_driver_that_is_stopped_leaves_what_was_finished(tmp_path, how):
     options += ["--solver", "fast", "--executor", "ray", "--threads", "1", "--device", "cpu"]
     options += ["--cache-dir", str(tmp_path / "features"), "--results-dir", str(tmp_path / "results")]
     driver = subprocess.Popen(
-        [sys.executable, "-m", "probe", "run", *options], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", "probe", "run", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in `test_cli`
     )
     until = time.monotonic() + 240
     while not read_records(tmp_path / "results") and time.monotonic() < until:  # of tiny, beside the long one

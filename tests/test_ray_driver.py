@@ -1,15 +1,11 @@
 """What the driver of a grid on Ray makes of what workers answer; those of `test_ray_grid` are real."""
 
-import contextlib
-import os
-import signal
-
 import pytest
 from fake_ray import FakeRay, RayError, RayTaskError
 
 from probe.errors import ExecutorError
 from probe.extraction import Access
-from probe.ray_cluster import interruptible, one_line
+from probe.ray_cluster import one_line
 from probe.ray_grid import _Driver
 from probe.ray_worker import Lacking, Outcome
 from probe.runner import failure, plan
@@ -156,16 +152,6 @@ def test_other_versions_are_said_before_work_begins(tmp_path):
     ray.versions = {**ray.versions, "torch": "2.0", "av": None}
     with pytest.raises(ExecutorError, match=r"a has torch 2\.0, here [^;]*; install the same there"):
         _run(tmp_path, ray, "tiny")
-
-
-def test_what_swallows_an_interrupt_only_delays_it():
-    with interruptible() as check:
-        check()
-        with contextlib.suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            check()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_error_of_ray_is_one_line_of_what_went_wrong():
