@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from ray.cluster_utils import Cluster
 
 from probe.environment import describe, package_version, threads
 from probe.extraction import Access
@@ -36,7 +35,7 @@ from probe.runner import plan
 from probe.runner import run_grid as run_serially
 from probe.specs import RunSpec
 
-DATASETS, IMAGES, NODES, KILL_SECONDS = 50, 40, 3, 5.0
+DATASETS, IMAGES, NODES, KILL_SECONDS = 50, 40, 3, 3.0
 MARK = uuid.uuid4().hex  # in the environment of what this run starts
 
 
@@ -75,8 +74,10 @@ def main() -> None:
     """Run the grid in both ways and print a page of Markdown."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
     logging.getLogger("probe").setLevel(logging.WARNING)
-    # Of one token for all nodes, which have home folders of their own.
+    # One token for all nodes, which have home folders of their own; Ray reads it when it is imported.
     os.environ.update(PROBE_BENCHMARK=MARK, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=MARK)
+    from ray.cluster_utils import Cluster
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         specs = make_specs(root / "images")
