@@ -56,7 +56,7 @@ PARTS = {
 }
 
 
-ERRORS = re.compile(r"\d\.\de-\d\d")
+ERRORS = re.compile(r"\d(?:\.\d+)?e-\d\d *")  # as `2e-06`, with what fills the column
 
 
 def _part(name):
