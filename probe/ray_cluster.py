@@ -241,7 +241,7 @@ def _start(ray: Any, address: str | None) -> None:
         is_client = address is not None and address.startswith("ray://")
         own = {} if is_client else {"include_dashboard": None if address else False}
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", **own)
-    except (OSError, RuntimeError, ValueError, ImportError) as err:
+    except (OSError, RuntimeError, ValueError, ImportError, ray.exceptions.RayError) as err:
         where = f"no Ray answers at {address}"
         way_out = "start it with ray start --head, or, if it wants a token, have it here and set RAY_AUTH_MODE=token"
         if address is None:

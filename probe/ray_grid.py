@@ -25,7 +25,6 @@ from probe.errors import DeviceError, ExecutorError
 from probe.extraction import Access
 from probe.pieces import Work
 from probe.ray_cluster import (
-    ANSWER_SECONDS,
     QUIET_SECONDS,
     Member,
     Workers,
@@ -123,6 +122,7 @@ class _Driver:
         self.units, self.needs, self.seconds = self._plan(specs)
         self.queue = Queue(self.units)
         self.num_failed = 0  # units without a result
+        self.was_deserted = False  # by all workers, when it was last looked
         self.running: dict[Any, Member] = {}  # by reference to what they will answer
         self.cleared: set[tuple[Unit, str]] = set()  # units, and nodes where others gave back memory for them
         self.root = paths.cache_dir(self.access.cache)
@@ -234,10 +234,10 @@ class _Driver:
 
     def _collect(self) -> Iterator[RunRecord]:
         """What workers have answered by now."""
-        if not self.workers.members and not self.workers.starting:
+        is_deserted = not self.workers.members and not self.workers.starting
+        if is_deserted and not self.was_deserted:
             logger.warning("no worker is left; others start as soon as a node has room")
-            time.sleep(ANSWER_SECONDS)
-            return
+        self.was_deserted = is_deserted
         for reference in self._wait([*self.workers.starting, *self.running]):
             if reference in self.workers.starting:
                 fault = self.workers.admit(reference)
@@ -262,6 +262,8 @@ class _Driver:
         assert unit is not None
         works = [(Work(self.root, cell), pieces, lacking) for cell, pieces, lacking in missing.cells]
         if unit.shard is not None and all(work.has(piece) for work, pieces, _ in works for piece in pieces):
+            for work, _, _ in works:
+                work.finish_whole()
             member.unit = None
             self.queue.finish(unit)
             self._log_end(unit, "all features are there")

@@ -125,11 +125,16 @@ class _Counted(Progress):
 
 
 class _Heard(logging.Handler):
-    """Keeps what this package logs in a block, for the driver to log."""
+    """Keeps what this package logs in blocks, for the driver to log."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
         self.messages: list[tuple[int, str]] = []
+
+    def take(self) -> list[tuple[int, str]]:
+        """What was not taken yet."""
+        taken, self.messages = self.messages, []
+        return taken
 
     def emit(self, record: logging.LogRecord) -> None:
         self.messages.append((record.levelno, record.getMessage()))
@@ -152,7 +157,7 @@ class Worker:
 
     def __init__(self, access: Access, num_threads: int, num_blas: int, surroundings: Surroundings) -> None:
         surroundings.apply()
-        self.level = surroundings.level
+        self.heard = _Heard(surroundings.level)
         self.access = replace(access, held=Held())
         self.num_threads, self.num_blas = num_threads, num_blas
         self.progress = _Counted()
@@ -175,7 +180,8 @@ class Worker:
 
     def find_missing(self, unit: Unit, need: Memory) -> Lacking | Missing:
         """What a unit needs of features; `need` is the memory that it takes."""
-        found = self._begin(unit, need)
+        with self.heard:
+            found = self._begin(unit, need)
         if isinstance(found, Lacking):
             return found
         works = [(Work(self._root, cell), pieces) for cell, pieces in found]
@@ -199,22 +205,23 @@ class Worker:
             Exception: what nobody foresaw kept a shard from its features. What was foreseen is met again by the fits,
                 whose records name it.
         """
-        found = self._begin(unit, need)
-        if isinstance(found, Lacking):
-            return found
-        with self._threads(), _Heard(self.level) as heard:
+        with self.heard:
+            found = self._begin(unit, need)
+            outcome = found if isinstance(found, Lacking) else self._do(unit, found)
+        return outcome if isinstance(outcome, Lacking) else replace(outcome, logged=self.heard.take())
+
+    def _do(self, unit: Unit, found: Sequence[tuple[Cell, Sequence[int]]]) -> Outcome:
+        with self._threads():
             if unit.shard is None:
                 records = list(compute(unit.specs, self.access))
-                is_all_foreseen = all(is_foreseen(record.error) for record in records)
-                return Outcome(records, is_foreseen=is_all_foreseen, logged=heard.messages)
+                return Outcome(records, is_foreseen=all(is_foreseen(record.error) for record in records))
             for _, outcome in extract_dataset(unit.specs, replace(self.access, shard=unit.shard), self.progress):
                 if isinstance(outcome, Exception) and not isinstance(outcome, ProbeError):
                     raise outcome
         if self.shares_store:
-            return Outcome(logged=heard.messages)
+            return Outcome()
         made = [(cell, self._made_here(cell, pieces)) for cell, pieces in found]
-        files = [(cell, list(Work(self._root, cell).files(pieces))) for cell, pieces in made]
-        return Outcome(pieces=files, logged=heard.messages)
+        return Outcome(pieces=[(cell, list(Work(self._root, cell).files(pieces))) for cell, pieces in made])
 
     def _made_here(self, cell: Cell, pieces: Iterable[int]) -> list[int]:
         folder = cell.folder(self._root)

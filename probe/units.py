@@ -79,7 +79,7 @@ class Queue:
         self._lost: deque[Unit] = deque()  # by workers
         self._blocked: dict[int, list[Unit]] = {}  # by group
         self._left: Counter[int] = Counter()  # shards of a group that are not done
-        self._losses: Counter[Unit] = Counter()
+        self._losses: Counter[tuple[Unit, int]] = Counter()  # by how many attempts there are
         self._refused: dict[int | Unit, dict[str, Mapping[str, str]]] = {}  # of a group, or a unit alone -> node -> why
         self._made: dict[int, list[Unit]] = {}  # shards, by group
         self._hardware: dict[int, str] = {}  # group -> whose last bits its features have
@@ -140,9 +140,9 @@ class Queue:
 
     def lose(self, unit: Unit, attempts: int = ATTEMPTS) -> bool:
         """Take back a unit whose worker is lost; False where that makes so many attempts, and it is given up."""
-        self._losses[unit] += 1
+        self._losses[unit, attempts] += 1
         self._end(unit)
-        if self._losses[unit] < attempts:
+        if self._losses[unit, attempts] < attempts:
             self.num_waiting += 1
             self._lost.append(unit)
             return True

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import threading
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,19 @@ def find_workers(what="ray::Worker"):
             if what.encode() in name and MARK.encode() in environment:
                 found.append(int(folder.name))
     return found
+
+
+@contextlib.contextmanager
+def beside(work):
+    """Have `work`, given the event that ends it, go on in a thread during the block."""
+    is_over = threading.Event()
+    thread = threading.Thread(target=work, args=[is_over])
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def content(record):

@@ -7,12 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
-from ray_processes import content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
+from ray_processes import beside, content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
 
 from probe.environment import threads
 from probe.errors import ExecutorError
@@ -201,10 +200,10 @@ def test_a_grid_outlives_nodes_and_workers(tmp_path, image_folder):
             for record in run_serially(specs, access=Access(results=tmp_path / "one", cache=tmp_path / "one"))
         }
     access = Access(results=tmp_path / "results", cache=tmp_path / "features")
-    is_over, killed = threading.Event(), []
+    killed = []
     with _cluster([tmp_path / name for name in "ab"]) as (cluster, nodes), contextlib.ExitStack() as late:
 
-        def trouble():
+        def trouble(is_over):
             while not is_over.wait(2) and len(killed) < 2:
                 with contextlib.suppress(ProcessLookupError, IndexError):
                     pid = find_workers()[0]
@@ -213,13 +212,8 @@ def test_a_grid_outlives_nodes_and_workers(tmp_path, image_folder):
             cluster.remove_node(nodes.pop(), allow_graceful=False)
             late.enter_context(_ray_start(tmp_path / "c", f"--address={cluster.address}"))
 
-        troubled = threading.Thread(target=trouble)
-        troubled.start()
-        try:
+        with beside(trouble):
             records = list(run_grid(specs, access=access, address=cluster.address, num_threads=1))
-        finally:
-            is_over.set()
-            troubled.join()
     assert len(killed) == 2
     assert len(nodes) == 1
     assert {record.key: content(record) for record in records} == wanted

@@ -6,12 +6,11 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 from dataclasses import replace
 
 import pytest
-from ray_processes import content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
+from ray_processes import beside, content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
 
 from probe.cli import main
 from probe.environment import threads
@@ -61,9 +60,9 @@ def test_records_are_those_of_one_process(tmp_path, serial, monkeypatch):
 
 def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
     specs, access = _grid(tmp_path)
-    killed, is_over = [], threading.Event()
+    killed = []
 
-    def kill_some():
+    def kill_some(is_over):
         while not is_over.wait(0.1) and len(killed) < 2:
             for pid in find_workers()[:1]:
                 time.sleep(1.5)  # in the middle of something
@@ -71,13 +70,8 @@ def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
 
-    killer = threading.Thread(target=kill_some)
-    killer.start()
-    try:
+    with beside(kill_some):
         records = list(run_grid(specs, access=access, num_threads=1))
-    finally:
-        is_over.set()
-        killer.join()
     assert killed
     assert {record.key: content(record) for record in records} == serial
 
@@ -87,22 +81,17 @@ def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypat
     for module in ("units", "ray_grid"):
         monkeypatch.setattr(f"probe.{module}.ATTEMPTS", 2)
     specs, access = _grid(tmp_path, models=("random:ViT-B/32",))
-    is_over, killed = threading.Event(), set()
+    killed = set()
 
-    def kill_at_work():
+    def kill_at_work(is_over):
         while not is_over.wait(0.2):
             for pid in find_workers("ray::Worker.do"):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     killed.add(pid)
 
-    killer = threading.Thread(target=kill_at_work)
-    killer.start()
-    try:
+    with beside(kill_at_work):
         records = list(run_grid(specs, access=access))
-    finally:
-        is_over.set()
-        killer.join()
     assert len(killed) >= 4
     assert [record.error["type"] for record in records] == ["ExecutorError"] * 2
     assert "its worker was lost" in records[0].error["message"]

@@ -31,7 +31,6 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], ray: Any) -> int:
 
     Raises:
         ExecutorError: there is no room for a worker.
-        DeviceError: the cells name a GPU by number.
     """
     from probe import environment, estimates, paths, ray_cluster, ray_grid
     from probe.datasets.opening import with_sizes
@@ -40,7 +39,6 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], ray: Any) -> int:
     from probe.units import plan_units
 
     device = specs[0].device
-    ray_grid.refuse_gpu_number(device)
     on_gpu, num_threads = device.startswith("cuda"), args.threads or environment.torch_threads()
     workers = args.plan or 1
     if not args.plan and args.executor == "ray":

@@ -36,6 +36,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         with _joined(args) as ray:
             device = _device(args, ray)
+            if args.executor == "ray" or args.plan is not None:
+                from probe.ray_grid import refuse_gpu_number
+
+                refuse_gpu_number(device)
             specs = grids.plan(args, protocols, device=device, elsewhere=ray is not None or args.plan is not None)
             if args.plan is not None:
                 return planning.show(args, specs, ray)
