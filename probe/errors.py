@@ -26,15 +26,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+MAX_MESSAGE = 500  # characters; longer messages bury what is wrong and what to do
 
 
 class ProbeError(Exception):
     """Base of all errors of this package."""
 
     def __str__(self) -> str:
-        """The message as written; `KeyError` would show it quoted."""
-        return " ".join(str(arg) for arg in self.args)
+        """Return the message, cut to `MAX_MESSAGE` characters and without the quotes that `KeyError` would add."""
+        return shorten(" ".join(str(arg) for arg in self.args), MAX_MESSAGE)
 
 
 class UnknownNameError(ProbeError, KeyError):
@@ -99,6 +101,34 @@ class ResultsError(ProbeError, OSError):
 
 class ExecutorError(ProbeError, RuntimeError):
     """Workers that cannot be had, or are lost again and again."""
+
+
+def shorten(text: str, length: int) -> str:
+    """Return the text, with a gap in its middle if it is longer than `length` characters.
+
+    The start says what is wrong, the end what to do; a path keeps its file name.
+
+    >>> shorten("a long sentence about a long file name", 24)
+    'a long se ... file name'
+    """
+    if len(text) <= length:
+        return text
+    gap = " ... "
+    start = (length - len(gap)) // 2
+    return text[:start].rstrip() + gap + text[len(text) - (length - len(gap) - start) :].lstrip()
+
+
+def listed(items: Iterable[object], *, most: int = 8) -> str:
+    """Return the items as text, at most `most` of them, with the number of the others.
+
+    >>> listed(["train", "test"])
+    'train, test'
+    >>> listed(range(5000), most=3)
+    '0, 1, 2 and 4,997 more'
+    """
+    texts = [shorten(str(item), 60) for item in items]
+    others = len(texts) - most
+    return ", ".join(texts) if others <= 0 else f"{', '.join(texts[:most])} and {others:,} more"
 
 
 def sentence(error: Mapping[str, str]) -> str:
