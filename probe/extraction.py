@@ -554,6 +554,8 @@ def by_split(folds: Sequence[Any], describe: Callable[[int, str], Any]) -> dict[
 def _describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:
     return {
         "weights_sha256": encoder.weights_sha256,
+        # Only where a training script put the weights somewhere, so that other records stay as they are.
+        **({"weights_key": encoder.weights_key} if encoder.weights_key != "." else {}),
         "license": encoder.license,
         "resolution": encoder.resolution,
         "embed_dim": encoder.embed_dim,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from probe import paths
-from probe.errors import CheckpointMissingError
+from probe.errors import CheckpointError, CheckpointMissingError
 from probe.models import hub
 from probe.models.catalog import CATALOG
 from probe.names import unknown_name
@@ -15,9 +15,11 @@ from probe.specs import ModelSpec
 
 RANDOM, OPEN_CLIP, HF = "random:", "open_clip:", "hf:"  # what makes the names that no catalogue has
 RANDOM_SEED = 0
+KEY = "?key="  # after the path of a checkpoint: which of the models in it
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 HUB_MARKS = tuple(f"{file}{index}" for file in hub.FOLDER_WEIGHTS for index in ("", ".index.json"))
 FOLDER_MARK = "config.json"  # what Hugging Face's libraries write beside weights
+DISTRIBUTED_SUFFIX, DISTRIBUTED_MARK = ".distcp", ".metadata"  # what torch.distributed.checkpoint writes
 FORMS = (
     f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {OPEN_CLIP}ARCH/PATH, {HF}ORG/NAME, or the path of a checkpoint or of a "
     "folder as Hugging Face's libraries write it"
@@ -35,11 +37,12 @@ def get_model(name: str | Path) -> ModelSpec:
     Args:
         name: a name of the catalogue; `random:NAME` for its sizes with seeded random weights; `open_clip:ARCH/TAG` or
             `open_clip:ARCH/PATH`; `hf:ORG/NAME`; the path of a checkpoint, or of a folder as Hugging Face's libraries
-            write it.
+            write it; `PATH?key=KEY` for one of several models in a checkpoint, such as `PATH?key=state_dict_ema`.
 
     Raises:
         UnknownNameError: no such model; the message offers what is near.
         CheckpointMissingError: the name reads as a path and no file is there.
+        CheckpointError: a distributed checkpoint, which has to be joined first.
         ExtraMissingError: a model of open_clip, and open_clip is not installed.
     """
     name = str(name)
@@ -58,6 +61,12 @@ def get_model(name: str | Path) -> ModelSpec:
         source = str(open_clip.parse(name.removeprefix(OPEN_CLIP)))
         return ModelSpec(f"{OPEN_CLIP}{source}", form="open_clip", source=source)
     return _on_disk(name)
+
+
+def split_key(source: str) -> tuple[Path, str]:
+    """Divide `PATH?key=KEY` into both; a file whose name has these characters is taken as it is, without a key."""
+    path, mark, key = source.rpartition(KEY)
+    return (Path(path), key) if mark and not Path(source).exists() else (Path(source), "")
 
 
 def is_here(spec: ModelSpec, weights_dir: str | Path | None = None) -> bool:
@@ -85,14 +94,22 @@ def _random(name: str) -> ModelSpec:
 
 def _on_disk(name: str) -> ModelSpec:
     try:
+        written, key = split_key(name)
         # Links are not followed: those of Hugging Face's cache lead to files without suffix and neighbours.
-        path = Path(os.path.abspath(Path(name).expanduser()))  # noqa: PTH100 - `Path.resolve` would follow them
+        path = Path(os.path.abspath(written.expanduser()))  # noqa: PTH100 - `Path.resolve` would follow them
         found = path.is_file() or (path / FOLDER_MARK).is_file()
+        is_distributed = path.suffix == DISTRIBUTED_SUFFIX or (not found and (path / DISTRIBUTED_MARK).is_file())
     # A name too long, a home of nobody, a folder that may not be looked into, a NUL.
     except (OSError, RuntimeError, ValueError) as err:
         raise CheckpointMissingError(f"cannot look at {name!r} ({err}); give the path of a file") from err
+    if is_distributed:
+        raise CheckpointError(
+            f"{path} is a distributed checkpoint; make a file of it with python -m "
+            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
+        )
     if found:
-        return ModelSpec(str(path), form="file", source=str(path))
+        source = f"{path}{KEY}{key}" if key else str(path)
+        return ModelSpec(source, form="file", source=source)
     if path.suffix in CHECKPOINT_SUFFIXES or name.startswith((".", "/", "~")):
         raise CheckpointMissingError(
             f"no checkpoint at {path}; give the path of a file, or of a folder with a {FOLDER_MARK}"

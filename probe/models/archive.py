@@ -91,7 +91,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as file:
             (description,) = [name for name in file.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
-            module = _Reader(file, description).load()
+            module = Reader(file, description).load()
     except (pickle.UnpicklingError, zipfile.BadZipFile) as err:
         raise CheckpointError(f"{path} is no archive of a model ({err}); get the file again") from err
     except OSError:
@@ -115,7 +115,7 @@ def _tensors(module: _Module, *, prefix: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(value, prefix=f"{prefix}{name}.")
 
 
-class _Reader(pickle.Unpickler):
+class Reader(pickle.Unpickler):
     """The pickle of an archive, allowed to name the archive's classes and torch's tensors and lists, nothing else."""
 
     def __init__(self, file: zipfile.ZipFile, description: str) -> None:

@@ -1,8 +1,9 @@
 """A file or folder -> the weights of a CLIP model in the naming of the published checkpoints, and what goes with them.
 
-The forms: TorchScript archives, saved state dicts, training checkpoints of open_clip, safetensors, and folders as
+The forms: TorchScript archives, saved state dicts, checkpoints of training scripts, safetensors, and folders as
 Hugging Face's libraries write them. None of them can run code: archives are read by `archive.py`, the rest with
-`weights_only=True` or by safetensors.
+`weights_only=True`, by safetensors, or, if a file holds objects as well, by `saved.py`. `unwrapping.py` finds the model
+in what was read.
 """
 
 from __future__ import annotations
@@ -10,28 +11,28 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from probe.errors import CheckpointError, ProbeError
+from probe.errors import CheckpointError, ProbeError, listed
 from probe.fetch import file_sha256
 from probe.models import hub, huggingface
 from probe.models.archive import check_zip, is_archive, read_archive
 from probe.models.clip import architecture_of
 from probe.models.openai import BUFFERS
+from probe.models.saved import Saved, read_saved
+from probe.models.unwrapping import WHOLE, Found, find_clips, largest_table
 from probe.preprocess import Preprocess
 from probe.specs import Architecture, digest
 
 logger = logging.getLogger(__name__)
 
 SAFETENSORS = ".safetensors"
-NESTED = ("state_dict", "model")  # where training checkpoints keep the weights
-DISTRIBUTED = "module."  # what training on several GPUs puts before every name
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Checkpoint:
         sha256: of the file, or of the tensors where there is none.
         path: the file or folder; None for random weights.
         license: what the model card in the folder says; empty where there is none.
+        key: where in the file the weights were, such as `state_dict.model`; `.` where the file holds them alone.
     """
 
     state_dict: Mapping[str, Tensor]
@@ -53,30 +55,39 @@ class Checkpoint:
     sha256: str
     path: Path | None
     license: str = ""
+    key: str = WHOLE
 
 
-def read_checkpoint(path: Path, *, sha256: str = "") -> Checkpoint:
-    """Read a checkpoint of any form; `sha256` is that of the file where it is known already.
+def read_checkpoint(path: Path, *, sha256: str = "", key: str = "") -> Checkpoint:
+    """Read a checkpoint of any form.
+
+    Args:
+        path: a file, or a folder as Hugging Face's libraries write it.
+        sha256: digest of the file, if the caller knows it.
+        key: which of several models in the file, such as `state_dict_ema`; empty where it holds one.
 
     Raises:
-        CheckpointError: the file cannot be read, is damaged or holds something else.
+        CheckpointError: the file cannot be read, is damaged, holds something else, or several models and no `key` says
+            which.
     """
     try:
-        return _read(path, sha256)
+        return _read(path, sha256, key)
     except OSError as err:
         if isinstance(err, ProbeError):
             raise
         raise CheckpointError(f"cannot read {path} ({err.strerror or err}); give a file that can be read") from err
 
 
-def _read(path: Path, sha256: str) -> Checkpoint:
+def _read(path: Path, sha256: str, key: str) -> Checkpoint:
     if path.is_dir():
-        return _read_folder(path)
-    state_dict = read_tensors(path)
+        return _read_folder(path, key)
+    found = read_model(path, key)
+    state_dict = found.state_dict
     if huggingface.is_hugging_face(state_dict):
         if not (path.parent / huggingface.CONFIG).is_file():
             raise CheckpointError(f"{path} is in Hugging Face's naming; put its config.json beside it")
-        return _in_hugging_face_naming(path.parent, state_dict, path, sha256 or file_sha256(path))
+        checkpoint = _in_hugging_face_naming(path.parent, state_dict, path, sha256 or file_sha256(path))
+        return replace(checkpoint, key=found.key)
     if not is_archive(path):
         logger.warning(
             "%s does not say whether it was trained with QuickGELU, as OpenAI's models, or with GELU, as most of "
@@ -85,33 +96,74 @@ def _read(path: Path, sha256: str) -> Checkpoint:
         )
     architecture = architecture_of(state_dict)
     preprocess = Preprocess(architecture.image_resolution)
-    return Checkpoint(state_dict, architecture, preprocess, sha256 or file_sha256(path), path)
+    return Checkpoint(state_dict, architecture, preprocess, sha256 or file_sha256(path), path, key=found.key)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, without the wrapping of training checkpoints, under the names of the file.
+def read_tensors(path: Path, key: str = "") -> dict[str, Tensor]:
+    """Return the tensors of the model in one file, as `read_model` finds it."""
+    return dict(read_model(path, key).state_dict)
+
+
+def read_model(path: Path, key: str = "") -> Found:
+    """Find the CLIP model in one file, under its own names: containers and prefixes of training scripts are removed.
+
+    A file in which no CLIP model is recognised gives its largest group of tensors, for callers that know other models.
 
     Raises:
-        CheckpointError: the file is damaged or holds something else.
+        CheckpointError: the file is damaged, holds no tensors, or several models and no `key` says which.
     """
+    return _choose(path, _read_content(path), key)
+
+
+def _read_content(path: Path) -> Saved:
     if _is_safetensors(path):
-        found: Any = _read_safetensors(path)
-    else:
-        check_zip(path)
-        found = read_archive(path) if is_archive(path) else _read_saved(path)
-    nested = next((key for key in NESTED if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)), None)
-    if nested is not None:
-        found = found[nested]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        return Saved(_read_safetensors(path), ())
+    check_zip(path)
+    return Saved(read_archive(path), ()) if is_archive(path) else _read_saved(path)
+
+
+def _choose(path: Path, saved: Saved, key: str) -> Found:
+    models = find_clips(saved.content)
+    chosen = [model for model in models if key in ("", model.key)]
+    if len(chosen) > 1:
+        keys = listed(f"?key={model.key}" for model in chosen)
+        raise CheckpointError(f"{path} holds {len(chosen)} CLIP models; add one of these to its path: {keys}")
+    if key and not chosen:
+        keys = listed(model.key for model in models) or "none"
+        raise CheckpointError(f"{path} holds no CLIP model under the key {key!r}; those with a CLIP model are: {keys}")
+    if not chosen and saved.classes:
+        raise _refused(path, saved.classes)
+    found = chosen[0] if chosen else Found(WHOLE, largest_table(saved.content))
+    if not found.state_dict:
         raise CheckpointError(f"{path} holds no state dict of tensors; save the model's state_dict()")
-    for name, value in found.items():
-        if not isinstance(name, str) or value.layout != torch.strided or value.is_quantized or value.is_meta:
+    if found.unused:
+        logger.warning(
+            "%s: %d tensors are not part of the CLIP model under %s and are not used: %s",
+            path,
+            len(found.unused),
+            found.key,
+            listed(found.unused, most=3),
+        )
+    plain = {name: tensor for name, tensor in found.state_dict.items() if name not in BUFFERS}
+    for name, value in plain.items():
+        if (
+            type(value) not in (Tensor, Parameter)
+            or value.layout != torch.strided
+            or value.is_quantized
+            or value.is_meta
+        ):
             raise CheckpointError(
-                f"{path} has {name!r} in a form that holds no plain numbers; save a state_dict() of it"
+                f"{path} has {name!r} in a form that holds no plain numbers, such as a shard of FSDP; save a whole "
+                "state_dict() (of FSDP: get_model_state_dict with full_state_dict=True)"
             )
-    distributed = all(name.startswith(DISTRIBUTED) for name in found)
-    names = {name: name.removeprefix(DISTRIBUTED) if distributed else name for name in found}
-    return {names[name]: value for name, value in found.items() if names[name] not in BUFFERS}
+    return replace(found, state_dict=plain)
+
+
+def _refused(path: Path, classes: Sequence[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds pickled objects ({listed(classes, most=3)}), which are not loaded, as that would run code; load "
+        "the file where it was made and save the weights alone: torch.save(model.state_dict(), PATH)"
+    )
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -123,15 +175,22 @@ def _is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def _read_saved(path: Path) -> Any:
+def _read_saved(path: Path) -> Saved:
     try:
         with warnings.catch_warnings():
-            # torch wonders about pickles that it did not write; the error below says all there is to say of them.
+            # torch wonders about pickles that it did not write; the errors below say all there is to say of them.
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            warnings.filterwarnings("ignore", message="Validating sparse tensor", category=UserWarning)
+            return Saved(torch.load(path, map_location="cpu", weights_only=True), ())
     except OSError:
         raise
     except Exception as err:  # torch's reader raises whatever the bytes lead it to: struct.error, IndexError, ...
+        try:
+            saved = read_saved(path)
+        except Exception:  # as above
+            saved = Saved(None, ())
+        if saved.content is not None or saved.classes:
+            return saved
         raise CheckpointError(f"{path} is no CLIP checkpoint or is damaged; get the file again") from err
 
 
@@ -146,16 +205,19 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is no safetensors file or is damaged ({err}); get the file again") from err
 
 
-def _read_folder(folder: Path) -> Checkpoint:
+def _read_folder(folder: Path, key: str) -> Checkpoint:
     files = _weight_files(folder)
-    state_dict: dict[str, Tensor] = {}
-    for file in files:
-        state_dict.update(read_tensors(file))
+    saved = [_read_content(file) for file in files]
+    if len(files) > 1:  # shards of one state dict
+        tensors = {name: tensor for shard in saved for name, tensor in largest_table(shard.content).items()}
+        saved = [Saved(tensors, tuple(name for shard in saved for name in shard.classes))]
+    found = _choose(folder, saved[0], key)
+    state_dict = found.state_dict
     if not huggingface.is_hugging_face(state_dict):
         raise CheckpointError(f"{folder} holds no CLIPModel of Hugging Face's; give the checkpoint file instead")
     hashes = {file.name: file_sha256(file) for file in files}
     sha256 = next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes)
-    return _in_hugging_face_naming(folder, state_dict, folder, sha256)
+    return replace(_in_hugging_face_naming(folder, state_dict, folder, sha256), key=found.key)
 
 
 def list_files(path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from probe import paths
 from probe.errors import CheckpointError, ChecksumError, ProbeError
 from probe.fetch import fetch, file_sha256
-from probe.models import get_model, hub, open_clip
+from probe.models import get_model, hub, open_clip, split_key
 from probe.models.archive import is_archive
 from probe.models.checkpoints import Checkpoint, list_files, read_checkpoint
 from probe.models.clip import CLIP, convert_weights
@@ -45,7 +45,8 @@ def load_encoder(
 
     Args:
         model: a name of the catalogue, `random:NAME`, `open_clip:ARCH/TAG`, `hf:ORG/NAME`, the path of a checkpoint or
-            of a folder as Hugging Face's libraries write it, or a row.
+            of a folder as Hugging Face's libraries write it, or a row. `PATH?key=KEY` chooses one of several models in
+            a checkpoint.
         jit: run the TorchScript archive as it is instead of rebuilding the model. Random weights are traced into an
             archive first; what is no archive is rebuilt all the same, with a warning and `execution.jit` False.
         device: `auto` is CUDA where there is one, else the CPU.
@@ -110,7 +111,9 @@ def read_weights(spec: ModelSpec, *, weights_dir: str | Path | None = None, offl
     if spec.form == "random":
         return _draw_weights(spec)
     path = checkpoint_path(spec, weights_dir=weights_dir, offline=offline)
-    checkpoint = read_checkpoint(path, sha256=spec.sha256 if spec.form == "url" else "")  # `fetch` has hashed that one
+    key = split_key(spec.source)[1] if spec.form == "file" else ""
+    sha256 = spec.sha256 if spec.form == "url" else ""  # `fetch` has hashed that one
+    checkpoint = read_checkpoint(path, sha256=sha256, key=key)
     if spec.sha256 not in ("", checkpoint.sha256):
         raise ChecksumError(
             f"{checkpoint.path} has the SHA-256 {checkpoint.sha256} where {spec.sha256} was expected; "
@@ -128,7 +131,7 @@ def checkpoint_path(spec: ModelSpec, *, weights_dir: str | Path | None = None, o
     if spec.form == "embedded":
         return Path(str(resources.files("probe"))) / spec.source
     if spec.form == "file":
-        return Path(spec.source)
+        return split_key(spec.source)[0]
     if spec.form == "hf":
         return hub.fetch_repository(spec.source, HUB_WEIGHTS, [*FILES, hub.CARD], offline=offline)
     target = paths.weights_dir(weights_dir) / spec.source.rsplit("/", 1)[-1]
@@ -138,8 +141,8 @@ def checkpoint_path(spec: ModelSpec, *, weights_dir: str | Path | None = None, o
 def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline: bool = False) -> str:
     """What tells the weights of a model from all others, without loading them; files are fetched if they are not here.
 
-    The SHA-256 of its file; of several files, as of a folder with settings, a digest of theirs; of random weights one
-    of what they are drawn from.
+    The SHA-256 of its file; of several files, as of a folder with settings, a digest of theirs, and of the key where
+    one chooses among several models; of random weights one of what they are drawn from.
 
     Raises:
         CheckpointError, DownloadError, ChecksumError: each says what to do.
@@ -160,6 +163,9 @@ def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline:
         if isinstance(err, ProbeError):
             raise
         raise CheckpointError(f"cannot read {path} ({err.strerror or err}); give a file that can be read") from err
+    key = split_key(spec.source)[1] if spec.form == "file" else ""
+    if key:
+        return digest({"key": key, **hashes})
     return hashes[path.name] if len(hashes) == 1 and path.name in hashes else digest(hashes)
 
 
@@ -201,6 +207,7 @@ def as_encoder(
         embed_dim=checkpoint.architecture.embed_dim,
         pre_projection_dim=checkpoint.architecture.pre_projection_dim,
         weights_sha256=checkpoint.sha256,
+        weights_key=checkpoint.key,
         checkpoint_dtypes=dtypes_of(checkpoint.state_dict.values()),
         weights_dtypes=weights_dtypes,
         license=spec.license or checkpoint.license,

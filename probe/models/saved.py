@@ -1,0 +1,148 @@
+"""A file of `torch.save` with weights and other objects, which `weights_only` refuses -> the weights.
+
+Training scripts save their arguments, schedulers and NumPy scores together with the weights. `weights_only` refuses the
+whole file, because loading objects runs code. This module replaces each object by a stand-in and runs no code of it.
+
+This is as safe as `weights_only`: a pickle can only call what it names, and names are looked up in a fixed list. A name
+outside the list is never imported: it gives a class of this module, which accepts everything and does nothing. The
+alternative is to allow single classes, such as `argparse.Namespace`; that list would have no end, and their code is not
+ours.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from probe.models.archive import DTYPES, Reader
+
+MAGIC_NUMBER = (
+    0x1950A86A20F9469CFC6C  # the first number in torch's older files, which are not zips, torch/serialization.py
+)
+TENSOR_PARTS = (("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict"))
+PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")  # of `torch._utils`: (tensor, ...) -> parameter
+# Files of plain tensors and numbers name these too, so that a message need not.
+PLAIN_MODULES = ("torch", "torch._utils", "torch._tensor", "torch.storage", "torch.serialization", "_codecs")
+PLAIN_NAMES = (
+    *("builtins.set", "builtins.bytearray", "builtins.complex", "builtins.object"),
+    *("collections.Counter", "collections.OrderedDict", "copy_reg._reconstructor", "copyreg._reconstructor"),
+)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Content of a file of `torch.save`.
+
+    Args:
+        content: what was saved, with stand-ins for its objects; None where it could not be read with them.
+        classes: the classes and functions that the stand-ins replace, in the order of the file.
+    """
+
+    content: object
+    classes: tuple[str, ...]
+
+
+def read_saved(path: Path) -> Saved:
+    """Read a file of `torch.save`, with stand-ins for its objects.
+
+    Older versions of torch wrote files that are not zips. Only the names of the classes are read from these.
+
+    Raises:
+        Exception: of any class, since the bytes of a damaged pickle lead anywhere.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            (description,) = [name for name in file.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
+            byteorder = description.replace("data.pkl", "byteorder")
+            if byteorder in file.namelist() and file.read(byteorder).decode() != sys.byteorder:
+                raise pickle.UnpicklingError("it was written on a machine with another byte order")
+            reader = _SavedReader(file, description)
+            try:
+                content = reader.load()
+            except Exception:
+                if not reader.strangers:
+                    raise
+                content = None
+            return Saved(content, tuple(reader.strangers))
+    except zipfile.BadZipFile:
+        pass
+    with path.open("rb") as stream:
+        named = _NameReader(stream)
+        if named.load() == MAGIC_NUMBER:
+            for _ in range(3):  # the version of the form, facts about the machine, the content
+                named = _NameReader(stream)
+                named.load()
+    return Saved(None, tuple(named.strangers))
+
+
+class _AcceptsEverything(type):
+    """The operations of pickles on objects and classes, none of which does anything."""
+
+    def __call__(cls, *_: Any, **__: Any) -> Any:
+        return cls
+
+    def __setstate__(cls, _: Any) -> None:
+        pass
+
+    def __setitem__(cls, _: Any, __: Any) -> None:
+        pass
+
+    def append(cls, _: Any) -> None:
+        """Accept an item of a list."""
+
+    extend = add = append
+
+
+class _Stranger(metaclass=_AcceptsEverything):
+    """Stand-in for every class, function and object that may not be loaded; a class, since pickles ask for classes."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return cls
+
+
+class _NameReader(pickle.Unpickler):
+    """A pickle in which everything is a stranger; the names of their classes are noted."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.strangers: list[str] = []
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Note the name."""
+        return _note(module, name, self.strangers)
+
+    def persistent_load(self, _: Any) -> Any:
+        """Skip the bytes of a storage."""
+        return _Stranger
+
+
+class _SavedReader(Reader):
+    """The pickle of a file of `torch.save`, which may name tensors and strangers."""
+
+    def __init__(self, file: zipfile.ZipFile, description: str) -> None:
+        super().__init__(file, description)
+        self.strangers: list[str] = []
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look up what tensors are made of; all else is a stranger."""
+        if module == "torch._utils" and name in PARAMETERS:
+            return lambda data, *_: data
+        if (module == "torch" and name in DTYPES) or (module, name) in TENSOR_PARTS:
+            return super().find_class(module, name)
+        if module in ("torch._utils", "torch._tensor"):  # of sparse and distributed tensors: its place, without numbers
+            return lambda *_: torch.empty(0, device="meta")
+        return _note(module, name, self.strangers)
+
+
+def _note(module: str, name: str, strangers: list[str]) -> type[_Stranger]:
+    full_name = f"{module}.{name}".replace("__builtin__.", "builtins.")  # as Python 2 called it, and protocol 2 does
+    if module not in PLAIN_MODULES and full_name not in (*PLAIN_NAMES, *strangers):
+        strangers.append(full_name)
+    return _Stranger

@@ -1,0 +1,97 @@
+"""What a training script saved -> the state dict of the CLIP model in it, without containers and prefixes.
+
+Training scripts save the weights in a container, such as `state_dict`, `model_state_dict` or `ema`, together with other
+things. Wrappers of the model put prefixes before the names of the weights, such as `module.`, `_orig_mod.` or
+`model.`. Containers and prefixes can be nested. There is no list of them here: a CLIP model is found wherever
+`logit_scale` and an image tower share a prefix. This module reads no files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+SCALE = "logit_scale"  # a parameter of every CLIP, in the naming of OpenAI, open_clip and Hugging Face
+IMAGE_TOWERS = ("visual.", "vision_model.")
+DISTRIBUTED = "module."  # what DistributedDataParallel puts before every name
+# Wrappers of torch, which also wrap single layers: `torch.compile`, FSDP, activation checkpointing.
+WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+WHOLE = "."  # how a user names the model that has neither container nor prefix
+
+
+@dataclass(frozen=True)
+class Found:
+    """A CLIP model in what a training script saved.
+
+    Args:
+        key: containers and prefix, joined with dots, such as `state_dict.student`; `WHOLE` where there are none.
+        state_dict: its tensors, without the prefix.
+        unused: names of tensors in the same container that belong to other modules, such as a buffer of the loss.
+    """
+
+    key: str
+    state_dict: Mapping[str, Tensor]
+    unused: tuple[str, ...] = ()
+
+
+def find_clips(content: object) -> list[Found]:
+    """Return all CLIP models in nested mappings, lists and tuples, outermost first."""
+    return [model for place, tensors in _find_tables(content) for model in _split(place, tensors)]
+
+
+def largest_table(content: object) -> dict[str, Tensor]:
+    """Return the mapping with the most tensors; an empty one if `content` holds none."""
+    return max((tensors for _, tensors in _find_tables(content)), key=len, default={})
+
+
+def _find_tables(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Yield each mapping that holds tensors by name, and the keys that lead to it."""
+    seen: set[int] = set()  # a pickle can hold one object in several places, or an object in itself
+    queue: deque[tuple[tuple[str, ...], object]] = deque([((), content)])
+    while queue:
+        place, value = queue.popleft()
+        if id(value) in seen or not isinstance(value, Mapping | list | tuple):
+            continue
+        seen.add(id(value))
+        items: Iterable[tuple[object, object]] = value.items() if isinstance(value, Mapping) else enumerate(value)
+        tensors: dict[str, Tensor] = {}
+        for key, part in items:
+            if isinstance(part, Tensor) and isinstance(key, str):
+                tensors[key] = part
+            elif isinstance(part, Mapping | list | tuple):
+                queue.append(((*place, str(key)), part))
+        if tensors:
+            yield place, _without_wrappers(tensors)
+
+
+def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    while all(name.startswith(DISTRIBUTED) for name in renamed):
+        renamed = {name.removeprefix(DISTRIBUTED): tensor for name, tensor in renamed.items()}
+    return renamed if len(renamed) == len(tensors) else tensors
+
+
+def _split(place: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[Found]:
+    """Divide the tensors of one mapping by the prefixes of the CLIP models among them."""
+    prefixes = [name.removesuffix(SCALE) for name in tensors if f".{name}".endswith(f".{SCALE}")]
+    members: dict[str, dict[str, Tensor]] = {
+        prefix: {}
+        for prefix in prefixes
+        if any(name.startswith(tuple(prefix + tower for tower in IMAGE_TOWERS)) for name in tensors)
+    }
+    unused = []
+    for name, tensor in tensors.items():
+        # The longest one: a model can hold another one, as a student its teacher.
+        prefix = max((prefix for prefix in members if name.startswith(prefix)), key=len, default=None)
+        if prefix is None:
+            unused.append(name)
+        else:
+            members[prefix][name.removeprefix(prefix)] = tensor
+    return [
+        Found(".".join([*place, *prefix.split(".")[:-1]]) or WHOLE, members[prefix], tuple(unused))
+        for prefix in members
+    ]
