@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from probe.errors import ResultsError
+from probe.errors import ResultsError, listed
 from probe.records import RunRecord, dataset_slug
 from probe.tables import status
 
@@ -26,10 +26,10 @@ def model_index(records: Sequence[RunRecord]) -> str:
     """The block of YAML that goes at the top of a card, between its lines of dashes; scores are fractions.
 
     Args:
-        records: of one model, with scores.
+        records: of one model and the same weights, with scores.
 
     Raises:
-        ResultsError: there is none, they are of several models, or a cell failed.
+        ResultsError: there is none, they are of several models or different weights, or a cell failed.
     """
     from huggingface_hub import ModelCardData
 
@@ -39,8 +39,23 @@ def model_index(records: Sequence[RunRecord]) -> str:
     for record in records:
         if record.result is None:
             raise ResultsError(f"{record.dataset} / {record.protocol} failed and has no score; leave it out")
+    _check_weights(records)
     card = ModelCardData(model_name=models[0], eval_results=[_result(record) for record in records])
     return f"{card.to_yaml()}\n"
+
+
+def _check_weights(records: Sequence[RunRecord]) -> None:
+    """Raise an error if a checkpoint changed between the runs: its card would mix the scores of two models."""
+    runs: dict[str, str] = {}  # digest of weights -> a run that has them; early versions recorded no digest
+    for record in records:
+        weights = record.encoder.get("weights_sha256")
+        if weights:
+            runs.setdefault(weights, f"{record.dataset} / {record.protocol} has {weights[:12]}")
+    if len(runs) > 1:
+        raise ResultsError(
+            f"the records of {records[0].model} are of {len(runs)} different weights ({listed(runs.values())}); run "
+            "all of them with the same checkpoint"
+        )
 
 
 def _result(record: RunRecord) -> EvalResult:

@@ -1,7 +1,7 @@
 import pytest
 from huggingface_hub import ModelCard
 from test_derived import RECORDS
-from test_records import make_failure
+from test_records import make_failure, make_record
 
 from probe.cli import main
 from probe.errors import ResultsError
@@ -33,6 +33,20 @@ def test_a_card_is_of_one_model_with_scores():
         model_index(RECORDS)
     with pytest.raises(ResultsError, match="has no score"):
         model_index([make_failure()])
+
+
+def test_a_card_is_not_made_of_records_of_different_weights(tmp_path, capsys):
+    """The checkpoint at a path was replaced between two runs."""
+    records = [make_record("digits"), make_record("cifar10", encoder={"weights_sha256": "cd" * 32})]
+    with pytest.raises(ResultsError, match=r"2 different weights \(digits / readme has abab.*, cifar10 / .* has cdcd"):
+        model_index(records)
+    assert main(["card", *(str(write_record(record, tmp_path)) for record in records)]) == 1
+    assert "records of tiny are of 2 different weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoder", [{}, {"weights_sha256": None}, {"weights_sha256": ""}])
+def test_records_of_early_versions_without_a_digest_go_into_a_card(encoder):
+    assert "cifar10" in model_index([make_record("digits"), make_record("cifar10", encoder=encoder)])
 
 
 def test_the_command_prints_the_block(tmp_path, capsys):
