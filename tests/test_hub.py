@@ -1,5 +1,6 @@
 """The hub's own client against a hub of ours: what is fetched, verified, kept, and said."""
 
+import argparse
 import json
 import sys
 
@@ -26,7 +27,7 @@ from probe.errors import (
 from probe.models import get_model, is_here
 from probe.models.description import describe
 from probe.models.hub import read_license
-from probe.models.loading import load_clip, load_encoder
+from probe.models.loading import identify, load_clip, load_encoder
 from probe.preprocess import Preprocess
 
 CARD = "---\nlicense: other\nlicense_name: a-licence\n---\n# A model\n"
@@ -202,6 +203,30 @@ def test_a_checkpoint_of_ones_own_takes_its_architecture_from_open_clip(tower, t
     model, _ = load_clip(name, "cpu")
     assert torch.equal(model.encode_image(image), theirs.encode_image(image))
     assert encoder.pre_projection_dim == width
+
+
+@torch.inference_mode()
+def test_a_checkpoint_of_a_training_script_is_read_for_open_clip_too(tmp_path):
+    """open_clip itself knows `state_dict` and `module.` alone, and takes the first of several models."""
+    cfg = {"embed_dim": 32, "vision_cfg": VIT, "text_cfg": TEXT, "custom_text": True}
+    (tmp_path / "small-wrapped.json").write_text(json.dumps(cfg))
+    open_clip.add_model_config(tmp_path)
+    theirs, other = (open_clip.create_model("small-wrapped", load_weights=False).eval() for _ in range(2))
+    weights = {f"model._orig_mod.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    args = argparse.Namespace(lr=1)
+    torch.save({"model_state_dict": weights, "args": args}, tmp_path / "one.pt")
+    torch.save([theirs.state_dict()], tmp_path / "list.pt")
+    torch.save({"state_dict": other.state_dict(), "ema": theirs.state_dict()}, tmp_path / "two.pt")
+    image = torch.randn(1, 3, 32, 32)
+    for path, key in (("one.pt", "model_state_dict.model"), ("list.pt", "0"), ("two.pt?key=ema", "ema")):
+        encoder = load_encoder(f"open_clip:small-wrapped/{tmp_path}/{path}", device="cpu")
+        assert torch.equal(encoder.project(encoder.pre_projection(image)), theirs.visual(image))
+        assert encoder.weights_key == key
+    with pytest.raises(CheckpointError, match=r"holds 2 CLIP models; .* \?key=state_dict, \?key=ema"):
+        load_encoder(f"open_clip:small-wrapped/{tmp_path}/two.pt", device="cpu")
+    names = [f"open_clip:small-wrapped/{tmp_path}/two.pt?key={key}" for key in ("ema", "state_dict")]
+    assert [get_model(name).name for name in names] == names
+    assert len({identify(get_model(name)) for name in names}) == 2
 
 
 def test_a_checkpoint_of_ones_own_is_prepared_as_the_tags_of_its_architecture(hub, repositories):

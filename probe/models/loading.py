@@ -152,7 +152,8 @@ def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline:
     if spec.form == "open_clip":
         source = open_clip.parse(spec.source)
         path, _ = open_clip.fetch(source, offline=offline)
-        return digest({"architecture": source.architecture, "tag": source.tag, "sha256": file_sha256(path)})
+        chosen = {"key": source.key} if source.key else {}
+        return digest({"architecture": source.architecture, "tag": source.tag, "sha256": file_sha256(path), **chosen})
     path = checkpoint_path(spec, weights_dir=weights_dir, offline=offline)
     if spec.form == "url":
         return spec.sha256  # which `fetch` has just found right

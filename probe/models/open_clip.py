@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,12 +19,13 @@ from torch import Tensor, nn
 
 from probe.errors import CheckpointError, CheckpointMissingError, ExtraMissingError, ProbeError, UnknownNameError
 from probe.fetch import file_sha256
-from probe.models import OPEN_CLIP, hub
+from probe.models import KEY, OPEN_CLIP, hub, split_key
 from probe.models.archive import is_archive
-from probe.models.checkpoints import SAFETENSORS, read_tensors
+from probe.models.checkpoints import SAFETENSORS, read_model
 from probe.models.devices import Execution
 from probe.models.encoder import ImageEncoder, dtypes_of
 from probe.models.openai import expose_pre_projection
+from probe.models.unwrapping import WHOLE, Found
 from probe.names import unknown_name
 from probe.preprocess import INTERPOLATIONS, RESIZES, Preprocess
 
@@ -33,20 +36,26 @@ logger = logging.getLogger(__name__)
 
 PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # what the table says of images, beside the size
 META = Execution(torch.device("meta"), "fp32", jit=False)
+# What open_clip raises for files that it was not made for; the last three come from containers that it does not know.
+FAILURES = (RuntimeError, ValueError, KeyError, ImportError, OSError, AttributeError, TypeError, UnpicklingError)
 DEFAULT_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository, best first
 
 
 @dataclass(frozen=True)
 class Source:
-    """An architecture of open_clip's and its weights: a `tag` of its table, or else the `path` of a checkpoint."""
+    """An architecture of open_clip's and its weights: a `tag` of its table, or else the `path` of a checkpoint.
+
+    `key` chooses one of several models in the checkpoint.
+    """
 
     architecture: str
     tag: str = ""
     path: Path | None = None
+    key: str = ""
 
     def __str__(self) -> str:
         """As in `ModelSpec.source`."""
-        return f"{self.architecture}/{self.tag or self.path}"
+        return f"{self.architecture}/{self.tag or self.path}{KEY if self.key else ''}{self.key}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class ZooModel:
     sha256: str
     checkpoint_dtypes: tuple[str, ...]
     license: str
+    weights_key: str = WHOLE
 
 
 def parse(source: str) -> Source:
@@ -73,12 +83,13 @@ def parse(source: str) -> Source:
     if rest in tags:
         return Source(architecture, tag=rest)
     try:
-        path = Path(rest).expanduser()
+        written, key = split_key(rest)
+        path = written.expanduser()
         is_file = path.is_file()
     except (OSError, RuntimeError, ValueError) as err:  # a name too long, a home of nobody, a NUL
         raise CheckpointMissingError(f"cannot look at {rest!r} ({err}); give the path of a file") from err
     if is_file:
-        return Source(architecture, path=path.absolute())
+        return Source(architecture, path=path.absolute(), key=key)
     if "/" in rest or path.suffix:
         raise CheckpointMissingError(f"no checkpoint at {path.absolute()}; give the path of a file")
     if not tags:
@@ -117,20 +128,44 @@ def load_model(source: str, execution: Execution, *, offline: bool = False) -> Z
     """
     found = parse(source)
     path, license_name = fetch(found, offline=offline)
-    checkpoint_dtypes = _read_dtypes(path)
-    model = _create(found, execution, weights=path, offline=offline)
-    return ZooModel(model, _preprocess(found, model), file_sha256(path), checkpoint_dtypes, license_name)
+    weights = _read_weights(path, found.key)
+    model = _load(found, execution, path, weights.state_dict, offline=offline)
+    dtypes = dtypes_of(weights.state_dict.values())
+    return ZooModel(model, _preprocess(found, model), file_sha256(path), dtypes, license_name, weights.key)
 
 
-def _read_dtypes(path: Path) -> tuple[str, ...]:
-    """The dtypes of a file that open_clip is to read; it says nothing of damage, so this does."""
+def _read_weights(path: Path, key: str) -> Found:
+    """Read a file before open_clip does, which does not report damage."""
     try:
-        tensors = read_tensors(path)
+        weights = read_model(path, key)
         if is_archive(path):
             raise CheckpointError(f"{path} is a TorchScript archive; give its path alone, without {OPEN_CLIP}ARCH/")
     except OSError as err:
         raise CheckpointError(f"cannot read {path} ({err.strerror or err}); give a file that can be read") from err
-    return dtypes_of(tensors.values())
+    return weights
+
+
+def _load(
+    source: Source, execution: Execution, path: Path, state_dict: Mapping[str, Tensor], *, offline: bool
+) -> nn.Module:
+    """Build a model and load its weights with open_clip, which converts weights of its earlier versions.
+
+    open_clip knows one container and one prefix. From other files of training scripts it gets the model that
+    `read_model` found, as a file of its own.
+    """
+    if not source.key:
+        try:
+            return _create(source, execution, weights=path, offline=offline)
+        except CheckpointError:
+            if source.path is None:
+                raise
+    with TemporaryDirectory() as folder:
+        plain = Path(folder) / "weights.pt"
+        try:
+            torch.save(dict(state_dict), plain)
+        except (OSError, RuntimeError) as err:
+            raise CheckpointError(f"cannot write the weights of {source} to {folder} ({err}); free disk space") from err
+        return _create(source, execution, weights=plain, offline=offline)
 
 
 def sketch(source: str) -> ZooModel:
@@ -164,7 +199,7 @@ def _create(source: Source, execution: Execution, *, weights: Path | None, offli
                 weights_only=True,
                 **_text_tower(source, offline=offline),
             )
-    except (RuntimeError, ValueError, KeyError, ImportError, OSError) as err:
+    except FAILURES as err:
         if isinstance(err, ProbeError):
             raise
         what = " ".join(str(err).split())[:300]
@@ -254,6 +289,7 @@ def as_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncode
         checkpoint_dtypes=loaded.checkpoint_dtypes,
         weights_dtypes=dtypes_of(visual.parameters()),
         license=loaded.license,
+        weights_key=loaded.weights_key,
         pre_projection=before,
         project=project,
     )
