@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 import probe
 from probe.errors import CheckpointError
 from probe.models.checkpoints import read_checkpoint
-from probe.models.loading import load_clip, load_encoder
+from probe.models.loading import load_clip, load_encoder, read_weights
 from probe.models.tokenizer import Tokenizer
 from probe.preprocess import Preprocess
 
@@ -95,6 +95,30 @@ def test_shards_are_joined(folder):
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match="has no model-00002-of-00002"):
         read_checkpoint(folder)
+
+
+def test_checkpoints_of_training_scripts_around_a_clip_model_are_read(folder):
+    """A Lightning module around transformers' model; its checkpoint lies in the folder, or is the folder's weights."""
+    expected = read_checkpoint(folder)
+    weights = load_file(folder / "model.safetensors")
+    prefixed = {f"model._orig_mod.{name}": tensor for name, tensor in weights.items()}
+    (folder / "model.safetensors").unlink()
+    torch.save({"state_dict": prefixed, "ema": weights}, folder / "pytorch_model.bin")
+    torch.save({"state_dict": prefixed, "epoch": 3}, folder / "last.ckpt")
+    names = [folder / "last.ckpt", f"{folder}?key=ema", f"{folder}/pytorch_model.bin?key=state_dict.model"]
+    for found in (read_weights(probe.get_model(name)) for name in names):
+        assert found.architecture == expected.architecture
+        assert all(torch.equal(found.state_dict[name], tensor) for name, tensor in expected.state_dict.items())
+    with pytest.raises(CheckpointError, match=r"holds 2 CLIP models; .*: \?key=state_dict.model, \?key=ema"):
+        read_checkpoint(folder)
+    assert probe.tokenize("ab", model=f"{folder}?key=ema").shape == (1, 12)
+    torch.save(dict(list(prefixed.items())[:40]), folder / "a.bin")
+    torch.save(dict(list(prefixed.items())[40:]), folder / "b.bin")
+    (folder / "pytorch_model.bin").unlink()
+    shards = {"weight_map": {name: "ab"[i >= 40] + ".bin" for i, name in enumerate(prefixed)}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(shards))
+    joined = read_checkpoint(folder).state_dict
+    assert all(torch.equal(joined[name], tensor) for name, tensor in expected.state_dict.items())
 
 
 def test_an_image_goes_through_what_the_folder_says(folder):

@@ -191,8 +191,18 @@ def test_each_model_of_a_file_has_features_and_records_of_its_own(image_folder, 
 
 def test_a_key_without_a_model_is_named(tmp_path):
     torch.save({"state_dict": WEIGHTS, "epoch": 3}, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=r"no CLIP model under the key 'ema'.* are: state_dict$"):
+    with pytest.raises(
+        CheckpointError, match=r"no CLIP model under the key 'ema'; the keys of its models are: state_dict$"
+    ):
         load_encoder(f"{tmp_path}/model.pt?key=ema", device="cpu")
+
+
+@pytest.mark.parametrize("missing", ["logit_scale", "visual.proj", "text_projection", "ln_final.bias"])
+def test_what_an_incomplete_model_lacks_is_named(missing, tmp_path):
+    weights = {name: tensor for name, tensor in WEIGHTS.items() if name != missing}
+    torch.save({"state_dict": prefixed("model.clip.", weights)}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=rf"has no '{missing}'"):
+        load_encoder(tmp_path / "model.pt", device="cpu")
 
 
 class Whole(torch.nn.Module):

@@ -26,7 +26,7 @@ from probe.models.archive import check_zip, is_archive, read_archive
 from probe.models.clip import architecture_of
 from probe.models.openai import BUFFERS
 from probe.models.saved import Saved, read_saved
-from probe.models.unwrapping import WHOLE, Found, find_clips, largest_table
+from probe.models.unwrapping import WHOLE, Found, find_clips, largest_table, without_shared_prefix
 from probe.preprocess import Preprocess
 from probe.specs import Architecture, digest
 
@@ -130,10 +130,10 @@ def _choose(path: Path, saved: Saved, key: str) -> Found:
         raise CheckpointError(f"{path} holds {len(chosen)} CLIP models; add one of these to its path: {keys}")
     if key and not chosen:
         keys = listed(model.key for model in models) or "none"
-        raise CheckpointError(f"{path} holds no CLIP model under the key {key!r}; those with a CLIP model are: {keys}")
+        raise CheckpointError(f"{path} holds no CLIP model under the key {key!r}; the keys of its models are: {keys}")
     if not chosen and saved.classes:
         raise _refused(path, saved.classes)
-    found = chosen[0] if chosen else Found(WHOLE, largest_table(saved.content))
+    found = chosen[0] if chosen else Found(WHOLE, without_shared_prefix(largest_table(saved.content)))
     if not found.state_dict:
         raise CheckpointError(f"{path} holds no state dict of tensors; save the model's state_dict()")
     if found.unused:

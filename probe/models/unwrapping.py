@@ -48,6 +48,17 @@ def largest_table(content: object) -> dict[str, Tensor]:
     return max((tensors for _, tensors in _find_tables(content)), key=len, default={})
 
 
+def without_shared_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefix that all names share, so that the error for an incomplete model names what is missing."""
+    prefix = ""
+    for part in next(iter(tensors), "").split(".")[:-1]:
+        longer = f"{prefix}{part}."
+        if f"{part}." in IMAGE_TOWERS or not all(name.startswith(longer) for name in tensors):
+            break
+        prefix = longer
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
 def _find_tables(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
     """Yield each mapping that holds tensors by name, and the keys that lead to it."""
     seen: set[int] = set()  # a pickle can hold one object in several places, or an object in itself

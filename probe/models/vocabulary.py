@@ -14,7 +14,7 @@ from torch import Tensor
 from probe import paths
 from probe.errors import CheckpointError
 from probe.fetch import fetch, file_sha256
-from probe.models import get_model, hub, huggingface
+from probe.models import get_model, hub, huggingface, split_key
 from probe.models.tokenizer import Tokenizer, read_merges
 from probe.specs import ModelSpec
 
@@ -94,7 +94,7 @@ def _of_folder(spec: ModelSpec, *, offline: bool) -> tuple[Tokenizer, int]:
     if spec.form == "open_clip":
         architecture = spec.source.partition("/")[0]
         raise CheckpointError(f"{spec.name} has open_clip's tokenizer; use open_clip.get_tokenizer({architecture!r})")
-    folder = Path(spec.source)
+    folder = split_key(spec.source)[0]
     if spec.form == "hf":
         folder = hub.fetch_repository(spec.source, [[huggingface.CONFIG]], huggingface.FILES, offline=offline)
     vocabulary = huggingface.read_vocabulary(folder) if folder.is_dir() else None
