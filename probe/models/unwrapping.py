@@ -2,7 +2,7 @@
 
 Training scripts save the weights in a container, such as `state_dict`, `model_state_dict` or `ema`, together with other
 things. Wrappers of the model put prefixes before the names of the weights, such as `module.`, `_orig_mod.` or
-`model.`. Containers and prefixes can be nested. There is no list of them here: a CLIP model is found wherever
+`model.`. Containers and prefixes can be nested. Their names do not matter: a CLIP model is found wherever
 `logit_scale` and an image tower share a prefix. This module reads no files.
 """
 
