@@ -175,6 +175,7 @@ def test_an_archive_without_a_method_is_named(tmp_path):
         load_archive(_save(OnlyForward(), tmp_path / "forward.pt"), CPU)
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean")  # the checks of torch's attention
 @torch.no_grad()
 def test_an_archive_in_fp32_does_not_pretend_to_another_precision(tmp_path):
     model = random_clip(SMALL_VIT)

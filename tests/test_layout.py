@@ -8,8 +8,9 @@ from conftest import SMALL_RESNET, SMALL_VIT, random_clip
 from torch.nn import functional
 
 from probe.errors import DeviceError
+from probe.models import layout
 from probe.models.devices import resolve_execution
-from probe.models.layout import PackedLinear, QuickGELUForInference, lay_out
+from probe.models.layout import BatchFirstAttention, PackedLinear, QuickGELUForInference, lay_out
 from probe.models.loading import load_encoder
 from probe.models.openai import build_model
 from probe.runner import plan
@@ -43,6 +44,29 @@ def test_bf16_is_near_fp32(architecture):
     found = visual.pre_projection(images.bfloat16())
     assert found.dtype == torch.bfloat16
     assert functional.cosine_similarity(found.float(), expected).min() > 0.999
+
+
+@torch.inference_mode()
+def test_attention_over_images_first_equals_torchs():
+    """The model's is `nn.MultiheadAttention`; fp32 rounding is 1e-6 here."""
+    theirs = torch.nn.MultiheadAttention(64, 4).eval()
+    x = torch.randn(3, 7, 64)  # (n, tokens, width)
+    expected, _ = theirs(*[x.transpose(0, 1)] * 3, need_weights=False)
+    torch.testing.assert_close(BatchFirstAttention(theirs)(x), expected.transpose(0, 1), atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_blocks_of_an_encoder_see_images_first_and_share_the_weights(monkeypatch):
+    """One image beside the next is the fast order; where nothing is packed, no weight is copied."""
+    monkeypatch.setattr(layout, "_packs", lambda dtype: False)
+    visual, seen = tower(SMALL_VIT, "fp32"), []
+    weights = {parameter.data_ptr() for parameter in visual.transformer.parameters()}
+    lay_out(visual, resolve_execution("cpu"))
+    visual.transformer.resblocks[0].register_forward_hook(lambda block, inputs, output: seen.extend([*inputs, output]))
+    visual(torch.randn(7, 3, 32, 32))
+    assert [x.shape for x in seen] == [(7, 5, 64), (7, 5, 64)]
+    assert all(x.is_contiguous() for x in seen)
+    assert {parameter.data_ptr() for parameter in visual.transformer.parameters()} == weights
 
 
 @torch.inference_mode()

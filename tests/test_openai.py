@@ -112,7 +112,7 @@ def test_damage_inside_an_archive_is_found(archive, tmp_path):
 def test_a_number_that_is_also_a_dtype_is_patched_as_a_dtype_only(tmp_path):
     """A loaded graph keeps one constant for all uses of 5: fp16, and the heads of this ResNet."""
     model = random_clip(replace(SMALL_RESNET, vision_width=10))
-    assert model.visual.attnpool.heads == 5
+    assert model.visual.attnpool.num_heads == 5
     save_archive(model, tmp_path / "model.pt")
     image, _ = _inputs(SMALL_RESNET)
     jit = load_archive(tmp_path / "model.pt", CPU).encode_image(image)

@@ -1,7 +1,9 @@
 """The CLIP towers as ordinary modules: vision transformer, modified ResNet, text transformer.
 
-Parameter names are those of the published checkpoints, so a state dict loads without renaming. Nothing here reads a
-file or picks a device: `openai.py` loads, `encoder.py` decides where and in which dtype a model runs.
+The modules have the names, attributes and layout of the reference's, so a published state dict loads without renaming,
+and code that was written for the reference runs. Transformers take (tokens, n, width); `layout.py` has the faster order
+of the extractor. Nothing here reads a file or picks a device: `openai.py` loads, `encoder.py` decides where and in
+which dtype a model runs.
 
 Source of the architectures: Radford et al. 2021 (arXiv 2103.00020), section 2.4 and tables 19-20.
 """
@@ -39,32 +41,16 @@ class QuickGELU(nn.Module):
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with the parameter names of `nn.MultiheadAttention`."""
+class SelfAttention(nn.MultiheadAttention):
+    """Multi-head self-attention over (tokens, n, width), as `nn.MultiheadAttention`, without its initial draws."""
 
-    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.causal = causal
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, width) -> (n, tokens, width)."""
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        return self.out_proj(attend(qkv, heads=self.heads, causal=self.causal))
+    def _reset_parameters(self) -> None:
+        # `CLIP.initialize_parameters` draws these weights. A draw here would change every `random:` model, since the
+        # weights of a seed depend on all draws before them.
+        nn.init.zeros_(self.in_proj_bias)
 
 
-def attend(qkv: Tensor, *, heads: int, causal: bool) -> Tensor:
-    """Attention of tokens to one another: queries, keys and values (n, tokens, 3 * width) -> (n, tokens, width)."""
-    n, tokens, tripled = qkv.shape
-    q, k, v = qkv.view(n, tokens, 3, heads, tripled // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (n, heads, tokens, head_dim)
-    return mixed.transpose(1, 2).reshape(n, tokens, tripled // 3)
-
-
-class Mlp(nn.Module):
+class Mlp(nn.Sequential):
     """The two-layer perceptron of a transformer block."""
 
     def __init__(self, width: int, activation: str) -> None:
@@ -73,39 +59,47 @@ class Mlp(nn.Module):
         self.gelu = ACTIVATIONS[activation]()
         self.c_proj = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> (..., width)."""
-        return self.c_proj(self.gelu(self.c_fc(x)))
-
 
 class Block(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block; `attn_mask` (tokens, tokens) is added to the attention logits, None adds nothing.
 
-    def __init__(self, width: int, heads: int, *, causal: bool, activation: str) -> None:
+    The mask is not a buffer, because published state dicts have no key for a mask.
+    """
+
+    def __init__(self, width: int, heads: int, *, activation: str, attn_mask: Tensor | None = None) -> None:
         super().__init__()
-        self.attn = SelfAttention(width, heads, causal=causal)
+        self.attn = SelfAttention(width, heads)
         self.ln_1 = LayerNorm(width)
         self.mlp = Mlp(width, activation)
         self.ln_2 = LayerNorm(width)
+        self.attn_mask = attn_mask
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Attend from every token to those that the mask allows: (tokens, n, width) -> (tokens, n, width)."""
+        mask = None if self.attn_mask is None else self.attn_mask.to(dtype=x.dtype, device=x.device)
+        attended: Tensor = self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+        return attended
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, width) -> (n, tokens, width)."""
-        x = x + self.attn(self.ln_1(x))
+        """(tokens, n, width) -> (tokens, n, width)."""
+        x = x + self.attention(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
     """A stack of blocks."""
 
-    def __init__(self, width: int, layers: int, heads: int, *, causal: bool, activation: str) -> None:
+    def __init__(
+        self, width: int, layers: int, heads: int, *, activation: str, attn_mask: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.width = width
         self.layers = layers
-        blocks = (Block(width, heads, causal=causal, activation=activation) for _ in range(layers))
+        blocks = (Block(width, heads, activation=activation, attn_mask=attn_mask) for _ in range(layers))
         self.resblocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, width) -> (n, tokens, width)."""
+        """(tokens, n, width) -> (tokens, n, width)."""
         return self.resblocks(x)
 
 
@@ -123,11 +117,9 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty((self.input_resolution // patch) ** 2 + 1, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(
-            width, layers, architecture.vision_heads, causal=False, activation=architecture.activation
-        )
+        self.transformer = Transformer(width, layers, architecture.vision_heads, activation=architecture.activation)
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(torch.empty(width, self.output_dim))
+        self.proj: nn.Parameter | None = nn.Parameter(torch.empty(width, self.output_dim))
 
     def pre_projection(self, x: Tensor) -> Tensor:
         """(n, 3, r, r) normalised pixels -> (n, width), the vector the CLIP paper probes."""
@@ -136,12 +128,13 @@ class VisionTransformer(nn.Module):
         zeros = torch.zeros(x.shape[0], 1, x.shape[-1], dtype=x.dtype, device=x.device)
         class_token = self.class_embedding.to(x.dtype) + zeros  # (n, 1, width)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
-        x = self.transformer(self.ln_pre(x))
+        x = self.ln_pre(x).transpose(0, 1)  # (1 + patches, n, width)
+        x = self.transformer(x).transpose(0, 1)  # (n, 1 + patches, width)
         return self.ln_post(x[:, 0, :])
 
     def project(self, pre_projection: Tensor) -> Tensor:
-        """(n, width) -> (n, embed_dim)."""
-        return pre_projection @ self.proj
+        """(n, width) -> (n, embed_dim), or unchanged where `proj` is None, as in the reference."""
+        return pre_projection if self.proj is None else pre_projection @ self.proj
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 3, r, r) normalised pixels -> (n, embed_dim)."""
@@ -155,6 +148,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
+        self.stride = stride
         out_channels = channels * self.expansion
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -189,7 +183,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, side: int, width: int, heads: int, embed_dim: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = heads
         self.positional_embedding = nn.Parameter(torch.randn(side * side + 1, width) / width**0.5)
         self.k_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
@@ -203,9 +197,14 @@ class AttentionPool(nn.Module):
         q, k, v = (self._split(y) for y in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)))
         return F.scaled_dot_product_attention(q, k, v).flatten(1)  # (n, heads, 1, head_dim) -> (n, width)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, width, h, w) -> (n, embed_dim)."""
+        return self.c_proj(self.pre_projection(x))
+
     def _split(self, x: Tensor) -> Tensor:
         n, tokens, width = x.shape
-        return x.view(n, tokens, self.heads, width // self.heads).transpose(1, 2)  # (n, heads, tokens, head_dim)
+        split = x.view(n, tokens, self.num_heads, width // self.num_heads)
+        return split.transpose(1, 2)  # (n, num_heads, tokens, head_dim)
 
 
 class ModifiedResNet(nn.Module):
@@ -235,19 +234,21 @@ class ModifiedResNet(nn.Module):
 
     def pre_projection(self, x: Tensor) -> Tensor:
         """(n, 3, r, r) normalised pixels -> (n, 32 * width), the input of the attention pool's output layer."""
-        x = self.relu1(self.bn1(self.conv1(x)))
-        x = self.relu2(self.bn2(self.conv2(x)))
-        x = self.avgpool(self.relu3(self.bn3(self.conv3(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.attnpool.pre_projection(x)
+        return self.attnpool.pre_projection(self._feature_map(x))
 
     def project(self, pre_projection: Tensor) -> Tensor:
         """(n, 32 * width) -> (n, embed_dim)."""
         return self.attnpool.c_proj(pre_projection)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, r, r) normalised pixels -> (n, embed_dim)."""
-        return self.project(self.pre_projection(x))
+        """(n, 3, r, r) normalised pixels of any float dtype -> (n, embed_dim)."""
+        return self.attnpool(self._feature_map(x.to(self.conv1.weight.dtype)))
+
+    def _feature_map(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.relu2(self.bn2(self.conv2(x)))
+        x = self.avgpool(self.relu3(self.bn3(self.conv3(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (n, 32 * width, r / 32, r / 32)
 
 
 def _stage(in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
@@ -265,14 +266,18 @@ class CLIP(nn.Module):
         self.vocab_size = a.vocab_size
         self.visual = ModifiedResNet(a) if a.vision_patch_size is None else VisionTransformer(a)
         self.transformer = Transformer(
-            a.transformer_width, a.transformer_layers, a.transformer_heads, causal=True, activation=a.activation
+            a.transformer_width,
+            a.transformer_layers,
+            a.transformer_heads,
+            activation=a.activation,
+            attn_mask=self.build_attention_mask(),
         )
         self.token_embedding = nn.Embedding(a.vocab_size, a.transformer_width)
         self.positional_embedding = nn.Parameter(torch.empty(a.context_length, a.transformer_width))
         self.ln_final = LayerNorm(a.transformer_width)
         self.text_projection = nn.Parameter(torch.empty(a.transformer_width, a.embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        initialize(self)
+        self.initialize_parameters()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -286,7 +291,8 @@ class CLIP(nn.Module):
     def encode_text(self, text: Tensor) -> Tensor:
         """(n, context_length) token ids -> (n, embed_dim) in the model's dtype."""
         x = self.token_embedding(text).to(self.dtype) + self.positional_embedding.to(self.dtype)
-        x = self.ln_final(self.transformer(x))  # (n, context_length, transformer_width)
+        x = self.transformer(x.transpose(0, 1)).transpose(0, 1)
+        x = self.ln_final(x)  # (n, context_length, transformer_width)
         end = text.argmax(dim=-1)  # the end token has the highest id of the vocabulary
         return x[torch.arange(x.shape[0], device=x.device), end] @ self.text_projection
 
@@ -297,25 +303,29 @@ class CLIP(nn.Module):
         logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()
         return logits_per_image, logits_per_image.t()
 
+    def build_attention_mask(self) -> Tensor:
+        """Return the causal mask of the text tower: (context_length, context_length), 0 up to the token, -inf after."""
+        return torch.full((self.context_length, self.context_length), -math.inf).triu_(1)
 
-def initialize(model: CLIP) -> None:
-    """Draw new weights from torch's current random state, with the scales of the reference's text tower in both."""
-    nn.init.normal_(model.token_embedding.weight, std=0.02)
-    nn.init.normal_(model.positional_embedding, std=0.01)
-    if isinstance(model.visual, VisionTransformer):
-        scale = model.visual.conv1.out_channels**-0.5
-        for parameter in (model.visual.class_embedding, model.visual.positional_embedding, model.visual.proj):
-            nn.init.normal_(parameter, std=scale)
-        _initialize_transformer(model.visual.transformer)
-    else:
-        pool = model.visual.attnpool
-        for layer in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
-            nn.init.normal_(layer.weight, std=pool.c_proj.in_features**-0.5)
-        for block in model.visual.modules():
-            if isinstance(block, Bottleneck):
-                nn.init.zeros_(block.bn3.weight)
-    _initialize_transformer(model.transformer)
-    nn.init.normal_(model.text_projection, std=model.transformer.width**-0.5)
+    def initialize_parameters(self) -> None:
+        """Draw new weights from torch's current random state, with the scales of the reference's text tower in both."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        if isinstance(self.visual, VisionTransformer):
+            scale = self.visual.conv1.out_channels**-0.5
+            for parameter in (self.visual.class_embedding, self.visual.positional_embedding, self.visual.proj):
+                if parameter is not None:
+                    nn.init.normal_(parameter, std=scale)
+            _initialize_transformer(self.visual.transformer)
+        else:
+            pool = self.visual.attnpool
+            for layer in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+                nn.init.normal_(layer.weight, std=pool.c_proj.in_features**-0.5)
+            for block in self.visual.modules():
+                if isinstance(block, Bottleneck):
+                    nn.init.zeros_(block.bn3.weight)
+        _initialize_transformer(self.transformer)
+        nn.init.normal_(self.text_projection, std=self.transformer.width**-0.5)
 
 
 def _initialize_transformer(transformer: Transformer) -> None:
@@ -336,7 +346,7 @@ def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> Non
     """
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear | SelfAttention):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear | nn.MultiheadAttention):
             cast = list(own.values())
         else:
             cast = [own[name] for name in ("proj", "text_projection") if name in own]

@@ -1,6 +1,7 @@
 """A rebuilt image tower -> the same tower, laid out in memory as its device computes fastest. No weight is lost.
 
-On every device images and convolutions have their channels last. On an x86 CPU the products are oneDNN's, with weights
+On every device images and convolutions have their channels last, and the blocks of a vision transformer take
+(n, tokens, width) instead of the reference's (tokens, n, width). On an x86 CPU the products are oneDNN's, with weights
 packed once, where torch would call another library that packs them at every call; and batch normalisation, which
 scales what a convolution gives, is folded into the weights of the convolution. The features are those of the tower as
 it was, up to the rounding of its precision. What it brings is in `results/speed/extraction.md`.
@@ -13,11 +14,12 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name the whole field uses for this module
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from probe.errors import DeviceError
-from probe.models.clip import QuickGELU, SelfAttention, attend
+from probe.models.clip import Block, QuickGELU, Transformer, VisionTransformer
 from probe.models.devices import Execution
 
 ROWS = 2048  # of the products that weights are packed for; other numbers are right as well
@@ -27,6 +29,8 @@ SHORTCUT = ("0", "1")  # what a shortcut of the published ResNets calls its conv
 def lay_out(visual: nn.Module, execution: Execution) -> None:
     """Lay out an image tower of `clip.py`, in place; it can be used for inference alone from then on."""
     visual.to(memory_format=torch.channels_last)
+    if isinstance(visual, VisionTransformer):
+        visual.add_module("transformer", BatchFirst(visual.transformer))
     if execution.device.type != "cpu":
         return
     for module in list(visual.modules()):
@@ -36,12 +40,60 @@ def lay_out(visual: nn.Module, execution: Execution) -> None:
     if _packs(execution.dtype):
         for module in list(visual.modules()):
             for name, child in list(module.named_children()):
-                if isinstance(child, SelfAttention):
-                    setattr(module, name, PackedAttention(child))
-                elif type(child) is nn.Linear:
+                if isinstance(child, nn.Linear):
                     setattr(module, name, PackedLinear(child.weight, child.bias))
                 elif isinstance(child, QuickGELU):
                     setattr(module, name, QuickGELUForInference())
+
+
+class BatchFirst(nn.Module):
+    """A transformer whose blocks see (n, tokens, width), between callers that see (tokens, n, width).
+
+    The tower transposes before and after as well, so nothing is copied, and the tokens of an image lie together.
+    """
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        self.resblocks = nn.Sequential(*(BatchFirstBlock(block) for block in transformer.resblocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(tokens, n, width) -> (tokens, n, width)."""
+        return self.resblocks(x.transpose(0, 1)).transpose(0, 1)
+
+
+class BatchFirstBlock(nn.Module):
+    """A `Block` without a mask over (n, tokens, width), with the same weights."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(block, Block)
+        assert block.attn_mask is None
+        self.attn = BatchFirstAttention(block.attn)
+        self.ln_1, self.mlp, self.ln_2 = block.ln_1, block.mlp, block.ln_2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, tokens, width) -> (n, tokens, width)."""
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class BatchFirstAttention(nn.Module):
+    """Self-attention over (n, tokens, width) with the weights of an `nn.MultiheadAttention`."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.num_heads = attention.num_heads
+        self.in_proj = nn.Linear(attention.embed_dim, 3 * attention.embed_dim, device="meta")  # takes no memory
+        self.in_proj.weight, self.in_proj.bias = attention.in_proj_weight, attention.in_proj_bias
+        self.out_proj = attention.out_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, tokens, width) -> (n, tokens, width)."""
+        n, tokens, width = x.shape
+        qkv = self.in_proj(x).view(n, tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (n, num_heads, tokens, head_dim)
+        return self.out_proj(mixed.transpose(1, 2).reshape(n, tokens, width))
 
 
 class PackedLinear(nn.Module):
@@ -57,21 +109,6 @@ class PackedLinear(nn.Module):
         """(..., width) -> (..., out_width)."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return product
-
-
-class PackedAttention(nn.Module):
-    """Self-attention with packed projections."""
-
-    def __init__(self, attention: SelfAttention) -> None:
-        super().__init__()
-        self.heads, self.causal = attention.heads, attention.causal
-        self.in_proj = PackedLinear(attention.in_proj_weight, attention.in_proj_bias)
-        self.out_proj = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, width) -> (n, tokens, width)."""
-        projected: Tensor = self.out_proj(attend(self.in_proj(x), heads=self.heads, causal=self.causal))
-        return projected
 
 
 class QuickGELUForInference(nn.Module):

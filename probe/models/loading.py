@@ -89,7 +89,9 @@ def load_clip(
     Returns:
         The model in eval mode, with `encode_image`, `encode_text`, `forward` (logits per image and per text),
         `visual.input_resolution` and `dtype`; and the transform of a PIL image to the fp32 (3, r, r) tensor it takes.
-        A model of open_clip is open_clip's own object, with its own attributes.
+        Rebuilt models have the modules, parameters and attributes of the reference's, under the same names, and their
+        transformers take (tokens, n, width), so that code which calls, hooks or replaces parts of the reference's
+        model runs unchanged. A model of open_clip is open_clip's own object, with its own attributes.
 
     Raises:
         UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: each says what to do.

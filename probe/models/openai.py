@@ -139,6 +139,8 @@ def save_archive(model: CLIP, target: Path | BinaryIO) -> None:
         half.register_buffer(name, torch.tensor(size, device=traced_on))
     example = {"forward": (image, text), "encode_image": image, "encode_text": text}
     with _without_deprecation():
+        # Attention and `encode_text` check shapes, which are right here; the checks are no part of the graph.
+        warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
         # torch's own check traces each method once more, which takes minutes in fp16 on a CPU; the tests compare.
         archive = torch.jit.trace_module(half, example, check_trace=False)
         for graph in _graphs(archive):

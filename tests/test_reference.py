@@ -1,0 +1,252 @@
+"""Code that was written for OpenAI's `clip` runs on our models: what it calls, hooks, replaces and reads.
+
+The pieces of code here are short forms of what is common in other projects: prompt learning as in CoOp, dense heads as
+in MaskCLIP, hooks. The right values come from the model's own `encode_image` and `encode_text`, which
+`test_against_open_clip.py` compares with open_clip.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name the whole field uses for this module
+from conftest import SMALL_RESNET, SMALL_VIT, random_clip
+from torch import nn
+
+from probe.models.checkpoints import read_tensors
+from probe.models.clip import CLIP
+from probe.models.devices import resolve_execution
+from probe.models.openai import build_model, save_archive
+from probe.specs import Architecture
+
+VIT = replace(SMALL_VIT, vision_width=128, transformer_width=128)  # two heads in each tower
+RESNET = replace(SMALL_RESNET, transformer_width=128)
+BOTH = pytest.mark.parametrize("architecture", [VIT, RESNET], ids=["vit", "resnet"])
+PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+
+
+def rebuilt(architecture: Architecture, precision: str = "fp32") -> CLIP:
+    """A model as `load_clip` rebuilds it, with random weights."""
+    return build_model(
+        random_clip(architecture).state_dict(), resolve_execution("cpu", precision=precision), architecture
+    )
+
+
+def images(architecture: Architecture, n: int = 3) -> torch.Tensor:
+    return torch.randn(n, 3, architecture.image_resolution, architecture.image_resolution)
+
+
+def texts(architecture: Architecture, n: int = 5) -> torch.Tensor:
+    """Token ids whose end token, the highest id, is in another place in every row."""
+    ids = torch.randint(1, architecture.vocab_size - 1, (n, architecture.context_length))
+    ids[torch.arange(n), torch.arange(n) + 2] = architecture.vocab_size - 1
+    return ids
+
+
+class TextEncoder(nn.Module):
+    """A text encoder over prompts instead of tokens, as prompt learning builds it from the parts of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, prompts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        m = self.model
+        x = prompts + m.positional_embedding.type(m.dtype)
+        x = m.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
+        x = m.ln_final(x).type(m.dtype)
+        return x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ m.text_projection
+
+
+@PRECISIONS
+@BOTH
+@torch.no_grad()
+def test_a_text_encoder_over_prompts_gives_the_models_text_features(architecture, precision):
+    """Before, every text attended to the other texts of the batch (cosine -0.13 to 0.67)."""
+    model, tokens = rebuilt(architecture, precision), texts(architecture)
+    prompts = model.token_embedding(tokens).type(model.dtype)
+    torch.testing.assert_close(TextEncoder(model)(prompts, tokens), model.encode_text(tokens))
+
+
+def test_prompts_are_learned_after_features_were_taken_in_inference_mode():
+    """Nothing that inference mode made is left in the model, where a backward pass would refuse it."""
+    model, tokens = rebuilt(VIT, "fp16"), texts(VIT)
+    with torch.inference_mode():
+        model.encode_text(tokens)
+    prompts = model.token_embedding(tokens).type(model.dtype).detach().requires_grad_()
+    TextEncoder(model)(prompts, tokens).sum().backward()
+    after_end = torch.arange(VIT.context_length) > tokens.argmax(dim=-1, keepdim=True)
+    assert prompts.grad[~after_end].abs().sum(dim=-1).min() > 0
+    assert prompts.grad[after_end].abs().max() == 0
+
+
+@PRECISIONS
+@torch.no_grad()
+def test_a_dense_head_over_values_is_attention_of_every_token_to_itself(precision):
+    """Value projection of the last block, against the block's attention under a mask that allows no other token."""
+    model = rebuilt(VIT, precision)
+    visual, seen = model.visual, []
+    last = visual.transformer.resblocks[-1]
+    last.register_forward_hook(lambda block, inputs, output: seen.append(inputs[0]))
+    model.encode_image(images(VIT))
+    (x,) = seen  # (1 + patches, n, width)
+    width = x.shape[-1]
+    normed = last.ln_1(x)
+    values = F.linear(normed, last.attn.in_proj_weight[-width:], last.attn.in_proj_bias[-width:])
+    values = F.linear(values, last.attn.out_proj.weight, last.attn.out_proj.bias)
+    alone = torch.full((len(x), len(x)), -math.inf, dtype=x.dtype).fill_diagonal_(0)
+    attended, weights = last.attn(normed, normed, normed, need_weights=False, attn_mask=alone)
+    assert weights is None
+    torch.testing.assert_close(values, attended)
+    dense = (visual.ln_post(x + values) @ visual.proj).permute(1, 0, 2)  # (n, 1 + patches, embed_dim)
+    assert dense.shape == (3, 5, VIT.embed_dim)
+
+
+@PRECISIONS
+@torch.no_grad()
+def test_a_dense_head_over_a_feature_map_is_the_pool_of_equal_places(precision):
+    """Value projection and output layer of the attention pool, at every place; a pool of equals is each of them."""
+    model = rebuilt(RESNET, precision)
+    pool, seen = model.visual.attnpool, []
+    model.visual.layer4.register_forward_hook(lambda stage, inputs, output: seen.append(output))
+    model.encode_image(images(RESNET))
+    (maps,) = seen  # (n, 32 * width, h, w)
+    tolerance = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 1e-2}[precision]  # some roundings of features below 0.5
+    dense = maps
+    for layer in (pool.v_proj, pool.c_proj):
+        dense = F.conv2d(dense, layer.weight[..., None, None], layer.bias)
+    nn.init.zeros_(pool.positional_embedding)
+    for row, column in ((0, 0), (1, 0), (1, 1)):
+        same = maps[..., row, column][..., None, None].expand_as(maps)
+        torch.testing.assert_close(dense[..., row, column], pool(same), atol=tolerance, rtol=0)
+
+
+@PRECISIONS
+@torch.no_grad()
+def test_hooks_on_blocks_see_tokens_then_images_then_channels(precision):
+    model, seen = rebuilt(VIT, precision), {}
+    for tower in (model.visual.transformer, model.transformer):
+        for block in tower.resblocks:
+            block.register_forward_hook(lambda module, inputs, output: seen.update({module: (inputs[0], output)}))
+    tokens = texts(VIT)
+    features = model.encode_image(images(VIT)), model.encode_text(tokens)
+    for tower, shape in ((model.visual.transformer, (5, 3, 128)), (model.transformer, (12, 5, 128))):
+        first, last = (seen[block] for block in tower.resblocks)
+        assert {x.shape for x in (*first, *last)} == {shape}
+        assert torch.equal(first[1], last[0])
+    of_image = seen[model.visual.transformer.resblocks[-1]][1]
+    of_text = seen[model.transformer.resblocks[-1]][1]
+    torch.testing.assert_close(model.visual.ln_post(of_image[0]) @ model.visual.proj, features[0])
+    ends = of_text[tokens.argmax(dim=-1), torch.arange(5)]
+    torch.testing.assert_close(model.ln_final(ends) @ model.text_projection, features[1])
+
+
+@torch.no_grad()
+def test_what_a_hook_returns_replaces_the_output():
+    """Deep prompts: the tokens of a block are changed on the way."""
+    model, image = rebuilt(VIT), images(VIT)
+    model.visual.transformer.resblocks[-1].register_forward_hook(lambda block, inputs, output: output * 0 + 1)
+    ones = model.visual.ln_post(torch.ones(3, 128)) @ model.visual.proj
+    torch.testing.assert_close(model.encode_image(image), ones)
+
+
+@pytest.mark.parametrize("tower", ["visual.transformer", "transformer"])
+@torch.no_grad()
+def test_attention_is_torchs_module(tower):
+    """Weights of attention, which many projects draw, against a softmax written out in NumPy."""
+    model = rebuilt(VIT)
+    block = model.get_submodule(tower).resblocks[0]
+    assert isinstance(block.attn, nn.MultiheadAttention)
+    assert (block.attn.num_heads, block.attn.head_dim, block.attn.batch_first) == (2, 64, False)
+    x = torch.randn(12, 2, 128)
+    output, weights = block.attn(x, x, x, need_weights=True, attn_mask=block.attn_mask)
+    torch.testing.assert_close(output, block.attention(x), atol=1e-6, rtol=1e-5)
+    w, b = block.attn.in_proj_weight.numpy(), block.attn.in_proj_bias.numpy()
+    q, k, _ = (x.numpy()[:, 0] @ w.T + b).reshape(12, 3, 2, 64).transpose(1, 2, 0, 3)  # (heads, tokens, head_dim)
+    logits = q @ k.transpose(0, 2, 1) / 8 + (0 if block.attn_mask is None else block.attn_mask.numpy())
+    expected = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    expected /= expected.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(weights[0].numpy(), expected.mean(axis=0), atol=1e-6)  # torch's mean over heads
+
+
+@BOTH
+def test_the_attributes_that_others_read(architecture):
+    model = rebuilt(architecture)
+    a, visual = architecture, model.visual
+    assert (model.context_length, model.vocab_size, model.dtype) == (a.context_length, a.vocab_size, torch.float32)
+    assert (visual.input_resolution, visual.output_dim) == (a.image_resolution, a.embed_dim)
+    assert (model.transformer.width, model.transformer.layers) == (a.transformer_width, a.transformer_layers)
+    assert model.ln_final.weight.shape[0] == model.text_projection.shape[0] == a.transformer_width
+    assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
+    causal = np.triu(np.full((a.context_length, a.context_length), -np.inf), 1)
+    np.testing.assert_array_equal(model.build_attention_mask().numpy(), causal)
+    for block in model.transformer.resblocks:
+        np.testing.assert_array_equal(block.attn_mask.numpy(), causal)
+        assert [type(layer).__name__ for layer in block.mlp] == ["Linear", "QuickGELU", "Linear"]
+    if architecture is VIT:
+        assert all(block.attn_mask is None for block in visual.transformer.resblocks)
+        assert visual.proj.shape == (a.vision_width, a.embed_dim)
+    else:
+        assert visual.attnpool.num_heads == a.vision_heads
+        assert [stage[0].stride for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4)] == [
+            1,
+            2,
+            2,
+            2,
+        ]
+    assert not [name for name in model.state_dict() if "mask" in name]
+
+
+@torch.no_grad()
+def test_the_mask_of_a_block_can_be_replaced():
+    """Without one, an early token sees the tokens after it."""
+    model, x = rebuilt(VIT), torch.randn(12, 2, 128)
+    block = model.transformer.resblocks[0]
+    later = x.clone()
+    later[-1] += 1
+    assert torch.equal(block(x)[0], block(later)[0])
+    block.attn_mask = None
+    assert not torch.equal(block(x)[0], block(later)[0])
+
+
+@BOTH
+@torch.no_grad()
+def test_parts_can_be_taken_out(architecture):
+    """Features before the projection, as others get them: `proj` is None, or the pool is the identity."""
+    model, image = rebuilt(architecture), images(architecture)
+    before = model.visual.pre_projection(image)
+    if architecture is VIT:
+        model.visual.proj = None
+        assert torch.equal(model.encode_image(image), before)
+    else:
+        model.visual.attnpool = nn.Identity()
+        assert model.encode_image(image).shape == (3, 32 * architecture.vision_width, 2, 2)
+
+
+@BOTH
+def test_new_weights_can_be_drawn(architecture):
+    model, other = (rebuilt(architecture) for _ in range(2))
+    for m in (model, other):
+        torch.manual_seed(3)
+        m.initialize_parameters()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert not torch.equal(model.text_projection, rebuilt(architecture).text_projection)
+    assert model.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@PRECISIONS
+@torch.no_grad()
+def test_the_tower_of_a_resnet_casts_its_images(precision):
+    model, image = rebuilt(RESNET, precision), images(RESNET)
+    assert torch.equal(model.visual(image), model.encode_image(image))
+
+
+@BOTH
+def test_an_archive_of_the_model_has_no_mask_among_its_weights(architecture, tmp_path):
+    """Masks are constants of the program, as in the published archives, and are patched for the precision."""
+    model = rebuilt(architecture)
+    save_archive(model, tmp_path / "model.pt")
+    state_dict = read_tensors(tmp_path / "model.pt")
+    assert list(state_dict) == list(model.state_dict())
