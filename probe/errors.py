@@ -1,22 +1,22 @@
 """Every error this package raises on purpose.
 
     ProbeError
-    |-- UnknownNameError (KeyError)              a name no catalogue has
-    |-- DatasetError (ValueError)                a dataset that is there but not as it should be
+    |-- UnknownNameError (KeyError, RuntimeError)  a name no catalogue has
+    |-- DatasetError (ValueError)                  a dataset that is there but not as it should be
     |   `-- DatasetMissingError (FileNotFoundError)
-    |-- CheckpointError (ValueError)             a file that is no CLIP checkpoint, or a damaged one
+    |-- CheckpointError (ValueError, RuntimeError) a file that is no CLIP checkpoint, or a damaged one
     |   `-- CheckpointMissingError (FileNotFoundError)
-    |-- TextError (ValueError, RuntimeError)     a text that does not fit a model's context
-    |-- ExtraMissingError (ImportError)          an optional library that is not installed
-    |-- DownloadError (OSError)                  a fetch that failed, or that --offline forbids
-    |   `-- ChecksumError
-    |-- DeviceError (RuntimeError)               a device or precision this machine cannot run
-    |-- FeaturesError (ValueError)               features that cannot be used
+    |-- TextError (ValueError, RuntimeError)       a text that does not fit a model's context or vocabulary
+    |-- ExtraMissingError (ImportError)            an optional library that is not installed
+    |-- DownloadError (OSError)                    a fetch that failed, or that --offline forbids
+    |   `-- ChecksumError (RuntimeError)
+    |-- DeviceError (RuntimeError)                 a device or precision this machine cannot run
+    |-- FeaturesError (ValueError)                 features that cannot be used
     |   `-- IncompleteError                      features of which some shards are not made yet
-    |-- ProtocolError (ValueError)               a probe that cannot be fitted as its protocol says
-    |-- CacheError (OSError)                     a folder of features that cannot be written to
-    |-- ResultsError (OSError)                   a results folder or record that cannot be read or written
-    `-- ExecutorError (RuntimeError)             workers that cannot be had, or are lost again and again
+    |-- ProtocolError (ValueError)                 a probe that cannot be fitted as its protocol says
+    |-- CacheError (OSError)                       a folder of features that cannot be written to
+    |-- ResultsError (OSError)                     a results folder or record that cannot be read or written
+    `-- ExecutorError (RuntimeError)               workers that cannot be had, or are lost again and again
 
 Each message is one sentence of what is wrong and one of what to do. The command line prints it and exits with 1.
 """
@@ -39,8 +39,8 @@ class ProbeError(Exception):
         return shorten(" ".join(str(arg) for arg in self.args), MAX_MESSAGE)
 
 
-class UnknownNameError(ProbeError, KeyError):
-    """A dataset, model, protocol or metric that no catalogue has."""
+class UnknownNameError(ProbeError, KeyError, RuntimeError):
+    """A dataset, model, protocol or metric that no catalogue has; `clip.load` raises `RuntimeError` for a model."""
 
 
 class DatasetError(ProbeError, ValueError):
@@ -51,8 +51,8 @@ class DatasetMissingError(DatasetError, FileNotFoundError):
     """A dataset whose files are not here and could not be fetched."""
 
 
-class CheckpointError(ProbeError, ValueError):
-    """A file that is no CLIP checkpoint, or a damaged one."""
+class CheckpointError(ProbeError, ValueError, RuntimeError):
+    """A file that is no CLIP checkpoint, or a damaged one; `clip.load` raises `RuntimeError` for one."""
 
 
 class CheckpointMissingError(CheckpointError, FileNotFoundError):
@@ -60,7 +60,7 @@ class CheckpointMissingError(CheckpointError, FileNotFoundError):
 
 
 class TextError(ProbeError, ValueError, RuntimeError):
-    """A text that does not fit a model's context; `RuntimeError` is what the reference raises."""
+    """A text that does not fit a model's context or vocabulary; the reference raises `RuntimeError`."""
 
 
 class ExtraMissingError(ProbeError, ImportError):
@@ -71,8 +71,8 @@ class DownloadError(ProbeError, OSError):
     """A fetch that failed, or that `offline` forbids."""
 
 
-class ChecksumError(DownloadError):
-    """A file whose SHA-256 is not the published one."""
+class ChecksumError(DownloadError, RuntimeError):
+    """A file whose SHA-256 is not the published one; `clip.load` raises `RuntimeError` for one."""
 
 
 class DeviceError(ProbeError, RuntimeError):

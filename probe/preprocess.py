@@ -8,7 +8,6 @@ Source: Radford et al. 2021, appendix A; openai/CLIP `_transform`; for the other
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -57,12 +56,15 @@ class Preprocess:
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     @property
-    def transform(self) -> Callable[[Image.Image], Tensor]:
-        """The whole, as `load_clip` returns it: image -> fp32 (3, resolution, resolution)."""
-        return Compose([self._crop, ToTensor(), Normalize(self.mean, self.std)])
+    def transform(self) -> Compose:
+        """The whole, as `load_clip` returns it: image -> fp32 (3, resolution, resolution).
+
+        Its `transforms` are the reference's, one by one, for code that takes some of them or puts its own between.
+        """
+        return Compose([*self._crop.transforms, ToTensor(), Normalize(self.mean, self.std)])
 
     @cached_property
-    def _crop(self) -> Callable[[Image.Image], Image.Image]:
+    def _crop(self) -> Compose:
         side, interpolation = self.resolution, InterpolationMode(self.interpolation)
         if self.resize == "squash":
             return Compose([Resize((side, side), interpolation=interpolation), _to_rgb])

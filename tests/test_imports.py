@@ -41,6 +41,7 @@ BELOW = {
     "ordering": set(),
     "datasets": {"errors", "fetch", "hub", "metrics", "names", "ordering", "paths", "specs"},
     "models": {"errors", "fetch", "hub", "names", "paths", "preprocess", "specs"},
+    "clip": {"models"},
     "features": {"errors", "models", "reading"},
     "probes": {
         *(

@@ -1,20 +1,26 @@
-"""Code that was written for OpenAI's `clip` runs on our models: what it calls, hooks, replaces and reads.
+"""Code that was written for OpenAI's `clip` runs with ours: what it imports, calls, hooks, replaces and reads.
 
 The pieces of code here are short forms of what is common in other projects: prompt learning as in CoOp, dense heads as
 in MaskCLIP, hooks. The right values come from the model's own `encode_image` and `encode_text`, which
 `test_against_open_clip.py` compares with open_clip.
 """
 
+import inspect
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the whole field uses for this module
 from conftest import SMALL_RESNET, SMALL_VIT, random_clip
+from PIL import Image
 from torch import nn
 
+import probe
+from probe import clip
+from probe.errors import CheckpointError, CheckpointMissingError, ChecksumError, ProbeError, TextError, UnknownNameError
 from probe.models.checkpoints import read_tensors
 from probe.models.clip import CLIP
 from probe.models.devices import resolve_execution
@@ -250,3 +256,103 @@ def test_an_archive_of_the_model_has_no_mask_among_its_weights(architecture, tmp
     save_archive(model, tmp_path / "model.pt")
     state_dict = read_tensors(tmp_path / "model.pt")
     assert list(state_dict) == list(model.state_dict())
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """An archive with OpenAI's context length and vocabulary, and small towers."""
+    path = tmp_path_factory.mktemp("published") / "model.pt"
+    save_archive(random_clip(replace(SMALL_VIT, context_length=77, vocab_size=49_408)), path)
+    return path
+
+
+def test_the_drop_in_has_the_functions_and_arguments_of_the_reference():
+    assert clip.available_models() == [
+        *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"),
+        *("ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"),
+    ]
+    assert list(inspect.signature(clip.load).parameters) == ["name", "device", "jit", "download_root"]
+    assert list(inspect.signature(clip.tokenize).parameters)[:3] == ["texts", "context_length", "truncate"]
+    assert clip.load is probe.load_clip
+    assert clip.tokenize is probe.tokenize
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_zero_shot_classification_as_in_the_references_readme(published, jit):
+    """Its first example in other words; the right chances come from the cosines of the features."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, preprocess = clip.load(str(published), device=device, jit=jit)
+    image = preprocess(Image.new("RGB", (40, 30), (200, 10, 10))).unsqueeze(0).to(device)
+    text = clip.tokenize(["a diagram", "a dog", "a cat"]).to(device)
+    assert (text.dtype, text.shape) == (torch.int32, (3, 77))
+    with torch.no_grad():
+        image_features, text_features = model.encode_image(image), model.encode_text(text)
+        logits_per_image, _ = model(image, text)
+        probs = logits_per_image.softmax(dim=-1).cpu().numpy()
+    if device == "cpu":
+        assert model.dtype == image_features.dtype == torch.float32
+    cosines = F.cosine_similarity(image_features.float(), text_features.float()).cpu().numpy()
+    expected = np.exp(cosines / 0.07)
+    np.testing.assert_allclose(probs, [expected / expected.sum()], atol=1e-2 if device == "cuda" else 1e-5)
+
+
+def test_the_transform_has_the_steps_of_the_reference_one_by_one(published):
+    """Others take the last for its mean and std, or put augmentations between."""
+    _, preprocess = clip.load(published, "cpu")
+    resize, crop, _, to_tensor, normalize = preprocess.transforms
+    names = [type(step).__name__ for step in (resize, crop, to_tensor, normalize)]
+    assert names == ["Resize", "CenterCrop", "ToTensor", "Normalize"]
+    assert (resize.size, resize.interpolation.value, tuple(crop.size)) == (32, "bicubic", (32, 32))
+    assert normalize.mean == (0.48145466, 0.4578275, 0.40821073)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        *((name, UnknownNameError) for name in ("ViT-B32", "vit", "", "random:nothing")),
+        *((name, CheckpointMissingError) for name in ("/nowhere/model.pt", "./model.pt", "model.pt", "x" * 300)),
+    ],
+)
+def test_an_unknown_model_is_a_runtime_error_as_in_the_reference(name, error):
+    with pytest.raises(RuntimeError) as caught:
+        clip.load(name, device="cpu")
+    assert type(caught.value) is error
+    assert isinstance(caught.value, ProbeError)
+
+
+def test_weights_that_do_not_fit_are_a_runtime_error_as_in_the_reference(tmp_path):
+    """As `load_state_dict` raises there, and a download with another SHA-256."""
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "model.pt")
+    with pytest.raises(RuntimeError) as caught:
+        clip.load(tmp_path / "model.pt", device="cpu")
+    assert isinstance(caught.value, CheckpointError)
+    assert issubclass(ChecksumError, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (lambda: clip.tokenize(["a dog", "a cat"]), r"expected token ids \(n, 32\), got \(2, 77\); tokenize with"),
+        (lambda: clip.tokenize("a dog", 32), r"expected token ids from 0 to 862, got 0 to 49407; tokenize with"),
+        (lambda: -clip.tokenize("a dog", 32, model="tiny"), "expected token ids from 0 to 862, got -862 to 0"),
+        (lambda: clip.tokenize("a dog", model="tiny")[0], r"expected token ids \(n, 32\), got \(32,\)"),
+        (lambda: clip.tokenize("a dog", 5, model="tiny"), r"expected token ids \(n, 32\), got \(1, 5\)"),
+        (lambda: clip.tokenize("a dog", 1000, model="tiny"), r"expected token ids \(n, 32\), got \(1, 1000\)"),
+        (lambda: clip.tokenize("a dog", model="tiny")[:, :1], r"expected token ids \(n, 32\), got \(1, 1\)"),
+        (lambda: clip.tokenize(["a dog"], model="tiny")[None], r"expected token ids \(n, 32\), got \(1, 1, 32\)"),
+    ],
+)
+def test_token_ids_of_another_model_are_named(tokens, message):
+    """`tiny` has a vocabulary and a context length of its own; a plain `tokenize` has OpenAI's."""
+    model, _ = clip.load("tiny", device="cpu")
+    with pytest.raises(TextError, match=message) as caught:
+        model.encode_text(tokens())
+    assert isinstance(caught.value, RuntimeError)
+    assert "probe.tokenize(texts, model=NAME)" in str(caught.value)
+
+
+@torch.no_grad()
+def test_tiny_takes_its_own_token_ids():
+    model, _ = clip.load("tiny", device="cpu")
+    assert model.encode_text(clip.tokenize(["a dog", "a cat"], model="tiny")).shape == (2, 256)
+    assert model.encode_text(clip.tokenize([], model="tiny")).shape == (0, 256)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the whole field uses for this module
 from torch import Tensor, nn
 
-from probe.errors import CheckpointError
+from probe.errors import CheckpointError, TextError
 from probe.specs import Architecture
 
 
@@ -38,6 +38,7 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+TOKENIZE = "tokenize with probe.tokenize(texts, model=NAME), where NAME is the model that was loaded"
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
@@ -289,8 +290,21 @@ class CLIP(nn.Module):
         return self.visual(image.to(self.dtype))
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """(n, context_length) token ids -> (n, embed_dim) in the model's dtype."""
-        x = self.token_embedding(text).to(self.dtype) + self.positional_embedding.to(self.dtype)
+        """(n, context_length) token ids -> (n, embed_dim) in the model's dtype.
+
+        Raises:
+            TextError: the token ids belong to another model, by their number or their values. On a GPU only the number
+                is checked, because looking at values would make the caller wait for the GPU.
+        """
+        context_length = self.positional_embedding.shape[0]
+        if text.shape[1:] != (context_length,):
+            raise TextError(f"expected token ids (n, {context_length}), got {tuple(text.shape)}; {TOKENIZE}")
+        try:
+            x = self.token_embedding(text)  # (n, context_length, transformer_width)
+        except IndexError as err:
+            ids = f"expected token ids from 0 to {self.vocab_size - 1}, got {int(text.min())} to {int(text.max())}"
+            raise TextError(f"{ids}; {TOKENIZE}") from err
+        x = x.to(self.dtype) + self.positional_embedding.to(self.dtype)
         x = self.transformer(x.transpose(0, 1)).transpose(0, 1)
         x = self.ln_final(x)  # (n, context_length, transformer_width)
         end = text.argmax(dim=-1)  # the end token has the highest id of the vocabulary

@@ -1,0 +1,21 @@
+"""The three functions of OpenAI's package `clip`, so that code written for it runs with `import probe.clip as clip`.
+
+Nothing is implemented here: `load` is `probe.load_clip` and `tokenize` is `probe.tokenize`. The towers are in
+`probe.models.clip`.
+"""
+
+from __future__ import annotations
+
+from probe.models.catalog import CATALOG
+from probe.models.loading import load_clip as load
+from probe.models.vocabulary import tokenize
+
+__all__ = ["available_models", "load", "tokenize"]
+
+
+def available_models() -> list[str]:
+    """Return the names of OpenAI's models, in the order of the reference.
+
+    `load` also takes the other names that `probe.load_clip` takes, such as `tiny`.
+    """
+    return [spec.name for spec in CATALOG if spec.form == "url"]
