@@ -364,6 +364,26 @@ def test_the_commands_tell_what_is_kept(tmp_path, capsys):
     assert survey(tmp_path) == []
 
 
+def test_explaining_says_why_the_contents_of_files_differ(tmp_path, folder, capsys, monkeypatch):
+    common = ["--dataset", f"folder:{folder}", "--model", "tiny", "--device", "cpu", "--cache-dir", str(tmp_path / "c")]
+    with monkeypatch.context() as earlier:
+        earlier.setattr("probe.datasets.folder.of_files", lambda folder, names: 64 * "0")
+        assert main(["extract", *common]) == 0
+    assert main(["cache", "explain", *common]) == 1
+    assert "wanted (an earlier version compared sizes and dates of files, and not their" in capsys.readouterr().out
+    assert main(["extract", *common]) == 0
+    assert main(["cache", "explain", *common]) == 0
+    path = folder / "test" / "red" / "00.png"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1  # in the checksum of the last chunk, which Pillow does not compare
+    path.write_bytes(content)
+    os.utime(path, ns=times)
+    capsys.readouterr()
+    assert main(["cache", "explain", *common]) == 1
+    assert "wanted (sizes, dates or contents of files changed)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("5", 5), ("1KB", 1000), ("10gb", 10**10), ("1.5 MB", 1_500_000), ("2GiB", 2 << 30), ("3M", 3 * 10**6)],

@@ -69,8 +69,20 @@ def cache_explain(args: argparse.Namespace) -> int:
             fields = inventory.differing(cell, kept)
             print(f"{cell}: not kept; the nearest is {kept.path.name} ({kept.state})")
             for name, (there, wanted) in fields.items():
-                print(f"  {name}: {there} there, {wanted} wanted")
+                print(f"  {name}: {there} there, {wanted} wanted{_reason(name, there, wanted)}")
     return 1 if missed else 0
+
+
+def _reason(name: str, there: object, wanted: object) -> str:
+    """Explain a field of the key that is a digest; empty for the other fields."""
+    from probe.datasets.fingerprints import SAMPLED
+
+    is_sampled, was_sampled = str(wanted).startswith(SAMPLED), str(there).startswith(SAMPLED)
+    if name != "content":
+        return ""
+    if is_sampled and not was_sampled:
+        return " (an earlier version compared sizes and dates of files, and not their contents)"
+    return f" ({'sizes, dates or contents of files' if is_sampled else 'contents of images'} changed)"
 
 
 def cache_verify(args: argparse.Namespace) -> int:

@@ -1,31 +1,53 @@
-"""What tells, without reading every image, whether the images of a dataset are those of another time.
+"""Fingerprints of images: digests that tell whether the images of a dataset were replaced under the same names.
 
-Ids and labels say which images there are; this says that what is in them has not been replaced.
+Ids and labels say which images a dataset has; a fingerprint says that their contents have not changed. It looks at the
+name, size and date of every file and at a sample of the contents, as reading every image would take as long as
+extracting its features. The sample misses a change only where files keep their sizes and dates, as reproducible builds,
+`git checkout` and copies with fixed dates can make them, and the changed bytes are not among those that are read:
+where one file in a hundred of a large dataset was replaced so, with a probability of 3e-5.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 import numpy as np
 
+# Begins the fingerprints of files. Earlier ones, which have no such word, hold names, sizes and dates alone.
+SAMPLED = "sampled"
+# At most 1,024 files are opened and 64 MiB are read, so that the sample takes no longer than the listing of a large
+# dataset. Measured on a local disk: 10 us for the size and date of a file, 60 us for its contents. For the 1.28 million
+# images of ImageNet these are 13 s and 0.06 s.
+MAX_FILES = 1024
+BLOCK = 1 << 14  # bytes
+MAX_BLOCKS = 4 * MAX_FILES  # divided evenly among the files that are opened
+
 
 def of_files(folder: Path, names: Iterable[str | Path]) -> str:
-    """Hex SHA-256 over names, sizes and times of change of files below a folder; a missing one is as if empty.
+    """Return a digest of the names, sizes and dates of files below a folder, and of a sample of their contents.
 
-    A file that was replaced has another time, one that was moved with its folder has not.
+    Of more than `MAX_FILES` files the first, the last, and others that a hash of all names, sizes and dates chooses are
+    read. Each file that is read has an equal share of `MAX_BLOCKS`, four blocks or more: a file of that size or less is
+    read in full, a larger one at its first block, its last, and others that the hash chooses.
+
+    A file that cannot be read counts as an empty one. The digest stays the same when the folder is moved.
     """
+    names, sizes = list(names), []
     sha = hashlib.sha256()
     for name in names:
-        try:
-            found = (folder / name).stat()
-            size, changed = found.st_size, found.st_mtime_ns
-        except OSError:  # which reading it will say
-            size, changed = 0, 0
-        sha.update(f"{name}\t{size}\t{changed}\n".encode(errors="surrogateescape"))  # names need not be text
-    return sha.hexdigest()
+        size, date = _size_and_date(folder / name)
+        sizes.append(size)
+        sha.update(f"{name}\t{size}\t{date}\n".encode(errors="surrogateescape"))  # names need not be text
+    seed = sha.digest()
+    chosen = _choose(seed, len(names), MAX_FILES)
+    for i in sorted(chosen):
+        blocks = _choose(seed + i.to_bytes(8, "big"), -(-sizes[i] // BLOCK), MAX_BLOCKS // len(chosen))
+        if blocks:  # else an empty file, or a pipe, which opening would wait for
+            sha.update(_read_blocks(folder / names[i], sorted(blocks)))
+    return f"{SAMPLED}:{sha.hexdigest()}"
 
 
 def of_array(array: np.ndarray) -> str:
@@ -33,3 +55,32 @@ def of_array(array: np.ndarray) -> str:
     sha = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
     sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()
+
+
+def _size_and_date(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:  # reading the image will say which
+        return 0, 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0, found.st_mtime_ns
+
+
+def _choose(seed: bytes, n: int, most: int) -> Set[int]:
+    """Return all of 0 to n - 1, or the first, the last and others that the seed chooses, at most `most`."""
+    if n <= most:
+        return set(range(n))
+    draws = (hashlib.sha256(seed + i.to_bytes(8, "big")).digest() for i in range(most - 2))
+    return {0, n - 1, *(int.from_bytes(draw[:8], "big") % n for draw in draws)}
+
+
+def _read_blocks(path: Path, blocks: Iterable[int]) -> bytes:
+    """Return the SHA-256 of some blocks of a file, or nothing where it cannot be read."""
+    sha = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            for block in blocks:
+                file.seek(block * BLOCK)
+                sha.update(file.read(BLOCK))
+    except OSError:  # reading the image will say which
+        return b""
+    return sha.digest()

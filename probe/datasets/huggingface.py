@@ -13,7 +13,8 @@ taken where `val` names it; else a part of `train` is held out.
 
 No code of a dataset is run. Images are opened by Pillow from the stored bytes, as everywhere in `probe`: the library's
 own decoding would turn them as their EXIF orientation says. What comes as Parquet is kept a second time, as Arrow files
-that are mapped into memory, in the library's cache (`HF_DATASETS_CACHE`).
+that are mapped into memory, in the library's cache (`HF_DATASETS_CACHE`). The library would take the Arrow files of
+earlier contents if the dates of the files of a path were the same, so those of a path have a folder for each content.
 """
 
 from __future__ import annotations
@@ -102,13 +103,16 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         raise DatasetError(f"{spec.name}: its source has the option {unknown[0]!r}; the options are {known}")
     pool = "all" if part.name == "all" else "train"
     splits = {key: source.arguments(key).get("split", key) for key in (part.name, pool)}
+    content: Callable[[], str] | None
     if Path(source.location).is_absolute():
-        revision, loaded = "", _load_path(Path(source.location), options.get("config", ""))
+        content = _content_of_path(Path(source.location))
+        revision, loaded = "", _load_path(Path(source.location), options.get("config", ""), content())
         _check_splits(source.location, loaded, splits)
     else:
         revision, loaded = hub.here_or_fetched(
             partial(_load_repository, source.location, options, splits), offline=offline
         )
+        content = _content_of_rows(loaded[splits[part.name]])
     if part.name == pool:
         _say_what_is_left(spec.name, loaded, [source.arguments(key).get("split", key) for key, _ in source.parts])
     images, training = loaded[splits[part.name]], loaded[splits[pool]]
@@ -119,16 +123,26 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         labels=labels,
         class_names=class_names,
         read=partial(_read, _undecoded(images, column), column),
-        content=_content([Path(file["filename"]) for file in images.cache_files]),
+        content=content,
         ids=[f"{part.name}/{i}" for i in range(len(images))],
         revision=revision,
     )
 
 
-def _content(files: list[Path]) -> Callable[[], str] | None:
-    """What a fingerprint is computed of: files of Arrow, made anew when what they are made of changes."""
+def _content_of_path(path: Path) -> Callable[[], str]:
+    """Return what computes the fingerprint of a file, or of all files of a folder that are not hidden."""
+    names = []
+    for folder, subfolders, files in os.walk(path):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        names += [os.path.relpath(f"{folder}/{name}", path) for name in files if not name.startswith(".")]
+    return partial(of_files, path, sorted(names)) if names else partial(of_files, path.parent, [path.name])
+
+
+def _content_of_rows(rows: Any) -> Callable[[], str] | None:
+    """Return what computes the fingerprint of rows from their Arrow files; None where all rows are in memory."""
+    files = [Path(file["filename"]) for file in rows.cache_files]
     if not files:
-        return None  # all rows are in memory
+        return None
     top = Path(os.path.commonpath([file.parent for file in files]))
     return partial(of_files, top, [file.relative_to(top) for file in files])
 
@@ -164,10 +178,11 @@ def _split_names(path: Path, config: str) -> list[str]:
         return list(datasets.get_dataset_split_names(str(path), chosen or None))
 
 
-def _load_path(path: Path, config: str) -> dict[str, Any]:
-    """Split -> rows, of a folder or file."""
+def _load_path(path: Path, config: str, content: str) -> dict[str, Any]:
+    """Return the rows of each split of a folder or file, whose contents have the fingerprint `content`."""
     if not path.exists():
         raise DatasetMissingError(f"no file or folder at {path}; check the path")
+    arrow = str(Path(datasets.config.HF_DATASETS_CACHE) / "probe" / content.rpartition(":")[2][:16])
     with _reading(str(path)):
         if (path / "dataset_dict.json").is_file():
             return dict(datasets.load_from_disk(str(path)))
@@ -177,11 +192,11 @@ def _load_path(path: Path, config: str) -> dict[str, Any]:
             chosen = choose_config(str(path), path, config)
             if not chosen:  # else files of another configuration may have other classes
                 check_classes(str(path), sorted(path.rglob("*.parquet")))
-            return dict(datasets.load_dataset(str(path), chosen or None))
+            return dict(datasets.load_dataset(str(path), chosen or None, cache_dir=arrow))
         if path.suffix == ".arrow":
             return {"train": datasets.Dataset.from_file(str(path))}
         if path.suffix == ".parquet":
-            return {"train": datasets.Dataset.from_parquet(str(path))}
+            return {"train": datasets.Dataset.from_parquet(str(path), cache_dir=arrow)}
     raise DatasetError(f"{path} is no file of Parquet or Arrow; give one, or a folder")
 
 
