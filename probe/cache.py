@@ -115,10 +115,11 @@ def find(root: Path, cell: Cell) -> Entry | None:
     folder = cell.folder(root)
     if not folder.is_dir():
         return None
+    found = None
     try:
-        try:
+        with suppress(*DAMAGE):
             found = _read(folder)
-        except DAMAGE:
+        if found is None:  # and the arrays that were mapped are closed: Windows removes no file that is open
             with FileLock(root / LOCK):  # another process may have made it again
                 reason = damage(folder)
                 if reason and folder.exists():
@@ -136,19 +137,19 @@ def find(root: Path, cell: Cell) -> Entry | None:
     return found
 
 
-def remove(root: Path, entry: Entry) -> None:
-    """Remove an entry.
+def remove(root: Path, folder: Path) -> None:
+    """Remove an entry, which nobody may hold: Windows removes no file that is open.
 
     Raises:
         CacheError: it cannot be removed.
     """
     try:
         with FileLock(root / LOCK):
-            shutil.rmtree(entry.path)
+            shutil.rmtree(folder)
     except FileNotFoundError:
         return  # by another process
     except OSError as err:
-        raise CacheError(f"cannot remove {entry.path} ({err.strerror or err}); free it") from err
+        raise CacheError(f"cannot remove {folder} ({err.strerror or err}); free it") from err
 
 
 def damage(folder: Path) -> str:

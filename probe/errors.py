@@ -12,10 +12,11 @@
     |   `-- ChecksumError (RuntimeError)
     |-- DeviceError (RuntimeError)                 a device or precision this machine cannot run
     |-- FeaturesError (ValueError)                 features that cannot be used
-    |   `-- IncompleteError                      features of which some shards are not made yet
+    |   `-- IncompleteError                        features of which some shards are not made yet
     |-- ProtocolError (ValueError)                 a probe that cannot be fitted as its protocol says
     |-- CacheError (OSError)                       a folder of features that cannot be written to
     |-- ResultsError (OSError)                     a results folder or record that cannot be read or written
+    |-- FolderError (OSError)                      a path below a home folder, where there is no home folder
     `-- ExecutorError (RuntimeError)               workers that cannot be had, or are lost again and again
 
 Each message is one sentence of what is wrong and one of what to do. The command line prints it and exits with 1.
@@ -97,6 +98,10 @@ class CacheError(ProbeError, OSError):
 
 class ResultsError(ProbeError, OSError):
     """A results folder or record that cannot be read or written."""
+
+
+class FolderError(ProbeError, OSError):
+    """A path below a home folder, where there is no home folder."""
 
 
 class ExecutorError(ProbeError, RuntimeError):

@@ -274,7 +274,8 @@ def _look_up(spec: RunSpec, opened: _Opened, access: Access) -> _Job:
         entry = cache.find(root, cell)
         if entry is not None and _any_is_mended(entry, opened.parts[part].images):
             logger.info("%s: an image that could not be read now can be; the features are made again", cell)
-            cache.remove(root, entry)
+            folder, entry = entry.path, None
+            cache.remove(root, folder)
         elif entry is not None:
             job.entries[part] = entry
     job.seconds["load"] += time.perf_counter() - started

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import resource
 import sys
 import time
 from collections import Counter, deque
@@ -128,14 +127,14 @@ class Meter:
         `encoder_images_per_second` is the rate of one encoder while the device computed for it, the rest of the pass.
         """
         if not self.images:  # all pieces were there, and have been put together
-            return {"images": 0, "peak_memory_mb": round(peak_memory_mb(), 3)}
+            return {"images": 0, **peak_memory()}
         total = max(sum(self.seconds.values()), 1e-9)
         numbers = {
             "images": self.images,
             "images_per_second": self.images / total,
             **{f"{stage}_seconds": seconds for stage, seconds in self.seconds.items()},
             "device_idle": max(0.0, 1 - sum(self.busy.values()) / total),
-            "peak_memory_mb": peak_memory_mb(),
+            **peak_memory(),
         }
         if self.encoded[encoder]:
             numbers["encoder_images_per_second"] = self.encoded[encoder] / max(self.busy[encoder], 1e-9)
@@ -144,10 +143,17 @@ class Meter:
         return {name: round(value, 3) for name, value in numbers.items()}
 
 
-def peak_memory_mb() -> float:
-    """The largest resident memory of this process so far, in MB; worker processes come on top."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+def peak_memory() -> dict[str, float]:
+    """Return the largest resident memory of this process so far, without worker processes, as `peak_memory_mb`.
+
+    Windows does not tell it, and the field is missing there.
+    """
+    try:
+        import resource
+    except ImportError:
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 3)}
 
 
 def piece_size(batch_size: int) -> int:

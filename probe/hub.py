@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from probe.errors import FolderError
 from probe.fetch import file_sha256
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -20,6 +21,16 @@ def is_repository(name: str) -> bool:
     except HFValidationError:
         return False
     return name.count("/") == 1
+
+
+def check_home(folder: str) -> None:
+    """See that a cache folder of Hugging Face's libraries has its home folder; else they would make one called `~`.
+
+    Raises:
+        FolderError: this process has no home folder.
+    """
+    if folder.startswith("~"):
+        raise FolderError(f"there is no home folder for {folder}; name another folder with HF_HOME, or set HOME")
 
 
 def is_as_published(path: Path) -> bool:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from probe.errors import FolderError
+
 
 def data_dir(given: str | Path | None = None) -> Path:
     """Folder of datasets, laid out as torchvision's `root`: argument, `PROBE_DATA_DIR`, `~/.cache/probe/data`."""
-    return _choose(given, "PROBE_DATA_DIR", Path.home() / ".cache" / "probe" / "data")
+    return _choose(given, "PROBE_DATA_DIR", "~/.cache/probe/data")
 
 
 def weights_dir(given: str | Path | None = None) -> Path:
     """Folder of checkpoints: argument, `PROBE_WEIGHTS_DIR`, `~/.cache/clip`, where the reference keeps them too."""
-    return _choose(given, "PROBE_WEIGHTS_DIR", Path.home() / ".cache" / "clip")
+    return _choose(given, "PROBE_WEIGHTS_DIR", "~/.cache/clip")
 
 
 def cache_dir(given: str | Path | None = None) -> Path:
     """Folder of features: argument, `PROBE_CACHE_DIR`, `~/.cache/probe/features`."""
-    return _choose(given, "PROBE_CACHE_DIR", Path.home() / ".cache" / "probe" / "features")
+    return _choose(given, "PROBE_CACHE_DIR", "~/.cache/probe/features")
 
 
 def results_dir(given: str | Path | None = None) -> Path:
     """Folder of records and tables: argument, `PROBE_RESULTS_DIR`, `./results`."""
-    return _choose(given, "PROBE_RESULTS_DIR", Path("results"))
+    return _choose(given, "PROBE_RESULTS_DIR", "results")
 
 
 def absolute(path: str | Path) -> Path:
@@ -31,6 +33,28 @@ def absolute(path: str | Path) -> Path:
     return Path(path) if str(path).startswith("~") else Path(path).absolute()
 
 
-def _choose(given: str | Path | None, variable: str, default: Path) -> Path:
-    chosen = given or os.environ.get(variable) or default
-    return Path(chosen).expanduser()
+def expand(path: str | Path) -> Path:
+    """Return a path with the home folder in place of `~`, or of `~NAME` where there is a user NAME.
+
+    Raises:
+        FolderError: this process has no home folder, as in a container with a user id of its own.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as err:
+        if Path(path).parts[0] != "~":  # a name that begins so
+            return Path(path)
+        raise FolderError(f"{path}: there is no home folder for ~; set HOME, or give the whole path") from err
+
+
+def _choose(given: str | Path | None, variable: str, default: str) -> Path:
+    chosen = given or os.environ.get(variable)
+    if chosen:
+        return expand(chosen)
+    try:
+        return expand(default)  # asked for last, as not every process has a home folder
+    except FolderError as err:
+        option = f"--{variable.removeprefix('PROBE_').lower().replace('_', '-')}"
+        raise FolderError(
+            f"there is no home folder for {default}; name another folder with {option} or {variable}, or set HOME"
+        ) from err

@@ -246,6 +246,8 @@ def _start(ray: Any, address: str | None) -> None:
         way_out = "start it with ray start --head, or, if it wants a token, have it here and set RAY_AUTH_MODE=token"
         if address is None:
             where, way_out = "Ray does not start here", "see the logs below /tmp/ray"
+            if "home directory" in str(err):  # Ray looks for its token there
+                way_out = "set HOME to a folder"
         elif "ersion" in str(err):  # of Ray or Python, where those of the cluster are others
             where, way_out = f"the Ray at {address} cannot be joined", "install the same versions"
         raise ExecutorError(f"{where} ({one_line(err)}); {way_out}") from err

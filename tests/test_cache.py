@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,6 +281,24 @@ def test_a_full_disk_keeps_what_was_made(tmp_path, monkeypatch):
         work.write(1, piece_of(cell(), 1))
     assert work.has(0)
     assert not [path for path in work.folder.iterdir() if path.name.endswith(".tmp")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="tells which files are open")
+def test_no_file_is_open_when_it_is_removed(tmp_path, monkeypatch):
+    """Windows refuses to remove one."""
+    folder = fill(tmp_path, cell())
+    np.save(folder / "labels.npy", np.zeros(3))  # which is read after the others have been mapped
+    removed = []
+
+    def check(path):
+        assert str(folder) not in Path("/proc/self/maps").read_text()
+        removed.append(path)
+        rmtree(path)
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(cache.shutil, "rmtree", check)
+    assert find(tmp_path, cell()) is None
+    assert removed == [folder]
 
 
 def test_explaining_names_the_fields_that_differ(tmp_path):

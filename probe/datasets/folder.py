@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from probe import paths
 from probe.datasets.fingerprints import of_files
 from probe.datasets.folds import SPLITS
 from probe.datasets.groups import groups_of
@@ -34,7 +35,7 @@ def make_spec(path: str) -> DatasetSpec:
         DatasetMissingError: there is no such folder.
         DatasetError: it is empty, has no test split, or holds a file that is no image.
     """
-    root = Path(path).expanduser().resolve()
+    root = paths.expand(path).resolve()
     if not root.is_dir():
         raise DatasetMissingError(f"no folder at {root}; give folder:PATH with one subfolder for each class")
     parts = [split for split in SPLITS if (root / split).is_dir()]

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 from tqdm import tqdm
 
 from probe.errors import DatasetError, DatasetMissingError
-from probe.hub import is_as_published, one_line
+from probe.hub import check_home, is_as_published, one_line
 
 CARD = "README.md"
 PARTS = ("train", "val", "test", "all")
@@ -232,6 +232,7 @@ def _ask(repo: str, revision: str, call: Callable[[], _T], *, offline: bool) -> 
         RevisionNotFoundError,
     )
 
+    check_home(constants.HF_HUB_CACHE)
     address = f"{constants.ENDPOINT}/datasets/{repo}"
     try:
         return call()

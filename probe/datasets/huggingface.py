@@ -35,13 +35,14 @@ from typing import Any
 import datasets
 from PIL import Image
 
+from probe import paths
 from probe.datasets import hub, rows
 from probe.datasets.cards import choose_config, make_plan
 from probe.datasets.columns import check_classes, image_column, read_labels
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, DatasetMissingError, ProbeError
-from probe.hub import is_repository, one_line
+from probe.hub import check_home, is_repository, one_line
 from probe.metrics import get_metric
 from probe.specs import DatasetSpec, Part, Source
 
@@ -58,7 +59,7 @@ def make_spec(rest: str) -> DatasetSpec:
         DatasetError: an option that there is not, or splits that do not say which is for what.
     """
     written = rest.partition("?")[0]
-    path = Path(written).expanduser()
+    path = paths.expand(written)
     is_local = bool(written) and path.exists()
     known = [option for option in OPTIONS if not (is_local and option == "revision")]
     location, options = hub.read_options("hf", rest, known)
@@ -251,6 +252,7 @@ def _reading(where: str) -> Iterator[None]:
     # None if the user has not set HF_DATASETS_DISABLE_PROGRESS_BARS, which has the last word.
     must_hush = datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty()
     must_hush = must_hush and not datasets.utils.are_progress_bars_disabled()
+    check_home(str(datasets.config.HF_DATASETS_CACHE))
     if must_hush:
         datasets.utils.disable_progress_bars()
     try:

@@ -90,9 +90,10 @@ class ImageDataset:
 
     @property
     def fingerprint(self) -> str:
-        """What changes when images are replaced under the same ids: sizes and times of files, or a digest of arrays.
+        """Digest that changes when images are replaced under the same ids.
 
-        Of a source that has neither it is a digest of some of its images, spread over all.
+        It is of the sizes, dates and a sample of the contents of files, or of arrays; of a source that has neither, of
+        some of its images, spread over all.
         """
         return self.content() if self.content is not None else self._sample()
 

@@ -117,7 +117,7 @@ def open_dataset(
         ExtraMissingError: a library that reads them is not installed.
     """
     spec = get_dataset(dataset) if isinstance(dataset, str) else dataset
-    root = paths.data_dir(data_dir)
+    root = paths.data_dir(data_dir) if any(map(_is_below_data_dir, spec.sources)) else Path()
     source, parts = _open_first(spec, root=root, offline=offline)
     is_first = source == spec.sources[0]
     incomplete = {
@@ -156,6 +156,10 @@ def form_module(form: str) -> ModuleType:
     if form not in FORMS:
         raise unknown_name("form", form, FORMS)
     return importlib.import_module(FORMS[form])
+
+
+def _is_below_data_dir(source: Source) -> bool:
+    return source.form != "embedded" and not Path(source.location).is_absolute()
 
 
 def _open_first(spec: DatasetSpec, *, root: Path, offline: bool) -> tuple[Source, dict[str, ImageDataset]]:

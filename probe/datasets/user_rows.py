@@ -20,6 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from probe import paths
 from probe.datasets.catalog import CATALOG
 from probe.datasets.folds import SPLITS
 from probe.datasets.recipes import PARTS_OF_RECIPES, RECIPES
@@ -45,7 +46,7 @@ def make_spec(path: str) -> DatasetSpec:
         DatasetError: it is no TOML, or a field is missing, unknown, or of the wrong type.
         UnknownNameError: a metric, form or recipe that there is none of.
     """
-    file = Path(path).expanduser()
+    file = paths.expand(path)
     try:
         row = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
@@ -76,7 +77,7 @@ def _make_source(row: dict[str, Any], file: Path) -> Source:
     values = dict(row)
     location = values.get("location")
     if isinstance(location, str) and location.startswith((".", "~")):
-        values["location"] = str((file.parent / Path(location).expanduser()).resolve())
+        values["location"] = str((file.parent / paths.expand(location)).resolve())
     parts = values.get("parts", {})
     if not isinstance(parts, dict):
         raise DatasetError(f"{where} has parts = {parts!r}; write parts = {{ train = {{ ... }}, test = {{ ... }} }}")

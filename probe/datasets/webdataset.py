@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from probe import paths
 from probe.datasets import hub, rows
 from probe.datasets.archives import check_member
 from probe.datasets.fingerprints import of_files
@@ -55,7 +56,7 @@ def make_spec(rest: str) -> DatasetSpec:
     """
     written, _, query = rest.partition("?")
     location, pattern = _divide(written)
-    folder = Path(location).expanduser()
+    folder = paths.expand(location)
     is_url = "://" in location
     is_local = not is_url and bool(written) and folder.is_dir()
     _, options = hub.read_options("wds", rest, hub.PARTS if is_url or is_local else OPTIONS)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from probe.errors import CheckpointError, ChecksumError, DownloadError, ProbeError, UnknownNameError
-from probe.hub import is_as_published, is_repository, one_line
+from probe.hub import check_home, is_as_published, is_repository, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ def _fetch(repo: str, patterns: Sequence[str], *, offline: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    check_home(constants.HF_HUB_CACHE)
     address = f"{constants.ENDPOINT}/{repo}"
     try:
         return Path(snapshot_download(repo, allow_patterns=list(patterns), local_files_only=offline))

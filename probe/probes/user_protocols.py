@@ -16,6 +16,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from probe import paths
 from probe.errors import ProtocolError
 from probe.names import unknown_name
 from probe.probes.checks import check
@@ -44,7 +45,7 @@ def make_protocol(path: str, *, taken: Collection[str]) -> Protocol:
         ProtocolError: no such file, it is no TOML, or a key is missing, unknown, or not as it should be; the message
             names file and key.
     """
-    file = Path(path).expanduser()
+    file = paths.expand(path)
     row = _read(file)
     _check_keys(row, file)
     values = {**DEFAULTS, **row, "grid": _make_grid(row["grid"], file)}

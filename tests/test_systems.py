@@ -1,0 +1,104 @@
+"""The main job where the system lacks something: Windows, macOS, containers without a home folder.
+
+A test cannot change the system. These take away what other systems lack, once the libraries have been imported, which
+ask for the system's name.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from probe import features
+from probe.features import Meter
+
+PACKAGE = Path(__file__).parent.parent / "probe"
+# Modules of Python's library "Availability: Unix", and names that Windows, macOS or both lack.
+MODULES = ("resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "readline", "spwd", "posix", "crypt")
+NAMES = {
+    "os": (
+        *("fork", "forkpty", "sched_getaffinity", "getuid", "geteuid", "getgid", "getegid", "getgroups", "getpgid"),
+        *("statvfs", "uname", "getloadavg", "sysconf", "killpg", "setsid", "mkfifo", "chown", "lchown", "fchown"),
+        *("posix_fadvise", "posix_fallocate", "O_DIRECT", "sendfile", "pread", "pwrite", "wait3", "wait4", "nice"),
+    ),
+    "signal": ("SIGKILL", "SIGHUP", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGQUIT", "alarm", "setitimer"),
+    "select": ("poll", "epoll", "kqueue"),
+}
+LIBRARIES = "datasets, matplotlib, numpy, scipy.linalg, sklearn.linear_model, torch.utils.data, torchvision, tqdm"
+WITHOUT = {
+    "posix": f"""
+import os, select, signal, sys
+import {LIBRARIES}
+for module in {MODULES}:
+    sys.modules[module] = None
+for module, names in {NAMES}.items():
+    for name in names:
+        if hasattr(sys.modules[module], name):
+            delattr(sys.modules[module], name)
+""",
+    "home": """
+import os, pwd
+os.environ.pop("HOME", None)
+def unknown(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = unknown
+""",
+}
+GUARDED = {("features.py", "resource"), ("reading.py", "sched_getaffinity")}  # used where they are there
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="takes away what Windows does not have")
+@pytest.mark.parametrize("lacking", WITHOUT)
+def test_the_main_job_runs_without(lacking, tmp_path):
+    arguments = ["run", "--dataset", "digits", "--model", "tiny", "--protocol", "readme", "--device", "cpu"]
+    for name in ("cache", "data", "weights", "results"):
+        arguments += [f"--{name}-dir", str(tmp_path / name)]
+    script = f"{WITHOUT[lacking]}\nfrom probe.cli import main\nraise SystemExit(main({arguments}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.rglob("*.readme.fp32.json")
+    record = json.loads(path.read_text())
+    assert record["result"]["score"] > 0.98
+    assert ("peak_memory_mb" in record["extraction"]["parts"]["all"]) == (lacking != "posix")
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_nothing_is_imported_or_called_that_another_system_lacks(path):
+    used = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names if alias.name in MODULES}
+        elif isinstance(node, ast.ImportFrom):
+            used |= {alias.name for alias in node.names if alias.name in NAMES.get(node.module or "", ())}
+            used |= {node.module} & set(MODULES)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            used |= {node.attr} & set(NAMES.get(node.value.id, ()))
+    assert {(path.name, name) for name in used} <= GUARDED
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_imports_at_its_top_what_another_system_lacks(name):
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imported = {getattr(node, "module", None), *(alias.name for alias in node.names)}
+                assert name not in imported, path
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_is_in_megabytes(platform, unit, monkeypatch):
+    """Linux counts in KiB and macOS in bytes: getrusage(2)."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(features.sys, "platform", platform)
+    found = Meter().describe()["peak_memory_mb"]
+    assert found == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, rel=0.05)
+
+
+def test_where_the_system_does_not_tell_it_the_peak_of_memory_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert Meter().describe() == {"images": 0}
