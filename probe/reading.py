@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import torch.utils.data
 from PIL import Image
 from torch import Tensor
 
+from probe.cgroups import processor_limits
 from probe.errors import DeviceError, ProbeError
 from probe.preprocess import Preprocess
 
@@ -87,8 +89,9 @@ def default_workers(device: str) -> int:
 
 
 def processors() -> int:
-    """How many this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many processors this process may keep busy: in a container or a job, its quota, rounded up."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min([n, *processor_limits()])))
 
 
 def read_pieces(

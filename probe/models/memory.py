@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from probe.cgroups import memory_limits
 from probe.specs import Architecture
 
 BATCH_SIZES = {"cuda": 256}  # where memory allows; not yet measured against others, for want of a GPU
@@ -14,7 +15,6 @@ DEFAULT_BATCH_SIZE = 64
 SHARE = 4  # the part of a device's memory that activations may take
 BYTES = 4
 PLENTY = 1 << 40
-CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 
 
 @dataclass(frozen=True)
@@ -26,28 +26,18 @@ class DeviceMemory:
 
 
 def device_memory(device: str) -> DeviceMemory:
-    """The memory of a GPU, or that of the machine."""
+    """Return the memory of a GPU, or of the machine, of which a container or a job may have a part."""
     if device.startswith("cuda"):
         free, total = torch.cuda.mem_get_info(torch.device(device))
         return DeviceMemory(total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
     sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-    limit, taken = (_read_number(CGROUP / name) for name in ("memory.max", "memory.current"))
-    left = PLENTY if limit == PLENTY else max(0, limit - taken + _read_cached(CGROUP / "memory.stat"))
-    return DeviceMemory(min(sizes.get("MemTotal", PLENTY), limit), min(sizes.get("MemAvailable", PLENTY), left))
-
-
-def _read_number(path: Path) -> int:
-    """The number in a file of a container's limits; plenty where there is none."""
-    text = path.read_text().strip() if path.is_file() else ""
-    return int(text) if text.isdecimal() else PLENTY
-
-
-def _read_cached(path: Path) -> int:
-    """Bytes of files that a container counts as its own, and gives up where others need the room."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
+    limits = list(memory_limits())
+    return DeviceMemory(
+        min([sizes.get("MemTotal", PLENTY), *(limit.total for limit in limits)]),
+        min([sizes.get("MemAvailable", PLENTY), *(limit.free for limit in limits)]),
+    )
 
 
 def find_batch_size(device: str, architecture: Architecture | None) -> int:
