@@ -594,6 +594,107 @@ def test_only_the_files_of_the_configuration_are_fetched(config, fetched, hub, r
     assert not hub.requests
 
 
+# Splits that are not asked for.
+
+
+def _card(splits, *, folder="data", sizes=None):
+    """A card as `push_to_hub` writes it: the files of every split, and the rows where `sizes` gives them."""
+    files = "".join(f"  - split: {split}\n    path: {folder}/{split}-*\n" for split in splits)
+    rows_of = "".join(f"  - name: {split}\n    num_examples: {n}\n" for split, n in (sizes or {}).items())
+    info = f"dataset_info:\n  splits:\n{rows_of}" if sizes else ""
+    return f"---\n{info}configs:\n- config_name: default\n  data_files:\n{files}---\n"
+
+
+def _nine_splits():
+    """As tanganke/stanford_cars: two splits and seven damaged copies of one of them."""
+    damaged = ("contrast", "gaussian_noise", "impulse_noise", "jpeg_compression", "motion_blur", "pixelate", "spatter")
+    return DatasetDict({**splits("train", "test"), **{name: rows(6) for name in damaged}})
+
+
+NEEDED = ["test", "train"]
+
+
+def _fetched(hub):
+    """The splits whose files were sent."""
+    names = [file.removeprefix("data/").removeprefix("default/") for file in hub.files()]
+    return sorted({name.partition("/")[0].rpartition("-of-")[0].rpartition("-")[0] or name for name in names})
+
+
+@pytest.mark.parametrize("sizes", [False, True])
+def test_only_the_splits_that_are_asked_for_are_fetched(sizes, hub, repositories):
+    made = _nine_splits()
+    folder = write_parquet(repositories / "org" / "nine", made)
+    counts = {split: len(part) for split, part in made.items()} if sizes else None
+    (folder / "README.md").write_text(_card(made, sizes=counts))
+    check(open_dataset("hf:org/nine"))
+    assert _fetched(hub) == NEEDED
+    hub.requests.clear()
+    check(open_dataset("hf:org/nine", offline=True))
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("suffix", ["", "-5eab84e1c6a2fc27"])
+def test_only_the_splits_that_are_asked_for_are_fetched_without_a_card(suffix, hub, repositories):
+    """Older repositories have no `configs` in their card, and a digest in the names of files."""
+    folder = write_parquet(repositories / "org" / "nine", _nine_splits())
+    for path in [*(folder / "data").iterdir()]:
+        path.rename(path.with_name(f"{path.stem}{suffix}.parquet"))
+    check(open_dataset("hf:org/nine"))
+    assert _fetched(hub) == NEEDED
+    check(open_dataset("hf:org/nine", offline=True))
+
+
+def test_only_the_splits_of_a_conversion_that_are_asked_for_are_fetched(hub, repositories):
+    (repositories / "org" / "nine").mkdir(parents=True)
+    folder = repositories / "org" / "nine@refs--convert--parquet"
+    for split, part in _nine_splits().items():
+        (folder / "default" / split).mkdir(parents=True)
+        part.to_parquet(folder / "default" / split / "0000.parquet")
+    check(open_dataset("hf:org/nine?revision=refs/convert/parquet&config=default"))
+    assert hub.files() == ["default/test/0000.parquet", "default/train/0000.parquet"]
+
+
+def test_a_split_that_the_hub_converted_in_part_is_found(hub, repositories):
+    """Its folder is called partial-train, and the split train."""
+    (repositories / "org" / "part").mkdir(parents=True)
+    folder = repositories / "org" / "part@refs--convert--parquet" / "default"
+    for split, part in splits("train", "test").items():
+        name = "partial-train" if split == "train" else split
+        (folder / name).mkdir(parents=True)
+        part.to_parquet(folder / name / "0000.parquet")
+    check(open_dataset("hf:org/part?revision=refs/convert/parquet&config=default"))
+
+
+@pytest.mark.parametrize(("prefix", "extra"), [("data/", "extra.parquet"), ("", None)])
+def test_other_names_of_files_are_left_to_the_library(prefix, extra, hub, repositories):
+    """Names tell the splits only if they tell them for all files."""
+    folder = write_parquet(repositories / "org" / "mixed", splits("train", "test"), prefix=prefix)
+    if extra:
+        rows(6).to_parquet(folder / extra)
+    assert sorted(datasets.load_dataset(str(folder))) == NEEDED
+    check(open_dataset("hf:org/mixed"))
+
+
+def test_a_split_that_there_is_not_is_named_before_anything_is_fetched(hub, repositories):
+    made = _nine_splits()
+    folder = write_parquet(repositories / "org" / "nine", made)
+    (folder / "README.md").write_text(_card(made))
+    with pytest.raises(DatasetError, match=r"org/nine has no split 'dev'; its splits are train, test, contrast"):
+        open_dataset("hf:org/nine?test=dev")
+    assert not hub.files()
+
+
+def test_a_validation_split_that_is_not_fetched_is_still_spoken_of(hub, repositories, caplog):
+    made = splits("train", "validation", "test")
+    folder = write_parquet(repositories / "org" / "three", made)
+    (folder / "README.md").write_text(_card(made))
+    check(open_dataset("hf:org/three"))
+    assert _fetched(hub) == NEEDED
+    assert "the split 'validation' is not used; take it with ?val=validation" in caplog.text
+    check(open_dataset("hf:org/three?val=validation"), ("train", "val", "test"))
+    assert _fetched(hub) == ["test", "train", "validation"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,36 @@ TABLES = (".parquet", ".arrow")
 DESCRIPTIONS = ("metadata.csv", "metadata.jsonl")  # of images in folders; one as Parquet is data
 ALSO = (hub.CARD, "dataset_infos.json")  # what describes the files of a repository
 CONVERTED = "refs/convert/parquet"  # where the hub keeps conversions that it makes itself, one folder a configuration
+# How the files of a split are named where no card names them: by `push_to_hub`, and in the hub's own conversions.
+SHARDED = re.compile(r"data/([^/]+)-\d{5}-of-\d{5}[^/]*\.parquet")
+CONVERTED_SPLIT = re.compile(r"([^/]+)/\d{4}\.parquet")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The files to fetch, as patterns; what to tell `load_dataset`; rows of each split, where the card says so."""
+    """The files to fetch of a repository and how to read them.
+
+    Args:
+        patterns: the files to fetch.
+        arguments: of `load_dataset`.
+        sizes: rows of each split, where the card says so.
+        splits: names of all splits of the configuration, also of those that are not fetched; empty if only the loaded
+            files tell.
+    """
 
     patterns: Sequence[str]
     arguments: Mapping[str, Any]
     sizes: Mapping[str, int] = field(default_factory=dict)
+    splits: Sequence[str] = ()
 
 
-def make_plan(snapshot: hub.Snapshot, options: Mapping[str, str]) -> Plan:
-    """What of a repository is needed for a configuration; all that could be data where files cannot be told apart.
+def make_plan(snapshot: hub.Snapshot, options: Mapping[str, str], wanted: Collection[str]) -> Plan:
+    """Choose the files of the wanted splits of a configuration, or all data where file names do not tell the split.
+
+    Args:
+        snapshot: the repository.
+        options: `config` and `revision` are used.
+        wanted: names of the splits that are needed; the files of other splits are not fetched.
 
     Raises:
         DatasetMissingError: nothing can be had without running code.
@@ -45,31 +63,65 @@ def make_plan(snapshot: hub.Snapshot, options: Mapping[str, str]) -> Plan:
     if not config and options.get("revision") == CONVERTED and len(folders) > 1:
         raise _no_config(repo, config, folders)
     chosen = "" if is_folder else choose_config(repo, snapshot.folder, config)
-    of_split = _data_files(repo, _configs(snapshot.folder).get(chosen, {}))
     if is_folder:
+        of_split = _converted_files(snapshot.files, config, wanted)
+    else:
+        of_split = _data_files(repo, _configs(snapshot.folder).get(chosen, {})) or _sharded_files(snapshot.files)
+    if of_split:
+        plan = _plan_splits(snapshot, chosen, of_split, wanted)
+    elif is_folder:
         plan = Plan([f"{glob.escape(config)}/*"], {"data_dir": config})
-    elif of_split:
-        plan = _plan_config(snapshot, chosen, of_split)
     else:
         plan = Plan(everything, {"name": chosen or None})
     files = hub.matching(snapshot.files, plan.patterns)
     if snapshot.is_known and not any(Path(file).suffix.lower() in data for file in files):
         raise _no_data(snapshot)
-    return Plan([*plan.patterns, *ALSO], plan.arguments, plan.sizes)
+    return replace(plan, patterns=[*plan.patterns, *ALSO])
 
 
-def _plan_config(snapshot: hub.Snapshot, chosen: str, of_split: Mapping[str, Sequence[str]]) -> Plan:
-    """The files that the card names for a configuration.
+def _plan_splits(
+    snapshot: hub.Snapshot, chosen: str, of_split: Mapping[str, Sequence[str]], wanted: Collection[str]
+) -> Plan:
+    """Plan the files of the wanted splits.
 
-    They are named to `load_dataset`, since it would look for those of the first configuration too; it then does not
-    look at the rest of the card, whose types of columns and sizes are therefore taken over here.
+    `load_dataset` gets their names, since it would look for the files of the first configuration too. It then does not
+    look at the rest of the card, so the types of columns and the sizes are taken from the card here.
     """
-    patterns = [pattern for patterns in of_split.values() for pattern in patterns]
+    needed = {split: list(patterns) for split, patterns in of_split.items() if split in wanted}
+    patterns = [pattern for patterns in needed.values() for pattern in patterns]
     patterns += [pattern.replace("**/", "") for pattern in patterns]  # which in a glob may stand for no folder
-    info = _infos(snapshot.folder).get(chosen)
+    info = _infos(snapshot.folder).get(chosen or "default")
     features = {"features": info.features} if info and info.features else {}
     sizes = {name: split.num_examples for name, split in (info.splits or {}).items()} if info else {}
-    return Plan(patterns, {"name": chosen, "data_files": dict(of_split), **features}, sizes)
+    return Plan(patterns, {"name": chosen or None, "data_files": needed, **features}, sizes, tuple(of_split))
+
+
+def _sharded_files(files: Sequence[str]) -> dict[str, list[str]]:
+    """Split -> patterns of its Parquet files, named as `push_to_hub` names them; empty if any data lies elsewhere."""
+    return _group_by_split([file for file in files if file.endswith(TABLES)], SHARDED)
+
+
+def _converted_files(files: Sequence[str], config: str, wanted: Collection[str]) -> dict[str, list[str]]:
+    """Split -> patterns of its files in a conversion of the hub; empty if a wanted split has no folder of its name.
+
+    The hub calls the folder of a split that it converted in part `partial-SPLIT`, which `load_dataset` finds by itself.
+    """
+    top = f"{config}/"
+    below = [file.removeprefix(top) for file in files if file.startswith(top) and file.endswith(".parquet")]
+    found = _group_by_split(below, CONVERTED_SPLIT)
+    is_found = set(wanted) <= set(found)
+    return {s: [f"{glob.escape(top)}{pattern}" for pattern in found[s]] for s in found} if is_found else {}
+
+
+def _group_by_split(files: Sequence[str], pattern: re.Pattern[str]) -> dict[str, list[str]]:
+    """Split -> its files, escaped for a glob; empty unless all files are named by the pattern."""
+    of_split: dict[str, list[str]] = {}
+    for file in sorted(files):
+        match = pattern.fullmatch(file)
+        if match is None:
+            return {}
+        of_split.setdefault(match[1], []).append(glob.escape(file))
+    return of_split
 
 
 def _no_data(snapshot: hub.Snapshot) -> DatasetMissingError:

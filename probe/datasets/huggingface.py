@@ -11,10 +11,11 @@ card or a folder of the repository, `revision` a branch, tag or commit, `metric`
 column of lists, several labels an image, needs `voc2007_11pt_map`. A repository's own validation split is only
 taken where `val` names it; else a part of `train` is held out.
 
-No code of a dataset is run. Images are opened by Pillow from the stored bytes, as everywhere in `probe`: the library's
-own decoding would turn them as their EXIF orientation says. What comes as Parquet is kept a second time, as Arrow files
-that are mapped into memory, in the library's cache (`HF_DATASETS_CACHE`). The library would take the Arrow files of
-earlier contents if the dates of the files of a path were the same, so those of a path have a folder for each content.
+Only the files of these splits are fetched, if the card or the names of the Parquet files tell the split. No code of a
+dataset is run. Images are opened by Pillow from the stored bytes, as everywhere in `probe`: the library's own decoding
+would turn them as their EXIF orientation says. What comes as Parquet is kept a second time, as Arrow files that are
+mapped into memory, in the library's cache (`HF_DATASETS_CACHE`). The library would take the Arrow files of earlier
+contents if the dates of the files of a path were the same, so those of a path have a folder for each content.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -103,19 +104,21 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         known = ", ".join(OPTIONS[:4])
         raise DatasetError(f"{spec.name}: its source has the option {unknown[0]!r}; the options are {known}")
     pool = "all" if part.name == "all" else "train"
-    splits = {key: source.arguments(key).get("split", key) for key in (part.name, pool)}
+    # The splits of all parts, whichever part is opened, so that the library converts each file once.
+    splits = {key: source.arguments(key).get("split", key) for key in (*dict(source.parts), part.name, pool)}
     content: Callable[[], str] | None
     if Path(source.location).is_absolute():
         content = _content_of_path(Path(source.location))
         revision, loaded = "", _load_path(Path(source.location), options.get("config", ""), content())
-        _check_splits(source.location, loaded, splits)
+        names = list(loaded)
+        _check_splits(source.location, names, splits)
     else:
-        revision, loaded = hub.here_or_fetched(
+        revision, loaded, names = hub.here_or_fetched(
             partial(_load_repository, source.location, options, splits), offline=offline
         )
         content = _content_of_rows(loaded[splits[part.name]])
     if part.name == pool:
-        _say_what_is_left(spec.name, loaded, [source.arguments(key).get("split", key) for key, _ in source.parts])
+        _say_what_is_left(spec.name, names, splits.values())
     images, training = loaded[splits[part.name]], loaded[splits[pool]]
     column = image_column(name, images.features, options.get("image", ""))
     labels, class_names = read_labels(name, images, training, options.get("label", ""))
@@ -203,18 +206,30 @@ def _load_path(path: Path, config: str, content: str) -> dict[str, Any]:
 
 def _load_repository(
     repo: str, options: Mapping[str, str], splits: Mapping[str, str], offline: bool
-) -> tuple[str, dict[str, Any]]:
-    """The commit of a repository, and split -> rows; nothing is fetched if `offline`."""
+) -> tuple[str, dict[str, Any], list[str]]:
+    """Load splits of a repository; nothing is fetched if `offline`.
+
+    Args:
+        repo: `ORG/NAME`.
+        options: of the source.
+        splits: part -> split; the files of other splits are not fetched.
+        offline: never touch the network.
+
+    Returns:
+        The commit, split -> rows, and the names of all splits of the repository.
+    """
     snapshot = hub.look(repo, revision=options.get("revision", ""), offline=offline)
     try:
         with _reading(repo):
-            plan = make_plan(snapshot, options)
+            plan = make_plan(snapshot, options, splits.values())
+        if plan.splits:
+            _check_splits(repo, plan.splits, splits)
         folder = hub.fetch(snapshot, plan.patterns, offline=offline)
         with _reading(repo):
             fetched = [folder / file for file in hub.matching(snapshot.files, plan.patterns)]
             check_classes(repo, [file for file in fetched if file.suffix == ".parquet"])
             loaded = dict(datasets.load_dataset(str(folder), **plan.arguments))
-        _check_splits(repo, loaded, splits)
+        _check_splits(repo, list(loaded), splits)
     except DatasetError as err:
         if snapshot.is_known or isinstance(err, DatasetMissingError):
             raise
@@ -225,23 +240,23 @@ def _load_repository(
                 f"{repo}: the card says {size} rows for {split}, and there are {len(loaded[split])}; tell its makers, "
                 "or give a ?revision= that is whole"
             )
-    return snapshot.folder.name, loaded
+    return snapshot.folder.name, loaded, list(plan.splits or loaded)
 
 
-def _say_what_is_left(name: str, loaded: Mapping[str, Any], taken: Collection[str]) -> None:
-    """A split that could be the official validation or test part is not passed over in silence."""
-    for part, split in hub.find_parts(list(loaded)).items():
+def _say_what_is_left(name: str, names: Sequence[str], taken: Collection[str]) -> None:
+    """Warn of a split that could be the official validation or test part and is not used."""
+    for part, split in hub.find_parts(names).items():
         if part != "all" and split not in taken:
             logger.warning("%s: the split %r is not used; take it with ?%s=%s", name, split, part, split)
 
 
-def _check_splits(where: str, loaded: Mapping[str, Any], splits: Mapping[str, str]) -> None:
+def _check_splits(where: str, names: Sequence[str], splits: Mapping[str, str]) -> None:
     for part, split in splits.items():
-        if split not in loaded:
-            free = [name for name in loaded if name not in splits.values()]
-            alone = f", or ?all={next(iter(loaded))} to divide it" if len(loaded) == 1 and part != "all" else ""
+        if split not in names:
+            free = [name for name in names if name not in splits.values()]
+            alone = f", or ?all={names[0]} to divide it" if len(names) == 1 and part != "all" else ""
             raise DatasetError(
-                f"{where} has no split {split!r}; its splits are {', '.join(loaded)}: write "
+                f"{where} has no split {split!r}; its splits are {', '.join(names)}: write "
                 f"?{part}={free[0] if free else 'SPLIT'}{alone}"
             )
 
