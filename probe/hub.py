@@ -9,6 +9,7 @@ from probe.errors import FolderError
 from probe.fetch import file_sha256
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def is_repository(name: str) -> bool:
@@ -45,3 +46,13 @@ def is_as_published(path: Path) -> bool:
 def one_line(err: BaseException) -> str:
     """What an error says, without line breaks; its type where it says nothing."""
     return " ".join(str(err).split()) or type(err).__name__
+
+
+def is_refused(err: BaseException | None) -> bool:
+    """True if the hub answered HTTP 401 or 403: nobody is logged in, or the user has no right to read."""
+    return getattr(getattr(err, "response", None), "status_code", None) in (401, 403)
+
+
+def refused(address: str) -> str:
+    """The message for a repository that the hub refuses to this user."""
+    return f"the hub refuses access to {address}; {LOG_IN}, as a user who may read it and has accepted its terms"

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,18 @@ from pathlib import Path
 from urllib.parse import unquote
 
 SMALL = ("README.md", ".gitattributes", ".yaml", ".txt")  # kept in Git itself, under a SHA-1
+
+
+PUBLIC = ("README.md", ".gitattributes")  # what the hub shows of a gated repository
+
+
+@dataclass(frozen=True)
+class Denial:
+    """How the hub refuses a repository: HTTP status and headers; the data alone, or all that is asked."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    files_only: bool = False
 
 
 @dataclass
@@ -53,8 +65,10 @@ def copy_without_lists(cache: Path) -> Path:
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, hub: Hub, root: Path, gated: frozenset[str], *args: object) -> None:
-        self.hub, self.root, self.gated = hub, root, gated
+    def __init__(
+        self, hub: Hub, root: Path, gated: frozenset[str], denied: Mapping[str, Denial], *args: object
+    ) -> None:
+        self.hub, self.root, self.gated, self.denied = hub, root, gated, denied
         super().__init__(*args)  # type: ignore[arg-type]  # the server's
 
     def do_HEAD(self) -> None:
@@ -73,6 +87,9 @@ class Handler(BaseHTTPRequestHandler):
         kind, org, name, *rest = [*parts[is_api:], "", ""]  # the client also asks for what is no repository
         if f"{org}/{name}" in self.gated:
             return self._send(403, b"", {"X-Error-Code": "GatedRepo"})
+        denial = self.denied.get(f"{org}/{name}")
+        if denial and (not denial.files_only or ("resolve" in rest and parts[-1] not in PUBLIC)):
+            return self._send(denial.status, b"", denial.headers)
         if kind != "datasets" or not name or not (self.root / org / name).is_dir():
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
         rest = [part for part in rest if part]
@@ -124,10 +141,12 @@ def _describe(folder: Path, path: Path) -> dict[str, object]:
 
 
 @contextmanager
-def serve(root: Path, *, gated: frozenset[str] = frozenset()) -> Iterator[Hub]:
+def serve(
+    root: Path, *, gated: frozenset[str] = frozenset(), denied: Mapping[str, Denial] | None = None
+) -> Iterator[Hub]:
     """Serve a folder of repositories."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, hub, root, gated))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, hub, root, gated, denied or {}))
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)  # looks so often for its end
     thread.start()

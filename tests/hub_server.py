@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +16,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     root: Path
+    denied: Mapping[str, tuple[int, str]]  # repository -> HTTP status, and what the hub gives as the reason
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -29,7 +30,10 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         path = self.path.partition("?")[0]
         parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "models"] and (self.root / parts[2] / parts[3]).is_dir():
+        denial = next((self.denied[repo] for repo in self.denied if f"/{repo}" in path), None)
+        if denial:
+            self._send(denial[0], b"", {"X-Error-Code": denial[1]} if denial[1] else {}, with_body=with_body)
+        elif parts[:2] == ["api", "models"] and (self.root / parts[2] / parts[3]).is_dir():
             folder = self.root / parts[2] / parts[3]
             files = [{"rfilename": p.name} for p in sorted(folder.iterdir())]
             body = json.dumps({"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": files}).encode()
@@ -54,9 +58,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(root: Path) -> Iterator[str]:
+def serve(root: Path, denied: Mapping[str, tuple[int, str]] | None = None) -> Iterator[str]:
     """Serve a folder of repositories; the address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"root": root}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"root": root, "denied": denied or {}}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

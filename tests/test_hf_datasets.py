@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torchvision
-from dataset_server import copy_without_lists, serve, snapshot_of
+from dataset_server import Denial, copy_without_lists, serve, snapshot_of
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from huggingface_hub import constants
@@ -818,8 +818,8 @@ def test_a_validation_split_is_taken_when_it_is_named(hub, repositories):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hf:org/none", "no dataset 'org/none' at http.*; check the name, or log in with `hf auth login`"),
-        ("hf:org/gated", r"org/gated is gated; accept its terms at http.*/datasets/org/gated and log in"),
+        ("hf:org/none", "no dataset 'org/none' at http.*; check the name, or log in with `hf auth login`, or set HF"),
+        ("hf:org/gated", r"org/gated is gated; accept its terms at http.*/datasets/org/gated and log in with `hf auth"),
         ("hf:org/small?revision=v9", "/datasets/org/small has no revision 'v9'; give a branch, a tag or a commit"),
         ("hf:org/text", "org/text holds no Parquet, Arrow or image files; give another repository"),
         ("hf:org/shards", "org/shards holds shards of WebDataset; open it as wds:org/shards"),
@@ -833,6 +833,34 @@ def test_what_cannot_be_had_is_missing_so_that_the_next_source_is_tried(name, me
         path.touch()
     with pytest.raises(DatasetMissingError, match=message):
         open_dataset(name)
+
+
+@pytest.mark.parametrize(
+    ("denial", "message"),
+    [
+        pytest.param(
+            Denial(401, {"X-Error-Code": "GatedRepo"}, files_only=True),
+            r"org/small is gated; accept its terms at http\S+/datasets/org/small and log in with `hf auth login`",
+            id="the card is public",
+        ),
+        pytest.param(
+            Denial(401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+            r"the hub refuses access to http\S+/datasets/org/small; log in with `hf auth login`, or set HF_TOKEN",
+            id="expired token",
+        ),
+        pytest.param(
+            Denial(403), r"the hub refuses access to http\S+/org/small; log in", id="token without permission"
+        ),
+        pytest.param(Denial(403, files_only=True), r"the hub refuses access to \S+/org/small; log in", id="data"),
+    ],
+)
+def test_a_repository_that_may_not_be_read_says_to_log_in(denial, message, repositories, monkeypatch):
+    write_parquet(repositories / "org" / "small", splits("train", "test"))
+    with serve(repositories, denied={"org/small": denial}) as running:
+        _point_to(running.endpoint, monkeypatch)
+        with pytest.raises(DatasetMissingError, match=message) as caught:
+            open_dataset("hf:org/small")
+    assert len(str(caught.value)) < 300
 
 
 def test_no_network_is_named(hub, monkeypatch):

@@ -100,6 +100,22 @@ def test_a_file_that_was_changed_in_the_cache_is_refused(hub):
 
 
 @pytest.mark.parametrize(
+    ("denial", "error", "message"),
+    [
+        ((401, "GatedRepo"), UnknownNameError, r"org/small is gated; accept its terms at http\S+/org/small and log in"),
+        ((401, "RepoNotFound"), UnknownNameError, "no repository 'org/small' .* check the name, or log in"),
+        ((403, ""), DownloadError, r"the hub refuses access to http\S+/org/small; log in with `hf auth login`"),
+    ],
+)
+def test_a_model_that_may_not_be_read_says_to_log_in(denial, error, message, repositories, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serve(repositories, {"org/small": denial}) as endpoint:
+        _point_to(endpoint, monkeypatch)
+        with pytest.raises(error, match=message):
+            load_encoder("hf:org/small", device="cpu")
+
+
+@pytest.mark.parametrize(
     ("name", "offline", "error", "message"),
     [
         ("hf:org/none", False, UnknownNameError, "no repository 'org/none' at http"),

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 from tqdm import tqdm
 
 from probe.errors import DatasetError, DatasetMissingError
-from probe.hub import check_home, is_as_published, one_line
+from probe.hub import LOG_IN, check_home, is_as_published, is_refused, one_line, refused
 
 CARD = "README.md"
 PARTS = ("train", "val", "test", "all")
@@ -237,22 +237,23 @@ def _ask(repo: str, revision: str, call: Callable[[], _T], *, offline: bool) -> 
     try:
         return call()
     except GatedRepoError as err:
-        raise DatasetMissingError(
-            f"{repo} is gated; accept its terms at {address} and log in with `hf auth login`"
-        ) from err
+        raise DatasetMissingError(f"{repo} is gated; accept its terms at {address} and {LOG_IN}") from err
     except RepositoryNotFoundError as err:
         raise DatasetMissingError(
-            f"no dataset {repo!r} at {constants.ENDPOINT}; check the name, or log in with `hf auth login` if it is a "
-            "private one"
+            f"no dataset {repo!r} at {constants.ENDPOINT}; check the name, or {LOG_IN}, if it is a private one"
         ) from err
     except RevisionNotFoundError as err:
         raise DatasetMissingError(
             f"{address} has no revision {revision!r}; give a branch, a tag or a commit, or leave the revision out"
         ) from err
     except LocalEntryNotFoundError as err:
+        if is_refused(err.__cause__):
+            raise DatasetMissingError(refused(address)) from err
         why = "" if offline else f", and could not be fetched ({one_line(err.__cause__ or err)})"
         raise _not_here(repo, f"is not there{why}", offline=offline) from err
     except Exception as err:  # which library speaks HTTP, and so what it raises, differs between versions of the client
+        if is_refused(err):
+            raise DatasetMissingError(refused(address)) from err
         if getattr(err, "errno", None) == errno.ENOSPC:
             raise DatasetMissingError(f"no space left for {address}; make room and run again, which resumes") from err
         raise DatasetMissingError(f"could not fetch {address} ({one_line(err)}); run again to resume") from err

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from probe.errors import CheckpointError, ChecksumError, DownloadError, ProbeError, UnknownNameError
-from probe.hub import check_home, is_as_published, is_repository, one_line
+from probe.hub import LOG_IN, check_home, is_as_published, is_refused, is_repository, one_line, refused
 
 logger = logging.getLogger(__name__)
 
@@ -96,12 +96,14 @@ def _fetch(repo: str, patterns: Sequence[str], *, offline: bool) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=list(patterns), local_files_only=offline))
     except GatedRepoError as err:
-        raise UnknownNameError(
-            f"{repo} is gated; accept its terms at {address} and log in with `hf auth login`"
-        ) from err
+        raise UnknownNameError(f"{repo} is gated; accept its terms at {address} and {LOG_IN}") from err
     except RepositoryNotFoundError as err:
-        raise UnknownNameError(f"no repository {repo!r} at {constants.ENDPOINT}; check the name") from err
+        raise UnknownNameError(
+            f"no repository {repo!r} at {constants.ENDPOINT}; check the name, or {LOG_IN}, if it is a private one"
+        ) from err
     except LocalEntryNotFoundError as err:
+        if is_refused(err.__cause__):
+            raise DownloadError(refused(address)) from err
         why = (
             "--offline forbids to fetch it"
             if offline
@@ -109,6 +111,8 @@ def _fetch(repo: str, patterns: Sequence[str], *, offline: bool) -> Path:
         )
         raise _not_here(repo, f"is not there, and {why}") from err
     except Exception as err:  # which library speaks HTTP, and so what it raises, differs between versions of the client
+        if is_refused(err):
+            raise DownloadError(refused(address)) from err
         if getattr(err, "errno", None) == errno.ENOSPC:
             raise DownloadError(f"no space left for {address}; make room and run again, which resumes") from err
         raise DownloadError(f"could not fetch {address} ({one_line(err)}); run again to resume") from err
