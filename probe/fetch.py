@@ -1,4 +1,4 @@
-"""URL and SHA-256 -> a verified local file; where no SHA-256 is published, one that a check found whole.
+"""URL and SHA-256, or MD5 -> a verified local file; where neither is published, one that a check found whole.
 
 A download goes to a `.part` file beside its target, resumes where it broke, is hashed as it streams, and takes its name
 only when the hash is right. A lock keeps a second process from the same target.
@@ -13,6 +13,7 @@ import logging
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -26,31 +27,51 @@ BLOCK = 1 << 20  # bytes read at a time
 TIMEOUT_SECONDS = 30
 
 
+@dataclass(frozen=True)
+class Digest:
+    """A published digest of a file; `value` is empty where none is published."""
+
+    algorithm: str
+    value: str
+
+    @property
+    def name(self) -> str:
+        """The name of the algorithm, for messages."""
+        return {"sha256": "SHA-256", "md5": "MD5"}[self.algorithm]
+
+    def new(self) -> hashlib._Hash:
+        """Return a new hash object. It only tells damage, so an MD5 is computed also where policies forbid it."""
+        return hashlib.new(self.algorithm, usedforsecurity=False)
+
+
 def fetch(
     url: str,
     target: Path,
     *,
     sha256: str = "",
+    md5: str = "",
     check: Callable[[Path], None] | None = None,
     offline: bool = False,
 ) -> Path:
-    """Return `target`, downloaded from `url` unless it is there with the right SHA-256.
+    """Return `target`, downloaded from `url` unless it is there with the right digest.
 
     Args:
         url: where it is.
         target: where it will be.
         sha256: what was published; empty where nothing was, and what is there is taken as it is.
+        md5: the same, for what is published with an MD5 alone.
         check: sees that a download is whole before it takes its name, and raises if not; nothing is kept then.
         offline: never touch the network.
 
     Raises:
         DownloadError: the network failed, the disk is full, or `offline` forbids the download.
-        ChecksumError: what was downloaded has another SHA-256; nothing is kept of it.
+        ChecksumError: what was downloaded has another digest; nothing is kept of it.
     """
-    if _is_right(target, sha256):
+    published = Digest("md5", md5) if md5 else Digest("sha256", sha256)
+    if _is_right(target, published):
         return target
     if target.is_file():
-        logger.warning("%s has not the SHA-256 %s; fetching it again", target, sha256)
+        logger.warning("%s: %s mismatch (expected %s); downloading again", target, published.name, published.value)
     if offline:
         raise DownloadError(
             f"{target} is not here, or not as published, and --offline forbids to fetch it; put the file of {url} there"
@@ -58,19 +79,24 @@ def fetch(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            if not _is_right(target, sha256):  # another process may have been first
-                _download(url, target, sha256, check)
+            if not _is_right(target, published):  # another process may have been first
+                _download(url, target, published, check)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as err:
         if isinstance(err, ProbeError):
             raise
+        if isinstance(err, urllib.error.HTTPError):
+            err.close()  # it holds the connection
         if isinstance(err, OSError) and err.errno == errno.ENOSPC:
             raise DownloadError(f"no space left for {target}; make room and run again, which resumes") from err
         raise DownloadError(f"could not fetch {url} ({err}); run again to resume, or put the file at {target}") from err
     return target
 
 
-def _is_right(target: Path, sha256: str) -> bool:
-    return target.is_file() and (not sha256 or file_sha256(target) == sha256)
+def _is_right(target: Path, published: Digest) -> bool:
+    if not target.is_file() or not published.value:
+        return target.is_file()
+    with target.open("rb") as file:
+        return hashlib.file_digest(file, published.new).hexdigest() == published.value
 
 
 def file_sha256(path: Path) -> str:
@@ -79,13 +105,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(url: str, target: Path, sha256: str, check: Callable[[Path], None] | None) -> None:
+def _download(url: str, target: Path, published: Digest, check: Callable[[Path], None] | None) -> None:
     part = target.with_name(target.name + ".part")
-    sha = hashlib.sha256()
+    found = published.new()
     if part.is_file():
         with part.open("rb") as file:
-            sha = hashlib.file_digest(file, "sha256")
-        if sha.hexdigest() == sha256:  # killed between the last byte and the renaming
+            found = hashlib.file_digest(file, published.new)
+        if found.hexdigest() == published.value:  # killed between the last byte and the renaming
             part.replace(target)
             return
     have = part.stat().st_size if part.is_file() else 0
@@ -97,17 +123,18 @@ def _download(url: str, target: Path, sha256: str, check: Callable[[Path], None]
             raise
         err.close()
         part.unlink()  # as long as the file or longer, and not the file: begin again
-        _download(url, target, sha256, check)
+        _download(url, target, published, check)
         return
     with response:
         if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            have, sha = 0, hashlib.sha256()  # the server sends the whole file
+            have, found = 0, published.new()  # the server sends the whole file
         total = have + int(response.headers.get("Content-Length") or 0)
-        _stream(response, part, sha, have=have, total=total)
-    if sha256 and sha.hexdigest() != sha256:
+        _stream(response, part, found, have=have, total=total)
+    if published.value and found.hexdigest() != published.value:
         part.unlink()
         raise ChecksumError(
-            f"{url} has the SHA-256 {sha.hexdigest()} where {sha256} was expected; nothing was kept, try again later"
+            f"{url} has the {published.name} {found.hexdigest()} where {published.value} was expected; nothing was "
+            "kept, try again later"
         )
     if check is not None:
         try:
@@ -118,14 +145,14 @@ def _download(url: str, target: Path, sha256: str, check: Callable[[Path], None]
     part.replace(target)
 
 
-def _stream(response: http.client.HTTPResponse, part: Path, sha: hashlib._Hash, *, have: int, total: int) -> None:
+def _stream(response: http.client.HTTPResponse, part: Path, found: hashlib._Hash, *, have: int, total: int) -> None:
     with (
         part.open("ab" if have else "wb") as file,
         tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
     ):
         while block := response.read(BLOCK):
             file.write(block)
-            sha.update(block)
+            found.update(block)
             have += len(block)
             bar.update(len(block))
     if have < total:

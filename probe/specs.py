@@ -91,13 +91,15 @@ class Part:
     """A part of a dataset as its makers divided it: `train`, `val`, `test`, or `all` where they did not.
 
     `size` is None where only the files know. `first_label` and `last_label` are those of its first and last image in
-    the order of the source, None where nothing but the files says.
+    the order of the source, None where nothing but the files says. `class_counts` are the numbers of images of each
+    class, in the order of the labels, from whichever source; empty if nobody has counted them.
     """
 
     name: str
     size: int | None = None
     first_label: int | None = None
     last_label: int | None = None
+    class_counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,11 @@ class Source:
     `form` is the module of `probe.datasets` that reads it, and says what `location` is: a class of torchvision, a
     repository of the Hugging Face hub, a folder below the data folder. `parts` gives for each part the arguments that
     select it, `options` what holds for all parts. `paths` are the files or folders below the data folder that are there
-    when it is ready, `archives` those that are unpacked if they are not, each with the
-    folder it is unpacked into. `files` tells a user without a network
-    what to put where; it is empty where nothing can be put by hand. `can_download` says whether probe can fetch it.
+    when it is ready, `archives` those that are unpacked if they are not, each with the folder it is unpacked
+    into. `downloads` are the address and the MD5 of each archive, in the same order; an MD5 is empty if none is
+    published, and there are no downloads if the addresses are unknown or known to a library alone. `files` tells a user
+    without a network what to put where; it is empty where nothing can be put by hand. `can_download` says whether probe
+    can fetch it.
     """
 
     form: str
@@ -118,6 +122,7 @@ class Source:
     options: tuple[tuple[str, Any], ...] = ()
     paths: tuple[str, ...] = ()
     archives: tuple[tuple[str, str], ...] = ()
+    downloads: tuple[tuple[str, str], ...] = ()
     files: str = ""
     can_download: bool = False
 

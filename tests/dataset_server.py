@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,10 @@ class Hub:
 
 
 def commit_of(folder: Path) -> str:
+    """The commit that a folder is served as: its revision, if that is a commit."""
+    revision = folder.name.partition("@")[2]
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
     return hashlib.sha1(folder.name.encode()).hexdigest()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torchvision
+from huggingface_hub import constants
 from test_datasets import write_idx_files
 
 from probe.cli import main
@@ -27,9 +28,19 @@ def test_archives_that_are_here_are_to_be_unpacked(tmp_path):
     assert state(get_dataset("sun397"), tmp_path).word == UNPACK
 
 
-@pytest.mark.parametrize(("name", "word"), [("digits", READY), ("imagenet", BY_HAND), ("birdsnap", GONE)])
+@pytest.mark.parametrize(("name", "word"), [("digits", READY), ("caltech101", BY_HAND), ("birdsnap", GONE)])
 def test_every_other_state_is_told_apart(name, word, tmp_path):
     assert state(get_dataset(name), tmp_path).word == word
+
+
+def test_another_revision_of_a_repository_is_not_the_one_that_a_row_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    spec = get_dataset("fer2013")
+    revision = dict(spec.sources[1].options)["revision"]
+    for commit, word in (("0" * 40, DOWNLOAD), (revision, READY)):
+        folder = tmp_path / f"datasets--{spec.sources[1].location.replace('/', '--')}" / "snapshots" / commit
+        (folder / "data").mkdir(parents=True)
+        assert state(spec, tmp_path / "data").word == word
 
 
 def test_what_is_missing_says_what_to_put_where(tmp_path):

@@ -22,6 +22,7 @@ from test_opening import place
 
 from probe.datasets import get_dataset
 from probe.datasets.archives import unpack_missing
+from probe.datasets.catalog import CATALOG
 from probe.datasets.opening import form_module, open_dataset
 from probe.errors import DatasetError, DatasetMissingError
 
@@ -173,6 +174,114 @@ def test_a_download_that_was_killed_is_named_where_it_cannot_be_fetched_again(se
         open_dataset(spec, data_dir=tmp_path / "data", offline=True)
 
 
+# Archives whose addresses the rows know.
+
+
+def _resisc45(root, _):
+    for k, name in enumerate(("airplane", "airport")):
+        for i in range(3):
+            layouts.write_image(root / "NWPU-RESISC45" / name / f"{name}_{i:03}.jpg", 60 * k)
+
+
+# How each dataset is made small, and the folder whose files each of its archives has.
+ADDRESSED = {
+    "voc2007": (lambda root, _: own_layouts.voc2007(root), (".", None)),
+    "eurosat": (layouts.eurosat, ("eurosat",)),
+    "resisc45": (_resisc45, (".",)),
+    "ucf101": (lambda root, _: own_layouts.ucf101(root), ("ucf101", None)),
+}
+
+
+def test_every_row_with_addresses_is_tested_here():
+    assert set(ADDRESSED) == {spec.name for spec in CATALOG if any(source.downloads for source in spec.sources)}
+
+
+@pytest.fixture
+def addressed(server, tmp_path, monkeypatch):
+    """Serve the archives of a small dataset; its first source, with the local addresses."""
+    folder, address = server
+
+    def make(name):
+        write, tops = ADDRESSED[name]
+        write(tmp_path / "made", monkeypatch)
+        source = get_dataset(name).sources[0]
+        downloads = []
+        for (archive, _), (url, _), top in zip(source.archives, source.downloads, tops, strict=True):
+            served = folder / url.rpartition("/")[2]
+            pack(tmp_path / "made" / top if top else None, served)
+            assert archive.rpartition("/")[2] == served.name
+            downloads.append((f"{address}{served.name}", hashlib.md5(served.read_bytes()).hexdigest()))
+        return replace(source, downloads=tuple(downloads))
+
+    return make
+
+
+def _open(name, source, data, *, offline=False):
+    spec = get_dataset(name)
+    if offline:
+        return form_module(source.form).open_part(spec, source, spec.parts[0], root=data, offline=True)
+    parts = tuple(replace(part, size=None, first_label=None, last_label=None) for part in spec.parts)
+    few = {"num_classes": None, "recipe": "", "split_sizes": (), "num_folds": 1, "fold_sizes": ()}
+    small = replace(spec, sources=(source,), parts=parts, val_fraction=0.34, test_fraction=0.34, **few)
+    return open_dataset(small, data_dir=data).parts[spec.parts[0].name]
+
+
+@pytest.mark.parametrize("name", ADDRESSED)
+def test_archives_are_fetched_from_the_addresses_of_the_row_and_unpacked(name, addressed, server, tmp_path):
+    source = addressed(name)
+    fetched = _open(name, source, tmp_path / "data")
+    made = _open(name, source, tmp_path / "made", offline=True)
+    assert fetched.sha256 == made.sha256
+    assert np.array_equal(np.asarray(fetched[0][0]), np.asarray(made[0][0]))
+    for path in server[0].iterdir():
+        path.unlink()
+    assert _open(name, source, tmp_path / "data", offline=True).sha256 == made.sha256
+
+
+@pytest.mark.parametrize("name", sorted({*ADDRESSED} - {"ucf101"}))  # of which no checksum is published
+def test_an_archive_that_is_not_the_published_one_is_refused(name, addressed, server, tmp_path):
+    """Both digests are in the message, and nothing is unpacked."""
+    source = addressed(name)
+    for path in server[0].iterdir():
+        path.write_bytes(b"something else")
+    with pytest.raises(DatasetMissingError, match=r"has the MD5 [0-9a-f]{32} where [0-9a-f]{10}"):
+        _open(name, source, tmp_path / "data")
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("name", ["eurosat", "resisc45"])
+def test_an_archive_that_a_killed_download_left_is_fetched_again(name, addressed, tmp_path):
+    """Torchvision leaves half of the archive under its final name."""
+    source = addressed(name)
+    archive = tmp_path / "data" / source.archives[0][0]
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(b"PK half")
+    assert len(_open(name, source, tmp_path / "data")) == {"eurosat": 10, "resisc45": 6}[name]
+
+
+def test_eurosat_does_not_depend_on_the_address_that_torchvision_knows(addressed, tmp_path, monkeypatch):
+    """Before version 0.20 it asked a host whose certificate is not accepted."""
+
+    def fail(_):
+        raise AssertionError("torchvision was asked to download")
+
+    source = addressed("eurosat")
+    monkeypatch.setattr(torchvision.datasets.EuroSAT, "download", fail)
+    assert len(_open("eurosat", source, tmp_path / "data")) == 10
+
+
+def test_an_address_that_does_not_answer_says_what_to_put_where(tmp_path):
+    spec = get_dataset("resisc45")
+    source = replace(spec.sources[0], downloads=(("http://127.0.0.1:9/NWPU-RESISC45.zip", "0" * 32),))
+    with pytest.raises(DatasetMissingError) as caught:
+        open_dataset(replace(spec, sources=(source,)), data_dir=tmp_path)
+    assert "could not fetch http://127.0.0.1:9/NWPU-RESISC45.zip" in str(caught.value)
+    assert f"put the folder NWPU-RESISC45 of NWPU-RESISC45.rar, or NWPU-RESISC45.zip into {tmp_path}" in str(
+        caught.value
+    )
+    assert len(str(caught.value)) <= 500
+
+
 def test_a_class_that_downloads_nothing_says_so(tmp_path):
     with pytest.raises(DatasetMissingError, match="torchvision's FlyingChairs downloads nothing; put its files into"):
         open_dataset("torchvision:FlyingChairs", data_dir=tmp_path)
@@ -182,7 +291,10 @@ WRITERS = {
     name: writer
     for name, writer in {
         **{name: getattr(layouts, name) for name in (*layouts.WRITERS, "stl10", "gtsrb", "eurosat", "clevr_counts")},
-        **{name: getattr(own_layouts, name) for name in ("sun397", "voc2007", "fer2013", "kitti", "gtsrb_39209")},
+        **{
+            name: getattr(own_layouts, name)
+            for name in ("sun397", "voc2007", "fer2013", "kitti", "gtsrb_39209", "ucf101")
+        },
     }.items()
     if get_dataset(name).sources[0].archives
 }

@@ -1,6 +1,7 @@
 """The catalogue against the facts that were collected of the paper's datasets, field by field.
 
-`facts/clip_paper_datasets.csv` is Radford et al. 2021, table 9, with the true sizes beside the printed ones.
+`facts/clip_paper_datasets.csv` is Radford et al. 2021, table 9, with the true sizes beside the printed ones;
+`facts/sources.csv` says of further sources what public material says of them, and which.
 """
 
 import csv
@@ -13,6 +14,8 @@ from probe.datasets.catalog import CATALOG
 
 with (Path(__file__).parent / "facts" / "clip_paper_datasets.csv").open(encoding="utf-8") as file:
     FACTS = {row["key"]: row for row in csv.DictReader(file)}
+with (Path(__file__).parent / "facts" / "sources.csv").open(encoding="utf-8") as file:
+    FURTHER = {(row["dataset"], row["source"]): row for row in csv.DictReader(file)}
 
 
 def _first_number(text):
@@ -59,8 +62,43 @@ def test_sources_are_those_of_the_facts(spec):
     for source in spec.sources:
         if source.form in ("torchvision", "stl10", "pcam"):
             assert facts["torchvision_class"].startswith((source.location, f'"{source.location}'))
-        if source.form in ("huggingface", "webdataset"):
+        if source.form in ("huggingface", "webdataset") and (spec.name, source.location) not in FURTHER:
             assert source.location in facts["hf_dataset_ids"].partition("NOT")[0]
+
+
+def test_further_sources_are_those_of_the_facts():
+    """Repositories, revisions, addresses and checksums are not made up, and none of them is forgotten."""
+    used = {}
+    for spec in CATALOG:
+        for source in spec.sources:
+            used[spec.name, source.location] = (dict(source.options).get("revision", ""), "")
+            used |= {(spec.name, url): ("", md5) for url, md5 in source.downloads}
+    assert {key: (row["revision"], row["md5"]) for key, row in FURTHER.items()} == {
+        key: used.get(key, "not in the catalogue") for key in FURTHER
+    }
+    pinned = {key for key, found in used.items() if any(found)} | {key for key in used if key[1].startswith("https:")}
+    assert pinned <= set(FURTHER)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in CATALOG if any(part.class_counts for part in spec.parts)])
+def test_images_of_each_class_add_up(spec):
+    for part in spec.parts:
+        if part.class_counts:
+            assert sum(part.class_counts) == part.size
+            assert len(part.class_counts) == spec.num_classes
+
+
+def test_images_of_each_class_are_those_that_mteb_counted():
+    """Its FER 2013 has the classes in alphabetical order, and both test parts together."""
+    order = (0, 1, 2, 3, 6, 4, 5)  # angry, disgust, fear, happy, neutral, sad, surprise
+    train, val, test = (part.class_counts for part in next(spec for spec in CATALOG if spec.name == "fer2013").parts)
+    assert [train[k] for k in order] == [3995, 436, 4097, 7215, 4965, 4830, 3171]
+    assert [val[k] + test[k] for k in order] == [958, 111, 1024, 1774, 1233, 1247, 831]
+    train, val, test = (
+        part.class_counts for part in next(spec for spec in CATALOG if spec.name == "fgvc_aircraft").parts
+    )
+    assert (train[:6], test[:6]) == ((34, 33, 33, 34, 33, 33), (33, 33, 34, 33, 33, 34))
+    assert {sum(counts) for counts in zip(train, val, test, strict=True)} == {100}
 
 
 # What a number may come from: the makers, a paper, a thread with the authors, a library that has counted.

@@ -99,7 +99,17 @@ def test_a_damaged_file_is_fetched_again(server, tmp_path, caplog):
     (tmp_path / "model.pt").write_bytes(CONTENT[:-1])
     fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
     assert (tmp_path / "model.pt").read_bytes() == CONTENT
-    assert "has not the SHA-256" in caplog.text
+    assert f"model.pt: SHA-256 mismatch (expected {SHA256}); downloading again" in caplog.text
+
+
+def test_an_md5_is_checked_where_no_other_digest_is_published(server, tmp_path, caplog):
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    (tmp_path / "a.zip").write_bytes(b"cut short")
+    assert fetch(server.url, tmp_path / "a.zip", md5=md5).read_bytes() == CONTENT
+    assert f"a.zip: MD5 mismatch (expected {md5}); downloading again" in caplog.text
+    with pytest.raises(ChecksumError, match=f"has the MD5 {md5} where {'0' * 32} was expected; nothing was kept"):
+        fetch(server.url, tmp_path / "b.zip", md5="0" * 32)
+    assert not (tmp_path / "b.zip").exists()
 
 
 def test_offline_names_url_and_target(tmp_path):

@@ -15,16 +15,18 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torchvision
-from dataset_server import Denial, copy_without_lists, serve, snapshot_of
+from dataset_server import Denial, commit_of, copy_without_lists, serve, snapshot_of
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from huggingface_hub import constants
 from PIL import Image
 
 from probe.datasets import get_dataset
+from probe.datasets.catalog import CATALOG
 from probe.datasets.hub import read_options
 from probe.datasets.opening import open_dataset
 from probe.errors import DatasetError, DatasetMissingError, UnknownNameError
+from probe.specs import Part
 
 CLASSES = ["red", "green", "blue"]
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
@@ -939,37 +941,121 @@ def test_a_full_disk_is_named_when_reading(folder, monkeypatch):
 # Rows of the catalogue.
 
 
-def _row(name):
-    """A row as in the catalogue, with the sizes of what is made here, and from the hub alone."""
+def _row(name, location=None):
+    """A row as in the catalogue, with the sizes of what is made here, and from one repository of the hub alone."""
     spec = get_dataset(name)
     sizes = {"train": SIZES["train"], "val": SIZES["validation"], "test": SIZES["test"]}
+    found = [source for source in spec.sources if source.form == "huggingface" and location in (None, source.location)]
     return replace(
         spec,
-        parts=tuple(replace(part, size=sizes[part.name], first_label=None, last_label=None) for part in spec.parts),
-        sources=tuple(source for source in spec.sources if source.form == "huggingface"),
+        parts=tuple(Part(part.name, sizes[part.name]) for part in spec.parts),
+        sources=tuple(found[:1]),
         num_classes=3,
+        recipe="",
+        split_sizes=(),
     )
 
 
-@pytest.mark.parametrize("name", ["food101", "cifar10", "cifar100", "svhn", "rendered_sst2", "pcam", "fashion_mnist"])
-def test_a_row_of_the_catalogue_opens_its_repository(name, hub, repositories):
-    """With the columns, splits and configuration that the row names."""
-    spec = _row(name)
+def _serve_row(repositories, spec, **settings):
+    """The repository of a row at the revision that the row names, with a split and a configuration that it does not."""
     (source,) = spec.sources
     options = dict(source.options)
+    splits_of = {source.arguments(part.name)["split"]: part.size for part in spec.parts}
     made = DatasetDict(
         {
-            source.arguments(part.name)["split"]: rows(part.size, image=options["image"], label=options["label"])
-            for part in spec.parts
+            split: rows(n, image=options["image"], label=options["label"], **settings)
+            for split, n in (splits_of | {"extra": 6}).items()
         }
     )
-    folder = repositories / source.location
+    at = f"@{options['revision']}" if options.get("revision") else ""
+    folder = repositories / f"{source.location}{at}"
     config = options["config"] or "default"
     write_parquet(folder, made, prefix=f"{config}/")
     files = "".join(f"  - split: {split}\n    path: {config}/{split}-*\n" for split in made)
     other = "- config_name: another\n  data_files: another/*\n"
     (folder / "README.md").write_text(f"---\nconfigs:\n{other}- config_name: {config}\n  data_files:\n{files}---\n")
-    check(open_dataset(spec), tuple(part.name for part in spec.parts))
+    if at:  # what main holds is another version
+        (repositories / source.location).mkdir()
+    return [f"{config}/{split}-00000-of-00001.parquet" for split in sorted(splits_of)]
+
+
+HUB_SOURCES = [
+    (spec.name, source.location) for spec in CATALOG for source in spec.sources if source.form == "huggingface"
+]
+
+
+@pytest.mark.parametrize(("name", "location"), HUB_SOURCES)
+def test_a_row_of_the_catalogue_opens_its_repository(name, location, hub, repositories):
+    """With the columns, splits, configuration and revision that the row names; no other split is fetched."""
+    spec = _row(name, location)
+    expected = _serve_row(repositories, spec)
+    opened = open_dataset(spec)
+    check(opened, tuple(part.name for part in spec.parts))
+    assert hub.files() == expected
+    revision = dict(spec.sources[0].options).get("revision", "")
+    folder = repositories / (f"{location}@{revision}" if revision else location)
+    assert {images.revision for images in opened.parts.values()} == {commit_of(folder)}
+
+
+CHECKED = ("fer2013", "fgvc_aircraft", "kitti", "clevr_counts", "imagenet", "sun397")  # copies seen by nobody here
+
+
+@pytest.mark.parametrize(("name", "location"), [found for found in HUB_SOURCES if found[0] in CHECKED])
+def test_a_copy_of_another_size_is_refused(name, location, hub, repositories):
+    """Both numbers are in the message, and what to put by hand instead."""
+    spec = _row(name, location)
+    _serve_row(repositories, spec)
+    full = replace(spec, parts=get_dataset(name).parts, sources=(get_dataset(name).sources[0], *spec.sources))
+    with pytest.raises(DatasetError) as caught:
+        open_dataset(full, data_dir=repositories)
+    message = str(caught.value)
+    assert message.startswith(
+        f"{name}/train: expected {full.parts[0].size} images, found 12; do not use {location}, put"
+    )
+    assert len(message) <= 500
+
+
+def test_a_copy_with_the_classes_in_another_order_is_refused(hub, repositories):
+    """Most copies of FER 2013 have them in alphabetical order; the makers' is angry, ..., sad, surprise, neutral."""
+    spec = _row("fer2013")
+    spec = replace(spec, parts=(Part("train", 12, class_counts=(6, 2, 4)), *spec.parts[1:]))
+    _serve_row(repositories, replace(spec, parts=_row("fer2013").parts))
+    with pytest.raises(
+        DatasetError, match=r"fer2013/train: expected 6 images of class 0, found 4; this copy is divided"
+    ):
+        open_dataset(spec)
+
+
+def test_kmnist_does_not_wait_for_its_host(hub, repositories, tmp_path, monkeypatch):
+    """The one address that torchvision knows does not answer."""
+
+    def fail(*_, **__):
+        raise AssertionError("torchvision was asked to download")
+
+    monkeypatch.setattr(torchvision.datasets.KMNIST, "download", fail)
+    spec = _row("kmnist")
+    _serve_row(repositories, spec)
+    spec = replace(spec, sources=get_dataset("kmnist").sources)
+    assert open_dataset(spec, data_dir=tmp_path / "data").source.form == "huggingface"
+
+
+def test_imagenet_says_to_accept_the_terms_and_to_log_in(repositories, tmp_path, monkeypatch):
+    """Both of its repositories are gated, and show their cards to everybody."""
+    gated = Denial(401, {"X-Error-Code": "GatedRepo"}, files_only=True)
+    write_parquet(repositories / "ILSVRC" / "imagenet-1k", splits("train", "validation", "test"))
+    shard = repositories / "timm" / "imagenet-1k-wds" / "imagenet1k-train-0000.tar"
+    shard.parent.mkdir(parents=True)
+    for name in (".gitattributes", "imagenet1k-train-0000.tar", "imagenet1k-validation-00.tar"):
+        (shard.parent / name).touch()
+    with serve(repositories, denied={"ILSVRC/imagenet-1k": gated, "timm/imagenet-1k-wds": gated}) as running:
+        _point_to(running.endpoint, monkeypatch)
+        with pytest.raises(DatasetMissingError) as caught:
+            open_dataset("imagenet", data_dir=tmp_path / "data")
+    message = str(caught.value)
+    assert "ILSVRC/imagenet-1k is gated; accept its terms at http" in message
+    assert "log in with `hf auth login`, or set HF_TOKEN" in message
+    assert "put a folder imagenet with train/WNID/*.JPEG and val/WNID/*.JPEG into" in message
+    assert len(message) <= 500
 
 
 def test_an_option_that_a_row_misspells_is_named(hub):

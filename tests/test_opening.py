@@ -94,6 +94,44 @@ def test_another_order_of_labels_gives_both(colours, where, part):
         open_dataset(spec, data_dir=colours.parent)
 
 
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        (
+            (1, 3),
+            "colours/test: expected 1 images of class 0, found 2; this copy is divided differently, or its classes",
+        ),
+        ((2, 1, 1), "colours/test: expected 1 images of class 1, found 2"),
+        ((2,), "colours/test: expected 0 images of class 1, found 2"),
+    ],
+)
+def test_other_numbers_of_images_of_a_class_give_both(counts, message, colours):
+    """A copy of the right size can be another division."""
+    spec = replace(row(), parts=(Part("train", 6, class_counts=(3, 3)), Part("test", 4, class_counts=counts)))
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(spec, data_dir=colours.parent)
+
+
+def test_classes_in_another_order_than_in_the_row_are_refused(image_folder):
+    """Their numbers of images tell, as in FER 2013, of which copies have the classes in alphabetical order."""
+    root = image_folder({"train/green": 3, "train/red": 5, "test/green": 2, "test/red": 2})
+    spec = replace(row(), parts=(Part("train", 8, class_counts=(5, 3)), Part("test", 4)))
+    with pytest.raises(DatasetError, match="colours/train: expected 5 images of class 0, found 3"):
+        open_dataset(spec, data_dir=root.parent)
+
+
+def test_a_partial_dataset_is_not_compared_class_by_class(colours):
+    spec = replace(row(), parts=(Part("train", 6), Part("test", 9, class_counts=(5, 4))))
+    assert open_dataset(spec, data_dir=colours.parent, allow_partial=True).incomplete == {"test": 9}
+
+
+def test_a_wrong_copy_says_to_use_the_makers_files(colours):
+    """It cannot be mended by getting its files again."""
+    copy = replace(place("images"), files="")
+    with pytest.raises(DatasetError, match="found 4; do not use images, put a folder nowhere into the data folder"):
+        open_dataset(row(place("nowhere"), copy, test=3), data_dir=colours.parent)
+
+
 def test_an_unreadable_last_image_is_found_before_any_work(colours):
     (colours / "test" / "red" / "001.png").write_bytes(b"")
     with pytest.raises(DatasetError, match=r"colours/test: image 3 \(test/red/001\.png\) cannot be read"):

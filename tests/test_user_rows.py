@@ -77,6 +77,10 @@ def test_a_row_may_use_a_class_of_torchvision(write):
         ("form =", "paths = 5\nform =", "paths: 5 is no list of texts"),
         ("form =", 'paths = "images"\nform =', "paths: 'images' is no list of texts"),
         ("form =", 'archives = [["a.zip"]]\nform =', "write [[ARCHIVE, FOLDER], ...]"),
+        ("form =", 'downloads = ["http://a/b.zip"]\nform =', "write [[ADDRESS, MD5], ...]"),
+        ("form =", 'downloads = [["http://a/b.zip", ""]]\nform =', "has 0 archives and 1 downloads; give as many"),
+        ("size = 6", "size = 6, class_counts = 3", "class_counts = 3; write a list of integers >= 0"),
+        ("size = 6", "size = 6, class_counts = [3, -3]", "class_counts = [3, -3]; write a list of integers >= 0"),
         ("form =", "options = 5\nform =", "options: 5 is no table"),
         ("form =", "options = { groups = [[1]] }\nform =", "groups = [[1]] is no text, number, or list of them"),
         ("form =", 'options = { grups = "a" }\nform =', "has the option 'grups'; those of folder are groups, ignore"),
@@ -105,6 +109,20 @@ def test_what_is_wrong_with_a_row_is_one_sentence(write, old, new, message):
 def test_a_row_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DatasetMissingError, match=r"no file .*none\.toml"):
         get_dataset(str(tmp_path / "none.toml"))
+
+
+def test_the_images_of_each_class_are_compared_as_in_the_catalogue(write):
+    opened = open_dataset(write(ROW.replace("size = 4", "size = 4, class_counts = [2, 2]")))
+    assert opened.parts["test"].labels.tolist() == [0, 0, 1, 1]
+    with pytest.raises(DatasetError, match="colours/test: expected 1 images of class 0, found 2"):
+        open_dataset(write(ROW.replace("size = 4", "size = 4, class_counts = [1, 3]")))
+
+
+def test_a_row_may_give_addresses_of_its_archives(write):
+    text = 'archives = [["a.zip", "."]]\ndownloads = [["https://example.org/a.zip", ""]]\nform ='
+    source = get_dataset(write(ROW.replace("form =", text))).sources[0]
+    assert source.downloads == (("https://example.org/a.zip", ""),)
+    assert source.can_download
 
 
 def test_a_wrong_size_is_found_as_in_the_catalogue(write):

@@ -22,7 +22,8 @@ from typing import IO, cast
 
 from filelock import FileLock
 
-from probe.errors import DatasetError
+from probe.errors import ChecksumError, DatasetError, DatasetMissingError, DownloadError
+from probe.fetch import fetch
 from probe.specs import Source
 
 logger = logging.getLogger(__name__)
@@ -34,13 +35,41 @@ BLOCK = 1 << 20  # bytes read at a time
 DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
 
 
-def unpack_missing(source: Source, root: Path) -> None:
+def fetch_missing(source: Source, root: Path, *, only: str = "") -> None:
+    """Fetch the archives of a source that has `downloads`, and unpack them.
+
+    Args:
+        source: nothing is done if it has no `downloads`, or if its files are there.
+        root: the data folder.
+        only: name of the one archive that is needed; empty for all.
+
+    Raises:
+        DatasetMissingError: an archive could not be fetched, or is not the published one.
+        DatasetError: as `unpack_missing`.
+    """
+    if not source.downloads or all((root / path).exists() for path in source.paths):
+        return
+    for (name, _), (url, md5) in zip(source.archives, source.downloads, strict=True):
+        if only in ("", name):
+            try:
+                fetch(url, root / name, md5=md5)
+            except (DownloadError, ChecksumError) as err:
+                raise DatasetMissingError(str(err)) from err
+    unpack_missing(source, root, only=only)
+
+
+def unpack_missing(source: Source, root: Path, *, only: str = "") -> None:
     """Unpack a source's archives where its files are not there and all of its archives are.
+
+    Args:
+        source: whose archives.
+        root: the data folder.
+        only: name of the one archive that is needed; empty for all.
 
     Raises:
         DatasetError: an archive is damaged or not to be trusted, holds something else, or there is no room.
     """
-    archives = [(root / name, root / folder) for name, folder in source.archives]
+    archives = [(root / name, root / folder) for name, folder in source.archives if only in ("", name)]
     if not archives or not all(archive.is_file() for archive, _ in archives):
         return
     # While files are being put into their places they look as if all were there. What was killed then is done again.
@@ -59,7 +88,7 @@ def unpack_missing(source: Source, root: Path) -> None:
     except OSError as err:
         raise DatasetError(f"cannot unpack into {root} ({err.strerror}); make it writable, or unpack by hand") from err
     absent = [path for path in source.paths if not (root / path).exists()]
-    if absent:
+    if absent and not only:
         names = " and ".join(archive.name for archive, _ in archives)
         raise DatasetError(f"{names} in {root} do not hold {absent[0]}; get them again, or put {source.files} there")
 

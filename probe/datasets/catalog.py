@@ -12,6 +12,8 @@ from probe.specs import DatasetSpec, Part, Source
 _IDX_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 _IDX_TEXT = f"{', '.join(_IDX_FILES[:3])} and {_IDX_FILES[3]}, unpacked"
 _GTSRB_TRACK = r"(\d+/\d+)_\d+\.ppm$"  # class and track of a file CLASS/TRACK_FRAME.ppm
+_HUB_VALIDATION = {"train": "train", "val": "validation", "test": "test"}
+_THOR = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/"  # torchvision 0.29 takes the archives from there
 _SCRIPT_ERROR = "Table 9 prints other sizes, from an error in the script that made it (openai/CLIP#45)."
 
 CATALOG: tuple[DatasetSpec, ...] = (
@@ -113,7 +115,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="sun397",
         title="SUN397, first partition",
-        parts=(Part("train", 19_850), Part("test", 19_850)),
+        parts=(Part("train", 19_850, class_counts=(50,) * 397), Part("test", 19_850, class_counts=(50,) * 397)),
         sources=(
             own(
                 "sun397",
@@ -124,13 +126,15 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 archives=(("SUN397.tar.gz", "."), ("Partitions.zip", "SUN397")),
             ),
             hub("tanganke/sun397", {"train": "train", "test": "test"}),
+            hub("ARCHONG/sun397", {"train": "train", "test": "test"}),
         ),
         num_classes=397,
         homepage="https://vision.princeton.edu/projects/2010/SUN/",
         license="not stated",
         numbers_from="the makers' partitions: 50 and 50 images of each of 397 classes; Radford et al. 2021, table 9",
         notes="The first of ten partitions, as in Kornblith et al. 2019. Most copies hold all 108,754 images, or "
-        "another division of them.",
+        "another division of them. The makers' archive is gone (pytorch/vision#9348). The copies on the hub do not say "
+        "which of the partitions they are; they have its numbers of images of each class.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -161,7 +165,11 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="fgvc_aircraft",
         title="FGVC Aircraft, variants",
-        parts=(Part("train", 3_334), Part("val", 3_333), Part("test", 3_333)),
+        parts=tuple(
+            # 100 images of each variant, dealt out in turns: embeddings-benchmark/mteb counted train and test
+            Part(part, size, class_counts=tuple(33 + (label % 3 == turn) for label in range(100)))
+            for turn, (part, size) in enumerate((("train", 3_334), ("val", 3_333), ("test", 3_333)))
+        ),
         sources=(
             torchvision(
                 "FGVCAircraft",
@@ -170,6 +178,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 files="the folder fgvc-aircraft-2013b of fgvc-aircraft-2013b.tar.gz",
                 archives=(("fgvc-aircraft-2013b.tar.gz", "."),),
             ),
+            hub("Donghyun99/FGVC-Aircraft", {"train": "train", "val": "val", "test": "test"}),
         ),
         num_classes=100,
         metric="mean_per_class",
@@ -190,13 +199,16 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 paths=("ImageSets/Main/aeroplane_train.txt", "ImageSets/Main/aeroplane_test.txt", "JPEGImages"),
                 files="the folder VOCdevkit of VOCtrainval_06-Nov-2007.tar and of VOCtest_06-Nov-2007.tar, one over "
                 "the other",
-                can_download=True,
                 archives=(("VOCtrainval_06-Nov-2007.tar", "."), ("VOCtest_06-Nov-2007.tar", ".")),
+                downloads=(
+                    (f"{_THOR}VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64"),
+                    (f"{_THOR}VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f"),
+                ),
             ),
         ),
         num_classes=20,
         metric="voc2007_11pt_map",
-        homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2007/",
+        homepage=_THOR,
         license="Flickr's terms of use",
         numbers_from="home page, statistics of the database; Radford et al. 2021, table 9",
         notes="An image shows one class or several: one probe of two classes for each, all with one C. Images where a "
@@ -207,7 +219,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="dtd",
         title="Describable Textures, first partition",
-        parts=(Part("train", 1_880), Part("val", 1_880), Part("test", 1_880)),
+        parts=tuple(Part(part, 1_880, class_counts=(40,) * 47) for part in ("train", "val", "test")),
         sources=(
             torchvision(
                 "DTD",
@@ -216,6 +228,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 files="the folder dtd of dtd-r1.0.1.tar.gz into a folder dtd",
                 archives=(("dtd/dtd-r1.0.1.tar.gz", "dtd"),),
             ),
+            hub("mcimpoi/dtd_split_1", _HUB_VALIDATION),  # by the first of the makers
         ),
         num_classes=47,
         homepage="https://www.robots.ox.ac.uk/~vgg/data/dtd/",
@@ -269,13 +282,20 @@ CATALOG: tuple[DatasetSpec, ...] = (
         license="CC BY 4.0",
         numbers_from="8,677 images of 101 classes (torchvision's Caltech101) and 467 of the background; Radford et al. "
         "2021, table 9, which prints 6,085 for testing",
-        notes="30 images of each class are drawn for training; which ones the paper drew is not published.",
+        notes="30 images of each class are drawn for training. The 6,085 of table 9 equal the test part of TensorFlow "
+        "Datasets, which draws 30 names of each class before it drops a stray file, and so trains on 3,059 images. Its "
+        "draw follows the order in which a file system lists files and cannot be repeated from the makers' files: here "
+        "the sizes are 3,060 and 6,084, and the images are others.",
         in_paper=True,
     ),
     DatasetSpec(
         name="flowers102",
         title="Oxford Flowers 102",
-        parts=(Part("train", 1_020), Part("val", 1_020), Part("test", 6_149)),
+        parts=(
+            Part("train", 1_020, class_counts=(10,) * 102),
+            Part("val", 1_020, class_counts=(10,) * 102),
+            Part("test", 6_149),
+        ),
         sources=(
             torchvision(
                 "Flowers102",
@@ -284,7 +304,13 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 files="a folder flowers-102 with the folder jpg of 102flowers.tgz, imagelabels.mat and setid.mat",
                 archives=(("flowers-102/102flowers.tgz", "flowers-102"),),
             ),
-            hub("dpdl-benchmark/oxford_flowers102", {"train": "train", "val": "validation", "test": "test"}),
+            # The makers' JPEG files; the next copy holds PNG files made of them.
+            hub(
+                "Donghyun99/Oxford-Flower-102",
+                _HUB_VALIDATION,
+                revision="7e43fe37eeb9278138ab0bd2d0abb10d0f703d09",
+            ),
+            hub("dpdl-benchmark/oxford_flowers102", _HUB_VALIDATION),
         ),
         num_classes=102,
         metric="mean_per_class",
@@ -315,7 +341,11 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="fer2013",
         title="Facial Emotion Recognition 2013",
-        parts=(Part("train", 28_709), Part("val", 3_589), Part("test", 3_589)),
+        parts=(
+            Part("train", 28_709, class_counts=(3_995, 436, 4_097, 7_215, 4_830, 3_171, 4_965)),
+            Part("val", 3_589, class_counts=(467, 56, 496, 895, 653, 415, 607)),
+            Part("test", 3_589, class_counts=(491, 55, 528, 879, 594, 416, 626)),
+        ),
         sources=(
             own(
                 "fer2013",
@@ -325,12 +355,18 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 "name)",
                 archives=(("fer2013.tar.gz", "."),),
             ),
+            hub(
+                "Aaryan333/fer2013_train_publicTest_privateTest",
+                {"train": "train", "val": "publicTest", "test": "privateTest"},
+                revision="da8d1643649c86bfc2cffba5b744b51fdf329212",
+            ),
         ),
         num_classes=7,
         homepage="https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-"
         "challenge",
         license="not stated",
-        numbers_from="the column Usage of the makers' file; openai/CLIP#45",
+        numbers_from="the column Usage of the makers' file; openai/CLIP#45; images of each class counted by "
+        "embeddings-benchmark/mteb, for both test parts together",
         notes=f"Validation is PublicTest, testing PrivateTest; most copies call both together test. {_SCRIPT_ERROR} Of "
         "its 8 classes there are 7.",
         in_paper=True,
@@ -373,6 +409,14 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 paths=("eurosat/2750",),
                 files="a folder eurosat with the folder 2750 of EuroSAT.zip",
                 archives=(("eurosat/EuroSAT.zip", "eurosat"),),
+                # As torchvision 0.20 and later; earlier versions ask a host whose certificate is not accepted.
+                downloads=(
+                    (
+                        "https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
+                        "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
+                        "c8fa014336c82ac7804f0398fcb19387",
+                    ),
+                ),
             ),
         ),
         num_classes=10,
@@ -389,7 +433,21 @@ CATALOG: tuple[DatasetSpec, ...] = (
         name="resisc45",
         title="NWPU-RESISC45",
         parts=(Part("all", 31_500, first_label=0, last_label=44),),
-        sources=(folders(".", {"all": "NWPU-RESISC45"}, files="the folder NWPU-RESISC45 of NWPU-RESISC45.rar"),),
+        sources=(
+            folders(
+                ".",
+                {"all": "NWPU-RESISC45"},
+                files="the folder NWPU-RESISC45 of NWPU-RESISC45.rar, or NWPU-RESISC45.zip",
+                archives=(("NWPU-RESISC45.zip", "."),),
+                downloads=(
+                    (
+                        "https://hf.co/datasets/torchgeo/resisc45/resolve/"
+                        "a826b44d938a883185f11ebe3d512d38b464312f/NWPU-RESISC45.zip",
+                        "75206b2e16446591afa88e2628744886",
+                    ),
+                ),
+            ),
+        ),
         num_classes=45,
         recipe="resisc45",
         split_sizes=(("train", 3_150), ("val", 3_150), ("test", 25_200)),
@@ -444,6 +502,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
                     for name in ("data_object_image_2", "data_object_label_2", "devkit_object")
                 ),
             ),
+            hub("dpdl-benchmark/kitti", _HUB_VALIDATION, label="label_distance"),
         ),
         num_classes=4,
         homepage="https://www.cvlibs.net/datasets/kitti/eval_object.php",
@@ -451,16 +510,17 @@ CATALOG: tuple[DatasetSpec, ...] = (
         numbers_from="TensorFlow Datasets, kitti; Radford et al. 2021, table 9",
         notes="The task closest_vehicle_distance of VTAB (openai/CLIP#86): depth of the nearest car, van or truck up "
         "to 8 m, up to 20 m, beyond, or none; splits by video as in TensorFlow Datasets. The centre crop of CLIP's "
-        "transform loses the sides of these wide images.",
+        "transform loses the sides of these wide images. The copy on the hub has labels that its authors computed: the "
+        "sizes of the splits and the number of classes are all that is checked.",
         in_paper=True,
     ),
     DatasetSpec(
         name="country211",
         title="Country211",
         parts=(
-            Part("train", 31_650, first_label=0, last_label=210),
-            Part("val", 10_550, first_label=0, last_label=210),
-            Part("test", 21_100, first_label=0, last_label=210),
+            Part("train", 31_650, first_label=0, last_label=210, class_counts=(150,) * 211),
+            Part("val", 10_550, first_label=0, last_label=210, class_counts=(50,) * 211),
+            Part("test", 21_100, first_label=0, last_label=210, class_counts=(100,) * 211),
         ),
         sources=(
             torchvision(
@@ -470,6 +530,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 files="the folder country211 of country211.tgz",
                 archives=(("country211.tgz", "."),),
             ),
+            hub("nateraw/country211", _HUB_VALIDATION),
         ),
         num_classes=211,
         homepage="https://github.com/openai/CLIP/blob/main/data/country211.md",
@@ -513,6 +574,15 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 paths=("UCF-101", "ucfTrainTestlist"),
                 files="a folder ucf101 with the folder UCF-101 of UCF101.rar and the folder ucfTrainTestlist of "
                 "UCF101TrainTestSplits-RecognitionTask.zip",
+                archives=(
+                    ("ucf101/UCF101.zip", "ucf101"),
+                    ("ucf101/UCF101TrainTestSplits-RecognitionTask.zip", "ucf101"),
+                ),
+                # The makers' files, as zip instead of rar. Python does not accept the certificate of the makers' host.
+                downloads=tuple(
+                    (f"https://huggingface.co/datasets/MichiganNLP/ucf-101/resolve/main/{name}.zip", "")
+                    for name in ("UCF101", "UCF101TrainTestSplits-RecognitionTask")
+                ),
             ),
         ),
         num_classes=101,
@@ -544,14 +614,18 @@ CATALOG: tuple[DatasetSpec, ...] = (
         license="CC BY 4.0 (annotations)",
         numbers_from="Radford et al. 2021, table 9: what could still be had then",
         notes="The official validation part is the test split, as the size in table 9 suggests. About 536,000 clips "
-        "were listed; each crawl finds others, so that scores compare with those of the same files only.",
+        "were listed; each crawl finds others, so that scores compare with those of the same files only. torchvision's "
+        "Kinetics fetches another version, Kinetics-700-2020.",
         gone="its clips are links to YouTube, many of which are gone; what is left runs with --allow-partial",
         in_paper=True,
     ),
     DatasetSpec(
         name="clevr_counts",
         title="CLEVR, number of objects",
-        parts=(Part("train", 70_000), Part("test", 15_000)),
+        parts=(
+            Part("train", 70_000),
+            Part("test", 15_000, class_counts=(1_898, 1_925, 1_843, 1_852, 1_808, 1_941, 1_877, 1_856)),
+        ),
         sources=(
             torchvision(
                 "CLEVRClassification",
@@ -561,15 +635,23 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 first_class=3,
                 archives=(("clevr/CLEVR_v1.0.zip", "clevr"),),
             ),
+            hub(
+                "dpdl-benchmark/clevr",
+                {"train": "train", "test": "test"},
+                label="label_count",
+                revision="a9b3cc07eacabb93d57ceef72374427982104e00",
+            ),
         ),
         num_classes=8,
         recipe="clevr_counts",
         split_sizes=(("test", 500),),
         homepage="https://cs.stanford.edu/people/jcjohns/clevr/",
         license="CC BY 4.0",
-        numbers_from="home page for 70,000 and 15,000; Radford et al. 2021, table 9, for 2,000 and 500",
+        numbers_from="home page for 70,000 and 15,000; Radford et al. 2021, table 9, for 2,000 and 500; images of each "
+        "class counted by embeddings-benchmark/mteb",
         notes="3 to 10 objects. Which 2,500 images the paper took, and from which part, is not published "
-        "(openai/CLIP#245): here 2,000 of the training part and 500 of the validation part, by a fixed order.",
+        "(openai/CLIP#245): here 2,000 of the training part and 500 of the validation part, by a fixed order. The "
+        "copy on the hub lists the images in another order, which gives another 2,500.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -591,7 +673,8 @@ CATALOG: tuple[DatasetSpec, ...] = (
         license="Hateful Memes Dataset License",
         numbers_from="Radford et al. 2021, table 9",
         notes="The development part is the test split, as the labels of the test part were not public; validation is "
-        "held out of the training part. Its files are given out under a licence that has to be accepted.",
+        "held out of the training part. Its licence has to be accepted, and does not allow copies to be handed on.",
+        gone="its makers no longer give it out (facebookresearch/mmf#1332, #1335)",
         in_paper=True,
     ),
     DatasetSpec(
@@ -610,7 +693,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 files="the folder rendered-sst2 of rendered-sst2.tgz",
                 archives=(("rendered-sst2.tgz", "."),),
             ),
-            hub("nateraw/rendered-sst2", {"train": "train", "val": "validation", "test": "test"}),
+            hub("nateraw/rendered-sst2", _HUB_VALIDATION),
         ),
         num_classes=2,
         homepage="https://github.com/openai/CLIP/blob/main/data/rendered-sst2.md",
@@ -631,6 +714,11 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 {"train": "train", "test": "val"},
                 files="a folder imagenet with train/WNID/*.JPEG and val/WNID/*.JPEG",
             ),
+            hub("ILSVRC/imagenet-1k", {"train": "train", "test": "validation"}),
+            shards(
+                "timm/imagenet-1k-wds",
+                {"train": "imagenet1k-train-{0000..1023}.tar", "test": "imagenet1k-validation-{00..63}.tar"},
+            ),
         ),
         num_classes=1000,
         val_fraction=0.039,  # 50 to 51 of a class
@@ -638,7 +726,8 @@ CATALOG: tuple[DatasetSpec, ...] = (
         license="for non-commercial research",
         numbers_from="home page; Radford et al. 2021, table 9",
         notes="The official validation part is the test split. About 50,000 images of the training part are held out "
-        "for validation, as the paper's authors did in early iterations (openai/CLIP#64).",
+        "for validation, as the paper's authors did in early iterations (openai/CLIP#64). Both copies on the hub are "
+        "gated: accept their terms and log in. The second has more than 150 GB.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -669,7 +758,9 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 TRAIN_FLAG,
                 paths=tuple(f"KMNIST/raw/{file}" for file in _IDX_FILES),
                 files=f"a folder KMNIST/raw with {_IDX_TEXT}",
+                can_download=False,  # its one host does not answer (rois-codh/kmnist#29), and torchvision waits for it
             ),
+            hub("tanganke/kmnist", {"train": "train", "test": "test"}),
         ),
         num_classes=10,
         homepage="https://github.com/rois-codh/kmnist",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,19 +52,20 @@ def is_here(source: Source, root: Path) -> bool:
             if "://" in source.location:
                 return (root / "wds" / slug(source.location, is_path=True)).exists()
             if not Path(source.location).is_absolute():
-                return _is_in_hub_cache(source.location)
+                return _is_in_hub_cache(source.location, str(dict(source.options).get("revision", "")))
         needed = source.paths or ((source.location,) if Path(source.location).is_absolute() else ())
         return source.form == "embedded" or (bool(needed) and all((root / path).exists() for path in needed))
     except OSError:  # a folder that may not be looked into
         return False
 
 
-def _is_in_hub_cache(repository: str) -> bool:
-    """Whether data of a repository has been fetched before; whether it is whole is seen when it is opened."""
+def _is_in_hub_cache(repository: str, revision: str) -> bool:
+    """True if data of a repository has been fetched before; whether it is whole is seen when it is opened."""
     from huggingface_hub import constants
 
-    snapshots = (Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}").glob("snapshots/*/*")
-    return any(path.name not in ("README.md", ".gitattributes") for path in snapshots)
+    commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else "*"
+    folder = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / "snapshots"
+    return any(path.name not in ("README.md", ".gitattributes") for path in folder.glob(f"{commit}/*"))
 
 
 def describe(name: str, *, data_dir: str | Path | None = None) -> dict[str, str]:
@@ -121,18 +123,21 @@ def describe_splits(spec: DatasetSpec) -> str:
 
 def describe_source(source: Source) -> str:
     """Where a source has the dataset, in a few words."""
+    folders = dict.fromkeys(f"{url.rpartition('/')[0]}/" for url, _ in source.downloads)
+    fetched = f", fetched from {' and '.join(folders)}" if folders else ""
     if source.form in ("torchvision", "stl10", "pcam"):
-        return f"torchvision's {source.location}"
+        return f"torchvision's {source.location}{fetched}"
     if source.form == "huggingface":
         columns = ", ".join(str(value) for key, value in source.options if value and key in ("image", "label"))
         is_path = Path(source.location).is_absolute()
         where = f"files in {source.location}" if is_path else f"{source.location} of the Hugging Face hub"
-        return where + (f" (columns {columns})" if columns else "")
+        revision = dict(source.options).get("revision")
+        return where + (f" at {revision}" if revision else "") + (f" (columns {columns})" if columns else "")
     if source.form == "webdataset":
         return f"shards {source.location}"
     if source.form == "embedded":
         return source.location
-    return f"files in {source.location if source.location != '.' else ' and '.join(source.paths)}"
+    return f"files in {source.location if source.location != '.' else ' and '.join(source.paths)}{fetched}"
 
 
 def page(specs: Sequence[DatasetSpec]) -> str:

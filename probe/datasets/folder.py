@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from probe import paths
+from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_files
 from probe.datasets.folds import SPLITS
 from probe.datasets.groups import groups_of
@@ -64,7 +65,7 @@ def make_spec(path: str) -> DatasetSpec:
     )
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
     """Open one part; class indices are the places of the training folder's class names in alphabetical order.
 
     The folder of a part is its argument `folder`, below `source.location`, which is below the data folder. Options of
@@ -72,9 +73,11 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     parts whose classes' folders are called by their indices; `media`, `video` for the middle frames of videos.
 
     Raises:
-        DatasetMissingError: there is no such folder.
+        DatasetMissingError: there is no such folder, and its archives could not be fetched.
         DatasetError: a class that the training part does not have, or a file that does not belong there.
     """
+    if not offline:
+        fetch_missing(source, root)
     options = dict(source.options)
     top = root / source.location
     suffixes = VIDEO_SUFFIXES if options.get("media") == "video" else None

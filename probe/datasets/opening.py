@@ -6,6 +6,7 @@ import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
 
@@ -119,12 +120,10 @@ def open_dataset(
     spec = get_dataset(dataset) if isinstance(dataset, str) else dataset
     root = paths.data_dir(data_dir) if any(map(_is_below_data_dir, spec.sources)) else Path()
     source, parts = _open_first(spec, root=root, offline=offline)
-    is_first = source == spec.sources[0]
     incomplete = {
         part.name: expected
         for part in spec.parts
-        if (expected := _check_part(spec, part, parts[part.name], allow_partial=allow_partial, is_first=is_first))
-        is not None
+        if (expected := _check_part(spec, source, part, parts[part.name], allow_partial=allow_partial)) is not None
     }
     if not skip_corrupt:
         for images in parts.values():
@@ -223,7 +222,7 @@ def _nowhere(
 
 
 def _check_part(
-    spec: DatasetSpec, part: Part, images: ImageDataset, *, allow_partial: bool, is_first: bool
+    spec: DatasetSpec, source: Source, part: Part, images: ImageDataset, *, allow_partial: bool
 ) -> int | None:
     """Compare a part with the row; the number of images it should have, if it has others and that is allowed.
 
@@ -237,10 +236,13 @@ def _check_part(
         can_be_partial = n < part.size or bool(spec.gone)  # of what is gone, another crawl can have more as well
         if not (can_be_partial and allow_partial):
             or_partial = ", or evaluate on what is there with --allow-partial" if can_be_partial else ""
-            raise DatasetError(f"{images.name}: expected {part.size} images, found {n}; {_REPAIR}{or_partial}")
+            raise DatasetError(
+                f"{images.name}: expected {part.size} images, found {n}; {_repair(spec, source)}{or_partial}"
+            )
         logger.warning("%s: %d images are here, not %d; the result is marked as partial", images.name, n, part.size)
         return part.size
-    if not is_first:
+    _check_counts(part, images, _repair(spec, source))
+    if source != spec.sources[0]:
         return None
     for where, expected, i in (("first", part.first_label, 0), ("last", part.last_label, n - 1)):
         if expected is not None and images.labels[i] != expected:
@@ -249,6 +251,34 @@ def _check_part(
                 f"{_REPAIR}"
             )
     return None
+
+
+def _check_counts(part: Part, images: ImageDataset, repair: str) -> None:
+    """Compare the number of images of each class with the row.
+
+    Raises:
+        DatasetError: a class has another number: the copy is another division, or its classes are in another order.
+    """
+    if not part.class_counts:
+        return
+    if images.labels.ndim == 2:
+        found = (images.labels == 1).sum(axis=0).tolist()
+    else:
+        found = np.bincount(images.labels).tolist()
+    for label, (expected, n) in enumerate(zip_longest(part.class_counts, found, fillvalue=0)):
+        if n != expected:
+            raise DatasetError(
+                f"{images.name}: expected {expected} images of class {label}, found {n}; this copy is divided "
+                f"differently, or its classes are in another order: {repair}"
+            )
+
+
+def _repair(spec: DatasetSpec, source: Source) -> str:
+    """Say what to do about wrong files: replace them, or use the makers' files instead of another copy."""
+    files = next((other.files for other in spec.sources if other.files), "")
+    if source.files or not files:
+        return _REPAIR
+    return f"do not use {source.location}, put {files} into the data folder"
 
 
 def _check_labels(spec: DatasetSpec, images: ImageDataset) -> None:

@@ -20,6 +20,7 @@ def torchvision(
     paths: tuple[str, ...],
     files: str,
     archives: tuple[tuple[str, str], ...] = (),
+    downloads: tuple[tuple[str, str], ...] = (),
     can_download: bool = True,
     form: str = "torchvision",
     **options: Any,
@@ -32,20 +33,28 @@ def torchvision(
         options=tuple(options.items()),
         paths=paths,
         archives=archives,
+        downloads=downloads,
         files=files,
         can_download=can_download,
     )
 
 
 def hub(
-    repository: str, parts: dict[str, str], *, image: str = "image", label: str = "label", config: str = ""
+    repository: str,
+    parts: dict[str, str],
+    *,
+    image: str = "image",
+    label: str = "label",
+    config: str = "",
+    revision: str = "",
 ) -> Source:
     """A repository of the Hugging Face hub; `parts` gives the name of its split for each part."""
+    pinned = (("revision", revision),) if revision else ()  # features of sources without a revision keep their keys
     return Source(
         form="huggingface",
         location=repository,
         parts=_arguments({part: {"split": split} for part, split in parts.items()}),
-        options=(("image", image), ("label", label), ("config", config)),
+        options=(("image", image), ("label", label), ("config", config), *pinned),
         can_download=True,
     )
 
@@ -61,7 +70,13 @@ def shards(repository: str, parts: dict[str, str]) -> Source:
 
 
 def folders(
-    location: str, parts: dict[str, str], *, files: str, archives: tuple[tuple[str, str], ...] = (), **options: Any
+    location: str,
+    parts: dict[str, str],
+    *,
+    files: str,
+    archives: tuple[tuple[str, str], ...] = (),
+    downloads: tuple[tuple[str, str], ...] = (),
+    **options: Any,
 ) -> Source:
     """Folders of classes below the data folder; `parts` gives the folder of each part below `location`."""
     return Source(
@@ -71,7 +86,9 @@ def folders(
         options=tuple(options.items()),
         paths=tuple(Path(location, folder).as_posix() for folder in dict.fromkeys(parts.values())),
         archives=archives,
+        downloads=downloads,
         files=files,
+        can_download=bool(downloads),
     )
 
 
@@ -82,7 +99,7 @@ def own(
     paths: tuple[str, ...],
     files: str,
     archives: tuple[tuple[str, str], ...] = (),
-    can_download: bool = False,
+    downloads: tuple[tuple[str, str], ...] = (),
     **options: Any,
 ) -> Source:
     """Files that a module of their own reads, below the folder `location` of the data folder."""
@@ -92,8 +109,9 @@ def own(
         options=tuple(options.items()),
         paths=tuple(f"{location}/{path}" for path in paths),
         archives=archives,
+        downloads=downloads,
         files=files,
-        can_download=can_download,
+        can_download=bool(downloads),
     )
 
 

@@ -19,6 +19,7 @@ from filelock import FileLock
 from PIL import Image
 
 from probe.datasets import rows
+from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_array, of_files
 from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset
@@ -255,6 +256,9 @@ def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline:
             missing = why
     if offline:
         raise DatasetMissingError(f"{spec.name} cannot be opened from {root} ({missing}), and may not be fetched")
+    if source.downloads:
+        fetch_missing(source, root)
+        return _open(spec, source, part, root=root, offline=True)
     return download(spec, source.location, **arguments)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_files
 from probe.datasets.folds import Fold, Selection, with_validation
 from probe.datasets.groups import find_groups
@@ -20,12 +21,15 @@ from probe.specs import DatasetSpec, Part, Source
 NUMBERS = ("01", "02", "03")  # of the lists
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
     """Open all clips of the six lists, sorted by class and file; those of one group, as their names say, stay together.
 
     Raises:
+        DatasetMissingError: the archives could not be fetched.
         DatasetError: a list is damaged, or names a clip of another class than classInd.txt.
     """
+    if not offline:
+        fetch_missing(source, root)
     videos, lists = (root / source.location / folder for folder in ("UCF-101", "ucfTrainTestlist"))
     index = _read_classes(lists / "classInd.txt", source)
     listed = {clip for kind in ("train", "test") for k in NUMBERS for clip in _read_list(lists, kind, k, index, source)}

@@ -53,7 +53,7 @@ def make_spec(path: str) -> DatasetSpec:
         raise DatasetMissingError(f"no file {file}; give the path of a row in TOML") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise DatasetError(f"{file} is no TOML ({err}); see the README for an example") from err
-    row["parts"] = tuple(_make(Part, part, f"{file}: a part") for part in _list(row, "parts", file))
+    row["parts"] = tuple(_make_part(part, f"{file}: a part") for part in _list(row, "parts", file))
     row["sources"] = tuple(_make_source(source, file) for source in _list(row, "sources", file))
     if "split_sizes" in row:
         row["split_sizes"] = _items(row["split_sizes"], f"{file}: split_sizes")
@@ -72,6 +72,14 @@ def _list(row: dict[str, Any], name: str, file: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _make_part(row: dict[str, Any], where: str) -> Part:
+    counts = row.get("class_counts", [])
+    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+        raise DatasetError(f"{where} has class_counts = {counts!r}; write a list of integers >= 0, one for each class")
+    part: Part = _make(Part, {**row, "class_counts": tuple(counts)}, where)
+    return part
+
+
 def _make_source(row: dict[str, Any], file: Path) -> Source:
     where = f"{file}: a source"
     values = dict(row)
@@ -84,10 +92,16 @@ def _make_source(row: dict[str, Any], file: Path) -> Source:
     values["parts"] = tuple((part, _items(arguments, f"{where}, part {part}")) for part, arguments in parts.items())
     values["options"] = _items(values.get("options", {}), f"{where}, options")
     values["paths"] = _texts(values.get("paths", []), f"{where}, paths")
-    archives = values.get("archives", [])
-    if not isinstance(archives, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in archives):
-        raise DatasetError(f"{where} has archives = {archives!r}; write [[ARCHIVE, FOLDER], ...]")
-    values["archives"] = tuple(_texts(pair, f"{where}, archives") for pair in archives)
+    for name, form in (("archives", "[ARCHIVE, FOLDER]"), ("downloads", "[ADDRESS, MD5]")):
+        pairs = values.get(name, [])
+        if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            raise DatasetError(f"{where} has {name} = {pairs!r}; write [{form}, ...]")
+        values[name] = tuple(_texts(pair, f"{where}, {name}") for pair in pairs)
+    if values["downloads"] and len(values["downloads"]) != len(values["archives"]):
+        raise DatasetError(
+            f"{where} has {len(values['archives'])} archives and {len(values['downloads'])} downloads; give as many"
+        )
+    values.setdefault("can_download", bool(values["downloads"]))
     source: Source = _make(Source, values, where)
     return source
 

@@ -1,4 +1,4 @@
-"""Pascal VOC 2007, classification: which of 20 classes each image shows. torchvision downloads its two archives."""
+"""Pascal VOC 2007, classification: which of 20 classes each image shows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.lists import read_lines
-from probe.datasets.torchvision import download
 from probe.errors import DatasetError, DatasetMissingError
 from probe.specs import DatasetSpec, Part, Source
 
@@ -21,7 +21,8 @@ CLASSES = (
 # In the files: 1 for an image that shows the class, -1 for one that does not, 0 for one that shows only instances that
 # are marked as difficult. These do not count, for which `ImageDataset` has -1, as `probe.metrics.IGNORED`.
 LABELS = {"1": 1, "-1": 0, "0": -1}
-ARCHIVES = {"train": "trainval", "val": "trainval", "test": "test"}
+TRAINVAL, TEST = "VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar"
+ARCHIVES = {"train": TRAINVAL, "val": TRAINVAL, "test": TEST}
 
 
 def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
@@ -36,7 +37,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     if not (lists[0].exists() and (top / "JPEGImages").exists()):
         if offline:
             raise DatasetMissingError(f"{spec.name}: no {lists[0]}, or no images beside it")
-        download(spec, "VOCDetection", root=root, year="2007", image_set=ARCHIVES[part.name])
+        fetch_missing(source, root, only=ARCHIVES[part.name])
     columns = [_read_list(path, source) for path in lists]
     for path, column in zip(lists, columns, strict=True):
         if list(column) != list(columns[0]):

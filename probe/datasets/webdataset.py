@@ -329,8 +329,6 @@ def _fetch_file(base: str, name: str, folder: Path, *, offline: bool) -> None:
     try:
         fetch(base + name, target, check=check_shard if target.suffix == ".tar" else None, offline=offline)
     except DownloadError as err:
-        if isinstance(err.__cause__, urllib.error.HTTPError):
-            err.__cause__.close()  # it holds the connection
         raise DatasetMissingError(str(err)) from (err.__cause__ or err)
     except DatasetError as err:
         raise DatasetError(f"{base}{name} is no whole shard ({err})") from err
