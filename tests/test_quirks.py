@@ -129,6 +129,17 @@ def test_parts_are_found_by_what_a_class_takes(name, parts):
         ("DTD?partitoin=2", DatasetError, "torchvision's DTD has no argument 'partitoin'; it has"),
         ("CocoCaptions", DatasetError, "needs the argument 'annFile'"),
         ("EMNIST", DatasetError, "needs the argument 'split'; write torchvision:EMNIST?split=..."),
+        (
+            "Kinetics?frames_per_clip=1&num_classes=700",
+            DatasetError,
+            "gives videos, not images; the rows ucf101 and kin",
+        ),
+        (
+            "UCF101?frames_per_clip=1&annotation_path=x",
+            DatasetError,
+            "gives videos, not images; the rows ucf101 and kin",
+        ),
+        ("HMDB51", DatasetError, "gives videos, not images; the rows ucf101 and kinetics700 take the middle frames"),
         ("FakeData", UnknownNameError, "unknown class of torchvision 'FakeData'"),
         ("CIFAR10?root=elsewhere", DatasetError, "has no argument 'root'"),
         ("CIFAR10?download=true", DatasetError, "has no argument 'download'"),

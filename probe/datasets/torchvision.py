@@ -47,7 +47,7 @@ def make_spec(rest: str) -> DatasetSpec:
 
     Raises:
         UnknownNameError: torchvision has no such class of labelled images.
-        DatasetError: an argument that the class does not have.
+        DatasetError: an argument that the class does not have, or a class of videos.
     """
     import torchvision.datasets
 
@@ -59,6 +59,11 @@ def make_spec(rest: str) -> DatasetSpec:
     ]
     if name not in classes:
         raise unknown_name("class of torchvision", name, classes)
+    if "frames_per_clip" in _parameters(getattr(torchvision.datasets, name)):
+        raise DatasetError(
+            f"torchvision's {name} gives videos, not images; the rows ucf101 and kinetics700 take the middle frames of "
+            "clips, and its Kinetics is another version than Kinetics-700"
+        )
     arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
     parts = _find_parts(getattr(torchvision.datasets, name), arguments)
     found = {part: {**arguments, **chosen} for part, chosen in parts.items()}
