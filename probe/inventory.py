@@ -129,7 +129,7 @@ def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
                 if left.name.endswith((REMOVED, LOCK)) and _is_abandoned(left):
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             for fit in (root / FITS).glob("*"):  # of sweeps that were interrupted, and can be made again
-                if _is_abandoned(fit):
+                if fit.is_file() and _is_abandoned(fit):  # a dataset can be called so, too
                     fit.unlink(missing_ok=True)
             all_kept = survey(root)
             whole = {kept.path.name for kept in all_kept if kept.state == "whole"}

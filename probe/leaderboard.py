@@ -19,6 +19,7 @@ from probe.tables import footnotes, half_width, markdown_table, marks, percent, 
 
 OTHER_IMAGES = "other test images or metric"
 _ORDER = {row.name: i for i, row in enumerate(CATALOG)}
+_ENDINGS = ("", "_low", "_high", "_status")  # of the columns of a dataset
 _TEXTS = ("name", "title", "source")  # of a protocol, which are no rules
 
 
@@ -130,9 +131,11 @@ def table(found: Sequence[Section]) -> tuple[list[str], list[list[object]]]:
     names = sort_datasets({name for section in found for name in section.datasets})
     header = [*("protocol", "feature_point", "solver", "mode", "precision", "rules", "rank", "model")]
     header += ["mean", "mean_low", "mean_high", "num_datasets"]
-    taken = set(header)  # by which a dataset of the user's can be called, too
-    columns = [f"dataset:{name}" if name in taken else name for name in names]
-    header += [f"{name}{ending}" for name in columns for ending in ("", "_low", "_high", "_status")]
+    for name in names:
+        column = name
+        while set(header) & {f"{column}{ending}" for ending in _ENDINGS}:  # as where a dataset is called mean
+            column = f"dataset:{column}"
+        header += [f"{column}{ending}" for ending in _ENDINGS]
     rows: list[list[object]] = []
     for section in found:
         for line in section.lines:

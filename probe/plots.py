@@ -12,7 +12,7 @@ from probe import leaderboard, modes, published
 from probe.errors import ResultsError
 from probe.leaderboard import Section
 from probe.records import RunRecord, write_bytes
-from probe.specs import slug
+from probe.specs import unique_slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,8 @@ def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
     sections = leaderboard.sections(records)
     titles = [section.title for section in sections]
     for section in sections:
-        name = slug(section.title.replace(" features", ""))
+        parts = (section.protocol, section.feature_point, section.solver, section.mode, section.precision)
+        name = "-".join(map(unique_slug, parts))
         if titles.count(section.title) > 1:
             name += f"-{section.rules}"
         if any(record.result for record in section.records):
@@ -76,7 +77,7 @@ def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
         for dataset in section.datasets:
             swept = [line.cells[dataset] for line in section.lines if _was_swept(line.cells.get(dataset))]
             if swept:
-                yield f"sweep.{slug(dataset, is_path=':' in dataset)}.{name}", _sweep(section, dataset, swept)
+                yield f"sweep.{unique_slug(dataset, is_path=':' in dataset)}.{name}", _sweep(section, dataset, swept)
     pairs = modes.pair_modes(records)
     if pairs:
         points = [(pair.eager, _score(pair.eager), _score(pair.jit)) for pair in pairs]

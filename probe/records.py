@@ -24,9 +24,10 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
-from probe.errors import ResultsError
+from probe.errors import ResultsError, listed
+from probe.models.catalog import CATALOG as MODELS
 from probe.record_checks import find_contradiction, find_fault
-from probe.specs import slug
+from probe.specs import slug, unique_slug
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ SCHEMA_VERSION = 3
 DEFAULT_SOLVER = "sklearn"
 DONE, FAILED = "done", "failed"
 STATES = (".failed", ".partial", "")  # in the names of files, by `RunRecord.rank`
+PUBLISHED_MODELS = tuple(name for row in MODELS for name in (row.name, f"random:{row.name}"))
 
 
 @dataclass(frozen=True)
@@ -137,36 +139,79 @@ class RunRecord:
 
 
 def model_slug(record: RunRecord) -> str:
-    """The model of a record as a part of a file name."""
-    return slug(record.model, is_path=record.spec["model"]["form"] == "file")
+    """Return the model of a record as a part of a file name that no other model has."""
+    return unique_slug(record.model, is_path=record.spec["model"]["form"] == "file", catalog=PUBLISHED_MODELS)
 
 
 def dataset_slug(record: RunRecord) -> str:
-    """The dataset of a record as a part of a file name; of a path, as in folder:PATH, its last part and a digest."""
-    return slug(record.dataset, is_path=":" in record.dataset)  # no name has a colon
+    """Return the dataset of a record as a part of a file name; of a path, as in folder:PATH, its last part."""
+    return unique_slug(record.dataset, is_path=":" in record.dataset)  # no name of the catalogue has a colon
 
 
 def record_path(record: RunRecord, results_dir: Path) -> Path:
-    """Where a record is kept."""
-    state = STATES[record.rank]
-    name = f"{model_slug(record)}.{record.mode}.{slug(record.protocol)}.{record.precision}"
-    if record.solver != DEFAULT_SOLVER:
-        name += f".{record.solver}"
-    return results_dir / "records" / dataset_slug(record) / f"{name}{state}.json"
+    """Return where a record is kept."""
+    return _path(record, results_dir, (dataset_slug(record), model_slug(record), unique_slug(record.protocol)))
+
+
+def _path(record: RunRecord, results_dir: Path, slugs: tuple[str, str, str]) -> Path:
+    dataset, model, protocol = slugs
+    solver = "" if record.solver == DEFAULT_SOLVER else f".{unique_slug(record.solver)}"
+    name = f"{model}.{record.mode}.{protocol}.{unique_slug(record.precision)}{solver}{STATES[record.rank]}.json"
+    return results_dir / "records" / dataset / name
 
 
 def write_record(record: RunRecord, results_dir: Path) -> Path:
     """Write a record in one step; the path.
 
     Raises:
-        ResultsError: the folder cannot be written to.
+        ResultsError: the folder cannot be written to, or the file holds the record of another cell.
     """
     path = record_path(record, results_dir)
+    _refuse_other(path, record)
     write_text(path, json.dumps(asdict(record), indent=2, sort_keys=True, allow_nan=False) + "\n")
     state = STATES[record.rank]
     for lower in STATES[: record.rank]:
         path.with_name(f"{path.name.removesuffix(f'{state}.json')}{lower}.json").unlink(missing_ok=True)
     return path
+
+
+def _refuse_other(path: Path, record: RunRecord) -> None:
+    """Refuse to replace a record of another cell, such as on a file system that ignores case; a damaged file may be."""
+    try:
+        key = read_record(path).key
+    except ResultsError:
+        return
+    if key != record.key:
+        raise ResultsError(
+            f"{path} holds the record of {listed(key)}, and would be overwritten by that of {listed(record.key)}; "
+            "rename the dataset, model or protocol of one of them, or name another results folder"
+        )
+
+
+def rename_earlier(results_dir: Path) -> None:
+    """Give records under file names of earlier versions, which several names could share, their present ones.
+
+    Raises:
+        ResultsError: a file cannot be renamed.
+    """
+    for path in sorted((results_dir / "records").glob("*/*.json")):
+        try:
+            record = read_record(path)
+        except ResultsError:  # which `scan_records` names
+            continue
+        earlier = (
+            slug(record.dataset, is_path=":" in record.dataset),
+            slug(record.model, is_path=record.spec["model"]["form"] == "file"),
+            slug(record.protocol),
+        )
+        wanted = record_path(record, results_dir)
+        if path != _path(record, results_dir, earlier) or wanted.exists():
+            continue
+        try:
+            wanted.parent.mkdir(exist_ok=True)
+            path.rename(wanted)
+        except OSError as err:
+            raise ResultsError(f"cannot rename {path} to {wanted.name} ({err.strerror}); free it") from err
 
 
 def write_text(path: Path, text: str) -> None:
@@ -190,7 +235,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         ResultsError: the folder cannot be written to.
     """
     # A name of its own, so that two processes that write the same file do not write into one another.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")  # file systems take 255 bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -204,7 +249,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def check_writable(results_dir: Path) -> None:
-    """Find out before the work, not after it, whether results can be written.
+    """Find out before the work, not after it, whether results can be written; rename those of earlier versions.
 
     Raises:
         ResultsError: they cannot.
@@ -212,6 +257,7 @@ def check_writable(results_dir: Path) -> None:
     marker = results_dir / "records" / f".writable-{os.getpid()}"
     write_text(marker, "")
     marker.unlink(missing_ok=True)
+    rename_earlier(results_dir)
 
 
 def read_records(results_dir: str | Path = "results") -> list[RunRecord]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 SPLITS = ("train", "val", "test")
 LONGEST_SLUG = 100  # characters of a name in that of a file; file systems take 255 bytes for all of it
+RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}  # by Windows
 FEATURE_POINTS = ("projected", "pre_projection")  # where image features are taken: after the projection, or before it
 
 
@@ -275,9 +276,10 @@ def digest(value: Any) -> str:
 
 
 def slug(name: str, *, is_path: bool = False) -> str:
-    """The name of a model, dataset or protocol as a part of a file name.
+    """Return the name of a model, dataset or protocol as a part of a file name, for people.
 
-    A path or address keeps its last part and gets the start of its digest, so that two files of one name stay apart.
+    Two names can have one slug, unless `is_path`: a path or address keeps its last part and gets the start of its
+    digest. `unique_slug` is for files that must not overwrite one another.
 
     >>> slug("ViT-L/14@336px")
     'ViT-L-14-336px'
@@ -287,5 +289,30 @@ def slug(name: str, *, is_path: bool = False) -> str:
         last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
         name = f"{kind} {last} {digest(name)[:8]}"
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")
+    if plain.partition(".")[0].upper() in RESERVED:
+        return f"{plain.replace('.', '-')}-{digest(name)[:8]}"
     is_usable = 0 < len(plain) <= LONGEST_SLUG  # else it would be a hidden file, or none that can be made
     return plain if is_usable else f"{plain[:LONGEST_SLUG]}-{digest(name)[:8]}".strip("-.")
+
+
+def unique_slug(name: str, *, is_path: bool = False, catalog: Collection[str] = ()) -> str:
+    """Return the name of a model, dataset or protocol as a part of a file name that no other name has.
+
+    Names of small letters, digits, `_` and `-` stay as they are. Any other name gets the start of its digest, because
+    another name can have the same slug: on file systems that ignore case, or as dots also join the parts of file names.
+
+    Args:
+        name: any text.
+        is_path: see `slug`.
+        catalog: names that keep their plain slug, as the files of their records are published; a name that is not one
+            of these and has such a slug gets a digest.
+
+    >>> unique_slug("my-model"), unique_slug("my/model"), unique_slug("ViT-B/32", catalog=["ViT-B/32"])
+    ('my-model', 'my-model-8c770b93', 'ViT-B-32')
+    """
+    plain, ending = slug(name, is_path=is_path), digest(name)[:8]
+    if is_path or name in catalog or plain.endswith(ending):
+        return plain
+    is_taken = plain.lower() in {slug(known).lower() for known in catalog}
+    is_same = plain == name and re.fullmatch(r"[a-z0-9_-]+", name) is not None
+    return plain if is_same and not is_taken else f"{plain}-{ending}"

@@ -26,7 +26,7 @@ BELOW = {
     "cgroups": set(),
     "preprocess": set(),
     "record_checks": {"errors", "outcomes"},
-    "records": {"errors", "record_checks", "specs"},
+    "records": {"errors", "models", "record_checks", "specs"},
     "deviations": {"outcomes", "resampling"},
     "ranking": {"errors", "outcomes", "paired", "records"},
     "mean_ranking": {"deviations", "errors", "intervals", "outcomes", "paired", "ranking", "records"},

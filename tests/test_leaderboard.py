@@ -220,13 +220,23 @@ def test_a_dataset_may_be_called_as_a_column_is():
     assert "dataset:model" in header
 
 
+def test_no_two_columns_have_one_name():
+    """A dataset can be called as a column is, or as another dataset with the ending of a column."""
+    names = ["a", "a_low", "a_low_status", "mean", "dataset:mean", "model", "rank_status"]
+    records = [make_record(name, score=k / 10) for k, name in enumerate(names)]
+    header, rows = table(sections(records))
+    assert len(set(header)) == len(header)
+    scores = [rows[0][header.index("num_datasets") + 1 + 4 * k] for k in range(len(names))]
+    assert scores == [names.index(name) / 10 for name in sorted(names)]
+
+
 RECORDS = [_cell("digits", "a_b & c", 20), _cell("mnist", "a_b & c", 40), make_failure(dataset="digits", model="x|y")]
 
 
 def test_json_names_the_record_of_each_cell():
     (section,) = json.loads(to_json(sections(RECORDS)))["sections"]
     cells = {line["model"]: line["cells"] for line in section["models"]}
-    assert cells["a_b & c"]["digits"]["record"] == "records/digits/a_b-c.eager.readme.fp32.json"
+    assert cells["a_b & c"]["digits"]["record"] == "records/digits/a_b-c-7d2fe811.eager.readme.fp32.json"
     assert cells["a_b & c"]["digits"]["score"] == pytest.approx(0.95)
     assert cells["x|y"]["digits"]["status"] == "failed"
     assert cells["x|y"]["digits"]["score"] is None

@@ -6,12 +6,14 @@ import pytest
 
 import probe
 from probe import leaderboard, modes, tables
+from probe.derived import write_derived
 from probe.errors import ResultsError
 from probe.records import (
     FAILED,
     SCHEMA_VERSION,
     RunRecord,
     check_writable,
+    locate_records,
     read_record,
     read_records,
     record_path,
@@ -73,6 +75,51 @@ def test_cells_do_not_share_a_file():
     cells = [make_record(), make_record(jit=True), make_record(protocol="clip-paper"), make_record("mnist")]
     cells += [make_record(model="ViT-B/32"), make_record(model="random:ViT-B/32"), make_failure()]
     assert len({record_path(cell, Path("results")) for cell in cells}) == len(cells)
+
+
+def test_records_of_names_that_differ_in_what_no_file_name_holds_do_not_overwrite_each_other(tmp_path):
+    models = [f"open_clip:ViT-S-32-alt/{folder}/epoch_1.pt" for folder in ("модель", "数据", "a-b", "a/b")]
+    models += ["ViT-B/32", "ViT-B-32", "vit-b-32", "m.eager", "m"]
+    datasets, protocols = ["a b", "a-b", "A-B", "CON"], ["p", "P", "eager.p"]
+    cells = [make_record(d, m, protocol=p) for d in datasets for m in models for p in protocols]
+    for cell in cells:
+        write_record(cell, tmp_path)
+    files = [path for path in (tmp_path / "records").rglob("*") if path.is_file()]
+    assert len({str(path).lower() for path in files}) == len(cells)
+    assert sorted(read_records(tmp_path), key=lambda r: r.key) == sorted(cells, key=lambda r: r.key)
+    write_derived(tmp_path)
+    assert len({path.name.lower() for path in (tmp_path / "tables").iterdir()}) == 2 * len(models)
+
+
+def test_published_records_keep_their_file_names():
+    results = Path(__file__).parent.parent / "results"
+    found = locate_records(results)
+    assert [record_path(record, results) for _, record in found] == [path for path, _ in found]
+
+
+def test_a_record_of_another_cell_is_never_overwritten(tmp_path):
+    """As where somebody has put it there, or where a file system takes two names for one."""
+    path = record_path(make_record(model="b"), tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(write_record(make_record(model="a"), tmp_path).read_bytes())
+    before = path.read_bytes()
+    with pytest.raises(ResultsError, match=r"holds the record of a, eager, .* overwritten by that of b, eager"):
+        write_record(make_record(model="b"), tmp_path)
+    assert path.read_bytes() == before
+    path.write_text("damaged")
+    write_record(make_record(model="b"), tmp_path)
+    assert read_record(path).model == "b"
+
+
+def test_records_under_earlier_file_names_are_renamed(tmp_path):
+    """Earlier versions gave hf:a/b and hf:a-b one name; whichever was written last is still there."""
+    record = make_record(model="hf:org/name", protocol="My.Protocol")
+    earlier = tmp_path / "records" / "digits" / "hf-org-name.eager.My.Protocol.fp32.json"
+    path = write_record(record, tmp_path)
+    path.rename(earlier)
+    assert read_records(tmp_path) == [record]
+    check_writable(tmp_path)
+    assert locate_records(tmp_path) == [(path, record)]
 
 
 def test_a_failure_does_not_take_the_place_of_a_result(tmp_path):

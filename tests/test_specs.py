@@ -1,12 +1,13 @@
 import json
 from dataclasses import asdict
+from pathlib import PureWindowsPath
 
 import pytest
 
 from probe.datasets.catalog import CATALOG as DATASETS
 from probe.models.catalog import CATALOG as MODELS
 from probe.probes.protocols import CATALOG as PROTOCOLS
-from probe.specs import RunSpec, digest, rebuild, slug
+from probe.specs import LONGEST_SLUG, RunSpec, digest, rebuild, slug, unique_slug
 
 
 def test_digest_does_not_depend_on_the_order_of_keys():
@@ -17,6 +18,39 @@ def test_no_two_rows_share_a_file_name():
     """Records of different cells must not overwrite each other."""
     for rows in (DATASETS, MODELS):
         assert len({slug(row.name) for row in rows}) == len(rows)
+
+
+def test_names_of_the_catalogues_are_file_names_as_they_stand():
+    """Published records have these names."""
+    for rows in (DATASETS, PROTOCOLS):
+        assert all(unique_slug(row.name) == row.name for row in rows)
+
+
+# In each line names that lose what tells them apart, or are one on file systems that ignore case.
+LIKE_NAMES = [
+    ("open_clip:ViT-S-32-alt/модель/epoch_1.pt", "open_clip:ViT-S-32-alt/数据/epoch_1.pt"),
+    ("hf:a-b/c", "hf:a/b-c", "hf-a-b-c", "hf:a/b/c", "hf:a//b//c", "hf:a--b-c"),
+    ("my model", "my-model", "my--model", "-my-model", "my-model-", ".my-model", "my-model.", " my-model", "my\tmodel"),
+    ("MyModel", "mymodel", "MYMODEL", "mymodel\n"),
+    ("caf\xe9", "cafe\u0301", "caf\udce9", "caf", "caf?", "caf$"),
+    ("CON", "con", "aux.txt", "aux", "nul.a.b", "COM1", "com1", "NUL"),
+    ("", " ", ".", "..", "...", "/", "\\", "\0", "-", "_"),
+    ("x" * 300, "x" * 301, "x" * 100, "x" * 101, "x" * 99 + ".", "x" * 99 + "-"),
+    ("a.eager", "a", "eager.a", "a.b", "a-b"),
+    ("ViT-B/32", "ViT-B-32", "vit-b-32", "VIT-B/32", "ViT-B//32", "random:ViT-B/32", "random-ViT-B-32"),
+]
+
+
+@pytest.mark.parametrize("names", LIKE_NAMES, ids=lambda names: ascii(names[0])[:20])
+def test_no_two_names_share_a_file_name(names):
+    catalog = [name for row in MODELS for name in (row.name, f"random:{row.name}")]
+    files = [unique_slug(name, catalog=catalog) for name in names]
+    assert len({file.lower() for file in files}) == len(names)
+    for file in files:
+        assert 0 < len(file.encode()) <= LONGEST_SLUG + 9
+        assert file[0] not in ".-"
+        assert not set(file) & set('/\\:*?"<>| \0')
+        assert not PureWindowsPath(f"{file}.json").is_reserved()
 
 
 def test_folders_of_one_name_have_different_file_names():
