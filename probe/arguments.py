@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import NoReturn
+
+from probe.errors import brief
 
 PROTOCOLS = "clip-paper, readme, few-shot and others that `probe protocols` lists, or MINE.toml"
 JIT_MODES = {"off": (False,), "on": (True,), "both": (False, True)}
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose messages are as short as those of all errors; its subcommands have the same class."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(brief(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """What takes a command line apart; `command` is the name of what to run, as `cli.COMMANDS` has it."""
-    found = argparse.ArgumentParser(prog="probe", description="Linear-probe evaluation of CLIP models.")
+    found = _Parser(prog="probe", description="Linear-probe evaluation of CLIP models.")
     commands = found.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="extract features, fit probes, write records and tables")

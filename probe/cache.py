@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from probe.errors import CacheError
+from probe.errors import CacheError, summarize
 from probe.features import PRE_PROJECTION, PROJECTED, Features, num_pieces
 from probe.fetch import file_sha256
 from probe.specs import digest, slug
@@ -165,7 +165,7 @@ def damage(folder: Path) -> str:
 
 def why(err: Exception) -> str:
     """What an exception says, in one line."""
-    return " ".join(str(err).split()) or type(err).__name__
+    return summarize(err)
 
 
 def _read(folder: Path) -> Entry:

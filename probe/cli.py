@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from probe import arguments
 from probe.commands import boards, catalogues, checks, kept, running
-from probe.errors import ProbeError
+from probe.errors import ProbeError, brief
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": running.run,
@@ -37,6 +37,13 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
+class _Formatter(logging.Formatter):
+    """Log messages as short and printable as those of errors; tracebacks, which --verbose adds, stay as they are."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that `logging` calls
+        return brief(record.message)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     parser = arguments.parser()
@@ -47,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     level = logging.DEBUG if getattr(args, "verbose", False) else logging.INFO
-    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("probe").setLevel(level)
     try:
         code = COMMANDS[args.command](args)

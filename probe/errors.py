@@ -24,20 +24,29 @@ Each message is one sentence of what is wrong and one of what to do. The command
 
 from __future__ import annotations
 
+import re
+from collections import abc
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MAX_MESSAGE = 500  # characters; longer messages bury what is wrong and what to do
+MAX_WORD = 120  # characters of a word, such as a path, in a message that is too long
+MAX_REASON = 200  # of what another library says
+MAX_ITEM = 40  # of an item of a list
+# Control characters, line separators, marks of direction, surrogates, and what XML does not allow.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 
 
 class ProbeError(Exception):
     """Base of all errors of this package."""
 
     def __str__(self) -> str:
-        """Return the message, cut to `MAX_MESSAGE` characters and without the quotes that `KeyError` would add."""
-        return shorten(" ".join(str(arg) for arg in self.args), MAX_MESSAGE)
+        """Return the message as `brief` has it, without the quotes that `KeyError` would add."""
+        return brief(" ".join(str(arg) for arg in self.args))
 
 
 class UnknownNameError(ProbeError, KeyError, RuntimeError):
@@ -108,6 +117,38 @@ class ExecutorError(ProbeError, RuntimeError):
     """Workers that cannot be had, or are lost again and again."""
 
 
+def printable(text: str) -> str:
+    r"""Return the text with escapes in place of what a terminal obeys and tables, SVG or UTF-8 cannot hold.
+
+    These are control characters (line breaks and the escape sequences of terminals among them), characters that turn
+    the direction of what follows, and surrogates, by which Python stands in for file names that are not UTF-8.
+
+    >>> print(printable("a\nb \x1b[31m caf\udce9"))
+    a\nb \x1b[31m caf\udce9
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def brief(text: str) -> str:
+    """Return the text as a message: printable, in one line, at most `MAX_MESSAGE` characters.
+
+    In a longer one first single words are cut, since the name of a file must not take the place of what to do.
+    """
+    text = printable(text)
+    if len(text) > MAX_MESSAGE:
+        text = re.sub(rf"\S{{{MAX_WORD},}}", lambda word: shorten(word[0], MAX_WORD), text)
+    return shorten(text, MAX_MESSAGE)
+
+
+def summarize(error: BaseException) -> str:
+    r"""Return what an exception of another library says, in one line to be put into a message; else its type.
+
+    >>> summarize(ValueError("two\nlines"))
+    'two lines'
+    """
+    return shorten(printable(" ".join(str(error).split())), MAX_REASON) or type(error).__name__
+
+
 def shorten(text: str, length: int) -> str:
     """Return the text, with a gap in its middle if it is longer than `length` characters.
 
@@ -131,16 +172,16 @@ def listed(items: Iterable[object], *, most: int = 8) -> str:
     >>> listed(range(5000), most=3)
     '0, 1, 2 and 4,997 more'
     """
-    texts = [shorten(str(item), 60) for item in items]
-    others = len(texts) - most
-    return ", ".join(texts) if others <= 0 else f"{', '.join(texts[:most])} and {others:,} more"
+    known = items if isinstance(items, abc.Collection) else list(items)
+    texts = ", ".join(shorten(printable(str(item)), MAX_ITEM) for _, item in zip(range(most), known, strict=False))
+    return texts if len(known) <= most else f"{texts} and {len(known) - most:,} more"
 
 
 def sentence(error: Mapping[str, str]) -> str:
-    """What a record says of a failure; of an error that is not ours the type too, since `KeyError` says but the key.
+    """Return what a record says of a failure; of an error that is not ours with its type: `KeyError` is but the key.
 
     Args:
         error: its `type` and `message`.
     """
     is_ours = isinstance(globals().get(error["type"]), type)
-    return error["message"] if is_ours else f"{error['type']}: {error['message']}"
+    return brief(error["message"] if is_ours else f"{error['type']}: {error['message']}")

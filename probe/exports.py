@@ -5,23 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from probe import leaderboard
+from probe.errors import printable
 from probe.leaderboard import Section
-from probe.records import RunRecord, record_path
+from probe.records import RunRecord, encode, record_path
+from probe.tables import csv_value
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
-_SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}", "\n": " "}
+_SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
 def to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Values as they are, unrounded; what is missing is empty."""
+    """Numbers as they are, unrounded, texts as `tables.csv_value` has them; what is missing is empty."""
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    csv.writer(file, lineterminator="\n").writerows([map(csv_value, row) for row in (header, *rows)])
     return file.getvalue()
 
 
@@ -37,12 +40,12 @@ def to_latex(sections: Sequence[Section]) -> str:
 
 
 def to_parquet(sections: Sequence[Section]) -> bytes:
-    """The columns of the CSV, with their types."""
+    """The columns of the CSV, with their types; bytes of a name that are not UTF-8 are escaped."""
     import pyarrow
     from pyarrow import parquet
 
     header, rows = leaderboard.table(sections)
-    columns = [pyarrow.array(list(column), from_pandas=True) for column in zip(*rows, strict=True)]
+    columns = [pyarrow.array(map(_utf8, column), from_pandas=True) for column in zip(*rows, strict=True)]
     if not rows:
         columns = [pyarrow.array([], pyarrow.string()) for _ in header]
     file = io.BytesIO()
@@ -57,6 +60,10 @@ FORMATS: dict[str, Callable[[Sequence[Section]], str | bytes]] = {
     "latex": to_latex,
     "parquet": to_parquet,
 }
+
+
+def _utf8(value: object) -> object:
+    return encode(value).decode() if isinstance(value, str) else value
 
 
 def _section(section: Section) -> dict[str, Any]:
@@ -91,12 +98,19 @@ def _cell(section: Section, record: RunRecord) -> dict[str, Any]:
 def _latex(title: str, section: Section) -> str:
     header, rows = leaderboard.to_text(section)
     lines = [title, "± is half the width of the 95 % interval", *leaderboard.notes(section)]
-    comments = [f"% {' '.join(line.removeprefix(chr(92)).split())}" for line in lines]
+    comments = [f"% {_one_line(line.removeprefix(chr(92)))}" for line in lines]
     body = [_latex_row(row[1:]) for row in rows]  # without ranks, which a paper has to explain
     table = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 2)}}}", "\\toprule", _latex_row(header[1:]), "\\midrule"]
     return "\n".join([*comments, *table, *body, "\\bottomrule", "\\end{tabular}", ""])
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    escaped = ["".join(_SPECIAL.get(character, character) for character in cell) for cell in cells]
-    return " & ".join(cell.replace(" ±", "\\,$\\pm$\\,") for cell in escaped) + " \\\\"
+    escaped = ["".join(_SPECIAL.get(character, character) for character in _one_line(cell)) for cell in cells]
+    escaped = [re.sub("-(?=-)", "-{}", cell).replace(" ±", "\\,$\\pm$\\,") for cell in escaped]  # no dashes of print
+    if escaped[0].startswith(("[", "*")):  # which the end of the line before would take for its own
+        escaped[0] = f"{{}}{escaped[0]}"
+    return " & ".join(escaped) + " \\\\"
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))

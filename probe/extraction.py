@@ -24,7 +24,7 @@ from probe.datasets.folds import SPLITS, Selection
 from probe.datasets.images import ImageDataset
 from probe.datasets.opening import OpenedDataset, open_dataset, used_positions
 from probe.environment import package_version
-from probe.errors import CacheError, CheckpointError, DatasetError, FeaturesError, IncompleteError
+from probe.errors import CacheError, CheckpointError, DatasetError, FeaturesError, IncompleteError, listed
 from probe.features import Features, Meter, check_batch_size, log_rate
 from probe.models.devices import hardware
 from probe.models.encoder import ImageEncoder
@@ -447,7 +447,7 @@ def _make_part(
     """Make the features of a part under several encoders; what keeps some of them from having any."""
     root = paths.cache_dir(access.cache)
     skipped = max(sum(len(entry.features.skipped) for entry in job.entries.values()) for job in jobs)  # in other parts
-    progress.name(f"{images.name} / {', '.join(dict.fromkeys(job.spec.model.name for job in jobs))}")
+    progress.name(f"{images.name} / {listed(dict.fromkeys(job.spec.model.name for job in jobs), most=2)}")
     left, failed = list(jobs), dict[RunSpec, Exception]()
     started = time.perf_counter()
     for _ in range(ATTEMPTS):  # once more where a piece turns out to be damaged

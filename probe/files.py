@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from probe.errors import FeaturesError
+from probe.errors import FeaturesError, listed, summarize
 from probe.features import PRE_PROJECTION, Features
 from probe.specs import SPLITS
 
@@ -123,7 +123,7 @@ def load(path: Path) -> FeatureFile:
     except FileNotFoundError as err:
         raise FeaturesError(f"no file at {path}; make one with python -m probe extract --out") from err
     except UNREADABLE as err:
-        why = "it has arrays of Python objects" if "allow_pickle" in str(err) else " ".join(str(err).split())
+        why = "it has arrays of Python objects" if "allow_pickle" in str(err) else summarize(err)
         raise FeaturesError(f"{path} is no file of features ({why}); save it with numpy.savez") from err
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # a member without .npy gives its bytes
         raise FeaturesError(f"{path} has members that are no arrays; save it with numpy.savez")
@@ -131,7 +131,7 @@ def load(path: Path) -> FeatureFile:
     if len(folds) > 1 and 0 in folds:
         raise FeaturesError(f"{path} has train_x and fold1_train_x; give either one set of splits, or folds")
     if not folds:
-        held = f"; it has {', '.join(others[:10])}" if others else ""
+        held = f"; it has {listed(others)}" if others else ""
         raise FeaturesError(
             f"{path} has no train_x, train_y, test_x and test_y{held}; save it with numpy.savez under these names"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from probe.errors import FolderError
+from probe.errors import FolderError, summarize
 from probe.fetch import file_sha256
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -45,7 +45,7 @@ def is_as_published(path: Path) -> bool:
 
 def one_line(err: BaseException) -> str:
     """What an error says, without line breaks; its type where it says nothing."""
-    return " ".join(str(err).split()) or type(err).__name__
+    return summarize(err)
 
 
 def is_refused(err: BaseException | None) -> bool:

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 
 from probe.datasets.catalog import CATALOG
+from probe.errors import listed, printable
 from probe.mean_ranking import MeanRanks, mean_ranks
 from probe.ranking import test_images
 from probe.records import RunRecord
 from probe.specs import Protocol, digest
-from probe.tables import footnotes, half_width, markdown_table, marks, percent, status
+from probe.tables import footnotes, half_width, markdown_table, markdown_text, marks, percent, status
 
+MAX_NAMED = 50  # datasets or models in a note
 OTHER_IMAGES = "other test images or metric"
 _ORDER = {row.name: i for i, row in enumerate(CATALOG)}
 _ENDINGS = ("", "_low", "_high", "_status")  # of the columns of a dataset
@@ -132,7 +134,7 @@ def table(found: Sequence[Section]) -> tuple[list[str], list[list[object]]]:
     header = [*("protocol", "feature_point", "solver", "mode", "precision", "rules", "rank", "model")]
     header += ["mean", "mean_low", "mean_high", "num_datasets"]
     for name in names:
-        column = name
+        column = printable(name)
         while set(header) & {f"{column}{ending}" for ending in _ENDINGS}:  # as where a dataset is called mean
             column = f"dataset:{column}"
         header += [f"{column}{ending}" for ending in _ENDINGS]
@@ -161,7 +163,8 @@ def to_markdown(found: Sequence[Section]) -> str:
     """All sections as tables to read: percent, with half the width of the 95 % interval behind a ±."""
     parts = ["# Leaderboard\n"]
     for title, section in zip(titles(found), found, strict=True):
-        parts += [f"## {title}\n", markdown_table(*to_text(section)), *(f"{note}\n" for note in notes(section))]
+        texts = [markdown_text(note) for note in notes(section)]
+        parts += [f"## {markdown_text(title)}\n", markdown_table(*to_text(section)), *(f"{text}\n" for text in texts)]
     return "\n".join(parts)
 
 
@@ -182,15 +185,14 @@ def notes(section: Section) -> list[str]:
 
 def _of_mean(section: Section) -> str:
     if section.common:
-        return f"The mean is over the datasets that all models have: {', '.join(section.common)}."
+        return f"The mean is over the datasets that all models have: {listed(section.common, most=MAX_NAMED)}."
     lacking = {
         name: [line.model for line in section.lines if not _counts(line.cells.get(name), section.others)]
         for name in section.datasets
     }
     name = min(lacking, key=lambda name: len(lacking[name]))
-    return (
-        f"There is no mean, as no dataset has a score of all models; {name} lacks those of {', '.join(lacking[name])}."
-    )
+    models = listed(lacking[name], most=MAX_NAMED)
+    return f"There is no mean, as no dataset has a score of all models; {name} lacks those of {models}."
 
 
 def to_text(section: Section) -> tuple[list[str], list[list[str]]]:

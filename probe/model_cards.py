@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from probe.errors import ResultsError, listed
+from probe.errors import ResultsError, listed, printable
 from probe.records import RunRecord, dataset_slug
 from probe.tables import status
 
@@ -35,12 +35,12 @@ def model_index(records: Sequence[RunRecord]) -> str:
 
     models = sorted({record.model for record in records})
     if len(models) != 1:
-        raise ResultsError(f"a card is of one model, these records of {', '.join(models) or 'none'}; name those of one")
+        raise ResultsError(f"a card is of one model, these records of {listed(models) or 'none'}; name those of one")
     for record in records:
         if record.result is None:
             raise ResultsError(f"{record.dataset} / {record.protocol} failed and has no score; leave it out")
     _check_weights(records)
-    card = ModelCardData(model_name=models[0], eval_results=[_result(record) for record in records])
+    card = ModelCardData(model_name=printable(models[0]), eval_results=[_result(record) for record in records])
     return f"{card.to_yaml()}\n"
 
 
@@ -65,7 +65,7 @@ def _result(record: RunRecord) -> EvalResult:
     source = record.read.get("source") or {}
     around = result.get("interval") or {}
     how = {
-        "protocol": record.protocol,
+        "protocol": printable(record.protocol),
         "feature_point": record.spec["protocol"]["feature_point"],
         "solver": record.solver,
         "mode": record.mode,
@@ -79,10 +79,10 @@ def _result(record: RunRecord) -> EvalResult:
         task_name="Linear probe of image features",
         # The hub knows data sets by its own names.
         dataset_type=source["location"] if source.get("form") == "huggingface" else dataset_slug(record),
-        dataset_name=dataset.get("title") or record.dataset,
+        dataset_name=printable(dataset.get("title") or record.dataset),
         dataset_split="test",
         metric_type=dataset["metric"],
-        metric_name=f"{TITLES[dataset['metric']]} ({record.protocol})",
+        metric_name=f"{TITLES.get(dataset['metric'], dataset['metric'])} ({printable(record.protocol)})",
         metric_value=result["score"],
         metric_args={name: value for name, value in how.items() if value is not None},
     )

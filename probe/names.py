@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from probe.errors import UnknownNameError
+from probe.errors import UnknownNameError, listed, shorten
+
+MAX_NAME = 80  # characters of a name that is unknown
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, forms: str = "") -> UnknownNameError:
@@ -18,8 +20,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, forms: str = "")
         forms: names that are made rather than listed, such as `folder:PATH`.
     """
     folded = {candidate.lower(): candidate for candidate in known}
+    said = shorten(repr(name), MAX_NAME)
     near = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3)]
     if near:
-        return UnknownNameError(f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?")
+        return UnknownNameError(f"unknown {kind} {said}; did you mean {' or '.join(map(repr, near))}?")
     also = f", or {forms}" if forms else ""
-    return UnknownNameError(f"unknown {kind} {name!r}; known are {', '.join(folded.values())}{also}")
+    return UnknownNameError(f"unknown {kind} {said}; known are {listed(folded.values())}{also}")

@@ -28,6 +28,15 @@ def results_dir(given: str | Path | None = None) -> Path:
     return _choose(given, "PROBE_RESULTS_DIR", "results")
 
 
+def is_utf8(path: Path) -> bool:
+    """Return True if a path is text, as some libraries need it; on Linux names of files are any bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def absolute(path: str | Path) -> Path:
     """The same from any folder; `~` stays, which is another on other machines."""
     return Path(path) if str(path).startswith("~") else Path(path).absolute()

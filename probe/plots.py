@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe import leaderboard, modes, published
-from probe.errors import ResultsError
+from probe.errors import ResultsError, printable, shorten
 from probe.leaderboard import Section
 from probe.records import RunRecord, write_bytes
 from probe.specs import unique_slug
@@ -23,11 +24,15 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "probe",
     "font.size": 9,
+    "text.usetex": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.alpha": 0.3,
 }
 DOTS_PER_INCH = 200
+MAX_WIDTH = 300.0  # inches; Matplotlib draws no image of more than 65,536 dots
+MAX_TEXT = 40  # characters of a name
+MAX_LEVEL = 20  # of one that is not rotated
 MARKERS = "os^Dv<>ph*"
 
 
@@ -57,8 +62,17 @@ def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
 def _draw(figure: Figure, ending: str) -> bytes:
     file = io.BytesIO()
     metadata = {"Date": None} if ending == "svg" else {}
-    figure.savefig(file, format=ending, dpi=DOTS_PER_INCH, bbox_inches="tight", metadata=metadata)
+    with warnings.catch_warnings():
+        # A PNG has boxes for letters that the font lacks, the SVG has the letters.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        figure.savefig(file, format=ending, dpi=DOTS_PER_INCH, bbox_inches="tight", metadata=metadata)
     return file.getvalue()
+
+
+def _text(name: str) -> str:
+    """Return a name for a label: printable, not too wide for a figure, and no formula; `_` would hide a label."""
+    text = shorten(printable(name), MAX_TEXT).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
@@ -91,7 +105,8 @@ def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
 def _new(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure  # without pyplot, which would choose a window system
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    # Axes of a fixed size, around which `bbox_inches` makes room: long names would leave a layout none for the axes.
+    figure = Figure(figsize=(width, height))
     return figure, figure.subplots()
 
 
@@ -105,15 +120,25 @@ def _was_swept(record: RunRecord | None) -> bool:
 
 def _bars(section: Section) -> Figure:
     n = len(section.lines)
-    figure, axes = _new(max(4.0, 0.9 + 0.22 * n * len(section.datasets) + 0.3 * len(section.datasets)), 3.2)
+    width = 0.9 + 0.22 * n * len(section.datasets) + 0.3 * len(section.datasets)
+    figure, axes = _new(min(max(4.0, width), MAX_WIDTH), 3.2)
     for i, line in enumerate(section.lines):
         done = [(k, line.cells[d]) for k, d in enumerate(section.datasets) if _has_score(line.cells.get(d))]
         places = [k + (i - (n - 1) / 2) * 0.8 / n for k, _ in done]
         scores = [_score(record) for _, record in done]
-        axes.bar(places, scores, width=0.8 / n, label=line.model, yerr=_errors([r for _, r in done], scores), capsize=2)
-    axes.set_xticks(range(len(section.datasets)), section.datasets, rotation=45 if len(section.datasets) > 3 else 0)
+        axes.bar(
+            places,
+            scores,
+            width=0.8 / n,
+            label=_text(line.model),
+            yerr=_errors([r for _, r in done], scores),
+            capsize=2,
+        )
+    names = [_text(name) for name in section.datasets]
+    is_crowded = len(names) > 3 or max(map(len, names)) > MAX_LEVEL
+    axes.set_xticks(range(len(names)), names, rotation=45 if is_crowded else 0)
     axes.set_ylabel("score, %")
-    axes.set_title(section.title)
+    axes.set_title(_text(section.title))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -135,11 +160,11 @@ def _cost(section: Section, lines: Sequence[leaderboard.Line]) -> Figure:
     for i, line in enumerate(lines):
         assert line.mean is not None
         at, half = (line.gflops or 0.0, 100 * line.mean), 100 * (line.half_width or 0.0)
-        axes.errorbar(*at, yerr=half, fmt=MARKERS[i % len(MARKERS)], capsize=2, label=line.model)
+        axes.errorbar(*at, yerr=half, fmt=MARKERS[i % len(MARKERS)], capsize=2, label=_text(line.model))
     axes.set_xscale("log")
     axes.set_xlabel("GFLOPs an image")
-    axes.set_ylabel(f"{section.common[0] if len(section.common) == 1 else f'mean of {len(section.common)}'}, %")
-    axes.set_title(section.title)
+    axes.set_ylabel(f"{_text(section.common[0]) if len(section.common) == 1 else f'mean of {len(section.common)}'}, %")
+    axes.set_title(_text(section.title))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -149,13 +174,15 @@ def _sweep(section: Section, dataset: str, records: Sequence[RunRecord]) -> Figu
     for i, record in enumerate(records):
         result = record.result or {}
         points = sorted((point["C"], 100 * point["score"]) for point in result["sweep"])
-        (drawn,) = axes.plot(*zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], ms=3, label=record.model)
+        (drawn,) = axes.plot(
+            *zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], ms=3, label=_text(record.model)
+        )
         chosen = [point for point in points if result["C"] and math.isclose(point[0], result["C"])]
         axes.plot(*zip(*chosen, strict=True) if chosen else ((), ()), "o", ms=9, mfc="none", color=drawn.get_color())
     axes.set_xscale("log")
     axes.set_xlabel("C; the ring is what was chosen")
     axes.set_ylabel("validation score, %")
-    axes.set_title(f"{dataset}: {section.title}")
+    axes.set_title(f"{_text(dataset)}: {_text(section.title)}")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -165,7 +192,7 @@ def _against(points: Sequence[tuple[RunRecord, float, float]], x_name: str, y_na
     protocols = sorted({record.protocol for record, _, _ in points})
     for i, protocol in enumerate(protocols):
         own = [(x, y) for record, x, y in points if record.protocol == protocol]
-        axes.plot(*zip(*own, strict=True), MARKERS[i % len(MARKERS)], ms=4, label=protocol)
+        axes.plot(*zip(*own, strict=True), MARKERS[i % len(MARKERS)], ms=4, label=_text(protocol))
     axes.axline((50, 50), slope=1, ls="--", lw=1, color="grey")
     values = [value for _, x, y in points for value in (x, y)]
     room = max(1.0, 0.05 * (max(values) - min(values)))

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from probe.errors import printable
+
 
 class Progress:
     """Images that are to be encoded and that are, an image counted once for each model and mode."""
@@ -16,7 +18,7 @@ class Progress:
 
     def name(self, what: str) -> None:
         """Say what is being encoded."""
-        self._bar.set_description(what)
+        self._bar.set_description(printable(what))
 
     def expect(self, n: int) -> None:
         """Add images that are to be encoded, or, below zero, take off those that need not be."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from probe.errors import ExecutorError, ExtraMissingError
+from probe.errors import ExecutorError, ExtraMissingError, listed, shorten
 from probe.ray_worker import About, versions
 from probe.units import ATTEMPTS, Unit
 
@@ -73,7 +73,7 @@ def find_difference(own: Mapping[str, str | None], about: About) -> ExecutorErro
     ]
     if not differing:
         return None
-    return ExecutorError(f"{about.host} has {'; '.join(differing)}; install the same there, for numbers depend on it")
+    return ExecutorError(f"{about.host} has {listed(differing)}; install the same there, for numbers depend on it")
 
 
 def one_line(err: Exception) -> str:
@@ -82,7 +82,7 @@ def one_line(err: Exception) -> str:
     text = re.sub(r"\x1b\[[\d;]*m", "", str(cause if isinstance(cause, Exception) else err)).strip()
     if "Traceback" in text or "creation task" in text:
         text = text.splitlines()[-1]
-    return " ".join(text.split())[:300]
+    return shorten(" ".join(text.split()), 300)
 
 
 @dataclass(eq=False)

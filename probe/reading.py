@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from probe.cgroups import processor_limits
-from probe.errors import DeviceError, ProbeError
+from probe.errors import DeviceError, ProbeError, summarize
 from probe.preprocess import Preprocess
 
 WAITING_BYTES = 1 << 30  # of images that worker processes have read ahead
@@ -117,8 +117,7 @@ def read_pieces(
     except RuntimeError as err:  # a worker was killed: for want of memory, or of space in /dev/shm
         if "DataLoader worker" not in str(err):
             raise
-        why = " ".join(str(err).split())[:200]
-        raise DeviceError(f"a process that reads images ended ({why}); use --workers 0, or fewer") from err
+        raise DeviceError(f"a process that reads images ended ({summarize(err)}); use --workers 0, or fewer") from err
 
 
 def _read_here(reader: Reader, positions: Iterable[range]) -> Generator[Read]:

@@ -314,7 +314,7 @@ def read_record(path: str | Path) -> RunRecord:
         raise ResultsError(f"{path} has schema {version}, newer than {SCHEMA_VERSION}; update probe")
     known = {own.name for own in dataclass_fields(RunRecord)}
     if unknown := sorted(set(fields) - known):
-        raise ResultsError(f"{path} is damaged: no record has {', '.join(unknown)}; remove it, or run its cell again")
+        raise ResultsError(f"{path} is damaged: no record has {listed(unknown)}; remove it, or run its cell again")
     if fault := find_fault(fields) or find_contradiction(fields.get("result"), fields["spec"]["dataset"]["metric"]):
         raise ResultsError(f"{path} is damaged: {fault}; run its cell again")
     return RunRecord(**{"result": None, "parity": None, **fields})

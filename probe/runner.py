@@ -19,7 +19,7 @@ from probe.comparison import compare_features, count_flips
 from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG as DATASETS
 from probe.datasets.folds import SPLITS
-from probe.errors import ProbeError, ProtocolError, UnknownNameError
+from probe.errors import ProbeError, ProtocolError, UnknownNameError, brief
 from probe.extraction import Access, Extraction, by_split, extract_dataset, num_images
 from probe.features import Features
 from probe.models import get_model
@@ -275,7 +275,7 @@ def _run_cells_of(
             yield _fit(spec, outcome, finished, access)
         except Exception as err:  # a grid goes on past whatever breaks a cell, and the record names it
             logger.debug("%s", spec, exc_info=not isinstance(err, ProbeError))
-            yield Failed(failure(spec, {"type": type(err).__name__, "message": str(err) or repr(err)}), err)
+            yield Failed(failure(spec, {"type": type(err).__name__, "message": brief(str(err) or repr(err))}), err)
 
 
 def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access: Access) -> Done:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from probe.errors import brief, printable
 from probe.records import FAILED, RunRecord, model_slug
 
 COLUMNS = (
@@ -43,12 +45,22 @@ def render(records: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def to_csv(records: Iterable[RunRecord]) -> str:
-    """One line a record, with the columns `COLUMNS`; scores are fractions, unrounded; what is missing is empty."""
+    """One line a record, with the columns `COLUMNS`; scores are fractions, unrounded; what is missing is empty.
+
+    Texts are as `csv_value` has them.
+    """
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row(record) for record in records)
+    writer.writerows({name: csv_value(value) for name, value in row(record).items()} for record in records)
     return file.getvalue()
+
+
+def csv_value(value: object) -> object:
+    """Return a value for CSV: of text the printable form, after a `'` where a spreadsheet would compute a formula."""
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(("=", "+", "-", "@")) else printable(value)
 
 
 def row(record: RunRecord) -> dict[str, object]:
@@ -116,10 +128,23 @@ def to_markdown(records: Iterable[RunRecord]) -> str:
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up."""
-    header, *rows = ([" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (header, *rows))
+    header, *rows = ([_escape_pipes(markdown_text(cell)) for cell in row] for row in (header, *rows))
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |\n" for line in lines)
+
+
+def markdown_text(text: str) -> str:
+    r"""Return a name or message for a page of Markdown: one line, printable, and without HTML.
+
+    >>> markdown_text("two\nlines of <b>")
+    'two lines of &lt;b>'
+    """
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", printable(" ".join(text.split())))
+
+
+def _escape_pipes(cell: str) -> str:
+    return re.sub(r"(\\*)\|", lambda found: f"{2 * found[1]}\\|", cell)
 
 
 def _cells(record: RunRecord) -> tuple[str, ...]:
@@ -163,9 +188,10 @@ def marks(record: RunRecord) -> str:
 
 def _page(records: Sequence[RunRecord]) -> str:
     first = records[0]
-    lines = [f"# {first.model}, {first.mode}\n", to_markdown(records)]
+    lines = [f"# {markdown_text(first.model)}, {first.mode}\n", to_markdown(records)]
     lines += [f"\\{note}\n" for note in footnotes(records)]
     for record in records:
         if record.error is not None:
-            lines.append(f"{record.dataset}, {record.protocol} failed: {record.error['message']}\n")
+            failure = f"{record.dataset}, {record.protocol} failed: {brief(record.error['message'])}"
+            lines.append(f"{markdown_text(failure)}\n")
     return "\n".join(lines)

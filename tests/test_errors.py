@@ -1,6 +1,14 @@
 import inspect
+import json
 
-from probe import errors
+import numpy as np
+import pytest
+from test_records import make_record
+
+from probe import errors, files, model_cards, names, runner
+from probe.cli import main
+from probe.datasets import cards, columns, hub
+from probe.records import read_record
 
 
 def test_every_error_is_a_probe_error_and_is_drawn():
@@ -22,6 +30,94 @@ def test_no_message_is_longer_than_a_paragraph():
     assert len(message) <= errors.MAX_MESSAGE
     assert message.startswith("unknown dataset 'xxx")
     assert message.endswith("xxx'; give another name")
+
+
+@pytest.mark.parametrize("gap", ["/", " ", "\n", "x"])
+@pytest.mark.parametrize("length", [10, 240, 400, 1000, 100_000])
+def test_neither_the_name_of_a_file_nor_what_to_do_is_cut(gap, length):
+    path = "/data/" + ("folder" + gap) * (length // 7) + "/train.tar"
+    message = str(errors.DatasetError(f"{path} is damaged ({'y' * length}); get the file again"))
+    assert len(message) <= errors.MAX_MESSAGE
+    assert message.startswith("/data/folder")
+    assert message.endswith("); get the file again")
+    if gap != " ":  # then it is many words
+        assert "/train.tar is damaged (y" in message
+
+
+def test_messages_do_nothing_to_a_terminal():
+    message = str(errors.DatasetError("no folder at /data/\x1b[31m\n\u202e\udce9\x00; check it"))
+    assert message == r"no folder at /data/\x1b[31m\n\u202e\udce9\x00; check it"
+
+
+def test_letters_of_all_scripts_are_printable():
+    text = "café cafe\u0301 模型 модель שלום \u0645\u06cc\u200c\u062e\u0648 \U0001f469\u200d\U0001f4bb $ \\ ' \""
+    assert errors.printable(text) == text
+
+
+def test_what_other_libraries_say_is_cut():
+    assert errors.summarize(RuntimeError("two\nlines")) == "two lines"
+    assert errors.summarize(RuntimeError()) == "RuntimeError"
+    assert len(errors.summarize(RuntimeError("x" * 10_000))) == errors.MAX_REASON
+    assert len(errors.sentence({"type": "RuntimeError", "message": "x\n" * 10_000})) <= errors.MAX_MESSAGE
+
+
+def test_a_record_holds_no_more_than_a_paragraph_of_an_error():
+    specs = runner.plan(["digits"], ["tiny"], protocols=["readme"], device="cpu")
+    (cell,) = runner._run_cells_of(specs, RuntimeError("in C++\n" * 10_000), [], runner.DEFAULT_ACCESS)
+    assert len(cell.record.error["message"]) <= errors.MAX_MESSAGE
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["x" * 10_000],
+        ["run", "--dataset", "digits", "--jit", "x" * 10_000],
+        ["run", "--dataset", "digits", "--threads", "9" * 10_000],
+        ["run", "--dataset", "digits", *["y" * 50] * 1000],
+        ["extract", "--dataset", "digits", "--shard", "\n" * 1000],
+        ["fit", "a.npz", f"--{'x' * 10_000}"],
+    ],
+)
+def test_messages_of_wrong_usage_are_short(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert len(message) <= errors.MAX_MESSAGE + len("probe extract: error: ")
+
+
+MANY = [f"name-{i:05}-{'x' * 30}" for i in range(5000)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda _: names.unknown_name("model", "zzz", MANY),
+        lambda _: names.unknown_name("model", "z\n" * 50_000, MANY, forms="folder:PATH"),
+        lambda _: model_cards.model_index([make_record(model=name) for name in MANY[:500]]),
+        lambda path: _read({"schema_version": 3, **dict.fromkeys(MANY)}, path),
+        lambda path: files.load(_save(path)),
+        lambda _: cards._no_config("hub", "zzz", dict.fromkeys(MANY)),
+        lambda _: hub.choose_parts("hf:x", {}, {}, splits=MANY),
+        lambda _: columns._choose_column("set", dict.fromkeys(MANY), "", (), (), "image"),
+    ],
+)
+def test_lists_in_messages_are_cut_with_a_count(error, tmp_path):
+    try:
+        message = str(error(tmp_path))
+    except errors.ProbeError as err:
+        message = str(err)
+    assert len(message) <= errors.MAX_MESSAGE
+    assert " more" in message
+
+
+def _read(fields, path):
+    (path / "a.json").write_text(json.dumps(fields))
+    return read_record(path / "a.json")
+
+
+def _save(path):
+    np.savez(path / "a.npz", **dict.fromkeys(MANY[:200], np.zeros(1)))
+    return path / "a.npz"
 
 
 def test_lists_are_cut_with_a_count():

@@ -259,6 +259,18 @@ def test_a_sample_that_is_not_whole_is_named(changes, message, folder):
         _open(folder, _members(**changes))
 
 
+def test_samples_with_dots_in_their_names_are_told_apart_from_missing_images(folder):
+    """5,000 samples that webdataset takes for one; the message says why, and not their names."""
+    members = [(f"img_v1.0_{i:06}.{end}", b"0") for i in range(500) for end in ("png", "cls")]
+    with pytest.raises(DatasetError) as caught:
+        _open(folder, members)
+    message = str(caught.value)
+    assert "the sample 'img_v1' has no image among its files .0_000000.png, .0_000000.cls, " in message
+    assert message.endswith(
+        "and 992 more; the name of a sample ends at its first dot: write 'img_v1_0_000000.png' and so on"
+    )
+
+
 def test_a_sample_that_is_there_twice_is_named(folder):
     with pytest.raises(DatasetError, match=r"0\.tar has 's4\.png' twice; give each sample a name of its own"):
         _open(folder, [*_members(), ("s4.png", picture(4)), ("s4.cls", b"1")])

@@ -35,13 +35,13 @@ def tables(args: argparse.Namespace) -> int:
     if args.check:
         stale = derived.find_stale(results_dir)
         for path in stale.differing:
-            print(f"probe: {path} differs from the records; run python -m probe tables", file=sys.stderr)
+            print(f"probe: {_shown(path)} differs from the records; run python -m probe tables", file=sys.stderr)
         for path in stale.orphans:
-            print(f"probe: {path} is of a model without records; remove it", file=sys.stderr)
+            print(f"probe: {_shown(path)} is of a model without records; remove it", file=sys.stderr)
         return 1 if stale.differing or stale.orphans else 0
     check_writable(results_dir)
     for path in derived.write_derived(results_dir):
-        print(path)
+        print(_shown(path))
     return 0
 
 
@@ -54,16 +54,16 @@ def leaderboard(args: argparse.Namespace) -> int:
     results_dir = _results_dir(args)
     records = [r for r in read_records(results_dir) if args.protocol is None or r.protocol in args.protocol]
     if not records:
-        raise errors.ResultsError(f"no record in {results_dir} is of {', '.join(args.protocol or ['any cell'])}")
+        raise errors.ResultsError(f"no record in {results_dir} is of {errors.listed(args.protocol or ['any cell'])}")
     if args.plots is not None:
         from probe import plots
 
         for path in plots.write_plots(records, Path(args.plots)):
-            print(path)
+            print(_shown(path))
         return 0
     if args.html:
         path = _write_page(records, results_dir, args)
-        print(path)
+        print(_shown(path))
         return 0
     text = exports.FORMATS[args.format](sections(records))
     if args.out is not None:
@@ -96,6 +96,10 @@ def card(args: argparse.Namespace) -> int:
 
     print(model_index([read_record(path) for path in args.path]), end="")
     return 0
+
+
+def _shown(path: Path) -> str:
+    return errors.printable(str(path))
 
 
 def _results_dir(args: argparse.Namespace) -> Path:

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 
 from probe.commands import grids
+from probe.errors import printable
 
 
 def datasets(args: argparse.Namespace) -> int:
@@ -19,7 +20,7 @@ def datasets(args: argparse.Namespace) -> int:
         print(description.page(CATALOG), end="")
     elif args.name is not None:
         for key, value in description.describe(args.name, data_dir=args.data_dir).items():
-            print(f"{key:<13} {value}")
+            print(f"{key:<13} {printable(value)}")
     else:
         header = ("name", "title", "classes", "images", "metric", "in the paper", "licence")
         rows = [
@@ -53,7 +54,7 @@ def models(args: argparse.Namespace) -> int:
         from probe.models.description import describe
 
         for key, value in describe(args.name, weights_dir=args.weights_dir).items():
-            print(f"{key:<18} {value}")
+            print(f"{key:<18} {printable(value)}")
     return 0
 
 
@@ -100,7 +101,7 @@ def protocols(args: argparse.Namespace) -> int:
     if args.name is not None:
         for name in grids.expand([args.name], GROUPS):
             for key, value in describe(name).items():
-                print(f"{key:<15} {value}")
+                print(f"{key:<15} {printable(value)}")
         return 0
     header = ("name", "title", "feature point", "values of C", "images a class", "seeds", "tol", "iterations")
     rows = [

@@ -46,7 +46,8 @@ def parity(args: argparse.Namespace) -> int:
         names = ("softmax of an image over texts", "softmax of a text over images")
         rows += [(name, f"{value:.2g}", "", "") for name, value in zip(names, found.softmax, strict=True)]
         print(tables.markdown_table(header, rows))
-        print(f"{found.model} on {found.dataset}, {found.device}, {found.precision}: {found.num_images} images")
+        names = errors.printable(f"{found.model} on {found.dataset}")
+        print(f"{names}, {found.device}, {found.precision}: {found.num_images} images")
         print(f"predictions that flip: {found.predictions_flipped} of {found.num_test} ({found.protocol})")
         print(f"verdict: {found.verdict}")
     return 0 if found.within_tolerance else 1
@@ -68,7 +69,7 @@ def diff(args: argparse.Namespace) -> int:
         for stage in dict.fromkeys(change.stage for change in found.changes):
             print(f"{stage}: {found.explains(stage)}")
         print()
-    print(found.verdict)
+    print(errors.printable(found.verdict))
     return 0
 
 
@@ -121,7 +122,8 @@ def reproduce(args: argparse.Namespace) -> int:
             )
     for one in done:
         if one.verdict == NOT_RUN:
-            print(f"probe: {' / '.join(_cell_names(one.record))}: {one.reason}", file=sys.stderr)
+            names = errors.shorten(" / ".join(_cell_names(one.record)), 200)
+            print(f"probe: {errors.brief(f'{names}: {one.reason}')}", file=sys.stderr)
     if not done:
         raise errors.ResultsError("nothing was run again; name records that have a score, or raise --max-minutes")
     return 0 if passed == len(done) and not unread else 1
@@ -157,4 +159,4 @@ def _stages_page(found: Reproduction) -> str:
     lines = [tables.markdown_table(("stage", "", "record -> again"), rows)] if rows else []
     if found.images is not None:
         lines.append(f"the score moves by {found.images:.3g} test images; tolerance: {found.tolerance}\n")
-    return "\n".join([*lines, f"{found.reason}\nverdict: {found.verdict}\n"])
+    return "\n".join([*lines, f"{errors.printable(found.reason)}\nverdict: {found.verdict}\n"])

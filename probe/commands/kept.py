@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict
 
 from probe.commands import grids
-from probe.errors import ProbeError
+from probe.errors import ProbeError, printable
 
 
 def cache_ls(args: argparse.Namespace) -> int:
@@ -35,7 +35,7 @@ def cache_ls(args: argparse.Namespace) -> int:
         for entry in kept
     ]
     print(tables.markdown_table(header, rows), end="")
-    print(f"\n{sum(entry.size for entry in kept) / 1e6:.1f} MB in {paths.cache_dir(args.cache_dir)}")
+    print(f"\n{sum(entry.size for entry in kept) / 1e6:.1f} MB in {printable(str(paths.cache_dir(args.cache_dir)))}")
     return 0
 
 
@@ -56,20 +56,20 @@ def cache_explain(args: argparse.Namespace) -> int:
             folder = cell.folder(root)
             reason = cache.damage(folder) if folder.is_dir() else "not kept"
             if not reason:
-                print(f"{cell}: kept in {folder}")
+                print(printable(f"{cell}: kept in {folder}"))
                 continue
             missed += 1
             if folder.is_dir():
-                print(f"{cell}: damaged in {folder} ({reason}); the next run makes it again")
+                print(printable(f"{cell}: damaged in {folder} ({reason}); the next run makes it again"))
                 continue
             kept = inventory.nearest(root, cell)
             if kept is None:
-                print(f"{cell}: not kept, nor anything of this part of the dataset")
+                print(printable(f"{cell}: not kept, nor anything of this part of the dataset"))
                 continue
             fields = inventory.differing(cell, kept)
-            print(f"{cell}: not kept; the nearest is {kept.path.name} ({kept.state})")
+            print(printable(f"{cell}: not kept; the nearest is {kept.path.name} ({kept.state})"))
             for name, (there, wanted) in fields.items():
-                print(f"  {name}: {there} there, {wanted} wanted{_reason(name, there, wanted)}")
+                print(printable(f"  {name}: {there} there, {wanted} wanted{_reason(name, there, wanted)}"))
     return 1 if missed else 0
 
 
@@ -91,7 +91,7 @@ def cache_verify(args: argparse.Namespace) -> int:
 
     checked, damaged = inventory.verify(paths.cache_dir(args.cache_dir))
     for path, reason in damaged.items():
-        print(f"{path}: {reason}")
+        print(printable(f"{path}: {reason}"))
     print(f"{checked} checked, {len(damaged)} damaged{'; the next run makes them again' if damaged else ''}")
     return 1 if damaged else 0
 
@@ -102,6 +102,6 @@ def cache_gc(args: argparse.Namespace) -> int:
 
     removed = inventory.collect(paths.cache_dir(args.cache_dir), max_size=args.max_size)
     for entry in removed:
-        print(f"removed {entry.path} ({entry.state}, {entry.size / 1e6:.1f} MB)")
+        print(printable(f"removed {entry.path} ({entry.state}, {entry.size / 1e6:.1f} MB)"))
     print(f"{sum(entry.size for entry in removed) / 1e6:.1f} MB freed")
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from probe.errors import ExecutorError
+from probe.errors import ExecutorError, printable
 
 if TYPE_CHECKING:
     from probe.estimates import GridCost, ModelCost
@@ -67,7 +67,8 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], ray: Any) -> int:
     existing = next(folder for folder in (cache_dir, *cache_dir.absolute().parents) if folder.exists())
     disk = [one.disk for one in cost.models]
     needed = "not known" if None in disk else f"{_gb(sum(size or 0 for size in disk))} GB"
-    print(f"disk: {needed} of features, {_gb(shutil.disk_usage(existing).free)} GB are free in {cache_dir}")
+    free = _gb(shutil.disk_usage(existing).free)
+    print(f"disk: {needed} of features, {free} GB are free in {printable(str(cache_dir))}")
     return 0
 
 

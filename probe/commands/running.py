@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from probe.records import RunRecord
     from probe.specs import RunSpec
 
+MAX_NAMES = 200  # characters of the names of a cell in a message
 logger = logging.getLogger(__name__)
 
 
@@ -108,9 +109,13 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
     for record in records:
         if record.error is not None:
             cell = f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}"
-            print(f"probe: {cell} failed: {errors.sentence(record.error)}", file=sys.stderr)
+            print(f"probe: {_failure(cell, record.error)}", file=sys.stderr)
     if len(records) < len(specs):
         print(f"probe: {len(records)} of {len(specs)} cells were run", file=sys.stderr)
+
+
+def _failure(what: str, error: Mapping[str, str]) -> str:
+    return errors.brief(f"{errors.shorten(what, MAX_NAMES)} failed: {errors.sentence(error)}")
 
 
 def extract(args: argparse.Namespace) -> int:
@@ -136,7 +141,7 @@ def extract(args: argparse.Namespace) -> int:
             failed += 1
             logger.debug("%s", spec, exc_info=None if isinstance(outcome, ProbeError) else outcome)
             error = {"type": type(outcome).__name__, "message": str(outcome)}
-            print(f"probe: {' / '.join(name)} failed: {errors.sentence(error)}", file=sys.stderr)
+            print(f"probe: {_failure(' / '.join(name), error)}", file=sys.stderr)
     if rows:
         print(tables.markdown_table(("dataset", "model", "mode", "images", "state", "folder"), rows), end="")
     return 1 if failed else 0
@@ -214,6 +219,7 @@ def fit(args: argparse.Namespace) -> int:
 
 def _refuse_unfinished(what: str, result: Mapping[str, Any]) -> None:
     way_out = "divide the features by their size" if result["solver"] == "fast" else "use --solver fast"
+    what = errors.shorten(errors.printable(what), MAX_NAMES)
     print(
         f"probe: {what}: the fit did not converge, its gradient is at {result['gradient_ratio']:.1e} of its start "
         f"after {result['n_iter']} iterations; {way_out}, or raise max_iter in a protocol of your own",

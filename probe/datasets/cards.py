@@ -13,7 +13,7 @@ import datasets
 from PIL import Image
 
 from probe.datasets import hub
-from probe.errors import DatasetError, DatasetMissingError
+from probe.errors import DatasetError, DatasetMissingError, listed
 
 TABLES = (".parquet", ".arrow")
 DESCRIPTIONS = ("metadata.csv", "metadata.jsonl")  # of images in folders; one as Parquet is data
@@ -169,7 +169,7 @@ def _no_config(where: str, config: str, names: Mapping[str, Any]) -> DatasetErro
     if not names:
         return DatasetError(f"{where} has no configuration {config!r}, and no other; leave ?config= out")
     what = f"has no configuration {config!r}, but" if config else "has the configurations"
-    return DatasetError(f"{where} {what} {', '.join(names)}; choose one with ?config=NAME")
+    return DatasetError(f"{where} {what} {listed(names)}; choose one with ?config=NAME")
 
 
 def _data_files(where: str, entry: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet
 
-from probe.errors import DatasetError
+from probe.errors import DatasetError, listed
 
 # Columns that hold labels though their type does not say so.
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "classes", "class_id", "class_label", "cls", "target")
@@ -69,7 +69,7 @@ def read_labels(name: str, images: Any, training: Any, given: str) -> tuple[np.n
     strange = {label: None for labels in values for label in labels if label not in place}
     if strange:
         raise DatasetError(
-            f"{name}: {', '.join(map(repr, list(strange)[:3]))} in the column {column!r} is no class of the training "
+            f"{name}: {listed(map(repr, strange), most=3)} in the column {column!r} is no class of the training "
             "images; drop these images, or add the class"
         )
     if not _is_list(images.features[column]):
@@ -120,14 +120,14 @@ def _choose_column(
     """The column that is given, or the only one that is likely."""
     if given in allowed or (not given and len(likely) == 1):
         return given or likely[0]
-    listed = ", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items())
+    columns = listed(f"{column} ({_kind(feature)})" for column, feature in features.items())
     if given and given not in features:
         wrong = f"there is no column {given!r}"
     elif given:
         wrong = f"the column {given!r} cannot hold {what}s"
     else:
         wrong = f"{'several columns' if likely else 'no column'} could hold the {what}s"
-    raise DatasetError(f"{name}: {wrong}; the columns are {listed}: choose one with ?{what}=COLUMN")
+    raise DatasetError(f"{name}: {wrong}; the columns are {columns}: choose one with ?{what}=COLUMN")
 
 
 def _is_stored_image(feature: Any) -> bool:

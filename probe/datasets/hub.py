@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 
 from tqdm import tqdm
 
-from probe.errors import DatasetError, DatasetMissingError
+from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.hub import LOG_IN, check_home, is_as_published, is_refused, one_line, refused
 
 CARD = "README.md"
@@ -93,9 +93,9 @@ def choose_parts(
     parts = {part: {**usual, **given}[part] for part in PARTS if part in usual or part in given}
     if "all" not in parts and not {"train", "test"} <= set(parts):
         missing = "train" if "train" not in parts else "test"
-        listed = f" of {', '.join(splits)}" if splits else ""
+        choices = f" of {listed(splits)}" if splits else ""
         raise DatasetError(
-            f"{name} has no {missing} part; say which split{listed} it is with ?{missing}=SPLIT, or divide one with "
+            f"{name} has no {missing} part; say which split{choices} it is with ?{missing}=SPLIT, or divide one with "
             "?all=SPLIT"
         )
     for part, split in parts.items():

@@ -25,6 +25,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ from probe.datasets.cards import choose_config, make_plan
 from probe.datasets.columns import check_classes, image_column, read_labels
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
-from probe.errors import DatasetError, DatasetMissingError, ProbeError
+from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed
 from probe.hub import check_home, is_repository, one_line
 from probe.metrics import get_metric
 from probe.specs import DatasetSpec, Part, Source
@@ -175,6 +176,7 @@ def _split_names(path: Path, config: str) -> list[str]:
     """The splits of a path, in their order; what is in them is not read."""
     if path.is_file() or (path / "state.json").is_file():
         return ["train"]
+    _check_path(path)
     with _reading(str(path)):
         if (path / "dataset_dict.json").is_file():
             return list(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
@@ -186,6 +188,7 @@ def _load_path(path: Path, config: str, content: str) -> dict[str, Any]:
     """Return the rows of each split of a folder or file, whose contents have the fingerprint `content`."""
     if not path.exists():
         raise DatasetMissingError(f"no file or folder at {path}; check the path")
+    _check_path(path)
     arrow = str(Path(datasets.config.HF_DATASETS_CACHE) / "probe" / content.rpartition(":")[2][:16])
     with _reading(str(path)):
         if (path / "dataset_dict.json").is_file():
@@ -202,6 +205,15 @@ def _load_path(path: Path, config: str, content: str) -> dict[str, Any]:
         if path.suffix == ".parquet":
             return {"train": datasets.Dataset.from_parquet(str(path), cache_dir=arrow)}
     raise DatasetError(f"{path} is no file of Parquet or Arrow; give one, or a folder")
+
+
+def _check_path(path: Path) -> None:
+    """Refuse a path that the library would take for a pattern, since other folders can match it, or cannot read."""
+    wrong = re.search(r"[*?\[\]\r\n\ud800-\udfff]", str(path))
+    if wrong:
+        raise DatasetError(
+            f"{path} has {wrong[0]!r} in its name, with which the library datasets reads other files or none; rename it"
+        )
 
 
 def _load_repository(
@@ -256,7 +268,7 @@ def _check_splits(where: str, names: Sequence[str], splits: Mapping[str, str]) -
             free = [name for name in names if name not in splits.values()]
             alone = f", or ?all={names[0]} to divide it" if len(names) == 1 and part != "all" else ""
             raise DatasetError(
-                f"{where} has no split {split!r}; its splits are {', '.join(names)}: write "
+                f"{where} has no split {split!r}; its splits are {listed(names)}: write "
                 f"?{part}={free[0] if free else 'SPLIT'}{alone}"
             )
 

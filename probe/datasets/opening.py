@@ -19,7 +19,7 @@ from probe.datasets.folds import SPLITS, Fold, default_fold
 from probe.datasets.images import ImageDataset
 from probe.datasets.recipes import RECIPES
 from probe.datasets.splits import TooFewImagesError
-from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
+from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, summarize
 from probe.metrics import misfit
 from probe.names import unknown_name
 from probe.specs import DatasetSpec, Part, Source
@@ -212,7 +212,7 @@ def _nowhere(
     if offline and can_download:
         why = "--offline forbids to fetch it"
     elif can_download:
-        why = f"could not be downloaded ({'; '.join(str(err) for err in missing[len(spec.sources) :])})"
+        why = f"could not be downloaded ({'; '.join(map(summarize, missing[len(spec.sources) :]))})"
     else:
         why = spec.gone or "cannot be fetched by probe"
     files = next((source.files for source in spec.sources if source.files), "")

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from probe.datasets.archives import check_end, check_member
-from probe.errors import DatasetError, DatasetMissingError
+from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.hub import one_line
 
 LABELS = ("cls", "json")
@@ -114,9 +114,12 @@ def _choose_fields(path: Path, key: str, fields: Mapping[str, object], suffixes:
     if len(images) == 1 and label:
         return images[0], label
     lacks = ("several images" if images else "no image") if len(images) != 1 else "no label"
+    way_out = "it needs one image and its label as .cls or .json"
+    if dotted := next((ending for ending in fields if "." in ending), ""):  # webdataset's rule, by which many are one
+        stem, _, suffix = f"{key.rpartition('/')[2]}.{dotted}".rpartition(".")
+        way_out = f"the name of a sample ends at its first dot: write '{stem.replace('.', '_')}.{suffix}' and so on"
     raise DatasetError(
-        f"{path}: the sample {key!r} has {lacks} among its files {', '.join(f'.{ending}' for ending in fields)}; it "
-        "needs one image and its label as .cls or .json"
+        f"{path}: the sample {key!r} has {lacks} among its files {listed(f'.{ending}' for ending in fields)}; {way_out}"
     )
 
 

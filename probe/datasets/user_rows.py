@@ -24,7 +24,7 @@ from probe import paths
 from probe.datasets.catalog import CATALOG
 from probe.datasets.folds import SPLITS
 from probe.datasets.recipes import PARTS_OF_RECIPES, RECIPES
-from probe.errors import DatasetError, DatasetMissingError
+from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.metrics import METRICS
 from probe.names import unknown_name
 from probe.specs import DatasetSpec, Part, Source
@@ -157,9 +157,9 @@ def _check_names(spec: DatasetSpec, file: Path) -> None:
 def _check_splits(spec: DatasetSpec, file: Path) -> None:
     names = [part.name for part in spec.parts]
     if len(set(names)) < len(names) or not set(names) <= {*SPLITS, "all"}:
-        raise DatasetError(f"{file}: the parts are {', '.join(names)}; give each of train, val, test or all once")
+        raise DatasetError(f"{file}: the parts are {listed(names)}; give each of train, val, test or all once")
     if names != ["all"] and not {"train", "test"} <= set(names) <= set(SPLITS):
-        raise DatasetError(f"{file}: the parts are {', '.join(names)}; give train and test, or all alone")
+        raise DatasetError(f"{file}: the parts are {listed(names)}; give train and test, or all alone")
     for part in spec.parts:
         if part.size is not None and part.size < 1:
             raise DatasetError(f"{file}: the size of {part.name} is {part.size}; give 1 or more, or leave it out")
@@ -199,7 +199,7 @@ def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
     given = dict(source.parts)
     folders = [str(dict(arguments).get("folder", "")) for arguments in given.values()]
     if any(Path(folder).is_absolute() or ".." in Path(folder).parts for folder in folders):
-        raise DatasetError(f"{file}: a folder of {', '.join(folders)} is not below the location; write it so")
+        raise DatasetError(f"{file}: a folder of {listed(folders)} is not below the location; write it so")
     if len(set(given.values())) < len(given):
         raise DatasetError(f"{file}: two parts of a source are the same; give each its own")
     for part in spec.parts:

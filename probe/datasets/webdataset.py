@@ -36,7 +36,7 @@ from probe.datasets.archives import check_member
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.datasets.shards import check_shard, compressed, read_image, read_index
-from probe.errors import DatasetError, DatasetMissingError, DownloadError
+from probe.errors import DatasetError, DatasetMissingError, DownloadError, listed
 from probe.fetch import fetch
 from probe.hub import is_repository
 from probe.specs import DatasetSpec, Part, Source, slug
@@ -198,9 +198,7 @@ def _find_folders(folder: Path, options: Mapping[str, str]) -> dict[str, str]:
         return {"all": "."}
     if not found and not set(options) & set(hub.PARTS):
         if names:
-            raise DatasetError(
-                f"{folder} has shards in {', '.join(names)}; say which are what with ?train=...&test=..."
-            )
+            raise DatasetError(f"{folder} has shards in {listed(names)}; say which are what with ?train=...&test=...")
         _list_shards(folder, ".")  # says what is wrong
     return found
 
@@ -233,7 +231,7 @@ def _list_shards(folder: Path, split: str) -> _Shards:
     series = {re.sub(r"\d+", "*", name) for name in names}
     if len(series) > 1:
         raise DatasetError(
-            f"{place} has shards of several series, {', '.join(sorted(series))}; put those of each part into a folder, "
+            f"{place} has shards of several series, {listed(sorted(series))}; put those of each part into a folder, "
             "or name them as in wds:PATH?train=a-{00..12}.tar&test=b-{0..3}.tar"
         )
     numbers = {int(found[-1]) for name in names if (found := re.findall(r"\d+", name))}
@@ -288,7 +286,7 @@ def _fetch_from_hub(repo: str, revision: str, part: str, split: str, offline: bo
         patterns = [f"{glob.escape(split)}/*.tar"]
     if snapshot.is_known and not hub.matching(snapshot.files, patterns):
         folders = dict.fromkeys(file.rpartition("/")[0] or "." for file in snapshot.files if file.endswith(".tar"))
-        where = f"; there are some in {', '.join(folders)}: write ?{part}=FOLDER" if folders else "; give another one"
+        where = f"; there are some in {listed(folders)}: write ?{part}=FOLDER" if folders else "; give another one"
         raise DatasetMissingError(f"{repo} has no shards {split}{where}")
     also = [glob.escape(_below(split, NUM_SHARDS)), CLASS_NAMES]
     folder = hub.fetch(snapshot, [*patterns, *also], offline=offline)

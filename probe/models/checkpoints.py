@@ -27,6 +27,7 @@ from probe.models.clip import architecture_of
 from probe.models.openai import BUFFERS
 from probe.models.saved import Saved, read_saved
 from probe.models.unwrapping import WHOLE, Found, find_clips, largest_table, without_shared_prefix
+from probe.paths import is_utf8
 from probe.preprocess import Preprocess
 from probe.specs import Architecture, digest
 
@@ -196,11 +197,11 @@ def _read_saved(path: Path) -> Saved:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
     path.open("rb").close()  # safetensors says of every file it may not open that there is none
     try:
-        return load_file(path)
+        return load_file(path) if is_utf8(path) else load(path.read_bytes())
     except SafetensorError as err:
         raise CheckpointError(f"{path} is no safetensors file or is damaged ({err}); get the file again") from err
 

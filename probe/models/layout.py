@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - the name the whole field uses fo
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from probe.errors import DeviceError
+from probe.errors import DeviceError, summarize
 from probe.models.clip import Block, QuickGELU, Transformer, VisionTransformer
 from probe.models.devices import Execution
 
@@ -134,7 +134,7 @@ def compile_tower(tower: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
             with inductor.patch(freezing=True):
                 return compiled(images)
         except Exception as err:  # each stage of torch's compiler has errors of its own
-            why = " ".join(str(err).split())[:300]
+            why = summarize(err)
             raise DeviceError(f"torch cannot compile this tower here ({why}); run it without --compile") from err
 
     return run

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from probe.errors import CheckpointError, CheckpointMissingError, ExtraMissingError, ProbeError, UnknownNameError
+from probe.errors import (
+    CheckpointError,
+    CheckpointMissingError,
+    ExtraMissingError,
+    ProbeError,
+    UnknownNameError,
+    listed,
+    summarize,
+)
 from probe.fetch import file_sha256
 from probe.models import KEY, OPEN_CLIP, hub, split_key
 from probe.models.archive import is_archive
@@ -95,7 +103,7 @@ def parse(source: str) -> Source:
     if not tags:
         raise UnknownNameError(f"open_clip has no weights for {architecture}; give {OPEN_CLIP}{architecture}/PATH")
     if not rest:
-        known = ", ".join(tags)
+        known = listed(tags)
         raise UnknownNameError(f"{OPEN_CLIP}{architecture} does not say which weights; add one of its tags: /{known}")
     raise unknown_name(f"tag of open_clip's {architecture}", rest, tags)
 
@@ -202,7 +210,7 @@ def _create(source: Source, execution: Execution, *, weights: Path | None, offli
     except FAILURES as err:
         if isinstance(err, ProbeError):
             raise
-        what = " ".join(str(err).split())[:300]
+        what = summarize(err)
         raise CheckpointError(f"open_clip cannot build {source} ({what}); check that the weights are of it") from err
     return model.eval().requires_grad_(False)
 

@@ -20,6 +20,7 @@ from probe.errors import CheckpointError
 from probe.models.archive import check_program
 from probe.models.clip import CLIP, architecture_of, convert_weights
 from probe.models.devices import Execution
+from probe.paths import is_utf8
 from probe.specs import Architecture
 
 METHODS = ("forward", "encode_image", "encode_text")
@@ -94,7 +95,9 @@ def _load_archive(source: Path | BinaryIO, device: torch.device) -> torch.jit.Sc
     _require_torchscript()
     with _without_deprecation():
         try:
-            opened = str(source) if isinstance(source, Path) else source
+            opened: Any = source
+            if isinstance(source, Path):
+                opened = str(source) if is_utf8(source) else io.BytesIO(source.read_bytes())
             model: torch.jit.ScriptModule = torch.jit.load(opened, map_location=device)
         except (RuntimeError, ValueError) as err:
             raise CheckpointError(f"{source} is no TorchScript archive or is damaged; fetch it again") from err

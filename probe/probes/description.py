@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from probe.errors import listed
 from probe.probes.protocols import get_protocol
 from probe.specs import Protocol
 
@@ -20,7 +21,7 @@ def describe(name: str) -> dict[str, str]:
         "C": describe_grid(protocol),
         "C chosen on": _chosen_on(protocol),
         "images a class": images_a_class(protocol) if protocol.shots else "",
-        "seeds": ", ".join(map(str, range(protocol.num_seeds))) if protocol.shots else "",
+        "seeds": listed(range(protocol.num_seeds), most=16) if protocol.shots else "",
         "final fit on": _fitted_on(protocol),
         "solver": f"at most {protocol.max_iter} iterations, tol {protocol.tol:g}",
         "starts from": "the weights of the nearest C before" if protocol.warm_start else "",

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from probe.environment import blas_threads, package_version, threads
-from probe.errors import FeaturesError, ProtocolError
+from probe.errors import FeaturesError, ProtocolError, listed
 from probe.features import Features
 from probe.intervals import interval
 from probe.metrics import IGNORED, get_metric, misfit
@@ -378,7 +378,7 @@ def _warn_of_missing_classes(parts: Sequence[Features], test: Features) -> None:
         logger.warning(
             "%d classes of the test split have no training image and count as wrong: %s",
             len(missing),
-            ", ".join(map(str, missing[:10].tolist())),
+            listed(missing.tolist()),
         )
 
 

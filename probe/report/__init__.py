@@ -6,15 +6,18 @@ The tables are HTML and can be read without scripts; `report.js` adds the rest, 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from probe import leaderboard, modes, published
 from probe.datasets.catalog import CATALOG
+from probe.errors import brief, printable
 from probe.records import RunRecord, record_path
 from probe.specs import canonical_json
 from probe.tables import status
@@ -33,10 +36,16 @@ def render(records: Sequence[RunRecord], sections: Sequence[leaderboard.Section]
         results_dir: the folder of the records, from that of the page, to link to them.
     """
     index: Index = {record.key: i for i, record in enumerate(records)}
-    data = {"folder": "" if results_dir == "." else f"{results_dir}/", **_data(records, sections, index)}
+    folder = "" if results_dir == "." else f"{quote(os.fsencode(results_dir))}/"  # an address, in which # and ? end it
+    data = {"folder": folder, **_data(records, sections, index)}
     loader = FileSystemLoader(FOLDER)
     templates = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        finalize=_printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return templates.get_template("report.html").render(
         sections=[_section(*pair, index) for pair in zip(leaderboard.titles(sections), sections, strict=True)],
@@ -47,6 +56,10 @@ def render(records: Sequence[RunRecord], sections: Sequence[leaderboard.Section]
         style=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
         script=Markup((FOLDER / "report.js").read_text(encoding="utf-8")),
     )
+
+
+def _printable(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _section(title: str, section: leaderboard.Section, index: Index) -> dict[str, Any]:
@@ -91,7 +104,7 @@ def _data(records: Sequence[RunRecord], sections: Sequence[leaderboard.Section],
             {
                 "lines": [
                     {
-                        "model": line.model,
+                        "model": printable(line.model),
                         "mean": line.mean,
                         "low": line.low,
                         "high": line.high,
@@ -127,10 +140,10 @@ def _record(record: RunRecord, environments: dict[str, int]) -> dict[str, Any]:
     place = environments.setdefault(canonical_json(_environment(record)), len(environments))
     found = {
         "file": record_path(record, Path()).as_posix(),
-        "dataset": record.dataset,
-        "model": record.model,
+        "dataset": printable(record.dataset),
+        "model": printable(record.model),
         "mode": record.mode,
-        "protocol": record.protocol,
+        "protocol": printable(record.protocol),
         "precision": record.precision,
         "solver": record.solver,
         "status": status(record),
@@ -147,7 +160,7 @@ def _record(record: RunRecord, environments: dict[str, int]) -> dict[str, Any]:
         "seconds": {name: round(value, 1) for name, value in record.seconds.items()},
         "weights": record.encoder.get("weights_sha256"),
         "gflops": profile["flops"] / 1e9 if profile.get("flops") else None,
-        "error": (record.error or {}).get("message"),
+        "error": brief((record.error or {}).get("message", "")),
         "created": record.created,
         "environment": place,
     }

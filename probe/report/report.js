@@ -116,7 +116,7 @@ function openRecord(index) {
     ...Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]),
   );
   byId("command").textContent = `python -m probe reproduce ${record.file}`;
-  byId("file").setAttribute("href", encodeURI(data.folder + record.file));
+  byId("file").setAttribute("href", data.folder + encodeURI(record.file));
   byId("copy").textContent = "Copy the command";
   history.replaceState(null, "", `#${encodeURI(record.file)}`);
   byId("record").showModal();
