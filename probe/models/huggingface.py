@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from probe.errors import CheckpointError
-from probe.models.clip import ACTIVATIONS, architecture_of
+from probe.models.clip import ACTIVATIONS, MLP_RATIO, architecture_of
 from probe.models.tokenizer import Tokenizer, read_merges
 from probe.preprocess import MEAN, STD, Preprocess
 from probe.specs import Architecture
@@ -125,11 +125,15 @@ def read_architecture(folder: Path, state_dict: Mapping[str, Tensor]) -> Archite
     if text["hidden_act"] != vision["hidden_act"]:
         raise _cannot_follow(path, "text hidden_act", text["hidden_act"], [vision["hidden_act"]])
     shape = architecture_of(state_dict)
+    vision_mlp = shape.vision_mlp_width or MLP_RATIO * shape.vision_width
+    text_mlp = shape.transformer_mlp_width or MLP_RATIO * shape.transformer_width
     for name, value, ours in (
         ("vision num_hidden_layers", vision.get("num_hidden_layers"), shape.vision_layers),
         ("vision image_size", vision.get("image_size"), shape.image_resolution),
         ("vision patch_size", vision.get("patch_size"), shape.vision_patch_size),
+        ("vision intermediate_size", vision.get("intermediate_size"), vision_mlp),
         ("text num_hidden_layers", text.get("num_hidden_layers"), shape.transformer_layers),
+        ("text intermediate_size", text.get("intermediate_size"), text_mlp),
     ):
         if value not in (None, ours):
             raise _cannot_follow(path, name, value, [f"{ours}, that of the weights"])
