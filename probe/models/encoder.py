@@ -36,6 +36,7 @@ class ImageEncoder:
         license: of the weights; empty where nobody says.
         pre_projection: normalised pixels (n, 3, r, r) in the dtype of `execution` -> (n, pre_projection_dim).
         project: (n, pre_projection_dim) -> (n, embed_dim).
+        preprocess_from: where the settings of `preprocess` are from, such as `open_clip_config.json`.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ImageEncoder:
     license: str
     pre_projection: Callable[[Tensor], Tensor]
     project: Callable[[Tensor], Tensor]
+    preprocess_from: str = ""
 
     @property
     def resolution(self) -> int:

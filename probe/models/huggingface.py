@@ -61,6 +61,15 @@ DEFAULTS = {
     "text": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 8},
 }
 CONTEXT_LENGTH = 77  # likewise
+_SIGLIP = "SigLIP runs through open_clip, such as open_clip:ViT-B-16-SigLIP/webli"
+# By `model_type`: what can be given in place of a model that is near a CLIP.
+INSTEAD = {
+    "siglip": _SIGLIP,
+    "siglip2": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+    "clip_vision_model": "give the CLIPModel that this image tower is from",
+    "clip_text_model": "give the CLIPModel that this text tower is from",
+}
 EPSILON = 1e-5  # of torch's LayerNorm, which `clip.py` leaves as it is
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # the numbers of PIL's filters
 STEPS = ("do_resize", "do_rescale", "do_normalize")
@@ -111,16 +120,31 @@ def _join_projections(state_dict: Mapping[str, Tensor], query: str) -> Tensor:
     return torch.cat([state_dict[name] for name in names])
 
 
+def check_type(folder: Path) -> None:
+    """Check that a folder holds a whole CLIP, by its `config.json` alone.
+
+    Raises:
+        CheckpointError: the folder holds another model; the message says what is supported.
+    """
+    path = folder / CONFIG
+    found = _read_json(path).get("model_type")
+    if found != "clip":
+        instead = INSTEAD.get(str(found), "give a folder that CLIPModel has written")
+        raise CheckpointError(
+            f"{path} has model_type {found!r}; supported are whole CLIP models with both towers (CLIPModel, model_type "
+            f"'clip'): {instead}"
+        )
+
+
 def read_architecture(folder: Path, state_dict: Mapping[str, Tensor]) -> Architecture:
     """The sizes of renamed weights, with the activation and heads that `config.json` tells.
 
     Raises:
         CheckpointError: no CLIP config, or one that our towers cannot follow; the message names the value.
     """
+    check_type(folder)
     path = folder / CONFIG
     config = _read_json(path)
-    if config.get("model_type") != "clip":
-        raise CheckpointError(f"{path} is of a {config.get('model_type')!r}, not of a 'clip'; give a CLIP")
     vision, text = (_read_tower(path, config, tower) for tower in DEFAULTS)
     if text["hidden_act"] != vision["hidden_act"]:
         raise _cannot_follow(path, "text hidden_act", text["hidden_act"], [vision["hidden_act"]])
@@ -167,6 +191,11 @@ def _head_width(path: Path, tower: str, width: int, heads: object) -> int:
     return width // heads
 
 
+def find_image_settings(folder: Path) -> Path | None:
+    """Return the file of a folder that says how images are prepared; None where there is none."""
+    return next((folder / name for name in (IMAGES, PROCESSOR) if (folder / name).is_file()), None)
+
+
 def read_preprocess(folder: Path, resolution: int) -> Preprocess:
     """The image settings of `preprocessor_config.json`, or of `processor_config.json`; CLIP's own where neither is.
 
@@ -176,8 +205,9 @@ def read_preprocess(folder: Path, resolution: int) -> Preprocess:
     Raises:
         CheckpointError: a setting that ours cannot follow; the message names it.
     """
-    path = folder / IMAGES if (folder / IMAGES).is_file() else folder / PROCESSOR
-    config = _read_json(path) if path.is_file() else {}
+    path = find_image_settings(folder)
+    config = _read_json(path) if path is not None else {}
+    path = path or folder / IMAGES
     config = config.get("image_processor", config)
     for step in STEPS:
         if config.get(step) is False:

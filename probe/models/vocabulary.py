@@ -92,7 +92,7 @@ def _tokenizer(path: Path, limit: int | None) -> Tokenizer:
 def _of_folder(spec: ModelSpec, *, offline: bool) -> tuple[Tokenizer, int]:
     """The tokenizer and the context length of a folder as Hugging Face's libraries write it."""
     if spec.form == "open_clip":
-        architecture = spec.source.partition("/")[0]
+        architecture = spec.source if spec.source.startswith("local-dir:") else spec.source.partition("/")[0]
         raise CheckpointError(f"{spec.name} has open_clip's tokenizer; use open_clip.get_tokenizer({architecture!r})")
     folder = Path(spec.source)
     if spec.form == "hf":
