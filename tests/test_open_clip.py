@@ -19,8 +19,9 @@ from test_huggingface import make_model
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipConfig, SiglipModel
 
 import probe
-from probe.errors import CheckpointError, CheckpointMissingError
-from probe.models import get_model
+from probe.errors import CheckpointError, CheckpointMissingError, DeviceError
+from probe.models import get_model, open_clip_towers
+from probe.models import open_clip as zoo
 from probe.models.assumptions import check_assumptions
 from probe.models.clip import architecture_of
 from probe.models.description import describe
@@ -49,6 +50,12 @@ MODELS = {
         "text_cfg": TEXT,
     },
     "timm": {"vision_cfg": TIMM, "text_cfg": TEXT, "custom_text": True},
+    "coca": {
+        "vision_cfg": VIT | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+        "text_cfg": TEXT | {"embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": TEXT,
+        "custom_text": True,
+    },
 }
 FILE = "open_clip_model.safetensors"
 IMAGES = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bilinear", "resize_mode": "squash"}
@@ -273,7 +280,7 @@ def test_weights_alone_warn_of_all_that_is_assumed(tmp_path, caplog):
     assert encoder.preprocess_from == "OpenAI's models"
 
 
-@pytest.mark.parametrize("kind", ["timm", "clipa"])
+@pytest.mark.parametrize("kind", ["coca", "timm", "clipa"])
 def test_weights_of_another_model_are_refused_by_name_before_any_warning(kind, tmp_path, caplog):
     folder = write_folder(tmp_path / kind, kind)
     (folder / CONFIG).unlink()
@@ -376,3 +383,19 @@ def test_a_checkpoint_of_a_named_architecture_may_be_wrapped(wrapping, trained):
     expected = load_encoder(trained, device="cpu").encode(_pixels(32)).projected
     torch.save(WRAPPINGS[wrapping](torch.load(path)), path)
     assert torch.equal(load_encoder(trained, device="cpu").encode(_pixels(32)).projected, expected)
+
+
+@pytest.mark.parametrize(
+    ("precision", "instead"), [("fp16", "--precision fp32"), ("bf16", "--precision fp32"), ("fp32", "another model")]
+)
+def test_a_tower_that_does_not_run_is_named_with_its_precision(precision, instead, vit, monkeypatch):
+    def fail(images):
+        raise RuntimeError("mat1 and mat2 must have the same dtype")
+
+    execution = resolve_execution("cpu", precision=precision)
+    loaded = zoo.load_model(f"local-dir:{vit}", execution)
+    monkeypatch.setattr(loaded.model.visual, "forward", fail)
+    with pytest.raises(
+        DeviceError, match=rf"^open_clip:x does not run in {precision} on cpu \(mat1.*\); use {instead}"
+    ):
+        open_clip_towers.as_encoder("open_clip:x", loaded, execution)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probe.errors import CheckpointError, ProbeError
+from probe.errors import CheckpointError, DeviceError, ProbeError
 from probe.fetch import file_sha256
 from probe.models import OPEN_CLIP, hub
 from probe.models.archive import is_archive
@@ -82,6 +82,8 @@ def load_model(source: str, execution: Execution, *, offline: bool = False) -> Z
     settings = _settings(found, offline=offline)
     model = _create(found, settings, execution, offline=offline)
     _load_weights(model, found, path, tensors)
+    if execution.dtype != torch.float32:
+        _cast_the_rest(model, execution.dtype)
     return ZooModel(model, _preprocess(found, model), settings.origin, file_sha256(path), dtypes, license_name)
 
 
@@ -127,6 +129,8 @@ def _create(source: Source, settings: Settings, execution: Execution, *, offline
                 **_text_tower(name, offline=offline),
             )
     except FAILURES as err:
+        if execution.precision != "fp32" and isinstance(err, AttributeError):  # a layer that open_clip's cast overlooks
+            raise DeviceError(f"open_clip cannot cast {source} to {execution.precision}; use --precision fp32") from err
         raise _cannot_build(source, err) from err
     return model.eval().requires_grad_(False)
 
@@ -154,6 +158,21 @@ def _cannot_build(source: Source, err: Exception) -> Exception:
         return err
     what = " ".join(str(err).split())[:300]
     return CheckpointError(f"open_clip cannot build {source} ({what}); check that the weights are of it")
+
+
+def _cast_the_rest(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast what open_clip's own cast leaves in fp32 and its layers then multiply with half-precision values.
+
+    That is: queries of attentional pools, scales of layers and heads, text towers of Hugging Face's. The normalisations
+    that compute in fp32 stay, and so do the model's temperature and bias.
+    """
+    from open_clip.transformer import LayerNormFp32
+
+    for module in list(model.modules())[1:]:
+        if not isinstance(module, LayerNormFp32 | nn.modules.batchnorm._BatchNorm):
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(dtype)
 
 
 @contextmanager
@@ -294,4 +313,6 @@ def identify(source: str, *, offline: bool) -> str:
         facts["preprocess"] = OWN_PREPROCESS
     if not found.architecture:
         facts["config"] = file_sha256(_config_folder(found, offline=offline) / CONFIG)
+    if "multimodal_cfg" in import_open_clip().get_model_config(_name_for_open_clip(found, offline=offline)):
+        facts["projected"] = "unit length"  # of CoCa, since what was cached before was not
     return digest(facts)

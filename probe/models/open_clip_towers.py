@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from probe.errors import DeviceError
 from probe.models.devices import Execution
 from probe.models.encoder import ImageEncoder, dtypes_of
 from probe.models.open_clip import ZooModel
@@ -21,9 +24,18 @@ def as_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncode
     before, project = _in_two_steps(loaded.model, visual)
     side = loaded.preprocess.resolution
     zeros = torch.zeros(1, 3, side, side, device=execution.device, dtype=execution.dtype)
-    with torch.inference_mode():
-        middle = before(zeros)
-        widths = (middle.shape[-1], project(middle).shape[-1])
+    try:
+        with torch.inference_mode():
+            middle = before(zeros)
+            widths = (middle.shape[-1], project(middle).shape[-1])
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as err:
+        what = " ".join(str(err).split())[:200]
+        instead = "another model" if execution.precision == "fp32" else "--precision fp32"
+        raise DeviceError(
+            f"{name} does not run in {execution.precision} on {execution.device} ({what}); use {instead}"
+        ) from err
     return ImageEncoder(
         name,
         execution,
@@ -41,6 +53,19 @@ def as_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncode
 
 
 def _in_two_steps(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return the tower up to its projection, and the projection.
+
+    Both together are `model.encode_image(images)` with open_clip's default arguments: open_clip
+    normalises the features of a CoCa by default, and of no other model.
+    """
+    before, project = _split_tower(model, visual)
+    encode_image: Any = model.encode_image
+    if inspect.signature(encode_image).parameters["normalize"].default:
+        return before, lambda features: functional.normalize(project(features), dim=-1)
+    return before, project
+
+
+def _split_tower(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Return the tower up to its last layer, and that layer.
 
     open_clip's own towers have theirs as in OpenAI's models. A tower of timm's ends in a layer of its own or of
