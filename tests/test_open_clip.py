@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import re
 import shutil
 
 import numpy as np
@@ -339,6 +340,14 @@ def test_the_weights_of_another_model_say_what_is_supported(tmp_path):
     CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="has model_type 'clip_vision_model'"):
         load_encoder(tmp_path / "model.safetensors", device="cpu")
+
+
+def test_texts_are_left_to_open_clips_tokenizer(vit, tmp_path):
+    torch.save({}, tmp_path / "x.pt")
+    names = {f"ViT-B-32/{tmp_path / 'x.pt'}": "ViT-B-32", "hf-hub:org/vit": "hf-hub:org/vit"}
+    for name, theirs in {**names, f"local-dir:{vit}": f"local-dir:{vit}"}.items():
+        with pytest.raises(CheckpointError, match=re.escape(f"use open_clip.get_tokenizer('{theirs}')")):
+            probe.tokenize("a dog", model=f"open_clip:{name}")
 
 
 @pytest.fixture
