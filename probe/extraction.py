@@ -562,6 +562,7 @@ def _describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:
         "embed_dim": encoder.embed_dim,
         "pre_projection_dim": encoder.pre_projection_dim,
         "preprocess": asdict(encoder.preprocess),
+        "preprocess_from": encoder.preprocess_from,
         "dtypes": {
             "checkpoint": encoder.checkpoint_dtypes,
             "weights": encoder.weights_dtypes,

@@ -10,7 +10,8 @@ Schema history: 1, the first; `encoder` was given `license`, `preprocess` and `d
 `sources` in place of `form` and `source`; `read`, and `folds` in `result`, are new; `extraction`, and `compiled` in
 `spec`, came later on. 3: `result` has `solver`, `tol`, `excess`, `interval`, `outcomes`, `same_images`, and `draws`
 with their `seed` and `indices`; points of its `sweep` have `gradient_ratio` and `objective`; `parity` has `p_value`;
-`sample` in `features`, `eager_score` in `parity`, and `blas_threads` in `environment` came later on.
+`sample` in `features`, `eager_score` in `parity`, `blas_threads` in `environment`, and `preprocess_from` and
+`weights_key` in `encoder` came later on.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class RunRecord:
     Args:
         status: `done` or `failed`.
         spec: the whole `RunSpec`: dataset, model, protocol, jit, device, precision, batch size, solver.
-        encoder: weights' SHA-256 and licence, widths, preprocessing, and the `dtypes` of the checkpoint, of the image
-            tower's weights as they compute, and of the features as they are kept; empty where the cell failed before
-            that.
+        encoder: weights' SHA-256 and licence, widths, preprocessing and where it is from, and the `dtypes` of the
+            checkpoint, of the image tower's weights as they compute, and of the features as they are stored;
+            `weights_key` if the weights lay in a container or below a prefix; empty if the run failed before that.
         splits: for `train`, `val`, `test`, or `train/1` and so on where there are several folds: number of the images
             that were read and SHA-256 of their ids and labels, in order; ids are positions in a part of the source, or
             names of files.

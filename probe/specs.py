@@ -21,7 +21,8 @@ class Architecture:
 
     `vision_layers` is a number of blocks for a ViT and the four stage lengths for a ResNet, whose `vision_patch_size`
     is None. Widths are in channels, `image_resolution` and `vision_patch_size` in pixels. `activation` is `quick_gelu`,
-    that of all OpenAI models, or `gelu`; `*_head_width` is the number of channels of one attention head.
+    that of all OpenAI models, or `gelu`; `*_head_width` is the number of channels of one attention head, `*_mlp_width`
+    the hidden width of a transformer's MLP, where None is four times the width of the transformer.
     """
 
     embed_dim: int
@@ -36,6 +37,8 @@ class Architecture:
     activation: str = "quick_gelu"
     vision_head_width: int = 64
     transformer_head_width: int = 64
+    vision_mlp_width: int | None = None
+    transformer_mlp_width: int | None = None
 
     @property
     def pre_projection_dim(self) -> int:

@@ -16,15 +16,15 @@ from probe.models.clip import CLIP, Bottleneck
 from probe.models.openai import save_archive
 from probe.specs import Architecture
 
-SMALL_VIT = Architecture(
+SMALL_VIT = Architecture(  # as wide as `tiny`, since weights alone are refused where their widths are unknown
     embed_dim=48,
     image_resolution=32,
     vision_layers=2,
-    vision_width=64,
+    vision_width=192,
     vision_patch_size=16,
     context_length=12,
     vocab_size=100,
-    transformer_width=64,
+    transformer_width=128,
     transformer_layers=2,
 )
 SMALL_RESNET = Architecture(

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL_VIT, random_clip
+from conftest import SMALL_RESNET, SMALL_VIT, random_clip
 from safetensors.torch import save_file
 
 from probe.errors import CheckpointError, CheckpointMissingError
@@ -12,6 +12,7 @@ from probe.models.archive import is_archive
 from probe.models.checkpoints import read_checkpoint, read_tensors
 from probe.models.clip import architecture_of
 from probe.models.loading import load_clip
+from probe.models.openai import save_archive
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +52,18 @@ def test_weights_that_may_be_of_open_clip_are_not_taken_in_silence(file, model, 
     assert "open_clip:ARCH/PATH" in caplog.text
 
 
-def test_an_archive_is_openais(archive, caplog):
-    read_checkpoint(archive)
+def test_an_archive_of_known_sizes_is_openais(model, tmp_path, caplog):
+    save_archive(model, tmp_path / "model.pt")
+    read_checkpoint(tmp_path / "model.pt")
     assert not caplog.text
+
+
+def test_an_archive_of_other_sizes_is_not_rebuilt_in_silence(tmp_path, caplog):
+    """Its program has the heads and the activation, which a rebuilt model can only guess."""
+    save_archive(random_clip(SMALL_RESNET), tmp_path / "model.pt")
+    read_checkpoint(tmp_path / "model.pt")
+    assert "towers 8 (image) and 64 (text) channels wide, as no model of OpenAI's" in caplog.text
+    assert "--jit on" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x10\x00\x00\x00\x00\x00\x00\x00{broken json!!}"])
@@ -137,8 +147,8 @@ def test_a_link_is_not_followed_away_from_its_neighbours(model, tmp_path):
     "change",
     [
         lambda s: {1: torch.zeros(2)},
-        lambda s: s | {"visual.proj": torch.zeros(64, 48).to_sparse()},
-        lambda s: s | {"visual.proj": torch.zeros(64, 48, device="meta")},
+        lambda s: s | {"visual.proj": torch.zeros(192, 48).to_sparse()},
+        lambda s: s | {"visual.proj": torch.zeros(192, 48, device="meta")},
     ],
 )
 def test_tensors_without_plain_numbers_are_named(change, model, tmp_path):
@@ -148,7 +158,7 @@ def test_tensors_without_plain_numbers_are_named(change, model, tmp_path):
 
 
 def test_codes_of_a_quantized_model_are_no_weights(model, tmp_path):
-    torch.save(model.state_dict() | {"visual.proj": torch.zeros(64, 48, dtype=torch.int8)}, tmp_path / "int8.pt")
+    torch.save(model.state_dict() | {"visual.proj": torch.zeros(192, 48, dtype=torch.int8)}, tmp_path / "int8.pt")
     with pytest.raises(CheckpointError, match=r"'visual.proj' holds torch.int8 where torch.float32"):
         load_clip(tmp_path / "int8.pt", "cpu")
 

@@ -21,15 +21,15 @@ MERGES = [("a", "b</w>"), ("x", "y")]
 VOCAB_SIZE = 512 + len(MERGES) + 2
 
 
-def make_model(activation="quick_gelu"):
+def make_model(activation="quick_gelu", *, vision_mlp=384, text_mlp=256):
     torch.manual_seed(0)
     text = {
-        **{"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"hidden_size": 64, "intermediate_size": text_mlp, "num_hidden_layers": 2, "num_attention_heads": 4},
         **{"vocab_size": VOCAB_SIZE, "max_position_embeddings": 12, "hidden_act": activation},
         **{"bos_token_id": VOCAB_SIZE - 2, "eos_token_id": VOCAB_SIZE - 1, "pad_token_id": 0},
     }
     vision = {
-        **{"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"hidden_size": 96, "intermediate_size": vision_mlp, "num_hidden_layers": 2, "num_attention_heads": 2},
         **{"image_size": 32, "patch_size": 16, "hidden_act": activation},
     }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=48)).eval()
@@ -64,6 +64,27 @@ def test_a_folder_gives_the_features_of_transformers(activation, tmp_path):
     before = theirs.vision_model(image).pooler_output
     torch.testing.assert_close(ours.visual.pre_projection(image), before, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.encode_image(image), theirs.visual_projection(before), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vision_mlp", "text_mlp"),
+    [(419, 256), (473, 256), (384, 315), (419, 100), (96, 64), (1, 1)],
+    ids=["ViT-g", "ViT-bigG", "text", "both", "once", "one"],
+)
+@torch.inference_mode()
+def test_any_width_of_the_mlps_gives_the_features_of_transformers(vision_mlp, text_mlp, tmp_path):
+    """LAION's ViT-g and ViT-bigG have MLPs 4.36 and 4.92 times as wide as the image tower."""
+    theirs = make_model("gelu", vision_mlp=vision_mlp, text_mlp=text_mlp)
+    theirs.save_pretrained(tmp_path)
+    ours, _ = load_clip(tmp_path, "cpu")
+    image, text = torch.randn(3, 3, 32, 32), torch.randint(1, VOCAB_SIZE - 2, (4, 12))
+    text[:, -1] = VOCAB_SIZE - 1
+    expected = theirs(pixel_values=image, input_ids=text)
+    torch.testing.assert_close(ours(image, text)[0], expected.logits_per_image, atol=1e-5, rtol=1e-5)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    found = load_encoder(tmp_path, device="cpu").encode(pixels)  # laid out for the processor
+    expected = theirs.get_image_features(pixel_values=Preprocess(32).normalize(pixels)).pooler_output
+    torch.testing.assert_close(found.projected, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_weights_file_of_a_folder_loads_by_path_too(folder):
@@ -140,7 +161,7 @@ def test_both_sides_are_resized_where_nothing_is_cropped(folder):
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("config.json", {"model_type": "siglip"}, "is of a 'siglip', not of a 'clip'"),
+        ("config.json", {"model_type": "siglip"}, "has model_type 'siglip'; supported are whole CLIP models"),
         ("config.json", {"text_config_dict": {"hidden_act": "relu"}}, "text hidden_act 'relu'"),
         ("config.json", {"vision_config_dict": {"hidden_act": "gelu"}}, "text hidden_act 'quick_gelu'"),
         ("config.json", {"vision_config_dict": {"layer_norm_eps": 1e-6}}, "vision layer_norm_eps 1e-06"),
@@ -150,6 +171,7 @@ def test_both_sides_are_resized_where_nothing_is_cropped(folder):
         ("config.json", {"text_config": {"eos_token_id": 7, "num_attention_heads": 4}}, "text eos_token_id 7"),
         ("config.json", {"vision_config": {"num_hidden_layers": 1}}, "vision num_hidden_layers 1"),
         ("config.json", {"vision_config": {"image_size": 224}}, "vision image_size 224"),
+        ("config.json", {"vision_config": {"intermediate_size": 400}}, "vision intermediate_size 400"),
         ("preprocessor_config.json", {"do_center_crop": False}, "do_center_crop False"),
         ("vocab.json", {"more": 516}, "the tokenizer of .* is not CLIP's"),
     ],

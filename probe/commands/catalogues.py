@@ -47,9 +47,9 @@ def models(args: argparse.Namespace) -> int:
     if args.name is None:
         _list_models(args.weights_dir)
     elif args.name == models.OPEN_CLIP:
-        from probe.models import open_clip
+        from probe.models import open_clip_names
 
-        print("\n".join(open_clip.names()))
+        print("\n".join(open_clip_names.names()))
     else:
         from probe.models.description import describe
 

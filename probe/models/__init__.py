@@ -10,6 +10,7 @@ from probe import paths
 from probe.errors import CheckpointError, CheckpointMissingError
 from probe.models import hub
 from probe.models.catalog import CATALOG
+from probe.models.open_clip_config import CONFIG, LOCAL
 from probe.names import unknown_name
 from probe.specs import ModelSpec
 
@@ -21,8 +22,8 @@ HUB_MARKS = tuple(f"{file}{index}" for file in hub.FOLDER_WEIGHTS for index in (
 FOLDER_MARK = "config.json"  # what Hugging Face's libraries write beside weights
 DISTRIBUTED_SUFFIX, DISTRIBUTED_MARK = ".distcp", ".metadata"  # what torch.distributed.checkpoint writes
 FORMS = (
-    f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {OPEN_CLIP}ARCH/PATH, {HF}ORG/NAME, or the path of a checkpoint or of a "
-    "folder as Hugging Face's libraries write it"
+    f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {OPEN_CLIP}ARCH/PATH, {OPEN_CLIP}local-dir:PATH, {OPEN_CLIP}hf-hub:ORG/NAME, "
+    f"{HF}ORG/NAME, or the path of a checkpoint or of a folder as Hugging Face's libraries or open_clip write it"
 )
 
 
@@ -35,9 +36,11 @@ def get_model(name: str | Path) -> ModelSpec:
     """Find a model by what a user calls it.
 
     Args:
-        name: a name of the catalogue; `random:NAME` for its sizes with seeded random weights; `open_clip:ARCH/TAG` or
-            `open_clip:ARCH/PATH`; `hf:ORG/NAME`; the path of a checkpoint, or of a folder as Hugging Face's libraries
-            write it; `PATH?key=KEY` for one of several models in a checkpoint, such as `PATH?key=state_dict_ema`.
+        name: a name of the catalogue; `random:NAME` for its sizes with seeded random weights; `open_clip:ARCH/TAG`,
+            `open_clip:ARCH/PATH`, `open_clip:local-dir:PATH` or `open_clip:hf-hub:ORG/NAME`; `hf:ORG/NAME`; the path of
+            a checkpoint, or of a folder as Hugging Face's libraries or open_clip write it. A checkpoint with
+            `open_clip_config.json` beside it is `open_clip:local-dir:PATH`. `PATH?key=KEY` is one of several models in
+            a checkpoint, such as `PATH?key=state_dict_ema`.
 
     Raises:
         UnknownNameError: no such model; the message offers what is near.
@@ -56,9 +59,9 @@ def get_model(name: str | Path) -> ModelSpec:
         hub.check_name(repo)
         return ModelSpec(name, form="hf", source=repo)
     if name.startswith(OPEN_CLIP):
-        from probe.models import open_clip  # loads torch
+        from probe.models import open_clip_names  # loads open_clip, and so torch
 
-        source = str(open_clip.parse(name.removeprefix(OPEN_CLIP)))
+        source = str(open_clip_names.parse(name.removeprefix(OPEN_CLIP)))
         return ModelSpec(f"{OPEN_CLIP}{source}", form="open_clip", source=source)
     return _on_disk(name)
 
@@ -97,6 +100,7 @@ def _on_disk(name: str) -> ModelSpec:
         written, key = split_key(name)
         # Links are not followed: those of Hugging Face's cache lead to files without suffix and neighbours.
         path = Path(os.path.abspath(written.expanduser()))  # noqa: PTH100 - `Path.resolve` would follow them
+        is_open_clips = _is_open_clips(path)
         found = path.is_file() or (path / FOLDER_MARK).is_file()
         is_distributed = path.suffix == DISTRIBUTED_SUFFIX or (not found and (path / DISTRIBUTED_MARK).is_file())
     # A name too long, a home of nobody, a folder that may not be looked into, a NUL.
@@ -107,11 +111,31 @@ def _on_disk(name: str) -> ModelSpec:
             f"{path} is a distributed checkpoint; make a file of it with python -m "
             "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
         )
+    source = f"{path}{KEY}{key}" if key else str(path)
+    if is_open_clips:
+        return get_model(f"{OPEN_CLIP}{LOCAL}{source}")
     if found:
         source = f"{path}{KEY}{key}" if key else str(path)
         return ModelSpec(source, form="file", source=source)
     if path.suffix in CHECKPOINT_SUFFIXES or name.startswith((".", "/", "~")):
         raise CheckpointMissingError(
-            f"no checkpoint at {path}; give the path of a file, or of a folder with a {FOLDER_MARK}"
+            f"no checkpoint at {path}; give the path of a file, or of a folder with a {FOLDER_MARK} or {CONFIG}"
         )
     raise unknown_name("model", name, model_names(), forms=FORMS)
+
+
+def _is_open_clips(path: Path) -> bool:
+    """Return whether open_clip's configuration goes with a file or folder.
+
+    It does not go with weights of Hugging Face's form that lie in the same folder, or with a TorchScript archive, which
+    holds its own program.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not path.exists() or not (folder / CONFIG).is_file():
+        return False
+    of_hugging_face = [folder / mark for mark in HUB_MARKS if (folder / FOLDER_MARK).is_file()]
+    if path.is_dir():
+        return not any(file.is_file() for file in of_hugging_face)
+    from probe.models.archive import is_archive  # loads torch
+
+    return path not in of_hugging_face and not is_archive(path)

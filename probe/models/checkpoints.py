@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from probe.errors import CheckpointError, ProbeError, listed
 from probe.fetch import file_sha256
 from probe.models import hub, huggingface
 from probe.models.archive import check_zip, is_archive, read_archive
+from probe.models.assumptions import check_assumptions
 from probe.models.clip import architecture_of
-from probe.models.openai import BUFFERS
+from probe.models.openai import BUFFERS, check_weights
 from probe.models.saved import Saved, read_saved
 from probe.models.unwrapping import WHOLE, Found, find_clips, largest_table, without_shared_prefix
 from probe.paths import is_utf8
@@ -48,6 +50,7 @@ class Checkpoint:
         path: the file or folder; None for random weights.
         license: what the model card in the folder says; empty where there is none.
         key: where in the file the weights were, such as `state_dict.model`; `.` where the file holds them alone.
+        preprocess_from: where the settings of `preprocess` are from.
     """
 
     state_dict: Mapping[str, Tensor]
@@ -57,6 +60,7 @@ class Checkpoint:
     path: Path | None
     license: str = ""
     key: str = WHOLE
+    preprocess_from: str = "OpenAI's models"
 
 
 def read_checkpoint(path: Path, *, sha256: str = "", key: str = "") -> Checkpoint:
@@ -89,15 +93,25 @@ def _read(path: Path, sha256: str, key: str) -> Checkpoint:
             raise CheckpointError(f"{path} is in Hugging Face's naming; put its config.json beside it")
         checkpoint = _in_hugging_face_naming(path.parent, state_dict, path, sha256 or file_sha256(path))
         return replace(checkpoint, key=found.key)
-    if not is_archive(path):
-        logger.warning(
-            "%s does not say whether it was trained with QuickGELU, as OpenAI's models, or with GELU, as most of "
-            "open_clip's; it is taken for the former, and open_clip:ARCH/PATH names the latter",
-            path,
-        )
-    architecture = architecture_of(state_dict)
+    is_of_transformers = path.name in hub.FOLDER_WEIGHTS and (path.parent / huggingface.CONFIG).is_file()
+    if is_of_transformers and "text_projection" not in state_dict:
+        huggingface.check_type(path.parent)
+    with _named(path, ", or name another architecture than OpenAI's: open_clip:ARCH/PATH"):
+        architecture = architecture_of(state_dict)
+        check_weights(state_dict, architecture)
+    check_assumptions(path, architecture, is_archive=is_archive(path))
     preprocess = Preprocess(architecture.image_resolution)
     return Checkpoint(state_dict, architecture, preprocess, sha256 or file_sha256(path), path, key=found.key)
+
+
+@contextmanager
+def _named(path: Path, hint: str = "") -> Iterator[None]:
+    """Put the name of the file before the message of an error about its weights, and a hint behind it."""
+    try:
+        yield
+    except CheckpointError as err:
+        message = str(err)
+        raise CheckpointError(message if str(path) in message else f"{path}: {message}{hint}") from err
 
 
 def read_tensors(path: Path, key: str = "") -> dict[str, Tensor]:
@@ -207,6 +221,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_folder(folder: Path, key: str) -> Checkpoint:
+    huggingface.check_type(folder)
     files = _weight_files(folder)
     saved = [_read_content(file) for file in files]
     if len(files) > 1:  # shards of one state dict
@@ -215,7 +230,7 @@ def _read_folder(folder: Path, key: str) -> Checkpoint:
     found = _choose(folder, saved[0], key)
     state_dict = found.state_dict
     if not huggingface.is_hugging_face(state_dict):
-        raise CheckpointError(f"{folder} holds no CLIPModel of Hugging Face's; give the checkpoint file instead")
+        raise CheckpointError(f"{folder} holds no weights of a CLIPModel; give a folder that CLIPModel has written")
     hashes = {file.name: file_sha256(file) for file in files}
     sha256 = next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes)
     return replace(_in_hugging_face_naming(folder, state_dict, folder, sha256), key=found.key)
@@ -254,8 +269,12 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _in_hugging_face_naming(folder: Path, state_dict: Mapping[str, Tensor], path: Path, sha256: str) -> Checkpoint:
-    renamed = huggingface.rename(state_dict)
-    architecture = huggingface.read_architecture(folder, renamed)
+    with _named(path):
+        renamed = huggingface.rename(state_dict)
+        architecture = huggingface.read_architecture(folder, renamed)
+        check_weights(renamed, architecture)
     huggingface.check_tokenizer(folder, architecture.vocab_size)
     preprocess = huggingface.read_preprocess(folder, architecture.image_resolution)
-    return Checkpoint(renamed, architecture, preprocess, sha256, path, hub.read_license(folder))
+    settings = huggingface.find_image_settings(folder)
+    origin = settings.name if settings is not None else Checkpoint.preprocess_from
+    return Checkpoint(renamed, architecture, preprocess, sha256, path, hub.read_license(folder), origin)

@@ -40,6 +40,7 @@ class QuickGELU(nn.Module):
 
 TOKENIZE = "tokenize with probe.tokenize(texts, model=NAME), where NAME is the model that was loaded"
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+MLP_RATIO = 4  # hidden width of an MLP over that of its transformer, in all of OpenAI's models
 
 
 class SelfAttention(nn.MultiheadAttention):
@@ -54,11 +55,12 @@ class SelfAttention(nn.MultiheadAttention):
 class Mlp(nn.Sequential):
     """The two-layer perceptron of a transformer block."""
 
-    def __init__(self, width: int, activation: str) -> None:
+    def __init__(self, width: int, activation: str, mlp_width: int | None = None) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
+        hidden = mlp_width or MLP_RATIO * width
+        self.c_fc = nn.Linear(width, hidden)
         self.gelu = ACTIVATIONS[activation]()
-        self.c_proj = nn.Linear(4 * width, width)
+        self.c_proj = nn.Linear(hidden, width)
 
 
 class Block(nn.Module):
@@ -67,11 +69,19 @@ class Block(nn.Module):
     The mask is not a buffer, because published state dicts have no key for a mask.
     """
 
-    def __init__(self, width: int, heads: int, *, activation: str, attn_mask: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        activation: str,
+        attn_mask: Tensor | None = None,
+        mlp_width: int | None = None,
+    ) -> None:
         super().__init__()
         self.attn = SelfAttention(width, heads)
         self.ln_1 = LayerNorm(width)
-        self.mlp = Mlp(width, activation)
+        self.mlp = Mlp(width, activation, mlp_width)
         self.ln_2 = LayerNorm(width)
         self.attn_mask = attn_mask
 
@@ -91,12 +101,21 @@ class Transformer(nn.Module):
     """A stack of blocks."""
 
     def __init__(
-        self, width: int, layers: int, heads: int, *, activation: str, attn_mask: Tensor | None = None
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        *,
+        activation: str,
+        attn_mask: Tensor | None = None,
+        mlp_width: int | None = None,
     ) -> None:
         super().__init__()
         self.width = width
         self.layers = layers
-        blocks = (Block(width, heads, activation=activation, attn_mask=attn_mask) for _ in range(layers))
+        blocks = (
+            Block(width, heads, activation=activation, attn_mask=attn_mask, mlp_width=mlp_width) for _ in range(layers)
+        )
         self.resblocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +137,13 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty((self.input_resolution // patch) ** 2 + 1, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, architecture.vision_heads, activation=architecture.activation)
+        self.transformer = Transformer(
+            width,
+            layers,
+            architecture.vision_heads,
+            activation=architecture.activation,
+            mlp_width=architecture.vision_mlp_width,
+        )
         self.ln_post = LayerNorm(width)
         self.proj: nn.Parameter | None = nn.Parameter(torch.empty(width, self.output_dim))
 
@@ -272,6 +297,7 @@ class CLIP(nn.Module):
             a.transformer_heads,
             activation=a.activation,
             attn_mask=self.build_attention_mask(),
+            mlp_width=a.transformer_mlp_width,
         )
         self.token_embedding = nn.Embedding(a.vocab_size, a.transformer_width)
         self.positional_embedding = nn.Parameter(torch.empty(a.context_length, a.transformer_width))
@@ -381,6 +407,7 @@ def architecture_of(state_dict: Mapping[str, Tensor]) -> Architecture:
         vocab_size=_shape(state_dict, "token_embedding.weight", 2)[0],
         transformer_width=text_width,
         transformer_layers=_count_blocks(state_dict, "transformer.resblocks."),
+        transformer_mlp_width=_mlp_width(state_dict, "transformer", text_width),
         **_vision_sizes(state_dict),
     )
     for tower, width, head in (
@@ -400,6 +427,7 @@ def _vision_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
             "vision_layers": _count_blocks(state_dict, "visual.transformer.resblocks."),
             "vision_width": width,
             "vision_patch_size": patch,
+            "vision_mlp_width": _mlp_width(state_dict, "visual.transformer", width),
         }
     return {
         "image_resolution": _side(state_dict, "visual.attnpool.positional_embedding") * 32,
@@ -407,6 +435,13 @@ def _vision_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         "vision_width": _shape(state_dict, "visual.layer1.0.conv1.weight", 4)[0],
         "vision_patch_size": None,
     }
+
+
+def _mlp_width(state_dict: Mapping[str, Tensor], transformer: str, width: int) -> int | None:
+    """Return the hidden width of the first block's MLP; None where it is four times the width, or there is no block."""
+    name = f"{transformer}.resblocks.0.mlp.c_fc.bias"
+    hidden = _shape(state_dict, name, 1)[0] if name in state_dict else None
+    return None if hidden == MLP_RATIO * width else hidden
 
 
 def _side(state_dict: Mapping[str, Tensor], name: str) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from probe.errors import DownloadError
 from probe.fetch import file_sha256
-from probe.models import get_model, is_here, open_clip
+from probe.models import get_model, is_here, open_clip, open_clip_names, open_clip_towers
 from probe.models.loading import has_jit_mode, read_weights
 from probe.models.profile import profile_architecture, profile_model
 from probe.specs import ModelSpec, Profile
@@ -48,14 +48,14 @@ def _describe_checkpoint(spec: ModelSpec) -> dict[str, str]:
 def _describe_zoo(spec: ModelSpec, *, here: bool) -> dict[str, str]:
     said = {"modes": EAGER}
     if here:
-        path, said["licence"] = open_clip.fetch(open_clip.parse(spec.source), offline=True)
+        path, said["licence"] = open_clip.fetch(open_clip_names.parse(spec.source), offline=True)
         said["sha256"] = file_sha256(path)
     try:
         loaded = open_clip.sketch(spec.source)
     except DownloadError:  # its text tower is Hugging Face's, whose configuration is not here
         return said
     profile = profile_model(loaded.model, loaded.preprocess.resolution)
-    encoder = open_clip.as_encoder(spec.name, loaded, open_clip.META)
+    encoder = open_clip_towers.as_encoder(spec.name, loaded, open_clip.META)
     return said | _sizes(encoder.resolution, encoder.embed_dim, encoder.pre_projection_dim, profile)
 
 

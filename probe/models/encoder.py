@@ -37,6 +37,7 @@ class ImageEncoder:
         pre_projection: normalised pixels (n, 3, r, r) in the dtype of `execution` -> (n, pre_projection_dim).
         project: (n, pre_projection_dim) -> (n, embed_dim).
         weights_key: where in the checkpoint the weights were, such as `state_dict.model`; `.` if it holds them alone.
+        preprocess_from: where the settings of `preprocess` are from, such as `open_clip_config.json`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ImageEncoder:
     pre_projection: Callable[[Tensor], Tensor]
     project: Callable[[Tensor], Tensor]
     weights_key: str = "."
+    preprocess_from: str = ""
 
     @property
     def resolution(self) -> int:

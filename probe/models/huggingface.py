@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from probe.errors import CheckpointError
-from probe.models.clip import ACTIVATIONS, architecture_of
+from probe.models.clip import ACTIVATIONS, MLP_RATIO, architecture_of
 from probe.models.tokenizer import Tokenizer, read_merges
 from probe.preprocess import MEAN, STD, Preprocess
 from probe.specs import Architecture
@@ -61,6 +61,15 @@ DEFAULTS = {
     "text": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 8},
 }
 CONTEXT_LENGTH = 77  # likewise
+_SIGLIP = "SigLIP runs through open_clip, such as open_clip:ViT-B-16-SigLIP/webli"
+# By `model_type`: what can be given in place of a model that is near a CLIP.
+INSTEAD = {
+    "siglip": _SIGLIP,
+    "siglip2": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+    "clip_vision_model": "give the CLIPModel that this image tower is from",
+    "clip_text_model": "give the CLIPModel that this text tower is from",
+}
 EPSILON = 1e-5  # of torch's LayerNorm, which `clip.py` leaves as it is
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # the numbers of PIL's filters
 STEPS = ("do_resize", "do_rescale", "do_normalize")
@@ -111,25 +120,44 @@ def _join_projections(state_dict: Mapping[str, Tensor], query: str) -> Tensor:
     return torch.cat([state_dict[name] for name in names])
 
 
+def check_type(folder: Path) -> None:
+    """Check that a folder holds a whole CLIP, by its `config.json` alone.
+
+    Raises:
+        CheckpointError: the folder holds another model; the message says what is supported.
+    """
+    path = folder / CONFIG
+    found = _read_json(path).get("model_type")
+    if found != "clip":
+        instead = INSTEAD.get(str(found), "give a folder that CLIPModel has written")
+        raise CheckpointError(
+            f"{path} has model_type {found!r}; supported are whole CLIP models with both towers (CLIPModel, model_type "
+            f"'clip'): {instead}"
+        )
+
+
 def read_architecture(folder: Path, state_dict: Mapping[str, Tensor]) -> Architecture:
     """The sizes of renamed weights, with the activation and heads that `config.json` tells.
 
     Raises:
         CheckpointError: no CLIP config, or one that our towers cannot follow; the message names the value.
     """
+    check_type(folder)
     path = folder / CONFIG
     config = _read_json(path)
-    if config.get("model_type") != "clip":
-        raise CheckpointError(f"{path} is of a {config.get('model_type')!r}, not of a 'clip'; give a CLIP")
     vision, text = (_read_tower(path, config, tower) for tower in DEFAULTS)
     if text["hidden_act"] != vision["hidden_act"]:
         raise _cannot_follow(path, "text hidden_act", text["hidden_act"], [vision["hidden_act"]])
     shape = architecture_of(state_dict)
+    vision_mlp = shape.vision_mlp_width or MLP_RATIO * shape.vision_width
+    text_mlp = shape.transformer_mlp_width or MLP_RATIO * shape.transformer_width
     for name, value, ours in (
         ("vision num_hidden_layers", vision.get("num_hidden_layers"), shape.vision_layers),
         ("vision image_size", vision.get("image_size"), shape.image_resolution),
         ("vision patch_size", vision.get("patch_size"), shape.vision_patch_size),
+        ("vision intermediate_size", vision.get("intermediate_size"), vision_mlp),
         ("text num_hidden_layers", text.get("num_hidden_layers"), shape.transformer_layers),
+        ("text intermediate_size", text.get("intermediate_size"), text_mlp),
     ):
         if value not in (None, ours):
             raise _cannot_follow(path, name, value, [f"{ours}, that of the weights"])
@@ -163,6 +191,11 @@ def _head_width(path: Path, tower: str, width: int, heads: object) -> int:
     return width // heads
 
 
+def find_image_settings(folder: Path) -> Path | None:
+    """Return the file of a folder that says how images are prepared; None where there is none."""
+    return next((folder / name for name in (IMAGES, PROCESSOR) if (folder / name).is_file()), None)
+
+
 def read_preprocess(folder: Path, resolution: int) -> Preprocess:
     """The image settings of `preprocessor_config.json`, or of `processor_config.json`; CLIP's own where neither is.
 
@@ -172,8 +205,9 @@ def read_preprocess(folder: Path, resolution: int) -> Preprocess:
     Raises:
         CheckpointError: a setting that ours cannot follow; the message names it.
     """
-    path = folder / IMAGES if (folder / IMAGES).is_file() else folder / PROCESSOR
-    config = _read_json(path) if path.is_file() else {}
+    path = find_image_settings(folder)
+    config = _read_json(path) if path is not None else {}
+    path = path or folder / IMAGES
     config = config.get("image_processor", config)
     for step in STEPS:
         if config.get(step) is False:

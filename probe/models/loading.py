@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from probe import paths
 from probe.errors import CheckpointError, ChecksumError, ProbeError
 from probe.fetch import fetch, file_sha256
-from probe.models import get_model, hub, open_clip, split_key
+from probe.models import get_model, hub, open_clip, open_clip_towers, split_key
 from probe.models.archive import is_archive
 from probe.models.checkpoints import Checkpoint, list_files, read_checkpoint
 from probe.models.clip import CLIP, convert_weights
@@ -44,9 +44,7 @@ def load_encoder(
     """Load the image tower of a model.
 
     Args:
-        model: a name of the catalogue, `random:NAME`, `open_clip:ARCH/TAG`, `hf:ORG/NAME`, the path of a checkpoint or
-            of a folder as Hugging Face's libraries write it, or a row. `PATH?key=KEY` chooses one of several models in
-            a checkpoint.
+        model: a name as `get_model` takes it, or a row.
         jit: run the TorchScript archive as it is instead of rebuilding the model. Random weights are traced into an
             archive first; what is no archive is rebuilt all the same, with a warning and `execution.jit` False.
         device: `auto` is CUDA where there is one, else the CPU.
@@ -64,7 +62,7 @@ def load_encoder(
     if spec.form == "open_clip":
         execution = _rebuilt(execution, spec.name)
         loaded = open_clip.load_model(spec.source, execution, offline=offline)
-        encoder = open_clip.as_encoder(spec.name, loaded, execution)
+        encoder = open_clip_towers.as_encoder(spec.name, loaded, execution)
     else:
         checkpoint = read_weights(spec, weights_dir=weights_dir, offline=offline)
         encoder = as_encoder(spec, checkpoint, open_model(checkpoint, execution), execution)
@@ -135,7 +133,10 @@ def checkpoint_path(spec: ModelSpec, *, weights_dir: str | Path | None = None, o
     if spec.form == "file":
         return split_key(spec.source)[0]
     if spec.form == "hf":
-        return hub.fetch_repository(spec.source, HUB_WEIGHTS, [*FILES, hub.CARD], offline=offline)
+        try:
+            return hub.fetch_repository(spec.source, HUB_WEIGHTS, [*FILES, hub.CARD], offline=offline)
+        except CheckpointError as err:
+            raise CheckpointError(f"{err}, or open_clip:hf-hub:{spec.source} for a model of open_clip's") from err
     target = paths.weights_dir(weights_dir) / spec.source.rsplit("/", 1)[-1]
     return fetch(spec.source, target, sha256=spec.sha256, offline=offline)
 
@@ -152,10 +153,7 @@ def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline:
     if spec.form == "random":
         return digest({"architecture": spec.architecture, "seed": spec.seed, "torch": torch.__version__})
     if spec.form == "open_clip":
-        source = open_clip.parse(spec.source)
-        path, _ = open_clip.fetch(source, offline=offline)
-        chosen = {"key": source.key} if source.key else {}
-        return digest({"architecture": source.architecture, "tag": source.tag, "sha256": file_sha256(path), **chosen})
+        return open_clip.identify(spec.source, offline=offline)
     path = checkpoint_path(spec, weights_dir=weights_dir, offline=offline)
     if spec.form == "url":
         return spec.sha256  # which `fetch` has just found right
@@ -216,6 +214,7 @@ def as_encoder(
         license=spec.license or checkpoint.license,
         pre_projection=before,
         project=project,
+        preprocess_from=checkpoint.preprocess_from,
     )
 
 

@@ -7,63 +7,49 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from probe.errors import (
-    CheckpointError,
-    CheckpointMissingError,
-    ExtraMissingError,
-    ProbeError,
-    UnknownNameError,
-    listed,
-    summarize,
-)
+from probe.errors import CheckpointError, DeviceError, ProbeError, summarize
 from probe.fetch import file_sha256
-from probe.models import KEY, OPEN_CLIP, hub, split_key
+from probe.models import OPEN_CLIP, hub
 from probe.models.archive import is_archive
 from probe.models.checkpoints import SAFETENSORS, read_model
 from probe.models.devices import Execution
-from probe.models.encoder import ImageEncoder, dtypes_of
-from probe.models.openai import expose_pre_projection
+from probe.models.encoder import dtypes_of
+from probe.models.open_clip_config import CONFIG, LOCAL, find_weights, read_config
+from probe.models.open_clip_names import Source, import_open_clip, parse
 from probe.models.unwrapping import WHOLE, Found
-from probe.names import unknown_name
 from probe.preprocess import INTERPOLATIONS, RESIZES, Preprocess
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from probe.specs import digest
 
 logger = logging.getLogger(__name__)
 
-PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # what the table says of images, beside the size
+PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # all that open_clip says of images but the size
 META = Execution(torch.device("meta"), "fp32", jit=False)
-# What open_clip raises for files that it was not made for; the last three come from containers that it does not know.
-FAILURES = (RuntimeError, ValueError, KeyError, ImportError, OSError, AttributeError, TypeError, UnpicklingError)
 DEFAULT_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository, best first
+DEFAULT_ORIGIN = "open_clip's default"
+# What open_clip raises of a configuration or of weights that it cannot follow.
+FAILURES = (
+    *(RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError, ImportError, OSError),
+    UnpicklingError,
+)
 
 
 @dataclass(frozen=True)
-class Source:
-    """An architecture of open_clip's and its weights: a `tag` of its table, or else the `path` of a checkpoint.
+class Settings:
+    """How images are prepared, as in open_clip's table, and where that is from; with the activation of a tag."""
 
-    `key` chooses one of several models in the checkpoint.
-    """
-
-    architecture: str
-    tag: str = ""
-    path: Path | None = None
-    key: str = ""
-
-    def __str__(self) -> str:
-        """As in `ModelSpec.source`."""
-        return f"{self.architecture}/{self.tag or self.path}{KEY if self.key else ''}{self.key}"
+    values: Mapping[str, Any]
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -72,166 +58,198 @@ class ZooModel:
 
     model: nn.Module
     preprocess: Preprocess
+    preprocess_from: str
     sha256: str
     checkpoint_dtypes: tuple[str, ...]
     license: str
     weights_key: str = WHOLE
 
 
-def parse(source: str) -> Source:
-    """Look up `ARCH/TAG` or `ARCH/PATH`; an architecture may have a slash, as in `ViT-B/32`.
-
-    Raises:
-        UnknownNameError: open_clip has no such architecture or tag; near ones are offered.
-        CheckpointMissingError: what follows the architecture reads as a path and no file is there.
-        ExtraMissingError: open_clip is not installed.
-    """
-    architecture, rest = _split(source)
-    tags = _import().list_pretrained_tags_by_model(architecture)
-    if rest in tags:
-        return Source(architecture, tag=rest)
-    try:
-        written, key = split_key(rest)
-        path = written.expanduser()
-        is_file = path.is_file()
-    except (OSError, RuntimeError, ValueError) as err:  # a name too long, a home of nobody, a NUL
-        raise CheckpointMissingError(f"cannot look at {rest!r} ({err}); give the path of a file") from err
-    if is_file:
-        return Source(architecture, path=path.absolute(), key=key)
-    if "/" in rest or path.suffix:
-        raise CheckpointMissingError(f"no checkpoint at {path.absolute()}; give the path of a file")
-    if not tags:
-        raise UnknownNameError(f"open_clip has no weights for {architecture}; give {OPEN_CLIP}{architecture}/PATH")
-    if not rest:
-        known = listed(tags)
-        raise UnknownNameError(f"{OPEN_CLIP}{architecture} does not say which weights; add one of its tags: /{known}")
-    raise unknown_name(f"tag of open_clip's {architecture}", rest, tags)
-
-
-def _split(source: str) -> tuple[str, str]:
-    """The architecture, and what follows it; the former may have a slash, and the latter be empty."""
-    architectures = _import().list_models()
-    parts = source.split("/")
-    for i in range(1, len(parts) + 1):
-        architecture = "-".join(parts[:i])
-        if architecture in architectures:
-            return architecture, "/".join(parts[i:])
-    raise unknown_name("architecture of open_clip", "-".join(parts[:-1]) or source, architectures)
-
-
-def names() -> tuple[str, ...]:
-    """All models of the installed open_clip, as `open_clip:ARCH/TAG`.
-
-    Raises:
-        ExtraMissingError: open_clip is not installed.
-    """
-    return tuple(f"{OPEN_CLIP}{architecture}/{tag}" for architecture, tag in _import().list_pretrained())
-
-
 def load_model(source: str, execution: Execution, *, offline: bool = False) -> ZooModel:
-    """Load a model of the zoo on the device and in the precision of `execution`.
+    """Load a model of open_clip's on the device and in the precision of `execution`.
 
     Raises:
         UnknownNameError, CheckpointError, DownloadError, ExtraMissingError: each says what to do.
     """
     found = parse(source)
     path, license_name = fetch(found, offline=offline)
+    found = found if found.architecture else Source(path=path, key=found.key)  # all that is fetched lies in one folder
     weights = _read_weights(path, found.key)
-    model = _load(found, execution, path, weights.state_dict, offline=offline)
-    dtypes = dtypes_of(weights.state_dict.values())
-    return ZooModel(model, _preprocess(found, model), file_sha256(path), dtypes, license_name, weights.key)
-
-
-def _read_weights(path: Path, key: str) -> Found:
-    """Read a file before open_clip does, which does not report damage."""
-    try:
-        weights = read_model(path, key)
-        if is_archive(path):
-            raise CheckpointError(f"{path} is a TorchScript archive; give its path alone, without {OPEN_CLIP}ARCH/")
-    except OSError as err:
-        raise CheckpointError(f"cannot read {path} ({err.strerror or err}); give a file that can be read") from err
-    return weights
-
-
-def _load(
-    source: Source, execution: Execution, path: Path, state_dict: Mapping[str, Tensor], *, offline: bool
-) -> nn.Module:
-    """Build a model and load its weights with open_clip, which converts weights of its earlier versions.
-
-    open_clip knows one container and one prefix. From other files of training scripts it gets the model that
-    `read_model` found, as a file of its own.
-    """
-    if not source.key:
-        try:
-            return _create(source, execution, weights=path, offline=offline)
-        except CheckpointError:
-            if source.path is None:
-                raise
-    with TemporaryDirectory() as folder:
-        plain = Path(folder) / "weights.pt"
-        try:
-            torch.save(dict(state_dict), plain)
-        except (OSError, RuntimeError) as err:
-            raise CheckpointError(f"cannot write the weights of {source} to {folder} ({err}); free disk space") from err
-        return _create(source, execution, weights=plain, offline=offline)
+    settings = _settings(found, offline=offline)
+    model = _create(found, settings, execution, offline=offline)
+    _load_weights(model, found, path, weights.state_dict)
+    if execution.dtype != torch.float32:
+        _cast_the_rest(model, execution.dtype)
+    return ZooModel(
+        model,
+        _preprocess(found, model),
+        settings.origin,
+        file_sha256(path),
+        dtypes_of(weights.state_dict.values()),
+        license_name,
+        weights.key,
+    )
 
 
 def sketch(source: str) -> ZooModel:
-    """A model of the zoo on torch's device `meta`: all sizes, no weights, no memory.
+    """Return a model of open_clip's on torch's device `meta`: all sizes, no weights, no memory.
 
     Raises:
         UnknownNameError, CheckpointError, DownloadError, ExtraMissingError: each says what to do.
     """
     found = parse(source)
+    settings = _settings(found, offline=True)
     with torch.device(META.device):
-        model = _create(found, META, weights=None, offline=True)
-    return ZooModel(model, _preprocess(found, model), sha256="", checkpoint_dtypes=(), license="")
+        model = _create(found, settings, META, offline=True)
+    return ZooModel(model, _preprocess(found, model), settings.origin, sha256="", checkpoint_dtypes=(), license="")
 
 
-def _create(source: Source, execution: Execution, *, weights: Path | None, offline: bool) -> nn.Module:
-    open_clip, settings = _import(), _settings(source)
+def _read_weights(path: Path, key: str) -> Found:
+    """Return the weights of a file that open_clip is to read; open_clip does not tell damage, so this does."""
     try:
-        with warnings.catch_warnings():
-            # timm's notice of a model name that open_clip's configurations still use.
-            warnings.filterwarnings("ignore", message="Mapping deprecated model name", category=UserWarning)
+        weights = read_model(path, key)
+        if is_archive(path):
+            raise CheckpointError(f"{path} is a TorchScript archive; give its path alone, without {OPEN_CLIP}ARCH/")
+    except OSError as err:
+        if isinstance(err, ProbeError):
+            raise
+        raise CheckpointError(f"cannot read {path} ({err.strerror or err}); give a file that can be read") from err
+    return weights
+
+
+def _create(source: Source, settings: Settings, execution: Execution, *, offline: bool) -> nn.Module:
+    open_clip, name = import_open_clip(), _name_for_open_clip(source, offline=offline)
+    try:
+        with _without_notices():
             model: nn.Module = open_clip.create_model(
-                source.architecture,
-                pretrained=None if weights is None else str(weights),
-                load_weights=weights is not None,
+                name,
+                load_weights=False,
                 pretrained_text=False,
                 precision=execution.precision,
                 device=execution.device,
                 # The activation the weights were trained with, which for some tags is not that of the architecture.
-                force_quick_gelu=bool(source.tag) and settings.get("quick_gelu", False),
-                force_preprocess_cfg={k: settings[k] for k in PREPROCESS_SETTINGS if k in settings},
-                weights_only=True,
-                **_text_tower(source, offline=offline),
+                force_quick_gelu=bool(source.tag) and settings.values.get("quick_gelu", False),
+                force_preprocess_cfg={k: settings.values[k] for k in PREPROCESS_SETTINGS if k in settings.values},
+                **_text_tower(name, offline=offline),
             )
     except FAILURES as err:
-        if isinstance(err, ProbeError):
-            raise
-        what = summarize(err)
-        raise CheckpointError(f"open_clip cannot build {source} ({what}); check that the weights are of it") from err
+        if execution.precision != "fp32" and isinstance(err, AttributeError):  # a layer that open_clip's cast overlooks
+            raise DeviceError(f"open_clip cannot cast {source} to {execution.precision}; use --precision fp32") from err
+        raise _cannot_build(source, err) from err
     return model.eval().requires_grad_(False)
 
 
-def _settings(source: Source) -> Mapping[str, Any]:
-    """What open_clip's table says of the weights: for a path, the preprocessing that all tags of its architecture have.
+def _load_weights(model: nn.Module, source: Source, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Load a checkpoint as open_clip does, which also converts the names of others' weights.
 
-    Where they differ, or there are none, open_clip's default is taken, as open_clip does, and a warning says so.
+    open_clip knows one container and one prefix. From other files of training scripts, and if a key chooses one of
+    several models, it gets the tensors as a plain state dict.
     """
-    open_clip = _import()
-    tags = [source.tag] if source.tag else open_clip.list_pretrained_tags_by_model(source.architecture)
-    rows: list[dict[str, Any]] = [open_clip.get_pretrained_cfg(source.architecture, tag) for tag in tags]
-    if rows and all(all(row[k] == rows[0][k] for k in PREPROCESS_SETTINGS) for row in rows):
-        return rows[0]
+    load = import_open_clip().load_checkpoint
+    if not source.key:
+        try:
+            load(model, str(path), weights_only=True)
+        except FAILURES:
+            pass
+        else:
+            return
+    try:
+        with TemporaryDirectory() as folder:
+            plain = Path(folder) / "weights.pt"
+            torch.save(dict(tensors), plain)
+            load(model, str(plain), weights_only=True)
+    except FAILURES as err:
+        raise _cannot_build(source, err) from err
+
+
+def _cannot_build(source: Source, err: Exception) -> Exception:
+    if isinstance(err, ProbeError):
+        return err
+    return CheckpointError(f"open_clip cannot build {source} ({summarize(err)}); check that the weights are of it")
+
+
+def _cast_the_rest(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast what open_clip's own cast leaves in fp32 and its layers then multiply with half-precision values.
+
+    That is: queries of attentional pools, scales of layers and heads, text towers of Hugging Face's. The normalisations
+    that compute in fp32 stay, and so do the model's temperature and bias.
+    """
+    from open_clip.transformer import LayerNormFp32
+
+    for module in list(model.modules())[1:]:
+        if not isinstance(module, LayerNormFp32 | nn.modules.batchnorm._BatchNorm):
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(dtype)
+
+
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """Keep notices from the user that need no action.
+
+    Timm warns of a model name that open_clip's configurations still use. open_clip's factory warns, in the root logger,
+    of a model without weights, which are loaded afterwards.
+    """
+    root = logging.getLogger()
+
+    def is_of_use(record: logging.LogRecord) -> bool:
+        return record.module != "factory"
+
+    root.addFilter(is_of_use)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Mapping deprecated model name", category=UserWarning)
+            yield
+    finally:
+        root.removeFilter(is_of_use)
+
+
+def _name_for_open_clip(source: Source, *, offline: bool) -> str:
+    """Return what open_clip calls the architecture: its name, or the folder of its configuration."""
+    return source.architecture or f"{LOCAL}{_config_folder(source, offline=offline)}"
+
+
+def _config_folder(source: Source, *, offline: bool) -> Path:
+    """Return the folder with the configuration, which is seen to be whole."""
+    if source.repo:
+        folder = hub.fetch_repository(source.repo, [[CONFIG]], offline=offline)
+    else:
+        assert source.path is not None
+        folder = source.path if source.path.is_dir() else source.path.parent
+    read_config(folder)
+    return folder
+
+
+def _settings(source: Source, *, offline: bool) -> Settings:
+    """Return how the images of a model are prepared, by the first rule that applies.
+
+    1. `local-dir:` and `hf-hub:`: as `open_clip_config.json` says.
+    2. `ARCH/TAG`: as open_clip's table says of the tag.
+    3. `ARCH/PATH`: as the table says of all tags of the architecture, if it says the same of all of them. open_clip
+       prepares images for a path by its default, which is OpenAI's preprocessing, and so does this with
+       `?preprocess=open_clip`.
+    4. By open_clip's default, with a warning.
+    """
+    if not source.architecture:
+        values = read_config(_config_folder(source, offline=offline)).get("preprocess_cfg", {})
+        if set(values) & set(PREPROCESS_SETTINGS):
+            return Settings(values, CONFIG)
+    elif source.own_preprocess:
+        return Settings({}, DEFAULT_ORIGIN)
+    else:
+        open_clip, architecture = import_open_clip(), source.architecture
+        tags = [source.tag] if source.tag else open_clip.list_pretrained_tags_by_model(architecture)
+        rows: list[dict[str, Any]] = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]
+        if rows and all(all(row[k] == rows[0][k] for k in PREPROCESS_SETTINGS) for row in rows):
+            kind = f"tag {source.tag}" if source.tag else "tags"
+            return Settings(rows[0], f"{kind} of open_clip's {architecture}")
     logger.warning("nothing says how the images of %s are prepared; it is taken to be as for OpenAI's models", source)
-    return {}
+    return Settings({}, DEFAULT_ORIGIN)
 
 
-def _text_tower(source: Source, *, offline: bool) -> dict[str, Any]:
+def _text_tower(name: str, *, offline: bool) -> dict[str, Any]:
     """The configuration of a text tower of Hugging Face's from a folder: open_clip would ask the network for it."""
-    text: dict[str, Any] = _import().get_model_config(source.architecture)["text_cfg"]
+    text: dict[str, Any] = import_open_clip().get_model_config(name)["text_cfg"]
     if "hf_model_name" not in text:
         return {}
     folder = hub.fetch_repository(text["hf_model_name"], [["config.json"]], offline=offline)
@@ -243,21 +261,32 @@ def _preprocess(source: Source, model: nn.Module) -> Preprocess:
     settings: Any = model.visual.preprocess_cfg
     size = settings["size"]
     height, width = (size, size) if isinstance(size, int) else size
-    if height != width or settings["interpolation"] not in INTERPOLATIONS or settings["resize_mode"] not in RESIZES:
+    known = settings["interpolation"] in INTERPOLATIONS and settings["resize_mode"] in RESIZES
+    mean, std = (_three(settings[name]) for name in ("mean", "std"))
+    if height != width or not known or mean is None or std is None or 0 in std:
         raise CheckpointError(f"open_clip's {source} asks for a preprocessing that is not supported: {settings}")
-    mean, std = tuple(settings["mean"]), tuple(settings["std"])
     return Preprocess(height, mean, std, settings["interpolation"], settings["resize_mode"])
 
 
+def _three(values: Any) -> tuple[float, float, float] | None:
+    """Return three numbers; None of anything else."""
+    if not isinstance(values, list | tuple) or [isinstance(value, int | float) for value in values] != [True] * 3:
+        return None
+    red, green, blue = values
+    return red, green, blue
+
+
 def is_here(source: str) -> bool:
-    """Whether the weights need no download."""
+    """Return whether the weights need no download."""
     found = parse(source)
     return found.path is not None or hub.holds(*_published(found))
 
 
 def _published(source: Source) -> tuple[str, tuple[str, ...]]:
     """The repository of a tag, and the names its weights may have there, best first: safetensors carry no code."""
-    settings = _import().get_pretrained_cfg(source.architecture, source.tag)
+    if source.repo:
+        return source.repo, DEFAULT_WEIGHTS
+    settings = import_open_clip().get_pretrained_cfg(source.architecture, source.tag)
     repo, _, file = settings.get("hf_hub", "").rpartition("/")
     if not repo:
         raise CheckpointError(f"open_clip has no repository for {source}; fetch it and give open_clip:ARCH/PATH")
@@ -271,88 +300,29 @@ def fetch(source: Source, *, offline: bool) -> tuple[Path, str]:
         CheckpointError, DownloadError, ChecksumError: each says what to do.
     """
     if source.path is not None:
-        return source.path, ""
+        path = find_weights(source.path) if source.path.is_dir() else source.path
+        return path, "" if source.architecture else hub.read_license(path.parent)
     repo, files = _published(source)
-    folder = hub.fetch_repository(repo, [[file] for file in files], [hub.CARD], offline=offline)
+    folder = hub.fetch_repository(repo, [[file] for file in files], [CONFIG, hub.CARD], offline=offline)
     return next(folder / file for file in files if (folder / file).is_file()), hub.read_license(folder)
 
 
-def as_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncoder:
-    """The image tower of a loaded model, which serves as nothing else from then on."""
-    visual = loaded.model.visual
-    assert isinstance(visual, nn.Module)
-    before, project = _in_two_steps(loaded.model, visual)
-    side = loaded.preprocess.resolution
-    with torch.inference_mode():
-        zeros = torch.zeros(1, 3, side, side, device=execution.device, dtype=execution.dtype)
-        middle = before(zeros)
-        widths = (middle.shape[-1], project(middle).shape[-1])
-    return ImageEncoder(
-        name,
-        execution,
-        loaded.preprocess,
-        embed_dim=widths[1],
-        pre_projection_dim=widths[0],
-        weights_sha256=loaded.sha256,
-        checkpoint_dtypes=loaded.checkpoint_dtypes,
-        weights_dtypes=dtypes_of(visual.parameters()),
-        license=loaded.license,
-        weights_key=loaded.weights_key,
-        pre_projection=before,
-        project=project,
-    )
+def identify(source: str, *, offline: bool) -> str:
+    """Return a digest of all that decides the features of a model: its weights, and the settings that go with them.
 
-
-def _in_two_steps(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """The tower up to its projection, and the projection.
-
-    open_clip's own towers have theirs as in OpenAI's models. A tower of timm's ends in a layer of its own or of
-    open_clip's; what that layer is given is the feature before the projection.
+    Raises:
+        CheckpointError, DownloadError, ChecksumError: each says what to do.
     """
-
-    def run(images: Tensor) -> Tensor:
-        found = visual(images)
-        return found[0] if isinstance(found, tuple) else found  # CoCa's gives its tokens too
-
-    if hasattr(visual, "attnpool") or getattr(visual, "proj", None) is not None:
-        return run, expose_pre_projection(model)
-    projection = _last_layer(visual)
-    if projection is None:
-        return run, lambda features: features
-    given: list[Tensor] = []
-    projection.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
-
-    def run_up_to_projection(images: Tensor) -> Tensor:
-        run(images)
-        return given.pop()
-
-    def project(features: Tensor) -> Tensor:
-        projected: Tensor = projection(features)
-        given.clear()
-        return projected
-
-    return run_up_to_projection, project
-
-
-def _last_layer(visual: nn.Module) -> nn.Module | None:
-    """The layer that projects; None where the tower ends without one."""
-    head: Any = getattr(visual, "head", None)
-    trunk: Any = getattr(visual, "trunk", None)
-    if hasattr(head, "proj"):
-        return head.proj
-    if hasattr(head, "mlp"):
-        return head.mlp
-    classifier = trunk.get_classifier() if trunk is not None else None
-    return classifier if isinstance(classifier, nn.Module) and not isinstance(classifier, nn.Identity) else None
-
-
-def _import() -> ModuleType:
-    try:
-        import open_clip
-    except ModuleNotFoundError as err:
-        if err.name != "open_clip":  # one of its own needs is missing
-            raise
-        raise ExtraMissingError(
-            "open_clip is not installed; install the extra open-clip, or pip install 'open_clip_torch>=3,<4'"
-        ) from err
-    return open_clip
+    found = parse(source)
+    path, _ = fetch(found, offline=offline)
+    found = found if found.architecture else Source(path=path, key=found.key)
+    facts = {"architecture": found.architecture, "tag": found.tag, "sha256": file_sha256(path)}
+    if found.key:
+        facts["key"] = found.key
+    if found.own_preprocess:
+        facts["preprocess"] = DEFAULT_ORIGIN
+    if not found.architecture:
+        facts["config"] = file_sha256(_config_folder(found, offline=offline) / CONFIG)
+    if "multimodal_cfg" in import_open_clip().get_model_config(_name_for_open_clip(found, offline=offline)):
+        facts["projected"] = "unit length"  # of CoCa, since what was cached before was not
+    return digest(facts)

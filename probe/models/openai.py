@@ -42,14 +42,22 @@ def build_model(
     Raises:
         CheckpointError: a key is missing, unknown or of another shape; the message names it.
     """
-    model = CLIP(architecture or architecture_of(state_dict))
-    _check_keys(model.state_dict(), state_dict)
+    architecture = architecture or architecture_of(state_dict)
+    check_weights(state_dict, architecture)
+    model = CLIP(architecture)
     model.load_state_dict(dict(state_dict))
     convert_weights(model, execution.dtype)
     return model.to(execution.device).eval()
 
 
-def _check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def check_weights(found: Mapping[str, Tensor], architecture: Architecture) -> None:
+    """Check that weights have the names and shapes of an architecture, with none missing and none left over.
+
+    Raises:
+        CheckpointError: a key is missing, unknown or of another shape; the message names it.
+    """
+    with torch.device("meta"):
+        expected = CLIP(architecture).state_dict()
     for name, tensor in expected.items():
         if name not in found:
             raise CheckpointError(f"the state dict has no {name!r}; give the weights of a whole CLIP model")

@@ -15,6 +15,7 @@ from probe import paths
 from probe.errors import CheckpointError
 from probe.fetch import fetch, file_sha256
 from probe.models import get_model, hub, huggingface, split_key
+from probe.models.open_clip_config import HUB, LOCAL
 from probe.models.tokenizer import Tokenizer, read_merges
 from probe.specs import ModelSpec
 
@@ -92,8 +93,9 @@ def _tokenizer(path: Path, limit: int | None) -> Tokenizer:
 def _of_folder(spec: ModelSpec, *, offline: bool) -> tuple[Tokenizer, int]:
     """The tokenizer and the context length of a folder as Hugging Face's libraries write it."""
     if spec.form == "open_clip":
-        architecture = spec.source.partition("/")[0]
-        raise CheckpointError(f"{spec.name} has open_clip's tokenizer; use open_clip.get_tokenizer({architecture!r})")
+        has_config = spec.source.startswith((LOCAL, HUB))
+        model = spec.source if has_config else spec.source.partition("/")[0]
+        raise CheckpointError(f"{spec.name} has open_clip's tokenizer; use open_clip.get_tokenizer({model!r})")
     folder = split_key(spec.source)[0]
     if spec.form == "hf":
         folder = hub.fetch_repository(spec.source, [[huggingface.CONFIG]], huggingface.FILES, offline=offline)

@@ -1,0 +1,138 @@
+"""Names of open_clip's models: an architecture and its weights, or a folder with open_clip's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from probe.errors import CheckpointMissingError, ExtraMissingError, UnknownNameError, listed
+from probe.models import KEY, OPEN_CLIP, hub, split_key
+from probe.models.open_clip_config import CONFIG, HUB, LOCAL
+from probe.names import unknown_name
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+OWN_PREPROCESS = "preprocess=open_clip"  # after the `?` of `ARCH/PATH`, or after `?key=KEY&`
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model of open_clip's.
+
+    Args:
+        architecture: a name of open_clip's; empty where `open_clip_config.json` lies next to the weights.
+        tag: of open_clip's table.
+        path: of a checkpoint, or of a folder with a configuration.
+        repo: of the Hugging Face hub, `ORG/NAME`, with a configuration.
+        own_preprocess: images are prepared by open_clip's default instead of as the tags of the architecture say.
+        key: which of several models in the checkpoint; empty where it holds one.
+    """
+
+    architecture: str = ""
+    tag: str = ""
+    path: Path | None = None
+    repo: str = ""
+    own_preprocess: bool = False
+    key: str = ""
+
+    def __str__(self) -> str:
+        """Return the name as `ModelSpec.source` has it."""
+        if self.repo:
+            return f"{HUB}{self.repo}"
+        key = f"{KEY}{self.key}" if self.key else ""
+        if not self.architecture:
+            return f"{LOCAL}{self.path}{key}"
+        own = f"{'&' if key else '?'}{OWN_PREPROCESS}" if self.own_preprocess else ""
+        return f"{self.architecture}/{self.tag or self.path}{key}{own}"
+
+
+def parse(source: str) -> Source:
+    """Look up `ARCH/TAG`, `ARCH/PATH`, `local-dir:PATH` or `hf-hub:ORG/NAME`; an architecture may have a slash.
+
+    Raises:
+        UnknownNameError: open_clip has no such architecture or tag; near ones are offered.
+        CheckpointMissingError: a path without a file, or a folder without `open_clip_config.json`.
+        ExtraMissingError: open_clip is not installed.
+    """
+    if source.startswith(HUB):
+        repo = source.removeprefix(HUB)
+        hub.check_name(repo)
+        return Source(repo=repo)
+    if source.startswith(LOCAL):
+        return _parse_local(source.removeprefix(LOCAL))
+    architecture, rest = _split(source)
+    tags = import_open_clip().list_pretrained_tags_by_model(architecture)
+    if rest in tags:
+        return Source(architecture, tag=rest)
+    own_preprocess = rest.endswith((f"?{OWN_PREPROCESS}", f"&{OWN_PREPROCESS}"))
+    path, key = _absolute(rest[: -len(OWN_PREPROCESS) - 1] if own_preprocess else rest)
+    if path.is_file():
+        return Source(architecture, path=path, own_preprocess=own_preprocess, key=key)
+    if "/" in rest or path.suffix:
+        raise CheckpointMissingError(f"no checkpoint at {path}; give the path of a file")
+    if not tags:
+        raise UnknownNameError(f"open_clip has no weights for {architecture}; give {OPEN_CLIP}{architecture}/PATH")
+    if not rest:
+        known = listed(tags)
+        raise UnknownNameError(f"{OPEN_CLIP}{architecture} does not say which weights; add one of its tags: /{known}")
+    raise unknown_name(f"tag of open_clip's {architecture}", rest, tags)
+
+
+def _parse_local(name: str) -> Source:
+    path, key = _absolute(name)
+    if not path.exists():
+        raise CheckpointMissingError(f"no file or folder at {path}; give the folder that holds {CONFIG}")
+    folder = path if path.is_dir() else path.parent
+    if not (folder / CONFIG).is_file():
+        raise CheckpointMissingError(f"{folder} has no {CONFIG}; add it, or name the architecture: open_clip:ARCH/PATH")
+    return Source(path=path, key=key)
+
+
+def _absolute(name: str) -> tuple[Path, str]:
+    """Return the path and the key of `PATH?key=KEY`."""
+    try:
+        written, key = split_key(name)
+        path = written.expanduser().absolute()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as err:  # a name too long, a home of nobody, a NUL
+        raise CheckpointMissingError(f"cannot look at {name!r} ({err}); give the path of a file") from err
+    return path, key
+
+
+def _split(source: str) -> tuple[str, str]:
+    """Return the architecture, which may have a slash, and the text after it, which may be empty."""
+    architectures = import_open_clip().list_models()
+    parts = source.split("/")
+    for i in range(1, len(parts) + 1):
+        architecture = "-".join(parts[:i])
+        if architecture in architectures:
+            return architecture, "/".join(parts[i:])
+    raise unknown_name("architecture of open_clip", "-".join(parts[:-1]) or source, architectures)
+
+
+def names() -> tuple[str, ...]:
+    """All models of the installed open_clip, as `open_clip:ARCH/TAG`.
+
+    Raises:
+        ExtraMissingError: open_clip is not installed.
+    """
+    return tuple(f"{OPEN_CLIP}{architecture}/{tag}" for architecture, tag in import_open_clip().list_pretrained())
+
+
+def import_open_clip() -> ModuleType:
+    """Return the module `open_clip`.
+
+    Raises:
+        ExtraMissingError: it is not installed; the message names the extra.
+    """
+    try:
+        import open_clip
+    except ModuleNotFoundError as err:
+        if err.name != "open_clip":  # one of its own needs is missing
+            raise
+        raise ExtraMissingError(
+            "open_clip is not installed; install the extra open-clip, or pip install 'open_clip_torch>=3,<4'"
+        ) from err
+    return open_clip

@@ -1,0 +1,108 @@
+"""The image tower of a loaded model of open_clip's, in two steps: up to its projection, and the projection."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from probe.errors import DeviceError, summarize
+from probe.models.devices import Execution
+from probe.models.encoder import ImageEncoder, dtypes_of
+from probe.models.open_clip import ZooModel
+from probe.models.openai import expose_pre_projection
+
+
+def as_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncoder:
+    """The image tower of a loaded model, which serves as nothing else from then on."""
+    visual = loaded.model.visual
+    assert isinstance(visual, nn.Module)
+    before, project = _in_two_steps(loaded.model, visual)
+    side = loaded.preprocess.resolution
+    zeros = torch.zeros(1, 3, side, side, device=execution.device, dtype=execution.dtype)
+    try:
+        with torch.inference_mode():
+            middle = before(zeros)
+            widths = (middle.shape[-1], project(middle).shape[-1])
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as err:
+        instead = "another model" if execution.precision == "fp32" else "--precision fp32"
+        raise DeviceError(
+            f"{name} does not run in {execution.precision} on {execution.device} ({summarize(err)}); use {instead}"
+        ) from err
+    return ImageEncoder(
+        name,
+        execution,
+        loaded.preprocess,
+        embed_dim=widths[1],
+        pre_projection_dim=widths[0],
+        weights_sha256=loaded.sha256,
+        checkpoint_dtypes=loaded.checkpoint_dtypes,
+        weights_dtypes=dtypes_of(visual.parameters()),
+        license=loaded.license,
+        pre_projection=before,
+        project=project,
+        preprocess_from=loaded.preprocess_from,
+        weights_key=loaded.weights_key,
+    )
+
+
+def _in_two_steps(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return the tower up to its projection, and the projection.
+
+    Both together are `model.encode_image(images)` with open_clip's default arguments: open_clip
+    normalises the features of a CoCa by default, and of no other model.
+    """
+    before, project = _split_tower(model, visual)
+    encode_image: Any = model.encode_image
+    if inspect.signature(encode_image).parameters["normalize"].default:
+        return before, lambda features: functional.normalize(project(features), dim=-1)
+    return before, project
+
+
+def _split_tower(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return the tower up to its last layer, and that layer.
+
+    open_clip's own towers have theirs as in OpenAI's models. A tower of timm's ends in a layer of its own or of
+    open_clip's; what that layer is given is the feature before the projection.
+    """
+
+    def run(images: Tensor) -> Tensor:
+        found = visual(images)
+        return found[0] if isinstance(found, tuple) else found  # CoCa's gives its tokens too
+
+    if hasattr(visual, "attnpool") or getattr(visual, "proj", None) is not None:
+        return run, expose_pre_projection(model)
+    projection = _last_layer(visual)
+    if projection is None:
+        return run, lambda features: features
+    given: list[Tensor] = []
+    projection.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+
+    def run_up_to_projection(images: Tensor) -> Tensor:
+        run(images)
+        return given.pop()
+
+    def project(features: Tensor) -> Tensor:
+        projected: Tensor = projection(features)
+        given.clear()
+        return projected
+
+    return run_up_to_projection, project
+
+
+def _last_layer(visual: nn.Module) -> nn.Module | None:
+    """The layer that projects; None where the tower ends without one."""
+    head: Any = getattr(visual, "head", None)
+    trunk: Any = getattr(visual, "trunk", None)
+    if hasattr(head, "proj"):
+        return head.proj
+    if hasattr(head, "mlp"):
+        return head.mlp
+    classifier = trunk.get_classifier() if trunk is not None else None
+    return classifier if isinstance(classifier, nn.Module) and not isinstance(classifier, nn.Identity) else None
