@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from probe.errors import CacheError, summarize
 from probe.features import PRE_PROJECTION, PROJECTED, Features, num_pieces
 from probe.fetch import file_sha256
+from probe.sharing import lock
 from probe.specs import digest, slug
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def find(root: Path, cell: Cell) -> Entry | None:
         with suppress(*DAMAGE):
             found = _read(folder)
         if found is None:  # and the arrays that were mapped are closed: Windows removes no file that is open
-            with FileLock(root / LOCK):  # another process may have made it again
+            with lock(root / LOCK):  # another process may have made it again
                 reason = damage(folder)
                 if reason and folder.exists():
                     logger.warning("the features in %s are damaged (%s); they are made again", folder, reason)
@@ -130,7 +130,8 @@ def find(root: Path, cell: Cell) -> Entry | None:
         if isinstance(err, CacheError):
             raise
         raise CacheError(
-            f"cannot read {folder} ({err.strerror or err}); free it, or name another folder with --cache-dir"
+            f"cannot read {err.filename or folder} ({err.strerror or err}); free it, or name another folder with "
+            "--cache-dir"
         ) from err
     with suppress(OSError):  # of a folder that others own; and it is there for `collect` alone
         os.utime(folder / SIDECAR)
@@ -144,12 +145,12 @@ def remove(root: Path, folder: Path) -> None:
         CacheError: it cannot be removed.
     """
     try:
-        with FileLock(root / LOCK):
+        with lock(root / LOCK):
             shutil.rmtree(folder)
     except FileNotFoundError:
         return  # by another process
     except OSError as err:
-        raise CacheError(f"cannot remove {folder} ({err.strerror or err}); free it") from err
+        raise CacheError(f"cannot remove {err.filename or folder} ({err.strerror or err}); free it") from err
 
 
 def damage(folder: Path) -> str:

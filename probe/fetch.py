@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
 from tqdm import tqdm
 
 from probe.errors import ChecksumError, DownloadError, ProbeError
+from probe.sharing import is_closed, lock, make_folder, share
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ def fetch(
             f"{target} is not here, or not as published, and --offline forbids to fetch it; put the file of {url} there"
         )
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
+        make_folder(target.parent)
+        with lock(target.with_name(f"{target.name}.lock")):
             if not _is_right(target, published):  # another process may have been first
                 _download(url, target, published, check)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as err:
@@ -107,6 +107,8 @@ def file_sha256(path: Path) -> str:
 
 def _download(url: str, target: Path, published: Digest, check: Callable[[Path], None] | None) -> None:
     part = target.with_name(target.name + ".part")
+    if is_closed(part):  # begun by another user
+        part.unlink()
     found = published.new()
     if part.is_file():
         with part.open("rb") as file:
@@ -150,6 +152,7 @@ def _stream(response: http.client.HTTPResponse, part: Path, found: hashlib._Hash
         part.open("ab" if have else "wb") as file,
         tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
     ):
+        share(part)
         while block := response.read(BLOCK):
             file.write(block)
             found.update(block)

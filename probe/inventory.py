@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from probe.cache import ABOUT, DAMAGE, FITS, LOCK, PIECES, REMOVED, SIDECAR, Cell, damage, read_sidecar
 from probe.errors import CacheError
+from probe.sharing import lock
 from probe.specs import canonical_json
 
 ABANDONED_SECONDS = 24 * 3600  # after which what a killed process left under another name is nobody's
@@ -22,9 +23,10 @@ ABANDONED_SECONDS = 24 * 3600  # after which what a killed process left under an
 
 @dataclass(frozen=True)
 class Kept:
-    """What lies in the store, for people: `state` is `whole`, `damaged`, or how many pieces of how many there are.
+    """What lies in the store, for people.
 
-    `used` is seconds since the epoch, `size` in bytes.
+    `state` is `whole`, `damaged`, `unreadable` (another user's), or how many pieces of how many there are. `used` is
+    seconds since the epoch, `size` in bytes.
     """
 
     path: Path
@@ -63,6 +65,8 @@ def _survey(folder: Path) -> Kept | None:
             about, used = read_sidecar(folder), (folder / SIDECAR).stat().st_mtime
             state, n = "whole", about["num_images"]
         return Kept(folder, about["label"], about["key"], state, n, size, used)
+    except PermissionError:  # another user has made it for nobody else
+        return Kept(folder, {}, {}, "unreadable", 0, size, used)
     except DAMAGE:
         is_begun = folder.name.endswith(PIECES) and not _is_abandoned(folder)
         return None if is_begun or not folder.is_dir() else Kept(folder, {}, {}, "damaged", 0, size, used)
@@ -124,7 +128,7 @@ def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
     if not root.is_dir():
         return removed
     try:
-        with FileLock(root / LOCK):
+        with lock(root / LOCK):
             for left in root.glob("*/.*"):
                 if left.name.endswith((REMOVED, LOCK)) and _is_abandoned(left):
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
@@ -148,10 +152,10 @@ def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
 
 def _is_in_use(folder: Path) -> bool:
     for path in folder.glob("*.lock"):
-        lock = FileLock(path)
+        taken = FileLock(path)
         try:
-            lock.acquire(timeout=0)
-        except (Timeout, OSError):
+            taken.acquire(timeout=0)
+        except (Timeout, OSError):  # also one of another user, which this process may not open
             return True
-        lock.release()
+        taken.release()
     return False

@@ -27,6 +27,7 @@ from probe.cache import ABOUT, ARRAYS, DAMAGE, LABELS, LOCK, MAKING, PIECES, REM
 from probe.errors import CacheError
 from probe.features import PRE_PROJECTION, Features, piece_size
 from probe.fetch import file_sha256
+from probe.sharing import lock, make_folder, share
 from probe.specs import canonical_json, digest
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Work:
         about = {"label": self.cell.label, "key": dict(self.cell.key), "num_pieces": self.cell.num_pieces}
         with self._writing():
             while not (self.folder / ABOUT).is_file() and not self.target.is_dir():
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
                 with suppress(FileNotFoundError):  # another process has just made the entry, and removed the folder
                     _write(self.folder / ABOUT, lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
 
@@ -69,18 +70,18 @@ class Work:
 
     def claim(self, piece: int) -> bool:
         """Take a piece that nobody has made or is making; it is this process's until it is written or dropped."""
-        lock = FileLock(self.folder / f"{piece:06}{LOCK}")
+        claimed = lock(self.folder / f"{piece:06}{LOCK}")
         with self._writing():
             try:
-                lock.acquire(timeout=0)
+                claimed.acquire(timeout=0)
             except (Timeout, FileNotFoundError):  # another process has it, or has put all pieces together
                 return False
         if self.has(piece):
-            lock.release()
+            claimed.release()
             if self.target.is_dir():  # to take the lock was to make the folder again
                 shutil.rmtree(self.folder, ignore_errors=True)
             return False
-        self._claims[piece] = lock
+        self._claims[piece] = claimed
         return True
 
     def write(self, piece: int, features: Features) -> None:
@@ -157,7 +158,7 @@ class Work:
         try:
             about = json.loads((self.folder / MAKING).read_text(encoding="utf-8"))
             encoder, extraction = dict(about["encoder"]), dict(about["extraction"])
-        except DAMAGE:  # whoever makes the features anew can say it
+        except (*DAMAGE, PermissionError):  # whoever makes the features anew can say it
             return self.target.is_dir()
         return self.finish(encoder=encoder, extraction=extraction)
 
@@ -168,19 +169,24 @@ class Work:
             CacheError: there is no space, or the folder cannot be written to.
         """
         # Beside the folder: who waits for a lock in it could not take it any more once it is removed.
-        with self._writing(), FileLock(self.target.with_name(f".{self.target.name}{LOCK}")):
+        with self._writing(), lock(self.target.with_name(f".{self.target.name}{LOCK}")):
             if not self.target.is_dir():
                 pieces = [self._check(piece) for piece in range(self.cell.num_pieces)]
                 whole = [piece for piece in pieces if piece is not None]
                 if len(whole) < len(pieces):
-                    return False
-                self._build(whole, encoder=encoder, extraction=extraction)
+                    return self.target.is_dir()
+                try:
+                    self._build(whole, encoder=encoder, extraction=extraction)
+                except OSError:  # another user, who holds another lock, was faster
+                    if not self.target.is_dir():
+                        raise
             shutil.rmtree(self.folder, ignore_errors=True)
         return True
 
     def _build(self, pieces: Sequence[_Piece], *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> None:
         building = self.target.with_name(_temporary(self.target.name))
         building.mkdir()
+        share(building)
         try:
             about = {
                 "version": VERSION,
@@ -194,6 +200,8 @@ class Work:
             }
             about = json.loads(canonical_json(about))
             _write_synced(building / SIDECAR, json.dumps({**about, "sha256": digest(about)}, indent=2).encode())
+            for file in building.iterdir():
+                share(file)
             building.rename(self.target)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
@@ -228,8 +236,9 @@ class Work:
                 raise ValueError(f"it has {n} images of {whole}")
         except FileNotFoundError:
             return None
-        except DAMAGE as err:
-            logger.warning("%s is damaged (%s); it is made again", path, why(err))
+        except (*DAMAGE, PermissionError) as err:  # another user may have made it for nobody else
+            what = "may not be read" if isinstance(err, PermissionError) else "is damaged"
+            logger.warning("%s %s (%s); it is made again", path, what, why(err))
             path.unlink(missing_ok=True)
             return None
         return _Piece(path, shapes, skipped)
@@ -267,8 +276,8 @@ class Work:
                     f"another folder with --cache-dir; {what}"
                 ) from err
             raise CacheError(
-                f"cannot write to {self.root} ({err.strerror or err}); free it, or name another folder with "
-                f"--cache-dir; {what}"
+                f"cannot write to {err.filename or self.root} ({err.strerror or err}); free it, or name another folder "
+                f"with --cache-dir; {what}"
             ) from err
 
 
@@ -302,6 +311,7 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(_temporary(path.name))
     try:
         write(temporary)
+        share(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

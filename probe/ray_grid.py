@@ -36,6 +36,7 @@ from probe.ray_progress import WAIT_SECONDS, UnitBar
 from probe.ray_worker import Files, Lacking, Missing, Outcome, Surroundings, Worker
 from probe.records import RunRecord, check_writable, read_records, write_record
 from probe.runner import failure
+from probe.sharing import make_folder
 from probe.specs import RunSpec, rebuild
 from probe.units import ATTEMPTS, ATTEMPTS_RAISED, Queue, Unit, plan_units
 
@@ -163,7 +164,7 @@ class _Driver:
 
     def run(self) -> Iterator[RunRecord]:
         """Do all units; the records as they come."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         self.marker.touch()
         try:
             self._start_first()

@@ -28,6 +28,7 @@ from typing import Any
 from probe.errors import ResultsError, listed
 from probe.models.catalog import CATALOG as MODELS
 from probe.record_checks import find_contradiction, find_fault
+from probe.sharing import make_folder, share
 from probe.specs import slug, unique_slug
 
 logger = logging.getLogger(__name__)
@@ -238,9 +239,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     # A name of its own, so that two processes that write the same file do not write into one another.
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")  # file systems take 255 bytes
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             temporary.write_bytes(data)
+            share(temporary)
             temporary.replace(path)
         except BaseException:  # Ctrl-C too leaves nothing behind
             temporary.unlink(missing_ok=True)

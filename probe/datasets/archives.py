@@ -20,10 +20,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from filelock import FileLock
-
 from probe.errors import ChecksumError, DatasetError, DatasetMissingError, DownloadError
 from probe.fetch import fetch
+from probe.sharing import lock, make_folder, share
 from probe.specs import Source
 
 logger = logging.getLogger(__name__)
@@ -77,16 +76,19 @@ def unpack_missing(source: Source, root: Path, *, only: str = "") -> None:
     if _is_unpacked(source, root, begun):
         return
     try:
-        with FileLock(root / f"{archives[0][0].name}.lock"):
+        with lock(root / f"{archives[0][0].name}.lock"):
             if _is_unpacked(source, root, begun):  # another process was faster
                 return
-            begun.touch()
+            if not begun.exists():  # another user's cannot be touched
+                begun.touch()
             for archive, folder in archives:
-                with FileLock(f"{archive}.unpacking.lock"):  # two sources can share an archive
+                with lock(archive.with_name(f"{archive.name}.unpacking.lock")):  # two sources can share an archive
                     unpack(archive, folder)
             begun.unlink()
     except OSError as err:
-        raise DatasetError(f"cannot unpack into {root} ({err.strerror}); make it writable, or unpack by hand") from err
+        raise DatasetError(
+            f"cannot unpack into {err.filename or root} ({err.strerror}); make it writable, or unpack by hand"
+        ) from err
     absent = [path for path in source.paths if not (root / path).exists()]
     if absent and not only:
         names = " and ".join(archive.name for archive, _ in archives)
@@ -106,10 +108,10 @@ def unpack(archive: Path, folder: Path) -> None:
         OSError: the folder cannot be written to.
     """
     logger.info("unpacking %s", archive)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     prefix = f".{archive.name}-"
     for left in folder.glob(f"{glob.escape(prefix)}*"):  # by a process that was killed
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=True)  # another user's may stay
     with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as temporary:
         top = Path(temporary)
         try:
@@ -122,9 +124,10 @@ def unpack(archive: Path, folder: Path) -> None:
         for path in sorted(top.rglob("*")):
             target = folder / path.relative_to(top)
             if path.is_dir():
-                target.mkdir(exist_ok=True)
+                make_folder(target)
             elif not target.exists():
                 path.replace(target)
+                share(target)
 
 
 def check_member(archive: Path, name: str) -> PurePosixPath:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 
 from probe.datasets import rows
@@ -25,6 +24,7 @@ from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
 from probe.names import unknown_name
+from probe.sharing import lock, make_folder
 from probe.specs import DatasetSpec, Part, Source
 
 logger = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline:
     arguments = {"root": root, **dict(dict(source.parts)[part.name])}
     missing = "its files are not there"
     if all((root / path).exists() for path in source.paths):
-        lock = root / f"{spec.name}.lock"
+        lock_path = root / f"{spec.name}.lock"
         try:
             return dataset_class(**arguments, **_no_download(dataset_class))
         except ImportError as err:
@@ -251,8 +251,8 @@ def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline:
         except FAILURES as err:
             why = " ".join(str(err).split())
             if source.paths:  # files are there, but cut short or not all
-                if lock.exists():  # another process may be unpacking them, which holds the lock
-                    with FileLock(lock), contextlib.suppress(*FAILURES):
+                if lock_path.exists():  # another process may be unpacking them, which holds the lock
+                    with lock(lock_path), contextlib.suppress(*FAILURES):
                         return dataset_class(**arguments, **_no_download(dataset_class))
                 raise DatasetError(
                     f"{spec.name} in {root} is damaged ({why}); remove it, then run again to fetch it, or put "
@@ -280,8 +280,8 @@ def download(spec: DatasetSpec, class_name: str, *, root: Path, **arguments: Any
         raise DatasetMissingError(f"torchvision's {class_name} downloads nothing; put its files into {root}")
     logger.info("%s: not in %s, downloading", spec.name, root)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{spec.name}.lock"):
+        make_folder(root)
+        with lock(root / f"{spec.name}.lock"):
             return dataset_class(root=root, download=True, **arguments)
     except FAILURES as err:
         raise DatasetMissingError(f"torchvision: {' '.join(str(err).split())}") from err

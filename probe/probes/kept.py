@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from probe.probes.fits import Fit
+from probe.sharing import make_folder, share
 from probe.specs import digest
 
 logger = logging.getLogger(__name__)
@@ -71,9 +72,10 @@ class KeptFits:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         arrays = {item.name: np.asarray(getattr(fit, item.name)) for item in fields(Fit)}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             with temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
+            share(temporary)
             temporary.replace(path)
         except OSError as err:
             logger.warning("fits are not kept in %s (%s)", self.folder, err.strerror or err)

@@ -1,0 +1,231 @@
+"""Folders that several users write to: what another user has made never blocks a folder that can be written to."""
+
+import encodings.ascii
+import encodings.cp437  # noqa: F401 - asked for later, when a library below /root cannot be read any more
+import os
+import shutil
+import stat
+import tempfile
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cache import cell, piece_of
+
+from probe import fetch as fetching
+from probe import pieces
+from probe.cache import find
+from probe.datasets.archives import unpack_missing
+from probe.errors import CacheError, DownloadError
+from probe.inventory import collect, survey
+from probe.pieces import Work
+from probe.probes.kept import KeptFits
+from probe.records import write_bytes
+from probe.sharing import lock, make_folder, share
+from probe.specs import Source
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of files")
+
+
+@pytest.fixture
+def folder():
+    """A folder that everybody may write to, and a process that may not do what root may."""
+    before, mask = os.geteuid(), os.umask(0o022)
+    if before == 0:
+        os.seteuid(12345)
+    made = Path(tempfile.mkdtemp())  # that of `tmp_path` is below one that is closed to others
+    made.chmod(0o777)
+    try:
+        yield made
+    finally:
+        os.umask(mask)
+        os.seteuid(before)
+        for path in made.rglob("*"):
+            path.chmod(0o777)
+        shutil.rmtree(made)
+
+
+def of_another_user(path, mode=0o444):
+    """Make a file that this process may not write to, nor, by mode 0, read, as if another user had made it."""
+    path.touch()
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o444, 0])
+@pytest.mark.parametrize("is_sticky", [False, True])
+def test_a_lock_of_another_user_is_stepped_around(folder, mode, is_sticky):
+    if is_sticky:  # where nobody may remove it
+        folder.chmod(0o1777)
+    path = of_another_user(folder / "000002.lock", mode)
+    with lock(path) as taken:
+        assert taken.is_locked
+        assert not lock(path).is_locked
+        with pytest.raises(TimeoutError):  # processes of one user still wait for one another
+            lock(path).acquire(timeout=0)
+    assert path.exists()
+
+
+def test_in_a_sticky_folder_a_lock_of_another_user_is_stepped_around_though_it_may_be_opened(folder):
+    if os.getuid() != 0:
+        pytest.skip("only root gives files away")
+    folder.chmod(0o1777)
+    path = of_another_user(folder / "a.lock", 0o666)
+    os.seteuid(0)
+    os.chown(path, 54321, 54321)
+    os.seteuid(12345)
+    with lock(path) as taken:
+        assert taken.is_locked
+
+
+def test_a_lock_that_may_be_opened_is_taken(folder):
+    with lock(folder / "a.lock"), pytest.raises(TimeoutError):
+        lock(folder / "a.lock").acquire(timeout=0)
+    assert [path.name for path in folder.iterdir()] == ["a.lock"]
+
+
+def test_a_lock_in_a_folder_that_cannot_be_written_to_is_named(folder):
+    (folder / "closed").mkdir()
+    of_another_user(folder / "closed" / "a.lock")
+    (folder / "closed").chmod(0o555)
+    with pytest.raises(PermissionError, match=r"closed/a\."):
+        lock(folder / "closed" / "a.lock").acquire()
+
+
+def test_features_that_another_user_began_are_finished(folder):
+    """A lock, a piece and a description that this process may not open; one piece that it may read."""
+    others = Work(folder, cell())
+    others.start()
+    for piece in (0, 1):
+        others.write(piece, piece_of(cell(), piece))
+    others.describe(encoder={}, extraction={})
+    for name in ("000001.npz", "making.json"):
+        of_another_user(others.folder / name, 0)
+    for path in (
+        others.folder / "000002.lock",
+        others.target.with_name(f".{others.target.name}.lock"),
+    ):
+        of_another_user(path)
+    work = Work(folder, cell())
+    work.start()
+    assert not work.finish_whole()
+    assert work.claim(2)
+    work.write(2, piece_of(cell(), 2))
+    assert not work.finish_whole()  # nobody says how it was made
+    assert not work.finish(encoder={"embed_dim": 2}, extraction={})
+    assert work.claim(1)  # which could not be read
+    work.write(1, piece_of(cell(), 1))
+    assert work.finish(encoder={"embed_dim": 2}, extraction={})
+    assert np.array_equal(find(folder, cell()).features.x[:, 0], np.arange(600))
+
+
+def test_of_two_users_who_finish_at_once_the_first_makes_the_entry(folder, monkeypatch):
+    first, second = Work(folder, cell()), Work(folder, cell())
+    first.start()
+    for piece in range(cell().num_pieces):
+        first.write(piece, piece_of(cell(), piece))
+    build = Work._build
+
+    def build_later(self, *args, **settings):
+        if self is second:
+            monkeypatch.setattr(pieces, "lock", lambda path: lock(path.with_name("another.lock")))
+            assert first.finish(encoder={"who": "first"}, extraction={})
+        build(self, *args, **settings)
+
+    monkeypatch.setattr(Work, "_build", build_later)
+    assert second.finish(encoder={"who": "second"}, extraction={})
+    assert find(folder, cell()).encoder == {"who": "first"}
+    assert [path.name for path in find(folder, cell()).path.parent.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_a_cache_that_cannot_be_written_to_is_named_with_the_file(folder):
+    work = Work(folder, cell())
+    work.start()
+    work.folder.chmod(0o555)
+    with pytest.raises(CacheError, match=rf"cannot write to {work.folder}/000000\.lock \(Permission denied\)"):
+        work.claim(0)
+
+
+def test_what_another_user_has_closed_is_listed_and_stays(folder):
+    work = Work(folder, cell())
+    work.start()
+    of_another_user(work.folder / "about.json", 0)
+    of_another_user(work.folder / "000000.lock")
+    assert [kept.state for kept in survey(folder)] == ["unreadable"]
+    assert collect(folder) == []
+    assert collect(folder, max_size=0) == []  # it may be in use
+    assert work.folder.is_dir()
+
+
+MODES = {  # of a folder, the umask, and what files and folders in it have
+    "of a group": (0o2775, 0o022, 0o664, 0o2775),
+    "of a group, with a strict umask": (0o2770, 0o077, 0o660, 0o2770),
+    "of everybody": (0o777, 0o022, 0o666, 0o777),
+    "of everybody, where each removes their own": (0o1777, 0o022, 0o644, 0o755),
+    "of a user": (0o755, 0o022, 0o644, 0o755),
+    "of a user, with a strict umask": (0o755, 0o077, 0o600, 0o700),
+    "of a user, whose umask shares with a group": (0o775, 0o002, 0o664, 0o775),
+    "of a user, though the group may write": (0o775, 0o022, 0o644, 0o755),
+}
+
+
+@pytest.mark.parametrize("case", MODES)
+def test_modes_follow_those_of_the_folder(case, folder):
+    mode, mask, of_files, of_folders = MODES[case]
+    top = folder / "shared"
+    top.mkdir()
+    top.chmod(mode)
+    os.umask(mask)
+    make_folder(top / "a" / "b")
+    (top / "a" / "file").touch()
+    share(top / "a" / "file")
+    write_bytes(top / "results" / "record.json", b"{}")
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in top.rglob("*")}
+    for path, mode in found.items():
+        assert oct(mode) == oct(of_folders if path.is_dir() else of_files), path
+
+
+def test_all_of_a_cache_follows_its_folder(folder):
+    folder.chmod(0o2770)
+    os.umask(0o077)
+    work = Work(folder, cell())
+    work.start()
+    for piece in range(cell().num_pieces):
+        assert work.claim(piece)
+        work.write(piece, piece_of(cell(), piece))
+    assert work.finish(encoder={}, extraction={})
+    for path in folder.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o2770 if path.is_dir() else 0o660), path
+
+
+def test_downloads_step_around_what_another_user_left(folder, monkeypatch):
+    """A lock, and a part that cannot be gone on with."""
+
+    def refuse(request, **settings):
+        assert "Range" not in request.headers
+        raise urllib.error.URLError("asked from the start")
+
+    monkeypatch.setattr(fetching.urllib.request, "urlopen", refuse)
+    for name in ("model.pt.lock", "model.pt.part"):
+        of_another_user(folder / name)
+    with pytest.raises(DownloadError, match="asked from the start"):
+        fetching.fetch("http://host/model.pt", folder / "model.pt")
+    assert not (folder / "model.pt.part").exists()
+
+
+def test_archives_are_unpacked_where_another_user_began(folder):
+    shutil.make_archive(str(folder / "images"), "tar", Path(__file__).parent, "test_sharing.py")
+    source = Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/test_sharing.py",))
+    for name in ("images.tar.lock", "images.tar.unpacking.lock", ".images.tar.begun"):
+        of_another_user(folder / name)
+    (folder / "x" / ".images.tar-left").mkdir(parents=True)
+    (folder / "x" / ".images.tar-left").chmod(0)
+    unpack_missing(source, folder)
+    assert (folder / "x" / "test_sharing.py").is_file()
+    assert not (folder / ".images.tar.begun").exists()
+
+
+def test_fits_are_kept_in_a_shared_folder(folder):
+    of_another_user(folder / "other.npz", 0)
+    assert KeptFits(folder).find("nothing") is None
