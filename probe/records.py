@@ -308,7 +308,7 @@ def read_record(path: str | Path) -> RunRecord:
         fields = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as err:
         raise ResultsError(f"cannot read {path} ({err.strerror or err}); name a record, a .json file") from err
-    except (ValueError, RecursionError) as err:  # also bytes that are no text
+    except (ValueError, RecursionError) as err:  # also bytes that are no text, and a name with a NUL
         raise ResultsError(f"{path} is damaged: no JSON ({err}); run its cell again") from err
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if not isinstance(version, int):

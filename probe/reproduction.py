@@ -6,6 +6,7 @@ Nothing is taken from the feature store, unless the caller names one, and nothin
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -70,7 +71,7 @@ def find_records(path: str | Path) -> tuple[list[RunRecord], list[ResultsError]]
         ResultsError: there is none.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
         return [read_record(path)], []
     found, faults = scan_records(path)
     if not found and not faults:

@@ -106,6 +106,6 @@ def _results_dir(args: argparse.Namespace) -> Path:
     from probe import paths
 
     results_dir = paths.results_dir(args.results_dir)
-    if not (results_dir / "records").is_dir():
+    if not os.path.isdir(results_dir / "records"):  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
         raise errors.ResultsError(f"no records in {results_dir}; name the folder of a run with --results-dir")
     return results_dir
