@@ -30,11 +30,13 @@ from sklearn.linear_model import LogisticRegression
 from probe.environment import describe
 from probe.features import Features
 from probe.files import load
+from probe.probes.fast import loss_of
 from probe.probes.fast_solver import Fast
 from probe.probes.fitting import fit_probe
 from probe.probes.objective import Objective, Rows, Softmax
+from probe.probes.optimality import evaluate
 from probe.probes.protocols import get_protocol
-from probe.probes.scikit_learn import evaluate, scipys_blas_on_one_thread
+from probe.probes.scikit_learn import scipys_blas_on_one_thread
 from probe.tables import markdown_table
 
 PAPER = get_protocol("clip-paper")
@@ -113,10 +115,13 @@ def compare(
         warnings.simplefilter("ignore", ConvergenceWarning)  # the table says how near it came
         estimator.fit(x, y)
     theirs = time.perf_counter() - started
-    targets = np.searchsorted(estimator.classes_, y)
-    weights = np.hstack([estimator.coef_, estimator.intercept_[:, None]]).astype(np.float64)
-    objective, norm, _ = evaluate(weights, x, targets, C=C)
-    ratio = norm / evaluate(np.zeros_like(weights), x, targets, C=C)[1]
+    rows = Rows([x])
+    problem = Objective(
+        rows, loss_of(np.searchsorted(estimator.classes_, y), len(estimator.classes_), rows.device), [C]
+    )
+    weights = torch.from_numpy(np.vstack([estimator.coef_.T, estimator.intercept_])).double()
+    end, start = (evaluate(problem, 0, at) for at in (weights, torch.zeros_like(weights)))
+    objective, ratio = end.value, float(end.gradient.abs().max() / start.gradient.abs().max())
     started = time.perf_counter()
     with watched() as seen:
         fit = Fast([x], y, max_iter=PAPER.max_iter, tol=PAPER.tol).fit(C)

@@ -216,7 +216,7 @@ def mean_text(section: Section, line: Line) -> str:
         return ""
     around = "" if line.half_width is None else f" ±{100 * line.half_width:.2f}"
     of_cells = "".join(marks(line.cells[name]) for name in section.common)
-    return f"{100 * line.mean:.2f}{around}" + "".join(mark for mark in (" *", " +") if mark in of_cells)
+    return f"{100 * line.mean:.2f}{around}" + "".join(mark for mark in (" *", " ~", " +") if mark in of_cells)
 
 
 def cell_text(section: Section, record: RunRecord | None) -> str:

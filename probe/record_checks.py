@@ -74,6 +74,8 @@ TYPES: dict[str, tuple[type, ...]] = {
     "result.C": (*NUMBER, *NOTHING),
     "result.n_iter": NUMBER,
     "result.converged": (bool,),
+    "result.choice_converged": (bool,),
+    "result.suboptimality": NUMBER,
     "result.same_images": (bool,),
     "result.num_train": NUMBER,
     "result.num_test": NUMBER,

@@ -11,7 +11,9 @@ Schema history: 1, the first; `encoder` was given `license`, `preprocess` and `d
 `spec`, came later on. 3: `result` has `solver`, `tol`, `excess`, `interval`, `outcomes`, `same_images`, and `draws`
 with their `seed` and `indices`; points of its `sweep` have `gradient_ratio` and `objective`; `parity` has `p_value`;
 `sample` in `features`, `eager_score` in `parity`, `blas_threads` in `environment`, and `preprocess_from` and
-`weights_key` in `encoder` came later on.
+`weights_key` in `encoder` came later on. So did `suboptimality` in `result` and the points of its `sweep`, and
+`choice_converged` in `result`: a record that has them says `converged` by `probe.probes.optimality`, one that has not by
+the gradient.
 """
 
 from __future__ import annotations

@@ -33,6 +33,9 @@ COLUMNS = (
     *("num_train", "num_test", "weights_sha256"),
 )
 
+FINAL_NOTE = "* the final fit did not converge"
+CHOICE_NOTE = "~ C was chosen among fits of which some did not converge"
+
 
 def render(records: Sequence[RunRecord]) -> dict[str, str]:
     """The tables of each model and mode, of sorted records: file name -> text."""
@@ -84,13 +87,15 @@ def row(record: RunRecord) -> dict[str, object]:
 
 
 def status(record: RunRecord) -> str:
-    """`ok` or `failed`; or `not converged`, `partial`, or both with a comma between."""
+    """`ok` or `failed`; or some of `not converged`, `sweep not converged` and `partial`, with commas between."""
     if record.status == FAILED:
         return "failed"
-    words = [
-        word for word, is_so in (("not converged", not has_converged(record)), ("partial", record.is_partial)) if is_so
-    ]
-    return ", ".join(words) or "ok"
+    states = {
+        "not converged": not has_converged(record),
+        "sweep not converged": not has_converged_choice(record),
+        "partial": record.is_partial,
+    }
+    return ", ".join(word for word, is_so in states.items() if is_so) or "ok"
 
 
 def has_converged(record: RunRecord) -> bool:
@@ -98,11 +103,18 @@ def has_converged(record: RunRecord) -> bool:
     return record.result is None or bool(record.result["converged"])
 
 
+def has_converged_choice(record: RunRecord) -> bool:
+    """Return True if all fits that C was chosen by have converged, or the record does not say."""
+    return record.result is None or bool(record.result.get("choice_converged", True))
+
+
 def footnotes(records: Sequence[RunRecord]) -> list[str]:
     """What the marks behind scores mean, for those that there are."""
     notes = []
     if not all(map(has_converged, records)):
-        notes.append("* the final fit did not converge; its record says how near it came")
+        notes.append(f"{FINAL_NOTE}; its record says how near it came")
+    if not all(map(has_converged_choice, records)):
+        notes.append(CHOICE_NOTE)
     if any(record.is_partial for record in records):
         notes.append("+ images are missing or could not be read; the record says how many, or which")
     return notes
@@ -183,7 +195,16 @@ def percent(record: RunRecord, *, with_interval: bool = False) -> str:
 
 def marks(record: RunRecord) -> str:
     """What stands behind a score, see `footnotes`."""
-    return ("" if has_converged(record) else " *") + (" +" if record.is_partial else "")
+    result = record.result or {}
+    of_fits = (
+        fit_marks(converged=has_converged(record), choice_converged=has_converged_choice(record)) if result else ""
+    )
+    return of_fits + (" +" if record.is_partial else "")
+
+
+def fit_marks(*, converged: bool, choice_converged: bool) -> str:
+    """Return what stands behind the score of a probe, see `FINAL_NOTE` and `CHOICE_NOTE`."""
+    return ("" if converged else " *") + ("" if choice_converged else " ~")
 
 
 def _page(records: Sequence[RunRecord]) -> str:

@@ -25,7 +25,7 @@ def _largest(gradient):
     return float(gradient.abs().max())
 
 
-def _minimise(answer, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=500):
+def _minimise(answer, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=500, most_left=np.inf):
     """What was found, and the questions with their preconditioner refreshes."""
     refreshed, questions = [], []
 
@@ -38,6 +38,7 @@ def _minimise(answer, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=
         preconditioner or _identity(),
         refresh=refresh,
         measure=lambda value, gradient: _largest(gradient),
+        is_enough=lambda unknowns, value, decrement: decrement <= most_left,
         patience=patience,
         tol=tol,
         max_iter=max_iter,
@@ -49,6 +50,15 @@ def _minimise(answer, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=
             question = dialogue.send(answer(question.unknowns, question.exact))
         except StopIteration as end:
             return end.value, questions, refreshed
+
+
+def test_a_small_gradient_is_not_the_end_where_much_is_left():
+    """Of the first unknown, whose scale is a thousandth of the largest."""
+    early, _, _ = _minimise(_bowl, tol=1.0)
+    found, _, _ = _minimise(_bowl, tol=1.0, most_left=1e-9)
+    assert _largest(early.gradient) <= 1.0
+    assert early.objective - 5 > 1e-2
+    assert found.objective - 5 <= 1e-4
 
 
 def test_a_quadratic_is_solved_to_its_tolerance():

@@ -10,7 +10,7 @@ import pytest
 
 from probe.cli import main
 from probe.records import read_records
-from probe.tables import markdown_table, status, to_markdown
+from probe.tables import markdown_table, percent, to_markdown
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -28,10 +28,8 @@ def _results():
     scores = {}
     for record in read_records(ROOT / "results"):
         if record.protocol in ("clip-paper", "readme"):
-            star = " *" if status(record) == "not converged" else ""
-            score = f"{100 * record.result['score']:.2f}{star}" if record.result else "failed"
             key = (record.dataset, record.protocol, record.solver, record.model, record.precision)
-            scores.setdefault(key, {})[record.mode] = score
+            scores.setdefault(key, {})[record.mode] = percent(record)
     header = ("dataset", "protocol", "solver", "model", "precision", "eager, %", "jit, %")
     rows = [(*key, *(found.get(mode, "") for mode in ("eager", "jit"))) for key, found in sorted(scores.items())]
     return markdown_table(header, rows)

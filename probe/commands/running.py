@@ -203,13 +203,16 @@ def fit(args: argparse.Namespace) -> int:
         rows = []
         for name, result in results.items():
             C = "differs" if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
-            score = f"{100 * result.score:.2f}{'' if result.converged else ' *'}"
+            mark = tables.fit_marks(converged=result.converged, choice_converged=result.choice_converged)
+            score = f"{100 * result.score:.2f}{mark}"
             around = tables.interval_text(asdict(result))
             rows.append((name, metric, score, around, C, args.solver, str(result.n_iter), str(result.num_test)))
         header = ("protocol", "metric", "score, %", "95 % interval", "C", "solver", "iterations", "test images")
         print(tables.markdown_table(header, rows), end="")
         if unfinished:
-            print("\n* the final fit did not converge")
+            print(f"\n{tables.FINAL_NOTE}")
+        if not all(result.choice_converged for result in results.values()):
+            print(f"\n{tables.CHOICE_NOTE}")
     kept.clear()
     if args.strict:
         for name, result in unfinished.items():
@@ -221,7 +224,8 @@ def _refuse_unfinished(what: str, result: Mapping[str, Any]) -> None:
     way_out = "divide the features by their size" if result["solver"] == "fast" else "use --solver fast"
     what = errors.shorten(errors.printable(what), MAX_NAMES)
     print(
-        f"probe: {what}: the fit did not converge, its gradient is at {result['gradient_ratio']:.1e} of its start "
-        f"after {result['n_iter']} iterations; {way_out}, or raise max_iter in a protocol of your own",
+        f"probe: {what}: the fit did not converge: after {result['n_iter']} iterations its objective "
+        f"{result['objective']:.6g} is about {result['suboptimality']:.1e} above its minimum; {way_out}, or raise "
+        "max_iter in a protocol of your own",
         file=sys.stderr,
     )

@@ -23,12 +23,14 @@ from probe.probes import curvature
 from probe.probes.curvature import Preconditioner
 from probe.probes.lbfgs import Dialogue, Minimum, Question, minimise
 from probe.probes.objective import Logistic, Loss, Objective, Rows, Softmax
+from probe.probes.optimality import is_negligible
 
 TOL = 1e-6  # of the gradient's largest component, relative to that at weights of zero
 # Where the loss is below this share of what it began at, as that of separable classes under a weak penalty, the
 # gradient has to be smaller than `TOL` by as much: else it would say nothing of how near the minimum is.
 SMALL = 1e-3
 PATIENCE = 25  # evaluations at least before a preconditioner is made
+MARGIN = 100  # by which a fit goes below `optimality.LIMIT`, as its own estimate of what is left can be too small
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class Solution:
         minimum: where the minimisation ended.
         gradient_norm: largest component of the gradient by the weights of the features as they are.
         gradient_ratio: that, relative to its value at weights of zero.
-        converged: whether that is `tol` or less, and less still where the loss is small, see `distance`.
+        suboptimality: estimate of how far the objective is above its minimum.
+        is_optimal: True if that is negligible, see `optimality.is_negligible`.
+        converged: True if `is_optimal` and `gradient_ratio` is `tol` or less, and less still where the loss is small,
+            see `distance`.
         excess: how far the objective can be above its minimum at most: the squared length of the gradient over twice
             the strength of the penalty. It holds for the intercept at its best.
         needs_curvature: the curvature was estimated, at its start or on the way, as it should be for a neighbouring C.
@@ -59,6 +64,8 @@ class Solution:
     minimum: Minimum
     gradient_norm: float
     gradient_ratio: float
+    suboptimality: float
+    is_optimal: bool
     converged: bool
     excess: float
     needs_curvature: bool
@@ -146,6 +153,8 @@ class _Run:
         self, objective: Objective, probe: int, start: Start, *, tol: float, max_iter: int, ends_exact: bool
     ) -> None:
         self.objective, self.probe, self.tol = objective, probe, tol
+        self.without_features = objective.loss.without_features(probe)
+        margin = MARGIN if ends_exact else 1
         self.needs_curvature = start.needs_curvature
         patience = max(PATIENCE, curvature.passes(objective))
         self.dialogue: Dialogue = minimise(
@@ -153,6 +162,7 @@ class _Run:
             self._refresh(start.unknowns) if start.needs_curvature else curvature.at_zero(objective, probe),
             refresh=self._refresh,
             measure=self._measure,
+            is_enough=lambda unknowns, value, decrement: self._is_optimal(unknowns, value, margin * decrement),
             patience=patience,
             tol=tol,
             max_iter=max_iter,
@@ -173,6 +183,13 @@ class _Run:
     def _measure(self, value: float, gradient: Tensor) -> float:
         return distance(_norm(self.objective, gradient), value, self.objective.loss.at_zero)
 
+    def _is_optimal(self, unknowns: Tensor, value: float, decrement: float) -> bool:
+        basis, strength = self.objective.rows.basis, self.objective.penalties[self.probe]
+        penalty = strength * float((basis.penalty[:, None] * unknowns.square()).sum()) / 2
+        if self.tol == float("inf"):  # features that tell nothing
+            return True
+        return is_negligible(decrement, objective=value, without_features=self.without_features, penalty=penalty)
+
     def _refresh(self, unknowns: Tensor) -> Preconditioner:
         self.needs_curvature = True
         return curvature.at(self.objective, self.probe, unknowns)
@@ -182,11 +199,14 @@ class _Run:
         assert self.minimum is not None
         found = _norm(self.objective, self.minimum.gradient)
         length = float(self.objective.rows.by_weights(self.minimum.gradient).square().sum())  # squared
+        is_optimal = self._is_optimal(self.minimum.unknowns, self.minimum.objective, self.minimum.decrement)
         return Solution(
             self.minimum,
             gradient_norm=found,
             gradient_ratio=found / norm if norm else 0.0,
-            converged=self._measure(self.minimum.objective, self.minimum.gradient) <= self.tol,
+            suboptimality=self.minimum.decrement,
+            is_optimal=is_optimal,
+            converged=is_optimal and self._measure(self.minimum.objective, self.minimum.gradient) <= self.tol,
             excess=length / (2 * self.objective.penalties[self.probe]),
             needs_curvature=self.needs_curvature,
         )
@@ -200,7 +220,8 @@ class FastLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[mi
 
     Args:
         C: inverse strength of the penalty on the sum of the losses, above 0.
-        tol: largest component of the gradient to stop at, relative to that at weights of zero.
+        tol: largest component of the gradient to stop at, relative to that at weights of zero. A fit goes on where the
+            objective is not near its minimum all the same, as beside a feature that is far larger than the others.
         max_iter: most steps.
         device: `cpu`, `cuda`, ...: where to compute.
 
@@ -216,7 +237,7 @@ class FastLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     Raises:
         ValueError: features or labels that scikit-learn's estimator would not take either.
 
-    A fit that did not reach `tol` warns with scikit-learn's `ConvergenceWarning`. With the default `tol` the objective
+    A fit that was not finished so warns with scikit-learn's `ConvergenceWarning`. With the default `tol` the objective
     is within 1e-7 of its minimum where classes overlap; of separable classes under a weak penalty it can be 1e-5 above,
     a share of next to nothing, which a smaller `tol` takes away.
     """
@@ -254,8 +275,9 @@ class FastLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self.gradient_ratio_, self.excess_ = solution.gradient_ratio, solution.excess
         if not solution.converged:
             warnings.warn(
-                f"the gradient is at {solution.gradient_ratio:.1e} of its start after {solution.minimum.n_iter} steps; "
-                "raise max_iter, or tol, or divide the features by their size",
+                f"the gradient is at {solution.gradient_ratio:.1e} of its start, and the objective about "
+                f"{solution.suboptimality:.1e} above its minimum, after {solution.minimum.n_iter} steps; raise "
+                "max_iter, or tol, or divide the features by their size",
                 ConvergenceWarning,
                 stacklevel=2,
             )

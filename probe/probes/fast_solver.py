@@ -13,6 +13,7 @@ from probe.probes.curvature import max_numbers
 from probe.probes.fast import TOL, Solution, Start, coefficients, loss_of, solve
 from probe.probes.fits import Fit, Solver, Tick, join
 from probe.probes.objective import Logistic, Objective, Rows
+from probe.probes.optimality import measure
 
 # Steps of the fast solver for a C that is one of many, and the multiplications that they may take before so few are
 # enough. Fits that need more are of a C so large that the penalty hardly counts, and say that they did not converge.
@@ -74,7 +75,7 @@ class Fast(Solver):
 
         def keep(probe: int, solution: Solution) -> None:
             i, k = divmod(probe, num)
-            ready[i][k] = self._as_fit(strengths[i], solution)
+            ready[i][k] = self._as_fit(strengths[i], solution, objective, probe, is_final=is_final)
             if len(ready[i]) == num:
                 fits = [ready[i][k] for k in range(num)]
                 done(join(strengths[i], fits, self.classes) if self.y.ndim == 2 else fits[0])
@@ -93,8 +94,21 @@ class Fast(Solver):
         a_pass = 4 * len(self.rows) * self.rows.num_features * self.loss.width * self._num_probes
         return max(CHOOSING_ITERATIONS, int(CHOOSING_COST / a_pass))
 
-    def _as_fit(self, C: float, solution: Solution) -> Fit:  # noqa: N803 - the field's name
+    def _as_fit(
+        self,
+        C: float,  # noqa: N803 - the field's name
+        solution: Solution,
+        objective: Objective,
+        probe: int,
+        *,
+        is_final: bool,
+    ) -> Fit:
         coef, intercept = coefficients(self.rows, solution)
+        suboptimality, converged = solution.suboptimality, solution.is_optimal
+        if is_final:  # measured anew, as the solver's own estimate can be far off where there are outliers
+            weights = self.rows.weights_of(solution.minimum.unknowns)
+            found = measure(objective, probe, weights, num_iter=solution.minimum.n_iter)
+            suboptimality, converged = found.suboptimality, found.converged
         return Fit(
             C=C,
             coef=coef,
@@ -102,7 +116,8 @@ class Fast(Solver):
             classes=self.classes,
             several=False,
             n_iter=solution.minimum.n_iter,
-            converged=solution.converged,
+            converged=converged,
+            suboptimality=suboptimality,
             gradient_norm=solution.gradient_norm,
             gradient_ratio=solution.gradient_ratio,
             objective=solution.minimum.objective,

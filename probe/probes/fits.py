@@ -20,9 +20,9 @@ class Convergence:
 
     Args:
         n_iter: iterations.
-        converged: of scikit-learn that it saw nothing wrong, neither `max_iter` reached nor a line search that failed,
-            and that `gradient_ratio` is below `scikit_learn.GRADIENT_RATIO`; of `fast` that it is below `fast.TOL`; of
-            both that it is smaller still where the loss is, see `fast.distance`.
+        converged: True if `suboptimality` is negligible, see `optimality.is_negligible`.
+        suboptimality: estimate of how far the objective is above its minimum, by Newton's method, see
+            `optimality.measure`; for fits of `fast` that only served to choose C, by the solver's own next step.
         gradient_norm: largest component of the gradient of `objective`, with products in float64, but for fits of
             `fast` that only served to choose C.
         gradient_ratio: that over its value at weights of zero.
@@ -35,6 +35,7 @@ class Convergence:
 
     n_iter: int
     converged: bool
+    suboptimality: float
     gradient_norm: float
     gradient_ratio: float
     objective: float
@@ -47,6 +48,7 @@ def worst(found: Sequence[Convergence]) -> dict[str, Any]:
     return {
         "n_iter": max(one.n_iter for one in found),
         "converged": all(one.converged for one in found),
+        "suboptimality": max(one.suboptimality for one in found),
         "gradient_norm": max(one.gradient_norm for one in found),
         "gradient_ratio": max(one.gradient_ratio for one in found),
         "objective": float(np.mean([one.objective for one in found])),

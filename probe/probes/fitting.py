@@ -144,10 +144,12 @@ class _Probe:
         final = near if near is not None and is_made else _Fitter(self.settings, parts).fit(C, near)
         if not final.converged:
             logger.warning(
-                "the final fit at C = %.4g did not converge: %d iterations, gradient at %.1e of its start",
+                "the final fit at C = %.4g did not converge: after %d iterations its objective %.6g is about %.1e "
+                "above its minimum",
                 C,
                 final.n_iter,
-                final.gradient_ratio,
+                final.objective,
+                final.suboptimality,
             )
         y_score = final.scores(_features(rules, test), self.num_classes)
         outcomes = outcomes_of(self.metric, test.y, y_score)
@@ -161,6 +163,7 @@ class _Probe:
             solver=self.settings.solver,
             interval=interval([outcomes]),
             sweep=sweep,
+            choice_converged=all(point.converged for point in sweep),
             predictions=y_score.argmax(axis=1) if test.y.ndim == 1 else (y_score > 0).astype(np.int64),
             outcomes=(outcomes,),
         )
@@ -178,7 +181,15 @@ class _Probe:
         def point(fit: Fit) -> SweepPoint:
             on_val = score(val.y, fit.scores(x_val, self.num_classes))
             logger.debug("C = %.4g: %.4f on validation, %d iterations", fit.C, on_val, fit.n_iter)
-            return SweepPoint(fit.C, on_val, fit.n_iter, fit.converged, fit.gradient_ratio, fit.objective)
+            return SweepPoint(
+                C=fit.C,
+                score=on_val,
+                n_iter=fit.n_iter,
+                converged=fit.converged,
+                gradient_ratio=fit.gradient_ratio,
+                objective=fit.objective,
+                suboptimality=fit.suboptimality,
+            )
 
         tried = search(evaluate, self.rules.grid, coarse_step=self.rules.coarse_step, score=lambda point: point.score)
         return tried, fits

@@ -38,13 +38,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where a minimisation ended."""
+    """Where a minimisation ended; `decrement` estimates how much lower the minimum is, by the next step's slope."""
 
     unknowns: Tensor
     objective: float
     gradient: Tensor
     n_iter: int
     n_eval: int
+    decrement: float
 
 
 Answer = tuple[float, Tensor]
@@ -65,6 +66,7 @@ def minimise(
     *,
     refresh: Callable[[Tensor], Preconditioner],
     measure: Callable[[float, Tensor], float],
+    is_enough: Callable[[Tensor, float, float], bool],
     patience: float,
     tol: float,
     max_iter: int,
@@ -77,6 +79,8 @@ def minimise(
         preconditioner: to begin with.
         refresh: makes a better one at some unknowns.
         measure: how far a value and gradient are from a minimum.
+        is_enough: True for unknowns, value and decrement with next to nothing left to gain. A gradient that measures
+            `tol` can hide that much is left, where one feature is far larger than the others.
         patience: evaluations after which it is asked for one; `GROWTH` times as many for the next, and so on.
         tol: what may be left in the end.
         max_iter: most steps.
@@ -92,6 +96,9 @@ def minimise(
     mark, marked = point, n_eval
     while n_iter < max_iter:
         found, ended = None, measure(point.value, point.gradient) <= tol
+        if ended:
+            decrement = _slope(point.gradient, _direction(point.gradient, memory, preconditioner, scale)) / -2
+            ended = is_enough(point.unknowns, point.value, decrement)
         if n_eval - marked >= STALL_EVALUATIONS:
             is_slow = mark.value - point.value < STALL * abs(point.value)
             ended = ended or (is_slow and measure(point.value, point.gradient) > measure(mark.value, mark.gradient) / 2)
@@ -123,7 +130,12 @@ def minimise(
     if ends_exact and not exact:
         point = _Point(point.unknowns, *(yield Question(point.unknowns, exact=True)))
         n_eval += 1
-    return Minimum(point.unknowns, point.value, point.gradient, n_iter, n_eval)
+    decrement = _slope(point.gradient, _direction(point.gradient, memory, preconditioner, scale)) / -2
+    return Minimum(point.unknowns, point.value, point.gradient, n_iter, n_eval, decrement)
+
+
+def _slope(gradient: Tensor, direction: Tensor) -> float:
+    return float((gradient * direction).sum())
 
 
 def _scale(memory: Memory, preconditioner: Preconditioner) -> float:
@@ -148,7 +160,7 @@ def _direction(gradient: Tensor, memory: Memory, preconditioner: Preconditioner,
 
 def _search(point: _Point, direction: Tensor, *, exact: bool) -> Generator[Question, Answer, tuple[_Point | None, int]]:
     """Find a step that meets the conditions; None where none does. Also how many points were tried."""
-    slope = float((point.gradient * direction).sum())
+    slope = _slope(point.gradient, direction)
     if not slope < 0:
         return None, 0
     length, low, high = 1.0, 0.0, float("inf")

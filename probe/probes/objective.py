@@ -238,6 +238,11 @@ class Softmax:
         """Images of a probe."""
         return len(self.labels)
 
+    def without_features(self, probe: int) -> float:  # noqa: ARG002 - all probes have the same images
+        """Return the smallest mean loss for weights of zero: the entropy of the labels, in nats."""
+        shares = torch.bincount(self.labels, minlength=self.num_classes).double() / len(self.labels)
+        return float(torch.special.entr(shares).sum())
+
     def residuals(self, logits: Tensor, first: int, probes: Sequence[int]) -> Tensor:
         """Turn logits (m, p * k) in place into probability less label; the summed loss of each probe, float64 (p,)."""
         shaped = logits.unflatten(1, (len(probes), self.num_classes))
@@ -278,6 +283,11 @@ class Logistic:
     def counts(self, probe: int) -> int:
         """Images of a probe."""
         return int((self.targets[:, self.columns[probe]] != self.ignored).sum())
+
+    def without_features(self, probe: int) -> float:
+        """Return the smallest mean loss for weights of zero: the entropy of the labels that count, in nats."""
+        share = int((self.targets[:, self.columns[probe]] == 1).sum()) / self.counts(probe)
+        return float(torch.special.entr(torch.tensor([share, 1 - share], dtype=torch.float64)).sum())
 
     def residuals(self, logits: Tensor, first: int, probes: Sequence[int]) -> Tensor:
         """Turn logits (m, p) in place into probability less label; the summed loss of each probe, float64 (p,)."""

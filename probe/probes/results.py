@@ -24,6 +24,7 @@ class SweepPoint:
     converged: bool
     gradient_ratio: float = math.nan
     objective: float = math.nan
+    suboptimality: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class ProbeResult(Convergence):
     `score` is a fraction on the test split, and `interval` a 95 % one: around the score of one training set for the
     choice of test images, around the mean over few-shot draws for the choice of training images.
     `sweep` is ascending in C; it is empty where nothing was searched, and of several folds or draws.
+    `choice_converged` is True if every fit of the sweep that C was chosen by has converged, or nothing was searched.
     `predictions` are int64 (num_test,), or (num_test, k) of 0 and 1 where an image can show several of k classes.
     `outcomes` are what became of each test image, one for each fold or draw; `same_images` says that these are of the
     same images. `seed`, `indices` and `held_out` are of a few-shot draw: positions in the training split, as text, of
@@ -48,6 +50,7 @@ class ProbeResult(Convergence):
     solver: str
     interval: Interval
     sweep: tuple[SweepPoint, ...] = ()
+    choice_converged: bool = True
     predictions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
     outcomes: tuple[Outcomes, ...] = field(default=(), repr=False, compare=False)
     same_images: bool = True
@@ -93,6 +96,7 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         **worst(results),
         interval=around,
         sweep=(),
+        choice_converged=all(result.choice_converged for result in results),
         predictions=np.concatenate([result.predictions for result in results]),
         outcomes=tuple(outcomes),
         same_images=same_images,

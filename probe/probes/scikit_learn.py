@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import warnings
@@ -18,11 +17,10 @@ from threadpoolctl import ThreadpoolController
 
 from probe.errors import ProtocolError
 from probe.metrics import IGNORED
-from probe.probes.fast import distance
-from probe.probes.fits import ROWS, Fit, Solver, Tick, join, row
-
-# A fit counts as converged where the gradient has shrunk this much from where it began, at weights of zero.
-GRADIENT_RATIO = 1e-3
+from probe.probes.fast import loss_of
+from probe.probes.fits import Fit, Solver, Tick, join, row
+from probe.probes.objective import Objective, Rows
+from probe.probes.optimality import evaluate, measure
 
 
 class ScikitLearn(Solver):
@@ -84,31 +82,32 @@ class ScikitLearn(Solver):
                     estimator.fit(x, y)
                 else:
                     fit_on_device(estimator, x, y, self.device)
-        cut_off = False
-        for warning in caught:
-            if issubclass(warning.category, ConvergenceWarning):
-                cut_off = True  # not silenced: `converged` is in the record and in every table
-            else:
+        for warning in caught:  # of convergence it is measured below, and neither more nor less than what it says
+            if not issubclass(warning.category, ConvergenceWarning):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        weights = np.hstack([estimator.coef_, estimator.intercept_[:, None]]).astype(np.float64)
+        rows = Rows([x], self.device)
         targets = np.searchsorted(estimator.classes_, y)
-        objective, norm, length = evaluate(weights, x, targets, C=C)
+        objective = Objective(rows, loss_of(targets, len(estimator.classes_), rows.device), [C])
+        weights = torch.from_numpy(np.vstack([estimator.coef_.T, estimator.intercept_])).double().to(rows.device)
+        n_iter = int(np.max(estimator.n_iter_))
+        found = measure(objective, 0, weights, num_iter=n_iter)
         if column not in self.first_norms:
-            self.first_norms[column] = evaluate(np.zeros_like(weights), x, targets, C=C)[1]
-        first = self.first_norms[column]
-        ratio = norm / first if first else 0.0
+            gradient = evaluate(objective, 0, torch.zeros_like(weights)).gradient
+            self.first_norms[column] = float(gradient.abs().max())
+        norm, first = float(found.gradient.abs().max()), self.first_norms[column]
         return Fit(
             C=C,
             coef=estimator.coef_,
             intercept=estimator.intercept_,
             classes=estimator.classes_,
             several=False,
-            n_iter=int(np.max(estimator.n_iter_)),
-            converged=not cut_off and distance(ratio, objective, math.log(len(estimator.classes_))) <= GRADIENT_RATIO,
+            n_iter=n_iter,
+            converged=found.converged,
+            suboptimality=found.suboptimality,
             gradient_norm=norm,
-            gradient_ratio=ratio,
-            objective=objective,
-            excess=length**2 * C * len(x) / 2,
+            gradient_ratio=norm / first if first else 0.0,
+            objective=found.objective,
+            excess=float(found.gradient.square().sum()) * C * len(x) / 2,
             tol=self.tol,
         )
 
@@ -165,37 +164,3 @@ def scipys_blas_on_one_thread() -> AbstractContextManager[object]:
         info["filepath"] for info in controller.info() if re.search(r"scipy(\.libs|[/\\]\.dylibs)", info["filepath"])
     ]
     return controller.select(filepath=carried).limit(limits=1)
-
-
-def evaluate(
-    weights: np.ndarray,
-    x: np.ndarray,
-    targets: np.ndarray,
-    *,
-    C: float,  # noqa: N803 - the field's name
-) -> tuple[float, float, float]:
-    """Objective, largest component of its gradient and the gradient's length, in float64.
-
-    Args:
-        weights: float64 (k, d + 1), or (1, d + 1) of two classes; the last column is the intercept.
-        x: float32 (n, d).
-        targets: int64 (n,), in [0, k).
-        C: inverse strength of the penalty.
-    """
-    n = len(x)
-    penalty = np.hstack([weights[:, :-1], np.zeros((len(weights), 1))]) / (C * n)
-    loss, gradient = 0.0, penalty.copy()
-    for start in range(0, n, ROWS):
-        rows = x[start : start + ROWS].astype(np.float64)
-        rows = np.hstack([rows, np.ones((len(rows), 1))])  # (m, d + 1)
-        logits = rows @ weights.T
-        if len(weights) == 1:  # two classes: the one row of weights is the second's
-            logits = np.hstack([np.zeros_like(logits), logits])
-        own = np.eye(logits.shape[1])[targets[start : start + ROWS]]  # (m, k) one-hot
-        logits -= logits.max(axis=1, keepdims=True)
-        log_total = np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        loss += float(np.sum(log_total) - np.sum(logits * own))
-        residual = (np.exp(logits - log_total) - own)[:, -len(weights) :]
-        gradient += residual.T @ rows / n
-    value = loss / n + float(np.sum(weights * penalty)) / 2
-    return value, float(np.abs(gradient).max()), float(np.linalg.norm(gradient))
