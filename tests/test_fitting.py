@@ -14,6 +14,7 @@ from probe.intervals import interval, wilson
 from probe.metrics import get_metric
 from probe.models.memory import DeviceMemory
 from probe.outcomes import unpack
+from probe.probes.fits import for_classes
 from probe.probes.fitting import fit_folds, fit_probe, hold_out
 from probe.probes.kept import KeptFits
 from probe.probes.results import mean_result
@@ -345,3 +346,45 @@ def test_folds_of_the_same_test_images_are_one_sample_of_images(parts):
     assert result.same_images
     assert len(result.outcomes) == 2
     assert result.interval == interval(result.outcomes, same_images=True)
+
+
+def _blobs(n, labels, seed):
+    """Gaussian classes whose means are along one line, with some labels."""
+    rng = np.random.default_rng(seed)
+    y = rng.choice(labels, n)
+    return Features((rng.normal(size=(n, 8)) + y[:, None]).astype(np.float32), y)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("trained", [(0, 1, 2), (0, 2), (1, 3), (3, 0, 1)], ids=str)
+def test_a_class_that_only_validation_has_is_in_the_final_fit(trained, solver):
+    """Every start at an earlier fit matches rows by class; the optimum is that of a fit from weights of zero."""
+    splits = {"train": _blobs(90, trained, 1), "val": _blobs(60, range(4), 2), "test": _blobs(60, range(4), 3)}
+    rules = replace(SHORT, grid=(0.01, 0.1, 1.0), max_iter=5000, tol=1e-8, warm_start=True)
+    result = fit_probe(**splits, protocol=rules, solver=solver)
+    x, y = (np.concatenate([getattr(splits[name], at) for name in ("train", "val")]) for at in "xy")
+    byhand = LogisticRegression(C=result.C, max_iter=5000, tol=1e-9).fit(x.astype(np.float64), y)
+    assert result.converged
+    # Predictions on the border of two classes may differ by the rounding of the features.
+    assert np.mean(result.predictions != byhand.predict(splits["test"].x.astype(np.float64))) <= 1 / 60
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_label_that_only_validation_has_is_in_the_final_fit(several, solver):
+    """As in Pascal VOC, where an image has several labels."""
+    without = Features(several["train"].x, np.where([True, True, False], several["train"].y, 0))
+    rules = replace(SHORT, warm_start=True)
+    result = fit_probe(**{**several, "train": without}, metric="voc2007_11pt_map", protocol=rules, solver=solver)
+    assert result.predictions[:, 2].any()
+
+
+@pytest.mark.parametrize(("known", "wanted"), [((0, 2, 5), (0, 1, 2, 5, 7)), ((2, 5), (1, 2, 5)), ((0, 2, 5), (2, 5))])
+def test_logits_of_a_start_are_those_of_its_own_classes(known, wanted):
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    fit = SOLVERS["sklearn"]([x], np.resize(known, 60), max_iter=50, tol=1e-6).fit(1.0)
+    matched = for_classes(fit, np.array(wanted))
+    assert len(matched.coef) == (1 if len(wanted) == 2 else len(wanted))
+    both = np.intersect1d(known, wanted)
+    # Up to what moves all logits alike, and the rounding of float32.
+    differences = [np.diff(one.scores(x, 8)[:, both], axis=1) for one in (fit, matched)]
+    np.testing.assert_allclose(*differences, atol=1e-5)

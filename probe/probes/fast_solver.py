@@ -11,7 +11,7 @@ import torch
 from probe.metrics import IGNORED
 from probe.probes.curvature import max_numbers
 from probe.probes.fast import TOL, Solution, Start, coefficients, loss_of, solve
-from probe.probes.fits import Fit, Solver, Tick, join
+from probe.probes.fits import Fit, Solver, Tick, for_classes, join
 from probe.probes.objective import Logistic, Objective, Rows
 from probe.probes.optimality import measure
 
@@ -130,6 +130,7 @@ class Fast(Solver):
         """At the weights of a fit."""
         if near is None:
             return Start(objective.zeros())
+        near = for_classes(near, self.classes)
         rows = slice(k, k + 1) if near.several else slice(None)
         coef, intercept = (torch.from_numpy(a[rows]).double().to(self.rows.device) for a in (near.coef, near.intercept))
         unknowns = self.rows.unknowns_of(torch.cat([coef.T, intercept[None]]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -146,7 +146,8 @@ class Solver(ABC):
 
         Args:
             strengths: inverse strengths of the L2 penalty on the sum of the losses.
-            nears: for each a fit of another C to begin at; None is weights of zero.
+            nears: for each a fit of another C to begin at; None is weights of zero. It may have other classes, see
+                `for_classes`.
             is_final: False for fits that only serve to choose C.
             done: is given each fit as soon as it is there.
             tick: is told of iterations as they go.
@@ -164,6 +165,23 @@ def join(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # noqa: N8
         needs_curvature=any(fit.needs_curvature for fit in fits),
         **worst(fits),
     )
+
+
+def for_classes(fit: Fit, classes: np.ndarray) -> Fit:
+    """Return a fit with the rows of other classes, to start from: a class that the fit did not know has zeros."""
+    if np.array_equal(fit.classes, classes):
+        return fit
+    coef, intercept = fit.coef, fit.intercept
+    if len(coef) == 1 and not fit.several:  # two classes: the logit of the first is zero
+        coef, intercept = (np.concatenate([np.zeros_like(array), array]) for array in (coef, intercept))
+    _, new, known = np.intersect1d(classes, fit.classes, return_indices=True)
+    matched = np.zeros((len(classes), coef.shape[1]), coef.dtype), np.zeros(len(classes), intercept.dtype)
+    for array, values in zip(matched, (coef, intercept), strict=True):
+        array[new] = values[known]
+    coef, intercept = matched
+    if len(classes) == 2 and not fit.several:
+        coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+    return replace(fit, coef=coef, intercept=intercept, classes=classes)
 
 
 def row(fit: Fit | None, k: int) -> Fit | None:

@@ -18,7 +18,7 @@ from threadpoolctl import ThreadpoolController
 from probe.errors import ProtocolError
 from probe.metrics import IGNORED
 from probe.probes.fast import loss_of
-from probe.probes.fits import Fit, Solver, Tick, join, row
+from probe.probes.fits import Fit, Solver, Tick, for_classes, join, row
 from probe.probes.objective import Objective, Rows
 from probe.probes.optimality import evaluate, measure
 
@@ -43,7 +43,8 @@ class ScikitLearn(Solver):
         tick: Tick | None = None,
     ) -> None:
         """Fit one C after another; several labels class after class, each on the images that count for it."""
-        for C, near in zip(strengths, nears, strict=True):  # noqa: N806 - the field's name
+        for C, other in zip(strengths, nears, strict=True):  # noqa: N806 - the field's name
+            near = None if other is None else for_classes(other, self.classes)
             if self.y.ndim == 1:
                 done(self._fit(C, -1, self.x, self.y, near, tick))
             else:
