@@ -2,9 +2,9 @@
 
     train_x  train_y  [train_pre_projection]   val_...   test_...   [about]
 
-`x` is float (n, d), `y` integers (n,), or (n, k) of 1, 0 and -1 where an image can show several of k classes; where a
-dataset has several folds, `fold1_train_x` and so on. Anybody's features in this form can be probed; `about`, a text in
-JSON, says what ours are of.
+`x` is float (n, d), `y` integers (n,), or (n, k) of 1, 0 and -1 where an image can show several of k classes; labels
+with gaps are numbered. Where a dataset has several folds, `fold1_train_x` and so on. Anybody's features in this form
+can be probed; `about`, a text in JSON, says what ours are of.
 """
 
 from __future__ import annotations
@@ -167,8 +167,22 @@ def _read_fold(path: Path, arrays: Mapping[str, np.ndarray], k: int) -> dict[str
             for name, array in points.items()
             if array is not None
         }
-        found[split] = Features(checked["x"], y, checked.get(PRE_PROJECTION))
+        labels = _as_labels(path, f"{prefix}{split}_y", y)
+        found[split] = Features(checked["x"], labels, checked.get(PRE_PROJECTION))
     return found
+
+
+def _as_labels(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    """Return labels as int64, also of booleans and of floating-point numbers that are whole."""
+    if array.dtype.kind == "f":
+        values = array.astype(np.float64)  # float16 has no 2^53
+        rows = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**53)
+        if not rows.all():
+            row = int(np.argmin(rows.reshape(len(rows), -1).all(axis=1)))
+            raise FeaturesError(f"{path}: the label in row {row} of {name} is {array[row]}; give integers from 0 on")
+    elif array.dtype.kind not in "iub" or (array.dtype.kind == "u" and array.size and array.max() >= 2**63):
+        raise FeaturesError(f"{path}: {name} has labels of {array.dtype}; give integers from 0 on")
+    return np.ascontiguousarray(array, dtype=np.int64)
 
 
 def _as_features(path: Path, name: str, array: np.ndarray) -> np.ndarray:

@@ -122,7 +122,9 @@ def voc2007_11pt_map(y_true: np.ndarray, y_score: np.ndarray) -> float:
         y_score: float (n, k), higher is more likely; of equal scores the first image comes first.
 
     Returns:
-        A fraction in [0, 1]. Classes with no positive image do not count.
+        A fraction in [0, 1]. Classes with no positive image do not count, as their recall is not defined: the
+        development kit divides by zero there, and scikit-learn's `average_precision_score` warns and counts 0. A class
+        that was never trained has equal scores for all images, and so the average precision of their order.
 
     Raises:
         ValueError: no class has a positive image.
@@ -169,6 +171,20 @@ def misfit(name: str, *, num_classes: int, is_multi_label: bool) -> str:
         return f"an image has {has}, which the metric {name} cannot score; use {other}"
     if name == "roc_auc" and num_classes != 2:
         return f"there are {num_classes} classes, and the metric roc_auc is of two; use another, as accuracy"
+    return ""
+
+
+def find_undefined(name: str, y: np.ndarray) -> str:
+    """Return why a metric is not defined on the labels of a split; empty where it is.
+
+    Args:
+        name: one of `METRICS`.
+        y: labels (n,), or (n, k) of 1, 0 and -1.
+    """
+    if name == "roc_auc" and len(np.unique(y)) < 2:
+        return f"all of its {len(y)} images have the label {y[0]}, and ROC AUC needs images of both classes"
+    if name == "voc2007_11pt_map" and not (y == 1).any():
+        return "none of its images shows a class, and average precision needs an image that does"
     return ""
 
 

@@ -75,6 +75,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "result.n_iter": NUMBER,
     "result.converged": (bool,),
     "result.choice_converged": (bool,),
+    "result.label_values": LIST,
     "result.suboptimality": NUMBER,
     "result.same_images": (bool,),
     "result.num_train": NUMBER,

@@ -12,8 +12,8 @@ Schema history: 1, the first; `encoder` was given `license`, `preprocess` and `d
 with their `seed` and `indices`; points of its `sweep` have `gradient_ratio` and `objective`; `parity` has `p_value`;
 `sample` in `features`, `eager_score` in `parity`, `blas_threads` in `environment`, and `preprocess_from` and
 `weights_key` in `encoder` came later on. So did `suboptimality` in `result` and the points of its `sweep`, and
-`choice_converged` in `result`: a record that has them says `converged` by `probe.probes.optimality`, one that has not by
-the gradient.
+`choice_converged` and `label_values` in `result`: a record that has `suboptimality` says `converged` by
+`probe.probes.optimality`, an earlier one by the gradient.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Features as files: ours hold what they say, and anybody's are probed or refused in one sentence."""
 
 import json
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -104,12 +105,17 @@ BAD = {
     "integers": (lambda a: a | {"test_x": a["test_x"].astype(int)}, r"test_x has int64 \(597, 64\)"),
     "flat": (lambda a: a | {"train_x": a["train_x"].ravel()}, r"train has arrays of \(57600,\), \(900,\)"),
     "one label too few": (lambda a: a | {"train_y": a["train_y"][1:]}, r"train has arrays of \(900, 64\), \(899,\)"),
-    "labels of text": (lambda a: a | {"train_y": a["train_y"].astype(str)}, "train has labels"),
+    "labels of text": (lambda a: a | {"train_y": a["train_y"].astype(str)}, "train_y has labels of <U"),
     "one class": (lambda a: a | {"train_y": 0 * a["train_y"], "val_y": 0 * a["val_y"]}, "at least two classes"),
     "another width": (lambda a: a | {"test_x": a["test_x"][:, 1:]}, "different widths"),
     "a number for labels": (lambda a: a | {"train_y": np.array(3)}, "train has arrays of"),
     "no columns": (lambda a: a | {"train_x": a["train_x"][:, :0]}, r"train_x has float64 \(900, 0\)"),
-    "labels that are no indices": (lambda a: a | {"train_y": a["train_y"] * 10**9}, "give class indices from 0 on"),
+    "labels of halves": (
+        lambda a: a | {"test_y": a["test_y"] / 2},
+        r"the label in row 0 of test_y is 3.5; give integers",
+    ),
+    "labels that are no numbers": (lambda a: a | {"val_y": a["val_y"] * np.nan}, "the label in row 0 of val_y is nan"),
+    "negative labels": (lambda a: a | {"train_y": a["train_y"] - 5}, "train has the label -5 in row"),
     "too large for float32": (lambda a: a | {"train_x": a["train_x"] + 1e300}, "not finite in float32"),
     "folds and none": (lambda a: a | {"fold1_train_x": a["train_x"]}, "either one set of splits, or folds"),
     "objects": (
@@ -164,3 +170,161 @@ def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FeaturesError, match=r"cannot write .*features\.npz"):
         save(tmp_path / "file" / "features.npz", {}, [], {})
+
+
+def test_labels_with_gaps_are_numbered_and_the_output_says_how(tmp_path, arrays, capsys):
+    """Ids up to 901,243 are no number of classes. The score is that of labels without gaps."""
+    ids = np.sort(np.random.default_rng(0).choice(10**9, 10, replace=False))
+    gaps = {name: ids[array] if name.endswith("_y") else array for name, array in arrays.items()}
+    found = []
+    for name, content in (("gaps", gaps), ("none", arrays)):
+        path = saved(tmp_path / f"{name}.npz", content)
+        assert (
+            main(["fit", path, "--protocol", "readme", "--solver", "fast", "--metric", "mean_per_class", "--json"]) == 0
+        )
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["score"] == found[1]["score"] > 0.9
+    assert found[0]["label_values"] == ids.tolist()
+    assert found[1]["label_values"] == []
+    splits = load(Path(tmp_path / "gaps.npz")).folds[0]
+    result = probe.fit_probe(**splits, protocol="readme", solver="fast")
+    assert np.mean(result.predictions == gaps["test_y"]) == result.score
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", ">i8", "uint8", "int16", "uint64"])
+def test_whole_numbers_of_any_type_are_labels(tmp_path, arrays, dtype):
+    path = saved(tmp_path / "a.npz", {n: a.astype(dtype) if n.endswith("_y") else a for n, a in arrays.items()})
+    for split, features in load(Path(path)).folds[0].items():
+        assert features.y.dtype == np.int64
+        assert np.array_equal(features.y, arrays[f"{split}_y"])
+
+
+def test_a_metric_that_is_not_defined_on_the_split_is_said_before_the_fit(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(80, 8)).astype(np.float32), rng.integers(0, 2, 80)
+    one = {"train_x": x, "train_y": y, "val_x": x, "val_y": y, "test_x": x[:20], "test_y": 0 * y[:20]}
+    several = {name: np.stack([a, 1 - a], axis=1) if name.endswith("_y") else a for name, a in one.items()}
+    none = several | {"test_y": 0 * several["test_y"]}
+    of_val = one | {"val_y": 1 + 0 * y, "test_y": y[:20]}
+    for content, metric, said in (
+        (one, "roc_auc", "not defined on the test split: all of its 20 images have the label 0"),
+        (of_val, "roc_auc", "not defined on the val split: all of its 80 images have the label 1"),
+        (none, "voc2007_11pt_map", "not defined on the test split: none of its images shows a class"),
+    ):
+        assert main(["fit", saved(tmp_path / "a.npz", content), "--metric", metric]) == 1
+        assert said in capsys.readouterr().err
+    assert main(["fit", saved(tmp_path / "a.npz", of_val), "--metric", "roc_auc", "--protocol", "readme"]) == 0
+
+
+def test_a_class_without_positive_test_images_does_not_count_and_is_named(caplog):
+    """As scikit-learn's average precision of the classes that have one."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, (300, 3))
+    x = (rng.normal(size=(300, 5)) + y @ rng.normal(size=(3, 5))).astype(np.float32)
+    without = np.where([True, False, True], y[200:], 0)
+    scores = [
+        probe.fit_probe(
+            train=Features(x[:200], y[:200, classes]),
+            test=Features(x[200:], labels[:, classes]),
+            metric="voc2007_11pt_map",
+            protocol="readme",
+        ).score
+        for classes, labels in (([0, 1, 2], without), ([0, 2], y[200:]))
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-12)
+    assert "1 classes have no positive image in the test split and do not count in the mean: 1" in caplog.text
+
+
+LABELS = {
+    "int64": lambda y, rng: y,
+    "int8": lambda y, rng: y.astype(np.int8),
+    "uint64": lambda y, rng: y.astype(np.uint64),
+    "too large for int64": lambda y, rng: y.astype(np.uint64) + 2**63,
+    "big-endian": lambda y, rng: y.astype(">i4"),
+    "floats": lambda y, rng: y.astype(np.float32),
+    "halves": lambda y, rng: y / 2,
+    "NaN": lambda y, rng: np.where(rng.random(y.shape) < 0.1, np.nan, y),
+    "bool": lambda y, rng: y > 0,
+    "text": lambda y, rng: y.astype(str),
+    "objects": lambda y, rng: y.astype(object),
+    "gaps": lambda y, rng: y * 300_000 + 7,
+    "negative": lambda y, rng: y - 1,
+    "one class": lambda y, rng: 0 * y,
+    "a class less": lambda y, rng: np.where(y == 1, 0, y),
+    "too few": lambda y, rng: y[:-1],
+    "none": lambda y, rng: y[:0],
+    "a scalar": lambda y, rng: y.sum(),
+    "a column": lambda y, rng: y[:, None],
+    "three axes": lambda y, rng: y[:, None, None],
+    "complex": lambda y, rng: y + 1j,
+    "dates": lambda y, rng: y.astype("datetime64[s]"),
+}
+FEATURES = {
+    "float64": lambda x, rng: x,
+    "float16": lambda x, rng: x.astype(np.float16),
+    "long double": lambda x, rng: x.astype(np.longdouble),
+    "big-endian": lambda x, rng: x.astype(">f4"),
+    "Fortran order": lambda x, rng: np.asfortranarray(x),
+    "integers": lambda x, rng: x.astype(int),
+    "objects": lambda x, rng: x.astype(object),
+    "text": lambda x, rng: x.astype(str),
+    "complex": lambda x, rng: x + 0j,
+    "NaN": lambda x, rng: np.where(rng.random(x.shape) < 0.01, np.nan, x),
+    "huge": lambda x, rng: x * 1e30,
+    "too large": lambda x, rng: x.astype(float) * 1e300,
+    "tiny": lambda x, rng: x * 1e-30,
+    "zeros": lambda x, rng: 0 * x,
+    "no rows": lambda x, rng: x[:0],
+    "no columns": lambda x, rng: x[:, :0],
+    "one column": lambda x, rng: x[:, :1],
+    "a vector": lambda x, rng: x[:, 0],
+    "three axes": lambda x, rng: x[:, :, None],
+    "a row less": lambda x, rng: x[1:],
+}
+
+
+def _random_file(seed):
+    """One or two arrays of a file are changed; protocol, metric and solver are drawn."""
+    rng = np.random.default_rng(seed)
+    is_multi_label = rng.random() < 0.25
+    arrays = {}
+    for split, n in (("train", 40), ("val", 24), ("test", 24)):
+        y = rng.integers(0, 3, n)
+        x = rng.normal(size=(n, 5)) + y[:, None]
+        if is_multi_label:
+            y = np.where(rng.random((n, 3)) < 0.1, -1, np.stack([y > 0, y == 1, y == 2], axis=1))
+        arrays[f"{split}_y"], arrays[f"{split}_x"] = y, x.astype(np.float32)
+    for _ in range(rng.integers(1, 3)):
+        kinds = LABELS if rng.random() < 0.6 else FEATURES
+        change = kinds[list(kinds)[rng.integers(len(kinds))]]
+        splits = ("train", "val", "test") if rng.random() < 0.3 else (rng.choice(["train", "val", "test"]),)
+        for split in splits:
+            name = f"{split}_{'y' if kinds is LABELS else 'x'}"
+            try:
+                arrays[name] = change(arrays[name], rng)
+            except (TypeError, ValueError, IndexError, np.exceptions.AxisError):  # of an array that was changed before
+                continue
+    metrics = ["voc2007_11pt_map"] if is_multi_label else ["accuracy", "mean_per_class", "roc_auc", "top5"]
+    protocol = rng.choice(["readme", "clip-paper", "few-shot-1", "few-shot-2-held-out"])
+    options = ["--protocol", protocol, "--metric", rng.choice(metrics), "--solver", rng.choice(["fast", "sklearn"])]
+    return arrays, [str(option) for option in options]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(10))
+def test_any_file_of_features_is_fitted_or_refused_in_one_sentence(tmp_path, capsys, block):
+    """Shapes, types, missing classes, empty splits, labels of all kinds; no traceback, and no file that half runs."""
+    for seed in range(30 * block, 30 * block + 30):
+        arrays, options = _random_file(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy's of what is written here
+            path = saved(tmp_path / f"{seed}.npz", arrays)
+        code = main(["fit", path, "--json", "--cache-dir", str(tmp_path / "cache"), *options])
+        found = capsys.readouterr()
+        if code == 0:
+            assert 0 <= json.loads(found.out)["score"] <= 1
+        else:
+            said = [line for line in found.err.splitlines() if line.startswith("probe: ")]
+            assert (code, found.out, len(said)) == (1, "", 1), (seed, options)
+            assert len(said[0]) <= 510
+            assert said[0].endswith(found.err.strip()[-20:])

@@ -18,7 +18,7 @@ from probe.environment import blas_threads, package_version, threads
 from probe.errors import FeaturesError, ProtocolError, listed
 from probe.features import Features
 from probe.intervals import interval
-from probe.metrics import IGNORED, get_metric, misfit
+from probe.metrics import IGNORED, find_undefined, get_metric, misfit
 from probe.ordering import order
 from probe.outcomes import outcomes_of
 from probe.probes import costs
@@ -33,7 +33,6 @@ from probe.specs import Protocol
 
 logger = logging.getLogger(__name__)
 
-MAX_CLASSES = 1 << 20  # a label beyond is no index, and scores for so many classes would fill the memory
 WORTH_SAYING = 1.0  # seconds that fits must take for a line that announces them
 LIBRARIES = ("scikit-learn", "scipy", "numpy", "torch")  # that compute fits
 
@@ -75,15 +74,26 @@ def fit_probe(
     get_metric(metric)
     get_solver(solver)
     _check(rules, train=train, val=val, test=test)
+    label_values: tuple[int, ...] = ()
     if train.y.ndim == 2:
         num_classes = train.y.shape[1]
     else:
-        num_classes = 1 + max(int(part.y.max()) for part in (train, val, test) if part is not None)
+        labels = np.unique(np.concatenate([part.y for part in (train, val, test) if part is not None]))
+        num_classes = len(labels)
+        if labels[-1] >= num_classes:  # gaps, as in ids of records
+            label_values = tuple(labels.tolist())
+            train, test = _number(train, labels), _number(test, labels)
+            val = None if val is None else _number(val, labels)
     reason = misfit(metric, num_classes=num_classes, is_multi_label=train.y.ndim == 2)
     if reason:
         raise ProtocolError(reason)
+    is_searched = len(rules.grid) > 1 and val is not None and not rules.held_out
+    for name, part in (("test", test), ("val", val if is_searched else None)):
+        reason = "" if part is None else find_undefined(metric, part.y)
+        if reason:
+            raise ProtocolError(f"the metric {metric} is not defined on the {name} split: {reason}; use another metric")
     settings = _Settings(rules, solver, device, kept or KeptFits(None), shows_progress)
-    probe = _Probe(settings, metric, num_classes)
+    probe = _Probe(settings, metric, num_classes, label_values)
     scored = max(len(part) for part in (val, test) if part is not None)
     fitted = [train] if val is None or not rules.refit else [train, val]
     _announce(settings, fitted, num_classes=num_classes, num_scored=scored)
@@ -111,6 +121,7 @@ class _Probe:
     settings: _Settings
     metric: str
     num_classes: int
+    label_values: tuple[int, ...]
 
     @property
     def rules(self) -> Protocol:
@@ -138,7 +149,7 @@ class _Probe:
             sweep = tuple(found.values())
             C = best(found, lambda point: point.score)  # noqa: N806 - the field's name
             near = fits[C]
-        _warn_of_missing_classes(parts, test)
+        _warn_of_missing_classes(parts, test, self.label_values)
         # On the same images scikit-learn has made it; `fast` fits only as far as a choice needs.
         is_made = near is not None and len(parts) == 1 and self.settings.solver == "sklearn"
         final = near if near is not None and is_made else _Fitter(self.settings, parts).fit(C, near)
@@ -153,6 +164,11 @@ class _Probe:
             )
         y_score = final.scores(_features(rules, test), self.num_classes)
         outcomes = outcomes_of(self.metric, test.y, y_score)
+        if test.y.ndim == 2:
+            predictions = (y_score > 0).astype(np.int64)
+        else:
+            predictions = y_score.argmax(axis=1)
+            predictions = np.array(self.label_values)[predictions] if self.label_values else predictions
         return ProbeResult(
             metric=self.metric,
             score=get_metric(self.metric)(test.y, y_score),
@@ -162,9 +178,10 @@ class _Probe:
             **worst([final]),
             solver=self.settings.solver,
             interval=interval([outcomes]),
+            label_values=self.label_values,
             sweep=sweep,
             choice_converged=all(point.converged for point in sweep),
-            predictions=y_score.argmax(axis=1) if test.y.ndim == 1 else (y_score > 0).astype(np.int64),
+            predictions=predictions,
             outcomes=(outcomes,),
         )
 
@@ -378,19 +395,31 @@ def _features(rules: Protocol, part: Features) -> np.ndarray:
     return x / np.where(lengths > 0, lengths, 1)
 
 
-def _warn_of_missing_classes(parts: Sequence[Features], test: Features) -> None:
-    """Say which classes are scored and cannot be right, as no training image shows them."""
+def _number(part: Features, labels: np.ndarray) -> Features:
+    """Return features whose labels are positions in ascending labels."""
+    return replace(part, y=np.searchsorted(labels, part.y))
+
+
+def _warn_of_missing_classes(parts: Sequence[Features], test: Features, label_values: Sequence[int]) -> None:
+    """Say which classes are scored though no training image tells them from others, and which are not scored."""
     y = np.concatenate([part.y for part in parts])
     if y.ndim == 2:
-        missing = np.flatnonzero((test.y == 1).any(axis=0) & ~((y == 1).any(axis=0) & (y == 0).any(axis=0)))
+        is_scored = (test.y == 1).any(axis=0)
+        missing = np.flatnonzero(is_scored & ~((y == 1).any(axis=0) & (y == 0).any(axis=0)))
+        said = "%d classes of the test split have no training image, or no other, and rank images in their order: %s"
+        if not is_scored.all():
+            unscored = np.flatnonzero(~is_scored).tolist()
+            logger.warning(
+                "%d classes have no positive image in the test split and do not count in the mean: %s",
+                len(unscored),
+                listed(unscored),
+            )
     else:
         missing = np.setdiff1d(test.y, y)
+        missing = np.array(label_values)[missing] if label_values else missing
+        said = "%d classes of the test split have no training image and count as wrong: %s"
     if len(missing):
-        logger.warning(
-            "%d classes of the test split have no training image and count as wrong: %s",
-            len(missing),
-            listed(missing.tolist()),
-        )
+        logger.warning(said, len(missing), listed(missing.tolist()))
 
 
 def _check(rules: Protocol, *, train: Features, val: Features | None, test: Features) -> None:
@@ -424,10 +453,6 @@ def _check(rules: Protocol, *, train: Features, val: Features | None, test: Feat
                 raise FeaturesError(
                     f"{name} has labels {part.y.dtype} {part.y.shape}; give integers from 0 on, one an image, or a row "
                     "of 1, 0 and -1 for each"
-                )
-            if part.y.ndim == 1 and part.y.max() >= MAX_CLASSES:
-                raise FeaturesError(
-                    f"{name} has the label {part.y.max()}; give class indices from 0 on, below {MAX_CLASSES}"
                 )
             if part.y.shape[1:] != train.y.shape[1:]:
                 raise FeaturesError(

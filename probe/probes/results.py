@@ -35,7 +35,10 @@ class ProbeResult(Convergence):
     choice of test images, around the mean over few-shot draws for the choice of training images.
     `sweep` is ascending in C; it is empty where nothing was searched, and of several folds or draws.
     `choice_converged` is True if every fit of the sweep that C was chosen by has converged, or nothing was searched.
-    `predictions` are int64 (num_test,), or (num_test, k) of 0 and 1 where an image can show several of k classes.
+    `label_values` are the labels that were numbered from 0 on, ascending, where the labels had gaps; else empty, as of
+    several folds with different ones.
+    `predictions` are int64 (num_test,), labels as they were given, or (num_test, k) of 0 and 1 where an image can show
+    several of k classes.
     `outcomes` are what became of each test image, one for each fold or draw; `same_images` says that these are of the
     same images. `seed`, `indices` and `held_out` are of a few-shot draw: positions in the training split, as text, of
     the images that it fitted on and of those that it chose C on.
@@ -49,6 +52,7 @@ class ProbeResult(Convergence):
     num_test: int
     solver: str
     interval: Interval
+    label_values: tuple[int, ...] = ()
     sweep: tuple[SweepPoint, ...] = ()
     choice_converged: bool = True
     predictions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
@@ -95,6 +99,7 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         C=first.C if len({result.C for result in results}) == 1 else None,
         **worst(results),
         interval=around,
+        label_values=first.label_values if len({result.label_values for result in results}) == 1 else (),
         sweep=(),
         choice_converged=all(result.choice_converged for result in results),
         predictions=np.concatenate([result.predictions for result in results]),
