@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from itertools import chain
 
@@ -120,9 +121,62 @@ def test_a_class_of_one_image_is_fine_where_the_splits_are_given(image_folder):
     assert _sizes(image_folder(counts)) == [4, 4, 4]
 
 
-def test_a_missing_test_split_is_named(image_folder):
-    root = image_folder({"train/red": 5, "val/red": 5})
-    with pytest.raises(DatasetError, match="has train/ and val/ but no test/"):
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["train"], "has train/ but no test/; add it"),
+        (["val", "test"], "has test/ and val/ but no train/; add it"),
+        (["train", "val", "valid", "test"], "has 'val', 'valid', which are all names for val; rename or merge them$"),
+        (["train", "Training", "test"], "has 'Training', 'train', which are all names for train; rename or merge"),
+        (["train", "test", "holdout"], "holdout is beside test/ and would not be read; give each folder of a split"),
+        (["part-a", "part-b"], "is a folder inside a class; move its images up, or, if part-a is no class but a"),
+    ],
+)
+def test_folders_that_do_not_make_splits_are_named(folders, message, image_folder):
+    root = image_folder({f"{folder}/{name}": 2 for folder in folders for name in ("red", "blue")})
+    with pytest.raises(DatasetError, match=message):
+        get_dataset(f"folder:{root}")
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("training", "valid", "testing"),
+        ("Training", "Validation", "Testing"),
+        ("TRAIN", "VAL", "TEST"),
+        ("Train", "dev", "eval"),
+        ("train", "validation", "Evaluation"),
+    ],
+)
+def test_splits_go_by_all_usual_names(train, val, test, image_folder):
+    counts = {f"{train}/red": 4, f"{train}/blue": 4, f"{val}/red": 1, f"{val}/blue": 2, f"{test}/red": 3}
+    root = image_folder(counts)
+    assert _sizes(root) == [8, 3, 3]
+    shutil.rmtree(root / val)
+    assert _sizes(root) == [6, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "Valid", "dev"])
+def test_training_and_validation_folders_alone_are_train_and_test(name, image_folder, caplog):
+    """As the layout of ImageNet; validation images are held out of train, which the log says."""
+    root = image_folder({"train/red": 20, "train/blue": 10, f"{name}/red": 3, f"{name}/blue": 2})
+    with caplog.at_level("INFO", "probe"):
+        opened = open_dataset(f"folder:{root}")
+    assert [len(opened.split(split)) for split in SPLITS] == [27, 3, 5]
+    assert opened.split("test").ids[0].startswith(f"{name}/blue/")
+    assert dict(opened.source.parts)["test"] == (("folder", name),)  # which the record has
+    assert f"folder:{root}: {name!r} is the test split; validation images are held out of 'train'" in caplog.messages
+
+
+def test_classes_may_have_the_names_of_splits(image_folder):
+    """A train is also a vehicle: the folder has images in it, as have the others."""
+    root = image_folder({"bus": 5, "car": 5, "train": 5})
+    assert open_dataset(f"folder:{root}").split("train").class_names == ["bus", "car", "train"]
+
+
+def test_images_without_class_folders_are_no_classes_called_train_and_test(image_folder):
+    root = image_folder({"train": 5, "test": 5})
+    with pytest.raises(DatasetError, match="has no class folders in test/, train/; put the images of each into one"):
         get_dataset(f"folder:{root}")
 
 

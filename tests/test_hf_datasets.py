@@ -227,10 +227,159 @@ def test_options_are_read_as_in_a_url():
     )
 
 
-def test_a_path_without_a_test_split_says_which_there_are(folder):
+@pytest.mark.parametrize("options", ["", "?test=validation", "?test=val", "?train=train"])
+def test_a_path_with_training_and_validation_alone_is_tested_on_the_latter(options, folder, caplog):
     splits("train", "validation").save_to_disk(folder)
-    with pytest.raises(DatasetError, match=r"no test part; say which split of train, validation it is with \?test="):
+    with caplog.at_level("INFO", "probe"):
+        opened = open_dataset(f"hf:{folder}{options}")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 12, "test": 3}
+    assert dict(opened.source.parts)["test"] == (("split", "validation"),)  # which the record has
+    assert any("'validation' is the test split; validation images are held out" in text for text in caplog.messages)
+
+
+def test_a_validation_split_that_is_named_for_testing_is_not_for_validation(folder, caplog):
+    """The form of the README; the split that is called test is then left, with a warning."""
+    splits("train", "validation", "test").save_to_disk(folder)
+    opened = open_dataset(f"hf:{folder}?test=validation")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 12, "test": 3}
+    assert caplog.messages == [f"hf:{folder}?test=validation: the split 'test' is not used; take it with ?test=test"]
+
+
+@pytest.mark.parametrize("names", [("train", "validation", "extra"), ("train", "extra")])
+def test_a_path_without_a_test_split_says_which_there_are(names, folder):
+    DatasetDict({name: rows(6) for name in names}).save_to_disk(folder)
+    listed = ", ".join(names)
+    with pytest.raises(DatasetError, match=rf"no test part; say which split of {listed} it is with \?test="):
         get_dataset(f"hf:{folder}")
+
+
+def test_two_spellings_of_one_split_are_refused_unless_one_is_named(folder):
+    DatasetDict({name: rows(6) for name in ("train", "val", "valid", "test")}).save_to_disk(folder)
+    with pytest.raises(DatasetError, match=r"has 'val', 'valid', which are all names for val; rename or merge them, o"):
+        get_dataset(f"hf:{folder}")
+    assert dict(get_dataset(f"hf:{folder}?val=valid").sources[0].parts)["val"] == (("split", "valid"),)
+
+
+def _save_tree(root, *folders, names=CLASSES, n=2):
+    """`n` pictures for each class of each folder; their colour is that of the class, their width tells the folder."""
+    for k, part in enumerate(folders):
+        for name in names:
+            for i in range(n):
+                path = root / part / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encode(Image.new("RGB", (8 + k, 5), COLOURS[CLASSES.index(name)])))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training", "Testing"),
+        ("Train", "Test"),
+        ("TRAIN", "VAL"),
+        ("data/Training", "data/Testing"),
+        ("train", "Eval"),
+    ],
+)
+def test_splits_of_an_image_folder_go_by_all_usual_names(train, test, folder):
+    """`datasets` would put the first of these together, into one split that was then divided."""
+    _save_tree(folder, train, test)
+    opened = open_dataset(f"hf:{folder}")
+    folders = open_dataset(f"folder:{folder / train}/..")
+    for k, part in enumerate(("train", "test")):
+        images = opened.parts[part]
+        assert {images[i][0].width for i in range(len(images))} == {8 + k}
+        assert images.class_names == folders.parts[part].class_names
+        assert images.labels.tolist() == folders.parts[part].labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_folders_whose_names_say_no_split_are_not_put_together(folder):
+    _save_tree(folder, "first", "second-half")
+    with pytest.raises(DatasetError, match=r"no train part; say which split of first, second_half it is with \?train="):
+        get_dataset(f"hf:{folder}")
+    opened = open_dataset(f"hf:{folder}?train=first&test=second_half")
+    assert [opened.parts["test"][i][0].width for i in range(6)] == [9] * 6
+
+
+@pytest.mark.parametrize("names", [("test-tube", "train car"), ("dev", "bus"), ("cat_train", "cat_test")])
+def test_classes_whose_names_hold_that_of_a_split_are_classes(names, folder):
+    for i in range(10):
+        for name in names:
+            path = folder / name / f"train_{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(i))
+    opened = open_dataset(f"hf:{folder}")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"all": 20}
+    assert opened.parts["all"].class_names == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("folders", "extra", "message"),
+    [
+        (["train"], "test/1.png", "has no class folders in test/; put the images of each into one subfolder"),
+        (["train", "test"], "metadata.csv", "has metadata beside test/; put a file of it into each folder of a split"),
+        (["a", "b"], "a/metadata.csv", "no train part; say which split of a, b it is with"),
+        (["first/a", "first/b"], None, "no train part; say which split of a, b it is with"),
+        (["train/a", "train/b", "test"], None, "train/a/blue and train/b/blue would be one class; rename one"),
+        (["train", "Train", "test"], None, "has 'Train', 'train', which are all names for train"),
+    ],
+)
+def test_an_image_folder_that_does_not_say_what_is_what_is_refused(folders, extra, message, folder):
+    _save_tree(folder, *folders)
+    if extra:
+        (folder / extra).parent.mkdir(exist_ok=True)
+        (folder / extra).write_bytes(picture(0))
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(f"hf:{folder}")
+
+
+@pytest.mark.parametrize("extra", ["logo.png", "assets/logo.png"])
+def test_pictures_beside_the_folders_of_splits_are_in_none(extra, folder):
+    """Repositories of the hub have such, for their card; they have no class."""
+    _save_tree(folder, "train", "test")
+    (folder / extra).parent.mkdir(exist_ok=True)
+    (folder / extra).write_bytes(picture(0))
+    opened = open_dataset(f"hf:{folder}")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 6, "test": 6}
+
+
+def test_pictures_beside_tables_do_not_hide_them(folder):
+    _save_tree(folder / "assets", "light", "dark")
+    for split in ("train", "test"):
+        rows(SIZES[split]).to_parquet(folder / f"{split}.parquet")
+    check(open_dataset(f"hf:{folder}"))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training/0.parquet", "Testing/0.parquet"),
+        ("TRAIN.parquet", "TEST.parquet"),
+        ("my-Train-0.parquet", "my-Val-0.parquet"),
+        ("data/Train-00000-of-00001.parquet", "data/Test-00000-of-00001.parquet"),
+    ],
+)
+def test_tables_are_told_apart_by_their_names(train, test, folder):
+    for name, split in ((train, "train"), (test, "test")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        rows(SIZES[split]).to_parquet(folder / name)
+    check(open_dataset(f"hf:{folder}"))
+
+
+def test_tables_whose_names_say_no_split_are_not_put_together(folder):
+    folder.mkdir()
+    for name in ("first", "second"):
+        rows(6).to_parquet(folder / f"{name}.parquet")
+    with pytest.raises(DatasetError, match=r"no train part; say which split of first, second it is"):
+        get_dataset(f"hf:{folder}")
+    opened = open_dataset(f"hf:{folder}?train=first&test=second")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 6, "test": 6}
+
+
+def test_numbered_tables_are_one_split(folder):
+    folder.mkdir()
+    for i in range(2):
+        rows(6).to_parquet(folder / f"part-{i:04}.parquet")
+    assert len(open_dataset(f"hf:{folder}").parts["all"]) == 12
 
 
 def test_a_split_that_a_path_does_not_have_is_named(folder):
@@ -690,6 +839,31 @@ def test_a_repository_of_images_is_opened(hub, repositories):
     opened = open_dataset("hf:org/images")
     assert opened.parts["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert opened.parts["test"][0][0].getpixel((0, 0)) == COLOURS[2]
+
+
+def test_splits_of_a_repository_go_by_all_usual_names(hub, repositories):
+    """`datasets` would put these folders together, into one split called train."""
+    _save_tree(repositories / "org" / "images", "Training", "Testing")
+    opened = open_dataset("hf:org/images")
+    for k, part in enumerate(("train", "test")):
+        assert {opened.parts[part][i][0].width for i in range(6)} == {8 + k}
+    with pytest.raises(DatasetError, match=r"takes the split 'Testing' for val and for test; give each its own"):
+        open_dataset("hf:org/images?val=eval")
+
+
+def test_the_types_of_columns_are_those_of_the_card(hub, repositories):
+    """A card without configurations, whose splits are found by names; the file has numbers alone."""
+    import yaml
+
+    for split, n in (("Training", 12), ("Testing", 6)):
+        path = repositories / "org" / "typed" / f"{split}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows(n, feature=Value("int64")).to_parquet(path)
+    features = rows(1).features._to_yaml_list()
+    card = {"dataset_info": {"features": features, "splits": [{"name": "Training", "num_examples": 12}]}}
+    (path.parent / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
+    check(open_dataset("hf:org/typed"))
+    check(open_dataset(f"hf:{path.parent}"))
 
 
 def test_a_missing_split_says_which_there_are(hub, repositories):

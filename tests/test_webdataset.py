@@ -134,6 +134,51 @@ def test_parts_are_told_apart_by_the_names_of_their_shards(rest, folder):
     check(open_dataset(f"wds:{folder}{rest}", offline=True), class_names=["0", "1", "2"])
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "rest"),
+    [
+        ("Training", "Testing", ""),
+        ("train", "val", ""),
+        ("train", "validation", "?test=val"),
+        ("TRAIN", "EVAL", "?train=train"),
+        ("train", "val", "/{train,val}/{0..1}.tar"),
+        ("Train", "Test", "/{Train,Test}/{0..1}.tar"),
+    ],
+)
+def test_folders_of_parts_go_by_all_usual_names(train, test, rest, folder):
+    write_shards(folder / train, 12, per_shard=6)
+    write_shards(folder / test, 6, per_shard=3)
+    check(open_dataset(f"wds:{folder}{rest}", offline=True), class_names=["0", "1", "2"])
+
+
+def test_a_validation_folder_that_is_named_for_testing_is_not_for_validation(folder):
+    write_collection(folder)
+    write_shards(folder / "val", 6)
+    opened = open_dataset(f"wds:{folder}?test=val", offline=True)
+    check(opened)
+    assert opened.parts["test"].ids[0] == "val/0.tar/s0000000"
+
+
+@pytest.mark.parametrize(
+    ("names", "rest", "message"),
+    [
+        (
+            ("train", "val", "valid"),
+            "",
+            "has 'val', 'valid', which are all names for val; rename or merge them, or cho",
+        ),
+        (("train", "holdout"), "", r"no test part; say which split of holdout, train it is with \?test=SPLIT"),
+        (("train", "holdout"), "/{train,holdout}/{0..2}.tar", "'holdout' in the braces is no usual name of train, val"),
+        (("train", "Train"), "/{train,Train}/{0..2}.tar", "has 'train', 'Train', which are all names for train"),
+    ],
+)
+def test_folders_that_do_not_make_parts_are_named(names, rest, message, folder):
+    for name in names:
+        write_shards(folder / name)
+    with pytest.raises(DatasetError, match=message):
+        get_dataset(f"wds:{folder}{rest}")
+
+
 def test_options_name_the_folders_of_parts(folder):
     write_collection(folder).joinpath("test").rename(folder / "holdout")
     check(open_dataset(f"wds:{folder}?test=holdout&train=train", offline=True))

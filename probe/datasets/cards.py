@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import datasets
 from PIL import Image
 
 from probe.datasets import hub
-from probe.errors import DatasetError, DatasetMissingError
+from probe.datasets.subsets import part_of
+from probe.errors import DatasetError, DatasetMissingError, listed
 
 TABLES = (".parquet", ".arrow")
 DESCRIPTIONS = ("metadata.csv", "metadata.jsonl")  # of images in folders; one as Parquet is data
@@ -51,7 +54,8 @@ def make_plan(snapshot: hub.Snapshot, options: Mapping[str, str]) -> Plan:
     elif of_split:
         plan = _plan_config(snapshot, chosen, of_split)
     else:
-        plan = Plan(everything, {"name": chosen or None})
+        found = find_splits(repo, snapshot.files)
+        plan = Plan(everything, *_arguments(snapshot.folder, chosen, found))
     files = hub.matching(snapshot.files, plan.patterns)
     if snapshot.is_known and not any(Path(file).suffix.lower() in data for file in files):
         raise _no_data(snapshot)
@@ -66,10 +70,114 @@ def _plan_config(snapshot: hub.Snapshot, chosen: str, of_split: Mapping[str, Seq
     """
     patterns = [pattern for patterns in of_split.values() for pattern in patterns]
     patterns += [pattern.replace("**/", "") for pattern in patterns]  # which in a glob may stand for no folder
-    info = _infos(snapshot.folder).get(chosen)
-    features = {"features": info.features} if info and info.features else {}
+    return Plan(patterns, *_arguments(snapshot.folder, chosen, of_split))
+
+
+def _arguments(
+    folder: Path, chosen: str, of_split: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return what to tell `load_dataset`, and the rows of each split as the card says them."""
+    arguments: dict[str, Any] = {"name": chosen or None}
+    if not of_split:
+        return arguments, {}
+    infos = _infos(folder)
+    info = infos.get(chosen) if chosen or len(infos) != 1 else next(iter(infos.values()))
+    if info and info.features:
+        arguments["features"] = info.features
     sizes = {name: split.num_examples for name, split in (info.splits or {}).items()} if info else {}
-    return Plan(patterns, {"name": chosen, "data_files": dict(of_split), **features}, sizes)
+    return {**arguments, "data_files": dict(of_split)}, sizes
+
+
+def local_arguments(path: Path, config: str) -> tuple[dict[str, Any], list[str]]:
+    """Return what to tell `load_dataset` of a folder here, and its splits where the names of files tell them.
+
+    Raises:
+        DatasetError: there is no such configuration, or files do not say which split they are of.
+    """
+    chosen = choose_config(str(path), path, config)
+    if chosen in _configs(path):
+        return {"name": chosen}, []
+    files = [file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if file.is_file()]
+    found = find_splits(str(path), files)
+    return _arguments(path, chosen, found)[0], list(found)
+
+
+def find_splits(where: str, files: Sequence[str]) -> dict[str, list[str]]:
+    """Return split -> patterns of its files, by the names of folders and files; empty where `datasets` knows it.
+
+    `datasets` finds splits by such names too, but knows fewer spellings. What it does not know it puts together with
+    the rest, or leaves out, and a class called test-tube it takes for a split.
+
+    Raises:
+        DatasetError: a file is in no split, or two folders would be one class.
+    """
+    seen = [file for file in files if not any(part.startswith((".", "__")) for part in file.split("/"))]
+    tables = [file for file in seen if Path(file).suffix in TABLES and Path(file).stem != "metadata"]
+    suffixes = Image.registered_extensions()
+    images = [file for file in seen if Path(file).suffix.lower() in suffixes]
+    if any(re.match(r"data/[^/]*-\d{5}-of-\d{5}", file) for file in tables):
+        return {}  # as `push_to_hub` names them, with any name of a split
+    of_split: dict[str, list[str]] = {}
+    for file in tables:
+        of_split.setdefault(_split_of_table(file), []).append(glob.escape(file))
+    if images and len(images) > len(tables) and not any(map(part_of, of_split)):
+        return _splits_of_images(where, images, [file for file in seen if Path(file).stem == "metadata"])
+    return {"train": next(iter(of_split.values()))} if len(of_split) == 1 else of_split
+
+
+def _split_of_table(file: str) -> str:
+    """Return the split that the path of a table names, or else the path without the numbers that count its files."""
+    texts = [*file.split("/")[:-1], Path(file).stem]
+    for text in texts:
+        words = [word for word in re.split(r"[-._ 0-9]+", text) if part_of(word)]
+        if len(words) == 1:
+            return words[0]
+    return re.sub(r"\W+", "_", re.sub(r"[0-9a-f]{8,}|[0-9]+", "", "_".join(texts))).strip("_") or "train"
+
+
+def _splits_of_images(where: str, images: Sequence[str], metadata: Sequence[str]) -> dict[str, list[str]]:
+    """Return split -> pattern: SPLIT/CLASS/FILE, SPLIT/metadata.csv, or CLASS/FILE, which is one split."""
+    top = os.path.commonpath([file.rpartition("/")[0] for file in (*images, *metadata)])
+    start = f"{top}/" if top else ""
+    folders: dict[str, set[str]] = {}  # first folder -> folders of images below it, "" for the first itself
+    for file in images:
+        first, *rest = file.removeprefix(start).split("/")
+        if rest:
+            folders.setdefault(first, set()).add("/".join(rest[:-1]))
+    named = [first for first in folders if part_of(first)]
+    flat = [first for first, below in folders.items() if "" in below]
+    loose_metadata = [file for file in metadata if "/" not in file.removeprefix(start)]
+    is_tree = len(flat) == len(folders) > len(named) and len(loose_metadata) == len(metadata)  # a train can be a class
+    if is_tree or (loose_metadata and not named):
+        return {"train": [f"{glob.escape(start)}**"]}
+    if loose_metadata and named:
+        raise DatasetError(f"{where} has metadata beside {named[0]}/; put a file of it into each folder of a split")
+    if not metadata and set(named) & set(flat):
+        raise DatasetError(
+            f"{where} has no class folders in {listed(f'{name}/' for name in named if name in flat)}; put the images "
+            "of each into one subfolder for each class, or add metadata.csv"
+        )
+    of_split: dict[str, list[str]] = {}
+    for first in sorted(folders):
+        if metadata or first not in flat:  # else it has no classes, as a folder of pictures for the card
+            of_split.setdefault(re.sub(r"\W+", "_", first), []).append(f"{glob.escape(start + first)}/**")
+            _check_class_folders(where, first, folders[first] if not metadata else ())
+    twins = [name for name, patterns in of_split.items() if len(patterns) > 1]
+    if twins:
+        raise DatasetError(f"{where} has several folders that are called {twins[0]} but for punctuation; rename them")
+    return of_split
+
+
+def _check_class_folders(where: str, split: str, folders: Iterable[str]) -> None:
+    """See that no two folders of a split have the same last name, by which `datasets` calls the class."""
+    seen: dict[str, str] = {}
+    for folder in sorted(folders):
+        twin = seen.setdefault(folder.rpartition("/")[2], folder)
+        if twin != folder:
+            raise DatasetError(
+                f"{where}: {split}/{twin} and {split}/{folder} would be one class; rename one, or put the folders of "
+                "splits side by side and call them train, val and test"
+            )
 
 
 def _no_data(snapshot: hub.Snapshot) -> DatasetMissingError:

@@ -1,7 +1,11 @@
 """Folders of images, one subfolder a class: `folder:PATH`, and the rows whose files are kept so.
 
     PATH/train/CLASS/*  PATH/test/CLASS/*  [PATH/val/CLASS/*]      splits as given; without val/, a part of train/
+    PATH/train/CLASS/*  PATH/val/CLASS/*                           val/ is the test split, as of ImageNet
     PATH/CLASS/*                                                   one tree: divided 60 / 20 / 20, class by class
+
+Folders of splits may have any spelling of `datasets.subsets`, such as `Training/` and `Testing/`. A folder of that name
+with images in it, beside other folders of images, is a class.
 
 Hidden files and the notes that operating systems leave are passed over; anything else that does not fit is an error.
 """
@@ -16,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 from probe.datasets.fingerprints import of_files
-from probe.datasets.folds import SPLITS
 from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.subsets import choose_parts, find_parts, part_of
 from probe.datasets.video import SUFFIXES as VIDEO_SUFFIXES
 from probe.datasets.video import read_middle_frame
-from probe.errors import DatasetError, DatasetMissingError
+from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.specs import DatasetSpec, Part, Source
 
 LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
@@ -37,30 +41,49 @@ def make_spec(path: str) -> DatasetSpec:
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
         raise DatasetMissingError(f"no folder at {root}; give folder:PATH with one subfolder for each class")
-    parts = [split for split in SPLITS if (root / split).is_dir()]
-    if parts and not {"train", "test"} <= set(parts):
-        missing = "train" if "train" not in parts else "test"
-        raise DatasetError(
-            f"{root} has {' and '.join(f'{p}/' for p in parts)} but no {missing}/; add it, or rename one"
-        )
-    for entry in _visible(root, SPLITS) if parts else ():
-        raise DatasetError(f"{entry.path} is beside {parts[0]}/ and would not be read; call it val/, or move it away")
-    files = {part: list_files(root / part) for part in parts} if parts else {"all": list_files(root)}
+    folders = _find_subsets(root)
+    files = {part: list_files(root / folder) for part, folder in folders.items()}
     classes = {name.split("/")[0] for name in files.get("train") or files["all"]}
     return DatasetSpec(
         name=f"folder:{root}",
         title=f"images in {root}",
-        parts=tuple(Part(name, len(listed)) for name, listed in files.items()),
+        parts=tuple(Part(part, len(names)) for part, names in files.items()),
         sources=(
             Source(
                 form="folder",
                 location=str(root),
-                parts=tuple((name, (("folder", "." if name == "all" else name),)) for name in files),
+                parts=tuple((part, (("folder", folder),)) for part, folder in folders.items()),
             ),
         ),
         num_classes=len(classes),
-        val_fraction=0.1 if parts else 0.2,
+        val_fraction=0.2 if "all" in folders else 0.1,
     )
+
+
+def _find_subsets(root: Path) -> dict[str, str]:
+    """Return part -> its folder below `root`; all is `.` where the folders are classes."""
+    folders = [entry.name for entry in _visible(root, ()) if entry.is_dir()]
+    named = [name for name in folders if part_of(name)]
+    if not any(entry.is_dir() for name in named for entry in _visible(root / name, ())):
+        if named and named == folders:
+            raise DatasetError(
+                f"{root} has no class folders in {listed(f'{name}/' for name in named)}; put the images of each into "
+                "one subfolder for each class, or rename what is a class"
+            )
+        return {"all": "."}
+    others = [entry.name for entry in _visible(root, tuple(named))]
+    if others:
+        raise DatasetError(
+            f"{root}: {listed(others)} is beside {named[0]}/ and would not be read; give each folder of a split the "
+            "name train, val or test, and move anything else away"
+        )
+    kinds = {part_of(name) for name in named}
+    if "train" not in kinds or len(kinds) == 1:
+        missing = "train" if "train" not in kinds else "test"
+        raise DatasetError(
+            f"{root} has {' and '.join(f'{name}/' for name in named)} but no {missing}/; add it, or rename one"
+        )
+    return choose_parts(str(root), {}, find_parts(str(root), named))
 
 
 def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
@@ -130,7 +153,10 @@ def list_files(folder: Path, *, suffixes: frozenset[str] | None = None, ignore: 
             raise DatasetError(f"no {kind}s in {entry.path}; add some, or remove the class")
         for image in images:
             if image.is_dir():
-                raise DatasetError(f"{image.path} is a folder inside a class; move its {kind}s up")
+                raise DatasetError(
+                    f"{image.path} is a folder inside a class; move its {kind}s up, or, if {entry.name} is no class "
+                    "but a split, call it train, val or test"
+                )
             if not image.is_file() or Path(image.name).suffix.lower() not in allowed:
                 raise DatasetError(f"{image.path} {_what(image, f'is no {kind}; remove it')}")
             files.append(f"{entry.name}/{image.name}")

@@ -3,7 +3,8 @@
     hf:ORG/NAME     a repository of the hub; its splits `train` and `test` are the parts
     hf:PATH         a folder that `save_to_disk` wrote; a folder of Parquet, Arrow or image files, with or without a
                     card (README.md) that describes them; or one file of Parquet or Arrow. The parts are the splits by
-                    their names; a single one is divided 60 / 20 / 20
+                    their names, in any spelling of `datasets.subsets`; a single one is divided 60 / 20 / 20;
+                    if there are only `train` and `val`, `val` is the test part
 
 Options follow as in a URL, `hf:ORG/NAME?test=validation&label=fine_label`: `train`, `val` and `test` are the splits to
 take for these parts, `all` is one to be divided, `image` and `label` are columns, `config` is a configuration of the
@@ -34,19 +35,19 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from probe.datasets import hub, rows
-from probe.datasets.cards import choose_config, make_plan
+from probe.datasets import hub, rows, subsets
+from probe.datasets.cards import local_arguments, make_plan
 from probe.datasets.columns import check_classes, image_column, read_labels
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
-from probe.errors import DatasetError, DatasetMissingError, ProbeError
+from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed
 from probe.hub import is_repository, one_line
 from probe.metrics import get_metric
 from probe.specs import DatasetSpec, Part, Source
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = ("image", "label", "config", "revision", "metric", *hub.PARTS)
+OPTIONS = ("image", "label", "config", "revision", "metric", *subsets.PARTS)
 
 
 def make_spec(rest: str) -> DatasetSpec:
@@ -68,9 +69,10 @@ def make_spec(rest: str) -> DatasetSpec:
         location = str(path.resolve())
         name = f"hf:{location}{rest.removeprefix(written)}"
         splits = _split_names(path.resolve(), options.get("config", ""))
-        parts = hub.choose_parts(name, options, hub.find_parts(splits), splits=splits)
+        given = [part for part in subsets.PARTS if part in options]
+        parts = subsets.choose_parts(name, options, subsets.find_parts(name, splits, given), names=splits)
     elif is_repository(location):
-        parts = hub.choose_parts(name, options, {"train": "train", "test": "test"})
+        parts = subsets.choose_parts(name, options, {"train": "train", "test": "test"})
     else:
         raise DatasetMissingError(f"{location} is no file or folder here and no repository ORG/NAME; check the name")
     return rows.found(
@@ -78,7 +80,7 @@ def make_spec(rest: str) -> DatasetSpec:
         "huggingface",
         location,
         {part: {"split": split} for part, split in parts.items()},
-        options=tuple((option, value) for option, value in options.items() if option not in hub.PARTS),
+        options=tuple((option, value) for option, value in options.items() if option not in subsets.PARTS),
         metric=metric,
         can_download=not is_local,
     )
@@ -109,9 +111,18 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         revision, loaded = hub.here_or_fetched(
             partial(_load_repository, source.location, options, splits), offline=offline
         )
+    spelled = {
+        key: subsets.as_spelled(source.arguments(key).get("split", key), list(loaded))
+        for key in dict.fromkeys((part.name, pool, *dict(source.parts)))
+    }
+    twin = next((key for key in spelled if key != part.name and spelled[key] == spelled[part.name]), None)
+    if twin:
+        raise DatasetError(
+            f"{spec.name} takes the split {spelled[twin]!r} for {part.name} and for {twin}; give each its own"
+        )
     if part.name == pool:
-        _say_what_is_left(spec.name, loaded, [source.arguments(key).get("split", key) for key, _ in source.parts])
-    images, training = loaded[splits[part.name]], loaded[splits[pool]]
+        _say_what_is_left(spec.name, loaded, list(spelled.values()))
+    images, training = loaded[spelled[part.name]], loaded[spelled[pool]]
     column = image_column(name, images.features, options.get("image", ""))
     labels, class_names = read_labels(name, images, training, options.get("label", ""))
     return ImageDataset(
@@ -160,8 +171,8 @@ def _split_names(path: Path, config: str) -> list[str]:
     with _reading(str(path)):
         if (path / "dataset_dict.json").is_file():
             return list(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
-        chosen = choose_config(str(path), path, config)
-        return list(datasets.get_dataset_split_names(str(path), chosen or None))
+        arguments, found = local_arguments(path, config)
+        return found or list(datasets.get_dataset_split_names(str(path), arguments["name"]))
 
 
 def _load_path(path: Path, config: str) -> dict[str, Any]:
@@ -174,10 +185,10 @@ def _load_path(path: Path, config: str) -> dict[str, Any]:
         if (path / "state.json").is_file():
             return {"train": datasets.load_from_disk(str(path))}
         if path.is_dir():
-            chosen = choose_config(str(path), path, config)
-            if not chosen:  # else files of another configuration may have other classes
+            arguments, _ = local_arguments(path, config)
+            if not arguments["name"]:  # else files of another configuration may have other classes
                 check_classes(str(path), sorted(path.rglob("*.parquet")))
-            return dict(datasets.load_dataset(str(path), chosen or None))
+            return dict(datasets.load_dataset(str(path), **arguments))
         if path.suffix == ".arrow":
             return {"train": datasets.Dataset.from_file(str(path))}
         if path.suffix == ".parquet":
@@ -214,18 +225,20 @@ def _load_repository(
 
 def _say_what_is_left(name: str, loaded: Mapping[str, Any], taken: Collection[str]) -> None:
     """A split that could be the official validation or test part is not passed over in silence."""
-    for part, split in hub.find_parts(list(loaded)).items():
-        if part != "all" and split not in taken:
+    for split in loaded:
+        part = subsets.part_of(split)
+        if part and split not in taken:
             logger.warning("%s: the split %r is not used; take it with ?%s=%s", name, split, part, split)
 
 
 def _check_splits(where: str, loaded: Mapping[str, Any], splits: Mapping[str, str]) -> None:
+    names = list(loaded)
     for part, split in splits.items():
-        if split not in loaded:
-            free = [name for name in loaded if name not in splits.values()]
-            alone = f", or ?all={next(iter(loaded))} to divide it" if len(loaded) == 1 and part != "all" else ""
+        if subsets.as_spelled(split, names) not in names:
+            free = [name for name in names if name not in splits.values()]
+            alone = f", or ?all={names[0]} to divide it" if len(names) == 1 and part != "all" else ""
             raise DatasetError(
-                f"{where} has no split {split!r}; its splits are {', '.join(loaded)}: write "
+                f"{where} has no split {split!r}; its splits are {listed(names)}: write "
                 f"?{part}={free[0] if free else 'SPLIT'}{alone}"
             )
 

@@ -18,6 +18,7 @@ from probe.datasets.folds import SPLITS, Fold, default_fold
 from probe.datasets.images import ImageDataset
 from probe.datasets.recipes import RECIPES
 from probe.datasets.splits import TooFewImagesError
+from probe.datasets.subsets import part_of
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
 from probe.metrics import misfit
 from probe.names import unknown_name
@@ -119,6 +120,7 @@ def open_dataset(
     spec = get_dataset(dataset) if isinstance(dataset, str) else dataset
     root = paths.data_dir(data_dir)
     source, parts = _open_first(spec, root=root, offline=offline)
+    _say_what_is_test(spec, source)
     is_first = source == spec.sources[0]
     incomplete = {
         part.name: expected
@@ -216,6 +218,19 @@ def _nowhere(
     return DatasetMissingError(
         f"{spec.name} is not in {root} and {why}; put {files} into {root}, or name another folder with --data-dir"
     )
+
+
+def _say_what_is_test(spec: DatasetSpec, source: Source) -> None:
+    """Log that the subset for validation is the test split, where it is."""
+    names = {
+        part: str(arguments.get("split") or arguments.get("folder"))
+        for part in ("train", "test")
+        if (arguments := dict(dict(source.parts).get(part, ())))
+    }
+    if len(names) == 2 and part_of(names["test"]) == "val" and all(part.name != "val" for part in spec.parts):
+        logger.info(
+            "%s: %r is the test split; validation images are held out of %r", spec.name, names["test"], names["train"]
+        )
 
 
 def _check_part(

@@ -23,6 +23,7 @@ from typing import Any
 from probe.datasets.catalog import CATALOG
 from probe.datasets.folds import SPLITS
 from probe.datasets.recipes import PARTS_OF_RECIPES, RECIPES
+from probe.datasets.subsets import part_of
 from probe.errors import DatasetError, DatasetMissingError
 from probe.metrics import METRICS
 from probe.names import unknown_name
@@ -52,7 +53,11 @@ def make_spec(path: str) -> DatasetSpec:
         raise DatasetMissingError(f"no file {file}; give the path of a row in TOML") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise DatasetError(f"{file} is no TOML ({err}); see the README for an example") from err
-    row["parts"] = tuple(_make(Part, part, f"{file}: a part") for part in _list(row, "parts", file))
+    parts = [
+        {key: _as_part(value) if key == "name" else value for key, value in part.items()}
+        for part in _list(row, "parts", file)
+    ]
+    row["parts"] = tuple(_make(Part, part, f"{file}: a part") for part in parts)
     row["sources"] = tuple(_make_source(source, file) for source in _list(row, "sources", file))
     if "split_sizes" in row:
         row["split_sizes"] = _items(row["split_sizes"], f"{file}: split_sizes")
@@ -80,7 +85,11 @@ def _make_source(row: dict[str, Any], file: Path) -> Source:
     parts = values.get("parts", {})
     if not isinstance(parts, dict):
         raise DatasetError(f"{where} has parts = {parts!r}; write parts = {{ train = {{ ... }}, test = {{ ... }} }}")
-    values["parts"] = tuple((part, _items(arguments, f"{where}, part {part}")) for part, arguments in parts.items())
+    values["parts"] = tuple(
+        (_as_part(part), _items(arguments, f"{where}, part {part}")) for part, arguments in parts.items()
+    )
+    if len({part for part, _ in values["parts"]}) < len(parts):
+        raise DatasetError(f"{where} names a part twice among {', '.join(parts)}; give each of train, val, test once")
     values["options"] = _items(values.get("options", {}), f"{where}, options")
     values["paths"] = _texts(values.get("paths", []), f"{where}, paths")
     archives = values.get("archives", [])
@@ -89,6 +98,11 @@ def _make_source(row: dict[str, Any], file: Path) -> Source:
     values["archives"] = tuple(_texts(pair, f"{where}, archives") for pair in archives)
     source: Source = _make(Source, values, where)
     return source
+
+
+def _as_part(name: Any) -> Any:
+    """Return `val` for `validation` and so on; anything else as it is, which is refused later."""
+    return part_of(name) or name if isinstance(name, str) else name
 
 
 def _items(table: object, where: str) -> tuple[tuple[str, Any], ...]:

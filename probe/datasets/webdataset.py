@@ -2,8 +2,9 @@
 
     wds:ORG/NAME                  a repository of the Hugging Face hub, laid out as the collection clip-benchmark/wds_*:
                                   train/0.tar ... train/nshards.txt, test/ likewise, classnames.txt with a name a line
-    wds:PATH                      a folder laid out so, with train/, test/ and perhaps val/ or validation/; or with the
-                                  shards of one part, which is divided 60 / 20 / 20
+    wds:PATH                      a folder laid out so, with train/, test/ and perhaps val/, in any spelling of
+                                  `datasets.subsets`; without test/, val/ is the test part. Or a folder
+                                  with the shards of one part, which is divided 60 / 20 / 20
     wds:https://HOST/FOLDER/      a folder of a server, laid out as the collection; the last slash is needed
     wds:PATH/NAME-{000..012}.tar  shards by their names, which are divided, unless `{train,test}` or `{train,val,test}`
                                   among them makes parts; ORG/NAME or an address may stand for PATH
@@ -30,17 +31,17 @@ from pathlib import Path
 
 import numpy as np
 
-from probe.datasets import hub, rows
+from probe.datasets import hub, rows, subsets
 from probe.datasets.archives import check_member
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.datasets.shards import check_shard, compressed, read_image, read_index
-from probe.errors import DatasetError, DatasetMissingError, DownloadError
+from probe.errors import DatasetError, DatasetMissingError, DownloadError, listed
 from probe.fetch import fetch
 from probe.hub import is_repository
 from probe.specs import DatasetSpec, Part, Source, slug
 
-OPTIONS = ("revision", *hub.PARTS)
+OPTIONS = ("revision", *subsets.PARTS)
 MAX_SHARDS = 1_000_000  # more are a slip, and would fill the memory with their names
 CLASS_NAMES, NUM_SHARDS = "classnames.txt", "nshards.txt"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -58,23 +59,25 @@ def make_spec(rest: str) -> DatasetSpec:
     folder = Path(location).expanduser()
     is_url = "://" in location
     is_local = not is_url and bool(written) and folder.is_dir()
-    _, options = hub.read_options("wds", rest, hub.PARTS if is_url or is_local else OPTIONS)
+    _, options = hub.read_options("wds", rest, subsets.PARTS if is_url or is_local else OPTIONS)
     name = f"wds:{rest}"
     if is_local:
         location = str(folder.resolve())
         name = "wds:" + "/".join(filter(None, (location, pattern))) + (f"?{query}" if query else "")
     _check_location(name, location, is_url=is_url, is_local=is_local)
     if pattern:
-        found = _divide_pattern(pattern)
+        found, names = _divide_pattern(pattern), []
+    elif is_local:
+        found, names = _find_folders(name, Path(location), options)
     else:
-        found = _find_folders(Path(location), options) if is_local else {"train": "train", "test": "test"}
-    parts = hub.choose_parts(name, options, found)
+        found, names = {"train": "train", "test": "test"}, []
+    parts = subsets.choose_parts(name, options, found, names=names)
     return rows.found(
         name,
         "webdataset",
         location,
         {part: {"split": split} for part, split in parts.items()},
-        options=tuple((option, value) for option, value in options.items() if option not in hub.PARTS),
+        options=tuple((option, value) for option, value in options.items() if option not in subsets.PARTS),
         can_download=not is_local,
     )
 
@@ -178,8 +181,15 @@ def _divide(location: str) -> tuple[str, str]:
 def _divide_pattern(pattern: str) -> dict[str, str]:
     """Part -> pattern of its shards, where a brace says which part; else all are one part."""
     for brace in re.findall(r"\{([^{}]*)\}", pattern):
-        found = hub.find_parts(brace.split(","))
-        if len(found) > 1 and len(found) == brace.count(",") + 1:
+        names = brace.split(",")
+        strange = [name for name in names if subsets.part_of(name) is None]
+        if 0 < len(strange) < len(names):
+            raise DatasetError(
+                f"{pattern!r}: {listed(map(repr, strange))} in the braces is no usual name of train, val or test; say "
+                "which shards are what with ?train=...&test=... behind their folder"
+            )
+        if len(names) > 1 and not strange:
+            found = subsets.find_parts(repr(pattern), names, given=())
             return {part: pattern.replace(f"{{{brace}}}", split) for part, split in found.items()}
     if len({name.rpartition("/")[0] for name in expand(pattern)}) > 1:
         raise DatasetError(
@@ -189,19 +199,18 @@ def _divide_pattern(pattern: str) -> dict[str, str]:
     return {"all": pattern}
 
 
-def _find_folders(folder: Path, options: Mapping[str, str]) -> dict[str, str]:
-    """Part -> folder of its shards, of a folder here."""
+def _find_folders(name: str, folder: Path, options: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return part -> folder of its shards, of a folder here, and the names of all folders with shards."""
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and _tar_files(path))
-    found = hub.find_parts(names) if names else {}
-    if _tar_files(folder) and not {"train", "test"} <= set(found):
-        return {"all": "."}
-    if not found and not set(options) & set(hub.PARTS):
+    given = [part for part in subsets.PARTS if part in options]
+    found = subsets.find_parts(name, names, given) if names else {}
+    if _tar_files(folder) and not ({"train"} < set(found) or given):
+        return {"all": "."}, []
+    if not found and not given:
         if names:
-            raise DatasetError(
-                f"{folder} has shards in {', '.join(names)}; say which are what with ?train=...&test=..."
-            )
+            raise DatasetError(f"{folder} has shards in {listed(names)}; say which are what with ?train=...&test=...")
         _list_shards(folder, ".")  # says what is wrong
-    return found
+    return found, names
 
 
 def _tar_files(folder: Path) -> list[str]:
