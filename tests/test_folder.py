@@ -1,4 +1,5 @@
 import shutil
+import unicodedata
 from dataclasses import replace
 from itertools import chain
 
@@ -221,8 +222,47 @@ def test_every_mode_becomes_rgb_as_in_the_reference(file, image_folder):
 def test_classes_that_differ_in_case_only_are_named(image_folder):
     root = image_folder({"red": 5, "green": 5})
     (root / "red").rename(root / "Green")
-    with pytest.raises(DatasetError, match="has the classes 'Green' and 'green', which differ in case only"):
+    with pytest.raises(
+        DatasetError, match="has the classes 'Green' and 'green', which differ only in case, spaces or dots"
+    ):
         get_dataset(f"folder:{root}")
+
+
+@pytest.mark.parametrize("name", ["green ", "green.", "Green ."])
+def test_classes_that_differ_in_spaces_or_dots_only_are_named(name, image_folder):
+    root = image_folder({"red": 5, "green": 5})
+    (root / "red").rename(root / name)
+    with pytest.raises(DatasetError, match="which differ only in case, spaces or dots"):
+        get_dataset(f"folder:{root}")
+
+
+@pytest.mark.parametrize("name", ["café", "Ωmega", "việt", "が", "한글", "œ\N{COMBINING ACUTE ACCENT}"])
+def test_two_unicode_forms_of_a_name_are_one_class(name, image_folder, caplog):
+    """As file systems and archivers of macOS and Linux write it; in one folder of a split, and across splits."""
+    written, other = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    root = image_folder({f"{split}/{folder}": 4 for split in ("train", "test") for folder in ("red", "blue")})
+    (root / "train" / "red").rename(root / "train" / other)
+    (root / "test" / "red").rename(root / "test" / written)
+    opened = open_dataset(f"folder:{root}")
+    assert (opened.spec.num_classes, opened.parts["test"].class_names) == (2, ["blue", written])
+    assert opened.parts["train"].labels.tolist() == opened.parts["test"].labels.tolist() == [0] * 4 + [1] * 4
+    assert not caplog.messages
+    if written != other:
+        shutil.copytree(root / "train" / "blue", root / "train" / written)
+        opened = open_dataset(f"folder:{root}")
+        assert np.bincount(opened.parts["train"].labels).tolist() == [4, 8]
+        assert caplog.messages == [
+            f"folder:{root}: the class {written!r} is written in 2 Unicode forms, "
+            f"{', '.join(map(ascii, sorted((written, other))))}"
+        ]
+
+
+@pytest.mark.parametrize("name", ["Red", "red ", "RED."])
+def test_a_test_class_that_is_written_otherwise_than_in_training_is_named(name, image_folder):
+    root = image_folder({"train/red": 4, "train/green": 4, "test/red": 3})
+    (root / "test" / "red").rename(root / "test" / name)
+    with pytest.raises(DatasetError, match=f"class {name!r} is written 'red' in the training images; write both alike"):
+        open_dataset(f"folder:{root}")
 
 
 @pytest.mark.parametrize("place", ["red/010.png", "blue"])

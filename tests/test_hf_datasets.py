@@ -5,6 +5,7 @@ import io
 import pickle
 import shutil
 import socket
+import unicodedata
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -576,10 +577,143 @@ def test_an_unknown_metric_is_named(folder):
         _open_labels(folder, [0, 1, 2] * 4, ClassLabel(names=CLASSES), query="?metric=acuracy")
 
 
-def test_a_list_of_noughts_and_ones_is_no_list_of_classes(folder):
-    """It would pass as the classes 0 and 1."""
-    with pytest.raises(DatasetError, match="a list in the column 'label' has a class twice; give lists of the classes"):
-        _open_labels(folder, [[0, 1, 0]] * 12, datasets.Sequence(Value("int64")))
+TABLE = [[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]] * 3
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float32"])
+@pytest.mark.parametrize("length", [-1, 3])
+def test_lists_of_0_and_1_say_which_classes_an_image_shows(dtype, length, folder, caplog):
+    """They were taken for numbers of classes."""
+    with caplog.at_level("INFO", "probe"):
+        images = _open_labels(
+            folder,
+            TABLE,
+            datasets.Sequence(Value(dtype), length=length),
+            query="?metric=voc2007_11pt_map",
+        )
+    assert (images.labels.tolist(), images.labels.dtype, images.class_names) == (TABLE, np.int64, ["0", "1", "2"])
+    assert any("lists of 0 and 1, for each of 3 classes" in text for text in caplog.messages)
+
+
+def test_pairs_of_0_and_1_are_one_hot_and_no_pairs_of_classes(folder):
+    """[0, 1] for the second of two classes; each image would show both."""
+    one_hot = [[0, 1], [1, 0], [1, 0]] * 4
+    images = _open_labels(folder, one_hot, datasets.Sequence(Value("int64")))
+    assert images.labels.tolist() == [1, 0, 0] * 4
+
+
+@pytest.mark.parametrize("inner", [Value("int64"), ClassLabel(names=["0", "1"])])
+def test_lists_of_several_lengths_are_classes_though_all_are_0_or_1(inner, folder):
+    images = _open_labels(
+        folder, [[0], [0, 1], [1], []] * 3, datasets.Sequence(inner), query="?metric=voc2007_11pt_map"
+    )
+    assert images.labels.tolist() == [[1, 0], [1, 1], [0, 1], [0, 0]] * 3
+
+
+def test_lists_of_one_class_each_need_no_metric_for_several(folder):
+    assert _open_labels(folder, [[0], [7], [3]] * 4, datasets.Sequence(Value("int64"))).labels.tolist() == [0, 2, 1] * 4
+
+
+def test_one_hot_lists_are_read_alike_in_all_splits(folder):
+    """The rows of the test split alone, [1, 1], could be anything; those of train have three values."""
+    feature = datasets.Sequence(Value("int64"))
+    DatasetDict(
+        train=rows(12, labels=TABLE, feature=feature), test=rows(3, labels=[[1, 1, 0]] * 3, feature=feature)
+    ).save_to_disk(folder)
+    opened = open_dataset(f"hf:{folder}?metric=voc2007_11pt_map")
+    assert opened.parts["test"].labels.tolist() == [[1, 1, 0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype", "message"),
+    [
+        ([[0, 1, 0], [0, 1]] * 6, "int64", r"a list has a class twice; give .*, or lists of 0 and 1, with a value for"),
+        ([[True], [False, True]] * 6, "bool", "the lists differ in length, or hold one value; give lists of as many"),
+        ([[0.5, 0.5]] * 12, "float32", "0.5 in the column 'label' is not a class; a class is a whole number or a text"),
+    ],
+)
+def test_a_list_that_could_be_either_is_refused(labels, dtype, message, folder):
+    with pytest.raises(DatasetError, match=message):
+        _open_labels(folder, labels, datasets.Sequence(Value(dtype)))
+
+
+def test_floats_with_whole_values_are_classes(folder):
+    images = _open_labels(folder, [2.0, 0.0, 7.0] * 4, Value("float32"))
+    assert (images.labels.tolist(), images.class_names) == ([1, 0, 2] * 4, ["0", "2", "7"])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.5, r"0\.5 in the column 'label' is not a class"),
+        (float("inf"), "inf in the column 'label' is not a class"),
+        (float("nan"), "4 of 12 images have no label in the column 'label'"),
+        (-1.0, "4 of 12 images have no label in the column 'label'"),
+    ],
+)
+def test_a_float_that_is_no_class_is_named(value, message, folder):
+    with pytest.raises(DatasetError, match=message):
+        _open_labels(folder, [value, 0.0, 1.0] * 4, Value("float64"))
+
+
+def test_ids_with_gaps_are_numbered_and_keep_their_names(folder):
+    ids = [901243, 2000, 145563, 48662]
+    images = _open_labels(folder, ids * 3, Value("int32"))
+    assert images.labels.tolist() == [3, 0, 2, 1] * 3
+    assert images.class_names == ["2000", "48662", "145563", "901243"]
+
+
+CAFE = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+
+
+def test_two_unicode_forms_of_a_label_are_one_class(folder, caplog):
+    texts = [[CAFE[1], "thé", CAFE[0]] * 4, [CAFE[0], "thé", CAFE[0]] * 2]
+    DatasetDict(
+        {name: rows(len(labels), labels=labels, feature=Value("string")) for name, labels in
+         zip(("train", "test"), texts, strict=True)}
+    ).save_to_disk(folder)  # fmt: skip
+    opened = open_dataset(f"hf:{folder}")
+    assert [images.labels.tolist() for images in opened.parts.values()] == [[0, 1, 0] * 4, [0, 1, 0] * 2]
+    assert opened.parts["train"].class_names == ["café", "thé"]
+    assert sum(
+        "the class 'café' is written in 2 Unicode forms, 'cafe\\u0301', 'caf\\xe9'" in m for m in caplog.messages
+    )
+
+
+def test_two_unicode_forms_of_a_typed_label_are_one_class(folder):
+    """As the library finds them in folders: it makes two classes of them."""
+    for split, form in (("train", CAFE[1]), ("test", CAFE[0])):
+        _save_tree(folder, split, names=CLASSES)
+        (folder / split / "green").rename(folder / split / form)
+    opened = open_dataset(f"hf:{folder}")
+    assert opened.parts["train"].class_names == ["blue", "café", "red"]
+    assert opened.parts["train"].labels.tolist() == opened.parts["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_typed_label_may_change_its_form_between_splits(folder):
+    for split, form in zip(("train", "test"), CAFE, strict=True):
+        rows(6, feature=ClassLabel(names=[form, "thé", "eau"])).save_to_disk(folder / split)
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    opened = open_dataset(f"hf:{folder}")
+    assert opened.parts["test"].class_names == ["café", "thé", "eau"]
+
+
+def test_labels_that_differ_only_in_case_or_spaces_are_reported(folder, caplog):
+    """They stay two classes, as the letters a and A would be."""
+    images = _open_labels(folder, ["cat", "Cat", "dog "] * 4, Value("string"))
+    assert images.class_names == ["Cat", "cat", "dog "]
+    assert [text.partition("the classes ")[2] for text in caplog.messages] == [
+        "'cat' and 'Cat' differ only in case, or in spaces or dots at their ends"
+    ]
+
+
+def test_a_label_that_is_written_otherwise_than_in_training_is_named(folder):
+    DatasetDict(
+        train=rows(6, labels=["a", "b"] * 3, feature=Value("string")),
+        test=rows(3, labels=["a", "b", "B "], feature=Value("string")),
+    ).save_to_disk(folder)
+    with pytest.raises(DatasetError, match=r"class 'B ' is written 'b' in the training images; write both alike"):
+        open_dataset(f"hf:{folder}", offline=True)
 
 
 @pytest.mark.parametrize(
@@ -597,7 +731,7 @@ def test_a_label_that_training_lacks_is_named(folder):
         train=rows(6, labels=["a", "b"] * 3, feature=Value("string")),
         test=rows(3, labels=["a", "b", "c"], feature=Value("string")),
     ).save_to_disk(folder)
-    with pytest.raises(DatasetError, match=r"test: 'c' in the column 'label' is no class of the training images"):
+    with pytest.raises(DatasetError, match=r"test, column 'label': class 'c' is not among the classes of the training"):
         open_dataset(f"hf:{folder}", offline=True)
 
 
@@ -637,9 +771,9 @@ def _with_columns(folder, **columns):
         ({}, "?label=fine", r"there is no column 'fine'; the columns are image \(Image\), label .*\?label=COLUMN"),
         ({}, "?image=label", r"the column 'label' cannot hold images; the columns are"),
         (
-            {"width": (Value("float32"), [1.0])},
+            {"width": (Value("binary"), [b"1"])},
             "?label=width",
-            r"the column 'width' cannot hold labels; .*width \(float32",
+            r"the column 'width' cannot hold labels; .*width \(binary",
         ),
     ],
 )

@@ -22,6 +22,7 @@ from PIL import Image
 from probe.datasets.fingerprints import of_files
 from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.labels import class_positions, composed, folded, report_twins
 from probe.datasets.subsets import choose_parts, find_parts, part_of
 from probe.datasets.video import SUFFIXES as VIDEO_SUFFIXES
 from probe.datasets.video import read_middle_frame
@@ -43,7 +44,7 @@ def make_spec(path: str) -> DatasetSpec:
         raise DatasetMissingError(f"no folder at {root}; give folder:PATH with one subfolder for each class")
     folders = _find_subsets(root)
     files = {part: list_files(root / folder) for part, folder in folders.items()}
-    classes = {name.split("/")[0] for name in files.get("train") or files["all"]}
+    classes = {composed(name.split("/")[0]) for name in files.get("train") or files["all"]}
     return DatasetSpec(
         name=f"folder:{root}",
         title=f"images in {root}",
@@ -110,7 +111,10 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     if part.name in options.get("numbered", ()):
         class_names = [str(i) for i in range(spec.num_classes or 0)]
     else:
-        class_names = sorted({name.split("/")[0] for name in files.get("train") or files["all"]})
+        names_of_training = {name.split("/")[0] for name in files.get("train") or files["all"]}
+        class_names = sorted(set(map(composed, names_of_training)))
+        if part.name in ("train", "all"):
+            report_twins(spec.name, names_of_training)
     below = folder.relative_to(top).as_posix()
     ids = names if below == "." else [f"{below}/{name}" for name in names]
     return ImageDataset(
@@ -133,20 +137,20 @@ def list_files(folder: Path, *, suffixes: frozenset[str] | None = None, ignore: 
         ignore: names of files that are passed over.
 
     Raises:
-        DatasetError: something that is no such file, an empty class, or two classes that differ in case only.
+        DatasetError: something that is no such file, an empty class, or two classes that differ in case only or alike.
     """
     allowed = suffixes or frozenset(Image.registered_extensions())
     kind = "image" if suffixes is None else "video"
     files: list[str] = []
-    of_lowered: dict[str, str] = {}
+    of_folded: dict[str, str] = {}
     for entry in _visible(folder, ignore):
         if not entry.is_dir():
             raise DatasetError(f"{entry.path} {_what(entry, 'is in no class; put it into a subfolder, or remove it')}")
-        twin = of_lowered.setdefault(entry.name.casefold(), entry.name)
-        if twin != entry.name:
+        twin = of_folded.setdefault(folded(entry.name), entry.name)
+        if composed(twin) != composed(entry.name):
             raise DatasetError(
-                f"{folder} has the classes {twin!r} and {entry.name!r}, which differ in case only and are one class on "
-                "some systems; merge them, or rename one"
+                f"{folder} has the classes {twin!r} and {entry.name!r}, which differ only in case, spaces or dots and "
+                "are one class on some systems; merge them, or rename one"
             )
         images = _visible(Path(entry.path), ignore)
         if not images:
@@ -173,19 +177,13 @@ def _what(entry: os.DirEntry[str], otherwise: str) -> str:
 
 def _visible(folder: Path, ignore: tuple[str, ...]) -> list[os.DirEntry[str]]:
     """What is in a folder, sorted by name, without what nobody put there on purpose."""
-    passed_over = {*LEFT_BY_SYSTEMS, *ignore}
+    ignored = set(map(composed, (*LEFT_BY_SYSTEMS, *ignore)))
     with os.scandir(folder) as entries:
-        kept = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in passed_over]
+        kept = [entry for entry in entries if not entry.name.startswith(".") and composed(entry.name) not in ignored]
     return sorted(kept, key=lambda entry: entry.name)
 
 
 def _labels(folder: Path, names: list[str], class_names: list[str]) -> np.ndarray:
-    index = {name: i for i, name in enumerate(class_names)}
-    classes = [name.split("/")[0] for name in names]
-    for found in dict.fromkeys(classes):
-        if found not in index:
-            raise DatasetError(
-                f"{folder / found}: class {found!r} is not among the classes of the training images; add it there or "
-                "drop it"
-            )
-    return np.array([index[found] for found in classes], dtype=np.int64)
+    classes = [composed(name.split("/")[0]) for name in names]
+    position = class_positions(str(folder), classes, class_names)
+    return np.array([position[name] for name in classes], dtype=np.int64)

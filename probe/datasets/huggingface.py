@@ -42,7 +42,7 @@ from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed
 from probe.hub import is_repository, one_line
-from probe.metrics import get_metric
+from probe.metrics import get_metric, takes_several_labels
 from probe.specs import DatasetSpec, Part, Source
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,9 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         _say_what_is_left(spec.name, loaded, list(spelled.values()))
     images, training = loaded[spelled[part.name]], loaded[spelled[pool]]
     column = image_column(name, images.features, options.get("image", ""))
-    labels, class_names = read_labels(name, images, training, options.get("label", ""))
+    labels, class_names = read_labels(
+        name, images, training, options.get("label", ""), takes_lists=takes_several_labels(spec.metric)
+    )
     return ImageDataset(
         name=name,
         labels=labels,
