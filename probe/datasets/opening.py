@@ -32,7 +32,7 @@ FORMS = {
     form: f"probe.datasets.{form}"
     for form in (
         *("birdsnap", "embedded", "fer2013", "folder", "gtsrb", "hateful_memes", "huggingface", "kitti", "pcam"),
-        *("stl10", "sun397", "torchvision", "ucf101", "voc2007", "webdataset"),
+        *("stl10", "sun397", "table", "torchvision", "ucf101", "voc2007", "webdataset"),
     )
 }
 _REPAIR = "get its files again, or correct its row"

@@ -33,6 +33,7 @@ from probe.specs import DatasetSpec, Part, Source
 OPTIONS = {
     "folder": ("groups", "ignore", "media", "numbered"),
     "huggingface": ("image", "label", "config", "revision"),
+    "table": ("image", "label", "split", "folder"),
     "torchvision": ("first_class", "groups"),
     "webdataset": ("revision",),
 }
