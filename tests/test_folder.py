@@ -1,5 +1,7 @@
+import io
 import shutil
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 
@@ -280,11 +282,74 @@ def test_links_to_images_are_images(image_folder):
 
 
 def test_an_image_that_would_fill_the_memory_is_named(image_folder, monkeypatch):
-    """Pillow refuses images of far more pixels than its limit, which is lowered here."""
+    """Pillow refuses images of far more pixels than its limit, which is lowered here; a variable allows them."""
     root = image_folder({"red": 5, "green": 5})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(DatasetError, match=r"cannot be read \(Image size \(120 pixels\) exceeds limit"):
+    message = (
+        r"cannot be read \(it has 120 pixels, and the limit is 100\); set PROBE_MAX_IMAGE_PIXELS=120 to read it, or"
+    )
+    with pytest.raises(DatasetError, match=message):
         open_dataset(f"folder:{root}")
+    monkeypatch.setenv("PROBE_MAX_IMAGE_PIXELS", "120")
+    assert len(list(open_dataset(f"folder:{root}").parts["all"])) == 10
+    monkeypatch.setenv("PROBE_MAX_IMAGE_PIXELS", "118")
+    with pytest.raises(DatasetError, match="it has 120 pixels, and the limit is"):
+        open_dataset(f"folder:{root}")
+    assert Image.MAX_IMAGE_PIXELS == 50
+
+
+@pytest.mark.parametrize("value", ["many", "-1", "0", "1e9", "٣"])
+def test_a_limit_of_pixels_that_is_no_number_is_named(value, image_folder, monkeypatch):
+    root = image_folder({"red": 5, "green": 5})
+    monkeypatch.setenv("PROBE_MAX_IMAGE_PIXELS", value)
+    with pytest.raises(DatasetError, match=f"PROBE_MAX_IMAGE_PIXELS is '{value}'; give a number of pixels"):
+        open_dataset(f"folder:{root}")
+
+
+def _odd_files():
+    """Files that Pillow reads with a warning: what they are, and whether pixels may be wrong."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    jpeg, palette, fax, tags = (io.BytesIO() for _ in range(4))
+    image.save(jpeg, "JPEG", exif=rotated)
+    start = jpeg.getvalue().find(b"Exif\0\0")
+    image.convert("P").save(palette, "PNG", transparency=bytes(range(256)))
+    image.convert("1").save(fax, "TIFF", compression="group4")
+    image.save(tags, "TIFF", tiffinfo={258: (8, 8, 8, 8)}, compression="tiff_lzw")
+    return {
+        "exif.jpg": (jpeg.getvalue()[: start + 14] + b"\xff\x7f" + jpeg.getvalue()[start + 16 :], False),
+        "palette.png": (palette.getvalue(), False),
+        "tags.tif": (tags.getvalue(), False),
+        "fax.tif": (fax.getvalue()[:200] + b"\xff" * 40 + fax.getvalue()[240:], True),
+    }
+
+
+@pytest.mark.parametrize("file", _odd_files())
+def test_no_raw_warning_of_a_reader_reaches_the_user(file, image_folder, caplog, capfd):
+    """Warnings are errors here. What Pillow warns of changes no pixel; where libtiff finds damage the file is named."""
+    content, is_damaged = _odd_files()[file]
+    root = image_folder({"red": 5, "green": 5})
+    (root / "red" / file).write_bytes(content)
+    images = open_dataset(f"folder:{root}").parts["all"]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(images.__getitem__, range(len(images))))
+    assert capfd.readouterr() == ("", "")
+    said = [text for text in caplog.messages if f"(red/{file}) is damaged (Fax4Decode: Bad code word" in text]
+    assert bool(said) == is_damaged
+    assert len(caplog.messages) == len(said)
+
+
+def test_a_damaged_tiff_has_one_error_and_no_line_of_libtiff(image_folder, capfd):
+    root = image_folder({"red": 5, "green": 5})
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(buffer, "TIFF", compression="tiff_adobe_deflate")
+    (root / "red" / "000.tif").write_bytes(buffer.getvalue()[:200] + b"\xff" * 40 + buffer.getvalue()[240:])
+    images = open_dataset(f"folder:{root}").parts["all"]
+    with pytest.raises(DatasetError, match=r"red/000\.tif\) cannot be read \("):
+        list(images)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_row_reads_videos_by_their_middle_frame(tmp_path):
