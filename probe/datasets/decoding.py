@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
-from PIL import Image
+from PIL import Image, _imaging
 
 from probe.errors import DatasetError
 
@@ -89,8 +89,7 @@ def _set(limit: int | None) -> Iterator[None]:
             restore()
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
-def _on_error(module: bytes | None, text: bytes | None, _: object) -> None:
+def _take_error(module: bytes | None, text: bytes | None, _: object) -> None:
     """Take an error of libtiff: who says it, and a text with `%` for values, which are left out."""
     remarks = getattr(_of_thread, "remarks", None)
     if remarks is not None:
@@ -98,15 +97,17 @@ def _on_error(module: bytes | None, text: bytes | None, _: object) -> None:
         remarks.append(": ".join(said).partition("%")[0].strip(" ,;(\"'"))
 
 
-_on_error_address = ctypes.cast(_on_error, ctypes.c_void_p).value
+# libtiff keeps the address alone, so that the function it belongs to must live as long as the process.
+_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)(_take_error)
+_ADDRESS = ctypes.cast(_CALLBACK, ctypes.c_void_p).value
 
 
 def _catch_libtiff() -> Callable[[], object]:
-    """Have libtiff hand its errors to `_on_error`; return what undoes it. Nothing where its functions are not found."""
+    """Have libtiff hand its errors to `_take_error`, where its functions are found; return what undoes that."""
     set_handler = _libtiff_function()
     if set_handler is None:
         return lambda: None
-    before = set_handler(_on_error_address)
+    before = set_handler(_ADDRESS)
     return lambda: set_handler(before)
 
 
@@ -114,7 +115,7 @@ def _catch_libtiff() -> Callable[[], object]:
 def _libtiff_function() -> Any:
     """Return the function that sets libtiff's handler of errors, or None, as on Windows, where Pillow hides it."""
     try:
-        function = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        function = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
     except (OSError, AttributeError):
         return None
     function.restype, function.argtypes = ctypes.c_void_p, [ctypes.c_void_p]

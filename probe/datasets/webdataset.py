@@ -74,12 +74,13 @@ def make_spec(rest: str) -> DatasetSpec:
         location = str(folder.resolve())
         name = "wds:" + "/".join(filter(None, (location, pattern))) + (f"?{query}" if query else "")
     _check_location(name, location, is_url=is_url, is_local=is_local)
+    names: list[str] = []
     if pattern:
-        found, names = _divide_pattern(pattern), []
+        found = _divide_pattern(pattern)
     elif is_local:
         found, names = _find_folders(name, Path(location), options)
     else:
-        found, names = {"train": "train", "test": "test"}, []
+        found = {"train": "train", "test": "test"}
     parts = subsets.choose_parts(name, options, found, names=names)
     return rows.found(
         name,
