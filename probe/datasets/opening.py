@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -163,6 +165,8 @@ def form_module(form: str) -> ModuleType:
 def _open_first(spec: DatasetSpec, *, root: Path, offline: bool) -> tuple[Source, dict[str, ImageDataset]]:
     missing: list[DatasetError | ExtraMissingError] = []  # of every source first without a network, then with one
     for may_fetch in (False,) if offline else (False, True):
+        if may_fetch and (misnamed := _find_misnamed(spec, root)):
+            logger.warning("%s is fetched; to use the files that are here, %s", spec.name, misnamed)
         for source in spec.sources:
             if may_fetch and not source.can_download:
                 continue
@@ -215,9 +219,33 @@ def _nowhere(
     else:
         why = spec.gone or "cannot be fetched by probe"
     files = next((source.files for source in spec.sources if source.files), "")
+    remedy = _find_misnamed(spec, root) or f"put {files} into {root}"
     return DatasetMissingError(
-        f"{spec.name} is not in {root} and {why}; put {files} into {root}, or name another folder with --data-dir"
+        f"{spec.name} is not in {root} and {why}; {remedy}, or name another folder with --data-dir"
     )
+
+
+def _find_misnamed(spec: DatasetSpec, root: Path) -> str:
+    """Return what to rename where files that a source needs have names with other dots, dashes or capitals, else "".
+
+    Kaggle has MNIST as `train-images.idx3-ubyte`.
+    """
+
+    def plain(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower())
+
+    found = {}
+    for source in spec.sources:
+        for wanted in (root / name for name in (*source.paths, *(archive for archive, _ in source.archives))):
+            with suppress(OSError):  # of a folder that is not there, or may not be looked into
+                beside = {plain(path.name): path.name for path in wanted.parent.iterdir()}
+                if not wanted.exists() and plain(wanted.name) in beside:
+                    found[wanted] = beside[plain(wanted.name)]
+    if not found:
+        return ""
+    wanted, name = next(iter(found.items()))
+    others = f", and {len(found) - 1} others alike," if len(found) > 1 else ""
+    return f"rename {name} to {wanted.name}{others} in {wanted.parent}"
 
 
 def _say_what_is_test(spec: DatasetSpec, source: Source) -> None:
