@@ -366,6 +366,14 @@ def test_tables_are_told_apart_by_their_names(train, test, folder):
     check(open_dataset(f"hf:{folder}"))
 
 
+def test_archives_of_images_are_named(folder):
+    folder.mkdir()
+    for split in ("Training", "Testing"):
+        shutil.make_archive(folder / split, "zip", folder)
+    with pytest.raises(DatasetError, match=r"holds archives, Testing\.zip, Training\.zip; unpack each into a folder"):
+        get_dataset(f"hf:{folder}")
+
+
 def test_tables_whose_names_say_no_split_are_not_put_together(folder):
     folder.mkdir()
     for name in ("first", "second"):

@@ -97,8 +97,13 @@ def local_arguments(path: Path, config: str) -> tuple[dict[str, Any], list[str]]
     chosen = choose_config(str(path), path, config)
     if chosen in _configs(path):
         return {"name": chosen}, []
-    files = [file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if file.is_file()]
+    files = sorted(
+        (Path(folder) / name).relative_to(path).as_posix() for folder, _, names in os.walk(path) for name in names
+    )
     found = find_splits(str(path), files)
+    archives = [file for file in files if file.lower().endswith(".zip")]
+    if archives and not found:  # whose images would get wrong labels, or none (datasets#8419)
+        raise DatasetError(f"{path} holds archives, {listed(archives)}; unpack each into a folder of its name")
     return _arguments(path, chosen, found)[0], list(found)
 
 
