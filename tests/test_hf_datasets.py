@@ -384,6 +384,16 @@ def test_tables_whose_names_say_no_split_are_not_put_together(folder):
     assert {part: len(images) for part, images in opened.parts.items()} == {"train": 6, "test": 6}
 
 
+def test_tables_that_say_the_same_split_are_not_put_together(folder):
+    folder.mkdir()
+    for name in ("train", "test_easy-0", "test_easy-1", "test_hard"):
+        rows(12 if name == "train" else 3).to_parquet(folder / f"{name}.parquet")
+    with pytest.raises(DatasetError, match=r"no test part; say which split of test_easy, test_hard, train it is with"):
+        get_dataset(f"hf:{folder}")
+    opened = open_dataset(f"hf:{folder}?test=test_easy")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 12, "test": 6}
+
+
 def test_numbered_tables_are_one_split(folder):
     folder.mkdir()
     for i in range(2):

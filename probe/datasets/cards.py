@@ -122,22 +122,29 @@ def find_splits(where: str, files: Sequence[str]) -> dict[str, list[str]]:
     images = [file for file in seen if Path(file).suffix.lower() in suffixes]
     if any(re.match(r"data/[^/]*-\d{5}-of-\d{5}", file) for file in tables):
         return {}  # as `push_to_hub` names them, with any name of a split
-    of_split: dict[str, list[str]] = {}
+    of_series: dict[tuple[str, str], list[str]] = {}
     for file in tables:
-        of_split.setdefault(_split_of_table(file), []).append(glob.escape(file))
+        of_series.setdefault(_split_of_table(file), []).append(glob.escape(file))
+    words = [word for word, _ in of_series]  # test_easy and test_hard are two splits, and neither is called test
+    of_split = {word if word and words.count(word) == 1 else name: found for (word, name), found in of_series.items()}
     if images and len(images) > len(tables) and not any(map(part_of, of_split)):
         return _splits_of_images(where, images, [file for file in seen if Path(file).stem == "metadata"])
     return {"train": next(iter(of_split.values()))} if len(of_split) == 1 else of_split
 
 
-def _split_of_table(file: str) -> str:
-    """Return the split that the path of a table names, or else the path without the numbers that count its files."""
+def _split_of_table(file: str) -> tuple[str, str]:
+    """Return the word for a split in the path of a table, or "", and its name without the numbers that count files."""
     texts = [*file.split("/")[:-1], Path(file).stem]
-    for text in texts:
+    for i, text in enumerate(texts):
         words = [word for word in re.split(r"[-._ 0-9]+", text) if part_of(word)]
         if len(words) == 1:
-            return words[0]
-    return re.sub(r"\W+", "_", re.sub(r"[0-9a-f]{8,}|[0-9]+", "", "_".join(texts))).strip("_") or "train"
+            return words[0], _without_numbers(texts[: i + 1])
+    return "", _without_numbers(texts)
+
+
+def _without_numbers(texts: Sequence[str]) -> str:
+    """Return folders and a name as that of a split, in which `datasets` allows letters, digits and `_`."""
+    return re.sub(r"\W+", "_", re.sub(r"[0-9a-f]{8,}|[0-9]+", "", "_".join(texts))).strip("_") or "unnamed"
 
 
 def _splits_of_images(where: str, images: Sequence[str], metadata: Sequence[str]) -> dict[str, list[str]]:
