@@ -179,7 +179,7 @@ def _add_grid(command: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="NAME",
-        help="repeatable; or all, paper, folder:PATH, hf:ID, wds:SHARDS, torchvision:CLASS, ROW.toml",
+        help="repeatable; or all, paper, folder:PATH, csv:PATH, hf:ID, wds:SHARDS, torchvision:CLASS, ROW.toml",
     )
     command.add_argument(
         "--model", action="append", metavar="NAME", help="repeatable; or all, random:NAME, a path [ViT-B/32]"

@@ -20,6 +20,7 @@ import numpy as np
 
 from probe import cache, paths
 from probe.cache import Cell, Entry
+from probe.datasets import dataset_names
 from probe.datasets.folds import SPLITS, Selection
 from probe.datasets.images import ImageDataset
 from probe.datasets.opening import OpenedDataset, open_dataset, used_positions
@@ -528,7 +529,10 @@ def _describe_reading(dataset: OpenedDataset, features: Mapping[str, Features]) 
         skipped += [
             {"part": part, "id": images.ids[used[row]], "message": message} for row, message in extracted.skipped
         ]
+    # The catalogue says what the labels of its datasets mean; nothing else does for others.
+    is_listed = dataset.spec.name in dataset_names()
     return {
+        **({} if is_listed else {"class_names": list(next(iter(dataset.parts.values())).class_names)}),
         "source": asdict(dataset.source),
         "revisions": {name: images.revision for name, images in dataset.parts.items() if images.revision},
         "partial": {name: [len(dataset.parts[name]), size] for name, size in dataset.incomplete.items()},

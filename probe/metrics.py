@@ -166,7 +166,7 @@ def misfit(name: str, *, num_classes: int, is_multi_label: bool) -> str:
         num_classes: of the dataset.
         is_multi_label: whether an image can show several of them.
     """
-    if is_multi_label != (name == "voc2007_11pt_map"):
+    if is_multi_label != takes_several_labels(name):
         has, other = ("several labels", "voc2007_11pt_map") if is_multi_label else ("one label", "another, as accuracy")
         return f"an image has {has}, which the metric {name} cannot score; use {other}"
     if name == "roc_auc" and num_classes != 2:
@@ -186,6 +186,11 @@ def find_undefined(name: str, y: np.ndarray) -> str:
     if name == "voc2007_11pt_map" and not (y == 1).any():
         return "none of its images shows a class, and average precision needs an image that does"
     return ""
+
+
+def takes_several_labels(name: str) -> bool:
+    """Return True if a metric scores images that can show several classes."""
+    return name == "voc2007_11pt_map"
 
 
 def get_metric(name: str) -> Metric:

@@ -37,6 +37,7 @@ PACKAGES = (
     *("datasets", "av", "h5py"),
 )
 FOLDERS = ("PROBE_DATA_DIR", "PROBE_WEIGHTS_DIR", "PROBE_CACHE_DIR")  # named for all nodes, unless one has its own
+LIMITS = ("PROBE_MAX_IMAGE_PIXELS",)  # set on all nodes, unless one has its own
 Files = Sequence[tuple[str, bytes]]
 
 
@@ -53,6 +54,7 @@ class Surroundings:
         """Those of this process."""
         named = {name: os.environ[name] for name in FOLDERS if name in os.environ}
         variables = {name: str(paths.absolute(folder)) for name, folder in named.items()}
+        variables |= {name: os.environ[name] for name in LIMITS if name in os.environ}
         return cls(str(Path.cwd()), variables, logging.getLogger("probe").getEffectiveLevel())
 
     def apply(self) -> None:

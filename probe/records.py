@@ -68,7 +68,8 @@ class RunRecord:
         error: `type` and `message`; None where the cell is done.
         read: the `source` that had the images; `revisions`, the commit of each part that came from the hub; `partial`,
             for parts with other numbers of images than their row says: how many there were, and how many it says;
-            `skipped`, `part`, `id` and `message` of images that could not be read.
+            `skipped`, `part`, `id` and `message` of images that could not be read; `class_names`, in the order of the
+            labels, for datasets that are not in the catalogue.
         extraction: how the features were made: `from_cache`, whether an earlier run made them; `parts`, for each part
             what the process that completed it measured: `images` a second, seconds reading, encoding and keeping, the
             share of time in which the device idled, peak memory, the number of models that shared the reading, and

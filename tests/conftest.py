@@ -92,7 +92,7 @@ def image_folder(tmp_path: Path) -> Callable[[Mapping[str, int]], Path]:
         root.mkdir()
         for folder, count in counts.items():
             for i in range(count):
-                write_image(root / folder / f"{i:03}.png", colours[Path(folder).name])
+                write_image(root / folder / f"{i:03}.png", colours.get(Path(folder).name, (90, 90, 90)))
         return root
 
     return make

@@ -1,3 +1,7 @@
+import io
+import shutil
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 
@@ -120,9 +124,62 @@ def test_a_class_of_one_image_is_fine_where_the_splits_are_given(image_folder):
     assert _sizes(image_folder(counts)) == [4, 4, 4]
 
 
-def test_a_missing_test_split_is_named(image_folder):
-    root = image_folder({"train/red": 5, "val/red": 5})
-    with pytest.raises(DatasetError, match="has train/ and val/ but no test/"):
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["train"], "has train/ but no test/; add it"),
+        (["val", "test"], "has test/ and val/ but no train/; add it"),
+        (["train", "val", "valid", "test"], "has 'val', 'valid', which are all names for val; rename or merge them$"),
+        (["train", "Training", "test"], "has 'Training', 'train', which are all names for train; rename or merge"),
+        (["train", "test", "holdout"], "holdout is beside test/ and would not be read; give each folder of a split"),
+        (["part-a", "part-b"], "is a folder inside a class; move its images up, or, if part-a is no class but a"),
+    ],
+)
+def test_folders_that_do_not_make_splits_are_named(folders, message, image_folder):
+    root = image_folder({f"{folder}/{name}": 2 for folder in folders for name in ("red", "blue")})
+    with pytest.raises(DatasetError, match=message):
+        get_dataset(f"folder:{root}")
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("training", "valid", "testing"),
+        ("Training", "Validation", "Testing"),
+        ("TRAIN", "VAL", "TEST"),
+        ("Train", "dev", "eval"),
+        ("train", "validation", "Evaluation"),
+    ],
+)
+def test_splits_go_by_all_usual_names(train, val, test, image_folder):
+    counts = {f"{train}/red": 4, f"{train}/blue": 4, f"{val}/red": 1, f"{val}/blue": 2, f"{test}/red": 3}
+    root = image_folder(counts)
+    assert _sizes(root) == [8, 3, 3]
+    shutil.rmtree(root / val)
+    assert _sizes(root) == [6, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "Valid", "dev"])
+def test_training_and_validation_folders_alone_are_train_and_test(name, image_folder, caplog):
+    """As the layout of ImageNet; validation images are held out of train, which the log says."""
+    root = image_folder({"train/red": 20, "train/blue": 10, f"{name}/red": 3, f"{name}/blue": 2})
+    with caplog.at_level("INFO", "probe"):
+        opened = open_dataset(f"folder:{root}")
+    assert [len(opened.split(split)) for split in SPLITS] == [27, 3, 5]
+    assert opened.split("test").ids[0].startswith(f"{name}/blue/")
+    assert dict(opened.source.parts)["test"] == (("folder", name),)  # which the record has
+    assert f"folder:{root}: {name!r} is the test split; validation images are held out of 'train'" in caplog.messages
+
+
+def test_classes_may_have_the_names_of_splits(image_folder):
+    """A train is also a vehicle: the folder has images in it, as have the others."""
+    root = image_folder({"bus": 5, "car": 5, "train": 5})
+    assert open_dataset(f"folder:{root}").split("train").class_names == ["bus", "car", "train"]
+
+
+def test_images_without_class_folders_are_no_classes_called_train_and_test(image_folder):
+    root = image_folder({"train": 5, "test": 5})
+    with pytest.raises(DatasetError, match="has no class folders in test/, train/; put the images of each into one"):
         get_dataset(f"folder:{root}")
 
 
@@ -167,8 +224,47 @@ def test_every_mode_becomes_rgb_as_in_the_reference(file, image_folder):
 def test_classes_that_differ_in_case_only_are_named(image_folder):
     root = image_folder({"red": 5, "green": 5})
     (root / "red").rename(root / "Green")
-    with pytest.raises(DatasetError, match="has the classes 'Green' and 'green', which differ in case only"):
+    with pytest.raises(
+        DatasetError, match="has the classes 'Green' and 'green', which differ only in case, spaces or dots"
+    ):
         get_dataset(f"folder:{root}")
+
+
+@pytest.mark.parametrize("name", ["green ", "green.", "Green ."])
+def test_classes_that_differ_in_spaces_or_dots_only_are_named(name, image_folder):
+    root = image_folder({"red": 5, "green": 5})
+    (root / "red").rename(root / name)
+    with pytest.raises(DatasetError, match="which differ only in case, spaces or dots"):
+        get_dataset(f"folder:{root}")
+
+
+@pytest.mark.parametrize("name", ["café", "Ωmega", "việt", "が", "한글", "œ\N{COMBINING ACUTE ACCENT}"])
+def test_two_unicode_forms_of_a_name_are_one_class(name, image_folder, caplog):
+    """As file systems and archivers of macOS and Linux write it; in one folder of a split, and across splits."""
+    written, other = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    root = image_folder({f"{split}/{folder}": 4 for split in ("train", "test") for folder in ("red", "blue")})
+    (root / "train" / "red").rename(root / "train" / other)
+    (root / "test" / "red").rename(root / "test" / written)
+    opened = open_dataset(f"folder:{root}")
+    assert (opened.spec.num_classes, opened.parts["test"].class_names) == (2, ["blue", written])
+    assert opened.parts["train"].labels.tolist() == opened.parts["test"].labels.tolist() == [0] * 4 + [1] * 4
+    assert not caplog.messages
+    if written != other:
+        shutil.copytree(root / "train" / "blue", root / "train" / written)
+        opened = open_dataset(f"folder:{root}")
+        assert np.bincount(opened.parts["train"].labels).tolist() == [4, 8]
+        assert caplog.messages == [
+            f"folder:{root}: the class {written!r} is written in 2 Unicode forms, "
+            f"{', '.join(map(ascii, sorted((written, other))))}"
+        ]
+
+
+@pytest.mark.parametrize("name", ["Red", "red ", "RED."])
+def test_a_test_class_that_is_written_otherwise_than_in_training_is_named(name, image_folder):
+    root = image_folder({"train/red": 4, "train/green": 4, "test/red": 3})
+    (root / "test" / "red").rename(root / "test" / name)
+    with pytest.raises(DatasetError, match=f"class {name!r} is written 'red' in the training images; write both alike"):
+        open_dataset(f"folder:{root}")
 
 
 @pytest.mark.parametrize("place", ["red/010.png", "blue"])
@@ -186,11 +282,74 @@ def test_links_to_images_are_images(image_folder):
 
 
 def test_an_image_that_would_fill_the_memory_is_named(image_folder, monkeypatch):
-    """Pillow refuses images of far more pixels than its limit, which is lowered here."""
+    """Pillow refuses images of far more pixels than its limit, which is lowered here; a variable allows them."""
     root = image_folder({"red": 5, "green": 5})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(DatasetError, match=r"cannot be read \(Image size \(120 pixels\) exceeds limit"):
+    message = (
+        r"cannot be read \(it has 120 pixels, and the limit is 100\); set PROBE_MAX_IMAGE_PIXELS=120 to read it, or"
+    )
+    with pytest.raises(DatasetError, match=message):
         open_dataset(f"folder:{root}")
+    monkeypatch.setenv("PROBE_MAX_IMAGE_PIXELS", "120")
+    assert len(list(open_dataset(f"folder:{root}").parts["all"])) == 10
+    monkeypatch.setenv("PROBE_MAX_IMAGE_PIXELS", "118")
+    with pytest.raises(DatasetError, match="it has 120 pixels, and the limit is"):
+        open_dataset(f"folder:{root}")
+    assert Image.MAX_IMAGE_PIXELS == 50
+
+
+@pytest.mark.parametrize("value", ["many", "-1", "0", "1e9", "٣"])
+def test_a_limit_of_pixels_that_is_no_number_is_named(value, image_folder, monkeypatch):
+    root = image_folder({"red": 5, "green": 5})
+    monkeypatch.setenv("PROBE_MAX_IMAGE_PIXELS", value)
+    with pytest.raises(DatasetError, match=f"PROBE_MAX_IMAGE_PIXELS is '{value}'; give a number of pixels"):
+        open_dataset(f"folder:{root}")
+
+
+def _odd_files():
+    """Files that Pillow reads with a warning: what they are, and whether pixels may be wrong."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    jpeg, palette, fax, tags = (io.BytesIO() for _ in range(4))
+    image.save(jpeg, "JPEG", exif=rotated)
+    start = jpeg.getvalue().find(b"Exif\0\0")
+    image.convert("P").save(palette, "PNG", transparency=bytes(range(256)))
+    image.convert("1").save(fax, "TIFF", compression="group4")
+    image.save(tags, "TIFF", tiffinfo={258: (8, 8, 8, 8)}, compression="tiff_lzw")
+    return {
+        "exif.jpg": (jpeg.getvalue()[: start + 14] + b"\xff\x7f" + jpeg.getvalue()[start + 16 :], False),
+        "palette.png": (palette.getvalue(), False),
+        "tags.tif": (tags.getvalue(), False),
+        "fax.tif": (fax.getvalue()[:200] + b"\xff" * 40 + fax.getvalue()[240:], True),
+    }
+
+
+@pytest.mark.parametrize("file", _odd_files())
+def test_no_raw_warning_of_a_reader_reaches_the_user(file, image_folder, caplog, capfd):
+    """Warnings are errors here. What Pillow warns of changes no pixel; where libtiff finds damage the file is named."""
+    content, is_damaged = _odd_files()[file]
+    root = image_folder({"red": 5, "green": 5})
+    (root / "red" / file).write_bytes(content)
+    images = open_dataset(f"folder:{root}").parts["all"]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(images.__getitem__, range(len(images))))
+    assert capfd.readouterr() == ("", "")
+    said = [text for text in caplog.messages if f"(red/{file}) is damaged (Fax4Decode: Bad code word" in text]
+    assert bool(said) == is_damaged
+    assert len(caplog.messages) == len(said)
+
+
+def test_a_damaged_tiff_has_one_error_and_no_line_of_libtiff(image_folder, capfd):
+    root = image_folder({"red": 5, "green": 5})
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(buffer, "TIFF", compression="tiff_adobe_deflate")
+    (root / "red" / "000.tif").write_bytes(buffer.getvalue()[:200] + b"\xff" * 40 + buffer.getvalue()[240:])
+    images = open_dataset(f"folder:{root}").parts["all"]
+    with pytest.raises(DatasetError, match=r"red/000\.tif\) cannot be read \("):
+        list(images)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_row_reads_videos_by_their_middle_frame(tmp_path):

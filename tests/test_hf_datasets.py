@@ -5,6 +5,7 @@ import io
 import pickle
 import shutil
 import socket
+import unicodedata
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -229,10 +230,177 @@ def test_options_are_read_as_in_a_url():
     )
 
 
-def test_a_path_without_a_test_split_says_which_there_are(folder):
+@pytest.mark.parametrize("options", ["", "?test=validation", "?test=val", "?train=train"])
+def test_a_path_with_training_and_validation_alone_is_tested_on_the_latter(options, folder, caplog):
     splits("train", "validation").save_to_disk(folder)
-    with pytest.raises(DatasetError, match=r"no test part; say which split of train, validation it is with \?test="):
+    with caplog.at_level("INFO", "probe"):
+        opened = open_dataset(f"hf:{folder}{options}")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 12, "test": 3}
+    assert dict(opened.source.parts)["test"] == (("split", "validation"),)  # which the record has
+    assert any("'validation' is the test split; validation images are held out" in text for text in caplog.messages)
+
+
+def test_a_validation_split_that_is_named_for_testing_is_not_for_validation(folder, caplog):
+    """The form of the README; the split that is called test is then left, with a warning."""
+    splits("train", "validation", "test").save_to_disk(folder)
+    opened = open_dataset(f"hf:{folder}?test=validation")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 12, "test": 3}
+    assert caplog.messages == [f"hf:{folder}?test=validation: the split 'test' is not used; take it with ?test=test"]
+
+
+@pytest.mark.parametrize("names", [("train", "validation", "extra"), ("train", "extra")])
+def test_a_path_without_a_test_split_says_which_there_are(names, folder):
+    DatasetDict({name: rows(6) for name in names}).save_to_disk(folder)
+    listed = ", ".join(names)
+    with pytest.raises(DatasetError, match=rf"no test part; say which split of {listed} it is with \?test="):
         get_dataset(f"hf:{folder}")
+
+
+def test_two_spellings_of_one_split_are_refused_unless_one_is_named(folder):
+    DatasetDict({name: rows(6) for name in ("train", "val", "valid", "test")}).save_to_disk(folder)
+    with pytest.raises(DatasetError, match=r"has 'val', 'valid', which are all names for val; rename or merge them, o"):
+        get_dataset(f"hf:{folder}")
+    assert dict(get_dataset(f"hf:{folder}?val=valid").sources[0].parts)["val"] == (("split", "valid"),)
+
+
+def _save_tree(root, *folders, names=CLASSES, n=2):
+    """`n` pictures for each class of each folder; their colour is that of the class, their width tells the folder."""
+    for k, part in enumerate(folders):
+        for name in names:
+            for i in range(n):
+                path = root / part / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encode(Image.new("RGB", (8 + k, 5), COLOURS[CLASSES.index(name)])))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training", "Testing"),
+        ("Train", "Test"),
+        ("TRAIN", "VAL"),
+        ("data/Training", "data/Testing"),
+        ("train", "Eval"),
+    ],
+)
+def test_splits_of_an_image_folder_go_by_all_usual_names(train, test, folder):
+    """`datasets` would put the first of these together, into one split that was then divided."""
+    _save_tree(folder, train, test)
+    opened = open_dataset(f"hf:{folder}")
+    folders = open_dataset(f"folder:{folder / train}/..")
+    for k, part in enumerate(("train", "test")):
+        images = opened.parts[part]
+        assert {images[i][0].width for i in range(len(images))} == {8 + k}
+        assert images.class_names == folders.parts[part].class_names
+        assert images.labels.tolist() == folders.parts[part].labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_folders_whose_names_say_no_split_are_not_put_together(folder):
+    _save_tree(folder, "first", "second-half")
+    with pytest.raises(DatasetError, match=r"no train part; say which split of first, second_half it is with \?train="):
+        get_dataset(f"hf:{folder}")
+    opened = open_dataset(f"hf:{folder}?train=first&test=second_half")
+    assert [opened.parts["test"][i][0].width for i in range(6)] == [9] * 6
+
+
+@pytest.mark.parametrize("names", [("test-tube", "train car"), ("dev", "bus"), ("cat_train", "cat_test")])
+def test_classes_whose_names_hold_that_of_a_split_are_classes(names, folder):
+    for i in range(10):
+        for name in names:
+            path = folder / name / f"train_{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(i))
+    opened = open_dataset(f"hf:{folder}")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"all": 20}
+    assert opened.parts["all"].class_names == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("folders", "extra", "message"),
+    [
+        (["train"], "test/1.png", "has no class folders in test/; put the images of each into one subfolder"),
+        (["train", "test"], "metadata.csv", "has metadata beside test/; put a file of it into each folder of a split"),
+        (["a", "b"], "a/metadata.csv", "no train part; say which split of a, b it is with"),
+        (["first/a", "first/b"], None, "no train part; say which split of a, b it is with"),
+        (["train/a", "train/b", "test"], None, "train/a/blue and train/b/blue would be one class; rename one"),
+        (["train", "Train", "test"], None, "has 'Train', 'train', which are all names for train"),
+    ],
+)
+def test_an_image_folder_that_does_not_say_what_is_what_is_refused(folders, extra, message, folder):
+    _save_tree(folder, *folders)
+    if extra:
+        (folder / extra).parent.mkdir(exist_ok=True)
+        (folder / extra).write_bytes(picture(0))
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(f"hf:{folder}")
+
+
+@pytest.mark.parametrize("extra", ["logo.png", "assets/logo.png"])
+def test_pictures_beside_the_folders_of_splits_are_in_none(extra, folder):
+    """Repositories of the hub have such, for their card; they have no class."""
+    _save_tree(folder, "train", "test")
+    (folder / extra).parent.mkdir(exist_ok=True)
+    (folder / extra).write_bytes(picture(0))
+    opened = open_dataset(f"hf:{folder}")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 6, "test": 6}
+
+
+def test_pictures_beside_tables_do_not_hide_them(folder):
+    _save_tree(folder / "assets", "light", "dark")
+    for split in ("train", "test"):
+        rows(SIZES[split]).to_parquet(folder / f"{split}.parquet")
+    check(open_dataset(f"hf:{folder}"))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training/0.parquet", "Testing/0.parquet"),
+        ("TRAIN.parquet", "TEST.parquet"),
+        ("my-Train-0.parquet", "my-Val-0.parquet"),
+        ("data/Train-00000-of-00001.parquet", "data/Test-00000-of-00001.parquet"),
+    ],
+)
+def test_tables_are_told_apart_by_their_names(train, test, folder):
+    for name, split in ((train, "train"), (test, "test")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        rows(SIZES[split]).to_parquet(folder / name)
+    check(open_dataset(f"hf:{folder}"))
+
+
+def test_archives_of_images_are_named(folder):
+    folder.mkdir()
+    for split in ("Training", "Testing"):
+        shutil.make_archive(folder / split, "zip", folder)
+    with pytest.raises(DatasetError, match=r"holds archives, Testing\.zip, Training\.zip; unpack each into a folder"):
+        get_dataset(f"hf:{folder}")
+
+
+def test_tables_whose_names_say_no_split_are_not_put_together(folder):
+    folder.mkdir()
+    for name in ("first", "second"):
+        rows(6).to_parquet(folder / f"{name}.parquet")
+    with pytest.raises(DatasetError, match=r"no train part; say which split of first, second it is"):
+        get_dataset(f"hf:{folder}")
+    opened = open_dataset(f"hf:{folder}?train=first&test=second")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 6, "test": 6}
+
+
+def test_tables_that_say_the_same_split_are_not_put_together(folder):
+    folder.mkdir()
+    for name in ("train", "test_easy-0", "test_easy-1", "test_hard"):
+        rows(12 if name == "train" else 3).to_parquet(folder / f"{name}.parquet")
+    with pytest.raises(DatasetError, match=r"no test part; say which split of test_easy, test_hard, train it is with"):
+        get_dataset(f"hf:{folder}")
+    opened = open_dataset(f"hf:{folder}?test=test_easy")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 12, "test": 6}
+
+
+def test_numbered_tables_are_one_split(folder):
+    folder.mkdir()
+    for i in range(2):
+        rows(6).to_parquet(folder / f"part-{i:04}.parquet")
+    assert len(open_dataset(f"hf:{folder}").parts["all"]) == 12
 
 
 def test_a_split_that_a_path_does_not_have_is_named(folder):
@@ -429,10 +597,143 @@ def test_an_unknown_metric_is_named(folder):
         _open_labels(folder, [0, 1, 2] * 4, ClassLabel(names=CLASSES), query="?metric=acuracy")
 
 
-def test_a_list_of_noughts_and_ones_is_no_list_of_classes(folder):
-    """It would pass as the classes 0 and 1."""
-    with pytest.raises(DatasetError, match="a list in the column 'label' has a class twice; give lists of the classes"):
-        _open_labels(folder, [[0, 1, 0]] * 12, datasets.Sequence(Value("int64")))
+TABLE = [[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]] * 3
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float32"])
+@pytest.mark.parametrize("length", [-1, 3])
+def test_lists_of_0_and_1_say_which_classes_an_image_shows(dtype, length, folder, caplog):
+    """They were taken for numbers of classes."""
+    with caplog.at_level("INFO", "probe"):
+        images = _open_labels(
+            folder,
+            TABLE,
+            datasets.Sequence(Value(dtype), length=length),
+            query="?metric=voc2007_11pt_map",
+        )
+    assert (images.labels.tolist(), images.labels.dtype, images.class_names) == (TABLE, np.int64, ["0", "1", "2"])
+    assert any("lists of 0 and 1, for each of 3 classes" in text for text in caplog.messages)
+
+
+def test_pairs_of_0_and_1_are_one_hot_and_no_pairs_of_classes(folder):
+    """[0, 1] for the second of two classes; each image would show both."""
+    one_hot = [[0, 1], [1, 0], [1, 0]] * 4
+    images = _open_labels(folder, one_hot, datasets.Sequence(Value("int64")))
+    assert images.labels.tolist() == [1, 0, 0] * 4
+
+
+@pytest.mark.parametrize("inner", [Value("int64"), ClassLabel(names=["0", "1"])])
+def test_lists_of_several_lengths_are_classes_though_all_are_0_or_1(inner, folder):
+    images = _open_labels(
+        folder, [[0], [0, 1], [1], []] * 3, datasets.Sequence(inner), query="?metric=voc2007_11pt_map"
+    )
+    assert images.labels.tolist() == [[1, 0], [1, 1], [0, 1], [0, 0]] * 3
+
+
+def test_lists_of_one_class_each_need_no_metric_for_several(folder):
+    assert _open_labels(folder, [[0], [7], [3]] * 4, datasets.Sequence(Value("int64"))).labels.tolist() == [0, 2, 1] * 4
+
+
+def test_one_hot_lists_are_read_alike_in_all_splits(folder):
+    """The rows of the test split alone, [1, 1], could be anything; those of train have three values."""
+    feature = datasets.Sequence(Value("int64"))
+    DatasetDict(
+        train=rows(12, labels=TABLE, feature=feature), test=rows(3, labels=[[1, 1, 0]] * 3, feature=feature)
+    ).save_to_disk(folder)
+    opened = open_dataset(f"hf:{folder}?metric=voc2007_11pt_map")
+    assert opened.parts["test"].labels.tolist() == [[1, 1, 0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype", "message"),
+    [
+        ([[0, 1, 0], [0, 1]] * 6, "int64", r"a list has a class twice; give .*, or lists of 0 and 1, with a value for"),
+        ([[True], [False, True]] * 6, "bool", "the lists differ in length, or hold one value; give lists of as many"),
+        ([[0.5, 0.5]] * 12, "float32", "0.5 in the column 'label' is not a class; a class is a whole number or a text"),
+    ],
+)
+def test_a_list_that_could_be_either_is_refused(labels, dtype, message, folder):
+    with pytest.raises(DatasetError, match=message):
+        _open_labels(folder, labels, datasets.Sequence(Value(dtype)))
+
+
+def test_floats_with_whole_values_are_classes(folder):
+    images = _open_labels(folder, [2.0, 0.0, 7.0] * 4, Value("float32"))
+    assert (images.labels.tolist(), images.class_names) == ([1, 0, 2] * 4, ["0", "2", "7"])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.5, r"0\.5 in the column 'label' is not a class"),
+        (float("inf"), "inf in the column 'label' is not a class"),
+        (float("nan"), "4 of 12 images have no label in the column 'label'"),
+        (-1.0, "4 of 12 images have no label in the column 'label'"),
+    ],
+)
+def test_a_float_that_is_no_class_is_named(value, message, folder):
+    with pytest.raises(DatasetError, match=message):
+        _open_labels(folder, [value, 0.0, 1.0] * 4, Value("float64"))
+
+
+def test_ids_with_gaps_are_numbered_and_keep_their_names(folder):
+    ids = [901243, 2000, 145563, 48662]
+    images = _open_labels(folder, ids * 3, Value("int32"))
+    assert images.labels.tolist() == [3, 0, 2, 1] * 3
+    assert images.class_names == ["2000", "48662", "145563", "901243"]
+
+
+CAFE = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+
+
+def test_two_unicode_forms_of_a_label_are_one_class(folder, caplog):
+    texts = [[CAFE[1], "thé", CAFE[0]] * 4, [CAFE[0], "thé", CAFE[0]] * 2]
+    DatasetDict(
+        {name: rows(len(labels), labels=labels, feature=Value("string")) for name, labels in
+         zip(("train", "test"), texts, strict=True)}
+    ).save_to_disk(folder)  # fmt: skip
+    opened = open_dataset(f"hf:{folder}")
+    assert [images.labels.tolist() for images in opened.parts.values()] == [[0, 1, 0] * 4, [0, 1, 0] * 2]
+    assert opened.parts["train"].class_names == ["café", "thé"]
+    assert sum(
+        "the class 'café' is written in 2 Unicode forms, 'cafe\\u0301', 'caf\\xe9'" in m for m in caplog.messages
+    )
+
+
+def test_two_unicode_forms_of_a_typed_label_are_one_class(folder):
+    """As the library finds them in folders: it makes two classes of them."""
+    for split, form in (("train", CAFE[1]), ("test", CAFE[0])):
+        _save_tree(folder, split, names=CLASSES)
+        (folder / split / "green").rename(folder / split / form)
+    opened = open_dataset(f"hf:{folder}")
+    assert opened.parts["train"].class_names == ["blue", "café", "red"]
+    assert opened.parts["train"].labels.tolist() == opened.parts["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_typed_label_may_change_its_form_between_splits(folder):
+    for split, form in zip(("train", "test"), CAFE, strict=True):
+        rows(6, feature=ClassLabel(names=[form, "thé", "eau"])).save_to_disk(folder / split)
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    opened = open_dataset(f"hf:{folder}")
+    assert opened.parts["test"].class_names == ["café", "thé", "eau"]
+
+
+def test_labels_that_differ_only_in_case_or_spaces_are_reported(folder, caplog):
+    """They stay two classes, as the letters a and A would be."""
+    images = _open_labels(folder, ["cat", "Cat", "dog "] * 4, Value("string"))
+    assert images.class_names == ["Cat", "cat", "dog "]
+    assert [text.partition("the classes ")[2] for text in caplog.messages] == [
+        "'cat' and 'Cat' differ only in case, or in spaces or dots at their ends"
+    ]
+
+
+def test_a_label_that_is_written_otherwise_than_in_training_is_named(folder):
+    DatasetDict(
+        train=rows(6, labels=["a", "b"] * 3, feature=Value("string")),
+        test=rows(3, labels=["a", "b", "B "], feature=Value("string")),
+    ).save_to_disk(folder)
+    with pytest.raises(DatasetError, match=r"class 'B ' is written 'b' in the training images; write both alike"):
+        open_dataset(f"hf:{folder}", offline=True)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +751,7 @@ def test_a_label_that_training_lacks_is_named(folder):
         train=rows(6, labels=["a", "b"] * 3, feature=Value("string")),
         test=rows(3, labels=["a", "b", "c"], feature=Value("string")),
     ).save_to_disk(folder)
-    with pytest.raises(DatasetError, match=r"test: 'c' in the column 'label' is no class of the training images"):
+    with pytest.raises(DatasetError, match=r"test, column 'label': class 'c' is not among the classes of the training"):
         open_dataset(f"hf:{folder}", offline=True)
 
 
@@ -490,9 +791,9 @@ def _with_columns(folder, **columns):
         ({}, "?label=fine", r"there is no column 'fine'; the columns are image \(Image\), label .*\?label=COLUMN"),
         ({}, "?image=label", r"the column 'label' cannot hold images; the columns are"),
         (
-            {"width": (Value("float32"), [1.0])},
+            {"width": (Value("binary"), [b"1"])},
             "?label=width",
-            r"the column 'width' cannot hold labels; .*width \(float32",
+            r"the column 'width' cannot hold labels; .*width \(binary",
         ),
     ],
 )
@@ -793,6 +1094,31 @@ def test_a_repository_of_images_is_opened(hub, repositories):
     opened = open_dataset("hf:org/images")
     assert opened.parts["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert opened.parts["test"][0][0].getpixel((0, 0)) == COLOURS[2]
+
+
+def test_splits_of_a_repository_go_by_all_usual_names(hub, repositories):
+    """`datasets` would put these folders together, into one split called train."""
+    _save_tree(repositories / "org" / "images", "Training", "Testing")
+    opened = open_dataset("hf:org/images")
+    for k, part in enumerate(("train", "test")):
+        assert {opened.parts[part][i][0].width for i in range(6)} == {8 + k}
+    with pytest.raises(DatasetError, match=r"takes the split 'Testing' for val and for test; give each its own"):
+        open_dataset("hf:org/images?val=eval")
+
+
+def test_the_types_of_columns_are_those_of_the_card(hub, repositories):
+    """A card without configurations, whose splits are found by names; the file has numbers alone."""
+    import yaml
+
+    for split, n in (("Training", 12), ("Testing", 6)):
+        path = repositories / "org" / "typed" / f"{split}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows(n, feature=Value("int64")).to_parquet(path)
+    features = rows(1).features._to_yaml_list()
+    card = {"dataset_info": {"features": features, "splits": [{"name": "Training", "num_examples": 12}]}}
+    (path.parent / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
+    check(open_dataset("hf:org/typed"))
+    check(open_dataset(f"hf:{path.parent}"))
 
 
 def test_a_missing_split_says_which_there_are(hub, repositories):

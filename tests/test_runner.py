@@ -145,6 +145,7 @@ def test_a_folder_of_images_runs(image_folder, tmp_path):
     )
     assert record.result["score"] == 1.0  # colours are easy
     assert (record.result["num_train"], record.result["num_test"]) == (30, 6)
+    assert record.read["class_names"] == ["blue", "green", "red"]
 
 
 def test_run_raises_what_broke_and_keeps_the_record(image_folder, tmp_path):

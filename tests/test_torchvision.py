@@ -94,3 +94,27 @@ def test_a_folder_that_is_half_there_is_named(small, tmp_path):
     shutil.rmtree(tmp_path / "dtd" / "dtd" / "labels")
     with pytest.raises(DatasetError, match=r"dtd in .* is damaged"):
         open_dataset(spec, data_dir=tmp_path, offline=True)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "emnist"])
+def test_files_with_a_dot_in_their_names_are_named(name, tmp_path, monkeypatch, caplog):
+    """As Kaggle and others ship MNIST's, train-images.idx3-ubyte."""
+    spec = get_dataset(name)
+    spec = replace(spec, sources=spec.sources[:1])
+    for path in spec.sources[0].paths:
+        file = tmp_path / path.replace("-idx", ".idx")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    first = spec.sources[0].paths[0].rpartition("/")[2]
+    remedy = f"rename {first.replace('-idx', '.idx')} to {first}"
+    with pytest.raises(DatasetMissingError) as caught:
+        open_dataset(spec, data_dir=tmp_path, offline=True)
+    assert remedy in str(caught.value)
+
+    def refuse(*_, **__):
+        raise DatasetMissingError("no network")
+
+    monkeypatch.setattr("probe.datasets.torchvision.download", refuse)
+    with pytest.raises(DatasetMissingError, match="no network"):
+        open_dataset(spec, data_dir=tmp_path)
+    assert any(f"{name} is fetched; to use the files that are here, {remedy}" in text for text in caplog.messages)

@@ -40,6 +40,12 @@ def test_a_row_opens_like_one_of_the_catalogue(write):
     assert [len(opened.split(name)) for name in ("train", "val", "test")] == [4, 2, 4]
 
 
+def test_parts_of_a_row_go_by_all_usual_names(write):
+    text = ROW.replace('name = "train"', 'name = "Training"').replace('name = "test"', 'name = "testing"')
+    text = text.replace("train = {", "TRAIN = {").replace("test = {", "eval = {")
+    assert get_dataset(write(text)) == get_dataset(write(ROW))
+
+
 def test_the_readme_has_a_row_that_reads(write):
     """The example in the module's docstring, which the README repeats."""
     from probe.datasets import user_rows

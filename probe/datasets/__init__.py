@@ -10,8 +10,14 @@ from probe.names import unknown_name
 from probe.specs import DatasetSpec
 
 # The kinds of datasets that are no rows of the catalogue -> the module whose `make_spec` makes a row of the rest.
-KINDS = {"folder": "folder", "hf": "huggingface", "torchvision": "torchvision", "wds": "webdataset"}
-FORMS = "folder:PATH, hf:ORG/NAME or hf:PATH, torchvision:CLASS, wds:SHARDS, or a file NAME.toml"
+KINDS = {
+    "csv": "table",
+    "folder": "folder",
+    "hf": "huggingface",
+    "torchvision": "torchvision",
+    "wds": "webdataset",
+}
+FORMS = "folder:PATH, csv:PATH, hf:ORG/NAME or hf:PATH, torchvision:CLASS, wds:SHARDS, or a file NAME.toml"
 
 
 def dataset_names() -> tuple[str, ...]:

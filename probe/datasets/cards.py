@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ import datasets
 from PIL import Image
 
 from probe.datasets import hub
+from probe.datasets.subsets import as_spelled, part_of
 from probe.errors import DatasetError, DatasetMissingError, listed
 
 TABLES = (".parquet", ".arrow")
 DESCRIPTIONS = ("metadata.csv", "metadata.jsonl")  # of images in folders; one as Parquet is data
 ALSO = (hub.CARD, "dataset_infos.json")  # what describes the files of a repository
 CONVERTED = "refs/convert/parquet"  # where the hub keeps conversions that it makes itself, one folder a configuration
-# How the files of a split are named where no card names them: by `push_to_hub`, and in the hub's own conversions.
-SHARDED = re.compile(r"data/([^/]+)-\d{5}-of-\d{5}[^/]*\.parquet")
-CONVERTED_SPLIT = re.compile(r"([^/]+)/\d{4}\.parquet")
+# How the files of a split are named where no card names them: by `push_to_hub`, and in the hub's own conversions. Its
+# folder of a split that it converted in part is called partial-SPLIT, which is not the name of a split.
+SHARDED = re.compile(r"data/([^/]+)-\d{5}-of-\d{5}[^/]*\.(?:parquet|arrow)")
+CONVERTED_SPLIT = re.compile(r"([\w.]+)/\d{4}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -43,85 +46,198 @@ class Plan:
 
 
 def make_plan(snapshot: hub.Snapshot, options: Mapping[str, str], wanted: Collection[str]) -> Plan:
-    """Choose the files of the wanted splits of a configuration, or all data where file names do not tell the split.
+    """Choose the files of the wanted splits of a configuration, or all data where the card leaves that to `datasets`.
 
     Args:
         snapshot: the repository.
         options: `config` and `revision` are used.
-        wanted: names of the splits that are needed; the files of other splits are not fetched.
+        wanted: the splits that are needed, in any spelling of `datasets.subsets`; the files of other splits are not
+            fetched.
 
     Raises:
         DatasetMissingError: nothing can be had without running code.
-        DatasetError: there is no such configuration, or several of which none is chosen.
+        DatasetError: there is no such configuration, or several of which none is chosen, or files do not say which
+            split they are of.
     """
     repo, config = snapshot.repo, options.get("config", "")
+    configs = _configs(snapshot.folder)
     folders = {file.partition("/")[0]: None for file in hub.matching(snapshot.files, ["*/*.parquet"])}
-    # What can be read without running code, the frequent first; archived images get wrong labels (datasets#8419).
-    data = (*TABLES, *Image.registered_extensions())
-    everything = [f"*{suffix}" for suffix in (*data, *map(str.upper, data), *DESCRIPTIONS)]
-    is_folder = not _configs(snapshot.folder) and config in folders
+    is_folder = not configs and config in folders
     if not config and options.get("revision") == CONVERTED and len(folders) > 1:
         raise _no_config(repo, config, folders)
     chosen = "" if is_folder else choose_config(repo, snapshot.folder, config)
     if is_folder:
-        of_split = _converted_files(snapshot.files, config, wanted)
+        of_split = _find_splits_below(repo, f"{config}/", snapshot.files)
+    elif chosen in configs:
+        of_split = _data_files(repo, configs[chosen])
     else:
-        of_split = _data_files(repo, _configs(snapshot.folder).get(chosen, {})) or _sharded_files(snapshot.files)
+        of_split = find_splits(repo, snapshot.files)
     if of_split:
-        plan = _plan_splits(snapshot, chosen, of_split, wanted)
-    elif is_folder:
-        plan = Plan([f"{glob.escape(config)}/*"], {"data_dir": config})
+        plan = _plan_splits(snapshot.folder, chosen, of_split, wanted)
     else:
-        plan = Plan(everything, {"name": chosen or None})
+        plan = Plan(_readable_files(), {"name": chosen or None})
     files = hub.matching(snapshot.files, plan.patterns)
-    if snapshot.is_known and not any(Path(file).suffix.lower() in data for file in files):
+    if snapshot.is_known and not any(Path(file).suffix.lower() in _suffixes() for file in files):
         raise _no_data(snapshot)
     return replace(plan, patterns=[*plan.patterns, *ALSO])
 
 
-def _plan_splits(
-    snapshot: hub.Snapshot, chosen: str, of_split: Mapping[str, Sequence[str]], wanted: Collection[str]
-) -> Plan:
+def make_local_plan(path: Path, config: str) -> Plan:
+    """Choose what to tell `load_dataset` of a folder here: all splits of a configuration.
+
+    Raises:
+        DatasetError: there is no such configuration, or files do not say which split they are of.
+    """
+    chosen = choose_config(str(path), path, config)
+    if chosen in _configs(path):
+        return Plan([], {"name": chosen})
+    files = sorted(
+        (Path(folder) / name).relative_to(path).as_posix() for folder, _, names in os.walk(path) for name in names
+    )
+    of_split = find_splits(str(path), files)
+    archives = [file for file in files if file.lower().endswith(".zip")]
+    if archives and not of_split:  # whose images would get wrong labels, or none (datasets#8419)
+        raise DatasetError(f"{path} holds archives, {listed(archives)}; unpack each into a folder of its name")
+    return _plan_splits(path, chosen, of_split, of_split) if of_split else Plan([], {"name": chosen or None})
+
+
+def _plan_splits(folder: Path, chosen: str, of_split: Mapping[str, Sequence[str]], wanted: Collection[str]) -> Plan:
     """Plan the files of the wanted splits.
 
     `load_dataset` gets their names, since it would look for the files of the first configuration too. It then does not
     look at the rest of the card, so the types of columns and the sizes are taken from the card here.
     """
-    needed = {split: list(patterns) for split, patterns in of_split.items() if split in wanted}
-    patterns = [pattern for patterns in needed.values() for pattern in patterns]
+    splits = tuple(of_split)
+    spelled = {as_spelled(split, splits) for split in wanted}
+    needed = {split: list(patterns) for split, patterns in of_split.items() if split in spelled}
+    patterns = []
+    for pattern in (pattern for patterns_of_split in needed.values() for pattern in patterns_of_split):
+        top, stars, rest = pattern.rpartition("**")
+        patterns += [f"{top}{file}" for file in _readable_files()] if stars and not rest else [pattern]
     patterns += [pattern.replace("**/", "") for pattern in patterns]  # which in a glob may stand for no folder
-    info = _infos(snapshot.folder).get(chosen or "default")
+    infos = _infos(folder)
+    info = infos.get(chosen or "default")
+    if info is None and not chosen and len(infos) == 1:
+        info = next(iter(infos.values()))
     features = {"features": info.features} if info and info.features else {}
     sizes = {name: split.num_examples for name, split in (info.splits or {}).items()} if info else {}
-    return Plan(patterns, {"name": chosen or None, "data_files": needed, **features}, sizes, tuple(of_split))
+    return Plan(patterns, {"name": chosen or None, "data_files": needed, **features}, sizes, splits)
 
 
-def _sharded_files(files: Sequence[str]) -> dict[str, list[str]]:
-    """Split -> patterns of its Parquet files, named as `push_to_hub` names them; empty if any data lies elsewhere."""
-    return _group_by_split([file for file in files if file.endswith(TABLES)], SHARDED)
+def _suffixes() -> tuple[str, ...]:
+    """Return the suffixes of what can be read without running code, the frequent first."""
+    return (*TABLES, *Image.registered_extensions())  # archived images would get wrong labels (datasets#8419)
 
 
-def _converted_files(files: Sequence[str], config: str, wanted: Collection[str]) -> dict[str, list[str]]:
-    """Split -> patterns of its files in a conversion of the hub; empty if a wanted split has no folder of its name.
+def _readable_files() -> list[str]:
+    """Return patterns of all files that can be read without running code, and of the descriptions of images."""
+    suffixes = _suffixes()
+    return [f"*{suffix}" for suffix in (*suffixes, *map(str.upper, suffixes), *DESCRIPTIONS)]
 
-    The hub calls the folder of a split that it converted in part `partial-SPLIT`, which `load_dataset` finds by itself.
-    """
-    top = f"{config}/"
+
+def _find_splits_below(where: str, top: str, files: Sequence[str]) -> dict[str, list[str]]:
+    """Return split -> patterns of its Parquet files below the folder `top`, such as a configuration of a conversion."""
     below = [file.removeprefix(top) for file in files if file.startswith(top) and file.endswith(".parquet")]
-    found = _group_by_split(below, CONVERTED_SPLIT)
-    is_found = set(wanted) <= set(found)
-    return {s: [f"{glob.escape(top)}{pattern}" for pattern in found[s]] for s in found} if is_found else {}
+    of_split = find_splits(where, below)
+    return {split: [f"{glob.escape(top)}{pattern}" for pattern in of_split[split]] for split in of_split}
+
+
+def find_splits(where: str, files: Sequence[str]) -> dict[str, list[str]]:
+    """Return split -> patterns of its files, by the names of folders and files; empty where nothing can be read.
+
+    `datasets` finds splits by such names too, but knows fewer spellings. What it does not know it puts together with
+    the rest, or leaves out, and a class called test-tube it takes for a split.
+
+    Raises:
+        DatasetError: a file is in no split, or two folders would be one class.
+    """
+    seen = [file for file in files if not any(part.startswith((".", "__")) for part in file.split("/"))]
+    tables = [file for file in seen if Path(file).suffix in TABLES and Path(file).stem != "metadata"]
+    suffixes = Image.registered_extensions()
+    images = [file for file in seen if Path(file).suffix.lower() in suffixes]
+    of_split = _group_by_split(tables, SHARDED)  # `datasets` too takes no other files where there are such
+    if of_split:
+        return of_split
+    of_split = _group_by_split(tables, CONVERTED_SPLIT)
+    if of_split and sum(map(len, of_split.values())) == len(tables):
+        return of_split
+    of_series: dict[tuple[str, str], list[str]] = {}
+    for file in tables:
+        of_series.setdefault(_split_of_table(file), []).append(glob.escape(file))
+    words = [word for word, _ in of_series]  # test_easy and test_hard are two splits, and neither is called test
+    of_split = {word if word and words.count(word) == 1 else name: found for (word, name), found in of_series.items()}
+    if images and len(images) > len(tables) and not any(map(part_of, of_split)):
+        return _splits_of_images(where, images, [file for file in seen if Path(file).stem == "metadata"])
+    return {"train": next(iter(of_split.values()))} if len(of_split) == 1 else of_split
 
 
 def _group_by_split(files: Sequence[str], pattern: re.Pattern[str]) -> dict[str, list[str]]:
-    """Split -> its files, escaped for a glob; empty unless all files are named by the pattern."""
+    """Return split -> those of its files whose names match the pattern, escaped for a glob."""
     of_split: dict[str, list[str]] = {}
     for file in sorted(files):
-        match = pattern.fullmatch(file)
-        if match is None:
-            return {}
-        of_split.setdefault(match[1], []).append(glob.escape(file))
+        if match := pattern.fullmatch(file):
+            of_split.setdefault(match[1], []).append(glob.escape(file))
     return of_split
+
+
+def _split_of_table(file: str) -> tuple[str, str]:
+    """Return the word for a split in the path of a table, or "", and its name without the numbers that count files."""
+    texts = [*file.split("/")[:-1], Path(file).stem]
+    for i, text in enumerate(texts):
+        words = [word for word in re.split(r"[-._ 0-9]+", text) if part_of(word)]
+        if len(words) == 1:
+            return words[0], _without_numbers(texts[: i + 1])
+    return "", _without_numbers(texts)
+
+
+def _without_numbers(texts: Sequence[str]) -> str:
+    """Return folders and a name as that of a split, in which `datasets` allows letters, digits and `_`."""
+    return re.sub(r"\W+", "_", re.sub(r"[0-9a-f]{8,}|[0-9]+", "", "_".join(texts))).strip("_") or "unnamed"
+
+
+def _splits_of_images(where: str, images: Sequence[str], metadata: Sequence[str]) -> dict[str, list[str]]:
+    """Return split -> pattern: SPLIT/CLASS/FILE, SPLIT/metadata.csv, or CLASS/FILE, which is one split."""
+    top = os.path.commonpath([file.rpartition("/")[0] for file in (*images, *metadata)])
+    start = f"{top}/" if top else ""
+    folders: dict[str, set[str]] = {}  # first folder -> folders of images below it, "" for the first itself
+    for file in images:
+        first, *rest = file.removeprefix(start).split("/")
+        if rest:
+            folders.setdefault(first, set()).add("/".join(rest[:-1]))
+    named = [first for first in folders if part_of(first)]
+    flat = [first for first, below in folders.items() if "" in below]
+    loose_metadata = [file for file in metadata if "/" not in file.removeprefix(start)]
+    is_tree = len(flat) == len(folders) > len(named) and len(loose_metadata) == len(metadata)  # a train can be a class
+    if is_tree or (loose_metadata and not named):
+        return {"train": [f"{glob.escape(start)}**"]}
+    if loose_metadata and named:
+        raise DatasetError(f"{where} has metadata beside {named[0]}/; put a file of it into each folder of a split")
+    if not metadata and set(named) & set(flat):
+        raise DatasetError(
+            f"{where} has no class folders in {listed(f'{name}/' for name in named if name in flat)}; put the images "
+            "of each into one subfolder for each class, or add metadata.csv"
+        )
+    of_split: dict[str, list[str]] = {}
+    for first in sorted(folders):
+        if metadata or first not in flat:  # else it has no classes, as a folder of pictures for the card
+            of_split.setdefault(re.sub(r"\W+", "_", first), []).append(f"{glob.escape(start + first)}/**")
+            _check_class_folders(where, first, folders[first] if not metadata else ())
+    twins = [name for name, patterns in of_split.items() if len(patterns) > 1]
+    if twins:
+        raise DatasetError(f"{where} has several folders that are called {twins[0]} but for punctuation; rename them")
+    return of_split
+
+
+def _check_class_folders(where: str, split: str, folders: Iterable[str]) -> None:
+    """See that no two folders of a split have the same last name, by which `datasets` calls the class."""
+    seen: dict[str, str] = {}
+    for folder in sorted(folders):
+        twin = seen.setdefault(folder.rpartition("/")[2], folder)
+        if twin != folder:
+            raise DatasetError(
+                f"{where}: {split}/{twin} and {split}/{folder} would be one class; rename one, or put the folders of "
+                "splits side by side and call them train, val and test"
+            )
 
 
 def _no_data(snapshot: hub.Snapshot) -> DatasetMissingError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import datasets
 import numpy as np
 import pyarrow.parquet
 
+from probe.datasets.labels import class_positions, composed, indicators, report_twins, shown, single, whole
 from probe.errors import DatasetError, listed
+
+logger = logging.getLogger(__name__)
 
 # Columns that hold labels though their type does not say so.
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "classes", "class_id", "class_label", "cls", "target")
@@ -27,7 +31,8 @@ def check_classes(where: str, files: Sequence[Path]) -> None:
     seen: dict[str, list[str]] = {}
     for file in files:
         for column, feature in datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file)).items():
-            if isinstance(feature, datasets.ClassLabel) and seen.setdefault(column, feature.names) != feature.names:
+            names = _class_names(feature)
+            if names and seen.setdefault(column, names) != names:
                 raise DatasetError(
                     f"{where}: the classes of the column {column!r} in {file.name} are not those of its other files, "
                     "or in another order; save all alike"
@@ -49,35 +54,63 @@ def image_column(name: str, features: Mapping[str, Any], given: str) -> str:
     return _choose_column(name, features, given, images, allowed, "image")
 
 
-def read_labels(name: str, images: Any, training: Any, given: str) -> tuple[np.ndarray, list[str]]:
-    """The labels of a part, int64 (n,), or (n, k) where a row has a list of them, and the names of the classes.
+def read_labels(
+    name: str, images: Any, training: Any, given: str, *, takes_lists: bool = True
+) -> tuple[np.ndarray, list[str]]:
+    """Return the labels of a part, int64 (n,) or (n, k), and the names of the classes.
 
-    Images are not looked at. Classes are those of the type of the column, else all labels of the training part, sorted.
+    Labels are (n, k) where a row has a list: of classes, or of 0 and 1 for each class. Images are not looked at.
+    Classes are those of the type of the column, else all labels of the training part, sorted.
+
+    Args:
+        name: of the part, for messages.
+        images: the rows of the part.
+        training: those of the training part.
+        given: the column that the user named, if any.
+        takes_lists: whether the metric scores several labels of an image; else lists that all hold one class become
+            labels (n,).
     """
     column = _label_column(name, images.features, given)
-    feature = _element(images.features[column])
+    if column not in training.features:
+        raise DatasetError(f"{name}: train has no column {column!r}; choose another with ?label=COLUMN")
+    feature, names = images.features[column], _class_names(images.features[column])
     values = _values(name, images, column)
-    if isinstance(feature, datasets.ClassLabel):
-        class_names = [str(class_name) for class_name in feature.names]
-        if getattr(_element(training.features.get(column)), "names", None) != feature.names:
+    where = f"{name}, column {column!r}"
+    if names:
+        if _class_names(training.features[column]) != names:
             raise DatasetError(f"{name}: the classes of the column {column!r} are not those of train; save both alike")
-        classes: list[Any] = list(range(len(class_names)))
+        if images is training:
+            report_twins(where, _element(feature).names)
+        classes: list[Any] = list(dict.fromkeys(names))  # two forms of one name are one class
+        values = [[names[label] for label in labels] for labels in values]
     else:
-        classes = sorted({label for labels in _values(name, training, column) for label in labels})
-        class_names = [str(label) for label in classes]
-    place = {label: i for i, label in enumerate(classes)}
-    strange = {label: None for labels in values for label in labels if label not in place}
-    if strange:
+        pool = values if images is training else _values(name, training, column)
+        if _is_list(feature) and indicators([*pool, *values]) is not None:
+            table = np.array(values, dtype=np.int64)
+            logger.info("%s: lists of 0 and 1, for each of %d classes", where, table.shape[1])
+            return (table if takes_lists else single(table)), [str(i) for i in range(table.shape[1])]
+        if _is_list(feature) and getattr(_element(feature), "dtype", "") == "bool":
+            raise DatasetError(
+                f"{where}: the lists differ in length, or hold one value; give lists of as many values as there are "
+                "classes, or lists of the classes that an image shows"
+            )
+        if any(isinstance(label, str) for labels in pool for label in labels):
+            if images is training:
+                report_twins(where, (label for labels in pool for label in labels))
+            values, pool = ([[composed(label) for label in labels] for labels in rows] for rows in (values, pool))
+        classes = sorted({label for labels in pool for label in labels})
+    if any(len(set(labels)) < len(labels) for labels in values):
         raise DatasetError(
-            f"{name}: {listed(map(repr, strange), most=3)} in the column {column!r} is no class of the training "
-            "images; drop these images, or add the class"
+            f"{where}: a list has a class twice; give lists of the classes that an image shows, or lists of 0 and 1, "
+            "with a value for each class"
         )
-    if not _is_list(images.features[column]):
-        return np.array([place[label] for (label,) in values], dtype=np.int64), class_names
-    shown = np.zeros((len(values), len(classes)), dtype=np.int64)
-    for i, labels in enumerate(values):
-        shown[i, [place[label] for label in labels]] = 1
-    return shown, class_names
+    position = class_positions(where, (label for labels in values for label in labels), classes)
+    places = [[position[label] for label in labels] for labels in values]
+    class_names = [str(label) for label in classes]
+    if not _is_list(feature):
+        return np.array([place for (place,) in places], dtype=np.int64), class_names
+    table = shown(places, len(classes))
+    return (table if takes_lists else single(table)), class_names
 
 
 def _values(name: str, rows: Any, column: str) -> list[list[Any]]:
@@ -86,24 +119,33 @@ def _values(name: str, rows: Any, column: str) -> list[list[Any]]:
     Raises:
         DatasetError: there is no such column, or rows without a label, which are None or negative.
     """
-    if column not in rows.features:
-        raise DatasetError(f"{name}: train has no column {column!r}; choose another with ?label=COLUMN")
     cells = rows.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     values = cells if _is_list(rows.features[column]) else [[cell] for cell in cells]
-    unlabelled = sum(
-        labels is None or any(label is None or (not isinstance(label, str) and label < 0) for label in labels)
-        for labels in values
-    )
+    values = [labels if labels is None else [whole(label) for label in labels] for labels in values]
+    unlabelled = sum(labels is None or any(map(_is_missing, labels)) for labels in values)
     if unlabelled:
         raise DatasetError(
             f"{name}: {unlabelled} of {len(values)} images have no label in the column {column!r}; take another column "
             "or split"
         )
-    if any(len(set(labels)) < len(labels) for labels in values):
+    fraction = next((label for labels in values for label in labels if isinstance(label, float)), None)
+    if fraction is not None:
         raise DatasetError(
-            f"{name}: a list in the column {column!r} has a class twice; give lists of the classes that an image shows"
+            f"{name}: {fraction!r} in the column {column!r} is not a class; a class is a whole number or a text: take "
+            "another column with ?label=COLUMN"
         )
     return values
+
+
+def _is_missing(label: Any) -> bool:
+    """Return True for None, NaN and negative numbers."""
+    return label is None or label != label or (not isinstance(label, str) and label < 0)
+
+
+def _class_names(feature: Any) -> list[str]:
+    """Return the names of the classes of a column of type `ClassLabel`, or of lists of it; empty for other types."""
+    element = _element(feature)
+    return [composed(str(name)) for name in element.names] if isinstance(element, datasets.ClassLabel) else []
 
 
 def _label_column(name: str, features: Mapping[str, Any], given: str) -> str:
@@ -118,6 +160,7 @@ def _choose_column(
     name: str, features: Mapping[str, Any], given: str, likely: Sequence[str], allowed: Sequence[str], what: str
 ) -> str:
     """The column that is given, or the only one that is likely."""
+    given = next((column for column in features if composed(column) == composed(given)), given)
     if given in allowed or (not given and len(likely) == 1):
         return given or likely[0]
     columns = listed(f"{column} ({_kind(feature)})" for column, feature in features.items())
@@ -149,7 +192,8 @@ def _is_list(feature: Any) -> bool:
 def _is_label(feature: Any) -> bool:
     dtype = str(getattr(feature, "dtype", ""))
     return isinstance(feature, datasets.ClassLabel) or (
-        isinstance(feature, datasets.Value) and (dtype in ("bool", "string", "large_string") or "int" in dtype)
+        isinstance(feature, datasets.Value)
+        and (dtype in ("bool", "string", "large_string") or "int" in dtype or "float" in dtype)
     )
 
 

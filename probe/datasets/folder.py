@@ -1,7 +1,11 @@
 """Folders of images, one subfolder a class: `folder:PATH`, and the rows whose files are kept so.
 
     PATH/train/CLASS/*  PATH/test/CLASS/*  [PATH/val/CLASS/*]      splits as given; without val/, a part of train/
+    PATH/train/CLASS/*  PATH/val/CLASS/*                           val/ is the test split, as of ImageNet
     PATH/CLASS/*                                                   one tree: divided 60 / 20 / 20, class by class
+
+Folders of splits may have any spelling of `datasets.subsets`, such as `Training/` and `Testing/`. A folder of that name
+with images in it, beside other folders of images, is a class.
 
 Hidden files and the notes that operating systems leave are passed over; anything else that does not fit is an error.
 """
@@ -18,12 +22,13 @@ from PIL import Image
 from probe import paths
 from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_files
-from probe.datasets.folds import SPLITS
 from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.labels import class_positions, composed, folded, report_twins
+from probe.datasets.subsets import choose_parts, find_parts, part_of
 from probe.datasets.video import SUFFIXES as VIDEO_SUFFIXES
 from probe.datasets.video import read_middle_frame
-from probe.errors import DatasetError, DatasetMissingError
+from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.specs import DatasetSpec, Part, Source
 
 LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
@@ -39,30 +44,49 @@ def make_spec(path: str) -> DatasetSpec:
     root = paths.expand(path).resolve()
     if not root.is_dir():
         raise DatasetMissingError(f"no folder at {root}; give folder:PATH with one subfolder for each class")
-    parts = [split for split in SPLITS if (root / split).is_dir()]
-    if parts and not {"train", "test"} <= set(parts):
-        missing = "train" if "train" not in parts else "test"
-        raise DatasetError(
-            f"{root} has {' and '.join(f'{p}/' for p in parts)} but no {missing}/; add it, or rename one"
-        )
-    for entry in _visible(root, SPLITS) if parts else ():
-        raise DatasetError(f"{entry.path} is beside {parts[0]}/ and would not be read; call it val/, or move it away")
-    files = {part: list_files(root / part) for part in parts} if parts else {"all": list_files(root)}
-    classes = {name.split("/")[0] for name in files.get("train") or files["all"]}
+    folders = _find_subsets(root)
+    files = {part: list_files(root / folder) for part, folder in folders.items()}
+    classes = {composed(name.split("/")[0]) for name in files.get("train") or files["all"]}
     return DatasetSpec(
         name=f"folder:{root}",
         title=f"images in {root}",
-        parts=tuple(Part(name, len(listed)) for name, listed in files.items()),
+        parts=tuple(Part(part, len(names)) for part, names in files.items()),
         sources=(
             Source(
                 form="folder",
                 location=str(root),
-                parts=tuple((name, (("folder", "." if name == "all" else name),)) for name in files),
+                parts=tuple((part, (("folder", folder),)) for part, folder in folders.items()),
             ),
         ),
         num_classes=len(classes),
-        val_fraction=0.1 if parts else 0.2,
+        val_fraction=0.2 if "all" in folders else 0.1,
     )
+
+
+def _find_subsets(root: Path) -> dict[str, str]:
+    """Return part -> its folder below `root`; all is `.` where the folders are classes."""
+    folders = [entry.name for entry in _visible(root, ()) if entry.is_dir()]
+    named = [name for name in folders if part_of(name)]
+    if not any(entry.is_dir() for name in named for entry in _visible(root / name, ())):
+        if named and named == folders:
+            raise DatasetError(
+                f"{root} has no class folders in {listed(f'{name}/' for name in named)}; put the images of each into "
+                "one subfolder for each class, or rename what is a class"
+            )
+        return {"all": "."}
+    others = [entry.name for entry in _visible(root, tuple(named))]
+    if others:
+        raise DatasetError(
+            f"{root}: {listed(others)} is beside {named[0]}/ and would not be read; give each folder of a split the "
+            "name train, val or test, and move anything else away"
+        )
+    kinds = {part_of(name) for name in named}
+    if "train" not in kinds or len(kinds) == 1:
+        missing = "train" if "train" not in kinds else "test"
+        raise DatasetError(
+            f"{root} has {' and '.join(f'{name}/' for name in named)} but no {missing}/; add it, or rename one"
+        )
+    return choose_parts(str(root), {}, find_parts(str(root), named))
 
 
 def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
@@ -91,7 +115,10 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     if part.name in options.get("numbered", ()):
         class_names = [str(i) for i in range(spec.num_classes or 0)]
     else:
-        class_names = sorted({name.split("/")[0] for name in files.get("train") or files["all"]})
+        names_of_training = {name.split("/")[0] for name in files.get("train") or files["all"]}
+        class_names = sorted(set(map(composed, names_of_training)))
+        if part.name in ("train", "all"):
+            report_twins(spec.name, names_of_training)
     below = folder.relative_to(top).as_posix()
     ids = names if below == "." else [f"{below}/{name}" for name in names]
     return ImageDataset(
@@ -114,27 +141,30 @@ def list_files(folder: Path, *, suffixes: frozenset[str] | None = None, ignore: 
         ignore: names of files that are passed over.
 
     Raises:
-        DatasetError: something that is no such file, an empty class, or two classes that differ in case only.
+        DatasetError: something that is no such file, an empty class, or two classes that differ in case only or alike.
     """
     allowed = suffixes or frozenset(Image.registered_extensions())
     kind = "image" if suffixes is None else "video"
     files: list[str] = []
-    of_lowered: dict[str, str] = {}
+    of_folded: dict[str, str] = {}
     for entry in _visible(folder, ignore):
         if not entry.is_dir():
             raise DatasetError(f"{entry.path} {_what(entry, 'is in no class; put it into a subfolder, or remove it')}")
-        twin = of_lowered.setdefault(entry.name.casefold(), entry.name)
-        if twin != entry.name:
+        twin = of_folded.setdefault(folded(entry.name), entry.name)
+        if composed(twin) != composed(entry.name):
             raise DatasetError(
-                f"{folder} has the classes {twin!r} and {entry.name!r}, which differ in case only and are one class on "
-                "some systems; merge them, or rename one"
+                f"{folder} has the classes {twin!r} and {entry.name!r}, which differ only in case, spaces or dots and "
+                "are one class on some systems; merge them, or rename one"
             )
         images = _visible(Path(entry.path), ignore)
         if not images:
             raise DatasetError(f"no {kind}s in {entry.path}; add some, or remove the class")
         for image in images:
             if image.is_dir():
-                raise DatasetError(f"{image.path} is a folder inside a class; move its {kind}s up")
+                raise DatasetError(
+                    f"{image.path} is a folder inside a class; move its {kind}s up, or, if {entry.name} is no class "
+                    "but a split, call it train, val or test"
+                )
             if not image.is_file() or Path(image.name).suffix.lower() not in allowed:
                 raise DatasetError(f"{image.path} {_what(image, f'is no {kind}; remove it')}")
             files.append(f"{entry.name}/{image.name}")
@@ -151,19 +181,13 @@ def _what(entry: os.DirEntry[str], otherwise: str) -> str:
 
 def _visible(folder: Path, ignore: tuple[str, ...]) -> list[os.DirEntry[str]]:
     """What is in a folder, sorted by name, without what nobody put there on purpose."""
-    passed_over = {*LEFT_BY_SYSTEMS, *ignore}
+    ignored = set(map(composed, (*LEFT_BY_SYSTEMS, *ignore)))
     with os.scandir(folder) as entries:
-        kept = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in passed_over]
+        kept = [entry for entry in entries if not entry.name.startswith(".") and composed(entry.name) not in ignored]
     return sorted(kept, key=lambda entry: entry.name)
 
 
 def _labels(folder: Path, names: list[str], class_names: list[str]) -> np.ndarray:
-    index = {name: i for i, name in enumerate(class_names)}
-    classes = [name.split("/")[0] for name in names]
-    for found in dict.fromkeys(classes):
-        if found not in index:
-            raise DatasetError(
-                f"{folder / found}: class {found!r} is not among the classes of the training images; add it there or "
-                "drop it"
-            )
-    return np.array([index[found] for found in classes], dtype=np.int64)
+    classes = [composed(name.split("/")[0]) for name in names]
+    position = class_positions(str(folder), classes, class_names)
+    return np.array([position[name] for name in classes], dtype=np.int64)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,17 +19,10 @@ from urllib.parse import parse_qsl
 
 from tqdm import tqdm
 
-from probe.errors import DatasetError, DatasetMissingError, listed
+from probe.errors import DatasetError, DatasetMissingError
 from probe.hub import LOG_IN, check_home, is_as_published, is_refused, one_line, refused
 
 CARD = "README.md"
-PARTS = ("train", "val", "test", "all")
-# What others call the parts; the first that is there is taken.
-ALIASES = {
-    "train": ("train", "training"),
-    "val": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 SERIES = re.compile(r"(.*-)\d{5}(-of-(\d{5}).*)")  # how `datasets` names the files of a split
 
 _T = TypeVar("_T")
@@ -70,50 +63,6 @@ def read_options(form: str, rest: str, known: Sequence[str]) -> tuple[str, dict[
             raise DatasetError(f"{form}:{rest} gives {option} {what}; write {option}=VALUE once")
         options[option] = value
     return name, options
-
-
-def choose_parts(
-    name: str, options: Mapping[str, str], found: Mapping[str, str], *, splits: Sequence[str] = ()
-) -> dict[str, str]:
-    """Part -> split of the source: those of the options, else those that were found or are usual.
-
-    Args:
-        name: of the dataset.
-        options: what the user wrote.
-        found: the parts if he wrote nothing.
-        splits: those that there are, to be listed where a part is missing.
-
-    Raises:
-        DatasetError: `train` or `test` is missing, `all` has others beside it, or one split is to be two parts.
-    """
-    given = {part: options[part] for part in PARTS if part in options}
-    if "all" in given and len(given) > 1:
-        raise DatasetError(f"{name} gives all and other parts; give all alone, which is divided, or train and test")
-    usual = {} if "all" in given or (given and "all" in found) else found
-    parts = {part: {**usual, **given}[part] for part in PARTS if part in usual or part in given}
-    if "all" not in parts and not {"train", "test"} <= set(parts):
-        missing = "train" if "train" not in parts else "test"
-        choices = f" of {listed(splits)}" if splits else ""
-        raise DatasetError(
-            f"{name} has no {missing} part; say which split{choices} it is with ?{missing}=SPLIT, or divide one with "
-            "?all=SPLIT"
-        )
-    for part, split in parts.items():
-        twin = next((other for other in parts if other != part and parts[other] == split), None)
-        if twin:
-            raise DatasetError(f"{name} takes the split {split!r} for {part} and for {twin}; give each its own")
-    return parts
-
-
-def find_parts(names: Sequence[str]) -> dict[str, str]:
-    """Part -> which of some splits it is, by their names; a single one is `all`. What has another name is left out."""
-    if len(names) == 1:
-        return {"all": names[0]}
-    return {
-        part: next(alias for alias in aliases if alias in names)
-        for part, aliases in ALIASES.items()
-        if set(aliases) & set(names)
-    }
 
 
 def here_or_fetched(open_it: Callable[[bool], _T], *, offline: bool) -> _T:

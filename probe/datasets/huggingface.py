@@ -3,7 +3,8 @@
     hf:ORG/NAME     a repository of the hub; its splits `train` and `test` are the parts
     hf:PATH         a folder that `save_to_disk` wrote; a folder of Parquet, Arrow or image files, with or without a
                     card (README.md) that describes them; or one file of Parquet or Arrow. The parts are the splits by
-                    their names; a single one is divided 60 / 20 / 20
+                    their names, in any spelling of `datasets.subsets`; a single one is divided 60 / 20 / 20;
+                    if there are only `train` and `val`, `val` is the test part
 
 Options follow as in a URL, `hf:ORG/NAME?test=validation&label=fine_label`: `train`, `val` and `test` are the splits to
 take for these parts, `all` is one to be divided, `image` and `label` are columns, `config` is a configuration of the
@@ -11,7 +12,7 @@ card or a folder of the repository, `revision` a branch, tag or commit, `metric`
 column of lists, several labels an image, needs `voc2007_11pt_map`. A repository's own validation split is only
 taken where `val` names it; else a part of `train` is held out.
 
-Only the files of these splits are fetched, if the card or the names of the Parquet files tell the split. No code of a
+Only the files of these splits are fetched, if the card or the names of folders and files tell the split. No code of a
 dataset is run. Images are opened by Pillow from the stored bytes, as everywhere in `probe`: the library's own decoding
 would turn them as their EXIF orientation says. What comes as Parquet is kept a second time, as Arrow files that are
 mapped into memory, in the library's cache (`HF_DATASETS_CACHE`). The library would take the Arrow files of earlier
@@ -38,19 +39,19 @@ import datasets
 from PIL import Image
 
 from probe import paths
-from probe.datasets import hub, rows
-from probe.datasets.cards import choose_config, make_plan
+from probe.datasets import hub, rows, subsets
+from probe.datasets.cards import make_local_plan, make_plan
 from probe.datasets.columns import check_classes, image_column, read_labels
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed
 from probe.hub import check_home, is_repository, one_line
-from probe.metrics import get_metric
+from probe.metrics import get_metric, takes_several_labels
 from probe.specs import DatasetSpec, Part, Source
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = ("image", "label", "config", "revision", "metric", *hub.PARTS)
+OPTIONS = ("image", "label", "config", "revision", "metric", *subsets.PARTS)
 
 
 def make_spec(rest: str) -> DatasetSpec:
@@ -72,9 +73,10 @@ def make_spec(rest: str) -> DatasetSpec:
         location = str(path.resolve())
         name = f"hf:{location}{rest.removeprefix(written)}"
         splits = _split_names(path.resolve(), options.get("config", ""))
-        parts = hub.choose_parts(name, options, hub.find_parts(splits), splits=splits)
+        given = [part for part in subsets.PARTS if part in options]
+        parts = subsets.choose_parts(name, options, subsets.find_parts(name, splits, given), names=splits)
     elif is_repository(location):
-        parts = hub.choose_parts(name, options, {"train": "train", "test": "test"})
+        parts = subsets.choose_parts(name, options, {"train": "train", "test": "test"})
     else:
         raise DatasetMissingError(f"{location} is no file or folder here and no repository ORG/NAME; check the name")
     return rows.found(
@@ -82,7 +84,7 @@ def make_spec(rest: str) -> DatasetSpec:
         "huggingface",
         location,
         {part: {"split": split} for part, split in parts.items()},
-        options=tuple((option, value) for option, value in options.items() if option not in hub.PARTS),
+        options=tuple((option, value) for option, value in options.items() if option not in subsets.PARTS),
         metric=metric,
         can_download=not is_local,
     )
@@ -107,7 +109,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     pool = "all" if part.name == "all" else "train"
     # The splits of all parts, whichever part is opened, so that the library converts each file once.
     splits = {key: source.arguments(key).get("split", key) for key in (*dict(source.parts), part.name, pool)}
-    content: Callable[[], str] | None
+    content: Callable[[], str] | None = None
     if Path(source.location).is_absolute():
         content = _content_of_path(Path(source.location))
         revision, loaded = "", _load_path(Path(source.location), options.get("config", ""), content())
@@ -117,12 +119,21 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         revision, loaded, names = hub.here_or_fetched(
             partial(_load_repository, source.location, options, splits), offline=offline
         )
-        content = _content_of_rows(loaded[splits[part.name]])
+    spelled = {key: subsets.as_spelled(split, names) for key, split in splits.items()}
+    twin = next((key for key in spelled if key != part.name and spelled[key] == spelled[part.name]), None)
+    if twin:
+        raise DatasetError(
+            f"{spec.name} takes the split {spelled[twin]!r} for {part.name} and for {twin}; give each its own"
+        )
     if part.name == pool:
-        _say_what_is_left(spec.name, names, splits.values())
-    images, training = loaded[splits[part.name]], loaded[splits[pool]]
+        _say_what_is_left(spec.name, names, spelled.values())
+    images, training = loaded[spelled[part.name]], loaded[spelled[pool]]
+    if content is None:
+        content = _content_of_rows(images)
     column = image_column(name, images.features, options.get("image", ""))
-    labels, class_names = read_labels(name, images, training, options.get("label", ""))
+    labels, class_names = read_labels(
+        name, images, training, options.get("label", ""), takes_lists=takes_several_labels(spec.metric)
+    )
     return ImageDataset(
         name=name,
         labels=labels,
@@ -180,8 +191,8 @@ def _split_names(path: Path, config: str) -> list[str]:
     with _reading(str(path)):
         if (path / "dataset_dict.json").is_file():
             return list(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
-        chosen = choose_config(str(path), path, config)
-        return list(datasets.get_dataset_split_names(str(path), chosen or None))
+        plan = make_local_plan(path, config)
+        return list(plan.splits or datasets.get_dataset_split_names(str(path), plan.arguments["name"]))
 
 
 def _load_path(path: Path, config: str, content: str) -> dict[str, Any]:
@@ -196,10 +207,12 @@ def _load_path(path: Path, config: str, content: str) -> dict[str, Any]:
         if (path / "state.json").is_file():
             return {"train": datasets.load_from_disk(str(path))}
         if path.is_dir():
-            chosen = choose_config(str(path), path, config)
-            if not chosen:  # else files of another configuration may have other classes
+            plan = make_local_plan(path, config)
+            if not plan.arguments["name"]:  # else files of another configuration may have other classes
                 check_classes(str(path), sorted(path.rglob("*.parquet")))
-            return dict(datasets.load_dataset(str(path), chosen or None, cache_dir=arrow))
+            loaded = dict(datasets.load_dataset(str(path), **plan.arguments, cache_dir=arrow))
+            _check_sizes(str(path), loaded, plan.sizes, "get its files again, or correct the card")
+            return loaded
         if path.suffix == ".arrow":
             return {"train": datasets.Dataset.from_file(str(path))}
         if path.suffix == ".parquet":
@@ -246,25 +259,29 @@ def _load_repository(
         if snapshot.is_known or isinstance(err, DatasetMissingError):
             raise
         raise DatasetMissingError(f"{repo} seems to be here in part only ({err})") from err
-    for split, size in plan.sizes.items():
+    _check_sizes(repo, loaded, plan.sizes, "tell its makers, or give a ?revision= that is whole")
+    return snapshot.folder.name, loaded, list(plan.splits or loaded)
+
+
+def _check_sizes(where: str, loaded: Mapping[str, Any], sizes: Mapping[str, int], remedy: str) -> None:
+    for split, size in sizes.items():
         if split in loaded and len(loaded[split]) != size:
             raise DatasetError(
-                f"{repo}: the card says {size} rows for {split}, and there are {len(loaded[split])}; tell its makers, "
-                "or give a ?revision= that is whole"
+                f"{where}: the card says {size} rows for {split}, and there are {len(loaded[split])}; {remedy}"
             )
-    return snapshot.folder.name, loaded, list(plan.splits or loaded)
 
 
 def _say_what_is_left(name: str, names: Sequence[str], taken: Collection[str]) -> None:
     """Warn of a split that could be the official validation or test part and is not used."""
-    for part, split in hub.find_parts(names).items():
-        if part != "all" and split not in taken:
+    for split in names:
+        part = subsets.part_of(split)
+        if part and split not in taken:
             logger.warning("%s: the split %r is not used; take it with ?%s=%s", name, split, part, split)
 
 
 def _check_splits(where: str, names: Sequence[str], splits: Mapping[str, str]) -> None:
     for part, split in splits.items():
-        if split not in names:
+        if subsets.as_spelled(split, names) not in names:
             free = [name for name in names if name not in splits.values()]
             alone = f", or ?all={names[0]} to divide it" if len(names) == 1 and part != "all" else ""
             raise DatasetError(

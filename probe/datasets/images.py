@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from probe.errors import DatasetError, ProbeError
+from probe.datasets import decoding
+from probe.errors import DatasetError, ProbeError, listed
 from probe.hub import one_line
+
+logger = logging.getLogger(__name__)
 
 SAMPLE = 64  # images that stand for all in a fingerprint, where nothing else can
 BUFFER = re.compile(r"<_io\.\w+ object at 0x[0-9a-f]+>")  # how Pillow calls what has no file name
@@ -65,18 +69,24 @@ class ImageDataset:
         if not 0 <= i < len(self):
             raise IndexError(f"{self.name} has no image {i}; it has {len(self)}")
         try:
-            image = self.read(i)
-            if image.mode != "RGB":  # to convert is to copy
-                image = image.convert("RGB")
-            image.load()  # what is damaged is found here
+            with decoding.reading() as remarks:
+                image = self.read(i)
+                if image.mode != "RGB":  # to convert is to copy
+                    image = image.convert("RGB")
+                image.load()  # what is damaged is found here
         except ProbeError:
             raise
         except Exception as err:  # Pillow's readers raise whatever comes up in a damaged file, also AttributeError
-            why = BUFFER.sub("it", one_line(err))
+            why, remedy = decoding.refused_for_size(err) or (BUFFER.sub("it", one_line(err)), "get its files again")
             raise DatasetError(
-                f"{self.name}: image {i} ({self.ids[i]}) cannot be read ({why}); get its files again, or pass over "
-                "up to N such images with --skip-corrupt N"
+                f"{self.name}: image {i} ({self.ids[i]}) cannot be read ({why}); {remedy}, or pass over up to N such "
+                "images with --skip-corrupt N"
             ) from err
+        if remarks:
+            logger.warning(
+                "%s: image %d (%s) is damaged (%s), and some of its pixels may be wrong; get its file again",
+                *(self.name, i, self.ids[i], listed(dict.fromkeys(remarks), most=2)),
+            )
         return image, int(self.labels[i]) if self.labels.ndim == 1 else self.labels[i]
 
     @property

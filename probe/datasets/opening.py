@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +21,7 @@ from probe.datasets.folds import SPLITS, Fold, default_fold
 from probe.datasets.images import ImageDataset
 from probe.datasets.recipes import RECIPES
 from probe.datasets.splits import TooFewImagesError
+from probe.datasets.subsets import part_of
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, summarize
 from probe.metrics import misfit
 from probe.names import unknown_name
@@ -32,7 +35,7 @@ FORMS = {
     form: f"probe.datasets.{form}"
     for form in (
         *("birdsnap", "embedded", "fer2013", "folder", "gtsrb", "hateful_memes", "huggingface", "kitti", "pcam"),
-        *("stl10", "sun397", "torchvision", "ucf101", "voc2007", "webdataset"),
+        *("stl10", "sun397", "table", "torchvision", "ucf101", "voc2007", "webdataset"),
     )
 }
 _REPAIR = "get its files again, or correct its row"
@@ -120,6 +123,7 @@ def open_dataset(
     spec = get_dataset(dataset) if isinstance(dataset, str) else dataset
     root = paths.data_dir(data_dir) if any(map(_is_below_data_dir, spec.sources)) else Path()
     source, parts = _open_first(spec, root=root, offline=offline)
+    _say_what_is_test(spec, source)
     incomplete = {
         part.name: expected
         for part in spec.parts
@@ -164,6 +168,8 @@ def _is_below_data_dir(source: Source) -> bool:
 def _open_first(spec: DatasetSpec, *, root: Path, offline: bool) -> tuple[Source, dict[str, ImageDataset]]:
     missing: list[DatasetError | ExtraMissingError] = []  # of every source first without a network, then with one
     for may_fetch in (False,) if offline else (False, True):
+        if may_fetch and (misnamed := _find_misnamed(spec, root)):
+            logger.warning("%s is fetched; to use the files that are here, %s", spec.name, misnamed)
         for source in spec.sources:
             if may_fetch and not source.can_download:
                 continue
@@ -216,9 +222,46 @@ def _nowhere(
     else:
         why = spec.gone or "cannot be fetched by probe"
     files = next((source.files for source in spec.sources if source.files), "")
+    remedy = _find_misnamed(spec, root) or f"put {files} into {root}"
     return DatasetMissingError(
-        f"{spec.name} is not in {root} and {why}; put {files} into {root}, or name another folder with --data-dir"
+        f"{spec.name} is not in {root} and {why}; {remedy}, or name another folder with --data-dir"
     )
+
+
+def _find_misnamed(spec: DatasetSpec, root: Path) -> str:
+    """Return what to rename where files that a source needs have names with other dots, dashes or capitals, else "".
+
+    Kaggle has MNIST as `train-images.idx3-ubyte`.
+    """
+
+    def plain(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower())
+
+    found = {}
+    for source in spec.sources:
+        for wanted in (root / name for name in (*source.paths, *(archive for archive, _ in source.archives))):
+            with suppress(OSError):  # of a folder that is not there, or may not be looked into
+                beside = {plain(path.name): path.name for path in wanted.parent.iterdir()}
+                if not wanted.exists() and plain(wanted.name) in beside:
+                    found[wanted] = beside[plain(wanted.name)]
+    if not found:
+        return ""
+    wanted, name = next(iter(found.items()))
+    others = f", and {len(found) - 1} others alike," if len(found) > 1 else ""
+    return f"rename {name} to {wanted.name}{others} in {wanted.parent}"
+
+
+def _say_what_is_test(spec: DatasetSpec, source: Source) -> None:
+    """Log that the subset for validation is the test split, where it is."""
+    names = {
+        part: str(arguments.get("split") or arguments.get("folder"))
+        for part in ("train", "test")
+        if (arguments := dict(dict(source.parts).get(part, ())))
+    }
+    if len(names) == 2 and part_of(names["test"]) == "val" and all(part.name != "val" for part in spec.parts):
+        logger.info(
+            "%s: %r is the test split; validation images are held out of %r", spec.name, names["test"], names["train"]
+        )
 
 
 def _check_part(

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 from PIL import Image
 
 from probe.datasets.archives import check_end, check_member
+from probe.datasets.labels import whole
 from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.hub import one_line
 
-LABELS = ("cls", "json")
+LABELS = ("cls", "npy", "json")
 MAX_LABEL, MAX_LABEL_BYTES = 1 << 31, 1 << 20  # what is more is no label, and would only fill the memory
+Label = int | list[int]
 _Places = dict[str, dict[str, tuple[int, int]]]
 
 
@@ -48,10 +51,14 @@ def read_image(index: Index, i: int) -> Image.Image:
         return image
 
 
-def read_index(folder: Path, names: Sequence[str]) -> tuple[Index, np.ndarray, list[str]]:
-    """Where the images of shards are; their labels, int64 (n,); and their names, from the folder of the shards on."""
+def read_index(folder: Path, names: Sequence[str]) -> tuple[Index, list[Label], list[str]]:
+    """Return where the images of shards are; the labels of each; and their names, from the folder of the shards on.
+
+    The labels are as they are written: a number, or a list of numbers for an image that can show several classes.
+    """
     ids: list[str] = []
-    blocks = [np.empty((0, 4), dtype=np.int64)]
+    labels: list[Label] = []
+    blocks = [np.empty((0, 3), dtype=np.int64)]
     paths = [folder / name for name in names]
     suffixes = frozenset(suffix[1:] for suffix in Image.registered_extensions())
     for number, (name, path) in enumerate(zip(names, paths, strict=True)):
@@ -60,11 +67,12 @@ def read_index(folder: Path, names: Sequence[str]) -> tuple[Index, np.ndarray, l
         with path.open("rb") as file:
             for key, fields in members.items():
                 image, label = _choose_fields(path, key, fields, suffixes)
-                rows.append((number, *fields[image], _read_label(file, path, key, label, fields[label])))
+                rows.append((number, *fields[image]))
+                labels.append(_read_label(file, path, key, label, fields[label]))
                 ids.append(f"{name}/{key}")
-        blocks.append(np.array(rows, dtype=np.int64).reshape(-1, 4))
-    shard, offset, size, labels = np.concatenate(blocks).T
-    return Index(paths, shard.astype(np.int32), offset.copy(), size.copy()), labels.copy(), ids
+        blocks.append(np.array(rows, dtype=np.int64).reshape(-1, 3))
+    shard, offset, size = np.concatenate(blocks).T
+    return Index(paths, shard.astype(np.int32), offset.copy(), size.copy()), labels, ids
 
 
 def find_members(path: Path) -> _Places:
@@ -114,7 +122,7 @@ def _choose_fields(path: Path, key: str, fields: Mapping[str, object], suffixes:
     if len(images) == 1 and label:
         return images[0], label
     lacks = ("several images" if images else "no image") if len(images) != 1 else "no label"
-    way_out = "it needs one image and its label as .cls or .json"
+    way_out = "it needs one image and its label as .cls, .npy or .json"
     if dotted := next((ending for ending in fields if "." in ending), ""):  # webdataset's rule, by which many are one
         stem, _, suffix = f"{key.rpartition('/')[2]}.{dotted}".rpartition(".")
         way_out = f"the name of a sample ends at its first dot: write '{stem.replace('.', '_')}.{suffix}' and so on"
@@ -123,25 +131,39 @@ def _choose_fields(path: Path, key: str, fields: Mapping[str, object], suffixes:
     )
 
 
-def _read_label(file: IO[bytes], path: Path, key: str, ending: str, place: tuple[int, int]) -> int:
+def _read_label(file: IO[bytes], path: Path, key: str, ending: str, place: tuple[int, int]) -> Label:
     offset, size = place
     file.seek(offset)
     content = file.read(min(size, MAX_LABEL_BYTES))
-    label = _parse_label(ending, content)
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= MAX_LABEL:
-        shown = content[:40].decode("utf-8", "replace").strip()
+    found = _parse_label(ending, content)
+    labels = [whole(label) for label in (found if isinstance(found, list) else [found])]
+    if not all(isinstance(label, int) and 0 <= label <= MAX_LABEL for label in labels):
+        shown = content[:40].decode("utf-8", "replace").strip() if ending != "npy" else str(found)[:40]
         raise DatasetError(f"{path}: {key}.{ending} holds {shown!r} and no label, a number from 0 on; correct it")
-    return label
+    return cast("Label", labels if isinstance(found, list) else labels[0])
 
 
 def _parse_label(ending: str, content: bytes) -> object:
+    """Return what a file holds as a number or a list of them; anything else where it holds no label."""
     if ending == "cls":
-        return int(content) if content.strip().isdigit() and len(content) < 20 else None
+        is_number = re.fullmatch(rb"\s*[0-9]{1,19}(\.0*)?\s*", content)
+        return float(content) if is_number and is_number[1] else int(content) if is_number else None
+    if ending == "npy":
+        try:
+            array = np.load(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, OSError, EOFError):
+            return None
+        is_label = isinstance(array, np.ndarray) and array.ndim <= 1 and array.dtype.kind in "biuf"
+        return (
+            np.asarray(array, dtype=np.float64 if array.dtype.kind == "f" else np.int64).tolist() if is_label else None
+        )
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    return found.get("label", found.get("cls")) if isinstance(found, dict) else found
+    found = found.get("label", found.get("cls")) if isinstance(found, dict) else found
+    numbers = found if isinstance(found, list) else [found]
+    return None if any(isinstance(number, bool) for number in numbers) else found
 
 
 def check_shard(path: Path) -> None:

@@ -24,6 +24,7 @@ from probe import paths
 from probe.datasets.catalog import CATALOG
 from probe.datasets.folds import SPLITS
 from probe.datasets.recipes import PARTS_OF_RECIPES, RECIPES
+from probe.datasets.subsets import part_of
 from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.metrics import METRICS
 from probe.names import unknown_name
@@ -33,6 +34,7 @@ from probe.specs import DatasetSpec, Part, Source
 OPTIONS = {
     "folder": ("groups", "ignore", "media", "numbered"),
     "huggingface": ("image", "label", "config", "revision"),
+    "table": ("image", "label", "split", "folder"),
     "torchvision": ("first_class", "groups"),
     "webdataset": ("revision",),
 }
@@ -76,7 +78,8 @@ def _make_part(row: dict[str, Any], where: str) -> Part:
     counts = row.get("class_counts", [])
     if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
         raise DatasetError(f"{where} has class_counts = {counts!r}; write a list of integers >= 0, one for each class")
-    part: Part = _make(Part, {**row, "class_counts": tuple(counts)}, where)
+    values = {key: _as_part(value) if key == "name" else value for key, value in row.items()}
+    part: Part = _make(Part, {**values, "class_counts": tuple(counts)}, where)
     return part
 
 
@@ -89,7 +92,11 @@ def _make_source(row: dict[str, Any], file: Path) -> Source:
     parts = values.get("parts", {})
     if not isinstance(parts, dict):
         raise DatasetError(f"{where} has parts = {parts!r}; write parts = {{ train = {{ ... }}, test = {{ ... }} }}")
-    values["parts"] = tuple((part, _items(arguments, f"{where}, part {part}")) for part, arguments in parts.items())
+    values["parts"] = tuple(
+        (_as_part(part), _items(arguments, f"{where}, part {part}")) for part, arguments in parts.items()
+    )
+    if len({part for part, _ in values["parts"]}) < len(parts):
+        raise DatasetError(f"{where} names a part twice among {', '.join(parts)}; give each of train, val, test once")
     values["options"] = _items(values.get("options", {}), f"{where}, options")
     values["paths"] = _texts(values.get("paths", []), f"{where}, paths")
     for name, form in (("archives", "[ARCHIVE, FOLDER]"), ("downloads", "[ADDRESS, MD5]")):
@@ -104,6 +111,11 @@ def _make_source(row: dict[str, Any], file: Path) -> Source:
     values.setdefault("can_download", bool(values["downloads"]))
     source: Source = _make(Source, values, where)
     return source
+
+
+def _as_part(name: Any) -> Any:
+    """Return `val` for `validation` and so on; anything else as it is, which is refused later."""
+    return part_of(name) or name if isinstance(name, str) else name
 
 
 def _items(table: object, where: str) -> tuple[tuple[str, Any], ...]:

@@ -2,8 +2,9 @@
 
     wds:ORG/NAME                  a repository of the Hugging Face hub, laid out as the collection clip-benchmark/wds_*:
                                   train/0.tar ... train/nshards.txt, test/ likewise, classnames.txt with a name a line
-    wds:PATH                      a folder laid out so, with train/, test/ and perhaps val/ or validation/; or with the
-                                  shards of one part, which is divided 60 / 20 / 20
+    wds:PATH                      a folder laid out so, with train/, test/ and perhaps val/, in any spelling of
+                                  `datasets.subsets`; without test/, val/ is the test part. Or a folder
+                                  with the shards of one part, which is divided 60 / 20 / 20
     wds:https://HOST/FOLDER/      a folder of a server, laid out as the collection; the last slash is needed
     wds:PATH/NAME-{000..012}.tar  shards by their names, which are divided, unless `{train,test}` or `{train,val,test}`
                                   among them makes parts; ORG/NAME or an address may stand for PATH
@@ -11,10 +12,15 @@
 Options follow as in a URL: `train`, `val`, `test` and `all` name the folder, or the shards, of a part below PATH, as in
 `wds:ORG/NAME?train=n-train-{0000..1023}.tar&test=n-val-{00..63}.tar`; `revision` is a branch, tag or commit of the hub.
 
-Files of a sample have one name up to the first dot: an image, and its label as a number in `.cls`, or in `.json` under
-`label` or `cls`. A shard is gone through once, for the places of its files; images are then read from the tar file
-where they lie. Shards of a server are kept below the data folder, in `wds/`. There are no checksums of them: that they
-are whole is all that is checked.
+Files of a sample have one name up to the first dot: an image, and its label as a number in `.cls` or `.npy`, or in
+`.json` under `label` or `cls`. An image that shows several classes has 0 or 1 for each class, or the numbers of its
+classes, in `.npy`, as CLIP_benchmark writes them, or in `.json`. The option `metric` must then be `voc2007_11pt_map`,
+which it is by itself for a folder here whose `dataset_type.txt` says `multilabel`. Without classnames.txt, numbers that
+leave large gaps are ids, and are numbered.
+
+A shard is gone through once, for the places of its files; images are then read from the tar file where they lie. Shards
+of a server are kept below the data folder, in `wds/`. Shards have no checksums: that they are whole is
+all that is checked.
 """
 
 from __future__ import annotations
@@ -31,19 +37,21 @@ from pathlib import Path
 import numpy as np
 
 from probe import paths
-from probe.datasets import hub, rows
+from probe.datasets import hub, rows, subsets
 from probe.datasets.archives import check_member
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
-from probe.datasets.shards import check_shard, compressed, read_image, read_index
+from probe.datasets.labels import composed, indicators, shown, single
+from probe.datasets.shards import Label, check_shard, compressed, read_image, read_index
 from probe.errors import DatasetError, DatasetMissingError, DownloadError, listed
 from probe.fetch import fetch
 from probe.hub import is_repository
+from probe.metrics import get_metric, takes_several_labels
 from probe.specs import DatasetSpec, Part, Source, slug
 
-OPTIONS = ("revision", *hub.PARTS)
+OPTIONS = ("revision", "metric", *subsets.PARTS)
 MAX_SHARDS = 1_000_000  # more are a slip, and would fill the memory with their names
-CLASS_NAMES, NUM_SHARDS = "classnames.txt", "nshards.txt"
+CLASS_NAMES, NUM_SHARDS, KIND = "classnames.txt", "nshards.txt", "dataset_type.txt"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -59,25 +67,40 @@ def make_spec(rest: str) -> DatasetSpec:
     folder = paths.expand(location)
     is_url = "://" in location
     is_local = not is_url and bool(written) and folder.is_dir()
-    _, options = hub.read_options("wds", rest, hub.PARTS if is_url or is_local else OPTIONS)
+    _, options = hub.read_options("wds", rest, OPTIONS[1:] if is_url or is_local else OPTIONS)
+    metric = options.pop("metric", _usual_metric(folder) if is_local else "accuracy")
+    get_metric(metric)  # which says what there is if there is none of that name
     name = f"wds:{rest}"
     if is_local:
         location = str(folder.resolve())
         name = "wds:" + "/".join(filter(None, (location, pattern))) + (f"?{query}" if query else "")
     _check_location(name, location, is_url=is_url, is_local=is_local)
+    names: list[str] = []
     if pattern:
         found = _divide_pattern(pattern)
+    elif is_local:
+        found, names = _find_folders(name, Path(location), options)
     else:
-        found = _find_folders(Path(location), options) if is_local else {"train": "train", "test": "test"}
-    parts = hub.choose_parts(name, options, found)
+        found = {"train": "train", "test": "test"}
+    parts = subsets.choose_parts(name, options, found, names=names)
     return rows.found(
         name,
         "webdataset",
         location,
         {part: {"split": split} for part, split in parts.items()},
-        options=tuple((option, value) for option, value in options.items() if option not in hub.PARTS),
+        options=tuple((option, value) for option, value in options.items() if option not in subsets.PARTS),
+        metric=metric,
         can_download=not is_local,
     )
+
+
+def _usual_metric(folder: Path) -> str:
+    """Return the metric for what `dataset_type.txt` says, which CLIP_benchmark writes for several labels an image."""
+    path = folder / KIND
+    kind = path.read_text(encoding="utf-8", errors="replace").strip().lower() if path.is_file() else ""
+    if kind == "retrieval":
+        raise DatasetError(f"{path} says that it is for retrieval: images with captions have no classes; give another")
+    return "voc2007_11pt_map" if kind == "multilabel" else "accuracy"
 
 
 def _check_location(name: str, location: str, *, is_url: bool, is_local: bool) -> None:
@@ -101,21 +124,15 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     """
     name = f"{spec.name}/{part.name}"
     shards = _locate(source, part.name, root=root, offline=offline)
-    index, labels, ids = read_index(shards.folder, shards.names)
+    index, written, ids = read_index(shards.folder, shards.names)
     class_names = _read_class_names(shards.folder) or [str(i) for i in range(spec.num_classes or 0)]
-    if not class_names:
-        pool = labels
-        if part.name not in ("train", "all"):
-            training = _locate(source, "train", root=root, offline=offline)
-            _, pool, _ = read_index(training.folder, training.names)
-        # Every class has an image, so that there are not more classes.
-        class_names = [str(i) for i in range(min(int(pool.max(initial=-1)) + 1, len(pool)))]
-    if labels.max(initial=-1) >= len(class_names):
-        first = int(np.argmax(labels >= len(class_names)))
-        raise DatasetError(
-            f"{name}: {ids[first]} has the label {labels[first]}, and there are {len(class_names)} classes; correct "
-            f"it, or name all classes in {CLASS_NAMES}"
-        )
+    pool = written
+    if not class_names and part.name not in ("train", "all"):
+        training = _locate(source, "train", root=root, offline=offline)
+        _, pool, _ = read_index(training.folder, training.names)
+    labels, class_names = _number(name, written, ids, pool=pool, class_names=class_names)
+    if labels.ndim == 2 and not takes_several_labels(spec.metric):
+        labels = single(labels)
     return ImageDataset(
         name=name,
         labels=labels,
@@ -125,6 +142,46 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         ids=ids,
         revision=shards.revision,
     )
+
+
+def _number(
+    name: str, written: Sequence[Label], ids: Sequence[str], *, pool: Sequence[Label], class_names: list[str]
+) -> tuple[np.ndarray, list[str]]:
+    """Return labels, int64 (n,), or (n, k) where an image can show several classes, and the names of the classes.
+
+    Args:
+        name: of the part, for messages.
+        written: the label of each image: a number; 0 or 1 for each class; or the numbers of the classes it shows.
+        ids: of the images, for messages.
+        pool: the labels of the training part.
+        class_names: in the order of the numbers; empty where nothing but the labels says.
+    """
+    lists = [[label] if isinstance(label, int) else label for label in written]
+    of_training = lists if pool is written else [[label] if isinstance(label, int) else label for label in pool]
+    if indicators([*of_training, *lists]) is not None and len(lists[0]) == (len(class_names) or len(lists[0])):
+        return np.array(lists, dtype=np.int64), class_names or [str(i) for i in range(len(lists[0]))]
+    found = sorted({number for numbers in of_training for number in numbers})
+    classes: Sequence[int] = range(len(class_names) or (found[-1] + 1 if found else 0))
+    if not class_names and len(classes) > 2 * len(found):  # ids with gaps, not indices
+        classes = found
+    position = {number: i for i, number in enumerate(classes)}
+    for key, numbers in zip(ids, lists, strict=True):
+        strange = [number for number in numbers if number not in position]
+        if strange:
+            raise DatasetError(
+                f"{name}: {key} has the label {strange[0]}, and there are {len(classes)} classes; correct it, or name "
+                f"all classes in {CLASS_NAMES}"
+            )
+        if len(set(numbers)) < len(numbers):
+            raise DatasetError(
+                f"{name}: {key} has {len(numbers)} labels, with a class twice, and there are {len(classes)} classes; "
+                "give the numbers of the classes that it shows, or 0 or 1 for each class"
+            )
+    places = [[position[number] for number in numbers] for numbers in lists]
+    class_names = class_names or [str(number) for number in classes]
+    if all(isinstance(label, int) for label in (*pool, *written)):
+        return np.array([place for (place,) in places], dtype=np.int64), class_names
+    return shown(places, len(classes)), class_names
 
 
 @dataclass(frozen=True)
@@ -179,8 +236,15 @@ def _divide(location: str) -> tuple[str, str]:
 def _divide_pattern(pattern: str) -> dict[str, str]:
     """Part -> pattern of its shards, where a brace says which part; else all are one part."""
     for brace in re.findall(r"\{([^{}]*)\}", pattern):
-        found = hub.find_parts(brace.split(","))
-        if len(found) > 1 and len(found) == brace.count(",") + 1:
+        names = brace.split(",")
+        strange = [name for name in names if subsets.part_of(name) is None]
+        if 0 < len(strange) < len(names):
+            raise DatasetError(
+                f"{pattern!r}: {listed(map(repr, strange))} in the braces is no usual name of train, val or test; say "
+                "which shards are what with ?train=...&test=... behind their folder"
+            )
+        if len(names) > 1 and not strange:
+            found = subsets.find_parts(repr(pattern), names, given=())
             return {part: pattern.replace(f"{{{brace}}}", split) for part, split in found.items()}
     if len({name.rpartition("/")[0] for name in expand(pattern)}) > 1:
         raise DatasetError(
@@ -190,17 +254,18 @@ def _divide_pattern(pattern: str) -> dict[str, str]:
     return {"all": pattern}
 
 
-def _find_folders(folder: Path, options: Mapping[str, str]) -> dict[str, str]:
-    """Part -> folder of its shards, of a folder here."""
+def _find_folders(name: str, folder: Path, options: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return part -> folder of its shards, of a folder here, and the names of all folders with shards."""
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and _tar_files(path))
-    found = hub.find_parts(names) if names else {}
-    if _tar_files(folder) and not {"train", "test"} <= set(found):
-        return {"all": "."}
-    if not found and not set(options) & set(hub.PARTS):
+    given = [part for part in subsets.PARTS if part in options]
+    found = subsets.find_parts(name, names, given) if names else {}
+    if _tar_files(folder) and not ({"train"} < set(found) or given):
+        return {"all": "."}, []
+    if not found and not given:
         if names:
             raise DatasetError(f"{folder} has shards in {listed(names)}; say which are what with ?train=...&test=...")
         _list_shards(folder, ".")  # says what is wrong
-    return found
+    return found, names
 
 
 def _tar_files(folder: Path) -> list[str]:
@@ -262,7 +327,7 @@ def _read_class_names(folder: Path) -> list[str]:
     """The names of the classes, one a line; empty where there is no such file."""
     path = folder / CLASS_NAMES
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
+    return [composed(line.strip()) for line in text.rstrip().split("\n")] if text.strip() else []
 
 
 def _locate(source: Source, part: str, *, root: Path, offline: bool) -> _Shards:

@@ -1,0 +1,106 @@
+"""Labels as users' files hold them -> class indices and names of classes, for the forms whose files say no more.
+
+Names are compared in Unicode's composed form (NFC): `é` as one character or as two is one name, as it looks. Names that
+differ only in case, or in spaces or dots at their ends, stay different, and are reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from probe.errors import DatasetError, listed
+
+logger = logging.getLogger(__name__)
+
+Label = TypeVar("Label", str, int)
+
+
+def composed(name: str) -> str:
+    """Return a name in NFC, the form in which names are compared."""
+    return unicodedata.normalize("NFC", name)
+
+
+def folded(name: str) -> str:
+    """Return a name without case, and without spaces and dots at its ends, which file systems may not tell apart.
+
+    >>> folded("Cat ") == folded("cat.") == "cat"
+    True
+    """
+    return composed(composed(name).casefold()).strip().rstrip(". ")
+
+
+def report_twins(where: str, names: Iterable[str]) -> None:
+    """Warn of the names that are one class though they are written in two forms, and of those that look like one."""
+    forms: dict[str, set[str]] = {}
+    for name in names:
+        forms.setdefault(composed(name), set()).add(name)
+    for name, written in forms.items():
+        if len(written) > 1:
+            shown = listed(map(ascii, sorted(written)))
+            logger.warning("%s: the class %r is written in %d Unicode forms, %s", where, name, len(written), shown)
+    alike: dict[str, list[str]] = {}
+    for name in forms:
+        alike.setdefault(folded(name), []).append(name)
+    pairs = [" and ".join(map(repr, twins)) for twins in alike.values() if len(twins) > 1]
+    if pairs:
+        logger.warning(
+            "%s: the classes %s differ only in case, or in spaces or dots at their ends", where, listed(pairs)
+        )
+
+
+def class_positions(where: str, found: Iterable[Label], classes: Sequence[Label]) -> dict[Label, int]:
+    """Return label -> its place among the classes of the training images, for all labels that are found.
+
+    Raises:
+        DatasetError: a label is not among the classes; the message names the class that it may stand for.
+    """
+    position = {label: i for i, label in enumerate(classes)}
+    strange = [label for label in dict.fromkeys(found) if label not in position]
+    if strange:
+        near = next(
+            ((label, name) for label in strange for name in classes if folded(str(label)) == folded(str(name))), None
+        )
+        if near:
+            raise DatasetError(
+                f"{where}: class {near[0]!r} is written {near[1]!r} in the training images; write both alike"
+            )
+        raise DatasetError(
+            f"{where}: class {listed(map(repr, strange), most=3)} is not among the classes of the training images; "
+            "drop these images, or add the class there"
+        )
+    return position
+
+
+def whole(label: object) -> object:
+    """Return a float with a whole value as an integer, such as 1.0; anything else as it is."""
+    return int(label) if isinstance(label, float) and label.is_integer() else label
+
+
+def indicators(lists: Sequence[Sequence[object]]) -> np.ndarray | None:
+    """Return lists of 0 and 1, all of one length k >= 2, as int64 (n, k); None where the lists are of another kind.
+
+    Entry c of such a list says whether the image shows class c. The numbers of two or more classes can never look so:
+    an image does not show a class twice, and pairs of 0 and 1 would all show both classes.
+    """
+    lengths = {len(entries) for entries in lists}
+    if len(lengths) != 1 or max(lengths) < 2 or not all(entry in (0, 1) for entries in lists for entry in entries):
+        return None
+    return np.array(lists, dtype=np.int64)
+
+
+def shown(lists: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
+    """Return lists of class indices as int64 (n, k): 1 where the image shows the class."""
+    table = np.zeros((len(lists), num_classes), dtype=np.int64)
+    for i, entries in enumerate(lists):
+        table[i, list(entries)] = 1
+    return table
+
+
+def single(table: np.ndarray) -> np.ndarray:
+    """Return the class indices, int64 (n,), where each row of int64 (n, k) has exactly one 1; else the table."""
+    return table.argmax(axis=1) if (table.sum(axis=1) == 1).all() else table

@@ -1,0 +1,103 @@
+"""Names of subsets: which of `train`, `val` and `test` a folder, a split or a shard is, in all usual spellings.
+
+Knows names alone. The forms `folder:`, `hf:`, `wds:` and `csv:`, and rows in TOML, all ask here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from probe.errors import DatasetError, listed
+
+PARTS = ("train", "val", "test", "all")
+# As the library `datasets` spells them, and `evaluate` alike; case does not count.
+SPELLINGS = {
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+
+
+def part_of(name: str) -> str | None:
+    """Return the part that a name stands for, or None for any other name.
+
+    >>> part_of("Training"), part_of("valid"), part_of("trout")
+    ('train', 'val', None)
+    """
+    folded = name.strip().casefold()
+    return next((part for part, spellings in SPELLINGS.items() if folded in spellings), None)
+
+
+def find_parts(where: str, names: Iterable[str], given: Iterable[str] | None = None) -> dict[str, str]:
+    """Return part -> name for the names that are usual ones; a single name is `all`.
+
+    Args:
+        where: the dataset, for messages.
+        names: of all subsets.
+        given: the parts for which the user has named the subset, of which `names` may hold several spellings; None
+            where the user cannot name them.
+
+    Raises:
+        DatasetError: two names stand for one part.
+    """
+    names = list(names)
+    if len(names) == 1:
+        return {"all": names[0]}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(part_of(name) or "", []).append(name)
+    for part in SPELLINGS:
+        if len(twins := found.get(part, [])) > 1 and part not in (given or ()):
+            choice = "" if given is None else f", or choose one with ?{part}=NAME"
+            raise DatasetError(
+                f"{where} has {listed(map(repr, twins))}, which are all names for {part}; rename or merge them{choice}"
+            )
+    return {part: found[part][0] for part in SPELLINGS if part in found}
+
+
+def choose_parts(
+    where: str, options: Mapping[str, str], found: Mapping[str, str], *, names: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return part -> subset: those that the user named, else those that were found or are usual.
+
+    If there are exactly two subsets, one for training and one for validation, the validation subset becomes the test
+    part. Validation images are then held out of the training subset.
+
+    Args:
+        where: the dataset, for messages.
+        options: what the user wrote.
+        found: the parts if the user wrote nothing.
+        names: of all subsets, if they are known.
+
+    Raises:
+        DatasetError: `train` or `test` is missing, `all` is given with other parts, or one subset is to be two parts.
+    """
+    given = {part: as_spelled(options[part], names) for part in PARTS if part in options}
+    if "all" in given and len(given) > 1:
+        raise DatasetError(f"{where} gives all and other parts; give all alone, which is divided, or train and test")
+    usual = {} if "all" in given or (given and "all" in found) else dict(found)
+    if usual.get("val") in given.values():
+        del usual["val"]
+    parts = {part: {**usual, **given}[part] for part in PARTS if part in usual or part in given}
+    if set(parts) == {"train", "val"} and "val" not in given and len(names or found) == 2:
+        parts = {"train": parts["train"], "test": parts["val"]}
+    if "all" not in parts and not {"train", "test"} <= set(parts):
+        missing = "train" if "train" not in parts else "test"
+        shown = f" of {listed(names)}" if names else ""
+        raise DatasetError(
+            f"{where} has no {missing} part; say which split{shown} it is with ?{missing}=SPLIT, or divide one with "
+            "?all=SPLIT"
+        )
+    for part, split in parts.items():
+        twin = next((other for other in parts if other != part and parts[other] == split), None)
+        if twin:
+            raise DatasetError(f"{where} takes the split {split!r} for {part} and for {twin}; give each its own")
+    return parts
+
+
+def as_spelled(name: str, names: Sequence[str]) -> str:
+    """Return the one of `names` that a user means, such as `validation` for `val`; else the name as it is."""
+    if name in names or part_of(name) is None:
+        return name
+    alike = [other for other in names if part_of(other) == part_of(name)]
+    return alike[0] if len(alike) == 1 else name

@@ -1,0 +1,79 @@
+"""Names of splits: all forms know the same ones."""
+
+from contextlib import suppress
+from itertools import product
+
+import datasets
+import pandas
+import pytest
+import webdataset
+from conftest import write_image
+from datasets.data_files import SPLIT_KEYWORDS
+
+from probe.datasets import get_dataset
+from probe.datasets.opening import open_dataset
+from probe.datasets.subsets import SPELLINGS, choose_parts, find_parts, part_of
+from probe.errors import DatasetError
+
+CASES = (str, str.title, str.upper)
+
+
+def test_the_spellings_are_those_of_the_library():
+    """Of Hugging Face's `datasets`, which knows them in small letters alone."""
+    theirs = {str(split): sorted(words) for split, words in SPLIT_KEYWORDS.items()}
+    assert {part: sorted(words) for part, words in SPELLINGS.items()} == {
+        "train": theirs["train"], "val": theirs["validation"], "test": theirs["test"]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["trainer", "train1", "tests", "valley", "devil", "all", "", "te st", "train-test"])
+def test_other_names_are_none(name):
+    assert part_of(name) is None
+
+
+def test_what_the_user_names_wins():
+    """Every way to name the three splits of a set, or some of them: what is named is taken, and nothing twice."""
+    names = ["train", "valid", "test"]
+    found = find_parts("set", names)
+    accepted = 0
+    for chosen in product([None, *names], repeat=3):
+        options = {part: name for part, name in zip(("train", "val", "test"), chosen, strict=True) if name}
+        with suppress(DatasetError):
+            parts = choose_parts("set", options, found, names=names)
+            accepted += 1
+            assert options.items() <= parts.items()
+            assert len(set(parts.values())) == len(parts)
+            assert {"train", "test"} <= set(parts)
+    assert accepted == 22  # all others would take a split twice, as counted by hand
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_val", [True, False])
+def test_all_forms_take_a_set_apart_alike(has_val, tmp_path, monkeypatch):
+    """Every spelling in three cases: the folder's images, as tables, shards, and through Hugging Face's library."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    words = [[case(word) for word in SPELLINGS[part] for case in CASES] for part in ("train", "val", "test")]
+    for n in range(max(map(len, words))):
+        train, val, test = (spelled[n % len(spelled)] for spelled in words)
+        sizes = {train: 3, test: 2} | ({val: 1} if has_val else {})
+        root = tmp_path / str(n)
+        lines = []
+        for split, count in sizes.items():
+            for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+                for i in range(count):
+                    path = root / "images" / split / name / f"{i}.png"
+                    write_image(path, colour)
+                    lines.append((path.relative_to(root).as_posix(), name, split))
+            (root / "shards" / split).mkdir(parents=True)
+            with webdataset.TarWriter(str(root / "shards" / split / "0.tar")) as writer:
+                for i, (path, name, _) in enumerate(line for line in lines if line[2] == split):
+                    content = (root / path).read_bytes()
+                    writer.write({"__key__": f"{i}", "png": content, "cls": int(name == "red")})
+        pandas.DataFrame(lines, columns=["path", "label", "split"]).to_csv(root / "list.csv", index=False)
+        expected = {"train": 6} | ({"val": 2} if has_val else {}) | {"test": 4}
+        for name in (f"folder:{root}/images", f"hf:{root}/images", f"wds:{root}/shards", f"csv:{root}/list.csv"):
+            opened = open_dataset(get_dataset(name))
+            assert {part: len(images) for part, images in opened.parts.items()} == expected, (name, sizes)
+            for images in opened.parts.values():
+                labels = [int(image.getpixel((5, 5))[0] > 100) for image, _ in images]
+                assert images.labels.tolist() == labels, (name, sizes)
