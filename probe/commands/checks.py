@@ -46,8 +46,8 @@ def parity(args: argparse.Namespace) -> int:
         names = ("softmax of an image over texts", "softmax of a text over images")
         rows += [(name, f"{value:.2g}", "", "") for name, value in zip(names, found.softmax, strict=True)]
         print(tables.markdown_table(header, rows))
-        names = errors.printable(f"{found.model} on {found.dataset}")
-        print(f"{names}, {found.device}, {found.precision}: {found.num_images} images")
+        what = errors.printable(f"{found.model} on {found.dataset}")
+        print(f"{what}, {found.device}, {found.precision}: {found.num_images} images")
         print(f"predictions that flip: {found.predictions_flipped} of {found.num_test} ({found.protocol})")
         print(f"verdict: {found.verdict}")
     return 0 if found.within_tolerance else 1
