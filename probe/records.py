@@ -31,7 +31,7 @@ from probe.errors import ResultsError, listed
 from probe.models.catalog import CATALOG as MODELS
 from probe.record_checks import find_contradiction, find_fault
 from probe.sharing import make_folder, share
-from probe.specs import slug, unique_slug
+from probe.specs import unique_slug
 
 logger = logging.getLogger(__name__)
 
@@ -154,15 +154,10 @@ def dataset_slug(record: RunRecord) -> str:
 
 
 def record_path(record: RunRecord, results_dir: Path) -> Path:
-    """Return where a record is kept."""
-    return _path(record, results_dir, (dataset_slug(record), model_slug(record), unique_slug(record.protocol)))
-
-
-def _path(record: RunRecord, results_dir: Path, slugs: tuple[str, str, str]) -> Path:
-    dataset, model, protocol = slugs
+    """Return the path of a record in a results folder."""
     solver = "" if record.solver == DEFAULT_SOLVER else f".{unique_slug(record.solver)}"
-    name = f"{model}.{record.mode}.{protocol}.{unique_slug(record.precision)}{solver}{STATES[record.rank]}.json"
-    return results_dir / "records" / dataset / name
+    name = f"{model_slug(record)}.{record.mode}.{unique_slug(record.protocol)}.{unique_slug(record.precision)}{solver}"
+    return results_dir / "records" / dataset_slug(record) / f"{name}{STATES[record.rank]}.json"
 
 
 def write_record(record: RunRecord, results_dir: Path) -> Path:
@@ -191,32 +186,6 @@ def _refuse_other(path: Path, record: RunRecord) -> None:
             f"{path} holds the record of {listed(key)}, and would be overwritten by that of {listed(record.key)}; "
             "rename the dataset, model or protocol of one of them, or name another results folder"
         )
-
-
-def rename_earlier(results_dir: Path) -> None:
-    """Give records under file names of earlier versions, which several names could share, their present ones.
-
-    Raises:
-        ResultsError: a file cannot be renamed.
-    """
-    for path in sorted((results_dir / "records").glob("*/*.json")):
-        try:
-            record = read_record(path)
-        except ResultsError:  # which `scan_records` names
-            continue
-        earlier = (
-            slug(record.dataset, is_path=":" in record.dataset),
-            slug(record.model, is_path=record.spec["model"]["form"] == "file"),
-            slug(record.protocol),
-        )
-        wanted = record_path(record, results_dir)
-        if path != _path(record, results_dir, earlier) or wanted.exists():
-            continue
-        try:
-            wanted.parent.mkdir(exist_ok=True)
-            path.rename(wanted)
-        except OSError as err:
-            raise ResultsError(f"cannot rename {path} to {wanted.name} ({err.strerror}); free it") from err
 
 
 def write_text(path: Path, text: str) -> None:
@@ -255,7 +224,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def check_writable(results_dir: Path) -> None:
-    """Find out before the work, not after it, whether results can be written; rename those of earlier versions.
+    """Find out before the work, not after it, whether results can be written.
 
     Raises:
         ResultsError: they cannot.
@@ -263,7 +232,6 @@ def check_writable(results_dir: Path) -> None:
     marker = results_dir / "records" / f".writable-{os.getpid()}"
     write_text(marker, "")
     marker.unlink(missing_ok=True)
-    rename_earlier(results_dir)
 
 
 def read_records(results_dir: str | Path = "results") -> list[RunRecord]:

@@ -299,8 +299,10 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access
             kept=kept,
             shows_progress=True,
         )
-    numbers = (result.score, result.objective, result.gradient_norm, result.gradient_ratio, result.excess)
-    numbers = (*numbers, result.suboptimality)
+    numbers = (
+        *(result.score, result.objective, result.suboptimality),
+        *(result.gradient_norm, result.gradient_ratio, result.excess),
+    )
     if not np.isfinite(numbers).all():  # which JSON does not have
         raise ProtocolError(f"{spec}: score, objective or gradient is not finite, {numbers}; see its features")
     seconds = time.perf_counter() - started

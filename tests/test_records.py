@@ -111,17 +111,6 @@ def test_a_record_of_another_cell_is_never_overwritten(tmp_path):
     assert read_record(path).model == "b"
 
 
-def test_records_under_earlier_file_names_are_renamed(tmp_path):
-    """Earlier versions gave hf:a/b and hf:a-b one name; whichever was written last is still there."""
-    record = make_record(model="hf:org/name", protocol="My.Protocol")
-    earlier = tmp_path / "records" / "digits" / "hf-org-name.eager.My.Protocol.fp32.json"
-    path = write_record(record, tmp_path)
-    path.rename(earlier)
-    assert read_records(tmp_path) == [record]
-    check_writable(tmp_path)
-    assert locate_records(tmp_path) == [(path, record)]
-
-
 def test_a_failure_does_not_take_the_place_of_a_result(tmp_path):
     done = make_record()
     write_record(done, tmp_path)
