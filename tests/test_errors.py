@@ -7,7 +7,7 @@ from test_records import make_record
 
 from probe import errors, files, model_cards, names, runner
 from probe.cli import main
-from probe.datasets import cards, columns, hub
+from probe.datasets import cards, columns, subsets
 from probe.records import read_record
 
 
@@ -97,7 +97,7 @@ MANY = [f"name-{i:05}-{'x' * 30}" for i in range(5000)]
         lambda path: _read({"schema_version": 3, **dict.fromkeys(MANY)}, path),
         lambda path: files.load(_save(path)),
         lambda _: cards._no_config("hub", "zzz", dict.fromkeys(MANY)),
-        lambda _: hub.choose_parts("hf:x", {}, {}, splits=MANY),
+        lambda _: subsets.choose_parts("hf:x", {}, {}, names=MANY),
         lambda _: columns._choose_column("set", dict.fromkeys(MANY), "", (), (), "image"),
     ],
 )
