@@ -957,6 +957,69 @@ def test_only_the_splits_of_a_conversion_that_are_asked_for_are_fetched(hub, rep
     assert hub.files() == ["default/test/0000.parquet", "default/train/0000.parquet"]
 
 
+@pytest.mark.parametrize(("prefix", "has_card"), [("data/", True), ("data/", False), ("", False)])
+def test_a_split_that_is_spelled_otherwise_is_fetched_alone(prefix, has_card, hub, repositories):
+    """`Train` is found as train, and no other split is fetched."""
+    made = DatasetDict(Train=rows(SIZES["train"]), Testing=rows(SIZES["test"]), extra=rows(6))
+    folder = write_parquet(repositories / "org" / "spelled", made, prefix=prefix)
+    if has_card:
+        (folder / "README.md").write_text(_card(made))
+    check(open_dataset("hf:org/spelled"))
+    expected = [f"{prefix}{split}-00000-of-00001.parquet" for split in ("Testing", "Train")]
+    assert hub.files() == expected
+    hub.requests.clear()
+    check(open_dataset("hf:org/spelled", offline=True))
+    assert not hub.requests
+
+
+def test_a_split_of_a_conversion_that_is_spelled_otherwise_is_fetched_alone(hub, repositories):
+    (repositories / "org" / "spelled").mkdir(parents=True)
+    folder = repositories / "org" / "spelled@refs--convert--parquet" / "default"
+    for split, n in (("Train", 12), ("eval", 6), ("train1k", 3)):
+        (folder / split).mkdir(parents=True)
+        rows(n).to_parquet(folder / split / "0000.parquet")
+    check(open_dataset("hf:org/spelled?revision=refs/convert/parquet&config=default"))
+    assert hub.files() == ["default/Train/0000.parquet", "default/eval/0000.parquet"]
+
+
+def test_only_images_of_the_splits_that_are_asked_for_are_fetched(hub, repositories):
+    """Not those of other folders, nor files beside the images that nothing here reads."""
+    folder = repositories / "org" / "images"
+    _save_tree(folder, "Training", "Testing", "extra")
+    for name in ("all.zip", "Training/model.safetensors", "Training/red/notes.txt"):
+        (folder / name).write_bytes(b"-")
+    opened = open_dataset("hf:org/images")
+    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 6, "test": 6}
+    assert {file.split("/")[0] for file in hub.files()} == {"Training", "Testing"}
+    assert all(file.endswith(".png") for file in hub.files())
+    assert len(open_dataset("hf:org/images", offline=True).parts["test"]) == 6
+
+
+def test_a_card_that_names_a_folder_alone_is_left_to_the_library(hub, repositories):
+    """The splits of the other configuration are in the same repository."""
+    folder = repositories / "org" / "two"
+    for config, order in (("first", [0, 1]), ("second", [1, 2])):
+        for split, n in SIZES.items():
+            path = folder / config / f"{split}-00000-of-00001.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows(n, labels=(order * n)[:n]).to_parquet(path)
+    configs = "".join(f"- config_name: {config}\n  data_dir: {config}\n" for config in ("first", "second"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for k, config in enumerate(("first", "second")):
+        for place in ("org/two", folder):
+            opened = open_dataset(f"hf:{place}?config={config}")
+            assert opened.parts["train"].labels.tolist() == [k, k + 1] * 6
+            assert len(opened.parts["test"]) == SIZES["test"]
+
+
+def test_a_path_with_other_numbers_of_rows_than_its_card_says_is_refused(folder):
+    made = splits("train", "test")
+    write_parquet(folder, made)
+    (folder / "README.md").write_text("---\ndataset_info:\n  splits:\n  - name: train\n    num_examples: 13\n---\n")
+    with pytest.raises(DatasetError, match="the card says 13 rows for train, and there are 12; get its files again"):
+        open_dataset(f"hf:{folder}")
+
+
 def test_a_split_that_the_hub_converted_in_part_is_found(hub, repositories):
     """Its folder is called partial-train, and the split train."""
     (repositories / "org" / "part").mkdir(parents=True)

@@ -56,7 +56,7 @@ def test_what_ships_with_the_package_or_has_a_whole_path_needs_no_data_folder(no
 
 
 @pytest.mark.parametrize("path", ["~/x", "~nobody-of-this-name/x"])
-@pytest.mark.parametrize("form", ["folder:{}", "hf:{}", "wds:{}", "{}.toml"])
+@pytest.mark.parametrize("form", ["csv:{}", "folder:{}", "hf:{}", "wds:{}", "{}.toml"])
 def test_a_home_folder_that_is_not_there_is_said_of_a_dataset(path, form, no_home, capsys):
     assert main(["run", "--dataset", form.format(path), "--model", "tiny"]) == 1
     message = capsys.readouterr().err

@@ -172,7 +172,7 @@ def find_splits(where: str, files: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _group_by_split(files: Sequence[str], pattern: re.Pattern[str]) -> dict[str, list[str]]:
-    """Return split -> those of its files whose names match the pattern, escaped for a glob."""
+    """Return split -> its files, by the first group of the pattern, escaped for a glob; other files are left out."""
     of_split: dict[str, list[str]] = {}
     for file in sorted(files):
         if match := pattern.fullmatch(file):

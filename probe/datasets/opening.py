@@ -167,7 +167,8 @@ def _is_below_data_dir(source: Source) -> bool:
 
 def _open_first(spec: DatasetSpec, *, root: Path, offline: bool) -> tuple[Source, dict[str, ImageDataset]]:
     missing: list[DatasetError | ExtraMissingError] = []  # of every source first without a network, then with one
-    for may_fetch in (False,) if offline else (False, True):
+    can_fetch = not offline and any(source.can_download for source in spec.sources)
+    for may_fetch in (False, True) if can_fetch else (False,):
         if may_fetch and (misnamed := _find_misnamed(spec, root)):
             logger.warning("%s is fetched; to use the files that are here, %s", spec.name, misnamed)
         for source in spec.sources:
