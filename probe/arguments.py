@@ -101,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     parity.add_argument("--dataset", default="digits", metavar="NAME", help="or folder:PATH [digits]")
     parity.add_argument("--protocol", default="readme", metavar="NAME", help="of the probe that reads both [readme]")
     parity.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parity.add_argument("--cache-dir", metavar="DIR", help="of features [PROBE_CACHE_DIR, or below ~/.cache]")
     _add_execution(parity)
     parity.set_defaults(command="parity")
 

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from probe import paired
 from probe.datasets import get_dataset
 from probe.datasets.folds import SPLITS
-from probe.datasets.images import ImageDataset
 from probe.datasets.opening import open_dataset
 from probe.errors import CheckpointError
-from probe.features import PRE_PROJECTION, PROJECTED, Features, extract
+from probe.extraction import Access, extract_grid
+from probe.features import PRE_PROJECTION, PROJECTED, Features
 from probe.models import get_model
 from probe.models.checkpoints import Checkpoint
 from probe.models.consistency import ATOL, RTOL, softmax_of_logits
 from probe.models.devices import Execution, resolve_execution
-from probe.models.loading import as_encoder, has_jit_mode, open_model, read_weights
+from probe.models.loading import has_jit_mode, open_model, read_weights
 from probe.models.memory import find_batch_size
+from probe.outcomes import Outcomes
+from probe.paired import PairedTest
 from probe.probes.fitting import fit_probe
 from probe.probes.protocols import get_protocol
-from probe.specs import DatasetSpec, ModelSpec, Protocol
+from probe.ranking import SIGNIFICANT
+from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
 
+SOLVER = "fast"  # scikit-learn's fits may end far from their optimum, where predictions flip for next to nothing
 NUM_PAIRS = 16  # images, and texts, whose logits are compared
+# The least cosine of the features of one image in both modes: rounding of the precision, with room for the deepest
+# models. Other code, such as GELU in place of QuickGELU, gives less.
+MIN_COSINE = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.99}
+MAX_FLIPS = 0.01  # share of test predictions; half precision turns over some on the border of two classes
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,10 @@ class Parity:
         predictions_flipped: test images whose class changes when the probe fitted on eager features reads JIT ones.
         num_images: how many images were encoded.
         num_test: how many of them are in the test split.
-        within_tolerance: whether the softmax agrees within atol 0.01 and rtol 0.1, the reference's tolerance.
+        scores: of that probe on eager and on JIT features, fractions.
+        p_value: of a paired test of both scores.
+        converged: True if the fit of that probe did.
+        reasons: why the modes do not agree, a sentence each; empty where they agree, see `find_reasons`.
     """
 
     model: str
@@ -60,7 +72,15 @@ class Parity:
     predictions_flipped: int
     num_images: int
     num_test: int
-    within_tolerance: bool
+    scores: tuple[float, float]
+    p_value: float
+    converged: bool
+    reasons: tuple[str, ...]
+
+    @property
+    def within_tolerance(self) -> bool:
+        """True if the modes agree."""
+        return not self.reasons
 
     @property
     def identical(self) -> bool:
@@ -73,6 +93,46 @@ class Parity:
         if self.identical:
             return "identical"
         return "within tolerance" if self.within_tolerance else "outside tolerance"
+
+
+def find_reasons(
+    *,
+    softmax_agrees: bool,
+    features: Mapping[str, Difference],
+    precision: str,
+    flips: tuple[int, int],
+    test: PairedTest,
+    converged: bool,
+) -> tuple[str, ...]:
+    """Return why two modes do not agree, a sentence each.
+
+    They agree if all of these hold: the softmax of the logits is within the tolerance of the reference; the cosine of
+    each image's features in both modes is `MIN_COSINE` or more; at most a share `MAX_FLIPS` of the predictions flips,
+    or one prediction; and the scores do not differ by more than chance.
+
+    Args:
+        softmax_agrees: True if the softmax is within `ATOL` and `RTOL`.
+        features: see `compare_features`.
+        precision: of the weights.
+        flips: how many predictions flip, and of how many.
+        test: of the scores.
+        converged: True if the fit of the probe that predicts did.
+    """
+    reasons = []
+    if not softmax_agrees:
+        reasons.append(f"the softmax of the logits differs by more than atol {ATOL} and rtol {RTOL}")
+    for point, found in features.items():
+        if found.min_cosine < MIN_COSINE[precision]:
+            least = MIN_COSINE[precision]
+            reasons.append(f"{point} features of an image have a cosine of {found.min_cosine:.6f}, below {least}")
+    flipped, num_test = flips
+    if flipped > max(1, MAX_FLIPS * num_test):
+        reasons.append(f"{flipped} of {num_test} predictions flip, more than {MAX_FLIPS:.0%}")
+    if test.p_value < SIGNIFICANT:
+        reasons.append(f"the scores differ by more than chance, p = {test.p_value:.2g} by {test.method}")
+    if flipped and reasons and not converged:
+        reasons.append("the fit of the probe did not converge, which can be the cause of the flips")
+    return tuple(reasons)
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> Difference:
@@ -108,6 +168,7 @@ def parity(
     batch_size: int | None = None,
     data_dir: str | Path | None = None,
     weights_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     offline: bool = False,
 ) -> Parity:
     """Compare the eager and the JIT mode of a model.
@@ -115,12 +176,13 @@ def parity(
     Args:
         model: a name of the catalogue, `random:NAME`, or the path of a TorchScript archive.
         dataset: whose images, of the first fold; their labels train the probe.
-        protocol: of that probe.
+        protocol: of that probe; the solver is `SOLVER`.
         device: `auto` is CUDA where there is one, else the CPU.
         precision: `auto` is fp16 on CUDA, fp32 elsewhere.
         batch_size: images encoded at a time; None is what `models.memory` finds.
         data_dir: folder of datasets, see `probe.paths`.
         weights_dir: folder of checkpoints, likewise.
+        cache_dir: folder of features, likewise; features that are cached are not extracted again.
         offline: never touch the network.
 
     Raises:
@@ -134,32 +196,45 @@ def parity(
     if batch_size is None:
         batch_size = find_batch_size(str(modes[0].device), spec.architecture)
     checkpoint = _read_archive(spec, weights_dir=weights_dir, offline=offline)
-    opened = open_dataset(row, data_dir=data_dir, offline=offline)
-    splits = {name: opened.split(name) for name in SPLITS}  # of the first fold
-    eager, jit = (_run(spec, checkpoint, execution, splits, batch_size=batch_size) for execution in modes)
-    pairs = list(zip(eager.softmax, jit.softmax, strict=True))
-    per_image, per_text = (float(np.abs(a - b).max()) for a, b in pairs)
+    test = open_dataset(row, data_dir=data_dir, offline=offline).split("test")  # of the first fold
+    images = [test[i][0] for i in range(min(NUM_PAIRS, len(test)))]
+    softmax = [
+        softmax_of_logits(open_model(checkpoint, execution), checkpoint, execution, images) for execution in modes
+    ]
+    del checkpoint  # extraction loads its own
+    per_image, per_text = (np.stack(pair) for pair in zip(*softmax, strict=True))
+    access = Access(data=data_dir, weights=weights_dir, cache=cache_dir, offline=offline)
+    eager, jit = _extract([_spec(row, spec, rules, execution, batch_size) for execution in modes], access)
+    features = compare_features(eager, jit)
+    probe = _fit_on_eager(eager, jit, metric=row.metric, protocol=rules)
     return Parity(
         model=spec.name,
         dataset=row.name,
         protocol=rules.name,
         device=str(modes[0].device),
         precision=modes[0].precision,
-        features=compare_features(eager.features, jit.features),
-        softmax=(per_image, per_text),
-        predictions_flipped=_count_flipped(eager.features, jit.features, metric=row.metric, protocol=rules),
-        num_images=sum(len(part) for part in eager.features.values()),
-        num_test=len(splits["test"]),
-        within_tolerance=all(np.allclose(b, a, atol=ATOL, rtol=RTOL) for a, b in pairs),
+        features=features,
+        softmax=(float(np.ptp(per_image, axis=0).max()), float(np.ptp(per_text, axis=0).max())),
+        predictions_flipped=probe.flipped,
+        num_images=sum(len(part) for part in eager.values()),
+        num_test=len(eager["test"]),
+        scores=probe.scores,
+        p_value=probe.test.p_value,
+        converged=probe.converged,
+        reasons=find_reasons(
+            softmax_agrees=all(np.allclose(b, a, atol=ATOL, rtol=RTOL) for a, b in (per_image, per_text)),
+            features=features,
+            precision=modes[0].precision,
+            flips=(probe.flipped, len(eager["test"])),
+            test=probe.test,
+            converged=probe.converged,
+        ),
     )
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What one mode gives: features of every split, and both softmaxes of `softmax_of_logits`."""
-
-    features: Mapping[str, Features]
-    softmax: tuple[np.ndarray, np.ndarray]
+def _spec(dataset: DatasetSpec, model: ModelSpec, protocol: Protocol, execution: Execution, batch_size: int) -> RunSpec:
+    device, precision = str(execution.device), execution.precision
+    return RunSpec(dataset, model, protocol, execution.jit, device, precision, batch_size, solver=SOLVER)
 
 
 def _read_archive(spec: ModelSpec, *, weights_dir: str | Path | None, offline: bool) -> Checkpoint:
@@ -173,33 +248,44 @@ def _read_archive(spec: ModelSpec, *, weights_dir: str | Path | None, offline: b
     return checkpoint
 
 
-def _run(
-    spec: ModelSpec,
-    checkpoint: Checkpoint,
-    execution: Execution,
-    splits: Mapping[str, ImageDataset],
-    *,
-    batch_size: int,
-) -> _Outcome:
-    model = open_model(checkpoint, execution)
-    # The logits first: as an encoder the model no longer projects.
-    first = [splits["test"][i][0] for i in range(min(NUM_PAIRS, len(splits["test"])))]
-    softmax = softmax_of_logits(model, checkpoint, execution, first)
-    encoder = as_encoder(spec, checkpoint, model, execution)
-    features = {name: extract(encoder, images, batch_size=batch_size) for name, images in splits.items()}
-    return _Outcome(features, softmax)
+def _extract(specs: Sequence[RunSpec], access: Access) -> list[dict[str, Features]]:
+    """Return the features of the splits of the first fold for each mode, from the cache where they are."""
+    found = {}
+    for spec, outcome in extract_grid(specs, access):
+        if isinstance(outcome, Exception):
+            raise outcome
+        found[spec.jit] = {name: outcome.split(name, 0) for name in SPLITS}
+    return [found[spec.jit] for spec in specs]
 
 
-def _count_flipped(
+@dataclass(frozen=True)
+class _Probe:
+    """How one probe reads the test images of both modes; fields as in `Parity`."""
+
+    flipped: int
+    scores: tuple[float, float]
+    test: PairedTest
+    converged: bool
+
+
+def _fit_on_eager(
     eager: Mapping[str, Features], jit: Mapping[str, Features], *, metric: str, protocol: Protocol
-) -> int:
-    """One probe, fitted on eager features, reads the test images of both modes."""
+) -> _Probe:
+    """Fit a probe on eager features, and read the test images of both modes."""
     tests = [eager["test"], jit["test"]]
     both = Features(
         x=np.concatenate([f.x for f in tests]),
         y=np.concatenate([f.y for f in tests]),
         pre_projection=np.concatenate([f.at(PRE_PROJECTION) for f in tests]),
     )
-    result = fit_probe(train=eager["train"], val=eager["val"], test=both, metric=metric, protocol=protocol)
-    on_eager, on_jit = np.split(result.predictions, 2)
-    return count_flips(on_eager, on_jit)
+    result = fit_probe(
+        train=eager["train"], val=eager["val"], test=both, metric=metric, protocol=protocol, solver=SOLVER
+    )
+    # Of few-shot draws the first.
+    arrays, n = result.outcomes[0].arrays, len(eager["test"])
+    on_eager, on_jit = (
+        Outcomes(metric, {name: array[rows] for name, array in arrays.items()})
+        for rows in (slice(None, n), slice(n, None))
+    )
+    flipped = count_flips(*np.split(result.predictions[: 2 * n], 2))
+    return _Probe(flipped, (on_eager.score(), on_jit.score()), paired.compare([on_eager], [on_jit]), result.converged)

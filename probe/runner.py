@@ -299,10 +299,8 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access
             kept=kept,
             shows_progress=True,
         )
-    numbers = (
-        *(result.score, result.objective, result.suboptimality),
-        *(result.gradient_norm, result.gradient_ratio, result.excess),
-    )
+    gradient = (result.gradient_norm, result.gradient_ratio)
+    numbers = (result.score, result.objective, *gradient, result.excess, result.suboptimality)
     if not np.isfinite(numbers).all():  # which JSON does not have
         raise ProtocolError(f"{spec}: score, objective or gradient is not finite, {numbers}; see its features")
     seconds = time.perf_counter() - started

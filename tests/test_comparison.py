@@ -5,14 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_VIT, random_clip
+from conftest import SMALL_RESNET, SMALL_VIT, random_clip
 from sklearn.metrics.pairwise import cosine_similarity
 
 import probe
 from probe.cli import main
-from probe.comparison import difference
+from probe.comparison import Difference, difference, find_reasons
 from probe.errors import CheckpointError, DeviceError
 from probe.models.openai import save_archive
+from probe.paired import PairedTest
 
 
 def test_differences_are_those_of_numpy_and_scikit_learn():
@@ -44,18 +45,73 @@ def test_tiny_differs_by_rounding_alone_in_both_modes():
 
 
 def test_an_archive_that_does_not_compute_what_its_weights_say_is_found(tmp_path, capsys):
-    """The reason for the command. This one was traced with GELU, and is rebuilt with QuickGELU."""
+    """The reason for the command. This one was traced with GELU, and is rebuilt with QuickGELU.
+
+    The features tell, also where a small logit scale makes the softmax agree.
+    """
     model = random_clip(replace(SMALL_VIT, activation="gelu"))
-    for logit_scale, verdict, code in ((0.0, "within tolerance", 0), (math.log(300), "outside tolerance", 1)):
+    for logit_scale, softmax_agrees in ((0.0, True), (math.log(300), False)):
         model.logit_scale.data.fill_(logit_scale)
-        path = tmp_path / f"{code}.pt"
+        path = tmp_path / f"{softmax_agrees}.pt"
         save_archive(model, path)
         found = probe.parity(path, device="cpu")
         assert found.features["projected"].max_abs > 1e-3
         assert found.features["projected"].min_cosine < 1
-        assert found.verdict == verdict
-        assert main(["parity", "--model", str(path), "--device", "cpu"]) == code
-        assert capsys.readouterr().out.endswith(f"verdict: {verdict}\n")
+        assert found.verdict == "outside tolerance"
+        assert any("softmax" in reason for reason in found.reasons) != softmax_agrees
+        assert any(reason.startswith("projected features of an image have a cosine") for reason in found.reasons)
+        assert main(["parity", "--model", str(path), "--device", "cpu"]) == 1
+        assert capsys.readouterr().out.endswith("verdict: outside tolerance\n")
+
+
+def test_flips_beside_a_softmax_that_agrees_are_outside_of_tolerance(tmp_path):
+    """Features of a random narrow ResNet in bfloat16 differ by little, and tell classes by less."""
+    save_archive(random_clip(replace(SMALL_RESNET, vision_width=16)), tmp_path / "narrow.pt")
+    found = probe.parity(tmp_path / "narrow.pt", device="cpu", precision="bf16")
+    assert max(found.softmax) < 1e-3
+    assert found.predictions_flipped > 0.05 * found.num_test
+    assert found.verdict == "outside tolerance"
+    assert any("predictions flip, more than 1%" in reason for reason in found.reasons)
+
+
+SAME = PairedTest(0.0, 1.0, 0.0, "mcnemar", 0, 0)
+AGREEING = {
+    "softmax_agrees": True,
+    "features": {"projected": Difference(1e-6, 1e-7, 1.0)},
+    "precision": "fp32",
+    "flips": (1, 50),
+    "test": SAME,
+    "converged": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, []),
+        ({"flips": (2, 200), "converged": False}, []),
+        ({"softmax_agrees": False}, ["the softmax of the logits differs"]),
+        ({"features": {"projected": Difference(1.0, 0.1, 0.999)}}, ["projected features of an image have a cosine"]),
+        ({"features": {"projected": Difference(1.0, 0.1, 0.999)}, "precision": "bf16"}, []),
+        ({"flips": (43, 359)}, ["43 of 359 predictions flip"]),
+        ({"flips": (43, 359), "converged": False}, ["43 of 359 predictions flip", "the fit of the probe did not"]),
+        ({"test": replace(SAME, p_value=0.01)}, ["the scores differ by more than chance, p = 0.01 by mcnemar"]),
+    ],
+    ids=str,
+)
+def test_each_way_to_disagree_is_a_reason(change, said):
+    reasons = find_reasons(**AGREEING | change)
+    assert len(reasons) == len(said)
+    for reason, start in zip(reasons, said, strict=True):
+        assert reason.startswith(start)
+
+
+def test_cached_features_are_not_extracted_again(tmp_path, monkeypatch):
+    options = ["parity", "--device", "cpu", "--cache-dir", str(tmp_path / "features")]
+    assert main(options) == 0
+    assert list((tmp_path / "features" / "digits").iterdir())
+    monkeypatch.setattr("probe.extraction.fill", None)  # what extracts
+    assert main(options) == 0
 
 
 def test_what_has_no_jit_mode_is_named(tmp_path):

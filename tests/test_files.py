@@ -114,7 +114,7 @@ BAD = {
         lambda a: a | {"test_y": a["test_y"] / 2},
         r"the label in row 0 of test_y is 3.5; give integers",
     ),
-    "labels that are no numbers": (lambda a: a | {"val_y": a["val_y"] * np.nan}, "the label in row 0 of val_y is nan"),
+    "labels of NaN": (lambda a: a | {"val_y": a["val_y"] * np.nan}, "the label in row 0 of val_y is nan"),
     "negative labels": (lambda a: a | {"train_y": a["train_y"] - 5}, "train has the label -5 in row"),
     "too large for float32": (lambda a: a | {"train_x": a["train_x"] + 1e300}, "not finite in float32"),
     "folds and none": (lambda a: a | {"fold1_train_x": a["train_x"]}, "either one set of splits, or folds"),
@@ -173,7 +173,7 @@ def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path):
 
 
 def test_labels_with_gaps_are_numbered_and_the_output_says_how(tmp_path, arrays, capsys):
-    """Ids up to 901,243 are no number of classes. The score is that of labels without gaps."""
+    """The scores equal those for labels without gaps."""
     ids = np.sort(np.random.default_rng(0).choice(10**9, 10, replace=False))
     gaps = {name: ids[array] if name.endswith("_y") else array for name, array in arrays.items()}
     found = []
@@ -217,7 +217,7 @@ def test_a_metric_that_is_not_defined_on_the_split_is_said_before_the_fit(tmp_pa
 
 
 def test_a_class_without_positive_test_images_does_not_count_and_is_named(caplog):
-    """As scikit-learn's average precision of the classes that have one."""
+    """The score equals the mean over the classes that have one."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, (300, 3))
     x = (rng.normal(size=(300, 5)) + y @ rng.normal(size=(3, 5))).astype(np.float32)

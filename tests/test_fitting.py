@@ -358,7 +358,7 @@ def _blobs(n, labels, seed):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("trained", [(0, 1, 2), (0, 2), (1, 3), (3, 0, 1)], ids=str)
 def test_a_class_that_only_validation_has_is_in_the_final_fit(trained, solver):
-    """Every start at an earlier fit matches rows by class; the optimum is that of a fit from weights of zero."""
+    """Every start at an earlier fit matches rows by class; the optimum is scikit-learn's from weights of zero."""
     splits = {"train": _blobs(90, trained, 1), "val": _blobs(60, range(4), 2), "test": _blobs(60, range(4), 3)}
     rules = replace(SHORT, grid=(0.01, 0.1, 1.0), max_iter=5000, tol=1e-8, warm_start=True)
     result = fit_probe(**splits, protocol=rules, solver=solver)
@@ -371,7 +371,7 @@ def test_a_class_that_only_validation_has_is_in_the_final_fit(trained, solver):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_label_that_only_validation_has_is_in_the_final_fit(several, solver):
-    """As in Pascal VOC, where an image has several labels."""
+    """An image has several labels here, as in Pascal VOC."""
     without = Features(several["train"].x, np.where([True, True, False], several["train"].y, 0))
     rules = replace(SHORT, warm_start=True)
     result = fit_probe(**{**several, "train": without}, metric="voc2007_11pt_map", protocol=rules, solver=solver)

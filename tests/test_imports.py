@@ -62,7 +62,9 @@ BELOW = {
         ),
     },
     "tiny": {"models", "preprocess", "specs"},
-    "comparison": {"datasets", "errors", "features", "models", "probes", "specs"},
+    "comparison": {
+        *("datasets", "errors", "extraction", "features", "models", "outcomes", "paired", "probes", "ranking", "specs"),
+    },
     "progress": {"errors"},
     "reading": {"cgroups", "errors", "preprocess"},
     "cache": {"sharing", "errors", "features", "fetch", "specs"},

@@ -33,10 +33,12 @@ def parity(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         data_dir=args.data_dir,
         weights_dir=args.weights_dir,
+        cache_dir=args.cache_dir,
         offline=args.offline,
     )
     if args.json:
-        print(json.dumps(asdict(found) | {"verdict": found.verdict}, sort_keys=True))
+        said = {"verdict": found.verdict, "within_tolerance": found.within_tolerance}
+        print(json.dumps(asdict(found) | said, sort_keys=True))
     else:
         header = ("eager against jit", "largest difference", "mean difference", "smallest cosine")
         rows = [
@@ -49,6 +51,11 @@ def parity(args: argparse.Namespace) -> int:
         what = errors.printable(f"{found.model} on {found.dataset}")
         print(f"{what}, {found.device}, {found.precision}: {found.num_images} images")
         print(f"predictions that flip: {found.predictions_flipped} of {found.num_test} ({found.protocol})")
+        eager, jit = (f"{100 * score:.2f} %" for score in found.scores)
+        unfinished = "" if found.converged else "; the fit of the probe did not converge"
+        print(f"scores of the probe: {eager} on eager features, {jit} on JIT; p = {found.p_value:.2g}{unfinished}")
+        for reason in found.reasons:
+            print(f"- {reason}")
         print(f"verdict: {found.verdict}")
     return 0 if found.within_tolerance else 1
 
