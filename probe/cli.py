@@ -38,7 +38,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 class _Formatter(logging.Formatter):
-    """Log messages as short and printable as those of errors; tracebacks, which --verbose adds, stay as they are."""
+    """Formatter that cuts log messages as `ProbeError` does; tracebacks, which --verbose adds, stay whole."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that `logging` calls
         return brief(record.message)

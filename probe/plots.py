@@ -32,6 +32,7 @@ STYLE: Any = {
 DOTS_PER_INCH = 200
 MAX_WIDTH = 300.0  # inches; Matplotlib draws no image of more than 65,536 dots
 MAX_TEXT = 40  # characters of a name
+MAX_TITLE = 80
 MAX_LEVEL = 20  # of one that is not rotated
 MARKERS = "os^Dv<>ph*"
 
@@ -69,9 +70,9 @@ def _draw(figure: Figure, ending: str) -> bytes:
     return file.getvalue()
 
 
-def _text(name: str) -> str:
+def _text(name: str, length: int = MAX_TEXT) -> str:
     """Return a name for a label: printable, not too wide for a figure, and no formula; `_` would hide a label."""
-    text = shorten(printable(name), MAX_TEXT).replace("$", r"\$")
+    text = shorten(printable(name), length).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
@@ -136,9 +137,10 @@ def _bars(section: Section) -> Figure:
         )
     names = [_text(name) for name in section.datasets]
     is_crowded = len(names) > 3 or max(map(len, names)) > MAX_LEVEL
-    axes.set_xticks(range(len(names)), names, rotation=45 if is_crowded else 0)
+    slanted: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
+    axes.set_xticks(range(len(names)), names, **slanted)
     axes.set_ylabel("score, %")
-    axes.set_title(_text(section.title))
+    axes.set_title(_text(section.title, MAX_TITLE))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -164,7 +166,7 @@ def _cost(section: Section, lines: Sequence[leaderboard.Line]) -> Figure:
     axes.set_xscale("log")
     axes.set_xlabel("GFLOPs an image")
     axes.set_ylabel(f"{_text(section.common[0]) if len(section.common) == 1 else f'mean of {len(section.common)}'}, %")
-    axes.set_title(_text(section.title))
+    axes.set_title(_text(section.title, MAX_TITLE))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -182,7 +184,7 @@ def _sweep(section: Section, dataset: str, records: Sequence[RunRecord]) -> Figu
     axes.set_xscale("log")
     axes.set_xlabel("C; the ring is what was chosen")
     axes.set_ylabel("validation score, %")
-    axes.set_title(f"{_text(dataset)}: {_text(section.title)}")
+    axes.set_title(f"{_text(dataset)}: {_text(section.title, MAX_TITLE)}")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 

@@ -183,7 +183,7 @@ def _refuse_other(path: Path, record: RunRecord) -> None:
         return
     if key != record.key:
         raise ResultsError(
-            f"{path} holds the record of {listed(key)}, and would be overwritten by that of {listed(record.key)}; "
+            f"{path} holds the record of {listed(key)}, and the record of {listed(record.key)} would overwrite it; "
             "rename the dataset, model or protocol of one of them, or name another results folder"
         )
 
