@@ -13,7 +13,7 @@ JIT_MODES = {"off": (False,), "on": (True,), "both": (False, True)}
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser that cuts its error messages as `ProbeError` does; its subcommands have the same class."""
+    """Parser that shortens its error messages as `errors.brief` does; its subcommands have the same class."""
 
     def error(self, message: str) -> NoReturn:
         super().error(brief(message))

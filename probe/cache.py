@@ -119,7 +119,7 @@ def find(root: Path, cell: Cell) -> Entry | None:
     try:
         with suppress(*DAMAGE):
             found = _read(folder)
-        if found is None:  # and the arrays that were mapped are closed: Windows removes no file that is open
+        if found is None:  # its arrays are closed by now: Windows does not remove an open file
             with lock(root / LOCK):  # another process may have made it again
                 reason = damage(folder)
                 if reason and folder.exists():
@@ -139,7 +139,7 @@ def find(root: Path, cell: Cell) -> Entry | None:
 
 
 def remove(root: Path, folder: Path) -> None:
-    """Remove an entry, which nobody may hold: Windows removes no file that is open.
+    """Remove an entry. No process may have its arrays open: Windows does not remove an open file.
 
     Raises:
         CacheError: it cannot be removed.

@@ -1,7 +1,7 @@
-"""Limits of memory and processors that Linux sets by control groups: for containers, jobs of Slurm, units of systemd.
+"""Memory and processor limits that Linux sets by control groups, as for containers, Slurm jobs and systemd units.
 
-A limit of a group holds for all groups below, so the limits of every group on the way up from that of this process
-count. Both versions of the interface are read; on other systems there are no limits.
+The limit of a group also holds for all groups below it. So the limits of this process's group and of every group above
+it count. Both versions of the interface are read. On other systems the functions find no limits.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path("/sys/fs/cgroup")
 GROUPS = Path("/proc/self/cgroup")  # lines NUMBER:CONTROLLERS:PATH; version 2 has one line, with no controllers
-CACHED = ("inactive_file", "active_file")  # files that a group counts as its own, and gives up where it needs the room
+CACHED = ("inactive_file", "active_file")  # file cache: counts as used, but is released when needed
 
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """Bytes that a group may take, and those that are left of them."""
+    """Memory limit of a group, and how much of it is not yet used, in bytes."""
 
     total: int
     free: int
 
 
 def memory_limits() -> Iterator[MemoryLimit]:
-    """Yield the limits of memory on this process; version 1 writes 2^63 where there is none."""
+    """Yield the memory limits of this process. Version 1 writes 2^63 for "no limit"."""
     for folder in _folders("memory"):
         stat = dict(line.rsplit(" ", 1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
         for names, prefix in (
@@ -33,9 +33,9 @@ def memory_limits() -> Iterator[MemoryLimit]:
         ):
             *limits, taken = (_read(folder / name) for name in names)
             if prefix:
-                limits.append(stat.get("hierarchical_memory_limit", ""))  # also of groups that a container does not see
+                limits.append(stat.get("hierarchical_memory_limit", ""))  # includes groups that a container cannot see
             cached = sum(int(stat.get(f"{prefix}{name}", 0)) for name in CACHED)
-            for limit in filter(str.isdecimal, limits):  # `max` where there is none
+            for limit in filter(str.isdecimal, limits):  # `max` means no limit
                 left = int(limit) - int(taken or 0) + cached
                 yield MemoryLimit(int(limit), max(0, min(left, int(limit))))
 
@@ -45,16 +45,16 @@ def processor_limits() -> Iterator[float]:
     for folder in _folders("cpu"):
         quota, _, period = _read(folder / "cpu.max").partition(" ")
         quotas = ((quota, period), (_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")))
-        for allowed, each in quotas:  # microseconds in each period; `max` or -1 where there is no limit
+        for allowed, each in quotas:  # microseconds per period; `max` or -1 means no limit
             if allowed.isdecimal() and each.isdecimal():
                 yield int(allowed) / int(each)
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """Yield the folders of the groups of this process that can limit a resource, and of those above.
+    """Yield the folders of this process's groups, and of the groups above them, that can limit a resource.
 
-    A container does not see the groups above its own, and may see its own at the root under another name: the roots
-    are always among the folders, and what is not there has no limits.
+    A container does not see the groups above its own, and may see its own group at the root under a different name. So
+    the roots are always among the folders. A folder that does not exist sets no limits.
     """
     for line in [*_read(GROUPS).splitlines(), "0::/", f"1:{controller}:/"]:
         _, controllers, path = line.split(":", 2)
@@ -67,7 +67,7 @@ def _folders(controller: str) -> Iterator[Path]:
 
 
 def _read(path: Path) -> str:
-    """Return the text of a file, empty where it cannot be read."""
+    """Return the text of a file, or "" if it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -38,7 +38,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 class _Formatter(logging.Formatter):
-    """Formatter that cuts log messages as `ProbeError` does; tracebacks, which --verbose adds, stay whole."""
+    """Formatter that shortens messages as `errors.brief` does. Tracebacks, which --verbose adds, are not shortened."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that `logging` calls
         return brief(record.message)

@@ -1,4 +1,4 @@
-"""The three functions of OpenAI's package `clip`, so that code written for it runs with `import probe.clip as clip`.
+"""The three functions of OpenAI's package `clip`: code written for it runs with `import probe.clip as clip`.
 
 Nothing is implemented here: `load` is `probe.load_clip` and `tokenize` is `probe.tokenize`. The towers are in
 `probe.models.clip`.
@@ -14,8 +14,8 @@ __all__ = ["available_models", "load", "tokenize"]
 
 
 def available_models() -> list[str]:
-    """Return the names of OpenAI's models, in the order of the reference.
+    """Return the names of OpenAI's models, in the order of OpenAI's package.
 
-    `load` also takes the other names that `probe.load_clip` takes, such as `tiny`.
+    `load` accepts every name that `probe.load_clip` accepts, such as `tiny`.
     """
     return [spec.name for spec in CATALOG if spec.form == "url"]

@@ -1,10 +1,10 @@
 """Every error this package raises on purpose.
 
     ProbeError
-    |-- UnknownNameError (KeyError, RuntimeError)  a name no catalogue has
+    |-- UnknownNameError (KeyError, RuntimeError)  a name that is in no catalogue
     |-- DatasetError (ValueError)                  a dataset that is there but not as it should be
     |   `-- DatasetMissingError (FileNotFoundError)
-    |-- CheckpointError (ValueError, RuntimeError) a file that is no CLIP checkpoint, or a damaged one
+    |-- CheckpointError (ValueError, RuntimeError) a file that is not a CLIP checkpoint, or is damaged
     |   `-- CheckpointMissingError (FileNotFoundError)
     |-- TextError (ValueError, RuntimeError)       a text that does not fit a model's context or vocabulary
     |-- ExtraMissingError (ImportError)            an optional library that is not installed
@@ -12,12 +12,12 @@
     |   `-- ChecksumError (RuntimeError)
     |-- DeviceError (RuntimeError)                 a device or precision this machine cannot run
     |-- FeaturesError (ValueError)                 features that cannot be used
-    |   `-- IncompleteError                        features of which some shards are not made yet
+    |   `-- IncompleteError                        features with missing shards
     |-- ProtocolError (ValueError)                 a probe that cannot be fitted as its protocol says
     |-- CacheError (OSError)                       a folder of features that cannot be written to
     |-- ResultsError (OSError)                     a results folder or record that cannot be read or written
-    |-- FolderError (OSError)                      a path below a home folder, where there is no home folder
-    `-- ExecutorError (RuntimeError)               workers that cannot be had, or are lost again and again
+    |-- FolderError (OSError)                      a path below the home folder, for a user without a home folder
+    `-- ExecutorError (RuntimeError)               workers that are not available, or fail repeatedly
 
 Each message is one sentence of what is wrong and one of what to do. The command line prints it and exits with 1.
 """
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE = 500  # characters; longer messages bury what is wrong and what to do
 MAX_WORD = 120  # characters of a word, such as a path, in a message that is too long
-MAX_REASON = 200  # of what another library says
-MAX_ITEM = 40  # of an item of a list
-# Control characters, line separators, marks of direction, surrogates, and what XML does not allow.
+MAX_REASON = 200  # characters of the message of another library
+MAX_ITEM = 40  # characters of a list item
+# Control characters, line separators, marks of direction, surrogates, and characters that XML does not allow.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
@@ -45,12 +45,12 @@ class ProbeError(Exception):
     """Base of all errors of this package."""
 
     def __str__(self) -> str:
-        """Return the message as `brief` has it, without the quotes that `KeyError` would add."""
+        """Return the message as `brief` shortens it, without the quotes that `KeyError` would add."""
         return brief(" ".join(str(arg) for arg in self.args))
 
 
 class UnknownNameError(ProbeError, KeyError, RuntimeError):
-    """A dataset, model, protocol or metric that no catalogue has; `clip.load` raises `RuntimeError` for a model."""
+    """A dataset, model, protocol or metric that is in no catalogue. OpenAI's `clip.load` raises `RuntimeError` here."""
 
 
 class DatasetError(ProbeError, ValueError):
@@ -62,7 +62,7 @@ class DatasetMissingError(DatasetError, FileNotFoundError):
 
 
 class CheckpointError(ProbeError, ValueError, RuntimeError):
-    """A file that is no CLIP checkpoint, or a damaged one; `clip.load` raises `RuntimeError` for one."""
+    """A file that is not a CLIP checkpoint, or is damaged. OpenAI's `clip.load` raises `RuntimeError` here."""
 
 
 class CheckpointMissingError(CheckpointError, FileNotFoundError):
@@ -70,7 +70,7 @@ class CheckpointMissingError(CheckpointError, FileNotFoundError):
 
 
 class TextError(ProbeError, ValueError, RuntimeError):
-    """A text that does not fit a model's context or vocabulary; the reference raises `RuntimeError`."""
+    """A text that does not fit a model's context or vocabulary. OpenAI's package raises `RuntimeError` here."""
 
 
 class ExtraMissingError(ProbeError, ImportError):
@@ -82,7 +82,7 @@ class DownloadError(ProbeError, OSError):
 
 
 class ChecksumError(DownloadError, RuntimeError):
-    """A file whose SHA-256 is not the published one; `clip.load` raises `RuntimeError` for one."""
+    """A file whose SHA-256 is not the published one. OpenAI's `clip.load` raises `RuntimeError` here."""
 
 
 class DeviceError(ProbeError, RuntimeError):
@@ -110,7 +110,7 @@ class ResultsError(ProbeError, OSError):
 
 
 class FolderError(ProbeError, OSError):
-    """A path below a home folder, where there is no home folder."""
+    """A path below the home folder, for a user without a home folder."""
 
 
 class ExecutorError(ProbeError, RuntimeError):
@@ -118,10 +118,10 @@ class ExecutorError(ProbeError, RuntimeError):
 
 
 def printable(text: str) -> str:
-    r"""Return the text with escapes in place of what a terminal obeys and tables, SVG or UTF-8 cannot hold.
+    r"""Return the text with escapes for characters that control a terminal or that tables, SVG or UTF-8 cannot hold.
 
-    These are control characters (line breaks and the escape sequences of terminals among them), characters that turn
-    the direction of what follows, and surrogates, by which Python stands in for file names that are not UTF-8.
+    These are control characters (including line breaks and the start of terminal escape sequences), characters that
+    change the direction of text, and surrogates, which Python uses for file names that are not UTF-8.
 
     >>> print(printable("a\nb \x1b[31m caf\udce9"))
     a\nb \x1b[31m caf\udce9
@@ -132,7 +132,7 @@ def printable(text: str) -> str:
 def brief(text: str) -> str:
     """Return the text as a message: printable, in one line, at most `MAX_MESSAGE` characters.
 
-    In a longer one first single words are cut, since the name of a file must not take the place of what to do.
+    In a longer text, long words are cut first, so that a file name does not displace the advice on what to do.
     """
     text = printable(text)
     if len(text) > MAX_MESSAGE:
@@ -141,7 +141,7 @@ def brief(text: str) -> str:
 
 
 def summarize(error: BaseException) -> str:
-    r"""Return what an exception of another library says, in one line to be put into a message; else its type.
+    r"""Return the message of another library's exception in one line, or the exception's type if it has no message.
 
     >>> summarize(ValueError("two\nlines"))
     'two lines'
@@ -150,9 +150,9 @@ def summarize(error: BaseException) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """Return the text, with a gap in its middle if it is longer than `length` characters.
+    """Return the text; if it is longer than `length` characters, cut its middle.
 
-    The start says what is wrong, the end what to do; a path keeps its file name.
+    The start of a message says what is wrong and the end says what to do. The end of a path is its file name.
 
     >>> shorten("a long sentence about a long file name", 24)
     'a long se ... file name'
@@ -165,7 +165,7 @@ def shorten(text: str, length: int) -> str:
 
 
 def listed(items: Iterable[object], *, most: int = 8) -> str:
-    """Return the items as text, at most `most` of them, with the number of the others.
+    """Return at most `most` items as text, and the number of the omitted items.
 
     >>> listed(["train", "test"])
     'train, test'
@@ -178,7 +178,7 @@ def listed(items: Iterable[object], *, most: int = 8) -> str:
 
 
 def sentence(error: Mapping[str, str]) -> str:
-    """Return what a record says of a failure; of an error that is not ours with its type: `KeyError` is but the key.
+    """Return the text for a failure in a record. Errors of other libraries get their type: a `KeyError` is only a key.
 
     Args:
         error: its `type` and `message`.

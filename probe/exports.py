@@ -22,7 +22,7 @@ _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
 def to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Numbers as they are, unrounded, texts as `tables.csv_value` has them; what is missing is empty."""
+    """Numbers unrounded, texts as `tables.csv_value` returns them, missing values empty."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([map(csv_value, row) for row in (header, *rows)])
     return file.getvalue()
@@ -40,7 +40,7 @@ def to_latex(sections: Sequence[Section]) -> str:
 
 
 def to_parquet(sections: Sequence[Section]) -> bytes:
-    """The columns of the CSV, with their types; bytes of a name that are not UTF-8 are escaped."""
+    """The columns of the CSV with their types. Bytes that are not UTF-8 are escaped in names."""
     import pyarrow
     from pyarrow import parquet
 
@@ -106,8 +106,8 @@ def _latex(title: str, section: Section) -> str:
 
 def _latex_row(cells: Sequence[str]) -> str:
     escaped = ["".join(_SPECIAL.get(character, character) for character in _one_line(cell)) for cell in cells]
-    escaped = [re.sub("-(?=-)", "-{}", cell).replace(" ±", "\\,$\\pm$\\,") for cell in escaped]  # no dashes of print
-    if escaped[0].startswith(("[", "*")):  # which the end of the line before would take for its own
+    escaped = [re.sub("-(?=-)", "-{}", cell).replace(" ±", "\\,$\\pm$\\,") for cell in escaped]  # `--` is a dash
+    if escaped[0].startswith(("[", "*")):  # LaTeX would take it as the argument of the \\ before it
         escaped[0] = f"{{}}{escaped[0]}"
     return " & ".join(escaped) + " \\\\"
 

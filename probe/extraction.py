@@ -529,7 +529,7 @@ def _describe_reading(dataset: OpenedDataset, features: Mapping[str, Features]) 
         skipped += [
             {"part": part, "id": images.ids[used[row]], "message": message} for row, message in extracted.skipped
         ]
-    # The catalogue says what the labels of its datasets mean; nothing else does for others.
+    # The catalogue defines the labels of its datasets. For other datasets, only the record can.
     is_listed = dataset.spec.name in dataset_names()
     return {
         **({} if is_listed else {"class_names": list(next(iter(dataset.parts.values())).class_names)}),
@@ -559,7 +559,7 @@ def by_split(folds: Sequence[Any], describe: Callable[[int, str], Any]) -> dict[
 def _describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:
     return {
         "weights_sha256": encoder.weights_sha256,
-        # Only where a training script put the weights somewhere, so that other records stay as they are.
+        # Only if the weights lay in a container or below a prefix, so that other records do not change.
         **({"weights_key": encoder.weights_key} if encoder.weights_key != "." else {}),
         "license": encoder.license,
         "resolution": encoder.resolution,

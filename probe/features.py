@@ -146,7 +146,7 @@ class Meter:
 def peak_memory() -> dict[str, float]:
     """Return the largest resident memory of this process so far, without worker processes, as `peak_memory_mb`.
 
-    Windows does not tell it, and the field is missing there.
+    The field is missing on Windows, which does not report it.
     """
     try:
         import resource

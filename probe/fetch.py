@@ -1,4 +1,4 @@
-"""URL and SHA-256, or MD5 -> a verified local file; where neither is published, one that a check found whole.
+"""URL and SHA-256 or MD5 -> a verified local file; without a published digest, a file that passed a completeness check.
 
 A download goes to a `.part` file beside its target, resumes where it broke, is hashed as it streams, and takes its name
 only when the hash is right. A lock keeps a second process from the same target.
@@ -29,18 +29,18 @@ TIMEOUT_SECONDS = 30
 
 @dataclass(frozen=True)
 class Digest:
-    """A published digest of a file; `value` is empty where none is published."""
+    """Published digest of a file; `value` is empty if no digest is published."""
 
     algorithm: str
     value: str
 
     @property
     def name(self) -> str:
-        """The name of the algorithm, for messages."""
+        """Name of the algorithm, for messages."""
         return {"sha256": "SHA-256", "md5": "MD5"}[self.algorithm]
 
     def new(self) -> hashlib._Hash:
-        """Return a new hash object. It only tells damage, so an MD5 is computed also where policies forbid it."""
+        """Return a new hash object. It only detects damage, so MD5 is used even if a policy forbids it for security."""
         return hashlib.new(self.algorithm, usedforsecurity=False)
 
 
@@ -53,19 +53,19 @@ def fetch(
     check: Callable[[Path], None] | None = None,
     offline: bool = False,
 ) -> Path:
-    """Return `target`, downloaded from `url` unless it is there with the right digest.
+    """Return `target`, downloaded from `url` unless it exists with the right digest.
 
     Args:
         url: where it is.
         target: where it will be.
         sha256: what was published; empty where nothing was, and what is there is taken as it is.
-        md5: the same, for what is published with an MD5 alone.
+        md5: the MD5 of the file, if no SHA-256 is published.
         check: sees that a download is whole before it takes its name, and raises if not; nothing is kept then.
         offline: never touch the network.
 
     Raises:
         DownloadError: the network failed, the disk is full, or `offline` forbids the download.
-        ChecksumError: what was downloaded has another digest; nothing is kept of it.
+        ChecksumError: the downloaded file has a different digest; it is deleted.
     """
     published = Digest("md5", md5) if md5 else Digest("sha256", sha256)
     if _is_right(target, published):
@@ -79,13 +79,13 @@ def fetch(
     try:
         make_folder(target.parent)
         with lock(target.with_name(f"{target.name}.lock")):
-            if not _is_right(target, published):  # another process may have been first
+            if not _is_right(target, published):  # another process may have downloaded it
                 _download(url, target, published, check)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as err:
         if isinstance(err, ProbeError):
             raise
         if isinstance(err, urllib.error.HTTPError):
-            err.close()  # it holds the connection
+            err.close()  # releases the connection
         if isinstance(err, OSError) and err.errno == errno.ENOSPC:
             raise DownloadError(f"no space left for {target}; make room and run again, which resumes") from err
         raise DownloadError(f"could not fetch {url} ({err}); run again to resume, or put the file at {target}") from err
@@ -113,7 +113,7 @@ def _download(url: str, target: Path, published: Digest, check: Callable[[Path],
     if part.is_file():
         with part.open("rb") as file:
             found = hashlib.file_digest(file, published.new)
-        if found.hexdigest() == published.value:  # killed between the last byte and the renaming
+        if found.hexdigest() == published.value:  # a process was killed before it renamed the complete file
             part.replace(target)
             return
     have = part.stat().st_size if part.is_file() else 0

@@ -2,9 +2,9 @@
 
     train_x  train_y  [train_pre_projection]   val_...   test_...   [about]
 
-`x` is float (n, d), `y` integers (n,), or (n, k) of 1, 0 and -1 where an image can show several of k classes; labels
-with gaps are numbered. Where a dataset has several folds, `fold1_train_x` and so on. Anybody's features in this form
-can be probed; `about`, a text in JSON, says what ours are of.
+`x` is float (n, d). `y` is integer (n,), or (n, k) of 1, 0 and -1 if an image can show several of k classes. Labels
+with gaps are renumbered from 0. A dataset with several folds has `fold1_train_x` and so on. Features from any source
+can be probed in this form. In files that `probe` writes, `about`, a text in JSON, describes the features.
 """
 
 from __future__ import annotations
@@ -173,15 +173,15 @@ def _read_fold(path: Path, arrays: Mapping[str, np.ndarray], k: int) -> dict[str
 
 
 def _as_labels(path: Path, name: str, array: np.ndarray) -> np.ndarray:
-    """Return labels as int64, also of booleans and of floating-point numbers that are whole."""
+    """Return labels as int64. Booleans and floating-point numbers with whole values are accepted."""
     if array.dtype.kind == "f":
-        values = array.astype(np.float64)  # float16 has no 2^53
+        values = array.astype(np.float64)  # 2^53 overflows float16
         rows = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**53)
         if not rows.all():
             row = int(np.argmin(rows.reshape(len(rows), -1).all(axis=1)))
-            raise FeaturesError(f"{path}: the label in row {row} of {name} is {array[row]}; give integers from 0 on")
+            raise FeaturesError(f"{path}: the label in row {row} of {name} is {array[row]}; give integers >= 0")
     elif array.dtype.kind not in "iub" or (array.dtype.kind == "u" and array.size and array.max() >= 2**63):
-        raise FeaturesError(f"{path}: {name} has labels of {array.dtype}; give integers from 0 on")
+        raise FeaturesError(f"{path}: {name} has labels of type {array.dtype}; give integers >= 0")
     return np.ascontiguousarray(array, dtype=np.int64)
 
 

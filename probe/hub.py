@@ -25,7 +25,7 @@ def is_repository(name: str) -> bool:
 
 
 def check_home(folder: str) -> None:
-    """See that a cache folder of Hugging Face's libraries has its home folder; else they would make one called `~`.
+    """Check that the home folder of Hugging Face's cache exists. Otherwise the libraries make a folder called `~`.
 
     Raises:
         FolderError: this process has no home folder.
@@ -49,10 +49,10 @@ def one_line(err: BaseException) -> str:
 
 
 def is_refused(err: BaseException | None) -> bool:
-    """True if the hub answered HTTP 401 or 403: nobody is logged in, or the user has no right to read."""
+    """Return True if the hub answered HTTP 401 or 403: no user is logged in, or the user may not read the data."""
     return getattr(getattr(err, "response", None), "status_code", None) in (401, 403)
 
 
 def refused(address: str) -> str:
-    """The message for a repository that the hub refuses to this user."""
+    """Return the message for a repository that the hub does not give to this user."""
     return f"the hub refuses access to {address}; {LOG_IN}, as a user who may read it and has accepted its terms"

@@ -25,8 +25,8 @@ ABANDONED_SECONDS = 24 * 3600  # after which what a killed process left under an
 class Kept:
     """What lies in the store, for people.
 
-    `state` is `whole`, `damaged`, `unreadable` (another user's), or how many pieces of how many there are. `used` is
-    seconds since the epoch, `size` in bytes.
+    `state` is `whole`, `damaged`, `unreadable` (it belongs to another user), or the number of pieces so far and in all.
+    `used` is in seconds since the epoch, `size` in bytes.
     """
 
     path: Path
@@ -65,7 +65,7 @@ def _survey(folder: Path) -> Kept | None:
             about, used = read_sidecar(folder), (folder / SIDECAR).stat().st_mtime
             state, n = "whole", about["num_images"]
         return Kept(folder, about["label"], about["key"], state, n, size, used)
-    except PermissionError:  # another user has made it for nobody else
+    except PermissionError:  # it belongs to another user, who did not share it
         return Kept(folder, {}, {}, "unreadable", 0, size, used)
     except DAMAGE:
         is_begun = folder.name.endswith(PIECES) and not _is_abandoned(folder)
@@ -133,7 +133,7 @@ def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
                 if left.name.endswith((REMOVED, LOCK)) and _is_abandoned(left):
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             for fit in (root / FITS).glob("*"):  # of sweeps that were interrupted, and can be made again
-                if fit.is_file() and _is_abandoned(fit):  # a dataset can be called so, too
+                if fit.is_file() and _is_abandoned(fit):  # a dataset can have the same name
                     fit.unlink(missing_ok=True)
             all_kept = survey(root)
             whole = {kept.path.name for kept in all_kept if kept.state == "whole"}
@@ -155,7 +155,7 @@ def _is_in_use(folder: Path) -> bool:
         taken = FileLock(path)
         try:
             taken.acquire(timeout=0)
-        except (Timeout, OSError):  # also one of another user, which this process may not open
+        except (Timeout, OSError):  # or another user's lock, which this process may not open
             return True
         taken.release()
     return False

@@ -21,7 +21,7 @@ from probe.tables import footnotes, half_width, markdown_table, markdown_text, m
 MAX_NAMED = 50  # datasets or models in a note
 OTHER_IMAGES = "other test images or metric"
 _ORDER = {row.name: i for i, row in enumerate(CATALOG)}
-_ENDINGS = ("", "_low", "_high", "_status")  # of the columns of a dataset
+_ENDINGS = ("", "_low", "_high", "_status")  # endings of a dataset's column names
 _TEXTS = ("name", "title", "source")  # of a protocol, which are no rules
 
 
@@ -135,7 +135,7 @@ def table(found: Sequence[Section]) -> tuple[list[str], list[list[object]]]:
     header += ["mean", "mean_low", "mean_high", "num_datasets"]
     for name in names:
         column = printable(name)
-        while set(header) & {f"{column}{ending}" for ending in _ENDINGS}:  # as where a dataset is called mean
+        while set(header) & {f"{column}{ending}" for ending in _ENDINGS}:  # for example, a dataset named `mean`
             column = f"dataset:{column}"
         header += [f"{column}{ending}" for ending in _ENDINGS]
     rows: list[list[object]] = []

@@ -122,9 +122,9 @@ def voc2007_11pt_map(y_true: np.ndarray, y_score: np.ndarray) -> float:
         y_score: float (n, k), higher is more likely; of equal scores the first image comes first.
 
     Returns:
-        A fraction in [0, 1]. Classes with no positive image do not count, as their recall is not defined: the
-        development kit divides by zero there, and scikit-learn's `average_precision_score` warns and counts 0. A class
-        that was never trained has equal scores for all images, and so the average precision of their order.
+        A fraction in [0, 1]. Classes with no positive image do not count, because their recall is not defined: the
+        development kit divides by zero, and scikit-learn's `average_precision_score` warns and counts 0. A class that
+        was never trained has equal scores for all images, so its average precision depends only on their order.
 
     Raises:
         ValueError: no class has a positive image.
@@ -175,7 +175,7 @@ def misfit(name: str, *, num_classes: int, is_multi_label: bool) -> str:
 
 
 def find_undefined(name: str, y: np.ndarray) -> str:
-    """Return why a metric is not defined on the labels of a split; empty where it is.
+    """Return the reason why a metric is not defined on the labels of a split, or "" if it is defined.
 
     Args:
         name: one of `METRICS`.

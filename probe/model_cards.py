@@ -26,16 +26,16 @@ def model_index(records: Sequence[RunRecord]) -> str:
     """The block of YAML that goes at the top of a card, between its lines of dashes; scores are fractions.
 
     Args:
-        records: of one model and the same weights, with scores.
+        records: records of one model with the same weights, all with scores.
 
     Raises:
-        ResultsError: there is none, they are of several models or different weights, or a cell failed.
+        ResultsError: there are no records, the models or weights differ, or a run failed.
     """
     from huggingface_hub import ModelCardData
 
     models = sorted({record.model for record in records})
     if len(models) != 1:
-        raise ResultsError(f"a card is of one model, these records of {listed(models) or 'none'}; name those of one")
+        raise ResultsError(f"a card describes one model, these records {listed(models) or 'none'}; select one model")
     for record in records:
         if record.result is None:
             raise ResultsError(f"{record.dataset} / {record.protocol} failed and has no score; leave it out")
@@ -46,14 +46,14 @@ def model_index(records: Sequence[RunRecord]) -> str:
 
 def _check_weights(records: Sequence[RunRecord]) -> None:
     """Raise an error if a checkpoint changed between the runs: its card would mix the scores of two models."""
-    runs: dict[str, str] = {}  # digest of weights -> a run that has them; early versions recorded no digest
+    runs: dict[str, str] = {}  # digest of weights -> a run with these weights; early versions recorded no digest
     for record in records:
         weights = record.encoder.get("weights_sha256")
         if weights:
             runs.setdefault(weights, f"{record.dataset} / {record.protocol} has {weights[:12]}")
     if len(runs) > 1:
         raise ResultsError(
-            f"the records of {records[0].model} are of {len(runs)} different weights ({listed(runs.values())}); run "
+            f"the records of {records[0].model} have {len(runs)} different weights ({listed(runs.values())}); run "
             "all of them with the same checkpoint"
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from probe.errors import UnknownNameError, listed, shorten
 
-MAX_NAME = 80  # characters of a name that is unknown
+MAX_NAME = 80  # characters shown of an unknown name
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, forms: str = "") -> UnknownNameError:

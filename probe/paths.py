@@ -29,7 +29,7 @@ def results_dir(given: str | Path | None = None) -> Path:
 
 
 def is_utf8(path: Path) -> bool:
-    """Return True if a path is text, as some libraries need it; on Linux names of files are any bytes."""
+    """Return True if a path is valid text, which some libraries need. On Linux, file names can be any bytes."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -43,15 +43,15 @@ def absolute(path: str | Path) -> Path:
 
 
 def expand(path: str | Path) -> Path:
-    """Return a path with the home folder in place of `~`, or of `~NAME` where there is a user NAME.
+    """Return a path with the home folder in place of `~`, or of `~NAME` if there is a user NAME.
 
     Raises:
-        FolderError: this process has no home folder, as in a container with a user id of its own.
+        FolderError: this process has no home folder, as in a container whose user id has no account.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as err:
-        if Path(path).parts[0] != "~":  # a name that begins so
+        if Path(path).parts[0] != "~":  # a file name that begins with `~`
             return Path(path)
         raise FolderError(f"{path}: there is no home folder for ~; set HOME, or give the whole path") from err
 
@@ -61,7 +61,7 @@ def _choose(given: str | Path | None, variable: str, default: str) -> Path:
     if chosen:
         return expand(chosen)
     try:
-        return expand(default)  # asked for last, as not every process has a home folder
+        return expand(default)  # last, because not every process has a home folder
     except FolderError as err:
         option = f"--{variable.removeprefix('PROBE_').lower().replace('_', '-')}"
         raise FolderError(

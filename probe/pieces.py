@@ -158,7 +158,7 @@ class Work:
         try:
             about = json.loads((self.folder / MAKING).read_text(encoding="utf-8"))
             encoder, extraction = dict(about["encoder"]), dict(about["extraction"])
-        except (*DAMAGE, PermissionError):  # whoever makes the features anew can say it
+        except (*DAMAGE, PermissionError):  # a new extraction can write the file again
             return self.target.is_dir()
         return self.finish(encoder=encoder, extraction=extraction)
 
@@ -177,7 +177,7 @@ class Work:
                     return self.target.is_dir()
                 try:
                     self._build(whole, encoder=encoder, extraction=extraction)
-                except OSError:  # another user, who holds another lock, was faster
+                except OSError:  # another user, with a different lock, was faster
                     if not self.target.is_dir():
                         raise
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -236,7 +236,7 @@ class Work:
                 raise ValueError(f"it has {n} images of {whole}")
         except FileNotFoundError:
             return None
-        except (*DAMAGE, PermissionError) as err:  # another user may have made it for nobody else
+        except (*DAMAGE, PermissionError) as err:  # it may belong to another user, who did not share it
             what = "may not be read" if isinstance(err, PermissionError) else "is damaged"
             logger.warning("%s %s (%s); it is made again", path, what, why(err))
             path.unlink(missing_ok=True)

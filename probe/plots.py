@@ -31,9 +31,9 @@ STYLE: Any = {
 }
 DOTS_PER_INCH = 200
 MAX_WIDTH = 300.0  # inches; Matplotlib draws no image of more than 65,536 dots
-MAX_TEXT = 40  # characters of a name
-MAX_TITLE = 80
-MAX_LEVEL = 20  # of one that is not rotated
+MAX_TEXT = 40  # characters shown of a name
+MAX_TITLE = 80  # characters shown of a title
+MAX_LEVEL = 20  # characters of a name that is not rotated
 MARKERS = "os^Dv<>ph*"
 
 
@@ -64,14 +64,14 @@ def _draw(figure: Figure, ending: str) -> bytes:
     file = io.BytesIO()
     metadata = {"Date": None} if ending == "svg" else {}
     with warnings.catch_warnings():
-        # A PNG has boxes for letters that the font lacks, the SVG has the letters.
+        # A PNG shows boxes for letters that the font lacks; the SVG contains the letters.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         figure.savefig(file, format=ending, dpi=DOTS_PER_INCH, bbox_inches="tight", metadata=metadata)
     return file.getvalue()
 
 
 def _text(name: str, length: int = MAX_TEXT) -> str:
-    """Return a name for a label: printable, not too wide for a figure, and no formula; `_` would hide a label."""
+    """Return a name as text of a label: printable, of limited length, without formulas; labels with `_` are hidden."""
     text = shorten(printable(name), length).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
@@ -106,7 +106,7 @@ def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
 def _new(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure  # without pyplot, which would choose a window system
 
-    # Axes of a fixed size, around which `bbox_inches` makes room: long names would leave a layout none for the axes.
+    # The axes have a fixed size, and `bbox_inches` adds room around them. A layout would shrink them for long names.
     figure = Figure(figsize=(width, height))
     return figure, figure.subplots()
 

@@ -57,9 +57,9 @@ class Preprocess:
 
     @property
     def transform(self) -> Compose:
-        """The whole, as `load_clip` returns it: image -> fp32 (3, resolution, resolution).
+        """Return the complete transform, as `load_clip` returns it: image -> fp32 (3, resolution, resolution).
 
-        Its `transforms` are the reference's, one by one, for code that takes some of them or puts its own between.
+        Its `transforms` are the five steps of OpenAI's transform, for code that selects, replaces or inserts steps.
         """
         return Compose([*self._crop.transforms, ToTensor(), Normalize(self.mean, self.std)])
 

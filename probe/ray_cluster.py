@@ -73,7 +73,7 @@ def find_difference(own: Mapping[str, str | None], about: About) -> ExecutorErro
     ]
     if not differing:
         return None
-    return ExecutorError(f"{about.host} has {listed(differing)}; install the same there, for numbers depend on it")
+    return ExecutorError(f"{about.host} has {listed(differing)}; install the same versions, as numbers depend on them")
 
 
 def one_line(err: Exception) -> str:
@@ -246,7 +246,7 @@ def _start(ray: Any, address: str | None) -> None:
         way_out = "start it with ray start --head, or, if it wants a token, have it here and set RAY_AUTH_MODE=token"
         if address is None:
             where, way_out = "Ray does not start here", "see the logs below /tmp/ray"
-            if "home directory" in str(err):  # Ray looks for its token there
+            if "home directory" in str(err):  # Ray looks for its token in the home folder
                 way_out = "set HOME to a folder"
         elif "ersion" in str(err):  # of Ray or Python, where those of the cluster are others
             where, way_out = f"the Ray at {address} cannot be joined", "install the same versions"

@@ -89,7 +89,7 @@ def default_workers(device: str) -> int:
 
 
 def processors() -> int:
-    """Return how many processors this process may keep busy: in a container or a job, its quota, rounded up."""
+    """Return the number of processors that this process may use. A quota of a container or a job is rounded up."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min([n, *processor_limits()])))
 

@@ -12,8 +12,8 @@ Schema history: 1, the first; `encoder` was given `license`, `preprocess` and `d
 with their `seed` and `indices`; points of its `sweep` have `gradient_ratio` and `objective`; `parity` has `p_value`;
 `sample` in `features`, `eager_score` in `parity`, `blas_threads` in `environment`, and `preprocess_from` and
 `weights_key` in `encoder` came later on. So did `suboptimality` in `result` and the points of its `sweep`, and
-`choice_converged` and `label_values` in `result`: a record that has `suboptimality` says `converged` by
-`probe.probes.optimality`, an earlier one by the gradient.
+`choice_converged` and `label_values` in `result`. `converged` follows `probe.probes.optimality` in a record that has
+`suboptimality`, and the gradient in earlier records.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class RunRecord:
     Args:
         status: `done` or `failed`.
         spec: the whole `RunSpec`: dataset, model, protocol, jit, device, precision, batch size, solver.
-        encoder: weights' SHA-256 and licence, widths, preprocessing and where it is from, and the `dtypes` of the
-            checkpoint, of the image tower's weights as they compute, and of the features as they are stored;
-            `weights_key` if the weights lay in a container or below a prefix; empty if the run failed before that.
+        encoder: SHA-256 and licence of the weights, widths, preprocessing and its origin, and the `dtypes` of the
+            checkpoint, of the image tower's weights in use, and of the stored features; `weights_key` if the weights
+            lay in a container or below a prefix. Empty if the run failed before these were known.
         splits: for `train`, `val`, `test`, or `train/1` and so on where there are several folds: number of the images
             that were read and SHA-256 of their ids and labels, in order; ids are positions in a part of the source, or
             names of files.
@@ -144,12 +144,12 @@ class RunRecord:
 
 
 def model_slug(record: RunRecord) -> str:
-    """Return the model of a record as a part of a file name that no other model has."""
+    """Return the model of a record as a part of a file name, unique for each model."""
     return unique_slug(record.model, is_path=record.spec["model"]["form"] == "file", catalog=PUBLISHED_MODELS)
 
 
 def dataset_slug(record: RunRecord) -> str:
-    """Return the dataset of a record as a part of a file name; of a path, as in folder:PATH, its last part."""
+    """Return the dataset of a record as a part of a file name. A path, as in folder:PATH, keeps only its last part."""
     return unique_slug(record.dataset, is_path=":" in record.dataset)  # no name of the catalogue has a colon
 
 
@@ -164,7 +164,7 @@ def write_record(record: RunRecord, results_dir: Path) -> Path:
     """Write a record in one step; the path.
 
     Raises:
-        ResultsError: the folder cannot be written to, or the file holds the record of another cell.
+        ResultsError: the folder cannot be written to, or the file holds the record of a different run.
     """
     path = record_path(record, results_dir)
     _refuse_other(path, record)
@@ -176,7 +176,10 @@ def write_record(record: RunRecord, results_dir: Path) -> Path:
 
 
 def _refuse_other(path: Path, record: RunRecord) -> None:
-    """Refuse to replace a record of another cell, such as on a file system that ignores case; a damaged file may be."""
+    """Refuse to replace the record of a different run; a damaged file may be replaced.
+
+    Two runs can have the same file name on a file system that ignores case.
+    """
     try:
         key = read_record(path).key
     except ResultsError:
@@ -279,7 +282,7 @@ def read_record(path: str | Path) -> RunRecord:
         fields = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as err:
         raise ResultsError(f"cannot read {path} ({err.strerror or err}); name a record, a .json file") from err
-    except (ValueError, RecursionError) as err:  # also bytes that are no text, and a name with a NUL
+    except (ValueError, RecursionError) as err:  # also bytes that are not text, and a name with a NUL
         raise ResultsError(f"{path} is damaged: no JSON ({err}); run its cell again") from err
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if not isinstance(version, int):
@@ -288,7 +291,7 @@ def read_record(path: str | Path) -> RunRecord:
         raise ResultsError(f"{path} has schema {version}, newer than {SCHEMA_VERSION}; update probe")
     known = {own.name for own in dataclass_fields(RunRecord)}
     if unknown := sorted(set(fields) - known):
-        raise ResultsError(f"{path} is damaged: no record has {listed(unknown)}; remove it, or run its cell again")
+        raise ResultsError(f"{path} is damaged: no record has {listed(unknown)}; remove it, or run it again")
     if fault := find_fault(fields) or find_contradiction(fields.get("result"), fields["spec"]["dataset"]["metric"]):
         raise ResultsError(f"{path} is damaged: {fault}; run its cell again")
     return RunRecord(**{"result": None, "parity": None, **fields})

@@ -71,7 +71,7 @@ def find_records(path: str | Path) -> tuple[list[RunRecord], list[ResultsError]]
         ResultsError: there is none.
     """
     path = Path(path)
-    if not os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
+    if not os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises if a name is too long
         return [read_record(path)], []
     found, faults = scan_records(path)
     if not found and not faults:

@@ -1,4 +1,4 @@
-"""Folders that several users write to: modes of new files and folders, and locks that another user may hold."""
+"""Folders that several users write to: modes of new files and folders, and locks that belong to another user."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from filelock import FileLock
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and the folders above it that are missing, each as `share` does.
+    """Make a folder and the missing folders above it, and `share` each of them.
 
     Raises:
-        OSError: a folder cannot be made, or a file is there.
+        OSError: a folder cannot be made, or a file has its name.
     """
     if folder.is_dir():
         return
     make_folder(folder.parent)
     try:
         folder.mkdir()
-    except FileExistsError:  # by another process
+    except FileExistsError:  # another process made it
         if not folder.is_dir():
             raise
     else:
@@ -29,25 +29,25 @@ def make_folder(folder: Path) -> None:
 
 
 def share(path: Path) -> None:
-    """Let others use a new file or folder as they may use the folder that it is in.
+    """Give others the rights to a new file or folder that they have to the folder around it.
 
-    The group may read and write it if the folder belongs to a group (setgid) that may write to it, and everybody if
-    everybody may write to the folder and remove files of others there. Else the umask alone counts.
+    The group gets read and write access if the folder has setgid and is writable by its group. Everybody gets access if
+    everybody may write to the folder and remove the files of others in it. Otherwise the umask decides.
     """
     bits = _shared_bits(path.parent)
     if bits:
         mode = stat.S_IMODE(path.stat().st_mode)
         if path.is_dir():
             bits |= (bits & 0o044) >> 2
-        with suppress(PermissionError):  # of a file system that has no modes
+        with suppress(PermissionError):  # the file system has no modes
             path.chmod(mode | bits)
 
 
 def lock(path: Path) -> FileLock:
-    """Return the lock at a path; if this process may not open it, as another user made it, one with a name of its own.
+    """Return the lock at a path. If another user made it and this process may not open it, use a different name.
 
-    Then both users can do the same work at the same time. Whatever is written under such a lock is renamed to its
-    place in one step, so that one of two equal results stays.
+    In that case, both users can do the same work at the same time. Files that are written under such a lock are renamed
+    to their final names in one step, so one of two equal results stays.
     """
     user = getattr(os, "geteuid", os.getpid)()
     if is_closed(path) or _is_refused(path, user):
@@ -57,18 +57,18 @@ def lock(path: Path) -> FileLock:
 
 
 def is_closed(path: Path) -> bool:
-    """Return whether a file is there that this process may not read or write, as one that another user made."""
+    """Return True if a file exists that this process may not read or write, such as a file of another user."""
     try:
         path.open("r+b").close()
     except PermissionError:
         return True
-    except OSError:  # there is no such file, or whoever opens it meets the error again
+    except OSError:  # the file does not exist, or opening it later raises the error again
         pass
     return False
 
 
 def _is_refused(path: Path, user: int) -> bool:
-    """Return whether filelock refuses a lock for its owner, who could replace it: filelock 4 in sticky folders."""
+    """Return True if filelock refuses a lock that its owner could replace, as filelock 4 does in sticky folders."""
     try:
         folder, owner = path.parent.stat(), path.stat().st_uid
     except OSError:
@@ -77,7 +77,7 @@ def _is_refused(path: Path, user: int) -> bool:
 
 
 def _shared_bits(folder: Path) -> int:
-    """Return the permissions that a folder has its files shared with."""
+    """Return the permissions that new files get from their folder."""
     try:
         mode = folder.stat().st_mode
     except OSError:

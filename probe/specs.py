@@ -11,7 +11,7 @@ from typing import Any
 
 SPLITS = ("train", "val", "test")
 LONGEST_SLUG = 100  # characters of a name in that of a file; file systems take 255 bytes for all of it
-RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}  # by Windows
+RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}  # on Windows
 FEATURE_POINTS = ("projected", "pre_projection")  # where image features are taken: after the projection, or before it
 
 
@@ -22,7 +22,7 @@ class Architecture:
     `vision_layers` is a number of blocks for a ViT and the four stage lengths for a ResNet, whose `vision_patch_size`
     is None. Widths are in channels, `image_resolution` and `vision_patch_size` in pixels. `activation` is `quick_gelu`,
     that of all OpenAI models, or `gelu`; `*_head_width` is the number of channels of one attention head, `*_mlp_width`
-    the hidden width of a transformer's MLP, where None is four times the width of the transformer.
+    the hidden width of a transformer's MLP; None means four times the width of the transformer.
     """
 
     embed_dim: int
@@ -96,7 +96,7 @@ class Part:
 
     `size` is None where only the files know. `first_label` and `last_label` are those of its first and last image in
     the order of the source, None where nothing but the files says. `class_counts` are the numbers of images of each
-    class, in the order of the labels, from whichever source; empty if nobody has counted them.
+    class, in the order of the labels, for all sources; empty if the numbers are not known.
     """
 
     name: str
@@ -113,9 +113,9 @@ class Source:
     `form` is the module of `probe.datasets` that reads it, and says what `location` is: a class of torchvision, a
     repository of the Hugging Face hub, a folder below the data folder. `parts` gives for each part the arguments that
     select it, `options` what holds for all parts. `paths` are the files or folders below the data folder that are there
-    when it is ready, `archives` those that are unpacked if they are not, each with the folder it is unpacked
-    into. `downloads` are the address and the MD5 of each archive, in the same order; an MD5 is empty if none is
-    published, and there are no downloads if the addresses are unknown or known to a library alone. `files` tells a user
+    when it is ready, `archives` the archives that are unpacked if it is not, each with the folder it is unpacked
+    into. `downloads` are the address and the MD5 of each archive, in the same order. An MD5 is empty if none is
+    published. `downloads` is empty if the addresses are unknown or known only to a library. `files` tells a user
     without a network what to put where; it is empty where nothing can be put by hand. `can_download` says whether probe
     can fetch it.
     """
@@ -281,8 +281,8 @@ def digest(value: Any) -> str:
 def slug(name: str, *, is_path: bool = False) -> str:
     """Return the name of a model, dataset or protocol as a part of a file name, for people.
 
-    Two names can have one slug, unless `is_path`: a path or address keeps its last part and gets the start of its
-    digest. `unique_slug` is for files that must not overwrite one another.
+    Two names can have the same slug, unless `is_path`: the slug of a path or address is its last part and the start of
+    its digest. Use `unique_slug` for files that must not overwrite one another.
 
     >>> slug("ViT-L/14@336px")
     'ViT-L-14-336px'
@@ -299,16 +299,16 @@ def slug(name: str, *, is_path: bool = False) -> str:
 
 
 def unique_slug(name: str, *, is_path: bool = False, catalog: Collection[str] = ()) -> str:
-    """Return the name of a model, dataset or protocol as a part of a file name that no other name has.
+    """Return the name of a model, dataset or protocol as a part of a file name, different for every name.
 
-    Names of small letters, digits, `_` and `-` stay as they are. Any other name gets the start of its digest, because
-    another name can have the same slug: on file systems that ignore case, or as dots also join the parts of file names.
+    Names of lower-case letters, digits, `_` and `-` do not change. Any other name gets the start of its digest, because
+    names can share a slug: file systems may ignore case, and dots also join the parts of file names.
 
     Args:
         name: any text.
         is_path: see `slug`.
-        catalog: names that keep their plain slug, as the files of their records are published; a name that is not one
-            of these and has such a slug gets a digest.
+        catalog: names that keep their plain slug, because the files of their records are published. Any other name
+            with the same slug gets a digest.
 
     >>> unique_slug("my-model"), unique_slug("my/model"), unique_slug("ViT-B/32", catalog=["ViT-B/32"])
     ('my-model', 'my-model-8c770b93', 'ViT-B-32')

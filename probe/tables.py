@@ -48,9 +48,9 @@ def render(records: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def to_csv(records: Iterable[RunRecord]) -> str:
-    """One line a record, with the columns `COLUMNS`; scores are fractions, unrounded; what is missing is empty.
+    """One line per record, with the columns `COLUMNS`. Scores are unrounded fractions; missing values are empty.
 
-    Texts are as `csv_value` has them.
+    Texts are written as `csv_value` returns them.
     """
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -60,7 +60,7 @@ def to_csv(records: Iterable[RunRecord]) -> str:
 
 
 def csv_value(value: object) -> object:
-    """Return a value for CSV: of text the printable form, after a `'` where a spreadsheet would compute a formula."""
+    """Return a value for CSV: printable text, with a `'` before text that a spreadsheet would compute as a formula."""
     if not isinstance(value, str):
         return value
     return f"'{printable(value)}" if value.startswith(("=", "+", "-", "@")) else printable(value)
@@ -87,7 +87,7 @@ def row(record: RunRecord) -> dict[str, object]:
 
 
 def status(record: RunRecord) -> str:
-    """`ok` or `failed`; or some of `not converged`, `sweep not converged` and `partial`, with commas between."""
+    """Return `ok`, `failed`, or `not converged`, `sweep not converged` and `partial`, joined by commas."""
     if record.status == FAILED:
         return "failed"
     states = {
@@ -104,7 +104,7 @@ def has_converged(record: RunRecord) -> bool:
 
 
 def has_converged_choice(record: RunRecord) -> bool:
-    """Return True if all fits that C was chosen by have converged, or the record does not say."""
+    """Return True if all fits among which C was chosen converged, or if the record does not say."""
     return record.result is None or bool(record.result.get("choice_converged", True))
 
 
@@ -147,7 +147,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    r"""Return a name or message for a page of Markdown: one line, printable, and without HTML.
+    r"""Return a name or message for a Markdown page: one line, printable, and without HTML.
 
     >>> markdown_text("two\nlines of <b>")
     'two lines of &lt;b>'
@@ -203,7 +203,7 @@ def marks(record: RunRecord) -> str:
 
 
 def fit_marks(*, converged: bool, choice_converged: bool) -> str:
-    """Return what stands behind the score of a probe, see `FINAL_NOTE` and `CHOICE_NOTE`."""
+    """Return the marks after the score of a probe, see `FINAL_NOTE` and `CHOICE_NOTE`."""
     return ("" if converged else " *") + ("" if choice_converged else " ~")
 
 

@@ -344,7 +344,7 @@ def test_the_record_says_how_fast_and_from_where(tmp_path):
 def test_the_commands_tell_what_is_kept(tmp_path, capsys):
     common = ["--dataset", "digits", "--model", "tiny", "--device", "cpu", "--cache-dir", str(tmp_path)]
     assert main(["cache", "explain", *common]) == 1
-    assert "not kept, nor anything of this part" in capsys.readouterr().out
+    assert "not cached, nor is anything of this part" in capsys.readouterr().out
     assert main(["extract", *common, "--out", str(tmp_path / "features.npz")]) == 0
     assert "made now" in capsys.readouterr().out
     assert main(["extract", *common]) == 0
@@ -370,7 +370,7 @@ def test_explaining_says_why_the_contents_of_files_differ(tmp_path, folder, caps
         earlier.setattr("probe.datasets.folder.of_files", lambda folder, names: 64 * "0")
         assert main(["extract", *common]) == 0
     assert main(["cache", "explain", *common]) == 1
-    assert "wanted (an earlier version compared sizes and dates of files, and not their" in capsys.readouterr().out
+    assert "wanted (an earlier version compared only sizes and dates of files, not their" in capsys.readouterr().out
     assert main(["extract", *common]) == 0
     assert main(["cache", "explain", *common]) == 0
     path = folder / "test" / "red" / "00.png"

@@ -105,7 +105,7 @@ BAD = {
     "integers": (lambda a: a | {"test_x": a["test_x"].astype(int)}, r"test_x has int64 \(597, 64\)"),
     "flat": (lambda a: a | {"train_x": a["train_x"].ravel()}, r"train has arrays of \(57600,\), \(900,\)"),
     "one label too few": (lambda a: a | {"train_y": a["train_y"][1:]}, r"train has arrays of \(900, 64\), \(899,\)"),
-    "labels of text": (lambda a: a | {"train_y": a["train_y"].astype(str)}, "train_y has labels of <U"),
+    "labels of text": (lambda a: a | {"train_y": a["train_y"].astype(str)}, "train_y has labels of type <U"),
     "one class": (lambda a: a | {"train_y": 0 * a["train_y"], "val_y": 0 * a["val_y"]}, "at least two classes"),
     "another width": (lambda a: a | {"test_x": a["test_x"][:, 1:]}, "different widths"),
     "a number for labels": (lambda a: a | {"train_y": np.array(3)}, "train has arrays of"),

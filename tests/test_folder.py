@@ -131,8 +131,8 @@ def test_a_class_of_one_image_is_fine_where_the_splits_are_given(image_folder):
         (["val", "test"], "has test/ and val/ but no train/; add it"),
         (["train", "val", "valid", "test"], "has 'val', 'valid', which are all names for val; rename or merge them$"),
         (["train", "Training", "test"], "has 'Training', 'train', which are all names for train; rename or merge"),
-        (["train", "test", "holdout"], "holdout is beside test/ and would not be read; give each folder of a split"),
-        (["part-a", "part-b"], "is a folder inside a class; move its images up, or, if part-a is no class but a"),
+        (["train", "test", "holdout"], "holdout is next to test/ and would not be read; name the folders of splits"),
+        (["part-a", "part-b"], "is a folder inside a class; move its images up; if part-a is a split, not a class, "),
     ],
 )
 def test_folders_that_do_not_make_splits_are_named(folders, message, image_folder):
@@ -179,7 +179,7 @@ def test_classes_may_have_the_names_of_splits(image_folder):
 
 def test_images_without_class_folders_are_no_classes_called_train_and_test(image_folder):
     root = image_folder({"train": 5, "test": 5})
-    with pytest.raises(DatasetError, match="has no class folders in test/, train/; put the images of each into one"):
+    with pytest.raises(DatasetError, match="has no class folders in test/, train/; put the images of each folder"):
         get_dataset(f"folder:{root}")
 
 

@@ -213,7 +213,7 @@ def test_a_configuration_of_a_card_is_chosen(folder):
         ),
         ("org/name?label=", "gives label no value; write label=VALUE once"),
         ("org/name?label=a&label=b", "gives label twice; write label=VALUE once"),
-        ("org/name?all=a&train=b", "gives all and other parts; give all alone"),
+        ("org/name?all=a&train=b", "gives all and other parts; give only all"),
         ("org/name?test=train", "takes the split 'train' for train and for test; give each its own"),
         ("{}?revision=main", "has the option 'revision'; the options are image, label, config, metric, train"),
     ],
@@ -318,11 +318,11 @@ def test_classes_whose_names_hold_that_of_a_split_are_classes(names, folder):
 @pytest.mark.parametrize(
     ("folders", "extra", "message"),
     [
-        (["train"], "test/1.png", "has no class folders in test/; put the images of each into one subfolder"),
-        (["train", "test"], "metadata.csv", "has metadata beside test/; put a file of it into each folder of a split"),
+        (["train"], "test/1.png", "has no class folders in test/; put the images of each folder into one subfolder"),
+        (["train", "test"], "metadata.csv", "has metadata next to test/; put one into the folder of each split"),
         (["a", "b"], "a/metadata.csv", "no train part; say which split of a, b it is with"),
         (["first/a", "first/b"], None, "no train part; say which split of a, b it is with"),
-        (["train/a", "train/b", "test"], None, "train/a/blue and train/b/blue would be one class; rename one"),
+        (["train/a", "train/b", "test"], None, "train/a/blue and train/b/blue would become one class; rename one"),
         (["train", "Train", "test"], None, "has 'Train', 'train', which are all names for train"),
     ],
 )
@@ -647,8 +647,8 @@ def test_one_hot_lists_are_read_alike_in_all_splits(folder):
 @pytest.mark.parametrize(
     ("labels", "dtype", "message"),
     [
-        ([[0, 1, 0], [0, 1]] * 6, "int64", r"a list has a class twice; give .*, or lists of 0 and 1, with a value for"),
-        ([[True], [False, True]] * 6, "bool", "the lists differ in length, or hold one value; give lists of as many"),
+        ([[0, 1, 0], [0, 1]] * 6, "int64", r"a list has a class twice; give .*, or lists with 0 or 1 for each class"),
+        ([[True], [False, True]] * 6, "bool", "the lists differ in length, or hold one value; give lists with"),
         ([[0.5, 0.5]] * 12, "float32", "0.5 in the column 'label' is not a class; a class is a whole number or a text"),
     ],
 )
@@ -1209,7 +1209,7 @@ def test_a_validation_split_is_taken_when_it_is_named(hub, repositories):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hf:org/none", "no dataset 'org/none' at http.*; check the name, or log in with `hf auth login`, or set HF"),
+        ("hf:org/none", "no dataset 'org/none' at http.*; check the name; if it is private, log in with `hf auth"),
         ("hf:org/gated", r"org/gated is gated; accept its terms at http.*/datasets/org/gated and log in with `hf auth"),
         ("hf:org/small?revision=v9", "/datasets/org/small has no revision 'v9'; give a branch, a tag or a commit"),
         ("hf:org/text", "org/text holds no Parquet, Arrow or image files; give another repository"),
@@ -1399,7 +1399,7 @@ def test_a_copy_of_another_size_is_refused(name, location, hub, repositories):
         open_dataset(full, data_dir=repositories)
     message = str(caught.value)
     assert message.startswith(
-        f"{name}/train: expected {full.parts[0].size} images, found 12; do not use {location}, put"
+        f"{name}/train: expected {full.parts[0].size} images, found 12; instead of using {location}, put"
     )
     assert len(message) <= 500
 

@@ -161,7 +161,7 @@ def test_both_sides_are_resized_where_nothing_is_cropped(folder):
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("config.json", {"model_type": "siglip"}, "has model_type 'siglip'; supported are whole CLIP models"),
+        ("config.json", {"model_type": "siglip"}, "has model_type 'siglip'; only CLIP models with both towers are"),
         ("config.json", {"text_config_dict": {"hidden_act": "relu"}}, "text hidden_act 'relu'"),
         ("config.json", {"vision_config_dict": {"hidden_act": "gelu"}}, "text hidden_act 'quick_gelu'"),
         ("config.json", {"vision_config_dict": {"layer_norm_eps": 1e-6}}, "vision layer_norm_eps 1e-06"),

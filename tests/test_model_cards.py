@@ -41,7 +41,7 @@ def test_a_card_is_not_made_of_records_of_different_weights(tmp_path, capsys):
     with pytest.raises(ResultsError, match=r"2 different weights \(digits / readme has abab.*, cifar10 / .* has cdcd"):
         model_index(records)
     assert main(["card", *(str(write_record(record, tmp_path)) for record in records)]) == 1
-    assert "records of tiny are of 2 different weights" in capsys.readouterr().err
+    assert "records of tiny have 2 different weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoder", [{}, {"weights_sha256": None}, {"weights_sha256": ""}])

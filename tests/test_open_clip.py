@@ -185,10 +185,10 @@ def test_an_archive_or_weights_of_hugging_faces_do_not_take_the_configuration_be
         ("", "cannot read"),
         ("[1]", "has no 'model_cfg'"),
         (json.dumps(MODELS["vit"]), "has no 'model_cfg'"),
-        (json.dumps({"model_cfg": MODELS["vit"]}), "embed_dim None where open_clip has a number"),
+        (json.dumps({"model_cfg": MODELS["vit"]}), "embed_dim None, but open_clip needs a number"),
         (
             json.dumps({"model_cfg": {"embed_dim": 32, "vision_cfg": VIT, "text_cfg": 3}}),
-            "text_cfg 3 where open_clip has an",
+            "text_cfg 3, but open_clip needs an",
         ),
         (
             json.dumps({"model_cfg": {"embed_dim": 32} | MODELS["vit"], "preprocess_cfg": 1}),
@@ -330,7 +330,7 @@ VISION = SIZES | {"image_size": 32, "patch_size": 16}
 )
 def test_a_folder_of_another_model_says_what_is_supported(make, kind, instead, tmp_path):
     make().save_pretrained(tmp_path)
-    message = rf"^{tmp_path}.* has model_type '{kind}'; supported are whole CLIP models .*{instead}"
+    message = rf"^{tmp_path}.* has model_type '{kind}'; only CLIP models with both towers are supported .*{instead}"
     with pytest.raises(CheckpointError, match=message):
         load_encoder(tmp_path, device="cpu")
 

@@ -128,7 +128,7 @@ def test_a_partial_dataset_is_not_compared_class_by_class(colours):
 def test_a_wrong_copy_says_to_use_the_makers_files(colours):
     """It cannot be mended by getting its files again."""
     copy = replace(place("images"), files="")
-    with pytest.raises(DatasetError, match="found 4; do not use images, put a folder nowhere into the data folder"):
+    with pytest.raises(DatasetError, match="found 4; instead of using images, put a folder nowhere into"):
         open_dataset(row(place("nowhere"), copy, test=3), data_dir=colours.parent)
 
 

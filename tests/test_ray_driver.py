@@ -150,7 +150,7 @@ def test_what_no_node_of_its_hardware_can_do_is_made_anew_on_other(tmp_path):
 def test_other_versions_are_said_before_work_begins(tmp_path):
     ray = FakeRay({"a": 1}, _done)
     ray.versions = {**ray.versions, "torch": "2.0", "av": None}
-    with pytest.raises(ExecutorError, match=r"a has torch 2\.0, here [^;]*; install the same there"):
+    with pytest.raises(ExecutorError, match=r"a has torch 2\.0, here [^;]*; install the same versions"):
         _run(tmp_path, ray, "tiny")
 
 

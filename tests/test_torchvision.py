@@ -117,4 +117,4 @@ def test_files_with_a_dot_in_their_names_are_named(name, tmp_path, monkeypatch, 
     monkeypatch.setattr("probe.datasets.torchvision.download", refuse)
     with pytest.raises(DatasetMissingError, match="no network"):
         open_dataset(spec, data_dir=tmp_path)
-    assert any(f"{name} is fetched; to use the files that are here, {remedy}" in text for text in caplog.messages)
+    assert any(f"{name} is fetched; to use the local files instead, {remedy}" in text for text in caplog.messages)

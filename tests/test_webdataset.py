@@ -169,7 +169,7 @@ def test_a_validation_folder_that_is_named_for_testing_is_not_for_validation(fol
             "has 'val', 'valid', which are all names for val; rename or merge them, or cho",
         ),
         (("train", "holdout"), "", r"no test part; say which split of holdout, train it is with \?test=SPLIT"),
-        (("train", "holdout"), "/{train,holdout}/{0..2}.tar", "'holdout' in the braces is no usual name of train, val"),
+        (("train", "holdout"), "/{train,holdout}/{0..2}.tar", "'holdout' in the braces is not a usual name of train"),
         (("train", "Train"), "/{train,Train}/{0..2}.tar", "has 'train', 'Train', which are all names for train"),
     ],
 )
@@ -235,7 +235,7 @@ def test_a_name_that_says_nothing_is_refused(rest, message, tmp_path):
 def test_folders_whose_names_say_nothing_are_asked_for(folder):
     for name in ("a", "b"):
         write_shards(folder / name)
-    with pytest.raises(DatasetError, match=r"has shards in a, b; say which are what with \?train=\.\.\.&test="):
+    with pytest.raises(DatasetError, match=r"has shards in a, b; say which split each is with \?train=\.\.\.&test="):
         get_dataset(f"wds:{folder}")
 
 

@@ -36,7 +36,7 @@ def tables(args: argparse.Namespace) -> int:
         for path in stale.differing:
             print(f"probe: {_shown(path)} differs from the records; run python -m probe tables", file=sys.stderr)
         for path in stale.orphans:
-            print(f"probe: {_shown(path)} is of a model without records; remove it", file=sys.stderr)
+            print(f"probe: {_shown(path)} belongs to a model without records; remove it", file=sys.stderr)
         return 1 if stale.differing or stale.orphans else 0
     for path in derived.write_derived(results_dir):
         print(_shown(path))
@@ -104,6 +104,6 @@ def _results_dir(args: argparse.Namespace) -> Path:
     from probe import paths
 
     results_dir = paths.results_dir(args.results_dir)
-    if not os.path.isdir(results_dir / "records"):  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
+    if not os.path.isdir(results_dir / "records"):  # noqa: PTH112 - `Path.is_dir` raises if a name is too long
         raise errors.ResultsError(f"no records in {results_dir}; name the folder of a run with --results-dir")
     return results_dir

@@ -56,32 +56,32 @@ def cache_explain(args: argparse.Namespace) -> int:
             folder = cell.folder(root)
             reason = cache.damage(folder) if folder.is_dir() else "not kept"
             if not reason:
-                print(printable(f"{cell}: kept in {folder}"))
+                print(printable(f"{cell}: cached in {folder}"))
                 continue
             missed += 1
             if folder.is_dir():
-                print(printable(f"{cell}: damaged in {folder} ({reason}); the next run makes it again"))
+                print(printable(f"{cell}: damaged in {folder} ({reason}); the next run extracts it again"))
                 continue
             kept = inventory.nearest(root, cell)
             if kept is None:
-                print(printable(f"{cell}: not kept, nor anything of this part of the dataset"))
+                print(printable(f"{cell}: not cached, nor is anything of this part of the dataset"))
                 continue
             fields = inventory.differing(cell, kept)
-            print(printable(f"{cell}: not kept; the nearest is {kept.path.name} ({kept.state})"))
+            print(printable(f"{cell}: not cached; the nearest entry is {kept.path.name} ({kept.state})"))
             for name, (there, wanted) in fields.items():
                 print(printable(f"  {name}: {there} there, {wanted} wanted{_reason(name, there, wanted)}"))
     return 1 if missed else 0
 
 
 def _reason(name: str, there: object, wanted: object) -> str:
-    """Explain a field of the key that is a digest; empty for the other fields."""
+    """Explain why a digest in the key changed; return "" for fields that are not digests."""
     from probe.datasets.fingerprints import SAMPLED
 
     is_sampled, was_sampled = str(wanted).startswith(SAMPLED), str(there).startswith(SAMPLED)
     if name != "content":
         return ""
     if is_sampled and not was_sampled:
-        return " (an earlier version compared sizes and dates of files, and not their contents)"
+        return " (an earlier version compared only sizes and dates of files, not their contents)"
     return f" ({'sizes, dates or contents of files' if is_sampled else 'contents of images'} changed)"
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from probe.records import RunRecord
     from probe.specs import RunSpec
 
-MAX_NAMES = 200  # characters of the names of a cell in a message
+MAX_NAMES = 200  # characters for the names of a run in a message
 logger = logging.getLogger(__name__)
 
 

@@ -47,7 +47,7 @@ def get_dataset(name: str) -> DatasetSpec:
     module = importlib.import_module(f"probe.datasets.{'user_rows' if is_row else KINDS[kind]}")
     try:
         spec = module.make_spec(name if is_row else rest)
-    except (OSError, RuntimeError, ValueError) as err:  # a name too long, a home of nobody, a NUL
+    except (OSError, RuntimeError, ValueError) as err:  # a name that is too long, `~` of an unknown user, a NUL
         if isinstance(err, ProbeError):
             raise
         raise DatasetError(f"cannot look at {name!r} ({err}); give a path that can be read") from err

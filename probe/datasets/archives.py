@@ -35,16 +35,16 @@ DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOF
 
 
 def fetch_missing(source: Source, root: Path, *, only: str = "") -> None:
-    """Fetch the archives of a source that has `downloads`, and unpack them.
+    """Fetch and unpack the archives of a source that has `downloads`.
 
     Args:
-        source: nothing is done if it has no `downloads`, or if its files are there.
+        source: if it has no `downloads`, or if its files exist, nothing is done.
         root: the data folder.
         only: name of the one archive that is needed; empty for all.
 
     Raises:
         DatasetMissingError: an archive could not be fetched, or is not the published one.
-        DatasetError: as `unpack_missing`.
+        DatasetError: see `unpack_missing`.
     """
     if not source.downloads or all((root / path).exists() for path in source.paths):
         return
@@ -61,7 +61,7 @@ def unpack_missing(source: Source, root: Path, *, only: str = "") -> None:
     """Unpack a source's archives where its files are not there and all of its archives are.
 
     Args:
-        source: whose archives.
+        source: the source whose archives are unpacked.
         root: the data folder.
         only: name of the one archive that is needed; empty for all.
 
@@ -79,7 +79,7 @@ def unpack_missing(source: Source, root: Path, *, only: str = "") -> None:
         with lock(root / f"{archives[0][0].name}.lock"):
             if _is_unpacked(source, root, begun):  # another process was faster
                 return
-            if not begun.exists():  # another user's cannot be touched
+            if not begun.exists():  # `touch` fails on the file of another user
                 begun.touch()
             for archive, folder in archives:
                 with lock(archive.with_name(f"{archive.name}.unpacking.lock")):  # two sources can share an archive
@@ -111,7 +111,7 @@ def unpack(archive: Path, folder: Path) -> None:
     make_folder(folder)
     prefix = f".{archive.name}-"
     for left in folder.glob(f"{glob.escape(prefix)}*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)  # another user's may stay
+        shutil.rmtree(left, ignore_errors=True)  # files of another user may remain
     with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as temporary:
         top = Path(temporary)
         try:

@@ -21,8 +21,8 @@ TABLES = (".parquet", ".arrow")
 DESCRIPTIONS = ("metadata.csv", "metadata.jsonl")  # of images in folders; one as Parquet is data
 ALSO = (hub.CARD, "dataset_infos.json")  # what describes the files of a repository
 CONVERTED = "refs/convert/parquet"  # where the hub keeps conversions that it makes itself, one folder a configuration
-# How the files of a split are named where no card names them: by `push_to_hub`, and in the hub's own conversions. Its
-# folder of a split that it converted in part is called partial-SPLIT, which is not the name of a split.
+# File names of a split without a card: as `push_to_hub` writes them, and as the hub writes its own conversions. The hub
+# calls the folder of a partly converted split partial-SPLIT; the name of the split is SPLIT.
 SHARDED = re.compile(r"data/([^/]+)-\d{5}-of-\d{5}[^/]*\.(?:parquet|arrow)")
 CONVERTED_SPLIT = re.compile(r"([\w.]+)/\d{4}\.parquet")
 
@@ -33,10 +33,9 @@ class Plan:
 
     Args:
         patterns: the files to fetch.
-        arguments: of `load_dataset`.
-        sizes: rows of each split, where the card says so.
-        splits: names of all splits of the configuration, also of those that are not fetched; empty if only the loaded
-            files tell.
+        arguments: arguments of `load_dataset`.
+        sizes: split -> number of rows, for the splits whose size is on the card.
+        splits: names of all splits of the configuration, fetched or not; empty if they are known only after loading.
     """
 
     patterns: Sequence[str]
@@ -46,18 +45,17 @@ class Plan:
 
 
 def make_plan(snapshot: hub.Snapshot, options: Mapping[str, str], wanted: Collection[str]) -> Plan:
-    """Choose the files of the wanted splits of a configuration, or all data where the card leaves that to `datasets`.
+    """Choose the files of the wanted splits of a configuration, or all data files if the card does not list splits.
 
     Args:
         snapshot: the repository.
-        options: `config` and `revision` are used.
-        wanted: the splits that are needed, in any spelling of `datasets.subsets`; the files of other splits are not
-            fetched.
+        options: of these, `config` and `revision` are used.
+        wanted: the splits to fetch, in any spelling that `datasets.subsets` knows.
 
     Raises:
         DatasetMissingError: nothing can be had without running code.
-        DatasetError: there is no such configuration, or several of which none is chosen, or files do not say which
-            split they are of.
+        DatasetError: the configuration does not exist, none of several configurations is chosen, or the names of files
+            do not say to which split they belong.
     """
     repo, config = snapshot.repo, options.get("config", "")
     configs = _configs(snapshot.folder)
@@ -83,10 +81,10 @@ def make_plan(snapshot: hub.Snapshot, options: Mapping[str, str], wanted: Collec
 
 
 def make_local_plan(path: Path, config: str) -> Plan:
-    """Choose what to tell `load_dataset` of a folder here: all splits of a configuration.
+    """Choose the arguments of `load_dataset` for all splits of a configuration in a local folder.
 
     Raises:
-        DatasetError: there is no such configuration, or files do not say which split they are of.
+        DatasetError: the configuration does not exist, or the names of files do not say to which split they belong.
     """
     chosen = choose_config(str(path), path, config)
     if chosen in _configs(path):
@@ -96,7 +94,7 @@ def make_local_plan(path: Path, config: str) -> Plan:
     )
     of_split = find_splits(str(path), files)
     archives = [file for file in files if file.lower().endswith(".zip")]
-    if archives and not of_split:  # whose images would get wrong labels, or none (datasets#8419)
+    if archives and not of_split:  # `datasets` gives archived images wrong labels, or none (datasets#8419)
         raise DatasetError(f"{path} holds archives, {listed(archives)}; unpack each into a folder of its name")
     return _plan_splits(path, chosen, of_split, of_split) if of_split else Plan([], {"name": chosen or None})
 
@@ -104,8 +102,8 @@ def make_local_plan(path: Path, config: str) -> Plan:
 def _plan_splits(folder: Path, chosen: str, of_split: Mapping[str, Sequence[str]], wanted: Collection[str]) -> Plan:
     """Plan the files of the wanted splits.
 
-    `load_dataset` gets their names, since it would look for the files of the first configuration too. It then does not
-    look at the rest of the card, so the types of columns and the sizes are taken from the card here.
+    `load_dataset` gets the names of the files; otherwise it would also look for the files of the first configuration.
+    Given names, it ignores the rest of the card, so this function reads the column types and sizes from the card.
     """
     splits = tuple(of_split)
     spelled = {as_spelled(split, splits) for split in wanted}
@@ -125,37 +123,37 @@ def _plan_splits(folder: Path, chosen: str, of_split: Mapping[str, Sequence[str]
 
 
 def _suffixes() -> tuple[str, ...]:
-    """Return the suffixes of what can be read without running code, the frequent first."""
-    return (*TABLES, *Image.registered_extensions())  # archived images would get wrong labels (datasets#8419)
+    """Return the suffixes of files that can be read without running code, the most frequent first."""
+    return (*TABLES, *Image.registered_extensions())  # no archives: wrong labels (datasets#8419)
 
 
 def _readable_files() -> list[str]:
-    """Return patterns of all files that can be read without running code, and of the descriptions of images."""
+    """Return patterns for all files that can be read without running code, and for files that describe images."""
     suffixes = _suffixes()
     return [f"*{suffix}" for suffix in (*suffixes, *map(str.upper, suffixes), *DESCRIPTIONS)]
 
 
 def _find_splits_below(where: str, top: str, files: Sequence[str]) -> dict[str, list[str]]:
-    """Return split -> patterns of its Parquet files below the folder `top`, such as a configuration of a conversion."""
+    """Return split -> patterns of its Parquet files below the folder `top`, which can hold one configuration."""
     below = [file.removeprefix(top) for file in files if file.startswith(top) and file.endswith(".parquet")]
     of_split = find_splits(where, below)
     return {split: [f"{glob.escape(top)}{pattern}" for pattern in of_split[split]] for split in of_split}
 
 
 def find_splits(where: str, files: Sequence[str]) -> dict[str, list[str]]:
-    """Return split -> patterns of its files, by the names of folders and files; empty where nothing can be read.
+    """Return split -> patterns of its files, by the names of folders and files; empty if there are no readable files.
 
-    `datasets` finds splits by such names too, but knows fewer spellings. What it does not know it puts together with
-    the rest, or leaves out, and a class called test-tube it takes for a split.
+    `datasets` finds splits by such names too, but knows fewer spellings. It merges splits that it does not know into
+    another split, or leaves them out, and takes a class called test-tube for a split.
 
     Raises:
-        DatasetError: a file is in no split, or two folders would be one class.
+        DatasetError: a file belongs to no split, or two folders would become one class.
     """
     seen = [file for file in files if not any(part.startswith((".", "__")) for part in file.split("/"))]
     tables = [file for file in seen if Path(file).suffix in TABLES and Path(file).stem != "metadata"]
     suffixes = Image.registered_extensions()
     images = [file for file in seen if Path(file).suffix.lower() in suffixes]
-    of_split = _group_by_split(tables, SHARDED)  # `datasets` too takes no other files where there are such
+    of_split = _group_by_split(tables, SHARDED)  # if there are such files, `datasets` ignores all others, too
     if of_split:
         return of_split
     of_split = _group_by_split(tables, CONVERTED_SPLIT)
@@ -172,7 +170,7 @@ def find_splits(where: str, files: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _group_by_split(files: Sequence[str], pattern: re.Pattern[str]) -> dict[str, list[str]]:
-    """Return split -> its files, by the first group of the pattern, escaped for a glob; other files are left out."""
+    """Return split -> its files, escaped for a glob. The pattern's first group is the split; others are skipped."""
     of_split: dict[str, list[str]] = {}
     for file in sorted(files):
         if match := pattern.fullmatch(file):
@@ -181,7 +179,7 @@ def _group_by_split(files: Sequence[str], pattern: re.Pattern[str]) -> dict[str,
 
 
 def _split_of_table(file: str) -> tuple[str, str]:
-    """Return the word for a split in the path of a table, or "", and its name without the numbers that count files."""
+    """Return the word for a split in the path of a table, or "", and the path's name without the file number."""
     texts = [*file.split("/")[:-1], Path(file).stem]
     for i, text in enumerate(texts):
         words = [word for word in re.split(r"[-._ 0-9]+", text) if part_of(word)]
@@ -191,15 +189,15 @@ def _split_of_table(file: str) -> tuple[str, str]:
 
 
 def _without_numbers(texts: Sequence[str]) -> str:
-    """Return folders and a name as that of a split, in which `datasets` allows letters, digits and `_`."""
+    """Join folders and a name into the name of a split. `datasets` allows only letters, digits and `_` in it."""
     return re.sub(r"\W+", "_", re.sub(r"[0-9a-f]{8,}|[0-9]+", "", "_".join(texts))).strip("_") or "unnamed"
 
 
 def _splits_of_images(where: str, images: Sequence[str], metadata: Sequence[str]) -> dict[str, list[str]]:
-    """Return split -> pattern: SPLIT/CLASS/FILE, SPLIT/metadata.csv, or CLASS/FILE, which is one split."""
+    """Return split -> pattern for SPLIT/CLASS/FILE and SPLIT/metadata.csv; CLASS/FILE is a single split."""
     top = os.path.commonpath([file.rpartition("/")[0] for file in (*images, *metadata)])
     start = f"{top}/" if top else ""
-    folders: dict[str, set[str]] = {}  # first folder -> folders of images below it, "" for the first itself
+    folders: dict[str, set[str]] = {}  # first folder -> folders of images below it; "" is the first folder itself
     for file in images:
         first, *rest = file.removeprefix(start).split("/")
         if rest:
@@ -207,36 +205,36 @@ def _splits_of_images(where: str, images: Sequence[str], metadata: Sequence[str]
     named = [first for first in folders if part_of(first)]
     flat = [first for first, below in folders.items() if "" in below]
     loose_metadata = [file for file in metadata if "/" not in file.removeprefix(start)]
-    is_tree = len(flat) == len(folders) > len(named) and len(loose_metadata) == len(metadata)  # a train can be a class
+    is_tree = len(flat) == len(folders) > len(named) and len(loose_metadata) == len(metadata)  # a class can be "train"
     if is_tree or (loose_metadata and not named):
         return {"train": [f"{glob.escape(start)}**"]}
     if loose_metadata and named:
-        raise DatasetError(f"{where} has metadata beside {named[0]}/; put a file of it into each folder of a split")
+        raise DatasetError(f"{where} has metadata next to {named[0]}/; put one into the folder of each split")
     if not metadata and set(named) & set(flat):
         raise DatasetError(
             f"{where} has no class folders in {listed(f'{name}/' for name in named if name in flat)}; put the images "
-            "of each into one subfolder for each class, or add metadata.csv"
+            "of each folder into one subfolder per class, or add metadata.csv"
         )
     of_split: dict[str, list[str]] = {}
     for first in sorted(folders):
-        if metadata or first not in flat:  # else it has no classes, as a folder of pictures for the card
+        if metadata or first not in flat:  # otherwise a folder without classes, such as pictures for the card
             of_split.setdefault(re.sub(r"\W+", "_", first), []).append(f"{glob.escape(start + first)}/**")
             _check_class_folders(where, first, folders[first] if not metadata else ())
     twins = [name for name, patterns in of_split.items() if len(patterns) > 1]
     if twins:
-        raise DatasetError(f"{where} has several folders that are called {twins[0]} but for punctuation; rename them")
+        raise DatasetError(f"{where} has several folders named {twins[0]} except for punctuation; rename them")
     return of_split
 
 
 def _check_class_folders(where: str, split: str, folders: Iterable[str]) -> None:
-    """See that no two folders of a split have the same last name, by which `datasets` calls the class."""
+    """Check that the last names of a split's folders differ, because `datasets` names classes by them."""
     seen: dict[str, str] = {}
     for folder in sorted(folders):
         twin = seen.setdefault(folder.rpartition("/")[2], folder)
         if twin != folder:
             raise DatasetError(
-                f"{where}: {split}/{twin} and {split}/{folder} would be one class; rename one, or put the folders of "
-                "splits side by side and call them train, val and test"
+                f"{where}: {split}/{twin} and {split}/{folder} would become one class; rename one, or put the folders "
+                "of splits into one folder and call them train, val and test"
             )
 
 

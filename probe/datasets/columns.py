@@ -59,16 +59,16 @@ def read_labels(
 ) -> tuple[np.ndarray, list[str]]:
     """Return the labels of a part, int64 (n,) or (n, k), and the names of the classes.
 
-    Labels are (n, k) where a row has a list: of classes, or of 0 and 1 for each class. Images are not looked at.
-    Classes are those of the type of the column, else all labels of the training part, sorted.
+    Labels are (n, k) if rows hold lists: lists of classes, or lists with 0 or 1 for each class. Images are not read.
+    The column's type names the classes; without such a type, the classes are all labels of the training part, sorted.
 
     Args:
-        name: of the part, for messages.
+        name: name of the part, for messages.
         images: the rows of the part.
-        training: those of the training part.
+        training: the rows of the training part.
         given: the column that the user named, if any.
-        takes_lists: whether the metric scores several labels of an image; else lists that all hold one class become
-            labels (n,).
+        takes_lists: True if the metric scores several labels per image. Otherwise lists become labels (n,) if each
+            holds exactly one class.
     """
     column = _label_column(name, images.features, given)
     if column not in training.features:
@@ -81,7 +81,7 @@ def read_labels(
             raise DatasetError(f"{name}: the classes of the column {column!r} are not those of train; save both alike")
         if images is training:
             report_twins(where, _element(feature).names)
-        classes: list[Any] = list(dict.fromkeys(names))  # two forms of one name are one class
+        classes: list[Any] = list(dict.fromkeys(names))  # two Unicode forms of a name are one class
         values = [[names[label] for label in labels] for labels in values]
     else:
         pool = values if images is training else _values(name, training, column)
@@ -91,8 +91,8 @@ def read_labels(
             return (table if takes_lists else single(table)), [str(i) for i in range(table.shape[1])]
         if _is_list(feature) and getattr(_element(feature), "dtype", "") == "bool":
             raise DatasetError(
-                f"{where}: the lists differ in length, or hold one value; give lists of as many values as there are "
-                "classes, or lists of the classes that an image shows"
+                f"{where}: the lists differ in length, or hold one value; give lists with one value for each class, "
+                "or lists of the classes that an image shows"
             )
         if any(isinstance(label, str) for labels in pool for label in labels):
             if images is training:
@@ -101,8 +101,8 @@ def read_labels(
         classes = sorted({label for labels in pool for label in labels})
     if any(len(set(labels)) < len(labels) for labels in values):
         raise DatasetError(
-            f"{where}: a list has a class twice; give lists of the classes that an image shows, or lists of 0 and 1, "
-            "with a value for each class"
+            f"{where}: a list has a class twice; give lists of the classes that an image shows, or lists with 0 or 1 "
+            "for each class"
         )
     position = class_positions(where, (label for labels in values for label in labels), classes)
     places = [[position[label] for label in labels] for labels in values]
@@ -143,7 +143,7 @@ def _is_missing(label: Any) -> bool:
 
 
 def _class_names(feature: Any) -> list[str]:
-    """Return the names of the classes of a column of type `ClassLabel`, or of lists of it; empty for other types."""
+    """Return the class names of a column of type `ClassLabel`, or of lists of that type; empty for other types."""
     element = _element(feature)
     return [composed(str(name)) for name in element.names] if isinstance(element, datasets.ClassLabel) else []
 

@@ -1,11 +1,11 @@
-"""Settings of Pillow that hold for the whole process, while images are read: its limit of pixels and its warnings.
+"""Settings of Pillow for the whole process while images are read: its limit of pixels and its warnings.
 
-Pillow refuses an image of more than twice `Image.MAX_IMAGE_PIXELS`, since a small file can claim to be an image that
+Pillow refuses an image of more than twice `Image.MAX_IMAGE_PIXELS`, because a small file can declare an image that
 fills the memory. The variable `PROBE_MAX_IMAGE_PIXELS` allows more.
 
-What Pillow warns of while it reads a file, such as damaged EXIF data, changes no pixel of an RGB image, so that its
-warnings are dropped. An error of libtiff matters: Pillow goes on with the pixels that were decoded, and libtiff writes
-a line to stderr that names no file. These errors are collected for each image.
+Pillow's warnings about a file, such as damaged EXIF data, are dropped, because the pixels of the RGB image stay the
+same. Errors of libtiff matter: Pillow continues with the pixels that were decoded, and libtiff writes a line to stderr
+that does not name the file. These errors are collected for each image.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from probe.errors import DatasetError
 LIMIT = "PROBE_MAX_IMAGE_PIXELS"
 
 _lock = threading.Lock()
-_settings = ExitStack()  # of the process, from when the first of several threads begins to read to when the last ends
+_settings = ExitStack()  # of the process, held while at least one thread reads
 _num_reading = 0
 _of_thread = threading.local()
 
 
 @contextmanager
 def reading() -> Iterator[list[str]]:
-    """Read an image under these settings, in any thread; what libtiff says of it is in the list.
+    """Read an image under these settings, in any thread. The yielded list collects libtiff's errors.
 
     Raises:
         DatasetError: `PROBE_MAX_IMAGE_PIXELS` is not a number.
@@ -58,7 +58,7 @@ def reading() -> Iterator[list[str]]:
 
 
 def refused_for_size(err: BaseException) -> tuple[str, str] | None:
-    """Return what is wrong with an image that Pillow refuses for its size, and what to do; None for other errors."""
+    """Return the reason and the remedy if Pillow refused an image for its size; None for other errors."""
     if not isinstance(err, Image.DecompressionBombError):
         return None
     pixels, limit = (int(number) for number in re.findall(r"[0-9]+", str(err))[:2])
@@ -75,12 +75,12 @@ def _read_limit() -> int | None:
 @contextmanager
 def _set(limit: int | None) -> Iterator[None]:
     before, restore = Image.MAX_IMAGE_PIXELS, _catch_libtiff()
-    logger = logging.getLogger("PIL.TiffImagePlugin")  # which also logs what it raises
+    logger = logging.getLogger("PIL.TiffImagePlugin")  # logs the errors that it raises
     was_disabled, logger.disabled = logger.disabled, True
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         if limit is not None:
-            Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # Pillow refuses what has more than twice as many
+            Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # Pillow refuses images of more than twice this number
         try:
             yield
         finally:
@@ -90,20 +90,20 @@ def _set(limit: int | None) -> Iterator[None]:
 
 
 def _take_error(module: bytes | None, text: bytes | None, _: object) -> None:
-    """Take an error of libtiff: who says it, and a text with `%` for values, which are left out."""
+    """Collect an error of libtiff: the reporting function, and a format string whose values are left out."""
     remarks = getattr(_of_thread, "remarks", None)
     if remarks is not None:
         said = [part.decode("utf-8", "replace") for part in (module, text) if part]
         remarks.append(": ".join(said).partition("%")[0].strip(" ,;(\"'"))
 
 
-# libtiff keeps the address alone, so that the function it belongs to must live as long as the process.
+# libtiff stores only the address, so this function object must live as long as the process.
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)(_take_error)
 _ADDRESS = ctypes.cast(_CALLBACK, ctypes.c_void_p).value
 
 
 def _catch_libtiff() -> Callable[[], object]:
-    """Have libtiff hand its errors to `_take_error`, where its functions are found; return what undoes that."""
+    """Make libtiff pass its errors to `_take_error`, if its functions are found; return a function that undoes this."""
     set_handler = _libtiff_function()
     if set_handler is None:
         return lambda: None
@@ -113,7 +113,7 @@ def _catch_libtiff() -> Callable[[], object]:
 
 @cache
 def _libtiff_function() -> Any:
-    """Return the function that sets libtiff's handler of errors, or None, as on Windows, where Pillow hides it."""
+    """Return the function that sets libtiff's error handler, or None if Pillow hides it, as on Windows."""
     try:
         function = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
     except (OSError, AttributeError):

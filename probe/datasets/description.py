@@ -60,7 +60,7 @@ def is_here(source: Source, root: Path) -> bool:
 
 
 def _is_in_hub_cache(repository: str, revision: str) -> bool:
-    """True if data of a repository has been fetched before; whether it is whole is seen when it is opened."""
+    """Return True if data of a repository has been fetched before. Opening the data checks that it is complete."""
     from huggingface_hub import constants
 
     commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else "*"

@@ -1,10 +1,10 @@
-"""Fingerprints of images: digests that tell whether the images of a dataset were replaced under the same names.
+"""Fingerprints of images: digests that change when the images of a dataset are replaced under the same names.
 
 Ids and labels say which images a dataset has; a fingerprint says that their contents have not changed. It looks at the
 name, size and date of every file and at a sample of the contents, as reading every image would take as long as
-extracting its features. The sample misses a change only where files keep their sizes and dates, as reproducible builds,
-`git checkout` and copies with fixed dates can make them, and the changed bytes are not among those that are read:
-where one file in a hundred of a large dataset was replaced so, with a probability of 3e-5.
+extracting its features. The sample misses a change only if the changed files have the same sizes and dates as before
+and none of the changed bytes are read. Reproducible builds, `git checkout` and copies with fixed dates can make such
+files. If one file in a hundred of a large dataset was replaced in this way, the probability of a miss is 3e-5.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-# Begins the fingerprints of files. Earlier ones, which have no such word, hold names, sizes and dates alone.
+# First word of a fingerprint of files. Earlier fingerprints lack this word and cover only names, sizes and dates.
 SAMPLED = "sampled"
 # At most 1,024 files are opened and 64 MiB are read, so that the sample takes no longer than the listing of a large
 # dataset. Measured on a local disk: 10 us for the size and date of a file, 60 us for its contents. For the 1.28 million
-# images of ImageNet these are 13 s and 0.06 s.
+# images of ImageNet, the listing takes 13 s and the sample 0.06 s.
 MAX_FILES = 1024
 BLOCK = 1 << 14  # bytes
 MAX_BLOCKS = 4 * MAX_FILES  # divided evenly among the files that are opened
@@ -29,9 +29,9 @@ MAX_BLOCKS = 4 * MAX_FILES  # divided evenly among the files that are opened
 def of_files(folder: Path, names: Iterable[str | Path]) -> str:
     """Return a digest of the names, sizes and dates of files below a folder, and of a sample of their contents.
 
-    Of more than `MAX_FILES` files the first, the last, and others that a hash of all names, sizes and dates chooses are
-    read. Each file that is read has an equal share of `MAX_BLOCKS`, four blocks or more: a file of that size or less is
-    read in full, a larger one at its first block, its last, and others that the hash chooses.
+    If there are more than `MAX_FILES` files, the first, the last, and others chosen by a hash of all names, sizes and
+    dates are read. Each of them gets an equal share of `MAX_BLOCKS`, at least four blocks. A file that fits into its
+    share is read in full; of a larger file, the first block, the last, and others chosen by the hash are read.
 
     A file that cannot be read counts as an empty one. The digest stays the same when the folder is moved.
     """
@@ -40,12 +40,12 @@ def of_files(folder: Path, names: Iterable[str | Path]) -> str:
     for name in names:
         size, date = _size_and_date(folder / name)
         sizes.append(size)
-        sha.update(f"{name}\t{size}\t{date}\n".encode(errors="surrogateescape"))  # names need not be text
+        sha.update(f"{name}\t{size}\t{date}\n".encode(errors="surrogateescape"))  # file names can be any bytes
     seed = sha.digest()
     chosen = _choose(seed, len(names), MAX_FILES)
     for i in sorted(chosen):
         blocks = _choose(seed + i.to_bytes(8, "big"), -(-sizes[i] // BLOCK), MAX_BLOCKS // len(chosen))
-        if blocks:  # else an empty file, or a pipe, which opening would wait for
+        if blocks:  # otherwise an empty file, or a pipe, on which `open` would block
             sha.update(_read_blocks(folder / names[i], sorted(blocks)))
     return f"{SAMPLED}:{sha.hexdigest()}"
 
@@ -66,7 +66,7 @@ def _size_and_date(path: Path) -> tuple[int, int]:
 
 
 def _choose(seed: bytes, n: int, most: int) -> Set[int]:
-    """Return all of 0 to n - 1, or the first, the last and others that the seed chooses, at most `most`."""
+    """Return 0 to n - 1 if these are at most `most`; otherwise the first, the last and others that the seed chooses."""
     if n <= most:
         return set(range(n))
     draws = (hashlib.sha256(seed + i.to_bytes(8, "big")).digest() for i in range(most - 2))
@@ -74,7 +74,7 @@ def _choose(seed: bytes, n: int, most: int) -> Set[int]:
 
 
 def _read_blocks(path: Path, blocks: Iterable[int]) -> bytes:
-    """Return the SHA-256 of some blocks of a file, or nothing where it cannot be read."""
+    """Return the SHA-256 of some blocks of a file, or empty bytes if it cannot be read."""
     sha = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:

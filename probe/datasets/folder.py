@@ -1,11 +1,11 @@
 """Folders of images, one subfolder a class: `folder:PATH`, and the rows whose files are kept so.
 
     PATH/train/CLASS/*  PATH/test/CLASS/*  [PATH/val/CLASS/*]      splits as given; without val/, a part of train/
-    PATH/train/CLASS/*  PATH/val/CLASS/*                           val/ is the test split, as of ImageNet
+    PATH/train/CLASS/*  PATH/val/CLASS/*                           val/ is the test split, as in ImageNet
     PATH/CLASS/*                                                   one tree: divided 60 / 20 / 20, class by class
 
-Folders of splits may have any spelling of `datasets.subsets`, such as `Training/` and `Testing/`. A folder of that name
-with images in it, beside other folders of images, is a class.
+Folders of splits may have any spelling that `datasets.subsets` knows, such as `Training/` and `Testing/`. A folder with
+such a name is a class if it holds images and is next to other folders of images.
 
 Hidden files and the notes that operating systems leave are passed over; anything else that does not fit is an error.
 """
@@ -70,15 +70,15 @@ def _find_subsets(root: Path) -> dict[str, str]:
     if not any(entry.is_dir() for name in named for entry in _visible(root / name, ())):
         if named and named == folders:
             raise DatasetError(
-                f"{root} has no class folders in {listed(f'{name}/' for name in named)}; put the images of each into "
-                "one subfolder for each class, or rename what is a class"
+                f"{root} has no class folders in {listed(f'{name}/' for name in named)}; put the images of each "
+                "folder into one subfolder per class, or rename a folder that is a class"
             )
         return {"all": "."}
     others = [entry.name for entry in _visible(root, tuple(named))]
     if others:
         raise DatasetError(
-            f"{root}: {listed(others)} is beside {named[0]}/ and would not be read; give each folder of a split the "
-            "name train, val or test, and move anything else away"
+            f"{root}: {listed(others)} is next to {named[0]}/ and would not be read; name the folders of splits train, "
+            "val and test, and move anything else away"
         )
     kinds = {part_of(name) for name in named}
     if "train" not in kinds or len(kinds) == 1:
@@ -97,7 +97,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     parts whose classes' folders are called by their indices; `media`, `video` for the middle frames of videos.
 
     Raises:
-        DatasetMissingError: there is no such folder, and its archives could not be fetched.
+        DatasetMissingError: the folder does not exist, and its archives could not be fetched.
         DatasetError: a class that the training part does not have, or a file that does not belong there.
     """
     if not offline:
@@ -141,7 +141,8 @@ def list_files(folder: Path, *, suffixes: frozenset[str] | None = None, ignore: 
         ignore: names of files that are passed over.
 
     Raises:
-        DatasetError: something that is no such file, an empty class, or two classes that differ in case only or alike.
+        DatasetError: anything else is in the folder, a class is empty, or the names of two classes differ only in case,
+            spaces or dots.
     """
     allowed = suffixes or frozenset(Image.registered_extensions())
     kind = "image" if suffixes is None else "video"
@@ -154,7 +155,7 @@ def list_files(folder: Path, *, suffixes: frozenset[str] | None = None, ignore: 
         if composed(twin) != composed(entry.name):
             raise DatasetError(
                 f"{folder} has the classes {twin!r} and {entry.name!r}, which differ only in case, spaces or dots and "
-                "are one class on some systems; merge them, or rename one"
+                "name the same folder on some systems; merge them, or rename one"
             )
         images = _visible(Path(entry.path), ignore)
         if not images:
@@ -162,8 +163,8 @@ def list_files(folder: Path, *, suffixes: frozenset[str] | None = None, ignore: 
         for image in images:
             if image.is_dir():
                 raise DatasetError(
-                    f"{image.path} is a folder inside a class; move its {kind}s up, or, if {entry.name} is no class "
-                    "but a split, call it train, val or test"
+                    f"{image.path} is a folder inside a class; move its {kind}s up; if {entry.name} is a split, not a "
+                    "class, call it train, val or test"
                 )
             if not image.is_file() or Path(image.name).suffix.lower() not in allowed:
                 raise DatasetError(f"{image.path} {_what(image, f'is no {kind}; remove it')}")

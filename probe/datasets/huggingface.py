@@ -12,11 +12,11 @@ card or a folder of the repository, `revision` a branch, tag or commit, `metric`
 column of lists, several labels an image, needs `voc2007_11pt_map`. A repository's own validation split is only
 taken where `val` names it; else a part of `train` is held out.
 
-Only the files of these splits are fetched, if the card or the names of folders and files tell the split. No code of a
-dataset is run. Images are opened by Pillow from the stored bytes, as everywhere in `probe`: the library's own decoding
-would turn them as their EXIF orientation says. What comes as Parquet is kept a second time, as Arrow files that are
-mapped into memory, in the library's cache (`HF_DATASETS_CACHE`). The library would take the Arrow files of earlier
-contents if the dates of the files of a path were the same, so those of a path have a folder for each content.
+Only the files of these splits are fetched, if the card or the names of folders and files say which files those are. No
+code of a dataset is run. Pillow opens images from the stored bytes, as everywhere in `probe`: the library's own
+decoding would rotate them by their EXIF orientation. The library stores a copy of Parquet data in its cache
+(`HF_DATASETS_CACHE`), as Arrow files that are mapped into memory. It compares only the dates of files, so it would use
+the Arrow files of replaced data with equal dates. Therefore each content of a path has its own folder of Arrow files.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         known = ", ".join(OPTIONS[:4])
         raise DatasetError(f"{spec.name}: its source has the option {unknown[0]!r}; the options are {known}")
     pool = "all" if part.name == "all" else "train"
-    # The splits of all parts, whichever part is opened, so that the library converts each file once.
+    # The splits of all parts, not only of the part that is opened, so that the library converts each file once.
     splits = {key: source.arguments(key).get("split", key) for key in (*dict(source.parts), part.name, pool)}
     content: Callable[[], str] | None = None
     if Path(source.location).is_absolute():
@@ -146,7 +146,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
 
 
 def _content_of_path(path: Path) -> Callable[[], str]:
-    """Return what computes the fingerprint of a file, or of all files of a folder that are not hidden."""
+    """Return a function that computes the fingerprint of a file, or of all files of a folder that are not hidden."""
     names = []
     for folder, subfolders, files in os.walk(path):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -155,7 +155,7 @@ def _content_of_path(path: Path) -> Callable[[], str]:
 
 
 def _content_of_rows(rows: Any) -> Callable[[], str] | None:
-    """Return what computes the fingerprint of rows from their Arrow files; None where all rows are in memory."""
+    """Return a function that computes the fingerprint of rows from their Arrow files; None if all are in memory."""
     files = [Path(file["filename"]) for file in rows.cache_files]
     if not files:
         return None
@@ -208,7 +208,7 @@ def _load_path(path: Path, config: str, content: str) -> dict[str, Any]:
             return {"train": datasets.load_from_disk(str(path))}
         if path.is_dir():
             plan = make_local_plan(path, config)
-            if not plan.arguments["name"]:  # else files of another configuration may have other classes
+            if not plan.arguments["name"]:  # files of different configurations may have different classes
                 check_classes(str(path), sorted(path.rglob("*.parquet")))
             loaded = dict(datasets.load_dataset(str(path), **plan.arguments, cache_dir=arrow))
             _check_sizes(str(path), loaded, plan.sizes, "get its files again, or correct the card")
@@ -221,24 +221,24 @@ def _load_path(path: Path, config: str, content: str) -> dict[str, Any]:
 
 
 def _check_path(path: Path) -> None:
-    """Refuse a path that the library would take for a pattern, since other folders can match it, or cannot read."""
+    """Refuse a path that the library cannot read, or takes for a pattern, which other folders could match."""
     wrong = re.search(r"[*?\[\]\r\n\ud800-\udfff]", str(path))
     if wrong:
         raise DatasetError(
-            f"{path} has {wrong[0]!r} in its name, with which the library datasets reads other files or none; rename it"
+            f"{path} has {wrong[0]!r} in its name, so the library datasets would read other files or none; rename it"
         )
 
 
 def _load_repository(
     repo: str, options: Mapping[str, str], splits: Mapping[str, str], offline: bool
 ) -> tuple[str, dict[str, Any], list[str]]:
-    """Load splits of a repository; nothing is fetched if `offline`.
+    """Load splits of a repository of the hub.
 
     Args:
         repo: `ORG/NAME`.
-        options: of the source.
+        options: the options of the source.
         splits: part -> split; the files of other splits are not fetched.
-        offline: never touch the network.
+        offline: True to never touch the network.
 
     Returns:
         The commit, split -> rows, and the names of all splits of the repository.
@@ -259,7 +259,7 @@ def _load_repository(
         if snapshot.is_known or isinstance(err, DatasetMissingError):
             raise
         raise DatasetMissingError(f"{repo} seems to be here in part only ({err})") from err
-    _check_sizes(repo, loaded, plan.sizes, "tell its makers, or give a ?revision= that is whole")
+    _check_sizes(repo, loaded, plan.sizes, "tell its makers, or choose a complete revision with ?revision=")
     return snapshot.folder.name, loaded, list(plan.splits or loaded)
 
 
@@ -272,7 +272,7 @@ def _check_sizes(where: str, loaded: Mapping[str, Any], sizes: Mapping[str, int]
 
 
 def _say_what_is_left(name: str, names: Sequence[str], taken: Collection[str]) -> None:
-    """Warn of a split that could be the official validation or test part and is not used."""
+    """Warn about an unused split that could be the official validation or test part."""
     for split in names:
         part = subsets.part_of(split)
         if part and split not in taken:

@@ -71,9 +71,9 @@ class ImageDataset:
         try:
             with decoding.reading() as remarks:
                 image = self.read(i)
-                if image.mode != "RGB":  # to convert is to copy
+                if image.mode != "RGB":  # `convert` always copies
                     image = image.convert("RGB")
-                image.load()  # what is damaged is found here
+                image.load()  # finds damage
         except ProbeError:
             raise
         except Exception as err:  # Pillow's readers raise whatever comes up in a damaged file, also AttributeError
@@ -102,8 +102,8 @@ class ImageDataset:
     def fingerprint(self) -> str:
         """Digest that changes when images are replaced under the same ids.
 
-        It is of the sizes, dates and a sample of the contents of files, or of arrays; of a source that has neither, of
-        some of its images, spread over all.
+        It covers the sizes, dates and a sample of the contents of files, or it covers arrays. For a source without
+        files and arrays, it covers some images, evenly spread over all.
         """
         return self.content() if self.content is not None else self._sample()
 

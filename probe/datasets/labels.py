@@ -1,7 +1,7 @@
-"""Labels as users' files hold them -> class indices and names of classes, for the forms whose files say no more.
+"""Labels in users' files -> class indices and names of classes, for files that do not describe their classes.
 
-Names are compared in Unicode's composed form (NFC): `é` as one character or as two is one name, as it looks. Names that
-differ only in case, or in spaces or dots at their ends, stay different, and are reported.
+Names are compared in Unicode's composed form (NFC): `é` is the same name written as one character or as two. Names that
+differ only in case, or in spaces or dots at their ends, are different classes, and a warning reports them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def composed(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """Return a name without case, and without spaces and dots at its ends, which file systems may not tell apart.
+    """Return a name without case, and without spaces and dots at its ends, which some file systems ignore.
 
     >>> folded("Cat ") == folded("cat.") == "cat"
     True
@@ -35,7 +35,7 @@ def folded(name: str) -> str:
 
 
 def report_twins(where: str, names: Iterable[str]) -> None:
-    """Warn of the names that are one class though they are written in two forms, and of those that look like one."""
+    """Warn about a class that is written in several Unicode forms, and about classes whose names nearly agree."""
     forms: dict[str, set[str]] = {}
     for name in names:
         forms.setdefault(composed(name), set()).add(name)
@@ -54,10 +54,10 @@ def report_twins(where: str, names: Iterable[str]) -> None:
 
 
 def class_positions(where: str, found: Iterable[Label], classes: Sequence[Label]) -> dict[Label, int]:
-    """Return label -> its place among the classes of the training images, for all labels that are found.
+    """Return label -> its index among the classes of the training images, for all labels that occur.
 
     Raises:
-        DatasetError: a label is not among the classes; the message names the class that it may stand for.
+        DatasetError: a label is not among the classes; the message names the class that was probably meant.
     """
     position = {label: i for i, label in enumerate(classes)}
     strange = [label for label in dict.fromkeys(found) if label not in position]
@@ -77,15 +77,15 @@ def class_positions(where: str, found: Iterable[Label], classes: Sequence[Label]
 
 
 def whole(label: object) -> object:
-    """Return a float with a whole value as an integer, such as 1.0; anything else as it is."""
+    """Return a float with a whole value, such as 1.0, as an integer; return anything else unchanged."""
     return int(label) if isinstance(label, float) and label.is_integer() else label
 
 
 def indicators(lists: Sequence[Sequence[object]]) -> np.ndarray | None:
-    """Return lists of 0 and 1, all of one length k >= 2, as int64 (n, k); None where the lists are of another kind.
+    """Return lists of 0 and 1, all of the same length k >= 2, as int64 (n, k); None for any other lists.
 
-    Entry c of such a list says whether the image shows class c. The numbers of two or more classes can never look so:
-    an image does not show a class twice, and pairs of 0 and 1 would all show both classes.
+    Entry c of such a list says whether the image shows class c. Lists of class indices never look like this: a list
+    names no class twice, and if all lists were [0, 1] or [1, 0], every image would show both classes.
     """
     lengths = {len(entries) for entries in lists}
     if len(lengths) != 1 or max(lengths) < 2 or not all(entry in (0, 1) for entries in lists for entry in entries):
@@ -102,5 +102,5 @@ def shown(lists: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
 
 
 def single(table: np.ndarray) -> np.ndarray:
-    """Return the class indices, int64 (n,), where each row of int64 (n, k) has exactly one 1; else the table."""
+    """Return class indices, int64 (n,), if each row of the int64 (n, k) table has exactly one 1; else the table."""
     return table.argmax(axis=1) if (table.sum(axis=1) == 1).all() else table

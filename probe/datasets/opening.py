@@ -170,7 +170,7 @@ def _open_first(spec: DatasetSpec, *, root: Path, offline: bool) -> tuple[Source
     can_fetch = not offline and any(source.can_download for source in spec.sources)
     for may_fetch in (False, True) if can_fetch else (False,):
         if may_fetch and (misnamed := _find_misnamed(spec, root)):
-            logger.warning("%s is fetched; to use the files that are here, %s", spec.name, misnamed)
+            logger.warning("%s is fetched; to use the local files instead, %s", spec.name, misnamed)
         for source in spec.sources:
             if may_fetch and not source.can_download:
                 continue
@@ -230,9 +230,9 @@ def _nowhere(
 
 
 def _find_misnamed(spec: DatasetSpec, root: Path) -> str:
-    """Return what to rename where files that a source needs have names with other dots, dashes or capitals, else "".
+    """Return what to rename if files of a source are present under names with different dots, dashes or capitals.
 
-    Kaggle has MNIST as `train-images.idx3-ubyte`.
+    For example, Kaggle names a file of MNIST `train-images.idx3-ubyte`. Return "" if there is nothing to rename.
     """
 
     def plain(name: str) -> str:
@@ -241,19 +241,19 @@ def _find_misnamed(spec: DatasetSpec, root: Path) -> str:
     found = {}
     for source in spec.sources:
         for wanted in (root / name for name in (*source.paths, *(archive for archive, _ in source.archives))):
-            with suppress(OSError):  # of a folder that is not there, or may not be looked into
+            with suppress(OSError):  # the folder does not exist or may not be read
                 beside = {plain(path.name): path.name for path in wanted.parent.iterdir()}
                 if not wanted.exists() and plain(wanted.name) in beside:
                     found[wanted] = beside[plain(wanted.name)]
     if not found:
         return ""
     wanted, name = next(iter(found.items()))
-    others = f", and {len(found) - 1} others alike," if len(found) > 1 else ""
+    others = f", and {len(found) - 1} others in the same way," if len(found) > 1 else ""
     return f"rename {name} to {wanted.name}{others} in {wanted.parent}"
 
 
 def _say_what_is_test(spec: DatasetSpec, source: Source) -> None:
-    """Log that the subset for validation is the test split, where it is."""
+    """Log it if the validation subset is used as the test split."""
     names = {
         part: str(arguments.get("split") or arguments.get("folder"))
         for part in ("train", "test")
@@ -301,7 +301,7 @@ def _check_counts(part: Part, images: ImageDataset, repair: str) -> None:
     """Compare the number of images of each class with the row.
 
     Raises:
-        DatasetError: a class has another number: the copy is another division, or its classes are in another order.
+        DatasetError: a number differs: the copy is divided differently, or its classes are in a different order.
     """
     if not part.class_counts:
         return
@@ -313,16 +313,16 @@ def _check_counts(part: Part, images: ImageDataset, repair: str) -> None:
         if n != expected:
             raise DatasetError(
                 f"{images.name}: expected {expected} images of class {label}, found {n}; this copy is divided "
-                f"differently, or its classes are in another order: {repair}"
+                f"differently, or its classes are in a different order: {repair}"
             )
 
 
 def _repair(spec: DatasetSpec, source: Source) -> str:
-    """Say what to do about wrong files: replace them, or use the makers' files instead of another copy."""
+    """Return what to do about wrong files: replace them, or use the makers' files instead of a copy."""
     files = next((other.files for other in spec.sources if other.files), "")
     if source.files or not files:
         return _REPAIR
-    return f"do not use {source.location}, put {files} into the data folder"
+    return f"instead of using {source.location}, put {files} into the data folder"
 
 
 def _check_labels(spec: DatasetSpec, images: ImageDataset) -> None:

@@ -49,7 +49,7 @@ def hub(
     revision: str = "",
 ) -> Source:
     """A repository of the Hugging Face hub; `parts` gives the name of its split for each part."""
-    pinned = (("revision", revision),) if revision else ()  # features of sources without a revision keep their keys
+    pinned = (("revision", revision),) if revision else ()  # keeps cached features without a revision valid
     return Source(
         form="huggingface",
         location=repository,

@@ -52,9 +52,9 @@ def read_image(index: Index, i: int) -> Image.Image:
 
 
 def read_index(folder: Path, names: Sequence[str]) -> tuple[Index, list[Label], list[str]]:
-    """Return where the images of shards are; the labels of each; and their names, from the folder of the shards on.
+    """Return the places of the images in shards, their labels, and their names relative to the folder of the shards.
 
-    The labels are as they are written: a number, or a list of numbers for an image that can show several classes.
+    Labels are as written: a number, or a list of numbers for an image that can show several classes.
     """
     ids: list[str] = []
     labels: list[Label] = []
@@ -123,7 +123,7 @@ def _choose_fields(path: Path, key: str, fields: Mapping[str, object], suffixes:
         return images[0], label
     lacks = ("several images" if images else "no image") if len(images) != 1 else "no label"
     way_out = "it needs one image and its label as .cls, .npy or .json"
-    if dotted := next((ending for ending in fields if "." in ending), ""):  # webdataset's rule, by which many are one
+    if dotted := next((ending for ending in fields if "." in ending), ""):  # webdataset ends names at the first dot
         stem, _, suffix = f"{key.rpartition('/')[2]}.{dotted}".rpartition(".")
         way_out = f"the name of a sample ends at its first dot: write '{stem.replace('.', '_')}.{suffix}' and so on"
     raise DatasetError(
@@ -144,7 +144,7 @@ def _read_label(file: IO[bytes], path: Path, key: str, ending: str, place: tuple
 
 
 def _parse_label(ending: str, content: bytes) -> object:
-    """Return what a file holds as a number or a list of them; anything else where it holds no label."""
+    """Return the content of a file: a number or a list of numbers; anything else if it holds no label."""
     if ending == "cls":
         is_number = re.fullmatch(rb"\s*[0-9]{1,19}(\.0*)?\s*", content)
         return float(content) if is_number and is_number[1] else int(content) if is_number else None

@@ -1,6 +1,6 @@
-"""Names of subsets: which of `train`, `val` and `test` a folder, a split or a shard is, in all usual spellings.
+"""Names of subsets: all usual spellings of `train`, `val` and `test` for folders, splits and shards.
 
-Knows names alone. The forms `folder:`, `hf:`, `wds:` and `csv:`, and rows in TOML, all ask here.
+This module reads no files. The forms `folder:`, `hf:`, `wds:` and `csv:`, and rows in TOML, all use it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from probe.errors import DatasetError, listed
 
 PARTS = ("train", "val", "test", "all")
-# As the library `datasets` spells them, and `evaluate` alike; case does not count.
+# Spellings that the libraries `datasets` and `evaluate` know; case is ignored.
 SPELLINGS = {
     "train": ("train", "training"),
     "val": ("validation", "valid", "val", "dev"),
@@ -29,16 +29,16 @@ def part_of(name: str) -> str | None:
 
 
 def find_parts(where: str, names: Iterable[str], given: Iterable[str] | None = None) -> dict[str, str]:
-    """Return part -> name for the names that are usual ones; a single name is `all`.
+    """Return part -> name for the usual names; if there is only one name, its part is `all`.
 
     Args:
         where: the dataset, for messages.
-        names: of all subsets.
-        given: the parts for which the user has named the subset, of which `names` may hold several spellings; None
-            where the user cannot name them.
+        names: the names of all subsets.
+        given: the parts whose subset the user named; `names` may hold several spellings of these. None if the user
+            cannot name subsets.
 
     Raises:
-        DatasetError: two names stand for one part.
+        DatasetError: two names stand for the same part.
     """
     names = list(names)
     if len(names) == 1:
@@ -58,23 +58,23 @@ def find_parts(where: str, names: Iterable[str], given: Iterable[str] | None = N
 def choose_parts(
     where: str, options: Mapping[str, str], found: Mapping[str, str], *, names: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return part -> subset: those that the user named, else those that were found or are usual.
+    """Return part -> subset: the subset that the user named for the part, else the subset that was found for it.
 
     If there are exactly two subsets, one for training and one for validation, the validation subset becomes the test
     part. Validation images are then held out of the training subset.
 
     Args:
         where: the dataset, for messages.
-        options: what the user wrote.
-        found: the parts if the user wrote nothing.
-        names: of all subsets, if they are known.
+        options: the options that the user wrote.
+        found: the parts to use if the user wrote no options.
+        names: the names of all subsets, if they are known.
 
     Raises:
-        DatasetError: `train` or `test` is missing, `all` is given with other parts, or one subset is to be two parts.
+        DatasetError: `train` or `test` is missing, `all` is given with other parts, or a subset is given for two parts.
     """
     given = {part: as_spelled(options[part], names) for part in PARTS if part in options}
     if "all" in given and len(given) > 1:
-        raise DatasetError(f"{where} gives all and other parts; give all alone, which is divided, or train and test")
+        raise DatasetError(f"{where} gives all and other parts; give only all, to divide it, or train and test")
     usual = {} if "all" in given or (given and "all" in found) else dict(found)
     if usual.get("val") in given.values():
         del usual["val"]
@@ -96,7 +96,7 @@ def choose_parts(
 
 
 def as_spelled(name: str, names: Sequence[str]) -> str:
-    """Return the one of `names` that a user means, such as `validation` for `val`; else the name as it is."""
+    """Return the entry of `names` that the user means, such as `validation` for `val`; else the name unchanged."""
     if name in names or part_of(name) is None:
         return name
     alike = [other for other in names if part_of(other) == part_of(name)]

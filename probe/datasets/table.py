@@ -1,13 +1,16 @@
-"""Lists of images and labels in CSV: `csv:PATH`, and the rows with such a source.
+"""Lists of images and labels in CSV: `csv:PATH`, and rows of the catalogue or in TOML with such a source.
 
-    csv:PATH.csv      a line for each image, below a line with the names of the columns: the path of the image, its
-                      label, and perhaps its split. Without a column for the split all images are divided 60 / 20 / 20
+    csv:PATH.csv      a first line with the names of the columns, then a line per image: its path, its label, and
+                      optionally its split. Without a column for the split, all images are divided 60 / 20 / 20
     csv:PATH          a folder with such a file for each split, such as train.csv and test.csv
 
 Columns are separated by commas, semicolons or tabs, and found by usual names, such as `path`, `label` and `split`.
-Options follow as in a URL, `csv:moths.csv?label=species&test=holdout`: `image`, `label` and `split` are columns;
-`folder` is what paths are relative to, if not the folder of the file, and is itself relative to that; `train`, `val`,
-`test` and `all` are the splits to take for these parts; `metric` is one of `probe.metrics`.
+Options follow as in a URL, such as `csv:moths.csv?label=species&test=holdout`:
+
+- `image`, `label` and `split` name the columns.
+- `folder` is the folder that image paths are relative to. It is relative to the folder of the file, its default.
+- `train`, `val`, `test` and `all` name the splits to take for these parts.
+- `metric` is a name of `probe.metrics`.
 
 Labels are texts. If all labels of the training images are whole numbers, classes are in the order of the numbers.
 """
@@ -35,7 +38,7 @@ from probe.metrics import get_metric
 from probe.specs import DatasetSpec, Part, Source
 
 OPTIONS = ("image", "label", "split", "folder", "metric", *subsets.PARTS)
-# Usual names of the columns, in small letters.
+# Usual names of the columns, in lower case.
 COLUMNS = {
     "image": (
         "path",
@@ -52,13 +55,13 @@ COLUMNS = {
     "label": ("label", "labels", "class", "class_name", "class_id", "class_label", "target", "category"),
     "split": ("split", "subset", "set", "partition", "usage"),
 }
-WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0*)?")  # 7 and 7.0, and not 007, which is a name
+WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0*)?")  # 7 and 7.0, but not 007, which is a name
 FRACTION = re.compile(r"-?[0-9]*\.[0-9]*[1-9][0-9]*(?:[eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line: the path of the image as it is written, its label, and its split, empty where no column says."""
+    """A line: the path of the image as written, its label, and its split ("" without a column for the split)."""
 
     image: str
     label: str
@@ -66,7 +69,7 @@ class Row:
 
 
 def make_spec(rest: str) -> DatasetSpec:
-    """Make the row of a file or folder by looking at its splits.
+    """Make the catalogue row of a file or folder from its splits.
 
     Raises:
         DatasetMissingError: the file or folder does not exist.
@@ -77,7 +80,7 @@ def make_spec(rest: str) -> DatasetSpec:
     metric = options.pop("metric", "accuracy")
     get_metric(metric)  # which says what there is if there is none of that name
     path = paths.expand(location).resolve()
-    if path.is_dir() and len(files := _files(path)) == 1:  # which may have a column for the split
+    if path.is_dir() and len(files := _files(path)) == 1:  # a single file may have a column for the split
         path = files[0]
     name = f"csv:{path}{rest.removeprefix(written)}"
     columns = {key: value for key, value in options.items() if key not in subsets.PARTS}
@@ -97,9 +100,9 @@ def make_spec(rest: str) -> DatasetSpec:
 
 
 def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one part: the lines whose split is its argument `split`; all lines if that is empty.
+    """Open one part: the lines of the split that its argument `split` names, or all lines if `split` is empty.
 
-    Options of the source are `image`, `label`, `split` and `folder`, as for `csv:PATH`.
+    The options of the source are `image`, `label`, `split` and `folder`, as for `csv:PATH`.
 
     Raises:
         DatasetMissingError: the file or folder does not exist.
@@ -128,11 +131,11 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
 
 
 def _split_names(path: Path, columns: dict[str, str]) -> list[str]:
-    """Return the splits of a folder, which are the names of its files, or of a file; empty where no column says."""
+    """Return the splits of a folder (the names of its files) or of a file; empty without a column for the split."""
     if path.is_dir():
         names = [file.stem for file in _files(path)]
         if not names:
-            raise DatasetMissingError(f"no files *.csv or *.tsv in {path}; give a file, or a folder of some")
+            raise DatasetMissingError(f"no files *.csv or *.tsv in {path}; give a file, or a folder with such files")
         return names
     return [name for name in dict.fromkeys(row.split for row in _read(path, columns, "")) if name]
 
@@ -142,7 +145,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read(path: Path, columns: dict[str, str], split: str) -> list[Row]:
-    """Return the lines of a split; all if it is empty."""
+    """Return the lines of a split, or all lines if `split` is empty."""
     if path.is_dir():
         file = next((file for file in _files(path) if file.stem == split), None)
         if file is None:
@@ -156,7 +159,7 @@ def _read_file(path: Path, columns: dict[str, str]) -> list[Row]:
 
     Raises:
         DatasetMissingError: the file does not exist.
-        DatasetError: it is not CSV in UTF-8, a column is not found, or a line lacks a value or repeats an image.
+        DatasetError: the file is not CSV in UTF-8, a column is not found, or a line lacks a value or repeats an image.
     """
     found: list[Row] = []
     try:
@@ -178,7 +181,7 @@ def _read_file(path: Path, columns: dict[str, str]) -> list[Row]:
     except FileNotFoundError as err:
         raise DatasetMissingError(f"no file {path}; give csv:PATH with a file of images and labels") from err
     except (csv.Error, UnicodeDecodeError, OSError) as err:
-        raise DatasetError(f"{path} cannot be read as CSV in UTF-8 ({err}); save it again as that") from err
+        raise DatasetError(f"{path} cannot be read as CSV in UTF-8 ({err}); save it in this format") from err
     twice = [image for image, count in Counter(row.image for row in found).items() if count > 1]
     if twice:
         raise DatasetError(f"{path} lists {listed(twice, most=3)} more than once; give each image one line")
@@ -186,7 +189,7 @@ def _read_file(path: Path, columns: dict[str, str]) -> list[Row]:
 
 
 def _find_column(path: Path, names: Sequence[str], what: str, given: str) -> int:
-    """Return the place of a column; -1 where there is none for the split."""
+    """Return the index of a column, or -1 if there is no column for the split."""
     usual = (given,) if given else COLUMNS[what]
     places = [i for i, name in enumerate(names) if (name if given else name.casefold()) in usual]
     if len(places) == 1:
@@ -201,7 +204,7 @@ def _find_column(path: Path, names: Sequence[str], what: str, given: str) -> int
 
 
 def _find_images(name: str, top: Path, images: Sequence[str]) -> list[str]:
-    """Return the paths of images as the file system spells them, which may be in another Unicode form."""
+    """Return the paths of images as the file system spells them, possibly in a different Unicode form."""
     spelled = []
     for image in images:
         forms = dict.fromkeys((image, *(unicodedata.normalize(form, image) for form in ("NFC", "NFD"))))

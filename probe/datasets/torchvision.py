@@ -47,7 +47,7 @@ def make_spec(rest: str) -> DatasetSpec:
 
     Raises:
         UnknownNameError: torchvision has no such class of labelled images.
-        DatasetError: an argument that the class does not have, or a class of videos.
+        DatasetError: the class does not have an argument, or it returns videos.
     """
     import torchvision.datasets
 
@@ -62,7 +62,7 @@ def make_spec(rest: str) -> DatasetSpec:
     if "frames_per_clip" in _parameters(getattr(torchvision.datasets, name)):
         raise DatasetError(
             f"torchvision's {name} gives videos, not images; the rows ucf101 and kinetics700 take the middle frames of "
-            "clips, and its Kinetics is another version than Kinetics-700"
+            "clips, and torchvision's Kinetics is a different version than Kinetics-700"
         )
     arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
     parts = _find_parts(getattr(torchvision.datasets, name), arguments)
@@ -251,7 +251,7 @@ def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline:
         except FAILURES as err:
             why = " ".join(str(err).split())
             if source.paths:  # files are there, but cut short or not all
-                if lock_path.exists():  # another process may be unpacking them, which holds the lock
+                if lock_path.exists():  # a process that is unpacking them holds the lock
                     with lock(lock_path), contextlib.suppress(*FAILURES):
                         return dataset_class(**arguments, **_no_download(dataset_class))
                 raise DatasetError(

@@ -114,7 +114,7 @@ def _make_source(row: dict[str, Any], file: Path) -> Source:
 
 
 def _as_part(name: Any) -> Any:
-    """Return `val` for `validation` and so on; anything else as it is, which is refused later."""
+    """Return `val` for `validation` and so on; return anything else unchanged, to be refused later."""
     return part_of(name) or name if isinstance(name, str) else name
 
 
@@ -211,7 +211,7 @@ def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
     given = dict(source.parts)
     folders = [str(dict(arguments).get("folder", "")) for arguments in given.values()]
     if any(Path(folder).is_absolute() or ".." in Path(folder).parts for folder in folders):
-        raise DatasetError(f"{file}: a folder of {listed(folders)} is not below the location; write it so")
+        raise DatasetError(f"{file}: a folder of {listed(folders)} is not below the location; give a folder below it")
     if len(set(given.values())) < len(given):
         raise DatasetError(f"{file}: two parts of a source are the same; give each its own")
     for part in spec.parts:

@@ -1,4 +1,4 @@
-"""Pascal VOC 2007, classification: which of 20 classes each image shows."""
+"""Pascal VOC 2007, classification: the classes, out of 20, that each image shows."""
 
 from __future__ import annotations
 

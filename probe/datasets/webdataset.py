@@ -12,15 +12,15 @@
 Options follow as in a URL: `train`, `val`, `test` and `all` name the folder, or the shards, of a part below PATH, as in
 `wds:ORG/NAME?train=n-train-{0000..1023}.tar&test=n-val-{00..63}.tar`; `revision` is a branch, tag or commit of the hub.
 
-Files of a sample have one name up to the first dot: an image, and its label as a number in `.cls` or `.npy`, or in
-`.json` under `label` or `cls`. An image that shows several classes has 0 or 1 for each class, or the numbers of its
-classes, in `.npy`, as CLIP_benchmark writes them, or in `.json`. The option `metric` must then be `voc2007_11pt_map`,
-which it is by itself for a folder here whose `dataset_type.txt` says `multilabel`. Without classnames.txt, numbers that
-leave large gaps are ids, and are numbered.
+The files of a sample share their name up to the first dot: an image, and its label as a number in `.cls` or `.npy`, or
+in `.json` under `label` or `cls`. An image that can show several classes has 0 or 1 for each class, or the numbers of
+its classes, in `.npy`, as CLIP_benchmark writes them, or in `.json`. The option `metric` must then be
+`voc2007_11pt_map`; this is the default for a local folder whose `dataset_type.txt` says `multilabel`. Without
+classnames.txt, numbers with large gaps are taken to be ids and are replaced by class indices.
 
-A shard is gone through once, for the places of its files; images are then read from the tar file where they lie. Shards
-of a server are kept below the data folder, in `wds/`. Shards have no checksums: that they are whole is
-all that is checked.
+Each shard is read once to find the places of its files. Images are then read directly from the tar file. Shards from a
+server are stored below the data folder, in `wds/`. Shards have no checksums; `probe` only checks that they are
+complete.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def make_spec(rest: str) -> DatasetSpec:
 
 
 def _usual_metric(folder: Path) -> str:
-    """Return the metric for what `dataset_type.txt` says, which CLIP_benchmark writes for several labels an image."""
+    """Return the metric that `dataset_type.txt` implies. CLIP_benchmark writes it for several labels per image."""
     path = folder / KIND
     kind = path.read_text(encoding="utf-8", errors="replace").strip().lower() if path.is_file() else ""
     if kind == "retrieval":
@@ -150,11 +150,11 @@ def _number(
     """Return labels, int64 (n,), or (n, k) where an image can show several classes, and the names of the classes.
 
     Args:
-        name: of the part, for messages.
+        name: name of the part, for messages.
         written: the label of each image: a number; 0 or 1 for each class; or the numbers of the classes it shows.
-        ids: of the images, for messages.
+        ids: ids of the images, for messages.
         pool: the labels of the training part.
-        class_names: in the order of the numbers; empty where nothing but the labels says.
+        class_names: names in the order of the class numbers; empty if only the labels tell the classes.
     """
     lists = [[label] if isinstance(label, int) else label for label in written]
     of_training = lists if pool is written else [[label] if isinstance(label, int) else label for label in pool]
@@ -240,8 +240,8 @@ def _divide_pattern(pattern: str) -> dict[str, str]:
         strange = [name for name in names if subsets.part_of(name) is None]
         if 0 < len(strange) < len(names):
             raise DatasetError(
-                f"{pattern!r}: {listed(map(repr, strange))} in the braces is no usual name of train, val or test; say "
-                "which shards are what with ?train=...&test=... behind their folder"
+                f"{pattern!r}: {listed(map(repr, strange))} in the braces is not a usual name of train, val or test; "
+                "say which split each is with ?train=...&test=... after the folder of the shards"
             )
         if len(names) > 1 and not strange:
             found = subsets.find_parts(repr(pattern), names, given=())
@@ -255,7 +255,7 @@ def _divide_pattern(pattern: str) -> dict[str, str]:
 
 
 def _find_folders(name: str, folder: Path, options: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return part -> folder of its shards, of a folder here, and the names of all folders with shards."""
+    """Return part -> folder of its shards, below a local folder, and the names of all folders with shards."""
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and _tar_files(path))
     given = [part for part in subsets.PARTS if part in options]
     found = subsets.find_parts(name, names, given) if names else {}
@@ -263,7 +263,9 @@ def _find_folders(name: str, folder: Path, options: Mapping[str, str]) -> tuple[
         return {"all": "."}, []
     if not found and not given:
         if names:
-            raise DatasetError(f"{folder} has shards in {listed(names)}; say which are what with ?train=...&test=...")
+            raise DatasetError(
+                f"{folder} has shards in {listed(names)}; say which split each is with ?train=...&test=..."
+            )
         _list_shards(folder, ".")  # says what is wrong
     return found, names
 

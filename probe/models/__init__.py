@@ -16,11 +16,11 @@ from probe.specs import ModelSpec
 
 RANDOM, OPEN_CLIP, HF = "random:", "open_clip:", "hf:"  # what makes the names that no catalogue has
 RANDOM_SEED = 0
-KEY = "?key="  # after the path of a checkpoint: which of the models in it
+KEY = "?key="  # after the path of a checkpoint: chooses one of its models
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 HUB_MARKS = tuple(f"{file}{index}" for file in hub.FOLDER_WEIGHTS for index in ("", ".index.json"))
 FOLDER_MARK = "config.json"  # what Hugging Face's libraries write beside weights
-DISTRIBUTED_SUFFIX, DISTRIBUTED_MARK = ".distcp", ".metadata"  # what torch.distributed.checkpoint writes
+DISTRIBUTED_SUFFIX, DISTRIBUTED_MARK = ".distcp", ".metadata"  # files that torch.distributed.checkpoint writes
 FORMS = (
     f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {OPEN_CLIP}ARCH/PATH, {OPEN_CLIP}local-dir:PATH, {OPEN_CLIP}hf-hub:ORG/NAME, "
     f"{HF}ORG/NAME, or the path of a checkpoint or of a folder as Hugging Face's libraries or open_clip write it"
@@ -39,13 +39,13 @@ def get_model(name: str | Path) -> ModelSpec:
         name: a name of the catalogue; `random:NAME` for its sizes with seeded random weights; `open_clip:ARCH/TAG`,
             `open_clip:ARCH/PATH`, `open_clip:local-dir:PATH` or `open_clip:hf-hub:ORG/NAME`; `hf:ORG/NAME`; the path of
             a checkpoint, or of a folder as Hugging Face's libraries or open_clip write it. A checkpoint with
-            `open_clip_config.json` beside it is `open_clip:local-dir:PATH`. `PATH?key=KEY` is one of several models in
-            a checkpoint, such as `PATH?key=state_dict_ema`.
+            `open_clip_config.json` next to it is read as `open_clip:local-dir:PATH`. `PATH?key=KEY` is one of several
+            models in a checkpoint, such as `PATH?key=state_dict_ema`.
 
     Raises:
         UnknownNameError: no such model; the message offers what is near.
         CheckpointMissingError: the name reads as a path and no file is there.
-        CheckpointError: a distributed checkpoint, which has to be joined first.
+        CheckpointError: the path is a distributed checkpoint, which has to be converted to one file first.
         ExtraMissingError: a model of open_clip, and open_clip is not installed.
     """
     name = str(name)
@@ -59,7 +59,7 @@ def get_model(name: str | Path) -> ModelSpec:
         hub.check_name(repo)
         return ModelSpec(name, form="hf", source=repo)
     if name.startswith(OPEN_CLIP):
-        from probe.models import open_clip_names  # loads open_clip, and so torch
+        from probe.models import open_clip_names  # imports open_clip, and with it torch
 
         source = str(open_clip_names.parse(name.removeprefix(OPEN_CLIP)))
         return ModelSpec(f"{OPEN_CLIP}{source}", form="open_clip", source=source)
@@ -67,7 +67,7 @@ def get_model(name: str | Path) -> ModelSpec:
 
 
 def split_key(source: str) -> tuple[Path, str]:
-    """Divide `PATH?key=KEY` into both; a file whose name has these characters is taken as it is, without a key."""
+    """Split `PATH?key=KEY` into path and key. If a file with the whole text as its name exists, there is no key."""
     path, mark, key = source.rpartition(KEY)
     return (Path(path), key) if mark and not Path(source).exists() else (Path(source), "")
 
@@ -125,10 +125,10 @@ def _on_disk(name: str) -> ModelSpec:
 
 
 def _is_open_clips(path: Path) -> bool:
-    """Return whether open_clip's configuration goes with a file or folder.
+    """Return True if open_clip's configuration describes the weights in a file or folder.
 
-    It does not go with weights of Hugging Face's form that lie in the same folder, or with a TorchScript archive, which
-    holds its own program.
+    It does not describe weights in Hugging Face's form in the same folder, or a TorchScript archive, which holds its
+    own program.
     """
     folder = path if path.is_dir() else path.parent
     if not path.exists() or not (folder / CONFIG).is_file():
@@ -136,6 +136,6 @@ def _is_open_clips(path: Path) -> bool:
     of_hugging_face = [folder / mark for mark in HUB_MARKS if (folder / FOLDER_MARK).is_file()]
     if path.is_dir():
         return not any(file.is_file() for file in of_hugging_face)
-    from probe.models.archive import is_archive  # loads torch
+    from probe.models.archive import is_archive  # imports torch
 
     return path not in of_hugging_face and not is_archive(path)

@@ -3,7 +3,7 @@
 The forms: TorchScript archives, saved state dicts, checkpoints of training scripts, safetensors, and folders as
 Hugging Face's libraries write them. None of them can run code: archives are read by `archive.py`, the rest with
 `weights_only=True`, by safetensors, or, if a file holds objects as well, by `saved.py`. `unwrapping.py` finds the model
-in what was read.
+in the content.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Checkpoint:
         sha256: of the file, or of the tensors where there is none.
         path: the file or folder; None for random weights.
         license: what the model card in the folder says; empty where there is none.
-        key: where in the file the weights were, such as `state_dict.model`; `.` where the file holds them alone.
-        preprocess_from: where the settings of `preprocess` are from.
+        key: place of the weights in the file, such as `state_dict.model`; `.` if the file holds nothing else.
+        preprocess_from: origin of the settings of `preprocess`.
     """
 
     state_dict: Mapping[str, Tensor]
@@ -69,11 +69,11 @@ def read_checkpoint(path: Path, *, sha256: str = "", key: str = "") -> Checkpoin
     Args:
         path: a file, or a folder as Hugging Face's libraries write it.
         sha256: digest of the file, if the caller knows it.
-        key: which of several models in the file, such as `state_dict_ema`; empty where it holds one.
+        key: chooses one of several models in the file, such as `state_dict_ema`; empty if it holds only one.
 
     Raises:
-        CheckpointError: the file cannot be read, is damaged, holds something else, or several models and no `key` says
-            which.
+        CheckpointError: the file cannot be read, is damaged, holds no CLIP model, or holds several and `key` chooses
+            none of them.
     """
     try:
         return _read(path, sha256, key)
@@ -106,7 +106,7 @@ def _read(path: Path, sha256: str, key: str) -> Checkpoint:
 
 @contextmanager
 def _named(path: Path, hint: str = "") -> Iterator[None]:
-    """Put the name of the file before the message of an error about its weights, and a hint behind it."""
+    """Put the name of the file before the message of an error about its weights, and a hint after the message."""
     try:
         yield
     except CheckpointError as err:
@@ -115,17 +115,17 @@ def _named(path: Path, hint: str = "") -> Iterator[None]:
 
 
 def read_tensors(path: Path, key: str = "") -> dict[str, Tensor]:
-    """Return the tensors of the model in one file, as `read_model` finds it."""
+    """Return the tensors of the model that `read_model` finds in one file."""
     return dict(read_model(path, key).state_dict)
 
 
 def read_model(path: Path, key: str = "") -> Found:
-    """Find the CLIP model in one file, under its own names: containers and prefixes of training scripts are removed.
+    """Find the CLIP model in one file, and remove the containers and prefixes of training scripts from its names.
 
-    A file in which no CLIP model is recognised gives its largest group of tensors, for callers that know other models.
+    If the file holds no known CLIP model, return its largest group of tensors, for callers that know other models.
 
     Raises:
-        CheckpointError: the file is damaged, holds no tensors, or several models and no `key` says which.
+        CheckpointError: the file is damaged, holds no tensors, or holds several models and `key` chooses none of them.
     """
     return _choose(path, _read_content(path), key)
 
@@ -168,7 +168,7 @@ def _choose(path: Path, saved: Saved, key: str) -> Found:
             or value.is_meta
         ):
             raise CheckpointError(
-                f"{path} has {name!r} in a form that holds no plain numbers, such as a shard of FSDP; save a whole "
+                f"{path} has {name!r} in a form without plain numbers, such as a shard of FSDP; save a whole "
                 "state_dict() (of FSDP: get_model_state_dict with full_state_dict=True)"
             )
     return replace(found, state_dict=plain)
@@ -176,8 +176,8 @@ def _choose(path: Path, saved: Saved, key: str) -> Found:
 
 def _refused(path: Path, classes: Sequence[str]) -> CheckpointError:
     return CheckpointError(
-        f"{path} holds pickled objects ({listed(classes, most=3)}), which are not loaded, as that would run code; load "
-        "the file where it was made and save the weights alone: torch.save(model.state_dict(), PATH)"
+        f"{path} holds pickled objects ({listed(classes, most=3)}), which are not loaded, because that would run "
+        "code; load the file where it was made and save only the weights: torch.save(model.state_dict(), PATH)"
     )
 
 
@@ -193,7 +193,7 @@ def _is_safetensors(path: Path) -> bool:
 def _read_saved(path: Path) -> Saved:
     try:
         with warnings.catch_warnings():
-            # torch wonders about pickles that it did not write; the errors below say all there is to say of them.
+            # torch warns about pickles that it did not write. The errors below say what the user needs to know.
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             warnings.filterwarnings("ignore", message="Validating sparse tensor", category=UserWarning)
             return Saved(torch.load(path, map_location="cpu", weights_only=True), ())
@@ -224,7 +224,7 @@ def _read_folder(folder: Path, key: str) -> Checkpoint:
     huggingface.check_type(folder)
     files = _weight_files(folder)
     saved = [_read_content(file) for file in files]
-    if len(files) > 1:  # shards of one state dict
+    if len(files) > 1:  # parts of one state dict
         tensors = {name: tensor for shard in saved for name, tensor in largest_table(shard.content).items()}
         saved = [Saved(tensors, tuple(name for shard in saved for name in shard.classes))]
     found = _choose(folder, saved[0], key)

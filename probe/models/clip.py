@@ -1,9 +1,9 @@
 """The CLIP towers as ordinary modules: vision transformer, modified ResNet, text transformer.
 
-The modules have the names, attributes and layout of the reference's, so a published state dict loads without renaming,
-and code that was written for the reference runs. Transformers take (tokens, n, width); `layout.py` has the faster order
-of the extractor. Nothing here reads a file or picks a device: `openai.py` loads, `encoder.py` decides where and in
-which dtype a model runs.
+The modules have the names, attributes and layout of OpenAI's, so a published state dict loads without renaming, and
+code that was written for OpenAI's package runs. Transformers take (tokens, n, width); the extractor uses the faster
+order (n, tokens, width) of `layout.py`. Nothing here reads a file or picks a device: `openai.py` loads, and
+`encoder.py` decides where and in which dtype a model runs.
 
 Source of the architectures: Radford et al. 2021 (arXiv 2103.00020), section 2.4 and tables 19-20.
 """
@@ -40,15 +40,15 @@ class QuickGELU(nn.Module):
 
 TOKENIZE = "tokenize with probe.tokenize(texts, model=NAME), where NAME is the model that was loaded"
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
-MLP_RATIO = 4  # hidden width of an MLP over that of its transformer, in all of OpenAI's models
+MLP_RATIO = 4  # hidden width of an MLP / width of its transformer, in all of OpenAI's models
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """Multi-head self-attention over (tokens, n, width), as `nn.MultiheadAttention`, without its initial draws."""
+    """Multi-head self-attention over (tokens, n, width): `nn.MultiheadAttention` without its random initialisation."""
 
     def _reset_parameters(self) -> None:
-        # `CLIP.initialize_parameters` draws these weights. A draw here would change every `random:` model, since the
-        # weights of a seed depend on all draws before them.
+        # `CLIP.initialize_parameters` draws these weights. A draw here would change every `random:` model, because
+        # seeded weights depend on all earlier draws.
         nn.init.zeros_(self.in_proj_bias)
 
 
@@ -86,7 +86,7 @@ class Block(nn.Module):
         self.attn_mask = attn_mask
 
     def attention(self, x: Tensor) -> Tensor:
-        """Attend from every token to those that the mask allows: (tokens, n, width) -> (tokens, n, width)."""
+        """Attend from every token to the tokens that the mask allows: (tokens, n, width) -> (tokens, n, width)."""
         mask = None if self.attn_mask is None else self.attn_mask.to(dtype=x.dtype, device=x.device)
         attended: Tensor = self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
         return attended
@@ -319,8 +319,8 @@ class CLIP(nn.Module):
         """(n, context_length) token ids -> (n, embed_dim) in the model's dtype.
 
         Raises:
-            TextError: the token ids belong to another model, by their number or their values. On a GPU only the number
-                is checked, because looking at values would make the caller wait for the GPU.
+            TextError: the number or the values of the token ids do not fit this model. On a GPU only the number is
+                checked, because reading the values would make the caller wait for the GPU.
         """
         context_length = self.positional_embedding.shape[0]
         if text.shape[1:] != (context_length,):
@@ -344,11 +344,11 @@ class CLIP(nn.Module):
         return logits_per_image, logits_per_image.t()
 
     def build_attention_mask(self) -> Tensor:
-        """Return the causal mask of the text tower: (context_length, context_length), 0 up to the token, -inf after."""
+        """Return the text tower's causal mask, (context_length, context_length): 0 up to the token, -inf after it."""
         return torch.full((self.context_length, self.context_length), -math.inf).triu_(1)
 
     def initialize_parameters(self) -> None:
-        """Draw new weights from torch's current random state, with the scales of the reference's text tower in both."""
+        """Draw new weights from torch's random state. Both towers use the scales of OpenAI's text tower."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         if isinstance(self.visual, VisionTransformer):
@@ -438,7 +438,7 @@ def _vision_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _mlp_width(state_dict: Mapping[str, Tensor], transformer: str, width: int) -> int | None:
-    """Return the hidden width of the first block's MLP; None where it is four times the width, or there is no block."""
+    """Return the hidden width of the first block's MLP; None if it is four times the width, or if no block exists."""
     name = f"{transformer}.resblocks.0.mlp.c_fc.bias"
     hidden = _shape(state_dict, name, 1)[0] if name in state_dict else None
     return None if hidden == MLP_RATIO * width else hidden

@@ -36,8 +36,8 @@ class ImageEncoder:
         license: of the weights; empty where nobody says.
         pre_projection: normalised pixels (n, 3, r, r) in the dtype of `execution` -> (n, pre_projection_dim).
         project: (n, pre_projection_dim) -> (n, embed_dim).
-        weights_key: where in the checkpoint the weights were, such as `state_dict.model`; `.` if it holds them alone.
-        preprocess_from: where the settings of `preprocess` are from, such as `open_clip_config.json`.
+        weights_key: place of the weights in the checkpoint, such as `state_dict.model`; `.` if it holds nothing else.
+        preprocess_from: origin of the settings of `preprocess`, such as `open_clip_config.json`.
     """
 
     name: str

@@ -62,13 +62,13 @@ DEFAULTS = {
 }
 CONTEXT_LENGTH = 77  # likewise
 _SIGLIP = "SigLIP runs through open_clip, such as open_clip:ViT-B-16-SigLIP/webli"
-# By `model_type`: what can be given in place of a model that is near a CLIP.
+# model_type -> what to give instead, for models that are related to CLIP.
 INSTEAD = {
     "siglip": _SIGLIP,
     "siglip2": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
-    "clip_vision_model": "give the CLIPModel that this image tower is from",
-    "clip_text_model": "give the CLIPModel that this text tower is from",
+    "clip_vision_model": "give the CLIPModel that this image tower belongs to",
+    "clip_text_model": "give the CLIPModel that this text tower belongs to",
 }
 EPSILON = 1e-5  # of torch's LayerNorm, which `clip.py` leaves as it is
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # the numbers of PIL's filters
@@ -121,7 +121,7 @@ def _join_projections(state_dict: Mapping[str, Tensor], query: str) -> Tensor:
 
 
 def check_type(folder: Path) -> None:
-    """Check that a folder holds a whole CLIP, by its `config.json` alone.
+    """Check in the `config.json` of a folder that it holds a CLIP model with both towers.
 
     Raises:
         CheckpointError: the folder holds another model; the message says what is supported.
@@ -129,9 +129,9 @@ def check_type(folder: Path) -> None:
     path = folder / CONFIG
     found = _read_json(path).get("model_type")
     if found != "clip":
-        instead = INSTEAD.get(str(found), "give a folder that CLIPModel has written")
+        instead = INSTEAD.get(str(found), "give a folder that CLIPModel wrote")
         raise CheckpointError(
-            f"{path} has model_type {found!r}; supported are whole CLIP models with both towers (CLIPModel, model_type "
+            f"{path} has model_type {found!r}; only CLIP models with both towers are supported (CLIPModel, model_type "
             f"'clip'): {instead}"
         )
 
@@ -192,7 +192,7 @@ def _head_width(path: Path, tower: str, width: int, heads: object) -> int:
 
 
 def find_image_settings(folder: Path) -> Path | None:
-    """Return the file of a folder that says how images are prepared; None where there is none."""
+    """Return the file of a folder that says how images are prepared; None if there is no such file."""
     return next((folder / name for name in (IMAGES, PROCESSOR) if (folder / name).is_file()), None)
 
 

@@ -1,6 +1,6 @@
 """A rebuilt image tower -> the same tower, laid out in memory as its device computes fastest. No weight is lost.
 
-On every device images and convolutions have their channels last, and the blocks of a vision transformer take
+On every device, images and convolutions have their channels last, and the blocks of a vision transformer take
 (n, tokens, width) instead of the reference's (tokens, n, width). On an x86 CPU the products are oneDNN's, with weights
 packed once, where torch would call another library that packs them at every call; and batch normalisation, which
 scales what a convolution gives, is folded into the weights of the convolution. The features are those of the tower as
@@ -47,9 +47,9 @@ def lay_out(visual: nn.Module, execution: Execution) -> None:
 
 
 class BatchFirst(nn.Module):
-    """A transformer whose blocks see (n, tokens, width), between callers that see (tokens, n, width).
+    """A transformer that takes and returns (tokens, n, width), and whose blocks take (n, tokens, width).
 
-    The tower transposes before and after as well, so nothing is copied, and the tokens of an image lie together.
+    The tower also transposes before and after it, so nothing is copied and the tokens of an image are contiguous.
     """
 
     def __init__(self, transformer: Transformer) -> None:
@@ -62,7 +62,7 @@ class BatchFirst(nn.Module):
 
 
 class BatchFirstBlock(nn.Module):
-    """A `Block` without a mask over (n, tokens, width), with the same weights."""
+    """A `Block` over (n, tokens, width) with the same weights and no mask."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

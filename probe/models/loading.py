@@ -87,9 +87,9 @@ def load_clip(
     Returns:
         The model in eval mode, with `encode_image`, `encode_text`, `forward` (logits per image and per text),
         `visual.input_resolution` and `dtype`; and the transform of a PIL image to the fp32 (3, r, r) tensor it takes.
-        Rebuilt models have the modules, parameters and attributes of the reference's, under the same names, and their
-        transformers take (tokens, n, width), so that code which calls, hooks or replaces parts of the reference's
-        model runs unchanged. A model of open_clip is open_clip's own object, with its own attributes.
+        Rebuilt models have the modules, parameters and attributes of OpenAI's models, under the same names, and their
+        transformers take (tokens, n, width). So code that calls, hooks or replaces parts of OpenAI's models runs
+        unchanged. A model of open_clip is open_clip's own object, with its own attributes.
 
     Raises:
         UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: each says what to do.
@@ -136,7 +136,7 @@ def checkpoint_path(spec: ModelSpec, *, weights_dir: str | Path | None = None, o
         try:
             return hub.fetch_repository(spec.source, HUB_WEIGHTS, [*FILES, hub.CARD], offline=offline)
         except CheckpointError as err:
-            raise CheckpointError(f"{err}, or open_clip:hf-hub:{spec.source} for a model of open_clip's") from err
+            raise CheckpointError(f"{err}, or open_clip:hf-hub:{spec.source} for an open_clip model") from err
     target = paths.weights_dir(weights_dir) / spec.source.rsplit("/", 1)[-1]
     return fetch(spec.source, target, sha256=spec.sha256, offline=offline)
 
@@ -144,8 +144,8 @@ def checkpoint_path(spec: ModelSpec, *, weights_dir: str | Path | None = None, o
 def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline: bool = False) -> str:
     """What tells the weights of a model from all others, without loading them; files are fetched if they are not here.
 
-    The SHA-256 of its file; of several files, as of a folder with settings, a digest of theirs, and of the key where
-    one chooses among several models; of random weights one of what they are drawn from.
+    For one file, this is its SHA-256. For several files, such as a folder with settings, or for a key that chooses
+    among several models, it is a digest of them all. For random weights, it is a digest of the values that define them.
 
     Raises:
         CheckpointError, DownloadError, ChecksumError: each says what to do.

@@ -26,7 +26,7 @@ class DeviceMemory:
 
 
 def device_memory(device: str) -> DeviceMemory:
-    """Return the memory of a GPU, or of the machine, of which a container or a job may have a part."""
+    """Return the memory of a GPU or of the machine; the limit of a container or job counts as the machine's memory."""
     if device.startswith("cuda"):
         free, total = torch.cuda.mem_get_info(torch.device(device))
         return DeviceMemory(total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

@@ -33,11 +33,11 @@ from probe.specs import digest
 
 logger = logging.getLogger(__name__)
 
-PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # all that open_clip says of images but the size
+PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # open_clip's image settings, except the size
 META = Execution(torch.device("meta"), "fp32", jit=False)
 DEFAULT_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository, best first
 DEFAULT_ORIGIN = "open_clip's default"
-# What open_clip raises of a configuration or of weights that it cannot follow.
+# Errors that open_clip raises for a configuration or weights that it cannot use.
 FAILURES = (
     *(RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError, ImportError, OSError),
     UnpicklingError,
@@ -46,7 +46,7 @@ FAILURES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are prepared, as in open_clip's table, and where that is from; with the activation of a tag."""
+    """Preparation of images in the form of open_clip's table, its origin, and the activation that a tag sets."""
 
     values: Mapping[str, Any]
     origin: str
@@ -66,14 +66,14 @@ class ZooModel:
 
 
 def load_model(source: str, execution: Execution, *, offline: bool = False) -> ZooModel:
-    """Load a model of open_clip's on the device and in the precision of `execution`.
+    """Load an open_clip model on the device and in the precision of `execution`.
 
     Raises:
-        UnknownNameError, CheckpointError, DownloadError, ExtraMissingError: each says what to do.
+        UnknownNameError, CheckpointError, DownloadError, ExtraMissingError: the message says what to do.
     """
     found = parse(source)
     path, license_name = fetch(found, offline=offline)
-    found = found if found.architecture else Source(path=path, key=found.key)  # all that is fetched lies in one folder
+    found = found if found.architecture else Source(path=path, key=found.key)  # fetched files lie in one folder
     weights = _read_weights(path, found.key)
     settings = _settings(found, offline=offline)
     model = _create(found, settings, execution, offline=offline)
@@ -92,10 +92,10 @@ def load_model(source: str, execution: Execution, *, offline: bool = False) -> Z
 
 
 def sketch(source: str) -> ZooModel:
-    """Return a model of open_clip's on torch's device `meta`: all sizes, no weights, no memory.
+    """Return an open_clip model on torch's device `meta`, which has sizes but no weights and takes no memory.
 
     Raises:
-        UnknownNameError, CheckpointError, DownloadError, ExtraMissingError: each says what to do.
+        UnknownNameError, CheckpointError, DownloadError, ExtraMissingError: the message says what to do.
     """
     found = parse(source)
     settings = _settings(found, offline=True)
@@ -105,7 +105,7 @@ def sketch(source: str) -> ZooModel:
 
 
 def _read_weights(path: Path, key: str) -> Found:
-    """Return the weights of a file that open_clip is to read; open_clip does not tell damage, so this does."""
+    """Return the weights in a file. This checks for damage, which open_clip does not report."""
     try:
         weights = read_model(path, key)
         if is_archive(path):
@@ -133,17 +133,17 @@ def _create(source: Source, settings: Settings, execution: Execution, *, offline
                 **_text_tower(name, offline=offline),
             )
     except FAILURES as err:
-        if execution.precision != "fp32" and isinstance(err, AttributeError):  # a layer that open_clip's cast overlooks
+        if execution.precision != "fp32" and isinstance(err, AttributeError):  # a layer that open_clip's cast misses
             raise DeviceError(f"open_clip cannot cast {source} to {execution.precision}; use --precision fp32") from err
         raise _cannot_build(source, err) from err
     return model.eval().requires_grad_(False)
 
 
 def _load_weights(model: nn.Module, source: Source, path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Load a checkpoint as open_clip does, which also converts the names of others' weights.
+    """Load a checkpoint with open_clip, which also converts the weight names of other libraries.
 
-    open_clip knows one container and one prefix. From other files of training scripts, and if a key chooses one of
-    several models, it gets the tensors as a plain state dict.
+    open_clip knows one container and one prefix. For other containers and prefixes, and if a key chooses one of several
+    models, open_clip gets the tensors as a plain state dict.
     """
     load = import_open_clip().load_checkpoint
     if not source.key:
@@ -165,14 +165,14 @@ def _load_weights(model: nn.Module, source: Source, path: Path, tensors: Mapping
 def _cannot_build(source: Source, err: Exception) -> Exception:
     if isinstance(err, ProbeError):
         return err
-    return CheckpointError(f"open_clip cannot build {source} ({summarize(err)}); check that the weights are of it")
+    return CheckpointError(f"open_clip cannot build {source} ({summarize(err)}); check that the weights belong to it")
 
 
 def _cast_the_rest(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast what open_clip's own cast leaves in fp32 and its layers then multiply with half-precision values.
+    """Cast weights that open_clip's cast leaves in fp32 although they are multiplied with half-precision values.
 
-    That is: queries of attentional pools, scales of layers and heads, text towers of Hugging Face's. The normalisations
-    that compute in fp32 stay, and so do the model's temperature and bias.
+    These are queries of attentional pools, scales of layers and heads, and text towers of Hugging Face. Normalisations
+    that compute in fp32, and the model's temperature and bias, stay in fp32.
     """
     from open_clip.transformer import LayerNormFp32
 
@@ -185,10 +185,10 @@ def _cast_the_rest(model: nn.Module, dtype: torch.dtype) -> None:
 
 @contextmanager
 def _without_notices() -> Iterator[None]:
-    """Keep notices from the user that need no action.
+    """Hide notices that need no action by the user.
 
-    Timm warns of a model name that open_clip's configurations still use. open_clip's factory warns, in the root logger,
-    of a model without weights, which are loaded afterwards.
+    timm warns about an old model name that open_clip's configurations still use. open_clip's factory warns, in the root
+    logger, about a model without weights, although the weights are loaded afterwards.
     """
     root = logging.getLogger()
 
@@ -205,12 +205,12 @@ def _without_notices() -> Iterator[None]:
 
 
 def _name_for_open_clip(source: Source, *, offline: bool) -> str:
-    """Return what open_clip calls the architecture: its name, or the folder of its configuration."""
+    """Return the architecture as open_clip expects it: its name, or the folder of its configuration."""
     return source.architecture or f"{LOCAL}{_config_folder(source, offline=offline)}"
 
 
 def _config_folder(source: Source, *, offline: bool) -> Path:
-    """Return the folder with the configuration, which is seen to be whole."""
+    """Return the folder with the configuration, after checking that the configuration is complete."""
     if source.repo:
         folder = hub.fetch_repository(source.repo, [[CONFIG]], offline=offline)
     else:
@@ -223,12 +223,11 @@ def _config_folder(source: Source, *, offline: bool) -> Path:
 def _settings(source: Source, *, offline: bool) -> Settings:
     """Return how the images of a model are prepared, by the first rule that applies.
 
-    1. `local-dir:` and `hf-hub:`: as `open_clip_config.json` says.
-    2. `ARCH/TAG`: as open_clip's table says of the tag.
-    3. `ARCH/PATH`: as the table says of all tags of the architecture, if it says the same of all of them. open_clip
-       prepares images for a path by its default, which is OpenAI's preprocessing, and so does this with
-       `?preprocess=open_clip`.
-    4. By open_clip's default, with a warning.
+    1. `local-dir:` and `hf-hub:`: the settings of `open_clip_config.json`.
+    2. `ARCH/TAG`: the settings of the tag in open_clip's table.
+    3. `ARCH/PATH`: the settings of the architecture's tags in the table, if all tags agree. open_clip itself uses its
+       default for a path, which is OpenAI's preprocessing; `?preprocess=open_clip` chooses that default here.
+    4. Otherwise open_clip's default, with a warning.
     """
     if not source.architecture:
         values = read_config(_config_folder(source, offline=offline)).get("preprocess_cfg", {})
@@ -269,7 +268,7 @@ def _preprocess(source: Source, model: nn.Module) -> Preprocess:
 
 
 def _three(values: Any) -> tuple[float, float, float] | None:
-    """Return three numbers; None of anything else."""
+    """Return the value as three numbers, or None if it is anything else."""
     if not isinstance(values, list | tuple) or [isinstance(value, int | float) for value in values] != [True] * 3:
         return None
     red, green, blue = values
@@ -277,7 +276,7 @@ def _three(values: Any) -> tuple[float, float, float] | None:
 
 
 def is_here(source: str) -> bool:
-    """Return whether the weights need no download."""
+    """Return True if the weights need no download."""
     found = parse(source)
     return found.path is not None or hub.holds(*_published(found))
 
@@ -297,7 +296,7 @@ def fetch(source: Source, *, offline: bool) -> tuple[Path, str]:
     """The file with the weights, fetched if it is not here, and their licence, empty where nobody says.
 
     Raises:
-        CheckpointError, DownloadError, ChecksumError: each says what to do.
+        CheckpointError, DownloadError, ChecksumError: the message says what to do.
     """
     if source.path is not None:
         path = find_weights(source.path) if source.path.is_dir() else source.path
@@ -308,10 +307,10 @@ def fetch(source: Source, *, offline: bool) -> tuple[Path, str]:
 
 
 def identify(source: str, *, offline: bool) -> str:
-    """Return a digest of all that decides the features of a model: its weights, and the settings that go with them.
+    """Return a digest of everything that determines the features of a model: its weights and their settings.
 
     Raises:
-        CheckpointError, DownloadError, ChecksumError: each says what to do.
+        CheckpointError, DownloadError, ChecksumError: the message says what to do.
     """
     found = parse(source)
     path, _ = fetch(found, offline=offline)
@@ -324,5 +323,5 @@ def identify(source: str, *, offline: bool) -> str:
     if not found.architecture:
         facts["config"] = file_sha256(_config_folder(found, offline=offline) / CONFIG)
     if "multimodal_cfg" in import_open_clip().get_model_config(_name_for_open_clip(found, offline=offline)):
-        facts["projected"] = "unit length"  # of CoCa, since what was cached before was not
+        facts["projected"] = "unit length"  # for CoCa: earlier cached features were not normalised
     return digest(facts)

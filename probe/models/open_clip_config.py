@@ -1,4 +1,4 @@
-"""Folders as open_clip writes them: `open_clip_config.json` and the weights next to it. Reads no weights.
+"""Folders that open_clip writes: `open_clip_config.json` and the weights next to it. This module reads no weights.
 
 Source: open_clip `push_to_hf_hub.save_for_hf` and `factory.create_model` with the schema `local-dir:`.
 """
@@ -14,37 +14,37 @@ from probe.errors import CheckpointError, listed
 
 LOCAL, HUB = "local-dir:", "hf-hub:"  # open_clip's prefixes for models with a configuration next to their weights
 CONFIG = "open_clip_config.json"
-# What open_clip calls weights, best first: safetensors carry no code.
+# open_clip's file names for weights, best first: safetensors files contain no code.
 WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
 )
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")  # of weights under any other name
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")  # suffixes of weights under any other name
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """Return the configuration of a folder, with the parts that open_clip cannot do without.
+    """Return the configuration of a folder, after checking the entries that open_clip needs.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or lacks such a part; the message names the file.
+        CheckpointError: the file is missing or damaged, or lacks such an entry; the message names the file.
     """
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as err:
-        raise CheckpointError(f"cannot read {path} ({err}); give a folder that open_clip has written") from err
+        raise CheckpointError(f"cannot read {path} ({err}); give a folder that open_clip wrote") from err
     model = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(model, dict):
         raise CheckpointError(f"{path} has no 'model_cfg'; put the architecture under that key, as open_clip does")
     for name, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict)):
         if not isinstance(model.get(name), kind):
             raise CheckpointError(
-                f"{path} has model_cfg.{name} {model.get(name)!r} where open_clip has {_kind(kind)}; mend the file"
+                f"{path} has model_cfg.{name} {model.get(name)!r}, but open_clip needs {_kind(kind)}; correct the file"
             )
     if not isinstance(config.get("preprocess_cfg", {}), dict):
-        raise CheckpointError(f"{path} has a preprocess_cfg that is not an object; mend the file")
+        raise CheckpointError(f"{path} has a preprocess_cfg that is not an object; correct the file")
     return config
 
 
@@ -53,10 +53,10 @@ def _kind(kind: type) -> str:
 
 
 def find_weights(folder: Path) -> Path:
-    """Return the file with the weights of a folder: under open_clip's names, else the only one.
+    """Return the weights file of a folder: the file with one of open_clip's names, else the only weights file.
 
     Raises:
-        CheckpointError: there is none, or several and none has open_clip's name.
+        CheckpointError: there is no weights file, or there are several and none has one of open_clip's names.
     """
     for name in WEIGHTS:
         if (folder / name).is_file():

@@ -19,15 +19,15 @@ OWN_PREPROCESS = "preprocess=open_clip"  # after the `?` of `ARCH/PATH`, or afte
 
 @dataclass(frozen=True)
 class Source:
-    """A model of open_clip's.
+    """An open_clip model.
 
     Args:
-        architecture: a name of open_clip's; empty where `open_clip_config.json` lies next to the weights.
-        tag: of open_clip's table.
-        path: of a checkpoint, or of a folder with a configuration.
-        repo: of the Hugging Face hub, `ORG/NAME`, with a configuration.
-        own_preprocess: images are prepared by open_clip's default instead of as the tags of the architecture say.
-        key: which of several models in the checkpoint; empty where it holds one.
+        architecture: open_clip's name of the architecture; empty if `open_clip_config.json` is next to the weights.
+        tag: tag in open_clip's table.
+        path: path of a checkpoint, or of a folder with a configuration.
+        repo: repository of the Hugging Face hub with a configuration, `ORG/NAME`.
+        own_preprocess: True to prepare images by open_clip's default instead of the settings of the tags.
+        key: chooses one of several models in the checkpoint; empty if it holds only one.
     """
 
     architecture: str = ""
@@ -38,7 +38,7 @@ class Source:
     key: str = ""
 
     def __str__(self) -> str:
-        """Return the name as `ModelSpec.source` has it."""
+        """Return the name in the form of `ModelSpec.source`."""
         if self.repo:
             return f"{HUB}{self.repo}"
         key = f"{KEY}{self.key}" if self.key else ""
@@ -52,8 +52,8 @@ def parse(source: str) -> Source:
     """Look up `ARCH/TAG`, `ARCH/PATH`, `local-dir:PATH` or `hf-hub:ORG/NAME`; an architecture may have a slash.
 
     Raises:
-        UnknownNameError: open_clip has no such architecture or tag; near ones are offered.
-        CheckpointMissingError: a path without a file, or a folder without `open_clip_config.json`.
+        UnknownNameError: open_clip has no such architecture or tag; the message suggests similar names.
+        CheckpointMissingError: the path does not exist, or the folder has no `open_clip_config.json`.
         ExtraMissingError: open_clip is not installed.
     """
     if source.startswith(HUB):
@@ -91,12 +91,12 @@ def _parse_local(name: str) -> Source:
 
 
 def _absolute(name: str) -> tuple[Path, str]:
-    """Return the path and the key of `PATH?key=KEY`."""
+    """Split `PATH?key=KEY` into the path and the key."""
     try:
         written, key = split_key(name)
         path = written.expanduser().absolute()
         path.exists()
-    except (OSError, RuntimeError, ValueError) as err:  # a name too long, a home of nobody, a NUL
+    except (OSError, RuntimeError, ValueError) as err:  # a name that is too long, `~` of an unknown user, a NUL
         raise CheckpointMissingError(f"cannot look at {name!r} ({err}); give the path of a file") from err
     return path, key
 
@@ -113,7 +113,7 @@ def _split(source: str) -> tuple[str, str]:
 
 
 def names() -> tuple[str, ...]:
-    """All models of the installed open_clip, as `open_clip:ARCH/TAG`.
+    """Return all models of the installed open_clip, as `open_clip:ARCH/TAG`.
 
     Raises:
         ExtraMissingError: open_clip is not installed.
@@ -125,12 +125,12 @@ def import_open_clip() -> ModuleType:
     """Return the module `open_clip`.
 
     Raises:
-        ExtraMissingError: it is not installed; the message names the extra.
+        ExtraMissingError: open_clip is not installed; the message names the extra.
     """
     try:
         import open_clip
     except ModuleNotFoundError as err:
-        if err.name != "open_clip":  # one of its own needs is missing
+        if err.name != "open_clip":  # a dependency of open_clip is missing
             raise
         raise ExtraMissingError(
             "open_clip is not installed; install the extra open-clip, or pip install 'open_clip_torch>=3,<4'"

@@ -1,4 +1,4 @@
-"""The image tower of a loaded model of open_clip's, in two steps: up to its projection, and the projection."""
+"""The image tower of a loaded open_clip model, in two steps: the tower up to its projection, and the projection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from probe.models.openai import expose_pre_projection
 
 
 def as_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncoder:
-    """The image tower of a loaded model, which serves as nothing else from then on."""
+    """Return the image tower of a loaded model. The model itself must not be used any more."""
     visual = loaded.model.visual
     assert isinstance(visual, nn.Module)
     before, project = _in_two_steps(loaded.model, visual)
@@ -55,8 +55,8 @@ def as_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncode
 def _in_two_steps(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Return the tower up to its projection, and the projection.
 
-    Both together are `model.encode_image(images)` with open_clip's default arguments: open_clip
-    normalises the features of a CoCa by default, and of no other model.
+    Both together compute `model.encode_image(images)` with open_clip's default arguments. By default, open_clip
+    normalises the features of CoCa models only.
     """
     before, project = _split_tower(model, visual)
     encode_image: Any = model.encode_image
@@ -68,13 +68,13 @@ def _in_two_steps(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor
 def _split_tower(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Return the tower up to its last layer, and that layer.
 
-    open_clip's own towers have theirs as in OpenAI's models. A tower of timm's ends in a layer of its own or of
-    open_clip's; what that layer is given is the feature before the projection.
+    open_clip's own towers have the same last layer as OpenAI's models. A timm tower ends in a layer of timm or of
+    open_clip; the input of this layer is the feature before the projection.
     """
 
     def run(images: Tensor) -> Tensor:
         found = visual(images)
-        return found[0] if isinstance(found, tuple) else found  # CoCa's gives its tokens too
+        return found[0] if isinstance(found, tuple) else found  # a CoCa tower also returns its tokens
 
     if hasattr(visual, "attnpool") or getattr(visual, "proj", None) is not None:
         return run, expose_pre_projection(model)
@@ -97,7 +97,7 @@ def _split_tower(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor]
 
 
 def _last_layer(visual: nn.Module) -> nn.Module | None:
-    """The layer that projects; None where the tower ends without one."""
+    """Return the layer that projects, or None if the tower has none."""
     head: Any = getattr(visual, "head", None)
     trunk: Any = getattr(visual, "trunk", None)
     if hasattr(head, "proj"):

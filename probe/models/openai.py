@@ -51,10 +51,10 @@ def build_model(
 
 
 def check_weights(found: Mapping[str, Tensor], architecture: Architecture) -> None:
-    """Check that weights have the names and shapes of an architecture, with none missing and none left over.
+    """Check that weights have exactly the names and shapes of an architecture.
 
     Raises:
-        CheckpointError: a key is missing, unknown or of another shape; the message names it.
+        CheckpointError: a key is missing, unknown or has a different shape; the message names the key.
     """
     with torch.device("meta"):
         expected = CLIP(architecture).state_dict()
@@ -150,7 +150,7 @@ def save_archive(model: CLIP, target: Path | BinaryIO) -> None:
         half.register_buffer(name, torch.tensor(size, device=traced_on))
     example = {"forward": (image, text), "encode_image": image, "encode_text": text}
     with _without_deprecation():
-        # Attention and `encode_text` check shapes, which are right here; the checks are no part of the graph.
+        # Attention and `encode_text` check shapes. The shapes are right here, and the checks do not enter the graph.
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
         # torch's own check traces each method once more, which takes minutes in fp16 on a CPU; the tests compare.
         archive = torch.jit.trace_module(half, example, check_trace=False)

@@ -1,12 +1,12 @@
-"""A file of `torch.save` with weights and other objects, which `weights_only` refuses -> the weights.
+"""Weights from a file of `torch.save` that `weights_only` refuses because it also holds other objects.
 
 Training scripts save their arguments, schedulers and NumPy scores together with the weights. `weights_only` refuses the
-whole file, because loading objects runs code. This module replaces each object by a stand-in and runs no code of it.
+whole file, because loading objects runs code. This module replaces each object by a stand-in and runs none of its code.
 
-This is as safe as `weights_only`: a pickle can only call what it names, and names are looked up in a fixed list. A name
-outside the list is never imported: it gives a class of this module, which accepts everything and does nothing. The
-alternative is to allow single classes, such as `argparse.Namespace`; that list would have no end, and their code is not
-ours.
+This is as safe as `weights_only`: a pickle can only call functions and classes by name, and the names are looked up in
+a fixed list. A name outside the list is never imported. It gives a class of this module, which accepts everything and
+does nothing. The alternative is to allow single classes, such as `argparse.Namespace`, but the list would be endless,
+and their code is not ours.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import torch
 from probe.models.archive import DTYPES, Reader
 
 MAGIC_NUMBER = (
-    0x1950A86A20F9469CFC6C  # the first number in torch's older files, which are not zips, torch/serialization.py
+    0x1950A86A20F9469CFC6C  # first number in torch's older files, which are not zips; see torch/serialization.py
 )
 TENSOR_PARTS = (("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict"))
 PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")  # of `torch._utils`: (tensor, ...) -> parameter
-# Files of plain tensors and numbers name these too, so that a message need not.
+# Files of plain tensors and numbers name these too, so messages omit them.
 PLAIN_MODULES = ("torch", "torch._utils", "torch._tensor", "torch.storage", "torch.serialization", "_codecs")
 PLAIN_NAMES = (
     *("builtins.set", "builtins.bytearray", "builtins.complex", "builtins.object"),
@@ -41,7 +41,7 @@ class Saved:
     """Content of a file of `torch.save`.
 
     Args:
-        content: what was saved, with stand-ins for its objects; None where it could not be read with them.
+        content: the saved content, with stand-ins for its objects; None if it could not be read with stand-ins.
         classes: the classes and functions that the stand-ins replace, in the order of the file.
     """
 
@@ -55,7 +55,7 @@ def read_saved(path: Path) -> Saved:
     Older versions of torch wrote files that are not zips. Only the names of the classes are read from these.
 
     Raises:
-        Exception: of any class, since the bytes of a damaged pickle lead anywhere.
+        Exception: any class, because reading a damaged pickle can fail in any way.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -83,7 +83,7 @@ def read_saved(path: Path) -> Saved:
 
 
 class _AcceptsEverything(type):
-    """The operations of pickles on objects and classes, none of which does anything."""
+    """Metaclass with the operations that pickles use on objects and classes; none of them does anything."""
 
     def __call__(cls, *_: Any, **__: Any) -> Any:
         return cls
@@ -101,21 +101,21 @@ class _AcceptsEverything(type):
 
 
 class _Stranger(metaclass=_AcceptsEverything):
-    """Stand-in for every class, function and object that may not be loaded; a class, since pickles ask for classes."""
+    """Stand-in for classes, functions and objects that must not be loaded. It is a class, as pickles expect classes."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         return cls
 
 
 class _NameReader(pickle.Unpickler):
-    """A pickle in which everything is a stranger; the names of their classes are noted."""
+    """Unpickler that replaces every class and function by a stand-in and records its name."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
         self.strangers: list[str] = []
 
     def find_class(self, module: str, name: str) -> Any:
-        """Note the name."""
+        """Record the name."""
         return _note(module, name, self.strangers)
 
     def persistent_load(self, _: Any) -> Any:
@@ -124,25 +124,25 @@ class _NameReader(pickle.Unpickler):
 
 
 class _SavedReader(Reader):
-    """The pickle of a file of `torch.save`, which may name tensors and strangers."""
+    """Unpickler for a file of `torch.save`: it loads tensors, and replaces everything else by stand-ins."""
 
     def __init__(self, file: zipfile.ZipFile, description: str) -> None:
         super().__init__(file, description)
         self.strangers: list[str] = []
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up what tensors are made of; all else is a stranger."""
+        """Look up the functions and classes of tensors; return a stand-in for everything else."""
         if module == "torch._utils" and name in PARAMETERS:
             return lambda data, *_: data
         if (module == "torch" and name in DTYPES) or (module, name) in TENSOR_PARTS:
             return super().find_class(module, name)
-        if module in ("torch._utils", "torch._tensor"):  # of sparse and distributed tensors: its place, without numbers
+        if module in ("torch._utils", "torch._tensor"):  # sparse and distributed tensors: a stand-in without numbers
             return lambda *_: torch.empty(0, device="meta")
         return _note(module, name, self.strangers)
 
 
 def _note(module: str, name: str, strangers: list[str]) -> type[_Stranger]:
-    full_name = f"{module}.{name}".replace("__builtin__.", "builtins.")  # as Python 2 called it, and protocol 2 does
+    full_name = f"{module}.{name}".replace("__builtin__.", "builtins.")  # name in Python 2 and in protocol 2
     if module not in PLAIN_MODULES and full_name not in (*PLAIN_NAMES, *strangers):
         strangers.append(full_name)
     return _Stranger

@@ -1,4 +1,4 @@
-"""What a training script saved -> the state dict of the CLIP model in it, without containers and prefixes.
+"""Content of a training checkpoint -> the state dict of the CLIP model in it, without containers and prefixes.
 
 Training scripts save the weights in a container, such as `state_dict`, `model_state_dict` or `ema`, together with other
 things. Wrappers of the model put prefixes before the names of the weights, such as `module.`, `_orig_mod.` or
@@ -17,18 +17,18 @@ from torch import Tensor
 
 SCALE = "logit_scale"  # a parameter of every CLIP, in the naming of OpenAI, open_clip and Hugging Face
 IMAGE_TOWERS = ("visual.", "vision_model.")
-DISTRIBUTED = "module."  # what DistributedDataParallel puts before every name
+DISTRIBUTED = "module."  # prefix that DistributedDataParallel puts before every name
 # Wrappers of torch, which also wrap single layers: `torch.compile`, FSDP, activation checkpointing.
 WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-WHOLE = "."  # how a user names the model that has neither container nor prefix
+WHOLE = "."  # key of a model with neither container nor prefix
 
 
 @dataclass(frozen=True)
 class Found:
-    """A CLIP model in what a training script saved.
+    """A CLIP model in the content of a training checkpoint.
 
     Args:
-        key: containers and prefix, joined with dots, such as `state_dict.student`; `WHOLE` where there are none.
+        key: containers and prefix, joined with dots, such as `state_dict.student`; `WHOLE` if there are none.
         state_dict: its tensors, without the prefix.
         unused: names of tensors in the same container that belong to other modules, such as a buffer of the loss.
     """
@@ -49,7 +49,7 @@ def largest_table(content: object) -> dict[str, Tensor]:
 
 
 def without_shared_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefix that all names share, so that the error for an incomplete model names what is missing."""
+    """Remove the prefix that all names share, so that the error for an incomplete model names the missing weights."""
     prefix = ""
     for part in next(iter(tensors), "").split(".")[:-1]:
         longer = f"{prefix}{part}."
@@ -61,7 +61,7 @@ def without_shared_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _find_tables(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
     """Yield each mapping that holds tensors by name, and the keys that lead to it."""
-    seen: set[int] = set()  # a pickle can hold one object in several places, or an object in itself
+    seen: set[int] = set()  # a pickle can hold an object in several places, or in itself
     queue: deque[tuple[tuple[str, ...], object]] = deque([((), content)])
     while queue:
         place, value = queue.popleft()
@@ -87,7 +87,7 @@ def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split(place: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[Found]:
-    """Divide the tensors of one mapping by the prefixes of the CLIP models among them."""
+    """Group the tensors of one mapping by the prefixes of the CLIP models among them."""
     prefixes = [name.removesuffix(SCALE) for name in tensors if f".{name}".endswith(f".{SCALE}")]
     members: dict[str, dict[str, Tensor]] = {
         prefix: {}
@@ -96,7 +96,7 @@ def _split(place: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[Found]
     }
     unused = []
     for name, tensor in tensors.items():
-        # The longest one: a model can hold another one, as a student its teacher.
+        # The longest prefix: a model can contain another model, such as a student its teacher.
         prefix = max((prefix for prefix in members if name.startswith(prefix)), key=len, default=None)
         if prefix is None:
             unused.append(name)

@@ -30,7 +30,7 @@ TOL = 1e-6  # of the gradient's largest component, relative to that at weights o
 # gradient has to be smaller than `TOL` by as much: else it would say nothing of how near the minimum is.
 SMALL = 1e-3
 PATIENCE = 25  # evaluations at least before a preconditioner is made
-MARGIN = 100  # by which a fit goes below `optimality.LIMIT`, as its own estimate of what is left can be too small
+MARGIN = 100  # factor by which a fit goes below `optimality.LIMIT`, because its own estimate can be too small
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Solution:
         gradient_norm: largest component of the gradient by the weights of the features as they are.
         gradient_ratio: that, relative to its value at weights of zero.
         suboptimality: estimate of how far the objective is above its minimum.
-        is_optimal: True if that is negligible, see `optimality.is_negligible`.
-        converged: True if `is_optimal` and `gradient_ratio` is `tol` or less, and less still where the loss is small,
+        is_optimal: True if `suboptimality` is negligible, see `optimality.is_negligible`.
+        converged: True if `is_optimal` and `gradient_ratio` is at most `tol`. If the loss is small, the limit is lower,
             see `distance`.
         excess: how far the objective can be above its minimum at most: the squared length of the gradient over twice
             the strength of the penalty. It holds for the intercept at its best.
@@ -186,7 +186,7 @@ class _Run:
     def _is_optimal(self, unknowns: Tensor, value: float, decrement: float) -> bool:
         basis, strength = self.objective.rows.basis, self.objective.penalties[self.probe]
         penalty = strength * float((basis.penalty[:, None] * unknowns.square()).sum()) / 2
-        if self.tol == float("inf"):  # features that tell nothing
+        if self.tol == float("inf"):  # features without information
             return True
         return is_negligible(decrement, objective=value, without_features=self.without_features, penalty=penalty)
 
@@ -220,8 +220,8 @@ class FastLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[mi
 
     Args:
         C: inverse strength of the penalty on the sum of the losses, above 0.
-        tol: largest component of the gradient to stop at, relative to that at weights of zero. A fit goes on where the
-            objective is not near its minimum all the same, as beside a feature that is far larger than the others.
+        tol: largest component of the gradient at which a fit may stop, relative to its value at weights of zero. The
+            fit continues if the objective is still far from its minimum, as with one feature much larger than the rest.
         max_iter: most steps.
         device: `cpu`, `cuda`, ...: where to compute.
 
@@ -237,7 +237,7 @@ class FastLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     Raises:
         ValueError: features or labels that scikit-learn's estimator would not take either.
 
-    A fit that was not finished so warns with scikit-learn's `ConvergenceWarning`. With the default `tol` the objective
+    A fit that ends before it converges gives scikit-learn's `ConvergenceWarning`. With the default `tol` the objective
     is within 1e-7 of its minimum where classes overlap; of separable classes under a weak penalty it can be 1e-5 above,
     a share of next to nothing, which a smaller `tol` takes away.
     """
@@ -275,9 +275,9 @@ class FastLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self.gradient_ratio_, self.excess_ = solution.gradient_ratio, solution.excess
         if not solution.converged:
             warnings.warn(
-                f"the gradient is at {solution.gradient_ratio:.1e} of its start, and the objective about "
+                f"the gradient is {solution.gradient_ratio:.1e} of its start, and the objective is about "
                 f"{solution.suboptimality:.1e} above its minimum, after {solution.minimum.n_iter} steps; raise "
-                "max_iter, or tol, or divide the features by their size",
+                "max_iter, or tol, or scale the features",
                 ConvergenceWarning,
                 stacklevel=2,
             )

@@ -105,7 +105,7 @@ class Fast(Solver):
     ) -> Fit:
         coef, intercept = coefficients(self.rows, solution)
         suboptimality, converged = solution.suboptimality, solution.is_optimal
-        if is_final:  # measured anew, as the solver's own estimate can be far off where there are outliers
+        if is_final:  # measured again, because outliers can make the solver's own estimate very wrong
             weights = self.rows.weights_of(solution.minimum.unknowns)
             found = measure(objective, probe, weights, num_iter=solution.minimum.n_iter)
             suboptimality, converged = found.suboptimality, found.converged

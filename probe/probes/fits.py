@@ -21,8 +21,8 @@ class Convergence:
     Args:
         n_iter: iterations.
         converged: True if `suboptimality` is negligible, see `optimality.is_negligible`.
-        suboptimality: estimate of how far the objective is above its minimum, by Newton's method, see
-            `optimality.measure`; for fits of `fast` that only served to choose C, by the solver's own next step.
+        suboptimality: estimate of how far the objective is above its minimum. It is computed by Newton's method, see
+            `optimality.measure`; for fits of `fast` that only serve to choose C, by the solver's own next step.
         gradient_norm: largest component of the gradient of `objective`, with products in float64, but for fits of
             `fast` that only served to choose C.
         gradient_ratio: that over its value at weights of zero.
@@ -146,8 +146,8 @@ class Solver(ABC):
 
         Args:
             strengths: inverse strengths of the L2 penalty on the sum of the losses.
-            nears: for each a fit of another C to begin at; None is weights of zero. It may have other classes, see
-                `for_classes`.
+            nears: for each strength, a fit of a different C to start from, or None to start from weights of zero. The
+                fit may have different classes, see `for_classes`.
             is_final: False for fits that only serve to choose C.
             done: is given each fit as soon as it is there.
             tick: is told of iterations as they go.
@@ -168,7 +168,7 @@ def join(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # noqa: N8
 
 
 def for_classes(fit: Fit, classes: np.ndarray) -> Fit:
-    """Return a fit with the rows of other classes, to start from: a class that the fit did not know has zeros."""
+    """Return a fit to start from with rows for the given classes. Classes that the fit did not know get zeros."""
     if np.array_equal(fit.classes, classes):
         return fit
     coef, intercept = fit.coef, fit.intercept

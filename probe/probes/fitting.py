@@ -80,7 +80,7 @@ def fit_probe(
     else:
         labels = np.unique(np.concatenate([part.y for part in (train, val, test) if part is not None]))
         num_classes = len(labels)
-        if labels[-1] >= num_classes:  # gaps, as in ids of records
+        if labels[-1] >= num_classes:  # labels with gaps, such as ids
             label_values = tuple(labels.tolist())
             train, test = _number(train, labels), _number(test, labels)
             val = None if val is None else _number(val, labels)
@@ -396,17 +396,17 @@ def _features(rules: Protocol, part: Features) -> np.ndarray:
 
 
 def _number(part: Features, labels: np.ndarray) -> Features:
-    """Return features whose labels are positions in ascending labels."""
+    """Return features whose labels are replaced by their positions in the ascending `labels`."""
     return replace(part, y=np.searchsorted(labels, part.y))
 
 
 def _warn_of_missing_classes(parts: Sequence[Features], test: Features, label_values: Sequence[int]) -> None:
-    """Say which classes are scored though no training image tells them from others, and which are not scored."""
+    """Warn about scored classes that the training images do not separate from others, and about unscored classes."""
     y = np.concatenate([part.y for part in parts])
     if y.ndim == 2:
         is_scored = (test.y == 1).any(axis=0)
         missing = np.flatnonzero(is_scored & ~((y == 1).any(axis=0) & (y == 0).any(axis=0)))
-        said = "%d classes of the test split have no training image, or no other, and rank images in their order: %s"
+        said = "%d classes of the test split have no positive or no negative training image, so nothing ranks them: %s"
         if not is_scored.all():
             unscored = np.flatnonzero(~is_scored).tolist()
             logger.warning(

@@ -79,8 +79,8 @@ def minimise(
         preconditioner: to begin with.
         refresh: makes a better one at some unknowns.
         measure: how far a value and gradient are from a minimum.
-        is_enough: True for unknowns, value and decrement with next to nothing left to gain. A gradient that measures
-            `tol` can hide that much is left, where one feature is far larger than the others.
+        is_enough: takes unknowns, value and decrement; returns True if almost nothing is left to gain. A gradient below
+            `tol` is not enough if one feature is far larger than the others.
         patience: evaluations after which it is asked for one; `GROWTH` times as many for the next, and so on.
         tol: what may be left in the end.
         max_iter: most steps.

@@ -1,9 +1,9 @@
-"""Measure how far a fit is from its optimum, whatever the scales of its features.
+"""Measure how far a fit is from its optimum, independently of the scales of its features.
 
-A gradient does not tell: its largest component belongs to the feature with the largest values, and a fit can bring that
-one down while all others are as they were. Newton's method does: the decrement, half of g^T H^-1 g for the gradient g
-and the Hessian H at the end of the fit, estimates how much lower the minimum is, and does not change when features are
-scaled. This module only measures; it does not improve a fit.
+The size of the gradient does not show this: its largest component belongs to the feature with the largest values, and a
+fit can reduce this component while all others stay as they were. Newton's decrement shows it: half of g^T H^-1 g, for
+the gradient g and the Hessian H at the end of the fit, estimates how much lower the minimum is. It does not change when
+features are scaled. This module only measures; it does not improve a fit.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor
 
 from probe.probes.objective import Objective
 
-# Share of what a fit has achieved that it may still lack, see `is_negligible`. Logits are then off by about a
-# thousandth of the usual distance between them, so that about one prediction in a thousand can change.
+# Largest allowed suboptimality, as a share of what the fit has achieved, see `is_negligible`. At this limit, logits are
+# off by about a thousandth of their usual distance, so about one prediction in a thousand can change.
 LIMIT = 1e-6
-LEAST_WEIGHT = 1e-12  # of an image that the probe is certain of: it can be certain of all
-ROUNDING = 1e-30  # decrement of a gradient that is only rounding: squares of float64's precision, with some room
+LEAST_WEIGHT = 1e-12  # of an image that the probe is certain of; without it, all weights could be zero
+ROUNDING = 1e-30  # decrement of a gradient that is only rounding: the square of float64's precision, with a margin
 MIN_STEPS, MAX_STEPS = 5, 20  # conjugate gradients; 5 to 10 find nearly all of the decrement
-STEPS_SHARE = 4  # iterations of a fit for each step, which takes as long as two or three of them
-SETTLED = 0.02  # share of the decrement that the last step added at most
+STEPS_SHARE = 4  # iterations of a fit per step; a step takes as long as two or three iterations
+SETTLED = 0.02  # stop when a step adds at most this share of the decrement
 
 
 @dataclass(frozen=True)
 class Optimality:
-    """How near a fit is to its optimum.
+    """Distance of a fit from its optimum.
 
     Args:
         objective: mean loss plus penalty, in float64.
-        gradient: float64 (d + 1, width), by the weights of the features as they are; the last row is the intercept's.
-        suboptimality: estimate of how far the objective is above its minimum, from below.
-        converged: True if that is negligible, see `is_negligible`.
+        gradient: float64 (d + 1, width), for the weights of the unscaled features; the last row is the intercept's.
+        suboptimality: estimate, from below, of how far the objective is above its minimum.
+        converged: True if `suboptimality` is negligible, see `is_negligible`.
     """
 
     objective: float
@@ -43,30 +43,30 @@ class Optimality:
 
 
 def is_negligible(suboptimality: float, *, objective: float, without_features: float, penalty: float) -> bool:
-    """Return True if a fit is as good as its optimum: it lacks at most `LIMIT` of what it has achieved.
+    """Return True if a fit is as good as its optimum: `suboptimality` is at most `LIMIT` of what the fit has achieved.
 
-    What it has achieved is the smaller of two numbers: the objective, which is small where the classes are separable;
-    and the gain over a probe without features, which is small where the features are tiny or the penalty is strong.
+    The achievement of a fit is the smaller of two numbers: the objective, which is small if the classes are separable,
+    and the gain over a probe without features, which is small if the features are tiny or the penalty is strong.
 
     Args:
         suboptimality: how far the objective is above its minimum.
-        objective: at the end of the fit.
-        without_features: minimum of the loss for weights of zero, where only the intercept is fitted.
-        penalty: part of the objective. At an optimum the gain is at least as large, by convexity; where the gain is
-            lost in the rounding of the objective, the penalty stands for it.
+        objective: the objective at the end of the fit.
+        without_features: minimum of the loss for weights of zero, with only the intercept fitted.
+        penalty: the penalty term of the objective. At an optimum, the gain is at least as large as the penalty, by
+            convexity. If the gain is lost in the rounding of the objective, the penalty replaces it.
     """
     gain = max(without_features - objective, penalty)
     return suboptimality <= LIMIT * min(objective, gain) + ROUNDING
 
 
 def measure(objective: Objective, probe: int, weights: Tensor, *, num_iter: int) -> Optimality:
-    """Measure the end of a fit, in float64 but for the products with the Hessian.
+    """Measure the end of a fit. Only the products with the Hessian are not in float64.
 
     Args:
-        objective: of one probe or several.
-        probe: which of them.
-        weights: float64 (d + 1, width), of the features as they are; the last row is the intercept.
-        num_iter: iterations that the fit took; the measurement takes less time than they did.
+        objective: objective of one or several probes.
+        probe: index of the probe.
+        weights: float64 (d + 1, width), for the unscaled features; the last row is the intercept.
+        num_iter: iterations of the fit, which limit the time of the measurement to less than the time of the fit.
     """
     end = evaluate(objective, probe, weights)
     suboptimality = _decrement(objective, probe, weights, end, num_iter=num_iter)
@@ -81,9 +81,9 @@ class Evaluation:
 
     Args:
         value: mean loss plus penalty.
-        penalty: part of the value.
+        penalty: the penalty term of the value.
         gradient: float64 (d + 1, width), as in `Optimality`.
-        moments: of the features.
+        moments: mean and standard deviation of the features.
     """
 
     value: float
@@ -93,7 +93,7 @@ class Evaluation:
 
 
 def evaluate(objective: Objective, probe: int, weights: Tensor) -> Evaluation:
-    """Compute the objective and its gradient; arguments as in `measure`."""
+    """Compute the objective and its gradient. The arguments are those of `measure`."""
     rows, loss = objective.rows, objective.loss
     total, gradient = 0.0, torch.zeros_like(weights)
     moments = Moments(rows.num_features, loss.width, rows.device)
@@ -112,19 +112,19 @@ def evaluate(objective: Objective, probe: int, weights: Tensor) -> Evaluation:
 
 
 class Moments:
-    """Mean and standard deviation of the features, where uncertain images count more.
+    """Mean and standard deviation of the features, weighted by the probe's uncertainty about each image.
 
-    The Hessian has the same weights. An outlier of which the probe is certain does not hide the others.
+    The Hessian has the same weights. So an outlier that the probe is certain of does not hide the other images.
     """
 
     def __init__(self, num_features: int, width: int, device: torch.device) -> None:
         self.uncertainty = torch.zeros(width, dtype=torch.float64, device=device)
         self.sums, self.squares = (torch.zeros(num_features, dtype=torch.float64, device=device) for _ in range(2))
         self.total = 0.0
-        self.shift: Tensor | None = None  # near the mean, so that squares do not cancel
+        self.shift: Tensor | None = None  # near the mean, to avoid cancellation in the squares
 
     def add(self, x: Tensor, uncertainty: Tensor) -> None:
-        """Count features float64 (m, d), of which the probe is so uncertain in each logit, (m, width)."""
+        """Add features, float64 (m, d), with the probe's uncertainty about each image and logit, (m, width)."""
         if self.shift is None:
             self.shift = x.mean(dim=0)
         centred, share = x - self.shift, uncertainty.sum(dim=1)
@@ -134,7 +134,7 @@ class Moments:
         self.squares += share @ centred.square_()
 
     def standardise(self) -> tuple[Tensor, Tensor]:
-        """Mean (d,) and the inverse of the standard deviation (d,), which is 0 for a constant feature."""
+        """Return the mean (d,) and the inverse of the standard deviation (d,), which is 0 for a constant feature."""
         assert self.shift is not None
         mean = self.sums / self.total
         deviation = (self.squares / self.total - mean.square()).clamp(min=0).sqrt()
@@ -150,16 +150,16 @@ def _counts(objective: Objective, probe: int, first: int, num: int) -> Tensor | 
 
 
 def _decrement(objective: Objective, probe: int, weights: Tensor, end: Evaluation, *, num_iter: int) -> float:
-    """Half of g^T H^-1 g by conjugate gradients on standardised features, where it grows with every step."""
+    """Return half of g^T H^-1 g by conjugate gradients on standardised features. It grows with every step."""
     gradient, (mean, inverse) = end.gradient, end.moments.standardise()
     n = objective.counts[probe]
     scaled = torch.cat([weights[:-1] / torch.where(inverse > 0, inverse, torch.inf)[:, None], weights[-1:]])
     scaled[-1] += mean @ weights[:-1]
     residual = torch.cat([(gradient[:-1] - mean[:, None] * gradient[-1]) * inverse[:, None], gradient[-1:]])
     penalty = objective.penalties[probe] * torch.cat([inverse.square(), inverse.new_zeros(1)])[:, None]
-    diagonal = end.moments.uncertainty / n + penalty  # of the Hessian, as the features have a variance of 1
+    diagonal = end.moments.uncertainty / n + penalty  # diagonal of the Hessian, because features have a variance of 1
 
-    def project(step: Tensor) -> Tensor:  # what moves all logits alike changes no probability
+    def project(step: Tensor) -> Tensor:  # moving all logits equally changes no probability
         return step - step.mean(dim=1, keepdim=True) if objective.loss.width > 1 else step
 
     residual = project(residual)
@@ -186,7 +186,7 @@ def _decrement(objective: Objective, probe: int, weights: Tensor, end: Evaluatio
 def _product(
     objective: Objective, probe: int, scaled: Tensor, direction: Tensor, standard: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """The Hessian of the summed loss times a direction, both for standardised features."""
+    """Return the Hessian of the summed loss times a direction, both for standardised features."""
     rows, loss = objective.rows, objective.loss
     mean, inverse = standard
     weights, step = scaled.to(rows.dtype), direction.to(rows.dtype)

@@ -34,11 +34,11 @@ class ProbeResult(Convergence):
     `score` is a fraction on the test split, and `interval` a 95 % one: around the score of one training set for the
     choice of test images, around the mean over few-shot draws for the choice of training images.
     `sweep` is ascending in C; it is empty where nothing was searched, and of several folds or draws.
-    `choice_converged` is True if every fit of the sweep that C was chosen by has converged, or nothing was searched.
-    `label_values` are the labels that were numbered from 0 on, ascending, where the labels had gaps; else empty, as of
-    several folds with different ones.
-    `predictions` are int64 (num_test,), labels as they were given, or (num_test, k) of 0 and 1 where an image can show
-    several of k classes.
+    `choice_converged` is True if every fit of the sweep converged, or if there was no sweep.
+    `label_values` are the original labels, ascending, if labels with gaps were renumbered from 0; otherwise, and if
+    folds have different labels, it is empty.
+    `predictions` are int64 (num_test,), the labels as given, or (num_test, k) of 0 and 1 if an image can show several
+    of k classes.
     `outcomes` are what became of each test image, one for each fold or draw; `same_images` says that these are of the
     same images. `seed`, `indices` and `held_out` are of a few-shot draw: positions in the training split, as text, of
     the images that it fitted on and of those that it chose C on.

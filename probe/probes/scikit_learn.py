@@ -83,7 +83,7 @@ class ScikitLearn(Solver):
                     estimator.fit(x, y)
                 else:
                     fit_on_device(estimator, x, y, self.device)
-        for warning in caught:  # of convergence it is measured below, and neither more nor less than what it says
+        for warning in caught:  # convergence is measured below, so scikit-learn's warning about it is dropped
             if not issubclass(warning.category, ConvergenceWarning):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         rows = Rows([x], self.device)

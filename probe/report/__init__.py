@@ -36,7 +36,7 @@ def render(records: Sequence[RunRecord], sections: Sequence[leaderboard.Section]
         results_dir: the folder of the records, from that of the page, to link to them.
     """
     index: Index = {record.key: i for i, record in enumerate(records)}
-    folder = "" if results_dir == "." else f"{quote(os.fsencode(results_dir))}/"  # an address, in which # and ? end it
+    folder = "" if results_dir == "." else f"{quote(os.fsencode(results_dir))}/"  # `#` and `?` would end the path
     data = {"folder": folder, **_data(records, sections, index)}
     loader = FileSystemLoader(FOLDER)
     templates = Environment(
