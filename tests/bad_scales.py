@@ -1,7 +1,7 @@
 """Fifty generated problems whose features have bad scales, and their optima by Newton's method in float64.
 
-Each is Gaussian classes whose features are then changed: constants, outliers, columns of other sizes, copies, few
-images, many classes. The same seeds make the same problems on every machine.
+Each problem has Gaussian classes with changed features (constants, outliers, columns of different sizes, copies), few
+images or many classes. The same seeds make the same problems on every machine.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def _noise(size: float) -> Change:
 
 
 def _scaled(first: float, last: float) -> Change:
-    """Columns times powers of ten between two exponents."""
+    """Multiply the columns by powers of ten between two exponents."""
     return lambda x, _: x * np.logspace(first, last, x.shape[1])
 
 
@@ -63,12 +63,12 @@ def _mixtures(noise: float = 0.0) -> Change:
 
 
 def _spectrum(power: float) -> Change:
-    """Correlated columns whose principal components shrink by a power."""
+    """Make correlated columns whose principal components shrink by a power."""
     return lambda x, _: x * np.arange(1, x.shape[1] + 1.0) ** -power @ _rotation(x.shape[1])
 
 
 def _like_clip(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Correlated columns, a few with a large mean, of length one."""
+    """Make correlated columns, a few with a large mean, and scale each row to length one."""
     x = _spectrum(1.0)(x, rng) + 3.0 * (np.arange(x.shape[1]) % 16 == 0)
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
@@ -87,7 +87,7 @@ def _rotation(d: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Problem:
-    """Gaussian classes, and what is done to their features."""
+    """Gaussian classes and the change to their features."""
 
     change: Change = lambda x, _: x
     n: int = 300  # training images
@@ -169,7 +169,7 @@ def make(name: str) -> dict[str, Features]:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The minimum of the objective, and weights (width, d) and intercepts (width,) of the features as they are."""
+    """Minimum of the objective, with the weights (width, d) and intercepts (width,) for the unscaled features."""
 
     objective: float
     coef: np.ndarray
@@ -181,9 +181,9 @@ class Optimum:
 
 
 def find_optimum(x: np.ndarray, y: np.ndarray, C: float) -> Optimum:
-    """Minimise mean loss + ||W||^2 / (2 C n), by Newton's method with a line search on standardised features.
+    """Minimise mean loss + ||W||^2 / (2 C n) by Newton's method with a line search, on standardised features.
 
-    The penalty applies to the weights of the features as they are. Of two classes there is one row of weights.
+    The penalty applies to the weights for the unscaled features. For two classes there is one row of weights.
     """
     x = x.astype(np.float64)
     n, k = len(x), int(y.max()) + 1
@@ -209,14 +209,14 @@ def find_optimum(x: np.ndarray, y: np.ndarray, C: float) -> Optimum:
                 hessian[a, :, b] = (z * (chances[:, a] * ((a == b) - chances[:, b]))[:, None]).T @ z / n
         hessian = hessian.reshape(weights.size, -1) + np.diag(np.tile(penalty, width))
         hessian[np.diag_indices(weights.size)] += 1e-15 * np.trace(hessian) / weights.size
-        if width > 1:  # moving all intercepts alike changes nothing
+        if width > 1:  # moving all intercepts equally changes nothing
             alike = np.tile(np.arange(z.shape[1]) == z.shape[1] - 1, width)
             hessian += 0.1 * np.outer(alike, alike)
         step = np.linalg.solve(hessian, gradient.ravel()).reshape(weights.shape)
         slope, length = np.sum(gradient * step), 1.0
         while value(weights - length * step) > value(weights) - 1e-4 * length * slope and length > 1e-10:
             length /= 2
-        if length <= 1e-10:  # rounding hides the way down
+        if length <= 1e-10:  # rounding hides any further descent
             break
         weights = weights - length * step
         if slope <= 1e-20 * value(weights):

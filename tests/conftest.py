@@ -16,7 +16,7 @@ from probe.models.clip import CLIP, Bottleneck
 from probe.models.openai import save_archive
 from probe.specs import Architecture
 
-SMALL_VIT = Architecture(  # as wide as `tiny`, since weights alone are refused where their widths are unknown
+SMALL_VIT = Architecture(  # as wide as `tiny`, because weights alone are refused if their widths are unknown
     embed_dim=48,
     image_resolution=32,
     vision_layers=2,

@@ -21,12 +21,12 @@ from urllib.parse import unquote
 SMALL = ("README.md", ".gitattributes", ".yaml", ".txt")  # kept in Git itself, under a SHA-1
 
 
-PUBLIC = ("README.md", ".gitattributes")  # what the hub shows of a gated repository
+PUBLIC = ("README.md", ".gitattributes")  # files of a gated repository that the hub shows to everybody
 
 
 @dataclass(frozen=True)
 class Denial:
-    """How the hub refuses a repository: HTTP status and headers; the data alone, or all that is asked."""
+    """Refusal of a repository by the hub: HTTP status and headers; for the data files only, or for every request."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Hub:
 
 
 def commit_of(folder: Path) -> str:
-    """The commit that a folder is served as: its revision, if that is a commit."""
+    """Return the commit that a folder is served as: its revision, if the revision is a commit."""
     revision = folder.name.partition("@")[2]
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision

@@ -16,7 +16,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     root: Path
-    denied: Mapping[str, tuple[int, str]]  # repository -> HTTP status, and what the hub gives as the reason
+    denied: Mapping[str, tuple[int, str]]  # repository -> HTTP status and the hub's reason
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)

@@ -1,6 +1,6 @@
-"""open_clip's architectures, reduced: each keeps its kind of towers, and has one or two narrow layers and small images.
+"""Small versions of open_clip's architectures: the same kinds of towers with one or two narrow layers and small images.
 
-Towers of timm's take their sizes from timm, not from open_clip's configuration, so timm is asked for narrow ones.
+timm's towers take their sizes from timm, not from open_clip's configuration, so timm is asked for narrow towers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import M2M100Config, MT5Config, RobertaConfig, XLMRobertaConfi
 
 HEADS = 2  # of every transformer, so that a wrong number shows
 TEXT = {"context_length": 8, "vocab_size": 50, "width": 64, "heads": HEADS, "layers": 1}
-# By the start of the name in timm: arguments of its constructors, and the side of the images.
+# Start of the name in timm -> arguments of the constructor, and the side of the images.
 TIMM: dict[str, tuple[dict[str, Any], int]] = {
     "convnext": ({"depths": (1, 1, 1, 1), "dims": (8, 16, 32, 64)}, 64),
     "swin": ({"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 2, 4, 8)}, 224),
@@ -26,7 +26,7 @@ TIMM: dict[str, tuple[dict[str, Any], int]] = {
     "fastvit_mci4": ({"layers": (1,) * 5, "embed_dims": (8, 16, 32, 64, 128)}, 64),
     "fastvit": ({"layers": (1,) * 4, "embed_dims": (16, 32, 64, 128)}, 64),
     "vitamin": ({"depth": 1, "embed_dim": 64, "num_heads": HEADS, "img_size": 64}, 64),
-    "vit_base_mci": ({"depth": 1, "img_size": 64}, 64),  # whose stem has a fixed width
+    "vit_base_mci": ({"depth": 1, "img_size": 64}, 64),  # its stem has a fixed width
     "vit": ({"depth": 1, "embed_dim": 64, "num_heads": HEADS, "img_size": 64}, 64),
     "eva": ({"depth": 1, "embed_dim": 64, "num_heads": HEADS, "img_size": 64}, 64),
 }
@@ -42,7 +42,7 @@ HUGGING_FACE = {
 
 
 def reduced(architecture: str) -> dict[str, Any]:
-    """Return the configuration of an architecture of open_clip's with few and narrow layers."""
+    """Return the configuration of an open_clip architecture with few and narrow layers."""
     config: dict[str, Any] = copy.deepcopy(open_clip.get_model_config(architecture))
     vision, text = config["vision_cfg"], config["text_cfg"]
     config["embed_dim"] = 32
@@ -69,7 +69,7 @@ def _of_timm(name: str) -> tuple[dict[str, Any], int]:
 
 @contextmanager
 def narrow_timm() -> Iterator[None]:
-    """Have timm build its towers narrow."""
+    """Make timm build narrow towers."""
     create = timm.create_model
 
     def create_narrow(name: str, **kwargs: Any) -> Any:
@@ -86,7 +86,7 @@ def narrow_timm() -> Iterator[None]:
 
 
 def write_text_config(name: str, folder: Path) -> Path:
-    """Write the configuration of a narrow text tower of the kind of a repository of the Hugging Face hub."""
+    """Write the configuration of a narrow text tower, of the same kind as in a repository of the Hugging Face hub."""
     sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": HEADS}
     if HUGGING_FACE[name] is MT5Config:
         sizes = {"vocab_size": 60, "d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": HEADS}

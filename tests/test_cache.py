@@ -283,11 +283,11 @@ def test_a_full_disk_keeps_what_was_made(tmp_path, monkeypatch):
     assert not [path for path in work.folder.iterdir() if path.name.endswith(".tmp")]
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="tells which files are open")
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs the list of open files in /proc/self/maps")
 def test_no_file_is_open_when_it_is_removed(tmp_path, monkeypatch):
-    """Windows refuses to remove one."""
+    """Windows refuses to remove an open file."""
     folder = fill(tmp_path, cell())
-    np.save(folder / "labels.npy", np.zeros(3))  # which is read after the others have been mapped
+    np.save(folder / "labels.npy", np.zeros(3))  # read after the other arrays have been mapped
     removed = []
 
     def check(path):

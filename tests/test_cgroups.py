@@ -1,4 +1,4 @@
-"""Limits of control groups, in made-up trees laid out as Linux, Docker, Slurm and systemd lay them out."""
+"""Limits of control groups, in made-up folders with the layout of Linux, Docker, Slurm and systemd."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from probe import cgroups, reading
 from probe.models.memory import device_memory
 
 GB = 1 << 30
-NO_LIMIT = 9223372036854771712  # what version 1 writes: 2^63, rounded down to pages
+NO_LIMIT = 9223372036854771712  # version 1's "no limit": 2^63, rounded down to pages
 SLURM = "system.slice/slurmstepd.scope/job_7/step_0/user/task_0"
 
 
@@ -27,7 +27,7 @@ def tree(tmp_path, monkeypatch):
     return make
 
 
-# What /proc/self/cgroup says, the files, and the memory in GB that this process may have.
+# The lines of /proc/self/cgroup, the files, and the memory in GB that this process may use.
 MEMORY = {
     "a container of version 2": (["0::/"], {"memory.max": 2 * GB}, 2),
     "a container of version 1": (["4:memory:/"], {"memory/memory.limit_in_bytes": 2 * GB}, 2),
@@ -48,8 +48,8 @@ MEMORY = {
         },
         2,
     ),
-    "the smallest is above": (["0::/a/b"], {"a/memory.max": GB, "a/b/memory.max": 3 * GB}, 1),
-    "the smallest is below": (["0::/a/b"], {"a/memory.max": 3 * GB, "a/b/memory.max": GB}, 1),
+    "the smallest limit is above": (["0::/a/b"], {"a/memory.max": GB, "a/b/memory.max": 3 * GB}, 1),
+    "the smallest limit is below": (["0::/a/b"], {"a/memory.max": 3 * GB, "a/b/memory.max": GB}, 1),
     "memory.high is the smaller": (["0::/a"], {"a/memory.max": 3 * GB, "a/memory.high": 2 * GB}, 2),
     "memory.high is the larger": (["0::/a"], {"a/memory.max": 2 * GB, "a/memory.high": "max"}, 2),
     "both versions": (
@@ -87,7 +87,7 @@ def test_the_smallest_limit_of_memory_on_the_way_up_counts(case, tree, monkeypat
         assert found.free <= found.total
 
 
-# Files that a group counts as its own are given up where it needs the room.
+# The file cache of a group counts as used, but is released when the group needs memory.
 FREE = {
     "version 2": (
         ["0::/a"],

@@ -59,7 +59,7 @@ def test_an_archive_of_known_sizes_is_openais(model, tmp_path, caplog):
 
 
 def test_an_archive_of_other_sizes_is_not_rebuilt_in_silence(tmp_path, caplog):
-    """Its program has the heads and the activation, which a rebuilt model can only guess."""
+    """The archive's program has the right heads and activation, which a rebuilt model can only guess."""
     save_archive(random_clip(SMALL_RESNET), tmp_path / "model.pt")
     read_checkpoint(tmp_path / "model.pt")
     assert "towers 8 (image) and 64 (text) channels wide, unlike any model of OpenAI's" in caplog.text

@@ -174,7 +174,7 @@ def test_a_download_that_was_killed_is_named_where_it_cannot_be_fetched_again(se
         open_dataset(spec, data_dir=tmp_path / "data", offline=True)
 
 
-# Archives whose addresses the rows know.
+# Archives whose addresses are in the rows.
 
 
 def _resisc45(root, _):
@@ -183,7 +183,7 @@ def _resisc45(root, _):
             layouts.write_image(root / "NWPU-RESISC45" / name / f"{name}_{i:03}.jpg", 60 * k)
 
 
-# How each dataset is made small, and the folder whose files each of its archives has.
+# How to make a small version of each dataset, and the folder whose files each archive holds.
 ADDRESSED = {
     "voc2007": (lambda root, _: own_layouts.voc2007(root), (".", None)),
     "eurosat": (layouts.eurosat, ("eurosat",)),
@@ -198,7 +198,7 @@ def test_every_row_with_addresses_is_tested_here():
 
 @pytest.fixture
 def addressed(server, tmp_path, monkeypatch):
-    """Serve the archives of a small dataset; its first source, with the local addresses."""
+    """Serve the archives of a small dataset, and return its first source with the local addresses."""
     folder, address = server
 
     def make(name):
@@ -238,7 +238,7 @@ def test_archives_are_fetched_from_the_addresses_of_the_row_and_unpacked(name, a
     assert _open(name, source, tmp_path / "data", offline=True).sha256 == made.sha256
 
 
-@pytest.mark.parametrize("name", sorted({*ADDRESSED} - {"ucf101"}))  # of which no checksum is published
+@pytest.mark.parametrize("name", sorted({*ADDRESSED} - {"ucf101"}))  # ucf101 has no published checksum
 def test_an_archive_that_is_not_the_published_one_is_refused(name, addressed, server, tmp_path):
     """Both digests are in the message, and nothing is unpacked."""
     source = addressed(name)
@@ -251,7 +251,7 @@ def test_an_archive_that_is_not_the_published_one_is_refused(name, addressed, se
 
 @pytest.mark.parametrize("name", ["eurosat", "resisc45"])
 def test_an_archive_that_a_killed_download_left_is_fetched_again(name, addressed, tmp_path):
-    """Torchvision leaves half of the archive under its final name."""
+    """A killed download by torchvision leaves half of the archive under its final name."""
     source = addressed(name)
     archive = tmp_path / "data" / source.archives[0][0]
     archive.parent.mkdir(parents=True)
@@ -260,7 +260,7 @@ def test_an_archive_that_a_killed_download_left_is_fetched_again(name, addressed
 
 
 def test_eurosat_does_not_depend_on_the_address_that_torchvision_knows(addressed, tmp_path, monkeypatch):
-    """Before version 0.20 it asked a host whose certificate is not accepted."""
+    """Versions of torchvision before 0.20 ask a host whose certificate is not accepted."""
 
     def fail(_):
         raise AssertionError("torchvision was asked to download")

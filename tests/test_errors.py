@@ -25,7 +25,7 @@ def test_messages_are_not_quoted():
 
 
 def test_no_message_is_longer_than_a_paragraph():
-    """A name of a hundred thousand characters must not bury what to do about it."""
+    """A name of a hundred thousand characters must not hide the advice on what to do."""
     message = str(errors.DatasetError(f"unknown dataset {'x' * 100_000!r}; give another name"))
     assert len(message) <= errors.MAX_MESSAGE
     assert message.startswith("unknown dataset 'xxx")
@@ -40,7 +40,7 @@ def test_neither_the_name_of_a_file_nor_what_to_do_is_cut(gap, length):
     assert len(message) <= errors.MAX_MESSAGE
     assert message.startswith("/data/folder")
     assert message.endswith("); get the file again")
-    if gap != " ":  # then it is many words
+    if gap != " ":  # spaces would make many words of the path
         assert "/train.tar is damaged (y" in message
 
 

@@ -1,7 +1,7 @@
 """The catalogue against the facts that were collected of the paper's datasets, field by field.
 
-`facts/clip_paper_datasets.csv` is Radford et al. 2021, table 9, with the true sizes beside the printed ones;
-`facts/sources.csv` says of further sources what public material says of them, and which.
+`facts/clip_paper_datasets.csv` is table 9 of Radford et al. 2021, with the true sizes next to the printed sizes.
+`facts/sources.csv` lists facts about further sources, and the public material that each fact comes from.
 """
 
 import csv
@@ -67,7 +67,7 @@ def test_sources_are_those_of_the_facts(spec):
 
 
 def test_further_sources_are_those_of_the_facts():
-    """Repositories, revisions, addresses and checksums are not made up, and none of them is forgotten."""
+    """Repositories, revisions, addresses and checksums in the catalogue are exactly those in the list of facts."""
     used = {}
     for spec in CATALOG:
         for source in spec.sources:
@@ -89,7 +89,7 @@ def test_images_of_each_class_add_up(spec):
 
 
 def test_images_of_each_class_are_those_that_mteb_counted():
-    """Its FER 2013 has the classes in alphabetical order, and both test parts together."""
+    """FER 2013 in mteb has its classes in alphabetical order, and both test parts together."""
     order = (0, 1, 2, 3, 6, 4, 5)  # angry, disgust, fear, happy, neutral, sad, surprise
     train, val, test = (part.class_counts for part in next(spec for spec in CATALOG if spec.name == "fer2013").parts)
     assert [train[k] for k in order] == [3995, 436, 4097, 7215, 4965, 4830, 3171]

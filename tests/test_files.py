@@ -217,7 +217,7 @@ def test_a_metric_that_is_not_defined_on_the_split_is_said_before_the_fit(tmp_pa
 
 
 def test_a_class_without_positive_test_images_does_not_count_and_is_named(caplog):
-    """The score equals the mean over the classes that have one."""
+    """The score equals scikit-learn's mean average precision over the classes with a positive image."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, (300, 3))
     x = (rng.normal(size=(300, 5)) + y @ rng.normal(size=(3, 5))).astype(np.float32)
@@ -284,7 +284,7 @@ FEATURES = {
 
 
 def _random_file(seed):
-    """One or two arrays of a file are changed; protocol, metric and solver are drawn."""
+    """Change one or two arrays of a file, and draw the protocol, metric and solver."""
     rng = np.random.default_rng(seed)
     is_multi_label = rng.random() < 0.25
     arrays = {}
@@ -302,7 +302,7 @@ def _random_file(seed):
             name = f"{split}_{'y' if kinds is LABELS else 'x'}"
             try:
                 arrays[name] = change(arrays[name], rng)
-            except (TypeError, ValueError, IndexError, np.exceptions.AxisError):  # of an array that was changed before
+            except (TypeError, ValueError, IndexError, np.exceptions.AxisError):  # of an earlier change
                 continue
     metrics = ["voc2007_11pt_map"] if is_multi_label else ["accuracy", "mean_per_class", "roc_auc", "top5"]
     protocol = rng.choice(["readme", "clip-paper", "few-shot-1", "few-shot-2-held-out"])
@@ -313,11 +313,11 @@ def _random_file(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(10))
 def test_any_file_of_features_is_fitted_or_refused_in_one_sentence(tmp_path, capsys, block):
-    """Shapes, types, missing classes, empty splits, labels of all kinds; no traceback, and no file that half runs."""
+    """Changed shapes, types, classes, splits and labels give a score or a message, and never a traceback."""
     for seed in range(30 * block, 30 * block + 30):
         arrays, options = _random_file(seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # NumPy's of what is written here
+            warnings.simplefilter("ignore")  # NumPy warns about the changes made here
             path = saved(tmp_path / f"{seed}.npz", arrays)
         code = main(["fit", path, "--json", "--cache-dir", str(tmp_path / "cache"), *options])
         found = capsys.readouterr()

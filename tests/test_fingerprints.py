@@ -40,7 +40,7 @@ def test_files_count_by_name_size_and_time(folder):
 
 
 def _write(path, content):
-    """Write a file as a reproducible build does: its date tells nothing."""
+    """Write a file as a reproducible build does: with a fixed date."""
     path.write_bytes(content)
     os.utime(path, (1000, 1000))
 
@@ -56,7 +56,7 @@ def test_other_contents_of_equal_size_and_date_count(folder):
 
 @pytest.mark.parametrize("num_files", [1, 3, 100])
 def test_files_of_up_to_their_share_are_read_in_full(tmp_path, num_files, monkeypatch):
-    """One byte differs, wherever it lies."""
+    """One byte differs, at any place in the file."""
     monkeypatch.setattr(fingerprints, "BLOCK", 16)
     size = MAX_BLOCKS // num_files * 16
     names = [f"{i}" for i in range(num_files)]
@@ -101,7 +101,7 @@ def test_of_many_files_the_first_the_last_and_some_between_are_read(tmp_path):
 
 
 def test_no_more_than_a_bounded_number_of_files_and_bytes_is_read(tmp_path, monkeypatch):
-    """So that a dataset of 1.28 million images is not read to find its features."""
+    """A dataset of 1.28 million images must not be read in full to find its features."""
     read = []
     monkeypatch.setattr(fingerprints, "_read_blocks", lambda path, blocks: read.append(len(blocks)) or b"")
     monkeypatch.setattr(fingerprints, "_size_and_date", lambda path: (100 * BLOCK, 0))
@@ -120,7 +120,7 @@ def test_what_cannot_be_read_counts_as_empty(tmp_path, kind):
         path.mkdir()
     elif kind == "pipe":
         if not hasattr(os, "mkfifo"):
-            pytest.skip("this system has no pipes with names")
+            pytest.skip("this system has no named pipes")
         os.mkfifo(path)
     elif kind == "locked":
         _write(path, b"1")
@@ -175,7 +175,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_images_that_a_reproducible_build_replaces_are_read_and_have_another_fingerprint(form, tmp_path, monkeypatch):
-    """Of all that a user names on disk; the library `datasets` compares dates alone."""
+    """This holds for every kind of path; the library `datasets` compares only dates."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "arrow"))
     prefix, replace = FORMS[form]
     top, found = tmp_path / "images", []

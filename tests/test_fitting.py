@@ -358,7 +358,7 @@ def _blobs(n, labels, seed):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("trained", [(0, 1, 2), (0, 2), (1, 3), (3, 0, 1)], ids=str)
 def test_a_class_that_only_validation_has_is_in_the_final_fit(trained, solver):
-    """Every start at an earlier fit matches rows by class; the optimum is scikit-learn's from weights of zero."""
+    """A start at an earlier fit matches rows by class; the optimum equals that of a fit from weights of zero."""
     splits = {"train": _blobs(90, trained, 1), "val": _blobs(60, range(4), 2), "test": _blobs(60, range(4), 3)}
     rules = replace(SHORT, grid=(0.01, 0.1, 1.0), max_iter=5000, tol=1e-8, warm_start=True)
     result = fit_probe(**splits, protocol=rules, solver=solver)
@@ -385,6 +385,6 @@ def test_logits_of_a_start_are_those_of_its_own_classes(known, wanted):
     matched = for_classes(fit, np.array(wanted))
     assert len(matched.coef) == (1 if len(wanted) == 2 else len(wanted))
     both = np.intersect1d(known, wanted)
-    # Up to what moves all logits alike, and the rounding of float32.
+    # Up to a shift of all logits, and the rounding of float32.
     differences = [np.diff(one.scores(x, 8)[:, both], axis=1) for one in (fit, matched)]
     np.testing.assert_allclose(*differences, atol=1e-5)

@@ -161,18 +161,18 @@ def test_splits_go_by_all_usual_names(train, val, test, image_folder):
 
 @pytest.mark.parametrize("name", ["val", "validation", "Valid", "dev"])
 def test_training_and_validation_folders_alone_are_train_and_test(name, image_folder, caplog):
-    """As the layout of ImageNet; validation images are held out of train, which the log says."""
+    """The layout of ImageNet: validation images are held out of train, and the log says so."""
     root = image_folder({"train/red": 20, "train/blue": 10, f"{name}/red": 3, f"{name}/blue": 2})
     with caplog.at_level("INFO", "probe"):
         opened = open_dataset(f"folder:{root}")
     assert [len(opened.split(split)) for split in SPLITS] == [27, 3, 5]
     assert opened.split("test").ids[0].startswith(f"{name}/blue/")
-    assert dict(opened.source.parts)["test"] == (("folder", name),)  # which the record has
+    assert dict(opened.source.parts)["test"] == (("folder", name),)  # the record has this
     assert f"folder:{root}: {name!r} is the test split; validation images are held out of 'train'" in caplog.messages
 
 
 def test_classes_may_have_the_names_of_splits(image_folder):
-    """A train is also a vehicle: the folder has images in it, as have the others."""
+    """A train is also a vehicle: its folder holds images, as do the other folders of classes."""
     root = image_folder({"bus": 5, "car": 5, "train": 5})
     assert open_dataset(f"folder:{root}").split("train").class_names == ["bus", "car", "train"]
 
@@ -240,7 +240,7 @@ def test_classes_that_differ_in_spaces_or_dots_only_are_named(name, image_folder
 
 @pytest.mark.parametrize("name", ["café", "Ωmega", "việt", "が", "한글", "œ\N{COMBINING ACUTE ACCENT}"])
 def test_two_unicode_forms_of_a_name_are_one_class(name, image_folder, caplog):
-    """As file systems and archivers of macOS and Linux write it; in one folder of a split, and across splits."""
+    """Systems write different Unicode forms (macOS, Linux), within one split or in different splits."""
     written, other = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
     root = image_folder({f"{split}/{folder}": 4 for split in ("train", "test") for folder in ("red", "blue")})
     (root / "train" / "red").rename(root / "train" / other)
@@ -282,7 +282,7 @@ def test_links_to_images_are_images(image_folder):
 
 
 def test_an_image_that_would_fill_the_memory_is_named(image_folder, monkeypatch):
-    """Pillow refuses images of far more pixels than its limit, which is lowered here; a variable allows them."""
+    """Pillow refuses images above its limit of pixels, which is lowered here; a variable allows them."""
     root = image_folder({"red": 5, "green": 5})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     message = (
@@ -307,7 +307,7 @@ def test_a_limit_of_pixels_that_is_no_number_is_named(value, image_folder, monke
 
 
 def _odd_files():
-    """Files that Pillow reads with a warning: what they are, and whether pixels may be wrong."""
+    """Return name -> content of files that Pillow reads with a warning, and True if pixels may be wrong."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     rotated = Image.Exif()
@@ -328,7 +328,7 @@ def _odd_files():
 
 @pytest.mark.parametrize("file", _odd_files())
 def test_no_raw_warning_of_a_reader_reaches_the_user(file, image_folder, caplog, capfd):
-    """Warnings are errors here. What Pillow warns of changes no pixel; where libtiff finds damage the file is named."""
+    """Warnings are errors here. Harmless warnings of Pillow are dropped; damage that libtiff finds names the file."""
     content, is_damaged = _odd_files()[file]
     root = image_folder({"red": 5, "green": 5})
     (root / "red" / file).write_bytes(content)

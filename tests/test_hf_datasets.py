@@ -241,7 +241,7 @@ def test_a_path_with_training_and_validation_alone_is_tested_on_the_latter(optio
 
 
 def test_a_validation_split_that_is_named_for_testing_is_not_for_validation(folder, caplog):
-    """The form of the README; the split that is called test is then left, with a warning."""
+    """The form of the README. The split called test is then not used, with a warning."""
     splits("train", "validation", "test").save_to_disk(folder)
     opened = open_dataset(f"hf:{folder}?test=validation")
     assert {part: len(images) for part, images in opened.parts.items()} == {"train": 12, "test": 3}
@@ -264,7 +264,7 @@ def test_two_spellings_of_one_split_are_refused_unless_one_is_named(folder):
 
 
 def _save_tree(root, *folders, names=CLASSES, n=2):
-    """`n` pictures for each class of each folder; their colour is that of the class, their width tells the folder."""
+    """Write `n` images for each class of each folder. The colour shows the class, and the width shows the folder."""
     for k, part in enumerate(folders):
         for name in names:
             for i in range(n):
@@ -284,7 +284,7 @@ def _save_tree(root, *folders, names=CLASSES, n=2):
     ],
 )
 def test_splits_of_an_image_folder_go_by_all_usual_names(train, test, folder):
-    """`datasets` would put the first of these together, into one split that was then divided."""
+    """`datasets` would merge the first of these into one split, which would then be divided."""
     _save_tree(folder, train, test)
     opened = open_dataset(f"hf:{folder}")
     folders = open_dataset(f"folder:{folder / train}/..")
@@ -337,7 +337,7 @@ def test_an_image_folder_that_does_not_say_what_is_what_is_refused(folders, extr
 
 @pytest.mark.parametrize("extra", ["logo.png", "assets/logo.png"])
 def test_pictures_beside_the_folders_of_splits_are_in_none(extra, folder):
-    """Repositories of the hub have such, for their card; they have no class."""
+    """Repositories of the hub have such images for their card; these images have no class."""
     _save_tree(folder, "train", "test")
     (folder / extra).parent.mkdir(exist_ok=True)
     (folder / extra).write_bytes(picture(0))
@@ -603,7 +603,7 @@ TABLE = [[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]] * 3
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float32"])
 @pytest.mark.parametrize("length", [-1, 3])
 def test_lists_of_0_and_1_say_which_classes_an_image_shows(dtype, length, folder, caplog):
-    """They were taken for numbers of classes."""
+    """Lists of 0 and 1 were taken for class numbers."""
     with caplog.at_level("INFO", "probe"):
         images = _open_labels(
             folder,
@@ -616,7 +616,7 @@ def test_lists_of_0_and_1_say_which_classes_an_image_shows(dtype, length, folder
 
 
 def test_pairs_of_0_and_1_are_one_hot_and_no_pairs_of_classes(folder):
-    """[0, 1] for the second of two classes; each image would show both."""
+    """[0, 1] stands for the second of two classes. As class numbers, it would show both classes on each image."""
     one_hot = [[0, 1], [1, 0], [1, 0]] * 4
     images = _open_labels(folder, one_hot, datasets.Sequence(Value("int64")))
     assert images.labels.tolist() == [1, 0, 0] * 4
@@ -635,7 +635,7 @@ def test_lists_of_one_class_each_need_no_metric_for_several(folder):
 
 
 def test_one_hot_lists_are_read_alike_in_all_splits(folder):
-    """The rows of the test split alone, [1, 1], could be anything; those of train have three values."""
+    """The rows of the test split alone, [1, 1], are ambiguous; the rows of train have three values."""
     feature = datasets.Sequence(Value("int64"))
     DatasetDict(
         train=rows(12, labels=TABLE, feature=feature), test=rows(3, labels=[[1, 1, 0]] * 3, feature=feature)
@@ -701,7 +701,7 @@ def test_two_unicode_forms_of_a_label_are_one_class(folder, caplog):
 
 
 def test_two_unicode_forms_of_a_typed_label_are_one_class(folder):
-    """As the library finds them in folders: it makes two classes of them."""
+    """The library finds two Unicode forms in folders and makes two classes of them."""
     for split, form in (("train", CAFE[1]), ("test", CAFE[0])):
         _save_tree(folder, split, names=CLASSES)
         (folder / split / "green").rename(folder / split / form)
@@ -719,7 +719,7 @@ def test_a_typed_label_may_change_its_form_between_splits(folder):
 
 
 def test_labels_that_differ_only_in_case_or_spaces_are_reported(folder, caplog):
-    """They stay two classes, as the letters a and A would be."""
+    """Names that differ only in case stay two classes, like the letters a and A."""
     images = _open_labels(folder, ["cat", "Cat", "dog "] * 4, Value("string"))
     assert images.class_names == ["Cat", "cat", "dog "]
     assert [text.partition("the classes ")[2] for text in caplog.messages] == [
@@ -897,11 +897,11 @@ def test_only_the_files_of_the_configuration_are_fetched(config, fetched, hub, r
     assert not hub.requests
 
 
-# Splits that are not asked for.
+# Splits that are not requested.
 
 
 def _card(splits, *, folder="data", sizes=None):
-    """A card as `push_to_hub` writes it: the files of every split, and the rows where `sizes` gives them."""
+    """Return a card as `push_to_hub` writes it: the files of every split, and the numbers of rows in `sizes`."""
     files = "".join(f"  - split: {split}\n    path: {folder}/{split}-*\n" for split in splits)
     rows_of = "".join(f"  - name: {split}\n    num_examples: {n}\n" for split, n in (sizes or {}).items())
     info = f"dataset_info:\n  splits:\n{rows_of}" if sizes else ""
@@ -909,7 +909,7 @@ def _card(splits, *, folder="data", sizes=None):
 
 
 def _nine_splits():
-    """As tanganke/stanford_cars: two splits and seven damaged copies of one of them."""
+    """Like tanganke/stanford_cars: two splits and seven damaged copies of one of them."""
     damaged = ("contrast", "gaussian_noise", "impulse_noise", "jpeg_compression", "motion_blur", "pixelate", "spatter")
     return DatasetDict({**splits("train", "test"), **{name: rows(6) for name in damaged}})
 
@@ -918,7 +918,7 @@ NEEDED = ["test", "train"]
 
 
 def _fetched(hub):
-    """The splits whose files were sent."""
+    """Return the splits whose files were sent."""
     names = [file.removeprefix("data/").removeprefix("default/") for file in hub.files()]
     return sorted({name.partition("/")[0].rpartition("-of-")[0].rpartition("-")[0] or name for name in names})
 
@@ -983,7 +983,7 @@ def test_a_split_of_a_conversion_that_is_spelled_otherwise_is_fetched_alone(hub,
 
 
 def test_only_images_of_the_splits_that_are_asked_for_are_fetched(hub, repositories):
-    """Not those of other folders, nor files beside the images that nothing here reads."""
+    """Images in other folders, and files next to the images that nothing reads, are not fetched."""
     folder = repositories / "org" / "images"
     _save_tree(folder, "Training", "Testing", "extra")
     for name in ("all.zip", "Training/model.safetensors", "Training/red/notes.txt"):
@@ -1021,7 +1021,7 @@ def test_a_path_with_other_numbers_of_rows_than_its_card_says_is_refused(folder)
 
 
 def test_a_split_that_the_hub_converted_in_part_is_found(hub, repositories):
-    """Its folder is called partial-train, and the split train."""
+    """The folder of a partly converted split is called partial-train; the split is train."""
     (repositories / "org" / "part").mkdir(parents=True)
     folder = repositories / "org" / "part@refs--convert--parquet" / "default"
     for split, part in splits("train", "test").items():
@@ -1033,7 +1033,7 @@ def test_a_split_that_the_hub_converted_in_part_is_found(hub, repositories):
 
 @pytest.mark.parametrize(("prefix", "extra"), [("data/", "extra.parquet"), ("", None)])
 def test_other_names_of_files_are_left_to_the_library(prefix, extra, hub, repositories):
-    """Names tell the splits only if they tell them for all files."""
+    """Names say the split of a file only if they do so for all files."""
     folder = write_parquet(repositories / "org" / "mixed", splits("train", "test"), prefix=prefix)
     if extra:
         rows(6).to_parquet(folder / extra)
@@ -1160,7 +1160,7 @@ def test_a_repository_of_images_is_opened(hub, repositories):
 
 
 def test_splits_of_a_repository_go_by_all_usual_names(hub, repositories):
-    """`datasets` would put these folders together, into one split called train."""
+    """`datasets` would merge these folders into one split called train."""
     _save_tree(repositories / "org" / "images", "Training", "Testing")
     opened = open_dataset("hf:org/images")
     for k, part in enumerate(("train", "test")):
@@ -1170,7 +1170,7 @@ def test_splits_of_a_repository_go_by_all_usual_names(hub, repositories):
 
 
 def test_the_types_of_columns_are_those_of_the_card(hub, repositories):
-    """A card without configurations, whose splits are found by names; the file has numbers alone."""
+    """The card has no configurations, so splits are found by names. The file has only numbers."""
     import yaml
 
     for split, n in (("Training", 12), ("Testing", 6)):
@@ -1331,7 +1331,7 @@ def test_a_full_disk_is_named_when_reading(folder, monkeypatch):
 
 
 def _row(name, location=None):
-    """A row as in the catalogue, with the sizes of what is made here, and from one repository of the hub alone."""
+    """Return a row of the catalogue with the sizes of the generated files and a single repository of the hub."""
     spec = get_dataset(name)
     sizes = {"train": SIZES["train"], "val": SIZES["validation"], "test": SIZES["test"]}
     found = [source for source in spec.sources if source.form == "huggingface" and location in (None, source.location)]
@@ -1346,7 +1346,7 @@ def _row(name, location=None):
 
 
 def _serve_row(repositories, spec, **settings):
-    """The repository of a row at the revision that the row names, with a split and a configuration that it does not."""
+    """Serve the repository of a row at the row's revision, with one unused split and one unused configuration."""
     (source,) = spec.sources
     options = dict(source.options)
     splits_of = {source.arguments(part.name)["split"]: part.size for part in spec.parts}
@@ -1363,7 +1363,7 @@ def _serve_row(repositories, spec, **settings):
     files = "".join(f"  - split: {split}\n    path: {config}/{split}-*\n" for split in made)
     other = "- config_name: another\n  data_files: another/*\n"
     (folder / "README.md").write_text(f"---\nconfigs:\n{other}- config_name: {config}\n  data_files:\n{files}---\n")
-    if at:  # what main holds is another version
+    if at:  # main holds a different version
         (repositories / source.location).mkdir()
     return [f"{config}/{split}-00000-of-00001.parquet" for split in sorted(splits_of)]
 
@@ -1375,7 +1375,7 @@ HUB_SOURCES = [
 
 @pytest.mark.parametrize(("name", "location"), HUB_SOURCES)
 def test_a_row_of_the_catalogue_opens_its_repository(name, location, hub, repositories):
-    """With the columns, splits, configuration and revision that the row names; no other split is fetched."""
+    """The columns, splits, configuration and revision of the row are used. No other split is fetched."""
     spec = _row(name, location)
     expected = _serve_row(repositories, spec)
     opened = open_dataset(spec)
@@ -1386,12 +1386,12 @@ def test_a_row_of_the_catalogue_opens_its_repository(name, location, hub, reposi
     assert {images.revision for images in opened.parts.values()} == {commit_of(folder)}
 
 
-CHECKED = ("fer2013", "fgvc_aircraft", "kitti", "clevr_counts", "imagenet", "sun397")  # copies seen by nobody here
+CHECKED = ("fer2013", "fgvc_aircraft", "kitti", "clevr_counts", "imagenet", "sun397")  # copies that we did not examine
 
 
 @pytest.mark.parametrize(("name", "location"), [found for found in HUB_SOURCES if found[0] in CHECKED])
 def test_a_copy_of_another_size_is_refused(name, location, hub, repositories):
-    """Both numbers are in the message, and what to put by hand instead."""
+    """The message has both numbers, and says which files to put by hand instead."""
     spec = _row(name, location)
     _serve_row(repositories, spec)
     full = replace(spec, parts=get_dataset(name).parts, sources=(get_dataset(name).sources[0], *spec.sources))
@@ -1405,7 +1405,7 @@ def test_a_copy_of_another_size_is_refused(name, location, hub, repositories):
 
 
 def test_a_copy_with_the_classes_in_another_order_is_refused(hub, repositories):
-    """Most copies of FER 2013 have them in alphabetical order; the makers' is angry, ..., sad, surprise, neutral."""
+    """Most copies of FER 2013 list classes alphabetically; the makers' order is angry, ..., sad, surprise, neutral."""
     spec = _row("fer2013")
     spec = replace(spec, parts=(Part("train", 12, class_counts=(6, 2, 4)), *spec.parts[1:]))
     _serve_row(repositories, replace(spec, parts=_row("fer2013").parts))
@@ -1416,7 +1416,7 @@ def test_a_copy_with_the_classes_in_another_order_is_refused(hub, repositories):
 
 
 def test_kmnist_does_not_wait_for_its_host(hub, repositories, tmp_path, monkeypatch):
-    """The one address that torchvision knows does not answer."""
+    """The only address that torchvision knows does not answer."""
 
     def fail(*_, **__):
         raise AssertionError("torchvision was asked to download")
@@ -1429,7 +1429,7 @@ def test_kmnist_does_not_wait_for_its_host(hub, repositories, tmp_path, monkeypa
 
 
 def test_imagenet_says_to_accept_the_terms_and_to_log_in(repositories, tmp_path, monkeypatch):
-    """Both of its repositories are gated, and show their cards to everybody."""
+    """Both repositories of ImageNet are gated, and show their cards to everybody."""
     gated = Denial(401, {"X-Error-Code": "GatedRepo"}, files_only=True)
     write_parquet(repositories / "ILSVRC" / "imagenet-1k", splits("train", "validation", "test"))
     shard = repositories / "timm" / "imagenet-1k-wds" / "imagenet1k-train-0000.tar"

@@ -1,4 +1,4 @@
-"""200 names that nobody should give, through every command: no traceback, nothing overwritten, all output parses."""
+"""200 hostile names through every command: no traceback, no overwritten file, and all output parses."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ import random
 import re
 import shutil
 import sys
-import xml.etree.ElementTree as ET  # of files that we have written
+import xml.etree.ElementTree as ET  # parses only files that we wrote
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -44,7 +44,7 @@ PIECES = [
 
 
 def hostile_names(num=200):
-    """The pieces themselves, then pairs of them with a letter between; always the same."""
+    """Return the pieces themselves, then pairs of pieces with a letter between them, the same in every run."""
     rng = random.Random(0)
     names = dict.fromkeys(PIECES)
     while len(names) < num:
@@ -57,7 +57,7 @@ SAFE = re.compile(r"[^\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-
 
 
 def _check_printed(captured, code):
-    """Messages are short, and nothing that is printed does anything to a terminal."""
+    """Messages are short, and printed text does not control the terminal."""
     out, err = captured
     assert SAFE.fullmatch(out), ascii(out)
     assert SAFE.fullmatch(err), ascii(err)
@@ -70,7 +70,7 @@ def _check_printed(captured, code):
 def _call(capsys, *arguments):
     try:
         code = main(list(arguments))
-    except SystemExit as end:  # of argparse
+    except SystemExit as end:  # from argparse
         code = end.code
     captured = capsys.readouterr()
     _check_printed(captured, code)
@@ -79,14 +79,14 @@ def _call(capsys, *arguments):
 
 @pytest.fixture(scope="module")
 def records():
-    """Every name once as a model, once as a dataset, and once as a protocol; twenty to a section, then one."""
+    """Make records with every name as a model, as a dataset, and as a protocol, twenty per section and then one."""
     n, found = len(NAMES), []
     for k, name in enumerate(NAMES):
         found.append(_cell(NAMES[-k - 1], name, 20 + k % 40, protocol=NAMES[k // 20]))
         found.append(
             _cell(f"folder:/data/{name}", f"open_clip:A/{name}/a.pt", 20 + k % 40, protocol=NAMES[(k + 50) % n])
         )
-    for k in (0, 200):  # of which sweeps are drawn
+    for k in (0, 200):  # the plots draw the sweeps of these
         result = {**found[k].result, "C": 1.0, "sweep": [{"C": 0.1, "score": 0.5}, {"C": 1.0, "score": 0.9}]}
         found[k] = replace(found[k], result=result)
     failure = {"type": "RuntimeError", "message": "\x1b[31m" + "<script> | $x$ \n" * 1000}
@@ -128,7 +128,7 @@ def test_tables_are_whole(records, results, capsys):
 
 
 def _check_markdown(text):
-    """Each table has as many cells in each line, and no name is HTML."""
+    """All lines of a table have the same number of cells, and no name is read as HTML."""
     assert "<script" not in text
     assert "<!--" not in text
     width = None
@@ -222,7 +222,7 @@ def test_the_page_parses_back(records, results, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_plots_show_the_names(records, tmp_path, capsys):
-    """Names are text, not formulas, and no plot overwrites another."""
+    """Plots show names as text, not as formulas, and no plot overwrites another."""
     for start in (0, 100):
         part = [record for record in records[2 * start : 2 * start + 40 : 2] if record.result]
         for record in part:
@@ -257,7 +257,7 @@ def test_records_in_cards_differences_and_reproductions(records, results, tmp_pa
 
 
 def _go_nowhere(folder, monkeypatch):
-    """To an empty folder, from which also ~ and ../.. lead to next to nothing."""
+    """Work in an empty folder, where ~ and ../.. lead to almost empty folders, too."""
     (folder / "a" / "b" / "c").mkdir(parents=True)
     monkeypatch.chdir(folder / "a" / "b" / "c")
     monkeypatch.setenv("HOME", str(folder / "a" / "b" / "c"))
@@ -365,12 +365,12 @@ def _write_classes(folder):
 
 
 def test_a_path_that_is_a_pattern_is_not_read_as_one(tmp_path):
-    """The library datasets would read a folder a*b, and with it all others of the kind."""
+    """For the folder a*b, the library datasets would also read all folders that match this pattern."""
     _write_classes(tmp_path / "a-b")
     for name in ("a*b", "a?b", "a[-]b", "lat\udce9n", "a\nb"):
         path = _write_classes(tmp_path / name)
         assert len(open_split(f"folder:{path}", "test")) == 6
-        if "?" not in name:  # behind which options follow
+        if "?" not in name:  # options follow after a `?`
             with pytest.raises(DatasetError, match=r"in its name, .*; rename it"):
                 open_split(f"hf:{path}", "test")
     assert len(open_split(f"hf:{tmp_path / 'a-b'}", "test")) == 6
@@ -378,7 +378,7 @@ def test_a_path_that_is_a_pattern_is_not_read_as_one(tmp_path):
 
 @pytest.mark.parametrize("name", ["lat\udce9n", "a$_$b\n"])
 def test_weights_in_a_folder_that_is_no_text_are_read(name, tmp_path):
-    """The readers of TorchScript and of safetensors take text alone."""
+    """The readers of TorchScript and safetensors accept only valid text as a path."""
     (tmp_path / name).mkdir()
     archive, weights = tmp_path / name / "a.pt", tmp_path / name / "a.safetensors"
     shutil.copy(TINY, archive)
@@ -406,7 +406,7 @@ def test_the_progress_bar_shows_a_name_in_one_line(monkeypatch):
 
 
 def test_a_log_message_is_short_and_printable(capsys, tmp_path, monkeypatch):
-    """Through the command line, whose handler stays if there is none yet."""
+    """The command line installs its own log handler if there is none."""
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     main(["cache", "ls", "--cache-dir", str(tmp_path)])

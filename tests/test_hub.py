@@ -222,7 +222,7 @@ def test_a_checkpoint_of_ones_own_takes_its_architecture_from_open_clip(tower, t
 
 @torch.inference_mode()
 def test_a_checkpoint_of_a_training_script_is_read_for_open_clip_too(tmp_path):
-    """open_clip itself knows `state_dict` and `module.` alone, and takes the first of several models."""
+    """open_clip itself knows only `state_dict` and `module.`, and takes the first of several models."""
     cfg = {"embed_dim": 32, "vision_cfg": VIT, "text_cfg": TEXT, "custom_text": True}
     (tmp_path / "small-wrapped.json").write_text(json.dumps(cfg))
     open_clip.add_model_config(tmp_path)

@@ -119,7 +119,7 @@ def test_shards_are_joined(folder):
 
 
 def test_checkpoints_of_training_scripts_around_a_clip_model_are_read(folder):
-    """A Lightning module around transformers' model; its checkpoint lies in the folder, or is the folder's weights."""
+    """A Lightning module wraps transformers' model. Its checkpoint is in the folder, or is the folder's weights."""
     expected = read_checkpoint(folder)
     weights = load_file(folder / "model.safetensors")
     prefixed = {f"model._orig_mod.{name}": tensor for name, tensor in weights.items()}

@@ -48,7 +48,7 @@ def test_bf16_is_near_fp32(architecture):
 
 @torch.inference_mode()
 def test_attention_over_images_first_equals_torchs():
-    """The model's is `nn.MultiheadAttention`; fp32 rounding is 1e-6 here."""
+    """The model's own attention is `nn.MultiheadAttention`. The tolerance of 1e-6 is fp32 rounding."""
     theirs = torch.nn.MultiheadAttention(64, 4).eval()
     x = torch.randn(3, 7, 64)  # (n, tokens, width)
     expected, _ = theirs(*[x.transpose(0, 1)] * 3, need_weights=False)
@@ -57,7 +57,7 @@ def test_attention_over_images_first_equals_torchs():
 
 @torch.inference_mode()
 def test_blocks_of_an_encoder_see_images_first_and_share_the_weights(monkeypatch):
-    """One image beside the next is the fast order; where nothing is packed, no weight is copied."""
+    """The fast order has one image after another. If nothing is packed, no weight is copied."""
     monkeypatch.setattr(layout, "_packs", lambda dtype: False)
     visual, seen = tower(SMALL_VIT, "fp32"), []
     weights = {parameter.data_ptr() for parameter in visual.transformer.parameters()}

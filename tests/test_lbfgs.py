@@ -53,7 +53,7 @@ def _minimise(answer, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=
 
 
 def test_a_small_gradient_is_not_the_end_where_much_is_left():
-    """Of the first unknown, whose scale is a thousandth of the largest."""
+    """The gradient of the first unknown is left, whose scale is a thousandth of the largest."""
     early, _, _ = _minimise(_bowl, tol=1.0)
     found, _, _ = _minimise(_bowl, tol=1.0, most_left=1e-9)
     assert _largest(early.gradient) <= 1.0

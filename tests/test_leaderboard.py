@@ -221,7 +221,7 @@ def test_a_dataset_may_be_called_as_a_column_is():
 
 
 def test_no_two_columns_have_one_name():
-    """A dataset can be called as a column is, or as another dataset with the ending of a column."""
+    """A dataset can have the name of a column, or the name of another dataset with a column's ending."""
     names = ["a", "a_low", "a_low_status", "mean", "dataset:mean", "model", "rank_status"]
     records = [make_record(name, score=k / 10) for k, name in enumerate(names)]
     header, rows = table(sections(records))

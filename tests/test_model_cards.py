@@ -36,7 +36,7 @@ def test_a_card_is_of_one_model_with_scores():
 
 
 def test_a_card_is_not_made_of_records_of_different_weights(tmp_path, capsys):
-    """The checkpoint at a path was replaced between two runs."""
+    """The checkpoint at a path was replaced between the two runs."""
     records = [make_record("digits"), make_record("cifar10", encoder={"weights_sha256": "cd" * 32})]
     with pytest.raises(ResultsError, match=r"2 different weights \(digits / readme has abab.*, cifar10 / .* has cdcd"):
         model_index(records)

@@ -1,4 +1,4 @@
-"""Settings next to weights, against open_clip's own `create_model_and_transforms`; and weights without settings."""
+"""Settings next to weights, compared with open_clip's `create_model_and_transforms`; and weights without settings."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ from probe.models.openai import check_weights
 from probe.preprocess import MEAN, STD, Preprocess
 
 CPU = resolve_execution("cpu")
-# Two heads of 80 channels, as ViT-H/14 has sixteen; OpenAI's rule would give two of 64 and a rest.
+# Two heads of 80 channels (ViT-H/14 has sixteen). OpenAI's rule would give two heads of 64 channels and a remainder.
 VIT = {"image_size": 32, "patch_size": 16, "width": 160, "head_width": 80, "layers": 2}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 128}
 TEXT = {"context_length": 8, "vocab_size": 50, "width": 64, "heads": 2, "layers": 1}
@@ -63,7 +63,7 @@ IMAGES = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bil
 
 
 def write_folder(folder, kind="vit", images=IMAGES):
-    """A folder as open_clip's `save_for_hf` writes it, without a tokenizer."""
+    """Write a folder as open_clip's `save_for_hf` does, without a tokenizer."""
     folder.mkdir(parents=True)
     config = {"embed_dim": 32, **copy.deepcopy(MODELS[kind])}
     (folder / CONFIG).write_text(json.dumps({"model_cfg": config}))
@@ -120,7 +120,7 @@ def test_all_names_of_a_folder_are_of_one_model(name, vit):
 
 @torch.inference_mode()
 def test_a_repository_of_the_hub_is_open_clips_own_model(tmp_path, monkeypatch):
-    """Fetched by the same client, verified, and then used offline."""
+    """The repository is fetched by the same client, verified, and then used offline."""
     folder = write_folder(tmp_path / "hub" / "org" / "vit")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -143,7 +143,7 @@ def test_a_repository_of_the_hub_is_open_clips_own_model(tmp_path, monkeypatch):
 
 
 def test_a_model_is_sketched_before_its_weights_are_here(vit, caplog):
-    """Without the notice of open_clip's that the weights are random."""
+    """open_clip's notice that the weights are random is not shown."""
     with caplog.at_level(logging.WARNING):
         said = describe(vit)
     assert (said["pixels"], said["projected"], said["before projection"]) == ("32", "32-d", "160-d")
@@ -161,7 +161,7 @@ def test_a_configuration_without_image_settings_takes_open_clips_with_a_warning(
 
 
 def test_other_settings_are_another_model(tmp_path):
-    """So that no features of the old ones are taken from the cache."""
+    """Cached features of the old settings must not be used."""
     folder = write_folder(tmp_path / "vit")
     before = identify(get_model(folder))
     _edit(folder / CONFIG, preprocess_cfg={"mean": [0.5] * 3})
@@ -247,7 +247,7 @@ NATIVE = [
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NATIVE)
 def test_no_architecture_of_open_clips_gets_other_heads_than_its_own(name, tmp_path):
-    """By its weights alone it has its own number of heads, or is refused; one layer tells as much as many."""
+    """From weights alone, a model gets its own number of heads or is refused. One layer is enough for this test."""
     config = open_clip.get_model_config(name)
     layers = [1, 1, 1, 1] if isinstance(config["vision_cfg"]["layers"], list) else 1
     vision, text = config["vision_cfg"] | {"layers": layers}, config["text_cfg"] | {"layers": 1}
@@ -336,7 +336,7 @@ def test_a_folder_of_another_model_says_what_is_supported(make, kind, instead, t
 
 
 def test_the_weights_of_another_model_say_what_is_supported(tmp_path):
-    """The files alone, next to their `config.json`."""
+    """The path is a weights file that has its `config.json` next to it."""
     CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="has model_type 'clip_vision_model'"):
         load_encoder(tmp_path / "model.safetensors", device="cpu")
@@ -352,9 +352,9 @@ def test_texts_are_left_to_open_clips_tokenizer(vit, tmp_path):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """A name for the weights of an architecture whose tags have other settings than open_clip's default."""
+    """Return a name for weights of an architecture whose tags have settings unlike open_clip's default."""
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
-    architecture = "ViT-B-16-SigLIP"  # a narrow one of that name
+    architecture = "ViT-B-16-SigLIP"  # a narrow architecture with this name
     open_clip.factory._MODEL_CONFIGS[architecture] = {"embed_dim": 32} | MODELS["vit"]
     torch.save(open_clip.create_model(architecture, load_weights=False).state_dict(), tmp_path / "epoch_1.pt")
     return f"open_clip:{architecture}/{tmp_path / 'epoch_1.pt'}"

@@ -1,4 +1,4 @@
-"""Every architecture of open_clip's, narrow: the rule of `projected`, and half precision of both towers."""
+"""Narrow versions of all open_clip architectures: the rule for `projected`, and both towers in half precision."""
 
 import open_clip
 import open_clip_zoo
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def _narrow(tmp_path, monkeypatch):
-    """Narrow towers of timm's and of Hugging Face's, whose configurations are not fetched; and no new architectures."""
+    """Use narrow towers of timm and Hugging Face without fetching their configurations, and add no architectures."""
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
     monkeypatch.setattr(hub, "fetch_repository", lambda repo, *_, **__: open_clip_zoo.write_text_config(repo, tmp_path))
     with open_clip_zoo.narrow_timm():
@@ -25,7 +25,7 @@ def _narrow(tmp_path, monkeypatch):
 
 
 def _make(config, architecture, folder):
-    """A model of open_clip's own, and the name of its weights."""
+    """Return a model that open_clip built, and the name of its weights."""
     open_clip.factory._MODEL_CONFIGS[architecture] = config
     text = config["text_cfg"]
     if "hf_model_name" in text:
@@ -38,10 +38,10 @@ def _make(config, architecture, folder):
 
 
 def _check(config, architecture, folder):
-    """Compare both precisions of both towers with open_clip's own model in fp32.
+    """Compare both towers in both precisions with open_clip's own model in fp32.
 
-    In fp32 within 1e-5, some roundings of sums over hundreds of products. In half precision, where a product is rounded
-    to 8 bits or more, a feature is off by less than a hundredth of its length.
+    The tolerance in fp32 is 1e-5, a few roundings of sums over hundreds of products. In half precision, products are
+    rounded to 8 bits or more, and the error of a feature is less than a hundredth of its length.
     """
     theirs, source = _make(config, architecture, folder)
     encoder = load_encoder(f"open_clip:{source}", device="cpu")
@@ -55,7 +55,7 @@ def _check(config, architecture, folder):
     for precision in ("fp16", "bf16"):
         execution = resolve_execution("cpu", precision=precision)
         loaded = zoo.load_model(source, execution)
-        half_text = loaded.model.encode_text(texts).float()  # as `load_clip` has it on a GPU
+        half_text = loaded.model.encode_text(texts).float()  # as `load_clip` runs it on a GPU
         half = open_clip_towers.as_encoder(source, loaded, execution).encode(pixels)
         assert functional.cosine_similarity(half.projected, image).min() > 0.99, precision
         assert functional.cosine_similarity(half.pre_projection, found.pre_projection).min() > 0.99, precision
@@ -66,13 +66,13 @@ def _check(config, architecture, folder):
 @pytest.mark.filterwarnings("ignore:Mapping deprecated model name")
 @torch.inference_mode()
 def test_projected_is_what_encode_image_returns_by_default(architecture, tmp_path):
-    """By default open_clip normalises the features of a CoCa, and of no other model."""
+    """By default, open_clip normalises the features of CoCa models only."""
     _check(open_clip_zoo.reduced(architecture), architecture, tmp_path)
 
 
 TANH = {"act_kwargs": {"approximate": "tanh"}}
 POOL = {"attn_pooler_heads": 2, "attn_pooler_queries": 4}
-# By option: additions to the configurations of the image and of the text tower.
+# Option -> additions to the configurations of the image tower and of the text tower.
 OPTIONS = {
     "layer scale": ({"ls_init_value": 1e-4}, {"ls_init_value": 1e-4}),
     "norm of queries and keys": ({"qk_norm": True}, {"qk_norm": True}),
@@ -90,7 +90,7 @@ OPTIONS = {
 @pytest.mark.parametrize("option", OPTIONS)
 @torch.inference_mode()
 def test_options_of_a_configuration_give_what_encode_image_gives(option, tmp_path):
-    """None of open_clip's architectures has these options, or only one of another kind."""
+    """No open_clip architecture has these options, or only an architecture of a different kind."""
     config = open_clip_zoo.reduced("ViT-B-32")
     vision, text = OPTIONS[option]
     _check(config | {"vision_cfg": config["vision_cfg"] | vision, "text_cfg": config["text_cfg"] | text}, "x", tmp_path)
@@ -101,7 +101,7 @@ BROKEN = ({"scaled_cosine_attn": True}, POOL | {"attentional_pool": "parallel"},
 
 @pytest.mark.parametrize("vision", BROKEN)
 def test_an_option_that_open_clip_itself_does_not_run_is_named(vision, tmp_path):
-    """Its forward pass fails."""
+    """The forward pass of the model fails."""
     config = open_clip_zoo.reduced("ViT-B-32")
     _, source = _make(config | {"vision_cfg": config["vision_cfg"] | vision}, "x", tmp_path)
     with pytest.raises(DeviceError, match=r"x/.*weights\.pt does not run in fp32 on cpu .*; use another model"):

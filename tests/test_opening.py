@@ -106,14 +106,14 @@ def test_another_order_of_labels_gives_both(colours, where, part):
     ],
 )
 def test_other_numbers_of_images_of_a_class_give_both(counts, message, colours):
-    """A copy of the right size can be another division."""
+    """A copy of the right size can be divided differently."""
     spec = replace(row(), parts=(Part("train", 6, class_counts=(3, 3)), Part("test", 4, class_counts=counts)))
     with pytest.raises(DatasetError, match=message):
         open_dataset(spec, data_dir=colours.parent)
 
 
 def test_classes_in_another_order_than_in_the_row_are_refused(image_folder):
-    """Their numbers of images tell, as in FER 2013, of which copies have the classes in alphabetical order."""
+    """The numbers of images show it, as in copies of FER 2013 with the classes in alphabetical order."""
     root = image_folder({"train/green": 3, "train/red": 5, "test/green": 2, "test/red": 2})
     spec = replace(row(), parts=(Part("train", 8, class_counts=(5, 3)), Part("test", 4)))
     with pytest.raises(DatasetError, match="colours/train: expected 5 images of class 0, found 3"):
@@ -126,7 +126,7 @@ def test_a_partial_dataset_is_not_compared_class_by_class(colours):
 
 
 def test_a_wrong_copy_says_to_use_the_makers_files(colours):
-    """It cannot be mended by getting its files again."""
+    """Fetching the files of a wrong copy again does not help."""
     copy = replace(place("images"), files="")
     with pytest.raises(DatasetError, match="found 4; instead of using images, put a folder nowhere into"):
         open_dataset(row(place("nowhere"), copy, test=3), data_dir=colours.parent)

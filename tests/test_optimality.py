@@ -1,4 +1,4 @@
-"""The star of a score: fits that are far from their optimum have it, those that are there have not."""
+"""The star of a score: fits that are far from their optimum have it, and fits at their optimum do not."""
 
 import numpy as np
 import pytest
@@ -24,14 +24,14 @@ def _entropy(y):
 
 
 def _is_at_optimum(optimum, x, y, C, objective, share):
-    """By definition, with the penalty and the gain of the optimum."""
+    """Compute the limit by its definition, with the penalty and the gain of the optimum."""
     penalty = float(np.square(optimum.coef).sum() / (2 * C * len(x)))
     gain = max(_entropy(y) - optimum.objective, penalty)
     return objective - optimum.objective <= share * min(optimum.objective, gain)
 
 
 def _check(result, x, y, test):
-    """A star where the score can be another one at the optimum, and none where the fit is there."""
+    """Check that a fit has a star if the score at the optimum can differ, and no star at the optimum."""
     optimum = find_optimum(x, y, result.C)
     expected = int((optimum.predict(test.x) == test.y).sum())
     found = int((result.predictions == test.y).sum())
@@ -45,9 +45,9 @@ def _check(result, x, y, test):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_no_score_without_a_star_is_another_at_the_optimum(name, solver):
-    """By more than one test image in a thousand; under the rules of the README, and of a search over C.
+    """The limit is one test image in a thousand, under the rules of the README and of a search over C.
 
-    The optimum is found by another method, Newton's in float64. `fast` is there on all problems.
+    Newton's method in float64 finds the optimum independently. `fast` reaches it on all problems.
     """
     splits = make(name)
     train, val, test = (splits[split] for split in ("train", "val", "test"))
@@ -68,7 +68,7 @@ def test_no_score_without_a_star_is_another_at_the_optimum(name, solver):
 
 @pytest.mark.parametrize("value", [1e5, None], ids=["constant", "exponential"])
 def test_one_large_column_does_not_hide_that_the_others_are_not_fitted(value):
-    """scikit-learn stops after a few iterations, at a gradient that is a thousandth of where it began."""
+    """scikit-learn stops after a few iterations, when the gradient is a thousandth of its start."""
 
     def part(n, seed):
         rng = np.random.default_rng(seed)
@@ -89,7 +89,7 @@ def test_one_large_column_does_not_hide_that_the_others_are_not_fitted(value):
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
 @pytest.mark.parametrize("classes", [range(6), [3, 8]], ids=["multinomial", "binary"])
 def test_the_estimate_is_the_distance_to_the_optimum(classes, scale):
-    """Within a tenth near it, whatever the scale of a column."""
+    """Near the optimum, the estimate is within a tenth of the distance, for any scale of a column."""
     x, y = load_digits(return_X_y=True)
     y = y[np.isin(y, classes)]
     x = (x[np.isin(load_digits().target, classes)] / 16)[:300]
@@ -112,7 +112,7 @@ def test_the_estimate_is_the_distance_to_the_optimum(classes, scale):
 
 
 def test_images_that_do_not_count_are_not_measured():
-    """The measure is that of the other images alone."""
+    """The measure equals the measure of the other images alone."""
     rng = np.random.default_rng(0)
     even = np.arange(400) % 2
     x = (rng.normal(size=(400, 8)) + even[:, None]).astype(np.float32)
@@ -127,7 +127,7 @@ def test_images_that_do_not_count_are_not_measured():
 
 
 def test_a_fit_that_was_cut_off_at_its_optimum_has_converged():
-    """A fit is told by where it is, not by why it ended."""
+    """The place where a fit ended decides, not the reason why it ended."""
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype(np.float32)
     needed = int(LogisticRegression(C=1e-3, tol=1e-6, max_iter=1000).fit(x, y).n_iter_[0])
@@ -157,7 +157,7 @@ def test_negligible_is_a_millionth_of_what_a_fit_has_achieved(objective, without
 
 
 def test_a_choice_among_unfinished_fits_is_marked():
-    """Three iterations are enough for no C, and for the final fit where C is tiny and the classes overlap little."""
+    """Fits of the sweep do not converge on features of a bad scale. They do on plain features."""
     splits = make("constant 1e5")
     result = fit_probe(**splits, protocol=SWEEP)
     assert not result.choice_converged

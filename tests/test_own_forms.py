@@ -537,7 +537,7 @@ def test_voc_without_its_test_archive_is_not_here(tmp_path):
 
 
 def _pack_voc(tmp_path):
-    """Training and validation unpacked, the test part in its archive; nobody answers at the addresses of the row."""
+    """Training and validation are unpacked, the test part is in its archive, and no address of the row answers."""
     written = own_layouts.voc2007(tmp_path / "made", sets=("test",))
     (tmp_path / "data").mkdir()
     archive = tmp_path / "data" / "VOCtest_06-Nov-2007.tar"

@@ -1,4 +1,4 @@
-"""Folders: what is given is taken, defaults are computed last, and a home folder that does not exist is said."""
+"""Folders: given folders are used, defaults are computed last, and a missing home folder gives a message."""
 
 import pytest
 
@@ -13,7 +13,7 @@ FOLDERS = {"data": paths.data_dir, "weights": paths.weights_dir, "cache": paths.
 
 @pytest.fixture
 def no_home(monkeypatch):
-    """A container whose user id no file knows."""
+    """Simulate a container whose user id has no account."""
     pwd = pytest.importorskip("pwd")
 
     def unknown(uid):

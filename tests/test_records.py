@@ -98,7 +98,7 @@ def test_published_records_keep_their_file_names():
 
 
 def test_a_record_of_another_cell_is_never_overwritten(tmp_path):
-    """As where somebody has put it there, or where a file system takes two names for one."""
+    """The other record was put there by a user, or the file system takes two names for one."""
     path = record_path(make_record(model="b"), tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(write_record(make_record(model="a"), tmp_path).read_bytes())

@@ -1,7 +1,7 @@
-"""Code that was written for OpenAI's `clip` runs with ours: what it imports, calls, hooks, replaces and reads.
+"""Code written for OpenAI's `clip` runs with `probe.clip`: its imports, calls, hooks, replacements and reads.
 
-The pieces of code here are short forms of what is common in other projects: prompt learning as in CoOp, dense heads as
-in MaskCLIP, hooks. The right values come from the model's own `encode_image` and `encode_text`, which
+The code here is a short form of common code in other projects: prompt learning as in CoOp, dense heads as in MaskCLIP,
+and hooks. The expected values come from the model's own `encode_image` and `encode_text`, which
 `test_against_open_clip.py` compares with open_clip.
 """
 
@@ -34,7 +34,7 @@ PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 
 
 def rebuilt(architecture: Architecture, precision: str = "fp32") -> CLIP:
-    """A model as `load_clip` rebuilds it, with random weights."""
+    """Return a model as `load_clip` rebuilds it, with random weights."""
     return build_model(
         random_clip(architecture).state_dict(), resolve_execution("cpu", precision=precision), architecture
     )
@@ -45,14 +45,14 @@ def images(architecture: Architecture, n: int = 3) -> torch.Tensor:
 
 
 def texts(architecture: Architecture, n: int = 5) -> torch.Tensor:
-    """Token ids whose end token, the highest id, is in another place in every row."""
+    """Return token ids whose end token, the highest id, is at a different place in every row."""
     ids = torch.randint(1, architecture.vocab_size - 1, (n, architecture.context_length))
     ids[torch.arange(n), torch.arange(n) + 2] = architecture.vocab_size - 1
     return ids
 
 
 class TextEncoder(nn.Module):
-    """A text encoder over prompts instead of tokens, as prompt learning builds it from the parts of a model."""
+    """Encode prompts instead of tokens, as prompt learning does with the modules of a model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -70,14 +70,14 @@ class TextEncoder(nn.Module):
 @BOTH
 @torch.no_grad()
 def test_a_text_encoder_over_prompts_gives_the_models_text_features(architecture, precision):
-    """Before, every text attended to the other texts of the batch (cosine -0.13 to 0.67)."""
+    """In earlier versions, every text attended to the other texts of the batch (cosine -0.13 to 0.67)."""
     model, tokens = rebuilt(architecture, precision), texts(architecture)
     prompts = model.token_embedding(tokens).type(model.dtype)
     torch.testing.assert_close(TextEncoder(model)(prompts, tokens), model.encode_text(tokens))
 
 
 def test_prompts_are_learned_after_features_were_taken_in_inference_mode():
-    """Nothing that inference mode made is left in the model, where a backward pass would refuse it."""
+    """The model holds no tensor made in inference mode, because a backward pass would refuse it."""
     model, tokens = rebuilt(VIT, "fp16"), texts(VIT)
     with torch.inference_mode():
         model.encode_text(tokens)
@@ -91,7 +91,7 @@ def test_prompts_are_learned_after_features_were_taken_in_inference_mode():
 @PRECISIONS
 @torch.no_grad()
 def test_a_dense_head_over_values_is_attention_of_every_token_to_itself(precision):
-    """Value projection of the last block, against the block's attention under a mask that allows no other token."""
+    """The value projection of the last block equals the block's attention when each token attends only to itself."""
     model = rebuilt(VIT, precision)
     visual, seen = model.visual, []
     last = visual.transformer.resblocks[-1]
@@ -113,13 +113,13 @@ def test_a_dense_head_over_values_is_attention_of_every_token_to_itself(precisio
 @PRECISIONS
 @torch.no_grad()
 def test_a_dense_head_over_a_feature_map_is_the_pool_of_equal_places(precision):
-    """Value projection and output layer of the attention pool, at every place; a pool of equals is each of them."""
+    """The attention pool's value projection and output layer give, at every place, the pool of equal places."""
     model = rebuilt(RESNET, precision)
     pool, seen = model.visual.attnpool, []
     model.visual.layer4.register_forward_hook(lambda stage, inputs, output: seen.append(output))
     model.encode_image(images(RESNET))
     (maps,) = seen  # (n, 32 * width, h, w)
-    tolerance = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 1e-2}[precision]  # some roundings of features below 0.5
+    tolerance = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 1e-2}[precision]  # a few roundings of features below 0.5
     dense = maps
     for layer in (pool.v_proj, pool.c_proj):
         dense = F.conv2d(dense, layer.weight[..., None, None], layer.bias)
@@ -151,7 +151,7 @@ def test_hooks_on_blocks_see_tokens_then_images_then_channels(precision):
 
 @torch.no_grad()
 def test_what_a_hook_returns_replaces_the_output():
-    """Deep prompts: the tokens of a block are changed on the way."""
+    """Deep prompts change the tokens between blocks."""
     model, image = rebuilt(VIT), images(VIT)
     model.visual.transformer.resblocks[-1].register_forward_hook(lambda block, inputs, output: output * 0 + 1)
     ones = model.visual.ln_post(torch.ones(3, 128)) @ model.visual.proj
@@ -161,7 +161,7 @@ def test_what_a_hook_returns_replaces_the_output():
 @pytest.mark.parametrize("tower", ["visual.transformer", "transformer"])
 @torch.no_grad()
 def test_attention_is_torchs_module(tower):
-    """Weights of attention, which many projects draw, against a softmax written out in NumPy."""
+    """Attention weights, which many projects plot, equal a softmax written out in NumPy."""
     model = rebuilt(VIT)
     block = model.get_submodule(tower).resblocks[0]
     assert isinstance(block.attn, nn.MultiheadAttention)
@@ -207,7 +207,7 @@ def test_the_attributes_that_others_read(architecture):
 
 @torch.no_grad()
 def test_the_mask_of_a_block_can_be_replaced():
-    """Without one, an early token sees the tokens after it."""
+    """Without a mask, an early token sees the tokens after it."""
     model, x = rebuilt(VIT), torch.randn(12, 2, 128)
     block = model.transformer.resblocks[0]
     later = x.clone()
@@ -220,7 +220,7 @@ def test_the_mask_of_a_block_can_be_replaced():
 @BOTH
 @torch.no_grad()
 def test_parts_can_be_taken_out(architecture):
-    """Features before the projection, as others get them: `proj` is None, or the pool is the identity."""
+    """Other projects get features before the projection with `proj = None` or with the identity as the pool."""
     model, image = rebuilt(architecture), images(architecture)
     before = model.visual.pre_projection(image)
     if architecture is VIT:
@@ -260,7 +260,7 @@ def test_an_archive_of_the_model_has_no_mask_among_its_weights(architecture, tmp
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
-    """An archive with OpenAI's context length and vocabulary, and small towers."""
+    """Make an archive with OpenAI's context length and vocabulary, and small towers."""
     path = tmp_path_factory.mktemp("published") / "model.pt"
     save_archive(random_clip(replace(SMALL_VIT, context_length=77, vocab_size=49_408)), path)
     return path
@@ -279,7 +279,7 @@ def test_the_drop_in_has_the_functions_and_arguments_of_the_reference():
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_zero_shot_classification_as_in_the_references_readme(published, jit):
-    """Its first example in other words; the right chances come from the cosines of the features."""
+    """The first example of OpenAI's README. The expected probabilities come from the cosines of the features."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, preprocess = clip.load(str(published), device=device, jit=jit)
     image = preprocess(Image.new("RGB", (40, 30), (200, 10, 10))).unsqueeze(0).to(device)
@@ -297,7 +297,7 @@ def test_zero_shot_classification_as_in_the_references_readme(published, jit):
 
 
 def test_the_transform_has_the_steps_of_the_reference_one_by_one(published):
-    """Others take the last for its mean and std, or put augmentations between."""
+    """Other projects read mean and std from the last transform, or insert augmentations."""
     _, preprocess = clip.load(published, "cpu")
     resize, crop, _, to_tensor, normalize = preprocess.transforms
     names = [type(step).__name__ for step in (resize, crop, to_tensor, normalize)]
@@ -321,7 +321,7 @@ def test_an_unknown_model_is_a_runtime_error_as_in_the_reference(name, error):
 
 
 def test_weights_that_do_not_fit_are_a_runtime_error_as_in_the_reference(tmp_path):
-    """As `load_state_dict` raises there, and a download with another SHA-256."""
+    """OpenAI's package raises it from `load_state_dict`, and for a download with a wrong SHA-256."""
     torch.save({"weight": torch.zeros(3)}, tmp_path / "model.pt")
     with pytest.raises(RuntimeError) as caught:
         clip.load(tmp_path / "model.pt", device="cpu")
@@ -343,7 +343,7 @@ def test_weights_that_do_not_fit_are_a_runtime_error_as_in_the_reference(tmp_pat
     ],
 )
 def test_token_ids_of_another_model_are_named(tokens, message):
-    """`tiny` has a vocabulary and a context length of its own; a plain `tokenize` has OpenAI's."""
+    """`tiny` has its own vocabulary and context length; a plain `tokenize` uses OpenAI's."""
     model, _ = clip.load("tiny", device="cpu")
     with pytest.raises(TextError, match=message) as caught:
         model.encode_text(tokens())

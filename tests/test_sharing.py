@@ -1,4 +1,4 @@
-"""Folders that several users write to: what another user has made never blocks a folder that can be written to."""
+"""Folders that several users write to: files of another user never block a folder that can be written to."""
 
 import encodings.ascii
 import encodings.cp437  # noqa: F401 - asked for later, when a library below /root cannot be read any more
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of
 
 @pytest.fixture
 def folder():
-    """A folder that everybody may write to, and a process that may not do what root may."""
+    """Yield a folder that everybody may write to, in a process without the rights of root."""
     before, mask = os.geteuid(), os.umask(0o022)
     if before == 0:
         os.seteuid(12345)
-    made = Path(tempfile.mkdtemp())  # that of `tmp_path` is below one that is closed to others
+    made = Path(tempfile.mkdtemp())  # `tmp_path` is below a folder that other users may not enter
     made.chmod(0o777)
     try:
         yield made
@@ -47,7 +47,7 @@ def folder():
 
 
 def of_another_user(path, mode=0o444):
-    """Make a file that this process may not write to, nor, by mode 0, read, as if another user had made it."""
+    """Make a file that this process may not write to, and with mode 0 may not read, as if another user had made it."""
     path.touch()
     path.chmod(mode)
     return path
@@ -56,13 +56,13 @@ def of_another_user(path, mode=0o444):
 @pytest.mark.parametrize("mode", [0o444, 0])
 @pytest.mark.parametrize("is_sticky", [False, True])
 def test_a_lock_of_another_user_is_stepped_around(folder, mode, is_sticky):
-    if is_sticky:  # where nobody may remove it
+    if is_sticky:  # nobody may remove the file
         folder.chmod(0o1777)
     path = of_another_user(folder / "000002.lock", mode)
     with lock(path) as taken:
         assert taken.is_locked
         assert not lock(path).is_locked
-        with pytest.raises(TimeoutError):  # processes of one user still wait for one another
+        with pytest.raises(TimeoutError):  # processes of the same user still wait for one another
             lock(path).acquire(timeout=0)
     assert path.exists()
 
@@ -94,7 +94,7 @@ def test_a_lock_in_a_folder_that_cannot_be_written_to_is_named(folder):
 
 
 def test_features_that_another_user_began_are_finished(folder):
-    """A lock, a piece and a description that this process may not open; one piece that it may read."""
+    """The process may not open a lock, a piece and a description, and may read one piece."""
     others = Work(folder, cell())
     others.start()
     for piece in (0, 1):
@@ -112,9 +112,9 @@ def test_features_that_another_user_began_are_finished(folder):
     assert not work.finish_whole()
     assert work.claim(2)
     work.write(2, piece_of(cell(), 2))
-    assert not work.finish_whole()  # nobody says how it was made
+    assert not work.finish_whole()  # no readable file says how the features were made
     assert not work.finish(encoder={"embed_dim": 2}, extraction={})
-    assert work.claim(1)  # which could not be read
+    assert work.claim(1)  # this piece could not be read
     work.write(1, piece_of(cell(), 1))
     assert work.finish(encoder={"embed_dim": 2}, extraction={})
     assert np.array_equal(find(folder, cell()).features.x[:, 0], np.arange(600))
@@ -158,7 +158,7 @@ def test_what_another_user_has_closed_is_listed_and_stays(folder):
     assert work.folder.is_dir()
 
 
-MODES = {  # of a folder, the umask, and what files and folders in it have
+MODES = {  # mode of a folder, umask, modes of new files and folders in it
     "of a group": (0o2775, 0o022, 0o664, 0o2775),
     "of a group, with a strict umask": (0o2770, 0o077, 0o660, 0o2770),
     "of everybody": (0o777, 0o022, 0o666, 0o777),
@@ -200,7 +200,7 @@ def test_all_of_a_cache_follows_its_folder(folder):
 
 
 def test_downloads_step_around_what_another_user_left(folder, monkeypatch):
-    """A lock, and a part that cannot be gone on with."""
+    """A lock and a partial download of another user, which cannot be resumed."""
 
     def refuse(request, **settings):
         assert "Range" not in request.headers

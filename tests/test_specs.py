@@ -21,12 +21,12 @@ def test_no_two_rows_share_a_file_name():
 
 
 def test_names_of_the_catalogues_are_file_names_as_they_stand():
-    """Published records have these names."""
+    """Published records have these file names."""
     for rows in (DATASETS, PROTOCOLS):
         assert all(unique_slug(row.name) == row.name for row in rows)
 
 
-# In each line names that lose what tells them apart, or are one on file systems that ignore case.
+# Names in a line have equal slugs, or are equal on file systems that ignore case.
 LIKE_NAMES = [
     ("open_clip:ViT-S-32-alt/модель/epoch_1.pt", "open_clip:ViT-S-32-alt/数据/epoch_1.pt"),
     ("hf:a-b/c", "hf:a/b-c", "hf-a-b-c", "hf:a/b/c", "hf:a//b//c", "hf:a--b-c"),

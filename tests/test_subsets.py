@@ -1,4 +1,4 @@
-"""Names of splits: all forms know the same ones."""
+"""Names of splits: all forms of datasets know the same names."""
 
 from contextlib import suppress
 from itertools import product
@@ -19,7 +19,7 @@ CASES = (str, str.title, str.upper)
 
 
 def test_the_spellings_are_those_of_the_library():
-    """Of Hugging Face's `datasets`, which knows them in small letters alone."""
+    """The names of Hugging Face's `datasets` are known; the library itself knows them only in lower case."""
     theirs = {str(split): sorted(words) for split, words in SPLIT_KEYWORDS.items()}
     assert {part: sorted(words) for part, words in SPELLINGS.items()} == {
         "train": theirs["train"], "val": theirs["validation"], "test": theirs["test"]
@@ -32,7 +32,7 @@ def test_other_names_are_none(name):
 
 
 def test_what_the_user_names_wins():
-    """Every way to name the three splits of a set, or some of them: what is named is taken, and nothing twice."""
+    """Name the three splits, or some of them, in every way: named splits are used, and no split is used twice."""
     names = ["train", "valid", "test"]
     found = find_parts("set", names)
     accepted = 0
@@ -44,13 +44,13 @@ def test_what_the_user_names_wins():
             assert options.items() <= parts.items()
             assert len(set(parts.values())) == len(parts)
             assert {"train", "test"} <= set(parts)
-    assert accepted == 22  # all others would take a split twice, as counted by hand
+    assert accepted == 22  # counted by hand; all other combinations use a split twice
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("has_val", [True, False])
 def test_all_forms_take_a_set_apart_alike(has_val, tmp_path, monkeypatch):
-    """Every spelling in three cases: the folder's images, as tables, shards, and through Hugging Face's library."""
+    """Try every spelling in three letter cases, as folders, tables, shards, and through Hugging Face's library."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     words = [[case(word) for word in SPELLINGS[part] for case in CASES] for part in ("train", "val", "test")]
     for n in range(max(map(len, words))):

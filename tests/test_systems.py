@@ -1,7 +1,7 @@
-"""The main job where the system lacks something: Windows, macOS, containers without a home folder.
+"""The main job on systems that lack something: Windows, macOS, containers without a home folder.
 
-A test cannot change the system. These take away what other systems lack, once the libraries have been imported, which
-ask for the system's name.
+A test cannot change the system. These tests remove what other systems lack. They do so after the libraries have been
+imported, because the libraries ask for the system's name.
 """
 
 import ast
@@ -16,7 +16,7 @@ from probe import features
 from probe.features import Meter
 
 PACKAGE = Path(__file__).parent.parent / "probe"
-# Modules of Python's library "Availability: Unix", and names that Windows, macOS or both lack.
+# Modules of the standard library with "Availability: Unix", and names that Windows, macOS or both lack.
 MODULES = ("resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "readline", "spwd", "posix", "crypt")
 NAMES = {
     "os": (
@@ -47,11 +47,11 @@ def unknown(uid):
 pwd.getpwuid = unknown
 """,
 }
-GUARDED = {("features.py", "resource"), ("reading.py", "sched_getaffinity")}  # used where they are there
+GUARDED = {("features.py", "resource"), ("reading.py", "sched_getaffinity")}  # used only if they exist
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="takes away what Windows does not have")
+@pytest.mark.skipif(sys.platform == "win32", reason="removes modules that Windows does not have")
 @pytest.mark.parametrize("lacking", WITHOUT)
 def test_the_main_job_runs_without(lacking, tmp_path):
     arguments = ["run", "--dataset", "digits", "--model", "tiny", "--protocol", "readme", "--device", "cpu"]
@@ -92,7 +92,7 @@ def test_no_module_imports_at_its_top_what_another_system_lacks(name):
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
 def test_peak_memory_is_in_megabytes(platform, unit, monkeypatch):
-    """Linux counts in KiB and macOS in bytes: getrusage(2)."""
+    """Linux counts in KiB and macOS in bytes, see getrusage(2)."""
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(features.sys, "platform", platform)
     found = Meter().describe()["peak_memory_mb"]

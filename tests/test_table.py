@@ -18,7 +18,7 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
 @pytest.fixture
 def make(tmp_path):
-    """Write images and the table that lists them: the number of an image is its width less 8."""
+    """Write images and the table that lists them. The width of an image is its number plus 8."""
 
     def write(n=12, *, file="list.csv", sep=",", folder="images", start=0, **columns):
         names = [f"{folder}/{i:02}.png" for i in range(start, start + n)]
@@ -36,7 +36,7 @@ def make(tmp_path):
 
 
 def check(images, labels, class_names=CLASSES):
-    """Labels are the given ones, and each image is that of its line."""
+    """Labels are as given, and each line has its own image."""
     assert (images.labels.tolist(), images.labels.dtype, images.class_names) == (labels, np.int64, class_names)
     for i in range(len(images)):
         image, label = images[i]
@@ -195,7 +195,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_table_opens_as_the_folder_that_it_lists(image_folder, tmp_path):
-    """The labels of `csv:` are those of `folder:`, image by image."""
+    """The labels of `csv:` equal the labels of `folder:`, image by image."""
     root = image_folder({f"{split}/{name}": 3 for split in ("train", "test") for name in ("red", "blue")})
     files = sorted(path.relative_to(tmp_path).as_posix() for path in root.rglob("*.png"))
     lines = [f"{file},{file.split('/')[2]},{file.split('/')[1]}" for file in files]

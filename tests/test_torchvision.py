@@ -98,7 +98,7 @@ def test_a_folder_that_is_half_there_is_named(small, tmp_path):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "emnist"])
 def test_files_with_a_dot_in_their_names_are_named(name, tmp_path, monkeypatch, caplog):
-    """As Kaggle and others ship MNIST's, train-images.idx3-ubyte."""
+    """Kaggle and others name a file of MNIST train-images.idx3-ubyte."""
     spec = get_dataset(name)
     spec = replace(spec, sources=(replace(spec.sources[0], can_download=True),))
     for path in spec.sources[0].paths:

@@ -1,4 +1,4 @@
-"""Checkpoints as training scripts save them: containers, prefixes, companions; many generated ones."""
+"""Checkpoints of training scripts: containers, prefixes and other content, many of them generated."""
 
 import argparse
 import collections
@@ -33,7 +33,7 @@ class Colour(enum.Enum):
 
 
 class Config(dict):
-    """A subclass of dict, like the configurations of yacs, easydict and mmcv."""
+    """Subclass of dict, like the configurations of yacs, easydict and mmcv."""
 
 
 def prefixed(prefix, state_dict=WEIGHTS):
@@ -122,7 +122,7 @@ def test_newer_pickle_protocols_are_read(form, protocol, tmp_path):
 
 
 def test_tensors_beside_the_model_are_not_read_and_named(tmp_path, caplog):
-    """A Lightning module holds its loss, too."""
+    """A Lightning module also holds its loss."""
     content = {"state_dict": {**prefixed("clip."), "loss.labels": torch.arange(3), "head.weight": torch.zeros(2, 2)}}
     torch.save(content, tmp_path / "model.ckpt")
     assert assert_same_weights(tmp_path / "model.ckpt").key == "state_dict.clip"
@@ -133,7 +133,7 @@ def test_tensors_beside_the_model_are_not_read_and_named(tmp_path, caplog):
 
 
 def test_tensors_among_those_of_the_model_are_an_error(tmp_path):
-    """Without a prefix nothing says that they are not part of the model, such as an adapter."""
+    """Without a prefix, nothing shows that tensors, such as an adapter's, are not part of the model."""
     torch.save({**WEIGHTS, "visual.adapter.weight": torch.zeros(2)}, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=r"unknown key 'visual.adapter.weight'"):
         load_encoder(tmp_path / "model.pt", device="cpu")
@@ -332,7 +332,7 @@ COMPANIONS = (
 
 
 def wrap(rng):
-    """A stack of prefixes, containers and companions around the weights."""
+    """Wrap the weights in random prefixes, containers and other content."""
     content = dict(WEIGHTS)
     if rng.random() < 0.3:
         content |= SIZES if rng.random() < 0.5 else {name: torch.tensor(size) for name, size in SIZES.items()}
@@ -351,7 +351,7 @@ def wrap(rng):
 
 
 def write(content, path, rng):
-    """In one of the forms that hold it."""
+    """Save the content in one of the forms that can hold it."""
     is_flat = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
     if is_flat and rng.random() < 0.5:
         save_file(content, path)
@@ -375,7 +375,7 @@ def test_generated_wrappings_load_to_identical_features(tmp_path):
 
 
 def spoil(rng):
-    """Content without a whole CLIP."""
+    """Return content without a complete CLIP model."""
     wanted = rng.randrange(4)
     if wanted == 0:
         return rng.choice(COMPANIONS)()

@@ -309,7 +309,7 @@ def test_a_sample_that_is_not_whole_is_named(changes, message, folder):
 
 
 def test_samples_with_dots_in_their_names_are_told_apart_from_missing_images(folder):
-    """5,000 samples that webdataset takes for one; the message says why, and not their names."""
+    """The library webdataset takes 5,000 samples for one. The message gives the reason, not all names."""
     members = [(f"img_v1.0_{i:06}.{end}", b"0") for i in range(500) for end in ("png", "cls")]
     with pytest.raises(DatasetError) as caught:
         _open(folder, members)
@@ -393,7 +393,7 @@ TABLE = [[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]] * 3
 
 
 def _write_multilabel(folder, labels, dtype="float32"):
-    """As CLIP_benchmark's `convert_dataset(..., multilabel=True)` writes it, which makes arrays of float32."""
+    """Write shards as CLIP_benchmark's `convert_dataset(..., multilabel=True)` does, with float32 arrays."""
     for split, n in (("train", 12), ("test", 6)):
         samples = [
             {"__key__": f"s{i:07}", "webp": picture(i, "WEBP"), "npy": np.array(labels[i], dtype)} for i in range(n)
@@ -407,7 +407,7 @@ def _write_multilabel(folder, labels, dtype="float32"):
 
 @pytest.mark.parametrize("dtype", ["float32", "int64", "uint8", "bool"])
 def test_several_labels_as_clip_benchmark_writes_them(dtype, folder):
-    """Against what its reader, webdataset's decoder, makes of them."""
+    """The labels equal those of CLIP_benchmark's reader, webdataset's decoder."""
     _write_multilabel(folder, TABLE, dtype)
     opened = open_dataset(f"wds:{folder}", offline=True)
     assert opened.spec.metric == "voc2007_11pt_map"
