@@ -35,7 +35,9 @@ def model_index(records: Sequence[RunRecord]) -> str:
 
     models = sorted({record.model for record in records})
     if len(models) != 1:
-        raise ResultsError(f"a card describes one model, these records {listed(models) or 'none'}; select one model")
+        raise ResultsError(
+            f"a card describes one model, these records have {listed(models) or 'none'}; select one model"
+        )
     for record in records:
         if record.result is None:
             raise ResultsError(f"{record.dataset} / {record.protocol} failed and has no score; leave it out")

@@ -1209,7 +1209,10 @@ def test_a_validation_split_is_taken_when_it_is_named(hub, repositories):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hf:org/none", "no dataset 'org/none' at http.*; check the name; if it is private, log in with `hf auth"),
+        (
+            "hf:org/none",
+            "no dataset 'org/none' at http.*; check the name; if the dataset is private, log in with `hf auth",
+        ),
         ("hf:org/gated", r"org/gated is gated; accept its terms at http.*/datasets/org/gated and log in with `hf auth"),
         ("hf:org/small?revision=v9", "/datasets/org/small has no revision 'v9'; give a branch, a tag or a commit"),
         ("hf:org/text", "org/text holds no Parquet, Arrow or image files; give another repository"),

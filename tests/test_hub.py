@@ -103,7 +103,11 @@ def test_a_file_that_was_changed_in_the_cache_is_refused(hub):
     ("denial", "error", "message"),
     [
         ((401, "GatedRepo"), UnknownNameError, r"org/small is gated; accept its terms at http\S+/org/small and log in"),
-        ((401, "RepoNotFound"), UnknownNameError, "no repository 'org/small' .* check the name; if it is private"),
+        (
+            (401, "RepoNotFound"),
+            UnknownNameError,
+            "no repository 'org/small' .* check the name; if the repository is private",
+        ),
         ((403, ""), DownloadError, r"the hub refuses access to http\S+/org/small; log in with `hf auth login`"),
     ],
 )

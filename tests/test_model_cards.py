@@ -29,7 +29,7 @@ def test_every_metric_has_a_name_for_people():
 
 
 def test_a_card_is_of_one_model_with_scores():
-    with pytest.raises(ResultsError, match="of one model"):
+    with pytest.raises(ResultsError, match="describes one model"):
         model_index(RECORDS)
     with pytest.raises(ResultsError, match="has no score"):
         model_index([make_failure()])

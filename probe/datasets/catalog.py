@@ -134,7 +134,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         numbers_from="the makers' partitions: 50 and 50 images of each of 397 classes; Radford et al. 2021, table 9",
         notes="The first of ten partitions, as in Kornblith et al. 2019. Most copies hold all 108,754 images, or "
         "another division of them. The makers' archive is gone (pytorch/vision#9348). The copies on the hub do not say "
-        "which of the partitions they are; they have its numbers of images of each class.",
+        "which of the partitions they are, but their classes have the right numbers of images.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -228,7 +228,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 files="the folder dtd of dtd-r1.0.1.tar.gz into a folder dtd",
                 archives=(("dtd/dtd-r1.0.1.tar.gz", "dtd"),),
             ),
-            hub("mcimpoi/dtd_split_1", _HUB_VALIDATION),  # by the first of the makers
+            hub("mcimpoi/dtd_split_1", _HUB_VALIDATION),  # uploaded by the first author
         ),
         num_classes=47,
         homepage="https://www.robots.ox.ac.uk/~vgg/data/dtd/",
@@ -285,7 +285,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         notes="30 images of each class are drawn for training. The 6,085 of table 9 equal the test part of TensorFlow "
         "Datasets, which draws 30 names of each class before it drops a stray file, and so trains on 3,059 images. Its "
         "draw follows the order in which a file system lists files and cannot be repeated from the makers' files: here "
-        "the sizes are 3,060 and 6,084, and the images are others.",
+        "the sizes are 3,060 and 6,084, and the images are different.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -409,7 +409,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 paths=("eurosat/2750",),
                 files="a folder eurosat with the folder 2750 of EuroSAT.zip",
                 archives=(("eurosat/EuroSAT.zip", "eurosat"),),
-                # As torchvision 0.20 and later; earlier versions ask a host whose certificate is not accepted.
+                # As in torchvision 0.20 and later; earlier versions ask a host whose certificate is not accepted.
                 downloads=(
                     (
                         "https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
@@ -651,7 +651,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         "class counted by embeddings-benchmark/mteb",
         notes="3 to 10 objects. Which 2,500 images the paper took, and from which part, is not published "
         "(openai/CLIP#245): here 2,000 of the training part and 500 of the validation part, by a fixed order. The "
-        "copy on the hub lists the images in another order, which gives another 2,500.",
+        "copy on the hub lists the images in a different order, which selects other images.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -674,7 +674,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         numbers_from="Radford et al. 2021, table 9",
         notes="The development part is the test split, as the labels of the test part were not public; validation is "
         "held out of the training part. Its licence has to be accepted, and does not allow copies to be handed on.",
-        gone="its makers no longer give it out (facebookresearch/mmf#1332, #1335)",
+        gone="its makers no longer distribute it (facebookresearch/mmf#1332, #1335)",
         in_paper=True,
     ),
     DatasetSpec(

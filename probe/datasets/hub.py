@@ -189,7 +189,7 @@ def _ask(repo: str, revision: str, call: Callable[[], _T], *, offline: bool) -> 
         raise DatasetMissingError(f"{repo} is gated; accept its terms at {address} and {LOG_IN}") from err
     except RepositoryNotFoundError as err:
         raise DatasetMissingError(
-            f"no dataset {repo!r} at {constants.ENDPOINT}; check the name; if it is private, {LOG_IN}"
+            f"no dataset {repo!r} at {constants.ENDPOINT}; check the name; if the dataset is private, {LOG_IN}"
         ) from err
     except RevisionNotFoundError as err:
         raise DatasetMissingError(

@@ -99,7 +99,7 @@ def _fetch(repo: str, patterns: Sequence[str], *, offline: bool) -> Path:
         raise UnknownNameError(f"{repo} is gated; accept its terms at {address} and {LOG_IN}") from err
     except RepositoryNotFoundError as err:
         raise UnknownNameError(
-            f"no repository {repo!r} at {constants.ENDPOINT}; check the name; if it is private, {LOG_IN}"
+            f"no repository {repo!r} at {constants.ENDPOINT}; check the name; if the repository is private, {LOG_IN}"
         ) from err
     except LocalEntryNotFoundError as err:
         if is_refused(err.__cause__):
