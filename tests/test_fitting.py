@@ -358,7 +358,7 @@ def _blobs(n, labels, seed):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("trained", [(0, 1, 2), (0, 2), (1, 3), (3, 0, 1)], ids=str)
 def test_a_class_that_only_validation_has_is_in_the_final_fit(trained, solver):
-    """A start at an earlier fit matches rows by class; the optimum equals that of a fit from weights of zero."""
+    """A start at an earlier fit matches rows by class; a fit from weights of zero has the same optimum."""
     splits = {"train": _blobs(90, trained, 1), "val": _blobs(60, range(4), 2), "test": _blobs(60, range(4), 3)}
     rules = replace(SHORT, grid=(0.01, 0.1, 1.0), max_iter=5000, tol=1e-8, warm_start=True)
     result = fit_probe(**splits, protocol=rules, solver=solver)

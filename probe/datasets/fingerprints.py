@@ -60,7 +60,7 @@ def of_array(array: np.ndarray) -> str:
 def _size_and_date(path: Path) -> tuple[int, int]:
     try:
         found = path.stat()
-    except OSError:  # reading the image will say which
+    except OSError:  # decoding the image raises the error later
         return 0, 0
     return found.st_size if stat.S_ISREG(found.st_mode) else 0, found.st_mtime_ns
 
@@ -81,6 +81,6 @@ def _read_blocks(path: Path, blocks: Iterable[int]) -> bytes:
             for block in blocks:
                 file.seek(block * BLOCK)
                 sha.update(file.read(BLOCK))
-    except OSError:  # reading the image will say which
+    except OSError:  # decoding the image raises the error later
         return b""
     return sha.digest()

@@ -78,7 +78,7 @@ def make_spec(rest: str) -> DatasetSpec:
     written = rest.partition("?")[0]
     location, options = hub.read_options("csv", rest, OPTIONS)
     metric = options.pop("metric", "accuracy")
-    get_metric(metric)  # which says what there is if there is none of that name
+    get_metric(metric)  # raises an error that lists the known metrics
     path = paths.expand(location).resolve()
     if path.is_dir() and len(files := _files(path)) == 1:  # a single file may have a column for the split
         path = files[0]

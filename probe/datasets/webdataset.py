@@ -69,7 +69,7 @@ def make_spec(rest: str) -> DatasetSpec:
     is_local = not is_url and bool(written) and folder.is_dir()
     _, options = hub.read_options("wds", rest, OPTIONS[1:] if is_url or is_local else OPTIONS)
     metric = options.pop("metric", _usual_metric(folder) if is_local else "accuracy")
-    get_metric(metric)  # which says what there is if there is none of that name
+    get_metric(metric)  # raises an error that lists the known metrics
     name = f"wds:{rest}"
     if is_local:
         location = str(folder.resolve())

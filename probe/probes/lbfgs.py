@@ -38,7 +38,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where a minimisation ended; `decrement` estimates how much lower the minimum is, by the next step's slope."""
+    """End of a minimisation. `decrement` estimates how much lower the minimum is, by the slope of the next step."""
 
     unknowns: Tensor
     objective: float
