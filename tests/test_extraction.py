@@ -350,7 +350,7 @@ def test_the_commands_tell_what_is_kept(tmp_path, capsys):
     assert main(["extract", *common]) == 0
     assert "kept before" in capsys.readouterr().out
     assert main(["cache", "explain", *common]) == 0
-    assert "digits/all / tiny / eager: kept in" in capsys.readouterr().out
+    assert "digits/all / tiny / eager: cached in" in capsys.readouterr().out
     assert main(["cache", "explain", *common, "--batch-size", "32"]) == 1
     assert "batch_size: 64 there, 32 wanted" in capsys.readouterr().out
     assert main(["cache", "ls", "--cache-dir", str(tmp_path), "--json"]) == 0
