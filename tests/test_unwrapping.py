@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import probe
 from probe.errors import MAX_MESSAGE, CheckpointError
+from probe.models import get_model
 from probe.models.checkpoints import read_checkpoint
 from probe.models.loading import load_encoder
 from probe.models.unwrapping import WHOLE, find_clips
@@ -405,3 +406,14 @@ def test_generated_files_of_something_else_get_one_sentence(tmp_path):
         assert "; " in message, i
         assert "\n" not in message, i
         assert len(message) <= MAX_MESSAGE, i
+
+
+@pytest.mark.parametrize("option", ["?kee=ema", "?preprocess=open_clip", "?"])
+def test_an_unknown_option_of_a_checkpoint_is_named(option, tmp_path):
+    """The message does not say that there is no file."""
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"weights\.pt: unknown option .*; the options of a checkpoint are \?key=KEY"
+    ):
+        get_model(f"{path}{option}")

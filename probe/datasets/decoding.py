@@ -26,6 +26,7 @@ from PIL import Image, _imaging
 from probe.errors import DatasetError
 
 LIMIT = "PROBE_MAX_IMAGE_PIXELS"
+IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # an entry of `warnings.filters`
 
 _lock = threading.Lock()
 _settings = ExitStack()  # of the process, held while at least one thread reads
@@ -77,16 +78,17 @@ def _set(limit: int | None) -> Iterator[None]:
     before, restore = Image.MAX_IMAGE_PIXELS, _catch_libtiff()
     logger = logging.getLogger("PIL.TiffImagePlugin")  # logs the errors that it raises
     was_disabled, logger.disabled = logger.disabled, True
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        if limit is not None:
-            Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # Pillow refuses images of more than twice this number
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-            logger.disabled = was_disabled
-            restore()
+    # This filter stays: `warnings.catch_warnings` also restores the filters that other threads have changed meanwhile.
+    if IGNORE_PILLOW not in warnings.filters:
+        warnings.filterwarnings("ignore", module=IGNORE_PILLOW[3].pattern)
+    if limit is not None:
+        Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # Pillow refuses images of more than twice this number
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+        logger.disabled = was_disabled
+        restore()
 
 
 def _take_error(module: bytes | None, text: bytes | None, _: object) -> None:

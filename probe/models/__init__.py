@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from probe import paths
-from probe.errors import CheckpointError, CheckpointMissingError
+from probe.errors import CheckpointError, CheckpointMissingError, ProbeError
 from probe.models import hub
 from probe.models.catalog import CATALOG
 from probe.models.open_clip_config import CONFIG, LOCAL
@@ -72,6 +72,17 @@ def split_key(source: str) -> tuple[Path, str]:
     return (Path(path), key) if mark and not Path(source).exists() else (Path(source), "")
 
 
+def refuse_options(source: str, known: str) -> None:
+    """Raise if `source` is the path of a file or folder with options after a `?` that do not exist.
+
+    Raises:
+        CheckpointError: the message has the `known` options.
+    """
+    path, mark, options = source.partition("?")
+    if mark and paths.expand(path).exists():
+        raise CheckpointError(f"{path}: unknown option {options!r}; the options of a checkpoint are {known}")
+
+
 def is_here(spec: ModelSpec, weights_dir: str | Path | None = None) -> bool:
     """Whether a model needs no download: a file of its name is there; its checksum is verified on loading."""
     if spec.form == "url":
@@ -99,12 +110,14 @@ def _on_disk(name: str) -> ModelSpec:
     try:
         written, key = split_key(name)
         # Links are not followed: those of Hugging Face's cache lead to files without suffix and neighbours.
-        path = Path(os.path.abspath(written.expanduser()))  # noqa: PTH100 - `Path.resolve` would follow them
+        path = Path(os.path.abspath(paths.expand(written)))  # noqa: PTH100 - `Path.resolve` would follow them
         is_open_clips = _is_open_clips(path)
         found = path.is_file() or (path / FOLDER_MARK).is_file()
         is_distributed = path.suffix == DISTRIBUTED_SUFFIX or (not found and (path / DISTRIBUTED_MARK).is_file())
-    # A name too long, a home of nobody, a folder that may not be looked into, a NUL.
+    # A name that is too long, a folder that may not be read, a NUL.
     except (OSError, RuntimeError, ValueError) as err:
+        if isinstance(err, ProbeError):
+            raise
         raise CheckpointMissingError(f"cannot look at {name!r} ({err}); give the path of a file") from err
     if is_distributed:
         raise CheckpointError(
@@ -115,8 +128,8 @@ def _on_disk(name: str) -> ModelSpec:
     if is_open_clips:
         return get_model(f"{OPEN_CLIP}{LOCAL}{source}")
     if found:
-        source = f"{path}{KEY}{key}" if key else str(path)
         return ModelSpec(source, form="file", source=source)
+    refuse_options(name, f"{KEY}KEY")
     if path.suffix in CHECKPOINT_SUFFIXES or name.startswith((".", "/", "~")):
         raise CheckpointMissingError(
             f"no checkpoint at {path}; give the path of a file, or of a folder with a {FOLDER_MARK} or {CONFIG}"

@@ -25,7 +25,7 @@ from probe.models.archive import is_archive
 from probe.models.checkpoints import SAFETENSORS, read_model
 from probe.models.devices import Execution
 from probe.models.encoder import dtypes_of
-from probe.models.open_clip_config import CONFIG, LOCAL, find_weights, read_config
+from probe.models.open_clip_config import CONFIG, LOCAL, WEIGHTS, find_weights, read_config
 from probe.models.open_clip_names import Source, import_open_clip, parse
 from probe.models.unwrapping import WHOLE, Found
 from probe.preprocess import INTERPOLATIONS, RESIZES, Preprocess
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # open_clip's image settings, except the size
 META = Execution(torch.device("meta"), "fp32", jit=False)
-DEFAULT_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository, best first
 DEFAULT_ORIGIN = "open_clip's default"
 # Errors that open_clip raises for a configuration or weights that it cannot use.
 FAILURES = (
@@ -284,12 +283,12 @@ def is_here(source: str) -> bool:
 def _published(source: Source) -> tuple[str, tuple[str, ...]]:
     """The repository of a tag, and the names its weights may have there, best first: safetensors carry no code."""
     if source.repo:
-        return source.repo, DEFAULT_WEIGHTS
+        return source.repo, WEIGHTS
     settings = import_open_clip().get_pretrained_cfg(source.architecture, source.tag)
     repo, _, file = settings.get("hf_hub", "").rpartition("/")
     if not repo:
         raise CheckpointError(f"open_clip has no repository for {source}; fetch it and give open_clip:ARCH/PATH")
-    return repo, (f"{Path(file).stem}{SAFETENSORS}", file) if file else DEFAULT_WEIGHTS
+    return repo, (f"{Path(file).stem}{SAFETENSORS}", file) if file else WEIGHTS
 
 
 def fetch(source: Source, *, offline: bool) -> tuple[Path, str]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from probe.errors import CheckpointMissingError, ExtraMissingError, UnknownNameError, listed
-from probe.models import KEY, OPEN_CLIP, hub, split_key
+from probe import paths
+from probe.errors import CheckpointMissingError, ExtraMissingError, ProbeError, UnknownNameError, listed
+from probe.models import KEY, OPEN_CLIP, hub, refuse_options, split_key
 from probe.models.open_clip_config import CONFIG, HUB, LOCAL
 from probe.names import unknown_name
 
@@ -70,6 +71,7 @@ def parse(source: str) -> Source:
     path, key = _absolute(rest[: -len(OWN_PREPROCESS) - 1] if own_preprocess else rest)
     if path.is_file():
         return Source(architecture, path=path, own_preprocess=own_preprocess, key=key)
+    refuse_options(rest, f"{KEY}KEY, ?{OWN_PREPROCESS} and {KEY}KEY&{OWN_PREPROCESS}")
     if "/" in rest or path.suffix:
         raise CheckpointMissingError(f"no checkpoint at {path}; give the path of a file")
     if not tags:
@@ -94,9 +96,11 @@ def _absolute(name: str) -> tuple[Path, str]:
     """Split `PATH?key=KEY` into the path and the key."""
     try:
         written, key = split_key(name)
-        path = written.expanduser().absolute()
+        path = paths.expand(written).absolute()
         path.exists()
-    except (OSError, RuntimeError, ValueError) as err:  # a name that is too long, `~` of an unknown user, a NUL
+    except (OSError, ValueError) as err:  # a name that is too long, a NUL
+        if isinstance(err, ProbeError):
+            raise
         raise CheckpointMissingError(f"cannot look at {name!r} ({err}); give the path of a file") from err
     return path, key
 
