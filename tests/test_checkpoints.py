@@ -6,7 +6,7 @@ import torch
 from conftest import SMALL_RESNET, SMALL_VIT, random_clip
 from safetensors.torch import save_file
 
-from probe.errors import CheckpointError, CheckpointMissingError
+from probe.errors import MAX_MESSAGE, CheckpointError, CheckpointMissingError
 from probe.models import get_model
 from probe.models.archive import is_archive
 from probe.models.checkpoints import read_checkpoint, read_tensors
@@ -50,6 +50,17 @@ def test_weights_that_may_be_of_open_clip_are_not_taken_in_silence(file, model, 
     WRITERS[file](model.state_dict(), tmp_path / file)
     read_checkpoint(tmp_path / file)
     assert "open_clip:ARCH/PATH" in caplog.text
+
+
+def test_the_warning_of_bare_weights_is_short_and_printable(model, tmp_path, caplog):
+    """A logger has no formatter of the command line's when the library is used from Python."""
+    path = tmp_path / f"{'x' * 100}\n\u202e" / f"{'y' * 200}.pt"
+    path.parent.mkdir()
+    torch.save(model.state_dict(), path)
+    read_checkpoint(path)
+    (message,) = caplog.messages
+    assert len(message) <= MAX_MESSAGE
+    assert message.isprintable()
 
 
 def test_an_archive_of_known_sizes_is_openais(model, tmp_path, caplog):

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torchvision
+from conftest import write_image
 from dataset_server import Denial, commit_of, copy_without_lists, serve, snapshot_of
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
@@ -734,6 +735,15 @@ def test_a_label_that_is_written_otherwise_than_in_training_is_named(folder):
     ).save_to_disk(folder)
     with pytest.raises(DatasetError, match=r"class 'B ' is written 'b' in the training images; write both alike"):
         open_dataset(f"hf:{folder}", offline=True)
+
+
+def test_a_class_folder_that_is_written_otherwise_than_in_training_is_named(folder):
+    """The type of the column has the classes of all splits, so it does not tell that training lacks one."""
+    for split, names in (("train", ("cat", "dog")), ("test", ("Cat", "dog"))):
+        for name in names:
+            write_image(folder / split / name / "0.png", (0, 0, 0))
+    with pytest.raises(DatasetError, match=r"class 'Cat' is written 'cat' in the training images; write both alike"):
+        open_dataset(f"hf:{folder}")
 
 
 @pytest.mark.parametrize(

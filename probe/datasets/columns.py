@@ -11,7 +11,16 @@ import datasets
 import numpy as np
 import pyarrow.parquet
 
-from probe.datasets.labels import class_positions, composed, indicators, report_twins, shown, single, whole
+from probe.datasets.labels import (
+    class_positions,
+    composed,
+    indicators,
+    refuse_twins,
+    report_twins,
+    shown,
+    single,
+    whole,
+)
 from probe.errors import DatasetError, listed
 
 logger = logging.getLogger(__name__)
@@ -83,6 +92,10 @@ def read_labels(
             report_twins(where, _element(feature).names)
         classes: list[Any] = list(dict.fromkeys(names))  # two Unicode forms of a name are one class
         values = [[names[label] for label in labels] for labels in values]
+        if images is not training:
+            trained = {names[label] for labels in _values(name, training, column) for label in labels}
+            strange = (label for labels in values for label in labels if label not in trained)
+            refuse_twins(where, strange, trained)
     else:
         pool = values if images is training else _values(name, training, column)
         if _is_list(feature) and indicators([*pool, *values]) is not None:

@@ -62,18 +62,25 @@ def class_positions(where: str, found: Iterable[Label], classes: Sequence[Label]
     position = {label: i for i, label in enumerate(classes)}
     strange = [label for label in dict.fromkeys(found) if label not in position]
     if strange:
-        near = next(
-            ((label, name) for label in strange for name in classes if folded(str(label)) == folded(str(name))), None
-        )
-        if near:
-            raise DatasetError(
-                f"{where}: class {near[0]!r} is written {near[1]!r} in the training images; write both alike"
-            )
+        refuse_twins(where, strange, classes)
         raise DatasetError(
             f"{where}: class {listed(map(repr, strange), most=3)} is not among the classes of the training images; "
             "drop these images, or add the class there"
         )
     return position
+
+
+def refuse_twins(where: str, strange: Iterable[object], trained: Iterable[object]) -> None:
+    """Raise if a class without training images is written nearly as a class with training images.
+
+    Raises:
+        DatasetError: the message has both names.
+    """
+    known = {folded(str(name)): name for name in trained}
+    for name in strange:
+        near = known.get(folded(str(name)), name)
+        if near != name:
+            raise DatasetError(f"{where}: class {name!r} is written {near!r} in the training images; write both alike")
 
 
 def whole(label: object) -> object:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from probe.errors import CheckpointError
+from probe.errors import CheckpointError, printable, shorten
 from probe.models.catalog import CATALOG
 from probe.models.open_clip_config import CONFIG
 from probe.specs import Architecture
 
 logger = logging.getLogger(__name__)
+
+MAX_PATH = 120  # characters of the path in the long warning
 
 
 def check_assumptions(path: Path, architecture: Architecture, *, is_archive: bool) -> None:
@@ -39,7 +41,12 @@ def check_assumptions(path: Path, architecture: Architecture, *, is_archive: boo
         "%s holds only weights; the other settings are assumed to be OpenAI's: %d and %d attention heads, QuickGELU, "
         "images resized (bicubic, by the short side) and cropped to %d pixels, their mean and std, the tokenizer and "
         "its %d tokens; an open_clip model, which usually has GELU, needs open_clip:ARCH/PATH or an %s next to it",
-        *(path, architecture.vision_heads, architecture.transformer_heads, architecture.image_resolution),
+        *(
+            shorten(printable(str(path)), MAX_PATH),
+            architecture.vision_heads,
+            architecture.transformer_heads,
+            architecture.image_resolution,
+        ),
         *(architecture.context_length, CONFIG),
     )
 
