@@ -1,7 +1,7 @@
-"""Fifty generated problems whose features have bad scales, and their optima by Newton's method in float64.
+"""Generated problems whose features have bad scales, and their optima by Newton's method in float64.
 
-Each problem has Gaussian classes with changed features (constants, outliers, columns of different sizes, copies), few
-images or many classes. The same seeds make the same problems on every machine.
+Each problem has Gaussian classes with changed features (constants, outliers, columns of different sizes, copies, near
+duplicates), few images or many classes. The same seeds make the same problems on every machine.
 """
 
 from collections.abc import Callable
@@ -55,6 +55,19 @@ def _one_column(factor: float) -> Change:
 
 def _copies(num: int, noise: float = 0.0) -> Change:
     return lambda x, rng: np.hstack([x, *(x + noise * rng.normal(size=x.shape) for _ in range(num - 1))])
+
+
+def _near_duplicates(distance: float) -> Change:
+    """Replace half of the columns by two columns each: noise, and the noise plus the column times a distance.
+
+    Only the small difference between the two columns tells anything about the classes.
+    """
+
+    def change(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        noise = rng.normal(size=x[:, 1::2].shape)
+        return np.hstack([x[:, ::2], noise + distance * x[:, 1::2], noise])
+
+    return change
 
 
 def _mixtures(noise: float = 0.0) -> Change:
@@ -149,6 +162,10 @@ PROBLEMS = {
     "rare classes": Problem(shares=RARE),
     "few images, columns from 1e-3 to 1e3": Problem(_scaled(-3, 3), n=32, k=8, d=24),
     "zeros, ones and thousands": Problem(_binary),
+    "near duplicates, 1e-2": Problem(_near_duplicates(1e-2)),
+    "near duplicates, 1e-4": Problem(_near_duplicates(1e-4)),
+    "near duplicates, 1e-4, 2 classes": Problem(_near_duplicates(1e-4), k=2),
+    "near duplicates, 1e-6": Problem(_near_duplicates(1e-6)),
 }
 
 

@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from probe.features import Features
+from probe.probes import optimality
 from probe.probes.fast import loss_of
 from probe.probes.fitting import fit_probe
 from probe.probes.objective import Logistic, Objective, Rows
@@ -109,6 +110,39 @@ def test_the_estimate_is_the_distance_to_the_optimum(classes, scale):
     assert at_best.objective == pytest.approx(best.objective, rel=1e-12)
     assert at_best.suboptimality < 1e-12
     assert at_best.converged
+
+
+@pytest.mark.parametrize("dense_size", [optimality.DENSE_SIZE, 0], ids=["dense", "iterative"])
+def test_a_weak_penalty_on_near_duplicates_gets_a_star(dense_size, monkeypatch):
+    """scikit-learn's `tol` is met, and the gradient is small, far from the optimum."""
+    monkeypatch.setattr(optimality, "DENSE_SIZE", dense_size)
+    train = make("near duplicates, 1e-4")["train"]
+    best = find_optimum(train.x, train.y, 1e6).objective
+    fit = SOLVERS["sklearn"]([train.x], train.y, max_iter=1000, tol=1e-4).fit(1e6)
+    assert fit.objective > best + 1e-3
+    assert not fit.converged
+    if dense_size:
+        assert fit.suboptimality == pytest.approx(fit.objective - best, rel=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dense_size", [optimality.DENSE_SIZE, 0], ids=["dense", "iterative"])
+@pytest.mark.parametrize("C", [1.0, 1e4, 1e6])
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name.startswith("near duplicates")])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_near_duplicates_do_not_hide_that_a_fit_is_unfinished(name, C, solver, dense_size, monkeypatch):
+    """A weak penalty leaves the small differences between columns much to gain, but not in a few steps."""
+    monkeypatch.setattr(optimality, "DENSE_SIZE", dense_size)
+    train = make(name)["train"]
+    optimum = find_optimum(train.x, train.y, C)
+    fit = SOLVERS[solver]([train.x], train.y, max_iter=1000, tol=1e-4).fit(C)
+    distance = fit.objective - optimum.objective
+    is_near = _is_at_optimum(optimum, train.x, train.y, C, fit.objective, 2 * LIMIT)
+    assert is_near or not fit.converged
+    if solver == "fast":
+        assert fit.converged or not _is_at_optimum(optimum, train.x, train.y, C, fit.objective, LIMIT / 2)
+    if dense_size and not fit.converged:  # the objective is not quadratic so far from its minimum
+        assert distance / 4 < fit.suboptimality < 4 * distance
 
 
 def test_images_that_do_not_count_are_not_measured():

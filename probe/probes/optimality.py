@@ -3,11 +3,13 @@
 The size of the gradient does not show this: its largest component belongs to the feature with the largest values, and a
 fit can reduce this component while all others stay as they were. Newton's decrement shows it: half of g^T H^-1 g, for
 the gradient g and the Hessian H at the end of the fit, estimates how much lower the minimum is. It does not change when
-features are scaled. This module only measures; it does not improve a fit.
+features are scaled. Nearly equal features can hide it from a few steps of conjugate gradients, so a fit counts as
+converged only if an upper bound of the decrement shows it. This module only measures; it does not improve a fit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +25,12 @@ ROUNDING = 1e-30  # decrement of a gradient that is only rounding: the square of
 MIN_STEPS, MAX_STEPS = 5, 20  # conjugate gradients; 5 to 10 find nearly all of the decrement
 STEPS_SHARE = 4  # iterations of a fit per step; a step takes as long as two or three iterations
 SETTLED = 0.02  # stop when a step adds at most this share of the decrement
+# If these steps do not show that a fit has converged, the whole Hessian is factored if it is small: `DENSE_SIZE` rows and
+# `DENSE_COST` multiplications at most, which take a few seconds.
+DENSE_SIZE = 2000
+DENSE_COST = 3e10
+REFINEMENTS = 3  # of the solution with the factor, which corrects for the ridge
+UNDECIDED_STEPS = 100  # of conjugate gradients in float64, if a larger Hessian leaves open whether a fit has converged
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,9 @@ class Optimality:
     Args:
         objective: mean loss plus penalty, in float64.
         gradient: float64 (d + 1, width), for the weights of the unscaled features; the last row is the intercept's.
-        suboptimality: estimate, from below, of how far the objective is above its minimum.
-        converged: True if `suboptimality` is negligible, see `is_negligible`.
+        suboptimality: estimate of how far the objective is above its minimum: Newton's decrement, or a lower bound of
+            it if the Hessian is large.
+        converged: True if an upper bound of the decrement is negligible, see `measure` and `is_negligible`.
     """
 
     objective: float
@@ -60,7 +69,10 @@ def is_negligible(suboptimality: float, *, objective: float, without_features: f
 
 
 def measure(objective: Objective, probe: int, weights: Tensor, *, num_iter: int) -> Optimality:
-    """Measure the end of a fit. Only the products with the Hessian are not in float64.
+    """Measure the end of a fit: it has converged if even an upper bound of Newton's decrement is negligible.
+
+    Conjugate gradients find a lower bound. What they leave of the gradient gives the upper bound, because the Hessian
+    is at least the penalty. Only the first products with the Hessian are not in float64.
 
     Args:
         objective: objective of one or several probes.
@@ -69,10 +81,8 @@ def measure(objective: Objective, probe: int, weights: Tensor, *, num_iter: int)
         num_iter: iterations of the fit, which limit the time of the measurement to less than the time of the fit.
     """
     end = evaluate(objective, probe, weights)
-    suboptimality = _decrement(objective, probe, weights, end, num_iter=num_iter)
-    base = objective.loss.without_features(probe)
-    found = is_negligible(suboptimality, objective=end.value, without_features=base, penalty=end.penalty)
-    return Optimality(end.value, end.gradient, suboptimality, found)
+    lower, upper = _decrement(objective, probe, weights, end, num_iter=num_iter)
+    return Optimality(end.value, end.gradient, lower, converged=end.is_negligible(upper))
 
 
 @dataclass(frozen=True)
@@ -83,13 +93,20 @@ class Evaluation:
         value: mean loss plus penalty.
         penalty: the penalty term of the value.
         gradient: float64 (d + 1, width), as in `Optimality`.
+        without_features: minimum of the loss for weights of zero, see `is_negligible`.
         moments: mean and standard deviation of the features.
     """
 
     value: float
     penalty: float
     gradient: Tensor
+    without_features: float
     moments: Moments
+
+    def is_negligible(self, suboptimality: float) -> bool:
+        """Return True if the value is as good as its minimum, see `is_negligible`."""
+        base, penalty = self.without_features, self.penalty
+        return is_negligible(suboptimality, objective=self.value, without_features=base, penalty=penalty)
 
 
 def evaluate(objective: Objective, probe: int, weights: Tensor) -> Evaluation:
@@ -108,7 +125,8 @@ def evaluate(objective: Objective, probe: int, weights: Tensor) -> Evaluation:
     penalty = objective.penalties[probe] * torch.cat([weights[:-1], torch.zeros_like(weights[-1:])])
     size = float((weights * penalty).sum()) / 2
     count = objective.counts[probe]
-    return Evaluation(total / count + size, size, gradient / count + penalty, moments)
+    base = objective.loss.without_features(probe)
+    return Evaluation(total / count + size, size, gradient / count + penalty, base, moments)
 
 
 class Moments:
@@ -149,58 +167,140 @@ def _counts(objective: Objective, probe: int, first: int, num: int) -> Tensor | 
     return 1.0 if counts is None else counts[:, None].double()
 
 
-def _decrement(objective: Objective, probe: int, weights: Tensor, end: Evaluation, *, num_iter: int) -> float:
-    """Return half of g^T H^-1 g by conjugate gradients on standardised features. It grows with every step."""
-    gradient, (mean, inverse) = end.gradient, end.moments.standardise()
-    n = objective.counts[probe]
-    scaled = torch.cat([weights[:-1] / torch.where(inverse > 0, inverse, torch.inf)[:, None], weights[-1:]])
-    scaled[-1] += mean @ weights[:-1]
-    residual = torch.cat([(gradient[:-1] - mean[:, None] * gradient[-1]) * inverse[:, None], gradient[-1:]])
-    penalty = objective.penalties[probe] * torch.cat([inverse.square(), inverse.new_zeros(1)])[:, None]
-    diagonal = end.moments.uncertainty / n + penalty  # diagonal of the Hessian, because features have a variance of 1
+def _decrement(
+    objective: Objective, probe: int, weights: Tensor, end: Evaluation, *, num_iter: int
+) -> tuple[float, float]:
+    """Return a lower and an upper bound of half of g^T H^-1 g, in coordinates of standardised features."""
+    system = _System(objective, probe, weights, end)
+    steps = max(MIN_STEPS, min(MAX_STEPS, num_iter // STEPS_SHARE))
+    lower, upper = _iterate(system, end, max_steps=steps, dtype=objective.rows.dtype)
+    if end.is_negligible(upper):
+        return lower, upper
+    if weights.numel() <= DENSE_SIZE and weights.numel() ** 2 * len(objective.rows) <= DENSE_COST:
+        return _solve(system)
+    if end.is_negligible(lower):  # undecided
+        return _iterate(system, end, max_steps=UNDECIDED_STEPS, dtype=torch.float64)
+    return lower, upper
 
-    def project(step: Tensor) -> Tensor:  # moving all logits equally changes no probability
-        return step - step.mean(dim=1, keepdim=True) if objective.loss.width > 1 else step
 
-    residual = project(residual)
+class _System:
+    """The gradient g and the Hessian H at the end of a fit, in coordinates of standardised features."""
+
+    def __init__(self, objective: Objective, probe: int, weights: Tensor, end: Evaluation) -> None:
+        self.objective, self.probe = objective, probe
+        self.mean, self.inverse = end.moments.standardise()
+        mean, inverse = self.mean, self.inverse
+        gradient = end.gradient
+        self.weights = torch.cat([weights[:-1] / torch.where(inverse > 0, inverse, torch.inf)[:, None], weights[-1:]])
+        self.weights[-1] += mean @ weights[:-1]
+        residual = torch.cat([(gradient[:-1] - mean[:, None] * gradient[-1]) * inverse[:, None], gradient[-1:]])
+        self.gradient = self.project(residual)
+        self.count = objective.counts[probe]
+        self.penalty = objective.penalties[probe] * torch.cat([inverse.square(), inverse.new_zeros(1)])[:, None]
+        # The diagonal of the Hessian, because features have a variance of 1.
+        self.diagonal = end.moments.uncertainty / self.count + self.penalty
+
+    def project(self, step: Tensor) -> Tensor:
+        """Remove what moves all logits equally, because it changes no probability."""
+        return step - step.mean(dim=1, keepdim=True) if self.objective.loss.width > 1 else step
+
+    def bound(self, residual: Tensor) -> float:
+        """Return an upper bound of half of r^T H^-1 r, because H is at least the penalty.
+
+        The intercept has no penalty. It and constant features have their own curvature in place of the penalty.
+        """
+        least = torch.where(self.penalty > 0, self.penalty, self.diagonal)
+        return float((residual.square() / least).sum()) / 2
+
+    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor | float]]:
+        """Yield standardised features (m, d), probabilities (m, width), and which images count, (m, 1)."""
+        rows, loss, weights = self.objective.rows, self.objective.loss, self.weights.to(dtype)
+        for first, block in rows.blocks(loss.width):
+            x = ((block.double() - self.mean) * self.inverse).to(dtype)
+            counts = _counts(self.objective, self.probe, first, len(x))
+            yield x, loss.probabilities(x @ weights[:-1] + weights[-1]), counts
+
+    def product(self, direction: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return H times a direction, with products in a type."""
+        step = direction.to(dtype)
+        product = torch.zeros_like(direction)
+        for x, probabilities, counts in self.blocks(dtype):
+            change = x @ step[:-1] + step[-1]
+            if self.objective.loss.width > 1:
+                change -= (probabilities * change).sum(dim=1, keepdim=True)
+            else:
+                change *= 1 - probabilities
+            change *= probabilities
+            change *= counts
+            product[:-1] += (x.T @ change).double()
+            product[-1] += change.sum(dim=0, dtype=torch.float64)
+        return product / self.count + self.penalty * direction
+
+    def matrix(self) -> Tensor:
+        """Return H, float64 (width * (d + 1), width * (d + 1)): all unknowns of the first logit, then of the second."""
+        size, width = self.gradient.shape
+        matrix = self.gradient.new_zeros(width, size, width, size)
+        for x, probabilities, counts in self.blocks(torch.float64):
+            x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+            for a in range(width):
+                for b in range(a + 1):
+                    weight = probabilities[:, a, None] * (float(a == b) - probabilities[:, b, None]) * counts
+                    matrix[a, :, b] += x.T @ (x * weight)
+        for a in range(width):
+            matrix[a, :, a].diagonal().add_(self.count * self.penalty[:, 0])
+            for b in range(a):
+                matrix[b, :, a] = matrix[a, :, b]
+        return matrix.reshape(width * size, width * size) / self.count
+
+
+def _iterate(system: _System, end: Evaluation, *, max_steps: int, dtype: torch.dtype) -> tuple[float, float]:
+    """Bound the decrement by conjugate gradients, which raise the lower bound with every step.
+
+    The steps end early if the lower bound has settled and both bounds agree on whether the distance is negligible.
+    """
+    residual = system.gradient
     solution, direction, last = torch.zeros_like(residual), torch.zeros_like(residual), 1.0
-    start, found = residual, 0.0
-    for step in range(max(MIN_STEPS, min(MAX_STEPS, num_iter // STEPS_SHARE))):
-        conditioned = project(residual / diagonal)
+    found, upper = 0.0, system.bound(residual)
+    for step in range(max_steps):
+        conditioned = system.project(residual / system.diagonal)
         size = float((residual * conditioned).sum())
         if not size > 0:
             break
         direction = conditioned + (size / last if step else 0.0) * direction
-        product = _product(objective, probe, scaled, direction, (mean, inverse)) / n + penalty * direction
+        product = system.product(direction, dtype)
         curvature = float((direction * product).sum())
         if not curvature > 0:
             break
         solution = solution + size / curvature * direction
-        residual, last = residual - size / curvature * project(product), size
-        before, found = found, float((start * solution).sum()) / 2
-        if step >= 2 and found - before <= SETTLED * found:
+        residual, last = residual - size / curvature * system.project(product), size
+        before, found = found, float((system.gradient * solution).sum()) / 2
+        upper = found + system.bound(residual)
+        is_settled = step >= 2 and found - before <= SETTLED * found
+        if is_settled and end.is_negligible(upper) == end.is_negligible(found):
             break
-    return found
+    return found, upper
 
 
-def _product(
-    objective: Objective, probe: int, scaled: Tensor, direction: Tensor, standard: tuple[Tensor, Tensor]
-) -> Tensor:
-    """Return the Hessian of the summed loss times a direction, both for standardised features."""
-    rows, loss = objective.rows, objective.loss
-    mean, inverse = standard
-    weights, step = scaled.to(rows.dtype), direction.to(rows.dtype)
-    product = torch.zeros_like(direction)
-    for first, block in rows.blocks(loss.width):
-        x = ((block.double() - mean) * inverse).to(rows.dtype)
-        probabilities = loss.probabilities(x @ weights[:-1] + weights[-1])
-        change = x @ step[:-1] + step[-1]
-        if loss.width > 1:
-            change -= (probabilities * change).sum(dim=1, keepdim=True)
-        else:
-            change *= 1 - probabilities
-        change *= probabilities
-        change *= _counts(objective, probe, first, len(x))
-        product[:-1] += (x.T @ change).double()
-        product[-1] += change.sum(dim=0, dtype=torch.float64)
-    return product
+def _solve(system: _System) -> tuple[float, float]:
+    """Bound the decrement by a Cholesky factor of the whole Hessian."""
+    matrix, gradient = system.matrix(), system.gradient.T.reshape(-1, 1)
+    size, width = system.gradient.shape
+    typical = float(matrix.diagonal().mean())
+    # The weight of a constant feature changes nothing, and neither does moving all intercepts equally. The gradient is
+    # zero there, so adding curvature makes the matrix regular and leaves the solution as it is.
+    regular = matrix + torch.diag(torch.where(matrix.diagonal() > 0, 0.0, typical))
+    if width > 1:
+        regular[size - 1 :: size, size - 1 :: size] += typical
+    ridge = torch.finfo(torch.float64).eps * typical
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(regular + ridge * torch.eye(len(regular), device=regular.device))
+        if not failed:
+            break
+        ridge *= 30
+    solution = torch.zeros_like(gradient)
+    for _ in range(REFINEMENTS):
+        solution += torch.cholesky_solve(gradient - matrix @ solution, factor)
+    product = matrix @ solution
+    residual = system.project((gradient - product).reshape(width, size).T)
+    found = float((solution * (gradient - product / 2)).sum())
+    return found, found + system.bound(residual)
