@@ -1,27 +1,29 @@
 """Weights from a file of `torch.save` that `weights_only` refuses because it also holds other objects.
 
 Training scripts save their arguments, schedulers and NumPy scores together with the weights. `weights_only` refuses the
-whole file, because loading objects runs code. This module replaces each object by a stand-in and runs none of its code.
+whole file, because loading objects runs code. This module replaces each object by a placeholder and runs none of the
+object's code.
 
 This is as safe as `weights_only`: a pickle can only call functions and classes by name, and the names are looked up in
-a fixed list. A name outside the list is never imported. It gives a class of this module, which accepts everything and
-does nothing. The alternative is to allow single classes, such as `argparse.Namespace`, but the list would be endless,
-and their code is not ours.
+a fixed list. A name outside the list is never imported. It gives a placeholder of this module, which accepts everything
+and does nothing. The alternative is to allow single classes, such as `argparse.Namespace`, but the list would be
+endless, and their code is not ours.
 """
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import re
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
-from probe.models.archive import DTYPES, Reader
+from probe.models.archive import DTYPES, Function, PendingTensor, Reader, check_pickle, read_member
 
 MAGIC_NUMBER = (
     0x1950A86A20F9469CFC6C  # first number in torch's older files, which are not zips; see torch/serialization.py
@@ -34,6 +36,8 @@ PLAIN_NAMES = (
     *("builtins.set", "builtins.bytearray", "builtins.complex", "builtins.object"),
     *("collections.Counter", "collections.OrderedDict", "copy_reg._reconstructor", "copyreg._reconstructor"),
 )
+MAX_NAMES = 1_000  # of classes; messages show three
+MAX_NAME = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Saved:
     """Content of a file of `torch.save`.
 
     Args:
-        content: the saved content, with stand-ins for its objects; None if it could not be read with stand-ins.
-        classes: the classes and functions that the stand-ins replace, in the order of the file.
+        content: the saved content, with placeholders for its objects; None if it could not be read with placeholders.
+        classes: the classes and functions that the placeholders replace, in the order of the file.
     """
 
     content: object
@@ -50,7 +54,7 @@ class Saved:
 
 
 def read_saved(path: Path) -> Saved:
-    """Read a file of `torch.save`, with stand-ins for its objects.
+    """Read a file of `torch.save`, with placeholders for its objects.
 
     Older versions of torch wrote files that are not zips. Only the names of the classes are read from these.
 
@@ -61,28 +65,49 @@ def read_saved(path: Path) -> Saved:
         with zipfile.ZipFile(path) as file:
             (description,) = [name for name in file.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
             byteorder = description.replace("data.pkl", "byteorder")
-            if byteorder in file.namelist() and file.read(byteorder).decode() != sys.byteorder:
+            if byteorder in file.namelist() and read_member(file, byteorder).decode() != sys.byteorder:
                 raise pickle.UnpicklingError("it was written on a machine with another byte order")
             reader = _SavedReader(file, description)
             try:
                 content = reader.load()
+                _build_tensors(content)
             except Exception:
-                if not reader.strangers:
+                if not reader.names:
                     raise
                 content = None
-            return Saved(content, tuple(reader.strangers))
+            return Saved(content, tuple(reader.names))
     except zipfile.BadZipFile:
         pass
-    with path.open("rb") as stream:
+    # The map refuses to read past the end of the file, so that a length in the pickle allocates no memory.
+    with path.open("rb") as whole, mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        stream = cast("IO[bytes]", mapped)  # it has the methods that unpicklers use
         named = _NameReader(stream)
         if named.load() == MAGIC_NUMBER:
             for _ in range(3):  # the version of the form, facts about the machine, the content
                 named = _NameReader(stream)
                 named.load()
-    return Saved(None, tuple(named.strangers))
+    return Saved(None, tuple(named.names))
 
 
-class _AcceptsEverything(type):
+def _build_tensors(content: object) -> None:
+    """Build the tensors that are values of dicts, also of dicts inside lists and tuples. Others have no name."""
+    seen: set[int] = set()  # a pickle can hold an object in several places, or in itself
+    stack = [content]
+    while stack:
+        value = stack.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            for key, part in value.items():
+                if isinstance(part, PendingTensor):
+                    value[key] = part.build()
+            stack.extend(value.values())
+        elif isinstance(value, list | tuple):
+            stack.extend(value)
+
+
+class _PlaceholderType(type):
     """Metaclass with the operations that pickles use on objects and classes; none of them does anything."""
 
     def __call__(cls, *_: Any, **__: Any) -> Any:
@@ -100,49 +125,50 @@ class _AcceptsEverything(type):
     extend = add = append
 
 
-class _Stranger(metaclass=_AcceptsEverything):
-    """Stand-in for classes, functions and objects that must not be loaded. It is a class, as pickles expect classes."""
+class _Placeholder(metaclass=_PlaceholderType):
+    """Placeholder for classes, functions and objects that must not be loaded. Pickles expect classes; this is one."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         return cls
 
 
 class _NameReader(pickle.Unpickler):
-    """Unpickler that replaces every class and function by a stand-in and records its name."""
+    """Unpickler that replaces every class and function by a placeholder and records its name."""
 
     def __init__(self, file: IO[bytes]) -> None:
+        check_pickle(file)
         super().__init__(file)
-        self.strangers: list[str] = []
+        self.names: dict[str, None] = {}  # in the order of the file
 
     def find_class(self, module: str, name: str) -> Any:
         """Record the name."""
-        return _note(module, name, self.strangers)
+        return _note(module, name, self.names)
 
     def persistent_load(self, _: Any) -> Any:
         """Skip the bytes of a storage."""
-        return _Stranger
+        return _Placeholder
 
 
 class _SavedReader(Reader):
-    """Unpickler for a file of `torch.save`: it loads tensors, and replaces everything else by stand-ins."""
+    """Unpickler for a file of `torch.save`: it loads tensors, and replaces everything else by placeholders."""
 
     def __init__(self, file: zipfile.ZipFile, description: str) -> None:
         super().__init__(file, description)
-        self.strangers: list[str] = []
+        self.names: dict[str, None] = {}  # in the order of the file
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up the functions and classes of tensors; return a stand-in for everything else."""
+        """Look up the functions and classes of tensors; return a placeholder for everything else."""
         if module == "torch._utils" and name in PARAMETERS:
-            return lambda data, *_: data
+            return Function(lambda data, *_: data)
         if (module == "torch" and name in DTYPES) or (module, name) in TENSOR_PARTS:
             return super().find_class(module, name)
-        if module in ("torch._utils", "torch._tensor"):  # sparse and distributed tensors: a stand-in without numbers
-            return lambda *_: torch.empty(0, device="meta")
-        return _note(module, name, self.strangers)
+        if module in ("torch._utils", "torch._tensor"):  # sparse and distributed tensors: a tensor without numbers
+            return Function(lambda *_: PendingTensor(lambda: torch.empty(0, device="meta")))
+        return _note(module, name, self.names)
 
 
-def _note(module: str, name: str, strangers: list[str]) -> type[_Stranger]:
+def _note(module: str, name: str, names: dict[str, None]) -> type[_Placeholder]:
     full_name = f"{module}.{name}".replace("__builtin__.", "builtins.")  # name in Python 2 and in protocol 2
-    if module not in PLAIN_MODULES and full_name not in (*PLAIN_NAMES, *strangers):
-        strangers.append(full_name)
-    return _Stranger
+    if module not in PLAIN_MODULES and full_name not in PLAIN_NAMES and len(names) < MAX_NAMES:
+        names[full_name[:MAX_NAME]] = None
+    return _Placeholder
