@@ -31,6 +31,7 @@ from probe.models.devices import hardware
 from probe.models.encoder import ImageEncoder
 from probe.models.loading import identify, load_encoder
 from probe.models.memory import device_memory
+from probe.models.unwrapping import WHOLE
 from probe.passes import fill
 from probe.pieces import Work
 from probe.preprocess import VERSION as PREPROCESS_VERSION
@@ -560,7 +561,7 @@ def _describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:
     return {
         "weights_sha256": encoder.weights_sha256,
         # Only if the weights lay in a container or below a prefix, so that other records do not change.
-        **({"weights_key": encoder.weights_key} if encoder.weights_key != "." else {}),
+        **({"weights_key": encoder.weights_key} if encoder.weights_key != WHOLE else {}),
         "license": encoder.license,
         "resolution": encoder.resolution,
         "embed_dim": encoder.embed_dim,

@@ -21,7 +21,7 @@ from probe.errors import MAX_MESSAGE, CheckpointError
 from probe.models import get_model
 from probe.models.checkpoints import read_checkpoint
 from probe.models.loading import load_encoder
-from probe.models.unwrapping import WHOLE, find_clips
+from probe.models.unwrapping import MAX_KEY, WHOLE, find_clips
 
 MODEL = random_clip(SMALL_VIT)
 WEIGHTS = MODEL.state_dict()
@@ -300,6 +300,49 @@ def test_content_that_holds_itself_is_read(tmp_path):
     content["again"].append(content)
     torch.save(content, tmp_path / "model.pt")
     assert_same_weights(tmp_path / "model.pt")
+
+
+KEYS = [10**5000, -(10**5000), "k" * (MAX_KEY + 1), (1,) * 10_000, torch.zeros(1000), None, 1.5, b"bytes"]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
+def test_keys_without_a_short_form_are_skipped(key, tmp_path):
+    assert find_clips({key: WEIGHTS}) == []
+    if not isinstance(key, torch.Tensor):
+        torch.save({key: {"a": WEIGHTS}, "model": WEIGHTS}, tmp_path / "m.pt")
+        assert read_checkpoint(tmp_path / "m.pt").key == "model"
+
+
+def test_deep_containers_are_skipped():
+    content = WEIGHTS
+    for _ in range(5_000):
+        content = [content]
+    assert find_clips(content) == []
+
+
+def test_each_model_has_a_key_of_its_own(tmp_path):
+    others = [random_clip(SMALL_VIT, seed=seed).state_dict() for seed in (1, 2)]
+    content = {"a.b": WEIGHTS, "a": {"b": others[0]}, "x": {1: others[1], "1": dict(others[1])}}
+    assert [model.key for model in find_clips(content)] == ["a.b", "a.b#2", "x.1", "x.1#2"]
+    torch.save(content, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"\?key=a\.b, \?key=a\.b#2, \?key=x\.1, \?key=x\.1#2$"):
+        read_checkpoint(tmp_path / "m.pt")
+    for key, weights in (("a.b", WEIGHTS), ("a.b#2", others[0]), ("x.1#2", others[1])):
+        found = read_checkpoint(tmp_path / "m.pt", key=key).state_dict
+        assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+
+
+def test_a_tensor_with_strides_of_0_is_named(tmp_path):
+    torch.save({**WEIGHTS, "text_projection": torch.zeros(1).expand(2**16, 2**16)}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="'text_projection' with more numbers than the file holds"):
+        read_checkpoint(tmp_path / "m.pt")
+
+
+def test_attributes_of_a_state_dict_are_not_called():
+    """Torch sets the attributes that the file names; the method `items` could be one of them."""
+    table = collections.OrderedDict(WEIGHTS)
+    table.items = None
+    assert [model.key for model in find_clips({"state_dict": table})] == ["state_dict"]
 
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "clip.", "net.", "_fsdp_wrapped_module.", "backbone.encoder.", "0.")

@@ -28,7 +28,7 @@ from probe.models.assumptions import check_assumptions
 from probe.models.clip import architecture_of
 from probe.models.openai import BUFFERS, check_weights
 from probe.models.saved import Saved, read_saved
-from probe.models.unwrapping import WHOLE, Found, find_clips, largest_table, without_shared_prefix
+from probe.models.unwrapping import WHOLE, Candidate, find_clips, largest_table, without_shared_prefix
 from probe.paths import is_utf8
 from probe.preprocess import Preprocess
 from probe.specs import Architecture, digest
@@ -119,7 +119,7 @@ def read_tensors(path: Path, key: str = "") -> dict[str, Tensor]:
     return dict(read_model(path, key).state_dict)
 
 
-def read_model(path: Path, key: str = "") -> Found:
+def read_model(path: Path, key: str = "") -> Candidate:
     """Find the CLIP model in one file, and remove the containers and prefixes of training scripts from its names.
 
     If the file holds no known CLIP model, return its largest group of tensors, for callers that know other models.
@@ -137,7 +137,7 @@ def _read_content(path: Path) -> Saved:
     return Saved(read_archive(path), ()) if is_archive(path) else _read_saved(path)
 
 
-def _choose(path: Path, saved: Saved, key: str) -> Found:
+def _choose(path: Path, saved: Saved, key: str) -> Candidate:
     models = find_clips(saved.content)
     chosen = [model for model in models if key in ("", model.key)]
     if len(chosen) > 1:
@@ -148,7 +148,7 @@ def _choose(path: Path, saved: Saved, key: str) -> Found:
         raise CheckpointError(f"{path} holds no CLIP model under the key {key!r}; the keys of its models are: {keys}")
     if not chosen and saved.classes:
         raise _refused(path, saved.classes)
-    found = chosen[0] if chosen else Found(WHOLE, without_shared_prefix(largest_table(saved.content)))
+    found = chosen[0] if chosen else Candidate(WHOLE, without_shared_prefix(largest_table(saved.content)))
     if not found.state_dict:
         raise CheckpointError(f"{path} holds no state dict of tensors; save the model's state_dict()")
     if found.unused:
@@ -171,6 +171,8 @@ def _choose(path: Path, saved: Saved, key: str) -> Found:
                 f"{path} has {name!r} in a form without plain numbers, such as a shard of FSDP; save a whole "
                 "state_dict() (of FSDP: get_model_state_dict with full_state_dict=True)"
             )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # a stride of 0
+            raise CheckpointError(f"{path} has {name!r} with more numbers than the file holds; save a copy of it")
     return replace(found, state_dict=plain)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from probe.models.devices import Execution
+from probe.models.unwrapping import WHOLE
 from probe.preprocess import Preprocess
 
 
@@ -51,7 +52,7 @@ class ImageEncoder:
     license: str
     pre_projection: Callable[[Tensor], Tensor]
     project: Callable[[Tensor], Tensor]
-    weights_key: str = "."
+    weights_key: str = WHOLE
     preprocess_from: str = ""
 
     @property

@@ -27,7 +27,7 @@ from probe.models.devices import Execution
 from probe.models.encoder import dtypes_of
 from probe.models.open_clip_config import CONFIG, LOCAL, WEIGHTS, find_weights, read_config
 from probe.models.open_clip_names import Source, import_open_clip, parse
-from probe.models.unwrapping import WHOLE, Found
+from probe.models.unwrapping import WHOLE, Candidate
 from probe.preprocess import INTERPOLATIONS, RESIZES, Preprocess
 from probe.specs import digest
 
@@ -103,7 +103,7 @@ def sketch(source: str) -> ZooModel:
     return ZooModel(model, _preprocess(found, model), settings.origin, sha256="", checkpoint_dtypes=(), license="")
 
 
-def _read_weights(path: Path, key: str) -> Found:
+def _read_weights(path: Path, key: str) -> Candidate:
     """Return the weights in a file. This checks for damage, which open_clip does not report."""
     try:
         weights = read_model(path, key)

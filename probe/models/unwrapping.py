@@ -1,4 +1,4 @@
-"""Content of a training checkpoint -> the state dict of the CLIP model in it, without containers and prefixes.
+"""Find the state dict of a CLIP model in the content of a training checkpoint, without containers and prefixes.
 
 Training scripts save the weights in a container, such as `state_dict`, `model_state_dict` or `ema`, together with other
 things. Wrappers of the model put prefixes before the names of the weights, such as `module.`, `_orig_mod.` or
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -21,14 +21,17 @@ DISTRIBUTED = "module."  # prefix that DistributedDataParallel puts before every
 # Wrappers of torch, which also wrap single layers: `torch.compile`, FSDP, activation checkpointing.
 WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 WHOLE = "."  # key of a model with neither container nor prefix
+MAX_KEY = 200  # characters of a key, and of the name of a tensor; longer ones are skipped
+MAX_DEPTH = 50  # containers inside each other; deeper ones are skipped
 
 
 @dataclass(frozen=True)
-class Found:
+class Candidate:
     """A CLIP model in the content of a training checkpoint.
 
     Args:
         key: containers and prefix, joined with dots, such as `state_dict.student`; `WHOLE` if there are none.
+            A number follows if several models have the same key, such as `a.b#2`.
         state_dict: its tensors, without the prefix.
         unused: names of tensors in the same container that belong to other modules, such as a buffer of the loss.
     """
@@ -38,9 +41,17 @@ class Found:
     unused: tuple[str, ...] = ()
 
 
-def find_clips(content: object) -> list[Found]:
+def find_clips(content: object) -> list[Candidate]:
     """Return all CLIP models in nested mappings, lists and tuples, outermost first."""
-    return [model for place, tensors in _find_tables(content) for model in _split(place, tensors)]
+    models: dict[str, Candidate] = {}
+    for place, tensors in _find_tables(content):
+        for model in _split(place, tensors):
+            key, number = model.key, 1
+            while key in models:  # such as {"a.b": model, "a": {"b": model}}
+                number += 1
+                key = f"{model.key}#{number}"
+            models[key] = replace(model, key=key)
+    return list(models.values())
 
 
 def largest_table(content: object) -> dict[str, Tensor]:
@@ -68,15 +79,27 @@ def _find_tables(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, T
         if id(value) in seen or not isinstance(value, Mapping | list | tuple):
             continue
         seen.add(id(value))
-        items: Iterable[tuple[object, object]] = value.items() if isinstance(value, Mapping) else enumerate(value)
+        # A method of the class: the attributes of an OrderedDict come from the file, and may have the same name.
+        items: Iterable[tuple[object, object]] = (
+            type(value).items(value) if isinstance(value, Mapping) else enumerate(value)
+        )
         tensors: dict[str, Tensor] = {}
         for key, part in items:
+            if not _is_short(key):
+                continue
             if isinstance(part, Tensor) and isinstance(key, str):
                 tensors[key] = part
-            elif isinstance(part, Mapping | list | tuple):
+            elif isinstance(part, Mapping | list | tuple) and len(place) < MAX_DEPTH:
                 queue.append(((*place, str(key)), part))
         if tensors:
             yield place, _without_wrappers(tensors)
+
+
+def _is_short(key: object) -> bool:
+    """Return True for text and integers of at most `MAX_KEY` characters; others have no short form for a message."""
+    if isinstance(key, str):
+        return len(key) <= MAX_KEY
+    return isinstance(key, int) and key.bit_length() <= MAX_KEY  # Python refuses to format integers of 4,300 digits
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -86,7 +109,7 @@ def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed if len(renamed) == len(tensors) else tensors
 
 
-def _split(place: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[Found]:
+def _split(place: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[Candidate]:
     """Group the tensors of one mapping by the prefixes of the CLIP models among them."""
     prefixes = [name.removesuffix(SCALE) for name in tensors if f".{name}".endswith(f".{SCALE}")]
     members: dict[str, dict[str, Tensor]] = {
@@ -103,6 +126,6 @@ def _split(place: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[Found]
         else:
             members[prefix][name.removeprefix(prefix)] = tensor
     return [
-        Found(".".join([*place, *prefix.split(".")[:-1]]) or WHOLE, members[prefix], tuple(unused))
+        Candidate(".".join([*place, *prefix.split(".")[:-1]]) or WHOLE, members[prefix], tuple(unused))
         for prefix in members
     ]
