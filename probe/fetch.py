@@ -10,6 +10,7 @@ import errno
 import hashlib
 import http.client
 import logging
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -64,9 +65,11 @@ def fetch(
         offline: never touch the network.
 
     Raises:
-        DownloadError: the network failed, the disk is full, or `offline` forbids the download.
+        DownloadError: the network failed, the disk is full, `offline` forbids the download, or `url` is not HTTP.
         ChecksumError: the downloaded file has a different digest; it is deleted.
     """
+    if not re.match(r"https?://", url):  # urllib would also read local files, and write what it reads to `target`
+        raise DownloadError(f"{url} is not an address of the web; write one that starts with https:// or http://")
     published = Digest("md5", md5) if md5 else Digest("sha256", sha256)
     if _is_right(target, published):
         return target

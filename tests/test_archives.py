@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from probe.datasets import archives
-from probe.datasets.archives import unpack, unpack_missing
+from probe.datasets.archives import fetch_missing, unpack, unpack_missing
 from probe.errors import DatasetError
 from probe.specs import Source
 
@@ -155,6 +155,15 @@ def test_what_was_killed_while_unpacking_is_done_again(tmp_path):
     unpack_missing(source, tmp_path)
     assert {key for key in files_in(tmp_path) if key.startswith("pictures")} == set(FILES)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".a")]
+
+
+@pytest.mark.parametrize("place", ["../out", "/tmp/probe-out", "a/../../out", "..\\out"])
+@pytest.mark.parametrize("work", [fetch_missing, unpack_missing])
+def test_archives_and_their_folders_lie_below_the_data_folder(work, place, tmp_path):
+    for pair in ((place, "."), ("a.tar.gz", place)):
+        source = Source("folder", ".", paths=("a",), archives=(pair,), downloads=(("http://127.0.0.1:9/a", ""),))
+        with pytest.raises(DatasetError, match="in `archives` is outside the data folder; give a path below it"):
+            work(source, tmp_path)
 
 
 def test_two_processes_unpack_once(tmp_path):

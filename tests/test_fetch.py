@@ -119,6 +119,14 @@ def test_offline_names_url_and_target(tmp_path):
     assert str(tmp_path / "model.pt") in str(caught.value)
 
 
+@pytest.mark.parametrize("scheme", ["file", "FILE", "ftp", "data"])
+def test_only_the_web_is_read(scheme, tmp_path):
+    (tmp_path / "secret").write_bytes(CONTENT)
+    with pytest.raises(DownloadError, match="is not an address of the web; write one that starts with https://"):
+        fetch(f"{scheme}://{tmp_path}/secret", tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()
+
+
 def test_a_server_that_does_not_answer_is_one_sentence(tmp_path):
     with pytest.raises(DownloadError, match="could not fetch"):
         fetch("http://127.0.0.1:9/model.pt", tmp_path / "model.pt", sha256=SHA256)

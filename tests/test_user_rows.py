@@ -1,6 +1,7 @@
 """A dataset of the user's own, as a row in a TOML file."""
 
 import textwrap
+import zipfile
 
 import pytest
 
@@ -20,6 +21,9 @@ form = "folder"
 location = "./images"
 parts = { train = { folder = "train" }, test = { folder = "test" } }
 """
+
+
+DOWNLOAD = 'paths = ["x"]\narchives = [["b.zip", "x"]]\ndownloads = [["{}", ""]]\nform ='
 
 
 @pytest.fixture
@@ -85,6 +89,18 @@ def test_a_row_may_use_a_class_of_torchvision(write):
         ("form =", 'archives = [["a.zip"]]\nform =', "write [[ARCHIVE, FOLDER], ...]"),
         ("form =", 'downloads = ["http://a/b.zip"]\nform =', "write [[ADDRESS, MD5], ...]"),
         ("form =", 'downloads = [["http://a/b.zip", ""]]\nform =', "has 0 archives and 1 downloads; give as many"),
+        ("form =", 'archives = [["../a.zip", "x"]]\nform =', "has '../a.zip', outside the data folder; give paths"),
+        ("form =", 'archives = [["/tmp/a.zip", "x"]]\nform =', "has '/tmp/a.zip', outside the data folder"),
+        ("form =", 'archives = [["a.zip", "x/../.."]]\nform =', "has 'x/../..', outside the data folder"),
+        ("form =", 'archives = [["a.zip", "/tmp"]]\nform =', "has '/tmp', outside the data folder"),
+        ("form =", 'archives = [["a\\\\b.zip", "x"]]\nform =', "outside the data folder"),
+        ("form =", 'paths = ["../x"]\nform =', "has '../x', outside the data folder"),
+        ("form =", 'archives = [["", "x"]]\nform =', "has '' in archives or paths; give the name of a file"),
+        ("form =", 'paths = ["."]\nform =', "has '.' in archives or paths"),
+        ("form =", 'archives = [["a.zip", "x"]]\nform =', "has archives and no paths"),
+        ("form =", DOWNLOAD.format("file:///etc/hosts"), "has the download 'file:///etc/hosts'; give an address that"),
+        ("form =", DOWNLOAD.format("ftp://a/b.zip"), "has the download 'ftp://a/b.zip'"),
+        ("form =", DOWNLOAD.format("b.zip"), "has the download 'b.zip'"),
         ("size = 6", "size = 6, class_counts = 3", "class_counts = 3; write a list of integers >= 0"),
         ("size = 6", "size = 6, class_counts = [3, -3]", "class_counts = [3, -3]; write a list of integers >= 0"),
         ("form =", "options = 5\nform =", "options: 5 is no table"),
@@ -125,10 +141,36 @@ def test_the_images_of_each_class_are_compared_as_in_the_catalogue(write):
 
 
 def test_a_row_may_give_addresses_of_its_archives(write):
-    text = 'archives = [["a.zip", "."]]\ndownloads = [["https://example.org/a.zip", ""]]\nform ='
+    text = 'paths = ["a"]\narchives = [["a.zip", "."]]\ndownloads = [["https://example.org/a.zip", ""]]\nform ='
     source = get_dataset(write(ROW.replace("form =", text))).sources[0]
     assert source.downloads == (("https://example.org/a.zip", ""),)
     assert source.can_download
+
+
+def test_a_form_without_archives_refuses_them(write):
+    text = ROW.replace('form = "folder"', 'form = "webdataset"\npaths = ["x"]\narchives = [["a.zip", "x"]]')
+    with pytest.raises(DatasetError, match="a source of webdataset has archives, which it does not read; remove them"):
+        get_dataset(write(text.replace("folder =", "split =")))
+
+
+def test_a_row_cannot_send_torchvision_to_another_folder(write):
+    text = ROW.replace('form = "folder"', 'form = "torchvision"').replace('folder = "train"', 'root = "/tmp/elsewhere"')
+    with pytest.raises(DatasetError, match="a part has the argument root, which is the data folder"):
+        get_dataset(write(text))
+
+
+def test_archives_of_a_row_are_unpacked_below_the_data_folder(write, tmp_path, monkeypatch):
+    """Also if the images are beside the row, and so no part of the data folder."""
+    data, work = tmp_path / "data", tmp_path / "work"
+    data.mkdir()
+    work.mkdir()
+    monkeypatch.chdir(work)
+    with zipfile.ZipFile(data / "a.zip", "w") as opened:
+        opened.writestr("note.txt", "")
+    text = 'paths = ["extra/note.txt"]\narchives = [["a.zip", "extra"]]\nform ='
+    open_dataset(write(ROW.replace("form =", text)), data_dir=data, offline=True)
+    assert (data / "extra" / "note.txt").is_file()
+    assert not list(work.iterdir())
 
 
 def test_a_wrong_size_is_found_as_in_the_catalogue(write):

@@ -11,6 +11,7 @@ import errno
 import glob
 import logging
 import lzma
+import os
 import shutil
 import tarfile
 import tempfile
@@ -46,6 +47,7 @@ def fetch_missing(source: Source, root: Path, *, only: str = "") -> None:
         DatasetMissingError: an archive could not be fetched, or is not the published one.
         DatasetError: see `unpack_missing`.
     """
+    _check_places(source)
     if not source.downloads or all((root / path).exists() for path in source.paths):
         return
     for (name, _), (url, md5) in zip(source.archives, source.downloads, strict=True):
@@ -66,8 +68,10 @@ def unpack_missing(source: Source, root: Path, *, only: str = "") -> None:
         only: name of the one archive that is needed; empty for all.
 
     Raises:
-        DatasetError: an archive is damaged or not to be trusted, holds something else, or there is no room.
+        DatasetError: an archive is damaged or not to be trusted, holds something else, or there is no room; or an
+            archive or its folder would lie outside `root`.
     """
+    _check_places(source)
     archives = [(root / name, root / folder) for name, folder in source.archives if only in ("", name)]
     if not archives or not all(archive.is_file() for archive, _ in archives):
         return
@@ -130,16 +134,31 @@ def unpack(archive: Path, folder: Path) -> None:
                 share(target)
 
 
+def is_below(name: str) -> bool:
+    """Return True if a relative path with `/` stays below the folder that it is joined to, on every system."""
+    path = PurePosixPath(name)
+    is_relative = not path.is_absolute() and not os.path.splitdrive(name)[0]
+    return is_relative and ".." not in path.parts and "\\" not in name and "\0" not in name
+
+
+def _check_places(source: Source) -> None:
+    """Raise an error for an archive or folder outside the data folder. Links in the data folder are the user's own."""
+    outside = [place for pair in source.archives for place in pair if not is_below(place)]
+    if outside:
+        raise DatasetError(
+            f"{source.location}: {outside[0]!r} in `archives` is outside the data folder; give a path below it"
+        )
+
+
 def check_member(archive: Path, name: str) -> PurePosixPath:
     """See that a member's name stays below the folder it would be unpacked to.
 
     Raises:
         DatasetError: it does not.
     """
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+    if not is_below(name):
         raise DatasetError(f"{archive} has a file {name!r}, which would lie outside of its folder; do not use it")
-    return path
+    return PurePosixPath(name)
 
 
 def _write(archive: Path, members: Iterable[tuple[str, IO[bytes]]], top: Path) -> None:

@@ -162,7 +162,9 @@ def form_module(form: str) -> ModuleType:
 
 
 def _is_below_data_dir(source: Source) -> bool:
-    return source.form != "embedded" and not Path(source.location).is_absolute()
+    return source.form != "embedded" and bool(
+        source.archives or source.paths or not Path(source.location).is_absolute()
+    )
 
 
 def _open_first(spec: DatasetSpec, *, root: Path, offline: bool) -> tuple[Source, dict[str, ImageDataset]]:

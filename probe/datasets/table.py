@@ -30,6 +30,7 @@ import numpy as np
 
 from probe import paths
 from probe.datasets import hub, rows, subsets
+from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.labels import class_positions, composed, report_twins
@@ -99,7 +100,7 @@ def make_spec(rest: str) -> DatasetSpec:
     )
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
     """Open one part: the lines of the split that its argument `split` names, or all lines if `split` is empty.
 
     The options of the source are `image`, `label`, `split` and `folder`, as for `csv:PATH`.
@@ -108,6 +109,8 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         DatasetMissingError: the file or folder does not exist.
         DatasetError: a column or split is missing, or an image is missing, has no label, or is listed twice.
     """
+    if not offline:
+        fetch_missing(source, root)
     name = f"{spec.name}/{part.name}"
     options = {key: str(value) for key, value in source.options}
     path = root / source.location

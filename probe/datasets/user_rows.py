@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from probe import paths
+from probe.datasets.archives import is_below
 from probe.datasets.catalog import CATALOG
 from probe.datasets.folds import SPLITS
 from probe.datasets.recipes import PARTS_OF_RECIPES, RECIPES
@@ -108,9 +109,33 @@ def _make_source(row: dict[str, Any], file: Path) -> Source:
         raise DatasetError(
             f"{where} has {len(values['archives'])} archives and {len(values['downloads'])} downloads; give as many"
         )
+    _check_places(values, where)
     values.setdefault("can_download", bool(values["downloads"]))
     source: Source = _make(Source, values, where)
     return source
+
+
+def _check_places(values: dict[str, Any], where: str) -> None:
+    """Refuse archives and paths outside the data folder, addresses that are not HTTP, and archives without paths."""
+    places = [*values["paths"], *(place for pair in values["archives"] for place in pair)]
+    outside = [place for place in places if not is_below(place)]
+    if outside:
+        raise DatasetError(
+            f"{where} has {listed(map(repr, outside), most=3)}, outside the data folder; give paths below it"
+        )
+    nameless = [name for name in (*values["paths"], *(name for name, _ in values["archives"])) if not Path(name).parts]
+    if nameless:
+        raise DatasetError(f"{where} has {nameless[0]!r} in archives or paths; give the name of a file or folder")
+    wrong = [url for url, _ in values["downloads"] if not re.match(r"https?://", url)]
+    if wrong:
+        raise DatasetError(
+            f"{where} has the download {wrong[0]!r}; give an address that starts with https:// or http://"
+        )
+    if values["archives"] and not values["paths"]:
+        raise DatasetError(
+            f"{where} has archives and no paths, so whether they are unpacked is unknown; write paths = [...] with a "
+            "file or folder that they hold, as it is called below the data folder"
+        )
 
 
 def _as_part(name: Any) -> Any:
@@ -208,7 +233,11 @@ def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
             raise re.error("it has no group")
     except re.error as err:
         raise DatasetError(f"{file}: groups = {options['groups']!r} ({err}); write a pattern with a group ()") from err
+    if source.archives and source.form not in ("folder", "table", "torchvision"):
+        raise DatasetError(f"{file}: a source of {source.form} has archives, which it does not read; remove them")
     given = dict(source.parts)
+    if source.form == "torchvision" and any("root" in dict(arguments) for arguments in given.values()):
+        raise DatasetError(f"{file}: a part has the argument root, which is the data folder; remove it, use --data-dir")
     folders = [str(dict(arguments).get("folder", "")) for arguments in given.values()]
     if any(Path(folder).is_absolute() or ".." in Path(folder).parts for folder in folders):
         raise DatasetError(f"{file}: a folder of {listed(folders)} is not below the location; give a folder below it")
