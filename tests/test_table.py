@@ -1,6 +1,7 @@
 """Lists of images and labels in CSV."""
 
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pandas
@@ -92,6 +93,27 @@ def test_a_folder_has_a_file_for_each_split(make, tmp_path):
     opened = open_dataset(f"csv:{path.parent}")
     check(opened.parts["train"], [0, 1, 2] * 3)
     check(opened.parts["test"], [0, 1, 2])
+
+
+def test_an_image_in_two_parts_is_named(make, tmp_path):
+    """One in the files of two splits, or written in two ways in one file."""
+    make(9, file="train.csv")
+    make(3, file="val.csv", start=20)
+    make(3, file="test.csv", start=8)
+    with pytest.raises(DatasetError, match=r"the image images/08\.png is in train and in test; list it in one of"):
+        open_dataset(f"csv:{tmp_path}")
+    paths = [f"images/{i:02}.png" for i in range(11)]
+    path = make(path=[*paths, "./images/03.png"], split=["train"] * 9 + ["test"] * 3)
+    with pytest.raises(DatasetError, match=r"lists images/03\.png more than once"):
+        open_dataset(f"csv:{path}")
+
+
+def test_a_part_without_a_split_is_not_all_images(make):
+    spec = get_dataset(f"csv:{make(split=['train'] * 6 + ['test'] * 6)}")
+    parts = (("train", (("split", "train"),)), ("test", ()))
+    spec = replace(spec, sources=(replace(spec.sources[0], parts=parts),))
+    with pytest.raises(DatasetError, match=r"no split of .*list\.csv is named for test, which would be all of its im"):
+        open_dataset(spec)
 
 
 def test_options_name_columns_and_the_folder_of_the_images(make, tmp_path):

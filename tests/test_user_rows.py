@@ -112,6 +112,7 @@ def test_a_row_may_use_a_class_of_torchvision(write):
         ("form =", 'options = { groups = "a" }\nform =', "it has no group"),
         ('{ folder = "test" }', '{ folder = "train" }', "two parts of a source are the same"),
         ('{ folder = "test" }', '{ folder = "/test" }', "is not below the location"),
+        ('{ folder = "test" }', '{ folder = "./train/" }', "two parts of a source are the same"),
         (', test = { folder = "test" }', "", "a source does not say where test is; add test = { folder = ... }"),
         ('{ folder = "train" }', "{ split = 1 }", "does not say where train is"),
         ("val_fraction = 0.34", 'recipe = "eurosat"', "the recipe 'eurosat' divides all; give these parts"),
@@ -157,6 +158,14 @@ def test_a_row_cannot_send_torchvision_to_another_folder(write):
     text = ROW.replace('form = "folder"', 'form = "torchvision"').replace('folder = "train"', 'root = "/tmp/elsewhere"')
     with pytest.raises(DatasetError, match="a part has the argument root, which is the data folder"):
         get_dataset(write(text))
+
+
+@pytest.mark.parametrize("arguments", ["{}", '{ split = "" }'])
+def test_each_part_of_a_table_names_its_split(arguments, write):
+    """Without a split, the part would be the whole file, and the probe would be tested on its training images."""
+    text = ROW.replace('form = "folder"', 'form = "table"').replace('{ folder = "train" }', '{ split = "train" }')
+    with pytest.raises(DatasetError, match=r"does not say where test is; add test = \{ split = "):
+        get_dataset(write(text.replace('{ folder = "test" }', arguments)))
 
 
 def test_archives_of_a_row_are_unpacked_below_the_data_folder(write, tmp_path, monkeypatch):

@@ -185,6 +185,22 @@ def test_options_name_the_folders_of_parts(folder):
     check(open_dataset(f"wds:{folder}?test=holdout&train=train", offline=True))
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "shared"),
+    [
+        ("{0..1}.tar", "{1..2}.tar", r"1\.tar"),
+        ("train", "./train", "train"),
+        (".", "{0..1}.tar", r"0\.tar"),
+        ("train/{0..1}.tar", "train", "train"),
+    ],
+)
+def test_a_shard_in_two_parts_is_named(train, test, shared, folder):
+    write_shards(folder)
+    write_shards(folder / "train")
+    with pytest.raises(DatasetError, match=f"{shared} is in train and in test; name it for one of them"):
+        open_dataset(f"wds:{folder}?train={train}&test={test}")
+
+
 def test_every_way_to_say_a_path_is_one_dataset(folder, monkeypatch):
     write_shards(folder)
     monkeypatch.chdir(folder)

@@ -18,10 +18,11 @@ Labels are texts. If all labels of the training images are whole numbers, classe
 from __future__ import annotations
 
 import csv
+import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,7 +108,8 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
 
     Raises:
         DatasetMissingError: the file or folder does not exist.
-        DatasetError: a column or split is missing, or an image is missing, has no label, or is listed twice.
+        DatasetError: a column or split is missing, or an image is missing, has no label, is listed twice, or is in two
+            parts.
     """
     if not offline:
         fetch_missing(source, root)
@@ -116,8 +118,16 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     path = root / source.location
     top = (path if path.is_dir() else path.parent) / options.pop("folder", "")
     pool = "all" if part.name == "all" else "train"
-    splits = {key: str(source.arguments(key).get("split", "")) for key in dict.fromkeys((part.name, pool))}
-    lines = {key: _read(path, options, split) for key, split in splits.items()}
+    given = {key: dict(arguments) for key, arguments in source.parts}  # `split` of the source is a column
+    splits = {key: str(given.get(key, {}).get("split", "")) for key in (pool, *(part.name for part in spec.parts))}
+    unnamed = [key for key, split in splits.items() if not split and key != "all"]
+    if unnamed:
+        raise DatasetError(
+            f"{spec.name}: no split of {path} is named for {unnamed[0]}, which would be all of its images; write "
+            f"{unnamed[0]} = {{ split = ... }}"
+        )
+    lines = _read_splits(path, options, splits)
+    _check_shared(spec.name, lines)
     listed_rows = lines[part.name]
     if not listed_rows:
         raise DatasetError(f"{name}: {path} has no images in the split {splits[part.name]!r}; name one that it has")
@@ -140,21 +150,33 @@ def _split_names(path: Path, columns: dict[str, str]) -> list[str]:
         if not names:
             raise DatasetMissingError(f"no files *.csv or *.tsv in {path}; give a file, or a folder with such files")
         return names
-    return [name for name in dict.fromkeys(row.split for row in _read(path, columns, "")) if name]
+    return [name for name in dict.fromkeys(row.split for row in _read_file(path, columns)) if name]
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".tsv") and path.name[0] != ".")
 
 
-def _read(path: Path, columns: dict[str, str], split: str) -> list[Row]:
-    """Return the lines of a split, or all lines if `split` is empty."""
-    if path.is_dir():
-        file = next((file for file in _files(path) if file.stem == split), None)
-        if file is None:
-            raise DatasetMissingError(f"no {split}.csv in {path}; put it there, or name another split")
-        return _read_file(file, columns)
-    return [row for row in _read_file(path, columns) if not split or row.split == split]
+def _read_splits(path: Path, columns: dict[str, str], splits: Mapping[str, str]) -> dict[str, list[Row]]:
+    """Return part -> the lines of its split; all lines if the split is empty."""
+    if not path.is_dir():
+        lines = _read_file(path, columns)
+        return {part: [row for row in lines if split in ("", row.split)] for part, split in splits.items()}
+    files = {file.stem: file for file in _files(path)}
+    missing = next((split for split in splits.values() if split not in files), None)
+    if missing is not None:
+        raise DatasetMissingError(f"no {missing}.csv in {path}; put it there, or name another split")
+    return {part: _read_file(files[split], columns) for part, split in splits.items()}
+
+
+def _check_shared(name: str, lines: Mapping[str, Sequence[Row]]) -> None:
+    """Raise an error if an image is in two parts, so that no probe is tested on images it was fitted on."""
+    part_of_image: dict[str, str] = {}
+    for part, found in lines.items():
+        for row in found:
+            other = part_of_image.setdefault(posixpath.normpath(row.image), part)
+            if other != part:
+                raise DatasetError(f"{name}: the image {row.image} is in {other} and in {part}; list it in one of them")
 
 
 def _read_file(path: Path, columns: dict[str, str]) -> list[Row]:
@@ -185,7 +207,7 @@ def _read_file(path: Path, columns: dict[str, str]) -> list[Row]:
         raise DatasetMissingError(f"no file {path}; give csv:PATH with a file of images and labels") from err
     except (csv.Error, UnicodeDecodeError, OSError) as err:
         raise DatasetError(f"{path} cannot be read as CSV in UTF-8 ({err}); save it in this format") from err
-    twice = [image for image, count in Counter(row.image for row in found).items() if count > 1]
+    twice = [image for image, count in Counter(posixpath.normpath(row.image) for row in found).items() if count > 1]
     if twice:
         raise DatasetError(f"{path} lists {listed(twice, most=3)} more than once; give each image one line")
     return found

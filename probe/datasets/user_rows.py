@@ -241,10 +241,16 @@ def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
     folders = [str(dict(arguments).get("folder", "")) for arguments in given.values()]
     if any(Path(folder).is_absolute() or ".." in Path(folder).parts for folder in folders):
         raise DatasetError(f"{file}: a folder of {listed(folders)} is not below the location; give a folder below it")
-    if len(set(given.values())) < len(given):
+    places = {
+        tuple((key, str(Path(value)) if key == "folder" else value) for key, value in arguments)
+        for arguments in given.values()
+    }
+    if len(places) < len(given):
         raise DatasetError(f"{file}: two parts of a source are the same; give each its own")
     for part in spec.parts:
-        needs = {"folder": "folder", "huggingface": "split", "webdataset": "split"}.get(source.form)
-        if part.name not in given or (needs and needs not in dict(given[part.name])):
+        needs = {"folder": "folder", "huggingface": "split", "table": "split", "webdataset": "split"}.get(source.form)
+        if source.form == "table" and part.name == "all":  # all lines of a file need no name
+            needs = None
+        if part.name not in given or (needs and not dict(given[part.name]).get(needs)):
             shown = f"{needs} = ..." if needs else "..."
             raise DatasetError(f"{file}: a source does not say where {part.name} is; add {part.name} = {{ {shown} }}")

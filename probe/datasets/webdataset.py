@@ -26,6 +26,7 @@ complete.
 from __future__ import annotations
 
 import glob
+import posixpath
 import re
 import urllib.error
 from collections.abc import Mapping, Sequence
@@ -123,6 +124,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         DatasetError: a shard is damaged or not to be trusted, or a sample has no image or label.
     """
     name = f"{spec.name}/{part.name}"
+    _check_shared(spec, source)
     shards = _locate(source, part.name, root=root, offline=offline)
     index, written, ids = read_index(shards.folder, shards.names)
     class_names = _read_class_names(shards.folder) or [str(i) for i in range(spec.num_classes or 0)]
@@ -142,6 +144,23 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         ids=ids,
         revision=shards.revision,
     )
+
+
+def _check_shared(spec: DatasetSpec, source: Source) -> None:
+    """Raise an error if a shard is in two parts, so that no probe is tested on images it was fitted on."""
+    named: dict[str, str] = {}  # folder or shard -> part
+    folders: dict[str, str] = {}  # folder of a shard that is named -> part
+    for part in (part.name for part in spec.parts):
+        split = str(source.arguments(part).get("split", part))
+        is_pattern = split.endswith(".tar")
+        names = list(map(posixpath.normpath, expand(split) if is_pattern else [split]))
+        above = {name: posixpath.dirname(name) or "." for name in names} if is_pattern else {}
+        for name in names:
+            other = named.get(name) or (named.get(above[name]) if is_pattern else folders.get(name))
+            if other:
+                raise DatasetError(f"{spec.name}: {name} is in {other} and in {part}; name it for one of them")
+        named |= dict.fromkeys(names, part)
+        folders |= dict.fromkeys(above.values(), part)
 
 
 def _number(
