@@ -47,6 +47,55 @@ def test_what_the_user_names_wins():
     assert accepted == 22  # counted by hand; all other combinations use a split twice
 
 
+def test_a_split_that_would_be_left_out_is_named():
+    names = ["train", "test", "holdout", "test_v2"]
+    found = find_parts("set", names)
+    with pytest.raises(DatasetError, match=r"set has 'holdout', 'test_v2', .* as in \?train=train&test=test"):
+        choose_parts("set", {}, found, names=names)
+
+
+def test_what_the_user_leaves_out_is_reported(caplog):
+    names = ["train", "val", "test", "holdout"]
+    options = {"train": "train", "test": "test"}
+    parts = choose_parts("set", {"all": "test"}, find_parts("set", names), names=names)
+    assert parts == {"all": "test"}
+    assert "set: the split 'train' is not used; take it with ?train=train" in caplog.text
+    assert "set: the split 'holdout' is not used; take a split with ?train=" in caplog.text
+    assert choose_parts("set", options, find_parts("set", names), names=names) == {**options, "val": "val"}
+
+
+@pytest.mark.parametrize("form", ["csv", "folder", "hf", "wds"])
+def test_no_form_drops_a_split_in_silence(form, tmp_path, monkeypatch, caplog):
+    """A split without a usual name, with images of its own, on disk."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    lines = []
+    for split in ("train", "test", "holdout"):
+        for i in range(8):
+            path = tmp_path / "images" / split / "ab"[i % 2] / f"{i}.png"
+            write_image(path, (9, 9, 9))
+            lines.append((path.relative_to(tmp_path).as_posix(), i % 2, split))
+        (tmp_path / "shards" / split).mkdir(parents=True)
+        with webdataset.TarWriter(str(tmp_path / "shards" / split / "0.tar")) as writer:
+            for i in range(8):
+                writer.write({"__key__": str(i), "png": path.read_bytes(), "cls": i % 2})
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        pictures = [{"bytes": path.read_bytes(), "path": None}] * 8
+        table = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1] * 4}, features=features)
+        table.to_parquet(tmp_path / "parquet" / "data" / f"{split}-00000-of-00001.parquet")
+    pandas.DataFrame(lines, columns=["path", "label", "split"]).to_csv(tmp_path / "list.csv", index=False)
+    place = {"csv": "list.csv", "folder": "images", "hf": "parquet", "wds": "shards"}[form]
+    if form == "hf":
+        open_dataset(f"hf:{tmp_path / place}")
+        assert "the split 'holdout' is not used" in caplog.text
+        return
+    with pytest.raises(DatasetError, match="holdout"):
+        get_dataset(f"{form}:{tmp_path / place}")
+    if form != "folder":  # which has no options
+        opened = open_dataset(f"{form}:{tmp_path / place}?train=train&test=test")
+        assert [len(opened.split(split)) for split in ("train", "val", "test")] == [6, 2, 8]
+        assert "the split 'holdout' is not used" in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("has_val", [True, False])
 def test_all_forms_take_a_set_apart_alike(has_val, tmp_path, monkeypatch):

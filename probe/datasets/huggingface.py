@@ -29,7 +29,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,9 @@ def make_spec(rest: str) -> DatasetSpec:
         name = f"hf:{location}{rest.removeprefix(written)}"
         splits = _split_names(path.resolve(), options.get("config", ""))
         given = [part for part in subsets.PARTS if part in options]
-        parts = subsets.choose_parts(name, options, subsets.find_parts(name, splits, given), names=splits)
+        parts = subsets.choose_parts(
+            name, options, subsets.find_parts(name, splits, given), names=splits, must_use_all=False
+        )
     elif is_repository(location):
         parts = subsets.choose_parts(name, options, {"train": "train", "test": "test"})
     else:
@@ -126,7 +128,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
             f"{spec.name} takes the split {spelled[twin]!r} for {part.name} and for {twin}; give each its own"
         )
     if part.name == pool:
-        _say_what_is_left(spec.name, names, spelled.values())
+        subsets.report_unused(spec.name, names, spelled.values())
     images, training = loaded[spelled[part.name]], loaded[spelled[pool]]
     if content is None:
         content = _content_of_rows(images)
@@ -269,14 +271,6 @@ def _check_sizes(where: str, loaded: Mapping[str, Any], sizes: Mapping[str, int]
             raise DatasetError(
                 f"{where}: the card says {size} rows for {split}, and there are {len(loaded[split])}; {remedy}"
             )
-
-
-def _say_what_is_left(name: str, names: Sequence[str], taken: Collection[str]) -> None:
-    """Warn about an unused split that could be the official validation or test part."""
-    for split in names:
-        part = subsets.part_of(split)
-        if part and split not in taken:
-            logger.warning("%s: the split %r is not used; take it with ?%s=%s", name, split, part, split)
 
 
 def _check_splits(where: str, names: Sequence[str], splits: Mapping[str, str]) -> None:

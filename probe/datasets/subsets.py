@@ -5,9 +5,12 @@ This module reads no files. The forms `folder:`, `hf:`, `wds:` and `csv:`, and r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from probe.errors import DatasetError, listed
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test", "all")
 # Spellings that the libraries `datasets` and `evaluate` know; case is ignored.
@@ -56,7 +59,12 @@ def find_parts(where: str, names: Iterable[str], given: Iterable[str] | None = N
 
 
 def choose_parts(
-    where: str, options: Mapping[str, str], found: Mapping[str, str], *, names: Sequence[str] = ()
+    where: str,
+    options: Mapping[str, str],
+    found: Mapping[str, str],
+    *,
+    names: Sequence[str] = (),
+    must_use_all: bool = True,
 ) -> dict[str, str]:
     """Return part -> subset: the subset that the user named for the part, else the subset that was found for it.
 
@@ -68,9 +76,12 @@ def choose_parts(
         options: the options that the user wrote.
         found: the parts to use if the user wrote no options.
         names: the names of all subsets, if they are known.
+        must_use_all: if True, refuse subsets that would be left out because their names are not usual ones, unless the
+            user named parts; then report the unused subsets. If False, the caller reports them.
 
     Raises:
-        DatasetError: `train` or `test` is missing, `all` is given with other parts, or a subset is given for two parts.
+        DatasetError: `train` or `test` is missing, `all` is given with other parts, a subset is given for two parts, or
+            a subset has no usual name.
     """
     given = {part: as_spelled(options[part], names) for part in PARTS if part in options}
     if "all" in given and len(given) > 1:
@@ -92,7 +103,38 @@ def choose_parts(
         twin = next((other for other in parts if other != part and parts[other] == split), None)
         if twin:
             raise DatasetError(f"{where} takes the split {split!r} for {part} and for {twin}; give each its own")
+    if must_use_all:
+        strange = [name for name in names if name not in parts.values() and part_of(name) is None]
+        if strange and not given:
+            example = "&".join(f"{part}={split}" for part, split in parts.items())
+            raise DatasetError(
+                f"{where} has {listed(map(repr, strange))}, which is not a usual name of train, val or test; rename "
+                f"it, move it away, or name the splits to take, as in ?{example}"
+            )
+        report_unused(where, names, parts.values())
     return parts
+
+
+def report_unused(where: str, names: Iterable[str], taken: Collection[str]) -> None:
+    """Warn about subsets that are not used.
+
+    Args:
+        where: the dataset, for messages.
+        names: the names of all subsets.
+        taken: the names of the subsets that are used.
+    """
+    unused = [name for name in names if name not in taken]
+    for name in unused:
+        if part := part_of(name):
+            logger.warning("%s: the split %r is not used; take it with ?%s=%s", where, name, part, name)
+    others = [name for name in unused if part_of(name) is None]
+    if others:
+        logger.warning("%s: %s not used; take a split with ?train=, ?val= or ?test=", where, _are(others))
+
+
+def _are(names: Sequence[str]) -> str:
+    shown = listed(map(repr, names))
+    return f"the split {shown} is" if len(names) == 1 else f"the splits {shown} are"
 
 
 def as_spelled(name: str, names: Sequence[str]) -> str:
