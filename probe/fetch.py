@@ -81,9 +81,12 @@ def fetch(
         )
     try:
         make_folder(target.parent)
-        with lock(target.with_name(f"{target.name}.lock")):
+        taken = lock(target.with_name(f"{target.name}.lock"))
+        # Two users with different locks can download at the same time, so the file has the name of the lock.
+        part = Path(taken.lock_file).with_suffix(".part")
+        with taken:
             if not _is_right(target, published):  # another process may have downloaded it
-                _download(url, target, published, check)
+                _download(url, target, part, published, check)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as err:
         if isinstance(err, ProbeError):
             raise
@@ -108,8 +111,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(url: str, target: Path, published: Digest, check: Callable[[Path], None] | None) -> None:
-    part = target.with_name(target.name + ".part")
+def _download(url: str, target: Path, part: Path, published: Digest, check: Callable[[Path], None] | None) -> None:
     if is_closed(part):  # begun by another user
         part.unlink()
     found = published.new()
@@ -128,7 +130,7 @@ def _download(url: str, target: Path, published: Digest, check: Callable[[Path],
             raise
         err.close()
         part.unlink()  # as long as the file or longer, and not the file: begin again
-        _download(url, target, published, check)
+        _download(url, target, part, published, check)
         return
     with response:
         if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:

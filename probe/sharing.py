@@ -46,8 +46,9 @@ def share(path: Path) -> None:
 def lock(path: Path) -> FileLock:
     """Return the lock at a path. If another user made it and this process may not open it, use a different name.
 
-    In that case, both users can do the same work at the same time. Files that are written under such a lock are renamed
-    to their final names in one step, so one of two equal results stays.
+    In that case, both users can do the same work at the same time. Files that are written under such a lock need a name
+    that contains the name of the lock, until they are renamed to their final names in one step. One of two equal
+    results stays.
     """
     user = getattr(os, "geteuid", os.getpid)()
     if is_closed(path) or _is_refused(path, user):

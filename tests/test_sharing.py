@@ -2,6 +2,7 @@
 
 import encodings.ascii
 import encodings.cp437  # noqa: F401 - asked for later, when a library below /root cannot be read any more
+import io
 import os
 import shutil
 import stat
@@ -200,18 +201,55 @@ def test_all_of_a_cache_follows_its_folder(folder):
 
 
 def test_downloads_step_around_what_another_user_left(folder, monkeypatch):
-    """A lock and a partial download of another user, which cannot be resumed."""
+    """Another user left a lock and a partial download, or the download alone. Neither can be resumed."""
 
     def refuse(request, **settings):
         assert "Range" not in request.headers
         raise urllib.error.URLError("asked from the start")
 
     monkeypatch.setattr(fetching.urllib.request, "urlopen", refuse)
-    for name in ("model.pt.lock", "model.pt.part"):
-        of_another_user(folder / name)
+    part, lock_of_other = (of_another_user(folder / name) for name in ("model.pt.part", "model.pt.lock"))
     with pytest.raises(DownloadError, match="asked from the start"):
         fetching.fetch("http://host/model.pt", folder / "model.pt")
-    assert not (folder / "model.pt.part").exists()
+    assert part.exists()
+    lock_of_other.unlink()
+    with pytest.raises(DownloadError, match="asked from the start"):
+        fetching.fetch("http://host/model.pt", folder / "model.pt")
+    assert not part.exists()
+
+
+def test_two_users_never_download_to_one_file(folder, monkeypatch):
+    """Without a digest, the unfinished file of one would take the final name at the end of the other's download."""
+
+    class Response(io.BytesIO):
+        status, headers = 200, {"Content-Length": "6"}
+
+        def read(self, size=-1):
+            if self.before_the_end:
+                other, self.before_the_end = self.before_the_end, None
+                return super().read(3) if other() is None else b""
+            return super().read(size)
+
+    def response(content, before_the_end=None):
+        made = Response(content)
+        made.before_the_end = before_the_end
+        return made
+
+    target = folder / "model.pt"
+    contents = []
+
+    def second_user():
+        contents.append(target.exists())
+        of_another_user(folder / "model.pt.lock")  # which the first user holds
+        monkeypatch.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: response(b"second"))
+        fetching.fetch("http://host/model.pt", target)
+        contents.append(target.read_bytes())
+
+    monkeypatch.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: response(b"first!", second_user))
+    fetching.fetch("http://host/model.pt", target)
+    assert contents == [False, b"second"]
+    assert target.read_bytes() == b"first!"
+    assert not list(folder.glob("*.part"))
 
 
 def test_archives_are_unpacked_where_another_user_began(folder):
