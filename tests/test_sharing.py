@@ -8,6 +8,7 @@ import shutil
 import stat
 import tempfile
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from test_cache import cell, piece_of
 from probe import fetch as fetching
 from probe import pieces
 from probe.cache import find
+from probe.datasets import archives
 from probe.datasets.archives import unpack_missing
 from probe.errors import CacheError, DownloadError
 from probe.inventory import collect, survey
@@ -261,6 +263,60 @@ def test_archives_are_unpacked_where_another_user_began(folder):
     (folder / "x" / ".images.tar-left").chmod(0)
     unpack_missing(source, folder)
     assert (folder / "x" / "test_sharing.py").is_file()
+    assert not (folder / ".images.tar.begun").exists()
+
+
+@pytest.fixture
+def images(folder):
+    """A source with an archive in the folder."""
+    shutil.make_archive(str(folder / "images"), "tar", Path(__file__).parent, "test_sharing.py")
+    return Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/test_sharing.py",))
+
+
+@pytest.mark.parametrize("has_lock", [True, False])
+def test_archives_are_unpacked_once_though_a_marker_of_another_user_stays(has_lock, folder, images, monkeypatch):
+    """In a folder where each user removes only their own files."""
+    unlink = Path.unlink
+
+    def refuse(path, *, missing_ok=False):
+        if path.name == ".images.tar.begun":
+            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    of_another_user(folder / ".images.tar.begun")
+    if has_lock:
+        of_another_user(folder / "images.tar.lock")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    unpack_missing(images, folder)
+    (folder / "x" / "test_sharing.py").write_text("unpacked once")
+    monkeypatch.setattr(archives, "unpack", lambda *_: pytest.fail("unpacked again"))
+    unpack_missing(images, folder)
+    monkeypatch.undo()
+    (folder / "x" / "test_sharing.py").unlink()
+    unpack_missing(images, folder)
+    assert (folder / "x" / "test_sharing.py").is_file()
+
+
+def test_a_marker_that_another_user_removed_first_is_no_failure(folder, images, monkeypatch):
+    unpack = archives.unpack
+
+    def unpack_and_remove(*paths):
+        unpack(*paths)
+        (folder / ".images.tar.begun").unlink()
+
+    monkeypatch.setattr(archives, "unpack", unpack_and_remove)
+    unpack_missing(images, folder)
+    assert (folder / "x" / "test_sharing.py").is_file()
+
+
+def test_archives_that_were_unpacked_in_part_are_fetched_again(folder, images, monkeypatch):
+    (folder / "x").mkdir()
+    (folder / "x" / "test_sharing.py").touch()
+    (folder / ".images.tar.begun").touch()
+    monkeypatch.setattr(archives, "fetch", lambda url, target, *, md5: fetched.append(target))
+    fetched = []
+    archives.fetch_missing(replace(images, downloads=(("http://host/images.tar", ""),)), folder)
+    assert fetched == [folder / "images.tar"]
     assert not (folder / ".images.tar.begun").exists()
 
 

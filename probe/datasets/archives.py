@@ -12,12 +12,14 @@ import glob
 import logging
 import lzma
 import os
+import re
 import shutil
 import tarfile
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
@@ -48,7 +50,7 @@ def fetch_missing(source: Source, root: Path, *, only: str = "") -> None:
         DatasetError: see `unpack_missing`.
     """
     _check_places(source)
-    if not source.downloads or all((root / path).exists() for path in source.paths):
+    if not source.downloads or _is_unpacked(source, root):
         return
     for (name, _), (url, md5) in zip(source.archives, source.downloads, strict=True):
         if only in ("", name):
@@ -75,20 +77,26 @@ def unpack_missing(source: Source, root: Path, *, only: str = "") -> None:
     archives = [(root / name, root / folder) for name, folder in source.archives if only in ("", name)]
     if not archives or not all(archive.is_file() for archive, _ in archives):
         return
-    # While files are being put into their places they look as if all were there. What was killed then is done again.
-    begun = root / f".{archives[0][0].name}.begun"
-    if _is_unpacked(source, root, begun):
+    if _is_unpacked(source, root):
         return
     try:
-        with lock(root / f"{archives[0][0].name}.lock"):
-            if _is_unpacked(source, root, begun):  # another process was faster
+        taken = lock(root / f"{archives[0][0].name}.lock")
+        # While files are moved to their places, all seem to be there. After a kill, the work is done again. The marker
+        # has the name of the lock, because another user's marker cannot be touched.
+        begun = root / f".{Path(taken.lock_file).stem}.begun"
+        with taken:
+            if _is_unpacked(source, root):  # another process was faster
                 return
-            if not begun.exists():  # `touch` fails on the file of another user
+            with suppress(PermissionError):  # it exists, of another user who has left no lock
                 begun.touch()
             for archive, folder in archives:
                 with lock(archive.with_name(f"{archive.name}.unpacking.lock")):  # two sources can share an archive
                     unpack(archive, folder)
-            begun.unlink()
+            for marker in _markers(root, [archive.name for archive, _ in archives], "begun"):
+                with suppress(PermissionError):  # of another user, in a folder where each user removes only their own
+                    marker.unlink(missing_ok=True)
+                if marker.exists():
+                    begun.with_suffix(".done").touch()
     except OSError as err:
         raise DatasetError(
             f"cannot unpack into {err.filename or root} ({err.strerror}); make it writable, or unpack by hand"
@@ -99,8 +107,25 @@ def unpack_missing(source: Source, root: Path, *, only: str = "") -> None:
         raise DatasetError(f"{names} in {root} do not hold {absent[0]}; get them again, or put {source.files} there")
 
 
-def _is_unpacked(source: Source, root: Path, begun: Path) -> bool:
-    return not begun.exists() and all((root / path).exists() for path in source.paths)
+def _is_unpacked(source: Source, root: Path) -> bool:
+    """Return True if all paths exist, and every process that began to unpack has finished, or another one has since."""
+    names = [PurePosixPath(name).name for name, _ in source.archives]
+    begun, done = (max(map(_changed, _markers(root, names, kind)), default=0) for kind in ("begun", "done"))
+    return done >= begun and all((root / path).exists() for path in source.paths)
+
+
+def _markers(root: Path, names: Iterable[str], kind: str) -> list[Path]:
+    """Return the markers of archives, also those of other users, whose names contain a number."""
+    pattern = re.compile(rf"\.({'|'.join(map(re.escape, names))})(\.\d+)?\.{kind}")
+    return [path for path in root.glob(f".*.{kind}") if pattern.fullmatch(path.name)]
+
+
+def _changed(path: Path) -> int:
+    """Return the time of the last change in nanoseconds; 0 if another process has removed the file."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def unpack(archive: Path, folder: Path) -> None:
