@@ -24,6 +24,7 @@ import numpy as np
 
 from probe.errors import FeaturesError, listed, summarize
 from probe.features import PRE_PROJECTION, Features
+from probe.sharing import make_folder, share
 from probe.specs import SPLITS
 
 # What reading an archive raises that is damaged, or none.
@@ -62,7 +63,7 @@ def save(
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with zipfile.ZipFile(temporary, "w", allowZip64=True) as file:
             for k, fold in enumerate(rows):
                 for split, (part, positions) in fold.items():
@@ -73,6 +74,7 @@ def save(
                         if array is not None:
                             _write(file, prefix + name, array, positions)
             _write(file, "about", np.array(json.dumps(about, sort_keys=True)), None)
+        share(temporary)
         temporary.replace(path)
     except OSError as err:
         raise FeaturesError(f"cannot write {path} ({err.strerror or err}); free it, or name another file") from err

@@ -70,7 +70,7 @@ BELOW = {
     "cache": {"sharing", "errors", "features", "fetch", "specs"},
     "pieces": {"sharing", "cache", "errors", "features", "fetch", "specs"},
     "inventory": {"sharing", "cache", "errors", "specs"},
-    "files": {"errors", "features", "specs"},
+    "files": {"errors", "features", "sharing", "specs"},
     "passes": {"datasets", "features", "models", "pieces", "progress"},
     "extraction": {
         *("cache", "datasets", "environment", "errors", "features", "models", "passes", "paths", "pieces"),

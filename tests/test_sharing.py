@@ -21,6 +21,7 @@ from probe.cache import find
 from probe.datasets import archives
 from probe.datasets.archives import unpack_missing
 from probe.errors import CacheError, DownloadError
+from probe.files import save
 from probe.inventory import collect, survey
 from probe.pieces import Work
 from probe.probes.kept import KeptFits
@@ -184,6 +185,7 @@ def test_modes_follow_those_of_the_folder(case, folder):
     (top / "a" / "file").touch()
     share(top / "a" / "file")
     write_bytes(top / "results" / "record.json", b"{}")
+    save(top / "features" / "all.npz", {}, [], {})
     found = {path: stat.S_IMODE(path.stat().st_mode) for path in top.rglob("*")}
     for path, mode in found.items():
         assert oct(mode) == oct(of_folders if path.is_dir() else of_files), path

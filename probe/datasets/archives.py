@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from probe.errors import ChecksumError, DatasetError, DatasetMissingError, DownloadError
+from probe.errors import ChecksumError, DatasetError, DatasetMissingError, DownloadError, summarize
 from probe.fetch import fetch
 from probe.sharing import lock, make_folder, share
 from probe.specs import Source
@@ -148,8 +148,7 @@ def unpack(archive: Path, folder: Path) -> None:
         except DAMAGES as err:
             if getattr(err, "errno", None) == errno.ENOSPC:
                 raise DatasetError(f"no space left to unpack {archive}; make room and run again") from err
-            why = " ".join(str(err).split())  # tarfile lists what it tried, in lines
-            raise DatasetError(f"{archive} cannot be unpacked ({why}); get it again") from err
+            raise DatasetError(f"{archive} cannot be unpacked ({summarize(err)}); get it again") from err
         for path in sorted(top.rglob("*")):
             target = folder / path.relative_to(top)
             if path.is_dir():

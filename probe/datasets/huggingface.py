@@ -28,7 +28,6 @@ import logging
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -299,7 +298,7 @@ def _reading(where: str) -> Iterator[None]:
         raise
     except Exception as err:  # its readers raise what their formats' libraries do, some of it wrapped
         cause = err.__cause__ if err.__cause__ is not None else err
-        why = textwrap.shorten(one_line(cause), 300)
+        why = one_line(cause)
         if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in why:
             raise DatasetError(
                 f"no space left to read {where}; make room in {datasets.config.HF_DATASETS_CACHE}, or name another "

@@ -22,7 +22,7 @@ from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_array, of_files
 from probe.datasets.groups import groups_of
 from probe.datasets.images import ImageDataset
-from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
+from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, summarize
 from probe.names import unknown_name
 from probe.sharing import lock, make_folder
 from probe.specs import DatasetSpec, Part, Source
@@ -249,7 +249,7 @@ def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline:
                 f"torchvision's {source.location} needs {err.name}; pip install {err.name}"
             ) from err
         except FAILURES as err:
-            why = " ".join(str(err).split())
+            why = summarize(err)
             if source.paths:  # files are there, but cut short or not all
                 if lock_path.exists():  # a process that is unpacking them holds the lock
                     with lock(lock_path), contextlib.suppress(*FAILURES):
@@ -284,4 +284,4 @@ def download(spec: DatasetSpec, class_name: str, *, root: Path, **arguments: Any
         with lock(root / f"{spec.name}.lock"):
             return dataset_class(root=root, download=True, **arguments)
     except FAILURES as err:
-        raise DatasetMissingError(f"torchvision: {' '.join(str(err).split())}") from err
+        raise DatasetMissingError(f"torchvision: {summarize(err)}") from err
