@@ -14,6 +14,11 @@ _IDX_TEXT = f"{', '.join(_IDX_FILES[:3])} and {_IDX_FILES[3]}, unpacked"
 _GTSRB_TRACK = r"(\d+/\d+)_\d+\.ppm$"  # class and track of a file CLASS/TRACK_FRAME.ppm
 _HUB_VALIDATION = {"train": "train", "val": "validation", "test": "test"}
 _THOR = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/"  # torchvision 0.29 takes the archives from there
+# Of rows whose copies have no fixed revision, no counts of each class and no other check but the sizes of the parts.
+_NO_CHECKSUM = (
+    "Nobody has published a checksum of the copy on the hub: check on first use that a few of its images and "
+    "labels are those of the makers' files."
+)
 _SCRIPT_ERROR = "Table 9 prints other sizes, from an error in the script that made it (openai/CLIP#45)."
 
 CATALOG: tuple[DatasetSpec, ...] = (
@@ -159,7 +164,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
         license="for non-commercial research",
         numbers_from="home page; Radford et al. 2021, table 9",
-        notes="The makers' own address is gone (pytorch/vision#7545).",
+        notes=f"The makers' own address is gone (pytorch/vision#7545). {_NO_CHECKSUM}",
         in_paper=True,
     ),
     DatasetSpec(
@@ -259,6 +264,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://www.robots.ox.ac.uk/~vgg/data/pets/",
         license="CC BY-SA 4.0",
         numbers_from="the makers' lists trainval.txt and test.txt; Radford et al. 2021, table 9",
+        notes=_NO_CHECKSUM,
         in_paper=True,
     ),
     DatasetSpec(
@@ -441,7 +447,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 archives=(("NWPU-RESISC45.zip", "."),),
                 downloads=(
                     (
-                        "https://hf.co/datasets/torchgeo/resisc45/resolve/"
+                        "https://huggingface.co/datasets/torchgeo/resisc45/resolve/"
                         "a826b44d938a883185f11ebe3d512d38b464312f/NWPU-RESISC45.zip",
                         "75206b2e16446591afa88e2628744886",
                     ),
@@ -510,8 +516,9 @@ CATALOG: tuple[DatasetSpec, ...] = (
         numbers_from="TensorFlow Datasets, kitti; Radford et al. 2021, table 9",
         notes="The task closest_vehicle_distance of VTAB (openai/CLIP#86): depth of the nearest car, van or truck up "
         "to 8 m, up to 20 m, beyond, or none; splits by video as in TensorFlow Datasets. The centre crop of CLIP's "
-        "transform loses the sides of these wide images. The copy on the hub has labels that its authors computed: the "
-        "sizes of the splits and the number of classes are all that is checked.",
+        "transform loses the sides of these wide images. The copy on the hub has labels that its uploader computed. "
+        "Nobody has published a checksum of this copy; only the sizes of the splits and the number of classes are "
+        "checked. Compare its scores with those of the makers' files before you publish them.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -561,6 +568,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://github.com/basveeling/pcam",
         license="CC0",
         numbers_from="home page; Radford et al. 2021, table 9",
+        notes=_NO_CHECKSUM,
         in_paper=True,
     ),
     DatasetSpec(
@@ -593,7 +601,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         numbers_from="home page for 13,320; the makers' lists: 9,537, 9,586, 9,624 clips for training, 3,783, 3,734, "
         "3,696 for testing",
         notes="A probe on each of the makers' 3 splits; the score is their mean. Validation is held out by whole "
-        f"groups of clips. {_SCRIPT_ERROR}",
+        f"groups of clips. {_SCRIPT_ERROR} {_NO_CHECKSUM}",
         in_paper=True,
     ),
     DatasetSpec(
@@ -766,6 +774,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://github.com/rois-codh/kmnist",
         license="CC BY-SA 4.0",
         numbers_from="home page",
+        notes=_NO_CHECKSUM,
     ),
     DatasetSpec(
         name="emnist",
