@@ -25,7 +25,7 @@ ROUNDING = 1e-30  # decrement of a gradient that is only rounding: the square of
 MIN_STEPS, MAX_STEPS = 5, 20  # conjugate gradients; 5 to 10 find nearly all of the decrement
 STEPS_SHARE = 4  # iterations of a fit per step; a step takes as long as two or three iterations
 SETTLED = 0.02  # stop when a step adds at most this share of the decrement
-# If these steps do not show that a fit has converged, the whole Hessian is factored if it is small: `DENSE_SIZE` rows and
+# If these steps do not show that a fit has converged, a small Hessian is factored: of `DENSE_SIZE` rows and
 # `DENSE_COST` multiplications at most, which take a few seconds.
 DENSE_SIZE = 2000
 DENSE_COST = 3e10
