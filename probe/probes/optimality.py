@@ -25,8 +25,8 @@ ROUNDING = 1e-30  # decrement of a gradient that is only rounding: the square of
 MIN_STEPS, MAX_STEPS = 5, 20  # conjugate gradients; 5 to 10 find nearly all of the decrement
 STEPS_SHARE = 4  # iterations of a fit per step; a step takes as long as two or three iterations
 SETTLED = 0.02  # stop when a step adds at most this share of the decrement
-# If these steps do not show that a fit has converged, a small Hessian is factored: of `DENSE_SIZE` rows and
-# `DENSE_COST` multiplications at most, which take a few seconds.
+# If these steps do not show that a fit has converged, the whole Hessian is factored if it is small: at most this many
+# rows and multiplications, which take a few seconds.
 DENSE_SIZE = 2000
 DENSE_COST = 3e10
 REFINEMENTS = 3  # of the solution with the factor, which corrects for the ridge
