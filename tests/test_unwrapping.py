@@ -460,3 +460,10 @@ def test_an_unknown_option_of_a_checkpoint_is_named(option, tmp_path):
         CheckpointError, match=r"weights\.pt: unknown option .*; the options of a checkpoint are \?key=KEY"
     ):
         get_model(f"{path}{option}")
+
+
+def test_a_key_of_a_plain_state_dict_is_not_needed(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(random_clip(SMALL_VIT).state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"holds one CLIP model, without a container; leave out \?key=state_dict"):
+        read_checkpoint(path, key="state_dict")

@@ -22,7 +22,7 @@ from torch.nn import Parameter
 
 from probe.errors import CheckpointError, ProbeError, listed
 from probe.fetch import file_sha256
-from probe.models import hub, huggingface
+from probe.models import KEY, hub, huggingface
 from probe.models.archive import check_zip, is_archive, read_archive
 from probe.models.assumptions import check_assumptions
 from probe.models.clip import architecture_of
@@ -144,6 +144,8 @@ def _choose(path: Path, saved: Saved, key: str) -> Candidate:
         keys = listed(f"?key={model.key}" for model in chosen)
         raise CheckpointError(f"{path} holds {len(chosen)} CLIP models; add one of these to its path: {keys}")
     if key and not chosen:
+        if [model.key for model in models] == [WHOLE]:
+            raise CheckpointError(f"{path} holds one CLIP model, without a container; leave out {KEY}{key}")
         keys = listed(model.key for model in models) or "none"
         raise CheckpointError(f"{path} holds no CLIP model under the key {key!r}; the keys of its models are: {keys}")
     if not chosen and saved.classes:
