@@ -315,9 +315,9 @@ def _random_file(seed):
 def test_any_file_of_features_is_fitted_or_refused_in_one_sentence(tmp_path, capsys, block):
     """Changed shapes, types, classes, splits and labels give a score or a message, and never a traceback."""
     for seed in range(30 * block, 30 * block + 30):
-        arrays, options = _random_file(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy warns about the changes made here
+            arrays, options = _random_file(seed)
             path = saved(tmp_path / f"{seed}.npz", arrays)
         code = main(["fit", path, "--json", "--cache-dir", str(tmp_path / "cache"), *options])
         found = capsys.readouterr()
