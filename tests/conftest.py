@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def random_clip(architecture: Architecture, seed: int = 0) -> CLIP:
 def _seeded() -> None:
     """The same random inputs at every run, in any order of tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """Restore the level of the logger, which the command line sets, so that no test depends on the order of tests."""
+    logger = logging.getLogger("probe")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)
