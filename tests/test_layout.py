@@ -64,7 +64,7 @@ def test_blocks_of_an_encoder_see_images_first_and_share_the_weights(monkeypatch
     lay_out(visual, resolve_execution("cpu"))
     visual.transformer.resblocks[0].register_forward_hook(lambda block, inputs, output: seen.extend([*inputs, output]))
     visual(torch.randn(7, 3, 32, 32))
-    assert [x.shape for x in seen] == [(7, 5, 64), (7, 5, 64)]
+    assert [x.shape for x in seen] == [(7, 5, SMALL_VIT.vision_width)] * 2
     assert all(x.is_contiguous() for x in seen)
     assert {parameter.data_ptr() for parameter in visual.transformer.parameters()} == weights
 
