@@ -77,12 +77,14 @@ def find_difference(own: Mapping[str, str | None], about: About) -> ExecutorErro
 
 
 def one_line(err: Exception) -> str:
-    """What an error of Ray says: of one that a worker raised what was raised, without the traceback."""
+    """Return the message of an error of Ray on one line: of a worker's exception or of its death, without the rest."""
     cause = getattr(err, "cause", None)
     text = re.sub(r"\x1b\[[\d;]*m", "", str(cause if isinstance(cause, Exception) else err)).strip()
     if "Traceback" in text or "creation task" in text:
         text = text.splitlines()[-1]
-    return shorten(" ".join(text.split()), 300)
+    text = " ".join(text.split())
+    death = re.search(r"The actor is dead because .*?(?= Some common causes|$)", text)
+    return shorten(death.group() if death else text, 300)
 
 
 @dataclass(eq=False)

@@ -1,9 +1,11 @@
 """The star of a score: fits that are far from their optimum have it, and fits at their optimum do not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from bad_scales import NUM_TEST, PROBLEMS, find_optimum, make
+from bad_scales import NUM_TEST, NUM_VAL, PROBLEMS, find_optimum, make
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -65,6 +67,21 @@ def test_no_score_without_a_star_is_another_at_the_optimum(name, solver):
     if solver == "fast":
         assert result.converged
         assert swept.converged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_fast_is_right_about_features_with_outliers_in_any_order(seed):
+    """The order of the rows decides the rounding, and some roundings end the solver far from the optimum."""
+    splits = make("outliers of 1e4")
+    order = np.random.default_rng(seed).permutation(len(splits["train"]))
+    train = Features(splits["train"].x[order], splits["train"].y[order])
+    result = fit_probe(**{**splits, "train": train}, protocol=replace(SWEEP, max_iter=1000), solver="fast")
+    assert result.converged
+    for point in result.sweep:
+        if point.converged:
+            right = find_optimum(train.x, train.y, point.C).predict(splits["val"].x) == splits["val"].y
+            assert point.score == pytest.approx(right.mean(), abs=1 / NUM_VAL + 1e-12)
 
 
 @pytest.mark.parametrize("value", [1e5, None], ids=["constant", "exponential"])

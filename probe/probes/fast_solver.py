@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from probe.probes.curvature import max_numbers
 from probe.probes.fast import TOL, Solution, Start, coefficients, loss_of, solve
 from probe.probes.fits import Fit, Solver, Tick, for_classes, join
 from probe.probes.objective import Logistic, Objective, Rows
-from probe.probes.optimality import measure
+from probe.probes.optimality import finish
 
 # Steps of the fast solver for a C that is one of many, and the multiplications that they may take before so few are
 # enough. Fits that need more are of a C so large that the penalty hardly counts, and say that they did not converge.
@@ -75,7 +76,7 @@ class Fast(Solver):
 
         def keep(probe: int, solution: Solution) -> None:
             i, k = divmod(probe, num)
-            ready[i][k] = self._as_fit(strengths[i], solution, objective, probe, is_final=is_final)
+            ready[i][k] = self._as_fit(strengths[i], self._finish(solution, objective, probe, is_final=is_final))
             if len(ready[i]) == num:
                 fits = [ready[i][k] for k in range(num)]
                 done(join(strengths[i], fits, self.classes) if self.y.ndim == 2 else fits[0])
@@ -94,21 +95,36 @@ class Fast(Solver):
         a_pass = 4 * len(self.rows) * self.rows.num_features * self.loss.width * self._num_probes
         return max(CHOOSING_ITERATIONS, int(CHOOSING_COST / a_pass))
 
-    def _as_fit(
-        self,
-        C: float,  # noqa: N803 - the field's name
-        solution: Solution,
-        objective: Objective,
-        probe: int,
-        *,
-        is_final: bool,
-    ) -> Fit:
+    def _finish(self, solution: Solution, objective: Objective, probe: int, *, is_final: bool) -> Solution:
+        """Measure the end of a fit independently of the solver, and continue a final fit that has not converged.
+
+        Outliers can make the solver's own estimate very wrong. Without them, fits that choose C are not measured.
+        """
+        if not (is_final or self.rows.has_outliers):
+            return solution
+        minimum, weights = solution.minimum, self.rows.weights_of(solution.minimum.unknowns)
+        max_steps = self.max_iter - minimum.n_iter if is_final else 0
+        end = finish(objective, probe, weights, num_iter=minimum.n_iter, max_steps=max_steps)
+        found = end.optimality
+        solution = replace(solution, suboptimality=found.suboptimality, is_optimal=found.converged)
+        if end.num_steps == 0:
+            return solution
+        norm = float(found.gradient.abs().max())
+        return replace(
+            solution,
+            minimum=replace(
+                minimum,
+                unknowns=self.rows.unknowns_of(end.weights),
+                objective=found.objective,
+                n_iter=minimum.n_iter + end.num_steps,
+            ),
+            gradient_norm=norm,
+            gradient_ratio=solution.gradient_ratio * norm / solution.gradient_norm,
+            excess=float(found.gradient.square().sum()) / (2 * objective.penalties[probe]),
+        )
+
+    def _as_fit(self, C: float, solution: Solution) -> Fit:  # noqa: N803 - the field's name
         coef, intercept = coefficients(self.rows, solution)
-        suboptimality, converged = solution.suboptimality, solution.is_optimal
-        if is_final:  # measured again, because outliers can make the solver's own estimate very wrong
-            weights = self.rows.weights_of(solution.minimum.unknowns)
-            found = measure(objective, probe, weights, num_iter=solution.minimum.n_iter)
-            suboptimality, converged = found.suboptimality, found.converged
         return Fit(
             C=C,
             coef=coef,
@@ -116,8 +132,8 @@ class Fast(Solver):
             classes=self.classes,
             several=False,
             n_iter=solution.minimum.n_iter,
-            converged=converged,
-            suboptimality=suboptimality,
+            converged=solution.is_optimal,
+            suboptimality=solution.suboptimality,
             gradient_norm=solution.gradient_norm,
             gradient_ratio=solution.gradient_ratio,
             objective=solution.minimum.objective,

@@ -22,7 +22,8 @@ class Convergence:
         n_iter: iterations.
         converged: True if an upper bound of `suboptimality` is negligible, see `optimality.measure`.
         suboptimality: estimate of how far the objective is above its minimum. It is computed by Newton's method, see
-            `optimality.measure`; for fits of `fast` that only serve to choose C, by the solver's own next step.
+            `optimality.measure`; for fits of `fast` that only serve to choose C, on features without outliers, by the
+            solver's own next step.
         gradient_norm: largest component of the gradient of `objective`, with products in float64, but for fits of
             `fast` that only served to choose C.
         gradient_ratio: that over its value at weights of zero.

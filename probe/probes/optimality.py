@@ -4,7 +4,8 @@ The size of the gradient does not show this: its largest component belongs to th
 fit can reduce this component while all others stay as they were. Newton's decrement shows it: half of g^T H^-1 g, for
 the gradient g and the Hessian H at the end of the fit, estimates how much lower the minimum is. It does not change when
 features are scaled. Nearly equal features can hide it from a few steps of conjugate gradients, so a fit counts as
-converged only if an upper bound of the decrement shows it. This module only measures; it does not improve a fit.
+converged only if an upper bound of the decrement shows it. A step of Newton's
+method belongs to the measurement, so `finish` can lead a fit to its optimum where the solver stopped early.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ SETTLED = 0.02  # stop when a step adds at most this share of the decrement
 DENSE_SIZE = 2000
 DENSE_COST = 3e10
 REFINEMENTS = 3  # of the solution with the factor, which corrects for the ridge
+MAX_NEWTON_STEPS = 50
+MAX_HALVINGS, ARMIJO = 30, 1e-4  # of a line search, and the share of the expected descent that is enough
 UNDECIDED_STEPS = 100  # of conjugate gradients in float64, if a larger Hessian leaves open whether a fit has converged
 
 
@@ -43,12 +46,14 @@ class Optimality:
         suboptimality: estimate of how far the objective is above its minimum: Newton's decrement, or a lower bound of
             it if the Hessian is large.
         converged: True if an upper bound of the decrement is negligible, see `measure` and `is_negligible`.
+        step: float64 (d + 1, width), from the weights to the minimum of the quadratic approximation, or towards it.
     """
 
     objective: float
     gradient: Tensor
     suboptimality: float
     converged: bool
+    step: Tensor
 
 
 def is_negligible(suboptimality: float, *, objective: float, without_features: float, penalty: float) -> bool:
@@ -81,8 +86,53 @@ def measure(objective: Objective, probe: int, weights: Tensor, *, num_iter: int)
         num_iter: iterations of the fit, which limit the time of the measurement to less than the time of the fit.
     """
     end = evaluate(objective, probe, weights)
-    lower, upper = _decrement(objective, probe, weights, end, num_iter=num_iter)
-    return Optimality(end.value, end.gradient, lower, converged=end.is_negligible(upper))
+    system = _System(objective, probe, weights, end)
+    found = _decrement(system, end, num_iter=num_iter)
+    converged, step = end.is_negligible(found.upper), -system.in_weights(found.solution)
+    return Optimality(end.value, end.gradient, found.lower, converged, step)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The last weights of a fit, float64 (d + 1, width), how optimal they are, and how many steps led there."""
+
+    weights: Tensor
+    optimality: Optimality
+    num_steps: int
+
+
+def finish(objective: Objective, probe: int, weights: Tensor, *, num_iter: int, max_steps: int) -> Finish:
+    """Measure the end of a fit and, if it has not converged, continue with Newton's method in float64.
+
+    Outliers can hide from a solver with products in float32 that it is far from the optimum.
+
+    Args:
+        objective: objective of one or several probes.
+        probe: index of the probe.
+        weights: float64 (d + 1, width), for the unscaled features; the last row is the intercept.
+        num_iter: iterations of the fit so far, see `measure`.
+        max_steps: limit on the steps of Newton's method.
+    """
+    found = measure(objective, probe, weights, num_iter=num_iter)
+    num_steps = 0
+    while not found.converged and num_steps < min(max_steps, MAX_NEWTON_STEPS):
+        lower = _search(objective, probe, weights, found)
+        if lower is None:
+            break
+        weights, num_steps = lower, num_steps + 1
+        found = measure(objective, probe, weights, num_iter=num_iter)
+    return Finish(weights, found, num_steps)
+
+
+def _search(objective: Objective, probe: int, weights: Tensor, found: Optimality) -> Tensor | None:
+    """Return weights with a lower objective in the direction of Newton's step, or None if there are none."""
+    slope, length = float((found.gradient * found.step).sum()), 1.0
+    for _ in range(MAX_HALVINGS):
+        trial = weights + length * found.step
+        if evaluate(objective, probe, trial).value < found.objective + ARMIJO * length * slope:
+            return trial
+        length /= 2
+    return None
 
 
 @dataclass(frozen=True)
@@ -167,20 +217,28 @@ def _counts(objective: Objective, probe: int, first: int, num: int) -> Tensor | 
     return 1.0 if counts is None else counts[:, None].double()
 
 
-def _decrement(
-    objective: Objective, probe: int, weights: Tensor, end: Evaluation, *, num_iter: int
-) -> tuple[float, float]:
-    """Return a lower and an upper bound of half of g^T H^-1 g, in coordinates of standardised features."""
-    system = _System(objective, probe, weights, end)
+@dataclass(frozen=True)
+class _Decrement:
+    """Bounds of half of g^T H^-1 g, and the solution H^-1 g or its approximation, for standardised features."""
+
+    lower: float
+    upper: float
+    solution: Tensor
+
+
+def _decrement(system: _System, end: Evaluation, *, num_iter: int) -> _Decrement:
+    """Bound Newton's decrement, by conjugate gradients or by a factor of the Hessian."""
+    rows = system.objective.rows
     steps = max(MIN_STEPS, min(MAX_STEPS, num_iter // STEPS_SHARE))
-    lower, upper = _iterate(system, end, max_steps=steps, dtype=objective.rows.dtype)
-    if end.is_negligible(upper):
-        return lower, upper
-    if weights.numel() <= DENSE_SIZE and weights.numel() ** 2 * len(objective.rows) <= DENSE_COST:
+    found = _iterate(system, end, max_steps=steps, dtype=rows.dtype)
+    if end.is_negligible(found.upper):
+        return found
+    size = system.gradient.numel()
+    if size <= DENSE_SIZE and size**2 * len(rows) <= DENSE_COST:
         return _solve(system)
-    if end.is_negligible(lower):  # undecided
+    if end.is_negligible(found.lower):  # undecided
         return _iterate(system, end, max_steps=UNDECIDED_STEPS, dtype=torch.float64)
-    return lower, upper
+    return found
 
 
 class _System:
@@ -203,6 +261,11 @@ class _System:
     def project(self, step: Tensor) -> Tensor:
         """Remove what moves all logits equally, because it changes no probability."""
         return step - step.mean(dim=1, keepdim=True) if self.objective.loss.width > 1 else step
+
+    def in_weights(self, step: Tensor) -> Tensor:
+        """Return a step for the weights of the unscaled features."""
+        weights = self.inverse[:, None] * step[:-1]
+        return torch.cat([weights, step[-1:] - self.mean @ weights])
 
     def bound(self, residual: Tensor) -> float:
         """Return an upper bound of half of r^T H^-1 r, because H is at least the penalty.
@@ -253,7 +316,7 @@ class _System:
         return matrix.reshape(width * size, width * size) / self.count
 
 
-def _iterate(system: _System, end: Evaluation, *, max_steps: int, dtype: torch.dtype) -> tuple[float, float]:
+def _iterate(system: _System, end: Evaluation, *, max_steps: int, dtype: torch.dtype) -> _Decrement:
     """Bound the decrement by conjugate gradients, which raise the lower bound with every step.
 
     The steps end early if the lower bound has settled and both bounds agree on whether the distance is negligible.
@@ -278,10 +341,10 @@ def _iterate(system: _System, end: Evaluation, *, max_steps: int, dtype: torch.d
         is_settled = step >= 2 and found - before <= SETTLED * found
         if is_settled and end.is_negligible(upper) == end.is_negligible(found):
             break
-    return found, upper
+    return _Decrement(found, upper, solution)
 
 
-def _solve(system: _System) -> tuple[float, float]:
+def _solve(system: _System) -> _Decrement:
     """Bound the decrement by a Cholesky factor of the whole Hessian."""
     matrix, gradient = system.matrix(), system.gradient.T.reshape(-1, 1)
     size, width = system.gradient.shape
@@ -303,4 +366,4 @@ def _solve(system: _System) -> tuple[float, float]:
     product = matrix @ solution
     residual = system.project((gradient - product).reshape(width, size).T)
     found = float((solution * (gradient - product / 2)).sum())
-    return found, found + system.bound(residual)
+    return _Decrement(found, found + system.bound(residual), system.project(solution.reshape(width, size).T))
