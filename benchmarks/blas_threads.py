@@ -19,8 +19,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from probe.environment import describe
-from probe.probes.scikit_learn import scipys_blas_on_one_thread
-from probe.tables import markdown_table
+from probe.leaderboard.tables import markdown_table
+from probe.probes.solvers.scikit_learn import scipys_blas_on_one_thread
 
 WAYS = {"all threads": nullcontext, "SciPy's on one": scipys_blas_on_one_thread}
 SIZES = ((1_079, 192, 150), (54_000, 192, 15))  # images, width, iterations

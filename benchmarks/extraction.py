@@ -29,15 +29,15 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-from probe.cache import find
 from probe.datasets.opening import open_dataset
 from probe.environment import describe
-from probe.extraction import Access, make_cells
-from probe.features import Meter
+from probe.features.chunks import Work
+from probe.features.encode import Meter
+from probe.features.extraction import Access, make_cells
+from probe.features.passes import fill
+from probe.features.store import find
 from probe.models import get_model
 from probe.models.loading import load_encoder, read_weights
-from probe.passes import fill
-from probe.pieces import Work
 from probe.progress import Progress
 from probe.runner import plan
 
@@ -239,7 +239,7 @@ def print_shares(device: str) -> None:
 
 def print_reading() -> None:
     """What reading costs beyond Pillow's own decoding and resizing, on one core, in turn."""
-    from probe.reading import Reader
+    from probe.features.reading import Reader
 
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), 64, (640, 480))

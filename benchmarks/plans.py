@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from probe.cli import main as probe
+from probe.cli.main import main as probe
 from probe.environment import describe
-from probe.extraction import Access
+from probe.features.extraction import Access
 from probe.models import model_names
 from probe.runner import plan, run_grid
 

@@ -28,11 +28,11 @@ import torch
 from PIL import Image
 
 from probe.environment import describe, package_version, threads
-from probe.extraction import Access
-from probe.ray_grid import run_grid
-from probe.records import RunRecord
+from probe.features.extraction import Access
+from probe.records.record import RunRecord
 from probe.runner import plan
 from probe.runner import run_grid as run_serially
+from probe.scale.driver import run_grid
 from probe.specs import RunSpec
 
 DATASETS, IMAGES, NODES, KILL_SECONDS = 50, 40, 3, 3.0

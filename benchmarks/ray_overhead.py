@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 from probe.environment import describe, package_version
-from probe.extraction import Access
-from probe.ray_cluster import connected
-from probe.ray_grid import run_grid
+from probe.features.extraction import Access
 from probe.runner import plan
 from probe.runner import run_grid as run_serially
+from probe.scale.cluster import connected
+from probe.scale.driver import run_grid
 from probe.specs import RunSpec
 
 DATASETS, IMAGES, ROUNDS = 10, 800, 3

@@ -16,18 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from probe.datasets.catalog import CATALOG as DATASETS
-from probe.intervals import interval
 from probe.models.catalog import CATALOG as MODELS
-from probe.outcomes import Outcomes, outcomes_of
 from probe.probes.protocols import get_protocol
-from probe.records import RunRecord, write_record
+from probe.records.record import RunRecord, write_record
 from probe.specs import DatasetSpec, ModelSpec, RunSpec
+from probe.stats.intervals import interval
+from probe.stats.outcomes import Outcomes, outcomes_of
 
 SHARES_TIME = """
 import sys, time
 from pathlib import Path
 started = time.perf_counter()
-from probe.derived import write_derived
+from probe.leaderboard.derived import write_derived
 write_derived(sys.argv[1])
 print(time.perf_counter() - started)
 assert not {"torch", "sklearn", "scipy"} & set(sys.modules), "something heavy was imported"

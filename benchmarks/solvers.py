@@ -28,16 +28,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from probe.environment import describe
-from probe.features import Features
-from probe.files import load
-from probe.probes.fast import loss_of
-from probe.probes.fast_solver import Fast
-from probe.probes.fitting import fit_probe
-from probe.probes.objective import Objective, Rows, Softmax
-from probe.probes.optimality import evaluate
+from probe.features.encode import Features
+from probe.features.files import load
+from probe.leaderboard.tables import markdown_table
+from probe.probes.fit import fit_probe
 from probe.probes.protocols import get_protocol
-from probe.probes.scikit_learn import scipys_blas_on_one_thread
-from probe.tables import markdown_table
+from probe.probes.solvers.fast import loss_of
+from probe.probes.solvers.fast_solver import Fast
+from probe.probes.solvers.objective import Objective, Rows, Softmax
+from probe.probes.solvers.optimality import evaluate
+from probe.probes.solvers.scikit_learn import scipys_blas_on_one_thread
 
 PAPER = get_protocol("clip-paper")
 COARSE = PAPER.grid[:: PAPER.coarse_step]

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from probe.cache import Cell, find
 from probe.environment import describe
 from probe.errors import ProbeError
-from probe.features import Features, piece_size
-from probe.pieces import Work
+from probe.features.chunks import Work
+from probe.features.encode import Features, piece_size
+from probe.features.store import Cell, find
 from probe.runner import run
 
 SIZES = (20_000, 200_000)

@@ -15,7 +15,7 @@ import numpy as np
 import probe
 from probe.datasets.images import ImageDataset
 from probe.datasets.opening import SPLITS
-from probe.tables import markdown_table
+from probe.leaderboard.tables import markdown_table
 
 DATASETS = ("digits", "fashion_mnist")
 MODELS = ("random:tiny", "tiny")

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from probe.comparison import parity
     from probe.datasets import dataset_names, get_dataset
     from probe.datasets.opening import open_split
-    from probe.difference import diff
     from probe.errors import ProbeError
-    from probe.features import Features
-    from probe.features import extract as extract_features
+    from probe.features.encode import Features
+    from probe.features.encode import extract as extract_features
     from probe.models import get_model, model_names
     from probe.models.loading import load_clip, load_encoder
     from probe.models.vocabulary import tokenize
-    from probe.probes.fitting import fit_probe
-    from probe.probes.results import ProbeResult
-    from probe.records import RunRecord, read_records
+    from probe.probes.fit import fit_probe
+    from probe.probes.result import ProbeResult
+    from probe.records.diff import diff
+    from probe.records.record import RunRecord, read_records
     from probe.reproduction import reproduce
     from probe.runner import run
     from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
@@ -58,17 +58,17 @@ __all__ = [
 
 _HOMES = {
     "DatasetSpec": "probe.specs",
-    "Features": "probe.features",
+    "Features": "probe.features.encode",
     "ModelSpec": "probe.specs",
     "ProbeError": "probe.errors",
-    "ProbeResult": "probe.probes.results",
+    "ProbeResult": "probe.probes.result",
     "Protocol": "probe.specs",
-    "RunRecord": "probe.records",
+    "RunRecord": "probe.records.record",
     "RunSpec": "probe.specs",
     "dataset_names": "probe.datasets",
-    "diff": "probe.difference",
-    "extract_features": "probe.features:extract",
-    "fit_probe": "probe.probes.fitting",
+    "diff": "probe.records.diff",
+    "extract_features": "probe.features.encode:extract",
+    "fit_probe": "probe.probes.fit",
     "get_dataset": "probe.datasets",
     "get_model": "probe.models",
     "load_clip": "probe.models.loading",
@@ -76,7 +76,7 @@ _HOMES = {
     "model_names": "probe.models",
     "open_split": "probe.datasets.opening",
     "parity": "probe.comparison",
-    "read_records": "probe.records",
+    "read_records": "probe.records.record",
     "reproduce": "probe.reproduction",
     "run": "probe.runner",
     "tokenize": "probe.models.vocabulary",

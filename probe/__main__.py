@@ -1,6 +1,6 @@
 """`python -m probe`."""
 
-from probe.cli import entry_point
+from probe.cli.main import entry_point
 
 if __name__ == "__main__":
     entry_point()

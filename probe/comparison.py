@@ -8,25 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-from probe import paired
 from probe.datasets import get_dataset
-from probe.datasets.folds import SPLITS
 from probe.datasets.opening import open_dataset
+from probe.datasets.splits.folds import SPLITS
 from probe.errors import CheckpointError
-from probe.extraction import Access, extract_grid
-from probe.features import PRE_PROJECTION, PROJECTED, Features
+from probe.features.encode import PRE_PROJECTION, PROJECTED, Features
+from probe.features.extraction import Access, extract_grid
 from probe.models import get_model
 from probe.models.checkpoints import Checkpoint
 from probe.models.consistency import ATOL, RTOL, softmax_of_logits
 from probe.models.devices import Execution, resolve_execution
 from probe.models.loading import has_jit_mode, open_model, read_weights
 from probe.models.memory import find_batch_size
-from probe.outcomes import Outcomes
-from probe.paired import PairedTest
-from probe.probes.fitting import fit_probe
+from probe.probes.fit import fit_probe
 from probe.probes.protocols import get_protocol
-from probe.ranking import SIGNIFICANT
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
+from probe.stats import paired
+from probe.stats.outcomes import Outcomes
+from probe.stats.paired import SIGNIFICANT, PairedTest
 
 SOLVER = "fast"  # scikit-learn's fits may end far from their optimum, where predictions flip for next to nothing
 NUM_PAIRS = 16  # images, and texts, whose logits are compared

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from probe.atomic import is_closed, lock, make_folder, share
 from probe.errors import ChecksumError, DownloadError, ProbeError
-from probe.sharing import is_closed, lock, make_folder, share
 
 logger = logging.getLogger(__name__)
 

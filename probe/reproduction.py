@@ -15,12 +15,12 @@ from pathlib import Path
 
 from probe.environment import threads
 from probe.errors import ProbeError, ResultsError
-from probe.extraction import Access
+from probe.features.extraction import Access
 from probe.models.devices import resolve_execution
-from probe.records import FAILED, RunRecord, read_record, record_path, scan_records
+from probe.records.record import FAILED, RunRecord, read_record, record_path, scan_records
+from probe.records.verdicts import NOT_RUN, Reproduction, judge
 from probe.runner import run_grid
 from probe.specs import RunSpec, rebuild
-from probe.verdicts import NOT_RUN, Reproduction, judge
 
 logger = logging.getLogger(__name__)
 

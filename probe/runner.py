@@ -13,28 +13,30 @@ from typing import Any
 
 import numpy as np
 
-from probe import derived, environment, paired, paths
-from probe.cache import FITS
+from probe import environment, paths
 from probe.comparison import compare_features, count_flips
 from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG as DATASETS
-from probe.datasets.folds import SPLITS
+from probe.datasets.splits.folds import SPLITS
 from probe.errors import ProbeError, ProtocolError, UnknownNameError, brief
-from probe.extraction import Access, Extraction, by_split, extract_dataset, num_images
-from probe.features import Features
+from probe.features.encode import Features
+from probe.features.extraction import Access, Extraction, by_split, extract_dataset, num_images
+from probe.features.store import FITS
+from probe.leaderboard import derived
 from probe.models import get_model
 from probe.models.catalog import CATALOG as MODELS
 from probe.models.devices import resolve_execution
 from probe.models.memory import find_batch_size
-from probe.probes.fitting import fit_folds
-from probe.probes.kept import KeptFits
+from probe.probes.cached_fits import KeptFits
+from probe.probes.fit import fit_folds
 from probe.probes.protocols import CATALOG as PROTOCOLS
 from probe.probes.protocols import get_protocol
-from probe.probes.results import ProbeResult
-from probe.probes.solvers import device_for, get_solver
+from probe.probes.result import ProbeResult
+from probe.probes.solvers.catalog import device_for, get_solver
 from probe.progress import Progress, show_progress
-from probe.records import DONE, FAILED, RunRecord, check_writable, write_record
+from probe.records.record import DONE, FAILED, RunRecord, check_writable, write_record
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
+from probe.stats import paired
 
 logger = logging.getLogger(__name__)
 

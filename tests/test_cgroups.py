@@ -2,7 +2,8 @@
 
 import pytest
 
-from probe import cgroups, reading
+from probe import cgroups
+from probe.features import reading
 from probe.models.memory import device_memory
 
 GB = 1 << 30

@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_RESNET, SMALL_VIT, random_clip
+from make.clips import SMALL_RESNET, SMALL_VIT, random_clip
 from sklearn.metrics.pairwise import cosine_similarity
 
 import probe
-from probe.cli import main
+from probe.cli.main import main
 from probe.comparison import Difference, difference, find_reasons
 from probe.errors import CheckpointError, DeviceError
 from probe.models.openai import save_archive
-from probe.paired import PairedTest
+from probe.stats.paired import PairedTest
 
 
 def test_differences_are_those_of_numpy_and_scikit_learn():
@@ -110,7 +110,7 @@ def test_cached_features_are_not_extracted_again(tmp_path, monkeypatch):
     options = ["parity", "--device", "cpu", "--cache-dir", str(tmp_path / "features")]
     assert main(options) == 0
     assert list((tmp_path / "features" / "digits").iterdir())
-    monkeypatch.setattr("probe.extraction.fill", None)  # what extracts
+    monkeypatch.setattr("probe.features.extraction.fill", None)  # what extracts
     assert main(options) == 0
 
 

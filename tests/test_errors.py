@@ -3,12 +3,16 @@ import json
 
 import numpy as np
 import pytest
-from test_records import make_record
+from make.records import make_record
 
-from probe import errors, files, model_cards, names, runner
-from probe.cli import main
-from probe.datasets import cards, columns, subsets
-from probe.records import read_record
+from probe import errors, names, runner
+from probe.cli.main import main
+from probe.datasets import subsets
+from probe.datasets.sources import cards as repository_cards
+from probe.datasets.sources import columns
+from probe.features import files
+from probe.leaderboard import cards
+from probe.records.record import read_record
 
 
 def test_every_error_is_a_probe_error_and_is_drawn():
@@ -93,10 +97,10 @@ MANY = [f"name-{i:05}-{'x' * 30}" for i in range(5000)]
     [
         lambda _: names.unknown_name("model", "zzz", MANY),
         lambda _: names.unknown_name("model", "z\n" * 50_000, MANY, forms="folder:PATH"),
-        lambda _: model_cards.model_index([make_record(model=name) for name in MANY[:500]]),
+        lambda _: cards.model_index([make_record(model=name) for name in MANY[:500]]),
         lambda path: _read({"schema_version": 3, **dict.fromkeys(MANY)}, path),
         lambda path: files.load(_save(path)),
-        lambda _: cards._no_config("hub", "zzz", dict.fromkeys(MANY)),
+        lambda _: repository_cards._no_config("hub", "zzz", dict.fromkeys(MANY)),
         lambda _: subsets.choose_parts("hf:x", {}, {}, names=MANY),
         lambda _: columns._choose_column("set", dict.fromkeys(MANY), "", (), (), "image"),
     ],

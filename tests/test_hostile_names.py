@@ -18,15 +18,15 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from make.records import page_record
 from PIL import Image
-from test_derived import _cell
 
 from probe import load_clip, load_encoder, open_split, specs
-from probe.cli import main
+from probe.cli.main import main
 from probe.errors import MAX_MESSAGE, DatasetError, printable
+from probe.leaderboard.tables import csv_value, markdown_text
 from probe.progress import Progress
-from probe.records import locate_records, read_records, write_record
-from probe.tables import csv_value, markdown_text
+from probe.records.record import locate_records, read_records, write_record
 
 TINY = Path(specs.__file__).parent / "tiny" / "tiny.pt"
 PIECES = [
@@ -82,9 +82,9 @@ def records():
     """Make records with every name as a model, as a dataset, and as a protocol, twenty per section and then one."""
     n, found = len(NAMES), []
     for k, name in enumerate(NAMES):
-        found.append(_cell(NAMES[-k - 1], name, 20 + k % 40, protocol=NAMES[k // 20]))
+        found.append(page_record(NAMES[-k - 1], name, 20 + k % 40, protocol=NAMES[k // 20]))
         found.append(
-            _cell(f"folder:/data/{name}", f"open_clip:A/{name}/a.pt", 20 + k % 40, protocol=NAMES[(k + 50) % n])
+            page_record(f"folder:/data/{name}", f"open_clip:A/{name}/a.pt", 20 + k % 40, protocol=NAMES[(k + 50) % n])
         )
     for k in (0, 200):  # the plots draw the sweeps of these
         result = {**found[k].result, "C": 1.0, "sweep": [{"C": 0.1, "score": 0.5}, {"C": 1.0, "score": 0.9}]}

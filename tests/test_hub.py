@@ -7,15 +7,15 @@ import sys
 import open_clip
 import pytest
 import torch
-from hub_server import COMMIT, serve
 from huggingface_hub import constants
+from make.hf_clip import make_model
+from make.hub_server import COMMIT, serve
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
-from test_huggingface import make_model
 from transformers import CLIPImageProcessor, RobertaConfig
 
-from probe.cli import main
+from probe.cli.main import main
 from probe.errors import (
     CheckpointError,
     CheckpointMissingError,
@@ -28,7 +28,7 @@ from probe.models import get_model, is_here
 from probe.models.description import describe
 from probe.models.hub import read_license
 from probe.models.loading import identify, load_clip, load_encoder
-from probe.preprocess import Preprocess
+from probe.models.preprocess import Preprocess
 
 CARD = "---\nlicense: other\nlicense_name: a-licence\n---\n# A model\n"
 # The smallest of open_clip's with another mean, filter and resize than OpenAI's.

@@ -3,7 +3,7 @@
 import pytest
 
 from probe import paths
-from probe.cli import main
+from probe.cli.main import main
 from probe.datasets.opening import open_split
 from probe.errors import FolderError
 from probe.hub import check_home

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from probe.cli import main
-from probe.records import read_records
-from probe.tables import markdown_table, percent, to_markdown
+from probe.cli.main import main
+from probe.leaderboard.tables import markdown_table, percent, to_markdown
+from probe.records.record import read_records
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

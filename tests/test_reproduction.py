@@ -3,18 +3,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import write_image
-from test_ranking import NUM, _record
-from test_records import make_failure, make_record
+from make.images import write_image
+from make.records import NUM_TEST, make_failure, make_record, scored_record
 
 import probe
-from probe.cli import main
+from probe.cli.main import main
 from probe.environment import threads
 from probe.errors import ResultsError
-from probe.extraction import Access
-from probe.records import read_record, record_path, write_record
+from probe.features.extraction import Access
+from probe.records.record import read_record, record_path, write_record
+from probe.records.verdicts import CHANGED, IDENTICAL, NOT_RUN, WITHIN, judge
 from probe.reproduction import estimate_seconds, reproduce_all
-from probe.verdicts import CHANGED, IDENTICAL, NOT_RUN, WITHIN, judge
 
 
 def _write_images(folder, *, shift=0):
@@ -129,15 +128,15 @@ def test_a_cell_that_failed_has_nothing_to_reproduce():
 @pytest.mark.parametrize(("wrong", "tolerance", "verdict"), [(21, None, WITHIN), (22, None, CHANGED), (22, 2, WITHIN)])
 def test_tolerance_counts_test_images(wrong, tolerance, verdict):
     """Of 400 images one may be another, unless told otherwise."""
-    found = judge(_record("a", 20), _record("a", wrong), tolerance=tolerance)
+    found = judge(scored_record("a", 20), scored_record("a", wrong), tolerance=tolerance)
     assert found.verdict == verdict
     assert found.images == pytest.approx(wrong - 20)
 
 
 def test_as_many_wrong_of_other_images_are_no_identity():
-    a, b = _record("a", 20), _record("a", 20)
-    right = np.arange(NUM) >= 20
-    outcomes = probe.outcomes.Outcomes("accuracy", {"right": right[::-1]})
+    a, b = scored_record("a", 20), scored_record("a", 20)
+    right = np.arange(NUM_TEST) >= 20
+    outcomes = probe.stats.outcomes.Outcomes("accuracy", {"right": right[::-1]})
     b.result["outcomes"] = [outcomes.pack()]
     found = judge(a, b)
     assert (found.verdict, found.images, found.first_moved) == (WITHIN, 0, "score")
@@ -145,7 +144,7 @@ def test_as_many_wrong_of_other_images_are_no_identity():
 
 def test_features_that_differ_by_rounding_are_within_tolerance():
     """By a millionth of their size; a tenth is no rounding, whatever the score."""
-    a, b, c = (_record("a", 20) for _ in range(3))
+    a, b, c = (scored_record("a", 20) for _ in range(3))
     for record, shift in ((a, 0.0), (b, 1e-6), (c, 0.1)):
         record.features["test"] = {"sha256": str(shift), "sample": {"projected": [1.0 + shift, -1.0]}}
     assert judge(a, b).verdict == WITHIN
@@ -165,9 +164,11 @@ def test_class_means_count_images_that_are_right_in_one_run_alone():
     labels = np.concatenate([np.zeros(395, np.int64), np.ones(5, np.int64)])
     runs = []
     for wrong in (0, 1):
-        record = _record("a", 0)
+        record = scored_record("a", 0)
         record.spec["dataset"]["metric"] = "mean_per_class"
-        outcomes = probe.outcomes.Outcomes("mean_per_class", {"right": np.arange(NUM) < NUM - wrong, "labels": labels})
+        outcomes = probe.stats.outcomes.Outcomes(
+            "mean_per_class", {"right": np.arange(NUM_TEST) < NUM_TEST - wrong, "labels": labels}
+        )
         record.result.update(outcomes=[outcomes.pack()], score=outcomes.score())
         runs.append(record)
     found = judge(*runs)

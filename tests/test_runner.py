@@ -2,9 +2,9 @@ import json
 from dataclasses import asdict, replace
 
 import numpy as np
-import own_layouts
 import pytest
 import torch
+from make import own_layouts
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -15,13 +15,13 @@ from probe import runner
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
 from probe.errors import CheckpointError, DatasetError, UnknownNameError
-from probe.extraction import Access, extract_dataset
+from probe.features.extraction import Access, extract_dataset
+from probe.leaderboard.tables import footnotes, row, to_markdown
 from probe.probes.protocols import get_protocol
 from probe.progress import Progress
-from probe.records import read_records, record_path, write_record
+from probe.records.record import read_records, record_path, write_record
 from probe.runner import plan, run_grid
 from probe.specs import Part, Protocol
-from probe.tables import footnotes, row, to_markdown
 
 
 @pytest.fixture(scope="module")

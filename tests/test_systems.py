@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from probe import features
-from probe.features import Meter
+from probe.features import encode
+from probe.features.encode import Meter
 
 PACKAGE = Path(__file__).parent.parent / "probe"
 # Modules of the standard library with "Availability: Unix", and names that Windows, macOS or both lack.
@@ -57,7 +57,7 @@ def test_the_main_job_runs_without(lacking, tmp_path):
     arguments = ["run", "--dataset", "digits", "--model", "tiny", "--protocol", "readme", "--device", "cpu"]
     for name in ("cache", "data", "weights", "results"):
         arguments += [f"--{name}-dir", str(tmp_path / name)]
-    script = f"{WITHOUT[lacking]}\nfrom probe.cli import main\nraise SystemExit(main({arguments}))"
+    script = f"{WITHOUT[lacking]}\nfrom probe.cli.main import main\nraise SystemExit(main({arguments}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.rglob("*.readme.fp32.json")
@@ -94,7 +94,7 @@ def test_no_module_imports_at_its_top_what_another_system_lacks(name):
 def test_peak_memory_is_in_megabytes(platform, unit, monkeypatch):
     """Linux counts in KiB and macOS in bytes, see getrusage(2)."""
     resource = pytest.importorskip("resource")
-    monkeypatch.setattr(features.sys, "platform", platform)
+    monkeypatch.setattr(encode.sys, "platform", platform)
     found = Meter().describe()["peak_memory_mb"]
     assert found == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, rel=0.05)
 

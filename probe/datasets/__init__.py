@@ -44,7 +44,7 @@ def get_dataset(name: str) -> DatasetSpec:
     is_row = name.endswith(".toml")
     if not is_row and not (colon and kind in KINDS):
         raise unknown_name("dataset", name, dataset_names(), forms=FORMS)
-    module = importlib.import_module(f"probe.datasets.{'user_rows' if is_row else KINDS[kind]}")
+    module = importlib.import_module("probe.datasets.user_rows" if is_row else f"probe.datasets.sources.{KINDS[kind]}")
     try:
         spec = module.make_spec(name if is_row else rest)
     except (OSError, RuntimeError, ValueError) as err:  # a name that is too long, `~` of an unknown user, a NUL

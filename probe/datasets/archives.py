@@ -23,9 +23,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
+from probe.atomic import lock, make_folder, share
 from probe.errors import ChecksumError, DatasetError, DatasetMissingError, DownloadError, summarize
 from probe.fetch import fetch
-from probe.sharing import lock, make_folder, share
 from probe.specs import Source
 
 logger = logging.getLogger(__name__)

@@ -17,26 +17,25 @@ import numpy as np
 from probe import paths
 from probe.datasets import get_dataset
 from probe.datasets.archives import unpack_missing
-from probe.datasets.folds import SPLITS, Fold, default_fold
 from probe.datasets.images import ImageDataset
-from probe.datasets.recipes import RECIPES
-from probe.datasets.splits import TooFewImagesError
+from probe.datasets.splits.folds import SPLITS, Fold, default_fold
+from probe.datasets.splits.recipes import RECIPES
+from probe.datasets.splits.stratified import TooFewImagesError
 from probe.datasets.subsets import part_of
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, summarize
-from probe.metrics import misfit
 from probe.names import unknown_name
 from probe.specs import DatasetSpec, Part, Source
+from probe.stats.metrics import misfit
 
 logger = logging.getLogger(__name__)
 
 # The module that reads each form. Every one has `open_part(spec, source, part, *, root, offline) -> ImageDataset`, and
 # those of datasets with folds of their own `open_folds(spec, source, parts, *, root) -> list[Fold]`.
 FORMS = {
-    form: f"probe.datasets.{form}"
-    for form in (
-        *("birdsnap", "embedded", "fer2013", "folder", "gtsrb", "hateful_memes", "huggingface", "kitti", "pcam"),
-        *("stl10", "sun397", "table", "torchvision", "ucf101", "voc2007", "webdataset"),
-    )
+    **{form: f"probe.datasets.sources.{form}" for form in ("embedded", "folder", "huggingface", "table")},
+    **{form: f"probe.datasets.sources.{form}" for form in ("torchvision", "webdataset")},
+    **{form: f"probe.datasets.papers.{form}" for form in ("birdsnap", "fer2013", "gtsrb", "hateful_memes", "kitti")},
+    **{form: f"probe.datasets.papers.{form}" for form in ("pcam", "stl10", "sun397", "ucf101", "voc2007")},
 }
 _REPAIR = "get its files again, or correct its row"
 

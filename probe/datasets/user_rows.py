@@ -23,13 +23,13 @@ from typing import Any
 from probe import paths
 from probe.datasets.archives import is_below
 from probe.datasets.catalog import CATALOG
-from probe.datasets.folds import SPLITS
-from probe.datasets.recipes import PARTS_OF_RECIPES, RECIPES
+from probe.datasets.splits.folds import SPLITS
+from probe.datasets.splits.recipes import PARTS_OF_RECIPES, RECIPES
 from probe.datasets.subsets import part_of
 from probe.errors import DatasetError, DatasetMissingError, listed
-from probe.metrics import METRICS
 from probe.names import unknown_name
 from probe.specs import DatasetSpec, Part, Source
+from probe.stats.metrics import METRICS
 
 # The forms a user's row can have, and their options; others read the files of one dataset.
 OPTIONS = {

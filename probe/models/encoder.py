@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from probe.models.devices import Execution
+from probe.models.preprocess import Preprocess
 from probe.models.unwrapping import WHOLE
-from probe.preprocess import Preprocess
 
 
 @dataclass(frozen=True)

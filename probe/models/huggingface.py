@@ -21,8 +21,8 @@ from torch import Tensor
 
 from probe.errors import CheckpointError
 from probe.models.clip import ACTIVATIONS, MLP_RATIO, architecture_of
+from probe.models.preprocess import MEAN, STD, Preprocess
 from probe.models.tokenizer import Tokenizer, read_merges
-from probe.preprocess import MEAN, STD, Preprocess
 from probe.specs import Architecture
 
 logger = logging.getLogger(__name__)

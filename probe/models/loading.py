@@ -25,7 +25,7 @@ from probe.models.encoder import ImageEncoder, dtypes_of
 from probe.models.huggingface import FILES
 from probe.models.layout import compile_tower, lay_out
 from probe.models.openai import as_archive, build_model, expose_pre_projection, load_archive
-from probe.preprocess import Preprocess
+from probe.models.preprocess import Preprocess
 from probe.specs import ModelSpec, digest
 
 HUB_WEIGHTS = (("model*.safetensors*",), ("pytorch_model*.bin*",))  # with shards and their index; the first, no code

@@ -27,8 +27,8 @@ from probe.models.devices import Execution
 from probe.models.encoder import dtypes_of
 from probe.models.open_clip_config import CONFIG, LOCAL, WEIGHTS, find_weights, read_config
 from probe.models.open_clip_names import Source, import_open_clip, parse
+from probe.models.preprocess import INTERPOLATIONS, RESIZES, Preprocess
 from probe.models.unwrapping import WHOLE, Candidate
-from probe.preprocess import INTERPOLATIONS, RESIZES, Preprocess
 from probe.specs import digest
 
 logger = logging.getLogger(__name__)

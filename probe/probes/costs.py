@@ -9,10 +9,10 @@ import numpy as np
 
 from probe.errors import ProtocolError
 from probe.models.memory import device_memory
-from probe.probes.curvature import max_numbers
-from probe.probes.fast_solver import batch_size
-from probe.probes.lbfgs import MEMORY
-from probe.probes.objective import CANDIDATES, COPY_BYTES
+from probe.probes.solvers.curvature import max_numbers
+from probe.probes.solvers.fast_solver import batch_size
+from probe.probes.solvers.lbfgs import MEMORY
+from probe.probes.solvers.objective import CANDIDATES, COPY_BYTES
 from probe.specs import Protocol
 
 SCIKIT_LEARNS_MEMORY = 10  # pairs that SciPy's L-BFGS keeps

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from probe.errors import UnknownNameError
 from probe.names import unknown_name
-from probe.probes.checks import check
+from probe.probes.protocol_checks import check
 from probe.probes.user_protocols import make_protocol
 from probe.specs import Protocol
 

@@ -19,7 +19,7 @@ from typing import Any
 from probe import paths
 from probe.errors import ProtocolError
 from probe.names import unknown_name
-from probe.probes.checks import check
+from probe.probes.protocol_checks import check
 from probe.specs import Protocol
 
 DEFAULTS = {

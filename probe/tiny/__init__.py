@@ -1,7 +1,7 @@
-"""The embedded model `tiny`: its files, and the generator and training script that made them.
+"""The embedded model `tiny`, which `tools/tiny/train.py` makes.
 
 `tiny.pt` is a CLIP model in the form of OpenAI's TorchScript archives, `merges.txt.gz` its vocabulary, `tiny.json` how
-they were made. `python -m probe.tiny.train` makes all three again.
+they were made.
 """
 
 from pathlib import Path

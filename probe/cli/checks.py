@@ -1,0 +1,165 @@
+"""`parity`, `diff` and `reproduce`: whether two ways, or two runs, agree."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from probe import errors
+
+if TYPE_CHECKING:
+    from probe.records.record import RunRecord
+    from probe.records.verdicts import Reproduction
+
+logger = logging.getLogger(__name__)
+
+
+def parity(args: argparse.Namespace) -> int:
+    """Compare the modes of a model; 1 outside of tolerance."""
+    from probe.comparison import parity
+    from probe.leaderboard import tables
+
+    found = parity(
+        args.model,
+        args.dataset,
+        protocol=args.protocol,
+        device=args.device,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        data_dir=args.data_dir,
+        weights_dir=args.weights_dir,
+        cache_dir=args.cache_dir,
+        offline=args.offline,
+    )
+    if args.json:
+        said = {"verdict": found.verdict, "within_tolerance": found.within_tolerance}
+        print(json.dumps(asdict(found) | said, sort_keys=True))
+    else:
+        header = ("eager against jit", "largest difference", "mean difference", "smallest cosine")
+        rows = [
+            (f"features, {point}", f"{d.max_abs:.2g}", f"{d.mean_abs:.2g}", f"{d.min_cosine:.8f}")
+            for point, d in found.features.items()
+        ]
+        names = ("softmax of an image over texts", "softmax of a text over images")
+        rows += [(name, f"{value:.2g}", "", "") for name, value in zip(names, found.softmax, strict=True)]
+        print(tables.markdown_table(header, rows))
+        what = errors.printable(f"{found.model} on {found.dataset}")
+        print(f"{what}, {found.device}, {found.precision}: {found.num_images} images")
+        print(f"predictions that flip: {found.predictions_flipped} of {found.num_test} ({found.protocol})")
+        eager, jit = (f"{100 * score:.2f} %" for score in found.scores)
+        unfinished = "" if found.converged else "; the fit of the probe did not converge"
+        print(f"scores of the probe: {eager} on eager features, {jit} on JIT; p = {found.p_value:.2g}{unfinished}")
+        for reason in found.reasons:
+            print(f"- {reason}")
+        print(f"verdict: {found.verdict}")
+    return 0 if found.within_tolerance else 1
+
+
+def diff(args: argparse.Namespace) -> int:
+    """Name what differs in two records."""
+    from probe.leaderboard import tables
+    from probe.records.diff import diff
+    from probe.records.record import read_record
+
+    found = diff(read_record(args.a), read_record(args.b))
+    if args.json:
+        print(json.dumps(asdict(found), sort_keys=True))
+        return 0
+    if found.changes:
+        rows = [(c.stage, c.field, _short(c.a), _short(c.b)) for c in found.changes]
+        print(tables.markdown_table(("stage", "field", "A", "B"), rows))
+        for stage in dict.fromkeys(change.stage for change in found.changes):
+            print(f"{stage}: {found.explains(stage)}")
+        print()
+    print(errors.printable(found.verdict))
+    return 0
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Run records again; 1 unless every score is confirmed."""
+    from probe.features.extraction import Access
+    from probe.records.verdicts import NOT_RUN
+    from probe.reproduction import estimate_seconds, find_records, reproduce_all
+
+    found = [find_records(path) for path in args.path]
+    records = [record for some, _ in found for record in some]
+    unread = [fault for _, faults in found for fault in faults]
+    for fault in unread:
+        print(f"probe: {fault}", file=sys.stderr)
+    limit = 60 * args.max_minutes if args.max_minutes else float("inf")
+    wanted = [record for record in records if estimate_seconds(record, records) <= limit]
+    access = Access(
+        data=args.data_dir,
+        weights=args.weights_dir,
+        cache=args.cache_dir,
+        results=args.results_dir,
+        offline=args.offline,
+    )
+    done: list[Reproduction] = []
+    try:
+        for one in reproduce_all(wanted, tolerance=args.tolerance, device=args.device, access=access):
+            done.append(one)
+            logger.info("%s / %s / %s / %s: %s", *_cell_names(one.record), one.verdict)
+            if args.json:
+                print(json.dumps(asdict(one), sort_keys=True), flush=True)
+    finally:  # also after Ctrl-C
+        if done and not args.json:
+            print(_reproduced(done) if len(done) > 1 else _stages_page(done[0]), end="")
+        passed = sum(one.passed for one in done)
+        if len(records) + len(unread) > 1:
+            print(
+                f"probe: {passed} of {len(done)} confirmed; passed over: {len(unread)} that cannot be read, "
+                f"{sum(1 for record in records if record.error)} of failed cells, "
+                f"{len(records) - len(wanted)} that took longer than --max-minutes",
+                file=sys.stderr,
+            )
+    for one in done:
+        if one.verdict == NOT_RUN:
+            names = errors.shorten(" / ".join(_cell_names(one.record)), 200)
+            print(f"probe: {errors.brief(f'{names}: {one.reason}')}", file=sys.stderr)
+    if not done:
+        raise errors.ResultsError("nothing was run again; name records that have a score, or raise --max-minutes")
+    return 0 if passed == len(done) and not unread else 1
+
+
+def _cell_names(record: RunRecord) -> tuple[str, str, str, str]:
+    return (record.dataset, record.model, record.mode, record.protocol)
+
+
+def _reproduced(done: Sequence[Reproduction]) -> str:
+    from probe.leaderboard import tables
+
+    header = ("dataset", "model", "mode", "protocol", "solver", "record, %", "again, %", "images", "moved", "verdict")
+    rows = [
+        (
+            *_cell_names(found.record),
+            found.record.solver,
+            tables.percent(found.record),
+            tables.percent(found.again) if found.again is not None and found.again.result else "",
+            "" if found.images is None else f"{found.images:.3g} of {found.tolerance}",
+            found.first_moved,
+            found.verdict,
+        )
+        for found in done
+    ]
+    return tables.markdown_table(header, rows)
+
+
+def _stages_page(found: Reproduction) -> str:
+    from probe.leaderboard import tables
+
+    rows = [(stage.name, "differs" if stage.moved else "same", stage.moved) for stage in found.stages]
+    lines = [tables.markdown_table(("stage", "", "record -> again"), rows)] if rows else []
+    if found.images is not None:
+        lines.append(f"the score moves by {found.images:.3g} test images; tolerance: {found.tolerance}\n")
+    return "\n".join([*lines, f"{errors.printable(found.reason)}\nverdict: {found.verdict}\n"])

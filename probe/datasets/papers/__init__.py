@@ -1,0 +1,1 @@
+"""Datasets that need a reader of their own, one file each."""

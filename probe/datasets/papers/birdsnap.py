@@ -1,0 +1,71 @@
+"""Birdsnap: the makers' lists, and those of the images they link to that could still be fetched."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from probe.datasets.fingerprints import of_files
+from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.papers.lists import read_lines
+from probe.errors import DatasetError
+from probe.specs import DatasetSpec, Part, Source
+
+
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+    """Open one part; the training part is what images.txt has and test_images.txt has not. Species count from 1 there.
+
+    Images that are not on disk are left out, as most of their links are dead; `opening` compares their number.
+
+    Raises:
+        DatasetError: a list is damaged, or the lists contradict each other.
+    """
+    top = root / source.location
+    species = _read_species(top / "images.txt", spec, source)
+    header, *tested = read_lines(top / "test_images.txt", source) or [""]
+    if unknown := [*({header} - {"path"}), *(path for path in tested if path not in species)]:
+        raise DatasetError(
+            f"{top / 'test_images.txt'} has the line {unknown[0]!r}, which is no path of images.txt; "
+            f"get {source.files} again"
+        )
+    wanted = set(tested) if part.name == "test" else species.keys() - set(tested)
+    wanted &= _list_images(top / "download" / "images")
+    ids = [path for path in species if path in wanted]
+    names = {label: path.split("/")[0] for path, label in species.items()}
+    return ImageDataset(
+        name=f"{spec.name}/{part.name}",
+        labels=np.array([species[path] for path in ids], dtype=np.int64),
+        class_names=[names.get(i, str(i + 1)) for i in range(spec.num_classes or max(names, default=-1) + 1)],
+        read=partial(read_file, top / "download" / "images", ids),
+        content=partial(of_files, top / "download" / "images", ids),
+        ids=ids,
+    )
+
+
+def _read_species(path: Path, spec: DatasetSpec, source: Source) -> dict[str, int]:
+    """The images of images.txt and their class indices, in its order."""
+    header, *lines = [line.split("\t") for line in read_lines(path, source)] or [[]]
+    num_classes = spec.num_classes or len(lines)
+    species = {}
+    for fields in lines:
+        row = dict(zip(header, fields, strict=False))
+        number = row.get("species_id", "")
+        if len(fields) != len(header) or not row.get("path") or not number.isdecimal():
+            raise DatasetError(
+                f"{path} has the line {' '.join(fields)[:80]!r}, which is not of its columns; get {source.files} again"
+            )
+        if not 1 <= int(number) <= num_classes:
+            raise DatasetError(
+                f"{path} has the species {number}, and there are 1 to {num_classes}; get {source.files} again"
+            )
+        species[row["path"]] = int(number) - 1
+    return species
+
+
+def _list_images(folder: Path) -> set[str]:
+    """The files of all folders of species: 500 look-ups, not one for each image."""
+    return {
+        f"{path.parent.name}/{path.name}" for entry in folder.iterdir() if entry.is_dir() for path in entry.iterdir()
+    }

@@ -1,0 +1,47 @@
+"""German Traffic Signs with their final training set; the test part is that of torchvision, which lacks this set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from probe.datasets.fingerprints import of_files
+from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.sources import torchvision
+from probe.datasets.sources.folder import list_files
+from probe.datasets.splits.groups import groups_of
+from probe.errors import DatasetError
+from probe.specs import DatasetSpec, Part, Source
+
+
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+    """Open one part; training images come in tracks, which are their groups.
+
+    Raises:
+        DatasetError: a folder that is no class, a file that does not belong there, or a damaged table.
+    """
+    if part.name == "test":
+        official = replace(source, location="GTSRB", parts=(("test", (("split", "test"),)),))
+        return torchvision.open_part(spec, official, part, root=root, offline=True)
+    folder = root / source.location / "GTSRB" / "Final_Training" / "Images"
+    folders = [f"{i:05}" for i in range(spec.num_classes or 0)]
+    tables = tuple(f"GT-{name}.csv" for name in folders)  # boxes around the signs, one table a class
+    names = list_files(folder, ignore=tables)
+    classes = [name.split("/")[0] for name in names]
+    for class_name in classes:
+        if class_name not in folders:
+            raise DatasetError(f"{folder / class_name} is none of the classes {folders[0]} to {folders[-1]}; remove it")
+    name = f"{spec.name}/{part.name}"
+    ids = [f"{folder.relative_to(root).as_posix()}/{key}" for key in names]  # as torchvision's, from the data folder on
+    return ImageDataset(
+        name=name,
+        labels=np.array([int(class_name) for class_name in classes], dtype=np.int64),
+        class_names=[str(i) for i in range(len(folders))],
+        read=partial(read_file, folder, names),
+        content=partial(of_files, folder, names),
+        ids=ids,
+        groups=groups_of(name, part, ids, dict(source.options)),
+    )

@@ -1,0 +1,55 @@
+"""Hateful Memes: images alone, labelled in files of one JSON object a line; their text is not used."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from probe.datasets.fingerprints import of_files
+from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.papers.lists import read_lines
+from probe.errors import DatasetError
+from probe.specs import DatasetSpec, Part, Source
+
+# The first that is there is taken. The challenge's second phase renamed dev.jsonl.
+LISTS = {"train": ("train.jsonl",), "test": ("dev.jsonl", "dev_seen.jsonl")}
+CLASSES = ("not hateful", "hateful")
+
+
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+    """Open one part, in the order of its list; the test part is the makers' development part.
+
+    Raises:
+        DatasetError: there is no development list, or a line of a list is damaged or has no label.
+    """
+    top = root / source.location
+    path = next((top / name for name in LISTS[part.name] if (top / name).exists()), None)
+    if path is None:
+        raise DatasetError(f"{top} has no {' or '.join(LISTS[part.name])}; put {source.files} into {root}")
+    listed = [_read_line(line, path, source) for line in read_lines(path, source)]
+    ids = [key for key, _ in listed]
+    return ImageDataset(
+        name=f"{spec.name}/{part.name}",
+        labels=np.array([label for _, label in listed], dtype=np.int64),
+        class_names=CLASSES,
+        read=partial(read_file, top, ids),
+        content=partial(of_files, top, ids),
+        ids=ids,
+    )
+
+
+def _read_line(line: str, path: Path, source: Source) -> tuple[str, int]:
+    try:
+        row = json.loads(line)
+        key, label = row["img"], row["label"]
+        if not isinstance(key, str) or label not in (0, 1):
+            raise ValueError(f"{key!r} with the label {label!r}")
+    except (ValueError, KeyError, TypeError) as err:
+        raise DatasetError(
+            f"{path} has the line {line[:80]!r}, which is no image with a label 0 or 1 ({err}); "
+            f"get {source.files} again"
+        ) from err
+    return key, int(label)

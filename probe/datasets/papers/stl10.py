@@ -1,0 +1,45 @@
+"""STL-10: torchvision's files, and the ten folds of its makers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from probe.datasets.images import ImageDataset
+from probe.datasets.sources import torchvision
+from probe.datasets.splits.folds import Fold, Selection, whole, with_validation
+from probe.errors import DatasetError
+from probe.specs import DatasetSpec, Part, Source
+
+INDICES = Path("stl10_binary") / "fold_indices.txt"
+
+
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
+    """Open the 5,000 training or the 8,000 test images, as `datasets.torchvision` does."""
+    return torchvision.open_part(spec, source, part, root=root, offline=offline)
+
+
+def open_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageDataset], *, root: Path) -> list[Fold]:
+    """The makers' folds, a line of positions in the training part each; every one is tested on the whole test part.
+
+    Raises:
+        DatasetError: the file of folds is missing or damaged.
+        TooFewImagesError: a class is too small to hold out a validation split.
+    """
+    path = root / INDICES
+    try:
+        lines = [np.array(line.split(), dtype=np.int64) for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as err:
+        raise DatasetError(f"{path} cannot be read ({err}); get {source.files} again") from err
+    if len(lines) != spec.num_folds:
+        raise DatasetError(f"{path}: expected {spec.num_folds} lines, found {len(lines)}; get {source.files} again")
+    n = len(parts["train"])
+    for k, positions in enumerate(lines, start=1):
+        if len(np.unique(positions)) != len(positions) or positions.min() < 0 or positions.max() >= n:
+            raise DatasetError(
+                f"{path}: line {k} names an image twice, or one beyond the {n} there are; get {source.files} again"
+            )
+    test = whole("test", parts["test"])
+    return [with_validation(parts, Selection("train", np.sort(line)), test, spec.val_fraction) for line in lines]

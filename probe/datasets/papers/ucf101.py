@@ -1,0 +1,103 @@
+"""UCF101: the middle frames of short videos, and the makers' three divisions into training and test clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from probe.datasets.archives import fetch_missing
+from probe.datasets.fingerprints import of_files
+from probe.datasets.images import ImageDataset
+from probe.datasets.papers.lists import read_lines
+from probe.datasets.sources.video import read_middle_frame
+from probe.datasets.splits.folds import Fold, Selection, with_validation
+from probe.datasets.splits.groups import find_groups
+from probe.errors import DatasetError
+from probe.specs import DatasetSpec, Part, Source
+
+NUMBERS = ("01", "02", "03")  # of the lists
+
+
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
+    """Open all clips of the six lists, sorted by class and file; those of one group, as their names say, stay together.
+
+    Raises:
+        DatasetMissingError: the archives could not be fetched.
+        DatasetError: a list is damaged, or names a clip of another class than classInd.txt.
+    """
+    if not offline:
+        fetch_missing(source, root)
+    videos, lists = (root / source.location / folder for folder in ("UCF-101", "ucfTrainTestlist"))
+    index = _read_classes(lists / "classInd.txt", source)
+    listed = {clip for kind in ("train", "test") for k in NUMBERS for clip in _read_list(lists, kind, k, index, source)}
+    ids = sorted(listed, key=lambda clip: (index[clip.split("/")[0]], clip))
+    name = f"{spec.name}/{part.name}"
+    clips = _find_clips(videos, ids)
+    numbers = find_groups(name, ids, r"_(g\d+)_c\d+\.\w+$")  # v_ApplyEyeMakeup_g08_c01.avi belongs to the group g08
+    return ImageDataset(
+        name=name,
+        labels=np.array([index[clip.split("/")[0]] for clip in ids], dtype=np.int64),
+        class_names=list(index),
+        read=partial(read_middle_frame, videos, clips),
+        content=partial(of_files, videos, clips),
+        ids=ids,
+        groups=[f"{clip.split('/')[0]}/{number}" for clip, number in zip(ids, numbers, strict=True)],
+    )
+
+
+def open_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageDataset], *, root: Path) -> list[Fold]:
+    """The makers' three divisions; validation is held out of each training list by whole groups.
+
+    Raises:
+        DatasetError: two lists of a division share a clip.
+        TooFewImagesError: a class has too few groups to hold out a validation split.
+    """
+    lists = root / source.location / "ucfTrainTestlist"
+    index = {name: i for i, name in enumerate(parts["all"].class_names)}
+    position = {clip: i for i, clip in enumerate(parts["all"].ids)}
+    folds = []
+    for k in NUMBERS:
+        train, test = (set(_read_list(lists, kind, k, index, source)) for kind in ("train", "test"))
+        if shared := sorted(train & test):
+            raise DatasetError(
+                f"trainlist{k}.txt and testlist{k}.txt in {lists} both have {shared[0]}; get {source.files} again"
+            )
+        kept, tested = (Selection("all", np.sort([position[clip] for clip in clips])) for clips in (train, test))
+        folds.append(with_validation(parts, kept, tested, spec.val_fraction))
+    return folds
+
+
+def _read_classes(path: Path, source: Source) -> dict[str, int]:
+    """The classes of classInd.txt, whose lines are such as `1 ApplyEyeMakeup`, and their indices from 0 on."""
+    fields = [line.split() for line in read_lines(path, source)]
+    if [entry[0] for entry in fields] != [str(i + 1) for i in range(len(fields))] or {*map(len, fields)} != {2}:
+        raise DatasetError(f"{path} does not number the classes from 1 on; get {source.files} again")
+    return {name: int(number) - 1 for number, name in fields}
+
+
+def _read_list(lists: Path, kind: str, number: str, index: Mapping[str, int], source: Source) -> list[str]:
+    """The clips of a list, CLASS/FILE; in the lists for training the number of the class follows."""
+    path = lists / f"{kind}list{number}.txt"
+    clips = []
+    for line in read_lines(path, source):
+        clip, *label = line.split()
+        name = clip.split("/")[0]
+        if name not in index or label != ([str(index[name] + 1)] if kind == "train" else []):
+            raise DatasetError(f"{path} has the line {line!r}, which is not of classInd.txt; get {source.files} again")
+        clips.append(clip)
+    return clips
+
+
+def _find_clips(folder: Path, clips: list[str]) -> list[str]:
+    """Where clips are on disk; some copies write v_HandstandPushups where the lists write v_HandStandPushups."""
+    classes = [folder / name for name in {clip.split("/")[0] for clip in clips}]
+    here = {
+        name.lower(): name
+        for class_dir in classes
+        if class_dir.is_dir()
+        for name in (f"{class_dir.name}/{path.name}" for path in class_dir.iterdir())
+    }
+    return [here.get(clip.lower(), clip) for clip in clips]

@@ -1,0 +1,1 @@
+"""The forms in which datasets come: folders, tables, shards, repositories and classes of torchvision."""

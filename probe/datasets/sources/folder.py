@@ -1,0 +1,194 @@
+"""Folders of images, one subfolder a class: `folder:PATH`, and the rows whose files are kept so.
+
+    PATH/train/CLASS/*  PATH/test/CLASS/*  [PATH/val/CLASS/*]      splits as given; without val/, a part of train/
+    PATH/train/CLASS/*  PATH/val/CLASS/*                           val/ is the test split, as in ImageNet
+    PATH/CLASS/*                                                   one tree: divided 60 / 20 / 20, class by class
+
+Folders of splits may have any spelling that `datasets.subsets` knows, such as `Training/` and `Testing/`. A folder with
+such a name is a class if it holds images and is next to other folders of images.
+
+Hidden files and the notes that operating systems leave are passed over; anything else that does not fit is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from probe import paths
+from probe.datasets.archives import fetch_missing
+from probe.datasets.fingerprints import of_files
+from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.sources.labels import class_positions, composed, folded, report_twins
+from probe.datasets.sources.video import SUFFIXES as VIDEO_SUFFIXES
+from probe.datasets.sources.video import read_middle_frame
+from probe.datasets.splits.groups import groups_of
+from probe.datasets.subsets import choose_parts, find_parts, part_of
+from probe.errors import DatasetError, DatasetMissingError, listed
+from probe.specs import DatasetSpec, Part, Source
+
+LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
+
+
+def make_spec(path: str) -> DatasetSpec:
+    """Make the row of a folder by looking at it: which parts it has, how many images and classes.
+
+    Raises:
+        DatasetMissingError: there is no such folder.
+        DatasetError: it is empty, has no test split, or holds a file that is no image.
+    """
+    root = paths.expand(path).resolve()
+    if not root.is_dir():
+        raise DatasetMissingError(f"no folder at {root}; give folder:PATH with one subfolder for each class")
+    folders = _find_subsets(root)
+    files = {part: list_files(root / folder) for part, folder in folders.items()}
+    classes = {composed(name.split("/")[0]) for name in files.get("train") or files["all"]}
+    return DatasetSpec(
+        name=f"folder:{root}",
+        title=f"images in {root}",
+        parts=tuple(Part(part, len(names)) for part, names in files.items()),
+        sources=(
+            Source(
+                form="folder",
+                location=str(root),
+                parts=tuple((part, (("folder", folder),)) for part, folder in folders.items()),
+            ),
+        ),
+        num_classes=len(classes),
+        val_fraction=0.2 if "all" in folders else 0.1,
+    )
+
+
+def _find_subsets(root: Path) -> dict[str, str]:
+    """Return part -> its folder below `root`; all is `.` where the folders are classes."""
+    folders = [entry.name for entry in _visible(root, ()) if entry.is_dir()]
+    named = [name for name in folders if part_of(name)]
+    if not any(entry.is_dir() for name in named for entry in _visible(root / name, ())):
+        if named and named == folders:
+            raise DatasetError(
+                f"{root} has no class folders in {listed(f'{name}/' for name in named)}; put the images of each "
+                "folder into one subfolder per class, or rename a folder that is a class"
+            )
+        return {"all": "."}
+    others = [entry.name for entry in _visible(root, tuple(named))]
+    if others:
+        raise DatasetError(
+            f"{root}: {listed(others)} is next to {named[0]}/ and would not be read; name the folders of splits train, "
+            "val and test, and move anything else away"
+        )
+    kinds = {part_of(name) for name in named}
+    if "train" not in kinds or len(kinds) == 1:
+        missing = "train" if "train" not in kinds else "test"
+        raise DatasetError(
+            f"{root} has {' and '.join(f'{name}/' for name in named)} but no {missing}/; add it, or rename one"
+        )
+    return choose_parts(str(root), {}, find_parts(str(root), named))
+
+
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
+    """Open one part; class indices are the places of the training folder's class names in alphabetical order.
+
+    The folder of a part is its argument `folder`, below `source.location`, which is below the data folder. Options of
+    the source: `groups`, as in `datasets.torchvision`; `ignore`, names of files that are no images; `numbered`, the
+    parts whose classes' folders are called by their indices; `media`, `video` for the middle frames of videos.
+
+    Raises:
+        DatasetMissingError: the folder does not exist, and its archives could not be fetched.
+        DatasetError: a class that the training part does not have, or a file that does not belong there.
+    """
+    if not offline:
+        fetch_missing(source, root)
+    options = dict(source.options)
+    top = root / source.location
+    suffixes = VIDEO_SUFFIXES if options.get("media") == "video" else None
+    files, folders = {}, {}
+    for name in dict.fromkeys((part.name, "train" if part.name != "all" else "all")):
+        folders[name] = top / dict(dict(source.parts)[name])["folder"]
+        if not folders[name].is_dir():
+            raise DatasetMissingError(f"{spec.name}/{name}: no folder at {folders[name]}")
+        files[name] = list_files(folders[name], suffixes=suffixes, ignore=tuple(options.get("ignore", ())))
+    names, folder = files[part.name], folders[part.name]
+    if part.name in options.get("numbered", ()):
+        class_names = [str(i) for i in range(spec.num_classes or 0)]
+    else:
+        names_of_training = {name.split("/")[0] for name in files.get("train") or files["all"]}
+        class_names = sorted(set(map(composed, names_of_training)))
+        if part.name in ("train", "all"):
+            report_twins(spec.name, names_of_training)
+    below = folder.relative_to(top).as_posix()
+    ids = names if below == "." else [f"{below}/{name}" for name in names]
+    return ImageDataset(
+        name=f"{spec.name}/{part.name}",
+        labels=_labels(folder, names, class_names),
+        class_names=class_names,
+        read=partial(read_middle_frame if suffixes else read_file, folder, names),
+        content=partial(of_files, folder, names),
+        ids=ids,
+        groups=groups_of(f"{spec.name}/{part.name}", part, ids, options),
+    )
+
+
+def list_files(folder: Path, *, suffixes: frozenset[str] | None = None, ignore: tuple[str, ...] = ()) -> list[str]:
+    """The files of all class folders as CLASS/FILE, sorted by class and name.
+
+    Args:
+        folder: what holds the class folders.
+        suffixes: of the files, with their dot, in small letters; those of Pillow's formats if None.
+        ignore: names of files that are passed over.
+
+    Raises:
+        DatasetError: anything else is in the folder, a class is empty, or the names of two classes differ only in case,
+            spaces or dots.
+    """
+    allowed = suffixes or frozenset(Image.registered_extensions())
+    kind = "image" if suffixes is None else "video"
+    files: list[str] = []
+    of_folded: dict[str, str] = {}
+    for entry in _visible(folder, ignore):
+        if not entry.is_dir():
+            raise DatasetError(f"{entry.path} {_what(entry, 'is in no class; put it into a subfolder, or remove it')}")
+        twin = of_folded.setdefault(folded(entry.name), entry.name)
+        if composed(twin) != composed(entry.name):
+            raise DatasetError(
+                f"{folder} has the classes {twin!r} and {entry.name!r}, which differ only in case, spaces or dots and "
+                "name the same folder on some systems; merge them, or rename one"
+            )
+        images = _visible(Path(entry.path), ignore)
+        if not images:
+            raise DatasetError(f"no {kind}s in {entry.path}; add some, or remove the class")
+        for image in images:
+            if image.is_dir():
+                raise DatasetError(
+                    f"{image.path} is a folder inside a class; move its {kind}s up; if {entry.name} is a split, not a "
+                    "class, call it train, val or test"
+                )
+            if not image.is_file() or Path(image.name).suffix.lower() not in allowed:
+                raise DatasetError(f"{image.path} {_what(image, f'is no {kind}; remove it')}")
+            files.append(f"{entry.name}/{image.name}")
+    if not files:
+        raise DatasetError(f"no {kind}s in {folder}; put them into one subfolder for each class")
+    return files
+
+
+def _what(entry: os.DirEntry[str], otherwise: str) -> str:
+    return (
+        "is a link to nothing; mend or remove it" if entry.is_symlink() and not Path(entry.path).exists() else otherwise
+    )
+
+
+def _visible(folder: Path, ignore: tuple[str, ...]) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted by name, without what nobody put there on purpose."""
+    ignored = set(map(composed, (*LEFT_BY_SYSTEMS, *ignore)))
+    with os.scandir(folder) as entries:
+        kept = [entry for entry in entries if not entry.name.startswith(".") and composed(entry.name) not in ignored]
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def _labels(folder: Path, names: list[str], class_names: list[str]) -> np.ndarray:
+    classes = [composed(name.split("/")[0]) for name in names]
+    position = class_positions(str(folder), classes, class_names)
+    return np.array([position[name] for name in classes], dtype=np.int64)

@@ -1,0 +1,311 @@
+"""Datasets that Hugging Face's library `datasets` reads: `hf:ORG/NAME`, `hf:PATH`, and the rows with such a source.
+
+    hf:ORG/NAME     a repository of the hub; its splits `train` and `test` are the parts
+    hf:PATH         a folder that `save_to_disk` wrote; a folder of Parquet, Arrow or image files, with or without a
+                    card (README.md) that describes them; or one file of Parquet or Arrow. The parts are the splits by
+                    their names, in any spelling of `datasets.subsets`; a single one is divided 60 / 20 / 20;
+                    if there are only `train` and `val`, `val` is the test part
+
+Options follow as in a URL, `hf:ORG/NAME?test=validation&label=fine_label`: `train`, `val` and `test` are the splits to
+take for these parts, `all` is one to be divided, `image` and `label` are columns, `config` is a configuration of the
+card or a folder of the repository, `revision` a branch, tag or commit, `metric` one of `probe.stats.metrics`, of which
+a column of lists, several labels an image, needs `voc2007_11pt_map`. A repository's own validation split is only
+taken where `val` names it; else a part of `train` is held out.
+
+Only the files of these splits are fetched, if the card or the names of folders and files say which files those are. No
+code of a dataset is run. Pillow opens images from the stored bytes, as everywhere in `probe`: the library's own
+decoding would rotate them by their EXIF orientation. The library stores a copy of Parquet data in its cache
+(`HF_DATASETS_CACHE`), as Arrow files that are mapped into memory. It compares only the dates of files, so it would use
+the Arrow files of replaced data with equal dates. Therefore each content of a path has its own folder of Arrow files.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from probe import paths
+from probe.datasets import rows, subsets
+from probe.datasets.fingerprints import of_files
+from probe.datasets.images import ImageDataset
+from probe.datasets.sources import hub
+from probe.datasets.sources.cards import make_local_plan, make_plan
+from probe.datasets.sources.columns import check_classes, image_column, read_labels
+from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed
+from probe.hub import check_home, is_repository, one_line
+from probe.specs import DatasetSpec, Part, Source
+from probe.stats.metrics import get_metric, takes_several_labels
+
+logger = logging.getLogger(__name__)
+
+OPTIONS = ("image", "label", "config", "revision", "metric", *subsets.PARTS)
+
+
+def make_spec(rest: str) -> DatasetSpec:
+    """Make the row of a repository, without a look at it, or of a path, by looking at its splits.
+
+    Raises:
+        DatasetMissingError: neither a path nor the name of a repository.
+        DatasetError: an option that there is not, or splits that do not say which is for what.
+    """
+    written = rest.partition("?")[0]
+    path = paths.expand(written)
+    is_local = bool(written) and path.exists()
+    known = [option for option in OPTIONS if not (is_local and option == "revision")]
+    location, options = hub.read_options("hf", rest, known)
+    metric = options.pop("metric", "accuracy")
+    get_metric(metric)  # which says what there is if there is none of that name
+    name = f"hf:{rest}"
+    if is_local:
+        location = str(path.resolve())
+        name = f"hf:{location}{rest.removeprefix(written)}"
+        splits = _split_names(path.resolve(), options.get("config", ""))
+        given = [part for part in subsets.PARTS if part in options]
+        parts = subsets.choose_parts(
+            name, options, subsets.find_parts(name, splits, given), names=splits, must_use_all=False
+        )
+    elif is_repository(location):
+        parts = subsets.choose_parts(name, options, {"train": "train", "test": "test"})
+    else:
+        raise DatasetMissingError(f"{location} is no file or folder here and no repository ORG/NAME; check the name")
+    return rows.found(
+        name,
+        "huggingface",
+        location,
+        {part: {"split": split} for part, split in parts.items()},
+        options=tuple((option, value) for option, value in options.items() if option not in subsets.PARTS),
+        metric=metric,
+        can_download=not is_local,
+    )
+
+
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+    """Open one part: the split that its argument `split` names, of a repository or of an absolute path.
+
+    Options of the source are `image`, `label`, `config` and `revision`; empty ones are as if not given. Class indices
+    are those of a column of type `ClassLabel`, else the places of the training part's labels in their order.
+
+    Raises:
+        DatasetMissingError: it is not here, and cannot be fetched or may not be.
+        DatasetError: there is no such configuration, split or column, or there are images without a label.
+    """
+    name = f"{spec.name}/{part.name}"
+    options = {option: value for option, value in source.options if value}
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        known = ", ".join(OPTIONS[:4])
+        raise DatasetError(f"{spec.name}: its source has the option {unknown[0]!r}; the options are {known}")
+    pool = "all" if part.name == "all" else "train"
+    # The splits of all parts, not only of the part that is opened, so that the library converts each file once.
+    splits = {key: source.arguments(key).get("split", key) for key in (*dict(source.parts), part.name, pool)}
+    content: Callable[[], str] | None = None
+    if Path(source.location).is_absolute():
+        content = _content_of_path(Path(source.location))
+        revision, loaded = "", _load_path(Path(source.location), options.get("config", ""), content())
+        names = list(loaded)
+        _check_splits(source.location, names, splits)
+    else:
+        revision, loaded, names = hub.here_or_fetched(
+            partial(_load_repository, source.location, options, splits), offline=offline
+        )
+    spelled = {key: subsets.as_spelled(split, names) for key, split in splits.items()}
+    twin = next((key for key in spelled if key != part.name and spelled[key] == spelled[part.name]), None)
+    if twin:
+        raise DatasetError(
+            f"{spec.name} takes the split {spelled[twin]!r} for {part.name} and for {twin}; give each its own"
+        )
+    if part.name == pool:
+        subsets.report_unused(spec.name, names, spelled.values())
+    images, training = loaded[spelled[part.name]], loaded[spelled[pool]]
+    if content is None:
+        content = _content_of_rows(images)
+    column = image_column(name, images.features, options.get("image", ""))
+    labels, class_names = read_labels(
+        name, images, training, options.get("label", ""), takes_lists=takes_several_labels(spec.metric)
+    )
+    return ImageDataset(
+        name=name,
+        labels=labels,
+        class_names=class_names,
+        read=partial(_read, _undecoded(images, column), column),
+        content=content,
+        ids=[f"{part.name}/{i}" for i in range(len(images))],
+        revision=revision,
+    )
+
+
+def _content_of_path(path: Path) -> Callable[[], str]:
+    """Return a function that computes the fingerprint of a file, or of all files of a folder that are not hidden."""
+    names = []
+    for folder, subfolders, files in os.walk(path):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        names += [os.path.relpath(f"{folder}/{name}", path) for name in files if not name.startswith(".")]
+    return partial(of_files, path, sorted(names)) if names else partial(of_files, path.parent, [path.name])
+
+
+def _content_of_rows(rows: Any) -> Callable[[], str] | None:
+    """Return a function that computes the fingerprint of rows from their Arrow files; None if all are in memory."""
+    files = [Path(file["filename"]) for file in rows.cache_files]
+    if not files:
+        return None
+    top = Path(os.path.commonpath([file.parent for file in files]))
+    return partial(of_files, top, [file.relative_to(top) for file in files])
+
+
+def _undecoded(images: Any, column: str) -> Any:
+    """The column alone, with its images as they are stored."""
+    alone = images.select_columns([column]).with_format(None)
+    if isinstance(alone.features[column], datasets.Image):
+        alone = alone.cast_column(column, datasets.Image(decode=False))
+    return alone
+
+
+def _read(images: Any, column: str, i: int) -> Image.Image:
+    """The image of a row, from its bytes or, where there are none, from the path of its file."""
+    cell = images[i][column]
+    content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    if content is None and (not path or not Path(path).is_absolute()):  # nothing is fetched, or looked for elsewhere
+        raise ValueError(f"it has no bytes, and no file here but {path!r}" if path else "it is empty")
+    file: Any = path if content is None else io.BytesIO(content)
+    with Image.open(file) as image:
+        image.load()
+        return image
+
+
+def _split_names(path: Path, config: str) -> list[str]:
+    """The splits of a path, in their order; what is in them is not read."""
+    if path.is_file() or (path / "state.json").is_file():
+        return ["train"]
+    _check_path(path)
+    with _reading(str(path)):
+        if (path / "dataset_dict.json").is_file():
+            return list(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+        plan = make_local_plan(path, config)
+        return list(plan.splits or datasets.get_dataset_split_names(str(path), plan.arguments["name"]))
+
+
+def _load_path(path: Path, config: str, content: str) -> dict[str, Any]:
+    """Return the rows of each split of a folder or file, whose contents have the fingerprint `content`."""
+    if not path.exists():
+        raise DatasetMissingError(f"no file or folder at {path}; check the path")
+    _check_path(path)
+    arrow = str(Path(datasets.config.HF_DATASETS_CACHE) / "probe" / content.rpartition(":")[2][:16])
+    with _reading(str(path)):
+        if (path / "dataset_dict.json").is_file():
+            return dict(datasets.load_from_disk(str(path)))
+        if (path / "state.json").is_file():
+            return {"train": datasets.load_from_disk(str(path))}
+        if path.is_dir():
+            plan = make_local_plan(path, config)
+            if not plan.arguments["name"]:  # files of different configurations may have different classes
+                check_classes(str(path), sorted(path.rglob("*.parquet")))
+            loaded = dict(datasets.load_dataset(str(path), **plan.arguments, cache_dir=arrow))
+            _check_sizes(str(path), loaded, plan.sizes, "get its files again, or correct the card")
+            return loaded
+        if path.suffix == ".arrow":
+            return {"train": datasets.Dataset.from_file(str(path))}
+        if path.suffix == ".parquet":
+            return {"train": datasets.Dataset.from_parquet(str(path), cache_dir=arrow)}
+    raise DatasetError(f"{path} is no file of Parquet or Arrow; give one, or a folder")
+
+
+def _check_path(path: Path) -> None:
+    """Refuse a path that the library cannot read, or takes for a pattern, which other folders could match."""
+    wrong = re.search(r"[*?\[\]\r\n\ud800-\udfff]", str(path))
+    if wrong:
+        raise DatasetError(
+            f"{path} has {wrong[0]!r} in its name, so the library datasets would read other files or none; rename it"
+        )
+
+
+def _load_repository(
+    repo: str, options: Mapping[str, str], splits: Mapping[str, str], offline: bool
+) -> tuple[str, dict[str, Any], list[str]]:
+    """Load splits of a repository of the hub.
+
+    Args:
+        repo: `ORG/NAME`.
+        options: the options of the source.
+        splits: part -> split; the files of other splits are not fetched.
+        offline: True to never touch the network.
+
+    Returns:
+        The commit, split -> rows, and the names of all splits of the repository.
+    """
+    snapshot = hub.look(repo, revision=options.get("revision", ""), offline=offline)
+    try:
+        with _reading(repo):
+            plan = make_plan(snapshot, options, splits.values())
+        if plan.splits:
+            _check_splits(repo, plan.splits, splits)
+        folder = hub.fetch(snapshot, plan.patterns, offline=offline)
+        with _reading(repo):
+            fetched = [folder / file for file in hub.matching(snapshot.files, plan.patterns)]
+            check_classes(repo, [file for file in fetched if file.suffix == ".parquet"])
+            loaded = dict(datasets.load_dataset(str(folder), **plan.arguments))
+        _check_splits(repo, list(loaded), splits)
+    except DatasetError as err:
+        if snapshot.is_known or isinstance(err, DatasetMissingError):
+            raise
+        raise DatasetMissingError(f"{repo} seems to be here in part only ({err})") from err
+    _check_sizes(repo, loaded, plan.sizes, "tell its makers, or choose a complete revision with ?revision=")
+    return snapshot.folder.name, loaded, list(plan.splits or loaded)
+
+
+def _check_sizes(where: str, loaded: Mapping[str, Any], sizes: Mapping[str, int], remedy: str) -> None:
+    for split, size in sizes.items():
+        if split in loaded and len(loaded[split]) != size:
+            raise DatasetError(
+                f"{where}: the card says {size} rows for {split}, and there are {len(loaded[split])}; {remedy}"
+            )
+
+
+def _check_splits(where: str, names: Sequence[str], splits: Mapping[str, str]) -> None:
+    for part, split in splits.items():
+        if subsets.as_spelled(split, names) not in names:
+            free = [name for name in names if name not in splits.values()]
+            alone = f", or ?all={names[0]} to divide it" if len(names) == 1 and part != "all" else ""
+            raise DatasetError(
+                f"{where} has no split {split!r}; its splits are {listed(names)}: write "
+                f"?{part}={free[0] if free else 'SPLIT'}{alone}"
+            )
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Say what `datasets` raises in one line, and draw its progress bars on a terminal only."""
+    # None if the user has not set HF_DATASETS_DISABLE_PROGRESS_BARS, which has the last word.
+    must_hush = datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty()
+    must_hush = must_hush and not datasets.utils.are_progress_bars_disabled()
+    check_home(str(datasets.config.HF_DATASETS_CACHE))
+    if must_hush:
+        datasets.utils.disable_progress_bars()
+    try:
+        yield
+    except ProbeError:
+        raise
+    except Exception as err:  # its readers raise what their formats' libraries do, some of it wrapped
+        cause = err.__cause__ if err.__cause__ is not None else err
+        why = one_line(cause)
+        if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in why:
+            raise DatasetError(
+                f"no space left to read {where}; make room in {datasets.config.HF_DATASETS_CACHE}, or name another "
+                "folder in HF_DATASETS_CACHE"
+            ) from err
+        raise DatasetError(f"{where} cannot be read ({why}); mend or replace its files") from err
+    finally:
+        if must_hush:
+            datasets.utils.enable_progress_bars()

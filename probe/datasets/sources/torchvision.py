@@ -1,0 +1,287 @@
+"""Datasets that torchvision has a class for. What is there is used; what is missing it downloads and checks."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import logging
+import os
+import tempfile
+import urllib.parse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from probe.atomic import lock, make_folder
+from probe.datasets import rows
+from probe.datasets.archives import fetch_missing
+from probe.datasets.fingerprints import of_array, of_files
+from probe.datasets.images import ImageDataset
+from probe.datasets.splits.groups import groups_of
+from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, summarize
+from probe.names import unknown_name
+from probe.specs import DatasetSpec, Part, Source
+
+logger = logging.getLogger(__name__)
+
+# What its classes raise on files that are missing, damaged, or not theirs.
+FAILURES = (RuntimeError, AssertionError, ValueError, KeyError, OSError, EOFError, TypeError, NotImplementedError)
+
+# Arguments of the classes that are not the user's to give.
+OURS = ("root", "download", "transform", "transforms", "target_transform", "loader", "is_valid_file")
+# Where the classes keep labels, files, or pairs of a file and its label. Some of it is private, so what is found is
+# checked against two images; the other way to labels is to decode every image.
+LABELS, FILES, PAIRS = ("targets", "_labels", "labels"), ("_image_files", "_images"), ("_samples", "samples", "imgs")
+
+
+def make_spec(rest: str) -> DatasetSpec:
+    """Make the row of `torchvision:CLASS`, or `torchvision:CLASS?key=value&...` with more arguments of the class.
+
+    Parts are asked for with `train` or with `split`, whichever the class has; where it knows a `val` and no `test`,
+    that is the test part, and where it has neither argument all images are one part. Sizes and classes are as found.
+
+    Raises:
+        UnknownNameError: torchvision has no such class of labelled images.
+        DatasetError: the class does not have an argument, or it returns videos.
+    """
+    import torchvision.datasets
+
+    name, _, query = rest.partition("?")
+    classes = [
+        entry
+        for entry in torchvision.datasets.__all__
+        if isinstance(found := getattr(torchvision.datasets, entry), type) and "root" in _parameters(found)
+    ]
+    if name not in classes:
+        raise unknown_name("class of torchvision", name, classes)
+    if "frames_per_clip" in _parameters(getattr(torchvision.datasets, name)):
+        raise DatasetError(
+            f"torchvision's {name} gives videos, not images; the rows ucf101 and kinetics700 take the middle frames of "
+            "clips, and torchvision's Kinetics is a different version than Kinetics-700"
+        )
+    arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
+    parts = _find_parts(getattr(torchvision.datasets, name), arguments)
+    found = {part: {**arguments, **chosen} for part, chosen in parts.items()}
+    return rows.found(f"torchvision:{rest}", "torchvision", name, found, can_download=True)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False}.get(text, text)
+
+
+def _parameters(dataset_class: type) -> dict[str, inspect.Parameter]:
+    """What a class of torchvision takes, also what it hands on to the class that it is made of."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in dataset_class.__mro__[:-1]:
+        own = inspect.signature(base.__init__).parameters  # type: ignore[misc]  # of a class
+        found = {**own, **found}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return {name: parameter for name, parameter in found.items() if name not in ("self", "kwargs")}
+
+
+def _find_parts(dataset_class: type, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of a class, and what asks for each: classes list the values of `split` nowhere but refuse others."""
+    name, parameters = dataset_class.__name__, _parameters(dataset_class)
+    known = [key for key in parameters if key not in OURS]
+    for key in arguments:
+        if key not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none that you can give"
+            raise DatasetError(f"torchvision's {name} has no argument {key!r}; {has}")
+    selects = "train" if "train" in parameters else "split"
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in (*arguments, *OURS, selects):
+            raise DatasetError(f"torchvision's {name} needs the argument {key!r}; write torchvision:{name}?{key}=...")
+    if selects in arguments or selects not in parameters:
+        return {"all": {}}
+    if selects == "train":
+        return {"train": {"train": True}, "test": {"train": False}}
+    accepted = [
+        value for value in ("train", "trainval", "val", "valid", "test") if _accepts(dataset_class, arguments, value)
+    ]
+    found = {
+        "train": next((value for value in ("train", "trainval") if value in accepted), None),
+        "val": next((value for value in ("val", "valid") if value in accepted), None),
+        "test": "test" if "test" in accepted else None,
+    }
+    if found["test"] is None:
+        found |= {"test": found["val"], "val": None}
+    if found["train"] is None or found["test"] is None:
+        raise DatasetError(
+            f"torchvision's {name} has no training and test part; write a row in TOML that names its arguments"
+        )
+    return {part: {"split": value} for part, value in found.items() if value is not None}
+
+
+def _accepts(dataset_class: type, arguments: dict[str, Any], split: str) -> bool:
+    """Whether a class knows a value of `split`: in an empty folder it complains of it, or of missing files."""
+    with tempfile.TemporaryDirectory() as empty:
+        try:
+            dataset_class(root=empty, **_no_download(dataset_class), **arguments, split=split)
+        except ValueError:
+            return False
+        except Exception:  # each class has its own for files that are not there
+            pass
+        return True
+
+
+def _no_download(dataset_class: type) -> dict[str, bool]:
+    """Some classes download unless they are told not to."""
+    return {"download": False} if "download" in _parameters(dataset_class) else {}
+
+
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
+    """Open one part through its torchvision class, found under `root` or downloaded there.
+
+    CIFAR's files are pickles: torchvision reads them only after their MD5 has been found right. Options of the source:
+    `first_class`, what the source calls class 0; `groups`, a pattern whose first group, in the name of an image's file,
+    is that of its group.
+
+    Raises:
+        DatasetMissingError: the files are not here and could not be fetched.
+        DatasetError: a file is damaged, or the class has no labels.
+    """
+    name = f"{spec.name}/{part.name}"
+    options = dict(source.options)
+    images = _open(spec, source, part, root=root, offline=offline)
+    listed = _labels(name, images)
+    _check_ends(name, images, listed)
+    first_class = options.get("first_class", 0)
+    labels = listed - first_class
+    files = _files(images)
+    ids = _ids(files, root=root) or [f"{part.name}/{i}" for i in range(len(images))]
+    return ImageDataset(
+        name=name,
+        labels=labels,
+        class_names=_class_names(images, labels, first_class),
+        read=partial(_read, images),
+        ids=ids,
+        groups=groups_of(name, part, ids, options),
+        content=_content(images, ids if files else [], root=root),
+    )
+
+
+def _labels(name: str, images: Any) -> np.ndarray:
+    found: Any = next((getattr(images, attribute) for attribute in LABELS if hasattr(images, attribute)), None)
+    if found is None:
+        pairs = next((getattr(images, attribute) for attribute in PAIRS if hasattr(images, attribute)), ())
+        found = [label for _, label in pairs]
+    try:
+        labels = np.asarray(found)
+    except ValueError:  # lists of several lengths, as of boxes
+        labels = np.empty(0)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
+        raise DatasetError(
+            f"{name}: torchvision's {type(images).__name__} has no class index for each of its {len(images)} images; "
+            "use a dataset for classification"
+        )
+    return labels.astype(np.int64)
+
+
+def _class_names(images: Any, labels: np.ndarray, first_class: int) -> list[str]:
+    names = getattr(images, "classes", None)
+    if names is not None and len(names) > int(labels.max()):
+        return [str(name) for name in names]
+    return [str(i + first_class) for i in range(int(labels.max()) + 1)]
+
+
+def _files(images: Any) -> list[str]:
+    """The images' files, where they have files of their own."""
+    files = next((getattr(images, attribute) for attribute in FILES if hasattr(images, attribute)), None)
+    if files is None:
+        pairs = next((getattr(images, attribute) for attribute in PAIRS if hasattr(images, attribute)), ())
+        files = [pair[0] for pair in pairs]
+    is_whole = len(files) == len(images) and all(isinstance(file, str | Path) for file in files)
+    return [str(file) for file in files] if is_whole else []
+
+
+def _ids(files: list[str], *, root: Path) -> list[str]:
+    """Files, from the data folder on."""
+    top = str(root.resolve()) + os.sep
+    return [file.removeprefix(top).removeprefix(str(root) + os.sep).replace(os.sep, "/") for file in files]
+
+
+def _content(images: Any, files: list[str], *, root: Path) -> Callable[[], str] | None:
+    """What its fingerprint is computed of: files, or the array that most of the other classes have."""
+    if files:
+        return partial(of_files, root, files)
+    data = getattr(images, "data", None)
+    return partial(of_array, np.asarray(data)) if hasattr(data, "shape") else None
+
+
+def _check_ends(name: str, images: Any, labels: np.ndarray) -> None:
+    for i in {0, len(images) - 1} if len(images) else ():
+        try:
+            _, label = images[i]
+        except Exception:  # `opening` reads them again, and knows whether that matters
+            continue
+        if label != labels[i]:
+            raise DatasetError(f"{name}: image {i} has the label {label} and is listed with {labels[i]}; tell us")
+
+
+def _read(images: Any, i: int) -> Image.Image:
+    image: Image.Image = images[i][0]
+    return image
+
+
+def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> Any:
+    import torchvision.datasets
+
+    dataset_class = getattr(torchvision.datasets, source.location, None)
+    if dataset_class is None:
+        raise DatasetError(f"{spec.name}: torchvision has no class {source.location!r}; correct its row")
+    arguments = {"root": root, **dict(dict(source.parts)[part.name])}
+    missing = "its files are not there"
+    if all((root / path).exists() for path in source.paths):
+        lock_path = root / f"{spec.name}.lock"
+        try:
+            return dataset_class(**arguments, **_no_download(dataset_class))
+        except ImportError as err:
+            raise ExtraMissingError(
+                f"torchvision's {source.location} needs {err.name}; pip install {err.name}"
+            ) from err
+        except FAILURES as err:
+            why = summarize(err)
+            if source.paths:  # files are there, but cut short or not all
+                if lock_path.exists():  # a process that is unpacking them holds the lock
+                    with lock(lock_path), contextlib.suppress(*FAILURES):
+                        return dataset_class(**arguments, **_no_download(dataset_class))
+                raise DatasetError(
+                    f"{spec.name} in {root} is damaged ({why}); remove it, then run again to fetch it, or put "
+                    f"{source.files or 'its files'} there"
+                ) from err
+            missing = why
+    if offline:
+        raise DatasetMissingError(f"{spec.name} cannot be opened from {root} ({missing}), and may not be fetched")
+    if source.downloads:
+        fetch_missing(source, root)
+        return _open(spec, source, part, root=root, offline=True)
+    return download(spec, source.location, **arguments)
+
+
+def download(spec: DatasetSpec, class_name: str, *, root: Path, **arguments: Any) -> Any:
+    """Let a class of torchvision download and open what it reads, one process at a time.
+
+    Raises:
+        DatasetMissingError: it could not.
+    """
+    import torchvision.datasets
+
+    dataset_class = getattr(torchvision.datasets, class_name)
+    if "download" not in _parameters(dataset_class):
+        raise DatasetMissingError(f"torchvision's {class_name} downloads nothing; put its files into {root}")
+    logger.info("%s: not in %s, downloading", spec.name, root)
+    try:
+        make_folder(root)
+        with lock(root / f"{spec.name}.lock"):
+            return dataset_class(root=root, download=True, **arguments)
+    except FAILURES as err:
+        raise DatasetMissingError(f"torchvision: {summarize(err)}") from err

@@ -1,0 +1,419 @@
+"""Shards of WebDataset, which are tar files of images and labels: `wds:REST`, and the rows with such a source.
+
+    wds:ORG/NAME                  a repository of the Hugging Face hub, laid out as the collection clip-benchmark/wds_*:
+                                  train/0.tar ... train/nshards.txt, test/ likewise, classnames.txt with a name a line
+    wds:PATH                      a folder laid out so, with train/, test/ and perhaps val/, in any spelling of
+                                  `datasets.subsets`; without test/, val/ is the test part. Or a folder
+                                  with the shards of one part, which is divided 60 / 20 / 20
+    wds:https://HOST/FOLDER/      a folder of a server, laid out as the collection; the last slash is needed
+    wds:PATH/NAME-{000..012}.tar  shards by their names, which are divided, unless `{train,test}` or `{train,val,test}`
+                                  among them makes parts; ORG/NAME or an address may stand for PATH
+
+Options follow as in a URL: `train`, `val`, `test` and `all` name the folder, or the shards, of a part below PATH, as in
+`wds:ORG/NAME?train=n-train-{0000..1023}.tar&test=n-val-{00..63}.tar`; `revision` is a branch, tag or commit of the hub.
+
+The files of a sample share their name up to the first dot: an image, and its label as a number in `.cls` or `.npy`, or
+in `.json` under `label` or `cls`. An image that can show several classes has 0 or 1 for each class, or the numbers of
+its classes, in `.npy`, as CLIP_benchmark writes them, or in `.json`. The option `metric` must then be
+`voc2007_11pt_map`; this is the default for a local folder whose `dataset_type.txt` says `multilabel`. Without
+classnames.txt, numbers with large gaps are taken to be ids and are replaced by class indices.
+
+Each shard is read once to find the places of its files. Images are then read directly from the tar file. Shards from a
+server are stored below the data folder, in `wds/`. Shards have no checksums; `probe` only checks that they are
+complete.
+"""
+
+from __future__ import annotations
+
+import glob
+import posixpath
+import re
+import urllib.error
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from probe import paths
+from probe.datasets import rows, subsets
+from probe.datasets.archives import check_member
+from probe.datasets.fingerprints import of_files
+from probe.datasets.images import ImageDataset
+from probe.datasets.sources import hub
+from probe.datasets.sources.labels import composed, indicators, shown, single
+from probe.datasets.sources.shards import Label, check_shard, compressed, read_image, read_index
+from probe.errors import DatasetError, DatasetMissingError, DownloadError, listed
+from probe.fetch import fetch
+from probe.hub import is_repository
+from probe.specs import DatasetSpec, Part, Source, slug
+from probe.stats.metrics import get_metric, takes_several_labels
+
+OPTIONS = ("revision", "metric", *subsets.PARTS)
+MAX_SHARDS = 1_000_000  # more are a slip, and would fill the memory with their names
+CLASS_NAMES, NUM_SHARDS, KIND = "classnames.txt", "nshards.txt", "dataset_type.txt"
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+def make_spec(rest: str) -> DatasetSpec:
+    """Make the row of a repository or an address, without a look at it, or of a path, by looking at its folders.
+
+    Raises:
+        DatasetMissingError: neither a path nor an address nor the name of a repository.
+        DatasetError: an option or pattern that is wrong, or folders that do not say which is for what.
+    """
+    written, _, query = rest.partition("?")
+    location, pattern = _divide(written)
+    folder = paths.expand(location)
+    is_url = "://" in location
+    is_local = not is_url and bool(written) and folder.is_dir()
+    _, options = hub.read_options("wds", rest, OPTIONS[1:] if is_url or is_local else OPTIONS)
+    metric = options.pop("metric", _usual_metric(folder) if is_local else "accuracy")
+    get_metric(metric)  # raises an error that lists the known metrics
+    name = f"wds:{rest}"
+    if is_local:
+        location = str(folder.resolve())
+        name = "wds:" + "/".join(filter(None, (location, pattern))) + (f"?{query}" if query else "")
+    _check_location(name, location, is_url=is_url, is_local=is_local)
+    names: list[str] = []
+    if pattern:
+        found = _divide_pattern(pattern)
+    elif is_local:
+        found, names = _find_folders(name, Path(location), options)
+    else:
+        found = {"train": "train", "test": "test"}
+    parts = subsets.choose_parts(name, options, found, names=names)
+    return rows.found(
+        name,
+        "webdataset",
+        location,
+        {part: {"split": split} for part, split in parts.items()},
+        options=tuple((option, value) for option, value in options.items() if option not in subsets.PARTS),
+        metric=metric,
+        can_download=not is_local,
+    )
+
+
+def _usual_metric(folder: Path) -> str:
+    """Return the metric that `dataset_type.txt` implies. CLIP_benchmark writes it for several labels per image."""
+    path = folder / KIND
+    kind = path.read_text(encoding="utf-8", errors="replace").strip().lower() if path.is_file() else ""
+    if kind == "retrieval":
+        raise DatasetError(f"{path} says that it is for retrieval: images with captions have no classes; give another")
+    return "voc2007_11pt_map" if kind == "multilabel" else "accuracy"
+
+
+def _check_location(name: str, location: str, *, is_url: bool, is_local: bool) -> None:
+    if location.endswith(COMPRESSED):
+        raise compressed(location)
+    if is_url and not re.match(r"https?://[^/].*/$", location):
+        raise DatasetError(f"{name} is no address of shards; write https://HOST/FOLDER/, or one of files *.tar")
+    if not is_url and not is_local and not is_repository(location):
+        raise DatasetMissingError(f"no folder at {location}, and no repository ORG/NAME; check the name")
+
+
+def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
+    """Open one part: the shards that its argument `split` names, as a folder or a pattern.
+
+    They are below the source's location: a repository, an absolute path, or an address, whose shards are kept below
+    the data folder. An option of the source is `revision`.
+
+    Raises:
+        DatasetMissingError: a shard is not here, and cannot be fetched or may not be.
+        DatasetError: a shard is damaged or not to be trusted, or a sample has no image or label.
+    """
+    name = f"{spec.name}/{part.name}"
+    _check_shared(spec, source)
+    shards = _locate(source, part.name, root=root, offline=offline)
+    index, written, ids = read_index(shards.folder, shards.names)
+    class_names = _read_class_names(shards.folder) or [str(i) for i in range(spec.num_classes or 0)]
+    pool = written
+    if not class_names and part.name not in ("train", "all"):
+        training = _locate(source, "train", root=root, offline=offline)
+        _, pool, _ = read_index(training.folder, training.names)
+    labels, class_names = _number(name, written, ids, pool=pool, class_names=class_names)
+    if labels.ndim == 2 and not takes_several_labels(spec.metric):
+        labels = single(labels)
+    return ImageDataset(
+        name=name,
+        labels=labels,
+        class_names=class_names,
+        read=partial(read_image, index),
+        content=partial(of_files, shards.folder, shards.names),
+        ids=ids,
+        revision=shards.revision,
+    )
+
+
+def _check_shared(spec: DatasetSpec, source: Source) -> None:
+    """Raise an error if a shard is in two parts, so that no probe is tested on images it was fitted on."""
+    named: dict[str, str] = {}  # folder or shard -> part
+    folders: dict[str, str] = {}  # folder of a shard that is named -> part
+    for part in (part.name for part in spec.parts):
+        split = str(source.arguments(part).get("split", part))
+        is_pattern = split.endswith(".tar")
+        names = list(map(posixpath.normpath, expand(split) if is_pattern else [split]))
+        above = {name: posixpath.dirname(name) or "." for name in names} if is_pattern else {}
+        for name in names:
+            other = named.get(name) or (named.get(above[name]) if is_pattern else folders.get(name))
+            if other:
+                raise DatasetError(f"{spec.name}: {name} is in {other} and in {part}; name it for one of them")
+        named |= dict.fromkeys(names, part)
+        folders |= dict.fromkeys(above.values(), part)
+
+
+def _number(
+    name: str, written: Sequence[Label], ids: Sequence[str], *, pool: Sequence[Label], class_names: list[str]
+) -> tuple[np.ndarray, list[str]]:
+    """Return labels, int64 (n,), or (n, k) where an image can show several classes, and the names of the classes.
+
+    Args:
+        name: name of the part, for messages.
+        written: the label of each image: a number; 0 or 1 for each class; or the numbers of the classes it shows.
+        ids: ids of the images, for messages.
+        pool: the labels of the training part.
+        class_names: names in the order of the class numbers; empty if only the labels tell the classes.
+    """
+    lists = [[label] if isinstance(label, int) else label for label in written]
+    of_training = lists if pool is written else [[label] if isinstance(label, int) else label for label in pool]
+    if indicators([*of_training, *lists]) is not None and len(lists[0]) == (len(class_names) or len(lists[0])):
+        return np.array(lists, dtype=np.int64), class_names or [str(i) for i in range(len(lists[0]))]
+    found = sorted({number for numbers in of_training for number in numbers})
+    classes: Sequence[int] = range(len(class_names) or (found[-1] + 1 if found else 0))
+    if not class_names and len(classes) > 2 * len(found):  # ids with gaps, not indices
+        classes = found
+    position = {number: i for i, number in enumerate(classes)}
+    for key, numbers in zip(ids, lists, strict=True):
+        strange = [number for number in numbers if number not in position]
+        if strange:
+            raise DatasetError(
+                f"{name}: {key} has the label {strange[0]}, and there are {len(classes)} classes; correct it, or name "
+                f"all classes in {CLASS_NAMES}"
+            )
+        if len(set(numbers)) < len(numbers):
+            raise DatasetError(
+                f"{name}: {key} has {len(numbers)} labels, with a class twice, and there are {len(classes)} classes; "
+                "give the numbers of the classes that it shows, or 0 or 1 for each class"
+            )
+    places = [[position[number] for number in numbers] for numbers in lists]
+    class_names = class_names or [str(number) for number in classes]
+    if all(isinstance(label, int) for label in (*pool, *written)):
+        return np.array([place for (place,) in places], dtype=np.int64), class_names
+    return shown(places, len(classes)), class_names
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """The shards of a part: their names, from `folder` on, and the commit of the repository they are of, if any."""
+
+    folder: Path
+    names: Sequence[str]
+    revision: str = ""
+
+
+def expand(pattern: str) -> list[str]:
+    """The names that braces stand for, as in a shell: `{08..10}` for 08, 09 and 10, `{a,b}` for a and b.
+
+    >>> expand("{train,test}-{08..10}.tar")[:4]
+    ['train-08.tar', 'train-09.tar', 'train-10.tar', 'test-08.tar']
+
+    Raises:
+        DatasetError: a brace that is not closed, in another, or of another kind.
+    """
+    before, opening, rest = pattern.partition("{")
+    inner, closing, after = rest.partition("}")
+    if not opening and "}" not in pattern:
+        return [pattern]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
+    if not closing or "{" in inner or "}" in before or not (numbers or "," in inner):
+        raise DatasetError(f"{pattern!r} has braces that say nothing; write {{000..012}} or {{a,b}}, none in another")
+    choices = inner.split(",")
+    if numbers:
+        first, last = numbers.groups()
+        is_padded = any(len(number) > 1 and number.startswith("0") for number in (first, last))
+        width = max(len(first), len(last)) if is_padded else 0
+        if int(last) - int(first) >= MAX_SHARDS:
+            raise DatasetError(f"{pattern!r} stands for more than {MAX_SHARDS} shards; write fewer")
+        choices = [f"{i:0{width}}" for i in range(int(first), int(last) + 1)]
+        if not choices:
+            raise DatasetError(f"{pattern!r} counts down from {first} to {last}; write the smaller number first")
+    if len(set(choices)) < len(choices):
+        raise DatasetError(f"{pattern!r} names a shard twice; write each once")
+    return [before + choice + end for choice in choices for end in expand(after)]
+
+
+def _divide(location: str) -> tuple[str, str]:
+    """The folder, and the pattern of shards below it; that of a folder alone is empty."""
+    if not location.endswith(".tar"):
+        return location, ""
+    folder, slash, _ = location.partition("{")[0].rpartition("/")
+    pattern = location.removeprefix(folder + slash)
+    return (folder + slash if "://" in folder else folder or slash or "."), pattern
+
+
+def _divide_pattern(pattern: str) -> dict[str, str]:
+    """Part -> pattern of its shards, where a brace says which part; else all are one part."""
+    for brace in re.findall(r"\{([^{}]*)\}", pattern):
+        names = brace.split(",")
+        strange = [name for name in names if subsets.part_of(name) is None]
+        if 0 < len(strange) < len(names):
+            raise DatasetError(
+                f"{pattern!r}: {listed(map(repr, strange))} in the braces is not a usual name of train, val or test; "
+                "say which split each is with ?train=...&test=... after the folder of the shards"
+            )
+        if len(names) > 1 and not strange:
+            found = subsets.find_parts(repr(pattern), names, given=())
+            return {part: pattern.replace(f"{{{brace}}}", split) for part, split in found.items()}
+    if len({name.rpartition("/")[0] for name in expand(pattern)}) > 1:
+        raise DatasetError(
+            f"{pattern!r} names shards in several folders; say which are what with ?train=...&test=... behind the "
+            "folder that they are in"
+        )
+    return {"all": pattern}
+
+
+def _find_folders(name: str, folder: Path, options: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return part -> folder of its shards, below a local folder, and the names of all folders with shards."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and _tar_files(path))
+    given = [part for part in subsets.PARTS if part in options]
+    found = subsets.find_parts(name, names, given) if names else {}
+    if _tar_files(folder) and not ({"train"} < set(found) or given):
+        return {"all": "."}, []
+    if not found and not given:
+        if names:
+            raise DatasetError(
+                f"{folder} has shards in {listed(names)}; say which split each is with ?train=...&test=..."
+            )
+        _list_shards(folder, ".")  # says what is wrong
+    return found, names
+
+
+def _tar_files(folder: Path) -> list[str]:
+    """The shards in a folder, in the order of the numbers in their names."""
+    names = [path.name for path in folder.iterdir() if path.suffix == ".tar" and not path.name.startswith(".")]
+    return sorted(names, key=lambda name: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", name)])
+
+
+def _list_shards(folder: Path, split: str) -> _Shards:
+    """The shards that a pattern or folder names.
+
+    Raises:
+        DatasetMissingError: there are none, or one is not there.
+        DatasetError: they are compressed, of several series, with a gap, or not as many as are said to be.
+    """
+    if split.endswith(".tar"):
+        names = expand(split)
+        missing = next((name for name in names if not (folder / name).is_file()), None)
+        if missing:
+            raise DatasetMissingError(f"no shard at {folder / missing}; put it there, or correct the pattern {split!r}")
+        return _Shards(folder, names)
+    place = folder / split
+    names = _tar_files(place) if place.is_dir() else []
+    if not names:
+        if place.is_dir() and any(path.name.endswith(COMPRESSED) for path in place.iterdir()):
+            raise compressed(place)
+        raise DatasetMissingError(f"no shards in {place}; put files *.tar there, or name another folder")
+    series = {re.sub(r"\d+", "*", name) for name in names}
+    if len(series) > 1:
+        raise DatasetError(
+            f"{place} has shards of several series, {listed(sorted(series))}; put those of each part into a folder, "
+            "or name them as in wds:PATH?train=a-{00..12}.tar&test=b-{0..3}.tar"
+        )
+    numbers = {int(found[-1]) for name in names if (found := re.findall(r"\d+", name))}
+    gap = next(number for number in count(min(numbers, default=0)) if number not in numbers)
+    if min(numbers, default=2) <= 1 and gap < max(numbers):  # else they count nothing, as dates do not
+        raise DatasetError(
+            f"{place} has shards up to number {max(numbers)} without {gap}; get it, or name those to take"
+        )
+    if (place / NUM_SHARDS).is_file():
+        said = _read_count(place / NUM_SHARDS)
+        if said != len(names):
+            raise DatasetError(f"{place / NUM_SHARDS} says {said} shards, and there are {len(names)}; get them again")
+    return _Shards(folder, [_below(split, name) for name in names])
+
+
+def _below(split: str, name: str) -> str:
+    return name if split == "." else f"{split}/{name}"
+
+
+def _read_count(path: Path) -> int:
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not re.fullmatch(r"[0-9]+", text):
+        raise DatasetError(f"{path} holds {text[:40]!r} and not the number of shards; get it again")
+    return int(text)
+
+
+def _read_class_names(folder: Path) -> list[str]:
+    """The names of the classes, one a line; empty where there is no such file."""
+    path = folder / CLASS_NAMES
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return [composed(line.strip()) for line in text.rstrip().split("\n")] if text.strip() else []
+
+
+def _locate(source: Source, part: str, *, root: Path, offline: bool) -> _Shards:
+    """The shards of a part, fetched if need be."""
+    split = str(source.arguments(part).get("split", part))
+    if "://" in source.location:
+        return _fetch_from_server(source.location, split, root=root, offline=offline)
+    if Path(source.location).is_absolute():
+        return _list_shards(Path(source.location), split)
+    revision = str(dict(source.options).get("revision", ""))
+    return hub.here_or_fetched(partial(_fetch_from_hub, source.location, revision, part, split), offline=offline)
+
+
+def _fetch_from_hub(repo: str, revision: str, part: str, split: str, offline: bool) -> _Shards:
+    snapshot = hub.look(repo, revision=revision, offline=offline)
+    if split.endswith(".tar"):
+        patterns = [glob.escape(name) for name in expand(split)]
+    elif split == ".":
+        patterns = [glob.escape(file) for file in snapshot.files if "/" not in file and file.endswith(".tar")]
+    else:
+        patterns = [f"{glob.escape(split)}/*.tar"]
+    if snapshot.is_known and not hub.matching(snapshot.files, patterns):
+        folders = dict.fromkeys(file.rpartition("/")[0] or "." for file in snapshot.files if file.endswith(".tar"))
+        where = f"; there are some in {listed(folders)}: write ?{part}=FOLDER" if folders else "; give another one"
+        raise DatasetMissingError(f"{repo} has no shards {split}{where}")
+    also = [glob.escape(_below(split, NUM_SHARDS)), CLASS_NAMES]
+    folder = hub.fetch(snapshot, [*patterns, *also], offline=offline)
+    try:
+        return replace(_list_shards(folder, split), revision=folder.name)
+    except DatasetError as err:
+        if snapshot.is_known:
+            raise
+        raise DatasetMissingError(f"{repo} seems to be here in part only ({err})") from err
+
+
+def _fetch_from_server(base: str, split: str, *, root: Path, offline: bool) -> _Shards:
+    """The shards of an address, kept in a folder that is called after it."""
+    folder = root / "wds" / slug(base, is_path=True)
+    _fetch_class_names(base, folder, offline=offline)
+    if split.endswith(".tar"):
+        names = expand(split)
+    else:
+        number = _below(split, NUM_SHARDS)
+        _fetch_file(base, number, folder, offline=offline)
+        names = [_below(split, f"{i}.tar") for i in range(_read_count(folder / number))]
+    for name in names:
+        _fetch_file(base, name, folder, offline=offline)
+    return _Shards(folder, names)
+
+
+def _fetch_class_names(base: str, folder: Path, *, offline: bool) -> None:
+    """Fetch the names of the classes, if there are any."""
+    try:
+        _fetch_file(base, CLASS_NAMES, folder, offline=offline)
+    except DatasetMissingError as err:
+        if not offline and not isinstance(err.__cause__, urllib.error.HTTPError):
+            raise
+
+
+def _fetch_file(base: str, name: str, folder: Path, *, offline: bool) -> None:
+    target = folder / check_member(folder, name)
+    try:
+        fetch(base + name, target, check=check_shard if target.suffix == ".tar" else None, offline=offline)
+    except DownloadError as err:
+        raise DatasetMissingError(str(err)) from (err.__cause__ or err)
+    except DatasetError as err:
+        raise DatasetError(f"{base}{name} is no whole shard ({err})") from err

@@ -1,0 +1,1 @@
+"""Splits of datasets: published ones, recipes of papers, and held-out images."""

@@ -1,0 +1,75 @@
+"""Which images of a dataset's parts make the splits of one fit. Knows labels and groups; reads no images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from probe.datasets.images import ImageDataset
+from probe.datasets.splits.stratified import hold_out
+from probe.specs import SPLITS, DatasetSpec
+
+__all__ = ["SPLITS", "Fold", "Selection", "default_fold", "whole", "with_validation"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some images of a part: int64 positions, ascending."""
+
+    part: str
+    positions: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The three splits of one fit; no image is in two of them."""
+
+    train: Selection
+    val: Selection
+    test: Selection
+
+    def __getitem__(self, split: str) -> Selection:
+        """`train`, `val` or `test`."""
+        selection: Selection = getattr(self, split)
+        return selection
+
+
+def whole(name: str, images: ImageDataset) -> Selection:
+    """All images of a part."""
+    return Selection(name, np.arange(len(images)))
+
+
+def default_fold(spec: DatasetSpec, parts: Mapping[str, ImageDataset]) -> Fold:
+    """The official parts as splits; a missing `test` is held out of `all`, a missing `val` of what is left.
+
+    Raises:
+        TooFewImagesError: a class is too small.
+    """
+    name = "all" if "all" in parts else "train"
+    pool = whole(name, parts[name])
+    if "test" in parts:
+        test, val_fraction = whole("test", parts["test"]), spec.val_fraction
+    else:
+        pool, test = _divide(parts[name], pool, spec.test_fraction, role="test")
+        val_fraction = spec.val_fraction / (1 - spec.test_fraction)
+    if "val" in parts:
+        return Fold(pool, whole("val", parts["val"]), test)
+    return with_validation(parts, pool, test, val_fraction)
+
+
+def with_validation(parts: Mapping[str, ImageDataset], train: Selection, test: Selection, fraction: float) -> Fold:
+    """A fold whose validation split is held out of `train`, by class and by whole groups.
+
+    Raises:
+        TooFewImagesError: a class is too small.
+    """
+    kept, held = _divide(parts[train.part], train, fraction, role="val")
+    return Fold(kept, held, test)
+
+
+def _divide(images: ImageDataset, pool: Selection, fraction: float, *, role: str) -> tuple[Selection, Selection]:
+    groups = [images.groups[i] for i in pool.positions] if images.groups else ()
+    kept, held = hold_out(images.labels[pool.positions], fraction, role=role, groups=groups)
+    return Selection(pool.part, pool.positions[kept]), Selection(pool.part, pool.positions[held])

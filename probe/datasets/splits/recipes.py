@@ -1,0 +1,98 @@
+"""The splits of datasets whose makers published none, or several: parts -> folds, by the rule the paper's authors used.
+
+Where a rule of theirs leaves the members of a split open, as the order in which a file system lists files, the members
+are fixed here by a sorted list and a seed. Scores are then those of splits of the same sizes, not of the same images;
+the `notes` of a row say so.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from probe.datasets.images import ImageDataset
+from probe.datasets.splits.folds import Fold, Selection, with_validation
+from probe.datasets.splits.stratified import SEED, TooFewImagesError, draw
+from probe.ordering import order
+
+Recipe = Callable[[Mapping[str, ImageDataset], float], list[Fold]]
+
+
+def eurosat(parts: Mapping[str, ImageDataset], _: float) -> list[Fold]:
+    """500 images of each class for each split.
+
+    The authors draw 1,500 of each class with Python's `random.sample` and seed 42, classes sorted, but from files in
+    the order of the file system; here they are sorted too.
+
+    Source: openai/CLIP#45.
+    """
+    labels, generator = parts["all"].labels, random.Random(42)
+    taken: list[list[int]] = [[], [], []]
+    for label in np.unique(labels):
+        positions = np.flatnonzero(labels == label).tolist()
+        if len(positions) < 1500:
+            raise TooFewImagesError(int(label), needed=1500)
+        drawn = generator.sample(positions, 1500)
+        for k, split in enumerate(taken):
+            split += drawn[500 * k : 500 * (k + 1)]
+    return [_of_all(*map(_sorted, taken))]
+
+
+def resisc45(parts: Mapping[str, ImageDataset], _: float) -> list[Fold]:
+    """A tenth of all images for training, a tenth for validation, the rest for testing.
+
+    The authors shuffle all of them with seed 42, which they give from memory; here the list is sorted before.
+
+    Source: openai/CLIP#45.
+    """
+    n = len(parts["all"])
+    shuffled = list(range(n))
+    random.Random(42).shuffle(shuffled)
+    train, val, test = shuffled[: n // 10], shuffled[n // 10 : 2 * (n // 10)], shuffled[2 * (n // 10) :]
+    return [_of_all(_sorted(train), _sorted(val), _sorted(test))]
+
+
+def caltech101(parts: Mapping[str, ImageDataset], val_fraction: float) -> list[Fold]:
+    """30 images of each class for training and validation, all others for testing; whose 30 is not published.
+
+    Source: Kornblith et al. 2019, appendix A, whose suite Radford et al. 2021 follow.
+    """
+    train, test = draw(parts["all"].labels, (30, -1), role="caltech101")
+    return [with_validation(parts, Selection("all", train), Selection("all", test), val_fraction)]
+
+
+def clevr_counts(parts: Mapping[str, ImageDataset], val_fraction: float) -> list[Fold]:
+    """2,000 images of CLEVR's training part and 500 of its validation part; which ones is not published.
+
+    Source: Radford et al. 2021, table 9, for the numbers.
+    """
+    train, test = (
+        Selection(name, _sorted(sorted(range(len(parts[name])), key=lambda i: order(SEED, "clevr_counts", i))[:count]))
+        for name, count in (("train", 2000), ("test", 500))
+    )
+    return [with_validation(parts, train, test, val_fraction)]
+
+
+RECIPES: dict[str, Recipe] = {
+    "eurosat": eurosat,
+    "resisc45": resisc45,
+    "caltech101": caltech101,
+    "clevr_counts": clevr_counts,
+}
+# The parts that a recipe divides.
+PARTS_OF_RECIPES = {
+    "eurosat": ("all",),
+    "resisc45": ("all",),
+    "caltech101": ("all",),
+    "clevr_counts": ("train", "test"),
+}
+
+
+def _of_all(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> Fold:
+    return Fold(*(Selection("all", positions) for positions in (train, val, test)))
+
+
+def _sorted(positions: list[int]) -> np.ndarray:
+    return np.array(sorted(positions), dtype=np.int64)

@@ -1,0 +1,1 @@
+"""Features of images: extraction, the cache, and files that hold features."""

@@ -1,0 +1,200 @@
+"""Features in a file of their own: an `.npz` that NumPy reads anywhere, with the splits of a probe.
+
+    train_x  train_y  [train_pre_projection]   val_...   test_...   [about]
+
+`x` is float (n, d). `y` is integer (n,), or (n, k) of 1, 0 and -1 if an image can show several of k classes. Labels
+with gaps are renumbered from 0. A dataset with several folds has `fold1_train_x` and so on. Features from any source
+can be probed in this form. In files that `probe` writes, `about`, a text in JSON, describes the features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probe.atomic import make_folder, share
+from probe.errors import FeaturesError, listed, summarize
+from probe.features.encode import PRE_PROJECTION, Features
+from probe.specs import SPLITS
+
+# What reading an archive raises that is damaged, or none.
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+ROWS = 4096  # written at a time
+_NAME = re.compile(r"(?:fold(\d+)_)?(train|val|test)_(x|y|pre_projection)")
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """What a file holds: for each fold the features by split, and what it says of itself."""
+
+    folds: Sequence[Mapping[str, Features]]
+    about: Mapping[str, Any]
+
+
+def save(
+    path: Path,
+    features: Mapping[str, Features],
+    rows: Sequence[Mapping[str, tuple[str, np.ndarray]]],
+    about: Mapping[str, Any],
+) -> None:
+    """Write the splits of all folds; of arrays on disk a few rows at a time are in memory.
+
+    Args:
+        path: of the file, which appears in one step.
+        features: by part.
+        rows: for each fold, which rows of which part a split has, ascending.
+        about: what the features are of.
+
+    Raises:
+        FeaturesError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        make_folder(path.parent)
+        with zipfile.ZipFile(temporary, "w", allowZip64=True) as file:
+            for k, fold in enumerate(rows):
+                for split, (part, positions) in fold.items():
+                    prefix = f"{split}_" if len(rows) == 1 else f"fold{k + 1}_{split}_"
+                    found = features[part]
+                    arrays = {"x": found.x, "y": found.y, PRE_PROJECTION: found.pre_projection}
+                    for name, array in arrays.items():
+                        if array is not None:
+                            _write(file, prefix + name, array, positions)
+            _write(file, "about", np.array(json.dumps(about, sort_keys=True)), None)
+        share(temporary)
+        temporary.replace(path)
+    except OSError as err:
+        raise FeaturesError(f"cannot write {path} ({err.strerror or err}); free it, or name another file") from err
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write(file: zipfile.ZipFile, name: str, array: np.ndarray, rows: np.ndarray | None) -> None:
+    shape = array.shape if rows is None else (len(rows), *array.shape[1:])
+    with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+        header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(member, header)
+        if rows is None:
+            member.write(array.tobytes())
+        else:
+            for chunk in _chunks(array, rows):
+                member.write(np.ascontiguousarray(chunk).data.cast("B"))
+
+
+def _chunks(array: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Some rows of an array, a few at a time; one on disk is read as a file, so that no page of it stays in memory."""
+    if not isinstance(array, np.memmap) or array.filename is None:
+        yield from (array[rows[i : i + ROWS]] for i in range(0, len(rows), ROWS))
+        return
+    width = int(np.prod(array.shape[1:]))
+    for start in range(0, len(array), ROWS):
+        stop = min(start + ROWS, len(array))
+        wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
+        if len(wanted):
+            offset = array.offset + start * width * array.itemsize
+            read = np.fromfile(array.filename, array.dtype, (stop - start) * width, offset=offset)
+            yield read.reshape(stop - start, *array.shape[1:])[wanted - start]
+
+
+def load(path: Path) -> FeatureFile:
+    """Read a file of features; nothing in it is executed.
+
+    Raises:
+        FeaturesError: it cannot be read, or has no training and test features in this form.
+    """
+    try:
+        # The file is opened here, as NumPy leaves one open that turns out to be no archive.
+        with path.open("rb") as file, zipfile.ZipFile(file), np.load(file, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files if _NAME.fullmatch(name)}
+            about = _read_about(found["about"]) if "about" in found.files else {}
+            others = [name for name in found.files if name not in arrays and name != "about"]
+    except FileNotFoundError as err:
+        raise FeaturesError(f"no file at {path}; make one with python -m probe extract --out") from err
+    except UNREADABLE as err:
+        why = "it has arrays of Python objects" if "allow_pickle" in str(err) else summarize(err)
+        raise FeaturesError(f"{path} is no file of features ({why}); save it with numpy.savez") from err
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # a member without .npy gives its bytes
+        raise FeaturesError(f"{path} has members that are no arrays; save it with numpy.savez")
+    folds = sorted({int(_NAME.fullmatch(name)[1] or 0) for name in arrays})  # type: ignore[index]  # all match
+    if len(folds) > 1 and 0 in folds:
+        raise FeaturesError(f"{path} has train_x and fold1_train_x; give either one set of splits, or folds")
+    if not folds:
+        held = f"; it has {listed(others)}" if others else ""
+        raise FeaturesError(
+            f"{path} has no train_x, train_y, test_x and test_y{held}; save it with numpy.savez under these names"
+        )
+    return FeatureFile([_read_fold(path, arrays, k) for k in folds], about)
+
+
+def _read_about(text: np.ndarray) -> dict[str, Any]:
+    """What a file of ours says of itself; an array of that name in another's file says nothing."""
+    try:
+        about = json.loads(str(text))
+    except ValueError:
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _read_fold(path: Path, arrays: Mapping[str, np.ndarray], k: int) -> dict[str, Features]:
+    prefix = f"fold{k}_" if k else ""
+    found = {}
+    for split in SPLITS:
+        x, y, before = (arrays.get(f"{prefix}{split}_{name}") for name in ("x", "y", PRE_PROJECTION))
+        if x is None and y is None and split == "val":
+            continue
+        if x is None or y is None:
+            raise FeaturesError(
+                f"{path} has no {prefix}{split}_{'x' if x is None else 'y'}; save it with numpy.savez under these names"
+            )
+        points = {"x": x, PRE_PROJECTION: before}
+        if y.ndim not in (1, 2) or any(len(array) != len(y) for array in points.values() if array is not None):
+            shapes = ", ".join(str(array.shape) for array in (x, before, y) if array is not None)
+            raise FeaturesError(f"{path}: {prefix}{split} has arrays of {shapes}; give features (n, d) and n labels")
+        checked = {
+            name: _as_features(path, f"{prefix}{split}_{name}", array)
+            for name, array in points.items()
+            if array is not None
+        }
+        labels = _as_labels(path, f"{prefix}{split}_y", y)
+        found[split] = Features(checked["x"], labels, checked.get(PRE_PROJECTION))
+    return found
+
+
+def _as_labels(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    """Return labels as int64. Booleans and floating-point numbers with whole values are accepted."""
+    if array.dtype.kind == "f":
+        values = array.astype(np.float64)  # 2^53 overflows float16
+        rows = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 2**53)
+        if not rows.all():
+            row = int(np.argmin(rows.reshape(len(rows), -1).all(axis=1)))
+            raise FeaturesError(f"{path}: the label in row {row} of {name} is {array[row]}; give integers >= 0")
+    elif array.dtype.kind not in "iub" or (array.dtype.kind == "u" and array.size and array.max() >= 2**63):
+        raise FeaturesError(f"{path}: {name} has labels of type {array.dtype}; give integers >= 0")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _as_features(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
+        raise FeaturesError(f"{path}: {name} has {array.dtype} {array.shape}; give floating-point features (n, d)")
+    with np.errstate(over="ignore"):  # said below
+        converted = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(converted).all():
+        row = int(np.argmin(np.isfinite(converted).all(axis=1)))
+        raise FeaturesError(
+            f"{path}: the features in row {row} of {name} are not finite in float32; take it out, or scale them"
+        )
+    return converted

@@ -1,0 +1,140 @@
+"""Images of a dataset -> pixels, a piece at a time: by threads between batches, or by processes beside the model."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.utils.data
+from PIL import Image
+from torch import Tensor
+
+from probe.cgroups import processor_limits
+from probe.errors import DeviceError, ProbeError, summarize
+from probe.models.preprocess import Preprocess
+
+WAITING_BYTES = 1 << 30  # of images that worker processes have read ahead
+
+
+class LabelledImages(Protocol):
+    """What extraction reads: torchvision's datasets without a transform are one.
+
+    One with an attribute `is_thread_safe` that is true is read by several threads at a time.
+    """
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, i: int, /) -> tuple[Image.Image, int | np.ndarray]:
+        """An image and its label, or its row of labels."""
+
+
+def name_of(dataset: LabelledImages) -> str:
+    """What messages call a dataset."""
+    name: str = getattr(dataset, "name", type(dataset).__name__)
+    return name
+
+
+@dataclass(frozen=True)
+class Read:
+    """A piece as it was read: pixels uint8 (m, 3, r, r), labels, places; errors where images cannot be read."""
+
+    pixels: Tensor
+    labels: list[int | np.ndarray]
+    positions: list[int]
+    errors: list[tuple[int, ProbeError]]
+
+    def pin_memory(self) -> Read:
+        """The same in memory that a GPU copies from by itself; `DataLoader` asks for it."""
+        return Read(self.pixels.pin_memory(), self.labels, self.positions, self.errors)
+
+
+class Reader(torch.utils.data.Dataset[Read]):
+    """The images of a dataset, read and preprocessed, a piece at a time."""
+
+    def __init__(self, dataset: LabelledImages, preprocess: Preprocess) -> None:
+        self.dataset, self.preprocess = dataset, preprocess
+
+    def __getitem__(self, positions: range) -> Read:
+        side = self.preprocess.resolution
+        pixels = np.empty((len(positions), side, side, 3), np.uint8)  # channels last, as Pillow has them
+        labels: list[int | np.ndarray] = []
+        good: list[int] = []
+        errors: list[tuple[int, ProbeError]] = []
+        for i in positions:
+            try:
+                image, label = self.dataset[i]
+                pixels[len(good)] = self.preprocess.to_pixels(image).transpose(1, 2, 0)
+            except ProbeError as err:  # handed over, as DataLoader would bury it in the worker's traceback
+                errors.append((i, err))
+            else:
+                good.append(i)
+                labels.append(label)
+        return Read(torch.from_numpy(pixels[: len(good)]).permute(0, 3, 1, 2), labels, good, errors)
+
+
+def default_workers(device: str) -> int:
+    """Processes that read images where none are asked for.
+
+    As many as there are processors beside a GPU, up to 16. None on the CPU, where the model takes all processors: there
+    they read between batches, see `results/speed/reading.md`.
+    """
+    return min(16, processors()) if device.startswith("cuda") else 0
+
+
+def processors() -> int:
+    """Return the number of processors that this process may use. A quota of a container or a job is rounded up."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min([n, *processor_limits()])))
+
+
+def read_pieces(
+    reader: Reader, positions: Iterable[range], device: torch.device, workers: int | None, size: int
+) -> Generator[Read]:
+    """The pieces in their order; with workers, one or two for each wait in memory."""
+    workers = default_workers(device.type) if workers is None else workers
+    workers = min(workers, processors())  # more are slower; DataLoader warns of it
+    if workers == 0:
+        yield from _read_here(reader, positions)
+        return
+    room = WAITING_BYTES // (3 * size * reader.preprocess.resolution**2)  # pieces
+    loader = torch.utils.data.DataLoader(
+        reader,
+        sampler=positions,
+        batch_size=None,  # an item is a piece
+        num_workers=max(1, min(workers, room)),
+        prefetch_factor=2 if 2 * workers <= room else 1,
+        pin_memory=device.type == "cuda",
+    )
+    try:
+        yield from loader
+    except RuntimeError as err:  # a worker was killed: for want of memory, or of space in /dev/shm
+        if "DataLoader worker" not in str(err):
+            raise
+        raise DeviceError(f"a process that reads images ended ({summarize(err)}); use --workers 0, or fewer") from err
+
+
+def _read_here(reader: Reader, positions: Iterable[range]) -> Generator[Read]:
+    """Each piece by a thread for each processor, while no model runs: Pillow works without Python's lock.
+
+    Reading beside a model on the same processors is slower, since all its threads wait for the one that is held up.
+    Where torch has fewer threads than there are processors, others compute beside this process; a hyperthread counts.
+    """
+    most = min(processors(), 2 * torch.get_num_threads())
+    threads = most if getattr(reader.dataset, "is_thread_safe", False) else 1
+    with ThreadPoolExecutor(threads, "probe-read") as pool:
+        for piece in positions:
+            step = -(-len(piece) // threads)
+            parts = list(pool.map(reader.__getitem__, [piece[i : i + step] for i in range(0, len(piece), step)]))
+            yield Read(
+                torch.cat([part.pixels for part in parts]),
+                [label for part in parts for label in part.labels],
+                [position for part in parts for position in part.positions],
+                [error for part in parts for error in part.errors],
+            )

@@ -1,0 +1,199 @@
+"""The feature store: features under the key of everything that changes their bytes, memory-mapped when they are read.
+
+    <root>/<dataset>/<model>.<mode>.<precision>.<part>.<digest>/            a whole entry, there in one step
+        entry.json                                                          what it is of, its key, its digests
+        projected.npy  pre_projection.npy  labels.npy
+    <root>/<dataset>/<model>.<mode>.<precision>.<part>.<digest>.pieces/     one that is being made
+        about.json  making.json  000000.npz  000001.npz ...
+
+A piece is written under another name and renamed, so that whatever is killed leaves whole pieces; a lock for each lets
+processes share the work, and falls with the process that holds it. The pieces become an entry when the last is there.
+What is read is compared with its digests: a damaged piece or entry is named, removed and made again, never used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probe.atomic import lock
+from probe.errors import CacheError, summarize
+from probe.features.encode import PRE_PROJECTION, PROJECTED, Features, num_pieces
+from probe.fetch import file_sha256
+from probe.specs import digest, slug
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # of the layout of entries
+SIDECAR, ABOUT, MAKING, PIECES, REMOVED = "entry.json", "about.json", "making.json", ".pieces", ".tmp"
+FITS = "fits"  # folder in which `probes.kept` has the finished fits of sweeps that were interrupted
+LABELS = "labels"
+ARRAYS = (PROJECTED, PRE_PROJECTION, LABELS)
+LOCK = ".lock"
+# What reading a file raises that is not as it was written; a disk that cannot be read at the moment is no damage.
+DAMAGE = (
+    *(FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError),
+    *(EOFError, IndexError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The features of a part of a dataset under a model, by what they are called and by what they depend on.
+
+    Args:
+        dataset: its name; `part`, `model`, `mode` and `precision` likewise. They make the names of folders, for people.
+        key: everything that changes the bytes, as JSON has it.
+        num_images: how many images there are to encode.
+        batch_size: images encoded at a time.
+    """
+
+    dataset: str
+    part: str
+    model: str
+    mode: str
+    precision: str
+    key: Mapping[str, Any]
+    num_images: int
+    batch_size: int
+
+    def __str__(self) -> str:
+        """The cell in a few words, for messages."""
+        return f"{self.dataset}/{self.part} / {self.model} / {self.mode}"
+
+    @property
+    def label(self) -> dict[str, str]:
+        """What it is called."""
+        return {name: getattr(self, name) for name in ("dataset", "part", "model", "mode", "precision")}
+
+    @property
+    def num_pieces(self) -> int:
+        """How many pieces its images make."""
+        return num_pieces(self.num_images, self.batch_size)
+
+    def folder(self, root: Path) -> Path:
+        """Where its entry is."""
+        model = slug(self.model, is_path="/" in self.model and ":" not in self.model)
+        name = f"{model}.{self.mode}.{self.precision}.{slug(self.part)}.{digest(self.key)[:16]}"
+        return root / slug(self.dataset, is_path=":" in self.dataset) / name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Features that were read from the store, memory-mapped, and what was written with them.
+
+    Args:
+        features: of all images of the cell that could be read.
+        encoder: what `RunRecord.encoder` says.
+        extraction: what `Meter.describe` says of how they were made.
+        path: the folder.
+    """
+
+    features: Features
+    encoder: Mapping[str, Any]
+    extraction: Mapping[str, Any]
+    path: Path
+
+
+def find(root: Path, cell: Cell) -> Entry | None:
+    """The features of a cell, if they are there and whole; damaged ones are named in a warning and removed.
+
+    Raises:
+        CacheError: they cannot be read, or be removed.
+    """
+    folder = cell.folder(root)
+    if not folder.is_dir():
+        return None
+    found = None
+    try:
+        with suppress(*DAMAGE):
+            found = _read(folder)
+        if found is None:  # its arrays are closed by now: Windows does not remove an open file
+            with lock(root / LOCK):  # another process may have made it again
+                reason = damage(folder)
+                if reason and folder.exists():
+                    logger.warning("the features in %s are damaged (%s); they are made again", folder, reason)
+                    shutil.rmtree(folder)
+            return None if reason else find(root, cell)
+    except OSError as err:
+        if isinstance(err, CacheError):
+            raise
+        raise CacheError(
+            f"cannot read {err.filename or folder} ({err.strerror or err}); free it, or name another folder with "
+            "--cache-dir"
+        ) from err
+    with suppress(OSError):  # of a folder that others own; and it is there for `collect` alone
+        os.utime(folder / SIDECAR)
+    return found
+
+
+def remove(root: Path, folder: Path) -> None:
+    """Remove an entry. No process may have its arrays open: Windows does not remove an open file.
+
+    Raises:
+        CacheError: it cannot be removed.
+    """
+    try:
+        with lock(root / LOCK):
+            shutil.rmtree(folder)
+    except FileNotFoundError:
+        return  # by another process
+    except OSError as err:
+        raise CacheError(f"cannot remove {err.filename or folder} ({err.strerror or err}); free it") from err
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with an entry; empty where nothing is."""
+    try:
+        _read(folder)
+    except FileNotFoundError as err:
+        return f"there is no {Path(err.filename or folder).name}"
+    except DAMAGE as err:
+        return why(err)
+    return ""
+
+
+def why(err: Exception) -> str:
+    """What an exception says, in one line."""
+    return summarize(err)
+
+
+def _read(folder: Path) -> Entry:
+    about = read_sidecar(folder)
+    arrays = {}
+    for name in ARRAYS:
+        path, listed = folder / f"{name}.npy", about["arrays"][name]
+        if file_sha256(path) != listed["sha256"]:
+            raise ValueError(f"{path.name} has other bytes than were written")
+        arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+    skipped = tuple((int(position), str(message)) for position, message in about["skipped"])
+    features = Features(arrays[PROJECTED], np.array(arrays[LABELS]), arrays[PRE_PROJECTION], skipped)
+    return Entry(features, about["encoder"], about["extraction"], folder)
+
+
+def read_sidecar(folder: Path) -> dict[str, Any]:
+    """What the sidecar of an entry says.
+
+    Raises:
+        One of `DAMAGE`: it is not as it was written.
+    """
+    about = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+    if not isinstance(about, dict):
+        raise TypeError(f"{SIDECAR} holds no object")
+    written = about.pop("sha256")
+    if digest(about) != written:
+        raise ValueError(f"{SIDECAR} says something else than was written")
+    if about["version"] != VERSION:
+        raise ValueError(f"{SIDECAR} has the version {about['version']}, not {VERSION}")
+    return about

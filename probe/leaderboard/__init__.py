@@ -1,0 +1,1 @@
+"""Tables, ranks, plots and the page of results, all made from records."""

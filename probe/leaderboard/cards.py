@@ -1,0 +1,90 @@
+"""Records -> the `model-index` of a model card, by which the Hugging Face hub shows results on a model's page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from probe.errors import ResultsError, listed, printable
+from probe.leaderboard.tables import status
+from probe.records.record import RunRecord, dataset_slug
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+TITLES = {
+    "accuracy": "Accuracy",
+    "top5": "Top-5 accuracy",
+    "mean_top1_top5": "Mean of top-1 and top-5 accuracy",
+    "mean_per_class": "Mean per-class recall",
+    "roc_auc": "ROC AUC",
+    "voc2007_11pt_map": "11-point mAP",
+}
+
+
+def model_index(records: Sequence[RunRecord]) -> str:
+    """The block of YAML that goes at the top of a card, between its lines of dashes; scores are fractions.
+
+    Args:
+        records: records of one model with the same weights, all with scores.
+
+    Raises:
+        ResultsError: there are no records, the models or weights differ, or a run failed.
+    """
+    from huggingface_hub import ModelCardData
+
+    models = sorted({record.model for record in records})
+    if len(models) != 1:
+        raise ResultsError(
+            f"a card describes one model, these records have {listed(models) or 'none'}; select one model"
+        )
+    for record in records:
+        if record.result is None:
+            raise ResultsError(f"{record.dataset} / {record.protocol} failed and has no score; leave it out")
+    _check_weights(records)
+    card = ModelCardData(model_name=printable(models[0]), eval_results=[_result(record) for record in records])
+    return f"{card.to_yaml()}\n"
+
+
+def _check_weights(records: Sequence[RunRecord]) -> None:
+    """Raise an error if a checkpoint changed between the runs: its card would mix the scores of two models."""
+    runs: dict[str, str] = {}  # digest of weights -> a run with these weights; early versions recorded no digest
+    for record in records:
+        weights = record.encoder.get("weights_sha256")
+        if weights:
+            runs.setdefault(weights, f"{record.dataset} / {record.protocol} has {weights[:12]}")
+    if len(runs) > 1:
+        raise ResultsError(
+            f"the records of {records[0].model} have {len(runs)} different weights ({listed(runs.values())}); run "
+            "all of them with the same checkpoint"
+        )
+
+
+def _result(record: RunRecord) -> EvalResult:
+    from huggingface_hub import EvalResult
+
+    result, dataset = record.result or {}, record.spec["dataset"]
+    source = record.read.get("source") or {}
+    around = result.get("interval") or {}
+    how = {
+        "protocol": printable(record.protocol),
+        "feature_point": record.spec["protocol"]["feature_point"],
+        "solver": record.solver,
+        "mode": record.mode,
+        "precision": record.precision,
+        "C": result.get("C"),
+        "status": status(record),
+        "interval_95": [around["low"], around["high"]] if around else None,
+    }
+    return EvalResult(
+        task_type="image-classification",
+        task_name="Linear probe of image features",
+        # The hub knows data sets by its own names.
+        dataset_type=source["location"] if source.get("form") == "huggingface" else dataset_slug(record),
+        dataset_name=printable(dataset.get("title") or record.dataset),
+        dataset_split="test",
+        metric_type=dataset["metric"],
+        metric_name=f"{TITLES.get(dataset['metric'], dataset['metric'])} ({printable(record.protocol)})",
+        metric_value=result["score"],
+        metric_args={name: value for name, value in how.items() if value is not None},
+    )

@@ -1,0 +1,79 @@
+"""Every file that is made from records: tables a model and mode, leaderboard and page, JIT against eager.
+
+Records are the truth; all of these can be made again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from probe.leaderboard import modes, page, tables
+from probe.leaderboard import sections as board
+from probe.leaderboard.exports import to_csv
+from probe.records.record import RunRecord, encode, read_records, write_text
+
+TABLES = "tables"
+PAGE = "leaderboard.html"
+
+
+def write_derived(results_dir: str | Path = "results") -> list[Path]:
+    """Make all of them again from the records under `results_dir`; the paths.
+
+    Raises:
+        ResultsError: the folder cannot be written to.
+    """
+    folder = Path(results_dir)
+    records = read_records(folder)
+    if not records and not (folder / PAGE).is_file():  # a run that was interrupted before its first cell
+        return []
+    files = render(records)
+    for name, text in files.items():
+        write_text(folder / name, text)
+    return [folder / name for name in files]
+
+
+@dataclass(frozen=True)
+class Stale:
+    """Files that are missing or differ from the records, and tables that belong to no record."""
+
+    differing: list[Path]
+    orphans: list[Path]
+
+
+def find_stale(results_dir: str | Path = "results") -> Stale:
+    """What under `results_dir` is not as `write_derived` would leave it."""
+    folder = Path(results_dir)
+    files = render(read_records(folder))
+    return Stale(
+        [folder / name for name, text in files.items() if not _holds(folder / name, text)], _orphans(folder, files)
+    )
+
+
+def render(records: Sequence[RunRecord]) -> dict[str, str]:
+    """All of them for sorted records: path below the results folder -> text."""
+    sections = board.make_sections(records)
+    return {
+        **{f"{TABLES}/{name}": text for name, text in tables.render(records).items()},
+        "leaderboard.csv": to_csv(*board.table(sections)),
+        "leaderboard.md": board.to_markdown(sections),
+        PAGE: page.render(records, sections),
+        "jit_against_eager.csv": to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
+        "jit_against_eager.md": f"# JIT against eager\n\n{modes.to_markdown(records)}",
+    }
+
+
+def _orphans(folder: Path, files: Mapping[str, str]) -> list[Path]:
+    """Tables of records that are gone: files named as tables are, `MODEL.MODE.csv` or `.md`."""
+    named = [
+        path
+        for mode in ("eager", "jit", "compiled")
+        for suffix in ("csv", "md")
+        for path in (folder / TABLES).glob(f"*.{mode}.{suffix}")
+    ]
+    return sorted(path for path in named if f"{TABLES}/{path.name}" not in files)
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == encode(text)

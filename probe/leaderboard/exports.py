@@ -1,0 +1,116 @@
+"""The leaderboard in the forms that other programs read: CSV, JSON, LaTeX, Parquet, and Markdown for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from probe.errors import printable
+from probe.leaderboard import sections as board
+from probe.leaderboard.sections import Section
+from probe.leaderboard.tables import csv_value
+from probe.records.record import RunRecord, encode, record_path
+
+_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
+_SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}"}
+_SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
+
+
+def to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Numbers unrounded, texts as `tables.csv_value` returns them, missing values empty."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([map(csv_value, row) for row in (header, *rows)])
+    return file.getvalue()
+
+
+def to_json(sections: Sequence[Section]) -> str:
+    """Section by section, model by model; each cell names its record, by its file below the results folder."""
+    return json.dumps({"sections": [_section(section) for section in sections]}, indent=2, sort_keys=True) + "\n"
+
+
+def to_latex(sections: Sequence[Section]) -> str:
+    """A `tabular` for each section, in percent; needs the package booktabs, and is put into a table by hand."""
+    titles = board.titles(sections)
+    return "\n".join(_latex(title, section) for title, section in zip(titles, sections, strict=True))
+
+
+def to_parquet(sections: Sequence[Section]) -> bytes:
+    """The columns of the CSV with their types. Bytes that are not UTF-8 are escaped in names."""
+    import pyarrow
+    from pyarrow import parquet
+
+    header, rows = board.table(sections)
+    columns = [pyarrow.array(map(_utf8, column), from_pandas=True) for column in zip(*rows, strict=True)]
+    if not rows:
+        columns = [pyarrow.array([], pyarrow.string()) for _ in header]
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table(dict(zip(header, columns, strict=True))), file)
+    return file.getvalue()
+
+
+FORMATS: dict[str, Callable[[Sequence[Section]], str | bytes]] = {
+    "md": board.to_markdown,
+    "csv": lambda sections: to_csv(*board.table(sections)),
+    "json": to_json,
+    "latex": to_latex,
+    "parquet": to_parquet,
+}
+
+
+def _utf8(value: object) -> object:
+    return encode(value).decode() if isinstance(value, str) else value
+
+
+def _section(section: Section) -> dict[str, Any]:
+    names = ("protocol", "feature_point", "solver", "mode", "precision", "rules", "datasets", "common")
+    lines = [
+        {
+            "model": line.model,
+            "rank": line.rank,
+            "mean": line.mean,
+            "half_width": line.half_width,
+            "cells": {name: _cell(section, record) for name, record in line.cells.items()},
+        }
+        for line in section.lines
+    ]
+    return {**{name: getattr(section, name) for name in names}, "models": lines}
+
+
+def _cell(section: Section, record: RunRecord) -> dict[str, Any]:
+    result = record.result or {}
+    around = result.get("interval") or {}
+    return {
+        "score": result.get("score"),
+        "low": around.get("low"),
+        "high": around.get("high"),
+        "C": result.get("C"),
+        "metric": record.spec["dataset"]["metric"],
+        "status": section.status(record),
+        "record": record_path(record, Path()).as_posix(),
+    }
+
+
+def _latex(title: str, section: Section) -> str:
+    header, rows = board.to_text(section)
+    lines = [title, "± is half the width of the 95 % interval", *board.notes(section)]
+    comments = [f"% {_one_line(line.removeprefix(chr(92)))}" for line in lines]
+    body = [_latex_row(row[1:]) for row in rows]  # without ranks, which a paper has to explain
+    table = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 2)}}}", "\\toprule", _latex_row(header[1:]), "\\midrule"]
+    return "\n".join([*comments, *table, *body, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    escaped = ["".join(_SPECIAL.get(character, character) for character in _one_line(cell)) for cell in cells]
+    escaped = [re.sub("-(?=-)", "-{}", cell).replace(" ±", "\\,$\\pm$\\,") for cell in escaped]  # `--` is a dash
+    if escaped[0].startswith(("[", "*")):  # LaTeX would take it as the argument of the \\ before it
+        escaped[0] = f"{{}}{escaped[0]}"
+    return " & ".join(escaped) + " \\\\"
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))

@@ -1,0 +1,90 @@
+"""Scores that others printed, to stand beside ours: Radford et al. 2021 (arXiv 2103.00020), tables 10 and 11.
+
+Cells are percentages with one decimal, as printed. Those of table 10 agree with one full transcription; of ViT-B/32 13,
+of ViT-L/14 6 and of ViT-L/14@336px 15 cells are also confirmed by a second source, of the other models none.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from probe.leaderboard.tables import footnotes, interval_text, markdown_table, percent
+from probe.names import unknown_name
+from probe.records.record import RunRecord
+
+TABLES = {"linear-probe": "clip_paper_table10.csv", "zero-shot": "clip_paper_table11.csv"}
+PROTOCOLS = {"clip-paper": "linear-probe"}  # of ours -> the table that it is to be compared with
+SECOND_SOURCE = ("ViT-B/32", "ViT-L/14", "ViT-L/14@336px")  # models of which some cells have one
+ROUNDING = 0.0005  # of a printed score
+
+
+@cache
+def published_scores(table: str) -> dict[tuple[str, str], float]:
+    """The scores of a table of the paper, in [0, 1], by model and dataset.
+
+    Args:
+        table: `linear-probe` (table 10) or `zero-shot` (table 11).
+
+    Raises:
+        UnknownNameError: another name.
+    """
+    if table not in TABLES:
+        raise unknown_name("published table", table, TABLES)
+    with (Path(__file__).parent / TABLES[table]).open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        (row["model"], dataset): float(cell) / 100
+        for row in rows
+        for dataset, cell in row.items()
+        if dataset != "model" and cell
+    }
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A record, the score that was published of its cell, in [0, 1], and whether it is outside of our interval."""
+
+    record: RunRecord
+    theirs: float
+    is_outside: bool
+
+
+def compare(records: Iterable[RunRecord], protocol: str = "clip-paper") -> list[Compared]:
+    """Those of some records that are of a protocol, dataset and model of the paper, with what it printed."""
+    scores = published_scores(PROTOCOLS[protocol])
+    found = []
+    for record in records:
+        theirs = scores.get((record.model, record.dataset))
+        if record.protocol == protocol and record.result is not None and theirs is not None:
+            around = record.result.get("interval")
+            is_outside = around is not None and not around["low"] - ROUNDING <= theirs <= around["high"] + ROUNDING
+            found.append(Compared(record, theirs, is_outside))
+    return found
+
+
+def compare_markdown(records: Iterable[RunRecord], protocol: str) -> str:
+    """Our scores under a protocol beside the published ones, in percent; empty where there is none of both.
+
+    A difference is ours less theirs; `!` marks one that our 95 % interval does not explain.
+    """
+    rows, compared = [], []
+    for found in compare(records, protocol):
+        record, result = found.record, found.record.result or {}
+        difference = f"{100 * (result['score'] - found.theirs):+.2f}{' !' if found.is_outside else ''}"
+        named = (record.dataset, record.model, record.mode, record.solver)
+        rows.append((*named, percent(record), interval_text(result), f"{100 * found.theirs:.1f}", difference))
+        compared.append(record)
+    if not rows:
+        return ""
+    header = ("dataset", "model", "mode", "solver", "score, %", "95 % interval", "published, %", "difference")
+    notes = footnotes(compared)
+    if any(row[-1].endswith("!") for row in rows):
+        notes.append("! the published score is outside of the interval")
+    alone = sorted({record.model for record in compared} - set(SECOND_SOURCE))
+    if alone:
+        notes.append(f"of one source: the published scores of {', '.join(alone)}")
+    return markdown_table(header, rows) + "".join(f"\n{note}\n" for note in notes)

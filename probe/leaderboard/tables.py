@@ -1,0 +1,218 @@
+"""Records -> tables: one CSV and one Markdown file a model and JIT mode. Needs neither torch nor scikit-learn."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from probe.errors import brief, printable
+from probe.records.record import FAILED, RunRecord, model_slug
+
+COLUMNS = (
+    *(
+        "dataset",
+        "protocol",
+        "feature_point",
+        "precision",
+        "solver",
+        "metric",
+        "score",
+        "low",
+        "high",
+        "interval",
+        "status",
+        "C",
+        "n_iter",
+        "gradient_ratio",
+        "excess",
+    ),
+    *("num_train", "num_test", "weights_sha256"),
+)
+
+FINAL_NOTE = "* the final fit did not converge"
+CHOICE_NOTE = "~ C was chosen among fits of which some did not converge"
+
+
+def render(records: Sequence[RunRecord]) -> dict[str, str]:
+    """The tables of each model and mode, of sorted records: file name -> text."""
+    tables = {}
+    for name, group in groupby(records, key=lambda r: f"{model_slug(r)}.{r.mode}"):
+        rows = list(group)
+        tables[f"{name}.csv"] = to_csv(rows)
+        tables[f"{name}.md"] = _page(rows)
+    return tables
+
+
+def to_csv(records: Iterable[RunRecord]) -> str:
+    """One line per record, with the columns `COLUMNS`. Scores are unrounded fractions; missing values are empty.
+
+    Texts are written as `csv_value` returns them.
+    """
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: csv_value(value) for name, value in row(record).items()} for record in records)
+    return file.getvalue()
+
+
+def csv_value(value: object) -> object:
+    """Return a value for CSV: printable text, with a `'` before text that a spreadsheet would compute as a formula."""
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(("=", "+", "-", "@")) else printable(value)
+
+
+def row(record: RunRecord) -> dict[str, object]:
+    """The values of a record under `COLUMNS`."""
+    result = record.result or {}
+    around = result.get("interval") or {}  # earlier schemas have none
+    values = {
+        "low": around.get("low", ""),
+        "high": around.get("high", ""),
+        "interval": around.get("method", ""),
+        "dataset": record.dataset,
+        "protocol": record.protocol,
+        "feature_point": record.spec["protocol"]["feature_point"],
+        "precision": record.precision,
+        "solver": record.solver,
+        "metric": record.spec["dataset"]["metric"],
+        "status": status(record),
+        "weights_sha256": record.encoder.get("weights_sha256", ""),
+    }
+    return {name: values.get(name, result.get(name, "")) for name in COLUMNS}
+
+
+def status(record: RunRecord) -> str:
+    """Return `ok`, `failed`, or `not converged`, `sweep not converged` and `partial`, joined by commas."""
+    if record.status == FAILED:
+        return "failed"
+    states = {
+        "not converged": not has_converged(record),
+        "sweep not converged": not has_converged_choice(record),
+        "partial": record.is_partial,
+    }
+    return ", ".join(word for word, is_so in states.items() if is_so) or "ok"
+
+
+def has_converged(record: RunRecord) -> bool:
+    """Whether the final fit did; True where there is none."""
+    return record.result is None or bool(record.result["converged"])
+
+
+def has_converged_choice(record: RunRecord) -> bool:
+    """Return True if all fits among which C was chosen converged, or if the record does not say."""
+    return record.result is None or bool(record.result.get("choice_converged", True))
+
+
+def footnotes(records: Sequence[RunRecord]) -> list[str]:
+    """What the marks behind scores mean, for those that there are."""
+    notes = []
+    if not all(map(has_converged, records)):
+        notes.append(f"{FINAL_NOTE}; its record says how near it came")
+    if not all(map(has_converged_choice, records)):
+        notes.append(CHOICE_NOTE)
+    if any(record.is_partial for record in records):
+        notes.append("+ images are missing or could not be read; the record says how many, or which")
+    return notes
+
+
+def to_markdown(records: Iterable[RunRecord]) -> str:
+    """A table to read: scores in percent, a failed cell says so; `footnotes` explains what stands behind scores.
+
+    Of several models it has their ranks, see `ranking`.
+    """
+    records = list(records)
+    header: tuple[str, ...] = ("dataset", "model", "mode", "protocol", "score, %", "95 % interval", "C", "solver")
+    header = (*header, "iterations", "test images")
+    rows = [_cells(record) for record in records]
+    if len({record.model for record in records}) > 1:
+        from probe.leaderboard.ranking import ranks  # NumPy, which tables of one model do without
+
+        found = ranks(records)
+        header = (*header, "rank")
+        rows = [(*cells, found.get(record.key, "")) for cells, record in zip(rows, records, strict=True)]
+    return markdown_table(header, rows)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up."""
+    header, *rows = ([_escape_pipes(markdown_text(cell)) for cell in row] for row in (header, *rows))
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |\n" for line in lines)
+
+
+def markdown_text(text: str) -> str:
+    r"""Return a name or message for a Markdown page: one line, printable, and without HTML.
+
+    >>> markdown_text("two\nlines of <b>")
+    'two lines of &lt;b>'
+    """
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", printable(" ".join(text.split())))
+
+
+def _escape_pipes(cell: str) -> str:
+    return re.sub(r"(\\*)\|", lambda found: f"{2 * found[1]}\\|", cell)
+
+
+def _cells(record: RunRecord) -> tuple[str, ...]:
+    names = (record.dataset, record.model, record.mode, record.protocol)
+    if record.result is None:
+        return (*names, "failed", "", "", record.solver, "", "")
+    result: Mapping[str, float] = record.result
+    strength = "differs" if result["C"] is None else f"{result['C']:.4g}"
+    numbers = (strength, record.solver, str(result["n_iter"]), str(result["num_test"]))
+    return (*names, percent(record), interval_text(record.result), *numbers)
+
+
+def interval_text(result: Mapping[str, Any]) -> str:
+    """The interval of a result in percent; empty where an earlier schema has none."""
+    around = result.get("interval")
+    return f"{100 * around['low']:.2f} to {100 * around['high']:.2f}" if around else ""
+
+
+def half_width(result: Mapping[str, Any]) -> float | None:
+    """Half the width of a result's interval, a fraction; None where an earlier schema has none."""
+    around = result.get("interval")
+    return (around["high"] - around["low"]) / 2 if around else None
+
+
+def percent(record: RunRecord, *, with_interval: bool = False) -> str:
+    """A score in percent with the marks that `footnotes` explains, or that the cell failed.
+
+    `with_interval` puts half the width of its interval behind a ±.
+    """
+    if record.result is None:
+        return "failed"
+    half = half_width(record.result) if with_interval else None
+    around = "" if half is None else f" ±{100 * half:.2f}"
+    return f"{100 * record.result['score']:.2f}{around}{marks(record)}"
+
+
+def marks(record: RunRecord) -> str:
+    """What stands behind a score, see `footnotes`."""
+    result = record.result or {}
+    of_fits = (
+        fit_marks(converged=has_converged(record), choice_converged=has_converged_choice(record)) if result else ""
+    )
+    return of_fits + (" +" if record.is_partial else "")
+
+
+def fit_marks(*, converged: bool, choice_converged: bool) -> str:
+    """Return the marks after the score of a probe, see `FINAL_NOTE` and `CHOICE_NOTE`."""
+    return ("" if converged else " *") + ("" if choice_converged else " ~")
+
+
+def _page(records: Sequence[RunRecord]) -> str:
+    first = records[0]
+    lines = [f"# {markdown_text(first.model)}, {first.mode}\n", to_markdown(records)]
+    lines += [f"\\{note}\n" for note in footnotes(records)]
+    for record in records:
+        if record.error is not None:
+            failure = f"{record.dataset}, {record.protocol} failed: {brief(record.error['message'])}"
+            lines.append(f"{markdown_text(failure)}\n")
+    return "\n".join(lines)

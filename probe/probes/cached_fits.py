@@ -1,0 +1,90 @@
+"""Finished fits on disk, for a sweep that is interrupted: one file each, under the digest of all that makes it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import uuid
+import zipfile
+import zlib
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probe.atomic import make_folder, share
+from probe.probes.fits import Fit
+from probe.specs import digest
+
+logger = logging.getLogger(__name__)
+
+# What reading a file raises that is not as it was written.
+DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+ARRAYS = ("coef", "intercept", "classes")
+
+
+@cache
+def code_digest() -> str:
+    """Of the modules that fit: another version of the suite makes its own fits."""
+    return digest([path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.rglob("*.py"))])
+
+
+@dataclass
+class KeptFits:
+    """The fits that go into one result.
+
+    Args:
+        folder: where they lie, together with those of others; None keeps nothing.
+    """
+
+    folder: Path | None
+    used: set[Path] = field(default_factory=set)
+
+    def _path(self, name: Any) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{digest([code_digest(), name])}.npz"
+
+    def find(self, name: Any) -> Fit | None:
+        """The fit under a name, all that it depends on, as JSON has it; None where there is none that is whole."""
+        if self.folder is None:
+            return None
+        path = self._path(name)
+        self.used.add(path)
+        if not path.is_file():
+            return None
+        try:
+            # Opened here, as NumPy leaves a damaged one open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                values = {item.name: found[item.name] for item in fields(Fit)}
+        except DAMAGE as err:
+            logger.info("%s is damaged (%s) and is fitted again", path, err)
+            return None
+        return Fit(**{name: value if name in ARRAYS else value.item() for name, value in values.items()})
+
+    def keep(self, name: Any, fit: Fit) -> None:
+        """Write a fit in one step. A folder that cannot be written to costs no more than the fits of a killed run."""
+        if self.folder is None:
+            return
+        path = self._path(name)
+        self.used.add(path)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        arrays = {item.name: np.asarray(getattr(fit, item.name)) for item in fields(Fit)}
+        try:
+            make_folder(self.folder)
+            with temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            share(temporary)
+            temporary.replace(path)
+        except OSError as err:
+            logger.warning("fits are not kept in %s (%s)", self.folder, err.strerror or err)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove them, now that the result is written."""
+        for path in self.used:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)

@@ -1,0 +1,128 @@
+"""What a probe scored: with its interval, its convergence, and what became of each test image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from probe.probes.fits import Convergence, worst
+from probe.stats.intervals import Interval, interval, seeds_interval
+from probe.stats.outcomes import Outcomes
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One value of C that was tried: its score on the validation images, and how its fit ended; see `Convergence`."""
+
+    C: float
+    score: float
+    n_iter: int
+    converged: bool
+    gradient_ratio: float = math.nan
+    objective: float = math.nan
+    suboptimality: float = math.nan
+
+
+@dataclass(frozen=True)
+class ProbeResult(Convergence):
+    """What a probe scored, and how its final fit ended.
+
+    `score` is a fraction on the test split, and `interval` a 95 % one: around the score of one training set for the
+    choice of test images, around the mean over few-shot draws for the choice of training images.
+    `sweep` is ascending in C; it is empty where nothing was searched, and of several folds or draws.
+    `choice_converged` is True if every fit of the sweep converged, or if there was no sweep.
+    `label_values` are the original labels, ascending, if labels with gaps were renumbered from 0; otherwise, and if
+    folds have different labels, it is empty.
+    `predictions` are int64 (num_test,), the labels as given, or (num_test, k) of 0 and 1 if an image can show several
+    of k classes.
+    `outcomes` are what became of each test image, one for each fold or draw; `same_images` says that these are of the
+    same images. `seed`, `indices` and `held_out` are of a few-shot draw: positions in the training split, as text, of
+    the images that it fitted on and of those that it chose C on.
+    Of several folds or draws, whose results are `folds` and `draws`, see `mean_result`.
+    """
+
+    metric: str
+    score: float
+    C: float | None
+    num_train: int
+    num_test: int
+    solver: str
+    interval: Interval
+    label_values: tuple[int, ...] = ()
+    sweep: tuple[SweepPoint, ...] = ()
+    choice_converged: bool = True
+    predictions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
+    outcomes: tuple[Outcomes, ...] = field(default=(), repr=False, compare=False)
+    same_images: bool = True
+    seed: int | None = None
+    indices: str | None = field(default=None, repr=False)
+    held_out: str | None = field(default=None, repr=False)
+    draws: tuple[ProbeResult, ...] = ()
+    folds: tuple[ProbeResult, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it: without the predictions, the outcomes packed."""
+        fields = _without_arrays(asdict(replace(self, **_strip(self))))
+        return {**fields, "outcomes": [outcomes.pack() for outcomes in self.outcomes]}
+
+
+def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_images: bool = True) -> ProbeResult:
+    """The result over folds or draws: the mean of their scores and objectives, the worst of their convergence.
+
+    `C` is theirs if it is the same for all, else None; `num_train` and `num_test` are those of the first,
+    `predictions` those of all one after the other. The outcomes are those of all; of few-shot draws within folds with
+    different test images those of the first draw of each.
+
+    Args:
+        results: of each.
+        of: `folds` or `draws`.
+        same_images: whether all have the same test images.
+    """
+    first = results[0]
+    if len(results) == 1:
+        return first
+    scores = [result.score for result in results]
+    outcomes = [kept for result in results for kept in (result.outcomes if same_images else result.outcomes[:1])]
+    if of == "draws":
+        around = seeds_interval(scores)
+    elif first.draws:  # the mean over folds of each draw
+        around = seeds_interval(np.mean([[drawn.score for drawn in result.draws] for result in results], axis=0))
+    else:
+        around = interval(outcomes, same_images=same_images)
+    return replace(
+        first,
+        score=float(np.mean(scores)),
+        C=first.C if len({result.C for result in results}) == 1 else None,
+        **worst(results),
+        interval=around,
+        label_values=first.label_values if len({result.label_values for result in results}) == 1 else (),
+        sweep=(),
+        choice_converged=all(result.choice_converged for result in results),
+        predictions=np.concatenate([result.predictions for result in results]),
+        outcomes=tuple(outcomes),
+        same_images=same_images,
+        seed=None,
+        indices=None,
+        held_out=None,
+        draws=tuple(results) if of == "draws" else (),
+        folds=tuple(results) if of == "folds" else (),
+    )
+
+
+def _strip(result: ProbeResult) -> dict[str, Any]:
+    """The fields of a result that hold arrays, emptied, for `asdict` copies what it meets."""
+    return {
+        "predictions": np.empty(0, np.int64),
+        "outcomes": (),
+        "draws": tuple(replace(part, **_strip(part)) for part in result.draws),
+        "folds": tuple(replace(part, **_strip(part)) for part in result.folds),
+    }
+
+
+def _without_arrays(fields: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in fields.items() if name not in ("predictions", "outcomes")}
+    return {**kept, **{name: [_without_arrays(part) for part in fields[name]] for name in ("draws", "folds")}}

@@ -1,0 +1,1 @@
+"""Records of runs: reading, writing, checking and comparing them."""

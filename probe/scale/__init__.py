@@ -1,0 +1,1 @@
+"""Grids on many machines with Ray, and what a grid costs."""

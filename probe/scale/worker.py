@@ -1,0 +1,295 @@
+"""What runs in the process of a worker of `ray_grid`: it makes shards of features, and fits, one after the other.
+
+Its feature store is that of the driver where both see one folder; else it is given the pieces that the driver has, and
+gives back those that it made.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from probe import errors, paths
+from probe.environment import package_version, threads
+from probe.errors import ExecutorError, ProbeError
+from probe.features.chunks import Work, shard_of
+from probe.features.extraction import Access, Held, encoder_key, extract_dataset, make_cells
+from probe.features.store import Cell
+from probe.models.devices import hardware
+from probe.models.memory import device_memory
+from probe.models.preprocess import libjpeg_version
+from probe.progress import Progress
+from probe.records.record import RunRecord
+from probe.runner import compute
+from probe.scale.estimates import PROCESS_BYTES, Memory
+from probe.scale.units import Unit
+
+PACKAGES = (
+    *("torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow", "open_clip_torch", "timm"),
+    *("datasets", "av", "h5py"),
+)
+FOLDERS = ("PROBE_DATA_DIR", "PROBE_WEIGHTS_DIR", "PROBE_CACHE_DIR")  # named for all nodes, unless one has its own
+LIMITS = ("PROBE_MAX_IMAGE_PIXELS",)  # set on all nodes, unless one has its own
+Files = Sequence[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Of the driver, for its workers to be like it: the folder of relative paths, variables, the level of logs."""
+
+    folder: str
+    variables: Mapping[str, str]
+    level: int = logging.WARNING
+
+    @classmethod
+    def here(cls) -> Surroundings:
+        """Those of this process."""
+        named = {name: os.environ[name] for name in FOLDERS if name in os.environ}
+        variables = {name: str(paths.absolute(folder)) for name, folder in named.items()}
+        variables |= {name: os.environ[name] for name in LIMITS if name in os.environ}
+        return cls(str(Path.cwd()), variables, logging.getLogger("probe").getEffectiveLevel())
+
+    def apply(self) -> None:
+        """Make them those of this process, as far as its machine has them; a relative path is of nothing elsewhere."""
+        with suppress(OSError):
+            os.chdir(self.folder)
+        for name, value in self.variables.items():
+            os.environ.setdefault(name, value)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a worker says of itself.
+
+    Args:
+        node: Ray's name of it; `host` is for people.
+        memory: bytes of the machine's.
+        versions: see `versions`.
+        hardware: what of it changes the last bits of features.
+        sees_store: whether its folder of features is that of the driver.
+    """
+
+    node: str
+    host: str
+    memory: int
+    versions: Mapping[str, str | None]
+    hardware: str
+    sees_store: bool
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """That a worker cannot begin a unit, since its node lacks something, files or memory; another may have it."""
+
+    type: str
+    message: str
+    is_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The pieces of features that a unit is about, by cell, and those of them that are not here."""
+
+    cells: Sequence[tuple[Cell, Sequence[int], Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a unit: records, and the pieces that the driver's store is to be given.
+
+    `is_foreseen` says that whatever kept a cell from its score is a `ProbeError`; else the worker may be at fault.
+    `logged` are the levels and messages that one process would have logged.
+    """
+
+    records: Sequence[RunRecord] = ()
+    pieces: Sequence[tuple[Cell, Files]] = ()
+    is_foreseen: bool = True
+    logged: Sequence[tuple[int, str]] = ()
+
+
+class _Counted(Progress):
+    """Counts images, for the driver's bar."""
+
+    def __init__(self) -> None:
+        super().__init__(is_shown=False)
+        self.images = 0
+
+    def advance(self, n: int) -> None:
+        self.images += n
+
+
+class _Heard(logging.Handler):
+    """Keeps what this package logs in blocks, for the driver to log."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[tuple[int, str]] = []
+
+    def take(self) -> list[tuple[int, str]]:
+        """What was not taken yet."""
+        taken, self.messages = self.messages, []
+        return taken
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append((record.levelno, record.getMessage()))
+
+    def __enter__(self) -> _Heard:
+        logger = logging.getLogger("probe")
+        self.before = logger.level
+        logger.setLevel(self.level)
+        logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logger = logging.getLogger("probe")
+        logger.removeHandler(self)
+        logger.setLevel(self.before)
+
+
+class Worker:
+    """Holds the model and the dataset that it used last."""
+
+    def __init__(self, access: Access, num_threads: int, num_blas: int, surroundings: Surroundings) -> None:
+        surroundings.apply()
+        self.heard = _Heard(surroundings.level)
+        self.access = replace(access, held=Held())
+        self.num_threads, self.num_blas = num_threads, num_blas
+        self.progress = _Counted()
+        self.shares_store = True
+        self.taken: set[tuple[Path, int]] = set()  # pieces that the driver has
+
+    def describe(self, device: str, marker: str) -> About:
+        """What is here; `marker` is the name of a file that the driver has put into its feature store."""
+        with self._threads():
+            kind = hardware(device)
+        self.shares_store = (self._root / marker).is_file()
+        import ray  # which only a worker has for certain
+
+        node = ray.get_runtime_context().get_node_id()  # several can be on one host
+        return About(node, platform.node(), device_memory("cpu").total, versions(), kind, self.shares_store)
+
+    def num_images(self) -> int:
+        """How many it has encoded; asked while it is at work."""
+        return self.progress.images
+
+    def find_missing(self, unit: Unit, need: Memory) -> Lacking | Missing:
+        """What a unit needs of features; `need` is the memory that it takes."""
+        with self.heard:
+            found = self._begin(unit, need)
+        if isinstance(found, Lacking):
+            return found
+        works = [(Work(self._root, cell), pieces) for cell, pieces in found]
+        return Missing([(work.cell, pieces, [i for i in pieces if not work.has(i)]) for work, pieces in works])
+
+    def take_in(self, cell: Cell, pieces: Sequence[int], files: Files) -> None:
+        """Keep pieces that the driver has."""
+        Work(self._root, cell).take_in(files)
+        self.taken.update((cell.folder(self._root), piece) for piece in pieces)
+
+    def release(self) -> None:
+        """Give back the memory of models."""
+        assert self.access.held is not None
+        self.access.held.encoders.clear()
+        gc.collect()
+
+    def do(self, unit: Unit, need: Memory) -> Lacking | Outcome:
+        """Do a unit.
+
+        Raises:
+            Exception: what nobody foresaw kept a shard from its features. What was foreseen is met again by the fits,
+                whose records name it.
+        """
+        with self.heard:
+            found = self._begin(unit, need)
+            outcome = found if isinstance(found, Lacking) else self._do(unit, found)
+        return outcome if isinstance(outcome, Lacking) else replace(outcome, logged=self.heard.take())
+
+    def _do(self, unit: Unit, found: Sequence[tuple[Cell, Sequence[int]]]) -> Outcome:
+        with self._threads():
+            if unit.shard is None:
+                records = list(compute(unit.specs, self.access))
+                return Outcome(records, is_foreseen=all(is_foreseen(record.error) for record in records))
+            for _, outcome in extract_dataset(unit.specs, replace(self.access, shard=unit.shard), self.progress):
+                if isinstance(outcome, Exception) and not isinstance(outcome, ProbeError):
+                    raise outcome
+        if self.shares_store:
+            return Outcome()
+        made = [(cell, self._made_here(cell, pieces)) for cell, pieces in found]
+        return Outcome(pieces=[(cell, list(Work(self._root, cell).files(pieces))) for cell, pieces in made])
+
+    def _made_here(self, cell: Cell, pieces: Iterable[int]) -> list[int]:
+        folder = cell.folder(self._root)
+        return [piece for piece in pieces if (folder, piece) not in self.taken]
+
+    @property
+    def _root(self) -> Path:
+        return paths.cache_dir(self.access.cache)
+
+    def _threads(self) -> Any:
+        return threads(self.num_threads, blas=self.num_blas)
+
+    def _begin(self, unit: Unit, need: Memory) -> Lacking | list[tuple[Cell, Sequence[int]]]:
+        """The features that a unit is about, or what it lacks here: files of the dataset or model, or memory."""
+        try:
+            self._make_room(unit, need)
+            with self._threads():
+                found = [cell for spec in unit.specs for cell in make_cells(spec, self.access).values()]
+        except ExecutorError as err:
+            return Lacking(type(err).__name__, str(err), is_memory=True)
+        except ProbeError as err:
+            return Lacking(type(err).__name__, str(err))
+        return [(cell, shard_of(cell, unit.shard)) for cell in found]
+
+    def _make_room(self, unit: Unit, need: Memory) -> None:
+        held = self.access.held
+        assert held is not None
+        if unit.shard is not None and all(encoder_key(spec) in held.encoders for spec in unit.specs):
+            return  # what takes the memory is there already
+        try:
+            refuse_too_large(unit, need)
+        except ExecutorError:
+            self.release()
+            refuse_too_large(unit, need)
+
+
+def refuse_too_large(unit: Unit, need: Memory) -> None:
+    """Stop before a unit that the free memory does not hold.
+
+    Raises:
+        ExecutorError: with the numbers.
+    """
+    device = unit.specs[0].device
+    # A process with its libraries is there already.
+    needs = {"cpu": max(0, need.host - PROCESS_BYTES)} | ({device: need.gpu} if device.startswith("cuda") else {})
+    for place, needed in needs.items():
+        free = device_memory(place).free
+        if needed > free:
+            of, way_out = ("the machine", "a larger machine") if place == "cpu" else ("the GPU", "a larger GPU")
+            smaller = "a smaller --batch-size, or " if unit.shard is not None else ""
+            raise ExecutorError(
+                f"{unit} needs about {needed / 1e9:.1f} GB of memory of {of}, and {free / 1e9:.1f} GB are free on "
+                f"{platform.node()}; use {smaller}{way_out}"
+            )
+
+
+def is_foreseen(error: Mapping[str, str] | None) -> bool:
+    """Whether an error, as a record has it, is a `ProbeError`; so is none."""
+    return error is None or issubclass(getattr(errors, error["type"], Exception), ProbeError)
+
+
+def versions() -> dict[str, str | None]:
+    """Of what changes numbers, and of this package's source, which can be another under one version."""
+    source = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        source.update(path.read_bytes())
+    found = {name: package_version(name) for name in PACKAGES}
+    own = {"python": platform.python_version(), "libjpeg": libjpeg_version()}
+    return {**own, **found, "source of probe": source.hexdigest()[:12]}

@@ -1,0 +1,93 @@
+"""What is said of datasets and of this machine: `probe datasets`, `probe doctor`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torchvision
+from huggingface_hub import constants
+from make.mnist import write_idx_files
+
+from probe.cli.main import main
+from probe.datasets import dataset_names, get_dataset
+from probe.datasets.catalog import CATALOG
+from probe.datasets.description import BY_HAND, DOWNLOAD, GONE, READY, UNPACK, describe, page, state
+
+PAGE = Path(__file__).parents[2] / "results" / "datasets.md"
+
+
+def test_a_dataset_whose_files_are_here_is_ready(tmp_path):
+    assert state(get_dataset("fashion_mnist"), tmp_path).word == DOWNLOAD
+    write_idx_files(tmp_path)
+    assert state(get_dataset("fashion_mnist"), tmp_path).word == READY
+
+
+def test_archives_that_are_here_are_to_be_unpacked(tmp_path):
+    for name in ("SUN397.tar.gz", "Partitions.zip"):
+        (tmp_path / name).touch()
+    assert state(get_dataset("sun397"), tmp_path).word == UNPACK
+
+
+@pytest.mark.parametrize(("name", "word"), [("digits", READY), ("caltech101", BY_HAND), ("birdsnap", GONE)])
+def test_every_other_state_is_told_apart(name, word, tmp_path):
+    assert state(get_dataset(name), tmp_path).word == word
+
+
+def test_another_revision_of_a_repository_is_not_the_one_that_a_row_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    spec = get_dataset("fer2013")
+    revision = dict(spec.sources[1].options)["revision"]
+    for commit, word in (("0" * 40, DOWNLOAD), (revision, READY)):
+        folder = tmp_path / f"datasets--{spec.sources[1].location.replace('/', '--')}" / "snapshots" / commit
+        (folder / "data").mkdir(parents=True)
+        assert state(spec, tmp_path / "data").word == word
+
+
+def test_what_is_missing_says_what_to_put_where(tmp_path):
+    for spec in CATALOG:
+        found = state(spec, tmp_path)
+        assert found.word == READY or "into the data folder" in found.step
+
+
+@pytest.mark.parametrize("name", dataset_names())
+def test_a_row_says_its_licence_sources_and_numbers(name, tmp_path):
+    said = describe(name, data_dir=tmp_path)
+    assert {"licence", "source 1", "numbers from", "splits", "state"} <= set(said)
+
+
+def test_the_page_of_the_catalogue_is_up_to_date():
+    """`python -m probe datasets --page > results/datasets.md` makes it."""
+    assert page(CATALOG) == PAGE.read_text()
+
+
+def test_one_dataset_is_printed_whole(capsys, tmp_path):
+    assert main(["datasets", "voc2007", "--data-dir", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "marked as difficult" in out
+    assert "Flickr's terms of use" in out
+
+
+def test_an_unknown_dataset_is_one_sentence(capsys):
+    assert main(["datasets", "voc20007"]) == 1
+    assert "did you mean 'voc2007'" in capsys.readouterr().err
+
+
+def test_the_doctor_speaks_of_everything(capsys, tmp_path):
+    folders = [f"--{name}-dir={tmp_path / name}" for name in ("data", "weights", "results")]
+    assert main(["doctor", "--json", *folders]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["datasets"]) == set(dataset_names())
+    assert found["datasets"]["digits"]["word"] == READY
+    assert found["models"]["tiny"]["word"] == READY
+    assert found["models"]["ViT-B/32"]["word"] == DOWNLOAD
+    assert found["folders"]["data"][1] > 0
+    assert "cpu" in found["devices"]
+    assert found["environment"]["packages"]["torchvision"] == torchvision.__version__.partition("+")[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_doctor_prints_tables(capsys, tmp_path):
+    assert main(["doctor", "--data-dir", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "| imagenet " in out
+    assert "| by hand " in out

@@ -1,0 +1,401 @@
+"""Extraction as a whole: the same bytes whatever happens to the processes that make them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make.clips import SMALL_VIT, random_clip
+from make.images import write_image
+
+import probe
+from probe.cli import arguments
+from probe.cli.main import main
+from probe.datasets import images as image_module
+from probe.errors import CacheError, DatasetError, FeaturesError
+from probe.features import extraction
+from probe.features.extraction import Access, Extraction, IncompleteError, extract_dataset, make_cells
+from probe.features.inventory import survey
+from probe.models.encoder import ImageEncoder
+from probe.models.openai import save_archive
+from probe.progress import Progress
+from probe.runner import plan, run_grid
+
+ROOT = Path(__file__).parents[2]
+BATCH = 16  # 1,797 digits make 8 pieces of 256
+
+
+def digits(*models, jit_modes=(False,), batch_size=BATCH):
+    return plan(
+        ["digits"], models or ["tiny"], protocols=["readme"], jit_modes=jit_modes, device="cpu", batch_size=batch_size
+    )
+
+
+def extract(specs, cache, **access):
+    found = dict(extract_dataset(specs, Access(cache=cache, offline=True, **access), Progress(is_shown=False)))
+    return [found[spec] for spec in specs]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The digests of the features of a run in one go."""
+    (outcome,) = extract(digits(), tmp_path_factory.mktemp("undisturbed"))
+    assert not outcome.extraction["from_cache"]
+    return outcome.features["all"].sha256
+
+
+def command(cache, *arguments):
+    """The command line in a process of its own."""
+    line = [sys.executable, "-m", "probe", "extract", "--dataset", "digits", "--model", "tiny", "--device", "cpu"]
+    line += ["--batch-size", str(BATCH), "--cache-dir", str(cache), "--offline", *arguments]
+    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def num_made(cache):
+    return len(list(Path(cache).glob("digits/*.pieces/*.npz")))
+
+
+def test_features_are_made_once(tmp_path, undisturbed):
+    first, again = (extract(digits(), tmp_path)[0] for _ in range(2))
+    assert [outcome.extraction["from_cache"] for outcome in (first, again)] == [False, True]
+    assert first.features["all"].sha256 == again.features["all"].sha256 == undisturbed
+    assert first.splits == again.splits
+    assert first.encoder == again.encoder
+
+
+def test_what_is_kept_equals_what_extract_gives(undisturbed):
+    encoder = probe.load_encoder("tiny", device="cpu")
+    images = probe.datasets.opening.open_dataset("digits").parts["all"]
+    assert probe.extract_features(encoder, images, batch_size=BATCH).sha256 == undisturbed
+
+
+def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, undisturbed):
+    """Killed as the kernel kills, once a random number of pieces more are there, until it ends by itself."""
+    rng, kills = random.Random(0), 0
+    while True:
+        before = num_made(tmp_path)
+        process = command(tmp_path)
+        wanted = before + rng.randint(0, 2)
+        while process.poll() is None and num_made(tmp_path) <= wanted:
+            time.sleep(rng.random() / 50)
+        if process.poll() is not None:
+            assert process.returncode == 0, process.stdout.read()
+            process.stdout.close()
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        kills += 1
+        assert num_made(tmp_path) >= before  # nothing that was finished is lost
+    assert kills >= 2
+    (outcome,) = extract(digits(), tmp_path)
+    assert outcome.extraction["from_cache"]
+    assert outcome.features["all"].sha256 == undisturbed
+
+
+def test_two_processes_share_the_work(tmp_path, undisturbed):
+    processes = [command(tmp_path) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    (kept,) = survey(tmp_path)
+    assert kept.state == "whole"
+    assert extract(digits(), tmp_path)[0].features["all"].sha256 == undisturbed
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_shards_joined_are_the_whole(tmp_path, undisturbed, n):
+    """The last one completes it; the others say how far it is."""
+    order = list(range(1, n + 1))
+    random.Random(n).shuffle(order)
+    outcomes = [extract(digits(), tmp_path, shard=(i, n))[0] for i in order]
+    assert all(isinstance(outcome, IncompleteError) for outcome in outcomes[:-1])
+    assert isinstance(outcomes[-1], Extraction)
+    assert outcomes[-1].features["all"].sha256 == undisturbed
+
+
+def test_shards_of_several_folders_join_when_they_are_copied_together(tmp_path, undisturbed):
+    for i in (1, 2):
+        extract(digits(), tmp_path / str(i), shard=(i, 2))
+    (one,), (other,) = (list((tmp_path / str(i)).glob("digits/*.pieces")) for i in (1, 2))
+    for path in other.glob("*.npz"):
+        path.rename(one / path.name)
+    (outcome,) = extract(digits(), tmp_path / "1")
+    assert outcome.features["all"].sha256 == undisturbed
+
+
+def test_one_reading_feeds_all_models_and_modes(tmp_path, monkeypatch, undisturbed):
+    """And each gets what it gets alone."""
+    read = Counter()
+    original = image_module.ImageDataset.__getitem__
+
+    def counted(self, i):
+        read[i] += 1
+        return original(self, i)
+
+    specs = digits("tiny", "random:tiny", jit_modes=(False, True))
+    alone = [extract([spec], tmp_path / str(i))[0].features["all"].sha256 for i, spec in enumerate(specs)]
+    monkeypatch.setattr(image_module.ImageDataset, "__getitem__", counted)
+    together = extract(specs, tmp_path / "together")
+    assert [outcome.features["all"].sha256 for outcome in together] == alone
+    assert alone[0] == undisturbed
+    assert set(read.values()) - {1} <= {2}  # the first and the last are read once more on opening
+    assert sum(count > 1 for count in read.values()) <= 2
+    assert together[0].extraction["parts"]["all"]["models"] == 4
+
+
+def test_an_encoder_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    """One that gives NaN names the image; what it had is kept from nobody."""
+    original = ImageEncoder.encode
+
+    def encode(self, pixels, *, wait=True):
+        found = original(self, pixels, wait=wait)
+        if self.name != "random:tiny":
+            return found
+        projected = found.projected.clone()
+        projected[3] = float("nan")
+        return replace(found, projected=projected)
+
+    monkeypatch.setattr(ImageEncoder, "encode", encode)
+    good, bad = extract(digits("tiny", "random:tiny"), tmp_path)
+    assert isinstance(good, Extraction)
+    assert isinstance(bad, FeaturesError)
+    assert "digits/all: the features of image 3 (all/3) are not finite" in str(bad)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "images"
+    for split, n in (("train", 12), ("test", 4)):
+        for name, colour in (("red", (200, 30, 30)), ("green", (30, 200, 30))):
+            for i in range(n):
+                write_image(root / split / name / f"{i:02}.png", colour)
+    return root
+
+
+def test_a_shard_has_its_share_of_every_part(tmp_path, folder):
+    """Of train and of test."""
+    specs = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu", batch_size=300)
+    for i in (1, 2):
+        (outcome,) = extract(specs, tmp_path / "cache", shard=(i, 2))
+    assert isinstance(outcome, Extraction)
+    whole = extract(specs, tmp_path / "whole")[0]
+    for part, features in whole.features.items():
+        assert outcome.features[part].sha256 == features.sha256
+
+
+def of_folder(folder, cache, **access):
+    specs = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu")
+    return extract(specs, cache, **access)[0]
+
+
+def test_a_replaced_image_is_read_again(tmp_path, folder):
+    cache = tmp_path / "cache"
+    before = of_folder(folder, cache)
+    assert of_folder(folder, cache).extraction["from_cache"]
+    write_image(folder / "train" / "red" / "03.png", (0, 0, 255))
+    after = of_folder(folder, cache)
+    assert not after.extraction["from_cache"]
+    assert after.features["train"].sha256 != before.features["train"].sha256
+
+
+def test_images_that_were_skipped_are_not_forgiven_later(tmp_path, folder):
+    cache = tmp_path / "cache"
+    (folder / "train" / "red" / "03.png").write_bytes(b"no image")
+    skipped = of_folder(folder, cache, skip_corrupt=1)
+    assert [image["id"] for image in skipped.read["skipped"]] == ["train/red/03.png"]
+    strict = of_folder(folder, cache)
+    assert isinstance(strict, DatasetError)
+    assert "train/red/03.png" in str(strict)
+
+
+def test_an_image_that_can_be_read_again_is(tmp_path, folder):
+    """As after a change of permissions, which changes neither size nor time of its file."""
+    cache, path = tmp_path / "cache", folder / "train" / "red" / "03.png"
+    content, times = path.read_bytes(), path.stat().st_mtime_ns
+    path.write_bytes(bytes(len(content)))
+    os.utime(path, ns=(times, times))
+    of_folder(folder, cache, skip_corrupt=1)
+    path.write_bytes(content)
+    os.utime(path, ns=(times, times))
+    again = of_folder(folder, cache)
+    assert len(again.features["train"]) == 24
+
+
+def test_a_model_behind_another_may_skip_what_that_has_skipped(tmp_path, folder):
+    """The image counts once, however many models of a run pass it over."""
+    cache = tmp_path / "cache"
+    (folder / "train" / "red" / "03.png").write_bytes(b"no image")
+    specs = plan([f"folder:{folder}"], ["tiny", "random:tiny"], protocols=["readme"], device="cpu")
+    extract(specs[:1], cache, skip_corrupt=1)
+    assert all(isinstance(outcome, Extraction) for outcome in extract(specs, cache, skip_corrupt=1))
+
+
+def test_how_a_source_is_read_is_part_of_the_key(folder):
+    """Two rows of one name that read other columns, or other parts of one file, have the same ids."""
+    (spec,) = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu")
+    source = spec.dataset.sources[0]
+    other = replace(source, options=(("image", "right"),))
+    keys = [
+        make_cells(replace(spec, dataset=replace(spec.dataset, sources=(one,))), Access())["train"].key
+        for one in (source, other)
+    ]
+    assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"reading"}
+
+
+# What changes each field of the key, and a cell without the change.
+CHANGES = {
+    "weights": lambda spec: replace(spec, model=probe.get_model("random:tiny")),
+    "mode": lambda spec: replace(spec, jit=True),
+    "precision": lambda spec: replace(spec, precision="bf16"),
+    "batch_size": lambda spec: replace(spec, batch_size=BATCH * 2),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_what_a_user_changes_changes_its_field_of_the_key(field):
+    (spec,) = digits()
+    access = Access(offline=True)
+    before, after = (make_cells(s, access)["all"].key for s in (spec, CHANGES[field](spec)))
+    assert {name for name in before if before[name] != after[name]} == {field}
+
+
+def test_everything_around_changes_its_field_of_the_key(monkeypatch, folder):
+    (spec,) = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu")
+    access = Access(offline=True)
+    before = make_cells(spec, access)["test"].key
+    monkeypatch.setattr(extraction, "package_version", lambda name: f"another {name}")
+    monkeypatch.setattr(extraction, "libjpeg_version", lambda: "another")
+    monkeypatch.setattr(extraction, "hardware", lambda device: f"another {device}")
+    monkeypatch.setattr(extraction, "PREPROCESS_VERSION", 99)
+    monkeypatch.setattr(extraction, "EXTRACTION_VERSION", 99)
+    (folder / "test" / "red" / "00.png").rename(folder / "test" / "red" / "0.png")
+    after = make_cells(spec, access)["test"].key
+    changed = {name for name in before if before[name] != after[name]}
+    around = {"hardware", "images", "content", "preprocess_version", "extraction_version", "libjpeg"}
+    assert changed == around | {"torch", "torchvision", "pillow"}
+    assert set(before) - changed == {"weights", "mode", "precision", "device", "batch_size", "reading"}
+
+
+def test_settings_beside_weights_are_part_of_what_identifies_a_model(tmp_path):
+    """A folder of Hugging Face's with another activation in its config.json is another model."""
+    from probe.models.loading import identify
+
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text('{"hidden_act": "gelu"}')
+    before = identify(probe.get_model(tmp_path))
+    (tmp_path / "config.json").write_text('{"hidden_act": "quick_gelu"}')
+    assert identify(probe.get_model(tmp_path)) != before
+
+
+def test_a_checkpoint_is_identified_by_its_digest(tmp_path):
+    from probe.fetch import file_sha256
+    from probe.models.loading import identify
+
+    path = tmp_path / "model.pt"
+    save_archive(random_clip(SMALL_VIT), path)
+    assert identify(probe.get_model(path)) == file_sha256(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="a file system is mounted by root alone")
+def test_a_full_disk_loses_nothing(tmp_path, undisturbed):
+    """On a file system of 2 MB, which holds some pieces; with more room the run goes on."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        (outcome,) = extract(digits(), small)
+        assert isinstance(outcome, CacheError)
+        assert "no space left in" in str(outcome)
+        made = num_made(small)
+        assert 0 < made < 8
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True, capture_output=True)
+        (outcome,) = extract(digits(), small)
+        assert outcome.features["all"].sha256 == undisturbed
+        assert outcome.extraction["parts"]["all"]["images"] == 1797 - 256 * made
+    finally:
+        del outcome  # whose arrays are in files there
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_the_record_says_how_fast_and_from_where(tmp_path):
+    specs = digits()
+    first, again = (
+        next(run_grid(specs, access=Access(results=tmp_path / "r", cache=tmp_path / "c", offline=True)))
+        for _ in range(2)
+    )
+    assert (first.extraction["from_cache"], again.extraction["from_cache"]) == (False, True)
+    numbers = first.extraction["parts"]["all"]
+    assert numbers["images"] == 1797
+    assert numbers["images_per_second"] > 0
+    assert {"read_seconds", "encode_seconds", "keep_seconds", "peak_memory_mb", "models"} <= set(numbers)
+    assert 0 <= numbers["device_idle"] <= 1
+    assert again.features == first.features
+    assert again.result == first.result
+
+
+def test_the_commands_tell_what_is_kept(tmp_path, capsys):
+    common = ["--dataset", "digits", "--model", "tiny", "--device", "cpu", "--cache-dir", str(tmp_path)]
+    assert main(["cache", "explain", *common]) == 1
+    assert "not cached, nor is anything of this part" in capsys.readouterr().out
+    assert main(["extract", *common, "--out", str(tmp_path / "features.npz")]) == 0
+    assert "made now" in capsys.readouterr().out
+    assert main(["extract", *common]) == 0
+    assert "kept before" in capsys.readouterr().out
+    assert main(["cache", "explain", *common]) == 0
+    assert "digits/all / tiny / eager: cached in" in capsys.readouterr().out
+    assert main(["cache", "explain", *common, "--batch-size", "32"]) == 1
+    assert "batch_size: 64 there, 32 wanted" in capsys.readouterr().out
+    assert main(["cache", "ls", "--cache-dir", str(tmp_path), "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["state"] == "whole"
+    assert main(["cache", "verify", "--cache-dir", str(tmp_path)]) == 0
+    np.save(next(tmp_path.glob("digits/*/labels.npy")), np.zeros(3))
+    assert main(["cache", "verify", "--cache-dir", str(tmp_path)]) == 1
+    assert "labels.npy has other bytes than were written" in capsys.readouterr().out
+    assert main(["cache", "gc", "--cache-dir", str(tmp_path), "--max-size", "1 KB"]) == 0
+    assert survey(tmp_path) == []
+
+
+def test_explaining_says_why_the_contents_of_files_differ(tmp_path, folder, capsys, monkeypatch):
+    common = ["--dataset", f"folder:{folder}", "--model", "tiny", "--device", "cpu", "--cache-dir", str(tmp_path / "c")]
+    with monkeypatch.context() as earlier:
+        earlier.setattr("probe.datasets.sources.folder.of_files", lambda folder, names: 64 * "0")
+        assert main(["extract", *common]) == 0
+    assert main(["cache", "explain", *common]) == 1
+    assert "wanted (an earlier version compared only sizes and dates of files, not their" in capsys.readouterr().out
+    assert main(["extract", *common]) == 0
+    assert main(["cache", "explain", *common]) == 0
+    path = folder / "test" / "red" / "00.png"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1  # in the checksum of the last chunk, which Pillow does not compare
+    path.write_bytes(content)
+    os.utime(path, ns=times)
+    capsys.readouterr()
+    assert main(["cache", "explain", *common]) == 1
+    assert "wanted (sizes, dates or contents of files changed)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("5", 5), ("1KB", 1000), ("10gb", 10**10), ("1.5 MB", 1_500_000), ("2GiB", 2 << 30), ("3M", 3 * 10**6)],
+)
+def test_sizes_are_as_people_write_them(text, expected):
+    assert arguments._size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+def test_a_shard_is_a_number_of_a_count(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["extract", "--dataset", "digits", f"--shard={text}"])
+    assert "is no shard; write 1/4 for the first of four" in capsys.readouterr().err

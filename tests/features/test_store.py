@@ -1,0 +1,357 @@
+"""The feature store: every field of the key counts, and damage of any kind is found, said and mended."""
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from make.entries import KEY, cell, piece_of
+
+from probe.errors import CacheError
+from probe.features import store
+from probe.features.chunks import Work, shard_of
+from probe.features.encode import Features
+from probe.features.inventory import ABANDONED_SECONDS, collect, differing, nearest, survey, verify
+from probe.features.store import damage, find
+
+
+def fill(root, cell, labels=1):
+    """A whole entry."""
+    work = Work(root, cell)
+    work.start()
+    for piece in range(cell.num_pieces):
+        assert work.claim(piece)
+        work.write(piece, piece_of(cell, piece, labels))
+    assert work.finish(encoder={"embed_dim": 2}, extraction={"images": cell.num_images})
+    return cell.folder(root)
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_what_is_written_is_read(tmp_path, labels):
+    fill(tmp_path, cell(), labels)
+    found = find(tmp_path, cell())
+    assert found.features.x[:, 0].tolist() == list(range(600))
+    assert found.features.pre_projection.shape == (600, 4)
+    assert found.features.y.shape == ((600,) if labels == 1 else (600, 2))
+    assert found.features.x.dtype == np.float32
+    assert found.features.x.flags.c_contiguous
+    assert isinstance(found.features.x, np.memmap)
+    assert (found.encoder, found.extraction) == ({"embed_dim": 2}, {"images": 600})
+
+
+def test_pieces_are_gone_when_the_entry_is_there(tmp_path):
+    folder = fill(tmp_path, cell())
+    assert [path for path in folder.parent.iterdir() if not path.name.startswith(".")] == [folder]
+
+
+@pytest.mark.parametrize("field", KEY)
+def test_every_field_of_the_key_counts(tmp_path, field):
+    fill(tmp_path, cell())
+    assert find(tmp_path, cell(**{field: "another"})) is None
+    assert find(tmp_path, cell()) is not None
+
+
+def _flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a flipped bit of features": lambda folder: _flip_a_byte(folder / "projected.npy"),
+    "a flipped bit of labels": lambda folder: _flip_a_byte(folder / "labels.npy"),
+    "a flipped bit before the projection": lambda folder: _flip_a_byte(folder / "pre_projection.npy"),
+    "a file cut short": lambda folder: os.truncate(folder / "projected.npy", 1000),
+    "a longer file": lambda folder: (folder / "projected.npy").write_bytes(
+        (folder / "projected.npy").read_bytes() + b"more"
+    ),
+    "an empty file": lambda folder: os.truncate(folder / "labels.npy", 0),
+    "a missing file": lambda folder: (folder / "pre_projection.npy").unlink(),
+    "a missing sidecar": lambda folder: (folder / "entry.json").unlink(),
+    "a sidecar cut short": lambda folder: os.truncate(folder / "entry.json", 100),
+    "an empty sidecar": lambda folder: os.truncate(folder / "entry.json", 0),
+    "a sidecar of another kind": lambda folder: (folder / "entry.json").write_text("[1, 2]"),
+    "a sidecar that is no text": lambda folder: (folder / "entry.json").write_bytes(b"\xff\xfe\x00"),
+    **{
+        f"a sidecar of {content}": lambda folder, content=content: (folder / "entry.json").write_text(content)
+        for content in ("0", "null", '"x"', "{}")
+    },
+    "another number in the sidecar": lambda folder: (folder / "entry.json").write_text(
+        (folder / "entry.json").read_text().replace('"embed_dim": 2', '"embed_dim": 3')
+    ),
+    "a folder in place of a file": lambda folder: (
+        (folder / "projected.npy").unlink(),
+        (folder / "projected.npy").mkdir(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_is_found_said_and_never_used(tmp_path, caplog, kind):
+    folder = fill(tmp_path, cell())
+    DAMAGES[kind](folder)
+    assert damage(folder)
+    with caplog.at_level(logging.WARNING):
+        assert find(tmp_path, cell()) is None
+    assert f"the features in {folder} are damaged (" in caplog.text
+    assert not folder.exists()
+    fill(tmp_path, cell())
+    assert find(tmp_path, cell()) is not None
+
+
+@pytest.mark.parametrize("kind", ["flipped", "short", "empty", "another"])
+def test_a_damaged_piece_is_made_again(tmp_path, caplog, kind):
+    work = Work(tmp_path, cell())
+    work.start()
+    for piece in range(3):
+        work.claim(piece)
+        work.write(piece, piece_of(cell(), piece))
+    path = work.folder / "000001.npz"
+    if kind == "flipped":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif kind == "another":  # whole, and of other images
+        path.write_bytes((work.folder / "000002.npz").read_bytes())
+    else:
+        os.truncate(path, 100 if kind == "short" else 0)
+    with caplog.at_level(logging.WARNING):
+        assert not work.finish(encoder={}, extraction={})
+    assert "000001.npz is damaged" in caplog.text
+    assert [work.has(piece) for piece in range(3)] == [True, False, True]
+    assert work.claim(1)
+    work.write(1, piece_of(cell(), 1))
+    assert work.finish(encoder={}, extraction={})
+    assert find(tmp_path, cell()).features.x[:, 0].tolist() == list(range(600))
+
+
+def test_no_flipped_bit_of_a_piece_is_used_or_stops_for_good(tmp_path):
+    """Whatever zipfile and NumPy raise on it, the piece is made again, or has the bytes that it had."""
+    small = cell(n=3)
+    work = Work(tmp_path, small)
+    work.start()
+    work.write(0, piece_of(small, 0))
+    path = work.folder / "000000.npz"
+    whole = path.read_bytes()
+    for i in range(0, len(whole), 7):
+        content = bytearray(whole)
+        content[i] ^= 1 << i % 8
+        path.write_bytes(content)
+        if not work.finish(encoder={}, extraction={}):
+            assert not path.exists()
+            continue
+        assert find(tmp_path, small).features.x[:, 0].tolist() == [0, 1, 2]
+        shutil.rmtree(small.folder(tmp_path))
+        work.start()
+
+
+def _finish(root, queue):
+    try:
+        queue.put(Work(root, cell()).finish(encoder={}, extraction={}))
+    except CacheError as err:
+        queue.put(str(err))
+
+
+def test_processes_that_finish_together_all_have_the_entry(tmp_path):
+    """One of them puts the pieces together and removes them while the others wait."""
+    context = multiprocessing.get_context("fork")
+    for n in range(5):
+        root, queue = tmp_path / str(n), context.Queue()
+        work = Work(root, cell())
+        work.start()
+        for piece in range(3):
+            work.write(piece, piece_of(cell(), piece))
+        processes = [context.Process(target=_finish, args=(root, queue)) for _ in range(3)]
+        for process in processes:
+            process.start()
+        assert [queue.get(timeout=60) for _ in processes] == [True] * 3
+        for process in processes:
+            process.join()
+        assert find(root, cell()) is not None
+        assert [kept.state for kept in survey(root)] == ["whole"]
+
+
+def test_who_comes_late_leaves_nothing_behind(tmp_path):
+    late = Work(tmp_path, cell())
+    fill(tmp_path, cell())
+    late.start()
+    assert not late.claim(0)
+    assert [kept.state for kept in survey(tmp_path)] == ["whole"]
+
+
+def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
+    """Nothing is removed, and nothing is made again."""
+    folder = fill(tmp_path, cell())
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(store, "file_sha256", refused)
+    with pytest.raises(CacheError, match=r"cannot read .*Permission denied"):
+        find(tmp_path, cell())
+    assert folder.is_dir()
+
+
+def test_damage_that_cannot_be_removed_is_one_sentence(tmp_path, monkeypatch):
+    folder = fill(tmp_path, cell())
+    _flip_a_byte(folder / "labels.npy")
+
+    def refused(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    with pytest.raises(CacheError, match="free it, or name another folder"):
+        find(tmp_path, cell())
+
+
+def test_features_of_others_that_may_only_be_read_are_used(tmp_path, monkeypatch):
+    fill(tmp_path, cell())
+
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert find(tmp_path, cell()) is not None
+
+
+def test_a_piece_is_claimed_once(tmp_path):
+    one, other = Work(tmp_path, cell()), Work(tmp_path, cell())
+    one.start()
+    other.start()
+    assert one.claim(0)
+    assert not other.claim(0)
+    assert other.claim(1)
+    one.close()  # as if it were killed
+    assert other.claim(0)
+    other.write(0, piece_of(cell(), 0))
+    assert not one.claim(0)
+
+
+def test_skipped_images_have_no_row_and_are_named(tmp_path):
+    small = cell(n=300)
+    work = Work(tmp_path, small)
+    work.start()
+    first, second = piece_of(small, 0), piece_of(small, 1)
+    work.write(0, Features(first.x[1:], first.y[1:], first.pre_projection[1:], ((0, "image 0 cannot be read"),)))
+    work.write(1, second)
+    assert work.skipped() == {0}
+    assert work.finish(encoder={}, extraction={})
+    found = find(tmp_path, small).features
+    assert found.x[:, 0].tolist() == list(range(1, 300))
+    assert found.skipped == ((0, "image 0 cannot be read"),)
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
+    (tmp_path / "features").write_text("a file")
+    with pytest.raises(CacheError, match=r"cannot write to .*features \(.*\); free it, or name another folder"):
+        Work(tmp_path / "features", cell()).start()
+
+
+def test_a_full_disk_keeps_what_was_made(tmp_path, monkeypatch):
+    """`tests/test_extraction.py` fills a real file system, where it may."""
+    work = Work(tmp_path, cell())
+    work.start()
+    work.write(0, piece_of(cell(), 0))
+
+    def no_space(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", no_space)
+    with pytest.raises(CacheError, match=r"no space left .*1 of 3 pieces of digits/all / tiny / eager are kept"):
+        work.write(1, piece_of(cell(), 1))
+    assert work.has(0)
+    assert not [path for path in work.folder.iterdir() if path.name.endswith(".tmp")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs the list of open files in /proc/self/maps")
+def test_no_file_is_open_when_it_is_removed(tmp_path, monkeypatch):
+    """Windows refuses to remove an open file."""
+    folder = fill(tmp_path, cell())
+    np.save(folder / "labels.npy", np.zeros(3))  # read after the other arrays have been mapped
+    removed = []
+
+    def check(path):
+        assert str(folder) not in Path("/proc/self/maps").read_text()
+        removed.append(path)
+        rmtree(path)
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(store.shutil, "rmtree", check)
+    assert find(tmp_path, cell()) is None
+    assert removed == [folder]
+
+
+def test_explaining_names_the_fields_that_differ(tmp_path):
+    fill(tmp_path, cell())
+    fill(tmp_path, cell(batch_size=32, torch="2.14.0"))
+    wanted = cell(batch_size=16)
+    kept = nearest(tmp_path, wanted)
+    assert differing(wanted, kept) == {"batch_size": (64, 16)}
+    assert nearest(tmp_path, replace(wanted, part="train")) is None
+
+
+def test_surveying_tells_whole_from_begun_and_damaged(tmp_path):
+    fill(tmp_path, cell())
+    begun = Work(tmp_path, cell(batch_size=32))
+    begun.start()
+    begun.write(0, piece_of(cell(), 0))
+    (fill(tmp_path, cell(batch_size=16)) / "entry.json").write_text("{}")
+    assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 pieces", "damaged", "whole"]
+    checked, damaged = verify(tmp_path)
+    assert (checked, len(damaged)) == (2, 1)
+    assert survey(tmp_path / "nowhere") == []
+
+
+def test_collecting_takes_the_damaged_then_what_was_not_used_for_longest(tmp_path):
+    folders = [fill(tmp_path, cell(batch_size=size)) for size in (16, 32, 64, 128)]
+    for age, folder in zip((300, 100, 200), folders, strict=False):
+        os.utime(folder / "entry.json", (time.time() - age,) * 2)
+    (folders[3] / "entry.json").write_text("{}")
+    assert [kept.path for kept in collect(tmp_path)] == [folders[3]]
+    size = survey(tmp_path)[0].size
+    assert [kept.path for kept in collect(tmp_path, max_size=2 * size)] == [folders[0]]
+    find(tmp_path, cell(batch_size=64))  # is of use again
+    assert [kept.path for kept in collect(tmp_path, max_size=size)] == [folders[1]]
+    assert [kept.path for kept in collect(tmp_path, max_size=0)] == [folders[2]]
+    assert collect(tmp_path / "nowhere") == []
+
+
+def test_collecting_leaves_what_another_process_is_making(tmp_path):
+    work = Work(tmp_path, cell())
+    work.start()
+    work.write(0, piece_of(cell(), 0))
+    with FileLock(work.folder / "000001.lock"):
+        assert collect(tmp_path, max_size=0) == []
+    assert len(collect(tmp_path, max_size=0)) == 1
+
+
+def test_collecting_takes_what_was_abandoned(tmp_path):
+    folder = fill(tmp_path, cell())
+    left = folder.with_name(f".{folder.name}.1.tmp")
+    left.mkdir()
+    collect(tmp_path)
+    assert left.exists()
+    os.utime(left, (time.time() - 2 * ABANDONED_SECONDS,) * 2)
+    collect(tmp_path)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+def test_shards_share_all_pieces(n):
+    of_ten = cell(n=2500)
+    pieces = [piece for i in range(1, n + 1) for piece in shard_of(of_ten, (i, n))]
+    assert pieces == list(range(of_ten.num_pieces)) == list(shard_of(of_ten, None))
+
+
+def test_the_sidecar_is_clear_text(tmp_path):
+    about = json.loads((fill(tmp_path, cell()) / "entry.json").read_text())
+    assert about["label"] == {"dataset": "digits", "part": "all", "model": "tiny", "mode": "eager", "precision": "fp32"}
+    assert about["key"] == KEY
+    assert about["arrays"]["projected"]["shape"] == [600, 2]

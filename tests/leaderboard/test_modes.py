@@ -1,0 +1,36 @@
+import pytest
+from make.records import make_record, scored_record
+
+from probe.leaderboard.modes import pair_modes, to_markdown
+
+PARITY = {"max_abs_difference": {"projected": 3e-7, "pre_projection": 2e-6}, "predictions_flipped": 1, "p_value": 0.5}
+
+
+def test_modes_stand_side_by_side():
+    table = to_markdown([make_record(score=0.5), make_record(jit=True, score=0.48, parity=PARITY)])
+    cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
+    assert cells == ["digits", "tiny", "readme", "50.00", "48.00", "2e-06", "1", "0.5"]
+
+
+def test_without_a_pair_there_is_no_comparison():
+    assert to_markdown([make_record()]) == ""
+    assert to_markdown([make_record(protocol="clip-paper"), make_record(jit=True, parity=PARITY)]) == ""
+
+
+def test_runs_that_were_not_side_by_side_are_tested_by_their_outcomes():
+    """Predictions and features are gone by then; 6 images of one alone give McNemar's 2 / 2^6."""
+    (pair,) = pair_modes([scored_record("a", 20), scored_record("a", 26, jit=True)])
+    assert (pair.flipped, pair.largest) == (None, None)
+    assert pair.p_value == pytest.approx(2**-5)
+    assert abs(pair.difference + 6 / 400) < 1e-12
+    other = scored_record("a", 26, jit=True, splits={"test": {"size": 400, "sha256": "other"}})
+    assert pair_modes([scored_record("a", 20), other]) == []  # which says nothing of modes
+
+
+def test_a_comparison_with_an_eager_run_that_is_gone_does_not_count():
+    """The eager cell was run again since, alone: flips and p are of a score that is no more."""
+    eager, jit = scored_record("a", 20), scored_record("a", 60, jit=True, parity={**PARITY, "eager_score": 0.85})
+    (pair,) = pair_modes([eager, jit])
+    assert (pair.flipped, pair.largest) == (None, None)
+    assert pair.p_value is not None
+    assert pair.p_value < 1e-6

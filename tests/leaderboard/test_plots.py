@@ -1,0 +1,42 @@
+import pytest
+from make.records import RECORDS, make_failure
+from PIL import Image
+
+from probe.errors import ResultsError
+from probe.leaderboard.plots import write_plots
+
+
+@pytest.fixture(scope="module")
+def plots(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plots")
+    return folder, write_plots(RECORDS, folder)
+
+
+def test_every_plot_is_there_as_png_and_svg(plots):
+    folder, paths = plots
+    eager, jit = "readme-projected-sklearn-eager-fp32", "readme-projected-sklearn-jit-fp32"
+    swept = "clip-paper-projected-sklearn-eager-fp32"
+    names = {f"bars.{eager}", f"bars.{jit}", f"bars.{swept}", f"cost.{jit}", f"cost.{swept}"}
+    names |= {f"sweep.cifar10.{swept}", "jit", "published"}
+    assert {path.name for path in paths} == {f"{name}.{ending}" for name in names for ending in ("png", "svg")}
+    assert all(path.stat().st_size > 1000 for path in folder.iterdir())
+    with Image.open(folder / "jit.png") as image:
+        assert min(image.size) > 400
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 5
+
+
+def test_text_in_svg_is_text(plots):
+    text = (plots[0] / "published.svg").read_text()
+    assert "published, %" in text
+
+
+def test_the_same_records_draw_the_same_bytes(plots, tmp_path):
+    for path in write_plots(RECORDS[:1], tmp_path / "a"):
+        write_plots(RECORDS[:1], tmp_path / "b")
+        assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+        break
+
+
+def test_nothing_to_draw_is_said(tmp_path):
+    with pytest.raises(ResultsError, match="no record has a score"):
+        write_plots([make_failure()], tmp_path)

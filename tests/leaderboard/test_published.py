@@ -1,0 +1,78 @@
+import csv
+from pathlib import Path
+
+import pytest
+from make.records import make_record
+
+from probe.cli.main import main
+from probe.datasets.catalog import CATALOG
+from probe.errors import UnknownNameError
+from probe.leaderboard.published import TABLES, compare_markdown, published_scores
+from probe.models.catalog import CATALOG as MODELS
+from probe.records.record import write_record
+
+
+def _record(dataset="food101", model="ViT-B/32", score=0.888, interval=None, **changes):
+    record = make_record(dataset, model, score=score, protocol="clip-paper", **changes)
+    if interval is not None:
+        record.result["interval"] = {"low": interval[0], "high": interval[1], "method": "wilson"}
+    return record
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_tables_have_every_model_and_dataset_of_the_paper(table):
+    """Nine models by 27 datasets, as the catalogues name them, each a share."""
+    scores = published_scores(table)
+    datasets = {spec.name for spec in CATALOG if spec.in_paper}
+    models = {spec.name for spec in MODELS} - {"tiny"}
+    assert set(scores) == {(model, dataset) for model in models for dataset in datasets}
+    assert all(0 < score < 1 for score in scores.values())
+
+
+def test_known_cells_are_as_printed():
+    assert published_scores("linear-probe")["ViT-L/14@336px", "imagenet"] == pytest.approx(0.854)
+    assert published_scores("zero-shot")["ViT-L/14@336px", "imagenet"] == pytest.approx(0.762)
+    with pytest.raises(UnknownNameError, match="linear-prob"):
+        published_scores("linear-prob")
+
+
+@pytest.mark.parametrize(
+    ("interval", "mark"), [((0.88, 0.89), ""), ((0.8884, 0.9), ""), ((0.8886, 0.9), " !"), ((0.8, 0.87), " !")]
+)
+def test_a_difference_beyond_the_interval_is_marked(interval, mark):
+    """88.8 was rounded, and may have been 88.85."""
+    page = compare_markdown([_record(score=0.89, interval=interval)], "clip-paper")
+    cells = [cell.strip() for cell in page.splitlines()[2].split("|")]
+    assert cells[-3:-1] == ["88.8", f"+0.20{mark}"]
+    assert ("outside of the interval" in page) == bool(mark)
+
+
+def test_only_cells_of_the_paper_under_its_protocol_are_compared():
+    others = [_record(dataset="digits"), _record(model="tiny"), make_record("food101", "ViT-B/32", protocol="readme")]
+    assert compare_markdown(others, "clip-paper") == ""
+    page = compare_markdown([*others, _record(model="RN50"), _record()], "clip-paper")
+    assert len([line for line in page.splitlines() if line.startswith("| food101")]) == 2
+    assert page.endswith("of one source: the published scores of RN50\n")
+
+
+def test_the_command_prints_the_comparison(tmp_path, capsys):
+    write_record(_record(), tmp_path)
+    assert main(["tables", "--compare", "clip-paper", "--results-dir", str(tmp_path)]) == 0
+    assert "| +0.00" in capsys.readouterr().out
+    assert not (tmp_path / "tables").exists()
+
+
+def test_nothing_to_compare_is_said(tmp_path, capsys):
+    write_record(_record(dataset="digits"), tmp_path)
+    assert main(["tables", "--compare", "clip-paper", "--results-dir", str(tmp_path)]) == 1
+    assert "of a dataset and model of the paper" in capsys.readouterr().err
+
+
+def test_the_files_are_read_as_they_were_printed():
+    """One decimal, no cell empty."""
+    for name in TABLES.values():
+        with (Path(__file__).parents[2] / "probe" / "leaderboard" / "published" / name).open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                assert all(
+                    cell.count(".") == 1 and len(cell.split(".")[1]) == 1 for k, cell in row.items() if k != "model"
+                )

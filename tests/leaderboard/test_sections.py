@@ -1,0 +1,272 @@
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from make.records import NUM_TEST, make_failure, make_record, scored_record
+
+from probe.leaderboard.exports import FORMATS, to_csv, to_json, to_latex, to_parquet
+from probe.leaderboard.mean_ranking import mean_ranks
+from probe.leaderboard.sections import OTHER_IMAGES, make_sections, notes, table, to_markdown
+from probe.stats.outcomes import Outcomes
+from probe.stats.paired import compare
+
+
+def _cell(dataset, model, num_wrong, **changes):
+    """A record of a dataset of 400 test images, with the interval that a run gives it."""
+    record = scored_record(model, num_wrong, dataset=dataset, **changes)
+    record.result["interval"] = {"low": record.result["score"] - 0.02, "high": record.result["score"] + 0.01}
+    return record
+
+
+def _rows(found):
+    return list(csv.DictReader(io.StringIO(to_csv(*table(found)))))
+
+
+def test_what_does_not_compare_has_sections_of_its_own():
+    """Protocol, feature point, solver, mode, precision, and rules of a protocol that changed under its name."""
+    base = make_record()
+    variants = [base, make_record(protocol="clip-paper"), make_record(jit=True)]
+    for change in ({"solver": "fast"}, {"precision": "fp16"}):
+        variants.append(make_record(spec={**base.spec, **change}))
+    for change in ({"feature_point": "pre_projection"}, {"max_iter": 5}):
+        variants.append(make_record(spec={**base.spec, "protocol": {**base.spec["protocol"], **change}}))
+    found = make_sections(variants)
+    assert [len(section.lines) for section in found] == [1] * len(variants)
+    text = to_markdown(found)
+    assert text.count(", rules ") == 2  # of those that differ in max_iter alone
+
+
+def test_what_earlier_versions_left_out_of_a_protocol_is_its_default():
+    base = make_record()
+    fuller = make_record(
+        model="b",
+        spec={**base.spec, "model": {"name": "b", "form": "url"}, "protocol": {**base.spec["protocol"], "shots": 0}},
+    )
+    assert len(make_sections([base, fuller])) == 1
+
+
+def test_datasets_are_in_the_order_of_the_catalogue_and_few_shot_in_that_of_numbers():
+    records = [make_record(name, protocol="few-shot-16") for name in ("zoo", "cifar10", "abc", "digits")]
+    found = make_sections([*records, make_record(protocol="few-shot-2")])
+    assert [section.protocol for section in found] == ["few-shot-2", "few-shot-16"]
+    assert found[1].datasets == ("digits", "cifar10", "abc", "zoo")
+
+
+def test_the_mean_is_over_the_datasets_that_all_models_have():
+    """Or a model would gain by leaving out what it is bad at."""
+    records = [_cell("digits", "a", 20), _cell("mnist", "a", 40), _cell("cifar10", "a", 80)]
+    records += [_cell("digits", "b", 30), _cell("mnist", "b", 20), make_failure(dataset="cifar10", model="b")]
+    (section,) = make_sections(records)
+    assert section.common == ("digits", "mnist")
+    means = {line.model: line.mean for line in section.lines}
+    assert means == {"a": pytest.approx(1 - 60 / 800), "b": pytest.approx(1 - 50 / 800)}
+    assert [line.model for line in section.lines] == ["b", "a"]
+    assert section.lines[0].half_width == pytest.approx(math.hypot(0.015, 0.015) / 2)
+    assert "digits, mnist" in notes(section)[-1]
+    rows = _rows([section])
+    assert [row["num_datasets"] for row in rows] == ["2", "2"]
+    assert [(row["cifar10"], row["cifar10_status"]) for row in rows] == [("", "failed"), ("0.8", "ok")]
+
+
+def test_missing_failed_unfinished_partial_and_zero_look_different():
+    partial = make_record("mnist", "d", read={"partial": {"test": [4, 5]}})
+    records = [make_failure(model="a"), make_record(model="b", score=0.0), make_record(model="c", converged=False)]
+    text = to_markdown(make_sections([*records, partial]))
+    lines = {
+        line.split("|")[2].strip(): [cell.strip() for cell in line.split("|")[4:6]] for line in text.splitlines()[6:10]
+    }
+    assert lines == {"a": ["failed", ""], "b": ["0.00", ""], "c": ["50.00 *", ""], "d": ["", "50.00 +"]}
+
+
+def test_scores_of_other_test_images_are_marked_and_left_out():
+    """As when a dataset changed between two runs: the column is that of most records."""
+    mine, other = ({"test": {"size": NUM_TEST, "sha256": digest}} for digest in ("mine", "other"))
+    records = [_cell("digits", model, 20, splits=mine) for model in "ab"] + [_cell("digits", "c", 2, splits=other)]
+    records += [_cell("mnist", model, 20, splits=mine) for model in "abc"]
+    (section,) = make_sections(records)
+    assert section.common == ("mnist",)
+    assert {key[0] for key in section.others} == {"c"}
+    assert section.status(records[2]) == OTHER_IMAGES
+    assert "99.50 ±1.50 #" in to_markdown([section])
+    assert any(note.startswith("\\# of other test images") for note in notes(section))
+
+
+def test_weights_that_changed_under_a_name_are_noted():
+    records = [_cell("digits", "a", 20), _cell("mnist", "a", 20, encoder={"weights_sha256": "other"})]
+    assert "Records of a are of 2 different sets of weights." in notes(make_sections(records)[0])
+
+
+def _random(rng, shared, skill):
+    return Outcomes("accuracy", {"right": shared + 0.5 * rng.normal(size=len(shared)) < skill})
+
+
+def _with(record, outcomes):
+    record.result.update(outcomes=[outcomes.pack()], score=outcomes.score())
+    return record
+
+
+def test_means_are_tested_as_a_bootstrap_of_all_test_images_would():
+    """By paired tests of the suite's own on the images of both datasets laid end to end, which have one size."""
+    rng = np.random.default_rng(0)
+    easy, hard = rng.normal(size=(2, 2000))
+    skills = {"a": 1.0, "b": 1.02, "c": 1.2}
+    outcomes = {model: [_random(rng, shared, skill) for shared in (easy, hard)] for model, skill in skills.items()}
+    names = ("digits", "mnist")
+    records = {
+        m: [_with(scored_record(m, 0, dataset=d), o) for d, o in zip(names, own, strict=True)]
+        for m, own in outcomes.items()
+    }
+    ranks = mean_ranks(records).ranks
+    joined = {
+        m: Outcomes("accuracy", {"right": np.concatenate([o.arrays["right"] for o in own])})
+        for m, own in outcomes.items()
+    }
+    better = {
+        m: sum(
+            compare([joined[o]], [joined[m]]).p_value < 0.05 and joined[o].score() > joined[m].score() for o in joined
+        )
+        for m in joined
+    }
+    assert {m: int(rank.split()[0]) - 1 for m, rank in ranks.items()} == better == {"a": 1, "b": 1, "c": 0}
+    assert ranks["a"] == ranks["b"] == "2 ="
+
+
+def test_one_dataset_is_ranked_by_mcnemars_test():
+    """Five images of one alone are chance (p = 2 / 2^5), six are not (p = 2 / 2^6)."""
+    assert mean_ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 25)]}).ranks == {"a": "1 =", "b": "1 ="}
+    assert mean_ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 26)]}).ranks == {"a": "1", "b": "2"}
+
+
+def _of_draws(name, wrong, *, folds=False):
+    """A record whose draws have so many wrong on the same test images; or two such folds of it."""
+    record = scored_record(name, 0)
+    outcomes = [Outcomes("accuracy", {"right": np.arange(NUM_TEST) >= n}) for n in wrong]
+    draws = [{"score": outcome.score()} for outcome in outcomes]
+    parts = {"draws": [], "folds": [{"draws": draws}] * 2} if folds else {"draws": draws, "folds": []}
+    score = float(np.mean([outcome.score() for outcome in outcomes]))
+    record.result.update(outcomes=[outcome.pack() for outcome in outcomes], score=score, **parts)
+    return [record]
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_draws_of_training_images_count_in_ranks_of_few_shot(folds):
+    """The same difference of means is chance where it changes its sign from draw to draw."""
+    a, steady, unsteady = [100] * 5, [140] * 5, [0, 280, 20, 280, 120]
+    ranks = [
+        mean_ranks({"a": _of_draws("a", a, folds=folds), "b": _of_draws("b", b, folds=folds)}).ranks
+        for b in (steady, unsteady)
+    ]
+    assert ranks == [{"a": "1", "b": "2"}, {"a": "1 =", "b": "1 ="}]
+
+
+@pytest.mark.parametrize("num_draws", [3, 5])
+def test_few_draws_are_judged_by_students_t(num_draws):
+    """Of models that are equal but for their draws one in twenty pairs is told apart; by the normal one in six."""
+    rng = np.random.default_rng(num_draws)
+    told = 0
+    for _ in range(200):
+        wrong = rng.integers(40, 200, size=(2, num_draws))
+        ranks = mean_ranks({"a": _of_draws("a", wrong[0]), "b": _of_draws("b", wrong[1])}).ranks
+        told += ranks["a"] != ranks["b"]
+    assert told <= 20  # of 10 that are expected; more in one of a thousand such tests
+
+
+def test_a_model_without_outcomes_has_no_rank_and_the_others_do():
+    found = mean_ranks(
+        {"a": [scored_record("a", 20)], "b": [scored_record("b", 60)], "old": [make_record(model="old")]}
+    )
+    assert found.ranks == {"a": "1", "b": "2"}
+    assert found.reasons["old"].startswith("digits: it has no outcomes")
+    (section,) = make_sections([scored_record("a", 20), scored_record("b", 60), make_record(model="old")])
+    assert any(note.startswith("old has no rank: digits: ") for note in notes(section))
+
+
+def test_outcomes_that_do_not_go_together_cost_a_rank_and_nothing_else():
+    """Of another number of images under one digest, as after an edit by hand."""
+    odd = scored_record("c", 20)
+    odd.result["outcomes"] = [Outcomes("accuracy", {"right": np.ones(300, bool)}).pack()]
+    found = mean_ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 60)], "c": [odd]})
+    assert found.ranks == {"a": "1", "b": "2"}
+    assert "300 test images" in found.reasons["c"]
+
+
+def test_another_metric_is_not_averaged_with_the_others():
+    other = scored_record("c", 2)
+    other.spec["dataset"]["metric"] = "mean_per_class"
+    (section,) = make_sections([scored_record("a", 20), scored_record("b", 60), other])
+    assert section.common == ()
+    assert {key[0] for key in section.others} == {"c"}
+    assert "There is no mean" in " ".join(notes(section))
+    assert "digits lacks those of c" in " ".join(notes(section))
+
+
+def test_the_mean_of_one_dataset_has_its_interval():
+    (section,) = make_sections([_cell("digits", "a", 20), _cell("digits", "b", 40), _cell("mnist", "a", 40)])
+    assert (section.lines[0].low, section.lines[0].high) == pytest.approx((0.93, 0.96))
+
+
+def test_a_mean_has_the_marks_of_what_it_is_of():
+    """A mean over a fit that did not converge is no better known than that."""
+    unfinished = _cell("mnist", "a", 40)
+    unfinished.result["converged"] = False
+    (section,) = make_sections([_cell("digits", "a", 20), unfinished])
+    assert "92.50 ±1.06 *" in to_markdown([section])
+
+
+def test_a_dataset_may_be_called_as_a_column_is():
+    header, _ = table(make_sections([make_record("model")]))
+    assert len(header) == len(set(header))
+    assert "dataset:model" in header
+
+
+def test_no_two_columns_have_one_name():
+    """A dataset can have the name of a column, or the name of another dataset with a column's ending."""
+    names = ["a", "a_low", "a_low_status", "mean", "dataset:mean", "model", "rank_status"]
+    records = [make_record(name, score=k / 10) for k, name in enumerate(names)]
+    header, rows = table(make_sections(records))
+    assert len(set(header)) == len(header)
+    scores = [rows[0][header.index("num_datasets") + 1 + 4 * k] for k in range(len(names))]
+    assert scores == [names.index(name) / 10 for name in sorted(names)]
+
+
+RECORDS = [_cell("digits", "a_b & c", 20), _cell("mnist", "a_b & c", 40), make_failure(dataset="digits", model="x|y")]
+
+
+def test_json_names_the_record_of_each_cell():
+    (section,) = json.loads(to_json(make_sections(RECORDS)))["sections"]
+    cells = {line["model"]: line["cells"] for line in section["models"]}
+    assert cells["a_b & c"]["digits"]["record"] == "records/digits/a_b-c-7d2fe811.eager.readme.fp32.json"
+    assert cells["a_b & c"]["digits"]["score"] == pytest.approx(0.95)
+    assert cells["x|y"]["digits"]["status"] == "failed"
+    assert cells["x|y"]["digits"]["score"] is None
+
+
+def test_latex_escapes_names_and_has_as_many_cells_in_every_row():
+    text = to_latex(make_sections(RECORDS))
+    assert r"a\_b \& c" in text
+    assert r"x\textbar{}y" in text
+    assert r"95.00\,$\pm$\,1.50" in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {line.replace(r"\&", "").count("&") for line in rows} == {3}
+    assert "% The mean is over" in text or "% There is no mean" in text
+
+
+def test_parquet_has_the_columns_of_the_csv_with_their_types(tmp_path):
+    import pandas as pd
+
+    (tmp_path / "board.parquet").write_bytes(to_parquet(make_sections(RECORDS)))
+    found = pd.read_parquet(tmp_path / "board.parquet")
+    header, rows = table(make_sections(RECORDS))
+    assert list(found.columns) == header
+    assert len(found) == len(rows) == 2
+    assert found["digits"].dtype == np.float64
+    assert found["digits"].tolist()[0] == pytest.approx(0.95)
+    assert np.isnan(found["digits"].tolist()[1])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_can_be_written_in_every_format(name):
+    assert isinstance(FORMATS[name](make_sections([])), str | bytes)

@@ -1,0 +1,88 @@
+"""A Ray whose workers answer as a test says, one after the other in the order in which they were asked."""
+
+import itertools
+from types import SimpleNamespace
+
+from probe.scale.worker import About, versions
+
+
+class RayError(Exception):
+    """As Ray's: a worker is lost."""
+
+
+class RayTaskError(RayError):
+    """As Ray's: a worker raised something, and is well."""
+
+    def __init__(self, cause):
+        super().__init__(f"a traceback of {cause}")
+        self.cause = cause
+
+
+class FakeRay:
+    """Nodes of one processor for each worker.
+
+    Args:
+        workers: how many each node has room for, by its name.
+        answer: what a worker says to `do`, given its node and the unit; what it raises is raised by `get`.
+        hardware: of nodes, if not all have the same.
+    """
+
+    exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
+
+    def __init__(self, workers, answer, hardware=None):
+        self.workers, self.answer, self.hardware = workers, answer, hardware or {}
+        self.versions = versions()
+        self.placed = {}  # actor -> node
+        self.asked = []  # (reference, what to do), to be answered
+        self.released = []  # nodes whose workers were asked to give back memory
+        self._numbers = itertools.count()
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": {"CPU": n}} for n in self.workers.values()]
+
+    def cluster_resources(self):
+        return {"CPU": sum(self.workers.values())}
+
+    def available_resources(self):
+        return {"CPU": sum(self.workers.values()) - len(self.placed)}
+
+    def remote(self, **_):
+        return lambda _: SimpleNamespace(remote=self._place)
+
+    def _place(self, *_):
+        actor = _Actor(self, next(self._numbers))
+        used = list(self.placed.values())
+        self.placed[actor] = next(node for node, n in self.workers.items() if used.count(node) < n)
+        return actor
+
+    def wait(self, references, num_returns=1, timeout=None):  # noqa: ARG002 - as Ray has it
+        if timeout == 0:
+            return [], references
+        return [next(reference for reference, _ in self.asked if reference in references)], references
+
+    def get(self, reference):
+        (work,) = (work for known, work in self.asked if known == reference)
+        self.asked = [one for one in self.asked if one[0] != reference]
+        return work()
+
+    def kill(self, actor):
+        self.placed.pop(actor, None)
+
+    def ask(self, actor, method, args):
+        node, reference = self.placed[actor], next(self._numbers)
+        if method == "describe":
+            about = About(node, node, 8_000_000_000, self.versions, self.hardware.get(node, ""), sees_store=True)
+            self.asked.append((reference, lambda: about))
+        elif method == "release":
+            self.released.append(node)
+        else:
+            self.asked.append((reference, lambda: self.answer(node, args[0])))
+        return reference
+
+
+class _Actor:
+    def __init__(self, ray, number):
+        self._ray, self._number = ray, number
+
+    def __getattr__(self, method):
+        return SimpleNamespace(remote=lambda *args: self._ray.ask(self, method, args))

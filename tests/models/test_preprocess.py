@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+
+from probe.models.preprocess import Preprocess
+
+# The transform as OpenAI's README and code describe it, put together from torchvision here and nowhere else.
+REFERENCE = Compose(
+    [
+        Resize(32, interpolation=InterpolationMode.BICUBIC),
+        CenterCrop(32),
+        lambda image: image.convert("RGB"),
+        ToTensor(),
+        Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    ]
+)
+MODES = ["RGB", "L", "P", "RGBA", "CMYK", "1", "LA", "YCbCr", "HSV", "I", "F"]
+SIZES = [(8, 8), (32, 32), (100, 37), (37, 100), (33, 201), (640, 480), (1, 1), (1, 90), (90, 1), (31, 33), (3000, 33)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", SIZES)
+def test_both_halves_equal_the_reference_bit_for_bit(mode, size):
+    pixels = np.random.default_rng(0).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    expected = REFERENCE(image)
+    ours = Preprocess(32)
+    in_halves = ours.normalize(torch.from_numpy(ours.to_pixels(image))[None])[0]
+    assert torch.equal(in_halves, expected)
+    assert torch.equal(ours.transform(image), expected)
+
+
+def test_pixels_are_uint8_channels_first():
+    pixels = Preprocess(24).to_pixels(Image.new("RGB", (50, 30), (1, 2, 3)))
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (3, 24, 24)
+    assert pixels[:, 0, 0].tolist() == [1, 2, 3]

@@ -1,0 +1,189 @@
+import numpy as np
+import pytest
+import torch
+
+from probe.probes.solvers import curvature
+from probe.probes.solvers import objective as module
+from probe.probes.solvers.objective import Logistic, Objective, Rows, Softmax
+
+
+def _problem(kind, C=1.0, n=60, d=4, k=3):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, d)) * [0.1, 1, 3, 10] + 5
+    labels = torch.from_numpy(rng.integers(0, k, n))
+    if kind == "softmax":
+        loss = Softmax(labels, k)
+    else:
+        loss = Logistic(torch.stack([labels - 1, labels == 2], dim=1), torch.tensor([0, 1]))  # -1 is not counted
+    objective = Objective(Rows([x]), loss, [C] * (1 if kind == "softmax" else 2))
+    return objective, torch.from_numpy(rng.normal(size=(d + 1, loss.width)) * 0.3)
+
+
+def _hessian_of_loss(objective, unknowns):
+    """By automatic differentiation, of the unknowns class by class: (width * (d + 1), width * (d + 1))."""
+    x, loss = objective.rows.take(np.arange(len(objective.rows))), objective.loss
+
+    def value(flat):
+        own = flat.reshape(loss.width, -1).T
+        logits = x @ own[:-1] + own[-1]
+        if isinstance(loss, Softmax):
+            return torch.nn.functional.cross_entropy(logits, loss.labels)
+        counts = loss.targets[:, 0] != -1
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits[counts, 0], loss.targets[counts, 0].double())
+
+    return torch.autograd.functional.hessian(value, unknowns.T.reshape(-1))
+
+
+def _whole(block, width):
+    """The matrix of a block by its classes' own unknowns, and zeros for those of others."""
+    mix = torch.zeros(width, block.mix.shape[1])
+    mix[block.classes] = block.mix
+    size = len(block.matrix) // mix.shape[1]
+    every = torch.kron(mix, torch.eye(size))
+    return (every @ block.matrix @ every.T).double()
+
+
+@pytest.mark.parametrize("kind", ["softmax", "logistic"])
+def test_the_estimate_from_all_rows_is_the_hessian(kind):
+    """Of a single group. Tolerance: float32 sums of 60 terms."""
+    objective, unknowns = _problem(kind)
+    (block,) = curvature.estimate(objective, 0, unknowns)
+    assert block.classes.tolist() == list(range(objective.loss.width))
+    expected = _hessian_of_loss(objective, unknowns)
+    torch.testing.assert_close(_whole(block, objective.loss.width), expected, rtol=0, atol=1e-6)
+
+
+def test_smaller_groups_are_blocks_of_the_hessian(monkeypatch):
+    """Those of other classes are left out, what they take from the diagonal is not. Tolerance as above."""
+    objective, unknowns = _problem("softmax", k=5)
+    monkeypatch.setattr(curvature, "MAX_GROUP", 2)
+    expected = _hessian_of_loss(objective, unknowns).unflatten(0, (5, 5)).unflatten(2, (5, 5))
+    blocks = curvature.estimate(objective, 0, unknowns)
+    assert sorted(len(block.classes) for block in blocks) == [1, 2, 2]
+    for block in blocks:
+        own = expected[block.classes][:, :, block.classes].flatten(2, 3).flatten(0, 1)
+        torch.testing.assert_close(block.matrix.double(), own, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "logistic"])
+@pytest.mark.parametrize("C", [1e-2, 1.0])
+def test_solving_inverts_the_hessian_with_its_penalty(kind, C):
+    """Tolerance: the ridge of 1e-7 times a condition number below 1,000, and float32 factors."""
+    objective, unknowns = _problem(kind, C)
+    penalties = (objective.penalties[0] * objective.rows.basis.penalty)[:, None].expand_as(unknowns)
+    hessian = _hessian_of_loss(objective, unknowns) + torch.diag(penalties.T.reshape(-1))
+    wanted = torch.randn(unknowns.shape, dtype=torch.float64)
+    if kind == "softmax":
+        wanted -= wanted.mean(dim=1, keepdim=True)  # what is common to all classes changes no softmax
+    gradient = (hessian @ wanted.T.reshape(-1)).reshape(unknowns.T.shape).T
+    solved = curvature.at(objective, 0, unknowns).solve(gradient)
+    torch.testing.assert_close(solved, wanted, rtol=0, atol=1e-2)
+
+
+def test_the_hessian_at_zero_is_exact_for_two_classes():
+    """Probabilities of a half need no sample. Tolerance: rounding."""
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, 2, (60, 1)))
+    objective = Objective(Rows([rng.normal(size=(60, 4)) + 5]), Logistic(labels, torch.tensor([0])), [1.0])
+    hessian = _hessian_of_loss(objective, objective.zeros())
+    hessian += objective.penalties[0] * torch.diag(objective.rows.basis.penalty)
+    wanted = torch.randn(5, 1, dtype=torch.float64)
+    solved = curvature.at_zero(objective, 0).solve(hessian @ wanted)
+    torch.testing.assert_close(solved, wanted, rtol=0, atol=1e-10)
+
+
+def test_groups_partition_the_classes_and_keep_confused_ones_together():
+    """Classes 0 and 3, 1 and 5, 2 and 4 share their images' probability."""
+    pairs = [(0, 3), (1, 5), (2, 4)]
+    probabilities = torch.full((30, 6), 0.01)
+    for row in range(30):
+        probabilities[row, list(pairs[row % 3])] = 0.48
+    for size in (1, 2, 4, 6):
+        groups = [group.tolist() for group in curvature._groups(probabilities, size)]
+        assert sorted(label for group in groups for label in group) == list(range(6))
+        assert all(len(group) <= size for group in groups)
+        if size == 2:
+            assert sorted(map(tuple, groups)) == pairs
+
+
+def test_groups_are_as_large_as_their_cost_allows(monkeypatch):
+    objective, weights = _problem("softmax", k=7)
+    monkeypatch.setattr(curvature, "MAX_BLOCK", 10)  # unknowns: two classes of five
+    assert curvature.group_size(objective) == 2
+    found = curvature.estimate(objective, 0, weights)
+    assert sorted(len(block.classes) for block in found) == [1, 2, 2, 2]
+    assert all(len(block.matrix) == 5 * len(block.classes) for block in found)
+
+
+@pytest.mark.parametrize("draws", ["SAMPLE", "CANDIDATES"])
+def test_a_sample_of_rows_stands_for_all(monkeypatch, draws):
+    """A sixteenth of 16,000 rows: within 15 %, five standard errors of a variance from 1,000 draws."""
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, 3, 16_000))
+    objective = Objective(Rows([rng.normal(size=(16_000, 3))]), Softmax(labels, 3), [1.0])
+    monkeypatch.setattr(curvature, "SAMPLE", 16_000)
+    (whole,) = curvature.estimate(objective, 0, objective.zeros())
+    monkeypatch.setattr(curvature if draws == "SAMPLE" else module, draws, 1000)
+    del objective.rows.candidates  # kept since
+    (sampled,) = curvature.estimate(objective, 0, objective.zeros())
+    assert not torch.equal(sampled.matrix, whole.matrix)
+    torch.testing.assert_close(sampled.matrix, whole.matrix, rtol=0, atol=0.15 * float(whole.matrix.diagonal().max()))
+
+
+def test_draws_are_right_on_average_and_keep_what_counts_most(monkeypatch):
+    """Of weights that fall by a factor of 1e40. Tolerance: five standard errors of 1,000 draws."""
+    monkeypatch.setattr(curvature, "SAMPLE", 500)
+    weights = torch.logspace(0, -40, 20_000).repeat(2, 1)
+    drawn = curvature._draw(weights)
+    threshold = float(weights.double().sum()) / 1000
+    assert 100 < int((weights >= threshold).sum()) < 1000
+    wanted = float((weights / threshold).clamp(max=1).sum())
+    assert int((drawn > 0).sum()) == pytest.approx(wanted, abs=5 * np.sqrt(1000))
+    torch.testing.assert_close(drawn[weights >= threshold], weights[weights >= threshold], rtol=0, atol=0)
+    rest = weights < threshold
+    error = 5 * threshold * np.sqrt(1000)
+    assert float(drawn[rest].sum()) == pytest.approx(float(weights[rest].sum()), abs=error)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "logistic"])
+def test_probabilities_of_zero_and_one_leave_something_to_factor(kind):
+    """Far from the boundaries float32 knows no curvature at all, and the intercept has no penalty either."""
+    objective, weights = _problem(kind, C=1e7)
+    solved = curvature.at(objective, 0, weights * 1e6).solve(torch.ones_like(weights))
+    assert solved.isfinite().all()
+
+
+def test_a_sample_in_which_no_image_counts_is_no_obstacle(monkeypatch):
+    """Labels of a rare attribute may all be outside the sample."""
+    monkeypatch.setattr(module, "CANDIDATES", 1)
+    rows = Rows([np.random.default_rng(0).normal(size=(40, 3))])
+    (drawn,), _ = rows.candidates
+    targets = torch.full((40, 1), -1)
+    targets[(drawn + 1) % 40], targets[(drawn + 2) % 40] = 1, 0
+    objective = Objective(rows, Logistic(targets, torch.tensor([0])), [1.0])
+    solved = curvature.at(objective, 0, objective.zeros()).solve(torch.ones(4, 1).double())
+    assert solved.isfinite().all()
+
+
+def test_a_common_offset_leaves_the_estimate_as_it_is():
+    """Of float64 features with an offset that float32 would drown them in. Tolerance: what float64 keeps of 1e8."""
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(50, 3)), torch.from_numpy(rng.integers(0, 3, 50))
+    weights = torch.from_numpy(rng.normal(size=(4, 3)))
+    near, far = (Objective(Rows([x + offset]), Softmax(labels, 3), [1.0]) for offset in (0, 1e8))
+    (expected,) = curvature.estimate(near, 0, weights)
+    (found,) = curvature.estimate(far, 0, weights)
+    torch.testing.assert_close(found.matrix, expected.matrix, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("d", "k"), [(4, 3), (4, 40), (30, 7), (1, 2)])
+def test_no_estimate_is_larger_than_planned(d, k, monkeypatch):
+    """With limits that bind; of single classes the blocks take what they do."""
+    monkeypatch.setattr(curvature, "MAX_BLOCK", 60)
+    monkeypatch.setattr(curvature, "MAX_NUMBERS", 5000)
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, k, 200))
+    objective = Objective(Rows([rng.normal(size=(200, d))]), Softmax(labels, k), [1.0])
+    blocks = curvature.estimate(objective, 0, objective.zeros())
+    assert sum(block.matrix.numel() for block in blocks) <= curvature.max_numbers(d, k)
+    assert max(len(block.matrix) for block in blocks) <= max(60, d + 1)

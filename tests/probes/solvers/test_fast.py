@@ -1,0 +1,340 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import probe.probes
+from probe.probes.solvers.fast import FastLogisticRegression, Start, coefficients, loss_of, solve
+from probe.probes.solvers.objective import Logistic, Objective, Rows
+
+
+@parametrize_with_checks([FastLogisticRegression()])
+def test_it_is_an_estimator_as_scikit_learn_defines_one(estimator, check):
+    with warnings.catch_warnings():
+        # Some checks fit noise with very few steps.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        check(estimator)
+
+
+def _tight(x, y, C):
+    """The second way of computing: scikit-learn in float64 to the end of its means."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it cannot do on hostile problems is not under test
+        return LogisticRegression(C=C, tol=1e-10, max_iter=10_000).fit(x.astype(np.float64), y)
+
+
+def _log_likelihoods(x, weights, intercept):
+    logits = x @ weights.T + intercept
+    return log_softmax(np.hstack([np.zeros_like(logits), logits]) if len(weights) == 1 else logits, axis=1)
+
+
+def _objective(x, y, fit, C):
+    """Mean loss and ||W||^2 / (2 C n), by NumPy and SciPy in float64."""
+    x, weights = x.astype(np.float64), fit.coef_.astype(np.float64)
+    own = _log_likelihoods(x, weights, fit.intercept_)[np.arange(len(x)), np.searchsorted(fit.classes_, y)]
+    return -own.mean() + np.square(weights).sum() / (2 * C * len(x))
+
+
+def _gradient_ratio(x, y, fit, C):
+    """Largest component of the gradient over that at weights of zero, by NumPy in float64."""
+    x = x.astype(np.float64)
+    with_ones = np.hstack([x, np.ones((len(x), 1))])
+    labels = y[:, None] == fit.classes_
+    sizes = []
+    for weights, intercept in ((fit.coef_, fit.intercept_), (0 * fit.coef_, 0 * fit.intercept_)):
+        residuals = np.exp(_log_likelihoods(x, weights, intercept)) - labels
+        gradient = with_ones.T @ residuals[:, -len(weights) :] / len(x)
+        gradient[:-1] += weights.T / (C * len(x))
+        sizes.append(np.abs(gradient).max())
+    return sizes[0] / sizes[1]
+
+
+def _blobs(n=300, d=8, k=3, spread=0.4, seed=0):
+    """Gaussian classes in turn, around means so far apart."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % k
+    return rng.normal(size=(k, d))[y] * spread + rng.normal(size=(n, d)), y
+
+
+def _digits(classes):
+    digits = load_digits()
+    chosen = np.isin(digits.target, classes)
+    return digits.data[chosen] / 16, digits.target[chosen]
+
+
+PROBLEMS = {
+    "digits": lambda: _digits(range(10)),
+    "digits-3": lambda: _digits([1, 4, 7]),
+    "digits-2": lambda: _digits([3, 8]),
+    "blobs": lambda: _blobs(k=10),
+    "blobs-2": lambda: _blobs(k=2),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_optimum_is_scikit_learns(problem, C, dtype):
+    """Objective within 1e-7, as tol promises; weights within tol by the penalty's curvature; the same predictions."""
+    x, y = PROBLEMS[problem]()
+    x = x.astype(dtype)
+    fit, theirs = FastLogisticRegression(C=C, tol=1e-8).fit(x, y), _tight(x, y, C)
+    assert _objective(x, y, fit, C) == pytest.approx(_objective(x, y, theirs, C), rel=1e-7)
+    assert fit.objective_ == pytest.approx(_objective(x, y, fit, C), rel=1e-6)
+    assert (fit.coef_.shape, fit.intercept_.shape) == (theirs.coef_.shape, theirs.intercept_.shape)
+    assert fit.coef_.dtype == np.float64
+    if C <= 1:
+        np.testing.assert_allclose(fit.coef_, theirs.coef_, atol=1e-4 * np.abs(theirs.coef_).max())
+        np.testing.assert_array_equal(fit.predict(x), theirs.predict(x))
+        # Probabilities add rounding of float32 logits below 100.
+        np.testing.assert_allclose(fit.predict_proba(x), theirs.predict_proba(x), atol=2e-5)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_default_tolerance_is_enough(problem):
+    """Objective within 1e-7 of scikit-learn's, and both told gradient and excess hold."""
+    x, y = PROBLEMS[problem]()
+    x = x.astype(np.float32)
+    fit, best = FastLogisticRegression().fit(x, y), _objective(x, y, _tight(x, y, 1.0), 1.0)
+    found = _objective(x, y, fit, 1.0)
+    assert found == pytest.approx(best, rel=1e-7)
+    assert fit.gradient_ratio_ <= 1e-6
+    assert fit.gradient_ratio_ == pytest.approx(_gradient_ratio(x, y, fit, 1.0), abs=1e-6)
+    assert found - best <= fit.excess_ + 1e-12  # scikit-learn's own is above the minimum by rounding
+
+
+def _with(x, y, change):
+    x = x.copy()
+    change(x)
+    return x, y
+
+
+def _constants(x):
+    x[:, 2], x[:, 5] = 7.3, -1e4 / 3
+
+
+def _mixed_scales(x):
+    x[:, ::2] *= 1e-6
+    x[:, 1::2] *= 1e6
+
+
+def _unbalanced(counts):
+    y = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng(0).normal(size=(len(y), 6)) + y[:, None] * 0.5, y
+
+
+HOSTILE = {
+    "separable": (lambda: _blobs(k=4, spread=6), 1e6),
+    "separable-2": (lambda: _blobs(k=2, spread=6), 1e6),
+    "constant": (lambda: _with(*_blobs(), _constants), 1.0),
+    "all-constant": (lambda: (np.full((90, 4), 3.7), np.arange(90) % 3), 1.0),
+    "all-zero": (lambda: (np.zeros((90, 4)), np.arange(90) % 3), 1.0),
+    "all-zero-unbalanced": (lambda: (np.zeros((90, 4)), np.arange(90) // 40), 1.0),
+    "all-zero-2": (lambda: (np.zeros((90, 4)), np.arange(90) % 2), 1.0),
+    "tiny": (lambda: (_blobs()[0] * 1e-15, _blobs()[1]), 1.0),
+    "duplicate-features": (lambda: (np.hstack([_blobs()[0]] * 3), _blobs()[1]), 10.0),
+    "duplicate-rows": (lambda: (np.vstack([_blobs()[0]] * 3), np.tile(_blobs()[1], 3)), 10.0),
+    "mixed-scales": (lambda: _with(*_blobs(), _mixed_scales), 1.0),
+    "large": (lambda: (_blobs()[0] * 1e4, _blobs()[1]), 1.0),
+    "offset": (lambda: (_blobs()[0] + 1e3, _blobs()[1]), 1.0),
+    "wide": (lambda: _blobs(n=50, d=300), 1.0),
+    "wide-separable": (lambda: _blobs(n=50, d=300), 1e6),
+    "many-classes": (lambda: _blobs(n=2000, d=6, k=1000, spread=1), 0.01),
+    "unbalanced": (lambda: _unbalanced([990, 7, 3]), 1.0),
+    "unbalanced-2": (lambda: _unbalanced([990, 3]), 100.0),
+    "single-row": (lambda: _unbalanced([99, 100, 1]), 1e6),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("problem", HOSTILE)
+def test_hostile_problems_reach_scikit_learns_objective_in_silence(problem, dtype):
+    """A warning would be an error here. Within 2e-6, the default tolerance and a float32 ulp of the losses."""
+    make, C = HOSTILE[problem]
+    x, y = make()
+    x = x.astype(dtype)
+    fit = FastLogisticRegression(C=C).fit(x, y)
+    found, best = _objective(x, y, fit, C), _objective(x, y, _tight(x, y, C), C)
+    assert np.isfinite(fit.coef_).all()
+    assert np.isfinite(fit.intercept_).all()
+    assert np.isfinite(fit.predict_proba(x)).all()
+    assert found <= best + 2e-6
+    assert found - best <= fit.excess_ + 1e-9
+    assert fit.objective_ == pytest.approx(found, abs=2e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("problem", sorted(set(HOSTILE) - {"many-classes"}))
+def test_hostile_problems_are_solved_to_a_tight_tolerance(problem, dtype):
+    """Where float32 has no more to say, float64 goes on: within tol of scikit-learn's best, or below."""
+    make, C = HOSTILE[problem]
+    x, y = make()
+    x = x.astype(dtype)
+    fit = FastLogisticRegression(C=C, tol=1e-8).fit(x, y)
+    best = _objective(x, y, _tight(x, y, C), C)
+    assert _objective(x, y, fit, C) <= best + 1e-8
+
+
+def test_labels_may_be_strings_or_any_numbers():
+    """The weights are those of the classes in sorted order, the predictions the labels."""
+    x, y = _blobs()
+    expected = FastLogisticRegression().fit(x, y)
+    for names in (np.array(["ant", "bee", "cat"]), np.array([-7, 3, 1000])):
+        fit = FastLogisticRegression().fit(x, names[y])
+        np.testing.assert_array_equal(fit.classes_, names)
+        np.testing.assert_array_equal(fit.coef_, expected.coef_)
+        np.testing.assert_array_equal(fit.predict(x), names[expected.predict(x)])
+
+
+@pytest.mark.parametrize("several", [True, False], ids=["side by side", "alone"])
+def test_multi_label_probes_are_binary_fits_on_the_rows_that_count(several):
+    """Tolerance of the weights: tol by the curvature of the penalty."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 5))
+    scores = x @ rng.normal(size=(5, 4)) + rng.normal(size=(300, 4)) + [0, 1, -1, 2]
+    targets = np.where(rng.random((300, 4)) < [0, 0.1, 0.5, 0.9], -1, scores > 0)
+    rows, strengths = Rows([x]), [0.1, 1.0, 1.0, 10.0]
+    solutions = []
+    for columns in [[0, 1, 2, 3]] if several else [[0], [1], [2], [3]]:
+        loss = Logistic(torch.from_numpy(targets), torch.tensor(columns))
+        solutions += solve(Objective(rows, loss, [strengths[column] for column in columns]), tol=1e-9)
+    for column, solution in enumerate(solutions):
+        counts, C = targets[:, column] >= 0, strengths[column]
+        theirs = _tight(x[counts], targets[counts, column], C)
+        weights, intercept = coefficients(rows, solution)
+        assert solution.converged
+        np.testing.assert_allclose(weights, theirs.coef_, atol=1e-5)
+        np.testing.assert_allclose(intercept, theirs.intercept_, atol=1e-5)
+        best = _objective(x[counts], targets[counts, column], theirs, C)
+        assert solution.minimum.objective == pytest.approx(best, rel=1e-9)
+
+
+def _solve(x, y, strengths, **settings):
+    rows, k = Rows([x]), len(np.unique(y))
+    return solve(Objective(rows, loss_of(y, k, rows.device), strengths), **settings)
+
+
+def test_probes_side_by_side_are_solved_as_each_alone():
+    """Tolerance: the objective's second order in a gradient of 1e-8."""
+    x, y = _digits(range(10))
+    strengths = [0.01, 1.0, 100.0]
+    for C, together in zip(strengths, _solve(x, y, strengths, tol=1e-8), strict=True):
+        (alone,) = _solve(x, y, [C], tol=1e-8)
+        assert together.converged
+        assert together.minimum.objective == pytest.approx(alone.minimum.objective, rel=1e-10)
+
+
+def test_a_start_at_a_neighbour_leads_to_the_same_optimum():
+    """Its weights and curvature save steps and change nothing else."""
+    x, y = _digits(range(10))
+    (neighbour,) = _solve(x, y, [100.0], tol=1e-8)
+    (cold,) = _solve(x, y, [150.0], tol=1e-8)
+    (warm,) = _solve(x, y, [150.0], starts=[Start(neighbour.minimum.unknowns, neighbour.needs_curvature)], tol=1e-8)
+    assert neighbour.needs_curvature
+    assert warm.minimum.objective == pytest.approx(cold.minimum.objective, rel=1e-10)
+    assert warm.minimum.n_iter < cold.minimum.n_iter
+
+
+@pytest.mark.parametrize("C", [1.0, 1e4])
+def test_features_too_large_for_a_copy_reach_the_same_optimum(C, monkeypatch):
+    """In float32, correlated and with a large common mean, where products outside of the basis cancel most.
+
+    With a smaller `tol` than by default, which ends up to 1e-5 above the minimum of separable classes.
+    """
+    x, y = _digits(range(10))
+    turned = np.random.default_rng(0).normal(size=(64, 64))
+    x = ((x @ turned) + 30).astype(np.float32)
+    expected = FastLogisticRegression(C=C, tol=1e-8).fit(x, y)
+    monkeypatch.setattr(probe.probes.solvers.objective, "COPY_BYTES", 0)
+    fit = FastLogisticRegression(C=C, tol=1e-8).fit(x, y)
+    assert fit.gradient_ratio_ <= 1e-8
+    assert fit.objective_ == pytest.approx(expected.objective_, rel=1e-6)
+    assert _objective(x, y, fit, C) <= _objective(x, y, _tight(x, y, C), C) * (1 + 1e-6)  # which ends above
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-10])
+def test_tiny_features_are_fitted_and_not_taken_for_rounding(scale):
+    """Where the penalty is weak enough to let them, they are told apart as those of size one."""
+    x, y = _blobs(n=300, k=3)
+    expected = FastLogisticRegression(C=1.0).fit(x, y)
+    fit = FastLogisticRegression(C=scale**-2).fit(x * scale, y)
+    assert fit.n_iter_ > 0
+    assert fit.objective_ == pytest.approx(expected.objective_, rel=1e-6)
+    np.testing.assert_array_equal(fit.predict(x * scale), expected.predict(x))
+
+
+def test_a_fit_that_was_cut_off_says_so():
+    x, y = _digits(range(10))
+    with pytest.warns(ConvergenceWarning, match="after 3 steps; raise max_iter, or tol"):
+        fit = FastLogisticRegression(C=1e4, max_iter=3).fit(x, y)
+    assert fit.n_iter_.tolist() == [3]
+    assert fit.gradient_ratio_ == pytest.approx(_gradient_ratio(x, y, fit, 1e4), abs=1e-9)
+    assert _objective(x, y, fit, 1e4) - _objective(x, y, _tight(x, y, 1e4), 1e4) <= fit.excess_
+    (solution,) = _solve(x, y, [1e4], max_iter=3)
+    assert not solution.converged
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_no_numbers_are_refused(value):
+    x, y = _blobs()
+    x[3, 2] = value
+    with pytest.raises(ValueError, match=r"NaN|infinity"):
+        FastLogisticRegression().fit(x, y)
+
+
+def test_a_single_class_is_refused():
+    with pytest.raises(ValueError, match="there is one class"):
+        FastLogisticRegression().fit(np.eye(4), np.zeros(4, int))
+
+
+@pytest.mark.parametrize("C", [0, -1.0, np.nan, np.inf, "1", None, [1.0]])
+def test_a_strength_that_is_no_number_above_zero_is_refused(C):
+    x, y = _blobs()
+    with pytest.raises(ValueError, match="give a number above 0"):
+        FastLogisticRegression(C=C).fit(x, y)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_arrays_on_disk_give_the_same_bits(tmp_path, dtype):
+    """Read-only and mapped into memory, as the feature store gives them; torch would warn of those."""
+    x, y = _blobs()
+    np.save(tmp_path / "x.npy", x.astype(dtype))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    expected, fit = (FastLogisticRegression(C=10.0).fit(features, y) for features in (x.astype(dtype), mapped))
+    np.testing.assert_array_equal(fit.coef_, expected.coef_)
+    np.testing.assert_array_equal(fit.intercept_, expected.intercept_)
+    np.testing.assert_array_equal(fit.decision_function(mapped), expected.decision_function(x.astype(dtype)))
+
+
+def test_a_second_fit_gives_the_same_bits():
+    """With an estimate of the curvature from a sample too."""
+    x, y = _digits(range(10))
+    first, second = (FastLogisticRegression(C=1e4).fit(x.astype(np.float32), y) for _ in range(2))
+    np.testing.assert_array_equal(first.coef_, second.coef_)
+    np.testing.assert_array_equal(first.intercept_, second.intercept_)
+
+
+def test_features_of_the_usual_kind_take_few_passes():
+    """Correlated features with a large common mean, as CLIP's; scikit-learn takes hundreds."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 4000)
+    spectrum = np.arange(1, 65) ** -0.5
+    turned, _ = np.linalg.qr(rng.normal(size=(64, 64)))
+    x = (rng.normal(size=(10, 64))[y] * 0.3 + rng.normal(size=(4000, 64))) * spectrum @ turned + rng.normal(size=64)
+    rows = Rows([x.astype(np.float32)])
+    objective = Objective(rows, loss_of(y, 10, rows.device), [1.0])
+    (solution,) = solve(objective)
+    assert solution.converged
+    assert objective.num_passes < 100
+
+
+def test_the_estimator_is_where_the_readme_says():
+    assert probe.probes.FastLogisticRegression is FastLogisticRegression
+    with pytest.raises(AttributeError, match="no attribute 'Fast'"):
+        _ = probe.probes.Fast

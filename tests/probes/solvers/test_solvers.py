@@ -1,0 +1,130 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from probe.errors import ProtocolError
+from probe.probes.solvers.catalog import SOLVERS
+from probe.probes.solvers.fast_solver import Fast
+from probe.probes.solvers.scikit_learn import ScikitLearn, fit_on_device
+
+
+def fit_logistic_regression(x, y, *, C, max_iter, tol):
+    return ScikitLearn([x], y, max_iter=max_iter, tol=tol).fit(C)
+
+
+def _digits(classes):
+    digits = load_digits()
+    chosen = np.isin(digits.target, classes)
+    return (digits.data[chosen] / 16).astype(np.float32), digits.target[chosen]
+
+
+@pytest.mark.parametrize("classes", [range(10), [3, 8]], ids=["multinomial", "binary"])
+def test_the_fit_is_scikit_learns(classes):
+    x, y = _digits(classes)
+    fit = fit_logistic_regression(x, y, C=0.316, max_iter=1000, tol=1e-6)
+    theirs = LogisticRegression(C=0.316, max_iter=1000, tol=1e-6).fit(x, y)
+    # Not to the last bit: the number of threads changes the order of sums.
+    np.testing.assert_allclose(fit.coef, theirs.coef_, atol=1e-4)
+    assert abs(fit.n_iter - theirs.n_iter_.max()) <= 5
+    assert fit.converged
+
+
+@pytest.mark.parametrize("classes", [range(10), [3, 8]], ids=["multinomial", "binary"])
+def test_objective_and_gradient_equal_automatic_differentiation(classes):
+    """A second way of computing: torch's cross-entropy in float64, differentiated."""
+    x, y = _digits(classes)
+    fit = fit_logistic_regression(x, y, C=2.0, max_iter=7, tol=1e-6)
+    weights = torch.tensor(fit.coef, dtype=torch.float64, requires_grad=True)
+    intercept = torch.tensor(fit.intercept, dtype=torch.float64, requires_grad=True)
+    logits = torch.from_numpy(x).double() @ weights.T + intercept
+    if len(weights) == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    target = torch.from_numpy(np.searchsorted(np.unique(y), y))
+    objective = torch.nn.functional.cross_entropy(logits, target) + weights.square().sum() / (2 * 2.0 * len(x))
+    objective.backward()
+    largest = max(weights.grad.abs().max().item(), intercept.grad.abs().max().item())
+    assert fit.objective == pytest.approx(objective.item(), rel=1e-12)
+    assert fit.gradient_norm == pytest.approx(largest, rel=1e-9)
+
+
+def test_a_fit_that_was_cut_off_says_so_and_warns_nobody():
+    """The warning becomes data; pytest would turn a stray one into an error."""
+    x, y = _digits(range(10))
+    fit = fit_logistic_regression(x, y, C=1e6, max_iter=3, tol=1e-6)
+    assert not fit.converged
+    assert fit.n_iter == 3
+    assert fit.gradient_ratio > 1e-3
+
+
+def test_a_fit_that_stops_early_by_itself_has_not_converged():
+    """A loose tolerance stops in silence; the measured gradient tells."""
+    x, y = _digits(range(10))
+    fit = fit_logistic_regression(x, y, C=1e3, max_iter=1000, tol=1e-2)
+    assert fit.n_iter < 1000
+    assert not fit.converged
+
+
+def test_scores_have_a_column_for_every_class():
+    x, y = _digits([1, 4])
+    fit = fit_logistic_regression(x, y, C=1.0, max_iter=100, tol=1e-6)
+    scores = fit.scores(x, 6)
+    assert scores.shape == (len(x), 6)
+    assert np.all(scores[:, [0, 2, 3, 5]] == -np.inf)
+    assert np.array_equal(scores.argmax(axis=1), LogisticRegression(tol=1e-6).fit(x, y).predict(x))
+
+
+def test_scikit_learn_on_tensors_gives_what_it_gives_on_arrays():
+    """Its array API is the way to a GPU; here with tensors on the CPU, in a process that has SciPy's."""
+    script = """
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from probe.probes.solvers.scikit_learn import fit_on_device
+x, y = load_digits(return_X_y=True)
+x = (x / 16).astype(np.float32)
+ours = LogisticRegression(C=0.5, tol=1e-6, max_iter=1000)
+fit_on_device(ours, x, y + 3, "cpu")
+theirs = LogisticRegression(C=0.5, tol=1e-6, max_iter=1000).fit(x, y + 3)
+assert isinstance(ours.coef_, np.ndarray)
+assert np.array_equal(ours.classes_, theirs.classes_)
+# Both stop by the gradient, which float32 sums in another order.
+assert np.abs(ours.coef_ - theirs.coef_).max() < 0.02 * np.abs(theirs.coef_).max()
+assert np.array_equal((x @ ours.coef_.T + ours.intercept_).argmax(axis=1), theirs.predict(x) - 3)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "SCIPY_ARRAY_API": "1"})
+
+
+def test_a_gpu_without_scipys_array_api_is_refused(monkeypatch):
+    monkeypatch.delenv("SCIPY_ARRAY_API", raising=False)
+    with pytest.raises(ProtocolError, match="SCIPY_ARRAY_API=1"):
+        fit_on_device(LogisticRegression(), np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1]), "cuda")
+
+
+def test_a_warm_start_ends_at_the_same_optimum():
+    x, y = _digits(range(10))
+    solver = ScikitLearn([x], y, max_iter=5000, tol=1e-7)
+    cold, warm = solver.fit(1.0), solver.fit(1.0, near=solver.fit(0.9))
+    assert warm.n_iter < cold.n_iter
+    assert warm.objective == pytest.approx(cold.objective, rel=1e-6)  # float32 hides the rest
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_iterations_are_told_as_they_go(solver):
+    x, y = _digits(range(10))
+    told = []
+    fit = SOLVERS[solver]([x], y, max_iter=1000, tol=1e-6).fit(0.1, tick=told.append)
+    assert told == sorted(told)
+    assert len(told) >= fit.n_iter > 5
+
+
+def test_the_excess_bounds_the_distance_to_the_optimum():
+    x, y = _digits(range(10))
+    best = ScikitLearn([x.astype(np.float64)], y, max_iter=20000, tol=1e-10).fit(1.0)
+    for fit in (ScikitLearn([x], y, max_iter=20, tol=1e-6).fit(1.0), Fast([x], y, max_iter=3, tol=1e-6).fit(1.0)):
+        assert 0 < fit.objective - best.objective <= fit.excess

@@ -1,0 +1,103 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from make.records import NUM_TEST, make_record, scored_record
+
+from probe import diff
+from probe.cli.main import main
+from probe.records.diff import STAGES, TIMES, _leaves, _stage
+from probe.records.record import read_record, write_record
+from probe.stats.paired import mcnemar
+
+
+def test_records_that_differ_in_times_only_are_the_same():
+    a = scored_record("a", 20)
+    b = replace(a, created="2030-01-01T00:00:00+00:00", seconds={"load": 9.0, "extract": 9.0, "fit": 9.0})
+    found = diff(a, b)
+    assert found.changes == ()
+    assert found.verdict.startswith("the scores are the same, image for image: 95.00 % and 95.00 %")
+
+
+def test_every_field_that_differs_is_named_in_the_order_of_causes():
+    a, b = scored_record("a", 20), scored_record("a", 24)
+    environment = {**b.environment, "python": "4.0", "cuda": "99"}
+    b = replace(b, environment=environment, encoder={**b.encoder, "weights_sha256": "other"})
+    found = diff(a, b)
+    fields = [change.field for change in found.changes]
+    assert fields[:3] == ["environment.cuda", "environment.python", "encoder.weights_sha256"]
+    assert "result.score" in fields
+    assert any(field.startswith("result.outcomes[0].arrays.right") for field in fields)
+    order = [list(STAGES).index(change.stage) for change in found.changes]
+    assert order == sorted(order)
+    cuda = found.changes[0]
+    assert (cuda.stage, cuda.a, cuda.b) == ("environment", None, "99")
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [(22, "do not differ"), (60, "differ by more than chance")])
+def test_the_scores_are_tested_image_by_image(wrong, verdict):
+    """Errors of one are among those of the other: McNemar's p is 2 / 2^n, as of a coin that falls n times alike."""
+    found = diff(scored_record("a", 20), scored_record("b", wrong))
+    assert found.test is not None
+    assert found.test.p_value == pytest.approx(2 * 0.5 ** (wrong - 20)) == pytest.approx(mcnemar(0, wrong - 20))
+    assert f"the scores {verdict}" in found.verdict
+    assert f"{wrong - 20} test images only A has right, 0 only B" in found.verdict
+
+
+def test_scores_of_other_images_are_not_compared():
+    other = scored_record("b", 60, splits={"test": {"size": NUM_TEST, "sha256": "other"}})
+    found = diff(scored_record("a", 20), other)
+    assert found.test is None
+    assert "different test images" in found.verdict
+    assert {"data", "model", "score"} <= {change.stage for change in found.changes}
+
+
+def test_records_without_outcomes_or_score_are_compared_field_by_field():
+    """Of an earlier version, or of a cell that failed."""
+    old = make_record(model="a")
+    assert "schema 3" in diff(old, old).verdict
+    failed = replace(old, status="failed", result=None, error={"type": "DatasetError", "message": "gone"})
+    found = diff(old, failed)
+    assert "B has no score" in found.verdict
+    assert {"status", "error.message"} <= {change.field for change in found.changes if change.stage == "record"}
+
+
+def test_every_field_of_a_record_has_a_stage(tmp_path):
+    """As it comes back from its file, in whose lists there may be objects."""
+    record = read_record(write_record(scored_record("a", 20), tmp_path))
+    stages = {path: _stage(path) for path, _ in _leaves(vars(record)) if not path.startswith(TIMES)}
+    assert {path for path, stage in stages.items() if stage == "record"} == {"status", "error", "schema_version"}
+    assert stages["spec.dataset.name"] == "data"
+    assert stages["spec.jit"] == "execution"
+    assert stages["result.score"] == "score"
+
+
+def test_the_command_prints_what_differs_and_the_verdict(tmp_path, capsys):
+    paths = [str(write_record(record, tmp_path)) for record in (scored_record("a", 20), scored_record("b", 60))]
+    assert main(["diff", *paths]) == 0
+    out = capsys.readouterr().out
+    assert "| model" in out
+    assert "model: other weights or preprocessing make other features" in out
+    assert out.splitlines()[-1].startswith("the scores differ by more than chance")
+    assert main(["diff", *paths, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["test"]["num_only_a"] == 40
+    assert np.isclose(found["test"]["difference"], 0.1)
+
+
+def test_a_score_that_is_not_that_of_its_outcomes_is_not_believed():
+    a, b = scored_record("a", 20), scored_record("b", 20)
+    b.result["score"] = 5.0
+    found = diff(a, b)
+    assert found.test is None
+    assert "the score of B is not that of its outcomes" in found.verdict
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path, capsys):
+    path = write_record(scored_record("a", 20), tmp_path)
+    damaged = tmp_path / "half.json"
+    damaged.write_text(path.read_text()[:-20])
+    for name, said in ((damaged, "half.json is damaged"), (tmp_path / "none.json", "cannot read")):
+        assert main(["diff", str(path), str(name)]) == 1
+        assert said in capsys.readouterr().err

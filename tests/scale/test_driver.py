@@ -1,0 +1,163 @@
+"""What the driver of a grid on Ray makes of what workers answer; those of `test_ray_grid` are real."""
+
+import pytest
+from make.fake_ray import FakeRay, RayError, RayTaskError
+
+from probe.errors import ExecutorError
+from probe.features.extraction import Access
+from probe.runner import failure, plan
+from probe.scale.cluster import one_line
+from probe.scale.driver import _Driver
+from probe.scale.worker import Lacking, Outcome
+
+TOO_LITTLE = Lacking("ExecutorError", "too little memory", is_memory=True)
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    monkeypatch.setattr("probe.scale.cluster.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("probe.scale.driver.WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("probe.scale.cluster.QUIET_SECONDS", 0.05)
+
+
+def _run(tmp_path, ray, *models, protocols=("readme",)):
+    """By whom each cell was done, or why not."""
+    specs = plan(["digits"], list(models), protocols=protocols, device="cpu", solver="fast")
+    driver = _Driver(ray, specs, Access(results=tmp_path / "results", cache=tmp_path / "features"), 1)
+    said = [(record.model, record.protocol, record.error["message"]) for record in driver.run()]
+    assert len(said) == len(specs)
+    assert not ray.placed  # no worker is left
+    return said
+
+
+def _done(node, unit):
+    """As if what a worker says of a cell were its failure, to see who says it."""
+    if unit.shard is not None:
+        return Outcome()
+    return Outcome([failure(spec, {"type": "DatasetError", "message": f"by {node}"}) for spec in unit.specs])
+
+
+def test_who_has_too_little_memory_waits_for_who_uses_it(tmp_path):
+    """Also where the other has ended in the meantime: only a worker that was alone says what a node has."""
+    refused = []
+
+    def answer(node, unit):
+        if unit.model == "tiny" and unit.shard and not refused:
+            refused.append(node)
+            return TOO_LITTLE
+        return _done(node, unit)
+
+    ray = FakeRay({"a": 2}, answer)
+    assert sorted(_run(tmp_path, ray, "random:tiny", "tiny")) == [
+        ("random:tiny", "readme", "by a"),
+        ("tiny", "readme", "by a"),
+    ]
+    assert refused
+    assert not ray.released
+
+
+def test_the_idle_give_back_memory_before_a_unit_is_refused(tmp_path):
+    given_back = []
+
+    def answer(node, unit):
+        if unit.shard is None and not given_back:
+            given_back.append(node)
+            return TOO_LITTLE
+        return _done(node, unit)
+
+    ray = FakeRay({"a": 2}, answer)
+    assert _run(tmp_path, ray, "tiny", "random:tiny")
+    ray.released.clear()
+    ray = FakeRay({"a": 2}, lambda node, unit: TOO_LITTLE if unit.shard is None else _done(node, unit))
+    said = _run(tmp_path / "no", ray, "tiny", "random:tiny")
+    assert {message for *_, message in said} == {"too little memory"}
+    assert set(ray.released) == {"a"}
+
+
+def test_what_one_node_lacks_another_has(tmp_path):
+    missing = Lacking("DatasetMissingError", "no digits here")
+    ray = FakeRay({"a": 1, "b": 1}, lambda node, unit: missing if node == "a" else _done(node, unit))
+    assert _run(tmp_path, ray, "tiny") == [("tiny", "readme", "by b")]
+    ray = FakeRay({"a": 1, "b": 1}, lambda node, unit: missing)
+    assert _run(tmp_path / "no", ray, "tiny") == [
+        ("tiny", "readme", "no digits here; nor is it on the 1 other node"),
+    ]
+
+
+def test_a_worker_that_raises_what_nobody_foresaw_is_replaced(tmp_path):
+    """It may be at fault, as after an error of a GPU; and it does not take all units one after the other to fail."""
+    sick, raised = [], []
+
+    def answer(node, unit):
+        worker = len(sick)
+        if worker == 0:
+            sick.append(unit)
+            raise RayTaskError(ValueError("a sick GPU"))
+        return _done(node, unit)
+
+    ray = FakeRay({"a": 1}, answer)
+    assert _run(tmp_path, ray, "tiny", protocols=("readme", "clip-paper"))[0][-1] == "by a"
+
+    def always(node, unit):
+        raised.append(unit)
+        raise RayTaskError(ValueError("a bug"))
+
+    assert _run(tmp_path / "no", FakeRay({"a": 1}, always), "tiny") == [("tiny", "readme", "a bug")]
+    assert len(raised) == 4  # twice the shard, and twice the fits
+
+
+def test_a_cell_that_fails_as_nobody_foresaw_is_tried_once_more(tmp_path):
+    """And is recorded as it failed then, beside those of its unit that did not."""
+    tried = []
+
+    def answer(node, unit):
+        if unit.shard is not None:
+            return Outcome()
+        tried.append(unit)
+        error = {"type": "RuntimeError", "message": f"attempt {len(tried)}"}
+        return Outcome([failure(spec, error) for spec in unit.specs], is_foreseen=False)
+
+    assert _run(tmp_path, FakeRay({"a": 1}, answer), "tiny") == [("tiny", "readme", "attempt 2")]
+
+
+def test_a_unit_that_loses_its_workers_keeps_nothing_else_waiting(tmp_path):
+    done = []
+
+    def answer(node, unit):
+        if unit.model == "tiny" and unit.shard is None:
+            raise RayError("killed")
+        done.append(unit)
+        return _done(node, unit)
+
+    said = _run(tmp_path, FakeRay({"a": 1}, answer), "tiny", "random:tiny")
+    assert [model for model, *_ in said] == ["random:tiny", "tiny"]
+    assert said[-1][-1] == "its worker was lost 5 times, the last time so: killed"
+
+
+def test_what_no_node_of_its_hardware_can_do_is_made_anew_on_other(tmp_path):
+    made = []
+
+    def answer(node, unit):
+        if unit.shard is not None:
+            made.append(node)
+        return TOO_LITTLE if unit.shard is None and node == "a" else _done(node, unit)
+
+    ray = FakeRay({"a": 1, "b": 1}, answer, hardware={"a": "AVX2", "b": "AVX512"})
+    assert _run(tmp_path, ray, "tiny") == [("tiny", "readme", "by b")]
+    assert made == ["a", "b"]
+
+
+def test_other_versions_are_said_before_work_begins(tmp_path):
+    ray = FakeRay({"a": 1}, _done)
+    ray.versions = {**ray.versions, "torch": "2.0", "av": None}
+    with pytest.raises(ExecutorError, match=r"a has torch 2\.0, here [^;]*; install the same versions"):
+        _run(tmp_path, ray, "tiny")
+
+
+def test_an_error_of_ray_is_one_line_of_what_went_wrong():
+    assert one_line(RayTaskError(ValueError("no such file"))) == "no such file"
+    long = RayError(
+        "The actor died because of an error raised in its creation task, \x1b[36mray::Worker\x1b[39m\n  a\nKeyError: 1"
+    )
+    assert one_line(long) == "KeyError: 1"
+    assert one_line(RayError("killed\n by  somebody")) == "killed by somebody"

@@ -1,0 +1,136 @@
+"""What a grid will take, from rates that records have."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from probe.cli.main import main
+from probe.datasets import get_dataset
+from probe.features.extraction import Access
+from probe.models import get_model
+from probe.records.record import RunRecord
+from probe.runner import plan
+from probe.runner import run_grid as run_serially
+from probe.scale.estimates import (
+    Memory,
+    estimate_grid,
+    feature_bytes,
+    fit_shape,
+    fit_work,
+    hardware_of,
+    measure,
+    memory_of,
+    seconds_of,
+)
+from probe.scale.units import plan_units
+
+HERE = {"cpu": "a CPU", "torch_threads": 2, "accelerator": None}
+
+
+def _record(model="random:ViT-B/32", *, rate=30.0, fit=10.0, dataset="fashion_mnist", protocol="readme", **changes):
+    """A record with rates, otherwise empty."""
+    (spec,) = plan([dataset], [model], protocols=[protocol], device="cpu", solver="fast")
+    part = {"images": 70_000, "images_per_second": 1.0, "read_seconds": 70.0, "models": 2}
+    part |= {"encoder_images_per_second": rate}
+    extraction = {"from_cache": False, "parts": {"all": part}}
+    fields = {"spec": asdict(spec), "extraction": extraction, "seconds": {"fit": fit}, "environment": HERE} | changes
+    empty = {"encoder": {}, "splits": {}, "features": {}, "result": {}, "parity": None}
+    return RunRecord(status="done", created="", **empty, **fields)
+
+
+def _units(model, dataset="fashion_mnist", **options):
+    return plan_units(plan([dataset], [model], protocols=["readme"], device="cpu", solver="fast", **options))
+
+
+def test_a_measured_rate_is_that_of_the_model_whatever_weights_it_has():
+    rates = measure([_record(rate=30.0)], device="cpu")
+    (shard, *_) = _units("ViT-B/32")
+    # Encoding, and reading at a millisecond for two models that share it.
+    expected = shard.images * (1 / 30.0 + 2 * 70.0 / 70_000)
+    assert seconds_of(shard, rates, 2) == pytest.approx(expected)
+    both = _units("ViT-B/32", jit_modes=(False, True))[0]  # which share the reading
+    assert seconds_of(both, rates, 2) == pytest.approx(both.images / 2 * (2 / 30.0 + 0.002))
+    assert seconds_of(shard, rates, 1) == pytest.approx(shard.images * (2 / 30.0 + 2 * 70.0 / 70_000))
+
+
+def test_another_model_takes_as_much_longer_as_it_has_operations():
+    rates = measure([_record(rate=30.0), _record("tiny", rate=900.0)], device="cpu")
+    (shard, *_) = _units("ViT-L/14")
+    times = get_model("ViT-L/14").profile.flops / get_model("ViT-B/32").profile.flops  # which is nearer than tiny
+    assert seconds_of(shard, rates, 2) == pytest.approx(shard.images * (times / 30.0 + 0.002))
+
+
+def test_a_fit_takes_as_much_longer_as_it_is_larger():
+    rates = measure([_record(fit=10.0)], device="cpu")
+    fits = _units("ViT-B/32", "cifar100")[-1]
+    assert fit_shape(fits.specs[0]) == (50_000, 512, 100)
+    assert seconds_of(fits, rates, 2) == pytest.approx(10.0 * (50_000 * 100) / (60_000 * 10))
+
+
+def test_rates_are_of_the_hardware_that_is_meant():
+    other = {"cpu": "another", "torch_threads": 4, "accelerator": None}
+    records = [_record(rate=30.0), _record(rate=99.0, environment=other), _record(rate=99.0, environment=other)]
+    assert hardware_of(HERE) == "a CPU, 2 threads"
+    assert measure(records, device="cpu", hardware="a CPU, 2 threads").hardware == "a CPU, 2 threads"
+    assert measure(records, device="cpu", hardware="unknown").hardware == "another, 4 threads"
+    assert not measure(records, device="cuda").hardware
+
+
+def test_rates_of_several_models_together_are_of_none():
+    """Of earlier records, whose passes fed several."""
+    record = _record()
+    del record.extraction["parts"]["all"]["encoder_images_per_second"]
+    assert not measure([record], device="cpu").encodings
+    record.extraction["parts"]["all"] |= {"models": 1, "encode_seconds": 7_000.0}
+    assert measure([record], device="cpu").encodings[0].rate == pytest.approx(10.0)
+
+
+def test_without_rates_time_is_not_known_but_memory_and_disk_are():
+    cost = estimate_grid(_units("ViT-B/32"), measure([], device="cpu"), num_workers=8, num_threads=2)
+    assert cost.seconds is None
+    (one,) = cost.models
+    assert one.extract_seconds is None
+    assert one.disk == feature_bytes(get_dataset("fashion_mnist"), get_model("ViT-B/32"))
+    assert one.disk == 70_000 * (4 * (512 + 768) + 8)
+
+
+def test_memory_grows_with_the_model_the_batch_and_the_features():
+    small, large = (memory_of(_units(name)[0]) for name in ("ViT-B/32", "ViT-L/14"))
+    assert large.host - small.host > 4 * (get_model("ViT-L/14").profile.parameters - 160_000_000)
+    (batch,) = {memory_of(_units("ViT-L/14", batch_size=256)[0]).host}
+    assert batch > large.host
+    fits = memory_of(_units("ViT-B/32", "imagenet")[-1])
+    assert fits.host > feature_bytes(get_dataset("imagenet"), get_model("ViT-B/32"))
+    unit = _units("ViT-L/14")[0]
+    on_gpu = replace(unit, specs=tuple(replace(spec, device="cuda") for spec in unit.specs))
+    assert memory_of(on_gpu).gpu > 4 * get_model("ViT-L/14").profile.parameters
+    unknown = replace(get_model("ViT-L/14"), architecture=None)
+    unit = replace(unit, specs=tuple(replace(spec, model=unknown) for spec in unit.specs))
+    assert memory_of(unit) == Memory(0, 0)
+
+
+def test_a_protocol_costs_as_many_fits_as_it_makes():
+    readme, paper = (plan(["digits"], ["tiny"], protocols=[name], device="cpu")[0] for name in ("readme", "clip-paper"))
+    assert fit_work(paper) > 10 * fit_work(readme)
+
+
+def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
+    """By the record of it: reading, encoding and fitting, which is what the rates are of."""
+    access = Access(results=tmp_path / "results", cache=tmp_path / "features")
+    specs = plan(["digits"], ["tiny"], protocols=["readme"], device="cpu", solver="fast")
+    (record,) = run_serially(specs, access=access)
+    parts = record.extraction["parts"].values()
+    taken = sum(part["read_seconds"] + part["encode_seconds"] for part in parts) + record.seconds["fit"]
+    options = ["--model", "tiny", "--protocol", "readme", "--device", "cpu", "--solver", "fast"]
+    options += ["--results-dir", str(tmp_path / "results"), "--threads", str(record.environment["torch_threads"])]
+    assert main(["run", "--dataset", "digits", *options, "--plan", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["units"] == 2
+    assert taken / 2 < planned["seconds"] < taken * 2  # by the median of parts, whose rates differ
+    assert main(["run", "--dataset", "digits", *options, "--plan", "--executor", "ray"]) == 0
+    assert "cells: 1, of which 1 are done" in capsys.readouterr().out
+    assert main(["run", "--dataset", "imagenet", *options, "--plan", "8", "--device", "cuda"]) == 0
+    said = capsys.readouterr().out
+    assert "each of a GPU" in said
+    assert "run a small cell there first" in said

@@ -1,0 +1,128 @@
+from dataclasses import replace
+
+import pytest
+
+from probe.runner import plan
+from probe.scale.units import ATTEMPTS, SHARD_IMAGES, Queue, Unit, plan_units, play
+
+
+def _plan(*models, jit_modes=(False,), dataset="digits"):
+    return plan([dataset], list(models), protocols=["readme", "clip-paper"], jit_modes=jit_modes, device="cpu")
+
+
+def test_shards_come_before_fits_and_have_all_images():
+    units = plan_units(_plan("tiny", jit_modes=(False, True), dataset="mnist"))
+    shards, fits = [u for u in units if u.shard], [u for u in units if not u.shard]
+    # Of each protocol both modes, which are compared.
+    assert [[(spec.protocol.name, spec.mode) for spec in unit.specs] for unit in fits] == [
+        [("readme", "eager"), ("readme", "jit")],
+        [("clip-paper", "eager"), ("clip-paper", "jit")],
+    ]
+    assert sum(unit.images for unit in shards) == 2 * 70_000
+    n = -(-70_000 // SHARD_IMAGES)
+    assert [unit.shard for unit in shards] == [(i + 1, n) for i in range(n)]
+    assert {tuple(spec.mode for spec in unit.specs) for unit in shards} == {("eager", "jit")}  # in one pass
+    assert units[-2:] == fits
+
+
+def test_fits_wait_for_the_shards_of_their_model_alone():
+    queue = Queue(plan_units(_plan("tiny", "random:tiny")))
+    tiny = queue.take()
+    other = queue.take()
+    assert {tiny.model, other.model} == {"tiny", "random:tiny"}
+    assert queue.take() is None  # the fits wait
+    queue.finish(tiny)
+    assert [queue.take().specs[0].protocol.name for _ in range(2)] == ["readme", "clip-paper"]
+    assert queue.take() is None
+
+
+def test_a_worker_is_given_what_it_has_the_weights_for():
+    queue = Queue(plan_units(_plan("tiny", "random:tiny", dataset="mnist")))
+    assert [queue.take(held="random:tiny").model for _ in range(3)] == ["random:tiny"] * 3
+    assert queue.take(held="gone").model == "tiny"  # which no other worker is busy with
+
+
+def test_what_is_lost_is_done_again_and_at_last_given_up():
+    (spec, *_) = _plan("tiny")
+    shard, fits = Unit((spec,), (1, 1)), Unit((spec,), None)
+    queue = Queue([shard, fits])
+    for _ in range(ATTEMPTS - 1):
+        assert queue.take() is shard
+        assert queue.lose(shard)
+    assert queue.take() is shard
+    assert not queue.lose(shard)
+    assert queue.take() is fits  # which meet what keeps the shard from its features, and record it
+    queue.finish(fits)
+    assert not queue
+
+
+def test_what_a_node_lacks_is_done_on_others():
+    queue = Queue(plan_units(_plan("tiny")))
+    unit = queue.take(node="a")
+    queue.refuse(unit, "a", {"type": "DatasetMissingError", "message": "no digits"})
+    assert queue.take(node="a") is None
+    assert queue.take(node="b") is unit
+    queue.finish(unit)
+    assert queue.take(node="a") is None  # nor its fits, which read the labels
+    assert queue.take(node="b").shard is None
+
+
+def test_what_no_node_can_do_is_given_up_and_then_its_fits():
+    queue = Queue(plan_units(_plan("tiny")))
+    unit = queue.take(node="a")
+    queue.refuse(unit, "a", {"type": "DatasetMissingError", "message": "no digits"})
+    assert queue.give_up() == [unit]
+    fits = queue.give_up()
+    assert len(fits) == 2
+    assert queue.reasons(fits[0])["a"]["message"] == "no digits"
+    assert not queue
+
+
+def test_features_of_one_group_are_made_on_one_kind_of_hardware():
+    """Others would have other last bits, and would not be found by the fits."""
+    queue = Queue(plan_units(_plan("tiny", dataset="mnist")))
+    first = queue.take(hardware="AVX512")
+    assert queue.take(hardware="AVX2") is None
+    queue.finish(first)
+    lost = queue.take(hardware="AVX512")
+    assert queue.lose(lost)
+    assert not queue.leave_hardware({"a": "AVX512", "b": "AVX2"})
+    assert queue.leave_hardware({"b": "AVX2"})  # the others are gone, and all shards are made anew
+    shards = []
+    while (unit := queue.take(hardware="AVX2")) is not None and unit.shard:
+        shards.append(unit)
+        queue.finish(unit)
+    assert {first, lost} <= set(shards)
+    assert sorted(unit.shard for unit in shards) == [(i + 1, len(shards)) for i in range(len(shards))]
+    assert queue.num_done == len(shards)
+
+
+def test_what_began_nowhere_is_bound_to_no_hardware():
+    queue = Queue(plan_units(_plan("tiny")))
+    unit = queue.take(node="a", hardware="AVX2")
+    queue.refuse(unit, "a", {"type": "DatasetMissingError", "message": "no digits"})
+    assert queue.take(node="b", hardware="AVX512") is unit
+
+
+def test_too_little_memory_for_a_unit_is_none_for_others():
+    queue = Queue(plan_units(_plan("tiny")))
+    queue.finish(queue.take(node="a"))
+    large = queue.take(node="a")
+    queue.refuse(large, "a", {"type": "ExecutorError", "message": "too large"}, alone=True)
+    small = queue.take(node="a")
+    assert small not in (None, large)
+    queue.finish(small)
+    assert queue.take(node="a") is None
+    assert not queue.has_for("a", "")
+    assert queue.take(node="b", too_large={large}) is None
+    assert queue.take(node="b") is large
+
+
+def test_a_grid_is_played_through_as_workers_would_do_it():
+    specs = _plan("tiny", "random:tiny")
+    units = plan_units(specs)
+    one, two = (play(units, lambda unit: 10.0 if unit.shard else 1.0, n) for n in (1, 2))
+    assert one == pytest.approx(2 * 10 + 4 * 1)
+    assert two == pytest.approx(10 + 2)
+    thousand = [spec for i in range(60) for spec in [replace(specs[0], dataset=replace(specs[0].dataset, name=f"{i}"))]]
+    assert play(plan_units(thousand), lambda unit: 1.0, 8) == pytest.approx(2 * 60 / 8, abs=1)

@@ -1,0 +1,156 @@
+"""A worker of Ray, without Ray: what it needs, lacks, gives and takes."""
+
+import contextlib
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from probe.errors import ExecutorError, FeaturesError
+from probe.features.chunks import Work
+from probe.features.encode import Features
+from probe.features.extraction import Access
+from probe.features.store import Cell
+from probe.models.memory import DeviceMemory
+from probe.runner import plan
+from probe.scale import worker as worker_module
+from probe.scale.estimates import Memory, memory_of
+from probe.scale.units import plan_units
+from probe.scale.worker import Lacking, Surroundings, Worker, is_foreseen, refuse_too_large, versions
+
+GB = 1_000_000_000
+NEED = Memory(GB, 0)
+
+
+def _units(dataset="digits", model="tiny", **options):
+    return plan_units(plan([dataset], [model], protocols=["readme"], device="cpu", solver="fast", **options))
+
+
+def _worker(tmp_path, name, **access):
+    return Worker(Access(cache=tmp_path / name, **access), 1, 1, Surroundings.here())
+
+
+def test_pieces_go_from_one_store_to_another_and_are_whole_there(tmp_path):
+    shard, fits = _units()
+    maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
+    maker.shares_store = False
+    made = maker.do(shard, NEED)
+    ((cell, files),) = made.pieces
+    every = range(cell.num_pieces)
+    assert other.find_missing(fits, NEED).cells == [(cell, every, list(every))]
+    other.take_in(cell, every, files)
+    assert other.find_missing(fits, NEED).cells == [(cell, every, [])]
+    (record,) = other.do(fits, NEED).records
+    assert record.extraction["from_cache"]  # put together without the model
+    entries = [cell.folder(tmp_path / name) for name in ("maker", "other")]
+    for name in ("projected.npy", "pre_projection.npy", "labels.npy", "entry.json"):
+        assert entries[0].joinpath(name).read_bytes() == entries[1].joinpath(name).read_bytes()
+    # Pieces of a whole entry are those that it was made of.
+    assert list(Work(tmp_path / "other", cell).files(range(cell.num_pieces))) == list(files)
+
+
+def test_pieces_that_were_sent_are_not_sent_back(tmp_path):
+    shard, _ = _units()
+    maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
+    maker.shares_store = other.shares_store = False
+    ((cell, files),) = maker.do(shard, NEED).pieces
+    half = range(cell.num_pieces // 2)
+    other.take_in(cell, half, list(Work(tmp_path / "maker", cell).files(half)))
+    ((_, again),) = other.do(shard, NEED).pieces
+    assert {name for name, _ in files} - {name for name, _ in again} == {f"{piece:06}.npz" for piece in half}
+
+
+def test_what_one_process_would_log_is_given_to_the_driver(tmp_path):
+    before = logging.getLogger("probe").level
+    shard, fits = _units()
+    worker = Worker(Access(cache=tmp_path / "one"), 1, 1, replace(Surroundings.here(), level=logging.INFO))
+    assert (logging.INFO, "digits / tiny / eager / readme") in worker.do(fits, NEED).logged
+    entry = next((tmp_path / "one" / "digits").glob("*/entry.json")).parent
+    (entry / "projected.npy").write_bytes(b"damaged")
+    quiet = Worker(Access(cache=tmp_path / "one"), 1, 1, replace(Surroundings.here(), level=logging.WARNING))
+    ((level, message),) = quiet.do(shard, NEED).logged
+    assert level == logging.WARNING
+    assert "are damaged" in message
+    assert logging.getLogger("probe").level == before
+
+
+def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
+    shard, _ = _units()
+    for error in (FeaturesError("not finite"), ValueError("a bug")):
+        monkeypatch.setattr(worker_module, "extract_dataset", lambda specs, *_, error=error: [(specs[0], error)])
+        with pytest.raises(ValueError, match="a bug") if type(error) is ValueError else contextlib.nullcontext():
+            _worker(tmp_path, "one").do(shard, NEED)
+    assert is_foreseen(None)
+    assert is_foreseen({"type": "DatasetMissingError"})
+    assert not is_foreseen({"type": "ValueError"})
+    assert not is_foreseen({"type": "AcceleratorError"})
+
+
+def test_a_shard_whose_pieces_are_there_is_not_made_again(tmp_path):
+    (shard, _) = _units()
+    worker = _worker(tmp_path, "one")
+    worker.do(shard, NEED)
+    again = _worker(tmp_path, "one")
+    again.do(shard, NEED)
+    assert again.num_images() == 0
+    assert not again.access.held.encoders  # the model was not loaded
+
+
+def test_what_is_not_on_the_node_is_said_before_anything_starts(tmp_path):
+    (shard, *_) = _units("mnist")
+    lacking = _worker(tmp_path, "one", data=tmp_path, offline=True).do(shard, NEED)
+    assert isinstance(lacking, Lacking)
+    assert lacking.type == "DatasetMissingError"
+    assert not lacking.is_memory
+
+
+def test_too_little_memory_is_said_with_the_numbers(tmp_path, monkeypatch):
+    (shard, *_) = _units("digits", "random:ViT-L/14")
+    monkeypatch.setattr(worker_module, "device_memory", lambda device: DeviceMemory(4 * GB, 2 * GB))
+    with pytest.raises(ExecutorError, match=r"about [4-9]\.\d GB of memory of the machine, and 2\.0 GB are free"):
+        refuse_too_large(shard, memory_of(shard))
+    worker = _worker(tmp_path, "one")
+    lacking = worker.do(shard, memory_of(shard))
+    assert (lacking.type, lacking.is_memory) == ("ExecutorError", True)
+    assert not worker.access.held.encoders
+
+
+def test_a_worker_is_in_the_surroundings_of_the_driver(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBE_DATA_DIR", "mine")
+    monkeypatch.delenv("PROBE_CACHE_DIR", raising=False)
+    before = Surroundings.here()
+    monkeypatch.chdir(tmp_path)
+    Surroundings(before.folder, {"PROBE_DATA_DIR": "theirs", "PROBE_CACHE_DIR": "theirs"}).apply()
+    after = Surroundings.here()
+    assert after.folder == before.folder
+    own, theirs = (str(Path(before.folder) / name) for name in ("mine", "theirs"))
+    assert after.variables == {"PROBE_DATA_DIR": own, "PROBE_CACHE_DIR": theirs}  # a node's own counts more
+    monkeypatch.delenv("PROBE_CACHE_DIR")
+    Surroundings("/no/such/folder", {}).apply()
+
+
+def test_versions_tell_a_changed_source():
+    assert versions()["source of probe"] == versions()["source of probe"]
+    assert {"python", "torch", "scikit-learn"} <= versions().keys()
+
+
+def test_pieces_are_cut_from_an_entry_in_which_images_were_passed_over(tmp_path):
+    rng = np.random.default_rng(0)
+    cell = Cell("d", "all", "m", "eager", "fp32", {"a": 1}, num_images=600, batch_size=64)
+    work = Work(tmp_path / "one", cell)
+    work.start()
+    for piece, positions in enumerate((range(256), range(256, 512), range(512, 600))):
+        skipped = [position for position in positions if position in (3, 256, 511, 599)]
+        n = len(positions) - len(skipped)
+        x = rng.normal(size=(n, 4)).astype(np.float32)
+        features = Features(x, np.arange(n), x + 1, tuple((position, "unreadable") for position in skipped))
+        assert work.claim(piece)
+        work.write(piece, features)
+    before = dict(work.files(range(3)))
+    assert work.finish(encoder={"width": 4}, extraction={"images": 596})
+    after = dict(work.files(range(3)))
+    assert json.loads(after.pop("making.json")) == {"encoder": {"width": 4}, "extraction": {"images": 596}}
+    assert after == before

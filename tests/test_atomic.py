@@ -1,0 +1,327 @@
+"""Folders that several users write to: files of another user never block a folder that can be written to."""
+
+import encodings.ascii
+import encodings.cp437  # noqa: F401 - asked for later, when a library below /root cannot be read any more
+import io
+import os
+import shutil
+import stat
+import tempfile
+import urllib.error
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make.entries import cell, piece_of
+
+from probe import fetch as fetching
+from probe.atomic import lock, make_folder, share
+from probe.datasets import archives
+from probe.datasets.archives import unpack_missing
+from probe.errors import CacheError, DownloadError
+from probe.features import chunks
+from probe.features.chunks import Work
+from probe.features.files import save
+from probe.features.inventory import collect, survey
+from probe.features.store import find
+from probe.probes.cached_fits import KeptFits
+from probe.records.record import write_bytes
+from probe.specs import Source
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of files")
+
+
+@pytest.fixture
+def folder():
+    """Yield a folder that everybody may write to, in a process without the rights of root."""
+    before, mask = os.geteuid(), os.umask(0o022)
+    if before == 0:
+        os.seteuid(12345)
+    made = Path(tempfile.mkdtemp())  # `tmp_path` is below a folder that other users may not enter
+    made.chmod(0o777)
+    try:
+        yield made
+    finally:
+        os.umask(mask)
+        os.seteuid(before)
+        for path in made.rglob("*"):
+            path.chmod(0o777)
+        shutil.rmtree(made)
+
+
+def of_another_user(path, mode=0o444):
+    """Make a file that this process may not write to, and with mode 0 may not read, as if another user had made it."""
+    path.touch()
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o444, 0])
+@pytest.mark.parametrize("is_sticky", [False, True])
+def test_a_lock_of_another_user_is_stepped_around(folder, mode, is_sticky):
+    if is_sticky:  # nobody may remove the file
+        folder.chmod(0o1777)
+    path = of_another_user(folder / "000002.lock", mode)
+    with lock(path) as taken:
+        assert taken.is_locked
+        assert not lock(path).is_locked
+        with pytest.raises(TimeoutError):  # processes of the same user still wait for one another
+            lock(path).acquire(timeout=0)
+    assert path.exists()
+
+
+def test_in_a_sticky_folder_a_lock_of_another_user_is_stepped_around_though_it_may_be_opened(folder):
+    if os.getuid() != 0:
+        pytest.skip("only root gives files away")
+    folder.chmod(0o1777)
+    path = of_another_user(folder / "a.lock", 0o666)
+    os.seteuid(0)
+    os.chown(path, 54321, 54321)
+    os.seteuid(12345)
+    with lock(path) as taken:
+        assert taken.is_locked
+
+
+def test_a_lock_that_may_be_opened_is_taken(folder):
+    with lock(folder / "a.lock"), pytest.raises(TimeoutError):
+        lock(folder / "a.lock").acquire(timeout=0)
+    assert [path.name for path in folder.iterdir()] == ["a.lock"]
+
+
+def test_a_lock_in_a_folder_that_cannot_be_written_to_is_named(folder):
+    (folder / "closed").mkdir()
+    of_another_user(folder / "closed" / "a.lock")
+    (folder / "closed").chmod(0o555)
+    with pytest.raises(PermissionError, match=r"closed/a\."):
+        lock(folder / "closed" / "a.lock").acquire()
+
+
+def test_features_that_another_user_began_are_finished(folder):
+    """The process may not open a lock, a piece and a description, and may read one piece."""
+    others = Work(folder, cell())
+    others.start()
+    for piece in (0, 1):
+        others.write(piece, piece_of(cell(), piece))
+    others.describe(encoder={}, extraction={})
+    for name in ("000001.npz", "making.json"):
+        of_another_user(others.folder / name, 0)
+    for path in (
+        others.folder / "000002.lock",
+        others.target.with_name(f".{others.target.name}.lock"),
+    ):
+        of_another_user(path)
+    work = Work(folder, cell())
+    work.start()
+    assert not work.finish_whole()
+    assert work.claim(2)
+    work.write(2, piece_of(cell(), 2))
+    assert not work.finish_whole()  # no readable file says how the features were made
+    assert not work.finish(encoder={"embed_dim": 2}, extraction={})
+    assert work.claim(1)  # this piece could not be read
+    work.write(1, piece_of(cell(), 1))
+    assert work.finish(encoder={"embed_dim": 2}, extraction={})
+    assert np.array_equal(find(folder, cell()).features.x[:, 0], np.arange(600))
+
+
+def test_of_two_users_who_finish_at_once_the_first_makes_the_entry(folder, monkeypatch):
+    first, second = Work(folder, cell()), Work(folder, cell())
+    first.start()
+    for piece in range(cell().num_pieces):
+        first.write(piece, piece_of(cell(), piece))
+    build = Work._build
+
+    def build_later(self, *args, **settings):
+        if self is second:
+            monkeypatch.setattr(chunks, "lock", lambda path: lock(path.with_name("another.lock")))
+            assert first.finish(encoder={"who": "first"}, extraction={})
+        build(self, *args, **settings)
+
+    monkeypatch.setattr(Work, "_build", build_later)
+    assert second.finish(encoder={"who": "second"}, extraction={})
+    assert find(folder, cell()).encoder == {"who": "first"}
+    assert [path.name for path in find(folder, cell()).path.parent.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_a_cache_that_cannot_be_written_to_is_named_with_the_file(folder):
+    work = Work(folder, cell())
+    work.start()
+    work.folder.chmod(0o555)
+    with pytest.raises(CacheError, match=rf"cannot write to {work.folder}/000000\.lock \(Permission denied\)"):
+        work.claim(0)
+
+
+def test_what_another_user_has_closed_is_listed_and_stays(folder):
+    work = Work(folder, cell())
+    work.start()
+    of_another_user(work.folder / "about.json", 0)
+    of_another_user(work.folder / "000000.lock")
+    assert [kept.state for kept in survey(folder)] == ["unreadable"]
+    assert collect(folder) == []
+    assert collect(folder, max_size=0) == []  # it may be in use
+    assert work.folder.is_dir()
+
+
+MODES = {  # mode of a folder, umask, modes of new files and folders in it
+    "of a group": (0o2775, 0o022, 0o664, 0o2775),
+    "of a group, with a strict umask": (0o2770, 0o077, 0o660, 0o2770),
+    "of everybody": (0o777, 0o022, 0o666, 0o777),
+    "of everybody, where each removes their own": (0o1777, 0o022, 0o644, 0o755),
+    "of a user": (0o755, 0o022, 0o644, 0o755),
+    "of a user, with a strict umask": (0o755, 0o077, 0o600, 0o700),
+    "of a user, whose umask shares with a group": (0o775, 0o002, 0o664, 0o775),
+    "of a user, though the group may write": (0o775, 0o022, 0o644, 0o755),
+}
+
+
+@pytest.mark.parametrize("case", MODES)
+def test_modes_follow_those_of_the_folder(case, folder):
+    mode, mask, of_files, of_folders = MODES[case]
+    top = folder / "shared"
+    top.mkdir()
+    top.chmod(mode)
+    os.umask(mask)
+    make_folder(top / "a" / "b")
+    (top / "a" / "file").touch()
+    share(top / "a" / "file")
+    write_bytes(top / "results" / "record.json", b"{}")
+    save(top / "features" / "all.npz", {}, [], {})
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in top.rglob("*")}
+    for path, mode in found.items():
+        assert oct(mode) == oct(of_folders if path.is_dir() else of_files), path
+
+
+def test_all_of_a_cache_follows_its_folder(folder):
+    folder.chmod(0o2770)
+    os.umask(0o077)
+    work = Work(folder, cell())
+    work.start()
+    for piece in range(cell().num_pieces):
+        assert work.claim(piece)
+        work.write(piece, piece_of(cell(), piece))
+    assert work.finish(encoder={}, extraction={})
+    for path in folder.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o2770 if path.is_dir() else 0o660), path
+
+
+def test_downloads_step_around_what_another_user_left(folder, monkeypatch):
+    """Another user left a lock and a partial download, or the download alone. Neither can be resumed."""
+
+    def refuse(request, **settings):
+        assert "Range" not in request.headers
+        raise urllib.error.URLError("asked from the start")
+
+    monkeypatch.setattr(fetching.urllib.request, "urlopen", refuse)
+    part, lock_of_other = (of_another_user(folder / name) for name in ("model.pt.part", "model.pt.lock"))
+    with pytest.raises(DownloadError, match="asked from the start"):
+        fetching.fetch("http://host/model.pt", folder / "model.pt")
+    assert part.exists()
+    lock_of_other.unlink()
+    with pytest.raises(DownloadError, match="asked from the start"):
+        fetching.fetch("http://host/model.pt", folder / "model.pt")
+    assert not part.exists()
+
+
+def test_two_users_never_download_to_one_file(folder, monkeypatch):
+    """Without a digest, the unfinished file of one would take the final name at the end of the other's download."""
+
+    class Response(io.BytesIO):
+        status, headers = 200, {"Content-Length": "6"}
+
+        def read(self, size=-1):
+            if self.before_the_end:
+                other, self.before_the_end = self.before_the_end, None
+                return super().read(3) if other() is None else b""
+            return super().read(size)
+
+    def response(content, before_the_end=None):
+        made = Response(content)
+        made.before_the_end = before_the_end
+        return made
+
+    target = folder / "model.pt"
+    contents = []
+
+    def second_user():
+        contents.append(target.exists())
+        of_another_user(folder / "model.pt.lock")  # which the first user holds
+        monkeypatch.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: response(b"second"))
+        fetching.fetch("http://host/model.pt", target)
+        contents.append(target.read_bytes())
+
+    monkeypatch.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: response(b"first!", second_user))
+    fetching.fetch("http://host/model.pt", target)
+    assert contents == [False, b"second"]
+    assert target.read_bytes() == b"first!"
+    assert not list(folder.glob("*.part"))
+
+
+def test_archives_are_unpacked_where_another_user_began(folder):
+    shutil.make_archive(str(folder / "images"), "tar", Path(__file__).parent, "test_atomic.py")
+    source = Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/test_sharing.py",))
+    for name in ("images.tar.lock", "images.tar.unpacking.lock", ".images.tar.begun"):
+        of_another_user(folder / name)
+    (folder / "x" / ".images.tar-left").mkdir(parents=True)
+    (folder / "x" / ".images.tar-left").chmod(0)
+    unpack_missing(source, folder)
+    assert (folder / "x" / "test_atomic.py").is_file()
+    assert not (folder / ".images.tar.begun").exists()
+
+
+@pytest.fixture
+def images(folder):
+    """A source with an archive in the folder."""
+    shutil.make_archive(str(folder / "images"), "tar", Path(__file__).parent, "test_atomic.py")
+    return Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/test_sharing.py",))
+
+
+@pytest.mark.parametrize("has_lock", [True, False])
+def test_archives_are_unpacked_once_though_a_marker_of_another_user_stays(has_lock, folder, images, monkeypatch):
+    """In a folder where each user removes only their own files."""
+    unlink = Path.unlink
+
+    def refuse(path, *, missing_ok=False):
+        if path.name == ".images.tar.begun":
+            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    of_another_user(folder / ".images.tar.begun")
+    if has_lock:
+        of_another_user(folder / "images.tar.lock")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    unpack_missing(images, folder)
+    (folder / "x" / "test_atomic.py").write_text("unpacked once")
+    monkeypatch.setattr(archives, "unpack", lambda *_: pytest.fail("unpacked again"))
+    unpack_missing(images, folder)
+    monkeypatch.undo()
+    (folder / "x" / "test_atomic.py").unlink()
+    unpack_missing(images, folder)
+    assert (folder / "x" / "test_atomic.py").is_file()
+
+
+def test_a_marker_that_another_user_removed_first_is_no_failure(folder, images, monkeypatch):
+    unpack = archives.unpack
+
+    def unpack_and_remove(*paths):
+        unpack(*paths)
+        (folder / ".images.tar.begun").unlink()
+
+    monkeypatch.setattr(archives, "unpack", unpack_and_remove)
+    unpack_missing(images, folder)
+    assert (folder / "x" / "test_atomic.py").is_file()
+
+
+def test_archives_that_were_unpacked_in_part_are_fetched_again(folder, images, monkeypatch):
+    (folder / "x").mkdir()
+    (folder / "x" / "test_atomic.py").touch()
+    (folder / ".images.tar.begun").touch()
+    monkeypatch.setattr(archives, "fetch", lambda url, target, *, md5: fetched.append(target))
+    fetched = []
+    archives.fetch_missing(replace(images, downloads=(("http://host/images.tar", ""),)), folder)
+    assert fetched == [folder / "images.tar"]
+    assert not (folder / ".images.tar.begun").exists()
+
+
+def test_fits_are_kept_in_a_shared_folder(folder):
+    of_another_user(folder / "other.npz", 0)
+    assert KeptFits(folder).find("nothing") is None
