@@ -47,7 +47,7 @@ def unknown(uid):
 pwd.getpwuid = unknown
 """,
 }
-GUARDED = {("features.py", "resource"), ("reading.py", "sched_getaffinity")}  # used only if they exist
+GUARDED = {("encode.py", "resource"), ("reading.py", "sched_getaffinity")}  # used only if they exist
 
 
 @pytest.mark.slow
