@@ -23,7 +23,7 @@ from PIL import Image
 from probe.environment import describe
 from probe.errors import ProbeError
 from probe.features.chunks import Work
-from probe.features.encode import Features, piece_size
+from probe.features.encode import Features, chunk_size
 from probe.features.store import Cell, find
 from probe.runner import run
 
@@ -62,12 +62,12 @@ def peak_memory(n: int) -> float:
 def fill(root: Path) -> Cell:
     """A whole entry of `KEPT` images at both feature points."""
     cell = Cell("benchmark", "all", "tiny", "eager", "fp32", {"made": "up"}, KEPT, 64)
-    work, size = Work(root, cell), piece_size(64)
+    work, size = Work(root, cell), chunk_size(64)
     work.start()
     x = np.random.default_rng(0).normal(size=(size, WIDTH)).astype(np.float32)
-    for piece in range(cell.num_pieces):
-        n = min(size, KEPT - piece * size)
-        work.write(piece, Features(x[:n], np.arange(n) % 10, x[:n]))
+    for chunk in range(cell.num_chunks):
+        n = min(size, KEPT - chunk * size)
+        work.write(chunk, Features(x[:n], np.arange(n) % 10, x[:n]))
     work.finish(encoder={}, extraction={})
     return cell
 

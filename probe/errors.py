@@ -94,7 +94,7 @@ class FeaturesError(ProbeError, ValueError):
 
 
 class IncompleteError(FeaturesError):
-    """Features of which some shards are not made yet; the message says how many pieces there are."""
+    """Features of which some shards are not made yet; the message says how many chunks there are."""
 
 
 class ProtocolError(ProbeError, ValueError):

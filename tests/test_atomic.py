@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make.entries import cell, piece_of
+from make.entries import cell, chunk_of
 
 from probe import fetch as fetching
 from probe.atomic import lock, make_folder, share
@@ -98,11 +98,11 @@ def test_a_lock_in_a_folder_that_cannot_be_written_to_is_named(folder):
 
 
 def test_features_that_another_user_began_are_finished(folder):
-    """The process may not open a lock, a piece and a description, and may read one piece."""
+    """The process may not open a lock, a chunk and a description, and may read one chunk."""
     others = Work(folder, cell())
     others.start()
-    for piece in (0, 1):
-        others.write(piece, piece_of(cell(), piece))
+    for chunk in (0, 1):
+        others.write(chunk, chunk_of(cell(), chunk))
     others.describe(encoder={}, extraction={})
     for name in ("000001.npz", "making.json"):
         of_another_user(others.folder / name, 0)
@@ -115,11 +115,11 @@ def test_features_that_another_user_began_are_finished(folder):
     work.start()
     assert not work.finish_whole()
     assert work.claim(2)
-    work.write(2, piece_of(cell(), 2))
+    work.write(2, chunk_of(cell(), 2))
     assert not work.finish_whole()  # no readable file says how the features were made
     assert not work.finish(encoder={"embed_dim": 2}, extraction={})
-    assert work.claim(1)  # this piece could not be read
-    work.write(1, piece_of(cell(), 1))
+    assert work.claim(1)  # this chunk could not be read
+    work.write(1, chunk_of(cell(), 1))
     assert work.finish(encoder={"embed_dim": 2}, extraction={})
     assert np.array_equal(find(folder, cell()).features.x[:, 0], np.arange(600))
 
@@ -127,8 +127,8 @@ def test_features_that_another_user_began_are_finished(folder):
 def test_of_two_users_who_finish_at_once_the_first_makes_the_entry(folder, monkeypatch):
     first, second = Work(folder, cell()), Work(folder, cell())
     first.start()
-    for piece in range(cell().num_pieces):
-        first.write(piece, piece_of(cell(), piece))
+    for chunk in range(cell().num_chunks):
+        first.write(chunk, chunk_of(cell(), chunk))
     build = Work._build
 
     def build_later(self, *args, **settings):
@@ -196,9 +196,9 @@ def test_all_of_a_cache_follows_its_folder(folder):
     os.umask(0o077)
     work = Work(folder, cell())
     work.start()
-    for piece in range(cell().num_pieces):
-        assert work.claim(piece)
-        work.write(piece, piece_of(cell(), piece))
+    for chunk in range(cell().num_chunks):
+        assert work.claim(chunk)
+        work.write(chunk, chunk_of(cell(), chunk))
     assert work.finish(encoder={}, extraction={})
     for path in folder.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o2770 if path.is_dir() else 0o660), path

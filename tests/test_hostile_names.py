@@ -29,7 +29,7 @@ from probe.progress import Progress
 from probe.records.record import locate_records, read_records, write_record
 
 TINY = Path(specs.__file__).parent / "tiny" / "tiny.pt"
-PIECES = [
+CHUNKS = [
     *("$", "a$_$b", "$x^2$", "%", "_", "__", "&", "#", "\\", "\\\\", "{", "}", "{}", "^", "~", "|", "\\|", "a\\b\\"),
     *("\n", "\r\n", "\t", "\v", "\f", "\x00", "\x07", "\x1b[31m", "\x1b]0;title\x07", "\x7f", "\x85", "\x9b2J"),
     *("\u202e", "\u2066", "\u200f", "\u061c", "\u2028", "\u2029", "\u200d", "\ufeff", "\ufffe", "\uffff", "\xa0"),
@@ -44,11 +44,11 @@ PIECES = [
 
 
 def hostile_names(num=200):
-    """Return the pieces themselves, then pairs of pieces with a letter between them, the same in every run."""
+    """Return the chunks themselves, then pairs of chunks with a letter between them, the same in every run."""
     rng = random.Random(0)
-    names = dict.fromkeys(PIECES)
+    names = dict.fromkeys(CHUNKS)
     while len(names) < num:
-        names[f"{rng.choice(PIECES)}{rng.choice('aB7')}{rng.choice(PIECES)}"] = None
+        names[f"{rng.choice(CHUNKS)}{rng.choice('aB7')}{rng.choice(CHUNKS)}"] = None
     return list(names)[:num]
 
 

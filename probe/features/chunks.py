@@ -1,6 +1,6 @@
-"""Features that are being made: pieces in files of their own, which become an entry of the store when all are there.
+"""Features that are being made: chunks in files of their own, which become an entry of the store when all are there.
 
-A piece is written under another name and renamed, so that whatever is killed leaves whole pieces. A lock for each lets
+A chunk is written under another name and renamed, so that whatever is killed leaves whole chunks. A lock for each lets
 processes share the work, and falls with the process that holds it.
 """
 
@@ -25,15 +25,15 @@ from filelock import FileLock, Timeout
 
 from probe.atomic import lock, make_folder, share
 from probe.errors import CacheError
-from probe.features.encode import PRE_PROJECTION, Features, piece_size
+from probe.features.encode import PRE_PROJECTION, Features, chunk_size
 from probe.features.store import (
     ABOUT,
     ARRAYS,
+    CHUNKS,
     DAMAGE,
     LABELS,
     LOCK,
     MAKING,
-    PIECES,
     REMOVED,
     SIDECAR,
     VERSION,
@@ -48,8 +48,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A piece that is there and whole: the shapes of its arrays, and the images that have no row in them."""
+class _Chunk:
+    """A chunk that is there and whole: the shapes of its arrays, and the images that have no row in them."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -57,12 +57,12 @@ class _Piece:
 
 
 class Work:
-    """The pieces of a cell whose features are being made, by this process and perhaps by others."""
+    """The chunks of a cell whose features are being made, by this process and perhaps by others."""
 
     def __init__(self, root: Path, cell: Cell) -> None:
         self.cell, self.root = cell, root
         self.target = cell.folder(root)
-        self.folder = self.target.with_name(self.target.name + PIECES)
+        self.folder = self.target.with_name(self.target.name + CHUNKS)
         self._claims: dict[int, FileLock] = {}
 
     def start(self) -> None:
@@ -71,64 +71,64 @@ class Work:
         Raises:
             CacheError: it cannot be written to.
         """
-        about = {"label": self.cell.label, "key": dict(self.cell.key), "num_pieces": self.cell.num_pieces}
+        about = {"label": self.cell.label, "key": dict(self.cell.key), "num_pieces": self.cell.num_chunks}
         with self._writing():
             while not (self.folder / ABOUT).is_file() and not self.target.is_dir():
                 make_folder(self.folder)
                 with suppress(FileNotFoundError):  # another process has just made the entry, and removed the folder
                     _write(self.folder / ABOUT, lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
 
-    def has(self, piece: int) -> bool:
-        """Whether a piece is there, here or in a whole entry."""
-        return self._path(piece).is_file() or self.target.is_dir()
+    def has(self, chunk: int) -> bool:
+        """Whether a chunk is there, here or in a whole entry."""
+        return self._path(chunk).is_file() or self.target.is_dir()
 
-    def claim(self, piece: int) -> bool:
-        """Take a piece that nobody has made or is making; it is this process's until it is written or dropped."""
-        claimed = lock(self.folder / f"{piece:06}{LOCK}")
+    def claim(self, chunk: int) -> bool:
+        """Take a chunk that nobody has made or is making; it is this process's until it is written or dropped."""
+        claimed = lock(self.folder / f"{chunk:06}{LOCK}")
         with self._writing():
             try:
                 claimed.acquire(timeout=0)
-            except (Timeout, FileNotFoundError):  # another process has it, or has put all pieces together
+            except (Timeout, FileNotFoundError):  # another process has it, or has put all chunks together
                 return False
-        if self.has(piece):
+        if self.has(chunk):
             claimed.release()
             if self.target.is_dir():  # to take the lock was to make the folder again
                 shutil.rmtree(self.folder, ignore_errors=True)
             return False
-        self._claims[piece] = claimed
+        self._claims[chunk] = claimed
         return True
 
-    def write(self, piece: int, features: Features) -> None:
-        """Keep a piece.
+    def write(self, chunk: int, features: Features) -> None:
+        """Keep a chunk.
 
         Raises:
             CacheError: there is no space, or the folder cannot be written to; what was kept before stays.
         """
         with self._writing():
-            _write(self._path(piece), lambda path: path.write_bytes(_pack(features)))
-        self.drop(piece)
+            _write(self._path(chunk), lambda path: path.write_bytes(_pack(features)))
+        self.drop(chunk)
 
     def describe(self, *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> None:
-        """Keep what the entry will say of how it was made, so that whoever has the last piece needs no encoder."""
+        """Keep what the entry will say of how it was made, so that whoever has the last chunk needs no encoder."""
         content = json.dumps({"encoder": dict(encoder), "extraction": dict(extraction)}).encode()
         with self._writing(), suppress(FileNotFoundError):  # another process has just made the entry
             _write(self.folder / MAKING, lambda path: path.write_bytes(content))
 
-    def files(self, pieces: Iterable[int]) -> Iterator[tuple[str, bytes]]:
-        """What another store needs of some pieces, as far as they are here: names in the folder and contents.
+    def files(self, chunks: Iterable[int]) -> Iterator[tuple[str, bytes]]:
+        """What another store needs of some chunks, as far as they are here: names in the folder and contents.
 
-        Of a whole entry the pieces are cut.
+        Of a whole entry the chunks are cut.
         """
         entry = find(self.root, self.cell)
         if entry is not None:
             yield MAKING, json.dumps({"encoder": dict(entry.encoder), "extraction": dict(entry.extraction)}).encode()
         elif (self.folder / MAKING).is_file():
             yield MAKING, (self.folder / MAKING).read_bytes()
-        for piece in pieces:
+        for chunk in chunks:
             if entry is not None:
-                yield self._path(piece).name, _pack(self._cut(entry.features, piece))
-            elif self._path(piece).is_file():
-                yield self._path(piece).name, self._path(piece).read_bytes()
+                yield self._path(chunk).name, _pack(self._cut(entry.features, chunk))
+            elif self._path(chunk).is_file():
+                yield self._path(chunk).name, self._path(chunk).read_bytes()
 
     def take_in(self, files: Iterable[tuple[str, bytes]]) -> None:
         """Keep files of another store that are not here; what they hold is checked when they are put together.
@@ -143,26 +143,26 @@ class Work:
                 if not path.is_file() and not self.target.is_dir():
                     _write(path, partial(_write_bytes, content=content))
 
-    def _cut(self, features: Features, piece: int) -> Features:
-        size = piece_size(self.cell.batch_size)
-        first, end = piece * size, min((piece + 1) * size, self.cell.num_images)
+    def _cut(self, features: Features, chunk: int) -> Features:
+        size = chunk_size(self.cell.batch_size)
+        first, end = chunk * size, min((chunk + 1) * size, self.cell.num_images)
         skipped = np.array([position for position, _ in features.skipped], np.int64)
         rows = slice(first - int((skipped < first).sum()), end - int((skipped < end).sum()))
         kept = tuple((position, message) for position, message in features.skipped if first <= position < end)
         return Features(features.x[rows], features.y[rows], features.at(PRE_PROJECTION)[rows], kept)
 
-    def drop(self, piece: int) -> None:
-        """Leave a piece to others."""
-        if piece in self._claims:
-            self._claims.pop(piece).release()
+    def drop(self, chunk: int) -> None:
+        """Leave a chunk to others."""
+        if chunk in self._claims:
+            self._claims.pop(chunk).release()
 
     def close(self) -> None:
-        """Leave all pieces that were claimed and not written to others."""
-        for piece in list(self._claims):
-            self.drop(piece)
+        """Leave all chunks that were claimed and not written to others."""
+        for chunk in list(self._claims):
+            self.drop(chunk)
 
     def finish_whole(self) -> bool:
-        """Make the entry where all pieces are there, and what it is to say; whether it is there now.
+        """Make the entry where all chunks are there, and what it is to say; whether it is there now.
 
         Raises:
             CacheError: there is no space, or the folder cannot be written to.
@@ -177,7 +177,7 @@ class Work:
         return self.finish(encoder=encoder, extraction=extraction)
 
     def finish(self, *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> bool:
-        """Make the entry of the pieces; False where one is damaged, which is removed, or is not there.
+        """Make the entry of the chunks; False where one is damaged, which is removed, or is not there.
 
         Raises:
             CacheError: there is no space, or the folder cannot be written to.
@@ -185,9 +185,9 @@ class Work:
         # Beside the folder: who waits for a lock in it could not take it any more once it is removed.
         with self._writing(), lock(self.target.with_name(f".{self.target.name}{LOCK}")):
             if not self.target.is_dir():
-                pieces = [self._check(piece) for piece in range(self.cell.num_pieces)]
-                whole = [piece for piece in pieces if piece is not None]
-                if len(whole) < len(pieces):
+                chunks = [self._check(chunk) for chunk in range(self.cell.num_chunks)]
+                whole = [chunk for chunk in chunks if chunk is not None]
+                if len(whole) < len(chunks):
                     return self.target.is_dir()
                 try:
                     self._build(whole, encoder=encoder, extraction=extraction)
@@ -197,7 +197,7 @@ class Work:
             shutil.rmtree(self.folder, ignore_errors=True)
         return True
 
-    def _build(self, pieces: Sequence[_Piece], *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> None:
+    def _build(self, chunks: Sequence[_Chunk], *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> None:
         building = self.target.with_name(_temporary(self.target.name))
         building.mkdir()
         share(building)
@@ -207,8 +207,8 @@ class Work:
                 "label": self.cell.label,
                 "key": dict(self.cell.key),
                 "num_images": self.cell.num_images,
-                "arrays": {name: self._join(name, pieces, building) for name in ARRAYS},
-                "skipped": [skipped for piece in pieces for skipped in piece.skipped],
+                "arrays": {name: self._join(name, chunks, building) for name in ARRAYS},
+                "skipped": [skipped for chunk in chunks for skipped in chunk.skipped],
                 "encoder": dict(encoder),
                 "extraction": dict(extraction),
             }
@@ -222,30 +222,30 @@ class Work:
             raise
 
     def is_complete(self) -> bool:
-        """Whether all pieces are there."""
-        return all(self.has(piece) for piece in range(self.cell.num_pieces))
+        """Whether all chunks are there."""
+        return all(self.has(chunk) for chunk in range(self.cell.num_chunks))
 
     def state(self) -> str:
-        """How many pieces there are, and where."""
-        made = sum(self.has(piece) for piece in range(self.cell.num_pieces))
-        return f"{self.cell}: {made} of {self.cell.num_pieces} pieces are in {self.folder}, other shards make the rest"
+        """How many chunks there are, and where."""
+        made = sum(self.has(chunk) for chunk in range(self.cell.num_chunks))
+        return f"{self.cell}: {made} of {self.cell.num_chunks} chunks are in {self.folder}, other shards make the rest"
 
     def skipped(self) -> set[int]:
-        """The positions of images without features in the pieces that are there."""
-        pieces = [self._check(piece) for piece in range(self.cell.num_pieces) if self._path(piece).is_file()]
-        return {int(position) for piece in pieces if piece is not None for position, _ in piece.skipped}
+        """The positions of images without features in the chunks that are there."""
+        chunks = [self._check(chunk) for chunk in range(self.cell.num_chunks) if self._path(chunk).is_file()]
+        return {int(position) for chunk in chunks if chunk is not None for position, _ in chunk.skipped}
 
-    def _path(self, piece: int) -> Path:
-        return self.folder / f"{piece:06}.npz"
+    def _path(self, chunk: int) -> Path:
+        return self.folder / f"{chunk:06}.npz"
 
-    def _check(self, piece: int) -> _Piece | None:
-        """What is in a piece; None where it is not there, or is damaged, and then removed."""
-        path, size = self._path(piece), piece_size(self.cell.batch_size)
+    def _check(self, chunk: int) -> _Chunk | None:
+        """What is in a chunk; None where it is not there, or is damaged, and then removed."""
+        path, size = self._path(chunk), chunk_size(self.cell.batch_size)
         try:
-            with _open_piece(path) as found:  # which compares all that is read with its checksum
+            with _open_chunk(path) as found:  # which compares all that is read with its checksum
                 shapes = {name: found[name].shape for name in ARRAYS}
                 skipped = [(int(position), str(message)) for position, message in json.loads(str(found["skipped"]))]
-            n, whole = shapes[LABELS][0], min(size, self.cell.num_images - piece * size)
+            n, whole = shapes[LABELS][0], min(size, self.cell.num_images - chunk * size)
             if {shape[0] for shape in shapes.values()} != {n} or n + len(skipped) != whole:
                 raise ValueError(f"it has {n} images of {whole}")
         except FileNotFoundError:
@@ -255,18 +255,18 @@ class Work:
             logger.warning("%s %s (%s); it is made again", path, what, why(err))
             path.unlink(missing_ok=True)
             return None
-        return _Piece(path, shapes, skipped)
+        return _Chunk(path, shapes, skipped)
 
-    def _join(self, name: str, pieces: Sequence[_Piece], building: Path) -> dict[str, Any]:
-        """Write one array of all pieces, one piece in memory at a time; what the sidecar says of it."""
-        filled = [piece for piece in pieces if piece.shapes[name][0]] or pieces[:1]  # an empty one has no true shape
-        shape = (sum(piece.shapes[name][0] for piece in filled), *filled[0].shapes[name][1:])
+    def _join(self, name: str, chunks: Sequence[_Chunk], building: Path) -> dict[str, Any]:
+        """Write one array of all chunks, one chunk in memory at a time; what the sidecar says of it."""
+        filled = [chunk for chunk in chunks if chunk.shapes[name][0]] or chunks[:1]  # an empty one has no true shape
+        shape = (sum(chunk.shapes[name][0] for chunk in filled), *filled[0].shapes[name][1:])
         dtype = np.dtype(np.int64 if name == LABELS else np.float32)
         path = building / f"{name}.npy"
         with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-            for piece in filled:
-                with _open_piece(piece.path) as found:
+            for chunk in filled:
+                with _open_chunk(chunk.path) as found:
                     array = np.ascontiguousarray(found[name], dtype=dtype)
                 file.write(array.data)  # not in there, where a full disk would pass for damage
             file.flush()
@@ -280,9 +280,9 @@ class Work:
         except OSError as err:
             if isinstance(err, CacheError):
                 raise
-            kept = sum(1 for piece in range(self.cell.num_pieces) if self._path(piece).is_file())
+            kept = sum(1 for chunk in range(self.cell.num_chunks) if self._path(chunk).is_file())
             what = (
-                f"{kept} of {self.cell.num_pieces} pieces of {self.cell} are kept, and a further run goes on from there"
+                f"{kept} of {self.cell.num_chunks} chunks of {self.cell} are kept, and a further run goes on from there"
             )
             if err.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise CacheError(
@@ -296,7 +296,7 @@ class Work:
 
 
 def _pack(features: Features) -> bytes:
-    """A piece as its file has it."""
+    """A chunk as its file has it."""
     before, skipped = features.at(PRE_PROJECTION), np.array(json.dumps(features.skipped))
     file = io.BytesIO()
     np.savez(file, projected=features.x, pre_projection=before, labels=features.y, skipped=skipped)
@@ -304,14 +304,14 @@ def _pack(features: Features) -> bytes:
 
 
 def shard_of(cell: Cell, shard: tuple[int, int] | None) -> Sequence[int]:
-    """The pieces of shard i of n, from 1 on; all of them without one."""
+    """The chunks of shard i of n, from 1 on; all of them without one."""
     i, n = shard or (1, 1)
-    return range((i - 1) * cell.num_pieces // n, i * cell.num_pieces // n)
+    return range((i - 1) * cell.num_chunks // n, i * cell.num_chunks // n)
 
 
 @contextmanager
-def _open_piece(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    """The arrays of a piece; whatever is raised of what the file holds is one of `DAMAGE`."""
+def _open_chunk(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of a chunk; whatever is raised of what the file holds is one of `DAMAGE`."""
     content = io.BytesIO(path.read_bytes())
     try:
         with np.load(content, allow_pickle=False) as found:

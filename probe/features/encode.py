@@ -1,7 +1,7 @@
 """Images -> features: float32 NumPy arrays at both feature points, in the order of the dataset.
 
-Images are read, encoded and handed on in *pieces* of a fixed number of images, each of whole batches. What is in a
-piece depends on no other piece, so they can be made in any order, by any process, and put together later; `extract`
+Images are read, encoded and handed on in *chunks* of a fixed number of images, each of whole batches. What is in a
+chunk depends on no other chunk, so they can be made in any order, by any process, and put together later; `extract`
 does so in memory, `passes.py` in the feature store.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from probe.errors import DatasetError, DeviceError, FeaturesError
-from probe.features.reading import LabelledImages, Read, Reader, name_of, read_pieces
+from probe.features.reading import LabelledImages, Read, Reader, name_of, read_chunks
 from probe.models.encoder import ImageEncoder, ImageFeatures
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 PROJECTED, PRE_PROJECTION = "projected", "pre_projection"
 BATCH_SIZE = 64
 SAMPLED = 16  # values of a split that a record keeps
-PIECE = 256  # images, or the next multiple of the batch: what a killed run loses, and enough to be worth a file
+CHUNK = 256  # images, or the next multiple of the batch: what a killed run loses, and enough to be worth a file
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Meter:
 
         `encoder_images_per_second` is the rate of one encoder while the device computed for it, the rest of the pass.
         """
-        if not self.images:  # all pieces were there, and have been put together
+        if not self.images:  # all chunks were there, and have been put together
             return {"images": 0, **peak_memory()}
         total = max(sum(self.seconds.values()), 1e-9)
         numbers = {
@@ -156,14 +156,14 @@ def peak_memory() -> dict[str, float]:
     return {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 3)}
 
 
-def piece_size(batch_size: int) -> int:
-    """Images of a piece: the smallest multiple of the batch that is `PIECE` or more."""
-    return -(-PIECE // batch_size) * batch_size
+def chunk_size(batch_size: int) -> int:
+    """Images of a chunk: the smallest multiple of the batch that is `CHUNK` or more."""
+    return -(-CHUNK // batch_size) * batch_size
 
 
-def num_pieces(n: int, batch_size: int) -> int:
-    """How many pieces n images make."""
-    return -(-n // piece_size(batch_size))
+def num_chunks(n: int, batch_size: int) -> int:
+    """How many chunks n images make."""
+    return -(-n // chunk_size(batch_size))
 
 
 def extract(
@@ -194,19 +194,19 @@ def extract(
         DeviceError: the memory of the device does not hold a batch.
     """
     name, meter = name_of(dataset), Meter()
-    wanted = ((piece, [0]) for piece in range(num_pieces(len(dataset), check_batch_size(batch_size))))
-    pieces: list[Features] = []
-    made_pieces = encode_pieces(
+    wanted = ((chunk, [0]) for chunk in range(num_chunks(len(dataset), check_batch_size(batch_size))))
+    chunks: list[Features] = []
+    made_chunks = encode_chunks(
         [encoder], dataset, wanted, batch_size=batch_size, workers=workers, skip_corrupt=skip_corrupt, meter=meter
     )
-    with tqdm(total=len(dataset), desc=name, unit="img", disable=None) as bar, closing(made_pieces):
-        for made in made_pieces:
+    with tqdm(total=len(dataset), desc=name, unit="img", disable=None) as bar, closing(made_chunks):
+        for made in made_chunks:
             if made.error is not None:
                 raise made.error
             assert made.features is not None
-            pieces.append(made.features)
+            chunks.append(made.features)
             bar.update(len(made.features) + len(made.features.skipped))
-    found = join(pieces)
+    found = join(chunks)
     if not len(found):
         raise FeaturesError(f"{name}: no image could be read; get its files again")
     log_rate(name, found, meter)
@@ -235,29 +235,29 @@ def check_batch_size(batch_size: int) -> int:
     return batch_size
 
 
-def join(pieces: Sequence[Features]) -> Features:
-    """Pieces in their order as one; of none at all, features of no image."""
-    if not pieces:
+def join(chunks: Sequence[Features]) -> Features:
+    """Chunks in their order as one; of none at all, features of no image."""
+    if not chunks:
         return Features(np.empty((0, 0), np.float32), np.empty(0, np.int64), np.empty((0, 0), np.float32))
     return Features(
-        x=np.concatenate([piece.x for piece in pieces]),
-        y=np.concatenate([piece.y for piece in pieces if len(piece)] or [pieces[0].y]),
-        pre_projection=np.concatenate([piece.at(PRE_PROJECTION) for piece in pieces]),
-        skipped=tuple(skipped for piece in pieces for skipped in piece.skipped),
+        x=np.concatenate([chunk.x for chunk in chunks]),
+        y=np.concatenate([chunk.y for chunk in chunks if len(chunk)] or [chunks[0].y]),
+        pre_projection=np.concatenate([chunk.at(PRE_PROJECTION) for chunk in chunks]),
+        skipped=tuple(skipped for chunk in chunks for skipped in chunk.skipped),
     )
 
 
 @dataclass(frozen=True)
 class Made:
-    """A piece under one of several encoders: its features, or what kept it from having some."""
+    """A chunk under one of several encoders: its features, or what kept it from having some."""
 
-    piece: int
+    chunk: int
     encoder: int
     features: Features | None = None
     error: Exception | None = None
 
 
-def encode_pieces(
+def encode_chunks(
     encoders: Sequence[ImageEncoder],
     dataset: LabelledImages,
     wanted: Iterable[tuple[int, Sequence[int]]],
@@ -268,13 +268,13 @@ def encode_pieces(
     skipped: Collection[int] = (),
     meter: Meter,
 ) -> Generator[Made]:
-    """Read pieces of a dataset, each once, and encode them with every encoder that wants them.
+    """Read chunks of a dataset, each once, and encode them with every encoder that wants them.
 
     Args:
         encoders: with one preprocessing and on one device.
         dataset: images and labels.
-        wanted: numbers of pieces, each with the positions in `encoders` of those that want it. It is gone through as
-            pieces are read, which is before they are encoded.
+        wanted: numbers of chunks, each with the positions in `encoders` of those that want it. It is gone through as
+            chunks are read, which is before they are encoded.
         batch_size: images encoded at a time.
         workers: as in `extract`.
         skip_corrupt: likewise.
@@ -288,21 +288,21 @@ def encode_pieces(
     Raises:
         DatasetError: an image cannot be read; the message names it.
     """
-    size, batch_size = piece_size(batch_size), min(batch_size, max(len(dataset), 1))
+    size, batch_size = chunk_size(batch_size), min(batch_size, max(len(dataset), 1))
     device = encoders[0].execution.device
     asked: deque[tuple[int, Sequence[int]]] = deque()
 
     def positions() -> Iterator[range]:
-        for piece, who in wanted:
-            asked.append((piece, who))
-            yield range(piece * size, min((piece + 1) * size, len(dataset)))
+        for chunk, who in wanted:
+            asked.append((chunk, who))
+            yield range(chunk * size, min((chunk + 1) * size, len(dataset)))
 
     known, broken = set(skipped), set[int]()
-    pending: deque[_Pending] = deque()  # a GPU computes one piece while that before it is kept
+    pending: deque[_Pending] = deque()  # a GPU computes one chunk while that before it is kept
     since = time.perf_counter()
-    with closing(read_pieces(Reader(dataset, encoders[0].preprocess), positions(), device, workers, size)) as reads:
+    with closing(read_chunks(Reader(dataset, encoders[0].preprocess), positions(), device, workers, size)) as reads:
         for read in reads:
-            piece, who = asked.popleft()
+            chunk, who = asked.popleft()
             since = meter.add("read", since)
             for position, error in read.errors:
                 if not isinstance(error, DatasetError) or len(known | {position}) > skip_corrupt:
@@ -313,7 +313,7 @@ def encode_pieces(
             for encoder in who:
                 if encoder in broken:
                     continue
-                pending.append(_launch(encoders[encoder], Made(piece, encoder), read, batch_size))
+                pending.append(_launch(encoders[encoder], Made(chunk, encoder), read, batch_size))
                 since = meter.add("encode", since)
                 while len(pending) > (device.type == "cuda"):
                     yield from _collect(pending.popleft(), encoders, dataset, broken, meter, since)
@@ -366,7 +366,7 @@ class _Clock:
 
 
 def _launch(encoder: ImageEncoder, made: Made, read: Read, batch_size: int) -> _Pending:
-    """Hand the batches of a piece to the device; on a GPU their features are there when the clock has stopped."""
+    """Hand the batches of a chunk to the device; on a GPU their features are there when the clock has stopped."""
     clock = _Clock(encoder.execution.device)
     try:
         batches = read.pixels.split(batch_size) if len(read.pixels) else ()
@@ -386,7 +386,7 @@ def _launch(encoder: ImageEncoder, made: Made, read: Read, batch_size: int) -> _
 
 @dataclass(frozen=True)
 class _Pending:
-    """A piece that the device may still be busy with."""
+    """A chunk that the device may still be busy with."""
 
     made: Made
     read: Read

@@ -273,7 +273,7 @@ def _look_up(spec: RunSpec, opened: _Opened, access: Access) -> _Job:
     for part, cell in job.cells.items():
         root = paths.cache_dir(access.cache)
         if Work(root, cell).finish_whole():
-            logger.debug("%s: all pieces are there", cell)
+            logger.debug("%s: all chunks are there", cell)
         entry = store.find(root, cell)
         if entry is not None and _any_is_mended(entry, opened.parts[part].images):
             logger.info("%s: an image that could not be read now can be; the features are made again", cell)
@@ -453,7 +453,7 @@ def _make_part(
     progress.name(f"{images.name} / {listed(dict.fromkeys(job.spec.model.name for job in jobs), most=2)}")
     left, failed = list(jobs), dict[RunSpec, Exception]()
     started = time.perf_counter()
-    for _ in range(ATTEMPTS):  # once more where a piece turns out to be damaged
+    for _ in range(ATTEMPTS):  # once more where a chunk turns out to be damaged
         meter = Meter()
         works = [Work(root, job.cells[part]) for job in left]
         broken = fill(

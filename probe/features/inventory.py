@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from probe.atomic import lock
 from probe.errors import CacheError
-from probe.features.store import ABOUT, DAMAGE, FITS, LOCK, PIECES, REMOVED, SIDECAR, Cell, damage, read_sidecar
+from probe.features.store import ABOUT, CHUNKS, DAMAGE, FITS, LOCK, REMOVED, SIDECAR, Cell, damage, read_sidecar
 from probe.specs import canonical_json
 
 ABANDONED_SECONDS = 24 * 3600  # after which what a killed process left under another name is nobody's
@@ -25,7 +25,7 @@ ABANDONED_SECONDS = 24 * 3600  # after which what a killed process left under an
 class Kept:
     """What lies in the store, for people.
 
-    `state` is `whole`, `damaged`, `unreadable` (it belongs to another user), or the number of pieces so far and in all.
+    `state` is `whole`, `damaged`, `unreadable` (it belongs to another user), or the number of chunks so far and in all.
     `used` is in seconds since the epoch, `size` in bytes.
     """
 
@@ -58,9 +58,9 @@ def _survey(folder: Path) -> Kept | None:
     size, used = 0, 0.0
     try:
         size, used = _size(folder), folder.stat().st_mtime
-        if folder.name.endswith(PIECES):
+        if folder.name.endswith(CHUNKS):
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            state, n = f"{len(list(folder.glob('*.npz')))} of {about['num_pieces']} pieces", 0
+            state, n = f"{len(list(folder.glob('*.npz')))} of {about['num_pieces']} chunks", 0
         else:
             about, used = read_sidecar(folder), (folder / SIDECAR).stat().st_mtime
             state, n = "whole", about["num_images"]
@@ -68,7 +68,7 @@ def _survey(folder: Path) -> Kept | None:
     except PermissionError:  # it belongs to another user, who did not share it
         return Kept(folder, {}, {}, "unreadable", 0, size, used)
     except DAMAGE:
-        is_begun = folder.name.endswith(PIECES) and not _is_abandoned(folder)
+        is_begun = folder.name.endswith(CHUNKS) and not _is_abandoned(folder)
         return None if is_begun or not folder.is_dir() else Kept(folder, {}, {}, "damaged", 0, size, used)
 
 
@@ -89,7 +89,7 @@ def _is_abandoned(path: Path) -> bool:
 
 def verify(root: Path) -> tuple[int, dict[Path, str]]:
     """Compare whole entries with their digests: how many there are, and what is wrong with those that are damaged."""
-    folders = [kept.path for kept in survey(root) if not kept.path.name.endswith(PIECES)]
+    folders = [kept.path for kept in survey(root) if not kept.path.name.endswith(CHUNKS)]
     return len(folders), {folder: reason for folder in folders if (reason := damage(folder))}
 
 
@@ -117,7 +117,7 @@ def nearest(root: Path, cell: Cell) -> Kept | None:
 def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
     """Remove what is of no use, then, down to `max_size` bytes, what was not used for longest; what was removed.
 
-    Of no use are damaged entries, the pieces of whole ones, the fits of sweeps that were interrupted, and what killed
+    Of no use are damaged entries, the chunks of whole ones, the fits of sweeps that were interrupted, and what killed
     processes left under other names. What
     another process is making stays.
 
@@ -139,7 +139,7 @@ def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
             whole = {kept.path.name for kept in all_kept if kept.state == "whole"}
             total = sum(kept.size for kept in all_kept)
             for kept in sorted(all_kept, key=lambda kept: kept.used):
-                of_no_use = kept.state == "damaged" or kept.path.name.removesuffix(PIECES) in whole - {kept.path.name}
+                of_no_use = kept.state == "damaged" or kept.path.name.removesuffix(CHUNKS) in whole - {kept.path.name}
                 too_much = max_size is not None and total > max_size
                 if (of_no_use or too_much) and not _is_in_use(kept.path):
                     shutil.rmtree(kept.path)

@@ -1,6 +1,6 @@
 """One pass over the images of a part of a dataset feeds every model of one preprocessing, into the feature store.
 
-Processes that make the same features share the work: each takes pieces that nobody has taken, and waits for the rest.
+Processes that make the same features share the work: each takes chunks that nobody has taken, and waits for the rest.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from itertools import chain
 
 from probe.datasets.images import ImageDataset
 from probe.features.chunks import Work, shard_of
-from probe.features.encode import Meter, encode_pieces, piece_size
+from probe.features.encode import Meter, chunk_size, encode_chunks
 from probe.models.encoder import ImageEncoder
 from probe.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-WAIT_SECONDS = 0.2  # between looks at the pieces that other processes make
+WAIT_SECONDS = 0.2  # between looks at the chunks that other processes make
 
 
 def fill(
@@ -34,7 +34,7 @@ def fill(
     skip_corrupt: int = 0,
     shard: tuple[int, int] | None = None,
 ) -> dict[int, Exception]:
-    """Make the pieces that are missing, of all images or of a shard of them.
+    """Make the chunks that are missing, of all images or of a shard of them.
 
     Args:
         images: the part.
@@ -42,7 +42,7 @@ def fill(
         works: where the features of each go.
         batch_size: images encoded at a time.
         meter: is added to.
-        progress: likewise; it is told of pieces that others have made as well.
+        progress: likewise; it is told of chunks that others have made as well.
         workers: as in `features.extract`.
         skip_corrupt: how many images may have no features, those of earlier runs included.
         shard: number and count of shards, from 1 on; None for all.
@@ -55,12 +55,12 @@ def fill(
         CacheError: the store cannot be written to.
     """
     failed: dict[int, Exception] = {}
-    pieces = shard_of(works[0].cell, shard)
+    chunks = shard_of(works[0].cell, shard)
     for work in works:
         work.start()
     # Only to count them; each look reads what there is, which many shards would do again and again.
     skipped = set().union(*(work.skipped() for work in works)) if skip_corrupt else set[int]()
-    left = _Left(works, pieces, progress)
+    left = _Left(works, chunks, progress)
     try:
         while wanted := left.look(failed):
             claimed = _claimed(works, failed, wanted)
@@ -68,7 +68,7 @@ def fill(
             if first is None:
                 left.wait()
                 continue
-            made_pieces = encode_pieces(
+            made_chunks = encode_chunks(
                 encoders,
                 images,
                 chain([first], claimed),
@@ -78,15 +78,15 @@ def fill(
                 skipped=skipped,
                 meter=meter,
             )
-            with closing(made_pieces):
-                for made in made_pieces:
+            with closing(made_chunks):
+                for made in made_chunks:
                     if made.error is not None:
                         failed[made.encoder] = made.error
                         works[made.encoder].close()
                         continue
                     assert made.features is not None
-                    works[made.encoder].write(made.piece, made.features)
-                    left.count(made.encoder, made.piece)
+                    works[made.encoder].write(made.chunk, made.features)
+                    left.count(made.encoder, made.chunk)
     finally:
         for work in works:
             work.close()
@@ -94,27 +94,27 @@ def fill(
 
 
 class _Left:
-    """The pieces that are not there yet, and what a progress bar has been told of those that are."""
+    """The chunks that are not there yet, and what a progress bar has been told of those that are."""
 
-    def __init__(self, works: Sequence[Work], pieces: Sequence[int], progress: Progress) -> None:
-        self.works, self.pieces, self.progress = works, pieces, progress
+    def __init__(self, works: Sequence[Work], chunks: Sequence[int], progress: Progress) -> None:
+        self.works, self.chunks, self.progress = works, chunks, progress
         self._counted: set[tuple[int, int]] = set()
         self._has_waited = False
 
     def look(self, failed: dict[int, Exception]) -> list[int]:
-        """The pieces that some encoder lacks; those that others have made are counted."""
+        """The chunks that some encoder lacks; those that others have made are counted."""
         for i, work in enumerate(self.works):
-            for piece in self.pieces:
-                if (i, piece) not in self._counted and work.has(piece):
-                    self.count(i, piece)
-        return [piece for piece in self.pieces if _lacking(self.works, failed, piece)]
+            for chunk in self.chunks:
+                if (i, chunk) not in self._counted and work.has(chunk):
+                    self.count(i, chunk)
+        return [chunk for chunk in self.chunks if _lacking(self.works, failed, chunk)]
 
-    def count(self, encoder: int, piece: int) -> None:
-        """Tell the bar of a piece."""
+    def count(self, encoder: int, chunk: int) -> None:
+        """Tell the bar of a chunk."""
         cell = self.works[encoder].cell
-        size = piece_size(cell.batch_size)
-        self._counted.add((encoder, piece))
-        self.progress.advance(min(size, cell.num_images - piece * size))
+        size = chunk_size(cell.batch_size)
+        self._counted.add((encoder, chunk))
+        self.progress.advance(min(size, cell.num_images - chunk * size))
 
     def wait(self) -> None:
         """Let other processes go on with what they have taken."""
@@ -124,15 +124,15 @@ class _Left:
         time.sleep(WAIT_SECONDS)
 
 
-def _lacking(works: Sequence[Work], failed: dict[int, Exception], piece: int) -> list[int]:
-    return [i for i, work in enumerate(works) if i not in failed and not work.has(piece)]
+def _lacking(works: Sequence[Work], failed: dict[int, Exception], chunk: int) -> list[int]:
+    return [i for i, work in enumerate(works) if i not in failed and not work.has(chunk)]
 
 
 def _claimed(
-    works: Sequence[Work], failed: dict[int, Exception], pieces: Sequence[int]
+    works: Sequence[Work], failed: dict[int, Exception], chunks: Sequence[int]
 ) -> Iterator[tuple[int, Sequence[int]]]:
-    """Pieces that this process has taken, each with the encoders that it has taken it for."""
-    for piece in pieces:
-        who = [i for i in _lacking(works, failed, piece) if works[i].claim(piece)]
+    """Chunks that this process has taken, each with the encoders that it has taken it for."""
+    for chunk in chunks:
+        who = [i for i in _lacking(works, failed, chunk) if works[i].claim(chunk)]
         if who:
-            yield piece, who
+            yield chunk, who

@@ -1,4 +1,4 @@
-"""Images of a dataset -> pixels, a piece at a time: by threads between batches, or by processes beside the model."""
+"""Images of a dataset -> pixels, a chunk at a time: by threads between batches, or by processes beside the model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def name_of(dataset: LabelledImages) -> str:
 
 @dataclass(frozen=True)
 class Read:
-    """A piece as it was read: pixels uint8 (m, 3, r, r), labels, places; errors where images cannot be read."""
+    """A chunk as it was read: pixels uint8 (m, 3, r, r), labels, places; errors where images cannot be read."""
 
     pixels: Tensor
     labels: list[int | np.ndarray]
@@ -56,7 +56,7 @@ class Read:
 
 
 class Reader(torch.utils.data.Dataset[Read]):
-    """The images of a dataset, read and preprocessed, a piece at a time."""
+    """The images of a dataset, read and preprocessed, a chunk at a time."""
 
     def __init__(self, dataset: LabelledImages, preprocess: Preprocess) -> None:
         self.dataset, self.preprocess = dataset, preprocess
@@ -94,20 +94,20 @@ def processors() -> int:
     return max(1, math.ceil(min([n, *processor_limits()])))
 
 
-def read_pieces(
+def read_chunks(
     reader: Reader, positions: Iterable[range], device: torch.device, workers: int | None, size: int
 ) -> Generator[Read]:
-    """The pieces in their order; with workers, one or two for each wait in memory."""
+    """The chunks in their order; with workers, one or two for each wait in memory."""
     workers = default_workers(device.type) if workers is None else workers
     workers = min(workers, processors())  # more are slower; DataLoader warns of it
     if workers == 0:
         yield from _read_here(reader, positions)
         return
-    room = WAITING_BYTES // (3 * size * reader.preprocess.resolution**2)  # pieces
+    room = WAITING_BYTES // (3 * size * reader.preprocess.resolution**2)  # chunks
     loader = torch.utils.data.DataLoader(
         reader,
         sampler=positions,
-        batch_size=None,  # an item is a piece
+        batch_size=None,  # an item is a chunk
         num_workers=max(1, min(workers, room)),
         prefetch_factor=2 if 2 * workers <= room else 1,
         pin_memory=device.type == "cuda",
@@ -121,7 +121,7 @@ def read_pieces(
 
 
 def _read_here(reader: Reader, positions: Iterable[range]) -> Generator[Read]:
-    """Each piece by a thread for each processor, while no model runs: Pillow works without Python's lock.
+    """Each chunk by a thread for each processor, while no model runs: Pillow works without Python's lock.
 
     Reading beside a model on the same processors is slower, since all its threads wait for the one that is held up.
     Where torch has fewer threads than there are processors, others compute beside this process; a hyperthread counts.
@@ -129,9 +129,9 @@ def _read_here(reader: Reader, positions: Iterable[range]) -> Generator[Read]:
     most = min(processors(), 2 * torch.get_num_threads())
     threads = most if getattr(reader.dataset, "is_thread_safe", False) else 1
     with ThreadPoolExecutor(threads, "probe-read") as pool:
-        for piece in positions:
-            step = -(-len(piece) // threads)
-            parts = list(pool.map(reader.__getitem__, [piece[i : i + step] for i in range(0, len(piece), step)]))
+        for chunk in positions:
+            step = -(-len(chunk) // threads)
+            parts = list(pool.map(reader.__getitem__, [chunk[i : i + step] for i in range(0, len(chunk), step)]))
             yield Read(
                 torch.cat([part.pixels for part in parts]),
                 [label for part in parts for label in part.labels],

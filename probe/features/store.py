@@ -3,12 +3,12 @@
     <root>/<dataset>/<model>.<mode>.<precision>.<part>.<digest>/            a whole entry, there in one step
         entry.json                                                          what it is of, its key, its digests
         projected.npy  pre_projection.npy  labels.npy
-    <root>/<dataset>/<model>.<mode>.<precision>.<part>.<digest>.pieces/     one that is being made
+    <root>/<dataset>/<model>.<mode>.<precision>.<part>.<digest>.chunks/     one that is being made
         about.json  making.json  000000.npz  000001.npz ...
 
-A piece is written under another name and renamed, so that whatever is killed leaves whole pieces; a lock for each lets
-processes share the work, and falls with the process that holds it. The pieces become an entry when the last is there.
-What is read is compared with its digests: a damaged piece or entry is named, removed and made again, never used.
+A chunk is written under another name and renamed, so that whatever is killed leaves whole chunks; a lock for each lets
+processes share the work, and falls with the process that holds it. The chunks become an entry when the last is there.
+What is read is compared with its digests: a damaged chunk or entry is named, removed and made again, never used.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ import numpy as np
 
 from probe.atomic import lock
 from probe.errors import CacheError, summarize
-from probe.features.encode import PRE_PROJECTION, PROJECTED, Features, num_pieces
+from probe.features.encode import PRE_PROJECTION, PROJECTED, Features, num_chunks
 from probe.fetch import file_sha256
 from probe.specs import digest, slug
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the layout of entries
-SIDECAR, ABOUT, MAKING, PIECES, REMOVED = "entry.json", "about.json", "making.json", ".pieces", ".tmp"
+SIDECAR, ABOUT, MAKING, CHUNKS, REMOVED = "entry.json", "about.json", "making.json", ".pieces", ".tmp"
 FITS = "fits"  # folder in which `probes.kept` has the finished fits of sweeps that were interrupted
 LABELS = "labels"
 ARRAYS = (PROJECTED, PRE_PROJECTION, LABELS)
@@ -78,9 +78,9 @@ class Cell:
         return {name: getattr(self, name) for name in ("dataset", "part", "model", "mode", "precision")}
 
     @property
-    def num_pieces(self) -> int:
-        """How many pieces its images make."""
-        return num_pieces(self.num_images, self.batch_size)
+    def num_chunks(self) -> int:
+        """How many chunks its images make."""
+        return num_chunks(self.num_images, self.batch_size)
 
     def folder(self, root: Path) -> Path:
         """Where its entry is."""

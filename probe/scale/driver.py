@@ -38,7 +38,7 @@ from probe.specs import RunSpec, rebuild
 logger = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.9  # of a node's that units may be planned with
-CHUNK_BYTES = 64_000_000  # of pieces that are sent at a time
+CHUNK_BYTES = 64_000_000  # of chunks that are sent at a time
 
 
 def run_grid(
@@ -256,8 +256,8 @@ class _Driver:
         """Give a worker the features that it lacks, as far as they are here; a shard that is here whole is done."""
         unit = member.unit
         assert unit is not None
-        works = [(Work(self.root, cell), pieces, lacking) for cell, pieces, lacking in missing.cells]
-        if unit.shard is not None and all(work.has(piece) for work, pieces, _ in works for piece in pieces):
+        works = [(Work(self.root, cell), chunks, lacking) for cell, chunks, lacking in missing.cells]
+        if unit.shard is not None and all(work.has(chunk) for work, chunks, _ in works for chunk in chunks):
             for work, _, _ in works:
                 work.finish_whole()
             member.unit = None
@@ -284,7 +284,7 @@ class _Driver:
                 return
         else:
             member.unit = None
-            for cell, made in outcome.pieces:
+            for cell, made in outcome.chunks:
                 work = Work(self.root, cell)
                 work.take_in(made)
                 work.finish_whole()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from probe.features.encode import piece_size
+from probe.features.encode import chunk_size
 from probe.models.memory import activation_bytes
 from probe.probes.costs import memory_needed, num_fits
 from probe.records.record import DONE, RunRecord
@@ -22,7 +22,7 @@ from probe.specs import Architecture, DatasetSpec, ModelSpec, RunSpec, rebuild
 PROCESS_BYTES = 1_000_000_000  # of a process with its libraries; `results/speed/store.md` measures 993 MB with `tiny`
 FLOAT = 4
 LOADED_COPIES = 2  # of the weights in memory at once while they are loaded: as the file has them, and as they compute
-PIECES_WAITING = 2  # of uint8 pixels: one that is read, one that is encoded
+CHUNKS_WAITING = 2  # of uint8 pixels: one that is read, one that is encoded
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def memory_of(unit: Unit) -> Memory:
     if unit.shard is not None:
         architecture = model.architecture
         weights = (len(unit.specs) + LOADED_COPIES - 1) * FLOAT * model.profile.parameters
-        pixels = PIECES_WAITING * piece_size(spec.batch_size) * 3 * architecture.image_resolution**2
+        pixels = CHUNKS_WAITING * chunk_size(spec.batch_size) * 3 * architecture.image_resolution**2
         batch = spec.batch_size * activation_bytes(architecture)
         return Memory(
             PROCESS_BYTES + weights + pixels + (0 if on_gpu else batch),

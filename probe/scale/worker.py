@@ -1,6 +1,6 @@
 """What runs in the process of a worker of `ray_grid`: it makes shards of features, and fits, one after the other.
 
-Its feature store is that of the driver where both see one folder; else it is given the pieces that the driver has, and
+Its feature store is that of the driver where both see one folder; else it is given the chunks that the driver has, and
 gives back those that it made.
 """
 
@@ -96,21 +96,21 @@ class Lacking:
 
 @dataclass(frozen=True)
 class Missing:
-    """The pieces of features that a unit is about, by cell, and those of them that are not here."""
+    """The chunks of features that a unit is about, by cell, and those of them that are not here."""
 
     cells: Sequence[tuple[Cell, Sequence[int], Sequence[int]]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a unit: records, and the pieces that the driver's store is to be given.
+    """What came of a unit: records, and the chunks that the driver's store is to be given.
 
     `is_foreseen` says that whatever kept a cell from its score is a `ProbeError`; else the worker may be at fault.
     `logged` are the levels and messages that one process would have logged.
     """
 
     records: Sequence[RunRecord] = ()
-    pieces: Sequence[tuple[Cell, Files]] = ()
+    chunks: Sequence[tuple[Cell, Files]] = ()
     is_foreseen: bool = True
     logged: Sequence[tuple[int, str]] = ()
 
@@ -164,7 +164,7 @@ class Worker:
         self.num_threads, self.num_blas = num_threads, num_blas
         self.progress = _Counted()
         self.shares_store = True
-        self.taken: set[tuple[Path, int]] = set()  # pieces that the driver has
+        self.taken: set[tuple[Path, int]] = set()  # chunks that the driver has
 
     def describe(self, device: str, marker: str) -> About:
         """What is here; `marker` is the name of a file that the driver has put into its feature store."""
@@ -186,13 +186,13 @@ class Worker:
             found = self._begin(unit, need)
         if isinstance(found, Lacking):
             return found
-        works = [(Work(self._root, cell), pieces) for cell, pieces in found]
-        return Missing([(work.cell, pieces, [i for i in pieces if not work.has(i)]) for work, pieces in works])
+        works = [(Work(self._root, cell), chunks) for cell, chunks in found]
+        return Missing([(work.cell, chunks, [i for i in chunks if not work.has(i)]) for work, chunks in works])
 
-    def take_in(self, cell: Cell, pieces: Sequence[int], files: Files) -> None:
-        """Keep pieces that the driver has."""
+    def take_in(self, cell: Cell, chunks: Sequence[int], files: Files) -> None:
+        """Keep chunks that the driver has."""
         Work(self._root, cell).take_in(files)
-        self.taken.update((cell.folder(self._root), piece) for piece in pieces)
+        self.taken.update((cell.folder(self._root), chunk) for chunk in chunks)
 
     def release(self) -> None:
         """Give back the memory of models."""
@@ -222,12 +222,12 @@ class Worker:
                     raise outcome
         if self.shares_store:
             return Outcome()
-        made = [(cell, self._made_here(cell, pieces)) for cell, pieces in found]
-        return Outcome(pieces=[(cell, list(Work(self._root, cell).files(pieces))) for cell, pieces in made])
+        made = [(cell, self._made_here(cell, chunks)) for cell, chunks in found]
+        return Outcome(chunks=[(cell, list(Work(self._root, cell).files(chunks))) for cell, chunks in made])
 
-    def _made_here(self, cell: Cell, pieces: Iterable[int]) -> list[int]:
+    def _made_here(self, cell: Cell, chunks: Iterable[int]) -> list[int]:
         folder = cell.folder(self._root)
-        return [piece for piece in pieces if (folder, piece) not in self.taken]
+        return [chunk for chunk in chunks if (folder, chunk) not in self.taken]
 
     @property
     def _root(self) -> Path:

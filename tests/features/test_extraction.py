@@ -30,7 +30,7 @@ from probe.progress import Progress
 from probe.runner import plan, run_grid
 
 ROOT = Path(__file__).parents[2]
-BATCH = 16  # 1,797 digits make 8 pieces of 256
+BATCH = 16  # 1,797 digits make 8 chunks of 256
 
 
 def digits(*models, jit_modes=(False,), batch_size=BATCH):
@@ -78,7 +78,7 @@ def test_what_is_kept_equals_what_extract_gives(undisturbed):
 
 
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, undisturbed):
-    """Killed as the kernel kills, once a random number of pieces more are there, until it ends by itself."""
+    """Killed as the kernel kills, once a random number of chunks more are there, until it ends by itself."""
     rng, kills = random.Random(0), 0
     while True:
         before = num_made(tmp_path)
@@ -306,7 +306,7 @@ def test_a_checkpoint_is_identified_by_its_digest(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="a file system is mounted by root alone")
 def test_a_full_disk_loses_nothing(tmp_path, undisturbed):
-    """On a file system of 2 MB, which holds some pieces; with more room the run goes on."""
+    """On a file system of 2 MB, which holds some chunks; with more room the run goes on."""
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], capture_output=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from make.entries import KEY, cell, piece_of
+from make.entries import KEY, cell, chunk_of
 
 from probe.errors import CacheError
 from probe.features import store
@@ -26,9 +26,9 @@ def fill(root, cell, labels=1):
     """A whole entry."""
     work = Work(root, cell)
     work.start()
-    for piece in range(cell.num_pieces):
-        assert work.claim(piece)
-        work.write(piece, piece_of(cell, piece, labels))
+    for chunk in range(cell.num_chunks):
+        assert work.claim(chunk)
+        work.write(chunk, chunk_of(cell, chunk, labels))
     assert work.finish(encoder={"embed_dim": 2}, extraction={"images": cell.num_images})
     return cell.folder(root)
 
@@ -46,7 +46,7 @@ def test_what_is_written_is_read(tmp_path, labels):
     assert (found.encoder, found.extraction) == ({"embed_dim": 2}, {"images": 600})
 
 
-def test_pieces_are_gone_when_the_entry_is_there(tmp_path):
+def test_chunks_are_gone_when_the_entry_is_there(tmp_path):
     folder = fill(tmp_path, cell())
     assert [path for path in folder.parent.iterdir() if not path.name.startswith(".")] == [folder]
 
@@ -107,12 +107,12 @@ def test_damage_is_found_said_and_never_used(tmp_path, caplog, kind):
 
 
 @pytest.mark.parametrize("kind", ["flipped", "short", "empty", "another"])
-def test_a_damaged_piece_is_made_again(tmp_path, caplog, kind):
+def test_a_damaged_chunk_is_made_again(tmp_path, caplog, kind):
     work = Work(tmp_path, cell())
     work.start()
-    for piece in range(3):
-        work.claim(piece)
-        work.write(piece, piece_of(cell(), piece))
+    for chunk in range(3):
+        work.claim(chunk)
+        work.write(chunk, chunk_of(cell(), chunk))
     path = work.folder / "000001.npz"
     if kind == "flipped":
         content = bytearray(path.read_bytes())
@@ -125,19 +125,19 @@ def test_a_damaged_piece_is_made_again(tmp_path, caplog, kind):
     with caplog.at_level(logging.WARNING):
         assert not work.finish(encoder={}, extraction={})
     assert "000001.npz is damaged" in caplog.text
-    assert [work.has(piece) for piece in range(3)] == [True, False, True]
+    assert [work.has(chunk) for chunk in range(3)] == [True, False, True]
     assert work.claim(1)
-    work.write(1, piece_of(cell(), 1))
+    work.write(1, chunk_of(cell(), 1))
     assert work.finish(encoder={}, extraction={})
     assert find(tmp_path, cell()).features.x[:, 0].tolist() == list(range(600))
 
 
-def test_no_flipped_bit_of_a_piece_is_used_or_stops_for_good(tmp_path):
-    """Whatever zipfile and NumPy raise on it, the piece is made again, or has the bytes that it had."""
+def test_no_flipped_bit_of_a_chunk_is_used_or_stops_for_good(tmp_path):
+    """Whatever zipfile and NumPy raise on it, the chunk is made again, or has the bytes that it had."""
     small = cell(n=3)
     work = Work(tmp_path, small)
     work.start()
-    work.write(0, piece_of(small, 0))
+    work.write(0, chunk_of(small, 0))
     path = work.folder / "000000.npz"
     whole = path.read_bytes()
     for i in range(0, len(whole), 7):
@@ -160,14 +160,14 @@ def _finish(root, queue):
 
 
 def test_processes_that_finish_together_all_have_the_entry(tmp_path):
-    """One of them puts the pieces together and removes them while the others wait."""
+    """One of them puts the chunks together and removes them while the others wait."""
     context = multiprocessing.get_context("fork")
     for n in range(5):
         root, queue = tmp_path / str(n), context.Queue()
         work = Work(root, cell())
         work.start()
-        for piece in range(3):
-            work.write(piece, piece_of(cell(), piece))
+        for chunk in range(3):
+            work.write(chunk, chunk_of(cell(), chunk))
         processes = [context.Process(target=_finish, args=(root, queue)) for _ in range(3)]
         for process in processes:
             process.start()
@@ -221,7 +221,7 @@ def test_features_of_others_that_may_only_be_read_are_used(tmp_path, monkeypatch
     assert find(tmp_path, cell()) is not None
 
 
-def test_a_piece_is_claimed_once(tmp_path):
+def test_a_chunk_is_claimed_once(tmp_path):
     one, other = Work(tmp_path, cell()), Work(tmp_path, cell())
     one.start()
     other.start()
@@ -230,7 +230,7 @@ def test_a_piece_is_claimed_once(tmp_path):
     assert other.claim(1)
     one.close()  # as if it were killed
     assert other.claim(0)
-    other.write(0, piece_of(cell(), 0))
+    other.write(0, chunk_of(cell(), 0))
     assert not one.claim(0)
 
 
@@ -238,7 +238,7 @@ def test_skipped_images_have_no_row_and_are_named(tmp_path):
     small = cell(n=300)
     work = Work(tmp_path, small)
     work.start()
-    first, second = piece_of(small, 0), piece_of(small, 1)
+    first, second = chunk_of(small, 0), chunk_of(small, 1)
     work.write(0, Features(first.x[1:], first.y[1:], first.pre_projection[1:], ((0, "image 0 cannot be read"),)))
     work.write(1, second)
     assert work.skipped() == {0}
@@ -258,14 +258,14 @@ def test_a_full_disk_keeps_what_was_made(tmp_path, monkeypatch):
     """`tests/test_extraction.py` fills a real file system, where it may."""
     work = Work(tmp_path, cell())
     work.start()
-    work.write(0, piece_of(cell(), 0))
+    work.write(0, chunk_of(cell(), 0))
 
     def no_space(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", no_space)
-    with pytest.raises(CacheError, match=r"no space left .*1 of 3 pieces of digits/all / tiny / eager are kept"):
-        work.write(1, piece_of(cell(), 1))
+    with pytest.raises(CacheError, match=r"no space left .*1 of 3 chunks of digits/all / tiny / eager are kept"):
+        work.write(1, chunk_of(cell(), 1))
     assert work.has(0)
     assert not [path for path in work.folder.iterdir() if path.name.endswith(".tmp")]
 
@@ -301,9 +301,9 @@ def test_surveying_tells_whole_from_begun_and_damaged(tmp_path):
     fill(tmp_path, cell())
     begun = Work(tmp_path, cell(batch_size=32))
     begun.start()
-    begun.write(0, piece_of(cell(), 0))
+    begun.write(0, chunk_of(cell(), 0))
     (fill(tmp_path, cell(batch_size=16)) / "entry.json").write_text("{}")
-    assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 pieces", "damaged", "whole"]
+    assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 chunks", "damaged", "whole"]
     checked, damaged = verify(tmp_path)
     assert (checked, len(damaged)) == (2, 1)
     assert survey(tmp_path / "nowhere") == []
@@ -326,7 +326,7 @@ def test_collecting_takes_the_damaged_then_what_was_not_used_for_longest(tmp_pat
 def test_collecting_leaves_what_another_process_is_making(tmp_path):
     work = Work(tmp_path, cell())
     work.start()
-    work.write(0, piece_of(cell(), 0))
+    work.write(0, chunk_of(cell(), 0))
     with FileLock(work.folder / "000001.lock"):
         assert collect(tmp_path, max_size=0) == []
     assert len(collect(tmp_path, max_size=0)) == 1
@@ -344,10 +344,10 @@ def test_collecting_takes_what_was_abandoned(tmp_path):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
-def test_shards_share_all_pieces(n):
+def test_shards_share_all_chunks(n):
     of_ten = cell(n=2500)
-    pieces = [piece for i in range(1, n + 1) for piece in shard_of(of_ten, (i, n))]
-    assert pieces == list(range(of_ten.num_pieces)) == list(shard_of(of_ten, None))
+    chunks = [chunk for i in range(1, n + 1) for chunk in shard_of(of_ten, (i, n))]
+    assert chunks == list(range(of_ten.num_chunks)) == list(shard_of(of_ten, None))
 
 
 def test_the_sidecar_is_clear_text(tmp_path):

@@ -12,9 +12,9 @@ def cell(n=600, **changes):
     return Cell("digits", "all", "tiny", "eager", "fp32", {**KEY, **changes}, n, 64)
 
 
-def piece_of(cell, piece, labels=1):
+def chunk_of(cell, chunk, labels=1):
     """Features that say which image they are of."""
-    positions = np.arange(piece * 256, min((piece + 1) * 256, cell.num_images))
+    positions = np.arange(chunk * 256, min((chunk + 1) * 256, cell.num_images))
     x = np.stack([positions, -positions], axis=1).astype(np.float32)
     y = positions % 10 if labels == 1 else np.stack([positions % 2, positions % 3 - 1], axis=1)
     return Features(x, y.astype(np.int64), np.repeat(x, 2, axis=1))

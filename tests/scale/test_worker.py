@@ -33,13 +33,13 @@ def _worker(tmp_path, name, **access):
     return Worker(Access(cache=tmp_path / name, **access), 1, 1, Surroundings.here())
 
 
-def test_pieces_go_from_one_store_to_another_and_are_whole_there(tmp_path):
+def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
     shard, fits = _units()
     maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
     maker.shares_store = False
     made = maker.do(shard, NEED)
-    ((cell, files),) = made.pieces
-    every = range(cell.num_pieces)
+    ((cell, files),) = made.chunks
+    every = range(cell.num_chunks)
     assert other.find_missing(fits, NEED).cells == [(cell, every, list(every))]
     other.take_in(cell, every, files)
     assert other.find_missing(fits, NEED).cells == [(cell, every, [])]
@@ -48,19 +48,19 @@ def test_pieces_go_from_one_store_to_another_and_are_whole_there(tmp_path):
     entries = [cell.folder(tmp_path / name) for name in ("maker", "other")]
     for name in ("projected.npy", "pre_projection.npy", "labels.npy", "entry.json"):
         assert entries[0].joinpath(name).read_bytes() == entries[1].joinpath(name).read_bytes()
-    # Pieces of a whole entry are those that it was made of.
-    assert list(Work(tmp_path / "other", cell).files(range(cell.num_pieces))) == list(files)
+    # Chunks of a whole entry are those that it was made of.
+    assert list(Work(tmp_path / "other", cell).files(range(cell.num_chunks))) == list(files)
 
 
-def test_pieces_that_were_sent_are_not_sent_back(tmp_path):
+def test_chunks_that_were_sent_are_not_sent_back(tmp_path):
     shard, _ = _units()
     maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
     maker.shares_store = other.shares_store = False
-    ((cell, files),) = maker.do(shard, NEED).pieces
-    half = range(cell.num_pieces // 2)
+    ((cell, files),) = maker.do(shard, NEED).chunks
+    half = range(cell.num_chunks // 2)
     other.take_in(cell, half, list(Work(tmp_path / "maker", cell).files(half)))
-    ((_, again),) = other.do(shard, NEED).pieces
-    assert {name for name, _ in files} - {name for name, _ in again} == {f"{piece:06}.npz" for piece in half}
+    ((_, again),) = other.do(shard, NEED).chunks
+    assert {name for name, _ in files} - {name for name, _ in again} == {f"{chunk:06}.npz" for chunk in half}
 
 
 def test_what_one_process_would_log_is_given_to_the_driver(tmp_path):
@@ -89,7 +89,7 @@ def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
     assert not is_foreseen({"type": "AcceleratorError"})
 
 
-def test_a_shard_whose_pieces_are_there_is_not_made_again(tmp_path):
+def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path):
     (shard, _) = _units()
     worker = _worker(tmp_path, "one")
     worker.do(shard, NEED)
@@ -137,18 +137,18 @@ def test_versions_tell_a_changed_source():
     assert {"python", "torch", "scikit-learn"} <= versions().keys()
 
 
-def test_pieces_are_cut_from_an_entry_in_which_images_were_passed_over(tmp_path):
+def test_chunks_are_cut_from_an_entry_in_which_images_were_passed_over(tmp_path):
     rng = np.random.default_rng(0)
     cell = Cell("d", "all", "m", "eager", "fp32", {"a": 1}, num_images=600, batch_size=64)
     work = Work(tmp_path / "one", cell)
     work.start()
-    for piece, positions in enumerate((range(256), range(256, 512), range(512, 600))):
+    for chunk, positions in enumerate((range(256), range(256, 512), range(512, 600))):
         skipped = [position for position in positions if position in (3, 256, 511, 599)]
         n = len(positions) - len(skipped)
         x = rng.normal(size=(n, 4)).astype(np.float32)
         features = Features(x, np.arange(n), x + 1, tuple((position, "unreadable") for position in skipped))
-        assert work.claim(piece)
-        work.write(piece, features)
+        assert work.claim(chunk)
+        work.write(chunk, features)
     before = dict(work.files(range(3)))
     assert work.finish(encoder={"width": 4}, extraction={"images": 596})
     after = dict(work.files(range(3)))
