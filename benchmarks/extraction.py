@@ -33,13 +33,14 @@ from probe.datasets.opening import open_dataset
 from probe.environment import describe
 from probe.features.chunks import Work
 from probe.features.encode import Meter
-from probe.features.extraction import Access, make_cells
+from probe.features.extraction import find_entries
 from probe.features.passes import fill
+from probe.features.session import Session
 from probe.features.store import find
+from probe.grid import plan
 from probe.models import get_model
 from probe.models.loading import load_encoder, read_weights
 from probe.progress import Progress
-from probe.runner import plan
 
 ROUNDS = 4
 IMAGES = {"ViT-B/32": 128, "RN50": 64}  # on the CPU; times GPU_TIMES on a GPU
@@ -111,7 +112,7 @@ class Ours:
     def __init__(self, model: str, root: Path, device: str, *, precision: str = "auto", compiled: bool = False) -> None:
         (spec,) = plan([f"folder:{root}"], [f"random:{model}"], device=device, precision=precision, compiled=compiled)
         self.images = open_dataset(spec.dataset).parts["all"]
-        self.cell = make_cells(spec, Access())["all"]
+        self.cell = find_entries(spec, Session())["all"]
         self.encoder = load_encoder(spec.model, device=device, precision=precision, compiled=compiled)
         self.about: dict[str, float] = {}
 

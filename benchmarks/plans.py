@@ -22,9 +22,10 @@ from PIL import Image
 
 from probe.cli.main import main as probe
 from probe.environment import describe
-from probe.features.extraction import Access
+from probe.grid import plan
 from probe.models import model_names
-from probe.runner import plan, run_grid
+from probe.runner import run_grid
+from probe.settings import Settings
 
 FEW, MORE, SIDE = 8, 160, 375
 PLANS = {
@@ -67,20 +68,20 @@ def main() -> None:
     """Measure, plan, and print a page of Markdown."""
     with tempfile.TemporaryDirectory() as folder:
         few, more = (write_photos(Path(folder, str(n)), n) for n in (FEW, MORE))
-        access = Access(results=f"{folder}/results", cache=f"{folder}/cache")
+        settings = Settings(results_dir=f"{folder}/results", cache_dir=f"{folder}/cache")
         names = [f"random:{name}" for name in model_names() if name != "tiny"]
         for name in ["tiny", *names]:  # one at a time: a small machine does not hold all
             specs = plan([few], [name], protocols=["readme"], device="cpu", solver="fast", batch_size=FEW)
-            for record in run_grid(specs, access=access):
+            for record in run_grid(specs, settings=settings):
                 rate = next(iter(record.extraction["parts"].values()))["encoder_images_per_second"]
                 print(f"{name}: {rate:.2f} img/s", file=sys.stderr)
         # Fits of a size that is nearer to those that are planned.
-        list(run_grid(plan(["digits"], ["tiny"], protocols=["readme", "clip-paper"], solver="fast"), access=access))
-        pages = {title: said(options, access.results or "") for title, options in PLANS.items()}
+        list(run_grid(plan(["digits"], ["tiny"], protocols=["readme", "clip-paper"], solver="fast"), settings=settings))
+        pages = {title: said(options, settings.results or "") for title, options in PLANS.items()}
         (spec,) = plan([more], ["random:ViT-B/32"], protocols=["readme"], device="cpu", solver="fast")
         options = ("--dataset", more, "--model", "random:ViT-B/32", "--protocol", "readme", "--plan", "--json")
         planned = json.loads(said(options, f"{folder}/results"))["models"][0]["extract_seconds"]
-        (record,) = run_grid([spec], access=access)
+        (record,) = run_grid([spec], settings=settings)
     about = describe("cpu")
     print("# Plans\n")
     print(f"Made by `python benchmarks/plans.py` on {about['cpu_count']} cores {about['cpu']}, ", end="")

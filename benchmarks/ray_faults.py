@@ -28,11 +28,11 @@ import torch
 from PIL import Image
 
 from probe.environment import describe, package_version, threads
-from probe.features.extraction import Access
+from probe.grid import plan
 from probe.records.record import RunRecord
-from probe.runner import plan
 from probe.runner import run_grid as run_serially
 from probe.scale.driver import run_grid
+from probe.settings import Settings
 from probe.specs import RunSpec
 
 DATASETS, IMAGES, NODES, KILL_SECONDS = 50, 40, 3, 3.0
@@ -83,8 +83,8 @@ def main() -> None:
         specs = make_specs(root / "images")
         started = time.perf_counter()
         with threads(1, blas=1):
-            access = Access(results=root / "one", cache=root / "one" / "cache")
-            wanted = {record.key: content(record) for record in run_serially(specs, access=access)}
+            settings = Settings(results_dir=root / "one", cache_dir=root / "one" / "cache")
+            wanted = {record.key: content(record) for record in run_serially(specs, settings=settings)}
         alone = time.perf_counter() - started
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         nodes = []
@@ -110,9 +110,9 @@ def main() -> None:
         killer.start()
         started = time.perf_counter()
         try:
-            access = Access(results=root / "ray", cache="~/cache")
+            settings = Settings(results_dir=root / "ray", cache_dir="~/cache")
             with contextlib.redirect_stdout(sys.stderr):  # where Ray says what becomes of its processes
-                for record in run_grid(specs, access=access, address=cluster.address, num_threads=1):
+                for record in run_grid(specs, settings=settings, address=cluster.address, num_threads=1):
                     found[record.key] = content(record)
         finally:
             is_over.set()

@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 from probe.environment import describe, package_version
-from probe.features.extraction import Access
-from probe.runner import plan
+from probe.grid import plan
 from probe.runner import run_grid as run_serially
 from probe.scale.cluster import connected
 from probe.scale.driver import run_grid
+from probe.settings import Settings
 from probe.specs import RunSpec
 
 DATASETS, IMAGES, ROUNDS = 10, 800, 3
@@ -69,14 +69,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         specs = make_specs(Path(folder, "images"))
         for i in range(ROUNDS + 1):
-            access = Access(results=f"{folder}/{i}.one", cache=f"{folder}/{i}.one/cache")
+            settings = Settings(results_dir=f"{folder}/{i}.one", cache_dir=f"{folder}/{i}.one/cache")
             started = time.perf_counter()
-            serial = {record.key: record.features for record in run_serially(specs, access=access)}
+            serial = {record.key: record.features for record in run_serially(specs, settings=settings)}
             seconds = time.perf_counter() - started
-            access = Access(results=f"{folder}/{i}.ray", cache=f"{folder}/{i}.ray/cache")
+            settings = Settings(results_dir=f"{folder}/{i}.ray", cache_dir=f"{folder}/{i}.ray/cache")
             begun = time.perf_counter()
             with connected(None):
-                same = {record.key: record.features for record in run_grid(specs, access=access)}
+                same = {record.key: record.features for record in run_grid(specs, settings=settings)}
                 ended = time.perf_counter()
             assert same == serial
             print(f"{i}: {seconds:.1f} s, {moment.time - begun:.1f} + {ended - moment.time:.1f} s", file=sys.stderr)

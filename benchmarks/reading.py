@@ -22,7 +22,7 @@ from photos import write_photos
 
 from probe.datasets.opening import open_dataset
 from probe.environment import describe
-from probe.features.encode import extract
+from probe.features.encode import extract_features
 from probe.models.loading import load_encoder
 
 ROUNDS, WORKERS, MODELS = 3, (0, 1, 2), {"tiny": 1024, "random:ViT-B/32": 64}
@@ -34,7 +34,7 @@ def rate(model: str, root: Path, workers: int) -> float:
     images = open_dataset(f"folder:{root}").parts["all"]
     encoder = load_encoder(model, device="cpu")
     started = time.perf_counter()
-    extract(encoder, images, workers=workers)
+    extract_features(encoder, images, workers=workers)
     return len(images) / (time.perf_counter() - started)
 
 

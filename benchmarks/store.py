@@ -24,7 +24,7 @@ from probe.environment import describe
 from probe.errors import ProbeError
 from probe.features.chunks import Work
 from probe.features.encode import Features, chunk_size
-from probe.features.store import Cell, find
+from probe.features.store import EntrySpec, find
 from probe.runner import run
 
 SIZES = (20_000, 200_000)
@@ -59,9 +59,9 @@ def peak_memory(n: int) -> float:
         return usage.ru_maxrss / 1024
 
 
-def fill(root: Path) -> Cell:
+def fill(root: Path) -> EntrySpec:
     """A whole entry of `KEPT` images at both feature points."""
-    cell = Cell("benchmark", "all", "tiny", "eager", "fp32", {"made": "up"}, KEPT, 64)
+    cell = EntrySpec("benchmark", "all", "tiny", "eager", "fp32", {"made": "up"}, KEPT, 64)
     work, size = Work(root, cell), chunk_size(64)
     work.start()
     x = np.random.default_rng(0).normal(size=(size, WIDTH)).astype(np.float32)

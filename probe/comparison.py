@@ -10,10 +10,9 @@ import numpy as np
 
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
-from probe.datasets.splits.folds import SPLITS
 from probe.errors import CheckpointError
 from probe.features.encode import PRE_PROJECTION, PROJECTED, Features
-from probe.features.extraction import Access, extract_grid
+from probe.features.extraction import extract_grid
 from probe.models import get_model
 from probe.models.checkpoints import Checkpoint
 from probe.models.consistency import ATOL, RTOL, softmax_of_logits
@@ -22,6 +21,7 @@ from probe.models.loading import has_jit_mode, open_model, read_weights
 from probe.models.memory import find_batch_size
 from probe.probes.fit import fit_probe
 from probe.probes.protocols import get_protocol
+from probe.settings import Settings
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
 from probe.stats import paired
 from probe.stats.outcomes import Outcomes
@@ -202,8 +202,8 @@ def parity(
     ]
     del checkpoint  # extraction loads its own
     per_image, per_text = (np.stack(pair) for pair in zip(*softmax, strict=True))
-    access = Access(data=data_dir, weights=weights_dir, cache=cache_dir, offline=offline)
-    eager, jit = _extract([_spec(row, spec, rules, execution, batch_size) for execution in modes], access)
+    settings = Settings(data_dir=data_dir, weights_dir=weights_dir, cache_dir=cache_dir, offline=offline)
+    eager, jit = _extract([_spec(row, spec, rules, execution, batch_size) for execution in modes], settings)
     features = compare_features(eager, jit)
     probe = _fit_on_eager(eager, jit, metric=row.metric, protocol=rules)
     return Parity(
@@ -247,13 +247,13 @@ def _read_archive(spec: ModelSpec, *, weights_dir: str | Path | None, offline: b
     return checkpoint
 
 
-def _extract(specs: Sequence[RunSpec], access: Access) -> list[dict[str, Features]]:
+def _extract(specs: Sequence[RunSpec], settings: Settings) -> list[dict[str, Features]]:
     """Return the features of the splits of the first fold for each mode, from the cache where they are."""
     found = {}
-    for spec, outcome in extract_grid(specs, access):
+    for spec, outcome in extract_grid(specs, settings):
         if isinstance(outcome, Exception):
             raise outcome
-        found[spec.jit] = {name: outcome.split(name, 0) for name in SPLITS}
+        found[spec.jit] = outcome.cut()[0]
     return [found[spec.jit] for spec in specs]
 
 

@@ -15,16 +15,14 @@ from pathlib import Path
 
 from probe.environment import threads
 from probe.errors import ProbeError, ResultsError
-from probe.features.extraction import Access
 from probe.models.devices import resolve_execution
 from probe.records.record import FAILED, RunRecord, read_record, record_path, scan_records
 from probe.records.verdicts import NOT_RUN, Reproduction, judge
 from probe.runner import run_grid
+from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import RunSpec, rebuild
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_ACCESS = Access()
 
 
 def reproduce(
@@ -59,8 +57,10 @@ def reproduce(
         record = read_record(record)
     if record.status == FAILED:
         raise ResultsError(f"{_name(record)} failed, so that there is no score to reproduce; run its cell again")
-    access = Access(data=data_dir, weights=weights_dir, cache=cache_dir, results=results_dir, offline=offline)
-    (found,) = reproduce_all([record], tolerance=tolerance, device=device, access=access)
+    settings = Settings(
+        data_dir=data_dir, weights_dir=weights_dir, cache_dir=cache_dir, results_dir=results_dir, offline=offline
+    )
+    (found,) = reproduce_all([record], tolerance=tolerance, device=device, settings=settings)
     return found
 
 
@@ -99,7 +99,7 @@ def reproduce_all(
     *,
     tolerance: int | None = None,
     device: str | None = None,
-    access: Access = DEFAULT_ACCESS,
+    settings: Settings = DEFAULT_SETTINGS,
 ) -> Iterator[Reproduction]:
     """Run records again, each as soon as it is done; features of one model and dataset are made once.
 
@@ -109,7 +109,7 @@ def reproduce_all(
         records: any; those whose cell failed are passed over.
         tolerance: see `reproduce`.
         device: likewise.
-        access: where things are; `cache` and `results` as `reproduce` takes them.
+        settings: folders and policies; `cache_dir` and `results_dir` as `reproduce` takes them.
 
     Raises:
         ResultsError: two of them are of one cell, or the results folder cannot be written to.
@@ -126,20 +126,20 @@ def reproduce_all(
             continue
         if record.key in [other.key for other in planned.values()]:
             raise ResultsError(f"two records are of {spec}; reproduce one after the other")
-        if access.results is not None:
-            _refuse_overwriting(record, Path(access.results))
+        if settings.results_dir is not None:
+            _refuse_overwriting(record, Path(settings.results_dir))
         planned[spec] = record
     with ExitStack() as stack:
         cache, results = (
             folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="probe-"))
-            for folder in (access.cache, access.results)
+            for folder in (settings.cache_dir, settings.results_dir)
         )
-        access = replace(access, cache=cache, results=results)
+        settings = replace(settings, cache_dir=cache, results_dir=results)
         for (num_threads, num_blas, is_partial, num_corrupt), specs in _group(planned).items():
-            own = replace(access, allow_partial=is_partial, skip_corrupt=num_corrupt)
+            own = replace(settings, allow_partial=is_partial, skip_corrupt=num_corrupt)
             of_key = {planned[spec].key: planned[spec] for spec in specs}
             with threads(num_threads, blas=num_blas):
-                for again in run_grid(specs, access=own):
+                for again in run_grid(specs, own, rerun=True):
                     yield judge(of_key[again.key], again, tolerance=tolerance)
 
 

@@ -1,128 +1,148 @@
-"""A cell, or a grid of cells -> records and tables. The only module that sees the whole line."""
+"""A run -> its record; a grid is a loop over runs. The only module that sees the whole line.
+
+    dataset, encoder -> features -> probe -> record
+
+`run_one` is that line. `run` and `run_grid` plan, skip what is recorded, and write records and tables.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from probe import environment, paths
+from probe import environment, grid, paths
 from probe.comparison import compare_features, count_flips
-from probe.datasets import get_dataset
-from probe.datasets.catalog import CATALOG as DATASETS
-from probe.datasets.splits.folds import SPLITS
-from probe.errors import ProbeError, ProtocolError, UnknownNameError, brief
+from probe.datasets.splits.folds import by_split
+from probe.errors import ProbeError, ProtocolError, brief
 from probe.features.encode import Features
-from probe.features.extraction import Access, Extraction, by_split, extract_dataset, num_images
+from probe.features.extraction import Extraction, extract, num_images, prepare
+from probe.features.session import Session, features_key
 from probe.features.store import FITS
 from probe.leaderboard import derived
-from probe.models import get_model
-from probe.models.catalog import CATALOG as MODELS
-from probe.models.devices import resolve_execution
-from probe.models.memory import find_batch_size
 from probe.probes.cached_fits import KeptFits
-from probe.probes.fit import fit_folds
-from probe.probes.protocols import CATALOG as PROTOCOLS
-from probe.probes.protocols import get_protocol
+from probe.probes.fit import PROBE_VERSION, fit_folds
 from probe.probes.result import ProbeResult
-from probe.probes.solvers.catalog import device_for, get_solver
+from probe.probes.solvers.catalog import device_for
 from probe.progress import Progress, show_progress
 from probe.records.record import DONE, FAILED, RunRecord, check_writable, write_record
+from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
 from probe.stats import paired
 
 logger = logging.getLogger(__name__)
 
-Row = DatasetSpec | ModelSpec | Protocol
-
-
-DEFAULT_ACCESS = Access()
-
 
 @dataclass(frozen=True)
-class Done:
-    """A cell that has its score, with what a comparison of modes needs, and fits that are kept until it is written."""
+class FinishedRun:
+    """A run that has its score, with what a comparison of modes needs.
+
+    Args:
+        spec: the run.
+        record: not written yet.
+        extraction: its features.
+        result: its probe.
+        fits: finished fits, cached until the record is written.
+    """
 
     spec: RunSpec
     record: RunRecord
     extraction: Extraction = field(repr=False)
     result: ProbeResult = field(repr=False)
-    kept: KeptFits = field(repr=False)
+    fits: KeptFits = field(repr=False)
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A cell that has none, and what broke it."""
+class FailedRun:
+    """A run that has no score, and the exception that prevented it."""
 
     record: RunRecord
     exception: Exception
 
 
-def plan(
-    datasets: Sequence[str | DatasetSpec],
-    models: Sequence[str | ModelSpec],
+def run_one(
+    spec: RunSpec,
+    settings: Settings = DEFAULT_SETTINGS,
     *,
-    protocols: Sequence[str | Protocol] = ("clip-paper",),
-    jit_modes: Sequence[bool] = (False,),
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int | None = None,
-    compiled: bool = False,
-    solver: str = "sklearn",
-    elsewhere: bool = False,
-) -> list[RunSpec]:
-    """The cells of a grid, in the order in which they run; every name is looked up before anything runs.
+    session: Session | None = None,
+    finished: Sequence[FinishedRun] = (),
+) -> FinishedRun:
+    """Run one combination of dataset, encoder and protocol.
 
-    A batch size that is not given is found from the memory of the device, see `models.memory`. With `elsewhere` they
-    run on other machines, and the device need not be on this one.
+    Args:
+        spec: the run.
+        settings: folders and policies.
+        session: datasets, encoders and features that other runs of this process opened; None opens all for this run.
+        finished: runs of the same encoder: a JIT run is compared with its eager partner among them.
 
     Raises:
-        UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: each says what to do.
+        Exception: whatever prevents a score, a `ProbeError` where the user can mend it.
     """
-    get_solver(solver)
-    rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
-    encoders = dict.fromkeys(m if isinstance(m, ModelSpec) else get_model(m) for m in models)
-    rules = dict.fromkeys(p if isinstance(p, Protocol) else get_protocol(p) for p in protocols)
-    _refuse_taken_names(rows, DATASETS)
-    _refuse_taken_names(encoders, MODELS)
-    _refuse_taken_names(rules, PROTOCOLS)
-    runs = [
-        resolve_execution(device, precision=precision, jit=jit, compiled=compiled, elsewhere=elsewhere)
-        for jit in jit_modes
-    ]
-    return [
-        RunSpec(
-            dataset,
-            model,
-            protocol,
-            run.jit,
-            str(run.device),
-            run.precision,
-            find_batch_size(str(run.device), model.architecture) if batch_size is None else int(batch_size),
-            solver=solver,
-            compiled=run.compiled,
+    session = session or Session(settings)
+    dataset = session.open_dataset(spec.dataset)
+    encoder = session.find_encoder(spec)  # loaded only if features are not cached
+    extraction = extract(encoder, dataset, session)
+    folds = extraction.cut()  # train, val and test of each fold: x float32 (n, d), y
+    digests = by_split(folds, lambda k, name: _describe(folds[k][name]))
+
+    partners = [run for run in finished if run.spec.of_all_modes == spec.of_all_modes]
+    twin = next((run for run in partners if run.record.features == digests), None)
+    fits = KeptFits(paths.cache_dir(settings.cache_dir) / FITS)
+    started = time.perf_counter()
+    if twin is not None:  # the same bytes under the same protocol have the same probe
+        logger.info("%s: the features are those of %s, and so is the probe", spec, twin.spec)
+        result = twin.result
+    else:
+        result = fit_folds(
+            folds,
+            metric=spec.dataset.metric,
+            protocol=spec.protocol,
+            solver=spec.solver,
+            device=device_for(spec.solver, spec.device),
+            kept=fits,
+            shows_progress=True,
         )
-        for dataset in rows
-        for model in encoders
-        for run in runs
-        for protocol in rules
-    ]
+    _refuse_not_finite(spec, result)
+    seconds = time.perf_counter() - started
+
+    record = _record(spec, extraction=extraction, features=digests, result=result, fit_seconds=seconds)
+    run = FinishedRun(spec, record, extraction, result, fits)
+    eager = next((run for run in partners if spec.jit and run.record.mode == "eager"), None)
+    return run if eager is None else replace(run, record=replace(record, parity=compare(eager, run)))
 
 
-def _refuse_taken_names(rows: Iterable[Row], catalog: Sequence[Row]) -> None:
-    """A row of the caller's under a name of the catalogue would overwrite the records of that name."""
-    known = {row.name: row for row in catalog}
-    for row in rows:
-        if known.get(row.name, row) != row:
-            raise UnknownNameError(f"{row.name!r} is the name of another row, too; give yours its own name")
-        known[row.name] = row
+def run_grid(
+    specs: Sequence[RunSpec], settings: Settings = DEFAULT_SETTINGS, *, rerun: bool = False
+) -> Iterator[RunRecord]:
+    """Run the runs of a grid that have no complete record; yield the records of all.
+
+    Records of earlier commands come first. Each new record is written before it is yielded, the tables when all are
+    done. A run that fails is recorded as failed, and the next one begins.
+
+    Args:
+        specs: the runs, as `grid.plan` gives them.
+        settings: folders and policies.
+        rerun: also run what has a complete record.
+
+    Raises:
+        ResultsError: the results folder cannot be written to.
+    """
+    results_dir = paths.results_dir(settings.results_dir)
+    check_writable(results_dir)
+    pending = grid.pending(specs, settings, rerun=rerun)
+    pending.log()
+    try:
+        yield from pending.done.values()
+        for run in _run_all(pending.runs, Session(settings)):
+            yield _write(run, results_dir)
+    finally:  # also after Ctrl-C: what is done is in the tables
+        derived.write_derived(results_dir)
 
 
 def run(
@@ -144,12 +164,16 @@ def run(
     allow_partial: bool = False,
     skip_corrupt: int = 0,
     workers: int | None = None,
+    rerun: bool = False,
 ) -> RunRecord:
-    """Run one cell and write its record and the tables.
+    """Run one combination of dataset, model and protocol, and write its record and the tables of its model.
+
+    A complete record that exists is returned as it is. The leaderboard is written by `python -m probe tables`, and by
+    the command `run`, so that a loop over this function does not write it again and again.
 
     Args:
-        dataset: a name of the catalogue, `folder:PATH` and so on as `get_dataset` takes them, or a row.
-        model: a name of the catalogue, `random:NAME`, the path of a checkpoint, or a row.
+        dataset: a name of the catalogue, `folder:PATH` and so on as `get_dataset` takes them, or a `DatasetSpec`.
+        model: a name of the catalogue, `random:NAME`, the path of a checkpoint, or a `ModelSpec`.
         jit: run the TorchScript archive as it is.
         protocol: how the probe is fitted.
         device: `auto` is CUDA where there is one, else the CPU.
@@ -162,15 +186,16 @@ def run(
         results_dir: folder of records and tables, likewise.
         cache_dir: folder of features, likewise.
         offline: never touch the network.
-        allow_partial: evaluate on what is there where images are missing; the record says so.
-        skip_corrupt: pass over up to so many images that cannot be read; the record names them.
+        allow_partial: evaluate on the images that are present where a dataset lacks some; the record is marked.
+        skip_corrupt: skip up to this many images that cannot be read; the record names them.
         workers: processes that read images; None is `reading.default_workers`.
+        rerun: run it again even if it has a complete record.
 
     Raises:
-        Exception: whatever kept the cell from a score, a `ProbeError` where it is the user's to mend; the record of the
-            failure is written first.
+        Exception: whatever prevents a score, a `ProbeError` where the user can mend it; the record of the failure is
+            written first.
     """
-    (spec,) = plan(
+    (spec,) = grid.plan(
         [dataset],
         [model],
         protocols=[protocol],
@@ -181,142 +206,96 @@ def run(
         compiled=compiled,
         solver=solver,
     )
-    access = Access(
-        data=data_dir,
-        weights=weights_dir,
-        results=results_dir,
-        cache=cache_dir,
+    settings = Settings(
+        data_dir=data_dir,
+        weights_dir=weights_dir,
+        results_dir=results_dir,
+        cache_dir=cache_dir,
         offline=offline,
         allow_partial=allow_partial,
         skip_corrupt=skip_corrupt,
         workers=workers,
     )
-    (cell,) = _run_cells([spec], access)
-    if isinstance(cell, Failed):
-        raise cell.exception
-    return cell.record
+    folder = paths.results_dir(settings.results_dir)
+    check_writable(folder)
+    pending = grid.pending([spec], settings, rerun=rerun)
+    pending.log()
+    if pending.done:
+        return pending.done[spec]
+    (outcome,) = _run_all([spec], Session(settings))
+    record = _write(outcome, folder)
+    derived.write_tables_of(record, folder)
+    if isinstance(outcome, FailedRun):
+        raise outcome.exception
+    return record
 
 
-def run_grid(specs: Sequence[RunSpec], *, access: Access = DEFAULT_ACCESS) -> Iterator[RunRecord]:
-    """Run cells one after the other; each record is written before it is yielded, the tables when all are done.
+def _run_all(specs: Sequence[RunSpec], session: Session) -> Iterator[FinishedRun | FailedRun]:
+    with show_progress() as progress:
+        groups = grid.by_dataset(specs)
+        progress.expect(sum(map(num_images, groups)))
+        for group in groups:
+            yield from run_dataset(group, session, progress)
 
-    Features that are kept are not made again; those of all models and modes of a dataset are made in one pass over its
-    images where they share the preprocessing. Eager and JIT cells of one probe are compared. A cell that fails is
-    recorded as failed and the next one begins.
 
-    Raises:
-        ResultsError: the results folder cannot be written to.
+def run_dataset(
+    specs: Sequence[RunSpec], session: Session, progress: Progress | None = None
+) -> Iterator[FinishedRun | FailedRun]:
+    """Run the runs of one dataset in their order; features of all their encoders are extracted together before.
+
+    Args:
+        specs: the runs.
+        session: opens the dataset and loads the encoders.
+        progress: has been told of the images of these runs; None shows nothing.
     """
-    for cell in _run_cells(specs, access):
-        yield cell.record
-
-
-def _run_cells(specs: Sequence[RunSpec], access: Access) -> Iterator[Done | Failed]:
-    results_dir = paths.results_dir(access.results)
-    check_writable(results_dir)
-    try:
-        with show_progress() as progress:
-            of_dataset = [list(group) for _, group in groupby(specs, key=lambda spec: spec.dataset)]
-            progress.expect(sum(num_images(list(_encodings(group))) for group in of_dataset))
-            for group in of_dataset:
-                for cell in _run_dataset(group, access, progress):
-                    write_record(cell.record, results_dir)
-                    if isinstance(cell, Done):
-                        cell.kept.clear()
-                    yield cell
-    finally:  # also after Ctrl-C: what is done is in the tables
-        derived.write_derived(results_dir)
-
-
-def compute(specs: Sequence[RunSpec], access: Access) -> Iterator[RunRecord]:
-    """The records of cells of one dataset, which the caller writes; the rest is as in `run_grid`."""
-    for cell in _run_dataset(specs, access, Progress(is_shown=False)):
-        if isinstance(cell, Done):
-            cell.kept.clear()
-        yield cell.record
-
-
-def failure(spec: RunSpec, error: Mapping[str, str]) -> RunRecord:
-    """The record of a cell that could not be run; `error` has the `type` and `message` of what kept it from that."""
-    return _record(spec, error=error)
-
-
-def _encodings(specs: Sequence[RunSpec]) -> dict[RunSpec, list[RunSpec]]:
-    """The cells of a dataset by what they share the features of, which is all but the protocol."""
-    groups: dict[RunSpec, list[RunSpec]] = {}
-    for spec in specs:
-        groups.setdefault(replace(spec, protocol=specs[0].protocol), []).append(spec)
-    return groups
-
-
-def _run_dataset(specs: Sequence[RunSpec], access: Access, progress: Progress) -> Iterator[Done | Failed]:
-    """Run the cells of a dataset, in their order, as far as features are there; those that are kept are there first."""
-    groups = _encodings(specs)
-    outcomes = extract_dataset(list(groups), access, progress, expected=num_images(list(groups)))
-    ready: dict[RunSpec, Extraction | Exception] = {}
-    finished: list[Done] = []
-    for encoding, cells in groups.items():
-        while encoding not in ready:
-            spec, outcome = next(outcomes)
-            ready[spec] = outcome
-        for cell in _run_cells_of(cells, ready.pop(encoding), finished, access):
-            if isinstance(cell, Done):
-                finished = [done for done in finished if done.spec.model == cell.spec.model] + [cell]
-            yield cell
-
-
-def _run_cells_of(
-    specs: Sequence[RunSpec], outcome: Extraction | Exception, finished: Sequence[Done], access: Access
-) -> Iterator[Done | Failed]:
-    """Run the cells that differ in their protocol only."""
+    expected = num_images(specs) if progress is not None else 0
+    failures = prepare(specs, session, progress or Progress(is_shown=False), expected=expected)
+    finished: list[FinishedRun] = []
     for spec in specs:
         logger.info("%s", spec)
         try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            yield _fit(spec, outcome, finished, access)
-        except Exception as err:  # a grid goes on past whatever breaks a cell, and the record names it
+            if features_key(spec) in failures:
+                raise failures[features_key(spec)]
+            finished = [run for run in finished if run.spec.model == spec.model]
+            run = run_one(spec, session.settings, session=session, finished=finished)
+        except Exception as err:  # a grid goes on past whatever breaks a run, and the record names it
             logger.debug("%s", spec, exc_info=not isinstance(err, ProbeError))
-            yield Failed(failure(spec, {"type": type(err).__name__, "message": brief(str(err) or repr(err))}), err)
+            yield FailedRun(failure(spec, {"type": type(err).__name__, "message": brief(str(err) or repr(err))}), err)
+        else:
+            finished.append(run)
+            yield run
+    session.extracted.clear()
 
 
-def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access: Access) -> Done:
-    digests = by_split(extraction.rows, lambda k, name: _describe(extraction.split(name, k)))
-    # Of the same probe: a grid of records that are run again has several solvers.
-    same_probe = [cell for cell in finished if cell.spec.of_all_modes == spec.of_all_modes]
-    kept = KeptFits(paths.cache_dir(access.cache) / FITS)
-    twin = next((cell for cell in same_probe if cell.record.features == digests), None)
-    started = time.perf_counter()
-    if twin is not None:  # the same bytes under the same protocol have the same probe
-        logger.info("%s: the features are those of %s, and so is the probe", spec, twin.spec)
-        result = twin.result
-    else:
-        folds = ({name: extraction.split(name, k) for name in SPLITS} for k in range(len(extraction.rows)))
-        result = fit_folds(
-            folds,
-            metric=spec.dataset.metric,
-            protocol=spec.protocol,
-            solver=spec.solver,
-            device=device_for(spec.solver, spec.device),
-            kept=kept,
-            shows_progress=True,
-        )
+def _write(run: FinishedRun | FailedRun, results_dir: Path) -> RunRecord:
+    write_record(run.record, results_dir)
+    if isinstance(run, FinishedRun):
+        run.fits.clear()
+    return run.record
+
+
+def _refuse_not_finite(spec: RunSpec, result: ProbeResult) -> None:
+    """Refuse a result that JSON cannot hold.
+
+    Raises:
+        ProtocolError: a number is infinite or NaN.
+    """
     gradient = (result.gradient_norm, result.gradient_ratio)
     numbers = (result.score, result.objective, *gradient, result.excess, result.suboptimality)
-    if not np.isfinite(numbers).all():  # which JSON does not have
+    if not np.isfinite(numbers).all():
         raise ProtocolError(f"{spec}: score, objective or gradient is not finite, {numbers}; see its features")
-    seconds = time.perf_counter() - started
-    record = _record(spec, extraction=extraction, features=digests, result=result, fit_seconds=seconds)
-    done = Done(spec, record, extraction, result, kept)
-    eager = next((cell for cell in same_probe if spec.jit and cell.record.mode == "eager"), None)
-    return done if eager is None else replace(done, record=replace(record, parity=compare(eager, done)))
+
+
+def failure(spec: RunSpec, error: Mapping[str, str]) -> RunRecord:
+    """Return the record of a run that failed; `error` has the `type` and `message` of what prevented it."""
+    return _record(spec, error=error)
 
 
 def _describe(features: Features) -> dict[str, Any]:
-    return {"sha256": features.sha256, "sample": features.sample()}
+    return {"sha256": features.compute_sha256(), "sample": features.sample()}
 
 
-def compare(eager: Done, jit: Done) -> dict[str, Any]:
+def compare(eager: FinishedRun, jit: FinishedRun) -> dict[str, Any]:
     """Largest feature differences over all splits, test predictions that differ, and p of a test of both scores."""
     differences = compare_features(eager.extraction.features, jit.extraction.features)
     largest = {point: found.max_abs for point, found in differences.items()}
@@ -344,7 +323,7 @@ def _record(
         read=extraction.read if extraction is not None else {},
         splits=extraction.splits if extraction is not None else {},
         features=features or {},
-        result=result.to_dict() if result is not None else None,
+        result={**result.to_dict(), "probe_version": PROBE_VERSION} if result is not None else None,
         parity=None,
         extraction=extraction.extraction if extraction is not None else {},
         seconds={name: round(value, 3) for name, value in seconds.items()},

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from make.records import make_record
 
-from probe import errors, names, runner
+from probe import errors, grid, names, runner
 from probe.cli.main import main
 from probe.datasets import subsets
 from probe.datasets.sources import cards as repository_cards
 from probe.datasets.sources import columns
 from probe.features import files
+from probe.features.session import Session
 from probe.leaderboard import cards
 from probe.records.record import read_record
 
@@ -65,10 +66,15 @@ def test_what_other_libraries_say_is_cut():
     assert len(errors.sentence({"type": "RuntimeError", "message": "x\n" * 10_000})) <= errors.MAX_MESSAGE
 
 
-def test_a_record_holds_no_more_than_a_paragraph_of_an_error():
-    specs = runner.plan(["digits"], ["tiny"], protocols=["readme"], device="cpu")
-    (cell,) = runner._run_cells_of(specs, RuntimeError("in C++\n" * 10_000), [], runner.DEFAULT_ACCESS)
-    assert len(cell.record.error["message"]) <= errors.MAX_MESSAGE
+def test_a_record_holds_no_more_than_a_paragraph_of_an_error(monkeypatch):
+    specs = grid.plan(["digits"], ["tiny"], protocols=["readme"], device="cpu")
+
+    def fail(*_, **__):
+        raise RuntimeError("in C++\n" * 10_000)
+
+    monkeypatch.setattr(runner, "run_one", fail)
+    (run,) = runner.run_dataset(specs, Session())
+    assert len(run.record.error["message"]) <= errors.MAX_MESSAGE
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import probe
 from probe.cli.main import main
 from probe.environment import threads
 from probe.errors import ResultsError
-from probe.features.extraction import Access
 from probe.records.record import read_record, record_path, write_record
 from probe.records.verdicts import CHANGED, IDENTICAL, NOT_RUN, WITHIN, judge
 from probe.reproduction import estimate_seconds, reproduce_all
+from probe.settings import Settings
 
 
 def _write_images(folder, *, shift=0):
@@ -52,8 +52,8 @@ def test_a_record_runs_again_from_what_it_says_and_comes_out_the_same(made, tmp_
 
 
 def test_both_modes_are_run_in_one_grid(tmp_path):
-    specs = probe.runner.plan(["digits"], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu")
-    records = list(probe.runner.run_grid(specs, access=Access(results=tmp_path)))
+    specs = probe.grid.plan(["digits"], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu")
+    records = list(probe.runner.run_grid(specs, settings=Settings(results_dir=tmp_path)))
     assert [found.verdict for found in reproduce_all(records)] == [IDENTICAL, IDENTICAL]
 
 

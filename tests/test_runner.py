@@ -15,12 +15,13 @@ from probe import runner
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
 from probe.errors import CheckpointError, DatasetError, UnknownNameError
-from probe.features.extraction import Access, extract_dataset
+from probe.features.extraction import extract_grid
+from probe.grid import plan
 from probe.leaderboard.tables import footnotes, row, to_markdown
 from probe.probes.protocols import get_protocol
-from probe.progress import Progress
 from probe.records.record import read_records, record_path, write_record
-from probe.runner import plan, run_grid
+from probe.runner import run_grid
+from probe.settings import Settings
 from probe.specs import Part, Protocol
 
 
@@ -29,7 +30,7 @@ def results(tmp_path_factory):
     """The README's command: digits, tiny, both modes; and the paper's protocol too."""
     results_dir = tmp_path_factory.mktemp("results")
     specs = plan(["digits"], ["tiny"], protocols=["readme", "clip-paper"], jit_modes=[False, True], device="cpu")
-    records = list(run_grid(specs, access=Access(results=results_dir, offline=True)))
+    records = list(run_grid(specs, settings=Settings(results_dir=results_dir, offline=True)))
     return results_dir, {(record.protocol, record.mode): record for record in records}
 
 
@@ -131,7 +132,7 @@ def test_a_failed_cell_is_recorded_and_does_not_stop_the_others(image_folder, tm
     root = image_folder({"red": 6, "green": 6, "blue": 6})
     (root / "red" / "000.png").write_bytes(b"not an image")
     specs = plan([f"folder:{root}", "digits"], ["tiny"], protocols=["readme"], device="cpu")
-    broken, fine = run_grid(specs, access=Access(results=tmp_path / "results"))
+    broken, fine = run_grid(specs, settings=Settings(results_dir=tmp_path / "results"))
     assert broken.status == "failed"
     assert "(red/000.png) cannot be read" in broken.error["message"]
     assert fine.status == "done"
@@ -202,9 +203,9 @@ def test_a_row_of_ones_own_may_not_take_a_name_of_the_catalogue(changed):
         plan(**{"datasets": ["digits"], "models": ["tiny"], "device": "cpu", **changed})
 
 
-def run_folder(root, results_dir, *, jit_modes=(False,), **access):
+def run_folder(root, results_dir, *, jit_modes=(False,), **settings):
     specs = plan([f"folder:{root}"], ["tiny"], protocols=["readme"], jit_modes=jit_modes, device="cpu")
-    return list(run_grid(specs, access=Access(results=results_dir, offline=True, **access)))
+    return list(run_grid(specs, settings=Settings(results_dir=results_dir, offline=True, **settings)))
 
 
 @pytest.fixture
@@ -233,8 +234,8 @@ def test_rows_stay_with_their_labels_when_images_are_skipped(damaged):
 
     def extract(skip_corrupt=0):
         (spec,) = plan([f"folder:{damaged}"], ["tiny"], protocols=["readme"], device="cpu")
-        access = Access(offline=True, skip_corrupt=skip_corrupt)
-        ((_, outcome),) = extract_dataset([spec], access, Progress(is_shown=False))
+        settings = Settings(offline=True, skip_corrupt=skip_corrupt)
+        ((_, outcome),) = extract_grid([spec], settings)
         return outcome
 
     skipped = extract(skip_corrupt=2)
@@ -242,8 +243,8 @@ def test_rows_stay_with_their_labels_when_images_are_skipped(damaged):
         (damaged / image["id"]).unlink()
     without = extract()
     assert skipped.splits["test"] == without.splits["test"]
-    assert np.array_equal(skipped.split("test", 0).y, without.split("test", 0).y)
-    assert np.allclose(skipped.split("test", 0).x, without.split("test", 0).x, atol=1e-4)
+    assert np.array_equal(skipped.cut()[0]["test"].y, without.cut()[0]["test"].y)
+    assert np.allclose(skipped.cut()[0]["test"].x, without.cut()[0]["test"].x, atol=1e-4)
 
 
 def test_one_unreadable_image_too_many_fails_the_cell(damaged, tmp_path):
@@ -276,9 +277,9 @@ def test_a_dataset_of_which_images_are_missing_runs_on_request(image_folder, tmp
     root = image_folder({"train/red": 6, "train/green": 6, "test/red": 3, "test/green": 3})
     spec = replace(get_dataset(f"folder:{root}"), name="colours", parts=(Part("train", 12), Part("test", 9)))
     specs = [replace(cell, dataset=spec) for cell in plan(["digits"], ["tiny"], protocols=["readme"], device="cpu")]
-    (failed,) = run_grid(specs, access=Access(results=tmp_path / "results", offline=True))
+    (failed,) = run_grid(specs, settings=Settings(results_dir=tmp_path / "results", offline=True))
     assert "expected 9 images, found 6" in failed.error["message"]
-    (record,) = run_grid(specs, access=Access(results=tmp_path / "results", offline=True, allow_partial=True))
+    (record,) = run_grid(specs, settings=Settings(results_dir=tmp_path / "results", offline=True, allow_partial=True))
     assert record.read["partial"] == {"test": [6, 9]}
     assert record.is_partial
 
@@ -290,7 +291,7 @@ def test_images_of_several_labels_run_to_their_score(tmp_path):
     spec = replace(spec, parts=tuple(replace(p, size=6) for p in spec.parts))
     specs = plan(["digits"], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu")
     specs = [replace(cell, dataset=spec) for cell in specs]
-    eager, jit = run_grid(specs, access=Access(data=tmp_path, results=tmp_path / "results", offline=True))
+    eager, jit = run_grid(specs, settings=Settings(data_dir=tmp_path, results_dir=tmp_path / "results", offline=True))
     assert eager.error is None
     assert eager.result["metric"] == "voc2007_11pt_map"
     assert 0 < eager.result["score"] <= 1
@@ -309,6 +310,6 @@ def test_a_probe_that_is_not_finite_fails_its_cell_and_no_other(tmp_path, monkey
     monkeypatch.setattr(runner, "fit_folds", overflow)
     once = Protocol("once", "one value", "projected", (0.01,), 1, 100, 1e-4, "this test")
     specs = plan(["digits"], ["tiny"], protocols=["readme", once], device="cpu")
-    broken, fine = run_grid(specs, access=Access(results=tmp_path, offline=True))
+    broken, fine = run_grid(specs, settings=Settings(results_dir=tmp_path, offline=True))
     assert "score, objective or gradient is not finite" in broken.error["message"]
     assert fine.status == "done"

@@ -42,35 +42,36 @@ def cache_ls(args: argparse.Namespace) -> int:
 
 
 def cache_explain(args: argparse.Namespace) -> int:
-    """Say of cells whether they are kept, or what is other; 1 where one is not."""
+    """Say which features are cached, or how the nearest entry differs; 1 where some are not cached."""
     from probe import paths
     from probe.features import inventory, store
-    from probe.features.extraction import make_cells
+    from probe.features.extraction import find_entries
+    from probe.features.session import Session
 
-    root, access, missed = paths.cache_dir(args.cache_dir), grids.access(args), 0
+    root, session, missed = paths.cache_dir(args.cache_dir), Session(grids.settings(args)), 0
     for spec in grids.plan(args, ["readme"]):
         try:
-            cells = make_cells(spec, access)
+            entries = find_entries(spec, session)
         except ProbeError as err:
             missed += 1
             print(f"probe: {err}", file=sys.stderr)
             continue
-        for cell in cells.values():
-            folder = cell.folder(root)
+        for entry in entries.values():
+            folder = entry.folder(root)
             reason = store.damage(folder) if folder.is_dir() else "not kept"
             if not reason:
-                print(printable(f"{cell}: cached in {folder}"))
+                print(printable(f"{entry}: cached in {folder}"))
                 continue
             missed += 1
             if folder.is_dir():
-                print(printable(f"{cell}: damaged in {folder} ({reason}); the next run extracts it again"))
+                print(printable(f"{entry}: damaged in {folder} ({reason}); the next run extracts it again"))
                 continue
-            kept = inventory.nearest(root, cell)
+            kept = inventory.nearest(root, entry)
             if kept is None:
-                print(printable(f"{cell}: not cached, nor is anything of this part of the dataset"))
+                print(printable(f"{entry}: not cached, nor is anything of this part of the dataset"))
                 continue
-            fields = inventory.differing(cell, kept)
-            print(printable(f"{cell}: not cached; the nearest entry is {kept.path.name} ({kept.state})"))
+            fields = inventory.differing(entry, kept)
+            print(printable(f"{entry}: not cached; the nearest entry is {kept.path.name} ({kept.state})"))
             for name, (there, wanted) in fields.items():
                 print(printable(f"  {name}: {there} there, {wanted} wanted{_reason(name, there, wanted)}"))
     return 1 if missed else 0

@@ -87,9 +87,9 @@ def _short(value: Any) -> str:
 
 def reproduce(args: argparse.Namespace) -> int:
     """Run records again; 1 unless every score is confirmed."""
-    from probe.features.extraction import Access
     from probe.records.verdicts import NOT_RUN
     from probe.reproduction import estimate_seconds, find_records, reproduce_all
+    from probe.settings import Settings
 
     found = [find_records(path) for path in args.path]
     records = [record for some, _ in found for record in some]
@@ -98,16 +98,16 @@ def reproduce(args: argparse.Namespace) -> int:
         print(f"probe: {fault}", file=sys.stderr)
     limit = 60 * args.max_minutes if args.max_minutes else float("inf")
     wanted = [record for record in records if estimate_seconds(record, records) <= limit]
-    access = Access(
-        data=args.data_dir,
-        weights=args.weights_dir,
-        cache=args.cache_dir,
-        results=args.results_dir,
+    settings = Settings(
+        data_dir=args.data_dir,
+        weights_dir=args.weights_dir,
+        cache_dir=args.cache_dir,
+        results_dir=args.results_dir,
         offline=args.offline,
     )
     done: list[Reproduction] = []
     try:
-        for one in reproduce_all(wanted, tolerance=args.tolerance, device=args.device, access=access):
+        for one in reproduce_all(wanted, tolerance=args.tolerance, device=args.device, settings=settings):
             done.append(one)
             logger.info("%s / %s / %s / %s: %s", *_cell_names(one.record), one.verdict)
             if args.json:

@@ -1,4 +1,4 @@
-"""The options that several commands share -> what the library takes: cells, places, threads."""
+"""The options that several commands share -> what the library takes: runs, settings, threads."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 from probe.cli.arguments import JIT_MODES
 
 if TYPE_CHECKING:
-    from probe.features.extraction import Access
+    from probe.settings import Settings
     from probe.specs import RunSpec
 
 
 def plan(
     args: argparse.Namespace, protocols: Sequence[str], *, device: str = "", elsewhere: bool = False
 ) -> list[RunSpec]:
-    """The cells that the options name; on another device than they name, and on other machines, where it is said."""
-    from probe import datasets, models, runner
+    """Return the runs that the options name; `device` and `elsewhere` are for runs on other machines."""
+    from probe import datasets, grid, models
 
-    return runner.plan(
+    return grid.plan(
         expand(args.dataset, {"all": datasets.dataset_names(), "paper": datasets.paper_names()}),
         expand(args.model or ["ViT-B/32"], {"all": models.model_names()}),
         protocols=protocols,
@@ -34,15 +34,15 @@ def plan(
     )
 
 
-def access(args: argparse.Namespace) -> Access:
-    """Where things are, and how they may be got at, as the options say."""
-    from probe.features import extraction
+def settings(args: argparse.Namespace) -> Settings:
+    """Return the folders and policies that the options name."""
+    from probe.settings import Settings
 
-    return extraction.Access(
-        data=args.data_dir,
-        weights=args.weights_dir,
-        results=getattr(args, "results_dir", None),
-        cache=args.cache_dir,
+    return Settings(
+        data_dir=args.data_dir,
+        weights_dir=args.weights_dir,
+        results_dir=getattr(args, "results_dir", None),
+        cache_dir=args.cache_dir,
         offline=args.offline,
         allow_partial=args.allow_partial,
         skip_corrupt=args.skip_corrupt,
@@ -52,12 +52,12 @@ def access(args: argparse.Namespace) -> Access:
 
 
 def expand(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names, with those of groups in the place of theirs."""
+    """Replace names of groups by the names in the group."""
     return [name for given in names for name in groups.get(given, (given,))]
 
 
 def threads(args: argparse.Namespace) -> AbstractContextManager[None]:
-    """Have torch and BLAS compute with as many threads as --threads says, if it says."""
+    """Have torch and BLAS compute with as many threads as --threads names, if it is given."""
     from probe import environment
 
     return environment.threads(args.threads or 0, blas=args.threads or 0)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from probe.cli import grids
 from probe.errors import ExecutorError, printable
 
 if TYPE_CHECKING:
@@ -26,17 +27,17 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], ray: Any) -> int:
 
     Args:
         args: of the command.
-        specs: the cells.
+        specs: the runs.
         ray: with the cluster that was joined; None for this machine.
 
     Raises:
         ExecutorError: there is no room for a worker.
     """
-    from probe import environment, paths
+    from probe import environment, grid, paths
     from probe.datasets.opening import with_sizes
     from probe.features.reading import processors
     from probe.records.record import read_records
-    from probe.scale import cluster, driver, estimates
+    from probe.scale import cluster, estimates
     from probe.scale.units import plan_units
 
     device = specs[0].device
@@ -49,7 +50,7 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], ray: Any) -> int:
         if not workers:
             raise ExecutorError("there is no room for a worker; say for how many to plan, such as --plan 8")
     results_dir, cache_dir = paths.results_dir(args.results_dir), paths.cache_dir(args.cache_dir)
-    done = driver.find_done(specs, results_dir) if args.executor == "ray" else {}
+    done = grid.pending(specs, grids.settings(args), rerun=args.rerun).done
     rows = {spec.dataset: with_sizes(spec.dataset, data_dir=args.data_dir) for spec in specs}
     left = [replace(spec, dataset=rows[spec.dataset]) for spec in specs if spec not in done]
     here = estimates.hardware_of({**environment.describe(device), "torch_threads": num_threads})
@@ -62,7 +63,7 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], ray: Any) -> int:
     if args.json:
         print(json.dumps({"cells": len(specs), "done": len(done), **asdict(cost)}, allow_nan=False))
         return 0
-    print(f"cells: {len(specs)}, of which {len(done)} are done; workers: {cost.workers}, each of ", end="")
+    print(f"runs: {len(specs)}, of which {len(done)} are done; workers: {cost.workers}, each of ", end="")
     print("a GPU" if on_gpu else f"{num_threads} processors", end="\n\n")
     _print(cost)
     existing = next(folder for folder in (cache_dir, *cache_dir.absolute().parents) if folder.exists())

@@ -18,8 +18,8 @@ from probe.cli import grids, planning
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
-    from probe.features.extraction import Access
     from probe.records.record import RunRecord
+    from probe.settings import Settings
     from probe.specs import RunSpec
 
 MAX_NAMES = 200  # characters for the names of a run in a message
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run cells and print their scores, or records; 1 where one failed."""
+    """Run a grid and print its scores, or records; 1 where a run failed."""
     from probe.probes.protocols import GROUPS
-    from probe.specs import rebuild
+    from probe.specs import identity, rebuild
 
     protocols = grids.expand(args.protocol or ["clip-paper"], GROUPS)
     records: list[RunRecord] = []
@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> int:
             if args.plan is not None:
                 return planning.show(args, specs, ray)
             with redirect_stdout(sys.stderr):  # where Ray says what becomes of its processes; results go to the other
-                for record in _execute(specs, grids.access(args), args):
+                for record in _execute(specs, grids.settings(args), args):
                     records.append(record)
     finally:
-        places = {spec: i for i, spec in enumerate(specs)}  # workers end in another order
-        records.sort(key=lambda record: places.get(rebuild(record.spec), len(specs)))
+        places = {identity(spec): i for i, spec in enumerate(specs)}  # workers end in another order
+        records.sort(key=lambda record: places.get(identity(rebuild(record.spec)), len(specs)))
         if records:
             _report(records, specs, as_json=args.json)
     unfinished = [record for record in records if record.result and not record.result["converged"]]
@@ -81,16 +81,18 @@ def _device(args: argparse.Namespace, ray: Any) -> str:
     return "cuda" if cluster.has_gpus(ray) else "cpu"
 
 
-def _execute(specs: Sequence[RunSpec], access: Access, args: argparse.Namespace) -> Iterator[RunRecord]:
+def _execute(specs: Sequence[RunSpec], settings: Settings, args: argparse.Namespace) -> Iterator[RunRecord]:
     if args.executor == "serial":
         from probe import runner
 
         with grids.threads(args):
-            yield from runner.run_grid(specs, access=access)
+            yield from runner.run_grid(specs, settings, rerun=args.rerun)
         return
     from probe.scale import driver
 
-    yield from driver.run_grid(specs, access=access, address=args.ray_address, num_threads=args.threads or 0)
+    yield from driver.run_grid(
+        specs, settings, address=args.ray_address, num_threads=args.threads or 0, rerun=args.rerun
+    )
 
 
 def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: bool) -> None:
@@ -111,7 +113,7 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
             cell = f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}"
             print(f"probe: {_failure(cell, record.error)}", file=sys.stderr)
     if len(records) < len(specs):
-        print(f"probe: {len(records)} of {len(specs)} cells were run", file=sys.stderr)
+        print(f"probe: {len(records)} of {len(specs)} runs are recorded", file=sys.stderr)
 
 
 def _failure(what: str, error: Mapping[str, str]) -> str:
@@ -119,21 +121,21 @@ def _failure(what: str, error: Mapping[str, str]) -> str:
 
 
 def extract(args: argparse.Namespace) -> int:
-    """Extract features, and print where they are; 1 where some could not be made."""
+    """Extract features, and print where they are; 1 where some could not be extracted."""
     from probe.features import files
     from probe.features.extraction import Extraction, extract_grid
     from probe.leaderboard import tables
 
-    specs, access = grids.plan(args, ["readme"]), grids.access(args)  # the same features for all protocols
+    specs, settings = grids.plan(args, ["readme"]), grids.settings(args)  # the same features for all protocols
     if args.out is not None and (len(specs) > 1 or args.shard is not None):
         raise errors.FeaturesError("--out takes the whole features of one dataset, model and mode; name one of each")
     rows, failed = [], 0
-    for spec, outcome in extract_grid(specs, access):
+    for spec, outcome in extract_grid(specs, settings):
         name = (spec.dataset.name, spec.model.name, spec.mode)
         if isinstance(outcome, Extraction):
             sizes = ", ".join(f"{part} {len(features)}" for part, features in outcome.features.items())
-            made = "kept before" if outcome.extraction["from_cache"] else "made now"
-            rows.append((*name, sizes, made, str(outcome.folder)))
+            state = "cached" if outcome.extraction["from_cache"] else "extracted"
+            rows.append((*name, sizes, state, str(outcome.folder)))
             if args.out is not None:
                 files.save(Path(args.out), outcome.features, outcome.rows, outcome.about(spec))
         elif isinstance(outcome, errors.IncompleteError):
@@ -193,7 +195,7 @@ def fit(args: argparse.Namespace) -> int:
         made_by = {
             "file": args.file,
             "about": found.about,
-            "features": [{split: part.sha256 for split, part in fold.items()} for fold in folds],
+            "features": [{split: part.compute_sha256() for split, part in fold.items()} for fold in folds],
             "device": device,
             "val_fraction": args.val_fraction,
             "seed": args.seed,

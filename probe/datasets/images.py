@@ -38,7 +38,7 @@ class ImageDataset:
         groups: for each image the group that it came in, such as the video of a frame; a split takes whole groups.
             Empty where images are on their own.
         revision: the version of the source that was read, such as a commit; empty where it has none.
-        content: computes what `fingerprint` says; None where nothing but the images themselves tells.
+        content: computes the fingerprint; None where nothing but the images themselves tells.
     """
 
     name: str
@@ -89,18 +89,16 @@ class ImageDataset:
             )
         return image, int(self.labels[i]) if self.labels.ndim == 1 else self.labels[i]
 
-    @property
-    def sha256(self) -> str:
-        """Hex SHA-256 over ids and labels in order: the same for the same split of the same source."""
+    def compute_sha256(self) -> str:
+        """Return the hex SHA-256 over ids and labels in order: the same for the same split of the same source."""
         sha = hashlib.sha256()
         for key, label in zip(self.ids, self.labels.tolist(), strict=True):
             shown = label if self.labels.ndim == 1 else ",".join(map(str, label))
             sha.update(f"{key}\t{shown}\n".encode(errors="surrogateescape"))  # names of files need not be text
         return sha.hexdigest()
 
-    @property
-    def fingerprint(self) -> str:
-        """Digest that changes when images are replaced under the same ids.
+    def compute_fingerprint(self) -> str:
+        """Return a digest that changes when images are replaced under the same ids.
 
         It covers the sizes, dates and a sample of the contents of files, or it covers arrays. For a source without
         files and arrays, it covers some images, evenly spread over all.

@@ -394,9 +394,3 @@ def _check_splits(spec: DatasetSpec, folds: Sequence[Fold], *, allow_partial: bo
         found = len(folds[0][name].positions)
         if found != size:
             raise DatasetError(f"{spec.name}/{name}: expected {size} images, found {found}; {_REPAIR}")
-
-
-def used_positions(folds: Sequence[Fold], part: str) -> np.ndarray:
-    """The images of a part that some split of some fold has, int64, ascending."""
-    taken = [fold[name].positions for fold in folds for name in SPLITS if fold[name].part == part]
-    return np.unique(np.concatenate(taken)) if taken else np.empty(0, dtype=np.int64)

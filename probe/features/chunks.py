@@ -37,7 +37,7 @@ from probe.features.store import (
     REMOVED,
     SIDECAR,
     VERSION,
-    Cell,
+    EntrySpec,
     find,
     why,
 )
@@ -57,11 +57,11 @@ class _Chunk:
 
 
 class Work:
-    """The chunks of a cell whose features are being made, by this process and perhaps by others."""
+    """Chunks of an entry whose features are being extracted, by this process and perhaps by others."""
 
-    def __init__(self, root: Path, cell: Cell) -> None:
-        self.cell, self.root = cell, root
-        self.target = cell.folder(root)
+    def __init__(self, root: Path, spec: EntrySpec) -> None:
+        self.spec, self.root = spec, root
+        self.target = spec.folder(root)
         self.folder = self.target.with_name(self.target.name + CHUNKS)
         self._claims: dict[int, FileLock] = {}
 
@@ -71,7 +71,7 @@ class Work:
         Raises:
             CacheError: it cannot be written to.
         """
-        about = {"label": self.cell.label, "key": dict(self.cell.key), "num_pieces": self.cell.num_chunks}
+        about = {"label": self.spec.label, "key": dict(self.spec.key), "num_pieces": self.spec.num_chunks}
         with self._writing():
             while not (self.folder / ABOUT).is_file() and not self.target.is_dir():
                 make_folder(self.folder)
@@ -119,7 +119,7 @@ class Work:
 
         Of a whole entry the chunks are cut.
         """
-        entry = find(self.root, self.cell)
+        entry = find(self.root, self.spec)
         if entry is not None:
             yield MAKING, json.dumps({"encoder": dict(entry.encoder), "extraction": dict(entry.extraction)}).encode()
         elif (self.folder / MAKING).is_file():
@@ -144,8 +144,8 @@ class Work:
                     _write(path, partial(_write_bytes, content=content))
 
     def _cut(self, features: Features, chunk: int) -> Features:
-        size = chunk_size(self.cell.batch_size)
-        first, end = chunk * size, min((chunk + 1) * size, self.cell.num_images)
+        size = chunk_size(self.spec.batch_size)
+        first, end = chunk * size, min((chunk + 1) * size, self.spec.num_images)
         skipped = np.array([position for position, _ in features.skipped], np.int64)
         rows = slice(first - int((skipped < first).sum()), end - int((skipped < end).sum()))
         kept = tuple((position, message) for position, message in features.skipped if first <= position < end)
@@ -185,7 +185,7 @@ class Work:
         # Beside the folder: who waits for a lock in it could not take it any more once it is removed.
         with self._writing(), lock(self.target.with_name(f".{self.target.name}{LOCK}")):
             if not self.target.is_dir():
-                chunks = [self._check(chunk) for chunk in range(self.cell.num_chunks)]
+                chunks = [self._check(chunk) for chunk in range(self.spec.num_chunks)]
                 whole = [chunk for chunk in chunks if chunk is not None]
                 if len(whole) < len(chunks):
                     return self.target.is_dir()
@@ -204,9 +204,9 @@ class Work:
         try:
             about = {
                 "version": VERSION,
-                "label": self.cell.label,
-                "key": dict(self.cell.key),
-                "num_images": self.cell.num_images,
+                "label": self.spec.label,
+                "key": dict(self.spec.key),
+                "num_images": self.spec.num_images,
                 "arrays": {name: self._join(name, chunks, building) for name in ARRAYS},
                 "skipped": [skipped for chunk in chunks for skipped in chunk.skipped],
                 "encoder": dict(encoder),
@@ -223,16 +223,16 @@ class Work:
 
     def is_complete(self) -> bool:
         """Whether all chunks are there."""
-        return all(self.has(chunk) for chunk in range(self.cell.num_chunks))
+        return all(self.has(chunk) for chunk in range(self.spec.num_chunks))
 
     def state(self) -> str:
         """How many chunks there are, and where."""
-        made = sum(self.has(chunk) for chunk in range(self.cell.num_chunks))
-        return f"{self.cell}: {made} of {self.cell.num_chunks} chunks are in {self.folder}, other shards make the rest"
+        made = sum(self.has(chunk) for chunk in range(self.spec.num_chunks))
+        return f"{self.spec}: {made} of {self.spec.num_chunks} chunks are in {self.folder}, other shards make the rest"
 
     def skipped(self) -> set[int]:
         """The positions of images without features in the chunks that are there."""
-        chunks = [self._check(chunk) for chunk in range(self.cell.num_chunks) if self._path(chunk).is_file()]
+        chunks = [self._check(chunk) for chunk in range(self.spec.num_chunks) if self._path(chunk).is_file()]
         return {int(position) for chunk in chunks if chunk is not None for position, _ in chunk.skipped}
 
     def _path(self, chunk: int) -> Path:
@@ -240,12 +240,12 @@ class Work:
 
     def _check(self, chunk: int) -> _Chunk | None:
         """What is in a chunk; None where it is not there, or is damaged, and then removed."""
-        path, size = self._path(chunk), chunk_size(self.cell.batch_size)
+        path, size = self._path(chunk), chunk_size(self.spec.batch_size)
         try:
             with _open_chunk(path) as found:  # which compares all that is read with its checksum
                 shapes = {name: found[name].shape for name in ARRAYS}
                 skipped = [(int(position), str(message)) for position, message in json.loads(str(found["skipped"]))]
-            n, whole = shapes[LABELS][0], min(size, self.cell.num_images - chunk * size)
+            n, whole = shapes[LABELS][0], min(size, self.spec.num_images - chunk * size)
             if {shape[0] for shape in shapes.values()} != {n} or n + len(skipped) != whole:
                 raise ValueError(f"it has {n} images of {whole}")
         except FileNotFoundError:
@@ -280,10 +280,8 @@ class Work:
         except OSError as err:
             if isinstance(err, CacheError):
                 raise
-            kept = sum(1 for chunk in range(self.cell.num_chunks) if self._path(chunk).is_file())
-            what = (
-                f"{kept} of {self.cell.num_chunks} chunks of {self.cell} are kept, and a further run goes on from there"
-            )
+            kept = sum(1 for chunk in range(self.spec.num_chunks) if self._path(chunk).is_file())
+            what = f"{kept} of {self.spec.num_chunks} chunks of {self.spec} are cached, and the next run begins there"
             if err.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise CacheError(
                     f"no space left in {self.root}; make room, python -m probe cache gc --max-size 10GB does, or name "
@@ -303,10 +301,10 @@ def _pack(features: Features) -> bytes:
     return file.getvalue()
 
 
-def shard_of(cell: Cell, shard: tuple[int, int] | None) -> Sequence[int]:
+def shard_of(spec: EntrySpec, shard: tuple[int, int] | None) -> Sequence[int]:
     """The chunks of shard i of n, from 1 on; all of them without one."""
     i, n = shard or (1, 1)
-    return range((i - 1) * cell.num_chunks // n, i * cell.num_chunks // n)
+    return range((i - 1) * spec.num_chunks // n, i * spec.num_chunks // n)
 
 
 @contextmanager

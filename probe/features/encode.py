@@ -1,8 +1,8 @@
 """Images -> features: float32 NumPy arrays at both feature points, in the order of the dataset.
 
 Images are read, encoded and handed on in *chunks* of a fixed number of images, each of whole batches. What is in a
-chunk depends on no other chunk, so they can be made in any order, by any process, and put together later; `extract`
-does so in memory, `passes.py` in the feature store.
+chunk depends on no other chunk, so chunks can be extracted in any order, by any process, and joined later:
+`extract_features` does so in memory, `passes.py` in the feature cache.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Features:
     y: np.ndarray
     pre_projection: np.ndarray | None = None
     skipped: tuple[tuple[int, str], ...] = ()
+    _digest: list[str] = field(default_factory=list, init=False, repr=False, compare=False)  # empty until computed
 
     def __len__(self) -> int:
         """Number of images."""
@@ -71,14 +72,15 @@ class Features:
         before = None if self.pre_projection is None else self.pre_projection[rows]
         return Features(x=self.x[rows], y=self.y[rows], pre_projection=before)
 
-    @property
-    def sha256(self) -> str:
-        """Hex SHA-256 over the bytes of both points and the labels."""
-        sha = hashlib.sha256()
-        for array in (self.x, self.pre_projection, self.y):
-            if array is not None:
-                sha.update(np.ascontiguousarray(array).data)
-        return sha.hexdigest()
+    def compute_sha256(self) -> str:
+        """Return the hex SHA-256 over the bytes of both points and the labels; they are hashed once."""
+        if not self._digest:
+            sha = hashlib.sha256()
+            for array in (self.x, self.pre_projection, self.y):
+                if array is not None:
+                    sha.update(np.ascontiguousarray(array).data)
+            self._digest.append(sha.hexdigest())
+        return self._digest[0]
 
     def sample(self) -> dict[str, list[float]]:
         """Some values of each feature point, evenly spread over images and columns: how far other features are off."""
@@ -166,7 +168,7 @@ def num_chunks(n: int, batch_size: int) -> int:
     return -(-n // chunk_size(batch_size))
 
 
-def extract(
+def extract_features(
     encoder: ImageEncoder,
     dataset: LabelledImages,
     *,

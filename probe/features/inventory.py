@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from probe.atomic import lock
 from probe.errors import CacheError
-from probe.features.store import ABOUT, CHUNKS, DAMAGE, FITS, LOCK, REMOVED, SIDECAR, Cell, damage, read_sidecar
+from probe.features.store import ABOUT, CHUNKS, DAMAGE, FITS, LOCK, REMOVED, SIDECAR, EntrySpec, damage, read_sidecar
 from probe.specs import canonical_json
 
 ABANDONED_SECONDS = 24 * 3600  # after which what a killed process left under another name is nobody's
@@ -93,7 +93,7 @@ def verify(root: Path) -> tuple[int, dict[Path, str]]:
     return len(folders), {folder: reason for folder in folders if (reason := damage(folder))}
 
 
-def differing(wanted: Cell, kept: Kept) -> dict[str, tuple[Any, Any]]:
+def differing(wanted: EntrySpec, kept: Kept) -> dict[str, tuple[Any, Any]]:
     """The fields of the key in which something that is kept is not what is wanted: there, and wanted."""
     key = json.loads(canonical_json(wanted.key))
     return {
@@ -103,15 +103,15 @@ def differing(wanted: Cell, kept: Kept) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def nearest(root: Path, cell: Cell) -> Kept | None:
+def nearest(root: Path, spec: EntrySpec) -> Kept | None:
     """What is kept of the same part of the same dataset, and differs in the fewest fields of the key."""
     of_part = [
         kept
         for kept in survey(root)
-        if (kept.label.get("dataset"), kept.label.get("part")) == (cell.dataset, cell.part)
+        if (kept.label.get("dataset"), kept.label.get("part")) == (spec.dataset, spec.part)
     ]
-    same_model = [kept for kept in of_part if kept.label.get("model") == cell.model] or of_part
-    return min(same_model, key=lambda kept: (len(differing(cell, kept)), -kept.used), default=None)
+    same_model = [kept for kept in of_part if kept.label.get("model") == spec.model] or of_part
+    return min(same_model, key=lambda kept: (len(differing(spec, kept)), -kept.used), default=None)
 
 
 def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:

@@ -55,7 +55,7 @@ def fill(
         CacheError: the store cannot be written to.
     """
     failed: dict[int, Exception] = {}
-    chunks = shard_of(works[0].cell, shard)
+    chunks = shard_of(works[0].spec, shard)
     for work in works:
         work.start()
     # Only to count them; each look reads what there is, which many shards would do again and again.
@@ -111,15 +111,15 @@ class _Left:
 
     def count(self, encoder: int, chunk: int) -> None:
         """Tell the bar of a chunk."""
-        cell = self.works[encoder].cell
-        size = chunk_size(cell.batch_size)
+        spec = self.works[encoder].spec
+        size = chunk_size(spec.batch_size)
         self._counted.add((encoder, chunk))
-        self.progress.advance(min(size, cell.num_images - chunk * size))
+        self.progress.advance(min(size, spec.num_images - chunk * size))
 
     def wait(self) -> None:
         """Let other processes go on with what they have taken."""
         if not self._has_waited:
-            logger.info("%s: waiting for another process that makes the same features", self.works[0].cell)
+            logger.info("%s: waiting for another process that makes the same features", self.works[0].spec)
             self._has_waited = True
         time.sleep(WAIT_SECONDS)
 

@@ -49,8 +49,8 @@ DAMAGE = (
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The features of a part of a dataset under a model, by what they are called and by what they depend on.
+class EntrySpec:
+    """Cache entry of a subset under an encoder: its names, and the key of everything that changes its bytes.
 
     Args:
         dataset: its name; `part`, `model`, `mode` and `precision` likewise. They make the names of folders, for people.
@@ -69,7 +69,7 @@ class Cell:
     batch_size: int
 
     def __str__(self) -> str:
-        """The cell in a few words, for messages."""
+        """The entry in a few words, for messages."""
         return f"{self.dataset}/{self.part} / {self.model} / {self.mode}"
 
     @property
@@ -94,7 +94,7 @@ class Entry:
     """Features that were read from the store, memory-mapped, and what was written with them.
 
     Args:
-        features: of all images of the cell that could be read.
+        features: of all images of the entry that could be read.
         encoder: what `RunRecord.encoder` says.
         extraction: what `Meter.describe` says of how they were made.
         path: the folder.
@@ -106,13 +106,13 @@ class Entry:
     path: Path
 
 
-def find(root: Path, cell: Cell) -> Entry | None:
-    """The features of a cell, if they are there and whole; damaged ones are named in a warning and removed.
+def find(root: Path, spec: EntrySpec) -> Entry | None:
+    """The features of an entry, if they are there and whole; damaged ones are named in a warning and removed.
 
     Raises:
         CacheError: they cannot be read, or be removed.
     """
-    folder = cell.folder(root)
+    folder = spec.folder(root)
     if not folder.is_dir():
         return None
     found = None
@@ -125,7 +125,7 @@ def find(root: Path, cell: Cell) -> Entry | None:
                 if reason and folder.exists():
                     logger.warning("the features in %s are damaged (%s); they are made again", folder, reason)
                     shutil.rmtree(folder)
-            return None if reason else find(root, cell)
+            return None if reason else find(root, spec)
     except OSError as err:
         if isinstance(err, CacheError):
             raise

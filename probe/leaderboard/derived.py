@@ -12,14 +12,14 @@ from pathlib import Path
 from probe.leaderboard import modes, page, tables
 from probe.leaderboard import sections as board
 from probe.leaderboard.exports import to_csv
-from probe.records.record import RunRecord, encode, read_records, write_text
+from probe.records.record import RunRecord, encode, model_slug, read_records, write_text
 
 TABLES = "tables"
 PAGE = "leaderboard.html"
 
 
 def write_derived(results_dir: str | Path = "results") -> list[Path]:
-    """Make all of them again from the records under `results_dir`; the paths.
+    """Make all of them from the records under `results_dir`, and write those that changed; the paths of all.
 
     Raises:
         ResultsError: the folder cannot be written to.
@@ -29,9 +29,25 @@ def write_derived(results_dir: str | Path = "results") -> list[Path]:
     if not records and not (folder / PAGE).is_file():  # a run that was interrupted before its first cell
         return []
     files = render(records)
-    for name, text in files.items():
-        write_text(folder / name, text)
+    _write_changed(folder, files)
     return [folder / name for name in files]
+
+
+def write_tables_of(record: RunRecord, results_dir: str | Path) -> None:
+    """Write the tables of the model and mode of a record, which reads no other model's records.
+
+    Raises:
+        ResultsError: the folder cannot be written to.
+    """
+    folder = Path(results_dir)
+    records = read_records(folder, files=f"*/{model_slug(record)}.{record.mode}.*.json")
+    _write_changed(folder, {f"{TABLES}/{name}": text for name, text in tables.render(records).items()})
+
+
+def _write_changed(folder: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        if not _holds(folder / name, text):
+            write_text(folder / name, text)
 
 
 @dataclass(frozen=True)

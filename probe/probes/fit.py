@@ -34,6 +34,7 @@ from probe.stats.outcomes import outcomes_of
 logger = logging.getLogger(__name__)
 
 WORTH_SAYING = 1.0  # seconds that fits must take for a line that announces them
+PROBE_VERSION = 1  # raised with every change of the suite that changes fits: the same features, another score
 LIBRARIES = ("scikit-learn", "scipy", "numpy", "torch")  # that compute fits
 
 
@@ -222,7 +223,7 @@ class _Fitter:
         if self.kept.folder is not None:
             rules, point = self.rules, self.rules.feature_point
             self.key = {
-                "features": [(part.sha256, part.at(point).shape, part.y.shape) for part in parts],
+                "features": [(part.compute_sha256(), part.at(point).shape, part.y.shape) for part in parts],
                 "point": [point, rules.normalize],
                 "fit": [rules.max_iter, rules.tol, settings.solver, settings.device],
                 "threads": [torch.get_num_threads(), blas_threads()],
@@ -337,7 +338,7 @@ def fit_folds(
     """
     results, digests = [], set()
     for fold in folds:
-        digests.add(fold["test"].sha256)
+        digests.add(fold["test"].compute_sha256())
         results.append(
             fit_probe(
                 train=fold["train"],

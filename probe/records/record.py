@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 3
 DEFAULT_SOLVER = "sklearn"
 DONE, FAILED = "done", "failed"
+ALL_FILES = "*/*.json"
 STATES = (".failed", ".partial", "")  # in the names of files, by `RunRecord.rank`
 PUBLISHED_MODELS = tuple(name for row in MODELS for name in (row.name, f"random:{row.name}"))
 
@@ -240,28 +241,31 @@ def check_writable(results_dir: Path) -> None:
     marker.unlink(missing_ok=True)
 
 
-def read_records(results_dir: str | Path = "results") -> list[RunRecord]:
+def read_records(results_dir: str | Path = "results", *, files: str = ALL_FILES) -> list[RunRecord]:
     """Read all records of a results folder, sorted by what they are of.
 
     A file that is damaged or of a later schema is named in a warning and passed over, never changed. Of a cell the
     record of the highest `rank` is taken, of equal ranks the newest; two of one rank are named.
+    `files` chooses files below the folder `records`.
     """
-    return [record for _, record in locate_records(results_dir)]
+    return [record for _, record in locate_records(results_dir, files=files)]
 
 
-def locate_records(results_dir: str | Path) -> list[tuple[Path, RunRecord]]:
+def locate_records(results_dir: str | Path, *, files: str = ALL_FILES) -> list[tuple[Path, RunRecord]]:
     """The same, each with the file that it is from."""
-    found, faults = scan_records(results_dir)
+    found, faults = scan_records(results_dir, files=files)
     for fault in faults:
         logger.warning("%s; it is passed over", fault)
     return found
 
 
-def scan_records(results_dir: str | Path) -> tuple[list[tuple[Path, RunRecord]], list[ResultsError]]:
+def scan_records(
+    results_dir: str | Path, *, files: str = ALL_FILES
+) -> tuple[list[tuple[Path, RunRecord]], list[ResultsError]]:
     """The same, and what is wrong with the files that cannot be read."""
     best: dict[tuple[str, ...], tuple[Path, RunRecord]] = {}
     faults = []
-    for path in sorted((Path(results_dir) / "records").glob("*/*.json")):
+    for path in sorted((Path(results_dir) / "records").glob(files)):
         try:
             record = read_record(path)
         except ResultsError as err:

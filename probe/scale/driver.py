@@ -15,16 +15,14 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from probe import paths
+from probe import grid, paths
 from probe.atomic import make_folder
 from probe.datasets.opening import with_sizes
 from probe.environment import blas_threads, torch_threads
 from probe.errors import DeviceError, ExecutorError
 from probe.features.chunks import Work
-from probe.features.extraction import Access
 from probe.leaderboard import derived
 from probe.records.record import RunRecord, check_writable, read_records, write_record
 from probe.runner import failure
@@ -33,7 +31,8 @@ from probe.scale.cluster import QUIET_SECONDS, Member, Workers, connected, one_l
 from probe.scale.progress import WAIT_SECONDS, UnitBar
 from probe.scale.units import ATTEMPTS, ATTEMPTS_RAISED, Queue, Unit, plan_units
 from probe.scale.worker import Files, Lacking, Missing, Outcome, Surroundings, Worker
-from probe.specs import RunSpec, rebuild
+from probe.settings import DEFAULT_SETTINGS, Settings
+from probe.specs import RunSpec
 
 logger = logging.getLogger(__name__)
 
@@ -42,55 +41,46 @@ CHUNK_BYTES = 64_000_000  # of chunks that are sent at a time
 
 
 def run_grid(
-    specs: Sequence[RunSpec], *, access: Access, address: str | None = None, num_threads: int = 0
+    specs: Sequence[RunSpec],
+    settings: Settings = DEFAULT_SETTINGS,
+    *,
+    address: str | None = None,
+    num_threads: int = 0,
+    rerun: bool = False,
 ) -> Iterator[RunRecord]:
-    """Run cells on Ray; each record is written before it is yielded, the tables when all are done.
+    """Run a grid on Ray; each record is written before it is yielded, the tables when all are done.
 
-    Cells that have a whole record are not run again: their records come first. A unit whose worker is lost (killed, out
-    of memory, its node gone) is done again by another, up to `units.ATTEMPTS` times, one that raises what nobody
-    foresaw up to `ATTEMPTS_RAISED` times; then its cells are recorded as failed. What a node lacks, a dataset, weights,
+    Runs that have a complete record are not run again: their records come first. A unit whose worker is lost (killed,
+    out of memory, its node gone) is done again by another, up to `units.ATTEMPTS` times, one that raises what nobody
+    foresaw up to `ATTEMPTS_RAISED` times; then its runs are recorded as failed. What a node lacks, a dataset, weights,
     or memory, is looked for on the others. Whatever was finished stays, and the same grid goes on from there.
 
     Args:
-        specs: the cells, as `runner.plan` gives them.
-        access: where things are, on every node; relative paths start where this process is.
+        specs: the runs, as `grid.plan` gives them.
+        settings: folders and policies, on every node; relative paths start where this process is.
         address: of a running cluster, `auto` or `ray://HOST:PORT`; None starts Ray on this machine.
         num_threads: processors of a worker, and threads that it computes with; 0 is what torch would use here, or,
             beside GPUs, the share of a GPU in the processors of its node.
+        rerun: also run what has a complete record.
 
     Raises:
         ExtraMissingError: Ray is not installed.
         ExecutorError: the cluster does not answer, has no room for a worker, or has other versions of libraries.
-        DeviceError: the cells name a GPU by number, which Ray chooses.
+        DeviceError: the runs name a GPU by number, which Ray chooses.
         ResultsError, CacheError: the folder of results, or here that of features, cannot be written to.
     """
-    results_dir = paths.results_dir(access.results)
+    results_dir = paths.results_dir(settings.results_dir)
     check_writable(results_dir)
-    done = find_done(specs, results_dir)
-    if done:
-        logger.info("%d of %d cells have records in %s, which stay", len(done), len(specs), results_dir)
-    yield from done.values()
-    left = [spec for spec in specs if spec not in done]
+    pending = grid.pending(specs, settings, rerun=rerun)
+    pending.log()
+    yield from pending.done.values()
     try:
-        if left:
-            refuse_gpu_number(left[0].device)
+        if pending.runs:
+            refuse_gpu_number(pending.runs[0].device)
             with connected(address) as ray:
-                yield from _Driver(ray, left, access, num_threads).run()
+                yield from _Driver(ray, pending.runs, settings, num_threads).run()
     finally:
         derived.write_derived(results_dir)
-
-
-def find_done(specs: Sequence[RunSpec], results_dir: Path) -> dict[RunSpec, RunRecord]:
-    """The cells of a grid that have a whole record of their specification, and so has what they are compared with."""
-    found, asked = {}, set(specs)
-    for record in read_records(results_dir):
-        with suppress(KeyError, TypeError):  # of an earlier schema, which does not say all
-            spec = rebuild(record.spec)
-            is_compared = record.parity is not None or not spec.jit or replace(spec, jit=False) not in asked
-            if record.is_whole and is_compared:
-                found[spec] = record
-    left = {spec.of_all_modes for spec in specs if spec not in found}
-    return {spec: found[spec] for spec in specs if spec in found and spec.of_all_modes not in left}
 
 
 def refuse_gpu_number(device: str) -> None:
@@ -106,7 +96,7 @@ def refuse_gpu_number(device: str) -> None:
 class _Driver:
     """Gives units to workers, and keeps what they answer; all cells are of one device, as `plan` makes them."""
 
-    def __init__(self, ray: Any, specs: Sequence[RunSpec], access: Access, num_threads: int) -> None:
+    def __init__(self, ray: Any, specs: Sequence[RunSpec], access: Settings, num_threads: int) -> None:
         self.ray, self.device = ray, specs[0].device
         on_gpu = self.device.startswith("cuda")
         self.num_threads = num_threads or (share_of_gpu(ray) if on_gpu else torch_threads())
@@ -121,7 +111,7 @@ class _Driver:
         self.was_deserted = False  # by all workers, when it was last looked
         self.running: dict[Any, Member] = {}  # by reference to what they will answer
         self.cleared: set[tuple[Unit, str]] = set()  # units, and nodes where others gave back memory for them
-        self.root = paths.cache_dir(self.access.cache)
+        self.root = paths.cache_dir(self.access.cache_dir)
         self.marker = self.root / f".ray-{uuid.uuid4().hex}"
         # A method is not tried again by Ray: the queue counts what is lost. Its images are asked for while it works.
         # The variable is read by SciPy on import, for fits on a GPU, as `cli.entry_point` says.
@@ -139,7 +129,7 @@ class _Driver:
         self, specs: Sequence[RunSpec]
     ) -> tuple[Sequence[Unit], Mapping[Unit, estimates.Memory], Mapping[Unit, float]]:
         """The units, what each needs, and how long each takes beside the others."""
-        rows = {row: with_sizes(row, data_dir=self.access.data) for row in {spec.dataset for spec in specs}}
+        rows = {row: with_sizes(row, data_dir=self.access.data_dir) for row in {spec.dataset for spec in specs}}
         sizes = {row.name: sum(part.size or 0 for part in sized.parts) for row, sized in rows.items()}
         units = plan_units(specs, sizes)
         sized = [
@@ -147,7 +137,7 @@ class _Driver:
             for unit in units
         ]
         needs = {unit: estimates.memory_of(one) for unit, one in zip(units, sized, strict=True)}
-        rates = estimates.measure(read_records(paths.results_dir(self.access.results)), device=self.device)
+        rates = estimates.measure(read_records(paths.results_dir(self.access.results_dir)), device=self.device)
         seconds = [estimates.seconds_of(one, rates, self.num_threads) for one in sized]
         if None in seconds:  # then all are taken to be as long
             seconds = [1.0] * len(units)
@@ -266,7 +256,7 @@ class _Driver:
             return
         for work, _, lacking in works:
             for files in _in_chunks(work.files(lacking)):
-                self.ray.get(member.actor.take_in.remote(work.cell, lacking, files))
+                self.ray.get(member.actor.take_in.remote(work.spec, lacking, files))
         self.running[member.actor.do.remote(unit, self.needs[unit])] = member
 
     def _finish(self, member: Member, outcome: Outcome) -> Iterator[RunRecord]:
@@ -294,7 +284,7 @@ class _Driver:
         what = f"failed on {member.about.host}" if failed else f"done on {member.about.host}"
         self._log_end(unit, what)
         for record in outcome.records:
-            write_record(record, paths.results_dir(self.access.results))
+            write_record(record, paths.results_dir(self.access.results_dir))
             yield record
 
     def _log_end(self, unit: Unit, what: str) -> None:
@@ -364,7 +354,7 @@ class _Driver:
             return  # the fits meet what keeps it from its features
         for spec in unit.specs:
             record = failure(spec, error)
-            write_record(record, paths.results_dir(self.access.results))
+            write_record(record, paths.results_dir(self.access.results_dir))
             yield record
 
     def _report(self, bar: UnitBar) -> None:

@@ -21,16 +21,18 @@ from probe import errors, paths
 from probe.environment import package_version, threads
 from probe.errors import ExecutorError, ProbeError
 from probe.features.chunks import Work, shard_of
-from probe.features.extraction import Access, Held, encoder_key, extract_dataset, make_cells
-from probe.features.store import Cell
+from probe.features.extraction import find_entries, prepare
+from probe.features.session import Session, encoder_key
+from probe.features.store import EntrySpec
 from probe.models.devices import hardware
 from probe.models.memory import device_memory
 from probe.models.preprocess import libjpeg_version
 from probe.progress import Progress
 from probe.records.record import RunRecord
-from probe.runner import compute
+from probe.runner import FinishedRun, run_dataset
 from probe.scale.estimates import PROCESS_BYTES, Memory
 from probe.scale.units import Unit
+from probe.settings import Settings
 
 PACKAGES = (
     *("torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow", "open_clip_torch", "timm"),
@@ -98,7 +100,7 @@ class Lacking:
 class Missing:
     """The chunks of features that a unit is about, by cell, and those of them that are not here."""
 
-    cells: Sequence[tuple[Cell, Sequence[int], Sequence[int]]]
+    cells: Sequence[tuple[EntrySpec, Sequence[int], Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Outcome:
     """
 
     records: Sequence[RunRecord] = ()
-    chunks: Sequence[tuple[Cell, Files]] = ()
+    chunks: Sequence[tuple[EntrySpec, Files]] = ()
     is_foreseen: bool = True
     logged: Sequence[tuple[int, str]] = ()
 
@@ -157,10 +159,10 @@ class _Heard(logging.Handler):
 class Worker:
     """Holds the model and the dataset that it used last."""
 
-    def __init__(self, access: Access, num_threads: int, num_blas: int, surroundings: Surroundings) -> None:
+    def __init__(self, settings: Settings, num_threads: int, num_blas: int, surroundings: Surroundings) -> None:
         surroundings.apply()
         self.heard = _Heard(surroundings.level)
-        self.access = replace(access, held=Held())
+        self.session = Session(settings, keeps_encoders=True)
         self.num_threads, self.num_blas = num_threads, num_blas
         self.progress = _Counted()
         self.shares_store = True
@@ -187,17 +189,16 @@ class Worker:
         if isinstance(found, Lacking):
             return found
         works = [(Work(self._root, cell), chunks) for cell, chunks in found]
-        return Missing([(work.cell, chunks, [i for i in chunks if not work.has(i)]) for work, chunks in works])
+        return Missing([(work.spec, chunks, [i for i in chunks if not work.has(i)]) for work, chunks in works])
 
-    def take_in(self, cell: Cell, chunks: Sequence[int], files: Files) -> None:
+    def take_in(self, cell: EntrySpec, chunks: Sequence[int], files: Files) -> None:
         """Keep chunks that the driver has."""
         Work(self._root, cell).take_in(files)
         self.taken.update((cell.folder(self._root), chunk) for chunk in chunks)
 
     def release(self) -> None:
         """Give back the memory of models."""
-        assert self.access.held is not None
-        self.access.held.encoders.clear()
+        self.session.encoders.clear()
         gc.collect()
 
     def do(self, unit: Unit, need: Memory) -> Lacking | Outcome:
@@ -212,36 +213,41 @@ class Worker:
             outcome = found if isinstance(found, Lacking) else self._do(unit, found)
         return outcome if isinstance(outcome, Lacking) else replace(outcome, logged=self.heard.take())
 
-    def _do(self, unit: Unit, found: Sequence[tuple[Cell, Sequence[int]]]) -> Outcome:
+    def _do(self, unit: Unit, found: Sequence[tuple[EntrySpec, Sequence[int]]]) -> Outcome:
         with self._threads():
             if unit.shard is None:
-                records = list(compute(unit.specs, self.access))
+                runs = list(run_dataset(unit.specs, self.session))
+                for run in runs:
+                    if isinstance(run, FinishedRun):
+                        run.fits.clear()
+                records = [run.record for run in runs]
                 return Outcome(records, is_foreseen=all(is_foreseen(record.error) for record in records))
-            for _, outcome in extract_dataset(unit.specs, replace(self.access, shard=unit.shard), self.progress):
-                if isinstance(outcome, Exception) and not isinstance(outcome, ProbeError):
-                    raise outcome
+            session = replace(self.session, settings=replace(self.session.settings, shard=unit.shard), extracted={})
+            for error in prepare(unit.specs, session, self.progress).values():
+                if not isinstance(error, ProbeError):
+                    raise error
         if self.shares_store:
             return Outcome()
         made = [(cell, self._made_here(cell, chunks)) for cell, chunks in found]
         return Outcome(chunks=[(cell, list(Work(self._root, cell).files(chunks))) for cell, chunks in made])
 
-    def _made_here(self, cell: Cell, chunks: Iterable[int]) -> list[int]:
+    def _made_here(self, cell: EntrySpec, chunks: Iterable[int]) -> list[int]:
         folder = cell.folder(self._root)
         return [chunk for chunk in chunks if (folder, chunk) not in self.taken]
 
     @property
     def _root(self) -> Path:
-        return paths.cache_dir(self.access.cache)
+        return paths.cache_dir(self.session.settings.cache_dir)
 
     def _threads(self) -> Any:
         return threads(self.num_threads, blas=self.num_blas)
 
-    def _begin(self, unit: Unit, need: Memory) -> Lacking | list[tuple[Cell, Sequence[int]]]:
+    def _begin(self, unit: Unit, need: Memory) -> Lacking | list[tuple[EntrySpec, Sequence[int]]]:
         """The features that a unit is about, or what it lacks here: files of the dataset or model, or memory."""
         try:
             self._make_room(unit, need)
             with self._threads():
-                found = [cell for spec in unit.specs for cell in make_cells(spec, self.access).values()]
+                found = [cell for spec in unit.specs for cell in find_entries(spec, self.session).values()]
         except ExecutorError as err:
             return Lacking(type(err).__name__, str(err), is_memory=True)
         except ProbeError as err:
@@ -249,9 +255,7 @@ class Worker:
         return [(cell, shard_of(cell, unit.shard)) for cell in found]
 
     def _make_room(self, unit: Unit, need: Memory) -> None:
-        held = self.access.held
-        assert held is not None
-        if unit.shard is not None and all(encoder_key(spec) in held.encoders for spec in unit.specs):
+        if unit.shard is not None and all(encoder_key(spec) in self.session.encoders for spec in unit.specs):
             return  # what takes the memory is there already
         try:
             refuse_too_large(unit, need)

@@ -35,7 +35,7 @@ def test_digits_are_scikit_learns_in_a_fixed_order():
     assert [len(splits.split(name)) for name in SPLITS] == [1079, 359, 359]
     ids = sorted(int(key.split("/")[1]) for name in SPLITS for key in splits.split(name).ids)
     assert ids == list(range(1797))
-    assert splits.split("test").sha256 == "5fa5b69d68b3b481f19375787d9c08c4ae318bdfc8e0a6559d8a8969018aeaf5"
+    assert splits.split("test").compute_sha256() == "5fa5b69d68b3b481f19375787d9c08c4ae318bdfc8e0a6559d8a8969018aeaf5"
 
 
 def test_an_image_is_rgb_and_belongs_to_its_label():

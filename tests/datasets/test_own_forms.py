@@ -103,7 +103,7 @@ def test_the_same_images_are_the_same_split_wherever_they_are(name, tmp_path):
     for folder in ("here", "there"):
         written = own_layouts.WRITERS[name](tmp_path / folder)
         opened = open_dataset(_row(name, written), data_dir=tmp_path / folder, offline=True)
-        digests.append([opened.split(split).sha256 for split in SPLITS])
+        digests.append([opened.split(split).compute_sha256() for split in SPLITS])
     assert digests[0] == digests[1]
 
 
@@ -334,7 +334,7 @@ def test_both_files_of_faces_are_one_split(tmp_path):
     digests = set()
     for i, columns in enumerate([("emotion", "pixels", "Usage"), ("emotion", " Usage", " pixels")]):
         spec = _row("fer2013", own_layouts.fer2013(tmp_path / str(i), columns))
-        digests.add(open_dataset(spec, data_dir=tmp_path / str(i), offline=True).split("test").sha256)
+        digests.add(open_dataset(spec, data_dir=tmp_path / str(i), offline=True).split("test").compute_sha256())
     assert len(digests) == 1
 
 

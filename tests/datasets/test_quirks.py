@@ -9,8 +9,9 @@ from make import layouts
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
 from probe.errors import DatasetError, UnknownNameError
-from probe.features.extraction import Access
-from probe.runner import plan, run_grid
+from probe.grid import plan
+from probe.runner import run_grid
+from probe.settings import Settings
 from probe.specs import Part
 
 
@@ -42,7 +43,7 @@ def test_stl10_is_scored_by_the_mean_of_its_folds(small, tmp_path):
     spec = small("stl10", 20, 4, val_fraction=0.34)
     specs = plan([spec.name], ["tiny"], protocols=["readme"], device="cpu")
     specs = [replace(cell, dataset=spec) for cell in specs]
-    (record,) = run_grid(specs, access=Access(data=tmp_path, results=tmp_path / "results", offline=True))
+    (record,) = run_grid(specs, settings=Settings(data_dir=tmp_path, results_dir=tmp_path / "results", offline=True))
     assert record.error is None
     folds = record.result["folds"]
     assert len(folds) == 10

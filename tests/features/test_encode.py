@@ -9,7 +9,7 @@ from PIL import Image
 
 from probe.datasets.images import ImageDataset, read_file
 from probe.errors import DatasetError, FeaturesError
-from probe.features.encode import Features, extract
+from probe.features.encode import Features, extract_features
 from probe.features.reading import default_workers
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageFeatures
@@ -43,14 +43,14 @@ def images(n):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
 def test_rows_are_in_the_order_of_the_dataset(batch_size):
-    features = extract(FakeEncoder(), images(10), batch_size=batch_size)
+    features = extract_features(FakeEncoder(), images(10), batch_size=batch_size)
     assert features.x[:, 0].tolist() == list(range(10))
     assert features.pre_projection[:, 0].tolist() == [2 * i for i in range(10)]
     assert features.y.tolist() == [i % 3 for i in range(10)]
 
 
 def test_features_leave_as_contiguous_fp32():
-    features = extract(FakeEncoder(), images(5))
+    features = extract_features(FakeEncoder(), images(5))
     for array, width in ((features.x, 48), (features.pre_projection, 64)):
         assert array.dtype == np.float32
         assert array.flags.c_contiguous
@@ -61,7 +61,7 @@ def test_features_leave_as_contiguous_fp32():
 def test_every_batch_has_the_same_size():
     """Another batch size changes the last bits of features, so the last batch is filled up."""
     encoder = FakeEncoder()
-    extract(encoder, images(10), batch_size=4)
+    extract_features(encoder, images(10), batch_size=4)
     assert encoder.batches == [(4, 3, 8, 8)] * 3
 
 
@@ -71,7 +71,10 @@ def test_an_image_in_the_last_batch_has_the_features_it_has_in_a_full_one(model)
     encoder = load_encoder(model, device="cpu")
     noise = np.random.default_rng(0).integers(0, 256, (96, 40, 40, 3), dtype=np.uint8)
     dataset = [(Image.fromarray(pixels), 0) for pixels in noise]
-    full, short = extract(encoder, dataset, batch_size=32), extract(encoder, dataset[:70], batch_size=32)
+    full, short = (
+        extract_features(encoder, dataset, batch_size=32),
+        extract_features(encoder, dataset[:70], batch_size=32),
+    )
     for point in ("projected", "pre_projection"):
         assert np.array_equal(full.at(point)[:70], short.at(point))
 
@@ -85,25 +88,25 @@ def test_every_batch_lies_in_memory_in_one_order():
             orders.append(pixels.is_contiguous(memory_format=torch.channels_last))
             return super().encode(pixels, wait=wait)
 
-    extract(Observed(), images(10), batch_size=4)
+    extract_features(Observed(), images(10), batch_size=4)
     assert orders == [True] * 3
 
 
 def test_a_batch_is_never_larger_than_the_split():
     """A careless --batch-size must not fill the memory with black images."""
     encoder = FakeEncoder()
-    extract(encoder, images(10), batch_size=100_000)
+    extract_features(encoder, images(10), batch_size=100_000)
     assert encoder.batches == [(10, 3, 8, 8)]
 
 
 def test_a_feature_that_is_not_finite_names_its_image():
     with pytest.raises(FeaturesError, match="the features of image 6 are not finite"):
-        extract(FakeEncoder(poison=6.0), images(10), batch_size=4)
+        extract_features(FakeEncoder(poison=6.0), images(10), batch_size=4)
 
 
 def test_a_batch_size_of_zero_is_an_error():
     with pytest.raises(FeaturesError, match="batch size is 0"):
-        extract(FakeEncoder(), images(3), batch_size=0)
+        extract_features(FakeEncoder(), images(3), batch_size=0)
 
 
 def test_features_without_a_point_say_so():
@@ -114,19 +117,19 @@ def test_features_without_a_point_say_so():
 
 
 def test_the_digest_tells_features_apart():
-    one, other = extract(FakeEncoder(), images(4)), extract(FakeEncoder(), images(4)[::-1])
-    assert one.sha256 == extract(FakeEncoder(), images(4)).sha256
-    assert one.sha256 != other.sha256
+    one, other = extract_features(FakeEncoder(), images(4)), extract_features(FakeEncoder(), images(4)[::-1])
+    assert one.compute_sha256() == extract_features(FakeEncoder(), images(4)).compute_sha256()
+    assert one.compute_sha256() != other.compute_sha256()
 
 
 def test_progress_is_silent_without_a_terminal(capsys):
-    extract(FakeEncoder(), images(4))
+    extract_features(FakeEncoder(), images(4))
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
 
 
 def test_torch_tensors_never_leave():
-    assert not isinstance(extract(FakeEncoder(), images(2)).x, torch.Tensor)
+    assert not isinstance(extract_features(FakeEncoder(), images(2)).x, torch.Tensor)
 
 
 @pytest.fixture
@@ -142,9 +145,9 @@ def on_disk(tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("batch_size", [5, 12])
 def test_worker_processes_change_nothing(on_disk, workers, batch_size):
-    alone = extract(FakeEncoder(), on_disk, batch_size=batch_size, workers=0)
-    together = extract(FakeEncoder(), on_disk, batch_size=batch_size, workers=workers)
-    assert together.sha256 == alone.sha256
+    alone = extract_features(FakeEncoder(), on_disk, batch_size=batch_size, workers=0)
+    together = extract_features(FakeEncoder(), on_disk, batch_size=batch_size, workers=workers)
+    assert together.compute_sha256() == alone.compute_sha256()
     assert together.x[:, 0].tolist() == list(range(12))
 
 
@@ -153,7 +156,7 @@ def test_an_unreadable_image_is_one_sentence_wherever_it_is_read(on_disk, tmp_pa
     """Not the traceback of a worker process."""
     (tmp_path / "7.png").write_bytes(b"no image")
     with pytest.raises(DatasetError) as caught:
-        extract(FakeEncoder(), on_disk, batch_size=4, workers=workers)
+        extract_features(FakeEncoder(), on_disk, batch_size=4, workers=workers)
     assert str(caught.value).startswith("reds: image 7 (7.png) cannot be read (cannot identify image file")
     assert "\n" not in str(caught.value)
 
@@ -163,7 +166,7 @@ def test_unreadable_images_are_passed_over_up_to_a_number(on_disk, tmp_path, wor
     for i in (0, 7):
         (tmp_path / f"{i}.png").write_bytes(b"no image")
     with caplog.at_level(logging.WARNING):
-        features = extract(FakeEncoder(), on_disk, batch_size=4, workers=workers, skip_corrupt=2)
+        features = extract_features(FakeEncoder(), on_disk, batch_size=4, workers=workers, skip_corrupt=2)
     rest = [i for i in range(12) if i not in (0, 7)]
     assert features.x[:, 0].tolist() == rest
     assert features.y.tolist() == [i % 3 for i in rest]
@@ -175,26 +178,26 @@ def test_one_more_unreadable_image_than_allowed_stops(on_disk, tmp_path):
     for i in (0, 7):
         (tmp_path / f"{i}.png").write_bytes(b"no image")
     with pytest.raises(DatasetError, match="image 7"):
-        extract(FakeEncoder(), on_disk, batch_size=4, skip_corrupt=1)
+        extract_features(FakeEncoder(), on_disk, batch_size=4, skip_corrupt=1)
 
 
 def test_a_whole_batch_of_unreadable_images_is_passed_over(on_disk, tmp_path):
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(b"no image")
-    assert extract(FakeEncoder(), on_disk, batch_size=4, skip_corrupt=4).x[:, 0].tolist() == list(range(4, 12))
+    assert extract_features(FakeEncoder(), on_disk, batch_size=4, skip_corrupt=4).x[:, 0].tolist() == list(range(4, 12))
 
 
 def test_no_image_at_all_is_an_error(on_disk, tmp_path):
     for path in tmp_path.glob("*.png"):
         path.write_bytes(b"no image")
     with pytest.raises(FeaturesError, match="reds: no image could be read"):
-        extract(FakeEncoder(), on_disk, skip_corrupt=100)
+        extract_features(FakeEncoder(), on_disk, skip_corrupt=100)
 
 
 def test_rows_of_labels_stay_rows(on_disk):
     labels = np.array([[1, 0], [0, -1]] * 6)
     several = ImageDataset("several", labels, ["a", "b"], on_disk.read, on_disk.ids)
-    assert np.array_equal(extract(FakeEncoder(), several, workers=1).y, labels)
+    assert np.array_equal(extract_features(FakeEncoder(), several, workers=1).y, labels)
 
 
 def test_workers_are_for_gpus_unless_asked_for():

@@ -21,13 +21,15 @@ from probe.cli import arguments
 from probe.cli.main import main
 from probe.datasets import images as image_module
 from probe.errors import CacheError, DatasetError, FeaturesError
-from probe.features import extraction
-from probe.features.extraction import Access, Extraction, IncompleteError, extract_dataset, make_cells
+from probe.features import keys
+from probe.features.extraction import Extraction, IncompleteError, extract_grid, find_entries
 from probe.features.inventory import survey
+from probe.features.session import Session
+from probe.grid import plan
 from probe.models.encoder import ImageEncoder
 from probe.models.openai import save_archive
-from probe.progress import Progress
-from probe.runner import plan, run_grid
+from probe.runner import run_grid
+from probe.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 BATCH = 16  # 1,797 digits make 8 chunks of 256
@@ -39,8 +41,8 @@ def digits(*models, jit_modes=(False,), batch_size=BATCH):
     )
 
 
-def extract(specs, cache, **access):
-    found = dict(extract_dataset(specs, Access(cache=cache, offline=True, **access), Progress(is_shown=False)))
+def extract(specs, cache, **settings):
+    found = dict(extract_grid(specs, Settings(cache_dir=cache, offline=True, **settings)))
     return [found[spec] for spec in specs]
 
 
@@ -49,7 +51,7 @@ def undisturbed(tmp_path_factory):
     """The digests of the features of a run in one go."""
     (outcome,) = extract(digits(), tmp_path_factory.mktemp("undisturbed"))
     assert not outcome.extraction["from_cache"]
-    return outcome.features["all"].sha256
+    return outcome.features["all"].compute_sha256()
 
 
 def command(cache, *arguments):
@@ -66,7 +68,7 @@ def num_made(cache):
 def test_features_are_made_once(tmp_path, undisturbed):
     first, again = (extract(digits(), tmp_path)[0] for _ in range(2))
     assert [outcome.extraction["from_cache"] for outcome in (first, again)] == [False, True]
-    assert first.features["all"].sha256 == again.features["all"].sha256 == undisturbed
+    assert first.features["all"].compute_sha256() == again.features["all"].compute_sha256() == undisturbed
     assert first.splits == again.splits
     assert first.encoder == again.encoder
 
@@ -74,7 +76,7 @@ def test_features_are_made_once(tmp_path, undisturbed):
 def test_what_is_kept_equals_what_extract_gives(undisturbed):
     encoder = probe.load_encoder("tiny", device="cpu")
     images = probe.datasets.opening.open_dataset("digits").parts["all"]
-    assert probe.extract_features(encoder, images, batch_size=BATCH).sha256 == undisturbed
+    assert probe.extract_features(encoder, images, batch_size=BATCH).compute_sha256() == undisturbed
 
 
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, undisturbed):
@@ -98,7 +100,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, u
     assert kills >= 2
     (outcome,) = extract(digits(), tmp_path)
     assert outcome.extraction["from_cache"]
-    assert outcome.features["all"].sha256 == undisturbed
+    assert outcome.features["all"].compute_sha256() == undisturbed
 
 
 def test_two_processes_share_the_work(tmp_path, undisturbed):
@@ -107,7 +109,7 @@ def test_two_processes_share_the_work(tmp_path, undisturbed):
     assert [process.returncode for process in processes] == [0, 0], outputs
     (kept,) = survey(tmp_path)
     assert kept.state == "whole"
-    assert extract(digits(), tmp_path)[0].features["all"].sha256 == undisturbed
+    assert extract(digits(), tmp_path)[0].features["all"].compute_sha256() == undisturbed
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
@@ -118,7 +120,7 @@ def test_shards_joined_are_the_whole(tmp_path, undisturbed, n):
     outcomes = [extract(digits(), tmp_path, shard=(i, n))[0] for i in order]
     assert all(isinstance(outcome, IncompleteError) for outcome in outcomes[:-1])
     assert isinstance(outcomes[-1], Extraction)
-    assert outcomes[-1].features["all"].sha256 == undisturbed
+    assert outcomes[-1].features["all"].compute_sha256() == undisturbed
 
 
 def test_shards_of_several_folders_join_when_they_are_copied_together(tmp_path, undisturbed):
@@ -128,7 +130,7 @@ def test_shards_of_several_folders_join_when_they_are_copied_together(tmp_path, 
     for path in other.glob("*.npz"):
         path.rename(one / path.name)
     (outcome,) = extract(digits(), tmp_path / "1")
-    assert outcome.features["all"].sha256 == undisturbed
+    assert outcome.features["all"].compute_sha256() == undisturbed
 
 
 def test_one_reading_feeds_all_models_and_modes(tmp_path, monkeypatch, undisturbed):
@@ -141,10 +143,10 @@ def test_one_reading_feeds_all_models_and_modes(tmp_path, monkeypatch, undisturb
         return original(self, i)
 
     specs = digits("tiny", "random:tiny", jit_modes=(False, True))
-    alone = [extract([spec], tmp_path / str(i))[0].features["all"].sha256 for i, spec in enumerate(specs)]
+    alone = [extract([spec], tmp_path / str(i))[0].features["all"].compute_sha256() for i, spec in enumerate(specs)]
     monkeypatch.setattr(image_module.ImageDataset, "__getitem__", counted)
     together = extract(specs, tmp_path / "together")
-    assert [outcome.features["all"].sha256 for outcome in together] == alone
+    assert [outcome.features["all"].compute_sha256() for outcome in together] == alone
     assert alone[0] == undisturbed
     assert set(read.values()) - {1} <= {2}  # the first and the last are read once more on opening
     assert sum(count > 1 for count in read.values()) <= 2
@@ -188,12 +190,12 @@ def test_a_shard_has_its_share_of_every_part(tmp_path, folder):
     assert isinstance(outcome, Extraction)
     whole = extract(specs, tmp_path / "whole")[0]
     for part, features in whole.features.items():
-        assert outcome.features[part].sha256 == features.sha256
+        assert outcome.features[part].compute_sha256() == features.compute_sha256()
 
 
-def of_folder(folder, cache, **access):
+def of_folder(folder, cache, **settings):
     specs = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu")
-    return extract(specs, cache, **access)[0]
+    return extract(specs, cache, **settings)[0]
 
 
 def test_a_replaced_image_is_read_again(tmp_path, folder):
@@ -203,7 +205,7 @@ def test_a_replaced_image_is_read_again(tmp_path, folder):
     write_image(folder / "train" / "red" / "03.png", (0, 0, 255))
     after = of_folder(folder, cache)
     assert not after.extraction["from_cache"]
-    assert after.features["train"].sha256 != before.features["train"].sha256
+    assert after.features["train"].compute_sha256() != before.features["train"].compute_sha256()
 
 
 def test_images_that_were_skipped_are_not_forgiven_later(tmp_path, folder):
@@ -244,7 +246,7 @@ def test_how_a_source_is_read_is_part_of_the_key(folder):
     source = spec.dataset.sources[0]
     other = replace(source, options=(("image", "right"),))
     keys = [
-        make_cells(replace(spec, dataset=replace(spec.dataset, sources=(one,))), Access())["train"].key
+        find_entries(replace(spec, dataset=replace(spec.dataset, sources=(one,))), Session())["train"].key
         for one in (source, other)
     ]
     assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"reading"}
@@ -262,22 +264,22 @@ CHANGES = {
 @pytest.mark.parametrize("field", CHANGES)
 def test_what_a_user_changes_changes_its_field_of_the_key(field):
     (spec,) = digits()
-    access = Access(offline=True)
-    before, after = (make_cells(s, access)["all"].key for s in (spec, CHANGES[field](spec)))
+    settings = Settings(offline=True)
+    before, after = (find_entries(s, Session(settings))["all"].key for s in (spec, CHANGES[field](spec)))
     assert {name for name in before if before[name] != after[name]} == {field}
 
 
 def test_everything_around_changes_its_field_of_the_key(monkeypatch, folder):
     (spec,) = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu")
-    access = Access(offline=True)
-    before = make_cells(spec, access)["test"].key
-    monkeypatch.setattr(extraction, "package_version", lambda name: f"another {name}")
-    monkeypatch.setattr(extraction, "libjpeg_version", lambda: "another")
-    monkeypatch.setattr(extraction, "hardware", lambda device: f"another {device}")
-    monkeypatch.setattr(extraction, "PREPROCESS_VERSION", 99)
-    monkeypatch.setattr(extraction, "EXTRACTION_VERSION", 99)
+    settings = Settings(offline=True)
+    before = find_entries(spec, Session(settings))["test"].key
+    monkeypatch.setattr(keys, "package_version", lambda name: f"another {name}")
+    monkeypatch.setattr(keys, "libjpeg_version", lambda: "another")
+    monkeypatch.setattr(keys, "hardware", lambda device: f"another {device}")
+    monkeypatch.setattr(keys, "PREPROCESS_VERSION", 99)
+    monkeypatch.setattr(keys, "EXTRACTION_VERSION", 99)
     (folder / "test" / "red" / "00.png").rename(folder / "test" / "red" / "0.png")
-    after = make_cells(spec, access)["test"].key
+    after = find_entries(spec, Session(settings))["test"].key
     changed = {name for name in before if before[name] != after[name]}
     around = {"hardware", "images", "content", "preprocess_version", "extraction_version", "libjpeg"}
     assert changed == around | {"torch", "torchvision", "pillow"}
@@ -320,7 +322,7 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed):
         assert 0 < made < 8
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True, capture_output=True)
         (outcome,) = extract(digits(), small)
-        assert outcome.features["all"].sha256 == undisturbed
+        assert outcome.features["all"].compute_sha256() == undisturbed
         assert outcome.extraction["parts"]["all"]["images"] == 1797 - 256 * made
     finally:
         del outcome  # whose arrays are in files there
@@ -330,7 +332,7 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed):
 def test_the_record_says_how_fast_and_from_where(tmp_path):
     specs = digits()
     first, again = (
-        next(run_grid(specs, access=Access(results=tmp_path / "r", cache=tmp_path / "c", offline=True)))
+        next(run_grid(specs, settings=Settings(results_dir=tmp_path / "r", cache_dir=tmp_path / "c", offline=True)))
         for _ in range(2)
     )
     assert (first.extraction["from_cache"], again.extraction["from_cache"]) == (False, True)

@@ -3,13 +3,13 @@
 import numpy as np
 
 from probe.features.encode import Features
-from probe.features.store import Cell
+from probe.features.store import EntrySpec
 
 KEY = {"weights": "ab", "mode": "eager", "batch_size": 64, "torch": "2.15.0"}
 
 
 def cell(n=600, **changes):
-    return Cell("digits", "all", "tiny", "eager", "fp32", {**KEY, **changes}, n, 64)
+    return EntrySpec("digits", "all", "tiny", "eager", "fp32", {**KEY, **changes}, n, 64)
 
 
 def chunk_of(cell, chunk, labels=1):

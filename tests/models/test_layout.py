@@ -8,12 +8,12 @@ from make.clips import SMALL_RESNET, SMALL_VIT, random_clip
 from torch.nn import functional
 
 from probe.errors import DeviceError
+from probe.grid import plan
 from probe.models import layout
 from probe.models.devices import resolve_execution
 from probe.models.layout import BatchFirstAttention, PackedLinear, QuickGELUForInference, lay_out
 from probe.models.loading import load_encoder
 from probe.models.openai import build_model
-from probe.runner import plan
 
 
 def tower(architecture, precision):

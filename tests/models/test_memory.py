@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from probe.grid import plan
 from probe.models import get_model, memory
 from probe.models.memory import DeviceMemory, activation_bytes, find_batch_size
-from probe.runner import plan
 
 GB = 1 << 30
 

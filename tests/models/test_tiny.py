@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from train import Settings, architecture, learn_merges, train, write_merges
 
 from probe.datasets.opening import open_dataset
-from probe.features.encode import Features, extract
+from probe.features.encode import Features, extract_features
 from probe.models import get_model
 from probe.models.archive import is_archive
 from probe.models.checkpoints import read_tensors
@@ -72,7 +72,7 @@ def test_its_projected_features_beat_pixels_and_random_weights():
     scores = {"pixels": fit_probe(**pixels, protocol="readme").score}
     for name in ("tiny", "random:tiny"):
         encoder = load_encoder(name, device="cpu")
-        features = {split: extract(encoder, images) for split, images in parts.items()}
+        features = {split: extract_features(encoder, images) for split, images in parts.items()}
         scores[name] = fit_probe(**features, protocol="readme").score
     assert scores["tiny"] > scores["pixels"] > scores["random:tiny"]
 

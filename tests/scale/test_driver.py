@@ -4,11 +4,12 @@ import pytest
 from make.fake_ray import FakeRay, RayError, RayTaskError
 
 from probe.errors import ExecutorError
-from probe.features.extraction import Access
-from probe.runner import failure, plan
+from probe.grid import plan
+from probe.runner import failure
 from probe.scale.cluster import one_line
 from probe.scale.driver import _Driver
 from probe.scale.worker import Lacking, Outcome
+from probe.settings import Settings
 
 TOO_LITTLE = Lacking("ExecutorError", "too little memory", is_memory=True)
 
@@ -23,7 +24,7 @@ def _at_once(monkeypatch):
 def _run(tmp_path, ray, *models, protocols=("readme",)):
     """By whom each cell was done, or why not."""
     specs = plan(["digits"], list(models), protocols=protocols, device="cpu", solver="fast")
-    driver = _Driver(ray, specs, Access(results=tmp_path / "results", cache=tmp_path / "features"), 1)
+    driver = _Driver(ray, specs, Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features"), 1)
     said = [(record.model, record.protocol, record.error["message"]) for record in driver.run()]
     assert len(said) == len(specs)
     assert not ray.placed  # no worker is left

@@ -7,10 +7,9 @@ import pytest
 
 from probe.cli.main import main
 from probe.datasets import get_dataset
-from probe.features.extraction import Access
+from probe.grid import plan
 from probe.models import get_model
 from probe.records.record import RunRecord
-from probe.runner import plan
 from probe.runner import run_grid as run_serially
 from probe.scale.estimates import (
     Memory,
@@ -24,6 +23,7 @@ from probe.scale.estimates import (
     seconds_of,
 )
 from probe.scale.units import plan_units
+from probe.settings import Settings
 
 HERE = {"cpu": "a CPU", "torch_threads": 2, "accelerator": None}
 
@@ -117,9 +117,9 @@ def test_a_protocol_costs_as_many_fits_as_it_makes():
 
 def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
     """By the record of it: reading, encoding and fitting, which is what the rates are of."""
-    access = Access(results=tmp_path / "results", cache=tmp_path / "features")
+    settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
     specs = plan(["digits"], ["tiny"], protocols=["readme"], device="cpu", solver="fast")
-    (record,) = run_serially(specs, access=access)
+    (record,) = run_serially(specs, settings=settings)
     parts = record.extraction["parts"].values()
     taken = sum(part["read_seconds"] + part["encode_seconds"] for part in parts) + record.seconds["fit"]
     options = ["--model", "tiny", "--protocol", "readme", "--device", "cpu", "--solver", "fast"]

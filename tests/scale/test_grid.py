@@ -15,51 +15,51 @@ from make.ray_processes import beside, content, find_workers, marked, pytestmark
 from probe.cli.main import main
 from probe.environment import threads
 from probe.errors import ExecutorError, ExtraMissingError
-from probe.features.extraction import Access
+from probe.grid import pending, plan
 from probe.records.record import read_records, write_record
-from probe.runner import plan
 from probe.runner import run_grid as run_serially
 from probe.scale.cluster import find_difference
-from probe.scale.driver import find_done, run_grid
+from probe.scale.driver import run_grid
 from probe.scale.progress import UnitBar
 from probe.scale.units import Queue, plan_units
 from probe.scale.worker import About
+from probe.settings import Settings
 from probe.specs import rebuild
 
 
 def _grid(tmp_path, *, models=("tiny", "random:tiny")):
     specs = plan(["digits"], list(models), protocols=["readme"], jit_modes=[False, True], device="cpu", solver="fast")
-    return specs, Access(results=tmp_path / "results", cache=tmp_path / "features")
+    return specs, Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
 
 
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
-    specs, access = _grid(tmp_path_factory.mktemp("serial"))
+    specs, settings = _grid(tmp_path_factory.mktemp("serial"))
     with threads(1, blas=1):
-        return {record.key: content(record) for record in run_serially(specs, access=access)}
+        return {record.key: content(record) for record in run_serially(specs, settings=settings)}
 
 
 def test_records_are_those_of_one_process(tmp_path, serial, monkeypatch):
     """To the last bit of features and fits, with two workers; and a second run has nothing left to do."""
-    specs, access = _grid(tmp_path)
-    records = list(run_grid(specs, access=access, num_threads=1))
+    specs, settings = _grid(tmp_path)
+    records = list(run_grid(specs, settings=settings, num_threads=1))
     assert {record.key: content(record) for record in records} == serial
     written = read_records(tmp_path / "results")
     assert len(written) == len(specs) == 4
     monkeypatch.setattr("probe.scale.cluster._start", None)  # Ray is not even started
-    again = list(run_grid(specs, access=access, num_threads=1))
+    again = list(run_grid(specs, settings=settings, num_threads=1))
     assert sorted(record.created for record in again) == sorted(record.created for record in written)
     (jit,) = (tmp_path / "results" / "records" / "digits").glob("tiny.jit.*")
     jit.unlink()  # which is compared with the eager one, and so needs it again
-    assert {spec.model.name for spec in find_done(specs, tmp_path / "results")} == {"random:tiny"}
+    assert {spec.model.name for spec in pending(specs, settings).done} == {"random:tiny"}
     (uncompared,) = (record for record in written if (record.model, record.mode) == ("random:tiny", "jit"))
     write_record(replace(uncompared, parity=None), tmp_path / "results")  # as one that was run without the eager one
-    assert not find_done(specs, tmp_path / "results")
-    assert set(find_done([spec for spec in specs if spec.jit], tmp_path / "results")) == {rebuild(uncompared.spec)}
+    assert not pending(specs, settings).done
+    assert set(pending([spec for spec in specs if spec.jit], settings).done) == {rebuild(uncompared.spec)}
 
 
 def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
-    specs, access = _grid(tmp_path)
+    specs, settings = _grid(tmp_path)
     killed = []
 
     def kill_some(is_over):
@@ -71,7 +71,7 @@ def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
                     killed.append(pid)
 
     with beside(kill_some):
-        records = list(run_grid(specs, access=access, num_threads=1))
+        records = list(run_grid(specs, settings=settings, num_threads=1))
     assert killed
     assert {record.key: content(record) for record in records} == serial
 
@@ -80,7 +80,7 @@ def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypat
     """After as many attempts as there are for one; the shard, and then the fits, which try to make the features."""
     for module in ("units", "ray_grid"):
         monkeypatch.setattr(f"probe.{module}.ATTEMPTS", 2)
-    specs, access = _grid(tmp_path, models=("random:ViT-B/32",))
+    specs, settings = _grid(tmp_path, models=("random:ViT-B/32",))
     killed = set()
 
     def kill_at_work(is_over):
@@ -91,7 +91,7 @@ def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypat
                     killed.add(pid)
 
     with beside(kill_at_work):
-        records = list(run_grid(specs, access=access))
+        records = list(run_grid(specs, settings=settings))
     assert len(killed) >= 4
     assert [record.error["type"] for record in records] == ["ExecutorError"] * 2
     assert "its worker was lost" in records[0].error["message"]
@@ -124,25 +124,27 @@ def test_one_bar_shows_units_images_and_the_time_left(tmp_path, monkeypatch):
 
 def test_a_cell_that_fails_does_so_as_in_one_process(tmp_path):
     specs = plan(["mnist"], ["tiny"], protocols=["readme"], device="cpu")
-    access = Access(results=tmp_path / "results", cache=tmp_path / "features", data=tmp_path, offline=True)
+    settings = Settings(
+        results_dir=tmp_path / "results", cache_dir=tmp_path / "features", data_dir=tmp_path, offline=True
+    )
     messages = []
     for execute in (run_serially, run_grid):
-        (record,) = execute(specs, access=access)
+        (record,) = execute(specs, settings=settings)
         messages.append(record.error)
     assert messages[0] == messages[1]
 
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    specs, access = _grid(tmp_path)
+    specs, settings = _grid(tmp_path)
     with pytest.raises(ExtraMissingError, match=r"\.\[ray\]"):
-        list(run_grid(specs, access=access))
+        list(run_grid(specs, settings=settings))
 
 
 def test_more_threads_than_there_are_processors_are_refused(tmp_path):
-    specs, access = _grid(tmp_path)
+    specs, settings = _grid(tmp_path)
     with pytest.raises(ExecutorError, match="10000 processors"):
-        list(run_grid(specs, access=access, num_threads=10_000))
+        list(run_grid(specs, settings=settings, num_threads=10_000))
 
 
 def test_an_address_that_does_not_answer_is_named(tmp_path, capsys):

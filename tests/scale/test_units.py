@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from probe.runner import plan
+from probe.grid import plan
 from probe.scale.units import ATTEMPTS, SHARD_IMAGES, Queue, Unit, plan_units, play
 
 

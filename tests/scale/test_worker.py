@@ -12,14 +12,14 @@ import pytest
 from probe.errors import ExecutorError, FeaturesError
 from probe.features.chunks import Work
 from probe.features.encode import Features
-from probe.features.extraction import Access
-from probe.features.store import Cell
+from probe.features.store import EntrySpec
+from probe.grid import plan
 from probe.models.memory import DeviceMemory
-from probe.runner import plan
 from probe.scale import worker as worker_module
 from probe.scale.estimates import Memory, memory_of
 from probe.scale.units import plan_units
 from probe.scale.worker import Lacking, Surroundings, Worker, is_foreseen, refuse_too_large, versions
+from probe.settings import Settings
 
 GB = 1_000_000_000
 NEED = Memory(GB, 0)
@@ -29,8 +29,8 @@ def _units(dataset="digits", model="tiny", **options):
     return plan_units(plan([dataset], [model], protocols=["readme"], device="cpu", solver="fast", **options))
 
 
-def _worker(tmp_path, name, **access):
-    return Worker(Access(cache=tmp_path / name, **access), 1, 1, Surroundings.here())
+def _worker(tmp_path, name, **settings):
+    return Worker(Settings(cache_dir=tmp_path / name, **settings), 1, 1, Surroundings.here())
 
 
 def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
@@ -66,11 +66,11 @@ def test_chunks_that_were_sent_are_not_sent_back(tmp_path):
 def test_what_one_process_would_log_is_given_to_the_driver(tmp_path):
     before = logging.getLogger("probe").level
     shard, fits = _units()
-    worker = Worker(Access(cache=tmp_path / "one"), 1, 1, replace(Surroundings.here(), level=logging.INFO))
+    worker = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(Surroundings.here(), level=logging.INFO))
     assert (logging.INFO, "digits / tiny / eager / readme") in worker.do(fits, NEED).logged
     entry = next((tmp_path / "one" / "digits").glob("*/entry.json")).parent
     (entry / "projected.npy").write_bytes(b"damaged")
-    quiet = Worker(Access(cache=tmp_path / "one"), 1, 1, replace(Surroundings.here(), level=logging.WARNING))
+    quiet = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(Surroundings.here(), level=logging.WARNING))
     ((level, message),) = quiet.do(shard, NEED).logged
     assert level == logging.WARNING
     assert "are damaged" in message
@@ -96,12 +96,12 @@ def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path):
     again = _worker(tmp_path, "one")
     again.do(shard, NEED)
     assert again.num_images() == 0
-    assert not again.access.held.encoders  # the model was not loaded
+    assert not again.session.encoders  # the model was not loaded
 
 
 def test_what_is_not_on_the_node_is_said_before_anything_starts(tmp_path):
     (shard, *_) = _units("mnist")
-    lacking = _worker(tmp_path, "one", data=tmp_path, offline=True).do(shard, NEED)
+    lacking = _worker(tmp_path, "one", data_dir=tmp_path, offline=True).do(shard, NEED)
     assert isinstance(lacking, Lacking)
     assert lacking.type == "DatasetMissingError"
     assert not lacking.is_memory
@@ -115,7 +115,7 @@ def test_too_little_memory_is_said_with_the_numbers(tmp_path, monkeypatch):
     worker = _worker(tmp_path, "one")
     lacking = worker.do(shard, memory_of(shard))
     assert (lacking.type, lacking.is_memory) == ("ExecutorError", True)
-    assert not worker.access.held.encoders
+    assert not worker.session.encoders
 
 
 def test_a_worker_is_in_the_surroundings_of_the_driver(tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def test_versions_tell_a_changed_source():
 
 def test_chunks_are_cut_from_an_entry_in_which_images_were_passed_over(tmp_path):
     rng = np.random.default_rng(0)
-    cell = Cell("d", "all", "m", "eager", "fp32", {"a": 1}, num_images=600, batch_size=64)
+    cell = EntrySpec("d", "all", "m", "eager", "fp32", {"a": 1}, num_images=600, batch_size=64)
     work = Work(tmp_path / "one", cell)
     work.start()
     for chunk, positions in enumerate((range(256), range(256, 512), range(512, 600))):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from probe.datasets.images import ImageDataset
 from probe.datasets.splits.stratified import hold_out
 from probe.specs import SPLITS, DatasetSpec
 
-__all__ = ["SPLITS", "Fold", "Selection", "default_fold", "whole", "with_validation"]
+__all__ = ["SPLITS", "Fold", "Selection", "by_split", "default_fold", "whole", "with_validation"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,13 @@ class Fold:
         """`train`, `val` or `test`."""
         selection: Selection = getattr(self, split)
         return selection
+
+
+def by_split(folds: Sequence[Any], describe: Callable[[int, str], Any]) -> dict[str, Any]:
+    """Call `describe(fold, split)` for each split; names are `train`, or `train/1` and so on with several folds."""
+    return {
+        name if len(folds) == 1 else f"{name}/{k + 1}": describe(k, name) for k in range(len(folds)) for name in SPLITS
+    }
 
 
 def whole(name: str, images: ImageDataset) -> Selection:

@@ -47,9 +47,9 @@ def test_labels_follow_the_training_classes(image_folder):
 
 def test_the_split_does_not_hang_on_where_the_folder_is(image_folder, tmp_path):
     root = image_folder({"red": 10, "green": 5})
-    before = open_dataset(f"folder:{root}").split("test").sha256
+    before = open_dataset(f"folder:{root}").split("test").compute_sha256()
     root = root.rename(tmp_path / "elsewhere")
-    assert open_dataset(f"folder:{root}").split("test").sha256 == before
+    assert open_dataset(f"folder:{root}").split("test").compute_sha256() == before
 
 
 def test_what_systems_leave_behind_is_passed_over(image_folder):

@@ -1,0 +1,44 @@
+"""Folders and policies of a run. What is run is a `RunSpec`; nothing here is part of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from probe import paths
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Folders and policies of a run. A folder that is None has the default of `probe.paths`.
+
+    Args:
+        data_dir: folder of datasets.
+        weights_dir: folder of checkpoints.
+        results_dir: folder of records and tables.
+        cache_dir: folder of cached features and fits.
+        offline: never touch the network.
+        allow_partial: evaluate on the images that are present where a dataset lacks some; the record is marked.
+        skip_corrupt: skip up to this many images of a dataset that cannot be read; the record names them.
+        workers: processes that read images; None for `features.reading.default_workers`.
+        shard: extract only the i-th of n shards, from 1 on; None for all images.
+    """
+
+    data_dir: str | Path | None = None
+    weights_dir: str | Path | None = None
+    results_dir: str | Path | None = None
+    cache_dir: str | Path | None = None
+    offline: bool = False
+    allow_partial: bool = False
+    skip_corrupt: int = 0
+    workers: int | None = None
+    shard: tuple[int, int] | None = None
+
+    def absolute(self) -> Settings:
+        """Return the settings with absolute folders, for a process in another working directory."""
+        folders = (self.data_dir, self.weights_dir, self.results_dir, self.cache_dir)
+        data, weights, results, cache = (None if path is None else paths.absolute(path) for path in folders)
+        return replace(self, data_dir=data, weights_dir=weights, results_dir=results, cache_dir=cache)
+
+
+DEFAULT_SETTINGS = Settings()
