@@ -264,7 +264,7 @@ def test_a_full_disk_keeps_what_was_made(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", no_space)
-    with pytest.raises(CacheError, match=r"no space left .*1 of 3 chunks of digits/all / tiny / eager are kept"):
+    with pytest.raises(CacheError, match=r"no space left .*1 of 3 chunks of digits/all / tiny / eager are cached"):
         work.write(1, chunk_of(cell(), 1))
     assert work.has(0)
     assert not [path for path in work.folder.iterdir() if path.name.endswith(".tmp")]

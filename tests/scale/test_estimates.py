@@ -129,7 +129,7 @@ def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
     assert planned["units"] == 2
     assert taken / 2 < planned["seconds"] < taken * 2  # by the median of parts, whose rates differ
     assert main(["run", "--dataset", "digits", *options, "--plan", "--executor", "ray"]) == 0
-    assert "cells: 1, of which 1 are done" in capsys.readouterr().out
+    assert "runs: 1, of which 1 are done" in capsys.readouterr().out
     assert main(["run", "--dataset", "imagenet", *options, "--plan", "8", "--device", "cuda"]) == 0
     said = capsys.readouterr().out
     assert "each of a GPU" in said
