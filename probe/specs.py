@@ -6,8 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar
 
 SPLITS = ("train", "val", "test")
 LONGEST_SLUG = 100  # characters of a name in that of a file; file systems take 255 bytes for all of it
@@ -79,6 +79,8 @@ class ModelSpec:
     only its publisher knows. `merges` is the file of this package that holds its vocabulary; empty means OpenAI's.
     """
 
+    DESCRIPTIVE: ClassVar = ("license", "profile")
+
     name: str
     form: str
     source: str
@@ -98,6 +100,8 @@ class Part:
     the order of the source, None where nothing but the files says. `class_counts` are the numbers of images of each
     class, in the order of the labels, for all sources; empty if the numbers are not known.
     """
+
+    DESCRIPTIVE: ClassVar = ("first_label", "last_label", "class_counts")  # they check images, and change none
 
     name: str
     size: int | None = None
@@ -119,6 +123,8 @@ class Source:
     without a network what to put where; it is empty where nothing can be put by hand. `can_download` says whether probe
     can fetch it.
     """
+
+    DESCRIPTIVE: ClassVar = ("downloads", "files", "can_download")
 
     form: str
     location: str
@@ -149,6 +155,8 @@ class DatasetSpec:
     `numbers_from` says where sizes, classes and labels come from, `notes` what a reader of scores must know, `gone` why
     the whole of it can no longer be had. `in_paper` marks those of the CLIP paper's table 9.
     """
+
+    DESCRIPTIVE: ClassVar = ("title", "homepage", "license", "numbers_from", "notes", "gone", "in_paper")
 
     name: str
     title: str
@@ -192,6 +200,8 @@ class Protocol:
     `source` says where the rules are from, and what of them is not known. `probes.protocols.validate` finds fields that
     do not go together.
     """
+
+    DESCRIPTIVE: ClassVar = ("title", "source")
 
     name: str
     title: str
@@ -241,13 +251,13 @@ class RunSpec:
         return f"{self.dataset.name} / {self.model.name} / {self.mode} / {self.protocol.name}"
 
 
-def rebuild(fields: Mapping[str, Any]) -> RunSpec:
+def rebuild(plain_fields: Mapping[str, Any]) -> RunSpec:
     """A `RunSpec` from what `dataclasses.asdict` made of it, also after its way through JSON.
 
     Raises:
         KeyError, TypeError: a field is missing, or one that no specification has.
     """
-    plain = _with_tuples(fields)
+    plain = _with_tuples(plain_fields)
     dataset, model = dict(plain["dataset"]), dict(plain["model"])
     dataset["parts"] = tuple(Part(**part) for part in dataset["parts"])
     dataset["sources"] = tuple(Source(**source) for source in dataset["sources"])
@@ -262,6 +272,29 @@ def _with_tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _with_tuples(part) for name, part in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def identity_fields(spec: Any) -> Any:
+    """Return the fields of a specification that can change a result, as JSON has them.
+
+    `DESCRIPTIVE` names the fields of each class that only describe: titles, notes, licences, addresses of downloads.
+    """
+    if is_dataclass(spec):
+        descriptive = getattr(spec, "DESCRIPTIVE", ())
+        names = [own.name for own in fields(spec) if own.name not in descriptive]
+        return {name: identity_fields(getattr(spec, name)) for name in names}
+    return [identity_fields(part) for part in spec] if isinstance(spec, tuple | list) else spec
+
+
+def identity(spec: Architecture | ModelSpec | Source | DatasetSpec | Protocol | RunSpec) -> str:
+    """Return what a specification is of, as text: equal for two that give the same result.
+
+    >>> from dataclasses import replace
+    >>> spec = Protocol("mine", "a title", "projected", (1.0,), 1, 100, 1e-6, source="a paper")
+    >>> identity(spec) == identity(replace(spec, source="a paper, page 3"))
+    True
+    """
+    return canonical_json(identity_fields(spec))
 
 
 def canonical_json(value: Any) -> str:

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import PureWindowsPath
 
 import pytest
@@ -7,11 +7,51 @@ import pytest
 from probe.datasets.catalog import CATALOG as DATASETS
 from probe.models.catalog import CATALOG as MODELS
 from probe.probes.protocols import CATALOG as PROTOCOLS
-from probe.specs import LONGEST_SLUG, RunSpec, digest, rebuild, slug, unique_slug
+from probe.specs import LONGEST_SLUG, RunSpec, digest, identity, rebuild, slug, unique_slug
 
 
 def test_digest_does_not_depend_on_the_order_of_keys():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+
+
+def _run_spec(**changes):
+    return replace(RunSpec(DATASETS[0], MODELS[0], PROTOCOLS[0], False, "cpu", "fp32", 64), **changes)
+
+
+def test_prose_is_no_part_of_the_identity_of_a_run():
+    """A typo mended in a note must re-run nothing."""
+    source = replace(DATASETS[0].sources[0], files="another description", downloads=(("https://mirror.org", ""),))
+    dataset = replace(DATASETS[0], title="X", notes="X", homepage="X", license="X", numbers_from="X", sources=(source,))
+    before = _run_spec(dataset=replace(DATASETS[0], sources=DATASETS[0].sources[:1]))
+    mended = _run_spec(
+        dataset=dataset,
+        model=replace(MODELS[0], license="X", profile=None),
+        protocol=replace(PROTOCOLS[0], title="X", source="X"),
+    )
+    assert mended != before
+    assert identity(mended) == identity(before)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": replace(DATASETS[0], val_fraction=0.3)},
+        {"model": replace(MODELS[0], sha256="00")},
+        {"protocol": replace(PROTOCOLS[0], tol=1e-3)},
+        {"jit": True},
+        {"precision": "fp16"},
+        {"batch_size": 1},
+        {"solver": "fast"},
+    ],
+)
+def test_what_changes_a_result_is_part_of_the_identity_of_a_run(changes):
+    assert identity(_run_spec(**changes)) != identity(_run_spec())
+
+
+def test_the_way_through_json_does_not_change_the_identity():
+    for row in (*DATASETS, *MODELS, *PROTOCOLS):
+        spec = _run_spec(**{"dataset" if row in DATASETS else "model" if row in MODELS else "protocol": row})
+        assert identity(rebuild(json.loads(json.dumps(asdict(spec))))) == identity(spec)
 
 
 def test_no_two_rows_share_a_file_name():
