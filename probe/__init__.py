@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from probe.probes.fit import fit_probe
     from probe.probes.result import ProbeResult
     from probe.records.diff import diff
-    from probe.records.record import RunRecord, read_records
+    from probe.records.record import read_records
+    from probe.records.schema import RunRecord
     from probe.reproduction import reproduce
     from probe.runner import run
     from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
@@ -63,7 +64,7 @@ _HOMES = {
     "ProbeError": "probe.errors",
     "ProbeResult": "probe.probes.result",
     "Protocol": "probe.specs",
-    "RunRecord": "probe.records.record",
+    "RunRecord": "probe.records.schema",
     "RunSpec": "probe.specs",
     "dataset_names": "probe.datasets",
     "diff": "probe.records.diff",

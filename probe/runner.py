@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,12 +35,27 @@ from probe.probes.protocols import get_protocol
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for, get_solver
 from probe.progress import Progress, show_progress
-from probe.records.record import DONE, FAILED, RunRecord, check_writable, write_record
+from probe.records.record import check_writable, decode, write_record
+from probe.records.schema import (
+    DoneRecord,
+    EncoderRecord,
+    EnvironmentRecord,
+    ErrorRecord,
+    ExtractionRecord,
+    FailedRecord,
+    FeaturesRecord,
+    ParityRecord,
+    ReadRecord,
+    ResultRecord,
+    RunRecord,
+    SplitRecord,
+)
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
 from probe.stats import paired
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Row = DatasetSpec | ModelSpec | Protocol
 
 
@@ -51,7 +67,7 @@ class Done:
     """A cell that has its score, with what a comparison of modes needs, and fits that are kept until it is written."""
 
     spec: RunSpec
-    record: RunRecord
+    record: DoneRecord
     extraction: Extraction = field(repr=False)
     result: ProbeResult = field(repr=False)
     kept: KeptFits = field(repr=False)
@@ -61,7 +77,7 @@ class Done:
 class Failed:
     """A cell that has none, and what broke it."""
 
-    record: RunRecord
+    record: FailedRecord
     exception: Exception
 
 
@@ -144,7 +160,7 @@ def run(
     allow_partial: bool = False,
     skip_corrupt: int = 0,
     workers: int | None = None,
-) -> RunRecord:
+) -> DoneRecord:
     """Run one cell and write its record and the tables.
 
     Args:
@@ -236,9 +252,23 @@ def compute(specs: Sequence[RunSpec], access: Access) -> Iterator[RunRecord]:
         yield cell.record
 
 
-def failure(spec: RunSpec, error: Mapping[str, str]) -> RunRecord:
-    """The record of a cell that could not be run; `error` has the `type` and `message` of what kept it from that."""
-    return _record(spec, error=error)
+def failure(spec: RunSpec, error: Mapping[str, str]) -> FailedRecord:
+    """Return the record of a run that failed.
+
+    Args:
+        spec: the run.
+        error: `type` and `message` of the error.
+    """
+    return FailedRecord(
+        spec=spec,
+        created=_now(),
+        encoder=EncoderRecord(),
+        splits={},
+        features={},
+        error=ErrorRecord(error["type"], error["message"]),
+        seconds={},
+        environment=_typed(environment.describe(spec.device), EnvironmentRecord),
+    )
 
 
 def _encodings(specs: Sequence[RunSpec]) -> dict[RunSpec, list[RunSpec]]:
@@ -312,42 +342,46 @@ def _fit(spec: RunSpec, extraction: Extraction, finished: Sequence[Done], access
     return done if eager is None else replace(done, record=replace(record, parity=compare(eager, done)))
 
 
-def _describe(features: Features) -> dict[str, Any]:
-    return {"sha256": features.sha256, "sample": features.sample()}
+def _describe(features: Features) -> FeaturesRecord:
+    return FeaturesRecord(features.sha256, {point: tuple(values) for point, values in features.sample().items()})
 
 
-def compare(eager: Done, jit: Done) -> dict[str, Any]:
-    """Largest feature differences over all splits, test predictions that differ, and p of a test of both scores."""
+def compare(eager: Done, jit: Done) -> ParityRecord:
+    """Compare a JIT run with the eager one: features over all splits, test predictions, scores."""
     differences = compare_features(eager.extraction.features, jit.extraction.features)
     largest = {point: found.max_abs for point, found in differences.items()}
     flipped = count_flips(eager.result.predictions, jit.result.predictions)
     test = paired.compare(eager.result.outcomes, jit.result.outcomes, same_images=eager.result.same_images)
-    found = {"max_abs_difference": largest, "predictions_flipped": flipped, "p_value": test.p_value}
-    return {**found, "eager_score": eager.result.score}  # by which to know whether the eager cell was run again since
+    # The eager score tells later whether the eager run was run again since.
+    return ParityRecord(largest, flipped, p_value=test.p_value, eager_score=eager.result.score)
 
 
 def _record(
     spec: RunSpec,
     *,
-    extraction: Extraction | None = None,
-    features: Mapping[str, Any] | None = None,
-    result: ProbeResult | None = None,
-    fit_seconds: float = 0.0,
-    error: Mapping[str, str] | None = None,
-) -> RunRecord:
-    seconds = {**extraction.seconds, "fit": fit_seconds} if extraction is not None else {}
-    return RunRecord(
-        status=DONE if error is None else FAILED,
-        spec=asdict(spec),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        encoder=extraction.encoder if extraction is not None else {},
-        read=extraction.read if extraction is not None else {},
-        splits=extraction.splits if extraction is not None else {},
-        features=features or {},
-        result=result.to_dict() if result is not None else None,
-        parity=None,
-        extraction=extraction.extraction if extraction is not None else {},
+    extraction: Extraction,
+    features: Mapping[str, FeaturesRecord],
+    result: ProbeResult,
+    fit_seconds: float,
+) -> DoneRecord:
+    seconds = {**extraction.seconds, "fit": fit_seconds}
+    return DoneRecord(
+        spec=spec,
+        created=_now(),
+        encoder=_typed(extraction.encoder, EncoderRecord),
+        read=_typed(extraction.read, ReadRecord),
+        splits=_typed(extraction.splits, dict[str, SplitRecord]),
+        features=dict(features),
+        result=_typed(result.to_dict(), ResultRecord),
+        extraction=_typed(extraction.extraction, ExtractionRecord),
         seconds={name: round(value, 3) for name, value in seconds.items()},
-        environment=environment.describe(spec.device),
-        error=error,
+        environment=_typed(environment.describe(spec.device), EnvironmentRecord),
     )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _typed(described: Any, kind: type[T]) -> T:
+    return decode(json.loads(json.dumps(described)), kind)  # JSON has neither tuples nor NumPy's numbers

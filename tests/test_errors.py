@@ -62,13 +62,13 @@ def test_what_other_libraries_say_is_cut():
     assert errors.summarize(RuntimeError("two\nlines")) == "two lines"
     assert errors.summarize(RuntimeError()) == "RuntimeError"
     assert len(errors.summarize(RuntimeError("x" * 10_000))) == errors.MAX_REASON
-    assert len(errors.sentence({"type": "RuntimeError", "message": "x\n" * 10_000})) <= errors.MAX_MESSAGE
+    assert len(errors.sentence("RuntimeError", "x\n" * 10_000)) <= errors.MAX_MESSAGE
 
 
 def test_a_record_holds_no_more_than_a_paragraph_of_an_error():
     specs = runner.plan(["digits"], ["tiny"], protocols=["readme"], device="cpu")
     (cell,) = runner._run_cells_of(specs, RuntimeError("in C++\n" * 10_000), [], runner.DEFAULT_ACCESS)
-    assert len(cell.record.error["message"]) <= errors.MAX_MESSAGE
+    assert len(cell.record.error.message) <= errors.MAX_MESSAGE
 
 
 @pytest.mark.parametrize(

@@ -26,14 +26,15 @@ from probe.errors import DeviceError, ExecutorError
 from probe.features.chunks import Work
 from probe.features.extraction import Access
 from probe.leaderboard import derived
-from probe.records.record import RunRecord, check_writable, read_records, write_record
+from probe.records.record import check_writable, read_records, write_record
+from probe.records.schema import RunRecord
 from probe.runner import failure
 from probe.scale import estimates
 from probe.scale.cluster import QUIET_SECONDS, Member, Workers, connected, one_line, share_of_gpu
 from probe.scale.progress import WAIT_SECONDS, UnitBar
 from probe.scale.units import ATTEMPTS, ATTEMPTS_RAISED, Queue, Unit, plan_units
 from probe.scale.worker import Files, Lacking, Missing, Outcome, Surroundings, Worker
-from probe.specs import RunSpec, rebuild
+from probe.specs import RunSpec, identity
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +83,12 @@ def run_grid(
 
 def find_done(specs: Sequence[RunSpec], results_dir: Path) -> dict[RunSpec, RunRecord]:
     """The cells of a grid that have a whole record of their specification, and so has what they are compared with."""
-    found, asked = {}, set(specs)
+    asked, found = {identity(spec): spec for spec in specs}, {}
     for record in read_records(results_dir):
-        with suppress(KeyError, TypeError):  # of an earlier schema, which does not say all
-            spec = rebuild(record.spec)
-            is_compared = record.parity is not None or not spec.jit or replace(spec, jit=False) not in asked
-            if record.is_whole and is_compared:
+        spec = asked.get(identity(record.spec))
+        if spec is not None and record.is_whole:
+            is_alone = identity(replace(spec, jit=False)) not in asked
+            if record.parity is not None or not spec.jit or is_alone:
                 found[spec] = record
     left = {spec.of_all_modes for spec in specs if spec not in found}
     return {spec: found[spec] for spec in specs if spec in found and spec.of_all_modes not in left}
@@ -280,7 +281,7 @@ class _Driver:
             member.unit = None
             self.workers.lose(member)
             if self.queue.lose(unit, ATTEMPTS_RAISED):
-                logger.warning("%s: another worker tries it (%s: %s)", unit, error["type"], error["message"])
+                logger.warning("%s: another worker tries it (%s: %s)", unit, error.type, error.message)
                 return
         else:
             member.unit = None
