@@ -29,7 +29,7 @@ from PIL import Image
 
 from probe.environment import describe, package_version, threads
 from probe.grid import plan
-from probe.records.record import RunRecord
+from probe.records.schema import RunRecord
 from probe.runner import run_grid as run_serially
 from probe.scale.driver import run_grid
 from probe.settings import Settings

@@ -18,7 +18,18 @@ import numpy as np
 from probe.datasets.catalog import CATALOG as DATASETS
 from probe.models.catalog import CATALOG as MODELS
 from probe.probes.protocols import get_protocol
-from probe.records.record import RunRecord, write_record
+from probe.records.record import decode, write_record
+from probe.records.schema import (
+    DoneRecord,
+    EncoderRecord,
+    EnvironmentRecord,
+    IntervalRecord,
+    PackedOutcomes,
+    ParityRecord,
+    ResultRecord,
+    SplitRecord,
+    SweepRecord,
+)
 from probe.specs import DatasetSpec, ModelSpec, RunSpec
 from probe.stats.intervals import interval
 from probe.stats.outcomes import Outcomes, outcomes_of
@@ -56,38 +67,35 @@ def make_outcomes(row: DatasetSpec, skill: float, seed: int) -> list[Outcomes]:
     return [Outcomes(row.metric, arrays)] * row.num_folds
 
 
-def make_record(row: DatasetSpec, model: ModelSpec, protocol: str, *, jit: bool, skill: float, seed: int) -> RunRecord:
+def make_record(row: DatasetSpec, model: ModelSpec, protocol: str, *, jit: bool, skill: float, seed: int) -> DoneRecord:
     """A record as a run writes it, with made-up numbers."""
     rules = get_protocol(protocol)
     outcomes = make_outcomes(row, skill, seed)
     spec = RunSpec(row, model, rules, jit, "cuda:0", "fp16", 256)
     score = float(np.mean([fold.score() for fold in outcomes]))
-    sweep = [{"C": 10.0**e, "score": score - 0.01 * abs(e), "converged": True, "n_iter": 300} for e in range(-6, 7)]
-    result = {
-        "score": score,
-        "C": rules.grid[len(rules.grid) // 2],
-        "n_iter": 300,
-        "converged": True,
-        "gradient_ratio": 1e-6,
-        "num_train": 10_000,
-        "num_test": len(outcomes[0]),
-        "interval": asdict(interval(outcomes[:1], draws=20)),
-        "outcomes": [fold.pack() for fold in outcomes],
-        "same_images": True,
-        "sweep": sweep if len(rules.grid) > 1 else [],
-    }
-    parity = {"max_abs_difference": {"projected": 1e-3}, "predictions_flipped": 3, "p_value": 0.5} if jit else None
-    return RunRecord(
-        status="done",
-        spec=asdict(spec),
+    points = [SweepRecord(10.0**e, score - 0.01 * abs(e), n_iter=300, converged=True) for e in range(-6, 7)]
+    result = ResultRecord(
+        score=score,
+        C=rules.grid[len(rules.grid) // 2],
+        n_iter=300,
+        converged=True,
+        gradient_ratio=1e-6,
+        num_train=10_000,
+        num_test=len(outcomes[0]),
+        interval=decode(asdict(interval(outcomes[:1], draws=20)), IntervalRecord),
+        outcomes=decode([fold.pack() for fold in outcomes], tuple[PackedOutcomes, ...]),
+        sweep=tuple(points) if len(rules.grid) > 1 else (),
+    )
+    return DoneRecord(
+        spec=spec,
         created="2026-01-01T00:00:00+00:00",
-        encoder={"weights_sha256": model.sha256},
-        splits={"test": {"size": len(outcomes[0]), "sha256": "ab" * 32}},
+        encoder=EncoderRecord(weights_sha256=model.sha256),
+        splits={"test": SplitRecord("ab" * 32, len(outcomes[0]))},
         features={},
         result=result,
-        parity=parity,
+        parity=ParityRecord({"projected": 1e-3}, 3, p_value=0.5) if jit else None,
         seconds={"load": 1.0, "extract": 100.0, "fit": 100.0},
-        environment={"cpu": "made up", "packages": {"torch": "2.15.0"}},
+        environment=EnvironmentRecord(cpu="made up", packages={"torch": "2.15.0"}),
     )
 
 

@@ -99,7 +99,7 @@ def scores() -> dict[str, float]:
                 precision=precision,
                 results_dir=folder,
                 offline=True,
-            ).result["score"]
+            ).result.score
             for precision in ("fp32", "bf16")
         }
 

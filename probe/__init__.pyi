@@ -17,8 +17,8 @@ from probe.probes.protocols import protocol_names as protocol_names
 from probe.probes.result import ProbeResult as ProbeResult
 from probe.probes.solvers.fast import FastLogisticRegression as FastLogisticRegression
 from probe.records.diff import diff as diff
-from probe.records.record import RunRecord as RunRecord
 from probe.records.record import read_records as read_records
+from probe.records.schema import RunRecord as RunRecord
 from probe.reproduction import reproduce as reproduce
 from probe.runner import run as run
 from probe.runner import run_grid as run_grid

@@ -29,7 +29,7 @@ from collections import abc
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 MAX_MESSAGE = 500  # characters; longer messages bury what is wrong and what to do
 MAX_WORD = 120  # characters of a word, such as a path, in a message that is too long
@@ -177,11 +177,12 @@ def listed(items: Iterable[object], *, most: int = 8) -> str:
     return texts if len(known) <= most else f"{texts} and {len(known) - most:,} more"
 
 
-def sentence(error: Mapping[str, str]) -> str:
+def sentence(kind: str, message: str) -> str:
     """Return the text for a failure in a record. Errors of other libraries get their type: a `KeyError` is only a key.
 
     Args:
-        error: its `type` and `message`.
+        kind: name of the exception's type.
+        message: its message.
     """
-    is_ours = isinstance(globals().get(error["type"]), type)
-    return brief(error["message"] if is_ours else f"{error['type']}: {error['message']}")
+    is_ours = isinstance(globals().get(kind), type)
+    return brief(message if is_ours else f"{kind}: {message}")

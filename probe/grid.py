@@ -6,10 +6,9 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from probe import environment, paths
 from probe.datasets import get_dataset
@@ -27,9 +26,10 @@ from probe.probes.fit import PROBE_VERSION
 from probe.probes.protocols import CATALOG as PROTOCOLS
 from probe.probes.protocols import get_protocol
 from probe.probes.solvers.catalog import get_solver
-from probe.records.record import DONE, RunRecord, read_record, record_path
+from probe.records.record import read_record, run_path
+from probe.records.schema import DoneRecord
 from probe.settings import Settings
-from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec, identity, rebuild
+from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec, identity
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Pending:
     """The runs of a grid that are left, and the records of those that are done."""
 
     runs: Sequence[RunSpec]
-    done: dict[RunSpec, RunRecord]
+    done: dict[RunSpec, DoneRecord]
 
     def log(self) -> None:
         """Log how many runs are skipped, and which of their records other library versions made."""
@@ -147,7 +147,7 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     identities = {spec: identity(spec) for spec in specs}
     planned, weights = set(identities.values()), dict[ModelSpec, str | None]()
 
-    def find(spec: RunSpec) -> RunRecord | None:
+    def find(spec: RunSpec) -> DoneRecord | None:
         record = _read(spec, identities[spec], results_dir)
         if record is None or not _has_own_versions(record) or not _has_weights(record, spec.model, weights, settings):
             return None
@@ -160,29 +160,27 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     return Pending([spec for spec in specs if spec not in done], done)
 
 
-def _read(spec: RunSpec, wanted: str, results_dir: Path) -> RunRecord | None:
+def _read(spec: RunSpec, wanted: str, results_dir: Path) -> DoneRecord | None:
     """Read the record of a run; None if there is none of all images with this identity."""
-    nothing: dict[str, Any] = {}
-    stub = RunRecord(DONE, asdict(spec), "", nothing, nothing, nothing, None, None, nothing, nothing)
-    path = record_path(stub, results_dir)
+    path = run_path(spec, results_dir)
     if path.is_file():
-        with suppress(ResultsError, KeyError, TypeError):  # damaged, or of an earlier schema, which does not say all
+        with suppress(ResultsError):  # damaged
             record = read_record(path)
-            return record if record.is_whole and identity(rebuild(record.spec)) == wanted else None
+            if isinstance(record, DoneRecord) and record.is_whole and identity(record.spec) == wanted:
+                return record
     return None
 
 
-def _has_own_versions(record: RunRecord) -> bool:
-    """Return True if this version of the suite would make the record; records without versions are of the first."""
-    assert record.result is not None
-    return (
-        record.extraction.get("extraction_version", 1) == EXTRACTION_VERSION
-        and record.extraction.get("preprocess_version", 1) == PREPROCESS_VERSION
-        and record.result.get("probe_version", 1) == PROBE_VERSION
-    )
+def _has_own_versions(record: DoneRecord) -> bool:
+    """Return True if this version of the suite would make the record."""
+    extraction = record.extraction
+    versions = (extraction.extraction_version, extraction.preprocess_version, record.result.probe_version)
+    return versions == (EXTRACTION_VERSION, PREPROCESS_VERSION, PROBE_VERSION)
 
 
-def _has_weights(record: RunRecord, model: ModelSpec, weights: dict[ModelSpec, str | None], settings: Settings) -> bool:
+def _has_weights(
+    record: DoneRecord, model: ModelSpec, weights: dict[ModelSpec, str | None], settings: Settings
+) -> bool:
     """Return True unless the weights are other than those of the record, as far as they are here and the record says.
 
     Args:
@@ -196,12 +194,12 @@ def _has_weights(record: RunRecord, model: ModelSpec, weights: dict[ModelSpec, s
             weights[model] = identify(model, weights_dir=settings.weights_dir, offline=True)
         except ProbeError:  # they are fetched when a run needs them
             weights[model] = None
-    known = record.extraction.get("weights") or (record.encoder.get("weights_sha256") if model.form == "file" else None)
+    known = record.extraction.weights or (record.encoder.weights_sha256 if model.form == "file" else None)
     return known is None or weights[model] is None or known == weights[model]
 
 
-def _other_versions(record: RunRecord, here: dict[str, str | None]) -> str:
-    packages = record.environment.get("packages") or {}
+def _other_versions(record: DoneRecord, here: dict[str, str | None]) -> str:
+    packages = record.environment.packages
     return listed(
         [f"{name} {packages[name]}" for name, version in here.items() if packages.get(name, version) != version]
     )

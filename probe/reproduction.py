@@ -16,11 +16,12 @@ from pathlib import Path
 from probe.environment import threads
 from probe.errors import ProbeError, ResultsError
 from probe.models.devices import resolve_execution
-from probe.records.record import FAILED, RunRecord, read_record, record_path, scan_records
+from probe.records.record import read_record, record_path, scan_records
+from probe.records.schema import DoneRecord, FailedRecord, RunRecord
 from probe.records.verdicts import NOT_RUN, Reproduction, judge
 from probe.runner import run_grid
 from probe.settings import DEFAULT_SETTINGS, Settings
-from probe.specs import RunSpec, rebuild
+from probe.specs import RunSpec
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +54,9 @@ def reproduce(
     Raises:
         ResultsError: the record cannot be read, is of a cell that failed, or would be overwritten.
     """
-    if not isinstance(record, RunRecord):
+    if isinstance(record, str | Path):
         record = read_record(record)
-    if record.status == FAILED:
+    if isinstance(record, FailedRecord):
         raise ResultsError(f"{_name(record)} failed, so that there is no score to reproduce; run its cell again")
     settings = Settings(
         data_dir=data_dir, weights_dir=weights_dir, cache_dir=cache_dir, results_dir=results_dir, offline=offline
@@ -87,9 +88,9 @@ def estimate_seconds(record: RunRecord, others: Iterable[RunRecord] = ()) -> flo
         others: records among which is perhaps the other mode of the cell: one whose features had the same bytes took
             its probe from there, in no time.
     """
-    parts = record.extraction.get("parts", {}).values()
-    encoding = sum(part["images"] / part["images_per_second"] for part in parts if part.get("images"))
-    same = [one for one in others if (one.key[0], *one.key[2:]) == (record.key[0], *record.key[2:])]
+    parts = record.extraction.parts.values()
+    encoding = sum(part.images / part.images_per_second for part in parts if part.images and part.images_per_second)
+    same = [one for one in others if one.key_of_all_modes == record.key_of_all_modes]
     fit = max(one.seconds.get("fit", 0.0) for one in (record, *same))
     return float(record.seconds.get("load", 0.0) + max(encoding, record.seconds.get("extract", 0.0)) + fit)
 
@@ -114,9 +115,9 @@ def reproduce_all(
     Raises:
         ResultsError: two of them are of one cell, or the results folder cannot be written to.
     """
-    planned: dict[RunSpec, RunRecord] = {}
+    planned: dict[RunSpec, DoneRecord] = {}
     for record in records:
-        if record.status == FAILED:
+        if isinstance(record, FailedRecord):
             logger.info("%s: failed, there is no score to reproduce", _name(record))
             continue
         try:
@@ -149,32 +150,24 @@ def _refuse_overwriting(record: RunRecord, results_dir: Path) -> None:
         raise ResultsError(f"the new record would replace {path}, which is run again; name another folder")
 
 
-def _plan(record: RunRecord, device: str | None) -> RunSpec:
+def _plan(record: DoneRecord, device: str | None) -> RunSpec:
+    spec = record.spec
     try:
-        spec = rebuild(record.spec)
-    except (KeyError, TypeError) as err:
-        raise ResultsError(
-            f"{_name(record)} is of schema {record.schema_version}, which does not say all of its cell ({err}); "
-            "run the cell again"
-        ) from err
-    try:
-        run = resolve_execution(
-            device or spec.device, precision=spec.precision, jit=spec.jit, compiled=bool(spec.compiled)
-        )
+        run = resolve_execution(device or spec.device, precision=spec.precision, jit=spec.jit, compiled=spec.compiled)
     except ProbeError as err:
         raise ResultsError(f"it was made on {spec.device}, and {err}") from err
     return replace(spec, device=str(run.device))
 
 
-def _group(planned: Mapping[RunSpec, RunRecord]) -> dict[tuple[int, int, bool, int], list[RunSpec]]:
+def _group(planned: Mapping[RunSpec, DoneRecord]) -> dict[tuple[int, int, bool, int], list[RunSpec]]:
     """Cells that run in one grid: with as many threads, of torch and of BLAS, and images that may be missing."""
     groups: dict[tuple[int, int, bool, int], list[RunSpec]] = {}
     for spec in sorted(planned, key=lambda spec: (spec.dataset.name, spec.model.name, spec.jit)):
         record = planned[spec]
         # Of earlier versions and other devices 0: as many as there are here.
-        num_threads = int(record.environment.get("torch_threads") or 0) if spec.device == "cpu" else 0
-        num_blas = int(record.environment.get("blas_threads") or 0)
-        missing, corrupt = bool(record.read.get("partial")), len(record.read.get("skipped", ()))
+        num_threads = (record.environment.torch_threads or 0) if spec.device == "cpu" else 0
+        num_blas = record.environment.blas_threads or 0
+        missing, corrupt = bool(record.read.partial), len(record.read.skipped)
         groups.setdefault((num_threads, num_blas, missing, corrupt), []).append(spec)
     return groups
 

@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,12 +32,28 @@ from probe.probes.fit import PROBE_VERSION, fit_folds
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for
 from probe.progress import Progress, show_progress
-from probe.records.record import DONE, FAILED, RunRecord, check_writable, write_record
+from probe.records.record import check_writable, decode, write_record
+from probe.records.schema import (
+    DoneRecord,
+    EncoderRecord,
+    EnvironmentRecord,
+    ErrorRecord,
+    ExtractionRecord,
+    FailedRecord,
+    FeaturesRecord,
+    ParityRecord,
+    ReadRecord,
+    ResultRecord,
+    RunRecord,
+    SplitRecord,
+)
 from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
 from probe.stats import paired
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,7 +69,7 @@ class FinishedRun:
     """
 
     spec: RunSpec
-    record: RunRecord
+    record: DoneRecord
     extraction: Extraction = field(repr=False)
     result: ProbeResult = field(repr=False)
     fits: KeptFits = field(repr=False)
@@ -62,7 +79,7 @@ class FinishedRun:
 class FailedRun:
     """A run that has no score, and the exception that prevented it."""
 
-    record: RunRecord
+    record: FailedRecord
     exception: Exception
 
 
@@ -165,7 +182,7 @@ def run(
     skip_corrupt: int = 0,
     workers: int | None = None,
     rerun: bool = False,
-) -> RunRecord:
+) -> DoneRecord:
     """Run one combination of dataset, model and protocol, and write its record and the tables of its model.
 
     A complete record that exists is returned as it is. The leaderboard is written by `python -m probe tables`, and by
@@ -223,11 +240,10 @@ def run(
     if pending.done:
         return pending.done[spec]
     (outcome,) = _run_all([spec], Session(settings))
-    record = _write(outcome, folder)
-    derived.write_tables_of(record, folder)
+    derived.write_tables_of(_write(outcome, folder), folder)
     if isinstance(outcome, FailedRun):
         raise outcome.exception
-    return record
+    return outcome.record
 
 
 def _run_all(specs: Sequence[RunSpec], session: Session) -> Iterator[FinishedRun | FailedRun]:
@@ -286,47 +302,66 @@ def _refuse_not_finite(spec: RunSpec, result: ProbeResult) -> None:
         raise ProtocolError(f"{spec}: score, objective or gradient is not finite, {numbers}; see its features")
 
 
-def failure(spec: RunSpec, error: Mapping[str, str]) -> RunRecord:
-    """Return the record of a run that failed; `error` has the `type` and `message` of what prevented it."""
-    return _record(spec, error=error)
+def failure(spec: RunSpec, error: Mapping[str, str]) -> FailedRecord:
+    """Return the record of a run that failed.
+
+    Args:
+        spec: the run.
+        error: `type` and `message` of the error.
+    """
+    return FailedRecord(
+        spec=spec,
+        created=_now(),
+        encoder=EncoderRecord(),
+        splits={},
+        features={},
+        error=ErrorRecord(error["type"], error["message"]),
+        seconds={},
+        environment=_typed(environment.describe(spec.device), EnvironmentRecord),
+    )
 
 
-def _describe(features: Features) -> dict[str, Any]:
-    return {"sha256": features.compute_sha256(), "sample": features.sample()}
+def _describe(features: Features) -> FeaturesRecord:
+    sample = {point: tuple(values) for point, values in features.sample().items()}
+    return FeaturesRecord(features.compute_sha256(), sample)
 
 
-def compare(eager: FinishedRun, jit: FinishedRun) -> dict[str, Any]:
-    """Largest feature differences over all splits, test predictions that differ, and p of a test of both scores."""
+def compare(eager: FinishedRun, jit: FinishedRun) -> ParityRecord:
+    """Compare a JIT run with the eager one: features over all splits, test predictions, scores."""
     differences = compare_features(eager.extraction.features, jit.extraction.features)
     largest = {point: found.max_abs for point, found in differences.items()}
     flipped = count_flips(eager.result.predictions, jit.result.predictions)
     test = paired.compare(eager.result.outcomes, jit.result.outcomes, same_images=eager.result.same_images)
-    found = {"max_abs_difference": largest, "predictions_flipped": flipped, "p_value": test.p_value}
-    return {**found, "eager_score": eager.result.score}  # by which to know whether the eager cell was run again since
+    # The eager score tells later whether the eager run was run again since.
+    return ParityRecord(largest, flipped, p_value=test.p_value, eager_score=eager.result.score)
 
 
 def _record(
     spec: RunSpec,
     *,
-    extraction: Extraction | None = None,
-    features: Mapping[str, Any] | None = None,
-    result: ProbeResult | None = None,
-    fit_seconds: float = 0.0,
-    error: Mapping[str, str] | None = None,
-) -> RunRecord:
-    seconds = {**extraction.seconds, "fit": fit_seconds} if extraction is not None else {}
-    return RunRecord(
-        status=DONE if error is None else FAILED,
-        spec=asdict(spec),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        encoder=extraction.encoder if extraction is not None else {},
-        read=extraction.read if extraction is not None else {},
-        splits=extraction.splits if extraction is not None else {},
-        features=features or {},
-        result={**result.to_dict(), "probe_version": PROBE_VERSION} if result is not None else None,
-        parity=None,
-        extraction=extraction.extraction if extraction is not None else {},
+    extraction: Extraction,
+    features: Mapping[str, FeaturesRecord],
+    result: ProbeResult,
+    fit_seconds: float,
+) -> DoneRecord:
+    seconds = {**extraction.seconds, "fit": fit_seconds}
+    return DoneRecord(
+        spec=spec,
+        created=_now(),
+        encoder=_typed(extraction.encoder, EncoderRecord),
+        read=_typed(extraction.read, ReadRecord),
+        splits=_typed(extraction.splits, dict[str, SplitRecord]),
+        features=dict(features),
+        result=_typed({**result.to_dict(), "probe_version": PROBE_VERSION}, ResultRecord),
+        extraction=_typed(extraction.extraction, ExtractionRecord),
         seconds={name: round(value, 3) for name, value in seconds.items()},
-        environment=environment.describe(spec.device),
-        error=error,
+        environment=_typed(environment.describe(spec.device), EnvironmentRecord),
     )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _typed(described: Any, kind: type[T]) -> T:
+    return decode(json.loads(json.dumps(described)), kind)  # JSON has neither tuples nor NumPy's numbers

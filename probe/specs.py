@@ -257,7 +257,7 @@ def rebuild(plain_fields: Mapping[str, Any]) -> RunSpec:
     Raises:
         KeyError, TypeError: a field is missing, or one that no specification has.
     """
-    plain = _with_tuples(plain_fields)
+    plain = with_tuples(plain_fields)
     dataset, model = dict(plain["dataset"]), dict(plain["model"])
     dataset["parts"] = tuple(Part(**part) for part in dataset["parts"])
     dataset["sources"] = tuple(Source(**source) for source in dataset["sources"])
@@ -267,11 +267,11 @@ def rebuild(plain_fields: Mapping[str, Any]) -> RunSpec:
     return RunSpec(**{**plain, **named})
 
 
-def _with_tuples(value: Any) -> Any:
-    """Lists, which is what JSON makes of tuples, as those."""
+def with_tuples(value: Any) -> Any:
+    """Return a value of JSON with tuples in place of lists, which is what JSON makes of tuples."""
     if isinstance(value, Mapping):
-        return {name: _with_tuples(part) for name, part in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
+        return {name: with_tuples(part) for name, part in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def identity_fields(spec: Any) -> Any:

@@ -63,7 +63,7 @@ def test_what_other_libraries_say_is_cut():
     assert errors.summarize(RuntimeError("two\nlines")) == "two lines"
     assert errors.summarize(RuntimeError()) == "RuntimeError"
     assert len(errors.summarize(RuntimeError("x" * 10_000))) == errors.MAX_REASON
-    assert len(errors.sentence({"type": "RuntimeError", "message": "x\n" * 10_000})) <= errors.MAX_MESSAGE
+    assert len(errors.sentence("RuntimeError", "x\n" * 10_000)) <= errors.MAX_MESSAGE
 
 
 def test_a_record_holds_no_more_than_a_paragraph_of_an_error(monkeypatch):
@@ -74,7 +74,7 @@ def test_a_record_holds_no_more_than_a_paragraph_of_an_error(monkeypatch):
 
     monkeypatch.setattr(runner, "run_one", fail)
     (run,) = runner.run_dataset(specs, Session())
-    assert len(run.record.error["message"]) <= errors.MAX_MESSAGE
+    assert len(run.record.error.message) <= errors.MAX_MESSAGE
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from probe.grid import plan
 from probe.leaderboard.tables import footnotes, row, to_markdown
 from probe.probes.protocols import get_protocol
 from probe.records.record import read_records, record_path, write_record
+from probe.records.schema import ReadRecord
 from probe.runner import run_grid
 from probe.settings import Settings
 from probe.specs import Part, Protocol
@@ -86,10 +86,10 @@ def test_features_equal_the_same_work_written_out_by_hand(extracted, by_hand, po
 def test_scores_equal_the_same_work_written_out_by_hand(results, extracted, by_hand, protocol, mode):
     record = results[1][protocol, mode]
     _, y, rows = by_hand
-    x = extracted[mode].at(record.spec["protocol"]["feature_point"])
-    assert record.result["score"] == _score(x, y, rows["train"] + rows["val"], rows["test"], record.result["C"])
-    for point in record.result["sweep"][4:9]:
-        assert point["score"] == _score(x, y, rows["train"], rows["val"], point["C"])
+    x = extracted[mode].at(record.spec.protocol.feature_point)
+    assert record.result.score == _score(x, y, rows["train"] + rows["val"], rows["test"], record.result.C)
+    for point in record.result.sweep[4:9]:
+        assert point.score == _score(x, y, rows["train"], rows["val"], point.C)
 
 
 def test_both_modes_agree(results):
@@ -97,33 +97,31 @@ def test_both_modes_agree(results):
     for protocol in ("readme", "clip-paper"):
         eager, jit = records[protocol, "eager"], records[protocol, "jit"]
         assert eager.parity is None
-        assert max(jit.parity["max_abs_difference"].values()) < 1e-5
+        assert max(jit.parity.max_abs_difference.values()) < 1e-5
         # Each mode has a probe of its own here. lbfgs stops where the gradient is below `tol`, not at the optimum, so
         # that the rounding of the features can move the one digit that lies on the border of two classes.
-        assert jit.parity["predictions_flipped"] <= 1
-        assert round(359 * abs(eager.result["score"] - jit.result["score"])) <= 1
+        assert jit.parity.predictions_flipped <= 1
+        assert round(359 * abs(eager.result.score - jit.result.score)) <= 1
 
 
 def test_a_record_tells_how_its_number_was_made(results):
     _, records = results
     record = records["clip-paper", "jit"]
-    assert record.spec["protocol"]["feature_point"] == "pre_projection"
-    assert record.spec["device"] == "cpu"
-    assert record.spec["precision"] == "fp32"
-    assert {name: split["size"] for name, split in record.splits.items()} == {"train": 1079, "val": 359, "test": 359}
-    assert len(record.encoder["weights_sha256"]) == 64
-    assert {point["C"] for point in record.result["sweep"]} >= {1e-6, 1.0, 1e6}
-    assert record.result["num_train"] == 1079 + 359
+    assert record.spec.protocol.feature_point == "pre_projection"
+    assert record.spec.device == "cpu"
+    assert record.spec.precision == "fp32"
+    assert {name: split.size for name, split in record.splits.items()} == {"train": 1079, "val": 359, "test": 359}
+    assert len(record.encoder.weights_sha256) == 64
+    assert {point.C for point in record.result.sweep} >= {1e-6, 1.0, 1e6}
+    assert record.result.num_train == 1079 + 359
     assert set(record.seconds) == {"load", "extract", "fit"}
-    assert record.environment["packages"]["torch"]
+    assert record.environment.packages["torch"]
 
 
 def test_records_and_tables_are_written(results):
     results_dir, records = results
     on_disk = probe.read_records(results_dir)
-    assert sorted(on_disk, key=lambda r: r.key) == sorted(
-        (probe.RunRecord(**json.loads(json.dumps(asdict(record)))) for record in records.values()), key=lambda r: r.key
-    )
+    assert sorted(on_disk, key=lambda r: r.key) == sorted(records.values(), key=lambda r: r.key)
     names = {path.name for path in (results_dir / "tables").iterdir()}
     assert names == {"tiny.eager.csv", "tiny.eager.md", "tiny.jit.csv", "tiny.jit.md"}
 
@@ -134,7 +132,7 @@ def test_a_failed_cell_is_recorded_and_does_not_stop_the_others(image_folder, tm
     specs = plan([f"folder:{root}", "digits"], ["tiny"], protocols=["readme"], device="cpu")
     broken, fine = run_grid(specs, settings=Settings(results_dir=tmp_path / "results"))
     assert broken.status == "failed"
-    assert "(red/000.png) cannot be read" in broken.error["message"]
+    assert "(red/000.png) cannot be read" in broken.error.message
     assert fine.status == "done"
     assert {record.status for record in probe.read_records(tmp_path / "results")} == {"done", "failed"}
 
@@ -144,9 +142,9 @@ def test_a_folder_of_images_runs(image_folder, tmp_path):
     record = probe.run(
         f"folder:{root}", model="tiny", protocol="readme", device="cpu", results_dir=tmp_path / "results"
     )
-    assert record.result["score"] == 1.0  # colours are easy
-    assert (record.result["num_train"], record.result["num_test"]) == (30, 6)
-    assert record.read["class_names"] == ["blue", "green", "red"]
+    assert record.result.score == 1.0  # colours are easy
+    assert (record.result.num_train, record.result.num_test) == (30, 6)
+    assert record.read.class_names == ("blue", "green", "red")
 
 
 def test_run_raises_what_broke_and_keeps_the_record(image_folder, tmp_path):
@@ -154,7 +152,7 @@ def test_run_raises_what_broke_and_keeps_the_record(image_folder, tmp_path):
     with pytest.raises(DatasetError, match="class 'green'"):
         probe.run(f"folder:{root}", model="tiny", device="cpu", results_dir=tmp_path / "results")
     (record,) = probe.read_records(tmp_path / "results")
-    assert record.error["type"] == "DatasetError"
+    assert record.error.type == "DatasetError"
 
 
 def test_a_state_dict_has_no_jit_cell(tmp_path):
@@ -185,7 +183,7 @@ def test_a_row_of_ones_own_runs(tmp_path):
     """Rows are data: another share for validation is another split."""
     row = replace(probe.get_dataset("digits"), name="digits_half", val_fraction=0.4)
     record = probe.run(row, model="tiny", protocol="readme", device="cpu", results_dir=tmp_path)
-    assert record.splits["val"]["size"] == pytest.approx(719, abs=3)
+    assert record.splits["val"].size == pytest.approx(719, abs=3)
     assert record.dataset == "digits_half"
 
 
@@ -221,12 +219,12 @@ def damaged(image_folder):
 def test_skipped_images_are_in_the_record_and_in_no_split(damaged, tmp_path, workers):
     (record,) = run_folder(damaged, tmp_path / "results", skip_corrupt=2, workers=workers)
     assert record.error is None
-    assert [(s["part"], s["id"]) for s in record.read["skipped"]] == [
+    assert [(s.part, s.id) for s in record.read.skipped] == [
         ("train", "train/red/004.png"),
         ("test", "test/green/001.png"),
     ]
-    assert {name: split["size"] for name, split in record.splits.items()} == {"train": 13, "val": 2, "test": 7}
-    assert (record.result["num_train"], record.result["num_test"]) == (15, 7)
+    assert {name: split.size for name, split in record.splits.items()} == {"train": 13, "val": 2, "test": 7}
+    assert (record.result.num_train, record.result.num_test) == (15, 7)
 
 
 def test_rows_stay_with_their_labels_when_images_are_skipped(damaged):
@@ -250,7 +248,7 @@ def test_rows_stay_with_their_labels_when_images_are_skipped(damaged):
 def test_one_unreadable_image_too_many_fails_the_cell(damaged, tmp_path):
     (record,) = run_folder(damaged, tmp_path / "results", skip_corrupt=1)
     assert record.status == "failed"
-    assert "(test/green/001.png) cannot be read" in record.error["message"]
+    assert "(test/green/001.png) cannot be read" in record.error.message
 
 
 def test_a_partial_result_is_marked_and_never_takes_the_place_of_a_whole_one(damaged, tmp_path):
@@ -260,7 +258,7 @@ def test_a_partial_result_is_marked_and_never_takes_the_place_of_a_whole_one(dam
     assert " +" in to_markdown([partial])
     assert row(partial)["status"] in ("partial", "not converged, partial")
     assert "+ images are missing or could not be read" in "".join(footnotes([partial]))
-    whole = replace(partial, read={})
+    whole = replace(partial, read=ReadRecord())
     write_record(whole, results_dir)
     assert [path.name for path in results_dir.rglob("*.json")] == ["tiny.eager.readme.fp32.json"]
     write_record(partial, results_dir)
@@ -270,7 +268,7 @@ def test_a_partial_result_is_marked_and_never_takes_the_place_of_a_whole_one(dam
 def test_skipping_is_the_same_in_both_modes(damaged, tmp_path):
     eager, jit = run_folder(damaged, tmp_path / "results", jit_modes=[False, True], skip_corrupt=2)
     assert eager.read == jit.read
-    assert jit.parity["predictions_flipped"] == 0
+    assert jit.parity.predictions_flipped == 0
 
 
 def test_a_dataset_of_which_images_are_missing_runs_on_request(image_folder, tmp_path):
@@ -278,9 +276,9 @@ def test_a_dataset_of_which_images_are_missing_runs_on_request(image_folder, tmp
     spec = replace(get_dataset(f"folder:{root}"), name="colours", parts=(Part("train", 12), Part("test", 9)))
     specs = [replace(cell, dataset=spec) for cell in plan(["digits"], ["tiny"], protocols=["readme"], device="cpu")]
     (failed,) = run_grid(specs, settings=Settings(results_dir=tmp_path / "results", offline=True))
-    assert "expected 9 images, found 6" in failed.error["message"]
+    assert "expected 9 images, found 6" in failed.error.message
     (record,) = run_grid(specs, settings=Settings(results_dir=tmp_path / "results", offline=True, allow_partial=True))
-    assert record.read["partial"] == {"test": [6, 9]}
+    assert record.read.partial == {"test": (6, 9)}
     assert record.is_partial
 
 
@@ -293,10 +291,10 @@ def test_images_of_several_labels_run_to_their_score(tmp_path):
     specs = [replace(cell, dataset=spec) for cell in specs]
     eager, jit = run_grid(specs, settings=Settings(data_dir=tmp_path, results_dir=tmp_path / "results", offline=True))
     assert eager.error is None
-    assert eager.result["metric"] == "voc2007_11pt_map"
-    assert 0 < eager.result["score"] <= 1
-    assert jit.result["score"] == eager.result["score"]
-    assert jit.parity["predictions_flipped"] == 0
+    assert eager.result.metric == "voc2007_11pt_map"
+    assert 0 < eager.result.score <= 1
+    assert jit.result.score == eager.result.score
+    assert jit.parity.predictions_flipped == 0
 
 
 def test_a_probe_that_is_not_finite_fails_its_cell_and_no_other(tmp_path, monkeypatch):
@@ -311,5 +309,5 @@ def test_a_probe_that_is_not_finite_fails_its_cell_and_no_other(tmp_path, monkey
     once = Protocol("once", "one value", "projected", (0.01,), 1, 100, 1e-4, "this test")
     specs = plan(["digits"], ["tiny"], protocols=["readme", once], device="cpu")
     broken, fine = run_grid(specs, settings=Settings(results_dir=tmp_path, offline=True))
-    assert "score, objective or gradient is not finite" in broken.error["message"]
+    assert "score, objective or gradient is not finite" in broken.error.message
     assert fine.status == "done"

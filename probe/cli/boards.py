@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from probe import errors
 
 if TYPE_CHECKING:
-    from probe.records.record import RunRecord
+    from probe.records.schema import RunRecord
 
 
 def tables(args: argparse.Namespace) -> int:

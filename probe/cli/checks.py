@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from probe import errors
 
 if TYPE_CHECKING:
-    from probe.records.record import RunRecord
+    from probe.records.schema import RunRecord
     from probe.records.verdicts import Reproduction
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,9 @@ def reproduce(args: argparse.Namespace) -> int:
             done.append(one)
             logger.info("%s / %s / %s / %s: %s", *_cell_names(one.record), one.verdict)
             if args.json:
-                print(json.dumps(asdict(one), sort_keys=True), flush=True)
+                again = None if one.again is None else one.again.to_dict()
+                said = {**asdict(one), "record": one.record.to_dict(), "again": again}
+                print(json.dumps(said, sort_keys=True), flush=True)
     finally:  # also after Ctrl-C
         if done and not args.json:
             print(_reproduced(done) if len(done) > 1 else _stages_page(done[0]), end="")

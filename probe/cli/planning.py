@@ -36,7 +36,8 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], ray: Any) -> int:
     from probe import environment, grid, paths
     from probe.datasets.opening import with_sizes
     from probe.features.reading import processors
-    from probe.records.record import read_records
+    from probe.records.record import decode, read_records
+    from probe.records.schema import EnvironmentRecord
     from probe.scale import cluster, estimates
     from probe.scale.units import plan_units
 
@@ -53,7 +54,8 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], ray: Any) -> int:
     done = grid.pending(specs, grids.settings(args), rerun=args.rerun).done
     rows = {spec.dataset: with_sizes(spec.dataset, data_dir=args.data_dir) for spec in specs}
     left = [replace(spec, dataset=rows[spec.dataset]) for spec in specs if spec not in done]
-    here = estimates.hardware_of({**environment.describe(device), "torch_threads": num_threads})
+    described = decode(environment.describe(device), EnvironmentRecord)
+    here = estimates.hardware_of(replace(described, torch_threads=num_threads))
     cost = estimates.estimate_grid(
         plan_units(left),
         estimates.measure(read_records(results_dir), device=device, hardware=here),

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from probe.cli import grids, planning
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
-    from probe.records.record import RunRecord
+    from probe.probes.result import ProbeResult
+    from probe.records.schema import ResultRecord, RunRecord
     from probe.settings import Settings
     from probe.specs import RunSpec
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 def run(args: argparse.Namespace) -> int:
     """Run a grid and print its scores, or records; 1 where a run failed."""
     from probe.probes.protocols import GROUPS
-    from probe.specs import identity, rebuild
+    from probe.specs import identity
 
     protocols = grids.expand(args.protocol or ["clip-paper"], GROUPS)
     records: list[RunRecord] = []
@@ -49,13 +50,12 @@ def run(args: argparse.Namespace) -> int:
                     records.append(record)
     finally:
         places = {identity(spec): i for i, spec in enumerate(specs)}  # workers end in another order
-        records.sort(key=lambda record: places.get(identity(rebuild(record.spec)), len(specs)))
+        records.sort(key=lambda record: places.get(identity(record.spec), len(specs)))
         if records:
             _report(records, specs, as_json=args.json)
-    unfinished = [record for record in records if record.result and not record.result["converged"]]
+    unfinished = [record for record in records if record.result is not None and not record.result.converged]
     if args.strict:
         for record in unfinished:
-            assert record.result is not None
             _refuse_unfinished(f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}", record.result)
     return 1 if any(record.error for record in records) or (args.strict and unfinished) else 0
 
@@ -100,7 +100,7 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
 
     if as_json:
         for record in records:
-            print(json.dumps(asdict(record), sort_keys=True))
+            print(json.dumps(record.to_dict(), sort_keys=True))
     else:
         print(tables.to_markdown(records), end="")
         parity = modes.to_markdown(records)
@@ -111,13 +111,13 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
     for record in records:
         if record.error is not None:
             cell = f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}"
-            print(f"probe: {_failure(cell, record.error)}", file=sys.stderr)
+            print(f"probe: {_failure(cell, record.error.type, record.error.message)}", file=sys.stderr)
     if len(records) < len(specs):
         print(f"probe: {len(records)} of {len(specs)} runs are recorded", file=sys.stderr)
 
 
-def _failure(what: str, error: Mapping[str, str]) -> str:
-    return errors.brief(f"{errors.shorten(what, MAX_NAMES)} failed: {errors.sentence(error)}")
+def _failure(what: str, kind: str, message: str) -> str:
+    return errors.brief(f"{errors.shorten(what, MAX_NAMES)} failed: {errors.sentence(kind, message)}")
 
 
 def extract(args: argparse.Namespace) -> int:
@@ -143,8 +143,8 @@ def extract(args: argparse.Namespace) -> int:
         else:
             failed += 1
             logger.debug("%s", spec, exc_info=None if isinstance(outcome, ProbeError) else outcome)
-            error = {"type": type(outcome).__name__, "message": str(outcome)}
-            print(f"probe: {_failure(' / '.join(name), error)}", file=sys.stderr)
+            said = _failure(" / ".join(name), type(outcome).__name__, str(outcome))
+            print(f"probe: {said}", file=sys.stderr)
     if rows:
         print(tables.markdown_table(("dataset", "model", "mode", "images", "state", "folder"), rows), end="")
     return 1 if failed else 0
@@ -210,7 +210,7 @@ def fit(args: argparse.Namespace) -> int:
             C = "differs" if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
             mark = tables.fit_marks(converged=result.converged, choice_converged=result.choice_converged)
             score = f"{100 * result.score:.2f}{mark}"
-            around = tables.interval_text(asdict(result))
+            around = tables.interval_text(result.interval)
             rows.append((name, metric, score, around, C, args.solver, str(result.n_iter), str(result.num_test)))
         header = ("protocol", "metric", "score, %", "95 % interval", "C", "solver", "iterations", "test images")
         print(tables.markdown_table(header, rows), end="")
@@ -221,16 +221,16 @@ def fit(args: argparse.Namespace) -> int:
     kept.clear()
     if args.strict:
         for name, result in unfinished.items():
-            _refuse_unfinished(f"{args.file} / {name}", asdict(result))
+            _refuse_unfinished(f"{args.file} / {name}", result)
     return 1 if args.strict and unfinished else 0
 
 
-def _refuse_unfinished(what: str, result: Mapping[str, Any]) -> None:
-    way_out = "divide the features by their size" if result["solver"] == "fast" else "use --solver fast"
+def _refuse_unfinished(what: str, result: ProbeResult | ResultRecord) -> None:
+    way_out = "divide the features by their size" if result.solver == "fast" else "use --solver fast"
     what = errors.shorten(errors.printable(what), MAX_NAMES)
     print(
-        f"probe: {what}: the fit did not converge: after {result['n_iter']} iterations its objective "
-        f"{result['objective']:.6g} is about {result['suboptimality']:.1e} above its minimum; {way_out}, or raise "
+        f"probe: {what}: the fit did not converge: after {result.n_iter} iterations its objective "
+        f"{result.objective:.6g} is about {result.suboptimality:.1e} above its minimum; {way_out}, or raise "
         "max_iter in a protocol of your own",
         file=sys.stderr,
     )

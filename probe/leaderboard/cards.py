@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from probe.errors import ResultsError, listed, printable
 from probe.leaderboard.tables import status
-from probe.records.record import RunRecord, dataset_slug
+from probe.records.record import dataset_slug
+from probe.records.schema import DoneRecord, RunRecord
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -38,19 +39,21 @@ def model_index(records: Sequence[RunRecord]) -> str:
         raise ResultsError(
             f"a card describes one model, these records have {listed(models) or 'none'}; select one model"
         )
+    done = []
     for record in records:
-        if record.result is None:
+        if not isinstance(record, DoneRecord):
             raise ResultsError(f"{record.dataset} / {record.protocol} failed and has no score; leave it out")
-    _check_weights(records)
-    card = ModelCardData(model_name=printable(models[0]), eval_results=[_result(record) for record in records])
+        done.append(record)
+    _check_weights(done)
+    card = ModelCardData(model_name=printable(models[0]), eval_results=[_result(record) for record in done])
     return f"{card.to_yaml()}\n"
 
 
-def _check_weights(records: Sequence[RunRecord]) -> None:
+def _check_weights(records: Sequence[DoneRecord]) -> None:
     """Raise an error if a checkpoint changed between the runs: its card would mix the scores of two models."""
     runs: dict[str, str] = {}  # digest of weights -> a run with these weights; early versions recorded no digest
     for record in records:
-        weights = record.encoder.get("weights_sha256")
+        weights = record.encoder.weights_sha256
         if weights:
             runs.setdefault(weights, f"{record.dataset} / {record.protocol} has {weights[:12]}")
     if len(runs) > 1:
@@ -60,31 +63,29 @@ def _check_weights(records: Sequence[RunRecord]) -> None:
         )
 
 
-def _result(record: RunRecord) -> EvalResult:
+def _result(record: DoneRecord) -> EvalResult:
     from huggingface_hub import EvalResult
 
-    result, dataset = record.result or {}, record.spec["dataset"]
-    source = record.read.get("source") or {}
-    around = result.get("interval") or {}
+    result, dataset, source = record.result, record.spec.dataset, record.read.source
     how = {
         "protocol": printable(record.protocol),
-        "feature_point": record.spec["protocol"]["feature_point"],
+        "feature_point": record.spec.protocol.feature_point,
         "solver": record.solver,
         "mode": record.mode,
         "precision": record.precision,
-        "C": result.get("C"),
+        "C": result.C,
         "status": status(record),
-        "interval_95": [around["low"], around["high"]] if around else None,
+        "interval_95": [result.interval.low, result.interval.high] if result.interval else None,
     }
     return EvalResult(
         task_type="image-classification",
         task_name="Linear probe of image features",
         # The hub knows data sets by its own names.
-        dataset_type=source["location"] if source.get("form") == "huggingface" else dataset_slug(record),
-        dataset_name=printable(dataset.get("title") or record.dataset),
+        dataset_type=source.location if source is not None and source.form == "huggingface" else dataset_slug(record),
+        dataset_name=printable(dataset.title or record.dataset),
         dataset_split="test",
-        metric_type=dataset["metric"],
-        metric_name=f"{TITLES.get(dataset['metric'], dataset['metric'])} ({printable(record.protocol)})",
-        metric_value=result["score"],
+        metric_type=dataset.metric,
+        metric_name=f"{TITLES.get(dataset.metric, dataset.metric)} ({printable(record.protocol)})",
+        metric_value=result.score,
         metric_args={name: value for name, value in how.items() if value is not None},
     )

@@ -12,7 +12,8 @@ from pathlib import Path
 from probe.leaderboard import modes, page, tables
 from probe.leaderboard import sections as board
 from probe.leaderboard.exports import to_csv
-from probe.records.record import RunRecord, encode, model_slug, read_records, write_text
+from probe.records.record import encode, model_slug, read_records, write_text
+from probe.records.schema import RunRecord
 
 TABLES = "tables"
 PAGE = "leaderboard.html"

@@ -14,7 +14,8 @@ from probe.errors import printable
 from probe.leaderboard import sections as board
 from probe.leaderboard.sections import Section
 from probe.leaderboard.tables import csv_value
-from probe.records.record import RunRecord, encode, record_path
+from probe.records.record import encode, record_path
+from probe.records.schema import RunRecord
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
 _SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}"}
@@ -82,14 +83,14 @@ def _section(section: Section) -> dict[str, Any]:
 
 
 def _cell(section: Section, record: RunRecord) -> dict[str, Any]:
-    result = record.result or {}
-    around = result.get("interval") or {}
+    result = record.result
+    interval = result.interval if result is not None else None
     return {
-        "score": result.get("score"),
-        "low": around.get("low"),
-        "high": around.get("high"),
-        "C": result.get("C"),
-        "metric": record.spec["dataset"]["metric"],
+        "score": result.score if result is not None else None,
+        "low": interval.low if interval is not None else None,
+        "high": interval.high if interval is not None else None,
+        "C": result.C if result is not None else None,
+        "metric": record.spec.dataset.metric,
         "status": section.status(record),
         "record": record_path(record, Path()).as_posix(),
     }

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from probe.errors import ResultsError
-from probe.records.record import RunRecord, outcomes_of
+from probe.records.record import outcomes_of
+from probe.records.schema import DoneRecord
 from probe.stats.deviations import deviations
 from probe.stats.intervals import quantile
 from probe.stats.outcomes import Outcomes
@@ -28,7 +28,7 @@ class MeanRanks:
     reasons: Mapping[str, str]
 
 
-def mean_ranks(records: Mapping[str, Sequence[RunRecord]]) -> MeanRanks:
+def mean_ranks(records: Mapping[str, Sequence[DoneRecord]]) -> MeanRanks:
     """The rank of each model by its mean score over datasets.
 
     One dataset of right and wrong answers is tested by McNemar's test. Else the difference of two means is divided by
@@ -53,7 +53,7 @@ def mean_ranks(records: Mapping[str, Sequence[RunRecord]]) -> MeanRanks:
     if len(outcomes) < 2:
         return MeanRanks({}, reasons)
     ranked = [records[model] for model in outcomes]
-    means = np.array([np.mean([_result(record)["score"] for record in cells]) for cells in ranked])
+    means = np.array([np.mean([record.result.score for record in cells]) for cells in ranked])
     firsts = [folds[0] for folds in outcomes.values()]
     if len(ranked[0]) == 1 and len(firsts[0]) == 1 and firsts[0][0].metric in ("accuracy", "top5"):
         differ = _by_mcnemar([folds[0] for folds in firsts])
@@ -65,7 +65,7 @@ def mean_ranks(records: Mapping[str, Sequence[RunRecord]]) -> MeanRanks:
     return MeanRanks(ranks, reasons)
 
 
-def _outcomes(records: Sequence[RunRecord], others: Sequence[Sequence[Outcomes]] | None) -> list[list[Outcomes]]:
+def _outcomes(records: Sequence[DoneRecord], others: Sequence[Sequence[Outcomes]] | None) -> list[list[Outcomes]]:
     """Of each record, as far as they go together with those of another model."""
     found = []
     for i, record in enumerate(records):
@@ -87,7 +87,7 @@ def _by_mcnemar(outcomes: Sequence[Outcomes]) -> np.ndarray:
 
 
 def _by_variance(
-    means: np.ndarray, records: Sequence[Sequence[RunRecord]], outcomes: Sequence[Sequence[Sequence[Outcomes]]]
+    means: np.ndarray, records: Sequence[Sequence[DoneRecord]], outcomes: Sequence[Sequence[Sequence[Outcomes]]]
 ) -> np.ndarray:
     """Which models differ, bool (n, n); records and outcomes are models by datasets."""
     num_datasets = len(records[0])
@@ -95,7 +95,7 @@ def _by_variance(
         (2, len(means), len(means))
     )  # of differences; squares of the share of draws, by freedom
     for i in range(num_datasets):
-        same_images = bool(_result(records[0][i])["same_images"])
+        same_images = records[0][i].result.same_images
         apart = np.stack([deviations(own[i], same_images=same_images) for own in outcomes])
         variance += _of_differences(apart @ apart.T)
         draws = np.array([_draw_scores(own[i]) for own in records])  # (models, draws)
@@ -115,13 +115,7 @@ def _of_differences(covariance: np.ndarray) -> np.ndarray:
     return np.maximum(own[:, None] + own[None, :] - 2 * covariance, 0)
 
 
-def _draw_scores(record: RunRecord) -> list[float]:
+def _draw_scores(record: DoneRecord) -> list[float]:
     """The score of each draw of training images, the mean over folds; empty where all were trained on."""
-    result = _result(record)
-    per_fold = [[draw["score"] for draw in part.get("draws") or ()] for part in result.get("folds") or [result]]
+    per_fold = [[draw.score for draw in part.draws] for part in record.result.folds or [record.result]]
     return [float(np.mean(scores)) for scores in zip(*per_fold, strict=True)]
-
-
-def _result(record: RunRecord) -> Mapping[str, Any]:
-    assert record.result is not None
-    return record.result

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from probe.errors import ResultsError
 from probe.leaderboard.sections import rules_digest
 from probe.leaderboard.tables import markdown_table, percent
-from probe.records.record import RunRecord, outcomes_of, test_images
+from probe.records.record import outcomes_of, test_images
+from probe.records.schema import DoneRecord, RunRecord
 from probe.stats.paired import compare
 
 HEADER = (
@@ -30,8 +31,8 @@ class ModePair:
         p_value: of a paired test of both scores; None where outcomes of test images are missing.
     """
 
-    eager: RunRecord
-    jit: RunRecord
+    eager: DoneRecord
+    jit: DoneRecord
     flipped: int | None
     largest: float | None
     p_value: float | None
@@ -39,23 +40,21 @@ class ModePair:
     @property
     def difference(self) -> float:
         """Score of JIT less that of eager, a fraction."""
-        assert self.eager.result is not None
-        assert self.jit.result is not None
-        return float(self.jit.result["score"] - self.eager.result["score"])
+        return self.jit.result.score - self.eager.result.score
 
 
 def pair_modes(records: Iterable[RunRecord]) -> list[ModePair]:
     """The cells that have a score in both modes, in the order of the JIT records."""
-    done = [record for record in records if record.result is not None]
+    done = [record for record in records if isinstance(record, DoneRecord)]
     eager = {_cell(record): record for record in done if record.mode == "eager"}
     return [_pair(eager[_cell(jit)], jit) for jit in done if jit.mode == "jit" and _cell(jit) in eager]
 
 
 def rows(pairs: Sequence[ModePair]) -> list[list[object]]:
     """The values under `HEADER`, scores as fractions; None where there is nothing."""
-    found = []
+    found: list[list[object]] = []
     for pair in pairs:
-        record, scores = pair.jit, [(one.result or {})["score"] for one in (pair.eager, pair.jit)]
+        record, scores = pair.jit, [one.result.score for one in (pair.eager, pair.jit)]
         cell = [record.dataset, record.model, record.protocol, record.precision, record.solver]
         # Digits that do not depend on how a machine rounds.
         p_value = None if pair.p_value is None else float(f"{pair.p_value:.3g}")
@@ -85,19 +84,15 @@ def _text(number: float | None) -> str:
 
 def _cell(record: RunRecord) -> tuple[object, ...]:
     """What both records of a pair have in common; of other rules, weights or test images they tell nothing of modes."""
-    names = (record.model, record.dataset, record.protocol, record.precision, record.solver)
-    return (*names, rules_digest(record), record.encoder.get("weights_sha256"), test_images(record))
+    return (*record.key_of_all_modes, rules_digest(record), record.encoder.weights_sha256, test_images(record))
 
 
-def _pair(eager: RunRecord, jit: RunRecord) -> ModePair:
-    assert eager.result is not None
-    assert jit.result is not None
+def _pair(eager: DoneRecord, jit: DoneRecord) -> ModePair:
     parity = jit.parity
-    if parity is not None and parity.get("eager_score", eager.result["score"]) == eager.result["score"]:
-        largest = max(parity["max_abs_difference"].values())
-        return ModePair(eager, jit, int(parity["predictions_flipped"]), largest, parity.get("p_value"))
+    if parity is not None and parity.eager_score in (None, eager.result.score):
+        largest = max(parity.max_abs_difference.values())
+        return ModePair(eager, jit, parity.predictions_flipped, largest, parity.p_value)
     p_value = None
     with suppress(ResultsError):  # without outcomes, as earlier versions' records are
-        same_images = bool(jit.result.get("same_images"))
-        p_value = compare(outcomes_of(eager), outcomes_of(jit), same_images=same_images).p_value
+        p_value = compare(outcomes_of(eager), outcomes_of(jit), same_images=jit.result.same_images).p_value
     return ModePair(eager, jit, None, None, p_value)

@@ -13,7 +13,8 @@ from probe.errors import ResultsError, printable, shorten
 from probe.leaderboard import modes, published
 from probe.leaderboard import sections as board
 from probe.leaderboard.sections import Section
-from probe.records.record import RunRecord, write_bytes
+from probe.records.record import write_bytes
+from probe.records.schema import DoneRecord, RunRecord
 from probe.specs import unique_slug
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
         if known:
             yield f"cost.{name}", _cost(section, known)
         for dataset in section.datasets:
-            swept = [line.cells[dataset] for line in section.lines if _was_swept(line.cells.get(dataset))]
+            swept = [record for record in _done(section, dataset) if len(record.result.sweep) > 1]
             if swept:
                 yield f"sweep.{unique_slug(dataset, is_path=':' in dataset)}.{name}", _sweep(section, dataset, swept)
     pairs = modes.pair_modes(records)
@@ -112,12 +113,14 @@ def _new(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _score(record: RunRecord) -> float:
-    return 100 * float((record.result or {})["score"])
+def _score(record: DoneRecord) -> float:
+    return 100 * record.result.score
 
 
-def _was_swept(record: RunRecord | None) -> bool:
-    return record is not None and record.result is not None and len(record.result.get("sweep") or ()) > 1
+def _done(section: Section, dataset: str) -> list[DoneRecord]:
+    """Return the records of a dataset that have a score, line by line."""
+    records = [line.cells.get(dataset) for line in section.lines]
+    return [record for record in records if isinstance(record, DoneRecord)]
 
 
 def _bars(section: Section) -> Figure:
@@ -125,7 +128,8 @@ def _bars(section: Section) -> Figure:
     width = 0.9 + 0.22 * n * len(section.datasets) + 0.3 * len(section.datasets)
     figure, axes = _new(min(max(4.0, width), MAX_WIDTH), 3.2)
     for i, line in enumerate(section.lines):
-        done = [(k, line.cells[d]) for k, d in enumerate(section.datasets) if _has_score(line.cells.get(d))]
+        cells = [(k, line.cells.get(name)) for k, name in enumerate(section.datasets)]
+        done = [(k, record) for k, record in cells if isinstance(record, DoneRecord)]
         places = [k + (i - (n - 1) / 2) * 0.8 / n for k, _ in done]
         scores = [_score(record) for _, record in done]
         axes.bar(
@@ -146,15 +150,11 @@ def _bars(section: Section) -> Figure:
     return figure
 
 
-def _has_score(record: RunRecord | None) -> bool:
-    return record is not None and record.result is not None
-
-
-def _errors(records: Sequence[RunRecord], scores: Sequence[float]) -> Any:
+def _errors(records: Sequence[DoneRecord], scores: Sequence[float]) -> Any:
     """Distances to the ends of intervals, (2, n) in points; none where a record of an earlier version has none."""
-    ends = [(record.result or {}).get("interval") for record in records]
-    below = [0.0 if end is None else score - 100 * end["low"] for end, score in zip(ends, scores, strict=True)]
-    above = [0.0 if end is None else 100 * end["high"] - score for end, score in zip(ends, scores, strict=True)]
+    ends = [record.result.interval for record in records]
+    below = [0.0 if end is None else score - 100 * end.low for end, score in zip(ends, scores, strict=True)]
+    above = [0.0 if end is None else 100 * end.high - score for end, score in zip(ends, scores, strict=True)]
     return [[max(value, 0.0) for value in side] for side in (below, above)]
 
 
@@ -172,15 +172,15 @@ def _cost(section: Section, lines: Sequence[board.Line]) -> Figure:
     return figure
 
 
-def _sweep(section: Section, dataset: str, records: Sequence[RunRecord]) -> Figure:
+def _sweep(section: Section, dataset: str, records: Sequence[DoneRecord]) -> Figure:
     figure, axes = _new(4.5, 3.2)
     for i, record in enumerate(records):
-        result = record.result or {}
-        points = sorted((point["C"], 100 * point["score"]) for point in result["sweep"])
+        result = record.result
+        points = sorted((point.C, 100 * point.score) for point in result.sweep)
         (drawn,) = axes.plot(
             *zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], ms=3, label=_text(record.model)
         )
-        chosen = [point for point in points if result["C"] and math.isclose(point[0], result["C"])]
+        chosen = [point for point in points if result.C and math.isclose(point[0], result.C)]
         axes.plot(*zip(*chosen, strict=True) if chosen else ((), ()), "o", ms=9, mfc="none", color=drawn.get_color())
     axes.set_xscale("log")
     axes.set_xlabel("C; the ring is what was chosen")
@@ -190,7 +190,7 @@ def _sweep(section: Section, dataset: str, records: Sequence[RunRecord]) -> Figu
     return figure
 
 
-def _against(points: Sequence[tuple[RunRecord, float, float]], x_name: str, y_name: str) -> Figure:
+def _against(points: Sequence[tuple[DoneRecord, float, float]], x_name: str, y_name: str) -> Figure:
     figure, axes = _new(4.0, 4.0)
     protocols = sorted({record.protocol for record, _, _ in points})
     for i, protocol in enumerate(protocols):

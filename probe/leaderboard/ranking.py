@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from itertools import permutations
 
 from probe.errors import ResultsError
-from probe.records.record import RunRecord, outcomes_of, test_images
+from probe.records.record import outcomes_of, test_images
+from probe.records.schema import DoneRecord, RunRecord
 from probe.stats.paired import SIGNIFICANT, compare
 
 logger = logging.getLogger(__name__)
@@ -23,9 +24,9 @@ def ranks(records: Sequence[RunRecord]) -> dict[tuple[str, ...], str]:
     Compared are records of one dataset, protocol, mode, precision and solver that read the same test images. Those
     without outcomes, which earlier versions wrote, have no rank.
     """
-    groups: dict[tuple[object, ...], list[RunRecord]] = {}
+    groups: dict[tuple[object, ...], list[DoneRecord]] = {}
     for record in records:
-        if record.result is not None and record.result.get("outcomes"):
+        if isinstance(record, DoneRecord) and record.result.outcomes:
             groups.setdefault(_cell(record), []).append(record)
     found: dict[tuple[str, ...], str] = {}
     for group in groups.values():
@@ -34,11 +35,11 @@ def ranks(records: Sequence[RunRecord]) -> dict[tuple[str, ...], str]:
     return found
 
 
-def _cell(record: RunRecord) -> tuple[object, ...]:
+def _cell(record: DoneRecord) -> tuple[object, ...]:
     return (record.dataset, record.protocol, record.mode, record.precision, record.solver, test_images(record))
 
 
-def _rank(group: Sequence[RunRecord]) -> dict[tuple[str, ...], str]:
+def _rank(group: Sequence[DoneRecord]) -> dict[tuple[str, ...], str]:
     outcomes = {}
     for record in group:
         try:
@@ -50,12 +51,9 @@ def _rank(group: Sequence[RunRecord]) -> dict[tuple[str, ...], str]:
         return {}
     better = {record.key: 0 for record in ranked}
     for a, b in permutations(ranked, 2):
-        assert a.result is not None
-        assert b.result is not None
-        if a.result["score"] > b.result["score"]:
-            same = bool(a.result["same_images"])
+        if a.result.score > b.result.score:
             try:
-                test = compare(outcomes[a.key], outcomes[b.key], same_images=same)
+                test = compare(outcomes[a.key], outcomes[b.key], same_images=a.result.same_images)
             except ResultsError:  # of other folds or metrics, which nothing ranks
                 return {}
             better[b.key] += test.p_value < SIGNIFICANT and test.difference > 0

@@ -8,20 +8,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 
 from probe.datasets.catalog import CATALOG
 from probe.errors import listed, printable
 from probe.leaderboard.mean_ranking import MeanRanks, mean_ranks
 from probe.leaderboard.tables import footnotes, half_width, markdown_table, markdown_text, marks, percent, status
-from probe.records.record import RunRecord, test_images
-from probe.specs import Protocol, digest
+from probe.records.record import test_images
+from probe.records.schema import DoneRecord, ResultRecord, RunRecord
+from probe.specs import digest, identity_fields
 
 MAX_NAMED = 50  # datasets or models in a note
 OTHER_IMAGES = "other test images or metric"
 _ORDER = {row.name: i for i, row in enumerate(CATALOG)}
 _ENDINGS = ("", "_low", "_high", "_status")  # endings of a dataset's column names
-_TEXTS = ("name", "title", "source")  # of a protocol, which are no rules
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,22 @@ def make_sections(records: Sequence[RunRecord]) -> list[Section]:
     """The sections of some records, one record for each cell, sorted by protocol, solver, mode and precision."""
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records:
-        point = str(record.spec["protocol"]["feature_point"])
-        key = (record.protocol, point, record.solver, record.mode, record.precision, rules_digest(record))
+        key = (
+            record.protocol,
+            record.spec.protocol.feature_point,
+            record.solver,
+            record.mode,
+            record.precision,
+            rules_digest(record),
+        )
         groups.setdefault(key, []).append(record)
     return [_section(key, groups[key]) for key in sorted(groups, key=lambda key: [_natural(part) for part in key])]
 
 
 def rules_digest(record: RunRecord) -> str:
-    """The first of the digest of a protocol's rules, whose defaults earlier versions left out."""
-    defaults = {own.name: own.default for own in fields(Protocol) if own.default is not MISSING}
-    rules = {**defaults, **record.spec["protocol"]}
-    return digest({name: value for name, value in rules.items() if name not in _TEXTS})[:8]
+    """Return the start of the digest of a protocol's rules, which its name and prose are no part of."""
+    rules = identity_fields(record.spec.protocol)
+    return digest({name: value for name, value in rules.items() if name != "name"})[:8]
 
 
 def titles(found: Sequence[Section]) -> list[str]:
@@ -176,7 +181,7 @@ def notes(section: Section) -> list[str]:
         found.append(_of_mean(section))
     found += [f"{model} has no rank: {reason}." for model, reason in section.unranked.items()]
     for line in section.lines:
-        weights = {record.encoder.get("weights_sha256") for record in line.cells.values()} - {None, ""}
+        weights = {record.encoder.weights_sha256 for record in line.cells.values()} - {None, ""}
         if len(weights) > 1:
             found.append(f"Records of {line.model} are of {len(weights)} different sets of weights.")
     return found
@@ -238,10 +243,19 @@ def _section(key: tuple[str, ...], records: Sequence[RunRecord]) -> Section:
     datasets = sort_datasets({record.dataset for record in records})
     others = frozenset(record.key for name in datasets for record in _others([r for r in records if r.dataset == name]))
     common = [name for name in datasets if all(_counts(cells.get(name), others) for cells in by_model.values())]
-    whole = {model: [cells[name] for name in common] for model, cells in by_model.items()}
+    whole = {
+        model: [record for name in common if isinstance(record := cells[name], DoneRecord)]
+        for model, cells in by_model.items()
+    }
     found = mean_ranks(whole) if common else MeanRanks({}, {})
     lines = [
-        Line(model, by_model[model], *_summary(cells), _gflops(by_model[model].values()), found.ranks.get(model, ""))
+        Line(
+            model,
+            by_model[model],
+            *_summary([record.result for record in cells]),
+            _gflops(by_model[model].values()),
+            found.ranks.get(model, ""),
+        )
         for model, cells in whole.items()
     ]
     lines.sort(key=lambda line: (-(line.mean if line.mean is not None else -1), _natural(line.model)))
@@ -267,22 +281,20 @@ def _counts(record: RunRecord | None, others: frozenset[tuple[str, ...]]) -> boo
 
 def _others(column: Sequence[RunRecord]) -> Iterator[RunRecord]:
     """The records of a dataset of other test images, or another metric, than most; of as many, than the newest."""
-    done = [record for record in column if record.result is not None]
-    images = [(test_images(record), record.spec["dataset"]["metric"]) for record in done]
+    done = [record for record in column if isinstance(record, DoneRecord)]
+    images = [(test_images(record), record.spec.dataset.metric) for record in done]
     if len(set(images)) > 1:
         most = max(zip(images, done, strict=True), key=lambda pair: (images.count(pair[0]), pair[1].created))[0]
         yield from (record for record, own in zip(done, images, strict=True) if own != most)
 
 
-def _summary(records: Sequence[RunRecord]) -> tuple[float | None, float | None, float | None]:
+def _summary(results: Sequence[ResultRecord]) -> tuple[float | None, float | None, float | None]:
     """Mean score, and the ends of its interval: test splits of different datasets are independent."""
-    results = [record.result for record in records if record.result is not None]
     if not results:
         return None, None, None
-    mean = sum(result["score"] for result in results) / len(results)
-    around = [result.get("interval") for result in results]
-    if len(around) == 1 and around[0]:
-        return mean, around[0]["low"], around[0]["high"]
+    mean = sum(result.score for result in results) / len(results)
+    if len(results) == 1 and results[0].interval is not None:
+        return mean, results[0].interval.low, results[0].interval.high
     halves = [half_width(result) for result in results]
     known = [half for half in halves if half is not None]
     if len(known) < len(halves):
@@ -292,16 +304,23 @@ def _summary(records: Sequence[RunRecord]) -> tuple[float | None, float | None, 
 
 
 def _gflops(records: Iterable[RunRecord]) -> float | None:
-    profiles = [record.spec["model"].get("profile") or {} for record in records]
-    return next((profile["flops"] / 1e9 for profile in profiles if profile.get("flops")), None)
+    return next((flops for record in records if (flops := gflops(record)) is not None), None)
+
+
+def gflops(record: RunRecord) -> float | None:
+    """Return the operations of the image tower for one image, in billions; None if they are not known."""
+    profile = record.spec.model.profile
+    return profile.flops / 1e9 if profile is not None and profile.flops else None
 
 
 def _four(section: Section, record: RunRecord | None) -> list[object]:
     if record is None:
         return [None, None, None, None]
-    result = record.result or {}
-    around = result.get("interval") or {}
-    return [result.get("score"), around.get("low"), around.get("high"), section.status(record)]
+    if record.result is None:
+        return [None, None, None, section.status(record)]
+    interval = record.result.interval
+    ends = (None, None) if interval is None else (interval.low, interval.high)
+    return [record.result.score, *ends, section.status(record)]
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

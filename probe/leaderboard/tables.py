@@ -5,32 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING
 
 from probe.errors import brief, printable
-from probe.records.record import FAILED, RunRecord, model_slug
+from probe.records.record import model_slug
+from probe.records.schema import DoneRecord, IntervalRecord, ResultRecord, RunRecord
 
+if TYPE_CHECKING:
+    from probe.stats.intervals import Interval
+
+COLUMNS_OF_FIT = ("n_iter", "gradient_ratio", "excess", "num_train", "num_test")
 COLUMNS = (
-    *(
-        "dataset",
-        "protocol",
-        "feature_point",
-        "precision",
-        "solver",
-        "metric",
-        "score",
-        "low",
-        "high",
-        "interval",
-        "status",
-        "C",
-        "n_iter",
-        "gradient_ratio",
-        "excess",
-    ),
-    *("num_train", "num_test", "weights_sha256"),
+    *("dataset", "protocol", "feature_point", "precision", "solver", "metric"),
+    *("score", "low", "high", "interval", "status", "C", *COLUMNS_OF_FIT, "weights_sha256"),
 )
 
 FINAL_NOTE = "* the final fit did not converge"
@@ -68,27 +57,27 @@ def csv_value(value: object) -> object:
 
 def row(record: RunRecord) -> dict[str, object]:
     """The values of a record under `COLUMNS`."""
-    result = record.result or {}
-    around = result.get("interval") or {}  # earlier schemas have none
-    values = {
-        "low": around.get("low", ""),
-        "high": around.get("high", ""),
-        "interval": around.get("method", ""),
+    values: dict[str, object] = {
         "dataset": record.dataset,
         "protocol": record.protocol,
-        "feature_point": record.spec["protocol"]["feature_point"],
+        "feature_point": record.spec.protocol.feature_point,
         "precision": record.precision,
         "solver": record.solver,
-        "metric": record.spec["dataset"]["metric"],
+        "metric": record.spec.dataset.metric,
         "status": status(record),
-        "weights_sha256": record.encoder.get("weights_sha256", ""),
+        "weights_sha256": record.encoder.weights_sha256,
     }
-    return {name: values.get(name, result.get(name, "")) for name in COLUMNS}
+    if isinstance(record, DoneRecord):
+        result = record.result
+        values |= {name: getattr(result, name) for name in ("score", "C", *COLUMNS_OF_FIT)}
+        if result.interval is not None:
+            values |= {"low": result.interval.low, "high": result.interval.high, "interval": result.interval.method}
+    return {name: values.get(name) for name in COLUMNS}
 
 
 def status(record: RunRecord) -> str:
     """Return `ok`, `failed`, or `not converged`, `sweep not converged` and `partial`, joined by commas."""
-    if record.status == FAILED:
+    if record.result is None:
         return "failed"
     states = {
         "not converged": not has_converged(record),
@@ -99,13 +88,13 @@ def status(record: RunRecord) -> str:
 
 
 def has_converged(record: RunRecord) -> bool:
-    """Whether the final fit did; True where there is none."""
-    return record.result is None or bool(record.result["converged"])
+    """Return True if the final fit converged, or if there is none."""
+    return record.result is None or record.result.converged
 
 
 def has_converged_choice(record: RunRecord) -> bool:
     """Return True if all fits among which C was chosen converged, or if the record does not say."""
-    return record.result is None or bool(record.result.get("choice_converged", True))
+    return record.result is None or record.result.choice_converged
 
 
 def footnotes(records: Sequence[RunRecord]) -> list[str]:
@@ -163,22 +152,20 @@ def _cells(record: RunRecord) -> tuple[str, ...]:
     names = (record.dataset, record.model, record.mode, record.protocol)
     if record.result is None:
         return (*names, "failed", "", "", record.solver, "", "")
-    result: Mapping[str, float] = record.result
-    strength = "differs" if result["C"] is None else f"{result['C']:.4g}"
-    numbers = (strength, record.solver, str(result["n_iter"]), str(result["num_test"]))
-    return (*names, percent(record), interval_text(record.result), *numbers)
+    result = record.result
+    strength = "differs" if result.C is None else f"{result.C:.4g}"
+    numbers = (strength, record.solver, str(result.n_iter), str(result.num_test))
+    return (*names, percent(record), interval_text(result.interval), *numbers)
 
 
-def interval_text(result: Mapping[str, Any]) -> str:
-    """The interval of a result in percent; empty where an earlier schema has none."""
-    around = result.get("interval")
-    return f"{100 * around['low']:.2f} to {100 * around['high']:.2f}" if around else ""
+def interval_text(interval: Interval | IntervalRecord | None) -> str:
+    """Return an interval in percent; empty if there is none, as in records of earlier schemas."""
+    return f"{100 * interval.low:.2f} to {100 * interval.high:.2f}" if interval is not None else ""
 
 
-def half_width(result: Mapping[str, Any]) -> float | None:
-    """Half the width of a result's interval, a fraction; None where an earlier schema has none."""
-    around = result.get("interval")
-    return (around["high"] - around["low"]) / 2 if around else None
+def half_width(result: ResultRecord) -> float | None:
+    """Return half the width of a result's interval, a fraction; None if an earlier schema has none."""
+    return None if result.interval is None else (result.interval.high - result.interval.low) / 2
 
 
 def percent(record: RunRecord, *, with_interval: bool = False) -> str:
@@ -190,15 +177,12 @@ def percent(record: RunRecord, *, with_interval: bool = False) -> str:
         return "failed"
     half = half_width(record.result) if with_interval else None
     around = "" if half is None else f" ±{100 * half:.2f}"
-    return f"{100 * record.result['score']:.2f}{around}{marks(record)}"
+    return f"{100 * record.result.score:.2f}{around}{marks(record)}"
 
 
 def marks(record: RunRecord) -> str:
     """What stands behind a score, see `footnotes`."""
-    result = record.result or {}
-    of_fits = (
-        fit_marks(converged=has_converged(record), choice_converged=has_converged_choice(record)) if result else ""
-    )
+    of_fits = fit_marks(converged=has_converged(record), choice_converged=has_converged_choice(record))
     return of_fits + (" +" if record.is_partial else "")
 
 
@@ -213,6 +197,6 @@ def _page(records: Sequence[RunRecord]) -> str:
     lines += [f"\\{note}\n" for note in footnotes(records)]
     for record in records:
         if record.error is not None:
-            failure = f"{record.dataset}, {record.protocol} failed: {brief(record.error['message'])}"
+            failure = f"{record.dataset}, {record.protocol} failed: {brief(record.error.message)}"
             lines.append(f"{markdown_text(failure)}\n")
     return "\n".join(lines)

@@ -134,9 +134,7 @@ class _Probe:
         drawn = draw(train.y, shots=self.rules.shots, held_out=self.rules.held_out, seed=seed)
         chooser = train.take(drawn.held_out) if self.rules.held_out else val
         result = self.fit(train.take(drawn.train), chooser, test)
-        positions = {"indices": drawn.train, "held_out": drawn.held_out}
-        texts = {name: " ".join(map(str, chosen.tolist())) for name, chosen in positions.items()}
-        return replace(result, seed=seed, indices=texts["indices"], held_out=texts["held_out"] or None)
+        return replace(result, seed=seed, draw_sha256=drawn.compute_digest())
 
     def fit(self, train: Features, val: Features | None, test: Features) -> ProbeResult:
         """Choose C where there is a choice, and fit."""

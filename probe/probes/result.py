@@ -40,8 +40,8 @@ class ProbeResult(Convergence):
     `predictions` are int64 (num_test,), the labels as given, or (num_test, k) of 0 and 1 if an image can show several
     of k classes.
     `outcomes` are what became of each test image, one for each fold or draw; `same_images` says that these are of the
-    same images. `seed`, `indices` and `held_out` are of a few-shot draw: positions in the training split, as text, of
-    the images that it fitted on and of those that it chose C on.
+    same images. `seed` and `draw_sha256` are of a few-shot draw; the second is the digest of its images, see
+    `shots.Draw`.
     Of several folds or draws, whose results are `folds` and `draws`, see `mean_result`.
     """
 
@@ -59,8 +59,7 @@ class ProbeResult(Convergence):
     outcomes: tuple[Outcomes, ...] = field(default=(), repr=False, compare=False)
     same_images: bool = True
     seed: int | None = None
-    indices: str | None = field(default=None, repr=False)
-    held_out: str | None = field(default=None, repr=False)
+    draw_sha256: str | None = None
     draws: tuple[ProbeResult, ...] = ()
     folds: tuple[ProbeResult, ...] = ()
 
@@ -106,8 +105,7 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         outcomes=tuple(outcomes),
         same_images=same_images,
         seed=None,
-        indices=None,
-        held_out=None,
+        draw_sha256=None,
         draws=tuple(results) if of == "draws" else (),
         folds=tuple(results) if of == "folds" else (),
     )

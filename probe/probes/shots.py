@@ -8,6 +8,7 @@ import numpy as np
 
 from probe.errors import ProtocolError
 from probe.ordering import order
+from probe.records.migration import draw_digest
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,10 @@ class Draw:
 
     train: np.ndarray
     held_out: np.ndarray
+
+    def compute_digest(self) -> str:
+        """Return the digest of the positions, by which a record knows the draw of a seed again."""
+        return draw_digest(*(" ".join(map(str, positions.tolist())) for positions in (self.train, self.held_out)))
 
 
 def draw(y: np.ndarray, *, shots: int, held_out: int = 0, seed: int) -> Draw:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from probe.errors import ResultsError
-from probe.records.record import RunRecord, outcomes_of, test_images
+from probe.records.record import outcomes_of, test_images
+from probe.records.schema import DoneRecord, RunRecord
+from probe.specs import identity_fields
 from probe.stats.paired import SIGNIFICANT, PairedTest, compare
 
 # What comes first can move what comes after. A field belongs to the stage with the longest name that it begins with.
@@ -62,40 +64,51 @@ class Difference:
 
 
 def diff(a: RunRecord, b: RunRecord) -> Difference:
-    """Name every field that differs in two records, but for times, and test whether their scores do."""
-    left, right = (dict(_leaves(json.loads(json.dumps(asdict(record))))) for record in (a, b))
-    differing = [path for path in {**left, **right} if left.get(path) != right.get(path) and not _is_in(path, TIMES)]
+    """Name every field that differs in two records, but for times and prose, and test whether their scores do."""
+    left, right = (dict(_leaves(_comparable(record))) for record in (a, b))
+    differing = [path for path in {**left, **right} if left.get(path) != right.get(path)]
     changes = [Change(_stage(path), path, left.get(path), right.get(path)) for path in differing]
     ordered = sorted(changes, key=lambda change: (list(STAGES).index(change.stage), change.field))
     try:
-        test = _test(a, b)
+        test, verdict = _test(a, b)
     except ResultsError as err:
         return Difference(tuple(ordered), None, f"the scores cannot be compared: {err}")
-    return Difference(tuple(ordered), test, _verdict(a, b, test))
+    return Difference(tuple(ordered), test, verdict)
 
 
-def _test(a: RunRecord, b: RunRecord) -> PairedTest:
-    for name, record in (("A", a), ("B", b)):
-        if record.result is None:
-            raise ResultsError(f"{name} has no score, as its cell failed; run it again")
+def _comparable(record: RunRecord) -> Any:
+    """Return a record as JSON has it, without times and prose."""
+    fields = {**record.to_dict(), "spec": identity_fields(record.spec)}
+    source = record.read.source
+    fields["read"] = {**fields["read"], "source": None if source is None else identity_fields(source)}
+    fields["encoder"] = {**fields["encoder"], "license": ""}
+    return json.loads(json.dumps({name: value for name, value in fields.items() if name not in TIMES}))
+
+
+def _test(a: RunRecord, b: RunRecord) -> tuple[PairedTest, str]:
+    """Return the test of both scores, and the verdict."""
+    done = (_scored("A", a), _scored("B", b))
     if test_images(a) != test_images(b):
         raise ResultsError("they are of different test images; run both on the same ones")
-    assert a.result is not None
-    outcomes = [outcomes_of(record) for record in (a, b)]
-    for name, record, found in zip("AB", (a, b), outcomes, strict=True):
-        assert record.result is not None
-        if len(found) == 1 and abs(found[0].score() - record.result["score"]) > 1e-9:
+    outcomes = [outcomes_of(record) for record in done]
+    for name, record, found in zip("AB", done, outcomes, strict=True):
+        if len(found) == 1 and abs(found[0].score() - record.result.score) > 1e-9:
             raise ResultsError(f"the score of {name} is not that of its outcomes; run its cell again")
-    return compare(*outcomes, same_images=bool(a.result["same_images"]))
+    test = compare(*outcomes, same_images=done[0].result.same_images)
+    return test, _verdict(*done, test)
 
 
-def _verdict(a: RunRecord, b: RunRecord, test: PairedTest) -> str:
-    assert a.result is not None
-    assert b.result is not None
+def _scored(name: str, record: RunRecord) -> DoneRecord:
+    if isinstance(record, DoneRecord):
+        return record
+    raise ResultsError(f"{name} has no score, as its cell failed; run it again")
+
+
+def _verdict(a: DoneRecord, b: DoneRecord, test: PairedTest) -> str:
     alone = ""
     if test.num_only_a is not None:
         alone = f"; {test.num_only_a} test images only A has right, {test.num_only_b} only B"
-    scores = f"{100 * a.result['score']:.2f} % and {100 * b.result['score']:.2f} %{alone}"
+    scores = f"{100 * a.result.score:.2f} % and {100 * b.result.score:.2f} %{alone}"
     if test.num_only_a == test.num_only_b == 0 and test.difference == 0:
         return f"the scores are the same, image for image: {scores}"
     p = f"p = {test.p_value:.2g} by {test.method}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from probe.errors import sentence
 from probe.records.diff import Change, Difference, diff
-from probe.records.record import RunRecord
+from probe.records.schema import DoneRecord, RunRecord
 
 IDENTICAL, WITHIN, CHANGED, NOT_RUN = "identical", "within tolerance", "changed", "not run"
 # Of their size, by which features of the same images and weights differ at most: those of bf16, by a hundredth or two.
@@ -62,7 +62,7 @@ class Reproduction:
         tolerance: how many they may.
     """
 
-    record: RunRecord
+    record: DoneRecord
     again: RunRecord | None
     verdict: str
     reason: str
@@ -81,7 +81,7 @@ class Reproduction:
         return next((stage.name for stage in self.stages if stage.moved and stage.name != "environment"), "")
 
 
-def judge(record: RunRecord, again: RunRecord, *, tolerance: int | None = None) -> Reproduction:
+def judge(record: DoneRecord, again: RunRecord, *, tolerance: int | None = None) -> Reproduction:
     """Compare a record with that of another run of its cell.
 
     Args:
@@ -89,11 +89,9 @@ def judge(record: RunRecord, again: RunRecord, *, tolerance: int | None = None) 
         again: the other.
         tolerance: see `reproduce`.
     """
-    assert record.result is not None
-    if again.result is None:
-        assert again.error is not None
-        return Reproduction(record, again, NOT_RUN, sentence(again.error))
-    n = int(record.result["num_test"])
+    if not isinstance(again, DoneRecord):
+        return Reproduction(record, again, NOT_RUN, sentence(again.error.type, again.error.message))
+    n = record.result.num_test
     allowed = max(1, math.ceil(SHARE * n)) if tolerance is None else tolerance
     found = diff(record, again)
     stages = tuple(_stages(record, again, found))
@@ -102,7 +100,7 @@ def judge(record: RunRecord, again: RunRecord, *, tolerance: int | None = None) 
         return Reproduction(record, again, CHANGED, reason, stages, tolerance=allowed)
     images = _images_moved(record, again, found)
     if not any(stage.moved for stage in stages if stage.name != "environment"):
-        if all(kept for kept in (record.features, record.result.get("outcomes"))):
+        if record.features and record.result.outcomes:
             return Reproduction(record, again, IDENTICAL, found.verdict, stages, 0.0, allowed)
         reason = "the record keeps no digests of features, or no outcomes of test images, that could be compared"
         return Reproduction(record, again, WITHIN, reason, stages, images, allowed)
@@ -114,13 +112,14 @@ def judge(record: RunRecord, again: RunRecord, *, tolerance: int | None = None) 
     return Reproduction(record, again, verdict, found.verdict, stages, images, allowed)
 
 
-def feature_distance(record: RunRecord, again: RunRecord) -> Distance | None:
+def feature_distance(record: DoneRecord, again: DoneRecord) -> Distance | None:
     """How far features are from those of a record, by the values that both keep; None where there are none."""
     pairs = [
-        (before, again.features[split]["sample"][point])
+        (before, again.features[split].sample[point])
         for split, kept in record.features.items()
-        for point, before in kept.get("sample", {}).items()
-        if len(again.features.get(split, {}).get("sample", {}).get(point, ())) == len(before)
+        if split in again.features
+        for point, before in kept.sample.items()
+        if len(again.features[split].sample.get(point, ())) == len(before)
     ]
     if not pairs:
         return None
@@ -128,15 +127,13 @@ def feature_distance(record: RunRecord, again: RunRecord) -> Distance | None:
     return Distance(float(np.abs(after - before).max()), float(np.sqrt(np.mean(np.square(before)))), len(before))
 
 
-def _images_moved(record: RunRecord, again: RunRecord, found: Difference) -> float:
-    assert record.result is not None
-    assert again.result is not None
-    if record.spec["dataset"]["metric"] == "mean_per_class" and found.test is not None:
+def _images_moved(record: DoneRecord, again: DoneRecord, found: Difference) -> float:
+    if record.spec.dataset.metric == "mean_per_class" and found.test is not None:
         return float((found.test.num_only_a or 0) + (found.test.num_only_b or 0))  # of small classes one weighs more
-    return float(abs(again.result["score"] - record.result["score"]) * record.result["num_test"])
+    return abs(again.result.score - record.result.score) * record.result.num_test
 
 
-def _stages(record: RunRecord, again: RunRecord, found: Difference) -> Iterator[Stage]:
+def _stages(record: DoneRecord, again: DoneRecord, found: Difference) -> Iterator[Stage]:
     """What differs in what both records have; how the record came to be in another way than the first is not."""
     changes = [c for c in found.changes if c.a is not None and c.b is not None and not _is_by_company(c)]
     of_stage = {name: [c for c in changes if c.stage == name] for name in dict.fromkeys(c.stage for c in changes)}
@@ -146,8 +143,6 @@ def _stages(record: RunRecord, again: RunRecord, found: Difference) -> Iterator[
     distance = feature_distance(record, again)
     is_other = any(c.field.endswith(".sha256") for c in of_stage.get("features", ()))
     yield Stage("features", f"not the same bytes; {distance or _UNKNOWN}" if is_other else "")
-    assert record.result is not None
-    assert again.result is not None
     numbers = [c for name in ("probe", "fit") for c in of_stage.get(name, ())]
     chosen = [c for c in numbers if c.field == "result.C"]
     yield Stage(

@@ -24,7 +24,8 @@ from probe.environment import blas_threads, torch_threads
 from probe.errors import DeviceError, ExecutorError
 from probe.features.chunks import Work
 from probe.leaderboard import derived
-from probe.records.record import RunRecord, check_writable, read_records, write_record
+from probe.records.record import check_writable, read_records, write_record
+from probe.records.schema import RunRecord
 from probe.runner import failure
 from probe.scale import estimates
 from probe.scale.cluster import QUIET_SECONDS, Member, Workers, connected, one_line, share_of_gpu
@@ -270,7 +271,7 @@ class _Driver:
             member.unit = None
             self.workers.lose(member)
             if self.queue.lose(unit, ATTEMPTS_RAISED):
-                logger.warning("%s: another worker tries it (%s: %s)", unit, error["type"], error["message"])
+                logger.warning("%s: another worker tries it (%s: %s)", unit, error.type, error.message)
                 return
         else:
             member.unit = None

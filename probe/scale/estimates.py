@@ -10,14 +10,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 from probe.features.encode import chunk_size
 from probe.models.memory import activation_bytes
 from probe.probes.costs import memory_needed, num_fits
-from probe.records.record import DONE, RunRecord
+from probe.records.schema import DoneRecord, EnvironmentRecord, RunRecord
 from probe.scale.units import Unit, play
-from probe.specs import Architecture, DatasetSpec, ModelSpec, RunSpec, rebuild
+from probe.specs import Architecture, DatasetSpec, ModelSpec, RunSpec
 
 PROCESS_BYTES = 1_000_000_000  # of a process with its libraries; `results/speed/store.md` measures 993 MB with `tiny`
 FLOAT = 4
@@ -186,40 +185,37 @@ def measure(records: Iterable[RunRecord], *, device: str, hardware: str = "") ->
             are none, of that which has the most.
     """
     kind = device.partition(":")[0]
-    usable: dict[str, list[tuple[RunRecord, RunSpec]]] = {}
+    usable: dict[str, list[DoneRecord]] = {}
     for record in records:
-        try:
-            spec = rebuild(record.spec)
-        except (KeyError, TypeError):  # of an earlier schema, which does not say all
-            continue
-        if record.status == DONE and spec.device.partition(":")[0] == kind:
-            usable.setdefault(hardware_of(record.environment), []).append((record, spec))
+        if isinstance(record, DoneRecord) and record.spec.device.partition(":")[0] == kind:
+            usable.setdefault(hardware_of(record.environment), []).append(record)
     if not usable:
         return Rates()
     chosen = hardware if hardware in usable else max(usable, key=lambda name: len(usable[name]))
     encodings: dict[tuple[object, ...], list[_Encoding]] = {}
     reading: dict[str, list[float]] = {}
     fits: dict[tuple[object, ...], _Fit] = {}
-    for record, spec in usable[chosen]:
+    for record in usable[chosen]:
+        spec = record.spec
         flops = spec.model.profile.flops if spec.model.profile is not None else 0
-        for part in record.extraction.get("parts", {}).values():
-            own = part.get("encoder_images_per_second")
-            if own is None and part.get("images") and part.get("models") == 1:
-                own = part["images"] / max(part["encode_seconds"], 1e-9)
+        for part in record.extraction.parts.values():
+            own = part.encoder_images_per_second
+            if own is None and part.images and part.models == 1 and part.encode_seconds is not None:
+                own = part.images / max(part.encode_seconds, 1e-9)
             if own:
                 one = _Encoding(spec.model.architecture, spec.mode, spec.precision, flops, own)
                 encodings.setdefault((one.architecture, one.mode, one.precision), []).append(one)
-            if part.get("images"):
-                seconds = part["read_seconds"] * part["models"] / part["images"]
+            if part.images and part.read_seconds is not None and part.models is not None:
+                seconds = part.read_seconds * part.models / part.images
                 reading.setdefault(spec.dataset.name, []).append(seconds)
         work, seconds = fit_work(spec), record.seconds.get("fit", 0.0)
         # The modes of a cell can have one probe, which the second then takes no time for.
-        cell = (record.key[0], *record.key[2:])
+        cell = record.key_of_all_modes
         if work and seconds > (fits[cell].seconds if cell in fits else 0.0):
             fits[cell] = _Fit(spec.solver, spec.protocol.name, work, seconds)
     return Rates(
         chosen,
-        int(usable[chosen][0][0].environment.get("torch_threads") or 0) if kind == "cpu" else 0,
+        (usable[chosen][0].environment.torch_threads or 0) if kind == "cpu" else 0,
         len(usable[chosen]),
         [sorted(same, key=lambda one: one.rate)[len(same) // 2] for same in encodings.values()],
         {name: median(seconds) for name, seconds in reading.items()},
@@ -227,9 +223,9 @@ def measure(records: Iterable[RunRecord], *, device: str, hardware: str = "") ->
     )
 
 
-def hardware_of(environment: Mapping[str, Any]) -> str:
-    """What a record of an environment was made on: its GPU, or its CPU with the number of threads."""
-    return environment.get("accelerator") or f"{environment.get('cpu')}, {environment.get('torch_threads')} threads"
+def hardware_of(environment: EnvironmentRecord) -> str:
+    """Return the hardware of a record: its GPU, or its CPU with the number of threads."""
+    return environment.accelerator or f"{environment.cpu}, {environment.torch_threads} threads"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from probe.models.devices import hardware
 from probe.models.memory import device_memory
 from probe.models.preprocess import libjpeg_version
 from probe.progress import Progress
-from probe.records.record import RunRecord
+from probe.records.schema import ErrorRecord, RunRecord
 from probe.runner import FinishedRun, run_dataset
 from probe.scale.estimates import PROCESS_BYTES, Memory
 from probe.scale.units import Unit
@@ -284,9 +284,9 @@ def refuse_too_large(unit: Unit, need: Memory) -> None:
             )
 
 
-def is_foreseen(error: Mapping[str, str] | None) -> bool:
-    """Whether an error, as a record has it, is a `ProbeError`; so is none."""
-    return error is None or issubclass(getattr(errors, error["type"], Exception), ProbeError)
+def is_foreseen(error: ErrorRecord | None) -> bool:
+    """Return True if the error of a record is a `ProbeError`, or None."""
+    return error is None or issubclass(getattr(errors, error.type, Exception), ProbeError)
 
 
 def versions() -> dict[str, str | None]:

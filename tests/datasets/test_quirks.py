@@ -45,12 +45,12 @@ def test_stl10_is_scored_by_the_mean_of_its_folds(small, tmp_path):
     specs = [replace(cell, dataset=spec) for cell in specs]
     (record,) = run_grid(specs, settings=Settings(data_dir=tmp_path, results_dir=tmp_path / "results", offline=True))
     assert record.error is None
-    folds = record.result["folds"]
+    folds = record.result.folds
     assert len(folds) == 10
-    assert record.result["score"] == pytest.approx(np.mean([fold["score"] for fold in folds]), abs=1e-15)
+    assert record.result.score == pytest.approx(np.mean([fold.score for fold in folds]), abs=1e-15)
     assert set(record.splits) == {f"{name}/{k}" for name in ("train", "val", "test") for k in range(1, 11)}
     assert record.splits["test/1"] == record.splits["test/10"]
-    assert len({record.splits[f"train/{k}"]["sha256"] for k in range(1, 11)}) == 10
+    assert len({record.splits[f"train/{k}"].sha256 for k in range(1, 11)}) == 10
 
 
 @pytest.mark.parametrize("text", ["0 1 2\n", "0 1 1 2 3 4\n" * 10, "0 1 2 3 4 99\n" * 10, "0 one\n" * 10])

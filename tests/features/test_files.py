@@ -56,8 +56,8 @@ def test_what_extract_writes_is_what_a_run_fits(tmp_path, capsys):
     assert main(["fit", str(path), "--protocol", "readme", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     record = probe.run("digits", model="tiny", protocol="readme", device="cpu", results_dir=tmp_path / "results")
-    assert found["score"] == record.result["score"]
-    assert found["about"]["encoder"]["weights_sha256"] == record.encoder["weights_sha256"]
+    assert found["score"] == record.result.score
+    assert found["about"]["encoder"]["weights_sha256"] == record.encoder.weights_sha256
     with np.load(path, allow_pickle=False) as file:
         assert file["train_x"].shape == (1079, 256)
         assert file["test_pre_projection"].shape == (359, 192)

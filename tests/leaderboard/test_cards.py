@@ -6,6 +6,7 @@ from probe.cli.main import main
 from probe.errors import ResultsError
 from probe.leaderboard.cards import TITLES, model_index
 from probe.records.record import write_record
+from probe.records.schema import EncoderRecord
 from probe.stats.metrics import METRICS
 
 
@@ -15,7 +16,7 @@ def test_the_hubs_own_reader_finds_every_score():
     assert card.data.model_name == "ViT-B/32"
     found = {(r.dataset_type, r.metric_args["protocol"]): r for r in card.data.eval_results}
     assert {key: r.metric_value for key, r in found.items()} == {
-        (record.dataset, record.protocol): pytest.approx(record.result["score"]) for record in records
+        (record.dataset, record.protocol): pytest.approx(record.result.score) for record in records
     }
     digits = found["digits", "readme"]
     assert digits.metric_type == "accuracy"
@@ -36,16 +37,17 @@ def test_a_card_is_of_one_model_with_scores():
 
 def test_a_card_is_not_made_of_records_of_different_weights(tmp_path, capsys):
     """The checkpoint at a path was replaced between the two runs."""
-    records = [make_record("digits"), make_record("cifar10", encoder={"weights_sha256": "cd" * 32})]
+    records = [make_record("digits"), make_record("cifar10", encoder=EncoderRecord(weights_sha256="cd" * 32))]
     with pytest.raises(ResultsError, match=r"2 different weights \(digits / readme has abab.*, cifar10 / .* has cdcd"):
         model_index(records)
     assert main(["card", *(str(write_record(record, tmp_path)) for record in records)]) == 1
     assert "records of tiny have 2 different weights" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("encoder", [{}, {"weights_sha256": None}, {"weights_sha256": ""}])
-def test_records_of_early_versions_without_a_digest_go_into_a_card(encoder):
-    assert "cifar10" in model_index([make_record("digits"), make_record("cifar10", encoder=encoder)])
+@pytest.mark.parametrize("digest", [None, ""])
+def test_records_of_early_versions_without_a_digest_go_into_a_card(digest):
+    old = make_record("cifar10", encoder=EncoderRecord(weights_sha256=digest))
+    assert "cifar10" in model_index([make_record("digits"), old])
 
 
 def test_the_command_prints_the_block(tmp_path, capsys):

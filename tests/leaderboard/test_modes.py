@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 from make.records import make_record, scored_record
 
 from probe.leaderboard.modes import pair_modes, to_markdown
+from probe.records.schema import ParityRecord, SplitRecord
 
-PARITY = {"max_abs_difference": {"projected": 3e-7, "pre_projection": 2e-6}, "predictions_flipped": 1, "p_value": 0.5}
+PARITY = ParityRecord({"projected": 3e-7, "pre_projection": 2e-6}, 1, p_value=0.5)
 
 
 def test_modes_stand_side_by_side():
@@ -23,13 +26,13 @@ def test_runs_that_were_not_side_by_side_are_tested_by_their_outcomes():
     assert (pair.flipped, pair.largest) == (None, None)
     assert pair.p_value == pytest.approx(2**-5)
     assert abs(pair.difference + 6 / 400) < 1e-12
-    other = scored_record("a", 26, jit=True, splits={"test": {"size": 400, "sha256": "other"}})
+    other = scored_record("a", 26, jit=True, splits={"test": SplitRecord("other", 400)})
     assert pair_modes([scored_record("a", 20), other]) == []  # which says nothing of modes
 
 
 def test_a_comparison_with_an_eager_run_that_is_gone_does_not_count():
     """The eager cell was run again since, alone: flips and p are of a score that is no more."""
-    eager, jit = scored_record("a", 20), scored_record("a", 60, jit=True, parity={**PARITY, "eager_score": 0.85})
+    eager, jit = scored_record("a", 20), scored_record("a", 60, jit=True, parity=replace(PARITY, eager_score=0.85))
     (pair,) = pair_modes([eager, jit])
     assert (pair.flipped, pair.largest) == (None, None)
     assert pair.p_value is not None

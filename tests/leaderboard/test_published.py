@@ -2,7 +2,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from make.records import make_record
+from make.records import changed, make_record
 
 from probe.cli.main import main
 from probe.datasets.catalog import CATALOG
@@ -10,12 +10,13 @@ from probe.errors import UnknownNameError
 from probe.leaderboard.published import TABLES, compare_markdown, published_scores
 from probe.models.catalog import CATALOG as MODELS
 from probe.records.record import write_record
+from probe.records.schema import IntervalRecord
 
 
 def _record(dataset="food101", model="ViT-B/32", score=0.888, interval=None, **changes):
     record = make_record(dataset, model, score=score, protocol="clip-paper", **changes)
     if interval is not None:
-        record.result["interval"] = {"low": interval[0], "high": interval[1], "method": "wilson"}
+        record = changed(record, "result.interval", IntervalRecord(*interval, method="wilson"))
     return record
 
 

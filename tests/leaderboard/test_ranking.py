@@ -1,7 +1,10 @@
-from make.records import NUM_TEST, make_record, scored_record
+from dataclasses import replace
+
+from make.records import NUM_TEST, changed, make_record, scored_record
 
 from probe.leaderboard.ranking import ranks
 from probe.leaderboard.tables import to_markdown
+from probe.records.schema import SplitRecord
 
 
 def test_models_that_chance_may_have_put_apart_share_a_rank():
@@ -14,7 +17,7 @@ def test_models_that_chance_may_have_put_apart_share_a_rank():
 
 
 def test_only_the_same_test_images_are_ranked():
-    other = scored_record("b", 60, splits={"test": {"size": NUM_TEST, "sha256": "other"}})
+    other = scored_record("b", 60, splits={"test": SplitRecord("other", NUM_TEST)})
     assert ranks([scored_record("a", 20), other]) == {}
 
 
@@ -25,8 +28,10 @@ def test_records_without_outcomes_have_no_rank():
 
 def test_a_record_whose_outcomes_are_damaged_has_no_rank_and_is_named(caplog):
     """The others keep theirs."""
-    bad = scored_record("c", 60)
-    bad.result["outcomes"][0]["arrays"]["right"]["data"] = "not base64"
+    good = scored_record("c", 60)
+    (outcomes,) = good.result.outcomes
+    right = replace(outcomes.arrays["right"], data="not base64")
+    bad = changed(good, "result.outcomes", (replace(outcomes, arrays={"right": right}),))
     records = [scored_record("a", 20), scored_record("b", 22), bad]
     assert ranks(records) == {records[0].key: "1 =", records[1].key: "1 ="}
     assert "c / eager" in caplog.text

@@ -2,14 +2,16 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from make.records import NUM_TEST, make_failure, make_record, scored_record
+from make.records import NUM_TEST, changed, make_failure, make_record, make_result, packed, scored_record
 
 from probe.leaderboard.exports import FORMATS, to_csv, to_json, to_latex, to_parquet
 from probe.leaderboard.mean_ranking import mean_ranks
 from probe.leaderboard.sections import OTHER_IMAGES, make_sections, notes, table, to_markdown
+from probe.records.schema import EncoderRecord, IntervalRecord, ReadRecord, SplitRecord
 from probe.stats.outcomes import Outcomes
 from probe.stats.paired import compare
 
@@ -17,8 +19,8 @@ from probe.stats.paired import compare
 def _cell(dataset, model, num_wrong, **changes):
     """A record of a dataset of 400 test images, with the interval that a run gives it."""
     record = scored_record(model, num_wrong, dataset=dataset, **changes)
-    record.result["interval"] = {"low": record.result["score"] - 0.02, "high": record.result["score"] + 0.01}
-    return record
+    score = record.result.score
+    return changed(record, "result.interval", IntervalRecord(score - 0.02, score + 0.01))
 
 
 def _rows(found):
@@ -29,23 +31,18 @@ def test_what_does_not_compare_has_sections_of_its_own():
     """Protocol, feature point, solver, mode, precision, and rules of a protocol that changed under its name."""
     base = make_record()
     variants = [base, make_record(protocol="clip-paper"), make_record(jit=True)]
-    for change in ({"solver": "fast"}, {"precision": "fp16"}):
-        variants.append(make_record(spec={**base.spec, **change}))
-    for change in ({"feature_point": "pre_projection"}, {"max_iter": 5}):
-        variants.append(make_record(spec={**base.spec, "protocol": {**base.spec["protocol"], **change}}))
+    variants += [changed(base, "spec.solver", "fast"), changed(base, "spec.precision", "fp16")]
+    variants += [changed(base, "spec.protocol.feature_point", "pre_projection")]
+    variants += [changed(base, "spec.protocol.max_iter", 5)]
     found = make_sections(variants)
     assert [len(section.lines) for section in found] == [1] * len(variants)
     text = to_markdown(found)
     assert text.count(", rules ") == 2  # of those that differ in max_iter alone
 
 
-def test_what_earlier_versions_left_out_of_a_protocol_is_its_default():
-    base = make_record()
-    fuller = make_record(
-        model="b",
-        spec={**base.spec, "model": {"name": "b", "form": "url"}, "protocol": {**base.spec["protocol"], "shots": 0}},
-    )
-    assert len(make_sections([base, fuller])) == 1
+def test_a_protocol_whose_prose_was_mended_is_the_same_protocol():
+    mended = changed(changed(make_record(model="b"), "spec.protocol.source", "X"), "spec.protocol.title", "X")
+    assert len(make_sections([make_record(), mended])) == 1
 
 
 def test_datasets_are_in_the_order_of_the_catalogue_and_few_shot_in_that_of_numbers():
@@ -72,7 +69,7 @@ def test_the_mean_is_over_the_datasets_that_all_models_have():
 
 
 def test_missing_failed_unfinished_partial_and_zero_look_different():
-    partial = make_record("mnist", "d", read={"partial": {"test": [4, 5]}})
+    partial = make_record("mnist", "d", read=ReadRecord(partial={"test": (4, 5)}))
     records = [make_failure(model="a"), make_record(model="b", score=0.0), make_record(model="c", converged=False)]
     text = to_markdown(make_sections([*records, partial]))
     lines = {
@@ -83,7 +80,7 @@ def test_missing_failed_unfinished_partial_and_zero_look_different():
 
 def test_scores_of_other_test_images_are_marked_and_left_out():
     """As when a dataset changed between two runs: the column is that of most records."""
-    mine, other = ({"test": {"size": NUM_TEST, "sha256": digest}} for digest in ("mine", "other"))
+    mine, other = ({"test": SplitRecord(digest, NUM_TEST)} for digest in ("mine", "other"))
     records = [_cell("digits", model, 20, splits=mine) for model in "ab"] + [_cell("digits", "c", 2, splits=other)]
     records += [_cell("mnist", model, 20, splits=mine) for model in "abc"]
     (section,) = make_sections(records)
@@ -95,7 +92,7 @@ def test_scores_of_other_test_images_are_marked_and_left_out():
 
 
 def test_weights_that_changed_under_a_name_are_noted():
-    records = [_cell("digits", "a", 20), _cell("mnist", "a", 20, encoder={"weights_sha256": "other"})]
+    records = [_cell("digits", "a", 20), _cell("mnist", "a", 20, encoder=EncoderRecord(weights_sha256="other"))]
     assert "Records of a are of 2 different sets of weights." in notes(make_sections(records)[0])
 
 
@@ -104,8 +101,7 @@ def _random(rng, shared, skill):
 
 
 def _with(record, outcomes):
-    record.result.update(outcomes=[outcomes.pack()], score=outcomes.score())
-    return record
+    return replace(record, result=replace(record.result, outcomes=(packed(outcomes),), score=outcomes.score()))
 
 
 def test_means_are_tested_as_a_bootstrap_of_all_test_images_would():
@@ -144,11 +140,11 @@ def _of_draws(name, wrong, *, folds=False):
     """A record whose draws have so many wrong on the same test images; or two such folds of it."""
     record = scored_record(name, 0)
     outcomes = [Outcomes("accuracy", {"right": np.arange(NUM_TEST) >= n}) for n in wrong]
-    draws = [{"score": outcome.score()} for outcome in outcomes]
-    parts = {"draws": [], "folds": [{"draws": draws}] * 2} if folds else {"draws": draws, "folds": []}
+    draws = tuple(make_result(outcome.score()) for outcome in outcomes)
+    parts = {"folds": (make_result(draws=draws),) * 2} if folds else {"draws": draws}
     score = float(np.mean([outcome.score() for outcome in outcomes]))
-    record.result.update(outcomes=[outcome.pack() for outcome in outcomes], score=score, **parts)
-    return [record]
+    result = replace(record.result, outcomes=tuple(map(packed, outcomes)), score=score, **parts)
+    return [replace(record, result=result)]
 
 
 @pytest.mark.parametrize("folds", [False, True])
@@ -186,16 +182,15 @@ def test_a_model_without_outcomes_has_no_rank_and_the_others_do():
 
 def test_outcomes_that_do_not_go_together_cost_a_rank_and_nothing_else():
     """Of another number of images under one digest, as after an edit by hand."""
-    odd = scored_record("c", 20)
-    odd.result["outcomes"] = [Outcomes("accuracy", {"right": np.ones(300, bool)}).pack()]
+    outcomes = packed(Outcomes("accuracy", {"right": np.ones(300, bool)}))
+    odd = changed(scored_record("c", 20), "result.outcomes", (outcomes,))
     found = mean_ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 60)], "c": [odd]})
     assert found.ranks == {"a": "1", "b": "2"}
     assert "300 test images" in found.reasons["c"]
 
 
 def test_another_metric_is_not_averaged_with_the_others():
-    other = scored_record("c", 2)
-    other.spec["dataset"]["metric"] = "mean_per_class"
+    other = changed(scored_record("c", 2), "spec.dataset.metric", "mean_per_class")
     (section,) = make_sections([scored_record("a", 20), scored_record("b", 60), other])
     assert section.common == ()
     assert {key[0] for key in section.others} == {"c"}
@@ -210,8 +205,7 @@ def test_the_mean_of_one_dataset_has_its_interval():
 
 def test_a_mean_has_the_marks_of_what_it_is_of():
     """A mean over a fit that did not converge is no better known than that."""
-    unfinished = _cell("mnist", "a", 40)
-    unfinished.result["converged"] = False
+    unfinished = changed(_cell("mnist", "a", 40), "result.converged", False)
     (section,) = make_sections([_cell("digits", "a", 20), unfinished])
     assert "92.50 ±1.06 *" in to_markdown([section])
 

@@ -4,43 +4,76 @@ from dataclasses import replace
 
 import numpy as np
 
-from probe.records.record import FAILED, RunRecord
+from probe.records.record import decode
+from probe.records.schema import (
+    DoneRecord,
+    EncoderRecord,
+    EnvironmentRecord,
+    ErrorRecord,
+    FailedRecord,
+    IntervalRecord,
+    PackedOutcomes,
+    ParityRecord,
+    ResultRecord,
+    SweepRecord,
+)
+from probe.specs import DatasetSpec, ModelSpec, Part, Profile, Protocol, RunSpec, Source
 from probe.stats.outcomes import outcomes_of
+
+GRIDS = {"clip-paper": (0.1, 1.0, 10.0)}  # other protocols have one C
+
+
+def make_spec(dataset="digits", model="tiny", *, jit=False, protocol="readme"):
+    grid = GRIDS.get(protocol, (0.316,))
+    return RunSpec(
+        DatasetSpec(dataset, "", (Part("all"),), (Source("embedded", "sklearn.datasets.load_digits"),)),
+        ModelSpec(model, "url", "https://example.org/model.pt"),
+        Protocol(protocol, "", "projected", grid, coarse_step=1, max_iter=1000, tol=1e-6, source=""),
+        jit=jit,
+        device="cpu",
+        precision="fp32",
+        batch_size=64,
+    )
+
+
+def make_result(score=0.5, *, converged=True, C=0.316, **changes):
+    result = ResultRecord(
+        score=score, C=C, n_iter=12, converged=converged, gradient_ratio=1e-5, num_train=100, num_test=50
+    )
+    return replace(result, **changes)
 
 
 def make_record(dataset="digits", model="tiny", *, jit=False, protocol="readme", score=0.5, converged=True, **changes):
     """A record as the runner writes it, with made-up numbers."""
-    record = RunRecord(
-        status="done",
-        spec={
-            "dataset": {"name": dataset, "form": "embedded", "metric": "accuracy"},
-            "model": {"name": model, "form": "url"},
-            "protocol": {"name": protocol, "feature_point": "projected"},
-            "jit": jit,
-            "precision": "fp32",
-        },
+    record = DoneRecord(
+        spec=make_spec(dataset, model, jit=jit, protocol=protocol),
         created="2026-01-01T00:00:00+00:00",
-        encoder={"weights_sha256": "ab" * 32},
+        encoder=EncoderRecord(weights_sha256="ab" * 32),
         splits={},
         features={},
-        result={
-            "score": score,
-            "C": 0.316,
-            "n_iter": 12,
-            "converged": converged,
-            "gradient_ratio": 1e-5,
-            "num_train": 100,
-            "num_test": 50,
-        },
-        parity=None,
+        result=make_result(score, converged=converged, C=GRIDS.get(protocol, (0.316,))[-1]),
         seconds={},
-        environment={},
+        environment=EnvironmentRecord(),
     )
     return replace(record, **changes)
 
 
 def make_failure(message="no images", **arguments):
-    return make_record(**arguments, status=FAILED, result=None, error={"type": "DatasetError", "message": message})
+    record = make_record(**arguments)
+    names = ("spec", "created", "encoder", "splits", "features", "seconds", "environment")
+    error = ErrorRecord("DatasetError", message)
+    return FailedRecord(**{name: getattr(record, name) for name in names}, error=error)
+
+
+def changed(value, path, new):
+    """A copy in which one field, by its path such as `result.score`, has a new value."""
+    name, _, rest = path.partition(".")
+    return replace(value, **{name: changed(getattr(value, name), rest, new) if rest else new})
+
+
+def packed(outcomes):
+    """Outcomes of test images as a record has them."""
+    return decode(outcomes.pack(), PackedOutcomes)
 
 
 NUM_TEST = 400
@@ -51,24 +84,25 @@ def scored_record(model, num_wrong, *, dataset="digits", **changes):
     y = np.zeros(NUM_TEST, np.int64)
     scores = np.where((np.arange(NUM_TEST) < num_wrong)[:, None], [0.0, 1.0], [1.0, 0.0])
     record = make_record(dataset, model, score=1 - num_wrong / NUM_TEST, **changes)
-    record.result.update(num_test=NUM_TEST, outcomes=[outcomes_of("accuracy", y, scores).pack()], same_images=True)
-    return record
+    outcomes = (packed(outcomes_of("accuracy", y, scores)),)
+    return replace(record, result=replace(record.result, num_test=NUM_TEST, outcomes=outcomes))
 
 
 def page_record(dataset, model, num_wrong, *, protocol="readme", **changes):
     """Of 400 test images, with all that the page draws: an interval, cost, machine, and a sweep of the paper's."""
     record = scored_record(model, num_wrong, dataset=dataset, protocol=protocol, **changes)
-    score = record.result["score"]
-    record.result["interval"] = {"low": score - 0.02, "high": score + 0.01}
-    record.spec["model"]["profile"] = {"flops": 1e9 * (1 + len(model))}
-    record.environment["packages"] = {"torch": "2.15.0"}
+    score = record.result.score
+    record = changed(record, "result.interval", IntervalRecord(score - 0.02, score + 0.01))
+    record = changed(record, "spec.model.profile", Profile(0, 0, flops=1_000_000_000 * (1 + len(model))))
+    record = changed(record, "environment.packages", {"torch": "2.15.0"})
     if protocol == "clip-paper":
-        record.result["C"] = 1.0
-        record.result["sweep"] = [{"C": C, "score": value} for C, value in ((0.1, 0.5), (1.0, 0.9), (10.0, 0.8))]
+        points = ((0.1, 0.5), (1.0, 0.9), (10.0, 0.8))
+        sweep = tuple(SweepRecord(C, value, n_iter=12, converged=True) for C, value in points)
+        record = changed(changed(record, "result.sweep", sweep), "result.C", 1.0)
     return record
 
 
-PARITY = {"max_abs_difference": {"projected": 3e-7}, "predictions_flipped": 1, "p_value": 0.5}
+PARITY = ParityRecord({"projected": 3e-7}, 1, p_value=0.5)
 
 
 RECORDS = [

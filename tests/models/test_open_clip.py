@@ -377,7 +377,7 @@ def test_the_record_says_where_the_preprocessing_is_from(trained, image_folder, 
     images = f"folder:{image_folder({'train/red': 4, 'train/blue': 4, 'test/red': 2, 'test/blue': 2})}"
     folders = {"cache_dir": tmp_path / "cache", "results_dir": tmp_path / "results"}
     record = probe.run(images, model=trained, protocol="readme", solver="fast", **folders)
-    assert record.encoder["preprocess_from"] == "tags of open_clip's ViT-B-16-SigLIP"
+    assert record.encoder.preprocess_from == "tags of open_clip's ViT-B-16-SigLIP"
 
 
 WRAPPINGS = {

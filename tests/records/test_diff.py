@@ -3,12 +3,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from make.records import NUM_TEST, make_record, scored_record
+from make.records import NUM_TEST, changed, make_failure, make_record, scored_record
 
 from probe import diff
 from probe.cli.main import main
-from probe.records.diff import STAGES, TIMES, _leaves, _stage
+from probe.records.diff import STAGES, _comparable, _leaves, _stage
 from probe.records.record import read_record, write_record
+from probe.records.schema import EncoderRecord, EnvironmentRecord, SplitRecord
 from probe.stats.paired import mcnemar
 
 
@@ -22,17 +23,25 @@ def test_records_that_differ_in_times_only_are_the_same():
 
 def test_every_field_that_differs_is_named_in_the_order_of_causes():
     a, b = scored_record("a", 20), scored_record("a", 24)
-    environment = {**b.environment, "python": "4.0", "cuda": "99"}
-    b = replace(b, environment=environment, encoder={**b.encoder, "weights_sha256": "other"})
+    environment = EnvironmentRecord(python="4.0", packages={"cuda": "99"})
+    b = replace(b, environment=environment, encoder=EncoderRecord(weights_sha256="other"))
     found = diff(a, b)
     fields = [change.field for change in found.changes]
-    assert fields[:3] == ["environment.cuda", "environment.python", "encoder.weights_sha256"]
+    assert fields[:3] == ["environment.packages.cuda", "environment.python", "encoder.weights_sha256"]
     assert "result.score" in fields
     assert any(field.startswith("result.outcomes[0].arrays.right") for field in fields)
     order = [list(STAGES).index(change.stage) for change in found.changes]
     assert order == sorted(order)
     cuda = found.changes[0]
     assert (cuda.stage, cuda.a, cuda.b) == ("environment", None, "99")
+
+
+def test_prose_that_was_mended_is_no_difference():
+    """Titles, notes and licences of the catalogue change no number."""
+    a = b = scored_record("a", 20)
+    for path in ("dataset.title", "dataset.notes", "dataset.license", "model.license", "protocol.source"):
+        b = changed(b, f"spec.{path}", "mended")
+    assert diff(a, changed(b, "encoder.license", "mended")).changes == ()
 
 
 @pytest.mark.parametrize(("wrong", "verdict"), [(22, "do not differ"), (60, "differ by more than chance")])
@@ -46,7 +55,7 @@ def test_the_scores_are_tested_image_by_image(wrong, verdict):
 
 
 def test_scores_of_other_images_are_not_compared():
-    other = scored_record("b", 60, splits={"test": {"size": NUM_TEST, "sha256": "other"}})
+    other = scored_record("b", 60, splits={"test": SplitRecord("other", NUM_TEST)})
     found = diff(scored_record("a", 20), other)
     assert found.test is None
     assert "different test images" in found.verdict
@@ -57,8 +66,7 @@ def test_records_without_outcomes_or_score_are_compared_field_by_field():
     """Of an earlier version, or of a cell that failed."""
     old = make_record(model="a")
     assert "schema 3" in diff(old, old).verdict
-    failed = replace(old, status="failed", result=None, error={"type": "DatasetError", "message": "gone"})
-    found = diff(old, failed)
+    found = diff(old, make_failure("gone", model="a"))
     assert "B has no score" in found.verdict
     assert {"status", "error.message"} <= {change.field for change in found.changes if change.stage == "record"}
 
@@ -66,7 +74,7 @@ def test_records_without_outcomes_or_score_are_compared_field_by_field():
 def test_every_field_of_a_record_has_a_stage(tmp_path):
     """As it comes back from its file, in whose lists there may be objects."""
     record = read_record(write_record(scored_record("a", 20), tmp_path))
-    stages = {path: _stage(path) for path, _ in _leaves(vars(record)) if not path.startswith(TIMES)}
+    stages = {path: _stage(path) for path, _ in _leaves(_comparable(record))}
     assert {path for path, stage in stages.items() if stage == "record"} == {"status", "error", "schema_version"}
     assert stages["spec.dataset.name"] == "data"
     assert stages["spec.jit"] == "execution"
@@ -87,9 +95,7 @@ def test_the_command_prints_what_differs_and_the_verdict(tmp_path, capsys):
 
 
 def test_a_score_that_is_not_that_of_its_outcomes_is_not_believed():
-    a, b = scored_record("a", 20), scored_record("b", 20)
-    b.result["score"] = 5.0
-    found = diff(a, b)
+    found = diff(scored_record("a", 20), changed(scored_record("b", 20), "result.score", 0.5))
     assert found.test is None
     assert "the score of B is not that of its outcomes" in found.verdict
 

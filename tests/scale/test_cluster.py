@@ -90,8 +90,8 @@ def test_features_travel_between_nodes_that_share_no_folder(tmp_path, serial):
     with _cluster([tmp_path / "c"]) as (cluster, _):
         again = list(run_grid(_specs(), settings=settings, address=cluster.address, num_threads=1))
     assert {record.key: content(record) for record in again} == serial
-    assert all(record.extraction["from_cache"] for record in again)  # nothing was encoded there
-    assert [record.extraction["parts"] for record in again] == [record.extraction["parts"] for record in records]
+    assert all(record.extraction.from_cache for record in again)  # nothing was encoded there
+    assert [record.extraction.parts for record in again] == [record.extraction.parts for record in records]
 
 
 def test_four_workers_have_the_same_records(tmp_path, serial):
@@ -181,8 +181,8 @@ def test_what_a_node_has_no_dataset_for_is_done_on_another(tmp_path, image_folde
             run_grid(specs, settings=settings, address=cluster.address, num_threads=1), key=lambda record: record.status
         )[::-1]
         assert done.dataset == "digits"
-        assert failed.error["type"] == "DatasetMissingError"
-        assert "; nor is it on the 1 other node" in failed.error["message"]
+        assert failed.error.type == "DatasetMissingError"
+        assert "; nor is it on the 1 other node" in failed.error.message
         images.rename((tmp_path / "b" / "data").parent / "moved")
         (tmp_path / "b" / "data").mkdir()
         (tmp_path / "b" / "moved").rename(tmp_path / "b" / "data" / "images")

@@ -25,7 +25,7 @@ def _run(tmp_path, ray, *models, protocols=("readme",)):
     """By whom each cell was done, or why not."""
     specs = plan(["digits"], list(models), protocols=protocols, device="cpu", solver="fast")
     driver = _Driver(ray, specs, Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features"), 1)
-    said = [(record.model, record.protocol, record.error["message"]) for record in driver.run()]
+    said = [(record.model, record.protocol, record.error.message) for record in driver.run()]
     assert len(said) == len(specs)
     assert not ray.placed  # no worker is left
     return said

@@ -1,15 +1,16 @@
 """What a grid will take, from rates that records have."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
+from make.records import changed, make_record
 
 from probe.cli.main import main
 from probe.datasets import get_dataset
 from probe.grid import plan
 from probe.models import get_model
-from probe.records.record import RunRecord
+from probe.records.schema import EnvironmentRecord, ExtractionRecord, MeterRecord
 from probe.runner import run_grid as run_serially
 from probe.scale.estimates import (
     Memory,
@@ -25,18 +26,15 @@ from probe.scale.estimates import (
 from probe.scale.units import plan_units
 from probe.settings import Settings
 
-HERE = {"cpu": "a CPU", "torch_threads": 2, "accelerator": None}
+HERE = EnvironmentRecord(cpu="a CPU", torch_threads=2)
 
 
 def _record(model="random:ViT-B/32", *, rate=30.0, fit=10.0, dataset="fashion_mnist", protocol="readme", **changes):
     """A record with rates, otherwise empty."""
     (spec,) = plan([dataset], [model], protocols=[protocol], device="cpu", solver="fast")
-    part = {"images": 70_000, "images_per_second": 1.0, "read_seconds": 70.0, "models": 2}
-    part |= {"encoder_images_per_second": rate}
-    extraction = {"from_cache": False, "parts": {"all": part}}
-    fields = {"spec": asdict(spec), "extraction": extraction, "seconds": {"fit": fit}, "environment": HERE} | changes
-    empty = {"encoder": {}, "splits": {}, "features": {}, "result": {}, "parity": None}
-    return RunRecord(status="done", created="", **empty, **fields)
+    part = MeterRecord(70_000, 2, images_per_second=1.0, read_seconds=70.0, encoder_images_per_second=rate)
+    fields = {"extraction": ExtractionRecord(parts={"all": part}), "seconds": {"fit": fit}, "environment": HERE}
+    return make_record(spec=spec, **{**fields, **changes})
 
 
 def _units(model, dataset="fashion_mnist", **options):
@@ -69,7 +67,7 @@ def test_a_fit_takes_as_much_longer_as_it_is_larger():
 
 
 def test_rates_are_of_the_hardware_that_is_meant():
-    other = {"cpu": "another", "torch_threads": 4, "accelerator": None}
+    other = EnvironmentRecord(cpu="another", torch_threads=4)
     records = [_record(rate=30.0), _record(rate=99.0, environment=other), _record(rate=99.0, environment=other)]
     assert hardware_of(HERE) == "a CPU, 2 threads"
     assert measure(records, device="cpu", hardware="a CPU, 2 threads").hardware == "a CPU, 2 threads"
@@ -79,10 +77,10 @@ def test_rates_are_of_the_hardware_that_is_meant():
 
 def test_rates_of_several_models_together_are_of_none():
     """Of earlier records, whose passes fed several."""
-    record = _record()
-    del record.extraction["parts"]["all"]["encoder_images_per_second"]
-    assert not measure([record], device="cpu").encodings
-    record.extraction["parts"]["all"] |= {"models": 1, "encode_seconds": 7_000.0}
+    part = replace(_record().extraction.parts["all"], encoder_images_per_second=None)
+    assert not measure([changed(_record(), "extraction.parts", {"all": part})], device="cpu").encodings
+    alone = replace(part, models=1, encode_seconds=7_000.0)
+    record = changed(_record(), "extraction.parts", {"all": alone})
     assert measure([record], device="cpu").encodings[0].rate == pytest.approx(10.0)
 
 
@@ -120,10 +118,10 @@ def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
     settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
     specs = plan(["digits"], ["tiny"], protocols=["readme"], device="cpu", solver="fast")
     (record,) = run_serially(specs, settings=settings)
-    parts = record.extraction["parts"].values()
-    taken = sum(part["read_seconds"] + part["encode_seconds"] for part in parts) + record.seconds["fit"]
+    parts = record.extraction.parts.values()
+    taken = sum(part.read_seconds + part.encode_seconds for part in parts) + record.seconds["fit"]
     options = ["--model", "tiny", "--protocol", "readme", "--device", "cpu", "--solver", "fast"]
-    options += ["--results-dir", str(tmp_path / "results"), "--threads", str(record.environment["torch_threads"])]
+    options += ["--results-dir", str(tmp_path / "results"), "--threads", str(record.environment.torch_threads)]
     assert main(["run", "--dataset", "digits", *options, "--plan", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["units"] == 2

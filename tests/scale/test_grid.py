@@ -24,7 +24,6 @@ from probe.scale.progress import UnitBar
 from probe.scale.units import Queue, plan_units
 from probe.scale.worker import About
 from probe.settings import Settings
-from probe.specs import rebuild
 
 
 def _grid(tmp_path, *, models=("tiny", "random:tiny")):
@@ -55,7 +54,7 @@ def test_records_are_those_of_one_process(tmp_path, serial, monkeypatch):
     (uncompared,) = (record for record in written if (record.model, record.mode) == ("random:tiny", "jit"))
     write_record(replace(uncompared, parity=None), tmp_path / "results")  # as one that was run without the eager one
     assert not pending(specs, settings).done
-    assert set(pending([spec for spec in specs if spec.jit], settings).done) == {rebuild(uncompared.spec)}
+    assert set(pending([spec for spec in specs if spec.jit], settings).done) == {uncompared.spec}
 
 
 def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
@@ -93,9 +92,9 @@ def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypat
     with beside(kill_at_work):
         records = list(run_grid(specs, settings=settings))
     assert len(killed) >= 4
-    assert [record.error["type"] for record in records] == ["ExecutorError"] * 2
-    assert "its worker was lost" in records[0].error["message"]
-    assert "worker process has died" in records[0].error["message"]
+    assert [record.error.type for record in records] == ["ExecutorError"] * 2
+    assert "its worker was lost" in records[0].error.message
+    assert "worker process has died" in records[0].error.message
     assert len(read_records(tmp_path / "results")) == 2
 
 

@@ -44,7 +44,7 @@ def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
     other.take_in(cell, every, files)
     assert other.find_missing(fits, NEED).cells == [(cell, every, [])]
     (record,) = other.do(fits, NEED).records
-    assert record.extraction["from_cache"]  # put together without the model
+    assert record.extraction.from_cache  # put together without the model
     entries = [cell.folder(tmp_path / name) for name in ("maker", "other")]
     for name in ("projected.npy", "pre_projection.npy", "labels.npy", "entry.json"):
         assert entries[0].joinpath(name).read_bytes() == entries[1].joinpath(name).read_bytes()

@@ -20,7 +20,8 @@ from probe.errors import brief, printable
 from probe.leaderboard import modes, published
 from probe.leaderboard import sections as board
 from probe.leaderboard.tables import status
-from probe.records.record import RunRecord, record_path
+from probe.records.record import record_path
+from probe.records.schema import RunRecord
 from probe.specs import canonical_json
 
 FOLDER = Path(__file__).parent
@@ -87,7 +88,7 @@ def _cell(section: board.Section, record: RunRecord | None, index: Index) -> dic
     score, _, around = board.cell_text(section, record).partition(" ")
     return {
         "record": index[record.key],
-        "value": (record.result or {}).get("score"),
+        "value": record.result.score if record.result is not None else None,
         "text": score,
         "around": around,
         "status": section.status(record),
@@ -136,8 +137,6 @@ def _data(records: Sequence[RunRecord], sections: Sequence[board.Section], index
 
 def _record(record: RunRecord, environments: dict[str, int]) -> dict[str, Any]:
     """What the page says of a record; what is missing is left out."""
-    result, model = record.result or {}, record.spec["model"]
-    around, profile = result.get("interval") or {}, model.get("profile") or {}
     place = environments.setdefault(canonical_json(_environment(record)), len(environments))
     found = {
         "file": record_path(record, Path()).as_posix(),
@@ -148,37 +147,46 @@ def _record(record: RunRecord, environments: dict[str, int]) -> dict[str, Any]:
         "precision": record.precision,
         "solver": record.solver,
         "status": status(record),
-        "metric": record.spec["dataset"]["metric"],
-        "score": result.get("score"),
-        "low": around.get("low"),
-        "high": around.get("high"),
-        "C": result.get("C"),
-        "iterations": result.get("n_iter"),
-        "gradient": result.get("gradient_ratio"),
-        "train": result.get("num_train"),
-        "test": result.get("num_test"),
-        "sweep": [[point["C"], point["score"]] for point in result.get("sweep") or ()],
+        "metric": record.spec.dataset.metric,
+        **_result(record),
         "seconds": {name: round(value, 1) for name, value in record.seconds.items()},
-        "weights": record.encoder.get("weights_sha256"),
-        "gflops": profile["flops"] / 1e9 if profile.get("flops") else None,
-        "error": brief((record.error or {}).get("message", "")),
+        "weights": record.encoder.weights_sha256,
+        "gflops": board.gflops(record),
+        "error": brief(record.error.message) if record.error is not None else "",
         "created": record.created,
         "environment": place,
     }
     return {name: value for name, value in found.items() if value not in (None, [], {}, "")}
 
 
+def _result(record: RunRecord) -> dict[str, Any]:
+    """What the page says of a score and its fit."""
+    if record.result is None:
+        return {}
+    result, interval = record.result, record.result.interval
+    return {
+        "score": result.score,
+        "low": None if interval is None else interval.low,
+        "high": None if interval is None else interval.high,
+        "C": result.C,
+        "iterations": result.n_iter,
+        "gradient": result.gradient_ratio,
+        "train": result.num_train,
+        "test": result.num_test,
+        "sweep": [[point.C, point.score] for point in result.sweep],
+    }
+
+
 def _environment(record: RunRecord) -> dict[str, Any]:
     """What a record says of its machine, in a line or two."""
     known = record.environment
-    packages = known.get("packages") or {}
-    versions = {name: packages.get(name) for name in ("torch", "scikit-learn", "numpy")}
-    commit = str(known.get("git_commit") or "")[:SHORT]
+    versions = {name: known.packages.get(name) for name in ("torch", "scikit-learn", "numpy")}
+    commit = (known.git_commit or "")[:SHORT]
     found = {
-        "hardware": known.get("accelerator") or known.get("cpu"),
-        "threads": known.get("torch_threads"),
-        "python": known.get("python"),
+        "hardware": known.accelerator or known.cpu,
+        "threads": known.torch_threads,
+        "python": known.python,
         **versions,
-        "commit": f"{commit}, changed" if commit and known.get("git_dirty") else commit,
+        "commit": f"{commit}, changed" if commit and known.git_dirty else commit,
     }
     return {name: value for name, value in found.items() if value}

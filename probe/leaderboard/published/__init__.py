@@ -14,7 +14,7 @@ from pathlib import Path
 
 from probe.leaderboard.tables import footnotes, interval_text, markdown_table, percent
 from probe.names import unknown_name
-from probe.records.record import RunRecord
+from probe.records.schema import DoneRecord, RunRecord
 
 TABLES = {"linear-probe": "clip_paper_table10.csv", "zero-shot": "clip_paper_table11.csv"}
 PROTOCOLS = {"clip-paper": "linear-probe"}  # of ours -> the table that it is to be compared with
@@ -48,7 +48,7 @@ def published_scores(table: str) -> dict[tuple[str, str], float]:
 class Compared:
     """A record, the score that was published of its cell, in [0, 1], and whether it is outside of our interval."""
 
-    record: RunRecord
+    record: DoneRecord
     theirs: float
     is_outside: bool
 
@@ -59,9 +59,9 @@ def compare(records: Iterable[RunRecord], protocol: str = "clip-paper") -> list[
     found = []
     for record in records:
         theirs = scores.get((record.model, record.dataset))
-        if record.protocol == protocol and record.result is not None and theirs is not None:
-            around = record.result.get("interval")
-            is_outside = around is not None and not around["low"] - ROUNDING <= theirs <= around["high"] + ROUNDING
+        if record.protocol == protocol and isinstance(record, DoneRecord) and theirs is not None:
+            around = record.result.interval
+            is_outside = around is not None and not around.low - ROUNDING <= theirs <= around.high + ROUNDING
             found.append(Compared(record, theirs, is_outside))
     return found
 
@@ -73,10 +73,10 @@ def compare_markdown(records: Iterable[RunRecord], protocol: str) -> str:
     """
     rows, compared = [], []
     for found in compare(records, protocol):
-        record, result = found.record, found.record.result or {}
-        difference = f"{100 * (result['score'] - found.theirs):+.2f}{' !' if found.is_outside else ''}"
+        record, result = found.record, found.record.result
+        difference = f"{100 * (result.score - found.theirs):+.2f}{' !' if found.is_outside else ''}"
         named = (record.dataset, record.model, record.mode, record.solver)
-        rows.append((*named, percent(record), interval_text(result), f"{100 * found.theirs:.1f}", difference))
+        rows.append((*named, percent(record), interval_text(result.interval), f"{100 * found.theirs:.1f}", difference))
         compared.append(record)
     if not rows:
         return ""

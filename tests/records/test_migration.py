@@ -1,0 +1,73 @@
+"""Records of earlier schemas, as they were published, are read as records of the newest."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make.records import make_record
+
+from probe import environment
+from probe.probes.shots import Draw
+from probe.records.migration import MIGRATIONS, migrate
+from probe.records.record import decode_record, read_record, write_record
+from probe.records.schema import SCHEMA_VERSION, EnvironmentRecord
+from probe.specs import Source
+
+RECORDS = Path(__file__).parents[2] / "results" / "records"
+
+
+def _plain(**changes):
+    """A record as JSON has it."""
+    return {**json.loads(json.dumps(make_record().to_dict())), **changes}
+
+
+def test_every_schema_has_one_migration():
+    assert list(MIGRATIONS) == list(range(1, SCHEMA_VERSION))
+
+
+def test_a_dataset_of_the_first_schema_has_one_source():
+    plain = _plain(schema_version=1)
+    dataset = plain["spec"]["dataset"]
+    del dataset["sources"]
+    dataset |= {"form": "torchvision", "source": "MNIST", "files": "idx files"}
+    dataset["parts"] = [{"name": "train", "size": 60_000, "arguments": [["train", True]]}]
+    record = decode_record(migrate(plain))
+    (source,) = record.spec.dataset.sources
+    assert source == Source("torchvision", "MNIST", parts=(("train", (("train", True),)),), files="idx files")
+    assert record.schema_version == SCHEMA_VERSION
+
+
+def test_a_published_record_of_the_second_schema_is_read():
+    path = RECORDS / "fashion_mnist" / "tiny.eager.clip-paper.fp32.json"
+    plain = json.loads(path.read_text())
+    assert plain["schema_version"] == 2
+    record = read_record(path)
+    assert record.result.score == plain["result"]["score"]
+    assert record.result.interval is None
+    assert len(record.result.sweep) == len(plain["result"]["sweep"])
+
+
+@pytest.mark.parametrize("name", ["few-shot-2", "few-shot-16"])
+def test_drawn_images_become_the_digest_that_the_same_draw_has_today(name):
+    path = RECORDS / "digits" / f"tiny.eager.{name}.fp32.fast.json"
+    plain = json.loads(path.read_text())
+    assert plain["schema_version"] == 3
+    for draw, old in zip(read_record(path).result.draws, plain["result"]["draws"], strict=True):
+        train, held_out = (np.array((old[key] or "").split(), np.int64) for key in ("indices", "held_out"))
+        assert draw.draw_sha256 == Draw(train, held_out).compute_digest()
+        assert draw.seed == old["seed"]
+
+
+def test_files_of_earlier_schemas_are_not_rewritten(tmp_path):
+    path = write_record(make_record(), tmp_path)
+    path.write_text(json.dumps(_plain(schema_version=3)))
+    before = path.read_bytes()
+    assert read_record(path) == make_record()
+    assert path.read_bytes() == before
+
+
+def test_the_environment_of_a_record_has_all_that_is_described():
+    """What the type of a record lacks would be lost."""
+    assert set(environment.describe("cpu")) == {own.name for own in fields(EnvironmentRecord)}
