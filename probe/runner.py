@@ -302,7 +302,7 @@ def compare(eager: FinishedRun, jit: FinishedRun) -> dict[str, Any]:
     flipped = count_flips(eager.result.predictions, jit.result.predictions)
     test = paired.compare(eager.result.outcomes, jit.result.outcomes, same_images=eager.result.same_images)
     found = {"max_abs_difference": largest, "predictions_flipped": flipped, "p_value": test.p_value}
-    return {**found, "eager_score": eager.result.score}  # by which to know whether the eager cell was run again since
+    return {**found, "eager_score": eager.result.score}  # tells whether the eager run was repeated since
 
 
 def _record(
