@@ -189,6 +189,8 @@ def _has_weights(
         weights: digests found so far; None for weights that are not here.
         settings: where weights are.
     """
+    if model.sha256 or model.form == "random":  # then the specification says which weights
+        return True
     if model not in weights:
         try:
             weights[model] = identify(model, weights_dir=settings.weights_dir, offline=True)

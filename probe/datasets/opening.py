@@ -150,7 +150,7 @@ def with_sizes(spec: DatasetSpec, *, data_dir: str | Path | None = None) -> Data
 
 
 def form_module(form: str) -> ModuleType:
-    """The module that reads a form.
+    """Return the module that reads a form.
 
     Raises:
         UnknownNameError: there is none.
@@ -210,7 +210,7 @@ def _check_paths(spec: DatasetSpec, source: Source, root: Path) -> None:
 def _nowhere(
     spec: DatasetSpec, missing: Sequence[DatasetError | ExtraMissingError], *, root: Path, offline: bool
 ) -> DatasetError | ExtraMissingError:
-    """What to say when no source has it: what the last attempts found, and what to put where."""
+    """Return the error for a dataset that no source has: what was tried, and which files to put where."""
     extra = next((err for err in missing if isinstance(err, ExtraMissingError)), None)
     if extra is not None:
         return extra

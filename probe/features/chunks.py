@@ -1,4 +1,4 @@
-"""Features that are being made: chunks in files of their own, which become an entry of the store when all are there.
+"""Features that are being extracted: chunks in files of their own, which become a cache entry when all are there.
 
 A chunk is written under another name and renamed, so that whatever is killed leaves whole chunks. A lock for each lets
 processes share the work, and falls with the process that holds it.
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A chunk that is there and whole: the shapes of its arrays, and the images that have no row in them."""
+    """Cached chunk: the shapes of its arrays, and the images that have no row in them."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -79,11 +79,11 @@ class Work:
                     _write(self.folder / ABOUT, lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
 
     def has(self, chunk: int) -> bool:
-        """Whether a chunk is there, here or in a whole entry."""
+        """Return True if a chunk is cached, in a file of its own or in a whole entry."""
         return self._path(chunk).is_file() or self.target.is_dir()
 
     def claim(self, chunk: int) -> bool:
-        """Take a chunk that nobody has made or is making; it is this process's until it is written or dropped."""
+        """Take a chunk that is not cached and that no other process extracts; it is taken until written or dropped."""
         claimed = lock(self.folder / f"{chunk:06}{LOCK}")
         with self._writing():
             try:
@@ -99,23 +99,23 @@ class Work:
         return True
 
     def write(self, chunk: int, features: Features) -> None:
-        """Keep a chunk.
+        """Write a chunk.
 
         Raises:
-            CacheError: there is no space, or the folder cannot be written to; what was kept before stays.
+            CacheError: there is no space, or the folder cannot be written to; what was cached before stays.
         """
         with self._writing():
             _write(self._path(chunk), lambda path: path.write_bytes(_pack(features)))
         self.drop(chunk)
 
     def describe(self, *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> None:
-        """Keep what the entry will say of how it was made, so that whoever has the last chunk needs no encoder."""
+        """Write how the features are extracted, so that the process that has the last chunk needs no encoder."""
         content = json.dumps({"encoder": dict(encoder), "extraction": dict(extraction)}).encode()
         with self._writing(), suppress(FileNotFoundError):  # another process has just made the entry
             _write(self.folder / MAKING, lambda path: path.write_bytes(content))
 
     def files(self, chunks: Iterable[int]) -> Iterator[tuple[str, bytes]]:
-        """What another store needs of some chunks, as far as they are here: names in the folder and contents.
+        """Yield the files that another cache needs for some chunks, as far as they are here: names and contents.
 
         Of a whole entry the chunks are cut.
         """
@@ -131,7 +131,7 @@ class Work:
                 yield self._path(chunk).name, self._path(chunk).read_bytes()
 
     def take_in(self, files: Iterable[tuple[str, bytes]]) -> None:
-        """Keep files of another store that are not here; what they hold is checked when they are put together.
+        """Write files of another cache that are missing here; their content is checked when the entry is built.
 
         Raises:
             CacheError: there is no space, or the folder cannot be written to.
@@ -162,7 +162,7 @@ class Work:
             self.drop(chunk)
 
     def finish_whole(self) -> bool:
-        """Make the entry where all chunks are there, and what it is to say; whether it is there now.
+        """Build the entry if all chunks are cached; return True if it exists now.
 
         Raises:
             CacheError: there is no space, or the folder cannot be written to.
@@ -177,7 +177,7 @@ class Work:
         return self.finish(encoder=encoder, extraction=extraction)
 
     def finish(self, *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> bool:
-        """Make the entry of the chunks; False where one is damaged, which is removed, or is not there.
+        """Build the entry from the chunks; return False if one is missing, or damaged and therefore removed.
 
         Raises:
             CacheError: there is no space, or the folder cannot be written to.
@@ -222,11 +222,11 @@ class Work:
             raise
 
     def is_complete(self) -> bool:
-        """Whether all chunks are there."""
+        """Return True if all chunks are cached."""
         return all(self.has(chunk) for chunk in range(self.spec.num_chunks))
 
     def state(self) -> str:
-        """How many chunks there are, and where."""
+        """Return a sentence that says how many chunks are cached, and where."""
         made = sum(self.has(chunk) for chunk in range(self.spec.num_chunks))
         return f"{self.spec}: {made} of {self.spec.num_chunks} chunks are in {self.folder}, other shards make the rest"
 
@@ -239,7 +239,7 @@ class Work:
         return self.folder / f"{chunk:06}.npz"
 
     def _check(self, chunk: int) -> _Chunk | None:
-        """What is in a chunk; None where it is not there, or is damaged, and then removed."""
+        """Return the content of a chunk; None if it is missing, or damaged, and then removed."""
         path, size = self._path(chunk), chunk_size(self.spec.batch_size)
         try:
             with _open_chunk(path) as found:  # which compares all that is read with its checksum
@@ -294,7 +294,7 @@ class Work:
 
 
 def _pack(features: Features) -> bytes:
-    """A chunk as its file has it."""
+    """Return the content of the file of a chunk."""
     before, skipped = features.at(PRE_PROJECTION), np.array(json.dumps(features.skipped))
     file = io.BytesIO()
     np.savez(file, projected=features.x, pre_projection=before, labels=features.y, skipped=skipped)
@@ -302,14 +302,14 @@ def _pack(features: Features) -> bytes:
 
 
 def shard_of(spec: EntrySpec, shard: tuple[int, int] | None) -> Sequence[int]:
-    """The chunks of shard i of n, from 1 on; all of them without one."""
+    """Return the chunks of shard i of n, from 1 on; all chunks without a shard."""
     i, n = shard or (1, 1)
     return range((i - 1) * spec.num_chunks // n, i * spec.num_chunks // n)
 
 
 @contextmanager
 def _open_chunk(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    """The arrays of a chunk; whatever is raised of what the file holds is one of `DAMAGE`."""
+    """Open the arrays of a chunk; errors about the content of the file are among `DAMAGE`."""
     content = io.BytesIO(path.read_bytes())
     try:
         with np.load(content, allow_pickle=False) as found:

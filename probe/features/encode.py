@@ -83,7 +83,7 @@ class Features:
         return self._digest[0]
 
     def sample(self) -> dict[str, list[float]]:
-        """Some values of each feature point, evenly spread over images and columns: how far other features are off."""
+        """Return some values of each feature point, evenly spread over images and columns, to compare features by."""
         points = {PROJECTED: self.x, PRE_PROJECTION: self.pre_projection}
         return {point: _spread(array) for point, array in points.items() if array is not None}
 
@@ -97,7 +97,7 @@ def _spread(array: np.ndarray) -> list[float]:
 
 @dataclass
 class Meter:
-    """What extraction spent its time on; one is filled by every pass over a dataset.
+    """Time that one pass over a dataset took, by stage.
 
     Args:
         seconds: of the whole; `read` waiting for images, `encode` until their features were there, `keep` doing
@@ -114,7 +114,7 @@ class Meter:
 
     @property
     def images(self) -> int:
-        """That were encoded, once for each encoder."""
+        """Number of encoded images, an image counted once for each encoder."""
         return self.encoded.total()
 
     def add(self, stage: str, since: float) -> float:
@@ -164,7 +164,7 @@ def chunk_size(batch_size: int) -> int:
 
 
 def num_chunks(n: int, batch_size: int) -> int:
-    """How many chunks n images make."""
+    """Return the number of chunks of n images."""
     return -(-n // chunk_size(batch_size))
 
 
@@ -176,7 +176,7 @@ def extract_features(
     workers: int | None = None,
     skip_corrupt: int = 0,
 ) -> Features:
-    """Encode every image of a dataset, once, at both feature points; nothing is kept on disk.
+    """Encode every image of a dataset, once, at both feature points; nothing is cached.
 
     Images are encoded in the order of the dataset: the features do not depend on who reads them. The last batch is
     filled up with black images, because the batch size changes the last bits of features. A batch is never larger than
@@ -227,7 +227,7 @@ def log_rate(name: str, features: Features, meter: Meter) -> None:
 
 
 def check_batch_size(batch_size: int) -> int:
-    """The batch size, if it is one.
+    """Return the batch size, if it is valid.
 
     Raises:
         FeaturesError: it is not.
@@ -238,7 +238,7 @@ def check_batch_size(batch_size: int) -> int:
 
 
 def join(chunks: Sequence[Features]) -> Features:
-    """Chunks in their order as one; of none at all, features of no image."""
+    """Join chunks in their order; no chunks make features of no image."""
     if not chunks:
         return Features(np.empty((0, 0), np.float32), np.empty(0, np.int64), np.empty((0, 0), np.float32))
     return Features(
@@ -251,7 +251,7 @@ def join(chunks: Sequence[Features]) -> Features:
 
 @dataclass(frozen=True)
 class Made:
-    """A chunk under one of several encoders: its features, or what kept it from having some."""
+    """Chunk under one of several encoders: its features, or the error that prevented them."""
 
     chunk: int
     encoder: int

@@ -91,7 +91,7 @@ class Extraction:
 
 @dataclass(eq=False)
 class _Job:
-    """One encoder on its way to its features.
+    """An encoder whose features are being extracted.
 
     Args:
         encoder: loaded if `missing` is not empty.

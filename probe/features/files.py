@@ -38,7 +38,7 @@ _NAME = re.compile(r"(?:fold(\d+)_)?(train|val|test)_(x|y|pre_projection)")
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """What a file holds: for each fold the features by split, and what it says of itself."""
+    """Content of a file: for each fold the features by split, and the description of how they were extracted."""
 
     folds: Sequence[Mapping[str, Features]]
     about: Mapping[str, Any]
@@ -96,7 +96,7 @@ def _write(file: zipfile.ZipFile, name: str, array: np.ndarray, rows: np.ndarray
 
 
 def _chunks(array: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Some rows of an array, a few at a time; one on disk is read as a file, so that no page of it stays in memory."""
+    """Yield rows of an array, a few at a time; an array on disk is read as a file, so no page of it stays in memory."""
     if not isinstance(array, np.memmap) or array.filename is None:
         yield from (array[rows[i : i + ROWS]] for i in range(0, len(rows), ROWS))
         return
@@ -141,7 +141,7 @@ def load(path: Path) -> FeatureFile:
 
 
 def _read_about(text: np.ndarray) -> dict[str, Any]:
-    """What a file of ours says of itself; an array of that name in another's file says nothing."""
+    """Return the description in a file of ours; empty for an array of that name in another file."""
     try:
         about = json.loads(str(text))
     except ValueError:

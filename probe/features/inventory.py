@@ -1,4 +1,4 @@
-"""What lies in the feature store, for people: list it, explain a miss, compare it with its digests, remove some."""
+"""Entries of the feature cache, for people: list them, explain a miss, verify their digests, remove some."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ABANDONED_SECONDS = 24 * 3600  # after which what a killed process left under an
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What lies in the store, for people.
+class CachedEntry:
+    """Entry of the cache, whole or being extracted.
 
     `state` is `whole`, `damaged`, `unreadable` (it belongs to another user), or the number of chunks so far and in all.
     `used` is in seconds since the epoch, `size` in bytes.
@@ -38,8 +38,8 @@ class Kept:
     used: float
 
 
-def survey(root: Path) -> list[Kept]:
-    """What lies in the store, sorted by path; arrays are not compared with their digests.
+def survey(root: Path) -> list[CachedEntry]:
+    """List the cache, sorted by path; arrays are not compared with their digests.
 
     Raises:
         CacheError: it cannot be read, or is no folder.
@@ -48,13 +48,13 @@ def survey(root: Path) -> list[Kept]:
         raise CacheError(f"{root} is no folder; name that of features with --cache-dir")
     try:
         folders = sorted(path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith("."))
-        return [kept for folder in folders if (kept := _survey(folder)) is not None]
+        return [cached for folder in folders if (cached := _survey(folder)) is not None]
     except OSError as err:
         raise CacheError(f"cannot read {root} ({err.strerror or err}); free it") from err
 
 
-def _survey(folder: Path) -> Kept | None:
-    """What is in a folder of the store; None where another process has just removed it, or is making it."""
+def _survey(folder: Path) -> CachedEntry | None:
+    """Describe a folder of the cache; None if another process has just removed it, or is extracting into it."""
     size, used = 0, 0.0
     try:
         size, used = _size(folder), folder.stat().st_mtime
@@ -64,12 +64,12 @@ def _survey(folder: Path) -> Kept | None:
         else:
             about, used = read_sidecar(folder), (folder / SIDECAR).stat().st_mtime
             state, n = "whole", about["num_images"]
-        return Kept(folder, about["label"], about["key"], state, n, size, used)
+        return CachedEntry(folder, about["label"], about["key"], state, n, size, used)
     except PermissionError:  # it belongs to another user, who did not share it
-        return Kept(folder, {}, {}, "unreadable", 0, size, used)
+        return CachedEntry(folder, {}, {}, "unreadable", 0, size, used)
     except DAMAGE:
         is_begun = folder.name.endswith(CHUNKS) and not _is_abandoned(folder)
-        return None if is_begun or not folder.is_dir() else Kept(folder, {}, {}, "damaged", 0, size, used)
+        return None if is_begun or not folder.is_dir() else CachedEntry(folder, {}, {}, "damaged", 0, size, used)
 
 
 def _size(folder: Path) -> int:
@@ -89,32 +89,32 @@ def _is_abandoned(path: Path) -> bool:
 
 def verify(root: Path) -> tuple[int, dict[Path, str]]:
     """Compare whole entries with their digests: how many there are, and what is wrong with those that are damaged."""
-    folders = [kept.path for kept in survey(root) if not kept.path.name.endswith(CHUNKS)]
+    folders = [cached.path for cached in survey(root) if not cached.path.name.endswith(CHUNKS)]
     return len(folders), {folder: reason for folder in folders if (reason := damage(folder))}
 
 
-def differing(wanted: EntrySpec, kept: Kept) -> dict[str, tuple[Any, Any]]:
-    """The fields of the key in which something that is kept is not what is wanted: there, and wanted."""
+def differing(wanted: EntrySpec, cached: CachedEntry) -> dict[str, tuple[Any, Any]]:
+    """Return the fields of the key in which a cached entry differs from the wanted one: both values of each."""
     key = json.loads(canonical_json(wanted.key))
     return {
-        name: (kept.key.get(name), key.get(name))
-        for name in sorted({*key, *kept.key})
-        if kept.key.get(name) != key.get(name)
+        name: (cached.key.get(name), key.get(name))
+        for name in sorted({*key, *cached.key})
+        if cached.key.get(name) != key.get(name)
     }
 
 
-def nearest(root: Path, spec: EntrySpec) -> Kept | None:
-    """What is kept of the same part of the same dataset, and differs in the fewest fields of the key."""
+def nearest(root: Path, spec: EntrySpec) -> CachedEntry | None:
+    """Return the entry of the same subset of the same dataset that differs in the fewest fields of the key."""
     of_part = [
-        kept
-        for kept in survey(root)
-        if (kept.label.get("dataset"), kept.label.get("part")) == (spec.dataset, spec.part)
+        cached
+        for cached in survey(root)
+        if (cached.label.get("dataset"), cached.label.get("part")) == (spec.dataset, spec.part)
     ]
-    same_model = [kept for kept in of_part if kept.label.get("model") == spec.model] or of_part
-    return min(same_model, key=lambda kept: (len(differing(spec, kept)), -kept.used), default=None)
+    same_model = [cached for cached in of_part if cached.label.get("model") == spec.model] or of_part
+    return min(same_model, key=lambda cached: (len(differing(spec, cached)), -cached.used), default=None)
 
 
-def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
+def collect(root: Path, *, max_size: int | None = None) -> list[CachedEntry]:
     """Remove what is of no use, then, down to `max_size` bytes, what was not used for longest; what was removed.
 
     Of no use are damaged entries, the chunks of whole ones, the fits of sweeps that were interrupted, and what killed
@@ -124,7 +124,7 @@ def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
     Raises:
         CacheError: something cannot be removed.
     """
-    removed: list[Kept] = []
+    removed: list[CachedEntry] = []
     if not root.is_dir():
         return removed
     try:
@@ -135,16 +135,18 @@ def collect(root: Path, *, max_size: int | None = None) -> list[Kept]:
             for fit in (root / FITS).glob("*"):  # of sweeps that were interrupted, and can be made again
                 if fit.is_file() and _is_abandoned(fit):  # a dataset can have the same name
                     fit.unlink(missing_ok=True)
-            all_kept = survey(root)
-            whole = {kept.path.name for kept in all_kept if kept.state == "whole"}
-            total = sum(kept.size for kept in all_kept)
-            for kept in sorted(all_kept, key=lambda kept: kept.used):
-                of_no_use = kept.state == "damaged" or kept.path.name.removesuffix(CHUNKS) in whole - {kept.path.name}
+            entries = survey(root)
+            whole = {cached.path.name for cached in entries if cached.state == "whole"}
+            total = sum(cached.size for cached in entries)
+            for cached in sorted(entries, key=lambda cached: cached.used):
+                of_no_use = cached.state == "damaged" or cached.path.name.removesuffix(CHUNKS) in whole - {
+                    cached.path.name
+                }
                 too_much = max_size is not None and total > max_size
-                if (of_no_use or too_much) and not _is_in_use(kept.path):
-                    shutil.rmtree(kept.path)
-                    removed.append(kept)
-                    total -= kept.size
+                if (of_no_use or too_much) and not _is_in_use(cached.path):
+                    shutil.rmtree(cached.path)
+                    removed.append(cached)
+                    total -= cached.size
     except OSError as err:
         raise CacheError(f"cannot remove from {root} ({err.strerror or err}); free it") from err
     return removed

@@ -1,6 +1,6 @@
-"""One pass over the images of a part of a dataset feeds every model of one preprocessing, into the feature store.
+"""One pass over the images of a subset feeds every encoder of one preprocessing, into the feature cache.
 
-Processes that make the same features share the work: each takes chunks that nobody has taken, and waits for the rest.
+Processes that extract the same features share the work: each takes chunks that no other has, and waits for the rest.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ def fill(
     skip_corrupt: int = 0,
     shard: tuple[int, int] | None = None,
 ) -> dict[int, Exception]:
-    """Make the chunks that are missing, of all images or of a shard of them.
+    """Extract the chunks that are missing, of all images or of a shard of them.
 
     Args:
-        images: the part.
+        images: of the subset.
         encoders: with one preprocessing and on one device.
         works: where the features of each go.
         batch_size: images encoded at a time.
         meter: is added to.
-        progress: likewise; it is told of chunks that others have made as well.
+        progress: is told of the images, also of those that other processes encode.
         workers: as in `features.extract`.
         skip_corrupt: how many images may have no features, those of earlier runs included.
         shard: number and count of shards, from 1 on; None for all.
@@ -94,7 +94,7 @@ def fill(
 
 
 class _Left:
-    """The chunks that are not there yet, and what a progress bar has been told of those that are."""
+    """Chunks that are not cached yet; tells the progress bar of those that are."""
 
     def __init__(self, works: Sequence[Work], chunks: Sequence[int], progress: Progress) -> None:
         self.works, self.chunks, self.progress = works, chunks, progress
@@ -102,7 +102,7 @@ class _Left:
         self._has_waited = False
 
     def look(self, failed: dict[int, Exception]) -> list[int]:
-        """The chunks that some encoder lacks; those that others have made are counted."""
+        """Return the chunks that some encoder lacks; chunks that other processes extracted are counted."""
         for i, work in enumerate(self.works):
             for chunk in self.chunks:
                 if (i, chunk) not in self._counted and work.has(chunk):
@@ -117,9 +117,9 @@ class _Left:
         self.progress.advance(min(size, spec.num_images - chunk * size))
 
     def wait(self) -> None:
-        """Let other processes go on with what they have taken."""
+        """Wait for other processes to extract the chunks that they have taken."""
         if not self._has_waited:
-            logger.info("%s: waiting for another process that makes the same features", self.works[0].spec)
+            logger.info("%s: waiting for another process that extracts the same features", self.works[0].spec)
             self._has_waited = True
         time.sleep(WAIT_SECONDS)
 
@@ -131,7 +131,7 @@ def _lacking(works: Sequence[Work], failed: dict[int, Exception], chunk: int) ->
 def _claimed(
     works: Sequence[Work], failed: dict[int, Exception], chunks: Sequence[int]
 ) -> Iterator[tuple[int, Sequence[int]]]:
-    """Chunks that this process has taken, each with the encoders that it has taken it for."""
+    """Yield chunks that this process has taken, each with the encoders that it is extracted for."""
     for chunk in chunks:
         who = [i for i in _lacking(works, failed, chunk) if works[i].claim(chunk)]
         if who:

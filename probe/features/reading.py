@@ -23,7 +23,7 @@ WAITING_BYTES = 1 << 30  # of images that worker processes have read ahead
 
 
 class LabelledImages(Protocol):
-    """What extraction reads: torchvision's datasets without a transform are one.
+    """Images with labels: torchvision's datasets without a transform are one.
 
     One with an attribute `is_thread_safe` that is true is read by several threads at a time.
     """
@@ -36,7 +36,7 @@ class LabelledImages(Protocol):
 
 
 def name_of(dataset: LabelledImages) -> str:
-    """What messages call a dataset."""
+    """Return the name of a dataset for messages."""
     name: str = getattr(dataset, "name", type(dataset).__name__)
     return name
 
@@ -51,7 +51,7 @@ class Read:
     errors: list[tuple[int, ProbeError]]
 
     def pin_memory(self) -> Read:
-        """The same in memory that a GPU copies from by itself; `DataLoader` asks for it."""
+        """Return a copy in page-locked memory, which a GPU copies from by itself; `DataLoader` calls this."""
         return Read(self.pixels.pin_memory(), self.labels, self.positions, self.errors)
 
 
@@ -97,7 +97,7 @@ def processors() -> int:
 def read_chunks(
     reader: Reader, positions: Iterable[range], device: torch.device, workers: int | None, size: int
 ) -> Generator[Read]:
-    """The chunks in their order; with workers, one or two for each wait in memory."""
+    """Yield the chunks in their order; with workers, one or two for each wait in memory."""
     workers = default_workers(device.type) if workers is None else workers
     workers = min(workers, processors())  # more are slower; DataLoader warns of it
     if workers == 0:

@@ -1,4 +1,4 @@
-"""What runs of one process share: an open dataset, digests of weights, loaded encoders, extracted features."""
+"""Things that the runs of one process share: a dataset, digests of weights, encoders, extracted features."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Session:
         return LazyEncoder(spec, self.weights[spec.model], self)
 
     def load_encoder(self, spec: RunSpec) -> ImageEncoder:
-        """Load the encoder of a run, or return the one that is kept."""
+        """Load the encoder of a run, or return the one in memory."""
         key = encoder_key(spec)
         if key in self.encoders:
             return self.encoders[key]

@@ -74,16 +74,16 @@ class EntrySpec:
 
     @property
     def label(self) -> dict[str, str]:
-        """What it is called."""
+        """Its names, for people."""
         return {name: getattr(self, name) for name in ("dataset", "part", "model", "mode", "precision")}
 
     @property
     def num_chunks(self) -> int:
-        """How many chunks its images make."""
+        """Number of chunks of its images."""
         return num_chunks(self.num_images, self.batch_size)
 
     def folder(self, root: Path) -> Path:
-        """Where its entry is."""
+        """Return the folder of the entry."""
         model = slug(self.model, is_path="/" in self.model and ":" not in self.model)
         name = f"{model}.{self.mode}.{self.precision}.{slug(self.part)}.{digest(self.key)[:16]}"
         return root / slug(self.dataset, is_path=":" in self.dataset) / name
@@ -107,7 +107,7 @@ class Entry:
 
 
 def find(root: Path, spec: EntrySpec) -> Entry | None:
-    """The features of an entry, if they are there and whole; damaged ones are named in a warning and removed.
+    """Read an entry if it is cached; a damaged one is named in a warning and removed.
 
     Raises:
         CacheError: they cannot be read, or be removed.
@@ -154,7 +154,7 @@ def remove(root: Path, folder: Path) -> None:
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with an entry; empty where nothing is."""
+    """Return the reason why an entry is damaged; empty if it is not."""
     try:
         _read(folder)
     except FileNotFoundError as err:
@@ -165,7 +165,7 @@ def damage(folder: Path) -> str:
 
 
 def why(err: Exception) -> str:
-    """What an exception says, in one line."""
+    """Return the message of an exception in one line."""
     return summarize(err)
 
 
@@ -183,7 +183,7 @@ def _read(folder: Path) -> Entry:
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:
-    """What the sidecar of an entry says.
+    """Read the sidecar of an entry.
 
     Raises:
         One of `DAMAGE`: it is not as it was written.

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from probe.errors import CheckpointError, ProbeError, listed
-from probe.fetch import file_sha256
+from probe.fetch import weights_sha256
 from probe.models import KEY, hub, huggingface
 from probe.models.archive import check_zip, is_archive, read_archive
 from probe.models.assumptions import check_assumptions
@@ -91,7 +91,7 @@ def _read(path: Path, sha256: str, key: str) -> Checkpoint:
     if huggingface.is_hugging_face(state_dict):
         if not (path.parent / huggingface.CONFIG).is_file():
             raise CheckpointError(f"{path} is in Hugging Face's naming; put its config.json beside it")
-        checkpoint = _in_hugging_face_naming(path.parent, state_dict, path, sha256 or file_sha256(path))
+        checkpoint = _in_hugging_face_naming(path.parent, state_dict, path, sha256 or weights_sha256(path))
         return replace(checkpoint, key=found.key)
     is_of_transformers = path.name in hub.FOLDER_WEIGHTS and (path.parent / huggingface.CONFIG).is_file()
     if is_of_transformers and "text_projection" not in state_dict:
@@ -101,7 +101,7 @@ def _read(path: Path, sha256: str, key: str) -> Checkpoint:
         check_weights(state_dict, architecture)
     check_assumptions(path, architecture, is_archive=is_archive(path))
     preprocess = Preprocess(architecture.image_resolution)
-    return Checkpoint(state_dict, architecture, preprocess, sha256 or file_sha256(path), path, key=found.key)
+    return Checkpoint(state_dict, architecture, preprocess, sha256 or weights_sha256(path), path, key=found.key)
 
 
 @contextmanager
@@ -235,7 +235,7 @@ def _read_folder(folder: Path, key: str) -> Checkpoint:
     state_dict = found.state_dict
     if not huggingface.is_hugging_face(state_dict):
         raise CheckpointError(f"{folder} holds no weights of a CLIPModel; give a folder that CLIPModel has written")
-    hashes = {file.name: file_sha256(file) for file in files}
+    hashes = {file.name: weights_sha256(file) for file in files}
     sha256 = next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes)
     return replace(_in_hugging_face_naming(folder, state_dict, folder, sha256), key=found.key)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from probe import paths
 from probe.errors import CheckpointError, ChecksumError, ProbeError
-from probe.fetch import fetch, file_sha256
+from probe.fetch import fetch, weights_sha256
 from probe.models import get_model, hub, open_clip, open_clip_towers, split_key
 from probe.models.archive import is_archive
 from probe.models.checkpoints import Checkpoint, list_files, read_checkpoint
@@ -159,7 +159,7 @@ def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline:
         return spec.sha256  # which `fetch` has just found right
     try:
         files = list_files(path)
-        hashes = {file.name: file_sha256(file) for file in files}
+        hashes = {file.name: weights_sha256(file) for file in files}
     except OSError as err:
         if isinstance(err, ProbeError):
             raise

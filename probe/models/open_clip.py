@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.errors import CheckpointError, DeviceError, ProbeError, summarize
-from probe.fetch import file_sha256
+from probe.fetch import weights_sha256
 from probe.models import OPEN_CLIP, hub
 from probe.models.archive import is_archive
 from probe.models.checkpoints import SAFETENSORS, read_model
@@ -83,7 +83,7 @@ def load_model(source: str, execution: Execution, *, offline: bool = False) -> Z
         model,
         _preprocess(found, model),
         settings.origin,
-        file_sha256(path),
+        weights_sha256(path),
         dtypes_of(weights.state_dict.values()),
         license_name,
         weights.key,
@@ -314,13 +314,13 @@ def identify(source: str, *, offline: bool) -> str:
     found = parse(source)
     path, _ = fetch(found, offline=offline)
     found = found if found.architecture else Source(path=path, key=found.key)
-    facts = {"architecture": found.architecture, "tag": found.tag, "sha256": file_sha256(path)}
+    facts = {"architecture": found.architecture, "tag": found.tag, "sha256": weights_sha256(path)}
     if found.key:
         facts["key"] = found.key
     if found.own_preprocess:
         facts["preprocess"] = DEFAULT_ORIGIN
     if not found.architecture:
-        facts["config"] = file_sha256(_config_folder(found, offline=offline) / CONFIG)
+        facts["config"] = weights_sha256(_config_folder(found, offline=offline) / CONFIG)
     if "multimodal_cfg" in import_open_clip().get_model_config(_name_for_open_clip(found, offline=offline)):
         facts["projected"] = "unit length"  # for CoCa: earlier cached features were not normalised
     return digest(facts)

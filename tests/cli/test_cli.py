@@ -132,7 +132,7 @@ def test_ctrl_c_keeps_what_was_written(tmp_path):
     err = []
     for line in process.stderr:
         err.append(line)
-        if line.startswith("digits / tiny / jit"):
+        if line.startswith("digits / tiny / jit / readme\n"):
             process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     process.stderr.close()

@@ -122,7 +122,7 @@ def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
     taken = sum(part.read_seconds + part.encode_seconds for part in parts) + record.seconds["fit"]
     options = ["--model", "tiny", "--protocol", "readme", "--device", "cpu", "--solver", "fast"]
     options += ["--results-dir", str(tmp_path / "results"), "--threads", str(record.environment.torch_threads)]
-    assert main(["run", "--dataset", "digits", *options, "--plan", "--json"]) == 0
+    assert main(["run", "--dataset", "digits", *options, "--plan", "--json", "--rerun"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["units"] == 2
     assert taken / 2 < planned["seconds"] < taken * 2  # by the median of parts, whose rates differ

@@ -80,7 +80,7 @@ def test_what_one_process_would_log_is_given_to_the_driver(tmp_path):
 def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
     shard, _ = _units()
     for error in (FeaturesError("not finite"), ValueError("a bug")):
-        monkeypatch.setattr(worker_module, "extract_dataset", lambda specs, *_, error=error: [(specs[0], error)])
+        monkeypatch.setattr(worker_module, "prepare", lambda specs, *_, error=error: {specs[0]: error})
         with pytest.raises(ValueError, match="a bug") if type(error) is ValueError else contextlib.nullcontext():
             _worker(tmp_path, "one").do(shard, NEED)
     assert is_foreseen(None)

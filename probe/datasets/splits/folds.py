@@ -17,7 +17,7 @@ __all__ = ["SPLITS", "Fold", "Selection", "by_split", "default_fold", "whole", "
 
 @dataclass(frozen=True)
 class Selection:
-    """Some images of a part: int64 positions, ascending."""
+    """Images of a subset: int64 positions, ascending."""
 
     part: str
     positions: np.ndarray
@@ -45,7 +45,7 @@ def by_split(folds: Sequence[Any], describe: Callable[[int, str], Any]) -> dict[
 
 
 def whole(name: str, images: ImageDataset) -> Selection:
-    """All images of a part."""
+    """Select all images of a subset."""
     return Selection(name, np.arange(len(images)))
 
 
