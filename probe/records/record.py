@@ -36,7 +36,7 @@ from probe.records.schema import (
     ResultRecord,
     RunRecord,
 )
-from probe.specs import unique_slug, with_tuples
+from probe.specs import unique_slug
 
 if TYPE_CHECKING:
     from probe.stats.outcomes import Outcomes
@@ -231,7 +231,7 @@ def decode_record(plain: Mapping[str, Any]) -> RunRecord:
     if plain.get("error" if status == DONE else "result") is not None:
         raise ValueError("a record that is done has a result, one that failed an error, and neither has both")
     given = {own.name: plain[own.name] for own in fields(kind) if own.name in plain}
-    return decode({**given, "spec": with_tuples(given.get("spec"))}, kind)
+    return decode(given, kind)
 
 
 def decode(plain: Any, kind: type[T]) -> T:
@@ -241,11 +241,18 @@ def decode(plain: Any, kind: type[T]) -> T:
         ValueError: a field is missing or of a wrong type; the message begins with its path.
     """
     try:
-        return msgspec.convert(plain, kind)
+        return msgspec.convert(_with_tuples(plain), kind)
     except (msgspec.ValidationError, OverflowError) as err:  # an integer that no float holds
         what, _, path = str(err).replace("`", "").partition(" - at ")
         path = path.removeprefix("$").removeprefix(".")
         raise ValueError(f"{path}: {what[:1].lower()}{what[1:]}" if path else what) from err
+
+
+def _with_tuples(value: Any) -> Any:
+    """Return a value of JSON with tuples in place of lists, so that specifications stay hashable."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(part) for name, part in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def test_images(record: RunRecord) -> tuple[tuple[str, str], ...]:
