@@ -19,6 +19,7 @@ from probe.comparison import compare_features, count_flips
 from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG as DATASETS
 from probe.datasets.splits.folds import SPLITS
+from probe.decoder import decode
 from probe.errors import ProbeError, ProtocolError, UnknownNameError, brief
 from probe.features.encode import Features
 from probe.features.extraction import Access, Extraction, by_split, extract_dataset, num_images
@@ -35,7 +36,7 @@ from probe.probes.protocols import get_protocol
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for, get_solver
 from probe.progress import Progress, show_progress
-from probe.records.record import check_writable, decode, write_record
+from probe.records.record import check_writable, write_record
 from probe.records.schema import (
     DoneRecord,
     EncoderRecord,

@@ -5,9 +5,9 @@ from pathlib import PureWindowsPath
 import pytest
 
 from probe.datasets.catalog import CATALOG as DATASETS
+from probe.decoder import decode
 from probe.models.catalog import CATALOG as MODELS
 from probe.probes.protocols import CATALOG as PROTOCOLS
-from probe.records.record import decode
 from probe.specs import LONGEST_SLUG, RunSpec, digest, identity, slug, unique_slug
 
 
