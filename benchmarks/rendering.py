@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from probe.datasets.catalog import CATALOG as DATASETS
+from probe.decoder import decode
 from probe.models.catalog import CATALOG as MODELS
 from probe.probes.protocols import get_protocol
-from probe.records.record import decode, write_record
+from probe.records.record import write_record
 from probe.records.schema import (
     DoneRecord,
     EncoderRecord,

@@ -21,6 +21,7 @@ import numpy as np
 from probe import environment, grid, paths
 from probe.comparison import compare_features, count_flips
 from probe.datasets.splits.folds import by_split
+from probe.decoder import decode
 from probe.errors import ProbeError, ProtocolError, brief
 from probe.features.encode import Features
 from probe.features.extraction import Extraction, extract, num_images, prepare
@@ -32,7 +33,7 @@ from probe.probes.fit import PROBE_VERSION, fit_folds
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for
 from probe.progress import Progress, show_progress
-from probe.records.record import check_writable, decode, write_record
+from probe.records.record import check_writable, write_record
 from probe.records.schema import (
     DoneRecord,
     EncoderRecord,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
@@ -249,29 +249,6 @@ class RunSpec:
     def __str__(self) -> str:
         """The cell in a few words, for messages."""
         return f"{self.dataset.name} / {self.model.name} / {self.mode} / {self.protocol.name}"
-
-
-def rebuild(plain_fields: Mapping[str, Any]) -> RunSpec:
-    """A `RunSpec` from what `dataclasses.asdict` made of it, also after its way through JSON.
-
-    Raises:
-        KeyError, TypeError: a field is missing, or one that no specification has.
-    """
-    plain = with_tuples(plain_fields)
-    dataset, model = dict(plain["dataset"]), dict(plain["model"])
-    dataset["parts"] = tuple(Part(**part) for part in dataset["parts"])
-    dataset["sources"] = tuple(Source(**source) for source in dataset["sources"])
-    for name, kind in (("architecture", Architecture), ("profile", Profile)):
-        model[name] = None if model[name] is None else kind(**model[name])
-    named = {"dataset": DatasetSpec(**dataset), "model": ModelSpec(**model), "protocol": Protocol(**plain["protocol"])}
-    return RunSpec(**{**plain, **named})
-
-
-def with_tuples(value: Any) -> Any:
-    """Return a value of JSON with tuples in place of lists, which is what JSON makes of tuples."""
-    if isinstance(value, Mapping):
-        return {name: with_tuples(part) for name, part in value.items()}
-    return tuple(map(with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def identity_fields(spec: Any) -> Any:

@@ -35,8 +35,9 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], ray: Any) -> int:
     """
     from probe import environment, grid, paths
     from probe.datasets.opening import with_sizes
+    from probe.decoder import decode
     from probe.features.reading import processors
-    from probe.records.record import decode, read_records
+    from probe.records.record import read_records
     from probe.records.schema import EnvironmentRecord
     from probe.scale import cluster, estimates
     from probe.scale.units import plan_units

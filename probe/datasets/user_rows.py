@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ from probe.datasets.catalog import CATALOG
 from probe.datasets.splits.folds import SPLITS
 from probe.datasets.splits.recipes import PARTS_OF_RECIPES, RECIPES
 from probe.datasets.subsets import part_of
+from probe.decoder import decode_strictly
 from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.names import unknown_name
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source
 from probe.stats.metrics import METRICS
 
 # The forms a user's row can have, and their options; others read the files of one dataset.
@@ -56,82 +56,64 @@ def make_spec(path: str) -> DatasetSpec:
         raise DatasetMissingError(f"no file {file}; give the path of a row in TOML") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise DatasetError(f"{file} is no TOML ({err}); see the README for an example") from err
-    row["parts"] = tuple(_make_part(part, f"{file}: a part") for part in _list(row, "parts", file))
-    row["sources"] = tuple(_make_source(source, file) for source in _list(row, "sources", file))
+    for name in ("parts", "sources"):
+        tables = row.get(name)
+        if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+            raise DatasetError(f"{file} has no list of tables {name!r}; give one or more")
     if "split_sizes" in row:
         row["split_sizes"] = _items(row["split_sizes"], f"{file}: split_sizes")
-    spec: DatasetSpec = _make(DatasetSpec, {"title": row.get("name", ""), **row}, str(file))
+    row["parts"] = [{**part, **({"name": _as_part(part["name"])} if "name" in part else {})} for part in row["parts"]]
+    row["sources"] = [_with_pairs(source, file) for source in row["sources"]]
+    try:
+        spec = decode_strictly({**row, "title": row.get("title", row.get("name", ""))}, DatasetSpec)
+    except ValueError as err:
+        raise DatasetError(f"{file}: {err}; see the README for an example") from err
     _check_names(spec, file)
     _check_splits(spec, file)
     for source in spec.sources:
+        _check_places(source, f"{file}: a source")
         _check_source(spec, source, file)
     return spec
 
 
-def _list(row: dict[str, Any], name: str, file: Path) -> list[dict[str, Any]]:
-    found = row.get(name)
-    if not isinstance(found, list) or not found or not all(isinstance(item, dict) for item in found):
-        raise DatasetError(f"{file} has no list of tables {name!r}; give one or more")
-    return found
-
-
-def _make_part(row: dict[str, Any], where: str) -> Part:
-    counts = row.get("class_counts", [])
-    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
-        raise DatasetError(f"{where} has class_counts = {counts!r}; write a list of integers >= 0, one for each class")
-    values = {key: _as_part(value) if key == "name" else value for key, value in row.items()}
-    part: Part = _make(Part, {**values, "class_counts": tuple(counts)}, where)
-    return part
-
-
-def _make_source(row: dict[str, Any], file: Path) -> Source:
-    where = f"{file}: a source"
-    values = dict(row)
+def _with_pairs(row: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return a source with pairs in place of its tables, and its location from the folder of the file."""
+    where, values = f"{file}: a source", dict(row)
     location = values.get("location")
     if isinstance(location, str) and location.startswith((".", "~")):
         values["location"] = str((file.parent / paths.expand(location)).resolve())
     parts = values.get("parts", {})
     if not isinstance(parts, dict):
         raise DatasetError(f"{where} has parts = {parts!r}; write parts = {{ train = {{ ... }}, test = {{ ... }} }}")
-    values["parts"] = tuple(
-        (_as_part(part), _items(arguments, f"{where}, part {part}")) for part, arguments in parts.items()
-    )
+    values["parts"] = [(_as_part(part), _items(given, f"{where}, part {part}")) for part, given in parts.items()]
     if len({part for part, _ in values["parts"]}) < len(parts):
         raise DatasetError(f"{where} names a part twice among {', '.join(parts)}; give each of train, val, test once")
     values["options"] = _items(values.get("options", {}), f"{where}, options")
-    values["paths"] = _texts(values.get("paths", []), f"{where}, paths")
-    for name, form in (("archives", "[ARCHIVE, FOLDER]"), ("downloads", "[ADDRESS, MD5]")):
-        pairs = values.get(name, [])
-        if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-            raise DatasetError(f"{where} has {name} = {pairs!r}; write [{form}, ...]")
-        values[name] = tuple(_texts(pair, f"{where}, {name}") for pair in pairs)
-    if values["downloads"] and len(values["downloads"]) != len(values["archives"]):
-        raise DatasetError(
-            f"{where} has {len(values['archives'])} archives and {len(values['downloads'])} downloads; give as many"
-        )
-    _check_places(values, where)
-    values.setdefault("can_download", bool(values["downloads"]))
-    source: Source = _make(Source, values, where)
-    return source
+    values.setdefault("can_download", bool(values.get("downloads")))
+    return values
 
 
-def _check_places(values: dict[str, Any], where: str) -> None:
+def _check_places(source: Source, where: str) -> None:
     """Refuse archives and paths outside the data folder, addresses that are not HTTP, and archives without paths."""
-    places = [*values["paths"], *(place for pair in values["archives"] for place in pair)]
+    if source.downloads and len(source.downloads) != len(source.archives):
+        raise DatasetError(
+            f"{where} has {len(source.archives)} archives and {len(source.downloads)} downloads; give as many"
+        )
+    places = [*source.paths, *(place for pair in source.archives for place in pair)]
     outside = [place for place in places if not is_below(place)]
     if outside:
         raise DatasetError(
             f"{where} has {listed(map(repr, outside), most=3)}, outside the data folder; give paths below it"
         )
-    nameless = [name for name in (*values["paths"], *(name for name, _ in values["archives"])) if not Path(name).parts]
+    nameless = [name for name in (*source.paths, *(name for name, _ in source.archives)) if not Path(name).parts]
     if nameless:
         raise DatasetError(f"{where} has {nameless[0]!r} in archives or paths; give the name of a file or folder")
-    wrong = [url for url, _ in values["downloads"] if not re.match(r"https?://", url)]
+    wrong = [url for url, _ in source.downloads if not re.match(r"https?://", url)]
     if wrong:
         raise DatasetError(
             f"{where} has the download {wrong[0]!r}; give an address that starts with https:// or http://"
         )
-    if values["archives"] and not values["paths"]:
+    if source.archives and not source.paths:
         raise DatasetError(
             f"{where} has archives and no paths, so whether they are unpacked is unknown; write paths = [...] with a "
             "file or folder that they hold, as it is called below the data folder"
@@ -153,33 +135,6 @@ def _items(table: object, where: str) -> tuple[tuple[str, Any], ...]:
     return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in table.items())
 
 
-def _texts(found: object, where: str) -> tuple[str, ...]:
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise DatasetError(f"{where}: {found!r} is no list of texts")
-    return tuple(found)
-
-
-def _make(kind: type, values: dict[str, Any], where: str) -> Any:
-    known = {field.name: field for field in fields(kind)}
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        raise DatasetError(f"{where} has the field {unknown[0]!r}; the fields are {', '.join(known)}")
-    for name, value in values.items():
-        if not _fits(value, str(known[name].type)):
-            raise DatasetError(f"{where}: {name} = {value!r} is no {known[name].type}; see the README for an example")
-    try:
-        return kind(**values)
-    except TypeError as err:
-        raise DatasetError(f"{where} is not whole ({err}); add what is missing") from err
-
-
-def _fits(value: object, annotation: str) -> bool:
-    """Whether a value has the type that a field's annotation begins with."""
-    allowed = {"str": str, "int": int, "float": (int, float), "bool": bool, "tuple": tuple}
-    wanted = allowed[annotation.partition("[")[0].partition(" ")[0]]
-    return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))  # type: ignore[arg-type]  # a type or a pair
-
-
 def _check_names(spec: DatasetSpec, file: Path) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", spec.name):
         raise DatasetError(f"{file}: name = {spec.name!r}; use letters, digits, and - _ . between them")
@@ -198,6 +153,8 @@ def _check_splits(spec: DatasetSpec, file: Path) -> None:
     if names != ["all"] and not {"train", "test"} <= set(names) <= set(SPLITS):
         raise DatasetError(f"{file}: the parts are {listed(names)}; give train and test, or all alone")
     for part in spec.parts:
+        if min(part.class_counts, default=0) < 0:
+            raise DatasetError(f"{file}: {part.name} has {min(part.class_counts)} images of a class; give 0 or more")
         if part.size is not None and part.size < 1:
             raise DatasetError(f"{file}: the size of {part.name} is {part.size}; give 1 or more, or leave it out")
     if not (spec.val_fraction > 0 and spec.test_fraction > 0 and spec.val_fraction + spec.test_fraction < 1):

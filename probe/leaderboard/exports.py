@@ -97,11 +97,11 @@ def _cell(section: Section, record: RunRecord) -> dict[str, Any]:
 
 
 def _latex(title: str, section: Section) -> str:
-    header, rows = board.to_text(section)
+    header, rows = board.to_text(section, with_ranks=False)  # which a paper would have to explain
     lines = [title, "± is half the width of the 95 % interval", *board.notes(section)]
     comments = [f"% {_one_line(line.removeprefix(chr(92)))}" for line in lines]
-    body = [_latex_row(row[1:]) for row in rows]  # without ranks, which a paper has to explain
-    table = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 2)}}}", "\\toprule", _latex_row(header[1:]), "\\midrule"]
+    body = [_latex_row(row) for row in rows]
+    table = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", "\\toprule", _latex_row(header), "\\midrule"]
     return "\n".join([*comments, *table, *body, "\\bottomrule", "\\end{tabular}", ""])
 
 

@@ -177,7 +177,7 @@ def notes(section: Section) -> list[str]:
     found = [f"\\{note}" for note in footnotes(section.records)]
     if section.others:
         found.append("\\# of other test images, or another metric, than most in its column, and not in the mean")
-    if len(section.lines) > 1:
+    if len(section.lines) > 1 and (len(section.datasets) > 1 or not section.common):
         found.append(_of_mean(section))
     found += [f"{model} has no rank: {reason}." for model, reason in section.unranked.items()]
     for line in section.lines:
@@ -188,6 +188,9 @@ def notes(section: Section) -> list[str]:
 
 
 def _of_mean(section: Section) -> str:
+    if len(section.common) == 1:
+        (name,) = (printable(name) for name in section.common)
+        return f"There is no mean, as only {name} has scores of all models; ranks are by {name}."
     if section.common:
         return f"The mean is over the datasets that all models have: {listed(section.common, most=MAX_NAMED)}."
     lacking = {
@@ -199,19 +202,27 @@ def _of_mean(section: Section) -> str:
     return f"There is no mean, as no dataset has a score of all models; {name} lacks those of {models}."
 
 
-def to_text(section: Section) -> tuple[list[str], list[list[str]]]:
-    """A section to read: header and rows; a mean where there are several datasets."""
-    header = ["rank", "model", *([f"mean of {len(section.common)}"] if has_mean(section) else []), *section.datasets]
+def to_text(section: Section, *, with_ranks: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Return a section to read: header and rows. Ranks and means have no column if there are none."""
+    with_ranks, with_means = with_ranks and has_ranks(section), has_mean(section)
+    means = [f"mean of {len(section.common)}"] if with_means else []
+    header = [*(["rank"] if with_ranks else []), "model", *means, *section.datasets]
     rows = []
     for line in section.lines:
+        means = [mean_text(section, line)] if with_means else []
         cells = [cell_text(section, line.cells.get(name)) for name in section.datasets]
-        rows.append([line.rank, line.model, *([mean_text(section, line)] if has_mean(section) else []), *cells])
+        rows.append([*([line.rank] if with_ranks else []), line.model, *means, *cells])
     return header, rows
 
 
+def has_ranks(section: Section) -> bool:
+    """Return True if any model has a rank."""
+    return any(line.rank for line in section.lines)
+
+
 def has_mean(section: Section) -> bool:
-    """Whether a mean says more than the scores."""
-    return len(section.datasets) > 1
+    """Return True if several datasets have scores of all models; the mean of one is its score."""
+    return len(section.common) > 1
 
 
 def mean_text(section: Section, line: Line) -> str:

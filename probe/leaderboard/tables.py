@@ -122,8 +122,9 @@ def to_markdown(records: Iterable[RunRecord]) -> str:
         from probe.leaderboard.ranking import ranks  # NumPy, which tables of one model do without
 
         found = ranks(records)
-        header = (*header, "rank")
-        rows = [(*cells, found.get(record.key, "")) for cells, record in zip(rows, records, strict=True)]
+        if found:
+            header = (*header, "rank")
+            rows = [(*cells, found.get(record.key, "")) for cells, record in zip(rows, records, strict=True)]
     return markdown_table(header, rows)
 
 

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import fields
 from itertools import pairwise
 
+from probe.decoder import decode
 from probe.errors import ProtocolError
 from probe.names import unknown_name
 from probe.specs import FEATURE_POINTS, Protocol
 
-# What a field's annotation begins with, the types that it allows, and their name in a message.
-TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "str": ((str,), "text"),
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "bool": ((bool,), "true or false"),
-    "tuple": ((tuple,), "a tuple of numbers"),
-}
 LEAST = {"max_iter": 1, "shots": 0, "num_seeds": 1, "held_out": 0}
 
 
@@ -48,19 +40,18 @@ def check(protocol: Protocol, *, where: str) -> None:
 
 
 def _check_types(protocol: Protocol, where: str) -> None:
-    for field in fields(protocol):
-        value = getattr(protocol, field.name)
-        allowed, said = TYPES[str(field.type).partition("[")[0]]
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            raise ProtocolError(f"{where}: {field.name} = {value!r} is not {said}; give {said}")
+    try:
+        decode(vars(protocol), Protocol)
+    except ValueError as err:
+        raise ProtocolError(f"{where}: {err}") from err
+    if not isinstance(protocol.grid, tuple):  # which keys of dictionaries need
+        raise ProtocolError(f"{where}: grid = {protocol.grid!r} is not a tuple of numbers; give a tuple of numbers")
 
 
 def _check_grid(grid: tuple[float, ...], where: str) -> None:
     if not grid:
         raise ProtocolError(f"{where}: grid has no value of C; give one, or several to choose from")
     for C in grid:  # noqa: N806 - the field's name
-        if isinstance(C, bool) or not isinstance(C, int | float):
-            raise ProtocolError(f"{where}: grid has {C!r}, which is no number; give values of C")
         if not _is_positive(C):
             raise ProtocolError(f"{where}: grid has C = {C}; give finite values above zero")
     for before, after in pairwise(grid):

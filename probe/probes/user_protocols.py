@@ -12,11 +12,11 @@ import math
 import sys
 import tomllib
 from collections.abc import Collection
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from probe import paths
+from probe.decoder import decode_strictly
 from probe.errors import ProtocolError
 from probe.names import unknown_name
 from probe.probes.protocol_checks import check
@@ -46,10 +46,13 @@ def make_protocol(path: str, *, taken: Collection[str]) -> Protocol:
             names file and key.
     """
     file = paths.expand(path)
-    row = _read(file)
-    _check_keys(row, file)
-    values = {**DEFAULTS, **row, "grid": _make_grid(row["grid"], file)}
-    protocol = Protocol(**values)
+    row = {**DEFAULTS, **_read(file)}
+    if isinstance(row.get("grid"), dict):
+        row["grid"] = _spread(row["grid"], file)
+    try:
+        protocol = decode_strictly(row, Protocol)
+    except ValueError as err:
+        raise ProtocolError(f"{file}: {err}") from err
     check(protocol, where=str(file))
     if protocol.name in taken:
         raise ProtocolError(f"{file}: name = {protocol.name!r} is a name of the catalogue; give yours its own")
@@ -65,27 +68,6 @@ def _read(file: Path) -> dict[str, Any]:
         raise ProtocolError(f"{file} cannot be read ({err.strerror}); give the path of a protocol in TOML") from err
     except ValueError as err:  # of the TOML, of its encoding, or of a number with thousands of digits
         raise ProtocolError(f"{file} is no TOML ({err}); write lines such as grid = [0.01, 0.1, 1]") from err
-
-
-def _check_keys(row: dict[str, Any], file: Path) -> None:
-    known = [field.name for field in fields(Protocol)]
-    for key in row:
-        if key not in known:
-            raise ProtocolError(f"{file}: {unknown_name('key', key, known)}")
-    for field in fields(Protocol):
-        if field.default is MISSING and field.name not in {**DEFAULTS, **row}:
-            raise ProtocolError(f"{file} has no key {field.name!r}; add {field.name} = ...")
-
-
-def _make_grid(found: object, file: Path) -> tuple[Any, ...]:
-    if isinstance(found, dict):
-        return _spread(found, file)
-    if not isinstance(found, list):
-        raise ProtocolError(
-            f"{file}: grid = {found!r} is no list of values of C; write [0.01, 0.1, 1] or "
-            "{ from = 1e-6, to = 1e6, num = 97 }"
-        )
-    return tuple(found)
 
 
 def _spread(found: dict[str, Any], file: Path) -> tuple[float, ...]:

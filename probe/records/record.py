@@ -17,11 +17,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from probe.atomic import make_folder, share
+from probe.decoder import decode
 from probe.errors import ResultsError, listed
 from probe.models.catalog import CATALOG as MODELS
 from probe.records.checks import find_fault
@@ -36,14 +35,13 @@ from probe.records.schema import (
     ResultRecord,
     RunRecord,
 )
-from probe.specs import DatasetSpec, ModelSpec, RunSpec, unique_slug, with_tuples
+from probe.specs import DatasetSpec, ModelSpec, RunSpec, unique_slug
 
 if TYPE_CHECKING:
     from probe.stats.outcomes import Outcomes
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 DEFAULT_SOLVER = "sklearn"
 ALL_FILES = "*/*.json"
 PUBLISHED_MODELS = tuple(name for row in MODELS for name in (row.name, f"random:{row.name}"))
@@ -248,21 +246,7 @@ def decode_record(plain: Mapping[str, Any]) -> RunRecord:
     if plain.get("error" if status == DONE else "result") is not None:
         raise ValueError("a record that is done has a result, one that failed an error, and neither has both")
     given = {own.name: plain[own.name] for own in fields(kind) if own.name in plain}
-    return decode({**given, "spec": with_tuples(given.get("spec"))}, kind)
-
-
-def decode(plain: Any, kind: type[T]) -> T:
-    """Return a value of a type, such as a dataclass, from what JSON or TOML has of it.
-
-    Raises:
-        ValueError: a field is missing or of a wrong type; the message begins with its path.
-    """
-    try:
-        return msgspec.convert(plain, kind)
-    except (msgspec.ValidationError, OverflowError) as err:  # an integer that no float holds
-        what, _, path = str(err).replace("`", "").partition(" - at ")
-        path = path.removeprefix("$").removeprefix(".")
-        raise ValueError(f"{path}: {what[:1].lower()}{what[1:]}" if path else what) from err
+    return decode(given, kind)
 
 
 def test_images(record: RunRecord) -> tuple[tuple[str, str], ...]:

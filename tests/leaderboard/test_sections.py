@@ -10,7 +10,7 @@ from make.records import NUM_TEST, changed, make_failure, make_record, make_resu
 
 from probe.leaderboard.exports import FORMATS, to_csv, to_json, to_latex, to_parquet
 from probe.leaderboard.mean_ranking import mean_ranks
-from probe.leaderboard.sections import OTHER_IMAGES, make_sections, notes, table, to_markdown
+from probe.leaderboard.sections import OTHER_IMAGES, make_sections, notes, table, to_markdown, to_text
 from probe.records.schema import EncoderRecord, IntervalRecord, ReadRecord, SplitRecord
 from probe.stats.outcomes import Outcomes
 from probe.stats.paired import compare
@@ -73,7 +73,7 @@ def test_missing_failed_unfinished_partial_and_zero_look_different():
     records = [make_failure(model="a"), make_record(model="b", score=0.0), make_record(model="c", converged=False)]
     text = to_markdown(make_sections([*records, partial]))
     lines = {
-        line.split("|")[2].strip(): [cell.strip() for cell in line.split("|")[4:6]] for line in text.splitlines()[6:10]
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]] for line in text.splitlines()[6:10]
     }
     assert lines == {"a": ["failed", ""], "b": ["0.00", ""], "c": ["50.00 *", ""], "d": ["", "50.00 +"]}
 
@@ -198,6 +198,16 @@ def test_another_metric_is_not_averaged_with_the_others():
     assert "digits lacks those of c" in " ".join(notes(section))
 
 
+def test_the_mean_of_one_dataset_and_ranks_that_nobody_has_get_no_column():
+    one = [_cell("digits", "a", 20), _cell("digits", "b", 40)]
+    several = [*one, _cell("mnist", "a", 40)]
+    alone = [make_failure(model="a"), make_record("mnist", "b")]
+    headers = [to_text(section)[0] for records in (one, several, alone) for section in make_sections(records)]
+    assert headers == [["rank", "model", "digits"], ["rank", "model", "digits", "mnist"], ["model", "digits", "mnist"]]
+    assert not any("mean" in note for note in notes(make_sections(one)[0]))
+    assert "only digits has scores of all models" in notes(make_sections(several)[0])[-1]
+
+
 def test_the_mean_of_one_dataset_has_its_interval():
     (section,) = make_sections([_cell("digits", "a", 20), _cell("digits", "b", 40), _cell("mnist", "a", 40)])
     assert (section.lines[0].low, section.lines[0].high) == pytest.approx((0.93, 0.96))
@@ -244,7 +254,7 @@ def test_latex_escapes_names_and_has_as_many_cells_in_every_row():
     assert r"x\textbar{}y" in text
     assert r"95.00\,$\pm$\,1.50" in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.replace(r"\&", "").count("&") for line in rows} == {3}
+    assert {line.replace(r"\&", "").count("&") for line in rows} == {2}
     assert "% The mean is over" in text or "% There is no mean" in text
 
 

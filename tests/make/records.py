@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from probe.records.record import decode
+from probe.decoder import decode
 from probe.records.schema import (
     DoneRecord,
     EncoderRecord,

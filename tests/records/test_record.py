@@ -137,7 +137,7 @@ def test_of_two_records_of_a_cell_the_newest_counts_and_both_are_named(tmp_path,
         ({"schema_version": None}, "no schema version"),
         ({"colour": 1}, "no record has colour"),
         ({"splits": []}, "splits: expected object, got array"),
-        ({"splits": {"test": {}}}, "splits[...]: object missing required field sha256"),
+        ({"splits": {"test": {}}}, "splits[...].sha256 is missing"),
         ({"status": "fine"}, "status is 'fine'"),
     ],
 )
@@ -197,7 +197,7 @@ def test_whatever_is_changed_in_a_record_is_found_or_does_no_harm(made, tmp_path
         ({"C": 0.5}, "none that its protocol tries"),
         ({"gradient_ratio": float("nan")}, "NaN is no number"),
         ({"gradient_ratio": 10**400}, "is damaged"),
-        ({"outcomes": [{"metric": "accuracy"}]}, "result.outcomes[0]: object missing required field n"),
+        ({"outcomes": [{"metric": "accuracy"}]}, "result.outcomes[0].n is missing"),
         ({"outcomes": [{"metric": "accuracy", "n": 1, "arrays": {}}]}, "outcomes of test images are damaged"),
     ],
 )

@@ -68,6 +68,7 @@ def _section(title: str, section: board.Section, index: Index) -> dict[str, Any]
     return {
         "title": title,
         "datasets": section.datasets,
+        "has_ranks": board.has_ranks(section),
         "has_mean": board.has_mean(section),
         "num_common": len(section.common),
         "notes": [note.removeprefix("\\") for note in board.notes(section)],

@@ -87,7 +87,7 @@ function showSection() {
   boards.forEach((board, i) => (board.hidden = i !== Number(byId("section").value)));
   const section = data.sections[byId("section").value];
   const before = byId("chosen").value;
-  const names = section.datasets.length > 1 && section.common.length ? [MEAN, ...section.datasets] : section.datasets;
+  const names = section.common.length > 1 ? [MEAN, ...section.datasets] : section.datasets;
   byId("chosen").replaceChildren(...names.map((name) => make("option", {}, name)));
   byId("chosen").value = names.includes(before) ? before : names[0];
   filter();

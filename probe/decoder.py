@@ -1,0 +1,78 @@
+"""Plain values of JSON and TOML -> dataclasses: one decoder for records, entries of datasets, and protocols.
+
+Errors name the path of what is wrong. What no type can say, such as a score that is not that of its outcomes, is the
+caller's to check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+
+from probe.errors import UnknownNameError
+from probe.names import unknown_name
+
+T = TypeVar("T")
+MISSING = "Object missing required field "
+
+
+def decode(plain: Any, kind: type[T]) -> T:
+    """Return a value of a type, such as a dataclass, from plain values. Unknown keys are ignored.
+
+    Raises:
+        ValueError: a field is missing or of a wrong type; the message begins with its path.
+    """
+    try:
+        return msgspec.convert(_with_tuples(plain), kind)
+    except (msgspec.ValidationError, OverflowError) as err:  # an integer that no float holds
+        raise ValueError(_describe(str(err).replace("`", ""))) from err
+
+
+def decode_strictly(plain: Any, kind: type[T]) -> T:
+    """As `decode`, for what users write: unknown keys are refused.
+
+    Raises:
+        ValueError: see `decode`; or a key is unknown, and the message offers what is near.
+    """
+    for unknown in _unknown_keys(plain, kind, ""):
+        raise ValueError(str(unknown))
+    return decode(plain, kind)
+
+
+def _describe(message: str) -> str:
+    """Return a message of msgspec with the path first.
+
+    >>> _describe("Expected float, got null - at $.result.score")
+    'result.score: expected float, got null'
+    >>> _describe("Object missing required field sha256 - at $.splits[...]")
+    'splits[...].sha256 is missing'
+    """
+    what, _, path = message.partition(" - at ")
+    path = path.removeprefix("$").removeprefix(".")
+    if what.startswith(MISSING):
+        return f"{path}.{what.removeprefix(MISSING)} is missing".removeprefix(".")
+    return f"{path}: {what[:1].lower()}{what[1:]}" if path else what
+
+
+def _with_tuples(value: Any) -> Any:
+    """Return plain values with tuples in place of lists, so that fields of any type stay hashable."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(part) for name, part in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _unknown_keys(plain: Any, kind: Any, path: str) -> Iterator[UnknownNameError]:
+    if isinstance(plain, list | tuple):
+        for own in get_args(kind):
+            for i, part in enumerate(plain):
+                yield from _unknown_keys(part, own, f"{path}[{i}]")
+    elif is_dataclass(kind) and isinstance(plain, dict):
+        hints, known = get_type_hints(kind), [own.name for own in fields(kind)]
+        for name, part in plain.items():
+            if name in known:
+                yield from _unknown_keys(part, hints[name], f"{path}.{name}" if path else name)
+            else:
+                yield unknown_name(f"key of {path}" if path else "key", name, known)
