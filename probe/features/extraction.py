@@ -23,7 +23,7 @@ from probe.datasets import dataset_names
 from probe.datasets.images import ImageDataset
 from probe.datasets.opening import OpenedDataset, open_dataset, used_positions
 from probe.datasets.splits.folds import SPLITS, Selection
-from probe.environment import package_version
+from probe.environment import library_versions
 from probe.errors import CacheError, CheckpointError, DatasetError, FeaturesError, IncompleteError, listed
 from probe.features import store
 from probe.features.chunks import Work
@@ -43,9 +43,6 @@ from probe.specs import ModelSpec, RunSpec
 logger = logging.getLogger(__name__)
 
 EXTRACTION_VERSION = 1  # raised with every change of the suite that changes the bytes of features
-LIBRARIES = ("torch", "torchvision", "pillow")  # that decode, resize and compute; others where they do
-LIBRARIES_OF_MODELS = {"open_clip": ("open_clip_torch", "timm")}  # by form of the model
-LIBRARIES_OF_SOURCES = {"ucf101": ("av",), "video": ("av",)}  # by form of the source, or what its files are
 ATTEMPTS = 3  # to write features that are read again as they were written
 NOT_READING = ("groups", "ignore")  # options of sources that choose, and do not change what is read
 
@@ -300,11 +297,7 @@ def _cells(spec: RunSpec, opened: _Opened, access: Access) -> dict[str, Cell]:
     source = opened.dataset.source
     weights = _identify_or_held(spec.model, access)
     media = str(dict(source.options).get("media", ""))
-    libraries = (
-        *LIBRARIES,
-        *LIBRARIES_OF_MODELS.get(spec.model.form, ()),
-        *LIBRARIES_OF_SOURCES.get(source.form, LIBRARIES_OF_SOURCES.get(media, ())),
-    )
+    libraries = library_versions("features", spec.model.form, source.form, media)
     cells = {}
     for part, found in opened.parts.items():
         batch_size = min(check_batch_size(spec.batch_size), len(found.images))
@@ -322,7 +315,7 @@ def _cells(spec: RunSpec, opened: _Opened, access: Access) -> dict[str, Cell]:
             "preprocess_version": PREPROCESS_VERSION,
             "extraction_version": EXTRACTION_VERSION,
             "libjpeg": libjpeg_version(),
-            **{library: package_version(library) for library in libraries},
+            **libraries,
         }
         cells[part] = Cell(
             spec.dataset.name, part, spec.model.name, spec.mode, spec.precision, key, len(found.images), batch_size

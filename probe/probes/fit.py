@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from probe.environment import blas_threads, package_version, threads
+from probe.environment import blas_threads, library_versions, threads
 from probe.errors import FeaturesError, ProtocolError, listed
 from probe.features.encode import Features
 from probe.ordering import order
@@ -34,7 +34,6 @@ from probe.stats.outcomes import outcomes_of
 logger = logging.getLogger(__name__)
 
 WORTH_SAYING = 1.0  # seconds that fits must take for a line that announces them
-LIBRARIES = ("scikit-learn", "scipy", "numpy", "torch")  # that compute fits
 
 
 def fit_probe(
@@ -226,7 +225,7 @@ class _Fitter:
                 "point": [point, rules.normalize],
                 "fit": [rules.max_iter, rules.tol, settings.solver, settings.device],
                 "threads": [torch.get_num_threads(), blas_threads()],
-                "packages": [package_version(name) for name in LIBRARIES],
+                "packages": library_versions("fits"),
             }
 
     @cached_property

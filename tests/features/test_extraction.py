@@ -17,6 +17,7 @@ from make.clips import SMALL_VIT, random_clip
 from make.images import write_image
 
 import probe
+from probe import environment
 from probe.cli import arguments
 from probe.cli.main import main
 from probe.datasets import images as image_module
@@ -271,7 +272,7 @@ def test_everything_around_changes_its_field_of_the_key(monkeypatch, folder):
     (spec,) = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu")
     access = Access(offline=True)
     before = make_cells(spec, access)["test"].key
-    monkeypatch.setattr(extraction, "package_version", lambda name: f"another {name}")
+    monkeypatch.setattr(environment, "package_version", lambda name: f"another {name}")
     monkeypatch.setattr(extraction, "libjpeg_version", lambda: "another")
     monkeypatch.setattr(extraction, "hardware", lambda device: f"another {device}")
     monkeypatch.setattr(extraction, "PREPROCESS_VERSION", 99)

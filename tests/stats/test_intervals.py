@@ -4,15 +4,15 @@ A share of s simulations is uncertain by sqrt(0.95 * 0.05 / s): 0.8 points for 8
 that the bounds below hold or do not; they leave room for two of that around 95 %.
 """
 
+import math
 import time
-from math import erf
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from probe.errors import ResultsError
-from probe.stats.intervals import LEVEL, T, Z, interval, seeds_interval, wilson
+from probe.stats.intervals import LEVEL, interval, quantile, seeds_interval, wilson
 from probe.stats.outcomes import Outcomes, outcomes_of
 
 
@@ -94,7 +94,7 @@ def test_roc_auc_is_covered(positives, negatives, shift):
         margin = rng.normal(size=len(y_true)) + shift * y_true
         return [outcomes_of("roc_auc", y_true, np.stack([-margin, margin], axis=1))]
 
-    assert _covers(_coverage(make, (1 + erf(shift / 2)) / 2, simulations=400, draws=200))
+    assert _covers(_coverage(make, (1 + math.erf(shift / 2)) / 2, simulations=400, draws=200))
 
 
 def test_average_precision_is_covered():
@@ -192,17 +192,22 @@ def test_folds_that_do_not_go_together_are_errors():
         interval([short, _right(np.ones(3), "top5")])
 
 
-def test_quantiles_are_scipys():
-    assert pytest.approx(stats.norm.ppf(0.975), abs=1e-12) == Z
-    assert pytest.approx(stats.t.ppf(0.975, np.arange(1, 31)), abs=1e-6) == T
+@pytest.mark.parametrize("freedom", [1, 4, 4.9, 30, 31, 40.5, 1000])
+def test_quantiles_are_students(freedom):
+    """Also above 30 degrees of freedom, where tables often stop, and between whole numbers."""
+    assert quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-12)
 
 
-@pytest.mark.parametrize("n", [2, 3, 10, 31])
+def test_quantile_of_infinite_freedom_is_that_of_the_normal_distribution():
+    assert quantile(math.inf) == pytest.approx(stats.norm.ppf(0.975), rel=1e-15)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 31, 32, 100])
 def test_seeds_have_students_interval(n):
     scores = np.random.default_rng(n).normal(0.5, 0.02, n)
     expected = stats.t.interval(LEVEL, n - 1, scores.mean(), stats.sem(scores))
     found = seeds_interval(scores)
-    assert (found.low, found.high) == pytest.approx(expected, abs=1e-6)
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-12)
 
 
 def test_seeds_stay_between_zero_and_one():
