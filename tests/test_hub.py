@@ -24,9 +24,9 @@ from probe.errors import (
     ExtraMissingError,
     UnknownNameError,
 )
+from probe.hub import read_license
 from probe.models import get_model, is_here
 from probe.models.description import describe
-from probe.models.hub import read_license
 from probe.models.loading import identify, load_clip, load_encoder
 from probe.models.preprocess import Preprocess
 
@@ -97,6 +97,9 @@ def test_a_file_that_was_changed_in_the_cache_is_refused(hub):
     path.resolve().write_bytes(content)
     with pytest.raises(ChecksumError, match=r"model\.safetensors differs from what was published; delete"):
         load_encoder("hf:org/small", device="cpu", offline=True)
+    with pytest.raises(ChecksumError, match=r"model\.safetensors differed from what was published, and was removed"):
+        load_encoder("hf:org/small", device="cpu")
+    load_encoder("hf:org/small", device="cpu")
 
 
 @pytest.mark.parametrize(

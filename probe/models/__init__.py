@@ -6,9 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from probe import paths
+from probe import hub, paths
 from probe.errors import CheckpointError, CheckpointMissingError, ProbeError
-from probe.models import hub
 from probe.models.catalog import CATALOG
 from probe.models.open_clip_config import CONFIG, LOCAL
 from probe.names import unknown_name
@@ -56,7 +55,7 @@ def get_model(name: str | Path) -> ModelSpec:
         return _random(name)
     if name.startswith(HF):
         repo = name.removeprefix(HF)
-        hub.check_name(repo)
+        hub.check_repository(repo)
         return ModelSpec(name, form="hf", source=repo)
     if name.startswith(OPEN_CLIP):
         from probe.models import open_clip_names  # imports open_clip, and with it torch
@@ -91,7 +90,7 @@ def is_here(spec: ModelSpec, weights_dir: str | Path | None = None) -> bool:
         except OSError:  # a folder that may not be looked into
             return False
     if spec.form == "hf":
-        return hub.holds(spec.source, HUB_MARKS)
+        return hub.has_cached_file(spec.source, HUB_MARKS)
     if spec.form == "open_clip":
         from probe.models import open_clip  # loads torch
 

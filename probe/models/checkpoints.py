@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from probe import hub
 from probe.errors import CheckpointError, ProbeError, listed
 from probe.fetch import file_sha256
-from probe.models import KEY, hub, huggingface
+from probe.models import KEY, huggingface
 from probe.models.archive import check_zip, is_archive, read_archive
 from probe.models.assumptions import check_assumptions
 from probe.models.clip import architecture_of

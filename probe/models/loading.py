@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from probe import paths
+from probe import hub, paths
 from probe.errors import CheckpointError, ChecksumError, ProbeError
 from probe.fetch import fetch, file_sha256
-from probe.models import get_model, hub, open_clip, open_clip_towers, split_key
+from probe.models import get_model, open_clip, open_clip_towers, split_key
 from probe.models.archive import is_archive
 from probe.models.checkpoints import Checkpoint, list_files, read_checkpoint
 from probe.models.clip import CLIP, convert_weights

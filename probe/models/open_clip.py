@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probe import hub
 from probe.errors import CheckpointError, DeviceError, ProbeError, summarize
 from probe.fetch import file_sha256
-from probe.models import OPEN_CLIP, hub
+from probe.models import OPEN_CLIP
 from probe.models.archive import is_archive
 from probe.models.checkpoints import SAFETENSORS, read_model
 from probe.models.devices import Execution
@@ -277,7 +278,7 @@ def _three(values: Any) -> tuple[float, float, float] | None:
 def is_here(source: str) -> bool:
     """Return True if the weights need no download."""
     found = parse(source)
-    return found.path is not None or hub.holds(*_published(found))
+    return found.path is not None or hub.has_cached_file(*_published(found))
 
 
 def _published(source: Source) -> tuple[str, tuple[str, ...]]:

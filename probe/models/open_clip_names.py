@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from probe import paths
+from probe import hub, paths
 from probe.errors import CheckpointMissingError, ExtraMissingError, ProbeError, UnknownNameError, listed
-from probe.models import KEY, OPEN_CLIP, hub, refuse_options, split_key
+from probe.models import KEY, OPEN_CLIP, refuse_options, split_key
 from probe.models.open_clip_config import CONFIG, HUB, LOCAL
 from probe.names import unknown_name
 
@@ -59,7 +59,7 @@ def parse(source: str) -> Source:
     """
     if source.startswith(HUB):
         repo = source.removeprefix(HUB)
-        hub.check_name(repo)
+        hub.check_repository(repo)
         return Source(repo=repo)
     if source.startswith(LOCAL):
         return _parse_local(source.removeprefix(LOCAL))

@@ -6,9 +6,10 @@ import torch
 from make import open_clip_zoo
 from torch.nn import functional
 
+from probe import hub
 from probe.errors import DeviceError
-from probe.models import hub, open_clip_towers
 from probe.models import open_clip as zoo
+from probe.models import open_clip_towers
 from probe.models.devices import resolve_execution
 from probe.models.loading import load_encoder
 

@@ -19,8 +19,7 @@ from PIL import Image
 
 from probe.datasets.archives import check_end, check_member
 from probe.datasets.sources.labels import whole
-from probe.errors import DatasetError, DatasetMissingError, listed
-from probe.hub import one_line
+from probe.errors import DatasetError, DatasetMissingError, listed, summarize
 
 LABELS = ("cls", "npy", "json")
 MAX_LABEL, MAX_LABEL_BYTES = 1 << 31, 1 << 20  # what is more is no label, and would only fill the memory
@@ -95,7 +94,7 @@ def find_members(path: Path) -> _Places:
     except FileNotFoundError as err:
         raise DatasetMissingError(f"no shard at {path}; get it again") from err
     except (tarfile.TarError, EOFError, OSError, OverflowError) as err:
-        raise DatasetError(f"{path} is no whole tar file ({one_line(err)}); get it again") from err
+        raise DatasetError(f"{path} is no whole tar file ({summarize(err)}); get it again") from err
     return samples
 
 

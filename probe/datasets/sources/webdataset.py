@@ -37,13 +37,13 @@ from pathlib import Path
 
 import numpy as np
 
-from probe import paths
+from probe import hub, paths
 from probe.datasets import rows, subsets
 from probe.datasets.archives import check_member
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
-from probe.datasets.sources import hub
 from probe.datasets.sources.labels import composed, indicators, shown, single
+from probe.datasets.sources.options import read_options
 from probe.datasets.sources.shards import Label, check_shard, compressed, read_image, read_index
 from probe.errors import DatasetError, DatasetMissingError, DownloadError, listed
 from probe.fetch import fetch
@@ -69,7 +69,7 @@ def make_spec(rest: str) -> DatasetSpec:
     folder = paths.expand(location)
     is_url = "://" in location
     is_local = not is_url and bool(written) and folder.is_dir()
-    _, options = hub.read_options("wds", rest, OPTIONS[1:] if is_url or is_local else OPTIONS)
+    _, options = read_options("wds", rest, OPTIONS[1:] if is_url or is_local else OPTIONS)
     metric = options.pop("metric", _usual_metric(folder) if is_local else "accuracy")
     get_metric(metric)  # raises an error that lists the known metrics
     name = f"wds:{rest}"
@@ -360,23 +360,23 @@ def _locate(source: Source, part: str, *, root: Path, offline: bool) -> _Shards:
     if Path(source.location).is_absolute():
         return _list_shards(Path(source.location), split)
     revision = str(dict(source.options).get("revision", ""))
-    return hub.here_or_fetched(partial(_fetch_from_hub, source.location, revision, part, split), offline=offline)
+    return hub.try_offline_first(partial(_fetch_from_hub, source.location, revision, part, split), offline=offline)
 
 
 def _fetch_from_hub(repo: str, revision: str, part: str, split: str, offline: bool) -> _Shards:
-    snapshot = hub.look(repo, revision=revision, offline=offline)
+    snapshot = hub.look_up(repo, revision=revision, offline=offline)
     if split.endswith(".tar"):
         patterns = [glob.escape(name) for name in expand(split)]
     elif split == ".":
         patterns = [glob.escape(file) for file in snapshot.files if "/" not in file and file.endswith(".tar")]
     else:
         patterns = [f"{glob.escape(split)}/*.tar"]
-    if snapshot.is_known and not hub.matching(snapshot.files, patterns):
+    if snapshot.is_known and not hub.match_files(snapshot.files, patterns):
         folders = dict.fromkeys(file.rpartition("/")[0] or "." for file in snapshot.files if file.endswith(".tar"))
         where = f"; there are some in {listed(folders)}: write ?{part}=FOLDER" if folders else "; give another one"
         raise DatasetMissingError(f"{repo} has no shards {split}{where}")
     also = [glob.escape(_below(split, NUM_SHARDS)), CLASS_NAMES]
-    folder = hub.fetch(snapshot, [*patterns, *also], offline=offline)
+    folder = hub.fetch_files(snapshot, [*patterns, *also], offline=offline)
     try:
         return replace(_list_shards(folder, split), revision=folder.name)
     except DatasetError as err:
