@@ -324,7 +324,7 @@ def test_archives_are_unpacked_once_though_a_marker_of_another_user_stays(has_lo
     monkeypatch.setattr(Path, "unlink", refuse)
     unpack_missing(images, folder)
     (folder / "x" / "test_atomic.py").write_text("unpacked once")
-    monkeypatch.setattr(archives, "unpack", lambda *_: pytest.fail("unpacked again"))
+    monkeypatch.setattr(archives, "unpack_archive", lambda *_: pytest.fail("unpacked again"))
     unpack_missing(images, folder)
     monkeypatch.undo()
     (folder / "x" / "test_atomic.py").unlink()
@@ -333,13 +333,13 @@ def test_archives_are_unpacked_once_though_a_marker_of_another_user_stays(has_lo
 
 
 def test_a_marker_that_another_user_removed_first_is_no_failure(folder, images, monkeypatch):
-    unpack = archives.unpack
+    unpack = archives.unpack_archive
 
     def unpack_and_remove(*paths):
         unpack(*paths)
         (folder / ".images.tar.begun").unlink()
 
-    monkeypatch.setattr(archives, "unpack", unpack_and_remove)
+    monkeypatch.setattr(archives, "unpack_archive", unpack_and_remove)
     unpack_missing(images, folder)
     assert (folder / "x" / "test_atomic.py").is_file()
 

@@ -48,7 +48,7 @@ def cache_explain(args: argparse.Namespace) -> int:
     from probe.features.extraction import make_cells
 
     root, access, missed = paths.cache_dir(args.cache_dir), grids.access(args), 0
-    for spec in grids.plan(args, ["readme"]):
+    for spec in grids.plan_runs(args, ["readme"]):
         try:
             cells = make_cells(spec, access)
         except ProbeError as err:

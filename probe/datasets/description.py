@@ -28,7 +28,7 @@ def state(spec: DatasetSpec, data_dir: str | Path | None = None) -> State:
     What is there is checked when it is opened; a file of a right name can be a wrong one.
     """
     root = paths.data_dir(data_dir)
-    if any(is_here(source, root) for source in spec.sources):
+    if any(is_source_here(source, root) for source in spec.sources):
         return State(READY)
     if any(_has_archives(source, root) for source in spec.sources):
         return State(UNPACK, "run it; its archives are unpacked then")
@@ -45,7 +45,7 @@ def _has_archives(source: Source, root: Path) -> bool:
         return False
 
 
-def is_here(source: Source, root: Path) -> bool:
+def is_source_here(source: Source, root: Path) -> bool:
     """Whether all files of a source are where they are looked for."""
     try:
         if source.form in ("huggingface", "webdataset"):
@@ -59,7 +59,7 @@ def is_here(source: Source, root: Path) -> bool:
         return False
 
 
-def describe(name: str, *, data_dir: str | Path | None = None) -> dict[str, str]:
+def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[str, str]:
     """What there is to say of one dataset. Downloads nothing.
 
     Raises:

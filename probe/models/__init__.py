@@ -78,7 +78,7 @@ def refuse_options(source: str, known: str) -> None:
         CheckpointError: the message has the `known` options.
     """
     path, mark, options = source.partition("?")
-    if mark and paths.expand(path).exists():
+    if mark and paths.expand_home(path).exists():
         raise CheckpointError(f"{path}: unknown option {options!r}; the options of a checkpoint are {known}")
 
 
@@ -94,7 +94,7 @@ def is_here(spec: ModelSpec, weights_dir: str | Path | None = None) -> bool:
     if spec.form == "open_clip":
         from probe.models import open_clip  # loads torch
 
-        return open_clip.is_here(spec.source)
+        return open_clip.is_zoo_model_here(spec.source)
     return True
 
 
@@ -109,7 +109,7 @@ def _on_disk(name: str) -> ModelSpec:
     try:
         written, key = split_key(name)
         # Links are not followed: those of Hugging Face's cache lead to files without suffix and neighbours.
-        path = Path(os.path.abspath(paths.expand(written)))  # noqa: PTH100 - `Path.resolve` would follow them
+        path = Path(os.path.abspath(paths.expand_home(written)))  # noqa: PTH100 - `Path.resolve` would follow them
         is_open_clips = _is_open_clips(path)
         found = path.is_file() or (path / FOLDER_MARK).is_file()
         is_distributed = path.suffix == DISTRIBUTED_SUFFIX or (not found and (path / DISTRIBUTED_MARK).is_file())

@@ -241,7 +241,7 @@ def _read_folder(folder: Path, key: str) -> Checkpoint:
     return replace(_in_hugging_face_naming(folder, state_dict, folder, sha256), key=found.key)
 
 
-def list_files(path: Path) -> list[Path]:
+def list_checkpoint_files(path: Path) -> list[Path]:
     """All files that make a model what it is: its weights, and the settings beside them, of a file or folder.
 
     Raises:

@@ -23,13 +23,13 @@ from probe.probes.cached_fits import KeptFits
 from probe.probes.fits import Fit, Solver, worst
 from probe.probes.protocols import get_protocol, validate
 from probe.probes.result import ProbeResult, SweepPoint, mean_result
-from probe.probes.shots import draw
+from probe.probes.shots import draw_shots
 from probe.probes.solvers.catalog import get_solver
 from probe.probes.sweep import best, search
 from probe.specs import Protocol
 from probe.stats.intervals import interval
 from probe.stats.metrics import IGNORED, find_undefined, get_metric, misfit
-from probe.stats.outcomes import outcomes_of
+from probe.stats.outcomes import make_outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class _Probe:
 
     def fit_draw(self, seed: int, train: Features, val: Features | None, test: Features) -> ProbeResult:
         """Fit on so many images a class."""
-        drawn = draw(train.y, shots=self.rules.shots, held_out=self.rules.held_out, seed=seed)
+        drawn = draw_shots(train.y, shots=self.rules.shots, held_out=self.rules.held_out, seed=seed)
         chooser = train.take(drawn.held_out) if self.rules.held_out else val
         result = self.fit(train.take(drawn.train), chooser, test)
         positions = {"indices": drawn.train, "held_out": drawn.held_out}
@@ -162,7 +162,7 @@ class _Probe:
                 final.suboptimality,
             )
         y_score = final.scores(_features(rules, test), self.num_classes)
-        outcomes = outcomes_of(self.metric, test.y, y_score)
+        outcomes = make_outcomes(self.metric, test.y, y_score)
         if test.y.ndim == 2:
             predictions = (y_score > 0).astype(np.int64)
         else:
@@ -300,7 +300,7 @@ def _announce(settings: _Settings, parts: Sequence[Features], *, num_classes: in
     n = sum(map(len, arrays))
     if rules.shots:
         n = min(n, num_classes * rules.shots)
-    cost = costs.estimate(
+    cost = costs.estimate_cost(
         rules, settings.solver, arrays[0], n=n, k=num_classes, num_parts=len(arrays), num_scored=num_scored
     )
     costs.refuse_too_much(cost, settings.solver, settings.device)
@@ -353,7 +353,7 @@ def fit_folds(
     return mean_result(results, of="folds", same_images=len(digests) == 1)
 
 
-def hold_out(fold: Mapping[str, Features], fraction: float, *, seed: int = 0) -> dict[str, Features]:
+def hold_out_validation(fold: Mapping[str, Features], fraction: float, *, seed: int = 0) -> dict[str, Features]:
     """Give a fold validation features: a share of the training ones, of each class, the same for a seed everywhere.
 
     Args:

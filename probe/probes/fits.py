@@ -155,7 +155,7 @@ class Solver(ABC):
         """
 
 
-def join(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # noqa: N803 - the field's name
+def join_classes(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # noqa: N803 - the field's name
     """The fits of several labels, one for each of the classes, as one."""
     return Fit(
         C=C,
@@ -185,7 +185,7 @@ def for_classes(fit: Fit, classes: np.ndarray) -> Fit:
     return replace(fit, coef=coef, intercept=intercept, classes=classes)
 
 
-def row(fit: Fit | None, k: int) -> Fit | None:
+def select_class(fit: Fit | None, k: int) -> Fit | None:
     """The probe of one of several labels."""
     if fit is None:
         return None

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from probe.records.record import FAILED, RunRecord
-from probe.stats.outcomes import outcomes_of
+from probe.stats.outcomes import make_outcomes
 
 
 def make_record(dataset="digits", model="tiny", *, jit=False, protocol="readme", score=0.5, converged=True, **changes):
@@ -51,7 +51,7 @@ def scored_record(model, num_wrong, *, dataset="digits", **changes):
     y = np.zeros(NUM_TEST, np.int64)
     scores = np.where((np.arange(NUM_TEST) < num_wrong)[:, None], [0.0, 1.0], [1.0, 0.0])
     record = make_record(dataset, model, score=1 - num_wrong / NUM_TEST, **changes)
-    record.result.update(num_test=NUM_TEST, outcomes=[outcomes_of("accuracy", y, scores).pack()], same_images=True)
+    record.result.update(num_test=NUM_TEST, outcomes=[make_outcomes("accuracy", y, scores).pack()], same_images=True)
     return record
 
 

@@ -57,7 +57,7 @@ def _check(config, architecture, folder):
         execution = resolve_execution("cpu", precision=precision)
         loaded = zoo.load_model(source, execution)
         half_text = loaded.model.encode_text(texts).float()  # as `load_clip` runs it on a GPU
-        half = open_clip_towers.as_encoder(source, loaded, execution).encode(pixels)
+        half = open_clip_towers.zoo_encoder(source, loaded, execution).encode(pixels)
         assert functional.cosine_similarity(half.projected, image).min() > 0.99, precision
         assert functional.cosine_similarity(half.pre_projection, found.pre_projection).min() > 0.99, precision
         assert functional.cosine_similarity(half_text, text).min() > 0.99, precision

@@ -13,7 +13,7 @@ from scipy import stats
 
 from probe.errors import ResultsError
 from probe.stats.intervals import LEVEL, interval, quantile, seeds_interval, wilson
-from probe.stats.outcomes import Outcomes, outcomes_of
+from probe.stats.outcomes import Outcomes, make_outcomes
 
 
 def _right(bits, metric="accuracy", **arrays):
@@ -92,7 +92,7 @@ def test_roc_auc_is_covered(positives, negatives, shift):
 
     def make():
         margin = rng.normal(size=len(y_true)) + shift * y_true
-        return [outcomes_of("roc_auc", y_true, np.stack([-margin, margin], axis=1))]
+        return [make_outcomes("roc_auc", y_true, np.stack([-margin, margin], axis=1))]
 
     assert _covers(_coverage(make, (1 + math.erf(shift / 2)) / 2, simulations=400, draws=200))
 
@@ -103,7 +103,7 @@ def test_average_precision_is_covered():
 
     def make():
         y_true = (rng.random((1000, 3)) < [0.06, 0.1, 0.2]).astype(int)
-        return [outcomes_of("voc2007_11pt_map", y_true, rng.normal(size=(1000, 3)) + 1.5 * y_true)]
+        return [make_outcomes("voc2007_11pt_map", y_true, rng.normal(size=(1000, 3)) + 1.5 * y_true)]
 
     truth = np.mean([make()[0].score() for _ in range(1000)])
     assert _covers(_coverage(make, truth, simulations=300, draws=150))
@@ -136,9 +136,9 @@ def test_folds_of_ranks_vary_less_where_their_images_differ(metric):
     y_true = rng.integers(0, 2, (300, 1))
     score = rng.normal(size=(300, 1)) + y_true
     fold = (
-        outcomes_of(metric, y_true, score)
+        make_outcomes(metric, y_true, score)
         if metric != "roc_auc"
-        else outcomes_of(metric, y_true[:, 0], np.concatenate([-score, score], axis=1))
+        else make_outcomes(metric, y_true[:, 0], np.concatenate([-score, score], axis=1))
     )
     one, same, other = (
         interval([fold] * num, same_images=same_images, draws=1000)
@@ -153,8 +153,8 @@ def _perfect():
     y_true = np.arange(40) % 2
     yield _right(np.ones(40), "mean_top1_top5", among_five=np.ones(40, bool))
     yield _right(np.ones(40), "mean_per_class", labels=y_true)
-    yield outcomes_of("roc_auc", y_true, np.stack([-y_true, y_true], axis=1))
-    yield outcomes_of("voc2007_11pt_map", y_true[:, None], y_true[:, None])
+    yield make_outcomes("roc_auc", y_true, np.stack([-y_true, y_true], axis=1))
+    yield make_outcomes("voc2007_11pt_map", y_true[:, None], y_true[:, None])
 
 
 @pytest.mark.parametrize("outcomes", list(_perfect()), ids=lambda outcomes: outcomes.metric)
@@ -167,14 +167,14 @@ def test_a_perfect_score_is_not_certain(outcomes):
 
 def test_the_same_outcomes_have_the_same_interval():
     rng = np.random.default_rng(0)
-    outcomes = outcomes_of("roc_auc", rng.integers(0, 2, 100), rng.normal(size=(100, 2)))
+    outcomes = make_outcomes("roc_auc", rng.integers(0, 2, 100), rng.normal(size=(100, 2)))
     assert interval([outcomes]) == interval([outcomes])
 
 
 def test_voc_takes_under_two_seconds():
     rng = np.random.default_rng(0)
     y_true = (rng.random((5000, 20)) < 0.06).astype(int)
-    outcomes = outcomes_of("voc2007_11pt_map", y_true, rng.normal(size=(5000, 20)) + 2 * y_true)
+    outcomes = make_outcomes("voc2007_11pt_map", y_true, rng.normal(size=(5000, 20)) + 2 * y_true)
     start = time.process_time()
     interval([outcomes])
     assert time.process_time() - start < 2

@@ -62,7 +62,7 @@ def make_spec(rest: str) -> DatasetSpec:
         DatasetError: an option that there is not, or splits that do not say which is for what.
     """
     written = rest.partition("?")[0]
-    path = paths.expand(written)
+    path = paths.expand_home(written)
     is_local = bool(written) and path.exists()
     known = [option for option in OPTIONS if not (is_local and option == "revision")]
     location, options = read_options("hf", rest, known)

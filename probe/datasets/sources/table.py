@@ -82,7 +82,7 @@ def make_spec(rest: str) -> DatasetSpec:
     location, options = read_options("csv", rest, OPTIONS)
     metric = options.pop("metric", "accuracy")
     get_metric(metric)  # raises an error that lists the known metrics
-    path = paths.expand(location).resolve()
+    path = paths.expand_home(location).resolve()
     if path.is_dir() and len(files := _files(path)) == 1:  # a single file may have a column for the split
         path = files[0]
     name = f"csv:{path}{rest.removeprefix(written)}"
