@@ -196,6 +196,15 @@ def test_few_shots_are_fits_on_draws_and_their_mean(parts, solver):
     assert result.interval.method == "student"
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_iterations_include_those_that_chose_the_start_of_the_final_fit(parts, solver):
+    """The final fit of `fast` begins at the sweep's fit of the same C, where next to nothing is left to do."""
+    result = fit_probe(**parts, protocol=replace(SHORT, shots=3, num_seeds=2, refit=False), solver=solver)
+    for drawn in result.draws:
+        (chosen,) = [point for point in drawn.sweep if point.C == drawn.C]
+        assert drawn.n_iter >= chosen.n_iter > 1
+
+
 def test_held_out_shots_choose_c_and_need_no_validation_split(parts):
     rules = replace(SHORT, shots=2, held_out=2, num_seeds=2, refit=False)
     result = fit_probe(train=parts["train"], test=parts["test"], protocol=rules, solver="fast")

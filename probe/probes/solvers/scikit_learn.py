@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import ThreadpoolController
 
 from probe.errors import ProtocolError
-from probe.probes.fits import Fit, Solver, Tick, for_classes, join_classes, select_class
+from probe.probes.fits import Fit, Solver, Tick, count_start, for_classes, join_classes, select_class
 from probe.probes.solvers.fast import loss_of
 from probe.probes.solvers.objective import Objective, Rows
 from probe.probes.solvers.optimality import evaluate, measure_optimality
@@ -46,9 +46,11 @@ class ScikitLearn(Solver):
         for C, other in zip(strengths, nears, strict=True):  # noqa: N806 - the field's name
             near = None if other is None else for_classes(other, self.classes)
             if self.y.ndim == 1:
-                done(self._fit(C, -1, self.x, self.y, near, tick))
+                fit = self._fit(C, -1, self.x, self.y, near, tick)
             else:
-                done(join_classes(C, [self._fit_class(C, k, near, tick) for k in self.classes.tolist()], self.classes))
+                fits = [self._fit_class(C, k, near, tick) for k in self.classes.tolist()]
+                fit = join_classes(C, fits, self.classes)
+            done(count_start(fit, near))
 
     def _fit_class(
         self,
