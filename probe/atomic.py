@@ -1,13 +1,49 @@
-"""Folders that several users write to: modes of new files and folders, and locks that belong to another user."""
+"""Files that appear whole or not at all, also in folders that several users write to.
+
+Files are written under a temporary name and renamed. New files and folders get the modes of their folder, and locks
+that belong to another user are stepped around.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock
+
+TEMPORARY = ".tmp"  # end of the name of what is not whole yet, which `probe cache gc` removes
+MAX_STEM = 200  # characters of a temporary name; file systems take 255 bytes
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a hidden name in the same folder that no other process uses, also not in another container or machine."""
+    return path.with_name(f".{path.name[:MAX_STEM]}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that replaces the one at `path` in one step, when the block ends without an error.
+
+    After an error, also Ctrl-C, what was there before is unchanged. The folder must exist.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("wb") as file:
+            share(temporary)
+            yield file
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def make_folder(folder: Path) -> None:

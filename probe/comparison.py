@@ -36,7 +36,7 @@ MAX_FLIPS = 0.01  # share of test predictions; half precision turns over some on
 
 
 @dataclass(frozen=True)
-class Difference:
+class ModeDifference:
     """How far two arrays of features, (n, d), are apart; `min_cosine` is that of the worst pair of rows."""
 
     max_abs: float
@@ -66,7 +66,7 @@ class Parity:
     protocol: str
     device: str
     precision: str
-    features: Mapping[str, Difference]
+    features: Mapping[str, ModeDifference]
     softmax: tuple[float, float]
     predictions_flipped: int
     num_images: int
@@ -97,7 +97,7 @@ class Parity:
 def find_reasons(
     *,
     softmax_agrees: bool,
-    features: Mapping[str, Difference],
+    features: Mapping[str, ModeDifference],
     precision: str,
     flips: tuple[int, int],
     test: PairedTest,
@@ -134,17 +134,17 @@ def find_reasons(
     return tuple(reasons)
 
 
-def difference(a: np.ndarray, b: np.ndarray) -> Difference:
+def difference(a: np.ndarray, b: np.ndarray) -> ModeDifference:
     """Compare two float32 arrays (n, d), row by row; the cosine of equal rows is 1, of zeros to anything else 0."""
     apart = np.abs(a.astype(np.float64) - b)
     lengths = np.linalg.norm(a.astype(np.float64), axis=1) * np.linalg.norm(b.astype(np.float64), axis=1)
     products = np.einsum("nd,nd->n", a, b, dtype=np.float64)
     cosines = np.clip(products / np.where(lengths > 0, lengths, 1), -1, 1)
     cosines[apart.max(axis=1) == 0] = 1  # rather than one less the rounding of the product
-    return Difference(float(apart.max()), float(apart.mean()), float(cosines.min()))
+    return ModeDifference(float(apart.max()), float(apart.mean()), float(cosines.min()))
 
 
-def compare_features(eager: Mapping[str, Features], jit: Mapping[str, Features]) -> dict[str, Difference]:
+def compare_features(eager: Mapping[str, Features], jit: Mapping[str, Features]) -> dict[str, ModeDifference]:
     """The differences at both feature points, over the images of all splits or parts."""
     return {
         point: difference(*(np.concatenate([mode[split].at(point) for split in eager]) for mode in (eager, jit)))

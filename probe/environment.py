@@ -11,7 +11,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("probe", "torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow", "datasets", "av", "h5py")
+# Libraries whose versions can change a result, and what they are used for: all features, features of models or sources
+# of some form, all fits. Records name every one of them, and all workers of a grid need the versions of the driver.
+# Another version of a library is another key in the cache of what it is used for.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "scikit-learn": ("fits",),
+    "scipy": ("fits",),
+    "numpy": ("fits",),
+    "torch": ("features", "fits"),
+    "torchvision": ("features",),
+    "pillow": ("features",),
+    "open_clip_torch": ("open_clip",),
+    "timm": ("open_clip",),
+    "av": ("ucf101", "video"),
+    "datasets": (),  # hands over the bytes of files, of which features have a digest
+    "h5py": (),
+}
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -21,7 +36,7 @@ def describe(device: str) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: package_version(name) for name in PACKAGES},
+        "packages": {"probe": package_version("probe"), **library_versions()},
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch_threads(),
@@ -79,6 +94,12 @@ def num_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def library_versions(*uses: str) -> dict[str, str | None]:
+    """Return the versions of the libraries with one of these uses in `LIBRARIES`; without a use, of all of them."""
+    names = [name for name, own in LIBRARIES.items() if not uses or not set(uses).isdisjoint(own)]
+    return {name: package_version(name) for name in names}
 
 
 def package_version(package: str) -> str | None:

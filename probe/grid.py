@@ -21,7 +21,6 @@ from probe.models.devices import resolve_execution
 from probe.models.loading import identify
 from probe.models.memory import find_batch_size
 from probe.models.preprocess import VERSION as PREPROCESS_VERSION
-from probe.probes.fit import LIBRARIES as FITTING
 from probe.probes.fit import PROBE_VERSION
 from probe.probes.protocols import CATALOG as PROTOCOLS
 from probe.probes.protocols import get_protocol
@@ -34,7 +33,6 @@ from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec, identity
 logger = logging.getLogger(__name__)
 
 Named = DatasetSpec | ModelSpec | Protocol
-LIBRARIES = tuple(dict.fromkeys(("torch", "torchvision", "pillow", *FITTING)))  # whose versions can change a score
 
 
 def plan(
@@ -124,7 +122,7 @@ class Pending:
             return
         total = len(self.runs) + len(self.done)
         logger.info("skipped %d of %d runs: already recorded (use --rerun)", len(self.done), total)
-        here = {name: environment.package_version(name) for name in LIBRARIES}
+        here = environment.library_versions("features", "fits")
         others = Counter(_other_versions(record, here) for record in self.done.values())
         for versions, n in others.items():
             if versions:

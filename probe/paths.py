@@ -42,7 +42,7 @@ def absolute(path: str | Path) -> Path:
     return Path(path) if str(path).startswith("~") else Path(path).absolute()
 
 
-def expand(path: str | Path) -> Path:
+def expand_home(path: str | Path) -> Path:
     """Return a path with the home folder in place of `~`, or of `~NAME` if there is a user NAME.
 
     Raises:
@@ -59,9 +59,9 @@ def expand(path: str | Path) -> Path:
 def _choose(given: str | Path | None, variable: str, default: str) -> Path:
     chosen = given or os.environ.get(variable)
     if chosen:
-        return expand(chosen)
+        return expand_home(chosen)
     try:
-        return expand(default)  # last, because not every process has a home folder
+        return expand_home(default)  # last, because not every process has a home folder
     except FolderError as err:
         option = f"--{variable.removeprefix('PROBE_').lower().replace('_', '-')}"
         raise FolderError(

@@ -1,4 +1,4 @@
-"""Folders that several users write to: files of another user never block a folder that can be written to."""
+"""Files appear in one step, and files of another user never block a folder that can be written to."""
 
 import encodings.ascii
 import encodings.cp437  # noqa: F401 - asked for later, when a library below /root cannot be read any more
@@ -16,7 +16,7 @@ import pytest
 from make.entries import cell, chunk_of
 
 from probe import fetch as fetching
-from probe.atomic import lock, make_folder, share
+from probe.atomic import lock, make_folder, share, write_atomically
 from probe.datasets import archives
 from probe.datasets.archives import unpack_missing
 from probe.errors import CacheError, DownloadError
@@ -30,6 +30,39 @@ from probe.records.record import write_bytes
 from probe.specs import Source
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of files")
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(error, tmp_path):
+    (tmp_path / "a.json").write_bytes(b"before")
+
+    def write_half():
+        with write_atomically(tmp_path / "a.json") as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert (tmp_path / "a.json").read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_two_processes_with_one_number_never_write_into_each_other(tmp_path, monkeypatch):
+    """Processes of two containers can have the same number; the last to finish wins, with a whole file."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with write_atomically(tmp_path / "a.json") as one:
+        one.write(b"one ")
+        with write_atomically(tmp_path / "a.json") as two:
+            two.write(b"two")
+        one.write(b"whole")
+        assert (tmp_path / "a.json").read_bytes() == b"two"
+    assert (tmp_path / "a.json").read_bytes() == b"one whole"
+
+
+def test_a_name_that_leaves_no_room_for_an_ending_can_be_written(tmp_path):
+    with write_atomically(tmp_path / ("a" * 250)) as file:
+        file.write(b"whole")
+    assert (tmp_path / ("a" * 250)).read_bytes() == b"whole"
 
 
 @pytest.fixture
@@ -258,7 +291,7 @@ def test_two_users_never_download_to_one_file(folder, monkeypatch):
 
 def test_archives_are_unpacked_where_another_user_began(folder):
     shutil.make_archive(str(folder / "images"), "tar", Path(__file__).parent, "test_atomic.py")
-    source = Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/test_sharing.py",))
+    source = Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/test_atomic.py",))
     for name in ("images.tar.lock", "images.tar.unpacking.lock", ".images.tar.begun"):
         of_another_user(folder / name)
     (folder / "x" / ".images.tar-left").mkdir(parents=True)
@@ -272,7 +305,7 @@ def test_archives_are_unpacked_where_another_user_began(folder):
 def images(folder):
     """A source with an archive in the folder."""
     shutil.make_archive(str(folder / "images"), "tar", Path(__file__).parent, "test_atomic.py")
-    return Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/test_sharing.py",))
+    return Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/test_atomic.py",))
 
 
 @pytest.mark.parametrize("has_lock", [True, False])
@@ -291,7 +324,7 @@ def test_archives_are_unpacked_once_though_a_marker_of_another_user_stays(has_lo
     monkeypatch.setattr(Path, "unlink", refuse)
     unpack_missing(images, folder)
     (folder / "x" / "test_atomic.py").write_text("unpacked once")
-    monkeypatch.setattr(archives, "unpack", lambda *_: pytest.fail("unpacked again"))
+    monkeypatch.setattr(archives, "unpack_archive", lambda *_: pytest.fail("unpacked again"))
     unpack_missing(images, folder)
     monkeypatch.undo()
     (folder / "x" / "test_atomic.py").unlink()
@@ -300,13 +333,13 @@ def test_archives_are_unpacked_once_though_a_marker_of_another_user_stays(has_lo
 
 
 def test_a_marker_that_another_user_removed_first_is_no_failure(folder, images, monkeypatch):
-    unpack = archives.unpack
+    unpack = archives.unpack_archive
 
     def unpack_and_remove(*paths):
         unpack(*paths)
         (folder / ".images.tar.begun").unlink()
 
-    monkeypatch.setattr(archives, "unpack", unpack_and_remove)
+    monkeypatch.setattr(archives, "unpack_archive", unpack_and_remove)
     unpack_missing(images, folder)
     assert (folder / "x" / "test_atomic.py").is_file()
 

@@ -10,7 +10,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 import probe
 from probe.cli.main import main
-from probe.comparison import Difference, difference, find_reasons
+from probe.comparison import ModeDifference, difference, find_reasons
 from probe.errors import CheckpointError, DeviceError
 from probe.models.openai import save_archive
 from probe.stats.paired import PairedTest
@@ -77,7 +77,7 @@ def test_flips_beside_a_softmax_that_agrees_are_outside_of_tolerance(tmp_path):
 SAME = PairedTest(0.0, 1.0, 0.0, "mcnemar", 0, 0)
 AGREEING = {
     "softmax_agrees": True,
-    "features": {"projected": Difference(1e-6, 1e-7, 1.0)},
+    "features": {"projected": ModeDifference(1e-6, 1e-7, 1.0)},
     "precision": "fp32",
     "flips": (1, 50),
     "test": SAME,
@@ -91,8 +91,11 @@ AGREEING = {
         ({}, []),
         ({"flips": (2, 200), "converged": False}, []),
         ({"softmax_agrees": False}, ["the softmax of the logits differs"]),
-        ({"features": {"projected": Difference(1.0, 0.1, 0.999)}}, ["projected features of an image have a cosine"]),
-        ({"features": {"projected": Difference(1.0, 0.1, 0.999)}, "precision": "bf16"}, []),
+        (
+            {"features": {"projected": ModeDifference(1.0, 0.1, 0.999)}},
+            ["projected features of an image have a cosine"],
+        ),
+        ({"features": {"projected": ModeDifference(1.0, 0.1, 0.999)}, "precision": "bf16"}, []),
         ({"flips": (43, 359)}, ["43 of 359 predictions flip"]),
         ({"flips": (43, 359), "converged": False}, ["43 of 359 predictions flip", "the fit of the probe did not"]),
         ({"test": replace(SAME, p_value=0.01)}, ["the scores differ by more than chance, p = 0.01 by mcnemar"]),

@@ -24,9 +24,9 @@ from probe.errors import (
     ExtraMissingError,
     UnknownNameError,
 )
+from probe.hub import read_license
 from probe.models import get_model, is_here
-from probe.models.description import describe
-from probe.models.hub import read_license
+from probe.models.description import describe_model
 from probe.models.loading import identify, load_clip, load_encoder
 from probe.models.preprocess import Preprocess
 
@@ -86,7 +86,7 @@ def test_a_model_of_the_hub_is_fetched_once_and_then_used_offline(hub):
     assert is_here(get_model("hf:org/small"))
     again = load_encoder("hf:org/small", device="cpu", offline=True)
     assert again.weights_sha256 == encoder.weights_sha256
-    assert describe("hf:org/small")["sha256"] == encoder.weights_sha256
+    assert describe_model("hf:org/small")["sha256"] == encoder.weights_sha256
 
 
 def test_a_file_that_was_changed_in_the_cache_is_refused(hub):
@@ -97,6 +97,9 @@ def test_a_file_that_was_changed_in_the_cache_is_refused(hub):
     path.resolve().write_bytes(content)
     with pytest.raises(ChecksumError, match=r"model\.safetensors differs from what was published; delete"):
         load_encoder("hf:org/small", device="cpu", offline=True)
+    with pytest.raises(ChecksumError, match=r"model\.safetensors differed from what was published, and was removed"):
+        load_encoder("hf:org/small", device="cpu")
+    load_encoder("hf:org/small", device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_a_model_of_the_zoo_is_open_clips_own(hub):
     torch.testing.assert_close(theirs.visual.trunk.head(found.pre_projection), expected, atol=1e-5, rtol=1e-4)
     assert encoder.preprocess == Preprocess(384, (0.5,) * 3, (0.5,) * 3, "bilinear", "squash")
     assert encoder.license == "a-licence"
-    said = describe(ZOO)
+    said = describe_model(ZOO)
     assert said["parameters"].startswith(f"{sum(p.numel() for p in theirs.parameters()):,}, of which")
     assert (said["modes"], said["before projection"]) == ("eager", "192-d")
 

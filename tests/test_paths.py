@@ -66,7 +66,7 @@ def test_a_home_folder_that_is_not_there_is_said_of_a_dataset(path, form, no_hom
 
 
 def test_a_name_may_begin_with_a_tilde():
-    assert paths.expand("~nobody-of-this-name/x") == paths.Path("~nobody-of-this-name/x")
+    assert paths.expand_home("~nobody-of-this-name/x") == paths.Path("~nobody-of-this-name/x")
 
 
 def test_no_folder_called_as_the_home_folder_is_made_for_the_hub():

@@ -209,7 +209,7 @@ def _add_grid(command: argparse.ArgumentParser) -> None:
     )
 
 
-def check(args: argparse.Namespace) -> str | None:
+def find_conflict(args: argparse.Namespace) -> str | None:
     """What is wrong with options that do not go together; None where nothing is."""
     if getattr(args, "ray_address", None) is not None and args.executor != "ray":
         return "--ray-address is of --executor ray; give both"

@@ -49,7 +49,7 @@ def cache_explain(args: argparse.Namespace) -> int:
     from probe.features.session import Session
 
     root, session, missed = paths.cache_dir(args.cache_dir), Session(grids.settings(args)), 0
-    for spec in grids.plan(args, ["readme"]):
+    for spec in grids.plan_runs(args, ["readme"]):
         try:
             entries = find_entries(spec, session)
         except ProbeError as err:

@@ -19,7 +19,7 @@ def datasets(args: argparse.Namespace) -> int:
     if args.page:
         print(description.page(CATALOG), end="")
     elif args.name is not None:
-        for key, value in description.describe(args.name, data_dir=args.data_dir).items():
+        for key, value in description.describe_dataset(args.name, data_dir=args.data_dir).items():
             print(f"{key:<13} {printable(value)}")
     else:
         header = ("name", "title", "classes", "images", "metric", "in the paper", "licence")
@@ -51,9 +51,9 @@ def models(args: argparse.Namespace) -> int:
 
         print("\n".join(open_clip_names.names()))
     else:
-        from probe.models.description import describe
+        from probe.models.description import describe_model
 
-        for key, value in describe(args.name, weights_dir=args.weights_dir).items():
+        for key, value in describe_model(args.name, weights_dir=args.weights_dir).items():
             print(f"{key:<18} {printable(value)}")
     return 0
 
@@ -96,12 +96,12 @@ def _list_models(weights_dir: str | None) -> None:
 def protocols(args: argparse.Namespace) -> int:
     """List the protocols, or show some."""
     from probe.leaderboard import tables
-    from probe.probes.description import describe, images_a_class
+    from probe.probes.description import describe_protocol, images_a_class
     from probe.probes.protocols import CATALOG, FORMS, GROUPS, SHOTS
 
     if args.name is not None:
-        for name in grids.expand([args.name], GROUPS):
-            for key, value in describe(name).items():
+        for name in grids.expand_groups([args.name], GROUPS):
+            for key, value in describe_protocol(name).items():
                 print(f"{key:<15} {printable(value)}")
         return 0
     header = ("name", "title", "feature point", "values of C", "images a class", "seeds", "tol", "iterations")

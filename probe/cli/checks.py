@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def parity(args: argparse.Namespace) -> int:
+def parity_command(args: argparse.Namespace) -> int:
     """Compare the modes of a model; 1 outside of tolerance."""
     from probe.comparison import parity
     from probe.leaderboard import tables
@@ -60,7 +60,7 @@ def parity(args: argparse.Namespace) -> int:
     return 0 if found.within_tolerance else 1
 
 
-def diff(args: argparse.Namespace) -> int:
+def diff_command(args: argparse.Namespace) -> int:
     """Name what differs in two records."""
     from probe.leaderboard import tables
     from probe.records.diff import diff
@@ -85,7 +85,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def reproduce(args: argparse.Namespace) -> int:
+def reproduce_command(args: argparse.Namespace) -> int:
     """Run records again; 1 unless every score is confirmed."""
     from probe.records.verdicts import NOT_RUN
     from probe.reproduction import estimate_seconds, find_records, reproduce_all

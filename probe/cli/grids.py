@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from probe.specs import RunSpec
 
 
-def plan(
+def plan_runs(
     args: argparse.Namespace, protocols: Sequence[str], *, device: str = "", elsewhere: bool = False
 ) -> list[RunSpec]:
     """Return the runs that the options name; `device` and `elsewhere` are for runs on other machines."""
     from probe import datasets, grid, models
 
     return grid.plan(
-        expand(args.dataset, {"all": datasets.dataset_names(), "paper": datasets.paper_names()}),
-        expand(args.model or ["ViT-B/32"], {"all": models.model_names()}),
+        expand_groups(args.dataset, {"all": datasets.dataset_names(), "paper": datasets.paper_names()}),
+        expand_groups(args.model or ["ViT-B/32"], {"all": models.model_names()}),
         protocols=protocols,
         jit_modes=JIT_MODES[args.jit],
         device=device or args.device,
@@ -51,12 +51,12 @@ def settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def expand(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
+def expand_groups(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
     """Replace names of groups by the names in the group."""
     return [name for given in names for name in groups.get(given, (given,))]
 
 
-def threads(args: argparse.Namespace) -> AbstractContextManager[None]:
+def limit_threads(args: argparse.Namespace) -> AbstractContextManager[None]:
     """Have torch and BLAS compute with as many threads as --threads names, if it is given."""
     from probe import environment
 

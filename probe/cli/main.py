@@ -16,13 +16,13 @@ from probe.cli import arguments, boards, caching, catalogues, checks, running
 from probe.errors import ProbeError, brief
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": running.run,
-    "extract": running.extract,
+    "run": running.run_command,
+    "extract": running.extract_command,
     "fit": running.fit,
     "datasets": catalogues.datasets,
-    "parity": checks.parity,
-    "diff": checks.diff,
-    "reproduce": checks.reproduce,
+    "parity": checks.parity_command,
+    "diff": checks.diff_command,
+    "reproduce": checks.reproduce_command,
     "models": catalogues.models,
     "protocols": catalogues.protocols,
     "doctor": catalogues.doctor,
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     parser = arguments.parser()
     args = parser.parse_args(argv)
-    wrong = arguments.check(args)
+    wrong = arguments.find_conflict(args)
     if wrong is not None:
         parser.error(wrong)
     if isinstance(sys.stdout, io.TextIOWrapper):

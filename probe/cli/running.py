@@ -27,12 +27,12 @@ MAX_NAMES = 200  # characters for the names of a run in a message
 logger = logging.getLogger(__name__)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_command(args: argparse.Namespace) -> int:
     """Run a grid and print its scores, or records; 1 where a run failed."""
     from probe.probes.protocols import GROUPS
     from probe.specs import identity
 
-    protocols = grids.expand(args.protocol or ["clip-paper"], GROUPS)
+    protocols = grids.expand_groups(args.protocol or ["clip-paper"], GROUPS)
     records: list[RunRecord] = []
     specs: list[RunSpec] = []
     try:
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
                 from probe.scale.driver import refuse_gpu_number
 
                 refuse_gpu_number(device)
-            specs = grids.plan(args, protocols, device=device, elsewhere=ray is not None or args.plan is not None)
+            specs = grids.plan_runs(args, protocols, device=device, elsewhere=ray is not None or args.plan is not None)
             if args.plan is not None:
                 return planning.show(args, specs, ray)
             with redirect_stdout(sys.stderr):  # where Ray says what becomes of its processes; results go to the other
@@ -85,7 +85,7 @@ def _execute(specs: Sequence[RunSpec], settings: Settings, args: argparse.Namesp
     if args.executor == "serial":
         from probe import runner
 
-        with grids.threads(args):
+        with grids.limit_threads(args):
             yield from runner.run_grid(specs, settings, rerun=args.rerun)
         return
     from probe.scale import driver
@@ -120,13 +120,13 @@ def _failure(what: str, kind: str, message: str) -> str:
     return errors.brief(f"{errors.shorten(what, MAX_NAMES)} failed: {errors.sentence(kind, message)}")
 
 
-def extract(args: argparse.Namespace) -> int:
+def extract_command(args: argparse.Namespace) -> int:
     """Extract features, and print where they are; 1 where some could not be extracted."""
     from probe.features import files
     from probe.features.extraction import Extraction, extract_grid
     from probe.leaderboard import tables
 
-    specs, settings = grids.plan(args, ["readme"]), grids.settings(args)  # the same features for all protocols
+    specs, settings = grids.plan_runs(args, ["readme"]), grids.settings(args)  # the same features for all protocols
     if args.out is not None and (len(specs) > 1 or args.shard is not None):
         raise errors.FeaturesError("--out takes the whole features of one dataset, model and mode; name one of each")
     rows, failed = [], 0
@@ -159,24 +159,24 @@ def fit(args: argparse.Namespace) -> int:
     from probe.leaderboard import tables
     from probe.models.devices import resolve_execution
     from probe.probes.cached_fits import KeptFits
-    from probe.probes.fit import fit_folds, hold_out
+    from probe.probes.fit import fit_folds, hold_out_validation
     from probe.probes.protocols import GROUPS, get_protocol
     from probe.probes.solvers.catalog import device_for
 
-    protocols = [get_protocol(name) for name in grids.expand([args.protocol], GROUPS)]
+    protocols = [get_protocol(name) for name in grids.expand_groups([args.protocol], GROUPS)]
     found = files.load(Path(args.file))
     metric = args.metric or str(found.about.get("metric", "accuracy"))
     folds = list(found.folds)
     if args.val_fraction is not None:
         if any("val" in fold for fold in folds):
             raise errors.FeaturesError(f"{args.file} has validation features; leave out --val-fraction")
-        folds = [hold_out(fold, args.val_fraction, seed=args.seed) for fold in folds]
+        folds = [hold_out_validation(fold, args.val_fraction, seed=args.seed) for fold in folds]
     if all(features.pre_projection is None for fold in folds for features in fold.values()):
         # The only point that this file has.
         protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
     device = device_for(args.solver, str(resolve_execution(args.device).device))
     kept = KeptFits(paths.cache_dir(args.cache_dir) / FITS)
-    with grids.threads(args):
+    with grids.limit_threads(args):
         results = {
             protocol.name: fit_folds(
                 folds,

@@ -91,7 +91,7 @@ def unpack_missing(source: Source, root: Path, *, only: str = "") -> None:
                 begun.touch()
             for archive, folder in archives:
                 with lock(archive.with_name(f"{archive.name}.unpacking.lock")):  # two sources can share an archive
-                    unpack(archive, folder)
+                    unpack_archive(archive, folder)
             for marker in _markers(root, [archive.name for archive, _ in archives], "begun"):
                 with suppress(PermissionError):  # of another user, in a folder where each user removes only their own
                     marker.unlink(missing_ok=True)
@@ -128,7 +128,7 @@ def _changed(path: Path) -> int:
         return 0
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack_archive(archive: Path, folder: Path) -> None:
     """Put the files of a tar or zip archive into a folder, which is made; files that are there are kept.
 
     Raises:

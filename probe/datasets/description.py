@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from probe import paths
 from probe.datasets import get_dataset
+from probe.hub import has_cached_data
 from probe.specs import DatasetSpec, Source, slug
 
 READY, UNPACK, DOWNLOAD, BY_HAND, GONE = "ready", "to be unpacked", "can be downloaded", "by hand", "gone"
@@ -28,7 +28,7 @@ def state(spec: DatasetSpec, data_dir: str | Path | None = None) -> State:
     What is there is checked when it is opened; a file of a right name can be a wrong one.
     """
     root = paths.data_dir(data_dir)
-    if any(is_here(source, root) for source in spec.sources):
+    if any(is_source_here(source, root) for source in spec.sources):
         return State(READY)
     if any(_has_archives(source, root) for source in spec.sources):
         return State(UNPACK, "run it; its archives are unpacked then")
@@ -45,30 +45,21 @@ def _has_archives(source: Source, root: Path) -> bool:
         return False
 
 
-def is_here(source: Source, root: Path) -> bool:
+def is_source_here(source: Source, root: Path) -> bool:
     """Whether all files of a source are where they are looked for."""
     try:
         if source.form in ("huggingface", "webdataset"):
             if "://" in source.location:
                 return (root / "wds" / slug(source.location, is_path=True)).exists()
             if not Path(source.location).is_absolute():
-                return _is_in_hub_cache(source.location, str(dict(source.options).get("revision", "")))
+                return has_cached_data(source.location, str(dict(source.options).get("revision", "")))
         needed = source.paths or ((source.location,) if Path(source.location).is_absolute() else ())
         return source.form == "embedded" or (bool(needed) and all((root / path).exists() for path in needed))
     except OSError:  # a folder that may not be looked into
         return False
 
 
-def _is_in_hub_cache(repository: str, revision: str) -> bool:
-    """Return True if data of a repository has been fetched before. Opening the data checks that it is complete."""
-    from huggingface_hub import constants
-
-    commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else "*"
-    folder = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / "snapshots"
-    return any(path.name not in ("README.md", ".gitattributes") for path in folder.glob(f"{commit}/*"))
-
-
-def describe(name: str, *, data_dir: str | Path | None = None) -> dict[str, str]:
+def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[str, str]:
     """What there is to say of one dataset. Downloads nothing.
 
     Raises:

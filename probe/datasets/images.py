@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 
 from probe.datasets import decoding
-from probe.errors import DatasetError, ProbeError, listed
-from probe.hub import one_line
+from probe.errors import DatasetError, ProbeError, listed, summarize
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class ImageDataset:
         except ProbeError:
             raise
         except Exception as err:  # Pillow's readers raise whatever comes up in a damaged file, also AttributeError
-            why, remedy = decoding.refused_for_size(err) or (BUFFER.sub("it", one_line(err)), "get its files again")
+            why, remedy = decoding.refused_for_size(err) or (BUFFER.sub("it", summarize(err)), "get its files again")
             raise DatasetError(
                 f"{self.name}: image {i} ({self.ids[i]}) cannot be read ({why}); {remedy}, or pass over up to N such "
                 "images with --skip-corrupt N"

@@ -49,7 +49,7 @@ def make_spec(path: str) -> DatasetSpec:
         DatasetError: it is no TOML, or a field is missing, unknown, or of the wrong type.
         UnknownNameError: a metric, form or recipe that there is none of.
     """
-    file = paths.expand(path)
+    file = paths.expand_home(path)
     try:
         row = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
@@ -81,7 +81,7 @@ def _with_pairs(row: dict[str, Any], file: Path) -> dict[str, Any]:
     where, values = f"{file}: a source", dict(row)
     location = values.get("location")
     if isinstance(location, str) and location.startswith((".", "~")):
-        values["location"] = str((file.parent / paths.expand(location)).resolve())
+        values["location"] = str((file.parent / paths.expand_home(location)).resolve())
     parts = values.get("parts", {})
     if not isinstance(parts, dict):
         raise DatasetError(f"{where} has parts = {parts!r}; write parts = {{ train = {{ ... }}, test = {{ ... }} }}")

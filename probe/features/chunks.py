@@ -12,18 +12,16 @@ import json
 import logging
 import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from probe.atomic import lock, make_folder, share
+from probe.atomic import lock, make_folder, share, temporary_beside, write_atomically
 from probe.errors import CacheError
 from probe.features.encode import PRE_PROJECTION, Features, chunk_size
 from probe.features.store import (
@@ -34,7 +32,6 @@ from probe.features.store import (
     LABELS,
     LOCK,
     MAKING,
-    REMOVED,
     SIDECAR,
     VERSION,
     EntrySpec,
@@ -76,7 +73,7 @@ class Work:
             while not (self.folder / ABOUT).is_file() and not self.target.is_dir():
                 make_folder(self.folder)
                 with suppress(FileNotFoundError):  # another process has just made the entry, and removed the folder
-                    _write(self.folder / ABOUT, lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
+                    _write(self.folder / ABOUT, json.dumps(about).encode())
 
     def has(self, chunk: int) -> bool:
         """Return True if a chunk is cached, in a file of its own or in a whole entry."""
@@ -105,14 +102,14 @@ class Work:
             CacheError: there is no space, or the folder cannot be written to; what was cached before stays.
         """
         with self._writing():
-            _write(self._path(chunk), lambda path: path.write_bytes(_pack(features)))
+            _write(self._path(chunk), _pack(features))
         self.drop(chunk)
 
     def describe(self, *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> None:
         """Write how the features are extracted, so that the process that has the last chunk needs no encoder."""
         content = json.dumps({"encoder": dict(encoder), "extraction": dict(extraction)}).encode()
         with self._writing(), suppress(FileNotFoundError):  # another process has just made the entry
-            _write(self.folder / MAKING, lambda path: path.write_bytes(content))
+            _write(self.folder / MAKING, content)
 
     def files(self, chunks: Iterable[int]) -> Iterator[tuple[str, bytes]]:
         """Yield the files that another cache needs for some chunks, as far as they are here: names and contents.
@@ -141,7 +138,7 @@ class Work:
             path = self.folder / Path(name).name
             with self._writing(), suppress(FileNotFoundError):  # another process has just made the entry
                 if not path.is_file() and not self.target.is_dir():
-                    _write(path, partial(_write_bytes, content=content))
+                    _write(path, content)
 
     def _cut(self, features: Features, chunk: int) -> Features:
         size = chunk_size(self.spec.batch_size)
@@ -198,7 +195,7 @@ class Work:
         return True
 
     def _build(self, chunks: Sequence[_Chunk], *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> None:
-        building = self.target.with_name(_temporary(self.target.name))
+        building = temporary_beside(self.target)
         building.mkdir()
         share(building)
         try:
@@ -318,25 +315,9 @@ def _open_chunk(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
         raise ValueError(str(err)) from err
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file in one step: under a name of its own, then renamed."""
-    temporary = path.with_name(_temporary(path.name))
-    try:
-        write(temporary)
-        share(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def _temporary(name: str) -> str:
-    # Not made of the process's number, which those of two containers can share.
-    return f".{name}.{uuid.uuid4().hex[:8]}{REMOVED}"
+def _write(path: Path, content: bytes) -> None:
+    with write_atomically(path) as file:
+        file.write(content)
 
 
 def _write_synced(path: Path, content: bytes) -> None:

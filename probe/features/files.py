@@ -9,10 +9,8 @@ can be probed in this form. In files that `probe` writes, `about`, a text in JSO
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from probe.atomic import make_folder, share
+from probe.atomic import make_folder, write_atomically
 from probe.errors import FeaturesError, listed, summarize
 from probe.features.encode import PRE_PROJECTION, Features
 from probe.specs import SPLITS
@@ -61,10 +59,9 @@ def save(
     Raises:
         FeaturesError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         make_folder(path.parent)
-        with zipfile.ZipFile(temporary, "w", allowZip64=True) as file:
+        with write_atomically(path) as whole, zipfile.ZipFile(whole, "w", allowZip64=True) as file:
             for k, fold in enumerate(rows):
                 for split, (part, positions) in fold.items():
                     prefix = f"{split}_" if len(rows) == 1 else f"fold{k + 1}_{split}_"
@@ -74,13 +71,8 @@ def save(
                         if array is not None:
                             _write(file, prefix + name, array, positions)
             _write(file, "about", np.array(json.dumps(about, sort_keys=True)), None)
-        share(temporary)
-        temporary.replace(path)
     except OSError as err:
         raise FeaturesError(f"cannot write {path} ({err.strerror or err}); free it, or name another file") from err
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _write(file: zipfile.ZipFile, name: str, array: np.ndarray, rows: np.ndarray | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from probe.datasets.digests import DigestedDataset
-from probe.environment import package_version
+from probe.environment import library_versions
 from probe.features.encode import check_batch_size
 from probe.features.session import LazyEncoder
 from probe.features.store import EntrySpec
@@ -13,9 +13,6 @@ from probe.models.preprocess import libjpeg_version
 from probe.specs import RunSpec, Source
 
 EXTRACTION_VERSION = 1  # raised with every change of the suite that changes the bytes of features
-LIBRARIES = ("torch", "torchvision", "pillow")  # that decode, resize and compute; more for some forms
-LIBRARIES_OF_MODELS = {"open_clip": ("open_clip_torch", "timm")}  # by form of the model
-LIBRARIES_OF_SOURCES = {"ucf101": ("av",), "video": ("av",)}  # by form of the source, or kind of its files
 NOT_READING = ("groups", "ignore")  # options of sources that choose images and do not change how one is read
 
 
@@ -48,14 +45,9 @@ def cache_entries(encoder: LazyEncoder, dataset: DigestedDataset) -> dict[str, E
 
 def _versions(spec: RunSpec, source: Source) -> dict[str, str | int | None]:
     media = str(dict(source.options).get("media", ""))
-    libraries = (
-        *LIBRARIES,
-        *LIBRARIES_OF_MODELS.get(spec.model.form, ()),
-        *LIBRARIES_OF_SOURCES.get(source.form, LIBRARIES_OF_SOURCES.get(media, ())),
-    )
     return {
         "preprocess_version": PREPROCESS_VERSION,
         "extraction_version": EXTRACTION_VERSION,
         "libjpeg": libjpeg_version(),
-        **{library: package_version(library) for library in libraries},
+        **library_versions("features", spec.model.form, source.form, media),
     }

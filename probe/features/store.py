@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from probe.atomic import lock
+from probe.atomic import TEMPORARY, lock
 from probe.errors import CacheError, summarize
 from probe.features.encode import PRE_PROJECTION, PROJECTED, Features, num_chunks
 from probe.fetch import file_sha256
@@ -36,7 +36,7 @@ from probe.specs import digest, slug
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the layout of entries
-SIDECAR, ABOUT, MAKING, CHUNKS, REMOVED = "entry.json", "about.json", "making.json", ".pieces", ".tmp"
+SIDECAR, ABOUT, MAKING, CHUNKS, REMOVED = "entry.json", "about.json", "making.json", ".pieces", TEMPORARY
 FITS = "fits"  # folder in which `probes.kept` has the finished fits of sweeps that were interrupted
 LABELS = "labels"
 ARRAYS = (PROJECTED, PRE_PROJECTION, LABELS)

@@ -6,9 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from probe import paths
+from probe import hub, paths
 from probe.errors import CheckpointError, CheckpointMissingError, ProbeError
-from probe.models import hub
 from probe.models.catalog import CATALOG
 from probe.models.open_clip_config import CONFIG, LOCAL
 from probe.names import unknown_name
@@ -56,7 +55,7 @@ def get_model(name: str | Path) -> ModelSpec:
         return _random(name)
     if name.startswith(HF):
         repo = name.removeprefix(HF)
-        hub.check_name(repo)
+        hub.check_repository(repo)
         return ModelSpec(name, form="hf", source=repo)
     if name.startswith(OPEN_CLIP):
         from probe.models import open_clip_names  # imports open_clip, and with it torch
@@ -79,7 +78,7 @@ def refuse_options(source: str, known: str) -> None:
         CheckpointError: the message has the `known` options.
     """
     path, mark, options = source.partition("?")
-    if mark and paths.expand(path).exists():
+    if mark and paths.expand_home(path).exists():
         raise CheckpointError(f"{path}: unknown option {options!r}; the options of a checkpoint are {known}")
 
 
@@ -91,11 +90,11 @@ def is_here(spec: ModelSpec, weights_dir: str | Path | None = None) -> bool:
         except OSError:  # a folder that may not be looked into
             return False
     if spec.form == "hf":
-        return hub.holds(spec.source, HUB_MARKS)
+        return hub.has_cached_file(spec.source, HUB_MARKS)
     if spec.form == "open_clip":
         from probe.models import open_clip  # loads torch
 
-        return open_clip.is_here(spec.source)
+        return open_clip.is_zoo_model_here(spec.source)
     return True
 
 
@@ -110,7 +109,7 @@ def _on_disk(name: str) -> ModelSpec:
     try:
         written, key = split_key(name)
         # Links are not followed: those of Hugging Face's cache lead to files without suffix and neighbours.
-        path = Path(os.path.abspath(paths.expand(written)))  # noqa: PTH100 - `Path.resolve` would follow them
+        path = Path(os.path.abspath(paths.expand_home(written)))  # noqa: PTH100 - `Path.resolve` would follow them
         is_open_clips = _is_open_clips(path)
         found = path.is_file() or (path / FOLDER_MARK).is_file()
         is_distributed = path.suffix == DISTRIBUTED_SUFFIX or (not found and (path / DISTRIBUTED_MARK).is_file())

@@ -99,7 +99,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as file:
             (description,) = [name for name in file.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
-            module = Reader(file, description).load()
+            module = ArchiveReader(file, description).load()
             if not isinstance(module, _Module):
                 raise pickle.UnpicklingError("it describes something else")
             return {name: tensor.build() for name, tensor in _tensors(module, prefix="")}
@@ -222,7 +222,7 @@ def _tensors(module: _Module, *, prefix: str) -> Iterator[tuple[str, PendingTens
             yield from _tensors(value, prefix=f"{prefix}{name}.")
 
 
-class Reader(pickle.Unpickler):
+class ArchiveReader(pickle.Unpickler):
     """The pickle of an archive, allowed to name the archive's classes and torch's tensors and lists, nothing else.
 
     Everything that the pickle may name is an object that it cannot change. Tensors are returned as `PendingTensor`.

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from probe import hub
 from probe.errors import CheckpointError, ProbeError, listed
 from probe.fetch import weights_sha256
-from probe.models import KEY, hub, huggingface
+from probe.models import KEY, huggingface
 from probe.models.archive import check_zip, is_archive, read_archive
 from probe.models.assumptions import check_assumptions
 from probe.models.clip import architecture_of
@@ -240,7 +241,7 @@ def _read_folder(folder: Path, key: str) -> Checkpoint:
     return replace(_in_hugging_face_naming(folder, state_dict, folder, sha256), key=found.key)
 
 
-def list_files(path: Path) -> list[Path]:
+def list_checkpoint_files(path: Path) -> list[Path]:
     """All files that make a model what it is: its weights, and the settings beside them, of a file or folder.
 
     Raises:

@@ -14,7 +14,7 @@ from probe.specs import ModelSpec, Profile
 BOTH, EAGER = "eager, jit", "eager"
 
 
-def describe(name: str | Path, *, weights_dir: str | Path | None = None) -> dict[str, str]:
+def describe_model(name: str | Path, *, weights_dir: str | Path | None = None) -> dict[str, str]:
     """What there is to say of one model; what only the weights tell is said where they are here. Downloads nothing.
 
     Raises:
@@ -48,14 +48,14 @@ def _describe_checkpoint(spec: ModelSpec) -> dict[str, str]:
 def _describe_zoo(spec: ModelSpec, *, here: bool) -> dict[str, str]:
     said = {"modes": EAGER}
     if here:
-        path, said["licence"] = open_clip.fetch(open_clip_names.parse(spec.source), offline=True)
+        path, said["licence"] = open_clip.fetch_zoo_weights(open_clip_names.parse(spec.source), offline=True)
         said["sha256"] = file_sha256(path)
     try:
         loaded = open_clip.sketch(spec.source)
     except DownloadError:  # its text tower is Hugging Face's, whose configuration is not here
         return said
     profile = profile_model(loaded.model, loaded.preprocess.resolution)
-    encoder = open_clip_towers.as_encoder(spec.name, loaded, open_clip.META)
+    encoder = open_clip_towers.zoo_encoder(spec.name, loaded, open_clip.META)
     return said | _sizes(encoder.resolution, encoder.embed_dim, encoder.pre_projection_dim, profile)
 
 

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from probe import paths
+from probe import hub, paths
 from probe.errors import CheckpointError, ChecksumError, ProbeError
 from probe.fetch import fetch, weights_sha256
-from probe.models import get_model, hub, open_clip, open_clip_towers, split_key
+from probe.models import get_model, open_clip, open_clip_towers, split_key
 from probe.models.archive import is_archive
-from probe.models.checkpoints import Checkpoint, list_files, read_checkpoint
+from probe.models.checkpoints import Checkpoint, list_checkpoint_files, read_checkpoint
 from probe.models.clip import CLIP, convert_weights
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageEncoder, dtypes_of
@@ -62,7 +62,7 @@ def load_encoder(
     if spec.form == "open_clip":
         execution = _rebuilt(execution, spec.name)
         loaded = open_clip.load_model(spec.source, execution, offline=offline)
-        encoder = open_clip_towers.as_encoder(spec.name, loaded, execution)
+        encoder = open_clip_towers.zoo_encoder(spec.name, loaded, execution)
     else:
         checkpoint = read_weights(spec, weights_dir=weights_dir, offline=offline)
         encoder = as_encoder(spec, checkpoint, open_model(checkpoint, execution), execution)
@@ -153,12 +153,12 @@ def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline:
     if spec.form == "random":
         return digest({"architecture": spec.architecture, "seed": spec.seed, "torch": torch.__version__})
     if spec.form == "open_clip":
-        return open_clip.identify(spec.source, offline=offline)
+        return open_clip.identify_zoo_weights(spec.source, offline=offline)
     path = checkpoint_path(spec, weights_dir=weights_dir, offline=offline)
     if spec.form == "url":
         return spec.sha256  # which `fetch` has just found right
     try:
-        files = list_files(path)
+        files = list_checkpoint_files(path)
         hashes = {file.name: weights_sha256(file) for file in files}
     except OSError as err:
         if isinstance(err, ProbeError):

@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probe import hub
 from probe.errors import CheckpointError, DeviceError, ProbeError, summarize
 from probe.fetch import weights_sha256
-from probe.models import OPEN_CLIP, hub
+from probe.models import OPEN_CLIP
 from probe.models.archive import is_archive
 from probe.models.checkpoints import SAFETENSORS, read_model
 from probe.models.devices import Execution
 from probe.models.encoder import dtypes_of
 from probe.models.open_clip_config import CONFIG, LOCAL, WEIGHTS, find_weights, read_config
-from probe.models.open_clip_names import Source, import_open_clip, parse
+from probe.models.open_clip_names import ZooSource, import_open_clip, parse
 from probe.models.preprocess import INTERPOLATIONS, RESIZES, Preprocess
 from probe.models.unwrapping import WHOLE, Candidate
 from probe.specs import digest
@@ -71,8 +72,8 @@ def load_model(source: str, execution: Execution, *, offline: bool = False) -> Z
         UnknownNameError, CheckpointError, DownloadError, ExtraMissingError: the message says what to do.
     """
     found = parse(source)
-    path, license_name = fetch(found, offline=offline)
-    found = found if found.architecture else Source(path=path, key=found.key)  # fetched files lie in one folder
+    path, license_name = fetch_zoo_weights(found, offline=offline)
+    found = found if found.architecture else ZooSource(path=path, key=found.key)  # fetched files lie in one folder
     weights = _read_weights(path, found.key)
     settings = _settings(found, offline=offline)
     model = _create(found, settings, execution, offline=offline)
@@ -116,7 +117,7 @@ def _read_weights(path: Path, key: str) -> Candidate:
     return weights
 
 
-def _create(source: Source, settings: Settings, execution: Execution, *, offline: bool) -> nn.Module:
+def _create(source: ZooSource, settings: Settings, execution: Execution, *, offline: bool) -> nn.Module:
     open_clip, name = import_open_clip(), _name_for_open_clip(source, offline=offline)
     try:
         with _without_notices():
@@ -138,7 +139,7 @@ def _create(source: Source, settings: Settings, execution: Execution, *, offline
     return model.eval().requires_grad_(False)
 
 
-def _load_weights(model: nn.Module, source: Source, path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _load_weights(model: nn.Module, source: ZooSource, path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Load a checkpoint with open_clip, which also converts the weight names of other libraries.
 
     open_clip knows one container and one prefix. For other containers and prefixes, and if a key chooses one of several
@@ -161,7 +162,7 @@ def _load_weights(model: nn.Module, source: Source, path: Path, tensors: Mapping
         raise _cannot_build(source, err) from err
 
 
-def _cannot_build(source: Source, err: Exception) -> Exception:
+def _cannot_build(source: ZooSource, err: Exception) -> Exception:
     if isinstance(err, ProbeError):
         return err
     return CheckpointError(f"open_clip cannot build {source} ({summarize(err)}); check that the weights belong to it")
@@ -203,12 +204,12 @@ def _without_notices() -> Iterator[None]:
         root.removeFilter(is_of_use)
 
 
-def _name_for_open_clip(source: Source, *, offline: bool) -> str:
+def _name_for_open_clip(source: ZooSource, *, offline: bool) -> str:
     """Return the architecture as open_clip expects it: its name, or the folder of its configuration."""
     return source.architecture or f"{LOCAL}{_config_folder(source, offline=offline)}"
 
 
-def _config_folder(source: Source, *, offline: bool) -> Path:
+def _config_folder(source: ZooSource, *, offline: bool) -> Path:
     """Return the folder with the configuration, after checking that the configuration is complete."""
     if source.repo:
         folder = hub.fetch_repository(source.repo, [[CONFIG]], offline=offline)
@@ -219,7 +220,7 @@ def _config_folder(source: Source, *, offline: bool) -> Path:
     return folder
 
 
-def _settings(source: Source, *, offline: bool) -> Settings:
+def _settings(source: ZooSource, *, offline: bool) -> Settings:
     """Return how the images of a model are prepared, by the first rule that applies.
 
     1. `local-dir:` and `hf-hub:`: the settings of `open_clip_config.json`.
@@ -254,7 +255,7 @@ def _text_tower(name: str, *, offline: bool) -> dict[str, Any]:
     return {"text_cfg": {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}}
 
 
-def _preprocess(source: Source, model: nn.Module) -> Preprocess:
+def _preprocess(source: ZooSource, model: nn.Module) -> Preprocess:
     assert isinstance(model.visual, nn.Module)
     settings: Any = model.visual.preprocess_cfg
     size = settings["size"]
@@ -274,13 +275,13 @@ def _three(values: Any) -> tuple[float, float, float] | None:
     return red, green, blue
 
 
-def is_here(source: str) -> bool:
+def is_zoo_model_here(source: str) -> bool:
     """Return True if the weights need no download."""
     found = parse(source)
-    return found.path is not None or hub.holds(*_published(found))
+    return found.path is not None or hub.has_cached_file(*_published(found))
 
 
-def _published(source: Source) -> tuple[str, tuple[str, ...]]:
+def _published(source: ZooSource) -> tuple[str, tuple[str, ...]]:
     """The repository of a tag, and the names its weights may have there, best first: safetensors carry no code."""
     if source.repo:
         return source.repo, WEIGHTS
@@ -291,7 +292,7 @@ def _published(source: Source) -> tuple[str, tuple[str, ...]]:
     return repo, (f"{Path(file).stem}{SAFETENSORS}", file) if file else WEIGHTS
 
 
-def fetch(source: Source, *, offline: bool) -> tuple[Path, str]:
+def fetch_zoo_weights(source: ZooSource, *, offline: bool) -> tuple[Path, str]:
     """The file with the weights, fetched if it is not here, and their licence, empty where nobody says.
 
     Raises:
@@ -305,15 +306,15 @@ def fetch(source: Source, *, offline: bool) -> tuple[Path, str]:
     return next(folder / file for file in files if (folder / file).is_file()), hub.read_license(folder)
 
 
-def identify(source: str, *, offline: bool) -> str:
+def identify_zoo_weights(source: str, *, offline: bool) -> str:
     """Return a digest of everything that determines the features of a model: its weights and their settings.
 
     Raises:
         CheckpointError, DownloadError, ChecksumError: the message says what to do.
     """
     found = parse(source)
-    path, _ = fetch(found, offline=offline)
-    found = found if found.architecture else Source(path=path, key=found.key)
+    path, _ = fetch_zoo_weights(found, offline=offline)
+    found = found if found.architecture else ZooSource(path=path, key=found.key)
     facts = {"architecture": found.architecture, "tag": found.tag, "sha256": weights_sha256(path)}
     if found.key:
         facts["key"] = found.key

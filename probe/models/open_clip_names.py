@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from probe import paths
+from probe import hub, paths
 from probe.errors import CheckpointMissingError, ExtraMissingError, ProbeError, UnknownNameError, listed
-from probe.models import KEY, OPEN_CLIP, hub, refuse_options, split_key
+from probe.models import KEY, OPEN_CLIP, refuse_options, split_key
 from probe.models.open_clip_config import CONFIG, HUB, LOCAL
 from probe.names import unknown_name
 
@@ -19,7 +19,7 @@ OWN_PREPROCESS = "preprocess=open_clip"  # after the `?` of `ARCH/PATH`, or afte
 
 
 @dataclass(frozen=True)
-class Source:
+class ZooSource:
     """An open_clip model.
 
     Args:
@@ -49,7 +49,7 @@ class Source:
         return f"{self.architecture}/{self.tag or self.path}{key}{own}"
 
 
-def parse(source: str) -> Source:
+def parse(source: str) -> ZooSource:
     """Look up `ARCH/TAG`, `ARCH/PATH`, `local-dir:PATH` or `hf-hub:ORG/NAME`; an architecture may have a slash.
 
     Raises:
@@ -59,18 +59,18 @@ def parse(source: str) -> Source:
     """
     if source.startswith(HUB):
         repo = source.removeprefix(HUB)
-        hub.check_name(repo)
-        return Source(repo=repo)
+        hub.check_repository(repo)
+        return ZooSource(repo=repo)
     if source.startswith(LOCAL):
         return _parse_local(source.removeprefix(LOCAL))
     architecture, rest = _split(source)
     tags = import_open_clip().list_pretrained_tags_by_model(architecture)
     if rest in tags:
-        return Source(architecture, tag=rest)
+        return ZooSource(architecture, tag=rest)
     own_preprocess = rest.endswith((f"?{OWN_PREPROCESS}", f"&{OWN_PREPROCESS}"))
     path, key = _absolute(rest[: -len(OWN_PREPROCESS) - 1] if own_preprocess else rest)
     if path.is_file():
-        return Source(architecture, path=path, own_preprocess=own_preprocess, key=key)
+        return ZooSource(architecture, path=path, own_preprocess=own_preprocess, key=key)
     refuse_options(rest, f"{KEY}KEY, ?{OWN_PREPROCESS} and {KEY}KEY&{OWN_PREPROCESS}")
     if "/" in rest or path.suffix:
         raise CheckpointMissingError(f"no checkpoint at {path}; give the path of a file")
@@ -82,21 +82,21 @@ def parse(source: str) -> Source:
     raise unknown_name(f"tag of open_clip's {architecture}", rest, tags)
 
 
-def _parse_local(name: str) -> Source:
+def _parse_local(name: str) -> ZooSource:
     path, key = _absolute(name)
     if not path.exists():
         raise CheckpointMissingError(f"no file or folder at {path}; give the folder that holds {CONFIG}")
     folder = path if path.is_dir() else path.parent
     if not (folder / CONFIG).is_file():
         raise CheckpointMissingError(f"{folder} has no {CONFIG}; add it, or name the architecture: open_clip:ARCH/PATH")
-    return Source(path=path, key=key)
+    return ZooSource(path=path, key=key)
 
 
 def _absolute(name: str) -> tuple[Path, str]:
     """Split `PATH?key=KEY` into the path and the key."""
     try:
         written, key = split_key(name)
-        path = paths.expand(written).absolute()
+        path = paths.expand_home(written).absolute()
         path.exists()
     except (OSError, ValueError) as err:  # a name that is too long, a NUL
         if isinstance(err, ProbeError):

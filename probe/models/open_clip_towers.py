@@ -17,7 +17,7 @@ from probe.models.open_clip import ZooModel
 from probe.models.openai import expose_pre_projection
 
 
-def as_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncoder:
+def zoo_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncoder:
     """Return the image tower of a loaded model. The model itself must not be used any more."""
     visual = loaded.model.visual
     assert isinstance(visual, nn.Module)

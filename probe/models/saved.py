@@ -23,7 +23,7 @@ from typing import IO, Any, cast
 
 import torch
 
-from probe.models.archive import DTYPES, Function, PendingTensor, Reader, check_pickle, read_member
+from probe.models.archive import DTYPES, ArchiveReader, Function, PendingTensor, check_pickle, read_member
 
 MAGIC_NUMBER = (
     0x1950A86A20F9469CFC6C  # first number in torch's older files, which are not zips; see torch/serialization.py
@@ -149,7 +149,7 @@ class _NameReader(pickle.Unpickler):
         return _Placeholder
 
 
-class _SavedReader(Reader):
+class _SavedReader(ArchiveReader):
     """Unpickler for a file of `torch.save`: it loads tensors, and replaces everything else by placeholders."""
 
     def __init__(self, file: zipfile.ZipFile, description: str) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from probe import paths
+from probe import hub, paths
 from probe.errors import CheckpointError
 from probe.fetch import fetch, file_sha256
-from probe.models import get_model, hub, huggingface, split_key
+from probe.models import get_model, huggingface, split_key
 from probe.models.open_clip_config import HUB, LOCAL
 from probe.models.tokenizer import Tokenizer, read_merges
 from probe.specs import ModelSpec

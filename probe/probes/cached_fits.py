@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import uuid
 import zipfile
 import zlib
 from dataclasses import dataclass, field, fields
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from probe.atomic import make_folder, share
+from probe.atomic import make_folder, write_atomically
 from probe.probes.fits import Fit
 from probe.specs import digest
 
@@ -69,19 +68,13 @@ class KeptFits:
             return
         path = self._path(name)
         self.used.add(path)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         arrays = {item.name: np.asarray(getattr(fit, item.name)) for item in fields(Fit)}
         try:
             make_folder(self.folder)
-            with temporary.open("wb") as file:
+            with write_atomically(path) as file:
                 np.savez(file, allow_pickle=False, **arrays)
-            share(temporary)
-            temporary.replace(path)
         except OSError as err:
             logger.warning("fits are not kept in %s (%s)", self.folder, err.strerror or err)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove them, now that the result is written."""

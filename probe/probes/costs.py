@@ -60,7 +60,7 @@ def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int
     return joined + 4 * 4 * n * k + (2 * SCIKIT_LEARNS_MEMORY + 8) * weights
 
 
-def estimate(
+def estimate_cost(
     protocol: Protocol, solver: str, x: np.ndarray, *, n: int, k: int, num_parts: int, num_scored: int
 ) -> Cost:
     """What fitting on n images will take; a pass over a few rows `x` float32 (m, d) is timed."""

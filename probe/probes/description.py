@@ -7,7 +7,7 @@ from probe.probes.protocols import get_protocol
 from probe.specs import Protocol
 
 
-def describe(name: str) -> dict[str, str]:
+def describe_protocol(name: str) -> dict[str, str]:
     """What there is to say of one protocol; what it does not do is left out.
 
     Raises:

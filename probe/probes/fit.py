@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from probe.environment import blas_threads, package_version, threads
+from probe.environment import blas_threads, library_versions, threads
 from probe.errors import FeaturesError, ProtocolError, listed
 from probe.features.encode import Features
 from probe.ordering import order
@@ -23,19 +23,18 @@ from probe.probes.cached_fits import KeptFits
 from probe.probes.fits import Fit, Solver, worst
 from probe.probes.protocols import get_protocol, validate
 from probe.probes.result import ProbeResult, SweepPoint, mean_result
-from probe.probes.shots import draw
+from probe.probes.shots import draw_shots
 from probe.probes.solvers.catalog import get_solver
 from probe.probes.sweep import best, search
 from probe.specs import Protocol
 from probe.stats.intervals import interval
 from probe.stats.metrics import IGNORED, find_undefined, get_metric, misfit
-from probe.stats.outcomes import outcomes_of
+from probe.stats.outcomes import make_outcomes
 
 logger = logging.getLogger(__name__)
 
 WORTH_SAYING = 1.0  # seconds that fits must take for a line that announces them
 PROBE_VERSION = 1  # raised with every change of the suite that changes fits: the same features, another score
-LIBRARIES = ("scikit-learn", "scipy", "numpy", "torch")  # that compute fits
 
 
 def fit_probe(
@@ -131,7 +130,7 @@ class _Probe:
 
     def fit_draw(self, seed: int, train: Features, val: Features | None, test: Features) -> ProbeResult:
         """Fit on so many images a class."""
-        drawn = draw(train.y, shots=self.rules.shots, held_out=self.rules.held_out, seed=seed)
+        drawn = draw_shots(train.y, shots=self.rules.shots, held_out=self.rules.held_out, seed=seed)
         chooser = train.take(drawn.held_out) if self.rules.held_out else val
         result = self.fit(train.take(drawn.train), chooser, test)
         return replace(result, seed=seed, draw_sha256=drawn.compute_digest())
@@ -162,7 +161,7 @@ class _Probe:
                 final.suboptimality,
             )
         y_score = final.scores(_features(rules, test), self.num_classes)
-        outcomes = outcomes_of(self.metric, test.y, y_score)
+        outcomes = make_outcomes(self.metric, test.y, y_score)
         if test.y.ndim == 2:
             predictions = (y_score > 0).astype(np.int64)
         else:
@@ -225,7 +224,7 @@ class _Fitter:
                 "point": [point, rules.normalize],
                 "fit": [rules.max_iter, rules.tol, settings.solver, settings.device],
                 "threads": [torch.get_num_threads(), blas_threads()],
-                "packages": [package_version(name) for name in LIBRARIES],
+                "packages": library_versions("fits"),
             }
 
     @cached_property
@@ -300,7 +299,7 @@ def _announce(settings: _Settings, parts: Sequence[Features], *, num_classes: in
     n = sum(map(len, arrays))
     if rules.shots:
         n = min(n, num_classes * rules.shots)
-    cost = costs.estimate(
+    cost = costs.estimate_cost(
         rules, settings.solver, arrays[0], n=n, k=num_classes, num_parts=len(arrays), num_scored=num_scored
     )
     costs.refuse_too_much(cost, settings.solver, settings.device)
@@ -353,7 +352,7 @@ def fit_folds(
     return mean_result(results, of="folds", same_images=len(digests) == 1)
 
 
-def hold_out(fold: Mapping[str, Features], fraction: float, *, seed: int = 0) -> dict[str, Features]:
+def hold_out_validation(fold: Mapping[str, Features], fraction: float, *, seed: int = 0) -> dict[str, Features]:
     """Give a fold validation features: a share of the training ones, of each class, the same for a seed everywhere.
 
     Args:

@@ -19,7 +19,9 @@ class Convergence:
     """How a fit ended; of several, such as those of a class each, see `worst`.
 
     Args:
-        n_iter: iterations.
+        n_iter: all iterations that led to the fit, from weights of zero on: those of this fit, plus the `n_iter` of the
+            fit in whose weights it began, such as that of a neighbouring C in the sweep. Of several labels, each with a
+            probe of its own, the label with the most counts.
         converged: True if an upper bound of `suboptimality` is negligible, see `optimality.measure`.
         suboptimality: estimate of how far the objective is above its minimum. It is computed by Newton's method, see
             `optimality.measure`; for fits of `fast` that only serve to choose C, on features without outliers, by the
@@ -94,7 +96,7 @@ class Solver(ABC):
         parts: float32 (n_i, d), C-contiguous; together the training images.
         y: int64 (n,), two classes at least; or (n, k) of 1, 0 and -1, where an image can show several of k classes and
             -1 does not count.
-        max_iter: most iterations.
+        max_iter: most iterations of one fit; those of the fit in whose weights it began do not count.
         tol: largest component of the gradient of the mean loss at which scikit-learn's solver may stop; `fast` goes on
             to `fast.TOL` of where the gradient began.
         device: where products are computed.
@@ -155,7 +157,7 @@ class Solver(ABC):
         """
 
 
-def join(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # noqa: N803 - the field's name
+def join_classes(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # noqa: N803 - the field's name
     """The fits of several labels, one for each of the classes, as one."""
     return Fit(
         C=C,
@@ -166,6 +168,11 @@ def join(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # noqa: N8
         needs_curvature=any(fit.needs_curvature for fit in fits),
         **worst(fits),
     )
+
+
+def count_start(fit: Fit, near: Fit | None) -> Fit:
+    """Return a fit whose iterations include those of the fit in whose weights it began, if there is one."""
+    return fit if near is None else replace(fit, n_iter=near.n_iter + fit.n_iter)
 
 
 def for_classes(fit: Fit, classes: np.ndarray) -> Fit:
@@ -185,7 +192,7 @@ def for_classes(fit: Fit, classes: np.ndarray) -> Fit:
     return replace(fit, coef=coef, intercept=intercept, classes=classes)
 
 
-def row(fit: Fit | None, k: int) -> Fit | None:
+def select_class(fit: Fit | None, k: int) -> Fit | None:
     """The probe of one of several labels."""
     if fit is None:
         return None

@@ -14,7 +14,7 @@ from probe.specs import FEATURE_POINTS, Protocol
 LEAST = {"max_iter": 1, "shots": 0, "num_seeds": 1, "held_out": 0}
 
 
-def check(protocol: Protocol, *, where: str) -> None:
+def check_protocol(protocol: Protocol, *, where: str) -> None:
     """Find the first fault of a protocol.
 
     Args:

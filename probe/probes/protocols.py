@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from probe.errors import UnknownNameError
 from probe.names import unknown_name
-from probe.probes.protocol_checks import check
+from probe.probes.protocol_checks import check_protocol
 from probe.probes.user_protocols import make_protocol
 from probe.specs import Protocol
 
@@ -134,4 +134,4 @@ def validate(protocol: Protocol) -> None:
     Raises:
         ProtocolError: a field is of the wrong type or out of range, or two do not go together.
     """
-    check(protocol, where=f"protocol {protocol.name!r}")
+    check_protocol(protocol, where=f"protocol {protocol.name!r}")

@@ -23,7 +23,7 @@ class Draw:
         return draw_digest(*(" ".join(map(str, positions.tolist())) for positions in (self.train, self.held_out)))
 
 
-def draw(y: np.ndarray, *, shots: int, held_out: int = 0, seed: int) -> Draw:
+def draw_shots(y: np.ndarray, *, shots: int, held_out: int = 0, seed: int) -> Draw:
     """Draw images of each class without replacement.
 
     A class is put in the `order` of seed, class and number of an image within its class. The first `shots` are to fit

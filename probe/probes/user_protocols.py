@@ -19,7 +19,7 @@ from probe import paths
 from probe.decoder import decode_strictly
 from probe.errors import ProtocolError
 from probe.names import unknown_name
-from probe.probes.protocol_checks import check
+from probe.probes.protocol_checks import check_protocol
 from probe.specs import Protocol
 
 DEFAULTS = {
@@ -45,7 +45,7 @@ def make_protocol(path: str, *, taken: Collection[str]) -> Protocol:
         ProtocolError: no such file, it is no TOML, or a key is missing, unknown, or not as it should be; the message
             names file and key.
     """
-    file = paths.expand(path)
+    file = paths.expand_home(path)
     row = {**DEFAULTS, **_read(file)}
     if isinstance(row.get("grid"), dict):
         row["grid"] = _spread(row["grid"], file)
@@ -53,7 +53,7 @@ def make_protocol(path: str, *, taken: Collection[str]) -> Protocol:
         protocol = decode_strictly(row, Protocol)
     except ValueError as err:
         raise ProtocolError(f"{file}: {err}") from err
-    check(protocol, where=str(file))
+    check_protocol(protocol, where=str(file))
     if protocol.name in taken:
         raise ProtocolError(f"{file}: name = {protocol.name!r} is a name of the catalogue; give yours its own")
     return protocol

@@ -13,13 +13,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.atomic import make_folder, share
+from probe.atomic import make_folder, temporary_beside, write_atomically
 from probe.decoder import decode
 from probe.errors import ResultsError, listed
 from probe.models.catalog import CATALOG as MODELS
@@ -128,17 +127,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         ResultsError: the folder cannot be written to.
     """
-    # A name of its own, so that two processes that write the same file do not write into one another.
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")  # file systems take 255 bytes
     try:
         make_folder(path.parent)
-        try:
-            temporary.write_bytes(data)
-            share(temporary)
-            temporary.replace(path)
-        except BaseException:  # Ctrl-C too leaves nothing behind
-            temporary.unlink(missing_ok=True)
-            raise
+        with write_atomically(path) as file:
+            file.write(data)
     except OSError as err:
         raise ResultsError(f"cannot write {path} ({err.strerror}); free it, or name another folder") from err
 
@@ -149,7 +141,7 @@ def check_writable(results_dir: Path) -> None:
     Raises:
         ResultsError: they cannot.
     """
-    marker = results_dir / "records" / f".writable-{os.getpid()}"
+    marker = temporary_beside(results_dir / "records" / "writable")
     write_text(marker, "")
     marker.unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from probe import errors, paths
-from probe.environment import package_version, threads
+from probe.environment import library_versions, threads
 from probe.errors import ExecutorError, ProbeError
 from probe.features.chunks import Work, shard_of
 from probe.features.extraction import find_entries, prepare
@@ -34,10 +34,6 @@ from probe.scale.estimates import PROCESS_BYTES, Memory
 from probe.scale.units import Unit
 from probe.settings import Settings
 
-PACKAGES = (
-    *("torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow", "open_clip_torch", "timm"),
-    *("datasets", "av", "h5py"),
-)
 FOLDERS = ("PROBE_DATA_DIR", "PROBE_WEIGHTS_DIR", "PROBE_CACHE_DIR")  # named for all nodes, unless one has its own
 LIMITS = ("PROBE_MAX_IMAGE_PIXELS",)  # set on all nodes, unless one has its own
 Files = Sequence[tuple[str, bytes]]
@@ -294,6 +290,5 @@ def versions() -> dict[str, str | None]:
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         source.update(path.read_bytes())
-    found = {name: package_version(name) for name in PACKAGES}
     own = {"python": platform.python_version(), "libjpeg": libjpeg_version()}
-    return {**own, **found, "source of probe": source.hexdigest()[:12]}
+    return {**own, **library_versions(), "source of probe": source.hexdigest()[:12]}

@@ -17,13 +17,7 @@ from probe.stats.outcomes import RANKED, Outcomes
 from probe.stats.resampling import bootstrap, check_folds
 
 LEVEL = 0.95
-Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
-# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom: scipy.stats.t.ppf(0.975, dof), as in any table.
-T = (
-    *(12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139),
-    *(2.200985, 2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922, 2.093024, 2.085963),
-    *(2.079614, 2.073873, 2.068658, 2.063899, 2.059539, 2.055529, 2.051831, 2.048407, 2.045230, 2.042272),
-)
+TAIL = (1 + LEVEL) / 2  # of a distribution that lies below the upper end of a two-sided interval
 NUM_DRAWS = 400  # a standard error from so many is known within 4 %
 PRIOR = 2.0  # made-up images a class, as many right as on the mean; see `_variance_of_class_means`
 ROUNDING = 1e-15  # a variance below is that of equal numbers
@@ -94,22 +88,25 @@ def seeds_interval(scores: Sequence[float]) -> Interval:
 
 
 def quantile(freedom: float) -> float:
-    """97.5 % quantile of Student's t, for whole degrees of freedom, at least 1; others are rounded down.
+    """Return the 97.5 % quantile of Student's t; infinite degrees of freedom give that of the normal distribution.
 
-    >>> quantile(4), quantile(4.9), quantile(math.inf)
-    (2.776445, 2.776445, 1.959963984540054)
+    >>> [round(quantile(freedom), 4) for freedom in (4, 40, math.inf)]
+    [2.7764, 2.0211, 1.96]
     """
-    return T[max(int(freedom), 1) - 1] if freedom < len(T) + 1 else Z
+    from scipy.special import ndtri, stdtrit  # here, because tables without ranks need no SciPy
+
+    return float(stdtrit(freedom, TAIL) if math.isfinite(freedom) else ndtri(TAIL))
 
 
 def wilson(mean: float, n: float) -> tuple[float, float]:
-    """Wilson's interval for a share of n right-or-wrong answers; n need not be whole.
+    """Return Wilson's interval for a share of n right-or-wrong answers; n need not be whole.
 
     >>> [round(end, 4) for end in wilson(0.9, 100)]
     [0.8256, 0.9448]
     """
-    centre, half = mean + Z**2 / (2 * n), Z * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
-    low, high = ((centre + sign * half) / (1 + Z**2 / n) for sign in (-1, 1))
+    z = quantile(math.inf)
+    centre, half = mean + z**2 / (2 * n), z * math.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
+    low, high = ((centre + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
     return max(low, 0.0), min(high, 1.0)
 
 

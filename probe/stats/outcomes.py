@@ -89,7 +89,7 @@ class Outcomes:
         return {"metric": self.metric, "n": len(self), "arrays": arrays}
 
 
-def outcomes_of(metric: str, y_true: np.ndarray, y_score: np.ndarray) -> Outcomes:
+def make_outcomes(metric: str, y_true: np.ndarray, y_score: np.ndarray) -> Outcomes:
     """Keep what a metric needs of labels and scores.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from probe.datasets import archives
-from probe.datasets.archives import fetch_missing, unpack, unpack_missing
+from probe.datasets.archives import fetch_missing, unpack_archive, unpack_missing
 from probe.errors import DatasetError
 from probe.specs import Source
 
@@ -49,7 +49,7 @@ def test_files_are_those_of_the_archive(name, tmp_path):
     archive = WRITERS[name](tmp_path / name)
     target = tmp_path / "data"
     target.mkdir()
-    unpack(archive, target)
+    unpack_archive(archive, target)
     assert files_in(target) == FILES
 
 
@@ -60,7 +60,7 @@ def test_a_path_that_climbs_out_is_refused(name, member, tmp_path):
     target = tmp_path / "data"
     target.mkdir()
     with pytest.raises(DatasetError, match="would lie outside of its folder; do not use it"):
-        unpack(archive, target)
+        unpack_archive(archive, target)
     assert not list(target.iterdir())
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "data"])
 
@@ -69,12 +69,12 @@ def test_a_path_that_climbs_out_is_refused(name, member, tmp_path):
 def test_a_link_out_of_the_archive_is_refused(target, tmp_path):
     archive = write_tar(tmp_path / "a.tar.gz", links=[("pictures/link", target)])
     with pytest.raises(DatasetError, match="'pictures/link', which is neither a file nor a link to one in it"):
-        unpack(archive, tmp_path / "data")
+        unpack_archive(archive, tmp_path / "data")
 
 
 def test_a_link_within_the_archive_becomes_a_file(tmp_path):
     archive = write_tar(tmp_path / "a.tar.gz", links=[("pictures/link", "a.txt")])
-    unpack(archive, tmp_path / "data")
+    unpack_archive(archive, tmp_path / "data")
     assert not (tmp_path / "data" / "pictures" / "link").is_symlink()
     assert files_in(tmp_path / "data") == {**FILES, "pictures/link": b"first"}
 
@@ -87,7 +87,7 @@ def test_a_bomb_is_refused(name, tmp_path, monkeypatch):
     target = tmp_path / "data"
     target.mkdir()
     with pytest.raises(DatasetError, match="unpacks to more than"):
-        unpack(archive, target)
+        unpack_archive(archive, target)
     assert not list(target.iterdir())
 
 
@@ -98,14 +98,14 @@ def test_a_truncated_archive_leaves_nothing_behind(name, tmp_path):
     target = tmp_path / "data"
     target.mkdir()
     with pytest.raises(DatasetError, match=r"a\.(tar\.gz|zip) cannot be unpacked .*; get it again"):
-        unpack(archive, target)
+        unpack_archive(archive, target)
     assert not list(target.iterdir())
 
 
 def test_a_file_that_is_there_is_kept(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.txt").write_bytes(b"mine")
-    unpack(write_tar(tmp_path / "a.tar.gz"), tmp_path)
+    unpack_archive(write_tar(tmp_path / "a.tar.gz"), tmp_path)
     assert (tmp_path / "pictures" / "a.txt").read_bytes() == b"mine"
 
 
@@ -130,7 +130,7 @@ def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
     content[5 * 1536 + 150] ^= 0xFF  # the checksum of the sixth header
     archive.write_bytes(content)
     with pytest.raises(DatasetError, match="breaks off, or is damaged in the middle"):
-        unpack(archive, tmp_path / "data")
+        unpack_archive(archive, tmp_path / "data")
 
 
 def test_a_flipped_bit_in_a_compressed_archive_is_found(tmp_path):
@@ -141,7 +141,7 @@ def test_a_flipped_bit_in_a_compressed_archive_is_found(tmp_path):
     content[100_000] ^= 1
     archive.write_bytes(content)
     with pytest.raises(DatasetError, match=r"a\.tar\.gz cannot be unpacked"):
-        unpack(archive, tmp_path / "data")
+        unpack_archive(archive, tmp_path / "data")
     assert not list((tmp_path / "data").iterdir())
 
 

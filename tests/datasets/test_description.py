@@ -11,7 +11,7 @@ from make.mnist import write_idx_files
 from probe.cli.main import main
 from probe.datasets import dataset_names, get_dataset
 from probe.datasets.catalog import CATALOG
-from probe.datasets.description import BY_HAND, DOWNLOAD, GONE, READY, UNPACK, describe, page, state
+from probe.datasets.description import BY_HAND, DOWNLOAD, GONE, READY, UNPACK, describe_dataset, page, state
 
 PAGE = Path(__file__).parents[2] / "results" / "datasets.md"
 
@@ -51,7 +51,7 @@ def test_what_is_missing_says_what_to_put_where(tmp_path):
 
 @pytest.mark.parametrize("name", dataset_names())
 def test_a_row_says_its_licence_sources_and_numbers(name, tmp_path):
-    said = describe(name, data_dir=tmp_path)
+    said = describe_dataset(name, data_dir=tmp_path)
     assert {"licence", "source 1", "numbers from", "splits", "state"} <= set(said)
 
 

@@ -17,6 +17,7 @@ from make.clips import SMALL_VIT, random_clip
 from make.images import write_image
 
 import probe
+from probe import environment
 from probe.cli import arguments
 from probe.cli.main import main
 from probe.datasets import images as image_module
@@ -273,7 +274,7 @@ def test_everything_around_changes_its_field_of_the_key(monkeypatch, folder):
     (spec,) = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu")
     settings = Settings(offline=True)
     before = find_entries(spec, Session(settings))["test"].key
-    monkeypatch.setattr(keys, "package_version", lambda name: f"another {name}")
+    monkeypatch.setattr(environment, "package_version", lambda name: f"another {name}")
     monkeypatch.setattr(keys, "libjpeg_version", lambda: "another")
     monkeypatch.setattr(keys, "hardware", lambda device: f"another {device}")
     monkeypatch.setattr(keys, "PREPROCESS_VERSION", 99)

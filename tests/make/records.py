@@ -18,7 +18,7 @@ from probe.records.schema import (
     SweepRecord,
 )
 from probe.specs import DatasetSpec, ModelSpec, Part, Profile, Protocol, RunSpec, Source
-from probe.stats.outcomes import outcomes_of
+from probe.stats.outcomes import make_outcomes
 
 GRIDS = {"clip-paper": (0.1, 1.0, 10.0)}  # other protocols have one C
 
@@ -84,7 +84,7 @@ def scored_record(model, num_wrong, *, dataset="digits", **changes):
     y = np.zeros(NUM_TEST, np.int64)
     scores = np.where((np.arange(NUM_TEST) < num_wrong)[:, None], [0.0, 1.0], [1.0, 0.0])
     record = make_record(dataset, model, score=1 - num_wrong / NUM_TEST, **changes)
-    outcomes = (packed(outcomes_of("accuracy", y, scores)),)
+    outcomes = (packed(make_outcomes("accuracy", y, scores)),)
     return replace(record, result=replace(record.result, num_test=NUM_TEST, outcomes=outcomes))
 
 

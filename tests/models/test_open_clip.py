@@ -25,7 +25,7 @@ from probe.models import get_model, open_clip_towers
 from probe.models import open_clip as zoo
 from probe.models.assumptions import check_assumptions
 from probe.models.clip import architecture_of
-from probe.models.description import describe
+from probe.models.description import describe_model
 from probe.models.devices import resolve_execution
 from probe.models.loading import identify, load_clip, load_encoder
 from probe.models.open_clip_config import CONFIG
@@ -139,13 +139,13 @@ def test_a_repository_of_the_hub_is_open_clips_own_model(tmp_path, monkeypatch):
     expected = load_encoder(folder, device="cpu")
     assert torch.equal(encoder.encode(_pixels(32)).projected, expected.encode(_pixels(32)).projected)
     assert (encoder.name, encoder.license, encoder.preprocess) == (name, "mit", expected.preprocess)
-    assert describe(name)["projected"] == "32-d"
+    assert describe_model(name)["projected"] == "32-d"
 
 
 def test_a_model_is_sketched_before_its_weights_are_here(vit, caplog):
     """open_clip's notice that the weights are random is not shown."""
     with caplog.at_level(logging.WARNING):
-        said = describe(vit)
+        said = describe_model(vit)
     assert (said["pixels"], said["projected"], said["before projection"]) == ("32", "32-d", "160-d")
     assert not caplog.text
 
@@ -407,4 +407,4 @@ def test_a_tower_that_does_not_run_is_named_with_its_precision(precision, instea
     with pytest.raises(
         DeviceError, match=rf"^open_clip:x does not run in {precision} on cpu \(mat1.*\); use {instead}"
     ):
-        open_clip_towers.as_encoder("open_clip:x", loaded, execution)
+        open_clip_towers.zoo_encoder("open_clip:x", loaded, execution)

@@ -6,9 +6,10 @@ import torch
 from make import open_clip_zoo
 from torch.nn import functional
 
+from probe import hub
 from probe.errors import DeviceError
-from probe.models import hub, open_clip_towers
 from probe.models import open_clip as zoo
+from probe.models import open_clip_towers
 from probe.models.devices import resolve_execution
 from probe.models.loading import load_encoder
 
@@ -56,7 +57,7 @@ def _check(config, architecture, folder):
         execution = resolve_execution("cpu", precision=precision)
         loaded = zoo.load_model(source, execution)
         half_text = loaded.model.encode_text(texts).float()  # as `load_clip` runs it on a GPU
-        half = open_clip_towers.as_encoder(source, loaded, execution).encode(pixels)
+        half = open_clip_towers.zoo_encoder(source, loaded, execution).encode(pixels)
         assert functional.cosine_similarity(half.projected, image).min() > 0.99, precision
         assert functional.cosine_similarity(half.pre_projection, found.pre_projection).min() > 0.99, precision
         assert functional.cosine_similarity(half_text, text).min() > 0.99, precision

@@ -12,10 +12,10 @@ from probe.errors import FeaturesError, ProtocolError, UnknownNameError
 from probe.features.encode import Features
 from probe.models.memory import DeviceMemory
 from probe.probes.cached_fits import KeptFits
-from probe.probes.fit import fit_folds, fit_probe, hold_out
+from probe.probes.fit import fit_folds, fit_probe, hold_out_validation
 from probe.probes.fits import for_classes
 from probe.probes.result import mean_result
-from probe.probes.shots import draw
+from probe.probes.shots import draw_shots
 from probe.probes.solvers.catalog import SOLVERS
 from probe.specs import Protocol
 from probe.stats.intervals import interval, wilson
@@ -184,7 +184,7 @@ def test_few_shots_are_fits_on_draws_and_their_mean(parts, solver):
     result = fit_probe(**parts, protocol=rules, solver=solver)
     scores = []
     for seed, drawn in enumerate(result.draws):
-        rows = draw(parts["train"].y, shots=3, seed=seed).train
+        rows = draw_shots(parts["train"].y, shots=3, seed=seed).train
         assert drawn.indices == " ".join(map(str, rows))
         assert (drawn.seed, drawn.num_train) == (seed, 30)
         shots = parts["train"].take(rows)
@@ -196,10 +196,19 @@ def test_few_shots_are_fits_on_draws_and_their_mean(parts, solver):
     assert result.interval.method == "student"
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_iterations_include_those_that_chose_the_start_of_the_final_fit(parts, solver):
+    """The final fit of `fast` begins at the sweep's fit of the same C, where next to nothing is left to do."""
+    result = fit_probe(**parts, protocol=replace(SHORT, shots=3, num_seeds=2, refit=False), solver=solver)
+    for drawn in result.draws:
+        (chosen,) = [point for point in drawn.sweep if point.C == drawn.C]
+        assert drawn.n_iter >= chosen.n_iter > 1
+
+
 def test_held_out_shots_choose_c_and_need_no_validation_split(parts):
     rules = replace(SHORT, shots=2, held_out=2, num_seeds=2, refit=False)
     result = fit_probe(train=parts["train"], test=parts["test"], protocol=rules, solver="fast")
-    drawn = draw(parts["train"].y, shots=2, held_out=2, seed=1)
+    drawn = draw_shots(parts["train"].y, shots=2, held_out=2, seed=1)
     other = fit_probe(
         train=parts["train"].take(drawn.train),
         val=parts["train"].take(drawn.held_out),
@@ -324,11 +333,11 @@ def test_a_damaged_kept_fit_is_made_again(parts, tmp_path):
 
 
 def test_held_out_images_are_a_share_of_every_class(parts):
-    fold = hold_out({"train": parts["train"], "test": parts["test"]}, 0.25, seed=3)
+    fold = hold_out_validation({"train": parts["train"], "test": parts["test"]}, 0.25, seed=3)
     counts = [np.bincount(fold[name].y, minlength=10) for name in ("train", "val")]
     assert np.array_equal(sum(counts), np.bincount(parts["train"].y))
     assert np.all(np.abs(counts[1] / sum(counts) - 0.25) < 0.02)
-    same, other = (hold_out({"train": parts["train"], "test": parts["test"]}, 0.25, seed=s) for s in (3, 4))
+    same, other = (hold_out_validation({"train": parts["train"], "test": parts["test"]}, 0.25, seed=s) for s in (3, 4))
     assert np.array_equal(same["val"].x, fold["val"].x)
     assert not np.array_equal(other["val"].x, fold["val"].x)
 

@@ -6,7 +6,7 @@ import pytest
 from probe.cli.main import main
 from probe.errors import ProtocolError, UnknownNameError
 from probe.features import encode
-from probe.probes.description import describe
+from probe.probes.description import describe_protocol
 from probe.probes.protocols import CATALOG, GROUPS, TOL, get_protocol, protocol_names, validate
 from probe.specs import FEATURE_POINTS, Protocol, slug
 
@@ -216,7 +216,7 @@ def test_a_good_protocol_made_in_python_passes():
 
 
 def test_a_protocol_is_told_in_words():
-    assert describe("few-shot-16-held-out") | {"source": ""} == {
+    assert describe_protocol("few-shot-16-held-out") | {"source": ""} == {
         "name": "few-shot-16-held-out",
         "title": "16 images a class, C chosen on 4 more",
         "feature point": "pre_projection",
@@ -228,8 +228,8 @@ def test_a_protocol_is_told_in_words():
         "solver": "at most 1000 iterations, tol 1e-06",
         "source": "",
     }
-    assert describe("readme")["C"] == "0.316"
-    assert "C chosen on" not in describe("readme")
+    assert describe_protocol("readme")["C"] == "0.316"
+    assert "C chosen on" not in describe_protocol("readme")
 
 
 def test_protocols_are_listed(capsys):

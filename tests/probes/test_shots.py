@@ -2,19 +2,19 @@ import numpy as np
 import pytest
 
 from probe.errors import ProtocolError
-from probe.probes.shots import draw
+from probe.probes.shots import draw_shots
 
 Y = np.array([0] * 20 + [1] * 9 + [5] * 12)[np.random.default_rng(0).permutation(41)]
 
 
 def test_every_class_gives_as_many_as_were_asked_for():
-    drawn = draw(Y, shots=4, held_out=2, seed=0)
+    drawn = draw_shots(Y, shots=4, held_out=2, seed=0)
     assert np.unique(Y[drawn.train], return_counts=True)[1].tolist() == [4, 4, 4]
     assert np.unique(Y[drawn.held_out], return_counts=True)[1].tolist() == [2, 2, 2]
 
 
 def test_positions_are_int64_ascending_and_drawn_once():
-    drawn = draw(Y, shots=5, held_out=4, seed=3)
+    drawn = draw_shots(Y, shots=5, held_out=4, seed=3)
     for positions in (drawn.train, drawn.held_out):
         assert positions.dtype == np.int64
         assert (np.diff(positions) > 0).all()
@@ -23,7 +23,7 @@ def test_positions_are_int64_ascending_and_drawn_once():
 
 def test_the_draw_is_the_same_everywhere():
     """Written down once: another machine, or a later NumPy, must draw alike."""
-    drawn = draw(np.array([0, 1] * 10), shots=2, held_out=1, seed=0)
+    drawn = draw_shots(np.array([0, 1] * 10), shots=2, held_out=1, seed=0)
     assert drawn.train.tolist() == [0, 1, 12, 17]
     assert drawn.held_out.tolist() == [4, 5]
 
@@ -31,49 +31,49 @@ def test_the_draw_is_the_same_everywhere():
 def test_fewer_shots_are_part_of_more():
     """So that a curve over shots is not a curve over other images, too."""
     for seed in range(5):
-        smaller = [set(draw(Y, shots=shots, seed=seed).train) for shots in (1, 2, 4, 8)]
+        smaller = [set(draw_shots(Y, shots=shots, seed=seed).train) for shots in (1, 2, 4, 8)]
         assert smaller[0] < smaller[1] < smaller[2] < smaller[3]
 
 
 def test_held_out_images_change_nothing_about_the_shots():
-    assert np.array_equal(draw(Y, shots=3, seed=1).train, draw(Y, shots=3, held_out=3, seed=1).train)
+    assert np.array_equal(draw_shots(Y, shots=3, seed=1).train, draw_shots(Y, shots=3, held_out=3, seed=1).train)
 
 
 def test_seeds_are_different_draws():
-    assert len({tuple(draw(Y, shots=4, seed=seed).train) for seed in range(5)}) == 5
+    assert len({tuple(draw_shots(Y, shots=4, seed=seed).train) for seed in range(5)}) == 5
 
 
 def test_a_class_is_drawn_alike_without_the_others():
     """Its images are numbered within the class, so it does not matter where the others stand."""
     images = np.flatnonzero(Y == 5)
-    alone = images[draw(Y[images], shots=3, held_out=2, seed=0).train]
-    together = draw(Y, shots=3, held_out=2, seed=0).train
+    alone = images[draw_shots(Y[images], shots=3, held_out=2, seed=0).train]
+    together = draw_shots(Y, shots=3, held_out=2, seed=0).train
     assert alone.tolist() == together[Y[together] == 5].tolist()
 
 
 def test_classes_are_drawn_independently():
     """Not the same places of each: images of a class are often in an order that others have, too."""
     y = np.repeat(np.arange(20), 50)
-    places = draw(y, shots=1, seed=0).train % 50
+    places = draw_shots(y, shots=1, seed=0).train % 50
     assert len(set(places.tolist())) > 10
 
 
 def test_over_many_seeds_every_image_is_drawn_about_as_often():
     counts = np.zeros(10)
     for seed in range(1000):
-        counts[draw(np.zeros(10, dtype=np.int64), shots=2, seed=seed).train] += 1
+        counts[draw_shots(np.zeros(10, dtype=np.int64), shots=2, seed=seed).train] += 1
     # 200 expected, with a standard deviation of sqrt(1000 * 0.2 * 0.8) = 12.6; five of them.
     assert np.abs(counts - 200).max() < 63
 
 
 def test_labels_are_not_changed():
     before = Y.copy()
-    draw(Y, shots=2, seed=0)
+    draw_shots(Y, shots=2, seed=0)
     assert np.array_equal(Y, before)
 
 
 def test_all_images_of_a_class_may_be_drawn():
-    drawn = draw(np.array([3, 3, 3, 8, 8, 8]), shots=2, held_out=1, seed=0)
+    drawn = draw_shots(np.array([3, 3, 3, 8, 8, 8]), shots=2, held_out=1, seed=0)
     assert sorted([*drawn.train, *drawn.held_out]) == [0, 1, 2, 3, 4, 5]
 
 
@@ -88,9 +88,9 @@ def test_all_images_of_a_class_may_be_drawn():
 )
 def test_a_draw_that_is_none_says_what_is_missing(arguments, message):
     with pytest.raises(ProtocolError, match=message):
-        draw(Y, **arguments, seed=0)
+        draw_shots(Y, **arguments, seed=0)
 
 
 def test_images_of_several_classes_cannot_be_drawn():
     with pytest.raises(ProtocolError, match=r"few-shot needs one label an image, and the labels are \(41, 3\)"):
-        draw(np.zeros((41, 3), dtype=np.int64), shots=1, seed=0)
+        draw_shots(np.zeros((41, 3), dtype=np.int64), shots=1, seed=0)

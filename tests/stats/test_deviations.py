@@ -3,7 +3,7 @@ import pytest
 
 from probe.stats.deviations import deviations
 from probe.stats.metrics import METRICS
-from probe.stats.outcomes import outcomes_of
+from probe.stats.outcomes import make_outcomes
 from probe.stats.resampling import bootstrap, scores_of
 
 
@@ -13,10 +13,10 @@ def _outcomes(metric, *, n=400, seed=0, skill=1.5):
     if metric == "voc2007_11pt_map":
         y = (rng.random((n, 4)) < 0.3).astype(np.int64)
         y[rng.random((n, 4)) < 0.05] = -1
-        return outcomes_of(metric, y, skill * (y == 1) + rng.normal(size=(n, 4)))
+        return make_outcomes(metric, y, skill * (y == 1) + rng.normal(size=(n, 4)))
     k = 2 if metric == "roc_auc" else 8
     y = rng.integers(0, k, n) if metric == "roc_auc" else np.minimum(rng.geometric(0.3, n) - 1, k - 1)
-    return outcomes_of(metric, y, skill * np.eye(k)[y] + rng.normal(size=(n, k)))
+    return make_outcomes(metric, y, skill * np.eye(k)[y] + rng.normal(size=(n, k)))
 
 
 def _slack(metric):

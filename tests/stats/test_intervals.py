@@ -4,16 +4,16 @@ A share of s simulations is uncertain by sqrt(0.95 * 0.05 / s): 0.8 points for 8
 that the bounds below hold or do not; they leave room for two of that around 95 %.
 """
 
+import math
 import time
-from math import erf
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from probe.errors import ResultsError
-from probe.stats.intervals import LEVEL, T, Z, interval, seeds_interval, wilson
-from probe.stats.outcomes import Outcomes, outcomes_of
+from probe.stats.intervals import LEVEL, interval, quantile, seeds_interval, wilson
+from probe.stats.outcomes import Outcomes, make_outcomes
 
 
 def _right(bits, metric="accuracy", **arrays):
@@ -92,9 +92,9 @@ def test_roc_auc_is_covered(positives, negatives, shift):
 
     def make():
         margin = rng.normal(size=len(y_true)) + shift * y_true
-        return [outcomes_of("roc_auc", y_true, np.stack([-margin, margin], axis=1))]
+        return [make_outcomes("roc_auc", y_true, np.stack([-margin, margin], axis=1))]
 
-    assert _covers(_coverage(make, (1 + erf(shift / 2)) / 2, simulations=400, draws=200))
+    assert _covers(_coverage(make, (1 + math.erf(shift / 2)) / 2, simulations=400, draws=200))
 
 
 def test_average_precision_is_covered():
@@ -103,7 +103,7 @@ def test_average_precision_is_covered():
 
     def make():
         y_true = (rng.random((1000, 3)) < [0.06, 0.1, 0.2]).astype(int)
-        return [outcomes_of("voc2007_11pt_map", y_true, rng.normal(size=(1000, 3)) + 1.5 * y_true)]
+        return [make_outcomes("voc2007_11pt_map", y_true, rng.normal(size=(1000, 3)) + 1.5 * y_true)]
 
     truth = np.mean([make()[0].score() for _ in range(1000)])
     assert _covers(_coverage(make, truth, simulations=300, draws=150))
@@ -136,9 +136,9 @@ def test_folds_of_ranks_vary_less_where_their_images_differ(metric):
     y_true = rng.integers(0, 2, (300, 1))
     score = rng.normal(size=(300, 1)) + y_true
     fold = (
-        outcomes_of(metric, y_true, score)
+        make_outcomes(metric, y_true, score)
         if metric != "roc_auc"
-        else outcomes_of(metric, y_true[:, 0], np.concatenate([-score, score], axis=1))
+        else make_outcomes(metric, y_true[:, 0], np.concatenate([-score, score], axis=1))
     )
     one, same, other = (
         interval([fold] * num, same_images=same_images, draws=1000)
@@ -153,8 +153,8 @@ def _perfect():
     y_true = np.arange(40) % 2
     yield _right(np.ones(40), "mean_top1_top5", among_five=np.ones(40, bool))
     yield _right(np.ones(40), "mean_per_class", labels=y_true)
-    yield outcomes_of("roc_auc", y_true, np.stack([-y_true, y_true], axis=1))
-    yield outcomes_of("voc2007_11pt_map", y_true[:, None], y_true[:, None])
+    yield make_outcomes("roc_auc", y_true, np.stack([-y_true, y_true], axis=1))
+    yield make_outcomes("voc2007_11pt_map", y_true[:, None], y_true[:, None])
 
 
 @pytest.mark.parametrize("outcomes", list(_perfect()), ids=lambda outcomes: outcomes.metric)
@@ -167,14 +167,14 @@ def test_a_perfect_score_is_not_certain(outcomes):
 
 def test_the_same_outcomes_have_the_same_interval():
     rng = np.random.default_rng(0)
-    outcomes = outcomes_of("roc_auc", rng.integers(0, 2, 100), rng.normal(size=(100, 2)))
+    outcomes = make_outcomes("roc_auc", rng.integers(0, 2, 100), rng.normal(size=(100, 2)))
     assert interval([outcomes]) == interval([outcomes])
 
 
 def test_voc_takes_under_two_seconds():
     rng = np.random.default_rng(0)
     y_true = (rng.random((5000, 20)) < 0.06).astype(int)
-    outcomes = outcomes_of("voc2007_11pt_map", y_true, rng.normal(size=(5000, 20)) + 2 * y_true)
+    outcomes = make_outcomes("voc2007_11pt_map", y_true, rng.normal(size=(5000, 20)) + 2 * y_true)
     start = time.process_time()
     interval([outcomes])
     assert time.process_time() - start < 2
@@ -192,17 +192,22 @@ def test_folds_that_do_not_go_together_are_errors():
         interval([short, _right(np.ones(3), "top5")])
 
 
-def test_quantiles_are_scipys():
-    assert pytest.approx(stats.norm.ppf(0.975), abs=1e-12) == Z
-    assert pytest.approx(stats.t.ppf(0.975, np.arange(1, 31)), abs=1e-6) == T
+@pytest.mark.parametrize("freedom", [1, 4, 4.9, 30, 31, 40.5, 1000])
+def test_quantiles_are_students(freedom):
+    """Also above 30 degrees of freedom, where tables often stop, and between whole numbers."""
+    assert quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-12)
 
 
-@pytest.mark.parametrize("n", [2, 3, 10, 31])
+def test_quantile_of_infinite_freedom_is_that_of_the_normal_distribution():
+    assert quantile(math.inf) == pytest.approx(stats.norm.ppf(0.975), rel=1e-15)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 31, 32, 100])
 def test_seeds_have_students_interval(n):
     scores = np.random.default_rng(n).normal(0.5, 0.02, n)
     expected = stats.t.interval(LEVEL, n - 1, scores.mean(), stats.sem(scores))
     found = seeds_interval(scores)
-    assert (found.low, found.high) == pytest.approx(expected, abs=1e-6)
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-12)
 
 
 def test_seeds_stay_between_zero_and_one():

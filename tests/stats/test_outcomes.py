@@ -7,7 +7,7 @@ import pytest
 
 from probe.errors import ResultsError, UnknownNameError
 from probe.stats.metrics import IGNORED, METRICS
-from probe.stats.outcomes import KEPT, outcomes_of, rank, unpack
+from probe.stats.outcomes import KEPT, make_outcomes, rank, unpack
 
 N = 240
 SUMS = 1e-12  # sums of some hundred fractions in another order
@@ -46,7 +46,7 @@ def test_every_metric_has_its_arrays():
 @with_and_without_ties
 def test_the_score_is_the_metrics(metric, levels):
     y_true, y_score = _predictions(metric, levels=levels)
-    outcomes = outcomes_of(metric, y_true, y_score)
+    outcomes = make_outcomes(metric, y_true, y_score)
     assert outcomes.score() == pytest.approx(METRICS[metric](y_true, y_score), abs=SUMS)
     assert len(outcomes) == N
 
@@ -56,7 +56,7 @@ def test_the_score_is_the_metrics(metric, levels):
 def test_the_score_of_some_rows_is_the_metrics_of_them(metric, levels):
     """Also in an order of their own, which breaks ties in average precision."""
     y_true, y_score = _predictions(metric, levels=levels)
-    outcomes = outcomes_of(metric, y_true, y_score)
+    outcomes = make_outcomes(metric, y_true, y_score)
     for seed in range(20):
         rows = np.random.default_rng(seed).integers(N, size=N)
         assert outcomes.score(rows) == pytest.approx(METRICS[metric](y_true[rows], y_score[rows]), abs=SUMS)
@@ -71,25 +71,25 @@ def test_neighbours_of_one_label_share_a_rank():
 @every_metric
 @with_and_without_ties
 def test_packing_keeps_everything(metric, levels):
-    outcomes = outcomes_of(metric, *_predictions(metric, levels=levels))
+    outcomes = make_outcomes(metric, *_predictions(metric, levels=levels))
     _assert_equal(unpack(json.loads(json.dumps(outcomes.pack()))), outcomes)
 
 
 def test_a_right_answer_costs_a_bit():
     rng = np.random.default_rng(0)
-    packed = outcomes_of("accuracy", rng.integers(0, 2, 8000), rng.random((8000, 2))).pack()
+    packed = make_outcomes("accuracy", rng.integers(0, 2, 8000), rng.random((8000, 2))).pack()
     assert len(json.dumps(packed)) < 8000 / 8 * 4 / 3 + 200  # base64 takes four letters for three bytes
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 300])
 def test_any_number_of_images_can_be_packed(n):
     y_true = np.arange(n)
-    outcomes = outcomes_of("mean_per_class", y_true, np.eye(n)[::-1])
+    outcomes = make_outcomes("mean_per_class", y_true, np.eye(n)[::-1])
     _assert_equal(unpack(outcomes.pack()), outcomes)
 
 
 def _damaged():
-    packed = outcomes_of("voc2007_11pt_map", *_predictions("voc2007_11pt_map", levels=5)).pack()
+    packed = make_outcomes("voc2007_11pt_map", *_predictions("voc2007_11pt_map", levels=5)).pack()
 
     def changed(**changes):
         ranks = {**packed["arrays"]["ranks"], **changes}
@@ -112,13 +112,13 @@ def test_damage_is_one_sentence(packed):
 
 def test_an_unknown_metric_is_an_error():
     with pytest.raises(UnknownNameError, match="did you mean 'accuracy'"):
-        outcomes_of("acuracy", np.zeros(2, int), np.zeros((2, 2)))
+        make_outcomes("acuracy", np.zeros(2, int), np.zeros((2, 2)))
 
 
 def test_images_of_a_mean_have_values_and_those_of_ranks_have_none():
     y_true, y_score = _predictions("mean_top1_top5", levels=5)
-    outcomes = outcomes_of("mean_top1_top5", y_true, y_score)
+    outcomes = make_outcomes("mean_top1_top5", y_true, y_score)
     assert set(outcomes.values) == {0, 0.5, 1}
     assert outcomes.values.mean() == pytest.approx(outcomes.score(), abs=SUMS)
     with pytest.raises(ValueError, match="no mean over images"):
-        _ = outcomes_of("roc_auc", *_predictions("roc_auc", levels=5)).values
+        _ = make_outcomes("roc_auc", *_predictions("roc_auc", levels=5)).values

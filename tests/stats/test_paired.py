@@ -9,7 +9,7 @@ from scipy import stats
 
 from probe.errors import ResultsError
 from probe.stats.metrics import METRICS
-from probe.stats.outcomes import Outcomes, outcomes_of
+from probe.stats.outcomes import Outcomes, make_outcomes
 from probe.stats.paired import compare, mcnemar
 
 SIMULATIONS = 300
@@ -49,7 +49,7 @@ def _labelled(metric, *, shift, n=200, seed=0):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_probe_does_not_differ_from_itself(metric):
-    outcomes = outcomes_of(metric, *_labelled(metric, shift=1))
+    outcomes = make_outcomes(metric, *_labelled(metric, shift=1))
     found = compare([outcomes], [outcomes])
     assert (found.p_value, found.difference) == (1, 0)
 
@@ -57,8 +57,8 @@ def test_a_probe_does_not_differ_from_itself(metric):
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_test_is_the_same_both_ways_and_on_repeat(metric):
     y_true, y_score = _labelled(metric, shift=1)
-    a = outcomes_of(metric, y_true, y_score)
-    b = outcomes_of(metric, y_true, y_score + np.random.default_rng(1).normal(size=y_score.shape))
+    a = make_outcomes(metric, y_true, y_score)
+    b = make_outcomes(metric, y_true, y_score + np.random.default_rng(1).normal(size=y_score.shape))
     forth, back = compare([a], [b]), compare([b], [a])
     assert forth == compare([a], [b])
     assert (forth.p_value, forth.difference) == (back.p_value, -back.difference)
@@ -86,12 +86,12 @@ class _Model:
             y_true = np.repeat([1, 0], [60, 140])
             shared = draw(size=n) + y_true
             margins = (shared + draw(size=n) + gap * y_true for gap in (self.gap, 0))
-            return [[outcomes_of("roc_auc", y_true, np.stack([-m, m], axis=1))] for m in margins]
+            return [[make_outcomes("roc_auc", y_true, np.stack([-m, m], axis=1))] for m in margins]
         if self.metric == "voc2007_11pt_map":
             y_true = (self.rng.random((n, 2)) < 0.3).astype(int)
             shared = draw(size=(n, 2)) + y_true
             scores = (shared + draw(size=(n, 2)) + gap * y_true for gap in (self.gap, 0))
-            return [[outcomes_of("voc2007_11pt_map", y_true, s)] for s in scores]
+            return [[make_outcomes("voc2007_11pt_map", y_true, s)] for s in scores]
         folds = 2 if self.metric == "accuracy" else 1
         hard = draw(size=(folds, n))
         return [[self._outcomes(each + draw(size=n) - gap) for each in hard] for gap in (self.gap, 0)]

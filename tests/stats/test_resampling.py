@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from probe.stats.metrics import IGNORED, METRICS
-from probe.stats.outcomes import Outcomes, outcomes_of
+from probe.stats.outcomes import Outcomes, make_outcomes
 from probe.stats.resampling import bootstrap, scores_of
 
 SUMS = 1e-12  # sums of some hundred fractions in another order
@@ -15,7 +15,7 @@ def _outcomes(metric, *, n=240, levels=5, seed=0):
     rng = np.random.default_rng(seed)
     k = {"roc_auc": 2, "voc2007_11pt_map": 4}.get(metric, 12)
     y_true = rng.choice([0, 0, 0, 1, IGNORED], (n, k)) if metric == "voc2007_11pt_map" else rng.integers(0, k, n)
-    return outcomes_of(metric, y_true, rng.integers(0, levels, (n, k)) / levels)
+    return make_outcomes(metric, y_true, rng.integers(0, levels, (n, k)) / levels)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -41,7 +41,7 @@ def test_every_draw_has_a_score(metric):
     """One positive image in four would be left out of every third draw."""
     y_true, positive = np.array([0, 1, 0, 0]), np.arange(4.0)
     y_score = np.stack([-positive, positive], axis=1) if metric == "roc_auc" else positive[:, None]
-    outcomes = outcomes_of(metric, y_true if metric == "roc_auc" else y_true[:, None], y_score)
+    outcomes = make_outcomes(metric, y_true if metric == "roc_auc" else y_true[:, None], y_score)
     scores = bootstrap([[outcomes]], same_images=False, draws=200)
     assert ((scores >= 0) & (scores <= 1)).all()
 

@@ -11,7 +11,7 @@ import numpy as np
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.sources import torchvision
-from probe.datasets.sources.folder import list_files
+from probe.datasets.sources.folder import list_class_files
 from probe.datasets.splits.groups import groups_of
 from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Part, Source
@@ -29,7 +29,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     folder = root / source.location / "GTSRB" / "Final_Training" / "Images"
     folders = [f"{i:05}" for i in range(spec.num_classes or 0)]
     tables = tuple(f"GT-{name}.csv" for name in folders)  # boxes around the signs, one table a class
-    names = list_files(folder, ignore=tables)
+    names = list_class_files(folder, ignore=tables)
     classes = [name.split("/")[0] for name in names]
     for class_name in classes:
         if class_name not in folders:

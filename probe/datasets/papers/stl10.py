@@ -9,7 +9,7 @@ import numpy as np
 
 from probe.datasets.images import ImageDataset
 from probe.datasets.sources import torchvision
-from probe.datasets.splits.folds import Fold, Selection, whole, with_validation
+from probe.datasets.splits.folds import Fold, Selection, select_all, with_validation
 from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Part, Source
 
@@ -41,5 +41,5 @@ def open_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageDatas
             raise DatasetError(
                 f"{path}: line {k} names an image twice, or one beyond the {n} there are; get {source.files} again"
             )
-    test = whole("test", parts["test"])
+    test = select_all("test", parts["test"])
     return [with_validation(parts, Selection("train", np.sort(line)), test, spec.val_fraction) for line in lines]

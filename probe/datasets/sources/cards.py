@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from probe.datasets.sources import hub
+from probe import hub
 from probe.datasets.subsets import as_spelled, part_of
 from probe.errors import DatasetError, DatasetMissingError, listed
 
@@ -59,7 +59,7 @@ def make_plan(snapshot: hub.Snapshot, options: Mapping[str, str], wanted: Collec
     """
     repo, config = snapshot.repo, options.get("config", "")
     configs = _configs(snapshot.folder)
-    folders = {file.partition("/")[0]: None for file in hub.matching(snapshot.files, ["*/*.parquet"])}
+    folders = {file.partition("/")[0]: None for file in hub.match_files(snapshot.files, ["*/*.parquet"])}
     is_folder = not configs and config in folders
     if not config and options.get("revision") == CONVERTED and len(folders) > 1:
         raise _no_config(repo, config, folders)
@@ -74,7 +74,7 @@ def make_plan(snapshot: hub.Snapshot, options: Mapping[str, str], wanted: Collec
         plan = _plan_splits(snapshot.folder, chosen, of_split, wanted)
     else:
         plan = Plan(_readable_files(), {"name": chosen or None})
-    files = hub.matching(snapshot.files, plan.patterns)
+    files = hub.match_files(snapshot.files, plan.patterns)
     if snapshot.is_known and not any(Path(file).suffix.lower() in _suffixes() for file in files):
         raise _no_data(snapshot)
     return replace(plan, patterns=[*plan.patterns, *ALSO])

@@ -19,7 +19,7 @@ from probe.datasets.sources.labels import (
     report_twins,
     shown,
     single,
-    whole,
+    whole_as_integer,
 )
 from probe.errors import DatasetError, listed
 
@@ -134,7 +134,7 @@ def _values(name: str, rows: Any, column: str) -> list[list[Any]]:
     """
     cells = rows.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     values = cells if _is_list(rows.features[column]) else [[cell] for cell in cells]
-    values = [labels if labels is None else [whole(label) for label in labels] for labels in values]
+    values = [labels if labels is None else [whole_as_integer(label) for label in labels] for labels in values]
     unlabelled = sum(labels is None or any(map(_is_missing, labels)) for labels in values)
     if unlabelled:
         raise DatasetError(

@@ -41,11 +41,11 @@ def make_spec(path: str) -> DatasetSpec:
         DatasetMissingError: there is no such folder.
         DatasetError: it is empty, has no test split, or holds a file that is no image.
     """
-    root = paths.expand(path).resolve()
+    root = paths.expand_home(path).resolve()
     if not root.is_dir():
         raise DatasetMissingError(f"no folder at {root}; give folder:PATH with one subfolder for each class")
     folders = _find_subsets(root)
-    files = {part: list_files(root / folder) for part, folder in folders.items()}
+    files = {part: list_class_files(root / folder) for part, folder in folders.items()}
     classes = {composed(name.split("/")[0]) for name in files.get("train") or files["all"]}
     return DatasetSpec(
         name=f"folder:{root}",
@@ -110,7 +110,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         folders[name] = top / dict(dict(source.parts)[name])["folder"]
         if not folders[name].is_dir():
             raise DatasetMissingError(f"{spec.name}/{name}: no folder at {folders[name]}")
-        files[name] = list_files(folders[name], suffixes=suffixes, ignore=tuple(options.get("ignore", ())))
+        files[name] = list_class_files(folders[name], suffixes=suffixes, ignore=tuple(options.get("ignore", ())))
     names, folder = files[part.name], folders[part.name]
     if part.name in options.get("numbered", ()):
         class_names = [str(i) for i in range(spec.num_classes or 0)]
@@ -132,7 +132,9 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     )
 
 
-def list_files(folder: Path, *, suffixes: frozenset[str] | None = None, ignore: tuple[str, ...] = ()) -> list[str]:
+def list_class_files(
+    folder: Path, *, suffixes: frozenset[str] | None = None, ignore: tuple[str, ...] = ()
+) -> list[str]:
     """The files of all class folders as CLASS/FILE, sorted by class and name.
 
     Args:

@@ -37,15 +37,15 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from probe import paths
+from probe import hub, paths
 from probe.datasets import rows, subsets
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
-from probe.datasets.sources import hub
 from probe.datasets.sources.cards import make_local_plan, make_plan
 from probe.datasets.sources.columns import check_classes, image_column, read_labels
-from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed
-from probe.hub import check_home, is_repository, one_line
+from probe.datasets.sources.options import read_options
+from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed, summarize
+from probe.hub import check_home, is_repository
 from probe.specs import DatasetSpec, Part, Source
 from probe.stats.metrics import get_metric, takes_several_labels
 
@@ -62,10 +62,10 @@ def make_spec(rest: str) -> DatasetSpec:
         DatasetError: an option that there is not, or splits that do not say which is for what.
     """
     written = rest.partition("?")[0]
-    path = paths.expand(written)
+    path = paths.expand_home(written)
     is_local = bool(written) and path.exists()
     known = [option for option in OPTIONS if not (is_local and option == "revision")]
-    location, options = hub.read_options("hf", rest, known)
+    location, options = read_options("hf", rest, known)
     metric = options.pop("metric", "accuracy")
     get_metric(metric)  # which says what there is if there is none of that name
     name = f"hf:{rest}"
@@ -118,7 +118,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         names = list(loaded)
         _check_splits(source.location, names, splits)
     else:
-        revision, loaded, names = hub.here_or_fetched(
+        revision, loaded, names = hub.try_offline_first(
             partial(_load_repository, source.location, options, splits), offline=offline
         )
     spelled = {key: subsets.as_spelled(split, names) for key, split in splits.items()}
@@ -245,15 +245,15 @@ def _load_repository(
     Returns:
         The commit, split -> rows, and the names of all splits of the repository.
     """
-    snapshot = hub.look(repo, revision=options.get("revision", ""), offline=offline)
+    snapshot = hub.look_up(repo, revision=options.get("revision", ""), offline=offline)
     try:
         with _reading(repo):
             plan = make_plan(snapshot, options, splits.values())
         if plan.splits:
             _check_splits(repo, plan.splits, splits)
-        folder = hub.fetch(snapshot, plan.patterns, offline=offline)
+        folder = hub.fetch_files(snapshot, plan.patterns, offline=offline)
         with _reading(repo):
-            fetched = [folder / file for file in hub.matching(snapshot.files, plan.patterns)]
+            fetched = [folder / file for file in hub.match_files(snapshot.files, plan.patterns)]
             check_classes(repo, [file for file in fetched if file.suffix == ".parquet"])
             loaded = dict(datasets.load_dataset(str(folder), **plan.arguments))
         _check_splits(repo, list(loaded), splits)
@@ -299,7 +299,7 @@ def _reading(where: str) -> Iterator[None]:
         raise
     except Exception as err:  # its readers raise what their formats' libraries do, some of it wrapped
         cause = err.__cause__ if err.__cause__ is not None else err
-        why = one_line(cause)
+        why = summarize(cause)
         if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in why:
             raise DatasetError(
                 f"no space left to read {where}; make room in {datasets.config.HF_DATASETS_CACHE}, or name another "

@@ -83,7 +83,7 @@ def refuse_twins(where: str, strange: Iterable[object], trained: Iterable[object
             raise DatasetError(f"{where}: class {name!r} is written {near!r} in the training images; write both alike")
 
 
-def whole(label: object) -> object:
+def whole_as_integer(label: object) -> object:
     """Return a float with a whole value, such as 1.0, as an integer; return anything else unchanged."""
     return int(label) if isinstance(label, float) and label.is_integer() else label
 

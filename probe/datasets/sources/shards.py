@@ -18,9 +18,8 @@ import numpy as np
 from PIL import Image
 
 from probe.datasets.archives import check_end, check_member
-from probe.datasets.sources.labels import whole
-from probe.errors import DatasetError, DatasetMissingError, listed
-from probe.hub import one_line
+from probe.datasets.sources.labels import whole_as_integer
+from probe.errors import DatasetError, DatasetMissingError, listed, summarize
 
 LABELS = ("cls", "npy", "json")
 MAX_LABEL, MAX_LABEL_BYTES = 1 << 31, 1 << 20  # what is more is no label, and would only fill the memory
@@ -95,7 +94,7 @@ def find_members(path: Path) -> _Places:
     except FileNotFoundError as err:
         raise DatasetMissingError(f"no shard at {path}; get it again") from err
     except (tarfile.TarError, EOFError, OSError, OverflowError) as err:
-        raise DatasetError(f"{path} is no whole tar file ({one_line(err)}); get it again") from err
+        raise DatasetError(f"{path} is no whole tar file ({summarize(err)}); get it again") from err
     return samples
 
 
@@ -136,7 +135,7 @@ def _read_label(file: IO[bytes], path: Path, key: str, ending: str, place: tuple
     file.seek(offset)
     content = file.read(min(size, MAX_LABEL_BYTES))
     found = _parse_label(ending, content)
-    labels = [whole(label) for label in (found if isinstance(found, list) else [found])]
+    labels = [whole_as_integer(label) for label in (found if isinstance(found, list) else [found])]
     if not all(isinstance(label, int) and 0 <= label <= MAX_LABEL for label in labels):
         shown = content[:40].decode("utf-8", "replace").strip() if ending != "npy" else str(found)[:40]
         raise DatasetError(f"{path}: {key}.{ending} holds {shown!r} and no label, a number from 0 on; correct it")

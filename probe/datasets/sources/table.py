@@ -34,8 +34,8 @@ from probe.datasets import rows, subsets
 from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
-from probe.datasets.sources import hub
 from probe.datasets.sources.labels import class_positions, composed, report_twins
+from probe.datasets.sources.options import read_options
 from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.specs import DatasetSpec, Part, Source
 from probe.stats.metrics import get_metric
@@ -79,10 +79,10 @@ def make_spec(rest: str) -> DatasetSpec:
         DatasetError: an option is unknown, a column is not found, or the splits do not say which is for training.
     """
     written = rest.partition("?")[0]
-    location, options = hub.read_options("csv", rest, OPTIONS)
+    location, options = read_options("csv", rest, OPTIONS)
     metric = options.pop("metric", "accuracy")
     get_metric(metric)  # raises an error that lists the known metrics
-    path = paths.expand(location).resolve()
+    path = paths.expand_home(location).resolve()
     if path.is_dir() and len(files := _files(path)) == 1:  # a single file may have a column for the split
         path = files[0]
     name = f"csv:{path}{rest.removeprefix(written)}"

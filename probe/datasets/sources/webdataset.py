@@ -37,13 +37,13 @@ from pathlib import Path
 
 import numpy as np
 
-from probe import paths
+from probe import hub, paths
 from probe.datasets import rows, subsets
 from probe.datasets.archives import check_member
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
-from probe.datasets.sources import hub
 from probe.datasets.sources.labels import composed, indicators, shown, single
+from probe.datasets.sources.options import read_options
 from probe.datasets.sources.shards import Label, check_shard, compressed, read_image, read_index
 from probe.errors import DatasetError, DatasetMissingError, DownloadError, listed
 from probe.fetch import fetch
@@ -66,10 +66,10 @@ def make_spec(rest: str) -> DatasetSpec:
     """
     written, _, query = rest.partition("?")
     location, pattern = _divide(written)
-    folder = paths.expand(location)
+    folder = paths.expand_home(location)
     is_url = "://" in location
     is_local = not is_url and bool(written) and folder.is_dir()
-    _, options = hub.read_options("wds", rest, OPTIONS[1:] if is_url or is_local else OPTIONS)
+    _, options = read_options("wds", rest, OPTIONS[1:] if is_url or is_local else OPTIONS)
     metric = options.pop("metric", _usual_metric(folder) if is_local else "accuracy")
     get_metric(metric)  # raises an error that lists the known metrics
     name = f"wds:{rest}"
@@ -154,7 +154,7 @@ def _check_shared(spec: DatasetSpec, source: Source) -> None:
     for part in (part.name for part in spec.parts):
         split = str(source.arguments(part).get("split", part))
         is_pattern = split.endswith(".tar")
-        names = list(map(posixpath.normpath, expand(split) if is_pattern else [split]))
+        names = list(map(posixpath.normpath, expand_braces(split) if is_pattern else [split]))
         above = {name: posixpath.dirname(name) or "." for name in names} if is_pattern else {}
         for name in names:
             other = named.get(name) or (named.get(above[name]) if is_pattern else folders.get(name))
@@ -213,7 +213,7 @@ class _Shards:
     revision: str = ""
 
 
-def expand(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """The names that braces stand for, as in a shell: `{08..10}` for 08, 09 and 10, `{a,b}` for a and b.
 
     >>> expand("{train,test}-{08..10}.tar")[:4]
@@ -241,7 +241,7 @@ def expand(pattern: str) -> list[str]:
             raise DatasetError(f"{pattern!r} counts down from {first} to {last}; write the smaller number first")
     if len(set(choices)) < len(choices):
         raise DatasetError(f"{pattern!r} names a shard twice; write each once")
-    return [before + choice + end for choice in choices for end in expand(after)]
+    return [before + choice + end for choice in choices for end in expand_braces(after)]
 
 
 def _divide(location: str) -> tuple[str, str]:
@@ -266,7 +266,7 @@ def _divide_pattern(pattern: str) -> dict[str, str]:
         if len(names) > 1 and not strange:
             found = subsets.find_parts(repr(pattern), names, given=())
             return {part: pattern.replace(f"{{{brace}}}", split) for part, split in found.items()}
-    if len({name.rpartition("/")[0] for name in expand(pattern)}) > 1:
+    if len({name.rpartition("/")[0] for name in expand_braces(pattern)}) > 1:
         raise DatasetError(
             f"{pattern!r} names shards in several folders; say which are what with ?train=...&test=... behind the "
             "folder that they are in"
@@ -304,7 +304,7 @@ def _list_shards(folder: Path, split: str) -> _Shards:
         DatasetError: they are compressed, of several series, with a gap, or not as many as are said to be.
     """
     if split.endswith(".tar"):
-        names = expand(split)
+        names = expand_braces(split)
         missing = next((name for name in names if not (folder / name).is_file()), None)
         if missing:
             raise DatasetMissingError(f"no shard at {folder / missing}; put it there, or correct the pattern {split!r}")
@@ -360,23 +360,23 @@ def _locate(source: Source, part: str, *, root: Path, offline: bool) -> _Shards:
     if Path(source.location).is_absolute():
         return _list_shards(Path(source.location), split)
     revision = str(dict(source.options).get("revision", ""))
-    return hub.here_or_fetched(partial(_fetch_from_hub, source.location, revision, part, split), offline=offline)
+    return hub.try_offline_first(partial(_fetch_from_hub, source.location, revision, part, split), offline=offline)
 
 
 def _fetch_from_hub(repo: str, revision: str, part: str, split: str, offline: bool) -> _Shards:
-    snapshot = hub.look(repo, revision=revision, offline=offline)
+    snapshot = hub.look_up(repo, revision=revision, offline=offline)
     if split.endswith(".tar"):
-        patterns = [glob.escape(name) for name in expand(split)]
+        patterns = [glob.escape(name) for name in expand_braces(split)]
     elif split == ".":
         patterns = [glob.escape(file) for file in snapshot.files if "/" not in file and file.endswith(".tar")]
     else:
         patterns = [f"{glob.escape(split)}/*.tar"]
-    if snapshot.is_known and not hub.matching(snapshot.files, patterns):
+    if snapshot.is_known and not hub.match_files(snapshot.files, patterns):
         folders = dict.fromkeys(file.rpartition("/")[0] or "." for file in snapshot.files if file.endswith(".tar"))
         where = f"; there are some in {listed(folders)}: write ?{part}=FOLDER" if folders else "; give another one"
         raise DatasetMissingError(f"{repo} has no shards {split}{where}")
     also = [glob.escape(_below(split, NUM_SHARDS)), CLASS_NAMES]
-    folder = hub.fetch(snapshot, [*patterns, *also], offline=offline)
+    folder = hub.fetch_files(snapshot, [*patterns, *also], offline=offline)
     try:
         return replace(_list_shards(folder, split), revision=folder.name)
     except DatasetError as err:
@@ -390,7 +390,7 @@ def _fetch_from_server(base: str, split: str, *, root: Path, offline: bool) -> _
     folder = root / "wds" / slug(base, is_path=True)
     _fetch_class_names(base, folder, offline=offline)
     if split.endswith(".tar"):
-        names = expand(split)
+        names = expand_braces(split)
     else:
         number = _below(split, NUM_SHARDS)
         _fetch_file(base, number, folder, offline=offline)

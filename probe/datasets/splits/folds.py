@@ -12,7 +12,7 @@ from probe.datasets.images import ImageDataset
 from probe.datasets.splits.stratified import hold_out
 from probe.specs import SPLITS, DatasetSpec
 
-__all__ = ["SPLITS", "Fold", "Selection", "by_split", "default_fold", "whole", "with_validation"]
+__all__ = ["SPLITS", "Fold", "Selection", "by_split", "default_fold", "select_all", "with_validation"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def by_split(folds: Sequence[Any], describe: Callable[[int, str], Any]) -> dict[
     }
 
 
-def whole(name: str, images: ImageDataset) -> Selection:
+def select_all(name: str, images: ImageDataset) -> Selection:
     """Select all images of a subset."""
     return Selection(name, np.arange(len(images)))
 
@@ -56,14 +56,14 @@ def default_fold(spec: DatasetSpec, parts: Mapping[str, ImageDataset]) -> Fold:
         TooFewImagesError: a class is too small.
     """
     name = "all" if "all" in parts else "train"
-    pool = whole(name, parts[name])
+    pool = select_all(name, parts[name])
     if "test" in parts:
-        test, val_fraction = whole("test", parts["test"]), spec.val_fraction
+        test, val_fraction = select_all("test", parts["test"]), spec.val_fraction
     else:
         pool, test = _divide(parts[name], pool, spec.test_fraction, role="test")
         val_fraction = spec.val_fraction / (1 - spec.test_fraction)
     if "val" in parts:
-        return Fold(pool, whole("val", parts["val"]), test)
+        return Fold(pool, select_all("val", parts["val"]), test)
     return with_validation(parts, pool, test, val_fraction)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from probe.datasets.images import ImageDataset
 from probe.datasets.splits.folds import Fold, Selection, with_validation
-from probe.datasets.splits.stratified import SEED, TooFewImagesError, draw
+from probe.datasets.splits.stratified import SEED, TooFewImagesError, draw_splits
 from probe.ordering import order
 
 Recipe = Callable[[Mapping[str, ImageDataset], float], list[Fold]]
@@ -59,7 +59,7 @@ def caltech101(parts: Mapping[str, ImageDataset], val_fraction: float) -> list[F
 
     Source: Kornblith et al. 2019, appendix A, whose suite Radford et al. 2021 follow.
     """
-    train, test = draw(parts["all"].labels, (30, -1), role="caltech101")
+    train, test = draw_splits(parts["all"].labels, (30, -1), role="caltech101")
     return [with_validation(parts, Selection("all", train), Selection("all", test), val_fraction)]
 
 

@@ -72,7 +72,7 @@ def _choose(names: Sequence[str], sizes: Sequence[int], fraction: float) -> list
     return chosen or [names[int(np.argmin(sizes))]]
 
 
-def draw(labels: np.ndarray, counts: Sequence[int], *, role: str) -> list[np.ndarray]:
+def draw_splits(labels: np.ndarray, counts: Sequence[int], *, role: str) -> list[np.ndarray]:
     """Take so many images of every class for each of several splits, in the order of `hold_out`.
 
     Args:

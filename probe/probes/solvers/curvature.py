@@ -52,7 +52,7 @@ class Diagonal:
 
 
 @dataclass(frozen=True)
-class Block:
+class HessianBlock:
     """Some classes and their part of a Hessian, or of its Cholesky factor.
 
     Args:
@@ -70,7 +70,7 @@ class Block:
 class Blocks:
     """The inverse of a matrix of blocks, given by their Cholesky factors."""
 
-    factors: Sequence[Block]
+    factors: Sequence[HessianBlock]
 
     def solve(self, gradient: Tensor) -> Tensor:
         """The inverse times a gradient."""
@@ -96,7 +96,10 @@ def at(objective: Objective, probe: int, unknowns: Tensor) -> Preconditioner:
     """From an estimate of the Hessian at some unknowns, float64 (d + 1, width)."""
     penalty = (objective.penalties[probe] * objective.rows.basis.penalty).float()
     return Blocks(
-        [replace(block, matrix=_factor(block.matrix, penalty)) for block in estimate(objective, probe, unknowns)]
+        [
+            replace(block, matrix=_factor(block.matrix, penalty))
+            for block in estimate_hessian(objective, probe, unknowns)
+        ]
     )
 
 
@@ -128,7 +131,7 @@ def max_numbers(num_features: int, width: int) -> int:
     return width * size * max(size, min(width * size, MAX_BLOCK, MAX_NUMBERS // (width * size)))
 
 
-def estimate(objective: Objective, probe: int, unknowns: Tensor) -> list[Block]:
+def estimate_hessian(objective: Objective, probe: int, unknowns: Tensor) -> list[HessianBlock]:
     """Blocks of the Hessian of the loss, without the penalty, from some rows, the same each time.
 
     Args:
@@ -149,7 +152,7 @@ def estimate(objective: Objective, probe: int, unknowns: Tensor) -> list[Block]:
     ]
 
 
-def _block(features: Tensor, probabilities: Tensor, share: Tensor, classes: Tensor) -> Block:
+def _block(features: Tensor, probabilities: Tensor, share: Tensor, classes: Tensor) -> HessianBlock:
     """The Hessian of some classes, from features float32 (m, d) that each count for a `share` (m,)."""
     own = probabilities[:, classes]
     num = len(classes)
@@ -168,7 +171,7 @@ def _block(features: Tensor, probabilities: Tensor, share: Tensor, classes: Tens
     outer = (side[:, :, None] * side[:, None, :]).flatten(1)  # (pairs, r * r)
     size, r = features.shape[1] + 1, mix.shape[1]
     matrix = (outer.T @ products.flatten(1)).reshape(r, r, size, size)
-    return Block(classes, mix, matrix.transpose(1, 2).reshape(r * size, r * size))
+    return HessianBlock(classes, mix, matrix.transpose(1, 2).reshape(r * size, r * size))
 
 
 def _draw(weights: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probe.probes.fits import Fit, Solver, Tick, for_classes, join
+from probe.probes.fits import Fit, Solver, Tick, count_start, for_classes, join_classes
 from probe.probes.solvers.curvature import max_numbers
 from probe.probes.solvers.fast import TOL, Solution, Start, coefficients, loss_of, solve
 from probe.probes.solvers.objective import Logistic, Objective, Rows
@@ -79,7 +79,8 @@ class Fast(Solver):
             ready[i][k] = self._as_fit(strengths[i], self._finish(solution, objective, probe, is_final=is_final))
             if len(ready[i]) == num:
                 fits = [ready[i][k] for k in range(num)]
-                done(join(strengths[i], fits, self.classes) if self.y.ndim == 2 else fits[0])
+                fit = join_classes(strengths[i], fits, self.classes) if self.y.ndim == 2 else fits[0]
+                done(count_start(fit, nears[i]))
 
         solve(
             objective,

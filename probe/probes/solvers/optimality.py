@@ -73,7 +73,7 @@ def is_negligible(suboptimality: float, *, objective: float, without_features: f
     return suboptimality <= LIMIT * min(objective, gain) + ROUNDING
 
 
-def measure(objective: Objective, probe: int, weights: Tensor, *, num_iter: int) -> Optimality:
+def measure_optimality(objective: Objective, probe: int, weights: Tensor, *, num_iter: int) -> Optimality:
     """Measure the end of a fit: it has converged if even an upper bound of Newton's decrement is negligible.
 
     Conjugate gradients find a lower bound. What they leave of the gradient gives the upper bound, because the Hessian
@@ -113,14 +113,14 @@ def finish(objective: Objective, probe: int, weights: Tensor, *, num_iter: int, 
         num_iter: iterations of the fit so far, see `measure`.
         max_steps: limit on the steps of Newton's method.
     """
-    found = measure(objective, probe, weights, num_iter=num_iter)
+    found = measure_optimality(objective, probe, weights, num_iter=num_iter)
     num_steps = 0
     while not found.converged and num_steps < min(max_steps, MAX_NEWTON_STEPS):
         lower = _search(objective, probe, weights, found)
         if lower is None:
             break
         weights, num_steps = lower, num_steps + 1
-        found = measure(objective, probe, weights, num_iter=num_iter)
+        found = measure_optimality(objective, probe, weights, num_iter=num_iter)
     return Finish(weights, found, num_steps)
 
 

@@ -16,10 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import ThreadpoolController
 
 from probe.errors import ProtocolError
-from probe.probes.fits import Fit, Solver, Tick, for_classes, join, row
+from probe.probes.fits import Fit, Solver, Tick, count_start, for_classes, join_classes, select_class
 from probe.probes.solvers.fast import loss_of
 from probe.probes.solvers.objective import Objective, Rows
-from probe.probes.solvers.optimality import evaluate, measure
+from probe.probes.solvers.optimality import evaluate, measure_optimality
 from probe.stats.metrics import IGNORED
 
 
@@ -46,9 +46,11 @@ class ScikitLearn(Solver):
         for C, other in zip(strengths, nears, strict=True):  # noqa: N806 - the field's name
             near = None if other is None else for_classes(other, self.classes)
             if self.y.ndim == 1:
-                done(self._fit(C, -1, self.x, self.y, near, tick))
+                fit = self._fit(C, -1, self.x, self.y, near, tick)
             else:
-                done(join(C, [self._fit_class(C, k, near, tick) for k in self.classes.tolist()], self.classes))
+                fits = [self._fit_class(C, k, near, tick) for k in self.classes.tolist()]
+                fit = join_classes(C, fits, self.classes)
+            done(count_start(fit, near))
 
     def _fit_class(
         self,
@@ -59,7 +61,7 @@ class ScikitLearn(Solver):
     ) -> Fit:
         counts = self.y[:, k] != IGNORED
         x = self.x if counts.all() else self.x[counts]
-        return self._fit(C, k, x, self.y[counts, k], row(near, k), tick)
+        return self._fit(C, k, x, self.y[counts, k], select_class(near, k), tick)
 
     def _fit(
         self,
@@ -91,7 +93,7 @@ class ScikitLearn(Solver):
         objective = Objective(rows, loss_of(targets, len(estimator.classes_), rows.device), [C])
         weights = torch.from_numpy(np.vstack([estimator.coef_.T, estimator.intercept_])).double().to(rows.device)
         n_iter = int(np.max(estimator.n_iter_))
-        found = measure(objective, 0, weights, num_iter=n_iter)
+        found = measure_optimality(objective, 0, weights, num_iter=n_iter)
         if column not in self.first_norms:
             gradient = evaluate(objective, 0, torch.zeros_like(weights)).gradient
             self.first_norms[column] = float(gradient.abs().max())

@@ -26,7 +26,7 @@ from PIL import Image
 from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG
 from probe.datasets.opening import open_dataset
-from probe.datasets.sources.hub import read_options
+from probe.datasets.sources.options import read_options
 from probe.errors import DatasetError, DatasetMissingError, UnknownNameError
 from probe.specs import Part
 

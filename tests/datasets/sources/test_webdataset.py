@@ -23,7 +23,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
-from probe.datasets.sources.webdataset import expand
+from probe.datasets.sources.webdataset import expand_braces
 from probe.errors import DatasetError, DatasetMissingError
 
 CLASSES = ["red", "green", "blue"]
@@ -212,7 +212,7 @@ def test_every_way_to_say_a_path_is_one_dataset(folder, monkeypatch):
     "pattern", ["a", "{0..12}", "{08..10}-{a,b}", "x{000..012}y{,z}", "{9..11}", "{train,test}/{0..1}"]
 )
 def test_braces_are_those_of_the_library(pattern):
-    assert expand(pattern) == list(braceexpand.braceexpand(pattern))
+    assert expand_braces(pattern) == list(braceexpand.braceexpand(pattern))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from probe.datasets.catalog import CATALOG
 from probe.datasets.images import ImageDataset
 from probe.datasets.splits.folds import SPLITS
 from probe.datasets.splits.recipes import RECIPES
-from probe.datasets.splits.stratified import TooFewImagesError, draw
+from probe.datasets.splits.stratified import TooFewImagesError, draw_splits
 
 
 def part(labels):
@@ -104,5 +104,5 @@ def test_a_class_that_is_too_small_is_named(name):
 
 def test_draws_take_so_many_of_each_class_and_the_rest():
     labels = np.array([0] * 5 + [1] * 7)
-    first, second, rest = draw(labels, (1, 2, -1), role="test")
+    first, second, rest = draw_splits(labels, (1, 2, -1), role="test")
     assert [np.bincount(labels[p]).tolist() for p in (first, second, rest)] == [[1, 1], [2, 2], [2, 4]]

@@ -47,7 +47,7 @@ def _whole(block, width):
 def test_the_estimate_from_all_rows_is_the_hessian(kind):
     """Of a single group. Tolerance: float32 sums of 60 terms."""
     objective, unknowns = _problem(kind)
-    (block,) = curvature.estimate(objective, 0, unknowns)
+    (block,) = curvature.estimate_hessian(objective, 0, unknowns)
     assert block.classes.tolist() == list(range(objective.loss.width))
     expected = _hessian_of_loss(objective, unknowns)
     torch.testing.assert_close(_whole(block, objective.loss.width), expected, rtol=0, atol=1e-6)
@@ -58,7 +58,7 @@ def test_smaller_groups_are_blocks_of_the_hessian(monkeypatch):
     objective, unknowns = _problem("softmax", k=5)
     monkeypatch.setattr(curvature, "MAX_GROUP", 2)
     expected = _hessian_of_loss(objective, unknowns).unflatten(0, (5, 5)).unflatten(2, (5, 5))
-    blocks = curvature.estimate(objective, 0, unknowns)
+    blocks = curvature.estimate_hessian(objective, 0, unknowns)
     assert sorted(len(block.classes) for block in blocks) == [1, 2, 2]
     for block in blocks:
         own = expected[block.classes][:, :, block.classes].flatten(2, 3).flatten(0, 1)
@@ -110,7 +110,7 @@ def test_groups_are_as_large_as_their_cost_allows(monkeypatch):
     objective, weights = _problem("softmax", k=7)
     monkeypatch.setattr(curvature, "MAX_BLOCK", 10)  # unknowns: two classes of five
     assert curvature.group_size(objective) == 2
-    found = curvature.estimate(objective, 0, weights)
+    found = curvature.estimate_hessian(objective, 0, weights)
     assert sorted(len(block.classes) for block in found) == [1, 2, 2, 2]
     assert all(len(block.matrix) == 5 * len(block.classes) for block in found)
 
@@ -122,10 +122,10 @@ def test_a_sample_of_rows_stands_for_all(monkeypatch, draws):
     labels = torch.from_numpy(rng.integers(0, 3, 16_000))
     objective = Objective(Rows([rng.normal(size=(16_000, 3))]), Softmax(labels, 3), [1.0])
     monkeypatch.setattr(curvature, "SAMPLE", 16_000)
-    (whole,) = curvature.estimate(objective, 0, objective.zeros())
+    (whole,) = curvature.estimate_hessian(objective, 0, objective.zeros())
     monkeypatch.setattr(curvature if draws == "SAMPLE" else module, draws, 1000)
     del objective.rows.candidates  # kept since
-    (sampled,) = curvature.estimate(objective, 0, objective.zeros())
+    (sampled,) = curvature.estimate_hessian(objective, 0, objective.zeros())
     assert not torch.equal(sampled.matrix, whole.matrix)
     torch.testing.assert_close(sampled.matrix, whole.matrix, rtol=0, atol=0.15 * float(whole.matrix.diagonal().max()))
 
@@ -171,8 +171,8 @@ def test_a_common_offset_leaves_the_estimate_as_it_is():
     x, labels = rng.normal(size=(50, 3)), torch.from_numpy(rng.integers(0, 3, 50))
     weights = torch.from_numpy(rng.normal(size=(4, 3)))
     near, far = (Objective(Rows([x + offset]), Softmax(labels, 3), [1.0]) for offset in (0, 1e8))
-    (expected,) = curvature.estimate(near, 0, weights)
-    (found,) = curvature.estimate(far, 0, weights)
+    (expected,) = curvature.estimate_hessian(near, 0, weights)
+    (found,) = curvature.estimate_hessian(far, 0, weights)
     torch.testing.assert_close(found.matrix, expected.matrix, rtol=0, atol=1e-6)
 
 
@@ -184,6 +184,6 @@ def test_no_estimate_is_larger_than_planned(d, k, monkeypatch):
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, k, 200))
     objective = Objective(Rows([rng.normal(size=(200, d))]), Softmax(labels, k), [1.0])
-    blocks = curvature.estimate(objective, 0, objective.zeros())
+    blocks = curvature.estimate_hessian(objective, 0, objective.zeros())
     assert sum(block.matrix.numel() for block in blocks) <= curvature.max_numbers(d, k)
     assert max(len(block.matrix) for block in blocks) <= max(60, d + 1)

@@ -15,7 +15,7 @@ from probe.probes.solvers import optimality
 from probe.probes.solvers.catalog import SOLVERS
 from probe.probes.solvers.fast import loss_of
 from probe.probes.solvers.objective import Logistic, Objective, Rows
-from probe.probes.solvers.optimality import LIMIT, is_negligible, measure
+from probe.probes.solvers.optimality import LIMIT, is_negligible, measure_optimality
 from probe.specs import Protocol
 
 SWEEP = Protocol("sweep", "", "projected", (1e-4, 1e-2, 1.0, 1e2, 1e4), 2, 300, 1e-6, "this test")
@@ -120,8 +120,8 @@ def test_the_estimate_is_the_distance_to_the_optimum(classes, scale):
     noise = 0.01 * rng.normal(size=weights.shape) * np.abs(weights)
     rows = Rows([x])
     objective = Objective(rows, loss_of(y, len(np.unique(y)), rows.device), [1.0])
-    found = measure(objective, 0, torch.from_numpy(weights + noise), num_iter=100)
-    at_best = measure(objective, 0, torch.from_numpy(weights), num_iter=100)
+    found = measure_optimality(objective, 0, torch.from_numpy(weights + noise), num_iter=100)
+    at_best = measure_optimality(objective, 0, torch.from_numpy(weights), num_iter=100)
     assert found.suboptimality == pytest.approx(found.objective - best.objective, rel=0.1)
     assert not found.converged
     assert at_best.objective == pytest.approx(best.objective, rel=1e-12)
@@ -172,7 +172,7 @@ def test_images_that_do_not_count_are_not_measured():
     targets = torch.from_numpy(np.where(counts, even, -1)[:, None])
     masked = Objective(Rows([x]), Logistic(targets, torch.tensor([0])), [2.0])
     alone = Objective(Rows([x[counts]]), loss_of(even[counts], 2, torch.device("cpu")), [2.0])
-    a, b = (measure(objective, 0, weights, num_iter=100) for objective in (masked, alone))
+    a, b = (measure_optimality(objective, 0, weights, num_iter=100) for objective in (masked, alone))
     assert a.objective == pytest.approx(b.objective, rel=1e-12)
     assert a.suboptimality == pytest.approx(b.suboptimality, rel=1e-5)
 

@@ -109,9 +109,24 @@ def test_a_gpu_without_scipys_array_api_is_refused(monkeypatch):
 def test_a_warm_start_ends_at_the_same_optimum():
     x, y = _digits(range(10))
     solver = ScikitLearn([x], y, max_iter=5000, tol=1e-7)
-    cold, warm = solver.fit(1.0), solver.fit(1.0, near=solver.fit(0.9))
-    assert warm.n_iter < cold.n_iter
+    near = solver.fit(0.9)
+    cold, warm = solver.fit(1.0), solver.fit(1.0, near=near)
+    assert warm.n_iter - near.n_iter < cold.n_iter
     assert warm.objective == pytest.approx(cold.objective, rel=1e-6)  # float32 hides the rest
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("is_multi_label", [False, True])
+def test_iterations_of_the_start_count(solver, is_multi_label):
+    """A fit that begins in the weights of a neighbour took the iterations of both, however few its own are."""
+    x, y = _digits(range(4))
+    fitter = SOLVERS[solver]([x], np.eye(4, dtype=np.int64)[y] if is_multi_label else y, max_iter=1000, tol=1e-6)
+    first = fitter.fit(0.1)
+    second = fitter.fit(0.1, near=first)
+    third = fitter.fit(0.1, near=second)
+    assert first.n_iter > 5
+    assert first.n_iter <= second.n_iter <= first.n_iter + 5
+    assert second.n_iter <= third.n_iter <= second.n_iter + 5
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

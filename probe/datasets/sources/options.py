@@ -1,0 +1,28 @@
+"""Options behind the `?` of a dataset's name, such as `hf:ORG/NAME?config=plain`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import parse_qsl
+
+from probe.errors import DatasetError
+
+
+def read_options(form: str, rest: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Divide `NAME?option=value&option=value`, written as in a URL, into the name and its options.
+
+    Raises:
+        DatasetError: no name, or an option that is unknown, empty, or given twice.
+    """
+    name, _, query = rest.partition("?")
+    if not name:
+        raise DatasetError(f"{form}:{rest} names no dataset; write it before the ?")
+    options: dict[str, str] = {}
+    for option, value in parse_qsl(query, keep_blank_values=True):
+        if option not in known:
+            raise DatasetError(f"{form}:{rest} has the option {option!r}; the options are {', '.join(known)}")
+        if not value or option in options:
+            what = "twice" if option in options else "no value"
+            raise DatasetError(f"{form}:{rest} gives {option} {what}; write {option}=VALUE once")
+        options[option] = value
+    return name, options
