@@ -1,4 +1,4 @@
-"""Small data made by generators: checkpoints in the form of the published ones, folders of images."""
+"""Fixtures of all tests: isolation from the user's folders, small archives and folders of images."""
 
 from __future__ import annotations
 
@@ -16,15 +16,23 @@ from threadpoolctl import ThreadpoolController
 from probe.models.openai import save_archive
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give all tests of Ray to one process of pytest-xdist, because each starts a cluster on this machine."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.get_closest_marker("ray"):
+                item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """The same random inputs at every run, in any order of tests."""
+    """Seed torch, so that random inputs do not depend on the order of tests."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _log_level() -> Iterator[None]:
-    """Restore the level of the logger, which the command line sets, so that no test depends on the order of tests."""
+    """Restore the level of the logger, which the command line sets."""
     logger = logging.getLogger("probe")
     level = logger.level
     yield
@@ -33,7 +41,7 @@ def _log_level() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test leaves features in the user's folder, or finds some there."""
+    """Use an empty cache folder instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROBE_CACHE_DIR", str(tmp_path_factory.mktemp("features")))
         yield

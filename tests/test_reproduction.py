@@ -51,12 +51,14 @@ def test_a_record_runs_again_from_what_it_says_and_comes_out_the_same(made, tmp_
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_both_modes_are_run_in_one_grid(tmp_path):
     specs = probe.runner.plan(["digits"], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu")
     records = list(probe.runner.run_grid(specs, access=Access(results=tmp_path)))
     assert [found.verdict for found in reproduce_all(records)] == [IDENTICAL, IDENTICAL]
 
 
+@pytest.mark.slow
 def test_records_of_several_solvers_keep_their_own_probes(tmp_path):
     """They share features, and so would share the probe if it did not say by whom it is."""
     records = [

@@ -169,6 +169,7 @@ def _paths(value, path=()):
         yield from _paths(part, (*path, name))
 
 
+@pytest.mark.slow
 def test_whatever_is_changed_in_a_record_is_found_or_does_no_harm(tmp_path):
     """One bad file must not keep the tables of all others from being written."""
     fields = _made(tmp_path / "made")
@@ -188,6 +189,7 @@ def test_whatever_is_changed_in_a_record_is_found_or_does_no_harm(tmp_path):
     assert tried > 500  # most of a record is for people alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
