@@ -17,11 +17,15 @@ from probe.models.openai import save_archive
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give all tests of Ray to one process of pytest-xdist, because each starts a cluster on this machine."""
+    """Give tests of Ray, and tests of the page, to one process of pytest-xdist each.
+
+    Each test of Ray starts a cluster on this machine. Tests of the page share one browser.
+    """
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            if item.get_closest_marker("ray"):
-                item.add_marker(pytest.mark.xdist_group("ray"))
+            for marker in ("ray", "browser"):
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.xdist_group(marker))
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +76,11 @@ def image_folder(tmp_path: Path) -> Callable[[Mapping[str, int]], Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread_for_small_products():
-    """Two copies of OpenBLAS, SciPy's and NumPy's, spin against each other; see `probes.scikit_learn`."""
-    with ThreadpoolController().select(internal_api="openblas").limit(limits=1):
+def _one_thread():
+    """Use one thread, here and in child processes: on small inputs, threads that wait for each other take longer."""
+    torch.set_num_threads(1)
+    # Two copies of OpenBLAS, SciPy's and NumPy's, spin against each other; see `probes.solvers.scikit_learn`.
+    openblas = ThreadpoolController().select(internal_api="openblas")
+    with openblas.limit(limits=1), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
         yield

@@ -81,7 +81,7 @@ def page_path(tmp_path_factory):
 
 @pytest.fixture
 def page(request, browser, page_path):
-    """Open the page in light colours, in dark ones, or on a phone; it writes nothing to the console and loads no URL."""
+    """Open the page in light or dark colours or on a phone; it writes nothing to the console and loads no URL."""
     look = getattr(request, "param", "light")
     size = {"width": 390, "height": 800} if look == "phone" else {"width": 1200, "height": 900}
     scheme = "dark" if look == "dark" else "light"
