@@ -1,4 +1,4 @@
-"""Narrow versions of all kinds of open_clip architectures: the rule for `projected`, and both towers in half precision."""
+"""Narrow versions of all kinds of open_clip architectures: `projected`, and both towers in half precision."""
 
 import open_clip
 import pytest
