@@ -241,6 +241,7 @@ def test_a_start_at_a_neighbour_leads_to_the_same_optimum():
     assert warm.minimum.n_iter < cold.minimum.n_iter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("C", [1.0, 1e4])
 def test_features_too_large_for_a_copy_reach_the_same_optimum(C, monkeypatch):
     """In float32, correlated and with a large common mean, where products outside of the basis cancel most.
