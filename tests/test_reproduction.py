@@ -80,6 +80,7 @@ def test_other_images_are_the_first_that_moved_and_no_tolerance_judges_them(made
     assert found.images is None
 
 
+@pytest.mark.slow
 def test_images_that_changed_under_their_names_move_the_features(made, tmp_path):
     """Ids and labels are as they were; the record keeps values by which to say how far features are off."""
     _write_images(tmp_path / "images", shift=1)
@@ -190,6 +191,7 @@ def test_a_record_that_is_given_is_not_overwritten_either(made, tmp_path):
         probe.reproduce(made[0], results_dir=tmp_path / "results")
 
 
+@pytest.mark.slow
 def test_records_are_never_overwritten(made, tmp_path):
     _, path = made
     with pytest.raises(ResultsError, match="would replace"):
@@ -198,6 +200,7 @@ def test_records_are_never_overwritten(made, tmp_path):
     assert read_record(record_path(read_record(path), tmp_path / "new")).result == read_record(path).result
 
 
+@pytest.mark.slow
 def test_a_folder_of_records_is_run_but_for_long_ones(made, tmp_path, capsys):
     """Failed cells and long ones are passed over and counted; the exit code is that of what was run."""
     record, _ = made
@@ -217,6 +220,7 @@ def test_a_folder_of_records_is_run_but_for_long_ones(made, tmp_path, capsys):
     assert "no records in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_json_has_both_records(made, capsys):
     assert main(["reproduce", str(made[1]), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -258,6 +262,7 @@ def test_records_run_with_the_threads_that_they_name(made):
     assert found.again.environment["blas_threads"] == num
 
 
+@pytest.mark.slow
 def test_a_partial_record_runs_again_as_partial(tmp_path):
     _write_images(tmp_path / "images")
     (tmp_path / "images" / "train" / "a" / "0.png").write_bytes(b"no image")
