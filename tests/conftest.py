@@ -1,4 +1,4 @@
-"""Small data made by generators: checkpoints in the form of the published ones, folders of images."""
+"""Fixtures of all tests: isolation from the user's folders, small archives and folders of images."""
 
 from __future__ import annotations
 
@@ -16,15 +16,27 @@ from threadpoolctl import ThreadpoolController
 from probe.models.openai import save_archive
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give tests of Ray, and tests of the page, to one process of pytest-xdist each.
+
+    Each test of Ray starts a cluster on this machine. Tests of the page share one browser.
+    """
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            for marker in ("ray", "browser"):
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.xdist_group(marker))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """The same random inputs at every run, in any order of tests."""
+    """Seed torch, so that random inputs do not depend on the order of tests."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _log_level() -> Iterator[None]:
-    """Restore the level of the logger, which the command line sets, so that no test depends on the order of tests."""
+    """Restore the level of the logger, which the command line sets."""
     logger = logging.getLogger("probe")
     level = logger.level
     yield
@@ -33,7 +45,7 @@ def _log_level() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test leaves features in the user's folder, or finds some there."""
+    """Use an empty cache folder instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROBE_CACHE_DIR", str(tmp_path_factory.mktemp("features")))
         yield
@@ -64,7 +76,11 @@ def image_folder(tmp_path: Path) -> Callable[[Mapping[str, int]], Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread_for_small_products():
-    """Two copies of OpenBLAS, SciPy's and NumPy's, spin against each other; see `probes.scikit_learn`."""
-    with ThreadpoolController().select(internal_api="openblas").limit(limits=1):
+def _one_thread():
+    """Use one thread, here and in child processes: on small inputs, threads that wait for each other take longer."""
+    torch.set_num_threads(1)
+    # Two copies of OpenBLAS, SciPy's and NumPy's, spin against each other; see `probes.solvers.scikit_learn`.
+    openblas = ThreadpoolController().select(internal_api="openblas")
+    with openblas.limit(limits=1), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
         yield

@@ -1,6 +1,8 @@
 import json
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ def test_equal_features_have_the_cosine_one():
     assert difference(a, a[::-1]).min_cosine == 0
 
 
+@pytest.mark.slow
 def test_tiny_differs_by_rounding_alone_in_both_modes():
     """As ordinary modules they are identical, see `test_openai.py`; an encoder is laid out for its device."""
     found = probe.parity("tiny", device="cpu")
@@ -44,6 +47,7 @@ def test_tiny_differs_by_rounding_alone_in_both_modes():
     assert set(found.features) == {"projected", "pre_projection"}
 
 
+@pytest.mark.slow
 def test_an_archive_that_does_not_compute_what_its_weights_say_is_found(tmp_path, capsys):
     """The reason for the command. This one was traced with GELU, and is rebuilt with QuickGELU.
 
@@ -64,6 +68,7 @@ def test_an_archive_that_does_not_compute_what_its_weights_say_is_found(tmp_path
         assert capsys.readouterr().out.endswith("verdict: outside tolerance\n")
 
 
+@pytest.mark.slow
 def test_flips_beside_a_softmax_that_agrees_are_outside_of_tolerance(tmp_path):
     """Features of a random narrow ResNet in bfloat16 differ by little, and tell classes by less."""
     save_archive(random_clip(replace(SMALL_RESNET, vision_width=16)), tmp_path / "narrow.pt")
@@ -109,10 +114,12 @@ def test_each_way_to_disagree_is_a_reason(change, said):
         assert reason.startswith(start)
 
 
-def test_cached_features_are_not_extracted_again(tmp_path, monkeypatch):
-    options = ["parity", "--device", "cpu", "--cache-dir", str(tmp_path / "features")]
+@pytest.mark.slow
+def test_cached_features_are_not_extracted_again(monkeypatch):
+    cache = os.environ["PROBE_CACHE_DIR"]
+    options = ["parity", "--device", "cpu", "--cache-dir", cache]
     assert main(options) == 0
-    assert list((tmp_path / "features" / "digits").iterdir())
+    assert list(Path(cache, "digits").iterdir())
     monkeypatch.setattr("probe.features.extraction.fill", None)  # what extracts
     assert main(options) == 0
 
@@ -127,6 +134,7 @@ def test_what_has_no_jit_mode_is_named(tmp_path):
         probe.parity("tiny", device="cuda:77")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_verdict(capsys):
     assert main(["parity", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
@@ -134,6 +142,7 @@ def test_the_command_prints_a_verdict(capsys):
     assert out.endswith("verdict: within tolerance\n")
 
 
+@pytest.mark.slow
 def test_json_has_everything(capsys):
     assert main(["parity", "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -166,6 +166,7 @@ def test_no_network_is_named(hub, monkeypatch):
         load_encoder("hf:org/small", device="cpu")
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_model_of_the_zoo_is_open_clips_own(hub):
     """Its towers, its preprocessing, its licence; the feature before the projection is what the last layer is given."""
@@ -182,6 +183,7 @@ def test_a_model_of_the_zoo_is_open_clips_own(hub):
     assert (said["modes"], said["before projection"]) == ("eager", "192-d")
 
 
+@pytest.mark.slow
 def test_the_zoo_in_jit_mode_is_rebuilt_with_a_warning(hub):
     with pytest.warns(UserWarning, match="is no TorchScript archive"):
         encoder = load_encoder(ZOO, device="cpu", jit=True)

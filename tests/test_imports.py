@@ -1,6 +1,7 @@
 """Heavy libraries stay in their layers, and light commands load nothing heavy; import-linter checks the layers."""
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -102,9 +103,12 @@ def _loaded_modules(arguments):
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+@functools.cache
 def _imports(path):
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names

@@ -67,7 +67,10 @@ def _results_changed():
     return (ROOT / ".git").exists() and bool(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.mark.parametrize("name", PARTS)
+# Both modes of `tiny` extract all digits for "parity".
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "parity" else ()) for name in PARTS]
+)
 def test_generated_parts_are_up_to_date(name):
     if name in ("results", "run") and _results_changed():
         pytest.skip("results/ differs from what is committed")

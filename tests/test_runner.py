@@ -74,6 +74,7 @@ def extracted():
     return {mode: probe.extract_features(encoder, images) for mode, encoder in encoders.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eager", "jit"])
 @pytest.mark.parametrize("point", ["projected", "pre_projection"])
 def test_features_equal_the_same_work_written_out_by_hand(extracted, by_hand, point, mode):
@@ -81,6 +82,7 @@ def test_features_equal_the_same_work_written_out_by_hand(extracted, by_hand, po
     np.testing.assert_allclose(extracted[mode].at(point), by_hand[0][point], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eager", "jit"])
 @pytest.mark.parametrize("protocol", ["readme", "clip-paper"])
 def test_scores_equal_the_same_work_written_out_by_hand(results, extracted, by_hand, protocol, mode):
@@ -92,6 +94,7 @@ def test_scores_equal_the_same_work_written_out_by_hand(results, extracted, by_h
         assert point.score == _score(x, y, rows["train"], rows["val"], point.C)
 
 
+@pytest.mark.slow
 def test_both_modes_agree(results):
     _, records = results
     for protocol in ("readme", "clip-paper"):
@@ -104,6 +107,7 @@ def test_both_modes_agree(results):
         assert round(359 * abs(eager.result.score - jit.result.score)) <= 1
 
 
+@pytest.mark.slow
 def test_a_record_tells_how_its_number_was_made(results):
     _, records = results
     record = records["clip-paper", "jit"]
@@ -118,6 +122,7 @@ def test_a_record_tells_how_its_number_was_made(results):
     assert record.environment.packages["torch"]
 
 
+@pytest.mark.slow
 def test_records_and_tables_are_written(results):
     results_dir, records = results
     on_disk = probe.read_records(results_dir)
@@ -126,6 +131,7 @@ def test_records_and_tables_are_written(results):
     assert names == {"tiny.eager.csv", "tiny.eager.md", "tiny.jit.csv", "tiny.jit.md"}
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_recorded_and_does_not_stop_the_others(image_folder, tmp_path):
     root = image_folder({"red": 6, "green": 6, "blue": 6})
     (root / "red" / "000.png").write_bytes(b"not an image")
@@ -179,6 +185,7 @@ def test_a_grid_has_every_cell_once():
     assert len({str(spec) for spec in specs}) == len(specs) == 8
 
 
+@pytest.mark.slow
 def test_a_row_of_ones_own_runs(tmp_path):
     """Rows are data: another share for validation is another split."""
     row = replace(probe.get_dataset("digits"), name="digits_half", val_fraction=0.4)
@@ -297,6 +304,7 @@ def test_images_of_several_labels_run_to_their_score(tmp_path):
     assert jit.parity.predictions_flipped == 0
 
 
+@pytest.mark.slow
 def test_a_probe_that_is_not_finite_fails_its_cell_and_no_other(tmp_path, monkeypatch):
     """JSON has no NaN, so that such a record could not be written."""
     real = runner.fit_folds

@@ -67,27 +67,36 @@ def test_the_main_job_runs_without(lacking, tmp_path):
     assert not (tmp_path / "~").exists()
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_nothing_is_imported_or_called_that_another_system_lacks(path):
+@pytest.fixture(scope="module")
+def trees():
+    """Return the syntax tree of each module of the package, by path."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def test_nothing_is_imported_or_called_that_another_system_lacks(trees):
     used = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            used |= {alias.name for alias in node.names if alias.name in MODULES}
-        elif isinstance(node, ast.ImportFrom):
-            used |= {alias.name for alias in node.names if alias.name in NAMES.get(node.module or "", ())}
-            used |= {node.module} & set(MODULES)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            used |= {node.attr} & set(NAMES.get(node.value.id, ()))
-    assert {(path.name, name) for name in used} <= GUARDED
+    for path, tree in trees.items():
+        names = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names if alias.name in MODULES}
+            elif isinstance(node, ast.ImportFrom):
+                names |= {alias.name for alias in node.names if alias.name in NAMES.get(node.module or "", ())}
+                names |= {node.module} & set(MODULES)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                names |= {node.attr} & set(NAMES.get(node.value.id, ()))
+        used |= {(path.name, name) for name in names}
+    assert used <= GUARDED
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_no_module_imports_at_its_top_what_another_system_lacks(name):
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+def test_no_module_imports_at_its_top_what_another_system_lacks(trees):
+    found = set()
+    for path, tree in trees.items():
+        for node in tree.body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 imported = {getattr(node, "module", None), *(alias.name for alias in node.names)}
-                assert name not in imported, path
+                found |= {(path.name, name) for name in imported & set(MODULES)}
+    assert not found
 
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])

@@ -13,6 +13,7 @@ from probe.environment import blas_threads, threads, torch_threads
 RUN = ["run", "--dataset", "digits", "--model", "tiny", "--protocol", "readme", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_run_prints_a_table_and_writes_records(tmp_path, capsys):
     assert main([*RUN, "--jit", "both", "--results-dir", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -118,6 +119,7 @@ def test_an_unwritable_results_folder_is_found_before_the_work(tmp_path, capsys,
     assert "digits" not in caplog.text  # what a cell logs when it begins
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_keeps_what_was_written(tmp_path):
     """Interrupted in the second cell: exit code 130, one sentence, the first record untouched."""

@@ -66,6 +66,7 @@ def num_made(cache):
     return len(list(Path(cache).glob("digits/*.pieces/*.npz")))
 
 
+@pytest.mark.slow
 def test_features_are_made_once(tmp_path, undisturbed):
     first, again = (extract(digits(), tmp_path)[0] for _ in range(2))
     assert [outcome.extraction["from_cache"] for outcome in (first, again)] == [False, True]
@@ -74,12 +75,14 @@ def test_features_are_made_once(tmp_path, undisturbed):
     assert first.encoder == again.encoder
 
 
+@pytest.mark.slow
 def test_what_is_kept_equals_what_extract_gives(undisturbed):
     encoder = probe.load_encoder("tiny", device="cpu")
     images = probe.datasets.opening.open_dataset("digits").parts["all"]
     assert probe.extract_features(encoder, images, batch_size=BATCH).compute_sha256() == undisturbed
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, undisturbed):
     """Killed as the kernel kills, once a random number of chunks more are there, until it ends by itself."""
     rng, kills = random.Random(0), 0
@@ -104,6 +107,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, u
     assert outcome.features["all"].compute_sha256() == undisturbed
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path, undisturbed):
     processes = [command(tmp_path) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
@@ -113,6 +117,7 @@ def test_two_processes_share_the_work(tmp_path, undisturbed):
     assert extract(digits(), tmp_path)[0].features["all"].compute_sha256() == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_shards_joined_are_the_whole(tmp_path, undisturbed, n):
     """The last one completes it; the others say how far it is."""
@@ -124,6 +129,7 @@ def test_shards_joined_are_the_whole(tmp_path, undisturbed, n):
     assert outcomes[-1].features["all"].compute_sha256() == undisturbed
 
 
+@pytest.mark.slow
 def test_shards_of_several_folders_join_when_they_are_copied_together(tmp_path, undisturbed):
     for i in (1, 2):
         extract(digits(), tmp_path / str(i), shard=(i, 2))
@@ -134,6 +140,7 @@ def test_shards_of_several_folders_join_when_they_are_copied_together(tmp_path, 
     assert outcome.features["all"].compute_sha256() == undisturbed
 
 
+@pytest.mark.slow
 def test_one_reading_feeds_all_models_and_modes(tmp_path, monkeypatch, undisturbed):
     """And each gets what it gets alone."""
     read = Counter()
@@ -154,6 +161,7 @@ def test_one_reading_feeds_all_models_and_modes(tmp_path, monkeypatch, undisturb
     assert together[0].extraction["parts"]["all"]["models"] == 4
 
 
+@pytest.mark.slow
 def test_an_encoder_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
     """One that gives NaN names the image; what it had is kept from nobody."""
     original = ImageEncoder.encode
@@ -307,6 +315,7 @@ def test_a_checkpoint_is_identified_by_its_digest(tmp_path):
     assert identify(probe.get_model(path)) == file_sha256(path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="a file system is mounted by root alone")
 def test_a_full_disk_loses_nothing(tmp_path, undisturbed):
     """On a file system of 2 MB, which holds some chunks; with more room the run goes on."""
@@ -330,6 +339,7 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed):
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
+@pytest.mark.slow
 def test_the_record_says_how_fast_and_from_where(tmp_path):
     specs = digits()
     settings = Settings(results_dir=tmp_path / "r", cache_dir=tmp_path / "c", offline=True)
@@ -344,6 +354,7 @@ def test_the_record_says_how_fast_and_from_where(tmp_path):
     assert again.result == first.result
 
 
+@pytest.mark.slow
 def test_the_commands_tell_what_is_kept(tmp_path, capsys):
     common = ["--dataset", "digits", "--model", "tiny", "--device", "cpu", "--cache-dir", str(tmp_path)]
     assert main(["cache", "explain", *common]) == 1

@@ -5,7 +5,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -312,7 +311,7 @@ def test_surveying_tells_whole_from_begun_and_damaged(tmp_path):
 def test_collecting_takes_the_damaged_then_what_was_not_used_for_longest(tmp_path):
     folders = [fill(tmp_path, cell(batch_size=size)) for size in (16, 32, 64, 128)]
     for age, folder in zip((300, 100, 200), folders, strict=False):
-        os.utime(folder / "entry.json", (time.time() - age,) * 2)
+        os.utime(folder / "entry.json", ((folder / "entry.json").stat().st_mtime - age,) * 2)
     (folders[3] / "entry.json").write_text("{}")
     assert [kept.path for kept in collect(tmp_path)] == [folders[3]]
     size = survey(tmp_path)[0].size
@@ -338,7 +337,7 @@ def test_collecting_takes_what_was_abandoned(tmp_path):
     left.mkdir()
     collect(tmp_path)
     assert left.exists()
-    os.utime(left, (time.time() - 2 * ABANDONED_SECONDS,) * 2)
+    os.utime(left, (left.stat().st_mtime - 2 * ABANDONED_SECONDS,) * 2)
     collect(tmp_path)
     assert not left.exists()
 

@@ -12,6 +12,7 @@ def plots(tmp_path_factory):
     return folder, write_plots(RECORDS, folder)
 
 
+@pytest.mark.slow
 def test_every_plot_is_there_as_png_and_svg(plots):
     folder, paths = plots
     eager, jit = "readme-projected-sklearn-eager-fp32", "readme-projected-sklearn-jit-fp32"
@@ -30,6 +31,7 @@ def test_text_in_svg_is_text(plots):
     assert "published, %" in text
 
 
+@pytest.mark.slow
 def test_the_same_records_draw_the_same_bytes(plots, tmp_path):
     for path in write_plots(RECORDS[:1], tmp_path / "a"):
         write_plots(RECORDS[:1], tmp_path / "b")

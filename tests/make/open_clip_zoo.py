@@ -6,6 +6,8 @@ timm's towers take their sizes from timm, not from open_clip's configuration, so
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,24 @@ def reduced(architecture: str) -> dict[str, Any]:
     if "multimodal_cfg" in config:
         config["multimodal_cfg"] |= TEXT
     return config
+
+
+def kinds() -> list[str]:
+    """Return the first architecture of each kind: the others of a kind differ in sizes, tokenizers or names alone."""
+    found: dict[str, str] = {}
+    for name in open_clip.list_models():
+        config = reduced(name)
+        vision, text = config["vision_cfg"], config["text_cfg"]
+        for size in ("image_size", "patch_size"):
+            vision.pop(size, None)
+        for option in ("hf_tokenizer_name", "tokenizer_kwargs", "text_mask", "eos_id"):
+            text.pop(option, None)
+        if "timm_model_name" in vision:
+            vision["timm_model_name"] = re.sub(r"_\d{3}$", "", vision["timm_model_name"])  # the side of the images
+        if "hf_model_name" in text:
+            text["hf_model_name"] = HUGGING_FACE[text["hf_model_name"]].__name__
+        found.setdefault(json.dumps(config, sort_keys=True), name)
+    return list(found.values())
 
 
 def _of_timm(name: str) -> tuple[dict[str, Any], int]:

@@ -14,8 +14,11 @@ MARK = uuid.uuid4().hex  # in the environment of what a session of tests starts
 # Ray reads these when it is imported. By itself it keeps a token in the home folder, of which tests have several.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex)
 pytest.importorskip("ray")
-# Ray leaves sockets, files and processes to the end of the process.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning:ray")
+pytestmark = [
+    pytest.mark.ray,
+    # Ray closes sockets, files and processes at the end of the process.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning:ray"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,11 @@ from probe.models.openai import build_model, load_archive, save_archive
 
 CPU = resolve_execution("cpu")
 TRUE_SIZE = ("ViT-B/32", "RN50")
-PUBLISHED = [spec.name for spec in CATALOG if spec.form == "url"]
+PUBLISHED = [
+    pytest.param(spec.name, marks=pytest.mark.slow if spec.name in TRUE_SIZE or "RN" in spec.name else ())
+    for spec in CATALOG
+    if spec.form == "url"
+]
 
 
 def _small(architecture):

@@ -95,6 +95,7 @@ def test_packed_products_of_any_number_of_rows():
         torch.testing.assert_close(packed(x), layer(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with a C++ compiler")
 @torch.inference_mode()
 def test_a_compiled_tower_gives_the_same_features():

@@ -37,6 +37,7 @@ def test_a_batch_size_that_is_given_is_taken():
         assert spec.batch_size == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["random:ViT-B/32", "random:RN50"])
 def test_activations_take_no_more_than_is_reckoned_with(model):
     """Measured as what the memory of a process grows by when it encodes 16 images."""

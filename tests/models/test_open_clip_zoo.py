@@ -1,4 +1,4 @@
-"""Narrow versions of all open_clip architectures: the rule for `projected`, and both towers in half precision."""
+"""Narrow versions of all kinds of open_clip architectures: `projected`, and both towers in half precision."""
 
 import open_clip
 import pytest
@@ -63,7 +63,7 @@ def _check(config, architecture, folder):
         assert functional.cosine_similarity(half_text, text).min() > 0.99, precision
 
 
-@pytest.mark.parametrize("architecture", open_clip.list_models())
+@pytest.mark.parametrize("architecture", open_clip_zoo.kinds())
 @pytest.mark.filterwarnings("ignore:Mapping deprecated model name")
 @torch.inference_mode()
 def test_projected_is_what_encode_image_returns_by_default(architecture, tmp_path):

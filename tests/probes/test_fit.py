@@ -43,6 +43,7 @@ def test_readme_is_one_fit_on_train_and_val(parts):
     assert (result.num_train, result.num_test, result.C, result.sweep) == (600, 400, 0.316, ())
 
 
+@pytest.mark.slow
 def test_blas_has_no_more_threads_than_torch():
     """A hyperthread each, as by itself, and the last bits would be others than those of workers on the same machine."""
     rng = np.random.default_rng(0)

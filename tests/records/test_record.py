@@ -170,6 +170,7 @@ def _paths(value, path=()):
         yield from _paths(part, (*path, name))
 
 
+@pytest.mark.slow
 def test_whatever_is_changed_in_a_record_is_found_or_does_no_harm(made, tmp_path):
     """One bad file must not keep the tables of all others from being written."""
     path, tried = tmp_path / "changed.json", 0
@@ -188,6 +189,7 @@ def test_whatever_is_changed_in_a_record_is_found_or_does_no_harm(made, tmp_path
     assert tried > 200  # names, texts and numbers that nothing checks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import signal
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from make.ray_processes import beside, content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
@@ -77,8 +79,8 @@ def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
 
 def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypatch):
     """After as many attempts as there are for one; the shard, and then the fits, which try to make the features."""
-    for module in ("units", "ray_grid"):
-        monkeypatch.setattr(f"probe.{module}.ATTEMPTS", 2)
+    for module in ("units", "driver"):
+        monkeypatch.setattr(f"probe.scale.{module}.ATTEMPTS", 2)
     specs, settings = _grid(tmp_path, models=("random:ViT-B/32",))
     killed = set()
 
@@ -109,8 +111,9 @@ def test_one_bar_shows_units_images_and_the_time_left(tmp_path, monkeypatch):
     specs, _ = _grid(tmp_path)
     units = plan_units(specs)
     queue = Queue(units)
+    clock = SimpleNamespace(monotonic=itertools.count(step=10.0).__next__)  # advances by 10 seconds at each look
+    monkeypatch.setattr("probe.scale.progress.time", clock)
     with UnitBar(units, dict.fromkeys(units, 1.0)) as bar:
-        time.sleep(0.2)
         queue.finish(queue.take())
         queue.take()
         bar.show(queue, images=500, num_failed=1)

@@ -33,6 +33,7 @@ def _worker(tmp_path, name, **settings):
     return Worker(Settings(cache_dir=tmp_path / name, **settings), 1, 1, Surroundings.here())
 
 
+@pytest.mark.slow
 def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
     shard, fits = _units()
     maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
@@ -52,6 +53,7 @@ def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
     assert list(Work(tmp_path / "other", cell).files(range(cell.num_chunks))) == list(files)
 
 
+@pytest.mark.slow
 def test_chunks_that_were_sent_are_not_sent_back(tmp_path):
     shard, _ = _units()
     maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
@@ -63,6 +65,7 @@ def test_chunks_that_were_sent_are_not_sent_back(tmp_path):
     assert {name for name, _ in files} - {name for name, _ in again} == {f"{chunk:06}.npz" for chunk in half}
 
 
+@pytest.mark.slow
 def test_what_one_process_would_log_is_given_to_the_driver(tmp_path):
     before = logging.getLogger("probe").level
     shard, fits = _units()
@@ -89,6 +92,7 @@ def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
     assert not is_foreseen({"type": "AcceleratorError"})
 
 
+@pytest.mark.slow
 def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path):
     (shard, _) = _units()
     worker = _worker(tmp_path, "one")

@@ -68,6 +68,7 @@ def _digits(classes):
     return digits.data[chosen] / 16, digits.target[chosen]
 
 
+DTYPES = [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)]  # encoders give float32
 PROBLEMS = {
     "digits": lambda: _digits(range(10)),
     "digits-3": lambda: _digits([1, 4, 7]),
@@ -77,7 +78,7 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_the_optimum_is_scikit_learns(problem, C, dtype):
@@ -152,7 +153,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("problem", HOSTILE)
 def test_hostile_problems_reach_scikit_learns_objective_in_silence(problem, dtype):
     """A warning would be an error here. Within 2e-6, the default tolerance and a float32 ulp of the losses."""
@@ -169,6 +170,7 @@ def test_hostile_problems_reach_scikit_learns_objective_in_silence(problem, dtyp
     assert fit.objective_ == pytest.approx(found, abs=2e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("problem", sorted(set(HOSTILE) - {"many-classes"}))
 def test_hostile_problems_are_solved_to_a_tight_tolerance(problem, dtype):
@@ -241,6 +243,7 @@ def test_a_start_at_a_neighbour_leads_to_the_same_optimum():
     assert warm.minimum.n_iter < cold.minimum.n_iter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("C", [1.0, 1e4])
 def test_features_too_large_for_a_copy_reach_the_same_optimum(C, monkeypatch):
     """In float32, correlated and with a large common mean, where products outside of the basis cancel most.

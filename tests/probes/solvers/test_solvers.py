@@ -79,6 +79,7 @@ def test_scores_have_a_column_for_every_class():
     assert np.array_equal(scores.argmax(axis=1), LogisticRegression(tol=1e-6).fit(x, y).predict(x))
 
 
+@pytest.mark.slow
 def test_scikit_learn_on_tensors_gives_what_it_gives_on_arrays():
     """Its array API is the way to a GPU; here with tensors on the CPU, in a process that has SciPy's."""
     script = """
