@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from itertools import pairwise
@@ -9,7 +10,7 @@ from itertools import pairwise
 from probe.decoder import decode
 from probe.errors import ProtocolError
 from probe.names import unknown_name
-from probe.specs import FEATURE_POINTS, Protocol
+from probe.specs import FEATURE_POINTS, Protocol, canonical_json
 
 LEAST = {"max_iter": 1, "shots": 0, "num_seeds": 1, "held_out": 0}
 
@@ -41,8 +42,8 @@ def check_protocol(protocol: Protocol, *, where: str) -> None:
 
 def _check_types(protocol: Protocol, where: str) -> None:
     try:
-        decode(vars(protocol), Protocol)
-    except ValueError as err:
+        decode(json.loads(canonical_json(protocol)), Protocol)  # JSON, as NumPy's numbers are as good as Python's
+    except (ValueError, TypeError) as err:
         raise ProtocolError(f"{where}: {err}") from err
     if not isinstance(protocol.grid, tuple):  # which keys of dictionaries need
         raise ProtocolError(f"{where}: grid = {protocol.grid!r} is not a tuple of numbers; give a tuple of numbers")

@@ -94,3 +94,10 @@ def test_a_draw_that_is_none_says_what_is_missing(arguments, message):
 def test_images_of_several_classes_cannot_be_drawn():
     with pytest.raises(ProtocolError, match=r"few-shot needs one label an image, and the labels are \(41, 3\)"):
         draw_shots(np.zeros((41, 3), dtype=np.int64), shots=1, seed=0)
+
+
+def test_a_digest_tells_draws_apart_and_a_seed_gives_its_draw_again():
+    """A record holds the seed and the digest in place of every index."""
+    y = np.repeat(np.arange(3), 10)
+    digests = [draw_shots(y, shots=2, held_out=1, seed=seed).compute_digest() for seed in (0, 1, 0)]
+    assert digests[0] == digests[2] != digests[1]

@@ -15,6 +15,7 @@ from probe.features.encode import Features
 from probe.features.store import EntrySpec
 from probe.grid import plan
 from probe.models.memory import DeviceMemory
+from probe.records.schema import ErrorRecord
 from probe.scale import worker as worker_module
 from probe.scale.estimates import Memory, memory_of
 from probe.scale.units import plan_units
@@ -87,9 +88,9 @@ def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="a bug") if type(error) is ValueError else contextlib.nullcontext():
             _worker(tmp_path, "one").do(shard, NEED)
     assert is_foreseen(None)
-    assert is_foreseen({"type": "DatasetMissingError"})
-    assert not is_foreseen({"type": "ValueError"})
-    assert not is_foreseen({"type": "AcceleratorError"})
+    assert is_foreseen(ErrorRecord("DatasetMissingError", ""))
+    assert not is_foreseen(ErrorRecord("ValueError", ""))
+    assert not is_foreseen(ErrorRecord("AcceleratorError", ""))
 
 
 @pytest.mark.slow
