@@ -69,6 +69,6 @@ def _folders(controller: str) -> Iterator[Path]:
 def _read(path: Path) -> str:
     """Return the text of a file, or "" if it cannot be read."""
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""

@@ -112,7 +112,7 @@ def package_version(package: str) -> str | None:
 
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")  # Linux's, where platform.processor() says little
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     return next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )

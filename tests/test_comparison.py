@@ -79,7 +79,7 @@ def test_flips_beside_a_softmax_that_agrees_are_outside_of_tolerance(tmp_path):
     assert any("predictions flip, more than 1%" in reason for reason in found.reasons)
 
 
-SAME = PairedTest(0.0, 1.0, 0.0, "mcnemar", 0, 0)
+SAME = PairedTest(0.0, 1.0, "mcnemar", 0, 0)
 AGREEING = {
     "softmax_agrees": True,
     "features": {"projected": ModeDifference(1e-6, 1e-7, 1.0)},

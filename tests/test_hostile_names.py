@@ -167,7 +167,7 @@ def test_the_leaderboard_parses_back(records, results, tmp_path, capsys):
     assert table.num_columns == 12 + 4 * len(datasets)
     assert set(table["model"].to_pylist()) == {name.encode("utf-8", "backslashreplace").decode() for name in models}
 
-    text = _leaderboard(capsys, results, "--latex")
+    text = _leaderboard(capsys, results, "--format=latex")
     token = r"\\[&%$#_{}]|\\text[a-z]+\{\}|-\{\}|\\,\$\\pm\$\\,|[^\\&%$#_{}~^|<>\n]"
     rows = [line for line in text.splitlines() if line.endswith(r" \\")]
     assert len(rows) == len(found) + sum(len(section["models"]) for section in found)
@@ -345,7 +345,7 @@ def test_a_run_from_start_to_end(name, tmp_path, capsys, monkeypatch):
     assert _call(capsys, "cache", "verify")[0] == 0
     assert _call(capsys, "tables")[0] == 0
     assert _call(capsys, "tables", "--check")[0] == 0
-    for options in ([], ["--html"], ["--plots", str(tmp_path / "plots" / name)], ["--format=csv"], ["--latex"]):
+    for options in ([], ["--html"], ["--plots", str(tmp_path / "plots" / name)], ["--format=csv"], ["--format=latex"]):
         assert _call(capsys, "leaderboard", *options)[0] == 0
     assert _call(capsys, "leaderboard", "--format=parquet", f"--out={tmp_path / name}.parquet")[0] == 0
     ((path, _),) = locate_records(tmp_path / "RESULTS" / name)

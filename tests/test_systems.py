@@ -14,6 +14,7 @@ import pytest
 
 from probe.features import encode
 from probe.features.encode import Meter
+from probe.specs import slug, unique_slug
 
 PACKAGE = Path(__file__).parent.parent / "probe"
 # Modules of the standard library with "Availability: Unix", and names that Windows, macOS or both lack.
@@ -87,6 +88,36 @@ def test_nothing_is_imported_or_called_that_another_system_lacks(trees):
                 names |= {node.attr} & set(NAMES.get(node.value.id, ()))
         used |= {(path.name, name) for name in names}
     assert used <= GUARDED
+
+
+def test_text_is_read_and_written_in_a_named_encoding():
+    """Without a name the encoding is that of the system, on Windows seldom UTF-8."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                options = {option.arg for option in node.keywords}
+                is_text = node.func.attr in ("read_text", "write_text")
+                assert not is_text or "encoding" in options, f"{path}:{node.lineno}"
+
+
+def test_files_are_replaced_and_not_renamed():
+    """On Windows, `rename` fails where a file of the new name exists; `replace` does the same on every system."""
+    used = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "rename":
+                used.add((path.name, ast.unparse(node.func.value)))
+    renamed = {("chunks.py", "building")}  # a folder, to a name that no entry of the cache has
+    assert used <= renamed | {("checkpoints.py", "huggingface")}  # a function of ours
+
+
+@pytest.mark.parametrize(
+    "name", ["folder:C:\\data\\images", "D:\\models\\a b.pt", "folder:\\\\host\\share\\x", "aux", "com1.pt"]
+)
+def test_records_of_a_name_have_a_file_name_of_every_system(name):
+    for found in (slug(name), slug(name, is_path=True), unique_slug(name)):
+        assert not set(found) & set('<>:"/\\|?*')
+        assert found.partition(".")[0].upper() not in {"CON", "PRN", "AUX", "NUL", "COM1", "LPT1"}
 
 
 def test_no_module_imports_at_its_top_what_another_system_lacks(trees):

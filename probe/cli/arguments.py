@@ -141,7 +141,6 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="say what can be run here, and what to do for the rest")
     doctor.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    doctor.add_argument("--offline", action="store_true", help="as always here: nothing is fetched")
     for name in ("data", "weights", "results"):
         doctor.add_argument(f"--{name}-dir", metavar="DIR", help=f"[PROBE_{name.upper()}_DIR, or its default]")
     doctor.set_defaults(command="doctor")
@@ -149,7 +148,6 @@ def parser() -> argparse.ArgumentParser:
     board = commands.add_parser("leaderboard", help="print the leaderboard, or make its page and plots")
     form = board.add_mutually_exclusive_group()
     form.add_argument("--format", choices=("md", "csv", "json", "latex", "parquet"), default="md", help="[md]")
-    form.add_argument("--latex", action="store_const", const="latex", dest="format", help="the same as --format latex")
     board.add_argument("--out", metavar="FILE", help="write there instead of to standard output, or beside the records")
     board.add_argument("--protocol", action="append", metavar="NAME", help="repeatable: of this protocol alone [all]")
     form.add_argument("--html", action="store_true", help="write a page instead [leaderboard.html beside the records]")

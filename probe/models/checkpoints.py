@@ -115,11 +115,6 @@ def _named(path: Path, hint: str = "") -> Iterator[None]:
         raise CheckpointError(message if str(path) in message else f"{path}: {message}{hint}") from err
 
 
-def read_tensors(path: Path, key: str = "") -> dict[str, Tensor]:
-    """Return the tensors of the model that `read_model` finds in one file."""
-    return dict(read_model(path, key).state_dict)
-
-
 def read_model(path: Path, key: str = "") -> Candidate:
     """Find the CLIP model in one file, and remove the containers and prefixes of training scripts from its names.
 

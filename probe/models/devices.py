@@ -81,7 +81,9 @@ def resolve_execution(
 def has_bf16() -> bool:
     """Whether the processor multiplies in bf16, by AVX512-BF16, AMX or the like; True where the system does not say."""
     cpuinfo = Path("/proc/cpuinfo")  # Linux's; torch has no public function for it
-    return not cpuinfo.is_file() or bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpuinfo.read_text()))
+    return not cpuinfo.is_file() or bool(
+        re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpuinfo.read_text(encoding="utf-8"))
+    )
 
 
 def hardware(device: str) -> str:

@@ -31,7 +31,7 @@ def device_memory(device: str) -> DeviceMemory:
         free, total = torch.cuda.mem_get_info(torch.device(device))
         return DeviceMemory(total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
+    lines = meminfo.read_text(encoding="utf-8").splitlines() if meminfo.is_file() else []
     sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
     limits = list(memory_limits())
     return DeviceMemory(

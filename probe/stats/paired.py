@@ -27,7 +27,6 @@ class PairedTest:
     Args:
         difference: score of a less that of b, in [-1, 1].
         p_value: how likely a difference as large is, either way, if neither is better.
-        smallest_p: the smallest that `p_value` can be: 0 of McNemar's test, and what a bootstrap's draws allow.
         method: `mcnemar` or `bootstrap`.
         num_only_a: images that a alone got right, over all folds; None where the metric is of ranks.
         num_only_b: those that b alone got right.
@@ -35,7 +34,6 @@ class PairedTest:
 
     difference: float
     p_value: float
-    smallest_p: float
     method: str
     num_only_a: int | None
     num_only_b: int | None
@@ -64,10 +62,10 @@ def compare(
     difference = float(np.mean([x.score() for x in a]) - np.mean([x.score() for x in b]))
     only_a, only_b = _count_alone(a, b), _count_alone(b, a)
     if len(a) == 1 and a[0].metric in ("accuracy", "top5") and only_a is not None and only_b is not None:
-        return PairedTest(difference, mcnemar(only_a, only_b), 0.0, "mcnemar", only_a, only_b)
+        return PairedTest(difference, mcnemar(only_a, only_b), "mcnemar", only_a, only_b)
     scores = bootstrap([a, b], same_images=same_images, draws=draws)
     p_value = _p_of_differences(scores[:, 0] - scores[:, 1])
-    return PairedTest(difference, p_value, 2 / (draws + 1), "bootstrap", only_a, only_b)
+    return PairedTest(difference, p_value, "bootstrap", only_a, only_b)
 
 
 def check_pair(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> None:

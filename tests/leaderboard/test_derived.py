@@ -45,7 +45,7 @@ def test_the_leaderboard_is_printed_or_written(tmp_path, capsys):
     assert "## readme, projected features, sklearn, jit, fp32" in capsys.readouterr().out
     assert main(["leaderboard", *folder, "--protocol", "clip-paper"]) == 0
     assert "readme" not in capsys.readouterr().out
-    assert main(["leaderboard", *folder, "--latex", "--out", str(tmp_path / "board.tex")]) == 0
+    assert main(["leaderboard", *folder, "--format", "latex", "--out", str(tmp_path / "board.tex")]) == 0
     assert (tmp_path / "board.tex").read_text().count("\\begin{tabular}") == 3
     assert main(["leaderboard", *folder, "--format", "parquet"]) == 1
     assert "--out" in capsys.readouterr().err
@@ -69,7 +69,7 @@ def test_a_page_of_some_records_does_not_take_the_place_of_that_of_all(tmp_path,
 @pytest.mark.parametrize(
     "both",
     [
-        ["leaderboard", "--html", "--latex"],
+        ["leaderboard", "--html", "--format", "latex"],
         ["leaderboard", "--html", "--plots", "x"],
         ["tables", "--check", "--compare", "clip-paper"],
     ],

@@ -10,7 +10,7 @@ from make.clips import random_clip
 
 from probe.models import get_model
 from probe.models.catalog import CATALOG
-from probe.models.checkpoints import read_tensors
+from probe.models.checkpoints import read_model
 from probe.models.devices import resolve_execution
 from probe.models.openai import build_model, load_archive, save_archive
 
@@ -71,7 +71,7 @@ def test_an_archive_gives_open_clips_features_in_both_modes(name, tmp_path):
     architecture = get_model(name).architecture
     architecture = architecture if name in TRUE_SIZE else _small(architecture)
     save_archive(random_clip(architecture), tmp_path / "model.pt")
-    state_dict = read_tensors(tmp_path / "model.pt")
+    state_dict = dict(read_model(tmp_path / "model.pt").state_dict)
     theirs = _theirs(architecture, state_dict)
     image, text = _inputs(architecture)
     expected = (theirs.encode_image(image), theirs.encode_text(text))

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from probe.errors import MAX_MESSAGE, CheckpointError, CheckpointMissingError
 from probe.models import get_model
 from probe.models.archive import is_archive
-from probe.models.checkpoints import read_checkpoint, read_tensors
+from probe.models.checkpoints import read_checkpoint, read_model
 from probe.models.clip import architecture_of
 from probe.models.loading import load_clip
 from probe.models.openai import save_archive
@@ -122,14 +122,14 @@ def test_a_file_of_something_else_is_named(content, tmp_path):
 def test_a_plain_state_dict_is_read(tmp_path):
     torch.save(random_clip(SMALL_VIT).state_dict(), tmp_path / "weights.pt")
     assert not is_archive(tmp_path / "weights.pt")
-    assert architecture_of(read_tensors(tmp_path / "weights.pt")) == SMALL_VIT
+    assert architecture_of(read_model(tmp_path / "weights.pt").state_dict) == SMALL_VIT
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 nothing", b".", b"a", b"t", b"PK\x05\x06"])
 def test_what_is_no_checkpoint_is_named(tmp_path, content):
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.pt is no CLIP checkpoint"):
-        read_tensors(tmp_path / "model.pt")
+        read_model(tmp_path / "model.pt")
 
 
 def test_a_truncated_state_dict_of_the_old_form_is_named(tmp_path):
@@ -137,13 +137,13 @@ def test_a_truncated_state_dict_of_the_old_form_is_named(tmp_path):
     torch.save(random_clip(SMALL_VIT).state_dict(), path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"old\.pt"):
-        read_tensors(path)
+        read_model(path)
 
 
 @pytest.mark.parametrize("name", ["UPPER.SAFETENSORS", "no-suffix", "blob.pt"])
 def test_safetensors_are_known_by_their_content_too(name, model, tmp_path):
     save_file(dict(model.state_dict()), tmp_path / name)
-    assert architecture_of(read_tensors(tmp_path / name)) == SMALL_VIT
+    assert architecture_of(read_model(tmp_path / name).state_dict) == SMALL_VIT
 
 
 def test_a_link_is_not_followed_away_from_its_neighbours(model, tmp_path):

@@ -17,7 +17,7 @@ from probe.errors import (
 from probe.fetch import file_sha256
 from probe.models import get_model, model_names
 from probe.models.catalog import CATALOG
-from probe.models.checkpoints import read_tensors
+from probe.models.checkpoints import read_model
 from probe.models.devices import resolve_execution
 from probe.models.loading import load_clip, load_encoder
 from probe.models.openai import build_model
@@ -89,7 +89,7 @@ def test_a_state_dict_in_jit_mode_falls_back_with_a_warning_and_truly_loads(tmp_
         encoder = load_encoder(str(path), device="cpu", jit=True)
     image = torch.randn(2, 3, 32, 32)
     assert torch.equal(
-        model.encode_image(image), build_model(read_tensors(path), resolve_execution("cpu")).visual(image)
+        model.encode_image(image), build_model(read_model(path).state_dict, resolve_execution("cpu")).visual(image)
     )
     assert encoder.execution.jit is False
 

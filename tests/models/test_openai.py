@@ -6,7 +6,7 @@ import torch
 from make.clips import SMALL_RESNET, SMALL_VIT, random_clip
 
 from probe.errors import CheckpointError
-from probe.models.checkpoints import read_tensors
+from probe.models.checkpoints import read_model
 from probe.models.clip import architecture_of
 from probe.models.devices import resolve_execution
 from probe.models.openai import as_archive, build_model, expose_pre_projection, load_archive, save_archive
@@ -38,7 +38,7 @@ def test_archives_have_the_form_of_the_published_ones(archive):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_both_modes_give_the_same_logits(archive, precision):
     """The reference asks for softmax within atol 0.01 and rtol 0.1; on the CPU ours are the same to the last bit."""
-    state_dict = read_tensors(archive)
+    state_dict = dict(read_model(archive).state_dict)
     execution = resolve_execution("cpu", precision=precision)
     image, text = _inputs(architecture_of(state_dict))
     eager, _ = build_model(state_dict, execution)(image, text)
@@ -48,7 +48,7 @@ def test_both_modes_give_the_same_logits(archive, precision):
 
 
 def test_both_modes_give_the_same_features_at_both_points(archive):
-    state_dict = read_tensors(archive)
+    state_dict = dict(read_model(archive).state_dict)
     image, _ = _inputs(architecture_of(state_dict))
     visual = build_model(state_dict, CPU).visual
     projected = load_archive(archive, CPU).encode_image(image)
@@ -63,7 +63,7 @@ def test_both_modes_give_the_same_features_at_both_points(archive):
 def test_a_model_survives_being_saved_and_rebuilt(tmp_path):
     model = random_clip(SMALL_VIT)
     save_archive(model, tmp_path / "model.pt")
-    rebuilt = build_model(read_tensors(tmp_path / "model.pt"), CPU)
+    rebuilt = build_model(read_model(tmp_path / "model.pt").state_dict, CPU)
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(rebuilt.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)  # fp16 in between
 
@@ -74,7 +74,7 @@ def test_a_truncated_archive_is_named(archive, tmp_path, share):
     path = tmp_path / "cut.pt"
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CheckpointError, match=r"cut\.pt"):
-        read_tensors(path)
+        read_model(path)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_damage_inside_an_archive_is_found(archive, tmp_path):
     content[largest.header_offset + 500 : largest.header_offset + 600] = bytes(100)
     (tmp_path / "flipped.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"flipped\.pt is damaged in"):
-        read_tensors(tmp_path / "flipped.pt")
+        read_model(tmp_path / "flipped.pt")
 
 
 def test_a_number_that_is_also_a_dtype_is_patched_as_a_dtype_only(tmp_path):
@@ -110,7 +110,7 @@ def test_a_number_that_is_also_a_dtype_is_patched_as_a_dtype_only(tmp_path):
     save_archive(model, tmp_path / "model.pt")
     image, _ = _inputs(SMALL_RESNET)
     jit = load_archive(tmp_path / "model.pt", CPU).encode_image(image)
-    assert torch.equal(jit, build_model(read_tensors(tmp_path / "model.pt"), CPU).encode_image(image))
+    assert torch.equal(jit, build_model(read_model(tmp_path / "model.pt").state_dict, CPU).encode_image(image))
 
 
 def test_weights_become_an_archive_of_their_architecture():

@@ -28,7 +28,7 @@ from probe.errors import (
     TextError,
     UnknownNameError,
 )
-from probe.models.checkpoints import read_tensors
+from probe.models.checkpoints import read_model
 from probe.models.clip import CLIP
 from probe.models.devices import resolve_execution
 from probe.models.openai import build_model, save_archive
@@ -261,7 +261,7 @@ def test_an_archive_of_the_model_has_no_mask_among_its_weights(architecture, tmp
     """Masks are constants of the program, as in the published archives, and are patched for the precision."""
     model = rebuilt(architecture)
     save_archive(model, tmp_path / "model.pt")
-    state_dict = read_tensors(tmp_path / "model.pt")
+    state_dict = dict(read_model(tmp_path / "model.pt").state_dict)
     assert list(state_dict) == list(model.state_dict())
 
 

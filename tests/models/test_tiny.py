@@ -15,7 +15,7 @@ from probe.datasets.opening import open_dataset
 from probe.features.encode import Features, extract_features
 from probe.models import get_model
 from probe.models.archive import is_archive
-from probe.models.checkpoints import read_tensors
+from probe.models.checkpoints import read_model
 from probe.models.clip import architecture_of
 from probe.models.loading import load_clip, load_encoder
 from probe.models.tokenizer import Tokenizer, read_merges
@@ -35,11 +35,11 @@ def test_it_is_a_small_archive_of_the_catalogues_sizes():
     assert is_archive(ARCHIVE)
     assert ARCHIVE.stat().st_size < 8_000_000
     assert MERGES.stat().st_size < 8_000
-    assert architecture_of(read_tensors(ARCHIVE)) == get_model("tiny").architecture
+    assert architecture_of(read_model(ARCHIVE).state_dict) == get_model("tiny").architecture
 
 
 def test_its_weights_are_fp16_as_in_the_published_files():
-    state_dict = read_tensors(ARCHIVE)
+    state_dict = dict(read_model(ARCHIVE).state_dict)
     assert state_dict["visual.proj"].dtype == state_dict["visual.conv1.weight"].dtype == torch.float16
     assert state_dict["visual.ln_post.weight"].dtype == torch.float32
 

@@ -30,7 +30,11 @@ def open_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageDatas
     """
     path = root / INDICES
     try:
-        lines = [np.array(line.split(), dtype=np.int64) for line in path.read_text().splitlines() if line.strip()]
+        lines = [
+            np.array(line.split(), dtype=np.int64)
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
     except (OSError, ValueError) as err:
         raise DatasetError(f"{path} cannot be read ({err}); get {source.files} again") from err
     if len(lines) != spec.num_folds:
