@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for marker in ("ray", "browser"):
                 if item.get_closest_marker(marker):
                     item.add_marker(pytest.mark.xdist_group(marker))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking at the libraries and tests again whenever the package calls it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -289,6 +289,7 @@ def test_a_dataset_of_which_images_are_missing_runs_on_request(image_folder, tmp
     assert record.is_partial
 
 
+@pytest.mark.slow
 def test_images_of_several_labels_run_to_their_score(tmp_path):
     """VOC 2007 in its layout on disk: one probe a class, scored by average precision, in both modes."""
     own_layouts.voc2007(tmp_path)

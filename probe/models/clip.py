@@ -304,7 +304,8 @@ class CLIP(nn.Module):
         self.ln_final = LayerNorm(a.transformer_width)
         self.text_projection = nn.Parameter(torch.empty(a.transformer_width, a.embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.initialize_parameters()
+        if not self.logit_scale.is_meta:  # which has sizes and no values, and takes as long to initialise
+            self.initialize_parameters()
 
     @property
     def dtype(self) -> torch.dtype:

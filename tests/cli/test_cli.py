@@ -56,6 +56,7 @@ def test_a_protocol_of_ones_own_is_a_file(tmp_path):
     assert json.loads(path.read_text())["spec"]["protocol"]["grid"] == [0.316]
 
 
+@pytest.mark.slow
 def test_a_group_of_protocols_stands_for_its_rows(tmp_path, capsys):
     y = np.repeat(np.arange(2), 20)
     x = np.eye(2, dtype=np.float32)[y]

@@ -299,6 +299,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_archives_alone_are_enough_for_every_row_that_has_some(name, tmp_path, monkeypatch):
     """Offline: the miniature, packed as its archives lie in the data folder, opens as the unpacked one does."""

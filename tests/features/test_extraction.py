@@ -191,6 +191,7 @@ def folder(tmp_path):
     return root
 
 
+@pytest.mark.slow
 def test_a_shard_has_its_share_of_every_part(tmp_path, folder):
     """Of train and of test."""
     specs = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu", batch_size=300)

@@ -48,6 +48,7 @@ def test_a_protocol_before_the_projection_takes_the_only_point_of_a_file(tmp_pat
     assert "| clip-paper | accuracy |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_extract_writes_is_what_a_run_fits(tmp_path, capsys):
     path = tmp_path / "features.npz"
     common = ["--dataset", "digits", "--model", "tiny", "--device", "cpu"]

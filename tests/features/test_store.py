@@ -158,6 +158,7 @@ def _finish(root, queue):
         queue.put(str(err))
 
 
+@pytest.mark.slow
 def test_processes_that_finish_together_all_have_the_entry(tmp_path):
     """One of them puts the chunks together and removes them while the others wait."""
     context = multiprocessing.get_context("fork")

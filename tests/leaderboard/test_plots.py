@@ -26,6 +26,7 @@ def test_every_plot_is_there_as_png_and_svg(plots):
         assert len(image.convert("RGB").getcolors(1 << 24)) > 5
 
 
+@pytest.mark.slow
 def test_text_in_svg_is_text(plots):
     text = (plots[0] / "published.svg").read_text()
     assert "published, %" in text

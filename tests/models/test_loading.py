@@ -143,7 +143,13 @@ def test_the_record_tells_every_dtype(archive):
     assert load_encoder(archive, device="cpu", jit=True).weights_dtypes == ("float32",)
 
 
-@pytest.mark.parametrize("spec", CATALOG, ids=lambda spec: spec.name)
+SMALL = ("ViT-B/32", "RN50", "tiny")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [pytest.param(spec, id=spec.name, marks=() if spec.name in SMALL else pytest.mark.slow) for spec in CATALOG],
+)
 def test_the_listed_profiles_are_counted(spec):
     assert profile_architecture(spec.architecture) == spec.profile
 

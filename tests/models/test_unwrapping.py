@@ -213,8 +213,8 @@ class Whole(torch.nn.Module):
 
 
 OBJECTS = {
-    "a whole model": (Whole(), r"test_unwrapping\.Whole, torch\.nn\.modules\.linear\.Linear"),
-    "a whole model in a container": ({"model": Whole(), "epoch": 1}, r"test_unwrapping\.Whole"),
+    "a whole model": (Whole(), r"tests\.models\.test_unwrapping\.Whole, torch\.nn\.modules\.linear\.Linear"),
+    "a whole model in a container": ({"model": Whole(), "epoch": 1}, r"tests\.models\.test_unwrapping\.Whole"),
     "a model of numpy": ({"state_dict": {"visual.proj": np.zeros(2)}}, r"numpy.*_reconstruct"),
 }
 

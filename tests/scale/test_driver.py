@@ -1,4 +1,4 @@
-"""What the driver of a grid on Ray makes of what workers answer; those of `test_ray_grid` are real."""
+"""What the driver of a grid on Ray makes of what workers answer; those of `test_grid` are real."""
 
 import pytest
 from make.fake_ray import FakeRay, RayError, RayTaskError

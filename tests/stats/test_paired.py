@@ -109,6 +109,7 @@ metrics_by_bootstrap = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @metrics_by_bootstrap
 def test_without_a_difference_few_are_found(metric):
     model = _Model(metric, gap=0)

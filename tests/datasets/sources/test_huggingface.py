@@ -1005,6 +1005,7 @@ def test_only_images_of_the_splits_that_are_asked_for_are_fetched(hub, repositor
     assert len(open_dataset("hf:org/images", offline=True).parts["test"]) == 6
 
 
+@pytest.mark.slow
 def test_a_card_that_names_a_folder_alone_is_left_to_the_library(hub, repositories):
     """The splits of the other configuration are in the same repository."""
     folder = repositories / "org" / "two"
