@@ -47,7 +47,7 @@ def compute_digests(opened: OpenedDataset) -> DigestedDataset:
         if len(positions):
             images = images if len(positions) == len(images) else images.subset(images.name, positions)
             used[name] = UsedImages(images, positions, images.compute_sha256(), images.compute_fingerprint())
-    return DigestedDataset(opened, used, describe_splits(opened, {name: one.positions for name, one in used.items()}))
+    return DigestedDataset(opened, used, digest_splits(opened, {name: one.positions for name, one in used.items()}))
 
 
 def used_positions(folds: Sequence[Fold], subset: str) -> np.ndarray:
@@ -56,7 +56,7 @@ def used_positions(folds: Sequence[Fold], subset: str) -> np.ndarray:
     return np.unique(np.concatenate(taken)) if taken else np.empty(0, dtype=np.int64)
 
 
-def describe_splits(opened: OpenedDataset, readable: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def digest_splits(opened: OpenedDataset, readable: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return the number of images of each split and the digest of their ids and labels.
 
     Args:

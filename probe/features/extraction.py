@@ -20,7 +20,7 @@ import numpy as np
 
 from probe import paths
 from probe.datasets import dataset_names
-from probe.datasets.digests import DigestedDataset, UsedImages, describe_splits
+from probe.datasets.digests import DigestedDataset, UsedImages, digest_splits
 from probe.datasets.images import ImageDataset
 from probe.datasets.splits.folds import SPLITS
 from probe.errors import CacheError, DatasetError, FeaturesError, IncompleteError, listed
@@ -394,7 +394,7 @@ def _describe(job: _Job, dataset: DigestedDataset, settings: Settings) -> Extrac
         features=features,
         rows=rows,
         read=_describe_reading(dataset, features),
-        splits=describe_splits(opened, readable) if skipped else dataset.splits,
+        splits=digest_splits(opened, readable) if skipped else dataset.splits,
         encoder=first.encoder,
         extraction={
             "from_cache": job.cached,

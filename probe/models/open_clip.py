@@ -45,7 +45,7 @@ FAILURES = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class OpenClipSettings:
     """Preparation of images in the form of open_clip's table, its origin, and the activation that a tag sets."""
 
     values: Mapping[str, Any]
@@ -117,7 +117,7 @@ def _read_weights(path: Path, key: str) -> Candidate:
     return weights
 
 
-def _create(source: ZooSource, settings: Settings, execution: Execution, *, offline: bool) -> nn.Module:
+def _create(source: ZooSource, settings: OpenClipSettings, execution: Execution, *, offline: bool) -> nn.Module:
     open_clip, name = import_open_clip(), _name_for_open_clip(source, offline=offline)
     try:
         with _without_notices():
@@ -220,7 +220,7 @@ def _config_folder(source: ZooSource, *, offline: bool) -> Path:
     return folder
 
 
-def _settings(source: ZooSource, *, offline: bool) -> Settings:
+def _settings(source: ZooSource, *, offline: bool) -> OpenClipSettings:
     """Return how the images of a model are prepared, by the first rule that applies.
 
     1. `local-dir:` and `hf-hub:`: the settings of `open_clip_config.json`.
@@ -232,18 +232,18 @@ def _settings(source: ZooSource, *, offline: bool) -> Settings:
     if not source.architecture:
         values = read_config(_config_folder(source, offline=offline)).get("preprocess_cfg", {})
         if set(values) & set(PREPROCESS_SETTINGS):
-            return Settings(values, CONFIG)
+            return OpenClipSettings(values, CONFIG)
     elif source.own_preprocess:
-        return Settings({}, DEFAULT_ORIGIN)
+        return OpenClipSettings({}, DEFAULT_ORIGIN)
     else:
         open_clip, architecture = import_open_clip(), source.architecture
         tags = [source.tag] if source.tag else open_clip.list_pretrained_tags_by_model(architecture)
         rows: list[dict[str, Any]] = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]
         if rows and all(all(row[k] == rows[0][k] for k in PREPROCESS_SETTINGS) for row in rows):
             kind = f"tag {source.tag}" if source.tag else "tags"
-            return Settings(rows[0], f"{kind} of open_clip's {architecture}")
+            return OpenClipSettings(rows[0], f"{kind} of open_clip's {architecture}")
     logger.warning("nothing says how the images of %s are prepared; it is taken to be as for OpenAI's models", source)
-    return Settings({}, DEFAULT_ORIGIN)
+    return OpenClipSettings({}, DEFAULT_ORIGIN)
 
 
 def _text_tower(name: str, *, offline: bool) -> dict[str, Any]:
