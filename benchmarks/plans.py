@@ -77,7 +77,7 @@ def main() -> None:
                 print(f"{name}: {rate:.2f} img/s", file=sys.stderr)
         # Fits of a size that is nearer to those that are planned.
         list(run_grid(plan(["digits"], ["tiny"], protocols=["readme", "clip-paper"], solver="fast"), settings=settings))
-        pages = {title: said(options, settings.results or "") for title, options in PLANS.items()}
+        pages = {title: said(options, settings.results_dir or "") for title, options in PLANS.items()}
         (spec,) = plan([more], ["random:ViT-B/32"], protocols=["readme"], device="cpu", solver="fast")
         options = ("--dataset", more, "--model", "random:ViT-B/32", "--protocol", "readme", "--plan", "--json")
         planned = json.loads(said(options, f"{folder}/results"))["models"][0]["extract_seconds"]
