@@ -6,16 +6,15 @@ from make.fake_ray import FakeRay, RayError, RayTaskError
 from probe.errors import ExecutorError
 from probe.features.extraction import Access
 from probe.runner import failure, plan
-from probe.scale.cluster import one_line
+from probe.scale.cluster import error_line
 from probe.scale.driver import _Driver
-from probe.scale.worker import Lacking, Outcome
+from probe.scale.worker import NotRunnable, UnitResult
 
-TOO_LITTLE = Lacking("ExecutorError", "too little memory", is_memory=True)
+TOO_LITTLE = NotRunnable("ExecutorError", "too little memory", is_memory=True)
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
-    monkeypatch.setattr("probe.scale.cluster.LOOK_SECONDS", 0.0)
     monkeypatch.setattr("probe.scale.driver.WAIT_SECONDS", 0.01)
     monkeypatch.setattr("probe.scale.cluster.QUIET_SECONDS", 0.05)
 
@@ -33,8 +32,8 @@ def _run(tmp_path, ray, *models, protocols=("readme",)):
 def _done(node, unit):
     """As if what a worker says of a cell were its failure, to see who says it."""
     if unit.shard is not None:
-        return Outcome()
-    return Outcome([failure(spec, {"type": "DatasetError", "message": f"by {node}"}) for spec in unit.specs])
+        return UnitResult()
+    return UnitResult([failure(spec, {"type": "DatasetError", "message": f"by {node}"}) for spec in unit.specs])
 
 
 def test_who_has_too_little_memory_waits_for_who_uses_it(tmp_path):
@@ -53,7 +52,6 @@ def test_who_has_too_little_memory_waits_for_who_uses_it(tmp_path):
         ("tiny", "readme", "by a"),
     ]
     assert refused
-    assert not ray.released
 
 
 def test_the_idle_give_back_memory_before_a_unit_is_refused(tmp_path):
@@ -75,7 +73,7 @@ def test_the_idle_give_back_memory_before_a_unit_is_refused(tmp_path):
 
 
 def test_what_one_node_lacks_another_has(tmp_path):
-    missing = Lacking("DatasetMissingError", "no digits here")
+    missing = NotRunnable("DatasetMissingError", "no digits here")
     ray = FakeRay({"a": 1, "b": 1}, lambda node, unit: missing if node == "a" else _done(node, unit))
     assert _run(tmp_path, ray, "tiny") == [("tiny", "readme", "by b")]
     ray = FakeRay({"a": 1, "b": 1}, lambda node, unit: missing)
@@ -112,10 +110,10 @@ def test_a_cell_that_fails_as_nobody_foresaw_is_tried_once_more(tmp_path):
 
     def answer(node, unit):
         if unit.shard is not None:
-            return Outcome()
+            return UnitResult()
         tried.append(unit)
         error = {"type": "RuntimeError", "message": f"attempt {len(tried)}"}
-        return Outcome([failure(spec, error) for spec in unit.specs], is_foreseen=False)
+        return UnitResult([failure(spec, error) for spec in unit.specs], is_foreseen=False)
 
     assert _run(tmp_path, FakeRay({"a": 1}, answer), "tiny") == [("tiny", "readme", "attempt 2")]
 
@@ -155,9 +153,9 @@ def test_other_versions_are_said_before_work_begins(tmp_path):
 
 
 def test_an_error_of_ray_is_one_line_of_what_went_wrong():
-    assert one_line(RayTaskError(ValueError("no such file"))) == "no such file"
+    assert error_line(RayTaskError(ValueError("no such file"))) == "no such file"
     long = RayError(
         "The actor died because of an error raised in its creation task, \x1b[36mray::Worker\x1b[39m\n  a\nKeyError: 1"
     )
-    assert one_line(long) == "KeyError: 1"
-    assert one_line(RayError("killed\n by  somebody")) == "killed by somebody"
+    assert error_line(long) == "KeyError: 1"
+    assert error_line(RayError("killed\n by  somebody")) == "killed by somebody"

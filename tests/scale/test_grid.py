@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import signal
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from make.ray_processes import beside, content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
@@ -23,7 +25,7 @@ from probe.scale.cluster import find_difference
 from probe.scale.driver import find_done, run_grid
 from probe.scale.progress import UnitBar
 from probe.scale.units import Queue, plan_units
-from probe.scale.worker import About
+from probe.scale.worker import WorkerInfo
 from probe.specs import rebuild
 
 
@@ -78,8 +80,8 @@ def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
 
 def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypatch):
     """After as many attempts as there are for one; the shard, and then the fits, which try to make the features."""
-    for module in ("units", "ray_grid"):
-        monkeypatch.setattr(f"probe.{module}.ATTEMPTS", 2)
+    for module in ("units", "driver"):
+        monkeypatch.setattr(f"probe.scale.{module}.ATTEMPTS", 2)
     specs, access = _grid(tmp_path, models=("random:ViT-B/32",))
     killed = set()
 
@@ -110,8 +112,9 @@ def test_one_bar_shows_units_images_and_the_time_left(tmp_path, monkeypatch):
     specs, _ = _grid(tmp_path)
     units = plan_units(specs)
     queue = Queue(units)
-    with UnitBar(units, dict.fromkeys(units, 1.0)) as bar:
-        time.sleep(0.2)
+    clock = SimpleNamespace(monotonic=itertools.count(step=10.0).__next__)  # advances by 10 seconds at each look
+    monkeypatch.setattr("probe.scale.progress.time", clock)
+    with UnitBar(len(units)) as bar:
         queue.finish(queue.take())
         queue.take()
         bar.show(queue, images=500, num_failed=1)
@@ -119,7 +122,7 @@ def test_one_bar_shows_units_images_and_the_time_left(tmp_path, monkeypatch):
     shown = terminal.getvalue().split("\r")[-1]
     assert "1/4 units" in shown
     assert "1 running, 1 failed" in shown
-    assert re.search(r"[1-9][\d,]* img/s, \d+:\d\d left", shown)
+    assert re.search(r"\d+:\d\d left, .*, [1-9][\d,]* img/s", shown)
 
 
 def test_a_cell_that_fails_does_so_as_in_one_process(tmp_path):
@@ -153,6 +156,6 @@ def test_an_address_that_does_not_answer_is_named(tmp_path, capsys):
 
 def test_workers_with_other_versions_are_refused():
     """They would give other numbers, and only some of them."""
-    about = About("1", "node7", 1, {"torch": "2.0", "numpy": "2"}, "AVX2", sees_store=True)
-    assert "node7 has torch 2.0, here 2.15;" in str(find_difference({"torch": "2.15", "numpy": "2"}, about))
-    assert find_difference({"torch": "2.0", "numpy": "2"}, about) is None
+    info = WorkerInfo("1", "node7", 1, {"torch": "2.0", "numpy": "2"}, "AVX2", sees_store=True)
+    assert "node7 has torch 2.0, here 2.15;" in str(find_difference({"torch": "2.15", "numpy": "2"}, info))
+    assert find_difference({"torch": "2.0", "numpy": "2"}, info) is None
