@@ -89,7 +89,7 @@ def error_line(err: Exception) -> str:
 
 @dataclass(eq=False)
 class Member:
-    """A worker that has answered: the model that it has loaded, its unit, and the images that it has encoded."""
+    """A worker that has answered: the model that it has loaded, its unit, and the images of the unit so far."""
 
     actor: Any
     info: WorkerInfo
@@ -116,7 +116,6 @@ class Workers:
         self._ray, self._make, self._on_gpu, self._num_threads = ray, make, on_gpu, num_threads
         self.members: list[Member] = []
         self.starting: dict[Any, Any] = {}  # reference -> actor
-        self.lost_images = 0  # encoded by members that are lost
         self._unusable: list[Any] = []  # actors with other versions; they stay, or Ray would put others in their place
         self._versions = versions()
         self._num_failed = 0  # starts in a row
@@ -194,7 +193,6 @@ class Workers:
         """Do without a worker that is lost, or may be at fault."""
         self._kill(member.actor)
         self.members.remove(member)
-        self.lost_images += member.images
         self._lost = time.monotonic()
 
     def stop(self) -> None:

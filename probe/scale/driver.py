@@ -26,17 +26,18 @@ from probe.errors import DeviceError, ExecutorError
 from probe.features.chunks import Work
 from probe.features.extraction import Access
 from probe.leaderboard import derived
+from probe.progress import Progress, show_progress
 from probe.records.record import RunRecord, check_writable, read_records, write_record
 from probe.runner import failure
 from probe.scale import estimates
 from probe.scale.cluster import Member, Workers, connected, error_line, share_of_gpu
-from probe.scale.progress import WAIT_SECONDS, UnitBar
 from probe.scale.units import ATTEMPTS, Queue, Unit, plan_units
 from probe.scale.worker import DriverEnvironment, MissingChunks, NotRunnable, UnitResult, Worker
 from probe.specs import RunSpec, rebuild
 
 logger = logging.getLogger(__name__)
 
+WAIT_SECONDS = 0.5  # for the next answer of a worker, and between two updates of the progress bar
 MEMORY_SHARE = 0.9  # of a node's memory, for the units that run on it side by side
 RELEASE_SECONDS = 10.0  # that workers have to give back the memory of their models
 
@@ -122,6 +123,7 @@ class _Driver:
         self.needs = dict(zip(self.units, map(estimates.memory_of, plan_units(sized, sizes)), strict=True))
         self.queue = Queue(self.units)
         self.num_failed = 0  # units without a result
+        self.shown_at, self.num_shown = time.monotonic(), 0  # when the bar was updated, and the images that it shows
         self.running: dict[Any, Member] = {}  # by reference to their answer
         self.only_alone: set[tuple[Unit, str]] = set()  # units, and nodes with too little memory for them beside others
         self.root = paths.cache_dir(self.access.cache)
@@ -148,14 +150,16 @@ class _Driver:
         self.marker.touch()
         try:
             self.workers.wait_for_room()
-            with UnitBar(len(self.units)) as bar:
+            with show_progress() as progress:
+                progress.expect(sum(unit.images for unit in self.units))
                 while self.queue:
                     self._assign()
                     if not self.running and not self.workers.may_grow():
                         yield from self._give_up()
                     yield from self._collect()
-                    self._report(bar)
-                bar.show(self.queue, images=self._num_images(), num_failed=self.num_failed)
+                    if progress.is_shown and time.monotonic() > self.shown_at + WAIT_SECONDS:
+                        self._report(progress)
+                self._report(progress)
         finally:
             self.marker.unlink(missing_ok=True)
             self.workers.stop()
@@ -180,7 +184,7 @@ class _Driver:
                 self._release(others)
             if unit.shard is not None:
                 member.model = unit.model
-            member.unit = unit
+            member.unit, member.images = unit, 0
             method = member.actor.do if info.sees_store else member.actor.find_missing
             self.running[method.remote(unit, self.needs[unit])] = member
         self.workers.request(len(self.queue.waiting) - num_idle)
@@ -316,10 +320,8 @@ class _Driver:
             write_record(record, paths.results_dir(self.access.results))
             yield record
 
-    def _report(self, bar: UnitBar) -> None:
-        """Ask workers how far they are, and show it."""
-        if not bar.is_due:
-            return
+    def _report(self, progress: Progress) -> None:
+        """Show how many units and images are done; workers are asked for the images of the unit that they do."""
         asked = {
             member.actor.num_images.options(concurrency_group="asked").remote(): member
             for member in self.running.values()
@@ -329,7 +331,9 @@ class _Driver:
             for reference in self.ray.wait(list(asked), num_returns=len(asked), timeout=WAIT_SECONDS)[0]:
                 with suppress(self.ray.exceptions.RayError):  # the worker is lost, as its own answer says
                     asked[reference].images = self.ray.get(reference)
-        bar.show(self.queue, images=self._num_images(), num_failed=self.num_failed)
-
-    def _num_images(self) -> int:
-        return self.workers.lost_images + sum(member.images for member in self.workers.members)
+        images = sum(unit.images for unit in (*self.queue.done, *self.queue.given_up))
+        images += sum(member.images for member in self.running.values())
+        progress.advance(images - self.num_shown)
+        self.num_shown, self.shown_at = images, time.monotonic()
+        ended, running = self.queue.num_ended, len(self.running)
+        progress.name(f"{ended} of {len(self.units)} units, {running} running, {self.num_failed} failed")

@@ -126,7 +126,7 @@ class UnitResult:
 
 
 class _ImageCounter(Progress):
-    """Number of images that were encoded, for the driver's bar."""
+    """Number of encoded images, for the driver's bar."""
 
     def __init__(self) -> None:
         super().__init__(is_shown=False)
@@ -157,7 +157,7 @@ class Worker:
         return WorkerInfo(node, platform.node(), device_memory("cpu").total, versions(), kind, sees_store)
 
     def num_images(self) -> int:
-        """Return how many images were encoded; asked for while the worker is busy."""
+        """Return how many images of its unit were encoded; asked for while the worker is busy."""
         return self.progress.images
 
     def find_missing(self, unit: Unit, need: Memory) -> NotRunnable | MissingChunks:
@@ -193,6 +193,7 @@ class Worker:
             Exception: an unforeseen error prevented the features of a shard. A `ProbeError` is met again by the fits,
                 whose records name it.
         """
+        self.progress.images = 0
         with self._at_work():
             found = self._begin(unit, need)
             if isinstance(found, NotRunnable):

@@ -81,6 +81,8 @@ class FakeRay:
         node = self.placed[actor]
         if method == "release":
             self.released.append(node)
+        elif method == "num_images":
+            self.asked.append((reference, lambda: 300))
         else:
             self.asked.append((reference, lambda: self.answer(node, args[0])))
         return reference
@@ -91,4 +93,6 @@ class _Actor:
         self._ray, self._number = ray, number
 
     def __getattr__(self, method):
-        return SimpleNamespace(remote=lambda *args: self._ray.ask(self, method, args))
+        bound = SimpleNamespace(remote=lambda *args: self._ray.ask(self, method, args))
+        bound.options = lambda **_: bound
+        return bound

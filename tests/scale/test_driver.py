@@ -1,5 +1,9 @@
 """What the driver of a grid on Ray makes of what workers answer; those of `test_ray_grid` are real."""
 
+import io
+import re
+import sys
+
 import pytest
 from make.fake_ray import FakeRay, RayError, RayTaskError
 
@@ -143,6 +147,21 @@ def test_what_no_node_of_its_hardware_can_do_is_made_anew_on_other(tmp_path):
     ray = FakeRay({"a": 1, "b": 1}, answer, hardware={"a": "AVX2", "b": "AVX512"})
     assert _run(tmp_path, ray, "tiny") == [("tiny", "readme", "by b")]
     assert made == ["a", "b"]
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_one_bar_shows_units_images_and_the_time_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+    monkeypatch.setattr("probe.scale.driver.WAIT_SECONDS", 0.0)
+    _run(tmp_path, FakeRay({"a": 2}, _done), "tiny", "random:tiny")
+    shown = terminal.getvalue().split("\r")
+    assert any("1 of 4 units, 1 running, 0 failed: " in line and "| 2097/3594 [" in line for line in shown)
+    last = next(line for line in shown if "4 of 4 units, 0 running, 2 failed: 100%" in line)
+    assert re.search(r"3594/3594 \[\d+:\d\d<\d+:\d\d, +[\d.]+img/s\]", last)
 
 
 def test_other_versions_are_said_before_work_begins(tmp_path):

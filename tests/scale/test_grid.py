@@ -1,15 +1,11 @@
 """Grids on Ray, started on this machine; a real one, with real processes that are killed."""
 
 import contextlib
-import io
-import itertools
 import os
-import re
 import signal
 import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from make.ray_processes import beside, content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
@@ -23,8 +19,6 @@ from probe.runner import plan
 from probe.runner import run_grid as run_serially
 from probe.scale.cluster import find_difference
 from probe.scale.driver import find_done, run_grid
-from probe.scale.progress import UnitBar
-from probe.scale.units import Queue, plan_units
 from probe.scale.worker import WorkerInfo
 from probe.specs import rebuild
 
@@ -99,30 +93,6 @@ def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypat
     assert "its worker was lost" in records[0].error["message"]
     assert "worker process has died" in records[0].error["message"]
     assert len(read_records(tmp_path / "results")) == 2
-
-
-class _Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_one_bar_shows_units_images_and_the_time_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
-    monkeypatch.setattr("probe.scale.progress.WAIT_SECONDS", 0.0)
-    specs, _ = _grid(tmp_path)
-    units = plan_units(specs)
-    queue = Queue(units)
-    clock = SimpleNamespace(monotonic=itertools.count(step=10.0).__next__)  # advances by 10 seconds at each look
-    monkeypatch.setattr("probe.scale.progress.time", clock)
-    with UnitBar(len(units)) as bar:
-        queue.finish(queue.take())
-        queue.take()
-        bar.show(queue, images=500, num_failed=1)
-        assert bar._bar.n == 1
-    shown = terminal.getvalue().split("\r")[-1]
-    assert "1/4 units" in shown
-    assert "1 running, 1 failed" in shown
-    assert re.search(r"\d+:\d\d left, .*, [1-9][\d,]* img/s", shown)
 
 
 def test_a_cell_that_fails_does_so_as_in_one_process(tmp_path):
