@@ -171,16 +171,19 @@ class _Driver:
             if member.unit is not None:
                 continue
             others, info = self.workers.on_node(member), member.info
-            taken = [self.needs[one.unit].host for one in others if one.unit is not None]
-            room = MEMORY_SHARE * info.memory - sum(taken) if taken else math.inf
-            too_large = {unit for unit, need in self.needs.items() if need.host > room}
-            if taken:
-                too_large |= {unit for unit, node in self.only_alone if node == info.node}
+            busy = {one.unit for one in others if one.unit is not None}
+            room = MEMORY_SHARE * info.memory - sum(self.needs[unit].host for unit in busy) if busy else math.inf
+            alone = {unit for unit, node in self.only_alone if node == info.node}
+            too_large = {
+                unit
+                for unit, need in self.needs.items()
+                if need.host > room or (busy and unit in alone) or not busy.isdisjoint(alone)
+            }
             unit = self.queue.take(member.model, info.node, info.hardware, too_large=too_large)
             if unit is None:
                 num_idle += self.queue.has_for(info.node, info.hardware)
                 continue
-            if others and (unit, info.node) in self.only_alone:
+            if unit in alone and others:
                 self._release(others)
             if unit.shard is not None:
                 member.model = unit.model

@@ -1,6 +1,7 @@
 """A Ray whose workers answer as a test says, one after the other in the order in which they were asked."""
 
 import itertools
+from functools import partial
 from types import SimpleNamespace
 
 from probe.scale.worker import WorkerInfo, versions
@@ -84,8 +85,12 @@ class FakeRay:
         elif method == "num_images":
             self.asked.append((reference, lambda: 300))
         else:
-            self.asked.append((reference, lambda: self.answer(node, args[0])))
+            self.asked.append((reference, partial(self.answer, node, args[0])))
         return reference
+
+    def busy_units(self):
+        """Return the units that workers have been given and have not answered."""
+        return [work.args[1] for _, work in self.asked if isinstance(work, partial)]
 
 
 class _Actor:

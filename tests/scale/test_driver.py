@@ -58,6 +58,23 @@ def test_who_has_too_little_memory_waits_for_who_uses_it(tmp_path):
     assert refused
 
 
+def test_a_unit_that_is_tried_alone_has_the_node_for_itself(tmp_path):
+    """Else the memory of what begins beside it would be taken for too little memory on the node."""
+    refused, tried = [], []
+
+    def answer(node, unit):
+        tried.append(unit)
+        if unit.model == "tiny" and unit.shard and not refused:
+            refused.append(unit)
+            return TOO_LITTLE
+        assert not set(refused) & set(ray.busy_units()) - {unit}
+        return _done(node, unit)
+
+    ray = FakeRay({"a": 3}, answer)
+    assert len(_run(tmp_path, ray, "tiny", "random:tiny", "random:ViT-B/32", protocols=("readme", "clip-paper"))) == 6
+    assert tried.count(refused[0]) == 2
+
+
 def test_the_idle_give_back_memory_before_a_unit_is_refused(tmp_path):
     given_back = []
 
