@@ -93,7 +93,7 @@ def test_features_travel_between_nodes_that_share_no_folder(tmp_path, serial):
 
 
 def test_four_workers_have_the_same_records(tmp_path, serial):
-    """One is that of the tests beside this, two are those of `test_ray_grid`."""
+    """One is that of the tests beside this, two are those of `test_grid`."""
     access = Access(results=tmp_path / "results", cache=tmp_path / "features")
     with _cluster([tmp_path / "a"], num_cpus=4) as (cluster, _):
         records = list(run_grid(_specs(), access=access, address=cluster.address, num_threads=1))

@@ -1,4 +1,4 @@
-"""What the driver of a grid on Ray makes of what workers answer; those of `test_ray_grid` are real."""
+"""What the driver of a grid on Ray makes of what workers answer; those of `test_grid` are real."""
 
 import io
 import re
@@ -60,19 +60,19 @@ def test_who_has_too_little_memory_waits_for_who_uses_it(tmp_path):
 
 def test_a_unit_that_is_tried_alone_has_the_node_for_itself(tmp_path):
     """Else the memory of what begins beside it would be taken for too little memory on the node."""
-    refused, tried = [], []
+    beside = []
 
     def answer(node, unit):
-        tried.append(unit)
-        if unit.model == "tiny" and unit.shard and not refused:
-            refused.append(unit)
-            return TOO_LITTLE
-        assert not set(refused) & set(ray.busy_units()) - {unit}
+        if unit is driver.units[0]:
+            beside.extend(ray.busy_units())
         return _done(node, unit)
 
-    ray = FakeRay({"a": 3}, answer)
-    assert len(_run(tmp_path, ray, "tiny", "random:tiny", "random:ViT-B/32", protocols=("readme", "clip-paper"))) == 6
-    assert tried.count(refused[0]) == 2
+    ray = FakeRay({"a": 2}, answer)
+    specs = plan(["digits"], ["tiny", "random:tiny"], protocols=["readme"], device="cpu", solver="fast")
+    driver = _Driver(ray, specs, Access(results=tmp_path / "results", cache=tmp_path / "features"), 1)
+    driver.only_alone.add((driver.units[0], "a"))
+    assert len(list(driver.run())) == 2
+    assert not beside
 
 
 def test_the_idle_give_back_memory_before_a_unit_is_refused(tmp_path):
