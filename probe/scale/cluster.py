@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 10.0  # that a cluster has to answer
 LOOK_SECONDS = 0.5  # between two looks at whether a node has room
 QUIET_SECONDS = 120.0  # without a new worker, after which no more are expected
+TOGETHER_SECONDS = 1.0  # in which all workers are lost that waited for a node, or were on it
 MAX_STARTING = 64  # workers that Ray is asked for at a time
 
 
@@ -118,9 +119,9 @@ class Workers:
         self.starting: dict[Any, Any] = {}  # reference -> actor
         self._unusable: list[Any] = []  # actors with other versions; they stay, or Ray would put others in their place
         self._versions = versions()
-        self._num_failed = 0  # starts in a row
+        self._num_failed = 0  # starts in a row, of which those that fail together are one
         self._joined = self._warned = time.monotonic()
-        self._next_start = self._lost = -math.inf
+        self._next_start = self._lost = self._failed = -math.inf
 
     def __str__(self) -> str:
         """Say how many there are, and what each takes."""
@@ -171,13 +172,13 @@ class Workers:
         try:
             info: WorkerInfo = self._ray.get(answer)
         except self._ray.exceptions.RayError as err:
-            reason = error_line(err)
-            logger.warning("a worker was lost while it started (%s)", reason)
             self._kill(actor)
-            self._num_failed += 1
+            if time.monotonic() > self._failed + TOGETHER_SECONDS:
+                logger.warning("a worker was lost while it started (%s)", error_line(err))
+                self._failed, self._num_failed = time.monotonic(), self._num_failed + 1
             if self._num_failed >= ATTEMPTS:
                 if not self.members:
-                    raise ExecutorError(f"workers are lost as soon as they start ({reason})") from err
+                    raise ExecutorError(f"workers are lost as soon as they start ({error_line(err)})") from err
                 self._next_start = time.monotonic() + QUIET_SECONDS
             return None
         self._num_failed, self._joined = 0, time.monotonic()

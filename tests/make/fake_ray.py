@@ -88,6 +88,15 @@ class FakeRay:
             self.asked.append((reference, partial(self.answer, node, args[0])))
         return reference
 
+    def lose_pending(self, error):
+        """Lose all actors that wait for a node."""
+
+        def fail():
+            raise error
+
+        self.asked += [(reference, fail) for _, reference in self.pending]
+        self.pending = []
+
     def busy_units(self):
         """Return the units that workers have been given and have not answered."""
         return [work.args[1] for _, work in self.asked if isinstance(work, partial)]

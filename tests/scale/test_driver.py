@@ -195,3 +195,31 @@ def test_an_error_of_ray_is_one_line_of_what_went_wrong():
     )
     assert error_line(long) == "KeyError: 1"
     assert error_line(RayError("killed\n by  somebody")) == "killed by somebody"
+
+
+def test_workers_that_wait_for_a_node_are_lost_with_it_and_replaced(tmp_path):
+    """Ray gives up all that it meant to start there; that is no reason to give up the grid."""
+    ray = FakeRay({"a": 0, "b": 0}, _done)
+    specs = plan(["digits"], ["tiny"], protocols=[f"few-shot-{n}" for n in (1, 2, 4, 8, 16)], device="cpu")
+    driver = _Driver(ray, specs, Access(results=tmp_path / "results", cache=tmp_path / "features"), 1)
+    driver.workers.request(8)
+    assert len(ray.pending) == 8
+    ray.lose_pending(RayError("its node is gone"))
+    for answer in list(driver.workers.starting):
+        assert driver.workers.admit(answer) is None
+    ray.workers["b"] = 1
+    assert [record.error["message"] for record in driver.run()] == ["by b"] * len(specs)
+
+
+def test_workers_that_cannot_start_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("probe.scale.cluster.TOGETHER_SECONDS", -1.0)
+    ray = FakeRay({"a": 0}, _done)
+    specs = plan(["digits"], ["tiny"], protocols=["readme"], device="cpu")
+    driver = _Driver(ray, specs, Access(results=tmp_path / "results", cache=tmp_path / "features"), 1)
+    driver.workers.request(5)
+    ray.lose_pending(RayError("no memory"))
+    *first, last = driver.workers.starting
+    for answer in first:
+        assert driver.workers.admit(answer) is None
+    with pytest.raises(ExecutorError, match=r"lost as soon as they start \(no memory\)"):
+        driver.workers.admit(last)
