@@ -18,8 +18,6 @@ from typing import Any
 _IMPORT = re.compile(r"^from (\S+) import (\w+) as (\w+)$", re.MULTILINE)
 _TEXT = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
 _HOMES = {name: home for home, name, _ in _IMPORT.findall(_TEXT)}
-    name: home for home, name, _ in _IMPORT.findall(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-}
 __all__ = sorted(_HOMES)
 
 

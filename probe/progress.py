@@ -16,6 +16,11 @@ class Progress:
     def __init__(self, *, is_shown: bool = True) -> None:
         self._bar = tqdm(total=0, unit="img", disable=None if is_shown else True, dynamic_ncols=True)
 
+    @property
+    def is_shown(self) -> bool:
+        """True if the bar is on a terminal."""
+        return not self._bar.disable
+
     def name(self, what: str) -> None:
         """Say what is being encoded."""
         self._bar.set_description(printable(what))

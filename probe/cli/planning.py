@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from probe.specs import RunSpec
 
 HEADER = (
-    *("model", "cells", "images", "PFLOP", "img/s", "extraction, h", "fits", "fitting, h"),
+    *("model", "runs", "images", "img/s", "extraction, h", "fits", "fitting, h"),
     *("memory, GB", "GPU memory, GB", "disk, GB"),
 )
 
@@ -59,12 +59,12 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], ray: Any) -> int:
     here = estimates.hardware_of(replace(described, torch_threads=num_threads))
     cost = estimates.estimate_grid(
         plan_units(left),
-        estimates.measure(read_records(results_dir), device=device, hardware=here),
+        estimates.measure_rates(read_records(results_dir), device=device, hardware=here),
         num_workers=workers,
         num_threads=num_threads,
     )
     if args.json:
-        print(json.dumps({"cells": len(specs), "done": len(done), **asdict(cost)}, allow_nan=False))
+        print(json.dumps({"runs": len(specs), "done": len(done), **asdict(cost)}, allow_nan=False))
         return 0
     print(f"runs: {len(specs)}, of which {len(done)} are done; workers: {cost.workers}, each of ", end="")
     print("a GPU" if on_gpu else f"{num_threads} processors", end="\n\n")
@@ -84,26 +84,24 @@ def _print(cost: GridCost) -> None:
     print(f"units: {cost.units}, of which {cost.shards} are shards of features, the others fits")
     memory = max((one.memory.host for one in cost.models), default=0)
     print(f"memory: {_gb(memory)} GB of a machine for a worker, {_gb(memory * cost.workers)} GB for all of them")
-    rates = cost.rates
-    if not rates.hardware:
-        print("time: not known, since no record was made on such a device; run a small cell there first")
+    if not cost.hardware:
+        print("time: not known, since no record was made on such a device; run a small dataset there first")
         return
     if cost.seconds is None:
-        print("time: not known, since rows do not say sizes, or no record has fits of this solver; see the columns")
+        print("time: not known where the columns have -; run a small dataset with that model and solver first")
     else:
         of_one = sum((one.extract_seconds or 0) + (one.fit_seconds or 0) for one in cost.models)
         print(f"time: {_hours(cost.seconds)} h, of {_hours(of_one)} h of work")
-    print(f"measured: by {rates.num_records} of the records, on {rates.hardware}", end="")
-    print("; ~ by operations from the nearest model" if any(one.is_scaled for one in cost.models) else "", end="")
-    print(f"; the largest fit is {cost.stretch:,.0f} times the nearest measured" if cost.stretch > 2 else "")
+    print(f"measured: by {cost.records} of the records, on {cost.hardware}", end="")
+    print(f"; the largest fit is {cost.stretch:,.0f} times the largest measured" if cost.stretch > 2 else "")
 
 
 def _row(one: ModelCost) -> tuple[str, ...]:
-    rate = "-" if one.images_per_second is None else f"{'~' if one.is_scaled else ''}{one.images_per_second:,.1f}"
+    rate = f"{one.images / one.extract_seconds:,.1f}" if one.extract_seconds else "-"
     extract, fit = (None if value is None else _hours(value) for value in (one.extract_seconds, one.fit_seconds))
     memory, gpu = (_gb(size) if size else None for size in (one.memory.host, one.memory.gpu))
     return (
-        *(one.model, f"{one.cells:,}", f"{one.images:,}", f"{one.petaflops:,.3g}", rate, extract or "-"),
+        *(one.model, f"{one.runs:,}", f"{one.images:,}", rate, extract or "-"),
         *(f"{one.fits:,}", fit or "-", memory or "-", gpu or "-", "-" if one.disk is None else _gb(one.disk)),
     )
 

@@ -1,12 +1,10 @@
-"""What a grid will take before it runs: seconds from rates that records measured, memory and disk by counting.
+"""What a grid takes before it runs: memory and disk by counting, time from rates that records measured.
 
-A rate that no record has is taken from the nearest that one has: of a model by its operations an image, of a fit by
-images x features x classes. On other numbers of threads it is taken as proportional to them.
+The time of a model that no record measured is not known. The time of a fit grows with images x features x classes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -15,7 +13,7 @@ from probe.features.encode import chunk_size
 from probe.models.memory import activation_bytes
 from probe.probes.costs import memory_needed, num_fits
 from probe.records.schema import DoneRecord, EnvironmentRecord, RunRecord
-from probe.scale.units import Unit, play
+from probe.scale.units import Unit
 from probe.specs import Architecture, DatasetSpec, ModelSpec, RunSpec
 
 PROCESS_BYTES = 1_000_000_000  # of a process with its libraries; `results/speed/store.md` measures 993 MB with `tiny`
@@ -26,14 +24,14 @@ CHUNKS_WAITING = 2  # of uint8 pixels: one that is read, one that is encoded
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a unit takes at most, of the machine and of a GPU; 0 where its model's sizes are not known."""
+    """Largest number of bytes that a unit takes, on the machine and on a GPU; 0 if the model's sizes are not known."""
 
     host: int
     gpu: int
 
 
 def memory_of(unit: Unit) -> Memory:
-    """What a worker needs for a unit, its own libraries included."""
+    """Return the memory that a worker needs for a unit, its own libraries included."""
     spec = unit.specs[0]
     model, on_gpu = spec.model, spec.device.startswith("cuda")
     if model.architecture is None or model.profile is None:
@@ -55,7 +53,7 @@ def memory_of(unit: Unit) -> Memory:
 
 
 def feature_bytes(dataset: DatasetSpec, model: ModelSpec) -> int | None:
-    """Of the features of a dataset under one mode of a model; None where one of their rows says no sizes."""
+    """Return the size of the features of a dataset under one mode of a model; None if the catalogue has no sizes."""
     images = sum(part.size or 0 for part in dataset.parts)
     if model.architecture is None or not images:
         return None
@@ -63,7 +61,7 @@ def feature_bytes(dataset: DatasetSpec, model: ModelSpec) -> int | None:
 
 
 def fit_shape(spec: RunSpec) -> tuple[int, int, int]:
-    """Images, features and classes of the final fit of a cell, 0 where a row does not say."""
+    """Return the images, features and classes of the final fit of a run, 0 where the catalogue does not say."""
     dataset, architecture, k = spec.dataset, spec.model.architecture, spec.dataset.num_classes or 0
     d = 0
     if architecture is not None:
@@ -81,108 +79,66 @@ def fit_shape(spec: RunSpec) -> tuple[int, int, int]:
 
 
 def fit_work(spec: RunSpec) -> float:
-    """What the time of a cell's fits grows with, 0 where a row does not say."""
+    """Return the number that the time of a run's fits grows with, 0 where the catalogue has no sizes."""
     n, d, k = fit_shape(spec)
     return float(n * d * k * num_fits(spec.protocol) * spec.dataset.num_folds)
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """Of a record: the seconds of its fits, and what they grow with."""
-
-    solver: str
-    protocol: str
-    work: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    """Of a record: images a second of a model while the device computed, and its operations an image."""
-
-    architecture: Architecture | None
-    mode: str
-    precision: str
-    flops: int
-    rate: float
-
-
-@dataclass(frozen=True)
 class Rates:
-    """What records of one kind of hardware measured.
+    """Rates that records of one kind of hardware measured.
 
     Args:
         hardware: its name, with the number of threads on a CPU; empty where there are no records.
-        threads: that it was measured with, 0 on a GPU.
-        num_records: that said something.
-        encodings: of models.
+        threads: number of threads that was measured with, 0 on a GPU. Time is proportional to 1 / threads.
+        num_records: number of records.
+        encoding: seconds an image, by architecture, precision and mode.
         reading: seconds an image, by dataset.
-        fits: of protocols.
+        fits: of the largest fit by each solver, `fit_work` and seconds.
     """
 
     hardware: str = ""
     threads: int = 0
     num_records: int = 0
-    encodings: Sequence[_Encoding] = ()
+    encoding: Mapping[tuple[Architecture, str, str], float] = field(default_factory=dict)
     reading: Mapping[str, float] = field(default_factory=dict)
-    fits: Sequence[_Fit] = ()
+    fits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    def extraction_seconds(self, specs: Sequence[RunSpec], images: int, num_threads: int) -> float | None:
-        """To read so many images and encode each in some modes; None where a rate or the sizes are not known."""
-        encode = 0.0
-        for spec in specs:
-            found = self.nearest_encoding(spec)
-            if found is None or not images:
-                return None
-            scale = 1.0 if found.architecture == spec.model.architecture else self._flops(spec) / found.flops
-            encode += scale / found.rate * self._slowdown(num_threads)
-        read = self.reading.get(specs[0].dataset.name) or (median(self.reading.values()) if self.reading else 0.0)
+    def unit_seconds(self, unit: Unit, num_threads: int) -> float | None:
+        """Return how long one worker takes for a unit; None where a rate or the sizes are not known."""
+        slowdown = self.threads / num_threads if self.threads and num_threads else 1.0
+        spec = unit.specs[0]
+        if unit.shard is None:
+            # The modes of a probe are taken to have features of different bytes, and so a fit each.
+            work, (measured, seconds) = fit_work(spec), self.fits.get(spec.solver, (0.0, 0.0))
+            return len(unit.specs) * seconds * work / measured * slowdown if measured and work else None
+        encode = [self._encode_seconds(spec) for spec in unit.specs]
+        known = [seconds * slowdown for seconds in encode if seconds is not None]
+        if len(known) < len(encode) or not unit.images:
+            return None
+        read = self.reading.get(spec.dataset.name) or (median(self.reading.values()) if self.reading else 0.0)
         # Beside a GPU other processes read; on a CPU it is done between batches.
-        return images * (max(encode, read) if specs[0].device.startswith("cuda") else encode + read)
+        an_image = max(sum(known), read) if spec.device.startswith("cuda") else sum(known) + read
+        return unit.images // len(unit.specs) * an_image
 
-    def nearest_encoding(self, spec: RunSpec) -> _Encoding | None:
-        """That of the same sizes, mode and precision, as far as there is one; else of the nearest in operations."""
-        flops = self._flops(spec)
-        usable = [one for one in self.encodings if flops and one.flops]
-
-        def distance(one: _Encoding) -> tuple[bool, bool, float, bool]:
-            is_other = one.architecture != spec.model.architecture
-            apart = abs(math.log(one.flops / flops))
-            return one.precision != spec.precision, is_other, apart, one.mode != spec.mode
-
-        return min(usable, key=distance, default=None)
-
-    def fit_seconds(self, spec: RunSpec, num_threads: int) -> float | None:
-        """Of the fits of a cell; None where nothing was measured, or sizes are not known."""
-        found, work = self.nearest_fit(spec), fit_work(spec)
-        return found.seconds * work / found.work * self._slowdown(num_threads) if found and work else None
-
-    def nearest_fit(self, spec: RunSpec) -> _Fit | None:
-        """Of the same solver, and protocol where there is one, that of the nearest size."""
-        work = fit_work(spec)
-        usable = [one for one in self.fits if one.solver == spec.solver and work]
-        return min(
-            usable,
-            key=lambda one: (one.protocol != spec.protocol.name, abs(math.log(one.work / work))),
-            default=None,
-        )
-
-    def _slowdown(self, num_threads: int) -> float:
-        return self.threads / num_threads if self.threads and num_threads else 1.0
-
-    @staticmethod
-    def _flops(spec: RunSpec) -> int:
-        return spec.model.profile.flops if spec.model.profile is not None else 0
+    def _encode_seconds(self, spec: RunSpec) -> float | None:
+        """Return the seconds an image of a model, in another mode where its own was not measured."""
+        same = {
+            mode: seconds
+            for (architecture, precision, mode), seconds in self.encoding.items()
+            if (architecture, precision) == (spec.model.architecture, spec.precision)
+        }
+        return same.get(spec.mode, next(iter(same.values()), None))
 
 
-def measure(records: Iterable[RunRecord], *, device: str, hardware: str = "") -> Rates:
-    """The rates that records have of a device.
+def measure_rates(records: Iterable[RunRecord], *, device: str, hardware: str = "") -> Rates:
+    """Return the rates that records have of a device.
 
     Args:
         records: any.
         device: `cpu`, `cuda` and so on.
-        hardware: the name of what the grid will run on, if it is known: records of the same are taken, or, where there
-            are none, of that which has the most.
+        hardware: name of what the grid will run on, if it is known: records of the same are used, or, where there are
+            none, of the hardware that has the most.
     """
     kind = device.partition(":")[0]
     usable: dict[str, list[DoneRecord]] = {}
@@ -192,56 +148,45 @@ def measure(records: Iterable[RunRecord], *, device: str, hardware: str = "") ->
     if not usable:
         return Rates()
     chosen = hardware if hardware in usable else max(usable, key=lambda name: len(usable[name]))
-    encodings: dict[tuple[object, ...], list[_Encoding]] = {}
+    encoding: dict[tuple[Architecture, str, str], list[float]] = {}
     reading: dict[str, list[float]] = {}
-    fits: dict[tuple[object, ...], _Fit] = {}
+    fits: dict[str, tuple[float, float]] = {}
     for record in usable[chosen]:
         spec = record.spec
-        flops = spec.model.profile.flops if spec.model.profile is not None else 0
         for part in record.extraction.parts.values():
-            own = part.encoder_images_per_second
-            if own is None and part.images and part.models == 1 and part.encode_seconds is not None:
-                own = part.images / max(part.encode_seconds, 1e-9)
-            if own:
-                one = _Encoding(spec.model.architecture, spec.mode, spec.precision, flops, own)
-                encodings.setdefault((one.architecture, one.mode, one.precision), []).append(one)
+            rate = part.encoder_images_per_second
+            if rate is None and part.images and part.models == 1 and part.encode_seconds is not None:
+                rate = part.images / max(part.encode_seconds, 1e-9)
+            if rate and spec.model.architecture is not None:
+                encoding.setdefault((spec.model.architecture, spec.precision, spec.mode), []).append(1 / rate)
             if part.images and part.read_seconds is not None and part.models is not None:
                 seconds = part.read_seconds * part.models / part.images
                 reading.setdefault(spec.dataset.name, []).append(seconds)
-        work, seconds = fit_work(spec), record.seconds.get("fit", 0.0)
-        # The modes of a cell can have one probe, which the second then takes no time for.
-        cell = record.key_of_all_modes
-        if work and seconds > (fits[cell].seconds if cell in fits else 0.0):
-            fits[cell] = _Fit(spec.solver, spec.protocol.name, work, seconds)
+        # The longest of equal fits: fits of a second mode can be cached, and then take no time.
+        fits[spec.solver] = max(fits.get(spec.solver, (0.0, 0.0)), (fit_work(spec), record.seconds.get("fit", 0.0)))
     return Rates(
         chosen,
         (usable[chosen][0].environment.torch_threads or 0) if kind == "cpu" else 0,
         len(usable[chosen]),
-        [sorted(same, key=lambda one: one.rate)[len(same) // 2] for same in encodings.values()],
+        {key: median(seconds) for key, seconds in encoding.items()},
         {name: median(seconds) for name, seconds in reading.items()},
-        list(fits.values()),
+        {solver: measured for solver, measured in fits.items() if all(measured)},
     )
 
 
 def hardware_of(environment: EnvironmentRecord) -> str:
-    """Return the hardware of a record: its GPU, or its CPU with the number of threads."""
+    """Return the name of the hardware of a record's environment: its GPU, or its CPU with the number of threads."""
     return environment.accelerator or f"{environment.cpu}, {environment.torch_threads} threads"
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What a grid takes under one model.
-
-    `seconds` are those of one worker, None where no rate is known; `is_scaled` says that the rate is another model's.
-    """
+    """What a grid takes under one model; `seconds` are of one worker, None where a rate is not known."""
 
     model: str
-    cells: int
+    runs: int
     shards: int
     images: int
-    petaflops: float
-    images_per_second: float | None
-    is_scaled: bool
     extract_seconds: float | None
     fits: int
     fit_seconds: float | None
@@ -251,9 +196,17 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class GridCost:
-    """What a grid takes: of each model, and `seconds` of all workers together, None where a rate is not known.
+    """What a grid takes.
 
-    `stretch` is how many times larger than the nearest that was measured the largest fit is.
+    Args:
+        models: costs by model.
+        units: number of units.
+        shards: number of units that are shards of features.
+        workers: number of workers.
+        seconds: of all workers together, None where a rate is not known.
+        hardware: what the rates were measured on; empty where there are no records.
+        records: number of records with these rates.
+        stretch: work of the largest fit by that of the largest measured fit of its solver.
     """
 
     models: Sequence[ModelCost]
@@ -261,81 +214,61 @@ class GridCost:
     shards: int
     workers: int
     seconds: float | None
-    rates: Rates
+    hardware: str
+    records: int
     stretch: float
 
 
 def estimate_grid(units: Sequence[Unit], rates: Rates, *, num_workers: int, num_threads: int) -> GridCost:
-    """What units take on so many workers of so many threads each.
+    """Estimate the cost of units on some workers.
 
     Args:
-        units: as `plan_units` gives them.
-        rates: as `measure` found them.
-        num_workers: 1 or more; of more than units that many are taken.
-        num_threads: of a worker.
+        units: from `plan_units`.
+        rates: from `measure_rates`.
+        num_workers: 1 or more; at most as many as there are units are used.
+        num_threads: threads of a worker.
     """
-    durations = {unit: seconds_of(unit, rates, num_threads) for unit in units}
+    durations = {unit: rates.unit_seconds(unit, num_threads) for unit in units}
     num_workers = max(1, min(num_workers, len(units)))  # more have nothing to do
     by_model: dict[str, list[Unit]] = {}
     for unit in units:
         by_model.setdefault(unit.model, []).append(unit)
-    total = None
-    if None not in durations.values():
-        total = play(units, lambda unit: durations[unit] or 0.0, num_workers)
-    stretches = [
-        fit_work(spec) / found.work
-        for unit in units
-        if unit.shard is None
-        for spec in unit.specs[:1]
-        if (found := rates.nearest_fit(spec)) is not None
-    ]
+    total = _sum(durations.values())
+    if total is not None:  # the bound of Graham (1966) for any order of the units
+        longest = max((seconds or 0.0 for seconds in durations.values()), default=0.0)
+        total = total / num_workers + longest * (1 - 1 / num_workers)
+    fits = [unit.specs[0] for unit in units if unit.shard is None]
     return GridCost(
-        [_cost_of(model, of_model, durations, rates) for model, of_model in by_model.items()],
+        [_cost_of(model, of_model, durations) for model, of_model in by_model.items()],
         len(units),
-        sum(unit.shard is not None for unit in units),
+        len(units) - len(fits),
         num_workers,
         total,
-        rates,
-        max(stretches, default=0.0),
+        rates.hardware,
+        rates.num_records,
+        max((fit_work(one) / rates.fits[one.solver][0] for one in fits if one.solver in rates.fits), default=0.0),
     )
 
 
-def seconds_of(unit: Unit, rates: Rates, num_threads: int) -> float | None:
-    """How long one worker takes for a unit."""
-    if unit.shard is not None:
-        return rates.extraction_seconds(unit.specs, unit.images // len(unit.specs), num_threads)
-    # Modes whose features have the same bytes have one probe; that they do not is taken to be so.
-    seconds = [rates.fit_seconds(spec, num_threads) for spec in unit.specs]
-    known = [value for value in seconds if value is not None]
-    return sum(known) if len(known) == len(seconds) else None
-
-
-def _cost_of(model: str, units: Sequence[Unit], durations: Mapping[Unit, float | None], rates: Rates) -> ModelCost:
+def _cost_of(model: str, units: Sequence[Unit], durations: Mapping[Unit, float | None]) -> ModelCost:
     shards, fits = [u for u in units if u.shard is not None], [u for u in units if u.shard is None]
-    first = units[0].specs[0]
-    found = rates.nearest_encoding(first)
-    extract, fit = (_sum([durations[unit] for unit in some]) for some in (shards, fits))
-    images = sum(unit.images for unit in shards)
-    flops = first.model.profile.flops if first.model.profile is not None else 0
     of_group = {unit.group: unit for unit in shards}.values()
     disk = [feature_bytes(spec.dataset, spec.model) for unit in of_group for spec in unit.specs]
     needs = [memory_of(unit) for unit in units]
     return ModelCost(
         model=model,
-        cells=sum(len(unit.specs) for unit in fits),
+        runs=sum(len(unit.specs) for unit in fits),
         shards=len(shards),
-        images=images,
-        petaflops=images * flops / 1e15,
-        images_per_second=images / extract if extract else None,
-        is_scaled=found is not None and found.architecture != first.model.architecture,
-        extract_seconds=extract,
+        images=sum(unit.images for unit in shards),
+        extract_seconds=_sum(durations[unit] for unit in shards),
         fits=len(fits),
-        fit_seconds=fit,
+        fit_seconds=_sum(durations[unit] for unit in fits),
         memory=Memory(max(need.host for need in needs), max(need.gpu for need in needs)),
         disk=None if None in disk else sum(size or 0 for size in disk),
     )
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Return the sum; None where a value is not known."""
+    all_values = list(values)
+    return None if None in all_values else sum(value or 0.0 for value in all_values)

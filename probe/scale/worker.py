@@ -1,7 +1,7 @@
-"""What runs in the process of a worker of `ray_grid`: it makes shards of features, and fits, one after the other.
+"""Worker process of a grid on Ray: it makes shards of features, and fits, one after the other.
 
-Its feature store is that of the driver where both see one folder; else it is given the chunks that the driver has, and
-gives back those that it made.
+Its feature store is that of the driver where both see one folder; else the driver sends chunks that the worker lacks,
+and gets back chunks that the driver lacks.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import hashlib
 import logging
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from logging.handlers import QueueHandler
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
 
 from probe import errors, paths
 from probe.environment import library_versions, threads
@@ -34,29 +35,35 @@ from probe.scale.estimates import PROCESS_BYTES, Memory
 from probe.scale.units import Unit
 from probe.settings import Settings
 
-FOLDERS = ("PROBE_DATA_DIR", "PROBE_WEIGHTS_DIR", "PROBE_CACHE_DIR")  # named for all nodes, unless one has its own
-LIMITS = ("PROBE_MAX_IMAGE_PIXELS",)  # set on all nodes, unless one has its own
+FOLDERS = ("PROBE_DATA_DIR", "PROBE_WEIGHTS_DIR", "PROBE_CACHE_DIR")  # variables that name folders on all nodes
+LIMITS = ("PROBE_MAX_IMAGE_PIXELS",)  # other variables for all nodes; a node's own counts more
 Files = Sequence[tuple[str, bytes]]
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """Of the driver, for its workers to be like it: the folder of relative paths, variables, the level of logs."""
+class DriverEnvironment:
+    """Environment of the driver's process that workers take over.
+
+    Args:
+        folder: where relative paths start.
+        variables: environment variables.
+        level: level of the package's log.
+    """
 
     folder: str
     variables: Mapping[str, str]
     level: int = logging.WARNING
 
     @classmethod
-    def here(cls) -> Surroundings:
-        """Those of this process."""
+    def here(cls) -> DriverEnvironment:
+        """Return the environment of this process."""
         named = {name: os.environ[name] for name in FOLDERS if name in os.environ}
         variables = {name: str(paths.absolute(folder)) for name, folder in named.items()}
         variables |= {name: os.environ[name] for name in LIMITS if name in os.environ}
         return cls(str(Path.cwd()), variables, logging.getLogger("probe").getEffectiveLevel())
 
     def apply(self) -> None:
-        """Make them those of this process, as far as its machine has them; a relative path is of nothing elsewhere."""
+        """Take over the folder, if the machine has it, and the variables that this process has not."""
         with suppress(OSError):
             os.chdir(self.folder)
         for name, value in self.variables.items():
@@ -64,15 +71,15 @@ class Surroundings:
 
 
 @dataclass(frozen=True)
-class About:
-    """What a worker says of itself.
+class WorkerInfo:
+    """Description of a worker.
 
     Args:
-        node: Ray's name of it; `host` is for people.
-        memory: bytes of the machine's.
+        node: Ray's name of its node; `host` is for people.
+        memory: bytes of the machine's memory.
         versions: see `versions`.
-        hardware: what of it changes the last bits of features.
-        sees_store: whether its folder of features is that of the driver.
+        hardware: what changes the last bits of features.
+        sees_store: its folder of features is that of the driver.
     """
 
     node: str
@@ -84,8 +91,8 @@ class About:
 
 
 @dataclass(frozen=True)
-class Lacking:
-    """That a worker cannot begin a unit, since its node lacks something, files or memory; another may have it."""
+class NotRunnable:
+    """Error of a unit that cannot begin on a node, for want of files or of memory; another node may have them."""
 
     type: str
     message: str
@@ -93,28 +100,31 @@ class Lacking:
 
 
 @dataclass(frozen=True)
-class Missing:
-    """The chunks of features that a unit is about, by cell, and those of them that are not here."""
+class MissingChunks:
+    """Chunks of features that a unit needs, by cell, and those of them that the worker does not have."""
 
     cells: Sequence[tuple[EntrySpec, Sequence[int], Sequence[int]]]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a unit: records, and the chunks that the driver's store is to be given.
+class UnitResult:
+    """Result of a unit.
 
-    `is_foreseen` says that whatever kept a cell from its score is a `ProbeError`; else the worker may be at fault.
-    `logged` are the levels and messages that one process would have logged.
+    Args:
+        records: of fits.
+        chunks: files of the chunks that the driver wants.
+        is_foreseen: all errors of records are a `ProbeError`; else the worker may be at fault.
+        logs: what the package logged.
     """
 
     records: Sequence[RunRecord] = ()
     chunks: Sequence[tuple[EntrySpec, Files]] = ()
     is_foreseen: bool = True
-    logged: Sequence[tuple[int, str]] = ()
+    logs: Sequence[logging.LogRecord] = ()
 
 
-class _Counted(Progress):
-    """Counts images, for the driver's bar."""
+class _ImageCounter(Progress):
+    """Number of encoded images, for the driver's bar."""
 
     def __init__(self) -> None:
         super().__init__(is_shown=False)
@@ -124,130 +134,112 @@ class _Counted(Progress):
         self.images += n
 
 
-class _Heard(logging.Handler):
-    """Keeps what this package logs in blocks, for the driver to log."""
-
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self.messages: list[tuple[int, str]] = []
-
-    def take(self) -> list[tuple[int, str]]:
-        """What was not taken yet."""
-        taken, self.messages = self.messages, []
-        return taken
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append((record.levelno, record.getMessage()))
-
-    def __enter__(self) -> _Heard:
-        logger = logging.getLogger("probe")
-        self.before = logger.level
-        logger.setLevel(self.level)
-        logger.addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logger = logging.getLogger("probe")
-        logger.removeHandler(self)
-        logger.setLevel(self.before)
-
-
 class Worker:
-    """Holds the model and the dataset that it used last."""
+    """Actor that does units one after the other; it keeps the model and the dataset that it used last."""
 
-    def __init__(self, settings: Settings, num_threads: int, num_blas: int, surroundings: Surroundings) -> None:
-        surroundings.apply()
-        self.heard = _Heard(surroundings.level)
+    def __init__(self, settings: Settings, num_threads: int, num_blas: int, environment: DriverEnvironment) -> None:
+        environment.apply()
+        self.level, self.logs = environment.level, SimpleQueue[logging.LogRecord]()
         self.session = Session(settings, keeps_encoders=True)
         self.num_threads, self.num_blas = num_threads, num_blas
-        self.progress = _Counted()
-        self.shares_store = True
-        self.taken: set[tuple[Path, int]] = set()  # chunks that the driver has
+        self.progress = _ImageCounter()
 
-    def describe(self, device: str, marker: str) -> About:
-        """What is here; `marker` is the name of a file that the driver has put into its feature store."""
-        with self._threads():
+    def describe(self, device: str, marker: str) -> WorkerInfo:
+        """Describe this worker; `marker` is the name of a file that the driver has put into its feature store."""
+        with self._at_work():
             kind = hardware(device)
-        self.shares_store = (self._root / marker).is_file()
         import ray  # which only a worker has for certain
 
         node = ray.get_runtime_context().get_node_id()  # several can be on one host
-        return About(node, platform.node(), device_memory("cpu").total, versions(), kind, self.shares_store)
+        sees_store = (self._root / marker).is_file()
+        return WorkerInfo(node, platform.node(), device_memory("cpu").total, versions(), kind, sees_store)
 
     def num_images(self) -> int:
-        """How many it has encoded; asked while it is at work."""
+        """Return how many images of its unit were encoded; asked for while the worker is busy."""
         return self.progress.images
 
-    def find_missing(self, unit: Unit, need: Memory) -> Lacking | Missing:
-        """What a unit needs of features; `need` is the memory that it takes."""
-        with self.heard:
+    def find_missing(self, unit: Unit, need: Memory) -> NotRunnable | MissingChunks:
+        """Return which chunks of features a unit needs; `need` is the memory that it takes."""
+        with self._at_work():
             found = self._begin(unit, need)
-        if isinstance(found, Lacking):
+        if isinstance(found, NotRunnable):
             return found
         works = [(Work(self._root, cell), chunks) for cell, chunks in found]
-        return Missing([(work.spec, chunks, [i for i in chunks if not work.has(i)]) for work, chunks in works])
+        return MissingChunks([(work.spec, chunks, [i for i in chunks if not work.has(i)]) for work, chunks in works])
 
-    def take_in(self, cell: EntrySpec, chunks: Sequence[int], files: Files) -> None:
-        """Keep chunks that the driver has."""
+    def take_in(self, cell: EntrySpec, files: Files) -> None:
+        """Store chunks that the driver has."""
         Work(self._root, cell).take_in(files)
-        self.taken.update((cell.folder(self._root), chunk) for chunk in chunks)
 
     def release(self) -> None:
         """Give back the memory of models."""
         self.session.encoders.clear()
         gc.collect()
 
-    def do(self, unit: Unit, need: Memory) -> Lacking | Outcome:
+    def do(
+        self, unit: Unit, need: Memory, wanted: Sequence[tuple[EntrySpec, Sequence[int]]] = ()
+    ) -> NotRunnable | UnitResult:
         """Do a unit.
 
+        Args:
+            unit: which one.
+            need: the memory that it takes.
+            wanted: chunks that the driver does not have and cannot see.
+
         Raises:
-            Exception: what nobody foresaw kept a shard from its features. What was foreseen is met again by the fits,
+            Exception: an unforeseen error prevented the features of a shard. A `ProbeError` is met again by the fits,
                 whose records name it.
         """
-        with self.heard:
+        self.progress.images = 0
+        with self._at_work():
             found = self._begin(unit, need)
-            outcome = found if isinstance(found, Lacking) else self._do(unit, found)
-        return outcome if isinstance(outcome, Lacking) else replace(outcome, logged=self.heard.take())
+            if isinstance(found, NotRunnable):
+                return found
+            records = self._fit(unit) if unit.shard is None else []
+            if unit.shard is not None:
+                self._extract(unit)
+            chunks = [(cell, list(Work(self._root, cell).files(numbers))) for cell, numbers in wanted if numbers]
+        logs = [self.logs.get() for _ in range(self.logs.qsize())]
+        return UnitResult(records, chunks, all(is_foreseen(record.error) for record in records), logs)
 
-    def _do(self, unit: Unit, found: Sequence[tuple[EntrySpec, Sequence[int]]]) -> Outcome:
-        with self._threads():
-            if unit.shard is None:
-                runs = list(run_dataset(unit.specs, self.session))
-                for run in runs:
-                    if isinstance(run, FinishedRun):
-                        run.fits.clear()
-                records = [run.record for run in runs]
-                return Outcome(records, is_foreseen=all(is_foreseen(record.error) for record in records))
-            session = replace(self.session, settings=replace(self.session.settings, shard=unit.shard), extracted={})
-            for error in prepare(unit.specs, session, self.progress).values():
-                if not isinstance(error, ProbeError):
-                    raise error
-        if self.shares_store:
-            return Outcome()
-        made = [(cell, self._made_here(cell, chunks)) for cell, chunks in found]
-        return Outcome(chunks=[(cell, list(Work(self._root, cell).files(chunks))) for cell, chunks in made])
+    def _fit(self, unit: Unit) -> list[RunRecord]:
+        runs = list(run_dataset(unit.specs, self.session))
+        for run in runs:
+            if isinstance(run, FinishedRun):
+                run.fits.clear()
+        return [run.record for run in runs]
 
-    def _made_here(self, cell: EntrySpec, chunks: Iterable[int]) -> list[int]:
-        folder = cell.folder(self._root)
-        return [chunk for chunk in chunks if (folder, chunk) not in self.taken]
+    def _extract(self, unit: Unit) -> None:
+        session = replace(self.session, settings=replace(self.session.settings, shard=unit.shard), extracted={})
+        for error in prepare(unit.specs, session, self.progress).values():
+            if not isinstance(error, ProbeError):
+                raise error
 
     @property
     def _root(self) -> Path:
         return paths.cache_dir(self.session.settings.cache_dir)
 
-    def _threads(self) -> Any:
-        return threads(self.num_threads, blas=self.num_blas)
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Compute with the threads of this worker, and collect what the package logs, for the driver."""
+        package, collecting = logging.getLogger("probe"), QueueHandler(self.logs)
+        before = package.level
+        package.setLevel(self.level)
+        package.addHandler(collecting)
+        try:
+            with threads(self.num_threads, blas=self.num_blas):
+                yield
+        finally:
+            package.removeHandler(collecting)
+            package.setLevel(before)
 
-    def _begin(self, unit: Unit, need: Memory) -> Lacking | list[tuple[EntrySpec, Sequence[int]]]:
-        """The features that a unit is about, or what it lacks here: files of the dataset or model, or memory."""
+    def _begin(self, unit: Unit, need: Memory) -> NotRunnable | list[tuple[EntrySpec, Sequence[int]]]:
+        """Return the features that a unit is about, or why it cannot begin: files or memory are missing here."""
         try:
             self._make_room(unit, need)
-            with self._threads():
-                found = [cell for spec in unit.specs for cell in find_entries(spec, self.session).values()]
-        except ExecutorError as err:
-            return Lacking(type(err).__name__, str(err), is_memory=True)
+            found = [cell for spec in unit.specs for cell in find_entries(spec, self.session).values()]
         except ProbeError as err:
-            return Lacking(type(err).__name__, str(err))
+            return NotRunnable(type(err).__name__, str(err), is_memory=isinstance(err, ExecutorError))
         return [(cell, shard_of(cell, unit.shard)) for cell in found]
 
     def _make_room(self, unit: Unit, need: Memory) -> None:
@@ -264,7 +256,7 @@ def refuse_too_large(unit: Unit, need: Memory) -> None:
     """Stop before a unit that the free memory does not hold.
 
     Raises:
-        ExecutorError: with the numbers.
+        ExecutorError: the memory is too small; the message has the numbers.
     """
     device = unit.specs[0].device
     # A process with its libraries is there already.
@@ -272,11 +264,11 @@ def refuse_too_large(unit: Unit, need: Memory) -> None:
     for place, needed in needs.items():
         free = device_memory(place).free
         if needed > free:
-            of, way_out = ("the machine", "a larger machine") if place == "cpu" else ("the GPU", "a larger GPU")
+            of, advice = ("the machine", "a larger machine") if place == "cpu" else ("the GPU", "a larger GPU")
             smaller = "a smaller --batch-size, or " if unit.shard is not None else ""
             raise ExecutorError(
                 f"{unit} needs about {needed / 1e9:.1f} GB of memory of {of}, and {free / 1e9:.1f} GB are free on "
-                f"{platform.node()}; use {smaller}{way_out}"
+                f"{platform.node()}; use {smaller}{advice}"
             )
 
 
@@ -286,7 +278,7 @@ def is_foreseen(error: ErrorRecord | None) -> bool:
 
 
 def versions() -> dict[str, str | None]:
-    """Of what changes numbers, and of this package's source, which can be another under one version."""
+    """Return the versions of what changes numbers, and a digest of the source of this package."""
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         source.update(path.read_bytes())

@@ -1,9 +1,10 @@
 """A Ray whose workers answer as a test says, one after the other in the order in which they were asked."""
 
 import itertools
+from functools import partial
 from types import SimpleNamespace
 
-from probe.scale.worker import About, versions
+from probe.scale.worker import WorkerInfo, versions
 
 
 class RayError(Exception):
@@ -33,6 +34,7 @@ class FakeRay:
         self.workers, self.answer, self.hardware = workers, answer, hardware or {}
         self.versions = versions()
         self.placed = {}  # actor -> node
+        self.pending = []  # actors without a node, each with the reference to its description
         self.asked = []  # (reference, what to do), to be answered
         self.released = []  # nodes whose workers were asked to give back memory
         self._numbers = itertools.count()
@@ -43,22 +45,23 @@ class FakeRay:
     def cluster_resources(self):
         return {"CPU": sum(self.workers.values())}
 
-    def available_resources(self):
-        return {"CPU": sum(self.workers.values()) - len(self.placed)}
-
     def remote(self, **_):
-        return lambda _: SimpleNamespace(remote=self._place)
+        return lambda _: SimpleNamespace(remote=lambda *_: _Actor(self, next(self._numbers)))
 
-    def _place(self, *_):
-        actor = _Actor(self, next(self._numbers))
-        used = list(self.placed.values())
-        self.placed[actor] = next(node for node, n in self.workers.items() if used.count(node) < n)
-        return actor
+    def _place(self):
+        """Give pending actors a node as far as there is room."""
+        for actor, reference in list(self.pending):
+            used = list(self.placed.values())
+            node = next((node for node, n in self.workers.items() if used.count(node) < n), None)
+            if node is not None:
+                self.pending.remove((actor, reference))
+                self.placed[actor] = node
+                kind = self.hardware.get(node, "")
+                info = WorkerInfo(node, node, 8_000_000_000, self.versions, kind, sees_store=True)
+                self.asked.append((reference, lambda info=info: info))
 
     def wait(self, references, num_returns=1, timeout=None):  # noqa: ARG002 - as Ray has it
-        if timeout == 0:
-            return [], references
-        return [next(reference for reference, _ in self.asked if reference in references)], references
+        return [reference for reference, _ in self.asked if reference in references][:num_returns], references
 
     def get(self, reference):
         (work,) = (work for known, work in self.asked if known == reference)
@@ -67,17 +70,36 @@ class FakeRay:
 
     def kill(self, actor):
         self.placed.pop(actor, None)
+        self.pending = [one for one in self.pending if one[0] is not actor]
+        self._place()
 
     def ask(self, actor, method, args):
-        node, reference = self.placed[actor], next(self._numbers)
+        reference = next(self._numbers)
         if method == "describe":
-            about = About(node, node, 8_000_000_000, self.versions, self.hardware.get(node, ""), sees_store=True)
-            self.asked.append((reference, lambda: about))
-        elif method == "release":
+            self.pending.append((actor, reference))
+            self._place()
+            return reference
+        node = self.placed[actor]
+        if method == "release":
             self.released.append(node)
+        elif method == "num_images":
+            self.asked.append((reference, lambda: 300))
         else:
-            self.asked.append((reference, lambda: self.answer(node, args[0])))
+            self.asked.append((reference, partial(self.answer, node, args[0])))
         return reference
+
+    def lose_pending(self, error):
+        """Lose all actors that wait for a node."""
+
+        def fail():
+            raise error
+
+        self.asked += [(reference, fail) for _, reference in self.pending]
+        self.pending = []
+
+    def busy_units(self):
+        """Return the units that workers have been given and have not answered."""
+        return [work.args[1] for _, work in self.asked if isinstance(work, partial)]
 
 
 class _Actor:
@@ -85,4 +107,6 @@ class _Actor:
         self._ray, self._number = ray, number
 
     def __getattr__(self, method):
-        return SimpleNamespace(remote=lambda *args: self._ray.ask(self, method, args))
+        bound = SimpleNamespace(remote=lambda *args: self._ray.ask(self, method, args))
+        bound.options = lambda **_: bound
+        return bound

@@ -95,7 +95,7 @@ def test_features_travel_between_nodes_that_share_no_folder(tmp_path, serial):
 
 
 def test_four_workers_have_the_same_records(tmp_path, serial):
-    """One is that of the tests beside this, two are those of `test_ray_grid`."""
+    """One is that of the tests beside this, two are those of `test_grid`."""
     settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
     with _cluster([tmp_path / "a"], num_cpus=4) as (cluster, _):
         records = list(run_grid(_specs(), settings=settings, address=cluster.address, num_threads=1))

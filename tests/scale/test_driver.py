@@ -1,22 +1,24 @@
 """What the driver of a grid on Ray makes of what workers answer; those of `test_grid` are real."""
 
+import io
+import re
+import sys
+
 import pytest
 from make.fake_ray import FakeRay, RayError, RayTaskError
 
 from probe.errors import ExecutorError
-from probe.grid import plan
-from probe.runner import failure
-from probe.scale.cluster import one_line
+from probe.runner import failure, plan
+from probe.scale.cluster import error_line
 from probe.scale.driver import _Driver
-from probe.scale.worker import Lacking, Outcome
+from probe.scale.worker import NotRunnable, UnitResult
 from probe.settings import Settings
 
-TOO_LITTLE = Lacking("ExecutorError", "too little memory", is_memory=True)
+TOO_LITTLE = NotRunnable("ExecutorError", "too little memory", is_memory=True)
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
-    monkeypatch.setattr("probe.scale.cluster.LOOK_SECONDS", 0.0)
     monkeypatch.setattr("probe.scale.driver.WAIT_SECONDS", 0.01)
     monkeypatch.setattr("probe.scale.cluster.QUIET_SECONDS", 0.05)
 
@@ -34,8 +36,8 @@ def _run(tmp_path, ray, *models, protocols=("readme",)):
 def _done(node, unit):
     """As if what a worker says of a cell were its failure, to see who says it."""
     if unit.shard is not None:
-        return Outcome()
-    return Outcome([failure(spec, {"type": "DatasetError", "message": f"by {node}"}) for spec in unit.specs])
+        return UnitResult()
+    return UnitResult([failure(spec, {"type": "DatasetError", "message": f"by {node}"}) for spec in unit.specs])
 
 
 def test_who_has_too_little_memory_waits_for_who_uses_it(tmp_path):
@@ -54,7 +56,23 @@ def test_who_has_too_little_memory_waits_for_who_uses_it(tmp_path):
         ("tiny", "readme", "by a"),
     ]
     assert refused
-    assert not ray.released
+
+
+def test_a_unit_that_is_tried_alone_has_the_node_for_itself(tmp_path):
+    """Else the memory of what begins beside it would be taken for too little memory on the node."""
+    beside = []
+
+    def answer(node, unit):
+        if unit is driver.units[0]:
+            beside.extend(ray.busy_units())
+        return _done(node, unit)
+
+    ray = FakeRay({"a": 2}, answer)
+    specs = plan(["digits"], ["tiny", "random:tiny"], protocols=["readme"], device="cpu", solver="fast")
+    driver = _Driver(ray, specs, Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features"), 1)
+    driver.only_alone.add((driver.units[0], "a"))
+    assert len(list(driver.run())) == 2
+    assert not beside
 
 
 def test_the_idle_give_back_memory_before_a_unit_is_refused(tmp_path):
@@ -76,7 +94,7 @@ def test_the_idle_give_back_memory_before_a_unit_is_refused(tmp_path):
 
 
 def test_what_one_node_lacks_another_has(tmp_path):
-    missing = Lacking("DatasetMissingError", "no digits here")
+    missing = NotRunnable("DatasetMissingError", "no digits here")
     ray = FakeRay({"a": 1, "b": 1}, lambda node, unit: missing if node == "a" else _done(node, unit))
     assert _run(tmp_path, ray, "tiny") == [("tiny", "readme", "by b")]
     ray = FakeRay({"a": 1, "b": 1}, lambda node, unit: missing)
@@ -113,10 +131,10 @@ def test_a_cell_that_fails_as_nobody_foresaw_is_tried_once_more(tmp_path):
 
     def answer(node, unit):
         if unit.shard is not None:
-            return Outcome()
+            return UnitResult()
         tried.append(unit)
         error = {"type": "RuntimeError", "message": f"attempt {len(tried)}"}
-        return Outcome([failure(spec, error) for spec in unit.specs], is_foreseen=False)
+        return UnitResult([failure(spec, error) for spec in unit.specs], is_foreseen=False)
 
     assert _run(tmp_path, FakeRay({"a": 1}, answer), "tiny") == [("tiny", "readme", "attempt 2")]
 
@@ -148,6 +166,21 @@ def test_what_no_node_of_its_hardware_can_do_is_made_anew_on_other(tmp_path):
     assert made == ["a", "b"]
 
 
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_one_bar_shows_units_images_and_the_time_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+    monkeypatch.setattr("probe.scale.driver.WAIT_SECONDS", 0.0)
+    _run(tmp_path, FakeRay({"a": 2}, _done), "tiny", "random:tiny")
+    shown = terminal.getvalue().split("\r")
+    assert any("1 of 4 units, 1 running, 0 failed: " in line and "| 2097/3594 [" in line for line in shown)
+    last = next(line for line in shown if "4 of 4 units, 0 running, 2 failed: 100%" in line)
+    assert re.search(r"3594/3594 \[\d+:\d\d<\d+:\d\d, +[\d.]+img/s\]", last)
+
+
 def test_other_versions_are_said_before_work_begins(tmp_path):
     ray = FakeRay({"a": 1}, _done)
     ray.versions = {**ray.versions, "torch": "2.0", "av": None}
@@ -156,9 +189,37 @@ def test_other_versions_are_said_before_work_begins(tmp_path):
 
 
 def test_an_error_of_ray_is_one_line_of_what_went_wrong():
-    assert one_line(RayTaskError(ValueError("no such file"))) == "no such file"
+    assert error_line(RayTaskError(ValueError("no such file"))) == "no such file"
     long = RayError(
         "The actor died because of an error raised in its creation task, \x1b[36mray::Worker\x1b[39m\n  a\nKeyError: 1"
     )
-    assert one_line(long) == "KeyError: 1"
-    assert one_line(RayError("killed\n by  somebody")) == "killed by somebody"
+    assert error_line(long) == "KeyError: 1"
+    assert error_line(RayError("killed\n by  somebody")) == "killed by somebody"
+
+
+def test_workers_that_wait_for_a_node_are_lost_with_it_and_replaced(tmp_path):
+    """Ray gives up all that it meant to start there; that is no reason to give up the grid."""
+    ray = FakeRay({"a": 0, "b": 0}, _done)
+    specs = plan(["digits"], ["tiny"], protocols=[f"few-shot-{n}" for n in (1, 2, 4, 8, 16)], device="cpu")
+    driver = _Driver(ray, specs, Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features"), 1)
+    driver.workers.request(8)
+    assert len(ray.pending) == 8
+    ray.lose_pending(RayError("its node is gone"))
+    for answer in list(driver.workers.starting):
+        assert driver.workers.admit(answer) is None
+    ray.workers["b"] = 1
+    assert [record.error.message for record in driver.run()] == ["by b"] * len(specs)
+
+
+def test_workers_that_cannot_start_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("probe.scale.cluster.TOGETHER_SECONDS", -1.0)
+    ray = FakeRay({"a": 0}, _done)
+    specs = plan(["digits"], ["tiny"], protocols=["readme"], device="cpu")
+    driver = _Driver(ray, specs, Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features"), 1)
+    driver.workers.request(5)
+    ray.lose_pending(RayError("no memory"))
+    *first, last = driver.workers.starting
+    for answer in first:
+        assert driver.workers.admit(answer) is None
+    with pytest.raises(ExecutorError, match=r"lost as soon as they start \(no memory\)"):
+        driver.workers.admit(last)

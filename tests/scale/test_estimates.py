@@ -19,9 +19,8 @@ from probe.scale.estimates import (
     fit_shape,
     fit_work,
     hardware_of,
-    measure,
+    measure_rates,
     memory_of,
-    seconds_of,
 )
 from probe.scale.units import plan_units
 from probe.settings import Settings
@@ -42,50 +41,61 @@ def _units(model, dataset="fashion_mnist", **options):
 
 
 def test_a_measured_rate_is_that_of_the_model_whatever_weights_it_has():
-    rates = measure([_record(rate=30.0)], device="cpu")
+    rates = measure_rates([_record(rate=30.0)], device="cpu")
     (shard, *_) = _units("ViT-B/32")
     # Encoding, and reading at a millisecond for two models that share it.
     expected = shard.images * (1 / 30.0 + 2 * 70.0 / 70_000)
-    assert seconds_of(shard, rates, 2) == pytest.approx(expected)
+    assert rates.unit_seconds(shard, 2) == pytest.approx(expected)
     both = _units("ViT-B/32", jit_modes=(False, True))[0]  # which share the reading
-    assert seconds_of(both, rates, 2) == pytest.approx(both.images / 2 * (2 / 30.0 + 0.002))
-    assert seconds_of(shard, rates, 1) == pytest.approx(shard.images * (2 / 30.0 + 2 * 70.0 / 70_000))
+    assert rates.unit_seconds(both, 2) == pytest.approx(both.images / 2 * (2 / 30.0 + 0.002))
+    assert rates.unit_seconds(shard, 1) == pytest.approx(shard.images * (2 / 30.0 + 2 * 70.0 / 70_000))
 
 
-def test_another_model_takes_as_much_longer_as_it_has_operations():
-    rates = measure([_record(rate=30.0), _record("tiny", rate=900.0)], device="cpu")
-    (shard, *_) = _units("ViT-L/14")
-    times = get_model("ViT-L/14").profile.flops / get_model("ViT-B/32").profile.flops  # which is nearer than tiny
-    assert seconds_of(shard, rates, 2) == pytest.approx(shard.images * (times / 30.0 + 0.002))
+def test_the_time_of_a_model_that_was_not_measured_is_not_known():
+    rates = measure_rates([_record(rate=30.0), _record("tiny", rate=900.0)], device="cpu")
+    assert rates.unit_seconds(_units("ViT-L/14")[0], 2) is None
+    cost = estimate_grid(_units("ViT-L/14") + _units("ViT-B/32"), rates, num_workers=2, num_threads=2)
+    assert [one.extract_seconds is None for one in cost.models] == [True, False]
+    assert cost.seconds is None
+
+
+def test_workers_share_the_work_but_for_the_longest_unit():
+    rates = measure_rates([_record(rate=30.0, fit=100.0)], device="cpu")
+    units = _units("ViT-B/32")
+    one, many = (estimate_grid(units, rates, num_workers=n, num_threads=2).seconds for n in (1, 4))
+    durations = [rates.unit_seconds(unit, 2) for unit in units]
+    assert one == pytest.approx(sum(durations))
+    assert many == pytest.approx(sum(durations) / 4 + 3 / 4 * max(durations))
 
 
 def test_a_fit_takes_as_much_longer_as_it_is_larger():
-    rates = measure([_record(fit=10.0)], device="cpu")
+    rates = measure_rates([_record(fit=10.0)], device="cpu")
     fits = _units("ViT-B/32", "cifar100")[-1]
     assert fit_shape(fits.specs[0]) == (50_000, 512, 100)
-    assert seconds_of(fits, rates, 2) == pytest.approx(10.0 * (50_000 * 100) / (60_000 * 10))
+    assert rates.unit_seconds(fits, 2) == pytest.approx(10.0 * (50_000 * 100) / (60_000 * 10))
 
 
 def test_rates_are_of_the_hardware_that_is_meant():
     other = EnvironmentRecord(cpu="another", torch_threads=4)
     records = [_record(rate=30.0), _record(rate=99.0, environment=other), _record(rate=99.0, environment=other)]
     assert hardware_of(HERE) == "a CPU, 2 threads"
-    assert measure(records, device="cpu", hardware="a CPU, 2 threads").hardware == "a CPU, 2 threads"
-    assert measure(records, device="cpu", hardware="unknown").hardware == "another, 4 threads"
-    assert not measure(records, device="cuda").hardware
+    assert measure_rates(records, device="cpu", hardware="a CPU, 2 threads").hardware == "a CPU, 2 threads"
+    assert measure_rates(records, device="cpu", hardware="unknown").hardware == "another, 4 threads"
+    assert not measure_rates(records, device="cuda").hardware
 
 
 def test_rates_of_several_models_together_are_of_none():
     """Of earlier records, whose passes fed several."""
     part = replace(_record().extraction.parts["all"], encoder_images_per_second=None)
-    assert not measure([changed(_record(), "extraction.parts", {"all": part})], device="cpu").encodings
+    record = changed(_record(), "extraction.parts", {"all": part})
+    assert not measure_rates([record], device="cpu").encoding
     alone = replace(part, models=1, encode_seconds=7_000.0)
     record = changed(_record(), "extraction.parts", {"all": alone})
-    assert measure([record], device="cpu").encodings[0].rate == pytest.approx(10.0)
+    assert list(measure_rates([record], device="cpu").encoding.values()) == [pytest.approx(1 / 10.0)]
 
 
 def test_without_rates_time_is_not_known_but_memory_and_disk_are():
-    cost = estimate_grid(_units("ViT-B/32"), measure([], device="cpu"), num_workers=8, num_threads=2)
+    cost = estimate_grid(_units("ViT-B/32"), measure_rates([], device="cpu"), num_workers=8, num_threads=2)
     assert cost.seconds is None
     (one,) = cost.models
     assert one.extract_seconds is None
@@ -113,7 +123,6 @@ def test_a_protocol_costs_as_many_fits_as_it_makes():
     assert fit_work(paper) > 10 * fit_work(readme)
 
 
-@pytest.mark.slow
 def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
     """By the record of it: reading, encoding and fitting, which is what the rates are of."""
     settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
@@ -132,4 +141,4 @@ def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
     assert main(["run", "--dataset", "imagenet", *options, "--plan", "8", "--device", "cuda"]) == 0
     said = capsys.readouterr().out
     assert "each of a GPU" in said
-    assert "run a small cell there first" in said
+    assert "run a small dataset there first" in said

@@ -1,15 +1,11 @@
 """Grids on Ray, started on this machine; a real one, with real processes that are killed."""
 
 import contextlib
-import io
-import itertools
 import os
-import re
 import signal
 import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from make.ray_processes import beside, content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
@@ -22,9 +18,7 @@ from probe.records.record import read_records, write_record
 from probe.runner import run_grid as run_serially
 from probe.scale.cluster import find_difference
 from probe.scale.driver import run_grid
-from probe.scale.progress import UnitBar
-from probe.scale.units import Queue, plan_units
-from probe.scale.worker import About
+from probe.scale.worker import WorkerInfo
 from probe.settings import Settings
 
 
@@ -100,30 +94,6 @@ def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypat
     assert len(read_records(tmp_path / "results")) == 2
 
 
-class _Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_one_bar_shows_units_images_and_the_time_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
-    monkeypatch.setattr("probe.scale.progress.WAIT_SECONDS", 0.0)
-    specs, _ = _grid(tmp_path)
-    units = plan_units(specs)
-    queue = Queue(units)
-    clock = SimpleNamespace(monotonic=itertools.count(step=10.0).__next__)  # advances by 10 seconds at each look
-    monkeypatch.setattr("probe.scale.progress.time", clock)
-    with UnitBar(units, dict.fromkeys(units, 1.0)) as bar:
-        queue.finish(queue.take())
-        queue.take()
-        bar.show(queue, images=500, num_failed=1)
-        assert bar._bar.n == 1
-    shown = terminal.getvalue().split("\r")[-1]
-    assert "1/4 units" in shown
-    assert "1 running, 1 failed" in shown
-    assert re.search(r"[1-9][\d,]* img/s, \d+:\d\d left", shown)
-
-
 def test_a_cell_that_fails_does_so_as_in_one_process(tmp_path):
     specs = plan(["mnist"], ["tiny"], protocols=["readme"], device="cpu")
     settings = Settings(
@@ -157,6 +127,6 @@ def test_an_address_that_does_not_answer_is_named(tmp_path, capsys):
 
 def test_workers_with_other_versions_are_refused():
     """They would give other numbers, and only some of them."""
-    about = About("1", "node7", 1, {"torch": "2.0", "numpy": "2"}, "AVX2", sees_store=True)
-    assert "node7 has torch 2.0, here 2.15;" in str(find_difference({"torch": "2.15", "numpy": "2"}, about))
-    assert find_difference({"torch": "2.0", "numpy": "2"}, about) is None
+    info = WorkerInfo("1", "node7", 1, {"torch": "2.0", "numpy": "2"}, "AVX2", sees_store=True)
+    assert "node7 has torch 2.0, here 2.15;" in str(find_difference({"torch": "2.15", "numpy": "2"}, info))
+    assert find_difference({"torch": "2.0", "numpy": "2"}, info) is None

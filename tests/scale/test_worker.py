@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from probe.records.schema import ErrorRecord
 from probe.scale import worker as worker_module
 from probe.scale.estimates import Memory, memory_of
 from probe.scale.units import plan_units
-from probe.scale.worker import Lacking, Surroundings, Worker, is_foreseen, refuse_too_large, versions
+from probe.scale.worker import DriverEnvironment, NotRunnable, Worker, is_foreseen, refuse_too_large, versions
 from probe.settings import Settings
 
 GB = 1_000_000_000
@@ -31,19 +32,17 @@ def _units(dataset="digits", model="tiny", **options):
 
 
 def _worker(tmp_path, name, **settings):
-    return Worker(Settings(cache_dir=tmp_path / name, **settings), 1, 1, Surroundings.here())
+    return Worker(Settings(cache_dir=tmp_path / name, **settings), 1, 1, DriverEnvironment.here())
 
 
-@pytest.mark.slow
 def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
     shard, fits = _units()
     maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
-    maker.shares_store = False
-    made = maker.do(shard, NEED)
-    ((cell, files),) = made.chunks
-    every = range(cell.num_chunks)
+    ((cell, every, lacking),) = maker.find_missing(shard, NEED).cells
+    assert lacking == list(every) == list(range(cell.num_chunks))
+    ((_, files),) = maker.do(shard, NEED, [(cell, every)]).chunks
     assert other.find_missing(fits, NEED).cells == [(cell, every, list(every))]
-    other.take_in(cell, every, files)
+    other.take_in(cell, files)
     assert other.find_missing(fits, NEED).cells == [(cell, every, [])]
     (record,) = other.do(fits, NEED).records
     assert record.extraction.from_cache  # put together without the model
@@ -54,30 +53,30 @@ def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
     assert list(Work(tmp_path / "other", cell).files(range(cell.num_chunks))) == list(files)
 
 
-@pytest.mark.slow
-def test_chunks_that_were_sent_are_not_sent_back(tmp_path):
+def test_chunks_that_the_driver_has_are_not_sent_to_it(tmp_path):
     shard, _ = _units()
-    maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
-    maker.shares_store = other.shares_store = False
-    ((cell, files),) = maker.do(shard, NEED).chunks
-    half = range(cell.num_chunks // 2)
-    other.take_in(cell, half, list(Work(tmp_path / "maker", cell).files(half)))
-    ((_, again),) = other.do(shard, NEED).chunks
-    assert {name for name, _ in files} - {name for name, _ in again} == {f"{chunk:06}.npz" for chunk in half}
+    worker = _worker(tmp_path, "one")
+    ((cell, every, _),) = worker.find_missing(shard, NEED).cells
+    half = range(cell.num_chunks // 2, cell.num_chunks)
+    ((_, files),) = worker.do(shard, NEED, [(cell, half)]).chunks
+    assert {name for name, _ in files} == {f"{chunk:06}.npz" for chunk in half} | {"making.json"}
+    assert len(half) < len(every)
+    assert not worker.do(shard, NEED).chunks
 
 
-@pytest.mark.slow
 def test_what_one_process_would_log_is_given_to_the_driver(tmp_path):
     before = logging.getLogger("probe").level
     shard, fits = _units()
-    worker = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(Surroundings.here(), level=logging.INFO))
-    assert (logging.INFO, "digits / tiny / eager / readme") in worker.do(fits, NEED).logged
+    worker = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(DriverEnvironment.here(), level=logging.INFO))
+    assert (logging.INFO, "digits / tiny / eager / readme") in [
+        (log.levelno, log.getMessage()) for log in worker.do(fits, NEED).logs
+    ]
     entry = next((tmp_path / "one" / "digits").glob("*/entry.json")).parent
     (entry / "projected.npy").write_bytes(b"damaged")
-    quiet = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(Surroundings.here(), level=logging.WARNING))
-    ((level, message),) = quiet.do(shard, NEED).logged
-    assert level == logging.WARNING
-    assert "are damaged" in message
+    quiet = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(DriverEnvironment.here(), level=logging.WARNING))
+    (log,) = pickle.loads(pickle.dumps(quiet.do(shard, NEED).logs))
+    assert log.levelno == logging.WARNING
+    assert "are damaged" in log.getMessage()
     assert logging.getLogger("probe").level == before
 
 
@@ -93,7 +92,6 @@ def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
     assert not is_foreseen(ErrorRecord("AcceleratorError", ""))
 
 
-@pytest.mark.slow
 def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path):
     (shard, _) = _units()
     worker = _worker(tmp_path, "one")
@@ -107,7 +105,7 @@ def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path):
 def test_what_is_not_on_the_node_is_said_before_anything_starts(tmp_path):
     (shard, *_) = _units("mnist")
     lacking = _worker(tmp_path, "one", data_dir=tmp_path, offline=True).do(shard, NEED)
-    assert isinstance(lacking, Lacking)
+    assert isinstance(lacking, NotRunnable)
     assert lacking.type == "DatasetMissingError"
     assert not lacking.is_memory
 
@@ -126,15 +124,15 @@ def test_too_little_memory_is_said_with_the_numbers(tmp_path, monkeypatch):
 def test_a_worker_is_in_the_surroundings_of_the_driver(tmp_path, monkeypatch):
     monkeypatch.setenv("PROBE_DATA_DIR", "mine")
     monkeypatch.delenv("PROBE_CACHE_DIR", raising=False)
-    before = Surroundings.here()
+    before = DriverEnvironment.here()
     monkeypatch.chdir(tmp_path)
-    Surroundings(before.folder, {"PROBE_DATA_DIR": "theirs", "PROBE_CACHE_DIR": "theirs"}).apply()
-    after = Surroundings.here()
+    DriverEnvironment(before.folder, {"PROBE_DATA_DIR": "theirs", "PROBE_CACHE_DIR": "theirs"}).apply()
+    after = DriverEnvironment.here()
     assert after.folder == before.folder
     own, theirs = (str(Path(before.folder) / name) for name in ("mine", "theirs"))
     assert after.variables == {"PROBE_DATA_DIR": own, "PROBE_CACHE_DIR": theirs}  # a node's own counts more
     monkeypatch.delenv("PROBE_CACHE_DIR")
-    Surroundings("/no/such/folder", {}).apply()
+    DriverEnvironment("/no/such/folder", {}).apply()
 
 
 def test_versions_tell_a_changed_source():
