@@ -165,7 +165,9 @@ def test_a_client_from_outside_of_the_cluster_has_the_same_records(tmp_path, ser
         ]
         options += ["--cache-dir", "~/features", "--results-dir", str(tmp_path / "results"), "--threads", "1"]
         options += ["--executor", "ray", "--ray-address", f"ray://127.0.0.1:{ports[1]}"]
-        subprocess.run([sys.executable, "-m", "probe", "run", *options], check=True, capture_output=True, timeout=300)
+        command = [sys.executable, "-m", "probe", "run", *options]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
     assert {record.key: content(record) for record in read_records(tmp_path / "results")} == serial
 
 
