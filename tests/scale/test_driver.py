@@ -8,7 +8,8 @@ import pytest
 from make.fake_ray import FakeRay, RayError, RayTaskError
 
 from probe.errors import ExecutorError
-from probe.runner import failure, plan
+from probe.grid import plan
+from probe.runner import failure
 from probe.scale.cluster import error_line
 from probe.scale.driver import _Driver
 from probe.scale.worker import NotRunnable, UnitResult
