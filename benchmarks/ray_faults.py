@@ -31,7 +31,7 @@ from probe.environment import describe, package_version, threads
 from probe.grid import plan
 from probe.records.schema import RunRecord
 from probe.runner import run_grid as run_serially
-from probe.scale.driver import run_grid
+from probe.scale.driver import run_grid_on_ray
 from probe.settings import Settings
 from probe.specs import RunSpec
 
@@ -112,7 +112,7 @@ def main() -> None:
         try:
             settings = Settings(results_dir=root / "ray", cache_dir="~/cache")
             with contextlib.redirect_stdout(sys.stderr):  # where Ray says what becomes of its processes
-                for record in run_grid(specs, settings=settings, address=cluster.address, num_threads=1):
+                for record in run_grid_on_ray(specs, settings=settings, address=cluster.address, num_threads=1):
                     found[record.key] = content(record)
         finally:
             is_over.set()

@@ -24,7 +24,7 @@ from probe.environment import describe, package_version
 from probe.grid import plan
 from probe.runner import run_grid as run_serially
 from probe.scale.cluster import connected
-from probe.scale.driver import run_grid
+from probe.scale.driver import run_grid_on_ray
 from probe.settings import Settings
 from probe.specs import RunSpec
 
@@ -76,7 +76,7 @@ def main() -> None:
             settings = Settings(results_dir=f"{folder}/{i}.ray", cache_dir=f"{folder}/{i}.ray/cache")
             begun = time.perf_counter()
             with connected(None):
-                same = {record.key: record.features for record in run_grid(specs, settings=settings)}
+                same = {record.key: record.features for record in run_grid_on_ray(specs, settings=settings)}
                 ended = time.perf_counter()
             assert same == serial
             print(f"{i}: {seconds:.1f} s, {moment.time - begun:.1f} + {ended - moment.time:.1f} s", file=sys.stderr)

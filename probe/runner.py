@@ -132,7 +132,7 @@ def run_one(
     record = _record(spec, extraction=extraction, features=digests, result=result, fit_seconds=seconds)
     run = FinishedRun(spec, record, extraction, result, fits)
     eager = next((run for run in partners if spec.jit and run.record.mode == "eager"), None)
-    return run if eager is None else replace(run, record=replace(record, parity=compare(eager, run)))
+    return run if eager is None else replace(run, record=replace(record, parity=compare_modes(eager, run)))
 
 
 def run_grid(
@@ -327,7 +327,7 @@ def _describe(features: Features) -> FeaturesRecord:
     return FeaturesRecord(features.compute_sha256(), sample)
 
 
-def compare(eager: FinishedRun, jit: FinishedRun) -> ParityRecord:
+def compare_modes(eager: FinishedRun, jit: FinishedRun) -> ParityRecord:
     """Compare a JIT run with the eager one: features over all splits, test predictions, scores."""
     differences = compare_features(eager.extraction.features, jit.extraction.features)
     largest = {point: found.max_abs for point, found in differences.items()}

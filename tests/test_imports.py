@@ -49,7 +49,6 @@ def test_only_the_command_line_prints():
 # Functions that modules of one kind have alike: `datasets.opening` calls the first two of the module that reads a form
 # of source, `datasets` the third of the module that makes rows of a kind of name.
 INTERFACE = {"open_part", "open_folds", "make_spec"}
-NOT_YET = {"compare", "render", "run_grid", "to_csv", "to_markdown"}  # two modules still have each of these
 
 
 def test_public_names_mean_one_thing():
@@ -60,7 +59,7 @@ def test_public_names_mean_one_thing():
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 modules.setdefault(node.name, []).append(path.relative_to(PACKAGE).as_posix())
     shared = {name: found for name, found in modules.items() if len(found) > 1}
-    assert {name: found for name, found in shared.items() if name not in INTERFACE | NOT_YET} == {}
+    assert {name: found for name, found in shared.items() if name not in INTERFACE} == {}
 
 
 @pytest.mark.parametrize(

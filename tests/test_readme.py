@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from probe.cli.main import main
-from probe.leaderboard.tables import markdown_table, percent, to_markdown
+from probe.leaderboard.tables import markdown_table, percent, records_to_markdown
 from probe.records.record import read_records
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ def _run():
         for r in read_records(ROOT / "results")
         if r.key == ("tiny", "eager", "digits", "clip-paper", "fp32", "sklearn")
     ]
-    return f"```text\n{to_markdown(records)}```\n"
+    return f"```text\n{records_to_markdown(records)}```\n"
 
 
 PARTS = {

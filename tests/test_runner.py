@@ -16,7 +16,7 @@ from probe.datasets.opening import open_dataset
 from probe.errors import CheckpointError, DatasetError, UnknownNameError
 from probe.features.extraction import extract_grid
 from probe.grid import plan
-from probe.leaderboard.tables import footnotes, row, to_markdown
+from probe.leaderboard.tables import footnotes, records_to_markdown, row
 from probe.probes.protocols import get_protocol
 from probe.records.record import read_records, record_path, write_record
 from probe.records.schema import ReadRecord
@@ -262,7 +262,7 @@ def test_a_partial_result_is_marked_and_never_takes_the_place_of_a_whole_one(dam
     results_dir = tmp_path / "results"
     (partial,) = run_folder(damaged, results_dir, skip_corrupt=2)
     assert record_path(partial, results_dir).name == "tiny.eager.readme.fp32.partial.json"
-    assert " +" in to_markdown([partial])
+    assert " +" in records_to_markdown([partial])
     assert row(partial)["status"] in ("partial", "not converged, partial")
     assert "+ images are missing or could not be read" in "".join(footnotes([partial]))
     whole = replace(partial, read=ReadRecord())

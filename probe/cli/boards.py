@@ -83,7 +83,7 @@ def _write_page(records: Sequence[RunRecord], results_dir: Path, args: argparse.
         raise errors.ResultsError(f"{results_dir / PAGE} is of all records; name another file with --out")
     path = Path(args.out) if args.out is not None else results_dir / PAGE
     folder = Path(os.path.relpath(results_dir, path.parent)).as_posix()
-    write_text(path, page.render(records, make_sections(records), results_dir=folder))
+    write_text(path, page.render_page(records, make_sections(records), results_dir=folder))
     return path
 
 

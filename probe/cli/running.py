@@ -90,7 +90,7 @@ def _execute(specs: Sequence[RunSpec], settings: Settings, args: argparse.Namesp
         return
     from probe.scale import driver
 
-    yield from driver.run_grid(
+    yield from driver.run_grid_on_ray(
         specs, settings, address=args.ray_address, num_threads=args.threads or 0, rerun=args.rerun
     )
 
@@ -102,8 +102,8 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
         for record in records:
             print(json.dumps(record.to_dict(), sort_keys=True))
     else:
-        print(tables.to_markdown(records), end="")
-        parity = modes.to_markdown(records)
+        print(tables.records_to_markdown(records), end="")
+        parity = modes.modes_to_markdown(records)
         if parity:
             print("\n" + parity, end="")
         for note in tables.footnotes(records):

@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from probe.atomic import lock, make_folder, share, temporary_beside, write_atomically
-from probe.errors import CacheError
+from probe.errors import CacheError, summarize
 from probe.features.encode import PRE_PROJECTION, Features, chunk_size
 from probe.features.store import (
     ABOUT,
@@ -36,7 +36,6 @@ from probe.features.store import (
     VERSION,
     EntrySpec,
     find,
-    why,
 )
 from probe.fetch import file_sha256
 from probe.specs import canonical_json, digest
@@ -249,7 +248,7 @@ class Work:
             return None
         except (*DAMAGE, PermissionError) as err:  # it may belong to another user, who did not share it
             what = "may not be read" if isinstance(err, PermissionError) else "is damaged"
-            logger.warning("%s %s (%s); it is made again", path, what, why(err))
+            logger.warning("%s %s (%s); it is made again", path, what, summarize(err))
             path.unlink(missing_ok=True)
             return None
         return _Chunk(path, shapes, skipped)

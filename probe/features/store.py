@@ -160,13 +160,8 @@ def damage(folder: Path) -> str:
     except FileNotFoundError as err:
         return f"there is no {Path(err.filename or folder).name}"
     except DAMAGE as err:
-        return why(err)
+        return summarize(err)
     return ""
-
-
-def why(err: Exception) -> str:
-    """Return the message of an exception in one line."""
-    return summarize(err)
 
 
 def _read(folder: Path) -> Entry:

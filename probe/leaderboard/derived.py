@@ -11,7 +11,7 @@ from pathlib import Path
 
 from probe.leaderboard import modes, page, tables
 from probe.leaderboard import sections as board
-from probe.leaderboard.exports import to_csv
+from probe.leaderboard.exports import rows_to_csv
 from probe.records.record import encode, model_slug, read_records, write_text
 from probe.records.schema import RunRecord
 
@@ -29,7 +29,7 @@ def write_derived(results_dir: str | Path = "results") -> list[Path]:
     records = read_records(folder)
     if not records and not (folder / PAGE).is_file():  # a run that was interrupted before its first cell
         return []
-    files = render(records)
+    files = render_derived(records)
     _write_changed(folder, files)
     return [folder / name for name in files]
 
@@ -42,7 +42,7 @@ def write_tables_of(record: RunRecord, results_dir: str | Path) -> None:
     """
     folder = Path(results_dir)
     records = read_records(folder, files=f"*/{model_slug(record)}.{record.mode}.*.json")
-    _write_changed(folder, {f"{TABLES}/{name}": text for name, text in tables.render(records).items()})
+    _write_changed(folder, {f"{TABLES}/{name}": text for name, text in tables.render_tables(records).items()})
 
 
 def _write_changed(folder: Path, files: Mapping[str, str]) -> None:
@@ -62,22 +62,22 @@ class Stale:
 def find_stale(results_dir: str | Path = "results") -> Stale:
     """What under `results_dir` is not as `write_derived` would leave it."""
     folder = Path(results_dir)
-    files = render(read_records(folder))
+    files = render_derived(read_records(folder))
     return Stale(
         [folder / name for name, text in files.items() if not _holds(folder / name, text)], _orphans(folder, files)
     )
 
 
-def render(records: Sequence[RunRecord]) -> dict[str, str]:
+def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
     """All of them for sorted records: path below the results folder -> text."""
     sections = board.make_sections(records)
     return {
-        **{f"{TABLES}/{name}": text for name, text in tables.render(records).items()},
-        "leaderboard.csv": to_csv(*board.table(sections)),
-        "leaderboard.md": board.to_markdown(sections),
-        PAGE: page.render(records, sections),
-        "jit_against_eager.csv": to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
-        "jit_against_eager.md": f"# JIT against eager\n\n{modes.to_markdown(records)}",
+        **{f"{TABLES}/{name}": text for name, text in tables.render_tables(records).items()},
+        "leaderboard.csv": rows_to_csv(*board.table(sections)),
+        "leaderboard.md": board.sections_to_markdown(sections),
+        PAGE: page.render_page(records, sections),
+        "jit_against_eager.csv": rows_to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
+        "jit_against_eager.md": f"# JIT against eager\n\n{modes.modes_to_markdown(records)}",
     }
 
 

@@ -22,7 +22,7 @@ _SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
-def to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def rows_to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Numbers unrounded, texts as `tables.csv_value` returns them, missing values empty."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([map(csv_value, row) for row in (header, *rows)])
@@ -55,8 +55,8 @@ def to_parquet(sections: Sequence[Section]) -> bytes:
 
 
 FORMATS: dict[str, Callable[[Sequence[Section]], str | bytes]] = {
-    "md": board.to_markdown,
-    "csv": lambda sections: to_csv(*board.table(sections)),
+    "md": board.sections_to_markdown,
+    "csv": lambda sections: rows_to_csv(*board.table(sections)),
     "json": to_json,
     "latex": to_latex,
     "parquet": to_parquet,

@@ -62,7 +62,7 @@ def rows(pairs: Sequence[ModePair]) -> list[list[object]]:
     return found
 
 
-def to_markdown(records: Iterable[RunRecord]) -> str:
+def modes_to_markdown(records: Iterable[RunRecord]) -> str:
     """A table to read, scores in percent; empty where there is no pair."""
     header = ("dataset", "model", "protocol", "eager, %", "jit, %", "largest feature difference", "flips", "p")
     lines = []

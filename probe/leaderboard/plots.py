@@ -99,7 +99,7 @@ def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
     if pairs:
         points = [(pair.eager, _score(pair.eager), _score(pair.jit)) for pair in pairs]
         yield "jit", _against(points, "eager, %", "JIT, %")
-    compared = published.compare(records)
+    compared = published.compare_with_published(records)
     if compared:
         points = [(found.record, 100 * found.theirs, _score(found.record)) for found in compared]
         yield "published", _against(points, "published, %", "here, %")

@@ -163,7 +163,7 @@ def table(found: Sequence[Section]) -> tuple[list[str], list[list[object]]]:
     return header, rows
 
 
-def to_markdown(found: Sequence[Section]) -> str:
+def sections_to_markdown(found: Sequence[Section]) -> str:
     """All sections as tables to read: percent, with half the width of the 95 % interval behind a ±."""
     parts = ["# Leaderboard\n"]
     for title, section in zip(titles(found), found, strict=True):

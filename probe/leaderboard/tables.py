@@ -26,17 +26,17 @@ FINAL_NOTE = "* the final fit did not converge"
 CHOICE_NOTE = "~ C was chosen among fits of which some did not converge"
 
 
-def render(records: Sequence[RunRecord]) -> dict[str, str]:
+def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
     """The tables of each model and mode, of sorted records: file name -> text."""
     tables = {}
     for name, group in groupby(records, key=lambda r: f"{model_slug(r)}.{r.mode}"):
         rows = list(group)
-        tables[f"{name}.csv"] = to_csv(rows)
+        tables[f"{name}.csv"] = records_to_csv(rows)
         tables[f"{name}.md"] = _page(rows)
     return tables
 
 
-def to_csv(records: Iterable[RunRecord]) -> str:
+def records_to_csv(records: Iterable[RunRecord]) -> str:
     """One line per record, with the columns `COLUMNS`. Scores are unrounded fractions; missing values are empty.
 
     Texts are written as `csv_value` returns them.
@@ -109,7 +109,7 @@ def footnotes(records: Sequence[RunRecord]) -> list[str]:
     return notes
 
 
-def to_markdown(records: Iterable[RunRecord]) -> str:
+def records_to_markdown(records: Iterable[RunRecord]) -> str:
     """A table to read: scores in percent, a failed cell says so; `footnotes` explains what stands behind scores.
 
     Of several models it has their ranks, see `ranking`.
@@ -194,7 +194,7 @@ def fit_marks(*, converged: bool, choice_converged: bool) -> str:
 
 def _page(records: Sequence[RunRecord]) -> str:
     first = records[0]
-    lines = [f"# {markdown_text(first.model)}, {first.mode}\n", to_markdown(records)]
+    lines = [f"# {markdown_text(first.model)}, {first.mode}\n", records_to_markdown(records)]
     lines += [f"\\{note}\n" for note in footnotes(records)]
     for record in records:
         if record.error is not None:

@@ -42,7 +42,7 @@ MEMORY_SHARE = 0.9  # of a node's memory, for the units that run on it side by s
 RELEASE_SECONDS = 10.0  # that workers have to give back the memory of their models
 
 
-def run_grid(
+def run_grid_on_ray(
     specs: Sequence[RunSpec],
     settings: Settings = DEFAULT_SETTINGS,
     *,

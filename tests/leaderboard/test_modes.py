@@ -3,21 +3,21 @@ from dataclasses import replace
 import pytest
 from make.records import make_record, scored_record
 
-from probe.leaderboard.modes import pair_modes, to_markdown
+from probe.leaderboard.modes import modes_to_markdown, pair_modes
 from probe.records.schema import ParityRecord, SplitRecord
 
 PARITY = ParityRecord({"projected": 3e-7, "pre_projection": 2e-6}, 1, p_value=0.5)
 
 
 def test_modes_stand_side_by_side():
-    table = to_markdown([make_record(score=0.5), make_record(jit=True, score=0.48, parity=PARITY)])
+    table = modes_to_markdown([make_record(score=0.5), make_record(jit=True, score=0.48, parity=PARITY)])
     cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
     assert cells == ["digits", "tiny", "readme", "50.00", "48.00", "2e-06", "1", "0.5"]
 
 
 def test_without_a_pair_there_is_no_comparison():
-    assert to_markdown([make_record()]) == ""
-    assert to_markdown([make_record(protocol="clip-paper"), make_record(jit=True, parity=PARITY)]) == ""
+    assert modes_to_markdown([make_record()]) == ""
+    assert modes_to_markdown([make_record(protocol="clip-paper"), make_record(jit=True, parity=PARITY)]) == ""
 
 
 def test_runs_that_were_not_side_by_side_are_tested_by_their_outcomes():

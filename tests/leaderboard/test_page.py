@@ -9,7 +9,7 @@ import pytest
 from make.records import RECORDS, make_record
 
 from probe.cli.main import main
-from probe.leaderboard.page import render
+from probe.leaderboard.page import render_page
 from probe.leaderboard.sections import make_sections
 from probe.records.record import write_record
 
@@ -23,7 +23,7 @@ def _data(page):
 
 
 def test_the_page_needs_no_network():
-    page = render(RECORDS, make_sections(RECORDS))
+    page = render_page(RECORDS, make_sections(RECORDS))
     assert "default-src 'none'" in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert "@import" not in page
@@ -33,13 +33,13 @@ def test_the_page_needs_no_network():
 def test_names_cannot_end_the_script_or_the_table():
     """Names of models are whatever a user's files are called."""
     record = make_record(model="</script><script>alert(1)</script>")
-    page = render([record], make_sections([record]))
+    page = render_page([record], make_sections([record]))
     assert "<script>alert" not in page
     assert _data(page)["records"][0]["model"] == record.model
 
 
 def test_the_data_have_every_record_its_sweep_and_environment():
-    data = _data(render(RECORDS, make_sections(RECORDS)))
+    data = _data(render_page(RECORDS, make_sections(RECORDS)))
     assert [record["model"] for record in data["records"]] == [record.model for record in RECORDS]
     swept = next(record for record in data["records"] if record["protocol"] == "clip-paper")
     assert swept["sweep"] == [[0.1, 0.5], [1.0, 0.9], [10.0, 0.8]]
@@ -49,14 +49,14 @@ def test_the_data_have_every_record_its_sweep_and_environment():
 
 
 def test_tables_can_be_read_without_scripts():
-    page = render(RECORDS, make_sections(RECORDS))
+    page = render_page(RECORDS, make_sections(RECORDS))
     body = page.split("<script id=")[0]
     for text in ("ViT-B/32", "failed", "95.00", "±1.50", "did not converge"):
         assert text in body
 
 
 def test_no_records_make_a_page_that_says_so():
-    assert "There are no records yet" in render([], [])
+    assert "There are no records yet" in render_page([], [])
 
 
 @pytest.fixture(scope="module")

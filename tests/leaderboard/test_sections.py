@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from make.records import NUM_TEST, changed, make_failure, make_record, make_result, packed, scored_record
 
-from probe.leaderboard.exports import FORMATS, to_csv, to_json, to_latex, to_parquet
+from probe.leaderboard.exports import FORMATS, rows_to_csv, to_json, to_latex, to_parquet
 from probe.leaderboard.mean_ranking import mean_ranks
-from probe.leaderboard.sections import OTHER_IMAGES, make_sections, notes, table, to_markdown, to_text
+from probe.leaderboard.sections import OTHER_IMAGES, make_sections, notes, sections_to_markdown, table, to_text
 from probe.records.schema import EncoderRecord, IntervalRecord, ReadRecord, SplitRecord
 from probe.stats.outcomes import Outcomes
 from probe.stats.paired import compare
@@ -24,7 +24,7 @@ def _cell(dataset, model, num_wrong, **changes):
 
 
 def _rows(found):
-    return list(csv.DictReader(io.StringIO(to_csv(*table(found)))))
+    return list(csv.DictReader(io.StringIO(rows_to_csv(*table(found)))))
 
 
 def test_what_does_not_compare_has_sections_of_its_own():
@@ -36,7 +36,7 @@ def test_what_does_not_compare_has_sections_of_its_own():
     variants += [changed(base, "spec.protocol.max_iter", 5)]
     found = make_sections(variants)
     assert [len(section.lines) for section in found] == [1] * len(variants)
-    text = to_markdown(found)
+    text = sections_to_markdown(found)
     assert text.count(", rules ") == 2  # of those that differ in max_iter alone
 
 
@@ -71,7 +71,7 @@ def test_the_mean_is_over_the_datasets_that_all_models_have():
 def test_missing_failed_unfinished_partial_and_zero_look_different():
     partial = make_record("mnist", "d", read=ReadRecord(partial={"test": (4, 5)}))
     records = [make_failure(model="a"), make_record(model="b", score=0.0), make_record(model="c", converged=False)]
-    text = to_markdown(make_sections([*records, partial]))
+    text = sections_to_markdown(make_sections([*records, partial]))
     lines = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]] for line in text.splitlines()[6:10]
     }
@@ -87,7 +87,7 @@ def test_scores_of_other_test_images_are_marked_and_left_out():
     assert section.common == ("mnist",)
     assert {key[0] for key in section.others} == {"c"}
     assert section.status(records[2]) == OTHER_IMAGES
-    assert "99.50 ±1.50 #" in to_markdown([section])
+    assert "99.50 ±1.50 #" in sections_to_markdown([section])
     assert any(note.startswith("\\# of other test images") for note in notes(section))
 
 
@@ -217,7 +217,7 @@ def test_a_mean_has_the_marks_of_what_it_is_of():
     """A mean over a fit that did not converge is no better known than that."""
     unfinished = changed(_cell("mnist", "a", 40), "result.converged", False)
     (section,) = make_sections([_cell("digits", "a", 20), unfinished])
-    assert "92.50 ±1.06 *" in to_markdown([section])
+    assert "92.50 ±1.06 *" in sections_to_markdown([section])
 
 
 def test_a_dataset_may_be_called_as_a_column_is():

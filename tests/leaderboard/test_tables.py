@@ -3,7 +3,7 @@ import io
 
 from make.records import make_failure, make_record
 
-from probe.leaderboard.tables import COLUMNS, markdown_table, render, to_csv, to_markdown
+from probe.leaderboard.tables import COLUMNS, markdown_table, records_to_csv, records_to_markdown, render_tables
 
 
 def _rows(text):
@@ -12,26 +12,26 @@ def _rows(text):
 
 def test_there_is_a_table_for_each_model_and_mode():
     records = [make_record(model="ViT-B/32"), make_record(), make_record(jit=True)]
-    assert list(render(records)) == [
+    assert list(render_tables(records)) == [
         *("ViT-B-32.eager.csv", "ViT-B-32.eager.md", "tiny.eager.csv", "tiny.eager.md", "tiny.jit.csv", "tiny.jit.md")
     ]
 
 
 def test_columns_are_fixed():
-    assert to_csv([make_record()]).splitlines()[0] == ",".join(COLUMNS)
-    assert to_csv([]).splitlines() == [",".join(COLUMNS)]
+    assert records_to_csv([make_record()]).splitlines()[0] == ",".join(COLUMNS)
+    assert records_to_csv([]).splitlines() == [",".join(COLUMNS)]
 
 
 def test_failed_not_converged_and_zero_look_different():
     records = [make_failure(), make_record(converged=False), make_record(score=0.0), make_record(score=0.5)]
-    states = [(row["status"], row["score"]) for row in _rows(to_csv(records))]
+    states = [(row["status"], row["score"]) for row in _rows(records_to_csv(records))]
     assert states == [("failed", ""), ("not converged", "0.5"), ("ok", "0.0"), ("ok", "0.5")]
-    scores = [line.split("|")[5].strip() for line in to_markdown(records).splitlines()[2:]]
+    scores = [line.split("|")[5].strip() for line in records_to_markdown(records).splitlines()[2:]]
     assert scores == ["failed", "50.00 *", "0.00", "50.00"]
 
 
 def test_a_page_says_why_a_cell_failed_and_what_a_star_means():
-    page = render([make_failure("food101 is not there"), make_record("mnist", converged=False)])["tiny.eager.md"]
+    page = render_tables([make_failure("food101 is not there"), make_record("mnist", converged=False)])["tiny.eager.md"]
     assert "digits, readme failed: food101 is not there" in page
     assert "did not converge" in page
 

@@ -182,8 +182,8 @@ def test_whatever_is_changed_in_a_record_is_found_or_does_no_harm(made, tmp_path
             except ResultsError:
                 continue
             tried += 1
-            sections.to_markdown(sections.make_sections([record]))
-            tables.render([record])
+            sections.sections_to_markdown(sections.make_sections([record]))
+            tables.render_tables([record])
             modes.rows(modes.pair_modes([record, changed(record, "spec.jit", not record.spec.jit)]))
             report_data([record], sections.make_sections([record]), {record.key: 0})
     assert tried > 200  # names, texts and numbers that nothing checks

@@ -19,7 +19,7 @@ from probe.grid import plan
 from probe.records.record import read_records
 from probe.runner import run_grid as run_serially
 from probe.scale.cluster import connected
-from probe.scale.driver import run_grid
+from probe.scale.driver import run_grid_on_ray
 from probe.settings import Settings
 
 ROW = """
@@ -83,12 +83,12 @@ def test_features_travel_between_nodes_that_share_no_folder(tmp_path, serial):
     """From those that make them to the driver, and to those that fit, also when the nodes are others by then."""
     settings = Settings(results_dir=tmp_path / "results", cache_dir="~/features")
     with _cluster([tmp_path / "a", tmp_path / "b"]) as (cluster, _):
-        records = list(run_grid(_specs(), settings=settings, address=cluster.address, num_threads=1))
+        records = list(run_grid_on_ray(_specs(), settings=settings, address=cluster.address, num_threads=1))
         assert {record.key: content(record) for record in records} == serial
     assert {folder.name for home in "ab" for folder in (tmp_path / home / "features").glob("digits/tiny*")}
     shutil.rmtree(tmp_path / "results")
     with _cluster([tmp_path / "c"]) as (cluster, _):
-        again = list(run_grid(_specs(), settings=settings, address=cluster.address, num_threads=1))
+        again = list(run_grid_on_ray(_specs(), settings=settings, address=cluster.address, num_threads=1))
     assert {record.key: content(record) for record in again} == serial
     assert all(record.extraction.from_cache for record in again)  # nothing was encoded there
     assert [record.extraction.parts for record in again] == [record.extraction.parts for record in records]
@@ -98,11 +98,11 @@ def test_four_workers_have_the_same_records(tmp_path, serial):
     """One is that of the tests beside this, two are those of `test_grid`."""
     settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
     with _cluster([tmp_path / "a"], num_cpus=4) as (cluster, _):
-        records = list(run_grid(_specs(), settings=settings, address=cluster.address, num_threads=1))
+        records = list(run_grid_on_ray(_specs(), settings=settings, address=cluster.address, num_threads=1))
         assert {record.key: content(record) for record in records} == serial
         with pytest.raises(ExecutorError, match="no node has as much"):
             list(
-                run_grid(
+                run_grid_on_ray(
                     _specs(), settings=Settings(results_dir=tmp_path / "no"), address=cluster.address, num_threads=5
                 )
             )
@@ -180,7 +180,8 @@ def test_what_a_node_has_no_dataset_for_is_done_on_another(tmp_path, image_folde
     )
     with _cluster([tmp_path / "a", tmp_path / "b"]) as (cluster, _):
         (failed, done) = sorted(
-            run_grid(specs, settings=settings, address=cluster.address, num_threads=1), key=lambda record: record.status
+            run_grid_on_ray(specs, settings=settings, address=cluster.address, num_threads=1),
+            key=lambda record: record.status,
         )[::-1]
         assert done.dataset == "digits"
         assert failed.error.type == "DatasetMissingError"
@@ -188,7 +189,7 @@ def test_what_a_node_has_no_dataset_for_is_done_on_another(tmp_path, image_folde
         images.rename((tmp_path / "b" / "data").parent / "moved")
         (tmp_path / "b" / "data").mkdir()
         (tmp_path / "b" / "moved").rename(tmp_path / "b" / "data" / "images")
-        records = list(run_grid(specs, settings=settings, address=cluster.address, num_threads=1))
+        records = list(run_grid_on_ray(specs, settings=settings, address=cluster.address, num_threads=1))
     assert [record.error for record in records] == [None, None]
 
 
@@ -225,7 +226,7 @@ def test_a_grid_outlives_nodes_and_workers(tmp_path, image_folder):
             late.enter_context(_ray_start(tmp_path / "c", f"--address={cluster.address}"))
 
         with beside(trouble):
-            records = list(run_grid(specs, settings=settings, address=cluster.address, num_threads=1))
+            records = list(run_grid_on_ray(specs, settings=settings, address=cluster.address, num_threads=1))
     assert len(killed) == 2
     assert len(nodes) == 1
     assert {record.key: content(record) for record in records} == wanted
@@ -264,5 +265,7 @@ def test_a_driver_that_is_stopped_leaves_what_was_finished(tmp_path, how):
         assert "Traceback" not in said
         assert (tmp_path / "results" / "leaderboard.csv").is_file()
     specs = _specs(jit_modes=(False,))
-    again = list(run_grid(specs, settings=Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")))
+    again = list(
+        run_grid_on_ray(specs, settings=Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features"))
+    )
     assert [record.created for record in again] == [finished.created]

@@ -17,7 +17,7 @@ from probe.grid import pending, plan
 from probe.records.record import read_records, write_record
 from probe.runner import run_grid as run_serially
 from probe.scale.cluster import find_difference
-from probe.scale.driver import run_grid
+from probe.scale.driver import run_grid_on_ray
 from probe.scale.worker import WorkerInfo
 from probe.settings import Settings
 
@@ -37,12 +37,12 @@ def serial(tmp_path_factory):
 def test_records_are_those_of_one_process(tmp_path, serial, monkeypatch):
     """To the last bit of features and fits, with two workers; and a second run has nothing left to do."""
     specs, settings = _grid(tmp_path)
-    records = list(run_grid(specs, settings=settings, num_threads=1))
+    records = list(run_grid_on_ray(specs, settings=settings, num_threads=1))
     assert {record.key: content(record) for record in records} == serial
     written = read_records(tmp_path / "results")
     assert len(written) == len(specs) == 4
     monkeypatch.setattr("probe.scale.cluster._start", None)  # Ray is not even started
-    again = list(run_grid(specs, settings=settings, num_threads=1))
+    again = list(run_grid_on_ray(specs, settings=settings, num_threads=1))
     assert sorted(record.created for record in again) == sorted(record.created for record in written)
     (jit,) = (tmp_path / "results" / "records" / "digits").glob("tiny.jit.*")
     jit.unlink()  # which is compared with the eager one, and so needs it again
@@ -66,7 +66,7 @@ def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
                     killed.append(pid)
 
     with beside(kill_some):
-        records = list(run_grid(specs, settings=settings, num_threads=1))
+        records = list(run_grid_on_ray(specs, settings=settings, num_threads=1))
     assert killed
     assert {record.key: content(record) for record in records} == serial
 
@@ -86,7 +86,7 @@ def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypat
                     killed.add(pid)
 
     with beside(kill_at_work):
-        records = list(run_grid(specs, settings=settings))
+        records = list(run_grid_on_ray(specs, settings=settings))
     assert len(killed) >= 4
     assert [record.error.type for record in records] == ["ExecutorError"] * 2
     assert "its worker was lost" in records[0].error.message
@@ -100,7 +100,7 @@ def test_a_cell_that_fails_does_so_as_in_one_process(tmp_path):
         results_dir=tmp_path / "results", cache_dir=tmp_path / "features", data_dir=tmp_path, offline=True
     )
     messages = []
-    for execute in (run_serially, run_grid):
+    for execute in (run_serially, run_grid_on_ray):
         (record,) = execute(specs, settings=settings)
         messages.append(record.error)
     assert messages[0] == messages[1]
@@ -110,13 +110,13 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     specs, settings = _grid(tmp_path)
     with pytest.raises(ExtraMissingError, match=r"\.\[ray\]"):
-        list(run_grid(specs, settings=settings))
+        list(run_grid_on_ray(specs, settings=settings))
 
 
 def test_more_threads_than_there_are_processors_are_refused(tmp_path):
     specs, settings = _grid(tmp_path)
     with pytest.raises(ExecutorError, match="10000 processors"):
-        list(run_grid(specs, settings=settings, num_threads=10_000))
+        list(run_grid_on_ray(specs, settings=settings, num_threads=10_000))
 
 
 def test_an_address_that_does_not_answer_is_named(tmp_path, capsys):

@@ -29,7 +29,7 @@ SHORT = 8  # characters of a commit
 Index = dict[tuple[str, ...], int]  # where a record, by its key, stands in the data of the page
 
 
-def render(records: Sequence[RunRecord], sections: Sequence[board.Section], *, results_dir: str = ".") -> str:
+def render_page(records: Sequence[RunRecord], sections: Sequence[board.Section], *, results_dir: str = ".") -> str:
     """The page of some records.
 
     Args:
@@ -131,7 +131,7 @@ def _data(records: Sequence[RunRecord], sections: Sequence[board.Section], index
             }
             for pair in modes.pair_modes(records)
         ],
-        "published": [[index[found.record.key], found.theirs] for found in published.compare(records)],
+        "published": [[index[found.record.key], found.theirs] for found in published.compare_with_published(records)],
         "titles": {name: titles[name] for section in sections for name in section.datasets if name in titles},
     }
 

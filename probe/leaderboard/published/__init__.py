@@ -53,7 +53,7 @@ class Compared:
     is_outside: bool
 
 
-def compare(records: Iterable[RunRecord], protocol: str = "clip-paper") -> list[Compared]:
+def compare_with_published(records: Iterable[RunRecord], protocol: str = "clip-paper") -> list[Compared]:
     """Those of some records that are of a protocol, dataset and model of the paper, with what it printed."""
     scores = published_scores(PROTOCOLS[protocol])
     found = []
@@ -72,7 +72,7 @@ def compare_markdown(records: Iterable[RunRecord], protocol: str) -> str:
     A difference is ours less theirs; `!` marks one that our 95 % interval does not explain.
     """
     rows, compared = [], []
-    for found in compare(records, protocol):
+    for found in compare_with_published(records, protocol):
         record, result = found.record, found.record.result
         difference = f"{100 * (result.score - found.theirs):+.2f}{' !' if found.is_outside else ''}"
         named = (record.dataset, record.model, record.mode, record.solver)
