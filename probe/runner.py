@@ -39,14 +39,11 @@ from probe.records.schema import (
     EncoderRecord,
     EnvironmentRecord,
     ErrorRecord,
-    ExtractionRecord,
     FailedRecord,
     FeaturesRecord,
     ParityRecord,
-    ReadRecord,
     ResultRecord,
     RunRecord,
-    SplitRecord,
 )
 from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
@@ -349,12 +346,12 @@ def _record(
     return DoneRecord(
         spec=spec,
         created=_now(),
-        encoder=_typed(extraction.encoder, EncoderRecord),
-        read=_typed(extraction.read, ReadRecord),
-        splits=_typed(extraction.splits, dict[str, SplitRecord]),
+        encoder=extraction.encoder,
+        read=extraction.read,
+        splits=dict(extraction.splits),
         features=dict(features),
         result=_typed({**result.to_dict(), "probe_version": PROBE_VERSION}, ResultRecord),
-        extraction=_typed(extraction.extraction, ExtractionRecord),
+        extraction=extraction.extraction,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         environment=_typed(environment.describe(spec.device), EnvironmentRecord),
     )

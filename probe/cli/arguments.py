@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     _add_grid(run)
     run.add_argument("--protocol", action="append", metavar="NAME", help=f"repeatable; {PROTOCOLS} [clip-paper]")
     run.add_argument("--json", action="store_true", help="print records as JSON lines instead of a table")
-    run.add_argument("--rerun", action="store_true", help="also run what has a complete record")
+    run.add_argument(
+        "--rerun", action="store_true", help="also run what is recorded, as after images of a dataset were replaced"
+    )
     _add_fitting(run)
     _add_execution(run)
     run.add_argument("--executor", choices=("serial", "ray"), default="serial", help="this process, or Ray [serial]")

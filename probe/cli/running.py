@@ -134,7 +134,7 @@ def extract_command(args: argparse.Namespace) -> int:
         name = (spec.dataset.name, spec.model.name, spec.mode)
         if isinstance(outcome, Extraction):
             sizes = ", ".join(f"{part} {len(features)}" for part, features in outcome.features.items())
-            state = "cached" if outcome.extraction["from_cache"] else "extracted"
+            state = "cached" if outcome.extraction.from_cache else "extracted"
             rows.append((*name, sizes, state, str(outcome.folder)))
             if args.out is not None:
                 files.save(Path(args.out), outcome.features, outcome.rows, outcome.about(spec))

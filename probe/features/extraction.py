@@ -23,6 +23,7 @@ from probe.datasets import dataset_names
 from probe.datasets.digests import DigestedDataset, UsedImages, digest_splits
 from probe.datasets.images import ImageDataset
 from probe.datasets.splits.folds import SPLITS
+from probe.decoder import decode
 from probe.errors import CacheError, DatasetError, FeaturesError, IncompleteError, listed
 from probe.features import store
 from probe.features.chunks import Work
@@ -36,6 +37,14 @@ from probe.models.memory import device_memory
 from probe.models.preprocess import VERSION as PREPROCESS_VERSION
 from probe.models.unwrapping import WHOLE
 from probe.progress import Progress, show_progress
+from probe.records.schema import (
+    EncoderRecord,
+    ExtractionRecord,
+    MeterRecord,
+    ReadRecord,
+    SkippedImage,
+    SplitRecord,
+)
 from probe.settings import Settings
 from probe.specs import RunSpec
 
@@ -51,20 +60,20 @@ class Extraction:
     Args:
         features: of each subset, of the images that some split uses.
         rows: for each fold the subset of each split, and its rows in the subset's features: int64, ascending.
-        read: `RunRecord.read`.
-        splits: `RunRecord.splits`.
-        encoder: `RunRecord.encoder`.
-        extraction: `RunRecord.extraction`.
-        seconds: `RunRecord.seconds`.
+        read: the images that were read.
+        splits: the images of each split.
+        encoder: the encoder, as its cache entries describe it.
+        extraction: how the features were extracted.
+        seconds: wall time of `load` and `extract`.
         folder: the folder of the cache entries.
     """
 
     features: Mapping[str, Features]
     rows: Sequence[Mapping[str, tuple[str, np.ndarray]]]
-    read: Mapping[str, Any]
-    splits: Mapping[str, Any]
-    encoder: Mapping[str, Any]
-    extraction: Mapping[str, Any]
+    read: ReadRecord
+    splits: Mapping[str, SplitRecord]
+    encoder: EncoderRecord
+    extraction: ExtractionRecord
     seconds: dict[str, float]
     folder: Path
 
@@ -72,7 +81,8 @@ class Extraction:
         """Return the description that a file of these features holds."""
         names = {"dataset": spec.dataset.name, "metric": spec.dataset.metric, "model": spec.model.name}
         how = {"mode": spec.mode, "precision": spec.precision, "device": spec.device, "batch_size": spec.batch_size}
-        return {**names, **how, "encoder": dict(self.encoder), "read": dict(self.read), "splits": dict(self.splits)}
+        splits = {name: asdict(split) for name, split in self.splits.items()}
+        return {**names, **how, "encoder": asdict(self.encoder), "read": asdict(self.read), "splits": splits}
 
     def cut(self) -> list[dict[str, Features]]:
         """Cut the features into `train`, `val` and `test`, once for each fold.
@@ -388,42 +398,43 @@ def _describe(job: _Job, dataset: DigestedDataset, settings: Settings) -> Extrac
         }
         for fold in opened.folds
     ]
+    splits = digest_splits(opened, readable) if skipped else dataset.splits
     entries = job.entries
     first = next(iter(entries.values()))
     return Extraction(
         features=features,
         rows=rows,
         read=_describe_reading(dataset, features),
-        splits=digest_splits(opened, readable) if skipped else dataset.splits,
-        encoder=first.encoder,
-        extraction={
-            "from_cache": job.cached,
-            "parts": {subset: entries[subset].extraction for subset in used},
-            "weights": job.encoder.weights,
-            "extraction_version": EXTRACTION_VERSION,
-            "preprocess_version": PREPROCESS_VERSION,
-        },
+        splits={name: SplitRecord(**split) for name, split in splits.items()},
+        encoder=decode(first.encoder, EncoderRecord),
+        extraction=ExtractionRecord(
+            from_cache=job.cached,
+            parts={subset: decode(entries[subset].extraction, MeterRecord) for subset in used},
+            weights=job.encoder.weights,
+            extraction_version=EXTRACTION_VERSION,
+            preprocess_version=PREPROCESS_VERSION,
+        ),
         seconds=job.seconds,
         folder=first.path.parent,
     )
 
 
-def _describe_reading(dataset: DigestedDataset, features: Mapping[str, Features]) -> dict[str, Any]:
+def _describe_reading(dataset: DigestedDataset, features: Mapping[str, Features]) -> ReadRecord:
     opened = dataset.opened
     skipped = [
-        {"part": subset, "id": dataset.used[subset].images.ids[row], "message": message}
+        SkippedImage(subset, dataset.used[subset].images.ids[row], message)
         for subset, extracted in features.items()
         for row, message in extracted.skipped
     ]
     # The catalogue defines the labels of its datasets. For other datasets, only the record can.
     is_listed = opened.spec.name in dataset_names()
-    return {
-        **({} if is_listed else {"class_names": list(next(iter(opened.parts.values())).class_names)}),
-        "source": asdict(opened.source),
-        "revisions": {name: images.revision for name, images in opened.parts.items() if images.revision},
-        "partial": {name: [len(opened.parts[name]), size] for name, size in opened.incomplete.items()},
-        "skipped": skipped,
-    }
+    return ReadRecord(
+        source=opened.source,
+        revisions={name: images.revision for name, images in opened.parts.items() if images.revision},
+        partial={name: (len(opened.parts[name]), size) for name, size in opened.incomplete.items()},
+        skipped=tuple(skipped),
+        class_names=() if is_listed else tuple(next(iter(opened.parts.values())).class_names),
+    )
 
 
 def _describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def extract(specs, cache, **settings):
 def undisturbed(tmp_path_factory):
     """The digests of the features of a run in one go."""
     (outcome,) = extract(digits(), tmp_path_factory.mktemp("undisturbed"))
-    assert not outcome.extraction["from_cache"]
+    assert not outcome.extraction.from_cache
     return outcome.features["all"].compute_sha256()
 
 
@@ -69,7 +69,7 @@ def num_made(cache):
 @pytest.mark.slow
 def test_features_are_made_once(tmp_path, undisturbed):
     first, again = (extract(digits(), tmp_path)[0] for _ in range(2))
-    assert [outcome.extraction["from_cache"] for outcome in (first, again)] == [False, True]
+    assert [outcome.extraction.from_cache for outcome in (first, again)] == [False, True]
     assert first.features["all"].compute_sha256() == again.features["all"].compute_sha256() == undisturbed
     assert first.splits == again.splits
     assert first.encoder == again.encoder
@@ -103,7 +103,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, u
         assert num_made(tmp_path) >= before  # nothing that was finished is lost
     assert kills >= 2
     (outcome,) = extract(digits(), tmp_path)
-    assert outcome.extraction["from_cache"]
+    assert outcome.extraction.from_cache
     assert outcome.features["all"].compute_sha256() == undisturbed
 
 
@@ -211,10 +211,10 @@ def of_folder(folder, cache, **settings):
 def test_a_replaced_image_is_read_again(tmp_path, folder):
     cache = tmp_path / "cache"
     before = of_folder(folder, cache)
-    assert of_folder(folder, cache).extraction["from_cache"]
+    assert of_folder(folder, cache).extraction.from_cache
     write_image(folder / "train" / "red" / "03.png", (0, 0, 255))
     after = of_folder(folder, cache)
-    assert not after.extraction["from_cache"]
+    assert not after.extraction.from_cache
     assert after.features["train"].compute_sha256() != before.features["train"].compute_sha256()
 
 
@@ -222,7 +222,7 @@ def test_images_that_were_skipped_are_not_forgiven_later(tmp_path, folder):
     cache = tmp_path / "cache"
     (folder / "train" / "red" / "03.png").write_bytes(b"no image")
     skipped = of_folder(folder, cache, skip_corrupt=1)
-    assert [image["id"] for image in skipped.read["skipped"]] == ["train/red/03.png"]
+    assert [image.id for image in skipped.read.skipped] == ["train/red/03.png"]
     strict = of_folder(folder, cache)
     assert isinstance(strict, DatasetError)
     assert "train/red/03.png" in str(strict)
@@ -334,7 +334,7 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed):
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True, capture_output=True)
         (outcome,) = extract(digits(), small)
         assert outcome.features["all"].compute_sha256() == undisturbed
-        assert outcome.extraction["parts"]["all"]["images"] == 1797 - 256 * made
+        assert outcome.extraction.parts["all"].images == 1797 - 256 * made
     finally:
         del outcome  # whose arrays are in files there
         subprocess.run(["umount", "-l", str(small)], check=True)
@@ -345,7 +345,7 @@ def test_the_record_says_how_fast_and_from_where(tmp_path):
     specs = digits()
     settings = Settings(results_dir=tmp_path / "r", cache_dir=tmp_path / "c", offline=True)
     first, again = (next(run_grid(specs, settings, rerun=True)) for _ in range(2))
-    assert (first.extraction["from_cache"], again.extraction["from_cache"]) == (False, True)
+    assert (first.extraction.from_cache, again.extraction.from_cache) == (False, True)
     numbers = first.extraction["parts"]["all"]
     assert numbers["images"] == 1797
     assert numbers["images_per_second"] > 0
