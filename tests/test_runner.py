@@ -244,8 +244,8 @@ def test_rows_stay_with_their_labels_when_images_are_skipped(damaged):
         return outcome
 
     skipped = extract(skip_corrupt=2)
-    for image in skipped.read["skipped"]:
-        (damaged / image["id"]).unlink()
+    for image in skipped.read.skipped:
+        (damaged / image.id).unlink()
     without = extract()
     assert skipped.splits["test"] == without.splits["test"]
     assert np.array_equal(skipped.cut()[0]["test"].y, without.cut()[0]["test"].y)
