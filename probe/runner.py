@@ -28,7 +28,7 @@ from probe.features.extraction import Extraction, extract, num_images, prepare
 from probe.features.session import Session, features_key
 from probe.features.store import FITS
 from probe.leaderboard import derived
-from probe.probes.cached_fits import KeptFits
+from probe.probes.cached_fits import FitCache
 from probe.probes.fit import PROBE_VERSION, fit_folds
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for
@@ -70,7 +70,7 @@ class FinishedRun:
     record: DoneRecord
     extraction: Extraction = field(repr=False)
     result: ProbeResult = field(repr=False)
-    fits: KeptFits = field(repr=False)
+    fits: FitCache = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def run_one(
 
     partners = [run for run in finished if run.spec.of_all_modes == spec.of_all_modes]
     twin = next((run for run in partners if run.record.features == digests), None)
-    fits = KeptFits(paths.cache_dir(settings.cache_dir) / FITS)
+    fits = FitCache(paths.cache_dir(settings.cache_dir) / FITS)
     started = time.perf_counter()
     if twin is not None:  # the same bytes under the same protocol have the same probe
         logger.info("%s: the features are those of %s, and so is the probe", spec, twin.spec)
@@ -120,7 +120,7 @@ def run_one(
             protocol=spec.protocol,
             solver=spec.solver,
             device=device_for(spec.solver, spec.device),
-            kept=fits,
+            fit_cache=fits,
             shows_progress=True,
         )
     _refuse_not_finite(spec, result)

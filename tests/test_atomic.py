@@ -24,7 +24,7 @@ from probe.features.chunks import Work
 from probe.features.files import save
 from probe.features.inventory import collect, survey
 from probe.features.store import find
-from probe.probes.cached_fits import KeptFits
+from probe.probes.cached_fits import FitCache
 from probe.records.record import write_bytes
 from probe.specs import Source
 
@@ -356,4 +356,4 @@ def test_archives_that_were_unpacked_in_part_are_fetched_again(folder, images, m
 
 def test_fits_are_kept_in_a_shared_folder(folder):
     of_another_user(folder / "other.npz", 0)
-    assert KeptFits(folder).find("nothing") is None
+    assert FitCache(folder).find("nothing") is None

@@ -158,7 +158,7 @@ def fit(args: argparse.Namespace) -> int:
     from probe.features.store import FITS
     from probe.leaderboard import tables
     from probe.models.devices import resolve_execution
-    from probe.probes.cached_fits import KeptFits
+    from probe.probes.cached_fits import FitCache
     from probe.probes.fit import fit_folds, hold_out_validation
     from probe.probes.protocols import GROUPS, get_protocol
     from probe.probes.solvers.catalog import device_for
@@ -175,7 +175,7 @@ def fit(args: argparse.Namespace) -> int:
         # The only point that this file has.
         protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
     device = device_for(args.solver, str(resolve_execution(args.device).device))
-    kept = KeptFits(paths.cache_dir(args.cache_dir) / FITS)
+    fit_cache = FitCache(paths.cache_dir(args.cache_dir) / FITS)
     with grids.limit_threads(args):
         results = {
             protocol.name: fit_folds(
@@ -184,7 +184,7 @@ def fit(args: argparse.Namespace) -> int:
                 protocol=protocol,
                 solver=args.solver,
                 device=device,
-                kept=kept,
+                fit_cache=fit_cache,
                 shows_progress=True,
             )
             for protocol in protocols
@@ -218,7 +218,7 @@ def fit(args: argparse.Namespace) -> int:
             print(f"\n{tables.FINAL_NOTE}")
         if not all(result.choice_converged for result in results.values()):
             print(f"\n{tables.CHOICE_NOTE}")
-    kept.clear()
+    fit_cache.clear()
     if args.strict:
         for name, result in unfinished.items():
             _refuse_unfinished(f"{args.file} / {name}", result)

@@ -26,16 +26,16 @@ ARRAYS = ("coef", "intercept", "classes")
 
 @cache
 def code_digest() -> str:
-    """Of the modules that fit: another version of the suite makes its own fits."""
+    """Return a digest of the modules that fit, since another version of the suite makes its own fits."""
     return digest([path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.rglob("*.py"))])
 
 
 @dataclass
-class KeptFits:
-    """The fits that go into one result.
+class FitCache:
+    """Cache of the finished fits that go into one result.
 
     Args:
-        folder: where they lie, together with those of others; None keeps nothing.
+        folder: the folder of the fits, together with those of other results; None caches nothing.
     """
 
     folder: Path | None
@@ -46,7 +46,7 @@ class KeptFits:
         return self.folder / f"{digest([code_digest(), name])}.npz"
 
     def find(self, name: Any) -> Fit | None:
-        """The fit under a name, all that it depends on, as JSON has it; None where there is none that is whole."""
+        """Return the fit under a name (all that it depends on, as JSON has it), or None if there is none."""
         if self.folder is None:
             return None
         path = self._path(name)
@@ -62,7 +62,7 @@ class KeptFits:
             return None
         return Fit(**{name: value if name in ARRAYS else value.item() for name, value in values.items()})
 
-    def keep(self, name: Any, fit: Fit) -> None:
+    def store(self, name: Any, fit: Fit) -> None:
         """Write a fit in one step. A folder that cannot be written to costs no more than the fits of a killed run."""
         if self.folder is None:
             return
@@ -74,10 +74,10 @@ class KeptFits:
             with write_atomically(path) as file:
                 np.savez(file, allow_pickle=False, **arrays)
         except OSError as err:
-            logger.warning("fits are not kept in %s (%s)", self.folder, err.strerror or err)
+            logger.warning("fits are not cached in %s (%s)", self.folder, err.strerror or err)
 
     def clear(self) -> None:
-        """Remove them, now that the result is written."""
+        """Remove the fits, after the result was written."""
         for path in self.used:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from probe.errors import FeaturesError, ProtocolError, listed
 from probe.features.encode import Features
 from probe.ordering import order
 from probe.probes import costs
-from probe.probes.cached_fits import KeptFits
+from probe.probes.cached_fits import FitCache
 from probe.probes.fits import Fit, Solver, worst
 from probe.probes.protocols import get_protocol, validate
 from probe.probes.result import ProbeResult, SweepPoint, mean_result
@@ -46,7 +46,7 @@ def fit_probe(
     protocol: str | Protocol = "clip-paper",
     solver: str = "sklearn",
     device: str = "cpu",
-    kept: KeptFits | None = None,
+    fit_cache: FitCache | None = None,
     shows_progress: bool = False,
 ) -> ProbeResult:
     """Fit a linear probe under a protocol.
@@ -59,7 +59,7 @@ def fit_probe(
         protocol: a name, or a protocol of your own.
         solver: `sklearn` or `fast`, a name of `solvers.SOLVERS`.
         device: where the solver computes.
-        kept: where finished fits are kept, for whoever writes the result to clear; None keeps none.
+        fit_cache: cache of finished fits, which the caller clears when the result is written; None caches none.
         shows_progress: a bar on stderr where that is a terminal.
 
     Raises:
@@ -92,7 +92,7 @@ def fit_probe(
         reason = "" if part is None else find_undefined(metric, part.y)
         if reason:
             raise ProtocolError(f"the metric {metric} is not defined on the {name} split: {reason}; use another metric")
-    settings = _Settings(rules, solver, device, kept or KeptFits(None), shows_progress)
+    settings = _Settings(rules, solver, device, fit_cache or FitCache(None), shows_progress)
     probe = _Probe(settings, metric, num_classes, label_values)
     scored = max(len(part) for part in (val, test) if part is not None)
     fitted = [train] if val is None or not rules.refit else [train, val]
@@ -110,7 +110,7 @@ class _Settings:
     rules: Protocol
     solver: str
     device: str
-    kept: KeptFits
+    fit_cache: FitCache
     shows_progress: bool
 
 
@@ -211,13 +211,13 @@ class _Probe:
 
 
 class _Fitter:
-    """Fits on some training images: what is kept from before, the rest by a solver, which is made when needed."""
+    """Fits on some training images: those that are cached, the rest by a solver, which is made when needed."""
 
     def __init__(self, settings: _Settings, parts: Sequence[Features]) -> None:
-        self.settings, self.rules, self.kept, self.parts = settings, settings.rules, settings.kept, parts
+        self.settings, self.rules, self.fit_cache, self.parts = settings, settings.rules, settings.fit_cache, parts
         self.can_start_near = settings.solver == "fast" or self.rules.warm_start
         self.key: dict[str, Any] = {}
-        if self.kept.folder is not None:
+        if self.fit_cache.folder is not None:
             rules, point = self.rules, self.rules.feature_point
             self.key = {
                 "features": [(part.compute_sha256(), part.at(point).shape, part.y.shape) for part in parts],
@@ -238,28 +238,28 @@ class _Fitter:
     def fit(self, C: float, near: Fit | None) -> Fit:  # noqa: N803 - the field's name
         """The final fit."""
         near = near if self.can_start_near else None
-        found = self.kept.find(self._name(C, near, is_final=True))
+        found = self.fit_cache.find(self._name(C, near, is_final=True))
         if found is None:
             with self._progress(f"C = {C:.3g}") as bar:
                 found = self.solver.fit(C, near, tick=_ticks(bar))
-            self.kept.keep(self._name(C, near, is_final=True), found)
+            self.fit_cache.store(self._name(C, near, is_final=True), found)
         return found
 
     def fit_all(self, strengths: Sequence[float], fits: dict[float, Fit]) -> None:
         """Add fits that serve to choose C, each beginning at the nearest one that is there, where that is allowed."""
         left, size = list(strengths), 0
         while left:
-            # What is kept needs no solver, and so no room for one.
+            # Cached fits need no solver, and so no room for one.
             size = size or (1 if len(left) == 1 or self.settings.solver == "sklearn" else self.solver.batch)
             batch, left = left[:size], left[size:]
             nears = {C: _nearest(fits, C) if self.can_start_near else None for C in batch}
             names = {C: self._name(C, near, is_final=False) for C, near in nears.items()}
-            found = {C: self.kept.find(name) for C, name in names.items()}
+            found = {C: self.fit_cache.find(name) for C, name in names.items()}
             missing = [C for C, fit in found.items() if fit is None]
             done: dict[float, Fit] = {C: fit for C, fit in found.items() if fit is not None}
 
             def keep(fit: Fit, names: dict[float, Any] = names, done: dict[float, Fit] = done) -> None:
-                self.kept.keep(names[fit.C], fit)
+                self.fit_cache.store(names[fit.C], fit)
                 done[fit.C] = fit
 
             if missing:
@@ -323,7 +323,7 @@ def fit_folds(
     protocol: str | Protocol = "clip-paper",
     solver: str = "sklearn",
     device: str = "cpu",
-    kept: KeptFits | None = None,
+    fit_cache: FitCache | None = None,
     shows_progress: bool = False,
 ) -> ProbeResult:
     """Fit a probe on the splits `train`, `test` and, where there is one, `val` of each fold; see `mean_result`.
@@ -345,7 +345,7 @@ def fit_folds(
                 protocol=protocol,
                 solver=solver,
                 device=device,
-                kept=kept,
+                fit_cache=fit_cache,
                 shows_progress=shows_progress,
             )
         )

@@ -11,7 +11,7 @@ from probe.environment import threads
 from probe.errors import FeaturesError, ProtocolError, UnknownNameError
 from probe.features.encode import Features
 from probe.models.memory import DeviceMemory
-from probe.probes.cached_fits import KeptFits
+from probe.probes.cached_fits import FitCache
 from probe.probes.fit import fit_folds, fit_probe, hold_out_validation
 from probe.probes.fits import for_classes
 from probe.probes.result import mean_result
@@ -287,14 +287,14 @@ class _StopError(Exception):
 
 
 @dataclass
-class _Counting(KeptFits):
+class _Counting(FitCache):
     """Counts the fits that are made, and breaks after some."""
 
     breaks_after: int = 1000
     made: int = 0
 
-    def keep(self, name, fit):
-        super().keep(name, fit)
+    def store(self, name, fit):
+        super().store(name, fit)
         self.made += 1
         if self.made == self.breaks_after:
             raise _StopError
@@ -306,31 +306,31 @@ def test_an_interrupted_sweep_goes_on_where_it_was(parts, solver, tmp_path):
     rules = replace(SHORT, grid=tuple(10.0 ** np.arange(-4, 3)), coarse_step=2)
     whole = fit_probe(**parts, protocol=rules, solver=solver)
     with pytest.raises(_StopError):
-        fit_probe(**parts, protocol=rules, solver=solver, kept=_Counting(tmp_path, breaks_after=3))
+        fit_probe(**parts, protocol=rules, solver=solver, fit_cache=_Counting(tmp_path, breaks_after=3))
     assert len(list(tmp_path.glob("*.npz"))) == 3
-    kept = _Counting(tmp_path)
-    resumed = fit_probe(**parts, protocol=rules, solver=solver, kept=kept)
-    assert kept.made == len(whole.sweep) + 1 - 3
+    cached = _Counting(tmp_path)
+    resumed = fit_probe(**parts, protocol=rules, solver=solver, fit_cache=cached)
+    assert cached.made == len(whole.sweep) + 1 - 3
     if solver == "sklearn":
         assert resumed == whole
     # Fits side by side are the same to their tolerance, as a product of other width sums in another order.
     assert (resumed.C, resumed.score) == (whole.C, whole.score)
     assert [(point.C, point.score) for point in resumed.sweep] == [(point.C, point.score) for point in whole.sweep]
     assert resumed.objective == pytest.approx(whole.objective, rel=1e-9)
-    kept.clear()
+    cached.clear()
     assert not list(tmp_path.glob("*.npz"))
 
 
-def test_a_damaged_kept_fit_is_made_again(parts, tmp_path):
-    kept = KeptFits(tmp_path)
+def test_a_damaged_cached_fit_is_made_again(parts, tmp_path):
+    cached = FitCache(tmp_path)
     fit = SOLVERS["fast"]([parts["train"].x], parts["train"].y, max_iter=100, tol=1e-6).fit(1.0)
-    kept.keep("name", fit)
-    again = kept.find("name")
+    cached.store("name", fit)
+    again = cached.find("name")
     assert np.array_equal(again.coef, fit.coef)
     assert (again.C, again.converged, again.classes.tolist()) == (1.0, True, list(range(10)))
     (path,) = tmp_path.glob("*.npz")
     path.write_bytes(path.read_bytes()[:-100])
-    assert kept.find("name") is None
+    assert cached.find("name") is None
 
 
 def test_held_out_images_are_a_share_of_every_class(parts):
