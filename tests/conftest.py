@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import scipy.linalg  # noqa: F401 - loads SciPy's OpenBLAS, which is limited below
@@ -27,6 +28,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for marker in ("ray", "browser"):
                 if item.get_closest_marker(marker):
                     item.add_marker(pytest.mark.xdist_group(marker))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Escape what is no text, such as file names in captured output, because pytest-xdist sends reports as UTF-8."""
+    return _escape((yield))
+
+
+def _escape(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {name: _escape(part) for name, part in value.items()}
+    return type(value)(map(_escape, value)) if isinstance(value, list | tuple) else value
 
 
 def pytest_collection_finish() -> None:
