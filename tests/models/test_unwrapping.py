@@ -186,7 +186,7 @@ def test_each_model_of_a_file_has_features_and_records_of_its_own(image_folder, 
     ]
     plain, other, ema, state_dict = [record.features["test"].sha256 for record in records]
     assert plain == ema != state_dict == other
-    assert [record.encoder.get("weights_key") for record in records] == [None, "state_dict", "ema", "state_dict"]
+    assert [record.encoder.weights_key for record in records] == ["", "state_dict", "ema", "state_dict"]
     assert len(list((tmp_path / "results" / "records").rglob("*.json"))) == 4
 
 
