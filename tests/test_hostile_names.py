@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from make.records import page_record
+from make.records import changed, make_failure, page_record
 from PIL import Image
 
 from probe import load_clip, load_encoder, open_split, specs
@@ -27,6 +27,7 @@ from probe.errors import MAX_MESSAGE, DatasetError, printable
 from probe.leaderboard.tables import csv_value, markdown_text
 from probe.progress import Progress
 from probe.records.record import locate_records, read_records, write_record
+from probe.records.schema import SweepRecord
 
 TINY = Path(specs.__file__).parent / "tiny" / "tiny.pt"
 CHUNKS = [
@@ -87,12 +88,10 @@ def records():
             page_record(f"folder:/data/{name}", f"open_clip:A/{name}/a.pt", 20 + k % 40, protocol=NAMES[(k + 50) % n])
         )
     for k in (0, 200):  # the plots draw the sweeps of these
-        result = {**found[k].result, "C": 1.0, "sweep": [{"C": 0.1, "score": 0.5}, {"C": 1.0, "score": 0.9}]}
-        found[k] = replace(found[k], result=result)
-    failure = {"type": "RuntimeError", "message": "\x1b[31m" + "<script> | $x$ \n" * 1000}
-    found.append(
-        replace(found[4], spec={**found[4].spec, "precision": "fp16"}, status="failed", result=None, error=failure)
-    )
+        sweep = tuple(SweepRecord(C, score, n_iter=12, converged=True) for C, score in ((0.1, 0.5), (0.316, 0.9)))
+        found[k] = changed(found[k], "result.sweep", sweep)
+    spec = replace(found[4].spec, precision="fp16")
+    found.append(make_failure("\x1b[31m" + "<script> | $x$ \n" * 1000, spec=spec))
     return found
 
 
