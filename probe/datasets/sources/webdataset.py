@@ -216,7 +216,7 @@ class _Shards:
 def expand_braces(pattern: str) -> list[str]:
     """The names that braces stand for, as in a shell: `{08..10}` for 08, 09 and 10, `{a,b}` for a and b.
 
-    >>> expand("{train,test}-{08..10}.tar")[:4]
+    >>> expand_braces("{train,test}-{08..10}.tar")[:4]
     ['train-08.tar', 'train-09.tar', 'train-10.tar', 'test-08.tar']
 
     Raises:
