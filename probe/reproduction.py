@@ -57,7 +57,7 @@ def reproduce(
     if isinstance(record, str | Path):
         record = read_record(record)
     if isinstance(record, FailedRecord):
-        raise ResultsError(f"{_name(record)} failed, so that there is no score to reproduce; run its cell again")
+        raise ResultsError(f"{_name(record)} failed, so that there is no score to reproduce; run it again")
     settings = Settings(
         data_dir=data_dir, weights_dir=weights_dir, cache_dir=cache_dir, results_dir=results_dir, offline=offline
     )

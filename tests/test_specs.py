@@ -102,7 +102,7 @@ def test_folders_of_one_name_have_different_file_names():
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda row: row.name)
 def test_a_specification_comes_back_from_json(dataset):
-    """So that a record says all that it takes to run its cell again."""
+    """So that a record says all that it takes to run it again."""
     for model, protocol in zip(MODELS, [*PROTOCOLS, *PROTOCOLS], strict=False):
         spec = RunSpec(dataset, model, protocol, jit=True, device="cpu", precision="fp32", batch_size=64)
         assert decode(json.loads(json.dumps(asdict(spec))), RunSpec) == spec

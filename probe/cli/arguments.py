@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     extract = commands.add_parser("extract", help="extract and keep features, or some shards of them")
     _add_grid(extract)
     extract.add_argument("--shard", type=_shard, metavar="I/N", help="make only the I-th of N shards, from 1 on")
-    extract.add_argument("--out", metavar="FILE.npz", help="write the features of one cell to a file as well")
+    extract.add_argument("--out", metavar="FILE.npz", help="also write the features of one run to a file")
     _add_execution(extract)
     extract.set_defaults(command="extract")
 
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     kinds = cache.add_subparsers(required=True, metavar="ACTION")
     listed = kinds.add_parser("ls", help="list the features that are kept")
     listed.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
-    explain = kinds.add_parser("explain", help="say whether a cell is kept, or which field of its key is another")
+    explain = kinds.add_parser("explain", help="explain a cache miss: which field differs from the nearest entry")
     _add_grid(explain)
     _add_execution(explain)
     verify = kinds.add_parser("verify", help="compare everything that is kept with its digests")

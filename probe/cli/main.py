@@ -1,6 +1,6 @@
 """The command line: parse, call the library once, print. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done; 1 an error of ours, or a cell that failed; 2 wrong usage; 130 interrupted.
+Exit codes: 0 done; 1 an error of ours, or a run that failed; 2 wrong usage; 130 interrupted.
 """
 
 from __future__ import annotations

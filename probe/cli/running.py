@@ -110,8 +110,8 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
             print(f"\n{note}")
     for record in records:
         if record.error is not None:
-            cell = f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}"
-            print(f"probe: {_failure(cell, record.error.type, record.error.message)}", file=sys.stderr)
+            name = f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}"
+            print(f"probe: {_failure(name, record.error.type, record.error.message)}", file=sys.stderr)
     if len(records) < len(specs):
         print(f"probe: {len(records)} of {len(specs)} runs are recorded", file=sys.stderr)
 

@@ -93,7 +93,7 @@ def _test(a: RunRecord, b: RunRecord) -> tuple[PairedTest, str]:
     outcomes = [outcomes_of(record) for record in done]
     for name, record, found in zip("AB", done, outcomes, strict=True):
         if len(found) == 1 and abs(found[0].score() - record.result.score) > 1e-9:
-            raise ResultsError(f"the score of {name} is not that of its outcomes; run its cell again")
+            raise ResultsError(f"the score of {name} is not that of its outcomes; run it again")
     test = compare(*outcomes, same_images=done[0].result.same_images)
     return test, _verdict(*done, test)
 
@@ -101,7 +101,7 @@ def _test(a: RunRecord, b: RunRecord) -> tuple[PairedTest, str]:
 def _scored(name: str, record: RunRecord) -> DoneRecord:
     if isinstance(record, DoneRecord):
         return record
-    raise ResultsError(f"{name} has no score, as its cell failed; run it again")
+    raise ResultsError(f"{name} has no score, as its run failed; run it again")
 
 
 def _verdict(a: DoneRecord, b: DoneRecord, test: PairedTest) -> str:

@@ -196,10 +196,10 @@ def read_record(path: str | Path) -> RunRecord:
     except OSError as err:
         raise ResultsError(f"cannot read {path} ({err.strerror or err}); name a record, a .json file") from err
     except (ValueError, RecursionError) as err:  # also bytes that are not text, and a name with a NUL
-        raise ResultsError(f"{path} is damaged: no JSON ({err}); run its cell again") from err
+        raise ResultsError(f"{path} is damaged: no JSON ({err}); run it again") from err
     version = plain.get("schema_version") if isinstance(plain, dict) else None
     if not isinstance(version, int) or version < 1:
-        raise ResultsError(f"{path} is damaged, or no record: it has no schema version; remove it, or run its cell")
+        raise ResultsError(f"{path} is damaged, or no record: it has no schema version; remove it, or run it again")
     if version > SCHEMA_VERSION:
         raise ResultsError(f"{path} has schema {version}, newer than {SCHEMA_VERSION}; update probe")
     try:
@@ -208,7 +208,7 @@ def read_record(path: str | Path) -> RunRecord:
     except ValueError as err:
         fault = str(err)
     if fault:
-        raise ResultsError(f"{path} is damaged: {fault}; run its cell again")
+        raise ResultsError(f"{path} is damaged: {fault}; run it again")
     return record
 
 
@@ -253,7 +253,7 @@ def outcomes_of(record: RunRecord) -> list[Outcomes]:
         ResultsError: they are damaged, or an earlier version recorded none.
     """
     if record.result is None or not record.result.outcomes:
-        raise ResultsError("it has no outcomes of test images, which records have from schema 3 on; run its cell again")
+        raise ResultsError("it has no outcomes of test images, which records have from schema 3 on; run it again")
     return unpack_outcomes(record.result)
 
 

@@ -220,7 +220,7 @@ class _Driver:
 
     def _exchange(self, member: Member, unit: Unit, missing: MissingChunks) -> None:
         """Send a worker chunks that it lacks, and ask for chunks that the driver lacks; a complete shard is done."""
-        works = [(Work(self.root, cell), chunks, lacking) for cell, chunks, lacking in missing.cells]
+        works = [(Work(self.root, entry), chunks, lacking) for entry, chunks, lacking in missing.entries]
         wanted = [(work.spec, [chunk for chunk in chunks if not work.has(chunk)]) for work, chunks, _ in works]
         if unit.shard is not None and not any(chunks for _, chunks in wanted):
             for work, _, _ in works:
@@ -245,8 +245,8 @@ class _Driver:
                 logger.warning("%s: another worker tries it (%s: %s)", unit, error.type, error.message)
                 return
         else:
-            for cell, files in result.chunks:
-                work = Work(self.root, cell)
+            for entry, files in result.chunks:
+                work = Work(self.root, entry)
                 work.take_in(files)
                 work.finish_whole()
             self.queue.finish(unit)

@@ -101,9 +101,9 @@ class NotRunnable:
 
 @dataclass(frozen=True)
 class MissingChunks:
-    """Chunks of features that a unit needs, by cell, and those of them that the worker does not have."""
+    """Chunks of features that a unit needs, by cache entry, and those of them that the worker does not have."""
 
-    cells: Sequence[tuple[EntrySpec, Sequence[int], Sequence[int]]]
+    entries: Sequence[tuple[EntrySpec, Sequence[int], Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -164,12 +164,12 @@ class Worker:
             found = self._begin(unit, need)
         if isinstance(found, NotRunnable):
             return found
-        works = [(Work(self._root, cell), chunks) for cell, chunks in found]
+        works = [(Work(self._root, entry), chunks) for entry, chunks in found]
         return MissingChunks([(work.spec, chunks, [i for i in chunks if not work.has(i)]) for work, chunks in works])
 
-    def take_in(self, cell: EntrySpec, files: Files) -> None:
+    def take_in(self, entry: EntrySpec, files: Files) -> None:
         """Store chunks that the driver has."""
-        Work(self._root, cell).take_in(files)
+        Work(self._root, entry).take_in(files)
 
     def release(self) -> None:
         """Give back the memory of models."""
@@ -198,7 +198,7 @@ class Worker:
             records = self._fit(unit) if unit.shard is None else []
             if unit.shard is not None:
                 self._extract(unit)
-            chunks = [(cell, list(Work(self._root, cell).files(numbers))) for cell, numbers in wanted if numbers]
+            chunks = [(entry, list(Work(self._root, entry).files(numbers))) for entry, numbers in wanted if numbers]
         logs = [self.logs.get() for _ in range(self.logs.qsize())]
         return UnitResult(records, chunks, all(is_foreseen(record.error) for record in records), logs)
 
@@ -237,10 +237,10 @@ class Worker:
         """Return the features that a unit is about, or why it cannot begin: files or memory are missing here."""
         try:
             self._make_room(unit, need)
-            found = [cell for spec in unit.specs for cell in find_entries(spec, self.session).values()]
+            found = [entry for spec in unit.specs for entry in find_entries(spec, self.session).values()]
         except ProbeError as err:
             return NotRunnable(type(err).__name__, str(err), is_memory=isinstance(err, ExecutorError))
-        return [(cell, shard_of(cell, unit.shard)) for cell in found]
+        return [(entry, shard_of(entry, unit.shard)) for entry in found]
 
     def _make_room(self, unit: Unit, need: Memory) -> None:
         if unit.shard is not None and all(encoder_key(spec) in self.session.encoders for spec in unit.specs):

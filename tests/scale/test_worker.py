@@ -38,12 +38,12 @@ def _worker(tmp_path, name, **settings):
 def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
     shard, fits = _units()
     maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
-    ((cell, every, lacking),) = maker.find_missing(shard, NEED).cells
+    ((cell, every, lacking),) = maker.find_missing(shard, NEED).entries
     assert lacking == list(every) == list(range(cell.num_chunks))
     ((_, files),) = maker.do(shard, NEED, [(cell, every)]).chunks
-    assert other.find_missing(fits, NEED).cells == [(cell, every, list(every))]
+    assert other.find_missing(fits, NEED).entries == [(cell, every, list(every))]
     other.take_in(cell, files)
-    assert other.find_missing(fits, NEED).cells == [(cell, every, [])]
+    assert other.find_missing(fits, NEED).entries == [(cell, every, [])]
     (record,) = other.do(fits, NEED).records
     assert record.extraction.from_cache  # put together without the model
     entries = [cell.folder(tmp_path / name) for name in ("maker", "other")]
@@ -56,7 +56,7 @@ def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
 def test_chunks_that_the_driver_has_are_not_sent_to_it(tmp_path):
     shard, _ = _units()
     worker = _worker(tmp_path, "one")
-    ((cell, every, _),) = worker.find_missing(shard, NEED).cells
+    ((cell, every, _),) = worker.find_missing(shard, NEED).entries
     half = range(cell.num_chunks // 2, cell.num_chunks)
     ((_, files),) = worker.do(shard, NEED, [(cell, half)]).chunks
     assert {name for name, _ in files} == {f"{chunk:06}.npz" for chunk in half} | {"making.json"}
