@@ -25,7 +25,7 @@ from probe.datasets.subsets import subset_of
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, summarize
 from probe.names import unknown_name
 from probe.specs import DatasetSpec, Source, Subset
-from probe.stats.metrics import misfit
+from probe.stats.metrics import find_mismatch
 
 logger = logging.getLogger(__name__)
 
@@ -328,7 +328,7 @@ def _repair(spec: DatasetSpec, source: Source) -> str:
 
 
 def _check_labels(spec: DatasetSpec, images: ImageDataset) -> None:
-    reason = misfit(spec.metric, num_classes=len(images.class_names), is_multi_label=images.labels.ndim == 2)
+    reason = find_mismatch(spec.metric, num_classes=len(images.class_names), is_multi_label=images.labels.ndim == 2)
     if reason:
         raise DatasetError(f"{images.name}: {reason}")
     low, high = int(images.labels.min()), int(images.labels.max())

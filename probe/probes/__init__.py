@@ -1,6 +1,6 @@
-"""Probes: protocols as data, the search over C, the solvers, and the fit that ties them together.
+"""Linear probes: protocols, few-shot draws, the sweep over C, solvers, and the fit under a protocol.
 
-`FastLogisticRegression` is imported when it is first used: the protocols are light, and it is not.
+`FastLogisticRegression` is imported on first use, because it imports torch and scikit-learn. Protocols need neither.
 """
 
 from __future__ import annotations

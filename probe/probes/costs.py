@@ -1,4 +1,7 @@
-"""What a probe will take, before it starts: memory by counting, and time by a measured pass over some rows."""
+"""Estimate the memory and time of a probe before it is fitted.
+
+Memory is counted from the shapes of the arrays. Time is extrapolated from a timed matrix product over some rows.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,24 @@ from probe.probes.solvers.lbfgs import MEMORY
 from probe.probes.solvers.objective import CANDIDATES, COPY_BYTES
 from probe.specs import Protocol
 
-SCIKIT_LEARNS_MEMORY = 10  # pairs that SciPy's L-BFGS keeps
-# Passes of a fit: of `fast` about what 54,000 self-supervised features of Fashion-MNIST take, 3 to 100 by C.
-# scikit-learn's goes on to `max_iter` at most.
+SCIKIT_LEARN_PAIRS = 10  # correction pairs that SciPy's L-BFGS stores
+# Passes over the data in one fit of `fast`: 54,000 self-supervised features of Fashion-MNIST take 3 to 100, depending
+# on C. For scikit-learn's solver the estimate is its limit, `max_iter`.
 FAST_PASSES = 60
-ROWS = 4096  # of the measured pass
-SHARE = 0.9  # of the free memory that may be planned with
+TIMED_ROWS = 4096  # rows of the timed matrix product
+FREE_SHARE = 0.9  # largest share of the free memory that a fit may plan to use
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a probe takes at most.
+    """Upper estimate of the resources that a probe needs.
 
-    `memory` in bytes beyond the features as they are, where products are computed; `scores` in bytes on the host;
-    `seconds`, `passes` over the data, `fits`.
+    Args:
+        memory: bytes on the solver's device, in addition to the features.
+        scores: bytes of the scores of the largest scored split, on the host.
+        seconds: time of all fits on the CPU.
+        passes: number of passes over the training features.
+        fits: number of fits.
     """
 
     memory: int
@@ -39,7 +46,7 @@ class Cost:
 
 
 def num_fits(protocol: Protocol) -> int:
-    """Fits that a protocol takes at most for one set of training images, with the final one."""
+    """Return the largest number of fits under a protocol for one fold, including the final fits."""
     num = len(protocol.grid)
     if num == 1:
         return protocol.num_seeds
@@ -48,47 +55,65 @@ def num_fits(protocol: Protocol) -> int:
 
 
 def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int:
-    """Bytes that a fit takes beside its features, for n images, d features and k logits."""
+    """Return the bytes of memory that a fit needs in addition to its features.
+
+    Args:
+        solver: `sklearn` or `fast`.
+        n: number of training images.
+        d: number of features of an image.
+        k: number of logits.
+        num_parts: number of arrays that the training features consist of. scikit-learn needs them concatenated.
+    """
     weights = 8 * (d + 1) * k
     if solver == "fast":
         batch, hessian = batch_size(d, k), 4 * max_numbers(d, k)
         copy = 4 * n * d if 4 * n * d <= COPY_BYTES else 0
         candidates = min(n, CANDIDATES) * 12 * (d + k)
-        # A Hessian with its copy and what it is made of, a factor and pairs of L-BFGS for each C side by side.
+        # One Hessian, its copy and its products; for each C of a batch, a Cholesky factor and the pairs of L-BFGS.
         return (3 + batch) * hessian + batch * (2 * MEMORY + 8) * weights + copy + candidates + (1 << 28)
-    joined = 4 * n * d if num_parts > 1 else 0
-    return joined + 4 * 4 * n * k + (2 * SCIKIT_LEARNS_MEMORY + 8) * weights
+    concatenated = 4 * n * d if num_parts > 1 else 0
+    return concatenated + 4 * 4 * n * k + (2 * SCIKIT_LEARN_PAIRS + 8) * weights
 
 
 def estimate_cost(
     protocol: Protocol, solver: str, x: np.ndarray, *, n: int, k: int, num_parts: int, num_scored: int
 ) -> Cost:
-    """What fitting on n images will take; a pass over a few rows `x` float32 (m, d) is timed."""
-    d, rows = x.shape[1], np.ascontiguousarray(x[:ROWS])
+    """Estimate what a probe needs, from a timed matrix product over the first rows of `x`.
+
+    Args:
+        protocol: the rules of the fits.
+        solver: `sklearn` or `fast`.
+        x: float32 (m, d), features of which up to `TIMED_ROWS` rows are used.
+        n: number of training images.
+        k: number of logits.
+        num_parts: number of arrays that the training features consist of.
+        num_scored: number of images of the largest scored split.
+    """
+    d, rows = x.shape[1], np.ascontiguousarray(x[:TIMED_ROWS])
     weights = np.ones((d, k), np.float32)
     started = time.perf_counter()
-    with np.errstate(over="ignore", invalid="ignore"):  # it is only timed; what comes of it is refused later
+    with np.errstate(over="ignore", invalid="ignore"):  # only the time matters; the fit itself checks the values
         rows.T @ (rows @ weights)
-    a_pass = (time.perf_counter() - started) * n / len(rows)
+    pass_seconds = (time.perf_counter() - started) * n / len(rows)
     fits = num_fits(protocol)
     passes = fits * (FAST_PASSES if solver == "fast" else protocol.max_iter)
     memory = memory_needed(solver, n=n, d=d, k=k, num_parts=num_parts)
-    scores = 2 * 8 * num_scored * k  # twice, as a metric may sort them
-    return Cost(memory, scores, a_pass * passes, passes, fits)
+    scores = 2 * 8 * num_scored * k  # float64, and a copy because some metrics sort them
+    return Cost(memory, scores, pass_seconds * passes, passes, fits)
 
 
-def refuse_too_much(cost: Cost, solver: str, device: str) -> None:
-    """Stop where it will not fit.
+def check_memory(cost: Cost, solver: str, device: str) -> None:
+    """Check that a probe fits into the free memory of the host and of the device.
 
     Raises:
-        ProtocolError: with the numbers.
+        ProtocolError: there is not enough memory.
     """
     needed = {"cpu": cost.scores, device: cost.memory + (cost.scores if device == "cpu" else 0)}
     for place, memory in needed.items():
         free = device_memory(place).free
-        if memory > SHARE * free:
-            way_out = "use a larger machine" if solver == "fast" else "use the solver fast, or a larger machine"
+        if memory > FREE_SHARE * free:
+            remedy = "use a larger machine" if solver == "fast" else "use the solver fast or a larger machine"
             raise ProtocolError(
-                f"a fit by the solver {solver} needs about {memory / 1e9:.1f} GB of memory beside the features, and "
-                f"{free / 1e9:.1f} GB are free; {way_out}"
+                f"a fit by the solver {solver} needs about {memory / 1e9:.1f} GB of memory in addition to the features,"
+                f" but only {free / 1e9:.1f} GB are free; {remedy}"
             )

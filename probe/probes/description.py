@@ -1,4 +1,4 @@
-"""One protocol in words, for a reader: what is fitted, how C is chosen, and where the rules are from."""
+"""Describe a protocol for a reader: what is fitted, how C is chosen, and where the rules come from."""
 
 from __future__ import annotations
 
@@ -8,30 +8,34 @@ from probe.specs import Protocol
 
 
 def describe_protocol(name: str) -> dict[str, str]:
-    """What there is to say of one protocol; what it does not do is left out.
+    """Return a description of each property of a protocol. Properties that do not apply are left out.
+
+    Args:
+        name: name of a protocol, or path of a protocol in TOML.
 
     Raises:
-        UnknownNameError, ProtocolError: each says what to do.
+        UnknownNameError: there is no protocol of this name.
+        ProtocolError: the TOML file is missing or invalid.
     """
     protocol = get_protocol(name)
-    said = {
+    properties = {
         "name": protocol.name,
         "title": protocol.title,
-        "feature point": protocol.feature_point + (", each image's divided by its length" * protocol.normalize),
+        "feature point": protocol.feature_point + (", L2-normalised" * protocol.normalize),
         "C": describe_grid(protocol),
         "C chosen on": _chosen_on(protocol),
-        "images a class": images_a_class(protocol) if protocol.shots else "",
+        "images per class": images_a_class(protocol) if protocol.shots else "",
         "seeds": listed(range(protocol.num_seeds), most=16) if protocol.shots else "",
         "final fit on": _fitted_on(protocol),
         "solver": f"at most {protocol.max_iter} iterations, tol {protocol.tol:g}",
-        "starts from": "the weights of the nearest C before" if protocol.warm_start else "",
+        "starts from": "the weights of the nearest fitted C" if protocol.warm_start else "",
         "source": protocol.source,
     }
-    return {key: value for key, value in said.items() if value}
+    return {key: value for key, value in properties.items() if value}
 
 
 def describe_grid(protocol: Protocol) -> str:
-    """The values of C and how they are searched.
+    """Describe the values of C and the order of the search.
 
     >>> describe_grid(get_protocol("clip-paper"))
     '97 values from 1e-06 to 1e+06, every 16th first, then around the best'
@@ -45,7 +49,7 @@ def describe_grid(protocol: Protocol) -> str:
 
 
 def images_a_class(protocol: Protocol) -> str:
-    """How many images of each class are drawn from train; those that C is chosen on after a plus.
+    """Return the number of images of each class that are drawn from train: for the fit + for the choice of C.
 
     >>> images_a_class(get_protocol("few-shot-16-held-out"))
     '16 + 4'
@@ -57,13 +61,13 @@ def images_a_class(protocol: Protocol) -> str:
 
 def _fitted_on(protocol: Protocol) -> str:
     if protocol.shots:
-        return "the images that are drawn to fit on"
-    return "train and validation images" if protocol.refit else "train images alone"
+        return "the drawn images"
+    return "train and validation images" if protocol.refit else "train images only"
 
 
 def _chosen_on(protocol: Protocol) -> str:
     if len(protocol.grid) == 1:
         return ""
     if protocol.held_out:
-        return f"{protocol.held_out} further {'image' if protocol.held_out == 1 else 'images'} of each class from train"
+        return f"{protocol.held_out} more {'image' if protocol.held_out == 1 else 'images'} of each class from train"
     return "the validation split"

@@ -1,4 +1,4 @@
-"""Fits of logistic regression with proof of their convergence, and what a solver is that makes them."""
+"""Fits of logistic regression with measures of their convergence, and the interface of the solvers."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any
 
 import numpy as np
 
-ROWS = 8192  # images at a time in float64, so that no such copy of all is made
+ROWS = 8192  # images that are converted to float64 at a time, to save memory
 
-Tick = Callable[[int], None]  # is told the number of the iteration
+Tick = Callable[[int], None]  # called with the number of each iteration
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """How a fit ended; of several, such as those of a class each, see `worst`.
+    """Convergence of a fit. `worst` combines several, such as the fits of one class each.
 
     Args:
-        n_iter: all iterations that led to the fit, from weights of zero on: those of this fit, plus the `n_iter` of the
-            fit in whose weights it began, such as that of a neighbouring C in the sweep. Of several labels, each with a
-            probe of its own, the label with the most counts.
-        converged: True if an upper bound of `suboptimality` is negligible, see `optimality.measure`.
-        suboptimality: estimate of how far the objective is above its minimum. It is computed by Newton's method, see
-            `optimality.measure`; for fits of `fast` that only serve to choose C, on features without outliers, by the
-            solver's own next step.
-        gradient_norm: largest component of the gradient of `objective`, with products in float64, but for fits of
-            `fast` that only served to choose C.
-        gradient_ratio: that over its value at weights of zero.
-        objective: what is minimised, the mean loss plus ||W||^2 / (2 C n) with the intercept free.
-        excess: how far the objective can be above its minimum: |gradient|^2 / (2 / (C n)), which holds for the
-            intercept at its best.
-        tol: where the solver was to stop: scikit-learn's at a gradient whose largest component is that, `fast` at that
-            share of where it began.
+        n_iter: number of iterations from weights of zero. This includes the `n_iter` of the fit that this fit started
+            from, such as the fit at a neighbouring C in the sweep. If each class has a binary probe of its own, it is
+            the largest number of all classes.
+        converged: True if an upper bound of `suboptimality` is negligible, see `optimality.measure_optimality`.
+        suboptimality: estimate of the difference between `objective` and its minimum, see
+            `optimality.measure_optimality`. Fits of `fast` for the choice of C, on features without outliers, use the
+            solver's own estimate.
+        gradient_norm: max |g| over the components of the gradient g of the objective. Products are in float64, except
+            for fits of `fast` for the choice of C.
+        gradient_ratio: `gradient_norm` divided by its value at weights of zero.
+        objective: minimised function: mean loss + ||W||^2 / (2 C n). The intercept is not penalised.
+        excess: upper bound of the difference between `objective` and its minimum, if the intercept is optimal:
+            ||g||^2 C n / 2.
+        tol: stopping criterion of the solver. scikit-learn's solver stops if `gradient_norm` <= tol, `fast` if
+            `gradient_ratio` <= tol.
     """
 
     n_iter: int
@@ -46,69 +46,73 @@ class Convergence:
     tol: float
 
 
-def worst(found: Sequence[Convergence]) -> dict[str, Any]:
-    """The fields of `Convergence` for several: the worst of each, the mean of the objectives, the first's `tol`."""
+def worst(fits: Sequence[Convergence]) -> dict[str, Any]:
+    """Return the fields of `Convergence` for several fits: mean objective, `tol` of the first, worst of the others."""
     return {
-        "n_iter": max(one.n_iter for one in found),
-        "converged": all(one.converged for one in found),
-        "suboptimality": max(one.suboptimality for one in found),
-        "gradient_norm": max(one.gradient_norm for one in found),
-        "gradient_ratio": max(one.gradient_ratio for one in found),
-        "objective": float(np.mean([one.objective for one in found])),
-        "excess": max(one.excess for one in found),
-        "tol": found[0].tol,
+        "n_iter": max(fit.n_iter for fit in fits),
+        "converged": all(fit.converged for fit in fits),
+        "suboptimality": max(fit.suboptimality for fit in fits),
+        "gradient_norm": max(fit.gradient_norm for fit in fits),
+        "gradient_ratio": max(fit.gradient_ratio for fit in fits),
+        "objective": float(np.mean([fit.objective for fit in fits])),
+        "excess": max(fit.excess for fit in fits),
+        "tol": fits[0].tol,
     }
 
 
 @dataclass(frozen=True)
 class Fit(Convergence):
-    """A linear probe and how its fit ended.
+    """Weights of a linear probe and the convergence of its fit.
 
-    `coef` is float (k, d), `intercept` (k,); of two classes that exclude each other k is 1, the logit of the second.
-    `classes`, int64, are the labels that the rows are of. `several` says that an image can have several of them, each
-    with a probe of its own. `needs_curvature`: `fast` estimated the curvature, on the way or, for a neighbour of such a
-    fit, at its start.
+    Args:
+        C: inverse strength of the penalty.
+        coef: float (k, d), one row for each logit. With two mutually exclusive classes there is one row, for the logit
+            of the second class; the logit of the first class is 0.
+        intercept: float (k,).
+        classes: int64, labels of the classes, ascending.
+        is_multi_label: True if an image can show several classes, each with a binary probe of its own.
+        needs_curvature: True if `fast` estimated the curvature during the fit, or if it started from such a fit.
     """
 
     C: float
     coef: np.ndarray
     intercept: np.ndarray
     classes: np.ndarray
-    several: bool
+    is_multi_label: bool
     needs_curvature: bool = False
 
     def scores(self, x: np.ndarray, num_classes: int) -> np.ndarray:
-        """Logits float64 (n, num_classes) for features float32 (n, d); a class without a training image gets -inf."""
+        """Return logits float64 (n, num_classes) for features float32 (n, d). Classes without a probe get -inf."""
         scores = np.full((len(x), num_classes), -np.inf)
         coef, intercept = self.coef.astype(np.float64), self.intercept.astype(np.float64)
         for start in range(0, len(x), ROWS):
             logits = x[start : start + ROWS].astype(np.float64) @ coef.T + intercept
-            if len(coef) == 1 and not self.several:  # two classes: the logit of the first is zero
+            if len(coef) == 1 and not self.is_multi_label:  # two classes: the logit of the first is zero
                 logits = np.hstack([np.zeros_like(logits), logits])
             scores[start : start + ROWS, self.classes] = logits
         return scores
 
 
 class Solver(ABC):
-    """The training images of a probe, to be fitted at one C after another.
+    """Base class of the solvers. An instance fits probes on the same training images at several values of C.
 
     Args:
-        parts: float32 (n_i, d), C-contiguous; together the training images.
-        y: int64 (n,), two classes at least; or (n, k) of 1, 0 and -1, where an image can show several of k classes and
-            -1 does not count.
-        max_iter: most iterations of one fit; those of the fit in whose weights it began do not count.
-        tol: largest component of the gradient of the mean loss at which scikit-learn's solver may stop; `fast` goes on
-            to `fast.TOL` of where the gradient began.
+        arrays: float32 (n_i, d), C-contiguous; their concatenation (n, d) holds the features of the training images.
+        y: int64 (n,) with at least two classes; or (n, k) of 1, 0 and -1 if an image can show several of k classes,
+            where images with -1 are ignored for the class.
+        max_iter: largest number of iterations of one fit, without the iterations of the fit that it started from.
+        tol: scikit-learn's solver stops if no component of the gradient of the objective exceeds `tol`. `fast` does not
+            use `tol` but `fast.TOL`.
         device: where products are computed.
     """
 
     name: str
 
     def __init__(
-        self, parts: Sequence[np.ndarray], y: np.ndarray, *, max_iter: int, tol: float, device: str = "cpu"
+        self, arrays: Sequence[np.ndarray], y: np.ndarray, *, max_iter: int, tol: float, device: str = "cpu"
     ) -> None:
-        self.parts, self.y, self.max_iter, self.tol, self.device = parts, y, max_iter, tol, device
-        if y.ndim == 2:  # a class that all images show, or none, has nothing to be told from
+        self.arrays, self.y, self.max_iter, self.tol, self.device = arrays, y, max_iter, tol, device
+        if y.ndim == 2:  # a class without positive or without negative images cannot be learnt
             self.classes = np.flatnonzero((y == 1).any(axis=0) & (y == 0).any(axis=0))
         else:
             self.classes = np.unique(y)
@@ -116,30 +120,30 @@ class Solver(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Do what serves all fits."""
+        """Prepare the data once for all fits."""
 
     @property
     def batch(self) -> int:
-        """How many values of C are best fitted side by side."""
+        """Return how many values of C to fit in one call of `fit_all`."""
         return 1
 
     def fit(
         self,
         C: float,  # noqa: N803 - the field's name
-        near: Fit | None = None,
+        start: Fit | None = None,
         *,
         tick: Tick | None = None,
     ) -> Fit:
-        """The final fit at a C; arguments as those of `fit_all`."""
-        found: list[Fit] = []
-        self.fit_all([C], [near], is_final=True, done=found.append, tick=tick)
-        return found[0]
+        """Return the final fit at one C. See `fit_all` for the arguments."""
+        fits: list[Fit] = []
+        self.fit_all([C], [start], is_final=True, done=fits.append, tick=tick)
+        return fits[0]
 
     @abstractmethod
     def fit_all(
         self,
         strengths: Sequence[float],
-        nears: Sequence[Fit | None],
+        starts: Sequence[Fit | None],
         *,
         is_final: bool,
         done: Callable[[Fit], None],
@@ -148,53 +152,53 @@ class Solver(ABC):
         """Fit at several values of C.
 
         Args:
-            strengths: inverse strengths of the L2 penalty on the sum of the losses.
-            nears: for each strength, a fit of a different C to start from, or None to start from weights of zero. The
-                fit may have different classes, see `for_classes`.
+            strengths: values of C, the inverse strength of the L2 penalty on the sum of the losses.
+            starts: for each C, a fit at a different C to start from, or None to start from weights of zero. The fit may
+                have different classes, see `for_classes`.
             is_final: False for fits that only serve to choose C.
-            done: is given each fit as soon as it is there.
-            tick: is told of iterations as they go.
+            done: called with each fit as soon as it is finished.
+            tick: called with the number of each iteration.
         """
 
 
 def join_classes(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # noqa: N803 - the field's name
-    """The fits of several labels, one for each of the classes, as one."""
+    """Combine the binary fits of several classes, one for each class, into one multi-label fit."""
     return Fit(
         C=C,
         coef=np.concatenate([fit.coef for fit in fits]),
         intercept=np.concatenate([fit.intercept for fit in fits]),
         classes=classes,
-        several=True,
+        is_multi_label=True,
         needs_curvature=any(fit.needs_curvature for fit in fits),
         **worst(fits),
     )
 
 
-def count_start(fit: Fit, near: Fit | None) -> Fit:
-    """Return a fit whose iterations include those of the fit in whose weights it began, if there is one."""
-    return fit if near is None else replace(fit, n_iter=near.n_iter + fit.n_iter)
+def count_start(fit: Fit, start: Fit | None) -> Fit:
+    """Return a fit whose `n_iter` includes the iterations of the fit that it started from, if there is one."""
+    return fit if start is None else replace(fit, n_iter=start.n_iter + fit.n_iter)
 
 
 def for_classes(fit: Fit, classes: np.ndarray) -> Fit:
-    """Return a fit to start from with rows for the given classes. Classes that the fit did not know get zeros."""
+    """Return a fit to start from with rows for the given classes. Classes without a row in `fit` get zeros."""
     if np.array_equal(fit.classes, classes):
         return fit
     coef, intercept = fit.coef, fit.intercept
-    if len(coef) == 1 and not fit.several:  # two classes: the logit of the first is zero
+    if len(coef) == 1 and not fit.is_multi_label:  # two classes: the logit of the first is zero
         coef, intercept = (np.concatenate([np.zeros_like(array), array]) for array in (coef, intercept))
     _, new, known = np.intersect1d(classes, fit.classes, return_indices=True)
     matched = np.zeros((len(classes), coef.shape[1]), coef.dtype), np.zeros(len(classes), intercept.dtype)
     for array, values in zip(matched, (coef, intercept), strict=True):
         array[new] = values[known]
     coef, intercept = matched
-    if len(classes) == 2 and not fit.several:
+    if len(classes) == 2 and not fit.is_multi_label:
         coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
     return replace(fit, coef=coef, intercept=intercept, classes=classes)
 
 
 def select_class(fit: Fit | None, k: int) -> Fit | None:
-    """The probe of one of several labels."""
+    """Return the binary probe of class k of a multi-label fit, or None for None."""
     if fit is None:
         return None
     i = int(np.flatnonzero(fit.classes == k)[0])
-    return Fit(**{**vars(fit), "coef": fit.coef[i : i + 1], "intercept": fit.intercept[i : i + 1], "several": False})
+    return replace(fit, coef=fit.coef[i : i + 1], intercept=fit.intercept[i : i + 1], is_multi_label=False)

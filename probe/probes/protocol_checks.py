@@ -1,4 +1,4 @@
-"""What a protocol must be before anything is fitted under it; the same for one in TOML and one made in Python."""
+"""Check a protocol before anything is fitted under it, whether it was read from TOML or made in Python."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ LEAST = {"max_iter": 1, "shots": 0, "num_seeds": 1, "held_out": 0}
 
 
 def check_protocol(protocol: Protocol, *, where: str) -> None:
-    """Find the first fault of a protocol.
+    """Check the types and values of a protocol's fields.
 
     Args:
-        protocol: its fields may be of any type.
-        where: what messages begin with, such as the file that it was read from.
+        protocol: the protocol, whose fields may have wrong types.
+        where: beginning of every message, such as the path of the TOML file.
 
     Raises:
-        ProtocolError: a field is of the wrong type or out of range, or two do not go together.
+        ProtocolError: a field has a wrong type or value, or two fields contradict each other.
     """
     _check_types(protocol, where)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", protocol.name):
-        raise ProtocolError(f"{where}: name = {protocol.name!r}; use letters, digits, and - _ . between them")
+        raise ProtocolError(
+            f"{where}: name = {protocol.name!r} is not valid; use letters, digits, '-', '_' and '.', beginning with a "
+            "letter or digit"
+        )
     if protocol.feature_point not in FEATURE_POINTS:
         raise ProtocolError(f"{where}: {unknown_name('feature_point', protocol.feature_point, FEATURE_POINTS)}")
     for name, least in LEAST.items():
         if getattr(protocol, name) < least:
             raise ProtocolError(f"{where}: {name} = {getattr(protocol, name)} is too small; give {least} or more")
     if not _is_positive(protocol.tol):
-        raise ProtocolError(f"{where}: tol = {protocol.tol} is no bound of a gradient; give a finite number above zero")
+        raise ProtocolError(f"{where}: tol = {protocol.tol} is not valid; give a finite number above zero")
     _check_grid(protocol.grid, where)
     _check_coarse_step(protocol, where)
     _check_draws(protocol, where)
@@ -42,34 +45,36 @@ def check_protocol(protocol: Protocol, *, where: str) -> None:
 
 def _check_types(protocol: Protocol, where: str) -> None:
     try:
-        decode(json.loads(canonical_json(protocol)), Protocol)  # JSON, as NumPy's numbers are as good as Python's
+        decode(json.loads(canonical_json(protocol)), Protocol)  # JSON turns NumPy's numbers into Python's
     except (ValueError, TypeError) as err:
         raise ProtocolError(f"{where}: {err}") from err
-    if not isinstance(protocol.grid, tuple):  # which keys of dictionaries need
-        raise ProtocolError(f"{where}: grid = {protocol.grid!r} is not a tuple of numbers; give a tuple of numbers")
+    if not isinstance(protocol.grid, tuple):  # a list would make the protocol unhashable
+        raise ProtocolError(f"{where}: grid = {protocol.grid!r} is not a tuple; give a tuple of numbers")
 
 
 def _check_grid(grid: tuple[float, ...], where: str) -> None:
     if not grid:
-        raise ProtocolError(f"{where}: grid has no value of C; give one, or several to choose from")
+        raise ProtocolError(f"{where}: grid is empty; give one or more values of C")
     for C in grid:  # noqa: N806 - the field's name
         if not _is_positive(C):
-            raise ProtocolError(f"{where}: grid has C = {C}; give finite values above zero")
+            raise ProtocolError(f"{where}: grid contains C = {C}; give finite values above zero")
     for before, after in pairwise(grid):
         if after <= before:
-            raise ProtocolError(f"{where}: grid has {after} after {before}; give the values ascending, each once")
+            raise ProtocolError(
+                f"{where}: grid contains {after} after {before}; give the values in ascending order, each once"
+            )
 
 
 def _check_coarse_step(protocol: Protocol, where: str) -> None:
     step, num = protocol.coarse_step, len(protocol.grid)
-    if step < 1 or step & (step - 1):  # halved until it is 1
+    if step < 1 or step & (step - 1):  # the sweep halves it until it is 1
         raise ProtocolError(
-            f"{where}: coarse_step = {step} is no power of two; give 1 to try every C, or 2, 4, 8 and so on"
+            f"{where}: coarse_step = {step} is not a power of two; give 1 to try every C, or 2, 4, 8 and so on"
         )
     if (num - 1) % step:
         raise ProtocolError(
-            f"{where}: coarse_step = {step} does not lead from the first of {num} values of C to the last; give 1, or "
-            f"one value more than a multiple of {step}"
+            f"{where}: coarse_step = {step} does not lead from the first to the last of {num} values of C; set "
+            f"coarse_step = 1, or make the number of values one more than a multiple of {step}"
         )
 
 
@@ -78,20 +83,20 @@ def _check_draws(protocol: Protocol, where: str) -> None:
         for name, without in (("held_out", 0), ("num_seeds", 1)):
             if getattr(protocol, name) != without:
                 raise ProtocolError(
-                    f"{where}: {name} = {getattr(protocol, name)} without shots, where nothing is drawn; give shots, "
-                    f"or {name} = {without}"
+                    f"{where}: {name} = {getattr(protocol, name)} has no effect without shots; set shots, or set "
+                    f"{name} = {without}"
                 )
     elif protocol.refit:
         raise ProtocolError(  # LAION-AI/CLIP_benchmark#125
-            f"{where}: shots = {protocol.shots} with refit = true would fit on the whole validation split as well; "
-            "give refit = false"
+            f"{where}: shots = {protocol.shots} with refit = true would also fit on the whole validation split; set "
+            "refit = false"
         )
     if protocol.held_out and len(protocol.grid) == 1:
         raise ProtocolError(
-            f"{where}: held_out = {protocol.held_out} with one C, where nothing is chosen; give several values, or "
-            "held_out = 0"
+            f"{where}: held_out = {protocol.held_out} has no effect with a single value of C; give several values, or "
+            "set held_out = 0"
         )
 
 
 def _is_positive(value: float) -> bool:
-    return 0 < value <= sys.float_info.max  # TOML has whole numbers beyond
+    return 0 < value <= sys.float_info.max  # integers in TOML can be larger than any float

@@ -1,7 +1,8 @@
-"""The named protocols, as data. All run on the same features; each says where it comes from.
+"""Catalogue of the named protocols.
 
-What is not known of the sources stands in `source`, since a score under a protocol of ours is no score of theirs where
-we had to choose. A protocol of one's own is a TOML file, see `user_protocols`, or a `Protocol` made in Python.
+The field `source` of a protocol says where its rules come from. It also says which details the source leaves open and
+what this package does instead, because scores are then not exactly comparable with published scores. Users define their
+own protocols in a TOML file, see `user_protocols`, or as a `Protocol` in Python.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ from probe.probes.protocol_checks import check_protocol
 from probe.probes.user_protocols import make_protocol
 from probe.specs import Protocol
 
-# scikit-learn stops where no component of the gradient of the mean loss exceeds `tol`. Its default of 1e-4 stops far
-# from the optimum since 1.4, when the loss became a mean (scikit-learn#28700).
+# scikit-learn stops when no component of the gradient of the mean loss exceeds `tol`. Since version 1.4, when the loss
+# became a mean, its default of 1e-4 stops far from the optimum (scikit-learn#28700).
 TOL = 1e-6
-PAPER_GRID = tuple(10.0 ** (k / 8) for k in range(-48, 49))  # 97 values, 8 to the decade; Radford et al. 2021, A.3
+PAPER_GRID = tuple(10.0 ** (k / 8) for k in range(-48, 49))  # 97 values, 8 per decade; Radford et al. 2021, A.3
 SHOTS = (1, 2, 4, 8, 16)  # figure 6 of the paper, and CoOp
-MOST_HELD_OUT = 4  # KaiyangZhou/CoOp, lpclip/linear_probe.py: as many images to choose C on as shots, at most 4
-NUM_SEEDS = 5  # ours: the paper tells no number, and lpclip/linear_probe.sh of CoOp has 3
+MAX_HELD_OUT = 4  # KaiyangZhou/CoOp, lpclip/linear_probe.py: C is chosen on min(shots, 4) images per class
+NUM_SEEDS = 5  # our choice: the paper does not give a number, and lpclip/linear_probe.sh of CoOp uses 3
 
 
 FEW_SHOT = (
-    "Radford et al. 2021, figure 6; openai/CLIP#128: C is chosen on the validation split of the full data, so that "
-    "this is no true few-shot. Not known, openai/CLIP#135: which images were drawn, how many times, and which C were "
-    f"chosen; the {NUM_SEEDS} draws and the search of appendix A.3 are ours"
+    "Radford et al. 2021, figure 6. C is chosen on the validation split of the full dataset (openai/CLIP#128), so the "
+    "choice of C is not few-shot. The paper does not say which images were drawn, how many times, or which C was "
+    f"chosen (openai/CLIP#135); {NUM_SEEDS} draws and the search of appendix A.3 are choices of this package"
 )
 HELD_OUT = (
-    "few-shot of Radford et al. 2021, with C chosen on min(shots, 4) images a class as Zhou et al. 2022 do "
-    "(KaiyangZhou/CoOp, lpclip/linear_probe.py). They draw these from their validation splits, here they are further "
-    "images of train; they have 3 draws, projected features of RN50 and a search of their own, so that the scores are "
-    "not theirs"
+    "few-shot protocol of Radford et al. 2021, with C chosen on min(shots, 4) images per class as in Zhou et al. 2022 "
+    "(KaiyangZhou/CoOp, lpclip/linear_probe.py). Zhou et al. draw these images from validation splits; here they are "
+    "further images of train. Zhou et al. also use 3 draws, projected features of RN50 and a different search, so the "
+    "scores are not comparable with theirs"
 )
 
 
@@ -50,7 +51,7 @@ def _few_shot(shots: int, *, held_out: int = 0) -> Protocol:
         shots=shots,
         num_seeds=NUM_SEEDS,
         held_out=held_out,
-        refit=False,  # the validation split in the final fit would be no few-shot, LAION-AI/CLIP_benchmark#125
+        refit=False,  # a final fit on the validation split would not be few-shot, see LAION-AI/CLIP_benchmark#125
     )
 
 
@@ -78,26 +79,27 @@ CATALOG: tuple[Protocol, ...] = (
     Protocol(
         name="dinov2",
         title="the logistic regression of DINOv2",
-        # There, the class token after the last norm, with no head after it (dinov2/models/vision_transformer.py):
-        # in CLIP's ViT, what goes into the projection.
+        # DINOv2 takes the class token after the last norm, without a head (dinov2/models/vision_transformer.py). In
+        # CLIP's ViT this is the input of the projection.
         feature_point="pre_projection",
-        grid=tuple(10.0 ** (k / 4 - 6) for k in range(45)),  # 1e-6 to 1e5, 4 to the decade
-        coarse_step=1,  # all are tried
+        grid=tuple(10.0 ** (k / 4 - 6) for k in range(45)),  # 1e-6 to 1e5, 4 per decade
+        coarse_step=1,
         max_iter=1000,
-        # Out of reach of float32 features: fits end where the loss falls no more, or at `max_iter`.
+        # Float32 features cannot reach this value. Fits end when the loss no longer decreases, or at `max_iter`.
         tol=1e-12,
         source=(
-            "facebookresearch/dinov2, dinov2/eval/log_regression.py: C is chosen on a split beside train, or on a "
-            "random tenth of train where there is none, and the final fit is on both; features are not L2-normalised "
-            "(ModelWithNormalize is for its k-NN). There the solver is cuML's in float64, which stops by the gradient "
-            "over the loss; here it is scikit-learn's. Which split each published score chose on is not in the code"
+            "facebookresearch/dinov2, dinov2/eval/log_regression.py. C is chosen on a validation split, or on a random "
+            "tenth of train if there is none, and the final fit is on both. Features are not L2-normalised "
+            "(ModelWithNormalize is for the k-NN). DINOv2 uses cuML's solver in float64, which compares the gradient "
+            "with the loss to stop; here the solver is scikit-learn's. The code does not say on which split C was "
+            "chosen for each published score"
         ),
     ),
     *(_few_shot(shots) for shots in SHOTS),
-    *(_few_shot(shots, held_out=min(shots, MOST_HELD_OUT)) for shots in SHOTS),
+    *(_few_shot(shots, held_out=min(shots, MAX_HELD_OUT)) for shots in SHOTS),
 )
 
-# Names that stand for several, where the command line takes protocols.
+# Names that stand for several protocols on the command line.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "few-shot": tuple(f"few-shot-{shots}" for shots in SHOTS),
     "few-shot-held-out": tuple(f"few-shot-{shots}-held-out" for shots in SHOTS),
@@ -106,16 +108,16 @@ FORMS = "the path of a protocol in TOML, mine.toml"
 
 
 def protocol_names() -> tuple[str, ...]:
-    """The protocols there are; see `GROUPS` for names of several."""
+    """Return the names of the protocols in the catalogue, without the names of `GROUPS`."""
     return tuple(protocol.name for protocol in CATALOG)
 
 
 def get_protocol(name: str) -> Protocol:
-    """Find a protocol by name, or read one of the user's own where `name` is a path that ends in `.toml`.
+    """Return a protocol of the catalogue by name, or read a protocol from a path that ends in `.toml`.
 
     Raises:
-        UnknownNameError: there is none of that name, or there are several.
-        ProtocolError: the file is missing or holds no protocol.
+        UnknownNameError: no protocol has this name, or the name is one of `GROUPS`.
+        ProtocolError: the file is missing or invalid.
     """
     for protocol in CATALOG:
         if protocol.name == name:
@@ -132,6 +134,6 @@ def validate(protocol: Protocol) -> None:
     """Check a protocol that was made in Python.
 
     Raises:
-        ProtocolError: a field is of the wrong type or out of range, or two do not go together.
+        ProtocolError: a field has a wrong type or value, or two fields contradict each other.
     """
     check_protocol(protocol, where=f"protocol {protocol.name!r}")

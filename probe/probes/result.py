@@ -1,4 +1,4 @@
-"""What a probe scored: with its interval, its convergence, and what became of each test image."""
+"""Results of probes: score, confidence interval, convergence, sweep and the outcome of each test image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from probe.stats.outcomes import Outcomes
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One value of C that was tried: its score on the validation images, and how its fit ended; see `Convergence`."""
+    """One value of C of a sweep: its score on the validation images and its `Convergence`."""
 
     C: float
     score: float
@@ -29,20 +29,31 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class ProbeResult(Convergence):
-    """What a probe scored, and how its final fit ended.
+    """Result of a probe: its test score and the convergence of its final fit.
 
-    `score` is a fraction on the test split, and `interval` a 95 % one: around the score of one training set for the
-    choice of test images, around the mean over few-shot draws for the choice of training images.
-    `sweep` is ascending in C; it is empty where nothing was searched, and of several folds or draws.
-    `choice_converged` is True if every fit of the sweep converged, or if there was no sweep.
-    `label_values` are the original labels, ascending, if labels with gaps were renumbered from 0; otherwise, and if
-    folds have different labels, it is empty.
-    `predictions` are int64 (num_test,), the labels as given, or (num_test, k) of 0 and 1 if an image can show several
-    of k classes.
-    `outcomes` are what became of each test image, one for each fold or draw; `same_images` says that these are of the
-    same images. `seed` and `draw_sha256` are of a few-shot draw; the second is the digest of its images, see
-    `shots.Draw`.
-    Of several folds or draws, whose results are `folds` and `draws`, see `mean_result`.
+    The result over several folds or draws is made by `mean_result`.
+
+    Args:
+        metric: a name of `metrics.METRICS`.
+        score: fraction in [0, 1] on the test split.
+        C: inverse strength of the penalty in the final fit; None if folds or draws chose different values.
+        num_train: number of images of the final fit.
+        num_test: number of scored images.
+        solver: name of the solver.
+        interval: 95 % confidence interval of the score. For one training set it covers the sampling of test images. For
+            the mean over few-shot draws it covers the sampling of training images.
+        label_values: original labels, ascending, if labels with gaps were renumbered from 0. Empty otherwise, and if
+            folds have different labels.
+        sweep: tried values of C, ascending. Empty without a sweep, and for a mean over folds or draws.
+        choice_converged: True if every fit of the sweep converged, or if there was no sweep.
+        predictions: int64 (num_test,), original labels; or (num_test, k) of 0 and 1 if an image can show several of k
+            classes.
+        outcomes: outcomes of the test images, one for each fold or draw.
+        same_images: True if all `outcomes` are of the same test images.
+        seed: seed of a few-shot draw.
+        draw_sha256: digest of the images of a few-shot draw, see `shots.Draw`.
+        draws: results of the few-shot draws, if this is a mean over draws.
+        folds: results of the folds, if this is a mean over folds.
     """
 
     metric: str
@@ -70,26 +81,31 @@ class ProbeResult(Convergence):
 
 
 def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_images: bool = True) -> ProbeResult:
-    """The result over folds or draws: the mean of their scores and objectives, the worst of their convergence.
+    """Combine the results of several folds or draws into one result. A single result is returned as it is.
 
-    `C` is theirs if it is the same for all, else None; `num_train` and `num_test` are those of the first,
-    `predictions` those of all one after the other. The outcomes are those of all; of few-shot draws within folds with
-    different test images those of the first draw of each.
+    | field | value |
+    | --- | --- |
+    | `score`, `objective` | mean |
+    | other fields of `Convergence` | worst value, see `fits.worst` |
+    | `C` | common value, or None if the values differ |
+    | `num_train`, `num_test` | value of the first result |
+    | `predictions` | concatenation |
+    | `outcomes` | all outcomes; only the first draw of each fold if folds have different test images |
 
     Args:
-        results: of each.
+        results: one result for each fold or draw.
         of: `folds` or `draws`.
-        same_images: whether all have the same test images.
+        same_images: True if all results have the same test images.
     """
     first = results[0]
     if len(results) == 1:
         return first
     scores = [result.score for result in results]
-    outcomes = [kept for result in results for kept in (result.outcomes if same_images else result.outcomes[:1])]
+    outcomes = [one for result in results for one in (result.outcomes if same_images else result.outcomes[:1])]
     if of == "draws":
         around = seeds_interval(scores)
-    elif first.draws:  # the mean over folds of each draw
-        around = seeds_interval(np.mean([[drawn.score for drawn in result.draws] for result in results], axis=0))
+    elif first.draws:  # for each draw, the mean over folds
+        around = seeds_interval(np.mean([[draw.score for draw in result.draws] for result in results], axis=0))
     else:
         around = interval(outcomes, same_images=same_images)
     return replace(

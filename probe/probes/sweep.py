@@ -1,4 +1,4 @@
-"""The search over C, as pure logic: which values to try, which one wins. Knows nothing of probes."""
+"""Search over values of C: which values to try, and which value wins. This module does not know about probes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ def search(
     coarse_step: int,
     score: Callable[[T], float],
 ) -> dict[float, T]:
-    """Try some values of an ascending grid: every `coarse_step`-th, then around the best at half the distance, to one.
+    """Search a grid from coarse to fine.
+
+    Evaluate every `coarse_step`-th value of the grid. Then evaluate the neighbours of the best value at half that
+    distance, and halve the distance until it is one.
 
     Args:
-        evaluate: what comes of some values, each asked for once: those that may be tried side by side come together.
+        evaluate: return the result of each of the given values, in order. It is called once per round with all values
+            of the round, so that they can be fitted together. No value is evaluated twice.
         grid: the values, ascending.
-        coarse_step: distance of the first values, a power of two.
-        score: what makes an outcome better, higher is better.
+        coarse_step: distance between the values of the first round, a power of two.
+        score: return the score of a result; higher is better.
 
     Returns:
-        What was tried and what came of it, ascending. With the 97 values of the CLIP paper: at most 15.
+        The result of each evaluated value, ascending by value; at most 15 for the 97 values of the CLIP paper.
 
     Source: Radford et al. 2021, appendix A.3.
     """
@@ -43,7 +47,7 @@ def search(
 
 
 def best(tried: dict[float, T], score: Callable[[T], float]) -> float:
-    """The value with the highest score; of equals the smallest, which regularises most, so that reruns agree."""
+    """Return the value with the highest score. On a tie, return the smallest value, which regularises most."""
     return max(sorted(tried), key=lambda value: score(tried[value]))
 
 

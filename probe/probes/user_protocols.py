@@ -1,9 +1,9 @@
-"""A protocol of the user's own, in a TOML file, with the fields of `Protocol`.
+"""Read a user's own protocol from a TOML file, whose keys are the fields of `Protocol`.
 
 name = "my-sweep"
-feature_point = "pre_projection"                 # or projected, the default
-grid = { from = 1e-6, to = 1e6, num = 97 }       # evenly in log10, or a list: [0.01, 0.1, 1]
-coarse_step = 16                                 # 1, the default, tries every C
+feature_point = "pre_projection"                 # default: projected
+grid = { from = 1e-6, to = 1e6, num = 97 }       # evenly spaced in log10; or a list such as [0.01, 0.1, 1]
+coarse_step = 16                                 # default: 1, which tries every value of C
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,23 @@ DEFAULTS = {
     "feature_point": "projected",
     "coarse_step": 1,
     "max_iter": 1000,
-    "tol": 1e-6,  # that of the catalogue
+    "tol": 1e-6,  # as in the catalogue, see `protocols.TOL`
     "source": "",
 }
 RANGE = ("from", "to", "num")
-MAX_GRID = 100_000  # values of C; nobody means more
+MAX_GRID = 100_000  # values of C; a larger number is a typing error
 
 
 def make_protocol(path: str, *, taken: Collection[str]) -> Protocol:
-    """Read a protocol.
+    """Read a protocol from a TOML file.
 
     Args:
-        path: of the TOML file.
-        taken: names that it may not have.
+        path: path of the TOML file.
+        taken: names of the catalogue, which the protocol may not use.
 
     Raises:
-        ProtocolError: no such file, it is no TOML, or a key is missing, unknown, or not as it should be; the message
-            names file and key.
+        ProtocolError: the file cannot be read, is not valid TOML, or a key is missing, unknown or invalid. The message
+            names the file and the key.
     """
     file = paths.expand_home(path)
     row = {**DEFAULTS, **_read(file)}
@@ -55,7 +55,9 @@ def make_protocol(path: str, *, taken: Collection[str]) -> Protocol:
         raise ProtocolError(f"{file}: {err}") from err
     check_protocol(protocol, where=str(file))
     if protocol.name in taken:
-        raise ProtocolError(f"{file}: name = {protocol.name!r} is a name of the catalogue; give yours its own")
+        raise ProtocolError(
+            f"{file}: name = {protocol.name!r} is already a protocol of the catalogue; choose a different name"
+        )
     return protocol
 
 
@@ -63,28 +65,30 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
-        raise ProtocolError(f"no file {file}; give the path of a protocol in TOML") from err
+        raise ProtocolError(f"{file} does not exist; give the path of a protocol in TOML") from err
     except OSError as err:
         raise ProtocolError(f"{file} cannot be read ({err.strerror}); give the path of a protocol in TOML") from err
-    except ValueError as err:  # of the TOML, of its encoding, or of a number with thousands of digits
-        raise ProtocolError(f"{file} is no TOML ({err}); write lines such as grid = [0.01, 0.1, 1]") from err
+    except ValueError as err:  # invalid TOML, invalid UTF-8, or a number with thousands of digits
+        raise ProtocolError(f"{file} is not valid TOML ({err}); write lines such as grid = [0.01, 0.1, 1]") from err
 
 
-def _spread(found: dict[str, Any], file: Path) -> tuple[float, ...]:
-    """Values spaced evenly in log10, the first and the last as they were said."""
-    for key in found:
+def _spread(table: Mapping[str, Any], file: Path) -> tuple[float, ...]:
+    """Return `num` values from `from` to `to`, evenly spaced in log10. The first and the last value are exact."""
+    for key in table:
         if key not in RANGE:
             raise ProtocolError(f"{file}: grid: {unknown_name('key', key, RANGE)}")
     for key in RANGE:
-        value = found.get(key)
+        value = table.get(key)
         if isinstance(value, bool) or not isinstance(value, int if key == "num" else int | float):
-            said = "whole number" if key == "num" else "number"
-            raise ProtocolError(f"{file}: grid has no {said} {key!r}; write {{ from = 1e-6, to = 1e6, num = 97 }}")
-    first, last, num = found["from"], found["to"], found["num"]
+            kind = "an integer" if key == "num" else "a number"
+            raise ProtocolError(
+                f"{file}: grid: {key} must be {kind}; write for example {{ from = 1e-6, to = 1e6, num = 97 }}"
+            )
+    first, last, num = table["from"], table["to"], table["num"]
     if not (0 < first < last <= sys.float_info.max) or not 2 <= num <= MAX_GRID:
         raise ProtocolError(
-            f"{file}: grid = {{ from = {first}, to = {last}, num = {num} }} is no range; give finite values above "
-            "zero, the smaller first, and 2 or more of them"
+            f"{file}: grid = {{ from = {first}, to = {last}, num = {num} }} is not a valid range; give "
+            f"0 < from < to, both finite, and num from 2 to {MAX_GRID}"
         )
     low, high = math.log10(first), math.log10(last)
     between = [10.0 ** (low + (high - low) * k / (num - 1)) for k in range(1, num - 1)]

@@ -1,1 +1,1 @@
-"""Metrics, outcomes of test images, confidence intervals and paired tests. Knows nothing of models and files."""
+"""Metrics, outcomes of test images, confidence intervals and paired tests. Nothing here knows about models or files."""

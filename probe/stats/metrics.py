@@ -1,4 +1,4 @@
-"""Scores of predictions, all with one signature: (labels, scores) -> fraction in [0, 1], higher is better."""
+"""Metrics, all with the same signature: (labels, scores) -> fraction in [0, 1], higher is better."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from probe.names import unknown_name
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
-RECALLS = np.linspace(0, 1, 11)  # where the 11-point average precision looks
-IGNORED = -1  # a label that counts neither as positive nor as negative: VOC's `difficult`
+RECALLS = np.linspace(0, 1, 11)  # recalls of the 11-point average precision
+IGNORED = -1  # label of an image that counts neither as positive nor as negative, such as `difficult` in VOC
 
 
 def accuracy(y_true: np.ndarray, y_score: np.ndarray) -> float:
-    """Share of images whose highest score is that of their label.
+    """Return the share of images whose label has the highest score.
 
     Args:
         y_true: int64 (n,), class indices in [0, k).
-        y_score: float (n, k), higher is more likely; of equal scores the first counts.
+        y_score: float (n, k), higher is more likely. On a tie, the first class wins.
 
     Returns:
         A fraction in [0, 1].
@@ -30,12 +30,13 @@ def accuracy(y_true: np.ndarray, y_score: np.ndarray) -> float:
 
 
 def top5(y_true: np.ndarray, y_score: np.ndarray) -> float:
-    """Share of images whose label is among their five highest scores; 1 where there are at most five classes.
+    """Return the share of images whose label is among the five highest scores.
+
+    It is 1 if there are at most five classes.
 
     Args:
         y_true: int64 (n,), class indices in [0, k).
-        y_score: float (n, k), higher is more likely; a score that is equal to the label's counts as higher if its class
-            comes first, as in `accuracy`.
+        y_score: float (n, k), higher is more likely. On a tie, the first class wins.
 
     Returns:
         A fraction in [0, 1].
@@ -46,7 +47,14 @@ def top5(y_true: np.ndarray, y_score: np.ndarray) -> float:
 
 
 def mean_top1_top5(y_true: np.ndarray, y_score: np.ndarray) -> float:
-    """Mean of `accuracy` and `top5`, the metric of Kinetics700; arguments and result as theirs.
+    """Return the mean of `accuracy` and `top5`, the metric of Kinetics700.
+
+    Args:
+        y_true: int64 (n,), class indices in [0, k).
+        y_score: float (n, k), higher is more likely. On a tie, the first class wins.
+
+    Returns:
+        A fraction in [0, 1].
 
     Source: Radford et al. 2021, table 9.
     """
@@ -54,11 +62,11 @@ def mean_top1_top5(y_true: np.ndarray, y_score: np.ndarray) -> float:
 
 
 def mean_per_class(y_true: np.ndarray, y_score: np.ndarray) -> float:
-    """Mean of the per-class recalls, the metric of Pets, Caltech101, Flowers102 and Aircraft.
+    """Return the mean of the per-class recalls, the metric of Pets, Caltech101, Flowers102 and Aircraft.
 
     Args:
         y_true: int64 (n,), class indices in [0, k).
-        y_score: float (n, k), higher is more likely; of equal scores the first counts.
+        y_score: float (n, k), higher is more likely. On a tie, the first class wins.
 
     Returns:
         A fraction in [0, 1]. Classes with no image do not count.
@@ -69,12 +77,12 @@ def mean_per_class(y_true: np.ndarray, y_score: np.ndarray) -> float:
 
 
 def is_first(y_true: np.ndarray, y_score: np.ndarray) -> np.ndarray:
-    """Which images `accuracy` counts as right, bool (n,); arguments as there."""
+    """Return True for each image that `accuracy` counts as right, bool (n,). See `accuracy` for the arguments."""
     return np.asarray(y_score.argmax(axis=1) == y_true)
 
 
 def is_among_five(y_true: np.ndarray, y_score: np.ndarray) -> np.ndarray:
-    """Which images `top5` counts as right, bool (n,); arguments as there."""
+    """Return True for each image that `top5` counts as right, bool (n,). See `top5` for the arguments."""
     own = y_score[np.arange(len(y_true)), y_true][:, None]  # (n, 1)
     before = np.arange(y_score.shape[1]) < y_true[:, None]  # (n, k)
     rank = (y_score > own).sum(axis=1) + ((y_score == own) & before).sum(axis=1)
@@ -82,19 +90,24 @@ def is_among_five(y_true: np.ndarray, y_score: np.ndarray) -> np.ndarray:
 
 
 def mean_recall(y_true: np.ndarray, is_right: np.ndarray) -> float:
-    """Mean over the classes that have images of the share of them that is right; what `mean_per_class` is made of."""
+    """Return the mean of the per-class recalls from right answers; classes without images do not count.
+
+    Args:
+        y_true: int64 (n,), class indices.
+        is_right: bool (n,), see `is_first`.
+    """
     counts = np.bincount(y_true)
     recalls = np.bincount(y_true, weights=is_right)[counts > 0] / counts[counts > 0]
     return float(recalls.mean())
 
 
 def roc_auc(y_true: np.ndarray, y_score: np.ndarray) -> float:
-    """Chance that a positive image has a higher score than a negative one, the metric of Hateful Memes.
+    """Return the probability that a positive image has a higher score than a negative one, the metric of Hateful Memes.
 
     Args:
         y_true: int64 (n,), 0 or 1, both present.
-        y_score: float (n, 2), higher is more likely; what counts is the second column less the first, and equal ones
-            count as half.
+        y_score: float (n, 2), higher is more likely. Images are ranked by the second column minus the first. A tie
+            between a positive and a negative image counts as one half.
 
     Returns:
         A fraction in [0, 1].
@@ -107,24 +120,25 @@ def roc_auc(y_true: np.ndarray, y_score: np.ndarray) -> float:
     margin = y_score[:, 1] - y_score[:, 0]
     positive, negative = margin[y_true == 1], np.sort(margin[y_true == 0])
     if len(positive) == 0 or len(negative) == 0:
-        raise ValueError("ROC AUC needs images of both classes")
+        raise ValueError("ROC AUC needs images of both classes, but there is only one class")
     below, not_above = (np.searchsorted(negative, positive, side=side) for side in ("left", "right"))
     return float((below + not_above).mean() / (2 * len(negative)))
 
 
 def voc2007_11pt_map(y_true: np.ndarray, y_score: np.ndarray) -> float:
-    """11-point interpolated average precision, averaged over classes, the metric of Pascal VOC 2007.
+    """Return the 11-point interpolated average precision, averaged over classes, the metric of Pascal VOC 2007.
 
-    For each of the recalls 0, 0.1, ..., 1 the highest precision at that recall or above; their mean.
+    The average precision of a class is the mean, over the recalls 0, 0.1, ..., 1, of the highest precision at this
+    recall or above.
 
     Args:
-        y_true: int64 (n, k): 1 where the image shows the class, 0 where not, -1 where it does not count (`difficult`).
-        y_score: float (n, k), higher is more likely; of equal scores the first image comes first.
+        y_true: int64 (n, k): 1 if the image shows the class, 0 if not, -1 if it does not count (`difficult` in VOC).
+        y_score: float (n, k), higher is more likely. On a tie, the first image comes first.
 
     Returns:
         A fraction in [0, 1]. Classes with no positive image do not count, because their recall is not defined: the
-        development kit divides by zero, and scikit-learn's `average_precision_score` warns and counts 0. A class that
-        was never trained has equal scores for all images, so its average precision depends only on their order.
+        development kit divides by zero, and scikit-learn's `average_precision_score` warns and counts 0. A class
+        without training images has equal scores for all images, so its average precision depends only on their order.
 
     Raises:
         ValueError: no class has a positive image.
@@ -137,14 +151,14 @@ def voc2007_11pt_map(y_true: np.ndarray, y_score: np.ndarray) -> float:
         if (labels == 1).any():
             precisions.append(_average_precision(labels[counts] == 1, scores[counts]))
     if not precisions:
-        raise ValueError("average precision needs an image that shows a class")
+        raise ValueError("average precision needs an image that shows a class, but there is none")
     return float(np.mean(precisions))
 
 
 def _average_precision(is_positive: np.ndarray, scores: np.ndarray) -> float:
     hits = np.cumsum(is_positive[np.argsort(-scores, kind="stable")])  # (n,) positives among the first i + 1
     recall, precision = hits / hits[-1], hits / np.arange(1, len(hits) + 1)
-    # The slack is for recalls such as 0.3, which a sum of tenths misses by a rounding.
+    # The tolerance is for recalls such as 0.3, which are not exact in floating point.
     return float(np.mean([precision[recall >= r - 1e-12].max() for r in RECALLS]))
 
 
@@ -158,19 +172,20 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def misfit(name: str, *, num_classes: int, is_multi_label: bool) -> str:
-    """Why a metric cannot score labels of a kind; empty where it can.
+def find_mismatch(name: str, *, num_classes: int, is_multi_label: bool) -> str:
+    """Return the reason why a metric does not suit the labels of a dataset, or "" if it does.
 
     Args:
         name: one of `METRICS`.
-        num_classes: of the dataset.
-        is_multi_label: whether an image can show several of them.
+        num_classes: number of classes of the dataset.
+        is_multi_label: True if an image can show several classes.
     """
-    if is_multi_label != takes_several_labels(name):
-        has, other = ("several labels", "voc2007_11pt_map") if is_multi_label else ("one label", "another, as accuracy")
-        return f"an image has {has}, which the metric {name} cannot score; use {other}"
+    if is_multi_label and not takes_several_labels(name):
+        return f"images can have several labels, which the metric {name} does not support; use voc2007_11pt_map"
+    if not is_multi_label and takes_several_labels(name):
+        return f"images have one label each, which the metric {name} does not support; use accuracy or mean_per_class"
     if name == "roc_auc" and num_classes != 2:
-        return f"there are {num_classes} classes, and the metric roc_auc is of two; use another, as accuracy"
+        return f"the metric roc_auc needs 2 classes, but there are {num_classes}; use accuracy or mean_per_class"
     return ""
 
 
@@ -182,9 +197,9 @@ def find_undefined(name: str, y: np.ndarray) -> str:
         y: labels (n,), or (n, k) of 1, 0 and -1.
     """
     if name == "roc_auc" and len(np.unique(y)) < 2:
-        return f"all of its {len(y)} images have the label {y[0]}, and ROC AUC needs images of both classes"
+        return f"all of its {len(y)} images have the label {y[0]}, but ROC AUC needs images of both classes"
     if name == "voc2007_11pt_map" and not (y == 1).any():
-        return "none of its images shows a class, and average precision needs an image that does"
+        return "none of its images shows a class, but average precision needs at least one that does"
     return ""
 
 
@@ -194,10 +209,10 @@ def takes_several_labels(name: str) -> bool:
 
 
 def get_metric(name: str) -> Metric:
-    """Find a metric by name.
+    """Return a metric by name.
 
     Raises:
-        UnknownNameError: there is none of that name.
+        UnknownNameError: no metric has this name.
     """
     if name not in METRICS:
         raise unknown_name("metric", name, METRICS)

@@ -1,7 +1,7 @@
-"""What a probe did with each test image, in the smallest form from which its score can be computed again.
+"""Outcomes of test images: the smallest data from which the score of a probe can be recomputed.
 
-Also of some images with repeats, as resampling and comparing two probes ask; `intervals` and `paired` do that. As JSON
-an image costs a bit where a metric counts right and wrong. Not for predictions: which wrong class was chosen is lost.
+The score of a resample of the images can be recomputed as well, which `intervals` and `paired` need. In JSON, an
+outcome takes one bit per image for metrics that count right answers. Outcomes do not contain the predicted classes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from probe.errors import ResultsError
 from probe.stats.metrics import METRICS, get_metric, is_among_five, is_first, mean_recall, roc_auc, voc2007_11pt_map
 
-# What is kept for a metric, by its name in METRICS.
-KEPT = {
+# The arrays that are stored for each metric of METRICS.
+STORED_ARRAYS = {
     "accuracy": ("right",),
     "top5": ("right",),
     "mean_top1_top5": ("right", "among_five"),
@@ -27,78 +27,82 @@ KEPT = {
     "roc_auc": ("labels", "ranks"),
     "voc2007_11pt_map": ("labels", "ranks"),
 }
-RANKED = tuple(metric for metric, names in KEPT.items() if "ranks" in names)  # not a mean over images
-UNSIGNED = ("uint8", "uint16", "uint32", "uint64")  # what integers are packed as, smallest first
+RANKED = tuple(metric for metric, names in STORED_ARRAYS.items() if "ranks" in names)  # metrics that rank all images
+UNSIGNED = ("uint8", "uint16", "uint32", "uint64")  # dtypes of packed integers, smallest first
 
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What a probe did with each of n test images, in their order.
+    """Outcomes of n test images under a probe, in the order of the images.
 
     Args:
-        metric: a name of `metrics.METRICS`; `KEPT` says which arrays it has.
-        arrays: `right`, bool (n,), whether the metric counts the image as right; `among_five`, bool (n,), whether the
-            label is among the five highest scores; `labels`, int64 (n,), of ROC AUC bool (n,), of average precision
-            int64 (n, k) of 1, 0 and -1; `ranks`, int64 (n,) or (n, k), a lower one for a higher score and the same for
-            scores that are equal or whose order no score can depend on, see `rank`.
+        metric: a name of `metrics.METRICS`.
+        arrays: the arrays that `STORED_ARRAYS` lists for the metric:
+
+            - `right`: bool (n,), True if the metric counts the image as right.
+            - `among_five`: bool (n,), True if the label is among the five highest scores.
+            - `labels`: int64 (n,) class indices; bool (n,) for ROC AUC; int64 (n, k) of 1, 0 and -1 for average
+              precision.
+            - `ranks`: int64 (n,) or (n, k), lower for a higher score, see `rank`.
     """
 
     metric: str
     arrays: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
-        """Number of images."""
-        return len(self.arrays[KEPT[self.metric][0]])
+        """Return the number of images."""
+        return len(self.arrays[STORED_ARRAYS[self.metric][0]])
 
     @property
     def values(self) -> np.ndarray:
-        """What each image adds, float64 (n,) in [0, 1], where the metric is a mean over images or classes.
+        """Return the value of each image, float64 (n,) in [0, 1], for a metric that is a mean over images or classes.
 
         Raises:
-            ValueError: the metric is of ranks.
+            ValueError: the metric is a function of the ranks of all images.
         """
         if self.metric in RANKED:
-            raise ValueError(f"{self.metric} is no mean over images; use score")
-        bits = [self.arrays[name] for name in KEPT[self.metric] if name != "labels"]
+            raise ValueError(f"the metric {self.metric} is not a mean over images; use score()")
+        bits = [self.arrays[name] for name in STORED_ARRAYS[self.metric] if name != "labels"]
         return np.asarray(np.mean(bits, axis=0, dtype=np.float64))
 
     def score(self, rows: np.ndarray | None = None) -> float:
-        """The metric of all images, or of some.
+        """Return the metric of all images or of a resample.
 
         Args:
-            rows: int (m,), which images, with repeats if need be, in the order that is to break ties.
+            rows: int (m,), positions of the images of the resample, which may repeat. Their order breaks ties. None
+                scores all images.
 
         Returns:
-            A fraction in [0, 1], as the metric gives for the labels and scores of these rows.
+            A fraction in [0, 1], equal to the metric of the labels and scores of these rows.
 
         Raises:
-            ValueError: the metric is not defined for these images, as ROC AUC for those of one class.
+            ValueError: the metric is not defined for these images, such as ROC AUC if all have the same class.
         """
-        kept = {name: array if rows is None else array[rows] for name, array in self.arrays.items()}
+        arrays = {name: array if rows is None else array[rows] for name, array in self.arrays.items()}
         if self.metric == "mean_per_class":
-            return mean_recall(kept["labels"], kept["right"])
+            return mean_recall(arrays["labels"], arrays["right"])
         if self.metric == "roc_auc":
-            return roc_auc(kept["labels"], np.stack([kept["ranks"], -kept["ranks"]], axis=1))
+            return roc_auc(arrays["labels"], np.stack([arrays["ranks"], -arrays["ranks"]], axis=1))
         if self.metric == "voc2007_11pt_map":
-            return voc2007_11pt_map(kept["labels"], -kept["ranks"])
-        return float(np.mean([array.mean() for array in kept.values()]))
+            return voc2007_11pt_map(arrays["labels"], -arrays["ranks"])
+        return float(np.mean([array.mean() for array in arrays.values()]))
 
     def pack(self) -> dict[str, Any]:
-        """All of it as JSON: bits and the smallest unsigned integers, compressed, as base64 text."""
+        """Return the outcomes as JSON values. Arrays are packed into bits or small integers, compressed, in base64."""
         arrays = {name: _pack_array(array) for name, array in self.arrays.items()}
         return {"metric": self.metric, "n": len(self), "arrays": arrays}
 
 
 def make_outcomes(metric: str, y_true: np.ndarray, y_score: np.ndarray) -> Outcomes:
-    """Keep what a metric needs of labels and scores.
+    """Make the outcomes of test images from their labels and scores.
 
     Args:
         metric: a name of `metrics.METRICS`.
-        y_true: labels, as the metric takes them.
-        y_score: scores, as the metric takes them; -inf, of a class that was never seen, is a score like others.
+        y_true: labels in the form that the metric takes.
+        y_score: scores in the form that the metric takes. Classes without training images have scores of -inf.
 
     Raises:
-        UnknownNameError: no such metric.
+        UnknownNameError: the metric is unknown.
     """
     get_metric(metric)
     if metric == "roc_auc":
@@ -116,44 +120,44 @@ def make_outcomes(metric: str, y_true: np.ndarray, y_score: np.ndarray) -> Outco
 
 
 def rank(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Ranks from the highest score down, as coarse as they can be with every order of labels the same.
+    """Rank images from the highest score down, with as few ranks as possible.
 
-    Neighbours in the order that all have one label share a rank, since no score tells them apart: of most classes of
-    VOC that leaves a few hundred ranks for thousands of images, which compress to a fraction.
+    Consecutive images with the same label share a rank, because no metric depends on their order. For most classes of
+    VOC, a few hundred ranks remain for thousands of images, so the ranks compress well.
 
     Args:
-        labels: (n,), of two or three kinds.
-        scores: float (n,); equal ones have equal ranks.
+        labels: (n,), with two or three different values.
+        scores: float (n,). Equal scores get equal ranks.
 
     Returns:
-        int64 (n,), from 0, without gaps.
+        int64 (n,), ranks from 0 without gaps.
     """
     _, dense = np.unique(-scores, return_inverse=True)  # NaN goes last, as in a sort
     lowest, highest = np.full(dense.max() + 1, labels.max()), np.full(dense.max() + 1, labels.min())
     np.minimum.at(lowest, dense, labels)
     np.maximum.at(highest, dense, labels)
-    # A rank begins where the labels change, or where a tie holds several labels: its order is that of the images.
+    # A rank begins where the label changes, and before and after a tie of images with several labels.
     mixed = lowest != highest
     begins = mixed[1:] | mixed[:-1] | (lowest[1:] != lowest[:-1])
     return np.concatenate([[0], np.cumsum(begins)])[dense]
 
 
 def unpack(packed: Mapping[str, Any]) -> Outcomes:
-    """The inverse of `Outcomes.pack`.
+    """Return the outcomes that `Outcomes.pack` has packed.
 
     Raises:
-        ResultsError: it is damaged.
+        ResultsError: the packed outcomes are damaged.
     """
     try:
         metric, n = packed["metric"], packed["n"]
-        if metric not in METRICS or set(packed["arrays"]) != set(KEPT[metric]):
-            raise ValueError(f"metric {metric!r} with {sorted(packed['arrays'])}")
-        arrays = {name: _unpack_array(packed["arrays"][name]) for name in KEPT[metric]}
+        if metric not in METRICS or set(packed["arrays"]) != set(STORED_ARRAYS[metric]):
+            raise ValueError(f"metric {metric!r} with the arrays {sorted(packed['arrays'])}")
+        arrays = {name: _unpack_array(packed["arrays"][name]) for name in STORED_ARRAYS[metric]}
         shapes = {array.shape for array in arrays.values()}
         if len(shapes) != 1 or min(shapes)[:1] != (n,):
-            raise ValueError(f"arrays of {sorted(shapes)}, not of {n} images")
+            raise ValueError(f"expected arrays of {n} images, got shapes {sorted(shapes)}")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, zlib.error) as err:
-        raise ResultsError(f"outcomes of test images are damaged ({err}); run the cell again") from err
+        raise ResultsError(f"the outcomes of test images are damaged ({err}); repeat the run with --rerun") from err
     return Outcomes(metric, arrays)
 
 
@@ -164,7 +168,7 @@ def _pack_array(array: np.ndarray) -> dict[str, Any]:
         lowest = int(array.min(initial=0))
         dtype = next(name for name in UNSIGNED if array.max(initial=0) - lowest <= np.iinfo(name).max)
         plain = (array - lowest).astype(np.dtype(dtype).newbyteorder("<"))
-    # Class after class, for columns are what repeats.
+    # Fortran order stores class after class, which compresses better because values repeat within a column.
     text = base64.b64encode(zlib.compress(plain.tobytes(order="F"), 9)).decode("ascii")
     return {"dtype": dtype, "lowest": lowest, "shape": list(array.shape), "data": text}
 
@@ -172,16 +176,16 @@ def _pack_array(array: np.ndarray) -> dict[str, Any]:
 def _unpack_array(packed: Mapping[str, Any]) -> np.ndarray:
     shape, dtype = tuple(packed["shape"]), packed["dtype"]
     if not all(isinstance(size, int) and size >= 0 for size in (*shape, abs(packed["lowest"]))):
-        raise ValueError(f"shape {shape}, lowest {packed['lowest']}")
+        raise ValueError(f"invalid shape {shape} or lowest value {packed['lowest']}")
     if dtype not in ("bits", *UNSIGNED):
-        raise ValueError(f"dtype {dtype!r}")
+        raise ValueError(f"unknown dtype {dtype!r}")
     count = math.prod(shape)
     size = -(-count // 8) if dtype == "bits" else count * np.dtype(dtype).itemsize
-    # One byte more than there should be is enough to know, however much a damaged text would grow to.
+    # Decompress at most one byte more than expected, because damaged data can expand without limit.
     stream = zlib.decompressobj()
     plain = stream.decompress(base64.b64decode(packed["data"], validate=True), size + 1)
     if len(plain) != size or not stream.eof:
-        raise ValueError(f"not the {size} bytes of {dtype} {shape}")
+        raise ValueError(f"expected {size} bytes for dtype {dtype} and shape {shape}")
     if dtype == "bits":
         return np.unpackbits(np.frombuffer(plain, np.uint8), count=count).astype(bool).reshape(shape)
     values = np.frombuffer(plain, np.dtype(dtype).newbyteorder("<")).astype(np.int64) + packed["lowest"]

@@ -1,7 +1,7 @@
-"""Whether two probes differ by more than chance in which images were in the test split, from the same test images.
+"""Paired tests of whether two probes on the same test images differ by more than the sampling of test images explains.
 
-For right-or-wrong answers of one fold McNemar's test, which is exact; for other scores the paired bootstrap, whose
-smallest p is 2 / (draws + 1). Chance in the training of the probes is not in it.
+For accuracy and top-5 on one fold the test is McNemar's exact test. For other metrics it is the paired bootstrap, whose
+smallest p-value is 2 / (draws + 1). The tests do not cover randomness in the training of the probes.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from probe.errors import ResultsError
 from probe.stats.outcomes import Outcomes
 from probe.stats.resampling import are_of_same_images, bootstrap, check_folds
 
-NUM_DRAWS = 1999  # the smallest p is 0.001
+NUM_DRAWS = 1999  # gives a smallest p-value of 0.001
 
-SIGNIFICANT = 0.05  # largest p at which a difference counts
+SIGNIFICANT = 0.05  # largest p-value of a significant difference
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two probes, a and b, on the same test images.
+    """Result of a paired test of two probes, a and b, on the same test images.
 
     Args:
-        difference: score of a less that of b, in [-1, 1].
-        p_value: how likely a difference as large is, either way, if neither is better.
+        difference: score of a minus score of b, in [-1, 1].
+        p_value: two-sided p-value of the difference under the hypothesis that neither probe is better.
         method: `mcnemar` or `bootstrap`.
-        num_only_a: images that a alone got right, over all folds; None where the metric is of ranks.
-        num_only_b: those that b alone got right.
+        num_only_a: number of images that only a got right, over all folds; None for metrics of ranks.
+        num_only_b: number of images that only b got right, over all folds; None for metrics of ranks.
     """
 
     difference: float
@@ -42,20 +42,27 @@ class PairedTest:
 def compare(
     a: Sequence[Outcomes], b: Sequence[Outcomes], *, same_images: bool = False, draws: int = NUM_DRAWS
 ) -> PairedTest:
-    """Test whether two probes score differently.
+    """Test whether the scores of two probes differ.
+
+    McNemar's test compares the number of images that only a got right with the number that only b got right. It is used
+    for accuracy and top-5 on one fold.
+
+    The bootstrap is used otherwise. It resamples the images and counts the draws in which the score of a is at most the
+    score of b, and the draws in which it is at least the score of b. With the smaller of the two counts,
+    p = 2 (1 + count) / (1 + draws), at most 1.
 
     Args:
-        a: outcomes of one probe for each fold, usually one.
-        b: those of the other, for the same images in the same order.
-        same_images: whether all folds are of the same test images, as STL-10's.
-        draws: of the bootstrap.
+        a: outcomes of the first probe, one for each fold.
+        b: outcomes of the second probe, for the same images in the same order.
+        same_images: True if all folds have the same test images, as in STL-10.
+        draws: number of bootstrap draws.
 
     Raises:
-        ValueError: there is no fold, or one without images.
-        ResultsError: the two are not of the same metric, folds and images.
+        ValueError: there is no fold, or a fold has no images.
+        ResultsError: the probes have different metrics, folds or images.
 
-    Source: McNemar 1947 (Psychometrika 12); Efron and Tibshirani 1993, chapter 16; the one that is added to the counts,
-    Davison and Hinkley 1997, section 4.2.
+    Source: McNemar 1947 (Psychometrika 12); Efron and Tibshirani 1993, chapter 16; Davison and Hinkley 1997,
+    section 4.2, for the 1 that is added to the counts.
     """
     check_pair(a, b)
     check_folds(a, same_images=same_images)
@@ -69,40 +76,45 @@ def compare(
 
 
 def check_pair(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> None:
-    """Find out whether two probes can be compared.
+    """Check that two probes have the same metric, folds and images.
 
     Raises:
-        ResultsError: they are not of the same metric, folds and images.
+        ResultsError: the probes cannot be compared.
     """
     if len(a) != len(b):
-        raise ResultsError(f"one probe has {len(a)} folds, the other {len(b)}; compare runs of one dataset")
+        raise ResultsError(f"one probe has {len(a)} folds and the other has {len(b)}; compare runs of the same dataset")
     for fold, (x, y) in enumerate(zip(a, b, strict=True), 1):
         if x.metric != y.metric:
-            raise ResultsError(f"one probe has the metric {x.metric}, the other {y.metric}; score both by one")
+            raise ResultsError(
+                f"one probe has the metric {x.metric} and the other has {y.metric}; use the same metric for both"
+            )
         if len(x) != len(y):
             raise ResultsError(
-                f"fold {fold} has {len(x)} test images for one probe, {len(y)} for the other; run both on the same ones"
+                f"fold {fold} has {len(x)} test images for one probe and {len(y)} for the other; run both probes on "
+                "the same images"
             )
         if not are_of_same_images(x, y):
-            raise ResultsError(f"fold {fold} has other labels for one probe than the other; run both on the same")
+            raise ResultsError(
+                f"fold {fold} has different labels for the two probes; run both probes on the same images"
+            )
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the p-value of the exact two-sided test that heads and tails of a coin are equally likely.
+    """Return the p-value of McNemar's exact test: the two-sided binomial test of only_a successes with p = 1/2.
 
-    Equals `scipy.stats.binomtest`, whose import takes longer than most tables.
+    It equals `scipy.stats.binomtest(only_a, only_a + only_b)`, but `scipy.stats` takes too long to import.
 
     Args:
-        only_a: images that one probe alone got right.
-        only_b: images that the other alone got right.
+        only_a: number of images that only the first probe got right.
+        only_b: number of images that only the second probe got right.
     """
-    from scipy.special import bdtr  # here, because tables without ranks need no SciPy
+    from scipy.special import bdtr  # here, because tables without ranks do not need SciPy
 
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def _p_of_differences(differences: np.ndarray) -> float:
-    # A difference of zero may come out as a rounding, and then counts for both sides as well.
+    # A difference of zero counts for both signs, also if rounding makes it slightly different from zero.
     tails = [int((sign * differences <= 1e-12).sum()) for sign in (1, -1)]
     return min(1.0, 2 * (1 + min(tails)) / (1 + len(differences)))
 

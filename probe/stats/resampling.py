@@ -1,7 +1,8 @@
-"""Scores of resampled test images: the bootstrap, by how often each image was drawn rather than by the images drawn.
+"""Bootstrap of scores: resample the test images and score each draw.
 
-An image's count is a weight, so that nothing is sorted twice and many draws are scored at once. A score here is that of
-the drawn images in their first order, `Outcomes.score(np.sort(rows))`, up to rounding.
+A draw is represented by the number of times that each image was drawn. These counts are weights of the images, so
+images are sorted once and many draws are scored together. The score of a draw equals `Outcomes.score(np.sort(rows))`
+for the positions `rows` of the drawn images, up to rounding errors.
 """
 
 from __future__ import annotations
@@ -14,29 +15,33 @@ from probe.errors import ResultsError
 from probe.stats.metrics import IGNORED, RECALLS
 from probe.stats.outcomes import Outcomes
 
-SEED = 0  # draws are the same in every run, so that tables are
-CHUNK = 1 << 20  # counts in memory at once, 8 MB
+SEED = 0  # fixed, so that tables are reproducible
+MAX_COUNTS = 1 << 20  # counts in memory at a time, 8 MB
 
 
 def bootstrap(probes: Sequence[Sequence[Outcomes]], *, same_images: bool, draws: int) -> np.ndarray:
-    """Mean score over folds of one or several probes, all on the same resampled images.
+    """Return the mean scores over folds of one or several probes on resampled images.
+
+    All probes are scored on the same draws.
 
     Args:
-        probes: for each probe its folds; those of one fold are of the same images in the same order.
-        same_images: whether all folds are of the same images, which are then drawn once for all of them.
-        draws: how many times images are drawn.
+        probes: outcomes of each probe, one for each fold. In each fold, all probes must have the same images in the
+            same order.
+        same_images: True if all folds have the same images. Then the folds share the draws.
+        draws: number of draws.
 
     Returns:
         float64 (draws, number of probes).
 
     Raises:
-        ResultsError: folds are said to be of the same images and are not.
+        ValueError: there is no fold, or a fold has no images.
+        ResultsError: the folds have different metrics, or different images although `same_images` is True.
     """
     check_folds(probes[0], same_images=same_images)
     rng = np.random.default_rng(SEED)
     total = np.zeros((draws, len(probes)))
     groups = [list(zip(*probes, strict=True))] if same_images else [[fold] for fold in zip(*probes, strict=True)]
-    for folds in groups:  # each is drawn by itself
+    for folds in groups:  # each group has draws of its own
         start = 0
         for counts in _draw(folds[0][0], draws, rng):
             scores = [[scores_of(outcomes, counts) for outcomes in fold] for fold in folds]
@@ -46,32 +51,32 @@ def bootstrap(probes: Sequence[Sequence[Outcomes]], *, same_images: bool, draws:
 
 
 def check_folds(folds: Sequence[Outcomes], *, same_images: bool) -> None:
-    """Find out whether a mean over folds makes sense.
+    """Check that a mean over folds is defined.
 
     Raises:
-        ValueError: there is no fold, or one without images.
-        ResultsError: they are of several metrics, or said to be of the same images and are not.
+        ValueError: there is no fold, or a fold has no images.
+        ResultsError: the folds have different metrics, or different images although `same_images` is True.
     """
     if not folds or not all(len(fold) for fold in folds):
-        raise ValueError("no outcomes; give those of at least one fold and image")
+        raise ValueError("expected the outcomes of at least one fold, each with at least one image")
     metrics = sorted({fold.metric for fold in folds})
     if len(metrics) > 1:
-        raise ResultsError(f"folds have the metrics {' and '.join(metrics)}; give the folds of one probe")
+        raise ResultsError(f"the folds have different metrics, {' and '.join(metrics)}; give the folds of one probe")
     if same_images and not all(are_of_same_images(folds[0], fold) for fold in folds):
-        raise ResultsError("folds have different test images; give same_images=False")
+        raise ResultsError("the folds have different test images; set same_images=False")
 
 
 def are_of_same_images(a: Outcomes, b: Outcomes) -> bool:
-    """Whether two outcomes can be of the same images in the same order: as many, and with the same labels."""
+    """Return True if two outcomes can be of the same images: their lengths and, if stored, their labels are equal."""
     return len(a) == len(b) and ("labels" not in a.arrays or np.array_equal(a.arrays["labels"], b.arrays["labels"]))
 
 
 def scores_of(outcomes: Outcomes, counts: np.ndarray) -> np.ndarray:
-    """Scores of images that were drawn so many times.
+    """Return the score of each draw.
 
     Args:
-        outcomes: of n images.
-        counts: float64 (draws, n), whole numbers, with which the metric is defined.
+        outcomes: outcomes of n images.
+        counts: float64 (draws, n), number of times that each image was drawn. The metric must be defined for each draw.
 
     Returns:
         float64 (draws,), fractions in [0, 1].
@@ -86,11 +91,11 @@ def scores_of(outcomes: Outcomes, counts: np.ndarray) -> np.ndarray:
 
 
 def _draw(outcomes: Outcomes, draws: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Counts in chunks; together (draws, n)."""
+    """Yield the counts of some draws at a time, float64 (m, n), for `draws` draws in total."""
     n = len(outcomes)
-    for start in range(0, draws, max(CHUNK // n, 1)):
-        num = min(max(CHUNK // n, 1), draws - start)
-        if outcomes.metric == "roc_auc":  # within each class, so that both are always there
+    for start in range(0, draws, max(MAX_COUNTS // n, 1)):
+        num = min(max(MAX_COUNTS // n, 1), draws - start)
+        if outcomes.metric == "roc_auc":  # draw within each class, so that no draw lacks a class
             counts = np.empty((num, n))
             for label in (True, False):
                 members = np.flatnonzero(outcomes.arrays["labels"] == label)
@@ -103,16 +108,16 @@ def _draw(outcomes: Outcomes, draws: int, rng: np.random.Generator) -> Iterator[
 
 
 def _draw_counts(num: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of n images is among n drawn with replacement, float64 (num, n)."""
+    """Draw n of n images with replacement, `num` times, and return the count of each image, float64 (num, n)."""
     rows = rng.integers(n, size=(num, n)) + n * np.arange(num)[:, None]
     return np.bincount(rows.ravel(), minlength=num * n).reshape(num, n).astype(np.float64)
 
 
 def _redraw_without_positives(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw again where no class has a positive image, for then there is no score."""
+    """Repeat draws in which no class has a positive image, because average precision is not defined for them."""
     is_positive = (labels == 1).any(axis=1)
     if not is_positive.any():
-        raise ValueError("average precision needs an image that shows a class")
+        raise ValueError("average precision needs an image that shows a class, but there is none")
     while len(empty := np.flatnonzero(counts[:, is_positive].sum(axis=1) == 0)):
         counts[empty] = _draw_counts(len(empty), counts.shape[1], rng)
     return counts
@@ -122,8 +127,8 @@ def _mean_per_class(labels: np.ndarray, right: np.ndarray, counts: np.ndarray) -
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order], prepend=labels.min() - 1))
     drawn = np.add.reduceat(counts[:, order], starts, axis=1)  # (draws, classes that have images)
-    found = np.add.reduceat((counts * right)[:, order], starts, axis=1)
-    recalls = found / np.maximum(drawn, 1)
+    num_right = np.add.reduceat((counts * right)[:, order], starts, axis=1)
+    recalls = num_right / np.maximum(drawn, 1)
     return np.asarray(recalls.sum(axis=1) / (drawn > 0).sum(axis=1))
 
 
@@ -140,35 +145,37 @@ def _roc_auc(labels: np.ndarray, ranks: np.ndarray, counts: np.ndarray) -> np.nd
 
 def _mean_average_precision(labels: np.ndarray, ranks: np.ndarray, counts: np.ndarray) -> np.ndarray:
     total, num_classes = np.zeros(len(counts)), np.zeros(len(counts))
-    by_image = np.ascontiguousarray(counts.T)  # (n, draws), whose rows are put into another order for each class
-    for own_labels, own_ranks in zip(labels.T, ranks.T, strict=True):
-        order = np.argsort(own_ranks, kind="stable")
-        order = order[own_labels[order] != IGNORED]
-        where = np.flatnonzero(own_labels[order] == 1)
-        if len(where):
-            found = np.cumsum(by_image[order[where]], axis=0)  # (positives, draws)
-            starts = np.concatenate([[0], where[:-1] + 1])  # of the images up to each positive, behind the one before
-            read = np.cumsum(np.add.reduceat(by_image[order[: where[-1] + 1]], starts, axis=0), axis=0)
-            total += _average_precision(found, read)
-            num_classes += found[-1] > 0
+    by_image = np.ascontiguousarray(counts.T)  # (n, draws), because the rows are reordered for each class
+    for class_labels, class_ranks in zip(labels.T, ranks.T, strict=True):
+        order = np.argsort(class_ranks, kind="stable")
+        order = order[class_labels[order] != IGNORED]
+        positions = np.flatnonzero(class_labels[order] == 1)  # of the positive images in the ranking
+        if len(positions):
+            num_positive = np.cumsum(by_image[order[positions]], axis=0)  # (positives, draws)
+            starts = np.concatenate([[0], positions[:-1] + 1])  # a segment ends with each positive image
+            num_images = np.cumsum(np.add.reduceat(by_image[order[: positions[-1] + 1]], starts, axis=0), axis=0)
+            total += _average_precision(num_positive, num_images)
+            num_classes += num_positive[-1] > 0
     return total / num_classes
 
 
-def _average_precision(found: np.ndarray, read: np.ndarray) -> np.ndarray:
-    """From positives found, and images read, up to each positive one, where alone precision can have a maximum.
+def _average_precision(num_positive: np.ndarray, num_images: np.ndarray) -> np.ndarray:
+    """Return the 11-point average precision of a class for each draw, or 0 if a draw has no positive image.
 
-    Of an image drawn several times the last copy counts, whose precision is the highest. Zero where none was drawn.
+    The counts are only needed at the positive images, because the highest precision at a recall is always at a positive
+    image. If an image was drawn several times, the count is taken after its last copy, where the precision is highest.
 
     Args:
-        found: float64 (positives, draws).
-        read: likewise.
+        num_positive: float64 (positives, draws), number of drawn positive images up to each positive image.
+        num_images: float64 (positives, draws), number of drawn images up to each positive image.
 
     Returns:
         float64 (draws,).
     """
-    precision = found / np.maximum(read, 1)
-    best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]  # from here on
-    recall = found / np.maximum(found[-1:], 1)
-    draws = np.arange(found.shape[1])
-    at = [np.minimum((recall < r - 1e-12).sum(axis=0), len(found) - 1) for r in RECALLS]  # slack as in `metrics`
+    precision = num_positive / np.maximum(num_images, 1)
+    best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]  # highest precision at this recall or above
+    recall = num_positive / np.maximum(num_positive[-1:], 1)
+    draws = np.arange(num_positive.shape[1])
+    # The tolerance is the same as in `metrics`.
+    at = [np.minimum((recall < r - 1e-12).sum(axis=0), len(num_positive) - 1) for r in RECALLS]
     return np.asarray(np.mean([best[index, draws] for index in at], axis=0))

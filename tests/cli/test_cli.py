@@ -73,7 +73,7 @@ def test_a_group_of_protocols_stands_for_its_rows(tmp_path, capsys):
         (["run", "--dataset", "digit", "--model", "tiny"], "unknown dataset 'digit'; did you mean 'digits'?"),
         (["run", "--dataset", "digits", "--model", "tinny"], "unknown model 'tinny'; did you mean 'tiny'?"),
         ([*RUN, "--protocol", "readmee"], "unknown protocol 'readmee'; did you mean 'readme'?"),
-        ([*RUN, "--protocol", "missing.toml"], "no file missing.toml; give the path of a protocol in TOML"),
+        ([*RUN, "--protocol", "missing.toml"], "missing.toml does not exist; give the path of a protocol in TOML"),
         ([*RUN, "--device", "cuda:77"], "device 'cuda:77' is not on this machine"),
         ([*RUN, "--model", "missing.pt"], "no checkpoint at "),
         (["run", "--dataset", "folder:missing", "--model", "tiny"], "no folder at "),

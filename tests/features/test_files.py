@@ -108,7 +108,7 @@ BAD = {
     "one label too few": (lambda a: a | {"train_y": a["train_y"][1:]}, r"train has arrays of \(900, 64\), \(899,\)"),
     "labels of text": (lambda a: a | {"train_y": a["train_y"].astype(str)}, "train_y has labels of type <U"),
     "one class": (lambda a: a | {"train_y": 0 * a["train_y"], "val_y": 0 * a["val_y"]}, "at least two classes"),
-    "another width": (lambda a: a | {"test_x": a["test_x"][:, 1:]}, "different widths"),
+    "another width": (lambda a: a | {"test_x": a["test_x"][:, 1:]}, "different numbers of features"),
     "a number for labels": (lambda a: a | {"train_y": np.array(3)}, "train has arrays of"),
     "no columns": (lambda a: a | {"train_x": a["train_x"][:, :0]}, r"train_x has float64 \(900, 0\)"),
     "labels of halves": (
@@ -164,7 +164,10 @@ def test_an_array_called_about_in_anybodys_file_says_nothing(tmp_path, arrays):
 def test_a_search_needs_validation_features(tmp_path, arrays, capsys):
     path = saved(tmp_path / "no_val.npz", {name: array for name, array in arrays.items() if "val" not in name})
     assert main(["fit", path]) == 1
-    assert "chooses C on a validation split; give val, which in a file is val_x and val_y" in capsys.readouterr().err
+    assert (
+        "chooses C on a validation split, but there is none; give val (val_x and val_y in a file)"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path):

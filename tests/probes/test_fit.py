@@ -37,15 +37,15 @@ def test_readme_is_one_fit_on_train_and_val(parts):
     result = fit_probe(**parts, protocol="readme")
     x = np.concatenate([parts["train"].x, parts["val"].x])
     y = np.concatenate([parts["train"].y, parts["val"].y])
-    byhand = LogisticRegression(C=0.316, max_iter=1000, tol=1e-6).fit(x, y)
-    assert result.score == byhand.score(parts["test"].x, parts["test"].y)
-    assert np.array_equal(result.predictions, byhand.predict(parts["test"].x))
+    by_hand = LogisticRegression(C=0.316, max_iter=1000, tol=1e-6).fit(x, y)
+    assert result.score == by_hand.score(parts["test"].x, parts["test"].y)
+    assert np.array_equal(result.predictions, by_hand.predict(parts["test"].x))
     assert (result.num_train, result.num_test, result.C, result.sweep) == (600, 400, 0.316, ())
 
 
 @pytest.mark.slow
 def test_blas_has_no_more_threads_than_torch():
-    """A hyperthread each, as by itself, and the last bits would be others than those of workers on the same machine."""
+    """BLAS would use all hyperthreads by default. Workers have fewer threads, which changes the order of sums."""
     rng = np.random.default_rng(0)
     y = np.arange(1500) % 10
     x = (rng.normal(size=(10, 256))[y] + 4 * rng.normal(size=(1500, 256))).astype(np.float32)
@@ -55,7 +55,7 @@ def test_blas_has_no_more_threads_than_torch():
         with threads(num_torch, blas=num_blas):
             found.append(fit_probe(**parts, protocol="readme").to_dict())
     assert found[0] == found[1]
-    if os.cpu_count() > 1:  # which is about what this compares
+    if os.cpu_count() > 1:  # with one core, two threads make no difference
         assert found[0] != found[2]
 
 
@@ -72,7 +72,7 @@ def test_a_search_chooses_on_val_and_refits(parts):
 
 
 def test_test_labels_cannot_move_the_choice(parts):
-    """The test split is read once, after everything is chosen."""
+    """The test split is read once, after C is chosen."""
     shuffled = Features(parts["test"].x, parts["test"].y[::-1].copy(), parts["test"].pre_projection)
     first, second = fit_probe(**parts, protocol=SHORT), fit_probe(**{**parts, "test": shuffled}, protocol=SHORT)
     assert (first.C, first.sweep) == (second.C, second.sweep)
@@ -80,7 +80,7 @@ def test_test_labels_cannot_move_the_choice(parts):
 
 
 def test_the_protocol_names_the_feature_point(parts):
-    """The paper probes what is before the projection."""
+    """The paper takes the features before the projection."""
     same = {name: Features(p.x * 0, p.y, p.pre_projection) for name, p in parts.items()}
     assert fit_probe(**same, protocol="readme").score < 0.2
     before = Protocol("before", "", "pre_projection", (0.1,), 1, 200, 1e-6, "")
@@ -92,13 +92,17 @@ def test_the_protocol_names_the_feature_point(parts):
     [
         (lambda p: p.pop("val"), ProtocolError, "give val"),
         (lambda p: p.update(train=Features(p["train"].x, p["train"].y * 0)), ProtocolError, "at least two classes"),
-        (lambda p: p.update(test=Features(p["test"].x[:, :9], p["test"].y)), FeaturesError, "different widths"),
+        (
+            lambda p: p.update(test=Features(p["test"].x[:, :9], p["test"].y)),
+            FeaturesError,
+            "different numbers of feat",
+        ),
         (lambda p: p.update(test=Features(p["test"].x[:9], p["test"].y)), FeaturesError, "400 labels"),
         (lambda p: p.update(test=Features(p["test"].x, p["test"].y[:, None])), FeaturesError, "test has labels"),
         (lambda p: p.update(val=Features(p["val"].x, p["val"].y - 1)), FeaturesError, "val has the label -1 in row"),
     ],
 )
-def test_features_that_do_not_fit_are_named(parts, change, error, message):
+def test_invalid_features_are_refused(parts, change, error, message):
     changed = dict(parts)
     change(changed)
     with pytest.raises(error, match=message):
@@ -112,7 +116,7 @@ def test_a_near_protocol_is_offered(parts):
 
 @pytest.fixture(scope="module")
 def several(parts):
-    """Digits that show "even", "more than four" and "round"; of the last, eights do not count."""
+    """Label digits as "even", "more than four" and "round". For "round", eights do not count."""
 
     def labels(y):
         is_round = np.where(y == 8, -1, np.isin(y, [0, 6, 9]))
@@ -121,8 +125,8 @@ def several(parts):
     return {name: Features(part.x, labels(part.y)) for name, part in parts.items()}
 
 
-def test_several_labels_are_one_probe_for_each_class(several):
-    """Each is scikit-learn's, fitted on the images that count for it, and the score is of its logits."""
+def test_multi_label_images_have_one_probe_for_each_class(several):
+    """Each probe equals scikit-learn's on the images that count for the class, and the score uses its logits."""
     one = Protocol("one", "", "projected", (0.5,), 1, 500, 1e-6, "")
     result = fit_probe(**several, metric="voc2007_11pt_map", protocol=one)
     x = np.concatenate([several["train"].x, several["val"].x])
@@ -130,23 +134,23 @@ def test_several_labels_are_one_probe_for_each_class(several):
     logits = []
     for k in range(3):
         counts = y[:, k] >= 0
-        byhand = LogisticRegression(C=0.5, max_iter=500, tol=1e-6).fit(x[counts], y[counts, k])
-        logits.append(byhand.decision_function(several["test"].x))
+        by_hand = LogisticRegression(C=0.5, max_iter=500, tol=1e-6).fit(x[counts], y[counts, k])
+        logits.append(by_hand.decision_function(several["test"].x))
     scores = np.stack(logits, axis=1)
     assert result.score == get_metric("voc2007_11pt_map")(several["test"].y, scores)
     assert np.array_equal(result.predictions, scores > 0)
     assert 0.9 < result.score < 1
 
 
-def test_several_labels_are_searched_with_one_c(several):
+def test_all_classes_of_multi_label_images_have_the_same_c(several):
     result = fit_probe(**several, metric="voc2007_11pt_map", protocol=SHORT)
     assert [point.C for point in result.sweep] == list(SHORT.grid)
     assert result.C in SHORT.grid
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_class_without_examples_gets_the_lowest_scores(several, solver):
-    """And does not stop the others."""
+def test_a_class_without_positive_images_gets_the_lowest_scores(several, solver):
+    """The probes of the other classes are fitted."""
     without = {name: Features(p.x, np.where([True, True, False], p.y, 0)) for name, p in several.items()}
     fitted = SOLVERS[solver]([without["train"].x], without["train"].y, max_iter=500, tol=1e-6).fit(0.5)
     assert fitted.classes.tolist() == [0, 1]
@@ -155,12 +159,12 @@ def test_a_class_without_examples_gets_the_lowest_scores(several, solver):
     assert np.isfinite(scores[:, :2]).all()
 
 
-def test_labels_of_two_shapes_are_named(parts, several):
-    with pytest.raises(FeaturesError, match=r"test has labels \(400,\), train \(400, 3\); give all the same classes"):
+def test_labels_of_different_shapes_are_refused(parts, several):
+    with pytest.raises(FeaturesError, match=r"test has labels of shape \(400,\), but one image of train has .* \(3,\)"):
         fit_probe(**{**several, "test": parts["test"]}, protocol="readme")
 
 
-def test_the_mean_over_folds_keeps_every_fold(parts):
+def test_the_mean_over_folds_contains_every_fold(parts):
     one = fit_probe(**parts, protocol="readme")
     other = fit_probe(train=parts["val"], val=parts["train"], test=parts["test"], protocol=SHORT)
     mean = mean_result([one, other])
@@ -173,14 +177,14 @@ def test_the_mean_over_folds_keeps_every_fold(parts):
     assert "predictions" not in mean.to_dict()["folds"][0]
 
 
-def test_the_result_of_one_fold_is_its_own(parts):
+def test_the_mean_over_one_fold_is_the_result_of_the_fold(parts):
     one = fit_probe(**parts, protocol="readme")
     assert mean_result([one]) is one
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_few_shots_are_fits_on_draws_and_their_mean(parts, solver):
-    """Each seed by hand: its images, its C from the validation split, and no validation image in the final fit."""
+    """The second way of computing draws the images, chooses C on `val`, and leaves `val` out of the final fit."""
     rules = replace(SHORT, shots=3, num_seeds=2, refit=False)
     result = fit_probe(**parts, protocol=rules, solver=solver)
     scores = []
@@ -192,14 +196,14 @@ def test_few_shots_are_fits_on_draws_and_their_mean(parts, solver):
         fits = {C: LogisticRegression(C=C, max_iter=2000, tol=1e-8).fit(shots.x, shots.y) for C in SHORT.grid}
         on_val = {C: fit.score(parts["val"].x, parts["val"].y) for C, fit in fits.items()}
         scores.append(fits[max(on_val, key=on_val.get)].score(parts["test"].x, parts["test"].y))
-    assert [drawn.score for drawn in result.draws] == pytest.approx(scores, abs=1 / 400)  # one image on a border
+    assert [drawn.score for drawn in result.draws] == pytest.approx(scores, abs=1 / 400)  # one image
     assert result.score == pytest.approx(np.mean(scores), abs=1 / 400)
     assert result.interval.method == "student"
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_iterations_include_those_that_chose_the_start_of_the_final_fit(parts, solver):
-    """The final fit of `fast` begins at the sweep's fit of the same C, where next to nothing is left to do."""
+def test_iterations_of_the_final_fit_include_the_fit_of_the_sweep(parts, solver):
+    """The final fit of `fast` starts from the sweep's fit at the same C and needs almost no iterations of its own."""
     result = fit_probe(**parts, protocol=replace(SHORT, shots=3, num_seeds=2, refit=False), solver=solver)
     for drawn in result.draws:
         (chosen,) = [point for point in drawn.sweep if point.C == drawn.C]
@@ -221,7 +225,7 @@ def test_held_out_shots_choose_c_and_need_no_validation_split(parts):
     assert result.draws[1].score == other.score
 
 
-def test_normalized_features_have_length_one(parts):
+def test_normalized_features_do_not_depend_on_their_length(parts):
     rules = replace(SHORT, normalize=True)
     scaled = {name: Features(p.x * 7, p.y) for name, p in parts.items()}
     assert fit_probe(**scaled, protocol=rules, solver="fast").score == pytest.approx(
@@ -229,8 +233,8 @@ def test_normalized_features_have_length_one(parts):
     )
 
 
-def test_the_fast_solver_gives_what_scikit_learn_gives_in_float64(parts):
-    """In float32 scikit-learn stops where rounding hides the way, and an image on a border may fall to either side."""
+def test_the_fast_solver_equals_scikit_learn_in_float64(parts):
+    """In float32 scikit-learn would stop early because of rounding errors, and single predictions could differ."""
     result = fit_probe(**parts, protocol=SHORT, solver="fast")
     exact = {name: (part.x.astype(np.float64), part.y) for name, part in parts.items()}
     fits = {C: LogisticRegression(C=C, max_iter=20000, tol=1e-9).fit(*exact["train"]) for C in SHORT.grid}
@@ -241,24 +245,24 @@ def test_the_fast_solver_gives_what_scikit_learn_gives_in_float64(parts):
     assert result.converged
 
 
-def test_several_labels_are_solved_at_once_as_one_by_one(several):
-    """By scikit-learn in float64, class by class."""
+def test_multi_label_probes_of_fast_equal_separate_probes(several):
+    """The separate probes are scikit-learn's in float64."""
     result = fit_probe(**several, metric="voc2007_11pt_map", protocol=replace(SHORT, grid=(0.5,)), solver="fast")
     x = np.concatenate([several["train"].x, several["val"].x]).astype(np.float64)
     y = np.concatenate([several["train"].y, several["val"].y])
     logits = []
     for k in range(3):
         counts = y[:, k] >= 0
-        byhand = LogisticRegression(C=0.5, max_iter=5000, tol=1e-9).fit(x[counts], y[counts, k])
-        logits.append(byhand.decision_function(several["test"].x))
+        by_hand = LogisticRegression(C=0.5, max_iter=5000, tol=1e-9).fit(x[counts], y[counts, k])
+        logits.append(by_hand.decision_function(several["test"].x))
     scores = np.stack(logits, axis=1)
     assert result.converged
     assert np.array_equal(result.predictions, scores > 0)
-    # Average precision jumps where two images change places, which a rounding of their scores can do.
+    # Average precision jumps when two images swap ranks, which rounding errors of their scores can cause.
     assert result.score == pytest.approx(get_metric("voc2007_11pt_map")(several["test"].y, scores), abs=1e-3)
 
 
-def test_the_interval_is_wilsons_and_the_outcomes_have_the_score(parts):
+def test_the_interval_is_wilsons_and_the_outcomes_give_the_score(parts):
     result = fit_probe(**parts, protocol="readme", solver="fast")
     assert (result.interval.low, result.interval.high) == wilson(result.score, 400)
     (outcomes,) = result.outcomes
@@ -276,10 +280,10 @@ def test_the_first_row_that_is_not_finite_is_named(parts):
         fit_probe(**{**parts, "val": Features(x, parts["val"].y)}, protocol=SHORT)
 
 
-def test_a_class_that_was_never_seen_is_said(parts, caplog):
+def test_a_class_without_training_images_is_logged(parts, caplog):
     few = {name: part.take(np.flatnonzero(part.y != 4)) for name, part in parts.items() if name != "test"}
     fit_probe(**few, test=parts["test"], protocol=SHORT, solver="fast")
-    assert "1 classes of the test split have no training image and count as wrong: 4" in caplog.text
+    assert "1 classes of the test split have no training image, so their test images count as wrong: 4" in caplog.text
 
 
 class _StopError(Exception):
@@ -288,13 +292,13 @@ class _StopError(Exception):
 
 @dataclass
 class _Counting(FitCache):
-    """Counts the fits that are made, and breaks after some."""
+    """Cache that counts the stored fits and raises an error after some."""
 
     breaks_after: int = 1000
     made: int = 0
 
-    def store(self, name, fit):
-        super().store(name, fit)
+    def store(self, key, fit):
+        super().store(key, fit)
         self.made += 1
         if self.made == self.breaks_after:
             raise _StopError
@@ -313,7 +317,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(parts, solver, tmp_path):
     assert cached.made == len(whole.sweep) + 1 - 3
     if solver == "sklearn":
         assert resumed == whole
-    # Fits side by side are the same to their tolerance, as a product of other width sums in another order.
+    # Fits that run together are equal up to their tolerance, because the width of a product changes its order of sums.
     assert (resumed.C, resumed.score) == (whole.C, whole.score)
     assert [(point.C, point.score) for point in resumed.sweep] == [(point.C, point.score) for point in whole.sweep]
     assert resumed.objective == pytest.approx(whole.objective, rel=1e-9)
@@ -321,7 +325,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(parts, solver, tmp_path):
     assert not list(tmp_path.glob("*.npz"))
 
 
-def test_a_damaged_cached_fit_is_made_again(parts, tmp_path):
+def test_a_damaged_cached_fit_is_not_read(parts, tmp_path):
     cached = FitCache(tmp_path)
     fit = SOLVERS["fast"]([parts["train"].x], parts["train"].y, max_iter=100, tol=1e-6).fit(1.0)
     cached.store("name", fit)
@@ -343,14 +347,16 @@ def test_held_out_images_are_a_share_of_every_class(parts):
     assert not np.array_equal(other["val"].x, fold["val"].x)
 
 
-def test_what_does_not_fit_into_memory_is_refused_with_the_numbers(parts, monkeypatch):
+def test_a_fit_that_needs_more_than_the_free_memory_is_refused(parts, monkeypatch):
     monkeypatch.setattr("probe.probes.costs.device_memory", lambda device: DeviceMemory(10**6, 10**6))
-    with pytest.raises(ProtocolError, match=r"needs about 0.\d GB of memory beside the features, and 0.0 GB are free"):
+    with pytest.raises(
+        ProtocolError, match=r"needs about 0.\d GB of memory in addition to the features, but only 0.0 GB are free"
+    ):
         fit_probe(**parts, protocol="readme", solver="fast")
 
 
 def test_folds_of_the_same_test_images_are_one_sample_of_images(parts):
-    """As STL-10's: ten folds of the same images are no tenfold of images."""
+    """The folds of STL-10 have the same test images, so they do not make the interval narrower."""
     folds = [{**parts, "train": parts["train"].take(np.arange(k, 400, 2))} for k in range(2)]
     result = fit_folds(folds, protocol="readme", solver="fast")
     assert result.same_images
@@ -359,7 +365,7 @@ def test_folds_of_the_same_test_images_are_one_sample_of_images(parts):
 
 
 def _blobs(n, labels, seed):
-    """Gaussian classes whose means are along one line, with some labels."""
+    """Make Gaussian classes whose means lie on a line, with the given labels."""
     rng = np.random.default_rng(seed)
     y = rng.choice(labels, n)
     return Features((rng.normal(size=(n, 8)) + y[:, None]).astype(np.float32), y)
@@ -368,20 +374,20 @@ def _blobs(n, labels, seed):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("trained", [(0, 1, 2), (0, 2), (1, 3), (3, 0, 1)], ids=str)
 def test_a_class_that_only_validation_has_is_in_the_final_fit(trained, solver):
-    """A start at an earlier fit matches rows by class; a fit from weights of zero has the same optimum."""
+    """A fit that starts from a fit with fewer classes has the same optimum as a fit from weights of zero."""
     splits = {"train": _blobs(90, trained, 1), "val": _blobs(60, range(4), 2), "test": _blobs(60, range(4), 3)}
     rules = replace(SHORT, grid=(0.01, 0.1, 1.0), max_iter=5000, tol=1e-8, warm_start=True)
     result = fit_probe(**splits, protocol=rules, solver=solver)
     x, y = (np.concatenate([getattr(splits[name], at) for name in ("train", "val")]) for at in "xy")
-    byhand = LogisticRegression(C=result.C, max_iter=5000, tol=1e-9).fit(x.astype(np.float64), y)
+    by_hand = LogisticRegression(C=result.C, max_iter=5000, tol=1e-9).fit(x.astype(np.float64), y)
     assert result.converged
-    # Predictions on the border of two classes may differ by the rounding of the features.
-    assert np.mean(result.predictions != byhand.predict(splits["test"].x.astype(np.float64))) <= 1 / 60
+    # One prediction may differ, because the features are rounded to float32.
+    assert np.mean(result.predictions != by_hand.predict(splits["test"].x.astype(np.float64))) <= 1 / 60
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_label_that_only_validation_has_is_in_the_final_fit(several, solver):
-    """An image has several labels here, as in Pascal VOC."""
+    """Images can have several labels, as in Pascal VOC."""
     without = Features(several["train"].x, np.where([True, True, False], several["train"].y, 0))
     rules = replace(SHORT, warm_start=True)
     result = fit_probe(**{**several, "train": without}, metric="voc2007_11pt_map", protocol=rules, solver=solver)
@@ -389,12 +395,12 @@ def test_a_label_that_only_validation_has_is_in_the_final_fit(several, solver):
 
 
 @pytest.mark.parametrize(("known", "wanted"), [((0, 2, 5), (0, 1, 2, 5, 7)), ((2, 5), (1, 2, 5)), ((0, 2, 5), (2, 5))])
-def test_logits_of_a_start_are_those_of_its_own_classes(known, wanted):
+def test_a_start_for_other_classes_has_the_same_logits_for_common_classes(known, wanted):
     x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
     fit = SOLVERS["sklearn"]([x], np.resize(known, 60), max_iter=50, tol=1e-6).fit(1.0)
     matched = for_classes(fit, np.array(wanted))
     assert len(matched.coef) == (1 if len(wanted) == 2 else len(wanted))
     both = np.intersect1d(known, wanted)
-    # Up to a shift of all logits, and the rounding of float32.
+    # Logits may differ by a shift of all logits and by float32 rounding.
     differences = [np.diff(one.scores(x, 8)[:, both], axis=1) for one in (fit, matched)]
     np.testing.assert_allclose(*differences, atol=1e-5)

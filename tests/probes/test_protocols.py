@@ -16,7 +16,7 @@ PLAIN = 'name = "own"\ngrid = [0.1, 1]\n'
 
 @pytest.fixture
 def own(tmp_path):
-    """Reads a protocol from a text."""
+    """Return a function that reads a protocol from the text of a TOML file."""
 
     def read(text):
         path = tmp_path / "mine.toml"
@@ -27,27 +27,27 @@ def own(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", CATALOG, ids=lambda protocol: protocol.name)
-def test_every_row_is_whole_and_found_by_name(protocol):
+def test_every_protocol_is_valid_and_found_by_name(protocol):
     validate(protocol)
     assert get_protocol(protocol.name) is protocol
     assert protocol.title
     assert protocol.source
 
 
-def test_no_two_rows_share_a_name_or_a_file_name():
-    """Records of different cells must not overwrite each other."""
+def test_no_two_protocols_share_a_name_or_a_file_name():
+    """Records of different runs must not overwrite each other."""
     names = [*protocol_names(), *GROUPS]
     assert len({slug(name) for name in names}) == len(names)
 
 
-def test_groups_stand_for_their_rows():
+def test_groups_stand_for_their_protocols():
     assert GROUPS["few-shot"] == ("few-shot-1", "few-shot-2", "few-shot-4", "few-shot-8", "few-shot-16")
     for names in GROUPS.values():
         assert [get_protocol(name).shots for name in names] == [1, 2, 4, 8, 16]
 
 
 def test_the_papers_few_shot_chooses_on_the_whole_validation_split():
-    """As the authors say in openai/CLIP#128; and fits on the shots alone, see CLIP_benchmark#125."""
+    """The authors say so in openai/CLIP#128. The final fit is on the shots alone, see LAION-AI/CLIP_benchmark#125."""
     for name in GROUPS["few-shot"]:
         protocol = get_protocol(name)
         assert (protocol.held_out, protocol.refit, protocol.num_seeds) == (0, False, 5)
@@ -55,8 +55,8 @@ def test_the_papers_few_shot_chooses_on_the_whole_validation_split():
         assert protocol.feature_point == "pre_projection"
 
 
-def test_images_held_out_are_as_many_as_coop_has():
-    """As many as shots, and at most 4."""
+def test_the_number_of_held_out_images_equals_coops():
+    """CoOp chooses C on min(shots, 4) images of each class."""
     assert [get_protocol(name).held_out for name in GROUPS["few-shot-held-out"]] == [1, 2, 4, 4, 4]
 
 
@@ -67,8 +67,8 @@ def test_dinov2_has_the_45_values_of_its_code():
     assert (protocol.normalize, protocol.refit) == (False, True)
 
 
-def test_feature_points_are_those_of_features():
-    """Kept twice, since the module of features loads torch."""
+def test_feature_points_equal_those_of_the_encoder_module():
+    """The names are defined twice, because `features.encode` imports torch and `specs` must not."""
     assert (encode.PROJECTED, encode.PRE_PROJECTION) == FEATURE_POINTS
 
 
@@ -83,13 +83,13 @@ def test_feature_points_are_those_of_features():
         ("few-shot", "'few-shot' stands for few-shot-1, few-shot-2, .*; name one of them"),
     ],
 )
-def test_a_name_of_no_protocol_is_answered_with_those_near(name, message):
+def test_an_unknown_name_is_refused_with_similar_names(name, message):
     with pytest.raises(UnknownNameError, match=message):
         get_protocol(name)
 
 
-def test_a_file_needs_a_name_and_a_grid_alone(own):
-    """All else is as in the catalogue."""
+def test_a_file_needs_only_a_name_and_a_grid(own):
+    """The defaults of the other keys are the values of the catalogue."""
     assert own(PLAIN) == Protocol("own", "", "projected", (0.1, 1.0), 1, 1000, TOL, "")
 
 
@@ -107,8 +107,8 @@ def test_a_file_can_have_every_field(own):
     )
 
 
-def test_a_range_is_even_in_log10(own):
-    """That of the paper comes out as the catalogue has it, to the last bit."""
+def test_a_range_is_evenly_spaced_in_log10(own):
+    """The range of the paper's grid gives the same bits as the catalogue."""
     paper = get_protocol("clip-paper").grid
     assert own('name = "own"\ngrid = { from = 1e-6, to = 1e6, num = 97 }\ncoarse_step = 16').grid == paper
     grid = own('name = "own"\ngrid = { from = 0.3, to = 7, num = 4 }').grid
@@ -117,9 +117,9 @@ def test_a_range_is_even_in_log10(own):
 
 
 def _with(line):
-    """The plain file, with one key more or another value."""
+    """Return the plain file with a key added or replaced."""
     key = line.partition(" ")[0]
-    return "\n".join([*(kept for kept in PLAIN.splitlines() if not kept.startswith(f"{key} ")), line])
+    return "\n".join([*(other for other in PLAIN.splitlines() if not other.startswith(f"{key} ")), line])
 
 
 @pytest.mark.parametrize(
@@ -130,52 +130,52 @@ def _with(line):
         (_with("max_iter = true"), "max_iter: expected int, got bool"),
         (_with("max_iter = 0"), "max_iter = 0 is too small; give 1 or more"),
         (_with('tol = "small"'), "tol: expected float, got str"),
-        (_with("tol = 0.0"), "tol = 0.0 is no bound of a gradient; give a finite number above zero"),
-        (_with("tol = nan"), "tol = nan is no bound of a gradient"),
+        (_with("tol = 0.0"), "tol = 0.0 is not valid; give a finite number above zero"),
+        (_with("tol = nan"), "tol = nan is not valid"),
         (_with("refit = 1"), "refit: expected bool, got int"),
         (_with("title = 3"), "title: expected str, got int"),
         (_with('feature_point = "projectd"'), "unknown feature_point 'projectd'; did you mean 'projected'"),
         (_with("grid = 0.1"), "grid: expected array, got float"),
-        (_with("grid = []"), "grid has no value of C; give one, or several"),
+        (_with("grid = []"), "grid is empty; give one or more values of C"),
         (_with('grid = [0.1, "1"]'), "grid[1]: expected float, got str"),
         (_with("grid = [true]"), "grid[0]: expected float, got bool"),
-        (_with("grid = [0, 1]"), "grid has C = 0.0; give finite values above zero"),
-        (_with("grid = [-1.0, 1]"), "grid has C = -1.0; give"),
-        (_with("grid = [1, inf]"), "grid has C = inf; give"),
-        (_with("grid = [nan]"), "grid has C = nan; give"),
+        (_with("grid = [0, 1]"), "grid contains C = 0.0; give finite values above zero"),
+        (_with("grid = [-1.0, 1]"), "grid contains C = -1.0; give"),
+        (_with("grid = [1, inf]"), "grid contains C = inf; give"),
+        (_with("grid = [nan]"), "grid contains C = nan; give"),
         (_with(f"grid = [1{'0' * 400}]"), "grid[0]: number out of range"),
-        (_with("grid = [1, 0.1]"), "grid has 0.1 after 1.0; give the values ascending, each once"),
-        (_with("grid = [0.1, 0.1]"), "grid has 0.1 after 0.1; give the values ascending"),
-        (_with("grid = { from = 1, to = 10 }"), "grid has no whole number 'num'; write { from = 1e-6"),
-        (_with("grid = { from = 1, to = 10, num = 2.5 }"), "grid has no whole number 'num'"),
-        (_with("grid = { from = '1', to = 10, num = 2 }"), "grid has no number 'from'"),
+        (_with("grid = [1, 0.1]"), "grid contains 0.1 after 1.0; give the values in ascending order, each once"),
+        (_with("grid = [0.1, 0.1]"), "grid contains 0.1 after 0.1; give the values in ascending order"),
+        (_with("grid = { from = 1, to = 10 }"), "grid: num must be an integer; write for example { from = 1e-6"),
+        (_with("grid = { from = 1, to = 10, num = 2.5 }"), "grid: num must be an integer"),
+        (_with("grid = { from = '1', to = 10, num = 2 }"), "grid: from must be a number"),
         (_with("grid = { from = 1, to = 10, number = 2 }"), "grid: unknown key 'number'; did you mean 'num'?"),
-        (_with("grid = { from = 10, to = 1, num = 2 }"), "grid = { from = 10, to = 1, num = 2 } is no range"),
-        (_with("grid = { from = 0, to = 1, num = 2 }"), "is no range; give finite values above zero"),
-        (_with("grid = { from = 1, to = inf, num = 2 }"), "is no range"),
-        (_with("grid = { from = 1, to = 2, num = 1 }"), "is no range"),
-        (_with("coarse_step = 3"), "coarse_step = 3 is no power of two; give 1 to try every C"),
-        (_with("coarse_step = 0"), "coarse_step = 0 is no power of two"),
-        (_with("coarse_step = 2"), "coarse_step = 2 does not lead from the first of 2 values of C to the last; give 1"),
+        (_with("grid = { from = 10, to = 1, num = 2 }"), "grid = { from = 10, to = 1, num = 2 } is not a valid range"),
+        (_with("grid = { from = 0, to = 1, num = 2 }"), "is not a valid range; give 0 < from < to, both finite"),
+        (_with("grid = { from = 1, to = inf, num = 2 }"), "is not a valid range"),
+        (_with("grid = { from = 1, to = 2, num = 1 }"), "is not a valid range"),
+        (_with("coarse_step = 3"), "coarse_step = 3 is not a power of two; give 1 to try every C"),
+        (_with("coarse_step = 0"), "coarse_step = 0 is not a power of two"),
+        (_with("coarse_step = 2"), "coarse_step = 2 does not lead from the first to the last of 2 values of C; set"),
         (_with("shots = -1"), "shots = -1 is too small; give 0 or more"),
         (_with("num_seeds = 0"), "num_seeds = 0 is too small; give 1 or more"),
         (_with("held_out = -1"), "held_out = -1 is too small"),
-        (_with("held_out = 1"), "held_out = 1 without shots, where nothing is drawn; give shots, or held_out = 0"),
-        (_with("num_seeds = 5"), "num_seeds = 5 without shots"),
-        (_with("shots = 4"), "shots = 4 with refit = true would fit on the whole validation split as well; give refit"),
+        (_with("held_out = 1"), "held_out = 1 has no effect without shots; set shots, or set held_out = 0"),
+        (_with("num_seeds = 5"), "num_seeds = 5 has no effect without shots"),
+        (_with("shots = 4"), "shots = 4 with refit = true would also fit on the whole validation split; set refit"),
         (
             'name = "own"\ngrid = [1]\nshots = 1\nrefit = false\nheld_out = 1',
-            "held_out = 1 with one C, where nothing is chosen",
+            "held_out = 1 has no effect with a single value of C",
         ),
-        (_with('name = "my own"'), "name = 'my own'; use letters, digits"),
-        (_with('name = "readme"'), "name = 'readme' is a name of the catalogue; give yours its own"),
-        (_with('name = "few-shot"'), "name = 'few-shot' is a name of the catalogue"),
+        (_with('name = "my own"'), "name = 'my own' is not valid; use letters, digits"),
+        (_with('name = "readme"'), "name = 'readme' is already a protocol of the catalogue; choose a different name"),
+        (_with('name = "few-shot"'), "name = 'few-shot' is already a protocol of the catalogue"),
         ("grid = [1]", "name is missing"),
         ('name = "own"', "grid is missing"),
-        ("name = own", "is no TOML (Invalid value"),
+        ("name = own", "is not valid TOML (Invalid value"),
     ],
 )
-def test_a_fault_names_the_file_and_the_key(own, tmp_path, text, message):
+def test_an_error_names_the_file_and_the_key(own, tmp_path, text, message):
     with pytest.raises(ProtocolError) as caught:
         own(text)
     assert str(caught.value).startswith(str(tmp_path / "mine.toml"))
@@ -183,48 +183,48 @@ def test_a_fault_names_the_file_and_the_key(own, tmp_path, text, message):
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ProtocolError, match=r"no file .*missing\.toml; give the path of a protocol in TOML"):
+    with pytest.raises(ProtocolError, match=r"missing\.toml does not exist; give the path of a protocol in TOML"):
         get_protocol(str(tmp_path / "missing.toml"))
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(ProtocolError, match=r"folder\.toml cannot be read"):
         get_protocol(str(tmp_path / "folder.toml"))
     (tmp_path / "latin.toml").write_bytes(b'name = "m\xfcll"')
-    with pytest.raises(ProtocolError, match=r"latin\.toml is no TOML"):
+    with pytest.raises(ProtocolError, match=r"latin\.toml is not valid TOML"):
         get_protocol(str(tmp_path / "latin.toml"))
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"grid": [0.1, 1.0]}, r"grid = \[0.1, 1.0\] is not a tuple of numbers; give a tuple of numbers"),
-        ({"grid": (1.0, 0.1)}, "grid has 0.1 after 1.0"),
+        ({"grid": [0.1, 1.0]}, r"grid = \[0.1, 1.0\] is not a tuple; give a tuple of numbers"),
+        ({"grid": (1.0, 0.1)}, "grid contains 0.1 after 1.0"),
         ({"feature_point": "after"}, "unknown feature_point 'after'"),
         ({"max_iter": None}, "max_iter: expected int, got null"),
-        ({"coarse_step": 16}, "coarse_step = 16 does not lead from the first of 2 values"),
-        ({"held_out": 3}, "held_out = 3 without shots"),
-        ({"name": ""}, "name = ''; use letters"),
+        ({"coarse_step": 16}, "coarse_step = 16 does not lead from the first to the last of 2 values"),
+        ({"held_out": 3}, "held_out = 3 has no effect without shots"),
+        ({"name": ""}, "name = '' is not valid; use letters"),
     ],
 )
-def test_a_protocol_made_in_python_is_checked_alike(changed, message):
+def test_a_protocol_made_in_python_is_checked(changed, message):
     with pytest.raises(ProtocolError, match=f"protocol .*{message}"):
         validate(replace(OWN, **changed))
 
 
-def test_a_good_protocol_made_in_python_passes():
+def test_a_valid_protocol_made_in_python_passes():
     validate(OWN)
     validate(replace(OWN, shots=2, num_seeds=3, held_out=1, refit=False))
 
 
-def test_a_protocol_is_told_in_words():
+def test_a_protocol_is_described():
     assert describe_protocol("few-shot-16-held-out") | {"source": ""} == {
         "name": "few-shot-16-held-out",
         "title": "16 images a class, C chosen on 4 more",
         "feature point": "pre_projection",
         "C": "97 values from 1e-06 to 1e+06, every 16th first, then around the best",
-        "C chosen on": "4 further images of each class from train",
-        "images a class": "16 + 4",
+        "C chosen on": "4 more images of each class from train",
+        "images per class": "16 + 4",
         "seeds": "0, 1, 2, 3, 4",
-        "final fit on": "the images that are drawn to fit on",
+        "final fit on": "the drawn images",
         "solver": "at most 1000 iterations, tol 1e-06",
         "source": "",
     }
@@ -239,15 +239,15 @@ def test_protocols_are_listed(capsys):
         assert name in out
 
 
-def test_a_protocol_is_shown_whole_with_its_source(capsys, tmp_path):
+def test_a_protocol_is_shown_with_its_source(capsys, tmp_path):
     assert main(["protocols", "few-shot-4"]) == 0
-    assert "Not known, openai/CLIP#135" in capsys.readouterr().out
+    assert "openai/CLIP#135" in capsys.readouterr().out
     (tmp_path / "mine.toml").write_text(PLAIN)
     assert main(["protocols", str(tmp_path / "mine.toml")]) == 0
     assert "2 values from 0.1 to 1, all tried" in capsys.readouterr().out
 
 
-def test_a_group_is_shown_row_by_row(capsys):
+def test_a_group_shows_each_of_its_protocols(capsys):
     assert main(["protocols", "few-shot-held-out"]) == 0
     names = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("name ")]
     assert names == list(GROUPS["few-shot-held-out"])

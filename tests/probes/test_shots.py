@@ -7,7 +7,7 @@ from probe.probes.shots import draw_shots
 Y = np.array([0] * 20 + [1] * 9 + [5] * 12)[np.random.default_rng(0).permutation(41)]
 
 
-def test_every_class_gives_as_many_as_were_asked_for():
+def test_every_class_gives_the_requested_number_of_images():
     drawn = draw_shots(Y, shots=4, held_out=2, seed=0)
     assert np.unique(Y[drawn.train], return_counts=True)[1].tolist() == [4, 4, 4]
     assert np.unique(Y[drawn.held_out], return_counts=True)[1].tolist() == [2, 2, 2]
@@ -22,20 +22,20 @@ def test_positions_are_int64_ascending_and_drawn_once():
 
 
 def test_the_draw_is_the_same_everywhere():
-    """Written down once: another machine, or a later NumPy, must draw alike."""
+    """Another machine or a later version of NumPy must give the positions that are stored here."""
     drawn = draw_shots(np.array([0, 1] * 10), shots=2, held_out=1, seed=0)
     assert drawn.train.tolist() == [0, 1, 12, 17]
     assert drawn.held_out.tolist() == [4, 5]
 
 
-def test_fewer_shots_are_part_of_more():
-    """So that a curve over shots is not a curve over other images, too."""
+def test_the_images_of_fewer_shots_are_a_subset_of_the_images_of_more_shots():
+    """Otherwise a curve over the number of shots would also show the effect of different images."""
     for seed in range(5):
         smaller = [set(draw_shots(Y, shots=shots, seed=seed).train) for shots in (1, 2, 4, 8)]
         assert smaller[0] < smaller[1] < smaller[2] < smaller[3]
 
 
-def test_held_out_images_change_nothing_about_the_shots():
+def test_held_out_images_do_not_change_the_shots():
     assert np.array_equal(draw_shots(Y, shots=3, seed=1).train, draw_shots(Y, shots=3, held_out=3, seed=1).train)
 
 
@@ -43,8 +43,8 @@ def test_seeds_are_different_draws():
     assert len({tuple(draw_shots(Y, shots=4, seed=seed).train) for seed in range(5)}) == 5
 
 
-def test_a_class_is_drawn_alike_without_the_others():
-    """Its images are numbered within the class, so it does not matter where the others stand."""
+def test_the_draw_of_a_class_does_not_depend_on_other_classes():
+    """Images are numbered within their class, so the positions of other classes do not matter."""
     images = np.flatnonzero(Y == 5)
     alone = images[draw_shots(Y[images], shots=3, held_out=2, seed=0).train]
     together = draw_shots(Y, shots=3, held_out=2, seed=0).train
@@ -52,17 +52,17 @@ def test_a_class_is_drawn_alike_without_the_others():
 
 
 def test_classes_are_drawn_independently():
-    """Not the same places of each: images of a class are often in an order that others have, too."""
+    """The draw does not take the same position in every class, because images of all classes can be sorted alike."""
     y = np.repeat(np.arange(20), 50)
-    places = draw_shots(y, shots=1, seed=0).train % 50
-    assert len(set(places.tolist())) > 10
+    positions = draw_shots(y, shots=1, seed=0).train % 50
+    assert len(set(positions.tolist())) > 10
 
 
-def test_over_many_seeds_every_image_is_drawn_about_as_often():
+def test_over_many_seeds_every_image_is_drawn_equally_often():
     counts = np.zeros(10)
     for seed in range(1000):
         counts[draw_shots(np.zeros(10, dtype=np.int64), shots=2, seed=seed).train] += 1
-    # 200 expected, with a standard deviation of sqrt(1000 * 0.2 * 0.8) = 12.6; five of them.
+    # The expected count is 200. Tolerance: five standard deviations of sqrt(1000 * 0.2 * 0.8) = 12.6.
     assert np.abs(counts - 200).max() < 63
 
 
@@ -80,24 +80,26 @@ def test_all_images_of_a_class_may_be_drawn():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shots": 10}, "class 1 has 9 images for training, and 10 are needed, 10 to fit on; choose"),
-        ({"shots": 8, "held_out": 4}, "class 1 has 9 images .* 12 are needed, 8 to fit on and 4 to choose C on"),
-        ({"shots": 0}, "shots = 0 and held_out = 0 is no draw; give shots of 1 or more"),
-        ({"shots": 2, "held_out": -1}, "held_out = -1 is no draw"),
+        ({"shots": 10}, "class 1 has 9 training images, but the protocol needs 10; choose a protocol with fewer shots"),
+        ({"shots": 8, "held_out": 4}, r"but the protocol needs 12 \(8 to fit on and 4 to choose C on\); choose"),
+        ({"shots": 0}, "expected shots >= 1 and held_out >= 0, got shots = 0 and held_out = 0"),
+        ({"shots": 2, "held_out": -1}, "got shots = 2 and held_out = -1"),
     ],
 )
-def test_a_draw_that_is_none_says_what_is_missing(arguments, message):
+def test_an_impossible_draw_is_refused(arguments, message):
     with pytest.raises(ProtocolError, match=message):
         draw_shots(Y, **arguments, seed=0)
 
 
 def test_images_of_several_classes_cannot_be_drawn():
-    with pytest.raises(ProtocolError, match=r"few-shot needs one label an image, and the labels are \(41, 3\)"):
+    with pytest.raises(
+        ProtocolError, match=r"few-shot protocols need one label per image, but the labels have shape \(41, 3\)"
+    ):
         draw_shots(np.zeros((41, 3), dtype=np.int64), shots=1, seed=0)
 
 
-def test_a_digest_tells_draws_apart_and_a_seed_gives_its_draw_again():
-    """A record holds the seed and the digest in place of every index."""
+def test_a_digest_identifies_a_draw():
+    """A record contains the seed and the digest instead of every index."""
     y = np.repeat(np.arange(3), 10)
     digests = [draw_shots(y, shots=2, held_out=1, seed=seed).compute_digest() for seed in (0, 1, 0)]
     assert digests[0] == digests[2] != digests[1]

@@ -26,28 +26,28 @@ def test_the_first_values_are_the_papers():
 
 
 def _tent(left, right):
-    """Falls by `left` and `right` a decade on the two sides of its peak."""
+    """Return a function that decreases by `left` and `right` per decade on the two sides of its peak at 0."""
     return lambda x: min(left * x, -right * x)
 
 
 def _bell(left, right):
-    """Falls slowly near its peak and far from it, as an accuracy does; `left` and `right` are widths in decades."""
+    """Return a bell curve, which resembles an accuracy; `left` and `right` are widths in decades."""
     return lambda x: math.exp(-((x / (left if x < 0 else right)) ** 2) / 2)
 
 
 def _cliff(left, right):
-    """Falls by a step on one side, and then by so little that only the order of scores can tell."""
+    """Return a function with a step next to its peak and tiny slopes, so that only the order of scores matters."""
     return lambda x: 1.0 if x == 0 else (0.5 + 1e-6 * left * x if x < 0 else 0.9 - 1e-6 * right * x)
 
 
-# Every score is of the distance from the peak in decades; on the grid, none falls below what a float tells apart.
+# Scores are functions of the distance from the peak in decades. Neighbouring scores on the grid are different floats.
 SHAPES = [shape(left, right) for shape in (_tent, _cliff) for left in (0.01, 1, 30) for right in (0.01, 1, 30)]
 SHAPES += [_bell(left, right) for left in (1, 3, 10) for right in (1, 3, 10)]
 
 
 @pytest.mark.parametrize("peak", range(97))
 def test_every_single_peak_is_found_within_15_fits(peak):
-    """Wherever it is, however wide, and however unlike its two sides are."""
+    """The peak can be anywhere, and its two sides can have different widths."""
     decades = {C: (k - peak) / 8 for k, C in enumerate(PAPER.grid)}
     for shape in SHAPES:
         scores = [shape(x) for x in decades.values()]
@@ -59,7 +59,7 @@ def test_every_single_peak_is_found_within_15_fits(peak):
 
 
 def test_a_coarse_step_of_one_tries_every_value():
-    """So that DINOv2's 45 values are all fitted."""
+    """All 45 values of DINOv2 are fitted."""
     grid = get_protocol("dinov2").grid
     assert list(_search(lambda C: 0.0, grid, 1)) == list(grid)
 
@@ -71,5 +71,5 @@ def test_no_value_is_tried_twice():
 
 
 def test_ties_go_to_the_smaller_c():
-    """Of equal scores the stronger regularisation wins, so that reruns agree."""
+    """On a tie the stronger regularisation wins, so that reruns agree."""
     assert best(_search(lambda C: 1.0), lambda value: value) == 1e-6

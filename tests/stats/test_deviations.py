@@ -8,7 +8,7 @@ from probe.stats.resampling import bootstrap, scores_of
 
 
 def _outcomes(metric, *, n=400, seed=0, skill=1.5):
-    """Of a probe that is often right; with `skill` 0 it guesses."""
+    """Make the outcomes of a probe; the larger `skill`, the more answers are right, and with 0 the probe guesses."""
     rng = np.random.default_rng(seed)
     if metric == "voc2007_11pt_map":
         y = (rng.random((n, 4)) < 0.3).astype(np.int64)
@@ -19,8 +19,8 @@ def _outcomes(metric, *, n=400, seed=0, skill=1.5):
     return make_outcomes(metric, y, skill * np.eye(k)[y] + rng.normal(size=(n, k)))
 
 
-def _slack(metric):
-    """Three times what a spread of 4,000 draws is known by; average precision is of a hundred itself."""
+def _tolerance(metric):
+    """Return three relative standard errors of a standard deviation, from 4,000 draws or 100 for average precision."""
     return 0.2 if metric == "voc2007_11pt_map" else 0.04
 
 
@@ -30,20 +30,20 @@ def test_the_sum_of_squares_is_the_variance_of_drawn_images(metric):
     moved = deviations([outcomes], same_images=False)
     assert moved.sum() == pytest.approx(0, abs=1e-12)
     drawn = bootstrap([[outcomes]], same_images=False, draws=4000)
-    assert np.sqrt(np.square(moved).sum()) == pytest.approx(drawn.std(), rel=_slack(metric))
+    assert np.sqrt(np.square(moved).sum()) == pytest.approx(drawn.std(), rel=_tolerance(metric))
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_pair_varies_as_the_difference_of_both(metric):
-    """Two probes on the same images, which are drawn for both: what they have in common does not count."""
+def test_differences_of_deviations_give_the_variance_of_a_difference(metric):
+    """Two probes are scored on the same draws, so their common variation cancels."""
     a, b = (_outcomes(metric, skill=skill) for skill in (1.5, 1.2))
     moved = deviations([a], same_images=False) - deviations([b], same_images=False)
     drawn = bootstrap([[a], [b]], same_images=False, draws=4000)
-    assert np.sqrt(np.square(moved).sum()) == pytest.approx((drawn[:, 0] - drawn[:, 1]).std(), rel=_slack(metric))
+    assert np.sqrt(np.square(moved).sum()) == pytest.approx((drawn[:, 0] - drawn[:, 1]).std(), rel=_tolerance(metric))
 
 
-def test_of_roc_auc_it_is_what_one_more_image_adds():
-    """By the score itself, with each image a thousand times and one of them once more."""
+def test_the_deviation_of_roc_auc_is_the_effect_of_one_more_image():
+    """The second way of computing scores each image a thousand times, and one of the images once more."""
     outcomes = _outcomes("roc_auc", n=60)
     weights = np.full((61, 60), 1000.0)
     weights[np.arange(60), np.arange(60)] += 1
@@ -51,7 +51,7 @@ def test_of_roc_auc_it_is_what_one_more_image_adds():
     np.testing.assert_allclose((scores[:60] - scores[60]) * 1000, deviations([outcomes], same_images=False), atol=1e-5)
 
 
-def test_folds_on_the_same_images_are_averaged_image_by_image():
+def test_deviations_of_folds_on_the_same_images_are_averaged():
     folds = [_outcomes("accuracy", seed=0), _outcomes("accuracy", seed=0, skill=1)]
     first, second = (deviations([fold], same_images=False) for fold in folds)
     np.testing.assert_allclose(deviations(folds, same_images=True), (first + second) / 2)

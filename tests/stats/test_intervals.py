@@ -1,7 +1,7 @@
-"""Intervals against scipy, and by how often they hold a value that is known.
+"""Confidence intervals are compared with scipy's, and their coverage of a known value is simulated.
 
-A share of s simulations is uncertain by sqrt(0.95 * 0.05 / s): 0.8 points for 800, 1.3 for 300. Seeds are fixed, so
-that the bounds below hold or do not; they leave room for two of that around 95 %.
+The standard error of a coverage from s simulations is sqrt(0.95 * 0.05 / s): 0.8 % for 800 and 1.3 % for 300. The
+bounds below are about two standard errors from 95 %. Seeds are fixed, so a test always passes or always fails.
 """
 
 import math
@@ -21,8 +21,8 @@ def _right(bits, metric="accuracy", **arrays):
 
 
 def _coverage(make, truth, *, simulations, **options):
-    found = [interval(make(), **options) for _ in range(simulations)]
-    return np.mean([each.low <= truth <= each.high for each in found])
+    intervals = [interval(make(), **options) for _ in range(simulations)]
+    return np.mean([each.low <= truth <= each.high for each in intervals])
 
 
 def _covers(share):
@@ -39,7 +39,7 @@ def test_accuracy_has_wilsons_interval(right, n):
 
 @pytest.mark.parametrize(("p", "n"), [(0.5, 50), (0.9, 50), (0.5, 500), (0.9, 500), (0.99, 500)])
 def test_accuracy_is_covered(p, n):
-    """Without simulation: the probability of all counts whose interval holds the true accuracy."""
+    """The coverage is computed exactly, as the probability of all counts whose interval contains the true accuracy."""
     bounds = [wilson(right / n, n) for right in range(n + 1)]
     share = sum(stats.binom.pmf(right, n, p) for right, (low, high) in enumerate(bounds) if low <= p <= high)
     assert _covers(share)
@@ -56,7 +56,7 @@ def test_top1_and_top5_together_are_covered():
 
 
 def test_a_value_of_half_narrows_the_interval():
-    """Images that are right or wrong in both vary more than those that are half right."""
+    """Values of 0.5 have a smaller variance than values of 0 and 1."""
     u = np.arange(200) / 200
     same = interval([_right(u < 0.7, "mean_top1_top5", among_five=u < 0.7)])
     halves = interval([_right(u < 0.4, "mean_top1_top5", among_five=np.ones(200, bool))])
@@ -88,7 +88,7 @@ def test_the_mean_over_classes_is_covered(sizes, lowest):
 @pytest.mark.slow
 @pytest.mark.parametrize(("positives", "negatives", "shift"), [(60, 440, 0.3), (60, 440, 1.0), (250, 250, 2.0)])
 def test_roc_auc_is_covered(positives, negatives, shift):
-    """Of two normal distributions so far apart it is known: Phi(shift / sqrt(2))."""
+    """For two normal distributions with this shift, ROC AUC is Phi(shift / sqrt(2))."""
     rng, y_true = np.random.default_rng(2), np.repeat([1, 0], [positives, negatives])
 
     def make():
@@ -100,7 +100,7 @@ def test_roc_auc_is_covered(positives, negatives, shift):
 
 @pytest.mark.slow
 def test_average_precision_is_covered():
-    """Its mean over many splits of the same size, from classes with 60 to 200 positives."""
+    """The true value is the mean over many splits of the same size, with 60 to 200 positive images per class."""
     rng = np.random.default_rng(3)
 
     def make():
@@ -112,28 +112,28 @@ def test_average_precision_is_covered():
 
 
 def test_folds_of_the_same_images_are_covered():
-    """An image that is hard for one fold's probe is hard for the others', so ten folds are not ten times the images."""
+    """An image that is hard for one probe is hard for all probes, so ten folds do not count as ten times the images."""
     rng = np.random.default_rng(4)
 
     def make():
-        chance = rng.beta(2, 0.5, 200)  # of an image to be right, mean 0.8
-        return [_right(rng.random(200) < chance) for _ in range(10)]
+        probability = rng.beta(2, 0.5, 200)  # of a right answer for each image, mean 0.8
+        return [_right(rng.random(200) < probability) for _ in range(10)]
 
     assert _covers(_coverage(make, 0.8, simulations=800, same_images=True))
 
 
 def test_folds_of_different_images_are_covered():
-    rng, chances = np.random.default_rng(5), (0.6, 0.8, 0.95)
+    rng, probabilities = np.random.default_rng(5), (0.6, 0.8, 0.95)
 
     def make():
-        return [_right(rng.random(100) < chance) for chance in chances]
+        return [_right(rng.random(100) < probability) for probability in probabilities]
 
-    assert _covers(_coverage(make, np.mean(chances), simulations=800))
+    assert _covers(_coverage(make, np.mean(probabilities), simulations=800))
 
 
 @pytest.mark.parametrize("metric", ["roc_auc", "voc2007_11pt_map"])
-def test_folds_of_ranks_vary_less_where_their_images_differ(metric):
-    """Equal folds add nothing on the same images, and halve the variance as if on others."""
+def test_folds_with_different_images_narrow_the_interval_of_rank_metrics(metric):
+    """A second, equal fold changes nothing if it has the same images, and halves the variance if it has others."""
     rng = np.random.default_rng(0)
     y_true = rng.integers(0, 2, (300, 1))
     score = rng.normal(size=(300, 1)) + y_true
@@ -147,7 +147,7 @@ def test_folds_of_ranks_vary_less_where_their_images_differ(metric):
         for num, same_images in ((1, False), (2, True), (2, False))
     )
     assert (same.low, same.high) == pytest.approx((one.low, one.high), abs=1e-12)
-    # 1000 draws know a standard error within 2 %; Wilson's interval is no quite linear function of it.
+    # Tolerance: the 2 % standard error of 1000 draws; and Wilson's interval is not quite linear in the standard error.
     assert (other.high - other.low) / (one.high - one.low) == pytest.approx(0.5**0.5, rel=0.08)
 
 
@@ -161,7 +161,7 @@ def _perfect():
 
 @pytest.mark.parametrize("outcomes", list(_perfect()), ids=lambda outcomes: outcomes.metric)
 def test_a_perfect_score_is_not_certain(outcomes):
-    """Twenty or forty right answers of as many leave errors of some percent possible."""
+    """If 20 of 20 or 40 of 40 answers are right, an error rate of some percent is still possible."""
     found = interval([outcomes])
     assert found.high == 1
     assert 0.8 < found.low < 0.95
@@ -173,27 +173,27 @@ def test_the_same_outcomes_have_the_same_interval():
     assert interval([outcomes]) == interval([outcomes])
 
 
-def test_voc_is_resampled_in_few_blocks(monkeypatch):
-    """Each block of draws is one vectorised pass over the classes, which takes the time."""
-    blocks = []
+def test_voc_is_resampled_in_few_passes(monkeypatch):
+    """Draws are scored together in a few vectorised passes over the classes, which take most of the time."""
+    passes = []
 
     def scores_of(outcomes, counts):
-        blocks.append(len(counts))
+        passes.append(len(counts))
         return counts @ np.ones(len(outcomes)) / counts.sum(axis=1) / 2
 
     monkeypatch.setattr(resampling, "scores_of", scores_of)
     rng = np.random.default_rng(0)
     y_true = (rng.random((5000, 20)) < 0.06).astype(int)
     interval([make_outcomes("voc2007_11pt_map", y_true, rng.normal(size=(5000, 20)))])
-    assert sum(blocks) == NUM_DRAWS
-    assert len(blocks) <= 8
+    assert sum(passes) == NUM_DRAWS
+    assert len(passes) <= 8
 
 
-def test_folds_that_do_not_go_together_are_errors():
+def test_folds_of_different_images_or_metrics_are_refused():
     short, long = _right(np.ones(3)), _right(np.ones(4))
-    with pytest.raises(ValueError, match="no outcomes"):
+    with pytest.raises(ValueError, match="expected the outcomes of at least one fold"):
         interval([])
-    with pytest.raises(ValueError, match="no outcomes"):
+    with pytest.raises(ValueError, match="expected the outcomes of at least one fold"):
         interval([_right([])])
     with pytest.raises(ResultsError, match="different test images"):
         interval([short, long], same_images=True)
@@ -203,11 +203,11 @@ def test_folds_that_do_not_go_together_are_errors():
 
 @pytest.mark.parametrize("freedom", [1, 4, 4.9, 30, 31, 40.5, 1000])
 def test_quantiles_are_students(freedom):
-    """Also above 30 degrees of freedom, where tables often stop, and between whole numbers."""
+    """This includes more than 30 degrees of freedom, where tables often end, and fractions."""
     assert quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-12)
 
 
-def test_quantile_of_infinite_freedom_is_that_of_the_normal_distribution():
+def test_the_quantile_for_infinite_freedom_is_the_normal_distributions():
     assert quantile(math.inf) == pytest.approx(stats.norm.ppf(0.975), rel=1e-15)
 
 
@@ -225,5 +225,5 @@ def test_seeds_stay_between_zero_and_one():
 
 
 def test_one_seed_has_no_interval():
-    with pytest.raises(ValueError, match="two draws or more"):
+    with pytest.raises(ValueError, match="expected the scores of at least 2 draws, got 1"):
         seeds_interval([0.5])

@@ -1,4 +1,4 @@
-"""Each metric against scikit-learn, or against its definition written out another way."""
+"""Each metric is compared with scikit-learn or with a second implementation of its definition."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_a_class_without_images_does_not_count():
 
 @pytest.mark.parametrize("levels", [1_000_000, 5])
 def test_roc_auc_equals_scikit_learns(levels):
-    """With few levels most scores are equal."""
+    """With 5 levels most scores are tied."""
     rng = np.random.default_rng(0)
     y_true, positive = rng.integers(0, 2, 200), rng.integers(0, levels, 200) / levels
     expected = roc_auc_score(y_true, positive)
@@ -62,7 +62,7 @@ def test_roc_auc_of_one_class_is_an_error():
 
 
 def _by_the_development_kit(labels, scores):
-    """`VOCevalcls.m` of VOC 2007, line by line: loops over ranks and over the eleven recalls."""
+    """Compute average precision as `VOCevalcls.m` of VOC 2007 does, with loops over ranks and over the recalls."""
     order = sorted(range(len(labels)), key=lambda i: -scores[i])
     true_positives, false_positives, points = 0, 0, []
     for i in order:
@@ -73,7 +73,7 @@ def _by_the_development_kit(labels, scores):
     positives = sum(label == 1 for label in labels)
     total = 0.0
     for tenths in range(11):
-        reached = [precision for found, precision in points if 10 * found >= tenths * positives]
+        reached = [precision for count, precision in points if 10 * count >= tenths * positives]
         total += max(reached, default=0.0) / 11
     return total
 

@@ -1,4 +1,4 @@
-"""What is kept of a probe's answers gives the scores that labels and scores give."""
+"""Outcomes give the same scores as labels and predictions do."""
 
 import json
 
@@ -7,14 +7,14 @@ import pytest
 
 from probe.errors import ResultsError, UnknownNameError
 from probe.stats.metrics import IGNORED, METRICS
-from probe.stats.outcomes import KEPT, make_outcomes, rank, unpack
+from probe.stats.outcomes import STORED_ARRAYS, make_outcomes, rank, unpack
 
 N = 240
-SUMS = 1e-12  # sums of some hundred fractions in another order
+SUMS = 1e-12  # tolerance: sums of some hundred fractions in a different order
 
 
 def _predictions(metric, *, levels, seed=0):
-    """Labels and scores; with few levels most scores are equal, and one class has no training image."""
+    """Make labels and scores. With few levels most scores are tied. One class has no training images."""
     rng = np.random.default_rng(seed)
     k = {"roc_auc": 2, "voc2007_11pt_map": 4}.get(metric, 12)
     y_score = rng.integers(0, levels, (N, k)) / levels
@@ -39,12 +39,12 @@ def _assert_equal(a, b):
 
 
 def test_every_metric_has_its_arrays():
-    assert set(KEPT) == set(METRICS)
+    assert set(STORED_ARRAYS) == set(METRICS)
 
 
 @every_metric
 @with_and_without_ties
-def test_the_score_is_the_metrics(metric, levels):
+def test_the_score_equals_the_metric(metric, levels):
     y_true, y_score = _predictions(metric, levels=levels)
     outcomes = make_outcomes(metric, y_true, y_score)
     assert outcomes.score() == pytest.approx(METRICS[metric](y_true, y_score), abs=SUMS)
@@ -53,8 +53,8 @@ def test_the_score_is_the_metrics(metric, levels):
 
 @every_metric
 @with_and_without_ties
-def test_the_score_of_some_rows_is_the_metrics_of_them(metric, levels):
-    """Also in an order of their own, which breaks ties in average precision."""
+def test_the_score_of_some_rows_equals_the_metric_of_these_rows(metric, levels):
+    """Rows can have any order, which breaks ties in average precision."""
     y_true, y_score = _predictions(metric, levels=levels)
     outcomes = make_outcomes(metric, y_true, y_score)
     for seed in range(20):
@@ -62,20 +62,20 @@ def test_the_score_of_some_rows_is_the_metrics_of_them(metric, levels):
         assert outcomes.score(rows) == pytest.approx(METRICS[metric](y_true[rows], y_score[rows]), abs=SUMS)
 
 
-def test_neighbours_of_one_label_share_a_rank():
-    """Only a tie that holds both labels, the two at 3, is kept apart from its neighbours."""
+def test_consecutive_images_with_the_same_label_share_a_rank():
+    """The two images with the score 3 are tied and have different labels, so they have a rank of their own."""
     labels, scores = np.array([1, 1, 1, 0, 0, 0, 1]), np.array([9.0, 8.0, 3.0, 3.0, 2.0, 1.0, -np.inf])
     assert rank(labels, scores).tolist() == [0, 0, 1, 1, 2, 2, 3]
 
 
 @every_metric
 @with_and_without_ties
-def test_packing_keeps_everything(metric, levels):
+def test_unpacking_inverts_packing(metric, levels):
     outcomes = make_outcomes(metric, *_predictions(metric, levels=levels))
     _assert_equal(unpack(json.loads(json.dumps(outcomes.pack()))), outcomes)
 
 
-def test_a_right_answer_costs_a_bit():
+def test_a_right_answer_takes_one_bit():
     rng = np.random.default_rng(0)
     packed = make_outcomes("accuracy", rng.integers(0, 2, 8000), rng.random((8000, 2))).pack()
     assert len(json.dumps(packed)) < 8000 / 8 * 4 / 3 + 200  # base64 takes four letters for three bytes
@@ -105,8 +105,10 @@ def _damaged():
 
 
 @pytest.mark.parametrize("packed", list(_damaged()))
-def test_damage_is_one_sentence(packed):
-    with pytest.raises(ResultsError, match=r"^outcomes of test images are damaged \(.*\); run the cell again$"):
+def test_damaged_outcomes_are_refused_in_one_sentence(packed):
+    with pytest.raises(
+        ResultsError, match=r"^the outcomes of test images are damaged \(.*\); repeat the run with --rerun$"
+    ):
         unpack(packed)
 
 
@@ -115,10 +117,10 @@ def test_an_unknown_metric_is_an_error():
         make_outcomes("acuracy", np.zeros(2, int), np.zeros((2, 2)))
 
 
-def test_images_of_a_mean_have_values_and_those_of_ranks_have_none():
+def test_images_have_values_only_for_metrics_that_are_means():
     y_true, y_score = _predictions("mean_top1_top5", levels=5)
     outcomes = make_outcomes("mean_top1_top5", y_true, y_score)
     assert set(outcomes.values) == {0, 0.5, 1}
     assert outcomes.values.mean() == pytest.approx(outcomes.score(), abs=SUMS)
-    with pytest.raises(ValueError, match="no mean over images"):
+    with pytest.raises(ValueError, match="is not a mean over images; use score"):
         _ = make_outcomes("roc_auc", *_predictions("roc_auc", levels=5)).values

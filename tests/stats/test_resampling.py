@@ -1,4 +1,4 @@
-"""Scores by how often each image was drawn equal those of the images drawn; and what is drawn."""
+"""Scores of counts equal the scores of the drawn images, and draws have the properties that metrics need."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ from probe.stats.metrics import IGNORED, METRICS
 from probe.stats.outcomes import Outcomes, make_outcomes
 from probe.stats.resampling import bootstrap, scores_of
 
-SUMS = 1e-12  # sums of some hundred fractions in another order
+SUMS = 1e-12  # tolerance: sums of some hundred fractions in a different order
 
 
 def _outcomes(metric, *, n=240, levels=5, seed=0):
-    """With few levels most scores are equal."""
+    """Make outcomes. With few levels most scores are tied."""
     rng = np.random.default_rng(seed)
     k = {"roc_auc": 2, "voc2007_11pt_map": 4}.get(metric, 12)
     y_true = rng.choice([0, 0, 0, 1, IGNORED], (n, k)) if metric == "voc2007_11pt_map" else rng.integers(0, k, n)
@@ -20,7 +20,7 @@ def _outcomes(metric, *, n=240, levels=5, seed=0):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("levels", [1_000_000, 5])
-def test_the_score_by_counts_is_the_score_of_the_rows(metric, levels):
+def test_the_score_of_counts_equals_the_score_of_the_rows(metric, levels):
     outcomes = _outcomes(metric, levels=levels)
     draws = np.sort(np.random.default_rng(0).integers(240, size=(20, 240)), axis=1)
     counts = np.stack([np.bincount(rows, minlength=240) for rows in draws]).astype(float)
@@ -29,7 +29,7 @@ def test_the_score_by_counts_is_the_score_of_the_rows(metric, levels):
 
 @pytest.mark.parametrize("metric", ["mean_per_class", "voc2007_11pt_map"])
 def test_classes_that_are_not_drawn_do_not_count(metric):
-    """With few images a draw leaves out classes, and positives of a class."""
+    """With few images, a draw can lack classes or the positive images of a class."""
     outcomes = _outcomes(metric, n=20)
     for rows in ([0, 0, 1, 7], [2, 3, 3, 3, 9, 10]):
         counts = np.bincount(rows, minlength=20)[None].astype(float)
@@ -38,7 +38,7 @@ def test_classes_that_are_not_drawn_do_not_count(metric):
 
 @pytest.mark.parametrize("metric", ["roc_auc", "voc2007_11pt_map"])
 def test_every_draw_has_a_score(metric):
-    """One positive image in four would be left out of every third draw."""
+    """One positive image of four would be missing from every third draw."""
     y_true, positive = np.array([0, 1, 0, 0]), np.arange(4.0)
     y_score = np.stack([-positive, positive], axis=1) if metric == "roc_auc" else positive[:, None]
     outcomes = make_outcomes(metric, y_true if metric == "roc_auc" else y_true[:, None], y_score)
@@ -47,16 +47,16 @@ def test_every_draw_has_a_score(metric):
 
 
 def test_probes_are_scored_on_the_same_images():
-    """Two probes that are never right together add up to one on every draw."""
+    """If exactly one of two probes is right on each image, their scores add up to one on every draw."""
     right = np.random.default_rng(0).random(100) < 0.5
     pair = [[Outcomes("accuracy", {"right": bits})] for bits in (right, ~right)]
     scores = bootstrap(pair, same_images=False, draws=50)
     np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=0, atol=SUMS)
-    assert scores[:, 0].std() == pytest.approx(0.05, rel=0.4)  # sqrt(0.25 / 100), known within 10 % from 50 draws
+    assert scores[:, 0].std() == pytest.approx(0.05, rel=0.4)  # sqrt(0.25 / 100), 10 % standard error
 
 
-def test_chunks_do_not_show():
-    """Draws beyond what fits in memory at once, here 4369, are as good as the others."""
+def test_draws_that_do_not_fit_in_memory_together_are_different_draws():
+    """The first 4369 draws are made together. The later draws have the same distribution but are not the same."""
     scores = bootstrap([[_outcomes("accuracy")]], same_images=False, draws=5000)[:, 0]
     assert (scores > 0).all()
     assert scores[4369:].mean() == pytest.approx(scores[:4369].mean(), rel=0.05)

@@ -1,1 +1,1 @@
-"""Solvers of logistic regression."""
+"""Solvers for logistic regression: scikit-learn's and a faster one of this package."""

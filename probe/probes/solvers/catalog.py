@@ -1,4 +1,4 @@
-"""Solvers by name."""
+"""Catalogue of the solvers by name, and the device that each solver uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from probe.probes.fits import Solver
 from probe.probes.solvers.fast_solver import Fast
 from probe.probes.solvers.scikit_learn import ScikitLearn
 
-# scikit-learn's LogisticRegression takes arrays of other libraries from 1.9 on.
+# scikit-learn's LogisticRegression accepts torch tensors since version 1.9.
 TAKES_TENSORS = tuple(int(part) for part in sklearn.__version__.split(".")[:2]) >= (1, 9)
 
 logger = logging.getLogger(__name__)
@@ -21,10 +21,10 @@ SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (ScikitLea
 
 
 def get_solver(name: str) -> type[Solver]:
-    """Find a solver by name.
+    """Return a solver class by name.
 
     Raises:
-        UnknownNameError: there is none of that name.
+        UnknownNameError: no solver has this name.
     """
     if name not in SOLVERS:
         raise unknown_name("solver", name, SOLVERS)
@@ -32,13 +32,18 @@ def get_solver(name: str) -> type[Solver]:
 
 
 def device_for(solver: str, device: str) -> str:
-    """Where a solver is to compute, if models do so on a device: there if it can, else on the CPU."""
+    """Return the device for a solver: the given device, on which the model runs, if the solver supports it, else `cpu`.
+
+    Args:
+        solver: `sklearn` or `fast`.
+        device: name of a torch device.
+    """
     if not device.startswith("cuda"):
         return "cpu"
     if solver == "sklearn" and (os.environ.get("SCIPY_ARRAY_API") != "1" or not TAKES_TENSORS):
         logger.info(
-            "scikit-learn fits on the CPU; for the GPU set SCIPY_ARRAY_API=1 and use scikit-learn 1.9 or later, or use "
-            "the solver fast"
+            "the solver sklearn fits on the CPU; to fit on the GPU, use the solver fast, or set SCIPY_ARRAY_API=1 and "
+            "install scikit-learn >= 1.9"
         )
         return "cpu"
     return device

@@ -1,12 +1,19 @@
-"""Approximate Hessians of the objective, to precondition with: of all rows at weights of zero, later of some of them.
+"""Approximate Hessians of the objective, which precondition the minimisation.
 
-The Hessian of k classes and d features has (k (d + 1))^2 numbers, far too many as a rule. What is kept of it are blocks
-of classes that are often confused with one another, as large as their cost allows: of ten classes all, of a thousand a
-few each.
+At weights of zero the approximation is a diagonal, computed from all rows. Later it is a block-diagonal estimate from a
+sample of rows.
 
-Of an image with probabilities p and features x it is the sum over pairs of classes of p_a p_b (e_a - e_b)(e_a - e_b)^T
-times x x^T. Most pairs of most images count next to nothing, so that few rows say nearly all: each pair draws its own,
-likelier those that count more, and what is drawn stands for what is not.
+The Hessian of k classes and d features has (k (d + 1))^2 entries, which are usually too many to store. The estimate has
+one block for each group of classes that are often confused. Blocks are as large as their cost allows: ten classes share
+one block, and of a thousand classes a few share each block.
+
+For one image with probabilities p and features x, the Hessian of the loss is
+
+    sum over pairs of classes a < b of  p_a p_b (e_a - e_b)(e_a - e_b)^T  (x)  x x^T,
+
+where (x) is the Kronecker product and e_a is the a-th unit vector. For most images and most pairs, p_a p_b is almost 0,
+so a few rows suffice. Each pair draws its own rows. Rows with a larger p_a p_b are drawn with a larger probability, and
+the weights of the drawn rows are scaled so that the estimate is unbiased.
 """
 
 from __future__ import annotations
@@ -24,41 +31,46 @@ from torch import Tensor
 from probe.errors import FeaturesError
 from probe.probes.solvers.objective import SEED, Objective
 
-SAMPLE = 4096  # rows for each pair of classes, on average
+SAMPLE = 4096  # average number of drawn rows for each pair of classes
 MAX_GROUP = 16  # classes of a block
 MAX_BLOCK = 8192  # unknowns of a block
-MAX_NUMBERS = 1 << 28  # of all blocks, which take 1 GB; of very many classes each is alone, and they take what they do
-MAX_PASSES = 250  # what making the blocks may cost, in evaluations of the objective
-NARROW = 50  # logits that an evaluation could have more without taking twice the time: its products are narrow
-RIDGE = 1e-7  # of the mean diagonal: float32 factors need it
+# Entries of all blocks, 1 GB in float32. With very many classes each class has its own block, whatever the total size.
+MAX_NUMBERS = 1 << 28
+MAX_PASSES = 250  # largest cost of computing the blocks, in evaluations of the objective
+# With few logits, matrix products are dominated by reading the features. An evaluation of k logits takes as long as
+# k + `NARROW` logits would take in a wide product.
+NARROW = 50
+RIDGE = 1e-7  # added to the diagonal, relative to its mean, so that Cholesky factors in float32 exist
 
 
 class Preconditioner(Protocol):
-    """The inverse of an approximate Hessian."""
+    """Inverse of an approximate Hessian."""
 
     def solve(self, gradient: Tensor) -> Tensor:
-        """The inverse times a gradient, both float64 (d + 1, width)."""
+        """Return the inverse times a gradient, both float64 (d + 1, width)."""
 
 
 @dataclass(frozen=True)
 class Diagonal:
-    """The inverse of a diagonal matrix, the same for all classes: float64 (d + 1,)."""
+    """Inverse of a diagonal matrix, with the same diagonal float64 (d + 1,) for all classes."""
 
     diagonal: Tensor
 
     def solve(self, gradient: Tensor) -> Tensor:
-        """The inverse times a gradient."""
+        """Return the inverse times a gradient, both float64 (d + 1, width)."""
         return gradient / self.diagonal[:, None]
 
 
 @dataclass(frozen=True)
 class HessianBlock:
-    """Some classes and their part of a Hessian, or of its Cholesky factor.
+    """Block of a Hessian for a group of classes, or the Cholesky factor of such a block.
 
     Args:
-        classes: int64 (g,).
-        mix: float32 (g, r) with orthonormal columns; unknowns of the classes are its product with those of the matrix.
-        matrix: float32 (r (d + 1), r (d + 1)), all features of the first of the r, then all of the second, ...
+        classes: int64 (g,), the classes of the group.
+        mix: float32 (g, r) with orthonormal columns. The unknowns U of the classes, (g, d + 1), are `mix` @ V, where V,
+            (r, d + 1), are the unknowns that `matrix` belongs to.
+        matrix: float32 (r (d + 1), r (d + 1)) for the unknowns V in C order: all features of the first row, then all
+            features of the second row, and so on.
     """
 
     classes: Tensor
@@ -68,16 +80,16 @@ class HessianBlock:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The inverse of a matrix of blocks, given by their Cholesky factors."""
+    """Inverse of a block-diagonal matrix, given by the lower Cholesky factors of its blocks."""
 
     factors: Sequence[HessianBlock]
 
     def solve(self, gradient: Tensor) -> Tensor:
-        """The inverse times a gradient."""
+        """Return the inverse times a gradient, both float64 (d + 1, width)."""
         solution = torch.empty_like(gradient)
         for block in self.factors:
             mixed = (gradient[:, block.classes].float() @ block.mix).T  # (r, d + 1)
-            # One triangle at a time: `cholesky_solve` takes ten times as long for a single column.
+            # Two triangular solves, because `cholesky_solve` takes ten times as long for a single column.
             half = torch.linalg.solve_triangular(block.matrix, mixed.reshape(-1, 1), upper=False)
             solved = torch.linalg.solve_triangular(block.matrix.mT, half, upper=True)
             solution[:, block.classes] = (block.mix @ solved.reshape(mixed.shape)).T.double()
@@ -85,7 +97,11 @@ class Blocks:
 
 
 def at_zero(objective: Objective, probe: int) -> Preconditioner:
-    """From the Hessian at weights of zero, where all classes are equally likely and all rows count the same."""
+    """Return a preconditioner from the diagonal of the Hessian at weights of zero, where all probabilities are equal.
+
+    The diagonal is w * variance + penalty. With one logit, w is p (1 - p) = 1/4. With k logits, w is 1/k: for changes
+    of the logits that sum to zero, the Hessian is 1/k times the covariance of the features.
+    """
     rows, width = objective.rows, objective.loss.width
     likely = 1 / max(width, 2)
     weight = likely if width > 1 else likely * (1 - likely)
@@ -93,7 +109,7 @@ def at_zero(objective: Objective, probe: int) -> Preconditioner:
 
 
 def at(objective: Objective, probe: int, unknowns: Tensor) -> Preconditioner:
-    """From an estimate of the Hessian at some unknowns, float64 (d + 1, width)."""
+    """Return a preconditioner from an estimate of the Hessian at some unknowns, float64 (d + 1, width)."""
     penalty = (objective.penalties[probe] * objective.rows.basis.penalty).float()
     return Blocks(
         [
@@ -104,7 +120,7 @@ def at(objective: Objective, probe: int, unknowns: Tensor) -> Preconditioner:
 
 
 def passes(objective: Objective) -> int:
-    """What `at` costs, in evaluations of the objective, by counting multiplications."""
+    """Return the cost of `at` in evaluations of the objective, by counting multiplications."""
     return 1 + round(_passes(objective, group_size(objective)))
 
 
@@ -115,7 +131,7 @@ def _passes(objective: Objective, group: int) -> float:
 
 
 def group_size(objective: Objective) -> int:
-    """Classes of a block."""
+    """Return the largest number of classes of a block that all limits allow."""
     size, width = objective.rows.num_features + 1, objective.loss.width
     fits = [
         g
@@ -126,18 +142,20 @@ def group_size(objective: Objective) -> int:
 
 
 def max_numbers(num_features: int, width: int) -> int:
-    """Floats that all blocks of a probe can have."""
+    """Return the largest number of entries of all blocks of a probe with `width` logits."""
     size = num_features + 1
     return width * size * max(size, min(width * size, MAX_BLOCK, MAX_NUMBERS // (width * size)))
 
 
 def estimate_hessian(objective: Objective, probe: int, unknowns: Tensor) -> list[HessianBlock]:
-    """Blocks of the Hessian of the loss, without the penalty, from some rows, the same each time.
+    """Estimate blocks of the Hessian of the loss, without the penalty, from a sample of rows.
+
+    The rows are drawn with a fixed seed, so repeated calls give the same result.
 
     Args:
-        objective: of the probes.
-        probe: which of them.
-        unknowns: float64 (d + 1, width).
+        objective: objective of one or several probes.
+        probe: index of the probe.
+        unknowns: float64 (d + 1, width), where the Hessian is estimated.
     """
     rows, loss = objective.rows, objective.loss
     positions, features = rows.candidates
@@ -153,14 +171,21 @@ def estimate_hessian(objective: Objective, probe: int, unknowns: Tensor) -> list
 
 
 def _block(features: Tensor, probabilities: Tensor, share: Tensor, classes: Tensor) -> HessianBlock:
-    """The Hessian of some classes, from features float32 (m, d) that each count for a `share` (m,)."""
+    """Estimate the block of a group of classes.
+
+    Args:
+        features: float32 (m, d).
+        probabilities: float32 (m, width).
+        share: float32 (m,), weight of each row in the mean loss; the weights sum to one.
+        classes: int64 (g,).
+    """
     own = probabilities[:, classes]
     num = len(classes)
     mix = torch.eye(num, device=features.device)
-    if num == probabilities.shape[1] > 1:  # what moves all classes alike changes no probability
+    if num == probabilities.shape[1] > 1:  # leave out the direction that moves all logits equally: no curvature
         mix = torch.linalg.eigh(mix - 1 / num).eigenvectors[:, 1:]
         weights, sides = [], []
-    else:  # each class also against all that are not in the block
+    else:  # pairs of each class with all classes outside the block
         weights, sides = [own[:, a] * (1 - own.sum(dim=1)).clamp(min=0) for a in range(num)], [*mix]
     for a, b in combinations(range(num), 2):
         weights.append(own[:, a] * own[:, b])
@@ -175,9 +200,10 @@ def _block(features: Tensor, probabilities: Tensor, share: Tensor, classes: Tens
 
 
 def _draw(weights: Tensor) -> Tensor:
-    """Of what rows count for each pair of classes, (pairs, m), as much as there is time for; the rest is zero.
+    """Return a sparse, unbiased estimate of the weight of each row for each pair of classes, (pairs, m).
 
-    What counts less than a threshold stays with a probability, and then counts as much as that.
+    Weights above a threshold t stay as they are. A smaller weight w becomes t with probability w / t, else 0. On
+    average at most `SAMPLE` weights of a pair are not zero.
     """
     if weights.shape[1] <= SAMPLE:
         return weights
@@ -188,7 +214,7 @@ def _draw(weights: Tensor) -> Tensor:
 
 
 def _product(features: Tensor, weight: Tensor) -> Tensor:
-    """The sum of x x^T times the weight of each row, where the last feature, that of the intercept, is 1."""
+    """Return the sum over rows of weight * x x^T, (d + 1, d + 1), where x ends with a 1 for the intercept."""
     (used,) = weight.nonzero(as_tuple=True)
     root = weight[used].sqrt()[:, None]
     weighted = torch.cat([features[used] * root, root], dim=1)
@@ -196,14 +222,17 @@ def _product(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def _factor(hessian: Tensor, penalty: Tensor) -> Tensor:
-    """The Cholesky factor of a Hessian with the penalty (d + 1,), and with as much of a ridge as it takes."""
+    """Return the lower Cholesky factor of a Hessian plus a penalty (d + 1,) plus a ridge.
+
+    The ridge is increased until the factor exists.
+    """
     diagonal = penalty.repeat(len(hessian) // len(penalty))
-    # Where all probabilities are 0 or 1 in float32 there is no curvature to take a share of.
+    # If all probabilities are 0 or 1 in float32, the Hessian is zero and the ridge is 1.
     ridge = RIDGE * float(hessian.diagonal().mean()) or 1.0
     while True:
         matrix = hessian.clone()
         matrix.diagonal().add_(diagonal + ridge)
-        if matrix.device.type == "cpu":  # takes half the time of torch's; SciPy's order of axes is the other one
+        if matrix.device.type == "cpu":  # LAPACK takes half the time of torch; transposed because of its Fortran order
             factor, failed = spotrf(matrix.numpy().T, lower=False, overwrite_a=True)
             factor = torch.from_numpy(factor.T)
         else:
@@ -211,23 +240,30 @@ def _factor(hessian: Tensor, penalty: Tensor) -> Tensor:
         if not failed:
             return factor
         if not torch.isfinite(hessian).all():
-            raise FeaturesError("the curvature of the loss is not finite; divide the features by their size")
+            raise FeaturesError(
+                "the Hessian of the loss is not finite because the features are too large; scale the features down"
+            )
         ridge *= 30
 
 
 def _groups(probabilities: Tensor, size: int) -> list[Tensor]:
-    """Classes (g,) in groups of `size`, each of classes that are likely at once."""
+    """Return groups of at most `size` classes, int64 (g,) each. Classes that are often confused share a group.
+
+    Each group begins with the class that is confused most with another remaining class. Then the remaining class that
+    is confused most with the group joins, until the group is full. The confusion of two classes is the sum of
+    p_a p_b over images.
+    """
     if size == 1:
         return list(torch.arange(probabilities.shape[1], device=probabilities.device)[:, None])
-    together = (probabilities.T @ probabilities).fill_diagonal_(-1.0).cpu().numpy()
-    left = list(range(len(together)))
+    confusion = (probabilities.T @ probabilities).fill_diagonal_(-1.0).cpu().numpy()
+    remaining = list(range(len(confusion)))
     groups = []
-    while left:
-        group = [left[int(np.argmax(together[np.ix_(left, left)].max(axis=1)))]]
-        left.remove(group[0])
-        while left and len(group) < size:
-            nearest = left[int(np.argmax(together[np.ix_(group, left)].sum(axis=0)))]
+    while remaining:
+        group = [remaining[int(np.argmax(confusion[np.ix_(remaining, remaining)].max(axis=1)))]]
+        remaining.remove(group[0])
+        while remaining and len(group) < size:
+            nearest = remaining[int(np.argmax(confusion[np.ix_(group, remaining)].sum(axis=0)))]
             group.append(nearest)
-            left.remove(nearest)
+            remaining.remove(nearest)
         groups.append(torch.tensor(sorted(group), device=probabilities.device))
     return groups

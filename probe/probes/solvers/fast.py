@@ -1,7 +1,7 @@
-"""A fast solver for logistic regression on dense features: scikit-learn's problem, optimum and estimator interface.
+"""Fast solver for logistic regression on dense features, with scikit-learn's objective and estimator interface.
 
-Preconditioned L-BFGS (`lbfgs.py`) on as many probes at once as are wanted (`objective.py`), with a preconditioner that
-is made anew where a fit takes long (`curvature.py`).
+The solver minimises several probes together with preconditioned L-BFGS, see `lbfgs.py` and `objective.py`. If a fit
+takes many evaluations, the preconditioner is replaced by a better one, see `curvature.py`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ from torch import Tensor
 
 from probe.probes.solvers import curvature
 from probe.probes.solvers.curvature import Preconditioner
-from probe.probes.solvers.lbfgs import Dialogue, Minimum, Question, minimise
+from probe.probes.solvers.lbfgs import EvaluationRequest, Minimum, Steps, minimise
 from probe.probes.solvers.objective import Logistic, Loss, Objective, Rows, Softmax
 from probe.probes.solvers.optimality import is_negligible
 
-TOL = 1e-6  # of the gradient's largest component, relative to that at weights of zero
-# Where the loss is below this share of what it began at, as that of separable classes under a weak penalty, the
-# gradient has to be smaller than `TOL` by as much: else it would say nothing of how near the minimum is.
+TOL = 1e-6  # default limit of max |gradient| relative to its value at weights of zero
+# If classes are separable and the penalty is weak, the loss becomes small, and so does its gradient. If the objective
+# is below this share of its value at weights of zero, the limit of the gradient is reduced in proportion, see
+# `distance`.
 SMALL = 1e-3
-PATIENCE = 25  # evaluations at least before a preconditioner is made
-MARGIN = 100  # factor by which a fit goes below `optimality.LIMIT`, because its own estimate can be too small
+PATIENCE = 25  # smallest number of evaluations before the preconditioner is replaced
+MARGIN = 100  # factor by which a fit must be below `optimality.LIMIT`, because its own estimate can be too small
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a minimisation begins.
+    """Starting point of a minimisation.
 
-    `unknowns` are float64 (d + 1, width); `needs_curvature` asks for the curvature there to begin with.
+    Args:
+        unknowns: float64 (d + 1, width).
+        needs_curvature: if True, begin with a preconditioner from the Hessian at the starting point.
     """
 
     unknowns: Tensor
@@ -46,19 +49,20 @@ class Start:
 
 @dataclass(frozen=True)
 class Solution:
-    """A probe at its optimum, or as near as was possible.
+    """End of the minimisation of one probe.
 
     Args:
-        minimum: where the minimisation ended.
-        gradient_norm: largest component of the gradient by the weights of the features as they are.
-        gradient_ratio: that, relative to its value at weights of zero.
-        suboptimality: estimate of how far the objective is above its minimum.
+        minimum: end point of the minimisation.
+        gradient_norm: max |g|, where g is the gradient with respect to the weights of the original features.
+        gradient_ratio: `gradient_norm` divided by its value at weights of zero.
+        suboptimality: estimate of the difference between the objective and its minimum.
         is_optimal: True if `suboptimality` is negligible, see `optimality.is_negligible`.
         converged: True if `is_optimal` and `gradient_ratio` is at most `tol`. If the loss is small, the limit is lower,
             see `distance`.
-        excess: how far the objective can be above its minimum at most: the squared length of the gradient over twice
-            the strength of the penalty. It holds for the intercept at its best.
-        needs_curvature: the curvature was estimated, at its start or on the way, as it should be for a neighbouring C.
+        excess: upper bound of the difference between the objective and its minimum, if the intercept is optimal:
+            ||g||^2 C n / 2.
+        needs_curvature: True if the minimisation began with, or switched to, a preconditioner from an estimate of the
+            Hessian. A fit at a neighbouring C should begin with such a preconditioner.
     """
 
     minimum: Minimum
@@ -81,7 +85,7 @@ def solve(
     tick: Callable[[int], None] | None = None,
     done: Callable[[int, Solution], None] | None = None,
 ) -> list[Solution]:
-    """Minimise all probes of an objective, side by side.
+    """Minimise all probes of an objective together.
 
     Args:
         objective: of one probe or several.
@@ -106,48 +110,59 @@ def solve(
             norms[probe] = 0.0
             runs.append(_Run(objective, probe, Start(zero), tol=float("inf"), max_iter=max_iter, ends_exact=True))
     solutions: dict[int, Solution] = {}
-    asking = runs
-    while asking:
-        for exact in sorted({run.question.exact for run in asking}):
-            group = [run for run in asking if run.question.exact == exact]
-            points = [run.question.unknowns for run in group]
-            answers = objective.evaluate(points, [run.probe for run in group], exact=exact)
+    active = runs
+    while active:
+        for exact in sorted({one.request.exact for one in active}):
+            group = [one for one in active if one.request.exact == exact]
+            points = [one.request.unknowns for one in group]
+            evaluations = objective.evaluate(points, [one.probe for one in group], exact=exact)
             if tick is not None:
                 tick(objective.num_passes)
-            for run, answer in zip(group, answers, strict=True):
-                if run.tell(answer):
-                    solutions[run.probe] = run.solution(norms[run.probe])
+            for one, evaluation in zip(group, evaluations, strict=True):
+                if one.advance(evaluation):
+                    solutions[one.probe] = one.solution(norms[one.probe])
                     if done is not None:
-                        done(run.probe, solutions[run.probe])
-        asking = [run for run in asking if run.probe not in solutions]
+                        done(one.probe, solutions[one.probe])
+        active = [one for one in active if one.probe not in solutions]
     return [solutions[probe] for probe in probes]
 
 
 def distance(gradient: float, value: float, at_zero: float) -> float:
-    """The size of a gradient, larger where the objective is far below its value at weights of zero."""
+    """Return the size of a gradient, increased if the objective is far below its value at weights of zero.
+
+    It is `gradient` * max(1, SMALL * `at_zero` / `value`).
+
+    Args:
+        gradient: max |gradient|.
+        value: value of the objective.
+        at_zero: value of the objective at weights of zero.
+    """
     return gradient * max(1.0, SMALL * at_zero / value) if value > 0 else gradient
 
 
 def _gradients(objective: Objective, unknowns: Tensor, *, exact: bool) -> list[Tensor]:
-    """Of all probes at the same unknowns, by the weights of the features as they are."""
+    """Return the gradient of each probe at the same unknowns, with respect to the weights of the original features."""
     probes = range(len(objective.penalties))
-    found = objective.evaluate([unknowns for _ in probes], probes, exact=exact)
-    return [objective.rows.by_weights(gradient) for _, gradient in found]
+    evaluations = objective.evaluate([unknowns for _ in probes], probes, exact=exact)
+    return [objective.rows.by_weights(gradient) for _, gradient in evaluations]
 
 
 def _norm(objective: Objective, gradient: Tensor) -> float:
-    """The largest component by the weights but for rounding, as all of the intercept's can be beside tiny features."""
+    """Return max |g| with respect to the weights of the original features, ignoring components that are rounding error.
+
+    If the features are tiny, the gradient of the intercept is larger than all others but can be only rounding error.
+    """
     sizes = objective.rows.by_weights(gradient).abs()
     return float(sizes.masked_fill_(sizes <= objective.rows.rounding * torch.finfo(torch.float64).eps, 0.0).max())
 
 
 def _is_rounding(rows: Rows, gradient: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a gradient by the weights is no more than a gradient that should be zero can come out as."""
+    """Return True if rounding errors in `dtype` can explain a gradient with respect to the weights."""
     return bool((gradient.abs() <= rows.rounding * torch.finfo(dtype).eps).all())
 
 
 class _Run:
-    """One minimisation and the question that it waits on."""
+    """Minimisation of one probe that waits for an evaluation of its objective, `request`."""
 
     def __init__(
         self, objective: Objective, probe: int, start: Start, *, tol: float, max_iter: int, ends_exact: bool
@@ -157,7 +172,7 @@ class _Run:
         margin = MARGIN if ends_exact else 1
         self.needs_curvature = start.needs_curvature
         patience = max(PATIENCE, curvature.passes(objective))
-        self.dialogue: Dialogue = minimise(
+        self.steps: Steps = minimise(
             start.unknowns,
             self._refresh(start.unknowns) if start.needs_curvature else curvature.at_zero(objective, probe),
             refresh=self._refresh,
@@ -168,13 +183,13 @@ class _Run:
             max_iter=max_iter,
             ends_exact=ends_exact,
         )
-        self.question: Question = next(self.dialogue)
+        self.request: EvaluationRequest = next(self.steps)
         self.minimum: Minimum | None = None
 
-    def tell(self, answer: tuple[float, Tensor]) -> bool:
-        """Answer the question, and hear the next; whether there is none."""
+    def advance(self, evaluation: tuple[float, Tensor]) -> bool:
+        """Continue with the requested value and gradient. Return True if the minimisation has ended."""
         try:
-            self.question = self.dialogue.send(answer)
+            self.request = self.steps.send(evaluation)
         except StopIteration as end:
             self.minimum = end.value
             return True
@@ -186,7 +201,7 @@ class _Run:
     def _is_optimal(self, unknowns: Tensor, value: float, decrement: float) -> bool:
         basis, strength = self.objective.rows.basis, self.objective.penalties[self.probe]
         penalty = strength * float((basis.penalty[:, None] * unknowns.square()).sum()) / 2
-        if self.tol == float("inf"):  # features without information
+        if self.tol == float("inf"):  # uninformative features
             return True
         return is_negligible(decrement, objective=value, without_features=self.without_features, penalty=penalty)
 
@@ -195,15 +210,19 @@ class _Run:
         return curvature.at(self.objective, self.probe, unknowns)
 
     def solution(self, norm: float) -> Solution:
-        """What came of it."""
+        """Return the solution after the minimisation has ended.
+
+        Args:
+            norm: max |g| at weights of zero.
+        """
         assert self.minimum is not None
-        found = _norm(self.objective, self.minimum.gradient)
+        gradient_norm = _norm(self.objective, self.minimum.gradient)
         length = float(self.objective.rows.by_weights(self.minimum.gradient).square().sum())  # squared
         is_optimal = self._is_optimal(self.minimum.unknowns, self.minimum.objective, self.minimum.decrement)
         return Solution(
             self.minimum,
-            gradient_norm=found,
-            gradient_ratio=found / norm if norm else 0.0,
+            gradient_norm=gradient_norm,
+            gradient_ratio=gradient_norm / norm if norm else 0.0,
             suboptimality=self.minimum.decrement,
             is_optimal=is_optimal,
             converged=is_optimal and self._measure(self.minimum.objective, self.minimum.gradient) <= self.tol,
@@ -318,6 +337,6 @@ def loss_of(targets: np.ndarray, num_classes: int, device: torch.device) -> Loss
 
 
 def coefficients(rows: Rows, solution: Solution) -> tuple[np.ndarray, np.ndarray]:
-    """Weights float64 (width, d) and intercepts (width,) of the features as they are."""
+    """Return weights float64 (width, d) for the original features, and intercepts float64 (width,)."""
     weights = rows.weights_of(solution.minimum.unknowns).cpu().numpy()
     return np.ascontiguousarray(weights[:-1].T), weights[-1]

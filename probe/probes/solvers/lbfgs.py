@@ -1,6 +1,6 @@
-"""Preconditioned L-BFGS as a conversation: it asks for values and gradients at points, and somebody computes them.
+"""Preconditioned L-BFGS as a generator: it yields points and receives the value and gradient at each point.
 
-So several minimisations can go on side by side and have all that they ask for computed in one pass over the data.
+The caller evaluates the objective. So the points of several minimisations can be evaluated in one pass over the data.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from torch import Tensor
 
 from probe.probes.solvers.curvature import Preconditioner
 
-GROWTH = 1.5  # of the patience with a preconditioner
-MEMORY = 20  # pairs of steps and gradient changes
-ARMIJO, CURVATURE = 1e-4, 0.9  # conditions of Wolfe, as Nocedal and Wright 2006, section 3.1, give them
-TRIALS = 15  # of a line search
-# The preconditioner's scale changes slowly, and finding it costs as much as using it: it is found at every step at
-# first, then at each of so many.
+GROWTH = 1.5  # factor of `patience` after each new preconditioner
+MEMORY = 20  # stored pairs of steps and gradient changes
+ARMIJO, CURVATURE = 1e-4, 0.9  # constants of the Wolfe conditions, Nocedal and Wright 2006, section 3.1
+TRIALS = 15  # largest number of points of a line search
+# Computing the scale of the preconditioner costs as much as applying the preconditioner, and the scale changes slowly.
+# The scale is computed while fewer than `FIRST_STEPS` pairs are stored, then at every `SCALE_STEPS`-th step and for
+# each new preconditioner.
 SCALE_STEPS, FIRST_STEPS = 8, 4
-# Where the value changes by less than this it is rounding, and the slope alone decides: the approximate conditions of
-# Hager and Zhang 2005 (SIAM J. Optim. 16).
+# A smaller relative change of the value is rounding error. Then only the slope decides whether a step is accepted: the
+# approximate Wolfe conditions of Hager and Zhang 2005 (SIAM J. Optim. 16).
 ROUNDING = 1e-7
-# Where the value falls by less than a share of `STALL` in so many evaluations, and the gradient not to half, the rest
-# of the way is too long to go.
+# The minimisation stops if in `STALL_EVALUATIONS` evaluations the value decreases by a share of less than `STALL` and
+# the gradient does not halve: the minimum is too far away.
 STALL, STALL_EVALUATIONS = 1e-7, 50
 
 
 @dataclass(frozen=True)
-class Question:
-    """A point whose value and gradient are wanted; `exact` asks for products in float64."""
+class EvaluationRequest:
+    """Point whose value and gradient are needed. If `exact` is True, products must be computed in float64."""
 
     unknowns: Tensor
     exact: bool
@@ -38,7 +39,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Minimum:
-    """End of a minimisation. `decrement` estimates how much lower the minimum is, by the slope of the next step."""
+    """End point of a minimisation.
+
+    Args:
+        unknowns: float64 (d + 1, width).
+        objective: value of the objective.
+        gradient: gradient with respect to the unknowns.
+        n_iter: number of steps.
+        n_eval: number of evaluations.
+        decrement: estimate of the difference between `objective` and its minimum: half of the decrease that the slope
+            predicts for the next step.
+    """
 
     unknowns: Tensor
     objective: float
@@ -48,9 +59,9 @@ class Minimum:
     decrement: float
 
 
-Answer = tuple[float, Tensor]
-Memory = deque[tuple[Tensor, Tensor, float]]  # steps, changes of the gradient, and the inverses of their products
-Dialogue = Generator[Question, Answer, Minimum]
+ValueAndGradient = tuple[float, Tensor]
+Memory = deque[tuple[Tensor, Tensor, float]]  # pairs: step s, change y of the gradient, and 1 / (s . y)
+Steps = Generator[EvaluationRequest, ValueAndGradient, Minimum]
 
 
 @dataclass
@@ -71,31 +82,31 @@ def minimise(
     tol: float,
     max_iter: int,
     ends_exact: bool = True,
-) -> Dialogue:
-    """Go down until what is left measures `tol` or less.
+) -> Steps:
+    """Minimise until `measure` is at most `tol` and `is_enough` is True.
 
     Args:
-        start: float64 unknowns.
-        preconditioner: to begin with.
-        refresh: makes a better one at some unknowns.
-        measure: how far a value and gradient are from a minimum.
-        is_enough: takes unknowns, value and decrement; returns True if almost nothing is left to gain. A gradient below
-            `tol` is not enough if one feature is far larger than the others.
-        patience: evaluations after which it is asked for one; `GROWTH` times as many for the next, and so on.
-        tol: what may be left in the end.
-        max_iter: most steps.
-        ends_exact: go on in float64 where float32 has said all it can, and end there.
+        start: float64 (d + 1, width), starting point.
+        preconditioner: initial preconditioner.
+        refresh: return a better preconditioner, computed at the given unknowns.
+        measure: return the distance from the minimum for a value and a gradient.
+        is_enough: take unknowns, value and decrement, and return True if the decrement is negligible. `measure` alone
+            is not enough if one feature is far larger than the others.
+        patience: number of evaluations after which `refresh` is called. It grows by the factor `GROWTH` with each call.
+        tol: limit of `measure`.
+        max_iter: largest number of steps.
+        ends_exact: if True, continue in float64 when float32 allows no more progress, and evaluate the end in float64.
 
     Returns:
-        The last point, if `ends_exact` with products in float64. It may be above `tol`: after `max_iter` steps, where
-        rounding hides the way down, or where there is next to nothing left to gain.
+        The last point. `measure` can be above `tol` there: after `max_iter` steps, if rounding errors allow no more
+        progress, or if the value stopped decreasing.
     """
-    point = _Point(start, *(yield Question(start, exact=False)))
+    point = _Point(start, *(yield EvaluationRequest(start, exact=False)))
     memory: Memory = deque(maxlen=MEMORY)
     exact, n_iter, n_eval, since, scale = False, 0, 1, 0, 1.0
-    mark, marked = point, n_eval
+    mark, marked = point, n_eval  # for the check of whether the value still decreases
     while n_iter < max_iter:
-        found, ended = None, measure(point.value, point.gradient) <= tol
+        following, ended = None, measure(point.value, point.gradient) <= tol
         if ended:
             decrement = _slope(point.gradient, _direction(point.gradient, memory, preconditioner, scale)) / -2
             ended = is_enough(point.unknowns, point.value, decrement)
@@ -109,26 +120,26 @@ def minimise(
             if memory and (n_iter % SCALE_STEPS == 0 or len(memory) < FIRST_STEPS or since == 0):
                 scale = _scale(memory, preconditioner)
             direction = _direction(point.gradient, memory, preconditioner, scale)
-            found, trials = yield from _search(point, direction, exact=exact)
+            following, trials = yield from _search(point, direction, exact=exact)
             n_eval, since = n_eval + trials, since + trials
-        if found is None:
+        if following is None:
             if exact or not ends_exact:
                 break
-            exact = True  # float32 products have no more to say, and what is said of the end is to hold
+            exact = True  # float32 allows no more progress, and the end must be evaluated in float64
             if measure(point.value, point.gradient) > tol:
-                memory.clear()  # the last changes are rounding
+                memory.clear()  # the last changes are rounding errors
                 scale = 1.0
-            point = _Point(point.unknowns, *(yield Question(point.unknowns, exact)))
+            point = _Point(point.unknowns, *(yield EvaluationRequest(point.unknowns, exact)))
             n_eval += 1
             mark, marked = point, n_eval
             continue
-        step, change = found.unknowns - point.unknowns, found.gradient - point.gradient
+        step, change = following.unknowns - point.unknowns, following.gradient - point.gradient
         curvature = float((step * change).sum())
         if curvature > 0:
             memory.append((step, change, 1 / curvature))
-        point, n_iter = found, n_iter + 1
+        point, n_iter = following, n_iter + 1
     if ends_exact and not exact:
-        point = _Point(point.unknowns, *(yield Question(point.unknowns, exact=True)))
+        point = _Point(point.unknowns, *(yield EvaluationRequest(point.unknowns, exact=True)))
         n_eval += 1
     decrement = _slope(point.gradient, _direction(point.gradient, memory, preconditioner, scale)) / -2
     return Minimum(point.unknowns, point.value, point.gradient, n_iter, n_eval, decrement)
@@ -139,13 +150,13 @@ def _slope(gradient: Tensor, direction: Tensor) -> float:
 
 
 def _scale(memory: Memory, preconditioner: Preconditioner) -> float:
-    """How much the preconditioner is too large or too small for the last change of the gradient."""
+    """Return the factor that fits the preconditioner P to the last pair (s, y): s.y / y.(P y)."""
     _, change, inverse = memory[-1]
     return 1 / (inverse * float((change * preconditioner.solve(change)).sum()))
 
 
 def _direction(gradient: Tensor, memory: Memory, preconditioner: Preconditioner, scale: float) -> Tensor:
-    """The two loops of Nocedal 1980, around the preconditioner."""
+    """Return the search direction: the two-loop recursion of Nocedal 1980 with a preconditioner."""
     q = gradient.clone()
     shares = []
     for step, change, inverse in reversed(memory):
@@ -158,8 +169,14 @@ def _direction(gradient: Tensor, memory: Memory, preconditioner: Preconditioner,
     return -q
 
 
-def _search(point: _Point, direction: Tensor, *, exact: bool) -> Generator[Question, Answer, tuple[_Point | None, int]]:
-    """Find a step that meets the conditions; None where none does. Also how many points were tried."""
+def _search(
+    point: _Point, direction: Tensor, *, exact: bool
+) -> Generator[EvaluationRequest, ValueAndGradient, tuple[_Point | None, int]]:
+    """Search along a direction for a point that meets the Wolfe conditions.
+
+    Returns:
+        The point, or None if no trial meets the conditions; and the number of evaluated points.
+    """
     slope = _slope(point.gradient, direction)
     if not slope < 0:
         return None, 0
@@ -167,21 +184,21 @@ def _search(point: _Point, direction: Tensor, *, exact: bool) -> Generator[Quest
     slope_low, slope_high = slope, float("nan")
     for trial in range(1, TRIALS + 1):
         unknowns = point.unknowns + length * direction
-        found = _Point(unknowns, *(yield Question(unknowns, exact)))
-        new_slope = float((found.gradient * direction).sum())
-        change = found.value - point.value
+        trial_point = _Point(unknowns, *(yield EvaluationRequest(unknowns, exact)))
+        new_slope = float((trial_point.gradient * direction).sum())
+        change = trial_point.value - point.value
         is_lower = change <= ARMIJO * length * slope or (
             abs(change) <= ROUNDING * abs(point.value) and new_slope <= -(1 - 2 * ARMIJO) * slope
         )
         if is_lower and abs(new_slope) <= -CURVATURE * slope:
-            return found, trial
+            return trial_point, trial
         if is_lower and new_slope < 0:
             low, slope_low = length, new_slope
         else:
             high, slope_high = length, new_slope
         if high == float("inf"):
             length *= 2
-        elif slope_high > 0:  # where the slope would be zero if it changed evenly, but not too near an end
+        elif slope_high > 0:  # secant step, but not too close to an end of the bracket
             share = -slope_low / (slope_high - slope_low)
             length = low + min(max(share, 0.1), 0.9) * (high - low)
         else:

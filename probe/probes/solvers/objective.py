@@ -1,11 +1,15 @@
-"""Penalised logistic losses of several probes on the same features: values and gradients in one pass over the rows.
+"""Penalised logistic losses of several probes on the same features, with values and gradients.
 
-The rows are read in blocks, all probes at once, so that memory is read once and no matrix of all logits is made.
-Products are in the features' own type, float32 as a rule; sums over blocks are in float64. Unknowns are in the basis of
-the principal components, which takes the features' common mean and their correlations out of the conditioning; where a
-copy of the features in the basis has room (`COPY_BYTES`), most of the cancellation in float32 products too. The
-intercept absorbs the mean, as it is not penalised.
-Knows nothing of how an optimum is found.
+The rows are read in blocks, and each block serves all probes. So the features are read once per evaluation, and the
+matrix of all logits is never stored. Products are in the dtype of the features, usually float32. Sums over blocks are
+in float64.
+
+The unknowns are the weights of whitened features: principal components of the centred features, divided by their
+standard deviations. In this basis, the mean and the correlations of the features do not affect the conditioning. The
+intercept absorbs the mean, because it is not penalised. A copy of the whitened features is stored if it has at most
+`COPY_BYTES`. The copy also avoids most of the cancellation in float32 products.
+
+This module does not minimise.
 """
 
 from __future__ import annotations
@@ -22,21 +26,21 @@ from torch import Tensor
 
 from probe.errors import FeaturesError
 
-BLOCK_BYTES = 1 << 23  # of a block of features or of its logits: about what stays in a processor's cache
-MIN_ROWS, MAX_ROWS = 256, 8192
-CUDA_ROWS = 65_536  # a GPU needs more at once
-COPY_BYTES = 1 << 32  # of features that are copied in their basis; larger ones are centred block by block in every pass
-CANDIDATES = 1 << 16  # rows that stand for all where some are enough
+BLOCK_BYTES = 1 << 23  # size of a block of features or of its logits: about the size of a processor's cache
+MIN_ROWS, MAX_ROWS = 256, 8192  # limits of the rows of a block on the CPU
+CUDA_ROWS = 65_536  # largest number of rows of a block on a GPU, which needs larger blocks to be busy
+COPY_BYTES = 1 << 32  # largest copy of whitened features; larger features are centred block by block in every pass
+CANDIDATES = 1 << 16  # rows from which samples of rows are drawn
 SEED = 0
-# The median of a squared component, relative to its mean, below which outliers dominate it. A normal distribution has
-# 0.45, Laplace's 0.24 and Student's t with 3 degrees of freedom 0.2.
+# A component has outliers if the median of its square is less than this share of the mean of its square. The share is
+# 0.45 for a normal distribution, 0.24 for a Laplace distribution and 0.2 for Student's t with 3 degrees of freedom.
 OUTLIERS = 0.05
-MEDIAN_ROWS = 4096
-COLUMNS = 16  # logits are padded to a multiple: with 10 columns a product takes twice as long as with 16
+MEDIAN_ROWS = 4096  # largest number of rows of which the median is taken
+COLUMNS = 16  # logits are padded to a multiple of this: a product with 10 columns takes twice as long as with 16
 
 
 class Rows:
-    """Features (n, d) in one or several arrays, which may be on disk, as blocks of tensors on a device.
+    """Features (n, d) in one or several arrays, read as blocks of tensors on a device.
 
     Args:
         parts: float32 or float64 (n_i, d), C-contiguous.
@@ -48,7 +52,7 @@ class Rows:
         self.num_features = parts[0].shape[1]
         self.sizes = [len(part) for part in parts]
         with warnings.catch_warnings():
-            # torch warns of arrays that may not be written to, as those of the feature store; nothing here does.
+            # torch warns about read-only arrays, such as the arrays of the feature store. Nothing here writes to them.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
             tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
         if self.device.type == "cuda" and _fits(tensors, self.device):
@@ -56,25 +60,32 @@ class Rows:
         self.parts = tensors
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return sum(self.sizes)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the features."""
+        """Return the dtype of the features."""
         return self.parts[0].dtype
 
     def blocks(self, columns: int = 1) -> Iterator[tuple[int, Tensor]]:
-        """The position of a block's first row, and the block (m, d), small enough for so many logits a row."""
+        """Yield the position of the first row of each block and the block (m, d).
+
+        Args:
+            columns: number of logits of each row. The more logits, the smaller the blocks.
+        """
         size = block_rows(self.num_features, columns, self.device)
         first = 0
-        for part in self.parts:
-            for start in range(0, len(part), size):
-                yield first + start, part[start : start + size].to(self.device)
-            first += len(part)
+        for tensor in self.parts:
+            for start in range(0, len(tensor), size):
+                yield first + start, tensor[start : start + size].to(self.device)
+            first += len(tensor)
 
     def centred(self, columns: int, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-        """As `blocks`, of features less their mean in a type: float32 products of a large mean would drown the rest."""
+        """Yield blocks as `blocks` does, minus the mean of the features, in a dtype.
+
+        Without this, a large mean would cause large rounding errors in float32 products.
+        """
         for first, block in self.blocks(columns):
             yield first, self._centre(block).to(dtype)
 
@@ -83,39 +94,42 @@ class Rows:
 
     @cached_property
     def whitened(self) -> Rows | None:
-        """The features in the basis, in their own type; None where that would take much memory."""
-        if sum(part.numel() * part.element_size() for part in self.parts) > COPY_BYTES:
+        """Return a copy of the whitened features in their own dtype, or None if it is larger than `COPY_BYTES`."""
+        if sum(tensor.numel() * tensor.element_size() for tensor in self.parts) > COPY_BYTES:
             return None
         copy = Rows.__new__(Rows)
         copy.device, copy.num_features, copy.sizes = self.device, self.num_features, self.sizes
         copy.parts = [torch.empty_like(part, device=self.device) for part in self.parts]
         matrix = self.basis.matrix[:-1, :-1].to(self.dtype)
-        for part, own in zip(self.parts, copy.parts, strict=True):
+        for source, target in zip(self.parts, copy.parts, strict=True):
             size = block_rows(self.num_features, 1, self.device)
-            for start in range(0, len(part), size):
-                block = self._centre(part[start : start + size].to(self.device)).to(self.dtype)
-                torch.mm(block, matrix, out=own[start : start + size])
+            for start in range(0, len(source), size):
+                block = self._centre(source[start : start + size].to(self.device)).to(self.dtype)
+                torch.mm(block, matrix, out=target[start : start + size])
         return copy
 
     @cached_property
     def candidates(self) -> tuple[np.ndarray, Tensor]:
-        """Rows to draw from, the same each time: their positions, int64 (m,), and they in the basis, (m, d)."""
+        """Return positions int64 (m,) of the rows to draw samples from, and their whitened features (m, d).
+
+        These are all rows, or `CANDIDATES` rows that are chosen with a fixed seed.
+        """
         positions = np.arange(len(self))
-        if len(self) > CANDIDATES:  # at random, as rows may come in some order of their labels
+        if len(self) > CANDIDATES:  # a random choice, because rows may be sorted by label
             positions = np.sort(np.random.default_rng(SEED).choice(len(self), CANDIDATES, replace=False))
         return positions, self.take(positions)
 
     def take(self, positions: np.ndarray) -> Tensor:
-        """Some rows in the basis, by ascending positions int64 (m,)."""
-        parts = (self.whitened or self).parts
-        if len(parts) == 1 and len(positions) == len(self) and self.whitened is not None:
-            return parts[0]
-        found, first = [], 0
-        for part in parts:
-            own = positions[(positions >= first) & (positions < first + len(part))] - first
-            found.append(part[torch.from_numpy(own).to(part.device)].to(self.device))
-            first += len(part)
-        rows = torch.cat(found)
+        """Return the whitened features (m, d) of the rows at ascending positions int64 (m,)."""
+        tensors = (self.whitened or self).parts
+        if len(tensors) == 1 and len(positions) == len(self) and self.whitened is not None:
+            return tensors[0]
+        taken, first = [], 0
+        for tensor in tensors:
+            local = positions[(positions >= first) & (positions < first + len(tensor))] - first
+            taken.append(tensor[torch.from_numpy(local).to(tensor.device)].to(self.device))
+            first += len(tensor)
+        rows = torch.cat(taken)
         if self.whitened is None:
             rows = self._centre(rows).to(rows.dtype) @ self.basis.matrix[:-1, :-1].to(rows.dtype)
         return rows
@@ -130,30 +144,35 @@ class Rows:
 
     @cached_property
     def rounding(self) -> Tensor:
-        """What a component of a gradient by the weights that should be zero can come out as, in ulps, (d + 1, 1).
+        """Return the largest rounding error of a gradient with respect to the weights, float64 (d + 1, 1).
 
-        That is some ulps of each feature, and of 1 for the intercept.
+        The unit is the machine epsilon of the dtype of the products. The error is 8 times the size of each feature,
+        |mean| + standard deviation, and 8 for the intercept.
         """
         size = self.mean.abs() + self.covariance.diagonal().sqrt()
         return 8 * torch.cat([size, size.new_ones(1)])[:, None]
 
     @cached_property
     def covariance(self) -> Tensor:
-        """Of the features, float64 (d, d)."""
+        """Return the covariance of the features, float64 (d, d).
+
+        Raises:
+            FeaturesError: the squares of the features overflow.
+        """
         total = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self.device)
         mean = self.mean.to(self.dtype)
         for _, block in self.blocks():
             centred = block - mean
             total += (centred.T @ centred).double()
         if not total.isfinite().all():
-            raise FeaturesError(f"squares of the features exceed {self.dtype}; divide the features by their size")
+            raise FeaturesError(f"the squares of the features overflow {self.dtype}; scale the features down")
         return total / len(self)
 
     @cached_property
     def basis(self) -> Basis:
-        """Principal components, each divided by its standard deviation."""
+        """Return the basis of the whitened features: principal components, divided by their standard deviations."""
         variance, vectors = torch.linalg.eigh(self.covariance)
-        floor = max(0.0, float(variance[-1])) * torch.finfo(self.dtype).eps or 1.0  # what lies below is rounding
+        floor = max(0.0, float(variance[-1])) * torch.finfo(self.dtype).eps or 1.0  # a smaller variance is rounding
         length = (variance.clamp(min=0.0) + floor).sqrt()
         matrix, inverse = (torch.eye(len(length) + 1, dtype=length.dtype, device=self.device) for _ in range(2))
         matrix[:-1, :-1] = vectors / length
@@ -161,23 +180,32 @@ class Rows:
         return Basis(matrix, inverse, penalty=torch.cat([length**-2, length.new_zeros(1)]))
 
     def by_weights(self, gradient: Tensor) -> Tensor:
-        """The gradient (d + 1, width) by the weights of the features as they are, given that by the unknowns."""
+        """Convert a gradient with respect to the unknowns into one with respect to the weights, both (d + 1, width).
+
+        The weights belong to the original features; the last row is the intercept.
+        """
         gradient = self.basis.inverse.T @ gradient
         return torch.cat([gradient[:-1] + self.mean[:, None] * gradient[-1], gradient[-1:]])
 
     def weights_of(self, unknowns: Tensor) -> Tensor:
-        """Weights of the features as they are, and the intercept in the last row, (d + 1, width)."""
+        """Convert unknowns into weights of the original features, both (d + 1, width).
+
+        The last row of the weights is the intercept.
+        """
         weights = self.basis.matrix @ unknowns
         return torch.cat([weights[:-1], weights[-1:] - self.mean @ weights[:-1]])
 
     def unknowns_of(self, weights: Tensor) -> Tensor:
-        """What `weights_of` was given."""
+        """Convert weights of the original features into unknowns. This is the inverse of `weights_of`."""
         intercept = weights[-1:] + self.mean @ weights[:-1]
         return self.basis.inverse @ torch.cat([weights[:-1], intercept])
 
     @cached_property
     def variance(self) -> Tensor:
-        """Of the features in the basis, and 1 for the intercept, float64 (d + 1,)."""
+        """Return the variance of the whitened features, and 1 for the intercept, float64 (d + 1,).
+
+        A whitened feature has the variance 1 unless the variance of its principal component is only rounding error.
+        """
         if self.whitened is None:
             matrix = self.basis.matrix[:-1, :-1]
             variance = ((self.covariance @ matrix) * matrix).sum(dim=0).clamp(min=0.0)
@@ -190,21 +218,21 @@ class Rows:
 
     @cached_property
     def has_outliers(self) -> bool:
-        """True if a few rows have nearly all the variance of some principal component, see `OUTLIERS`."""
+        """Return True if a few rows cause almost all variance of some principal component, see `OUTLIERS`."""
         variance = self.variance[:-1]
         _, rows = self.candidates
         typical = rows[:: -(-len(rows) // MEDIAN_ROWS)].square().median(dim=0).values
-        return bool(((variance > 0.5) & (typical < OUTLIERS * variance)).any())  # less than 0.5 is rounding
+        return bool(((variance > 0.5) & (typical < OUTLIERS * variance)).any())  # below 0.5 it is rounding error
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Unknowns in which the features are uncorrelated and of unit variance, as far as they have any.
+    """Basis of the unknowns, in which the features are uncorrelated and have unit variance.
 
     Args:
-        matrix: float64 (d + 1, d + 1); weights of the centred features and the intercept are its product with unknowns.
-        inverse: of the matrix.
-        penalty: float64 (d + 1,), of each unknown, relative to that of weights; 0 of the intercept.
+        matrix: float64 (d + 1, d + 1). `matrix` @ unknowns are the weights of the centred features and the intercept.
+        inverse: float64 (d + 1, d + 1), the inverse of `matrix`.
+        penalty: float64 (d + 1,), factor of each squared unknown in ||W||^2. It is 0 for the intercept.
     """
 
     matrix: Tensor
@@ -213,7 +241,15 @@ class Basis:
 
 
 def block_rows(num_features: int, columns: int, device: torch.device) -> int:
-    """Rows of a block, whose features and logits each take about `BLOCK_BYTES`."""
+    """Return the number of rows of a block.
+
+    On the CPU, neither the features nor the logits of a block take more than about `BLOCK_BYTES`.
+
+    Args:
+        num_features: number of features of a row.
+        columns: number of logits of a row.
+        device: where the block is processed.
+    """
     if device.type == "cuda":
         return max(MIN_ROWS, min(CUDA_ROWS, (1 << 30) // (4 * columns)))
     return max(MIN_ROWS, min(MAX_ROWS, BLOCK_BYTES // (4 * max(num_features, columns))))
@@ -221,12 +257,13 @@ def block_rows(num_features: int, columns: int, device: torch.device) -> int:
 
 def _fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
     free, _ = torch.cuda.mem_get_info(device)
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) < 0.3 * free  # there is to be a copy too
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return num_bytes < 0.3 * free  # the whitened copy needs the same amount
 
 
 @dataclass(frozen=True)
 class Softmax:
-    """The loss of one label an image: cross-entropy of k logits, of each probe alike.
+    """Cross-entropy of k logits for images with one label each, the same for all probes.
 
     Args:
         labels: int64 (n,), on the device, in [0, k).
@@ -238,12 +275,12 @@ class Softmax:
 
     @property
     def width(self) -> int:
-        """Columns of a probe."""
+        """Return the number of logits of a probe."""
         return self.num_classes
 
     @property
     def at_zero(self) -> float:
-        """The mean loss at weights of zero."""
+        """Return the mean loss at weights of zero."""
         return math.log(self.num_classes)
 
     def counts(self, probe: int) -> int:  # noqa: ARG002 - all probes have the same images
@@ -256,7 +293,16 @@ class Softmax:
         return float(torch.special.entr(shares).sum())
 
     def residuals(self, logits: Tensor, first: int, probes: Sequence[int]) -> Tensor:
-        """Turn logits (m, p * k) in place into probability less label; the summed loss of each probe, float64 (p,)."""
+        """Replace logits in place by residuals, probability - label, and return the summed loss of each probe.
+
+        Args:
+            logits: (m, p * k), the logits of the p probes side by side.
+            first: position of the first image.
+            probes: indices of the p probes.
+
+        Returns:
+            float64 (p,).
+        """
         shaped = logits.unflatten(1, (len(probes), self.num_classes))
         own = self.labels[first : first + len(logits)][:, None, None].expand(-1, len(probes), 1)
         shaped -= shaped.amax(dim=2, keepdim=True)
@@ -269,7 +315,7 @@ class Softmax:
         return loss
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of logits (m, k)."""
+        """Return the probabilities (m, k) of logits (m, k)."""
         return logits.softmax(dim=1)
 
     def weights(self, probe: int, positions: Tensor) -> Tensor | None:  # noqa: ARG002 - every image counts
@@ -279,7 +325,7 @@ class Softmax:
 
 @dataclass(frozen=True)
 class Logistic:
-    """The loss of probes with one logit each: whether an image shows a class, for some images.
+    """Binary cross-entropy of probes with one logit each, for the question of whether an image shows a class.
 
     Args:
         targets: (n, num_classes) on the device: 1, 0, and `ignored` where the image does not count.
@@ -302,17 +348,26 @@ class Logistic:
         return float(torch.special.entr(torch.tensor([share, 1 - share], dtype=torch.float64)).sum())
 
     def residuals(self, logits: Tensor, first: int, probes: Sequence[int]) -> Tensor:
-        """Turn logits (m, p) in place into probability less label; the summed loss of each probe, float64 (p,)."""
+        """Replace logits in place by residuals, probability - label, and return the summed loss of each probe.
+
+        Args:
+            logits: (m, p), the logits of the p probes.
+            first: position of the first image.
+            probes: indices of the p probes.
+
+        Returns:
+            float64 (p,).
+        """
         target = self.targets[first : first + len(logits)][:, self.columns[list(probes)]]
         counts = target != self.ignored
         target = target.to(logits.dtype)
-        # Not `softplus`, linear from 20 on: an error of 2e-9 is all that separable classes leave of the loss.
+        # `softplus` is linear above 20. Its error of 2e-9 is as large as the loss of separable classes.
         loss = -torch.nn.functional.logsigmoid(logits * (2 * target - 1))
         logits.sigmoid_().sub_(target).mul_(counts)
         return (loss * counts).sum(dim=0, dtype=torch.float64)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of logits (m, 1)."""
+        """Return the probabilities (m, 1) of logits (m, 1)."""
         return logits.sigmoid()
 
     def weights(self, probe: int, positions: Tensor) -> Tensor | None:
@@ -324,14 +379,13 @@ Loss = Softmax | Logistic
 
 
 class Objective:
-    """The mean loss of each probe plus ||W||^2 / (2 C n), the intercept free: what scikit-learn minimises.
+    """Objective of each probe: mean loss + ||W||^2 / (2 C n). The intercept is not penalised.
 
     It is a function of unknowns, float64 (d + 1, width) of each probe, in the basis of the rows: the features are then
     of one size and uncorrelated. The last unknown of a class is its intercept.
     """
 
     def __init__(self, rows: Rows, loss: Loss, strengths: Sequence[float]) -> None:
-        """Take the strength C of each probe's penalty; ValueError for a probe that no image counts for."""
         self.rows, self.loss = rows, loss
         self.counts = [loss.counts(probe) for probe in range(len(strengths))]
         if 0 in self.counts:
@@ -340,19 +394,22 @@ class Objective:
         self.num_passes = 0
 
     def zeros(self) -> Tensor:
-        """The unknowns at which every probe begins."""
+        """Return unknowns of zero for one probe, float64 (d + 1, width)."""
         shape = (self.rows.num_features + 1, self.loss.width)
         return torch.zeros(shape, dtype=torch.float64, device=self.rows.device)
 
     def evaluate(
         self, unknowns: Sequence[Tensor], probes: Sequence[int], *, exact: bool = False
     ) -> list[tuple[float, Tensor]]:
-        """Value and gradient of some probes, each at its own unknowns.
+        """Return the value and the gradient of some probes, each at its own unknowns.
 
         Args:
-            unknowns: float64 (d + 1, width) of each.
-            probes: which they are.
-            exact: compute products in float64 too, which takes twice the time or more.
+            unknowns: float64 (d + 1, width) for each probe.
+            probes: indices of the probes.
+            exact: if True, compute products in float64, which takes at least twice the time.
+
+        Returns:
+            For each probe the value, and the gradient float64 (d + 1, width) with respect to the unknowns.
         """
         self.num_passes += 1
         rows, basis = self.rows, self.rows.basis
@@ -367,7 +424,7 @@ class Objective:
         gradient = torch.zeros(len(joined), columns, dtype=torch.float64, device=rows.device)
         loss = torch.zeros(len(probes), dtype=torch.float64, device=rows.device)
         for first, x in rows.centred(columns, dtype) if whitened is None else whitened.blocks(columns):
-            logits = x @ padded  # (m, padded columns); the last ones are zero and stay so
+            logits = x @ padded  # (m, padded columns); the padding is zero and stays zero
             used = logits[:, :columns]
             used += intercept
             loss += self.loss.residuals(used, first, probes)
@@ -379,7 +436,7 @@ class Objective:
         for total, part, own, probe in zip(
             loss.tolist(), gradient.split(self.loss.width, dim=1), unknowns, probes, strict=True
         ):
-            if self.loss.width > 1:  # residuals of an image sum to zero, but for rounding, which would go on for ever
+            if self.loss.width > 1:  # the residuals of an image sum to zero; the rounding error of the sum would add up
                 part = part - part.mean(dim=1, keepdim=True)
             penalty = self.penalties[probe] * basis.penalty[:, None] * own
             value = total / self.counts[probe] + float((penalty * own).sum()) / 2

@@ -1,11 +1,14 @@
 """Measure how far a fit is from its optimum, independently of the scales of its features.
 
-The size of the gradient does not show this: its largest component belongs to the feature with the largest values, and a
-fit can reduce this component while all others stay as they were. Newton's decrement shows it: half of g^T H^-1 g, for
-the gradient g and the Hessian H at the end of the fit, estimates how much lower the minimum is. It does not change when
-features are scaled. Nearly equal features can hide it from a few steps of conjugate gradients, so a fit counts as
-converged only if an upper bound of the decrement shows it. A step of Newton's
-method belongs to the measurement, so `finish` can lead a fit to its optimum where the solver stopped early.
+The size of the gradient does not show this distance. Its largest component belongs to the feature with the largest
+values, and a fit can reduce this component while all others stay as they were.
+
+Newton's decrement shows the distance: g^T H^-1 g / 2, for the gradient g and the Hessian H at the end of the fit,
+estimates the difference between the objective and its minimum. The decrement does not depend on the scales of the
+features. It is computed by conjugate gradients. If features are nearly equal, a few steps of conjugate gradients can
+underestimate the decrement. So a fit counts as converged only if an upper bound of the decrement is negligible.
+
+The measurement also gives a step of Newton's method. With this step, `finish` continues a fit that stopped early.
 """
 
 from __future__ import annotations
@@ -18,22 +21,22 @@ from torch import Tensor
 
 from probe.probes.solvers.objective import Objective
 
-# Largest allowed suboptimality, as a share of what the fit has achieved, see `is_negligible`. At this limit, logits are
-# off by about a thousandth of their usual distance, so about one prediction in a thousand can change.
+# Largest negligible suboptimality, relative to the objective or the gain, see `is_negligible`. At this limit, the error
+# of logits is about a thousandth of their usual difference, so about one prediction in a thousand can change.
 LIMIT = 1e-6
-LEAST_WEIGHT = 1e-12  # of an image that the probe is certain of; without it, all weights could be zero
-ROUNDING = 1e-30  # decrement of a gradient that is only rounding: the square of float64's precision, with a margin
-MIN_STEPS, MAX_STEPS = 5, 20  # conjugate gradients; 5 to 10 find nearly all of the decrement
-STEPS_SHARE = 4  # iterations of a fit per step; a step takes as long as two or three iterations
-SETTLED = 0.02  # stop when a step adds at most this share of the decrement
-# If these steps do not show that a fit has converged, the whole Hessian is factored if it is small: at most this many
-# rows and multiplications, which take a few seconds.
+LEAST_WEIGHT = 1e-12  # smallest weight of an image in `Moments`; without it, all weights could be zero
+ROUNDING = 1e-30  # decrement of a gradient that is only rounding error: square of float64's precision, with a margin
+MIN_STEPS, MAX_STEPS = 5, 20  # steps of conjugate gradients; 5 to 10 find nearly all of the decrement
+STEPS_SHARE = 4  # one step per this many iterations of the fit; a step takes as long as two or three iterations
+SETTLED = 0.02  # conjugate gradients can stop when a step adds at most this share of the decrement
+# If these steps do not show that a fit has converged, the whole Hessian is factored, provided that it has at most this
+# many rows and takes at most this many multiplications. That takes a few seconds.
 DENSE_SIZE = 2000
 DENSE_COST = 3e10
-REFINEMENTS = 3  # of the solution with the factor, which corrects for the ridge
+REFINEMENTS = 3  # steps of iterative refinement, which correct for the ridge of the factor
 MAX_NEWTON_STEPS = 50
-MAX_HALVINGS, ARMIJO = 30, 1e-4  # of a line search, and the share of the expected descent that is enough
-UNDECIDED_STEPS = 100  # of conjugate gradients in float64, if a larger Hessian leaves open whether a fit has converged
+MAX_HALVINGS, ARMIJO = 30, 1e-4  # of a line search: number of trials, and sufficient share of the expected decrease
+UNDECIDED_STEPS = 100  # steps of conjugate gradients in float64, if it is still open whether a fit has converged
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Optimality:
         gradient: float64 (d + 1, width), for the weights of the unscaled features; the last row is the intercept's.
         suboptimality: estimate of how far the objective is above its minimum: Newton's decrement, or a lower bound of
             it if the Hessian is large.
-        converged: True if an upper bound of the decrement is negligible, see `measure` and `is_negligible`.
-        step: float64 (d + 1, width), from the weights to the minimum of the quadratic approximation, or towards it.
+        converged: True if an upper bound of the decrement is negligible, see `is_negligible`.
+        step: float64 (d + 1, width), step of Newton's method, or an approximation of this step.
     """
 
     objective: float
@@ -57,10 +60,11 @@ class Optimality:
 
 
 def is_negligible(suboptimality: float, *, objective: float, without_features: float, penalty: float) -> bool:
-    """Return True if a fit is as good as its optimum: `suboptimality` is at most `LIMIT` of what the fit has achieved.
+    """Return True if a fit is as good as its optimum.
 
-    The achievement of a fit is the smaller of two numbers: the objective, which is small if the classes are separable,
-    and the gain over a probe without features, which is small if the features are tiny or the penalty is strong.
+    This is the case if `suboptimality` is at most `LIMIT` times the smaller of two numbers: the objective, which is
+    small if the classes are separable, and the gain over a probe without features, which is small if the features are
+    tiny or the penalty is strong.
 
     Args:
         suboptimality: how far the objective is above its minimum.
@@ -74,10 +78,14 @@ def is_negligible(suboptimality: float, *, objective: float, without_features: f
 
 
 def measure_optimality(objective: Objective, probe: int, weights: Tensor, *, num_iter: int) -> Optimality:
-    """Measure the end of a fit: it has converged if even an upper bound of Newton's decrement is negligible.
+    """Measure how far a fit is from its optimum.
 
-    Conjugate gradients find a lower bound. What they leave of the gradient gives the upper bound, because the Hessian
-    is at least the penalty. Only the first products with the Hessian are not in float64.
+    The fit has converged if an upper bound of Newton's decrement g^T H^-1 g / 2 is negligible. Conjugate gradients give
+    a lower bound. For their residual r, the upper bound is the lower bound plus an upper bound of r^T H^-1 r / 2, which
+    holds because H is at least the penalty.
+
+    The objective and the gradient are computed in float64. Products with H are first computed in the dtype of the
+    features, and in float64 if this leaves open whether the fit has converged.
 
     Args:
         objective: objective of one or several probes.
@@ -87,14 +95,20 @@ def measure_optimality(objective: Objective, probe: int, weights: Tensor, *, num
     """
     end = evaluate(objective, probe, weights)
     system = _System(objective, probe, weights, end)
-    found = _decrement(system, end, num_iter=num_iter)
-    converged, step = end.is_negligible(found.upper), -system.in_weights(found.solution)
-    return Optimality(end.value, end.gradient, found.lower, converged, step)
+    bounds = _decrement(system, end, num_iter=num_iter)
+    converged, step = end.is_negligible(bounds.upper), -system.in_weights(bounds.solution)
+    return Optimality(end.value, end.gradient, bounds.lower, converged, step)
 
 
 @dataclass(frozen=True)
 class Finish:
-    """The last weights of a fit, float64 (d + 1, width), how optimal they are, and how many steps led there."""
+    """End of a fit after `finish`.
+
+    Args:
+        weights: float64 (d + 1, width), for the unscaled features; the last row is the intercept.
+        optimality: distance of the weights from the optimum.
+        num_steps: number of steps of Newton's method.
+    """
 
     weights: Tensor
     optimality: Optimality
@@ -110,26 +124,26 @@ def finish(objective: Objective, probe: int, weights: Tensor, *, num_iter: int, 
         objective: objective of one or several probes.
         probe: index of the probe.
         weights: float64 (d + 1, width), for the unscaled features; the last row is the intercept.
-        num_iter: iterations of the fit so far, see `measure`.
+        num_iter: iterations of the fit so far, see `measure_optimality`.
         max_steps: limit on the steps of Newton's method.
     """
-    found = measure_optimality(objective, probe, weights, num_iter=num_iter)
+    optimality = measure_optimality(objective, probe, weights, num_iter=num_iter)
     num_steps = 0
-    while not found.converged and num_steps < min(max_steps, MAX_NEWTON_STEPS):
-        lower = _search(objective, probe, weights, found)
+    while not optimality.converged and num_steps < min(max_steps, MAX_NEWTON_STEPS):
+        lower = _search(objective, probe, weights, optimality)
         if lower is None:
             break
         weights, num_steps = lower, num_steps + 1
-        found = measure_optimality(objective, probe, weights, num_iter=num_iter)
-    return Finish(weights, found, num_steps)
+        optimality = measure_optimality(objective, probe, weights, num_iter=num_iter)
+    return Finish(weights, optimality, num_steps)
 
 
-def _search(objective: Objective, probe: int, weights: Tensor, found: Optimality) -> Tensor | None:
+def _search(objective: Objective, probe: int, weights: Tensor, optimality: Optimality) -> Tensor | None:
     """Return weights with a lower objective in the direction of Newton's step, or None if there are none."""
-    slope, length = float((found.gradient * found.step).sum()), 1.0
+    slope, length = float((optimality.gradient * optimality.step).sum()), 1.0
     for _ in range(MAX_HALVINGS):
-        trial = weights + length * found.step
-        if evaluate(objective, probe, trial).value < found.objective + ARMIJO * length * slope:
+        trial = weights + length * optimality.step
+        if evaluate(objective, probe, trial).value < optimality.objective + ARMIJO * length * slope:
             return trial
         length /= 2
     return None
@@ -137,7 +151,7 @@ def _search(objective: Objective, probe: int, weights: Tensor, found: Optimality
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The objective at some weights, in float64.
+    """Value and gradient of the objective at some weights, in float64.
 
     Args:
         value: mean loss plus penalty.
@@ -160,7 +174,13 @@ class Evaluation:
 
 
 def evaluate(objective: Objective, probe: int, weights: Tensor) -> Evaluation:
-    """Compute the objective and its gradient. The arguments are those of `measure`."""
+    """Compute the objective and its gradient.
+
+    Args:
+        objective: objective of one or several probes.
+        probe: index of the probe.
+        weights: float64 (d + 1, width), for the unscaled features; the last row is the intercept.
+    """
     rows, loss = objective.rows, objective.loss
     total, gradient = 0.0, torch.zeros_like(weights)
     moments = Moments(rows.num_features, loss.width, rows.device)
@@ -180,9 +200,10 @@ def evaluate(objective: Objective, probe: int, weights: Tensor) -> Evaluation:
 
 
 class Moments:
-    """Mean and standard deviation of the features, weighted by the probe's uncertainty about each image.
+    """Mean and standard deviation of the features, weighted by the probe's uncertainty p (1 - p) about each image.
 
-    The Hessian has the same weights. So an outlier that the probe is certain of does not hide the other images.
+    The Hessian weights the images in the same way. So an outlier that the probe is certain about does not distort the
+    scales for the other images.
     """
 
     def __init__(self, num_features: int, width: int, device: torch.device) -> None:
@@ -192,7 +213,7 @@ class Moments:
         self.shift: Tensor | None = None  # near the mean, to avoid cancellation in the squares
 
     def add(self, x: Tensor, uncertainty: Tensor) -> None:
-        """Add features, float64 (m, d), with the probe's uncertainty about each image and logit, (m, width)."""
+        """Add features float64 (m, d) with weights p (1 - p) for each image and logit, (m, width)."""
         if self.shift is None:
             self.shift = x.mean(dim=0)
         centred, share = x - self.shift, uncertainty.sum(dim=1)
@@ -219,7 +240,13 @@ def _counts(objective: Objective, probe: int, first: int, num: int) -> Tensor | 
 
 @dataclass(frozen=True)
 class _Decrement:
-    """Bounds of half of g^T H^-1 g, and the solution H^-1 g or its approximation, for standardised features."""
+    """Bounds of Newton's decrement g^T H^-1 g / 2 for standardised features.
+
+    Args:
+        lower: lower bound.
+        upper: upper bound.
+        solution: H^-1 g, or an approximation, (d + 1, width).
+    """
 
     lower: float
     upper: float
@@ -227,22 +254,22 @@ class _Decrement:
 
 
 def _decrement(system: _System, end: Evaluation, *, num_iter: int) -> _Decrement:
-    """Bound Newton's decrement, by conjugate gradients or by a factor of the Hessian."""
+    """Bound Newton's decrement by conjugate gradients or, if these do not suffice, by a factor of the Hessian."""
     rows = system.objective.rows
     steps = max(MIN_STEPS, min(MAX_STEPS, num_iter // STEPS_SHARE))
-    found = _iterate(system, end, max_steps=steps, dtype=rows.dtype)
-    if end.is_negligible(found.upper):
-        return found
+    bounds = _iterate(system, end, max_steps=steps, dtype=rows.dtype)
+    if end.is_negligible(bounds.upper):
+        return bounds
     size = system.gradient.numel()
     if size <= DENSE_SIZE and size**2 * len(rows) <= DENSE_COST:
         return _solve(system)
-    if end.is_negligible(found.lower):  # undecided
+    if end.is_negligible(bounds.lower):  # undecided
         return _iterate(system, end, max_steps=UNDECIDED_STEPS, dtype=torch.float64)
-    return found
+    return bounds
 
 
 class _System:
-    """The gradient g and the Hessian H at the end of a fit, in coordinates of standardised features."""
+    """Gradient g and Hessian H at the end of a fit, for weights of standardised features."""
 
     def __init__(self, objective: Objective, probe: int, weights: Tensor, end: Evaluation) -> None:
         self.objective, self.probe = objective, probe
@@ -259,7 +286,7 @@ class _System:
         self.diagonal = end.moments.uncertainty / self.count + self.penalty
 
     def project(self, step: Tensor) -> Tensor:
-        """Remove what moves all logits equally, because it changes no probability."""
+        """Subtract the mean over classes, because moving all logits equally does not change the probabilities."""
         return step - step.mean(dim=1, keepdim=True) if self.objective.loss.width > 1 else step
 
     def in_weights(self, step: Tensor) -> Tensor:
@@ -268,15 +295,16 @@ class _System:
         return torch.cat([weights, step[-1:] - self.mean @ weights])
 
     def bound(self, residual: Tensor) -> float:
-        """Return an upper bound of half of r^T H^-1 r, because H is at least the penalty.
+        """Return an upper bound of r^T H^-1 r / 2 for a residual r. The bound uses that H is at least the penalty.
 
-        The intercept has no penalty. It and constant features have their own curvature in place of the penalty.
+        The intercept has no penalty, so its own diagonal entry of H replaces the penalty. The same holds for constant
+        features.
         """
         least = torch.where(self.penalty > 0, self.penalty, self.diagonal)
         return float((residual.square() / least).sum()) / 2
 
     def blocks(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor | float]]:
-        """Yield standardised features (m, d), probabilities (m, width), and which images count, (m, 1)."""
+        """Yield blocks of standardised features (m, d), probabilities (m, width) and image weights (m, 1), 0 or 1."""
         rows, loss, weights = self.objective.rows, self.objective.loss, self.weights.to(dtype)
         for first, block in rows.blocks(loss.width):
             x = ((block.double() - self.mean) * self.inverse).to(dtype)
@@ -284,7 +312,7 @@ class _System:
             yield x, loss.probabilities(x @ weights[:-1] + weights[-1]), counts
 
     def product(self, direction: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return H times a direction, with products in a type."""
+        """Return H times a direction, with products in a dtype."""
         step = direction.to(dtype)
         product = torch.zeros_like(direction)
         for x, probabilities, counts in self.blocks(dtype):
@@ -317,13 +345,13 @@ class _System:
 
 
 def _iterate(system: _System, end: Evaluation, *, max_steps: int, dtype: torch.dtype) -> _Decrement:
-    """Bound the decrement by conjugate gradients, which raise the lower bound with every step.
+    """Bound the decrement by conjugate gradients, which increase the lower bound with every step.
 
-    The steps end early if the lower bound has settled and both bounds agree on whether the distance is negligible.
+    The steps end early if the lower bound has settled, and both bounds or neither of them are negligible.
     """
     residual = system.gradient
     solution, direction, last = torch.zeros_like(residual), torch.zeros_like(residual), 1.0
-    found, upper = 0.0, system.bound(residual)
+    lower, upper = 0.0, system.bound(residual)
     for step in range(max_steps):
         conditioned = system.project(residual / system.diagonal)
         size = float((residual * conditioned).sum())
@@ -336,12 +364,12 @@ def _iterate(system: _System, end: Evaluation, *, max_steps: int, dtype: torch.d
             break
         solution = solution + size / curvature * direction
         residual, last = residual - size / curvature * system.project(product), size
-        before, found = found, float((system.gradient * solution).sum()) / 2
-        upper = found + system.bound(residual)
-        is_settled = step >= 2 and found - before <= SETTLED * found
-        if is_settled and end.is_negligible(upper) == end.is_negligible(found):
+        before, lower = lower, float((system.gradient * solution).sum()) / 2
+        upper = lower + system.bound(residual)
+        is_settled = step >= 2 and lower - before <= SETTLED * lower
+        if is_settled and end.is_negligible(upper) == end.is_negligible(lower):
             break
-    return _Decrement(found, upper, solution)
+    return _Decrement(lower, upper, solution)
 
 
 def _solve(system: _System) -> _Decrement:
@@ -349,8 +377,8 @@ def _solve(system: _System) -> _Decrement:
     matrix, gradient = system.matrix(), system.gradient.T.reshape(-1, 1)
     size, width = system.gradient.shape
     typical = float(matrix.diagonal().mean())
-    # The weight of a constant feature changes nothing, and neither does moving all intercepts equally. The gradient is
-    # zero there, so adding curvature makes the matrix regular and leaves the solution as it is.
+    # H is singular for the weights of constant features and for moving all intercepts equally. The gradient is zero in
+    # these directions, so adding curvature there makes the matrix regular and does not change the solution.
     regular = matrix + torch.diag(torch.where(matrix.diagonal() > 0, 0.0, typical))
     if width > 1:
         regular[size - 1 :: size, size - 1 :: size] += typical
@@ -365,5 +393,5 @@ def _solve(system: _System) -> _Decrement:
         solution += torch.cholesky_solve(gradient - matrix @ solution, factor)
     product = matrix @ solution
     residual = system.project((gradient - product).reshape(width, size).T)
-    found = float((solution * (gradient - product / 2)).sum())
-    return _Decrement(found, found + system.bound(residual), system.project(solution.reshape(width, size).T))
+    lower = float((solution * (gradient - product / 2)).sum())
+    return _Decrement(lower, lower + system.bound(residual), system.project(solution.reshape(width, size).T))

@@ -593,7 +593,9 @@ def test_lists_of_classes_are_several_labels(inner, folder):
 
 
 def test_several_labels_need_a_metric_that_can_score_them(folder):
-    with pytest.raises(DatasetError, match="several labels, which the metric accuracy cannot score; use voc2007_11pt"):
+    with pytest.raises(
+        DatasetError, match="several labels, which the metric accuracy does not support; use voc2007_11pt"
+    ):
         _open_labels(folder, LISTS, datasets.Sequence(ClassLabel(names=CLASSES)))
 
 

@@ -440,7 +440,9 @@ def test_several_labels_as_clip_benchmark_writes_them(dtype, folder):
 
 def test_several_labels_need_a_metric_that_can_score_them(folder):
     _write_multilabel(folder, TABLE)
-    with pytest.raises(DatasetError, match="several labels, which the metric accuracy cannot score; use voc2007_11pt"):
+    with pytest.raises(
+        DatasetError, match="several labels, which the metric accuracy does not support; use voc2007_11pt"
+    ):
         open_dataset(f"wds:{folder}?metric=accuracy", offline=True)
 
 

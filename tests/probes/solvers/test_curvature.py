@@ -14,13 +14,15 @@ def _problem(kind, C=1.0, n=60, d=4, k=3):
     if kind == "softmax":
         loss = Softmax(labels, k)
     else:
-        loss = Logistic(torch.stack([labels - 1, labels == 2], dim=1), torch.tensor([0, 1]))  # -1 is not counted
+        loss = Logistic(
+            torch.stack([labels - 1, labels == 2], dim=1), torch.tensor([0, 1])
+        )  # images with -1 are ignored
     objective = Objective(Rows([x]), loss, [C] * (1 if kind == "softmax" else 2))
     return objective, torch.from_numpy(rng.normal(size=(d + 1, loss.width)) * 0.3)
 
 
 def _hessian_of_loss(objective, unknowns):
-    """By automatic differentiation, of the unknowns class by class: (width * (d + 1), width * (d + 1))."""
+    """Compute the Hessian by automatic differentiation, (width * (d + 1), width * (d + 1)), class after class."""
     x, loss = objective.rows.take(np.arange(len(objective.rows))), objective.loss
 
     def value(flat):
@@ -35,7 +37,7 @@ def _hessian_of_loss(objective, unknowns):
 
 
 def _whole(block, width):
-    """The matrix of a block by its classes' own unknowns, and zeros for those of others."""
+    """Return a block as a matrix for the unknowns of all classes, with zeros for classes outside the block."""
     mix = torch.zeros(width, block.mix.shape[1])
     mix[block.classes] = block.mix
     size = len(block.matrix) // mix.shape[1]
@@ -45,7 +47,7 @@ def _whole(block, width):
 
 @pytest.mark.parametrize("kind", ["softmax", "logistic"])
 def test_the_estimate_from_all_rows_is_the_hessian(kind):
-    """Of a single group. Tolerance: float32 sums of 60 terms."""
+    """All classes are in one group. Tolerance: float32 sums of 60 terms."""
     objective, unknowns = _problem(kind)
     (block,) = curvature.estimate_hessian(objective, 0, unknowns)
     assert block.classes.tolist() == list(range(objective.loss.width))
@@ -54,7 +56,7 @@ def test_the_estimate_from_all_rows_is_the_hessian(kind):
 
 
 def test_smaller_groups_are_blocks_of_the_hessian(monkeypatch):
-    """Those of other classes are left out, what they take from the diagonal is not. Tolerance as above."""
+    """Each block equals the rows and columns of the Hessian for its classes. Tolerance: float32 sums of 60 terms."""
     objective, unknowns = _problem("softmax", k=5)
     monkeypatch.setattr(curvature, "MAX_GROUP", 2)
     expected = _hessian_of_loss(objective, unknowns).unflatten(0, (5, 5)).unflatten(2, (5, 5))
@@ -74,14 +76,14 @@ def test_solving_inverts_the_hessian_with_its_penalty(kind, C):
     hessian = _hessian_of_loss(objective, unknowns) + torch.diag(penalties.T.reshape(-1))
     wanted = torch.randn(unknowns.shape, dtype=torch.float64)
     if kind == "softmax":
-        wanted -= wanted.mean(dim=1, keepdim=True)  # what is common to all classes changes no softmax
+        wanted -= wanted.mean(dim=1, keepdim=True)  # a shift that is common to all classes does not change the softmax
     gradient = (hessian @ wanted.T.reshape(-1)).reshape(unknowns.T.shape).T
     solved = curvature.at(objective, 0, unknowns).solve(gradient)
     torch.testing.assert_close(solved, wanted, rtol=0, atol=1e-2)
 
 
 def test_the_hessian_at_zero_is_exact_for_two_classes():
-    """Probabilities of a half need no sample. Tolerance: rounding."""
+    """All probabilities are one half, so no sample is needed. Tolerance: rounding."""
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 2, (60, 1)))
     objective = Objective(Rows([rng.normal(size=(60, 4)) + 5]), Logistic(labels, torch.tensor([0])), [1.0])
@@ -93,7 +95,7 @@ def test_the_hessian_at_zero_is_exact_for_two_classes():
 
 
 def test_groups_partition_the_classes_and_keep_confused_ones_together():
-    """Classes 0 and 3, 1 and 5, 2 and 4 share their images' probability."""
+    """Images are ambiguous between classes 0 and 3, 1 and 5, or 2 and 4."""
     pairs = [(0, 3), (1, 5), (2, 4)]
     probabilities = torch.full((30, 6), 0.01)
     for row in range(30):
@@ -108,30 +110,30 @@ def test_groups_partition_the_classes_and_keep_confused_ones_together():
 
 def test_groups_are_as_large_as_their_cost_allows(monkeypatch):
     objective, weights = _problem("softmax", k=7)
-    monkeypatch.setattr(curvature, "MAX_BLOCK", 10)  # unknowns: two classes of five
+    monkeypatch.setattr(curvature, "MAX_BLOCK", 10)  # unknowns: two classes with five each
     assert curvature.group_size(objective) == 2
-    found = curvature.estimate_hessian(objective, 0, weights)
-    assert sorted(len(block.classes) for block in found) == [1, 2, 2, 2]
-    assert all(len(block.matrix) == 5 * len(block.classes) for block in found)
+    blocks = curvature.estimate_hessian(objective, 0, weights)
+    assert sorted(len(block.classes) for block in blocks) == [1, 2, 2, 2]
+    assert all(len(block.matrix) == 5 * len(block.classes) for block in blocks)
 
 
 @pytest.mark.parametrize("draws", ["SAMPLE", "CANDIDATES"])
-def test_a_sample_of_rows_stands_for_all(monkeypatch, draws):
-    """A sixteenth of 16,000 rows: within 15 %, five standard errors of a variance from 1,000 draws."""
+def test_a_sample_of_rows_represents_all_rows(monkeypatch, draws):
+    """1,000 of 16,000 rows are drawn. Tolerance: 15 %, five standard errors of a variance from 1,000 draws."""
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 3, 16_000))
     objective = Objective(Rows([rng.normal(size=(16_000, 3))]), Softmax(labels, 3), [1.0])
     monkeypatch.setattr(curvature, "SAMPLE", 16_000)
     (whole,) = curvature.estimate_hessian(objective, 0, objective.zeros())
     monkeypatch.setattr(curvature if draws == "SAMPLE" else module, draws, 1000)
-    del objective.rows.candidates  # kept since
+    del objective.rows.candidates  # a cached property
     (sampled,) = curvature.estimate_hessian(objective, 0, objective.zeros())
     assert not torch.equal(sampled.matrix, whole.matrix)
     torch.testing.assert_close(sampled.matrix, whole.matrix, rtol=0, atol=0.15 * float(whole.matrix.diagonal().max()))
 
 
-def test_draws_are_right_on_average_and_keep_what_counts_most(monkeypatch):
-    """Of weights that fall by a factor of 1e40. Tolerance: five standard errors of 1,000 draws."""
+def test_drawn_weights_are_unbiased_and_include_all_large_weights(monkeypatch):
+    """The weights decrease by a factor of 1e40. Tolerance: five standard errors of 1,000 draws."""
     monkeypatch.setattr(curvature, "SAMPLE", 500)
     weights = torch.logspace(0, -40, 20_000).repeat(2, 1)
     drawn = curvature._draw(weights)
@@ -146,15 +148,15 @@ def test_draws_are_right_on_average_and_keep_what_counts_most(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["softmax", "logistic"])
-def test_probabilities_of_zero_and_one_leave_something_to_factor(kind):
-    """Far from the boundaries float32 knows no curvature at all, and the intercept has no penalty either."""
+def test_a_hessian_of_zero_can_be_factored(kind):
+    """All probabilities are 0 or 1 in float32, so the curvature is zero, and the intercept has no penalty."""
     objective, weights = _problem(kind, C=1e7)
     solved = curvature.at(objective, 0, weights * 1e6).solve(torch.ones_like(weights))
     assert solved.isfinite().all()
 
 
-def test_a_sample_in_which_no_image_counts_is_no_obstacle(monkeypatch):
-    """Labels of a rare attribute may all be outside the sample."""
+def test_a_sample_without_counted_images_gives_a_finite_estimate(monkeypatch):
+    """All labels of a rare attribute can be outside the sample."""
     monkeypatch.setattr(module, "CANDIDATES", 1)
     rows = Rows([np.random.default_rng(0).normal(size=(40, 3))])
     (drawn,), _ = rows.candidates
@@ -165,20 +167,20 @@ def test_a_sample_in_which_no_image_counts_is_no_obstacle(monkeypatch):
     assert solved.isfinite().all()
 
 
-def test_a_common_offset_leaves_the_estimate_as_it_is():
-    """Of float64 features with an offset that float32 would drown them in. Tolerance: what float64 keeps of 1e8."""
+def test_a_common_offset_does_not_change_the_estimate():
+    """The offset is so large that float32 could not represent the features. Tolerance: a float64 ulp of 1e8."""
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(50, 3)), torch.from_numpy(rng.integers(0, 3, 50))
     weights = torch.from_numpy(rng.normal(size=(4, 3)))
     near, far = (Objective(Rows([x + offset]), Softmax(labels, 3), [1.0]) for offset in (0, 1e8))
     (expected,) = curvature.estimate_hessian(near, 0, weights)
-    (found,) = curvature.estimate_hessian(far, 0, weights)
-    torch.testing.assert_close(found.matrix, expected.matrix, rtol=0, atol=1e-6)
+    (block,) = curvature.estimate_hessian(far, 0, weights)
+    torch.testing.assert_close(block.matrix, expected.matrix, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("d", "k"), [(4, 3), (4, 40), (30, 7), (1, 2)])
 def test_no_estimate_is_larger_than_planned(d, k, monkeypatch):
-    """With limits that bind; of single classes the blocks take what they do."""
+    """The limits are so low that they take effect. Blocks of a single class may exceed them."""
     monkeypatch.setattr(curvature, "MAX_BLOCK", 60)
     monkeypatch.setattr(curvature, "MAX_NUMBERS", 5000)
     rng = np.random.default_rng(0)

@@ -17,15 +17,15 @@ from probe.probes.solvers.objective import Logistic, Objective, Rows
 @parametrize_with_checks([FastLogisticRegression()])
 def test_it_is_an_estimator_as_scikit_learn_defines_one(estimator, check):
     with warnings.catch_warnings():
-        # Some checks fit noise with very few steps.
+        # Some checks fit noise with very few steps, so the fits do not converge.
         warnings.simplefilter("ignore", ConvergenceWarning)
         check(estimator)
 
 
 def _tight(x, y, C):
-    """The second way of computing: scikit-learn in float64 to the end of its means."""
+    """Fit by the second way of computing: scikit-learn in float64 with a tight tolerance."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it cannot do on hostile problems is not under test
+        warnings.simplefilter("ignore")  # scikit-learn's convergence on hostile problems is not tested here
         return LogisticRegression(C=C, tol=1e-10, max_iter=10_000).fit(x.astype(np.float64), y)
 
 
@@ -35,14 +35,14 @@ def _log_likelihoods(x, weights, intercept):
 
 
 def _objective(x, y, fit, C):
-    """Mean loss and ||W||^2 / (2 C n), by NumPy and SciPy in float64."""
+    """Compute mean loss + ||W||^2 / (2 C n) by NumPy and SciPy in float64."""
     x, weights = x.astype(np.float64), fit.coef_.astype(np.float64)
     own = _log_likelihoods(x, weights, fit.intercept_)[np.arange(len(x)), np.searchsorted(fit.classes_, y)]
     return -own.mean() + np.square(weights).sum() / (2 * C * len(x))
 
 
 def _gradient_ratio(x, y, fit, C):
-    """Largest component of the gradient over that at weights of zero, by NumPy in float64."""
+    """Compute max |gradient| relative to its value at weights of zero, by NumPy in float64."""
     x = x.astype(np.float64)
     with_ones = np.hstack([x, np.ones((len(x), 1))])
     labels = y[:, None] == fit.classes_
@@ -56,7 +56,7 @@ def _gradient_ratio(x, y, fit, C):
 
 
 def _blobs(n=300, d=8, k=3, spread=0.4, seed=0):
-    """Gaussian classes in turn, around means so far apart."""
+    """Make Gaussian classes in turn, whose means have the standard deviation `spread`."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % k
     return rng.normal(size=(k, d))[y] * spread + rng.normal(size=(n, d)), y
@@ -82,7 +82,10 @@ PROBLEMS = {
 @pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_the_optimum_is_scikit_learns(problem, C, dtype):
-    """Objective within 1e-7, as tol promises; weights within tol by the penalty's curvature; the same predictions."""
+    """The objective is within the 1e-7 that `tol` promises, and predictions are equal.
+
+    Tolerance of the weights: tol divided by the curvature of the penalty.
+    """
     x, y = PROBLEMS[problem]()
     x = x.astype(dtype)
     fit, theirs = FastLogisticRegression(C=C, tol=1e-8).fit(x, y), _tight(x, y, C)
@@ -93,13 +96,13 @@ def test_the_optimum_is_scikit_learns(problem, C, dtype):
     if C <= 1:
         np.testing.assert_allclose(fit.coef_, theirs.coef_, atol=1e-4 * np.abs(theirs.coef_).max())
         np.testing.assert_array_equal(fit.predict(x), theirs.predict(x))
-        # Probabilities add rounding of float32 logits below 100.
+        # Tolerance: the rounding of float32 logits below 100.
         np.testing.assert_allclose(fit.predict_proba(x), theirs.predict_proba(x), atol=2e-5)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_the_default_tolerance_is_enough(problem):
-    """Objective within 1e-7 of scikit-learn's, and both told gradient and excess hold."""
+    """The objective is within 1e-7 of scikit-learn's, and the reported gradient and excess are right."""
     x, y = PROBLEMS[problem]()
     x = x.astype(np.float32)
     fit, best = FastLogisticRegression().fit(x, y), _objective(x, y, _tight(x, y, 1.0), 1.0)
@@ -107,7 +110,7 @@ def test_the_default_tolerance_is_enough(problem):
     assert found == pytest.approx(best, rel=1e-7)
     assert fit.gradient_ratio_ <= 1e-6
     assert fit.gradient_ratio_ == pytest.approx(_gradient_ratio(x, y, fit, 1.0), abs=1e-6)
-    assert found - best <= fit.excess_ + 1e-12  # scikit-learn's own is above the minimum by rounding
+    assert found - best <= fit.excess_ + 1e-12  # scikit-learn's objective is above the minimum by rounding
 
 
 def _with(x, y, change):
@@ -174,7 +177,7 @@ def test_hostile_problems_reach_scikit_learns_objective_in_silence(problem, dtyp
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("problem", sorted(set(HOSTILE) - {"many-classes"}))
 def test_hostile_problems_are_solved_to_a_tight_tolerance(problem, dtype):
-    """Where float32 has no more to say, float64 goes on: within tol of scikit-learn's best, or below."""
+    """Fits continue in float64 when float32 allows no more progress. They end at most tol above scikit-learn's."""
     make, C = HOSTILE[problem]
     x, y = make()
     x = x.astype(dtype)
@@ -184,7 +187,7 @@ def test_hostile_problems_are_solved_to_a_tight_tolerance(problem, dtype):
 
 
 def test_labels_may_be_strings_or_any_numbers():
-    """The weights are those of the classes in sorted order, the predictions the labels."""
+    """Weights are in the order of the sorted labels, and predictions are labels."""
     x, y = _blobs()
     expected = FastLogisticRegression().fit(x, y)
     for names in (np.array(["ant", "bee", "cat"]), np.array([-7, 3, 1000])):
@@ -194,16 +197,16 @@ def test_labels_may_be_strings_or_any_numbers():
         np.testing.assert_array_equal(fit.predict(x), names[expected.predict(x)])
 
 
-@pytest.mark.parametrize("several", [True, False], ids=["side by side", "alone"])
-def test_multi_label_probes_are_binary_fits_on_the_rows_that_count(several):
-    """Tolerance of the weights: tol by the curvature of the penalty."""
+@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+def test_multi_label_probes_are_binary_fits_on_the_rows_that_count(together):
+    """Tolerance of the weights: tol divided by the curvature of the penalty."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 5))
     scores = x @ rng.normal(size=(5, 4)) + rng.normal(size=(300, 4)) + [0, 1, -1, 2]
     targets = np.where(rng.random((300, 4)) < [0, 0.1, 0.5, 0.9], -1, scores > 0)
     rows, strengths = Rows([x]), [0.1, 1.0, 1.0, 10.0]
     solutions = []
-    for columns in [[0, 1, 2, 3]] if several else [[0], [1], [2], [3]]:
+    for columns in [[0, 1, 2, 3]] if together else [[0], [1], [2], [3]]:
         loss = Logistic(torch.from_numpy(targets), torch.tensor(columns))
         solutions += solve(Objective(rows, loss, [strengths[column] for column in columns]), tol=1e-9)
     for column, solution in enumerate(solutions):
@@ -222,8 +225,8 @@ def _solve(x, y, strengths, **settings):
     return solve(Objective(rows, loss_of(y, k, rows.device), strengths), **settings)
 
 
-def test_probes_side_by_side_are_solved_as_each_alone():
-    """Tolerance: the objective's second order in a gradient of 1e-8."""
+def test_probes_solved_together_equal_probes_solved_alone():
+    """Tolerance: the objective differs by the square of a gradient of 1e-8."""
     x, y = _digits(range(10))
     strengths = [0.01, 1.0, 100.0]
     for C, together in zip(strengths, _solve(x, y, strengths, tol=1e-8), strict=True):
@@ -233,7 +236,7 @@ def test_probes_side_by_side_are_solved_as_each_alone():
 
 
 def test_a_start_at_a_neighbour_leads_to_the_same_optimum():
-    """Its weights and curvature save steps and change nothing else."""
+    """The weights and the curvature of the neighbour save steps and change nothing else."""
     x, y = _digits(range(10))
     (neighbour,) = _solve(x, y, [100.0], tol=1e-8)
     (cold,) = _solve(x, y, [150.0], tol=1e-8)
@@ -246,9 +249,9 @@ def test_a_start_at_a_neighbour_leads_to_the_same_optimum():
 @pytest.mark.slow
 @pytest.mark.parametrize("C", [1.0, 1e4])
 def test_features_too_large_for_a_copy_reach_the_same_optimum(C, monkeypatch):
-    """In float32, correlated and with a large common mean, where products outside of the basis cancel most.
+    """The features are correlated and have a large common mean, which causes most cancellation without whitening.
 
-    With a smaller `tol` than by default, which ends up to 1e-5 above the minimum of separable classes.
+    `tol` is smaller than the default, with which fits end up to 1e-5 above the minimum if classes are separable.
     """
     x, y = _digits(range(10))
     turned = np.random.default_rng(0).normal(size=(64, 64))
@@ -258,12 +261,12 @@ def test_features_too_large_for_a_copy_reach_the_same_optimum(C, monkeypatch):
     fit = FastLogisticRegression(C=C, tol=1e-8).fit(x, y)
     assert fit.gradient_ratio_ <= 1e-8
     assert fit.objective_ == pytest.approx(expected.objective_, rel=1e-6)
-    assert _objective(x, y, fit, C) <= _objective(x, y, _tight(x, y, C), C) * (1 + 1e-6)  # which ends above
+    assert _objective(x, y, fit, C) <= _objective(x, y, _tight(x, y, C), C) * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-10])
-def test_tiny_features_are_fitted_and_not_taken_for_rounding(scale):
-    """Where the penalty is weak enough to let them, they are told apart as those of size one."""
+def test_tiny_features_are_not_taken_for_rounding_errors(scale):
+    """With a penalty that is weaker in proportion, the fit equals the fit on features of size one."""
     x, y = _blobs(n=300, k=3)
     expected = FastLogisticRegression(C=1.0).fit(x, y)
     fit = FastLogisticRegression(C=scale**-2).fit(x * scale, y)
@@ -284,7 +287,7 @@ def test_a_fit_that_was_cut_off_says_so():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_features_that_are_no_numbers_are_refused(value):
+def test_features_that_are_not_finite_are_refused(value):
     x, y = _blobs()
     x[3, 2] = value
     with pytest.raises(ValueError, match=r"NaN|infinity"):
@@ -304,8 +307,8 @@ def test_a_strength_that_is_no_number_above_zero_is_refused(C):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_arrays_on_disk_give_the_same_bits(tmp_path, dtype):
-    """Read-only and mapped into memory, as the feature store gives them; torch would warn of those."""
+def test_memory_mapped_arrays_give_the_same_bits(tmp_path, dtype):
+    """The feature store returns such read-only arrays. torch would warn about them."""
     x, y = _blobs()
     np.save(tmp_path / "x.npy", x.astype(dtype))
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
@@ -316,15 +319,15 @@ def test_arrays_on_disk_give_the_same_bits(tmp_path, dtype):
 
 
 def test_a_second_fit_gives_the_same_bits():
-    """With an estimate of the curvature from a sample too."""
+    """C is so large that the curvature is estimated from a sample of rows."""
     x, y = _digits(range(10))
     first, second = (FastLogisticRegression(C=1e4).fit(x.astype(np.float32), y) for _ in range(2))
     np.testing.assert_array_equal(first.coef_, second.coef_)
     np.testing.assert_array_equal(first.intercept_, second.intercept_)
 
 
-def test_features_of_the_usual_kind_take_few_passes():
-    """Correlated features with a large common mean, as CLIP's; scikit-learn takes hundreds."""
+def test_typical_features_take_few_passes():
+    """The features are correlated and have a large common mean, like CLIP's. scikit-learn takes hundreds of passes."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 10, 4000)
     spectrum = np.arange(1, 65) ** -0.5
@@ -337,7 +340,7 @@ def test_features_of_the_usual_kind_take_few_passes():
     assert objective.num_passes < 100
 
 
-def test_the_estimator_is_where_the_readme_says():
+def test_the_estimator_is_imported_on_first_use():
     assert probe.probes.FastLogisticRegression is FastLogisticRegression
     with pytest.raises(AttributeError, match="no attribute 'Fast'"):
         _ = probe.probes.Fast

@@ -17,7 +17,7 @@ def _inverse_of_scales():
 
 
 def _bowl(weights, exact):
-    """Its minimum, 5, is at ones."""
+    """Evaluate a quadratic function whose minimum, 5, is at ones."""
     return 5 + float((SCALES * (weights - 1).square()).sum()) / 2, SCALES * (weights - 1)
 
 
@@ -25,15 +25,15 @@ def _largest(gradient):
     return float(gradient.abs().max())
 
 
-def _minimise(answer, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=500, most_left=np.inf):
-    """What was found, and the questions with their preconditioner refreshes."""
-    refreshed, questions = [], []
+def _minimise(evaluate, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=500, most_left=np.inf):
+    """Return the minimum, the evaluation requests, and how many requests came before each new preconditioner."""
+    refreshed, requests = [], []
 
     def refresh(weights):
-        refreshed.append(len(questions))
+        refreshed.append(len(requests))
         return _inverse_of_scales()
 
-    dialogue = minimise(
+    steps = minimise(
         torch.zeros(4, 1, dtype=torch.float64),
         preconditioner or _identity(),
         refresh=refresh,
@@ -43,17 +43,17 @@ def _minimise(answer, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=
         tol=tol,
         max_iter=max_iter,
     )
-    question = next(dialogue)
+    request = next(steps)
     while True:
-        questions.append(question)
+        requests.append(request)
         try:
-            question = dialogue.send(answer(question.unknowns, question.exact))
+            request = steps.send(evaluate(request.unknowns, request.exact))
         except StopIteration as end:
-            return end.value, questions, refreshed
+            return end.value, requests, refreshed
 
 
-def test_a_small_gradient_is_not_the_end_where_much_is_left():
-    """The gradient of the first unknown is left, whose scale is a thousandth of the largest."""
+def test_a_small_gradient_does_not_end_a_minimisation_far_from_the_minimum():
+    """The first unknown, whose scale is a thousandth of the largest, is still far from its optimum."""
     early, _, _ = _minimise(_bowl, tol=1.0)
     found, _, _ = _minimise(_bowl, tol=1.0, most_left=1e-9)
     assert _largest(early.gradient) <= 1.0
@@ -62,23 +62,23 @@ def test_a_small_gradient_is_not_the_end_where_much_is_left():
 
 
 def test_a_quadratic_is_solved_to_its_tolerance():
-    """The gradient is at most tol, and so the distance at most tol by the smallest scale."""
-    found, questions, _ = _minimise(_bowl)
+    """The gradient is at most tol, so the distance is at most tol divided by the smallest scale, 1."""
+    found, requests, _ = _minimise(_bowl)
     torch.testing.assert_close(found.unknowns, torch.ones(4, 1, dtype=torch.float64), rtol=0, atol=1e-9)
     assert _largest(found.gradient) <= 1e-9
     assert found.objective == pytest.approx(5, rel=1e-15)
-    assert found.n_eval == len(questions)
-    assert [question.exact for question in questions[-2:]] == [False, True]  # the last only to say how it ended
+    assert found.n_eval == len(requests)
+    assert [request.exact for request in requests[-2:]] == [False, True]  # the last request only evaluates the end
 
 
 def test_the_inverse_of_the_hessian_needs_a_single_step():
-    found, questions, _ = _minimise(_bowl, preconditioner=_inverse_of_scales())
+    found, requests, _ = _minimise(_bowl, preconditioner=_inverse_of_scales())
     assert found.n_iter == 1
-    assert len(questions) == 3  # the last for products in float64
+    assert len(requests) == 3  # the last one evaluates the end in float64
 
 
-def test_a_crooked_valley_is_followed():
-    """Rosenbrock's function, from the far side; its minimum is at ones."""
+def test_a_curved_valley_is_followed_to_its_minimum():
+    """The function is Rosenbrock's, with the minimum at ones. The start is on the other side of the valley."""
 
     def valley(weights, exact):
         w = weights.clone().requires_grad_()
@@ -97,14 +97,14 @@ def test_a_minimisation_ends_after_max_iter_steps():
 
 
 def test_a_start_at_the_minimum_takes_no_step():
-    found, questions, _ = _minimise(lambda weights, exact: (0.0, torch.zeros_like(weights)))
-    assert (found.n_iter, len(questions)) == (0, 2)
+    found, requests, _ = _minimise(lambda weights, exact: (0.0, torch.zeros_like(weights)))
+    assert (found.n_iter, len(requests)) == (0, 2)
 
 
-def test_a_preconditioner_is_asked_for_after_so_many_evaluations_and_then_ever_less():
-    """After 3, after 6 more, after 12 more; a search that is under way is finished first."""
+def test_preconditioners_are_replaced_less_and_less_often():
+    """The first is replaced after 3 evaluations, the next after 1.5 times as many. A line search is finished first."""
 
-    def flat(weights, exact):  # of fourth order, which no quadratic model ends
+    def flat(weights, exact):  # a function of fourth order, for which quadratic models converge slowly
         return float((weights - 1).pow(4).sum()), 4 * (weights - 1).pow(3)
 
     _, _, refreshed = _minimise(flat, patience=3, tol=1e-12)
@@ -114,8 +114,8 @@ def test_a_preconditioner_is_asked_for_after_so_many_evaluations_and_then_ever_l
 
 
 @pytest.mark.parametrize("offset", [1e-3, 1e-9], ids=["coarse", "fine"])
-def test_where_rough_answers_lead_nowhere_exact_ones_are_asked_for(offset):
-    """Gradients that are off by a constant, as by rounding, must not end the search, and the exact ones do."""
+def test_exact_evaluations_are_requested_when_inexact_ones_allow_no_progress(offset):
+    """Gradients with rounding errors must not end the minimisation far from the minimum."""
     rng = np.random.default_rng(0)
 
     def rounded(weights, exact):
@@ -123,14 +123,14 @@ def test_where_rough_answers_lead_nowhere_exact_ones_are_asked_for(offset):
         noise = torch.from_numpy(rng.uniform(-1, 1, size=(4, 1)))
         return (value, gradient) if exact else (value, gradient + offset * noise)
 
-    found, questions, _ = _minimise(rounded, tol=1e-10)
-    assert questions[-1].exact
+    found, requests, _ = _minimise(rounded, tol=1e-10)
+    assert requests[-1].exact
     assert _largest(found.gradient) <= 1e-10
     torch.testing.assert_close(found.unknowns, torch.ones(4, 1, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
-def test_answers_that_are_no_numbers_end_it_where_it_began():
-    """Rather than loop, or take the step."""
+def test_values_of_nan_end_the_minimisation_at_its_start():
+    """The minimisation neither loops nor takes a step."""
 
     def broken(weights, exact):
         return (1.0, torch.ones_like(weights)) if not weights.any() else (float("nan"), weights * float("nan"))

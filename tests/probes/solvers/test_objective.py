@@ -10,7 +10,7 @@ STRENGTHS = [0.01, 1.0, 1e4]
 
 @pytest.fixture
 def _small_blocks(monkeypatch):
-    """Blocks of 7 rows, which divide none of the parts below."""
+    """Use blocks of 7 rows, which do not divide the arrays below evenly."""
     monkeypatch.setattr(module, "MIN_ROWS", 7)
     monkeypatch.setattr(module, "MAX_ROWS", 7)
 
@@ -28,7 +28,7 @@ def _softmax(n=50, k=5):
 
 
 def _logistic(n=50):
-    """Probes of columns 2, 0 and 0 of four; a fifth of the labels do not count."""
+    """Return the loss of three probes, for the columns 2, 0 and 0 of four. A fifth of the labels do not count."""
     targets = np.random.default_rng(2).choice([1, 0, -1], p=[0.4, 0.4, 0.2], size=(n, 4))
     return Logistic(torch.from_numpy(targets), torch.tensor([2, 0, 0]))
 
@@ -39,7 +39,7 @@ def _weights(d=6, width=1):
 
 
 def _by_autograd(x, loss, probe, weights, C):
-    """Value and gradient by the weights from torch's own losses and their derivatives, in float64."""
+    """Compute the value and the gradient with respect to the weights by torch's losses in float64."""
     x = torch.from_numpy(x).double()
     weights = weights.clone().requires_grad_()
     logits = x @ weights[:-1] + weights[-1]
@@ -58,7 +58,10 @@ def _by_autograd(x, loss, probe, weights, C):
 @pytest.mark.parametrize("kind", ["softmax", "logistic"])
 @pytest.mark.parametrize(("dtype", "exact", "tolerance"), [(np.float64, False, 1e-12), (np.float32, True, 1e-12)])
 def test_value_and_gradient_equal_automatic_differentiation(kind, dtype, exact, tolerance):
-    """Of several probes and strengths at once, over parts and blocks. Tolerance: rounding of sums of 50 terms."""
+    """Three probes with different C are evaluated together, on several arrays and blocks.
+
+    Tolerance: rounding of sums of 50 terms.
+    """
     x, loss = _features(dtype), _softmax() if kind == "softmax" else _logistic()
     weights = _weights(width=loss.width)
     objective = Objective(_parts(x), loss, STRENGTHS)
@@ -72,8 +75,8 @@ def test_value_and_gradient_equal_automatic_differentiation(kind, dtype, exact, 
 
 
 @pytest.mark.parametrize("kind", ["softmax", "logistic"])
-def test_features_too_large_for_a_copy_give_the_same(kind, monkeypatch):
-    """They are centred block by block in every pass. Tolerance: rounding of sums of 50 terms."""
+def test_features_too_large_for_a_copy_give_the_same_values(kind, monkeypatch):
+    """Such features are centred block by block in every pass. Tolerance: rounding of sums of 50 terms."""
     loss = _softmax() if kind == "softmax" else _logistic()
     unknowns = _weights(width=loss.width)
     with_copy = Objective(_parts(_features()), loss, STRENGTHS)
@@ -98,10 +101,10 @@ def test_the_basis_takes_weights_to_unknowns_and_back():
     )
 
 
-def test_features_in_the_basis_are_uncorrelated_and_of_unit_variance():
-    """But for a constant one and the difference of two equal ones, which have none and stay so.
+def test_whitened_features_are_uncorrelated_and_have_unit_variance():
+    """A constant feature and the difference of two equal features have no variance, and whitening does not change that.
 
-    Tolerance: rounding of 1e-16 over a length of 1e-8, the least that is divided by.
+    Tolerance: rounding errors of 1e-16, divided by the smallest standard deviation of 1e-8.
     """
     x = _features()
     x[:, 3], x[:, 5] = 0.1, x[:, 4]
@@ -115,7 +118,7 @@ def test_features_in_the_basis_are_uncorrelated_and_of_unit_variance():
 
 @pytest.mark.parametrize("kind", ["softmax", "logistic"])
 def test_products_in_float32_differ_by_its_rounding_only(kind):
-    """A few ulps of the largest logit, 1e-7 x 30 x 6 features."""
+    """Tolerance: a few float32 ulps of the largest logit, 1e-7 x 30 x 6 features."""
     x, loss = _features(np.float32), _softmax() if kind == "softmax" else _logistic()
     objective, unknowns = Objective(_parts(x), loss, STRENGTHS), _weights(width=loss.width)
     rough, exact = (objective.evaluate(unknowns, range(3), exact=exact) for exact in (False, True))
@@ -125,8 +128,8 @@ def test_products_in_float32_differ_by_its_rounding_only(kind):
 
 
 @pytest.mark.parametrize("kind", ["softmax", "logistic"])
-def test_a_pass_for_several_probes_gives_what_each_gives_alone(kind):
-    """In any order, and a probe twice too. Only the order of sums can differ, by some 1e-16."""
+def test_probes_evaluated_together_equal_probes_evaluated_alone(kind):
+    """This holds for any order, and if a probe occurs twice. Tolerance: a different order of sums, about 1e-16."""
     loss = _softmax() if kind == "softmax" else _logistic()
     objective, weights = Objective(_parts(_features()), loss, STRENGTHS), _weights(width=loss.width)
     for probes in ([0, 1, 2], [2, 0, 1], [1, 1, 0], [2, 1]):
@@ -137,8 +140,8 @@ def test_a_pass_for_several_probes_gives_what_each_gives_alone(kind):
             torch.testing.assert_close(gradient, slope, rtol=0, atol=1e-13 * float(slope.abs().max()))
 
 
-def test_a_logistic_loss_far_from_the_boundary_is_not_lost():
-    """At logits of 30 it is exp(-30), which `softplus` of torch would call zero, or 30 x 1e-16."""
+def test_a_very_small_logistic_loss_is_not_rounded_to_zero():
+    """At logits of 30 the loss is exp(-30). torch's `softplus` would give zero, or 30 x 1e-16."""
     x = np.array([[30.0], [-30.0]])
     loss = Logistic(torch.tensor([[1], [0]]), torch.tensor([0]))
     objective = Objective(Rows([x]), loss, [1e30])
@@ -153,8 +156,8 @@ def test_a_probe_that_no_image_counts_for_is_refused():
 
 
 @pytest.mark.usefixtures("_small_blocks")
-def test_moments_are_those_of_all_parts():
-    """NumPy's mean and covariance. Tolerance: rounding of sums of 50 terms."""
+def test_mean_and_covariance_are_computed_over_all_arrays():
+    """They equal NumPy's. Tolerance: rounding of sums of 50 terms."""
     x = _features()
     x[:, 3] = 0.1  # constant
     rows = _parts(x)
@@ -162,8 +165,8 @@ def test_moments_are_those_of_all_parts():
     np.testing.assert_allclose(rows.covariance, np.cov(x.T, bias=True), atol=1e-13)
 
 
-def test_rows_are_taken_across_parts():
-    """In the basis, which all rows make together."""
+def test_rows_are_taken_across_arrays():
+    """The rows are whitened by the covariance of all rows."""
     x = _features()
     positions = np.array([0, 10, 11, 12, 49])
     rows = _parts(x)
@@ -172,6 +175,6 @@ def test_rows_are_taken_across_parts():
 
 
 def test_features_whose_squares_overflow_are_refused():
-    """They would make every preconditioner infinite."""
-    with pytest.raises(ValueError, match="squares of the features exceed"):
+    """Such features would make every preconditioner infinite."""
+    with pytest.raises(ValueError, match=r"the squares of the features overflow torch\.float32; scale"):
         _ = Rows([_features(np.float32) * np.float32(1e25)]).covariance

@@ -1,4 +1,4 @@
-"""The star of a score: fits that are far from their optimum have it, and fits at their optimum do not."""
+"""Convergence of fits: scores of fits far from their optimum have a star, and scores of fits at the optimum do not."""
 
 from dataclasses import replace
 
@@ -37,18 +37,18 @@ def _check(result, x, y, test):
     """Check that a fit has a star if the score at the optimum can differ, and no star at the optimum."""
     optimum = find_optimum(x, y, result.C)
     expected = int((optimum.predict(test.x) == test.y).sum())
-    found = int((result.predictions == test.y).sum())
+    num_right = int((result.predictions == test.y).sum())
     if result.converged:
-        assert abs(found - expected) <= NUM_TEST / 1000
+        assert abs(num_right - expected) <= NUM_TEST / 1000
     else:
-        assert found != expected or not _is_at_optimum(optimum, x, y, result.C, result.objective, LIMIT / 10)
+        assert num_right != expected or not _is_at_optimum(optimum, x, y, result.C, result.objective, LIMIT / 10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_no_score_without_a_star_is_another_at_the_optimum(name, solver):
-    """The limit is one test image in a thousand, under the rules of the README and of a search over C.
+def test_scores_without_a_star_equal_the_scores_at_the_optimum(name, solver):
+    """Scores may differ by one test image in a thousand, under the protocol `readme` and with a sweep over C.
 
     Newton's method in float64 finds the optimum independently. `fast` reaches it on all problems.
     """
@@ -71,8 +71,8 @@ def test_no_score_without_a_star_is_another_at_the_optimum(name, solver):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 5))
-def test_fast_is_right_about_features_with_outliers_in_any_order(seed):
-    """The order of the rows decides the rounding, and some roundings end the solver far from the optimum."""
+def test_fast_measures_convergence_on_outliers_for_any_order_of_rows(seed):
+    """The order of the rows changes rounding errors, and some rounding errors end the solver far from the optimum."""
     splits = make("outliers of 1e4")
     order = np.random.default_rng(seed).permutation(len(splits["train"]))
     train = Features(splits["train"].x[order], splits["train"].y[order])
@@ -86,16 +86,16 @@ def test_fast_is_right_about_features_with_outliers_in_any_order(seed):
 
 @pytest.mark.parametrize("value", [1e5, None], ids=["constant", "exponential"])
 def test_one_large_column_does_not_hide_that_the_others_are_not_fitted(value):
-    """scikit-learn stops after a few iterations, when the gradient is a thousandth of its start."""
+    """scikit-learn stops after a few iterations, when the gradient is a thousandth of its initial value."""
 
-    def part(n, seed):
+    def features(n, seed):
         rng = np.random.default_rng(seed)
         y = rng.integers(0, 4, n)
         x = np.random.default_rng(99).normal(size=(4, 16))[y] + rng.normal(size=(n, 16))
         column = rng.exponential(1e4, (n, 1)) if value is None else np.full((n, 1), value)
         return Features(np.hstack([x, column]).astype(np.float32), y)
 
-    train, test = part(400, 1), part(2000, 3)
+    train, test = features(400, 1), features(2000, 3)
     far, near = (fit_probe(train=train, test=test, protocol="readme", solver=s) for s in ("sklearn", "fast"))
     best = (find_optimum(train.x, train.y, 0.316).predict(test.x) == test.y).mean()
     assert far.score < best - 0.001
@@ -106,8 +106,8 @@ def test_one_large_column_does_not_hide_that_the_others_are_not_fitted(value):
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
 @pytest.mark.parametrize("classes", [range(6), [3, 8]], ids=["multinomial", "binary"])
-def test_the_estimate_is_the_distance_to_the_optimum(classes, scale):
-    """Near the optimum, the estimate is within a tenth of the distance, for any scale of a column."""
+def test_suboptimality_estimates_the_distance_to_the_optimum(classes, scale):
+    """Near the optimum, the error of the estimate is at most 10 % for any scale of a column."""
     x, y = load_digits(return_X_y=True)
     y = y[np.isin(y, classes)]
     x = (x[np.isin(load_digits().target, classes)] / 16)[:300]
@@ -120,10 +120,10 @@ def test_the_estimate_is_the_distance_to_the_optimum(classes, scale):
     noise = 0.01 * rng.normal(size=weights.shape) * np.abs(weights)
     rows = Rows([x])
     objective = Objective(rows, loss_of(y, len(np.unique(y)), rows.device), [1.0])
-    found = measure_optimality(objective, 0, torch.from_numpy(weights + noise), num_iter=100)
+    near = measure_optimality(objective, 0, torch.from_numpy(weights + noise), num_iter=100)
     at_best = measure_optimality(objective, 0, torch.from_numpy(weights), num_iter=100)
-    assert found.suboptimality == pytest.approx(found.objective - best.objective, rel=0.1)
-    assert not found.converged
+    assert near.suboptimality == pytest.approx(near.objective - best.objective, rel=0.1)
+    assert not near.converged
     assert at_best.objective == pytest.approx(best.objective, rel=1e-12)
     assert at_best.suboptimality < 1e-12
     assert at_best.converged
@@ -131,7 +131,7 @@ def test_the_estimate_is_the_distance_to_the_optimum(classes, scale):
 
 @pytest.mark.parametrize("dense_size", [optimality.DENSE_SIZE, 0], ids=["dense", "iterative"])
 def test_a_weak_penalty_on_near_duplicates_gets_a_star(dense_size, monkeypatch):
-    """scikit-learn's `tol` is met, and the gradient is small, far from the optimum."""
+    """scikit-learn stops far from the optimum, because the gradient is small and meets its `tol`."""
     monkeypatch.setattr(optimality, "DENSE_SIZE", dense_size)
     train = make("near duplicates, 1e-4")["train"]
     best = find_optimum(train.x, train.y, 1e6).objective
@@ -148,7 +148,7 @@ def test_a_weak_penalty_on_near_duplicates_gets_a_star(dense_size, monkeypatch):
 @pytest.mark.parametrize("name", [name for name in PROBLEMS if name.startswith("near duplicates")])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_near_duplicates_do_not_hide_that_a_fit_is_unfinished(name, C, solver, dense_size, monkeypatch):
-    """A weak penalty leaves the small differences between columns much to gain, but not in a few steps."""
+    """With a weak penalty, small differences between columns can reduce the loss a lot, but only after many steps."""
     monkeypatch.setattr(optimality, "DENSE_SIZE", dense_size)
     train = make(name)["train"]
     optimum = find_optimum(train.x, train.y, C)
@@ -162,8 +162,8 @@ def test_near_duplicates_do_not_hide_that_a_fit_is_unfinished(name, C, solver, d
         assert distance / 4 < fit.suboptimality < 4 * distance
 
 
-def test_images_that_do_not_count_are_not_measured():
-    """The measure equals the measure of the other images alone."""
+def test_ignored_images_do_not_affect_the_measurement():
+    """The measurement equals the measurement on the other images alone."""
     rng = np.random.default_rng(0)
     even = np.arange(400) % 2
     x = (rng.normal(size=(400, 8)) + even[:, None]).astype(np.float32)
@@ -177,8 +177,8 @@ def test_images_that_do_not_count_are_not_measured():
     assert a.suboptimality == pytest.approx(b.suboptimality, rel=1e-5)
 
 
-def test_a_fit_that_was_cut_off_at_its_optimum_has_converged():
-    """The place where a fit ended decides, not the reason why it ended."""
+def test_a_fit_that_ends_at_max_iter_at_its_optimum_has_converged():
+    """Convergence depends on where a fit ends, not on why it ends."""
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype(np.float32)
     needed = int(LogisticRegression(C=1e-3, tol=1e-6, max_iter=1000).fit(x, y).n_iter_[0])
@@ -189,7 +189,7 @@ def test_a_fit_that_was_cut_off_at_its_optimum_has_converged():
 
 @pytest.mark.parametrize("x", [np.zeros((60, 3)), np.full((60, 3), 7.3)], ids=["zeros", "constants"])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_features_that_tell_nothing_are_fitted_at_once(x, solver):
+def test_uninformative_features_converge_to_equal_probabilities(x, solver):
     y = np.arange(60) % 3
     fit = SOLVERS[solver]([x.astype(np.float32)], y, max_iter=100, tol=1e-6).fit(1.0)
     assert fit.converged
@@ -207,8 +207,8 @@ def test_negligible_is_a_millionth_of_what_a_fit_has_achieved(objective, without
     assert not is_negligible(1.1e-6 * share_of, **known)
 
 
-def test_a_choice_among_unfinished_fits_is_marked():
-    """Fits of the sweep do not converge on features of a bad scale. They do on plain features."""
+def test_a_choice_of_c_among_unconverged_fits_is_marked():
+    """Fits of the sweep do not converge on features of a bad scale. They converge on plain features."""
     splits = make("constant 1e5")
     result = fit_probe(**splits, protocol=SWEEP)
     assert not result.choice_converged

@@ -29,7 +29,7 @@ def test_the_fit_is_scikit_learns(classes):
     x, y = _digits(classes)
     fit = fit_logistic_regression(x, y, C=0.316, max_iter=1000, tol=1e-6)
     theirs = LogisticRegression(C=0.316, max_iter=1000, tol=1e-6).fit(x, y)
-    # Not to the last bit: the number of threads changes the order of sums.
+    # The bits can differ, because the number of threads changes the order of sums.
     np.testing.assert_allclose(fit.coef, theirs.coef_, atol=1e-4)
     assert abs(fit.n_iter - theirs.n_iter_.max()) <= 5
     assert fit.converged
@@ -37,7 +37,7 @@ def test_the_fit_is_scikit_learns(classes):
 
 @pytest.mark.parametrize("classes", [range(10), [3, 8]], ids=["multinomial", "binary"])
 def test_objective_and_gradient_equal_automatic_differentiation(classes):
-    """A second way of computing: torch's cross-entropy in float64, differentiated."""
+    """The second way of computing is torch's cross-entropy in float64 and its derivative."""
     x, y = _digits(classes)
     fit = fit_logistic_regression(x, y, C=2.0, max_iter=7, tol=1e-6)
     weights = torch.tensor(fit.coef, dtype=torch.float64, requires_grad=True)
@@ -53,8 +53,8 @@ def test_objective_and_gradient_equal_automatic_differentiation(classes):
     assert fit.gradient_norm == pytest.approx(largest, rel=1e-9)
 
 
-def test_a_fit_that_was_cut_off_says_so_and_warns_nobody():
-    """The warning becomes data; pytest would turn a stray one into an error."""
+def test_a_fit_that_ends_at_max_iter_is_not_converged_and_does_not_warn():
+    """The solver turns scikit-learn's warning into data. Warnings are errors in tests."""
     x, y = _digits(range(10))
     fit = fit_logistic_regression(x, y, C=1e6, max_iter=3, tol=1e-6)
     assert not fit.converged
@@ -62,8 +62,8 @@ def test_a_fit_that_was_cut_off_says_so_and_warns_nobody():
     assert fit.gradient_ratio > 1e-3
 
 
-def test_a_fit_that_stops_early_by_itself_has_not_converged():
-    """A loose tolerance stops in silence; the measured gradient tells."""
+def test_a_fit_that_stops_early_has_not_converged():
+    """With a loose tolerance scikit-learn stops early without a warning, but the measurement shows it."""
     x, y = _digits(range(10))
     fit = fit_logistic_regression(x, y, C=1e3, max_iter=1000, tol=1e-2)
     assert fit.n_iter < 1000
@@ -80,8 +80,8 @@ def test_scores_have_a_column_for_every_class():
 
 
 @pytest.mark.slow
-def test_scikit_learn_on_tensors_gives_what_it_gives_on_arrays():
-    """Its array API is the way to a GPU; here with tensors on the CPU, in a process that has SciPy's."""
+def test_scikit_learn_gives_the_same_result_on_tensors_as_on_arrays():
+    """Fits on a GPU use the array API. The test uses tensors on the CPU, in a process with SciPy's array API."""
     script = """
 import numpy as np
 from sklearn.datasets import load_digits
@@ -94,7 +94,7 @@ fit_on_device(ours, x, y + 3, "cpu")
 theirs = LogisticRegression(C=0.5, tol=1e-6, max_iter=1000).fit(x, y + 3)
 assert isinstance(ours.coef_, np.ndarray)
 assert np.array_equal(ours.classes_, theirs.classes_)
-# Both stop by the gradient, which float32 sums in another order.
+# Both stop when the gradient is small, but their sums in float32 have a different order.
 assert np.abs(ours.coef_ - theirs.coef_).max() < 0.02 * np.abs(theirs.coef_).max()
 assert np.array_equal((x @ ours.coef_.T + ours.intercept_).argmax(axis=1), theirs.predict(x) - 3)
 """
@@ -110,33 +110,33 @@ def test_a_gpu_without_scipys_array_api_is_refused(monkeypatch):
 def test_a_warm_start_ends_at_the_same_optimum():
     x, y = _digits(range(10))
     solver = ScikitLearn([x], y, max_iter=5000, tol=1e-7)
-    near = solver.fit(0.9)
-    cold, warm = solver.fit(1.0), solver.fit(1.0, near=near)
-    assert warm.n_iter - near.n_iter < cold.n_iter
-    assert warm.objective == pytest.approx(cold.objective, rel=1e-6)  # float32 hides the rest
+    start = solver.fit(0.9)
+    cold, warm = solver.fit(1.0), solver.fit(1.0, start=start)
+    assert warm.n_iter - start.n_iter < cold.n_iter
+    assert warm.objective == pytest.approx(cold.objective, rel=1e-6)  # the precision of float32
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("is_multi_label", [False, True])
 def test_iterations_of_the_start_count(solver, is_multi_label):
-    """A fit that begins in the weights of a neighbour took the iterations of both, however few its own are."""
+    """The iterations of a fit include the iterations of the fit that it started from."""
     x, y = _digits(range(4))
     fitter = SOLVERS[solver]([x], np.eye(4, dtype=np.int64)[y] if is_multi_label else y, max_iter=1000, tol=1e-6)
     first = fitter.fit(0.1)
-    second = fitter.fit(0.1, near=first)
-    third = fitter.fit(0.1, near=second)
+    second = fitter.fit(0.1, start=first)
+    third = fitter.fit(0.1, start=second)
     assert first.n_iter > 5
     assert first.n_iter <= second.n_iter <= first.n_iter + 5
     assert second.n_iter <= third.n_iter <= second.n_iter + 5
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_iterations_are_told_as_they_go(solver):
+def test_tick_is_called_for_every_iteration(solver):
     x, y = _digits(range(10))
-    told = []
-    fit = SOLVERS[solver]([x], y, max_iter=1000, tol=1e-6).fit(0.1, tick=told.append)
-    assert told == sorted(told)
-    assert len(told) >= fit.n_iter > 5
+    ticks = []
+    fit = SOLVERS[solver]([x], y, max_iter=1000, tol=1e-6).fit(0.1, tick=ticks.append)
+    assert ticks == sorted(ticks)
+    assert len(ticks) >= fit.n_iter > 5
 
 
 def test_the_excess_bounds_the_distance_to_the_optimum():
