@@ -1,4 +1,4 @@
-"""Fixtures of all tests: isolation from the user's folders, small archives and folders of images."""
+"""Fixtures of all tests: isolation from the user's folders, small model archives and folders of images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from probe.models.openai import save_archive
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give tests of Ray, and tests of the page, to one process of pytest-xdist each.
+    """Run all tests of Ray in one process of pytest-xdist, and all tests of the page in one process.
 
     Each test of Ray starts a cluster on this machine. Tests of the page share one browser.
     """
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
-    """Escape what is no text, such as file names in captured output, because pytest-xdist sends reports as UTF-8."""
+    """Escape undecodable names of files in captured output, because pytest-xdist sends reports as UTF-8."""
     return _escape((yield))
 
 
@@ -40,12 +40,12 @@ def _escape(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", errors="backslashreplace").decode("utf-8")
     if isinstance(value, dict):
-        return {name: _escape(part) for name, part in value.items()}
+        return {name: _escape(item) for name, item in value.items()}
     return type(value)(map(_escape, value)) if isinstance(value, list | tuple) else value
 
 
 def pytest_collection_finish() -> None:
-    """Keep the garbage collector from looking at the libraries and tests again whenever the package calls it."""
+    """Exclude libraries and tests from garbage collection, because the package calls the collector often."""
     gc.collect()
     gc.freeze()
 
@@ -58,7 +58,7 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _log_level() -> Iterator[None]:
-    """Restore the level of the logger, which the command line sets."""
+    """Restore the log level after each test, because the command line changes it."""
     logger = logging.getLogger("probe")
     level = logger.level
     yield
@@ -75,7 +75,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", params=[SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
 def archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A TorchScript archive as OpenAI publishes them, with random weights."""
+    """Make a TorchScript archive in the format that OpenAI publishes, with random weights."""
     path = tmp_path_factory.mktemp("archive") / "model.pt"
     save_archive(random_clip(request.param), path)
     return path
@@ -83,7 +83,7 @@ def archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[[Mapping[str, int]], Path]:
-    """Make a folder of images: `{"train/red": 5}` gives five reddish images in train/red."""
+    """Return a function that makes a folder of images. `{"train/red": 5}` gives five reddish images in train/red."""
     colours = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
     def make(counts: Mapping[str, int]) -> Path:
@@ -99,9 +99,9 @@ def image_folder(tmp_path: Path) -> Callable[[Mapping[str, int]], Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """Use one thread, here and in child processes: on small inputs, threads that wait for each other take longer."""
+    """Use one thread in this process and its child processes, because several threads are slower on small inputs."""
     torch.set_num_threads(1)
-    # Two copies of OpenBLAS, SciPy's and NumPy's, spin against each other; see `probes.solvers.scikit_learn`.
+    # The waiting threads of SciPy's and NumPy's OpenBLAS compete for the cores, see `probes.solvers.scikit_learn`.
     openblas = ThreadpoolController().select(internal_api="openblas")
     with openblas.limit(limits=1), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")

@@ -1,6 +1,6 @@
-"""Files appear in one step, and files of another user never block a folder that can be written to."""
+"""Files are written atomically, and files of another user never block a folder that is writable."""
 
-import encodings.cp437  # noqa: F401 - asked for later, when a library below /root cannot be read any more
+import encodings.cp437  # noqa: F401 - `zipfile` imports it later, when a library below /root can no longer be read
 import io
 import os
 import shutil
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(error, tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(error, tmp_path):
     (tmp_path / "a.json").write_bytes(b"before")
 
     def write_half():
@@ -46,8 +46,8 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(error, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_two_processes_with_one_number_never_write_into_each_other(tmp_path, monkeypatch):
-    """Processes of two containers can have the same number; the last to finish wins, with a whole file."""
+def test_two_processes_with_the_same_id_never_write_to_the_same_file(tmp_path, monkeypatch):
+    """Processes in two containers can have the same id. The complete file of the last process remains."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
     with write_atomically(tmp_path / "a.json") as one:
         one.write(b"one ")
@@ -58,7 +58,7 @@ def test_two_processes_with_one_number_never_write_into_each_other(tmp_path, mon
     assert (tmp_path / "a.json").read_bytes() == b"one whole"
 
 
-def test_a_name_that_leaves_no_room_for_an_ending_can_be_written(tmp_path):
+def test_a_file_with_a_name_of_nearly_maximal_length_can_be_written(tmp_path):
     with write_atomically(tmp_path / ("a" * 250)) as file:
         file.write(b"whole")
     assert (tmp_path / ("a" * 250)).read_bytes() == b"whole"
@@ -66,7 +66,7 @@ def test_a_name_that_leaves_no_room_for_an_ending_can_be_written(tmp_path):
 
 @pytest.fixture
 def folder():
-    """Yield a folder that everybody may write to, in a process without the rights of root."""
+    """Yield a folder that is writable for everybody, in a process without the rights of root."""
     before, mask = os.geteuid(), os.umask(0o022)
     if before == 0:
         os.seteuid(12345)
@@ -83,7 +83,7 @@ def folder():
 
 
 def of_another_user(path, mode=0o444):
-    """Make a file that this process may not write to, and with mode 0 may not read, as if another user had made it."""
+    """Make a file that this process may not write, or with mode 0 neither read nor write, like another user's file."""
     path.touch()
     path.chmod(mode)
     return path
@@ -91,19 +91,19 @@ def of_another_user(path, mode=0o444):
 
 @pytest.mark.parametrize("mode", [0o444, 0])
 @pytest.mark.parametrize("is_sticky", [False, True])
-def test_a_lock_of_another_user_is_stepped_around(folder, mode, is_sticky):
-    if is_sticky:  # nobody may remove the file
+def test_a_lock_of_another_user_is_bypassed(folder, mode, is_sticky):
+    if is_sticky:  # then only the owner may remove the file
         folder.chmod(0o1777)
     path = of_another_user(folder / "000002.lock", mode)
     with lock(path) as taken:
         assert taken.is_locked
         assert not lock(path).is_locked
-        with pytest.raises(TimeoutError):  # processes of the same user still wait for one another
+        with pytest.raises(TimeoutError):  # processes of the same user still wait for each other
             lock(path).acquire(timeout=0)
     assert path.exists()
 
 
-def test_in_a_sticky_folder_a_lock_of_another_user_is_stepped_around_though_it_may_be_opened(folder):
+def test_in_a_sticky_folder_a_lock_of_another_user_is_bypassed_even_if_it_can_be_opened(folder):
     if os.getuid() != 0:
         pytest.skip("only root gives files away")
     folder.chmod(0o1777)
@@ -115,7 +115,7 @@ def test_in_a_sticky_folder_a_lock_of_another_user_is_stepped_around_though_it_m
         assert taken.is_locked
 
 
-def test_a_lock_that_may_be_opened_is_taken(folder):
+def test_a_lock_that_can_be_opened_is_acquired(folder):
     with lock(folder / "a.lock"), pytest.raises(TimeoutError):
         lock(folder / "a.lock").acquire(timeout=0)
     assert [path.name for path in folder.iterdir()] == ["a.lock"]
@@ -130,7 +130,7 @@ def test_a_lock_in_a_folder_that_cannot_be_written_to_is_named(folder):
 
 
 def test_features_that_another_user_began_are_finished(folder):
-    """The process may not open a lock, a chunk and a description, and may read one chunk."""
+    """The process can read one chunk. It cannot open the lock, the other chunk and the description."""
     others = Work(folder, cell())
     others.start()
     for chunk in (0, 1):
@@ -148,7 +148,7 @@ def test_features_that_another_user_began_are_finished(folder):
     assert not work.finish_whole()
     assert work.claim(2)
     work.write(2, chunk_of(cell(), 2))
-    assert not work.finish_whole()  # no readable file says how the features were made
+    assert not work.finish_whole()  # the description of the features cannot be read
     assert not work.finish(encoder={"embed_dim": 2}, extraction={})
     assert work.claim(1)  # this chunk could not be read
     work.write(1, chunk_of(cell(), 1))
@@ -156,7 +156,7 @@ def test_features_that_another_user_began_are_finished(folder):
     assert np.array_equal(find(folder, cell()).features.x[:, 0], np.arange(600))
 
 
-def test_of_two_users_who_finish_at_once_the_first_makes_the_entry(folder, monkeypatch):
+def test_if_two_users_finish_at_once_the_entry_of_the_first_is_used(folder, monkeypatch):
     first, second = Work(folder, cell()), Work(folder, cell())
     first.start()
     for chunk in range(cell().num_chunks):
@@ -175,7 +175,7 @@ def test_of_two_users_who_finish_at_once_the_first_makes_the_entry(folder, monke
     assert [path.name for path in find(folder, cell()).path.parent.iterdir() if path.name.endswith(".tmp")] == []
 
 
-def test_a_cache_that_cannot_be_written_to_is_named_with_the_file(folder):
+def test_the_error_for_a_cache_that_is_not_writable_names_the_file(folder):
     work = Work(folder, cell())
     work.start()
     work.folder.chmod(0o555)
@@ -183,7 +183,7 @@ def test_a_cache_that_cannot_be_written_to_is_named_with_the_file(folder):
         work.claim(0)
 
 
-def test_what_another_user_has_closed_is_listed_and_stays(folder):
+def test_entries_that_another_user_protects_are_listed_and_not_removed(folder):
     work = Work(folder, cell())
     work.start()
     of_another_user(work.folder / "about.json", 0)
@@ -207,7 +207,7 @@ MODES = {  # mode of a folder, umask, modes of new files and folders in it
 
 
 @pytest.mark.parametrize("case", MODES)
-def test_modes_follow_those_of_the_folder(case, folder):
+def test_modes_of_new_files_follow_the_mode_of_the_folder(case, folder):
     mode, mask, of_files, of_folders = MODES[case]
     top = folder / "shared"
     top.mkdir()
@@ -223,7 +223,7 @@ def test_modes_follow_those_of_the_folder(case, folder):
         assert oct(mode) == oct(of_folders if path.is_dir() else of_files), path
 
 
-def test_all_of_a_cache_follows_its_folder(folder):
+def test_all_files_of_a_cache_follow_the_mode_of_its_folder(folder):
     folder.chmod(0o2770)
     os.umask(0o077)
     work = Work(folder, cell())
@@ -236,8 +236,8 @@ def test_all_of_a_cache_follows_its_folder(folder):
         assert stat.S_IMODE(path.stat().st_mode) == (0o2770 if path.is_dir() else 0o660), path
 
 
-def test_downloads_step_around_what_another_user_left(folder, monkeypatch):
-    """Another user left a lock and a partial download, or the download alone. Neither can be resumed."""
+def test_downloads_ignore_partial_files_of_another_user(folder, monkeypatch):
+    """Another user left a lock and a partial download, or only the partial download. Neither can be resumed."""
 
     def refuse(request, **settings):
         assert "Range" not in request.headers
@@ -254,8 +254,8 @@ def test_downloads_step_around_what_another_user_left(folder, monkeypatch):
     assert not part.exists()
 
 
-def test_two_users_never_download_to_one_file(folder, monkeypatch):
-    """Without a digest, the unfinished file of one would take the final name at the end of the other's download."""
+def test_two_users_never_download_to_the_same_file(folder, monkeypatch):
+    """Otherwise, the end of one download would rename the unfinished file of the other, if there is no digest."""
 
     class Response(io.BytesIO):
         status, headers = 200, {"Content-Length": "6"}
@@ -276,7 +276,7 @@ def test_two_users_never_download_to_one_file(folder, monkeypatch):
 
     def second_user():
         contents.append(target.exists())
-        of_another_user(folder / "model.pt.lock")  # which the first user holds
+        of_another_user(folder / "model.pt.lock")  # the first user holds this lock
         monkeypatch.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: response(b"second"))
         fetching.fetch("http://host/model.pt", target)
         contents.append(target.read_bytes())
@@ -288,7 +288,7 @@ def test_two_users_never_download_to_one_file(folder, monkeypatch):
     assert not list(folder.glob("*.part"))
 
 
-def test_archives_are_unpacked_where_another_user_began(folder):
+def test_archives_are_unpacked_into_a_folder_that_another_user_began(folder):
     shutil.make_archive(str(folder / "images"), "tar", Path(__file__).parent, "test_atomic.py")
     source = Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/test_atomic.py",))
     for name in ("images.tar.lock", "images.tar.unpacking.lock", ".images.tar.begun"):
@@ -302,14 +302,16 @@ def test_archives_are_unpacked_where_another_user_began(folder):
 
 @pytest.fixture
 def images(folder):
-    """A source with an archive in the folder."""
+    """Return a source with an archive in the folder."""
     shutil.make_archive(str(folder / "images"), "tar", Path(__file__).parent, "test_atomic.py")
     return Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/test_atomic.py",))
 
 
 @pytest.mark.parametrize("has_lock", [True, False])
-def test_archives_are_unpacked_once_though_a_marker_of_another_user_stays(has_lock, folder, images, monkeypatch):
-    """In a folder where each user removes only their own files."""
+def test_archives_are_unpacked_once_if_a_marker_of_another_user_cannot_be_removed(
+    has_lock, folder, images, monkeypatch
+):
+    """In a sticky folder, each user can remove only their own files."""
     unlink = Path.unlink
 
     def refuse(path, *, missing_ok=False):
@@ -331,7 +333,7 @@ def test_archives_are_unpacked_once_though_a_marker_of_another_user_stays(has_lo
     assert (folder / "x" / "test_atomic.py").is_file()
 
 
-def test_a_marker_that_another_user_removed_first_is_no_failure(folder, images, monkeypatch):
+def test_a_marker_that_another_user_removed_first_is_not_an_error(folder, images, monkeypatch):
     unpack = archives.unpack_archive
 
     def unpack_and_remove(*paths):
@@ -343,7 +345,7 @@ def test_a_marker_that_another_user_removed_first_is_no_failure(folder, images, 
     assert (folder / "x" / "test_atomic.py").is_file()
 
 
-def test_archives_that_were_unpacked_in_part_are_fetched_again(folder, images, monkeypatch):
+def test_archives_that_were_partly_unpacked_are_downloaded_again(folder, images, monkeypatch):
     (folder / "x").mkdir()
     (folder / "x" / "test_atomic.py").touch()
     (folder / ".images.tar.begun").touch()
@@ -354,6 +356,6 @@ def test_archives_that_were_unpacked_in_part_are_fetched_again(folder, images, m
     assert not (folder / ".images.tar.begun").exists()
 
 
-def test_fits_are_kept_in_a_shared_folder(folder):
+def test_fits_are_cached_in_a_shared_folder(folder):
     of_another_user(folder / "other.npz", 0)
     assert FitCache(folder).find("nothing") is None

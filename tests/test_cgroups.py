@@ -1,4 +1,4 @@
-"""Limits of control groups, in made-up folders with the layout of Linux, Docker, Slurm and systemd."""
+"""Limits of control groups, in simulated file systems of Linux, Docker, Slurm and systemd."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def tree(tmp_path, monkeypatch):
     return make
 
 
-# The lines of /proc/self/cgroup, the files, and the memory in GB that this process may use.
+# The lines of /proc/self/cgroup, the files of the control groups, and the memory in GB that this process may use.
 MEMORY = {
     "a container of version 2": (["0::/"], {"memory.max": 2 * GB}, 2),
     "a container of version 1": (["4:memory:/"], {"memory/memory.limit_in_bytes": 2 * GB}, 2),
@@ -58,7 +58,7 @@ MEMORY = {
         {"memory/a/memory.limit_in_bytes": 2 * GB, "unified/b/cgroup.procs": "1"},
         2,
     ),
-    "version 2 beside version 1": (["1:name=systemd:/", "0::/b"], {"unified/b/memory.max": 2 * GB}, 2),
+    "version 2 next to version 1": (["1:name=systemd:/", "0::/b"], {"unified/b/memory.max": 2 * GB}, 2),
     "controllers mounted together": (["4:cpu,memory:/a"], {"cpu,memory/a/memory.limit_in_bytes": 2 * GB}, 2),
     "a limit of a group that is not visible": (
         ["4:memory:/"],
@@ -75,7 +75,7 @@ MEMORY = {
 
 
 @pytest.mark.parametrize("case", MEMORY)
-def test_the_smallest_limit_of_memory_on_the_way_up_counts(case, tree, monkeypatch):
+def test_the_smallest_memory_limit_of_the_group_and_its_ancestors_counts(case, tree, monkeypatch):
     lines, files, expected = MEMORY[case]
     tree(lines, files)
     found = device_memory("cpu")
@@ -120,7 +120,7 @@ FREE = {
 
 
 @pytest.mark.parametrize("case", FREE)
-def test_what_is_free_is_what_a_group_has_left(case, tree, monkeypatch):
+def test_free_memory_is_the_limit_minus_the_usage_of_the_group(case, tree, monkeypatch):
     lines, files, expected = FREE[case]
     tree(lines, {name: int(value) if isinstance(value, float) else value for name, value in files.items()})
     assert min(limit.free for limit in cgroups.memory_limits()) == expected * GB
@@ -138,7 +138,7 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize("case", PROCESSORS)
-def test_the_smallest_quota_of_processors_on_the_way_up_counts(case, tree, monkeypatch):
+def test_the_smallest_cpu_quota_of_the_group_and_its_ancestors_counts(case, tree, monkeypatch):
     lines, files, expected = PROCESSORS[case]
     tree(lines, files)
     monkeypatch.setattr(reading.os, "sched_getaffinity", lambda process: set(range(64)), raising=False)

@@ -18,7 +18,7 @@ from probe.models.openai import save_archive
 from probe.stats.paired import PairedTest
 
 
-def test_differences_are_those_of_numpy_and_scikit_learn():
+def test_differences_equal_numpys_and_scikit_learns():
     rng = np.random.default_rng(0)
     a = rng.normal(size=(20, 8)).astype(np.float32)
     b = a + rng.normal(scale=0.1, size=a.shape).astype(np.float32)
@@ -28,8 +28,8 @@ def test_differences_are_those_of_numpy_and_scikit_learn():
     assert found.min_cosine == pytest.approx(np.diag(cosine_similarity(a, b)).min(), abs=1e-6)
 
 
-def test_equal_features_have_the_cosine_one():
-    """Zeros too, which have no direction; but zeros and something else are not parallel."""
+def test_equal_features_have_a_cosine_of_one():
+    """This includes zeros, which have no direction. Zeros and other features are not parallel."""
     a = np.array([[0.1, 0.7, 0.3], [0, 0, 0]], np.float32)
     assert difference(a, a).min_cosine == 1
     assert difference(a, a[::-1]).min_cosine == 0
@@ -37,7 +37,10 @@ def test_equal_features_have_the_cosine_one():
 
 @pytest.mark.slow
 def test_tiny_differs_by_rounding_alone_in_both_modes():
-    """As ordinary modules they are identical, see `test_openai.py`; an encoder is laid out for its device."""
+    """The encoder uses a memory layout for its device, which changes rounding errors.
+
+    Without the encoder, the features of both modes are identical, see `test_openai.py`.
+    """
     found = probe.parity("tiny", device="cpu")
     assert found.verdict == "within tolerance"
     assert max(d.max_abs for d in found.features.values()) < 1e-5
@@ -48,10 +51,10 @@ def test_tiny_differs_by_rounding_alone_in_both_modes():
 
 
 @pytest.mark.slow
-def test_an_archive_that_does_not_compute_what_its_weights_say_is_found(tmp_path, capsys):
-    """The reason for the command. This one was traced with GELU, and is rebuilt with QuickGELU.
+def test_an_archive_whose_code_does_not_match_its_weights_is_detected(tmp_path, capsys):
+    """The archive was traced with GELU, and the eager model is rebuilt with QuickGELU.
 
-    The features tell, also where a small logit scale makes the softmax agree.
+    The features differ, even if a small logit scale makes the softmax agree. The command exists for such archives.
     """
     model = random_clip(replace(SMALL_VIT, activation="gelu"))
     for logit_scale, softmax_agrees in ((0.0, True), (math.log(300), False)):
@@ -69,8 +72,8 @@ def test_an_archive_that_does_not_compute_what_its_weights_say_is_found(tmp_path
 
 
 @pytest.mark.slow
-def test_flips_beside_a_softmax_that_agrees_are_outside_of_tolerance(tmp_path):
-    """Features of a random narrow ResNet in bfloat16 differ by little, and tell classes by less."""
+def test_flipped_predictions_are_outside_tolerance_even_if_the_softmax_agrees(tmp_path):
+    """Features of a random narrow ResNet in bfloat16 differ slightly, but classes differ by even less."""
     save_archive(random_clip(replace(SMALL_RESNET, vision_width=16)), tmp_path / "narrow.pt")
     found = probe.parity(tmp_path / "narrow.pt", device="cpu", precision="bf16")
     assert max(found.softmax) < 1e-3
@@ -107,7 +110,7 @@ AGREEING = {
     ],
     ids=str,
 )
-def test_each_way_to_disagree_is_a_reason(change, said):
+def test_each_disagreement_is_a_reason(change, said):
     reasons = find_reasons(**AGREEING | change)
     assert len(reasons) == len(said)
     for reason, start in zip(reasons, said, strict=True):
@@ -124,7 +127,7 @@ def test_cached_features_are_not_extracted_again(monkeypatch):
     assert main(options) == 0
 
 
-def test_what_has_no_jit_mode_is_named(tmp_path):
+def test_a_model_without_jit_mode_is_refused(tmp_path):
     torch.save(random_clip(SMALL_VIT).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(CheckpointError, match="has no JIT mode; give an archive or random:NAME"):
         probe.parity(tmp_path / "weights.pt", device="cpu")
@@ -143,7 +146,7 @@ def test_the_command_prints_a_verdict(capsys):
 
 
 @pytest.mark.slow
-def test_json_has_everything(capsys):
+def test_json_contains_the_whole_comparison(capsys):
     assert main(["parity", "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["verdict"], found["within_tolerance"]) == ("within tolerance", True)

@@ -16,8 +16,8 @@ from probe.leaderboard import cards
 from probe.records.record import read_record
 
 
-def test_every_error_is_a_probe_error_and_is_drawn():
-    """One `except ProbeError` catches all, and the tree in the docstring is complete."""
+def test_every_error_is_a_probe_error_and_is_documented():
+    """`except ProbeError` catches all errors, and the tree in the docstring is complete."""
     for name, value in vars(errors).items():
         if inspect.isclass(value):
             assert issubclass(value, errors.ProbeError)
@@ -25,12 +25,12 @@ def test_every_error_is_a_probe_error_and_is_drawn():
 
 
 def test_messages_are_not_quoted():
-    """`KeyError` shows the repr of its message; a user must not see that."""
+    """`KeyError` shows the repr of its message, which users must not see."""
     assert str(errors.UnknownNameError("unknown dataset")) == "unknown dataset"
 
 
 def test_no_message_is_longer_than_a_paragraph():
-    """A name of a hundred thousand characters must not hide the advice on what to do."""
+    """A name of a hundred thousand characters must not hide what to do."""
     message = str(errors.DatasetError(f"unknown dataset {'x' * 100_000!r}; give another name"))
     assert len(message) <= errors.MAX_MESSAGE
     assert message.startswith("unknown dataset 'xxx")
@@ -45,11 +45,11 @@ def test_neither_the_name_of_a_file_nor_what_to_do_is_cut(gap, length):
     assert len(message) <= errors.MAX_MESSAGE
     assert message.startswith("/data/folder")
     assert message.endswith("); get the file again")
-    if gap != " ":  # spaces would make many words of the path
+    if gap != " ":  # with spaces, the path consists of many words
         assert "/train.tar is damaged (y" in message
 
 
-def test_messages_do_nothing_to_a_terminal():
+def test_messages_do_not_control_the_terminal():
     message = str(errors.DatasetError("no folder at /data/\x1b[31m\n\u202e\udce9\x00; check it"))
     assert message == r"no folder at /data/\x1b[31m\n\u202e\udce9\x00; check it"
 
@@ -59,7 +59,7 @@ def test_letters_of_all_scripts_are_printable():
     assert errors.printable(text) == text
 
 
-def test_what_other_libraries_say_is_cut():
+def test_messages_of_other_libraries_are_cut():
     assert errors.summarize(RuntimeError("two\nlines")) == "two lines"
     assert errors.summarize(RuntimeError()) == "RuntimeError"
     assert len(errors.summarize(RuntimeError("x" * 10_000))) == errors.MAX_REASON

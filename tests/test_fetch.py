@@ -16,7 +16,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def server():
-    """A local web server of one file; `breaks_after` cuts answers short, `ranges` honours Range."""
+    """Start a web server of one file. `breaks_after` cuts responses short, and `ranges` supports the Range header."""
 
     class Handler(BaseHTTPRequestHandler):
         breaks_after, ranges = None, True
@@ -47,19 +47,19 @@ def server():
     http.server_close()
 
 
-def test_a_download_is_verified_and_kept(server, tmp_path):
+def test_a_download_is_verified_and_stored(server, tmp_path):
     path = fetch(server.url, tmp_path / "new" / "model.pt", sha256=SHA256)
     assert path.read_bytes() == CONTENT
     assert not list(path.parent.glob("*.part"))
 
 
-def test_a_file_that_is_there_is_used(server, tmp_path):
+def test_an_existing_file_is_not_downloaded_again(server, tmp_path):
     (tmp_path / "model.pt").write_bytes(CONTENT)
     fetch(server.url, tmp_path / "model.pt", sha256=SHA256, offline=True)
     assert server.RequestHandlerClass.requests == []
 
 
-def test_a_broken_download_resumes_where_it_broke(server, tmp_path):
+def test_an_interrupted_download_is_resumed(server, tmp_path):
     server.RequestHandlerClass.breaks_after = 500_000
     with pytest.raises(DownloadError, match="run again to resume"):
         fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
@@ -76,33 +76,33 @@ def test_a_server_without_ranges_sends_the_whole_file_again(server, tmp_path):
     assert (tmp_path / "model.pt").read_bytes() == CONTENT
 
 
-def test_a_partial_file_that_is_too_long_is_dropped(server, tmp_path):
+def test_a_partial_file_that_is_too_long_is_discarded(server, tmp_path):
     (tmp_path / "model.pt.part").write_bytes(CONTENT + b"more")
     fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
     assert (tmp_path / "model.pt").read_bytes() == CONTENT
 
 
-def test_a_whole_partial_file_is_not_fetched_again(server, tmp_path):
-    """Killed between the last byte and the renaming."""
+def test_a_complete_partial_file_is_not_downloaded_again(server, tmp_path):
+    """The download was killed between the last byte and the renaming."""
     (tmp_path / "model.pt.part").write_bytes(CONTENT)
     fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
     assert server.RequestHandlerClass.requests == []
 
 
-def test_a_wrong_checksum_is_refused_and_nothing_kept(server, tmp_path):
+def test_a_download_with_a_wrong_checksum_is_refused_and_removed(server, tmp_path):
     with pytest.raises(ChecksumError, match=SHA256):
         fetch(server.url, tmp_path / "model.pt", sha256="0" * 64)
     assert not list(tmp_path.glob("model.pt*")) or list(tmp_path.glob("*")) == [tmp_path / "model.pt.lock"]
 
 
-def test_a_damaged_file_is_fetched_again(server, tmp_path, caplog):
+def test_a_damaged_file_is_downloaded_again(server, tmp_path, caplog):
     (tmp_path / "model.pt").write_bytes(CONTENT[:-1])
     fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
     assert (tmp_path / "model.pt").read_bytes() == CONTENT
     assert f"model.pt: SHA-256 mismatch (expected {SHA256}); downloading again" in caplog.text
 
 
-def test_an_md5_is_checked_where_no_other_digest_is_published(server, tmp_path, caplog):
+def test_an_md5_is_checked_if_no_other_digest_is_published(server, tmp_path, caplog):
     md5 = hashlib.md5(CONTENT).hexdigest()
     (tmp_path / "a.zip").write_bytes(b"cut short")
     assert fetch(server.url, tmp_path / "a.zip", md5=md5).read_bytes() == CONTENT
@@ -120,7 +120,7 @@ def test_offline_names_url_and_target(tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["file", "FILE", "ftp", "data"])
-def test_only_the_web_is_read(scheme, tmp_path):
+def test_only_http_and_https_are_read(scheme, tmp_path):
     (tmp_path / "secret").write_bytes(CONTENT)
     with pytest.raises(DownloadError, match="is not an address of the web; write one that starts with https://"):
         fetch(f"{scheme}://{tmp_path}/secret", tmp_path / "model.pt")
@@ -133,20 +133,20 @@ def test_a_server_that_does_not_answer_is_one_sentence(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
-def test_no_space_left_is_named(server, tmp_path):
+def test_the_error_for_a_full_disk_says_so(server, tmp_path):
     (tmp_path / "model.pt.part").symlink_to("/dev/full")
     with pytest.raises(DownloadError, match=r"no space left for .*model\.pt; make room and run again"):
         fetch(server.url, tmp_path / "model.pt", sha256=SHA256)
 
 
-def test_a_file_without_a_published_checksum_is_fetched_once(server, tmp_path):
+def test_a_file_without_a_published_checksum_is_downloaded_once(server, tmp_path):
     path = fetch(server.url, tmp_path / "shard.tar")
     assert path.read_bytes() == CONTENT
     assert fetch(server.url, tmp_path / "shard.tar", offline=True) == path
     assert len(server.RequestHandlerClass.requests) == 1
 
 
-def test_what_a_check_refuses_is_not_kept(server, tmp_path):
+def test_a_file_that_a_check_refuses_is_removed(server, tmp_path):
     def check(path):
         assert path.read_bytes() == CONTENT
         raise DatasetError("no whole shard")

@@ -1,4 +1,4 @@
-"""Planning, and which runs of a grid are done: the same for every executor."""
+"""Planning of grids, and which runs of a grid are already done. All executors share this code."""
 
 import json
 import logging
@@ -37,21 +37,23 @@ def recorded(tmp_path_factory):
 
 @pytest.fixture
 def copied(recorded, tmp_path):
-    """The runs and records in a results folder of the test's own."""
+    """Return the runs, settings and records in a results folder that belongs to the test."""
     specs, settings, records = recorded
     for record in records:
         write_record(record, tmp_path)
     return specs, replace(settings, results_dir=tmp_path), records
 
 
-def test_a_repeated_grid_runs_nothing_and_says_so(copied, caplog, monkeypatch):
+def test_a_repeated_grid_runs_nothing_and_logs_it(copied, caplog, monkeypatch):
     specs, settings, records = copied
     monkeypatch.setattr("probe.runner.run_one", None)
     with caplog.at_level(logging.INFO):
         assert list(run_grid(specs, settings)) == read_records(settings.results_dir)
     assert "skipped 2 of 2 runs: already recorded (use --rerun)" in caplog.text
     assert "other library versions" not in caplog.text
-    assert (settings.results_dir / "tables" / "tiny.jit.md").is_file()  # as where a run was killed before its tables
+    assert (
+        settings.results_dir / "tables" / "tiny.jit.md"
+    ).is_file()  # even if the first grid was killed before it wrote its tables
     assert pending(specs, settings, rerun=True).runs == specs
     assert len(records) == 2
 
@@ -95,14 +97,14 @@ def test_run_returns_the_record_that_exists(copied):
     ],
     ids=["extraction", "preprocessing", "probe", "specification", "partial", "failed"],
 )
-def test_a_record_that_would_be_another_now_is_not_done(copied, change):
+def test_a_run_is_not_done_if_its_record_would_be_different_now(copied, change):
     (eager, _), settings, records = copied
     record_path(records[0], settings.results_dir).unlink()
     write_record(change(records[0]), settings.results_dir)
     assert pending([eager], settings).runs == [eager]
 
 
-def test_a_record_of_before_versions_were_recorded_is_done(copied):
+def test_a_run_is_done_if_its_record_is_older_than_the_version_fields(copied):
     (eager, _), settings, (record, _) = copied
     path = write_record(record, settings.results_dir)
     fields = json.loads(path.read_text())
@@ -113,13 +115,13 @@ def test_a_record_of_before_versions_were_recorded_is_done(copied):
     assert not pending([eager], settings).runs
 
 
-def test_a_mended_note_leaves_a_run_done(copied):
+def test_a_run_is_done_if_a_note_was_corrected(copied):
     (eager, _), settings, _ = copied
     mended = replace(eager, dataset=replace(eager.dataset, notes="mended"))
     assert not pending([mended], settings).runs
 
 
-def test_records_of_other_libraries_are_done_and_named(copied, caplog):
+def test_runs_with_other_library_versions_are_done_and_the_versions_are_logged(copied, caplog):
     specs, settings, records = copied
     for record in records:
         packages = {**record.environment.packages, "torch": "1.0"}
@@ -131,7 +133,7 @@ def test_records_of_other_libraries_are_done_and_named(copied, caplog):
     assert "2 of them were recorded with other library versions: torch 1.0" in caplog.text
 
 
-def test_other_weights_in_the_file_of_a_checkpoint_are_another_run(copied, tmp_path, monkeypatch):
+def test_a_run_is_not_done_if_the_weights_of_its_checkpoint_changed(copied, tmp_path, monkeypatch):
     (eager, _), settings, (record, _) = copied
     model = replace(probe.get_model("tiny"), form="file", source=str(tmp_path / "mine.pt"), sha256="")
     spec = replace(eager, model=model)
@@ -150,7 +152,7 @@ def test_a_jit_run_is_done_only_with_its_comparison(copied):
 
 
 def test_a_loop_over_run_reads_the_records_of_one_model(copied, monkeypatch):
-    """Another model's record, here a damaged one, is not opened; tables that do not change are not written."""
+    """The damaged record of another model is not opened, and unchanged tables are not written."""
     _, settings, _ = copied
     other = settings.results_dir / "records" / "digits" / "other.eager.readme.fp32.json"
     other.write_text("damaged")

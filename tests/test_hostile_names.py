@@ -1,4 +1,4 @@
-"""200 hostile names through every command: no traceback, no overwritten file, and all output parses."""
+"""Every command handles 200 hostile names without a traceback or an overwritten file, and its output can be parsed."""
 
 import csv
 import io
@@ -45,7 +45,7 @@ CHUNKS = [
 
 
 def hostile_names(num=200):
-    """Return the chunks themselves, then pairs of chunks with a letter between them, the same in every run."""
+    """Return the fragments, then pairs of fragments with a letter between them. The order is the same in every run."""
     rng = random.Random(0)
     names = dict.fromkeys(CHUNKS)
     while len(names) < num:
@@ -58,7 +58,7 @@ SAFE = re.compile(r"[^\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-
 
 
 def _check_printed(captured, code):
-    """Messages are short, and printed text does not control the terminal."""
+    """Check that messages are short and that printed text does not control the terminal."""
     out, err = captured
     assert SAFE.fullmatch(out), ascii(out)
     assert SAFE.fullmatch(err), ascii(err)
@@ -71,7 +71,7 @@ def _check_printed(captured, code):
 def _call(capsys, *arguments):
     try:
         code = main(list(arguments))
-    except SystemExit as end:  # from argparse
+    except SystemExit as end:  # raised by argparse
         code = end.code
     captured = capsys.readouterr()
     _check_printed(captured, code)
@@ -80,14 +80,14 @@ def _call(capsys, *arguments):
 
 @pytest.fixture(scope="module")
 def records():
-    """Make records with every name as a model, as a dataset, and as a protocol, twenty per section and then one."""
+    """Make records with every name as a model, a dataset and a protocol. Sections have twenty names, then one."""
     n, found = len(NAMES), []
     for k, name in enumerate(NAMES):
         found.append(page_record(NAMES[-k - 1], name, 20 + k % 40, protocol=NAMES[k // 20]))
         found.append(
             page_record(f"folder:/data/{name}", f"open_clip:A/{name}/a.pt", 20 + k % 40, protocol=NAMES[(k + 50) % n])
         )
-    for k in (0, 200):  # the plots draw the sweeps of these
+    for k in (0, 200):  # the plots show the sweeps of these records
         sweep = tuple(SweepRecord(C, score, n_iter=12, converged=True) for C, score in ((0.1, 0.5), (0.316, 0.9)))
         found[k] = changed(found[k], "result.sweep", sweep)
     spec = replace(found[4].spec, precision="fp16")
@@ -111,7 +111,7 @@ def test_no_record_overwrites_another(records, results):
 
 
 @pytest.mark.slow
-def test_tables_are_whole(records, results, capsys):
+def test_tables_can_be_parsed(records, results, capsys):
     assert _call(capsys, "tables", "--results-dir", str(results))[0] == 0
     assert _call(capsys, "tables", "--check", "--results-dir", str(results))[0] == 0
     models = {record.model for record in records}
@@ -127,7 +127,7 @@ def test_tables_are_whole(records, results, capsys):
 
 
 def _check_markdown(text):
-    """All lines of a table have the same number of cells, and no name is read as HTML."""
+    """Check that all lines of a table have the same number of cells, and that no name is read as HTML."""
     assert "<script" not in text
     assert "<!--" not in text
     width = None
@@ -147,7 +147,7 @@ def _leaderboard(capsys, results, *arguments):
 
 
 @pytest.mark.slow
-def test_the_leaderboard_parses_back(records, results, tmp_path, capsys):
+def test_the_leaderboard_can_be_parsed(records, results, tmp_path, capsys):
     models, datasets = {r.model for r in records}, {r.dataset for r in records}
     _check_markdown(_leaderboard(capsys, results))
 
@@ -199,7 +199,7 @@ class _Page(HTMLParser):
 
 
 @pytest.mark.slow
-def test_the_page_parses_back(records, results, tmp_path, capsys):
+def test_the_page_can_be_parsed(records, results, tmp_path, capsys):
     folder = tmp_path / "a#b?c%20 d"
     _leaderboard(capsys, results, "--html", "--out", str(tmp_path / "page.html"))
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -256,7 +256,7 @@ def test_records_in_cards_differences_and_reproductions(records, results, tmp_pa
 
 
 def _go_nowhere(folder, monkeypatch):
-    """Work in an empty folder, where ~ and ../.. lead to almost empty folders, too."""
+    """Work in an empty folder. The folders ~ and ../.. are almost empty, too."""
     (folder / "a" / "b" / "c").mkdir(parents=True)
     monkeypatch.chdir(folder / "a" / "b" / "c")
     monkeypatch.setenv("HOME", str(folder / "a" / "b" / "c"))
@@ -264,7 +264,7 @@ def _go_nowhere(folder, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["", "folder:", "hf:", "wds:", "torchvision:", "x/", "~"])
-def test_datasets_that_there_are_not(form, tmp_path, capsys, monkeypatch):
+def test_unknown_datasets_are_refused(form, tmp_path, capsys, monkeypatch):
     _go_nowhere(tmp_path, monkeypatch)
     for name in NAMES:
         _call(capsys, "datasets", "--data-dir", "d", "--", form + name)
@@ -280,7 +280,7 @@ def test_datasets_that_there_are_not(form, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["", "random:", "hf:", "open_clip:", "open_clip:ViT-B-32/", "x/", "~"])
-def test_models_that_there_are_not(form, tmp_path, capsys, monkeypatch):
+def test_unknown_models_are_refused(form, tmp_path, capsys, monkeypatch):
     _go_nowhere(tmp_path, monkeypatch)
     for name in NAMES:
         _call(capsys, "models", "--weights-dir", "w", "--", form + name)
@@ -292,7 +292,7 @@ def test_models_that_there_are_not(form, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_protocols_files_and_options_that_there_are_not(tmp_path, capsys, monkeypatch):
+def test_unknown_protocols_files_and_options_are_refused(tmp_path, capsys, monkeypatch):
     _go_nowhere(tmp_path, monkeypatch)
     for name in NAMES[::2]:
         _call(capsys, "protocols", "--", name)
@@ -312,8 +312,8 @@ END_TO_END = ["a$_$b", "lat\udce9n \n|<b>", "\x1b[31m%s{0}#?&=\\", "-rf 模型 \
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", END_TO_END, ids=ascii)
-def test_a_run_from_start_to_end(name, tmp_path, capsys, monkeypatch):
-    """A folder of images, a checkpoint and a protocol of such a name, all in a folder of that name."""
+def test_a_complete_run_with_hostile_names(name, tmp_path, capsys, monkeypatch):
+    """A folder of images, a checkpoint and a protocol have a hostile name and are in a folder of the same name."""
     place = tmp_path / name
     for c, colour in (("x", 0), ("y", 200)):
         (place / c).mkdir(parents=True)
@@ -369,15 +369,15 @@ def test_a_path_that_is_a_pattern_is_not_read_as_one(tmp_path):
     for name in ("a*b", "a?b", "a[-]b", "lat\udce9n", "a\nb"):
         path = _write_classes(tmp_path / name)
         assert len(open_split(f"folder:{path}", "test")) == 6
-        if "?" not in name:  # options follow after a `?`
+        if "?" not in name:  # a `?` begins the options of a dataset
             with pytest.raises(DatasetError, match=r"in its name, .*; rename it"):
                 open_split(f"hf:{path}", "test")
     assert len(open_split(f"hf:{tmp_path / 'a-b'}", "test")) == 6
 
 
 @pytest.mark.parametrize("name", ["lat\udce9n", "a$_$b\n"])
-def test_weights_in_a_folder_that_is_no_text_are_read(name, tmp_path):
-    """The readers of TorchScript and safetensors accept only valid text as a path."""
+def test_weights_in_a_folder_with_an_undecodable_name_are_read(name, tmp_path):
+    """The readers of TorchScript and safetensors accept only paths that are valid text."""
     (tmp_path / name).mkdir()
     archive, weights = tmp_path / name / "a.pt", tmp_path / name / "a.safetensors"
     shutil.copy(TINY, archive)
@@ -416,5 +416,5 @@ def test_a_log_message_is_short_and_printable(capsys, tmp_path, monkeypatch):
     assert err.endswith("/file.json is damaged; remove it\n")
 
 
-def test_text_of_markdown_is_no_html():
+def test_html_is_escaped_in_markdown():
     assert markdown_text("<script>\\<b>") == "&lt;script>\\&lt;b>"

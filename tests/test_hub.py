@@ -1,4 +1,4 @@
-"""The hub's own client against a hub of ours: what is fetched, verified, kept, and said."""
+"""Downloads from the Hugging Face hub, with the hub's own client and a local server in place of the hub."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ from probe.models.loading import identify, load_clip, load_encoder
 from probe.models.preprocess import Preprocess
 
 CARD = "---\nlicense: other\nlicense_name: a-licence\n---\n# A model\n"
-# The smallest of open_clip's with another mean, filter and resize than OpenAI's.
+# The smallest architecture of open_clip whose mean, filter and resize mode differ from OpenAI's.
 ARCHITECTURE, TAG = "PE-Core-T-16-384", "meta"
 ZOO = f"open_clip:{ARCHITECTURE}/{TAG}"
 
@@ -43,7 +43,7 @@ def _zoo_model():
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
-    """A folder `ORG/NAME/` for each repository: a CLIPModel, and the weights of a model of open_clip's zoo."""
+    """Make a folder `ORG/NAME/` for each repository: a CLIPModel, and a model of open_clip's zoo."""
     root = tmp_path_factory.mktemp("hub")
     small = root / "org" / "small"
     make_model().save_pretrained(small)
@@ -60,7 +60,7 @@ def repositories(tmp_path_factory):
 
 @pytest.fixture
 def hub(repositories, tmp_path, monkeypatch):
-    """The client's settings, which it reads from the environment when it is imported, set to a hub of ours."""
+    """Start a local hub and point the client to it, which reads its settings from the environment on import."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with serve(repositories) as endpoint:
         _point_to(endpoint, monkeypatch)
@@ -77,7 +77,7 @@ def _pixels(side):
 
 
 @torch.inference_mode()
-def test_a_model_of_the_hub_is_fetched_once_and_then_used_offline(hub):
+def test_a_model_of_the_hub_is_downloaded_once_and_then_used_offline(hub):
     assert not is_here(get_model("hf:org/small"))
     encoder = load_encoder("hf:org/small", device="cpu")
     expected = make_model().get_image_features(pixel_values=Preprocess(32).normalize(_pixels(32))).pooler_output
@@ -114,7 +114,9 @@ def test_a_file_that_was_changed_in_the_cache_is_refused(hub):
         ((403, ""), DownloadError, r"the hub refuses access to http\S+/org/small; log in with `hf auth login`"),
     ],
 )
-def test_a_model_that_may_not_be_read_says_to_log_in(denial, error, message, repositories, tmp_path, monkeypatch):
+def test_the_error_for_a_model_without_access_says_to_log_in(
+    denial, error, message, repositories, tmp_path, monkeypatch
+):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with serve(repositories, {"org/small": denial}) as endpoint:
         _point_to(endpoint, monkeypatch)
@@ -148,12 +150,12 @@ def test_a_model_that_may_not_be_read_says_to_log_in(denial, error, message, rep
         ("open_clip:ViT-B-32//none/x.pt", False, CheckpointMissingError, r"no checkpoint at /none/x\.pt"),
     ],
 )
-def test_what_cannot_be_had_is_named(hub, name, offline, error, message):
+def test_unavailable_models_are_refused(hub, name, offline, error, message):
     with pytest.raises(error, match=message):
         load_encoder(name, device="cpu", offline=offline)
 
 
-def test_a_repository_that_is_here_in_part_is_named_offline(hub):
+def test_a_partly_cached_repository_is_refused_offline(hub):
     with pytest.raises(CheckpointError):
         load_encoder("hf:org/empty", device="cpu")  # its card is here now
     with pytest.raises(DownloadError, match=r"has no .*safetensors.* there, and --offline forbids"):
@@ -168,11 +170,11 @@ def test_no_network_is_named(hub, monkeypatch):
 
 @pytest.mark.slow
 @torch.inference_mode()
-def test_a_model_of_the_zoo_is_open_clips_own(hub):
-    """Its towers, its preprocessing, its licence; the feature before the projection is what the last layer is given."""
+def test_a_model_of_the_zoo_equals_open_clips(hub):
+    """Features, preprocessing and licence are equal. Features before the projection are the input of the last layer."""
     encoder = load_encoder(ZOO, device="cpu")
     theirs = _zoo_model()
-    expected = theirs.encode_image(_pixels(384).float() / 255 * 2 - 1)  # their mean and deviation are one half
+    expected = theirs.encode_image(_pixels(384).float() / 255 * 2 - 1)  # the mean and the standard deviation are 0.5
     found = encoder.encode(_pixels(384))
     torch.testing.assert_close(found.projected, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(theirs.visual.trunk.head(found.pre_projection), expected, atol=1e-5, rtol=1e-4)
@@ -207,8 +209,8 @@ TOWERS = {
 
 @pytest.mark.parametrize("tower", TOWERS)
 @torch.inference_mode()
-def test_a_checkpoint_of_ones_own_takes_its_architecture_from_open_clip(tower, tmp_path):
-    """Every kind of tower gives in two steps what it gives in one, and the first step is as wide as it should be."""
+def test_a_users_checkpoint_takes_its_architecture_from_open_clip(tower, tmp_path):
+    """For every kind of tower, features before the projection have the right width and project to its output."""
     cfg, width = TOWERS[tower]
     cfg = {"embed_dim": 32, "text_cfg": TEXT, **cfg} | (
         {"multimodal_cfg": DECODER, "custom_text": True} if tower == "coca" else {}
@@ -230,8 +232,8 @@ def test_a_checkpoint_of_ones_own_takes_its_architecture_from_open_clip(tower, t
 
 
 @torch.inference_mode()
-def test_a_checkpoint_of_a_training_script_is_read_for_open_clip_too(tmp_path):
-    """open_clip itself knows only `state_dict` and `module.`, and takes the first of several models."""
+def test_checkpoints_of_training_scripts_are_read_for_open_clip(tmp_path):
+    """open_clip itself supports only `state_dict` and `module.`, and uses the first of several models."""
     cfg = {"embed_dim": 32, "vision_cfg": VIT, "text_cfg": TEXT, "custom_text": True}
     (tmp_path / "small-wrapped.json").write_text(json.dumps(cfg))
     open_clip.add_model_config(tmp_path)
@@ -253,16 +255,16 @@ def test_a_checkpoint_of_a_training_script_is_read_for_open_clip_too(tmp_path):
     assert len({identify(get_model(name)) for name in names}) == 2
 
 
-def test_a_checkpoint_of_ones_own_is_prepared_as_the_tags_of_its_architecture(hub, repositories):
-    """PE's are squashed, and open_clip's default for a path would cut out the middle."""
+def test_a_users_checkpoint_has_the_preprocessing_of_its_architecture(hub, repositories):
+    """Images are squashed for PE. open_clip's default for a path would crop the centre."""
     (weights,) = repositories.glob("*/PE-*/open_clip_model.safetensors")
     encoder = load_encoder(f"open_clip:{ARCHITECTURE}/{weights}", device="cpu")
     assert encoder.preprocess == Preprocess(384, (0.5,) * 3, (0.5,) * 3, "bilinear", "squash")
 
 
 @torch.inference_mode()
-def test_a_text_tower_of_hugging_faces_needs_no_network(hub, repositories, tmp_path):
-    """open_clip would ask the hub for its configuration; ours is fetched with the rest and then used offline."""
+def test_a_text_tower_of_hugging_face_is_loaded_offline(hub, repositories, tmp_path):
+    """open_clip would request the configuration from the hub. The package downloads it once and then works offline."""
     text = {"hf_model_name": "org/text", "hf_tokenizer_name": "org/text", "hf_pooler_type": "mean_pooler"}
     cfg = {"embed_dim": 32, "vision_cfg": VIT, "text_cfg": text}
     (tmp_path / "small-hf-text.json").write_text(json.dumps(cfg))
@@ -281,18 +283,18 @@ def test_a_text_tower_of_hugging_faces_needs_no_network(hub, repositories, tmp_p
     assert torch.equal(encoder.project(encoder.pre_projection(image)), theirs.visual(image))
 
 
-def test_an_archive_is_not_given_to_open_clip(archive):
+def test_a_torchscript_archive_is_refused_for_open_clip(archive):
     with pytest.raises(CheckpointError, match="is a TorchScript archive; give its path alone"):
         load_encoder(f"open_clip:ViT-B-32/{archive}", device="cpu")
 
 
-def test_weights_of_another_architecture_are_named(tmp_path):
+def test_weights_of_another_architecture_are_refused(tmp_path):
     torch.save({"state_dict": make_model().state_dict()}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"open_clip cannot build RN50/.*other\.pt"):
         load_encoder(f"open_clip:RN50/{tmp_path / 'other.pt'}", device="cpu")
 
 
-def test_without_open_clip_its_extra_is_named(monkeypatch, capsys):
+def test_the_error_without_open_clip_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     assert main(["models", ZOO]) == 1
     assert (
@@ -316,14 +318,14 @@ def test_without_open_clip_its_extra_is_named(monkeypatch, capsys):
         (None, ""),
     ],
 )
-def test_the_licence_is_the_cards(card, expected, tmp_path):
+def test_the_licence_is_read_from_the_card(card, expected, tmp_path):
     if card is not None:
         (tmp_path / "README.md").write_text(card)
     assert read_license(tmp_path) == expected
 
 
-def test_the_images_of_the_zoo_go_through_open_clips_own_transform():
-    """All settings that its table has, bit for bit."""
+def test_preprocessing_equals_open_clips():
+    """All settings of open_clip's table of weights give the same bits."""
     image = Image.effect_mandelbrot((70, 50), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     seen = set()
     for architecture, tag in open_clip.list_pretrained():

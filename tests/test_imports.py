@@ -1,4 +1,4 @@
-"""Heavy libraries stay in their layers, and light commands load nothing heavy; import-linter checks the layers."""
+"""Heavy libraries stay in their layers, and light commands import no heavy library. import-linter checks the layers."""
 
 import ast
 import functools
@@ -34,7 +34,7 @@ def test_libraries_stay_in_their_layers(library, layers):
 
 
 def test_only_one_module_calls_torchscript():
-    """It is deprecated, and warns; `loading.py` names the type of an archive in a signature and calls nothing."""
+    """TorchScript is deprecated and warns. `loading.py` only names the type of an archive in a signature."""
     for path in PACKAGE.rglob("*.py"):
         calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         assert path.name == "openai.py" or not [call for call in calls if call.startswith("torch.jit")], path
@@ -52,7 +52,7 @@ INTERFACE = {"open_subset", "open_folds", "make_spec"}
 
 
 def test_public_names_mean_one_thing():
-    """No two public functions or classes of different modules have one name."""
+    """No two public functions or classes in different modules have the same name."""
     modules = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -75,14 +75,14 @@ def test_public_names_mean_one_thing():
         ["parity", "--help"],
     ],
 )
-def test_light_commands_load_nothing_heavy(arguments):
-    """`python -m probe --help` answers at once; so do the listings."""
+def test_light_commands_import_no_heavy_library(arguments):
+    """`python -m probe --help` and the commands that list things answer at once."""
     assert not HEAVY & _loaded(arguments)
 
 
 @pytest.mark.parametrize("arguments", [["tables", "--check"], ["leaderboard"]])
-def test_what_is_made_from_records_needs_only_numpy_and_special_functions(arguments):
-    """Ranks are computed with both. `scipy.stats`, which has the same quantiles and tests, takes a second to import."""
+def test_tables_of_records_need_only_numpy_and_special_functions(arguments):
+    """`scipy.stats` has the same quantiles and tests as `scipy.special`, but takes a second to import."""
     loaded = _loaded_modules(arguments)
     assert HEAVY & {name.split(".")[0] for name in loaded} == {"numpy", "scipy"}
     assert "scipy.stats" not in loaded

@@ -1,4 +1,4 @@
-"""Folders: given folders are used, defaults are computed last, and a missing home folder gives a message."""
+"""Folders: given folders are used, defaults are computed only if needed, and a missing home folder gives an error."""
 
 import pytest
 
@@ -13,7 +13,7 @@ FOLDERS = {"data": paths.data_dir, "weights": paths.weights_dir, "cache": paths.
 
 @pytest.fixture
 def no_home(monkeypatch):
-    """Simulate a container whose user id has no account."""
+    """Simulate a container whose user id has no account and no home folder."""
     pwd = pytest.importorskip("pwd")
 
     def unknown(uid):
@@ -25,7 +25,7 @@ def no_home(monkeypatch):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_nobody_asks_for_a_home_folder_where_a_folder_is_given(name, no_home, tmp_path, monkeypatch):
+def test_a_given_folder_needs_no_home_folder(name, no_home, tmp_path, monkeypatch):
     assert FOLDERS[name](tmp_path) == tmp_path
     assert FOLDERS[name]("relative") == paths.Path("relative")
     monkeypatch.setenv(f"PROBE_{name.upper()}_DIR", str(tmp_path))
@@ -33,7 +33,7 @@ def test_nobody_asks_for_a_home_folder_where_a_folder_is_given(name, no_home, tm
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_without_a_home_folder_the_message_names_the_option(name, no_home, monkeypatch):
+def test_the_error_without_a_home_folder_names_the_option(name, no_home, monkeypatch):
     monkeypatch.setenv("PROBE_RESULTS_DIR", "")
     with pytest.raises(FolderError, match=rf"no home folder for ~/.cache/.*--{name}-dir or PROBE_{name.upper()}_DIR"):
         FOLDERS[name]()
@@ -47,7 +47,7 @@ def test_the_default_is_below_the_home_folder(monkeypatch, tmp_path):
     assert paths.data_dir() == tmp_path / ".cache" / "probe" / "data"
 
 
-def test_what_ships_with_the_package_or_has_a_whole_path_needs_no_data_folder(no_home, image_folder):
+def test_embedded_datasets_and_absolute_paths_need_no_data_folder(no_home, image_folder):
     assert len(open_split("digits", "test", offline=True)) == 359
     folder = image_folder({"train/red": 10, "train/blue": 10, "test/red": 1, "test/blue": 1})
     assert len(open_split(f"folder:{folder}", "test", offline=True)) == 2
@@ -57,7 +57,7 @@ def test_what_ships_with_the_package_or_has_a_whole_path_needs_no_data_folder(no
 
 @pytest.mark.parametrize("path", ["~/x", "~nobody-of-this-name/x"])
 @pytest.mark.parametrize("form", ["csv:{}", "folder:{}", "hf:{}", "wds:{}", "{}.toml"])
-def test_a_home_folder_that_is_not_there_is_said_of_a_dataset(path, form, no_home, capsys):
+def test_a_dataset_without_a_home_folder_gives_an_error(path, form, no_home, capsys):
     assert main(["run", "--dataset", form.format(path), "--model", "tiny"]) == 1
     message = capsys.readouterr().err
     assert path.partition("/")[0] in message
@@ -69,7 +69,7 @@ def test_a_name_may_begin_with_a_tilde():
     assert paths.expand_home("~nobody-of-this-name/x") == paths.Path("~nobody-of-this-name/x")
 
 
-def test_no_folder_called_as_the_home_folder_is_made_for_the_hub():
+def test_no_folder_named_tilde_is_made_for_the_hub():
     with pytest.raises(FolderError, match="HF_HOME"):
         check_home("~/.cache/huggingface/hub")
     check_home("/cache/huggingface/hub")

@@ -29,7 +29,7 @@ def _write_images(folder, *, shift=0):
 
 @pytest.fixture
 def made(tmp_path):
-    """A record of a small folder of images, and its file."""
+    """Return a record of a small folder of images, and the path of the record."""
     _write_images(tmp_path / "images")
     results = tmp_path / "results"
     record = probe.run(
@@ -38,8 +38,8 @@ def made(tmp_path):
     return record, record_path(record, results)
 
 
-def test_a_record_runs_again_from_what_it_says_and_comes_out_the_same(made, tmp_path):
-    """Every byte of features and every number of the probe, with nothing kept and nothing else written."""
+def test_a_record_is_reproduced_from_its_own_specification(made, tmp_path):
+    """All bytes of features and all numbers of the probe are equal. Nothing is cached and nothing is written."""
     _, path = made
     before = sorted(tmp_path.rglob("*"))
     found = probe.reproduce(path)
@@ -72,7 +72,7 @@ def test_records_of_several_solvers_keep_their_own_probes(tmp_path):
     assert [one.verdict for one in found] == [IDENTICAL, IDENTICAL]
 
 
-def test_other_images_are_the_first_that_moved_and_no_tolerance_judges_them(made, tmp_path):
+def test_different_images_are_the_first_change_whatever_the_tolerance(made, tmp_path):
     moved = tmp_path / "images" / "test" / "a" / "3.png"
     moved.rename(moved.with_name("4.png"))
     found = probe.reproduce(made[1], tolerance=100)
@@ -82,8 +82,8 @@ def test_other_images_are_the_first_that_moved_and_no_tolerance_judges_them(made
 
 
 @pytest.mark.slow
-def test_images_that_changed_under_their_names_move_the_features(made, tmp_path):
-    """Ids and labels are as they were; the record keeps values by which to say how far features are off."""
+def test_images_that_changed_without_a_new_name_change_the_features(made, tmp_path):
+    """Ids and labels are unchanged. The record contains some values of the features, which show the difference."""
     _write_images(tmp_path / "images", shift=1)
     found = probe.reproduce(made[1], tolerance=100)
     assert (found.verdict, found.first_moved) == (CHANGED, "features")
@@ -92,14 +92,14 @@ def test_images_that_changed_under_their_names_move_the_features(made, tmp_path)
     assert words.startswith("not the same bytes; largest difference ")
 
 
-def test_images_that_are_missing_are_said_so(made, tmp_path):
+def test_missing_images_are_the_reason_for_not_running(made, tmp_path):
     (tmp_path / "images" / "test" / "a" / "3.png").unlink()
     found = probe.reproduce(made[1])
     assert found.verdict == NOT_RUN
     assert "expected 8 images" in found.reason
 
 
-def test_a_dataset_that_is_gone_is_said_so(made, tmp_path, capsys):
+def test_a_missing_dataset_is_the_reason_for_not_running(made, tmp_path, capsys):
     (tmp_path / "images").rename(tmp_path / "moved")
     found = probe.reproduce(made[1])
     assert found.verdict == NOT_RUN
@@ -108,7 +108,7 @@ def test_a_dataset_that_is_gone_is_said_so(made, tmp_path, capsys):
     assert "verdict: not run" in capsys.readouterr().out
 
 
-def test_a_device_that_is_not_here_can_be_replaced(made, tmp_path):
+def test_an_unavailable_device_can_be_replaced(made, tmp_path):
     record = changed(made[0], "spec.device", "cuda:63")
     (found,) = reproduce_all([record])
     assert found.verdict == NOT_RUN
@@ -118,7 +118,7 @@ def test_a_device_that_is_not_here_can_be_replaced(made, tmp_path):
     assert (found.verdict, found.first_moved) == (WITHIN, "execution")
 
 
-def test_a_cell_that_failed_has_nothing_to_reproduce():
+def test_a_failed_run_has_nothing_to_reproduce():
     with pytest.raises(ResultsError, match="no score to reproduce"):
         probe.reproduce(make_failure())
     assert list(reproduce_all([make_failure()])) == []
@@ -126,13 +126,13 @@ def test_a_cell_that_failed_has_nothing_to_reproduce():
 
 @pytest.mark.parametrize(("wrong", "tolerance", "verdict"), [(21, None, WITHIN), (22, None, CHANGED), (22, 2, WITHIN)])
 def test_tolerance_counts_test_images(wrong, tolerance, verdict):
-    """Of 400 images one may be another, unless told otherwise."""
+    """By default, one of 400 images may differ."""
     found = judge(scored_record("a", 20), scored_record("a", wrong), tolerance=tolerance)
     assert found.verdict == verdict
     assert found.images == pytest.approx(wrong - 20)
 
 
-def test_as_many_wrong_of_other_images_are_no_identity():
+def test_equal_scores_with_different_wrong_images_are_not_identical():
     a, right = scored_record("a", 20), np.arange(NUM_TEST) >= 20
     outcomes = probe.stats.outcomes.Outcomes("accuracy", {"right": right[::-1]})
     b = changed(a, "result.outcomes", (packed(outcomes),))
@@ -141,23 +141,23 @@ def test_as_many_wrong_of_other_images_are_no_identity():
 
 
 def test_features_that_differ_by_rounding_are_within_tolerance():
-    """By a millionth of their size; a tenth is no rounding, whatever the score."""
+    """A relative difference of 1e-6 is rounding. A difference of 0.1 is not, whatever the score."""
     features = [FeaturesRecord(str(shift), {"projected": (1.0 + shift, -1.0)}) for shift in (0.0, 1e-6, 0.1)]
     a, b, c = (scored_record("a", 20, features={"test": one}) for one in features)
     assert judge(a, b).verdict == WITHIN
     assert judge(a, c).verdict == CHANGED
 
 
-def test_what_a_record_does_not_keep_is_not_called_identical():
-    """As one of an earlier version, without outcomes."""
+def test_a_record_without_outcomes_is_not_called_identical():
+    """Records of earlier versions have no outcomes."""
     old = make_record()
     found = judge(old, old)
     assert found.verdict == WITHIN
     assert "keeps no" in found.reason
 
 
-def test_class_means_count_images_that_are_right_in_one_run_alone():
-    """In a class of five one image is a fifth of a hundredth of the score, of which no share of all images can tell."""
+def test_class_means_count_the_images_that_are_right_in_only_one_run():
+    """The difference of the scores does not give this count: an image of a small class changes the score by more."""
     labels = np.concatenate([np.zeros(395, np.int64), np.ones(5, np.int64)])
     runs = []
     for wrong in (0, 1):
@@ -171,8 +171,8 @@ def test_class_means_count_images_that_are_right_in_one_run_alone():
     assert (found.verdict, found.images) == (WITHIN, 1)
 
 
-def test_two_records_of_one_cell_are_refused(made):
-    """Or each would be compared with what came of the other."""
+def test_two_records_of_the_same_run_are_refused(made):
+    """Otherwise each record would be compared with the reproduction of the other."""
     other = changed(made[0], "spec.batch_size", 4)
     with pytest.raises(ResultsError, match="two records are of"):
         list(reproduce_all([made[0], other]))
@@ -193,8 +193,8 @@ def test_records_are_never_overwritten(made, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_of_records_is_run_but_for_long_ones(made, tmp_path, capsys):
-    """Failed cells and long ones are passed over and counted; the exit code is that of what was run."""
+def test_a_folder_of_records_is_run_except_long_runs(made, tmp_path, capsys):
+    """Failed and long runs are skipped and counted. The exit code depends only on the other runs."""
     record, _ = made
     results = tmp_path / "results"
     write_record(make_failure(), results)
@@ -213,23 +213,23 @@ def test_a_folder_of_records_is_run_but_for_long_ones(made, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_json_has_both_records(made, capsys):
+def test_json_contains_both_records(made, capsys):
     assert main(["reproduce", str(made[1]), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == IDENTICAL
     assert found["again"]["features"] == found["record"]["features"]
 
 
-def test_an_estimate_counts_features_as_if_they_were_made_anew():
+def test_an_estimate_includes_the_extraction_of_features():
     record = make_record(seconds={"load": 1.0, "extract": 0.0, "fit": 2.0})
     subsets = {"train": MeterRecord(100, images_per_second=10.0), "test": MeterRecord(0)}
     record = changed(record, "extraction.subsets", subsets)
     assert estimate_seconds(record) == 13.0
-    jit = make_record(jit=True, seconds={"load": 1.0, "extract": 5.0, "fit": 0.0})  # its probe is that of the other
+    jit = make_record(jit=True, seconds={"load": 1.0, "extract": 5.0, "fit": 0.0})  # the probe is the eager run's
     assert estimate_seconds(jit, [record, jit]) == 8.0
 
 
-def test_threads_are_those_of_the_record_and_afterwards_what_they_were():
+def test_thread_counts_are_set_and_restored():
     import torch
     from threadpoolctl import threadpool_info
 
@@ -245,9 +245,9 @@ def test_threads_are_those_of_the_record_and_afterwards_what_they_were():
 
 
 @pytest.mark.slow
-def test_records_run_with_the_threads_that_they_name(made):
-    """What a run says of itself is what it ran with, so the new record names them too."""
-    num = min(2, os.cpu_count() or 1)  # tests have one by themselves
+def test_records_run_with_their_number_of_threads(made):
+    """A record contains the number of threads that the run used, so the new record has the same number."""
+    num = min(2, os.cpu_count() or 1)  # tests use one thread by default
     environment = replace(made[0].environment, torch_threads=num, blas_threads=num)
     record = replace(made[0], environment=environment)
     (found,) = reproduce_all([record])

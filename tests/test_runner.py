@@ -27,14 +27,14 @@ from probe.specs import Protocol, Subset
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The README's command: digits, tiny, both modes; and the paper's protocol too."""
+    """Run the README's command, `tiny` on digits in both modes, also under the protocol `clip-paper`."""
     results_dir = tmp_path_factory.mktemp("results")
     specs = plan(["digits"], ["tiny"], protocols=["readme", "clip-paper"], jit_modes=[False, True], device="cpu")
     records = list(run_grid(specs, settings=Settings(results_dir=results_dir, offline=True)))
     return results_dir, {(record.protocol, record.mode): record for record in records}
 
 
-# The reference's transform, put together from torchvision here.
+# The transform of the reference implementation, written with torchvision.
 BY_HAND = Compose(
     [
         Resize(32, interpolation=InterpolationMode.BICUBIC),
@@ -47,7 +47,7 @@ BY_HAND = Compose(
 
 @pytest.fixture(scope="module")
 def by_hand():
-    """Features of the digits at both points: torchvision's transform and the model, nothing of the suite between."""
+    """Compute the features of the digits at both points with torchvision's transform and the model alone."""
     model, _ = probe.load_clip("tiny", "cpu")
     digits = load_digits()
     levels = np.rint(digits.images * 255 / 16).astype(np.uint8)
@@ -68,7 +68,7 @@ def _score(x, y, fit_rows, test_rows, C):
 
 @pytest.fixture(scope="module")
 def extracted():
-    """Features of the digits as a run takes them, by mode."""
+    """Extract the features of the digits in both modes, as a run does."""
     images = open_dataset("digits").subsets["all"]
     encoders = {"jit" if jit else "eager": probe.load_encoder("tiny", jit=jit, device="cpu") for jit in (False, True)}
     return {mode: probe.extract_features(encoder, images) for mode, encoder in encoders.items()}
@@ -78,7 +78,7 @@ def extracted():
 @pytest.mark.parametrize("mode", ["eager", "jit"])
 @pytest.mark.parametrize("point", ["projected", "pre_projection"])
 def test_features_equal_the_same_work_written_out_by_hand(extracted, by_hand, point, mode):
-    """Up to rounding: an encoder sums in another order, and in batches of another size."""
+    """Tolerance: rounding, because an encoder uses a different order of sums and a different batch size."""
     np.testing.assert_allclose(extracted[mode].at(point), by_hand[0][point], atol=1e-5, rtol=1e-5)
 
 
@@ -101,14 +101,14 @@ def test_both_modes_agree(results):
         eager, jit = records[protocol, "eager"], records[protocol, "jit"]
         assert eager.parity is None
         assert max(jit.parity.max_abs_difference.values()) < 1e-5
-        # Each mode has a probe of its own here. lbfgs stops where the gradient is below `tol`, not at the optimum, so
-        # that the rounding of the features can move the one digit that lies on the border of two classes.
+        # Each mode has its own probe. lbfgs stops when the gradient is below `tol`, not at the optimum. So rounding
+        # errors of the features can change the prediction of the one digit that is on the border of two classes.
         assert jit.parity.predictions_flipped <= 1
         assert round(359 * abs(eager.result.score - jit.result.score)) <= 1
 
 
 @pytest.mark.slow
-def test_a_record_tells_how_its_number_was_made(results):
+def test_a_record_documents_how_its_score_was_computed(results):
     _, records = results
     record = records["clip-paper", "jit"]
     assert record.spec.protocol.feature_point == "pre_projection"
@@ -132,7 +132,7 @@ def test_records_and_tables_are_written(results):
 
 
 @pytest.mark.slow
-def test_a_failed_cell_is_recorded_and_does_not_stop_the_others(image_folder, tmp_path):
+def test_a_failed_run_is_recorded_and_does_not_stop_the_others(image_folder, tmp_path):
     root = image_folder({"red": 6, "green": 6, "blue": 6})
     (root / "red" / "000.png").write_bytes(b"not an image")
     specs = plan([f"folder:{root}", "digits"], ["tiny"], protocols=["readme"], device="cpu")
@@ -148,12 +148,12 @@ def test_a_folder_of_images_runs(image_folder, tmp_path):
     record = probe.run(
         f"folder:{root}", model="tiny", protocol="readme", device="cpu", results_dir=tmp_path / "results"
     )
-    assert record.result.score == 1.0  # colours are easy
+    assert record.result.score == 1.0  # colours are easy to separate
     assert (record.result.num_train, record.result.num_test) == (30, 6)
     assert record.read.class_names == ("blue", "green", "red")
 
 
-def test_run_raises_what_broke_and_keeps_the_record(image_folder, tmp_path):
+def test_run_raises_the_error_and_writes_a_record(image_folder, tmp_path):
     root = image_folder({"red": 6, "green": 1})
     with pytest.raises(DatasetError, match="class 'green'"):
         probe.run(f"folder:{root}", model="tiny", device="cpu", results_dir=tmp_path / "results")
@@ -161,8 +161,8 @@ def test_run_raises_what_broke_and_keeps_the_record(image_folder, tmp_path):
     assert record.error.type == "DatasetError"
 
 
-def test_a_state_dict_has_no_jit_cell(tmp_path):
-    """A table of JIT results must not hold what ran as a rebuilt model."""
+def test_a_state_dict_has_no_jit_run(tmp_path):
+    """A table of JIT results must not contain results of a rebuilt model."""
     model, _ = probe.load_clip("tiny", "cpu")
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(CheckpointError, match="no JIT mode"):
@@ -180,14 +180,14 @@ def test_names_are_looked_up_before_anything_runs():
         plan(["digits"], ["tiny"], protocols=["reedme"])
 
 
-def test_a_grid_has_every_cell_once():
+def test_a_grid_has_every_run_once():
     specs = plan(["digits", "mnist", "digits"], ["tiny", "random:tiny"], jit_modes=[False, True], device="cpu")
     assert len({str(spec) for spec in specs}) == len(specs) == 8
 
 
 @pytest.mark.slow
-def test_a_row_of_ones_own_runs(tmp_path):
-    """Rows are data: another share for validation is another split."""
+def test_a_users_dataset_spec_runs(tmp_path):
+    """A different `val_fraction` gives a different split."""
     row = replace(probe.get_dataset("digits"), name="digits_half", val_fraction=0.4)
     record = probe.run(row, model="tiny", protocol="readme", device="cpu", results_dir=tmp_path)
     assert record.splits["val"].size == pytest.approx(719, abs=3)
@@ -215,7 +215,7 @@ def run_folder(root, results_dir, *, jit_modes=(False,), **settings):
 
 @pytest.fixture
 def damaged(image_folder):
-    """Two of its 24 images cannot be read: one for training, one for testing."""
+    """Make a folder of 24 images, of which one training image and one test image cannot be read."""
     root = image_folder({"train/red": 10, "train/green": 6, "test/red": 5, "test/green": 3})
     for name in ("train/red/004.png", "test/green/001.png"):
         (root / name).write_bytes(b"no image")
@@ -235,7 +235,7 @@ def test_skipped_images_are_in_the_record_and_in_no_split(damaged, tmp_path, wor
 
 
 def test_rows_stay_with_their_labels_when_images_are_skipped(damaged):
-    """Without the two images, the same folder gives the same test split, up to what the size of a batch changes."""
+    """The folder without the two images gives the same test split. Tolerance: rounding from different batch sizes."""
 
     def extract(skip_corrupt=0):
         (spec,) = plan([f"folder:{damaged}"], ["tiny"], protocols=["readme"], device="cpu")
@@ -252,13 +252,13 @@ def test_rows_stay_with_their_labels_when_images_are_skipped(damaged):
     assert np.allclose(skipped.cut()[0]["test"].x, without.cut()[0]["test"].x, atol=1e-4)
 
 
-def test_one_unreadable_image_too_many_fails_the_cell(damaged, tmp_path):
+def test_more_unreadable_images_than_allowed_fail_the_run(damaged, tmp_path):
     (record,) = run_folder(damaged, tmp_path / "results", skip_corrupt=1)
     assert record.status == "failed"
     assert "(test/green/001.png) cannot be read" in record.error.message
 
 
-def test_a_partial_result_is_marked_and_never_takes_the_place_of_a_whole_one(damaged, tmp_path):
+def test_a_partial_result_is_marked_and_never_replaces_a_complete_one(damaged, tmp_path):
     results_dir = tmp_path / "results"
     (partial,) = run_folder(damaged, results_dir, skip_corrupt=2)
     assert record_path(partial, results_dir).name == "tiny.eager.readme.fp32.partial.json"
@@ -278,10 +278,10 @@ def test_skipping_is_the_same_in_both_modes(damaged, tmp_path):
     assert jit.parity.predictions_flipped == 0
 
 
-def test_a_dataset_of_which_images_are_missing_runs_on_request(image_folder, tmp_path):
+def test_a_dataset_with_missing_images_runs_on_request(image_folder, tmp_path):
     root = image_folder({"train/red": 6, "train/green": 6, "test/red": 3, "test/green": 3})
     spec = replace(get_dataset(f"folder:{root}"), name="colours", subsets=(Subset("train", 12), Subset("test", 9)))
-    specs = [replace(cell, dataset=spec) for cell in plan(["digits"], ["tiny"], protocols=["readme"], device="cpu")]
+    specs = [replace(run, dataset=spec) for run in plan(["digits"], ["tiny"], protocols=["readme"], device="cpu")]
     (failed,) = run_grid(specs, settings=Settings(results_dir=tmp_path / "results", offline=True))
     assert "expected 9 images, found 6" in failed.error.message
     (record,) = run_grid(specs, settings=Settings(results_dir=tmp_path / "results", offline=True, allow_partial=True))
@@ -290,13 +290,13 @@ def test_a_dataset_of_which_images_are_missing_runs_on_request(image_folder, tmp
 
 
 @pytest.mark.slow
-def test_images_of_several_labels_run_to_their_score(tmp_path):
-    """VOC 2007 in its layout on disk: one probe a class, scored by average precision, in both modes."""
+def test_images_with_several_labels_are_scored(tmp_path):
+    """VOC 2007, in its layout on disk, has one probe per class and average precision as its metric."""
     own_layouts.voc2007(tmp_path)
     spec = get_dataset("voc2007")
     spec = replace(spec, subsets=tuple(replace(p, size=6) for p in spec.subsets))
     specs = plan(["digits"], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu")
-    specs = [replace(cell, dataset=spec) for cell in specs]
+    specs = [replace(run, dataset=spec) for run in specs]
     eager, jit = run_grid(specs, settings=Settings(data_dir=tmp_path, results_dir=tmp_path / "results", offline=True))
     assert eager.error is None
     assert eager.result.metric == "voc2007_11pt_map"
@@ -306,8 +306,8 @@ def test_images_of_several_labels_run_to_their_score(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_probe_that_is_not_finite_fails_its_cell_and_no_other(tmp_path, monkeypatch):
-    """JSON has no NaN, so that such a record could not be written."""
+def test_a_result_that_is_not_finite_fails_only_its_own_run(tmp_path, monkeypatch):
+    """JSON has no NaN, so the record of such a result could not be written."""
     real = runner.fit_folds
 
     def overflow(folds, **arguments):

@@ -19,8 +19,8 @@ def _run_spec(**changes):
     return replace(RunSpec(DATASETS[0], MODELS[0], PROTOCOLS[0], False, "cpu", "fp32", 64), **changes)
 
 
-def test_prose_is_no_part_of_the_identity_of_a_run():
-    """A typo mended in a note must re-run nothing."""
+def test_descriptions_are_not_part_of_the_identity_of_a_run():
+    """A corrected typo in a note must not repeat any run."""
     source = replace(DATASETS[0].sources[0], files="another description", downloads=(("https://mirror.org", ""),))
     dataset = replace(DATASETS[0], title="X", notes="X", homepage="X", license="X", numbers_from="X", sources=(source,))
     before = _run_spec(dataset=replace(DATASETS[0], sources=DATASETS[0].sources[:1]))
@@ -45,29 +45,29 @@ def test_prose_is_no_part_of_the_identity_of_a_run():
         {"solver": "fast"},
     ],
 )
-def test_what_changes_a_result_is_part_of_the_identity_of_a_run(changes):
+def test_fields_that_change_a_result_are_part_of_the_identity_of_a_run(changes):
     assert identity(_run_spec(**changes)) != identity(_run_spec())
 
 
-def test_the_way_through_json_does_not_change_the_identity():
+def test_a_round_trip_through_json_does_not_change_the_identity():
     for row in (*DATASETS, *MODELS, *PROTOCOLS):
         spec = _run_spec(**{"dataset" if row in DATASETS else "model" if row in MODELS else "protocol": row})
         assert identity(decode(json.loads(json.dumps(asdict(spec))), RunSpec)) == identity(spec)
 
 
-def test_no_two_rows_share_a_file_name():
-    """Records of different cells must not overwrite each other."""
+def test_no_two_entries_share_a_file_name():
+    """Records of different runs must not overwrite each other."""
     for rows in (DATASETS, MODELS):
         assert len({slug(row.name) for row in rows}) == len(rows)
 
 
-def test_names_of_the_catalogues_are_file_names_as_they_stand():
+def test_file_names_of_catalogue_names_do_not_change():
     """Published records have these file names."""
     for rows in (DATASETS, PROTOCOLS):
         assert all(unique_slug(row.name) == row.name for row in rows)
 
 
-# Names in a line have equal slugs, or are equal on file systems that ignore case.
+# The names of each line have equal slugs, or are equal on file systems that ignore case.
 LIKE_NAMES = [
     ("open_clip:ViT-S-32-alt/модель/epoch_1.pt", "open_clip:ViT-S-32-alt/数据/epoch_1.pt"),
     ("hf:a-b/c", "hf:a/b-c", "hf-a-b-c", "hf:a/b/c", "hf:a//b//c", "hf:a--b-c"),
@@ -94,15 +94,15 @@ def test_no_two_names_share_a_file_name(names):
         assert not PureWindowsPath(f"{file}.json").is_reserved()
 
 
-def test_folders_of_one_name_have_different_file_names():
+def test_folders_with_the_same_name_have_different_file_names():
     first, second = slug("folder:/a/images", is_path=True), slug("folder:/b/images", is_path=True)
     assert first.startswith("folder-images-")
     assert first != second
 
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda row: row.name)
-def test_a_specification_comes_back_from_json(dataset):
-    """So that a record says all that it takes to run it again."""
+def test_a_specification_is_restored_from_json(dataset):
+    """A record contains everything that is needed to repeat its run."""
     for model, protocol in zip(MODELS, [*PROTOCOLS, *PROTOCOLS], strict=False):
         spec = RunSpec(dataset, model, protocol, jit=True, device="cpu", precision="fp32", batch_size=64)
         assert decode(json.loads(json.dumps(asdict(spec))), RunSpec) == spec

@@ -1,7 +1,7 @@
-"""The main job on systems that lack something: Windows, macOS, containers without a home folder.
+"""Portability: the main job runs without what Windows, macOS or a container without a home folder lack.
 
-A test cannot change the system. These tests remove what other systems lack. They do so after the libraries have been
-imported, because the libraries ask for the system's name.
+A test cannot change the system. These tests remove modules and functions that other systems lack. The libraries are
+imported before, because they ask for the system's name.
 """
 
 import ast
@@ -74,7 +74,7 @@ def trees():
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def test_nothing_is_imported_or_called_that_another_system_lacks(trees):
+def test_modules_use_only_what_every_system_has(trees):
     used = set()
     for path, tree in trees.items():
         names = set()
@@ -107,20 +107,20 @@ def test_files_are_replaced_and_not_renamed():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "rename":
                 used.add((path.name, ast.unparse(node.func.value)))
-    renamed = {("chunks.py", "building")}  # a folder, to a name that no entry of the cache has
-    assert used <= renamed | {("checkpoints.py", "huggingface")}  # a function of ours
+    renamed = {("chunks.py", "building")}  # moves a folder to a name that does not exist
+    assert used <= renamed | {("checkpoints.py", "huggingface")}  # a function of this package
 
 
 @pytest.mark.parametrize(
     "name", ["folder:C:\\data\\images", "D:\\models\\a b.pt", "folder:\\\\host\\share\\x", "aux", "com1.pt"]
 )
-def test_records_of_a_name_have_a_file_name_of_every_system(name):
+def test_file_names_of_records_are_valid_on_every_system(name):
     for found in (slug(name), slug(name, is_path=True), unique_slug(name)):
         assert not set(found) & set('<>:"/\\|?*')
         assert found.partition(".")[0].upper() not in {"CON", "PRN", "AUX", "NUL", "COM1", "LPT1"}
 
 
-def test_no_module_imports_at_its_top_what_another_system_lacks(trees):
+def test_no_module_imports_a_posix_module_at_its_top(trees):
     found = set()
     for path, tree in trees.items():
         for node in tree.body:
@@ -139,6 +139,6 @@ def test_peak_memory_is_in_megabytes(platform, unit, monkeypatch):
     assert found == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, rel=0.05)
 
 
-def test_where_the_system_does_not_tell_it_the_peak_of_memory_is_missing(monkeypatch):
+def test_peak_memory_is_missing_if_the_system_does_not_report_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
     assert Meter().describe() == {"images": 0}
