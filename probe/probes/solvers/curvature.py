@@ -105,18 +105,30 @@ def at_zero(objective: Objective, probe: int) -> Preconditioner:
     rows, width = objective.rows, objective.loss.width
     likely = 1 / max(width, 2)
     weight = likely if width > 1 else likely * (1 - likely)
-    return Diagonal(weight * rows.variance + objective.penalties[probe] * rows.basis.penalty)
+    diagonal = weight * rows.variance + objective.penalties[probe] * rows.basis.penalty
+    if objective.penalties[probe] == 0:  # without a penalty, features that do not vary have no curvature
+        diagonal = diagonal.clamp(min=torch.finfo(rows.dtype).eps * float(diagonal.max()))
+    return Diagonal(diagonal)
 
 
 def at(objective: Objective, probe: int, unknowns: Tensor) -> Preconditioner:
     """Return a preconditioner from an estimate of the Hessian at some unknowns, float64 (d + 1, width)."""
     penalty = (objective.penalties[probe] * objective.rows.basis.penalty).float()
-    return Blocks(
-        [
-            replace(block, matrix=_factor(block.matrix, penalty))
-            for block in estimate_hessian(objective, probe, unknowns)
-        ]
-    )
+    blocks = estimate_hessian(objective, probe, unknowns)
+    if not objective.rows.has_intercept:
+        blocks = [_without_intercept(block, len(penalty)) for block in blocks]
+    return Blocks([replace(block, matrix=_factor(block.matrix, penalty)) for block in blocks])
+
+
+def _without_intercept(block: HessianBlock, size: int) -> HessianBlock:
+    """Return a block in which the intercepts are decoupled from the weights, so that they stay at zero."""
+    matrix = block.matrix.clone()
+    last = slice(size - 1, None, size)
+    curvature = matrix.diagonal()[last].clone()
+    matrix[last] = 0
+    matrix[:, last] = 0
+    matrix.diagonal()[last] = curvature
+    return replace(block, matrix=matrix)
 
 
 def passes(objective: Objective) -> int:

@@ -7,16 +7,17 @@ takes many evaluations, the preconditioner is replaced by a better one, see `cur
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils import Tags, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 
 from probe.probes.solvers import curvature
@@ -80,6 +81,7 @@ def solve(
     *,
     starts: Sequence[Start] | None = None,
     tol: float = TOL,
+    max_tol: float = float("inf"),
     max_iter: int = 1000,
     ends_exact: bool = True,
     tick: Callable[[int], None] | None = None,
@@ -91,6 +93,7 @@ def solve(
         objective: of one probe or several.
         starts: where each begins; None is at weights of zero.
         tol: when to stop, relative to the gradient at zero.
+        max_tol: when to stop, as the largest component of the gradient; the smaller of both counts.
         max_iter: most steps.
         ends_exact: go on in float64 where float32 has said all it can, and measure the end there.
         tick: is told the number of every pass over the data.
@@ -105,7 +108,8 @@ def solve(
     runs = []
     for probe, start in zip(probes, starts or [Start(zero) for _ in probes], strict=True):
         if not _is_rounding(objective.rows, first[probe], torch.float64):
-            runs.append(_Run(objective, probe, start, tol=tol * norms[probe], max_iter=max_iter, ends_exact=ends_exact))
+            limit = min(tol * norms[probe], max_tol)
+            runs.append(_Run(objective, probe, start, tol=limit, max_iter=max_iter, ends_exact=ends_exact))
         else:  # balanced classes and features that tell nothing: zero is the optimum, and its gradient is rounding
             norms[probe] = 0.0
             runs.append(_Run(objective, probe, Start(zero), tol=float("inf"), max_iter=max_iter, ends_exact=True))
@@ -168,7 +172,8 @@ class _Run:
         self, objective: Objective, probe: int, start: Start, *, tol: float, max_iter: int, ends_exact: bool
     ) -> None:
         self.objective, self.probe, self.tol = objective, probe, tol
-        self.without_features = objective.loss.without_features(probe)
+        loss = objective.loss
+        self.without_features = loss.without_features(probe) if objective.rows.has_intercept else loss.at_zero
         margin = MARGIN if ends_exact else 1
         self.needs_curvature = start.needs_curvature
         patience = max(PATIENCE, curvature.passes(objective))
@@ -226,114 +231,185 @@ class _Run:
             suboptimality=self.minimum.decrement,
             is_optimal=is_optimal,
             converged=is_optimal and self._measure(self.minimum.objective, self.minimum.gradient) <= self.tol,
-            excess=length / (2 * self.objective.penalties[self.probe]),
+            excess=length / (2 * penalty) if (penalty := self.objective.penalties[self.probe]) else float("inf"),
             needs_curvature=self.needs_curvature,
         )
 
 
-class FastLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # untyped
-    """Logistic regression with an L2 penalty, as scikit-learn's `LogisticRegression(solver="lbfgs")` defines it.
+class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyped
+    """scikit-learn's `LogisticRegression` with a different minimiser: it converges, and takes a fraction of the time.
 
-    Of two classes one row of weights, of more the multinomial loss; the intercept is not penalised. Products are in the
-    features' type, float32 or float64; coefficients are float64.
+    Parameters and attributes mean what they mean in `sklearn.linear_model.LogisticRegression`, with an L2 penalty and
+    the multinomial loss. A fit ends when the largest component of the gradient is at most `tol`, and at most a
+    millionth of its value at weights of zero, and the objective is as good as its minimum whatever the scales of the
+    features, see `optimality.is_negligible`. A fit that ends earlier gives scikit-learn's `ConvergenceWarning`.
 
     Args:
-        C: inverse strength of the penalty on the sum of the losses, above 0.
-        tol: largest component of the gradient at which a fit may stop, relative to its value at weights of zero. The
-            fit continues if the objective is still far from its minimum, as with one feature much larger than the rest.
-        max_iter: most steps.
-        device: `cpu`, `cuda`, ...: where to compute.
+        C: inverse strength of the L2 penalty on the sum of the losses, above 0. `np.inf` is no penalty.
+        l1_ratio: 0, because there is no L1 penalty here.
+        tol: largest component of the gradient of the objective at which a fit may stop.
+        fit_intercept: fit an intercept, which is not penalised.
+        class_weight: weight of each class as a dict, or `balanced`; None weights all classes equally.
+        random_state: has no effect, because the fit does not depend on chance.
+        max_iter: largest number of steps.
+        verbose: if above 0, print how the fit ended.
+        warm_start: start at the coefficients of the previous fit.
+        device: `cpu`, `cuda` and so on: where torch computes.
 
     Attributes:
         classes_: (k,), sorted.
-        coef_: float64 (k, d), or (1, d) of two classes.
-        intercept_: float64 (k,), or (1,).
-        n_iter_: int32 (1,), steps.
-        objective_: the minimum, mean loss and penalty over n.
-        gradient_ratio_: largest component of the gradient there, relative to that at weights of zero.
-        excess_: how far `objective_` can be above the true minimum, see `Solution`.
+        coef_: (k, d) in the type of the features, or (1, d) for two classes.
+        intercept_: (k,), or (1,) for two classes.
+        n_iter_: int32 (1,), number of steps.
+        objective_: value at the end: the weighted mean loss, plus ||coef_||^2 / (2 C n).
+        gradient_ratio_: largest component of the gradient at the end, divided by that at weights of zero.
+        excess_: upper bound of the distance from `objective_` to its minimum, see `Solution`.
 
     Raises:
-        ValueError: features or labels that scikit-learn's estimator would not take either.
-
-    A fit that ends before it converges gives scikit-learn's `ConvergenceWarning`. With the default `tol` the objective
-    is within 1e-7 of its minimum where classes overlap; of separable classes under a weak penalty it can be 1e-5 above,
-    a share of next to nothing, which a smaller `tol` takes away.
+        ValueError: parameters, features or labels that scikit-learn's estimator refuses; sparse features; an L1
+            penalty.
     """
+
+    _parameter_constraints: ClassVar = {
+        **{
+            name: LogisticRegression._parameter_constraints[name]
+            for name in (
+                *("C", "l1_ratio", "tol", "fit_intercept", "class_weight"),
+                *("random_state", "max_iter", "verbose", "warm_start"),
+            )
+        },
+        "device": [str, torch.device],
+    }
+    # Methods of the parent ask for these parameters. They are fixed here, and no parameters.
+    solver, penalty, dual, intercept_scaling, n_jobs = "lbfgs", "deprecated", False, 1, None
 
     def __init__(
         self,
-        C: float = 1.0,  # noqa: N803 - the field's name
         *,
-        tol: float = TOL,
+        C: float = 1.0,  # noqa: N803 - the field's name
+        l1_ratio: float = 0.0,
+        tol: float = 1e-4,
+        fit_intercept: bool = True,
+        class_weight: Mapping[Any, float] | str | None = None,
+        random_state: int | np.random.RandomState | None = None,
         max_iter: int = 1000,
+        verbose: int = 0,
+        warm_start: bool = False,
         device: str = "cpu",
     ) -> None:
         self.C = C
+        self.l1_ratio = l1_ratio
         self.tol = tol
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.random_state = random_state
         self.max_iter = max_iter
+        self.verbose = verbose
+        self.warm_start = warm_start
         self.device = device
 
-    def fit(self, X: np.ndarray, y: np.ndarray) -> FastLogisticRegression:  # noqa: N803 - scikit-learn's name
-        """Fit on features float (n, d) and labels (n,) of two classes or more."""
-        if not isinstance(self.C, int | float | np.number) or not 0 < self.C < float("inf"):
-            raise ValueError(f"C is {self.C!r}; give a number above 0")
+    def fit(
+        self,
+        X: np.ndarray,  # noqa: N803 - scikit-learn's name
+        y: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+    ) -> FastLogisticRegression:
+        """Fit the model.
+
+        Args:
+            X: float32 or float64 (n, d); products are computed in its type.
+            y: (n,), labels of two classes or more.
+            sample_weight: float (n,), the weight of each row; None weights all rows equally.
+        """
+        self._validate_params()
+        if self.l1_ratio != 0:
+            raise ValueError(f"l1_ratio must be 0, got {self.l1_ratio}; only LogisticRegression has an L1 penalty")
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")  # noqa: N806 - scikit-learn's name
         check_classification_targets(y)
         self.classes_, targets = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"there is one class, {self.classes_[0]!r}; a classifier needs samples of at least 2 classes"
+                "This solver needs samples of at least 2 classes in the data, but the data contains only one class: "
+                f"{self.classes_[0]!r}"
             )
-        rows = Rows([X], self.device)
-        objective = Objective(rows, loss_of(targets, len(self.classes_), rows.device), [self.C])
-        (solution,) = solve(objective, tol=self.tol, max_iter=self.max_iter)
-        self.coef_, self.intercept_ = coefficients(rows, solution)
+        rows = Rows([X], self.device, has_intercept=self.fit_intercept)
+        loss = loss_of(targets, len(self.classes_), rows.device, self._row_weights(X, y, targets, sample_weight))
+        objective = Objective(rows, loss, [float(self.C)])
+        start = Start(self._first_unknowns(rows, loss.width))
+        (solution,) = solve(objective, starts=[start], tol=TOL, max_tol=self.tol, max_iter=self.max_iter)
+        coef, intercept = coefficients(rows, solution)
+        if loss.width > 1:  # the optimum sums to zero over the classes; rounding does not
+            coef, intercept = coef - coef.mean(axis=0), intercept - intercept.mean()
+        self.coef_, self.intercept_ = coef.astype(X.dtype), intercept.astype(X.dtype)
         self.n_iter_ = np.array([solution.minimum.n_iter], np.int32)
         self.objective_ = solution.minimum.objective
         self.gradient_ratio_, self.excess_ = solution.gradient_ratio, solution.excess
+        ending = (
+            f"the largest component of the gradient is {solution.gradient_norm:.1e}, and the objective is about "
+            f"{solution.suboptimality:.1e} above its minimum"
+        )
+        if self.verbose:
+            print(f"{type(self).__name__}: after {self.n_iter_[0]} iterations {ending}")  # noqa: T201 - what it is for
         if not solution.converged:
-            warnings.warn(
-                f"the gradient is {solution.gradient_ratio:.1e} of its start, and the objective is about "
-                f"{solution.suboptimality:.1e} above its minimum, after {solution.minimum.n_iter} steps; raise "
-                "max_iter, or tol, or scale the features",
-                ConvergenceWarning,
-                stacklevel=2,
+            message = (
+                f"preconditioned lbfgs failed to converge after {self.n_iter_[0]} iterations: {ending}. Increase "
+                "max_iter or tol, or scale the data."
             )
+            warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return self
 
-    def decision_function(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's name
-        """Logits (n, k), classes as in `classes_`; of two classes (n,), those of the second."""
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)  # noqa: N806 - scikit-learn's name
-        logits: np.ndarray = X @ self.coef_.T.astype(X.dtype) + self.intercept_
-        return logits[:, 0] if len(self.coef_) == 1 else logits
+    def _row_weights(
+        self, x: np.ndarray, y: np.ndarray, targets: np.ndarray, sample_weight: np.ndarray | None
+    ) -> np.ndarray | None:
+        """Return the weights of rows by `sample_weight` and `class_weight`, float64 (n,), or None if all are equal."""
+        if sample_weight is None and self.class_weight is None:
+            return None
+        weights: np.ndarray = _check_sample_weight(
+            sample_weight, x, dtype=np.float64, copy=True, ensure_non_negative=True
+        )
+        if self.class_weight is not None:
+            by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=sample_weight)
+            weights *= by_class[targets]
+        return weights
 
-    def predict(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's name
-        """The likeliest class (n,), one of `classes_`."""
-        logits = self._logits(X)
-        return np.asarray(self.classes_[logits.argmax(axis=1)])
+    def _first_unknowns(self, rows: Rows, width: int) -> Tensor:
+        """Return the unknowns at zero or, with `warm_start`, at the previous coefficients."""
+        weights = torch.zeros(rows.num_features + 1, width, dtype=torch.float64, device=rows.device)
+        if not (self.warm_start and hasattr(self, "coef_")):
+            return weights
+        if self.coef_.shape != (width, rows.num_features):
+            raise ValueError(
+                f"warm_start begins at coef_ of shape {self.coef_.shape}, but these data need "
+                f"{(width, rows.num_features)}; fit data of the same shape, or set warm_start=False"
+            )
+        weights[:-1] = torch.from_numpy(self.coef_.astype(np.float64)).T.to(rows.device)
+        if self.fit_intercept:
+            weights[-1] = torch.from_numpy(self.intercept_.astype(np.float64)).to(rows.device)
+        return rows.unknowns_of(weights)
 
-    def predict_proba(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's name
-        """Probabilities (n, k), classes as in `classes_`."""
-        return np.asarray(softmax(self._logits(X), axis=1))
-
-    def predict_log_proba(self, X: np.ndarray) -> np.ndarray:  # noqa: N803 - scikit-learn's name
-        """Logarithms of `predict_proba`."""
-        return np.asarray(log_softmax(self._logits(X), axis=1))
-
-    def _logits(self, x: np.ndarray) -> np.ndarray:
-        """(n, k), of two classes too."""
-        logits = self.decision_function(x)
-        return logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], axis=1)
+    def __sklearn_tags__(self) -> Tags:
+        """Return scikit-learn's tags: unlike its parent, the estimator takes only dense NumPy arrays."""
+        tags: Tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = False
+        tags.array_api_support = False
+        return tags
 
 
-def loss_of(targets: np.ndarray, num_classes: int, device: torch.device) -> Loss:
-    """The loss of one label an image: int64 (n,) in [0, num_classes); of two classes the logit of the second."""
+def loss_of(targets: np.ndarray, num_classes: int, device: torch.device, row_weights: np.ndarray | None = None) -> Loss:
+    """Return the loss of one label per image: the multinomial loss, or of two classes that of the second's logit.
+
+    Args:
+        targets: int64 (n,) in [0, num_classes).
+        num_classes: number of classes, 2 or more.
+        device: where the labels are to be.
+        row_weights: float (n,), the weight of each image; None weights all images equally.
+    """
     labels = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64)).to(device)
+    weights = None if row_weights is None else torch.from_numpy(row_weights).to(device)
     if num_classes > 2:
-        return Softmax(labels, num_classes)
-    return Logistic(labels[:, None], torch.zeros(1, dtype=torch.int64, device=device))
+        return Softmax(labels, num_classes, weights)
+    columns = torch.zeros(1, dtype=torch.int64, device=device)
+    return Logistic(labels[:, None], columns, row_weights=weights)
 
 
 def coefficients(rows: Rows, solution: Solution) -> tuple[np.ndarray, np.ndarray]:

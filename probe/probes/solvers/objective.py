@@ -45,10 +45,13 @@ class Rows:
     Args:
         parts: float32 or float64 (n_i, d), C-contiguous.
         device: where products are computed; what does not fit on a GPU is moved there block by block.
+        has_intercept: if False, the features are not centred, because no intercept can absorb their mean.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray], device: str | torch.device = "cpu") -> None:
-        self.device = torch.device(device)
+    def __init__(
+        self, parts: Sequence[np.ndarray], device: str | torch.device = "cpu", *, has_intercept: bool = True
+    ) -> None:
+        self.device, self.has_intercept = torch.device(device), has_intercept
         self.num_features = parts[0].shape[1]
         self.sizes = [len(part) for part in parts]
         with warnings.catch_warnings():
@@ -99,6 +102,7 @@ class Rows:
             return None
         copy = Rows.__new__(Rows)
         copy.device, copy.num_features, copy.sizes = self.device, self.num_features, self.sizes
+        copy.has_intercept = self.has_intercept
         copy.parts = [torch.empty_like(part, device=self.device) for part in self.parts]
         matrix = self.basis.matrix[:-1, :-1].to(self.dtype)
         for source, target in zip(self.parts, copy.parts, strict=True):
@@ -136,8 +140,10 @@ class Rows:
 
     @cached_property
     def mean(self) -> Tensor:
-        """Of each feature, float64 (d,)."""
+        """Mean of each feature, float64 (d,), which the intercept absorbs; zeros if there is no intercept."""
         total = torch.zeros(self.num_features, dtype=torch.float64, device=self.device)
+        if not self.has_intercept:
+            return total
         for _, block in self.blocks():
             total += block.sum(dim=0, dtype=torch.float64)
         return total / len(self)
@@ -268,10 +274,12 @@ class Softmax:
     Args:
         labels: int64 (n,), on the device, in [0, k).
         num_classes: k, which is also the number of columns of a probe.
+        row_weights: float (n,), at least 0, the weight of each image; None weights all images equally.
     """
 
     labels: Tensor
     num_classes: int
+    row_weights: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -283,13 +291,14 @@ class Softmax:
         """Return the mean loss at weights of zero."""
         return math.log(self.num_classes)
 
-    def counts(self, probe: int) -> int:  # noqa: ARG002 - all probes have the same images
-        """Images of a probe."""
-        return len(self.labels)
+    def total_weight(self, probe: int) -> float:  # noqa: ARG002 - all probes have the same images
+        """Return the sum of the weights of a probe's images: their number if all weigh the same."""
+        return len(self.labels) if self.row_weights is None else float(self.row_weights.sum(dtype=torch.float64))
 
-    def without_features(self, probe: int) -> float:  # noqa: ARG002 - all probes have the same images
+    def without_features(self, probe: int) -> float:
         """Return the smallest mean loss for weights of zero: the entropy of the labels, in nats."""
-        shares = torch.bincount(self.labels, minlength=self.num_classes).double() / len(self.labels)
+        weights = None if self.row_weights is None else self.row_weights.double()
+        shares = torch.bincount(self.labels, weights, minlength=self.num_classes).double() / self.total_weight(probe)
         return float(torch.special.entr(shares).sum())
 
     def residuals(self, logits: Tensor, first: int, probes: Sequence[int]) -> Tensor:
@@ -306,21 +315,25 @@ class Softmax:
         shaped = logits.unflatten(1, (len(probes), self.num_classes))
         own = self.labels[first : first + len(logits)][:, None, None].expand(-1, len(probes), 1)
         shaped -= shaped.amax(dim=2, keepdim=True)
-        loss = -shaped.gather(2, own).sum(dim=(0, 2), dtype=torch.float64)
+        own_logits = shaped.gather(2, own)  # (m, p, 1)
         shaped.exp_()
         total = shaped.sum(dim=2, keepdim=True)
-        loss += total.log().sum(dim=(0, 2), dtype=torch.float64)
         shaped /= total
         shaped.scatter_add_(2, own, torch.full_like(total, -1.0))
-        return loss
+        total.log_()
+        if self.row_weights is not None:
+            weights = self.row_weights[first : first + len(logits)].to(logits.dtype)[:, None, None]
+            for values in (own_logits, total, shaped):
+                values *= weights
+        return total.sum(dim=(0, 2), dtype=torch.float64) - own_logits.sum(dim=(0, 2), dtype=torch.float64)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities (m, k) of logits (m, k)."""
         return logits.softmax(dim=1)
 
-    def weights(self, probe: int, positions: Tensor) -> Tensor | None:  # noqa: ARG002 - every image counts
-        """What each image counts for a probe, None for all the same."""
-        return None
+    def weights(self, probe: int, positions: Tensor) -> Tensor | None:  # noqa: ARG002 - the same for all probes
+        """Return the weights of some images, (m,), or None if all images weigh the same."""
+        return None if self.row_weights is None else self.row_weights[positions]
 
 
 @dataclass(frozen=True)
@@ -330,21 +343,28 @@ class Logistic:
     Args:
         targets: (n, num_classes) on the device: 1, 0, and `ignored` where the image does not count.
         columns: for each probe its column of `targets`; several probes may share one.
+        row_weights: float (n,), at least 0, the weight of each image; None weights all images equally.
     """
 
     targets: Tensor
     columns: Tensor
     ignored: int = -1
+    row_weights: Tensor | None = None
     width: int = 1
     at_zero: float = math.log(2)
 
-    def counts(self, probe: int) -> int:
-        """Images of a probe."""
-        return int((self.targets[:, self.columns[probe]] != self.ignored).sum())
+    def total_weight(self, probe: int) -> float:
+        """Return the sum of the weights of a probe's images: their number if all weigh the same."""
+        return self._total(self.targets[:, self.columns[probe]] != self.ignored)
+
+    def _total(self, chosen: Tensor) -> float:
+        if self.row_weights is None:
+            return int(chosen.sum())
+        return float(self.row_weights[chosen].sum(dtype=torch.float64))
 
     def without_features(self, probe: int) -> float:
         """Return the smallest mean loss for weights of zero: the entropy of the labels that count, in nats."""
-        share = int((self.targets[:, self.columns[probe]] == 1).sum()) / self.counts(probe)
+        share = self._total(self.targets[:, self.columns[probe]] == 1) / self.total_weight(probe)
         return float(torch.special.entr(torch.tensor([share, 1 - share], dtype=torch.float64)).sum())
 
     def residuals(self, logits: Tensor, first: int, probes: Sequence[int]) -> Tensor:
@@ -359,7 +379,9 @@ class Logistic:
             float64 (p,).
         """
         target = self.targets[first : first + len(logits)][:, self.columns[list(probes)]]
-        counts = target != self.ignored
+        counts: Tensor = target != self.ignored
+        if self.row_weights is not None:
+            counts = counts * self.row_weights[first : first + len(logits), None].to(logits.dtype)
         target = target.to(logits.dtype)
         # `softplus` is linear above 20. Its error of 2e-9 is as large as the loss of separable classes.
         loss = -torch.nn.functional.logsigmoid(logits * (2 * target - 1))
@@ -371,8 +393,9 @@ class Logistic:
         return logits.sigmoid()
 
     def weights(self, probe: int, positions: Tensor) -> Tensor | None:
-        """What each image counts for a probe, 0 or 1, (m,)."""
-        return self.targets[positions, self.columns[probe]] != self.ignored
+        """Return the weights of some images for a probe, (m,); 0 for images that do not count."""
+        counts = self.targets[positions, self.columns[probe]] != self.ignored
+        return counts if self.row_weights is None else counts * self.row_weights[positions]
 
 
 Loss = Softmax | Logistic
@@ -381,16 +404,18 @@ Loss = Softmax | Logistic
 class Objective:
     """Objective of each probe: mean loss + ||W||^2 / (2 C n). The intercept is not penalised.
 
+    With weights of images, the mean is weighted and n is the sum of the weights. C may be infinite: no penalty.
+
     It is a function of unknowns, float64 (d + 1, width) of each probe, in the basis of the rows: the features are then
     of one size and uncorrelated. The last unknown of a class is its intercept.
     """
 
     def __init__(self, rows: Rows, loss: Loss, strengths: Sequence[float]) -> None:
         self.rows, self.loss = rows, loss
-        self.counts = [loss.counts(probe) for probe in range(len(strengths))]
-        if 0 in self.counts:
-            raise ValueError(f"no image counts for probe {self.counts.index(0)}; leave it out")
-        self.penalties = [1 / (C * n) for C, n in zip(strengths, self.counts, strict=True)]
+        self.total_weights = [loss.total_weight(probe) for probe in range(len(strengths))]
+        if 0 in self.total_weights:
+            raise ValueError(f"no image counts for probe {self.total_weights.index(0)}; leave it out")
+        self.penalties = [1 / (C * n) for C, n in zip(strengths, self.total_weights, strict=True)]
         self.num_passes = 0
 
     def zeros(self) -> Tensor:
@@ -432,6 +457,8 @@ class Objective:
             gradient[-1] += used.sum(dim=0, dtype=torch.float64)
         if whitened is None:
             gradient = basis.matrix.T @ gradient
+        if not rows.has_intercept:
+            gradient[-1] = 0
         found = []
         for total, part, own, probe in zip(
             loss.tolist(), gradient.split(self.loss.width, dim=1), unknowns, probes, strict=True
@@ -439,6 +466,6 @@ class Objective:
             if self.loss.width > 1:  # the residuals of an image sum to zero; the rounding error of the sum would add up
                 part = part - part.mean(dim=1, keepdim=True)
             penalty = self.penalties[probe] * basis.penalty[:, None] * own
-            value = total / self.counts[probe] + float((penalty * own).sum()) / 2
-            found.append((value, part / self.counts[probe] + penalty))
+            value = total / self.total_weights[probe] + float((penalty * own).sum()) / 2
+            found.append((value, part / self.total_weights[probe] + penalty))
         return found

@@ -194,7 +194,7 @@ def evaluate(objective: Objective, probe: int, weights: Tensor) -> Evaluation:
         gradient[-1] += logits.sum(dim=0)
     penalty = objective.penalties[probe] * torch.cat([weights[:-1], torch.zeros_like(weights[-1:])])
     size = float((weights * penalty).sum()) / 2
-    count = objective.counts[probe]
+    count = objective.total_weights[probe]
     base = objective.loss.without_features(probe)
     return Evaluation(total / count + size, size, gradient / count + penalty, base, moments)
 
@@ -280,7 +280,7 @@ class _System:
         self.weights[-1] += mean @ weights[:-1]
         residual = torch.cat([(gradient[:-1] - mean[:, None] * gradient[-1]) * inverse[:, None], gradient[-1:]])
         self.gradient = self.project(residual)
-        self.count = objective.counts[probe]
+        self.count = objective.total_weights[probe]
         self.penalty = objective.penalties[probe] * torch.cat([inverse.square(), inverse.new_zeros(1)])[:, None]
         # The diagonal of the Hessian, because features have a variance of 1.
         self.diagonal = end.moments.uncertainty / self.count + self.penalty

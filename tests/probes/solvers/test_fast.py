@@ -1,12 +1,20 @@
+import pickle
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
+from sklearn.ensemble import AdaBoostClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import probe.probes
@@ -14,7 +22,8 @@ from probe.probes.solvers.fast import FastLogisticRegression, Start, coefficient
 from probe.probes.solvers.objective import Logistic, Objective, Rows
 
 
-@parametrize_with_checks([FastLogisticRegression()])
+# A weight of 2 equals a repeated row within 1e-7, which takes a smaller tolerance than the default.
+@parametrize_with_checks([FastLogisticRegression(tol=1e-10)])
 def test_it_is_an_estimator_as_scikit_learn_defines_one(estimator, check):
     with warnings.catch_warnings():
         # Some checks fit noise with very few steps, so the fits do not converge.
@@ -92,7 +101,7 @@ def test_the_optimum_is_scikit_learns(problem, C, dtype):
     assert _objective(x, y, fit, C) == pytest.approx(_objective(x, y, theirs, C), rel=1e-7)
     assert fit.objective_ == pytest.approx(_objective(x, y, fit, C), rel=1e-6)
     assert (fit.coef_.shape, fit.intercept_.shape) == (theirs.coef_.shape, theirs.intercept_.shape)
-    assert fit.coef_.dtype == np.float64
+    assert fit.coef_.dtype == dtype
     if C <= 1:
         np.testing.assert_allclose(fit.coef_, theirs.coef_, atol=1e-4 * np.abs(theirs.coef_).max())
         np.testing.assert_array_equal(fit.predict(x), theirs.predict(x))
@@ -277,7 +286,7 @@ def test_tiny_features_are_not_taken_for_rounding_errors(scale):
 
 def test_a_fit_that_was_cut_off_says_so():
     x, y = _digits(range(10))
-    with pytest.warns(ConvergenceWarning, match="after 3 steps; raise max_iter, or tol"):
+    with pytest.warns(ConvergenceWarning, match="after 3 iterations: .* Increase max_iter or tol"):
         fit = FastLogisticRegression(C=1e4, max_iter=3).fit(x, y)
     assert fit.n_iter_.tolist() == [3]
     assert fit.gradient_ratio_ == pytest.approx(_gradient_ratio(x, y, fit, 1e4), abs=1e-9)
@@ -295,14 +304,14 @@ def test_features_that_are_not_finite_are_refused(value):
 
 
 def test_a_single_class_is_refused():
-    with pytest.raises(ValueError, match="there is one class"):
+    with pytest.raises(ValueError, match="at least 2 classes"):
         FastLogisticRegression().fit(np.eye(4), np.zeros(4, int))
 
 
-@pytest.mark.parametrize("C", [0, -1.0, np.nan, np.inf, "1", None, [1.0]])
+@pytest.mark.parametrize("C", [0, -1.0, np.nan, "1", None, [1.0]])
 def test_a_strength_that_is_no_number_above_zero_is_refused(C):
     x, y = _blobs()
-    with pytest.raises(ValueError, match="give a number above 0"):
+    with pytest.raises(ValueError, match="The 'C' parameter of FastLogisticRegression must be"):
         FastLogisticRegression(C=C).fit(x, y)
 
 
@@ -344,3 +353,95 @@ def test_the_estimator_is_imported_on_first_use():
     assert probe.probes.FastLogisticRegression is FastLogisticRegression
     with pytest.raises(AttributeError, match="no attribute 'Fast'"):
         _ = probe.probes.Fast
+
+
+WEIGHTS = {
+    "sample": lambda n, _: ({}, np.random.default_rng(1).uniform(0, 3, n)),
+    "zeros": lambda n, _: ({}, (np.arange(n) % 5 > 0).astype(float)),
+    "balanced": lambda *_: ({"class_weight": "balanced"}, None),
+    "both": lambda n, k: (
+        {"class_weight": dict(enumerate((3.0, 0.5, 1.5)[:k]))},
+        np.random.default_rng(1).uniform(0, 3, n),
+    ),
+}
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("C", [0.1, 10.0, np.inf])
+def test_weights_of_samples_and_classes_mean_what_they_mean_in_scikit_learn(kind, num_classes, fit_intercept, C):
+    x, y = _blobs(n=400, k=num_classes)
+    x, y = x[(y > 0) | (np.arange(400) % 3 > 0)] + 1, y[(y > 0) | (np.arange(400) % 3 > 0)]
+    parameters, sample_weight = WEIGHTS[kind](len(y), num_classes)
+    parameters |= {"C": C, "fit_intercept": fit_intercept}
+    fit = FastLogisticRegression(tol=1e-10, **parameters).fit(x, y, sample_weight)
+    theirs = LogisticRegression(tol=1e-12, max_iter=10_000, solver="newton-cg", **parameters).fit(x, y, sample_weight)
+    scale = np.abs(theirs.coef_).max()
+    np.testing.assert_allclose(fit.coef_, theirs.coef_, rtol=0, atol=1e-7 * scale)
+    np.testing.assert_allclose(fit.intercept_, theirs.intercept_, rtol=0, atol=1e-7 * scale)
+    np.testing.assert_allclose(fit.predict_proba(x), theirs.predict_proba(x), rtol=0, atol=1e-7)
+
+
+def test_a_float32_fit_without_an_intercept_reaches_the_optimum():
+    x, y = _digits(range(10))
+    x = x.astype(np.float32)
+    fit = FastLogisticRegression(C=100.0, fit_intercept=False).fit(x, y)
+    theirs = LogisticRegression(C=100.0, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(x.astype(np.float64), y)
+    assert fit.intercept_.tolist() == [0.0] * 10
+    assert _objective(x, y, fit, 100.0) == pytest.approx(_objective(x, y, theirs, 100.0), rel=1e-6)
+
+
+def test_a_penalty_on_absolute_values_is_refused():
+    with pytest.raises(ValueError, match=r"l1_ratio must be 0, got 0\.5"):
+        FastLogisticRegression(l1_ratio=0.5).fit(*_blobs())
+
+
+def test_negative_weights_are_refused():
+    x, y = _blobs()
+    with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
+        FastLogisticRegression().fit(x, y, np.where(y == 0, -1.0, 1.0))
+
+
+def test_a_warm_start_begins_at_the_coefficients_and_refuses_others():
+    x, y = _digits(range(10))
+    cold = FastLogisticRegression(C=10.0).fit(x, y)
+    warm = FastLogisticRegression(C=10.0, warm_start=True).fit(x, y).fit(x, y)
+    assert warm.n_iter_ < cold.n_iter_ / 2
+    with pytest.raises(ValueError, match=r"warm_start begins at coef_ of shape \(10, 64\), but .* \(1, 64\)"):
+        warm.fit(*_digits([3, 8]))
+
+
+def test_a_verbose_fit_prints_how_it_ended(capsys):
+    FastLogisticRegression(verbose=1).fit(*_blobs())
+    assert "FastLogisticRegression: after" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda estimator: make_pipeline(StandardScaler(), estimator),
+        lambda estimator: GridSearchCV(estimator, {"C": [0.1, 10.0]}, cv=3),
+        lambda estimator: CalibratedClassifierCV(estimator, cv=3),
+        lambda estimator: OneVsRestClassifier(estimator),
+        lambda estimator: AdaBoostClassifier(estimator, n_estimators=3, random_state=0),
+        lambda estimator: pickle.loads(pickle.dumps(clone(estimator).fit(*_digits(range(10))))),
+    ],
+)
+def test_it_takes_the_place_of_scikit_learns_estimator(wrap):
+    x, y = _digits(range(10))
+    assert isinstance(FastLogisticRegression(), LogisticRegression)
+    fast, theirs = (
+        wrap(estimator).fit(x, y).predict_proba(x)
+        for estimator in (FastLogisticRegression(tol=1e-8), LogisticRegression(tol=1e-8, max_iter=10_000))
+    )
+    np.testing.assert_allclose(fast, theirs, rtol=0, atol=1e-4)
+
+
+def test_scores_of_cross_validation_are_scikit_learns():
+    x, y = _digits(range(10))
+    fast, theirs = (
+        cross_val_score(estimator, x, y, scoring="neg_log_loss", cv=3)
+        for estimator in (FastLogisticRegression(), LogisticRegression(tol=1e-8, max_iter=10_000))
+    )
+    np.testing.assert_allclose(fast, theirs, rtol=1e-5)
