@@ -106,7 +106,7 @@ def at_zero(objective: Objective, probe: int) -> Preconditioner:
     likely = 1 / max(width, 2)
     weight = likely if width > 1 else likely * (1 - likely)
     diagonal = weight * rows.variance + objective.penalties[probe] * rows.basis.penalty
-    if objective.penalties[probe] == 0:  # without a penalty, features that do not vary have no curvature
+    if objective.penalties[probe] == 0:  # without a penalty, constant features have no curvature
         diagonal = diagonal.clamp(min=torch.finfo(rows.dtype).eps * float(diagonal.max()))
     return Diagonal(diagonal)
 

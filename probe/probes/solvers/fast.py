@@ -90,14 +90,14 @@ def solve(
     """Minimise all probes of an objective together.
 
     Args:
-        objective: of one probe or several.
-        starts: where each begins; None is at weights of zero.
-        tol: when to stop, relative to the gradient at zero.
-        max_tol: when to stop, as the largest component of the gradient; the smaller of both counts.
-        max_iter: most steps.
-        ends_exact: go on in float64 where float32 has said all it can, and measure the end there.
-        tick: is told the number of every pass over the data.
-        done: is given each probe's number and solution as soon as it is there.
+        objective: objective of one or several probes.
+        starts: starting point of each probe. None starts all probes from weights of zero.
+        tol: limit of max |gradient| relative to its value at weights of zero.
+        max_tol: limit of max |gradient|. The smaller of both limits applies.
+        max_iter: largest number of steps of each probe.
+        ends_exact: if True, continue in float64 when float32 allows no more progress, and evaluate the end in float64.
+        tick: called with the number of each pass over the data.
+        done: called with the index and the solution of each probe as soon as it is finished.
     """
     probes = range(len(objective.penalties))
     zero = objective.zeros()
@@ -110,7 +110,7 @@ def solve(
         if not _is_rounding(objective.rows, first[probe], torch.float64):
             limit = min(tol * norms[probe], max_tol)
             runs.append(_Run(objective, probe, start, tol=limit, max_iter=max_iter, ends_exact=ends_exact))
-        else:  # balanced classes and features that tell nothing: zero is the optimum, and its gradient is rounding
+        else:  # balanced classes and uninformative features: zero is the optimum, and its gradient is rounding error
             norms[probe] = 0.0
             runs.append(_Run(objective, probe, Start(zero), tol=float("inf"), max_iter=max_iter, ends_exact=True))
     solutions: dict[int, Solution] = {}
@@ -237,37 +237,42 @@ class _Run:
 
 
 class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyped
-    """scikit-learn's `LogisticRegression` with a different minimiser: it converges, and takes a fraction of the time.
+    """scikit-learn's `LogisticRegression` with a minimiser that is faster and reaches the optimum.
 
-    Parameters and attributes mean what they mean in `sklearn.linear_model.LogisticRegression`, with an L2 penalty and
-    the multinomial loss. A fit ends when the largest component of the gradient is at most `tol`, and at most a
-    millionth of its value at weights of zero, and the objective is as good as its minimum whatever the scales of the
-    features, see `optimality.is_negligible`. A fit that ends earlier gives scikit-learn's `ConvergenceWarning`.
+    Parameters and attributes have the same meaning as in `sklearn.linear_model.LogisticRegression`, with an L2 penalty
+    and the multinomial loss.
+
+    A fit ends when all of these conditions hold. A fit that ends earlier gives scikit-learn's `ConvergenceWarning`.
+
+    - max |gradient| is at most `tol`.
+    - max |gradient| is at most 1e-6 times its value at weights of zero.
+    - The difference between the objective and its minimum is negligible, see `optimality.is_negligible`. This condition
+      does not depend on the scales of the features.
 
     Args:
-        C: inverse strength of the L2 penalty on the sum of the losses, above 0. `np.inf` is no penalty.
-        l1_ratio: 0, because there is no L1 penalty here.
-        tol: largest component of the gradient of the objective at which a fit may stop.
-        fit_intercept: fit an intercept, which is not penalised.
-        class_weight: weight of each class as a dict, or `balanced`; None weights all classes equally.
-        random_state: has no effect, because the fit does not depend on chance.
+        C: inverse strength of the L2 penalty on the sum of the losses, above 0. `np.inf` disables the penalty.
+        l1_ratio: must be 0, because L1 penalties are not supported.
+        tol: limit of max |gradient| of the objective.
+        fit_intercept: if True, fit an intercept, which is not penalised.
+        class_weight: weight of each class as a dict, or `balanced`. None weights all classes equally.
+        random_state: not used, because the fit is deterministic.
         max_iter: largest number of steps.
-        verbose: if above 0, print how the fit ended.
-        warm_start: start at the coefficients of the previous fit.
-        device: `cpu`, `cuda` and so on: where torch computes.
+        verbose: if above 0, print the convergence of the fit.
+        warm_start: if True, start from the coefficients of the previous fit.
+        device: torch device that computes, such as `cpu` or `cuda`.
 
     Attributes:
-        classes_: (k,), sorted.
-        coef_: (k, d) in the type of the features, or (1, d) for two classes.
+        classes_: (k,), labels of the classes, sorted.
+        coef_: (k, d) in the dtype of the features, or (1, d) for two classes.
         intercept_: (k,), or (1,) for two classes.
         n_iter_: int32 (1,), number of steps.
-        objective_: value at the end: the weighted mean loss, plus ||coef_||^2 / (2 C n).
-        gradient_ratio_: largest component of the gradient at the end, divided by that at weights of zero.
-        excess_: upper bound of the distance from `objective_` to its minimum, see `Solution`.
+        objective_: weighted mean loss + ||coef_||^2 / (2 C n) at the end of the fit.
+        gradient_ratio_: max |gradient| at the end of the fit, relative to its value at weights of zero.
+        excess_: upper bound of the difference between `objective_` and its minimum, see `Solution`.
 
     Raises:
-        ValueError: parameters, features or labels that scikit-learn's estimator refuses; sparse features; an L1
-            penalty.
+        ValueError: scikit-learn's estimator would not accept the parameters, features or labels either; the features
+            are sparse; or `l1_ratio` is not 0.
     """
 
     _parameter_constraints: ClassVar = {
@@ -280,7 +285,7 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
         },
         "device": [str, torch.device],
     }
-    # Methods of the parent ask for these parameters. They are fixed here, and no parameters.
+    # Methods of the parent class read these parameters, which have fixed values in this class.
     solver, penalty, dual, intercept_scaling, n_jobs = "lbfgs", "deprecated", False, 1, None
 
     def __init__(
@@ -317,13 +322,13 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
         """Fit the model.
 
         Args:
-            X: float32 or float64 (n, d); products are computed in its type.
-            y: (n,), labels of two classes or more.
-            sample_weight: float (n,), the weight of each row; None weights all rows equally.
+            X: float32 or float64 (n, d). Products are computed in this dtype.
+            y: (n,), labels of at least two classes.
+            sample_weight: float (n,), weight of each row. None weights all rows equally.
         """
         self._validate_params()
         if self.l1_ratio != 0:
-            raise ValueError(f"l1_ratio must be 0, got {self.l1_ratio}; only LogisticRegression has an L1 penalty")
+            raise ValueError(f"l1_ratio must be 0, got {self.l1_ratio}; use LogisticRegression for an L1 penalty")
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")  # noqa: N806 - scikit-learn's name
         check_classification_targets(y)
         self.classes_, targets = np.unique(y, return_inverse=True)
@@ -338,7 +343,7 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
         start = Start(self._first_unknowns(rows, loss.width))
         (solution,) = solve(objective, starts=[start], tol=TOL, max_tol=self.tol, max_iter=self.max_iter)
         coef, intercept = coefficients(rows, solution)
-        if loss.width > 1:  # the optimum sums to zero over the classes; rounding does not
+        if loss.width > 1:  # at the optimum, coefficients sum to zero over the classes; remove rounding errors
             coef, intercept = coef - coef.mean(axis=0), intercept - intercept.mean()
         self.coef_, self.intercept_ = coef.astype(X.dtype), intercept.astype(X.dtype)
         self.n_iter_ = np.array([solution.minimum.n_iter], np.int32)
@@ -361,7 +366,7 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
     def _row_weights(
         self, x: np.ndarray, y: np.ndarray, targets: np.ndarray, sample_weight: np.ndarray | None
     ) -> np.ndarray | None:
-        """Return the weights of rows by `sample_weight` and `class_weight`, float64 (n,), or None if all are equal."""
+        """Return the product of `sample_weight` and class weights, float64 (n,), or None without both."""
         if sample_weight is None and self.class_weight is None:
             return None
         weights: np.ndarray = _check_sample_weight(
@@ -388,7 +393,7 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
         return rows.unknowns_of(weights)
 
     def __sklearn_tags__(self) -> Tags:
-        """Return scikit-learn's tags: unlike its parent, the estimator takes only dense NumPy arrays."""
+        """Return scikit-learn's tags. Unlike the parent class, the estimator accepts only dense NumPy arrays."""
         tags: Tags = super().__sklearn_tags__()
         tags.input_tags.sparse = False
         tags.array_api_support = False
@@ -396,13 +401,13 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
 
 
 def loss_of(targets: np.ndarray, num_classes: int, device: torch.device, row_weights: np.ndarray | None = None) -> Loss:
-    """Return the loss of one label per image: the multinomial loss, or of two classes that of the second's logit.
+    """Return the loss for images with one label each: multinomial, or binary for two classes.
 
     Args:
-        targets: int64 (n,) in [0, num_classes).
-        num_classes: number of classes, 2 or more.
-        device: where the labels are to be.
-        row_weights: float (n,), the weight of each image; None weights all images equally.
+        targets: int64 (n,), class indices in [0, num_classes).
+        num_classes: number of classes, 2 or more. With two classes there is one logit, for the second class.
+        device: where the labels are stored.
+        row_weights: float (n,), weight of each image. None weights all images equally.
     """
     labels = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64)).to(device)
     weights = None if row_weights is None else torch.from_numpy(row_weights).to(device)

@@ -43,24 +43,24 @@ class Rows:
     """Features (n, d) in one or several arrays, read as blocks of tensors on a device.
 
     Args:
-        parts: float32 or float64 (n_i, d), C-contiguous.
-        device: where products are computed; what does not fit on a GPU is moved there block by block.
+        arrays: float32 or float64 (n_i, d), C-contiguous. They may be memory-mapped.
+        device: where products are computed. Features that do not fit on a GPU are moved there block by block.
         has_intercept: if False, the features are not centred, because no intercept can absorb their mean.
     """
 
     def __init__(
-        self, parts: Sequence[np.ndarray], device: str | torch.device = "cpu", *, has_intercept: bool = True
+        self, arrays: Sequence[np.ndarray], device: str | torch.device = "cpu", *, has_intercept: bool = True
     ) -> None:
         self.device, self.has_intercept = torch.device(device), has_intercept
-        self.num_features = parts[0].shape[1]
-        self.sizes = [len(part) for part in parts]
+        self.num_features = arrays[0].shape[1]
+        self.sizes = [len(array) for array in arrays]
         with warnings.catch_warnings():
             # torch warns about read-only arrays, such as the arrays of the feature store. Nothing here writes to them.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
-            tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
+            tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
         if self.device.type == "cuda" and _fits(tensors, self.device):
             tensors = [tensor.to(self.device) for tensor in tensors]
-        self.parts = tensors
+        self.tensors = tensors
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -69,7 +69,7 @@ class Rows:
     @property
     def dtype(self) -> torch.dtype:
         """Return the dtype of the features."""
-        return self.parts[0].dtype
+        return self.tensors[0].dtype
 
     def blocks(self, columns: int = 1) -> Iterator[tuple[int, Tensor]]:
         """Yield the position of the first row of each block and the block (m, d).
@@ -79,7 +79,7 @@ class Rows:
         """
         size = block_rows(self.num_features, columns, self.device)
         first = 0
-        for tensor in self.parts:
+        for tensor in self.tensors:
             for start in range(0, len(tensor), size):
                 yield first + start, tensor[start : start + size].to(self.device)
             first += len(tensor)
@@ -98,14 +98,14 @@ class Rows:
     @cached_property
     def whitened(self) -> Rows | None:
         """Return a copy of the whitened features in their own dtype, or None if it is larger than `COPY_BYTES`."""
-        if sum(tensor.numel() * tensor.element_size() for tensor in self.parts) > COPY_BYTES:
+        if sum(tensor.numel() * tensor.element_size() for tensor in self.tensors) > COPY_BYTES:
             return None
         copy = Rows.__new__(Rows)
         copy.device, copy.num_features, copy.sizes = self.device, self.num_features, self.sizes
         copy.has_intercept = self.has_intercept
-        copy.parts = [torch.empty_like(part, device=self.device) for part in self.parts]
+        copy.tensors = [torch.empty_like(tensor, device=self.device) for tensor in self.tensors]
         matrix = self.basis.matrix[:-1, :-1].to(self.dtype)
-        for source, target in zip(self.parts, copy.parts, strict=True):
+        for source, target in zip(self.tensors, copy.tensors, strict=True):
             size = block_rows(self.num_features, 1, self.device)
             for start in range(0, len(source), size):
                 block = self._centre(source[start : start + size].to(self.device)).to(self.dtype)
@@ -125,7 +125,7 @@ class Rows:
 
     def take(self, positions: np.ndarray) -> Tensor:
         """Return the whitened features (m, d) of the rows at ascending positions int64 (m,)."""
-        tensors = (self.whitened or self).parts
+        tensors = (self.whitened or self).tensors
         if len(tensors) == 1 and len(positions) == len(self) and self.whitened is not None:
             return tensors[0]
         taken, first = [], 0
@@ -140,7 +140,7 @@ class Rows:
 
     @cached_property
     def mean(self) -> Tensor:
-        """Mean of each feature, float64 (d,), which the intercept absorbs; zeros if there is no intercept."""
+        """Return the mean of each feature, float64 (d,), which the intercept absorbs; zeros without an intercept."""
         total = torch.zeros(self.num_features, dtype=torch.float64, device=self.device)
         if not self.has_intercept:
             return total
@@ -272,9 +272,9 @@ class Softmax:
     """Cross-entropy of k logits for images with one label each, the same for all probes.
 
     Args:
-        labels: int64 (n,), on the device, in [0, k).
-        num_classes: k, which is also the number of columns of a probe.
-        row_weights: float (n,), at least 0, the weight of each image; None weights all images equally.
+        labels: int64 (n,) on the device, class indices in [0, k).
+        num_classes: k, the number of classes and of logits of a probe.
+        row_weights: float (n,), weight of each image, 0 or more. None weights all images equally.
     """
 
     labels: Tensor
@@ -292,7 +292,7 @@ class Softmax:
         return math.log(self.num_classes)
 
     def total_weight(self, probe: int) -> float:  # noqa: ARG002 - all probes have the same images
-        """Return the sum of the weights of a probe's images: their number if all weigh the same."""
+        """Return the sum of the weights of the images, which is their number without `row_weights`."""
         return len(self.labels) if self.row_weights is None else float(self.row_weights.sum(dtype=torch.float64))
 
     def without_features(self, probe: int) -> float:
@@ -332,7 +332,7 @@ class Softmax:
         return logits.softmax(dim=1)
 
     def weights(self, probe: int, positions: Tensor) -> Tensor | None:  # noqa: ARG002 - the same for all probes
-        """Return the weights of some images, (m,), or None if all images weigh the same."""
+        """Return the weights of some images, (m,), or None if all weights are equal."""
         return None if self.row_weights is None else self.row_weights[positions]
 
 
@@ -341,9 +341,10 @@ class Logistic:
     """Binary cross-entropy of probes with one logit each, for the question of whether an image shows a class.
 
     Args:
-        targets: (n, num_classes) on the device: 1, 0, and `ignored` where the image does not count.
-        columns: for each probe its column of `targets`; several probes may share one.
-        row_weights: float (n,), at least 0, the weight of each image; None weights all images equally.
+        targets: (n, num_classes) on the device: 1, 0, or `ignored` if the image does not count for the class.
+        columns: int64 (p,), the column of `targets` of each probe. Several probes may share a column.
+        ignored: label of images that do not count.
+        row_weights: float (n,), weight of each image, 0 or more. None weights all images equally.
     """
 
     targets: Tensor
@@ -354,7 +355,7 @@ class Logistic:
     at_zero: float = math.log(2)
 
     def total_weight(self, probe: int) -> float:
-        """Return the sum of the weights of a probe's images: their number if all weigh the same."""
+        """Return the sum of the weights of the images that count, which is their number without `row_weights`."""
         return self._total(self.targets[:, self.columns[probe]] != self.ignored)
 
     def _total(self, chosen: Tensor) -> float:
@@ -393,7 +394,7 @@ class Logistic:
         return logits.sigmoid()
 
     def weights(self, probe: int, positions: Tensor) -> Tensor | None:
-        """Return the weights of some images for a probe, (m,); 0 for images that do not count."""
+        """Return the weights of some images for a probe, (m,). Images that do not count have the weight 0."""
         counts = self.targets[positions, self.columns[probe]] != self.ignored
         return counts if self.row_weights is None else counts * self.row_weights[positions]
 
@@ -404,17 +405,24 @@ Loss = Softmax | Logistic
 class Objective:
     """Objective of each probe: mean loss + ||W||^2 / (2 C n). The intercept is not penalised.
 
-    With weights of images, the mean is weighted and n is the sum of the weights. C may be infinite: no penalty.
+    This is scikit-learn's objective. If images have weights, the mean is weighted and n is the sum of the weights. An
+    infinite C means no penalty. The objective is a function of the unknowns of each probe, float64 (d + 1, width), in
+    the basis of the rows, see `Basis`. The last row of the unknowns is the intercept.
 
-    It is a function of unknowns, float64 (d + 1, width) of each probe, in the basis of the rows: the features are then
-    of one size and uncorrelated. The last unknown of a class is its intercept.
+    Args:
+        rows: the features.
+        loss: the loss, which knows the labels.
+        strengths: C of each probe, the inverse strength of its penalty.
+
+    Raises:
+        ValueError: no image counts for one of the probes.
     """
 
     def __init__(self, rows: Rows, loss: Loss, strengths: Sequence[float]) -> None:
         self.rows, self.loss = rows, loss
         self.total_weights = [loss.total_weight(probe) for probe in range(len(strengths))]
         if 0 in self.total_weights:
-            raise ValueError(f"no image counts for probe {self.total_weights.index(0)}; leave it out")
+            raise ValueError(f"no image counts for probe {self.total_weights.index(0)}; remove this probe")
         self.penalties = [1 / (C * n) for C, n in zip(strengths, self.total_weights, strict=True)]
         self.num_passes = 0
 
@@ -459,13 +467,13 @@ class Objective:
             gradient = basis.matrix.T @ gradient
         if not rows.has_intercept:
             gradient[-1] = 0
-        found = []
-        for total, part, own, probe in zip(
+        evaluations = []
+        for total, summed, own, probe in zip(
             loss.tolist(), gradient.split(self.loss.width, dim=1), unknowns, probes, strict=True
         ):
             if self.loss.width > 1:  # the residuals of an image sum to zero; the rounding error of the sum would add up
-                part = part - part.mean(dim=1, keepdim=True)
+                summed = summed - summed.mean(dim=1, keepdim=True)
             penalty = self.penalties[probe] * basis.penalty[:, None] * own
             value = total / self.total_weights[probe] + float((penalty * own).sum()) / 2
-            found.append((value, part / self.total_weights[probe] + penalty))
-        return found
+            evaluations.append((value, summed / self.total_weights[probe] + penalty))
+        return evaluations

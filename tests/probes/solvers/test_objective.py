@@ -151,7 +151,7 @@ def test_a_very_small_logistic_loss_is_not_rounded_to_zero():
 
 def test_a_probe_that_no_image_counts_for_is_refused():
     targets = torch.tensor([[1, -1], [0, -1]])
-    with pytest.raises(ValueError, match="no image counts for probe 1; leave it out"):
+    with pytest.raises(ValueError, match="no image counts for probe 1; remove this probe"):
         Objective(Rows([np.eye(2)]), Logistic(targets, torch.tensor([0, 1])), [1.0, 1.0])
 
 
