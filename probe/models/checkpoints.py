@@ -26,10 +26,10 @@ from probe.fetch import weights_sha256
 from probe.models import KEY, huggingface
 from probe.models.archive import check_zip, is_archive, read_archive
 from probe.models.assumptions import check_assumptions
-from probe.models.clip import architecture_of
 from probe.models.openai import BUFFERS, check_weights
 from probe.models.preprocess import Preprocess
 from probe.models.saved import Saved, read_saved
+from probe.models.towers import architecture_of
 from probe.models.unwrapping import WHOLE, Candidate, find_clips, largest_table, without_shared_prefix
 from probe.paths import is_utf8
 from probe.specs import Architecture, digest

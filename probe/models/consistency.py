@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from probe.models.checkpoints import Checkpoint
-from probe.models.clip import CLIP
 from probe.models.devices import Execution
+from probe.models.towers import CLIP
 from probe.specs import Architecture
 
 ATOL, RTOL = 0.01, 0.1

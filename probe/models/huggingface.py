@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from probe.errors import CheckpointError
-from probe.models.clip import ACTIVATIONS, MLP_RATIO, architecture_of
 from probe.models.preprocess import MEAN, STD, Preprocess
 from probe.models.tokenizer import Tokenizer, read_merges
+from probe.models.towers import ACTIVATIONS, MLP_RATIO, architecture_of
 from probe.specs import Architecture
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ INSTEAD = {
     "clip_vision_model": "give the CLIPModel that this image tower belongs to",
     "clip_text_model": "give the CLIPModel that this text tower belongs to",
 }
-EPSILON = 1e-5  # of torch's LayerNorm, which `clip.py` leaves as it is
+EPSILON = 1e-5  # of torch's LayerNorm, which `towers.py` leaves as it is
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # the numbers of PIL's filters
 STEPS = ("do_resize", "do_rescale", "do_normalize")
 

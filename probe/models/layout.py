@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from probe.errors import DeviceError, summarize
-from probe.models.clip import Block, QuickGELU, Transformer, VisionTransformer
 from probe.models.devices import Execution
+from probe.models.towers import Block, QuickGELU, Transformer, VisionTransformer
 
 ROWS = 2048  # of the products that weights are packed for; other numbers are right as well
 SHORTCUT = ("0", "1")  # what a shortcut of the published ResNets calls its convolution and its normalisation
 
 
 def lay_out(visual: nn.Module, execution: Execution) -> None:
-    """Lay out an image tower of `clip.py`, in place; it can be used for inference alone from then on."""
+    """Lay out an image tower of `towers.py`, in place; it can be used for inference alone from then on."""
     visual.to(memory_format=torch.channels_last)
     if isinstance(visual, VisionTransformer):
         visual.add_module("transformer", BatchFirst(visual.transformer))

@@ -19,13 +19,13 @@ from probe.fetch import fetch, weights_sha256
 from probe.models import get_model, open_clip, open_clip_towers, split_key
 from probe.models.archive import is_archive
 from probe.models.checkpoints import Checkpoint, list_checkpoint_files, read_checkpoint
-from probe.models.clip import CLIP, convert_weights
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageEncoder, dtypes_of
 from probe.models.huggingface import FILES
 from probe.models.layout import compile_tower, lay_out
 from probe.models.openai import as_archive, build_model, expose_pre_projection, load_archive
 from probe.models.preprocess import Preprocess
+from probe.models.towers import CLIP, convert_weights
 from probe.specs import ModelSpec, digest
 
 HUB_WEIGHTS = (("model*.safetensors*",), ("pytorch_model*.bin*",))  # with shards and their index; the first, no code

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from probe.errors import CheckpointError
 from probe.models.archive import check_program
-from probe.models.clip import CLIP, architecture_of, convert_weights
 from probe.models.devices import Execution
+from probe.models.towers import CLIP, architecture_of, convert_weights
 from probe.paths import is_utf8
 from probe.specs import Architecture
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from probe.models.clip import CLIP
+from probe.models.towers import CLIP
 from probe.specs import Architecture, Profile
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from probe.models.clip import CLIP, Bottleneck
+from probe.models.towers import CLIP, Bottleneck
 from probe.specs import Architecture
 
 SMALL_VIT = Architecture(  # as wide as `tiny`, because weights alone are refused if their widths are unknown

@@ -24,13 +24,13 @@ from probe.errors import CheckpointError, CheckpointMissingError, DeviceError
 from probe.models import get_model, open_clip_towers
 from probe.models import open_clip as zoo
 from probe.models.assumptions import check_assumptions
-from probe.models.clip import architecture_of
 from probe.models.description import describe_model
 from probe.models.devices import resolve_execution
 from probe.models.loading import identify, load_clip, load_encoder
 from probe.models.open_clip_config import CONFIG
 from probe.models.openai import check_weights
 from probe.models.preprocess import MEAN, STD, Preprocess
+from probe.models.towers import architecture_of
 
 CPU = resolve_execution("cpu")
 # Two heads of 80 channels (ViT-H/14 has sixteen). OpenAI's rule would give two heads of 64 channels and a remainder.

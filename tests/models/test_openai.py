@@ -7,9 +7,9 @@ from make.clips import SMALL_RESNET, SMALL_VIT, random_clip
 
 from probe.errors import CheckpointError
 from probe.models.checkpoints import read_model
-from probe.models.clip import architecture_of
 from probe.models.devices import resolve_execution
 from probe.models.openai import as_archive, build_model, expose_pre_projection, load_archive, save_archive
+from probe.models.towers import architecture_of
 
 CPU = resolve_execution("cpu")
 

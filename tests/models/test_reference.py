@@ -29,9 +29,9 @@ from probe.errors import (
     UnknownNameError,
 )
 from probe.models.checkpoints import read_model
-from probe.models.clip import CLIP
 from probe.models.devices import resolve_execution
 from probe.models.openai import build_model, save_archive
+from probe.models.towers import CLIP
 from probe.specs import Architecture
 
 VIT = replace(SMALL_VIT, vision_width=128, transformer_width=128)  # two heads in each tower

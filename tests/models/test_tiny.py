@@ -16,9 +16,9 @@ from probe.features.encode import Features, extract_features
 from probe.models import get_model
 from probe.models.archive import is_archive
 from probe.models.checkpoints import read_model
-from probe.models.clip import architecture_of
 from probe.models.loading import load_clip, load_encoder
 from probe.models.tokenizer import Tokenizer, read_merges
+from probe.models.towers import architecture_of
 from probe.probes.fit import fit_probe
 from probe.tiny import ARCHIVE, MERGES
 

@@ -31,9 +31,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from probe.models.clip import CLIP
 from probe.models.preprocess import Preprocess
 from probe.models.tokenizer import WORD_END, Tokenizer, merge_pair, split_words
+from probe.models.towers import CLIP
 from probe.specs import Architecture
 
 logger = logging.getLogger(__name__)

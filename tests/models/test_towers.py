@@ -7,7 +7,7 @@ from make.clips import SMALL_RESNET, SMALL_VIT, random_clip
 
 from probe.errors import CheckpointError
 from probe.models.catalog import CATALOG
-from probe.models.clip import CLIP, AttentionPool, LayerNorm, architecture_of, convert_weights
+from probe.models.towers import CLIP, AttentionPool, LayerNorm, architecture_of, convert_weights
 
 BOTH = pytest.mark.parametrize("architecture", [SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
 
