@@ -1,4 +1,4 @@
-"""What the driver of a grid on Ray makes of what workers answer; those of `test_grid` are real."""
+"""The driver of a grid on Ray with simulated workers. `test_grid` uses real workers."""
 
 import io
 import re
@@ -25,24 +25,24 @@ def _at_once(monkeypatch):
 
 
 def _run(tmp_path, ray, *models, protocols=("readme",)):
-    """By whom each cell was done, or why not."""
+    """Return for each run the worker that did it, or the error."""
     specs = plan(["digits"], list(models), protocols=protocols, device="cpu", solver="fast")
     driver = _Driver(ray, specs, Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features"), 1)
     said = [(record.model, record.protocol, record.error.message) for record in driver.run()]
     assert len(said) == len(specs)
-    assert not ray.placed  # no worker is left
+    assert not ray.placed  # all workers are stopped
     return said
 
 
 def _done(node, unit):
-    """As if what a worker says of a cell were its failure, to see who says it."""
+    """Put the answer of a worker into the error of a record, to see which worker answered."""
     if unit.shard is not None:
         return UnitResult()
     return UnitResult([failure(spec, {"type": "DatasetError", "message": f"by {node}"}) for spec in unit.specs])
 
 
 def test_who_has_too_little_memory_waits_for_who_uses_it(tmp_path):
-    """Also where the other has ended in the meantime: only a worker that was alone says what a node has."""
+    """The unit is repeated alone even if the other worker has ended, because only then the node's memory is known."""
     refused = []
 
     def answer(node, unit):
@@ -60,7 +60,7 @@ def test_who_has_too_little_memory_waits_for_who_uses_it(tmp_path):
 
 
 def test_a_unit_that_is_tried_alone_has_the_node_for_itself(tmp_path):
-    """Else the memory of what begins beside it would be taken for too little memory on the node."""
+    """Otherwise, the memory of another unit would look like a lack of memory of the node."""
     beside = []
 
     def answer(node, unit):
@@ -100,19 +100,19 @@ def test_what_one_node_lacks_another_has(tmp_path):
     assert _run(tmp_path, ray, "tiny") == [("tiny", "readme", "by b")]
     ray = FakeRay({"a": 1, "b": 1}, lambda node, unit: missing)
     assert _run(tmp_path / "no", ray, "tiny") == [
-        ("tiny", "readme", "no digits here; nor is it on the 1 other node"),
+        ("tiny", "readme", "no digits here (1 other node cannot run it either)"),
     ]
 
 
 def test_a_worker_that_raises_what_nobody_foresaw_is_replaced(tmp_path):
-    """It may be at fault, as after an error of a GPU; and it does not take all units one after the other to fail."""
+    """A worker may be faulty after an error, for example of its GPU, and must not make all other units fail."""
     sick, raised = [], []
 
     def answer(node, unit):
         worker = len(sick)
         if worker == 0:
             sick.append(unit)
-            raise RayTaskError(ValueError("a sick GPU"))
+            raise RayTaskError(ValueError("a faulty GPU"))
         return _done(node, unit)
 
     ray = FakeRay({"a": 1}, answer)
@@ -123,11 +123,11 @@ def test_a_worker_that_raises_what_nobody_foresaw_is_replaced(tmp_path):
         raise RayTaskError(ValueError("a bug"))
 
     assert _run(tmp_path / "no", FakeRay({"a": 1}, always), "tiny") == [("tiny", "readme", "a bug")]
-    assert len(raised) == 4  # twice the shard, and twice the fits
+    assert len(raised) == 4  # the shard twice, and the fits twice
 
 
 def test_a_cell_that_fails_as_nobody_foresaw_is_tried_once_more(tmp_path):
-    """And is recorded as it failed then, beside those of its unit that did not."""
+    """After the last attempt, the run is recorded as failed, and the other runs of its unit as done."""
     tried = []
 
     def answer(node, unit):
@@ -135,7 +135,7 @@ def test_a_cell_that_fails_as_nobody_foresaw_is_tried_once_more(tmp_path):
             return UnitResult()
         tried.append(unit)
         error = {"type": "RuntimeError", "message": f"attempt {len(tried)}"}
-        return UnitResult([failure(spec, error) for spec in unit.specs], is_foreseen=False)
+        return UnitResult([failure(spec, error) for spec in unit.specs], is_expected=False)
 
     assert _run(tmp_path, FakeRay({"a": 1}, answer), "tiny") == [("tiny", "readme", "attempt 2")]
 
@@ -151,7 +151,7 @@ def test_a_unit_that_loses_its_workers_keeps_nothing_else_waiting(tmp_path):
 
     said = _run(tmp_path, FakeRay({"a": 1}, answer), "tiny", "random:tiny")
     assert [model for model, *_ in said] == ["random:tiny", "tiny"]
-    assert said[-1][-1] == "its worker was lost 5 times, the last time so: killed"
+    assert said[-1][-1] == "its worker was lost 5 times, the last time because: killed"
 
 
 def test_what_no_node_of_its_hardware_can_do_is_made_anew_on_other(tmp_path):
@@ -199,7 +199,7 @@ def test_an_error_of_ray_is_one_line_of_what_went_wrong():
 
 
 def test_workers_that_wait_for_a_node_are_lost_with_it_and_replaced(tmp_path):
-    """Ray gives up all that it meant to start there; that is no reason to give up the grid."""
+    """When a node is lost, Ray gives up all actors that would start there, but the grid continues."""
     ray = FakeRay({"a": 0, "b": 0}, _done)
     specs = plan(["digits"], ["tiny"], protocols=[f"few-shot-{n}" for n in (1, 2, 4, 8, 16)], device="cpu")
     driver = _Driver(ray, specs, Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features"), 1)
@@ -222,5 +222,5 @@ def test_workers_that_cannot_start_are_named(tmp_path, monkeypatch):
     *first, last = driver.workers.starting
     for answer in first:
         assert driver.workers.admit(answer) is None
-    with pytest.raises(ExecutorError, match=r"lost as soon as they start \(no memory\)"):
+    with pytest.raises(ExecutorError, match=r"workers fail while they start \(no memory\)"):
         driver.workers.admit(last)

@@ -9,7 +9,7 @@ def _plan(*models, jit_modes=(False,), dataset="digits"):
 def test_shards_come_before_fits_and_have_all_images():
     units = plan_units(_plan("tiny", jit_modes=(False, True), dataset="mnist"))
     shards, fits = [u for u in units if u.shard], [u for u in units if not u.shard]
-    # Of each protocol both modes, which are compared.
+    # Both modes of a protocol are one unit, because they are compared.
     assert [[(spec.protocol.name, spec.mode) for spec in unit.specs] for unit in fits] == [
         [("readme", "eager"), ("readme", "jit")],
         [("clip-paper", "eager"), ("clip-paper", "jit")],
@@ -17,7 +17,9 @@ def test_shards_come_before_fits_and_have_all_images():
     assert sum(unit.images for unit in shards) == 2 * 70_000
     n = -(-70_000 // SHARD_IMAGES)
     assert [unit.shard for unit in shards] == [(i + 1, n) for i in range(n)]
-    assert {tuple(spec.mode for spec in unit.specs) for unit in shards} == {("eager", "jit")}  # in one pass
+    assert {tuple(spec.mode for spec in unit.specs) for unit in shards} == {
+        ("eager", "jit")
+    }  # both modes are extracted in one pass
     assert units[-2:] == fits
 
 
@@ -35,7 +37,7 @@ def test_fits_wait_for_the_shards_of_their_model_alone():
 def test_a_worker_is_given_what_it_has_the_weights_for():
     queue = Queue(plan_units(_plan("tiny", "random:tiny", dataset="mnist")))
     assert [queue.take(model="random:tiny").model for _ in range(3)] == ["random:tiny"] * 3
-    assert queue.take(model="gone").model == "tiny"  # which no other worker is busy with
+    assert queue.take(model="gone").model == "tiny"  # no other worker extracts this model
 
 
 def test_what_is_lost_is_done_again_and_at_last_given_up():
@@ -47,7 +49,7 @@ def test_what_is_lost_is_done_again_and_at_last_given_up():
         assert queue.retry(shard)
     assert queue.take() is shard
     assert not queue.retry(shard)
-    assert queue.take() is fits  # which meet what keeps the shard from its features, and record it
+    assert queue.take() is fits  # the fits meet the error of the shard and record it
     queue.finish(fits)
     assert not queue
 
@@ -59,7 +61,7 @@ def test_what_a_node_lacks_is_done_on_others():
     assert queue.take(node="a") is None
     assert queue.take(node="b") is unit
     queue.finish(unit)
-    assert queue.take(node="a") is None  # nor its fits, which read the labels
+    assert queue.take(node="a") is None  # the node cannot run the fits either, because they read the labels
     assert queue.take(node="b").shard is None
 
 
@@ -75,7 +77,7 @@ def test_what_no_node_can_do_is_given_up_and_then_its_fits():
 
 
 def test_features_of_one_group_are_made_on_one_kind_of_hardware():
-    """Others would have other last bits, and would not be found by the fits."""
+    """Other hardware gives other last bits, and the fits would not find these features."""
     queue = Queue(plan_units(_plan("tiny", dataset="mnist")))
     first = queue.take(hardware="AVX512")
     assert queue.take(hardware="AVX2") is None
@@ -83,7 +85,7 @@ def test_features_of_one_group_are_made_on_one_kind_of_hardware():
     lost = queue.take(hardware="AVX512")
     assert queue.retry(lost)
     assert not queue.change_hardware({"a": "AVX512", "b": "AVX2"})
-    assert queue.change_hardware({"b": "AVX2"})  # the others are gone, and all shards are made anew
+    assert queue.change_hardware({"b": "AVX2"})  # the old nodes are gone, and all shards are extracted again
     shards = []
     while (unit := queue.take(hardware="AVX2")) is not None and unit.shard:
         shards.append(unit)
@@ -115,7 +117,7 @@ def test_too_little_memory_for_a_unit_is_none_for_others():
 
 
 def test_units_that_no_kind_of_hardware_can_all_do_end():
-    """Each kind is left for another once; features are not made in turn on two of them for ever."""
+    """A group leaves each kind of hardware only once, so that features do not move between two kinds for ever."""
     queue = Queue(plan_units(_plan("tiny")))
     nodes = {"a": "AVX2", "b": "AVX512"}
     too_large = {"type": "ExecutorError", "message": "too large"}
