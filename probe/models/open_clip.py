@@ -252,7 +252,7 @@ def _find_settings(source: ZooSource, *, offline: bool) -> OpenClipSettings:
     4. Otherwise open_clip's default, with a warning.
     """
     if not source.architecture:
-        values = read_config(_config_folder(source, offline=offline)).get("preprocess_cfg", {})
+        values = read_config(_config_folder(source, offline=offline)).preprocess_cfg
         if set(values) & set(PREPROCESS_SETTINGS):
             return OpenClipSettings(values, CONFIG)
     elif source.own_preprocess:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from probe.decoder import decode
 from probe.errors import CheckpointError, listed
 
 LOCAL, HUB = "local-dir:", "hf-hub:"  # open_clip's prefixes of models with a configuration next to the weights
@@ -24,32 +26,39 @@ WEIGHTS = (
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")  # of weights with other file names
 
 
-def read_config(folder: Path) -> Mapping[str, Any]:
-    """Return the configuration of a folder, after checking the entries that open_clip needs.
+@dataclass(frozen=True)
+class ArchitectureConfig:
+    """Settings of an architecture that every configuration must have. open_clip reads the file again for the others."""
+
+    embed_dim: int
+    vision_cfg: Mapping[str, Any]
+    text_cfg: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OpenClipConfig:
+    """Content of `open_clip_config.json`: the architecture, and settings of the preprocessing."""
+
+    model_cfg: ArchitectureConfig
+    preprocess_cfg: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_config(folder: Path) -> OpenClipConfig:
+    """Return the configuration of a folder.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or has no such entry; the message names the file.
+        CheckpointError: the file is missing or damaged, or an entry is missing or has a wrong type; the message names
+            the file and the entry.
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as err:
         raise CheckpointError(f"cannot read {path} ({err}); give a folder that open_clip wrote") from err
-    model = config.get("model_cfg") if isinstance(config, dict) else None
-    if not isinstance(model, dict):
-        raise CheckpointError(f"{path} has no 'model_cfg'; put the architecture under that key, as open_clip does")
-    for name, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict)):
-        if not isinstance(model.get(name), kind):
-            raise CheckpointError(
-                f"{path}: expected {_json_name(kind)} as model_cfg.{name}, got {model.get(name)!r}; correct the file"
-            )
-    if not isinstance(config.get("preprocess_cfg", {}), dict):
-        raise CheckpointError(f"{path} has a preprocess_cfg that is not a JSON object; correct the file")
-    return config
-
-
-def _json_name(kind: type) -> str:
-    return "a JSON object" if kind is dict else "a number"
+    try:
+        return decode(content, OpenClipConfig)
+    except (ValueError, RecursionError) as err:
+        raise CheckpointError(f"{path}: {err}; correct the file, or give a folder that open_clip wrote") from err
 
 
 def find_weights(folder: Path) -> Path:
