@@ -50,9 +50,8 @@ def main() -> None:
 
 def _milliseconds(x: np.ndarray, y: np.ndarray, iterations: int, context: object) -> float:
     with context(), warnings.catch_warnings():  # type: ignore[operator]  # a function without arguments
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # the fits stop early on purpose: only the time per iteration counts
+        # The fits stop early on purpose: only the time per iteration counts.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         started = time.perf_counter()
         fitted = LogisticRegression(C=56, max_iter=iterations, tol=1e-9).fit(x, y)
     return 1e3 * (time.perf_counter() - started) / int(fitted.n_iter_[0])

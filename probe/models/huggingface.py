@@ -285,7 +285,7 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
     elif vocabulary.ids != Tokenizer(vocabulary.merges).ids or len(vocabulary.ids) != vocab_size:
         raise CheckpointError(
             f"the tokenizer in {folder} is not CLIP's, or does not belong to the weights "
-            f"({len(vocabulary.ids)} tokens, {vocab_size} embeddings); replace it by the tokenizer of the model"
+            f"({len(vocabulary.ids)} tokens, {vocab_size} embeddings); replace it with the tokenizer of the model"
         )
 
 

@@ -25,11 +25,8 @@ from probe.specs import Architecture
 
 METHODS = ("forward", "encode_image", "encode_text")
 BUFFERS = ("input_resolution", "context_length", "vocab_size")  # sizes that archives store as buffers
-SCALAR_TYPE = {
-    torch.float16: 5,
-    torch.float32: 6,
-    torch.bfloat16: 15,
-}  # the integers that stand for dtypes in graphs; see c10/core/ScalarType.h
+# Integers that stand for dtypes in graphs; see c10/core/ScalarType.h.
+SCALAR_TYPE = {torch.float16: 5, torch.float32: 6, torch.bfloat16: 15}
 
 
 def build_model(

@@ -162,10 +162,8 @@ class _SavedReader(ArchiveReader):
             return Function(lambda data, *_: data)
         if (module == "torch" and name in DTYPES) or (module, name) in TENSOR_NAMES:
             return super().find_class(module, name)
-        if module in (
-            "torch._utils",
-            "torch._tensor",
-        ):  # sparse and distributed tensors become a tensor without numbers
+        # Sparse and distributed tensors become a tensor without numbers.
+        if module in ("torch._utils", "torch._tensor"):
             return Function(lambda *_: PendingTensor(lambda: torch.empty(0, device="meta")))
         return _record_name(module, name, self.names)
 

@@ -99,9 +99,8 @@ def _is_short(key: object) -> bool:
     """Return True for text and integers of at most `MAX_KEY` characters. Other keys are too long for a message."""
     if isinstance(key, str):
         return len(key) <= MAX_KEY
-    return (
-        isinstance(key, int) and key.bit_length() <= MAX_KEY
-    )  # Python cannot format integers of more than 4,300 digits
+    # Python cannot format integers of more than 4,300 digits.
+    return isinstance(key, int) and key.bit_length() <= MAX_KEY
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 10.0  # time limit for an answer of the cluster
 POLL_SECONDS = 0.5  # between two checks for a node with room
 QUIET_SECONDS = 120.0  # no more workers are expected this long after the last one joined or was lost
-TOGETHER_SECONDS = 1.0  # workers lost within this time count as one loss, because they shared or awaited one node
+TOGETHER_SECONDS = 1.0  # failed starts within this time count as one, because they usually have one cause
 MAX_STARTING = 64  # maximum number of workers that are starting at the same time
 
 
@@ -128,9 +128,8 @@ class Workers:
         self._ray, self._make, self._on_gpu, self._num_threads = ray, make, on_gpu, num_threads
         self.members: list[Member] = []
         self.starting: dict[Any, Any] = {}  # reference -> actor
-        self._unusable: list[
-            Any
-        ] = []  # actors with other versions; they keep running, or Ray would start new ones in their place
+        # Actors with other versions. They keep running, because Ray would otherwise start new ones in their place.
+        self._unusable: list[Any] = []
         self._versions = versions()
         self._num_failed = 0  # consecutive failed starts; starts that fail together count as one
         self._joined = self._warned = time.monotonic()

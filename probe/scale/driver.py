@@ -58,7 +58,7 @@ def run_grid_on_ray(
       times in total. After an unexpected error, the limit is `units.ATTEMPTS_RAISED`. Then the runs are recorded as
       failed.
     - If a node lacks a dataset, weights or memory, the unit is tried on other nodes.
-    - After an interruption, the same grid continues with the runs that have no record.
+    - After an interruption, the same grid continues with the runs that have no complete record.
 
     Args:
         specs: runs of the grid, from `grid.plan`.
@@ -105,7 +105,7 @@ class _Driver:
         self.ray, self.device = ray, specs[0].device
         on_gpu = self.device.startswith("cuda")
         self.num_threads = num_threads or (cpus_per_gpu(ray) if on_gpu else torch_threads())
-        # Without a given number of threads, BLAS uses as many as in a single process.
+        # Without a given number of threads, BLAS uses as many threads as in a single process.
         self.num_blas = self.num_threads if num_threads or on_gpu else (blas_threads() or 0)
         self.settings = settings.absolute()
         if on_gpu and settings.workers is None:  # otherwise each worker would use all CPUs of the node for reading
@@ -237,9 +237,8 @@ class _Driver:
             self._log_end(unit, "all features were cached")
             return
         for work, _, absent in works:
-            for file in (
-                work.files(absent) if absent else ()
-            ):  # one at a time, because all files may not fit into memory
+            # One at a time, because all files may not fit into memory.
+            for file in work.files(absent) if absent else ():
                 self.ray.get(member.actor.take_in.remote(work.spec, [file]))
         member.unit = unit
         self.running[member.actor.do.remote(unit, self.needs[unit], wanted)] = member
@@ -288,7 +287,10 @@ class _Driver:
             logger.warning("%s: cannot run on %s, trying other nodes (%s)", unit, member.info.host, reason.message)
 
     def _lose(self, member: Member, unit: Unit, err: Exception) -> Iterator[RunRecord]:
-        """Let another worker repeat a unit whose worker was lost or raised an error; record the failure of the last."""
+        """Let another worker repeat a unit that raised an error or whose worker was lost.
+
+        After the last attempt, record the runs of the unit as failed.
+        """
         self.workers.remove(member)
         reason, has_raised = error_line(err), isinstance(err, self.ray.exceptions.RayTaskError)
         if has_raised:

@@ -153,9 +153,8 @@ def serve(
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, hub, root, gated, denied or {}))
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(
-        target=server.serve_forever, args=(0.02,), daemon=True
-    )  # seconds between two checks for the end
+    # The server checks for its end every 0.02 seconds.
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub

@@ -107,9 +107,8 @@ def svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "test"):
         path = root / f"{split}_32x32.mat"
         pixels = np.zeros((32, 32, 3, len(LABELS)), np.uint8)
-        savemat(
-            path, {"X": pixels, "y": np.array([k or 10 for k in LABELS], np.uint8)[:, None]}
-        )  # the file has label 10 for the digit 0
+        # The file has label 10 for the digit 0.
+        savemat(path, {"X": pixels, "y": np.array([k or 10 for k in LABELS], np.uint8)[:, None]})
         files[split] = ["http://127.0.0.1:9/", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
     monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", files)
 

@@ -23,13 +23,8 @@ VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-DISTANCES = (
-    (8.0, 30.0),
-    (8.01,),
-    (20.0,),
-    (20.01, 70.0),
-    (),
-)  # of the vehicles in KITTI's images; the images take these in turn
+# Distances of the vehicles in KITTI's images, which take these in turn.
+DISTANCES = ((8.0, 30.0), (8.01,), (20.0,), (20.01, 70.0), ())
 DISTANCE_CLASSES = (0, 1, 1, 2, 3)
 ACTIONS = ("ApplyEyeMakeup", "HandstandPushups")
 GROUPS, CLIPS = 6, 2  # of each class

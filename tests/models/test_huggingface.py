@@ -133,9 +133,8 @@ def test_an_image_goes_through_what_the_folder_says(folder):
     assert ours == Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bilinear")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     theirs = CLIPImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"][0]
-    torch.testing.assert_close(
-        ours.transform(image), theirs, atol=1e-6, rtol=0
-    )  # fp32 rounding: transformers fuses the steps
+    # fp32 rounding: transformers fuses the steps.
+    torch.testing.assert_close(ours.transform(image), theirs, atol=1e-6, rtol=0)
 
 
 def test_both_sides_are_resized_where_nothing_is_cropped(folder):

@@ -122,6 +122,5 @@ def test_weights_become_an_archive_of_their_architecture():
     model = random_clip(shape)
     image, _ = _inputs(shape)
     jit = load_archive(trace_archive(model.state_dict(), shape), CPU)
-    torch.testing.assert_close(
-        jit.encode_image(image), model.encode_image(image), atol=2e-3, rtol=0
-    )  # the archive stores fp16
+    # The archive stores fp16.
+    torch.testing.assert_close(jit.encode_image(image), model.encode_image(image), atol=2e-3, rtol=0)

@@ -238,24 +238,21 @@ def test_a_driver_that_is_stopped_leaves_what_was_finished(tmp_path, how):
     options = ["--dataset", "digits", "--model", "tiny", "--model", "random:ViT-B/32", "--protocol", "readme"]
     options += ["--solver", "fast", "--executor", "ray", "--threads", "1", "--device", "cpu"]
     options += ["--cache-dir", str(tmp_path / "features"), "--results-dir", str(tmp_path / "results")]
+    # Without this, a background process ignores Ctrl-C.
     driver = subprocess.Popen(
         [sys.executable, "-m", "probe", "run", *options],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a background process ignores Ctrl-C otherwise; see `test_cli`
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 240
-    while (
-        not read_records(tmp_path / "results") and time.monotonic() < until
-    ):  # the record of `tiny`, while the long run is running
+    # Wait for the record of `tiny`; the long run is still running then.
+    while not read_records(tmp_path / "results") and time.monotonic() < until:
         assert driver.poll() is None, driver.communicate()
         time.sleep(0.2)
-    (os.killpg if how is signal.SIGINT else os.kill)(
-        driver.pid, how
-    )  # as Ctrl-C in a terminal, or as a kill by an operator
+    # Like Ctrl-C in a terminal, or a kill by an operator.
+    (os.killpg if how is signal.SIGINT else os.kill)(driver.pid, how)
     try:
         _, said = driver.communicate(timeout=120)
     finally:

@@ -48,9 +48,8 @@ def test_records_are_those_of_one_process(tmp_path, serial, monkeypatch):
     jit.unlink()  # JIT mode is compared with eager mode, so both are run again
     assert {spec.model.name for spec in pending(specs, settings).done} == {"random:tiny"}
     (uncompared,) = (record for record in written if (record.model, record.mode) == ("random:tiny", "jit"))
-    write_record(
-        replace(uncompared, parity=None), tmp_path / "results"
-    )  # like a record that was made without eager mode
+    # Without parity, the record is like one that was made without eager mode.
+    write_record(replace(uncompared, parity=None), tmp_path / "results")
     assert not pending(specs, settings).done
     assert set(pending([spec for spec in specs if spec.jit], settings).done) == {uncompared.spec}
 

@@ -17,9 +17,8 @@ def test_shards_come_before_fits_and_have_all_images():
     assert sum(unit.images for unit in shards) == 2 * 70_000
     n = -(-70_000 // SHARD_IMAGES)
     assert [unit.shard for unit in shards] == [(i + 1, n) for i in range(n)]
-    assert {tuple(spec.mode for spec in unit.specs) for unit in shards} == {
-        ("eager", "jit")
-    }  # both modes are extracted in one pass
+    # Both modes are extracted in one pass.
+    assert {tuple(spec.mode for spec in unit.specs) for unit in shards} == {("eager", "jit")}
     assert units[-2:] == fits
 
 

@@ -434,9 +434,8 @@ def _is_latin(path: Path) -> bool:
         drawn = {bytes(font.getmask(character)) for character in DIGITS + LETTERS}
     except OSError:
         return False
-    return (
-        bytes(font.getmask("\uffff")) not in drawn and len(drawn) > 50
-    )  # unicase fonts draw 26 of 62 characters twice
+    # Unicase fonts draw 26 of 62 characters twice.
+    return bytes(font.getmask("\uffff")) not in drawn and len(drawn) > 50
 
 
 def _ring_points(corners: int, side: float, outer: float, inner: float) -> list[tuple[float, float]]:
