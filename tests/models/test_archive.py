@@ -33,7 +33,7 @@ def _rewrite(source, target, change):
     return target
 
 
-def test_tensors_are_those_that_torchscript_reads(archive):
+def test_tensors_equal_those_of_torchscript(archive):
     for path in (archive, ARCHIVE):
         expected = torch.jit.load(path, map_location="cpu").state_dict()
         found = read_archive(path)
@@ -60,7 +60,7 @@ class HasLists(torch.nn.Module):
         return x * self.weight
 
 
-def test_attributes_that_are_no_weights_are_passed_over(tmp_path):
+def test_attributes_other_than_weights_are_skipped(tmp_path):
     found = read_archive(_save(HasLists(), tmp_path / "lists.pt"))
     assert {name: tensor.tolist() for name, tensor in found.items()} == {"weight": [0, 1, 2]}
 
@@ -110,7 +110,7 @@ def test_a_program_in_an_archive_does_not_run_when_weights_are_read(evil, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_nor_does_it_under_another_name(evil, tmp_path, name):
+def test_a_program_under_another_name_does_not_run(evil, tmp_path, name):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / name).write_bytes(evil.read_bytes())
     (tmp_path / "folder" / "config.json").write_text('{"model_type": "clip"}')
@@ -179,7 +179,7 @@ def test_an_archive_without_a_method_is_named(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean")  # the checks of torch's attention
 @torch.no_grad()
-def test_an_archive_in_fp32_does_not_pretend_to_another_precision(tmp_path):
+def test_an_archive_in_fp32_runs_in_no_other_precision(tmp_path):
     model = random_clip(SMALL_VIT)
     image, text = torch.zeros(1, 3, 32, 32), torch.zeros(1, 12, dtype=torch.long)
     methods = {"forward": (image, text), "encode_image": image, "encode_text": text}

@@ -45,7 +45,7 @@ def test_every_form_gives_the_same_model(file, model, tmp_path):
 
 
 @pytest.mark.parametrize("file", WRITERS)
-def test_weights_that_may_be_of_open_clip_are_not_taken_in_silence(file, model, tmp_path, caplog):
+def test_weights_that_may_belong_to_open_clip_give_a_warning(file, model, tmp_path, caplog):
     """open_clip's default activation is GELU, and a state dict does not contain the activation."""
     WRITERS[file](model.state_dict(), tmp_path / file)
     read_checkpoint(tmp_path / file)
@@ -69,7 +69,7 @@ def test_an_archive_of_known_sizes_is_openais(model, tmp_path, caplog):
     assert not caplog.text
 
 
-def test_an_archive_of_other_sizes_is_not_rebuilt_in_silence(tmp_path, caplog):
+def test_rebuilding_an_archive_of_unknown_widths_gives_a_warning(tmp_path, caplog):
     """The archive's code has the right heads and activation, but a rebuilt model must assume OpenAI's."""
     save_archive(random_clip(SMALL_RESNET), tmp_path / "model.pt")
     read_checkpoint(tmp_path / "model.pt")
@@ -78,7 +78,7 @@ def test_an_archive_of_other_sizes_is_not_rebuilt_in_silence(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x10\x00\x00\x00\x00\x00\x00\x00{broken json!!}"])
-def test_what_is_no_safetensors_file_is_named(content, tmp_path):
+def test_a_file_that_is_not_safetensors_is_named(content, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.safetensors is not a safetensors file or is damaged"):
         read_checkpoint(tmp_path / "model.safetensors")
@@ -126,7 +126,7 @@ def test_a_plain_state_dict_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 nothing", b".", b"a", b"t", b"PK\x05\x06"])
-def test_what_is_no_checkpoint_is_named(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_named(tmp_path, content):
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.pt is not a CLIP checkpoint"):
         read_model(tmp_path / "model.pt")
@@ -168,7 +168,7 @@ def test_tensors_without_plain_numbers_are_named(change, model, tmp_path):
         read_checkpoint(tmp_path / "odd.pt")
 
 
-def test_codes_of_a_quantized_model_are_no_weights(model, tmp_path):
+def test_quantized_weights_are_refused(model, tmp_path):
     torch.save(model.state_dict() | {"visual.proj": torch.zeros(192, 48, dtype=torch.int8)}, tmp_path / "int8.pt")
     with pytest.raises(
         CheckpointError, match=r"'visual.proj' has a wrong dtype: expected torch.float32, got torch.int8; give"

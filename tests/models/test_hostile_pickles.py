@@ -189,7 +189,7 @@ OVERSIZED = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", OVERSIZED)
-def test_what_would_take_all_memory_is_refused(form, case, tmp_path):
+def test_a_pickle_that_needs_all_memory_is_refused(form, case, tmp_path):
     path = write(tmp_path / "m.pt", form, OVERSIZED[case])
     assert peak(read_archive if form == "archive" else read_checkpoint, path) < 2**20
     if form == "saved":

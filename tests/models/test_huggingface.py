@@ -126,7 +126,7 @@ def test_checkpoints_of_training_scripts_around_a_clip_model_are_read(folder):
     assert all(torch.equal(joined[name], tensor) for name, tensor in expected.state_dict.items())
 
 
-def test_an_image_goes_through_what_the_folder_says(folder):
+def test_images_are_preprocessed_with_the_settings_of_the_folder(folder):
     settings = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "resample": 2}
     _edit(folder / "preprocessor_config.json", **settings)
     ours = load_encoder(folder, device="cpu").preprocess
@@ -165,7 +165,7 @@ def test_both_sides_are_resized_where_nothing_is_cropped(folder):
         ("vocab.json", {"more": 516}, "the tokenizer in .* is not CLIP's"),
     ],
 )
-def test_what_ours_cannot_follow_is_named(folder, file, values, message):
+def test_an_unsupported_setting_is_named(folder, file, values, message):
     """Otherwise the features would be wrong without a warning."""
     _edit(folder / file, **values)
     with pytest.raises(CheckpointError, match=message):
@@ -191,7 +191,7 @@ def test_a_value_that_makes_no_sense_is_named(folder, file, values):
         read_checkpoint(folder)
 
 
-def test_what_is_said_twice_is_read_as_transformers_reads_it(folder):
+def test_duplicate_settings_are_read_as_transformers_reads_them(folder):
     """Transformers uses only `_config_dict`, with the defaults for missing values."""
     text = json.loads((folder / "config.json").read_text())["text_config"]
     second = {key: value for key, value in text.items() if key not in ("hidden_act", "num_attention_heads")}

@@ -70,7 +70,7 @@ def test_blocks_of_an_encoder_see_images_first_and_share_the_weights(monkeypatch
 
 
 @torch.inference_mode()
-def test_no_normalisation_is_left_beside_a_convolution():
+def test_every_normalisation_is_folded():
     """No folded normalisation is left, not even in shortcuts."""
     visual = tower(SMALL_RESNET, "fp32")
     lay_out(visual, resolve_execution("cpu"))
@@ -108,7 +108,7 @@ def test_a_compiled_tower_gives_the_same_features():
         torch.testing.assert_close(compiled.encode(pixels).projected, plain.projected, atol=1e-5, rtol=1e-4)
 
 
-def test_an_archive_as_it_is_cannot_be_compiled():
+def test_an_archive_in_jit_mode_cannot_be_compiled():
     with pytest.raises(DeviceError, match="in JIT mode and in compiled mode; use --compile with --jit off"):
         load_encoder("tiny", device="cpu", jit=True, compiled=True)
 

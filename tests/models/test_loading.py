@@ -38,7 +38,7 @@ def test_published_digests_are_in_the_urls():
         assert spec.form == "embedded" or spec.source.split("/")[-2] == spec.sha256
 
 
-def test_a_near_model_is_offered():
+def test_a_similar_model_name_is_suggested():
     with pytest.raises(UnknownNameError, match="'ViT-B/32'"):
         get_model("ViT-B32")
     with pytest.raises(UnknownNameError, match="'ViT-L/14'"):
@@ -127,7 +127,7 @@ def test_a_device_or_precision_that_is_not_there_is_named(arguments, message):
         resolve_execution(**arguments)
 
 
-def test_a_file_that_is_not_what_its_row_says_is_refused(archive):
+def test_a_file_with_a_wrong_digest_is_refused(archive):
     """A record has the digest of the file that was read."""
     row = ModelSpec("mine", form="file", source=str(archive), sha256="0" * 64)
     with pytest.raises(ChecksumError, match=r"SHA-256 mismatch \(expected 0000"):

@@ -39,7 +39,7 @@ def test_a_batch_size_that_is_given_is_taken():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["random:ViT-B/32", "random:RN50"])
-def test_activations_take_no_more_than_is_reckoned_with(model):
+def test_activations_need_no_more_memory_than_the_bound(model):
     """The growth of a process while it encodes 16 images is the measure."""
     script = f"""
 import resource, torch

@@ -168,7 +168,7 @@ def test_other_settings_are_another_model(tmp_path):
     assert identify(get_model(folder)) != before
 
 
-def test_an_archive_or_weights_of_hugging_faces_do_not_take_the_configuration_beside_them(vit, archive, tmp_path):
+def test_archives_and_hugging_face_weights_ignore_the_configuration_next_to_them(vit, archive, tmp_path):
     make_model().save_pretrained(tmp_path)
     shutil.copy(vit / CONFIG, tmp_path)
     shutil.copy(vit / "open_clip_model.safetensors", tmp_path)
@@ -207,7 +207,7 @@ def test_an_archive_or_weights_of_hugging_faces_do_not_take_the_configuration_be
         ),
     ],
 )
-def test_a_configuration_that_cannot_be_followed_is_named(content, message, vit, tmp_path):
+def test_an_unusable_configuration_is_named(content, message, vit, tmp_path):
     shutil.copytree(vit, tmp_path / "vit")
     (tmp_path / "vit" / CONFIG).write_text(content)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -215,7 +215,7 @@ def test_a_configuration_that_cannot_be_followed_is_named(content, message, vit,
     assert str(tmp_path / "vit") in str(caught.value)
 
 
-def test_what_is_not_there_is_named(vit, tmp_path):
+def test_missing_files_of_a_folder_are_named(vit, tmp_path):
     with pytest.raises(CheckpointMissingError, match="no file or folder at /none"):
         get_model("open_clip:local-dir:/none")
     with pytest.raises(CheckpointMissingError, match=rf"{tmp_path} has no open_clip_config\.json; add that file"):
@@ -363,7 +363,7 @@ def trained(tmp_path, monkeypatch):
     return f"open_clip:{architecture}/{tmp_path / 'epoch_1.pt'}"
 
 
-def test_images_for_a_path_are_prepared_as_the_tags_say_or_as_open_clip_does(trained):
+def test_images_for_a_path_have_the_preprocessing_of_the_tags_or_of_open_clip(trained):
     by_tags, own = load_encoder(trained, device="cpu"), load_encoder(f"{trained}?preprocess=open_clip", device="cpu")
     assert by_tags.preprocess == Preprocess(32, (0.5,) * 3, (0.5,) * 3, "bicubic", "squash")
     assert by_tags.preprocess_from == "tags of open_clip's ViT-B-16-SigLIP"

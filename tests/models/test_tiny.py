@@ -96,7 +96,7 @@ def test_scenes_are_small_rgb_images_with_captions(fonts):
     assert len({scene.caption for scene in scenes}) > 150
 
 
-def test_fonts_that_draw_no_letters_are_passed_over(tmp_path, fonts):
+def test_fonts_without_letters_are_skipped(tmp_path, fonts):
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     assert usable_fonts(tmp_path) == fonts
 

@@ -98,7 +98,7 @@ def assert_same_weights(path, *, key=""):
 
 
 @pytest.mark.parametrize("form", [f for f in FORMS if f != "compiled"] + [SLOW])
-def test_what_training_scripts_save_is_read(form, tmp_path):
+def test_checkpoints_of_training_scripts_are_read(form, tmp_path):
     torch.save(FORMS[form](), tmp_path / "model.pt")
     assert_same_weights(tmp_path / "model.pt")
 
@@ -122,7 +122,7 @@ def test_newer_pickle_protocols_are_read(form, protocol, tmp_path):
     assert_same_weights(tmp_path / "model.pt")
 
 
-def test_tensors_beside_the_model_are_not_read_and_named(tmp_path, caplog):
+def test_tensors_next_to_the_model_are_named_and_not_used(tmp_path, caplog):
     """A Lightning module also contains its loss."""
     content = {"state_dict": {**prefixed("clip."), "loss.labels": torch.arange(3), "head.weight": torch.zeros(2, 2)}}
     torch.save(content, tmp_path / "model.ckpt")
@@ -199,7 +199,7 @@ def test_a_key_without_a_model_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["logit_scale", "visual.proj", "text_projection", "ln_final.bias"])
-def test_what_an_incomplete_model_lacks_is_named(missing, tmp_path):
+def test_the_missing_weights_of_a_model_are_named(missing, tmp_path):
     weights = {name: tensor for name, tensor in WEIGHTS.items() if name != missing}
     torch.save({"state_dict": prefixed("model.clip.", weights)}, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=rf"has no '{missing}'"):
@@ -249,7 +249,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_weights_beside_code_are_read_and_the_code_is_not_run(protocol, tmp_path):
+def test_weights_next_to_code_are_read_without_running_the_code(protocol, tmp_path):
     target = tmp_path / "ran"
     payloads = [
         Payload(Path.touch, target),
@@ -297,7 +297,7 @@ def test_a_folder_of_a_distributed_checkpoint_is_named(tmp_path):
             load_encoder(path, device="cpu")
 
 
-def test_content_that_holds_itself_is_read(tmp_path):
+def test_content_that_contains_itself_is_read(tmp_path):
     content = {"state_dict": WEIGHTS, "again": []}
     content["again"].append(content)
     torch.save(content, tmp_path / "model.pt")

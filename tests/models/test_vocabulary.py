@@ -90,7 +90,7 @@ def test_tiny_has_a_vocabulary_of_its_own():
 
 
 @pytest.mark.parametrize("texts", [None, 5, [1], [None], b"abc", [["a"]]])
-def test_what_is_no_text_is_named(texts):
+def test_a_value_that_is_not_a_text_is_named(texts):
     with pytest.raises(TextError, match="expected a str or a sequence of str"):
         probe.tokenize(texts, model="tiny")
 
@@ -101,7 +101,7 @@ def test_a_context_without_room_is_named(length):
         probe.tokenize("a", length, truncate=True, model="tiny")
 
 
-def test_no_text_is_no_row():
+def test_an_empty_list_of_texts_gives_no_rows():
     assert probe.tokenize([]).shape == (0, 77)
 
 
@@ -110,12 +110,12 @@ def test_open_clips_models_have_their_own_tokenizers():
         probe.tokenize("a", model="open_clip:ViT-B-32/openai")
 
 
-def test_a_file_without_a_vocabulary_is_not_given_openais_in_silence():
+def test_openais_vocabulary_is_not_assumed_for_a_file():
     with pytest.raises(CheckpointError, match="has no vocabulary next to its weights"):
         probe.tokenize("a white digit 3", model=ARCHIVE)
 
 
-def test_the_vocabulary_is_looked_for_beside_the_weights_first(tmp_path, monkeypatch):
+def test_the_vocabulary_next_to_the_weights_comes_first(tmp_path, monkeypatch):
     monkeypatch.setattr(vocabulary, "PACKAGES", ())  # as if neither open_clip nor clip were installed
     with pytest.raises(
         DownloadError, match=r"bpe_simple_vocab_16e6\.txt\.gz is missing or differs.*openai/CLIP/raw/main/clip/"

@@ -108,7 +108,7 @@ def test_four_workers_have_the_same_records(tmp_path, serial):
             )
 
 
-def test_a_ray_that_is_there_is_used_and_stays(tmp_path):
+def test_a_running_ray_is_used_and_not_stopped(tmp_path):
     import ray
 
     with _cluster([]) as (cluster, _):
@@ -171,7 +171,7 @@ def test_a_client_from_outside_of_the_cluster_has_the_same_records(tmp_path, ser
     assert {record.key: content(record) for record in read_records(tmp_path / "results")} == serial
 
 
-def test_what_a_node_has_no_dataset_for_is_done_on_another(tmp_path, image_folder, caplog):
+def test_a_unit_without_its_dataset_on_a_node_runs_on_another_node(tmp_path, image_folder, caplog):
     images = image_folder({"train/green": 6, "train/red": 6, "test/green": 4, "test/red": 4})
     (tmp_path / "colours.toml").write_text(ROW)
     specs = _specs(str(tmp_path / "colours.toml"), "digits", jit_modes=(False,))
@@ -193,7 +193,7 @@ def test_what_a_node_has_no_dataset_for_is_done_on_another(tmp_path, image_folde
     assert [record.error for record in records] == [None, None]
 
 
-def test_a_grid_outlives_nodes_and_workers(tmp_path, image_folder):
+def test_a_grid_survives_the_loss_of_nodes_and_workers(tmp_path, image_folder):
     """Workers are killed, and one of two nodes is lost and replaced; every record is right.
 
     `benchmarks/ray_faults.py` provokes more losses.
@@ -233,7 +233,7 @@ def test_a_grid_outlives_nodes_and_workers(tmp_path, image_folder):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_driver_that_is_stopped_leaves_what_was_finished(tmp_path, how):
+def test_finished_records_remain_when_the_driver_is_stopped(tmp_path, how):
     """After Ctrl-C or a kill, no worker is left, and the same command runs the remaining runs."""
     options = ["--dataset", "digits", "--model", "tiny", "--model", "random:ViT-B/32", "--protocol", "readme"]
     options += ["--solver", "fast", "--executor", "ray", "--threads", "1", "--device", "cpu"]

@@ -34,7 +34,7 @@ def serial(tmp_path_factory):
         return {record.key: content(record) for record in run_serially(specs, settings=settings)}
 
 
-def test_records_are_those_of_one_process(tmp_path, serial, monkeypatch):
+def test_records_equal_the_records_of_one_process(tmp_path, serial, monkeypatch):
     """Two workers give the same bits of features and fits as one process, and a second grid has nothing to do."""
     specs, settings = _grid(tmp_path)
     records = list(run_grid_on_ray(specs, settings=settings, num_threads=1))
@@ -54,7 +54,7 @@ def test_records_are_those_of_one_process(tmp_path, serial, monkeypatch):
     assert set(pending([spec for spec in specs if spec.jit], settings).done) == {uncompared.spec}
 
 
-def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
+def test_the_unit_of_a_killed_worker_is_repeated_by_another_worker(tmp_path, serial):
     specs, settings = _grid(tmp_path)
     killed = []
 
@@ -95,7 +95,7 @@ def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypat
     assert len(read_records(tmp_path / "results")) == 2
 
 
-def test_a_cell_that_fails_does_so_as_in_one_process(tmp_path):
+def test_a_run_fails_with_the_error_of_one_process(tmp_path):
     specs = plan(["mnist"], ["tiny"], protocols=["readme"], device="cpu")
     settings = Settings(
         results_dir=tmp_path / "results", cache_dir=tmp_path / "features", data_dir=tmp_path, offline=True
@@ -114,7 +114,7 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
         list(run_grid_on_ray(specs, settings=settings))
 
 
-def test_more_threads_than_there_are_processors_are_refused(tmp_path):
+def test_more_threads_than_cpus_are_refused(tmp_path):
     specs, settings = _grid(tmp_path)
     with pytest.raises(ExecutorError, match="10000 processors"):
         list(run_grid_on_ray(specs, settings=settings, num_threads=10_000))

@@ -33,13 +33,13 @@ def test_fits_wait_for_the_shards_of_their_model_alone():
     assert queue.take() is None
 
 
-def test_a_worker_is_given_what_it_has_the_weights_for():
+def test_a_worker_gets_shards_of_the_model_that_it_has_loaded():
     queue = Queue(plan_units(_plan("tiny", "random:tiny", dataset="mnist")))
     assert [queue.take(model="random:tiny").model for _ in range(3)] == ["random:tiny"] * 3
     assert queue.take(model="gone").model == "tiny"  # no other worker extracts this model
 
 
-def test_what_is_lost_is_done_again_and_at_last_given_up():
+def test_a_lost_unit_is_repeated_and_finally_given_up():
     (spec, *_) = _plan("tiny")
     shard, fits = Unit((spec,), (1, 1)), Unit((spec,), None)
     queue = Queue([shard, fits])
@@ -53,7 +53,7 @@ def test_what_is_lost_is_done_again_and_at_last_given_up():
     assert not queue
 
 
-def test_what_a_node_lacks_is_done_on_others():
+def test_a_unit_that_a_node_refuses_runs_on_other_nodes():
     queue = Queue(plan_units(_plan("tiny")))
     unit = queue.take(node="a")
     queue.refuse(unit, "a", {"type": "DatasetMissingError", "message": "no digits"})
@@ -64,7 +64,7 @@ def test_what_a_node_lacks_is_done_on_others():
     assert queue.take(node="b").shard is None
 
 
-def test_what_no_node_can_do_is_given_up_and_then_its_fits():
+def test_a_shard_that_no_node_can_run_is_given_up_before_its_fits():
     queue = Queue(plan_units(_plan("tiny")))
     unit = queue.take(node="a")
     queue.refuse(unit, "a", {"type": "DatasetMissingError", "message": "no digits"})
@@ -94,14 +94,14 @@ def test_features_of_one_group_are_made_on_one_kind_of_hardware():
     assert len(queue.done) == len(shards)
 
 
-def test_what_began_nowhere_is_bound_to_no_hardware():
+def test_a_group_without_features_is_bound_to_no_hardware():
     queue = Queue(plan_units(_plan("tiny")))
     unit = queue.take(node="a", hardware="AVX2")
     queue.refuse(unit, "a", {"type": "DatasetMissingError", "message": "no digits"})
     assert queue.take(node="b", hardware="AVX512") is unit
 
 
-def test_too_little_memory_for_a_unit_is_none_for_others():
+def test_too_little_memory_refuses_only_one_unit():
     queue = Queue(plan_units(_plan("tiny")))
     queue.finish(queue.take(node="a"))
     large = queue.take(node="a")
@@ -115,7 +115,7 @@ def test_too_little_memory_for_a_unit_is_none_for_others():
     assert queue.take(node="b") is large
 
 
-def test_units_that_no_kind_of_hardware_can_all_do_end():
+def test_a_group_that_no_hardware_can_finish_is_given_up():
     """A group leaves each kind of hardware only once, so that features do not move between two kinds for ever."""
     queue = Queue(plan_units(_plan("tiny")))
     nodes = {"a": "AVX2", "b": "AVX512"}

@@ -35,7 +35,7 @@ def _worker(tmp_path, name, **settings):
     return Worker(Settings(cache_dir=tmp_path / name, **settings), 1, 1, DriverEnvironment.here())
 
 
-def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
+def test_chunks_are_copied_completely_between_stores(tmp_path):
     shard, fits = _units()
     maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
     ((cell, every, lacking),) = maker.find_missing(shard, NEED).entries
@@ -64,7 +64,7 @@ def test_chunks_that_the_driver_has_are_not_sent_to_it(tmp_path):
     assert not worker.do(shard, NEED).chunks
 
 
-def test_what_one_process_would_log_is_given_to_the_driver(tmp_path):
+def test_log_records_are_sent_to_the_driver(tmp_path):
     before = logging.getLogger("probe").level
     shard, fits = _units()
     worker = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(DriverEnvironment.here(), level=logging.INFO))
@@ -80,7 +80,7 @@ def test_what_one_process_would_log_is_given_to_the_driver(tmp_path):
     assert logging.getLogger("probe").level == before
 
 
-def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
+def test_a_shard_with_an_unexpected_error_is_not_done(tmp_path, monkeypatch):
     shard, _ = _units()
     for error in (FeaturesError("not finite"), ValueError("a bug")):
         monkeypatch.setattr(worker_module, "prepare", lambda specs, *_, error=error: {specs[0]: error})
@@ -92,7 +92,7 @@ def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
     assert not is_expected(ErrorRecord("AcceleratorError", ""))
 
 
-def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path):
+def test_a_shard_with_all_chunks_is_not_extracted_again(tmp_path):
     (shard, _) = _units()
     worker = _worker(tmp_path, "one")
     worker.do(shard, NEED)
@@ -102,7 +102,7 @@ def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path):
     assert not again.session.encoders  # the model was not loaded
 
 
-def test_what_is_not_on_the_node_is_said_before_anything_starts(tmp_path):
+def test_missing_files_are_reported_before_a_unit_starts(tmp_path):
     (shard, *_) = _units("mnist")
     lacking = _worker(tmp_path, "one", data_dir=tmp_path, offline=True).do(shard, NEED)
     assert isinstance(lacking, NotRunnable)
@@ -110,7 +110,7 @@ def test_what_is_not_on_the_node_is_said_before_anything_starts(tmp_path):
     assert not lacking.is_memory
 
 
-def test_too_little_memory_is_said_with_the_numbers(tmp_path, monkeypatch):
+def test_the_error_for_too_little_memory_has_the_numbers(tmp_path, monkeypatch):
     (shard, *_) = _units("digits", "random:ViT-L/14")
     monkeypatch.setattr(worker_module, "device_memory", lambda device: DeviceMemory(4 * GB, 2 * GB))
     with pytest.raises(ExecutorError, match=r"about [4-9]\.\d GB of memory, but only 2\.0 GB are free"):
@@ -121,7 +121,7 @@ def test_too_little_memory_is_said_with_the_numbers(tmp_path, monkeypatch):
     assert not worker.session.encoders
 
 
-def test_a_worker_is_in_the_surroundings_of_the_driver(tmp_path, monkeypatch):
+def test_a_worker_has_the_environment_of_the_driver(tmp_path, monkeypatch):
     monkeypatch.setenv("PROBE_DATA_DIR", "mine")
     monkeypatch.delenv("PROBE_CACHE_DIR", raising=False)
     before = DriverEnvironment.here()
@@ -135,12 +135,12 @@ def test_a_worker_is_in_the_surroundings_of_the_driver(tmp_path, monkeypatch):
     DriverEnvironment("/no/such/folder", {}).apply()
 
 
-def test_versions_tell_a_changed_source():
+def test_versions_change_with_the_source():
     assert versions()["source of probe"] == versions()["source of probe"]
     assert {"python", "torch", "scikit-learn"} <= versions().keys()
 
 
-def test_chunks_are_cut_from_an_entry_in_which_images_were_passed_over(tmp_path):
+def test_chunks_are_cut_from_an_entry_with_skipped_images(tmp_path):
     rng = np.random.default_rng(0)
     cell = EntrySpec("d", "all", "m", "eager", "fp32", {"a": 1}, num_images=600, batch_size=64)
     work = Work(tmp_path / "one", cell)
