@@ -1,9 +1,7 @@
-"""Measure the time of the tables, leaderboard and page for a thousand records, and the size of the page.
+"""How long tables, leaderboard and page of a thousand records take, and how large the page is.
 
-    python benchmarks/rendering.py [DIR]          # DIR stores the results folder
-
-The records are invented, but have the size of real records: 9 models x 27 datasets x 2 modes x 2 protocols, with the
-outcome of each test image.
+Records are made up, of the size of real ones: 9 models x 27 datasets x 2 modes x 2 protocols, what became of each test
+image in them. `python benchmarks/rendering.py [DIR]`; DIR keeps the results folder.
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ assert not {"torch", "sklearn", "scipy.stats"} & set(sys.modules), "something he
 
 
 def random_outcomes(row: DatasetSpec, skill: float, seed: int) -> list[Outcomes]:
-    """Return outcomes on a test split of the true size. Hard images are hard for all models."""
+    """Of a probe of some skill on a test split of the right size; hard images are hard for all."""
     rng = np.random.default_rng(sum(row.name.encode()))  # the same images for all models
     n = next((subset.size for subset in row.subsets if subset.name == "test"), None) or 3_000
     shared, own = rng.normal(size=n), np.random.default_rng(seed).normal(size=n)
@@ -71,7 +69,7 @@ def random_outcomes(row: DatasetSpec, skill: float, seed: int) -> list[Outcomes]
 
 
 def make_record(row: DatasetSpec, model: ModelSpec, protocol: str, *, jit: bool, skill: float, seed: int) -> DoneRecord:
-    """Return a record in the form of a real record, with invented numbers."""
+    """A record as a run writes it, with made-up numbers."""
     rules = get_protocol(protocol)
     outcomes = random_outcomes(row, skill, seed)
     spec = RunSpec(row, model, rules, jit, "cuda:0", "fp16", 256)
@@ -103,7 +101,7 @@ def make_record(row: DatasetSpec, model: ModelSpec, protocol: str, *, jit: bool,
 
 
 def write_records(folder: Path) -> int:
-    """Write the records of the grid, and return their number."""
+    """Write the records of the grid; how many."""
     models = [model for model in MODELS if model.name != "tiny"]
     rows = [row for row in DATASETS if row.in_paper]
     count = 0
@@ -118,13 +116,13 @@ def write_records(folder: Path) -> int:
 
 
 def main() -> None:
-    """Write the records, render them three times in new processes, and print the times."""
+    """Make the records, render them three times in processes of their own, and say what it took."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(temporary)
         started = time.perf_counter()
         count = write_records(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*.json")) / 1e6
-        print(f"{count} records of {size:.0f} MB in all, written in {time.perf_counter() - started:.0f} s")
+        print(f"{count} records of {size:.0f} MB in all, made up in {time.perf_counter() - started:.0f} s")
         command = [sys.executable, "-c", SHARES_TIME, str(folder)]
         seconds = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
         print(f"all tables, leaderboard and page: {', '.join(f'{s:.1f}' for s in seconds)} s, without torch")

@@ -54,7 +54,7 @@ def test_records_equal_the_records_of_one_process(tmp_path, serial, monkeypatch)
     assert set(pending([spec for spec in specs if spec.jit], settings).done) == {uncompared.spec}
 
 
-def test_the_unit_of_a_killed_worker_is_repeated_by_another_worker(tmp_path, serial):
+def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
     specs, settings = _grid(tmp_path)
     killed = []
 

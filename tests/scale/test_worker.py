@@ -35,7 +35,7 @@ def _worker(tmp_path, name, **settings):
     return Worker(Settings(cache_dir=tmp_path / name, **settings), 1, 1, DriverEnvironment.here())
 
 
-def test_chunks_are_copied_completely_between_stores(tmp_path):
+def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
     shard, fits = _units()
     maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
     ((cell, every, lacking),) = maker.find_missing(shard, NEED).entries
@@ -64,7 +64,7 @@ def test_chunks_that_the_driver_has_are_not_sent_to_it(tmp_path):
     assert not worker.do(shard, NEED).chunks
 
 
-def test_log_records_are_sent_to_the_driver(tmp_path):
+def test_what_one_process_would_log_is_given_to_the_driver(tmp_path):
     before = logging.getLogger("probe").level
     shard, fits = _units()
     worker = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(DriverEnvironment.here(), level=logging.INFO))
@@ -80,7 +80,7 @@ def test_log_records_are_sent_to_the_driver(tmp_path):
     assert logging.getLogger("probe").level == before
 
 
-def test_a_shard_with_an_unexpected_error_is_not_done(tmp_path, monkeypatch):
+def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
     shard, _ = _units()
     for error in (FeaturesError("not finite"), ValueError("a bug")):
         monkeypatch.setattr(worker_module, "prepare", lambda specs, *_, error=error: {specs[0]: error})
@@ -92,7 +92,7 @@ def test_a_shard_with_an_unexpected_error_is_not_done(tmp_path, monkeypatch):
     assert not is_expected(ErrorRecord("AcceleratorError", ""))
 
 
-def test_a_shard_with_all_chunks_is_not_extracted_again(tmp_path):
+def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path):
     (shard, _) = _units()
     worker = _worker(tmp_path, "one")
     worker.do(shard, NEED)
