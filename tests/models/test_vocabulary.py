@@ -106,7 +106,7 @@ def test_an_empty_list_of_texts_gives_no_rows():
 
 
 def test_open_clips_models_have_their_own_tokenizers():
-    with pytest.raises(CheckpointError, match=r"use open_clip\.get_tokenizer\('ViT-B-32'\)"):
+    with pytest.raises(CheckpointError, match=r"tokenize with open_clip\.get_tokenizer\('ViT-B-32'\)"):
         probe.tokenize("a", model="open_clip:ViT-B-32/openai")
 
 
