@@ -116,7 +116,7 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_more_threads_than_cpus_are_refused(tmp_path):
     specs, settings = _grid(tmp_path)
-    with pytest.raises(ExecutorError, match="10000 processors"):
+    with pytest.raises(ExecutorError, match="10000 CPUs"):
         list(run_grid_on_ray(specs, settings=settings, num_threads=10_000))
 
 
