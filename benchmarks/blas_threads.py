@@ -1,8 +1,8 @@
-"""What it costs to leave SciPy's own OpenBLAS on all threads while scikit-learn fits a probe.
+"""Measure the cost of leaving SciPy's own OpenBLAS on all threads while scikit-learn fits a probe.
 
     python benchmarks/blas_threads.py > results/speed/blas_threads.md
 
-Both ways in turn, on random features; prints the median and range of the milliseconds an L-BFGS iteration takes.
+Both settings alternate on random features. Prints the median and range of the milliseconds per L-BFGS iteration.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROUNDS = 5
 
 
 def main() -> None:
-    """Time both ways, and print a table."""
+    """Measure both settings, and print a table."""
     rng = np.random.default_rng(0)
     rows = []
     for n, width, iterations in SIZES:
@@ -50,7 +50,8 @@ def main() -> None:
 
 def _milliseconds(x: np.ndarray, y: np.ndarray, iterations: int, context: object) -> float:
     with context(), warnings.catch_warnings():  # type: ignore[operator]  # a function without arguments
-        warnings.simplefilter("ignore", ConvergenceWarning)  # cut off on purpose: only the time of an iteration counts
+        # The fits stop early on purpose: only the time per iteration counts.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         started = time.perf_counter()
         fitted = LogisticRegression(C=56, max_iter=iterations, tol=1e-9).fit(x, y)
     return 1e3 * (time.perf_counter() - started) / int(fitted.n_iter_[0])

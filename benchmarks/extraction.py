@@ -1,12 +1,12 @@
-"""Extraction against the reference's loop, open_clip and transformers, on the same images, in turn, in one process.
+"""Compare the speed of extraction with the reference's loop, open_clip and transformers on the same images.
 
-    python benchmarks/extraction.py > results/speed/extraction.md          # some 10 minutes on 2 cores
+    python benchmarks/extraction.py > results/speed/extraction.md          # about 10 minutes on 2 cores
     python benchmarks/extraction.py --device cuda > results/speed/extraction-GPU.md
 
-Needs clip-anytorch (OpenAI's loader as a package), which needs setuptools<81. Weights are random and of true size: the
-same state dict for the reference and for probe. Photos are stood in for by noise saved as JPEG, 640 x 480 pixels. Every
-contender takes images on disk to features in an array, with a loaded model and a list of files; probe's way includes
-its feature store, which is empty each time.
+Needs clip-anytorch (OpenAI's loader as a package), which needs setuptools<81. All contenders alternate in one process.
+The weights are random and have the true sizes; the reference and probe use the same state dict. The images are noise
+saved as JPEG, 640 x 480 pixels. Every contender starts with a loaded model and a list of files, and ends with features
+in an array. The time of probe includes its feature store, which is empty at the start.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from probe.models.loading import load_encoder, read_weights
 from probe.progress import Progress
 
 ROUNDS = 4
-IMAGES = {"ViT-B/32": 128, "RN50": 64}  # on the CPU; times GPU_TIMES on a GPU
+IMAGES = {"ViT-B/32": 128, "RN50": 64}  # on the CPU; multiplied by GPU_TIMES on a GPU
 GPU_TIMES = 64
 READINGS = 20
-README_BATCH = 100  # of the loop in the reference's README
+README_BATCH = 100  # batch size of the loop in the reference's README
 
 
 def reference(model: str, root: Path, device: str) -> Callable[[], np.ndarray]:
-    """The loop of the reference's README, with the reference's model and transform."""
+    """Return the contender with the loop, model and transform of the reference's README."""
     from clip.clip import _transform
     from clip.model import build_model
 
@@ -73,7 +73,7 @@ def reference(model: str, root: Path, device: str) -> Callable[[], np.ndarray]:
 
 
 def open_clip_loop(model: str, root: Path, device: str) -> Callable[[], np.ndarray]:
-    """open_clip's model and transform, in the same loop."""
+    """Return the contender with open_clip's model and transform, in the same loop."""
     import open_clip
 
     name = {"ViT-B/32": "ViT-B-32-quickgelu", "RN50": "RN50-quickgelu"}[model]
@@ -90,7 +90,7 @@ def open_clip_loop(model: str, root: Path, device: str) -> Callable[[], np.ndarr
 
 
 def transformers_loop(model: str, root: Path, device: str) -> Callable[[], np.ndarray]:
-    """The model of transformers at its defaults, which are those of ViT-B/32, in the same loop."""
+    """Return the contender with the default model of transformers, a ViT-B/32, in the same loop."""
     from clip.clip import _transform
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -107,7 +107,7 @@ def transformers_loop(model: str, root: Path, device: str) -> Callable[[], np.nd
 
 
 class Ours:
-    """probe's way, from images on disk to the feature store and out of it again."""
+    """The contender probe: reads images, writes features to the feature store, and reads the features back."""
 
     def __init__(self, model: str, root: Path, device: str, *, precision: str = "auto", compiled: bool = False) -> None:
         (spec,) = plan([f"folder:{root}"], [f"random:{model}"], device=device, precision=precision, compiled=compiled)
@@ -117,7 +117,7 @@ class Ours:
         self.about: dict[str, float] = {}
 
     def __call__(self) -> np.ndarray:
-        """Extract once; the features."""
+        """Extract once, and return the features."""
         with tempfile.TemporaryDirectory() as cache:
             meter, work = Meter(), Work(Path(cache), self.cell)
             fill(
@@ -136,7 +136,7 @@ class Ours:
 
 
 def compare(model: str, device: str) -> None:
-    """Rows of a table: each contender's rate, and its ratio to the reference's in the same round."""
+    """Print a table with the rate of each contender, and its ratio to the reference's rate in the same round."""
     n = IMAGES[model] * (GPU_TIMES if device != "cpu" else 1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -151,7 +151,7 @@ def compare(model: str, device: str) -> None:
         if device == "cpu":
             ours["probe, compiled"] = Ours(model, root, device, compiled=True)
         contenders |= ours
-        features = {name: run() for name, run in contenders.items()}  # also what warms everything up
+        features = {name: run() for name, run in contenders.items()}  # also the warm-up
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         abouts: dict[str, list[dict[str, float]]] = {name: [] for name in ours}
         product: dict[str, list[float]] = {"fp32": [], "bf16": []}
@@ -190,24 +190,24 @@ def compare(model: str, device: str) -> None:
 
 
 def spread(found: list[float], base: list[float]) -> str:
-    """Ratio of two series of one rhythm: the median, and the smallest and largest."""
+    """Return the median, smallest and largest ratio of two series with the same rounds, as text."""
     ratios = [a / b for a, b in zip(found, base, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def gflops(found: list[float]) -> str:
-    """A rate and its spread."""
+    """Return the median, smallest and largest rate, as text."""
     return f"{statistics.median(found) / 1e9:.0f} ({min(found) / 1e9:.0f} to {max(found) / 1e9:.0f})"
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """The smallest cosine of two features of one image."""
+    """Return the smallest cosine between two features of the same image."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
 
 def product_rate(precision: str) -> float:
-    """Operations a second of a plain product of the shape of the largest in ViT-B/32, at 32 images."""
+    """Return the operations per second of a matrix product with the largest shape in ViT-B/32, for 32 images."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     a, b = torch.randn(1600, 768).to(dtype), torch.randn(3072, 768).to(dtype)
     torch.nn.functional.linear(a, b)
@@ -218,7 +218,7 @@ def product_rate(precision: str) -> float:
 
 
 def print_shares(device: str) -> None:
-    """What a longer run of ViT-B/32 spends on what: the store's last steps count less there."""
+    """Print the shares of reading and of the store in a longer run, where the last steps of the store matter less."""
     n = 512 * (GPU_TIMES if device != "cpu" else 1)
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), n, (640, 480))
@@ -231,15 +231,15 @@ def print_shares(device: str) -> None:
             read, encode = ours.about["read_seconds"], ours.about["encode_seconds"]
             for name, seconds in zip(shares, (read, whole - read - encode), strict=True):
                 shares[name].append(100 * seconds / whole)
-    subsets = [
+    texts = [
         f"{name} takes {statistics.median(found):.1f} % ({min(found):.1f} to {max(found):.1f})"
         for name, found in shares.items()
     ]
-    print(f"Of {n} images with ViT-B/32, in 3 runs: {', '.join(subsets)}; all else is the model.\n")
+    print(f"Of {n} images with ViT-B/32, in 3 runs: {', '.join(texts)}; all else is the model.\n")
 
 
 def print_reading() -> None:
-    """What reading costs beyond Pillow's own decoding and resizing, on one core, in turn."""
+    """Print the time of reading an image, and of Pillow's decoding and resizing alone, on one core, alternating."""
     from probe.features.reading import Reader
 
     with tempfile.TemporaryDirectory() as folder:
@@ -256,7 +256,7 @@ def print_reading() -> None:
 
         times: dict[str, list[float]] = {"bare": [], "reader": []}
         for _ in range(READINGS):
-            started = time.process_time()  # of this process alone, whoever else is on the machine
+            started = time.process_time()  # of this process only, so that other processes do not matter
             bare()
             middle = time.process_time()
             reader[range(len(paths))]
@@ -271,11 +271,11 @@ def print_reading() -> None:
 
 
 def main() -> None:
-    """Print the page."""
+    """Measure, and print a page of Markdown."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
     device = parser.parse_args().device
-    warnings.filterwarnings("ignore")  # of the libraries that are compared with
+    warnings.filterwarnings("ignore")  # warnings of the other libraries
     print("# Extraction\n")
     name = describe(device)["accelerator"] or f"{torch.get_num_threads()} cores {describe(device)['cpu']}"
     print(f"Made by `python benchmarks/extraction.py` on {name}, torch {torch.__version__}, ", end="")

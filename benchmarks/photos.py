@@ -1,4 +1,4 @@
-"""Files that stand in for photos: noise, smooth enough to be worth compressing."""
+"""Images that replace photos: noise that is smooth enough for JPEG to compress."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-DISTINCT = 16  # files; the others are copies of these
+DISTINCT = 16  # different files; the other files are copies
 
 
 def write_photos(root: Path, n: int, size: tuple[int, int]) -> None:
-    """Write n JPEG files of a width and height, in two classes."""
+    """Write n JPEG files of a width and height, in the folders of two classes."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (DISTINCT, size[1] // 10, size[0] // 10, 3), dtype=np.uint8)
     for i in range(n):

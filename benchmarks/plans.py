@@ -1,9 +1,9 @@
-"""What `run --plan` says of large grids, from rates that are measured first, and how near it is to what a grid takes.
+"""Print plans (`run --plan`) for large grids, and compare a plan with the true time of a grid.
 
     python benchmarks/plans.py > results/speed/plans.md
 
-The nine models of OpenAI, with random weights, encode a few noisy photos in their true size; the plans are made from
-those records. Then one of them runs on more images than it was measured with.
+OpenAI's nine models with random weights encode a few images of true size. The plans use the rates in these records.
+Then one model runs on more images, and its time is compared with the plan.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from probe.settings import Settings
 
 FEW, MORE, SIDE = 8, 160, 375
 PLANS = {
-    "1,080 cells: the paper's 27 datasets, ten models, two modes, two protocols, on 64 workers like this machine": (
+    "1,080 runs: the paper's 27 datasets, ten models, two modes, two protocols, on 64 workers like this machine": (
         *("--dataset", "paper", "--model", "all", "--jit", "both", "--protocol", "readme", "--protocol", "clip-paper"),
         *("--device", "cpu", "--plan", "64"),
     ),
@@ -45,7 +45,7 @@ PLANS = {
 
 
 def write_photos(root: Path, n: int) -> str:
-    """Two classes of noise as JPEG, of the size of ImageNet's images."""
+    """Write two classes of noise as JPEG, in the size of ImageNet's images."""
     rng = np.random.default_rng(0)
     for label, name in enumerate("ab"):
         (root / name).mkdir(parents=True)
@@ -57,7 +57,7 @@ def write_photos(root: Path, n: int) -> str:
 
 
 def said(options: tuple[str, ...], results: str) -> str:
-    """What the command prints."""
+    """Return the output of a command."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         assert probe(["run", *options, "--solver", "fast", "--results-dir", results, "--cache-dir", "features"]) == 0
@@ -65,17 +65,17 @@ def said(options: tuple[str, ...], results: str) -> str:
 
 
 def main() -> None:
-    """Measure, plan, and print a page of Markdown."""
+    """Measure rates, make plans, and print a page of Markdown."""
     with tempfile.TemporaryDirectory() as folder:
         few, more = (write_photos(Path(folder, str(n)), n) for n in (FEW, MORE))
         settings = Settings(results_dir=f"{folder}/results", cache_dir=f"{folder}/cache")
         names = [f"random:{name}" for name in model_names() if name != "tiny"]
-        for name in ["tiny", *names]:  # one at a time: a small machine does not hold all
+        for name in ["tiny", *names]:  # one at a time, because a small machine has not enough memory for all
             specs = plan([few], [name], protocols=["readme"], device="cpu", solver="fast", batch_size=FEW)
             for record in run_grid(specs, settings=settings):
                 rate = next(iter(record.extraction.subsets.values())).encoder_images_per_second
                 print(f"{name}: {rate:.2f} img/s", file=sys.stderr)
-        # Fits of a size that is nearer to those that are planned.
+        # Larger fits, closer to the size of the planned fits.
         list(run_grid(plan(["digits"], ["tiny"], protocols=["readme", "clip-paper"], solver="fast"), settings=settings))
         pages = {title: said(options, settings.results_dir or "") for title, options in PLANS.items()}
         (spec,) = plan([more], ["random:ViT-B/32"], protocols=["readme"], device="cpu", solver="fast")

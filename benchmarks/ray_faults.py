@@ -1,9 +1,10 @@
-"""A grid of 200 small cells on a simulated cluster, with a worker killed every few seconds and a node in the middle.
+"""Run a grid of 200 small runs on a simulated cluster, where workers are killed and a node is lost.
 
     python benchmarks/ray_faults.py > results/speed/ray_faults.md
 
-Nodes are those of `ray.cluster_utils`, on one machine, each with a home folder and so a feature store of its own.
-Every record is compared with that of one process.
+A worker is killed every few seconds, and a node halfway through. The nodes are simulated on one machine by
+`ray.cluster_utils`; each has its own home folder and feature store. Every record is compared with the record of a
+serial run.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from probe.settings import Settings
 from probe.specs import RunSpec
 
 DATASETS, IMAGES, NODES, KILL_SECONDS = 50, 40, 3, 3.0
-MARK = uuid.uuid4().hex  # in the environment of what this run starts
+MARK = uuid.uuid4().hex  # in the environment of all processes that this script starts
 
 
 def make_specs(root: Path) -> list[RunSpec]:
-    """Folders of two classes of noise, under two models in two modes."""
+    """Return the runs: folders with two classes of noise, two models, two modes."""
     rng = np.random.default_rng(0)
     for i in range(DATASETS):
         for label, name in enumerate("ab"):
@@ -54,13 +55,13 @@ def make_specs(root: Path) -> list[RunSpec]:
 
 
 def content(record: RunRecord) -> dict[str, Any]:
-    """All of a record but times and where it was made."""
+    """Return the content of a record without times and without the machine."""
     passed_over = ("created", "seconds", "extraction", "environment")
     return {k: v for k, v in json.loads(json.dumps(asdict(record))).items() if k not in passed_over}
 
 
 def find_workers() -> list[int]:
-    """The processes of this run's workers, as Linux lists them."""
+    """Return the process numbers of the workers that this script started, from /proc."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -71,10 +72,10 @@ def find_workers() -> list[int]:
 
 
 def main() -> None:
-    """Run the grid in both ways and print a page of Markdown."""
+    """Run the grid serially and on Ray, and print a page of Markdown."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
     logging.getLogger("probe").setLevel(logging.WARNING)
-    # One token for all nodes, which have home folders of their own; Ray reads it when it is imported.
+    # All nodes need the same token, but have different home folders. Ray reads the variable on import.
     os.environ.update(PROBE_BENCHMARK=MARK, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=MARK)
     from ray.cluster_utils import Cluster
 
@@ -104,14 +105,14 @@ def main() -> None:
                         killed.append(time.perf_counter())
                 if len(nodes) == NODES and len(found) > len(specs) // 2:
                     cluster.remove_node(nodes.pop(), allow_graceful=False)
-                    print("a node is gone", file=sys.stderr)
+                    print("a node is lost", file=sys.stderr)
 
         killer = threading.Thread(target=kill)
         killer.start()
         started = time.perf_counter()
         try:
             settings = Settings(results_dir=root / "ray", cache_dir="~/cache")
-            with contextlib.redirect_stdout(sys.stderr):  # where Ray says what becomes of its processes
+            with contextlib.redirect_stdout(sys.stderr):  # Ray prints messages about its processes
                 for record in run_grid_on_ray(specs, settings=settings, address=cluster.address, num_threads=1):
                     found[record.key] = content(record)
         finally:
@@ -124,10 +125,10 @@ def main() -> None:
     print("# A grid that is disturbed\n")
     print(f"Made by `python benchmarks/ray_faults.py` on {about['cpu_count']} cores {about['cpu']}, ", end="")
     print(f"torch {torch.__version__}, Ray {package_version('ray')}, Python {platform.python_version()}.\n")
-    print(f"{len(specs)} cells of {IMAGES} images on {NODES} nodes of one worker each, without a folder in common; ")
+    print(f"{len(specs)} runs of {IMAGES} images on {NODES} nodes of one worker each, without a shared folder; ")
     print(f"{len(killed)} workers killed, one every {KILL_SECONDS:g} s, and {NODES - len(nodes)} node in the middle.\n")
-    print(f"- records that are those of one process: {right} of {len(wanted)}")
-    print(f"- seconds: {seconds:.0f}; of one process that nobody disturbs: {alone:.0f}")
+    print(f"- records equal to those of a serial run: {right} of {len(wanted)}")
+    print(f"- seconds: {seconds:.0f}; of the serial run: {alone:.0f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What `--executor ray` costs beside one process: a grid of 40 cells on one machine, in turn.
+"""Measure the overhead of `--executor ray` over one process, with a grid of 40 runs on one machine.
 
     python benchmarks/ray_overhead.py > results/speed/ray_overhead.md
 
-Ten folders of images, two models, two modes; features are made anew each time. The worker has the threads that one
-process has.
+The grid has ten folders of images, two models and two modes. Both ways alternate, and features are extracted again each
+time. The worker has as many threads as the single process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DATASETS, IMAGES, ROUNDS = 10, 800, 3
 
 
 def write_images(root: Path, seed: int) -> None:
-    """Two classes of noisy 32 x 32 pixels."""
+    """Write images of two classes with noise, 32 x 32 pixels."""
     rng = np.random.default_rng(seed)
     for label, name in enumerate("ab"):
         (root / name).mkdir(parents=True)
@@ -42,7 +42,7 @@ def write_images(root: Path, seed: int) -> None:
 
 
 def make_specs(root: Path) -> list[RunSpec]:
-    """The cells of the grid."""
+    """Return the runs of the grid."""
     folders = [root / f"set{i}" for i in range(DATASETS)]
     for i, folder in enumerate(folders):
         write_images(folder, i)
@@ -52,16 +52,16 @@ def make_specs(root: Path) -> list[RunSpec]:
 
 
 class Moment(logging.Handler):
-    """When the driver says that its workers are there."""
+    """Handler that records the time at which the driver logs that its worker has started."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note the time of that message."""
+        """Record the time of the message."""
         if "workers: " in record.getMessage():
             self.time = time.perf_counter()
 
 
 def main() -> None:
-    """Run both in turn and print a page of Markdown."""
+    """Run both ways alternately, and print a page of Markdown."""
     moment = Moment()
     logging.getLogger("probe").setLevel(logging.INFO)
     logging.getLogger("probe").addHandler(moment)
@@ -80,7 +80,7 @@ def main() -> None:
                 ended = time.perf_counter()
             assert same == serial
             print(f"{i}: {seconds:.1f} s, {moment.time - begun:.1f} + {ended - moment.time:.1f} s", file=sys.stderr)
-            if i:  # the first warms up
+            if i:  # the first round is the warm-up
                 one.append(seconds)
                 ray.append(ended - moment.time)
                 starts.append(moment.time - begun)
@@ -89,7 +89,7 @@ def main() -> None:
     print("# What Ray costs\n")
     print(f"Made by `python benchmarks/ray_overhead.py` on {about['cpu_count']} cores {about['cpu']}, ", end="")
     print(f"torch {torch.__version__}, Ray {package_version('ray')}, Python {platform.python_version()}.\n")
-    print(f"A grid of {len(specs)} cells, {IMAGES} images each, in one process and by one worker of Ray with as many ")
+    print(f"A grid of {len(specs)} runs, {IMAGES} images each, in one process and by one worker of Ray with as many ")
     print(f"threads, in turn, {ROUNDS} times after one to warm up; features had the same bytes each time.\n")
     print("| | seconds |\n| - | - |")
     for name, values in (("one process", one), ("Ray, from when its worker is there", ray), ("its start", starts)):

@@ -1,9 +1,9 @@
-"""Worker processes that read images: what they bring, and that memory does not grow with the dataset.
+"""Measure the speed of reading images with worker processes, and check that memory does not grow with the dataset.
 
     python benchmarks/reading.py > results/speed/reading.md
 
-Photos are stood in for by noise saved as JPEG, 500 x 375 pixels, about what Food-101 or ImageNet give. The rounds of
-the numbers of workers are run in turn, in one process, each after one that is not counted.
+The images are noise saved as JPEG, 500 x 375 pixels, which is about the size in Food-101 or ImageNet. The numbers of
+workers alternate in one process; the first round is not counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIZES = (1000, 8000)
 
 
 def rate(model: str, root: Path, workers: int) -> float:
-    """Images a second over all images of a folder."""
+    """Return the images per second over all images of a folder."""
     images = open_dataset(f"folder:{root}").subsets["all"]
     encoder = load_encoder(model, device="cpu")
     started = time.perf_counter()
@@ -39,7 +39,7 @@ def rate(model: str, root: Path, workers: int) -> float:
 
 
 def print_rates(model: str, n: int) -> None:
-    """Rows of a table: the median rate for each number of workers, and its ratio to none."""
+    """Print rows of a table: the median rate for each number of workers, and its ratio to the rate without workers."""
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), n, (500, 375))
         rate(model, Path(folder), 0)
@@ -54,7 +54,7 @@ def print_rates(model: str, n: int) -> None:
 
 
 def peak_memory(n: int) -> tuple[float, float]:
-    """Largest resident memory, in MB, of a process that extracts n images with two workers, and of a worker."""
+    """Return the peak memory, in MB, of a process that extracts n images with two workers, and of a worker."""
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), n, (500, 375))
         script = f"import reading; reading.report_memory({folder!r})"
@@ -66,14 +66,14 @@ def peak_memory(n: int) -> tuple[float, float]:
 
 
 def report_memory(folder: str) -> None:
-    """Extract and print the peaks of this process and of its largest child, in MB."""
+    """Extract, and print the peak memory of this process and of its largest child, in MB."""
     rate("tiny", Path(folder), 2)
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
         print(resource.getrusage(who).ru_maxrss / 1024)
 
 
 def main() -> None:
-    """Print the page."""
+    """Measure, and print a page of Markdown."""
     print("# Reading images\n")
     versions = f"{describe('cpu')['cpu']}, torch {torch.__version__}, Python {platform.python_version()}"
     print(f"Made by `python benchmarks/reading.py` on {torch.get_num_threads()} cores {versions}.")

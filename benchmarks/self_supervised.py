@@ -1,8 +1,8 @@
-"""Self-supervised features of Fashion-MNIST, 512 to an image: what solvers are measured on beside pixels and `tiny`.
+"""Make self-supervised features of Fashion-MNIST, 512 per image, for the benchmarks of the solvers.
 
-A small convolutional network learns to tell two views of an image from views of others (SimCLR, Chen et al. 2020,
-arXiv 2002.05709) and sees no label. Its features are what a probe meets in practice: correlated, of very different
-scales, none of them constant. The same seed and thread number give the same bytes on one machine.
+A small convolutional network learns without labels to match two views of an image (SimCLR, Chen et al. 2020, arXiv
+2002.05709). Its features resemble the features of real models: correlated, of very different scales, none of them
+constant. The same seed and number of threads give the same bytes on one machine.
 
     python benchmarks/self_supervised.py --data-dir DIR --out features.npz
 """
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torchvision.datasets import FashionMNIST
 
 STEPS, BATCH, TEMPERATURE = 150, 512, 0.2
-VAL = 6000  # of the training images, the last ones
+VAL = 6000  # the last training images are the validation split
 
 
 def network() -> nn.Sequential:
-    """Images (n, 1, 28, 28) -> features (n, 512)."""
+    """Network from images (n, 1, 28, 28) to features (n, 512)."""
     layers: list[nn.Module] = []
     for before, after, size, stride in ((1, 64, 5, 2), (64, 128, 3, 2), (128, 256, 3, 2), (256, 512, 1, 1)):
         layers += [nn.Conv2d(before, after, size, stride, size // 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
@@ -31,7 +31,7 @@ def network() -> nn.Sequential:
 
 
 def view(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A random crop of at least half the side, mirrored or not, brighter or darker."""
+    """Return a random view of each image: cropped to at least half the side, flipped or not, brighter or darker."""
     n = len(images)
     side = 0.5 + 0.5 * torch.rand(n, generator=generator)
     mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
@@ -44,14 +44,14 @@ def view(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(images: Tensor) -> nn.Sequential:
-    """A network that has learned from images (n, 1, 28, 28) in [0, 1]."""
+    """Return a network that is trained on images (n, 1, 28, 28) in [0, 1]."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model = network()
     head = nn.Sequential(nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 128))
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=2e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / STEPS)) / 2)
-    target = torch.arange(2 * BATCH).roll(BATCH)  # of each view the other one of its image
+    target = torch.arange(2 * BATCH).roll(BATCH)  # for each view, the other view of its image
     for _ in range(STEPS):
         batch = images[torch.randint(len(images), (BATCH,), generator=generator)]
         z = nn.functional.normalize(head(model(torch.cat([view(batch, generator), view(batch, generator)]))))
@@ -64,7 +64,7 @@ def train(images: Tensor) -> nn.Sequential:
 
 
 def features(data_dir: Path) -> dict[str, np.ndarray]:
-    """`train_x` float32 (54000, 512), `train_y` int64, and those of `val` and `test`."""
+    """Return `train_x` float32 (54000, 512), `train_y` int64, and the same for `val` and `test`."""
     splits = {}
     for name, is_train in (("train", True), ("test", False)):
         split = FashionMNIST(data_dir, train=is_train)
@@ -82,9 +82,11 @@ def features(data_dir: Path) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Make the file."""
+    """Train the network, and write the features to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True, help="with FashionMNIST/raw, as torchvision has it")
+    parser.add_argument(
+        "--data-dir", type=Path, required=True, help="folder that contains FashionMNIST/raw, in torchvision's layout"
+    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     np.savez(args.out, **features(args.data_dir))

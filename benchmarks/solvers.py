@@ -1,4 +1,4 @@
-"""The solver `fast` against scikit-learn's lbfgs: single fits, the paper's protocol, many classes, and how cost grows.
+"""Compare the solver `fast` with scikit-learn's lbfgs: single fits, the paper's protocol, many classes, large sizes.
 
     python benchmarks/self_supervised.py --data-dir DIR --out features.npz
     python benchmarks/solvers.py --features self-supervised=features.npz [--features NAME=FILE.npz] fits
@@ -6,8 +6,8 @@
     python benchmarks/solvers.py classes
     python benchmarks/solvers.py growth
 
-Each prints tables for `results/speed/solvers.md`. Both solvers are run in turn in one process. Objectives and gradients
-have products in float64, computed after the clock has stopped for scikit-learn's.
+Each command prints tables for `results/speed/solvers.md`. Both solvers alternate in one process. The objectives and
+gradients are computed in float64; for scikit-learn's solver, after its time has been taken.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from probe.probes.solvers.scikit_learn import scipys_blas_on_one_thread
 PAPER = get_protocol("clip-paper")
 COARSE = PAPER.grid[:: PAPER.coarse_step]
 MANY = (1e-2, 1.0, 1e2)  # values of C for a hundred classes
-FEW_ITERATIONS = 100  # of scikit-learn for a hundred classes, which take it half a second each
+FEW_ITERATIONS = 100  # of scikit-learn for a hundred classes, half a second per iteration
 ROUNDS = 3
 CLASSES, NUM, WIDTH = 100, 50_000, 768
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", action="append", default=[], metavar="NAME=FILE.npz")
     parser.add_argument("what", choices=("fits", "protocol", "classes", "growth"))
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def fits(name: str, fold: dict[str, Features]) -> None:
-    """Every first C of the paper's search, each from weights of zero."""
+    """Fit every first C of the paper's search, each from zero weights."""
     x, y = point(fold["train"]), fold["train"].y
     rows = [compare(x, y, C) for C in COARSE]
     print(f"{name}, {x.shape[0]:,} x {x.shape[1]}, {len(np.unique(y))} classes\n")
@@ -71,10 +71,10 @@ def fits(name: str, fold: dict[str, Features]) -> None:
 
 
 def classes(_: str, __: dict[str, Features]) -> None:
-    """A hundred classes, made up: means of classes in features whose scales fall as those of CLIP do."""
+    """Fit a hundred invented classes, with features whose scales decrease as in CLIP's features."""
     x, y = made_up(NUM, WIDTH, CLASSES)
     rows = [compare(x, y, C, max_iter=FEW_ITERATIONS) for C in MANY]
-    print(f"made up, {NUM:,} x {WIDTH}, {CLASSES} classes\n")
+    print(f"invented, {NUM:,} x {WIDTH}, {CLASSES} classes\n")
     print(markdown_table(HEADER, rows))
 
 
@@ -86,7 +86,7 @@ HEADER = (
 
 @contextmanager
 def watched() -> Iterator[list[tuple[float, float]]]:
-    """The times at which the first of the probes that are fitted meanwhile was evaluated, and its objectives."""
+    """Record the times and objectives of all evaluations of the first probe that is fitted in the block."""
     seen, evaluate = [], Objective.evaluate
 
     def look(*args: Any, **options: Any) -> list[tuple[float, torch.Tensor]]:
@@ -107,12 +107,12 @@ def compare(
     C: float,  # noqa: N803 - the field's name
     max_iter: int = PAPER.max_iter,
 ) -> tuple[str, ...]:
-    """Both solvers at one C; a row of the table."""
-    # With its default tolerance it stops early, so that the time and the objective would be of fewer iterations.
+    """Fit with both solvers at one C, and return a row of the table."""
+    # With its default tolerance, scikit-learn stops early, and the time would cover fewer iterations.
     estimator = LogisticRegression(C=C, max_iter=max_iter, tol=1e-12)
     started = time.perf_counter()
     with warnings.catch_warnings(), scipys_blas_on_one_thread():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the table says how near it came
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the table has the gradients
         estimator.fit(x, y)
     theirs = time.perf_counter() - started
     rows = Rows([x])
@@ -126,7 +126,7 @@ def compare(
     with watched() as seen:
         fit = Fast([x], y, max_iter=PAPER.max_iter, tol=PAPER.tol).fit(C)
     ours = time.perf_counter() - started
-    # But for float32's rounding; at the end for certain, where products are in float64.
+    # Up to the rounding of float32. The last evaluation always counts, since its products are in float64.
     there = next((at - started for at, value in seen if value <= objective * (1 + 1e-7)), ours)
     same = float(
         (fit.scores(x, len(fit.classes)).argmax(axis=1) == estimator.decision_function(x).argmax(axis=1)).mean()
@@ -139,7 +139,7 @@ def compare(
 
 
 def protocol(name: str, fold: dict[str, Features]) -> None:
-    """The whole of the paper's protocol, the fast solver several times."""
+    """Run the whole protocol of the paper, several times with the fast solver."""
     rules = replace(PAPER, feature_point="projected" if fold["train"].pre_projection is None else PAPER.feature_point)
     rows, spent, outcomes = [], {}, {}
     for solver in ("fast",) * ROUNDS + ("sklearn",):
@@ -160,7 +160,7 @@ def protocol(name: str, fold: dict[str, Features]) -> None:
 
 
 def growth(_: str, __: dict[str, Features]) -> None:
-    """Milliseconds of a pass, by rows and by classes; and a tenth of ImageNet."""
+    """Measure the milliseconds of a pass for numbers of rows and classes, and for a tenth of ImageNet."""
     rows = [
         (f"{n:,}", str(d), str(k), f"{1e3 * seconds:.0f}", f"{4e-9 * n * d * k / seconds:.0f}")
         for n, d, k in (
@@ -174,7 +174,7 @@ def growth(_: str, __: dict[str, Features]) -> None:
 
 
 def a_pass(n: int, d: int, k: int) -> float:
-    """Median seconds of an evaluation of objective and gradient."""
+    """Return the median seconds of an evaluation of objective and gradient."""
     rng = np.random.default_rng(0)
     rows = Rows([rng.standard_normal((n, d), dtype=np.float32)])
     objective = Objective(rows, Softmax(torch.from_numpy(rng.integers(k, size=n)), k), [1.0])
@@ -188,7 +188,7 @@ def a_pass(n: int, d: int, k: int) -> float:
 
 
 def made_up(n: int, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32 (n, d) around class means, in directions of falling scale, and labels."""
+    """Return labels and features float32 (n, d) around class means, in directions of decreasing scale."""
     rng = np.random.default_rng(0)
     scales = (1 + np.arange(d)) ** -0.7
     mixing = np.linalg.qr(rng.standard_normal((d, d)))[0]
@@ -199,7 +199,7 @@ def made_up(n: int, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def point(features: Features) -> np.ndarray:
-    """What the paper's protocol probes, where it was taken."""
+    """Return the pre-projection features, which the paper's protocol uses, or the projected features without them."""
     return features.x if features.pre_projection is None else features.pre_projection
 
 

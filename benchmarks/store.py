@@ -1,8 +1,8 @@
-"""The feature store at size: memory against the number of images, the time until a probe starts on kept features.
+"""Measure the feature store: memory for many images, and the time until a probe starts on cached features.
 
     python benchmarks/store.py > results/speed/store.md
 
-And what precision does to a score: Fashion-MNIST under `tiny` in fp32 and in bf16, if it is in the data folder.
+If Fashion-MNIST is in the data folder, the scores of `tiny` in fp32 and in bf16 are also printed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from probe.features.store import EntrySpec, find
 from probe.runner import run
 
 SIZES = (20_000, 200_000)
-LINKS = 1000  # names of one file: a file system allows no more than some ten thousand
-KEPT, WIDTH, ROUNDS = 60_000, 512, 5
+LINKS = 1000  # links to one file; file systems allow only some ten thousand
+CACHED, WIDTH, ROUNDS = 60_000, 512, 5
 
 
 def write_images(root: Path, n: int) -> None:
-    """Two classes of 8 x 8 pixels; few files under many names."""
+    """Write two classes of images with 8 x 8 pixels, as many links to few files."""
     rng = np.random.default_rng(0)
     for name in "ab":
         (root / name).mkdir(parents=True)
@@ -48,7 +48,7 @@ def write_images(root: Path, n: int) -> None:
 
 
 def peak_memory(n: int) -> float:
-    """Largest resident memory, in MB, of a process that extracts n images and writes them to a file as well."""
+    """Return the peak memory, in MB, of a process that extracts n images and also writes their features to a file."""
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder, "images"), n)
         command = [sys.executable, "-m", "probe", "extract", "--dataset", f"folder:{folder}/images", "--model", "tiny"]
@@ -60,20 +60,20 @@ def peak_memory(n: int) -> float:
 
 
 def fill(root: Path) -> EntrySpec:
-    """A whole entry of `KEPT` images at both feature points."""
-    cell = EntrySpec("benchmark", "all", "tiny", "eager", "fp32", {"made": "up"}, KEPT, 64)
+    """Write a complete cache entry of `CACHED` images at both feature points."""
+    cell = EntrySpec("benchmark", "all", "tiny", "eager", "fp32", {"made": "up"}, CACHED, 64)
     work, size = Work(root, cell), chunk_size(64)
     work.start()
     x = np.random.default_rng(0).normal(size=(size, WIDTH)).astype(np.float32)
     for chunk in range(cell.num_chunks):
-        n = min(size, KEPT - chunk * size)
+        n = min(size, CACHED - chunk * size)
         work.write(chunk, Features(x[:n], np.arange(n) % 10, x[:n]))
     work.finish(encoder={}, extraction={})
     return cell
 
 
 def seconds_to_start() -> list[float]:
-    """Seconds from looking features up to having those of a split in memory, where a probe begins."""
+    """Return the seconds from looking features up until the features of a split are in memory."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         cell = fill(Path(folder))
@@ -81,13 +81,13 @@ def seconds_to_start() -> list[float]:
             started = time.perf_counter()
             entry = find(Path(folder), cell)
             assert entry is not None
-            entry.features.take(np.arange(0, KEPT - KEPT // 10))
+            entry.features.take(np.arange(0, CACHED - CACHED // 10))
             found.append(time.perf_counter() - started)
     return found
 
 
 def scores() -> dict[str, float]:
-    """Score of the probe `readme` on Fashion-MNIST by precision."""
+    """Return the score of the protocol `readme` on Fashion-MNIST, by precision."""
     with tempfile.TemporaryDirectory() as folder:
         return {
             precision: 100
@@ -105,7 +105,7 @@ def scores() -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the page."""
+    """Measure, and print a page of Markdown."""
     print("# The feature store\n")
     versions = f"{describe('cpu')['cpu']}, torch {torch.__version__}, Python {platform.python_version()}"
     print(f"Made by `python benchmarks/store.py` on {torch.get_num_threads()} cores {versions}.\n")
@@ -114,7 +114,9 @@ def main() -> None:
     for n in SIZES:
         print(f"| {n} | {peak_memory(n):.0f} |", flush=True)
     found = seconds_to_start()
-    print(f"\nFeatures of {KEPT} images, {WIDTH}-d at both points, are looked up, compared with their digests and put")
+    print(
+        f"\nFeatures of {CACHED} images, {WIDTH}-d at both points, are looked up, compared with their digests and put"
+    )
     print(
         f"into memory in {statistics.median(found):.2f} s ({min(found):.2f} to {max(found):.2f}), of {ROUNDS} times.\n"
     )

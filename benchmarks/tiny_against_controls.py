@@ -1,9 +1,8 @@
-"""What `tiny` adds: its projected features against raw pixels and against random weights, under the probe `readme`.
+"""Compare the projected features of `tiny` with raw pixels and with random weights, under the protocol `readme`.
 
     python benchmarks/tiny_against_controls.py --data-dir ~/.cache/probe/data > results/tiny_against_controls.md
 
-The scores of `tiny` and `random:tiny` are those of the records in `results/`; raw pixels are fitted here, on the same
-splits.
+The scores of `tiny` and `random:tiny` come from the records in `results/`. Raw pixels are fitted on the same splits.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ MODELS = ("random:tiny", "tiny")
 
 
 def raw_pixels(images: ImageDataset) -> probe.Features:
-    """Grey values of the source image, in [0, 1]: what a probe has without any model."""
+    """Return the grey values of the source images, in [0, 1], as features without a model."""
     rows = [np.asarray(images[i][0].convert("L"), dtype=np.float32).ravel() / 255 for i in range(len(images))]
     return probe.Features(np.stack(rows), images.labels)
 
 
 def percent(score: float, *, converged: bool) -> str:
-    """As the tables write a score: two decimals, and a star where the fit did not converge."""
+    """Return a score as text with two decimals, and with a star if the fit did not converge."""
     return f"{100 * score:.2f}{'' if converged else ' *'}"
 
 
 def main() -> None:
-    """Fit raw pixels, look up the rest, print a table."""
-    parser = argparse.ArgumentParser(description="raw pixels, random weights and tiny under one probe")
+    """Fit raw pixels, read the other scores from records, and print a table."""
+    parser = argparse.ArgumentParser(description="compare raw pixels, random weights and tiny under one protocol")
     parser.add_argument("--data-dir", help="folder of datasets, as for probe run")
     parser.add_argument("--results-dir", default="results", help="folder of records [results]")
     args = parser.parse_args()

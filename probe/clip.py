@@ -1,7 +1,7 @@
-"""The three functions of OpenAI's package `clip`: code written for it runs with `import probe.clip as clip`.
+"""Replacement of OpenAI's package `clip`: code for that package runs with `import probe.clip as clip`.
 
-Nothing is implemented here: `load` is `probe.load_clip` and `tokenize` is `probe.tokenize`. The towers are in
-`probe.models.clip`.
+This module implements nothing itself: `load` is `probe.load_clip` and `tokenize` is `probe.tokenize`. The towers are in
+`probe.models.towers`.
 """
 
 from __future__ import annotations

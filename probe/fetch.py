@@ -1,7 +1,8 @@
-"""URL and SHA-256 or MD5 -> a verified local file; without a published digest, a file that passed a completeness check.
+"""Download a file from a URL and verify its SHA-256 or MD5, or check that it is complete if no digest is published.
 
-A download goes to a `.part` file beside its target, resumes where it broke, is hashed as it streams, and takes its name
-only when the hash is right. A lock keeps a second process from the same target.
+A download is written to a `.part` file next to the target, and is hashed at the same time. An interrupted download is
+resumed. The file is renamed to the target only if the digest is right. A lock prevents two processes from downloading
+the same target.
 """
 
 from __future__ import annotations
@@ -58,44 +59,49 @@ def fetch(
     """Return `target`, downloaded from `url` unless it exists with the right digest.
 
     Args:
-        url: where it is.
-        target: where it will be.
-        sha256: what was published; empty where nothing was, and what is there is taken as it is.
-        md5: the MD5 of the file, if no SHA-256 is published.
-        check: sees that a download is whole before it takes its name, and raises if not; nothing is kept then.
-        offline: never touch the network.
+        url: address of the file; starts with http:// or https://.
+        target: path of the local file.
+        sha256: published SHA-256; empty if none is published. An existing file is then used without a check.
+        md5: published MD5, if no SHA-256 is published.
+        check: function that raises an error if the downloaded file is not complete. The file is deleted then.
+        offline: never use the network.
 
     Raises:
         DownloadError: the network failed, the disk is full, `offline` forbids the download, or `url` is not HTTP.
         ChecksumError: the downloaded file has a different digest; it is deleted.
     """
-    if not re.match(r"https?://", url):  # urllib would also read local files, and write what it reads to `target`
-        raise DownloadError(f"{url} is not an address of the web; write one that starts with https:// or http://")
+    if not re.match(r"https?://", url):  # urllib would also copy local files to `target`
+        raise DownloadError(f"{url} is not a web address; give an address that starts with https:// or http://")
     published = Digest("md5", md5) if md5 else Digest("sha256", sha256)
     if _is_right(target, published):
         return target
-    if target.is_file():
-        logger.warning("%s: %s mismatch (expected %s); downloading again", target, published.name, published.value)
     if offline:
         raise DownloadError(
-            f"{target} is not here, or not as published, and --offline forbids to fetch it; put the file of {url} there"
+            f"{target} is missing or differs from the published file, and --offline forbids the download; "
+            f"put the file from {url} there"
         )
+    if target.is_file():
+        logger.warning("%s: %s mismatch (expected %s); downloading again", target, published.name, published.value)
     try:
         make_folder(target.parent)
-        taken = lock(target.with_name(f"{target.name}.lock"))
-        # Two users with different locks can download at the same time, so the file has the name of the lock.
-        part = Path(taken.lock_file).with_suffix(".part")
-        with taken:
-            if not _is_right(target, published):  # another process may have downloaded it
-                _download(url, target, part, published, check)
+        file_lock = lock(target.with_name(f"{target.name}.lock"))
+        # Users with different locks can download at the same time, so each lock has its own .part file.
+        part = Path(file_lock.lock_file).with_suffix(".part")
+        with file_lock:
+            if not _is_right(target, published):  # another process may num_bytes downloaded it
+                _download_file(url, target, part, published, check)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as err:
         if isinstance(err, ProbeError):
             raise
         if isinstance(err, urllib.error.HTTPError):
             err.close()  # releases the connection
         if isinstance(err, OSError) and err.errno == errno.ENOSPC:
-            raise DownloadError(f"no space left for {target}; make room and run again, which resumes") from err
-        raise DownloadError(f"could not fetch {url} ({err}); run again to resume, or put the file at {target}") from err
+            raise DownloadError(
+                f"no space left on the disk for {target}; free some space and run again to resume the download"
+            ) from err
+        raise DownloadError(
+            f"could not download {url} ({err}); run again to resume the download, or put the file at {target}"
+        ) from err
     return target
 
 
@@ -109,13 +115,13 @@ def _is_right(target: Path, published: Digest) -> bool:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file, read in blocks."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file of weights, which a process hashes once unless the file changes."""
+    """Return the SHA-256 of a file in hexadecimal. A process hashes a file only once unless the file changes."""
     status = path.stat()
     return _file_sha256_once(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -125,37 +131,37 @@ def _file_sha256_once(path: Path, *_: int) -> str:
     return file_sha256(path)
 
 
-def _download(url: str, target: Path, part: Path, published: Digest, check: Callable[[Path], None] | None) -> None:
-    if is_closed(part):  # begun by another user
+def _download_file(url: str, target: Path, part: Path, published: Digest, check: Callable[[Path], None] | None) -> None:
+    if is_closed(part):  # another user began the download
         part.unlink()
-    found = published.new()
+    hasher = published.new()
     if part.is_file():
         with part.open("rb") as file:
-            found = hashlib.file_digest(file, published.new)
-        if found.hexdigest() == published.value:  # a process was killed before it renamed the complete file
+            hasher = hashlib.file_digest(file, published.new)
+        if hasher.hexdigest() == published.value:  # a process was killed before it renamed the complete file
             part.replace(target)
             return
-    have = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    num_bytes = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={num_bytes}-"} if num_bytes else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as err:
         if err.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         err.close()
-        part.unlink()  # as long as the file or longer, and not the file: begin again
-        _download(url, target, part, published, check)
+        part.unlink()  # at least as long as the file, but a different file: start again
+        _download_file(url, target, part, published, check)
         return
     with response:
-        if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            have, found = 0, published.new()  # the server sends the whole file
-        total = have + int(response.headers.get("Content-Length") or 0)
-        _stream(response, part, found, have=have, total=total)
-    if published.value and found.hexdigest() != published.value:
+        if num_bytes and response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            num_bytes, hasher = 0, published.new()  # the server sends the whole file
+        total = num_bytes + int(response.headers.get("Content-Length") or 0)
+        _stream(response, part, hasher, num_bytes=num_bytes, total=total)
+    if published.value and hasher.hexdigest() != published.value:
         part.unlink()
         raise ChecksumError(
-            f"{url} has the {published.name} {found.hexdigest()} where {published.value} was expected; nothing was "
-            "kept, try again later"
+            f"{url}: {published.name} mismatch (expected {published.value}, got {hasher.hexdigest()}); "
+            "the download was deleted; try again later"
         )
     if check is not None:
         try:
@@ -166,16 +172,18 @@ def _download(url: str, target: Path, part: Path, published: Digest, check: Call
     part.replace(target)
 
 
-def _stream(response: http.client.HTTPResponse, part: Path, found: hashlib._Hash, *, have: int, total: int) -> None:
+def _stream(
+    response: http.client.HTTPResponse, part: Path, hasher: hashlib._Hash, *, num_bytes: int, total: int
+) -> None:
     with (
-        part.open("ab" if have else "wb") as file,
-        tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
+        part.open("ab" if num_bytes else "wb") as file,
+        tqdm(total=total, initial=num_bytes, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
     ):
         share(part)
         while block := response.read(BLOCK):
             file.write(block)
-            found.update(block)
-            have += len(block)
+            hasher.update(block)
+            num_bytes += len(block)
             bar.update(len(block))
-    if have < total:
-        raise http.client.IncompleteRead(b"", total - have)
+    if num_bytes < total:
+        raise http.client.IncompleteRead(b"", total - num_bytes)

@@ -1,8 +1,8 @@
-"""The client of the Hugging Face hub, for models and datasets: look up a repository, download its files, verify them.
+"""Client of the Hugging Face hub for models and datasets: look up a repository, download its files and verify them.
 
-Downloads are `huggingface_hub`'s, and files are cached where Hugging Face's own libraries cache them (`HF_HOME`, by
-default `~/.cache/huggingface`), so that what transformers, datasets or open_clip have downloaded is used. No code of a
-repository is ever run. What the files mean is not known here.
+`huggingface_hub` downloads the files into the cache of Hugging Face's libraries (`HF_HOME`, by default
+`~/.cache/huggingface`). Files that transformers, datasets or open_clip have downloaded are therefore used, too. No code
+of a repository is ever run. This module does not interpret the files.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from probe.fetch import file_sha256
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["model", "dataset"]  # of a repository, as the hub has them
+Kind = Literal["model", "dataset"]  # kinds of repositories on the hub
 
 CARD = "README.md"
-FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face's libraries; the first carries no code
+FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # safetensors first: it cannot contain code
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-SERIES = re.compile(r"(.*-)\d{5}(-of-(\d{5}).*)")  # how `datasets` names the files of a split
+SERIES = re.compile(r"(.*-)\d{5}(-of-(\d{5}).*)")  # names that the library `datasets` gives to the files of a split
 BLOB_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _T = TypeVar("_T")
@@ -50,9 +50,9 @@ class Snapshot:
 
     Args:
         repo: `ORG/NAME`.
-        folder: where its files are, or will be; the last part of its name is the commit.
-        files: the names of all its files, with their folders.
-        is_known: `files` are all there are; if not, they are those that are here.
+        folder: folder of the downloaded files; its name is the commit.
+        files: paths of the files in the repository.
+        is_known: True if `files` are all files of the commit; False if they are only the downloaded files.
     """
 
     repo: str
@@ -64,7 +64,7 @@ class Snapshot:
 def is_repository(name: str) -> bool:
     """Return True if a text can be the name of a repository, `ORG/NAME`."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # imported there for all to use
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # re-exported there
 
     try:
         validate_repo_id(name)
@@ -77,31 +77,35 @@ def check_repository(name: str) -> None:
     """Check that a text can be the name of a repository.
 
     Raises:
-        UnknownNameError: it cannot.
+        UnknownNameError: the text does not have the form `ORG/NAME`.
     """
     if not is_repository(name):
-        raise UnknownNameError(f"{name!r} is no repository of the Hugging Face hub; write it as ORG/NAME")
+        raise UnknownNameError(
+            f"{name!r} is not the name of a repository of the Hugging Face hub; write it as ORG/NAME"
+        )
 
 
 def check_home(folder: str) -> None:
-    """Check that the home folder of Hugging Face's cache exists. Otherwise the libraries make a folder called `~`.
+    """Check that the `~` in the path of Hugging Face's cache was expanded.
+
+    Otherwise Hugging Face's libraries would create a folder called `~`.
 
     Raises:
         FolderError: this process has no home folder.
     """
     if folder.startswith("~"):
-        raise FolderError(f"there is no home folder for {folder}; name another folder with HF_HOME, or set HOME")
+        raise FolderError(f"cannot find the home folder in {folder}; set HF_HOME to another folder, or set HOME")
 
 
 def has_cached_file(repo: str, files: Sequence[str]) -> bool:
-    """Return True if one of these files of a model's repository has been downloaded before."""
+    """Return True if one of these files of a model's repository is in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
     return any(isinstance(try_to_load_from_cache(repo, file), str) for file in files)
 
 
 def has_cached_data(repo: str, revision: str) -> bool:
-    """Return True if data of a dataset's repository has been downloaded before, perhaps in part."""
+    """Return True if at least a part of the data of a dataset's repository is in the cache."""
     from huggingface_hub import constants
 
     commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else "*"
@@ -112,37 +116,37 @@ def has_cached_data(repo: str, revision: str) -> bool:
 def fetch_repository(
     repo: str, choices: Sequence[Sequence[str]], also: Sequence[str] = (), *, offline: bool = False
 ) -> Path:
-    """Return the folder with some files of a model's repository; cached files are not downloaded.
+    """Return the folder with some files of a model's repository. Only files that are not cached are downloaded.
 
     Args:
         repo: `ORG/NAME`.
-        choices: groups of patterns; the first group that the repository has files of is taken.
-        also: patterns of files that come along if they are there.
-        offline: never touch the network.
+        choices: groups of patterns of file names. The first group that matches a file of the repository is used.
+        also: patterns of optional files, which are downloaded if they exist.
+        offline: never use the network.
 
     Raises:
-        UnknownNameError: no such repository, or not for the public.
-        CheckpointError: it has files of no group.
+        UnknownNameError: the repository does not exist, or this user may not read it.
+        CheckpointError: no group of patterns matches a file of the repository.
         DownloadError: the network failed, the disk is full, or `offline` forbids the download.
         ChecksumError: a file differs from what the hub published.
     """
     for patterns in choices:
-        folder = _download(repo, [*patterns, *also], kind="model", offline=offline)
-        found = sorted({path for pattern in [*patterns, *also] for path in folder.glob(pattern)})
-        if any(path.match(pattern) for path in found for pattern in patterns):
-            for path in found:
+        folder = _download_snapshot(repo, [*patterns, *also], kind="model", offline=offline)
+        paths = sorted({path for pattern in [*patterns, *also] for path in folder.glob(pattern)})
+        if any(path.match(pattern) for path in paths for pattern in patterns):
+            for path in paths:
                 _verify(path, ChecksumError, offline=offline)
             return folder
     files = " or ".join(pattern for patterns in choices for pattern in patterns)
     if offline:
-        raise _not_here(repo, f"has no {files} there", kind="model", offline=True)
-    raise CheckpointError(f"the repository {repo} holds no {files}; give another one")
+        raise _not_here(repo, f"without {files}", kind="model", offline=True)
+    raise CheckpointError(f"the repository {repo} contains no {files}; give another repository")
 
 
 def read_license(folder: Path) -> str:
-    """Return the licence that a model card names in its front matter; empty if it names none.
+    """Return the licence that the front matter of a model card names; empty if the card names none.
 
-    A card may call it `other` and give the name beside.
+    If a card gives the licence `other`, the name is in `license_name`.
     """
     import yaml
     from huggingface_hub import metadata_load
@@ -150,8 +154,8 @@ def read_license(folder: Path) -> str:
     card = folder / CARD
     try:
         metadata = (metadata_load(card) if card.is_file() else None) or {}
-    except (OSError, ValueError, yaml.YAMLError) as err:  # a card is no reason to refuse weights
-        logger.warning("%s names no licence that can be read (%s)", card, summarize(err))
+    except (OSError, ValueError, yaml.YAMLError) as err:  # a damaged card must not prevent loading the weights
+        logger.warning("cannot read the licence in %s (%s); the licence is recorded as unknown", card, summarize(err))
         return ""
     named = metadata.get("license") or ""
     if named == "other":
@@ -160,10 +164,10 @@ def read_license(folder: Path) -> str:
 
 
 def try_offline_first(open_it: Callable[[bool], _T], *, offline: bool) -> _T:
-    """Call `open_it(True)`, which uses cached files only; if files are missing, call `open_it(False)`.
+    """Call `open_it(True)`, which uses only cached files. If files are missing, call `open_it(False)`.
 
-    So all subsets of a dataset are of one commit, and a cached dataset needs no network. With `offline` there is no
-    second call.
+    All subsets of a dataset then have the same commit, and a cached dataset needs no network. With `offline`, the
+    second call is omitted.
     """
     try:
         return open_it(True)
@@ -174,51 +178,51 @@ def try_offline_first(open_it: Callable[[bool], _T], *, offline: bool) -> _T:
 
 
 def look_up(repo: str, *, revision: str = "", offline: bool) -> Snapshot:
-    """Return the files that a dataset's repository holds, after downloading its card.
+    """Return a dataset's repository with the list of its files, after downloading its card.
 
     Raises:
-        DatasetMissingError: it is not here, and cannot be reached or may not be.
+        DatasetMissingError: the repository is not cached, and cannot be reached or `offline` forbids it.
     """
-    # The client warns where nothing matches; not every repository has a card, but all have the other file.
+    # The client warns if no file matches. Not every repository has a card, but every repository has .gitattributes.
     patterns = [CARD] if offline else [CARD, ".gitattributes"]
-    folder = _download(repo, patterns, kind="dataset", revision=revision, offline=offline)
+    folder = _download_snapshot(repo, patterns, kind="dataset", revision=revision, offline=offline)
     files = _known_files(repo, folder.name)
     if files is None and not offline:
-        files = _ask(repo, lambda: _list_files(repo, folder.name), kind="dataset", offline=offline)
+        files = _call_client(repo, lambda: _list_files(repo, folder.name), kind="dataset", offline=offline)
     if files is not None:
         return Snapshot(repo, folder, files, is_known=True)
-    here = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return Snapshot(repo, folder, here, is_known=False)
+    cached = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return Snapshot(repo, folder, cached, is_known=False)
 
 
 def match_files(files: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """Return the names that match a pattern; `*` stands for anything, also slashes, as in `fetch_files`."""
+    """Return the files that match a pattern. `*` also matches slashes, as in `fetch_files`."""
     return [file for file in files if any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)]
 
 
 def fetch_files(snapshot: Snapshot, patterns: Sequence[str], *, offline: bool) -> Path:
-    """Return the folder of a dataset's repository with all files that match a pattern; cached files are not downloaded.
+    """Download the files of a dataset's repository that match a pattern and are not cached; return their folder.
 
     Raises:
-        DatasetMissingError: files are missing, and cannot be downloaded or may not be.
+        DatasetMissingError: files are missing, and cannot be downloaded or `offline` forbids it.
         DatasetError: a file differs from what the hub published.
     """
     wanted = match_files(snapshot.files, patterns)
-    if not snapshot.is_known and not _looks_whole(wanted):
-        raise _not_here(snapshot.repo, "is there in part only", kind="dataset", offline=offline)
+    if not snapshot.is_known and not _looks_complete(wanted):
+        raise _not_here(snapshot.repo, "only in part", kind="dataset", offline=offline)
     commit = snapshot.folder.name
-    folder = _download(snapshot.repo, [CARD, *patterns], kind="dataset", revision=commit, offline=offline)
-    absent = [file for file in wanted if not (folder / file).is_file()]
-    if absent:
-        raise _not_here(snapshot.repo, f"is there without {absent[0]}", kind="dataset", offline=offline)
+    folder = _download_snapshot(snapshot.repo, [CARD, *patterns], kind="dataset", revision=commit, offline=offline)
+    missing = [file for file in wanted if not (folder / file).is_file()]
+    if missing:
+        raise _not_here(snapshot.repo, f"without {missing[0]}", kind="dataset", offline=offline)
     if not offline:
         for file in wanted:
             _verify(folder / file, DatasetError, offline=False)
     return folder
 
 
-def _looks_whole(files: Sequence[str]) -> bool:
-    """Return True if no file is missing, as far as names tell where no list of the files is known."""
+def _looks_complete(files: Sequence[str]) -> bool:
+    """Return True if no number is missing in file names such as `train-00001-of-00003`."""
     series: dict[tuple[str, str], int] = {}
     for match in filter(None, map(SERIES.fullmatch, files)):
         series[match[1], match[2]] = series.get((match[1], match[2]), 0) + 1
@@ -226,7 +230,7 @@ def _looks_whole(files: Sequence[str]) -> bool:
 
 
 def _known_files(repo: str, commit: str) -> list[str] | None:
-    """Return the files of a commit from the client's cache, or None; clients before 1.24 cache no list."""
+    """Return the files of a commit from the client's cache, or None. Clients before version 1.24 cache no list."""
     try:
         from huggingface_hub import get_cached_repo_tree
         from huggingface_hub.errors import CachedRepoTreeNotFoundError
@@ -245,13 +249,13 @@ def _list_files(repo: str, commit: str) -> list[str]:
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-    """A progress bar on a terminal, and none elsewhere."""
+    """A progress bar that is shown only on a terminal."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **{"disable": None, **settings})
 
 
-def _download(repo: str, patterns: Sequence[str], *, kind: Kind, revision: str = "", offline: bool) -> Path:
+def _download_snapshot(repo: str, patterns: Sequence[str], *, kind: Kind, revision: str = "", offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     def download() -> str:
@@ -264,16 +268,17 @@ def _download(repo: str, patterns: Sequence[str], *, kind: Kind, revision: str =
             tqdm_class=_Bar,
         )
 
-    return Path(_ask(repo, download, kind=kind, revision=revision, offline=offline))
+    return Path(_call_client(repo, download, kind=kind, revision=revision, offline=offline))
 
 
-def _ask(repo: str, call: Callable[[], _T], *, kind: Kind, revision: str = "", offline: bool) -> _T:
-    """Return what the client of the hub answers; its errors become ours, in one line.
+def _call_client(repo: str, call: Callable[[], _T], *, kind: Kind, revision: str = "", offline: bool) -> _T:
+    """Return the result of a call of the hub's client. Replace the client's errors by one-line errors of this package.
 
     Raises:
-        UnknownNameError: the hub has no such model for this user.
+        UnknownNameError: a model does not exist, or this user may not read it.
         DownloadError: a model could not be downloaded.
-        DatasetMissingError: both of these, for a dataset, so that its next source is tried.
+        DatasetMissingError: a dataset does not exist, or could not be read or downloaded. The next source is tried
+            then.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -302,14 +307,16 @@ def _ask(repo: str, call: Callable[[], _T], *, kind: Kind, revision: str = "", o
     except LocalEntryNotFoundError as err:
         if is_refused(err.__cause__):
             raise failed(explain_refusal(address)) from err
-        reason = "" if offline else f", and could not be fetched ({summarize(err.__cause__ or err)})"
-        raise _not_here(repo, f"is not there{reason}", kind=kind, offline=offline) from err
-    except Exception as err:  # which library speaks HTTP, and so what it raises, differs between versions of the client
+        reason = "" if offline else f"the download failed ({summarize(err.__cause__ or err)})"
+        raise _not_here(repo, "", kind=kind, offline=offline, reason=reason) from err
+    except Exception as err:  # the HTTP library and its exceptions differ between versions of the client
         if is_refused(err):
             raise failed(explain_refusal(address)) from err
         if getattr(err, "errno", None) == errno.ENOSPC:
-            raise failed(f"no space left for {address}; make room and run again, which resumes") from err
-        raise failed(f"could not fetch {address} ({summarize(err)}); run again to resume") from err
+            raise failed(
+                f"no space left on the disk for {address}; free some space and run again to resume the download"
+            ) from err
+        raise failed(f"could not download {address} ({summarize(err)}); run again to resume the download") from err
 
 
 def is_refused(err: BaseException | None) -> bool:
@@ -318,8 +325,8 @@ def is_refused(err: BaseException | None) -> bool:
 
 
 def explain_refusal(address: str) -> str:
-    """Return the message for a repository that the hub does not give to this user."""
-    return f"the hub refuses access to {address}; {LOG_IN}, as a user who may read it and has accepted its terms"
+    """Return the message for a repository that this user may not read."""
+    return f"the hub refuses access to {address}; {LOG_IN}, with an account that may read it and has accepted its terms"
 
 
 def _address(repo: str, kind: Kind) -> str:
@@ -328,28 +335,30 @@ def _address(repo: str, kind: Kind) -> str:
     return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
 
 
-def _not_here(repo: str, reason: str, *, kind: Kind, offline: bool) -> ProbeError:
+def _not_here(repo: str, state: str, *, kind: Kind, offline: bool, reason: str = "") -> ProbeError:
+    """Return the error for a repository of which `state` says what is cached or missing; empty: nothing is cached."""
     from huggingface_hub import constants
 
-    forbidden = ", and --offline forbids to fetch it" if offline else ""
+    reason = "--offline forbids the download" if offline else reason
     option = "--repo-type dataset " if kind == "dataset" else ""
     error = DownloadError if kind == "model" else DatasetMissingError
     return error(
-        f"{_address(repo, kind)}, looked for in {constants.HF_HUB_CACHE}, {reason}{forbidden}; "
-        f"put it there with `hf download {option}{repo}`"
+        f"{_address(repo, kind)} is {f'cached {state}' if state else 'not cached'} in {constants.HF_HUB_CACHE}"
+        f"{f', and {reason}' if reason else ''}; download it with `hf download {option}{repo}`"
     )
 
 
 def _verify(path: Path, error: type[ProbeError], *, offline: bool) -> None:
-    """Compare a file with the SHA-256 that the hub published. A damaged file that can be downloaded again is removed.
+    """Compare a file with the SHA-256 that the hub published. Remove a damaged file if it can be downloaded again.
 
-    Large files of the cache are links to blobs whose names are their SHA-256; those of small files are Git's.
+    Large files in the cache are links to blobs. The name of such a blob is the SHA-256 of the file. Small files are not
+    verified, because the names of their blobs are Git's hashes.
     """
     blob = path.resolve()
     if not path.is_symlink() or not BLOB_SHA256.fullmatch(blob.name) or file_sha256(blob) == blob.name:
         return
     if offline:
-        raise error(f"{path} differs from what was published; delete {blob} and run again")
-    path.unlink()  # the next run would find it, and not fetch it again
+        raise error(f"{path} differs from the published file; delete {blob} and run again without --offline")
+    path.unlink()  # otherwise the next run would use the file
     blob.unlink()
-    raise error(f"{path} differed from what was published, and was removed; run again to fetch it")
+    raise error(f"{path} differed from the published file and was deleted; run again to download it")

@@ -122,7 +122,7 @@ class Session:
     def _load(self, spec: RunSpec) -> ImageEncoder:
         with warnings.catch_warnings():
             # The run fails below, with the same words: no rebuilt model stands in a JIT table.
-            warnings.filterwarnings("ignore", message=".* is no TorchScript archive", category=UserWarning)
+            warnings.filterwarnings("ignore", message=".* is not a TorchScript archive", category=UserWarning)
             encoder = load_encoder(
                 spec.model,
                 jit=spec.jit,

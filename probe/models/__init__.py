@@ -1,4 +1,7 @@
-"""CLIP models: a name -> something that encodes images. Imports torch only when a model is loaded."""
+"""CLIP models: look up a model by name and describe it as a `ModelSpec`. `loading.py` loads the model.
+
+This module imports torch only for the names that need open_clip, and to recognize a TorchScript archive.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +16,43 @@ from probe.models.open_clip_config import CONFIG, LOCAL
 from probe.names import unknown_name
 from probe.specs import ModelSpec
 
-RANDOM, OPEN_CLIP, HF = "random:", "open_clip:", "hf:"  # what makes the names that no catalogue has
+RANDOM, OPEN_CLIP, HF = "random:", "open_clip:", "hf:"  # prefixes of the names that are not in the catalogue
 RANDOM_SEED = 0
-KEY = "?key="  # after the path of a checkpoint: chooses one of its models
+KEY = "?key="  # after the path of a checkpoint that contains several models: selects one of them
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 HUB_MARKS = tuple(f"{file}{index}" for file in hub.FOLDER_WEIGHTS for index in ("", ".index.json"))
-FOLDER_MARK = "config.json"  # what Hugging Face's libraries write beside weights
-DISTRIBUTED_SUFFIX, DISTRIBUTED_MARK = ".distcp", ".metadata"  # files that torch.distributed.checkpoint writes
+FOLDER_MARK = "config.json"  # Hugging Face's libraries write this file next to the weights
+DISTRIBUTED_SUFFIX, DISTRIBUTED_MARK = ".distcp", ".metadata"  # files of torch.distributed.checkpoint
 FORMS = (
     f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {OPEN_CLIP}ARCH/PATH, {OPEN_CLIP}local-dir:PATH, {OPEN_CLIP}hf-hub:ORG/NAME, "
-    f"{HF}ORG/NAME, or the path of a checkpoint or of a folder as Hugging Face's libraries or open_clip write it"
+    f"{HF}ORG/NAME, or the path of a checkpoint or of a folder that Hugging Face's libraries or open_clip wrote"
 )
 
 
 def model_names() -> tuple[str, ...]:
-    """The models that have a name of their own, in the order of the catalogue."""
+    """Return the names of the models in the catalogue, in the order of the catalogue."""
     return tuple(spec.name for spec in CATALOG)
 
 
 def get_model(name: str | Path) -> ModelSpec:
-    """Find a model by what a user calls it.
+    """Return the specification of the model with a name.
 
     Args:
-        name: a name of the catalogue; `random:NAME` for its sizes with seeded random weights; `open_clip:ARCH/TAG`,
-            `open_clip:ARCH/PATH`, `open_clip:local-dir:PATH` or `open_clip:hf-hub:ORG/NAME`; `hf:ORG/NAME`; the path of
-            a checkpoint, or of a folder as Hugging Face's libraries or open_clip write it. A checkpoint with
-            `open_clip_config.json` next to it is read as `open_clip:local-dir:PATH`. `PATH?key=KEY` is one of several
-            models in a checkpoint, such as `PATH?key=state_dict_ema`.
+        name: one of these forms:
+
+            - a name of the catalogue, such as `ViT-B/32`;
+            - `random:NAME`, the architecture of a catalogue entry with seeded random weights;
+            - `open_clip:ARCH/TAG`, `open_clip:ARCH/PATH`, `open_clip:local-dir:PATH` or `open_clip:hf-hub:ORG/NAME`;
+            - `hf:ORG/NAME`, a repository of the Hugging Face hub;
+            - the path of a checkpoint, or of a folder that Hugging Face's libraries or open_clip wrote. A checkpoint
+              with `open_clip_config.json` next to it is read as `open_clip:local-dir:PATH`;
+            - `PATH?key=KEY`, one of several models in a checkpoint, such as `PATH?key=state_dict_ema`.
 
     Raises:
-        UnknownNameError: no such model; the message offers what is near.
-        CheckpointMissingError: the name reads as a path and no file is there.
-        CheckpointError: the path is a distributed checkpoint, which has to be converted to one file first.
-        ExtraMissingError: a model of open_clip, and open_clip is not installed.
+        UnknownNameError: no model has this name; the message suggests similar names.
+        CheckpointMissingError: the name is a path, and no file exists there.
+        CheckpointError: the path is a distributed checkpoint, which must first be converted to one file.
+        ExtraMissingError: the model needs open_clip, which is not installed.
     """
     name = str(name)
     for spec in CATALOG:
@@ -66,16 +73,16 @@ def get_model(name: str | Path) -> ModelSpec:
 
 
 def split_key(source: str) -> tuple[Path, str]:
-    """Split `PATH?key=KEY` into path and key. If a file with the whole text as its name exists, there is no key."""
+    """Return the path and the key of `PATH?key=KEY`. The key is empty if a file has the whole text as its name."""
     path, mark, key = source.rpartition(KEY)
     return (Path(path), key) if mark and not Path(source).exists() else (Path(source), "")
 
 
 def refuse_options(source: str, known: str) -> None:
-    """Raise if `source` is the path of a file or folder with options after a `?` that do not exist.
+    """Check that no unknown option follows the path of an existing file or folder, as in `PATH?option`.
 
     Raises:
-        CheckpointError: the message has the `known` options.
+        CheckpointError: an unknown option follows the path; the message lists the `known` options.
     """
     path, mark, options = source.partition("?")
     if mark and paths.expand_home(path).exists():
@@ -83,11 +90,11 @@ def refuse_options(source: str, known: str) -> None:
 
 
 def is_here(spec: ModelSpec, weights_dir: str | Path | None = None) -> bool:
-    """Whether a model needs no download: a file of its name is there; its checksum is verified on loading."""
+    """Return True if a model needs no download. Only the file's name is checked; loading verifies the checksum."""
     if spec.form == "url":
         try:
             return (paths.weights_dir(weights_dir) / spec.source.rsplit("/", 1)[-1]).is_file()
-        except OSError:  # a folder that may not be looked into
+        except OSError:  # this user may not list the folder
             return False
     if spec.form == "hf":
         return hub.has_cached_file(spec.source, HUB_MARKS)
@@ -108,46 +115,48 @@ def _random(name: str) -> ModelSpec:
 def _on_disk(name: str) -> ModelSpec:
     try:
         written, key = split_key(name)
-        # Links are not followed: those of Hugging Face's cache lead to files without suffix and neighbours.
-        path = Path(os.path.abspath(paths.expand_home(written)))  # noqa: PTH100 - `Path.resolve` would follow them
-        is_open_clips = _is_open_clips(path)
-        found = path.is_file() or (path / FOLDER_MARK).is_file()
-        is_distributed = path.suffix == DISTRIBUTED_SUFFIX or (not found and (path / DISTRIBUTED_MARK).is_file())
-    # A name that is too long, a folder that may not be read, a NUL.
+        # Symbolic links of Hugging Face's cache point to files that have no suffix and no config.json next to them.
+        path = Path(os.path.abspath(paths.expand_home(written)))  # noqa: PTH100 - `Path.resolve` would follow links
+        has_open_clip_config = _has_open_clip_config(path)
+        is_checkpoint = path.is_file() or (path / FOLDER_MARK).is_file()
+        is_distributed = path.suffix == DISTRIBUTED_SUFFIX or (
+            not is_checkpoint and (path / DISTRIBUTED_MARK).is_file()
+        )
+    # The name is too long or contains a NUL, or this user may not read the folder.
     except (OSError, RuntimeError, ValueError) as err:
         if isinstance(err, ProbeError):
             raise
-        raise CheckpointMissingError(f"cannot look at {name!r} ({err}); give the path of a file") from err
+        raise CheckpointMissingError(f"cannot access {name!r} ({err}); give the path of a file") from err
     if is_distributed:
         raise CheckpointError(
-            f"{path} is a distributed checkpoint; make a file of it with python -m "
+            f"{path} is a distributed checkpoint; convert it to one file with python -m "
             "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
         )
     source = f"{path}{KEY}{key}" if key else str(path)
-    if is_open_clips:
+    if has_open_clip_config:
         return get_model(f"{OPEN_CLIP}{LOCAL}{source}")
-    if found:
+    if is_checkpoint:
         return ModelSpec(source, form="file", source=source)
     refuse_options(name, f"{KEY}KEY")
     if path.suffix in CHECKPOINT_SUFFIXES or name.startswith((".", "/", "~")):
         raise CheckpointMissingError(
-            f"no checkpoint at {path}; give the path of a file, or of a folder with a {FOLDER_MARK} or {CONFIG}"
+            f"no checkpoint at {path}; give the path of a file, or of a folder that contains {FOLDER_MARK} or {CONFIG}"
         )
     raise unknown_name("model", name, model_names(), forms=FORMS)
 
 
-def _is_open_clips(path: Path) -> bool:
+def _has_open_clip_config(path: Path) -> bool:
     """Return True if open_clip's configuration describes the weights in a file or folder.
 
-    It does not describe weights in Hugging Face's form in the same folder, or a TorchScript archive, which holds its
-    own program.
+    The configuration does not describe weights in Hugging Face's form in the same folder. It does not describe a
+    TorchScript archive either, which contains its own program.
     """
     folder = path if path.is_dir() else path.parent
     if not path.exists() or not (folder / CONFIG).is_file():
         return False
-    of_hugging_face = [folder / mark for mark in HUB_MARKS if (folder / FOLDER_MARK).is_file()]
+    hugging_face_weights = [folder / mark for mark in HUB_MARKS if (folder / FOLDER_MARK).is_file()]
     if path.is_dir():
-        return not any(file.is_file() for file in of_hugging_face)
+        return not any(file.is_file() for file in hugging_face_weights)
     from probe.models.archive import is_archive  # imports torch
 
-    return path not in of_hugging_face and not is_archive(path)
+    return path not in hugging_face_weights and not is_archive(path)

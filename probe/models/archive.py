@@ -1,8 +1,9 @@
-"""The tensors of a TorchScript archive, without running it: loading one runs what its code calls `__setstate__`.
+"""Read the tensors of a TorchScript archive without running its code.
 
-An archive is a zip of source code, of a pickle `data.pkl` that describes the module, and of the bytes of its tensors.
-Here the pickle is read with a fixed list of what it may name, as torch's `weights_only` does for saved state dicts,
-and everything else in it is an error. Nothing of torch's TorchScript is called.
+torch runs code of an archive when it loads the archive: every method called `__setstate__`. This module does not call
+TorchScript. An archive is a zip with source code, a pickle `data.pkl` that describes the module, and the bytes of the
+tensors. The pickle may only name classes and functions of a fixed list, as with torch's `weights_only` for state dicts.
+Every other name is an error.
 
 Source of the layout: torch `torch/csrc/jit/docs/serialization.md`.
 """
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from probe.errors import CheckpointError
 
-CLASSES = "__torch__."  # where the archive's own classes are
+CLASSES = "__torch__."  # module of the classes that an archive defines
 DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -38,12 +39,12 @@ DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# Words of TorchScript with which a program runs while it is loaded, or reads and writes files.
+# Words of TorchScript code that runs while an archive is loaded, or that reads or writes files.
 FORBIDDEN = re.compile(r"\b(?:__setstate__|save|load|from_file)\b")
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip with code beside its tensors."""
+    """Return True if a file is a TorchScript archive: a zip that contains code and tensors."""
     try:
         with zipfile.ZipFile(path) as file:
             return any(name.split("/")[-1] == "constants.pkl" for name in file.namelist())
@@ -52,74 +53,76 @@ def is_archive(path: Path) -> bool:
 
 
 def check_zip(path: Path) -> None:
-    """Check the checksums of a zip: torch reads past damage inside, and the weights would be silently wrong.
+    """Check the checksums of a zip. torch does not check them, and would return wrong weights from a damaged file.
 
     Raises:
-        CheckpointError: one does not fit, or the zip is not of torch's kind; the message names file and member.
+        CheckpointError: a checksum is wrong, or torch did not write the zip; the message names the file and the member.
     """
     try:
         with zipfile.ZipFile(path) as file:
             for member in file.infolist():
-                # Torch compresses the code of archives, and nothing else. It would read 1 MB of the rest as 1 GB.
+                # torch compresses only the code of archives. Other compressed members could expand from 1 MB to 1 GB.
                 if member.compress_type != zipfile.ZIP_STORED and "/code/" not in member.filename:
                     raise CheckpointError(
-                        f"{path} is damaged, or a zip that torch did not write ({member.filename} is compressed); "
-                        "get it again"
+                        f"{path} is damaged, or torch did not write this zip ({member.filename} is compressed); "
+                        "download or save it again"
                     )
             damaged = file.testzip()
     except zipfile.BadZipFile:
-        return  # no zip, or one without its end: what reads it next says so
-    except (zlib.error, EOFError, RuntimeError, NotImplementedError) as err:  # damaged deflation, encryption, a method
-        raise CheckpointError(f"{path} is damaged, or a zip that torch did not write ({err}); get it again") from err
+        return  # not a zip, or cut off; the reader of the file reports it
+    except (zlib.error, EOFError, RuntimeError, NotImplementedError) as err:  # damaged or encrypted
+        raise CheckpointError(
+            f"{path} is damaged, or torch did not write this zip ({err}); download or save it again"
+        ) from err
     if damaged is not None:
-        raise CheckpointError(f"{path} is damaged in {damaged}; get the file again")
+        raise CheckpointError(f"{path} is damaged in {damaged}; download or save it again")
 
 
 def check_program(path: Path) -> None:
-    """See that the code of an archive does what traced code does, before it is run.
+    """Check the code of an archive before torch loads the archive.
 
     Raises:
-        CheckpointError: it would run while it is loaded, or has to do with files.
+        CheckpointError: the code would run while it is loaded, or reads or writes files. No traced model does so.
     """
     with zipfile.ZipFile(path) as file:
         for name in file.namelist():
-            if name.endswith(".py") and (found := FORBIDDEN.search(file.read(name).decode(errors="replace"))):
+            if name.endswith(".py") and (forbidden := FORBIDDEN.search(file.read(name).decode(errors="replace"))):
                 raise CheckpointError(
-                    f"{path} has a program that uses {found[0]!r}, which no traced model does, and is not run; "
-                    "its weights can be read with --jit off"
+                    f"{path} contains code that uses {forbidden[0]!r}, so it is not run; no traced model uses this; "
+                    "use --jit off, which reads only the weights"
                 )
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
-    """Read the weights of a TorchScript archive, on the CPU, in the dtypes of the file; its program is not run.
+    """Return the weights of a TorchScript archive on the CPU, in the dtypes of the file, without running its code.
 
     Raises:
-        CheckpointError: the file is damaged, or describes something else than a module with tensors.
+        CheckpointError: the file is damaged, or does not describe a module with tensors.
     """
     try:
         with zipfile.ZipFile(path) as file:
             (description,) = [name for name in file.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
             module = ArchiveReader(file, description).load()
             if not isinstance(module, _Module):
-                raise pickle.UnpicklingError("it describes something else")
+                raise pickle.UnpicklingError("it does not describe a module")
             return {name: tensor.build() for name, tensor in _tensors(module, prefix="")}
     except (pickle.UnpicklingError, zipfile.BadZipFile) as err:
-        raise CheckpointError(f"{path} is no archive of a model ({err}); get the file again") from err
+        raise CheckpointError(f"{path} is not an archive of a model ({err}); download or save it again") from err
     except OSError:
         raise
-    except Exception as err:  # a pickle that is cut or twisted raises whatever its bytes lead to
-        raise CheckpointError(f"{path} is no TorchScript archive or is damaged; get the file again") from err
+    except Exception as err:  # a damaged pickle can raise any exception
+        raise CheckpointError(f"{path} is not a TorchScript archive or is damaged; download or save it again") from err
 
 
 def check_pickle(stream: IO[bytes]) -> None:
-    """Check the next pickle of a stream before it is loaded, and return to its start.
+    """Check the next pickle of a stream before it is loaded. Afterwards the stream is at the start of the pickle.
 
-    The table of the objects that a pickle refers to again has the length of the largest index in the pickle, so a few
-    bytes could take all memory.
+    An unpickler allocates a table as long as the largest object number in the pickle. A pickle of a few bytes could
+    therefore use all memory.
 
     Raises:
-        pickle.UnpicklingError: an index is larger than the pickle.
-        ValueError: the pickle is cut or damaged.
+        pickle.UnpicklingError: an object number is larger than the size of the pickle in bytes.
+        ValueError: the pickle is cut off or damaged.
     """
     start = stream.tell()
     puts = (argument for opcode, argument, _ in pickletools.genops(stream) if opcode.name.endswith("PUT"))
@@ -130,7 +133,7 @@ def check_pickle(stream: IO[bytes]) -> None:
 
 
 def read_member(file: zipfile.ZipFile, name: str) -> bytes:
-    """Read a member of a zip, which must not be compressed. It is then at most as large as the file.
+    """Return the content of an uncompressed member of a zip, which is at most as large as the zip.
 
     Raises:
         pickle.UnpicklingError: the member is compressed.
@@ -142,16 +145,16 @@ def read_member(file: zipfile.ZipFile, name: str) -> bytes:
 
 
 class Fixed:
-    """Base of the objects that a pickle may refer to but not change. Subclasses need `__slots__`, too."""
+    """Base class of the objects that a pickle may use but not change. Subclasses need `__slots__`, too."""
 
     __slots__ = ()
 
     def __setstate__(self, _: object) -> None:
-        raise pickle.UnpicklingError("it changes an object that it may only use")
+        raise pickle.UnpicklingError("it changes an object that must not be changed")
 
 
 class Function(Fixed):
-    """A function that a pickle may call. A plain function has attributes, such as its defaults, and is not safe."""
+    """A function that a pickle may call. A plain function is not safe, because a pickle could change its attributes."""
 
     __slots__ = ("_function",)
 
@@ -164,7 +167,7 @@ class Function(Fixed):
 
 
 class PendingTensor(Fixed):
-    """A tensor that is built after the pickle is loaded, because a pickle could resize a tensor or change its class."""
+    """A tensor that is built after the pickle is loaded, since a pickle could resize a tensor or change its class."""
 
     __slots__ = ("_args", "_function")
 
@@ -177,7 +180,7 @@ class PendingTensor(Fixed):
 
 
 class _Storage(Fixed):
-    """Numbers of a storage."""
+    """A storage: the numbers of one or several tensors, as a tensor (number,)."""
 
     __slots__ = ("numbers",)
 
@@ -191,14 +194,14 @@ class _Dict(dict[Any, Any]):
     __slots__ = ()
 
     def __init__(self) -> None:
-        """Make an empty dict. A pickle adds the items."""
+        """Create an empty dict. The pickle adds the items."""
 
     def __setstate__(self, _: object) -> None:
         pass
 
 
 class _Module:
-    """Placeholder for every class of the archive: the attributes it was saved with, and no behaviour."""
+    """Placeholder for an object of a class that the archive defines. It has the saved attributes and no methods."""
 
     __slots__ = ("attributes",)
     attributes: dict[str, Any]
@@ -210,7 +213,7 @@ class _Module:
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-            raise pickle.UnpicklingError("the attributes of a module have no names")
+            raise pickle.UnpicklingError("the attributes of a module must be a dict with names as keys")
         self.attributes.update(state)
 
 
@@ -223,9 +226,9 @@ def _tensors(module: _Module, *, prefix: str) -> Iterator[tuple[str, PendingTens
 
 
 class ArchiveReader(pickle.Unpickler):
-    """The pickle of an archive, allowed to name the archive's classes and torch's tensors and lists, nothing else.
+    """Unpickler for an archive, which allows only the archive's own classes, tensors and lists.
 
-    Everything that the pickle may name is an object that it cannot change. Tensors are returned as `PendingTensor`.
+    The pickle cannot change any object that it names. Tensors are returned as `PendingTensor`.
     """
 
     def __init__(self, file: zipfile.ZipFile, description: str) -> None:
@@ -236,7 +239,7 @@ class ArchiveReader(pickle.Unpickler):
         self._storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up one of the few things that the description of a module may name."""
+        """Return the class or function that the pickle names, if it is on the list of allowed names."""
         if f"{module}.".startswith(CLASSES):
             return _Module
         if module == "torch" and name in DTYPES:
@@ -246,20 +249,22 @@ class ArchiveReader(pickle.Unpickler):
         if module == "torch.jit._pickle":
             if name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist"):
                 return Function(lambda items: items)
-            if name == "restore_type_tag":  # (value, its type in words) -> value
+            if name == "restore_type_tag":  # (value, name of its type) -> value
                 return Function(lambda value, _: value)
         if (module, name) == ("collections", "OrderedDict"):
             return Function(_Dict)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a model")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not allowed in a model")
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """Read the bytes of one storage: ("storage", dtype, name, device, number of elements) -> (number,)."""
+        """Return the storage for the tuple ("storage", dtype, name, device, number of elements)."""
         _, dtype, key, _, size = pid
         if key not in self._storages:
             name = f"{self._folder}/{key}"
             num_bytes = self._file.getinfo(name).file_size
             if num_bytes != size * dtype.itemsize:
-                raise pickle.UnpicklingError(f"storage {key} has {num_bytes} bytes for {size} numbers")
+                raise pickle.UnpicklingError(
+                    f"storage {key} has {num_bytes} bytes, which do not fit {size} numbers of {dtype}"
+                )
             content = bytearray(read_member(self._file, name))
             numbers = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
             self._storages[key] = _Storage(numbers)
@@ -269,11 +274,11 @@ class ArchiveReader(pickle.Unpickler):
 def _rebuild_tensor(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Any:
     if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("it has a tensor without a storage")
-    return PendingTensor(_view, storage.numbers, offset, size, stride)
+    return PendingTensor(_view_storage, storage.numbers, offset, size, stride)
 
 
-def _view(numbers: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    # Strides of 0 would let a few bytes stand for a tensor that takes all memory once it is copied.
+def _view_storage(numbers: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    # With strides of 0, a few bytes could describe a tensor that takes all memory when it is copied.
     if not all(isinstance(n, int) for n in size) or math.prod(size) > len(numbers):
-        raise pickle.UnpicklingError(f"a tensor has more numbers than its storage, which has {len(numbers)}")
-    return torch.as_strided(numbers, size, stride, offset)  # which refuses to look past the end
+        raise pickle.UnpicklingError(f"a tensor has more numbers than its storage, which has {len(numbers)} of them")
+    return torch.as_strided(numbers, size, stride, offset)  # raises an error if the view ends after the storage

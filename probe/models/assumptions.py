@@ -1,4 +1,4 @@
-"""Settings that the weights of a CLIP model do not contain, and when OpenAI's settings may be assumed for them."""
+"""Check which settings of a CLIP model are missing from its file, and if OpenAI's settings can be assumed."""
 
 from __future__ import annotations
 
@@ -16,31 +16,33 @@ MAX_PATH = 120  # characters of the path in the long warning
 
 
 def check_assumptions(path: Path, architecture: Architecture, *, is_archive: bool) -> None:
-    """Warn about the settings that are assumed to be OpenAI's, because the file with the weights does not contain them.
+    """Warn about settings that the file with the weights does not contain and that are assumed to be OpenAI's.
 
-    An archive with the sizes of an OpenAI model is taken to be that model, without a warning.
+    An archive with the widths of an OpenAI model is assumed to be that model, without a warning.
 
     Raises:
-        CheckpointError: no model of OpenAI's has these widths, so heads of 64 channels would be a guess.
+        CheckpointError: the file is not an archive, and no OpenAI model has these widths. The number of attention heads
+            would be a guess.
     """
     widths = f"towers {architecture.vision_width} (image) and {architecture.transformer_width} (text) channels wide"
     if is_archive:
         if not _has_known_widths(architecture):
             logger.warning(
-                "%s has %s, unlike any model of OpenAI's; eager mode assumes heads of %d channels and the activation "
-                "QuickGELU: compare the modes with `probe parity`, or use --jit on",
+                "%s has %s, unlike any of OpenAI's models; eager mode assumes attention heads of %d channels and the "
+                "activation QuickGELU; compare the modes with `probe parity`, or use --jit on",
                 *(path, widths, architecture.vision_head_width),
             )
         return
     if not _has_known_widths(architecture):
         raise CheckpointError(
-            f"{path} has {widths}, unlike any model of OpenAI's, and its attention heads and activation are unknown; "
-            f"name its architecture, open_clip:ARCH/PATH, or put an {CONFIG} next to it"
+            f"{path} has {widths}, unlike any of OpenAI's models, so its attention heads and activation are unknown; "
+            f"give open_clip:ARCH/PATH with its architecture, or put an {CONFIG} next to it"
         )
     logger.warning(
-        "%s holds only weights; the other settings are assumed to be OpenAI's: %d and %d attention heads, QuickGELU, "
-        "images resized (bicubic, by the short side) and cropped to %d pixels, their mean and std, the tokenizer and "
-        "its %d tokens; an open_clip model, which usually has GELU, needs open_clip:ARCH/PATH or an %s next to it",
+        "%s contains only weights; the other settings are assumed to be OpenAI's: %d and %d attention heads, "
+        "QuickGELU, images resized (bicubic, short side) and cropped to %d pixels, OpenAI's mean and std, OpenAI's "
+        "tokenizer with %d tokens per text; an open_clip model usually has GELU and needs open_clip:ARCH/PATH or an "
+        "%s next to it",
         *(
             shorten(printable(str(path)), MAX_PATH),
             architecture.vision_heads,

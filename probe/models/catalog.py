@@ -1,7 +1,7 @@
-"""The models by name, as data: where the weights are, their SHA-256, the sizes.
+"""The catalogue of models: name, address and SHA-256 of the weights, architecture, cost.
 
-Sources: URLs and digests, openai/CLIP `clip/clip.py`; sizes, Radford et al. 2021, tables 19 and 20; profiles, counted
-by `profile.py`, since a listing should take neither torch nor seconds.
+Sources: openai/CLIP `clip/clip.py` for addresses and digests; Radford et al. 2021, tables 19 and 20, for sizes.
+`profile.py` counted the costs; they are stored here so that a listing of the models does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One model in words, for a reader: where it is from, its sizes, its cost, its modes."""
+"""Describe a model for a reader: weights, sizes, cost and modes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ BOTH, EAGER = "eager, jit", "eager"
 
 
 def describe_model(name: str | Path, *, weights_dir: str | Path | None = None) -> dict[str, str]:
-    """What there is to say of one model; what only the weights tell is said where they are here. Downloads nothing.
+    """Return a description of a model as pairs of label and text.
+
+    Facts that only the weights contain are included if the weights are on this machine. Nothing is downloaded.
 
     Raises:
-        UnknownNameError, CheckpointError, ExtraMissingError: each says what to do.
+        UnknownNameError, CheckpointError, ExtraMissingError: the message says what to do.
     """
     spec = get_model(name)
     here = is_here(spec, weights_dir)
-    said = {"name": spec.name, "weights": f"{spec.form}, {spec.source}" + ("" if here else " (to be downloaded)")}
+    facts = {
+        "name": spec.name,
+        "weights": f"{spec.form}, {spec.source}" + ("" if here else " (downloads on first use)"),
+    }
     if spec.architecture is not None:
         shape, profile = spec.architecture, spec.profile or profile_architecture(spec.architecture)
-        said |= {"sha256": spec.sha256, "licence": spec.license, "modes": BOTH}
-        said |= _sizes(shape.image_resolution, shape.embed_dim, shape.pre_projection_dim, profile)
+        facts |= {"sha256": spec.sha256, "licence": spec.license, "modes": BOTH}
+        facts |= _sizes(shape.image_resolution, shape.embed_dim, shape.pre_projection_dim, profile)
     elif spec.form == "open_clip":
-        said |= _describe_zoo(spec, here=here)
+        facts |= _describe_zoo(spec, here=here)
     else:
-        said |= _describe_checkpoint(spec) if here else {"modes": EAGER}
-    return {key: value for key, value in said.items() if value}
+        facts |= _describe_checkpoint(spec) if here else {"modes": EAGER}
+    return {label: text for label, text in facts.items() if text}
 
 
 def _describe_checkpoint(spec: ModelSpec) -> dict[str, str]:
@@ -46,17 +51,17 @@ def _describe_checkpoint(spec: ModelSpec) -> dict[str, str]:
 
 
 def _describe_zoo(spec: ModelSpec, *, here: bool) -> dict[str, str]:
-    said = {"modes": EAGER}
+    facts = {"modes": EAGER}
     if here:
-        path, said["licence"] = open_clip.fetch_zoo_weights(open_clip_names.parse(spec.source), offline=True)
-        said["sha256"] = file_sha256(path)
+        path, facts["licence"] = open_clip.fetch_zoo_weights(open_clip_names.parse(spec.source), offline=True)
+        facts["sha256"] = file_sha256(path)
     try:
         loaded = open_clip.sketch(spec.source)
-    except DownloadError:  # its text tower is Hugging Face's, whose configuration is not here
-        return said
+    except DownloadError:  # the configuration of a text tower of Hugging Face is not on this machine
+        return facts
     profile = profile_model(loaded.model, loaded.preprocess.resolution)
     encoder = open_clip_towers.zoo_encoder(spec.name, loaded, open_clip.META)
-    return said | _sizes(encoder.resolution, encoder.embed_dim, encoder.pre_projection_dim, profile)
+    return facts | _sizes(encoder.resolution, encoder.embed_dim, encoder.pre_projection_dim, profile)
 
 
 def _sizes(resolution: int, embed_dim: int, pre_projection_dim: int, profile: Profile) -> dict[str, str]:
@@ -65,5 +70,5 @@ def _sizes(resolution: int, embed_dim: int, pre_projection_dim: int, profile: Pr
         "projected": f"{embed_dim}-d",
         "before projection": f"{pre_projection_dim}-d",
         "parameters": f"{profile.parameters:,}, of which {profile.image_parameters:,} in the image tower",
-        "GFLOPs an image": f"{profile.flops / 1e9:.3g}",
+        "GFLOPs per image": f"{profile.flops / 1e9:.3g}",
     }

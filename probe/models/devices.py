@@ -1,4 +1,4 @@
-"""Where a model runs and in which dtype: device x JIT mode x precision, in one table."""
+"""Device, mode and precision with which a model runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from probe.errors import DeviceError
 
 logger = logging.getLogger(__name__)
 
-# The reference keeps fp16 weights on CUDA and casts to fp32 on the CPU. MPS and XPU follow the CPU, as nobody has
-# checked fp16 there.
+# The reference uses fp16 weights on CUDA and fp32 on the CPU. fp16 has not been tested on MPS and XPU.
 DEFAULT_PRECISION = {"cuda": "fp16", "cpu": "fp32", "mps": "fp32", "xpu": "fp32"}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-JIT_DEVICES = ("cpu", "cuda")  # what the graphs of the published archives can be patched to
+JIT_DEVICES = ("cpu", "cuda")  # devices that the graphs of the published archives can be patched for
 
 
 @dataclass(frozen=True)
 class Execution:
-    """A device that is there, the precision of the weights on it, and whether an archive runs as it is, or compiled."""
+    """Device, precision and mode of a loaded model.
+
+    Args:
+        device: an available device.
+        precision: precision of the weights, a key of `DTYPES`.
+        jit: True in JIT mode, which runs the TorchScript archive unchanged.
+        compiled: True in compiled mode.
+    """
 
     device: torch.device
     precision: str
@@ -43,62 +49,68 @@ def resolve_execution(
     compiled: bool = False,
     elsewhere: bool = False,
 ) -> Execution:
-    """Turn what a user may say into an `Execution`.
+    """Return the `Execution` for a user's choices.
 
     Args:
-        device: `auto` is CUDA where there is one, else the CPU; otherwise anything `torch.device` takes.
+        device: `auto` for CUDA if it is available, else the CPU; or a device that `torch.device` accepts.
         precision: `auto`, `fp32`, `fp16` or `bf16`.
-        jit: whether an archive is to run as it is.
-        compiled: whether torch is to compile the rebuilt model.
-        elsewhere: that it is for another machine, so that the device need not be on this one.
+        jit: True for JIT mode.
+        compiled: True for compiled mode.
+        elsewhere: True if the model runs on another machine. The device need not be available on this machine then.
 
     Raises:
-        DeviceError: no such device here, an unknown precision, a device without JIT mode, or an archive that is to run
-            as it is and compiled.
+        DeviceError: the device is unknown or not available, the precision is unknown, the device does not support JIT
+            mode, or both `jit` and `compiled` are True.
     """
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.device(device)
+        parsed = torch.device(device)
     except (RuntimeError, TypeError) as err:
         known = ", ".join(DEFAULT_PRECISION)
-        raise DeviceError(f"unknown device {str(device)!r}; use one of auto, {known}, or one with an index") from err
-    kind = found.type
-    if kind not in DEFAULT_PRECISION or not (elsewhere or _is_available(found)):
-        raise DeviceError(f"device {str(device)!r} is not on this machine; use --device auto or cpu")
+        raise DeviceError(
+            f"unknown device {str(device)!r}; use one of auto, {known}, or a device with an index, such as cuda:1"
+        ) from err
+    kind = parsed.type
+    if kind not in DEFAULT_PRECISION or not (elsewhere or _is_available(parsed)):
+        raise DeviceError(f"device {str(device)!r} is not available on this machine; use --device auto or cpu")
     if jit and kind not in JIT_DEVICES:
-        raise DeviceError(f"JIT mode does not run on {kind}; use --jit off, or one of {', '.join(JIT_DEVICES)}")
+        raise DeviceError(
+            f"JIT mode does not run on {kind}; use --jit off, or --device with one of {', '.join(JIT_DEVICES)}"
+        )
     if jit and compiled:
-        raise DeviceError("an archive that runs as it is cannot be compiled; use --compile with --jit off")
+        raise DeviceError("a model cannot run in JIT mode and in compiled mode; use --compile with --jit off")
     if precision != "auto" and str(precision) not in DTYPES:
         raise DeviceError(f"unknown precision {precision!r}; use one of auto, {', '.join(DTYPES)}")
     chosen = DEFAULT_PRECISION[kind] if precision == "auto" else precision
     if kind == "cpu" and chosen == "bf16" and not elsewhere and not has_bf16():
-        logger.warning("this processor has no instructions for bf16, which is slower on it than fp32")
-    return Execution(torch.device("cpu") if kind == "cpu" else found, chosen, jit, compiled)
+        logger.warning(
+            "this processor has no bf16 instructions, so bf16 is slower than fp32; use --precision fp32 for speed"
+        )
+    return Execution(torch.device("cpu") if kind == "cpu" else parsed, chosen, jit, compiled)
 
 
 def has_bf16() -> bool:
-    """Whether the processor multiplies in bf16, by AVX512-BF16, AMX or the like; True where the system does not say."""
-    cpuinfo = Path("/proc/cpuinfo")  # Linux's; torch has no public function for it
+    """Return True if the processor has bf16 instructions, or if the system does not report the instructions."""
+    cpuinfo = Path("/proc/cpuinfo")  # exists on Linux only; torch has no public function for this
     return not cpuinfo.is_file() or bool(
         re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpuinfo.read_text(encoding="utf-8"))
     )
 
 
 def hardware(device: str) -> str:
-    """What, of a device of one type, changes the last bits of features: the GPU; of a CPU instructions and threads."""
+    """Return the hardware that determines the last bits of features: the GPU, or the CPU's instructions and threads."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads" if device == "cpu" else ""
 
 
 def device_names() -> dict[str, str]:
-    """The devices of this machine as `--device` takes them, and what they are called."""
-    found = {"cpu": f"{torch.get_num_threads()} threads"}
-    found |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-    found |= {kind: kind.upper() for kind in ("mps", "xpu") if _is_available(torch.device(kind))}
-    return found
+    """Return the devices of this machine: the value for `--device`, and a description."""
+    names = {"cpu": f"{torch.get_num_threads()} threads"}
+    names |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    names |= {kind: kind.upper() for kind in ("mps", "xpu") if _is_available(torch.device(kind))}
+    return names
 
 
 def _is_available(device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""An image encoder: uint8 pixels in, both feature points out in fp32."""
+"""An image encoder: takes uint8 pixels, returns the features at both feature points in fp32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from probe.models.unwrapping import WHOLE
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """Features of a batch: fp32 on the CPU, (n, embed_dim) and (n, pre_projection_dim)."""
+    """Features of a batch: fp32 on the CPU, `projected` (n, embed_dim), `pre_projection` (n, pre_projection_dim)."""
 
     projected: Tensor
     pre_projection: Tensor
@@ -23,21 +23,23 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """A loaded image tower in two steps, up to the projection and the projection itself.
+    """A loaded image tower in two steps: the tower up to the projection, and the projection.
 
     Args:
-        name: as in its `ModelSpec`.
-        execution: where it runs and in which precision.
-        preprocess: what its images go through first.
+        name: name of the `ModelSpec`.
+        execution: device, precision and mode.
+        preprocess: preprocessing of the images.
         embed_dim: width of the projected features.
-        pre_projection_dim: width before the projection; a model without one has the same features at both points.
-        weights_sha256: that of the checkpoint file, or of the tensors where there is no file.
-        checkpoint_dtypes: the dtypes in the checkpoint, such as `float16`, sorted.
-        weights_dtypes: those of the image tower as it computes.
-        license: of the weights; empty where nobody says.
-        pre_projection: normalised pixels (n, 3, r, r) in the dtype of `execution` -> (n, pre_projection_dim).
-        project: (n, pre_projection_dim) -> (n, embed_dim).
-        weights_key: place of the weights in the checkpoint, such as `state_dict.model`; `.` if it holds nothing else.
+        pre_projection_dim: width of the features before the projection. A model without a projection has the same
+            features at both feature points.
+        weights_sha256: SHA-256 of the checkpoint file, or of the tensors of a model without a file.
+        checkpoint_dtypes: dtypes of the tensors in the checkpoint, such as `float16`, sorted.
+        weights_dtypes: dtypes of the loaded image tower, sorted.
+        license: licence of the weights; empty if it is not known.
+        pre_projection: maps normalised pixels (n, 3, r, r) in the dtype of `execution` to (n, pre_projection_dim).
+        project: maps (n, pre_projection_dim) to (n, embed_dim).
+        weights_key: place of the weights in the checkpoint, such as `state_dict.model`; `.` if the checkpoint contains
+            nothing else.
         preprocess_from: origin of the settings of `preprocess`, such as `open_clip_config.json`.
     """
 
@@ -57,18 +59,24 @@ class ImageEncoder:
 
     @property
     def resolution(self) -> int:
-        """Side of the square images it takes, in pixels."""
+        """Side of the square input images, in pixels."""
         return self.preprocess.resolution
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, *, wait: bool = True) -> ImageFeatures:
-        """uint8 (n, 3, resolution, resolution), on any device -> both feature points.
+        """Encode a batch of images.
 
-        Without `wait`, a GPU is only handed the work: the features are there once its stream has come so far.
+        Args:
+            pixels: uint8 (n, 3, resolution, resolution), on any device.
+            wait: False returns before a GPU has finished. The features are then valid only after the GPU's stream has
+                been synchronized.
+
+        Returns:
+            The features at both feature points.
         """
         images = self.preprocess.normalize(pixels.to(self.execution.device, non_blocking=True))
         before = self.pre_projection(images.to(self.execution.dtype))
-        is_cuda = self.execution.device.type == "cuda"  # the only kind that can be waited for by an event
+        is_cuda = self.execution.device.type == "cuda"  # copies from other devices cannot be waited for with an event
         points = [features.float().to("cpu", non_blocking=is_cuda) for features in (self.project(before), before)]
         if wait and is_cuda:
             torch.cuda.current_stream(self.execution.device).synchronize()
@@ -76,7 +84,7 @@ class ImageEncoder:
 
 
 def dtypes_of(tensors: Iterable[Tensor]) -> tuple[str, ...]:
-    """The names of the floating dtypes among tensors, sorted.
+    """Return the names of the floating-point dtypes of tensors, sorted.
 
     >>> dtypes_of([torch.zeros(1), torch.zeros(1, dtype=torch.float16), torch.arange(3)])
     ('float16', 'float32')

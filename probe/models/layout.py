@@ -1,10 +1,12 @@
-"""A rebuilt image tower -> the same tower, laid out in memory as its device computes fastest. No weight is lost.
+"""Change the memory layout of a rebuilt image tower, so that the device computes faster.
 
-On every device, images and convolutions have their channels last, and the blocks of a vision transformer take
-(n, tokens, width) instead of the reference's (tokens, n, width). On an x86 CPU the products are oneDNN's, with weights
-packed once, where torch would call another library that packs them at every call; and batch normalisation, which
-scales what a convolution gives, is folded into the weights of the convolution. The features are those of the tower as
-it was, up to the rounding of its precision. What it brings is in `results/speed/extraction.md`.
+- On every device: convolutions use the channels-last memory format, and the blocks of a vision transformer take
+  (n, tokens, width) instead of the reference's (tokens, n, width).
+- On a CPU: batch normalisation is folded into the weights of the preceding convolution.
+- On an x86 CPU: oneDNN computes the linear layers, with weights packed once. By default, torch calls another library
+  that packs the weights at every call.
+
+The features stay the same up to the rounding of the precision. `results/speed/extraction.md` has the gains in speed.
 """
 
 from __future__ import annotations
@@ -19,15 +21,15 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from probe.errors import DeviceError, summarize
-from probe.models.clip import Block, QuickGELU, Transformer, VisionTransformer
 from probe.models.devices import Execution
+from probe.models.towers import Block, QuickGELU, Transformer, VisionTransformer
 
-ROWS = 2048  # of the products that weights are packed for; other numbers are right as well
-SHORTCUT = ("0", "1")  # what a shortcut of the published ResNets calls its convolution and its normalisation
+ROWS = 2048  # number of rows that packed weights are optimised for; other numbers of rows give right results, too
+SHORTCUT = ("0", "1")  # names of the convolution and the normalisation in a shortcut of the published ResNets
 
 
 def lay_out(visual: nn.Module, execution: Execution) -> None:
-    """Lay out an image tower of `clip.py`, in place; it can be used for inference alone from then on."""
+    """Change the layout of an image tower of `towers.py` in place. Afterwards the tower only works for inference."""
     visual.to(memory_format=torch.channels_last)
     if isinstance(visual, VisionTransformer):
         visual.add_module("transformer", BatchFirst(visual.transformer))
@@ -36,8 +38,8 @@ def lay_out(visual: nn.Module, execution: Execution) -> None:
     for module in list(visual.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):
-                _fold(module, name, child)
-    if _packs(execution.dtype):
+                _fold_normalisation(module, name, child)
+    if _can_pack(execution.dtype):
         for module in list(visual.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
@@ -47,9 +49,10 @@ def lay_out(visual: nn.Module, execution: Execution) -> None:
 
 
 class BatchFirst(nn.Module):
-    """A transformer that takes and returns (tokens, n, width), and whose blocks take (n, tokens, width).
+    """A transformer that takes and returns (tokens, n, width), with blocks that take (n, tokens, width).
 
-    The tower also transposes before and after it, so nothing is copied and the tokens of an image are contiguous.
+    The tower also transposes before and after the transformer. The two transpositions cancel, so nothing is copied and
+    the tokens of an image are contiguous.
     """
 
     def __init__(self, transformer: Transformer) -> None:
@@ -57,12 +60,12 @@ class BatchFirst(nn.Module):
         self.resblocks = nn.Sequential(*(BatchFirstBlock(block) for block in transformer.resblocks))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(tokens, n, width) -> (tokens, n, width)."""
+        """Apply all blocks; `x` and the result are (tokens, n, width)."""
         return self.resblocks(x.transpose(0, 1)).transpose(0, 1)
 
 
 class BatchFirstBlock(nn.Module):
-    """A `Block` over (n, tokens, width) with the same weights and no mask."""
+    """A transformer block over (n, tokens, width) with the weights of a `Block` and without a mask."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class BatchFirstBlock(nn.Module):
         self.ln_1, self.mlp, self.ln_2 = block.ln_1, block.mlp, block.ln_2
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, width) -> (n, tokens, width)."""
+        """Apply the layer; `x` and the result are (n, tokens, width)."""
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
@@ -88,7 +91,7 @@ class BatchFirstAttention(nn.Module):
         self.out_proj = attention.out_proj
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, width) -> (n, tokens, width)."""
+        """Apply the layer; `x` and the result are (n, tokens, width)."""
         n, tokens, width = x.shape
         qkv = self.in_proj(x).view(n, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -97,51 +100,55 @@ class BatchFirstAttention(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weights lie as oneDNN multiplies them."""
+    """A linear layer with weights in oneDNN's packed format."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        # Operators of torch's own compiler, there since 2.0 and the only way to products of oneDNN in fp32.
+        # Operators of torch's compiler, available since torch 2.0. No public function multiplies with oneDNN in fp32.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
         self.bias = bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> (..., out_width)."""
+        """Apply the layer: (..., width) -> (..., out_width)."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return product
 
 
 class QuickGELUForInference(nn.Module):
-    """QuickGELU in the memory of one result, with the same bits; there is no way back through it."""
+    """QuickGELU with in-place operations. It gives the same bits in less memory, but has no gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply elementwise; shape and dtype are those of `x`."""
+        """Apply the activation elementwise; return the shape and dtype of `x`."""
         return x.mul(1.702).sigmoid_().mul_(x)
 
 
 def compile_tower(tower: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Have torch compile a tower that is laid out, with its weights as constants: it fuses what is between products.
+    """Return a tower that torch compiles at the first batch, with the weights as constants.
 
-    The first batch takes a quarter of a minute or more. All batches of a model have one size, so it is compiled once.
+    The compiler fuses the operations between matrix products. The first batch takes 15 seconds or more. All batches of
+    a model have the same size, so torch compiles only once.
+
+    Raises:
+        DeviceError: raised by the compiled tower if torch cannot compile it on this machine.
     """
-    from torch._inductor import config as inductor  # takes a second, which nobody else should wait for
+    from torch._inductor import config as inductor  # this import takes a second, which only compiled mode needs
 
     compiled: Callable[[Tensor], Tensor] = torch.compile(tower, dynamic=False, fullgraph=True)
 
     def run(images: Tensor) -> Tensor:
         try:
-            # The setting itself, as the option `freezing` of `torch.compile` is passed over.
+            # This sets the option directly, because `torch.compile` ignores its option `freezing`.
             with inductor.patch(freezing=True):
                 return compiled(images)
-        except Exception as err:  # each stage of torch's compiler has errors of its own
+        except Exception as err:  # each stage of torch's compiler raises its own exceptions
             why = summarize(err)
-            raise DeviceError(f"torch cannot compile this tower here ({why}); run it without --compile") from err
+            raise DeviceError(f"torch cannot compile this image tower ({why}); run without --compile") from err
 
     return run
 
 
-def _fold(module: nn.Module, name: str, normalisation: nn.BatchNorm2d) -> None:
-    """Fold `bn1` into the convolution `conv1` beside it, and so on; and that of a shortcut."""
+def _fold_normalisation(module: nn.Module, name: str, normalisation: nn.BatchNorm2d) -> None:
+    """Fold a batch normalisation into its convolution: `bn1` into `conv1`, in a shortcut `1` into `0`."""
     convolution_name = SHORTCUT[0] if name == SHORTCUT[1] else name.replace("bn", "conv")
     convolution = module.get_submodule(convolution_name)
     assert isinstance(convolution, nn.Conv2d)
@@ -151,12 +158,12 @@ def _fold(module: nn.Module, name: str, normalisation: nn.BatchNorm2d) -> None:
 
 
 @lru_cache(maxsize=8)
-def _packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has packed products in a precision here."""
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Return True if oneDNN can multiply packed weights of a dtype on this machine."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
     try:
         PackedLinear(torch.zeros(16, 16, dtype=dtype), torch.zeros(16, dtype=dtype))(torch.zeros(2, 16, dtype=dtype))
-    except (AttributeError, RuntimeError):  # another torch, or a processor without the instructions
+    except (AttributeError, RuntimeError):  # a torch without these operators, or a processor without the instructions
         return False
     return True

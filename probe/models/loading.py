@@ -1,4 +1,4 @@
-"""A name -> a loaded model: `load_encoder` for features, `load_clip` for the reference's `clip.load`."""
+"""Load a model by name: `load_encoder` for features, `load_clip` as a replacement of the reference's `clip.load`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from probe.fetch import fetch, weights_sha256
 from probe.models import get_model, open_clip, open_clip_towers, split_key
 from probe.models.archive import is_archive
 from probe.models.checkpoints import Checkpoint, list_checkpoint_files, read_checkpoint
-from probe.models.clip import CLIP, convert_weights
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageEncoder, dtypes_of
 from probe.models.huggingface import FILES
 from probe.models.layout import compile_tower, lay_out
-from probe.models.openai import as_archive, build_model, expose_pre_projection, load_archive
+from probe.models.openai import build_model, expose_pre_projection, load_archive, trace_archive
 from probe.models.preprocess import Preprocess
+from probe.models.towers import CLIP, convert_weights
 from probe.specs import ModelSpec, digest
 
-HUB_WEIGHTS = (("model*.safetensors*",), ("pytorch_model*.bin*",))  # with shards and their index; the first, no code
+# With shards and their index. Safetensors files come first, because they cannot contain code.
+HUB_WEIGHTS = (("model*.safetensors*",), ("pytorch_model*.bin*",))
 
 
 def load_encoder(
@@ -44,23 +45,23 @@ def load_encoder(
     """Load the image tower of a model.
 
     Args:
-        model: a name as `get_model` takes it, or a row.
-        jit: run the TorchScript archive as it is instead of rebuilding the model. Random weights are traced into an
-            archive first; what is no archive is rebuilt all the same, with a warning and `execution.jit` False.
-        device: `auto` is CUDA where there is one, else the CPU.
-        precision: `auto` is fp16 on CUDA and fp32 elsewhere, as in the reference; or `fp32`, `fp16`, `bf16`.
-        weights_dir: where OpenAI's checkpoints go; by default `~/.cache/clip`, which the reference uses too. Those of
-            `hf:` and `open_clip:` go where Hugging Face's libraries keep theirs (`HF_HOME`).
-        offline: never touch the network.
-        compiled: have torch compile the rebuilt tower, which takes a minute or so and needs a C++ compiler on the CPU.
+        model: a name that `get_model` accepts, or a specification.
+        jit: run the TorchScript archive unchanged instead of rebuilding the model. Random weights are first traced into
+            an archive. A model that is not an archive is rebuilt, with a warning and with `execution.jit` False.
+        device: `auto` for CUDA if it is available, else the CPU; or a device that `torch.device` accepts.
+        precision: `auto` for fp16 on CUDA and fp32 on other devices, as in the reference; or `fp32`, `fp16`, `bf16`.
+        weights_dir: folder of OpenAI's checkpoints; by default `~/.cache/clip`, which the reference uses, too. Models
+            of `hf:` and `open_clip:` are stored in the cache of Hugging Face's libraries (`HF_HOME`).
+        offline: never use the network.
+        compiled: compile the rebuilt tower with torch. This takes about a minute, and on a CPU needs a C++ compiler.
 
     Raises:
-        UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: each says what to do.
+        UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: the message says what to do.
     """
     spec = model if isinstance(model, ModelSpec) else get_model(model)
     execution = resolve_execution(device, precision=precision, jit=jit, compiled=compiled)
     if spec.form == "open_clip":
-        execution = _rebuilt(execution, spec.name)
+        execution = _without_jit(execution, spec.name)
         loaded = open_clip.load_model(spec.source, execution, offline=offline)
         encoder = open_clip_towers.zoo_encoder(spec.name, loaded, execution)
     else:
@@ -78,55 +79,56 @@ def load_clip(
     """Load a whole CLIP model, with the semantics of the reference's `clip.load`.
 
     Args:
-        name: as in `load_encoder`.
-        device: where it runs: fp16 weights on CUDA, fp32 elsewhere.
-        jit: the TorchScript archive as it is, its graphs patched for the device, instead of a rebuilt model. What is no
-            archive is rebuilt all the same, with a warning.
-        download_root: as `weights_dir` there.
+        name: a name that `get_model` accepts.
+        device: device of the model, as in `load_encoder`. The weights are fp16 on CUDA, and fp32 on other devices.
+        jit: run the TorchScript archive, with its graphs patched for the device, instead of rebuilding the model. A
+            model that is not an archive is rebuilt, with a warning.
+        download_root: folder of OpenAI's checkpoints, as `weights_dir` in `load_encoder`.
 
     Returns:
-        The model in eval mode, with `encode_image`, `encode_text`, `forward` (logits per image and per text),
-        `visual.input_resolution` and `dtype`; and the transform of a PIL image to the fp32 (3, r, r) tensor it takes.
-        Rebuilt models have the modules, parameters and attributes of OpenAI's models, under the same names, and their
-        transformers take (tokens, n, width). So code that calls, hooks or replaces parts of OpenAI's models runs
-        unchanged. A model of open_clip is open_clip's own object, with its own attributes.
+        The model in eval mode, and the transform from a PIL image to the model's input, fp32 (3, r, r).
+
+        The model has `encode_image`, `encode_text`, `forward` (logits per image and per text), `dtype` and
+        `visual.input_resolution`. Rebuilt models have the modules, parameters and attributes of OpenAI's models, and
+        their transformers take (tokens, n, width). Code that calls, hooks or replaces parts of OpenAI's models
+        therefore runs unchanged. A model of open_clip is open_clip's own object, with open_clip's attributes.
 
     Raises:
-        UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: each says what to do.
+        UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: the message says what to do.
     """
     spec, execution = get_model(name), resolve_execution(device, jit=jit)
     if spec.form == "open_clip":
-        loaded = open_clip.load_model(spec.source, _rebuilt(execution, spec.name))
+        loaded = open_clip.load_model(spec.source, _without_jit(execution, spec.name))
         return loaded.model, loaded.preprocess.transform
     checkpoint = read_weights(spec, weights_dir=download_root)
     return open_model(checkpoint, execution), checkpoint.preprocess.transform
 
 
 def read_weights(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline: bool = False) -> Checkpoint:
-    """Read the weights of a model, fetched first where they are published; random ones are drawn.
+    """Return the weights of a model. Published weights are downloaded first if necessary; random weights are drawn.
 
     Raises:
-        CheckpointError, DownloadError, ChecksumError: each says what to do.
+        CheckpointError, DownloadError, ChecksumError: the message says what to do.
     """
     if spec.form == "random":
         return _draw_weights(spec)
     path = checkpoint_path(spec, weights_dir=weights_dir, offline=offline)
     key = split_key(spec.source)[1] if spec.form == "file" else ""
-    sha256 = spec.sha256 if spec.form == "url" else ""  # `fetch` has hashed that one
+    sha256 = spec.sha256 if spec.form == "url" else ""  # `fetch` has verified it
     checkpoint = read_checkpoint(path, sha256=sha256, key=key)
     if spec.sha256 not in ("", checkpoint.sha256):
         raise ChecksumError(
-            f"{checkpoint.path} has the SHA-256 {checkpoint.sha256} where {spec.sha256} was expected; "
-            "get the file again"
+            f"{checkpoint.path}: SHA-256 mismatch (expected {spec.sha256}, got {checkpoint.sha256}); "
+            "download the file again"
         )
     return checkpoint
 
 
 def checkpoint_path(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline: bool = False) -> Path:
-    """Where the checkpoint of a model is, fetched first where it is published.
+    """Return the path of a model's checkpoint. A published checkpoint is downloaded first if necessary.
 
     Raises:
-        DownloadError, ChecksumError, CheckpointError: each says what to do.
+        DownloadError, ChecksumError, CheckpointError: the message says what to do.
     """
     if spec.form == "embedded":
         return Path(str(resources.files("probe"))) / spec.source
@@ -136,19 +138,21 @@ def checkpoint_path(spec: ModelSpec, *, weights_dir: str | Path | None = None, o
         try:
             return hub.fetch_repository(spec.source, HUB_WEIGHTS, [*FILES, hub.CARD], offline=offline)
         except CheckpointError as err:
-            raise CheckpointError(f"{err}, or open_clip:hf-hub:{spec.source} for an open_clip model") from err
+            raise CheckpointError(f"{err}, or open_clip:hf-hub:{spec.source} if it is an open_clip model") from err
     target = paths.weights_dir(weights_dir) / spec.source.rsplit("/", 1)[-1]
     return fetch(spec.source, target, sha256=spec.sha256, offline=offline)
 
 
 def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline: bool = False) -> str:
-    """What tells the weights of a model from all others, without loading them; files are fetched if they are not here.
+    """Return a digest that identifies the weights of a model, without loading them. Missing files are downloaded first.
 
-    For one file, this is its SHA-256. For several files, such as a folder with settings, or for a key that chooses
-    among several models, it is a digest of them all. For random weights, it is a digest of the values that define them.
+    - One file: the SHA-256 of the file.
+    - Several files, such as a folder with settings, or a key that selects one of several models: a digest of all files
+      and the key.
+    - Random weights: a digest of the architecture, the seed and the version of torch.
 
     Raises:
-        CheckpointError, DownloadError, ChecksumError: each says what to do.
+        CheckpointError, DownloadError, ChecksumError: the message says what to do.
     """
     if spec.form == "random":
         return digest({"architecture": spec.architecture, "seed": spec.seed, "torch": torch.__version__})
@@ -156,14 +160,16 @@ def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline:
         return open_clip.identify_zoo_weights(spec.source, offline=offline)
     path = checkpoint_path(spec, weights_dir=weights_dir, offline=offline)
     if spec.form == "url":
-        return spec.sha256  # which `fetch` has just found right
+        return spec.sha256  # `fetch` has verified it
     try:
         files = list_checkpoint_files(path)
         hashes = {file.name: weights_sha256(file) for file in files}
     except OSError as err:
         if isinstance(err, ProbeError):
             raise
-        raise CheckpointError(f"cannot read {path} ({err.strerror or err}); give a file that can be read") from err
+        raise CheckpointError(
+            f"cannot read {path} ({err.strerror or err}); check its permissions, or give another file"
+        ) from err
     key = split_key(spec.source)[1] if spec.form == "file" else ""
     if key:
         return digest({"key": key, **hashes})
@@ -171,27 +177,34 @@ def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline:
 
 
 def has_jit_mode(checkpoint: Checkpoint) -> bool:
-    """Whether the weights are an archive, or random, and so can be made one."""
+    """Return True if the weights are an archive, or random weights, which can be traced into an archive."""
     return checkpoint.path is None or (checkpoint.path.is_file() and is_archive(checkpoint.path))
 
 
 def open_model(checkpoint: Checkpoint, execution: Execution) -> CLIP | torch.jit.ScriptModule:
-    """A whole model, an archive as it is or rebuilt; what is no archive is rebuilt in both modes, with a warning."""
+    """Return a whole model: an archive in JIT mode, otherwise a rebuilt model.
+
+    Warn if JIT mode is requested for a model that has no archive. The model is rebuilt then.
+    """
     if execution.jit and has_jit_mode(checkpoint):
-        archive = load_archive(checkpoint.path or as_archive(checkpoint.state_dict, checkpoint.architecture), execution)
-        # Tracing keeps no plain attributes; these two are what callers of the reference read off a rebuilt model.
+        archive = load_archive(
+            checkpoint.path or trace_archive(checkpoint.state_dict, checkpoint.architecture), execution
+        )
+        # Archives have no plain attributes. Code for the reference reads these two attributes.
         archive.dtype = execution.dtype
         archive.visual.input_resolution = checkpoint.architecture.image_resolution
         return archive
     if execution.jit:
-        warnings.warn(f"{checkpoint.path} is no TorchScript archive; it is rebuilt instead", stacklevel=3)
+        warnings.warn(
+            f"{checkpoint.path} is not a TorchScript archive; using eager mode instead of JIT mode", stacklevel=3
+        )
     return build_model(checkpoint.state_dict, execution, checkpoint.architecture)
 
 
 def as_encoder(
     spec: ModelSpec, checkpoint: Checkpoint, model: CLIP | torch.jit.ScriptModule, execution: Execution
 ) -> ImageEncoder:
-    """The image tower of what `open_model` opened, which serves as nothing else from then on."""
+    """Return the image tower of a model from `open_model` as an encoder. The model itself must not be used any more."""
     before: Callable[[Tensor], Tensor]
     project: Callable[[Tensor], Tensor]
     weights_dtypes = dtypes_of(model.visual.parameters())
@@ -218,15 +231,15 @@ def as_encoder(
     )
 
 
-def _rebuilt(execution: Execution, name: str) -> Execution:
-    """The same without JIT mode, with a warning if it was asked for."""
+def _without_jit(execution: Execution, name: str) -> Execution:
+    """Return the execution without JIT mode; warn if JIT mode was requested."""
     if execution.jit:
-        warnings.warn(f"{name} is no TorchScript archive; it is rebuilt instead", stacklevel=3)
+        warnings.warn(f"{name} is not a TorchScript archive; using eager mode instead of JIT mode", stacklevel=3)
     return replace(execution, jit=False)
 
 
 def _draw_weights(spec: ModelSpec) -> Checkpoint:
-    """Seeded random weights in the dtypes of a published checkpoint, so the same in eager and JIT mode."""
+    """Return seeded random weights. They have the dtypes of a published checkpoint, so both modes use equal weights."""
     assert spec.seed is not None
     assert spec.architecture is not None
     with torch.random.fork_rng(devices=[]):

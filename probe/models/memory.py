@@ -1,4 +1,4 @@
-"""How much memory a device has, and so how many images at a time a model may be given."""
+"""Memory of a device, and the batch size that fits into it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 from probe.cgroups import memory_limits
 from probe.specs import Architecture
 
-BATCH_SIZES = {"cuda": 256}  # where memory allows; not yet measured against others, for want of a GPU
+BATCH_SIZES = {"cuda": 256}  # if the memory is sufficient; not yet compared with other sizes on a GPU
 DEFAULT_BATCH_SIZE = 64
-SHARE = 4  # the part of a device's memory that activations may take
-BYTES = 4
-PLENTY = 1 << 40
+SHARE = 4  # activations may take 1 / SHARE of the memory of a device
+BYTES = 4  # of an fp32 number
+PLENTY = 1 << 40  # bytes; assumed if the system does not report its memory
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes of memory, in all and free; of a system that does not say, as if there were plenty."""
+    """Total and free memory, in bytes; a very large number if the system does not report its memory."""
 
     total: int
     free: int
 
 
 def device_memory(device: str) -> DeviceMemory:
-    """Return the memory of a GPU or of the machine; the limit of a container or job counts as the machine's memory."""
+    """Return the memory of a GPU or of the machine, at most the memory limit of the container or job."""
     if device.startswith("cuda"):
         free, total = torch.cuda.mem_get_info(torch.device(device))
         return DeviceMemory(total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
@@ -41,28 +41,31 @@ def device_memory(device: str) -> DeviceMemory:
 
 
 def find_batch_size(device: str, architecture: Architecture | None) -> int:
-    """The batch size where none is asked for: the usual one, halved until a part of the device's memory holds it.
+    """Return the default batch size: the device's usual size, halved until the activations fit into its memory.
 
-    It depends on the size of the memory, not on what is free at the moment, so that it is the same at every run: the
-    batch size changes the last bits of features. An unknown architecture is taken to fit, and so is a GPU of another
-    machine, of which this one knows nothing.
+    The batch size depends on the total memory, not on the free memory, so that all runs on a device use the same size:
+    the batch size changes the last bits of features. The usual size is returned if the architecture is not known, or if
+    the GPU belongs to another machine.
     """
     kind = torch.device(device).type
     batch_size = BATCH_SIZES.get(kind, DEFAULT_BATCH_SIZE)
     if architecture is None or (kind == "cuda" and not torch.cuda.is_available()):
         return batch_size
-    room = device_memory(device).total // SHARE
-    while batch_size > 1 and batch_size * activation_bytes(architecture) > room:
+    available = device_memory(device).total // SHARE
+    while batch_size > 1 and batch_size * activation_bytes(architecture) > available:
         batch_size //= 2
     return batch_size
 
 
 def activation_bytes(architecture: Architecture) -> int:
-    """What one image takes at most while it is encoded in fp32, by the sizes of the largest layers.
+    """Return an upper bound of the bytes that one image needs while it is encoded in fp32, from the largest layers.
 
-    Of a ViT a block holds its input, queries, keys, values, and the two sides of its activation at four times the
-    width; of a ResNet the first stage holds four maps of a quarter of the side and four times the width, and the stem
-    three of half the side. Above what `tests/test_memory.py` measures.
+    - ViT: a block stores its input, the queries, keys and values, the attention weights, and the input and output of
+      its activation at four times the width.
+    - ResNet: the stem stores three maps with half the side. The first stage stores five maps with a quarter of the side
+      and four times the width.
+
+    `tests/models/test_memory.py` checks that real encoding takes less.
     """
     side, width = architecture.image_resolution, architecture.vision_width
     image = 3 * side * side * 3

@@ -1,6 +1,6 @@
-"""Models of open_clip's zoo: its own towers, activation, preprocessing and licence, through the extra `open-clip`.
+"""Load models of open_clip with their own towers, activation, preprocessing and licence. Needs the extra `open-clip`.
 
-Weights are fetched by `hub.py`, not by open_clip, so that `--offline` holds and files are verified.
+`hub.py` downloads the weights instead of open_clip, because `hub.py` respects `--offline` and verifies files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from probe.specs import digest
 
 logger = logging.getLogger(__name__)
 
-PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # open_clip's image settings, except the size
+PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # open_clip's image settings without the size
 META = Execution(torch.device("meta"), "fp32", jit=False)
 DEFAULT_ORIGIN = "open_clip's default"
 # Errors that open_clip raises for a configuration or weights that it cannot use.
@@ -46,7 +46,12 @@ FAILURES = (
 
 @dataclass(frozen=True)
 class OpenClipSettings:
-    """Preparation of images in the form of open_clip's table, its origin, and the activation that a tag sets."""
+    """Settings of a model that come from open_clip's table or from a configuration.
+
+    Args:
+        values: settings of the preprocessing (`PREPROCESS_SETTINGS`), and `quick_gelu` if a tag sets the activation.
+        origin: origin of the settings, such as `open_clip_config.json`.
+    """
 
     values: Mapping[str, Any]
     origin: str
@@ -54,7 +59,17 @@ class OpenClipSettings:
 
 @dataclass(frozen=True)
 class ZooModel:
-    """A loaded model of open_clip's, in eval mode, and what was read on the way."""
+    """A loaded open_clip model in eval mode.
+
+    Args:
+        model: open_clip's model.
+        preprocess: preprocessing of the images.
+        preprocess_from: origin of the settings of `preprocess`.
+        sha256: SHA-256 of the file with the weights.
+        checkpoint_dtypes: dtypes of the tensors in the file, sorted.
+        license: licence of the weights; empty if it is not known.
+        weights_key: place of the weights in the file; `.` if the file contains nothing else.
+    """
 
     model: nn.Module
     preprocess: Preprocess
@@ -71,18 +86,19 @@ def load_model(source: str, execution: Execution, *, offline: bool = False) -> Z
     Raises:
         UnknownNameError, CheckpointError, DownloadError, ExtraMissingError: the message says what to do.
     """
-    found = parse(source)
-    path, license_name = fetch_zoo_weights(found, offline=offline)
-    found = found if found.architecture else ZooSource(path=path, key=found.key)  # fetched files lie in one folder
-    weights = _read_weights(path, found.key)
-    settings = _settings(found, offline=offline)
-    model = _create(found, settings, execution, offline=offline)
-    _load_weights(model, found, path, weights.state_dict)
+    zoo_source = parse(source)
+    path, license_name = fetch_zoo_weights(zoo_source, offline=offline)
+    if not zoo_source.architecture:  # downloaded weights are next to their configuration
+        zoo_source = ZooSource(path=path, key=zoo_source.key)
+    weights = _read_weights(path, zoo_source.key)
+    settings = _find_settings(zoo_source, offline=offline)
+    model = _create(zoo_source, settings, execution, offline=offline)
+    _load_weights(model, zoo_source, path, weights.state_dict)
     if execution.dtype != torch.float32:
         _cast_the_rest(model, execution.dtype)
     return ZooModel(
         model,
-        _preprocess(found, model),
+        _read_preprocess(zoo_source, model),
         settings.origin,
         weights_sha256(path),
         dtypes_of(weights.state_dict.values()),
@@ -92,20 +108,21 @@ def load_model(source: str, execution: Execution, *, offline: bool = False) -> Z
 
 
 def sketch(source: str) -> ZooModel:
-    """Return an open_clip model on torch's device `meta`, which has sizes but no weights and takes no memory.
+    """Return an open_clip model on torch's device `meta`. The model has sizes but no weights, and takes no memory.
 
     Raises:
         UnknownNameError, CheckpointError, DownloadError, ExtraMissingError: the message says what to do.
     """
-    found = parse(source)
-    settings = _settings(found, offline=True)
+    zoo_source = parse(source)
+    settings = _find_settings(zoo_source, offline=True)
     with torch.device(META.device):
-        model = _create(found, settings, META, offline=True)
-    return ZooModel(model, _preprocess(found, model), settings.origin, sha256="", checkpoint_dtypes=(), license="")
+        model = _create(zoo_source, settings, META, offline=True)
+    preprocess = _read_preprocess(zoo_source, model)
+    return ZooModel(model, preprocess, settings.origin, sha256="", checkpoint_dtypes=(), license="")
 
 
 def _read_weights(path: Path, key: str) -> Candidate:
-    """Return the weights in a file. This checks for damage, which open_clip does not report."""
+    """Return the weights in a file, after checking for damage, which open_clip does not report."""
     try:
         weights = read_model(path, key)
         if is_archive(path):
@@ -113,24 +130,26 @@ def _read_weights(path: Path, key: str) -> Candidate:
     except OSError as err:
         if isinstance(err, ProbeError):
             raise
-        raise CheckpointError(f"cannot read {path} ({err.strerror or err}); give a file that can be read") from err
+        raise CheckpointError(
+            f"cannot read {path} ({err.strerror or err}); check its permissions, or give another file"
+        ) from err
     return weights
 
 
 def _create(source: ZooSource, settings: OpenClipSettings, execution: Execution, *, offline: bool) -> nn.Module:
     open_clip, name = import_open_clip(), _name_for_open_clip(source, offline=offline)
     try:
-        with _without_notices():
+        with _without_useless_warnings():
             model: nn.Module = open_clip.create_model(
                 name,
                 load_weights=False,
                 pretrained_text=False,
                 precision=execution.precision,
                 device=execution.device,
-                # The activation the weights were trained with, which for some tags is not that of the architecture.
+                # Some tags were trained with another activation than the architecture's.
                 force_quick_gelu=bool(source.tag) and settings.values.get("quick_gelu", False),
                 force_preprocess_cfg={k: settings.values[k] for k in PREPROCESS_SETTINGS if k in settings.values},
-                **_text_tower(name, offline=offline),
+                **_text_tower_config(name, offline=offline),
             )
     except FAILURES as err:
         if execution.precision != "fp32" and isinstance(err, AttributeError):  # a layer that open_clip's cast misses
@@ -165,14 +184,16 @@ def _load_weights(model: nn.Module, source: ZooSource, path: Path, tensors: Mapp
 def _cannot_build(source: ZooSource, err: Exception) -> Exception:
     if isinstance(err, ProbeError):
         return err
-    return CheckpointError(f"open_clip cannot build {source} ({summarize(err)}); check that the weights belong to it")
+    return CheckpointError(
+        f"open_clip cannot load {source} ({summarize(err)}); check that the weights belong to this architecture"
+    )
 
 
 def _cast_the_rest(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast weights that open_clip's cast leaves in fp32 although they are multiplied with half-precision values.
 
-    These are queries of attentional pools, scales of layers and heads, and text towers of Hugging Face. Normalisations
-    that compute in fp32, and the model's temperature and bias, stay in fp32.
+    These are the queries of attentional pools, the scales of layers and heads, and text towers of Hugging Face.
+    Normalisation layers that compute in fp32, and the model's temperature and bias, stay fp32.
     """
     from open_clip.transformer import LayerNormFp32
 
@@ -184,24 +205,24 @@ def _cast_the_rest(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 @contextmanager
-def _without_notices() -> Iterator[None]:
-    """Hide notices that need no action by the user.
+def _without_useless_warnings() -> Iterator[None]:
+    """Hide warnings that a user cannot act on.
 
-    timm warns about an old model name that open_clip's configurations still use. open_clip's factory warns, in the root
-    logger, about a model without weights, although the weights are loaded afterwards.
+    timm warns about an old model name that open_clip's configurations still use. open_clip's module `factory` warns, on
+    the root logger, that a model has no weights, although the weights are loaded afterwards.
     """
     root = logging.getLogger()
 
-    def is_of_use(record: logging.LogRecord) -> bool:
+    def is_useful(record: logging.LogRecord) -> bool:
         return record.module != "factory"
 
-    root.addFilter(is_of_use)
+    root.addFilter(is_useful)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Mapping deprecated model name", category=UserWarning)
             yield
     finally:
-        root.removeFilter(is_of_use)
+        root.removeFilter(is_useful)
 
 
 def _name_for_open_clip(source: ZooSource, *, offline: bool) -> str:
@@ -220,17 +241,18 @@ def _config_folder(source: ZooSource, *, offline: bool) -> Path:
     return folder
 
 
-def _settings(source: ZooSource, *, offline: bool) -> OpenClipSettings:
-    """Return how the images of a model are prepared, by the first rule that applies.
+def _find_settings(source: ZooSource, *, offline: bool) -> OpenClipSettings:
+    """Return the settings of a model's preprocessing, by the first rule that applies.
 
     1. `local-dir:` and `hf-hub:`: the settings of `open_clip_config.json`.
     2. `ARCH/TAG`: the settings of the tag in open_clip's table.
-    3. `ARCH/PATH`: the settings of the architecture's tags in the table, if all tags agree. open_clip itself uses its
-       default for a path, which is OpenAI's preprocessing; `?preprocess=open_clip` chooses that default here.
+    3. `ARCH/PATH`: the settings of the architecture's tags in the table, if all tags agree. For a path, open_clip
+    itself
+       uses its default, which is OpenAI's preprocessing; `?preprocess=open_clip` selects that default here.
     4. Otherwise open_clip's default, with a warning.
     """
     if not source.architecture:
-        values = read_config(_config_folder(source, offline=offline)).get("preprocess_cfg", {})
+        values = read_config(_config_folder(source, offline=offline)).preprocess_cfg
         if set(values) & set(PREPROCESS_SETTINGS):
             return OpenClipSettings(values, CONFIG)
     elif source.own_preprocess:
@@ -242,12 +264,12 @@ def _settings(source: ZooSource, *, offline: bool) -> OpenClipSettings:
         if rows and all(all(row[k] == rows[0][k] for k in PREPROCESS_SETTINGS) for row in rows):
             kind = f"tag {source.tag}" if source.tag else "tags"
             return OpenClipSettings(rows[0], f"{kind} of open_clip's {architecture}")
-    logger.warning("nothing says how the images of %s are prepared; it is taken to be as for OpenAI's models", source)
+    logger.warning("%s has no settings for the preprocessing of images; OpenAI's preprocessing is assumed", source)
     return OpenClipSettings({}, DEFAULT_ORIGIN)
 
 
-def _text_tower(name: str, *, offline: bool) -> dict[str, Any]:
-    """The configuration of a text tower of Hugging Face's from a folder: open_clip would ask the network for it."""
+def _text_tower_config(name: str, *, offline: bool) -> dict[str, Any]:
+    """Return the configuration of a text tower of Hugging Face, from a folder. open_clip would download it itself."""
     text: dict[str, Any] = import_open_clip().get_model_config(name)["text_cfg"]
     if "hf_model_name" not in text:
         return {}
@@ -255,20 +277,22 @@ def _text_tower(name: str, *, offline: bool) -> dict[str, Any]:
     return {"text_cfg": {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}}
 
 
-def _preprocess(source: ZooSource, model: nn.Module) -> Preprocess:
+def _read_preprocess(source: ZooSource, model: nn.Module) -> Preprocess:
     assert isinstance(model.visual, nn.Module)
     settings: Any = model.visual.preprocess_cfg
     size = settings["size"]
     height, width = (size, size) if isinstance(size, int) else size
-    known = settings["interpolation"] in INTERPOLATIONS and settings["resize_mode"] in RESIZES
-    mean, std = (_three(settings[name]) for name in ("mean", "std"))
-    if height != width or not known or mean is None or std is None or 0 in std:
-        raise CheckpointError(f"open_clip's {source} asks for a preprocessing that is not supported: {settings}")
+    is_supported = settings["interpolation"] in INTERPOLATIONS and settings["resize_mode"] in RESIZES
+    mean, std = (_three_numbers(settings[name]) for name in ("mean", "std"))
+    if height != width or not is_supported or mean is None or std is None or 0 in std:
+        raise CheckpointError(
+            f"the preprocessing of open_clip's {source} is not supported: {settings}; use another model"
+        )
     return Preprocess(height, mean, std, settings["interpolation"], settings["resize_mode"])
 
 
-def _three(values: Any) -> tuple[float, float, float] | None:
-    """Return the value as three numbers, or None if it is anything else."""
+def _three_numbers(values: Any) -> tuple[float, float, float] | None:
+    """Return a value as a tuple of three numbers, or None if it is not a sequence of three numbers."""
     if not isinstance(values, list | tuple) or [isinstance(value, int | float) for value in values] != [True] * 3:
         return None
     red, green, blue = values
@@ -277,23 +301,28 @@ def _three(values: Any) -> tuple[float, float, float] | None:
 
 def is_zoo_model_here(source: str) -> bool:
     """Return True if the weights need no download."""
-    found = parse(source)
-    return found.path is not None or hub.has_cached_file(*_published(found))
+    zoo_source = parse(source)
+    return zoo_source.path is not None or hub.has_cached_file(*_published_files(zoo_source))
 
 
-def _published(source: ZooSource) -> tuple[str, tuple[str, ...]]:
-    """The repository of a tag, and the names its weights may have there, best first: safetensors carry no code."""
+def _published_files(source: ZooSource) -> tuple[str, tuple[str, ...]]:
+    """Return the repository of a model and the possible names of its weights, best first.
+
+    Safetensors files come first, because they cannot contain code.
+    """
     if source.repo:
         return source.repo, WEIGHTS
     settings = import_open_clip().get_pretrained_cfg(source.architecture, source.tag)
     repo, _, file = settings.get("hf_hub", "").rpartition("/")
     if not repo:
-        raise CheckpointError(f"open_clip has no repository for {source}; fetch it and give open_clip:ARCH/PATH")
+        raise CheckpointError(
+            f"open_clip has no repository for {source}; download the weights and give open_clip:ARCH/PATH"
+        )
     return repo, (f"{Path(file).stem}{SAFETENSORS}", file) if file else WEIGHTS
 
 
 def fetch_zoo_weights(source: ZooSource, *, offline: bool) -> tuple[Path, str]:
-    """The file with the weights, fetched if it is not here, and their licence, empty where nobody says.
+    """Return the path of the weights, after a download if necessary, and their licence, empty if it is not known.
 
     Raises:
         CheckpointError, DownloadError, ChecksumError: the message says what to do.
@@ -301,27 +330,28 @@ def fetch_zoo_weights(source: ZooSource, *, offline: bool) -> tuple[Path, str]:
     if source.path is not None:
         path = find_weights(source.path) if source.path.is_dir() else source.path
         return path, "" if source.architecture else hub.read_license(path.parent)
-    repo, files = _published(source)
+    repo, files = _published_files(source)
     folder = hub.fetch_repository(repo, [[file] for file in files], [CONFIG, hub.CARD], offline=offline)
     return next(folder / file for file in files if (folder / file).is_file()), hub.read_license(folder)
 
 
 def identify_zoo_weights(source: str, *, offline: bool) -> str:
-    """Return a digest of everything that determines the features of a model: its weights and their settings.
+    """Return a digest of all that determines the features of a model: the weights and the settings.
 
     Raises:
         CheckpointError, DownloadError, ChecksumError: the message says what to do.
     """
-    found = parse(source)
-    path, _ = fetch_zoo_weights(found, offline=offline)
-    found = found if found.architecture else ZooSource(path=path, key=found.key)
-    facts = {"architecture": found.architecture, "tag": found.tag, "sha256": weights_sha256(path)}
-    if found.key:
-        facts["key"] = found.key
-    if found.own_preprocess:
+    zoo_source = parse(source)
+    path, _ = fetch_zoo_weights(zoo_source, offline=offline)
+    if not zoo_source.architecture:
+        zoo_source = ZooSource(path=path, key=zoo_source.key)
+    facts = {"architecture": zoo_source.architecture, "tag": zoo_source.tag, "sha256": weights_sha256(path)}
+    if zoo_source.key:
+        facts["key"] = zoo_source.key
+    if zoo_source.own_preprocess:
         facts["preprocess"] = DEFAULT_ORIGIN
-    if not found.architecture:
-        facts["config"] = weights_sha256(_config_folder(found, offline=offline) / CONFIG)
-    if "multimodal_cfg" in import_open_clip().get_model_config(_name_for_open_clip(found, offline=offline)):
-        facts["projected"] = "unit length"  # for CoCa: earlier cached features were not normalised
+    if not zoo_source.architecture:
+        facts["config"] = weights_sha256(_config_folder(zoo_source, offline=offline) / CONFIG)
+    if "multimodal_cfg" in import_open_clip().get_model_config(_name_for_open_clip(zoo_source, offline=offline)):
+        facts["projected"] = "unit length"  # CoCa models; earlier versions cached features that were not normalised
     return digest(facts)

@@ -1,4 +1,4 @@
-"""Folders that open_clip writes: `open_clip_config.json` and the weights next to it. This module reads no weights.
+"""Read the configuration of folders that open_clip wrote, and find their weights. This module reads no weights.
 
 Source: open_clip `push_to_hf_hub.save_for_hf` and `factory.create_model` with the schema `local-dir:`.
 """
@@ -7,49 +7,58 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from probe.decoder import decode
 from probe.errors import CheckpointError, listed
 
-LOCAL, HUB = "local-dir:", "hf-hub:"  # open_clip's prefixes for models with a configuration next to their weights
+LOCAL, HUB = "local-dir:", "hf-hub:"  # open_clip's prefixes of models with a configuration next to the weights
 CONFIG = "open_clip_config.json"
-# open_clip's file names for weights, best first: safetensors files contain no code.
+# open_clip's file names of weights. Safetensors files come first, because they cannot contain code.
 WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
 )
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")  # suffixes of weights under any other name
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")  # of weights with other file names
 
 
-def read_config(folder: Path) -> Mapping[str, Any]:
-    """Return the configuration of a folder, after checking the entries that open_clip needs.
+@dataclass(frozen=True)
+class ArchitectureConfig:
+    """Settings of an architecture that every configuration must have. open_clip reads the file again for the others."""
+
+    embed_dim: int
+    vision_cfg: Mapping[str, Any]
+    text_cfg: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OpenClipConfig:
+    """Content of `open_clip_config.json`: the architecture, and settings of the preprocessing."""
+
+    model_cfg: ArchitectureConfig
+    preprocess_cfg: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_config(folder: Path) -> OpenClipConfig:
+    """Return the configuration of a folder.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or lacks such an entry; the message names the file.
+        CheckpointError: the file is missing or damaged, or an entry is missing or has a wrong type; the message names
+            the file and the entry.
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as err:
         raise CheckpointError(f"cannot read {path} ({err}); give a folder that open_clip wrote") from err
-    model = config.get("model_cfg") if isinstance(config, dict) else None
-    if not isinstance(model, dict):
-        raise CheckpointError(f"{path} has no 'model_cfg'; put the architecture under that key, as open_clip does")
-    for name, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict)):
-        if not isinstance(model.get(name), kind):
-            raise CheckpointError(
-                f"{path} has model_cfg.{name} {model.get(name)!r}, but open_clip needs {_kind(kind)}; correct the file"
-            )
-    if not isinstance(config.get("preprocess_cfg", {}), dict):
-        raise CheckpointError(f"{path} has a preprocess_cfg that is not an object; correct the file")
-    return config
-
-
-def _kind(kind: type) -> str:
-    return "an object" if kind is dict else "a number"
+    try:
+        return decode(content, OpenClipConfig)
+    except (ValueError, RecursionError) as err:
+        raise CheckpointError(f"{path}: {err}; correct the file, or give a folder that open_clip wrote") from err
 
 
 def find_weights(folder: Path) -> Path:
@@ -61,10 +70,10 @@ def find_weights(folder: Path) -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
-    if not found:
-        raise CheckpointError(f"{folder} has no {WEIGHTS[0]} or {WEIGHTS[2]}; put the weights next to {CONFIG}")
-    if len(found) > 1:
-        names = listed([path.name for path in found])
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if not files:
+        raise CheckpointError(f"{folder} has no weights, such as {WEIGHTS[0]}; put the weights next to {CONFIG}")
+    if len(files) > 1:
+        names = listed([path.name for path in files])
         raise CheckpointError(f"{folder} has several files with weights ({names}); give the path of one of them")
-    return found[0]
+    return files[0]

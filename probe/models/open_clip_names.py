@@ -1,4 +1,4 @@
-"""Names of open_clip's models: an architecture and its weights, or a folder with open_clip's configuration."""
+"""Parse names of open_clip models: an architecture and its weights, or a folder with open_clip's configuration."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ OWN_PREPROCESS = "preprocess=open_clip"  # after the `?` of `ARCH/PATH`, or afte
 
 @dataclass(frozen=True)
 class ZooSource:
-    """An open_clip model.
+    """The parts of the name of an open_clip model.
 
     Args:
         architecture: open_clip's name of the architecture; empty if `open_clip_config.json` is next to the weights.
         tag: tag in open_clip's table.
         path: path of a checkpoint, or of a folder with a configuration.
         repo: repository of the Hugging Face hub with a configuration, `ORG/NAME`.
-        own_preprocess: True to prepare images by open_clip's default instead of the settings of the tags.
-        key: chooses one of several models in the checkpoint; empty if it holds only one.
+        own_preprocess: True to use open_clip's default preprocessing instead of the settings of the tags.
+        key: selects one of several models in the checkpoint; empty if there is only one.
     """
 
     architecture: str = ""
@@ -50,7 +50,7 @@ class ZooSource:
 
 
 def parse(source: str) -> ZooSource:
-    """Look up `ARCH/TAG`, `ARCH/PATH`, `local-dir:PATH` or `hf-hub:ORG/NAME`; an architecture may have a slash.
+    """Parse `ARCH/TAG`, `ARCH/PATH`, `local-dir:PATH` or `hf-hub:ORG/NAME`. An architecture may contain a slash.
 
     Raises:
         UnknownNameError: open_clip has no such architecture or tag; the message suggests similar names.
@@ -63,12 +63,12 @@ def parse(source: str) -> ZooSource:
         return ZooSource(repo=repo)
     if source.startswith(LOCAL):
         return _parse_local(source.removeprefix(LOCAL))
-    architecture, rest = _split(source)
+    architecture, rest = _split_architecture(source)
     tags = import_open_clip().list_pretrained_tags_by_model(architecture)
     if rest in tags:
         return ZooSource(architecture, tag=rest)
     own_preprocess = rest.endswith((f"?{OWN_PREPROCESS}", f"&{OWN_PREPROCESS}"))
-    path, key = _absolute(rest[: -len(OWN_PREPROCESS) - 1] if own_preprocess else rest)
+    path, key = _parse_path(rest[: -len(OWN_PREPROCESS) - 1] if own_preprocess else rest)
     if path.is_file():
         return ZooSource(architecture, path=path, own_preprocess=own_preprocess, key=key)
     refuse_options(rest, f"{KEY}KEY, ?{OWN_PREPROCESS} and {KEY}KEY&{OWN_PREPROCESS}")
@@ -78,35 +78,35 @@ def parse(source: str) -> ZooSource:
         raise UnknownNameError(f"open_clip has no weights for {architecture}; give {OPEN_CLIP}{architecture}/PATH")
     if not rest:
         known = listed(tags)
-        raise UnknownNameError(f"{OPEN_CLIP}{architecture} does not say which weights; add one of its tags: /{known}")
+        raise UnknownNameError(f"{OPEN_CLIP}{architecture} names no weights; add / and one of the tags: {known}")
     raise unknown_name(f"tag of open_clip's {architecture}", rest, tags)
 
 
 def _parse_local(name: str) -> ZooSource:
-    path, key = _absolute(name)
+    path, key = _parse_path(name)
     if not path.exists():
-        raise CheckpointMissingError(f"no file or folder at {path}; give the folder that holds {CONFIG}")
+        raise CheckpointMissingError(f"no file or folder at {path}; give the folder that contains {CONFIG}")
     folder = path if path.is_dir() else path.parent
     if not (folder / CONFIG).is_file():
-        raise CheckpointMissingError(f"{folder} has no {CONFIG}; add it, or name the architecture: open_clip:ARCH/PATH")
+        raise CheckpointMissingError(f"{folder} has no {CONFIG}; add that file, or give open_clip:ARCH/PATH")
     return ZooSource(path=path, key=key)
 
 
-def _absolute(name: str) -> tuple[Path, str]:
-    """Split `PATH?key=KEY` into the path and the key."""
+def _parse_path(name: str) -> tuple[Path, str]:
+    """Return the absolute path and the key of `PATH?key=KEY`."""
     try:
         written, key = split_key(name)
         path = paths.expand_home(written).absolute()
         path.exists()
-    except (OSError, ValueError) as err:  # a name that is too long, a NUL
+    except (OSError, ValueError) as err:  # the name is too long or contains a NUL
         if isinstance(err, ProbeError):
             raise
-        raise CheckpointMissingError(f"cannot look at {name!r} ({err}); give the path of a file") from err
+        raise CheckpointMissingError(f"cannot access {name!r} ({err}); give the path of a file") from err
     return path, key
 
 
-def _split(source: str) -> tuple[str, str]:
-    """Return the architecture, which may have a slash, and the text after it, which may be empty."""
+def _split_architecture(source: str) -> tuple[str, str]:
+    """Return the architecture, and the text after the architecture, which may be empty."""
     architectures = import_open_clip().list_models()
     parts = source.split("/")
     for i in range(1, len(parts) + 1):
@@ -117,7 +117,7 @@ def _split(source: str) -> tuple[str, str]:
 
 
 def names() -> tuple[str, ...]:
-    """Return all models of the installed open_clip, as `open_clip:ARCH/TAG`.
+    """Return the names of all models of the installed open_clip, as `open_clip:ARCH/TAG`.
 
     Raises:
         ExtraMissingError: open_clip is not installed.
@@ -137,6 +137,6 @@ def import_open_clip() -> ModuleType:
         if err.name != "open_clip":  # a dependency of open_clip is missing
             raise
         raise ExtraMissingError(
-            "open_clip is not installed; install the extra open-clip, or pip install 'open_clip_torch>=3,<4'"
+            "open_clip is not installed; install it with pip install 'open_clip_torch>=3,<4', or the extra open-clip"
         ) from err
     return open_clip

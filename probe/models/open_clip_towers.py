@@ -1,4 +1,4 @@
-"""The image tower of a loaded open_clip model, in two steps: the tower up to its projection, and the projection."""
+"""Split the image tower of a loaded open_clip model into two steps: up to the projection, and the projection."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from probe.models.openai import expose_pre_projection
 
 
 def zoo_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncoder:
-    """Return the image tower of a loaded model. The model itself must not be used any more."""
+    """Return the image tower of a loaded model as an encoder. The model itself must not be used any more.
+
+    Raises:
+        DeviceError: the model cannot compute in this precision on this device.
+    """
     visual = loaded.model.visual
     assert isinstance(visual, nn.Module)
-    before, project = _in_two_steps(loaded.model, visual)
+    before, project = _split_image_encoder(loaded.model, visual)
     side = loaded.preprocess.resolution
     zeros = torch.zeros(1, 3, side, side, device=execution.device, dtype=execution.dtype)
     try:
@@ -31,9 +35,9 @@ def zoo_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncod
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as err:
-        instead = "another model" if execution.precision == "fp32" else "--precision fp32"
+        alternative = "another model" if execution.precision == "fp32" else "--precision fp32"
         raise DeviceError(
-            f"{name} does not run in {execution.precision} on {execution.device} ({summarize(err)}); use {instead}"
+            f"{name} cannot run in {execution.precision} on {execution.device} ({summarize(err)}); use {alternative}"
         ) from err
     return ImageEncoder(
         name,
@@ -52,7 +56,9 @@ def zoo_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncod
     )
 
 
-def _in_two_steps(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def _split_image_encoder(
+    model: nn.Module, visual: nn.Module
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Return the tower up to its projection, and the projection.
 
     Both together compute `model.encode_image(images)` with open_clip's default arguments. By default, open_clip
@@ -73,24 +79,24 @@ def _split_tower(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor]
     """
 
     def run(images: Tensor) -> Tensor:
-        found = visual(images)
-        return found[0] if isinstance(found, tuple) else found  # a CoCa tower also returns its tokens
+        output = visual(images)
+        return output[0] if isinstance(output, tuple) else output  # a CoCa tower also returns its tokens
 
     if hasattr(visual, "attnpool") or getattr(visual, "proj", None) is not None:
         return run, expose_pre_projection(model)
     projection = _last_layer(visual)
     if projection is None:
         return run, lambda features: features
-    given: list[Tensor] = []
-    projection.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    inputs: list[Tensor] = []  # of the projection
+    projection.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
 
     def run_up_to_projection(images: Tensor) -> Tensor:
         run(images)
-        return given.pop()
+        return inputs.pop()
 
     def project(features: Tensor) -> Tensor:
         projected: Tensor = projection(features)
-        given.clear()
+        inputs.clear()
         return projected
 
     return run_up_to_projection, project

@@ -1,6 +1,6 @@
-"""OpenAI's checkpoints: TorchScript archives, run as they are or rebuilt as modules.
+"""OpenAI's checkpoints: TorchScript archives, run unchanged in JIT mode or rebuilt as modules in eager mode.
 
-The only module that touches `torch.jit`, which is deprecated but is what the published files are made of.
+This is the only module that uses `torch.jit`. It is deprecated, but the published files are TorchScript archives.
 """
 
 from __future__ import annotations
@@ -18,29 +18,26 @@ from torch import Tensor, nn
 
 from probe.errors import CheckpointError
 from probe.models.archive import check_program
-from probe.models.clip import CLIP, architecture_of, convert_weights
 from probe.models.devices import Execution
+from probe.models.towers import CLIP, architecture_of, convert_weights
 from probe.paths import is_utf8
 from probe.specs import Architecture
 
 METHODS = ("forward", "encode_image", "encode_text")
-BUFFERS = ("input_resolution", "context_length", "vocab_size")  # sizes that archives carry beside the weights
-SCALAR_TYPE = {
-    torch.float16: 5,
-    torch.float32: 6,
-    torch.bfloat16: 15,
-}  # how graphs write a dtype, c10/core/ScalarType.h
+BUFFERS = ("input_resolution", "context_length", "vocab_size")  # sizes that archives store as buffers
+# Integers that stand for dtypes in graphs; see c10/core/ScalarType.h.
+SCALAR_TYPE = {torch.float16: 5, torch.float32: 6, torch.bfloat16: 15}
 
 
 def build_model(
     state_dict: Mapping[str, Tensor], execution: Execution, architecture: Architecture | None = None
 ) -> CLIP:
-    """Rebuild a model from its weights: eval mode, on the device, in the precision of `execution`.
+    """Return the model with the given weights in eval mode, on the device and in the precision of `execution`.
 
-    Without an `architecture` it is read off the weights, and activation and heads are OpenAI's.
+    Without an `architecture`, `architecture_of` derives it from the weights.
 
     Raises:
-        CheckpointError: a key is missing, unknown or of another shape; the message names it.
+        CheckpointError: a tensor is missing, unknown or has a different shape; the message names the tensor.
     """
     architecture = architecture or architecture_of(state_dict)
     check_weights(state_dict, architecture)
@@ -50,46 +47,47 @@ def build_model(
     return model.to(execution.device).eval()
 
 
-def check_weights(found: Mapping[str, Tensor], architecture: Architecture) -> None:
-    """Check that weights have exactly the names and shapes of an architecture.
+def check_weights(state_dict: Mapping[str, Tensor], architecture: Architecture) -> None:
+    """Check that a state dict has exactly the names and shapes of an architecture.
 
     Raises:
-        CheckpointError: a key is missing, unknown or has a different shape; the message names the key.
+        CheckpointError: a tensor is missing, unknown or has a different shape; the message names the tensor.
     """
     with torch.device("meta"):
         expected = CLIP(architecture).state_dict()
     for name, tensor in expected.items():
-        if name not in found:
+        if name not in state_dict:
             raise CheckpointError(f"the state dict has no {name!r}; give the weights of a whole CLIP model")
-        if found[name].shape != tensor.shape:
-            shapes = f"{tuple(found[name].shape)} where {tuple(tensor.shape)} was expected"
-            raise CheckpointError(f"{name!r} has the shape {shapes}; give the weights of a CLIP model as published")
-        if found[name].is_floating_point() != tensor.is_floating_point():
-            kinds = f"{found[name].dtype} where {tensor.dtype} was expected"
-            raise CheckpointError(f"{name!r} holds {kinds}; give weights that are no codes of a quantized model")
-    for name in found:
+        given = state_dict[name]
+        if given.shape != tensor.shape:
+            shapes = f"expected {tuple(tensor.shape)}, got {tuple(given.shape)}"
+            raise CheckpointError(f"{name!r} has a wrong shape: {shapes}; give the unchanged weights of a CLIP model")
+        if given.is_floating_point() != tensor.is_floating_point():
+            dtypes = f"expected {tensor.dtype}, got {given.dtype}"
+            raise CheckpointError(f"{name!r} has a wrong dtype: {dtypes}; give weights that are not quantized")
+    for name in state_dict:
         if name not in expected:
-            raise CheckpointError(f"the state dict has an unknown key {name!r}; give the weights of a CLIP model alone")
+            raise CheckpointError(f"the state dict has an unknown key {name!r}; give only the weights of a CLIP model")
 
 
 def load_archive(source: Path | BinaryIO, execution: Execution) -> torch.jit.ScriptModule:
-    """Load an archive to run as it is, its graphs patched for the device and precision of `execution`.
+    """Load an archive for JIT mode, with its graphs patched for the device and precision of `execution`.
 
-    The published graphs name `cuda:0` and fp16 as constants. Every graph is patched: of each submodule and each of its
-    methods, `forward1` and the like included.
+    The published graphs contain `cuda:0` and fp16 as constants. The graphs of all methods of all submodules are
+    patched, also methods such as `forward1`.
 
     Raises:
-        CheckpointError: the file is damaged or no archive, lacks a method, was traced in fp32 and cannot be run in
-            another precision, or has a program that does more than compute.
+        CheckpointError: the file is damaged or not an archive; lacks a method; was traced in fp32 and would have to run
+            in another precision; or contains code that a traced model does not have.
     """
     if isinstance(source, Path):
         check_program(source)
     model = _load_archive(source, execution.device)
     for method in METHODS:
         if not hasattr(model, method):
-            raise CheckpointError(f"{source} was traced without {method!r} and has no JIT mode; use --jit off")
+            raise CheckpointError(f"{source} was traced without {method!r} and cannot run in JIT mode; use --jit off")
     if execution.dtype != torch.float32 and all(p.dtype == torch.float32 for p in model.parameters()):
-        raise CheckpointError(f"{source} was traced in fp32 and runs in no other precision; use --precision fp32")
+        raise CheckpointError(f"{source} was traced in fp32 and cannot run in another precision; use --precision fp32")
     for graph in _graphs(model):
         _replace_devices(graph, "cuda", str(execution.device))
         _replace_dtypes(graph, SCALAR_TYPE[torch.float16], SCALAR_TYPE[execution.dtype])
@@ -108,15 +106,14 @@ def _load_archive(source: Path | BinaryIO, device: torch.device) -> torch.jit.Sc
                 opened = str(source) if is_utf8(source) else io.BytesIO(source.read_bytes())
             model: torch.jit.ScriptModule = torch.jit.load(opened, map_location=device)
         except (RuntimeError, ValueError) as err:
-            raise CheckpointError(f"{source} is no TorchScript archive or is damaged; fetch it again") from err
+            raise CheckpointError(f"{source} is not a TorchScript archive or is damaged; download it again") from err
     return model.eval()
 
 
 def expose_pre_projection(model: Any) -> Callable[[Tensor], Tensor]:
-    """Make a model with OpenAI's towers return the features before the projection; the projection is returned.
+    """Make a model with OpenAI's towers return the features before the projection, and return the projection.
 
-    The projection in the model, or in the graphs of an archive, becomes the identity, a product with which changes no
-    bit.
+    The projection of the model or archive is replaced by the identity. A product with the identity changes no bit.
     """
     if hasattr(model.visual, "proj"):
         projection = model.visual.proj.detach().clone()  # (width, embed_dim)
@@ -131,10 +128,10 @@ def expose_pre_projection(model: Any) -> Callable[[Tensor], Tensor]:
 
 
 def save_archive(model: CLIP, target: Path | BinaryIO) -> None:
-    """Write a model as OpenAI published theirs.
+    """Write a model in the form of OpenAI's published files.
 
-    A TorchScript archive traced in fp16 with the methods `forward`, `encode_image` and `encode_text`, the sizes as
-    buffers, and `cuda:0` as the device in its graphs.
+    This is a TorchScript archive, traced in fp16, with the methods `forward`, `encode_image` and `encode_text`, with
+    the sizes as buffers, and with `cuda:0` as the device in its graphs.
     """
     _require_torchscript()
     traced_on = next(model.parameters()).device
@@ -150,17 +147,18 @@ def save_archive(model: CLIP, target: Path | BinaryIO) -> None:
         half.register_buffer(name, torch.tensor(size, device=traced_on))
     example = {"forward": (image, text), "encode_image": image, "encode_text": text}
     with _without_deprecation():
-        # Attention and `encode_text` check shapes. The shapes are right here, and the checks do not enter the graph.
+        # Attention and `encode_text` check shapes. The shapes are right here, and a trace does not record the checks.
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
-        # torch's own check traces each method once more, which takes minutes in fp16 on a CPU; the tests compare.
+        # torch would check the trace by tracing each method again, which takes minutes in fp16 on a CPU. Our tests
+        # compare the results instead.
         archive = torch.jit.trace_module(half, example, check_trace=False)
         for graph in _graphs(archive):
             _replace_devices(graph, str(traced_on), "cuda:0")
         torch.jit.save(archive, str(target) if isinstance(target, Path) else target)
 
 
-def as_archive(state_dict: Mapping[str, Tensor], architecture: Architecture) -> BinaryIO:
-    """Weights as an archive in memory, ready for `load_archive`: what JIT mode means where there is no file."""
+def trace_archive(state_dict: Mapping[str, Tensor], architecture: Architecture) -> BinaryIO:
+    """Return weights as an archive in memory for `load_archive`, so that models without a file can run in JIT mode."""
     model = CLIP(architecture)
     model.load_state_dict(dict(state_dict))
     file = io.BytesIO()
@@ -183,9 +181,10 @@ def _replace_devices(graph: Any, old: str, new: str) -> None:
 
 
 def _replace_dtypes(graph: Any, old: int, new: int) -> None:
-    """Replace the dtype of casts and of new tensors: an int constant among the arguments of these two operators.
+    """Replace the dtype of casts and of new tensors, which is an integer argument of these two operators.
 
-    The constant itself stays, because a loaded graph keeps one for all uses of a number: 5 is fp16 and five heads too.
+    The constant itself must not change, because a loaded graph shares one constant among all uses of a number: 5 can
+    mean fp16 in one place and five heads in another.
     """
     for operator, positions in (("aten::to", (1, 2)), ("aten::zeros", (1,))):
         for node in graph.findAllNodes(operator):
@@ -200,13 +199,13 @@ def _replace_dtypes(graph: Any, old: int, new: int) -> None:
 def _require_torchscript() -> None:
     if not hasattr(torch.jit, "load"):
         raise CheckpointError(
-            f"torch {torch.__version__} has no TorchScript, which OpenAI's archives are made of; install torch 2.15"
+            f"torch {torch.__version__} has no TorchScript, which OpenAI's archives need; install torch 2.15"
         )
 
 
 @contextmanager
 def _without_deprecation() -> Iterator[None]:
-    """Keep torch's notices about `torch.jit` from the user, who can do nothing about the form of published files."""
+    """Hide torch's deprecation warnings about `torch.jit`, because a user cannot change the published files."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
         yield

@@ -1,7 +1,8 @@
-"""PIL image -> what the image tower eats, in two halves; by default the transform of OpenAI's CLIP.
+"""Preprocessing of images for an image tower, by default the transform of OpenAI's CLIP.
 
-`to_pixels` does what needs PIL (resize, crop, RGB) and leaves uint8; `normalize` does the arithmetic, on whatever
-device holds the batch. One after the other they equal the reference's transform bit for bit; so does `transform`.
+The preprocessing has two steps. `to_pixels` resizes, crops and converts to RGB with PIL, and returns uint8. `normalize`
+subtracts the mean and divides by the standard deviation, on the device of the batch. Both steps together, and
+`transform`, give the same bits as the reference's transform.
 
 Source: Radford et al. 2021, appendix A; openai/CLIP `_transform`; for the other settings, open_clip `PreprocessCfg`.
 """
@@ -17,8 +18,8 @@ from PIL import Image, features
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-VERSION = 1  # raised with every change of this module that changes what a model sees
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the red, green and blue of OpenAI's training images
+VERSION = 1  # increased with every change of this module that changes the input of a model
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue in OpenAI's training images
 STD = (0.26862954, 0.26130258, 0.27577711)
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZES = ("shortest", "squash")
@@ -26,14 +27,14 @@ RESIZES = ("shortest", "squash")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What happens to an image before a model sees it.
+    """Settings of the preprocessing of images.
 
     Args:
-        resolution: side of the square that the model takes, in pixels.
-        mean: what is taken off red, green and blue, of pixels in [0, 1].
-        std: what they are then divided by.
+        resolution: side of the square input of the model, in pixels.
+        mean: values that are subtracted from red, green and blue, for pixels in [0, 1].
+        std: values that red, green and blue are divided by, after the subtraction.
         interpolation: one of `INTERPOLATIONS`.
-        resize: `shortest` resizes the short side to `resolution` and cuts out the middle, `squash` resizes both sides.
+        resize: `shortest` resizes the short side to `resolution` and crops the centre; `squash` resizes both sides.
     """
 
     resolution: int
@@ -43,21 +44,21 @@ class Preprocess:
     resize: str = "shortest"
 
     def to_pixels(self, image: Image.Image) -> np.ndarray:
-        """The half that needs PIL: image of any mode and size -> uint8 (3, resolution, resolution), channels last.
+        """Resize and crop an image of any mode and size; return uint8 (3, resolution, resolution), channels last.
 
-        The image becomes RGB last, as in the reference; it matters for images with a palette or an alpha channel, and
-        not for those of an `ImageDataset`, which are RGB already, as torchvision's `ImageFolder` gives them.
+        The conversion to RGB comes last, as in the reference. The order changes the pixels of images with a palette or
+        an alpha channel. Images of an `ImageDataset` are RGB from the start.
         """
         return np.array(self._crop(image)).transpose(2, 0, 1)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, 3, r, r) -> fp32 (n, 3, r, r), on the same device and in the same order in memory."""
+        """Normalise uint8 pixels (n, 3, r, r); return fp32 on the same device and with the same memory format."""
         mean, std = (_on_device(values, pixels.device) for values in (self.mean, self.std))
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     @property
     def transform(self) -> Compose:
-        """Return the complete transform, as `load_clip` returns it: image -> fp32 (3, resolution, resolution).
+        """The complete transform that `load_clip` returns, from a PIL image to fp32 (3, resolution, resolution).
 
         Its `transforms` are the five steps of OpenAI's transform, for code that selects, replaces or inserts steps.
         """
@@ -73,15 +74,15 @@ class Preprocess:
 
 @lru_cache(maxsize=64)
 def _on_device(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """Three values as (3, 1, 1), made once: to copy them to a GPU at every batch would wait for the batches before."""
-    with torch.inference_mode(False):  # what is made in it cannot be used outside
+    """Return three values as (3, 1, 1). They are cached, since a copy to a GPU would wait for the previous batches."""
+    with torch.inference_mode(False):  # tensors of inference mode cannot be used outside of it
         return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def libjpeg_version() -> str:
-    """That of the library with which Pillow decodes JPEG, and which another build of Pillow can have another of."""
+    """Return the version of the library with which Pillow decodes JPEG. It differs between builds of Pillow."""
     return features.version("libjpeg_turbo") or features.version("jpg") or ""
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")  # which copies
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` always copies

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, and floating-point operations an image."""
+"""Cost of a model: the number of parameters, and of floating-point operations per image."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from probe.models.clip import CLIP
+from probe.models.towers import CLIP
 from probe.specs import Architecture, Profile
 
 
 def profile_architecture(architecture: Architecture) -> Profile:
-    """The profile of a model that is not loaded; takes no memory."""
+    """Return the profile of an architecture without loading weights. This takes no memory."""
     with torch.device("meta"):
         return profile_model(CLIP(architecture), architecture.image_resolution)
 
 
 def profile_model(model: nn.Module, resolution: int) -> Profile:
-    """Count parameters, and what the image tower `model.visual` does with one image."""
+    """Count the parameters of a model, and the operations of the image tower `model.visual` on one image."""
     visual = model.visual
     assert isinstance(visual, nn.Module)
     first = next(visual.parameters())
     image = torch.zeros(1, 3, resolution, resolution, device=first.device, dtype=first.dtype)
-    # The counter knows the products of attention written out, not every fused form of it.
+    # The counter counts attention as separate matrix products; it does not know every fused kernel.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         visual(image)
     return Profile(

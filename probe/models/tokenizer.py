@@ -1,7 +1,7 @@
-"""Byte-level BPE as CLIP uses it: text -> token ids, from a merges file.
+"""Byte-level BPE as CLIP uses it: convert text to token ids, with the merges of a file.
 
-The same code serves OpenAI's vocabulary and the small one of `tiny`: a vocabulary is 256 byte symbols, the same 256
-with an end-of-word mark, one token per merge, and the start and end tokens.
+A vocabulary consists of 256 byte symbols, the same 256 symbols with an end-of-word mark, one token per merge, and the
+start and end tokens. OpenAI's vocabulary and the small vocabulary of `tiny` both have this form.
 
 Source of the scheme: Sennrich et al. 2016 for BPE, Radford et al. 2019 for the byte alphabet; lower-casing and the word
 pattern are CLIP's.
@@ -29,9 +29,9 @@ WORDS = regex.compile(
 
 
 def byte_alphabet() -> list[str]:
-    """The 256 symbols that stand for bytes, in the order of their token ids.
+    """Return the 256 symbols that stand for bytes, in the order of their token ids.
 
-    Printable Latin-1 bytes stand for themselves and come first; the others follow as the characters from U+0100 on.
+    Printable Latin-1 bytes come first and are their own symbols. The other bytes have the characters from U+0100 on.
     """
     return list(_byte_symbols().values())
 
@@ -44,19 +44,19 @@ def _byte_symbols() -> dict[int, str]:
 
 
 def clean(text: str) -> str:
-    """Mend mojibake, resolve HTML entities twice, collapse white space, lower the case; as the reference does."""
+    """Repair encoding errors, unescape HTML twice, merge white space and lower-case a text, as the reference does."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(regex.split(r"\s+", text.strip())).lower()
 
 
 def split_words(text: str) -> list[str]:
-    """The words of `text` in byte symbols, without end-of-word marks."""
+    """Return the words of a text in byte symbols, without end-of-word marks."""
     symbols = _byte_symbols()
     return ["".join(symbols[b] for b in word.encode()) for word in WORDS.findall(clean(text))]
 
 
 def read_merges(path: Path, limit: int | None = None) -> tuple[tuple[str, str], ...]:
-    """Read a merges file (a header line, then one merge a line; `.gz` is gzip), at most `limit` of them."""
+    """Return the first `limit` merges of a file with one merge per line after a header; `.gz` files are unpacked."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     lines = content.decode("utf-8").split("\n")[1:]
     pairs = (tuple(line.split()) for line in lines[:limit])
@@ -64,7 +64,7 @@ def read_merges(path: Path, limit: int | None = None) -> tuple[tuple[str, str], 
 
 
 class Tokenizer:
-    """Text to token ids and back, for one merges file."""
+    """Converter between text and token ids, for one list of merges."""
 
     def __init__(self, merges: Sequence[tuple[str, str]]) -> None:
         alphabet = byte_alphabet()
@@ -75,7 +75,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids."""
+        """Number of token ids in the vocabulary."""
         return len(self.ids)
 
     @cached_property
@@ -83,7 +83,7 @@ class Tokenizer:
         return list(self.ids)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without start and end tokens."""
+        """Return the token ids of a text, without start and end tokens."""
         ids: list[int] = []
         for word in split_words(text):
             if word not in self._words:
@@ -92,7 +92,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; words are separated by single spaces."""
+        """Return the text of token ids, with single spaces between words."""
         to_byte = {symbol: byte for byte, symbol in _byte_symbols().items()}
         text = "".join(self._tokens[i] for i in ids if self._tokens[i] not in (START, END))
         words = text.split(WORD_END)
@@ -101,32 +101,32 @@ class Tokenizer:
     def tokenize(
         self, texts: str | Sequence[str], context_length: int = 77, *, truncate: bool = False
     ) -> list[list[int]]:
-        """Rows of `context_length` token ids: start, text, end, zeros.
+        """Return one row of `context_length` token ids per text: start token, text, end token, zeros.
 
         Raises:
-            TextError: what is given is no text, the context has no room for one, or a text is too long and
-                `truncate` is off; the message names it.
+            TextError: `texts` contains a value that is not a str, `context_length` is less than 2, or a text is too
+                long and `truncate` is False; the message quotes the text.
         """
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, Iterable) or not all(isinstance(text, str) for text in texts):
-            raise TextError(f"{texts!r} is no text and no list of texts; give a str, or several")
+            raise TextError(f"expected a str or a sequence of str, got {texts!r}")
         if not isinstance(context_length, int) or context_length < 2:
-            raise TextError(f"a context of {context_length!r} has no room for start and end; give 2 or more")
+            raise TextError(f"expected a context_length >= 2 for the start and end tokens, got {context_length!r}")
         rows = []
         for text in texts:
             ids = [self.ids[START], *self.encode(text), self.ids[END]]
             if len(ids) > context_length:
                 if not truncate:
                     raise TextError(
-                        f"the text {text!r} has {len(ids)} tokens, more than the context of {context_length}; "
-                        "shorten it or pass truncate=True"
+                        f"the text {text!r} has {len(ids)} tokens, but the context has {context_length}; "
+                        "shorten the text or pass truncate=True"
                     )
                 ids = [*ids[: context_length - 1], self.ids[END]]
             rows.append(ids + [0] * (context_length - len(ids)))
         return rows
 
     def _merge(self, word: str) -> list[str]:
-        """Split one word into tokens: apply the earliest merge of the file everywhere, until none applies."""
+        """Split one word into tokens: apply the merge with the lowest rank, and repeat until no merge applies."""
         parts = [*word[:-1], word[-1] + WORD_END]
         while len(parts) > 1:
             pair = min(pairwise(parts), key=lambda p: self.ranks.get(p, len(self.ranks)))
@@ -137,7 +137,7 @@ class Tokenizer:
 
 
 def merge_pair(parts: Sequence[str], pair: tuple[str, str]) -> list[str]:
-    """Join every non-overlapping occurrence of `pair`, from left to right."""
+    """Join every non-overlapping occurrence of a pair of tokens, from left to right."""
     merged: list[str] = []
     i = 0
     while i < len(parts):

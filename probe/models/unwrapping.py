@@ -1,9 +1,9 @@
 """Find the state dict of a CLIP model in the content of a training checkpoint, without containers and prefixes.
 
 Training scripts save the weights in a container, such as `state_dict`, `model_state_dict` or `ema`, together with other
-things. Wrappers of the model put prefixes before the names of the weights, such as `module.`, `_orig_mod.` or
-`model.`. Containers and prefixes can be nested. Their names do not matter: a CLIP model is found wherever
-`logit_scale` and an image tower share a prefix. This module reads no files.
+values. Wrappers of the model add prefixes to the names of the weights, such as `module.`, `_orig_mod.` or `model.`.
+Containers and prefixes can be nested, and can have any name: a CLIP model is wherever `logit_scale` and an image tower
+share a prefix. This module reads no files.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-SCALE = "logit_scale"  # a parameter of every CLIP, in the naming of OpenAI, open_clip and Hugging Face
+SCALE = "logit_scale"  # a parameter of every CLIP model, in OpenAI's, open_clip's and Hugging Face's naming
 IMAGE_TOWERS = ("visual.", "vision_model.")
-DISTRIBUTED = "module."  # prefix that DistributedDataParallel puts before every name
-# Wrappers of torch, which also wrap single layers: `torch.compile`, FSDP, activation checkpointing.
+DISTRIBUTED = "module."  # prefix that DistributedDataParallel adds to every name
+# Names that torch's wrappers insert. They can also wrap single layers: `torch.compile`, FSDP, activation checkpointing.
 WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 WHOLE = "."  # key of a model with neither container nor prefix
 MAX_KEY = 200  # characters of a key, and of the name of a tensor; longer ones are skipped
@@ -33,7 +33,7 @@ class Candidate:
         key: containers and prefix, joined with dots, such as `state_dict.student`; `WHOLE` if there are none.
             A number follows if several models have the same key, such as `a.b#2`.
         state_dict: its tensors, without the prefix.
-        unused: names of tensors in the same container that belong to other modules, such as a buffer of the loss.
+        unused: names of tensors in the same container that are not part of a model, such as a buffer of the loss.
     """
 
     key: str
@@ -45,7 +45,7 @@ def find_clips(content: object) -> list[Candidate]:
     """Return all CLIP models in nested mappings, lists and tuples, outermost first."""
     models: dict[str, Candidate] = {}
     for place, tensors in _find_tables(content):
-        for model in _split(place, tensors):
+        for model in _split_by_model(place, tensors):
             key, number = model.key, 1
             while key in models:  # such as {"a.b": model, "a": {"b": model}}
                 number += 1
@@ -55,12 +55,12 @@ def find_clips(content: object) -> list[Candidate]:
 
 
 def largest_table(content: object) -> dict[str, Tensor]:
-    """Return the mapping with the most tensors; an empty one if `content` holds none."""
+    """Return the mapping with the most tensors in `content`, or an empty mapping if there are no tensors."""
     return max((tensors for _, tensors in _find_tables(content)), key=len, default={})
 
 
 def without_shared_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefix that all names share, so that the error for an incomplete model names the missing weights."""
+    """Remove the prefix that all names share, so that an error about a missing weight gives its usual name."""
     prefix = ""
     for part in next(iter(tensors), "").split(".")[:-1]:
         longer = f"{prefix}{part}."
@@ -71,15 +71,15 @@ def without_shared_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _find_tables(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Yield each mapping that holds tensors by name, and the keys that lead to it."""
-    seen: set[int] = set()  # a pickle can hold an object in several places, or in itself
+    """Yield each mapping that contains tensors by name, with the keys on the path to the mapping."""
+    seen: set[int] = set()  # an object can be in several places of a pickle, or inside itself
     queue: deque[tuple[tuple[str, ...], object]] = deque([((), content)])
     while queue:
         place, value = queue.popleft()
         if id(value) in seen or not isinstance(value, Mapping | list | tuple):
             continue
         seen.add(id(value))
-        # A method of the class: the attributes of an OrderedDict come from the file, and may have the same name.
+        # `value.items` is not safe: the attributes of an OrderedDict come from the file, and one can be called `items`.
         items: Iterable[tuple[object, object]] = (
             type(value).items(value) if isinstance(value, Mapping) else enumerate(value)
         )
@@ -96,10 +96,11 @@ def _find_tables(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, T
 
 
 def _is_short(key: object) -> bool:
-    """Return True for text and integers of at most `MAX_KEY` characters; others have no short form for a message."""
+    """Return True for text and integers of at most `MAX_KEY` characters. Other keys are too long for a message."""
     if isinstance(key, str):
         return len(key) <= MAX_KEY
-    return isinstance(key, int) and key.bit_length() <= MAX_KEY  # Python refuses to format integers of 4,300 digits
+    # Python cannot format integers of more than 4,300 digits.
+    return isinstance(key, int) and key.bit_length() <= MAX_KEY
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -109,7 +110,7 @@ def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed if len(renamed) == len(tensors) else tensors
 
 
-def _split(place: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[Candidate]:
+def _split_by_model(place: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[Candidate]:
     """Group the tensors of one mapping by the prefixes of the CLIP models among them."""
     prefixes = [name.removesuffix(SCALE) for name in tensors if f".{name}".endswith(f".{SCALE}")]
     members: dict[str, dict[str, Tensor]] = {
@@ -119,7 +120,7 @@ def _split(place: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[Candid
     }
     unused = []
     for name, tensor in tensors.items():
-        # The longest prefix: a model can contain another model, such as a student its teacher.
+        # The longest prefix, because a model can contain another model, such as a student that contains its teacher.
         prefix = max((prefix for prefix in members if name.startswith(prefix)), key=len, default=None)
         if prefix is None:
             unused.append(name)

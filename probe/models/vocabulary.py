@@ -1,4 +1,4 @@
-"""Texts -> token ids under a model's vocabulary, as the reference's `clip.tokenize`; and where the vocabulary is."""
+"""Tokenize texts with a model's vocabulary, as the reference's `clip.tokenize` does, and find the vocabulary."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from probe.models.tokenizer import Tokenizer, read_merges
 from probe.specs import ModelSpec
 
 FILE = "bpe_simple_vocab_16e6.txt.gz"
-URL = f"https://github.com/openai/CLIP/raw/main/clip/{FILE}"  # `main`, as the SHA-256 pins the content
+URL = f"https://github.com/openai/CLIP/raw/main/clip/{FILE}"  # a branch, because the SHA-256 pins the content
 SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
-NUM_MERGES = 49_152 - 256 - 2  # the file has more; the models were trained with these
-CARRIERS = ("open_clip", "clip")  # packages that ship the file
+NUM_MERGES = 49_152 - 256 - 2  # the file has more merges, but the models were trained with this number
+PACKAGES = ("open_clip", "clip")  # packages that contain the file
 
 
 def tokenize(
@@ -35,34 +35,34 @@ def tokenize(
     weights_dir: str | Path | None = None,
     offline: bool = False,
 ) -> Tensor:
-    """Turn texts into what `encode_text` takes, as the reference's `clip.tokenize` does.
+    """Return the token ids of texts for `encode_text`, as the reference's `clip.tokenize` does.
 
     Args:
-        texts: one text or several.
-        context_length: tokens a row; by default the model's, 77 for all of OpenAI's.
-        truncate: cut a text that is too long instead of raising.
-        model: whose vocabulary: a name of the catalogue, `random:NAME`, or a folder or repository of Hugging Face's.
-            All of OpenAI's models share one.
-        weights_dir: where OpenAI's vocabulary is kept if it has to be fetched; see `probe.paths`.
-        offline: never touch the network.
+        texts: one text, or a sequence of texts.
+        context_length: number of tokens per row; by default the model's context, 77 for all of OpenAI's models.
+        truncate: shorten a text that is too long instead of raising an error.
+        model: model whose vocabulary is used: a name of the catalogue, `random:NAME`, or a folder or repository in
+            Hugging Face's form. All of OpenAI's models have the same vocabulary.
+        weights_dir: folder of OpenAI's vocabulary, which is downloaded if necessary; see `probe.paths`.
+        offline: never use the network.
 
     Returns:
         int32 (n, context_length): start token, text, end token, zeros.
 
     Raises:
-        TextError: a text is too long; the message names it.
-        CheckpointError: the model has no vocabulary that is known.
-        DownloadError: OpenAI's vocabulary is neither here nor in an installed open_clip, and could not be fetched.
+        TextError: a text is too long; the message quotes the text.
+        CheckpointError: the model has no vocabulary, or an unsupported vocabulary.
+        DownloadError: OpenAI's vocabulary is not on this machine and could not be downloaded.
     """
     spec = get_model(model)
     if spec.architecture is not None:
         context = spec.architecture.context_length
         if spec.merges:
-            tokenizer = _tokenizer(Path(str(resources.files("probe"))) / spec.merges, None)
+            tokenizer = _load_tokenizer(Path(str(resources.files("probe"))) / spec.merges, None)
         else:
-            tokenizer = _tokenizer(openai_vocabulary(weights_dir=weights_dir, offline=offline), NUM_MERGES)
+            tokenizer = _load_tokenizer(openai_vocabulary(weights_dir=weights_dir, offline=offline), NUM_MERGES)
     else:
-        tokenizer, context = _of_folder(spec, offline=offline)
+        tokenizer, context = _load_from_folder(spec, offline=offline)
     if context_length is None:
         context_length = context
     rows = tokenizer.tokenize(texts, context_length, truncate=truncate)
@@ -70,39 +70,39 @@ def tokenize(
 
 
 def openai_vocabulary(*, weights_dir: str | Path | None = None, offline: bool = False) -> Path:
-    """OpenAI's merges file: kept beside the weights, else that of an installed package, else fetched.
+    """Return the path of OpenAI's merges file in the weights folder or an installed package; else download the file.
 
     Raises:
-        DownloadError: it is nowhere and could not be fetched.
+        DownloadError: the file is not on this machine and could not be downloaded.
     """
     target = paths.weights_dir(weights_dir) / FILE
     if not target.is_file():
-        for package in CARRIERS:
+        for package in PACKAGES:
             spec = importlib.util.find_spec(package)
-            carried = Path(spec.origin).with_name(FILE) if spec is not None and spec.origin else None
-            if carried is not None and carried.is_file() and file_sha256(carried) == SHA256:
-                return carried
+            file = Path(spec.origin).with_name(FILE) if spec is not None and spec.origin else None
+            if file is not None and file.is_file() and file_sha256(file) == SHA256:
+                return file
     return fetch(URL, target, sha256=SHA256, offline=offline)
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(path: Path, limit: int | None) -> Tokenizer:
+def _load_tokenizer(path: Path, limit: int | None) -> Tokenizer:
     return Tokenizer(read_merges(path, limit))
 
 
-def _of_folder(spec: ModelSpec, *, offline: bool) -> tuple[Tokenizer, int]:
-    """The tokenizer and the context length of a folder as Hugging Face's libraries write it."""
+def _load_from_folder(spec: ModelSpec, *, offline: bool) -> tuple[Tokenizer, int]:
+    """Return the tokenizer and the context length of a folder or repository in Hugging Face's form."""
     if spec.form == "open_clip":
         has_config = spec.source.startswith((LOCAL, HUB))
         model = spec.source if has_config else spec.source.partition("/")[0]
-        raise CheckpointError(f"{spec.name} has open_clip's tokenizer; use open_clip.get_tokenizer({model!r})")
+        raise CheckpointError(f"{spec.name} is an open_clip model; tokenize with open_clip.get_tokenizer({model!r})")
     folder = split_key(spec.source)[0]
     if spec.form == "hf":
         folder = hub.fetch_repository(spec.source, [[huggingface.CONFIG]], huggingface.FILES, offline=offline)
     vocabulary = huggingface.read_vocabulary(folder) if folder.is_dir() else None
     if vocabulary is None:
         raise CheckpointError(
-            f"{spec.name} has no vocabulary beside its weights; name the model it shares one with, such as ViT-B/32"
+            f"{spec.name} has no vocabulary next to its weights; give a model with that vocabulary, such as ViT-B/32"
         )
     huggingface.check_tokenizer(folder, len(vocabulary.ids))
     return Tokenizer(vocabulary.merges), huggingface.read_context_length(folder)

@@ -1,1 +1,1 @@
-"""Grids on many machines with Ray, and what a grid costs."""
+"""Grids on many machines with Ray, and estimates of the cost of a grid."""

@@ -1,4 +1,4 @@
-"""Ray, started here or joined, and the workers of a grid on it: how many there are, and if they have our versions."""
+"""Start or join Ray, and manage the workers of a grid: how many there are, and whether their versions agree."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from probe.scale.worker import WorkerInfo, versions
 
 logger = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 10.0  # that a cluster has to answer
-LOOK_SECONDS = 0.5  # between two looks at whether a node has room
-QUIET_SECONDS = 120.0  # without a new worker, after which no more are expected
-TOGETHER_SECONDS = 1.0  # in which all workers are lost that waited for a node, or were on it
-MAX_STARTING = 64  # workers that Ray is asked for at a time
+ANSWER_SECONDS = 10.0  # time limit for an answer of the cluster
+POLL_SECONDS = 0.5  # between two checks for a node with room
+QUIET_SECONDS = 120.0  # no more workers are expected this long after the last one joined or was lost
+TOGETHER_SECONDS = 1.0  # failed starts within this time count as one, because they usually have one cause
+MAX_STARTING = 64  # maximum number of workers that are starting at the same time
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
-    """Start or join Ray until the end of the block; a Ray that this process has joined already is used and stays.
+    """Start or join Ray for the duration of the block. If this process has joined Ray before, use and keep that Ray.
 
     Raises:
         ExtraMissingError: Ray is not installed.
-        ExecutorError: the cluster does not answer, or cannot be joined.
+        ExecutorError: the cluster does not answer, or this process cannot join it.
     """
     ray = _import_ray()
     if ray.is_initialized():
@@ -46,26 +46,27 @@ def connected(address: str | None) -> Iterator[Any]:
 
 
 def find_room(nodes: Sequence[Mapping[str, Any]], *, on_gpu: bool, num_threads: int) -> int:
-    """Return how many workers the nodes of a cluster hold, as `ray.nodes` lists them, whatever else they run."""
+    """Return the number of workers that fit on nodes, as `ray.nodes` lists them, ignoring what else the nodes run."""
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     return sum(int(one.get("GPU", 0)) if on_gpu else int(one.get("CPU", 0)) // num_threads for one in resources)
 
 
 def has_gpus(ray: Any) -> bool:
-    """Return True if some node has one."""
+    """Return True if a node of the cluster has a GPU."""
     return bool(ray.cluster_resources().get("GPU", 0))
 
 
-def share_of_gpu(ray: Any) -> int:
-    """Return the smallest number of processors that a node has for each of its GPUs."""
+def cpus_per_gpu(ray: Any) -> int:
+    """Return the number of CPUs per GPU of the node where that number is smallest; at least 1."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0)]
     return max(1, min((int(one.get("CPU", 1) // one["GPU"]) for one in resources), default=1))
 
 
 def find_difference(own: Mapping[str, str | None], info: WorkerInfo) -> ExecutorError | None:
-    """Return the error for a worker whose versions differ from the driver's, as its numbers would; None if none do.
+    """Return the error for a worker whose library versions differ from the driver's, or None.
 
-    A library that one of both does not have it does not need, or says so itself when it does.
+    Other versions can give other numbers. A library that is missing on one side is ignored: either the side does not
+    need the library, or a later error reports that the library is missing.
     """
     differing = [
         f"{name} {info.versions[name]}, here {version}"
@@ -74,11 +75,13 @@ def find_difference(own: Mapping[str, str | None], info: WorkerInfo) -> Executor
     ]
     if not differing:
         return None
-    return ExecutorError(f"{info.host} has {listed(differing)}; install the same versions, as numbers depend on them")
+    return ExecutorError(
+        f"{info.host} has {listed(differing)}; install the same versions, because the results depend on them"
+    )
 
 
 def error_line(err: Exception) -> str:
-    """Return the message of an error of Ray on one line: of a worker's exception or of its death, without traceback."""
+    """Return the message of a worker's exception, or the cause of its death, in one line without Ray's traceback."""
     cause = getattr(err, "cause", None)
     text = re.sub(r"\x1b\[[\d;]*m", "", str(cause if isinstance(cause, Exception) else err)).strip()
     if "Traceback" in text or "creation task" in text:
@@ -90,7 +93,15 @@ def error_line(err: Exception) -> str:
 
 @dataclass(eq=False)
 class Member:
-    """A worker that has answered: the model that it has loaded, its unit, and the images of the unit so far."""
+    """A worker that has started.
+
+    Args:
+        actor: its Ray actor.
+        info: its description.
+        model: name of the model that the worker has loaded.
+        unit: the unit that the worker computes; None if the worker is idle.
+        images: number of images of the unit that are encoded so far.
+    """
 
     actor: Any
     info: WorkerInfo
@@ -100,61 +111,63 @@ class Member:
 
 
 class Workers:
-    """Actors of a grid: `members` have answered, `starting` have not, since Ray starts them or has no room yet.
+    """Workers of a grid. `members` have started; `starting` are requested, but Ray starts them or has no room for them.
 
-    Ray places actors as nodes have room, also on nodes that come later.
+    Ray places an actor on a node as soon as the node has room, also on nodes that join the cluster later.
     """
 
     def __init__(self, ray: Any, make: Callable[[], tuple[Any, Any]], *, on_gpu: bool, num_threads: int) -> None:
-        """Have no workers yet.
+        """Create an empty set of workers.
 
         Args:
-            ray: connected to the cluster.
-            make: asks Ray for an actor; returns it, and a reference to its `WorkerInfo`.
-            on_gpu: each takes a GPU, else `num_threads` processors.
-            num_threads: 1 or more.
+            ray: the module `ray`, connected to the cluster.
+            make: function that requests an actor from Ray; returns the actor and a reference to its `WorkerInfo`.
+            on_gpu: True if each worker needs a GPU; otherwise each worker needs `num_threads` CPUs.
+            num_threads: number of threads of a worker, >= 1.
         """
         self._ray, self._make, self._on_gpu, self._num_threads = ray, make, on_gpu, num_threads
         self.members: list[Member] = []
         self.starting: dict[Any, Any] = {}  # reference -> actor
-        self._unusable: list[Any] = []  # actors with other versions; they stay, or Ray would put others in their place
+        # Actors with other versions. They keep running, because Ray would otherwise start new ones in their place.
+        self._unusable: list[Any] = []
         self._versions = versions()
-        self._num_failed = 0  # starts in a row, of which those that fail together are one
+        self._num_failed = 0  # consecutive failed starts; starts that fail together count as one
         self._joined = self._warned = time.monotonic()
         self._next_start = self._lost = self._failed = -math.inf
 
     def __str__(self) -> str:
-        """Say how many there are, and what each takes."""
+        """Return the number of workers and nodes, and the size of a worker."""
         nodes = {member.info.node for member in self.members}
-        return f"workers: {len(self.members)}, each of {self._size}; nodes: {len(nodes)}"
+        return f"workers: {len(self.members)}, each with {self._size}; nodes: {len(nodes)}"
 
     @property
     def _size(self) -> str:
-        return "a GPU" if self._on_gpu else f"{self._num_threads} processors"
+        return "a GPU" if self._on_gpu else f"{self._num_threads} CPUs"
 
     def wait_for_room(self) -> None:
-        """Wait until a node has room for a worker, which a node says a moment after it has started.
+        """Wait until a node has room for a worker. A new node reports its resources shortly after it has started.
 
         Raises:
-            ExecutorError: no node has.
+            ExecutorError: no node has room after `ANSWER_SECONDS`.
         """
         until = time.monotonic() + ANSWER_SECONDS
-        while not self._room():
+        while not self._capacity():
             if time.monotonic() > until:
-                there = self._ray.cluster_resources()
+                total = self._ray.cluster_resources()
                 advice = "--device cpu" if self._on_gpu else "--threads N"
                 raise ExecutorError(
-                    f"a worker takes {self._size}, and no node has as much: there are {there.get('GPU', 0):g} GPUs and "
-                    f"{there.get('CPU', 0):g} processors in all; give {advice}, or add a node"
+                    f"a worker needs {self._size}, but no node has room for one (the cluster has "
+                    f"{total.get('GPU', 0):g} GPUs and {total.get('CPU', 0):g} CPUs in total); "
+                    f"give {advice}, or add a node"
                 )
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def request(self, num: int) -> None:
-        """Have Ray start so many more workers as it has room; requests beyond that number are taken back."""
+        """Request `num` more workers from Ray, which starts them when there is room; cancel requests beyond `num`."""
         now = time.monotonic()
         if not self.members and now > max(self._joined, self._lost, self._warned) + QUIET_SECONDS:
             self._warned = now
-            logger.warning("no worker is there; waiting for a node with room for one")
+            logger.warning("there are no workers; waiting for a node with room for one")
         while len(self.starting) > num:
             self._kill(self.starting.popitem()[1])
         if now > self._next_start:
@@ -163,10 +176,10 @@ class Workers:
                 self.starting[answer] = actor
 
     def admit(self, answer: Any) -> ExecutorError | None:
-        """Take in a worker that has answered; return an error if its versions are others, and it cannot be used.
+        """Add a worker that has started; return an error if its versions differ from the driver's, or None.
 
         Raises:
-            ExecutorError: there are no others, and workers are lost as they start.
+            ExecutorError: there are no workers, and new workers fail while they start.
         """
         actor = self.starting.pop(answer)
         try:
@@ -174,30 +187,32 @@ class Workers:
         except self._ray.exceptions.RayError as err:
             self._kill(actor)
             if time.monotonic() > self._failed + TOGETHER_SECONDS:
-                logger.warning("a worker was lost while it started (%s)", error_line(err))
+                logger.warning("a worker failed while it started (%s)", error_line(err))
                 self._failed, self._num_failed = time.monotonic(), self._num_failed + 1
             if self._num_failed >= ATTEMPTS:
                 if not self.members:
-                    raise ExecutorError(f"workers are lost as soon as they start ({error_line(err)})") from err
+                    raise ExecutorError(
+                        f"workers fail while they start ({error_line(err)}); see the logs of Ray on the nodes"
+                    ) from err
                 self._next_start = time.monotonic() + QUIET_SECONDS
             return None
         self._num_failed, self._joined = 0, time.monotonic()
-        fault = find_difference(self._versions, info)
-        if fault is None:
+        difference = find_difference(self._versions, info)
+        if difference is None:
             self.members.append(Member(actor, info))
             logger.info("%s", self)
         else:
             self._unusable.append(actor)
-        return fault
+        return difference
 
     def remove(self, member: Member) -> None:
-        """Do without a worker that is lost, or may be at fault."""
+        """Remove a worker that is lost or may be faulty."""
         self._kill(member.actor)
         self.members.remove(member)
         self._lost = time.monotonic()
 
     def stop(self) -> None:
-        """End all of them."""
+        """Stop all workers."""
         for actor in [*(member.actor for member in self.members), *self.starting.values(), *self._unusable]:
             self._kill(actor)
 
@@ -206,20 +221,21 @@ class Workers:
         return [one for one in self.members if one.info.node == member.info.node and one is not member]
 
     def may_grow(self) -> bool:
-        """Return True if there are none, or others may come: there is room, and the last came a short time ago.
+        """Return True if there are no workers, or if more workers may join.
 
-        The node of a lost worker may come back, even if the others are full.
+        More workers may join if there is room for them and the last worker joined recently. After the loss of a worker,
+        its node may come back, even if the other nodes are full.
         """
         now = time.monotonic()
-        is_full = len(self.members) + len(self._unusable) >= self._room()
+        is_full = len(self.members) + len(self._unusable) >= self._capacity()
         is_quiet = is_full or now > self._joined + QUIET_SECONDS
         return not (self.members and is_quiet and now > self._lost + QUIET_SECONDS)
 
-    def _room(self) -> int:
+    def _capacity(self) -> int:
         return find_room(self._ray.nodes(), on_gpu=self._on_gpu, num_threads=self._num_threads)
 
     def _kill(self, actor: Any) -> None:
-        with suppress(Exception):  # it is gone already, or its node is
+        with suppress(Exception):  # the actor or its node may be lost already
             self._ray.kill(actor)
 
 
@@ -233,22 +249,22 @@ def _import_ray() -> Any:
 
 def _start(ray: Any, address: str | None) -> None:
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if address is None:  # nothing leaves this machine that nobody asked for
+    if address is None:  # send no usage statistics without consent
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        if host and port.isdecimal():  # Ray itself tries for ten minutes
+        if host and port.isdecimal():  # Ray itself would try to connect for ten minutes
             socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
-        # A client has neither logs nor a dashboard of its own.
+        # A Ray client has no dashboard.
         is_client = address is not None and address.startswith("ray://")
         own = {} if is_client else {"include_dashboard": None if address else False}
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", **own)
     except (OSError, RuntimeError, ValueError, ImportError, ray.exceptions.RayError) as err:
-        where = f"no Ray answers at {address}"
-        advice = "start it with ray start --head, or, if it wants a token, have it here and set RAY_AUTH_MODE=token"
+        problem = f"Ray does not answer at {address}"
+        advice = "start it with ray start --head; if it needs a token, copy the token here and set RAY_AUTH_MODE=token"
         if address is None:
-            where, advice = "Ray does not start here", "see the logs below /tmp/ray"
+            problem, advice = "Ray cannot start on this machine", "see the logs in /tmp/ray"
             if "home directory" in str(err):  # Ray looks for its token in the home folder
                 advice = "set HOME to a folder"
-        elif "ersion" in str(err):  # of Ray or Python, where those of the cluster are others
-            where, advice = f"the Ray at {address} cannot be joined", "install the same versions"
-        raise ExecutorError(f"{where} ({error_line(err)}); {advice}") from err
+        elif "ersion" in str(err):  # the cluster has other versions of Ray or Python
+            problem, advice = f"cannot join Ray at {address}", "install the versions of the cluster"
+        raise ExecutorError(f"{problem} ({error_line(err)}); {advice}") from err

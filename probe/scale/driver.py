@@ -1,8 +1,8 @@
-"""A grid on Ray: the units of `units` on workers of one machine or a cluster, with the records of one process.
+"""Run a grid on Ray: workers of one machine or a cluster compute the units, and the driver writes the records.
 
-Every worker is an actor with as many processors, or one GPU, as a process would use, so that features have the same
-bytes. Features go through a folder that all nodes share, or, to and from nodes that do not see it, through Ray's object
-store. The driver writes the records.
+Every worker is an actor with one GPU, or with as many CPUs as a single process would use, so that features have the
+same bytes as without Ray. Features are exchanged through a cache folder that all nodes share. Nodes without access to
+that folder exchange features through Ray's object store.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from probe.records.record import check_writable, write_record
 from probe.records.schema import RunRecord
 from probe.runner import failure
 from probe.scale import estimates
-from probe.scale.cluster import Member, Workers, connected, error_line, share_of_gpu
+from probe.scale.cluster import Member, Workers, connected, cpus_per_gpu, error_line
 from probe.scale.units import ATTEMPTS, Queue, Unit, plan_units
 from probe.scale.worker import DriverEnvironment, MissingChunks, NotRunnable, UnitResult, Worker
 from probe.settings import DEFAULT_SETTINGS, Settings
@@ -38,8 +38,8 @@ from probe.specs import RunSpec
 logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 0.5  # for the next answer of a worker, and between two updates of the progress bar
-MEMORY_SHARE = 0.9  # of a node's memory, for the units that run on it side by side
-RELEASE_SECONDS = 10.0  # that workers have to give back the memory of their models
+MEMORY_SHARE = 0.9  # fraction of a node's memory that its units may use together
+RELEASE_SECONDS = 10.0  # time limit for workers to release their models
 
 
 def run_grid_on_ray(
@@ -50,26 +50,29 @@ def run_grid_on_ray(
     num_threads: int = 0,
     rerun: bool = False,
 ) -> Iterator[RunRecord]:
-    """Run a grid on Ray; each record is written before it is yielded, the tables when all runs are done.
+    """Run a grid on Ray. Each record is written before it is yielded, and the tables after the last run.
 
-    Runs that have a complete record are not run again: their records come first. A unit whose worker is lost (killed,
-    out of memory, its node gone) is done again by another, up to `units.ATTEMPTS` times, a unit that raises an
-    unforeseen error up to `ATTEMPTS_RAISED` times; then its runs are recorded as failed. What a node lacks, a dataset,
-    weights, or memory, is looked for on the others. Whatever was finished stays, and the same grid goes on from there.
+    Runs with a complete record are not run again; their records are yielded first.
+
+    - If a worker is lost (killed, out of memory, node lost), another worker repeats its unit, at most `units.ATTEMPTS`
+      times in total. After an unexpected error, the limit is `units.ATTEMPTS_RAISED`. Then the runs are recorded as
+      failed.
+    - If a node lacks a dataset, weights or memory, the unit is tried on other nodes.
+    - After an interruption, the same grid continues with the runs that have no complete record.
 
     Args:
-        specs: the runs, from `grid.plan`.
-        settings: folders and policies, on every node; relative paths start where this process is.
+        specs: runs of the grid, from `grid.plan`.
+        settings: folders and policies on every node. Relative paths start at the current folder of this process.
         address: address of a running cluster, `auto` or `ray://HOST:PORT`; None starts Ray on this machine.
-        num_threads: processors of a worker, and threads that it computes with; 0 is what torch would use here, or,
-            beside GPUs, the share of a GPU in the processors of its node.
-        rerun: also run what has a complete record.
+        num_threads: number of CPUs and threads of a worker. 0 means the number of threads that torch uses here; with
+            GPUs, the number of CPUs per GPU of a node.
+        rerun: True to repeat runs that have a complete record.
 
     Raises:
         ExtraMissingError: Ray is not installed.
-        ExecutorError: the cluster does not answer, has no room for a worker, or has other versions of libraries.
-        DeviceError: the runs name a GPU by number, which Ray chooses.
-        ResultsError, CacheError: the folder of results, or here that of features, cannot be written to.
+        ExecutorError: the cluster does not answer, has no room for a worker, or has other library versions.
+        DeviceError: the runs name a GPU by its number, which only Ray can choose.
+        ResultsError, CacheError: the folder of results, or the driver's cache folder, is not writable.
     """
     results_dir = paths.results_dir(settings.results_dir)
     check_writable(results_dir)
@@ -86,26 +89,26 @@ def run_grid_on_ray(
 
 
 def refuse_gpu_number(device: str) -> None:
-    """Stop where runs name a GPU by number, as `cuda:1`.
+    """Check that a device does not name a GPU by its number, such as `cuda:1`, because Ray chooses the GPU of a worker.
 
     Raises:
-        DeviceError: Ray chooses.
+        DeviceError: the device has a number.
     """
     if ":" in device:
-        raise DeviceError(f"Ray chooses which GPU a worker has; give --device cuda instead of {device}")
+        raise DeviceError(f"Ray chooses the GPU of each worker; give --device cuda instead of --device {device}")
 
 
 class _Driver:
-    """Gives units to workers, and stores their results; all runs are on one kind of device, as `plan` makes them."""
+    """Driver of a grid: gives units to workers and stores their results. All runs use one kind of device."""
 
     def __init__(self, ray: Any, specs: Sequence[RunSpec], settings: Settings, num_threads: int) -> None:
         self.ray, self.device = ray, specs[0].device
         on_gpu = self.device.startswith("cuda")
-        self.num_threads = num_threads or (share_of_gpu(ray) if on_gpu else torch_threads())
-        # As fits in this process would have; where workers are given a number, BLAS has it too.
+        self.num_threads = num_threads or (cpus_per_gpu(ray) if on_gpu else torch_threads())
+        # Without a given number of threads, BLAS uses as many threads as in a single process.
         self.num_blas = self.num_threads if num_threads or on_gpu else (blas_threads() or 0)
         self.settings = settings.absolute()
-        if on_gpu and settings.workers is None:  # else each worker reads with the processors of the whole node
+        if on_gpu and settings.workers is None:  # otherwise each worker would use all CPUs of the node for reading
             self.settings = replace(self.settings, workers=min(16, self.num_threads))
         rows = {row: with_sizes(row, data_dir=self.settings.data_dir) for row in {spec.dataset for spec in specs}}
         sizes = {row.name: sum(subset.size or 0 for subset in sized.subsets) for row, sized in rows.items()}
@@ -113,20 +116,22 @@ class _Driver:
         self.units = plan_units(specs, sizes)
         self.needs = dict(zip(self.units, map(estimates.memory_of, plan_units(sized, sizes)), strict=True))
         self.queue = Queue(self.units)
-        self.num_failed = 0  # units without a result
+        self.num_failed = 0  # number of failed units
         self.shown_at, self.num_shown = time.monotonic(), 0  # when the bar was updated, and the images that it shows
-        self.running: dict[Any, Member] = {}  # by reference to their answer
-        self.only_alone: set[tuple[Unit, str]] = set()  # units, and nodes with too little memory for them beside others
+        self.running: dict[Any, Member] = {}  # workers by the reference to their result
+        # Pairs of unit and node: the memory of the node is too small for the unit together with other units.
+        self.only_alone: set[tuple[Unit, str]] = set()
         self.root = paths.cache_dir(self.settings.cache_dir)
         self.marker = self.root / f".ray-{uuid.uuid4().hex}"
-        # Ray would restart a lost actor and its unit at once, before all that waits, and would not restart one that
-        # raised. So both are replaced, and the queue counts attempts. Images are asked for while an actor works.
-        # The variable is read by SciPy on import, for fits on a GPU, as `cli.entry_point` says.
+        # Ray would restart a lost actor and its unit at once, before other units, and would not repeat a unit that
+        # raised an error. So Ray restarts nothing, and the queue counts the attempts. The concurrency group lets the
+        # driver ask for the number of images while an actor computes. SciPy reads SCIPY_ARRAY_API on import, for fits
+        # on a GPU; see `cli.entry_point`.
         self.actor = ray.remote(
             **({"num_gpus": 1, "num_cpus": 0} if on_gpu else {"num_cpus": self.num_threads}),
             max_restarts=0,
             max_task_retries=0,
-            concurrency_groups={"asked": 1},
+            concurrency_groups={"progress": 1},
             runtime_env={"env_vars": {"SCIPY_ARRAY_API": os.environ.get("SCIPY_ARRAY_API", "1")}},
         )(Worker)
         self.workers = Workers(ray, self._make, on_gpu=on_gpu, num_threads=self.num_threads)
@@ -136,7 +141,7 @@ class _Driver:
         return actor, actor.describe.remote(self.device, self.marker.name)
 
     def run(self) -> Iterator[RunRecord]:
-        """Do all units; yield the records as they come."""
+        """Run all units, and yield the records in the order in which they finish."""
         make_folder(self.root)
         self.marker.touch()
         try:
@@ -156,19 +161,19 @@ class _Driver:
             self.workers.stop()
 
     def _assign(self) -> None:
-        """Give units to idle workers, and request workers for what still waits."""
+        """Give units to idle workers, and request more workers for the units that still wait."""
         num_idle = 0
         for member in self.workers.members:
             if member.unit is not None:
                 continue
             others, info = self.workers.on_node(member), member.info
             busy = {one.unit for one in others if one.unit is not None}
-            room = MEMORY_SHARE * info.memory - sum(self.needs[unit].host for unit in busy) if busy else math.inf
+            available = MEMORY_SHARE * info.memory - sum(self.needs[unit].host for unit in busy) if busy else math.inf
             alone = {unit for unit, node in self.only_alone if node == info.node}
             too_large = {
                 unit
                 for unit, need in self.needs.items()
-                if need.host > room or (busy and unit in alone) or not busy.isdisjoint(alone)
+                if need.host > available or (busy and unit in alone) or not busy.isdisjoint(alone)
             }
             unit = self.queue.take(member.model, info.node, info.hardware, too_large=too_large)
             if unit is None:
@@ -184,25 +189,25 @@ class _Driver:
         self.workers.request(len(self.queue.waiting) - num_idle)
 
     def _release(self, members: Sequence[Member]) -> None:
-        """Have idle workers give back the memory of their models."""
+        """Tell workers to release the memory of their models."""
         for one in members:
             one.model = None
         answers = [one.actor.release.remote() for one in members]
         self.ray.wait(answers, num_returns=len(answers), timeout=RELEASE_SECONDS)
 
     def _collect(self) -> Iterator[RunRecord]:
-        """Wait a moment for the answer of a worker, and act on it."""
+        """Wait a moment for a result of a worker, and process it."""
         references = [*self.workers.starting, *self.running]
         if not references:
             time.sleep(WAIT_SECONDS)
             return
         for reference in self.ray.wait(references, timeout=WAIT_SECONDS)[0]:
             if reference in self.workers.starting:
-                fault = self.workers.admit(reference)
-                if fault is not None and not self.queue.done:
-                    raise fault
-                if fault is not None:
-                    logger.warning("a worker is not used: %s", fault)
+                difference = self.workers.admit(reference)
+                if difference is not None and not self.queue.done:
+                    raise difference
+                if difference is not None:
+                    logger.warning("a worker is not used: %s", difference)
                 continue
             member = self.running.pop(reference)
             unit, member.unit = member.unit, None
@@ -219,30 +224,36 @@ class _Driver:
                 yield from self._lose(member, unit, err)
 
     def _exchange(self, member: Member, unit: Unit, missing: MissingChunks) -> None:
-        """Send a worker chunks that it lacks, and ask for chunks that the driver lacks; a complete shard is done."""
-        works = [(Work(self.root, entry), chunks, lacking) for entry, chunks, lacking in missing.entries]
+        """Send a worker its missing chunks, and request the chunks that the driver does not have.
+
+        A shard of which the driver has all chunks is done.
+        """
+        works = [(Work(self.root, entry), chunks, absent) for entry, chunks, absent in missing.entries]
         wanted = [(work.spec, [chunk for chunk in chunks if not work.has(chunk)]) for work, chunks, _ in works]
         if unit.shard is not None and not any(chunks for _, chunks in wanted):
             for work, _, _ in works:
                 work.finish_whole()
             self.queue.finish(unit)
-            self._log_end(unit, "all features are there")
+            self._log_end(unit, "all features were cached")
             return
-        for work, _, lacking in works:
-            for file in work.files(lacking) if lacking else ():  # one at a time, as memory may not hold all
+        for work, _, absent in works:
+            # One at a time, because all files may not fit into memory.
+            for file in work.files(absent) if absent else ():
                 self.ray.get(member.actor.take_in.remote(work.spec, [file]))
         member.unit = unit
         self.running[member.actor.do.remote(unit, self.needs[unit], wanted)] = member
 
     def _finish(self, member: Member, unit: Unit, result: UnitResult) -> Iterator[RunRecord]:
-        """Store the result of a unit, or have another worker try it once more."""
+        """Store the result of a unit. After an unexpected error, let another worker repeat the unit."""
         for log in result.logs:
             logging.getLogger(log.name).handle(log)
-        if not result.is_foreseen:
+        if not result.is_expected:
             error = next(record.error for record in result.records if record.error is not None)
             self.workers.remove(member)
             if self.queue.retry(unit, has_raised=True):
-                logger.warning("%s: another worker tries it (%s: %s)", unit, error.type, error.message)
+                logger.warning(
+                    "%s: unexpected error, another worker repeats it (%s: %s)", unit, error.type, error.message
+                )
                 return
         else:
             for entry, files in result.chunks:
@@ -257,11 +268,14 @@ class _Driver:
             write_record(record, paths.results_dir(self.settings.results_dir))
             yield record
 
-    def _log_end(self, unit: Unit, what: str) -> None:
-        logger.info("%s: %s (%d of %d units)", unit, what, self.queue.num_ended, len(self.units))
+    def _log_end(self, unit: Unit, outcome: str) -> None:
+        logger.info("%s: %s (%d of %d units)", unit, outcome, self.queue.num_ended, len(self.units))
 
     def _refuse(self, member: Member, unit: Unit, reason: NotRunnable) -> None:
-        """Leave a unit that cannot begin to other nodes; for want of memory it is tried alone on this node before."""
+        """Leave a unit that cannot start on a node to other nodes.
+
+        If other workers on the node use memory, the unit is first tried alone on this node.
+        """
         node = member.info.node
         if reason.is_memory and self.workers.on_node(member) and (unit, node) not in self.only_alone:
             self.only_alone.add((unit, node))
@@ -270,10 +284,13 @@ class _Driver:
         error = {"type": reason.type, "message": reason.message}
         self.queue.refuse(unit, node, error, only_this=reason.is_memory)
         if {one.info.node for one in self.workers.members} - self.queue.reasons(unit).keys():
-            logger.warning("%s: not on %s, but on others (%s)", unit, member.info.host, reason.message)
+            logger.warning("%s: cannot run on %s, trying other nodes (%s)", unit, member.info.host, reason.message)
 
     def _lose(self, member: Member, unit: Unit, err: Exception) -> Iterator[RunRecord]:
-        """Have another worker do a unit whose worker was lost or raised an error, or at last record it as failed."""
+        """Let another worker repeat a unit that raised an error or whose worker was lost.
+
+        After the last attempt, record the runs of the unit as failed.
+        """
         self.workers.remove(member)
         reason, has_raised = error_line(err), isinstance(err, self.ray.exceptions.RayTaskError)
         if has_raised:
@@ -281,14 +298,14 @@ class _Driver:
             cause = cause if isinstance(cause, Exception) else err
             error = {"type": type(cause).__name__, "message": str(cause) or repr(cause)}
         else:
-            message = f"its worker was lost {ATTEMPTS} times, the last time so: {reason}"
+            message = f"its worker was lost {ATTEMPTS} times, the last time because: {reason}"
             error = {"type": ExecutorError.__name__, "message": message}
         logger.warning("%s: %s", unit, reason if has_raised else f"its worker was lost ({reason})")
         if not self.queue.retry(unit, has_raised=has_raised):
             yield from self._fail(unit, error)
 
     def _give_up(self) -> Iterator[RunRecord]:
-        """Record as failed what waits and no node can do, not even if its features are made again on other hardware."""
+        """Record the waiting units as failed if no node can run them, not even with features from other hardware."""
         nodes = {member.info.node: member.info.hardware for member in self.workers.members}
         if self.queue.change_hardware(nodes):
             return
@@ -298,33 +315,33 @@ class _Driver:
     def _why_not(self, unit: Unit) -> dict[str, str]:
         reasons = self.queue.reasons(unit)
         if not reasons:
-            return {"type": ExecutorError.__name__, "message": "no worker is left that could do it; run it again"}
+            return {"type": ExecutorError.__name__, "message": "no worker is left that can run it; run the grid again"}
         error = next(iter(reasons.values()))
         n = len(reasons) - 1
-        others = f"; nor is it on the {n} other node{'s' if n > 1 else ''}" if n else ""
+        others = f" ({n} other node{'s' if n > 1 else ''} cannot run it either)" if n else ""
         return {"type": error["type"], "message": error["message"] + others}
 
     def _fail(self, unit: Unit, error: Mapping[str, str]) -> Iterator[RunRecord]:
         self.num_failed += 1
         self._log_end(unit, f"failed ({error['message']})")
         if unit.shard is not None:
-            return  # the fits meet what prevents its features
+            return  # the fits meet the same error and record it
         for spec in unit.specs:
             record = failure(spec, error)
             write_record(record, paths.results_dir(self.settings.results_dir))
             yield record
 
     def _report(self, progress: Progress) -> None:
-        """Show how many units and images are done; workers are asked for the images of the unit that they do."""
-        asked = {
-            member.actor.num_images.options(concurrency_group="asked").remote(): member
+        """Show how many units and images are done. Running workers report the images of their units."""
+        answers = {
+            member.actor.num_images.options(concurrency_group="progress").remote(): member
             for member in self.running.values()
             if member.unit is not None and member.unit.shard is not None
         }
-        if asked:
-            for reference in self.ray.wait(list(asked), num_returns=len(asked), timeout=WAIT_SECONDS)[0]:
-                with suppress(self.ray.exceptions.RayError):  # the worker is lost, as its own answer says
-                    asked[reference].images = self.ray.get(reference)
+        if answers:
+            for reference in self.ray.wait(list(answers), num_returns=len(answers), timeout=WAIT_SECONDS)[0]:
+                with suppress(self.ray.exceptions.RayError):  # the worker is lost, which `_collect` handles
+                    answers[reference].images = self.ray.get(reference)
         images = sum(unit.images for unit in (*self.queue.done, *self.queue.given_up))
         images += sum(member.images for member in self.running.values())
         progress.advance(images - self.num_shown)

@@ -1,6 +1,6 @@
-"""What a grid takes before it runs: memory and disk by counting, time from rates that records measured.
+"""Estimate the cost of a grid before it runs: memory and disk from sizes, time from rates in existing records.
 
-The time of a model that no record measured is not known. The time of a fit grows with images x features x classes.
+The time of a model without records is unknown. The time of a fit is proportional to images x features x classes.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from probe.records.schema import DoneRecord, EnvironmentRecord, RunRecord
 from probe.scale.units import Unit
 from probe.specs import Architecture, DatasetSpec, ModelSpec, RunSpec
 
-PROCESS_BYTES = 1_000_000_000  # of a process with its libraries; `results/speed/store.md` measures 993 MB with `tiny`
-FLOAT = 4
-LOADED_COPIES = 2  # of the weights in memory at once while they are loaded: as the file has them, and as they compute
-CHUNKS_WAITING = 2  # of uint8 pixels: one that is read, one that is encoded
+PROCESS_BYTES = 1_000_000_000  # a process with its libraries; `results/speed/store.md` measured 993 MB with `tiny`
+FLOAT = 4  # bytes of a float32
+LOADED_COPIES = 2  # of the weights while a model is loaded: the tensors of the file, and the parameters of the model
+CHUNKS_WAITING = 2  # chunks of uint8 pixels in memory: one is being read, one is being encoded
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Largest number of bytes that a unit takes, on the machine and on a GPU; 0 if the model's sizes are not known."""
+    """Memory of a unit, in bytes, on the host and on the GPU; 0 if the sizes of the model are not known."""
 
     host: int
     gpu: int
 
 
 def memory_of(unit: Unit) -> Memory:
-    """Return the memory that a worker needs for a unit, its own libraries included."""
+    """Return the memory that a worker needs for a unit, including the process with its libraries."""
     spec = unit.specs[0]
     model, on_gpu = spec.model, spec.device.startswith("cuda")
     if model.architecture is None or model.profile is None:
@@ -47,13 +47,13 @@ def memory_of(unit: Unit) -> Memory:
         )
     n, d, k = fit_shape(spec)
     needed = memory_needed(spec.solver, n=n, d=d, k=k, num_parts=2) if n and k else 0
-    if on_gpu:  # where the features of the fit are copied to
+    if on_gpu:  # the features are copied to the GPU
         return Memory(PROCESS_BYTES, FLOAT * n * d + needed)
-    return Memory(PROCESS_BYTES + needed, 0)  # features are mapped, and read again where there is no room for them
+    return Memory(PROCESS_BYTES + needed, 0)  # features are memory-mapped, so they need no memory of their own
 
 
 def feature_bytes(dataset: DatasetSpec, model: ModelSpec) -> int | None:
-    """Return the size of the features of a dataset under one mode of a model; None if the catalogue has no sizes."""
+    """Return the size of a dataset's features for one mode of a model, in bytes; None if sizes are not known."""
     images = sum(subset.size or 0 for subset in dataset.subsets)
     if model.architecture is None or not images:
         return None
@@ -61,7 +61,7 @@ def feature_bytes(dataset: DatasetSpec, model: ModelSpec) -> int | None:
 
 
 def fit_shape(spec: RunSpec) -> tuple[int, int, int]:
-    """Return the images, features and classes of the final fit of a run, 0 where the catalogue does not say."""
+    """Return the numbers of images, features and classes of a run's final fit; 0 for a number that is not known."""
     dataset, architecture, k = spec.dataset, spec.model.architecture, spec.dataset.num_classes or 0
     d = 0
     if architecture is not None:
@@ -79,22 +79,22 @@ def fit_shape(spec: RunSpec) -> tuple[int, int, int]:
 
 
 def fit_work(spec: RunSpec) -> float:
-    """Return the number that the time of a run's fits grows with, 0 where the catalogue has no sizes."""
+    """Return a number that the time of a run's fits is proportional to; 0 if sizes are not known."""
     n, d, k = fit_shape(spec)
     return float(n * d * k * num_fits(spec.protocol) * spec.dataset.num_folds)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates that records of one kind of hardware measured.
+    """Rates from the records of one kind of hardware.
 
     Args:
-        hardware: its name, with the number of threads on a CPU; empty where there are no records.
-        threads: number of threads that was measured with, 0 on a GPU. Time is proportional to 1 / threads.
+        hardware: name of the hardware, for a CPU with the number of threads; empty without records.
+        threads: number of threads in the records; 0 for a GPU. Time is assumed to be proportional to 1 / threads.
         num_records: number of records.
-        encoding: seconds an image, by architecture, precision and mode.
-        reading: seconds an image, by dataset.
-        fits: of the largest fit by each solver, `fit_work` and seconds.
+        encoding: seconds per image, by architecture, precision and mode.
+        reading: seconds per image, by dataset.
+        fits: `fit_work` and seconds of the largest fit, by solver.
     """
 
     hardware: str = ""
@@ -105,11 +105,11 @@ class Rates:
     fits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def unit_seconds(self, unit: Unit, num_threads: int) -> float | None:
-        """Return how long one worker takes for a unit; None where a rate or the sizes are not known."""
+        """Return the time of a unit on one worker, in seconds; None if a rate or a size is not known."""
         slowdown = self.threads / num_threads if self.threads and num_threads else 1.0
         spec = unit.specs[0]
         if unit.shard is None:
-            # The modes of a probe are taken to have features of different bytes, and so a fit each.
+            # The features of the modes can differ in their last bits, so one fit per mode is assumed.
             work, (measured, seconds) = fit_work(spec), self.fits.get(spec.solver, (0.0, 0.0))
             return len(unit.specs) * seconds * work / measured * slowdown if measured and work else None
         encode = [self._encode_seconds(spec) for spec in unit.specs]
@@ -117,12 +117,12 @@ class Rates:
         if len(known) < len(encode) or not unit.images:
             return None
         read = self.reading.get(spec.dataset.name) or (median(self.reading.values()) if self.reading else 0.0)
-        # Beside a GPU other processes read; on a CPU it is done between batches.
-        an_image = max(sum(known), read) if spec.device.startswith("cuda") else sum(known) + read
-        return unit.images // len(unit.specs) * an_image
+        # With a GPU, other processes read at the same time; on a CPU, images are read between batches.
+        seconds_per_image = max(sum(known), read) if spec.device.startswith("cuda") else sum(known) + read
+        return unit.images // len(unit.specs) * seconds_per_image
 
     def _encode_seconds(self, spec: RunSpec) -> float | None:
-        """Return the seconds an image of a model, in another mode where its own was not measured."""
+        """Return the seconds per image of a model, from another mode if there are no records of its mode."""
         same = {
             mode: seconds
             for (architecture, precision, mode), seconds in self.encoding.items()
@@ -132,13 +132,13 @@ class Rates:
 
 
 def measure_rates(records: Iterable[RunRecord], *, device: str, hardware: str = "") -> Rates:
-    """Return the rates that records have of a device.
+    """Return the rates of a device from records.
 
     Args:
-        records: any.
+        records: records of any runs.
         device: `cpu`, `cuda` and so on.
-        hardware: name of what the grid will run on, if it is known: records of the same are used, or, where there are
-            none, of the hardware that has the most.
+        hardware: name of the hardware of the grid, if it is known. If no records have this hardware, the records of
+            the hardware with the most records are used.
     """
     kind = device.partition(":")[0]
     usable: dict[str, list[DoneRecord]] = {}
@@ -162,7 +162,7 @@ def measure_rates(records: Iterable[RunRecord], *, device: str, hardware: str = 
             if subset.images and subset.read_seconds is not None and subset.models is not None:
                 seconds = subset.read_seconds * subset.models / subset.images
                 reading.setdefault(spec.dataset.name, []).append(seconds)
-        # The longest of equal fits: fits of a second mode can be cached, and then take no time.
+        # The longest of equal fits, because a fit of a second mode can come from the cache and then takes no time.
         fits[spec.solver] = max(fits.get(spec.solver, (0.0, 0.0)), (fit_work(spec), record.seconds.get("fit", 0.0)))
     return Rates(
         chosen,
@@ -181,7 +181,7 @@ def hardware_of(environment: EnvironmentRecord) -> str:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What a grid takes under one model; `seconds` are of one worker, None where a rate is not known."""
+    """Cost of a grid for one model. Times are the seconds of one worker, or None if a rate is not known."""
 
     model: str
     runs: int
@@ -196,17 +196,17 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class GridCost:
-    """What a grid takes.
+    """Cost of a grid.
 
     Args:
-        models: costs by model.
+        models: cost for each model.
         units: number of units.
         shards: number of units that are shards of features.
         workers: number of workers.
-        seconds: of all workers together, None where a rate is not known.
-        hardware: what the rates were measured on; empty where there are no records.
-        records: number of records with these rates.
-        stretch: work of the largest fit by that of the largest measured fit of its solver.
+        seconds: time from start to end with all workers; None if a rate is not known.
+        hardware: hardware of the rates; empty without records.
+        records: number of records that the rates come from.
+        stretch: work of the largest fit divided by the work of the largest fit in the records of its solver.
     """
 
     models: Sequence[ModelCost]
@@ -220,16 +220,16 @@ class GridCost:
 
 
 def estimate_grid(units: Sequence[Unit], rates: Rates, *, num_workers: int, num_threads: int) -> GridCost:
-    """Estimate the cost of units on some workers.
+    """Return the estimated cost of units.
 
     Args:
-        units: from `plan_units`.
-        rates: from `measure_rates`.
-        num_workers: 1 or more; at most as many as there are units are used.
-        num_threads: threads of a worker.
+        units: units from `plan_units`.
+        rates: rates from `measure_rates`.
+        num_workers: number of workers, >= 1. At most one worker per unit is used.
+        num_threads: number of threads of a worker.
     """
     durations = {unit: rates.unit_seconds(unit, num_threads) for unit in units}
-    num_workers = max(1, min(num_workers, len(units)))  # more have nothing to do
+    num_workers = max(1, min(num_workers, len(units)))  # more workers would be idle
     by_model: dict[str, list[Unit]] = {}
     for unit in units:
         by_model.setdefault(unit.model, []).append(unit)
@@ -269,6 +269,6 @@ def _cost_of(model: str, units: Sequence[Unit], durations: Mapping[Unit, float |
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    """Return the sum; None where a value is not known."""
+    """Return the sum of values, or None if a value is None."""
     all_values = list(values)
     return None if None in all_values else sum(value or 0.0 for value in all_values)

@@ -1,6 +1,6 @@
-"""The runs of a grid as units of work for many workers (shards of features, then fits), and the queue of them.
+"""Divide the runs of a grid into units of work for many workers: shards of features, then fits. Queue the units.
 
-The queue says which unit a worker does next and what becomes of a unit that was not done. It knows no processes: the
+The queue decides which unit a worker runs next, and if a failed unit is repeated. The queue starts no processes; the
 driver does.
 """
 
@@ -13,10 +13,10 @@ from itertools import groupby
 
 from probe.specs import RunSpec
 
-SHARD_IMAGES = 8_192  # about: minutes of work on a CPU, seconds on a GPU, and little to lose with a worker
+SHARD_IMAGES = 8_192  # approximate; takes minutes on a CPU and seconds on a GPU, so a lost worker costs little
 NO_SIZES: Mapping[str, int] = {}
-ATTEMPTS = 5  # at a unit whose worker is lost
-ATTEMPTS_RAISED = 2  # at a unit that raises an unforeseen error, by different workers, since a worker may be at fault
+ATTEMPTS = 5  # for a unit whose worker is lost
+ATTEMPTS_RAISED = 2  # for a unit that raises an unexpected error; by different workers, since a worker may be faulty
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +24,11 @@ class Unit:
     """Work of one worker: a shard of features, or the fits of one probe.
 
     Args:
-        specs: for a shard, the modes of a model, which are fed by one pass over the images, and whose protocol does not
-            matter; for fits, the modes of one probe, which are compared.
-        shard: number of the shard, from 1 on, and number of shards; None for fits.
-        group: number of the dataset and model, all of whose features must be there before the fits.
-        images: images that a shard encodes, counted once for each mode, as far as the catalogue says.
+        specs: for a shard, one specification per mode of a model, with any protocol; all modes are extracted in one
+            pass over the images. For fits, one specification per mode of a probe.
+        shard: number of the shard, from 1, and the number of shards; None for fits.
+        group: number of the pair of dataset and model. Fits need the features of all shards of their group.
+        images: number of images that a shard encodes, counted once per mode; 0 if the catalogue has no sizes.
     """
 
     specs: tuple[RunSpec, ...]
@@ -42,7 +42,7 @@ class Unit:
         return self.specs[0].model.name
 
     def __str__(self) -> str:
-        """Name the unit in messages."""
+        """Return the name of the unit for messages."""
         first = self.specs[0]
         if self.shard is None:
             return f"{first.dataset.name} / {first.model.name} / {first.protocol.name}"
@@ -50,12 +50,12 @@ class Unit:
 
 
 def plan_units(specs: Sequence[RunSpec], sizes: Mapping[str, int] = NO_SIZES) -> list[Unit]:
-    """Return the units of a grid, the shards of a dataset and model before its fits.
+    """Return the units of a grid. The shards of a dataset and model come before the fits.
 
     Args:
-        specs: the runs.
-        sizes: number of images by dataset; datasets that are not here have the sizes of their catalogue entry, or are
-            one shard.
+        specs: runs of the grid.
+        sizes: number of images by dataset. Other datasets have the sizes of their catalogue entries; a dataset without
+            sizes is one shard.
     """
     units = []
     for i, (_, group) in enumerate(groupby(specs, key=lambda spec: (spec.dataset, spec.model))):
@@ -73,10 +73,10 @@ def plan_units(specs: Sequence[RunSpec], sizes: Mapping[str, int] = NO_SIZES) ->
 
 
 class Queue:
-    """The units of a grid: waiting, running, done or given up.
+    """Queue of the units of a grid. A unit is waiting, running, done or given up.
 
-    Fits wait until each shard of their group is done or given up. All features of a group are made on one kind of
-    hardware, since the last bits of features depend on it.
+    Fits wait until all shards of their group are done or given up. All features of a group are extracted on one kind of
+    hardware, because the last bits of features depend on the hardware.
     """
 
     def __init__(self, units: Iterable[Unit]) -> None:
@@ -84,35 +84,39 @@ class Queue:
         self.running: set[Unit] = set()
         self.done: list[Unit] = []
         self.given_up: list[Unit] = []
-        self._lost: Counter[Unit] = Counter()  # attempts that ended with the worker
-        self._raised: Counter[Unit] = Counter()  # attempts that ended with an unforeseen error
-        self._refused: dict[int | Unit, dict[str, Mapping[str, str]]] = {}  # group, or one unit -> node -> error
-        self._hardware: dict[int, str] = {}  # group -> where its features are made
-        self._left: set[tuple[int, str]] = set()  # groups, and hardware that cannot do some of their units
+        self._lost: Counter[Unit] = Counter()  # attempts that ended with the loss of the worker
+        self._raised: Counter[Unit] = Counter()  # attempts that ended with an unexpected error
+        self._refused: dict[int | Unit, dict[str, Mapping[str, str]]] = {}  # (group or unit) -> node -> error
+        self._hardware: dict[int, str] = {}  # group -> hardware of its features
+        self._unsuitable: set[tuple[int, str]] = set()  # (group, hardware that cannot run some of its units)
 
     def __bool__(self) -> bool:
-        """Tell if something is left to do."""
+        """Return True if units are waiting or running."""
         return bool(self.waiting or self.running)
 
     @property
     def num_ended(self) -> int:
-        """Units that are done or given up."""
+        """Number of units that are done or given up."""
         return len(self.done) + len(self.given_up)
 
     def take(
         self, model: str | None = None, node: str = "", hardware: str = "", *, too_large: Collection[Unit] = ()
     ) -> Unit | None:
-        """Start the next unit that a worker can do; None where there is none.
+        """Start the next unit that a worker can run, and return it; None if there is no such unit.
 
-        Fits come first, since they give results early and need no other weights; then shards of the model that the
-        worker has loaded, or else that the fewest workers are busy with; last what failed before, since whatever kills
-        workers may be over by then, and keeps nothing else waiting.
+        The order of the units is:
+
+        1. fits, because they give results early and need no weights;
+        2. shards of the model that the worker has loaded;
+        3. shards of the model that the fewest workers are extracting;
+        4. units that failed before. They come last so that they delay no other unit, and because the cause of the
+           failure may be gone by then.
 
         Args:
-            model: the model that the worker has loaded.
-            node: where the worker is; units that were refused there are not for it.
-            hardware: what changes the last bits of the features that the worker makes.
-            too_large: units for which the memory is not free at the moment.
+            model: name of the model that the worker has loaded.
+            node: node of the worker. Units that were refused on this node are skipped.
+            hardware: hardware of the worker, which determines the last bits of features.
+            too_large: units for which the node has too little free memory at the moment.
         """
         usable = [unit for unit in self._ready() if self._is_for(unit, node, hardware) and unit not in too_large]
         busy = Counter(unit.model for unit in self.running if unit.shard is not None)
@@ -129,20 +133,23 @@ class Queue:
         return unit
 
     def has_for(self, node: str, hardware: str) -> bool:
-        """Tell if a unit waits that a worker could do."""
+        """Return True if a waiting unit could run on a node with this hardware."""
         return any(self._is_for(unit, node, hardware) for unit in self._ready())
 
     def finish(self, unit: Unit) -> None:
-        """Count a unit as done."""
+        """Mark a running unit as done."""
         self.done.append(unit)
         self._end(unit)
 
     def retry(self, unit: Unit, *, has_raised: bool = False) -> bool:
-        """Take back a unit that failed; False where it has had all its attempts and is given up.
+        """Put a failed unit back into the queue, or give it up after its last attempt.
 
         Args:
-            unit: which one.
-            has_raised: it raised an unforeseen error; else its worker was lost.
+            unit: the failed unit.
+            has_raised: True if the unit raised an unexpected error; False if its worker was lost.
+
+        Returns:
+            True if the unit will be repeated, False if it is given up.
         """
         failures, attempts = (self._raised, ATTEMPTS_RAISED) if has_raised else (self._lost, ATTEMPTS)
         failures[unit] += 1
@@ -152,35 +159,43 @@ class Queue:
         return is_left
 
     def put_back(self, unit: Unit) -> None:
-        """Take back a unit that could not begin."""
+        """Put a unit that could not start back to the front of the queue."""
         self.waiting.insert(0, unit)
         self._end(unit)
 
     def refuse(self, unit: Unit, node: str, error: Mapping[str, str], *, only_this: bool = False) -> None:
-        """Take back a unit that a node cannot do, nor the others of its dataset and model unless `only_this`."""
+        """Put back a unit that a node cannot run, and keep it off that node.
+
+        The other units of its group are kept off the node, too, unless `only_this` is True.
+        """
         self._refused.setdefault(unit if only_this else unit.group, {})[node] = error
         self.put_back(unit)
 
     def reasons(self, unit: Unit) -> dict[str, Mapping[str, str]]:
-        """Return the nodes that cannot do a unit, with the error."""
+        """Return the nodes that cannot run a unit, with the errors."""
         return {**self._refused.get(unit.group, {}), **self._refused.get(unit, {})}
 
     def change_hardware(self, nodes: Mapping[str, str]) -> bool:
-        """Have features made again on other hardware where theirs can do none of what waits; True if there are any.
+        """Move groups to other hardware if no node with the hardware of their features can run their waiting units.
+
+        The finished shards of such a group are extracted again on the other hardware.
 
         Args:
-            nodes: those with workers, and their hardware.
+            nodes: hardware by node, for the nodes with workers.
+
+        Returns:
+            True if a group was moved.
         """
         changed: set[int] = set()
         for unit in [unit for unit in self._ready() if unit.group in self._hardware]:
             kind = self._hardware[unit.group]
             usable = {other for node, other in nodes.items() if node not in self.reasons(unit)}
-            others = {other for other in usable if (unit.group, other) not in self._left}
+            others = {other for other in usable if (unit.group, other) not in self._unsuitable}
             if others and kind not in usable and unit.group not in changed:
                 changed.add(unit.group)
                 self._hardware[unit.group] = min(others)
                 if kind in nodes.values():
-                    self._left.add((unit.group, kind))
+                    self._unsuitable.add((unit.group, kind))
         again = [unit for unit in self.done if unit.group in changed and unit.shard is not None]
         self.waiting += again
         removed = set(again)
@@ -188,7 +203,7 @@ class Queue:
         return bool(changed)
 
     def give_up(self) -> list[Unit]:
-        """Give up what waits and could begin, where no worker can do it; return these units."""
+        """Give up all units that could start, because no worker can run them; return these units."""
         units = list(self._ready())
         removed = set(units)
         self.waiting = [unit for unit in self.waiting if unit not in removed]
@@ -196,7 +211,7 @@ class Queue:
         return units
 
     def _ready(self) -> Iterator[Unit]:
-        """Yield the units that could begin."""
+        """Yield the waiting units that could start: shards, and fits whose shards have ended."""
         unfinished = {unit.group for unit in (*self.waiting, *self.running) if unit.shard is not None}
         return (unit for unit in self.waiting if unit.shard is not None or unit.group not in unfinished)
 
@@ -205,6 +220,6 @@ class Queue:
 
     def _end(self, unit: Unit) -> None:
         self.running.remove(unit)
-        of_group = [other for other in (*self.running, *self.done) if other.group == unit.group]
-        if not any(other in self.running or other.shard is not None for other in of_group):
-            self._hardware.pop(unit.group, None)  # nothing was made there
+        group = [other for other in (*self.running, *self.done) if other.group == unit.group]
+        if not any(other in self.running or other.shard is not None for other in group):
+            self._hardware.pop(unit.group, None)  # no features exist yet, so the hardware is free again

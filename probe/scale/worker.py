@@ -1,7 +1,7 @@
-"""Worker process of a grid on Ray: it makes shards of features, and fits, one after the other.
+"""Worker process of a grid on Ray, which extracts shards of features and fits probes, one unit after the other.
 
-Its feature store is that of the driver where both see one folder; else the driver sends chunks that the worker lacks,
-and gets back chunks that the driver lacks.
+A worker that can access the driver's cache folder uses that folder. Otherwise the worker has its own cache folder: the
+driver sends the chunks that the worker needs, and receives the chunks that the driver needs.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from probe.scale.estimates import PROCESS_BYTES, Memory
 from probe.scale.units import Unit
 from probe.settings import Settings
 
-FOLDERS = ("PROBE_DATA_DIR", "PROBE_WEIGHTS_DIR", "PROBE_CACHE_DIR")  # variables that name folders on all nodes
-LIMITS = ("PROBE_MAX_IMAGE_PIXELS",)  # other variables for all nodes; a node's own counts more
+FOLDERS = ("PROBE_DATA_DIR", "PROBE_WEIGHTS_DIR", "PROBE_CACHE_DIR")  # variables that name folders
+LIMITS = ("PROBE_MAX_IMAGE_PIXELS",)  # other variables that workers receive
 Files = Sequence[tuple[str, bytes]]
 
 
 @dataclass(frozen=True)
 class DriverEnvironment:
-    """Environment of the driver's process that workers take over.
+    """Environment of the driver's process that workers use.
 
     Args:
-        folder: where relative paths start.
-        variables: environment variables.
-        level: level of the package's log.
+        folder: current folder, where relative paths start.
+        variables: environment variables, with absolute paths.
+        level: logging level of the package.
     """
 
     folder: str
@@ -63,7 +63,7 @@ class DriverEnvironment:
         return cls(str(Path.cwd()), variables, logging.getLogger("probe").getEffectiveLevel())
 
     def apply(self) -> None:
-        """Take over the folder, if the machine has it, and the variables that this process has not."""
+        """Change to the folder if it exists on this machine, and set the variables that are not set in this process."""
         with suppress(OSError):
             os.chdir(self.folder)
         for name, value in self.variables.items():
@@ -75,11 +75,12 @@ class WorkerInfo:
     """Description of a worker.
 
     Args:
-        node: Ray's name of its node; `host` is for people.
-        memory: bytes of the machine's memory.
-        versions: see `versions`.
-        hardware: what changes the last bits of features.
-        sees_store: its folder of features is that of the driver.
+        node: Ray's id of the node.
+        host: name of the node for messages.
+        memory: memory of the machine, in bytes.
+        versions: versions of libraries; see the function `versions`.
+        hardware: hardware that determines the last bits of features.
+        sees_store: True if the worker can access the driver's cache folder.
     """
 
     node: str
@@ -92,7 +93,7 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class NotRunnable:
-    """Error of a unit that cannot begin on a node, for want of files or of memory; another node may have them."""
+    """Error of a unit that cannot start on a node because files or memory are missing. Another node may have them."""
 
     type: str
     message: str
@@ -101,7 +102,7 @@ class NotRunnable:
 
 @dataclass(frozen=True)
 class MissingChunks:
-    """Chunks of features that a unit needs, by cache entry, and those of them that the worker does not have."""
+    """Cache entries that a unit needs: the specification, the needed chunks, and the chunks that the worker lacks."""
 
     entries: Sequence[tuple[EntrySpec, Sequence[int], Sequence[int]]]
 
@@ -111,20 +112,20 @@ class UnitResult:
     """Result of a unit.
 
     Args:
-        records: of fits.
-        chunks: files of the chunks that the driver wants.
-        is_foreseen: all errors of records are a `ProbeError`; else the worker may be at fault.
-        logs: what the package logged.
+        records: records of the fits.
+        chunks: files of the chunks that the driver requested.
+        is_expected: True if every error in the records is a `ProbeError`. Otherwise the worker may be faulty.
+        logs: log records of the package.
     """
 
     records: Sequence[RunRecord] = ()
     chunks: Sequence[tuple[EntrySpec, Files]] = ()
-    is_foreseen: bool = True
+    is_expected: bool = True
     logs: Sequence[logging.LogRecord] = ()
 
 
 class _ImageCounter(Progress):
-    """Number of encoded images, for the driver's bar."""
+    """Progress that counts encoded images for the driver's progress bar."""
 
     def __init__(self) -> None:
         super().__init__(is_shown=False)
@@ -135,7 +136,7 @@ class _ImageCounter(Progress):
 
 
 class Worker:
-    """Actor that does units one after the other; it keeps the model and the dataset that it used last."""
+    """Actor that runs units one after the other. It caches the model and the dataset that it used last."""
 
     def __init__(self, settings: Settings, num_threads: int, num_blas: int, environment: DriverEnvironment) -> None:
         environment.apply()
@@ -145,62 +146,67 @@ class Worker:
         self.progress = _ImageCounter()
 
     def describe(self, device: str, marker: str) -> WorkerInfo:
-        """Describe this worker; `marker` is the name of a file that the driver has put into its feature store."""
+        """Return a description of this worker.
+
+        Args:
+            device: device of the units.
+            marker: name of a file that the driver has put into its cache folder.
+        """
         with self._at_work():
             kind = hardware(device)
-        import ray  # which only a worker has for certain
+        import ray  # Ray is an optional dependency, but every worker has it
 
-        node = ray.get_runtime_context().get_node_id()  # several can be on one host
+        node = ray.get_runtime_context().get_node_id()  # several nodes can be on one host
         sees_store = (self._root / marker).is_file()
         return WorkerInfo(node, platform.node(), device_memory("cpu").total, versions(), kind, sees_store)
 
     def num_images(self) -> int:
-        """Return how many images of its unit were encoded; asked for while the worker is busy."""
+        """Return the number of encoded images of the running unit. The driver calls this while the worker computes."""
         return self.progress.images
 
     def find_missing(self, unit: Unit, need: Memory) -> NotRunnable | MissingChunks:
-        """Return which chunks of features a unit needs; `need` is the memory that it takes."""
+        """Return which chunks of features a unit needs and which the worker lacks; `need` is the memory of the unit."""
         with self._at_work():
-            found = self._begin(unit, need)
-        if isinstance(found, NotRunnable):
-            return found
-        works = [(Work(self._root, entry), chunks) for entry, chunks in found]
+            entries = self._begin(unit, need)
+        if isinstance(entries, NotRunnable):
+            return entries
+        works = [(Work(self._root, entry), chunks) for entry, chunks in entries]
         return MissingChunks([(work.spec, chunks, [i for i in chunks if not work.has(i)]) for work, chunks in works])
 
     def take_in(self, entry: EntrySpec, files: Files) -> None:
-        """Store chunks that the driver has."""
+        """Store chunks that the driver has sent."""
         Work(self._root, entry).take_in(files)
 
     def release(self) -> None:
-        """Give back the memory of models."""
+        """Release the memory of loaded models."""
         self.session.encoders.clear()
         gc.collect()
 
     def do(
         self, unit: Unit, need: Memory, wanted: Sequence[tuple[EntrySpec, Sequence[int]]] = ()
     ) -> NotRunnable | UnitResult:
-        """Do a unit.
+        """Run a unit.
 
         Args:
-            unit: which one.
-            need: the memory that it takes.
-            wanted: chunks that the driver does not have and cannot see.
+            unit: the unit.
+            need: memory that the unit needs.
+            wanted: chunks to return, because the driver cannot access this worker's cache folder.
 
         Raises:
-            Exception: an unforeseen error prevented the features of a shard. A `ProbeError` is met again by the fits,
-                whose records name it.
+            Exception: an unexpected error while a shard was extracted. A `ProbeError` is not raised, because the fits
+                meet the same error and record it.
         """
         self.progress.images = 0
         with self._at_work():
-            found = self._begin(unit, need)
-            if isinstance(found, NotRunnable):
-                return found
+            entries = self._begin(unit, need)
+            if isinstance(entries, NotRunnable):
+                return entries
             records = self._fit(unit) if unit.shard is None else []
             if unit.shard is not None:
                 self._extract(unit)
             chunks = [(entry, list(Work(self._root, entry).files(numbers))) for entry, numbers in wanted if numbers]
         logs = [self.logs.get() for _ in range(self.logs.qsize())]
-        return UnitResult(records, chunks, all(is_foreseen(record.error) for record in records), logs)
+        return UnitResult(records, chunks, all(is_expected(record.error) for record in records), logs)
 
     def _fit(self, unit: Unit) -> list[RunRecord]:
         runs = list(run_dataset(unit.specs, self.session))
@@ -221,7 +227,7 @@ class Worker:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """Compute with the threads of this worker, and collect what the package logs, for the driver."""
+        """Use the threads of this worker, and collect the log records of the package for the driver."""
         package, collecting = logging.getLogger("probe"), QueueHandler(self.logs)
         before = package.level
         package.setLevel(self.level)
@@ -234,17 +240,17 @@ class Worker:
             package.setLevel(before)
 
     def _begin(self, unit: Unit, need: Memory) -> NotRunnable | list[tuple[EntrySpec, Sequence[int]]]:
-        """Return the features that a unit is about, or why it cannot begin: files or memory are missing here."""
+        """Return the cache entries that a unit needs and their chunks, or the reason why the unit cannot start here."""
         try:
-            self._make_room(unit, need)
-            found = [entry for spec in unit.specs for entry in find_entries(spec, self.session).values()]
+            self._free_memory(unit, need)
+            entries = [entry for spec in unit.specs for entry in find_entries(spec, self.session).values()]
         except ProbeError as err:
             return NotRunnable(type(err).__name__, str(err), is_memory=isinstance(err, ExecutorError))
-        return [(entry, shard_of(entry, unit.shard)) for entry in found]
+        return [(entry, shard_of(entry, unit.shard)) for entry in entries]
 
-    def _make_room(self, unit: Unit, need: Memory) -> None:
+    def _free_memory(self, unit: Unit, need: Memory) -> None:
         if unit.shard is not None and all(encoder_key(spec) in self.session.encoders for spec in unit.specs):
-            return  # what takes the memory is there already
+            return  # the models are in memory already
         try:
             refuse_too_large(unit, need)
         except ExecutorError:
@@ -253,32 +259,32 @@ class Worker:
 
 
 def refuse_too_large(unit: Unit, need: Memory) -> None:
-    """Stop before a unit that the free memory does not hold.
+    """Check that the free memory is sufficient for a unit.
 
     Raises:
-        ExecutorError: the memory is too small; the message has the numbers.
+        ExecutorError: the free memory is too small; the message gives both sizes.
     """
     device = unit.specs[0].device
-    # A process with its libraries is there already.
+    # The memory of the process and its libraries is in use already.
     needs = {"cpu": max(0, need.host - PROCESS_BYTES)} | ({device: need.gpu} if device.startswith("cuda") else {})
     for place, needed in needs.items():
         free = device_memory(place).free
         if needed > free:
-            of, advice = ("the machine", "a larger machine") if place == "cpu" else ("the GPU", "a larger GPU")
+            kind, advice = ("memory", "a larger machine") if place == "cpu" else ("GPU memory", "a larger GPU")
             smaller = "a smaller --batch-size, or " if unit.shard is not None else ""
             raise ExecutorError(
-                f"{unit} needs about {needed / 1e9:.1f} GB of memory of {of}, and {free / 1e9:.1f} GB are free on "
+                f"{unit} needs about {needed / 1e9:.1f} GB of {kind}, but only {free / 1e9:.1f} GB are free on "
                 f"{platform.node()}; use {smaller}{advice}"
             )
 
 
-def is_foreseen(error: ErrorRecord | None) -> bool:
-    """Return True if the error of a record is a `ProbeError`, or None."""
+def is_expected(error: ErrorRecord | None) -> bool:
+    """Return True if the error of a record is a `ProbeError` or None."""
     return error is None or issubclass(getattr(errors, error.type, Exception), ProbeError)
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of what changes numbers, and a digest of the source of this package."""
+    """Return the versions of all software that can change results, and a digest of the source of this package."""
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         source.update(path.read_bytes())

@@ -1,7 +1,7 @@
 """The embedded model `tiny`, which `tools/tiny/train.py` makes.
 
-`tiny.pt` is a CLIP model in the form of OpenAI's TorchScript archives, `merges.txt.gz` its vocabulary, `tiny.json` how
-they were made.
+`tiny.pt` is a CLIP model in the form of OpenAI's TorchScript archives. `merges.txt.gz` is its vocabulary. `tiny.json`
+records how both were made.
 """
 
 from pathlib import Path

@@ -74,7 +74,7 @@ def test_a_group_of_protocols_stands_for_its_rows(tmp_path, capsys):
         (["run", "--dataset", "digits", "--model", "tinny"], "unknown model 'tinny'; did you mean 'tiny'?"),
         ([*RUN, "--protocol", "readmee"], "unknown protocol 'readmee'; did you mean 'readme'?"),
         ([*RUN, "--protocol", "missing.toml"], "missing.toml does not exist; give the path of a protocol in TOML"),
-        ([*RUN, "--device", "cuda:77"], "device 'cuda:77' is not on this machine"),
+        ([*RUN, "--device", "cuda:77"], "device 'cuda:77' is not available on this machine"),
         ([*RUN, "--model", "missing.pt"], "no checkpoint at "),
         (["run", "--dataset", "folder:missing", "--model", "tiny"], "no folder at "),
     ],
@@ -106,7 +106,7 @@ def test_a_failed_cell_is_named_and_exits_with_1(tmp_path, capsys):
     code = main([*RUN, "--model", str(tmp_path / "model.pt"), "--results-dir", str(tmp_path / "results")])
     captured = capsys.readouterr()
     assert code == 1
-    assert "model.pt is no CLIP checkpoint" in captured.err
+    assert "model.pt is not a CLIP checkpoint" in captured.err
     assert "Traceback" not in captured.err
     assert "| failed" in captured.out
     assert captured.out.count("| tiny") == 1  # the other cell of the grid ran

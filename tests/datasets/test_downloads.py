@@ -243,7 +243,7 @@ def test_an_archive_that_is_not_the_published_one_is_refused(name, addressed, se
     source = addressed(name)
     for path in server[0].iterdir():
         path.write_bytes(b"something else")
-    with pytest.raises(DatasetMissingError, match=r"has the MD5 [0-9a-f]{32} where [0-9a-f]{10}"):
+    with pytest.raises(DatasetMissingError, match=r"MD5 mismatch \(expected [0-9a-f]{32}, got [0-9a-f]{10}"):
         _open(name, source, tmp_path / "data")
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
@@ -274,7 +274,7 @@ def test_an_address_that_does_not_answer_says_what_to_put_where(tmp_path):
     source = replace(spec.sources[0], downloads=(("http://127.0.0.1:9/NWPU-RESISC45.zip", "0" * 32),))
     with pytest.raises(DatasetMissingError) as caught:
         open_dataset(replace(spec, sources=(source,)), data_dir=tmp_path)
-    assert "could not fetch http://127.0.0.1:9/NWPU-RESISC45.zip" in str(caught.value)
+    assert "could not download http://127.0.0.1:9/NWPU-RESISC45.zip" in str(caught.value)
     assert f"put the folder NWPU-RESISC45 of NWPU-RESISC45.rar, or NWPU-RESISC45.zip into {tmp_path}" in str(
         caught.value
     )

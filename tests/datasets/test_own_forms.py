@@ -567,7 +567,7 @@ def test_voc_gets_only_the_archive_that_is_missing(tmp_path):
 def test_voc_that_cannot_be_downloaded_says_why(tmp_path):
     spec, archive = _pack_voc(tmp_path)
     archive.unlink()
-    with pytest.raises(DatasetMissingError, match=r"voc2007 .* could not be downloaded \(could not fetch .*refused"):
+    with pytest.raises(DatasetMissingError, match=r"voc2007 .* could not be downloaded \(could not download .*refused"):
         open_dataset(spec, data_dir=tmp_path / "data")
 
 

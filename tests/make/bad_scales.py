@@ -1,7 +1,7 @@
-"""Generated problems whose features have bad scales, and their optima by Newton's method in float64.
+"""Generated problems with badly scaled features, and their optima by Newton's method in float64.
 
 Each problem has Gaussian classes with changed features (constants, outliers, columns of different sizes, copies, near
-duplicates), few images or many classes. The same seeds make the same problems on every machine.
+duplicates), few images or many classes. The same seeds give the same problems on every machine.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def _copies(num: int, noise: float = 0.0) -> Change:
 def _near_duplicates(distance: float) -> Change:
     """Replace half of the columns by two columns each: noise, and the noise plus the column times a distance.
 
-    Only the small difference between the two columns tells anything about the classes.
+    Only the small difference between the two columns contains information about the classes.
     """
 
     def change(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -100,14 +100,14 @@ def _rotation(d: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Problem:
-    """Gaussian classes and the change to their features."""
+    """Gaussian classes, and the change to their features."""
 
     change: Change = lambda x, _: x
     n: int = 300  # training images
     k: int = 4
     d: int = 16
-    spread: float = 0.8  # of the means of the classes, whose standard deviation is 1
-    shares: tuple[float, ...] | None = None  # of the classes; None is equal ones
+    spread: float = 0.8  # of the means of the classes; the standard deviation within a class is 1
+    shares: tuple[float, ...] | None = None  # of the classes among the images; None for equal shares
 
 
 RARE = (0.9, 0.07, 0.02, 0.01)
@@ -170,7 +170,7 @@ PROBLEMS = {
 
 
 def make(name: str) -> dict[str, Features]:
-    """Return `train`, `val` and `test` of a problem; every class has an image in each."""
+    """Return `train`, `val` and `test` of a problem. Each split has an image of every class."""
     problem = PROBLEMS[name]
     seed = list(PROBLEMS).index(name)
     means = np.random.default_rng(seed).normal(size=(problem.k, problem.d)) * problem.spread
@@ -193,7 +193,7 @@ class Optimum:
     intercept: np.ndarray
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Return the likeliest class of each image."""
+        """Return the most likely class of each image."""
         return _logits(x.astype(np.float64), self.coef, self.intercept).argmax(axis=1)
 
 
@@ -226,14 +226,14 @@ def find_optimum(x: np.ndarray, y: np.ndarray, C: float) -> Optimum:
                 hessian[a, :, b] = (z * (chances[:, a] * ((a == b) - chances[:, b]))[:, None]).T @ z / n
         hessian = hessian.reshape(weights.size, -1) + np.diag(np.tile(penalty, width))
         hessian[np.diag_indices(weights.size)] += 1e-15 * np.trace(hessian) / weights.size
-        if width > 1:  # moving all intercepts equally changes nothing
+        if width > 1:  # adding one number to all intercepts changes nothing
             alike = np.tile(np.arange(z.shape[1]) == z.shape[1] - 1, width)
             hessian += 0.1 * np.outer(alike, alike)
         step = np.linalg.solve(hessian, gradient.ravel()).reshape(weights.shape)
         slope, length = np.sum(gradient * step), 1.0
         while value(weights - length * step) > value(weights) - 1e-4 * length * slope and length > 1e-10:
             length /= 2
-        if length <= 1e-10:  # rounding hides any further descent
+        if length <= 1e-10:  # further descent is below the rounding errors
             break
         weights = weights - length * step
         if slope <= 1e-20 * value(weights):

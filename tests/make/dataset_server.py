@@ -1,6 +1,6 @@
-"""A Hugging Face hub of datasets: the few requests that `huggingface_hub` makes, answered from folders.
+"""Server that acts as a Hugging Face hub of datasets: answers the requests of `huggingface_hub` from folders.
 
-`ORG/NAME/` is a repository on its branch main, `ORG/NAME@REVISION/` on another, with `--` for each slash.
+The folder `ORG/NAME/` is the branch main of a repository. `ORG/NAME@REVISION/` is another branch, with `--` for `/`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-SMALL = ("README.md", ".gitattributes", ".yaml", ".txt")  # kept in Git itself, under a SHA-1
+SMALL = ("README.md", ".gitattributes", ".yaml", ".txt")  # small files, which are stored in Git under a SHA-1
 
 
 PUBLIC = ("README.md", ".gitattributes")  # files of a gated repository that the hub shows to everybody
@@ -26,7 +26,7 @@ PUBLIC = ("README.md", ".gitattributes")  # files of a gated repository that the
 
 @dataclass(frozen=True)
 class Denial:
-    """Refusal of a repository by the hub: HTTP status and headers; for the data files only, or for every request."""
+    """Refusal of a repository by the hub: HTTP status and headers, for data files or for every request."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -35,20 +35,20 @@ class Denial:
 
 @dataclass
 class Hub:
-    """Where it answers, and what it was asked: method and path, in order."""
+    """A running server: its address, and the method and path of each request, in order."""
 
     endpoint: str = ""
     requests: list[str] = field(default_factory=list)
 
     def files(self) -> list[str]:
-        """The files that were sent, without the cards and what Git needs."""
+        """The data files that were sent, without cards and `.gitattributes`."""
         sent = [path for method, _, path in (request.partition(" ") for request in self.requests) if method == "GET"]
         names = [path.partition("/resolve/")[2].partition("/")[2] for path in sent if "/resolve/" in path]
         return sorted(name for name in names if name not in ("README.md", ".gitattributes"))
 
 
 def commit_of(folder: Path) -> str:
-    """Return the commit that a folder is served as: its revision, if the revision is a commit."""
+    """Return the commit of a folder. If the revision in the folder's name is a commit, the revision is returned."""
     revision = folder.name.partition("@")[2]
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
@@ -56,12 +56,12 @@ def commit_of(folder: Path) -> str:
 
 
 def snapshot_of(cache: Path, repo: str, folder: Path) -> Path:
-    """Where the client keeps the files of a repository that is served from a folder."""
+    """Return the folder in which the client caches the files of a repository that is served from a folder."""
     return cache / f"datasets--{repo.replace('/', '--')}" / "snapshots" / commit_of(folder)
 
 
 def copy_without_lists(cache: Path) -> Path:
-    """A copy of the client's cache as older versions and other ways to download leave it: without lists of files."""
+    """Copy the client's cache without its lists of files, as older clients and other downloaders write it."""
     copy = cache.with_name("cache_without_lists")
     shutil.copytree(cache, copy, symlinks=True, ignore=shutil.ignore_patterns("trees"))
     return copy
@@ -83,13 +83,13 @@ class Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing on stderr."""
+        """Log nothing to stderr."""
 
     def _answer(self) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
         parts = [unquote(part) for part in self.path.partition("?")[0].strip("/").split("/")]
         is_api = parts[0] == "api"
-        kind, org, name, *rest = [*parts[is_api:], "", ""]  # the client also asks for what is no repository
+        kind, org, name, *rest = [*parts[is_api:], "", ""]  # the client also requests other addresses
         if f"{org}/{name}" in self.gated:
             return self._send(403, b"", {"X-Error-Code": "GatedRepo"})
         denial = self.denied.get(f"{org}/{name}")
@@ -149,11 +149,12 @@ def _describe(folder: Path, path: Path) -> dict[str, object]:
 def serve(
     root: Path, *, gated: frozenset[str] = frozenset(), denied: Mapping[str, Denial] | None = None
 ) -> Iterator[Hub]:
-    """Serve a folder of repositories."""
+    """Serve a folder of repositories for the duration of the block."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, hub, root, gated, denied or {}))
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)  # looks so often for its end
+    # The server checks for its end every 0.02 seconds.
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub

@@ -13,7 +13,7 @@ def cell(n=600, **changes):
 
 
 def chunk_of(cell, chunk, labels=1):
-    """Features that say which image they are of."""
+    """Return features that contain the index of their image."""
     positions = np.arange(chunk * 256, min((chunk + 1) * 256, cell.num_images))
     x = np.stack([positions, -positions], axis=1).astype(np.float32)
     y = positions % 10 if labels == 1 else np.stack([positions % 2, positions % 3 - 1], axis=1)

@@ -1,4 +1,4 @@
-"""A Ray whose workers answer as a test says, one after the other in the order in which they were asked."""
+"""Replacement of Ray whose workers give the answers of a test, in the order of the requests."""
 
 import itertools
 from functools import partial
@@ -8,11 +8,11 @@ from probe.scale.worker import WorkerInfo, versions
 
 
 class RayError(Exception):
-    """As Ray's: a worker is lost."""
+    """Error of Ray for a lost worker."""
 
 
 class RayTaskError(RayError):
-    """As Ray's: a worker raised something, and is well."""
+    """Error of Ray for an exception that a worker raised. The worker itself is not lost."""
 
     def __init__(self, cause):
         super().__init__(f"a traceback of {cause}")
@@ -20,12 +20,12 @@ class RayTaskError(RayError):
 
 
 class FakeRay:
-    """Nodes of one processor for each worker.
+    """Nodes with one CPU per worker.
 
     Args:
-        workers: how many each node has room for, by its name.
-        answer: what a worker says to `do`, given its node and the unit; what it raises is raised by `get`.
-        hardware: of nodes, if not all have the same.
+        workers: number of workers that a node has room for, by name of the node.
+        answer: function (node, unit) that returns the answer of a worker to `do`; `get` raises its exceptions.
+        hardware: hardware by node, if the nodes have different hardware.
     """
 
     exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
@@ -35,8 +35,8 @@ class FakeRay:
         self.versions = versions()
         self.placed = {}  # actor -> node
         self.pending = []  # actors without a node, each with the reference to its description
-        self.asked = []  # (reference, what to do), to be answered
-        self.released = []  # nodes whose workers were asked to give back memory
+        self.asked = []  # (reference, call), calls without an answer
+        self.released = []  # nodes of the workers that were told to release memory
         self._numbers = itertools.count()
 
     def nodes(self):
@@ -49,7 +49,7 @@ class FakeRay:
         return lambda _: SimpleNamespace(remote=lambda *_: _Actor(self, next(self._numbers)))
 
     def _place(self):
-        """Give pending actors a node as far as there is room."""
+        """Place pending actors on nodes that have room."""
         for actor, reference in list(self.pending):
             used = list(self.placed.values())
             node = next((node for node, n in self.workers.items() if used.count(node) < n), None)
@@ -60,7 +60,7 @@ class FakeRay:
                 info = WorkerInfo(node, node, 8_000_000_000, self.versions, kind, sees_store=True)
                 self.asked.append((reference, lambda info=info: info))
 
-    def wait(self, references, num_returns=1, timeout=None):  # noqa: ARG002 - as Ray has it
+    def wait(self, references, num_returns=1, timeout=None):  # noqa: ARG002 - the signature of Ray
         return [reference for reference, _ in self.asked if reference in references][:num_returns], references
 
     def get(self, reference):
@@ -89,7 +89,7 @@ class FakeRay:
         return reference
 
     def lose_pending(self, error):
-        """Lose all actors that wait for a node."""
+        """Make all actors fail that wait for a node."""
 
         def fail():
             raise error
@@ -98,7 +98,7 @@ class FakeRay:
         self.pending = []
 
     def busy_units(self):
-        """Return the units that workers have been given and have not answered."""
+        """Return the units that workers have received and not answered."""
         return [work.args[1] for _, work in self.asked if isinstance(work, partial)]
 
 

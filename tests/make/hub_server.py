@@ -1,4 +1,4 @@
-"""A Hugging Face hub of our own: the few requests that `huggingface_hub` makes, answered from a folder `ORG/NAME/`."""
+"""Server that acts as a Hugging Face hub: answers the requests of `huggingface_hub` from folders `ORG/NAME/`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     root: Path
-    denied: Mapping[str, tuple[int, str]]  # repository -> HTTP status and the hub's reason
+    denied: Mapping[str, tuple[int, str]]  # repository -> HTTP status and reason of the hub
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -25,7 +25,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing on stderr."""
+        """Log nothing to stderr."""
 
     def _answer(self, *, with_body: bool) -> None:
         path = self.path.partition("?")[0]
@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(root: Path, denied: Mapping[str, tuple[int, str]] | None = None) -> Iterator[str]:
-    """Serve a folder of repositories; the address."""
+    """Serve a folder of repositories for the duration of the block; yield the address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"root": root, "denied": denied or {}}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

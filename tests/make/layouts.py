@@ -1,4 +1,4 @@
-"""Miniatures of datasets, in the layout on disk that torchvision's classes expect: two classes, four images a split."""
+"""Small versions of datasets in the layout that torchvision's classes expect: two classes, four images per split."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from PIL import Image
 from scipy.io import savemat
 
 CLASSES = ("alpha", "beta")
-LABELS = (0, 1, 0, 1)  # of every split, in the order of its files
+LABELS = (0, 1, 0, 1)  # labels of every split, in the order of the files
 
 
 def write_image(path: Path, value: int = 0) -> None:
-    """A 12 x 10 picture of one colour, red as `value`."""
+    """Return a 12 x 10 image of one colour whose red channel is `value`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 10), (value, 30, 60)).save(path)
 
@@ -107,13 +107,14 @@ def svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "test"):
         path = root / f"{split}_32x32.mat"
         pixels = np.zeros((32, 32, 3, len(LABELS)), np.uint8)
-        savemat(path, {"X": pixels, "y": np.array([k or 10 for k in LABELS], np.uint8)[:, None]})  # 10 is the digit 0
+        # The file has label 10 for the digit 0.
+        savemat(path, {"X": pixels, "y": np.array([k or 10 for k in LABELS], np.uint8)[:, None]})
         files[split] = ["http://127.0.0.1:9/", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
     monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", files)
 
 
 def stl10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 training and 4 test images; each of the ten folds is six of the former."""
+    """Write 20 training and 4 test images. Each of the ten folds has six of the training images."""
     base = root / "stl10_binary"
     base.mkdir(parents=True)
     files = {}
@@ -133,7 +134,7 @@ def stl10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gtsrb(root: Path, _: pytest.MonkeyPatch) -> None:
-    """Two classes of four tracks of three frames, red as their class and track; the test subset is listed in a file."""
+    """Write two classes of four tracks of three frames, with class and track as red; a file lists the test subset."""
     base = root / "gtsrb"
     for k in range(2):
         for track in range(4):
@@ -154,7 +155,7 @@ def eurosat(root: Path, _: pytest.MonkeyPatch) -> None:
 
 
 def clevr_counts(root: Path, _: pytest.MonkeyPatch) -> None:
-    """Scenes of three and of four objects."""
+    """Write scenes with three objects and with four objects."""
     base = root / "clevr" / "CLEVR_v1.0"
     (base / "scenes").mkdir(parents=True)
     for split in ("train", "val"):
@@ -195,7 +196,7 @@ def places365(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(places._FILE_LIST_META, split, (name, md5[name]))
 
 
-# Those whose splits are all there and as long as `LABELS`; the others have tests of their own.
+# Datasets whose splits are complete and as long as `LABELS`. The other datasets have their own tests.
 WRITERS = {
     writer.__name__: writer
     for writer in (

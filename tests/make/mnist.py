@@ -18,7 +18,7 @@ SMALL_MNIST = DatasetSpec(
 
 
 def write_idx_files(root, train=40, test=10):
-    """IDX files with images whose first pixel is their position."""
+    """Write IDX files in which the first pixel of an image is the position of the image."""
     raw = root / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for prefix, count in (("train", train), ("t10k", test)):

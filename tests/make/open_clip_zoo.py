@@ -1,6 +1,7 @@
 """Small versions of open_clip's architectures: the same kinds of towers with one or two narrow layers and small images.
 
-timm's towers take their sizes from timm, not from open_clip's configuration, so timm is asked for narrow towers.
+timm, not open_clip's configuration, defines the sizes of timm's towers. Therefore timm is patched to build narrow
+towers.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import open_clip
 import timm
 from transformers import M2M100Config, MT5Config, RobertaConfig, XLMRobertaConfig
 
-HEADS = 2  # of every transformer, so that a wrong number shows
+HEADS = 2  # of every transformer, so that a wrong number of heads is found
 TEXT = {"context_length": 8, "vocab_size": 50, "width": 64, "heads": HEADS, "layers": 1}
-# Start of the name in timm -> arguments of the constructor, and the side of the images.
+# Start of the name in timm -> arguments of the constructor, side of the images in pixels.
 TIMM: dict[str, tuple[dict[str, Any], int]] = {
     "convnext": ({"depths": (1, 1, 1, 1), "dims": (8, 16, 32, 64)}, 64),
     "swin": ({"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 2, 4, 8)}, 224),
@@ -28,7 +29,7 @@ TIMM: dict[str, tuple[dict[str, Any], int]] = {
     "fastvit_mci4": ({"layers": (1,) * 5, "embed_dims": (8, 16, 32, 64, 128)}, 64),
     "fastvit": ({"layers": (1,) * 4, "embed_dims": (16, 32, 64, 128)}, 64),
     "vitamin": ({"depth": 1, "embed_dim": 64, "num_heads": HEADS, "img_size": 64}, 64),
-    "vit_base_mci": ({"depth": 1, "img_size": 64}, 64),  # its stem has a fixed width
+    "vit_base_mci": ({"depth": 1, "img_size": 64}, 64),  # the stem has a fixed width
     "vit": ({"depth": 1, "embed_dim": 64, "num_heads": HEADS, "img_size": 64}, 64),
     "eva": ({"depth": 1, "embed_dim": 64, "num_heads": HEADS, "img_size": 64}, 64),
 }
@@ -66,7 +67,7 @@ def reduced(architecture: str) -> dict[str, Any]:
 
 
 def kinds() -> list[str]:
-    """Return the first architecture of each kind: the others of a kind differ in sizes, tokenizers or names alone."""
+    """Return the first architecture of each kind. The others differ only in sizes, tokenizers or names."""
     found: dict[str, str] = {}
     for name in open_clip.list_models():
         config = reduced(name)

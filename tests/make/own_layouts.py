@@ -1,7 +1,7 @@
-"""Miniatures of datasets that have a module of their own, in the layout on disk of their makers.
+"""Small versions of datasets that have their own module, in the layout of their makers.
 
-Each writer returns what it wrote: for every subset the labels of its images, by their grey value. No two images of a
-miniature have values nearer than `APART`; lossy files hold them to within half of it.
+Each function writes the files of a dataset, and returns for every subset the labels of its images by grey value. The
+grey values of two images differ by at least `APART`; lossy files change the values by less than half of it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-DISTANCES = ((8.0, 30.0), (8.01,), (20.0,), (20.01, 70.0), ())  # of the vehicles of KITTI's images, in turns
+# Distances of the vehicles in KITTI's images, which take these in turn.
+DISTANCES = ((8.0, 30.0), (8.01,), (20.0,), (20.01, 70.0), ())
 DISTANCE_CLASSES = (0, 1, 1, 2, 3)
 ACTIONS = ("ApplyEyeMakeup", "HandstandPushups")
-GROUPS, CLIPS = 6, 2  # of each action
+GROUPS, CLIPS = 6, 2  # of each class
 
 
 def write_grey(path: Path, value: int) -> None:
@@ -68,7 +69,7 @@ def birdsnap(root: Path) -> Written:
 
 
 def fer2013(root: Path, columns: tuple[str, ...] = ("emotion", "pixels", "Usage")) -> Written:
-    """Train, validation and test rows in turns; the first pixel of an image is its value less 5."""
+    """Write training, validation and test rows in turn. The first pixel of an image is its grey value minus 5."""
     written: Written = {"train": {}, "val": {}, "test": {}}
     path = root / "fer2013" / "fer2013.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,17 +91,17 @@ def fer2013(root: Path, columns: tuple[str, ...] = ("emotion", "pixels", "Usage"
 
 
 def kitti_frames() -> list[tuple[str, int]]:
-    """Video and frame of each line of train_mapping.txt: two frames of each of twelve videos."""
+    """Return the video and the frame of each line of train_mapping.txt: two frames of each of twelve videos."""
     return [(f"2011_09_{26 + v // 8}_drive_{7 * v % 12:04}_sync", frame) for v in range(12) for frame in range(2)]
 
 
 def kitti_order() -> list[int]:
-    """The line of each image, from 0 on."""
+    """Return the line of each image, counted from 0."""
     return [(5 * i + 3) % 24 for i in range(24)]
 
 
 def kitti(root: Path) -> Written:
-    """24 images, whose grey value is ten times their number; `all` stands for the three subsets, which are drawn."""
+    """Write 24 images with ten times their number as the grey value. `all` stands for the three subsets."""
     top, written = root / "Kitti" / "raw", {}
     frames, order = kitti_frames(), kitti_order()
     write_text(top / "mapping" / "train_mapping.txt", [f"{v[:10]} {v} {frame:010}" for v, frame in frames])
@@ -155,9 +156,9 @@ def pcam(root: Path) -> Written:
 
 
 def ucf101(root: Path) -> Written:
-    """Of the six videos of a class the k-th two are tested on in the k-th list; the value is that of middle frames.
+    """Write six videos per class. The k-th list tests the k-th pair of them; the value is the middle frames' grey.
 
-    As in the true dataset, the files of one class are spelled otherwise than its folder.
+    As in the true dataset, the files of one class are spelled differently from the folder of the class.
     """
     top, values, written, clips = root / "ucf101", iter(range(8, 256, 10)), {}, []
     for label, name in enumerate(ACTIONS):
@@ -178,7 +179,7 @@ def ucf101(root: Path) -> Written:
 
 
 def write_video(path: Path, value: int) -> None:
-    """Five frames, of which the middle one has this grey value, and the others are white or black."""
+    """Write five frames. The middle frame has the given grey value; the other frames are white or black."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,13 +193,14 @@ def write_video(path: Path, value: int) -> None:
 
 
 def voc2007(root: Path, sets: tuple[str, ...] = ("train", "val", "test")) -> dict[str, dict[int, list[int]]]:
-    """Six images a set, with their annotations; the lists follow from these. Numbers of images go up by 3."""
+    """Write six images per set with their annotations, and the lists that follow from the annotations."""
     top, written = root / "VOCdevkit" / "VOC2007", {}
     numbers = {name: [3 * i + k for i in range(6)] for k, name in enumerate(("train", "val", "test"))}
     for name in sets:
         written[name] = {}
         for i, number in enumerate(numbers[name]):
-            # Every class is in some image; three of them are in another as a difficult one only, and one as both.
+            # Every class is in an image. Three classes are difficult objects in another image, and class 0 also in its
+            # own image.
             shown = {label for label in range(20) if label % 6 == i}
             difficult = {label for label in range(3) if label % 6 == (i + 1) % 6} | ({0} if i == 0 else set())
             _write_annotation(top / "Annotations" / f"{number:06}.xml", shown, difficult)

@@ -1,4 +1,4 @@
-"""What tests of Ray share: the processes that they started, and what records of the same cell have in common."""
+"""Functions for tests of Ray: find the processes that the tests started, and compare records of the same run."""
 
 import contextlib
 import json
@@ -10,25 +10,25 @@ from pathlib import Path
 
 import pytest
 
-MARK = uuid.uuid4().hex  # in the environment of what a session of tests starts
-# Ray reads these when it is imported. By itself it keeps a token in the home folder, of which tests have several.
+MARK = uuid.uuid4().hex  # in the environment of all processes that a test session starts
+# Ray reads these variables on import. Its default token is in the home folder, and tests have several home folders.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex)
 pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.ray,
-    # Ray closes sockets, files and processes at the end of the process.
+    # Ray closes sockets, files and processes only when the process ends.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning:ray"),
 ]
 
 
 @pytest.fixture(autouse=True)
 def marked(monkeypatch):
-    """Whatever a test starts can be told from what else runs on the machine."""
+    """Mark the processes that a test starts, so that they differ from other processes on the machine."""
     monkeypatch.setenv("PROBE_TEST", MARK)
 
 
 def find_workers(what="ray::Worker"):
-    """The process numbers of marked workers; Ray gives a process the name of what it does."""
+    """Return the process numbers of marked workers. Ray names a process after its actor."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -40,7 +40,7 @@ def find_workers(what="ray::Worker"):
 
 @contextlib.contextmanager
 def beside(work):
-    """Have `work`, given the event that ends it, go on in a thread during the block."""
+    """Run `work(event)` in a thread for the duration of the block; the event tells it to end."""
     is_over = threading.Event()
     thread = threading.Thread(target=work, args=[is_over])
     thread.start()
@@ -52,7 +52,7 @@ def beside(work):
 
 
 def content(record):
-    """A record but for times, and for where it was made, as it reads back from its file."""
-    passed_over = ("created", "seconds", "extraction", "environment")
+    """Return the content of a record in its file, without times and without the machine."""
+    skipped = ("created", "seconds", "extraction", "environment")
     read = json.loads(json.dumps(asdict(record)))
-    return {name: value for name, value in read.items() if name not in passed_over}
+    return {name: value for name, value in read.items() if name not in skipped}

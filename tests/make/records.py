@@ -1,4 +1,4 @@
-"""Records with made-up numbers."""
+"""Records with invented numbers."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ def make_result(score=0.5, *, converged=True, C=0.316, **changes):
 
 
 def make_record(dataset="digits", model="tiny", *, jit=False, protocol="readme", score=0.5, converged=True, **changes):
-    """A record as the runner writes it, with made-up numbers."""
+    """Return a record in the form of the runner's, with invented numbers."""
     record = DoneRecord(
         spec=make_spec(dataset, model, jit=jit, protocol=protocol),
         created="2026-01-01T00:00:00+00:00",
@@ -66,13 +66,13 @@ def make_failure(message="no images", **arguments):
 
 
 def changed(value, path, new):
-    """A copy in which one field, by its path such as `result.score`, has a new value."""
+    """Return a copy of a record with a new value of one field, given by its path, such as `result.score`."""
     name, _, rest = path.partition(".")
     return replace(value, **{name: changed(getattr(value, name), rest, new) if rest else new})
 
 
 def packed(outcomes):
-    """Outcomes of test images as a record has them."""
+    """Return outcomes of test images in the form of a record."""
     return decode(outcomes.pack(), PackedOutcomes)
 
 
@@ -80,7 +80,7 @@ NUM_TEST = 400
 
 
 def scored_record(model, num_wrong, *, dataset="digits", **changes):
-    """A record that is wrong on the first so many of 400 test images."""
+    """Return a record that is wrong on the first `num_wrong` of 400 test images."""
     y = np.zeros(NUM_TEST, np.int64)
     scores = np.where((np.arange(NUM_TEST) < num_wrong)[:, None], [0.0, 1.0], [1.0, 0.0])
     record = make_record(dataset, model, score=1 - num_wrong / NUM_TEST, **changes)
@@ -89,7 +89,7 @@ def scored_record(model, num_wrong, *, dataset="digits", **changes):
 
 
 def page_record(dataset, model, num_wrong, *, protocol="readme", **changes):
-    """Of 400 test images, with all that the page draws: an interval, cost, machine, and a sweep of the paper's."""
+    """Return a record of 400 test images with all that the page draws: interval, cost, machine and a sweep over C."""
     record = scored_record(model, num_wrong, dataset=dataset, protocol=protocol, **changes)
     score = record.result.score
     record = changed(record, "result.interval", IntervalRecord(score - 0.02, score + 0.01))
@@ -106,7 +106,7 @@ PARITY = ParityRecord({"projected": 3e-7}, 1, p_value=0.5)
 
 
 RECORDS = [
-    page_record("cifar10", "ViT-B/32", 40, protocol="clip-paper"),  # of which the paper says 95.1
+    page_record("cifar10", "ViT-B/32", 40, protocol="clip-paper"),  # the paper has 95.1
     page_record("cifar10", "ViT-B/32", 40),
     page_record("digits", "ViT-B/32", 40),
     make_failure(dataset="digits", model="RN50"),

@@ -1,4 +1,4 @@
-"""Archives are read without being run; TorchScript's own loader is the second way of reading them."""
+"""Archives are read without running their code. TorchScript's loader is the second way of reading them."""
 
 import io
 import pickle
@@ -16,7 +16,7 @@ from probe.models.openai import BUFFERS, load_archive
 from probe.tiny import ARCHIVE
 
 CPU = resolve_execution("cpu")
-# torch says so of its own functions, which make the archives of these tests.
+# torch warns about its own functions, which make the archives of these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 
 
@@ -26,14 +26,14 @@ def _save(module, path):
 
 
 def _rewrite(source, target, change):
-    """Copy a zip, with the content of each member changed by `change(name, content)`."""
+    """Copy a zip and replace the content of each member by `change(name, content)`."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             new.writestr(name, change(name, old.read(name)))
     return target
 
 
-def test_tensors_are_those_that_torchscript_reads(archive):
+def test_tensors_equal_those_of_torchscript(archive):
     for path in (archive, ARCHIVE):
         expected = torch.jit.load(path, map_location="cpu").state_dict()
         found = read_archive(path)
@@ -44,7 +44,7 @@ def test_tensors_are_those_that_torchscript_reads(archive):
 
 
 class HasLists(torch.nn.Module):
-    """Attributes beside weights: archives name other functions of torch for them."""
+    """A module with other attributes than weights. Archives name other functions of torch for these."""
 
     sizes: list[int]
     rates: list[float]
@@ -60,13 +60,13 @@ class HasLists(torch.nn.Module):
         return x * self.weight
 
 
-def test_attributes_that_are_no_weights_are_passed_over(tmp_path):
+def test_attributes_other_than_weights_are_skipped(tmp_path):
     found = read_archive(_save(HasLists(), tmp_path / "lists.pt"))
     assert {name: tensor.tolist() for name, tensor in found.items()} == {"weight": [0, 1, 2]}
 
 
 class WritesAFile(torch.nn.Module):
-    """TorchScript may run when it is loaded, and it may write files."""
+    """A module whose code runs when the archive is loaded, and writes a file."""
 
     def __init__(self, path):
         super().__init__()
@@ -98,7 +98,7 @@ class SavesLater(torch.nn.Module):
 @pytest.fixture
 def evil(tmp_path):
     path = _save(WritesAFile(tmp_path / "written.pt"), tmp_path / "evil.pt")
-    torch.jit.load(str(path))  # it does what the tests below fear
+    torch.jit.load(str(path))  # the code runs, so the next test is meaningful
     (tmp_path / "written.pt").unlink()
     return path
 
@@ -110,7 +110,7 @@ def test_a_program_in_an_archive_does_not_run_when_weights_are_read(evil, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_nor_does_it_under_another_name(evil, tmp_path, name):
+def test_a_program_under_another_name_does_not_run(evil, tmp_path, name):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / name).write_bytes(evil.read_bytes())
     (tmp_path / "folder" / "config.json").write_text('{"model_type": "clip"}')
@@ -119,7 +119,9 @@ def test_nor_does_it_under_another_name(evil, tmp_path, name):
 
 
 def test_jit_mode_refuses_a_program_that_runs_on_loading(evil, tmp_path):
-    with pytest.raises(CheckpointError, match="uses '__setstate__', which no traced model does, and is not run"):
+    with pytest.raises(
+        CheckpointError, match="uses '__setstate__', so it is not run; no traced model uses this; use --jit off"
+    ):
         load_archive(evil, CPU)
     assert not (tmp_path / "written.pt").exists()
 
@@ -137,7 +139,7 @@ def test_a_pickle_that_names_more_than_a_model_is_refused(archive, tmp_path):
     path = _rewrite(
         archive, tmp_path / "bomb.pt", lambda n, c: pickle.dumps(Bomb(), 2) if n.endswith("/data.pkl") else c
     )
-    with pytest.raises(CheckpointError, match=r"names (__builtin__|builtins)\.print, which is no part of a model"):
+    with pytest.raises(CheckpointError, match=r"names (__builtin__|builtins)\.print, which is not allowed in a model"):
         read_archive(path)
 
 
@@ -150,7 +152,7 @@ def test_a_description_of_something_else_is_named(archive, tmp_path, content):
 
 def test_a_storage_that_is_too_short_is_named(archive, tmp_path):
     path = _rewrite(archive, tmp_path / "short.pt", lambda n, c: c[:-4] if n.endswith("/data/0") else c)
-    with pytest.raises(CheckpointError, match=r"storage 0 has \d+ bytes for \d+ numbers"):
+    with pytest.raises(CheckpointError, match=r"storage 0 has \d+ bytes, which do not fit \d+ numbers"):
         read_archive(path)
 
 
@@ -171,18 +173,20 @@ class OnlyForward(torch.nn.Module):
 
 
 def test_an_archive_without_a_method_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="traced without 'encode_image' and has no JIT mode"):
+    with pytest.raises(CheckpointError, match="traced without 'encode_image' and cannot run in JIT mode"):
         load_archive(_save(OnlyForward(), tmp_path / "forward.pt"), CPU)
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean")  # the checks of torch's attention
 @torch.no_grad()
-def test_an_archive_in_fp32_does_not_pretend_to_another_precision(tmp_path):
+def test_an_archive_in_fp32_runs_in_no_other_precision(tmp_path):
     model = random_clip(SMALL_VIT)
     image, text = torch.zeros(1, 3, 32, 32), torch.zeros(1, 12, dtype=torch.long)
     methods = {"forward": (image, text), "encode_image": image, "encode_text": text}
     torch.jit.save(torch.jit.trace_module(model, methods), str(tmp_path / "fp32.pt"))
-    with pytest.raises(CheckpointError, match="traced in fp32 and runs in no other precision; use --precision fp32"):
+    with pytest.raises(
+        CheckpointError, match="traced in fp32 and cannot run in another precision; use --precision fp32"
+    ):
         load_archive(tmp_path / "fp32.pt", resolve_execution("cpu", precision="bf16"))
     assert torch.equal(load_archive(tmp_path / "fp32.pt", CPU).encode_image(image), model.encode_image(image))
     assert set(BUFFERS).isdisjoint(read_archive(tmp_path / "fp32.pt"))

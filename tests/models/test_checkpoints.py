@@ -10,9 +10,9 @@ from probe.errors import MAX_MESSAGE, CheckpointError, CheckpointMissingError
 from probe.models import get_model
 from probe.models.archive import is_archive
 from probe.models.checkpoints import read_checkpoint, read_model
-from probe.models.clip import architecture_of
 from probe.models.loading import load_clip
 from probe.models.openai import save_archive
+from probe.models.towers import architecture_of
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def model():
 
 
 def _write_training_checkpoint(state_dict, path):
-    """As open_clip's training writes it on several GPUs."""
+    """open_clip's training writes this form on several GPUs."""
     weights = {f"module.{name}": tensor for name, tensor in state_dict.items()}
     torch.save({"epoch": 32, "name": "a run", "state_dict": weights, "optimizer": {"state": {}}}, path)
 
@@ -45,15 +45,15 @@ def test_every_form_gives_the_same_model(file, model, tmp_path):
 
 
 @pytest.mark.parametrize("file", WRITERS)
-def test_weights_that_may_be_of_open_clip_are_not_taken_in_silence(file, model, tmp_path, caplog):
-    """open_clip's default activation is GELU, which a state dict does not tell."""
+def test_weights_that_may_belong_to_open_clip_give_a_warning(file, model, tmp_path, caplog):
+    """open_clip's default activation is GELU, and a state dict does not contain the activation."""
     WRITERS[file](model.state_dict(), tmp_path / file)
     read_checkpoint(tmp_path / file)
     assert "open_clip:ARCH/PATH" in caplog.text
 
 
 def test_the_warning_of_bare_weights_is_short_and_printable(model, tmp_path, caplog):
-    """A logger has no formatter of the command line's when the library is used from Python."""
+    """Without the command line, the logger has no formatter that removes control characters."""
     path = tmp_path / f"{'x' * 100}\n\u202e" / f"{'y' * 200}.pt"
     path.parent.mkdir()
     torch.save(model.state_dict(), path)
@@ -69,18 +69,18 @@ def test_an_archive_of_known_sizes_is_openais(model, tmp_path, caplog):
     assert not caplog.text
 
 
-def test_an_archive_of_other_sizes_is_not_rebuilt_in_silence(tmp_path, caplog):
-    """The archive's program has the right heads and activation, which a rebuilt model can only guess."""
+def test_rebuilding_an_archive_of_unknown_widths_gives_a_warning(tmp_path, caplog):
+    """The archive's code has the right heads and activation, but a rebuilt model must assume OpenAI's."""
     save_archive(random_clip(SMALL_RESNET), tmp_path / "model.pt")
     read_checkpoint(tmp_path / "model.pt")
-    assert "towers 8 (image) and 64 (text) channels wide, unlike any model of OpenAI's" in caplog.text
+    assert "towers 8 (image) and 64 (text) channels wide, unlike any of OpenAI's models" in caplog.text
     assert "--jit on" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x10\x00\x00\x00\x00\x00\x00\x00{broken json!!}"])
-def test_what_is_no_safetensors_file_is_named(content, tmp_path):
+def test_a_file_that_is_not_safetensors_is_named(content, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is no safetensors file or is damaged"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a safetensors file or is damaged"):
         read_checkpoint(tmp_path / "model.safetensors")
 
 
@@ -115,7 +115,7 @@ def test_a_pickle_with_code_does_not_run_by_any_path(name, save, tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], {}, {"a": 1}, torch.zeros(3)])
 def test_a_file_of_something_else_is_named(content, tmp_path):
     torch.save(content, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match="holds no state dict of tensors"):
+    with pytest.raises(CheckpointError, match="contains no state dict"):
         read_checkpoint(tmp_path / "model.pt")
 
 
@@ -126,9 +126,9 @@ def test_a_plain_state_dict_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 nothing", b".", b"a", b"t", b"PK\x05\x06"])
-def test_what_is_no_checkpoint_is_named(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_named(tmp_path, content):
     (tmp_path / "model.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model\.pt is no CLIP checkpoint"):
+    with pytest.raises(CheckpointError, match=r"model\.pt is not a CLIP checkpoint"):
         read_model(tmp_path / "model.pt")
 
 
@@ -147,7 +147,7 @@ def test_safetensors_are_known_by_their_content_too(name, model, tmp_path):
 
 
 def test_a_link_is_not_followed_away_from_its_neighbours(model, tmp_path):
-    """Hugging Face's cache is made of links to files without suffix."""
+    """Hugging Face's cache consists of links to files without suffix."""
     (tmp_path / "blobs").mkdir()
     save_file(dict(model.state_dict()), tmp_path / "blobs" / "abc")
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "abc")
@@ -168,22 +168,24 @@ def test_tensors_without_plain_numbers_are_named(change, model, tmp_path):
         read_checkpoint(tmp_path / "odd.pt")
 
 
-def test_codes_of_a_quantized_model_are_no_weights(model, tmp_path):
+def test_quantized_weights_are_refused(model, tmp_path):
     torch.save(model.state_dict() | {"visual.proj": torch.zeros(192, 48, dtype=torch.int8)}, tmp_path / "int8.pt")
-    with pytest.raises(CheckpointError, match=r"'visual.proj' holds torch.int8 where torch.float32"):
+    with pytest.raises(
+        CheckpointError, match=r"'visual.proj' has a wrong dtype: expected torch.float32, got torch.int8; give"
+    ):
         load_clip(tmp_path / "int8.pt", "cpu")
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
 def test_a_file_that_may_not_be_read_is_named(name, model, tmp_path, monkeypatch):
-    """As the system says it; a test that runs as root may read everything."""
+    """The error of the system is replaced, because a test that runs as root may read all files."""
     WRITERS["plain.pt" if name == "model.pt" else name](model.state_dict(), tmp_path / name)
 
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(CheckpointError, match=r"cannot read .* \(Permission denied\); give a file that can be read"):
+    with pytest.raises(CheckpointError, match=r"cannot read .* \(Permission denied\); check its permissions"):
         read_checkpoint(tmp_path / name)
 
 
@@ -191,5 +193,5 @@ def test_a_file_that_may_not_be_read_is_named(name, model, tmp_path, monkeypatch
     "name", ["a\0b.pt", "open_clip:ViT-B-32/a\0b.pt", "open_clip:ViT-B-32/~nobody-of-this-name/x.pt"]
 )
 def test_a_name_that_no_path_can_have_is_named(name):
-    with pytest.raises(CheckpointMissingError, match=r"(cannot look at|no checkpoint at)"):
+    with pytest.raises(CheckpointMissingError, match=r"(cannot access|no checkpoint at)"):
         get_model(name)

@@ -1,4 +1,4 @@
-"""Pickles that nobody's training script wrote change no object of the process and take no memory."""
+"""Malicious pickles cannot change an object of the process or use up the memory."""
 
 import contextlib
 import pickle
@@ -17,7 +17,7 @@ from probe.models.saved import read_saved
 
 HEADER, END = b"\x80\x02", b"."
 FORMS = ["archive", "saved"]
-OBJECT = b"cargparse\nNamespace\n0"  # an object that `weights_only` refuses, and that is dropped
+OBJECT = b"cargparse\nNamespace\n0"  # an object that `weights_only` refuses, replaced by a placeholder
 
 
 def named(module, name):
@@ -33,7 +33,7 @@ def sizes(*numbers):
 
 
 def storage(count=2):
-    """Storage `0` of two numbers, or the empty storage `1`, which torch could resize."""
+    """Return the pickle of storage `0` with two numbers, or of the empty storage `1`, which torch could resize."""
     key = "0" if count else "1"
     return b"(" + text("storage") + named("torch", "FloatStorage") + text(key) + text("cpu") + b"K%ctQ" % count
 
@@ -45,7 +45,7 @@ def tensor(size=(2,), stride=(1,), offset=0, count=2):
 
 
 def item(name, value):
-    """Set the attribute or item `name` of the dict or module on the stack."""
+    """Return opcodes that set the attribute or item `name` of the dict or module on the stack."""
     return text(name) + value + b"s"
 
 
@@ -55,7 +55,7 @@ def module(**attributes):
 
 
 def changed(value, state):
-    """Apply BUILD to `value`."""
+    """Return opcodes that apply BUILD to `value`."""
     return value + state + b"b"
 
 
@@ -78,7 +78,7 @@ def content_of(path, form):
 
 
 def snapshot():
-    """Attributes of all functions and classes that a pickle could reach."""
+    """Return the attributes of all functions and classes that a pickle can reach."""
     objects = [o for m in (archive, saved, torch._utils) for o in vars(m).values() if callable(o)]
     objects += [torch.Tensor, torch.float32, list, dict]
     return [(o, dict(getattr(o, "__dict__", {})), getattr(o, "__defaults__", None)) for o in objects]
@@ -129,7 +129,7 @@ STATES = {
 )
 def test_objects_of_the_process_are_not_changed(form, target, state, tmp_path):
     if target == "module" and state == "attributes":
-        return  # what a module is for
+        return  # modules accept attributes, which is harmless
     value = (TARGETS | OF_ARCHIVES | OF_SAVED)[target]
     path = write(tmp_path / "m.pt", form, changed(value, STATES[state]))
     before = snapshot()
@@ -152,7 +152,7 @@ def test_placeholders_ignore_their_state(state, tmp_path):
 
 
 def test_attributes_of_a_state_dict_are_ignored(tmp_path):
-    """An attribute with the name of a method would be called when the content is searched."""
+    """An attribute with the name of a method must not be called when the content is searched."""
     value = named("collections", "OrderedDict") + b")R" + item("w", tensor())
     path = write(tmp_path / "m.pt", "saved", changed(value, b"}" + item("items", b"K\x01")))
     assert list(content_of(path, "saved")) == ["w"]
@@ -165,7 +165,7 @@ def test_a_module_that_holds_itself_is_named(tmp_path):
 
 
 def peak(read, path):
-    """Bytes that Python allocates until `read` refuses a file."""
+    """Return the number of bytes that Python allocates until `read` refuses a file."""
     tracemalloc.start()
     try:
         with pytest.raises((CheckpointError, pickle.UnpicklingError)):
@@ -189,7 +189,7 @@ OVERSIZED = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", OVERSIZED)
-def test_what_would_take_all_memory_is_refused(form, case, tmp_path):
+def test_a_pickle_that_needs_all_memory_is_refused(form, case, tmp_path):
     path = write(tmp_path / "m.pt", form, OVERSIZED[case])
     assert peak(read_archive if form == "archive" else read_checkpoint, path) < 2**20
     if form == "saved":
@@ -211,7 +211,7 @@ def test_compressed_members_are_refused_before_they_are_read(form, member, tmp_p
     value = tensor() if member == "m/data/0" else b"B" + struct.pack("<I", len(numbers)) + numbers
     path = write(tmp_path / "m.pt", form, value, numbers=numbers, compressed=["m/data.pkl", "m/data/0"])
     assert path.stat().st_size < 2**18
-    with pytest.raises(CheckpointError, match=r"a zip that torch did not write \(m/data.* is compressed\)"):
+    with pytest.raises(CheckpointError, match=r"torch did not write this zip \(m/data.* is compressed\)"):
         check_zip(path)
     assert peak(read_archive if form == "archive" else read_saved, path) < 2**20
 

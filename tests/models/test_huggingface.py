@@ -1,4 +1,4 @@
-"""Folders as Hugging Face's libraries write them, against transformers' own CLIPModel."""
+"""Compare models from folders of Hugging Face's libraries with transformers' CLIPModel."""
 
 import json
 from dataclasses import replace
@@ -36,7 +36,7 @@ def _edit(path, **values):
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @torch.inference_mode()
 def test_a_folder_gives_the_features_of_transformers(activation, tmp_path):
-    """fp32 on the CPU within 1e-5, with another number of heads than OpenAI's one per 64 channels."""
+    """fp32 features on the CPU agree within 1e-5. The heads do not have OpenAI's 64 channels."""
     theirs = make_model(activation)
     theirs.save_pretrained(tmp_path)
     ours, _ = load_clip(tmp_path, "cpu")
@@ -66,7 +66,7 @@ def test_any_width_of_the_mlps_gives_the_features_of_transformers(vision_mlp, te
     expected = theirs(pixel_values=image, input_ids=text)
     torch.testing.assert_close(ours(image, text)[0], expected.logits_per_image, atol=1e-5, rtol=1e-5)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    found = load_encoder(tmp_path, device="cpu").encode(pixels)  # laid out for the processor
+    found = load_encoder(tmp_path, device="cpu").encode(pixels)  # with the memory layout for the CPU
     expected = theirs.get_image_features(pixel_values=Preprocess(32).normalize(pixels)).pooler_output
     torch.testing.assert_close(found.projected, expected, atol=1e-5, rtol=1e-5)
 
@@ -81,7 +81,7 @@ def test_the_weights_file_of_a_folder_loads_by_path_too(folder):
 
 def test_weights_without_a_config_say_what_is_missing(folder):
     (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"put its config\.json beside it"):
+    with pytest.raises(CheckpointError, match=r"no config\.json next to it; add that file"):
         read_checkpoint(folder / "model.safetensors")
 
 
@@ -103,7 +103,7 @@ def test_shards_are_joined(folder):
 
 
 def test_checkpoints_of_training_scripts_around_a_clip_model_are_read(folder):
-    """A Lightning module wraps transformers' model. Its checkpoint is in the folder, or is the folder's weights."""
+    """The checkpoint of a Lightning module is next to `config.json`, or is the file of the folder's weights."""
     expected = read_checkpoint(folder)
     weights = load_file(folder / "model.safetensors")
     prefixed = {f"model._orig_mod.{name}": tensor for name, tensor in weights.items()}
@@ -114,7 +114,7 @@ def test_checkpoints_of_training_scripts_around_a_clip_model_are_read(folder):
     for found in (read_weights(probe.get_model(name)) for name in names):
         assert found.architecture == expected.architecture
         assert all(torch.equal(found.state_dict[name], tensor) for name, tensor in expected.state_dict.items())
-    with pytest.raises(CheckpointError, match=r"holds 2 CLIP models; .*: \?key=state_dict.model, \?key=ema"):
+    with pytest.raises(CheckpointError, match=r"contains 2 CLIP models; .*: \?key=state_dict.model, \?key=ema"):
         read_checkpoint(folder)
     assert probe.tokenize("ab", model=f"{folder}?key=ema").shape == (1, 12)
     torch.save(dict(list(prefixed.items())[:40]), folder / "a.bin")
@@ -126,14 +126,15 @@ def test_checkpoints_of_training_scripts_around_a_clip_model_are_read(folder):
     assert all(torch.equal(joined[name], tensor) for name, tensor in expected.state_dict.items())
 
 
-def test_an_image_goes_through_what_the_folder_says(folder):
+def test_images_are_preprocessed_with_the_settings_of_the_folder(folder):
     settings = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "resample": 2}
     _edit(folder / "preprocessor_config.json", **settings)
     ours = load_encoder(folder, device="cpu").preprocess
     assert ours == Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bilinear")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     theirs = CLIPImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"][0]
-    torch.testing.assert_close(ours.transform(image), theirs, atol=1e-6, rtol=0)  # fp32 rounding: they fuse the steps
+    # fp32 rounding: transformers fuses the steps.
+    torch.testing.assert_close(ours.transform(image), theirs, atol=1e-6, rtol=0)
 
 
 def test_both_sides_are_resized_where_nothing_is_cropped(folder):
@@ -145,7 +146,11 @@ def test_both_sides_are_resized_where_nothing_is_cropped(folder):
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("config.json", {"model_type": "siglip"}, "has model_type 'siglip'; only CLIP models with both towers are"),
+        (
+            "config.json",
+            {"model_type": "siglip"},
+            "has model_type 'siglip'; only model_type 'clip' .CLIPModel, with both towers. is supported; load SigLIP",
+        ),
         ("config.json", {"text_config_dict": {"hidden_act": "relu"}}, "text hidden_act 'relu'"),
         ("config.json", {"vision_config_dict": {"hidden_act": "gelu"}}, "text hidden_act 'quick_gelu'"),
         ("config.json", {"vision_config_dict": {"layer_norm_eps": 1e-6}}, "vision layer_norm_eps 1e-06"),
@@ -157,11 +162,11 @@ def test_both_sides_are_resized_where_nothing_is_cropped(folder):
         ("config.json", {"vision_config": {"image_size": 224}}, "vision image_size 224"),
         ("config.json", {"vision_config": {"intermediate_size": 400}}, "vision intermediate_size 400"),
         ("preprocessor_config.json", {"do_center_crop": False}, "do_center_crop False"),
-        ("vocab.json", {"more": 516}, "the tokenizer of .* is not CLIP's"),
+        ("vocab.json", {"more": 516}, "the tokenizer in .* is not CLIP's"),
     ],
 )
-def test_what_ours_cannot_follow_is_named(folder, file, values, message):
-    """Rather than giving other numbers in silence."""
+def test_an_unsupported_setting_is_named(folder, file, values, message):
+    """Otherwise the features would be wrong without a warning."""
     _edit(folder / file, **values)
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(folder)
@@ -186,8 +191,8 @@ def test_a_value_that_makes_no_sense_is_named(folder, file, values):
         read_checkpoint(folder)
 
 
-def test_what_is_said_twice_is_read_as_transformers_reads_it(folder):
-    """The second saying counts alone, with the defaults for what it leaves out."""
+def test_duplicate_settings_are_read_as_transformers_reads_them(folder):
+    """Transformers uses only `_config_dict`, with the defaults for missing values."""
     text = json.loads((folder / "config.json").read_text())["text_config"]
     second = {key: value for key, value in text.items() if key not in ("hidden_act", "num_attention_heads")}
     _edit(folder / "config.json", text_config=text | {"hidden_act": "gelu"}, text_config_dict=second)
@@ -197,7 +202,7 @@ def test_what_is_said_twice_is_read_as_transformers_reads_it(folder):
 
 
 def test_the_files_of_newer_versions_are_read_too(folder):
-    """Transformers 5 writes one file for the processor, and one for the tokenizer."""
+    """Transformers 5 writes one file for the image processor and one file for the tokenizer."""
     old, tokens = read_checkpoint(folder), probe.tokenize("ab xy!", model=folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     images = CLIPImageProcessor.from_pretrained(folder, image_mean=[0.5, 0.5, 0.5], resample=2)
@@ -220,7 +225,7 @@ def test_texts_have_the_ids_of_the_folders_own_vocabulary(folder):
 def test_a_folder_without_a_tokenizer_says_so(folder, caplog):
     (folder / "vocab.json").unlink()
     read_checkpoint(folder)
-    assert "has no tokenizer beside its weights" in caplog.text
+    assert "has no tokenizer next to its weights" in caplog.text
     with pytest.raises(CheckpointError, match="has no vocabulary"):
         probe.tokenize("ab", model=folder)
 
@@ -243,7 +248,7 @@ def test_a_missing_key_is_named(folder, key):
 
 def test_a_folder_without_weights_is_named(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors or pytorch_model\.bin"):
+    with pytest.raises(CheckpointError, match=r"contains no model\.safetensors or pytorch_model\.bin"):
         read_checkpoint(folder)
 
 

@@ -1,4 +1,4 @@
-"""A tower that is laid out for its device gives the features of the tower as it was."""
+"""A tower with the memory layout for its device gives the features of the original tower."""
 
 import shutil
 
@@ -17,7 +17,7 @@ from probe.models.openai import build_model
 
 
 def tower(architecture, precision):
-    """An image tower in a precision."""
+    """Return an image tower in a precision."""
     return build_model(random_clip(architecture).state_dict(), resolve_execution("cpu", precision=precision)).visual
 
 
@@ -36,7 +36,7 @@ def test_features_stay_as_they_are_up_to_rounding(architecture):
 @pytest.mark.parametrize("architecture", [SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
 @torch.inference_mode()
 def test_bf16_is_near_fp32(architecture):
-    """Each product is rounded to 8 bits, so a feature is off by less than a hundredth of its length."""
+    """Each product is rounded to 8 bits, so the error of a feature is less than a hundredth of its length."""
     images = torch.randn(5, 3, architecture.image_resolution, architecture.image_resolution)
     expected = tower(architecture, "fp32").pre_projection(images)
     visual = tower(architecture, "bf16")
@@ -57,8 +57,8 @@ def test_attention_over_images_first_equals_torchs():
 
 @torch.inference_mode()
 def test_blocks_of_an_encoder_see_images_first_and_share_the_weights(monkeypatch):
-    """The fast order has one image after another. If nothing is packed, no weight is copied."""
-    monkeypatch.setattr(layout, "_packs", lambda dtype: False)
+    """The blocks take (n, tokens, width). If no weights are packed, no weight is copied."""
+    monkeypatch.setattr(layout, "_can_pack", lambda dtype: False)
     visual, seen = tower(SMALL_VIT, "fp32"), []
     weights = {parameter.data_ptr() for parameter in visual.transformer.parameters()}
     lay_out(visual, resolve_execution("cpu"))
@@ -70,8 +70,8 @@ def test_blocks_of_an_encoder_see_images_first_and_share_the_weights(monkeypatch
 
 
 @torch.inference_mode()
-def test_no_normalisation_is_left_beside_a_convolution():
-    """Folded ones are gone, also those of shortcuts."""
+def test_every_normalisation_is_folded():
+    """No folded normalisation is left, not even in shortcuts."""
     visual = tower(SMALL_RESNET, "fp32")
     lay_out(visual, resolve_execution("cpu"))
     assert not [module for module in visual.modules() if isinstance(module, torch.nn.BatchNorm2d)]
@@ -87,7 +87,7 @@ def test_quick_gelu_keeps_its_bits_and_its_input():
 
 @torch.inference_mode()
 def test_packed_products_of_any_number_of_rows():
-    """The number that weights are packed for is a hint."""
+    """The number of rows that weights are packed for is a hint."""
     layer = torch.nn.Linear(32, 48)
     packed = PackedLinear(layer.weight, layer.bias)
     for rows in (1, 7, 3000):
@@ -99,7 +99,7 @@ def test_packed_products_of_any_number_of_rows():
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with a C++ compiler")
 @torch.inference_mode()
 def test_a_compiled_tower_gives_the_same_features():
-    """Two models one after the other, since weights are constants of what is compiled."""
+    """Two models are compiled one after the other, because the weights are constants of the compiled code."""
     pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     for name in ("tiny", "random:tiny"):
         plain = load_encoder(name, device="cpu").encode(pixels)
@@ -108,14 +108,14 @@ def test_a_compiled_tower_gives_the_same_features():
         torch.testing.assert_close(compiled.encode(pixels).projected, plain.projected, atol=1e-5, rtol=1e-4)
 
 
-def test_an_archive_as_it_is_cannot_be_compiled():
-    with pytest.raises(DeviceError, match="cannot be compiled; use --compile with --jit off"):
+def test_an_archive_in_jit_mode_cannot_be_compiled():
+    with pytest.raises(DeviceError, match="in JIT mode and in compiled mode; use --compile with --jit off"):
         load_encoder("tiny", device="cpu", jit=True, compiled=True)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_every_precision_runs_on_the_cpu(precision):
-    """Also one that oneDNN has no packed products for."""
+    """One of the precisions is not supported by oneDNN's packed products."""
     pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     found = load_encoder("tiny", device="cpu", precision=precision).encode(pixels).projected
     expected = load_encoder("tiny", device="cpu").encode(pixels).projected

@@ -32,13 +32,13 @@ def test_the_nine_published_models_have_names():
 
 
 def test_published_digests_are_in_the_urls():
-    """OpenAI's URLs carry the SHA-256 of the file, so a slip of either shows."""
+    """OpenAI's URLs contain the SHA-256 of the file, so a typo in either is found."""
     for name in model_names():
         spec = get_model(name)
         assert spec.form == "embedded" or spec.source.split("/")[-2] == spec.sha256
 
 
-def test_a_near_model_is_offered():
+def test_a_similar_model_name_is_suggested():
     with pytest.raises(UnknownNameError, match="'ViT-B/32'"):
         get_model("ViT-B32")
     with pytest.raises(UnknownNameError, match="'ViT-L/14'"):
@@ -63,7 +63,7 @@ def test_offline_names_url_and_target(tmp_path):
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_the_encoder_equals_the_model(archive, jit):
-    """`load_encoder` and `load_clip` see the same image the same way, in both modes."""
+    """`load_encoder` and `load_clip` give the same features for an image, in both modes."""
     encoder = load_encoder(str(archive), jit=jit, device="cpu")
     model, preprocess = load_clip(str(archive), "cpu", jit)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
@@ -73,19 +73,19 @@ def test_the_encoder_equals_the_model(archive, jit):
     expected = model.encode_image(preprocess(image)[None])
     if jit:
         assert torch.equal(features.projected, expected)
-    else:  # laid out for its device, so that sums are taken in another order
+    else:  # its memory layout changes the order of sums
         torch.testing.assert_close(features.projected, expected, atol=1e-6, rtol=1e-5)
     assert features.projected.shape == (1, encoder.embed_dim)
     assert features.pre_projection.shape == (1, encoder.pre_projection_dim)
 
 
 def test_a_state_dict_in_jit_mode_falls_back_with_a_warning_and_truly_loads(tmp_path):
-    """The reference warns too, then fails with EOFError."""
+    """The reference also warns, but then fails with EOFError."""
     path = tmp_path / "weights.pt"
     torch.save(random_clip(SMALL_VIT).state_dict(), path)
-    with pytest.warns(UserWarning, match="is no TorchScript archive"):
+    with pytest.warns(UserWarning, match="is not a TorchScript archive; using eager mode"):
         model, _ = load_clip(str(path), "cpu", jit=True)
-    with pytest.warns(UserWarning, match="is no TorchScript archive"):
+    with pytest.warns(UserWarning, match="is not a TorchScript archive; using eager mode"):
         encoder = load_encoder(str(path), device="cpu", jit=True)
     image = torch.randn(2, 3, 32, 32)
     assert torch.equal(
@@ -118,7 +118,7 @@ def test_every_way_to_say_cpu_is_fp32(device):
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"device": None}, "unknown device 'None'"),
         ({"device": "cpu", "precision": []}, "unknown precision"),
-        ({"device": "cuda:99"}, "device 'cuda:99' is not on this machine"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not available on this machine"),
         ({"device": "cpu", "precision": "int8"}, "unknown precision 'int8'"),
     ],
 )
@@ -127,16 +127,16 @@ def test_a_device_or_precision_that_is_not_there_is_named(arguments, message):
         resolve_execution(**arguments)
 
 
-def test_a_file_that_is_not_what_its_row_says_is_refused(archive):
-    """The digest in a record is that of the file which was read."""
+def test_a_file_with_a_wrong_digest_is_refused(archive):
+    """A record has the digest of the file that was read."""
     row = ModelSpec("mine", form="file", source=str(archive), sha256="0" * 64)
-    with pytest.raises(ChecksumError, match="where 0000"):
+    with pytest.raises(ChecksumError, match=r"SHA-256 mismatch \(expected 0000"):
         load_encoder(row, device="cpu")
     assert get_model("tiny").sha256 == file_sha256(ARCHIVE)
 
 
 def test_the_record_tells_every_dtype(archive):
-    """What the checkpoint holds, and what it computes in."""
+    """An encoder names the dtypes of its checkpoint and the dtypes in which it computes."""
     encoder = load_encoder(str(archive), device="cpu", precision="bf16")
     assert encoder.checkpoint_dtypes == ("float16", "float32")
     assert encoder.weights_dtypes == ("bfloat16", "float32")
@@ -155,7 +155,7 @@ def test_the_listed_profiles_are_counted(spec):
 
 
 def test_published_parameter_counts():
-    """As others have counted them: open_clip's `docs/model_profile.csv` and OpenAI's notebook, in millions."""
+    """The counts, in millions, agree with open_clip's `docs/model_profile.csv` and OpenAI's notebook."""
     listed = {"RN50": 102.01, "ViT-B/32": 151.28, "ViT-B/16": 149.62, "ViT-L/14": 427.62}
     assert {name: round(get_model(name).profile.parameters / 1e6, 2) for name in listed} == listed
 
@@ -163,7 +163,7 @@ def test_published_parameter_counts():
 @pytest.mark.parametrize("jit", [False, True])
 @torch.inference_mode()
 def test_the_references_readme_runs_with_our_names(jit):
-    """Its first example: `clip.load` became `probe.load_clip`, and `clip.tokenize` `probe.tokenize`."""
+    """The first example of OpenAI's README runs with `probe.load_clip` and `probe.tokenize`."""
     model, preprocess = probe.load_clip("tiny", device="cpu", jit=jit)
     image = preprocess(Image.new("RGB", (40, 30), (200, 10, 10))).unsqueeze(0)
     text = probe.tokenize(["a red circle", "a dog", "a cat"], model="tiny")

@@ -1,4 +1,4 @@
-"""The batch size that a device's memory allows."""
+"""The batch size follows from the memory of the device."""
 
 import subprocess
 import sys
@@ -39,15 +39,15 @@ def test_a_batch_size_that_is_given_is_taken():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["random:ViT-B/32", "random:RN50"])
-def test_activations_take_no_more_than_is_reckoned_with(model):
-    """Measured as what the memory of a process grows by when it encodes 16 images."""
+def test_activations_need_no_more_memory_than_the_bound(model):
+    """The growth of a process while it encodes 16 images is the measure."""
     script = f"""
 import resource, torch
 from probe.models.loading import load_encoder
 encoder = load_encoder({model!r}, device="cpu")
 pixels = torch.zeros(16, 3, 224, 224, dtype=torch.uint8)
 encoder.encode(pixels[:1])
-open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+open("/proc/self/clear_refs", "w").write("5")  # resets the peak
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()
@@ -55,7 +55,7 @@ encoder.encode(pixels)
 print((peak() - before) * 1024)
 """
     if not sys.platform.startswith("linux"):
-        pytest.skip("only Linux tells the peak of a part of a process's life")
+        pytest.skip("only Linux can reset the peak memory of a process")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     architecture = get_model(model.removeprefix("random:")).architecture
     assert 0 < int(done.stdout) <= 16 * activation_bytes(architecture)

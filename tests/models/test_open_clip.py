@@ -1,4 +1,4 @@
-"""Settings next to weights, compared with open_clip's `create_model_and_transforms`; and weights without settings."""
+"""Compare models with settings next to their weights with open_clip's; check weights without settings."""
 
 import copy
 import json
@@ -24,13 +24,13 @@ from probe.errors import CheckpointError, CheckpointMissingError, DeviceError
 from probe.models import get_model, open_clip_towers
 from probe.models import open_clip as zoo
 from probe.models.assumptions import check_assumptions
-from probe.models.clip import architecture_of
 from probe.models.description import describe_model
 from probe.models.devices import resolve_execution
 from probe.models.loading import identify, load_clip, load_encoder
 from probe.models.open_clip_config import CONFIG
 from probe.models.openai import check_weights
 from probe.models.preprocess import MEAN, STD, Preprocess
+from probe.models.towers import architecture_of
 
 CPU = resolve_execution("cpu")
 # Two heads of 80 channels (ViT-H/14 has sixteen). OpenAI's rule would give two heads of 64 channels and a remainder.
@@ -97,7 +97,7 @@ def _edit(path, **values):
 @pytest.mark.parametrize("kind", MODELS)
 @torch.inference_mode()
 def test_a_folder_is_open_clips_own_model(kind, tmp_path):
-    """Heads, activation, MLP, pooling and the preparation of images follow the configuration."""
+    """Heads, activation, MLP, pooling and preprocessing follow the configuration."""
     folder = write_folder(tmp_path / kind, kind)
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     encoder = load_encoder(folder, device="cpu")
@@ -120,7 +120,7 @@ def test_all_names_of_a_folder_are_of_one_model(name, vit):
 
 @torch.inference_mode()
 def test_a_repository_of_the_hub_is_open_clips_own_model(tmp_path, monkeypatch):
-    """The repository is fetched by the same client, verified, and then used offline."""
+    """The repository is downloaded by the same client, verified, and then used offline."""
     folder = write_folder(tmp_path / "hub" / "org" / "vit")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -132,7 +132,7 @@ def test_a_repository_of_the_hub_is_open_clips_own_model(tmp_path, monkeypatch):
         assert not probe.models.is_here(get_model(name))
         with pytest.raises(probe.errors.DownloadError, match="--offline forbids"):
             load_encoder(name, device="cpu", offline=True)
-        with pytest.raises(CheckpointError, match=r"holds no model.*, or open_clip:hf-hub:org/vit"):
+        with pytest.raises(CheckpointError, match=r"contains no model.*, or open_clip:hf-hub:org/vit"):
             load_encoder("hf:org/vit", device="cpu")
         load_encoder(name, device="cpu")
     encoder = load_encoder(name, device="cpu", offline=True)
@@ -143,7 +143,7 @@ def test_a_repository_of_the_hub_is_open_clips_own_model(tmp_path, monkeypatch):
 
 
 def test_a_model_is_sketched_before_its_weights_are_here(vit, caplog):
-    """open_clip's notice that the weights are random is not shown."""
+    """open_clip's warning that the weights are random is hidden."""
     with caplog.at_level(logging.WARNING):
         said = describe_model(vit)
     assert (said["pixels"], said["projected"], said["before projection"]) == ("32", "32-d", "160-d")
@@ -157,7 +157,7 @@ def test_a_configuration_without_image_settings_takes_open_clips_with_a_warning(
     (folder / CONFIG).write_text(json.dumps(config))
     encoder = load_encoder(folder, device="cpu")
     assert (encoder.preprocess, encoder.preprocess_from) == (Preprocess(32), "open_clip's default")
-    assert "nothing says how the images of" in caplog.text
+    assert "has no settings for the preprocessing of images" in caplog.text
 
 
 def test_other_settings_are_another_model(tmp_path):
@@ -168,7 +168,7 @@ def test_other_settings_are_another_model(tmp_path):
     assert identify(get_model(folder)) != before
 
 
-def test_an_archive_or_weights_of_hugging_faces_do_not_take_the_configuration_beside_them(vit, archive, tmp_path):
+def test_archives_and_hugging_face_weights_ignore_the_configuration_next_to_them(vit, archive, tmp_path):
     make_model().save_pretrained(tmp_path)
     shutil.copy(vit / CONFIG, tmp_path)
     shutil.copy(vit / "open_clip_model.safetensors", tmp_path)
@@ -183,31 +183,31 @@ def test_an_archive_or_weights_of_hugging_faces_do_not_take_the_configuration_be
     ("content", "message"),
     [
         ("", "cannot read"),
-        ("[1]", "has no 'model_cfg'"),
-        (json.dumps(MODELS["vit"]), "has no 'model_cfg'"),
-        (json.dumps({"model_cfg": MODELS["vit"]}), "embed_dim None, but open_clip needs a number"),
+        ("[1]", "Expected object, got array"),
+        (json.dumps(MODELS["vit"]), "model_cfg is missing"),
+        (json.dumps({"model_cfg": MODELS["vit"]}), "model_cfg.embed_dim is missing"),
         (
             json.dumps({"model_cfg": {"embed_dim": 32, "vision_cfg": VIT, "text_cfg": 3}}),
-            "text_cfg 3, but open_clip needs an",
+            "model_cfg.text_cfg: expected object, got int",
         ),
         (
             json.dumps({"model_cfg": {"embed_dim": 32} | MODELS["vit"], "preprocess_cfg": 1}),
-            "preprocess_cfg that is not",
+            "preprocess_cfg: expected object, got int",
         ),
-        (json.dumps({"model_cfg": {"embed_dim": 32, "vision_cfg": {"depth": 1}, "text_cfg": TEXT}}), "cannot build"),
-        (json.dumps({"model_cfg": {"embed_dim": 48} | MODELS["vit"]}), "cannot build"),
-        (json.dumps({"model_cfg": {"embed_dim": 32} | MODELS["resnet"]}), "cannot build"),
+        (json.dumps({"model_cfg": {"embed_dim": 32, "vision_cfg": {"depth": 1}, "text_cfg": TEXT}}), "cannot load"),
+        (json.dumps({"model_cfg": {"embed_dim": 48} | MODELS["vit"]}), "cannot load"),
+        (json.dumps({"model_cfg": {"embed_dim": 32} | MODELS["resnet"]}), "cannot load"),
         (
             json.dumps({"model_cfg": {"embed_dim": 32} | MODELS["vit"], "preprocess_cfg": {"mean": [0.5]}}),
-            "preprocessing that is not supported",
+            "the preprocessing of .* is not supported",
         ),
         (
             json.dumps({"model_cfg": {"embed_dim": 32} | MODELS["vit"], "preprocess_cfg": {"resize_mode": "longest"}}),
-            "preprocessing that is not supported",
+            "the preprocessing of .* is not supported",
         ),
     ],
 )
-def test_a_configuration_that_cannot_be_followed_is_named(content, message, vit, tmp_path):
+def test_an_unusable_configuration_is_named(content, message, vit, tmp_path):
     shutil.copytree(vit, tmp_path / "vit")
     (tmp_path / "vit" / CONFIG).write_text(content)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -215,13 +215,13 @@ def test_a_configuration_that_cannot_be_followed_is_named(content, message, vit,
     assert str(tmp_path / "vit") in str(caught.value)
 
 
-def test_what_is_not_there_is_named(vit, tmp_path):
+def test_missing_files_of_a_folder_are_named(vit, tmp_path):
     with pytest.raises(CheckpointMissingError, match="no file or folder at /none"):
         get_model("open_clip:local-dir:/none")
-    with pytest.raises(CheckpointMissingError, match=rf"{tmp_path} has no open_clip_config\.json; add it"):
+    with pytest.raises(CheckpointMissingError, match=rf"{tmp_path} has no open_clip_config\.json; add that file"):
         get_model(f"open_clip:local-dir:{tmp_path}")
     shutil.copy(vit / CONFIG, tmp_path)
-    with pytest.raises(CheckpointError, match=r"has no open_clip_model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no weights, such as open_clip_model\.safetensors"):
         load_encoder(tmp_path, device="cpu")
     for name in ("epoch_1.pt", "epoch_2.pt"):
         shutil.copy(vit / "open_clip_model.safetensors", tmp_path / name)
@@ -232,7 +232,10 @@ def test_what_is_not_there_is_named(vit, tmp_path):
 
 def test_weights_alone_are_refused_where_heads_are_a_guess(vit, tmp_path):
     shutil.copy(vit / "open_clip_model.safetensors", tmp_path / "h.safetensors")
-    with pytest.raises(CheckpointError, match=r"towers 160 \(image\) and 64 .*open_clip:ARCH/PATH, or put an open"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"towers 160 \(image\) and 64 .*open_clip:ARCH/PATH with its architecture, or put an open",
+    ):
         load_encoder(tmp_path / "h.safetensors", device="cpu")
 
 
@@ -247,7 +250,7 @@ NATIVE = [
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NATIVE)
 def test_no_architecture_of_open_clips_gets_other_heads_than_its_own(name, tmp_path):
-    """From weights alone, a model gets its own number of heads or is refused. One layer is enough for this test."""
+    """Weights without settings are refused if the number of heads is not known. One layer is enough for this test."""
     config = open_clip.get_model_config(name)
     layers = [1, 1, 1, 1] if isinstance(config["vision_cfg"]["layers"], list) else 1
     vision, text = config["vision_cfg"] | {"layers": layers}, config["text_cfg"] | {"layers": 1}
@@ -330,7 +333,7 @@ VISION = SIZES | {"image_size": 32, "patch_size": 16}
 )
 def test_a_folder_of_another_model_says_what_is_supported(make, kind, instead, tmp_path):
     make().save_pretrained(tmp_path)
-    message = rf"^{tmp_path}.* has model_type '{kind}'; only CLIP models with both towers are supported .*{instead}"
+    message = rf"^{tmp_path}.* has model_type '{kind}'; only model_type 'clip' .* is supported; .*{instead}"
     with pytest.raises(CheckpointError, match=message):
         load_encoder(tmp_path, device="cpu")
 
@@ -346,13 +349,13 @@ def test_texts_are_left_to_open_clips_tokenizer(vit, tmp_path):
     torch.save({}, tmp_path / "x.pt")
     names = {f"ViT-B-32/{tmp_path / 'x.pt'}": "ViT-B-32", "hf-hub:org/vit": "hf-hub:org/vit"}
     for name, theirs in {**names, f"local-dir:{vit}": f"local-dir:{vit}"}.items():
-        with pytest.raises(CheckpointError, match=re.escape(f"use open_clip.get_tokenizer('{theirs}')")):
+        with pytest.raises(CheckpointError, match=re.escape(f"tokenize with open_clip.get_tokenizer('{theirs}')")):
             probe.tokenize("a dog", model=f"open_clip:{name}")
 
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """Return a name for weights of an architecture whose tags have settings unlike open_clip's default."""
+    """Return the name of weights of an architecture whose tags have other settings than open_clip's default."""
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
     architecture = "ViT-B-16-SigLIP"  # a narrow architecture with this name
     open_clip.factory._MODEL_CONFIGS[architecture] = {"embed_dim": 32} | MODELS["vit"]
@@ -360,7 +363,7 @@ def trained(tmp_path, monkeypatch):
     return f"open_clip:{architecture}/{tmp_path / 'epoch_1.pt'}"
 
 
-def test_images_for_a_path_are_prepared_as_the_tags_say_or_as_open_clip_does(trained):
+def test_images_for_a_path_have_the_preprocessing_of_the_tags_or_of_open_clip(trained):
     by_tags, own = load_encoder(trained, device="cpu"), load_encoder(f"{trained}?preprocess=open_clip", device="cpu")
     assert by_tags.preprocess == Preprocess(32, (0.5,) * 3, (0.5,) * 3, "bicubic", "squash")
     assert by_tags.preprocess_from == "tags of open_clip's ViT-B-16-SigLIP"
@@ -404,7 +407,5 @@ def test_a_tower_that_does_not_run_is_named_with_its_precision(precision, instea
     execution = resolve_execution("cpu", precision=precision)
     loaded = zoo.load_model(f"local-dir:{vit}", execution)
     monkeypatch.setattr(loaded.model.visual, "forward", fail)
-    with pytest.raises(
-        DeviceError, match=rf"^open_clip:x does not run in {precision} on cpu \(mat1.*\); use {instead}"
-    ):
+    with pytest.raises(DeviceError, match=rf"^open_clip:x cannot run in {precision} on cpu \(mat1.*\); use {instead}"):
         open_clip_towers.zoo_encoder("open_clip:x", loaded, execution)

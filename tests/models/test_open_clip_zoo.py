@@ -1,4 +1,4 @@
-"""Narrow versions of all kinds of open_clip architectures: `projected`, and both towers in half precision."""
+"""Narrow versions of all kinds of open_clip architectures give open_clip's features, also in half precision."""
 
 import open_clip
 import pytest
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def _narrow(tmp_path, monkeypatch):
-    """Use narrow towers of timm and Hugging Face without fetching their configurations, and add no architectures."""
+    """Use narrow towers of timm and Hugging Face without downloading their configurations; add no architectures."""
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
     monkeypatch.setattr(hub, "fetch_repository", lambda repo, *_, **__: open_clip_zoo.write_text_config(repo, tmp_path))
     with open_clip_zoo.narrow_timm():
@@ -39,7 +39,7 @@ def _make(config, architecture, folder):
 
 
 def _check(config, architecture, folder):
-    """Compare both towers in both precisions with open_clip's own model in fp32.
+    """Both towers agree with open_clip's own model in fp32, in both precisions.
 
     The tolerance in fp32 is 1e-5, a few roundings of sums over hundreds of products. In half precision, products are
     rounded to 8 bits or more, and the error of a feature is less than a hundredth of its length.
@@ -91,7 +91,7 @@ OPTIONS = {
 @pytest.mark.parametrize("option", OPTIONS)
 @torch.inference_mode()
 def test_options_of_a_configuration_give_what_encode_image_gives(option, tmp_path):
-    """No open_clip architecture has these options, or only an architecture of a different kind."""
+    """The options are in no open_clip architecture, or only in an architecture of a different kind."""
     config = open_clip_zoo.reduced("ViT-B-32")
     vision, text = OPTIONS[option]
     _check(config | {"vision_cfg": config["vision_cfg"] | vision, "text_cfg": config["text_cfg"] | text}, "x", tmp_path)
@@ -105,7 +105,7 @@ def test_an_option_that_open_clip_itself_does_not_run_is_named(vision, tmp_path)
     """The forward pass of the model fails."""
     config = open_clip_zoo.reduced("ViT-B-32")
     _, source = _make(config | {"vision_cfg": config["vision_cfg"] | vision}, "x", tmp_path)
-    with pytest.raises(DeviceError, match=r"x/.*weights\.pt does not run in fp32 on cpu .*; use another model"):
+    with pytest.raises(DeviceError, match=r"x/.*weights\.pt cannot run in fp32 on cpu .*; use another model"):
         load_encoder(f"open_clip:{source}", device="cpu")
 
 

@@ -7,9 +7,9 @@ from make.clips import SMALL_RESNET, SMALL_VIT, random_clip
 
 from probe.errors import CheckpointError
 from probe.models.checkpoints import read_model
-from probe.models.clip import architecture_of
 from probe.models.devices import resolve_execution
-from probe.models.openai import as_archive, build_model, expose_pre_projection, load_archive, save_archive
+from probe.models.openai import build_model, expose_pre_projection, load_archive, save_archive, trace_archive
+from probe.models.towers import architecture_of
 
 CPU = resolve_execution("cpu")
 
@@ -23,7 +23,7 @@ def _inputs(architecture, n=5):
 
 
 def test_archives_have_the_form_of_the_published_ones(archive):
-    """fp16 weights, three methods, sizes as buffers, `cuda:0` in the code of both towers."""
+    """An archive has fp16 weights, three methods, the sizes as buffers, and `cuda:0` in the code of both towers."""
     with zipfile.ZipFile(archive) as file:
         code = "".join(file.read(name).decode() for name in file.namelist() if name.endswith(".py"))
     assert "cuda:0" in code
@@ -37,7 +37,7 @@ def test_archives_have_the_form_of_the_published_ones(archive):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_both_modes_give_the_same_logits(archive, precision):
-    """The reference asks for softmax within atol 0.01 and rtol 0.1; on the CPU ours are the same to the last bit."""
+    """The reference requires a softmax within atol 0.01 and rtol 0.1. On the CPU, both modes give the same bits."""
     state_dict = dict(read_model(archive).state_dict)
     execution = resolve_execution("cpu", precision=precision)
     image, text = _inputs(architecture_of(state_dict))
@@ -65,7 +65,7 @@ def test_a_model_survives_being_saved_and_rebuilt(tmp_path):
     save_archive(model, tmp_path / "model.pt")
     rebuilt = build_model(read_model(tmp_path / "model.pt").state_dict, CPU)
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(rebuilt.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)  # fp16 in between
+        torch.testing.assert_close(rebuilt.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)  # the archive stores fp16
 
 
 @pytest.mark.parametrize("share", [0.3, 0.99])
@@ -81,7 +81,10 @@ def test_a_truncated_archive_is_named(archive, tmp_path, share):
     ("change", "message"),
     [
         (lambda s: s.pop("visual.ln_post.bias"), "has no 'visual.ln_post.bias'"),
-        (lambda s: s.update({"visual.ln_post.bias": torch.zeros(3)}), r"'visual.ln_post.bias' has the shape \(3,\)"),
+        (
+            lambda s: s.update({"visual.ln_post.bias": torch.zeros(3)}),
+            r"'visual.ln_post.bias' has a wrong shape: expected .*, got \(3,\); give",
+        ),
         (lambda s: s.update({"head": torch.zeros(3)}), "unknown key 'head'"),
     ],
 )
@@ -93,7 +96,7 @@ def test_a_key_that_is_missing_misshapen_or_unknown_is_named(change, message):
 
 
 def test_damage_inside_an_archive_is_found(archive, tmp_path):
-    """Torch reads on past flipped bytes and would give wrong features in silence; the zip's checksums tell."""
+    """The checksums of the zip find flipped bytes, which torch ignores, so that features would be wrong."""
     content = bytearray(archive.read_bytes())
     with zipfile.ZipFile(archive) as file:
         largest = max(file.infolist(), key=lambda info: info.file_size)
@@ -104,7 +107,7 @@ def test_damage_inside_an_archive_is_found(archive, tmp_path):
 
 
 def test_a_number_that_is_also_a_dtype_is_patched_as_a_dtype_only(tmp_path):
-    """A loaded graph keeps one constant for all uses of 5: fp16, and the heads of this ResNet."""
+    """A loaded graph has one constant for all uses of 5: for fp16, and for the number of heads of this ResNet."""
     model = random_clip(replace(SMALL_RESNET, vision_width=10))
     assert model.visual.attnpool.num_heads == 5
     save_archive(model, tmp_path / "model.pt")
@@ -114,9 +117,10 @@ def test_a_number_that_is_also_a_dtype_is_patched_as_a_dtype_only(tmp_path):
 
 
 def test_weights_become_an_archive_of_their_architecture():
-    """Activation and heads are not in the weights."""
+    """The weights do not contain the activation and the heads."""
     shape = replace(SMALL_VIT, activation="gelu", vision_head_width=32)
     model = random_clip(shape)
     image, _ = _inputs(shape)
-    jit = load_archive(as_archive(model.state_dict(), shape), CPU)
-    torch.testing.assert_close(jit.encode_image(image), model.encode_image(image), atol=2e-3, rtol=0)  # fp16 between
+    jit = load_archive(trace_archive(model.state_dict(), shape), CPU)
+    # The archive stores fp16.
+    torch.testing.assert_close(jit.encode_image(image), model.encode_image(image), atol=2e-3, rtol=0)

@@ -6,7 +6,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 
 from probe.models.preprocess import Preprocess
 
-# The transform as OpenAI's README and code describe it, put together from torchvision here and nowhere else.
+# The transform that OpenAI's README and code describe, built from torchvision independently of the package.
 REFERENCE = Compose(
     [
         Resize(32, interpolation=InterpolationMode.BICUBIC),

@@ -29,9 +29,9 @@ from probe.errors import (
     UnknownNameError,
 )
 from probe.models.checkpoints import read_model
-from probe.models.clip import CLIP
 from probe.models.devices import resolve_execution
 from probe.models.openai import build_model, save_archive
+from probe.models.towers import CLIP
 from probe.specs import Architecture
 
 VIT = replace(SMALL_VIT, vision_width=128, transformer_width=128)  # two heads in each tower
@@ -41,7 +41,7 @@ PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 
 
 def rebuilt(architecture: Architecture, precision: str = "fp32") -> CLIP:
-    """Return a model as `load_clip` rebuilds it, with random weights."""
+    """Return a model with random weights, rebuilt as by `load_clip`."""
     return build_model(
         random_clip(architecture).state_dict(), resolve_execution("cpu", precision=precision), architecture
     )
@@ -52,7 +52,7 @@ def images(architecture: Architecture, n: int = 3) -> torch.Tensor:
 
 
 def texts(architecture: Architecture, n: int = 5) -> torch.Tensor:
-    """Return token ids whose end token, the highest id, is at a different place in every row."""
+    """Return token ids with the end token, the highest id, at a different place in every row."""
     ids = torch.randint(1, architecture.vocab_size - 1, (n, architecture.context_length))
     ids[torch.arange(n), torch.arange(n) + 2] = architecture.vocab_size - 1
     return ids
@@ -77,14 +77,14 @@ class TextEncoder(nn.Module):
 @BOTH
 @torch.no_grad()
 def test_a_text_encoder_over_prompts_gives_the_models_text_features(architecture, precision):
-    """In earlier versions, every text attended to the other texts of the batch (cosine -0.13 to 0.67)."""
+    """In earlier versions, every text attended to the other texts of the batch (cosines from -0.13 to 0.67)."""
     model, tokens = rebuilt(architecture, precision), texts(architecture)
     prompts = model.token_embedding(tokens).type(model.dtype)
     torch.testing.assert_close(TextEncoder(model)(prompts, tokens), model.encode_text(tokens))
 
 
 def test_prompts_are_learned_after_features_were_taken_in_inference_mode():
-    """The model holds no tensor made in inference mode, because a backward pass would refuse it."""
+    """The model contains no tensor of inference mode, which a backward pass would refuse."""
     model, tokens = rebuilt(VIT, "fp16"), texts(VIT)
     with torch.inference_mode():
         model.encode_text(tokens)
@@ -227,7 +227,7 @@ def test_the_mask_of_a_block_can_be_replaced():
 @BOTH
 @torch.no_grad()
 def test_parts_can_be_taken_out(architecture):
-    """Other projects get features before the projection with `proj = None` or with the identity as the pool."""
+    """Other projects replace `proj` by None or the pool by the identity to get features before the projection."""
     model, image = rebuilt(architecture), images(architecture)
     before = model.visual.pre_projection(image)
     if architecture is VIT:
@@ -258,7 +258,7 @@ def test_the_tower_of_a_resnet_casts_its_images(precision):
 
 @BOTH
 def test_an_archive_of_the_model_has_no_mask_among_its_weights(architecture, tmp_path):
-    """Masks are constants of the program, as in the published archives, and are patched for the precision."""
+    """The masks are constants in the code, as in the published archives, and are patched for the precision."""
     model = rebuilt(architecture)
     save_archive(model, tmp_path / "model.pt")
     state_dict = dict(read_model(tmp_path / "model.pt").state_dict)
@@ -328,7 +328,7 @@ def test_an_unknown_model_is_a_runtime_error_as_in_the_reference(name, error):
 
 
 def test_weights_that_do_not_fit_are_a_runtime_error_as_in_the_reference(tmp_path):
-    """OpenAI's package raises it from `load_state_dict`, and for a download with a wrong SHA-256."""
+    """OpenAI's package raises RuntimeError from `load_state_dict` and for a download with a wrong SHA-256."""
     torch.save({"weight": torch.zeros(3)}, tmp_path / "model.pt")
     with pytest.raises(RuntimeError) as caught:
         clip.load(tmp_path / "model.pt", device="cpu")

@@ -1,4 +1,4 @@
-"""What the embedded model promises: a real CLIP, small, reproducible, better than no model."""
+"""The embedded model is a real CLIP model that is small, reproducible and better than a model without training."""
 
 import io
 from dataclasses import replace
@@ -16,16 +16,16 @@ from probe.features.encode import Features, extract_features
 from probe.models import get_model
 from probe.models.archive import is_archive
 from probe.models.checkpoints import read_model
-from probe.models.clip import architecture_of
 from probe.models.loading import load_clip, load_encoder
 from probe.models.tokenizer import Tokenizer, read_merges
+from probe.models.towers import architecture_of
 from probe.probes.fit import fit_probe
 from probe.tiny import ARCHIVE, MERGES
 
 
 @pytest.fixture
 def fonts(tmp_path):
-    """The one font that Pillow carries, as a file."""
+    """Return the path of a file with the font that Pillow contains."""
     path = tmp_path / "font.ttf"
     path.write_bytes(io.BytesIO(ImageFont.load_default(20).path.getvalue()).read())
     return usable_fonts(tmp_path)
@@ -45,7 +45,7 @@ def test_its_weights_are_fp16_as_in_the_published_files():
 
 
 def test_it_matches_images_with_captions(fonts):
-    """Both towers work: a digit, drawn here, goes to its caption far more often than one time in ten."""
+    """Both towers work: the text of a drawn digit is found far more often than one time in ten."""
     model, preprocess = load_clip("tiny", "cpu")
     tokenizer = Tokenizer(read_merges(MERGES))
     captions = [f"a white digit {d} in the middle on black" for d in range(10)]
@@ -65,7 +65,7 @@ def test_it_matches_images_with_captions(fonts):
 
 @pytest.mark.slow
 def test_its_projected_features_beat_pixels_and_random_weights():
-    """Under one probe, on images it never saw."""
+    """The models are compared with the same probe, on images that `tiny` was not trained on."""
     splits = open_dataset("digits")
     digits = load_digits()
     parts = {name: splits.split(name) for name in ("train", "val", "test")}
@@ -96,7 +96,7 @@ def test_scenes_are_small_rgb_images_with_captions(fonts):
     assert len({scene.caption for scene in scenes}) > 150
 
 
-def test_fonts_that_draw_no_letters_are_passed_over(tmp_path, fonts):
+def test_fonts_without_letters_are_skipped(tmp_path, fonts):
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     assert usable_fonts(tmp_path) == fonts
 
@@ -111,7 +111,7 @@ def test_merges_join_the_most_frequent_pair_first(tmp_path):
 
 @pytest.mark.slow
 def test_training_lowers_the_loss(fonts):
-    """A few steps on a few scenes: it learns, and from the same seed it learns the same."""
+    """A few steps on a few scenes reduce the loss, and the same seed gives the same weights."""
     painter = Painter(fonts, np.random.default_rng(0))
     scenes = [painter.scene() for _ in range(64)]
     tokenizer = Tokenizer(learn_merges([scene.caption for scene in scenes], 300))

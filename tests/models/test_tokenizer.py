@@ -30,7 +30,7 @@ def test_the_byte_alphabet_has_256_different_symbols():
 
 def test_a_vocabulary_is_bytes_twice_merges_and_two_marks(tokenizer):
     assert tokenizer.vocab_size == 512 + len(read_merges(MERGES)) + 2
-    assert tokenizer.ids[END] == tokenizer.vocab_size - 1  # encode_text looks for the highest id
+    assert tokenizer.ids[END] == tokenizer.vocab_size - 1  # `encode_text` searches the highest id
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -48,7 +48,7 @@ def test_rows_are_start_text_end_zeros(tokenizer):
 
 
 def test_a_text_that_is_too_long_is_an_error_unless_truncated(tokenizer):
-    with pytest.raises(ValueError, match="more than the context of 8"):
+    with pytest.raises(ValueError, match="but the context has 8"):
         tokenizer.tokenize("red " * 20, 8)
     (row,) = tokenizer.tokenize("red " * 20, 8, truncate=True)
     assert len(row) == 8

@@ -1,4 +1,4 @@
-"""Token ids against two tokenizers that nobody here wrote, on OpenAI's vocabulary, which open_clip carries."""
+"""Compare token ids with the tokenizers of open_clip and transformers, on the vocabulary in open_clip's package."""
 
 import html
 import json
@@ -41,13 +41,13 @@ def test_any_text_has_the_ids_of_open_clip(tokenizer):
 
 
 def test_clean_text_has_the_ids_of_transformers(tokenizer, tmp_path):
-    """It mends no mojibake and reads U+017F as no s, and the reference does both."""
+    """Unlike the reference, transformers repairs no encoding errors and does not read U+017F as an s."""
     (tmp_path / "vocab.json").write_text(json.dumps(tokenizer.ids))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in tokenizer.ranks))
     theirs = CLIPTokenizer.from_pretrained(tmp_path)
     texts = [text for text in _random_texts(1000) if _is_clean(text)]
     assert len(texts) > 200
-    marks = ["<|endoftext|> twice", "a <|startoftext|>"]  # one token each in the reference; open_clip spells them out
+    marks = ["<|endoftext|> twice", "a <|startoftext|>"]  # one token each in the reference, several in open_clip
     for text in texts + marks:
         assert tokenizer.encode(text) == theirs(text, add_special_tokens=False)["input_ids"], repr(text)
 
@@ -66,15 +66,15 @@ def test_rows_are_those_of_open_clips_tokenizer():
 
 
 def test_the_published_example(tokenizer):
-    """The ids that OpenAI's notebook prints for "Hello world!"."""
+    """The ids agree with OpenAI's notebook, which prints them for "Hello world!"."""
     row = probe.tokenize("Hello World!")[0, :6].tolist()
     assert row == [49406, 3306, 1002, 256, 49407, 0]
 
 
 def test_a_text_that_is_too_long_is_named_unless_truncated():
-    """The reference raises RuntimeError, so ours is one too."""
+    """The error is also a RuntimeError, because the reference raises RuntimeError."""
     long = "a photo of a cat " * 30
-    with pytest.raises(TextError, match="more than the context of 77"):
+    with pytest.raises(TextError, match="but the context has 77"):
         probe.tokenize(long)
     with pytest.raises(RuntimeError):
         probe.tokenize(long)
@@ -90,34 +90,36 @@ def test_tiny_has_a_vocabulary_of_its_own():
 
 
 @pytest.mark.parametrize("texts", [None, 5, [1], [None], b"abc", [["a"]]])
-def test_what_is_no_text_is_named(texts):
-    with pytest.raises(TextError, match="is no text and no list of texts"):
+def test_a_value_that_is_not_a_text_is_named(texts):
+    with pytest.raises(TextError, match="expected a str or a sequence of str"):
         probe.tokenize(texts, model="tiny")
 
 
 @pytest.mark.parametrize("length", [1, 0, -3, 77.0, "77"])
 def test_a_context_without_room_is_named(length):
-    with pytest.raises(TextError, match="has no room for start and end"):
+    with pytest.raises(TextError, match="expected a context_length >= 2"):
         probe.tokenize("a", length, truncate=True, model="tiny")
 
 
-def test_no_text_is_no_row():
+def test_an_empty_list_of_texts_gives_no_rows():
     assert probe.tokenize([]).shape == (0, 77)
 
 
 def test_open_clips_models_have_their_own_tokenizers():
-    with pytest.raises(CheckpointError, match=r"use open_clip\.get_tokenizer\('ViT-B-32'\)"):
+    with pytest.raises(CheckpointError, match=r"tokenize with open_clip\.get_tokenizer\('ViT-B-32'\)"):
         probe.tokenize("a", model="open_clip:ViT-B-32/openai")
 
 
-def test_a_file_without_a_vocabulary_is_not_given_openais_in_silence():
-    with pytest.raises(CheckpointError, match="has no vocabulary beside its weights"):
+def test_openais_vocabulary_is_not_assumed_for_a_file():
+    with pytest.raises(CheckpointError, match="has no vocabulary next to its weights"):
         probe.tokenize("a white digit 3", model=ARCHIVE)
 
 
-def test_the_vocabulary_is_looked_for_beside_the_weights_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(vocabulary, "CARRIERS", ())  # as where neither open_clip nor clip is installed
-    with pytest.raises(DownloadError, match=r"bpe_simple_vocab_16e6\.txt\.gz is not here.*openai/CLIP/raw/main/clip/"):
+def test_the_vocabulary_next_to_the_weights_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary, "PACKAGES", ())  # as if neither open_clip nor clip were installed
+    with pytest.raises(
+        DownloadError, match=r"bpe_simple_vocab_16e6\.txt\.gz is missing or differs.*openai/CLIP/raw/main/clip/"
+    ):
         vocabulary.openai_vocabulary(weights_dir=tmp_path, offline=True)
     monkeypatch.undo()
     kept = tmp_path / vocabulary.FILE

@@ -1,4 +1,4 @@
-"""Grids on several nodes of Ray, each with processes and a home folder of its own, all on this machine."""
+"""Grids on several nodes of Ray on this machine; each node has its own processes and home folder."""
 
 import contextlib
 import os
@@ -48,7 +48,7 @@ def _specs(*datasets, models=("tiny",), jit_modes=(False, True)):
 
 @contextlib.contextmanager
 def _cluster(homes, *, num_cpus=1):
-    """A head without room for workers, and a node for each home."""
+    """Start a head without room for workers, and one node for each home folder."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -80,7 +80,7 @@ def serial(tmp_path_factory):
 
 
 def test_features_travel_between_nodes_that_share_no_folder(tmp_path, serial):
-    """From those that make them to the driver, and to those that fit, also when the nodes are others by then."""
+    """Features go from the worker that extracts them to the driver and to the workers that fit, also on new nodes."""
     settings = Settings(results_dir=tmp_path / "results", cache_dir="~/features")
     with _cluster([tmp_path / "a", tmp_path / "b"]) as (cluster, _):
         records = list(run_grid_on_ray(_specs(), settings=settings, address=cluster.address, num_threads=1))
@@ -90,17 +90,17 @@ def test_features_travel_between_nodes_that_share_no_folder(tmp_path, serial):
     with _cluster([tmp_path / "c"]) as (cluster, _):
         again = list(run_grid_on_ray(_specs(), settings=settings, address=cluster.address, num_threads=1))
     assert {record.key: content(record) for record in again} == serial
-    assert all(record.extraction.from_cache for record in again)  # nothing was encoded there
+    assert all(record.extraction.from_cache for record in again)  # nothing was encoded again
     assert [record.extraction.subsets for record in again] == [record.extraction.subsets for record in records]
 
 
 def test_four_workers_have_the_same_records(tmp_path, serial):
-    """One is that of the tests beside this, two are those of `test_grid`."""
+    """The other tests of grids have one worker or two."""
     settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
     with _cluster([tmp_path / "a"], num_cpus=4) as (cluster, _):
         records = list(run_grid_on_ray(_specs(), settings=settings, address=cluster.address, num_threads=1))
         assert {record.key: content(record) for record in records} == serial
-        with pytest.raises(ExecutorError, match="no node has as much"):
+        with pytest.raises(ExecutorError, match="no node has room for one"):
             list(
                 run_grid_on_ray(
                     _specs(), settings=Settings(results_dir=tmp_path / "no"), address=cluster.address, num_threads=5
@@ -108,7 +108,7 @@ def test_four_workers_have_the_same_records(tmp_path, serial):
             )
 
 
-def test_a_ray_that_is_there_is_used_and_stays(tmp_path):
+def test_a_running_ray_is_used_and_not_stopped(tmp_path):
     import ray
 
     with _cluster([]) as (cluster, _):
@@ -121,7 +121,7 @@ def test_a_ray_that_is_there_is_used_and_stays(tmp_path):
 
 @contextlib.contextmanager
 def _ray_start(home, *options):
-    """A node that is started from the command line."""
+    """Start a node from the command line."""
     home.mkdir(exist_ok=True)
     command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1", *options]
     environment = {**os.environ, "HOME": str(home)}
@@ -150,7 +150,7 @@ def test_a_client_from_outside_of_the_cluster_has_the_same_records(tmp_path, ser
                 socket.create_connection(("127.0.0.1", ports[1])).close()
                 break
             time.sleep(0.5)
-        # In a process of its own, as Ray's client stays in one.
+        # In its own process, because Ray's client stays in a process.
         options = [
             "--dataset",
             "digits",
@@ -171,7 +171,7 @@ def test_a_client_from_outside_of_the_cluster_has_the_same_records(tmp_path, ser
     assert {record.key: content(record) for record in read_records(tmp_path / "results")} == serial
 
 
-def test_what_a_node_has_no_dataset_for_is_done_on_another(tmp_path, image_folder, caplog):
+def test_a_unit_without_its_dataset_on_a_node_runs_on_another_node(tmp_path, image_folder, caplog):
     images = image_folder({"train/green": 6, "train/red": 6, "test/green": 4, "test/red": 4})
     (tmp_path / "colours.toml").write_text(ROW)
     specs = _specs(str(tmp_path / "colours.toml"), "digits", jit_modes=(False,))
@@ -185,7 +185,7 @@ def test_what_a_node_has_no_dataset_for_is_done_on_another(tmp_path, image_folde
         )[::-1]
         assert done.dataset == "digits"
         assert failed.error.type == "DatasetMissingError"
-        assert "; nor is it on the 1 other node" in failed.error.message
+        assert " (1 other node cannot run it either)" in failed.error.message
         images.rename((tmp_path / "b" / "data").parent / "moved")
         (tmp_path / "b" / "data").mkdir()
         (tmp_path / "b" / "moved").rename(tmp_path / "b" / "data" / "images")
@@ -193,10 +193,10 @@ def test_what_a_node_has_no_dataset_for_is_done_on_another(tmp_path, image_folde
     assert [record.error for record in records] == [None, None]
 
 
-def test_a_grid_outlives_nodes_and_workers(tmp_path, image_folder):
-    """Workers are killed, one of two nodes goes and another comes; every record is right.
+def test_a_grid_survives_the_loss_of_nodes_and_workers(tmp_path, image_folder):
+    """Workers are killed, and one of two nodes is lost and replaced; every record is right.
 
-    `benchmarks/ray_faults.py` does more of it.
+    `benchmarks/ray_faults.py` provokes more losses.
     """
     images = image_folder({"train/green": 6, "train/red": 6, "test/green": 4, "test/red": 4})
     names = []
@@ -233,23 +233,26 @@ def test_a_grid_outlives_nodes_and_workers(tmp_path, image_folder):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_driver_that_is_stopped_leaves_what_was_finished(tmp_path, how):
-    """By Ctrl-C, or killed; then no worker is left, and the same command does the rest."""
+def test_finished_records_remain_when_the_driver_is_stopped(tmp_path, how):
+    """After Ctrl-C or a kill, no worker is left, and the same command runs the remaining runs."""
     options = ["--dataset", "digits", "--model", "tiny", "--model", "random:ViT-B/32", "--protocol", "readme"]
     options += ["--solver", "fast", "--executor", "ray", "--threads", "1", "--device", "cpu"]
     options += ["--cache-dir", str(tmp_path / "features"), "--results-dir", str(tmp_path / "results")]
+    # Without this, a background process ignores Ctrl-C.
     driver = subprocess.Popen(
         [sys.executable, "-m", "probe", "run", *options],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in `test_cli`
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 240
-    while not read_records(tmp_path / "results") and time.monotonic() < until:  # of tiny, beside the long one
+    # Wait for the record of `tiny`; the long run is still running then.
+    while not read_records(tmp_path / "results") and time.monotonic() < until:
         assert driver.poll() is None, driver.communicate()
         time.sleep(0.2)
-    (os.killpg if how is signal.SIGINT else os.kill)(driver.pid, how)  # as a terminal does, or an operator
+    # Like Ctrl-C in a terminal, or a kill by an operator.
+    (os.killpg if how is signal.SIGINT else os.kill)(driver.pid, how)
     try:
         _, said = driver.communicate(timeout=120)
     finally:

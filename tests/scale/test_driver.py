@@ -1,4 +1,4 @@
-"""What the driver of a grid on Ray makes of what workers answer; those of `test_grid` are real."""
+"""The driver of a grid on Ray with simulated workers. `test_grid` uses real workers."""
 
 import io
 import re
@@ -25,24 +25,24 @@ def _at_once(monkeypatch):
 
 
 def _run(tmp_path, ray, *models, protocols=("readme",)):
-    """By whom each cell was done, or why not."""
+    """Return for each run the worker that did it, or the error."""
     specs = plan(["digits"], list(models), protocols=protocols, device="cpu", solver="fast")
     driver = _Driver(ray, specs, Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features"), 1)
     said = [(record.model, record.protocol, record.error.message) for record in driver.run()]
     assert len(said) == len(specs)
-    assert not ray.placed  # no worker is left
+    assert not ray.placed  # all workers are stopped
     return said
 
 
 def _done(node, unit):
-    """As if what a worker says of a cell were its failure, to see who says it."""
+    """Put the answer of a worker into the error of a record, to see which worker answered."""
     if unit.shard is not None:
         return UnitResult()
     return UnitResult([failure(spec, {"type": "DatasetError", "message": f"by {node}"}) for spec in unit.specs])
 
 
-def test_who_has_too_little_memory_waits_for_who_uses_it(tmp_path):
-    """Also where the other has ended in the meantime: only a worker that was alone says what a node has."""
+def test_a_unit_without_enough_memory_waits_for_the_other_worker(tmp_path):
+    """The unit is repeated alone even if the other worker has ended, because only then the node's memory is known."""
     refused = []
 
     def answer(node, unit):
@@ -59,8 +59,8 @@ def test_who_has_too_little_memory_waits_for_who_uses_it(tmp_path):
     assert refused
 
 
-def test_a_unit_that_is_tried_alone_has_the_node_for_itself(tmp_path):
-    """Else the memory of what begins beside it would be taken for too little memory on the node."""
+def test_no_other_unit_starts_while_a_unit_is_tried_alone(tmp_path):
+    """Otherwise, the memory of another unit would look like a lack of memory of the node."""
     beside = []
 
     def answer(node, unit):
@@ -76,7 +76,7 @@ def test_a_unit_that_is_tried_alone_has_the_node_for_itself(tmp_path):
     assert not beside
 
 
-def test_the_idle_give_back_memory_before_a_unit_is_refused(tmp_path):
+def test_idle_workers_release_memory_before_a_unit_is_refused(tmp_path):
     given_back = []
 
     def answer(node, unit):
@@ -94,25 +94,25 @@ def test_the_idle_give_back_memory_before_a_unit_is_refused(tmp_path):
     assert set(ray.released) == {"a"}
 
 
-def test_what_one_node_lacks_another_has(tmp_path):
+def test_a_unit_runs_on_the_node_that_has_its_files(tmp_path):
     missing = NotRunnable("DatasetMissingError", "no digits here")
     ray = FakeRay({"a": 1, "b": 1}, lambda node, unit: missing if node == "a" else _done(node, unit))
     assert _run(tmp_path, ray, "tiny") == [("tiny", "readme", "by b")]
     ray = FakeRay({"a": 1, "b": 1}, lambda node, unit: missing)
     assert _run(tmp_path / "no", ray, "tiny") == [
-        ("tiny", "readme", "no digits here; nor is it on the 1 other node"),
+        ("tiny", "readme", "no digits here (1 other node cannot run it either)"),
     ]
 
 
-def test_a_worker_that_raises_what_nobody_foresaw_is_replaced(tmp_path):
-    """It may be at fault, as after an error of a GPU; and it does not take all units one after the other to fail."""
+def test_a_worker_is_replaced_after_an_unexpected_error(tmp_path):
+    """A worker may be faulty after an error, for example of its GPU, and must not make all other units fail."""
     sick, raised = [], []
 
     def answer(node, unit):
         worker = len(sick)
         if worker == 0:
             sick.append(unit)
-            raise RayTaskError(ValueError("a sick GPU"))
+            raise RayTaskError(ValueError("a faulty GPU"))
         return _done(node, unit)
 
     ray = FakeRay({"a": 1}, answer)
@@ -123,11 +123,11 @@ def test_a_worker_that_raises_what_nobody_foresaw_is_replaced(tmp_path):
         raise RayTaskError(ValueError("a bug"))
 
     assert _run(tmp_path / "no", FakeRay({"a": 1}, always), "tiny") == [("tiny", "readme", "a bug")]
-    assert len(raised) == 4  # twice the shard, and twice the fits
+    assert len(raised) == 4  # the shard twice, and the fits twice
 
 
-def test_a_cell_that_fails_as_nobody_foresaw_is_tried_once_more(tmp_path):
-    """And is recorded as it failed then, beside those of its unit that did not."""
+def test_a_run_is_repeated_once_after_an_unexpected_error(tmp_path):
+    """After the last attempt, the run is recorded as failed, and the other runs of its unit as done."""
     tried = []
 
     def answer(node, unit):
@@ -135,12 +135,12 @@ def test_a_cell_that_fails_as_nobody_foresaw_is_tried_once_more(tmp_path):
             return UnitResult()
         tried.append(unit)
         error = {"type": "RuntimeError", "message": f"attempt {len(tried)}"}
-        return UnitResult([failure(spec, error) for spec in unit.specs], is_foreseen=False)
+        return UnitResult([failure(spec, error) for spec in unit.specs], is_expected=False)
 
     assert _run(tmp_path, FakeRay({"a": 1}, answer), "tiny") == [("tiny", "readme", "attempt 2")]
 
 
-def test_a_unit_that_loses_its_workers_keeps_nothing_else_waiting(tmp_path):
+def test_a_unit_that_loses_its_workers_delays_no_other_unit(tmp_path):
     done = []
 
     def answer(node, unit):
@@ -151,10 +151,10 @@ def test_a_unit_that_loses_its_workers_keeps_nothing_else_waiting(tmp_path):
 
     said = _run(tmp_path, FakeRay({"a": 1}, answer), "tiny", "random:tiny")
     assert [model for model, *_ in said] == ["random:tiny", "tiny"]
-    assert said[-1][-1] == "its worker was lost 5 times, the last time so: killed"
+    assert said[-1][-1] == "its worker was lost 5 times, the last time because: killed"
 
 
-def test_what_no_node_of_its_hardware_can_do_is_made_anew_on_other(tmp_path):
+def test_features_are_extracted_again_if_no_node_of_their_hardware_can_run_the_fits(tmp_path):
     made = []
 
     def answer(node, unit):
@@ -182,14 +182,14 @@ def test_one_bar_shows_units_images_and_the_time_left(tmp_path, monkeypatch):
     assert re.search(r"3594/3594 \[\d+:\d\d<\d+:\d\d, +[\d.]+img/s\]", last)
 
 
-def test_other_versions_are_said_before_work_begins(tmp_path):
+def test_different_versions_are_reported_before_the_first_unit(tmp_path):
     ray = FakeRay({"a": 1}, _done)
     ray.versions = {**ray.versions, "torch": "2.0", "av": None}
     with pytest.raises(ExecutorError, match=r"a has torch 2\.0, here [^;]*; install the same versions"):
         _run(tmp_path, ray, "tiny")
 
 
-def test_an_error_of_ray_is_one_line_of_what_went_wrong():
+def test_an_error_of_ray_becomes_one_line():
     assert error_line(RayTaskError(ValueError("no such file"))) == "no such file"
     long = RayError(
         "The actor died because of an error raised in its creation task, \x1b[36mray::Worker\x1b[39m\n  a\nKeyError: 1"
@@ -198,8 +198,8 @@ def test_an_error_of_ray_is_one_line_of_what_went_wrong():
     assert error_line(RayError("killed\n by  somebody")) == "killed by somebody"
 
 
-def test_workers_that_wait_for_a_node_are_lost_with_it_and_replaced(tmp_path):
-    """Ray gives up all that it meant to start there; that is no reason to give up the grid."""
+def test_workers_that_wait_for_a_lost_node_are_replaced(tmp_path):
+    """When a node is lost, Ray gives up all actors that would start there, but the grid continues."""
     ray = FakeRay({"a": 0, "b": 0}, _done)
     specs = plan(["digits"], ["tiny"], protocols=[f"few-shot-{n}" for n in (1, 2, 4, 8, 16)], device="cpu")
     driver = _Driver(ray, specs, Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features"), 1)
@@ -222,5 +222,5 @@ def test_workers_that_cannot_start_are_named(tmp_path, monkeypatch):
     *first, last = driver.workers.starting
     for answer in first:
         assert driver.workers.admit(answer) is None
-    with pytest.raises(ExecutorError, match=r"lost as soon as they start \(no memory\)"):
+    with pytest.raises(ExecutorError, match=r"workers fail while they start \(no memory\)"):
         driver.workers.admit(last)

@@ -1,4 +1,4 @@
-"""What a grid will take, from rates that records have."""
+"""Estimates of the cost of a grid from the rates in records."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ HERE = EnvironmentRecord(cpu="a CPU", torch_threads=2)
 
 
 def _record(model="random:ViT-B/32", *, rate=30.0, fit=10.0, dataset="fashion_mnist", protocol="readme", **changes):
-    """A record with rates, otherwise empty."""
+    """Return a record that has rates and nothing else."""
     (spec,) = plan([dataset], [model], protocols=[protocol], device="cpu", solver="fast")
     subset = MeterRecord(70_000, 2, images_per_second=1.0, read_seconds=70.0, encoder_images_per_second=rate)
     fields = {"extraction": ExtractionRecord(subsets={"all": subset}), "seconds": {"fit": fit}, "environment": HERE}
@@ -40,18 +40,18 @@ def _units(model, dataset="fashion_mnist", **options):
     return plan_units(plan([dataset], [model], protocols=["readme"], device="cpu", solver="fast", **options))
 
 
-def test_a_measured_rate_is_that_of_the_model_whatever_weights_it_has():
+def test_a_rate_belongs_to_the_architecture_and_not_to_the_weights():
     rates = measure_rates([_record(rate=30.0)], device="cpu")
     (shard, *_) = _units("ViT-B/32")
-    # Encoding, and reading at a millisecond for two models that share it.
+    # Encoding, plus reading at one millisecond for two models that share the reading.
     expected = shard.images * (1 / 30.0 + 2 * 70.0 / 70_000)
     assert rates.unit_seconds(shard, 2) == pytest.approx(expected)
-    both = _units("ViT-B/32", jit_modes=(False, True))[0]  # which share the reading
+    both = _units("ViT-B/32", jit_modes=(False, True))[0]  # both modes share the reading
     assert rates.unit_seconds(both, 2) == pytest.approx(both.images / 2 * (2 / 30.0 + 0.002))
     assert rates.unit_seconds(shard, 1) == pytest.approx(shard.images * (2 / 30.0 + 2 * 70.0 / 70_000))
 
 
-def test_the_time_of_a_model_that_was_not_measured_is_not_known():
+def test_the_time_of_a_model_without_records_is_unknown():
     rates = measure_rates([_record(rate=30.0), _record("tiny", rate=900.0)], device="cpu")
     assert rates.unit_seconds(_units("ViT-L/14")[0], 2) is None
     cost = estimate_grid(_units("ViT-L/14") + _units("ViT-B/32"), rates, num_workers=2, num_threads=2)
@@ -68,14 +68,14 @@ def test_workers_share_the_work_but_for_the_longest_unit():
     assert many == pytest.approx(sum(durations) / 4 + 3 / 4 * max(durations))
 
 
-def test_a_fit_takes_as_much_longer_as_it_is_larger():
+def test_the_time_of_a_fit_is_proportional_to_its_size():
     rates = measure_rates([_record(fit=10.0)], device="cpu")
     fits = _units("ViT-B/32", "cifar100")[-1]
     assert fit_shape(fits.specs[0]) == (50_000, 512, 100)
     assert rates.unit_seconds(fits, 2) == pytest.approx(10.0 * (50_000 * 100) / (60_000 * 10))
 
 
-def test_rates_are_of_the_hardware_that_is_meant():
+def test_rates_come_from_records_of_the_given_hardware():
     other = EnvironmentRecord(cpu="another", torch_threads=4)
     records = [_record(rate=30.0), _record(rate=99.0, environment=other), _record(rate=99.0, environment=other)]
     assert hardware_of(HERE) == "a CPU, 2 threads"
@@ -84,8 +84,8 @@ def test_rates_are_of_the_hardware_that_is_meant():
     assert not measure_rates(records, device="cuda").hardware
 
 
-def test_rates_of_several_models_together_are_of_none():
-    """Of earlier records, whose passes fed several."""
+def test_rates_of_several_models_together_are_not_used():
+    """In earlier records, one pass over the images fed several models."""
     subset = replace(_record().extraction.subsets["all"], encoder_images_per_second=None)
     record = changed(_record(), "extraction.subsets", {"all": subset})
     assert not measure_rates([record], device="cpu").encoding
@@ -94,7 +94,7 @@ def test_rates_of_several_models_together_are_of_none():
     assert list(measure_rates([record], device="cpu").encoding.values()) == [pytest.approx(1 / 10.0)]
 
 
-def test_without_rates_time_is_not_known_but_memory_and_disk_are():
+def test_without_rates_only_memory_and_disk_are_known():
     cost = estimate_grid(_units("ViT-B/32"), measure_rates([], device="cpu"), num_workers=8, num_threads=2)
     assert cost.seconds is None
     (one,) = cost.models
@@ -124,7 +124,7 @@ def test_a_protocol_costs_as_many_fits_as_it_makes():
 
 
 def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
-    """By the record of it: reading, encoding and fitting, which is what the rates are of."""
+    """The record of the same run gives the true time of reading, encoding and fitting."""
     settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
     specs = plan(["digits"], ["tiny"], protocols=["readme"], device="cpu", solver="fast")
     (record,) = run_serially(specs, settings=settings)
@@ -135,7 +135,7 @@ def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
     assert main(["run", "--dataset", "digits", *options, "--plan", "--json", "--rerun"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["units"] == 2
-    assert taken / 2 < planned["seconds"] < taken * 2  # by the median of subsets, whose rates differ
+    assert taken / 2 < planned["seconds"] < taken * 2  # the rate is the median of two subsets with different rates
     assert main(["run", "--dataset", "digits", *options, "--plan", "--executor", "ray"]) == 0
     assert "runs: 1, of which 1 are done" in capsys.readouterr().out
     assert main(["run", "--dataset", "imagenet", *options, "--plan", "8", "--device", "cuda"]) == 0

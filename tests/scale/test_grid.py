@@ -1,4 +1,4 @@
-"""Grids on Ray, started on this machine; a real one, with real processes that are killed."""
+"""Grids on Ray on this machine, with real processes, some of which are killed."""
 
 import contextlib
 import os
@@ -34,8 +34,8 @@ def serial(tmp_path_factory):
         return {record.key: content(record) for record in run_serially(specs, settings=settings)}
 
 
-def test_records_are_those_of_one_process(tmp_path, serial, monkeypatch):
-    """To the last bit of features and fits, with two workers; and a second run has nothing left to do."""
+def test_records_equal_the_records_of_one_process(tmp_path, serial, monkeypatch):
+    """Two workers give the same bits of features and fits as one process, and a second grid has nothing to do."""
     specs, settings = _grid(tmp_path)
     records = list(run_grid_on_ray(specs, settings=settings, num_threads=1))
     assert {record.key: content(record) for record in records} == serial
@@ -45,10 +45,11 @@ def test_records_are_those_of_one_process(tmp_path, serial, monkeypatch):
     again = list(run_grid_on_ray(specs, settings=settings, num_threads=1))
     assert sorted(record.created for record in again) == sorted(record.created for record in written)
     (jit,) = (tmp_path / "results" / "records" / "digits").glob("tiny.jit.*")
-    jit.unlink()  # which is compared with the eager one, and so needs it again
+    jit.unlink()  # JIT mode is compared with eager mode, so both are run again
     assert {spec.model.name for spec in pending(specs, settings).done} == {"random:tiny"}
     (uncompared,) = (record for record in written if (record.model, record.mode) == ("random:tiny", "jit"))
-    write_record(replace(uncompared, parity=None), tmp_path / "results")  # as one that was run without the eager one
+    # Without parity, the record is like one that was made without eager mode.
+    write_record(replace(uncompared, parity=None), tmp_path / "results")
     assert not pending(specs, settings).done
     assert set(pending([spec for spec in specs if spec.jit], settings).done) == {uncompared.spec}
 
@@ -60,7 +61,7 @@ def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
     def kill_some(is_over):
         while not is_over.wait(0.1) and len(killed) < 2:
             for pid in find_workers()[:1]:
-                time.sleep(1.5)  # in the middle of something
+                time.sleep(1.5)  # in the middle of a unit
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
@@ -72,7 +73,7 @@ def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
 
 
 def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypatch):
-    """After as many attempts as there are for one; the shard, and then the fits, which try to make the features."""
+    """The shard has all its attempts; then the fits, which try to extract the features, have theirs."""
     for module in ("units", "driver"):
         monkeypatch.setattr(f"probe.scale.{module}.ATTEMPTS", 2)
     specs, settings = _grid(tmp_path, models=("random:ViT-B/32",))
@@ -94,7 +95,7 @@ def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypat
     assert len(read_records(tmp_path / "results")) == 2
 
 
-def test_a_cell_that_fails_does_so_as_in_one_process(tmp_path):
+def test_a_run_fails_with_the_error_of_one_process(tmp_path):
     specs = plan(["mnist"], ["tiny"], protocols=["readme"], device="cpu")
     settings = Settings(
         results_dir=tmp_path / "results", cache_dir=tmp_path / "features", data_dir=tmp_path, offline=True
@@ -113,20 +114,20 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
         list(run_grid_on_ray(specs, settings=settings))
 
 
-def test_more_threads_than_there_are_processors_are_refused(tmp_path):
+def test_more_threads_than_cpus_are_refused(tmp_path):
     specs, settings = _grid(tmp_path)
-    with pytest.raises(ExecutorError, match="10000 processors"):
+    with pytest.raises(ExecutorError, match="10000 CPUs"):
         list(run_grid_on_ray(specs, settings=settings, num_threads=10_000))
 
 
 def test_an_address_that_does_not_answer_is_named(tmp_path, capsys):
     options = ["--dataset", "digits", "--model", "tiny", "--results-dir", str(tmp_path), "--executor", "ray"]
     assert main(["run", *options, "--ray-address", "127.0.0.1:1"]) == 1
-    assert "no Ray answers at 127.0.0.1:1" in capsys.readouterr().err
+    assert "Ray does not answer at 127.0.0.1:1" in capsys.readouterr().err
 
 
 def test_workers_with_other_versions_are_refused():
-    """They would give other numbers, and only some of them."""
+    """Workers with other versions would give other numbers, in some of the records."""
     info = WorkerInfo("1", "node7", 1, {"torch": "2.0", "numpy": "2"}, "AVX2", sees_store=True)
     assert "node7 has torch 2.0, here 2.15;" in str(find_difference({"torch": "2.15", "numpy": "2"}, info))
     assert find_difference({"torch": "2.0", "numpy": "2"}, info) is None

@@ -9,7 +9,7 @@ def _plan(*models, jit_modes=(False,), dataset="digits"):
 def test_shards_come_before_fits_and_have_all_images():
     units = plan_units(_plan("tiny", jit_modes=(False, True), dataset="mnist"))
     shards, fits = [u for u in units if u.shard], [u for u in units if not u.shard]
-    # Of each protocol both modes, which are compared.
+    # Both modes of a protocol are one unit, because they are compared.
     assert [[(spec.protocol.name, spec.mode) for spec in unit.specs] for unit in fits] == [
         [("readme", "eager"), ("readme", "jit")],
         [("clip-paper", "eager"), ("clip-paper", "jit")],
@@ -17,7 +17,8 @@ def test_shards_come_before_fits_and_have_all_images():
     assert sum(unit.images for unit in shards) == 2 * 70_000
     n = -(-70_000 // SHARD_IMAGES)
     assert [unit.shard for unit in shards] == [(i + 1, n) for i in range(n)]
-    assert {tuple(spec.mode for spec in unit.specs) for unit in shards} == {("eager", "jit")}  # in one pass
+    # Both modes are extracted in one pass.
+    assert {tuple(spec.mode for spec in unit.specs) for unit in shards} == {("eager", "jit")}
     assert units[-2:] == fits
 
 
@@ -32,13 +33,13 @@ def test_fits_wait_for_the_shards_of_their_model_alone():
     assert queue.take() is None
 
 
-def test_a_worker_is_given_what_it_has_the_weights_for():
+def test_a_worker_gets_shards_of_the_model_that_it_has_loaded():
     queue = Queue(plan_units(_plan("tiny", "random:tiny", dataset="mnist")))
     assert [queue.take(model="random:tiny").model for _ in range(3)] == ["random:tiny"] * 3
-    assert queue.take(model="gone").model == "tiny"  # which no other worker is busy with
+    assert queue.take(model="gone").model == "tiny"  # no other worker extracts this model
 
 
-def test_what_is_lost_is_done_again_and_at_last_given_up():
+def test_a_lost_unit_is_repeated_and_finally_given_up():
     (spec, *_) = _plan("tiny")
     shard, fits = Unit((spec,), (1, 1)), Unit((spec,), None)
     queue = Queue([shard, fits])
@@ -47,23 +48,23 @@ def test_what_is_lost_is_done_again_and_at_last_given_up():
         assert queue.retry(shard)
     assert queue.take() is shard
     assert not queue.retry(shard)
-    assert queue.take() is fits  # which meet what keeps the shard from its features, and record it
+    assert queue.take() is fits  # the fits meet the error of the shard and record it
     queue.finish(fits)
     assert not queue
 
 
-def test_what_a_node_lacks_is_done_on_others():
+def test_a_unit_that_a_node_refuses_runs_on_other_nodes():
     queue = Queue(plan_units(_plan("tiny")))
     unit = queue.take(node="a")
     queue.refuse(unit, "a", {"type": "DatasetMissingError", "message": "no digits"})
     assert queue.take(node="a") is None
     assert queue.take(node="b") is unit
     queue.finish(unit)
-    assert queue.take(node="a") is None  # nor its fits, which read the labels
+    assert queue.take(node="a") is None  # the node cannot run the fits either, because they read the labels
     assert queue.take(node="b").shard is None
 
 
-def test_what_no_node_can_do_is_given_up_and_then_its_fits():
+def test_a_shard_that_no_node_can_run_is_given_up_before_its_fits():
     queue = Queue(plan_units(_plan("tiny")))
     unit = queue.take(node="a")
     queue.refuse(unit, "a", {"type": "DatasetMissingError", "message": "no digits"})
@@ -75,7 +76,7 @@ def test_what_no_node_can_do_is_given_up_and_then_its_fits():
 
 
 def test_features_of_one_group_are_made_on_one_kind_of_hardware():
-    """Others would have other last bits, and would not be found by the fits."""
+    """Other hardware gives other last bits, and the fits would not find these features."""
     queue = Queue(plan_units(_plan("tiny", dataset="mnist")))
     first = queue.take(hardware="AVX512")
     assert queue.take(hardware="AVX2") is None
@@ -83,7 +84,7 @@ def test_features_of_one_group_are_made_on_one_kind_of_hardware():
     lost = queue.take(hardware="AVX512")
     assert queue.retry(lost)
     assert not queue.change_hardware({"a": "AVX512", "b": "AVX2"})
-    assert queue.change_hardware({"b": "AVX2"})  # the others are gone, and all shards are made anew
+    assert queue.change_hardware({"b": "AVX2"})  # the old nodes are gone, and all shards are extracted again
     shards = []
     while (unit := queue.take(hardware="AVX2")) is not None and unit.shard:
         shards.append(unit)
@@ -93,14 +94,14 @@ def test_features_of_one_group_are_made_on_one_kind_of_hardware():
     assert len(queue.done) == len(shards)
 
 
-def test_what_began_nowhere_is_bound_to_no_hardware():
+def test_a_group_without_features_is_bound_to_no_hardware():
     queue = Queue(plan_units(_plan("tiny")))
     unit = queue.take(node="a", hardware="AVX2")
     queue.refuse(unit, "a", {"type": "DatasetMissingError", "message": "no digits"})
     assert queue.take(node="b", hardware="AVX512") is unit
 
 
-def test_too_little_memory_for_a_unit_is_none_for_others():
+def test_too_little_memory_refuses_only_one_unit():
     queue = Queue(plan_units(_plan("tiny")))
     queue.finish(queue.take(node="a"))
     large = queue.take(node="a")
@@ -114,8 +115,8 @@ def test_too_little_memory_for_a_unit_is_none_for_others():
     assert queue.take(node="b") is large
 
 
-def test_units_that_no_kind_of_hardware_can_all_do_end():
-    """Each kind is left for another once; features are not made in turn on two of them for ever."""
+def test_a_group_that_no_hardware_can_finish_is_given_up():
+    """A group leaves each kind of hardware only once, so that features do not move between two kinds for ever."""
     queue = Queue(plan_units(_plan("tiny")))
     nodes = {"a": "AVX2", "b": "AVX512"}
     too_large = {"type": "ExecutorError", "message": "too large"}

@@ -1,4 +1,4 @@
-"""A worker of Ray, without Ray: what it needs, lacks, gives and takes."""
+"""A worker without Ray: the chunks that it needs, lacks, returns and receives."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from probe.records.schema import ErrorRecord
 from probe.scale import worker as worker_module
 from probe.scale.estimates import Memory, memory_of
 from probe.scale.units import plan_units
-from probe.scale.worker import DriverEnvironment, NotRunnable, Worker, is_foreseen, refuse_too_large, versions
+from probe.scale.worker import DriverEnvironment, NotRunnable, Worker, is_expected, refuse_too_large, versions
 from probe.settings import Settings
 
 GB = 1_000_000_000
@@ -45,11 +45,11 @@ def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
     other.take_in(cell, files)
     assert other.find_missing(fits, NEED).entries == [(cell, every, [])]
     (record,) = other.do(fits, NEED).records
-    assert record.extraction.from_cache  # put together without the model
+    assert record.extraction.from_cache  # assembled from chunks, without the model
     entries = [cell.folder(tmp_path / name) for name in ("maker", "other")]
     for name in ("projected.npy", "pre_projection.npy", "labels.npy", "entry.json"):
         assert entries[0].joinpath(name).read_bytes() == entries[1].joinpath(name).read_bytes()
-    # Chunks of a whole entry are those that it was made of.
+    # A complete entry gives the chunks that it was assembled from.
     assert list(Work(tmp_path / "other", cell).files(range(cell.num_chunks))) == list(files)
 
 
@@ -86,10 +86,10 @@ def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
         monkeypatch.setattr(worker_module, "prepare", lambda specs, *_, error=error: {specs[0]: error})
         with pytest.raises(ValueError, match="a bug") if type(error) is ValueError else contextlib.nullcontext():
             _worker(tmp_path, "one").do(shard, NEED)
-    assert is_foreseen(None)
-    assert is_foreseen(ErrorRecord("DatasetMissingError", ""))
-    assert not is_foreseen(ErrorRecord("ValueError", ""))
-    assert not is_foreseen(ErrorRecord("AcceleratorError", ""))
+    assert is_expected(None)
+    assert is_expected(ErrorRecord("DatasetMissingError", ""))
+    assert not is_expected(ErrorRecord("ValueError", ""))
+    assert not is_expected(ErrorRecord("AcceleratorError", ""))
 
 
 def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path):
@@ -102,7 +102,7 @@ def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path):
     assert not again.session.encoders  # the model was not loaded
 
 
-def test_what_is_not_on_the_node_is_said_before_anything_starts(tmp_path):
+def test_missing_files_are_reported_before_a_unit_starts(tmp_path):
     (shard, *_) = _units("mnist")
     lacking = _worker(tmp_path, "one", data_dir=tmp_path, offline=True).do(shard, NEED)
     assert isinstance(lacking, NotRunnable)
@@ -110,10 +110,10 @@ def test_what_is_not_on_the_node_is_said_before_anything_starts(tmp_path):
     assert not lacking.is_memory
 
 
-def test_too_little_memory_is_said_with_the_numbers(tmp_path, monkeypatch):
+def test_the_error_for_too_little_memory_has_the_numbers(tmp_path, monkeypatch):
     (shard, *_) = _units("digits", "random:ViT-L/14")
     monkeypatch.setattr(worker_module, "device_memory", lambda device: DeviceMemory(4 * GB, 2 * GB))
-    with pytest.raises(ExecutorError, match=r"about [4-9]\.\d GB of memory of the machine, and 2\.0 GB are free"):
+    with pytest.raises(ExecutorError, match=r"about [4-9]\.\d GB of memory, but only 2\.0 GB are free"):
         refuse_too_large(shard, memory_of(shard))
     worker = _worker(tmp_path, "one")
     lacking = worker.do(shard, memory_of(shard))
@@ -121,7 +121,7 @@ def test_too_little_memory_is_said_with_the_numbers(tmp_path, monkeypatch):
     assert not worker.session.encoders
 
 
-def test_a_worker_is_in_the_surroundings_of_the_driver(tmp_path, monkeypatch):
+def test_a_worker_has_the_environment_of_the_driver(tmp_path, monkeypatch):
     monkeypatch.setenv("PROBE_DATA_DIR", "mine")
     monkeypatch.delenv("PROBE_CACHE_DIR", raising=False)
     before = DriverEnvironment.here()
@@ -130,17 +130,17 @@ def test_a_worker_is_in_the_surroundings_of_the_driver(tmp_path, monkeypatch):
     after = DriverEnvironment.here()
     assert after.folder == before.folder
     own, theirs = (str(Path(before.folder) / name) for name in ("mine", "theirs"))
-    assert after.variables == {"PROBE_DATA_DIR": own, "PROBE_CACHE_DIR": theirs}  # a node's own counts more
+    assert after.variables == {"PROBE_DATA_DIR": own, "PROBE_CACHE_DIR": theirs}  # a variable of the node has priority
     monkeypatch.delenv("PROBE_CACHE_DIR")
     DriverEnvironment("/no/such/folder", {}).apply()
 
 
-def test_versions_tell_a_changed_source():
+def test_versions_change_with_the_source():
     assert versions()["source of probe"] == versions()["source of probe"]
     assert {"python", "torch", "scikit-learn"} <= versions().keys()
 
 
-def test_chunks_are_cut_from_an_entry_in_which_images_were_passed_over(tmp_path):
+def test_chunks_are_cut_from_an_entry_with_skipped_images(tmp_path):
     rng = np.random.default_rng(0)
     cell = EntrySpec("d", "all", "m", "eager", "fp32", {"a": 1}, num_images=600, batch_size=64)
     work = Work(tmp_path / "one", cell)

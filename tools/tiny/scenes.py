@@ -1,7 +1,7 @@
-"""The world `tiny` learned from: 32-pixel pictures and captions, drawn from a seed.
+"""Training data of `tiny`: images of 32 pixels with captions, drawn from a seed.
 
-Six kinds of scene: characters in many fonts, filled shapes, bodies with parts, counts, two things in a relation, and
-textures. Nothing here comes from a dataset that the suite evaluates on.
+There are six kinds of scenes: characters in many fonts, filled shapes, bodies with parts, counts, two objects in a
+relation, and textures. No scene comes from a dataset that the suite evaluates on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 T = TypeVar("T")
 
 RESOLUTION = 32
-CANVAS = 96  # scenes are drawn large and reduced, which gives soft edges
+CANVAS = 96  # pixels; scenes are drawn at this size and reduced, which gives soft edges
 
 DIGITS = "0123456789"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -68,14 +68,14 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One training example: an RGB image of `RESOLUTION` pixels a side and its caption."""
+    """One training example: an RGB image with sides of `RESOLUTION` pixels, and its caption."""
 
     image: Image.Image
     caption: str
 
 
 class Painter:
-    """Draws scenes; the same random state and the same font files give the same scenes."""
+    """Generator of scenes. The same random state and the same font files give the same scenes."""
 
     def __init__(self, fonts: Sequence[Path], rng: np.random.Generator) -> None:
         self.fonts = list(fonts)
@@ -89,7 +89,7 @@ class Painter:
         image, caption = kind()
         return Scene(self._degrade(image), caption)
 
-    # Six kinds of scene, each (image of CANVAS pixels a side, caption).
+    # Six kinds of scenes; each method returns an image with sides of CANVAS pixels and a caption.
 
     def _character(self) -> tuple[Image.Image, str]:
         index = int(self.rng.integers(len(self.fonts)))
@@ -125,7 +125,7 @@ class Painter:
         else:
             pen.polygon([(cx - top_w, top), (cx + top_w, top), (cx + bottom_w, bottom), (cx - bottom_w, bottom)], 255)
         shuffled = self.rng.permutation(len(PARTS))[: self.rng.integers(0, 4)]
-        chosen = [PARTS[i] for i in sorted(shuffled)]  # what cuts comes after what adds
+        chosen = [PARTS[i] for i in sorted(shuffled)]  # parts that cut follow parts that add
         parts = [self._add_part(pen, part, (cx, top, bottom, top_w, bottom_w)) for part in chosen]
         mask = self._warp(mask, strength=4)
         fg, bg = self._colours()
@@ -231,7 +231,7 @@ class Painter:
         image = self._compose(mask, Image.new("RGB", mask.size, self._rgb(fg)), self._rgb(bg))
         return image, f"{name} in {fg} and {bg}"
 
-    # What scenes are made of.
+    # Elements of scenes.
 
     def _text(self) -> tuple[str, str]:
         if self._chance(0.08):
@@ -336,19 +336,19 @@ class Painter:
         return Image.fromarray((values * 255).astype(np.uint8))
 
     def _place(self, mask: Image.Image) -> tuple[Image.Image, str]:
-        """Turn the mask a little and put it on the canvas; also the words for where it is."""
+        """Rotate a mask a little and place it on the canvas; return the mask and the words for its place."""
         mask = mask.rotate(self.rng.normal(0, 7), expand=True, resample=Image.Resampling.BILINEAR)
         free = np.array([CANVAS - mask.width, CANVAS - mask.height])
         at = self.rng.uniform(0.25, 0.75, size=2) if self._chance(0.6) else self.rng.uniform(0, 1, size=2)
         corner = [int(v) for v in free * at]
         canvas = Image.new("L", (CANVAS, CANVAS))
         canvas.paste(mask, (corner[0], corner[1]))
-        offset = (at - 0.5) * np.maximum(free, 0) / CANVAS  # of the centre, in canvas sides
+        offset = (at - 0.5) * np.maximum(free, 0) / CANVAS  # of the centre, as a fraction of the side of the canvas
         column, row = (0 if abs(v) < 0.12 else int(math.copysign(1, v)) for v in offset)
         return canvas, PLACES[column, row]
 
     def _warp(self, mask: Image.Image, strength: float = 6) -> Image.Image:
-        """Bend the mask as a hand would: a 4 x 4 mesh with displaced corners."""
+        """Deform a mask like a drawing by hand, by displacing the corners of a 4 x 4 mesh."""
         if self._chance(0.35):
             return mask
         grid = np.linspace(0, CANVAS, 5)
@@ -366,7 +366,7 @@ class Painter:
         return Image.composite(filling, Image.new("RGB", mask.size, bg), mask)
 
     def _degrade(self, image: Image.Image) -> Image.Image:
-        """Reduce to `RESOLUTION`, often through fewer pixels, sometimes with noise: small sources look like that."""
+        """Reduce an image to `RESOLUTION`, often through fewer pixels and sometimes with noise, as in small images."""
         if self._chance(0.5):
             side = int(self.rng.integers(8, 29))
             image = image.resize((side, side), Image.Resampling.BOX)
@@ -380,7 +380,7 @@ class Painter:
         return image
 
     def _colours(self) -> tuple[str, str]:
-        """Foreground and background; half of the scenes are light on dark grey scale."""
+        """Return the colours of foreground and background. Half of the scenes are grey, with light on dark."""
         if self._chance(0.5):
             return self._pick(("white", "white", "grey")), "black"
         fg, bg = self.rng.choice(len(COLOURS), size=2, replace=False)
@@ -415,13 +415,13 @@ class Painter:
 
 
 def usable_fonts(folder: Path) -> list[Path]:
-    """Font files under `folder` whose letters and digits are all drawn, and drawn differently, sorted."""
+    """Return the font files in a folder that draw all letters and digits, and draw them differently; sorted."""
     paths = sorted((p for p in folder.rglob("*") if p.suffix in (".ttf", ".otf")), key=lambda p: (p.name, p.as_posix()))
     return [path for path in paths if _is_latin(path)]
 
 
 def fonts_digest(fonts: Sequence[Path]) -> str:
-    """SHA-256 over the names and bytes of the font files, in order."""
+    """Return the SHA-256 of the names and bytes of the font files, in their order."""
     sha = hashlib.sha256()
     for path in fonts:
         sha.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -434,7 +434,8 @@ def _is_latin(path: Path) -> bool:
         drawn = {bytes(font.getmask(character)) for character in DIGITS + LETTERS}
     except OSError:
         return False
-    return bytes(font.getmask("\uffff")) not in drawn and len(drawn) > 50  # unicase fonts repeat 26 of 62
+    # Unicase fonts draw 26 of 62 characters twice.
+    return bytes(font.getmask("\uffff")) not in drawn and len(drawn) > 50
 
 
 def _ring_points(corners: int, side: float, outer: float, inner: float) -> list[tuple[float, float]]:

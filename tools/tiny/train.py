@@ -1,11 +1,13 @@
-"""Train the embedded model `tiny` from nothing but a seed and a folder of fonts.
+"""Train the embedded model `tiny` from a seed and a folder of fonts.
 
     python tools/tiny/train.py --fonts /usr/share/fonts --out build/tiny
 
-on a Debian 12 with the packages of `fonts.txt` (`xargs apt-get install --no-install-recommends < fonts.txt`)
-draws the scenes, learns the merges, trains, and writes `tiny.pt`, `merges.txt.gz` and `tiny.json`. `tiny.json` holds
-the settings, the digest of the fonts and the losses; the same fonts, seed and library versions give the same training
-set, and the same weights up to the rounding of the machine's matrix products.
+The command draws the scenes, learns the merges, trains the model, and writes `tiny.pt`, `merges.txt.gz` and
+`tiny.json`. `tiny.json` contains the settings, the digest of the fonts and the losses. The published model was trained
+on Debian 12 with the packages of `fonts.txt` (`xargs apt-get install --no-install-recommends < fonts.txt`).
+
+The same fonts, seed and library versions give the same training set, and the same weights up to the rounding of the
+machine's matrix products.
 """
 
 from __future__ import annotations
@@ -31,21 +33,21 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from probe.models.clip import CLIP
 from probe.models.preprocess import Preprocess
 from probe.models.tokenizer import WORD_END, Tokenizer, merge_pair, split_words
+from probe.models.towers import CLIP
 from probe.specs import Architecture
 
 logger = logging.getLogger(__name__)
 
 CONTEXT_LENGTH = 32
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
-CHUNK = 1000  # scenes per random state; the set does not depend on the number of processes
+CHUNK = 1000  # scenes per random state, so that the training set does not depend on the number of processes
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the outcome besides the fonts."""
+    """Settings that determine the trained model, together with the fonts."""
 
     seed: int = 0
     scenes: int = 240_000
@@ -59,7 +61,7 @@ class Settings:
 
 
 def architecture(vocab_size: int) -> Architecture:
-    """The shape of `tiny`: a ViT of 6 blocks over 16 patches of 8 pixels, a text tower of 2 blocks."""
+    """Return the architecture of `tiny`: a ViT with 6 blocks and 16 patches of 8 pixels, a text tower with 2 blocks."""
     return Architecture(
         embed_dim=256,
         image_resolution=RESOLUTION,
@@ -74,9 +76,9 @@ def architecture(vocab_size: int) -> Architecture:
 
 
 def draw_scenes(fonts: Sequence[Path], settings: Settings, *, processes: int) -> tuple[np.ndarray, list[str]]:
-    """Draw the training set: images uint8 (n, 3, r, r) and n captions, the same for any number of processes."""
+    """Draw the training set: images uint8 (n, 3, r, r), and n captions. Any number of processes gives the same set."""
     if settings.scenes % CHUNK:
-        raise ValueError(f"scenes are drawn by the {CHUNK}; {settings.scenes} is not a multiple")
+        raise ValueError(f"expected a multiple of {CHUNK} scenes, got {settings.scenes}")
     chunks = [(list(fonts), settings.seed, i) for i in range(settings.scenes // CHUNK)]
     images = np.empty((len(chunks) * CHUNK, 3, RESOLUTION, RESOLUTION), dtype=np.uint8)
     captions: list[str] = []
@@ -96,7 +98,7 @@ def _draw_chunk(task: tuple[list[Path], int, int]) -> tuple[np.ndarray, list[str
 
 
 def learn_merges(captions: Sequence[str], count: int) -> list[tuple[str, str]]:
-    """Learn BPE merges: `count` times join the most frequent pair of neighbours, of equals the alphabet's first."""
+    """Learn `count` BPE merges: join the most frequent pair of tokens; of equally frequent pairs, the first by name."""
     words = Counter(word for caption in captions for word in split_words(caption))
     split = {word: [*word[:-1], word[-1] + WORD_END] for word in words}
     merges: list[tuple[str, str]] = []
@@ -106,7 +108,7 @@ def learn_merges(captions: Sequence[str], count: int) -> list[tuple[str, str]]:
             for pair in pairwise(parts):
                 pairs[pair] += words[word]
         if not pairs:
-            break  # every word is one token
+            break  # every word is one token already
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         split = {word: merge_pair(parts, best) for word, parts in split.items()}
@@ -114,13 +116,13 @@ def learn_merges(captions: Sequence[str], count: int) -> list[tuple[str, str]]:
 
 
 def write_merges(merges: Sequence[tuple[str, str]], path: Path) -> None:
-    """Write merges in the form of OpenAI's file: gzip, a header line, one merge a line. The same bytes every time."""
+    """Write merges in the form of OpenAI's file: gzip, a header, one merge per line. The bytes are reproducible."""
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
 
 
 def contrastive_loss(model: CLIP, images: Tensor, texts: Tensor) -> Tensor:
-    """The symmetric cross-entropy of CLIP; captions that are equal share the target."""
+    """Return the symmetric cross-entropy of CLIP. Equal captions share the target."""
     logits, _ = model(images, texts)  # (n, n)
     same = (texts[:, None] == texts[None, :]).all(dim=-1).float()
     target = same / same.sum(dim=1, keepdim=True)
@@ -130,7 +132,7 @@ def contrastive_loss(model: CLIP, images: Tensor, texts: Tensor) -> Tensor:
 def train(
     images: np.ndarray, tokens: Tensor, shape: Architecture, settings: Settings, *, log_every: int = 100
 ) -> tuple[CLIP, list[float]]:
-    """Train from random weights; the model in fp32 and the mean loss of every `log_every` steps."""
+    """Train from random weights; return the model in fp32, and the mean loss of every `log_every` steps."""
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng([settings.seed, 1])
     model = CLIP(shape).train()
@@ -146,7 +148,7 @@ def train(
             group["lr"] = _learning_rate(step, settings)
         chosen = rng.integers(len(images), size=settings.batch_size)
         batch = _shift(torch.from_numpy(images[chosen]), settings.shift_pixels, rng)
-        # Plain matrix products: the backward pass of the fused attention is slower than the forward on a CPU.
+        # Separate matrix products, because the backward pass of fused attention is slow on a CPU.
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             loss = contrastive_loss(model, preprocess.normalize(batch), tokens[torch.from_numpy(chosen)])
         optimizer.zero_grad(set_to_none=True)
@@ -164,7 +166,10 @@ def train(
 
 
 def _parameter_groups(model: CLIP, settings: Settings) -> list[dict[str, object]]:
-    """Matrices decay; gains, biases and the temperature do not (Radford et al. 2021, section 2.5)."""
+    """Return the parameters in two groups: matrices have weight decay; gains, biases and the temperature do not.
+
+    Source: Radford et al. 2021, section 2.5.
+    """
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     return [
@@ -174,7 +179,7 @@ def _parameter_groups(model: CLIP, settings: Settings) -> list[dict[str, object]
 
 
 def _learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then a cosine down to zero."""
+    """Return the learning rate of a step: a linear warm-up, then a cosine to zero."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     done = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
@@ -182,7 +187,7 @@ def _learning_rate(step: int, settings: Settings) -> float:
 
 
 def _shift(images: Tensor, pixels: int, rng: np.random.Generator) -> Tensor:
-    """Move the whole batch by up to `pixels` in each direction, repeating the border."""
+    """Shift a batch by at most `pixels` in each direction, and repeat the border."""
     padded = F.pad(images.float(), (pixels,) * 4, mode="replicate").to(torch.uint8)
     x, y = (int(v) for v in rng.integers(0, 2 * pixels + 1, size=2))
     side = images.shape[-1]
@@ -190,11 +195,11 @@ def _shift(images: Tensor, pixels: int, rng: np.random.Generator) -> Tensor:
 
 
 def main() -> None:
-    """Draw, learn, train, write."""
+    """Draw the scenes, learn the merges, train the model, and write the files."""
     parser = argparse.ArgumentParser(description="train the embedded model `tiny`")
     parser.add_argument("--fonts", type=Path, default=Path("/usr/share/fonts"), help="folder of .ttf and .otf files")
-    parser.add_argument("--out", type=Path, default=Path("build/tiny"), help="where the three files go")
-    parser.add_argument("--processes", type=int, default=2, help="processes that draw")
+    parser.add_argument("--out", type=Path, default=Path("build/tiny"), help="folder of the three files")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes that draw scenes")
     for name, value in asdict(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     args = vars(parser.parse_args())

@@ -702,7 +702,7 @@ def test_shards_of_a_server_are_fetched_once(rest, served, data_dir, tmp_path):
     with served() as (address, log):
         spec = get_dataset(f"wds:{address}{rest}")
         assert not log
-        with pytest.raises(DatasetMissingError, match=r"--offline forbids to fetch it; put the file of"):
+        with pytest.raises(DatasetMissingError, match=r"--offline forbids the download; put the file from"):
             open_dataset(spec, data_dir=data_dir, offline=True)
         check(open_dataset(spec, data_dir=data_dir))
         assert len(log) == len(set(log))
@@ -731,7 +731,8 @@ def test_a_fetch_that_broke_off_is_resumed(served, data_dir, tmp_path):
     size = (tmp_path / "served" / "0.tar").stat().st_size
     with served(cut=5_000) as (address, log):
         with pytest.raises(
-            DatasetMissingError, match=rf"could not fetch {address}0\.tar .* run again to resume, or put"
+            DatasetMissingError,
+            match=rf"could not download {address}0\.tar .* run again to resume the download, or put",
         ):
             open_dataset(f"wds:{address}0.tar", data_dir=data_dir)
         check(open_dataset(f"wds:{address}0.tar", data_dir=data_dir), ("all",), class_names=["0", "1", "2"])
@@ -763,12 +764,15 @@ def test_a_file_of_a_server_that_is_no_shard_is_not_kept(served, data_dir, tmp_p
 
 def test_a_shard_that_a_server_does_not_have_is_named(served, data_dir, tmp_path):
     write_shards(tmp_path / "served")
-    with served() as (address, _), pytest.raises(DatasetMissingError, match=rf"could not fetch {address}3\.tar .*404"):
+    with (
+        served() as (address, _),
+        pytest.raises(DatasetMissingError, match=rf"could not download {address}3\.tar .*404"),
+    ):
         open_dataset(f"wds:{address}{{0..3}}.tar", data_dir=data_dir)
 
 
 def test_a_server_that_does_not_answer_is_named(data_dir):
-    with pytest.raises(DatasetMissingError, match=r"could not fetch http://127\.0\.0\.1:9/"):
+    with pytest.raises(DatasetMissingError, match=r"could not download http://127\.0\.0\.1:9/"):
         open_dataset("wds:http://127.0.0.1:9/a/", data_dir=data_dir)  # the port `discard`, where nobody answers
 
 
@@ -797,7 +801,7 @@ def repositories(tmp_path, monkeypatch):
 def test_a_repository_of_the_collection_is_fetched_once(repositories):
     root, hub = repositories
     write_collection(root / "org" / "wds_small")
-    with pytest.raises(DatasetMissingError, match=r"/datasets/org/wds_small, .*--offline forbids to fetch it"):
+    with pytest.raises(DatasetMissingError, match=r"/datasets/org/wds_small .*--offline forbids the download"):
         open_dataset("wds:org/wds_small", offline=True)
     assert not hub.requests
     check(open_dataset("wds:org/wds_small"))

@@ -1,9 +1,9 @@
 """The CLIP towers as ordinary modules: vision transformer, modified ResNet, text transformer.
 
-The modules have the names, attributes and layout of OpenAI's, so a published state dict loads without renaming, and
-code that was written for OpenAI's package runs. Transformers take (tokens, n, width); the extractor uses the faster
-order (n, tokens, width) of `layout.py`. Nothing here reads a file or picks a device: `openai.py` loads, and
-`encoder.py` decides where and in which dtype a model runs.
+The modules have the names, attributes and layout of OpenAI's modules. A published state dict therefore loads without
+renaming, and code that was written for OpenAI's package runs. Transformers take (tokens, n, width); `layout.py`
+converts them to the faster order (n, tokens, width) for extraction. This module reads no files and chooses no device:
+`loading.py` reads the weights, and `devices.py` chooses the device and the dtype.
 
 Source of the architectures: Radford et al. 2021 (arXiv 2103.00020), section 2.4 and tables 19-20.
 """
@@ -26,21 +26,21 @@ class LayerNorm(nn.LayerNorm):
     """Layer normalisation that computes in fp32 and returns the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis; shape and dtype are those of `x`."""
+        """Normalise the last axis; return the shape and dtype of `x`."""
         return super().forward(x.float()).to(x.dtype)
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the activation all OpenAI checkpoints were trained with; not the same as GELU."""
+    """The activation of all of OpenAI's checkpoints, x * sigmoid(1.702 x). It differs from GELU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply elementwise; shape and dtype are those of `x`."""
+        """Apply the activation elementwise; return the shape and dtype of `x`."""
         return x * torch.sigmoid(1.702 * x)
 
 
 TOKENIZE = "tokenize with probe.tokenize(texts, model=NAME), where NAME is the model that was loaded"
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
-MLP_RATIO = 4  # hidden width of an MLP / width of its transformer, in all of OpenAI's models
+MLP_RATIO = 4  # hidden width of an MLP / width of the transformer, in all of OpenAI's models
 
 
 class SelfAttention(nn.MultiheadAttention):
@@ -64,9 +64,10 @@ class Mlp(nn.Sequential):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; `attn_mask` (tokens, tokens) is added to the attention logits, None adds nothing.
+    """A pre-norm transformer block.
 
-    The mask is not a buffer, because published state dicts have no key for a mask.
+    `attn_mask`, (tokens, tokens), is added to the attention logits; None adds nothing. The mask is not a buffer,
+    because published state dicts have no key for a mask.
     """
 
     def __init__(
@@ -86,19 +87,19 @@ class Block(nn.Module):
         self.attn_mask = attn_mask
 
     def attention(self, x: Tensor) -> Tensor:
-        """Attend from every token to the tokens that the mask allows: (tokens, n, width) -> (tokens, n, width)."""
+        """Attend from every token to the tokens that the mask allows; `x` and the result are (tokens, n, width)."""
         mask = None if self.attn_mask is None else self.attn_mask.to(dtype=x.dtype, device=x.device)
         attended: Tensor = self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
         return attended
 
     def forward(self, x: Tensor) -> Tensor:
-        """(tokens, n, width) -> (tokens, n, width)."""
+        """Apply attention and the MLP; `x` and the result are (tokens, n, width)."""
         x = x + self.attention(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """A stack of blocks."""
+    """A sequence of transformer blocks."""
 
     def __init__(
         self,
@@ -119,12 +120,12 @@ class Transformer(nn.Module):
         self.resblocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(tokens, n, width) -> (tokens, n, width)."""
+        """Apply all blocks; `x` and the result are (tokens, n, width)."""
         return self.resblocks(x)
 
 
 class VisionTransformer(nn.Module):
-    """The ViT image tower. Its pre-projection feature is the class token after `ln_post`."""
+    """The ViT image tower. The pre-projection feature is the class token after `ln_post`."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -148,9 +149,9 @@ class VisionTransformer(nn.Module):
         self.proj: nn.Parameter | None = nn.Parameter(torch.empty(width, self.output_dim))
 
     def pre_projection(self, x: Tensor) -> Tensor:
-        """(n, 3, r, r) normalised pixels -> (n, width), the vector the CLIP paper probes."""
+        """Return the class token, (n, width), that the CLIP paper probes; `x` is (n, 3, r, r), normalised pixels."""
         x = self.conv1(x).flatten(2).transpose(1, 2)  # (n, patches, width)
-        # A sum with zeros rather than `expand`: it puts the device into traced graphs, as in the published archives.
+        # A sum with zeros instead of `expand` puts the device into traced graphs, as in the published archives.
         zeros = torch.zeros(x.shape[0], 1, x.shape[-1], dtype=x.dtype, device=x.device)
         class_token = self.class_embedding.to(x.dtype) + zeros  # (n, 1, width)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
@@ -159,11 +160,11 @@ class VisionTransformer(nn.Module):
         return self.ln_post(x[:, 0, :])
 
     def project(self, pre_projection: Tensor) -> Tensor:
-        """(n, width) -> (n, embed_dim), or unchanged where `proj` is None, as in the reference."""
+        """Project (n, width) to (n, embed_dim). If `proj` is None, return the input, as the reference does."""
         return pre_projection if self.proj is None else pre_projection @ self.proj
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, r, r) normalised pixels -> (n, embed_dim)."""
+        """Return the projected features, (n, embed_dim), of (n, 3, r, r) normalised pixels."""
         return self.project(self.pre_projection(x))
 
 
@@ -189,14 +190,14 @@ class Bottleneck(nn.Module):
         self.downsample: nn.Module | None = None
         if stride > 1 or in_channels != out_channels:
             shortcut = nn.Sequential()
-            # The names "-1", "0", "1" are those of the published state dicts.
+            # The published state dicts use the names "-1", "0" and "1".
             shortcut.add_module("-1", nn.AvgPool2d(stride))
             shortcut.add_module("0", nn.Conv2d(in_channels, out_channels, 1, bias=False))
             shortcut.add_module("1", nn.BatchNorm2d(out_channels))
             self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, in_channels, h, w) -> (n, 4 * channels, h / stride, w / stride)."""
+        """Apply the block: (n, in_channels, h, w) -> (n, 4 * channels, h / stride, w / stride)."""
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.relu2(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(self.avgpool(out)))
@@ -205,7 +206,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Attention pooling of a feature map with its mean as the only query; `c_proj` is the projection."""
+    """Attention pooling of a feature map. The only query is the mean of the map; `c_proj` is the projection."""
 
     def __init__(self, side: int, width: int, heads: int, embed_dim: int) -> None:
         super().__init__()
@@ -217,14 +218,14 @@ class AttentionPool(nn.Module):
         self.c_proj = nn.Linear(width, embed_dim)
 
     def pre_projection(self, x: Tensor) -> Tensor:
-        """(n, width, h, w) -> (n, width), the input of `c_proj`."""
+        """Return the input of `c_proj`, (n, width), for a feature map (n, width, h, w)."""
         x = x.flatten(2).transpose(1, 2)  # (n, h * w, width)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding.to(x.dtype)
         q, k, v = (self._split(y) for y in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)))
         return F.scaled_dot_product_attention(q, k, v).flatten(1)  # (n, heads, 1, head_dim) -> (n, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, width, h, w) -> (n, embed_dim)."""
+        """Pool and project a feature map: (n, width, h, w) -> (n, embed_dim)."""
         return self.c_proj(self.pre_projection(x))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -252,22 +253,22 @@ class ModifiedResNet(nn.Module):
         self.bn3 = nn.BatchNorm2d(width)
         self.relu3 = nn.ReLU(inplace=True)
         self.avgpool = nn.AvgPool2d(2)
-        self.layer1 = _stage(width, width, layers[0], stride=1)
-        self.layer2 = _stage(width * 4, width * 2, layers[1], stride=2)
-        self.layer3 = _stage(width * 8, width * 4, layers[2], stride=2)
-        self.layer4 = _stage(width * 16, width * 8, layers[3], stride=2)
+        self.layer1 = _make_stage(width, width, layers[0], stride=1)
+        self.layer2 = _make_stage(width * 4, width * 2, layers[1], stride=2)
+        self.layer3 = _make_stage(width * 8, width * 4, layers[2], stride=2)
+        self.layer4 = _make_stage(width * 16, width * 8, layers[3], stride=2)
         self.attnpool = AttentionPool(self.input_resolution // 32, width * 32, heads, self.output_dim)
 
     def pre_projection(self, x: Tensor) -> Tensor:
-        """(n, 3, r, r) normalised pixels -> (n, 32 * width), the input of the attention pool's output layer."""
+        """Return the input of the attention pool's last layer, (n, 32 * width), for (n, 3, r, r) normalised pixels."""
         return self.attnpool.pre_projection(self._feature_map(x))
 
     def project(self, pre_projection: Tensor) -> Tensor:
-        """(n, 32 * width) -> (n, embed_dim)."""
+        """Project (n, 32 * width) to (n, embed_dim)."""
         return self.attnpool.c_proj(pre_projection)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, r, r) normalised pixels of any float dtype -> (n, embed_dim)."""
+        """Return the projected features, (n, embed_dim), of (n, 3, r, r) normalised pixels of any float dtype."""
         return self.attnpool(self._feature_map(x.to(self.conv1.weight.dtype)))
 
     def _feature_map(self, x: Tensor) -> Tensor:
@@ -277,13 +278,13 @@ class ModifiedResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (n, 32 * width, r / 32, r / 32)
 
 
-def _stage(in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
+def _make_stage(in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
     first = Bottleneck(in_channels, channels, stride)
     return nn.Sequential(first, *(Bottleneck(4 * channels, channels, stride=1) for _ in range(blocks - 1)))
 
 
 class CLIP(nn.Module):
-    """Image tower, text tower and the learned temperature between them."""
+    """A CLIP model: image tower, text tower and the learned temperature of the logits."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -304,24 +305,24 @@ class CLIP(nn.Module):
         self.ln_final = LayerNorm(a.transformer_width)
         self.text_projection = nn.Parameter(torch.empty(a.transformer_width, a.embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        if not self.logit_scale.is_meta:  # which has sizes and no values, and takes as long to initialise
+        if not self.logit_scale.is_meta:  # tensors on `meta` have no values, but initialising them takes the same time
             self.initialize_parameters()
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype the image tower computes in: that of its first convolution."""
+        """The dtype in which the image tower computes, read from its first convolution."""
         return self.visual.conv1.weight.dtype
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """(n, 3, r, r) normalised pixels of any float dtype -> (n, embed_dim) in the model's dtype."""
+        """Encode (n, 3, r, r) normalised pixels of any float dtype; return (n, embed_dim) in the model's dtype."""
         return self.visual(image.to(self.dtype))
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """(n, context_length) token ids -> (n, embed_dim) in the model's dtype.
+        """Encode token ids (n, context_length); return (n, embed_dim) in the model's dtype.
 
         Raises:
-            TextError: the number or the values of the token ids do not fit this model. On a GPU only the number is
-                checked, because reading the values would make the caller wait for the GPU.
+            TextError: the rows have another length than the context, or an id is not in the vocabulary. On a GPU only
+                the length is checked, because reading the ids would make the caller wait for the GPU.
         """
         context_length = self.positional_embedding.shape[0]
         if text.shape[1:] != (context_length,):
@@ -338,7 +339,10 @@ class CLIP(nn.Module):
         return x[torch.arange(x.shape[0], device=x.device), end] @ self.text_projection
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine similarities times the learned temperature: logits (n_images, n_texts), and their transpose."""
+        """Return the logits (n_images, n_texts) and their transpose.
+
+        The logits are the cosine similarities times the exponential of `logit_scale`.
+        """
         image_features = F.normalize(self.encode_image(image), dim=1)
         text_features = F.normalize(self.encode_text(text), dim=1)
         logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()
@@ -349,7 +353,7 @@ class CLIP(nn.Module):
         return torch.full((self.context_length, self.context_length), -math.inf).triu_(1)
 
     def initialize_parameters(self) -> None:
-        """Draw new weights from torch's random state. Both towers use the scales of OpenAI's text tower."""
+        """Draw new weights from torch's random state, with the scales of OpenAI's text tower for both towers."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         if isinstance(self.visual, VisionTransformer):
@@ -380,10 +384,10 @@ def _initialize_transformer(transformer: Transformer) -> None:
 
 
 def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
-    """Cast in place what the published checkpoints hold in fp16; embeddings and normalisation layers stay fp32.
+    """Cast the weights that the published checkpoints store in fp16, in place.
 
-    That is: weights and biases of convolutions and linear layers, attention's input projections, and both projections
-    into the joint space.
+    These are the weights and biases of convolutions and linear layers, the input projections of attention, and both
+    projections into the joint space. Embeddings and normalisation layers stay fp32.
     """
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
@@ -396,13 +400,16 @@ def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> Non
 
 
 def architecture_of(state_dict: Mapping[str, Tensor]) -> Architecture:
-    """Read the sizes of a model off its state dict; activation and head widths, which it does not tell, are OpenAI's.
+    """Return the architecture of the model that a state dict belongs to.
+
+    The shapes of the tensors give the sizes. The activation and the widths of the heads are taken from OpenAI's models,
+    because a state dict does not contain them.
 
     Raises:
-        CheckpointError: a key that tells a size is missing or misshapen; the message names it.
+        CheckpointError: a tensor that gives a size is missing or has a wrong shape; the message names the tensor.
     """
     text_width, embed_dim = _shape(state_dict, "text_projection", 2)
-    found = Architecture(
+    architecture = Architecture(
         embed_dim=embed_dim,
         context_length=_shape(state_dict, "positional_embedding", 2)[0],
         vocab_size=_shape(state_dict, "token_embedding.weight", 2)[0],
@@ -412,12 +419,15 @@ def architecture_of(state_dict: Mapping[str, Tensor]) -> Architecture:
         **_vision_sizes(state_dict),
     )
     for tower, width, head in (
-        ("image", found.pre_projection_dim, found.vision_head_width),
-        ("text", found.transformer_width, found.transformer_head_width),
+        ("image", architecture.pre_projection_dim, architecture.vision_head_width),
+        ("text", architecture.transformer_width, architecture.transformer_head_width),
     ):
         if width < head:
-            raise CheckpointError(f"the {tower} tower is {width} wide, less than one head of {head}; give a CLIP model")
-    return found
+            raise CheckpointError(
+                f"the {tower} tower is {width} channels wide, but one attention head needs {head}; "
+                "give the weights of a CLIP model"
+            )
+    return architecture
 
 
 def _vision_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -446,17 +456,17 @@ def _mlp_width(state_dict: Mapping[str, Tensor], transformer: str, width: int) -
 
 
 def _side(state_dict: Mapping[str, Tensor], name: str) -> int:
-    """The side of the square of positions; one more position is that of the class, or of the mean."""
+    """Return the side of the square grid of positions. One extra position belongs to the class token or the mean."""
     return math.isqrt(_shape(state_dict, name, 2)[0] - 1)
 
 
 def _shape(state_dict: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
     if name not in state_dict:
-        raise CheckpointError(f"no CLIP state dict: it has no {name!r}; give the weights of a whole CLIP model")
+        raise CheckpointError(f"the state dict has no {name!r}; give the weights of a whole CLIP model")
     shape = tuple(state_dict[name].shape)
     if len(shape) != ndim or 0 in shape:
         raise CheckpointError(
-            f"{name!r} has the shape {shape} where {ndim} sizes were expected; give the weights of a CLIP model"
+            f"{name!r} has the shape {shape}, but {ndim} nonzero sizes were expected; give the weights of a CLIP model"
         )
     return shape
 

@@ -7,14 +7,14 @@ from make.clips import SMALL_RESNET, SMALL_VIT, random_clip
 
 from probe.errors import CheckpointError
 from probe.models.catalog import CATALOG
-from probe.models.clip import CLIP, AttentionPool, LayerNorm, architecture_of, convert_weights
+from probe.models.towers import CLIP, AttentionPool, LayerNorm, architecture_of, convert_weights
 
 BOTH = pytest.mark.parametrize("architecture", [SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
 
 
 @pytest.mark.parametrize("spec", CATALOG, ids=lambda spec: spec.name)
 def test_sizes_are_read_off_the_state_dict(spec):
-    """For all published models: what is built has the sizes of the catalogue."""
+    """Every published model is built with the sizes of the catalogue."""
     with torch.device("meta"):
         model = CLIP(spec.architecture)
     assert architecture_of(model.state_dict()) == spec.architecture
@@ -42,7 +42,7 @@ def test_a_misshapen_key_is_named(name, shape):
 def test_a_tower_without_room_for_a_head_is_named():
     with torch.device("meta"):
         model = CLIP(replace(SMALL_VIT, vision_width=32, vision_head_width=32))
-    with pytest.raises(CheckpointError, match="the image tower is 32 wide"):
+    with pytest.raises(CheckpointError, match="the image tower is 32 channels wide"):
         architecture_of(model.state_dict())
 
 
@@ -79,7 +79,7 @@ def test_attention_pool_equals_torchs():
 
 def test_layer_norm_computes_in_fp32_and_keeps_the_dtype():
     norm = LayerNorm(8)
-    x = (torch.randn(4, 8) * 3e4).half()  # its square overflows fp16
+    x = (torch.randn(4, 8) * 3e4).half()  # the square overflows fp16
     result = norm(x)
     assert result.dtype == torch.float16
     torch.testing.assert_close(result, F.layer_norm(x.float(), (8,)).half())
