@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from make.colours import write_colours
 from make.records import changed
 
 import probe
@@ -28,11 +29,17 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """The digits under `tiny` in both modes: runs, settings and records."""
+    """A small dataset under `tiny` in both modes: runs, settings and records."""
     folder = tmp_path_factory.mktemp("recorded")
-    specs = plan(["digits"], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu", solver="fast")
+    dataset = write_colours(folder)
+    specs = plan([dataset], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu", solver="fast")
     settings = Settings(results_dir=folder / "results", cache_dir=folder / "cache", offline=True)
     return specs, settings, list(run_grid(specs, settings))
+
+
+def dataset_of(settings):
+    """Return the name of the dataset of `recorded`."""
+    return str(settings.cache_dir.parent / "colours.toml")
 
 
 @pytest.fixture
@@ -58,13 +65,13 @@ def test_a_repeated_grid_runs_nothing_and_says_so(copied, caplog, monkeypatch):
 
 def test_the_command_skips_what_is_recorded_and_prints_the_whole_table(copied, caplog, capsys):
     _, settings, records = copied
-    command = ["run", "--dataset", "digits", "--model", "tiny", "--jit", "both", "--protocol", "readme"]
+    command = ["run", "--dataset", dataset_of(settings), "--model", "tiny", "--jit", "both", "--protocol", "readme"]
     command += ["--device", "cpu", "--solver", "fast", "--results-dir", str(settings.results_dir)]
     command += ["--cache-dir", str(settings.cache_dir)]
     with caplog.at_level(logging.INFO):
         assert main(command) == 0
     assert "skipped 2 of 2 runs" in caplog.text
-    assert capsys.readouterr().out.count("| digits  | tiny  |") == 3  # two scores, and their comparison
+    assert capsys.readouterr().out.count("| colours | tiny  |") == 3  # two scores, and their comparison
     assert [one.created for one in read_records(settings.results_dir)] == [one.created for one in records]
     caplog.clear()
     assert main([*command, "--rerun"]) == 0
@@ -77,8 +84,8 @@ def test_run_returns_the_record_that_exists(copied):
     options |= {"results_dir": settings.results_dir, "cache_dir": settings.cache_dir}
     marked = replace(records[0], created="2001-01-01T00:00:00+00:00")
     write_record(marked, settings.results_dir)
-    assert probe.run("digits", **options).created == marked.created
-    again = probe.run("digits", **options, rerun=True)
+    assert probe.run(dataset_of(settings), **options).created == marked.created
+    again = probe.run(dataset_of(settings), **options, rerun=True)
     assert again.created != marked.created
     assert again.features == records[0].features
 
@@ -152,19 +159,19 @@ def test_a_jit_run_is_done_only_with_its_comparison(copied):
 def test_a_loop_over_run_reads_the_records_of_one_model(copied, monkeypatch):
     """Another model's record, here a damaged one, is not opened; tables that do not change are not written."""
     _, settings, _ = copied
-    other = settings.results_dir / "records" / "digits" / "other.eager.readme.fp32.json"
+    other = settings.results_dir / "records" / "colours" / "other.eager.readme.fp32.json"
     other.write_text("damaged")
     options = {"model": "tiny", "protocol": "readme", "device": "cpu", "solver": "fast", "rerun": True}
     options |= {"results_dir": settings.results_dir, "cache_dir": settings.cache_dir}
     read = []
     real = probe.records.record.read_record
     monkeypatch.setattr(probe.records.record, "read_record", lambda path: read.append(Path(path).name) or real(path))
-    probe.run("digits", **options)
+    probe.run(dataset_of(settings), **options)
     assert read
     assert not [name for name in read if not name.startswith("tiny.eager.")]
     table = settings.results_dir / "tables" / "tiny.eager.csv"
     os.utime(table, ns=(1, 1))
-    probe.run("digits", **options)
+    probe.run(dataset_of(settings), **options)
     assert table.stat().st_mtime_ns == 1
 
 

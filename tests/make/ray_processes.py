@@ -1,6 +1,7 @@
 """What tests of Ray share: the processes that they started, and what records of the same cell have in common."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import threading
@@ -13,7 +14,8 @@ import pytest
 MARK = uuid.uuid4().hex  # in the environment of what a session of tests starts
 # Ray reads these when it is imported. By itself it keeps a token in the home folder, of which tests have several.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex)
-pytest.importorskip("ray")
+if importlib.util.find_spec("ray") is None:  # which takes seconds to import, also where its tests are not chosen
+    pytest.skip("Ray is not installed", allow_module_level=True)
 pytestmark = [
     pytest.mark.ray,
     # Ray closes sockets, files and processes at the end of the process.

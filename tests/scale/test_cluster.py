@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from make.colours import ROW
 from make.ray_processes import beside, content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
 
 from probe.environment import threads
@@ -21,18 +22,6 @@ from probe.runner import run_grid as run_serially
 from probe.scale.cluster import connected
 from probe.scale.driver import run_grid_on_ray
 from probe.settings import Settings
-
-ROW = """
-name = "colours"
-num_classes = 2
-val_fraction = 0.34
-parts = [{ name = "train", size = 12 }, { name = "test", size = 8 }]
-
-[[sources]]
-form = "folder"
-location = "images"
-parts = { train = { folder = "train" }, test = { folder = "test" } }
-"""
 
 
 def _specs(*datasets, models=("tiny",), jit_modes=(False, True)):

@@ -1,6 +1,7 @@
 """What a grid will take, from rates that records have."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -125,7 +126,7 @@ def test_a_protocol_costs_as_many_fits_as_it_makes():
 
 def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
     """By the record of it: reading, encoding and fitting, which is what the rates are of."""
-    settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
+    settings = Settings(results_dir=tmp_path / "results", cache_dir=os.environ["PROBE_CACHE_DIR"])
     specs = plan(["digits"], ["tiny"], protocols=["readme"], device="cpu", solver="fast")
     (record,) = run_serially(specs, settings=settings)
     parts = record.extraction.parts.values()
