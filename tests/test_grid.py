@@ -4,15 +4,12 @@ import json
 import logging
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from make.colours import write_colours
+from make.kills import KILLED, Records, quick_grid, run_command
 from make.records import changed
 
 import probe
@@ -23,8 +20,6 @@ from probe.records.record import read_records, record_path, write_record
 from probe.records.schema import SkippedImage
 from probe.runner import run_grid
 from probe.settings import Settings
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -175,48 +170,21 @@ def test_a_loop_over_run_reads_the_records_of_one_model(copied, monkeypatch):
     assert table.stat().st_mtime_ns == 1
 
 
-PROTOCOL = """name = "quick-{i}"
-title = "one value of C"
-feature_point = "projected"
-grid = [{C}]
-coarse_step = 1
-max_iter = 20
-tol = 1e-3
-source = "this test"
-"""
-
-
 @pytest.mark.slow
 def test_a_grid_that_is_killed_again_and_again_does_every_run_once(tmp_path):
     """20 quick runs, killed as the kernel kills at 10 random moments, then repeated until done."""
-    command = [sys.executable, "-m", "probe", "run", "--dataset", "digits", "--device", "cpu", "--offline"]
-    command += ["--model", "tiny", "--model", "random:tiny"]
-    command += ["--results-dir", str(tmp_path / "results"), "--cache-dir", str(tmp_path / "cache")]
-    for i in range(10):
-        path = tmp_path / f"quick-{i}.toml"
-        path.write_text(PROTOCOL.format(i=i, C=0.01 * (i + 1)))
-        command += ["--protocol", str(path)]
-    folder = tmp_path / "results" / "records" / "digits"
-    rng, written = random.Random(0), {}
-
-    def look():
-        """Compare the records with those seen before: none is written again."""
-        now = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("*.json")}
-        assert written.items() <= now.items()
-        written.update(now)
-
+    command, output, work = quick_grid(tmp_path), tmp_path / "output", tmp_path / "work"
+    records, rng = Records(work / "results"), random.Random(0)
     for _ in range(10):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wanted, before = len(written) + rng.randint(0, 2), time.monotonic()
-        while process.poll() is None and len(list(folder.glob("*.json"))) < wanted:
-            time.sleep(0.01)
-        time.sleep(min(rng.random() / 5, time.monotonic() - before))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        look()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    num_before = len(written)
-    look()
-    assert len(written) == len(read_records(tmp_path / "results")) == 20
-    assert f"skipped {num_before} of 20 runs" in done.stderr
-    assert done.stdout.count("| digits") == 20
+        # Up to 180 moments are before the first record; later 60, and one for each record. A run has 8.
+        moment = rng.randint(1, 90 + len(records.seen) if records.seen else 200)
+        assert run_command(command, output, watched=work, moment=moment) == KILLED
+        records.look()
+    num_before = len(records.seen)
+    assert 0 < num_before < 20
+    output.unlink()
+    assert run_command(command, output, watched=work) == 0
+    records.look()
+    assert len(records.seen) == len(read_records(work / "results")) == 20
+    assert f"skipped {num_before} of 20 runs" in output.read_text()
+    assert output.read_text().count("| colours") == 20

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import threading
+import time
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,14 @@ def find_workers(what="ray::Worker"):
             if what.encode() in name and MARK.encode() in environment:
                 found.append(int(folder.name))
     return found
+
+
+def wait_until_gone(what=""):
+    """Wait until no marked process is left: those of Ray end soon after the one that started them, and tell nobody."""
+    until = time.monotonic() + 60
+    while (left := find_workers(what)) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not left
 
 
 @contextlib.contextmanager

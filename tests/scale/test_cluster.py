@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 from make.colours import ROW
-from make.ray_processes import beside, content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
+from make.ray_processes import (  # noqa: F401 - `marked` and `pytestmark` are for pytest
+    beside,
+    content,
+    find_workers,
+    marked,
+    pytestmark,
+    wait_until_gone,
+)
 
 from probe.environment import threads
 from probe.errors import ExecutorError
@@ -133,7 +140,7 @@ def test_a_client_from_outside_of_the_cluster_has_the_same_records(tmp_path, ser
             ports.append(free.getsockname()[1])
     options = ["--head", f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", "--include-dashboard=false"]
     with _ray_start(tmp_path / "a", *options):
-        until = time.monotonic() + 60
+        until = time.monotonic() + 60  # Ray does not tell another process when it listens
         while time.monotonic() < until:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", ports[1])).close()
@@ -234,7 +241,7 @@ def test_a_driver_that_is_stopped_leaves_what_was_finished(tmp_path, how):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in `test_cli`
     )
-    until = time.monotonic() + 240
+    until = time.monotonic() + 240  # a process that a signal stops from outside tells nobody how far it is
     while not read_records(tmp_path / "results") and time.monotonic() < until:  # of tiny, beside the long one
         assert driver.poll() is None, driver.communicate()
         time.sleep(0.2)
@@ -245,10 +252,7 @@ def test_a_driver_that_is_stopped_leaves_what_was_finished(tmp_path, how):
         driver.kill()
     assert driver.returncode == (130 if how is signal.SIGINT else -how), said
     (finished,) = read_records(tmp_path / "results")
-    until = time.monotonic() + 30
-    while find_workers() and time.monotonic() < until:
-        time.sleep(0.2)
-    assert not find_workers()
+    wait_until_gone("ray::Worker")
     if how is signal.SIGINT:
         assert "interrupted; what was finished is kept" in said
         assert "Traceback" not in said

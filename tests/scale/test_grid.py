@@ -2,13 +2,21 @@
 
 import contextlib
 import os
+import random
 import signal
 import sys
-import time
 from dataclasses import replace
 
 import pytest
-from make.ray_processes import beside, content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
+from make.kills import KILLED, Records, quick_grid, run_command
+from make.ray_processes import (  # noqa: F401 - `marked` and `pytestmark` are for pytest
+    beside,
+    content,
+    find_workers,
+    marked,
+    pytestmark,
+    wait_until_gone,
+)
 
 from probe.cli.main import main
 from probe.environment import threads
@@ -59,8 +67,7 @@ def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
 
     def kill_some(is_over):
         while not is_over.wait(0.1) and len(killed) < 2:
-            for pid in find_workers()[:1]:
-                time.sleep(1.5)  # in the middle of something
+            for pid in find_workers("ray::Worker.do")[:1]:  # in the middle of something
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
@@ -69,6 +76,31 @@ def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
         records = list(run_grid_on_ray(specs, settings=settings, num_threads=1))
     assert killed
     assert {record.key: content(record) for record in records} == serial
+
+
+NUM_KILLS = 3  # each costs a start of Ray with two workers, half a minute of a core
+
+
+@pytest.mark.slow
+def test_a_grid_that_is_killed_with_its_ray_does_every_run_once(tmp_path):
+    """20 quick runs, killed with all processes of Ray at random moments, then repeated until done."""
+    command, output, work = quick_grid(tmp_path), tmp_path / "output", tmp_path / "work"
+    command += ["--executor", "ray", "--threads", "1"]
+    records, rng = Records(work / "results"), random.Random(0)
+    for _ in range(NUM_KILLS):
+        # The driver has 4 moments before Ray starts, and one for each record that it reads; a run has 3.
+        moment = 4 + len(records.seen) + rng.randint(1, 60 // NUM_KILLS)
+        assert run_command(command, output, watched=work, moment=moment, with_group=True) == KILLED
+        wait_until_gone()
+        records.look()
+    num_before = len(records.seen)
+    assert 0 < num_before < 20
+    output.unlink()
+    assert run_command(command, output, watched=work) == 0
+    records.look()
+    assert len(records.seen) == len(read_records(work / "results")) == 20
+    assert f"skipped {num_before} of 20 runs" in output.read_text()
+    assert output.read_text().count("| colours") == 20
 
 
 def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypatch):
