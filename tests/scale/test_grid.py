@@ -88,8 +88,8 @@ def test_a_grid_that_is_killed_with_its_ray_does_every_run_once(tmp_path):
     command += ["--executor", "ray", "--threads", "1"]
     records, rng = Records(work / "results"), random.Random(0)
     for _ in range(NUM_KILLS):
-        # The driver has 4 moments before Ray starts, and one for each record that it reads; a run has 3.
-        moment = 4 + len(records.seen) + rng.randint(1, 60 // NUM_KILLS)
+        # The driver has 8 moments before its first record, one for each record that it reads, and 5 for each run.
+        moment = len(records.seen) + rng.randint(1, 8 + 5 * 20 // NUM_KILLS)
         assert run_command(command, output, watched=work, moment=moment, with_group=True) == KILLED
         wait_until_gone()
         records.look()
