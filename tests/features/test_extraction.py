@@ -89,10 +89,10 @@ def test_what_is_kept_equals_what_extract_gives(undisturbed, small):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, undisturbed, small):
-    """Killed as the kernel kills, at random moments, until it ends by itself."""
+    """Killed as the kernel kills, at random moments that come later and later, until it ends by itself."""
     line, output, cache = command(tmp_path / "cache", small[0]), tmp_path / "output", tmp_path / "cache"
     rng, kills, before = random.Random(0), 0, 0
-    while (code := run_command(line, output, watched=cache, moment=rng.randint(1, 40))) == KILLED:
+    while (code := run_command(line, output, watched=cache, moment=rng.randint(1, 20 + 20 * kills))) == KILLED:
         kills += 1
         assert num_made(cache) >= before  # nothing that was finished is lost
         before = num_made(cache)
