@@ -47,7 +47,7 @@ def wait_until_gone(what=""):
     until = time.monotonic() + 60
     while (left := find_workers(what)) and time.monotonic() < until:
         time.sleep(0.2)
-    assert not left
+    assert not [Path(f"/proc/{pid}/cmdline").read_text() for pid in left]
 
 
 @contextlib.contextmanager

@@ -228,8 +228,9 @@ def test_a_grid_outlives_nodes_and_workers(tmp_path, image_folder):
     assert {record.key: content(record) for record in records} == wanted
 
 
-def test_a_driver_that_is_interrupted_leaves_what_was_finished(tmp_path):
-    """By Ctrl-C; then no worker is left, and the same command does the rest. `test_grid.py` kills drivers."""
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_driver_that_is_stopped_leaves_what_was_finished(tmp_path, how):
+    """By Ctrl-C, or killed; then no worker is left, and the same command does the rest."""
     options = ["--dataset", "digits", "--model", "tiny", "--model", "random:ViT-B/32", "--protocol", "readme"]
     options += ["--solver", "fast", "--executor", "ray", "--threads", "1", "--device", "cpu"]
     options += ["--cache-dir", str(tmp_path / "features"), "--results-dir", str(tmp_path / "results")]
@@ -244,17 +245,18 @@ def test_a_driver_that_is_interrupted_leaves_what_was_finished(tmp_path):
     while not read_records(tmp_path / "results") and time.monotonic() < until:  # of tiny, beside the long one
         assert driver.poll() is None, driver.communicate()
         time.sleep(0.2)
-    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
+    (os.killpg if how is signal.SIGINT else os.kill)(driver.pid, how)  # as a terminal does, or an operator
     try:
         _, said = driver.communicate(timeout=120)
     finally:
         driver.kill()
-    assert driver.returncode == 130, said
+    assert driver.returncode == (130 if how is signal.SIGINT else -how), said
     (finished,) = read_records(tmp_path / "results")
     wait_until_gone("ray::Worker")
-    assert "interrupted; what was finished is kept" in said
-    assert "Traceback" not in said
-    assert (tmp_path / "results" / "leaderboard.csv").is_file()
+    if how is signal.SIGINT:
+        assert "interrupted; what was finished is kept" in said
+        assert "Traceback" not in said
+        assert (tmp_path / "results" / "leaderboard.csv").is_file()
     specs = _specs(jit_modes=(False,))
     again = list(
         run_grid_on_ray(specs, settings=Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features"))
