@@ -111,7 +111,7 @@ class Ours:
 
     def __init__(self, model: str, root: Path, device: str, *, precision: str = "auto", compiled: bool = False) -> None:
         (spec,) = plan([f"folder:{root}"], [f"random:{model}"], device=device, precision=precision, compiled=compiled)
-        self.images = open_dataset(spec.dataset).parts["all"]
+        self.images = open_dataset(spec.dataset).subsets["all"]
         self.cell = find_entries(spec, Session())["all"]
         self.encoder = load_encoder(spec.model, device=device, precision=precision, compiled=compiled)
         self.about: dict[str, float] = {}
@@ -231,11 +231,11 @@ def print_shares(device: str) -> None:
             read, encode = ours.about["read_seconds"], ours.about["encode_seconds"]
             for name, seconds in zip(shares, (read, whole - read - encode), strict=True):
                 shares[name].append(100 * seconds / whole)
-    parts = [
+    subsets = [
         f"{name} takes {statistics.median(found):.1f} % ({min(found):.1f} to {max(found):.1f})"
         for name, found in shares.items()
     ]
-    print(f"Of {n} images with ViT-B/32, in 3 runs: {', '.join(parts)}; all else is the model.\n")
+    print(f"Of {n} images with ViT-B/32, in 3 runs: {', '.join(subsets)}; all else is the model.\n")
 
 
 def print_reading() -> None:
@@ -244,7 +244,7 @@ def print_reading() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), 64, (640, 480))
-        images = open_dataset(f"folder:{folder}").parts["all"]
+        images = open_dataset(f"folder:{folder}").subsets["all"]
         reader = Reader(images, load_encoder("random:ViT-B/32", device="cpu").preprocess)
         paths = [Path(folder) / name for name in images.ids]
         resize, crop = Resize(224, interpolation=InterpolationMode.BICUBIC), CenterCrop(224)

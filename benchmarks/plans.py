@@ -35,11 +35,11 @@ PLANS = {
     ),
     "ImageNet and nine models, on 8 workers like this machine": (
         *("--dataset", "imagenet", "--protocol", "readme", "--device", "cpu", "--plan", "8"),
-        *(part for name in model_names() if name != "tiny" for part in ("--model", name)),
+        *(subset for name in model_names() if name != "tiny" for subset in ("--model", name)),
     ),
     "The same on 8 GPUs": (
         *("--dataset", "imagenet", "--protocol", "readme", "--device", "cuda", "--plan", "8"),
-        *(part for name in model_names() if name != "tiny" for part in ("--model", name)),
+        *(subset for name in model_names() if name != "tiny" for subset in ("--model", name)),
     ),
 }
 
@@ -73,7 +73,7 @@ def main() -> None:
         for name in ["tiny", *names]:  # one at a time: a small machine does not hold all
             specs = plan([few], [name], protocols=["readme"], device="cpu", solver="fast", batch_size=FEW)
             for record in run_grid(specs, settings=settings):
-                rate = next(iter(record.extraction.parts.values())).encoder_images_per_second
+                rate = next(iter(record.extraction.subsets.values())).encoder_images_per_second
                 print(f"{name}: {rate:.2f} img/s", file=sys.stderr)
         # Fits of a size that is nearer to those that are planned.
         list(run_grid(plan(["digits"], ["tiny"], protocols=["readme", "clip-paper"], solver="fast"), settings=settings))

@@ -31,7 +31,7 @@ SIZES = (1000, 8000)
 
 def rate(model: str, root: Path, workers: int) -> float:
     """Images a second over all images of a folder."""
-    images = open_dataset(f"folder:{root}").parts["all"]
+    images = open_dataset(f"folder:{root}").subsets["all"]
     encoder = load_encoder(model, device="cpu")
     started = time.perf_counter()
     extract_features(encoder, images, workers=workers)

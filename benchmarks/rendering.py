@@ -49,7 +49,7 @@ assert not {"torch", "sklearn", "scipy.stats"} & set(sys.modules), "something he
 def random_outcomes(row: DatasetSpec, skill: float, seed: int) -> list[Outcomes]:
     """Of a probe of some skill on a test split of the right size; hard images are hard for all."""
     rng = np.random.default_rng(sum(row.name.encode()))  # the same images for all models
-    n = next((part.size for part in row.parts if part.name == "test"), None) or 3_000
+    n = next((subset.size for subset in row.subsets if subset.name == "test"), None) or 3_000
     shared, own = rng.normal(size=n), np.random.default_rng(seed).normal(size=n)
     if row.metric == "voc2007_11pt_map":
         labels = (rng.random((n, 20)) < 0.08).astype(np.int64)

@@ -145,7 +145,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> ModeDifference:
 
 
 def compare_features(eager: Mapping[str, Features], jit: Mapping[str, Features]) -> dict[str, ModeDifference]:
-    """The differences at both feature points, over the images of all splits or parts."""
+    """The differences at both feature points, over the images of all splits or subsets."""
     return {
         point: difference(*(np.concatenate([mode[split].at(point) for split in eager]) for mode in (eager, jit)))
         for point in (PROJECTED, PRE_PROJECTION)

@@ -88,8 +88,10 @@ def estimate_seconds(record: RunRecord, others: Iterable[RunRecord] = ()) -> flo
         others: records among which is perhaps the other mode of the cell: one whose features had the same bytes took
             its probe from there, in no time.
     """
-    parts = record.extraction.parts.values()
-    encoding = sum(part.images / part.images_per_second for part in parts if part.images and part.images_per_second)
+    subsets = record.extraction.subsets.values()
+    encoding = sum(
+        subset.images / subset.images_per_second for subset in subsets if subset.images and subset.images_per_second
+    )
     same = [one for one in others if one.key_of_all_modes == record.key_of_all_modes]
     fit = max(one.seconds.get("fit", 0.0) for one in (record, *same))
     return float(record.seconds.get("load", 0.0) + max(encoding, record.seconds.get("extract", 0.0)) + fit)

@@ -93,7 +93,7 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """A part of a dataset as its makers divided it: `train`, `val`, `test`, or `all` where they did not.
 
     `size` is None where only the files know. `first_label` and `last_label` are those of its first and last image in
@@ -112,14 +112,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """A place where a dataset can be had, and how its parts are found there.
+    """A place where a dataset can be had, and how its subsets are found there.
 
     `form` is the module of `probe.datasets` that reads it, and says what `location` is: a class of torchvision, a
-    repository of the Hugging Face hub, a folder below the data folder. `parts` gives for each part the arguments that
-    select it, `options` what holds for all parts. `paths` are the files or folders below the data folder that are there
-    when it is ready, `archives` the archives that are unpacked if it is not, each with the folder it is unpacked
-    into. `downloads` are the address and the MD5 of each archive, in the same order. An MD5 is empty if none is
-    published. `downloads` is empty if the addresses are unknown or known only to a library. `files` tells a user
+    repository of the Hugging Face hub, a folder below the data folder. `subsets` gives for each subset the arguments
+    that select it, `options` what holds for all subsets. `paths` are the files or folders below the data folder that
+    are there when it is ready, `archives` the archives that are unpacked if it is not, each with the folder it is
+    unpacked into. `downloads` are the address and the MD5 of each archive, in the same order. An MD5 is empty if none
+    is published. `downloads` is empty if the addresses are unknown or known only to a library. `files` tells a user
     without a network what to put where; it is empty where nothing can be put by hand. `can_download` says whether probe
     can fetch it.
     """
@@ -128,7 +128,7 @@ class Source:
 
     form: str
     location: str
-    parts: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
+    subsets: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
     paths: tuple[str, ...] = ()
     archives: tuple[tuple[str, str], ...] = ()
@@ -136,21 +136,21 @@ class Source:
     files: str = ""
     can_download: bool = False
 
-    def arguments(self, part: str) -> dict[str, Any]:
-        """The arguments that select a part; those of `options` come with them."""
-        return {**dict(self.options), **dict(dict(self.parts).get(part, ()))}
+    def arguments(self, subset: str) -> dict[str, Any]:
+        """The arguments that select a subset; those of `options` come with them."""
+        return {**dict(self.options), **dict(dict(self.subsets).get(subset, ()))}
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
     """One labelled image dataset, by name.
 
-    `parts` are the official ones, `sources` where they are to be had, in order of preference. A missing `test` or `val`
-    is held out, stratified by class and by whole groups where images come in groups, from `all` or `train`, with these
-    fractions and the fixed order of `datasets.splits`; or `recipe` names the rule of `datasets.recipes` that makes
-    the splits, whose sizes are then `split_sizes`. A probe is fitted on each of `num_folds` folds, and the score is
-    their mean; `fold_sizes` are their images for training and validation, and for testing. `num_classes` is None where
-    only the files know.
+    `subsets` are the official ones, `sources` where they are to be had, in order of preference. A missing `test` or
+    `val` is held out, stratified by class and by whole groups where images come in groups, from `all` or `train`, with
+    these fractions and the fixed order of `datasets.splits`; or `recipe` names the rule of `datasets.splits.recipes`
+    that makes the splits, whose sizes are then `split_sizes`. A probe is fitted on each of `num_folds` folds, and the
+    score is their mean; `fold_sizes` are their images for training and validation, and for testing. `num_classes` is
+    None where only the files know.
 
     `numbers_from` says where sizes, classes and labels come from, `notes` what a reader of scores must know, `gone` why
     the whole of it can no longer be had. `in_paper` marks those of the CLIP paper's table 9.
@@ -160,7 +160,7 @@ class DatasetSpec:
 
     name: str
     title: str
-    parts: tuple[Part, ...]
+    subsets: tuple[Subset, ...]
     sources: tuple[Source, ...]
     num_classes: int | None = None
     metric: str = "accuracy"
@@ -260,7 +260,7 @@ def identity_fields(spec: Any) -> Any:
         descriptive = getattr(spec, "DESCRIPTIVE", ())
         names = [own.name for own in fields(spec) if own.name not in descriptive]
         return {name: identity_fields(getattr(spec, name)) for name in names}
-    return [identity_fields(part) for part in spec] if isinstance(spec, tuple | list) else spec
+    return [identity_fields(item) for item in spec] if isinstance(spec, tuple | list) else spec
 
 
 def identity(spec: Architecture | ModelSpec | Source | DatasetSpec | Protocol | RunSpec) -> str:

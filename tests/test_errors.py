@@ -107,7 +107,7 @@ MANY = [f"name-{i:05}-{'x' * 30}" for i in range(5000)]
         lambda path: _read({"schema_version": 3, **dict.fromkeys(MANY)}, path),
         lambda path: files.load(_save(path)),
         lambda _: repository_cards._no_config("hub", "zzz", dict.fromkeys(MANY)),
-        lambda _: subsets.choose_parts("hf:x", {}, {}, names=MANY),
+        lambda _: subsets.choose_subsets("hf:x", {}, {}, names=MANY),
         lambda _: columns._choose_column("set", dict.fromkeys(MANY), "", (), (), "image"),
     ],
 )

@@ -48,7 +48,7 @@ def test_only_the_command_line_prints():
 
 # Functions that modules of one kind have alike: `datasets.opening` calls the first two of the module that reads a form
 # of source, `datasets` the third of the module that makes rows of a kind of name.
-INTERFACE = {"open_part", "open_folds", "make_spec"}
+INTERFACE = {"open_subset", "open_folds", "make_spec"}
 
 
 def test_public_names_mean_one_thing():

@@ -226,8 +226,8 @@ def test_json_has_both_records(made, capsys):
 
 def test_an_estimate_counts_features_as_if_they_were_made_anew():
     record = make_record(seconds={"load": 1.0, "extract": 0.0, "fit": 2.0})
-    parts = {"train": MeterRecord(100, images_per_second=10.0), "test": MeterRecord(0)}
-    record = changed(record, "extraction.parts", parts)
+    subsets = {"train": MeterRecord(100, images_per_second=10.0), "test": MeterRecord(0)}
+    record = changed(record, "extraction.subsets", subsets)
     assert estimate_seconds(record) == 13.0
     jit = make_record(jit=True, seconds={"load": 1.0, "extract": 5.0, "fit": 0.0})  # its probe is that of the other
     assert estimate_seconds(jit, [record, jit]) == 8.0

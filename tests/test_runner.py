@@ -22,7 +22,7 @@ from probe.records.record import read_records, record_path, write_record
 from probe.records.schema import ReadRecord
 from probe.runner import run_grid
 from probe.settings import Settings
-from probe.specs import Part, Protocol
+from probe.specs import Protocol, Subset
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def _score(x, y, fit_rows, test_rows, C):
 @pytest.fixture(scope="module")
 def extracted():
     """Features of the digits as a run takes them, by mode."""
-    images = open_dataset("digits").parts["all"]
+    images = open_dataset("digits").subsets["all"]
     encoders = {"jit" if jit else "eager": probe.load_encoder("tiny", jit=jit, device="cpu") for jit in (False, True)}
     return {mode: probe.extract_features(encoder, images) for mode, encoder in encoders.items()}
 
@@ -226,7 +226,7 @@ def damaged(image_folder):
 def test_skipped_images_are_in_the_record_and_in_no_split(damaged, tmp_path, workers):
     (record,) = run_folder(damaged, tmp_path / "results", skip_corrupt=2, workers=workers)
     assert record.error is None
-    assert [(s.part, s.id) for s in record.read.skipped] == [
+    assert [(s.subset, s.id) for s in record.read.skipped] == [
         ("train", "train/red/004.png"),
         ("test", "test/green/001.png"),
     ]
@@ -280,7 +280,7 @@ def test_skipping_is_the_same_in_both_modes(damaged, tmp_path):
 
 def test_a_dataset_of_which_images_are_missing_runs_on_request(image_folder, tmp_path):
     root = image_folder({"train/red": 6, "train/green": 6, "test/red": 3, "test/green": 3})
-    spec = replace(get_dataset(f"folder:{root}"), name="colours", parts=(Part("train", 12), Part("test", 9)))
+    spec = replace(get_dataset(f"folder:{root}"), name="colours", subsets=(Subset("train", 12), Subset("test", 9)))
     specs = [replace(cell, dataset=spec) for cell in plan(["digits"], ["tiny"], protocols=["readme"], device="cpu")]
     (failed,) = run_grid(specs, settings=Settings(results_dir=tmp_path / "results", offline=True))
     assert "expected 9 images, found 6" in failed.error.message
@@ -294,7 +294,7 @@ def test_images_of_several_labels_run_to_their_score(tmp_path):
     """VOC 2007 in its layout on disk: one probe a class, scored by average precision, in both modes."""
     own_layouts.voc2007(tmp_path)
     spec = get_dataset("voc2007")
-    spec = replace(spec, parts=tuple(replace(p, size=6) for p in spec.parts))
+    spec = replace(spec, subsets=tuple(replace(p, size=6) for p in spec.subsets))
     specs = plan(["digits"], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu")
     specs = [replace(cell, dataset=spec) for cell in specs]
     eager, jit = run_grid(specs, settings=Settings(data_dir=tmp_path, results_dir=tmp_path / "results", offline=True))

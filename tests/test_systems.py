@@ -64,7 +64,7 @@ def test_the_main_job_runs_without(lacking, tmp_path):
     (path,) = tmp_path.rglob("*.readme.fp32.json")
     record = json.loads(path.read_text())
     assert record["result"]["score"] > 0.98
-    assert (record["extraction"]["parts"]["all"]["peak_memory_mb"] is not None) == (lacking != "posix")
+    assert (record["extraction"]["subsets"]["all"]["peak_memory_mb"] is not None) == (lacking != "posix")
     assert not (tmp_path / "~").exists()
 
 

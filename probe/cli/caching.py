@@ -23,8 +23,8 @@ def cache_ls(args: argparse.Namespace) -> int:
         for entry in kept:
             print(json.dumps({**asdict(entry), "path": str(entry.path)}, sort_keys=True))
         return 0
-    header = ("dataset", "part", "model", "mode", "precision", "images", "state", "MB", "last used", "folder")
-    names = ("dataset", "part", "model", "mode", "precision")
+    header = ("dataset", "subset", "model", "mode", "precision", "images", "state", "MB", "last used", "folder")
+    names = ("dataset", "subset", "model", "mode", "precision")
     rows = [
         (
             *(entry.label.get(name, "") for name in names),

@@ -1,4 +1,4 @@
-"""The datasets by name, as data: where they come from, their parts and sizes, classes, metric and licence.
+"""The datasets by name, as data: where they come from, their subsets and sizes, classes, metric and licence.
 
 Rows that are `in_paper` are those of Radford et al. 2021, table 9, with their true sizes: the table has slips, which
 `notes` name. Sizes are those of the makers' own pages, named in `homepage`, unless `numbers_from` says more.
@@ -7,14 +7,14 @@ Rows that are `in_paper` are those of Radford et al. 2021, table 9, with their t
 from __future__ import annotations
 
 from probe.datasets.rows import TRAIN_FLAG, TRAIN_TEST, TRAIN_VAL_TEST, folders, hub, own, shards, torchvision
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
-_IDX_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+_IDX_FILES = tuple(f"{subset}-{kind}-ubyte" for subset in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 _IDX_TEXT = f"{', '.join(_IDX_FILES[:3])} and {_IDX_FILES[3]}, unpacked"
 _GTSRB_TRACK = r"(\d+/\d+)_\d+\.ppm$"  # class and track of a file CLASS/TRACK_FRAME.ppm
 _HUB_VALIDATION = {"train": "train", "val": "validation", "test": "test"}
 _THOR = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/"  # torchvision 0.29 takes the archives from there
-# Of rows whose copies have no fixed revision, no counts of each class and no other check but the sizes of the parts.
+# Of rows whose copies have no fixed revision, no counts of each class and no other check but the sizes of the subsets.
 _NO_CHECKSUM = (
     "Nobody has published a checksum of the copy on the hub: check on first use that a few of its images and "
     "labels are those of the makers' files."
@@ -25,7 +25,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="digits",
         title="Optical recognition of handwritten digits, 8 x 8 pixels",
-        parts=(Part("all", 1_797, first_label=0, last_label=8),),
+        subsets=(Subset("all", 1_797, first_label=0, last_label=8),),
         sources=(Source("embedded", "sklearn.datasets.load_digits"),),
         num_classes=10,
         val_fraction=0.2,
@@ -37,7 +37,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="food101",
         title="Food-101",
-        parts=(Part("train", 75_750), Part("test", 25_250)),
+        subsets=(Subset("train", 75_750), Subset("test", 25_250)),
         sources=(
             torchvision(
                 "Food101",
@@ -58,7 +58,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="cifar10",
         title="CIFAR-10",
-        parts=(Part("train", 50_000), Part("test", 10_000)),
+        subsets=(Subset("train", 50_000), Subset("test", 10_000)),
         sources=(
             torchvision(
                 "CIFAR10",
@@ -78,7 +78,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="cifar100",
         title="CIFAR-100, fine labels",
-        parts=(Part("train", 50_000), Part("test", 10_000)),
+        subsets=(Subset("train", 50_000), Subset("test", 10_000)),
         sources=(
             torchvision(
                 "CIFAR100",
@@ -98,7 +98,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="birdsnap",
         title="Birdsnap",
-        parts=(Part("train", 47_386), Part("test", 2_443)),
+        subsets=(Subset("train", 47_386), Subset("test", 2_443)),
         sources=(
             own(
                 "birdsnap",
@@ -120,7 +120,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="sun397",
         title="SUN397, first partition",
-        parts=(Part("train", 19_850, class_counts=(50,) * 397), Part("test", 19_850, class_counts=(50,) * 397)),
+        subsets=(Subset("train", 19_850, class_counts=(50,) * 397), Subset("test", 19_850, class_counts=(50,) * 397)),
         sources=(
             own(
                 "sun397",
@@ -145,7 +145,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="stanford_cars",
         title="Stanford Cars",
-        parts=(Part("train", 8_144), Part("test", 8_041)),
+        subsets=(Subset("train", 8_144), Subset("test", 8_041)),
         sources=(
             torchvision(
                 "StanfordCars",
@@ -170,15 +170,15 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="fgvc_aircraft",
         title="FGVC Aircraft, variants",
-        parts=tuple(
+        subsets=tuple(
             # 100 images of each variant, dealt out in turns: embeddings-benchmark/mteb counted train and test
-            Part(part, size, class_counts=tuple(33 + (label % 3 == turn) for label in range(100)))
-            for turn, (part, size) in enumerate((("train", 3_334), ("val", 3_333), ("test", 3_333)))
+            Subset(subset, size, class_counts=tuple(33 + (label % 3 == turn) for label in range(100)))
+            for turn, (subset, size) in enumerate((("train", 3_334), ("val", 3_333), ("test", 3_333)))
         ),
         sources=(
             torchvision(
                 "FGVCAircraft",
-                {part: {"split": part, "annotation_level": "variant"} for part in ("train", "val", "test")},
+                {subset: {"split": subset, "annotation_level": "variant"} for subset in ("train", "val", "test")},
                 paths=("fgvc-aircraft-2013b/data",),
                 files="the folder fgvc-aircraft-2013b of fgvc-aircraft-2013b.tar.gz",
                 archives=(("fgvc-aircraft-2013b.tar.gz", "."),),
@@ -196,7 +196,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="voc2007",
         title="Pascal VOC 2007, classification",
-        parts=(Part("train", 2_501), Part("val", 2_510), Part("test", 4_952)),
+        subsets=(Subset("train", 2_501), Subset("val", 2_510), Subset("test", 4_952)),
         sources=(
             own(
                 "voc2007",
@@ -224,11 +224,11 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="dtd",
         title="Describable Textures, first partition",
-        parts=tuple(Part(part, 1_880, class_counts=(40,) * 47) for part in ("train", "val", "test")),
+        subsets=tuple(Subset(subset, 1_880, class_counts=(40,) * 47) for subset in ("train", "val", "test")),
         sources=(
             torchvision(
                 "DTD",
-                {part: {"split": part, "partition": 1} for part in ("train", "val", "test")},
+                {subset: {"split": subset, "partition": 1} for subset in ("train", "val", "test")},
                 paths=("dtd/dtd",),
                 files="the folder dtd of dtd-r1.0.1.tar.gz into a folder dtd",
                 archives=(("dtd/dtd-r1.0.1.tar.gz", "dtd"),),
@@ -245,7 +245,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="oxford_pets",
         title="Oxford-IIIT Pets, breeds",
-        parts=(Part("train", 3_680), Part("test", 3_669)),
+        subsets=(Subset("train", 3_680), Subset("test", 3_669)),
         sources=(
             torchvision(
                 "OxfordIIITPet",
@@ -270,7 +270,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="caltech101",
         title="Caltech-101 with its background class",
-        parts=(Part("all", 9_144, first_label=0, last_label=101),),
+        subsets=(Subset("all", 9_144, first_label=0, last_label=101),),
         sources=(
             folders(
                 "caltech101",
@@ -288,19 +288,19 @@ CATALOG: tuple[DatasetSpec, ...] = (
         license="CC BY 4.0",
         numbers_from="8,677 images of 101 classes (torchvision's Caltech101) and 467 of the background; Radford et al. "
         "2021, table 9, which prints 6,085 for testing",
-        notes="30 images of each class are drawn for training. The 6,085 of table 9 equal the test part of TensorFlow "
-        "Datasets, which draws 30 names of each class before it drops a stray file, and so trains on 3,059 images. Its "
-        "draw follows the order in which a file system lists files and cannot be repeated from the makers' files: here "
-        "the sizes are 3,060 and 6,084, and the images are different.",
+        notes="30 images of each class are drawn for training. The 6,085 of table 9 equal the test subset of "
+        "TensorFlow Datasets, which draws 30 names of each class before it drops a stray file, and so trains "
+        "on 3,059 images. Its draw follows the order in which a file system lists files and cannot be repeated from "
+        "the makers' files: here the sizes are 3,060 and 6,084, and the images are different.",
         in_paper=True,
     ),
     DatasetSpec(
         name="flowers102",
         title="Oxford Flowers 102",
-        parts=(
-            Part("train", 1_020, class_counts=(10,) * 102),
-            Part("val", 1_020, class_counts=(10,) * 102),
-            Part("test", 6_149),
+        subsets=(
+            Subset("train", 1_020, class_counts=(10,) * 102),
+            Subset("val", 1_020, class_counts=(10,) * 102),
+            Subset("test", 6_149),
         ),
         sources=(
             torchvision(
@@ -328,7 +328,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="mnist",
         title="MNIST",
-        parts=(Part("train", 60_000), Part("test", 10_000)),
+        subsets=(Subset("train", 60_000), Subset("test", 10_000)),
         sources=(
             torchvision(
                 "MNIST",
@@ -347,10 +347,10 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="fer2013",
         title="Facial Emotion Recognition 2013",
-        parts=(
-            Part("train", 28_709, class_counts=(3_995, 436, 4_097, 7_215, 4_830, 3_171, 4_965)),
-            Part("val", 3_589, class_counts=(467, 56, 496, 895, 653, 415, 607)),
-            Part("test", 3_589, class_counts=(491, 55, 528, 879, 594, 416, 626)),
+        subsets=(
+            Subset("train", 28_709, class_counts=(3_995, 436, 4_097, 7_215, 4_830, 3_171, 4_965)),
+            Subset("val", 3_589, class_counts=(467, 56, 496, 895, 653, 415, 607)),
+            Subset("test", 3_589, class_counts=(491, 55, 528, 879, 594, 416, 626)),
         ),
         sources=(
             own(
@@ -372,7 +372,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         "challenge",
         license="not stated",
         numbers_from="the column Usage of the makers' file; openai/CLIP#45; images of each class counted by "
-        "embeddings-benchmark/mteb, for both test parts together",
+        "embeddings-benchmark/mteb, for both test subsets together",
         notes=f"Validation is PublicTest, testing PrivateTest; most copies call both together test. {_SCRIPT_ERROR} Of "
         "its 8 classes there are 7.",
         in_paper=True,
@@ -380,7 +380,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="stl10",
         title="STL-10, mean of 10 folds",
-        parts=(Part("train", 5_000), Part("test", 8_000)),
+        subsets=(Subset("train", 5_000), Subset("test", 8_000)),
         sources=(
             torchvision(
                 "STL10",
@@ -407,7 +407,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="eurosat",
         title="EuroSAT, RGB",
-        parts=(Part("all", 27_000, first_label=0, last_label=9),),
+        subsets=(Subset("all", 27_000, first_label=0, last_label=9),),
         sources=(
             torchvision(
                 "EuroSAT",
@@ -438,7 +438,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="resisc45",
         title="NWPU-RESISC45",
-        parts=(Part("all", 31_500, first_label=0, last_label=44),),
+        subsets=(Subset("all", 31_500, first_label=0, last_label=44),),
         sources=(
             folders(
                 ".",
@@ -468,7 +468,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="gtsrb",
         title="German Traffic Signs, training set of 2011",
-        parts=(Part("train", 26_640), Part("test", 12_630)),
+        subsets=(Subset("train", 26_640), Subset("test", 12_630)),
         sources=(
             torchvision(
                 "GTSRB",
@@ -495,7 +495,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="kitti",
         title="KITTI, distance to the nearest vehicle",
-        parts=(Part("train", 6_347), Part("val", 423), Part("test", 711)),
+        subsets=(Subset("train", 6_347), Subset("val", 423), Subset("test", 711)),
         sources=(
             own(
                 "kitti",
@@ -524,10 +524,10 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="country211",
         title="Country211",
-        parts=(
-            Part("train", 31_650, first_label=0, last_label=210, class_counts=(150,) * 211),
-            Part("val", 10_550, first_label=0, last_label=210, class_counts=(50,) * 211),
-            Part("test", 21_100, first_label=0, last_label=210, class_counts=(100,) * 211),
+        subsets=(
+            Subset("train", 31_650, first_label=0, last_label=210, class_counts=(150,) * 211),
+            Subset("val", 10_550, first_label=0, last_label=210, class_counts=(50,) * 211),
+            Subset("test", 21_100, first_label=0, last_label=210, class_counts=(100,) * 211),
         ),
         sources=(
             torchvision(
@@ -549,7 +549,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="pcam",
         title="PatchCamelyon",
-        parts=(Part("train", 262_144), Part("val", 32_768), Part("test", 32_768)),
+        subsets=(Subset("train", 262_144), Subset("val", 32_768), Subset("test", 32_768)),
         sources=(
             torchvision(
                 "PCAM",
@@ -574,7 +574,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="ucf101",
         title="UCF101, middle frames, mean of 3 splits",
-        parts=(Part("all", 13_320, first_label=0, last_label=100),),
+        subsets=(Subset("all", 13_320, first_label=0, last_label=100),),
         sources=(
             own(
                 "ucf101",
@@ -607,7 +607,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="kinetics700",
         title="Kinetics-700, middle frames",
-        parts=(Part("train", 494_801), Part("test", 31_669)),
+        subsets=(Subset("train", 494_801), Subset("test", 31_669)),
         sources=(
             folders(
                 "kinetics700",
@@ -621,7 +621,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://github.com/cvdfoundation/kinetics-dataset",
         license="CC BY 4.0 (annotations)",
         numbers_from="Radford et al. 2021, table 9: what could still be had then",
-        notes="The official validation part is the test split, as the size in table 9 suggests. About 536,000 clips "
+        notes="The official validation subset is the test split, as the size in table 9 suggests. About 536,000 clips "
         "were listed; each crawl finds others, so that scores compare with those of the same files only. torchvision's "
         "Kinetics fetches another version, Kinetics-700-2020.",
         gone="its clips are links to YouTube, many of which are gone; what is left runs with --allow-partial",
@@ -630,9 +630,9 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="clevr_counts",
         title="CLEVR, number of objects",
-        parts=(
-            Part("train", 70_000),
-            Part("test", 15_000, class_counts=(1_898, 1_925, 1_843, 1_852, 1_808, 1_941, 1_877, 1_856)),
+        subsets=(
+            Subset("train", 70_000),
+            Subset("test", 15_000, class_counts=(1_898, 1_925, 1_843, 1_852, 1_808, 1_941, 1_877, 1_856)),
         ),
         sources=(
             torchvision(
@@ -657,15 +657,15 @@ CATALOG: tuple[DatasetSpec, ...] = (
         license="CC BY 4.0",
         numbers_from="home page for 70,000 and 15,000; Radford et al. 2021, table 9, for 2,000 and 500; images of each "
         "class counted by embeddings-benchmark/mteb",
-        notes="3 to 10 objects. Which 2,500 images the paper took, and from which part, is not published "
-        "(openai/CLIP#245): here 2,000 of the training part and 500 of the validation part, by a fixed order. The "
+        notes="3 to 10 objects. Which 2,500 images the paper took, and from which subset, is not published "
+        "(openai/CLIP#245): here 2,000 of the training subset and 500 of the validation subset, by a fixed order. The "
         "copy on the hub lists the images in a different order, which selects other images.",
         in_paper=True,
     ),
     DatasetSpec(
         name="hateful_memes",
         title="Hateful Memes, images alone",
-        parts=(Part("train", 8_500), Part("test", 500)),
+        subsets=(Subset("train", 8_500), Subset("test", 500)),
         sources=(
             own(
                 "hateful_memes",
@@ -680,18 +680,19 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://hatefulmemeschallenge.com/",
         license="Hateful Memes Dataset License",
         numbers_from="Radford et al. 2021, table 9",
-        notes="The development part is the test split, as the labels of the test part were not public; validation is "
-        "held out of the training part. Its licence has to be accepted, and does not allow copies to be handed on.",
+        notes="The development subset is the test split, as the labels of the test subset were not public; validation "
+        "is held out of the training subset. Its licence has to be accepted, and does not allow copies to be "
+        "handed on.",
         gone="its makers no longer distribute it (facebookresearch/mmf#1332, #1335)",
         in_paper=True,
     ),
     DatasetSpec(
         name="rendered_sst2",
         title="Rendered SST2",
-        parts=(
-            Part("train", 6_920, first_label=0, last_label=1),
-            Part("val", 872, first_label=0, last_label=1),
-            Part("test", 1_821, first_label=0, last_label=1),
+        subsets=(
+            Subset("train", 6_920, first_label=0, last_label=1),
+            Subset("val", 872, first_label=0, last_label=1),
+            Subset("test", 1_821, first_label=0, last_label=1),
         ),
         sources=(
             torchvision(
@@ -712,9 +713,9 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="imagenet",
         title="ImageNet, ILSVRC 2012",
-        parts=(
-            Part("train", 1_281_167, first_label=0, last_label=999),
-            Part("test", 50_000, first_label=0, last_label=999),
+        subsets=(
+            Subset("train", 1_281_167, first_label=0, last_label=999),
+            Subset("test", 50_000, first_label=0, last_label=999),
         ),
         sources=(
             folders(
@@ -733,15 +734,18 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://www.image-net.org/challenges/LSVRC/2012/",
         license="for non-commercial research",
         numbers_from="home page; Radford et al. 2021, table 9",
-        notes="The official validation part is the test split. About 50,000 images of the training part are held out "
-        "for validation, as the paper's authors did in early iterations (openai/CLIP#64). Both copies on the hub are "
-        "gated: accept their terms and log in. The second has more than 150 GB.",
+        notes="The official validation subset is the test split. About 50,000 images of the training subset are held "
+        "out for validation, as the paper's authors did in early iterations (openai/CLIP#64). Both copies on "
+        "the hub are gated: accept their terms and log in. The second has more than 150 GB.",
         in_paper=True,
     ),
     DatasetSpec(
         name="fashion_mnist",
         title="Fashion-MNIST",
-        parts=(Part("train", 60_000, first_label=9, last_label=5), Part("test", 10_000, first_label=9, last_label=5)),
+        subsets=(
+            Subset("train", 60_000, first_label=9, last_label=5),
+            Subset("test", 10_000, first_label=9, last_label=5),
+        ),
         sources=(
             torchvision(
                 "FashionMNIST",
@@ -759,7 +763,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="kmnist",
         title="Kuzushiji-MNIST",
-        parts=(Part("train", 60_000), Part("test", 10_000)),
+        subsets=(Subset("train", 60_000), Subset("test", 10_000)),
         sources=(
             torchvision(
                 "KMNIST",
@@ -779,14 +783,14 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="emnist",
         title="EMNIST, balanced",
-        parts=(Part("train", 112_800), Part("test", 18_800)),
+        subsets=(Subset("train", 112_800), Subset("test", 18_800)),
         sources=(
             torchvision(
                 "EMNIST",
                 {"train": {"split": "balanced", "train": True}, "test": {"split": "balanced", "train": False}},
                 paths=tuple(
-                    f"EMNIST/raw/emnist-balanced-{part}-{kind}-ubyte"
-                    for part in ("train", "test")
+                    f"EMNIST/raw/emnist-balanced-{subset}-{kind}-ubyte"
+                    for subset in ("train", "test")
                     for kind in ("images-idx3", "labels-idx1")
                 ),
                 files="a folder EMNIST/raw with the files emnist-balanced-*-ubyte of gzip.zip",
@@ -801,7 +805,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="svhn",
         title="Street View House Numbers, cropped digits",
-        parts=(Part("train", 73_257), Part("test", 26_032)),
+        subsets=(Subset("train", 73_257), Subset("test", 26_032)),
         sources=(
             torchvision(
                 "SVHN",
@@ -819,7 +823,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="gtsrb_39209",
         title="German Traffic Signs, final training set",
-        parts=(Part("train", 39_209, first_label=0, last_label=42), Part("test", 12_630)),
+        subsets=(Subset("train", 39_209, first_label=0, last_label=42), Subset("test", 12_630)),
         sources=(
             own(
                 "gtsrb",
@@ -842,7 +846,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="places365",
         title="Places365, standard, 256 x 256 pixels",
-        parts=(Part("train", 1_803_460), Part("test", 36_500)),
+        subsets=(Subset("train", 1_803_460), Subset("test", 36_500)),
         sources=(
             torchvision(
                 "Places365",
@@ -859,14 +863,14 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="http://places2.csail.mit.edu/download.html",
         license="for non-commercial research",
         numbers_from="home page",
-        notes="The official validation part is the test split.",
+        notes="The official validation subset is the test split.",
     ),
     DatasetSpec(
         name="imagenet_v2",
         title="ImageNetV2, matched frequency, trained on ImageNet",
-        parts=(
-            Part("train", 1_281_167, first_label=0, last_label=999),
-            Part("test", 10_000, first_label=0, last_label=999),
+        subsets=(
+            Subset("train", 1_281_167, first_label=0, last_label=999),
+            Subset("test", 10_000, first_label=0, last_label=999),
         ),
         sources=(
             folders(

@@ -73,7 +73,7 @@ def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[s
         "in the paper": "yes" if spec.in_paper else "no",
         "classes": f"{spec.num_classes:,}" if spec.num_classes else "as its files say",
         "metric": spec.metric,
-        "parts": sizes(spec),
+        "subsets": sizes(spec),
         "splits": describe_splits(spec),
         "notes": spec.notes,
         "state": found.word,
@@ -87,16 +87,18 @@ def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[s
 
 
 def sizes(spec: DatasetSpec) -> str:
-    """The official parts and their numbers of images."""
-    return ", ".join(f"{part.name} {part.size:,}" if part.size is not None else part.name for part in spec.parts)
+    """The official subsets and their numbers of images."""
+    return ", ".join(
+        f"{subset.name} {subset.size:,}" if subset.size is not None else subset.name for subset in spec.subsets
+    )
 
 
 def describe_splits(spec: DatasetSpec) -> str:
-    """How train, validation and test come from the parts."""
+    """How train, validation and test come from the subsets."""
     if spec.recipe:
         made = ", ".join(f"{name} {size:,}" for name, size in spec.split_sizes)
         return f"{made}, by the recipe {spec.recipe!r}, the same for the same files"
-    names = [part.name for part in spec.parts]
+    names = [subset.name for subset in spec.subsets]
     held = []
     if "all" in names:
         held.append(f"a share of {spec.test_fraction:g} for testing")
@@ -150,7 +152,7 @@ def page(specs: Sequence[DatasetSpec]) -> str:
             facts = {
                 "classes": f"{spec.num_classes:,}" if spec.num_classes else "",
                 "metric": f"`{spec.metric}`",
-                "parts": sizes(spec),
+                "subsets": sizes(spec),
                 "splits": describe_splits(spec),
                 "sources": "; ".join(describe_source(source) for source in spec.sources),
                 "by hand": "; or ".join(source.files for source in spec.sources if source.files),

@@ -42,17 +42,17 @@ class DigestedDataset:
 def compute_digests(opened: OpenedDataset) -> DigestedDataset:
     """Find the images that the splits use, and hash their ids, labels and contents."""
     used = {}
-    for name, images in opened.parts.items():
+    for name, images in opened.subsets.items():
         positions = used_positions(opened.folds, name)
         if len(positions):
-            images = images if len(positions) == len(images) else images.subset(images.name, positions)
+            images = images if len(positions) == len(images) else images.select(images.name, positions)
             used[name] = UsedImages(images, positions, images.compute_sha256(), images.compute_fingerprint())
     return DigestedDataset(opened, used, digest_splits(opened, {name: one.positions for name, one in used.items()}))
 
 
 def used_positions(folds: Sequence[Fold], subset: str) -> np.ndarray:
     """Return the positions in a subset of the images that some split of some fold uses, int64, ascending."""
-    taken = [fold[name].positions for fold in folds for name in SPLITS if fold[name].part == subset]
+    taken = [fold[name].positions for fold in folds for name in SPLITS if fold[name].subset == subset]
     return np.unique(np.concatenate(taken)) if taken else np.empty(0, dtype=np.int64)
 
 
@@ -66,8 +66,8 @@ def digest_splits(opened: OpenedDataset, readable: Mapping[str, np.ndarray]) -> 
 
     def describe(k: int, name: str) -> dict[str, Any]:
         selection = opened.folds[k][name]
-        read = np.intersect1d(selection.positions, readable[selection.part], assume_unique=True)
-        images = opened.parts[selection.part].subset(selection.part, read)
+        read = np.intersect1d(selection.positions, readable[selection.subset], assume_unique=True)
+        images = opened.subsets[selection.subset].select(selection.subset, read)
         return {"size": len(images), "sha256": images.compute_sha256()}
 
     return by_split(opened.folds, describe)

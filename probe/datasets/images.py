@@ -115,7 +115,7 @@ class ImageDataset:
                 sha.update(f"{image.size}".encode() + image.tobytes())
         return sha.hexdigest()
 
-    def subset(self, name: str, positions: np.ndarray) -> ImageDataset:
+    def select(self, name: str, positions: np.ndarray) -> ImageDataset:
         """The images at `positions`, int64 (m,), in that order."""
         return ImageDataset(
             name=name,

@@ -1,4 +1,4 @@
-"""A dataset's row -> its parts and folds, from the first source that has them, checked against the row."""
+"""A dataset's row -> its subsets and folds, from the first source that has them, checked against the row."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from probe.datasets.images import ImageDataset
 from probe.datasets.splits.folds import SPLITS, Fold, default_fold
 from probe.datasets.splits.recipes import RECIPES
 from probe.datasets.splits.stratified import TooFewImagesError
-from probe.datasets.subsets import part_of
+from probe.datasets.subsets import subset_of
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, summarize
 from probe.names import unknown_name
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 from probe.stats.metrics import misfit
 
 logger = logging.getLogger(__name__)
 
-# The module that reads each form. Every one has `open_part(spec, source, part, *, root, offline) -> ImageDataset`, and
-# those of datasets with folds of their own `open_folds(spec, source, parts, *, root) -> list[Fold]`.
+# The module that reads each form. Each has `open_subset(spec, source, subset, *, root, offline) -> ImageDataset`, and
+# those of datasets with folds of their own `open_folds(spec, source, subsets, *, root) -> list[Fold]`.
 FORMS = {
     **{form: f"probe.datasets.sources.{form}" for form in ("embedded", "folder", "huggingface", "table")},
     **{form: f"probe.datasets.sources.{form}" for form in ("torchvision", "webdataset")},
@@ -47,22 +47,22 @@ class OpenedDataset:
     Args:
         spec: its row.
         source: the source that had it.
-        parts: its parts, as the row names them.
+        subsets: its subsets, as the row names them.
         folds: which of their images make the splits, once for each fit.
-        incomplete: for parts with other numbers of images than the row says: what it says.
+        incomplete: for subsets with other numbers of images than the row says: what it says.
     """
 
     spec: DatasetSpec
     source: Source
-    parts: Mapping[str, ImageDataset]
+    subsets: Mapping[str, ImageDataset]
     folds: Sequence[Fold]
     incomplete: Mapping[str, int]
 
     def split(self, name: str, fold: int = 0) -> ImageDataset:
         """The images of `train`, `val` or `test` of a fold."""
         selection = self.folds[fold][name]
-        images = self.parts[selection.part]
-        return images.subset(f"{self.spec.name}/{name}", selection.positions)
+        images = self.subsets[selection.subset]
+        return images.select(f"{self.spec.name}/{name}", selection.positions)
 
 
 def open_split(
@@ -103,7 +103,7 @@ def open_dataset(
     allow_partial: bool = False,
     skip_corrupt: bool = False,
 ) -> OpenedDataset:
-    """Open all parts of a dataset and divide them: official splits where they exist, else those of `folds`.
+    """Open all subsets of a dataset and divide them: official splits where they exist, else those of `folds`.
 
     The first source whose files are here is taken, else the first that can be downloaded.
 
@@ -121,32 +121,33 @@ def open_dataset(
     """
     spec = get_dataset(dataset) if isinstance(dataset, str) else dataset
     root = paths.data_dir(data_dir) if any(map(_is_below_data_dir, spec.sources)) else Path()
-    source, parts = _open_first(spec, root=root, offline=offline)
+    source, subsets = _open_first(spec, root=root, offline=offline)
     _say_what_is_test(spec, source)
     incomplete = {
-        part.name: expected
-        for part in spec.parts
-        if (expected := _check_part(spec, source, part, parts[part.name], allow_partial=allow_partial)) is not None
+        subset.name: expected
+        for subset in spec.subsets
+        if (expected := _check_subset(spec, source, subset, subsets[subset.name], allow_partial=allow_partial))
+        is not None
     }
     if not skip_corrupt:
-        for images in parts.values():
+        for images in subsets.values():
             _check_ends(images)
-    _check_classes(spec, parts.get("all") or parts["train"], allow_partial=bool(incomplete))
-    folds = _make_folds(spec, source, parts, root=root)
+    _check_classes(spec, subsets.get("all") or subsets["train"], allow_partial=bool(incomplete))
+    folds = _make_folds(spec, source, subsets, root=root)
     _check_splits(spec, folds, allow_partial=bool(incomplete))
-    return OpenedDataset(spec, source, parts, folds, incomplete)
+    return OpenedDataset(spec, source, subsets, folds, incomplete)
 
 
 def with_sizes(spec: DatasetSpec, *, data_dir: str | Path | None = None) -> DatasetSpec:
     """A row with the numbers of images and classes that its files have, where it says none and they are here."""
-    if all(part.size for part in spec.parts) and spec.num_classes:
+    if all(subset.size for subset in spec.subsets) and spec.num_classes:
         return spec
     try:
         opened = open_dataset(spec, data_dir=data_dir, offline=True, allow_partial=True, skip_corrupt=True)
     except Exception:  # whatever it is, whoever reads the dataset meets it as well, and says it in a record
         return spec
-    parts = tuple(replace(part, size=len(opened.parts[part.name])) for part in spec.parts)
-    return replace(spec, parts=parts, num_classes=len(next(iter(opened.parts.values())).class_names))
+    subsets = tuple(replace(subset, size=len(opened.subsets[subset.name])) for subset in spec.subsets)
+    return replace(spec, subsets=subsets, num_classes=len(next(iter(opened.subsets.values())).class_names))
 
 
 def form_module(form: str) -> ModuleType:
@@ -181,8 +182,8 @@ def _open_first(spec: DatasetSpec, *, root: Path, offline: bool) -> tuple[Source
                     _unpack(source, root, offline=offline)
                     _check_paths(spec, source, root)
                 opened = {
-                    part.name: module.open_part(spec, source, part, root=root, offline=not may_fetch)
-                    for part in spec.parts
+                    subset.name: module.open_subset(spec, source, subset, root=root, offline=not may_fetch)
+                    for subset in spec.subsets
                 }
             except (DatasetMissingError, ExtraMissingError) as err:
                 missing.append(err)
@@ -256,20 +257,20 @@ def _find_misnamed(spec: DatasetSpec, root: Path) -> str:
 def _say_what_is_test(spec: DatasetSpec, source: Source) -> None:
     """Log it if the validation subset is used as the test split."""
     names = {
-        part: str(arguments.get("split") or arguments.get("folder"))
-        for part in ("train", "test")
-        if (arguments := dict(dict(source.parts).get(part, ())))
+        subset: str(arguments.get("split") or arguments.get("folder"))
+        for subset in ("train", "test")
+        if (arguments := dict(dict(source.subsets).get(subset, ())))
     }
-    if len(names) == 2 and part_of(names["test"]) == "val" and all(part.name != "val" for part in spec.parts):
+    if len(names) == 2 and subset_of(names["test"]) == "val" and all(subset.name != "val" for subset in spec.subsets):
         logger.info(
             "%s: %r is the test split; validation images are held out of %r", spec.name, names["test"], names["train"]
         )
 
 
-def _check_part(
-    spec: DatasetSpec, source: Source, part: Part, images: ImageDataset, *, allow_partial: bool
+def _check_subset(
+    spec: DatasetSpec, source: Source, subset: Subset, images: ImageDataset, *, allow_partial: bool
 ) -> int | None:
-    """Compare a part with the row; the number of images it should have, if it has others and that is allowed.
+    """Compare a subset with the row; the number of images it should have, if it has others and that is allowed.
 
     The labels of the first and the last image are those of the first source, as another can have another order.
     """
@@ -277,19 +278,19 @@ def _check_part(
     if n == 0:
         raise DatasetError(f"{images.name}: there are no images in it; {_REPAIR}")
     _check_labels(spec, images)
-    if part.size is not None and n != part.size:
-        can_be_partial = n < part.size or bool(spec.gone)  # of what is gone, another crawl can have more as well
+    if subset.size is not None and n != subset.size:
+        can_be_partial = n < subset.size or bool(spec.gone)  # of what is gone, another crawl can have more as well
         if not (can_be_partial and allow_partial):
             or_partial = ", or evaluate on what is there with --allow-partial" if can_be_partial else ""
             raise DatasetError(
-                f"{images.name}: expected {part.size} images, found {n}; {_repair(spec, source)}{or_partial}"
+                f"{images.name}: expected {subset.size} images, found {n}; {_repair(spec, source)}{or_partial}"
             )
-        logger.warning("%s: %d images are here, not %d; the result is marked as partial", images.name, n, part.size)
-        return part.size
-    _check_counts(part, images, _repair(spec, source))
+        logger.warning("%s: %d images are here, not %d; the result is marked as partial", images.name, n, subset.size)
+        return subset.size
+    _check_counts(subset, images, _repair(spec, source))
     if source != spec.sources[0]:
         return None
-    for where, expected, i in (("first", part.first_label, 0), ("last", part.last_label, n - 1)):
+    for where, expected, i in (("first", subset.first_label, 0), ("last", subset.last_label, n - 1)):
         if expected is not None and images.labels[i] != expected:
             raise DatasetError(
                 f"{images.name}: expected the label {expected} for its {where} image, found {images.labels[i]}; "
@@ -298,19 +299,19 @@ def _check_part(
     return None
 
 
-def _check_counts(part: Part, images: ImageDataset, repair: str) -> None:
+def _check_counts(subset: Subset, images: ImageDataset, repair: str) -> None:
     """Compare the number of images of each class with the row.
 
     Raises:
         DatasetError: a number differs: the copy is divided differently, or its classes are in a different order.
     """
-    if not part.class_counts:
+    if not subset.class_counts:
         return
     if images.labels.ndim == 2:
         found = (images.labels == 1).sum(axis=0).tolist()
     else:
         found = np.bincount(images.labels).tolist()
-    for label, (expected, n) in enumerate(zip_longest(part.class_counts, found, fillvalue=0)):
+    for label, (expected, n) in enumerate(zip_longest(subset.class_counts, found, fillvalue=0)):
         if n != expected:
             raise DatasetError(
                 f"{images.name}: expected {expected} images of class {label}, found {n}; this copy is divided "
@@ -361,18 +362,20 @@ def _check_classes(spec: DatasetSpec, images: ImageDataset, *, allow_partial: bo
         raise DatasetError(f"{images.name}: all images are of one class; a probe needs at least two")
 
 
-def _make_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageDataset], *, root: Path) -> Sequence[Fold]:
+def _make_folds(
+    spec: DatasetSpec, source: Source, subsets: Mapping[str, ImageDataset], *, root: Path
+) -> Sequence[Fold]:
     module = form_module(source.form)
     try:
         if spec.recipe:
-            return RECIPES[spec.recipe](parts, spec.val_fraction)
+            return RECIPES[spec.recipe](subsets, spec.val_fraction)
         if spec.num_folds > 1:
-            folds: list[Fold] = module.open_folds(spec, source, parts, root=root)
+            folds: list[Fold] = module.open_folds(spec, source, subsets, root=root)
             return folds
-        return [default_fold(spec, parts)]
+        return [default_fold(spec, subsets)]
     except TooFewImagesError as err:
-        pool = parts.get("all") or parts["train"]
-        needed = err.needed or (3 if "all" in parts else 2)
+        pool = subsets.get("all") or subsets["train"]
+        needed = err.needed or (3 if "all" in subsets else 2)
         what = "groups of images" if pool.groups else "images"
         raise DatasetError(
             f"{spec.name}: class {pool.class_names[err.label]!r} has too few {what} to hold out a split; "

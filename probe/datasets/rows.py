@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
-# How torchvision's classes are asked for a part.
+# How torchvision's classes are asked for a subset.
 TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
 TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
 TRAIN_VAL_TEST = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
@@ -15,7 +15,7 @@ TRAIN_VAL_TEST = {"train": {"split": "train"}, "val": {"split": "val"}, "test": 
 
 def torchvision(
     location: str,
-    parts: dict[str, dict[str, Any]],
+    subsets: dict[str, dict[str, Any]],
     *,
     paths: tuple[str, ...],
     files: str,
@@ -25,11 +25,11 @@ def torchvision(
     form: str = "torchvision",
     **options: Any,
 ) -> Source:
-    """A class of torchvision; `parts` gives its arguments for each part."""
+    """A class of torchvision; `subsets` gives its arguments for each subset."""
     return Source(
         form=form,
         location=location,
-        parts=_arguments(parts),
+        subsets=_arguments(subsets),
         options=tuple(options.items()),
         paths=paths,
         archives=archives,
@@ -41,50 +41,50 @@ def torchvision(
 
 def hub(
     repository: str,
-    parts: dict[str, str],
+    subsets: dict[str, str],
     *,
     image: str = "image",
     label: str = "label",
     config: str = "",
     revision: str = "",
 ) -> Source:
-    """A repository of the Hugging Face hub; `parts` gives the name of its split for each part."""
+    """A repository of the Hugging Face hub; `subsets` gives the name of its split for each subset."""
     pinned = (("revision", revision),) if revision else ()  # keeps cached features without a revision valid
     return Source(
         form="huggingface",
         location=repository,
-        parts=_arguments({part: {"split": split} for part, split in parts.items()}),
+        subsets=_arguments({subset: {"split": split} for subset, split in subsets.items()}),
         options=(("image", image), ("label", label), ("config", config), *pinned),
         can_download=True,
     )
 
 
-def shards(repository: str, parts: dict[str, str]) -> Source:
+def shards(repository: str, subsets: dict[str, str]) -> Source:
     """A repository of the hub with webdataset shards, as the collection `clip-benchmark/wds_*`."""
     return Source(
         form="webdataset",
         location=repository,
-        parts=_arguments({part: {"split": split} for part, split in parts.items()}),
+        subsets=_arguments({subset: {"split": split} for subset, split in subsets.items()}),
         can_download=True,
     )
 
 
 def folders(
     location: str,
-    parts: dict[str, str],
+    subsets: dict[str, str],
     *,
     files: str,
     archives: tuple[tuple[str, str], ...] = (),
     downloads: tuple[tuple[str, str], ...] = (),
     **options: Any,
 ) -> Source:
-    """Folders of classes below the data folder; `parts` gives the folder of each part below `location`."""
+    """Folders of classes below the data folder; `subsets` gives the folder of each subset below `location`."""
     return Source(
         form="folder",
         location=location,
-        parts=_arguments({part: {"folder": folder} for part, folder in parts.items()}),
+        subsets=_arguments({subset: {"folder": folder} for subset, folder in subsets.items()}),
         options=tuple(options.items()),
-        paths=tuple(Path(location, folder).as_posix() for folder in dict.fromkeys(parts.values())),
+        paths=tuple(Path(location, folder).as_posix() for folder in dict.fromkeys(subsets.values())),
         archives=archives,
         downloads=downloads,
         files=files,
@@ -119,23 +119,25 @@ def found(
     name: str,
     form: str,
     location: str,
-    parts: dict[str, dict[str, Any]],
+    subsets: dict[str, dict[str, Any]],
     *,
     options: tuple[tuple[str, Any], ...] = (),
     metric: str = "accuracy",
     can_download: bool,
 ) -> DatasetSpec:
     """A row of a user's own dataset, whose sizes and classes are as they are found; `all` is divided 60 / 20 / 20."""
-    source = Source(form=form, location=location, parts=_arguments(parts), options=options, can_download=can_download)
+    source = Source(
+        form=form, location=location, subsets=_arguments(subsets), options=options, can_download=can_download
+    )
     return DatasetSpec(
         name=name,
         title=f"images in {location}",
-        parts=tuple(Part(part) for part in parts),
+        subsets=tuple(Subset(subset) for subset in subsets),
         sources=(source,),
         metric=metric,
-        val_fraction=0.2 if "all" in parts else 0.1,
+        val_fraction=0.2 if "all" in subsets else 0.1,
     )
 
 
-def _arguments(parts: dict[str, dict[str, Any]]) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
-    return tuple((part, tuple(arguments.items())) for part, arguments in parts.items())
+def _arguments(subsets: dict[str, dict[str, Any]]) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
+    return tuple((subset, tuple(arguments.items())) for subset, arguments in subsets.items())

@@ -4,12 +4,12 @@ name = "moths"
 title = "Moths of our garden"
 num_classes = 12
 metric = "mean_per_class"
-parts = [{ name = "train", size = 900 }, { name = "test", size = 300 }]
+subsets = [{ name = "train", size = 900 }, { name = "test", size = 300 }]
 
 [[sources]]
 form = "folder"
 location = "moths"                    # below the data folder, or with ./ or ../ below the folder of this file
-parts = { train = { folder = "train" }, test = { folder = "test" } }
+subsets = { train = { folder = "train" }, test = { folder = "test" } }
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from probe.datasets.archives import is_below
 from probe.datasets.catalog import CATALOG
 from probe.datasets.splits.folds import SPLITS
 from probe.datasets.splits.recipes import PARTS_OF_RECIPES, RECIPES
-from probe.datasets.subsets import part_of
+from probe.datasets.subsets import subset_of
 from probe.decoder import decode_strictly
 from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.names import unknown_name
@@ -56,13 +56,15 @@ def make_spec(path: str) -> DatasetSpec:
         raise DatasetMissingError(f"no file {file}; give the path of a row in TOML") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise DatasetError(f"{file} is no TOML ({err}); see the README for an example") from err
-    for name in ("parts", "sources"):
+    for name in ("subsets", "sources"):
         tables = row.get(name)
         if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
             raise DatasetError(f"{file} has no list of tables {name!r}; give one or more")
     if "split_sizes" in row:
         row["split_sizes"] = _items(row["split_sizes"], f"{file}: split_sizes")
-    row["parts"] = [{**part, **({"name": _as_part(part["name"])} if "name" in part else {})} for part in row["parts"]]
+    row["subsets"] = [
+        {**subset, **({"name": _as_subset(subset["name"])} if "name" in subset else {})} for subset in row["subsets"]
+    ]
     row["sources"] = [_with_pairs(source, file) for source in row["sources"]]
     try:
         spec = decode_strictly({**row, "title": row.get("title", row.get("name", ""))}, DatasetSpec)
@@ -82,12 +84,18 @@ def _with_pairs(row: dict[str, Any], file: Path) -> dict[str, Any]:
     location = values.get("location")
     if isinstance(location, str) and location.startswith((".", "~")):
         values["location"] = str((file.parent / paths.expand_home(location)).resolve())
-    parts = values.get("parts", {})
-    if not isinstance(parts, dict):
-        raise DatasetError(f"{where} has parts = {parts!r}; write parts = {{ train = {{ ... }}, test = {{ ... }} }}")
-    values["parts"] = [(_as_part(part), _items(given, f"{where}, part {part}")) for part, given in parts.items()]
-    if len({part for part, _ in values["parts"]}) < len(parts):
-        raise DatasetError(f"{where} names a part twice among {', '.join(parts)}; give each of train, val, test once")
+    subsets = values.get("subsets", {})
+    if not isinstance(subsets, dict):
+        raise DatasetError(
+            f"{where} has subsets = {subsets!r}; write subsets = {{ train = {{ ... }}, test = {{ ... }} }}"
+        )
+    values["subsets"] = [
+        (_as_subset(subset), _items(given, f"{where}, subset {subset}")) for subset, given in subsets.items()
+    ]
+    if len({subset for subset, _ in values["subsets"]}) < len(subsets):
+        raise DatasetError(
+            f"{where} names a subset twice among {', '.join(subsets)}; give each of train, val, test once"
+        )
     values["options"] = _items(values.get("options", {}), f"{where}, options")
     values.setdefault("can_download", bool(values.get("downloads")))
     return values
@@ -120,9 +128,9 @@ def _check_places(source: Source, where: str) -> None:
         )
 
 
-def _as_part(name: Any) -> Any:
+def _as_subset(name: Any) -> Any:
     """Return `val` for `validation` and so on; return anything else unchanged, to be refused later."""
-    return part_of(name) or name if isinstance(name, str) else name
+    return subset_of(name) or name if isinstance(name, str) else name
 
 
 def _items(table: object, where: str) -> tuple[tuple[str, Any], ...]:
@@ -147,16 +155,18 @@ def _check_names(spec: DatasetSpec, file: Path) -> None:
 
 
 def _check_splits(spec: DatasetSpec, file: Path) -> None:
-    names = [part.name for part in spec.parts]
+    names = [subset.name for subset in spec.subsets]
     if len(set(names)) < len(names) or not set(names) <= {*SPLITS, "all"}:
-        raise DatasetError(f"{file}: the parts are {listed(names)}; give each of train, val, test or all once")
+        raise DatasetError(f"{file}: the subsets are {listed(names)}; give each of train, val, test or all once")
     if names != ["all"] and not {"train", "test"} <= set(names) <= set(SPLITS):
-        raise DatasetError(f"{file}: the parts are {listed(names)}; give train and test, or all alone")
-    for part in spec.parts:
-        if min(part.class_counts, default=0) < 0:
-            raise DatasetError(f"{file}: {part.name} has {min(part.class_counts)} images of a class; give 0 or more")
-        if part.size is not None and part.size < 1:
-            raise DatasetError(f"{file}: the size of {part.name} is {part.size}; give 1 or more, or leave it out")
+        raise DatasetError(f"{file}: the subsets are {listed(names)}; give train and test, or all alone")
+    for subset in spec.subsets:
+        if min(subset.class_counts, default=0) < 0:
+            raise DatasetError(
+                f"{file}: {subset.name} has {min(subset.class_counts)} images of a class; give 0 or more"
+            )
+        if subset.size is not None and subset.size < 1:
+            raise DatasetError(f"{file}: the size of {subset.name} is {subset.size}; give 1 or more, or leave it out")
     if not (spec.val_fraction > 0 and spec.test_fraction > 0 and spec.val_fraction + spec.test_fraction < 1):
         raise DatasetError(
             f"{file}: val_fraction is {spec.val_fraction} and test_fraction {spec.test_fraction}; give shares of all "
@@ -164,7 +174,7 @@ def _check_splits(spec: DatasetSpec, file: Path) -> None:
         )
     if spec.recipe and set(names) != (needed := set(PARTS_OF_RECIPES[spec.recipe])):
         raise DatasetError(
-            f"{file}: the recipe {spec.recipe!r} divides {' and '.join(sorted(needed))}; give these parts"
+            f"{file}: the recipe {spec.recipe!r} divides {' and '.join(sorted(needed))}; give these subsets"
         )
     if not {name for name, _ in spec.split_sizes} <= set(SPLITS):
         raise DatasetError(f"{file}: split_sizes are of {', '.join(SPLITS)}; give no others")
@@ -192,9 +202,11 @@ def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
         raise DatasetError(f"{file}: groups = {options['groups']!r} ({err}); write a pattern with a group ()") from err
     if source.archives and source.form not in ("folder", "table", "torchvision"):
         raise DatasetError(f"{file}: a source of {source.form} has archives, which it does not read; remove them")
-    given = dict(source.parts)
+    given = dict(source.subsets)
     if source.form == "torchvision" and any("root" in dict(arguments) for arguments in given.values()):
-        raise DatasetError(f"{file}: a part has the argument root, which is the data folder; remove it, use --data-dir")
+        raise DatasetError(
+            f"{file}: a subset has the argument root, which is the data folder; remove it, use --data-dir"
+        )
     folders = [str(dict(arguments).get("folder", "")) for arguments in given.values()]
     if any(Path(folder).is_absolute() or ".." in Path(folder).parts for folder in folders):
         raise DatasetError(f"{file}: a folder of {listed(folders)} is not below the location; give a folder below it")
@@ -203,11 +215,13 @@ def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
         for arguments in given.values()
     }
     if len(places) < len(given):
-        raise DatasetError(f"{file}: two parts of a source are the same; give each its own")
-    for part in spec.parts:
+        raise DatasetError(f"{file}: two subsets of a source are the same; give each its own")
+    for subset in spec.subsets:
         needs = {"folder": "folder", "huggingface": "split", "table": "split", "webdataset": "split"}.get(source.form)
-        if source.form == "table" and part.name == "all":  # all lines of a file need no name
+        if source.form == "table" and subset.name == "all":  # all lines of a file need no name
             needs = None
-        if part.name not in given or (needs and not dict(given[part.name]).get(needs)):
+        if subset.name not in given or (needs and not dict(given[subset.name]).get(needs)):
             shown = f"{needs} = ..." if needs else "..."
-            raise DatasetError(f"{file}: a source does not say where {part.name} is; add {part.name} = {{ {shown} }}")
+            raise DatasetError(
+                f"{file}: a source does not say where {subset.name} is; add {subset.name} = {{ {shown} }}"
+            )

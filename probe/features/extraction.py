@@ -158,7 +158,7 @@ def extract_grid(specs: Sequence[RunSpec], settings: Settings) -> Iterator[tuple
 
 def num_images(specs: Sequence[RunSpec]) -> int:
     """Return how many images are encoded for runs of one dataset, as far as its specification says."""
-    return len({features_key(spec) for spec in specs}) * sum(part.size or 0 for part in specs[0].dataset.parts)
+    return len({features_key(spec) for spec in specs}) * sum(subset.size or 0 for subset in specs[0].dataset.subsets)
 
 
 def prepare(
@@ -388,12 +388,12 @@ def _describe(job: _Job, dataset: DigestedDataset, settings: Settings) -> Extrac
         raise DatasetError(skipped[settings.skip_corrupt])
     for subset in used:
         if not len(features[subset]):
-            raise FeaturesError(f"{opened.parts[subset].name}: no image could be read; get its files again")
+            raise FeaturesError(f"{opened.subsets[subset].name}: no image could be read; get its files again")
     # Skipped images have no row.
     readable = {s: np.delete(used[s].positions, [row for row, _ in features[s].skipped]) for s in used}
     rows = [
         {
-            name: (fold[name].part, np.flatnonzero(np.isin(readable[fold[name].part], fold[name].positions)))
+            name: (fold[name].subset, np.flatnonzero(np.isin(readable[fold[name].subset], fold[name].positions)))
             for name in SPLITS
         }
         for fold in opened.folds
@@ -409,7 +409,7 @@ def _describe(job: _Job, dataset: DigestedDataset, settings: Settings) -> Extrac
         encoder=decode(first.encoder, EncoderRecord),
         extraction=ExtractionRecord(
             from_cache=job.cached,
-            parts={subset: decode(entries[subset].extraction, MeterRecord) for subset in used},
+            subsets={subset: decode(entries[subset].extraction, MeterRecord) for subset in used},
             weights=job.encoder.weights,
             extraction_version=EXTRACTION_VERSION,
             preprocess_version=PREPROCESS_VERSION,
@@ -430,10 +430,10 @@ def _describe_reading(dataset: DigestedDataset, features: Mapping[str, Features]
     is_listed = opened.spec.name in dataset_names()
     return ReadRecord(
         source=opened.source,
-        revisions={name: images.revision for name, images in opened.parts.items() if images.revision},
-        partial={name: (len(opened.parts[name]), size) for name, size in opened.incomplete.items()},
+        revisions={name: images.revision for name, images in opened.subsets.items() if images.revision},
+        partial={name: (len(opened.subsets[name]), size) for name, size in opened.incomplete.items()},
         skipped=tuple(skipped),
-        class_names=() if is_listed else tuple(next(iter(opened.parts.values())).class_names),
+        class_names=() if is_listed else tuple(next(iter(opened.subsets.values())).class_names),
     )
 
 

@@ -52,8 +52,8 @@ def save(
 
     Args:
         path: of the file, which appears in one step.
-        features: by part.
-        rows: for each fold, which rows of which part a split has, ascending.
+        features: by subset.
+        rows: for each fold, which rows of which subset a split has, ascending.
         about: what the features are of.
 
     Raises:
@@ -63,9 +63,9 @@ def save(
         make_folder(path.parent)
         with write_atomically(path) as whole, zipfile.ZipFile(whole, "w", allowZip64=True) as file:
             for k, fold in enumerate(rows):
-                for split, (part, positions) in fold.items():
+                for split, (subset, positions) in fold.items():
                     prefix = f"{split}_" if len(rows) == 1 else f"fold{k + 1}_{split}_"
-                    found = features[part]
+                    found = features[subset]
                     arrays = {"x": found.x, "y": found.y, PRE_PROJECTION: found.pre_projection}
                     for name, array in arrays.items():
                         if array is not None:

@@ -105,12 +105,12 @@ def differing(wanted: EntrySpec, cached: CachedEntry) -> dict[str, tuple[Any, An
 
 def nearest(root: Path, spec: EntrySpec) -> CachedEntry | None:
     """Return the entry of the same subset of the same dataset that differs in the fewest fields of the key."""
-    of_part = [
+    of_subset = [
         cached
         for cached in survey(root)
-        if (cached.label.get("dataset"), cached.label.get("part")) == (spec.dataset, spec.part)
+        if (cached.label.get("dataset"), cached.label.get("subset")) == (spec.dataset, spec.subset)
     ]
-    same_model = [cached for cached in of_part if cached.label.get("model") == spec.model] or of_part
+    same_model = [cached for cached in of_subset if cached.label.get("model") == spec.model] or of_subset
     return min(same_model, key=lambda cached: (len(differing(spec, cached)), -cached.used), default=None)
 
 

@@ -1,9 +1,9 @@
 """The feature store: features under the key of everything that changes their bytes, memory-mapped when they are read.
 
-    <root>/<dataset>/<model>.<mode>.<precision>.<part>.<digest>/            a whole entry, there in one step
+    <root>/<dataset>/<model>.<mode>.<precision>.<subset>.<digest>/            a whole entry, there in one step
         entry.json                                                          what it is of, its key, its digests
         projected.npy  pre_projection.npy  labels.npy
-    <root>/<dataset>/<model>.<mode>.<precision>.<part>.<digest>.chunks/     one that is being made
+    <root>/<dataset>/<model>.<mode>.<precision>.<subset>.<digest>.chunks/     one that is being made
         about.json  making.json  000000.npz  000001.npz ...
 
 A chunk is written under another name and renamed, so that whatever is killed leaves whole chunks; a lock for each lets
@@ -53,14 +53,14 @@ class EntrySpec:
     """Cache entry of a subset under an encoder: its names, and the key of everything that changes its bytes.
 
     Args:
-        dataset: its name; `part`, `model`, `mode` and `precision` likewise. They make the names of folders, for people.
+        dataset: its name. `subset`, `model`, `mode` and `precision` are names too; they make readable folder names.
         key: everything that changes the bytes, as JSON has it.
         num_images: how many images there are to encode.
         batch_size: images encoded at a time.
     """
 
     dataset: str
-    part: str
+    subset: str
     model: str
     mode: str
     precision: str
@@ -70,12 +70,12 @@ class EntrySpec:
 
     def __str__(self) -> str:
         """The entry in a few words, for messages."""
-        return f"{self.dataset}/{self.part} / {self.model} / {self.mode}"
+        return f"{self.dataset}/{self.subset} / {self.model} / {self.mode}"
 
     @property
     def label(self) -> dict[str, str]:
         """Its names, for people."""
-        return {name: getattr(self, name) for name in ("dataset", "part", "model", "mode", "precision")}
+        return {name: getattr(self, name) for name in ("dataset", "subset", "model", "mode", "precision")}
 
     @property
     def num_chunks(self) -> int:
@@ -85,7 +85,7 @@ class EntrySpec:
     def folder(self, root: Path) -> Path:
         """Return the folder of the entry."""
         model = slug(self.model, is_path="/" in self.model and ":" not in self.model)
-        name = f"{model}.{self.mode}.{self.precision}.{slug(self.part)}.{digest(self.key)[:16]}"
+        name = f"{model}.{self.mode}.{self.precision}.{slug(self.subset)}.{digest(self.key)[:16]}"
         return root / slug(self.dataset, is_path=":" in self.dataset) / name
 
 

@@ -11,6 +11,7 @@ Schema history, each with what came later on and has a default in `records.schem
    `encoder`, `suboptimality` in `result` and its `sweep`, `choice_converged` and `label_values` in `result`.
    `converged` follows `probes.solvers.optimality` in a record that has `suboptimality`, else the gradient.
 4. few-shot draws have `draw_sha256`, a digest, in place of `indices` and `held_out`, the positions as text
+5. `spec.dataset`, its `sources` and `extraction` have `subsets` in place of `parts`
 """
 
 from __future__ import annotations
@@ -68,9 +69,25 @@ def _with_digests(result: Json) -> Json:
     return result
 
 
+def _from_4(fields: Json) -> Json:
+    spec, extraction = fields.get("spec"), fields.get("extraction")
+    if isinstance(spec, dict) and isinstance(dataset := spec.get("dataset"), dict):
+        dataset = _with_subsets(dataset)
+        if isinstance(dataset.get("sources"), list):
+            dataset = {**dataset, "sources": [_with_subsets(source) for source in dataset["sources"]]}
+        fields = {**fields, "spec": {**spec, "dataset": dataset}}
+    return {**fields, "extraction": _with_subsets(extraction)} if extraction is not None else fields
+
+
+def _with_subsets(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {("subsets" if name == "parts" else name): item for name, item in value.items()}
+
+
 def draw_digest(train: str, held_out: str | None) -> str:
     """Return the digest of a few-shot draw: positions in the training split, as text with spaces."""
     return digest([train, held_out or ""])
 
 
-MIGRATIONS: dict[int, Callable[[Json], Json]] = {1: _from_1, 2: _from_2, 3: _from_3}
+MIGRATIONS: dict[int, Callable[[Json], Json]] = {1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4}

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from probe.specs import RunSpec, Source
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 DONE, FAILED = "done", "failed"
 STATES = (".failed", ".partial", "")  # in the names of files, by `RunRecord.rank`
 
@@ -79,7 +79,7 @@ class FeaturesRecord:
 class SkippedImage:
     """An image that could not be read: its subset, its id and the error."""
 
-    part: str
+    subset: str
     id: str
     message: str
 
@@ -128,14 +128,14 @@ class ExtractionRecord:
 
     Args:
         from_cache: True if all of them were cached.
-        parts: measurements by subset.
+        subsets: measurements by subset.
         weights: digest of the weights by which features are cached, see `models.loading.identify`.
         extraction_version: `features.keys.EXTRACTION_VERSION`; records from before it existed are of the first.
         preprocess_version: `models.preprocess.VERSION`, likewise.
     """
 
     from_cache: bool | None = None
-    parts: dict[str, MeterRecord] = field(default_factory=dict)
+    subsets: dict[str, MeterRecord] = field(default_factory=dict)
     weights: str | None = None
     extraction_version: int = 1
     preprocess_version: int = 1

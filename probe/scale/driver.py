@@ -108,7 +108,7 @@ class _Driver:
         if on_gpu and settings.workers is None:  # else each worker reads with the processors of the whole node
             self.settings = replace(self.settings, workers=min(16, self.num_threads))
         rows = {row: with_sizes(row, data_dir=self.settings.data_dir) for row in {spec.dataset for spec in specs}}
-        sizes = {row.name: sum(part.size or 0 for part in sized.parts) for row, sized in rows.items()}
+        sizes = {row.name: sum(subset.size or 0 for subset in sized.subsets) for row, sized in rows.items()}
         sized = [replace(spec, dataset=rows[spec.dataset]) for spec in specs]
         self.units = plan_units(specs, sizes)
         self.needs = dict(zip(self.units, map(estimates.memory_of, plan_units(sized, sizes)), strict=True))

@@ -54,7 +54,7 @@ def memory_of(unit: Unit) -> Memory:
 
 def feature_bytes(dataset: DatasetSpec, model: ModelSpec) -> int | None:
     """Return the size of the features of a dataset under one mode of a model; None if the catalogue has no sizes."""
-    images = sum(part.size or 0 for part in dataset.parts)
+    images = sum(subset.size or 0 for subset in dataset.subsets)
     if model.architecture is None or not images:
         return None
     return images * (FLOAT * (model.architecture.embed_dim + model.architecture.pre_projection_dim) + 8)
@@ -73,7 +73,7 @@ def fit_shape(spec: RunSpec) -> tuple[int, int, int]:
         return dataset.fold_sizes[0][0], d, k
     if dataset.split_sizes and {"train", "val"} <= dict(dataset.split_sizes).keys():
         return sum(size for name, size in dataset.split_sizes if name != "test"), d, k
-    sizes = {part.name: part.size or 0 for part in dataset.parts}
+    sizes = {subset.name: subset.size or 0 for subset in dataset.subsets}
     n = sum(size for name, size in sizes.items() if name != "test")
     return n if "test" in sizes else round(n * (1 - dataset.test_fraction)), d, k
 
@@ -153,14 +153,14 @@ def measure_rates(records: Iterable[RunRecord], *, device: str, hardware: str = 
     fits: dict[str, tuple[float, float]] = {}
     for record in usable[chosen]:
         spec = record.spec
-        for part in record.extraction.parts.values():
-            rate = part.encoder_images_per_second
-            if rate is None and part.images and part.models == 1 and part.encode_seconds is not None:
-                rate = part.images / max(part.encode_seconds, 1e-9)
+        for subset in record.extraction.subsets.values():
+            rate = subset.encoder_images_per_second
+            if rate is None and subset.images and subset.models == 1 and subset.encode_seconds is not None:
+                rate = subset.images / max(subset.encode_seconds, 1e-9)
             if rate and spec.model.architecture is not None:
                 encoding.setdefault((spec.model.architecture, spec.precision, spec.mode), []).append(1 / rate)
-            if part.images and part.read_seconds is not None and part.models is not None:
-                seconds = part.read_seconds * part.models / part.images
+            if subset.images and subset.read_seconds is not None and subset.models is not None:
+                seconds = subset.read_seconds * subset.models / subset.images
                 reading.setdefault(spec.dataset.name, []).append(seconds)
         # The longest of equal fits: fits of a second mode can be cached, and then take no time.
         fits[spec.solver] = max(fits.get(spec.solver, (0.0, 0.0)), (fit_work(spec), record.seconds.get("fit", 0.0)))

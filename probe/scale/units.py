@@ -60,7 +60,7 @@ def plan_units(specs: Sequence[RunSpec], sizes: Mapping[str, int] = NO_SIZES) ->
     units = []
     for i, (_, group) in enumerate(groupby(specs, key=lambda spec: (spec.dataset, spec.model))):
         runs = tuple(group)
-        images = sizes.get(runs[0].dataset.name) or sum(part.size or 0 for part in runs[0].dataset.parts)
+        images = sizes.get(runs[0].dataset.name) or sum(subset.size or 0 for subset in runs[0].dataset.subsets)
         n = max(1, -(-images // SHARD_IMAGES))
         modes = tuple(dict.fromkeys(replace(spec, protocol=runs[0].protocol) for spec in runs))
         shares = [(k + 1) * images // n - k * images // n for k in range(n)]

@@ -60,8 +60,8 @@ def test_a_protocol_of_ones_own_is_a_file(tmp_path):
 def test_a_group_of_protocols_stands_for_its_rows(tmp_path, capsys):
     y = np.repeat(np.arange(2), 20)
     x = np.eye(2, dtype=np.float32)[y]
-    parts = {f"{part}_{kind}": a for part in ("train", "val", "test") for kind, a in (("x", x), ("y", y))}
-    np.savez(tmp_path / "features.npz", **parts)
+    subsets = {f"{subset}_{kind}": a for subset in ("train", "val", "test") for kind, a in (("x", x), ("y", y))}
+    np.savez(tmp_path / "features.npz", **subsets)
     assert main(["fit", str(tmp_path / "features.npz"), "--protocol", "few-shot", "--json"]) == 0
     found = [json.loads(line)["protocol"] for line in capsys.readouterr().out.splitlines()]
     assert found == ["few-shot-1", "few-shot-2", "few-shot-4", "few-shot-8", "few-shot-16"]

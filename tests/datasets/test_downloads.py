@@ -124,7 +124,7 @@ def test_an_archive_that_was_put_there_is_unpacked_without_a_network(tmp_path, m
     with tarfile.open(data / "food-101.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "made" / "food-101", "food-101")
     spec = get_dataset("food101")
-    spec = replace(spec, parts=tuple(replace(p, size=4) for p in spec.parts), num_classes=2, val_fraction=0.5)
+    spec = replace(spec, subsets=tuple(replace(p, size=4) for p in spec.subsets), num_classes=2, val_fraction=0.5)
     assert len(open_dataset(spec, data_dir=data, offline=True).split("test")) == 4
 
 
@@ -153,8 +153,8 @@ def served_food(server, tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.Food101, "_URL", f"{address}food-101.tar.gz")
     monkeypatch.setattr(torchvision.datasets.Food101, "_MD5", hashlib.md5(content).hexdigest())
     spec = get_dataset("food101")
-    parts = tuple(replace(part, size=4) for part in spec.parts)
-    return content, replace(spec, sources=spec.sources[:1], parts=parts, num_classes=2, val_fraction=0.5)
+    subsets = tuple(replace(subset, size=4) for subset in spec.subsets)
+    return content, replace(spec, sources=spec.sources[:1], subsets=subsets, num_classes=2, val_fraction=0.5)
 
 
 def test_a_download_that_was_killed_is_fetched_again(served_food, tmp_path):
@@ -218,11 +218,11 @@ def addressed(server, tmp_path, monkeypatch):
 def _open(name, source, data, *, offline=False):
     spec = get_dataset(name)
     if offline:
-        return form_module(source.form).open_part(spec, source, spec.parts[0], root=data, offline=True)
-    parts = tuple(replace(part, size=None, first_label=None, last_label=None) for part in spec.parts)
+        return form_module(source.form).open_subset(spec, source, spec.subsets[0], root=data, offline=True)
+    subsets = tuple(replace(subset, size=None, first_label=None, last_label=None) for subset in spec.subsets)
     few = {"num_classes": None, "recipe": "", "split_sizes": (), "num_folds": 1, "fold_sizes": ()}
-    small = replace(spec, sources=(source,), parts=parts, val_fraction=0.34, test_fraction=0.34, **few)
-    return open_dataset(small, data_dir=data).parts[spec.parts[0].name]
+    small = replace(spec, sources=(source,), subsets=subsets, val_fraction=0.34, test_fraction=0.34, **few)
+    return open_dataset(small, data_dir=data).subsets[spec.subsets[0].name]
 
 
 @pytest.mark.parametrize("name", ADDRESSED)
@@ -316,9 +316,9 @@ def test_archives_alone_are_enough_for_every_row_that_has_some(name, tmp_path, m
     for root in (made, data):
         unpack_missing(source, root)
     assert all((data / path).exists() for path in source.paths)
-    part, root = spec.parts[0], {"root": data, "offline": True}
-    opened = form_module(source.form).open_part(spec, source, part, **root)
-    directly = form_module(source.form).open_part(spec, source, part, **{**root, "root": made})
+    subset, root = spec.subsets[0], {"root": data, "offline": True}
+    opened = form_module(source.form).open_subset(spec, source, subset, **root)
+    directly = form_module(source.form).open_subset(spec, source, subset, **{**root, "root": made})
     assert opened.compute_sha256() == directly.compute_sha256()
     assert np.array_equal(np.asarray(opened[0][0]), np.asarray(directly[0][0]))
 

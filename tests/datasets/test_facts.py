@@ -29,7 +29,7 @@ TEST = {"kinetics700": 31_669}
 
 @pytest.mark.parametrize("spec", [spec for spec in CATALOG if spec.in_paper], ids=lambda spec: spec.name)
 def test_a_row_has_the_papers_facts(spec):
-    facts, sizes = FACTS[spec.name], {part.name: part.size for part in spec.parts} | dict(spec.split_sizes)
+    facts, sizes = FACTS[spec.name], {subset.name: subset.size for subset in spec.subsets} | dict(spec.split_sizes)
     assert spec.metric == facts["metric"]
     assert spec.num_classes == _first_number(facts["classes_actual"])
     if spec.name == "ucf101":  # whose three splits divide the same clips
@@ -49,7 +49,7 @@ def test_a_row_has_the_papers_facts(spec):
 @pytest.mark.parametrize("spec", [spec for spec in CATALOG if spec.in_paper], ids=lambda spec: spec.name)
 def test_validation_is_official_where_the_facts_say_so(spec):
     has_val = FACTS[spec.name]["has_official_val"]
-    official = "val" in {part.name for part in spec.parts}
+    official = "val" in {subset.name for subset in spec.subsets}
     made = "val" in dict(spec.split_sizes) and spec.recipe in ("eurosat", "resisc45")
     assert official == has_val.startswith("yes")
     assert made == has_val.startswith("author-made")
@@ -80,22 +80,24 @@ def test_further_sources_are_those_of_the_facts():
     assert pinned <= set(FURTHER)
 
 
-@pytest.mark.parametrize("spec", [spec for spec in CATALOG if any(part.class_counts for part in spec.parts)])
+@pytest.mark.parametrize("spec", [spec for spec in CATALOG if any(subset.class_counts for subset in spec.subsets)])
 def test_images_of_each_class_add_up(spec):
-    for part in spec.parts:
-        if part.class_counts:
-            assert sum(part.class_counts) == part.size
-            assert len(part.class_counts) == spec.num_classes
+    for subset in spec.subsets:
+        if subset.class_counts:
+            assert sum(subset.class_counts) == subset.size
+            assert len(subset.class_counts) == spec.num_classes
 
 
 def test_images_of_each_class_are_those_that_mteb_counted():
-    """FER 2013 in mteb has its classes in alphabetical order, and both test parts together."""
+    """FER 2013 in mteb has its classes in alphabetical order, and both test subsets together."""
     order = (0, 1, 2, 3, 6, 4, 5)  # angry, disgust, fear, happy, neutral, sad, surprise
-    train, val, test = (part.class_counts for part in next(spec for spec in CATALOG if spec.name == "fer2013").parts)
+    train, val, test = (
+        subset.class_counts for subset in next(spec for spec in CATALOG if spec.name == "fer2013").subsets
+    )
     assert [train[k] for k in order] == [3995, 436, 4097, 7215, 4965, 4830, 3171]
     assert [val[k] + test[k] for k in order] == [958, 111, 1024, 1774, 1233, 1247, 831]
     train, val, test = (
-        part.class_counts for part in next(spec for spec in CATALOG if spec.name == "fgvc_aircraft").parts
+        subset.class_counts for subset in next(spec for spec in CATALOG if spec.name == "fgvc_aircraft").subsets
     )
     assert (train[:6], test[:6]) == ((34, 33, 33, 34, 33, 33), (33, 33, 34, 33, 33, 34))
     assert {sum(counts) for counts in zip(train, val, test, strict=True)} == {100}
@@ -113,8 +115,8 @@ def test_every_row_says_where_its_numbers_come_from(spec):
 @pytest.mark.parametrize("spec", CATALOG, ids=lambda spec: spec.name)
 def test_labels_of_the_ends_are_those_of_a_sorted_tree_or_read_from_the_files(spec):
     """The first class and the last; no other is known without the files."""
-    for part in spec.parts:
-        ends = (part.first_label, part.last_label)
+    for subset in spec.subsets:
+        ends = (subset.first_label, subset.last_label)
         assert ends in {(None, None), (0, spec.num_classes - 1)} or spec.name in ("digits", "fashion_mnist")
 
 

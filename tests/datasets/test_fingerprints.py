@@ -181,7 +181,7 @@ def test_images_that_a_reproducible_build_replaces_are_read_and_have_another_fin
     top, found = tmp_path / "images", []
     for seed in (0, 100, 0):
         replace(top, seed)
-        images = open_dataset(f"{prefix}{top}", offline=True).parts["train"]
+        images = open_dataset(f"{prefix}{top}", offline=True).subsets["train"]
         assert np.array_equal(np.asarray(images[0][0]), np.asarray(Image.open(io.BytesIO(_picture(seed)))))
         found.append((images.compute_sha256(), images.compute_fingerprint()))
     assert found[0] == found[2]
@@ -219,5 +219,5 @@ def test_without_files_or_arrays_some_images_are_looked_at():
 
 
 def test_a_subset_has_the_fingerprint_of_its_dataset():
-    digits = open_dataset("digits").parts["all"]
-    assert digits.subset("some", np.arange(5)).compute_fingerprint() == digits.compute_fingerprint()
+    digits = open_dataset("digits").subsets["all"]
+    assert digits.select("some", np.arange(5)).compute_fingerprint() == digits.compute_fingerprint()

@@ -11,7 +11,7 @@ from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG
 from probe.datasets.opening import FORMS, form_module, open_dataset, open_split
 from probe.errors import DatasetError, DatasetMissingError, UnknownNameError
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 
 def row(*sources, train=6, test=4, **fields):
@@ -19,7 +19,7 @@ def row(*sources, train=6, test=4, **fields):
     return DatasetSpec(
         name="colours",
         title="two colours",
-        parts=(Part("train", train), Part("test", test)),
+        subsets=(Subset("train", train), Subset("test", test)),
         sources=sources or (place("images"),),
         num_classes=2,
         **fields,
@@ -81,10 +81,10 @@ def test_a_wrong_number_of_classes_gives_both(colours):
 
 
 @pytest.mark.parametrize(
-    ("where", "part"), [("first", Part("test", 4, first_label=1)), ("last", Part("test", 4, last_label=0))]
+    ("where", "subset"), [("first", Subset("test", 4, first_label=1)), ("last", Subset("test", 4, last_label=0))]
 )
-def test_another_order_of_labels_gives_both(colours, where, part):
-    spec = replace(row(), parts=(Part("train", 6), part))
+def test_another_order_of_labels_gives_both(colours, where, subset):
+    spec = replace(row(), subsets=(Subset("train", 6), subset))
     expected = 1 if where == "first" else 0
     with pytest.raises(DatasetError, match=f"the label {expected} for its {where} image, found {1 - expected}"):
         open_dataset(spec, data_dir=colours.parent)
@@ -103,7 +103,7 @@ def test_another_order_of_labels_gives_both(colours, where, part):
 )
 def test_other_numbers_of_images_of_a_class_give_both(counts, message, colours):
     """A copy of the right size can be divided differently."""
-    spec = replace(row(), parts=(Part("train", 6, class_counts=(3, 3)), Part("test", 4, class_counts=counts)))
+    spec = replace(row(), subsets=(Subset("train", 6, class_counts=(3, 3)), Subset("test", 4, class_counts=counts)))
     with pytest.raises(DatasetError, match=message):
         open_dataset(spec, data_dir=colours.parent)
 
@@ -111,13 +111,13 @@ def test_other_numbers_of_images_of_a_class_give_both(counts, message, colours):
 def test_classes_in_another_order_than_in_the_row_are_refused(image_folder):
     """The numbers of images show it, as in copies of FER 2013 with the classes in alphabetical order."""
     root = image_folder({"train/green": 3, "train/red": 5, "test/green": 2, "test/red": 2})
-    spec = replace(row(), parts=(Part("train", 8, class_counts=(5, 3)), Part("test", 4)))
+    spec = replace(row(), subsets=(Subset("train", 8, class_counts=(5, 3)), Subset("test", 4)))
     with pytest.raises(DatasetError, match="colours/train: expected 5 images of class 0, found 3"):
         open_dataset(spec, data_dir=root.parent)
 
 
 def test_a_partial_dataset_is_not_compared_class_by_class(colours):
-    spec = replace(row(), parts=(Part("train", 6), Part("test", 9, class_counts=(5, 4))))
+    spec = replace(row(), subsets=(Subset("train", 6), Subset("test", 9, class_counts=(5, 4))))
     assert open_dataset(spec, data_dir=colours.parent, allow_partial=True).incomplete == {"test": 9}
 
 
@@ -148,8 +148,8 @@ def test_a_fold_that_there_is_not_is_named():
 def test_every_form_has_a_module_and_every_row_a_form():
     assert {source.form for spec in CATALOG for source in spec.sources} <= set(FORMS)
     for form in FORMS:
-        assert list(inspect.signature(form_module(form).open_part).parameters) == [
-            *("spec", "source", "part", "root", "offline")
+        assert list(inspect.signature(form_module(form).open_subset).parameters) == [
+            *("spec", "source", "subset", "root", "offline")
         ]
 
 
@@ -188,8 +188,8 @@ def test_numbered_classes_are_in_the_order_of_numbers(tmp_path, image_folder):
 
 
 def test_the_middle_images_of_the_catalogue_are_not_needed_to_open(colours):
-    """Reading is lazy: only the first and the last image of a part are read on opening."""
+    """Reading is lazy: only the first and the last image of a subset are read on opening."""
     (colours / "train" / "green" / "001.png").write_bytes(b"")
     train = open_dataset(row(), data_dir=colours.parent)
     assert get_dataset("digits").num_folds == 1
-    assert len(train.parts["train"]) == 6
+    assert len(train.subsets["train"]) == 6

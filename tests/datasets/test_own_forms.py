@@ -19,7 +19,7 @@ from probe.datasets import get_dataset
 from probe.datasets.opening import SPLITS, open_dataset
 from probe.datasets.papers.kitti import distance_class, split_videos
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
-from probe.specs import Part
+from probe.specs import Subset
 
 NAMES = sorted(own_layouts.WRITERS)
 IN_FILES = sorted({*NAMES} - {"fer2013", "pcam"})  # whose images are files of their own
@@ -32,10 +32,13 @@ def _row(name, written=None):
     spec = replace(spec, sources=spec.sources[:1])
     if written is None:
         return spec
-    labels = [label for part in written.values() for label in part.values()]
+    labels = [label for subset in written.values() for label in subset.values()]
     return replace(
         spec,
-        parts=tuple(Part(part.name, len(written[part.name]) if part.name in written else None) for part in spec.parts),
+        subsets=tuple(
+            Subset(subset.name, len(written[subset.name]) if subset.name in written else None)
+            for subset in spec.subsets
+        ),
         fold_sizes=(),
         num_classes=20 if name == "voc2007" else max(labels) + 1,
         val_fraction=0.34,
@@ -68,12 +71,12 @@ def _nearest(value, written):
 def test_every_image_has_its_label(name, tmp_path):
     written = own_layouts.WRITERS[name](tmp_path)
     opened = open_dataset(_row(name, written), data_dir=tmp_path, offline=True)
-    expected = {value: label for part in written.values() for value, label in part.items()}
+    expected = {value: label for subset in written.values() for value, label in subset.items()}
     if name == "voc2007":  # the files have -1 for a class that is not shown, and 0 for one that does not count
         meaning = {1: 1, -1: 0, 0: IGNORED}
         expected = {value: [meaning[label] for label in labels] for value, labels in expected.items()}
     found = {}
-    for images in opened.parts.values():
+    for images in opened.subsets.values():
         assert images.labels.dtype == np.int64
         found |= {_nearest(value, expected): label for value, label in _by_value(images).items()}
     assert found == expected
@@ -83,16 +86,18 @@ def test_every_image_has_its_label(name, tmp_path):
 def test_every_part_has_the_images_of_its_list(name, tmp_path):
     written = own_layouts.WRITERS[name](tmp_path)
     opened = open_dataset(_row(name, written), data_dir=tmp_path, offline=True)
-    found = {part: [_nearest(value, written[part]) for value in _by_value(opened.parts[part])] for part in written}
-    assert {part: sorted(values) for part, values in found.items()} == {
-        part: sorted(values) for part, values in written.items()
+    found = {
+        subset: [_nearest(value, written[subset]) for value in _by_value(opened.subsets[subset])] for subset in written
+    }
+    assert {subset: sorted(values) for subset, values in found.items()} == {
+        subset: sorted(values) for subset, values in written.items()
     }
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_can_be_read_in_another_process(name, small, tmp_path):
     """Worker processes get what reads an image as a pickle."""
-    for images in open_dataset(small(name), data_dir=tmp_path, offline=True).parts.values():
+    for images in open_dataset(small(name), data_dir=tmp_path, offline=True).subsets.values():
         copy = pickle.loads(pickle.dumps(images))
         assert np.array_equal(copy[len(copy) - 1][0], images[len(images) - 1][0])
 
@@ -109,7 +114,7 @@ def test_the_same_images_are_the_same_split_wherever_they_are(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_two_images_have_one_id(name, small, tmp_path):
-    for images in open_dataset(small(name), data_dir=tmp_path, offline=True).parts.values():
+    for images in open_dataset(small(name), data_dir=tmp_path, offline=True).subsets.values():
         assert len(set(images.ids)) == len(images)
 
 
@@ -136,9 +141,9 @@ def test_each_path_of_the_row_must_be_there(name, small, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_wrong_number_of_images_is_named(name, tmp_path):
     written = own_layouts.WRITERS[name](tmp_path)
-    part = get_dataset(name).parts[0]
-    found = len(written[part.name]) if part.name in written else "[0-9]+"
-    with pytest.raises(DatasetError, match=f"{name}/{part.name}: expected {part.size} images, found {found};"):
+    subset = get_dataset(name).subsets[0]
+    found = len(written[subset.name]) if subset.name in written else "[0-9]+"
+    with pytest.raises(DatasetError, match=f"{name}/{subset.name}: expected {subset.size} images, found {found};"):
         open_dataset(_row(name), data_dir=tmp_path, offline=True)
 
 
@@ -275,13 +280,13 @@ def test_a_list_that_is_missing_beside_others_is_named(name, file, small, tmp_pa
 
 
 def test_scenes_keep_the_names_of_both_levels(small, tmp_path):
-    images = open_dataset(small("sun397"), data_dir=tmp_path, offline=True).parts["train"]
+    images = open_dataset(small("sun397"), data_dir=tmp_path, offline=True).subsets["train"]
     assert images.class_names == ["abbey", "cathedral/indoor", "cathedral/outdoor"]
     assert images.ids[0] == "a/abbey/sun_000.jpg"
 
 
 def test_birds_are_numbered_by_species_and_named_by_folder(small, tmp_path):
-    images = open_dataset(small("birdsnap"), data_dir=tmp_path, offline=True).parts["test"]
+    images = open_dataset(small("birdsnap"), data_dir=tmp_path, offline=True).subsets["test"]
     assert [(images.class_names[k], key) for k, key in zip(images.labels, images.ids, strict=True)] == [
         (name, f"{name}/{value:04}.jpg") for name, value in zip(own_layouts.BIRDS, (10, 50, 90), strict=True)
     ]
@@ -299,8 +304,8 @@ def test_birds_that_are_gone_are_left_out_where_partial_is_allowed(small, tmp_pa
     (tmp_path / "birdsnap" / "download" / "images" / "Snail_Kite" / "0040.jpg").unlink()
     opened = open_dataset(spec, data_dir=tmp_path, offline=True, allow_partial=True)
     assert opened.incomplete == {"train": 9}
-    assert "images/Snail_Kite/0040.jpg" not in opened.parts["train"].ids
-    assert len(_by_value(opened.parts["train"])) == 8
+    assert "images/Snail_Kite/0040.jpg" not in opened.subsets["train"].ids
+    assert len(_by_value(opened.subsets["train"])) == 8
 
 
 def test_a_species_whose_folder_is_gone_keeps_its_number(small, tmp_path):
@@ -308,12 +313,12 @@ def test_a_species_whose_folder_is_gone_keeps_its_number(small, tmp_path):
     spec = small("birdsnap")
     shutil.rmtree(tmp_path / "birdsnap" / "download" / "images" / "Coopers_Hawk")
     opened = open_dataset(spec, data_dir=tmp_path, offline=True, allow_partial=True)
-    assert set(opened.parts["test"].labels.tolist()) == {1, 2}
+    assert set(opened.subsets["test"].labels.tolist()) == {1, 2}
 
 
 @pytest.mark.parametrize("columns", [("emotion", "pixels", "Usage"), ("emotion", " Usage", " pixels")])
 def test_faces_are_those_that_torchvision_reads(columns, tmp_path, monkeypatch):
-    """In both files that go round; torchvision tells them by name and MD5, and has both test parts in one."""
+    """In both files that go round; torchvision tells them by name and MD5, and has both test subsets in one."""
     own_layouts.fer2013(tmp_path, columns)
     path = tmp_path / "fer2013" / "fer2013.csv"
     key, name = ("fer", "fer2013.csv") if columns[1] == "pixels" else ("icml", "icml_face_data.csv")
@@ -322,7 +327,7 @@ def test_faces_are_those_that_torchvision_reads(columns, tmp_path, monkeypatch):
     entry = (name, hashlib.md5(path.read_bytes()).hexdigest())
     monkeypatch.setitem(torchvision.datasets.FER2013._RESOURCES, key, entry)
     theirs = torchvision.datasets.FER2013(tmp_path / "copy", split="train")
-    ours = open_dataset(_row("fer2013", own_layouts.fer2013(tmp_path, columns)), data_dir=tmp_path).parts["train"]
+    ours = open_dataset(_row("fer2013", own_layouts.fer2013(tmp_path, columns)), data_dir=tmp_path).subsets["train"]
     assert len(ours) == len(theirs)
     for (image, label), (expected, expected_label) in zip(ours, theirs, strict=True):
         assert label == expected_label
@@ -339,7 +344,7 @@ def test_both_files_of_faces_are_one_split(tmp_path):
 
 
 def test_faces_take_one_byte_a_pixel(small, tmp_path):
-    (pixels,) = open_dataset(small("fer2013"), data_dir=tmp_path, offline=True).parts["train"].read.args
+    (pixels,) = open_dataset(small("fer2013"), data_dir=tmp_path, offline=True).subsets["train"].read.args
     assert (pixels.dtype, pixels.nbytes) == (np.uint8, 14 * 48 * 48)
 
 
@@ -391,14 +396,16 @@ def test_frames_of_a_video_are_in_one_split(small, tmp_path):
 def test_frames_have_the_video_that_the_mapping_gives_them(small, tmp_path):
     """Image i is line train_rand[i], counted from 1, of train_mapping.txt."""
     opened = open_dataset(small("kitti"), data_dir=tmp_path, offline=True)
-    found = {key: video for part in opened.parts.values() for key, video in zip(part.ids, part.groups, strict=True)}
+    found = {
+        key: video for subset in opened.subsets.values() for key, video in zip(subset.ids, subset.groups, strict=True)
+    }
     frames, order = own_layouts.kitti_frames(), own_layouts.kitti_order()
     assert found == {f"training/image_2/{i:06}.png": frames[order[i]][0] for i in range(24)}
 
 
 def test_memes_are_tested_on_the_development_list_of_either_phase(small, tmp_path):
     opened = open_dataset(small("hateful_memes", dev="dev_seen.jsonl"), data_dir=tmp_path, offline=True)
-    assert opened.parts["test"].ids == ["img/00120.png", "img/00140.png", "img/00160.png"]
+    assert opened.subsets["test"].ids == ["img/00120.png", "img/00140.png", "img/00160.png"]
 
 
 def test_memes_without_a_development_list_say_which(small, tmp_path):
@@ -468,7 +475,7 @@ def test_patches_that_cannot_be_downloaded_say_why(tmp_path, monkeypatch):
 def test_clips_are_shown_by_their_middle_frame(tmp_path):
     """The others are black or white; the middle frames of a miniature are neither, and all are different."""
     written = own_layouts.ucf101(tmp_path)["all"]
-    images = open_dataset(_row("ucf101", {"all": written}), data_dir=tmp_path, offline=True).parts["all"]
+    images = open_dataset(_row("ucf101", {"all": written}), data_dir=tmp_path, offline=True).subsets["all"]
     assert [_nearest(value, written) for value in _by_value(images)] == sorted(written)
 
 
@@ -485,7 +492,7 @@ def test_clips_are_in_the_folds_of_the_lists(small, tmp_path):
 
 def test_clips_of_a_video_are_not_divided_between_training_and_validation(small, tmp_path):
     opened = open_dataset(small("ucf101"), data_dir=tmp_path, offline=True)
-    assert opened.parts["all"].groups[:3] == ["ApplyEyeMakeup/g01", "ApplyEyeMakeup/g01", "ApplyEyeMakeup/g02"]
+    assert opened.subsets["all"].groups[:3] == ["ApplyEyeMakeup/g01", "ApplyEyeMakeup/g01", "ApplyEyeMakeup/g02"]
     for k in range(3):
         train, val = (set(opened.split(split, k).groups) for split in ("train", "val"))
         assert len(val) == 2
@@ -496,26 +503,26 @@ def test_clips_are_sorted_by_class_and_name(small, tmp_path):
     """By the class's number, whatever the lists' order, so that every fold counts positions alike."""
     spec = small("ucf101")
     lists = tmp_path / UCF_LISTS
-    before = open_dataset(spec, data_dir=tmp_path, offline=True).parts["all"].ids
+    before = open_dataset(spec, data_dir=tmp_path, offline=True).subsets["all"].ids
     for path in lists.glob("t*list*.txt"):
         path.write_text("\n".join(reversed(path.read_text().split("\n"))))
-    assert open_dataset(spec, data_dir=tmp_path, offline=True).parts["all"].ids == before
+    assert open_dataset(spec, data_dir=tmp_path, offline=True).subsets["all"].ids == before
 
 
 def test_clips_are_found_where_a_copy_spells_them_otherwise(small, tmp_path):
     """The lists have v_HandStandPushups; some archives have v_HandstandPushups, which is another file here."""
     spec = small("ucf101")
-    expected = _by_value(open_dataset(spec, data_dir=tmp_path, offline=True).parts["all"])
+    expected = _by_value(open_dataset(spec, data_dir=tmp_path, offline=True).subsets["all"])
     for path in (tmp_path / "ucf101" / "UCF-101" / "HandstandPushups").iterdir():
         path.rename(path.with_name(path.name.replace("HandStand", "Handstand")))
-    assert _by_value(open_dataset(spec, data_dir=tmp_path, offline=True).parts["all"]) == expected
+    assert _by_value(open_dataset(spec, data_dir=tmp_path, offline=True).subsets["all"]) == expected
 
 
-@pytest.mark.parametrize("part", ["train", "val", "test"])
-def test_labels_of_voc_follow_from_its_annotations(part, small, tmp_path):
+@pytest.mark.parametrize("subset", ["train", "val", "test"])
+def test_labels_of_voc_follow_from_its_annotations(subset, small, tmp_path):
     """A class counts as shown if some object of it is not difficult, and not at all if all of its objects are."""
-    images = open_dataset(small("voc2007"), data_dir=tmp_path, offline=True).parts[part]
-    theirs = torchvision.datasets.VOCDetection(tmp_path, year="2007", image_set=part)
+    images = open_dataset(small("voc2007"), data_dir=tmp_path, offline=True).subsets[subset]
+    theirs = torchvision.datasets.VOCDetection(tmp_path, year="2007", image_set=subset)
     for (_, label), (_, target) in zip(images, theirs, strict=True):
         objects = [(entry["name"], int(entry["difficult"])) for entry in target["annotation"]["object"]]
         expected = [
@@ -526,7 +533,7 @@ def test_labels_of_voc_follow_from_its_annotations(part, small, tmp_path):
 
 def test_some_class_of_the_miniature_is_only_difficult_in_an_image(small, tmp_path):
     """Else the test above would show nothing of it."""
-    labels = open_dataset(small("voc2007"), data_dir=tmp_path, offline=True).parts["train"].labels
+    labels = open_dataset(small("voc2007"), data_dir=tmp_path, offline=True).subsets["train"].labels
     assert {value: int((labels == value).sum()) for value in (1, 0, -1)} == {1: 20, 0: 97, -1: 3}
 
 
@@ -537,7 +544,7 @@ def test_voc_without_its_test_archive_is_not_here(tmp_path):
 
 
 def _pack_voc(tmp_path):
-    """Training and validation are unpacked, the test part is in its archive, and no address of the row answers."""
+    """Training and validation are unpacked, the test subset is in its archive, and no address of the row answers."""
     written = own_layouts.voc2007(tmp_path / "made", sets=("test",))
     (tmp_path / "data").mkdir()
     archive = tmp_path / "data" / "VOCtest_06-Nov-2007.tar"
@@ -554,7 +561,7 @@ def test_voc_gets_only_the_archive_that_is_missing(tmp_path):
     """Training and validation are there, so their archive is not asked for; nothing is at its address."""
     spec, _ = _pack_voc(tmp_path)
     opened = open_dataset(spec, data_dir=tmp_path / "data")
-    assert opened.parts["test"].ids == [f"{3 * i + 2:06}" for i in range(6)]
+    assert opened.subsets["test"].ids == [f"{3 * i + 2:06}" for i in range(6)]
 
 
 def test_voc_that_cannot_be_downloaded_says_why(tmp_path):
@@ -573,7 +580,7 @@ def test_tracks_of_signs_are_not_divided_between_training_and_validation(small, 
 
 
 def test_signs_of_the_test_part_have_the_labels_of_the_table(small, tmp_path):
-    images = open_dataset(small("gtsrb_39209"), data_dir=tmp_path, offline=True).parts["test"]
+    images = open_dataset(small("gtsrb_39209"), data_dir=tmp_path, offline=True).subsets["test"]
     with (tmp_path / "gtsrb" / "GT-final_test.csv").open() as file:
         table = [(row["Filename"], int(row["ClassId"])) for row in csv.DictReader(file, delimiter=";")]
     names = [key.rpartition("/")[2] for key in images.ids]

@@ -12,7 +12,7 @@ from probe.errors import DatasetError, UnknownNameError
 from probe.grid import plan
 from probe.runner import run_grid
 from probe.settings import Settings
-from probe.specs import Part
+from probe.specs import Subset
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def small(tmp_path, monkeypatch):
     def make(name, *sizes, **fields):
         getattr(layouts, name)(tmp_path, monkeypatch)
         spec = get_dataset(name)
-        parts = tuple(Part(part.name, size) for part, size in zip(spec.parts, sizes, strict=True))
-        return replace(spec, parts=parts, num_classes=2, fold_sizes=(), **fields)
+        subsets = tuple(Subset(subset.name, size) for subset, size in zip(spec.subsets, sizes, strict=True))
+        return replace(spec, subsets=subsets, num_classes=2, fold_sizes=(), **fields)
 
     return make
 
@@ -76,7 +76,7 @@ def test_gtsrb_is_tested_on_the_listed_labels(small, tmp_path):
 
 def test_eurosat_is_read_from_its_folders(small, tmp_path):
     spec = small("eurosat", 10, recipe="", split_sizes=())
-    everything = open_dataset(spec, data_dir=tmp_path, offline=True).parts["all"]
+    everything = open_dataset(spec, data_dir=tmp_path, offline=True).subsets["all"]
     assert everything.labels.tolist() == [0] * 5 + [1] * 5
     assert everything.ids[0] == "eurosat/2750/AnnualCrop/AnnualCrop_0.jpg"
 
@@ -91,12 +91,12 @@ def test_eurosat_that_is_too_small_for_its_recipe_is_named(small, tmp_path):
 def test_clevr_counts_from_three(small, tmp_path):
     spec = small("clevr_counts", 4, 4, recipe="", split_sizes=(), val_fraction=0.5)
     opened = open_dataset(spec, data_dir=tmp_path, offline=True)
-    assert opened.parts["train"].labels.tolist() == list(layouts.LABELS)
-    assert opened.parts["train"].class_names[:2] == ["3", "4"]
+    assert opened.subsets["train"].labels.tolist() == list(layouts.LABELS)
+    assert opened.subsets["train"].class_names[:2] == ["3", "4"]
 
 
 def test_any_class_of_torchvision_is_a_dataset(tmp_path, monkeypatch):
-    """`torchvision:CLASS`, with its parts found by asking the class."""
+    """`torchvision:CLASS`, with its subsets found by asking the class."""
     layouts.dtd(tmp_path, monkeypatch)
     opened = open_dataset("torchvision:DTD", data_dir=tmp_path, offline=True)
     assert [len(opened.split(name)) for name in ("train", "val", "test")] == [4, 4, 4]
@@ -109,7 +109,7 @@ def test_more_arguments_of_a_class_can_be_given(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "parts"),
+    ("name", "subsets"),
     [
         ("CIFAR10", {"train": {"train": True}, "test": {"train": False}}),
         ("OxfordIIITPet", {"train": {"split": "trainval"}, "test": {"split": "test"}}),
@@ -118,9 +118,9 @@ def test_more_arguments_of_a_class_can_be_given(tmp_path, monkeypatch):
         ("EuroSAT", {"all": {}}),
     ],
 )
-def test_parts_are_found_by_what_a_class_takes(name, parts):
+def test_parts_are_found_by_what_a_class_takes(name, subsets):
     (source,) = get_dataset(f"torchvision:{name}").sources
-    assert {part: dict(arguments) for part, arguments in source.parts} == parts
+    assert {subset: dict(arguments) for subset, arguments in source.subsets} == subsets
 
 
 @pytest.mark.parametrize(

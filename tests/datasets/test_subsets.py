@@ -12,7 +12,7 @@ from make.images import write_image
 
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
-from probe.datasets.subsets import SPELLINGS, choose_parts, find_parts, part_of
+from probe.datasets.subsets import SPELLINGS, choose_subsets, find_subsets, subset_of
 from probe.errors import DatasetError
 
 CASES = (str, str.title, str.upper)
@@ -21,47 +21,47 @@ CASES = (str, str.title, str.upper)
 def test_the_spellings_are_those_of_the_library():
     """The names of Hugging Face's `datasets` are known; the library itself knows them only in lower case."""
     theirs = {str(split): sorted(words) for split, words in SPLIT_KEYWORDS.items()}
-    assert {part: sorted(words) for part, words in SPELLINGS.items()} == {
+    assert {subset: sorted(words) for subset, words in SPELLINGS.items()} == {
         "train": theirs["train"], "val": theirs["validation"], "test": theirs["test"]
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["trainer", "train1", "tests", "valley", "devil", "all", "", "te st", "train-test"])
 def test_other_names_are_none(name):
-    assert part_of(name) is None
+    assert subset_of(name) is None
 
 
 def test_what_the_user_names_wins():
     """Name the three splits, or some of them, in every way: named splits are used, and no split is used twice."""
     names = ["train", "valid", "test"]
-    found = find_parts("set", names)
+    found = find_subsets("set", names)
     accepted = 0
     for chosen in product([None, *names], repeat=3):
-        options = {part: name for part, name in zip(("train", "val", "test"), chosen, strict=True) if name}
+        options = {subset: name for subset, name in zip(("train", "val", "test"), chosen, strict=True) if name}
         with suppress(DatasetError):
-            parts = choose_parts("set", options, found, names=names)
+            subsets = choose_subsets("set", options, found, names=names)
             accepted += 1
-            assert options.items() <= parts.items()
-            assert len(set(parts.values())) == len(parts)
-            assert {"train", "test"} <= set(parts)
+            assert options.items() <= subsets.items()
+            assert len(set(subsets.values())) == len(subsets)
+            assert {"train", "test"} <= set(subsets)
     assert accepted == 22  # counted by hand; all other combinations use a split twice
 
 
 def test_a_split_that_would_be_left_out_is_named():
     names = ["train", "test", "holdout", "test_v2"]
-    found = find_parts("set", names)
+    found = find_subsets("set", names)
     with pytest.raises(DatasetError, match=r"set has 'holdout', 'test_v2', .* as in \?train=train&test=test"):
-        choose_parts("set", {}, found, names=names)
+        choose_subsets("set", {}, found, names=names)
 
 
 def test_what_the_user_leaves_out_is_reported(caplog):
     names = ["train", "val", "test", "holdout"]
     options = {"train": "train", "test": "test"}
-    parts = choose_parts("set", {"all": "test"}, find_parts("set", names), names=names)
-    assert parts == {"all": "test"}
+    subsets = choose_subsets("set", {"all": "test"}, find_subsets("set", names), names=names)
+    assert subsets == {"all": "test"}
     assert "set: the split 'train' is not used; take it with ?train=train" in caplog.text
     assert "set: the split 'holdout' is not used; take a split with ?train=" in caplog.text
-    assert choose_parts("set", options, find_parts("set", names), names=names) == {**options, "val": "val"}
+    assert choose_subsets("set", options, find_subsets("set", names), names=names) == {**options, "val": "val"}
 
 
 @pytest.mark.parametrize("form", ["csv", "folder", "hf", "wds"])
@@ -101,7 +101,7 @@ def test_no_form_drops_a_split_in_silence(form, tmp_path, monkeypatch, caplog):
 def test_all_forms_take_a_set_apart_alike(has_val, tmp_path, monkeypatch):
     """Try every spelling in three letter cases, as folders, tables, shards, and through Hugging Face's library."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    words = [[case(word) for word in SPELLINGS[part] for case in CASES] for part in ("train", "val", "test")]
+    words = [[case(word) for word in SPELLINGS[subset] for case in CASES] for subset in ("train", "val", "test")]
     for n in range(max(map(len, words))):
         train, val, test = (spelled[n % len(spelled)] for spelled in words)
         sizes = {train: 3, test: 2} | ({val: 1} if has_val else {})
@@ -122,7 +122,7 @@ def test_all_forms_take_a_set_apart_alike(has_val, tmp_path, monkeypatch):
         expected = {"train": 6} | ({"val": 2} if has_val else {}) | {"test": 4}
         for name in (f"folder:{root}/images", f"hf:{root}/images", f"wds:{root}/shards", f"csv:{root}/list.csv"):
             opened = open_dataset(get_dataset(name))
-            assert {part: len(images) for part, images in opened.parts.items()} == expected, (name, sizes)
-            for images in opened.parts.values():
+            assert {subset: len(images) for subset, images in opened.subsets.items()} == expected, (name, sizes)
+            for images in opened.subsets.values():
                 labels = [int(image.getpixel((5, 5))[0] > 100) for image, _ in images]
                 assert images.labels.tolist() == labels, (name, sizes)

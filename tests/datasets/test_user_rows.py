@@ -14,12 +14,12 @@ name = "colours"
 num_classes = 2
 metric = "mean_per_class"
 val_fraction = 0.34
-parts = [{ name = "train", size = 6 }, { name = "test", size = 4 }]
+subsets = [{ name = "train", size = 6 }, { name = "test", size = 4 }]
 
 [[sources]]
 form = "folder"
 location = "./images"
-parts = { train = { folder = "train" }, test = { folder = "test" } }
+subsets = { train = { folder = "train" }, test = { folder = "test" } }
 """
 
 
@@ -72,10 +72,10 @@ def test_a_row_may_use_a_class_of_torchvision(write):
         ("num_classes", "classes", "unknown key 'classes'; did you mean 'num_classes'"),
         ('"mean_per_class"', '"mean_per_clas"', "unknown metric 'mean_per_clas'; did you mean 'mean_per_class'"),
         ('"folder"', '"foldr"', "unknown form 'foldr'; did you mean 'folder'"),
-        ("size = 6", 'size = "6"', "parts[0].size: expected int | null, got str"),
+        ("size = 6", 'size = "6"', "subsets[0].size: expected int | null, got str"),
         ("0.34", "1.5", "val_fraction is 1.5 and test_fraction 0.2; give shares of all images that leave"),
-        ('name = "test"', 'name = "tset"', "the parts are train, tset; give each of train, val, test or all once"),
-        ('"train", size', '"val", size', "the parts are val, test; give train and test, or all alone"),
+        ('name = "test"', 'name = "tset"', "the subsets are train, tset; give each of train, val, test or all once"),
+        ('"train", size', '"val", size', "the subsets are val, test; give train and test, or all alone"),
         ("[[sources]]", "[[source]]", "has no list of tables 'sources'"),
         ('name = "colours"\n', "", "name is missing"),
         ("num_classes = 2", "num_classes = ", "is no TOML"),
@@ -101,7 +101,7 @@ def test_a_row_may_use_a_class_of_torchvision(write):
         ("form =", DOWNLOAD.format("file:///etc/hosts"), "has the download 'file:///etc/hosts'; give an address that"),
         ("form =", DOWNLOAD.format("ftp://a/b.zip"), "has the download 'ftp://a/b.zip'"),
         ("form =", DOWNLOAD.format("b.zip"), "has the download 'b.zip'"),
-        ("size = 6", "size = 6, class_counts = 3", "parts[0].class_counts: expected array, got int"),
+        ("size = 6", "size = 6, class_counts = 3", "subsets[0].class_counts: expected array, got int"),
         ("size = 6", "size = 6, class_counts = [3, -3]", "train has -3 images of a class; give 0 or more"),
         ("form =", "options = 5\nform =", "options: 5 is no table"),
         ("form =", "options = { groups = [[1]] }\nform =", "groups = [[1]] is no text, number, or list of them"),
@@ -110,12 +110,12 @@ def test_a_row_may_use_a_class_of_torchvision(write):
         ("form =", 'options = { media = "foo" }\nform =', "media = 'foo'; give 'video'"),
         ("form =", 'options = { groups = "[" }\nform =', "write a pattern with a group ()"),
         ("form =", 'options = { groups = "a" }\nform =', "it has no group"),
-        ('{ folder = "test" }', '{ folder = "train" }', "two parts of a source are the same"),
+        ('{ folder = "test" }', '{ folder = "train" }', "two subsets of a source are the same"),
         ('{ folder = "test" }', '{ folder = "/test" }', "is not below the location"),
-        ('{ folder = "test" }', '{ folder = "./train/" }', "two parts of a source are the same"),
+        ('{ folder = "test" }', '{ folder = "./train/" }', "two subsets of a source are the same"),
         (', test = { folder = "test" }', "", "a source does not say where test is; add test = { folder = ... }"),
         ('{ folder = "train" }', "{ split = 1 }", "does not say where train is"),
-        ("val_fraction = 0.34", 'recipe = "eurosat"', "the recipe 'eurosat' divides all; give these parts"),
+        ("val_fraction = 0.34", 'recipe = "eurosat"', "the recipe 'eurosat' divides all; give these subsets"),
         ("val_fraction = 0.34", 'recipe = "eurosatt"', "unknown recipe 'eurosatt'; did you mean 'eurosat'"),
         ("val_fraction = 0.34", "num_folds = 3", "only rows of the catalogue have folds of their own"),
         ("val_fraction = 0.34", "split_sizes = { tets = 3 }", "split_sizes are of train, val, test"),
@@ -136,7 +136,7 @@ def test_a_row_that_is_not_there_is_named(tmp_path):
 
 def test_the_images_of_each_class_are_compared_as_in_the_catalogue(write):
     opened = open_dataset(write(ROW.replace("size = 4", "size = 4, class_counts = [2, 2]")))
-    assert opened.parts["test"].labels.tolist() == [0, 0, 1, 1]
+    assert opened.subsets["test"].labels.tolist() == [0, 0, 1, 1]
     with pytest.raises(DatasetError, match="colours/test: expected 1 images of class 0, found 2"):
         open_dataset(write(ROW.replace("size = 4", "size = 4, class_counts = [1, 3]")))
 
@@ -156,13 +156,13 @@ def test_a_form_without_archives_refuses_them(write):
 
 def test_a_row_cannot_send_torchvision_to_another_folder(write):
     text = ROW.replace('form = "folder"', 'form = "torchvision"').replace('folder = "train"', 'root = "/tmp/elsewhere"')
-    with pytest.raises(DatasetError, match="a part has the argument root, which is the data folder"):
+    with pytest.raises(DatasetError, match="a subset has the argument root, which is the data folder"):
         get_dataset(write(text))
 
 
 @pytest.mark.parametrize("arguments", ["{}", '{ split = "" }'])
 def test_each_part_of_a_table_names_its_split(arguments, write):
-    """Without a split, the part would be the whole file, and the probe would be tested on its training images."""
+    """Without a split, the subset would be the whole file, and the probe would be tested on its training images."""
     text = ROW.replace('form = "folder"', 'form = "table"').replace('{ folder = "train" }', '{ split = "train" }')
     with pytest.raises(DatasetError, match=r"does not say where test is; add test = \{ split = "):
         get_dataset(write(text.replace('{ folder = "test" }', arguments)))

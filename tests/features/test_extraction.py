@@ -83,7 +83,7 @@ def test_features_are_made_once(tmp_path, undisturbed, small):
 @pytest.mark.slow
 def test_what_is_kept_equals_what_extract_gives(undisturbed, small):
     encoder = probe.load_encoder(small[0], device="cpu")
-    images = probe.datasets.opening.open_dataset("digits").parts["all"]
+    images = probe.datasets.opening.open_dataset("digits").subsets["all"]
     assert probe.extract_features(encoder, images, batch_size=BATCH).compute_sha256() == undisturbed
 
 
@@ -156,7 +156,7 @@ def test_one_reading_feeds_all_models_and_modes(tmp_path, monkeypatch, undisturb
     assert alone[0] == undisturbed
     assert set(read.values()) - {1} <= {2}  # the first and the last are read once more on opening
     assert sum(count > 1 for count in read.values()) <= 2
-    assert together[0].extraction.parts["all"].models == 4
+    assert together[0].extraction.subsets["all"].models == 4
 
 
 @pytest.mark.slow
@@ -197,8 +197,8 @@ def test_a_shard_has_its_share_of_every_part(tmp_path, folder):
         (outcome,) = extract(specs, tmp_path / "cache", shard=(i, 2))
     assert isinstance(outcome, Extraction)
     whole = extract(specs, tmp_path / "whole")[0]
-    for part, features in whole.features.items():
-        assert outcome.features[part].compute_sha256() == features.compute_sha256()
+    for subset, features in whole.features.items():
+        assert outcome.features[subset].compute_sha256() == features.compute_sha256()
 
 
 def of_folder(folder, cache, **settings):
@@ -249,7 +249,7 @@ def test_a_model_behind_another_may_skip_what_that_has_skipped(tmp_path, folder)
 
 
 def test_how_a_source_is_read_is_part_of_the_key(folder):
-    """Two rows of one name that read other columns, or other parts of one file, have the same ids."""
+    """Two rows of one name that read other columns, or other subsets of one file, have the same ids."""
     (spec,) = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu")
     source = spec.dataset.sources[0]
     other = replace(source, options=(("image", "right"),))
@@ -332,7 +332,7 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed, small):
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True, capture_output=True)
         (outcome,) = extract(digits(small[0]), disk)
         assert outcome.features["all"].compute_sha256() == undisturbed
-        assert outcome.extraction.parts["all"].images == 1797 - 256 * made
+        assert outcome.extraction.subsets["all"].images == 1797 - 256 * made
     finally:
         del outcome  # whose arrays are in files there
         subprocess.run(["umount", "-l", str(disk)], check=True)
@@ -344,7 +344,7 @@ def test_the_record_says_how_fast_and_from_where(tmp_path, small):
     settings = Settings(results_dir=tmp_path / "r", cache_dir=tmp_path / "c", offline=True)
     first, again = (next(run_grid(specs, settings, rerun=True)) for _ in range(2))
     assert (first.extraction.from_cache, again.extraction.from_cache) == (False, True)
-    numbers = first.extraction.parts["all"]
+    numbers = first.extraction.subsets["all"]
     assert (numbers.images, numbers.models) == (1797, 1)
     assert min(numbers.images_per_second, numbers.read_seconds, numbers.encode_seconds, numbers.keep_seconds) > 0
     assert numbers.peak_memory_mb > 100
@@ -357,7 +357,7 @@ def test_the_record_says_how_fast_and_from_where(tmp_path, small):
 def test_the_commands_tell_what_is_kept(tmp_path, capsys):
     common = ["--dataset", "digits", "--model", "tiny", "--device", "cpu", "--cache-dir", str(tmp_path)]
     assert main(["cache", "explain", *common]) == 1
-    assert "not cached, nor is anything of this part" in capsys.readouterr().out
+    assert "not cached, nor is anything of this subset" in capsys.readouterr().out
     assert main(["extract", *common, "--out", str(tmp_path / "features.npz")]) == 0
     assert "extracted" in capsys.readouterr().out
     assert main(["extract", *common]) == 0

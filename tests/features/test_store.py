@@ -294,7 +294,7 @@ def test_explaining_names_the_fields_that_differ(tmp_path):
     wanted = cell(batch_size=16)
     kept = nearest(tmp_path, wanted)
     assert differing(wanted, kept) == {"batch_size": (64, 16)}
-    assert nearest(tmp_path, replace(wanted, part="train")) is None
+    assert nearest(tmp_path, replace(wanted, subset="train")) is None
 
 
 def test_surveying_tells_whole_from_begun_and_damaged(tmp_path):
@@ -352,6 +352,12 @@ def test_shards_share_all_chunks(n):
 
 def test_the_sidecar_is_clear_text(tmp_path):
     about = json.loads((fill(tmp_path, cell()) / "entry.json").read_text())
-    assert about["label"] == {"dataset": "digits", "part": "all", "model": "tiny", "mode": "eager", "precision": "fp32"}
+    assert about["label"] == {
+        "dataset": "digits",
+        "subset": "all",
+        "model": "tiny",
+        "mode": "eager",
+        "precision": "fp32",
+    }
     assert about["key"] == KEY
     assert about["arrays"]["projected"]["shape"] == [600, 2]

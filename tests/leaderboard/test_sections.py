@@ -141,9 +141,9 @@ def _of_draws(name, wrong, *, folds=False):
     record = scored_record(name, 0)
     outcomes = [Outcomes("accuracy", {"right": np.arange(NUM_TEST) >= n}) for n in wrong]
     draws = tuple(make_result(outcome.score()) for outcome in outcomes)
-    parts = {"folds": (make_result(draws=draws),) * 2} if folds else {"draws": draws}
+    subsets = {"folds": (make_result(draws=draws),) * 2} if folds else {"draws": draws}
     score = float(np.mean([outcome.score() for outcome in outcomes]))
-    result = replace(record.result, outcomes=tuple(map(packed, outcomes)), score=score, **parts)
+    result = replace(record.result, outcomes=tuple(map(packed, outcomes)), score=score, **subsets)
     return [replace(record, result=result)]
 
 

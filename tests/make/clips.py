@@ -32,7 +32,7 @@ SMALL_RESNET = Architecture(
 
 
 def random_clip(architecture: Architecture, seed: int = 0) -> CLIP:
-    """A CLIP model with random weights in which no part is idle."""
+    """A CLIP model with random weights in which no subset is idle."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CLIP(architecture)

@@ -10,12 +10,12 @@ ROW = """
 name = "colours"
 num_classes = 2
 val_fraction = 0.34
-parts = [{ name = "train", size = 12 }, { name = "test", size = 8 }]
+subsets = [{ name = "train", size = 12 }, { name = "test", size = 8 }]
 
 [[sources]]
 form = "folder"
 location = "images"
-parts = { train = { folder = "train" }, test = { folder = "test" } }
+subsets = { train = { folder = "train" }, test = { folder = "test" } }
 """
 
 

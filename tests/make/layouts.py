@@ -133,7 +133,7 @@ def stl10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gtsrb(root: Path, _: pytest.MonkeyPatch) -> None:
-    """Two classes of four tracks of three frames, red as their class and track; the test part is listed in a file."""
+    """Two classes of four tracks of three frames, red as their class and track; the test subset is listed in a file."""
     base = root / "gtsrb"
     for k in range(2):
         for track in range(4):

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 
 from probe.datasets import get_dataset
-from probe.specs import DatasetSpec, Part
+from probe.specs import DatasetSpec, Subset
 
 SMALL_MNIST = DatasetSpec(
     name="small_mnist",
     title="MNIST's layout, few images",
-    parts=(Part("train", 40), Part("test", 10)),
+    subsets=(Subset("train", 40), Subset("test", 10)),
     sources=(replace(get_dataset("fashion_mnist").sources[0], files="the four IDX files"),),
     num_classes=10,
 )

@@ -1,6 +1,6 @@
 """Miniatures of datasets that have a module of their own, in the layout on disk of their makers.
 
-Each writer returns what it wrote: for every part the labels of its images, by their grey value. No two images of a
+Each writer returns what it wrote: for every subset the labels of its images, by their grey value. No two images of a
 miniature have values nearer than `APART`; lossy files hold them to within half of it.
 """
 
@@ -42,11 +42,11 @@ def write_text(path: Path, lines: list[str], end: str = "\n") -> None:
 def sun397(root: Path) -> Written:
     top, values, written = root / "SUN397", iter(range(0, 256, 10)), {}
     write_text(top / "ClassName.txt", list(SCENES))
-    for part, name in (("train", "Training_01.txt"), ("test", "Testing_01.txt")):
-        written[part] = {next(values): label for label in (0, 0, 1, 1, 2, 2)}
-        lines = [f"{SCENES[label]}/sun_{value:03}.jpg" for value, label in written[part].items()]
+    for subset, name in (("train", "Training_01.txt"), ("test", "Testing_01.txt")):
+        written[subset] = {next(values): label for label in (0, 0, 1, 1, 2, 2)}
+        lines = [f"{SCENES[label]}/sun_{value:03}.jpg" for value, label in written[subset].items()]
         write_text(top / name, lines, end="\r\n")
-        for value, line in zip(written[part], lines, strict=True):
+        for value, line in zip(written[subset], lines, strict=True):
             write_grey(top / line[1:], value)
     return written
 
@@ -55,12 +55,12 @@ def birdsnap(root: Path) -> Written:
     top, values, written = root / "birdsnap", iter(range(0, 256, 10)), {"train": {}, "test": {}}
     rows, tested = ["url\tmd5\tpath\tspecies_id\tbb_x1\tbb_y1\tbb_x2\tbb_y2\tback_x\tback_y"], ["path"]
     for label, name in enumerate(BIRDS):
-        for part in ("train", "test", "train", "train"):
+        for subset in ("train", "test", "train", "train"):
             value = next(values)
             path = f"{name}/{value:04}.jpg"
             rows.append(f"http://127.0.0.1:9/{value}.jpg\t{value:032x}\t{path}\t{label + 1}\t1\t2\t8\t9\tnull\tnull")
-            tested += [path] if part == "test" else []
-            written[part][value] = label
+            tested += [path] if subset == "test" else []
+            written[subset][value] = label
             write_grey(top / "download" / "images" / path, value)
     write_text(top / "images.txt", rows)
     write_text(top / "test_images.txt", tested)
@@ -76,7 +76,7 @@ def fer2013(root: Path, columns: tuple[str, ...] = ("emotion", "pixels", "Usage"
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(columns)
         for i in range(28):
-            part, usage = (
+            subset, usage = (
                 ("train", "Training"),
                 ("val", "PublicTest"),
                 ("train", "Training"),
@@ -85,7 +85,7 @@ def fer2013(root: Path, columns: tuple[str, ...] = ("emotion", "pixels", "Usage"
             value, label = 10 + 8 * i, (i // 2) % 7
             fields = {"emotion": label, "pixels": " ".join(map(str, [value - 5] + [value] * 2303)), "Usage": usage}
             rows.writerow([fields[name.strip()] for name in columns])
-            written[part][value] = label
+            written[subset][value] = label
     return written
 
 
@@ -100,7 +100,7 @@ def kitti_order() -> list[int]:
 
 
 def kitti(root: Path) -> Written:
-    """24 images, whose grey value is ten times their number; `all` stands for the three parts, which are drawn."""
+    """24 images, whose grey value is ten times their number; `all` stands for the three subsets, which are drawn."""
     top, written = root / "Kitti" / "raw", {}
     frames, order = kitti_frames(), kitti_order()
     write_text(top / "mapping" / "train_mapping.txt", [f"{v[:10]} {v} {frame:010}" for v, frame in frames])
@@ -122,15 +122,15 @@ def _kitti_object(name: str, z: float) -> str:
 
 def hateful_memes(root: Path, dev: str = "dev.jsonl") -> Written:
     top, values, written = root / "hateful_memes", iter(range(0, 256, 20)), {}
-    for part, name, labels in (("train", "train.jsonl", (0, 1, 1, 0, 0, 1)), ("test", dev, (1, 0, 0))):
-        written[part] = {next(values): label for label in labels}
-        for value in written[part]:
+    for subset, name, labels in (("train", "train.jsonl", (0, 1, 1, 0, 0, 1)), ("test", dev, (1, 0, 0))):
+        written[subset] = {next(values): label for label in labels}
+        for value in written[subset]:
             write_grey(top / "img" / f"{value:05}.png", value)
         write_text(
             top / name,
             [
                 json.dumps({"id": value, "img": f"img/{value:05}.png", "label": label, "text": "\u2028 of a line"})
-                for value, label in written[part].items()
+                for value, label in written[subset].items()
             ],
         )
     return written
@@ -141,13 +141,13 @@ def pcam(root: Path) -> Written:
 
     values, written = iter(range(0, 256, 15)), {}
     (root / "pcam").mkdir(parents=True)
-    for part, split, labels in (
+    for subset, split, labels in (
         ("train", "train", (0, 1, 1, 0)),
         ("val", "valid", (1, 0)),
         ("test", "test", (0, 0, 1)),
     ):
-        written[part] = {next(values): label for label in labels}
-        x = np.array([*written[part]], np.uint8)[:, None, None, None] * np.ones((1, 96, 96, 3), np.uint8)
+        written[subset] = {next(values): label for label in labels}
+        x = np.array([*written[subset]], np.uint8)[:, None, None, None] * np.ones((1, 96, 96, 3), np.uint8)
         for kind, data in (("x", x), ("y", np.array(labels, np.uint8)[:, None, None, None])):
             with h5py.File(root / "pcam" / f"camelyonpatch_level_2_split_{split}_{kind}.h5", "w") as file:
                 file[kind] = data

@@ -17,7 +17,7 @@ from probe.records.schema import (
     ResultRecord,
     SweepRecord,
 )
-from probe.specs import DatasetSpec, ModelSpec, Part, Profile, Protocol, RunSpec, Source
+from probe.specs import DatasetSpec, ModelSpec, Profile, Protocol, RunSpec, Source, Subset
 from probe.stats.outcomes import make_outcomes
 
 GRIDS = {"clip-paper": (0.1, 1.0, 10.0)}  # other protocols have one C
@@ -26,7 +26,7 @@ GRIDS = {"clip-paper": (0.1, 1.0, 10.0)}  # other protocols have one C
 def make_spec(dataset="digits", model="tiny", *, jit=False, protocol="readme"):
     grid = GRIDS.get(protocol, (0.316,))
     return RunSpec(
-        DatasetSpec(dataset, "", (Part("all"),), (Source("embedded", "sklearn.datasets.load_digits"),)),
+        DatasetSpec(dataset, "", (Subset("all"),), (Source("embedded", "sklearn.datasets.load_digits"),)),
         ModelSpec(model, "url", "https://example.org/model.pt"),
         Protocol(protocol, "", "projected", grid, coarse_step=1, max_iter=1000, tol=1e-6, source=""),
         jit=jit,

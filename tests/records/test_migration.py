@@ -30,12 +30,12 @@ def test_every_schema_has_one_migration():
 def test_a_dataset_of_the_first_schema_has_one_source():
     plain = _plain(schema_version=1)
     dataset = plain["spec"]["dataset"]
-    del dataset["sources"]
+    del dataset["sources"], dataset["subsets"]
     dataset |= {"form": "torchvision", "source": "MNIST", "files": "idx files"}
     dataset["parts"] = [{"name": "train", "size": 60_000, "arguments": [["train", True]]}]
     record = decode_record(migrate(plain))
     (source,) = record.spec.dataset.sources
-    assert source == Source("torchvision", "MNIST", parts=(("train", (("train", True),)),), files="idx files")
+    assert source == Source("torchvision", "MNIST", subsets=(("train", (("train", True),)),), files="idx files")
     assert record.schema_version == SCHEMA_VERSION
 
 
@@ -47,6 +47,15 @@ def test_a_published_record_of_the_second_schema_is_read():
     assert record.result.score == plain["result"]["score"]
     assert record.result.interval is None
     assert len(record.result.sweep) == len(plain["result"]["sweep"])
+
+
+def test_parts_of_the_fourth_schema_become_subsets():
+    plain = _plain(schema_version=4)
+    expected = decode_record(_plain())
+    assert expected.spec.dataset.subsets
+    for holder in (plain["spec"]["dataset"], *plain["spec"]["dataset"]["sources"], plain["extraction"]):
+        holder["parts"] = holder.pop("subsets")
+    assert decode_record(migrate(plain)) == expected
 
 
 @pytest.mark.parametrize("name", ["few-shot-2", "few-shot-16"])

@@ -87,7 +87,7 @@ def test_features_travel_between_nodes_that_share_no_folder(tmp_path, serial):
         again = list(run_grid_on_ray(_specs(), settings=settings, address=cluster.address, num_threads=1))
     assert {record.key: content(record) for record in again} == serial
     assert all(record.extraction.from_cache for record in again)  # nothing was encoded there
-    assert [record.extraction.parts for record in again] == [record.extraction.parts for record in records]
+    assert [record.extraction.subsets for record in again] == [record.extraction.subsets for record in records]
 
 
 def test_four_workers_have_the_same_records(tmp_path, serial):

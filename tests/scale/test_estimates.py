@@ -32,8 +32,8 @@ HERE = EnvironmentRecord(cpu="a CPU", torch_threads=2)
 def _record(model="random:ViT-B/32", *, rate=30.0, fit=10.0, dataset="fashion_mnist", protocol="readme", **changes):
     """A record with rates, otherwise empty."""
     (spec,) = plan([dataset], [model], protocols=[protocol], device="cpu", solver="fast")
-    part = MeterRecord(70_000, 2, images_per_second=1.0, read_seconds=70.0, encoder_images_per_second=rate)
-    fields = {"extraction": ExtractionRecord(parts={"all": part}), "seconds": {"fit": fit}, "environment": HERE}
+    subset = MeterRecord(70_000, 2, images_per_second=1.0, read_seconds=70.0, encoder_images_per_second=rate)
+    fields = {"extraction": ExtractionRecord(subsets={"all": subset}), "seconds": {"fit": fit}, "environment": HERE}
     return make_record(spec=spec, **{**fields, **changes})
 
 
@@ -87,11 +87,11 @@ def test_rates_are_of_the_hardware_that_is_meant():
 
 def test_rates_of_several_models_together_are_of_none():
     """Of earlier records, whose passes fed several."""
-    part = replace(_record().extraction.parts["all"], encoder_images_per_second=None)
-    record = changed(_record(), "extraction.parts", {"all": part})
+    subset = replace(_record().extraction.subsets["all"], encoder_images_per_second=None)
+    record = changed(_record(), "extraction.subsets", {"all": subset})
     assert not measure_rates([record], device="cpu").encoding
-    alone = replace(part, models=1, encode_seconds=7_000.0)
-    record = changed(_record(), "extraction.parts", {"all": alone})
+    alone = replace(subset, models=1, encode_seconds=7_000.0)
+    record = changed(_record(), "extraction.subsets", {"all": alone})
     assert list(measure_rates([record], device="cpu").encoding.values()) == [pytest.approx(1 / 10.0)]
 
 
@@ -129,14 +129,14 @@ def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
     settings = Settings(results_dir=tmp_path / "results", cache_dir=os.environ["PROBE_CACHE_DIR"])
     specs = plan(["digits"], ["tiny"], protocols=["readme"], device="cpu", solver="fast")
     (record,) = run_serially(specs, settings=settings)
-    parts = record.extraction.parts.values()
-    taken = sum(part.read_seconds + part.encode_seconds for part in parts) + record.seconds["fit"]
+    subsets = record.extraction.subsets.values()
+    taken = sum(subset.read_seconds + subset.encode_seconds for subset in subsets) + record.seconds["fit"]
     options = ["--model", "tiny", "--protocol", "readme", "--device", "cpu", "--solver", "fast"]
     options += ["--results-dir", str(tmp_path / "results"), "--threads", str(record.environment.torch_threads)]
     assert main(["run", "--dataset", "digits", *options, "--plan", "--json", "--rerun"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["units"] == 2
-    assert taken / 2 < planned["seconds"] < taken * 2  # by the median of parts, whose rates differ
+    assert taken / 2 < planned["seconds"] < taken * 2  # by the median of subsets, whose rates differ
     assert main(["run", "--dataset", "digits", *options, "--plan", "--executor", "ray"]) == 0
     assert "runs: 1, of which 1 are done" in capsys.readouterr().out
     assert main(["run", "--dataset", "imagenet", *options, "--plan", "8", "--device", "cuda"]) == 0

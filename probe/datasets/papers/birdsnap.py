@@ -11,11 +11,11 @@ from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.papers.lists import read_lines
 from probe.errors import DatasetError
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one part; the training part is what images.txt has and test_images.txt has not. Species count from 1 there.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+    """Open one subset; the training subset is what images.txt has and test_images.txt has not. Species count from 1.
 
     Images that are not on disk are left out, as most of their links are dead; `opening` compares their number.
 
@@ -30,12 +30,12 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
             f"{top / 'test_images.txt'} has the line {unknown[0]!r}, which is no path of images.txt; "
             f"get {source.files} again"
         )
-    wanted = set(tested) if part.name == "test" else species.keys() - set(tested)
+    wanted = set(tested) if subset.name == "test" else species.keys() - set(tested)
     wanted &= _list_images(top / "download" / "images")
     ids = [path for path in species if path in wanted]
     names = {label: path.split("/")[0] for path, label in species.items()}
     return ImageDataset(
-        name=f"{spec.name}/{part.name}",
+        name=f"{spec.name}/{subset.name}",
         labels=np.array([species[path] for path in ids], dtype=np.int64),
         class_names=[names.get(i, str(i + 1)) for i in range(spec.num_classes or max(names, default=-1) + 1)],
         read=partial(read_file, top / "download" / "images", ids),

@@ -12,29 +12,29 @@ from PIL import Image
 from probe.datasets.fingerprints import of_array
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 USAGES = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"}
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SIZE = 48
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one part: the rows of one `Usage`. Their pixels are kept in memory, 2,304 bytes an image.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+    """Open one subset: the rows of one `Usage`. Their pixels are kept in memory, 2,304 bytes an image.
 
     The columns are found by name: fer2013.csv has emotion,pixels,Usage, icml_face_data.csv emotion, Usage, pixels.
 
     Raises:
         DatasetError: it has other columns, or a row that is no image or has no emotion.
     """
-    labels, pixels = _read_table(root / source.paths[0], USAGES[part.name], source)
+    labels, pixels = _read_table(root / source.paths[0], USAGES[subset.name], source)
     return ImageDataset(
-        name=f"{spec.name}/{part.name}",
+        name=f"{spec.name}/{subset.name}",
         labels=np.array(labels, dtype=np.int64),
         class_names=EMOTIONS,
         read=partial(_read, pixels),
         content=partial(of_array, pixels),
-        ids=[f"{part.name}/{i}" for i in range(len(labels))],  # rows are in the same order in both files
+        ids=[f"{subset.name}/{i}" for i in range(len(labels))],  # rows are in the same order in both files
     )
 
 

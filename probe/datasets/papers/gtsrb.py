@@ -1,4 +1,4 @@
-"""German Traffic Signs with their final training set; the test part is that of torchvision, which lacks this set."""
+"""German Traffic Signs with their final training set; the test subset is that of torchvision, which lacks this set."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from probe.datasets.sources import torchvision
 from probe.datasets.sources.folder import list_class_files
 from probe.datasets.splits.groups import groups_of
 from probe.errors import DatasetError
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one part; training images come in tracks, which are their groups.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+    """Open one subset; training images come in tracks, which are their groups.
 
     Raises:
         DatasetError: a folder that is no class, a file that does not belong there, or a damaged table.
     """
-    if part.name == "test":
-        official = replace(source, location="GTSRB", parts=(("test", (("split", "test"),)),))
-        return torchvision.open_part(spec, official, part, root=root, offline=True)
+    if subset.name == "test":
+        official = replace(source, location="GTSRB", subsets=(("test", (("split", "test"),)),))
+        return torchvision.open_subset(spec, official, subset, root=root, offline=True)
     folder = root / source.location / "GTSRB" / "Final_Training" / "Images"
     folders = [f"{i:05}" for i in range(spec.num_classes or 0)]
     tables = tuple(f"GT-{name}.csv" for name in folders)  # boxes around the signs, one table a class
@@ -34,7 +34,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     for class_name in classes:
         if class_name not in folders:
             raise DatasetError(f"{folder / class_name} is none of the classes {folders[0]} to {folders[-1]}; remove it")
-    name = f"{spec.name}/{part.name}"
+    name = f"{spec.name}/{subset.name}"
     ids = [f"{folder.relative_to(root).as_posix()}/{key}" for key in names]  # as torchvision's, from the data folder on
     return ImageDataset(
         name=name,
@@ -43,5 +43,5 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         read=partial(read_file, folder, names),
         content=partial(of_files, folder, names),
         ids=ids,
-        groups=groups_of(name, part, ids, dict(source.options)),
+        groups=groups_of(name, subset, ids, dict(source.options)),
     )

@@ -12,27 +12,27 @@ from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.papers.lists import read_lines
 from probe.errors import DatasetError
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 # The first that is there is taken. The challenge's second phase renamed dev.jsonl.
 LISTS = {"train": ("train.jsonl",), "test": ("dev.jsonl", "dev_seen.jsonl")}
 CLASSES = ("not hateful", "hateful")
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one part, in the order of its list; the test part is the makers' development part.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+    """Open one subset, in the order of its list; the test subset is the makers' development subset.
 
     Raises:
         DatasetError: there is no development list, or a line of a list is damaged or has no label.
     """
     top = root / source.location
-    path = next((top / name for name in LISTS[part.name] if (top / name).exists()), None)
+    path = next((top / name for name in LISTS[subset.name] if (top / name).exists()), None)
     if path is None:
-        raise DatasetError(f"{top} has no {' or '.join(LISTS[part.name])}; put {source.files} into {root}")
+        raise DatasetError(f"{top} has no {' or '.join(LISTS[subset.name])}; put {source.files} into {root}")
     listed = [_read_line(line, path, source) for line in read_lines(path, source)]
     ids = [key for key, _ in listed]
     return ImageDataset(
-        name=f"{spec.name}/{part.name}",
+        name=f"{spec.name}/{subset.name}",
         labels=np.array([label for _, label in listed], dtype=np.int64),
         class_names=CLASSES,
         read=partial(read_file, top, ids),

@@ -11,7 +11,7 @@ from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.papers.lists import read_lines
 from probe.errors import DatasetError
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 VEHICLES = frozenset({"Car", "Van", "Truck"})
 THRESHOLDS = np.array([8, 20, 999], dtype=np.float32)  # metres; up to the first is class 0
@@ -21,20 +21,20 @@ CLASSES = ("vehicle up to 8 m", "vehicle up to 20 m", "vehicle beyond 20 m", "no
 NUM_FIELDS, Z = 15, 13
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one part: the images of its videos, in the order of their numbers; an image's group is its video.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+    """Open one subset: the images of its videos, in the order of their numbers; an image's group is its video.
 
     Raises:
         DatasetError: the mapping or a label file is damaged, or a label file is missing.
     """
     top = root / source.location
     videos = _read_videos(top / "mapping", source)
-    taken = split_videos(videos)[part.name]
+    taken = split_videos(videos)[subset.name]
     numbers = [i for i, video in enumerate(videos) if video in taken]
     labels = [_read_label(top / "training" / "label_2" / f"{i:06}.txt", source) for i in numbers]
     ids = [f"training/image_2/{i:06}.png" for i in numbers]
     return ImageDataset(
-        name=f"{spec.name}/{part.name}",
+        name=f"{spec.name}/{subset.name}",
         labels=np.array(labels, dtype=np.int64),
         class_names=CLASSES,
         read=partial(read_file, top, ids),

@@ -13,15 +13,15 @@ from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.datasets.sources.torchvision import download
 from probe.errors import DatasetError, ExtraMissingError
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}  # in the names of files
 CLASSES = ("no tumor tissue", "tumor tissue")
 _AGAIN = "run again to fetch it, or put it there"
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one part, in the order of its files; images are read one by one.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+    """Open one subset, in the order of its files; images are read one by one.
 
     Raises:
         DatasetMissingError: files are not there and could not be fetched.
@@ -31,15 +31,17 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     missing = [path for path in source.paths if not (root / path).exists()]
     import_h5py()  # before gigabytes are fetched for it
     if missing:
-        download(spec, source.location, root=root, **source.arguments(part.name))
-    path, labels_path = (root / "pcam" / f"camelyonpatch_level_2_split_{SPLITS[part.name]}_{kind}.h5" for kind in "xy")
+        download(spec, source.location, root=root, **source.arguments(subset.name))
+    path, labels_path = (
+        root / "pcam" / f"camelyonpatch_level_2_split_{SPLITS[subset.name]}_{kind}.h5" for kind in "xy"
+    )
     labels = _read_labels(path, labels_path)
     return ImageDataset(
-        name=f"{spec.name}/{part.name}",
+        name=f"{spec.name}/{subset.name}",
         labels=labels,
         class_names=CLASSES,
         read=partial(_read, path),
-        ids=[f"{part.name}/{i}" for i in range(len(labels))],
+        ids=[f"{subset.name}/{i}" for i in range(len(labels))],
         content=partial(of_files, path.parent, [path.name]),
     )
 

@@ -11,18 +11,18 @@ from probe.datasets.images import ImageDataset
 from probe.datasets.sources import torchvision
 from probe.datasets.splits.folds import Fold, Selection, select_all, with_validation
 from probe.errors import DatasetError
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 INDICES = Path("stl10_binary") / "fold_indices.txt"
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open the 5,000 training or the 8,000 test images, as `datasets.torchvision` does."""
-    return torchvision.open_part(spec, source, part, root=root, offline=offline)
+    return torchvision.open_subset(spec, source, subset, root=root, offline=offline)
 
 
-def open_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageDataset], *, root: Path) -> list[Fold]:
-    """The makers' folds, a line of positions in the training part each; every one is tested on the whole test part.
+def open_folds(spec: DatasetSpec, source: Source, subsets: Mapping[str, ImageDataset], *, root: Path) -> list[Fold]:
+    """The makers' folds, a line of positions in the training subset each; every one is tested on the whole test subset.
 
     Raises:
         DatasetError: the file of folds is missing or damaged.
@@ -39,11 +39,11 @@ def open_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageDatas
         raise DatasetError(f"{path} cannot be read ({err}); get {source.files} again") from err
     if len(lines) != spec.num_folds:
         raise DatasetError(f"{path}: expected {spec.num_folds} lines, found {len(lines)}; get {source.files} again")
-    n = len(parts["train"])
+    n = len(subsets["train"])
     for k, positions in enumerate(lines, start=1):
         if len(np.unique(positions)) != len(positions) or positions.min() < 0 or positions.max() >= n:
             raise DatasetError(
                 f"{path}: line {k} names an image twice, or one beyond the {n} there are; get {source.files} again"
             )
-    test = select_all("test", parts["test"])
-    return [with_validation(parts, Selection("train", np.sort(line)), test, spec.val_fraction) for line in lines]
+    test = select_all("test", subsets["test"])
+    return [with_validation(subsets, Selection("train", np.sort(line)), test, spec.val_fraction) for line in lines]

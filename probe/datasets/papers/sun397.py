@@ -11,13 +11,13 @@ from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.papers.lists import read_lines
 from probe.errors import DatasetError
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 LISTS = {"train": "Training_01.txt", "test": "Testing_01.txt"}
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one part; class indices are the places in ClassName.txt, images are in the order of their list.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+    """Open one subset; class indices are the places in ClassName.txt, images are in the order of their list.
 
     Whether an image is there is found when it is read; looking for 39,700 files first is slow on a network disk.
 
@@ -27,7 +27,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     top = root / source.location
     class_names = read_lines(top / "ClassName.txt", source)  # such as /c/cathedral/indoor
     index = {name: i for i, name in enumerate(class_names)}
-    path = top / LISTS[part.name]
+    path = top / LISTS[subset.name]
     ids = [line.lstrip("/") for line in read_lines(path, source)]
     folders = [f"/{key.rpartition('/')[0]}" for key in ids]
     for key, folder in zip(ids, folders, strict=True):
@@ -36,7 +36,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
                 f"{path} lists /{key}, whose class {folder} is not in ClassName.txt; get {source.files} again"
             )
     return ImageDataset(
-        name=f"{spec.name}/{part.name}",
+        name=f"{spec.name}/{subset.name}",
         labels=np.array([index[folder] for folder in folders], dtype=np.int64),
         class_names=[name[3:] for name in class_names],  # without the letter they are filed under
         read=partial(read_file, top, ids),

@@ -16,12 +16,12 @@ from probe.datasets.sources.video import read_middle_frame
 from probe.datasets.splits.folds import Fold, Selection, with_validation
 from probe.datasets.splits.groups import find_groups
 from probe.errors import DatasetError
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 NUMBERS = ("01", "02", "03")  # of the lists
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open all clips of the six lists, sorted by class and file; those of one group, as their names say, stay together.
 
     Raises:
@@ -34,7 +34,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     index = _read_classes(lists / "classInd.txt", source)
     listed = {clip for kind in ("train", "test") for k in NUMBERS for clip in _read_list(lists, kind, k, index, source)}
     ids = sorted(listed, key=lambda clip: (index[clip.split("/")[0]], clip))
-    name = f"{spec.name}/{part.name}"
+    name = f"{spec.name}/{subset.name}"
     clips = _find_clips(videos, ids)
     numbers = find_groups(name, ids, r"_(g\d+)_c\d+\.\w+$")  # v_ApplyEyeMakeup_g08_c01.avi belongs to the group g08
     return ImageDataset(
@@ -48,7 +48,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     )
 
 
-def open_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageDataset], *, root: Path) -> list[Fold]:
+def open_folds(spec: DatasetSpec, source: Source, subsets: Mapping[str, ImageDataset], *, root: Path) -> list[Fold]:
     """The makers' three divisions; validation is held out of each training list by whole groups.
 
     Raises:
@@ -56,8 +56,8 @@ def open_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageDatas
         TooFewImagesError: a class has too few groups to hold out a validation split.
     """
     lists = root / source.location / "ucfTrainTestlist"
-    index = {name: i for i, name in enumerate(parts["all"].class_names)}
-    position = {clip: i for i, clip in enumerate(parts["all"].ids)}
+    index = {name: i for i, name in enumerate(subsets["all"].class_names)}
+    position = {clip: i for i, clip in enumerate(subsets["all"].ids)}
     folds = []
     for k in NUMBERS:
         train, test = (set(_read_list(lists, kind, k, index, source)) for kind in ("train", "test"))
@@ -66,7 +66,7 @@ def open_folds(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageDatas
                 f"trainlist{k}.txt and testlist{k}.txt in {lists} both have {shared[0]}; get {source.files} again"
             )
         kept, tested = (Selection("all", np.sort([position[clip] for clip in clips])) for clips in (train, test))
-        folds.append(with_validation(parts, kept, tested, spec.val_fraction))
+        folds.append(with_validation(subsets, kept, tested, spec.val_fraction))
     return folds
 
 

@@ -12,7 +12,7 @@ from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.papers.lists import read_lines
 from probe.errors import DatasetError, DatasetMissingError
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -25,26 +25,26 @@ TRAINVAL, TEST = "VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar"
 ARCHIVES = {"train": TRAINVAL, "val": TRAINVAL, "test": TEST}
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
-    """Open one part, in the order of its lists. Two archives make one folder, so that a part can be there alone.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
+    """Open one subset, in the order of its lists. Two archives make one folder, so that a subset can be there alone.
 
     Raises:
-        DatasetMissingError: the lists or images of the part are not there and could not be fetched.
+        DatasetMissingError: the lists or images of the subset are not there and could not be fetched.
         DatasetError: a list is damaged, or the lists of two classes have other images.
     """
     top = root / source.location
-    lists = [top / "ImageSets" / "Main" / f"{name}_{part.name}.txt" for name in CLASSES]
+    lists = [top / "ImageSets" / "Main" / f"{name}_{subset.name}.txt" for name in CLASSES]
     if not (lists[0].exists() and (top / "JPEGImages").exists()):
         if offline:
             raise DatasetMissingError(f"{spec.name}: no {lists[0]}, or no images beside it")
-        fetch_missing(source, root, only=ARCHIVES[part.name])
+        fetch_missing(source, root, only=ARCHIVES[subset.name])
     columns = [_read_list(path, source) for path in lists]
     for path, column in zip(lists, columns, strict=True):
         if list(column) != list(columns[0]):
             raise DatasetError(f"{path} has other images than {lists[0].name}; get {source.files} again")
     files = [f"{key}.jpg" for key in columns[0]]
     return ImageDataset(
-        name=f"{spec.name}/{part.name}",
+        name=f"{spec.name}/{subset.name}",
         labels=np.array([list(column.values()) for column in columns], dtype=np.int64).T.copy(),  # (n, 20)
         class_names=CLASSES,
         read=partial(read_file, top / "JPEGImages", files),

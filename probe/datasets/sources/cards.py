@@ -14,7 +14,7 @@ import datasets
 from PIL import Image
 
 from probe import hub
-from probe.datasets.subsets import as_spelled, part_of
+from probe.datasets.subsets import as_spelled, subset_of
 from probe.errors import DatasetError, DatasetMissingError, listed
 
 TABLES = (".parquet", ".arrow")
@@ -149,7 +149,7 @@ def find_splits(where: str, files: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         DatasetError: a file belongs to no split, or two folders would become one class.
     """
-    seen = [file for file in files if not any(part.startswith((".", "__")) for part in file.split("/"))]
+    seen = [file for file in files if not any(subset.startswith((".", "__")) for subset in file.split("/"))]
     tables = [file for file in seen if Path(file).suffix in TABLES and Path(file).stem != "metadata"]
     suffixes = Image.registered_extensions()
     images = [file for file in seen if Path(file).suffix.lower() in suffixes]
@@ -164,7 +164,7 @@ def find_splits(where: str, files: Sequence[str]) -> dict[str, list[str]]:
         of_series.setdefault(_split_of_table(file), []).append(glob.escape(file))
     words = [word for word, _ in of_series]  # test_easy and test_hard are two splits, and neither is called test
     of_split = {word if word and words.count(word) == 1 else name: found for (word, name), found in of_series.items()}
-    if images and len(images) > len(tables) and not any(map(part_of, of_split)):
+    if images and len(images) > len(tables) and not any(map(subset_of, of_split)):
         return _splits_of_images(where, images, [file for file in seen if Path(file).stem == "metadata"])
     return {"train": next(iter(of_split.values()))} if len(of_split) == 1 else of_split
 
@@ -182,7 +182,7 @@ def _split_of_table(file: str) -> tuple[str, str]:
     """Return the word for a split in the path of a table, or "", and the path's name without the file number."""
     texts = [*file.split("/")[:-1], Path(file).stem]
     for i, text in enumerate(texts):
-        words = [word for word in re.split(r"[-._ 0-9]+", text) if part_of(word)]
+        words = [word for word in re.split(r"[-._ 0-9]+", text) if subset_of(word)]
         if len(words) == 1:
             return words[0], _without_numbers(texts[: i + 1])
     return "", _without_numbers(texts)
@@ -202,7 +202,7 @@ def _splits_of_images(where: str, images: Sequence[str], metadata: Sequence[str]
         first, *rest = file.removeprefix(start).split("/")
         if rest:
             folders.setdefault(first, set()).add("/".join(rest[:-1]))
-    named = [first for first in folders if part_of(first)]
+    named = [first for first in folders if subset_of(first)]
     flat = [first for first, below in folders.items() if "" in below]
     loose_metadata = [file for file in metadata if "/" not in file.removeprefix(start)]
     is_tree = len(flat) == len(folders) > len(named) and len(loose_metadata) == len(metadata)  # a class can be "train"

@@ -66,15 +66,15 @@ def image_column(name: str, features: Mapping[str, Any], given: str) -> str:
 def read_labels(
     name: str, images: Any, training: Any, given: str, *, takes_lists: bool = True
 ) -> tuple[np.ndarray, list[str]]:
-    """Return the labels of a part, int64 (n,) or (n, k), and the names of the classes.
+    """Return the labels of a subset, int64 (n,) or (n, k), and the names of the classes.
 
     Labels are (n, k) if rows hold lists: lists of classes, or lists with 0 or 1 for each class. Images are not read.
-    The column's type names the classes; without such a type, the classes are all labels of the training part, sorted.
+    The column's type names the classes; without such a type, the classes are all labels of the training subset, sorted.
 
     Args:
-        name: name of the part, for messages.
-        images: the rows of the part.
-        training: the rows of the training part.
+        name: name of the subset, for messages.
+        images: the rows of the subset.
+        training: the rows of the training subset.
         given: the column that the user named, if any.
         takes_lists: True if the metric scores several labels per image. Otherwise lists become labels (n,) if each
             holds exactly one class.

@@ -10,22 +10,22 @@ from PIL import Image
 
 from probe.datasets.fingerprints import of_array
 from probe.datasets.images import ImageDataset
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
     """Open the 1,797 digits: 8 x 8 grey images, their 17 levels spread over 0 to 255."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (n, 8, 8)
     return ImageDataset(
-        name=f"{spec.name}/{part.name}",
+        name=f"{spec.name}/{subset.name}",
         labels=digits.target.astype(np.int64),
         class_names=[str(name) for name in digits.target_names],
         read=partial(_read, pixels),
         content=partial(of_array, pixels),
-        ids=[f"{part.name}/{i}" for i in range(len(pixels))],
+        ids=[f"{subset.name}/{i}" for i in range(len(pixels))],
     )
 
 

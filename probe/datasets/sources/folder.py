@@ -1,6 +1,6 @@
 """Folders of images, one subfolder a class: `folder:PATH`, and the rows whose files are kept so.
 
-    PATH/train/CLASS/*  PATH/test/CLASS/*  [PATH/val/CLASS/*]      splits as given; without val/, a part of train/
+    PATH/train/CLASS/*  PATH/test/CLASS/*  [PATH/val/CLASS/*]      splits as given; without val/, a subset of train/
     PATH/train/CLASS/*  PATH/val/CLASS/*                           val/ is the test split, as in ImageNet
     PATH/CLASS/*                                                   one tree: divided 60 / 20 / 20, class by class
 
@@ -27,15 +27,15 @@ from probe.datasets.sources.labels import class_positions, composed, folded, rep
 from probe.datasets.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from probe.datasets.sources.video import read_middle_frame
 from probe.datasets.splits.groups import groups_of
-from probe.datasets.subsets import choose_parts, find_parts, part_of
+from probe.datasets.subsets import choose_subsets, find_subsets, subset_of
 from probe.errors import DatasetError, DatasetMissingError, listed
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
 
 
 def make_spec(path: str) -> DatasetSpec:
-    """Make the row of a folder by looking at it: which parts it has, how many images and classes.
+    """Make the row of a folder by looking at it: which subsets it has, how many images and classes.
 
     Raises:
         DatasetMissingError: there is no such folder.
@@ -45,17 +45,17 @@ def make_spec(path: str) -> DatasetSpec:
     if not root.is_dir():
         raise DatasetMissingError(f"no folder at {root}; give folder:PATH with one subfolder for each class")
     folders = _find_subsets(root)
-    files = {part: list_class_files(root / folder) for part, folder in folders.items()}
+    files = {subset: list_class_files(root / folder) for subset, folder in folders.items()}
     classes = {composed(name.split("/")[0]) for name in files.get("train") or files["all"]}
     return DatasetSpec(
         name=f"folder:{root}",
         title=f"images in {root}",
-        parts=tuple(Part(part, len(names)) for part, names in files.items()),
+        subsets=tuple(Subset(subset, len(names)) for subset, names in files.items()),
         sources=(
             Source(
                 form="folder",
                 location=str(root),
-                parts=tuple((part, (("folder", folder),)) for part, folder in folders.items()),
+                subsets=tuple((subset, (("folder", folder),)) for subset, folder in folders.items()),
             ),
         ),
         num_classes=len(classes),
@@ -64,9 +64,9 @@ def make_spec(path: str) -> DatasetSpec:
 
 
 def _find_subsets(root: Path) -> dict[str, str]:
-    """Return part -> its folder below `root`; all is `.` where the folders are classes."""
+    """Return subset -> its folder below `root`; all is `.` where the folders are classes."""
     folders = [entry.name for entry in _visible(root, ()) if entry.is_dir()]
-    named = [name for name in folders if part_of(name)]
+    named = [name for name in folders if subset_of(name)]
     if not any(entry.is_dir() for name in named for entry in _visible(root / name, ())):
         if named and named == folders:
             raise DatasetError(
@@ -80,25 +80,25 @@ def _find_subsets(root: Path) -> dict[str, str]:
             f"{root}: {listed(others)} is next to {named[0]}/ and would not be read; name the folders of splits train, "
             "val and test, and move anything else away"
         )
-    kinds = {part_of(name) for name in named}
+    kinds = {subset_of(name) for name in named}
     if "train" not in kinds or len(kinds) == 1:
         missing = "train" if "train" not in kinds else "test"
         raise DatasetError(
             f"{root} has {' and '.join(f'{name}/' for name in named)} but no {missing}/; add it, or rename one"
         )
-    return choose_parts(str(root), {}, find_parts(str(root), named))
+    return choose_subsets(str(root), {}, find_subsets(str(root), named))
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
-    """Open one part; class indices are the places of the training folder's class names in alphabetical order.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
+    """Open one subset; class indices are the places of the training folder's class names in alphabetical order.
 
-    The folder of a part is its argument `folder`, below `source.location`, which is below the data folder. Options of
+    The folder of a subset is its argument `folder`, below `source.location`, which is below the data folder. Options of
     the source: `groups`, as in `datasets.torchvision`; `ignore`, names of files that are no images; `numbered`, the
-    parts whose classes' folders are called by their indices; `media`, `video` for the middle frames of videos.
+    subsets whose classes' folders are called by their indices; `media`, `video` for the middle frames of videos.
 
     Raises:
         DatasetMissingError: the folder does not exist, and its archives could not be fetched.
-        DatasetError: a class that the training part does not have, or a file that does not belong there.
+        DatasetError: a class that the training subset does not have, or a file that does not belong there.
     """
     if not offline:
         fetch_missing(source, root)
@@ -106,29 +106,29 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
     top = root / source.location
     suffixes = VIDEO_SUFFIXES if options.get("media") == "video" else None
     files, folders = {}, {}
-    for name in dict.fromkeys((part.name, "train" if part.name != "all" else "all")):
-        folders[name] = top / dict(dict(source.parts)[name])["folder"]
+    for name in dict.fromkeys((subset.name, "train" if subset.name != "all" else "all")):
+        folders[name] = top / dict(dict(source.subsets)[name])["folder"]
         if not folders[name].is_dir():
             raise DatasetMissingError(f"{spec.name}/{name}: no folder at {folders[name]}")
         files[name] = list_class_files(folders[name], suffixes=suffixes, ignore=tuple(options.get("ignore", ())))
-    names, folder = files[part.name], folders[part.name]
-    if part.name in options.get("numbered", ()):
+    names, folder = files[subset.name], folders[subset.name]
+    if subset.name in options.get("numbered", ()):
         class_names = [str(i) for i in range(spec.num_classes or 0)]
     else:
         names_of_training = {name.split("/")[0] for name in files.get("train") or files["all"]}
         class_names = sorted(set(map(composed, names_of_training)))
-        if part.name in ("train", "all"):
+        if subset.name in ("train", "all"):
             report_twins(spec.name, names_of_training)
     below = folder.relative_to(top).as_posix()
     ids = names if below == "." else [f"{below}/{name}" for name in names]
     return ImageDataset(
-        name=f"{spec.name}/{part.name}",
+        name=f"{spec.name}/{subset.name}",
         labels=_labels(folder, names, class_names),
         class_names=class_names,
         read=partial(read_middle_frame if suffixes else read_file, folder, names),
         content=partial(of_files, folder, names),
         ids=ids,
-        groups=groups_of(f"{spec.name}/{part.name}", part, ids, options),
+        groups=groups_of(f"{spec.name}/{subset.name}", subset, ids, options),
     )
 
 

@@ -1,16 +1,16 @@
 """Datasets that Hugging Face's library `datasets` reads: `hf:ORG/NAME`, `hf:PATH`, and the rows with such a source.
 
-    hf:ORG/NAME     a repository of the hub; its splits `train` and `test` are the parts
+    hf:ORG/NAME     a repository of the hub; its splits `train` and `test` are the subsets
     hf:PATH         a folder that `save_to_disk` wrote; a folder of Parquet, Arrow or image files, with or without a
-                    card (README.md) that describes them; or one file of Parquet or Arrow. The parts are the splits by
+                    card (README.md) that describes them; or one file of Parquet or Arrow. The subsets are the splits by
                     their names, in any spelling of `datasets.subsets`; a single one is divided 60 / 20 / 20;
-                    if there are only `train` and `val`, `val` is the test part
+                    if there are only `train` and `val`, `val` is the test subset
 
 Options follow as in a URL, `hf:ORG/NAME?test=validation&label=fine_label`: `train`, `val` and `test` are the splits to
-take for these parts, `all` is one to be divided, `image` and `label` are columns, `config` is a configuration of the
+take for these subsets, `all` is one to be divided, `image` and `label` are columns, `config` is a configuration of the
 card or a folder of the repository, `revision` a branch, tag or commit, `metric` one of `probe.stats.metrics`, of which
 a column of lists, several labels an image, needs `voc2007_11pt_map`. A repository's own validation split is only
-taken where `val` names it; else a part of `train` is held out.
+taken where `val` names it; else a subset of `train` is held out.
 
 Only the files of these splits are fetched, if the card or the names of folders and files say which files those are. No
 code of a dataset is run. Pillow opens images from the stored bytes, as everywhere in `probe`: the library's own
@@ -38,20 +38,21 @@ import datasets
 from PIL import Image
 
 from probe import hub, paths
-from probe.datasets import rows, subsets
+from probe.datasets import rows
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.datasets.sources.cards import make_local_plan, make_plan
 from probe.datasets.sources.columns import check_classes, image_column, read_labels
 from probe.datasets.sources.options import read_options
+from probe.datasets.subsets import SUBSETS, as_spelled, choose_subsets, find_subsets, report_unused
 from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed, summarize
 from probe.hub import check_home, is_repository
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 from probe.stats.metrics import get_metric, takes_several_labels
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = ("image", "label", "config", "revision", "metric", *subsets.PARTS)
+OPTIONS = ("image", "label", "config", "revision", "metric", *SUBSETS)
 
 
 def make_spec(rest: str) -> DatasetSpec:
@@ -73,44 +74,42 @@ def make_spec(rest: str) -> DatasetSpec:
         location = str(path.resolve())
         name = f"hf:{location}{rest.removeprefix(written)}"
         splits = _split_names(path.resolve(), options.get("config", ""))
-        given = [part for part in subsets.PARTS if part in options]
-        parts = subsets.choose_parts(
-            name, options, subsets.find_parts(name, splits, given), names=splits, must_use_all=False
-        )
+        given = [subset for subset in SUBSETS if subset in options]
+        subsets = choose_subsets(name, options, find_subsets(name, splits, given), names=splits, must_use_all=False)
     elif is_repository(location):
-        parts = subsets.choose_parts(name, options, {"train": "train", "test": "test"})
+        subsets = choose_subsets(name, options, {"train": "train", "test": "test"})
     else:
         raise DatasetMissingError(f"{location} is no file or folder here and no repository ORG/NAME; check the name")
     return rows.found(
         name,
         "huggingface",
         location,
-        {part: {"split": split} for part, split in parts.items()},
-        options=tuple((option, value) for option, value in options.items() if option not in subsets.PARTS),
+        {subset: {"split": split} for subset, split in subsets.items()},
+        options=tuple((option, value) for option, value in options.items() if option not in SUBSETS),
         metric=metric,
         can_download=not is_local,
     )
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one part: the split that its argument `split` names, of a repository or of an absolute path.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+    """Open one subset: the split that its argument `split` names, of a repository or of an absolute path.
 
     Options of the source are `image`, `label`, `config` and `revision`; empty ones are as if not given. Class indices
-    are those of a column of type `ClassLabel`, else the places of the training part's labels in their order.
+    are those of a column of type `ClassLabel`, else the places of the training subset's labels in their order.
 
     Raises:
         DatasetMissingError: it is not here, and cannot be fetched or may not be.
         DatasetError: there is no such configuration, split or column, or there are images without a label.
     """
-    name = f"{spec.name}/{part.name}"
+    name = f"{spec.name}/{subset.name}"
     options = {option: value for option, value in source.options if value}
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         known = ", ".join(OPTIONS[:4])
         raise DatasetError(f"{spec.name}: its source has the option {unknown[0]!r}; the options are {known}")
-    pool = "all" if part.name == "all" else "train"
-    # The splits of all parts, not only of the part that is opened, so that the library converts each file once.
-    splits = {key: source.arguments(key).get("split", key) for key in (*dict(source.parts), part.name, pool)}
+    pool = "all" if subset.name == "all" else "train"
+    # The splits of all subsets, not only of the subset that is opened, so that the library converts each file once.
+    splits = {key: source.arguments(key).get("split", key) for key in (*dict(source.subsets), subset.name, pool)}
     content: Callable[[], str] | None = None
     if Path(source.location).is_absolute():
         content = _content_of_path(Path(source.location))
@@ -121,15 +120,15 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         revision, loaded, names = hub.try_offline_first(
             partial(_load_repository, source.location, options, splits), offline=offline
         )
-    spelled = {key: subsets.as_spelled(split, names) for key, split in splits.items()}
-    twin = next((key for key in spelled if key != part.name and spelled[key] == spelled[part.name]), None)
+    spelled = {key: as_spelled(split, names) for key, split in splits.items()}
+    twin = next((key for key in spelled if key != subset.name and spelled[key] == spelled[subset.name]), None)
     if twin:
         raise DatasetError(
-            f"{spec.name} takes the split {spelled[twin]!r} for {part.name} and for {twin}; give each its own"
+            f"{spec.name} takes the split {spelled[twin]!r} for {subset.name} and for {twin}; give each its own"
         )
-    if part.name == pool:
-        subsets.report_unused(spec.name, names, spelled.values())
-    images, training = loaded[spelled[part.name]], loaded[spelled[pool]]
+    if subset.name == pool:
+        report_unused(spec.name, names, spelled.values())
+    images, training = loaded[spelled[subset.name]], loaded[spelled[pool]]
     if content is None:
         content = _content_of_rows(images)
     column = image_column(name, images.features, options.get("image", ""))
@@ -142,7 +141,7 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         class_names=class_names,
         read=partial(_read, _undecoded(images, column), column),
         content=content,
-        ids=[f"{part.name}/{i}" for i in range(len(images))],
+        ids=[f"{subset.name}/{i}" for i in range(len(images))],
         revision=revision,
     )
 
@@ -239,7 +238,7 @@ def _load_repository(
     Args:
         repo: `ORG/NAME`.
         options: the options of the source.
-        splits: part -> split; the files of other splits are not fetched.
+        splits: subset -> split; the files of other splits are not fetched.
         offline: True to never touch the network.
 
     Returns:
@@ -274,13 +273,13 @@ def _check_sizes(where: str, loaded: Mapping[str, Any], sizes: Mapping[str, int]
 
 
 def _check_splits(where: str, names: Sequence[str], splits: Mapping[str, str]) -> None:
-    for part, split in splits.items():
-        if subsets.as_spelled(split, names) not in names:
+    for subset, split in splits.items():
+        if as_spelled(split, names) not in names:
             free = [name for name in names if name not in splits.values()]
-            alone = f", or ?all={names[0]} to divide it" if len(names) == 1 and part != "all" else ""
+            alone = f", or ?all={names[0]} to divide it" if len(names) == 1 and subset != "all" else ""
             raise DatasetError(
                 f"{where} has no split {split!r}; its splits are {listed(names)}: write "
-                f"?{part}={free[0] if free else 'SPLIT'}{alone}"
+                f"?{subset}={free[0] if free else 'SPLIT'}{alone}"
             )
 
 

@@ -9,7 +9,7 @@ Options follow as in a URL, such as `csv:moths.csv?label=species&test=holdout`:
 
 - `image`, `label` and `split` name the columns.
 - `folder` is the folder that image paths are relative to. It is relative to the folder of the file, its default.
-- `train`, `val`, `test` and `all` name the splits to take for these parts.
+- `train`, `val`, `test` and `all` name the splits to take for these subsets.
 - `metric` is a name of `probe.stats.metrics`.
 
 Labels are texts. If all labels of the training images are whole numbers, classes are in the order of the numbers.
@@ -30,17 +30,18 @@ from pathlib import Path
 import numpy as np
 
 from probe import paths
-from probe.datasets import rows, subsets
+from probe.datasets import rows
 from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.sources.labels import class_positions, composed, report_twins
 from probe.datasets.sources.options import read_options
+from probe.datasets.subsets import SUBSETS, choose_subsets, find_subsets
 from probe.errors import DatasetError, DatasetMissingError, listed
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 from probe.stats.metrics import get_metric
 
-OPTIONS = ("image", "label", "split", "folder", "metric", *subsets.PARTS)
+OPTIONS = ("image", "label", "split", "folder", "metric", *SUBSETS)
 # Usual names of the columns, in lower case.
 COLUMNS = {
     "image": (
@@ -86,41 +87,43 @@ def make_spec(rest: str) -> DatasetSpec:
     if path.is_dir() and len(files := _files(path)) == 1:  # a single file may have a column for the split
         path = files[0]
     name = f"csv:{path}{rest.removeprefix(written)}"
-    columns = {key: value for key, value in options.items() if key not in subsets.PARTS}
+    columns = {key: value for key, value in options.items() if key not in SUBSETS}
     names = _split_names(path, columns)
-    given = [part for part in subsets.PARTS if part in options]
-    found = subsets.find_parts(name, names, given) if names else {"all": ""}
-    parts = subsets.choose_parts(name, options, found, names=names)
+    given = [subset for subset in SUBSETS if subset in options]
+    found = find_subsets(name, names, given) if names else {"all": ""}
+    subsets = choose_subsets(name, options, found, names=names)
     return rows.found(
         name,
         "table",
         str(path),
-        {part: {"split": split} for part, split in parts.items()},
+        {subset: {"split": split} for subset, split in subsets.items()},
         options=tuple(columns.items()),
         metric=metric,
         can_download=False,
     )
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
-    """Open one part: the lines of the split that its argument `split` names, or all lines if `split` is empty.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
+    """Open one subset: the lines of the split that its argument `split` names, or all lines if `split` is empty.
 
     The options of the source are `image`, `label`, `split` and `folder`, as for `csv:PATH`.
 
     Raises:
         DatasetMissingError: the file or folder does not exist.
         DatasetError: a column or split is missing, or an image is missing, has no label, is listed twice, or is in two
-            parts.
+            subsets.
     """
     if not offline:
         fetch_missing(source, root)
-    name = f"{spec.name}/{part.name}"
+    name = f"{spec.name}/{subset.name}"
     options = {key: str(value) for key, value in source.options}
     path = root / source.location
     top = (path if path.is_dir() else path.parent) / options.pop("folder", "")
-    pool = "all" if part.name == "all" else "train"
-    given = {key: dict(arguments) for key, arguments in source.parts}  # `split` of the source is a column
-    splits = {key: str(given.get(key, {}).get("split", "")) for key in (pool, *(part.name for part in spec.parts))}
+    pool = "all" if subset.name == "all" else "train"
+    given = {key: dict(arguments) for key, arguments in source.subsets}  # `split` of the source is a column
+    splits = {
+        key: str(given.get(key, {}).get("split", "")) for key in (pool, *(subset.name for subset in spec.subsets))
+    }
     unnamed = [key for key, split in splits.items() if not split and key != "all"]
     if unnamed:
         raise DatasetError(
@@ -129,11 +132,11 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         )
     lines = _read_splits(path, options, splits)
     _check_shared(spec.name, lines)
-    listed_rows = lines[part.name]
+    listed_rows = lines[subset.name]
     if not listed_rows:
-        raise DatasetError(f"{name}: {path} has no images in the split {splits[part.name]!r}; name one that it has")
+        raise DatasetError(f"{name}: {path} has no images in the split {splits[subset.name]!r}; name one that it has")
     images = _find_images(name, top, [row.image for row in listed_rows])
-    labels, class_names = _number(name, listed_rows, lines[pool], is_pool=part.name == pool)
+    labels, class_names = _number(name, listed_rows, lines[pool], is_pool=subset.name == pool)
     return ImageDataset(
         name=name,
         labels=labels,
@@ -159,25 +162,27 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read_splits(path: Path, columns: dict[str, str], splits: Mapping[str, str]) -> dict[str, list[Row]]:
-    """Return part -> the lines of its split; all lines if the split is empty."""
+    """Return subset -> the lines of its split; all lines if the split is empty."""
     if not path.is_dir():
         lines = _read_file(path, columns)
-        return {part: [row for row in lines if split in ("", row.split)] for part, split in splits.items()}
+        return {subset: [row for row in lines if split in ("", row.split)] for subset, split in splits.items()}
     files = {file.stem: file for file in _files(path)}
     missing = next((split for split in splits.values() if split not in files), None)
     if missing is not None:
         raise DatasetMissingError(f"no {missing}.csv in {path}; put it there, or name another split")
-    return {part: _read_file(files[split], columns) for part, split in splits.items()}
+    return {subset: _read_file(files[split], columns) for subset, split in splits.items()}
 
 
 def _check_shared(name: str, lines: Mapping[str, Sequence[Row]]) -> None:
-    """Raise an error if an image is in two parts, so that no probe is tested on images it was fitted on."""
-    part_of_image: dict[str, str] = {}
-    for part, found in lines.items():
+    """Raise an error if an image is in two subsets, so that no probe is tested on images it was fitted on."""
+    subset_of_image: dict[str, str] = {}
+    for subset, found in lines.items():
         for row in found:
-            other = part_of_image.setdefault(posixpath.normpath(row.image), part)
-            if other != part:
-                raise DatasetError(f"{name}: the image {row.image} is in {other} and in {part}; list it in one of them")
+            other = subset_of_image.setdefault(posixpath.normpath(row.image), subset)
+            if other != subset:
+                raise DatasetError(
+                    f"{name}: the image {row.image} is in {other} and in {subset}; list it in one of them"
+                )
 
 
 def _read_file(path: Path, columns: dict[str, str]) -> list[Row]:

@@ -25,7 +25,7 @@ from probe.datasets.images import ImageDataset
 from probe.datasets.splits.groups import groups_of
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, summarize
 from probe.names import unknown_name
-from probe.specs import DatasetSpec, Part, Source
+from probe.specs import DatasetSpec, Source, Subset
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ LABELS, FILES, PAIRS = ("targets", "_labels", "labels"), ("_image_files", "_imag
 def make_spec(rest: str) -> DatasetSpec:
     """Make the row of `torchvision:CLASS`, or `torchvision:CLASS?key=value&...` with more arguments of the class.
 
-    Parts are asked for with `train` or with `split`, whichever the class has; where it knows a `val` and no `test`,
-    that is the test part, and where it has neither argument all images are one part. Sizes and classes are as found.
+    The argument `train` or `split` of the class chooses a subset. If the class knows a `val` and no `test`, `val` is
+    the test subset; if it has neither argument, all images are one subset. Sizes and classes are as found.
 
     Raises:
         UnknownNameError: torchvision has no such class of labelled images.
@@ -65,8 +65,8 @@ def make_spec(rest: str) -> DatasetSpec:
             "clips, and torchvision's Kinetics is a different version than Kinetics-700"
         )
     arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
-    parts = _find_parts(getattr(torchvision.datasets, name), arguments)
-    found = {part: {**arguments, **chosen} for part, chosen in parts.items()}
+    subsets = _find_subsets(getattr(torchvision.datasets, name), arguments)
+    found = {subset: {**arguments, **chosen} for subset, chosen in subsets.items()}
     return rows.found(f"torchvision:{rest}", "torchvision", name, found, can_download=True)
 
 
@@ -88,8 +88,8 @@ def _parameters(dataset_class: type) -> dict[str, inspect.Parameter]:
     return {name: parameter for name, parameter in found.items() if name not in ("self", "kwargs")}
 
 
-def _find_parts(dataset_class: type, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The parts of a class, and what asks for each: classes list the values of `split` nowhere but refuse others."""
+def _find_subsets(dataset_class: type, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The subsets of a class, and what asks for each: classes list the values of `split` nowhere but refuse others."""
     name, parameters = dataset_class.__name__, _parameters(dataset_class)
     known = [key for key in parameters if key not in OURS]
     for key in arguments:
@@ -116,9 +116,9 @@ def _find_parts(dataset_class: type, arguments: dict[str, Any]) -> dict[str, dic
         found |= {"test": found["val"], "val": None}
     if found["train"] is None or found["test"] is None:
         raise DatasetError(
-            f"torchvision's {name} has no training and test part; write a row in TOML that names its arguments"
+            f"torchvision's {name} has no training and test subset; write a row in TOML that names its arguments"
         )
-    return {part: {"split": value} for part, value in found.items() if value is not None}
+    return {subset: {"split": value} for subset, value in found.items() if value is not None}
 
 
 def _accepts(dataset_class: type, arguments: dict[str, Any], split: str) -> bool:
@@ -138,8 +138,8 @@ def _no_download(dataset_class: type) -> dict[str, bool]:
     return {"download": False} if "download" in _parameters(dataset_class) else {}
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
-    """Open one part through its torchvision class, found under `root` or downloaded there.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
+    """Open one subset through its torchvision class, found under `root` or downloaded there.
 
     CIFAR's files are pickles: torchvision reads them only after their MD5 has been found right. Options of the source:
     `first_class`, what the source calls class 0; `groups`, a pattern whose first group, in the name of an image's file,
@@ -149,22 +149,22 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         DatasetMissingError: the files are not here and could not be fetched.
         DatasetError: a file is damaged, or the class has no labels.
     """
-    name = f"{spec.name}/{part.name}"
+    name = f"{spec.name}/{subset.name}"
     options = dict(source.options)
-    images = _open(spec, source, part, root=root, offline=offline)
+    images = _open(spec, source, subset, root=root, offline=offline)
     listed = _labels(name, images)
     _check_ends(name, images, listed)
     first_class = options.get("first_class", 0)
     labels = listed - first_class
     files = _files(images)
-    ids = _ids(files, root=root) or [f"{part.name}/{i}" for i in range(len(images))]
+    ids = _ids(files, root=root) or [f"{subset.name}/{i}" for i in range(len(images))]
     return ImageDataset(
         name=name,
         labels=labels,
         class_names=_class_names(images, labels, first_class),
         read=partial(_read, images),
         ids=ids,
-        groups=groups_of(name, part, ids, options),
+        groups=groups_of(name, subset, ids, options),
         content=_content(images, ids if files else [], root=root),
     )
 
@@ -232,13 +232,13 @@ def _read(images: Any, i: int) -> Image.Image:
     return image
 
 
-def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> Any:
+def _open(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> Any:
     import torchvision.datasets
 
     dataset_class = getattr(torchvision.datasets, source.location, None)
     if dataset_class is None:
         raise DatasetError(f"{spec.name}: torchvision has no class {source.location!r}; correct its row")
-    arguments = {"root": root, **dict(dict(source.parts)[part.name])}
+    arguments = {"root": root, **dict(dict(source.subsets)[subset.name])}
     missing = "its files are not there"
     if all((root / path).exists() for path in source.paths):
         lock_path = root / f"{spec.name}.lock"
@@ -263,7 +263,7 @@ def _open(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline:
         raise DatasetMissingError(f"{spec.name} cannot be opened from {root} ({missing}), and may not be fetched")
     if source.downloads:
         fetch_missing(source, root)
-        return _open(spec, source, part, root=root, offline=True)
+        return _open(spec, source, subset, root=root, offline=True)
     return download(spec, source.location, **arguments)
 
 

@@ -3,13 +3,13 @@
     wds:ORG/NAME                  a repository of the Hugging Face hub, laid out as the collection clip-benchmark/wds_*:
                                   train/0.tar ... train/nshards.txt, test/ likewise, classnames.txt with a name a line
     wds:PATH                      a folder laid out so, with train/, test/ and perhaps val/, in any spelling of
-                                  `datasets.subsets`; without test/, val/ is the test part. Or a folder
-                                  with the shards of one part, which is divided 60 / 20 / 20
+                                  `datasets.subsets`; without test/, val/ is the test subset. Or a folder
+                                  with the shards of one subset, which is divided 60 / 20 / 20
     wds:https://HOST/FOLDER/      a folder of a server, laid out as the collection; the last slash is needed
     wds:PATH/NAME-{000..012}.tar  shards by their names, which are divided, unless `{train,test}` or `{train,val,test}`
-                                  among them makes parts; ORG/NAME or an address may stand for PATH
+                                  among them makes subsets; ORG/NAME or an address may stand for PATH
 
-Options follow as in a URL: `train`, `val`, `test` and `all` name the folder, or the shards, of a part below PATH, as in
+Options follow as in a URL: `train`, `val`, `test` and `all` name the folder or shards of a subset below PATH, as in
 `wds:ORG/NAME?train=n-train-{0000..1023}.tar&test=n-val-{00..63}.tar`; `revision` is a branch, tag or commit of the hub.
 
 The files of a sample share their name up to the first dot: an image, and its label as a number in `.cls` or `.npy`, or
@@ -38,20 +38,21 @@ from pathlib import Path
 import numpy as np
 
 from probe import hub, paths
-from probe.datasets import rows, subsets
+from probe.datasets import rows
 from probe.datasets.archives import check_member
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.datasets.sources.labels import composed, indicators, shown, single
 from probe.datasets.sources.options import read_options
 from probe.datasets.sources.shards import Label, check_shard, compressed, read_image, read_index
+from probe.datasets.subsets import SUBSETS, choose_subsets, find_subsets, subset_of
 from probe.errors import DatasetError, DatasetMissingError, DownloadError, listed
 from probe.fetch import fetch
 from probe.hub import is_repository
-from probe.specs import DatasetSpec, Part, Source, slug
+from probe.specs import DatasetSpec, Source, Subset, slug
 from probe.stats.metrics import get_metric, takes_several_labels
 
-OPTIONS = ("revision", "metric", *subsets.PARTS)
+OPTIONS = ("revision", "metric", *SUBSETS)
 MAX_SHARDS = 1_000_000  # more are a slip, and would fill the memory with their names
 CLASS_NAMES, NUM_SHARDS, KIND = "classnames.txt", "nshards.txt", "dataset_type.txt"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -84,13 +85,13 @@ def make_spec(rest: str) -> DatasetSpec:
         found, names = _find_folders(name, Path(location), options)
     else:
         found = {"train": "train", "test": "test"}
-    parts = subsets.choose_parts(name, options, found, names=names)
+    subsets = choose_subsets(name, options, found, names=names)
     return rows.found(
         name,
         "webdataset",
         location,
-        {part: {"split": split} for part, split in parts.items()},
-        options=tuple((option, value) for option, value in options.items() if option not in subsets.PARTS),
+        {subset: {"split": split} for subset, split in subsets.items()},
+        options=tuple((option, value) for option, value in options.items() if option not in SUBSETS),
         metric=metric,
         can_download=not is_local,
     )
@@ -114,8 +115,8 @@ def _check_location(name: str, location: str, *, is_url: bool, is_local: bool) -
         raise DatasetMissingError(f"no folder at {location}, and no repository ORG/NAME; check the name")
 
 
-def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offline: bool) -> ImageDataset:
-    """Open one part: the shards that its argument `split` names, as a folder or a pattern.
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
+    """Open one subset: the shards that its argument `split` names, as a folder or a pattern.
 
     They are below the source's location: a repository, an absolute path, or an address, whose shards are kept below
     the data folder. An option of the source is `revision`.
@@ -124,13 +125,13 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
         DatasetMissingError: a shard is not here, and cannot be fetched or may not be.
         DatasetError: a shard is damaged or not to be trusted, or a sample has no image or label.
     """
-    name = f"{spec.name}/{part.name}"
+    name = f"{spec.name}/{subset.name}"
     _check_shared(spec, source)
-    shards = _locate(source, part.name, root=root, offline=offline)
+    shards = _locate(source, subset.name, root=root, offline=offline)
     index, written, ids = read_index(shards.folder, shards.names)
     class_names = _read_class_names(shards.folder) or [str(i) for i in range(spec.num_classes or 0)]
     pool = written
-    if not class_names and part.name not in ("train", "all"):
+    if not class_names and subset.name not in ("train", "all"):
         training = _locate(source, "train", root=root, offline=offline)
         _, pool, _ = read_index(training.folder, training.names)
     labels, class_names = _number(name, written, ids, pool=pool, class_names=class_names)
@@ -148,20 +149,20 @@ def open_part(spec: DatasetSpec, source: Source, part: Part, *, root: Path, offl
 
 
 def _check_shared(spec: DatasetSpec, source: Source) -> None:
-    """Raise an error if a shard is in two parts, so that no probe is tested on images it was fitted on."""
-    named: dict[str, str] = {}  # folder or shard -> part
-    folders: dict[str, str] = {}  # folder of a shard that is named -> part
-    for part in (part.name for part in spec.parts):
-        split = str(source.arguments(part).get("split", part))
+    """Raise an error if a shard is in two subsets, so that no probe is tested on images it was fitted on."""
+    named: dict[str, str] = {}  # folder or shard -> subset
+    folders: dict[str, str] = {}  # folder of a shard that is named -> subset
+    for subset in (subset.name for subset in spec.subsets):
+        split = str(source.arguments(subset).get("split", subset))
         is_pattern = split.endswith(".tar")
         names = list(map(posixpath.normpath, expand_braces(split) if is_pattern else [split]))
         above = {name: posixpath.dirname(name) or "." for name in names} if is_pattern else {}
         for name in names:
             other = named.get(name) or (named.get(above[name]) if is_pattern else folders.get(name))
             if other:
-                raise DatasetError(f"{spec.name}: {name} is in {other} and in {part}; name it for one of them")
-        named |= dict.fromkeys(names, part)
-        folders |= dict.fromkeys(above.values(), part)
+                raise DatasetError(f"{spec.name}: {name} is in {other} and in {subset}; name it for one of them")
+        named |= dict.fromkeys(names, subset)
+        folders |= dict.fromkeys(above.values(), subset)
 
 
 def _number(
@@ -170,10 +171,10 @@ def _number(
     """Return labels, int64 (n,), or (n, k) where an image can show several classes, and the names of the classes.
 
     Args:
-        name: name of the part, for messages.
+        name: name of the subset, for messages.
         written: the label of each image: a number; 0 or 1 for each class; or the numbers of the classes it shows.
         ids: ids of the images, for messages.
-        pool: the labels of the training part.
+        pool: the labels of the training subset.
         class_names: names in the order of the class numbers; empty if only the labels tell the classes.
     """
     lists = [[label] if isinstance(label, int) else label for label in written]
@@ -206,7 +207,7 @@ def _number(
 
 @dataclass(frozen=True)
 class _Shards:
-    """The shards of a part: their names, from `folder` on, and the commit of the repository they are of, if any."""
+    """The shards of a subset: their names, from `folder` on, and the commit of the repository they are of, if any."""
 
     folder: Path
     names: Sequence[str]
@@ -254,18 +255,18 @@ def _divide(location: str) -> tuple[str, str]:
 
 
 def _divide_pattern(pattern: str) -> dict[str, str]:
-    """Part -> pattern of its shards, where a brace says which part; else all are one part."""
+    """Subset -> pattern of its shards, where a brace says which subset; else all are one subset."""
     for brace in re.findall(r"\{([^{}]*)\}", pattern):
         names = brace.split(",")
-        strange = [name for name in names if subsets.part_of(name) is None]
+        strange = [name for name in names if subset_of(name) is None]
         if 0 < len(strange) < len(names):
             raise DatasetError(
                 f"{pattern!r}: {listed(map(repr, strange))} in the braces is not a usual name of train, val or test; "
                 "say which split each is with ?train=...&test=... after the folder of the shards"
             )
         if len(names) > 1 and not strange:
-            found = subsets.find_parts(repr(pattern), names, given=())
-            return {part: pattern.replace(f"{{{brace}}}", split) for part, split in found.items()}
+            found = find_subsets(repr(pattern), names, given=())
+            return {subset: pattern.replace(f"{{{brace}}}", split) for subset, split in found.items()}
     if len({name.rpartition("/")[0] for name in expand_braces(pattern)}) > 1:
         raise DatasetError(
             f"{pattern!r} names shards in several folders; say which are what with ?train=...&test=... behind the "
@@ -275,10 +276,10 @@ def _divide_pattern(pattern: str) -> dict[str, str]:
 
 
 def _find_folders(name: str, folder: Path, options: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return part -> folder of its shards, below a local folder, and the names of all folders with shards."""
+    """Return subset -> folder of its shards, below a local folder, and the names of all folders with shards."""
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and _tar_files(path))
-    given = [part for part in subsets.PARTS if part in options]
-    found = subsets.find_parts(name, names, given) if names else {}
+    given = [subset for subset in SUBSETS if subset in options]
+    found = find_subsets(name, names, given) if names else {}
     if _tar_files(folder) and not ({"train"} < set(found) or given):
         return {"all": "."}, []
     if not found and not given:
@@ -318,7 +319,7 @@ def _list_shards(folder: Path, split: str) -> _Shards:
     series = {re.sub(r"\d+", "*", name) for name in names}
     if len(series) > 1:
         raise DatasetError(
-            f"{place} has shards of several series, {listed(sorted(series))}; put those of each part into a folder, "
+            f"{place} has shards of several series, {listed(sorted(series))}; put those of each subset into a folder, "
             "or name them as in wds:PATH?train=a-{00..12}.tar&test=b-{0..3}.tar"
         )
     numbers = {int(found[-1]) for name in names if (found := re.findall(r"\d+", name))}
@@ -352,18 +353,18 @@ def _read_class_names(folder: Path) -> list[str]:
     return [composed(line.strip()) for line in text.rstrip().split("\n")] if text.strip() else []
 
 
-def _locate(source: Source, part: str, *, root: Path, offline: bool) -> _Shards:
-    """The shards of a part, fetched if need be."""
-    split = str(source.arguments(part).get("split", part))
+def _locate(source: Source, subset: str, *, root: Path, offline: bool) -> _Shards:
+    """The shards of a subset, fetched if need be."""
+    split = str(source.arguments(subset).get("split", subset))
     if "://" in source.location:
         return _fetch_from_server(source.location, split, root=root, offline=offline)
     if Path(source.location).is_absolute():
         return _list_shards(Path(source.location), split)
     revision = str(dict(source.options).get("revision", ""))
-    return hub.try_offline_first(partial(_fetch_from_hub, source.location, revision, part, split), offline=offline)
+    return hub.try_offline_first(partial(_fetch_from_hub, source.location, revision, subset, split), offline=offline)
 
 
-def _fetch_from_hub(repo: str, revision: str, part: str, split: str, offline: bool) -> _Shards:
+def _fetch_from_hub(repo: str, revision: str, subset: str, split: str, offline: bool) -> _Shards:
     snapshot = hub.look_up(repo, revision=revision, offline=offline)
     if split.endswith(".tar"):
         patterns = [glob.escape(name) for name in expand_braces(split)]
@@ -373,7 +374,7 @@ def _fetch_from_hub(repo: str, revision: str, part: str, split: str, offline: bo
         patterns = [f"{glob.escape(split)}/*.tar"]
     if snapshot.is_known and not hub.match_files(snapshot.files, patterns):
         folders = dict.fromkeys(file.rpartition("/")[0] or "." for file in snapshot.files if file.endswith(".tar"))
-        where = f"; there are some in {listed(folders)}: write ?{part}=FOLDER" if folders else "; give another one"
+        where = f"; there are some in {listed(folders)}: write ?{subset}=FOLDER" if folders else "; give another one"
         raise DatasetMissingError(f"{repo} has no shards {split}{where}")
     also = [glob.escape(_below(split, NUM_SHARDS)), CLASS_NAMES]
     folder = hub.fetch_files(snapshot, [*patterns, *also], offline=offline)

@@ -1,4 +1,4 @@
-"""Which images of a dataset's parts make the splits of one fit. Knows labels and groups; reads no images."""
+"""Which images of a dataset's subsets make the splits of one fit. Knows labels and groups; reads no images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["SPLITS", "Fold", "Selection", "by_split", "default_fold", "select_al
 class Selection:
     """Images of a subset: int64 positions, ascending."""
 
-    part: str
+    subset: str
     positions: np.ndarray
 
 
@@ -49,35 +49,35 @@ def select_all(name: str, images: ImageDataset) -> Selection:
     return Selection(name, np.arange(len(images)))
 
 
-def default_fold(spec: DatasetSpec, parts: Mapping[str, ImageDataset]) -> Fold:
-    """The official parts as splits; a missing `test` is held out of `all`, a missing `val` of what is left.
+def default_fold(spec: DatasetSpec, subsets: Mapping[str, ImageDataset]) -> Fold:
+    """The official subsets as splits; a missing `test` is held out of `all`, a missing `val` of what is left.
 
     Raises:
         TooFewImagesError: a class is too small.
     """
-    name = "all" if "all" in parts else "train"
-    pool = select_all(name, parts[name])
-    if "test" in parts:
-        test, val_fraction = select_all("test", parts["test"]), spec.val_fraction
+    name = "all" if "all" in subsets else "train"
+    pool = select_all(name, subsets[name])
+    if "test" in subsets:
+        test, val_fraction = select_all("test", subsets["test"]), spec.val_fraction
     else:
-        pool, test = _divide(parts[name], pool, spec.test_fraction, role="test")
+        pool, test = _divide(subsets[name], pool, spec.test_fraction, role="test")
         val_fraction = spec.val_fraction / (1 - spec.test_fraction)
-    if "val" in parts:
-        return Fold(pool, select_all("val", parts["val"]), test)
-    return with_validation(parts, pool, test, val_fraction)
+    if "val" in subsets:
+        return Fold(pool, select_all("val", subsets["val"]), test)
+    return with_validation(subsets, pool, test, val_fraction)
 
 
-def with_validation(parts: Mapping[str, ImageDataset], train: Selection, test: Selection, fraction: float) -> Fold:
+def with_validation(subsets: Mapping[str, ImageDataset], train: Selection, test: Selection, fraction: float) -> Fold:
     """A fold whose validation split is held out of `train`, by class and by whole groups.
 
     Raises:
         TooFewImagesError: a class is too small.
     """
-    kept, held = _divide(parts[train.part], train, fraction, role="val")
+    kept, held = _divide(subsets[train.subset], train, fraction, role="val")
     return Fold(kept, held, test)
 
 
 def _divide(images: ImageDataset, pool: Selection, fraction: float, *, role: str) -> tuple[Selection, Selection]:
     groups = [images.groups[i] for i in pool.positions] if images.groups else ()
     kept, held = hold_out(images.labels[pool.positions], fraction, role=role, groups=groups)
-    return Selection(pool.part, pool.positions[kept]), Selection(pool.part, pool.positions[held])
+    return Selection(pool.subset, pool.positions[kept]), Selection(pool.subset, pool.positions[held])

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from probe.errors import DatasetError
-from probe.specs import Part
+from probe.specs import Subset
 
-POOLS = ("train", "all")  # the parts that others are held out of, for which groups matter
+POOLS = ("train", "all")  # the subsets that others are held out of, for which groups matter
 
 
-def groups_of(name: str, part: Part, ids: Sequence[str], options: Mapping[str, Any]) -> Sequence[str]:
-    """The groups of a part, by the pattern `groups` among the options of its source; empty where there is none."""
-    return find_groups(name, ids, options["groups"]) if "groups" in options and part.name in POOLS else ()
+def groups_of(name: str, subset: Subset, ids: Sequence[str], options: Mapping[str, Any]) -> Sequence[str]:
+    """The groups of a subset, by the pattern `groups` among the options of its source; empty where there is none."""
+    return find_groups(name, ids, options["groups"]) if "groups" in options and subset.name in POOLS else ()
 
 
 def find_groups(name: str, ids: Sequence[str], pattern: str) -> list[str]:

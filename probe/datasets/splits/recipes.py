@@ -1,4 +1,4 @@
-"""The splits of datasets whose makers published none, or several: parts -> folds, by the rule the paper's authors used.
+"""Splits of datasets whose makers published none, or several: subsets -> folds, by the rule of the paper's authors.
 
 Where a rule of theirs leaves the members of a split open, as the order in which a file system lists files, the members
 are fixed here by a sorted list and a seed. Scores are then those of splits of the same sizes, not of the same images;
@@ -20,7 +20,7 @@ from probe.ordering import order
 Recipe = Callable[[Mapping[str, ImageDataset], float], list[Fold]]
 
 
-def eurosat(parts: Mapping[str, ImageDataset], _: float) -> list[Fold]:
+def eurosat(subsets: Mapping[str, ImageDataset], _: float) -> list[Fold]:
     """500 images of each class for each split.
 
     The authors draw 1,500 of each class with Python's `random.sample` and seed 42, classes sorted, but from files in
@@ -28,7 +28,7 @@ def eurosat(parts: Mapping[str, ImageDataset], _: float) -> list[Fold]:
 
     Source: openai/CLIP#45.
     """
-    labels, generator = parts["all"].labels, random.Random(42)
+    labels, generator = subsets["all"].labels, random.Random(42)
     taken: list[list[int]] = [[], [], []]
     for label in np.unique(labels):
         positions = np.flatnonzero(labels == label).tolist()
@@ -40,39 +40,41 @@ def eurosat(parts: Mapping[str, ImageDataset], _: float) -> list[Fold]:
     return [_of_all(*map(_sorted, taken))]
 
 
-def resisc45(parts: Mapping[str, ImageDataset], _: float) -> list[Fold]:
+def resisc45(subsets: Mapping[str, ImageDataset], _: float) -> list[Fold]:
     """A tenth of all images for training, a tenth for validation, the rest for testing.
 
     The authors shuffle all of them with seed 42, which they give from memory; here the list is sorted before.
 
     Source: openai/CLIP#45.
     """
-    n = len(parts["all"])
+    n = len(subsets["all"])
     shuffled = list(range(n))
     random.Random(42).shuffle(shuffled)
     train, val, test = shuffled[: n // 10], shuffled[n // 10 : 2 * (n // 10)], shuffled[2 * (n // 10) :]
     return [_of_all(_sorted(train), _sorted(val), _sorted(test))]
 
 
-def caltech101(parts: Mapping[str, ImageDataset], val_fraction: float) -> list[Fold]:
+def caltech101(subsets: Mapping[str, ImageDataset], val_fraction: float) -> list[Fold]:
     """30 images of each class for training and validation, all others for testing; whose 30 is not published.
 
     Source: Kornblith et al. 2019, appendix A, whose suite Radford et al. 2021 follow.
     """
-    train, test = draw_splits(parts["all"].labels, (30, -1), role="caltech101")
-    return [with_validation(parts, Selection("all", train), Selection("all", test), val_fraction)]
+    train, test = draw_splits(subsets["all"].labels, (30, -1), role="caltech101")
+    return [with_validation(subsets, Selection("all", train), Selection("all", test), val_fraction)]
 
 
-def clevr_counts(parts: Mapping[str, ImageDataset], val_fraction: float) -> list[Fold]:
-    """2,000 images of CLEVR's training part and 500 of its validation part; which ones is not published.
+def clevr_counts(subsets: Mapping[str, ImageDataset], val_fraction: float) -> list[Fold]:
+    """2,000 images of CLEVR's training subset and 500 of its validation subset; which ones is not published.
 
     Source: Radford et al. 2021, table 9, for the numbers.
     """
     train, test = (
-        Selection(name, _sorted(sorted(range(len(parts[name])), key=lambda i: order(SEED, "clevr_counts", i))[:count]))
+        Selection(
+            name, _sorted(sorted(range(len(subsets[name])), key=lambda i: order(SEED, "clevr_counts", i))[:count])
+        )
         for name, count in (("train", 2000), ("test", 500))
     )
-    return [with_validation(parts, train, test, val_fraction)]
+    return [with_validation(subsets, train, test, val_fraction)]
 
 
 RECIPES: dict[str, Recipe] = {
@@ -81,7 +83,7 @@ RECIPES: dict[str, Recipe] = {
     "caltech101": caltech101,
     "clevr_counts": clevr_counts,
 }
-# The parts that a recipe divides.
+# The subsets that a recipe divides.
 PARTS_OF_RECIPES = {
     "eurosat": ("all",),
     "resisc45": ("all",),

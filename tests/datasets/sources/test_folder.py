@@ -129,10 +129,13 @@ def test_a_class_of_one_image_is_fine_where_the_splits_are_given(image_folder):
     [
         (["train"], "has train/ but no test/; add it"),
         (["val", "test"], "has test/ and val/ but no train/; add it"),
-        (["train", "val", "valid", "test"], "has 'val', 'valid', which are all names for val; rename or merge them$"),
-        (["train", "Training", "test"], "has 'Training', 'train', which are all names for train; rename or merge"),
+        (["train", "val", "valid", "test"], "has 'val', 'valid', which all mean val; rename or merge them$"),
+        (["train", "Training", "test"], "has 'Training', 'train', which all mean train; rename or merge"),
         (["train", "test", "holdout"], "holdout is next to test/ and would not be read; name the folders of splits"),
-        (["part-a", "part-b"], "is a folder inside a class; move its images up; if part-a is a split, not a class, "),
+        (
+            ["part-a", "part-b"],
+            "is a folder inside a class; move its images up; if part-a is a split, not a class, ",
+        ),
     ],
 )
 def test_folders_that_do_not_make_splits_are_named(folders, message, image_folder):
@@ -167,7 +170,7 @@ def test_training_and_validation_folders_alone_are_train_and_test(name, image_fo
         opened = open_dataset(f"folder:{root}")
     assert [len(opened.split(split)) for split in SPLITS] == [27, 3, 5]
     assert opened.split("test").ids[0].startswith(f"{name}/blue/")
-    assert dict(opened.source.parts)["test"] == (("folder", name),)  # the record has this
+    assert dict(opened.source.subsets)["test"] == (("folder", name),)  # the record has this
     assert f"folder:{root}: {name!r} is the test split; validation images are held out of 'train'" in caplog.messages
 
 
@@ -246,13 +249,13 @@ def test_two_unicode_forms_of_a_name_are_one_class(name, image_folder, caplog):
     (root / "train" / "red").rename(root / "train" / other)
     (root / "test" / "red").rename(root / "test" / written)
     opened = open_dataset(f"folder:{root}")
-    assert (opened.spec.num_classes, opened.parts["test"].class_names) == (2, ["blue", written])
-    assert opened.parts["train"].labels.tolist() == opened.parts["test"].labels.tolist() == [0] * 4 + [1] * 4
+    assert (opened.spec.num_classes, opened.subsets["test"].class_names) == (2, ["blue", written])
+    assert opened.subsets["train"].labels.tolist() == opened.subsets["test"].labels.tolist() == [0] * 4 + [1] * 4
     assert not caplog.messages
     if written != other:
         shutil.copytree(root / "train" / "blue", root / "train" / written)
         opened = open_dataset(f"folder:{root}")
-        assert np.bincount(opened.parts["train"].labels).tolist() == [4, 8]
+        assert np.bincount(opened.subsets["train"].labels).tolist() == [4, 8]
         assert caplog.messages == [
             f"folder:{root}: the class {written!r} is written in 2 Unicode forms, "
             f"{', '.join(map(ascii, sorted((written, other))))}"
@@ -278,7 +281,7 @@ def test_a_link_to_nothing_is_named(image_folder, place):
 def test_links_to_images_are_images(image_folder):
     root = image_folder({"red": 5, "green": 5})
     (root / "red" / "010.png").symlink_to(root / "red" / "000.png")
-    assert get_dataset(f"folder:{root}").parts[0].size == 11
+    assert get_dataset(f"folder:{root}").subsets[0].size == 11
 
 
 def test_an_image_that_would_fill_the_memory_is_named(image_folder, monkeypatch):
@@ -291,7 +294,7 @@ def test_an_image_that_would_fill_the_memory_is_named(image_folder, monkeypatch)
     with pytest.raises(DatasetError, match=message):
         open_dataset(f"folder:{root}")
     monkeypatch.setenv("PROBE_MAX_IMAGE_PIXELS", "120")
-    assert len(list(open_dataset(f"folder:{root}").parts["all"])) == 10
+    assert len(list(open_dataset(f"folder:{root}").subsets["all"])) == 10
     monkeypatch.setenv("PROBE_MAX_IMAGE_PIXELS", "118")
     with pytest.raises(DatasetError, match="it has 120 pixels, and the limit is"):
         open_dataset(f"folder:{root}")
@@ -332,7 +335,7 @@ def test_no_raw_warning_of_a_reader_reaches_the_user(file, image_folder, caplog,
     content, is_damaged = _odd_files()[file]
     root = image_folder({"red": 5, "green": 5})
     (root / "red" / file).write_bytes(content)
-    images = open_dataset(f"folder:{root}").parts["all"]
+    images = open_dataset(f"folder:{root}").subsets["all"]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(images.__getitem__, range(len(images))))
     assert capfd.readouterr() == ("", "")
@@ -346,7 +349,7 @@ def test_a_damaged_tiff_has_one_error_and_no_line_of_libtiff(image_folder, capfd
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 90).save(buffer, "TIFF", compression="tiff_adobe_deflate")
     (root / "red" / "000.tif").write_bytes(buffer.getvalue()[:200] + b"\xff" * 40 + buffer.getvalue()[240:])
-    images = open_dataset(f"folder:{root}").parts["all"]
+    images = open_dataset(f"folder:{root}").subsets["all"]
     with pytest.raises(DatasetError, match=r"red/000\.tif\) cannot be read \("):
         list(images)
     assert capfd.readouterr() == ("", "")

@@ -29,7 +29,7 @@ from probe.datasets.catalog import CATALOG
 from probe.datasets.opening import open_dataset
 from probe.datasets.sources.options import read_options
 from probe.errors import DatasetError, DatasetMissingError, UnknownNameError
-from probe.specs import Part
+from probe.specs import Subset
 
 CLASSES = ["red", "green", "blue"]
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
@@ -75,10 +75,10 @@ def splits(*names, **settings):
 
 def write_parquet(folder, dataset, prefix="data/"):
     """Files as `push_to_hub` names them."""
-    for split, part in dataset.items():
+    for split, subset in dataset.items():
         path = folder / f"{prefix}{split}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.to_parquet(path)
+        subset.to_parquet(path)
     (folder / ".gitattributes").touch()
     return folder
 
@@ -116,13 +116,13 @@ def folder(tmp_path):
     return tmp_path / "made"
 
 
-def check(opened, parts=("train", "test")):
-    """Every image of every part is the one that was written, and has its label."""
-    assert tuple(opened.parts) == parts
-    for part, images in opened.parts.items():
-        assert len(images) == SIZES[{"val": "validation", "all": "train"}.get(part, part)]
+def check(opened, subsets=("train", "test")):
+    """Every image of every subset is the one that was written, and has its label."""
+    assert tuple(opened.subsets) == subsets
+    for subset, images in opened.subsets.items():
+        assert len(images) == SIZES[{"val": "validation", "all": "train"}.get(subset, subset)]
         assert list(images.class_names) == CLASSES
-        assert images.ids[1] == f"{part}/1"
+        assert images.ids[1] == f"{subset}/1"
         assert images.labels.dtype == np.int64
         for i in range(len(images)):
             image, label = images[i]
@@ -161,7 +161,7 @@ def test_a_folder_of_images_has_its_folders_as_classes(folder):
     _save_images(folder)
     opened = open_dataset(f"hf:{folder}", offline=True)
     theirs = datasets.load_dataset(str(folder), split="train")
-    ours = opened.parts["train"]
+    ours = opened.subsets["train"]
     assert list(ours.class_names) == sorted(CLASSES) == theirs.features["label"].names
     assert ours.labels.tolist() == theirs["label"]
     assert all(np.array_equal(ours[i][0], theirs[i]["image"]) for i in range(len(ours)))
@@ -170,15 +170,15 @@ def test_a_folder_of_images_has_its_folders_as_classes(folder):
 @pytest.mark.usefixtures("_no_network")
 @pytest.mark.parametrize("kind", ["one split", "parquet file", "arrow file", "folder of one split"])
 def test_a_single_split_is_divided(kind, folder):
-    part = rows(SIZES["train"])
+    subset = rows(SIZES["train"])
     path = folder
     if kind == "one split":
-        part.save_to_disk(folder)
+        subset.save_to_disk(folder)
     elif kind == "arrow file":
-        part.save_to_disk(folder)
+        subset.save_to_disk(folder)
         path = folder / "data-00000-of-00001.arrow"
     else:
-        path = write_parquet(folder, {"train": part})
+        path = write_parquet(folder, {"train": subset})
         path = path / "data" / "train-00000-of-00001.parquet" if kind == "parquet file" else path
     check(open_dataset(f"hf:{path}", offline=True), ("all",))
 
@@ -203,7 +203,7 @@ def test_options_name_the_splits_of_a_path(folder):
     splits("train", "validation", "test").save_to_disk(folder)
     spec = get_dataset(f"hf:{folder}?train=test&test=validation&val=train")
     found = open_dataset(spec, offline=True)
-    assert {part: len(images) for part, images in found.parts.items()} == {"train": 6, "val": 12, "test": 3}
+    assert {subset: len(images) for subset, images in found.subsets.items()} == {"train": 6, "val": 12, "test": 3}
 
 
 def test_a_configuration_of_a_card_is_chosen(folder):
@@ -226,7 +226,7 @@ def test_a_configuration_of_a_card_is_chosen(folder):
         ),
         ("org/name?label=", "gives label no value; write label=VALUE once"),
         ("org/name?label=a&label=b", "gives label twice; write label=VALUE once"),
-        ("org/name?all=a&train=b", "gives all and other parts; give only all"),
+        ("org/name?all=a&train=b", "gives all and other subsets; give only all"),
         ("org/name?test=train", "takes the split 'train' for train and for test; give each its own"),
         ("{}?revision=main", "has the option 'revision'; the options are image, label, config, metric, train"),
     ],
@@ -248,8 +248,8 @@ def test_a_path_with_training_and_validation_alone_is_tested_on_the_latter(optio
     splits("train", "validation").save_to_disk(folder)
     with caplog.at_level("INFO", "probe"):
         opened = open_dataset(f"hf:{folder}{options}")
-    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 12, "test": 3}
-    assert dict(opened.source.parts)["test"] == (("split", "validation"),)  # which the record has
+    assert {subset: len(images) for subset, images in opened.subsets.items()} == {"train": 12, "test": 3}
+    assert dict(opened.source.subsets)["test"] == (("split", "validation"),)  # which the record has
     assert any("'validation' is the test split; validation images are held out" in text for text in caplog.messages)
 
 
@@ -257,7 +257,7 @@ def test_a_validation_split_that_is_named_for_testing_is_not_for_validation(fold
     """The form of the README. The split called test is then not used, with a warning."""
     splits("train", "validation", "test").save_to_disk(folder)
     opened = open_dataset(f"hf:{folder}?test=validation")
-    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 12, "test": 3}
+    assert {subset: len(images) for subset, images in opened.subsets.items()} == {"train": 12, "test": 3}
     assert caplog.messages == [f"hf:{folder}?test=validation: the split 'test' is not used; take it with ?test=test"]
 
 
@@ -265,23 +265,23 @@ def test_a_validation_split_that_is_named_for_testing_is_not_for_validation(fold
 def test_a_path_without_a_test_split_says_which_there_are(names, folder):
     DatasetDict({name: rows(6) for name in names}).save_to_disk(folder)
     listed = ", ".join(names)
-    with pytest.raises(DatasetError, match=rf"no test part; say which split of {listed} it is with \?test="):
+    with pytest.raises(DatasetError, match=rf"no test subset; say which split of {listed} it is with \?test="):
         get_dataset(f"hf:{folder}")
 
 
 def test_two_spellings_of_one_split_are_refused_unless_one_is_named(folder):
     DatasetDict({name: rows(6) for name in ("train", "val", "valid", "test")}).save_to_disk(folder)
-    with pytest.raises(DatasetError, match=r"has 'val', 'valid', which are all names for val; rename or merge them, o"):
+    with pytest.raises(DatasetError, match=r"has 'val', 'valid', which all mean val; rename or merge them, o"):
         get_dataset(f"hf:{folder}")
-    assert dict(get_dataset(f"hf:{folder}?val=valid").sources[0].parts)["val"] == (("split", "valid"),)
+    assert dict(get_dataset(f"hf:{folder}?val=valid").sources[0].subsets)["val"] == (("split", "valid"),)
 
 
 def _save_tree(root, *folders, names=CLASSES, n=2):
     """Write `n` images for each class of each folder. The colour shows the class, and the width shows the folder."""
-    for k, part in enumerate(folders):
+    for k, subset in enumerate(folders):
         for name in names:
             for i in range(n):
-                path = root / part / name / f"{i}.png"
+                path = root / subset / name / f"{i}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(encode(Image.new("RGB", (8 + k, 5), COLOURS[CLASSES.index(name)])))
 
@@ -301,19 +301,21 @@ def test_splits_of_an_image_folder_go_by_all_usual_names(train, test, folder):
     _save_tree(folder, train, test)
     opened = open_dataset(f"hf:{folder}")
     folders = open_dataset(f"folder:{folder / train}/..")
-    for k, part in enumerate(("train", "test")):
-        images = opened.parts[part]
+    for k, subset in enumerate(("train", "test")):
+        images = opened.subsets[subset]
         assert {images[i][0].width for i in range(len(images))} == {8 + k}
-        assert images.class_names == folders.parts[part].class_names
-        assert images.labels.tolist() == folders.parts[part].labels.tolist() == [0, 0, 1, 1, 2, 2]
+        assert images.class_names == folders.subsets[subset].class_names
+        assert images.labels.tolist() == folders.subsets[subset].labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_folders_whose_names_say_no_split_are_not_put_together(folder):
     _save_tree(folder, "first", "second-half")
-    with pytest.raises(DatasetError, match=r"no train part; say which split of first, second_half it is with \?train="):
+    with pytest.raises(
+        DatasetError, match=r"no train subset; say which split of first, second_half it is with \?train="
+    ):
         get_dataset(f"hf:{folder}")
     opened = open_dataset(f"hf:{folder}?train=first&test=second_half")
-    assert [opened.parts["test"][i][0].width for i in range(6)] == [9] * 6
+    assert [opened.subsets["test"][i][0].width for i in range(6)] == [9] * 6
 
 
 @pytest.mark.parametrize("names", [("test-tube", "train car"), ("dev", "bus"), ("cat_train", "cat_test")])
@@ -324,8 +326,8 @@ def test_classes_whose_names_hold_that_of_a_split_are_classes(names, folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(picture(i))
     opened = open_dataset(f"hf:{folder}")
-    assert {part: len(images) for part, images in opened.parts.items()} == {"all": 20}
-    assert opened.parts["all"].class_names == sorted(names)
+    assert {subset: len(images) for subset, images in opened.subsets.items()} == {"all": 20}
+    assert opened.subsets["all"].class_names == sorted(names)
 
 
 @pytest.mark.parametrize(
@@ -333,10 +335,10 @@ def test_classes_whose_names_hold_that_of_a_split_are_classes(names, folder):
     [
         (["train"], "test/1.png", "has no class folders in test/; put the images of each folder into one subfolder"),
         (["train", "test"], "metadata.csv", "has metadata next to test/; put one into the folder of each split"),
-        (["a", "b"], "a/metadata.csv", "no train part; say which split of a, b it is with"),
-        (["first/a", "first/b"], None, "no train part; say which split of a, b it is with"),
+        (["a", "b"], "a/metadata.csv", "no train subset; say which split of a, b it is with"),
+        (["first/a", "first/b"], None, "no train subset; say which split of a, b it is with"),
         (["train/a", "train/b", "test"], None, "train/a/blue and train/b/blue would become one class; rename one"),
-        (["train", "Train", "test"], None, "has 'Train', 'train', which are all names for train"),
+        (["train", "Train", "test"], None, "has 'Train', 'train', which all mean train"),
     ],
 )
 def test_an_image_folder_that_does_not_say_what_is_what_is_refused(folders, extra, message, folder):
@@ -355,7 +357,7 @@ def test_pictures_beside_the_folders_of_splits_are_in_none(extra, folder):
     (folder / extra).parent.mkdir(exist_ok=True)
     (folder / extra).write_bytes(picture(0))
     opened = open_dataset(f"hf:{folder}")
-    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 6, "test": 6}
+    assert {subset: len(images) for subset, images in opened.subsets.items()} == {"train": 6, "test": 6}
 
 
 def test_pictures_beside_tables_do_not_hide_them(folder):
@@ -393,27 +395,29 @@ def test_tables_whose_names_say_no_split_are_not_put_together(folder):
     folder.mkdir()
     for name in ("first", "second"):
         rows(6).to_parquet(folder / f"{name}.parquet")
-    with pytest.raises(DatasetError, match=r"no train part; say which split of first, second it is"):
+    with pytest.raises(DatasetError, match=r"no train subset; say which split of first, second it is"):
         get_dataset(f"hf:{folder}")
     opened = open_dataset(f"hf:{folder}?train=first&test=second")
-    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 6, "test": 6}
+    assert {subset: len(images) for subset, images in opened.subsets.items()} == {"train": 6, "test": 6}
 
 
 def test_tables_that_say_the_same_split_are_not_put_together(folder):
     folder.mkdir()
     for name in ("train", "test_easy-0", "test_easy-1", "test_hard"):
         rows(12 if name == "train" else 3).to_parquet(folder / f"{name}.parquet")
-    with pytest.raises(DatasetError, match=r"no test part; say which split of test_easy, test_hard, train it is with"):
+    with pytest.raises(
+        DatasetError, match=r"no test subset; say which split of test_easy, test_hard, train it is with"
+    ):
         get_dataset(f"hf:{folder}")
     opened = open_dataset(f"hf:{folder}?test=test_easy")
-    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 12, "test": 6}
+    assert {subset: len(images) for subset, images in opened.subsets.items()} == {"train": 12, "test": 6}
 
 
 def test_numbered_tables_are_one_split(folder):
     folder.mkdir()
     for i in range(2):
         rows(6).to_parquet(folder / f"part-{i:04}.parquet")
-    assert len(open_dataset(f"hf:{folder}").parts["all"]) == 12
+    assert len(open_dataset(f"hf:{folder}").subsets["all"]) == 12
 
 
 def test_a_split_that_a_path_does_not_have_is_named(folder):
@@ -479,7 +483,7 @@ def test_an_image_is_what_a_file_of_it_is_to_torchvision(kind, folder, tmp_path)
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
     expected, _ = torchvision.datasets.ImageFolder(file.parent.parent)[0]
-    found, _ = open_dataset(f"hf:{folder}", offline=True).parts["all"][0]
+    found, _ = open_dataset(f"hf:{folder}", offline=True).subsets["all"][0]
     assert found.mode == "RGB"
     assert np.array_equal(found, expected)
 
@@ -505,7 +509,7 @@ def _half(content):
 def test_an_image_that_cannot_be_read_is_named(content, why, folder):
     pictures = [content if i == 4 else picture(i) for i in range(12)]
     rows(12, pictures=pictures).save_to_disk(folder)
-    images = open_dataset(f"hf:{folder}", offline=True).parts["all"]
+    images = open_dataset(f"hf:{folder}", offline=True).subsets["all"]
     assert len([images[i] for i in range(12) if i != 4]) == 11
     with pytest.raises(DatasetError, match=rf"made/all: image 4 \(all/4\) cannot be read \(.*{why}"):
         images[4]
@@ -520,7 +524,7 @@ def test_an_image_that_is_not_there_is_named_and_not_fetched(path, folder, tmp_p
     pyarrow.parquet.write_table(table, folder / "train.parquet")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.png").write_bytes(picture(4))  # which nobody meant
-    images = open_dataset(f"hf:{folder}", offline=True).parts["all"]
+    images = open_dataset(f"hf:{folder}", offline=True).subsets["all"]
     with pytest.raises(
         DatasetError, match=r"image 4 \(all/4\) cannot be read \(it (is empty|has no bytes, and no file)"
     ):
@@ -535,14 +539,14 @@ def test_bytes_need_no_type_that_says_image(folder):
     assert isinstance(table.features["image"], dict)
     folder.mkdir()
     table.to_parquet(folder / "train.parquet")
-    images = open_dataset(f"hf:{folder}", offline=True).parts["all"]
+    images = open_dataset(f"hf:{folder}", offline=True).subsets["all"]
     assert images[5][0].size == (13, 5)
 
 
 def test_a_column_of_bytes_is_taken_when_it_is_named(folder):
     table = Dataset.from_dict({"jpg": [picture(i) for i in range(12)], "cls": [i % 3 for i in range(12)]})
     table.save_to_disk(folder)
-    images = open_dataset(f"hf:{folder}?image=jpg", offline=True).parts["all"]
+    images = open_dataset(f"hf:{folder}?image=jpg", offline=True).subsets["all"]
     assert images[5][0].size == (13, 5)
     with pytest.raises(DatasetError, match=r"no column could hold the images; the columns are jpg \(binary\), cls"):
         open_dataset(f"hf:{folder}", offline=True)
@@ -561,7 +565,7 @@ def test_images_stay_on_the_disk(folder):
     """What is handed to worker processes, and kept, does not grow with the images."""
     large = encode(Image.effect_noise((300, 300), 90))
     write_parquet(folder, {"train": rows(30, pictures=[large] * 30)})
-    images = open_dataset(f"hf:{folder}", offline=True).parts["all"]
+    images = open_dataset(f"hf:{folder}", offline=True).subsets["all"]
     assert 30 * len(large) > 1_000_000
     assert len(pickle.dumps(images.read)) < 10_000
 
@@ -571,7 +575,7 @@ def test_images_stay_on_the_disk(folder):
 
 def _open_labels(folder, labels, feature, *, n=12, query="", **settings):
     rows(n, labels=labels, feature=feature, **settings).save_to_disk(folder)
-    return open_dataset(f"hf:{folder}{query}", offline=True).parts["all"]
+    return open_dataset(f"hf:{folder}{query}", offline=True).subsets["all"]
 
 
 @pytest.mark.parametrize(
@@ -654,7 +658,7 @@ def test_one_hot_lists_are_read_alike_in_all_splits(folder):
         train=rows(12, labels=TABLE, feature=feature), test=rows(3, labels=[[1, 1, 0]] * 3, feature=feature)
     ).save_to_disk(folder)
     opened = open_dataset(f"hf:{folder}?metric=voc2007_11pt_map")
-    assert opened.parts["test"].labels.tolist() == [[1, 1, 0]] * 3
+    assert opened.subsets["test"].labels.tolist() == [[1, 1, 0]] * 3
 
 
 @pytest.mark.parametrize(
@@ -706,8 +710,8 @@ def test_two_unicode_forms_of_a_label_are_one_class(folder, caplog):
          zip(("train", "test"), texts, strict=True)}
     ).save_to_disk(folder)  # fmt: skip
     opened = open_dataset(f"hf:{folder}")
-    assert [images.labels.tolist() for images in opened.parts.values()] == [[0, 1, 0] * 4, [0, 1, 0] * 2]
-    assert opened.parts["train"].class_names == ["café", "thé"]
+    assert [images.labels.tolist() for images in opened.subsets.values()] == [[0, 1, 0] * 4, [0, 1, 0] * 2]
+    assert opened.subsets["train"].class_names == ["café", "thé"]
     assert sum(
         "the class 'café' is written in 2 Unicode forms, 'cafe\\u0301', 'caf\\xe9'" in m for m in caplog.messages
     )
@@ -719,8 +723,8 @@ def test_two_unicode_forms_of_a_typed_label_are_one_class(folder):
         _save_tree(folder, split, names=CLASSES)
         (folder / split / "green").rename(folder / split / form)
     opened = open_dataset(f"hf:{folder}")
-    assert opened.parts["train"].class_names == ["blue", "café", "red"]
-    assert opened.parts["train"].labels.tolist() == opened.parts["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert opened.subsets["train"].class_names == ["blue", "café", "red"]
+    assert opened.subsets["train"].labels.tolist() == opened.subsets["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_typed_label_may_change_its_form_between_splits(folder):
@@ -728,7 +732,7 @@ def test_a_typed_label_may_change_its_form_between_splits(folder):
         rows(6, feature=ClassLabel(names=[form, "thé", "eau"])).save_to_disk(folder / split)
     (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     opened = open_dataset(f"hf:{folder}")
-    assert opened.parts["test"].class_names == ["café", "thé", "eau"]
+    assert opened.subsets["test"].class_names == ["café", "thé", "eau"]
 
 
 def test_labels_that_differ_only_in_case_or_spaces_are_reported(folder, caplog):
@@ -778,11 +782,11 @@ def test_a_label_that_training_lacks_is_named(folder):
 
 
 def test_classes_in_another_order_than_in_training_are_refused(folder):
-    """Index 0 would be another class in each part."""
+    """Index 0 would be another class in each subset."""
     whole = splits("train", "test")
     whole["test"] = rows(6, feature=ClassLabel(names=CLASSES[::-1]))
-    for name, part in whole.items():
-        part.save_to_disk(folder / name)
+    for name, subset in whole.items():
+        subset.save_to_disk(folder / name)
     (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     with pytest.raises(DatasetError, match="the classes of the column 'label' are not those of train"):
         open_dataset(f"hf:{folder}", offline=True)
@@ -831,13 +835,13 @@ def test_without_a_column_of_labels_the_columns_are_listed(folder):
         DatasetError, match=r"no column could hold the labels; the columns are image .*, height \(int32\)"
     ):
         open_dataset(f"hf:{folder}", offline=True)
-    assert open_dataset(f"hf:{folder}?label=height", offline=True).parts["all"].labels.tolist() == [0, 1, 2] * 4
+    assert open_dataset(f"hf:{folder}?label=height", offline=True).subsets["all"].labels.tolist() == [0, 1, 2] * 4
 
 
 def test_a_column_of_labels_is_found_by_its_name(folder):
     table = rows(12, label="fine_label", feature=Value("int32"))
     table.add_column("height", [5] * 12).save_to_disk(folder)
-    assert open_dataset(f"hf:{folder}", offline=True).parts["all"].labels.tolist() == [0, 1, 2] * 4
+    assert open_dataset(f"hf:{folder}", offline=True).subsets["all"].labels.tolist() == [0, 1, 2] * 4
 
 
 # A hub.
@@ -904,7 +908,7 @@ def test_nothing_is_printed(hub, repositories, capfd):
 def test_to_name_a_repository_asks_nobody(hub):
     spec = get_dataset("hf:org/small?revision=v1&label=fine_label")
     assert (spec.name, spec.num_classes) == ("hf:org/small?revision=v1&label=fine_label", None)
-    assert [(part.name, part.size) for part in spec.parts] == [("train", None), ("test", None)]
+    assert [(subset.name, subset.size) for subset in spec.subsets] == [("train", None), ("test", None)]
     assert not hub.requests
 
 
@@ -913,7 +917,7 @@ def test_only_the_files_of_the_configuration_are_fetched(config, fetched, hub, r
     _write_configs(repositories / "org" / "two")
     opened = open_dataset(f"hf:org/two?config={config}")
     assert {file.partition("/")[0] for file in hub.files()} == {fetched}
-    assert list(opened.parts["test"].class_names) == (["a", "b", "c"] if config == "first" else CLASSES)
+    assert list(opened.subsets["test"].class_names) == (["a", "b", "c"] if config == "first" else CLASSES)
     hub.requests.clear()
     open_dataset(f"hf:org/two?config={config}", offline=True)
     assert not hub.requests
@@ -949,7 +953,7 @@ def _fetched(hub):
 def test_only_the_splits_that_are_asked_for_are_fetched(sizes, hub, repositories):
     made = _nine_splits()
     folder = write_parquet(repositories / "org" / "nine", made)
-    counts = {split: len(part) for split, part in made.items()} if sizes else None
+    counts = {split: len(subset) for split, subset in made.items()} if sizes else None
     (folder / "README.md").write_text(_card(made, sizes=counts))
     check(open_dataset("hf:org/nine"))
     assert _fetched(hub) == NEEDED
@@ -972,9 +976,9 @@ def test_only_the_splits_that_are_asked_for_are_fetched_without_a_card(suffix, h
 def test_only_the_splits_of_a_conversion_that_are_asked_for_are_fetched(hub, repositories):
     (repositories / "org" / "nine").mkdir(parents=True)
     folder = repositories / "org" / "nine@refs--convert--parquet"
-    for split, part in _nine_splits().items():
+    for split, subset in _nine_splits().items():
         (folder / "default" / split).mkdir(parents=True)
-        part.to_parquet(folder / "default" / split / "0000.parquet")
+        subset.to_parquet(folder / "default" / split / "0000.parquet")
     check(open_dataset("hf:org/nine?revision=refs/convert/parquet&config=default"))
     assert hub.files() == ["default/test/0000.parquet", "default/train/0000.parquet"]
 
@@ -1011,10 +1015,10 @@ def test_only_images_of_the_splits_that_are_asked_for_are_fetched(hub, repositor
     for name in ("all.zip", "Training/model.safetensors", "Training/red/notes.txt"):
         (folder / name).write_bytes(b"-")
     opened = open_dataset("hf:org/images")
-    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 6, "test": 6}
+    assert {subset: len(images) for subset, images in opened.subsets.items()} == {"train": 6, "test": 6}
     assert {file.split("/")[0] for file in hub.files()} == {"Training", "Testing"}
     assert all(file.endswith(".png") for file in hub.files())
-    assert len(open_dataset("hf:org/images", offline=True).parts["test"]) == 6
+    assert len(open_dataset("hf:org/images", offline=True).subsets["test"]) == 6
 
 
 @pytest.mark.slow
@@ -1031,8 +1035,8 @@ def test_a_card_that_names_a_folder_alone_is_left_to_the_library(hub, repositori
     for k, config in enumerate(("first", "second")):
         for place in ("org/two", folder):
             opened = open_dataset(f"hf:{place}?config={config}")
-            assert opened.parts["train"].labels.tolist() == [k, k + 1] * 6
-            assert len(opened.parts["test"]) == SIZES["test"]
+            assert opened.subsets["train"].labels.tolist() == [k, k + 1] * 6
+            assert len(opened.subsets["test"]) == SIZES["test"]
 
 
 def test_a_path_with_other_numbers_of_rows_than_its_card_says_is_refused(folder):
@@ -1047,10 +1051,10 @@ def test_a_split_that_the_hub_converted_in_part_is_found(hub, repositories):
     """The folder of a partly converted split is called partial-train; the split is train."""
     (repositories / "org" / "part").mkdir(parents=True)
     folder = repositories / "org" / "part@refs--convert--parquet" / "default"
-    for split, part in splits("train", "test").items():
+    for split, subset in splits("train", "test").items():
         name = "partial-train" if split == "train" else split
         (folder / name).mkdir(parents=True)
-        part.to_parquet(folder / name / "0000.parquet")
+        subset.to_parquet(folder / name / "0000.parquet")
     check(open_dataset("hf:org/part?revision=refs/convert/parquet&config=default"))
 
 
@@ -1153,9 +1157,9 @@ def converted(repositories):
     (repositories / "org" / "script").mkdir(parents=True)
     folder = repositories / "org" / "script@refs--convert--parquet"
     for config, feature in (("default", None), ("other", ClassLabel(names=["a", "b", "c"]))):
-        for split, part in splits("train", "test", feature=feature).items():
+        for split, subset in splits("train", "test", feature=feature).items():
             (folder / config / split).mkdir(parents=True)
-            part.to_parquet(folder / config / split / "0000.parquet")
+            subset.to_parquet(folder / config / split / "0000.parquet")
     return folder
 
 
@@ -1178,16 +1182,16 @@ def test_a_conversion_of_one_configuration_needs_no_choice(hub, converted):
 def test_a_repository_of_images_is_opened(hub, repositories):
     _save_images(repositories / "org" / "images")
     opened = open_dataset("hf:org/images")
-    assert opened.parts["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert opened.parts["test"][0][0].getpixel((0, 0)) == COLOURS[2]
+    assert opened.subsets["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert opened.subsets["test"][0][0].getpixel((0, 0)) == COLOURS[2]
 
 
 def test_splits_of_a_repository_go_by_all_usual_names(hub, repositories):
     """`datasets` would merge these folders into one split called train."""
     _save_tree(repositories / "org" / "images", "Training", "Testing")
     opened = open_dataset("hf:org/images")
-    for k, part in enumerate(("train", "test")):
-        assert {opened.parts[part][i][0].width for i in range(6)} == {8 + k}
+    for k, subset in enumerate(("train", "test")):
+        assert {opened.subsets[subset][i][0].width for i in range(6)} == {8 + k}
     with pytest.raises(DatasetError, match=r"takes the split 'Testing' for val and for test; give each its own"):
         open_dataset("hf:org/images?val=eval")
 
@@ -1213,7 +1217,7 @@ def test_a_missing_split_says_which_there_are(hub, repositories):
         DatasetError, match=r"org/small has no split 'test'; its splits are train, validation: write \?test=validation"
     ):
         open_dataset("hf:org/small")
-    assert tuple(open_dataset("hf:org/small?test=validation").parts) == ("train", "test")
+    assert tuple(open_dataset("hf:org/small?test=validation").subsets) == ("train", "test")
 
 
 def test_a_single_split_of_a_repository_can_be_divided(hub, repositories):
@@ -1363,7 +1367,7 @@ def _row(name, location=None):
     found = [source for source in spec.sources if source.form == "huggingface" and location in (None, source.location)]
     return replace(
         spec,
-        parts=tuple(Part(part.name, sizes[part.name]) for part in spec.parts),
+        subsets=tuple(Subset(subset.name, sizes[subset.name]) for subset in spec.subsets),
         sources=tuple(found[:1]),
         num_classes=3,
         recipe="",
@@ -1375,7 +1379,7 @@ def _serve_row(repositories, spec, **settings):
     """Serve the repository of a row at the row's revision, with one unused split and one unused configuration."""
     (source,) = spec.sources
     options = dict(source.options)
-    splits_of = {source.arguments(part.name)["split"]: part.size for part in spec.parts}
+    splits_of = {source.arguments(subset.name)["split"]: subset.size for subset in spec.subsets}
     made = DatasetDict(
         {
             split: rows(n, image=options["image"], label=options["label"], **settings)
@@ -1406,11 +1410,11 @@ def test_a_row_of_the_catalogue_opens_its_repository(name, location, hub, reposi
     spec = _row(name, location)
     expected = _serve_row(repositories, spec)
     opened = open_dataset(spec)
-    check(opened, tuple(part.name for part in spec.parts))
+    check(opened, tuple(subset.name for subset in spec.subsets))
     assert hub.files() == expected
     revision = dict(spec.sources[0].options).get("revision", "")
     folder = repositories / (f"{location}@{revision}" if revision else location)
-    assert {images.revision for images in opened.parts.values()} == {commit_of(folder)}
+    assert {images.revision for images in opened.subsets.values()} == {commit_of(folder)}
 
 
 CHECKED = ("fer2013", "fgvc_aircraft", "kitti", "clevr_counts", "imagenet", "sun397")  # copies that we did not examine
@@ -1422,12 +1426,12 @@ def test_a_copy_of_another_size_is_refused(name, location, hub, repositories):
     """The message has both numbers, and says which files to put by hand instead."""
     spec = _row(name, location)
     _serve_row(repositories, spec)
-    full = replace(spec, parts=get_dataset(name).parts, sources=(get_dataset(name).sources[0], *spec.sources))
+    full = replace(spec, subsets=get_dataset(name).subsets, sources=(get_dataset(name).sources[0], *spec.sources))
     with pytest.raises(DatasetError) as caught:
         open_dataset(full, data_dir=repositories)
     message = str(caught.value)
     assert message.startswith(
-        f"{name}/train: expected {full.parts[0].size} images, found 12; instead of using {location}, put"
+        f"{name}/train: expected {full.subsets[0].size} images, found 12; instead of using {location}, put"
     )
     assert len(message) <= 500
 
@@ -1435,8 +1439,8 @@ def test_a_copy_of_another_size_is_refused(name, location, hub, repositories):
 def test_a_copy_with_the_classes_in_another_order_is_refused(hub, repositories):
     """Most copies of FER 2013 list classes alphabetically; the makers' order is angry, ..., sad, surprise, neutral."""
     spec = _row("fer2013")
-    spec = replace(spec, parts=(Part("train", 12, class_counts=(6, 2, 4)), *spec.parts[1:]))
-    _serve_row(repositories, replace(spec, parts=_row("fer2013").parts))
+    spec = replace(spec, subsets=(Subset("train", 12, class_counts=(6, 2, 4)), *spec.subsets[1:]))
+    _serve_row(repositories, replace(spec, subsets=_row("fer2013").subsets))
     with pytest.raises(
         DatasetError, match=r"fer2013/train: expected 6 images of class 0, found 4; this copy is divided"
     ):
@@ -1484,7 +1488,7 @@ def test_an_option_that_a_row_misspells_is_named(hub):
 
 def test_a_row_of_other_sizes_is_refused(hub, repositories):
     write_parquet(repositories / "uoft-cs" / "cifar10", splits("train", "test", image="img"))
-    spec = replace(_row("cifar10"), parts=get_dataset("cifar10").parts)
+    spec = replace(_row("cifar10"), subsets=get_dataset("cifar10").subsets)
     with pytest.raises(DatasetError, match="cifar10/train: expected 50000 images, found 12"):
         open_dataset(spec)
 

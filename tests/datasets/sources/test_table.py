@@ -47,29 +47,29 @@ def check(images, labels, class_names=CLASSES):
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_a_table_without_splits_is_divided(separator, make):
     opened = open_dataset(f"csv:{make(sep=separator)}")
-    check(opened.parts["all"], [0, 1, 2] * 4)
-    assert opened.parts["all"].ids[3] == "images/03.png"
+    check(opened.subsets["all"], [0, 1, 2] * 4)
+    assert opened.subsets["all"].ids[3] == "images/03.png"
     assert [len(opened.split(split)) for split in SPLITS] == [6, 3, 3]
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "valid", "TEST")])
 def test_a_column_names_the_splits(names, make):
     opened = open_dataset(f"csv:{make(split=[names[0]] * 6 + [names[1]] * 3 + [names[2]] * 3)}")
-    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 6, "val": 3, "test": 3}
-    check(opened.parts["test"], [0, 1, 2])
+    assert {subset: len(images) for subset, images in opened.subsets.items()} == {"train": 6, "val": 3, "test": 3}
+    check(opened.subsets["test"], [0, 1, 2])
 
 
 @pytest.mark.parametrize("options", ["", "?test=val", "?test=validation"])
 def test_training_and_validation_lines_alone_are_train_and_test(options, make):
     opened = open_dataset(f"csv:{make(set=['train'] * 9 + ['val'] * 3)}{options}")
-    assert {part: len(images) for part, images in opened.parts.items()} == {"train": 9, "test": 3}
+    assert {subset: len(images) for subset, images in opened.subsets.items()} == {"train": 9, "test": 3}
 
 
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        (["train"] * 9 + ["holdout"] * 3, r"no test part; say which split of train, holdout it is with \?test=SPLIT"),
-        (["train"] * 6 + ["val"] * 3 + ["valid"] * 3, "has 'val', 'valid', which are all names for val"),
+        (["train"] * 9 + ["holdout"] * 3, r"no test subset; say which split of train, holdout it is with \?test=SPLIT"),
+        (["train"] * 6 + ["val"] * 3 + ["valid"] * 3, "has 'val', 'valid', which all mean val"),
         (["train"] * 6 + [" "] * 6, "line 8 has no split; add it, or drop the line"),
     ],
 )
@@ -91,8 +91,8 @@ def test_a_folder_has_a_file_for_each_split(make, tmp_path):
     train["path"] = train["path"].str.removeprefix("lists/")
     train.to_csv(path.with_name("train.csv"), index=False)
     opened = open_dataset(f"csv:{path.parent}")
-    check(opened.parts["train"], [0, 1, 2] * 3)
-    check(opened.parts["test"], [0, 1, 2])
+    check(opened.subsets["train"], [0, 1, 2] * 3)
+    check(opened.subsets["test"], [0, 1, 2])
 
 
 def test_an_image_in_two_parts_is_named(make, tmp_path):
@@ -110,8 +110,8 @@ def test_an_image_in_two_parts_is_named(make, tmp_path):
 
 def test_a_part_without_a_split_is_not_all_images(make):
     spec = get_dataset(f"csv:{make(split=['train'] * 6 + ['test'] * 6)}")
-    parts = (("train", (("split", "train"),)), ("test", ()))
-    spec = replace(spec, sources=(replace(spec.sources[0], parts=parts),))
+    subsets = (("train", (("split", "train"),)), ("test", ()))
+    spec = replace(spec, sources=(replace(spec.sources[0], subsets=subsets),))
     with pytest.raises(DatasetError, match=r"no split of .*list\.csv is named for test, which would be all of its im"):
         open_dataset(spec)
 
@@ -122,7 +122,7 @@ def test_options_name_columns_and_the_folder_of_the_images(make, tmp_path):
     table["picture"] = table["picture"].str.removeprefix("images/")
     table.to_csv(path, index=False)
     opened = open_dataset(f"csv:{path}?image=picture&label=species&folder=../images")
-    check(opened.parts["all"], [0, 1] * 6, ["a", "b"])
+    check(opened.subsets["all"], [0, 1] * 6, ["a", "b"])
 
 
 def test_a_row_in_toml_may_use_a_table(make, tmp_path):
@@ -130,11 +130,11 @@ def test_a_row_in_toml_may_use_a_table(make, tmp_path):
     path = tmp_path / "row.toml"
     path.write_text(
         'name = "colours"\nnum_classes = 3\nval_fraction = 0.34\n'
-        'parts = [{ name = "train", size = 6 }, { name = "test", size = 6 }]\n'
+        'subsets = [{ name = "train", size = 6 }, { name = "test", size = 6 }]\n'
         '[[sources]]\nform = "table"\nlocation = "./list.csv"\n'
-        'parts = { train = { split = "train" }, test = { split = "test" } }\n'
+        'subsets = { train = { split = "train" }, test = { split = "test" } }\n'
     )
-    check(open_dataset(str(path)).parts["test"], [0, 1, 2] * 2)
+    check(open_dataset(str(path)).subsets["test"], [0, 1, 2] * 2)
 
 
 @pytest.mark.parametrize(
@@ -149,13 +149,13 @@ def test_a_row_in_toml_may_use_a_table(make, tmp_path):
 )
 def test_whole_numbers_are_in_their_order_and_texts_in_that_of_the_alphabet(written, labels, class_names, make):
     opened = open_dataset(f"csv:{make(label=written * 4)}")
-    check(opened.parts["all"], labels * 4, class_names)
+    check(opened.subsets["all"], labels * 4, class_names)
 
 
 def test_two_unicode_forms_of_a_class_or_path_are_one(make):
     forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
     path = make(folder=forms[1], label=[*forms, "eau"] * 4, path=[f"{forms[0]}/{i:02}.png" for i in range(12)])
-    check(open_dataset(f"csv:{path}").parts["all"], [0, 0, 1] * 4, ["caf\xe9", "eau"])
+    check(open_dataset(f"csv:{path}").subsets["all"], [0, 0, 1] * 4, ["caf\xe9", "eau"])
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_two_unicode_forms_of_a_class_or_path_are_one(make):
         ({}, "?label=species", "has no column 'species' for the label; the columns are 'path', 'label': choose one"),
         ({}, "?split=fold", "has no column 'fold' for the split"),
         ({}, "?colour=x", "has the option 'colour'; the options are image, label, split, folder, metric, train, val"),
-        ({}, "?test=train", "has no train part"),
+        ({}, "?test=train", "has no train subset"),
         ({"split": ["train", "test"] * 6, "label": ["a", "b"] * 6}, "", "class 'b' is not among the classes of the tr"),
         (
             {"split": ["train", "train", "test"] * 4, "label": ["a", "b", "A "] * 4},
@@ -223,6 +223,6 @@ def test_a_table_opens_as_the_folder_that_it_lists(image_folder, tmp_path):
     lines = [f"{file},{file.split('/')[2]},{file.split('/')[1]}" for file in files]
     (tmp_path / "list.csv").write_text("\n".join(["\ufeffFilename,Label,Split", *lines]), encoding="utf-8")
     table, folder = open_dataset(f"csv:{tmp_path / 'list.csv'}"), open_dataset(f"folder:{root}")
-    for part in ("train", "test"):
-        assert table.parts[part].labels.tolist() == folder.parts[part].labels.tolist()
-        assert all(np.array_equal(table.parts[part][i][0], folder.parts[part][i][0]) for i in range(6))
+    for subset in ("train", "test"):
+        assert table.subsets[subset].labels.tolist() == folder.subsets[subset].labels.tolist()
+        assert all(np.array_equal(table.subsets[subset][i][0], folder.subsets[subset][i][0]) for i in range(6))

@@ -10,7 +10,7 @@ from make import layouts
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
 from probe.errors import DatasetError, DatasetMissingError
-from probe.specs import Part
+from probe.specs import Subset
 
 NAMES = sorted(layouts.WRITERS)
 IN_FILES = [name for name in NAMES if name not in ("svhn", "emnist")]  # whose images are files of their own
@@ -23,8 +23,8 @@ def small(tmp_path, monkeypatch):
     def make(name):
         layouts.WRITERS[name](tmp_path, monkeypatch)
         spec = get_dataset(name)
-        parts = tuple(Part(part.name, len(layouts.LABELS)) for part in spec.parts)
-        return replace(spec, parts=parts, num_classes=len(layouts.CLASSES), val_fraction=0.5)
+        subsets = tuple(Subset(subset.name, len(layouts.LABELS)) for subset in spec.subsets)
+        return replace(spec, subsets=subsets, num_classes=len(layouts.CLASSES), val_fraction=0.5)
 
     return make
 
@@ -42,7 +42,7 @@ def test_every_image_has_its_label(name, small, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_official_validation_split_is_used_where_there_is_one(name, small, tmp_path):
     splits = open_dataset(small(name), data_dir=tmp_path, offline=True)
-    official = len(get_dataset(name).parts) == 3
+    official = len(get_dataset(name).subsets) == 3
     assert (len(splits.split("train")), len(splits.split("val"))) == ((4, 4) if official else (2, 2))
 
 

@@ -59,11 +59,11 @@ def write_collection(folder):
     return folder
 
 
-def check(opened, parts=("train", "test"), *, class_names=CLASSES):
-    """Every image of every part is the one that was written, and has its label."""
-    assert tuple(opened.parts) == parts
-    for part, images in opened.parts.items():
-        assert len(images) == {"train": 12, "all": 12, "val": 6, "test": 6}[part]
+def check(opened, subsets=("train", "test"), *, class_names=CLASSES):
+    """Every image of every subset is the one that was written, and has its label."""
+    assert tuple(opened.subsets) == subsets
+    for subset, images in opened.subsets.items():
+        assert len(images) == {"train": 12, "all": 12, "val": 6, "test": 6}[subset]
         assert list(images.class_names) == class_names
         assert images.labels.dtype == np.int64
         for i in range(len(images)):
@@ -83,7 +83,7 @@ def test_the_layout_of_the_collection_is_opened(folder):
     write_collection(folder)
     opened = open_dataset(f"wds:{folder}", offline=True)
     check(opened)
-    assert opened.parts["train"].ids[6] == "train/1.tar/s0000006"
+    assert opened.subsets["train"].ids[6] == "train/1.tar/s0000006"
 
 
 def test_samples_are_those_that_the_library_reads(folder):
@@ -92,7 +92,7 @@ def test_samples_are_those_that_the_library_reads(folder):
     with ExitStack() as stack:
         files = [stack.enter_context((folder / "train" / f"{i}.tar").open("rb")) for i in range(3)]
         theirs = list(group_by_keys(tar_file_expander({"url": file.name, "stream": file} for file in files)))
-    ours = open_dataset(f"wds:{folder}", offline=True).parts["train"]
+    ours = open_dataset(f"wds:{folder}", offline=True).subsets["train"]
     assert [key.rpartition("/")[2] for key in ours.ids] == [row["__key__"] for row in theirs]
     assert ours.labels.tolist() == [int(row["cls"]) for row in theirs]
     for i, row in enumerate(theirs):
@@ -119,7 +119,7 @@ def test_a_flat_folder_and_names_of_shards_are_divided(rest, folder):
     opened = open_dataset(f"wds:{folder}{rest}", offline=True)
     check(opened, ("all",), class_names=["0", "1", "2"])
     assert [len(opened.split(name)) for name in ("train", "val", "test")] == [6, 3, 3]
-    assert opened.parts["all"].ids[0] == "0.tar/s0000000"
+    assert opened.subsets["all"].ids[0] == "0.tar/s0000000"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_validation_folder_that_is_named_for_testing_is_not_for_validation(fol
     write_shards(folder / "val", 6)
     opened = open_dataset(f"wds:{folder}?test=val", offline=True)
     check(opened)
-    assert opened.parts["test"].ids[0] == "val/0.tar/s0000000"
+    assert opened.subsets["test"].ids[0] == "val/0.tar/s0000000"
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_a_validation_folder_that_is_named_for_testing_is_not_for_validation(fol
         (
             ("train", "val", "valid"),
             "",
-            "has 'val', 'valid', which are all names for val; rename or merge them, or cho",
+            "has 'val', 'valid', which all mean val; rename or merge them, or cho",
         ),
-        (("train", "holdout"), "", r"no test part; say which split of holdout, train it is with \?test=SPLIT"),
+        (("train", "holdout"), "", r"no test subset; say which split of holdout, train it is with \?test=SPLIT"),
         (("train", "holdout"), "/{train,holdout}/{0..2}.tar", "'holdout' in the braces is not a usual name of train"),
-        (("train", "Train"), "/{train,Train}/{0..2}.tar", "has 'train', 'Train', which are all names for train"),
+        (("train", "Train"), "/{train,Train}/{0..2}.tar", "has 'train', 'Train', which all mean train"),
     ],
 )
 def test_folders_that_do_not_make_parts_are_named(names, rest, message, folder):
@@ -344,7 +344,7 @@ def test_a_sample_that_is_there_twice_is_named(folder):
 def test_the_same_name_in_two_shards_is_two_samples(folder):
     for shard in range(2):
         _write_tar(folder / f"{shard}.tar", _members(6))
-    images = open_dataset(f"wds:{folder}", offline=True).parts["all"]
+    images = open_dataset(f"wds:{folder}", offline=True).subsets["all"]
     assert (len(images), len(set(images.ids))) == (12, 12)
 
 
@@ -358,7 +358,7 @@ def test_endings_may_be_in_capitals_and_names_in_folders(folder):
     members = [(f"a.b/{name.replace('png', 'PNG')}", content) for name, content in _members()]
     opened = _open(folder, members)
     check(opened, ("all",), class_names=["0", "1", "2"])
-    assert opened.parts["all"].ids[3] == "0.tar/a.b/s3"
+    assert opened.subsets["all"].ids[3] == "0.tar/a.b/s3"
 
 
 def test_a_label_without_a_name_is_refused(folder):
@@ -388,14 +388,14 @@ def test_ids_with_gaps_are_numbered_and_keep_their_names(folder):
     write_shards(folder / "train", 12, samples=[sample(i, cls=ids[i % 3]) for i in range(12)])
     write_shards(folder / "test", 6, samples=[sample(i, cls=ids[0]) for i in range(6)])
     opened = open_dataset(f"wds:{folder}", offline=True)
-    assert opened.parts["train"].class_names == opened.parts["test"].class_names == ["2000", "145563", "901243"]
-    assert opened.parts["train"].labels.tolist() == [2, 0, 1] * 4
-    assert opened.parts["test"].labels.tolist() == [2] * 6
+    assert opened.subsets["train"].class_names == opened.subsets["test"].class_names == ["2000", "145563", "901243"]
+    assert opened.subsets["train"].labels.tolist() == [2, 0, 1] * 4
+    assert opened.subsets["test"].labels.tolist() == [2] * 6
 
 
 @pytest.mark.parametrize(("ending", "content"), [("cls", b"1.0\n"), ("cls", b"1."), ("json", b"1.0"), ("json", b"[1]")])
 def test_whole_numbers_may_be_written_as_floats(ending, content, folder):
-    images = _open(folder, _members(**{"s4_cls": None, f"s4_{ending}": content})).parts["all"]
+    images = _open(folder, _members(**{"s4_cls": None, f"s4_{ending}": content})).subsets["all"]
     assert images.labels.tolist() == [0, 1, 2] * 4
 
 
@@ -427,12 +427,12 @@ def test_several_labels_as_clip_benchmark_writes_them(dtype, folder):
     _write_multilabel(folder, TABLE, dtype)
     opened = open_dataset(f"wds:{folder}", offline=True)
     assert opened.spec.metric == "voc2007_11pt_map"
-    for part, num_shards in (("train", 3), ("test", 2)):
+    for subset, num_shards in (("train", 3), ("test", 2)):
         with ExitStack() as stack:
-            files = [stack.enter_context((folder / part / f"{i}.tar").open("rb")) for i in range(num_shards)]
+            files = [stack.enter_context((folder / subset / f"{i}.tar").open("rb")) for i in range(num_shards)]
             rows = group_by_keys(tar_file_expander({"url": file.name, "stream": file} for file in files))
             theirs = [basichandlers("npy", row["npy"]) for row in rows]
-        images = opened.parts[part]
+        images = opened.subsets[subset]
         assert (images.labels.dtype, images.class_names) == (np.int64, CLASSES)
         assert np.array_equal(images.labels, np.array(theirs))
     assert len(opened.split("val"))
@@ -447,7 +447,7 @@ def test_several_labels_need_a_metric_that_can_score_them(folder):
 def test_one_hot_labels_are_one_label_under_the_usual_metric(folder):
     _write_multilabel(folder, np.eye(3)[[0, 1, 2] * 4])
     (folder / "dataset_type.txt").unlink()
-    assert open_dataset(f"wds:{folder}", offline=True).parts["train"].labels.tolist() == [0, 1, 2] * 4
+    assert open_dataset(f"wds:{folder}", offline=True).subsets["train"].labels.tolist() == [0, 1, 2] * 4
 
 
 def test_lists_of_classes_in_json_are_several_labels(folder):
@@ -456,7 +456,7 @@ def test_lists_of_classes_in_json_are_several_labels(folder):
     for row in samples:
         del row["cls"]
     write_shards(folder, samples=samples)
-    images = open_dataset(f"wds:{folder}?metric=voc2007_11pt_map", offline=True).parts["all"]
+    images = open_dataset(f"wds:{folder}?metric=voc2007_11pt_map", offline=True).subsets["all"]
     assert images.labels.tolist() == [[int(k in classes) for k in range(3)] for classes in shows]
 
 
@@ -488,7 +488,7 @@ def test_a_collection_of_captions_is_named(folder):
 def test_names_of_classes_are_in_composed_form(folder):
     write_collection(folder)
     (folder / "classnames.txt").write_text("cafe\u0301\nthe\u0301\neau\n", encoding="utf-8")
-    assert open_dataset(f"wds:{folder}", offline=True).parts["train"].class_names == ["caf\xe9", "th\xe9", "eau"]
+    assert open_dataset(f"wds:{folder}", offline=True).subsets["train"].class_names == ["caf\xe9", "th\xe9", "eau"]
 
 
 # Shards.
@@ -500,13 +500,13 @@ def test_a_gap_among_shards_is_refused(folder):
     (folder / "2.tar").unlink()
     with pytest.raises(DatasetError, match="has shards up to number 3 without 2; get it, or name those to take"):
         open_dataset(f"wds:{folder}", offline=True)
-    assert len(open_dataset(f"wds:{folder}/{{0,1,3}}.tar", offline=True).parts["all"]) == 9
+    assert len(open_dataset(f"wds:{folder}/{{0,1,3}}.tar", offline=True).subsets["all"]) == 9
 
 
 def test_shards_may_be_called_after_dates(folder):
     _write_tar(folder / "a-20240131.tar", _members(6))
     _write_tar(folder / "a-20250228.tar", _members(6))
-    assert len(open_dataset(f"wds:{folder}", offline=True).parts["all"]) == 12
+    assert len(open_dataset(f"wds:{folder}", offline=True).subsets["all"]) == 12
 
 
 def test_fewer_shards_than_are_said_to_be_are_refused(folder):
@@ -565,7 +565,7 @@ def test_a_damaged_shard_is_named(what, folder):
 
 def test_a_shard_that_shrank_since_it_was_opened_is_named(folder):
     write_shards(folder, per_shard=12)
-    images = open_dataset(f"wds:{folder}", offline=True).parts["all"]
+    images = open_dataset(f"wds:{folder}", offline=True).subsets["all"]
     os.truncate(folder / "0.tar", 5_000)
     with pytest.raises(DatasetError, match=r"\(0\.tar/s0000011\) cannot be read \(its shard has been cut short\)"):
         images[11]
@@ -607,7 +607,7 @@ def test_a_compressed_shard_says_to_unpack_it(name, folder):
 def test_an_image_that_cannot_be_read_is_named(content, folder):
     opened = _open(folder, _members(s4_png=content))
     with pytest.raises(DatasetError, match=r"all: image 4 \(0\.tar/s4\) cannot be read"):
-        opened.parts["all"][4]
+        opened.subsets["all"][4]
 
 
 def test_an_image_that_would_fill_the_memory_is_refused(folder, monkeypatch):
@@ -623,7 +623,7 @@ def test_the_orientation_of_an_image_is_passed_over(folder):
     rotated[0x0112] = 6  # "turn me by a quarter"
     buffer = io.BytesIO()
     Image.new("RGB", (9, 7)).save(buffer, "JPEG", exif=rotated)
-    assert _open(folder, _members(s4_png=None, s4_jpg=buffer.getvalue())).parts["all"][4][0].size == (9, 7)
+    assert _open(folder, _members(s4_png=None, s4_jpg=buffer.getvalue())).subsets["all"][4][0].size == (9, 7)
 
 
 @pytest.mark.parametrize("start", ["spawn", "fork"])
@@ -718,7 +718,7 @@ def test_shards_of_two_addresses_stay_apart(served, data_dir, tmp_path):
         write_shards(tmp_path / "served" / name / "shards", samples=samples)
     with served() as (address, _):
         found = [
-            open_dataset(f"wds:{address}{name}/shards/{{0..2}}.tar", data_dir=data_dir).parts["all"][0][0]
+            open_dataset(f"wds:{address}{name}/shards/{{0..2}}.tar", data_dir=data_dir).subsets["all"][0][0]
             for name in ("a", "b")
         ]
     assert [image.getpixel((0, 0)) for image in found] == COLOURS[:2]
@@ -844,7 +844,7 @@ def test_a_row_of_the_catalogue_opens_its_repository(repositories):
     root, _ = repositories
     write_collection(root / "clip-benchmark" / "wds_cars")
     spec = get_dataset("stanford_cars")
-    parts = tuple(replace(part, size={"train": 12, "test": 6}[part.name]) for part in spec.parts)
+    subsets = tuple(replace(subset, size={"train": 12, "test": 6}[subset.name]) for subset in spec.subsets)
     sources = tuple(source for source in spec.sources if source.form == "webdataset")
     assert sources
-    check(open_dataset(replace(spec, parts=parts, sources=sources, num_classes=3)))
+    check(open_dataset(replace(spec, subsets=subsets, sources=sources, num_classes=3)))

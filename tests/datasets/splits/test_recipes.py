@@ -13,7 +13,7 @@ from probe.datasets.splits.recipes import RECIPES
 from probe.datasets.splits.stratified import TooFewImagesError, draw_splits
 
 
-def part(labels):
+def subset(labels):
     labels = np.asarray(labels, dtype=np.int64)
     names = [str(k) for k in range(labels.max() + 1)]
     return ImageDataset("test", labels, names, read=None, ids=[str(i) for i in range(len(labels))])
@@ -35,7 +35,7 @@ DIGESTS = {
 
 
 def make(name):
-    (fold,) = RECIPES[name]({key: part(labels) for key, labels in SHAPES[name].items()}, 0.1)
+    (fold,) = RECIPES[name]({key: subset(labels) for key, labels in SHAPES[name].items()}, 0.1)
     return fold
 
 
@@ -50,7 +50,7 @@ def test_sizes_are_those_of_the_row(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_image_is_in_two_splits(name):
     fold = make(name)
-    chosen = [(fold[split].part, i) for split in SPLITS for i in fold[split].positions.tolist()]
+    chosen = [(fold[split].subset, i) for split in SPLITS for i in fold[split].positions.tolist()]
     assert len(set(chosen)) == len(chosen)
 
 
@@ -92,14 +92,14 @@ def test_caltech_trains_on_30_of_each_class():
 
 def test_clevr_is_tested_on_its_validation_part():
     fold = make("clevr_counts")
-    assert (fold.train.part, fold.val.part, fold.test.part) == ("train", "train", "test")
+    assert (fold.train.subset, fold.val.subset, fold.test.subset) == ("train", "train", "test")
     assert len(fold.train.positions) + len(fold.val.positions) == 2000
 
 
 @pytest.mark.parametrize("name", ["eurosat", "caltech101"])
 def test_a_class_that_is_too_small_is_named(name):
     with pytest.raises(TooFewImagesError, match="class 1"):
-        RECIPES[name]({"all": part([0] * 2000 + [1] * 20)}, 0.1)
+        RECIPES[name]({"all": subset([0] * 2000 + [1] * 20)}, 0.1)
 
 
 def test_draws_take_so_many_of_each_class_and_the_rest():
