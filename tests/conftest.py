@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,11 @@ def _log_level() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Use an empty cache folder instead of the user's."""
+    """Use an empty cache folder instead of the user's; the processes of pytest-xdist share the work on its features."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "features"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PROBE_CACHE_DIR", str(tmp_path_factory.mktemp("features")))
+        patch.setenv("PROBE_CACHE_DIR", str(folder))
         yield
 
 

@@ -4,14 +4,12 @@ import json
 import logging
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from make.colours import write_colours
+from make.kills import KILLED, Records, quick_grid, run_command
 from make.records import changed
 
 import probe
@@ -23,16 +21,20 @@ from probe.records.schema import SkippedImage
 from probe.runner import run_grid
 from probe.settings import Settings
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """The digits under `tiny` in both modes: runs, settings and records."""
+    """A small dataset under `tiny` in both modes: runs, settings and records."""
     folder = tmp_path_factory.mktemp("recorded")
-    specs = plan(["digits"], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu", solver="fast")
+    dataset = write_colours(folder)
+    specs = plan([dataset], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu", solver="fast")
     settings = Settings(results_dir=folder / "results", cache_dir=folder / "cache", offline=True)
     return specs, settings, list(run_grid(specs, settings))
+
+
+def dataset_of(settings):
+    """Return the name of the dataset of `recorded`."""
+    return str(settings.cache_dir.parent / "colours.toml")
 
 
 @pytest.fixture
@@ -60,13 +62,13 @@ def test_a_repeated_grid_runs_nothing_and_logs_it(copied, caplog, monkeypatch):
 
 def test_the_command_skips_what_is_recorded_and_prints_the_whole_table(copied, caplog, capsys):
     _, settings, records = copied
-    command = ["run", "--dataset", "digits", "--model", "tiny", "--jit", "both", "--protocol", "readme"]
+    command = ["run", "--dataset", dataset_of(settings), "--model", "tiny", "--jit", "both", "--protocol", "readme"]
     command += ["--device", "cpu", "--solver", "fast", "--results-dir", str(settings.results_dir)]
     command += ["--cache-dir", str(settings.cache_dir)]
     with caplog.at_level(logging.INFO):
         assert main(command) == 0
     assert "skipped 2 of 2 runs" in caplog.text
-    assert capsys.readouterr().out.count("| digits  | tiny  |") == 3  # two scores, and their comparison
+    assert capsys.readouterr().out.count("| colours | tiny  |") == 3  # two scores, and their comparison
     assert [one.created for one in read_records(settings.results_dir)] == [one.created for one in records]
     caplog.clear()
     assert main([*command, "--rerun"]) == 0
@@ -79,8 +81,8 @@ def test_run_returns_the_record_that_exists(copied):
     options |= {"results_dir": settings.results_dir, "cache_dir": settings.cache_dir}
     marked = replace(records[0], created="2001-01-01T00:00:00+00:00")
     write_record(marked, settings.results_dir)
-    assert probe.run("digits", **options).created == marked.created
-    again = probe.run("digits", **options, rerun=True)
+    assert probe.run(dataset_of(settings), **options).created == marked.created
+    again = probe.run(dataset_of(settings), **options, rerun=True)
     assert again.created != marked.created
     assert again.features == records[0].features
 
@@ -154,64 +156,37 @@ def test_a_jit_run_is_done_only_with_its_comparison(copied):
 def test_a_loop_over_run_reads_the_records_of_one_model(copied, monkeypatch):
     """The damaged record of another model is not opened, and unchanged tables are not written."""
     _, settings, _ = copied
-    other = settings.results_dir / "records" / "digits" / "other.eager.readme.fp32.json"
+    other = settings.results_dir / "records" / "colours" / "other.eager.readme.fp32.json"
     other.write_text("damaged")
     options = {"model": "tiny", "protocol": "readme", "device": "cpu", "solver": "fast", "rerun": True}
     options |= {"results_dir": settings.results_dir, "cache_dir": settings.cache_dir}
     read = []
     real = probe.records.record.read_record
     monkeypatch.setattr(probe.records.record, "read_record", lambda path: read.append(Path(path).name) or real(path))
-    probe.run("digits", **options)
+    probe.run(dataset_of(settings), **options)
     assert read
     assert not [name for name in read if not name.startswith("tiny.eager.")]
     table = settings.results_dir / "tables" / "tiny.eager.csv"
     os.utime(table, ns=(1, 1))
-    probe.run("digits", **options)
+    probe.run(dataset_of(settings), **options)
     assert table.stat().st_mtime_ns == 1
-
-
-PROTOCOL = """name = "quick-{i}"
-title = "one value of C"
-feature_point = "projected"
-grid = [{C}]
-coarse_step = 1
-max_iter = 20
-tol = 1e-3
-source = "this test"
-"""
 
 
 @pytest.mark.slow
 def test_a_grid_that_is_killed_again_and_again_does_every_run_once(tmp_path):
     """20 quick runs, killed as the kernel kills at 10 random moments, then repeated until done."""
-    command = [sys.executable, "-m", "probe", "run", "--dataset", "digits", "--device", "cpu", "--offline"]
-    command += ["--model", "tiny", "--model", "random:tiny"]
-    command += ["--results-dir", str(tmp_path / "results"), "--cache-dir", str(tmp_path / "cache")]
-    for i in range(10):
-        path = tmp_path / f"quick-{i}.toml"
-        path.write_text(PROTOCOL.format(i=i, C=0.01 * (i + 1)))
-        command += ["--protocol", str(path)]
-    folder = tmp_path / "results" / "records" / "digits"
-    rng, written = random.Random(0), {}
-
-    def look():
-        """Compare the records with those seen before: none is written again."""
-        now = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("*.json")}
-        assert written.items() <= now.items()
-        written.update(now)
-
+    command, output, work = quick_grid(tmp_path), tmp_path / "output", tmp_path / "work"
+    records, rng = Records(work / "results"), random.Random(0)
     for _ in range(10):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wanted, before = len(written) + rng.randint(0, 2), time.monotonic()
-        while process.poll() is None and len(list(folder.glob("*.json"))) < wanted:
-            time.sleep(0.01)
-        time.sleep(min(rng.random() / 5, time.monotonic() - before))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        look()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    num_before = len(written)
-    look()
-    assert len(written) == len(read_records(tmp_path / "results")) == 20
-    assert f"skipped {num_before} of 20 runs" in done.stderr
-    assert done.stdout.count("| digits") == 20
+        # Up to 180 moments are before the first record; later 60, and one for each record. A run has 8.
+        moment = rng.randint(1, 90 + len(records.seen) if records.seen else 200)
+        assert run_command(command, output, watched=work, moment=moment) == KILLED
+        records.look()
+    num_before = len(records.seen)
+    assert 0 < num_before < 20
+    output.unlink()
+    assert run_command(command, output, watched=work) == 0
+    records.look()
+    assert len(records.seen) == len(read_records(work / "results")) == 20
+    assert f"skipped {num_before} of 20 runs" in output.read_text()
+    assert output.read_text().count("| colours") == 20

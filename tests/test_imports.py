@@ -36,13 +36,13 @@ def test_libraries_stay_in_their_layers(library, layers):
 def test_only_one_module_calls_torchscript():
     """TorchScript is deprecated and warns. `loading.py` only names the type of an archive in a signature."""
     for path in PACKAGE.rglob("*.py"):
-        calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        calls = _calls(path)
         assert path.name == "openai.py" or not [call for call in calls if call.startswith("torch.jit")], path
 
 
 def test_only_the_command_line_prints():
     for path in PACKAGE.rglob("*.py"):
-        calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        calls = _calls(path)
         assert path.parent.name == "cli" or "print" not in calls, path
 
 
@@ -55,7 +55,7 @@ def test_public_names_mean_one_thing():
     """No two public functions or classes in different modules have the same name."""
     modules = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in _parse(path).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 modules.setdefault(node.name, []).append(path.relative_to(PACKAGE).as_posix())
     shared = {name: found for name, found in modules.items() if len(found) > 1}
@@ -103,9 +103,19 @@ def _loaded_modules(arguments):
 
 
 @functools.cache
+def _parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _calls(path):
+    return [ast.unparse(node.func) for node in ast.walk(_parse(path)) if isinstance(node, ast.Call)]
+
+
+@functools.cache
 def _imports(path):
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_parse(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

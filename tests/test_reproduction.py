@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from make.colours import write_colours
 from make.images import write_image
 from make.records import NUM_TEST, changed, make_failure, make_record, packed, scored_record
 
@@ -55,7 +56,9 @@ def test_a_record_is_reproduced_from_its_own_specification(made, tmp_path):
 
 @pytest.mark.slow
 def test_both_modes_are_run_in_one_grid(tmp_path):
-    specs = probe.grid.plan(["digits"], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu")
+    specs = probe.grid.plan(
+        [write_colours(tmp_path)], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu"
+    )
     records = list(probe.runner.run_grid(specs, settings=Settings(results_dir=tmp_path)))
     assert [found.verdict for found in reproduce_all(records)] == [IDENTICAL, IDENTICAL]
 
@@ -63,8 +66,9 @@ def test_both_modes_are_run_in_one_grid(tmp_path):
 @pytest.mark.slow
 def test_records_of_several_solvers_keep_their_own_probes(tmp_path):
     """They share features, and so would share the probe if it did not say by whom it is."""
+    dataset = write_colours(tmp_path)
     records = [
-        probe.run("digits", model="tiny", protocol="readme", device="cpu", solver=solver, results_dir=tmp_path)
+        probe.run(dataset, model="tiny", protocol="readme", device="cpu", solver=solver, results_dir=tmp_path)
         for solver in ("sklearn", "fast")
     ]
     found = list(reproduce_all(records))

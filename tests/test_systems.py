@@ -90,21 +90,21 @@ def test_modules_use_only_what_every_system_has(trees):
     assert used <= GUARDED
 
 
-def test_text_is_read_and_written_in_a_named_encoding():
+def test_text_is_read_and_written_in_a_named_encoding(trees):
     """Without a name the encoding is that of the system, on Windows seldom UTF-8."""
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 options = {option.arg for option in node.keywords}
                 is_text = node.func.attr in ("read_text", "write_text")
                 assert not is_text or "encoding" in options, f"{path}:{node.lineno}"
 
 
-def test_files_are_replaced_and_not_renamed():
+def test_files_are_replaced_and_not_renamed(trees):
     """On Windows, `rename` fails where a file of the new name exists; `replace` does the same on every system."""
     used = set()
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "rename":
                 used.add((path.name, ast.unparse(node.func.value)))
     renamed = {("chunks.py", "building")}  # moves a folder to a name that does not exist

@@ -47,7 +47,7 @@ def server(tmp_path):
     folder = tmp_path / "served"
     folder.mkdir()
     http = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)  # looks so often for its end
     thread.start()
     yield folder, f"http://127.0.0.1:{http.server_port}/"
     http.shutdown()

@@ -3,10 +3,8 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 from make.clips import SMALL_VIT, random_clip
 from make.images import write_image
+from make.kills import KILLED, run_command
 
 import probe
 from probe import environment
@@ -36,10 +35,17 @@ ROOT = Path(__file__).parents[2]
 BATCH = 16  # 1,797 digits make 8 chunks of 256
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Two checkpoints that encode an image in less time than `tiny` does."""
+    paths = [tmp_path_factory.mktemp("small") / f"{seed}.pt" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        save_archive(random_clip(SMALL_VIT, seed), path)
+    return [str(path) for path in paths]
+
+
 def digits(*models, jit_modes=(False,), batch_size=BATCH):
-    return plan(
-        ["digits"], models or ["tiny"], protocols=["readme"], jit_modes=jit_modes, device="cpu", batch_size=batch_size
-    )
+    return plan(["digits"], models, protocols=["readme"], jit_modes=jit_modes, device="cpu", batch_size=batch_size)
 
 
 def extract(specs, cache, **settings):
@@ -48,18 +54,17 @@ def extract(specs, cache, **settings):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, small):
     """The digests of the features of a run in one go."""
-    (outcome,) = extract(digits(), tmp_path_factory.mktemp("undisturbed"))
+    (outcome,) = extract(digits(small[0]), tmp_path_factory.mktemp("undisturbed"))
     assert not outcome.extraction.from_cache
     return outcome.features["all"].compute_sha256()
 
 
-def command(cache, *arguments):
-    """The command line in a process of its own."""
-    line = [sys.executable, "-m", "probe", "extract", "--dataset", "digits", "--model", "tiny", "--device", "cpu"]
-    line += ["--batch-size", str(BATCH), "--cache-dir", str(cache), "--offline", *arguments]
-    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def command(cache, model):
+    """Return the command that extracts features."""
+    line = ["extract", "--dataset", "digits", "--model", model, "--device", "cpu", "--batch-size", str(BATCH)]
+    return [*line, "--cache-dir", str(cache), "--offline"]
 
 
 def num_made(cache):
@@ -67,8 +72,8 @@ def num_made(cache):
 
 
 @pytest.mark.slow
-def test_features_are_made_once(tmp_path, undisturbed):
-    first, again = (extract(digits(), tmp_path)[0] for _ in range(2))
+def test_features_are_made_once(tmp_path, undisturbed, small):
+    first, again = (extract(digits(small[0]), tmp_path)[0] for _ in range(2))
     assert [outcome.extraction.from_cache for outcome in (first, again)] == [False, True]
     assert first.features["all"].compute_sha256() == again.features["all"].compute_sha256() == undisturbed
     assert first.splits == again.splits
@@ -76,72 +81,65 @@ def test_features_are_made_once(tmp_path, undisturbed):
 
 
 @pytest.mark.slow
-def test_what_is_kept_equals_what_extract_gives(undisturbed):
-    encoder = probe.load_encoder("tiny", device="cpu")
+def test_what_is_kept_equals_what_extract_gives(undisturbed, small):
+    encoder = probe.load_encoder(small[0], device="cpu")
     images = probe.datasets.opening.open_dataset("digits").subsets["all"]
     assert probe.extract_features(encoder, images, batch_size=BATCH).compute_sha256() == undisturbed
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, undisturbed):
-    """Killed as the kernel kills, once a random number of chunks more are there, until it ends by itself."""
-    rng, kills = random.Random(0), 0
-    while True:
-        before = num_made(tmp_path)
-        process = command(tmp_path)
-        wanted = before + rng.randint(0, 2)
-        while process.poll() is None and num_made(tmp_path) <= wanted:
-            time.sleep(rng.random() / 50)
-        if process.poll() is not None:
-            assert process.returncode == 0, process.stdout.read()
-            process.stdout.close()
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, undisturbed, small):
+    """Killed as the kernel kills, at random moments that come later and later, until it ends by itself."""
+    line, output, cache = command(tmp_path / "cache", small[0]), tmp_path / "output", tmp_path / "cache"
+    rng, kills, before = random.Random(0), 0, 0
+    while (code := run_command(line, output, watched=cache, moment=rng.randint(1, 20 + 20 * kills))) == KILLED:
         kills += 1
-        assert num_made(tmp_path) >= before  # nothing that was finished is lost
+        assert num_made(cache) >= before  # nothing that was finished is lost
+        before = num_made(cache)
+    assert code == 0, output.read_text()
     assert kills >= 2
-    (outcome,) = extract(digits(), tmp_path)
+    (outcome,) = extract(digits(small[0]), cache)
     assert outcome.extraction.from_cache
     assert outcome.features["all"].compute_sha256() == undisturbed
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work(tmp_path, undisturbed):
-    processes = [command(tmp_path) for _ in range(2)]
+def test_two_processes_share_the_work(tmp_path, undisturbed, small):
+    line = [sys.executable, "-m", "probe", *command(tmp_path, small[0])]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen(line, cwd=ROOT, **pipe) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     (kept,) = survey(tmp_path)
     assert kept.state == "whole"
-    assert extract(digits(), tmp_path)[0].features["all"].compute_sha256() == undisturbed
+    assert extract(digits(small[0]), tmp_path)[0].features["all"].compute_sha256() == undisturbed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_shards_joined_are_the_whole(tmp_path, undisturbed, n):
+def test_shards_joined_are_the_whole(tmp_path, undisturbed, n, small):
     """The last one completes it; the others say how far it is."""
     order = list(range(1, n + 1))
     random.Random(n).shuffle(order)
-    outcomes = [extract(digits(), tmp_path, shard=(i, n))[0] for i in order]
+    outcomes = [extract(digits(small[0]), tmp_path, shard=(i, n))[0] for i in order]
     assert all(isinstance(outcome, IncompleteError) for outcome in outcomes[:-1])
     assert isinstance(outcomes[-1], Extraction)
     assert outcomes[-1].features["all"].compute_sha256() == undisturbed
 
 
 @pytest.mark.slow
-def test_shards_of_several_folders_join_when_they_are_copied_together(tmp_path, undisturbed):
+def test_shards_of_several_folders_join_when_they_are_copied_together(tmp_path, undisturbed, small):
     for i in (1, 2):
-        extract(digits(), tmp_path / str(i), shard=(i, 2))
+        extract(digits(small[0]), tmp_path / str(i), shard=(i, 2))
     (one,), (other,) = (list((tmp_path / str(i)).glob("digits/*.pieces")) for i in (1, 2))
     for path in other.glob("*.npz"):
         path.rename(one / path.name)
-    (outcome,) = extract(digits(), tmp_path / "1")
+    (outcome,) = extract(digits(small[0]), tmp_path / "1")
     assert outcome.features["all"].compute_sha256() == undisturbed
 
 
 @pytest.mark.slow
-def test_one_reading_feeds_all_models_and_modes(tmp_path, monkeypatch, undisturbed):
+def test_one_reading_feeds_all_models_and_modes(tmp_path, monkeypatch, undisturbed, small):
     """And each gets what it gets alone."""
     read = Counter()
     original = image_module.ImageDataset.__getitem__
@@ -150,7 +148,7 @@ def test_one_reading_feeds_all_models_and_modes(tmp_path, monkeypatch, undisturb
         read[i] += 1
         return original(self, i)
 
-    specs = digits("tiny", "random:tiny", jit_modes=(False, True))
+    specs = digits(*small, jit_modes=(False, True))
     alone = [extract([spec], tmp_path / str(i))[0].features["all"].compute_sha256() for i, spec in enumerate(specs)]
     monkeypatch.setattr(image_module.ImageDataset, "__getitem__", counted)
     together = extract(specs, tmp_path / "together")
@@ -162,20 +160,20 @@ def test_one_reading_feeds_all_models_and_modes(tmp_path, monkeypatch, undisturb
 
 
 @pytest.mark.slow
-def test_an_encoder_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+def test_an_encoder_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, small):
     """One that gives NaN names the image; what it had is kept from nobody."""
     original = ImageEncoder.encode
 
     def encode(self, pixels, *, wait=True):
         found = original(self, pixels, wait=wait)
-        if self.name != "random:tiny":
+        if self.name != small[1]:
             return found
         projected = found.projected.clone()
         projected[3] = float("nan")
         return replace(found, projected=projected)
 
     monkeypatch.setattr(ImageEncoder, "encode", encode)
-    good, bad = extract(digits("tiny", "random:tiny"), tmp_path)
+    good, bad = extract(digits(*small), tmp_path)
     assert isinstance(good, Extraction)
     assert isinstance(bad, FeaturesError)
     assert "digits/all: the features of image 3 (all/3) are not finite" in str(bad)
@@ -273,7 +271,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_what_a_user_changes_changes_its_field_of_the_key(field):
-    (spec,) = digits()
+    (spec,) = digits("tiny")
     settings = Settings(offline=True)
     before, after = (find_entries(s, Session(settings))["all"].key for s in (spec, CHANGES[field](spec)))
     assert {name for name in before if before[name] != after[name]} == {field}
@@ -318,31 +316,31 @@ def test_a_checkpoint_is_identified_by_its_digest(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="a file system is mounted by root alone")
-def test_a_full_disk_loses_nothing(tmp_path, undisturbed):
-    """On a file system of 2 MB, which holds some chunks; with more room the run goes on."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], capture_output=True)
+def test_a_full_disk_loses_nothing(tmp_path, undisturbed, small):
+    """On a file system of 1 MB, which holds some chunks; with more room the run goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip("no file system can be mounted here")
     try:
-        (outcome,) = extract(digits(), small)
+        (outcome,) = extract(digits(small[0]), disk)
         assert isinstance(outcome, CacheError)
         assert "no space left in" in str(outcome)
-        made = num_made(small)
+        made = num_made(disk)
         assert 0 < made < 8
-        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True, capture_output=True)
-        (outcome,) = extract(digits(), small)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True, capture_output=True)
+        (outcome,) = extract(digits(small[0]), disk)
         assert outcome.features["all"].compute_sha256() == undisturbed
         assert outcome.extraction.subsets["all"].images == 1797 - 256 * made
     finally:
         del outcome  # whose arrays are in files there
-        subprocess.run(["umount", "-l", str(small)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.mark.slow
-def test_the_record_says_how_fast_and_from_where(tmp_path):
-    specs = digits()
+def test_the_record_says_how_fast_and_from_where(tmp_path, small):
+    specs = digits(small[0])
     settings = Settings(results_dir=tmp_path / "r", cache_dir=tmp_path / "c", offline=True)
     first, again = (next(run_grid(specs, settings, rerun=True)) for _ in range(2))
     assert (first.extraction.from_cache, again.extraction.from_cache) == (False, True)

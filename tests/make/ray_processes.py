@@ -1,9 +1,11 @@
 """Functions for tests of Ray: find the processes that the tests started, and compare records of the same run."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import threading
+import time
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 MARK = uuid.uuid4().hex  # in the environment of all processes that a test session starts
 # Ray reads these variables on import. Its default token is in the home folder, and tests have several home folders.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex)
-pytest.importorskip("ray")
+if importlib.util.find_spec("ray") is None:  # which takes seconds to import, also where its tests are not chosen
+    pytest.skip("Ray is not installed", allow_module_level=True)
 pytestmark = [
     pytest.mark.ray,
     # Ray closes sockets, files and processes only when the process ends.
@@ -33,9 +36,18 @@ def find_workers(what="ray::Worker"):
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             name, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
-            if what.encode() in name and MARK.encode() in environment:
+            is_server = b"multiprocessing" in name  # of `make.kills`, which stays
+            if what.encode() in name and MARK.encode() in environment and not is_server:
                 found.append(int(folder.name))
     return found
+
+
+def wait_until_gone(what=""):
+    """Wait until no marked process is left: those of Ray end soon after the one that started them, and tell nobody."""
+    until = time.monotonic() + 60
+    while (left := find_workers(what)) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not [Path(f"/proc/{pid}/cmdline").read_text() for pid in left]
 
 
 @contextlib.contextmanager

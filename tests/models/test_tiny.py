@@ -12,14 +12,15 @@ from sklearn.datasets import load_digits
 from train import Settings, architecture, learn_merges, train, write_merges
 
 from probe.datasets.opening import open_dataset
-from probe.features.encode import Features, extract_features
+from probe.features.encode import Features
 from probe.models import get_model
 from probe.models.archive import is_archive
 from probe.models.checkpoints import read_model
-from probe.models.loading import load_clip, load_encoder
+from probe.models.loading import load_clip
 from probe.models.tokenizer import Tokenizer, read_merges
 from probe.models.towers import architecture_of
 from probe.probes.fit import fit_probe
+from probe.runner import run
 from probe.tiny import ARCHIVE, MERGES
 
 
@@ -64,7 +65,7 @@ def test_it_matches_images_with_captions(fonts):
 
 
 @pytest.mark.slow
-def test_its_projected_features_beat_pixels_and_random_weights():
+def test_its_projected_features_beat_pixels_and_random_weights(tmp_path):
     """The models are compared with the same probe, on images that `tiny` was not trained on."""
     splits = open_dataset("digits")
     digits = load_digits()
@@ -73,9 +74,8 @@ def test_its_projected_features_beat_pixels_and_random_weights():
     pixels = {name: Features(np.float32(digits.data[i] / 16), digits.target[i]) for name, i in rows.items()}
     scores = {"pixels": fit_probe(**pixels, protocol="readme").score}
     for name in ("tiny", "random:tiny"):
-        encoder = load_encoder(name, device="cpu")
-        features = {split: extract_features(encoder, images) for split, images in parts.items()}
-        scores[name] = fit_probe(**features, protocol="readme").score
+        record = run("digits", model=name, protocol="readme", device="cpu", results_dir=tmp_path)
+        scores[name] = record.result.score
     assert scores["tiny"] > scores["pixels"] > scores["random:tiny"]
 
 
@@ -117,9 +117,9 @@ def test_training_lowers_the_loss(fonts):
     tokenizer = Tokenizer(learn_merges([scene.caption for scene in scenes], 300))
     tokens = torch.tensor(tokenizer.tokenize([scene.caption for scene in scenes], 32))
     images = np.stack([np.asarray(scene.image).transpose(2, 0, 1) for scene in scenes])
-    settings = Settings(scenes=64, batch_size=16, steps=20, warmup_steps=3)
+    settings = Settings(scenes=64, batch_size=16, steps=10, warmup_steps=3)
     shape = replace(architecture(tokenizer.vocab_size), vision_layers=1, transformer_layers=1)
-    first, losses = train(images, tokens, shape, settings, log_every=10)
+    first, losses = train(images, tokens, shape, settings, log_every=5)
     assert losses[-1] < losses[0]
     second, _ = train(images, tokens, shape, settings)
     assert torch.equal(first.visual.proj, second.visual.proj)

@@ -307,7 +307,7 @@ class _Counting(FitCache):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_an_interrupted_sweep_goes_on_where_it_was(parts, solver, tmp_path):
     """Finished fits are not made again, and the result is that of a sweep in one go."""
-    rules = replace(SHORT, grid=tuple(10.0 ** np.arange(-4, 3)), coarse_step=2)
+    rules = replace(SHORT, grid=tuple(10.0 ** np.arange(-6, 1)), coarse_step=2)
     whole = fit_probe(**parts, protocol=rules, solver=solver)
     with pytest.raises(_StopError):
         fit_probe(**parts, protocol=rules, solver=solver, fit_cache=_Counting(tmp_path, breaks_after=3))

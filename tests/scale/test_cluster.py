@@ -11,7 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
-from make.ray_processes import beside, content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
+from make.colours import ROW
+from make.ray_processes import (  # noqa: F401 - `marked` and `pytestmark` are for pytest
+    beside,
+    content,
+    find_workers,
+    marked,
+    pytestmark,
+    wait_until_gone,
+)
 
 from probe.environment import threads
 from probe.errors import ExecutorError
@@ -21,18 +29,6 @@ from probe.runner import run_grid as run_serially
 from probe.scale.cluster import connected
 from probe.scale.driver import run_grid_on_ray
 from probe.settings import Settings
-
-ROW = """
-name = "colours"
-num_classes = 2
-val_fraction = 0.34
-subsets = [{ name = "train", size = 12 }, { name = "test", size = 8 }]
-
-[[sources]]
-form = "folder"
-location = "images"
-subsets = { train = { folder = "train" }, test = { folder = "test" } }
-"""
 
 
 def _specs(*datasets, models=("tiny",), jit_modes=(False, True)):
@@ -144,7 +140,7 @@ def test_a_client_from_outside_of_the_cluster_has_the_same_records(tmp_path, ser
             ports.append(free.getsockname()[1])
     options = ["--head", f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", "--include-dashboard=false"]
     with _ray_start(tmp_path / "a", *options):
-        until = time.monotonic() + 60
+        until = time.monotonic() + 60  # Ray does not tell another process when it listens
         while time.monotonic() < until:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", ports[1])).close()
@@ -246,7 +242,7 @@ def test_finished_records_remain_when_the_driver_is_stopped(tmp_path, how):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    until = time.monotonic() + 240
+    until = time.monotonic() + 240  # a process that is stopped from outside cannot tell how far it is
     # Wait for the record of `tiny`; the long run is still running then.
     while not read_records(tmp_path / "results") and time.monotonic() < until:
         assert driver.poll() is None, driver.communicate()
@@ -259,10 +255,7 @@ def test_finished_records_remain_when_the_driver_is_stopped(tmp_path, how):
         driver.kill()
     assert driver.returncode == (130 if how is signal.SIGINT else -how), said
     (finished,) = read_records(tmp_path / "results")
-    until = time.monotonic() + 30
-    while find_workers() and time.monotonic() < until:
-        time.sleep(0.2)
-    assert not find_workers()
+    wait_until_gone("ray::Worker")
     if how is signal.SIGINT:
         assert "interrupted; what was finished is kept" in said
         assert "Traceback" not in said

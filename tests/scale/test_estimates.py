@@ -1,6 +1,7 @@
 """Estimates of the cost of a grid from the rates in records."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -125,7 +126,7 @@ def test_a_protocol_costs_as_many_fits_as_it_makes():
 
 def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
     """The record of the same run gives the true time of reading, encoding and fitting."""
-    settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
+    settings = Settings(results_dir=tmp_path / "results", cache_dir=os.environ["PROBE_CACHE_DIR"])
     specs = plan(["digits"], ["tiny"], protocols=["readme"], device="cpu", solver="fast")
     (record,) = run_serially(specs, settings=settings)
     subsets = record.extraction.subsets.values()

@@ -2,13 +2,22 @@
 
 import contextlib
 import os
+import random
 import signal
 import sys
-import time
 from dataclasses import replace
 
 import pytest
-from make.ray_processes import beside, content, find_workers, marked, pytestmark  # noqa: F401 - the last two are for pytest
+from make.colours import write_colours
+from make.kills import KILLED, Records, quick_grid, run_command
+from make.ray_processes import (  # noqa: F401 - `marked` and `pytestmark` are for pytest
+    beside,
+    content,
+    find_workers,
+    marked,
+    pytestmark,
+    wait_until_gone,
+)
 
 from probe.cli.main import main
 from probe.environment import threads
@@ -22,21 +31,26 @@ from probe.scale.worker import WorkerInfo
 from probe.settings import Settings
 
 
-def _grid(tmp_path, *, models=("tiny", "random:tiny")):
-    specs = plan(["digits"], list(models), protocols=["readme"], jit_modes=[False, True], device="cpu", solver="fast")
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    return write_colours(tmp_path_factory.mktemp("colours"))
+
+
+def _grid(tmp_path, dataset="digits", *, models=("tiny", "random:tiny")):
+    specs = plan([dataset], list(models), protocols=["readme"], jit_modes=[False, True], device="cpu", solver="fast")
     return specs, Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
 
 
 @pytest.fixture(scope="module")
-def serial(tmp_path_factory):
-    specs, settings = _grid(tmp_path_factory.mktemp("serial"))
+def serial(tmp_path_factory, colours):
+    specs, settings = _grid(tmp_path_factory.mktemp("serial"), colours)
     with threads(1, blas=1):
         return {record.key: content(record) for record in run_serially(specs, settings=settings)}
 
 
-def test_records_equal_the_records_of_one_process(tmp_path, serial, monkeypatch):
+def test_records_equal_the_records_of_one_process(tmp_path, serial, colours, monkeypatch):
     """Two workers give the same bits of features and fits as one process, and a second grid has nothing to do."""
-    specs, settings = _grid(tmp_path)
+    specs, settings = _grid(tmp_path, colours)
     records = list(run_grid_on_ray(specs, settings=settings, num_threads=1))
     assert {record.key: content(record) for record in records} == serial
     written = read_records(tmp_path / "results")
@@ -44,7 +58,7 @@ def test_records_equal_the_records_of_one_process(tmp_path, serial, monkeypatch)
     monkeypatch.setattr("probe.scale.cluster._start", None)  # Ray is not even started
     again = list(run_grid_on_ray(specs, settings=settings, num_threads=1))
     assert sorted(record.created for record in again) == sorted(record.created for record in written)
-    (jit,) = (tmp_path / "results" / "records" / "digits").glob("tiny.jit.*")
+    (jit,) = (tmp_path / "results" / "records" / "colours").glob("tiny.jit.*")
     jit.unlink()  # JIT mode is compared with eager mode, so both are run again
     assert {spec.model.name for spec in pending(specs, settings).done} == {"random:tiny"}
     (uncompared,) = (record for record in written if (record.model, record.mode) == ("random:tiny", "jit"))
@@ -54,14 +68,13 @@ def test_records_equal_the_records_of_one_process(tmp_path, serial, monkeypatch)
     assert set(pending([spec for spec in specs if spec.jit], settings).done) == {uncompared.spec}
 
 
-def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
-    specs, settings = _grid(tmp_path)
+def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial, colours):
+    specs, settings = _grid(tmp_path, colours)
     killed = []
 
     def kill_some(is_over):
         while not is_over.wait(0.1) and len(killed) < 2:
-            for pid in find_workers()[:1]:
-                time.sleep(1.5)  # in the middle of a unit
+            for pid in find_workers("ray::Worker.do")[:1]:  # in the middle of a unit
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
@@ -70,6 +83,31 @@ def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial):
         records = list(run_grid_on_ray(specs, settings=settings, num_threads=1))
     assert killed
     assert {record.key: content(record) for record in records} == serial
+
+
+NUM_KILLS = 3  # each costs a start of Ray with two workers, half a minute of a core
+
+
+@pytest.mark.slow
+def test_a_grid_that_is_killed_again_and_again_does_every_run_once(tmp_path):
+    """20 quick runs, killed with all processes of Ray at random moments, then repeated until done."""
+    command, output, work = quick_grid(tmp_path), tmp_path / "output", tmp_path / "work"
+    command += ["--executor", "ray", "--threads", "1"]
+    records, rng = Records(work / "results"), random.Random(0)
+    for _ in range(NUM_KILLS):
+        # The driver has 8 moments before its first record, one for each record that it reads, and 5 for each run.
+        moment = len(records.seen) + rng.randint(1, 8 + 5 * 20 // NUM_KILLS)
+        assert run_command(command, output, watched=work, moment=moment, with_group=True) == KILLED
+        wait_until_gone()
+        records.look()
+    num_before = len(records.seen)
+    assert 0 < num_before < 20
+    output.unlink()
+    assert run_command(command, output, watched=work) == 0
+    records.look()
+    assert len(records.seen) == len(read_records(work / "results")) == 20
+    assert f"skipped {num_before} of 20 runs" in output.read_text()
+    assert output.read_text().count("| colours") == 20
 
 
 def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from make.images import write_image
 
 from probe.errors import ExecutorError, FeaturesError
 from probe.features.chunks import Work
@@ -27,7 +28,16 @@ GB = 1_000_000_000
 NEED = Memory(GB, 0)
 
 
-def _units(dataset="digits", model="tiny", **options):
+@pytest.fixture(scope="module")
+def two_chunks(tmp_path_factory):
+    """A dataset of 300 images in one subset, which are extracted in two chunks of at most 256 images."""
+    folder = tmp_path_factory.mktemp("two_chunks")
+    for i in range(300):
+        write_image(folder / ("red", "green")[i % 2] / f"{i}.png", ((200, 30, 30), (30, 200, 30))[i % 2])
+    return f"folder:{folder}"
+
+
+def _units(dataset, model="tiny", **options):
     return plan_units(plan([dataset], [model], protocols=["readme"], device="cpu", solver="fast", **options))
 
 
@@ -35,8 +45,8 @@ def _worker(tmp_path, name, **settings):
     return Worker(Settings(cache_dir=tmp_path / name, **settings), 1, 1, DriverEnvironment.here())
 
 
-def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
-    shard, fits = _units()
+def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path, two_chunks):
+    shard, fits = _units(two_chunks)
     maker, other = _worker(tmp_path, "maker"), _worker(tmp_path, "other")
     ((cell, every, lacking),) = maker.find_missing(shard, NEED).entries
     assert lacking == list(every) == list(range(cell.num_chunks))
@@ -53,8 +63,8 @@ def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path):
     assert list(Work(tmp_path / "other", cell).files(range(cell.num_chunks))) == list(files)
 
 
-def test_chunks_that_the_driver_has_are_not_sent_to_it(tmp_path):
-    shard, _ = _units()
+def test_chunks_that_the_driver_has_are_not_sent_to_it(tmp_path, two_chunks):
+    shard, _ = _units(two_chunks)
     worker = _worker(tmp_path, "one")
     ((cell, every, _),) = worker.find_missing(shard, NEED).entries
     half = range(cell.num_chunks // 2, cell.num_chunks)
@@ -64,14 +74,14 @@ def test_chunks_that_the_driver_has_are_not_sent_to_it(tmp_path):
     assert not worker.do(shard, NEED).chunks
 
 
-def test_what_one_process_would_log_is_given_to_the_driver(tmp_path):
+def test_what_one_process_would_log_is_given_to_the_driver(tmp_path, two_chunks):
     before = logging.getLogger("probe").level
-    shard, fits = _units()
+    shard, fits = _units(two_chunks)
     worker = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(DriverEnvironment.here(), level=logging.INFO))
-    assert (logging.INFO, "digits / tiny / eager / readme") in [
+    assert (logging.INFO, f"{two_chunks} / tiny / eager / readme") in [
         (log.levelno, log.getMessage()) for log in worker.do(fits, NEED).logs
     ]
-    entry = next((tmp_path / "one" / "digits").glob("*/entry.json")).parent
+    entry = next((tmp_path / "one").rglob("entry.json")).parent
     (entry / "projected.npy").write_bytes(b"damaged")
     quiet = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(DriverEnvironment.here(), level=logging.WARNING))
     (log,) = pickle.loads(pickle.dumps(quiet.do(shard, NEED).logs))
@@ -81,7 +91,7 @@ def test_what_one_process_would_log_is_given_to_the_driver(tmp_path):
 
 
 def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
-    shard, _ = _units()
+    shard, _ = _units("digits")
     for error in (FeaturesError("not finite"), ValueError("a bug")):
         monkeypatch.setattr(worker_module, "prepare", lambda specs, *_, error=error: {specs[0]: error})
         with pytest.raises(ValueError, match="a bug") if type(error) is ValueError else contextlib.nullcontext():
@@ -92,8 +102,8 @@ def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
     assert not is_expected(ErrorRecord("AcceleratorError", ""))
 
 
-def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path):
-    (shard, _) = _units()
+def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path, two_chunks):
+    (shard, _) = _units(two_chunks)
     worker = _worker(tmp_path, "one")
     worker.do(shard, NEED)
     again = _worker(tmp_path, "one")

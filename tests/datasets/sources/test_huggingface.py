@@ -1,6 +1,7 @@
 """Datasets of Hugging Face's library, from folders it wrote and from a hub of ours, against what it reads itself."""
 
 import errno
+import functools
 import io
 import pickle
 import shutil
@@ -48,6 +49,17 @@ def picture(i):
 
 def rows(n, *, label="label", feature=None, labels=None, image="image", pictures=None):
     """Rows as most datasets of the hub have them: images as bytes, labels by name."""
+    if feature is labels is pictures is None:
+        return _plain_rows(n, label, image)
+    return _make_rows(n, label, feature, labels, image, pictures)
+
+
+@functools.cache
+def _plain_rows(n, label, image):
+    return _make_rows(n, label, None, None, image, None)
+
+
+def _make_rows(n, label, feature, labels, image, pictures):
     return Dataset.from_dict(
         {
             image: [{"bytes": content, "path": None} for content in pictures or map(picture, range(n))],
@@ -1399,6 +1411,7 @@ HUB_SOURCES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "location"), HUB_SOURCES)
 def test_a_row_of_the_catalogue_opens_its_repository(name, location, hub, repositories):
     """The columns, splits, configuration and revision of the row are used. No other split is fetched."""
@@ -1415,6 +1428,7 @@ def test_a_row_of_the_catalogue_opens_its_repository(name, location, hub, reposi
 CHECKED = ("fer2013", "fgvc_aircraft", "kitti", "clevr_counts", "imagenet", "sun397")  # copies that we did not examine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "location"), [found for found in HUB_SOURCES if found[0] in CHECKED])
 def test_a_copy_of_another_size_is_refused(name, location, hub, repositories):
     """The message has both numbers, and says which files to put by hand instead."""

@@ -78,6 +78,13 @@ def _digits(classes):
 
 
 DTYPES = [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)]  # encoders give float32
+
+
+def _with_slow(names, *slow):
+    """Mark some of the names, whose problems take scikit-learn a second, as slow."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+
+
 PROBLEMS = {
     "digits": lambda: _digits(range(10)),
     "digits-3": lambda: _digits([1, 4, 7]),
@@ -89,7 +96,7 @@ PROBLEMS = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("problem", _with_slow(PROBLEMS, "digits"))
 def test_the_optimum_is_scikit_learns(problem, C, dtype):
     """The objective is within the 1e-7 that `tol` promises, and predictions are equal.
 
@@ -166,7 +173,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("problem", HOSTILE)
+@pytest.mark.parametrize("problem", _with_slow(HOSTILE, "offset", "many-classes"))
 def test_hostile_problems_reach_scikit_learns_objective_in_silence(problem, dtype):
     """A warning would be an error here. Within 2e-6, the default tolerance and a float32 ulp of the losses."""
     make, C = HOSTILE[problem]
@@ -285,7 +292,7 @@ def test_tiny_features_are_not_taken_for_rounding_errors(scale):
 
 
 def test_a_fit_that_was_cut_off_says_so():
-    x, y = _digits(range(10))
+    x, y = _blobs(k=10)
     with pytest.warns(ConvergenceWarning, match="after 3 iterations: .* Increase max_iter or tol"):
         fit = FastLogisticRegression(C=1e4, max_iter=3).fit(x, y)
     assert fit.n_iter_.tolist() == [3]
