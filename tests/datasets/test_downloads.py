@@ -243,7 +243,7 @@ def test_an_archive_that_is_not_the_published_one_is_refused(name, addressed, se
     source = addressed(name)
     for path in server[0].iterdir():
         path.write_bytes(b"something else")
-    with pytest.raises(DatasetMissingError, match=r"MD5 mismatch \(expected [0-9a-f]{32}, got [0-9a-f]{10}"):
+    with pytest.raises(DatasetMissingError, match=r"MD5 mismatch \(expected [0-9a-f]{8}"):
         _open(name, source, tmp_path / "data")
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
