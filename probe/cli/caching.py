@@ -45,8 +45,7 @@ def cache_explain(args: argparse.Namespace) -> int:
     """Say which features are cached, or how the nearest entry differs; 1 where some are not cached."""
     from probe import paths
     from probe.features import inventory, store
-    from probe.features.extraction import find_entries
-    from probe.features.session import Session
+    from probe.features.extraction import Session, find_entries
 
     root, session, missed = paths.cache_dir(args.cache_dir), Session(grids.settings(args)), 0
     for spec in grids.plan_runs(args, ["readme"]):

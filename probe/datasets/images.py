@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -40,6 +41,8 @@ class ImageDataset:
         content: computes the fingerprint; None where nothing but the images themselves tells.
     """
 
+    is_thread_safe: ClassVar[bool] = True  # several threads may read images: every form opens its files for each image
+
     name: str
     labels: np.ndarray
     class_names: Sequence[str]
@@ -48,11 +51,6 @@ class ImageDataset:
     groups: Sequence[str] = field(default=(), repr=False)
     revision: str = ""
     content: Callable[[], str] | None = field(default=None, repr=False)
-
-    @property
-    def is_thread_safe(self) -> bool:
-        """Whether several threads may read images at a time: every form opens its files for each image."""
-        return True
 
     def __len__(self) -> int:
         """Number of images."""

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from probe.atomic import lock, make_folder, share, temporary_beside, write_atomically
 from probe.errors import CacheError, summarize
-from probe.features.encode import PRE_PROJECTION, Features, chunk_size
+from probe.features.arrays import PRE_PROJECTION, Features, chunk_size
 from probe.features.store import (
     ABOUT,
     ARRAYS,
@@ -59,6 +59,8 @@ class Work:
         self.spec, self.root = spec, root
         self.target = spec.folder(root)
         self.folder = self.target.with_name(self.target.name + CHUNKS)
+        self.chunks = range(spec.num_chunks)
+        self.about = {"label": spec.label, "key": dict(spec.key)}
         self._claims: dict[int, FileLock] = {}
 
     def start(self) -> None:
@@ -67,7 +69,7 @@ class Work:
         Raises:
             CacheError: it cannot be written to.
         """
-        about = {"label": self.spec.label, "key": dict(self.spec.key), "num_pieces": self.spec.num_chunks}
+        about = {**self.about, "num_pieces": len(self.chunks)}
         with self._writing():
             while not (self.folder / ABOUT).is_file() and not self.target.is_dir():
                 make_folder(self.folder)
@@ -80,6 +82,8 @@ class Work:
 
     def claim(self, chunk: int) -> bool:
         """Take a chunk that is not cached and that no other process extracts; it is taken until written or dropped."""
+        if self.has(chunk):
+            return False
         claimed = lock(self.folder / f"{chunk:06}{LOCK}")
         with self._writing():
             try:
@@ -181,7 +185,7 @@ class Work:
         # Beside the folder: who waits for a lock in it could not take it any more once it is removed.
         with self._writing(), lock(self.target.with_name(f".{self.target.name}{LOCK}")):
             if not self.target.is_dir():
-                chunks = [self._check(chunk) for chunk in range(self.spec.num_chunks)]
+                chunks = [self._check(chunk) for chunk in self.chunks]
                 whole = [chunk for chunk in chunks if chunk is not None]
                 if len(whole) < len(chunks):
                     return self.target.is_dir()
@@ -200,8 +204,7 @@ class Work:
         try:
             about = {
                 "version": VERSION,
-                "label": self.spec.label,
-                "key": dict(self.spec.key),
+                **self.about,
                 "num_images": self.spec.num_images,
                 "arrays": {name: self._join(name, chunks, building) for name in ARRAYS},
                 "skipped": [skipped for chunk in chunks for skipped in chunk.skipped],
@@ -219,16 +222,16 @@ class Work:
 
     def is_complete(self) -> bool:
         """Return True if all chunks are cached."""
-        return all(self.has(chunk) for chunk in range(self.spec.num_chunks))
+        return all(self.has(chunk) for chunk in self.chunks)
 
     def state(self) -> str:
         """Return a sentence that says how many chunks are cached, and where."""
-        made = sum(self.has(chunk) for chunk in range(self.spec.num_chunks))
+        made = sum(self.has(chunk) for chunk in self.chunks)
         return f"{self.spec}: {made} of {self.spec.num_chunks} chunks are in {self.folder}, other shards make the rest"
 
     def skipped(self) -> set[int]:
         """The positions of images without features in the chunks that are there."""
-        chunks = [self._check(chunk) for chunk in range(self.spec.num_chunks) if self._path(chunk).is_file()]
+        chunks = [self._check(chunk) for chunk in self.chunks if self._path(chunk).is_file()]
         return {int(position) for chunk in chunks if chunk is not None for position, _ in chunk.skipped}
 
     def _path(self, chunk: int) -> Path:
@@ -276,7 +279,7 @@ class Work:
         except OSError as err:
             if isinstance(err, CacheError):
                 raise
-            kept = sum(1 for chunk in range(self.spec.num_chunks) if self._path(chunk).is_file())
+            kept = sum(1 for chunk in self.chunks if self._path(chunk).is_file())
             what = f"{kept} of {self.spec.num_chunks} chunks of {self.spec} are cached, and the next run begins there"
             if err.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise CacheError(
@@ -291,16 +294,11 @@ class Work:
 
 def _pack(features: Features) -> bytes:
     """Return the content of the file of a chunk."""
-    before, skipped = features.at(PRE_PROJECTION), np.array(json.dumps(features.skipped))
+    assert features.pre_projection is not None  # extraction takes both points
+    skipped = np.array(json.dumps(features.skipped))
     file = io.BytesIO()
-    np.savez(file, projected=features.x, pre_projection=before, labels=features.y, skipped=skipped)
+    np.savez(file, projected=features.x, pre_projection=features.pre_projection, labels=features.y, skipped=skipped)
     return file.getvalue()
-
-
-def shard_of(spec: EntrySpec, shard: tuple[int, int] | None) -> Sequence[int]:
-    """Return the chunks of shard i of n, from 1 on; all chunks without a shard."""
-    i, n = shard or (1, 1)
-    return range((i - 1) * spec.num_chunks // n, i * spec.num_chunks // n)
 
 
 @contextmanager

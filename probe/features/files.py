@@ -22,7 +22,7 @@ import numpy as np
 
 from probe.atomic import make_folder, write_atomically
 from probe.errors import FeaturesError, listed, summarize
-from probe.features.encode import PRE_PROJECTION, Features
+from probe.features.arrays import PRE_PROJECTION, Features
 from probe.specs import SPLITS
 
 # What reading an archive raises that is damaged, or none.

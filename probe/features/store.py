@@ -28,13 +28,20 @@ from typing import Any
 import numpy as np
 
 from probe.atomic import TEMPORARY, lock
+from probe.datasets.opening import OpenedDataset
+from probe.environment import library_versions
 from probe.errors import CacheError, summarize
-from probe.features.encode import PRE_PROJECTION, PROJECTED, Features, num_chunks
+from probe.features.arrays import PRE_PROJECTION, PROJECTED, Features, chunk_range
 from probe.fetch import file_sha256
-from probe.specs import digest, slug
+from probe.models.devices import hardware
+from probe.models.preprocess import VERSION as PREPROCESS_VERSION
+from probe.models.preprocess import libjpeg_version
+from probe.specs import RunSpec, digest, slug
 
 logger = logging.getLogger(__name__)
 
+EXTRACTION_VERSION = 1  # raised with every change of the suite that changes the bytes of features
+NOT_READING = ("groups", "ignore")  # options of sources that choose images and do not change how one is read
 VERSION = 1  # of the layout of entries
 SIDECAR, ABOUT, MAKING, CHUNKS, REMOVED = "entry.json", "about.json", "making.json", ".pieces", TEMPORARY
 FITS = "fits"  # folder in which `probes.kept` has the finished fits of sweeps that were interrupted
@@ -80,7 +87,7 @@ class EntrySpec:
     @property
     def num_chunks(self) -> int:
         """Number of chunks of its images."""
-        return num_chunks(self.num_images, self.batch_size)
+        return len(chunk_range(self.num_images, self.batch_size))
 
     def folder(self, root: Path) -> Path:
         """Return the folder of the entry."""
@@ -104,6 +111,42 @@ class Entry:
     encoder: Mapping[str, Any]
     extraction: Mapping[str, Any]
     path: Path
+
+
+def cache_entries(spec: RunSpec, weights: str, dataset: OpenedDataset) -> dict[str, EntrySpec]:
+    """Return the cache entry of each subset that some split uses. Its key is everything that changes its bytes.
+
+    Args:
+        spec: the run; its protocol and solver do not matter.
+        weights: digest of the weights, see `models.loading.identify`.
+        dataset: the dataset.
+    """
+    source = dataset.source
+    around = {
+        "weights": weights,
+        "mode": spec.mode,
+        "precision": spec.precision,
+        "device": spec.device.partition(":")[0],
+        "hardware": hardware(spec.device),
+        "preprocess_version": PREPROCESS_VERSION,
+        "extraction_version": EXTRACTION_VERSION,
+        "libjpeg": libjpeg_version(),
+        **library_versions("features", spec.model.form, source.form, str(dict(source.options).get("media", ""))),
+    }
+    entries = {}
+    for subset, used in dataset.used.items():
+        batch_size = min(spec.batch_size, len(used.images))
+        reading = {name: value for name, value in source.arguments(subset).items() if name not in NOT_READING}
+        key = {
+            **around,
+            "batch_size": batch_size,
+            "images": used.sha256,
+            "content": used.fingerprint,
+            "reading": {"form": source.form, **reading},
+        }
+        names = (spec.dataset.name, subset, spec.model.name, spec.mode, spec.precision)
+        entries[subset] = EntrySpec(*names, key, len(used.images), batch_size)
+    return entries
 
 
 def find(root: Path, spec: EntrySpec) -> Entry | None:
@@ -133,8 +176,9 @@ def find(root: Path, spec: EntrySpec) -> Entry | None:
             f"cannot read {err.filename or folder} ({err.strerror or err}); free it, or name another folder with "
             "--cache-dir"
         ) from err
-    with suppress(OSError):  # of a folder that others own; and it is there for `collect` alone
+    with suppress(OSError):  # in a folder of another user; only `inventory.collect` reads the time
         os.utime(folder / SIDECAR)
+    shutil.rmtree(f"{folder}{CHUNKS}", ignore_errors=True)  # left by a process killed between the last two steps
     return found
 
 

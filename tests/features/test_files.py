@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 import probe
 from probe.cli.main import main
 from probe.errors import FeaturesError
-from probe.features.encode import Features
+from probe.features.arrays import Features
 from probe.features.files import load, save
 
 

@@ -15,8 +15,8 @@ from make.entries import KEY, cell, chunk_of
 
 from probe.errors import CacheError
 from probe.features import store
-from probe.features.chunks import Work, shard_of
-from probe.features.encode import Features
+from probe.features.arrays import Features, chunk_range
+from probe.features.chunks import Work
 from probe.features.inventory import ABANDONED_SECONDS, collect, differing, nearest, survey, verify
 from probe.features.store import damage, find
 
@@ -346,8 +346,8 @@ def test_collecting_takes_what_was_abandoned(tmp_path):
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
 def test_shards_share_all_chunks(n):
     of_ten = cell(n=2500)
-    chunks = [chunk for i in range(1, n + 1) for chunk in shard_of(of_ten, (i, n))]
-    assert chunks == list(range(of_ten.num_chunks)) == list(shard_of(of_ten, None))
+    chunks = [chunk for i in range(1, n + 1) for chunk in chunk_range(of_ten.num_images, of_ten.batch_size, (i, n))]
+    assert chunks == list(range(of_ten.num_chunks)) == list(chunk_range(of_ten.num_images, of_ten.batch_size))
 
 
 def test_the_sidecar_is_clear_text(tmp_path):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from probe.errors import ExecutorError, FeaturesError
+from probe.features.arrays import Features
 from probe.features.chunks import Work
-from probe.features.encode import Features
 from probe.features.store import EntrySpec
 from probe.grid import plan
 from probe.models.memory import DeviceMemory
