@@ -1,4 +1,4 @@
-"""A dataset's row -> its subsets and folds, from the first source that has them, checked against the row."""
+"""Specification of a dataset -> its subsets and folds: find a source, check the images, cut the folds, hash."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ from probe.datasets.splits.folds import (
 )
 from probe.datasets.splits.recipes import RECIPES
 from probe.datasets.subsets import subset_of
-from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, summarize
+from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, listed, summarize
 from probe.names import unknown_name
 from probe.specs import DatasetSpec, Source, Subset
 from probe.stats.metrics import misfit
 
 logger = logging.getLogger(__name__)
 
-# The module that reads each form. Each has `open_subset(spec, source, subset, *, root, offline) -> ImageDataset`, and
-# those of datasets with folds of their own `open_folds(spec, source, subsets, *, root) -> list[Fold]`.
+# Form of a source -> the module that reads it. Each module has `open_subset(spec, source, subset, *, root, offline) ->
+# ImageDataset`. Modules of datasets with published folds also have `open_folds(spec, source, subsets, *, root) ->
+# list[Fold]`.
 FORMS = {
     **{form: f"probe.datasets.sources.{form}" for form in ("embedded", "folder", "huggingface", "table")},
     **{form: f"probe.datasets.sources.{form}" for form in ("torchvision", "webdataset")},
@@ -50,11 +51,11 @@ FORMS = {
 
 @dataclass(frozen=True)
 class OpenedDataset:
-    """A dataset whose labels are known and whose images can be read.
+    """Dataset whose labels are in memory and whose images can be read.
 
     Args:
         spec: its specification.
-        source: the source that had it.
+        source: the source that was opened.
         subsets: its subsets, as the specification names them.
         incomplete: the expected number of images of each subset that has another number.
         folds: train, validation and test images, once for each fit.
@@ -96,7 +97,7 @@ def open_dataset(
 ) -> OpenedDataset:
     """Open all subsets of a dataset, check them, cut them into folds, and hash the images that the folds use.
 
-    The first source whose files are here is taken, else the first that can be downloaded.
+    The first source whose files are present is opened, otherwise the first that can be downloaded.
 
     Args:
         dataset: a name that `get_dataset` knows, or a specification.
@@ -106,7 +107,7 @@ def open_dataset(
         skip_corrupt: do not read the first and the last image of each subset to find damage early.
 
     Raises:
-        DatasetMissingError: the files are not here and could not be fetched; the message says what to put where.
+        DatasetMissingError: the files are missing and could not be downloaded; the message says what to do.
         DatasetError: the number of images, or some label, differs from the specification.
         ExtraMissingError: a library that reads the images is not installed.
     """
@@ -137,8 +138,8 @@ def open_split(
         allow_partial: accept subsets that lack images.
 
     Raises:
-        UnknownNameError: no such dataset or split.
-        DatasetError: as `open_dataset`; or there is no such fold.
+        UnknownNameError: there is no such dataset or split.
+        DatasetError: see `open_dataset`; or `fold` is out of range.
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
@@ -152,7 +153,7 @@ def open_split(
 
 
 def with_sizes(spec: DatasetSpec, *, data_dir: str | Path | None = None) -> DatasetSpec:
-    """Return a specification with the numbers of images and classes of its files, if it has none and they are here."""
+    """Return a specification with the sizes and the number of classes of its files, if it has none."""
     if all(subset.size for subset in spec.subsets) and spec.num_classes:
         return spec
     try:
@@ -168,7 +169,7 @@ def form_module(form: str) -> ModuleType:
     """Return the module that reads a form.
 
     Raises:
-        UnknownNameError: there is none.
+        UnknownNameError: the form is unknown.
     """
     if form not in FORMS:
         raise unknown_name("form", form, FORMS)
@@ -185,11 +186,11 @@ def _open_first(dataset: str | DatasetSpec, *, data_dir: str | Path | None, offl
     """Open all subsets of a dataset from the first source that has them."""
     spec = get_dataset(dataset) if isinstance(dataset, str) else dataset
     root = paths.data_dir(data_dir) if any(map(_is_below_data_dir, spec.sources)) else Path()
-    missing: list[DatasetError | ExtraMissingError] = []  # of every source first without a network, then with one
+    missing: list[DatasetError | ExtraMissingError] = []  # errors of all sources, first offline, then online
     can_fetch = not offline and any(source.can_download for source in spec.sources)
     for may_fetch in (False, True) if can_fetch else (False,):
         if may_fetch and (misnamed := _find_misnamed(spec, root)):
-            logger.warning("%s is fetched; to use the local files instead, %s", spec.name, misnamed)
+            logger.warning("%s: downloading; to use the local files instead, %s", spec.name, misnamed)
         for source in spec.sources:
             if may_fetch and not source.can_download:
                 continue
@@ -210,7 +211,7 @@ def _open_first(dataset: str | DatasetSpec, *, data_dir: str | Path | None, offl
 
 
 def _unpack(source: Source, root: Path, *, offline: bool) -> None:
-    """Unpack what the user has put there; what a killed download left is missing where it can be fetched again."""
+    """Unpack archives; a damaged archive counts as missing if it can be downloaded again."""
     try:
         unpack_missing(source, root)
     except DatasetError as err:
@@ -222,13 +223,13 @@ def _unpack(source: Source, root: Path, *, offline: bool) -> None:
 def _check_paths(spec: DatasetSpec, source: Source, root: Path) -> None:
     missing = [path for path in source.paths if not (root / path).exists()]
     if missing:
-        raise DatasetMissingError(f"{spec.name}: no {' and no '.join(missing)} in {root}")
+        raise DatasetMissingError(f"{spec.name}: {listed(missing)} not found in {root}")
 
 
 def _nowhere(
     spec: DatasetSpec, missing: Sequence[DatasetError | ExtraMissingError], *, root: Path, offline: bool
 ) -> DatasetError | ExtraMissingError:
-    """Return the error for a dataset that no source has: what was tried, and which files to put where."""
+    """Return the error for a dataset that no source has: why each source failed, and which files to put where."""
     extra = next((err for err in missing if isinstance(err, ExtraMissingError)), None)
     if extra is not None:
         return extra
@@ -236,11 +237,11 @@ def _nowhere(
         return missing[-1]
     can_download = any(source.can_download for source in spec.sources)
     if offline and can_download:
-        why = "--offline forbids to fetch it"
+        why = "--offline forbids downloading it"
     elif can_download:
         why = f"could not be downloaded ({'; '.join(map(summarize, missing[len(spec.sources) :]))})"
     else:
-        why = spec.gone or "cannot be fetched by probe"
+        why = spec.gone or "probe cannot download it"
     files = next((source.files for source in spec.sources if source.files), "")
     remedy = _find_misnamed(spec, root) or f"put {files} into {root}"
     return DatasetMissingError(
@@ -293,7 +294,7 @@ def _check_images(found: _FoundDataset, *, allow_partial: bool, skip_corrupt: bo
 
 
 def _say_what_is_test(spec: DatasetSpec, source: Source) -> None:
-    """Log it if the validation subset is used as the test split."""
+    """Log a note if the official validation subset is the test split."""
     names = {
         subset: str(arguments.get("split") or arguments.get("folder"))
         for subset in ("train", "test")
@@ -308,22 +309,22 @@ def _say_what_is_test(spec: DatasetSpec, source: Source) -> None:
 def _check_subset(
     spec: DatasetSpec, source: Source, subset: Subset, images: ImageDataset, *, allow_partial: bool
 ) -> int | None:
-    """Compare a subset with the row; the number of images it should have, if it has others and that is allowed.
+    """Compare a subset with the specification; return the expected number of images if a different one is accepted.
 
-    The labels of the first and the last image are those of the first source, as another can have another order.
+    The labels of the first and the last image are compared only for the first source: others can have another order.
     """
     n = len(images)
     if n == 0:
-        raise DatasetError(f"{images.name}: there are no images in it; {REPAIR}")
+        raise DatasetError(f"{images.name}: the subset has no images; {REPAIR}")
     _check_labels(spec, images)
     if subset.size is not None and n != subset.size:
-        can_be_partial = n < subset.size or bool(spec.gone)  # of what is gone, another crawl can have more as well
+        can_be_partial = n < subset.size or bool(spec.gone)  # another crawl of dead links can have more images
         if not (can_be_partial and allow_partial):
-            or_partial = ", or evaluate on what is there with --allow-partial" if can_be_partial else ""
+            or_partial = ", or evaluate on the images that are present with --allow-partial" if can_be_partial else ""
             raise DatasetError(
                 f"{images.name}: expected {subset.size} images, found {n}; {_repair(spec, source)}{or_partial}"
             )
-        logger.warning("%s: %d images are here, not %d; the result is marked as partial", images.name, n, subset.size)
+        logger.warning("%s: found %d of %d images; the result is marked as partial", images.name, n, subset.size)
         return subset.size
     _check_counts(subset, images, _repair(spec, source))
     if source != spec.sources[0]:
@@ -338,10 +339,10 @@ def _check_subset(
 
 
 def _check_counts(subset: Subset, images: ImageDataset, repair: str) -> None:
-    """Compare the number of images of each class with the row.
+    """Compare the number of images of each class with the specification.
 
     Raises:
-        DatasetError: a number differs: the copy is divided differently, or its classes are in a different order.
+        DatasetError: a number differs, so the copy has different splits, or a different order of classes.
     """
     if not subset.class_counts:
         return
@@ -358,7 +359,7 @@ def _check_counts(subset: Subset, images: ImageDataset, repair: str) -> None:
 
 
 def _repair(spec: DatasetSpec, source: Source) -> str:
-    """Return what to do about wrong files: replace them, or use the makers' files instead of a copy."""
+    """Return how to repair wrong files: replace them, or use the makers' files instead of a copy."""
     files = next((other.files for other in spec.sources if other.files), "")
     if source.files or not files:
         return REPAIR
@@ -383,7 +384,7 @@ def _check_labels(spec: DatasetSpec, images: ImageDataset) -> None:
 
 
 def _check_ends(images: ImageDataset) -> None:
-    """Read the first and the last image, so that what is wrong with all files is found before any work."""
+    """Read the first and the last image, so that a problem of all files is found before any work."""
     for i in {0, len(images) - 1}:
         images[i]
 
@@ -393,11 +394,11 @@ def _check_classes(spec: DatasetSpec, images: ImageDataset, *, allow_partial: bo
         found = int((images.labels == 1).any(axis=0).sum())
     else:
         found = len(np.unique(images.labels))
-    expected = spec.num_classes  # without one, a class that is named and has no image is as it is
+    expected = spec.num_classes  # None accepts a named class without images
     if expected is not None and found != expected and not allow_partial:
         raise DatasetError(f"{images.name}: expected images of {expected} classes, found {found}; {REPAIR}")
     if found < 2:
-        raise DatasetError(f"{images.name}: all images are of one class; a probe needs at least two")
+        raise DatasetError(f"{images.name}: all images belong to one class; a probe needs at least two classes")
 
 
 def _make_folds(found: _FoundDataset, *, allow_partial: bool) -> Sequence[Fold]:

@@ -48,7 +48,7 @@ def features_key(spec: RunSpec) -> FeaturesKey:
 
 @dataclass(eq=False)
 class LazyEncoder:
-    """The encoder of a run, loaded when the first image is encoded: cached features need only its weights' digest.
+    """Encoder of a run, loaded when the first image is encoded: cached features need only the digest of its weights.
 
     Args:
         spec: the run; its protocol and solver do not matter.
@@ -66,7 +66,7 @@ class LazyEncoder:
         """Return the loaded encoder.
 
         Raises:
-            CheckpointError, DownloadError, DeviceError, ExtraMissingError: it cannot be loaded.
+            CheckpointError, DownloadError, DeviceError, ExtraMissingError: the encoder cannot be loaded.
         """
         if self.loaded is None:
             self.loaded = self.session.load_encoder(self.spec)
@@ -79,10 +79,10 @@ class Session:
 
     Args:
         settings: folders and policies.
-        keeps_encoders: keep the encoders of the model loaded last, for a process that is given one task after another.
+        keeps_encoders: keep the encoders of the last model in memory, for a process that receives task after task.
         dataset: the dataset opened last.
         weights: digests of weights, by model.
-        encoders: the encoders kept, see `keeps_encoders`.
+        encoders: encoders in memory, see `keeps_encoders`.
         extracted: features that `prepare` extracted or found in the cache.
     """
 
@@ -94,10 +94,10 @@ class Session:
     extracted: dict[FeaturesKey, Extraction] = field(default_factory=dict)
 
     def open_dataset(self, spec: DatasetSpec) -> OpenedDataset:
-        """Open a dataset and hash its ids and labels, unless it is the one that is open.
+        """Open a dataset, unless it is the one that is open.
 
         Raises:
-            DatasetError, ExtraMissingError: as `datasets.opening.open_dataset`.
+            DatasetError, ExtraMissingError: see `datasets.opening.open_dataset`.
         """
         if self.dataset is None or self.dataset.spec != spec:
             self.dataset = None
@@ -111,10 +111,10 @@ class Session:
         return self.dataset
 
     def find_encoder(self, spec: RunSpec) -> LazyEncoder:
-        """Identify the encoder of a run by its weights, which are fetched if they are not here; nothing is loaded.
+        """Identify the encoder of a run by its weights, which are downloaded if they are missing; nothing is loaded.
 
         Raises:
-            CheckpointError, DownloadError, ChecksumError: the weights cannot be had.
+            CheckpointError, DownloadError, ChecksumError: the weights are not available.
         """
         if spec.model not in self.weights:
             settings = self.settings
@@ -135,8 +135,8 @@ class Session:
 
     def _load(self, spec: RunSpec) -> ImageEncoder:
         with warnings.catch_warnings():
-            # The run fails below, with the same words: no rebuilt model stands in a JIT table.
-            warnings.filterwarnings("ignore", message=".* is no TorchScript archive", category=UserWarning)
+            # The run fails below, with the same text, so that no JIT table has the score of a rebuilt model.
+            warnings.filterwarnings("ignore", message=".*TorchScript archive", category=UserWarning)
             encoder = load_encoder(
                 spec.model,
                 jit=spec.jit,
@@ -147,7 +147,7 @@ class Session:
                 compiled=spec.compiled,
             )
         if encoder.execution.jit != spec.jit:
-            raise CheckpointError(f"{spec.model.name} is no TorchScript archive and has no JIT mode; use --jit off")
+            raise CheckpointError(f"{spec.model.name} is not a TorchScript archive and has no JIT mode; use --jit off")
         return encoder
 
 
@@ -157,10 +157,10 @@ class Job:
 
     Args:
         key: the fields of a run that decide which features it uses.
-        encoder: loaded if `missing` is not empty.
-        wanted: its cache entries, by subset.
-        entries: those that exist, read.
-        from_cache: no entry had to be extracted.
+        encoder: the encoder, loaded if `missing` is not empty.
+        wanted: the specifications of its cache entries, by subset.
+        entries: the entries that exist.
+        from_cache: True if all entries existed before.
         seconds: wall time so far.
     """
 
@@ -183,10 +183,10 @@ class Job:
 
 
 def extract(encoder: LazyEncoder, dataset: OpenedDataset, session: Session) -> Extraction:
-    """Return the features of a dataset under one encoder: prepared before, from the cache, or extracted now.
+    """Return the features of a dataset under one encoder, from `prepare`, from the cache, or extracted now.
 
     Raises:
-        Exception: an image, the encoder, the memory or the cache folder prevents it.
+        Exception: an image, the encoder, the memory or the cache folder prevents the extraction.
     """
     key = features_key(encoder.spec)
     if key not in session.extracted:
@@ -211,30 +211,30 @@ def extract_grid(specs: Sequence[RunSpec], settings: Settings) -> Iterator[tuple
 
 
 def num_images(specs: Sequence[RunSpec]) -> int:
-    """Return how many images are encoded for runs of one dataset, as far as its specification says."""
+    """Return the number of images to encode for runs of one dataset; unknown sizes count as 0."""
     return len({features_key(spec) for spec in specs}) * sum(subset.size or 0 for subset in specs[0].dataset.subsets)
 
 
 def prepare(
     specs: Sequence[RunSpec], session: Session, progress: Progress, *, expected: int = 0
 ) -> dict[FeaturesKey, Exception]:
-    """Extract the features of all runs of one dataset into `session.extracted`, as far as they are not cached.
+    """Look up or extract the features of all runs of one dataset, and put them into `session.extracted`.
 
     Args:
         specs: runs of one dataset; their protocols and solvers do not matter.
         session: opens the dataset and loads the encoders.
-        progress: is told of the images that are to be encoded.
-        expected: how many images it has been told of before.
+        progress: counts the images to encode.
+        expected: number of images of these runs that `progress` already expects.
 
     Returns:
-        What prevents some runs from having features, by `features_key`. One encoder that fails stops no other.
+        The exceptions of runs without features, by `features_key`. An encoder that fails does not stop the others.
     """
     started = time.perf_counter()
     wanted = {features_key(spec): spec for spec in specs}
     progress.expect(-expected)
     try:
         dataset = session.open_dataset(specs[0].dataset)
-    except Exception as error:  # the grid goes on, and the records of these runs name it
+    except Exception as error:  # the grid continues, and the records of these runs name the error
         return dict.fromkeys(wanted, error)
     failures, encoders = dict[FeaturesKey, Exception](), dict[FeaturesKey, LazyEncoder]()
     for key, spec in wanted.items():
@@ -250,7 +250,7 @@ def prepare(
 
 
 def find_entries(spec: RunSpec, session: Session) -> dict[str, EntrySpec]:
-    """Return the cache entries of a run's features, by subset; the dataset is opened, the encoder is not loaded.
+    """Return the specifications of the cache entries of a run, by subset. The encoder is not loaded.
 
     Raises:
         ProbeError: the dataset cannot be opened, or the weights cannot be read.
@@ -295,7 +295,7 @@ def _look_up(encoder: LazyEncoder, dataset: OpenedDataset, session: Session) -> 
     job = Job(features_key(encoder.spec), encoder, cache_entries(encoder.spec, encoder.weights, dataset))
     for subset, wanted in job.wanted.items():
         entry = store.find(root, wanted)
-        if entry is None and Work(root, wanted).finish_whole():  # another process had the last chunk, or copied it
+        if entry is None and Work(root, wanted).finish_whole():  # all chunks are cached
             entry = store.find(root, wanted)
         if entry is not None and _any_is_mended(entry, dataset.used[subset].images):
             logger.info("%s: an image that could not be read can be read now; extracting again", wanted)
@@ -339,7 +339,7 @@ def _load(jobs: Sequence[Job], failures: dict[FeaturesKey, Exception]) -> Iterat
     for job in jobs:
         before = device_memory(job.spec.device).free
         error = _try_to_load(job)
-        if error is not None and group:  # there may be no room beside the others
+        if error is not None and group:  # the memory may not hold one more encoder
             yield group
             group, largest = [], 0
             error = _try_to_load(job)
@@ -349,7 +349,7 @@ def _load(jobs: Sequence[Job], failures: dict[FeaturesKey, Exception]) -> Iterat
         group.append(job)
         after = device_memory(job.spec.device).free
         largest = max(largest, before - after)
-        if after < 2 * largest:  # the next may be as large, and the batch needs some as well
+        if after < 2 * largest:  # room for one more encoder of this size and for a batch
             yield group
             group, largest = [], 0
     if group:

@@ -211,7 +211,9 @@ def _extract_subset(
         if not left:
             break
     for job in left:
-        error = CacheError(f"{root} damages what is written to it; check its disk, or name another folder")
+        error = CacheError(
+            f"{root} changes the files that are written to it; check the disk, or name a different folder"
+        )
         failed[job.key] = error
     for job in jobs:
         job.seconds["extract"] += time.perf_counter() - started
@@ -243,10 +245,10 @@ def fill(
         encoders: models with one preprocessing and on one device.
         stores: for each encoder, the place of its features.
         batch_size: images encoded at a time.
-        meter: is added to.
-        progress: is told of the images, also of those that other processes encode.
-        workers: as in `extract_features`.
-        skip_corrupt: number of images that may have no features, those of earlier commands included.
+        meter: adds up the time of this pass.
+        progress: counts images, including images that other processes encode.
+        workers: see `extract_features`.
+        skip_corrupt: number of images that may have no features, including images that earlier commands skipped.
         shard: number and count of shards, from 1 on; None for all images.
 
     Returns:
@@ -298,7 +300,7 @@ def fill(
     try:
         for store in stores:
             store.start()
-        # Only to count them; each look reads what is there, which many shards would do again and again.
+        # Read only if needed, because it reads all cached chunks, and every shard would do so.
         unreadable = set[int]().union(*(store.skipped() for store in stores)) if skip_corrupt else set[int]()
         while True:
             for i, chunk in sorted(left):

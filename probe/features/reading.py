@@ -1,4 +1,4 @@
-"""Images of a dataset -> pixels, a chunk at a time: by threads between batches, or by processes beside the model."""
+"""Images of a dataset -> pixels, a chunk at a time: with threads between batches, or with worker processes."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from probe.cgroups import processor_limits
 from probe.errors import DeviceError, ProbeError, summarize
 from probe.models.preprocess import Preprocess
 
-WAITING_BYTES = 1 << 30  # of images that worker processes have read ahead
+WAITING_BYTES = 1 << 30  # limit for pixels that worker processes have read ahead
 
 
 class LabelledImages(Protocol):
-    """Images with labels: torchvision's datasets without a transform are one.
+    """Images with labels, such as torchvision's datasets without a transform.
 
-    One with an attribute `is_thread_safe` that is true is read by several threads at a time.
+    If the attribute `is_thread_safe` exists and is true, several threads read images at a time.
     """
 
     def __len__(self) -> int:
         """Number of images."""
 
     def __getitem__(self, i: int, /) -> tuple[Image.Image, int | np.ndarray]:
-        """An image and its label, or its row of labels."""
+        """Return an image and its label, or its row of labels."""
 
 
 def name_of(dataset: LabelledImages) -> str:
@@ -81,7 +81,7 @@ class Reader(torch.utils.data.Dataset[Read]):
             try:
                 image, label = self.dataset[i]
                 pixels[len(good)] = self.preprocess.to_pixels(image).transpose(1, 2, 0)
-            except ProbeError as err:  # handed over, as DataLoader would bury it in the worker's traceback
+            except ProbeError as err:  # returned, because DataLoader would put it into the traceback of the worker
                 errors.append((i, err))
             else:
                 good.append(i)
@@ -90,10 +90,10 @@ class Reader(torch.utils.data.Dataset[Read]):
 
 
 def default_workers(device: str) -> int:
-    """Processes that read images where none are asked for.
+    """Return the default number of processes that read images.
 
-    As many as there are processors beside a GPU, up to 16. None on the CPU, where the model takes all processors: there
-    they read between batches, see `results/speed/reading.md`.
+    With a GPU it is the number of processors, up to 16. On the CPU it is 0, because the model uses all processors: this
+    process then reads images between batches, see `results/speed/reading.md`.
     """
     return min(16, processors()) if device.startswith("cuda") else 0
 
@@ -109,7 +109,7 @@ def read_chunks(
 ) -> Generator[Read]:
     """Yield chunks in the order of the requests; with workers, one or two chunks for each worker wait in memory."""
     workers = default_workers(device.type) if workers is None else workers
-    workers = min(workers, processors())  # more are slower; DataLoader warns of it
+    workers = min(workers, processors())  # more workers are slower, and DataLoader warns about them
     if workers == 0:
         yield from _read_here(reader, requests)
         return
@@ -124,7 +124,7 @@ def read_chunks(
     )
     try:
         yield from loader
-    except RuntimeError as err:  # a worker was killed: for want of memory, or of space in /dev/shm
+    except RuntimeError as err:  # a worker was killed: too little memory, or too little space in /dev/shm
         if "DataLoader worker" not in str(err):
             raise
         raise DeviceError(f"a process that reads images ended ({summarize(err)}); use --workers 0, or fewer") from err
@@ -133,9 +133,9 @@ def read_chunks(
 def _read_here(reader: Reader, requests: Iterable[Request]) -> Generator[Read]:
     """Read each chunk with a thread for each processor, while no model runs: Pillow releases Python's lock.
 
-    Reading beside a model on the same processors is slower, since all threads of the model wait for the one that is
-    held up. If torch has fewer threads than there are processors, other processes compute beside this one; a
-    hyperthread counts as a processor.
+    Reading while a model runs on the same processors is slower, because all threads of the model wait for the thread
+    that is held up. If torch has fewer threads than there are processors, other processes use the rest of the
+    processors; a hyperthread counts as a processor.
     """
     most = min(processors(), 2 * torch.get_num_threads())
     threads = most if getattr(reader.dataset, "is_thread_safe", False) else 1

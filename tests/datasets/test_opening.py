@@ -41,7 +41,7 @@ def test_what_is_nowhere_says_what_to_put_where(tmp_path):
     with pytest.raises(DatasetMissingError) as caught:
         open_dataset(row(place("nowhere"), place("images")), data_dir=tmp_path)
     assert str(caught.value) == (
-        f"colours is not in {tmp_path} and cannot be fetched by probe; put a folder nowhere into {tmp_path}, or name "
+        f"colours is not in {tmp_path} and probe cannot download it; put a folder nowhere into {tmp_path}, or name "
         "another folder with --data-dir"
     )
 
@@ -168,7 +168,7 @@ def test_images_of_a_group_stay_together(image_folder):
 
 def test_a_file_whose_group_cannot_be_told_is_named(colours):
     source = place("images", options=(("groups", r"track(\d+)_"),))
-    with pytest.raises(DatasetError, match=r"train/green/000\.png is not named as its dataset names files"):
+    with pytest.raises(DatasetError, match=r"the name of train/green/000\.png does not match"):
         open_dataset(row(source), data_dir=colours.parent)
 
 

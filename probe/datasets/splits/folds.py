@@ -16,7 +16,7 @@ from probe.specs import SPLITS, DatasetSpec
 __all__ = ["SPLITS", "Fold", "Selection", "by_split", "cut_folds", "default_folds", "select_all", "with_validation"]
 
 
-REPAIR = "get its files again, or correct its row"  # what to do about a dataset that differs from its specification
+REPAIR = "replace its files, or correct its specification"  # for a dataset that differs from its specification
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class Fold:
-    """The three splits of one fit; no image is in two of them."""
+    """Three splits for one fit; no image is in two of them."""
 
     train: Selection
     val: Selection
     test: Selection
 
     def __getitem__(self, split: str) -> Selection:
-        """`train`, `val` or `test`."""
+        """Return the images of `train`, `val` or `test`."""
         selection: Selection = getattr(self, split)
         return selection
 
@@ -186,7 +186,7 @@ def default_folds(spec: DatasetSpec, subsets: Mapping[str, ImageDataset]) -> lis
 
 
 def with_validation(subsets: Mapping[str, ImageDataset], train: Selection, test: Selection, fraction: float) -> Fold:
-    """A fold whose validation split is held out of `train`, by class and by whole groups.
+    """Return a fold whose validation split is held out of `train`, by class and by whole groups.
 
     Raises:
         TooFewImagesError: a class is too small.

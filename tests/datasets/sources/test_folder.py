@@ -274,7 +274,7 @@ def test_a_test_class_that_is_written_otherwise_than_in_training_is_named(name, 
 def test_a_link_to_nothing_is_named(image_folder, place):
     root = image_folder({"red": 5, "green": 5})
     (root / place).symlink_to(root / "gone")
-    with pytest.raises(DatasetError, match=f"{place} is a link to nothing; mend or remove it"):
+    with pytest.raises(DatasetError, match=f"{place} is a broken link; repair or remove it"):
         get_dataset(f"folder:{root}")
 
 

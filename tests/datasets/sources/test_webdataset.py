@@ -230,9 +230,9 @@ def test_braces_are_those_of_the_library(pattern):
             "org/name/{{a,b}}/{{0..3}}.tar",
             r"names shards in several folders; say which are what with \?train=\.\.\.&test=",
         ),
-        ("{0}/{{0..3}}.tar.gz", "compressed shards cannot be read at a place; unpack them to .tar"),
-        ("ftp://host/{{0..3}}.tar", "is no address of shards; write https://HOST/FOLDER/, or one of files"),
-        ("https://host/folder", "is no address of shards"),
+        ("{0}/{{0..3}}.tar.gz", "images cannot be read directly from compressed shards; unpack them to .tar"),
+        ("ftp://host/{{0..3}}.tar", "is not an address of shards; write https://HOST/FOLDER/, or an address of"),
+        ("https://host/folder", "is not an address of shards"),
         (
             "https://host/0.tar?download=true",
             "has the option 'download'; the options are metric, train, val, test, all",
@@ -300,13 +300,15 @@ def _open(folder, members):
 
 @pytest.mark.parametrize("content", [b"-1", b"one", b"", b"1.5", b"[1]", b"9" * 30])
 def test_a_label_that_is_no_number_is_named(content, folder):
-    with pytest.raises(DatasetError, match=r"0\.tar: s4\.cls holds '.*' and no label, a number from 0 on; correct it"):
+    with pytest.raises(DatasetError, match=r"0\.tar: expected a number >= 0 as label in s4\.cls, got '.*'; correct it"):
         _open(folder, _members(s4_cls=content))
 
 
 @pytest.mark.parametrize("content", [b"{}", b'{"label": "cat"}', b'{"label": true}', b"{", b"[" * 100_000])
 def test_a_json_without_a_label_is_named(content, folder):
-    with pytest.raises(DatasetError, match=r"0\.tar: s4\.json holds '.*' and no label, a number from 0 on"):
+    with pytest.raises(
+        DatasetError, match=r"0\.tar: expected a number >= 0 as label in s4\.json, got '.*'; correct it"
+    ):
         _open(folder, _members(s4_cls=None, s4_json=content))
 
 
@@ -465,7 +467,7 @@ def test_lists_of_classes_in_json_are_several_labels(folder):
     [np.array(0.5), np.array([-1, 0, 1]), np.zeros((2, 2)), np.array(["a"]), np.array([None]), np.array([np.nan])],
 )
 def test_an_array_that_is_no_label_is_named(label, folder):
-    with pytest.raises(DatasetError, match=r"0\.tar: s4\.npy holds '.*' and no label, a number from 0 on; correct it"):
+    with pytest.raises(DatasetError, match=r"0\.tar: expected a number >= 0 as label in s4\.npy, got '.*'; correct it"):
         _open(folder, _members(s4_cls=None, s4_npy=_as_npy(label)))
 
 
@@ -479,9 +481,7 @@ def test_a_label_that_is_longer_than_there_are_classes_is_named(folder):
 def test_a_collection_of_captions_is_named(folder):
     write_collection(folder)
     (folder / "dataset_type.txt").write_text("retrieval\n")
-    with pytest.raises(
-        DatasetError, match=r"dataset_type\.txt says that it is for retrieval: images with captions have"
-    ):
+    with pytest.raises(DatasetError, match=r"dataset_type\.txt says retrieval: images with captions have"):
         get_dataset(f"wds:{folder}")
 
 
@@ -545,7 +545,7 @@ def test_a_shard_that_is_cut_short_is_named(kept, folder):
         "nothing": 0,
     }[kept]
     path.write_bytes(content[:size])
-    with pytest.raises(DatasetError, match=r"0\.tar is no whole tar file \(.*\); get it again"):
+    with pytest.raises(DatasetError, match=r"0\.tar is not a complete tar file \(.*\); download it again"):
         open_dataset(f"wds:{folder}", offline=True)
 
 
@@ -559,7 +559,7 @@ def test_a_damaged_shard_is_named(what, folder):
     content = bytearray(path.read_bytes())
     content[place] ^= 255
     path.write_bytes(content if what != "all" else b"no tar file" * 100)
-    with pytest.raises(DatasetError, match=r"0\.tar is no whole tar file \(.*\); get it again"):
+    with pytest.raises(DatasetError, match=r"0\.tar is not a complete tar file \(.*\); download it again"):
         open_dataset(f"wds:{folder}", offline=True)
 
 
@@ -567,7 +567,7 @@ def test_a_shard_that_shrank_since_it_was_opened_is_named(folder):
     write_shards(folder, per_shard=12)
     images = open_dataset(f"wds:{folder}", offline=True).subsets["all"]
     os.truncate(folder / "0.tar", 5_000)
-    with pytest.raises(DatasetError, match=r"\(0\.tar/s0000011\) cannot be read \(its shard has been cut short\)"):
+    with pytest.raises(DatasetError, match=r"\(0\.tar/s0000011\) cannot be read \(its shard was truncated\)"):
         images[11]
 
 
@@ -580,8 +580,8 @@ def _special(kind, target="s1.png"):
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        ("/etc/s99.png", "which would lie outside of its folder; do not use it"),
-        ("../s99.png", "which would lie outside of its folder; do not use it"),
+        ("/etc/s99.png", "that would be written outside of its folder; do not use it"),
+        ("../s99.png", "that would be written outside of its folder; do not use it"),
         (_special(tarfile.SYMTYPE), "has 's99.png', which is no ordinary file; do not use it"),
         (_special(tarfile.LNKTYPE), "has 's99.png', which is no ordinary file; do not use it"),
         (_special(tarfile.CHRTYPE), "has 's99.png', which is no ordinary file; do not use it"),
@@ -599,7 +599,7 @@ def test_a_compressed_shard_says_to_unpack_it(name, folder):
     folder.mkdir()
     with tarfile.open(folder / name, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("s0.png"), io.BytesIO())
-    with pytest.raises(DatasetError, match="compressed shards cannot be read at a place; unpack them to"):
+    with pytest.raises(DatasetError, match="images cannot be read directly from compressed shards; unpack them to"):
         open_dataset(f"wds:{folder}", offline=True)
 
 
@@ -753,7 +753,7 @@ def test_a_file_of_a_server_that_is_no_shard_is_not_kept(served, data_dir, tmp_p
     """Such as a page that says that one has to log in."""
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "0.tar").write_bytes(b"<html>" * 1000)
-    with served() as (address, _), pytest.raises(DatasetError, match=rf"{address}0\.tar is no whole shard"):
+    with served() as (address, _), pytest.raises(DatasetError, match=rf"{address}0\.tar is not a complete shard"):
         open_dataset(f"wds:{address}0.tar", data_dir=data_dir)
     assert not list(data_dir.rglob("0.tar*t"))
     assert not list(data_dir.rglob("*.part"))
@@ -771,7 +771,7 @@ def test_a_server_that_does_not_answer_is_named(data_dir):
 
 
 def test_a_name_that_climbs_out_of_the_data_folder_is_refused(data_dir, tmp_path):
-    with pytest.raises(DatasetError, match="would lie outside of its folder"):
+    with pytest.raises(DatasetError, match="would be written outside of its folder"):
         open_dataset("wds:http://127.0.0.1:9/a/?all=../../x.tar", data_dir=data_dir)
     assert not (tmp_path / "x.tar").exists()
 
