@@ -67,7 +67,7 @@ def cache_explain(args: argparse.Namespace) -> int:
                 continue
             kept = inventory.nearest(root, entry)
             if kept is None:
-                print(printable(f"{entry}: not cached, nor is anything of this part of the dataset"))
+                print(printable(f"{entry}: not cached, nor is anything of this subset"))
                 continue
             fields = inventory.differing(entry, kept)
             print(printable(f"{entry}: not cached; the nearest entry is {kept.path.name} ({kept.state})"))

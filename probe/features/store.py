@@ -172,8 +172,8 @@ def find(root: Path, spec: EntrySpec) -> Entry | None:
         if isinstance(err, CacheError):
             raise
         raise CacheError(
-            f"cannot read {err.filename or folder} ({err.strerror or err}); make it readable, or name a different "
-            "folder with --cache-dir"
+            f"cannot read or remove {err.filename or folder} ({err.strerror or err}); check its permissions, or name a "
+            "different folder with --cache-dir"
         ) from err
     with suppress(OSError):  # in a folder of another user; only `inventory.collect` reads the time
         os.utime(folder / SIDECAR)

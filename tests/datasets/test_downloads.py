@@ -79,7 +79,7 @@ def test_what_is_missing_is_downloaded_once(served_mnist, tmp_path):
 
 
 def test_offline_downloads_nothing(served_mnist, tmp_path):
-    with pytest.raises(DatasetMissingError, match="and --offline forbids to fetch it; put the four IDX files into"):
+    with pytest.raises(DatasetMissingError, match="and --offline forbids downloading it; put the four IDX files into"):
         open_dataset(SMALL_MNIST, data_dir=tmp_path / "data", offline=True)
     assert not (tmp_path / "data").exists()
 
@@ -282,7 +282,9 @@ def test_an_address_that_does_not_answer_says_what_to_put_where(tmp_path):
 
 
 def test_a_class_that_downloads_nothing_says_so(tmp_path):
-    with pytest.raises(DatasetMissingError, match="torchvision's FlyingChairs downloads nothing; put its files into"):
+    with pytest.raises(
+        DatasetMissingError, match="torchvision's FlyingChairs cannot download its files; put them into"
+    ):
         open_dataset("torchvision:FlyingChairs", data_dir=tmp_path)
 
 

@@ -152,7 +152,7 @@ def test_a_file_of_another_kind_is_one_sentence(tmp_path, content):
 def test_a_member_that_is_no_array_is_one_sentence(tmp_path):
     with zipfile.ZipFile(tmp_path / "bad.npz", "w") as file:
         file.writestr("train_x", b"text")
-    with pytest.raises(FeaturesError, match="members that are no arrays"):
+    with pytest.raises(FeaturesError, match="members that are not arrays"):
         load(tmp_path / "bad.npz")
 
 

@@ -207,7 +207,7 @@ def test_damage_that_cannot_be_removed_is_one_sentence(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(shutil, "rmtree", refused)
-    with pytest.raises(CacheError, match="free it, or name another folder"):
+    with pytest.raises(CacheError, match="check its permissions, or name a different folder"):
         find(tmp_path, cell())
 
 
@@ -250,7 +250,9 @@ def test_skipped_images_have_no_row_and_are_named(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
     (tmp_path / "features").write_text("a file")
-    with pytest.raises(CacheError, match=r"cannot write to .*features \(.*\); free it, or name another folder"):
+    with pytest.raises(
+        CacheError, match=r"cannot write to .*features \(.*\); make it writable, or name a different folder"
+    ):
         Work(tmp_path / "features", cell()).start()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from probe.specs import SPLITS, DatasetSpec
 
 __all__ = ["SPLITS", "Fold", "Selection", "by_split", "cut_folds", "default_folds", "select_all", "with_validation"]
 
+
+T = TypeVar("T")
 
 REPAIR = "replace its files, or correct its specification"  # for a dataset that differs from its specification
 
@@ -153,8 +155,8 @@ def digest_splits(
     return by_split(folds, describe)
 
 
-def by_split(folds: Sequence[Any], describe: Callable[[int, str], Any]) -> dict[str, Any]:
-    """Call `describe(fold, split)` for each split; names are `train`, or `train/1` and so on with several folds."""
+def by_split(folds: Sequence[object], describe: Callable[[int, str], T]) -> dict[str, T]:
+    """Return `describe(fold, split)` by split: `train` and so on, or `train/1` and so on with several folds."""
     return {
         name if len(folds) == 1 else f"{name}/{k + 1}": describe(k, name) for k in range(len(folds)) for name in SPLITS
     }

@@ -375,7 +375,9 @@ def test_archives_of_images_are_named(folder):
     folder.mkdir()
     for split in ("Training", "Testing"):
         shutil.make_archive(folder / split, "zip", folder)
-    with pytest.raises(DatasetError, match=r"holds archives, Testing\.zip, Training\.zip; unpack each into a folder"):
+    with pytest.raises(
+        DatasetError, match=r"contains archives, Testing\.zip, Training\.zip; unpack each into a folder"
+    ):
         get_dataset(f"hf:{folder}")
 
 
@@ -801,8 +803,8 @@ def _with_columns(folder, **columns):
             "",
             r"several columns could hold the images; .* choose one with \?image=COLUMN",
         ),
-        ({}, "?image=img", r"there is no column 'img'; the columns are image \(Image\), label .*\?image=COLUMN"),
-        ({}, "?label=fine", r"there is no column 'fine'; the columns are image \(Image\), label .*\?label=COLUMN"),
+        ({}, "?image=img", r"column 'img' does not exist; the columns are image \(Image\), label .*\?image=COLUMN"),
+        ({}, "?label=fine", r"column 'fine' does not exist; the columns are image \(Image\), label .*\?label=COLUMN"),
         ({}, "?image=label", r"the column 'label' cannot hold images; the columns are"),
         (
             {"width": (Value("binary"), [b"1"])},
@@ -1105,7 +1107,7 @@ def test_a_card_that_says_other_sizes_is_named(hub, repositories):
 def test_a_card_that_names_files_elsewhere_is_refused(path, hub, repositories):
     folder = write_parquet(repositories / "org" / "small", splits("train", "test"))
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {path}\n---\n")
-    with pytest.raises(DatasetError, match="the card of org/small names files outside of it"):
+    with pytest.raises(DatasetError, match="the card of org/small names files outside of the repository"):
         open_dataset("hf:org/small")
 
 
@@ -1113,7 +1115,7 @@ def test_a_card_of_a_path_that_names_an_address_is_refused(folder):
     """Nothing is fetched that --offline forbids."""
     write_parquet(folder, splits("train", "test"))
     (folder / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_files: https://example.org/a\n---\n")
-    with pytest.raises(DatasetError, match=r"names files outside of it, 'https://example\.org/a'"):
+    with pytest.raises(DatasetError, match=r"names files outside of the repository, 'https://example\.org/a'"):
         open_dataset(f"hf:{folder}", offline=True)
 
 

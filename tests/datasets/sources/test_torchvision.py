@@ -78,7 +78,7 @@ def test_an_image_that_is_listed_and_gone_is_named(name, small, tmp_path):
     spec = small(name)
     for path in [path for path in tmp_path.rglob("*.jpg") if "3" in path.stem or "4" in path.stem]:
         path.unlink()
-    with pytest.raises(DatasetError, match=rf"{name}/train: image 3 \(.*\) cannot be read .*; get its files again"):
+    with pytest.raises(DatasetError, match=rf"{name}/train: image 3 \(.*\) cannot be read .*; replace its file"):
         open_dataset(spec, data_dir=tmp_path, offline=True)
 
 

@@ -221,14 +221,14 @@ def test_braces_are_those_of_the_library(pattern):
         ("", "names no dataset"),
         ("{0}/nowhere", "no folder at .*nowhere, and no repository ORG/NAME; check the name"),
         ("name", "no folder at name, and no repository ORG/NAME"),
-        ("org/name/{{0..3.tar", r"has braces that say nothing; write \{000..012\} or \{a,b\}, none in another"),
-        ("org/name/{{x}}.tar", "has braces that say nothing"),
-        ("org/name/{{a,{{0..3}}}}.tar", "has braces that say nothing"),
+        ("org/name/{{0..3.tar", r"has braces of an unknown form; write \{000..012\} or \{a,b\}, not nested"),
+        ("org/name/{{x}}.tar", "has braces of an unknown form"),
+        ("org/name/{{a,{{0..3}}}}.tar", "has braces of an unknown form"),
         ("org/name/{{3..0}}.tar", "counts down from 3 to 0; write the smaller number first"),
-        ("org/name/{{a/{{0..3}},b/0}}.tar", "has braces that say nothing"),
+        ("org/name/{{a/{{0..3}},b/0}}.tar", "has braces of an unknown form"),
         (
             "org/name/{{a,b}}/{{0..3}}.tar",
-            r"names shards in several folders; say which are what with \?train=\.\.\.&test=",
+            r"names shards in several folders; name the folder of each subset with \?train=\.\.\.&test=",
         ),
         ("{0}/{{0..3}}.tar.gz", "images cannot be read directly from compressed shards; unpack them to .tar"),
         ("ftp://host/{{0..3}}.tar", "is not an address of shards; write https://HOST/FOLDER/, or an address of"),
@@ -240,7 +240,7 @@ def test_braces_are_those_of_the_library(pattern):
         ("{0}?revision=main", "has the option 'revision'; the options are metric, train, val, test, all"),
         ("org/name?splits=a", "has the option 'splits'; the options are revision, metric, train, val, test, all"),
         ("org/name?test=train", "takes the split 'train' for train and for test"),
-        ("{0}", r"no shards in .*; put files \*\.tar there"),
+        ("{0}", r"no shards in .*; put \*\.tar files there"),
     ],
 )
 def test_a_name_that_says_nothing_is_refused(rest, message, tmp_path):
@@ -259,7 +259,9 @@ def test_series_of_shards_are_not_mixed(folder):
     """A training and a test set side by side would become one."""
     for name in ("train", "val"):
         write_shards(folder, pattern=f"imagenet-{name}-%06d.tar")
-    with pytest.raises(DatasetError, match=r"several series, imagenet-train-\*\.tar, imagenet-val-\*\.tar; put those"):
+    with pytest.raises(
+        DatasetError, match=r"several series, imagenet-train-\*\.tar, imagenet-val-\*\.tar; put the shards of each"
+    ):
         open_dataset(f"wds:{folder}", offline=True)
 
 
@@ -498,7 +500,7 @@ def test_a_gap_among_shards_is_refused(folder):
     """Where nothing says how many there are; what is meant can be named."""
     write_shards(folder, per_shard=3)
     (folder / "2.tar").unlink()
-    with pytest.raises(DatasetError, match="has shards up to number 3 without 2; get it, or name those to take"):
+    with pytest.raises(DatasetError, match="has shards up to number 3, but not 2; get it, or name the shards to use"):
         open_dataset(f"wds:{folder}", offline=True)
     assert len(open_dataset(f"wds:{folder}/{{0,1,3}}.tar", offline=True).subsets["all"]) == 9
 
@@ -519,7 +521,7 @@ def test_fewer_shards_than_are_said_to_be_are_refused(folder):
 def test_a_number_of_shards_that_is_none_is_named(folder):
     write_collection(folder)
     (folder / "train" / "nshards.txt").write_text("<html>")
-    with pytest.raises(DatasetError, match=r"nshards\.txt holds '<html>' and not the number of shards"):
+    with pytest.raises(DatasetError, match=r"nshards\.txt has '<html>' instead of the number of shards"):
         open_dataset(f"wds:{folder}", offline=True)
 
 
@@ -582,10 +584,10 @@ def _special(kind, target="s1.png"):
     [
         ("/etc/s99.png", "that would be written outside of its folder; do not use it"),
         ("../s99.png", "that would be written outside of its folder; do not use it"),
-        (_special(tarfile.SYMTYPE), "has 's99.png', which is no ordinary file; do not use it"),
-        (_special(tarfile.LNKTYPE), "has 's99.png', which is no ordinary file; do not use it"),
-        (_special(tarfile.CHRTYPE), "has 's99.png', which is no ordinary file; do not use it"),
-        (_special(tarfile.FIFOTYPE), "has 's99.png', which is no ordinary file; do not use it"),
+        (_special(tarfile.SYMTYPE), "has 's99.png', which is not a regular file; do not use it"),
+        (_special(tarfile.LNKTYPE), "has 's99.png', which is not a regular file; do not use it"),
+        (_special(tarfile.CHRTYPE), "has 's99.png', which is not a regular file; do not use it"),
+        (_special(tarfile.FIFOTYPE), "has 's99.png', which is not a regular file; do not use it"),
     ],
 )
 def test_a_shard_that_reaches_out_is_refused(member, message, folder):
