@@ -33,9 +33,8 @@ from probe.datasets.opening import open_dataset
 from probe.environment import describe
 from probe.features.chunks import Work
 from probe.features.encode import Meter
-from probe.features.extraction import find_entries
+from probe.features.extraction import Session, find_entries
 from probe.features.passes import fill
-from probe.features.session import Session
 from probe.features.store import find
 from probe.grid import plan
 from probe.models import get_model

@@ -22,7 +22,7 @@ from photos import write_photos
 
 from probe.datasets.opening import open_dataset
 from probe.environment import describe
-from probe.features.encode import extract_features
+from probe.features.passes import extract_features
 from probe.models.loading import load_encoder
 
 ROUNDS, WORKERS, MODELS = 3, (0, 1, 2), {"tiny": 1024, "random:ViT-B/32": 64}

@@ -28,7 +28,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from probe.environment import describe
-from probe.features.encode import Features
+from probe.features.arrays import Features
 from probe.features.files import load
 from probe.leaderboard.tables import markdown_table
 from probe.probes.fit import fit_probe

@@ -22,8 +22,8 @@ from PIL import Image
 
 from probe.environment import describe
 from probe.errors import ProbeError
+from probe.features.arrays import Features, chunk_size
 from probe.features.chunks import Work
-from probe.features.encode import Features, chunk_size
 from probe.features.store import EntrySpec, find
 from probe.runner import run
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from probe.datasets import get_dataset
-from probe.datasets.opening import open_dataset
+from probe.datasets.opening import open_split
 from probe.errors import CheckpointError
-from probe.features.encode import PRE_PROJECTION, PROJECTED, Features
+from probe.features.arrays import PRE_PROJECTION, PROJECTED, Features
 from probe.features.extraction import extract_grid
 from probe.models import get_model
 from probe.models.checkpoints import Checkpoint
@@ -195,7 +195,7 @@ def parity(
     if batch_size is None:
         batch_size = find_batch_size(str(modes[0].device), spec.architecture)
     checkpoint = _read_archive(spec, weights_dir=weights_dir, offline=offline)
-    test = open_dataset(row, data_dir=data_dir, offline=offline).split("test")  # of the first fold
+    test = open_split(row, "test", data_dir=data_dir, offline=offline)  # of the first fold
     images = [test[i][0] for i in range(min(NUM_PAIRS, len(test)))]
     softmax = [
         softmax_of_logits(open_model(checkpoint, execution), checkpoint, execution, images) for execution in modes

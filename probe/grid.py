@@ -14,7 +14,7 @@ from probe import environment, paths
 from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG as DATASETS
 from probe.errors import ProbeError, ResultsError, UnknownNameError, listed
-from probe.features.keys import EXTRACTION_VERSION
+from probe.features.store import EXTRACTION_VERSION
 from probe.models import get_model
 from probe.models.catalog import CATALOG as MODELS
 from probe.models.devices import resolve_execution

@@ -1,4 +1,4 @@
-"""Where things live: an argument beats the environment, which beats the default. Touches no disk."""
+"""Folders: an argument takes precedence over an environment variable, which takes precedence over the default."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from probe.errors import FolderError
 
 
 def data_dir(given: str | Path | None = None) -> Path:
-    """Folder of datasets, laid out as torchvision's `root`: argument, `PROBE_DATA_DIR`, `~/.cache/probe/data`."""
+    """Return the folder of datasets, torchvision's `root`: argument, `PROBE_DATA_DIR`, `~/.cache/probe/data`."""
     return _choose(given, "PROBE_DATA_DIR", "~/.cache/probe/data")
 
 
 def weights_dir(given: str | Path | None = None) -> Path:
-    """Folder of checkpoints: argument, `PROBE_WEIGHTS_DIR`, `~/.cache/clip`, where the reference keeps them too."""
+    """Return the folder of checkpoints: argument, `PROBE_WEIGHTS_DIR`, `~/.cache/clip`, as the reference `clip`."""
     return _choose(given, "PROBE_WEIGHTS_DIR", "~/.cache/clip")
 
 
 def cache_dir(given: str | Path | None = None) -> Path:
-    """Folder of features: argument, `PROBE_CACHE_DIR`, `~/.cache/probe/features`."""
+    """Return the folder of features: argument, `PROBE_CACHE_DIR`, `~/.cache/probe/features`."""
     return _choose(given, "PROBE_CACHE_DIR", "~/.cache/probe/features")
 
 
 def results_dir(given: str | Path | None = None) -> Path:
-    """Folder of records and tables: argument, `PROBE_RESULTS_DIR`, `./results`."""
+    """Return the folder of records and tables: argument, `PROBE_RESULTS_DIR`, `./results`."""
     return _choose(given, "PROBE_RESULTS_DIR", "results")
 
 
@@ -38,7 +38,7 @@ def is_utf8(path: Path) -> bool:
 
 
 def absolute(path: str | Path) -> Path:
-    """The same from any folder; `~` stays, which is another on other machines."""
+    """Return an absolute path. A leading `~` stays, because home folders differ between machines."""
     return Path(path) if str(path).startswith("~") else Path(path).absolute()
 
 
@@ -53,7 +53,7 @@ def expand_home(path: str | Path) -> Path:
     except RuntimeError as err:
         if Path(path).parts[0] != "~":  # a file name that begins with `~`
             return Path(path)
-        raise FolderError(f"{path}: there is no home folder for ~; set HOME, or give the whole path") from err
+        raise FolderError(f"{path}: this process has no home folder; set HOME, or give an absolute path") from err
 
 
 def _choose(given: str | Path | None, variable: str, default: str) -> Path:
@@ -65,5 +65,5 @@ def _choose(given: str | Path | None, variable: str, default: str) -> Path:
     except FolderError as err:
         option = f"--{variable.removeprefix('PROBE_').lower().replace('_', '-')}"
         raise FolderError(
-            f"there is no home folder for {default}; name another folder with {option} or {variable}, or set HOME"
+            f"this process has no home folder for {default}; name a folder with {option} or {variable}, or set HOME"
         ) from err

@@ -23,9 +23,8 @@ from probe.comparison import compare_features, count_flips
 from probe.datasets.splits.folds import by_split
 from probe.decoder import decode
 from probe.errors import ProbeError, ProtocolError, brief
-from probe.features.encode import Features
-from probe.features.extraction import Extraction, extract, num_images, prepare
-from probe.features.session import Session, features_key
+from probe.features.arrays import Extraction, Features
+from probe.features.extraction import Session, extract, features_key, num_images, prepare
 from probe.features.store import FITS
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache

@@ -1,4 +1,4 @@
-"""Folders and policies of a run. What is run is a `RunSpec`; nothing here is part of it."""
+"""Folders and policies of a run. Settings are not part of a `RunSpec`: they do not change results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Settings:
         results_dir: folder of records and tables.
         cache_dir: folder of cached features and fits.
         offline: never touch the network.
-        allow_partial: evaluate on the images that are present where a dataset lacks some; the record is marked.
+        allow_partial: evaluate on the images that are present if a dataset lacks some; the record is marked.
         skip_corrupt: skip up to this many images of a dataset that cannot be read; the record names them.
         workers: processes that read images; None for `features.reading.default_workers`.
         shard: extract only the i-th of n shards, from 1 on; None for all images.

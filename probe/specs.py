@@ -1,4 +1,4 @@
-"""The frozen types that name a run: what is evaluated, on what, how. Plain data; imports nothing heavy."""
+"""Frozen types that specify a run: dataset, model, protocol, and how the model runs. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 SPLITS = ("train", "val", "test")
-LONGEST_SLUG = 100  # characters of a name in that of a file; file systems take 255 bytes for all of it
+LONGEST_SLUG = 100  # characters of a name in a file name; file systems limit file names to 255 bytes
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}  # on Windows
 FEATURE_POINTS = ("projected", "pre_projection")  # where image features are taken: after the projection, or before it
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a CLIP model, which can be read off its state dict, and what cannot: activation and head widths.
+    """Architecture of a CLIP model. Its state dict tells all sizes except the activation and the head widths.
 
-    `vision_layers` is a number of blocks for a ViT and the four stage lengths for a ResNet, whose `vision_patch_size`
-    is None. Widths are in channels, `image_resolution` and `vision_patch_size` in pixels. `activation` is `quick_gelu`,
-    that of all OpenAI models, or `gelu`; `*_head_width` is the number of channels of one attention head, `*_mlp_width`
-    the hidden width of a transformer's MLP; None means four times the width of the transformer.
+    `vision_layers` is the number of blocks of a ViT, or the four stage lengths of a ResNet, whose `vision_patch_size`
+    is None. Widths are in channels, `image_resolution` and `vision_patch_size` in pixels. `activation` is `gelu`, or
+    `quick_gelu` as in all OpenAI models. `*_head_width` is the number of channels of one attention head, `*_mlp_width`
+    the hidden width of the MLP of a transformer; None means four times the width of the transformer.
     """
 
     embed_dim: int
@@ -58,7 +58,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a model costs: parameters of the image tower and of the whole, and operations of the image tower an image.
+    """Cost of a model: parameters of the image tower and of the whole model, and operations per image.
 
     `flops` counts a multiplication and an addition as two, in convolutions and matrix products.
     """
@@ -70,13 +70,19 @@ class Profile:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One image encoder, by name.
+    """Specification of an image encoder.
 
-    `form` says what `source` is: `embedded` (a file of this package), `url`, `file` (the path of a checkpoint, or of a
-    folder as Hugging Face's libraries write it), `random` (the name of the model whose sizes the seeded random weights
-    have), `open_clip` (`ARCH/TAG` or `ARCH/PATH`), or `hf` (`ORG/NAME` on the Hugging Face hub). `sha256` is empty
-    where no digest is known, `architecture` and `profile` None where only the file knows, and `license` empty where
-    only its publisher knows. `merges` is the file of this package that holds its vocabulary; empty means OpenAI's.
+    `form` is the kind of `source`:
+
+    - `embedded`: a file of this package.
+    - `url`: an address.
+    - `file`: the path of a checkpoint, or of a folder written by Hugging Face's libraries.
+    - `random`: the name of a model; the weights are random, seeded, and have the sizes of this model.
+    - `open_clip`: `ARCH/TAG` or `ARCH/PATH`.
+    - `hf`: `ORG/NAME` on the Hugging Face hub.
+
+    `architecture` and `profile` are None if only the file tells them. `sha256` and `license` are empty if they are not
+    known. `merges` is the file of this package with the vocabulary of the model; empty means OpenAI's vocabulary.
     """
 
     DESCRIPTIVE: ClassVar = ("license", "profile")
@@ -94,14 +100,14 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Subset:
-    """A part of a dataset as its makers divided it: `train`, `val`, `test`, or `all` where they did not.
+    """Subset of a dataset as its makers ship it: `train`, `val` and `test`, or `all` for an undivided dataset.
 
-    `size` is None where only the files know. `first_label` and `last_label` are those of its first and last image in
-    the order of the source, None where nothing but the files says. `class_counts` are the numbers of images of each
-    class, in the order of the labels, for all sources; empty if the numbers are not known.
+    `size` is the number of images. `first_label` and `last_label` are the labels of the first and the last image in the
+    order of the first source. These fields are None if only the files tell. `class_counts` is the number of images of
+    each class, in the order of the labels, in all sources; it is empty if the numbers are not known.
     """
 
-    DESCRIPTIVE: ClassVar = ("first_label", "last_label", "class_counts")  # they check images, and change none
+    DESCRIPTIVE: ClassVar = ("first_label", "last_label", "class_counts")  # only compared with the files
 
     name: str
     size: int | None = None
@@ -112,16 +118,20 @@ class Subset:
 
 @dataclass(frozen=True)
 class Source:
-    """A place where a dataset can be had, and how its subsets are found there.
+    """Source of a dataset: a place where it can be read from, and how its subsets are found there.
 
-    `form` is the module of `probe.datasets` that reads it, and says what `location` is: a class of torchvision, a
-    repository of the Hugging Face hub, a folder below the data folder. `subsets` gives for each subset the arguments
-    that select it, `options` what holds for all subsets. `paths` are the files or folders below the data folder that
-    are there when it is ready, `archives` the archives that are unpacked if it is not, each with the folder it is
-    unpacked into. `downloads` are the address and the MD5 of each archive, in the same order. An MD5 is empty if none
-    is published. `downloads` is empty if the addresses are unknown or known only to a library. `files` tells a user
-    without a network what to put where; it is empty where nothing can be put by hand. `can_download` says whether probe
-    can fetch it.
+    Args:
+        form: name of the module that reads the source, see `datasets.opening.FORMS`.
+        location: a class of torchvision, a repository of the Hugging Face hub, a folder below the data folder, and so
+            on, depending on the form.
+        subsets: for each subset the arguments that select it.
+        options: arguments for all subsets.
+        paths: files or folders below the data folder that exist when the source is ready.
+        archives: archives to unpack if the source is not ready, each with the folder to unpack it into.
+        downloads: address and MD5 of each archive, in the same order. An MD5 is empty if none is published. There are
+            no downloads if the addresses are unknown or known only to a library.
+        files: files that a user without a network must put into the data folder, as text; empty if none can be.
+        can_download: probe can download the source.
     """
 
     DESCRIPTIVE: ClassVar = ("downloads", "files", "can_download")
@@ -137,23 +147,36 @@ class Source:
     can_download: bool = False
 
     def arguments(self, subset: str) -> dict[str, Any]:
-        """The arguments that select a subset; those of `options` come with them."""
+        """Return the arguments that select a subset, together with `options`."""
         return {**dict(self.options), **dict(dict(self.subsets).get(subset, ()))}
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One labelled image dataset, by name.
+    """Specification of a labelled image dataset, such as an entry of the catalogue.
 
-    `subsets` are the official ones, `sources` where they are to be had, in order of preference. A missing `test` or
-    `val` is held out, stratified by class and by whole groups where images come in groups, from `all` or `train`, with
-    these fractions and the fixed order of `datasets.splits`; or `recipe` names the rule of `datasets.splits.recipes`
-    that makes the splits, whose sizes are then `split_sizes`. A probe is fitted on each of `num_folds` folds, and the
-    score is their mean; `fold_sizes` are their images for training and validation, and for testing. `num_classes` is
-    None where only the files know.
+    A missing `test` or `val` split is held out of `all` or `train`, stratified by class and by whole groups of images,
+    in the fixed order of `datasets.splits`. A dataset with a `recipe` is split by a rule of `datasets.splits.recipes`.
 
-    `numbers_from` says where sizes, classes and labels come from, `notes` what a reader of scores must know, `gone` why
-    the whole of it can no longer be had. `in_paper` marks those of the CLIP paper's table 9.
+    Args:
+        name: name on the command line and in records.
+        title: name in tables.
+        subsets: official subsets.
+        sources: sources, in order of preference.
+        num_classes: number of classes; None if only the files tell.
+        metric: name of the metric, see `stats.metrics`.
+        val_fraction: share of images to hold out for validation.
+        test_fraction: share of images to hold out for testing.
+        recipe: name of a rule; empty for none.
+        split_sizes: expected number of images of some splits of the recipe.
+        num_folds: number of folds; a probe is fitted on each, and the score is their mean.
+        fold_sizes: for each fold the number of images for training and validation, and for testing.
+        homepage: address of the makers.
+        license: licence of the images.
+        numbers_from: origin of sizes, classes and labels.
+        notes: notes for readers of scores.
+        gone: reason why the complete dataset is no longer available; empty if it is.
+        in_paper: the dataset is in table 9 of the CLIP paper.
     """
 
     DESCRIPTIVE: ClassVar = ("title", "homepage", "license", "numbers_from", "notes", "gone", "in_paper")
@@ -180,25 +203,31 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a probe is fitted.
+    """Protocol: the rules by which a probe is fitted and scored.
 
-    A single `C` is fitted as it is. Several, in `grid`, are searched: every `coarse_step`-th first, then the neighbours
-    of the best at half the distance, down to one; a `coarse_step` of 1 tries all. The best on the validation split, by
-    the dataset's metric, wins. Features are those of `feature_point`, one of `FEATURE_POINTS`; with `normalize` those
-    of each image are divided by their length.
+    The sweep searches the values of C in `grid`: first every `coarse_step`-th value, then the neighbours of the best
+    value at half the distance, until the distance is 1. The value with the best score on the validation split wins. A
+    single value is used without a search.
 
-    A few-shot protocol draws `shots` images of each class from train, 0 being all, once for each of `num_seeds` seeds
-    (0, 1, ...), and the score is the mean. With `held_out`, so many further images of each class are drawn from train,
-    and C is chosen on them instead of on the validation split; they do not join the final fit.
+    `probes.protocols.validate` finds fields that contradict each other.
 
-    The final fit is on train and validation images together, or, where `refit` is False, on train alone; a few-shot
-    protocol must have it False, since images of the validation split would be more shots.
-
-    `tol` bounds the largest component of the gradient of the mean loss, where the solver stops; `max_iter` its
-    iterations. With `warm_start` each fit of scikit-learn's solver begins at the weights of the nearest C before it.
-
-    `source` says where the rules are from, and what of them is not known. `probes.protocols.validate` finds fields that
-    do not go together.
+    Args:
+        name: name on the command line and in records.
+        title: name in tables.
+        feature_point: one of `FEATURE_POINTS`.
+        grid: values of C, ascending.
+        coarse_step: step of the first round of the sweep; 1 tries all values.
+        max_iter: limit for the iterations of the solver.
+        tol: the solver stops when the largest component of the gradient of the mean loss is smaller.
+        source: origin of the rules, and what is not known about them.
+        shots: number of images of each class to draw from train; 0 uses all images.
+        num_seeds: number of draws, with the seeds 0, 1, ...; the score is their mean.
+        held_out: number of further images of each class to draw from train. C is chosen on these images instead of on
+            the validation split, and the final fit does not use them.
+        refit: fit on train and validation images together; otherwise on train alone. Few-shot protocols do not refit,
+            because validation images would be more shots.
+        normalize: divide the features of each image by their length.
+        warm_start: start each fit of scikit-learn's solver at the weights of the nearest C before it.
     """
 
     DESCRIPTIVE: ClassVar = ("title", "source")
@@ -221,9 +250,9 @@ class Protocol:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One cell of the results: a dataset, a model, a protocol, and how the model is run.
+    """Specification of a run: a dataset, a model, a protocol, and how the model runs.
 
-    `device` and `precision` are those of `resolve_execution`, never `auto`.
+    `device` and `precision` come from `resolve_execution`, and are never `auto`.
     """
 
     dataset: DatasetSpec
@@ -238,21 +267,21 @@ class RunSpec:
 
     @property
     def mode(self) -> str:
-        """`eager`, `jit` or `compiled`."""
+        """Mode of the encoder: `eager`, `jit` or `compiled`."""
         return "jit" if self.jit else "compiled" if self.compiled else "eager"
 
     @property
     def of_all_modes(self) -> RunSpec:
-        """One cell for all modes of the model, whose probes are compared."""
+        """Run in eager mode, which is the same for all modes of the model, so that their probes can be compared."""
         return replace(self, jit=False, compiled=False)
 
     def __str__(self) -> str:
-        """The cell in a few words, for messages."""
+        """Return the names of the run, for messages."""
         return f"{self.dataset.name} / {self.model.name} / {self.mode} / {self.protocol.name}"
 
 
 def identity_fields(spec: Any) -> Any:
-    """Return the fields of a specification that can change a result, as JSON has them.
+    """Return the fields of a specification that can change a result, as plain JSON values.
 
     `DESCRIPTIVE` names the fields of each class that only describe: titles, notes, licences, addresses of downloads.
     """
@@ -264,7 +293,7 @@ def identity_fields(spec: Any) -> Any:
 
 
 def identity(spec: Architecture | ModelSpec | Source | DatasetSpec | Protocol | RunSpec) -> str:
-    """Return what a specification is of, as text: equal for two that give the same result.
+    """Return the identity of a specification as text: equal for specifications that give the same result.
 
     >>> from dataclasses import replace
     >>> spec = Protocol("mine", "a title", "projected", (1.0,), 1, 100, 1e-6, source="a paper")
@@ -275,7 +304,7 @@ def identity(spec: Architecture | ModelSpec | Source | DatasetSpec | Protocol | 
 
 
 def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces; dataclasses as objects.
+    """Return a value as JSON with sorted keys and without spaces; dataclasses become objects.
 
     >>> canonical_json({"b": (1, 2), "a": None})
     '{"a":null,"b":[1,2]}'
@@ -284,7 +313,7 @@ def canonical_json(value: Any) -> str:
 
 
 def digest(value: Any) -> str:
-    """Hex SHA-256 of the canonical JSON of a value."""
+    """Return the hex SHA-256 of the canonical JSON of a value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
@@ -304,7 +333,7 @@ def slug(name: str, *, is_path: bool = False) -> str:
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")
     if plain.partition(".")[0].upper() in RESERVED:
         return f"{plain.replace('.', '-')}-{digest(name)[:8]}"
-    is_usable = 0 < len(plain) <= LONGEST_SLUG  # else it would be a hidden file, or none that can be made
+    is_usable = 0 < len(plain) <= LONGEST_SLUG  # otherwise an invalid or hidden file
     return plain if is_usable else f"{plain[:LONGEST_SLUG]}-{digest(name)[:8]}".strip("-.")
 
 

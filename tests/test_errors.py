@@ -11,7 +11,7 @@ from probe.datasets import subsets
 from probe.datasets.sources import cards as repository_cards
 from probe.datasets.sources import columns
 from probe.features import files
-from probe.features.session import Session
+from probe.features.extraction import Session
 from probe.leaderboard import cards
 from probe.records.record import read_record
 

@@ -45,8 +45,7 @@ def cache_explain(args: argparse.Namespace) -> int:
     """Say which features are cached, or how the nearest entry differs; 1 where some are not cached."""
     from probe import paths
     from probe.features import inventory, store
-    from probe.features.extraction import find_entries
-    from probe.features.session import Session
+    from probe.features.extraction import Session, find_entries
 
     root, session, missed = paths.cache_dir(args.cache_dir), Session(grids.settings(args)), 0
     for spec in grids.plan_runs(args, ["readme"]):
@@ -68,7 +67,7 @@ def cache_explain(args: argparse.Namespace) -> int:
                 continue
             kept = inventory.nearest(root, entry)
             if kept is None:
-                print(printable(f"{entry}: not cached, nor is anything of this part of the dataset"))
+                print(printable(f"{entry}: not cached, nor is anything of this subset"))
                 continue
             fields = inventory.differing(entry, kept)
             print(printable(f"{entry}: not cached; the nearest entry is {kept.path.name} ({kept.state})"))

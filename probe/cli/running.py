@@ -123,7 +123,8 @@ def _failure(what: str, kind: str, message: str) -> str:
 def extract_command(args: argparse.Namespace) -> int:
     """Extract features, and print where they are; 1 where some could not be extracted."""
     from probe.features import files
-    from probe.features.extraction import Extraction, extract_grid
+    from probe.features.arrays import Extraction
+    from probe.features.extraction import extract_grid
     from probe.leaderboard import tables
 
     specs, settings = grids.plan_runs(args, ["readme"]), grids.settings(args)  # the same features for all protocols

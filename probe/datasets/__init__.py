@@ -9,7 +9,7 @@ from probe.errors import DatasetError, ProbeError
 from probe.names import unknown_name
 from probe.specs import DatasetSpec
 
-# The kinds of datasets that are no rows of the catalogue -> the module whose `make_spec` makes a row of the rest.
+# Kind of a dataset outside the catalogue -> the module whose `make_spec` makes its specification from the rest.
 KINDS = {
     "csv": "table",
     "folder": "folder",
@@ -21,21 +21,21 @@ FORMS = "folder:PATH, csv:PATH, hf:ORG/NAME or hf:PATH, torchvision:CLASS, wds:S
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The datasets that have a name of their own, in the order of the catalogue."""
+    """Return the names of the catalogue, in its order."""
     return tuple(spec.name for spec in CATALOG)
 
 
 def paper_names() -> tuple[str, ...]:
-    """Those of the CLIP paper's table 9."""
+    """Return the names of the datasets in table 9 of the CLIP paper."""
     return tuple(spec.name for spec in CATALOG if spec.in_paper)
 
 
 def get_dataset(name: str) -> DatasetSpec:
-    """Find a dataset: a name of the catalogue, one of the kinds that `FORMS` lists, or the path of a row in TOML.
+    """Return the specification of a dataset: a name of the catalogue, a form in `FORMS`, or the path of a TOML file.
 
     Raises:
-        UnknownNameError: no such dataset; the message offers what is near.
-        DatasetError: a folder that is missing, empty or not laid out as `datasets.folder` says, or a row that is wrong.
+        UnknownNameError: there is no such dataset; the message suggests similar names.
+        DatasetError: the folder is missing, empty, or not laid out as `sources.folder` says; or the TOML file is wrong.
     """
     for spec in CATALOG:
         if spec.name == name:

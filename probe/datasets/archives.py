@@ -1,8 +1,8 @@
-"""Archives that a user has put into the data folder -> their files, unpacked once, and safely.
+"""Archives in the data folder -> their files, unpacked once and safely.
 
-Nothing is written outside the folder, no link or device is made (a link within an archive becomes a file), and an
-archive that would grow beyond reason is refused. What is half unpacked is not there: files go to a folder beside, and
-from there to their places at the end.
+Nothing is written outside the data folder. No link or device is created: a link within an archive becomes a file. An
+archive that would grow beyond reason is refused. Files are unpacked to a temporary folder, and moved to their places
+when all are complete.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from probe.specs import Source
 
 logger = logging.getLogger(__name__)
 
-# Archives of images hardly shrink, those of texts tenfold; what grows a hundredfold, and beyond this, is a bomb.
+# Compression hardly shrinks images and shrinks text tenfold. An archive that grows a hundredfold and beyond is a bomb.
 MAX_RATIO, ALWAYS_FINE = 100, 1 << 30
 BLOCK = 1 << 20  # bytes read at a time
-# What the readers raise on archives that are damaged or of another kind than their names say.
+# Errors of the readers for archives that are damaged, or of a different format than their names say.
 DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
 
 
@@ -46,7 +46,7 @@ def fetch_missing(source: Source, root: Path, *, only: str = "") -> None:
         only: name of the one archive that is needed; empty for all.
 
     Raises:
-        DatasetMissingError: an archive could not be fetched, or is not the published one.
+        DatasetMissingError: an archive could not be downloaded, or its checksum differs from the published one.
         DatasetError: see `unpack_missing`.
     """
     _check_places(source)
@@ -62,7 +62,7 @@ def fetch_missing(source: Source, root: Path, *, only: str = "") -> None:
 
 
 def unpack_missing(source: Source, root: Path, *, only: str = "") -> None:
-    """Unpack a source's archives where its files are not there and all of its archives are.
+    """Unpack the archives of a source if its files are missing and all of its archives are present.
 
     Args:
         source: the source whose archives are unpacked.
@@ -70,8 +70,8 @@ def unpack_missing(source: Source, root: Path, *, only: str = "") -> None:
         only: name of the one archive that is needed; empty for all.
 
     Raises:
-        DatasetError: an archive is damaged or not to be trusted, holds something else, or there is no room; or an
-            archive or its folder would lie outside `root`.
+        DatasetError: an archive is damaged, unsafe, or lacks the expected files; the disk is full; or an archive or
+            its folder would lie outside `root`.
     """
     _check_places(source)
     archives = [(root / name, root / folder) for name, folder in source.archives if only in ("", name)]
@@ -81,13 +81,13 @@ def unpack_missing(source: Source, root: Path, *, only: str = "") -> None:
         return
     try:
         taken = lock(root / f"{archives[0][0].name}.lock")
-        # While files are moved to their places, all seem to be there. After a kill, the work is done again. The marker
-        # has the name of the lock, because another user's marker cannot be touched.
+        # While files are moved to their places, all seem to be present. The marker tells the next process that this
+        # one was killed. It has the name of the lock, because another user's marker cannot be changed.
         begun = root / f".{Path(taken.lock_file).stem}.begun"
         with taken:
             if _is_unpacked(source, root):  # another process was faster
                 return
-            with suppress(PermissionError):  # it exists, of another user who has left no lock
+            with suppress(PermissionError):  # the marker of another user, who has left no lock
                 begun.touch()
             for archive, folder in archives:
                 with lock(archive.with_name(f"{archive.name}.unpacking.lock")):  # two sources can share an archive
@@ -104,18 +104,20 @@ def unpack_missing(source: Source, root: Path, *, only: str = "") -> None:
     absent = [path for path in source.paths if not (root / path).exists()]
     if absent and not only:
         names = " and ".join(archive.name for archive, _ in archives)
-        raise DatasetError(f"{names} in {root} do not hold {absent[0]}; get them again, or put {source.files} there")
+        raise DatasetError(
+            f"{names} in {root} do not contain {absent[0]}; download them again, or put {source.files} into this folder"
+        )
 
 
 def _is_unpacked(source: Source, root: Path) -> bool:
-    """Return True if all paths exist, and every process that began to unpack has finished, or another one has since."""
+    """Return True if all paths exist, and no process was killed while it moved them, unless a later one finished."""
     names = [PurePosixPath(name).name for name, _ in source.archives]
     begun, done = (max(map(_changed, _markers(root, names, kind)), default=0) for kind in ("begun", "done"))
     return done >= begun and all((root / path).exists() for path in source.paths)
 
 
 def _markers(root: Path, names: Iterable[str], kind: str) -> list[Path]:
-    """Return the markers of archives, also those of other users, whose names contain a number."""
+    """Return the markers of archives, including the markers of other users, whose names contain a number."""
     pattern = re.compile(rf"\.({'|'.join(map(re.escape, names))})(\.\d+)?\.{kind}")
     return [path for path in root.glob(f".*.{kind}") if pattern.fullmatch(path.name)]
 
@@ -129,11 +131,11 @@ def _changed(path: Path) -> int:
 
 
 def unpack_archive(archive: Path, folder: Path) -> None:
-    """Put the files of a tar or zip archive into a folder, which is made; files that are there are kept.
+    """Unpack a tar or zip archive into a folder. The folder is created; existing files are not replaced.
 
     Raises:
-        DatasetError: it is damaged, a member climbs out of the folder or is a link out of it, it is a bomb, or there is
-            no room.
+        DatasetError: the archive is damaged, a member or a link leaves the folder, the archive is a bomb, or the disk
+            is full.
         OSError: the folder cannot be written to.
     """
     logger.info("unpacking %s", archive)
@@ -148,7 +150,7 @@ def unpack_archive(archive: Path, folder: Path) -> None:
         except DAMAGES as err:
             if getattr(err, "errno", None) == errno.ENOSPC:
                 raise DatasetError(f"no space left to unpack {archive}; make room and run again") from err
-            raise DatasetError(f"{archive} cannot be unpacked ({summarize(err)}); get it again") from err
+            raise DatasetError(f"cannot unpack {archive} ({summarize(err)}); download it again") from err
         for path in sorted(top.rglob("*")):
             target = folder / path.relative_to(top)
             if path.is_dir():
@@ -175,13 +177,13 @@ def _check_places(source: Source) -> None:
 
 
 def check_member(archive: Path, name: str) -> PurePosixPath:
-    """See that a member's name stays below the folder it would be unpacked to.
+    """Check that the name of a member stays below the folder that it would be unpacked to.
 
     Raises:
-        DatasetError: it does not.
+        DatasetError: the name leaves the folder.
     """
     if not is_below(name):
-        raise DatasetError(f"{archive} has a file {name!r}, which would lie outside of its folder; do not use it")
+        raise DatasetError(f"{archive} has a file {name!r} that would be written outside of its folder; do not use it")
     return PurePosixPath(name)
 
 
@@ -213,8 +215,8 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
             if info.isdir():
                 continue
             try:
-                file = opened.extractfile(info)  # of a link the file it links to, which has to be in the archive
-            except (KeyError, RecursionError):  # the latter for a link to itself
+                file = opened.extractfile(info)  # for a link, its target, which must be in the archive
+            except (KeyError, RecursionError):  # a missing target, or a link to itself
                 file = None
             if file is None:
                 raise DatasetError(
@@ -226,17 +228,17 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def check_end(file: IO[bytes], offset: int) -> None:
-    """See that nothing but noughts follow: tarfile takes a damaged header for the end, and does not miss one.
+    """Check that only zeros follow: tarfile takes a damaged header for the end, and does not notice a missing end.
 
     Reading to the end also compares the checksum of a compressed archive.
 
     Raises:
-        tarfile.ReadError: the archive breaks off, or is damaged.
+        tarfile.ReadError: the archive is truncated or damaged.
     """
     file.seek(offset)
     zeros = file.read(tarfile.BLOCKSIZE)
     if len(zeros) < tarfile.BLOCKSIZE or any(zeros):
-        raise tarfile.ReadError("it breaks off, or is damaged in the middle")
+        raise tarfile.ReadError("it is truncated, or damaged in the middle")
     while block := file.read(BLOCK):
         if block.strip(b"\0"):
-            raise tarfile.ReadError("something follows after its end")
+            raise tarfile.ReadError("there are data after its end")

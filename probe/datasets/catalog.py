@@ -1,7 +1,7 @@
-"""The datasets by name, as data: where they come from, their subsets and sizes, classes, metric and licence.
+"""Catalogue of datasets, as data: their sources, subsets, sizes, classes, metric and licence.
 
-Rows that are `in_paper` are those of Radford et al. 2021, table 9, with their true sizes: the table has slips, which
-`notes` name. Sizes are those of the makers' own pages, named in `homepage`, unless `numbers_from` says more.
+Datasets with `in_paper` are in table 9 of Radford et al. 2021. Sizes are the true ones: the table has errors, which
+`notes` name. Sizes come from the makers' page in `homepage`, unless `numbers_from` says more.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _IDX_TEXT = f"{', '.join(_IDX_FILES[:3])} and {_IDX_FILES[3]}, unpacked"
 _GTSRB_TRACK = r"(\d+/\d+)_\d+\.ppm$"  # class and track of a file CLASS/TRACK_FRAME.ppm
 _HUB_VALIDATION = {"train": "train", "val": "validation", "test": "test"}
 _THOR = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/"  # torchvision 0.29 takes the archives from there
-# Of rows whose copies have no fixed revision, no counts of each class and no other check but the sizes of the subsets.
+# For copies without a fixed revision and without counts of each class: only the sizes of the subsets are checked.
 _NO_CHECKSUM = (
-    "Nobody has published a checksum of the copy on the hub: check on first use that a few of its images and "
-    "labels are those of the makers' files."
+    "No checksum of the copy on the hub is published: before you use it, compare a few of its images and labels with "
+    "the makers' files."
 )
 _SCRIPT_ERROR = "Table 9 prints other sizes, from an error in the script that made it (openai/CLIP#45)."
 
@@ -32,7 +32,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://archive.ics.uci.edu/dataset/80",
         license="CC BY 4.0",
         numbers_from="scikit-learn's load_digits, counted",
-        notes="The test part of the original; divided 60 / 20 / 20 here.",
+        notes="The test subset of the original dataset, divided 60 / 20 / 20 here.",
     ),
     DatasetSpec(
         name="food101",
@@ -112,9 +112,9 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="http://thomasberg.org/",
         license="not stated",
         numbers_from="the makers' lists of 49,829 images, 2,443 of them for testing",
-        notes="Table 9 has the 42,283 and 2,149 images that could be had in 2020. Which ones they were is not "
-        "published, and fewer are left, so that scores compare with those of the same files only.",
-        gone="its images are links to pages of others, many of which are gone; what is left runs with --allow-partial",
+        notes="Table 9 has the 42,283 and 2,149 images that were available in 2020. The list of these images is not "
+        "published, and fewer are left. Compare scores only between runs on the same files.",
+        gone="its images are links to other sites, many of which are dead; use --allow-partial to evaluate on the rest",
         in_paper=True,
     ),
     DatasetSpec(
@@ -137,9 +137,9 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://vision.princeton.edu/projects/2010/SUN/",
         license="not stated",
         numbers_from="the makers' partitions: 50 and 50 images of each of 397 classes; Radford et al. 2021, table 9",
-        notes="The first of ten partitions, as in Kornblith et al. 2019. Most copies hold all 108,754 images, or "
-        "another division of them. The makers' archive is gone (pytorch/vision#9348). The copies on the hub do not say "
-        "which of the partitions they are, but their classes have the right numbers of images.",
+        notes="The first of ten partitions, as in Kornblith et al. 2019. Most copies contain all 108,754 images, or "
+        "have different splits. The makers' archive is no longer online (pytorch/vision#9348). The copies on the hub "
+        "do not name their partition, but their classes have the right numbers of images.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -164,14 +164,14 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
         license="for non-commercial research",
         numbers_from="home page; Radford et al. 2021, table 9",
-        notes=f"The makers' own address is gone (pytorch/vision#7545). {_NO_CHECKSUM}",
+        notes=f"The makers' files are no longer online (pytorch/vision#7545). {_NO_CHECKSUM}",
         in_paper=True,
     ),
     DatasetSpec(
         name="fgvc_aircraft",
         title="FGVC Aircraft, variants",
         subsets=tuple(
-            # 100 images of each variant, dealt out in turns: embeddings-benchmark/mteb counted train and test
+            # 100 images of each variant, dealt to the subsets in turn: embeddings-benchmark/mteb counted train and test
             Subset(subset, size, class_counts=tuple(33 + (label % 3 == turn) for label in range(100)))
             for turn, (subset, size) in enumerate((("train", 3_334), ("val", 3_333), ("test", 3_333)))
         ),
@@ -190,7 +190,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
         license="for non-commercial research",
         numbers_from="home page: 3,334, 3,333 and 3,333 of 10,000 images; Radford et al. 2021, table 9",
-        notes="The 100 variants, not the 70 families or 30 manufacturers; images whole, with their banner.",
+        notes="Classes are the 100 variants, not the 70 families or 30 manufacturers. Images keep their banner.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -216,9 +216,9 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage=_THOR,
         license="Flickr's terms of use",
         numbers_from="home page, statistics of the database; Radford et al. 2021, table 9",
-        notes="An image shows one class or several: one probe of two classes for each, all with one C. Images where a "
-        "class is only marked as difficult count neither for nor against it, in fitting and in scoring, as in the "
-        "makers' own evaluation; what the paper did is not stated.",
+        notes="An image shows one class or several, so each class has its own binary probe; all share one C. Images "
+        "that show a class only in instances marked as difficult are ignored for this class, in fitting and in "
+        "scoring, as in the makers' evaluation; the paper does not say how it treats them.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -288,10 +288,10 @@ CATALOG: tuple[DatasetSpec, ...] = (
         license="CC BY 4.0",
         numbers_from="8,677 images of 101 classes (torchvision's Caltech101) and 467 of the background; Radford et al. "
         "2021, table 9, which prints 6,085 for testing",
-        notes="30 images of each class are drawn for training. The 6,085 of table 9 equal the test subset of "
-        "TensorFlow Datasets, which draws 30 names of each class before it drops a stray file, and so trains "
-        "on 3,059 images. Its draw follows the order in which a file system lists files and cannot be repeated from "
-        "the makers' files: here the sizes are 3,060 and 6,084, and the images are different.",
+        notes="30 images of each class are drawn for training. The 6,085 test images of table 9 equal the test subset "
+        "of TensorFlow Datasets, which draws 30 names of each class before it drops a stray file, and so trains "
+        "on 3,059 images. Its draw depends on the order in which a file system lists files, so it cannot be repeated "
+        "from the makers' files. Here the sizes are 3,060 and 6,084, and the images are different.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -400,8 +400,8 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://cs.stanford.edu/~acoates/stl10/",
         license="not stated",
         numbers_from="home page; openai/CLIP#45",
-        notes="A probe on each of the makers' 10 folds of 1,000 images, of which a tenth is held out for validation; "
-        "the score is their mean.",
+        notes="A probe is fitted on each of the makers' 10 folds of 1,000 images, of which a tenth is held out for "
+        "validation. The score is the mean over the folds.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -432,7 +432,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         license="MIT",
         numbers_from="home page for 27,000; openai/CLIP#45 for the splits",
         notes="The paper's authors drew 500 images of each class for each split with seed 42, from files in the order "
-        "of their file system; here the files are sorted, so the splits have the sizes of theirs, not their images.",
+        "of their file system. Here the files are sorted, so the splits have the same sizes, but different images.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -460,9 +460,9 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://arxiv.org/abs/1703.00121",
         license="not stated",
         numbers_from="Cheng et al. 2017: 700 images of each of 45 classes; openai/CLIP#45 for the splits",
-        notes="The paper's authors shuffled the images with a seed, 42 from memory, and took 10, 10 and 80 %; here the "
-        "files are sorted before, so the splits have the sizes of theirs, not their images. Table 9 prints the "
-        "training images alone.",
+        notes="The paper's authors shuffled the images with a seed, 42 from memory, and took 10, 10 and 80 %. Here the "
+        "files are sorted first, so the splits have the same sizes, but different images. The training size in table 9 "
+        "does not include the validation images.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -488,8 +488,8 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://benchmark.ini.rub.de/gtsrb_dataset.html",
         license="not stated",
         numbers_from="openai/CLIP#156; Radford et al. 2021, table 9",
-        notes="Trained on the set of the IJCNN 2011 competition, tested on the official final test. Images are frames "
-        "of tracks, of which validation takes whole ones.",
+        notes="Trained on the set of the IJCNN 2011 competition, tested on the official final test set. Images are "
+        "frames of tracks; whole tracks are held out for validation.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -514,11 +514,12 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://www.cvlibs.net/datasets/kitti/eval_object.php",
         license="CC BY-NC-SA 3.0",
         numbers_from="TensorFlow Datasets, kitti; Radford et al. 2021, table 9",
-        notes="The task closest_vehicle_distance of VTAB (openai/CLIP#86): depth of the nearest car, van or truck up "
-        "to 8 m, up to 20 m, beyond, or none; splits by video as in TensorFlow Datasets. The centre crop of CLIP's "
-        "transform loses the sides of these wide images. The copy on the hub has labels that its uploader computed. "
-        "Nobody has published a checksum of this copy; only the sizes of the splits and the number of classes are "
-        "checked. Compare its scores with those of the makers' files before you publish them.",
+        notes="The task closest_vehicle_distance of VTAB (openai/CLIP#86). Classes are the depth of the nearest car, "
+        "van or truck: up to 8 m, up to 20 m, beyond 20 m, or no vehicle. Splits are by video as in TensorFlow "
+        "Datasets. The centre crop of CLIP's transform removes the sides of these wide images. The labels of the copy "
+        "on the hub were computed by its uploader. No checksum of this copy is published; only the sizes of the splits "
+        "and the number of classes are checked. Before you publish scores, compare them with scores on the makers' "
+        "files.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -543,7 +544,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://github.com/openai/CLIP/blob/main/data/country211.md",
         license="Creative Commons, image by image",
         numbers_from="home page: 150, 50 and 100 images of each of 211 countries",
-        notes="Table 9 prints 43,200 for training and validation, which are 42,200 (openai/CLIP#154).",
+        notes="Table 9 prints 43,200 images for training and validation; there are 42,200 (openai/CLIP#154).",
         in_paper=True,
     ),
     DatasetSpec(
@@ -600,8 +601,8 @@ CATALOG: tuple[DatasetSpec, ...] = (
         license="not stated",
         numbers_from="home page for 13,320; the makers' lists: 9,537, 9,586, 9,624 clips for training, 3,783, 3,734, "
         "3,696 for testing",
-        notes="A probe on each of the makers' 3 splits; the score is their mean. Validation is held out by whole "
-        f"groups of clips. {_SCRIPT_ERROR} {_NO_CHECKSUM}",
+        notes="A probe is fitted on each of the makers' 3 splits; the score is their mean. Whole groups of clips are "
+        f"held out for validation. {_SCRIPT_ERROR} {_NO_CHECKSUM}",
         in_paper=True,
     ),
     DatasetSpec(
@@ -620,11 +621,11 @@ CATALOG: tuple[DatasetSpec, ...] = (
         metric="mean_top1_top5",
         homepage="https://github.com/cvdfoundation/kinetics-dataset",
         license="CC BY 4.0 (annotations)",
-        numbers_from="Radford et al. 2021, table 9: what could still be had then",
+        numbers_from="Radford et al. 2021, table 9: the clips that were available then",
         notes="The official validation subset is the test split, as the size in table 9 suggests. About 536,000 clips "
-        "were listed; each crawl finds others, so that scores compare with those of the same files only. torchvision's "
-        "Kinetics fetches another version, Kinetics-700-2020.",
-        gone="its clips are links to YouTube, many of which are gone; what is left runs with --allow-partial",
+        "were listed, and each crawl finds different ones. Compare scores only between runs on the same files. "
+        "torchvision's Kinetics downloads a different version, Kinetics-700-2020.",
+        gone="its clips are links to YouTube, many of which are dead; use --allow-partial to evaluate on the rest",
         in_paper=True,
     ),
     DatasetSpec(
@@ -657,9 +658,9 @@ CATALOG: tuple[DatasetSpec, ...] = (
         license="CC BY 4.0",
         numbers_from="home page for 70,000 and 15,000; Radford et al. 2021, table 9, for 2,000 and 500; images of each "
         "class counted by embeddings-benchmark/mteb",
-        notes="3 to 10 objects. Which 2,500 images the paper took, and from which subset, is not published "
-        "(openai/CLIP#245): here 2,000 of the training subset and 500 of the validation subset, by a fixed order. The "
-        "copy on the hub lists the images in a different order, which selects other images.",
+        notes="Classes are 3 to 10 objects. The paper does not say which 2,500 images it used, nor from which subset "
+        "(openai/CLIP#245). Here 2,000 images of the training subset and 500 of the validation subset are drawn in a "
+        "fixed order. The copy on the hub lists the images in a different order, so other images are drawn.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -680,9 +681,9 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://hatefulmemeschallenge.com/",
         license="Hateful Memes Dataset License",
         numbers_from="Radford et al. 2021, table 9",
-        notes="The development subset is the test split, as the labels of the test subset were not public; validation "
-        "is held out of the training subset. Its licence has to be accepted, and does not allow copies to be "
-        "handed on.",
+        notes="The development subset is the test split, because the labels of the test subset were not public. "
+        "Validation images are held out of the training subset. You must accept the licence, which forbids "
+        "redistribution.",
         gone="its makers no longer distribute it (facebookresearch/mmf#1332, #1335)",
         in_paper=True,
     ),
@@ -736,7 +737,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         numbers_from="home page; Radford et al. 2021, table 9",
         notes="The official validation subset is the test split. About 50,000 images of the training subset are held "
         "out for validation, as the paper's authors did in early iterations (openai/CLIP#64). Both copies on "
-        "the hub are gated: accept their terms and log in. The second has more than 150 GB.",
+        "the hub are gated: accept their terms and log in. The second copy is larger than 150 GB.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -770,7 +771,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 TRAIN_FLAG,
                 paths=tuple(f"KMNIST/raw/{file}" for file in _IDX_FILES),
                 files=f"a folder KMNIST/raw with {_IDX_TEXT}",
-                can_download=False,  # its one host does not answer (rois-codh/kmnist#29), and torchvision waits for it
+                can_download=False,  # its only host does not answer (rois-codh/kmnist#29), and torchvision waits for it
             ),
             hub("tanganke/kmnist", {"train": "train", "test": "test"}),
         ),
@@ -800,7 +801,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://www.nist.gov/itl/products-and-services/emnist-dataset",
         license="not stated",
         numbers_from="Cohen et al. 2017 (arXiv 1702.05373), table 2",
-        notes="Letters lie on their side in its files, and are shown so.",
+        notes="Images are transposed in the files, and are used as they are.",
     ),
     DatasetSpec(
         name="svhn",
@@ -841,7 +842,8 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://benchmark.ini.rub.de/gtsrb_dataset.html",
         license="not stated",
         numbers_from="home page",
-        notes="The larger training set that others use; the paper's is gtsrb. Validation is held out by whole tracks.",
+        notes="The larger training set, which others use; gtsrb has the paper's. Whole tracks are held out for "
+        "validation.",
     ),
     DatasetSpec(
         name="places365",
@@ -886,6 +888,6 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://github.com/modestyachts/ImageNetV2",
         license="MIT",
         numbers_from="home page",
-        notes="A new test set for probes of ImageNet; its own scores, not those of imagenet.",
+        notes="A new test set for probes trained on ImageNet. Its scores are not comparable with scores on imagenet.",
     ),
 )

@@ -1,4 +1,4 @@
-"""One dataset in words: what it is, where it is from, what a score on it means, and whether it is here."""
+"""Description of a dataset for people: its source, sizes, metric and splits, and whether its files are present."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ READY, UNPACK, DOWNLOAD, BY_HAND, GONE = "ready", "to be unpacked", "can be down
 
 @dataclass(frozen=True)
 class State:
-    """Whether a dataset can be evaluated on here: one of the five words above, and the step that makes it so."""
+    """State of the files of a dataset on this machine: one of the five constants above, and the next step."""
 
     word: str
     step: str = ""
 
 
 def state(spec: DatasetSpec, data_dir: str | Path | None = None) -> State:
-    """Look whether a dataset's files are here, without opening them. Touches no network.
+    """Return whether the files of a dataset are present, without opening them and without a network.
 
-    What is there is checked when it is opened; a file of a right name can be a wrong one.
+    Only names are compared. The content is checked when the dataset is opened.
     """
     root = paths.data_dir(data_dir)
     if any(is_source_here(source, root) for source in spec.sources):
@@ -46,7 +46,7 @@ def _has_archives(source: Source, root: Path) -> bool:
 
 
 def is_source_here(source: Source, root: Path) -> bool:
-    """Whether all files of a source are where they are looked for."""
+    """Return True if all files of a source exist."""
     try:
         if source.form in ("huggingface", "webdataset"):
             if "://" in source.location:
@@ -55,15 +55,15 @@ def is_source_here(source: Source, root: Path) -> bool:
                 return has_cached_data(source.location, str(dict(source.options).get("revision", "")))
         needed = source.paths or ((source.location,) if Path(source.location).is_absolute() else ())
         return source.form == "embedded" or (bool(needed) and all((root / path).exists() for path in needed))
-    except OSError:  # a folder that may not be looked into
+    except OSError:  # a folder that this process may not read
         return False
 
 
 def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[str, str]:
-    """What there is to say of one dataset. Downloads nothing.
+    """Return the description of a dataset, title -> text. Downloads nothing.
 
     Raises:
-        UnknownNameError, DatasetError: each says what to do.
+        UnknownNameError, DatasetError: see `get_dataset`.
     """
     spec = get_dataset(name)
     found = state(spec, data_dir)
@@ -87,14 +87,14 @@ def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[s
 
 
 def sizes(spec: DatasetSpec) -> str:
-    """The official subsets and their numbers of images."""
+    """Return the official subsets and their numbers of images."""
     return ", ".join(
         f"{subset.name} {subset.size:,}" if subset.size is not None else subset.name for subset in spec.subsets
     )
 
 
 def describe_splits(spec: DatasetSpec) -> str:
-    """How train, validation and test come from the subsets."""
+    """Return how train, validation and test are cut from the subsets."""
     if spec.recipe:
         made = ", ".join(f"{name} {size:,}" for name, size in spec.split_sizes)
         return f"{made}, by the recipe {spec.recipe!r}, the same for the same files"
@@ -107,7 +107,7 @@ def describe_splits(spec: DatasetSpec) -> str:
     folds = f"{spec.num_folds} folds; " if spec.num_folds > 1 else ""
     if not held:
         return folds + "as published"
-    if spec.num_folds > 1 and "all" in names:  # whose folds say what is for testing
+    if spec.num_folds > 1 and "all" in names:  # the folds say which images are for testing
         held = held[1:]
     grouped = any("groups" in dict(source.options) or source.form == "ucf101" for source in spec.sources)
     by = "by class and whole groups" if grouped else "by class"
@@ -115,7 +115,7 @@ def describe_splits(spec: DatasetSpec) -> str:
 
 
 def describe_source(source: Source) -> str:
-    """Where a source has the dataset, in a few words."""
+    """Return where a source has the dataset."""
     folders = dict.fromkeys(f"{url.rpartition('/')[0]}/" for url, _ in source.downloads)
     fetched = f", fetched from {' and '.join(folders)}" if folders else ""
     if source.form in ("torchvision", "stl10", "pcam"):
@@ -134,7 +134,7 @@ def describe_source(source: Source) -> str:
 
 
 def page(specs: Sequence[DatasetSpec]) -> str:
-    """The whole catalogue as one page of Markdown, from the rows alone."""
+    """Return the whole catalogue as a page of Markdown."""
     lines = [
         "# Datasets",
         "",

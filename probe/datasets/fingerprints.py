@@ -51,7 +51,7 @@ def of_files(folder: Path, names: Iterable[str | Path]) -> str:
 
 
 def of_array(array: np.ndarray) -> str:
-    """Hex SHA-256 over shape, dtype and bytes of an array."""
+    """Return the hex SHA-256 over shape, dtype and bytes of an array."""
     sha = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
     sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()

@@ -1,4 +1,4 @@
-"""One split of a labelled image dataset, opened: images are read when they are asked for, labels are there at once."""
+"""Labelled images of a subset or split: labels are in memory, images are read on request."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -18,8 +19,8 @@ from probe.errors import DatasetError, ProbeError, listed, summarize
 
 logger = logging.getLogger(__name__)
 
-SAMPLE = 64  # images that stand for all in a fingerprint, where nothing else can
-BUFFER = re.compile(r"<_io\.\w+ object at 0x[0-9a-f]+>")  # how Pillow calls what has no file name
+SAMPLE = 64  # images in a fingerprint, for sources without files or arrays
+BUFFER = re.compile(r"<_io\.\w+ object at 0x[0-9a-f]+>")  # Pillow's name of an image without a file name
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,20 @@ class ImageDataset:
     """Images and labels, in a fixed order. `len` and `[i] -> (RGB image, label)` are all that extraction needs.
 
     Args:
-        name: the dataset's and the split's, such as `digits/train`.
-        labels: int64 (n,), class indices in [0, len(class_names)); or (n, k) where an image can show several of k
-            classes: 1 where it shows the class, 0 where not, -1 where it does not count.
-        class_names: in the order of the labels.
-        read: position -> image of any mode; raises where it cannot. Worker processes call it, so it is made of
-            functions that have a name, not of lambdas.
-        ids: what tells an image from others, in order: a path, or a position in the source.
-        groups: for each image the group that it came in, such as the video of a frame; a split takes whole groups.
-            Empty where images are on their own.
-        revision: the version of the source that was read, such as a commit; empty where it has none.
-        content: computes the fingerprint; None where nothing but the images themselves tells.
+        name: name of the dataset and of the subset or split, such as `digits/train`.
+        labels: int64 (n,), class indices in [0, len(class_names)); or (n, k) if an image can show several of k classes:
+            1 if the image shows the class, 0 if not, -1 if the image does not count for the class.
+        class_names: names in the order of the class indices.
+        read: position -> image of any mode; raises an error if the image cannot be read. Worker processes call it, so
+            it must not be a lambda.
+        ids: for each image a path, or a position in the source.
+        groups: for each image its group, such as the video of a frame; a split takes whole groups. Empty if images
+            have no groups.
+        revision: version of the source, such as a commit; empty if the source has none.
+        content: function that computes the fingerprint; None to compute the fingerprint from images.
     """
+
+    is_thread_safe: ClassVar[bool] = True  # several threads may read images: every form opens its files for each image
 
     name: str
     labels: np.ndarray
@@ -49,20 +52,15 @@ class ImageDataset:
     revision: str = ""
     content: Callable[[], str] | None = field(default=None, repr=False)
 
-    @property
-    def is_thread_safe(self) -> bool:
-        """Whether several threads may read images at a time: every form opens its files for each image."""
-        return True
-
     def __len__(self) -> int:
         """Number of images."""
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[Image.Image, int | np.ndarray]:
-        """The image at a position, in RGB, and its label, or its row of labels.
+        """Return the image at a position, in RGB, and its label or row of labels.
 
         Raises:
-            IndexError: there is no such position.
+            IndexError: the position is out of range.
             DatasetError: the image cannot be read; the message names it.
         """
         if not 0 <= i < len(self):
@@ -72,28 +70,28 @@ class ImageDataset:
                 image = self.read(i)
                 if image.mode != "RGB":  # `convert` always copies
                     image = image.convert("RGB")
-                image.load()  # finds damage
+                image.load()  # raises an error if the file is damaged
         except ProbeError:
             raise
-        except Exception as err:  # Pillow's readers raise whatever comes up in a damaged file, also AttributeError
-            why, remedy = decoding.refused_for_size(err) or (BUFFER.sub("it", summarize(err)), "get its files again")
+        except Exception as err:  # Pillow's readers raise many types for a damaged file, even AttributeError
+            why, remedy = decoding.refused_for_size(err) or (BUFFER.sub("it", summarize(err)), "replace its file")
             raise DatasetError(
-                f"{self.name}: image {i} ({self.ids[i]}) cannot be read ({why}); {remedy}, or pass over up to N such "
-                "images with --skip-corrupt N"
+                f"{self.name}: image {i} ({self.ids[i]}) cannot be read ({why}); {remedy}, or skip up to N such images "
+                "with --skip-corrupt N"
             ) from err
         if remarks:
             logger.warning(
-                "%s: image %d (%s) is damaged (%s), and some of its pixels may be wrong; get its file again",
+                "%s: image %d (%s) is damaged (%s), and some of its pixels may be wrong; replace its file",
                 *(self.name, i, self.ids[i], listed(dict.fromkeys(remarks), most=2)),
             )
         return image, int(self.labels[i]) if self.labels.ndim == 1 else self.labels[i]
 
     def compute_sha256(self) -> str:
-        """Return the hex SHA-256 over ids and labels in order: the same for the same split of the same source."""
+        """Return the hex SHA-256 over ids and labels, in their order."""
         sha = hashlib.sha256()
         for key, label in zip(self.ids, self.labels.tolist(), strict=True):
             shown = label if self.labels.ndim == 1 else ",".join(map(str, label))
-            sha.update(f"{key}\t{shown}\n".encode(errors="surrogateescape"))  # names of files need not be text
+            sha.update(f"{key}\t{shown}\n".encode(errors="surrogateescape"))  # file names can be any bytes
         return sha.hexdigest()
 
     def compute_fingerprint(self) -> str:
@@ -116,7 +114,7 @@ class ImageDataset:
         return sha.hexdigest()
 
     def select(self, name: str, positions: np.ndarray) -> ImageDataset:
-        """The images at `positions`, int64 (m,), in that order."""
+        """Return the images at `positions`, int64 (m,), in that order."""
         return ImageDataset(
             name=name,
             labels=self.labels[positions],
@@ -134,7 +132,7 @@ def _read_at(read: Callable[[int], Image.Image], positions: np.ndarray, i: int) 
 
 
 def read_file(folder: Path, names: Sequence[str], i: int) -> Image.Image:
-    """The image in the file `names[i]` of a folder; names take a fourth of the memory that paths do."""
+    """Read the image in the file `names[i]` of a folder; names take a fourth of the memory of paths."""
     with Image.open(folder / names[i]) as image:
         image.load()
         return image

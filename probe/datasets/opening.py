@@ -1,4 +1,4 @@
-"""A dataset's row -> its subsets and folds, from the first source that has them, checked against the row."""
+"""Specification of a dataset -> its subsets and folds: find a source, check the images, cut the folds, hash."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
@@ -18,51 +19,103 @@ from probe import paths
 from probe.datasets import get_dataset
 from probe.datasets.archives import unpack_missing
 from probe.datasets.images import ImageDataset
-from probe.datasets.splits.folds import SPLITS, Fold, default_fold
+from probe.datasets.splits.folds import (
+    REPAIR,
+    SPLITS,
+    Fold,
+    SplitDigest,
+    UsedImages,
+    compute_digests,
+    cut_folds,
+    default_folds,
+)
 from probe.datasets.splits.recipes import RECIPES
-from probe.datasets.splits.stratified import TooFewImagesError
 from probe.datasets.subsets import subset_of
-from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, summarize
+from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, listed, summarize
 from probe.names import unknown_name
 from probe.specs import DatasetSpec, Source, Subset
 from probe.stats.metrics import find_mismatch
 
 logger = logging.getLogger(__name__)
 
-# The module that reads each form. Each has `open_subset(spec, source, subset, *, root, offline) -> ImageDataset`, and
-# those of datasets with folds of their own `open_folds(spec, source, subsets, *, root) -> list[Fold]`.
+# Form of a source -> the module that reads it. Each module has `open_subset(spec, source, subset, *, root, offline) ->
+# ImageDataset`. Modules of datasets with published folds also have `open_folds(spec, source, subsets, *, root) ->
+# list[Fold]`.
 FORMS = {
     **{form: f"probe.datasets.sources.{form}" for form in ("embedded", "folder", "huggingface", "table")},
     **{form: f"probe.datasets.sources.{form}" for form in ("torchvision", "webdataset")},
     **{form: f"probe.datasets.papers.{form}" for form in ("birdsnap", "fer2013", "gtsrb", "hateful_memes", "kitti")},
     **{form: f"probe.datasets.papers.{form}" for form in ("pcam", "stl10", "sun397", "ucf101", "voc2007")},
 }
-_REPAIR = "get its files again, or correct its row"
 
 
 @dataclass(frozen=True)
 class OpenedDataset:
-    """A dataset whose labels are known and whose images can be read.
+    """Dataset whose labels are in memory and whose images can be read.
 
     Args:
-        spec: its row.
-        source: the source that had it.
-        subsets: its subsets, as the row names them.
-        folds: which of their images make the splits, once for each fit.
-        incomplete: for subsets with other numbers of images than the row says: what it says.
+        spec: its specification.
+        source: the source that was opened.
+        subsets: its subsets, as the specification names them.
+        incomplete: the expected number of images of each subset that has another number.
+        folds: train, validation and test images, once for each fit.
+        used: by subset the images that some split uses; subsets that no split uses are left out.
+        splits: by split, named as `by_split` names them, the number of its images and their digest.
     """
 
     spec: DatasetSpec
     source: Source
     subsets: Mapping[str, ImageDataset]
-    folds: Sequence[Fold]
     incomplete: Mapping[str, int]
+    folds: Sequence[Fold]
+    used: Mapping[str, UsedImages]
+    splits: Mapping[str, SplitDigest]
 
     def split(self, name: str, fold: int = 0) -> ImageDataset:
-        """The images of `train`, `val` or `test` of a fold."""
+        """Return the images of `train`, `val` or `test` of a fold."""
         selection = self.folds[fold][name]
-        images = self.subsets[selection.subset]
-        return images.select(f"{self.spec.name}/{name}", selection.positions)
+        return self.subsets[selection.subset].select(f"{self.spec.name}/{name}", selection.positions)
+
+
+@dataclass(frozen=True)
+class _FoundDataset:
+    """Subsets of a dataset, not compared with its specification yet; `root` is the folder of datasets."""
+
+    spec: DatasetSpec
+    source: Source
+    root: Path
+    subsets: Mapping[str, ImageDataset]
+
+
+def open_dataset(
+    dataset: str | DatasetSpec,
+    *,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    allow_partial: bool = False,
+    skip_corrupt: bool = False,
+) -> OpenedDataset:
+    """Open all subsets of a dataset, check them, cut them into folds, and hash the images that the folds use.
+
+    The first source whose files are present is opened, otherwise the first that can be downloaded.
+
+    Args:
+        dataset: a name that `get_dataset` knows, or a specification.
+        data_dir: folder of datasets, see `probe.paths`.
+        offline: never touch the network.
+        allow_partial: accept subsets that lack images; `incomplete` says how many images they should have.
+        skip_corrupt: do not read the first and the last image of each subset to find damage early.
+
+    Raises:
+        DatasetMissingError: the files are missing and could not be downloaded; the message says what to do.
+        DatasetError: the number of images, or some label, differs from the specification.
+        ExtraMissingError: a library that reads the images is not installed.
+    """
+    found = _open_first(dataset, data_dir=data_dir, offline=offline)
+    incomplete = _check_images(found, allow_partial=allow_partial, skip_corrupt=skip_corrupt)
+    folds = _make_folds(found, allow_partial=bool(incomplete))
+    digests = compute_digests(found.subsets, folds)
+    return OpenedDataset(found.spec, found.source, found.subsets, incomplete, folds, digests.used, digests.splits)
 
 
 def open_split(
@@ -77,84 +130,46 @@ def open_split(
     """Open `train`, `val` or `test` of a dataset: `len`, and `[i] -> (RGB image, label)`.
 
     Args:
-        dataset: a name that `get_dataset` knows, or a row.
-        split: which.
-        fold: of datasets with several, from 0 on.
+        dataset: a name that `get_dataset` knows, or a specification.
+        split: `train`, `val` or `test`.
+        fold: number of the fold of datasets with several, from 0 on.
         data_dir: folder of datasets, see `probe.paths`.
         offline: never touch the network.
-        allow_partial: take what is there where images are missing.
+        allow_partial: accept subsets that lack images.
 
     Raises:
-        UnknownNameError, DatasetError: each says what to do.
+        UnknownNameError: there is no such dataset or split.
+        DatasetError: see `open_dataset`; or `fold` is out of range.
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    opened = open_dataset(dataset, data_dir=data_dir, offline=offline, allow_partial=allow_partial)
-    if not 0 <= fold < len(opened.folds):
-        raise DatasetError(f"{opened.spec.name} has no fold {fold}; give 0 to {len(opened.folds) - 1}")
-    return opened.split(split, fold)
-
-
-def open_dataset(
-    dataset: str | DatasetSpec,
-    *,
-    data_dir: str | Path | None = None,
-    offline: bool = False,
-    allow_partial: bool = False,
-    skip_corrupt: bool = False,
-) -> OpenedDataset:
-    """Open all subsets of a dataset and divide them: official splits where they exist, else those of `folds`.
-
-    The first source whose files are here is taken, else the first that can be downloaded.
-
-    Args:
-        dataset: a name that `get_dataset` knows, or a row.
-        data_dir: folder of datasets, see `probe.paths`.
-        offline: never touch the network.
-        allow_partial: take what is there where images are missing, and say in `incomplete` how many there should be.
-        skip_corrupt: leave it to the reader of the images to find those that cannot be read.
-
-    Raises:
-        DatasetMissingError: the files are not here and could not be fetched; the message says what to put where.
-        DatasetError: there are more, fewer or other images than the row says.
-        ExtraMissingError: a library that reads them is not installed.
-    """
-    spec = get_dataset(dataset) if isinstance(dataset, str) else dataset
-    root = paths.data_dir(data_dir) if any(map(_is_below_data_dir, spec.sources)) else Path()
-    source, subsets = _open_first(spec, root=root, offline=offline)
-    _say_what_is_test(spec, source)
-    incomplete = {
-        subset.name: expected
-        for subset in spec.subsets
-        if (expected := _check_subset(spec, source, subset, subsets[subset.name], allow_partial=allow_partial))
-        is not None
-    }
-    if not skip_corrupt:
-        for images in subsets.values():
-            _check_ends(images)
-    _check_classes(spec, subsets.get("all") or subsets["train"], allow_partial=bool(incomplete))
-    folds = _make_folds(spec, source, subsets, root=root)
-    _check_splits(spec, folds, allow_partial=bool(incomplete))
-    return OpenedDataset(spec, source, subsets, folds, incomplete)
+    found = _open_first(dataset, data_dir=data_dir, offline=offline)
+    incomplete = _check_images(found, allow_partial=allow_partial, skip_corrupt=False)
+    folds = _make_folds(found, allow_partial=bool(incomplete))
+    if not 0 <= fold < len(folds):
+        raise DatasetError(f"{found.spec.name} has no fold {fold}; give 0 to {len(folds) - 1}")
+    selection = folds[fold][split]
+    return found.subsets[selection.subset].select(f"{found.spec.name}/{split}", selection.positions)
 
 
 def with_sizes(spec: DatasetSpec, *, data_dir: str | Path | None = None) -> DatasetSpec:
-    """A row with the numbers of images and classes that its files have, where it says none and they are here."""
+    """Return a specification with the sizes and the number of classes of its files, if it has none."""
     if all(subset.size for subset in spec.subsets) and spec.num_classes:
         return spec
     try:
-        opened = open_dataset(spec, data_dir=data_dir, offline=True, allow_partial=True, skip_corrupt=True)
-    except Exception:  # whatever it is, whoever reads the dataset meets it as well, and says it in a record
+        found = _open_first(spec, data_dir=data_dir, offline=True)
+        _check_images(found, allow_partial=True, skip_corrupt=True)
+    except Exception:  # the run that opens the dataset meets the same error, and records it
         return spec
-    subsets = tuple(replace(subset, size=len(opened.subsets[subset.name])) for subset in spec.subsets)
-    return replace(spec, subsets=subsets, num_classes=len(next(iter(opened.subsets.values())).class_names))
+    subsets = tuple(replace(subset, size=len(found.subsets[subset.name])) for subset in spec.subsets)
+    return replace(spec, subsets=subsets, num_classes=len(next(iter(found.subsets.values())).class_names))
 
 
 def form_module(form: str) -> ModuleType:
     """Return the module that reads a form.
 
     Raises:
-        UnknownNameError: there is none.
+        UnknownNameError: the form is unknown.
     """
     if form not in FORMS:
         raise unknown_name("form", form, FORMS)
@@ -167,12 +182,15 @@ def _is_below_data_dir(source: Source) -> bool:
     )
 
 
-def _open_first(spec: DatasetSpec, *, root: Path, offline: bool) -> tuple[Source, dict[str, ImageDataset]]:
-    missing: list[DatasetError | ExtraMissingError] = []  # of every source first without a network, then with one
+def _open_first(dataset: str | DatasetSpec, *, data_dir: str | Path | None, offline: bool) -> _FoundDataset:
+    """Open all subsets of a dataset from the first source that has them."""
+    spec = get_dataset(dataset) if isinstance(dataset, str) else dataset
+    root = paths.data_dir(data_dir) if any(map(_is_below_data_dir, spec.sources)) else Path()
+    missing: list[DatasetError | ExtraMissingError] = []  # errors of all sources, first offline, then online
     can_fetch = not offline and any(source.can_download for source in spec.sources)
     for may_fetch in (False, True) if can_fetch else (False,):
         if may_fetch and (misnamed := _find_misnamed(spec, root)):
-            logger.warning("%s is fetched; to use the local files instead, %s", spec.name, misnamed)
+            logger.warning("%s: downloading; to use the local files instead, %s", spec.name, misnamed)
         for source in spec.sources:
             if may_fetch and not source.can_download:
                 continue
@@ -188,12 +206,12 @@ def _open_first(spec: DatasetSpec, *, root: Path, offline: bool) -> tuple[Source
             except (DatasetMissingError, ExtraMissingError) as err:
                 missing.append(err)
             else:
-                return source, opened
+                return _FoundDataset(spec, source, root, opened)
     raise _nowhere(spec, missing, root=root, offline=offline)
 
 
 def _unpack(source: Source, root: Path, *, offline: bool) -> None:
-    """Unpack what the user has put there; what a killed download left is missing where it can be fetched again."""
+    """Unpack archives; a damaged archive counts as missing if it can be downloaded again."""
     try:
         unpack_missing(source, root)
     except DatasetError as err:
@@ -205,13 +223,13 @@ def _unpack(source: Source, root: Path, *, offline: bool) -> None:
 def _check_paths(spec: DatasetSpec, source: Source, root: Path) -> None:
     missing = [path for path in source.paths if not (root / path).exists()]
     if missing:
-        raise DatasetMissingError(f"{spec.name}: no {' and no '.join(missing)} in {root}")
+        raise DatasetMissingError(f"{spec.name}: {listed(missing)} not found in {root}")
 
 
 def _nowhere(
     spec: DatasetSpec, missing: Sequence[DatasetError | ExtraMissingError], *, root: Path, offline: bool
 ) -> DatasetError | ExtraMissingError:
-    """Return the error for a dataset that no source has: what was tried, and which files to put where."""
+    """Return the error for a dataset that no source has: why each source failed, and which files to put where."""
     extra = next((err for err in missing if isinstance(err, ExtraMissingError)), None)
     if extra is not None:
         return extra
@@ -219,11 +237,11 @@ def _nowhere(
         return missing[-1]
     can_download = any(source.can_download for source in spec.sources)
     if offline and can_download:
-        why = "--offline forbids to fetch it"
+        why = "--offline forbids downloading it"
     elif can_download:
         why = f"could not be downloaded ({'; '.join(map(summarize, missing[len(spec.sources) :]))})"
     else:
-        why = spec.gone or "cannot be fetched by probe"
+        why = spec.gone or "probe cannot download it"
     files = next((source.files for source in spec.sources if source.files), "")
     remedy = _find_misnamed(spec, root) or f"put {files} into {root}"
     return DatasetMissingError(
@@ -254,8 +272,29 @@ def _find_misnamed(spec: DatasetSpec, root: Path) -> str:
     return f"rename {name} to {wanted.name}{others} in {wanted.parent}"
 
 
+def _check_images(found: _FoundDataset, *, allow_partial: bool, skip_corrupt: bool) -> dict[str, int]:
+    """Compare the subsets of a dataset with its specification.
+
+    Returns:
+        The expected number of images of each subset that has another number.
+    """
+    spec, source, subsets = found.spec, found.source, found.subsets
+    _say_what_is_test(spec, source)
+    incomplete = {
+        subset.name: expected
+        for subset in spec.subsets
+        if (expected := _check_subset(spec, source, subset, subsets[subset.name], allow_partial=allow_partial))
+        is not None
+    }
+    if not skip_corrupt:
+        for images in subsets.values():
+            _check_ends(images)
+    _check_classes(spec, subsets.get("all") or subsets["train"], allow_partial=bool(incomplete))
+    return incomplete
+
+
 def _say_what_is_test(spec: DatasetSpec, source: Source) -> None:
-    """Log it if the validation subset is used as the test split."""
+    """Log a note if the official validation subset is the test split."""
     names = {
         subset: str(arguments.get("split") or arguments.get("folder"))
         for subset in ("train", "test")
@@ -270,22 +309,22 @@ def _say_what_is_test(spec: DatasetSpec, source: Source) -> None:
 def _check_subset(
     spec: DatasetSpec, source: Source, subset: Subset, images: ImageDataset, *, allow_partial: bool
 ) -> int | None:
-    """Compare a subset with the row; the number of images it should have, if it has others and that is allowed.
+    """Compare a subset with the specification; return the expected number of images if a different one is accepted.
 
-    The labels of the first and the last image are those of the first source, as another can have another order.
+    The labels of the first and the last image are compared only for the first source: others can have another order.
     """
     n = len(images)
     if n == 0:
-        raise DatasetError(f"{images.name}: there are no images in it; {_REPAIR}")
+        raise DatasetError(f"{images.name}: the subset has no images; {REPAIR}")
     _check_labels(spec, images)
     if subset.size is not None and n != subset.size:
-        can_be_partial = n < subset.size or bool(spec.gone)  # of what is gone, another crawl can have more as well
+        can_be_partial = n < subset.size or bool(spec.gone)  # another crawl of dead links can have more images
         if not (can_be_partial and allow_partial):
-            or_partial = ", or evaluate on what is there with --allow-partial" if can_be_partial else ""
+            or_partial = ", or evaluate on the images that are present with --allow-partial" if can_be_partial else ""
             raise DatasetError(
                 f"{images.name}: expected {subset.size} images, found {n}; {_repair(spec, source)}{or_partial}"
             )
-        logger.warning("%s: %d images are here, not %d; the result is marked as partial", images.name, n, subset.size)
+        logger.warning("%s: found %d of %d images; the result is marked as partial", images.name, n, subset.size)
         return subset.size
     _check_counts(subset, images, _repair(spec, source))
     if source != spec.sources[0]:
@@ -294,16 +333,16 @@ def _check_subset(
         if expected is not None and images.labels[i] != expected:
             raise DatasetError(
                 f"{images.name}: expected the label {expected} for its {where} image, found {images.labels[i]}; "
-                f"{_REPAIR}"
+                f"{REPAIR}"
             )
     return None
 
 
 def _check_counts(subset: Subset, images: ImageDataset, repair: str) -> None:
-    """Compare the number of images of each class with the row.
+    """Compare the number of images of each class with the specification.
 
     Raises:
-        DatasetError: a number differs: the copy is divided differently, or its classes are in a different order.
+        DatasetError: a number differs, so the copy has different splits, or a different order of classes.
     """
     if not subset.class_counts:
         return
@@ -320,10 +359,10 @@ def _check_counts(subset: Subset, images: ImageDataset, repair: str) -> None:
 
 
 def _repair(spec: DatasetSpec, source: Source) -> str:
-    """Return what to do about wrong files: replace them, or use the makers' files instead of a copy."""
+    """Return how to repair wrong files: replace them, or use the makers' files instead of a copy."""
     files = next((other.files for other in spec.sources if other.files), "")
     if source.files or not files:
-        return _REPAIR
+        return REPAIR
     return f"instead of using {source.location}, put {files} into the data folder"
 
 
@@ -336,16 +375,16 @@ def _check_labels(spec: DatasetSpec, images: ImageDataset) -> None:
         if images.labels.shape[1] != (spec.num_classes or images.labels.shape[1]) or low < -1 or high > 1:
             raise DatasetError(
                 f"{images.name}: expected -1, 0 or 1 for each of {spec.num_classes} classes, found {low} to {high} for "
-                f"{images.labels.shape[1]}; {_REPAIR}"
+                f"{images.labels.shape[1]}; {REPAIR}"
             )
         return
     num_classes = spec.num_classes or len(images.class_names)
     if low < 0 or high >= num_classes:
-        raise DatasetError(f"{images.name}: expected labels 0 to {num_classes - 1}, found {low} to {high}; {_REPAIR}")
+        raise DatasetError(f"{images.name}: expected labels 0 to {num_classes - 1}, found {low} to {high}; {REPAIR}")
 
 
 def _check_ends(images: ImageDataset) -> None:
-    """Read the first and the last image, so that what is wrong with all files is found before any work."""
+    """Read the first and the last image, so that a problem of all files is found before any work."""
     for i in {0, len(images) - 1}:
         images[i]
 
@@ -355,45 +394,20 @@ def _check_classes(spec: DatasetSpec, images: ImageDataset, *, allow_partial: bo
         found = int((images.labels == 1).any(axis=0).sum())
     else:
         found = len(np.unique(images.labels))
-    expected = spec.num_classes  # without one, a class that is named and has no image is as it is
+    expected = spec.num_classes  # None accepts a named class without images
     if expected is not None and found != expected and not allow_partial:
-        raise DatasetError(f"{images.name}: expected images of {expected} classes, found {found}; {_REPAIR}")
+        raise DatasetError(f"{images.name}: expected images of {expected} classes, found {found}; {REPAIR}")
     if found < 2:
-        raise DatasetError(f"{images.name}: all images are of one class; a probe needs at least two")
+        raise DatasetError(f"{images.name}: all images belong to one class; a probe needs at least two classes")
 
 
-def _make_folds(
-    spec: DatasetSpec, source: Source, subsets: Mapping[str, ImageDataset], *, root: Path
-) -> Sequence[Fold]:
-    module = form_module(source.form)
-    try:
-        if spec.recipe:
-            return RECIPES[spec.recipe](subsets, spec.val_fraction)
-        if spec.num_folds > 1:
-            folds: list[Fold] = module.open_folds(spec, source, subsets, root=root)
-            return folds
-        return [default_fold(spec, subsets)]
-    except TooFewImagesError as err:
-        pool = subsets.get("all") or subsets["train"]
-        needed = err.needed or (3 if "all" in subsets else 2)
-        what = "groups of images" if pool.groups else "images"
-        raise DatasetError(
-            f"{spec.name}: class {pool.class_names[err.label]!r} has too few {what} to hold out a split; "
-            f"give it at least {needed}, drop it, or make train/, val/ and test/ yourself"
-        ) from err
-
-
-def _check_splits(spec: DatasetSpec, folds: Sequence[Fold], *, allow_partial: bool) -> None:
-    if len(folds) != spec.num_folds:
-        raise DatasetError(f"{spec.name}: expected {spec.num_folds} folds, found {len(folds)}; {_REPAIR}")
-    for k, (size, num_test) in enumerate(() if allow_partial else spec.fold_sizes):
-        num_fit = len(folds[k].train.positions) + len(folds[k].val.positions)
-        if (num_fit, len(folds[k].test.positions)) != (size, num_test):
-            raise DatasetError(
-                f"{spec.name}: expected {size} images for training and validation and {num_test} for testing in fold "
-                f"{k + 1}, found {num_fit} and {len(folds[k].test.positions)}; {_REPAIR}"
-            )
-    for name, size in () if allow_partial else spec.split_sizes:
-        found = len(folds[0][name].positions)
-        if found != size:
-            raise DatasetError(f"{spec.name}/{name}: expected {size} images, found {found}; {_REPAIR}")
+def _make_folds(found: _FoundDataset, *, allow_partial: bool) -> Sequence[Fold]:
+    """Cut the folds by the recipe of the dataset, by the lists of its makers, or else by holding images out."""
+    spec, source, subsets = found.spec, found.source, found.subsets
+    if spec.recipe:
+        rule = partial(RECIPES[spec.recipe], subsets, spec.val_fraction)
+    elif spec.num_folds > 1:
+        rule = partial(form_module(source.form).open_folds, spec, source, subsets, root=found.root)
+    else:
+        rule = partial(default_folds, spec, subsets)
+    return cut_folds(spec, subsets, rule, allow_partial=allow_partial)

@@ -1,4 +1,4 @@
-"""What the rows of the catalogue are written with: sources, shorter than their type spells them."""
+"""Short constructors for the sources of the catalogue, and for specifications of users' datasets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from probe.specs import DatasetSpec, Source, Subset
 
-# How torchvision's classes are asked for a subset.
+# Arguments of torchvision's classes that select a subset.
 TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
 TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
 TRAIN_VAL_TEST = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
@@ -25,7 +25,7 @@ def torchvision(
     form: str = "torchvision",
     **options: Any,
 ) -> Source:
-    """A class of torchvision; `subsets` gives its arguments for each subset."""
+    """Return the source of a class of torchvision; `subsets` gives its arguments for each subset."""
     return Source(
         form=form,
         location=location,
@@ -48,8 +48,8 @@ def hub(
     config: str = "",
     revision: str = "",
 ) -> Source:
-    """A repository of the Hugging Face hub; `subsets` gives the name of its split for each subset."""
-    pinned = (("revision", revision),) if revision else ()  # keeps cached features without a revision valid
+    """Return the source of a repository of the Hugging Face hub; `subsets` gives its split for each subset."""
+    pinned = (("revision", revision),) if revision else ()  # no key without a revision: cached features stay valid
     return Source(
         form="huggingface",
         location=repository,
@@ -60,7 +60,7 @@ def hub(
 
 
 def shards(repository: str, subsets: dict[str, str]) -> Source:
-    """A repository of the hub with webdataset shards, as the collection `clip-benchmark/wds_*`."""
+    """Return the source of a repository of the hub with WebDataset shards, as the collection `clip-benchmark/wds_*`."""
     return Source(
         form="webdataset",
         location=repository,
@@ -78,7 +78,7 @@ def folders(
     downloads: tuple[tuple[str, str], ...] = (),
     **options: Any,
 ) -> Source:
-    """Folders of classes below the data folder; `subsets` gives the folder of each subset below `location`."""
+    """Return the source of class folders below the data folder; `subsets` gives the folder of each subset."""
     return Source(
         form="folder",
         location=location,
@@ -102,7 +102,7 @@ def own(
     downloads: tuple[tuple[str, str], ...] = (),
     **options: Any,
 ) -> Source:
-    """Files that a module of their own reads, below the folder `location` of the data folder."""
+    """Return the source of files below the folder `location` that the module `form` reads."""
     return Source(
         form=form,
         location=location,
@@ -125,7 +125,7 @@ def found(
     metric: str = "accuracy",
     can_download: bool,
 ) -> DatasetSpec:
-    """A row of a user's own dataset, whose sizes and classes are as they are found; `all` is divided 60 / 20 / 20."""
+    """Return the specification of a user's dataset, without expected sizes; `all` is divided 60 / 20 / 20."""
     source = Source(
         form=form, location=location, subsets=_arguments(subsets), options=options, can_download=can_download
     )

@@ -1,4 +1,4 @@
-"""A row of the user's own, in a TOML file, with the fields of `DatasetSpec`.
+"""Specification of a user's dataset in a TOML file, with the fields of `DatasetSpec`.
 
 name = "moths"
 title = "Moths of our garden"
@@ -8,7 +8,7 @@ subsets = [{ name = "train", size = 900 }, { name = "test", size = 300 }]
 
 [[sources]]
 form = "folder"
-location = "moths"                    # below the data folder, or with ./ or ../ below the folder of this file
+location = "moths"    # below the data folder; with ./ or ../, relative to this file
 subsets = { train = { folder = "train" }, test = { folder = "test" } }
 """
 
@@ -31,7 +31,7 @@ from probe.names import unknown_name
 from probe.specs import DatasetSpec, Source
 from probe.stats.metrics import METRICS
 
-# The forms a user's row can have, and their options; others read the files of one dataset.
+# Forms that a TOML file can use, with their options. The other forms read the files of one dataset.
 OPTIONS = {
     "folder": ("groups", "ignore", "media", "numbered"),
     "huggingface": ("image", "label", "config", "revision"),
@@ -42,20 +42,20 @@ OPTIONS = {
 
 
 def make_spec(path: str) -> DatasetSpec:
-    """Read a row.
+    """Read the specification in a TOML file.
 
     Raises:
-        DatasetMissingError: no such file.
-        DatasetError: it is no TOML, or a field is missing, unknown, or of the wrong type.
-        UnknownNameError: a metric, form or recipe that there is none of.
+        DatasetMissingError: the file does not exist.
+        DatasetError: the file is not TOML, or a field is missing, unknown, or of the wrong type.
+        UnknownNameError: the metric, form or recipe is unknown.
     """
     file = paths.expand_home(path)
     try:
         row = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
-        raise DatasetMissingError(f"no file {file}; give the path of a row in TOML") from err
+        raise DatasetMissingError(f"no file {file}; give the path of a TOML file") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise DatasetError(f"{file} is no TOML ({err}); see the README for an example") from err
+        raise DatasetError(f"{file} is not valid TOML ({err}); see the README for an example") from err
     for name in ("subsets", "sources"):
         tables = row.get(name)
         if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
@@ -79,7 +79,7 @@ def make_spec(path: str) -> DatasetSpec:
 
 
 def _with_pairs(row: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return a source with pairs in place of its tables, and its location from the folder of the file."""
+    """Return a source with pairs instead of tables, and with its location relative to the folder of the file."""
     where, values = f"{file}: a source", dict(row)
     location = values.get("location")
     if isinstance(location, str) and location.startswith((".", "~")):
@@ -134,12 +134,12 @@ def _as_subset(name: Any) -> Any:
 
 
 def _items(table: object, where: str) -> tuple[tuple[str, Any], ...]:
-    """A table of plain values as a tuple of pairs, lists as tuples, since rows are keys of dictionaries."""
+    """Return a table as a tuple of pairs, with lists as tuples, because specifications are keys of dictionaries."""
     if not isinstance(table, dict):
-        raise DatasetError(f"{where}: {table!r} is no table; write {{ name = value }}")
+        raise DatasetError(f"{where}: expected a table such as {{ name = value }}, got {table!r}")
     for name, value in table.items():
         if not all(isinstance(item, str | int | float) for item in (value if isinstance(value, list) else [value])):
-            raise DatasetError(f"{where}: {name} = {value!r} is no text, number, or list of them")
+            raise DatasetError(f"{where}: expected a string, a number or a list of these for {name}, got {value!r}")
     return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in table.items())
 
 
@@ -147,7 +147,7 @@ def _check_names(spec: DatasetSpec, file: Path) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", spec.name):
         raise DatasetError(f"{file}: name = {spec.name!r}; use letters, digits, and - _ . between them")
     if spec.name in {row.name for row in CATALOG}:
-        raise DatasetError(f"{file}: {spec.name!r} is a name of the catalogue; give yours its own")
+        raise DatasetError(f"{file}: {spec.name!r} is a name of the catalogue; choose a different name")
     if spec.metric not in METRICS:
         raise unknown_name("metric", spec.metric, METRICS)
     if spec.recipe and spec.recipe not in RECIPES:
@@ -177,9 +177,9 @@ def _check_splits(spec: DatasetSpec, file: Path) -> None:
             f"{file}: the recipe {spec.recipe!r} divides {' and '.join(sorted(needed))}; give these subsets"
         )
     if not {name for name, _ in spec.split_sizes} <= set(SPLITS):
-        raise DatasetError(f"{file}: split_sizes are of {', '.join(SPLITS)}; give no others")
+        raise DatasetError(f"{file}: split_sizes may only have {', '.join(SPLITS)}; remove the others")
     if spec.num_folds != 1:
-        raise DatasetError(f"{file}: num_folds is {spec.num_folds}; only rows of the catalogue have folds of their own")
+        raise DatasetError(f"{file}: num_folds is {spec.num_folds}; only datasets of the catalogue can have folds")
 
 
 def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
@@ -188,16 +188,18 @@ def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
     unknown = sorted({name for name, _ in source.options} - set(OPTIONS[source.form]))
     if unknown:
         known = ", ".join(OPTIONS[source.form])
-        raise DatasetError(f"{file}: a source has the option {unknown[0]!r}; those of {source.form} are {known}")
+        raise DatasetError(
+            f"{file}: unknown option {unknown[0]!r} of a source; the options of {source.form} are {known}"
+        )
     options = dict(source.options)
     for name in ("ignore", "numbered"):
         if not isinstance(options.get(name, ()), tuple):
-            raise DatasetError(f"{file}: {name} = {options[name]!r} is no list; write [{options[name]!r}]")
+            raise DatasetError(f"{file}: {name} = {options[name]!r} is not a list; write [{options[name]!r}]")
     if options.get("media", "video") != "video":
         raise DatasetError(f"{file}: media = {options['media']!r}; give 'video', or leave it out for images")
     try:
         if re.compile(str(options.get("groups", "()"))).groups < 1:
-            raise re.error("it has no group")
+            raise re.error("the pattern has no group")
     except re.error as err:
         raise DatasetError(f"{file}: groups = {options['groups']!r} ({err}); write a pattern with a group ()") from err
     if source.archives and source.form not in ("folder", "table", "torchvision"):
@@ -215,10 +217,10 @@ def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
         for arguments in given.values()
     }
     if len(places) < len(given):
-        raise DatasetError(f"{file}: two subsets of a source are the same; give each its own")
+        raise DatasetError(f"{file}: two subsets of a source have the same arguments; give each subset its own")
     for subset in spec.subsets:
         needs = {"folder": "folder", "huggingface": "split", "table": "split", "webdataset": "split"}.get(source.form)
-        if source.form == "table" and subset.name == "all":  # all lines of a file need no name
+        if source.form == "table" and subset.name == "all":  # all lines of a file: no argument is needed
             needs = None
         if subset.name not in given or (needs and not dict(given[subset.name]).get(needs)):
             shown = f"{needs} = ..." if needs else "..."

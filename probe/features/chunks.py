@@ -1,7 +1,7 @@
-"""Features that are being extracted: chunks in files of their own, which become a cache entry when all are there.
+"""Chunks of features in files of their own, which are joined to a cache entry when all are written.
 
-A chunk is written under another name and renamed, so that whatever is killed leaves whole chunks. A lock for each lets
-processes share the work, and falls with the process that holds it.
+A chunk is written to a temporary file and renamed, so a killed process leaves complete chunks. A lock for each chunk
+lets processes share the work; the lock of a killed process is released.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from probe.atomic import lock, make_folder, share, temporary_beside, write_atomically
 from probe.errors import CacheError, summarize
-from probe.features.encode import PRE_PROJECTION, Features, chunk_size
+from probe.features.arrays import PRE_PROJECTION, Features, chunk_size
 from probe.features.store import (
     ABOUT,
     ARRAYS,
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Cached chunk: the shapes of its arrays, and the images that have no row in them."""
+    """Cached chunk: the shapes of its arrays, and the skipped images, which have no row."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -53,67 +53,71 @@ class _Chunk:
 
 
 class Work:
-    """Chunks of an entry whose features are being extracted, by this process and perhaps by others."""
+    """Chunks of an entry that this process extracts, possibly together with other processes."""
 
     def __init__(self, root: Path, spec: EntrySpec) -> None:
         self.spec, self.root = spec, root
         self.target = spec.folder(root)
         self.folder = self.target.with_name(self.target.name + CHUNKS)
+        self.chunks = range(spec.num_chunks)
+        self.about = {"label": spec.label, "key": dict(spec.key)}
         self._claims: dict[int, FileLock] = {}
 
     def start(self) -> None:
-        """Make the folder.
+        """Create the folder of the chunks.
 
         Raises:
-            CacheError: it cannot be written to.
+            CacheError: the folder cannot be written to.
         """
-        about = {"label": self.spec.label, "key": dict(self.spec.key), "num_pieces": self.spec.num_chunks}
+        about = {**self.about, "num_pieces": len(self.chunks)}
         with self._writing():
             while not (self.folder / ABOUT).is_file() and not self.target.is_dir():
                 make_folder(self.folder)
-                with suppress(FileNotFoundError):  # another process has just made the entry, and removed the folder
+                with suppress(FileNotFoundError):  # another process has just built the entry, and removed the folder
                     _write(self.folder / ABOUT, json.dumps(about).encode())
 
     def has(self, chunk: int) -> bool:
-        """Return True if a chunk is cached, in a file of its own or in a whole entry."""
+        """Return True if a chunk is cached, in its own file or in a complete entry."""
         return self._path(chunk).is_file() or self.target.is_dir()
 
     def claim(self, chunk: int) -> bool:
-        """Take a chunk that is not cached and that no other process extracts; it is taken until written or dropped."""
+        """Claim a chunk until it is written or dropped; return False if it is cached or another process extracts it."""
+        if self.has(chunk):
+            return False
         claimed = lock(self.folder / f"{chunk:06}{LOCK}")
         with self._writing():
             try:
                 claimed.acquire(timeout=0)
-            except (Timeout, FileNotFoundError):  # another process has it, or has put all chunks together
+            except (Timeout, FileNotFoundError):  # another process has claimed it, or has built the entry
                 return False
         if self.has(chunk):
             claimed.release()
-            if self.target.is_dir():  # to take the lock was to make the folder again
+            if self.target.is_dir():  # taking the lock has created the folder again
                 shutil.rmtree(self.folder, ignore_errors=True)
             return False
         self._claims[chunk] = claimed
         return True
 
     def write(self, chunk: int, features: Features) -> None:
-        """Write a chunk.
+        """Write a chunk, and release its claim.
 
         Raises:
-            CacheError: there is no space, or the folder cannot be written to; what was cached before stays.
+            CacheError: the disk is full, or the folder cannot be written to; cached chunks stay.
         """
         with self._writing():
             _write(self._path(chunk), _pack(features))
         self.drop(chunk)
 
     def describe(self, *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> None:
-        """Write how the features are extracted, so that the process that has the last chunk needs no encoder."""
+        """Write how the features are extracted, so that the process that builds the entry needs no encoder."""
         content = json.dumps({"encoder": dict(encoder), "extraction": dict(extraction)}).encode()
         with self._writing(), suppress(FileNotFoundError):  # another process has just made the entry
             _write(self.folder / MAKING, content)
 
     def files(self, chunks: Iterable[int]) -> Iterator[tuple[str, bytes]]:
-        """Yield the files that another cache needs for some chunks, as far as they are here: names and contents.
+        """Yield the names and contents of the files that a different cache needs for some chunks, if they are cached.
 
-        Of a whole entry the chunks are cut.
+        Chunks of a complete entry are cut from its arrays.
         """
         entry = find(self.root, self.spec)
         if entry is not None:
@@ -127,10 +131,10 @@ class Work:
                 yield self._path(chunk).name, self._path(chunk).read_bytes()
 
     def take_in(self, files: Iterable[tuple[str, bytes]]) -> None:
-        """Write files of another cache that are missing here; their content is checked when the entry is built.
+        """Write files of a different cache that are missing here; their content is checked when the entry is built.
 
         Raises:
-            CacheError: there is no space, or the folder cannot be written to.
+            CacheError: the disk is full, or the folder cannot be written to.
         """
         self.start()
         for name, content in files:
@@ -148,20 +152,20 @@ class Work:
         return Features(features.x[rows], features.y[rows], features.at(PRE_PROJECTION)[rows], kept)
 
     def drop(self, chunk: int) -> None:
-        """Leave a chunk to others."""
+        """Release the claim of a chunk."""
         if chunk in self._claims:
             self._claims.pop(chunk).release()
 
     def close(self) -> None:
-        """Leave all chunks that were claimed and not written to others."""
+        """Release the claims of all chunks that were not written."""
         for chunk in list(self._claims):
             self.drop(chunk)
 
     def finish_whole(self) -> bool:
-        """Build the entry if all chunks are cached; return True if it exists now.
+        """Build the entry if all chunks are cached; return True if the entry exists now.
 
         Raises:
-            CacheError: there is no space, or the folder cannot be written to.
+            CacheError: the disk is full, or the folder cannot be written to.
         """
         if not self.is_complete():
             return False
@@ -173,15 +177,15 @@ class Work:
         return self.finish(encoder=encoder, extraction=extraction)
 
     def finish(self, *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> bool:
-        """Build the entry from the chunks; return False if one is missing, or damaged and therefore removed.
+        """Build the entry from the chunks; return False if a chunk is missing, or damaged and therefore removed.
 
         Raises:
-            CacheError: there is no space, or the folder cannot be written to.
+            CacheError: the disk is full, or the folder cannot be written to.
         """
-        # Beside the folder: who waits for a lock in it could not take it any more once it is removed.
+        # The lock is next to the folder, because the folder is removed while other processes wait for the lock.
         with self._writing(), lock(self.target.with_name(f".{self.target.name}{LOCK}")):
             if not self.target.is_dir():
-                chunks = [self._check(chunk) for chunk in range(self.spec.num_chunks)]
+                chunks = [self._check(chunk) for chunk in self.chunks]
                 whole = [chunk for chunk in chunks if chunk is not None]
                 if len(whole) < len(chunks):
                     return self.target.is_dir()
@@ -200,8 +204,7 @@ class Work:
         try:
             about = {
                 "version": VERSION,
-                "label": self.spec.label,
-                "key": dict(self.spec.key),
+                **self.about,
                 "num_images": self.spec.num_images,
                 "arrays": {name: self._join(name, chunks, building) for name in ARRAYS},
                 "skipped": [skipped for chunk in chunks for skipped in chunk.skipped],
@@ -219,26 +222,29 @@ class Work:
 
     def is_complete(self) -> bool:
         """Return True if all chunks are cached."""
-        return all(self.has(chunk) for chunk in range(self.spec.num_chunks))
+        return all(self.has(chunk) for chunk in self.chunks)
 
     def state(self) -> str:
         """Return a sentence that says how many chunks are cached, and where."""
-        made = sum(self.has(chunk) for chunk in range(self.spec.num_chunks))
-        return f"{self.spec}: {made} of {self.spec.num_chunks} chunks are in {self.folder}, other shards make the rest"
+        num_cached = sum(self.has(chunk) for chunk in self.chunks)
+        return (
+            f"{self.spec}: {num_cached} of {len(self.chunks)} chunks are cached in {self.folder}; extract the other "
+            "shards too"
+        )
 
     def skipped(self) -> set[int]:
-        """The positions of images without features in the chunks that are there."""
-        chunks = [self._check(chunk) for chunk in range(self.spec.num_chunks) if self._path(chunk).is_file()]
+        """Return the positions of skipped images in the chunks that are cached."""
+        chunks = [self._check(chunk) for chunk in self.chunks if self._path(chunk).is_file()]
         return {int(position) for chunk in chunks if chunk is not None for position, _ in chunk.skipped}
 
     def _path(self, chunk: int) -> Path:
         return self.folder / f"{chunk:06}.npz"
 
     def _check(self, chunk: int) -> _Chunk | None:
-        """Return the content of a chunk; None if it is missing, or damaged, and then removed."""
+        """Return the content of a chunk; None if it is missing, or damaged and therefore removed."""
         path, size = self._path(chunk), chunk_size(self.spec.batch_size)
         try:
-            with _open_chunk(path) as found:  # which compares all that is read with its checksum
+            with _open_chunk(path) as found:  # zip files compare all bytes with a checksum
                 shapes = {name: found[name].shape for name in ARRAYS}
                 skipped = [(int(position), str(message)) for position, message in json.loads(str(found["skipped"]))]
             n, whole = shapes[LABELS][0], min(size, self.spec.num_images - chunk * size)
@@ -246,16 +252,16 @@ class Work:
                 raise ValueError(f"it has {n} images of {whole}")
         except FileNotFoundError:
             return None
-        except (*DAMAGE, PermissionError) as err:  # it may belong to another user, who did not share it
-            what = "may not be read" if isinstance(err, PermissionError) else "is damaged"
-            logger.warning("%s %s (%s); it is made again", path, what, summarize(err))
+        except (*DAMAGE, PermissionError) as err:  # a file of another user
+            what = "cannot be read" if isinstance(err, PermissionError) else "is damaged"
+            logger.warning("%s %s (%s); extracting it again", path, what, summarize(err))
             path.unlink(missing_ok=True)
             return None
         return _Chunk(path, shapes, skipped)
 
     def _join(self, name: str, chunks: Sequence[_Chunk], building: Path) -> dict[str, Any]:
-        """Write one array of all chunks, one chunk in memory at a time; what the sidecar says of it."""
-        filled = [chunk for chunk in chunks if chunk.shapes[name][0]] or chunks[:1]  # an empty one has no true shape
+        """Write one array of all chunks, with one chunk in memory at a time; return its description in the sidecar."""
+        filled = [chunk for chunk in chunks if chunk.shapes[name][0]] or chunks[:1]  # an empty chunk has no width
         shape = (sum(chunk.shapes[name][0] for chunk in filled), *filled[0].shapes[name][1:])
         dtype = np.dtype(np.int64 if name == LABELS else np.float32)
         path = building / f"{name}.npy"
@@ -264,7 +270,7 @@ class Work:
             for chunk in filled:
                 with _open_chunk(chunk.path) as found:
                     array = np.ascontiguousarray(found[name], dtype=dtype)
-                file.write(array.data)  # not in there, where a full disk would pass for damage
+                file.write(array.data)  # outside of the block above, where a full disk would count as damage
             file.flush()
             os.fsync(file.fileno())
         return {"shape": list(shape), "dtype": str(dtype), "sha256": file_sha256(path)}
@@ -276,31 +282,26 @@ class Work:
         except OSError as err:
             if isinstance(err, CacheError):
                 raise
-            kept = sum(1 for chunk in range(self.spec.num_chunks) if self._path(chunk).is_file())
-            what = f"{kept} of {self.spec.num_chunks} chunks of {self.spec} are cached, and the next run begins there"
+            kept = sum(1 for chunk in self.chunks if self._path(chunk).is_file())
+            what = f"{kept} of {len(self.chunks)} chunks of {self.spec} are cached, and the next run continues there"
             if err.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise CacheError(
-                    f"no space left in {self.root}; make room, python -m probe cache gc --max-size 10GB does, or name "
-                    f"another folder with --cache-dir; {what}"
+                    f"no space left in {self.root}; make room, for example with python -m probe cache gc --max-size "
+                    f"10GB, or name a different folder with --cache-dir; {what}"
                 ) from err
             raise CacheError(
-                f"cannot write to {err.filename or self.root} ({err.strerror or err}); free it, or name another folder "
-                f"with --cache-dir; {what}"
+                f"cannot write to {err.filename or self.root} ({err.strerror or err}); make it writable, or name a "
+                f"different folder with --cache-dir; {what}"
             ) from err
 
 
 def _pack(features: Features) -> bytes:
     """Return the content of the file of a chunk."""
-    before, skipped = features.at(PRE_PROJECTION), np.array(json.dumps(features.skipped))
+    assert features.pre_projection is not None  # extraction takes both points
+    skipped = np.array(json.dumps(features.skipped))
     file = io.BytesIO()
-    np.savez(file, projected=features.x, pre_projection=before, labels=features.y, skipped=skipped)
+    np.savez(file, projected=features.x, pre_projection=features.pre_projection, labels=features.y, skipped=skipped)
     return file.getvalue()
-
-
-def shard_of(spec: EntrySpec, shard: tuple[int, int] | None) -> Sequence[int]:
-    """Return the chunks of shard i of n, from 1 on; all chunks without a shard."""
-    i, n = shard or (1, 1)
-    return range((i - 1) * spec.num_chunks // n, i * spec.num_chunks // n)
 
 
 @contextmanager
@@ -310,7 +311,7 @@ def _open_chunk(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
     try:
         with np.load(content, allow_pickle=False) as found:
             yield found
-    except OSError as err:  # a place before the beginning, which a damaged directory names
+    except OSError as err:  # a damaged zip directory can name a position before the start of the file
         raise ValueError(str(err)) from err
 
 

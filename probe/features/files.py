@@ -1,10 +1,10 @@
-"""Features in a file of their own: an `.npz` that NumPy reads anywhere, with the splits of a probe.
+"""Files of features: `.npz` files with the splits of a probe, which NumPy reads anywhere.
 
     train_x  train_y  [train_pre_projection]   val_...   test_...   [about]
 
 `x` is float (n, d). `y` is integer (n,), or (n, k) of 1, 0 and -1 if an image can show several of k classes. Labels
-with gaps are renumbered from 0. A dataset with several folds has `fold1_train_x` and so on. Features from any source
-can be probed in this form. In files that `probe` writes, `about`, a text in JSON, describes the features.
+with gaps are renumbered from 0. A dataset with several folds has `fold1_train_x` and so on. Probes can be fitted on
+features from any source in this form. In files that `probe` writes, the JSON text `about` describes the features.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 
 from probe.atomic import make_folder, write_atomically
 from probe.errors import FeaturesError, listed, summarize
-from probe.features.encode import PRE_PROJECTION, Features
+from probe.features.arrays import PRE_PROJECTION, Features
 from probe.specs import SPLITS
 
-# What reading an archive raises that is damaged, or none.
+# Errors of reading a file that is damaged, or is not an archive.
 UNREADABLE = (
     *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),
@@ -36,7 +36,7 @@ _NAME = re.compile(r"(?:fold(\d+)_)?(train|val|test)_(x|y|pre_projection)")
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Content of a file: for each fold the features by split, and the description of how they were extracted."""
+    """Content of a file: the features of each fold by split, and their description."""
 
     folds: Sequence[Mapping[str, Features]]
     about: Mapping[str, Any]
@@ -48,13 +48,13 @@ def save(
     rows: Sequence[Mapping[str, tuple[str, np.ndarray]]],
     about: Mapping[str, Any],
 ) -> None:
-    """Write the splits of all folds; of arrays on disk a few rows at a time are in memory.
+    """Write the splits of all folds, with a few rows of memory-mapped arrays in memory at a time.
 
     Args:
-        path: of the file, which appears in one step.
-        features: by subset.
-        rows: for each fold, which rows of which subset a split has, ascending.
-        about: what the features are of.
+        path: path of the file, which is written in one step.
+        features: features by subset.
+        rows: for each fold, the subset and the ascending rows of each split.
+        about: description of the features.
 
     Raises:
         FeaturesError: the file cannot be written.
@@ -72,7 +72,9 @@ def save(
                             _write(file, prefix + name, array, positions)
             _write(file, "about", np.array(json.dumps(about, sort_keys=True)), None)
     except OSError as err:
-        raise FeaturesError(f"cannot write {path} ({err.strerror or err}); free it, or name another file") from err
+        raise FeaturesError(
+            f"cannot write {path} ({err.strerror or err}); make it writable, or name a different file"
+        ) from err
 
 
 def _write(file: zipfile.ZipFile, name: str, array: np.ndarray, rows: np.ndarray | None) -> None:
@@ -88,7 +90,7 @@ def _write(file: zipfile.ZipFile, name: str, array: np.ndarray, rows: np.ndarray
 
 
 def _chunks(array: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield rows of an array, a few at a time; an array on disk is read as a file, so no page of it stays in memory."""
+    """Yield rows of an array, a few at a time. A memory-mapped array is read as a file, so no page stays in memory."""
     if not isinstance(array, np.memmap) or array.filename is None:
         yield from (array[rows[i : i + ROWS]] for i in range(0, len(rows), ROWS))
         return
@@ -103,24 +105,24 @@ def _chunks(array: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def load(path: Path) -> FeatureFile:
-    """Read a file of features; nothing in it is executed.
+    """Read a file of features. No code in the file is executed.
 
     Raises:
-        FeaturesError: it cannot be read, or has no training and test features in this form.
+        FeaturesError: the file cannot be read, or has no training and test features in this form.
     """
     try:
-        # The file is opened here, as NumPy leaves one open that turns out to be no archive.
+        # The file is opened here, because NumPy does not close a file that is not an archive.
         with path.open("rb") as file, zipfile.ZipFile(file), np.load(file, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files if _NAME.fullmatch(name)}
             about = _read_about(found["about"]) if "about" in found.files else {}
             others = [name for name in found.files if name not in arrays and name != "about"]
     except FileNotFoundError as err:
-        raise FeaturesError(f"no file at {path}; make one with python -m probe extract --out") from err
+        raise FeaturesError(f"no file at {path}; create it with python -m probe extract --out") from err
     except UNREADABLE as err:
         why = "it has arrays of Python objects" if "allow_pickle" in str(err) else summarize(err)
-        raise FeaturesError(f"{path} is no file of features ({why}); save it with numpy.savez") from err
+        raise FeaturesError(f"{path} is not a file of features ({why}); save it with numpy.savez") from err
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # a member without .npy gives its bytes
-        raise FeaturesError(f"{path} has members that are no arrays; save it with numpy.savez")
+        raise FeaturesError(f"{path} has members that are not arrays; save it with numpy.savez")
     folds = sorted({int(_NAME.fullmatch(name)[1] or 0) for name in arrays})  # type: ignore[index]  # all match
     if len(folds) > 1 and 0 in folds:
         raise FeaturesError(f"{path} has train_x and fold1_train_x; give either one set of splits, or folds")
@@ -133,7 +135,7 @@ def load(path: Path) -> FeatureFile:
 
 
 def _read_about(text: np.ndarray) -> dict[str, Any]:
-    """Return the description in a file of ours; empty for an array of that name in another file."""
+    """Return the description in a file that `probe` wrote; empty for any other array of this name."""
     try:
         about = json.loads(str(text))
     except ValueError:
@@ -182,11 +184,11 @@ def _as_labels(path: Path, name: str, array: np.ndarray) -> np.ndarray:
 def _as_features(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise FeaturesError(f"{path}: {name} has {array.dtype} {array.shape}; give floating-point features (n, d)")
-    with np.errstate(over="ignore"):  # said below
+    with np.errstate(over="ignore"):  # reported below
         converted = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(converted).all():
         row = int(np.argmin(np.isfinite(converted).all(axis=1)))
         raise FeaturesError(
-            f"{path}: the features in row {row} of {name} are not finite in float32; take it out, or scale them"
+            f"{path}: the features in row {row} of {name} are not finite in float32; remove the row, or scale them"
         )
     return converted

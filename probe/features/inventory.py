@@ -1,4 +1,4 @@
-"""Entries of the feature cache, for people: list them, explain a miss, verify their digests, remove some."""
+"""Inventory of the feature cache: list entries, explain a miss, verify digests, remove entries."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from probe.errors import CacheError
 from probe.features.store import ABOUT, CHUNKS, DAMAGE, FITS, LOCK, REMOVED, SIDECAR, EntrySpec, damage, read_sidecar
 from probe.specs import canonical_json
 
-ABANDONED_SECONDS = 24 * 3600  # after which what a killed process left under another name is nobody's
+ABANDONED_SECONDS = 24 * 3600  # age at which temporary files count as left by a killed process
 
 
 @dataclass(frozen=True)
 class CachedEntry:
-    """Entry of the cache, whole or being extracted.
+    """Entry of the cache, complete or being extracted.
 
-    `state` is `whole`, `damaged`, `unreadable` (it belongs to another user), or the number of chunks so far and in all.
+    `state` is `whole`, `damaged`, `unreadable` (the entry belongs to another user), or a text such as `2 of 8 chunks`.
     `used` is in seconds since the epoch, `size` in bytes.
     """
 
@@ -39,22 +39,22 @@ class CachedEntry:
 
 
 def survey(root: Path) -> list[CachedEntry]:
-    """List the cache, sorted by path; arrays are not compared with their digests.
+    """Return the entries of the cache, sorted by path. Arrays are not compared with their digests.
 
     Raises:
-        CacheError: it cannot be read, or is no folder.
+        CacheError: the cache cannot be read, or is not a folder.
     """
     if root.exists() and not root.is_dir():
-        raise CacheError(f"{root} is no folder; name that of features with --cache-dir")
+        raise CacheError(f"{root} is not a folder; name the folder of features with --cache-dir")
     try:
         folders = sorted(path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith("."))
         return [cached for folder in folders if (cached := _survey(folder)) is not None]
     except OSError as err:
-        raise CacheError(f"cannot read {root} ({err.strerror or err}); free it") from err
+        raise CacheError(f"cannot read {root} ({err.strerror or err}); make it readable") from err
 
 
 def _survey(folder: Path) -> CachedEntry | None:
-    """Describe a folder of the cache; None if another process has just removed it, or is extracting into it."""
+    """Describe a folder of the cache; return None if another process has just removed it or has just created it."""
     size, used = 0, 0.0
     try:
         size, used = _size(folder), folder.stat().st_mtime
@@ -65,7 +65,7 @@ def _survey(folder: Path) -> CachedEntry | None:
             about, used = read_sidecar(folder), (folder / SIDECAR).stat().st_mtime
             state, n = "whole", about["num_images"]
         return CachedEntry(folder, about["label"], about["key"], state, n, size, used)
-    except PermissionError:  # it belongs to another user, who did not share it
+    except PermissionError:  # the entry of another user
         return CachedEntry(folder, {}, {}, "unreadable", 0, size, used)
     except DAMAGE:
         is_begun = folder.name.endswith(CHUNKS) and not _is_abandoned(folder)
@@ -75,7 +75,7 @@ def _survey(folder: Path) -> CachedEntry | None:
 def _size(folder: Path) -> int:
     total = 0
     for file in folder.iterdir():
-        with suppress(FileNotFoundError):  # under its passing name a moment ago
+        with suppress(FileNotFoundError):  # a temporary file that was renamed meanwhile
             total += file.stat().st_size
     return total
 
@@ -88,7 +88,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def verify(root: Path) -> tuple[int, dict[Path, str]]:
-    """Compare whole entries with their digests: how many there are, and what is wrong with those that are damaged."""
+    """Compare complete entries with their digests; return their number, and the reason for each damaged entry."""
     folders = [cached.path for cached in survey(root) if not cached.path.name.endswith(CHUNKS)]
     return len(folders), {folder: reason for folder in folders if (reason := damage(folder))}
 
@@ -115,14 +115,13 @@ def nearest(root: Path, spec: EntrySpec) -> CachedEntry | None:
 
 
 def collect(root: Path, *, max_size: int | None = None) -> list[CachedEntry]:
-    """Remove what is of no use, then, down to `max_size` bytes, what was not used for longest; what was removed.
+    """Remove useless entries, then the least recently used ones down to `max_size` bytes; return the removed entries.
 
-    Of no use are damaged entries, the chunks of whole ones, the fits of sweeps that were interrupted, and what killed
-    processes left under other names. What
-    another process is making stays.
+    Useless are damaged entries, chunks of complete entries, fits of interrupted sweeps, and temporary files of killed
+    processes. Entries that another process is extracting are not removed.
 
     Raises:
-        CacheError: something cannot be removed.
+        CacheError: an entry cannot be removed.
     """
     removed: list[CachedEntry] = []
     if not root.is_dir():
@@ -132,7 +131,7 @@ def collect(root: Path, *, max_size: int | None = None) -> list[CachedEntry]:
             for left in root.glob("*/.*"):
                 if left.name.endswith((REMOVED, LOCK)) and _is_abandoned(left):
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-            for fit in (root / FITS).glob("*"):  # of sweeps that were interrupted, and can be made again
+            for fit in (root / FITS).glob("*"):  # fits of interrupted sweeps, which can be repeated
                 if fit.is_file() and _is_abandoned(fit):  # a dataset can have the same name
                     fit.unlink(missing_ok=True)
             entries = survey(root)
@@ -148,7 +147,7 @@ def collect(root: Path, *, max_size: int | None = None) -> list[CachedEntry]:
                     removed.append(cached)
                     total -= cached.size
     except OSError as err:
-        raise CacheError(f"cannot remove from {root} ({err.strerror or err}); free it") from err
+        raise CacheError(f"cannot remove entries from {root} ({err.strerror or err}); make it writable") from err
     return removed
 
 
@@ -157,7 +156,7 @@ def _is_in_use(folder: Path) -> bool:
         taken = FileLock(path)
         try:
             taken.acquire(timeout=0)
-        except (Timeout, OSError):  # or another user's lock, which this process may not open
+        except (Timeout, OSError):  # OSError for a lock of another user
             return True
         taken.release()
     return False

@@ -1,12 +1,12 @@
-"""Images of a dataset -> pixels, a chunk at a time: by threads between batches, or by processes beside the model."""
+"""Images of a dataset -> pixels, a chunk at a time: with threads between batches, or with worker processes."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,20 +19,20 @@ from probe.cgroups import processor_limits
 from probe.errors import DeviceError, ProbeError, summarize
 from probe.models.preprocess import Preprocess
 
-WAITING_BYTES = 1 << 30  # of images that worker processes have read ahead
+WAITING_BYTES = 1 << 30  # limit for pixels that worker processes have read ahead
 
 
 class LabelledImages(Protocol):
-    """Images with labels: torchvision's datasets without a transform are one.
+    """Images with labels, such as torchvision's datasets without a transform.
 
-    One with an attribute `is_thread_safe` that is true is read by several threads at a time.
+    If the attribute `is_thread_safe` exists and is true, several threads read images at a time.
     """
 
     def __len__(self) -> int:
         """Number of images."""
 
     def __getitem__(self, i: int, /) -> tuple[Image.Image, int | np.ndarray]:
-        """An image and its label, or its row of labels."""
+        """Return an image and its label, or its row of labels."""
 
 
 def name_of(dataset: LabelledImages) -> str:
@@ -42,9 +42,19 @@ def name_of(dataset: LabelledImages) -> str:
 
 
 @dataclass(frozen=True)
-class Read:
-    """A chunk as it was read: pixels uint8 (m, 3, r, r), labels, places; errors where images cannot be read."""
+class Request:
+    """Request to read a chunk: its number, the positions of its images, and the encoders that will encode it."""
 
+    chunk: int
+    images: range
+    encoders: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Read:
+    """Chunk that was read: pixels uint8 (m, 3, r, r), labels and positions; errors of images that cannot be read."""
+
+    request: Request
     pixels: Tensor
     labels: list[int | np.ndarray]
     positions: list[int]
@@ -52,38 +62,38 @@ class Read:
 
     def pin_memory(self) -> Read:
         """Return a copy in page-locked memory, which a GPU copies from by itself; `DataLoader` calls this."""
-        return Read(self.pixels.pin_memory(), self.labels, self.positions, self.errors)
+        return replace(self, pixels=self.pixels.pin_memory())
 
 
 class Reader(torch.utils.data.Dataset[Read]):
-    """The images of a dataset, read and preprocessed, a chunk at a time."""
+    """Images of a dataset, read and preprocessed, a chunk at a time."""
 
     def __init__(self, dataset: LabelledImages, preprocess: Preprocess) -> None:
         self.dataset, self.preprocess = dataset, preprocess
 
-    def __getitem__(self, positions: range) -> Read:
+    def __getitem__(self, request: Request) -> Read:
         side = self.preprocess.resolution
-        pixels = np.empty((len(positions), side, side, 3), np.uint8)  # channels last, as Pillow has them
+        pixels = np.empty((len(request.images), side, side, 3), np.uint8)  # channels last, as Pillow has them
         labels: list[int | np.ndarray] = []
         good: list[int] = []
         errors: list[tuple[int, ProbeError]] = []
-        for i in positions:
+        for i in request.images:
             try:
                 image, label = self.dataset[i]
                 pixels[len(good)] = self.preprocess.to_pixels(image).transpose(1, 2, 0)
-            except ProbeError as err:  # handed over, as DataLoader would bury it in the worker's traceback
+            except ProbeError as err:  # returned, because DataLoader would put it into the traceback of the worker
                 errors.append((i, err))
             else:
                 good.append(i)
                 labels.append(label)
-        return Read(torch.from_numpy(pixels[: len(good)]).permute(0, 3, 1, 2), labels, good, errors)
+        return Read(request, torch.from_numpy(pixels[: len(good)]).permute(0, 3, 1, 2), labels, good, errors)
 
 
 def default_workers(device: str) -> int:
-    """Processes that read images where none are asked for.
+    """Return the default number of processes that read images.
 
-    As many as there are processors beside a GPU, up to 16. None on the CPU, where the model takes all processors: there
-    they read between batches, see `results/speed/reading.md`.
+    With a GPU it is the number of processors, up to 16. On the CPU it is 0, because the model uses all processors: this
+    process then reads images between batches, see `results/speed/reading.md`.
     """
     return min(16, processors()) if device.startswith("cuda") else 0
 
@@ -95,18 +105,18 @@ def processors() -> int:
 
 
 def read_chunks(
-    reader: Reader, positions: Iterable[range], device: torch.device, workers: int | None, size: int
+    reader: Reader, requests: Iterable[Request], device: torch.device, workers: int | None, size: int
 ) -> Generator[Read]:
-    """Yield the chunks in their order; with workers, one or two for each wait in memory."""
+    """Yield chunks in the order of the requests; with workers, one or two chunks for each worker wait in memory."""
     workers = default_workers(device.type) if workers is None else workers
-    workers = min(workers, processors())  # more are slower; DataLoader warns of it
+    workers = min(workers, processors())  # more workers are slower, and DataLoader warns about them
     if workers == 0:
-        yield from _read_here(reader, positions)
+        yield from _read_here(reader, requests)
         return
     room = WAITING_BYTES // (3 * size * reader.preprocess.resolution**2)  # chunks
     loader = torch.utils.data.DataLoader(
         reader,
-        sampler=positions,
+        sampler=requests,
         batch_size=None,  # an item is a chunk
         num_workers=max(1, min(workers, room)),
         prefetch_factor=2 if 2 * workers <= room else 1,
@@ -114,25 +124,28 @@ def read_chunks(
     )
     try:
         yield from loader
-    except RuntimeError as err:  # a worker was killed: for want of memory, or of space in /dev/shm
+    except RuntimeError as err:  # a worker was killed: too little memory, or too little space in /dev/shm
         if "DataLoader worker" not in str(err):
             raise
         raise DeviceError(f"a process that reads images ended ({summarize(err)}); use --workers 0, or fewer") from err
 
 
-def _read_here(reader: Reader, positions: Iterable[range]) -> Generator[Read]:
-    """Each chunk by a thread for each processor, while no model runs: Pillow works without Python's lock.
+def _read_here(reader: Reader, requests: Iterable[Request]) -> Generator[Read]:
+    """Read each chunk with a thread for each processor, while no model runs: Pillow releases Python's lock.
 
-    Reading beside a model on the same processors is slower, since all its threads wait for the one that is held up.
-    Where torch has fewer threads than there are processors, others compute beside this process; a hyperthread counts.
+    Reading while a model runs on the same processors is slower, because all threads of the model wait for the thread
+    that is held up. If torch has fewer threads than there are processors, other processes use the rest of the
+    processors; a hyperthread counts as a processor.
     """
     most = min(processors(), 2 * torch.get_num_threads())
     threads = most if getattr(reader.dataset, "is_thread_safe", False) else 1
     with ThreadPoolExecutor(threads, "probe-read") as pool:
-        for chunk in positions:
-            step = -(-len(chunk) // threads)
-            parts = list(pool.map(reader.__getitem__, [chunk[i : i + step] for i in range(0, len(chunk), step)]))
+        for request in requests:
+            step = -(-len(request.images) // threads)
+            shares = [request.images[i : i + step] for i in range(0, len(request.images), step)]
+            parts = list(pool.map(reader.__getitem__, [replace(request, images=share) for share in shares]))
             yield Read(
+                request,
                 torch.cat([part.pixels for part in parts]),
                 [label for part in parts for label in part.labels],
                 [position for part in parts for position in part.positions],

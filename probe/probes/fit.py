@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from probe.environment import blas_threads, library_versions, threads
 from probe.errors import FeaturesError, ProtocolError, listed
-from probe.features.encode import Features
+from probe.features.arrays import Features
 from probe.ordering import order
 from probe.probes import costs
 from probe.probes.cached_fits import FitCache, FitKey

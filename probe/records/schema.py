@@ -130,7 +130,7 @@ class ExtractionRecord:
         from_cache: True if all of them were cached.
         subsets: measurements by subset.
         weights: digest of the weights by which features are cached, see `models.loading.identify`.
-        extraction_version: `features.keys.EXTRACTION_VERSION`; records from before it existed are of the first.
+        extraction_version: `features.store.EXTRACTION_VERSION`; records from before it existed are of the first.
         preprocess_version: `models.preprocess.VERSION`, likewise.
     """
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from probe.features.encode import chunk_size
+from probe.features.arrays import chunk_size
 from probe.models.memory import activation_bytes
 from probe.probes.costs import memory_needed, num_fits
 from probe.records.schema import DoneRecord, EnvironmentRecord, RunRecord

@@ -21,9 +21,9 @@ from queue import SimpleQueue
 from probe import errors, paths
 from probe.environment import library_versions, threads
 from probe.errors import ExecutorError, ProbeError
-from probe.features.chunks import Work, shard_of
-from probe.features.extraction import find_entries, prepare
-from probe.features.session import Session, encoder_key
+from probe.features.arrays import chunk_range
+from probe.features.chunks import Work
+from probe.features.extraction import Session, encoder_key, find_entries, prepare
 from probe.features.store import EntrySpec
 from probe.models.devices import hardware
 from probe.models.memory import device_memory
@@ -246,7 +246,7 @@ class Worker:
             entries = [entry for spec in unit.specs for entry in find_entries(spec, self.session).values()]
         except ProbeError as err:
             return NotRunnable(type(err).__name__, str(err), is_memory=isinstance(err, ExecutorError))
-        return [(entry, shard_of(entry, unit.shard)) for entry in entries]
+        return [(entry, chunk_range(entry.num_images, entry.batch_size, unit.shard)) for entry in entries]
 
     def _free_memory(self, unit: Unit, need: Memory) -> None:
         if unit.shard is not None and all(encoder_key(spec) in self.session.encoders for spec in unit.specs):

@@ -79,7 +79,7 @@ def test_what_is_missing_is_downloaded_once(served_mnist, tmp_path):
 
 
 def test_offline_downloads_nothing(served_mnist, tmp_path):
-    with pytest.raises(DatasetMissingError, match="and --offline forbids to fetch it; put the four IDX files into"):
+    with pytest.raises(DatasetMissingError, match="and --offline forbids downloading it; put the four IDX files into"):
         open_dataset(SMALL_MNIST, data_dir=tmp_path / "data", offline=True)
     assert not (tmp_path / "data").exists()
 
@@ -130,14 +130,14 @@ def test_an_archive_that_was_put_there_is_unpacked_without_a_network(tmp_path, m
 
 def test_an_archive_that_is_damaged_is_named(tmp_path):
     (tmp_path / "food-101.tar.gz").write_bytes(gzip.compress(b"no tar"))
-    with pytest.raises(DatasetError, match=r"food-101\.tar\.gz cannot be unpacked"):
+    with pytest.raises(DatasetError, match=r"cannot unpack .*food-101\.tar\.gz"):
         open_dataset("food101", data_dir=tmp_path, offline=True)
 
 
 def test_an_archive_with_a_path_that_climbs_out_is_refused(tmp_path):
     with tarfile.open(tmp_path / "food-101.tar.gz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("../escaped"), io.BytesIO())
-    with pytest.raises(DatasetError, match=r"'\.\./escaped', which would lie outside"):
+    with pytest.raises(DatasetError, match=r"'\.\./escaped' that would be written outside"):
         open_dataset("food101", data_dir=tmp_path, offline=True)
     assert not (tmp_path.parent / "escaped").exists()
 
@@ -169,7 +169,7 @@ def test_a_download_that_was_killed_is_named_where_it_cannot_be_fetched_again(se
     content, spec = served_food
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "food-101.tar.gz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DatasetError, match=r"food-101\.tar\.gz cannot be unpacked .*; get it again"):
+    with pytest.raises(DatasetError, match=r"cannot unpack .*food-101\.tar\.gz .*; download it again"):
         open_dataset(spec, data_dir=tmp_path / "data", offline=True)
 
 
@@ -282,7 +282,9 @@ def test_an_address_that_does_not_answer_says_what_to_put_where(tmp_path):
 
 
 def test_a_class_that_downloads_nothing_says_so(tmp_path):
-    with pytest.raises(DatasetMissingError, match="torchvision's FlyingChairs downloads nothing; put its files into"):
+    with pytest.raises(
+        DatasetMissingError, match="torchvision's FlyingChairs cannot download its files; put them into"
+    ):
         open_dataset("torchvision:FlyingChairs", data_dir=tmp_path)
 
 

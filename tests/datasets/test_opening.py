@@ -41,7 +41,7 @@ def test_what_is_nowhere_says_what_to_put_where(tmp_path):
     with pytest.raises(DatasetMissingError) as caught:
         open_dataset(row(place("nowhere"), place("images")), data_dir=tmp_path)
     assert str(caught.value) == (
-        f"colours is not in {tmp_path} and cannot be fetched by probe; put a folder nowhere into {tmp_path}, or name "
+        f"colours is not in {tmp_path} and probe cannot download it; put a folder nowhere into {tmp_path}, or name "
         "another folder with --data-dir"
     )
 
@@ -54,7 +54,7 @@ def test_what_is_gone_says_why(tmp_path):
 def test_a_damaged_source_is_not_passed_over(colours):
     """Another copy may be of other images; what is wrong with the first is said instead."""
     (colours / "train" / "red" / "notes.txt").write_text("")
-    with pytest.raises(DatasetError, match=r"notes\.txt is no image"):
+    with pytest.raises(DatasetError, match=r"notes\.txt is not a known type of image"):
         open_dataset(row(place("images"), place("nowhere")), data_dir=colours.parent)
 
 
@@ -71,7 +71,7 @@ def test_a_partial_dataset_is_opened_on_request_and_marked(colours):
 
 @pytest.mark.parametrize("allow_partial", [False, True])
 def test_too_many_images_are_an_error_always(colours, allow_partial):
-    with pytest.raises(DatasetError, match="colours/test: expected 3 images, found 4; get its files again, or correct"):
+    with pytest.raises(DatasetError, match="colours/test: expected 3 images, found 4; replace its files, or correct"):
         open_dataset(row(test=3), data_dir=colours.parent, allow_partial=allow_partial)
 
 
@@ -168,7 +168,7 @@ def test_images_of_a_group_stay_together(image_folder):
 
 def test_a_file_whose_group_cannot_be_told_is_named(colours):
     source = place("images", options=(("groups", r"track(\d+)_"),))
-    with pytest.raises(DatasetError, match=r"train/green/000\.png is not named as its dataset names files"):
+    with pytest.raises(DatasetError, match=r"the name of train/green/000\.png does not match"):
         open_dataset(row(source), data_dir=colours.parent)
 
 

@@ -133,14 +133,14 @@ def test_parts_are_found_by_what_a_class_takes(name, subsets):
         (
             "Kinetics?frames_per_clip=1&num_classes=700",
             DatasetError,
-            "gives videos, not images; the rows ucf101 and kin",
+            "gives videos, not images; the datasets ucf101 and kin",
         ),
         (
             "UCF101?frames_per_clip=1&annotation_path=x",
             DatasetError,
-            "gives videos, not images; the rows ucf101 and kin",
+            "gives videos, not images; the datasets ucf101 and kin",
         ),
-        ("HMDB51", DatasetError, "gives videos, not images; the rows ucf101 and kinetics700 take the middle frames"),
+        ("HMDB51", DatasetError, "gives videos, not images; the datasets ucf101 and kinetics700 are middle frames"),
         ("FakeData", UnknownNameError, "unknown class of torchvision 'FakeData'"),
         ("CIFAR10?root=elsewhere", DatasetError, "has no argument 'root'"),
         ("CIFAR10?download=true", DatasetError, "has no argument 'download'"),

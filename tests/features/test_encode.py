@@ -9,7 +9,8 @@ from PIL import Image
 
 from probe.datasets.images import ImageDataset, read_file
 from probe.errors import DatasetError, FeaturesError
-from probe.features.encode import Features, extract_features
+from probe.features.arrays import Features
+from probe.features.passes import extract_features
 from probe.features.reading import default_workers
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageFeatures

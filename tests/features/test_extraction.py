@@ -20,11 +20,11 @@ from probe import environment
 from probe.cli import arguments
 from probe.cli.main import main
 from probe.datasets import images as image_module
-from probe.errors import CacheError, DatasetError, FeaturesError
-from probe.features import keys
-from probe.features.extraction import Extraction, IncompleteError, extract_grid, find_entries
+from probe.errors import CacheError, DatasetError, FeaturesError, IncompleteError
+from probe.features import store
+from probe.features.arrays import Extraction
+from probe.features.extraction import Session, extract_grid, find_entries
 from probe.features.inventory import survey
-from probe.features.session import Session
 from probe.grid import plan
 from probe.models.encoder import ImageEncoder
 from probe.models.openai import save_archive
@@ -282,10 +282,10 @@ def test_everything_around_changes_its_field_of_the_key(monkeypatch, folder):
     settings = Settings(offline=True)
     before = find_entries(spec, Session(settings))["test"].key
     monkeypatch.setattr(environment, "package_version", lambda name: f"another {name}")
-    monkeypatch.setattr(keys, "libjpeg_version", lambda: "another")
-    monkeypatch.setattr(keys, "hardware", lambda device: f"another {device}")
-    monkeypatch.setattr(keys, "PREPROCESS_VERSION", 99)
-    monkeypatch.setattr(keys, "EXTRACTION_VERSION", 99)
+    monkeypatch.setattr(store, "libjpeg_version", lambda: "another")
+    monkeypatch.setattr(store, "hardware", lambda device: f"another {device}")
+    monkeypatch.setattr(store, "PREPROCESS_VERSION", 99)
+    monkeypatch.setattr(store, "EXTRACTION_VERSION", 99)
     (folder / "test" / "red" / "00.png").rename(folder / "test" / "red" / "0.png")
     after = find_entries(spec, Session(settings))["test"].key
     changed = {name for name in before if before[name] != after[name]}
@@ -372,7 +372,7 @@ def test_the_commands_tell_what_is_kept(tmp_path, capsys):
     assert main(["cache", "verify", "--cache-dir", str(tmp_path)]) == 0
     np.save(next(tmp_path.glob("digits/*/labels.npy")), np.zeros(3))
     assert main(["cache", "verify", "--cache-dir", str(tmp_path)]) == 1
-    assert "labels.npy has other bytes than were written" in capsys.readouterr().out
+    assert "the digest of labels.npy differs" in capsys.readouterr().out
     assert main(["cache", "gc", "--cache-dir", str(tmp_path), "--max-size", "1 KB"]) == 0
     assert survey(tmp_path) == []
 

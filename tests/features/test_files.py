@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 import probe
 from probe.cli.main import main
 from probe.errors import FeaturesError
-from probe.features.encode import Features
+from probe.features.arrays import Features
 from probe.features.files import load, save
 
 
@@ -121,7 +121,7 @@ BAD = {
     "folds and none": (lambda a: a | {"fold1_train_x": a["train_x"]}, "either one set of splits, or folds"),
     "objects": (
         lambda a: a | {"train_x": np.array([{}, 1], dtype=object)},
-        "no file of features .it has arrays of Python objects",
+        "not a file of features .it has arrays of Python objects",
     ),
 }
 
@@ -140,7 +140,7 @@ def test_bad_features_are_one_sentence(tmp_path, arrays, capsys, kind):
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut"])
 def test_a_file_of_another_kind_is_one_sentence(tmp_path, content):
     (tmp_path / "bad.npz").write_bytes(content)
-    with pytest.raises(FeaturesError, match=r"is no file of features \("):
+    with pytest.raises(FeaturesError, match=r"is not a file of features \("):
         load(tmp_path / "bad.npz")
     with pytest.raises(FeaturesError, match="no file at"):
         load(tmp_path / "nowhere.npz")
@@ -152,7 +152,7 @@ def test_a_file_of_another_kind_is_one_sentence(tmp_path, content):
 def test_a_member_that_is_no_array_is_one_sentence(tmp_path):
     with zipfile.ZipFile(tmp_path / "bad.npz", "w") as file:
         file.writestr("train_x", b"text")
-    with pytest.raises(FeaturesError, match="members that are no arrays"):
+    with pytest.raises(FeaturesError, match="members that are not arrays"):
         load(tmp_path / "bad.npz")
 
 

@@ -15,8 +15,8 @@ from make.entries import KEY, cell, chunk_of
 
 from probe.errors import CacheError
 from probe.features import store
-from probe.features.chunks import Work, shard_of
-from probe.features.encode import Features
+from probe.features.arrays import Features, chunk_range
+from probe.features.chunks import Work
 from probe.features.inventory import ABANDONED_SECONDS, collect, differing, nearest, survey, verify
 from probe.features.store import damage, find
 
@@ -207,7 +207,7 @@ def test_damage_that_cannot_be_removed_is_one_sentence(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(shutil, "rmtree", refused)
-    with pytest.raises(CacheError, match="free it, or name another folder"):
+    with pytest.raises(CacheError, match="check its permissions, or name a different folder"):
         find(tmp_path, cell())
 
 
@@ -250,7 +250,9 @@ def test_skipped_images_have_no_row_and_are_named(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
     (tmp_path / "features").write_text("a file")
-    with pytest.raises(CacheError, match=r"cannot write to .*features \(.*\); free it, or name another folder"):
+    with pytest.raises(
+        CacheError, match=r"cannot write to .*features \(.*\); make it writable, or name a different folder"
+    ):
         Work(tmp_path / "features", cell()).start()
 
 
@@ -346,8 +348,8 @@ def test_collecting_takes_what_was_abandoned(tmp_path):
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
 def test_shards_share_all_chunks(n):
     of_ten = cell(n=2500)
-    chunks = [chunk for i in range(1, n + 1) for chunk in shard_of(of_ten, (i, n))]
-    assert chunks == list(range(of_ten.num_chunks)) == list(shard_of(of_ten, None))
+    chunks = [chunk for i in range(1, n + 1) for chunk in chunk_range(of_ten.num_images, of_ten.batch_size, (i, n))]
+    assert chunks == list(range(of_ten.num_chunks)) == list(chunk_range(of_ten.num_images, of_ten.batch_size))
 
 
 def test_the_sidecar_is_clear_text(tmp_path):

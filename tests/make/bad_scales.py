@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from probe.features.encode import Features
+from probe.features.arrays import Features
 
 NUM_VAL, NUM_TEST = 1000, 2000
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # float64 (n, d) -> (n, d')

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from probe.features.encode import Features
+from probe.features.arrays import Features
 from probe.features.store import EntrySpec
 
 KEY = {"weights": "ab", "mode": "eager", "batch_size": 64, "torch": "2.15.0"}

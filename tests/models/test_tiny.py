@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from train import Settings, architecture, learn_merges, train, write_merges
 
 from probe.datasets.opening import open_dataset
-from probe.features.encode import Features
+from probe.features.arrays import Features
 from probe.models import get_model
 from probe.models.archive import is_archive
 from probe.models.checkpoints import read_model

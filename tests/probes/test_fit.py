@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from probe.environment import threads
 from probe.errors import FeaturesError, ProtocolError, UnknownNameError
-from probe.features.encode import Features
+from probe.features.arrays import Features
 from probe.models.memory import DeviceMemory
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import fit_folds, fit_probe, hold_out_validation

@@ -12,8 +12,8 @@ import pytest
 from make.images import write_image
 
 from probe.errors import ExecutorError, FeaturesError
+from probe.features.arrays import Features
 from probe.features.chunks import Work
-from probe.features.encode import Features
 from probe.features.store import EntrySpec
 from probe.grid import plan
 from probe.models.memory import DeviceMemory

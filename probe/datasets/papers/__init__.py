@@ -1,1 +1,1 @@
-"""Datasets that need a reader of their own, one file each."""
+"""Datasets that need their own reader, one module each."""

@@ -1,4 +1,4 @@
-"""Birdsnap: the makers' lists, and those of the images they link to that could still be fetched."""
+"""Birdsnap: the makers' lists, and the images that could still be downloaded from their links."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from probe.specs import DatasetSpec, Source, Subset
 
 
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one subset; the training subset is what images.txt has and test_images.txt has not. Species count from 1.
+    """Open one subset. The training subset holds the images of images.txt that test_images.txt does not list.
 
-    Images that are not on disk are left out, as most of their links are dead; `opening` compares their number.
+    Species are numbered from 1. Images that are not on disk are left out, because most of their links are dead;
+    `opening` compares the number of images.
 
     Raises:
         DatasetError: a list is damaged, or the lists contradict each other.
@@ -27,7 +28,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     header, *tested = read_lines(top / "test_images.txt", source) or [""]
     if unknown := [*({header} - {"path"}), *(path for path in tested if path not in species)]:
         raise DatasetError(
-            f"{top / 'test_images.txt'} has the line {unknown[0]!r}, which is no path of images.txt; "
+            f"{top / 'test_images.txt'} has the line {unknown[0]!r}, which is not in images.txt; "
             f"get {source.files} again"
         )
     wanted = set(tested) if subset.name == "test" else species.keys() - set(tested)
@@ -45,7 +46,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
 
 
 def _read_species(path: Path, spec: DatasetSpec, source: Source) -> dict[str, int]:
-    """The images of images.txt and their class indices, in its order."""
+    """Read images.txt: its images and their class indices, in its order."""
     header, *lines = [line.split("\t") for line in read_lines(path, source)] or [[]]
     num_classes = spec.num_classes or len(lines)
     species = {}
@@ -54,7 +55,8 @@ def _read_species(path: Path, spec: DatasetSpec, source: Source) -> dict[str, in
         number = row.get("species_id", "")
         if len(fields) != len(header) or not row.get("path") or not number.isdecimal():
             raise DatasetError(
-                f"{path} has the line {' '.join(fields)[:80]!r}, which is not of its columns; get {source.files} again"
+                f"{path} has the line {' '.join(fields)[:80]!r}, which does not fit its columns; "
+                f"get {source.files} again"
             )
         if not 1 <= int(number) <= num_classes:
             raise DatasetError(
@@ -65,7 +67,7 @@ def _read_species(path: Path, spec: DatasetSpec, source: Source) -> dict[str, in
 
 
 def _list_images(folder: Path) -> set[str]:
-    """The files of all folders of species: 500 look-ups, not one for each image."""
+    """List the files of all folders of species: 500 look-ups instead of one for each image."""
     return {
         f"{path.parent.name}/{path.name}" for entry in folder.iterdir() if entry.is_dir() for path in entry.iterdir()
     }

@@ -1,4 +1,4 @@
-"""FER 2013: faces in grey, 48 x 48 pixels, written out as numbers in one table of comma-separated values."""
+"""FER 2013: grey faces of 48 x 48 pixels, stored as numbers in a CSV file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SIZE = 48
 
 
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one subset: the rows of one `Usage`. Their pixels are kept in memory, 2,304 bytes an image.
+    """Open one subset: the rows of one `Usage`. Their pixels stay in memory, 2,304 bytes per image.
 
-    The columns are found by name: fer2013.csv has emotion,pixels,Usage, icml_face_data.csv emotion, Usage, pixels.
+    Columns are found by name: fer2013.csv has emotion, pixels, Usage; icml_face_data.csv has emotion, Usage, pixels.
 
     Raises:
-        DatasetError: it has other columns, or a row that is no image or has no emotion.
+        DatasetError: the columns differ, or a row has no valid image or emotion.
     """
     labels, pixels = _read_table(root / source.paths[0], USAGES[subset.name], source)
     return ImageDataset(
@@ -39,14 +39,14 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
 
 
 def _read_table(path: Path, usage: str, source: Source) -> tuple[list[int], np.ndarray]:
-    """The labels and pixels, uint8 (n, 48, 48), of the rows of one usage."""
+    """Read the labels and pixels, uint8 (n, 48, 48), of the rows of one usage."""
     labels, pixels, number = [], [], 1
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.reader(file)
             columns = [name.strip() for name in next(rows, [])]
             if sorted(columns) != ["Usage", "emotion", "pixels"]:
-                raise ValueError(f"its columns are {columns}, not emotion, pixels and Usage")
+                raise ValueError(f"expected the columns emotion, pixels and Usage, got {columns}")
             for number, row in enumerate(rows, start=2):  # noqa: B007 - an error names it
                 values = dict(zip(columns, row, strict=True))
                 if values["Usage"] not in USAGES.values():
@@ -61,14 +61,14 @@ def _read_table(path: Path, usage: str, source: Source) -> tuple[list[int], np.n
 
 def _read_label(text: str) -> int:
     if not text.isdecimal() or int(text) >= len(EMOTIONS):
-        raise ValueError(f"{text!r} is no emotion, which are 0 to {len(EMOTIONS) - 1}")
+        raise ValueError(f"expected an emotion from 0 to {len(EMOTIONS) - 1}, got {text!r}")
     return int(text)
 
 
 def _read_pixels(text: str) -> np.ndarray:
     pixels = np.fromstring(text, dtype=np.int64, sep=" ")  # 8 times as fast as int(), over 83 million numbers
     if len(pixels) != SIZE * SIZE or pixels.min() < 0 or pixels.max() > 255:
-        raise ValueError(f"it has not {SIZE * SIZE} pixels from 0 to 255")
+        raise ValueError(f"expected {SIZE * SIZE} pixels from 0 to 255")
     return pixels.astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""German Traffic Signs with their final training set; the test subset is that of torchvision, which lacks this set."""
+"""German Traffic Signs with the final training set, which torchvision lacks; the test subset is torchvision's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     """Open one subset; training images come in tracks, which are their groups.
 
     Raises:
-        DatasetError: a folder that is no class, a file that does not belong there, or a damaged table.
+        DatasetError: an unknown class folder, an unexpected file, or a damaged table.
     """
     if subset.name == "test":
         official = replace(source, location="GTSRB", subsets=(("test", (("split", "test"),)),))
@@ -33,7 +33,9 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     classes = [name.split("/")[0] for name in names]
     for class_name in classes:
         if class_name not in folders:
-            raise DatasetError(f"{folder / class_name} is none of the classes {folders[0]} to {folders[-1]}; remove it")
+            raise DatasetError(
+                f"{folder / class_name} is not one of the classes {folders[0]} to {folders[-1]}; remove it"
+            )
     name = f"{spec.name}/{subset.name}"
     ids = [f"{folder.relative_to(root).as_posix()}/{key}" for key in names]  # as torchvision's, from the data folder on
     return ImageDataset(

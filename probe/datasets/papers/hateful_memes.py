@@ -1,4 +1,4 @@
-"""Hateful Memes: images alone, labelled in files of one JSON object a line; their text is not used."""
+"""Hateful Memes, the images alone. Labels are in files with one JSON object per line; their text is not used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from probe.datasets.papers.lists import read_lines
 from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Source, Subset
 
-# The first that is there is taken. The challenge's second phase renamed dev.jsonl.
+# The first file that exists is read. The challenge's second phase renamed dev.jsonl.
 LISTS = {"train": ("train.jsonl",), "test": ("dev.jsonl", "dev_seen.jsonl")}
 CLASSES = ("not hateful", "hateful")
 
@@ -23,7 +23,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     """Open one subset, in the order of its list; the test subset is the makers' development subset.
 
     Raises:
-        DatasetError: there is no development list, or a line of a list is damaged or has no label.
+        DatasetError: the development list is missing, or a line of a list is damaged or has no label.
     """
     top = root / source.location
     path = next((top / name for name in LISTS[subset.name] if (top / name).exists()), None)
@@ -49,7 +49,6 @@ def _read_line(line: str, path: Path, source: Source) -> tuple[str, int]:
             raise ValueError(f"{key!r} with the label {label!r}")
     except (ValueError, KeyError, TypeError) as err:
         raise DatasetError(
-            f"{path} has the line {line[:80]!r}, which is no image with a label 0 or 1 ({err}); "
-            f"get {source.files} again"
+            f"{path} has the line {line[:80]!r}, which has no image with label 0 or 1 ({err}); get {source.files} again"
         ) from err
     return key, int(label)

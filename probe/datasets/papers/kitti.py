@@ -1,4 +1,4 @@
-"""KITTI as VTAB's task closest_vehicle_distance: how far the nearest car, van or truck is; splits by whole videos."""
+"""KITTI as VTAB's task closest_vehicle_distance: distance to the nearest vehicle. Splits take whole videos."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ VEHICLES = frozenset({"Car", "Van", "Truck"})
 THRESHOLDS = np.array([8, 20, 999], dtype=np.float32)  # metres; up to the first is class 0
 NO_VEHICLE = 1000.0  # metres, beyond the last threshold
 CLASSES = ("vehicle up to 8 m", "vehicle up to 20 m", "vehicle beyond 20 m", "no vehicle")
-# A line of a label file: type, truncated, occluded, alpha, box (4), height, width, length, x, y, z, rotation.
+# Fields of a label file: type, truncated, occluded, alpha, box (4), height, width, length, x, y, z, rotation.
 NUM_FIELDS, Z = 15, 13
 
 
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one subset: the images of its videos, in the order of their numbers; an image's group is its video.
+    """Open one subset: the images of its videos, in the order of their numbers. The group of an image is its video.
 
     Raises:
         DatasetError: the mapping or a label file is damaged, or a label file is missing.
@@ -53,8 +53,8 @@ def split_videos(videos: list[str]) -> dict[str, set[str]]:
     Returns:
         The names of the videos of `train`, `val` and `test`.
     """
-    # The published splits were drawn after numpy.random.seed(123), which is this generator. numpy keeps its stream for
-    # good; that of `default_rng` is another.
+    # The published splits were drawn after numpy.random.seed(123), which is this generator. numpy guarantees its
+    # stream; `default_rng` has a different one.
     generator = np.random.RandomState(123)
     names = sorted(set(videos))
     count = max(1, len(names) // 10)
@@ -65,7 +65,7 @@ def split_videos(videos: list[str]) -> dict[str, set[str]]:
 
 
 def distance_class(distances: list[float]) -> int:
-    """The class of an image by the depths of its vehicles, in metres; 0 is the nearest, 3 that of no vehicle.
+    """Return the class of an image by the depths of its vehicles in metres: 0 is nearest, 3 means no vehicle.
 
     >>> [distance_class(d) for d in ([8.0, 30.0], [8.01], [20.01], [])]
     [0, 1, 2, 3]
@@ -75,13 +75,13 @@ def distance_class(distances: list[float]) -> int:
 
 
 def _read_videos(folder: Path, source: Source) -> list[str]:
-    """The video of each image: train_rand.txt has the line, from 1 on, of each image in train_mapping.txt."""
+    """Read the video of each image: train_rand.txt gives, from 1 on, the line of each image in train_mapping.txt."""
     lines = [line.split() for line in read_lines(folder / "train_mapping.txt", source)]
     listed = ",".join(read_lines(folder / "train_rand.txt", source))
     try:
         numbers = [int(number) for number in listed.split(",")]
         if min(numbers) < 1:
-            raise IndexError(f"there is no line {min(numbers)}")
+            raise IndexError(f"line {min(numbers)} does not exist")
         return [lines[number - 1][1] for number in numbers]  # date, video, frame
     except (ValueError, IndexError) as err:
         raise DatasetError(
@@ -94,7 +94,7 @@ def _read_label(path: Path, source: Source) -> int:
     objects = [line.split() for line in read_lines(path, source)]
     try:
         if any(len(fields) != NUM_FIELDS for fields in objects):
-            raise ValueError(f"a line has not {NUM_FIELDS} fields")
+            raise ValueError(f"expected {NUM_FIELDS} fields in each line")
         return distance_class([float(fields[Z]) for fields in objects if fields[0] in VEHICLES])
     except ValueError as err:
         raise DatasetError(f"{path} cannot be read ({err}); get {source.files} again") from err

@@ -1,4 +1,4 @@
-"""Lists of images as makers of datasets write them: text files, a line an image."""
+"""Lists of images in text files, one image per line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from probe.specs import Source
 
 
 def read_lines(path: Path, source: Source) -> list[str]:
-    """The lines of a text file without their ends; empty ones are passed over.
+    """Return the lines of a text file without line ends; empty lines are skipped.
 
     Raises:
-        DatasetError: it is not there, or is no text.
+        DatasetError: the file is missing, or is not text.
     """
     try:
         with path.open(encoding="utf-8") as file:

@@ -17,12 +17,12 @@ INDICES = Path("stl10_binary") / "fold_indices.txt"
 
 
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
-    """Open the 5,000 training or the 8,000 test images, as `datasets.torchvision` does."""
+    """Open the 5,000 training or the 8,000 test images through torchvision."""
     return torchvision.open_subset(spec, source, subset, root=root, offline=offline)
 
 
 def open_folds(spec: DatasetSpec, source: Source, subsets: Mapping[str, ImageDataset], *, root: Path) -> list[Fold]:
-    """The makers' folds, a line of positions in the training subset each; every one is tested on the whole test subset.
+    """Read the makers' folds: one line of positions in the training subset for each. All share the test subset.
 
     Raises:
         DatasetError: the file of folds is missing or damaged.

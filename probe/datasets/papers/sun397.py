@@ -17,9 +17,9 @@ LISTS = {"train": "Training_01.txt", "test": "Testing_01.txt"}
 
 
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open one subset; class indices are the places in ClassName.txt, images are in the order of their list.
+    """Open one subset. Class indices are positions in ClassName.txt, images are in the order of their list.
 
-    Whether an image is there is found when it is read; looking for 39,700 files first is slow on a network disk.
+    A missing image is found when it is read: looking for 39,700 files first is slow on a network disk.
 
     Raises:
         DatasetError: a list is damaged, or names an image of a class that is not in ClassName.txt.
@@ -38,7 +38,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     return ImageDataset(
         name=f"{spec.name}/{subset.name}",
         labels=np.array([index[folder] for folder in folders], dtype=np.int64),
-        class_names=[name[3:] for name in class_names],  # without the letter they are filed under
+        class_names=[name[3:] for name in class_names],  # without the folder of the first letter
         read=partial(read_file, top, ids),
         content=partial(of_files, top, ids),
         ids=ids,

@@ -22,11 +22,11 @@ NUMBERS = ("01", "02", "03")  # of the lists
 
 
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
-    """Open all clips of the six lists, sorted by class and file; those of one group, as their names say, stay together.
+    """Open all clips of the six lists, sorted by class and file. The names of clips give their groups.
 
     Raises:
-        DatasetMissingError: the archives could not be fetched.
-        DatasetError: a list is damaged, or names a clip of another class than classInd.txt.
+        DatasetMissingError: the archives could not be downloaded.
+        DatasetError: a list is damaged, or has a clip of a class that is not in classInd.txt.
     """
     if not offline:
         fetch_missing(source, root)
@@ -49,10 +49,10 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
 
 
 def open_folds(spec: DatasetSpec, source: Source, subsets: Mapping[str, ImageDataset], *, root: Path) -> list[Fold]:
-    """The makers' three divisions; validation is held out of each training list by whole groups.
+    """Read the makers' three folds; validation is held out of each training list by whole groups.
 
     Raises:
-        DatasetError: two lists of a division share a clip.
+        DatasetError: the training and the test list of a fold share a clip.
         TooFewImagesError: a class has too few groups to hold out a validation split.
     """
     lists = root / source.location / "ucfTrainTestlist"
@@ -71,7 +71,7 @@ def open_folds(spec: DatasetSpec, source: Source, subsets: Mapping[str, ImageDat
 
 
 def _read_classes(path: Path, source: Source) -> dict[str, int]:
-    """The classes of classInd.txt, whose lines are such as `1 ApplyEyeMakeup`, and their indices from 0 on."""
+    """Read classInd.txt, with lines such as `1 ApplyEyeMakeup`: class -> index from 0 on."""
     fields = [line.split() for line in read_lines(path, source)]
     if [entry[0] for entry in fields] != [str(i + 1) for i in range(len(fields))] or {*map(len, fields)} != {2}:
         raise DatasetError(f"{path} does not number the classes from 1 on; get {source.files} again")
@@ -79,20 +79,22 @@ def _read_classes(path: Path, source: Source) -> dict[str, int]:
 
 
 def _read_list(lists: Path, kind: str, number: str, index: Mapping[str, int], source: Source) -> list[str]:
-    """The clips of a list, CLASS/FILE; in the lists for training the number of the class follows."""
+    """Read the clips of a list, CLASS/FILE; in training lists the number of the class follows."""
     path = lists / f"{kind}list{number}.txt"
     clips = []
     for line in read_lines(path, source):
         clip, *label = line.split()
         name = clip.split("/")[0]
         if name not in index or label != ([str(index[name] + 1)] if kind == "train" else []):
-            raise DatasetError(f"{path} has the line {line!r}, which is not of classInd.txt; get {source.files} again")
+            raise DatasetError(
+                f"{path} has the line {line!r}, which does not agree with classInd.txt; get {source.files} again"
+            )
         clips.append(clip)
     return clips
 
 
 def _find_clips(folder: Path, clips: list[str]) -> list[str]:
-    """Where clips are on disk; some copies write v_HandstandPushups where the lists write v_HandStandPushups."""
+    """Return the names of clips on disk: some copies have v_HandstandPushups instead of v_HandStandPushups."""
     classes = [folder / name for name in {clip.split("/")[0] for clip in clips}]
     here = {
         name.lower(): name

@@ -1,1 +1,1 @@
-"""The forms in which datasets come: folders, tables, shards, repositories and classes of torchvision."""
+"""Forms of sources: folders, tables, shards, repositories and classes of torchvision."""

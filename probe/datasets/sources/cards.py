@@ -1,4 +1,4 @@
-"""The card of a Hugging Face data set, YAML at the top of its README.md -> what to fetch, and how to read it."""
+"""Card of a Hugging Face dataset (YAML at the top of its README.md) -> the files to download, and how to read them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from probe.datasets.subsets import as_spelled, subset_of
 from probe.errors import DatasetError, DatasetMissingError, listed
 
 TABLES = (".parquet", ".arrow")
-DESCRIPTIONS = ("metadata.csv", "metadata.jsonl")  # of images in folders; one as Parquet is data
-ALSO = (hub.CARD, "dataset_infos.json")  # what describes the files of a repository
-CONVERTED = "refs/convert/parquet"  # where the hub keeps conversions that it makes itself, one folder a configuration
-# File names of a split without a card: as `push_to_hub` writes them, and as the hub writes its own conversions. The hub
-# calls the folder of a partly converted split partial-SPLIT; the name of the split is SPLIT.
+DESCRIPTIONS = ("metadata.csv", "metadata.jsonl")  # of images in folders; a Parquet file counts as data
+ALSO = (hub.CARD, "dataset_infos.json")  # files that describe the files of a repository
+CONVERTED = "refs/convert/parquet"  # branch of the hub's own conversions, with a folder for each configuration
+# File names of a split in a repository without a card: as `push_to_hub` writes them, and as the hub writes its own
+# conversions. The hub calls the folder of a partly converted split partial-SPLIT; the name of the split is SPLIT.
 SHARDED = re.compile(r"data/([^/]+)-\d{5}-of-\d{5}[^/]*\.(?:parquet|arrow)")
 CONVERTED_SPLIT = re.compile(r"([\w.]+)/\d{4}\.parquet")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The files to fetch of a repository and how to read them.
+    """Files to download of a repository, and how to read them.
 
     Args:
-        patterns: the files to fetch.
+        patterns: the files to download.
         arguments: arguments of `load_dataset`.
         sizes: split -> number of rows, for the splits whose size is on the card.
-        splits: names of all splits of the configuration, fetched or not; empty if they are known only after loading.
+        splits: names of all splits of the configuration; empty if they are known only after loading.
     """
 
     patterns: Sequence[str]
@@ -50,10 +50,10 @@ def make_plan(snapshot: hub.Snapshot, options: Mapping[str, str], wanted: Collec
     Args:
         snapshot: the repository.
         options: of these, `config` and `revision` are used.
-        wanted: the splits to fetch, in any spelling that `datasets.subsets` knows.
+        wanted: the splits to download, in any spelling that `datasets.subsets` knows.
 
     Raises:
-        DatasetMissingError: nothing can be had without running code.
+        DatasetMissingError: the repository has no files that can be read without running code.
         DatasetError: the configuration does not exist, none of several configurations is chosen, or the names of files
             do not say to which split they belong.
     """
@@ -95,7 +95,7 @@ def make_local_plan(path: Path, config: str) -> Plan:
     of_split = find_splits(str(path), files)
     archives = [file for file in files if file.lower().endswith(".zip")]
     if archives and not of_split:  # `datasets` gives archived images wrong labels, or none (datasets#8419)
-        raise DatasetError(f"{path} holds archives, {listed(archives)}; unpack each into a folder of its name")
+        raise DatasetError(f"{path} contains archives, {listed(archives)}; unpack each into a folder of the same name")
     return _plan_splits(path, chosen, of_split, of_split) if of_split else Plan([], {"name": chosen or None})
 
 
@@ -112,7 +112,7 @@ def _plan_splits(folder: Path, chosen: str, of_split: Mapping[str, Sequence[str]
     for pattern in (pattern for patterns_of_split in needed.values() for pattern in patterns_of_split):
         top, stars, rest = pattern.rpartition("**")
         patterns += [f"{top}{file}" for file in _readable_files()] if stars and not rest else [pattern]
-    patterns += [pattern.replace("**/", "") for pattern in patterns]  # which in a glob may stand for no folder
+    patterns += [pattern.replace("**/", "") for pattern in patterns]  # in a glob, **/ also matches no folder
     infos = _infos(folder)
     info = infos.get(chosen or "default")
     if info is None and not chosen and len(infos) == 1:
@@ -241,17 +241,17 @@ def _check_class_folders(where: str, split: str, folders: Iterable[str]) -> None
 def _no_data(snapshot: hub.Snapshot) -> DatasetMissingError:
     suffixes = {Path(file).suffix for file in snapshot.files}
     if ".tar" in suffixes:
-        return DatasetMissingError(f"{snapshot.repo} holds shards of WebDataset; open it as wds:{snapshot.repo}")
+        return DatasetMissingError(f"{snapshot.repo} contains WebDataset shards; open it as wds:{snapshot.repo}")
     if ".py" in suffixes:
         return DatasetMissingError(
-            f"{snapshot.repo} wants to run code of its own, which is refused, and holds no data; try the hub's "
-            f"conversion with ?revision={CONVERTED}"
+            f"{snapshot.repo} has no data files, only code, which probe does not run; try the hub's conversion with "
+            f"?revision={CONVERTED}"
         )
-    return DatasetMissingError(f"{snapshot.repo} holds no Parquet, Arrow or image files; give another repository")
+    return DatasetMissingError(f"{snapshot.repo} has no Parquet, Arrow or image files; give a different repository")
 
 
 def _configs(folder: Path) -> dict[str, Any]:
-    """The configurations of the card."""
+    """Return the configurations of the card."""
     from huggingface_hub import metadata_load
 
     card = folder / hub.CARD
@@ -260,15 +260,15 @@ def _configs(folder: Path) -> dict[str, Any]:
 
 
 def _infos(folder: Path) -> Any:
-    """Configuration -> what the card says of its columns and splits."""
+    """Return configuration -> description of its columns and splits on the card."""
     return datasets.info.DatasetInfosDict.from_directory(str(folder))
 
 
 def choose_config(where: str, folder: Path, config: str) -> str:
-    """The configuration to take; empty where there is none."""
+    """Return the configuration to read; empty if the card has none."""
     configs = _configs(folder)
     for entry in configs.values():
-        _data_files(where, entry)  # `load_dataset` looks at more of them than the one that is asked for
+        _data_files(where, entry)  # `load_dataset` also looks at other configurations
     if config:
         if config not in (configs or _infos(folder)):
             raise _no_config(where, config, configs)
@@ -281,13 +281,13 @@ def choose_config(where: str, folder: Path, config: str) -> str:
 
 def _no_config(where: str, config: str, names: Mapping[str, Any]) -> DatasetError:
     if not names:
-        return DatasetError(f"{where} has no configuration {config!r}, and no other; leave ?config= out")
+        return DatasetError(f"{where} has no configurations; leave out ?config={config}")
     what = f"has no configuration {config!r}, but" if config else "has the configurations"
     return DatasetError(f"{where} {what} {listed(names)}; choose one with ?config=NAME")
 
 
 def _data_files(where: str, entry: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Split -> patterns of its files, from the root of the repository; empty where the card leaves them to be found."""
+    """Return split -> patterns of its files, from the root of the repository; empty if the card lists no files."""
     given = entry.get("data_files") or []
     given = given if isinstance(given, list) else [given]
     of_split: dict[str, list[str]] = {}
@@ -298,5 +298,5 @@ def _data_files(where: str, entry: Mapping[str, Any]) -> dict[str, list[str]]:
     result = {s: [f"{folder}/{path}" if folder else path for path in paths] for s, paths in of_split.items()}
     for path in (path for paths in result.values() for path in paths):
         if "://" in path or path.startswith("/") or ".." in path.split("/"):
-            raise DatasetError(f"the card of {where} names files outside of it, {path!r}; do not use it")
+            raise DatasetError(f"the card of {where} names files outside of the repository, {path!r}; do not use it")
     return result

@@ -1,4 +1,4 @@
-"""The columns of a Hugging Face data set: which holds the images, which the labels, and the labels as numbers."""
+"""Columns of a Hugging Face dataset: find the images and the labels, and turn labels into numbers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from probe.errors import DatasetError, listed
 
 logger = logging.getLogger(__name__)
 
-# Columns that hold labels though their type does not say so.
+# Usual names of label columns whose type does not say that they are labels.
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "classes", "class_id", "class_label", "cls", "target")
 
 
 def check_classes(where: str, files: Sequence[Path]) -> None:
-    """See that files of Parquet name the same classes in the same order.
+    """Check that Parquet files name the same classes in the same order.
 
-    `datasets` takes the names of the first file for all, so that the labels of another would mean other classes.
+    `datasets` uses the class names of the first file for all files, so labels of other files could mean other classes.
 
     Raises:
         DatasetError: two files differ.
@@ -43,16 +43,16 @@ def check_classes(where: str, files: Sequence[Path]) -> None:
             names = _class_names(feature)
             if names and seen.setdefault(column, names) != names:
                 raise DatasetError(
-                    f"{where}: the classes of the column {column!r} in {file.name} are not those of its other files, "
-                    "or in another order; save all alike"
+                    f"{where}: the column {column!r} in {file.name} has different classes than the other files, or a "
+                    "different order of classes; save all files with the same classes"
                 )
 
 
 def image_column(name: str, features: Mapping[str, Any], given: str) -> str:
-    """The column that is given, or the only one with images.
+    """Return the given column, or the only one with images.
 
     Raises:
-        DatasetError: there is none, or several; the message lists all columns and their types.
+        DatasetError: no column or several columns have images; the message lists all columns and their types.
     """
     images = [
         column
@@ -87,7 +87,9 @@ def read_labels(
     where = f"{name}, column {column!r}"
     if names:
         if _class_names(training.features[column]) != names:
-            raise DatasetError(f"{name}: the classes of the column {column!r} are not those of train; save both alike")
+            raise DatasetError(
+                f"{name}: the column {column!r} has different classes than in train; save both with the same classes"
+            )
         if images is training:
             report_twins(where, _element(feature).names)
         classes: list[Any] = list(dict.fromkeys(names))  # two Unicode forms of a name are one class
@@ -127,10 +129,10 @@ def read_labels(
 
 
 def _values(name: str, rows: Any, column: str) -> list[list[Any]]:
-    """The labels of each row; one, unless the column holds lists.
+    """Return the labels of each row: one label, or several if the column holds lists.
 
     Raises:
-        DatasetError: there is no such column, or rows without a label, which are None or negative.
+        DatasetError: the column does not exist, or rows have no label (None or a negative number).
     """
     cells = rows.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     values = cells if _is_list(rows.features[column]) else [[cell] for cell in cells]
@@ -138,14 +140,14 @@ def _values(name: str, rows: Any, column: str) -> list[list[Any]]:
     unlabelled = sum(labels is None or any(map(_is_missing, labels)) for labels in values)
     if unlabelled:
         raise DatasetError(
-            f"{name}: {unlabelled} of {len(values)} images have no label in the column {column!r}; take another column "
-            "or split"
+            f"{name}: {unlabelled} of {len(values)} images have no label in the column {column!r}; choose a different "
+            "column or split"
         )
     fraction = next((label for labels in values for label in labels if isinstance(label, float)), None)
     if fraction is not None:
         raise DatasetError(
-            f"{name}: {fraction!r} in the column {column!r} is not a class; a class is a whole number or a text: take "
-            "another column with ?label=COLUMN"
+            f"{name}: {fraction!r} in the column {column!r} is not a class; a class is a whole number or a text: "
+            "choose a different column with ?label=COLUMN"
         )
     return values
 
@@ -172,13 +174,13 @@ def _label_column(name: str, features: Mapping[str, Any], given: str) -> str:
 def _choose_column(
     name: str, features: Mapping[str, Any], given: str, likely: Sequence[str], allowed: Sequence[str], what: str
 ) -> str:
-    """The column that is given, or the only one that is likely."""
+    """Return the given column, or the only likely one."""
     given = next((column for column in features if composed(column) == composed(given)), given)
     if given in allowed or (not given and len(likely) == 1):
         return given or likely[0]
     columns = listed(f"{column} ({_kind(feature)})" for column, feature in features.items())
     if given and given not in features:
-        wrong = f"there is no column {given!r}"
+        wrong = f"column {given!r} does not exist"
     elif given:
         wrong = f"the column {given!r} cannot hold {what}s"
     else:
@@ -187,13 +189,13 @@ def _choose_column(
 
 
 def _is_stored_image(feature: Any) -> bool:
-    """Whether a column has the bytes of files though its type does not say that they are images."""
+    """Return True if a column holds the bytes of files, although its type does not say that they are images."""
     return isinstance(feature, dict) and getattr(feature.get("bytes"), "dtype", "") == "binary"
 
 
 def _element(feature: Any) -> Any:
-    """The type of what a list holds, of anything else the type itself."""
-    if isinstance(feature, list):  # how versions before 4 wrote lists
+    """Return the type of the elements of a list, or the type itself if it is not a list."""
+    if isinstance(feature, list):  # lists in versions of datasets before 4
         return feature[0]
     return feature.feature if hasattr(feature, "feature") else feature
 
@@ -211,7 +213,7 @@ def _is_label(feature: Any) -> bool:
 
 
 def _kind(feature: Any) -> str:
-    """A column's type in a word or two."""
+    """Return the type of a column in one or two words."""
     if _is_list(feature):
         return f"list of {_kind(_element(feature))}"
     if isinstance(feature, datasets.ClassLabel):

@@ -1,4 +1,4 @@
-"""The dataset that needs no download: scikit-learn's digits."""
+"""scikit-learn's digits, which need no download."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from probe.specs import DatasetSpec, Source, Subset
 
 
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
-    """Open the 1,797 digits: 8 x 8 grey images, their 17 levels spread over 0 to 255."""
+    """Open the 1,797 digits: 8 x 8 grey images, with their 17 levels scaled to 0 to 255."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -1,13 +1,13 @@
-"""Folders of images, one subfolder a class: `folder:PATH`, and the rows whose files are kept so.
+"""Folders of images, one subfolder per class: `folder:PATH`, and datasets of the catalogue with such folders.
 
-    PATH/train/CLASS/*  PATH/test/CLASS/*  [PATH/val/CLASS/*]      splits as given; without val/, a subset of train/
+    PATH/train/CLASS/*  PATH/test/CLASS/*  [PATH/val/CLASS/*]      splits as given; without val/, held out of train/
     PATH/train/CLASS/*  PATH/val/CLASS/*                           val/ is the test split, as in ImageNet
     PATH/CLASS/*                                                   one tree: divided 60 / 20 / 20, class by class
 
 Folders of splits may have any spelling that `datasets.subsets` knows, such as `Training/` and `Testing/`. A folder with
 such a name is a class if it holds images and is next to other folders of images.
 
-Hidden files and the notes that operating systems leave are passed over; anything else that does not fit is an error.
+Hidden files and files such as Thumbs.db are skipped; anything else that does not fit is an error.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
 
 
 def make_spec(path: str) -> DatasetSpec:
-    """Make the row of a folder by looking at it: which subsets it has, how many images and classes.
+    """Make the specification of a folder from its subsets and classes.
 
     Raises:
-        DatasetMissingError: there is no such folder.
-        DatasetError: it is empty, has no test split, or holds a file that is no image.
+        DatasetMissingError: the folder does not exist.
+        DatasetError: the folder is empty, has no test split, or has a file that is not an image.
     """
     root = paths.expand_home(path).resolve()
     if not root.is_dir():
@@ -64,7 +64,7 @@ def make_spec(path: str) -> DatasetSpec:
 
 
 def _find_subsets(root: Path) -> dict[str, str]:
-    """Return subset -> its folder below `root`; all is `.` where the folders are classes."""
+    """Return subset -> its folder below `root`; `all` is `.` if the folders of `root` are classes."""
     folders = [entry.name for entry in _visible(root, ()) if entry.is_dir()]
     named = [name for name in folders if subset_of(name)]
     if not any(entry.is_dir() for name in named for entry in _visible(root / name, ())):
@@ -90,15 +90,19 @@ def _find_subsets(root: Path) -> dict[str, str]:
 
 
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
-    """Open one subset; class indices are the places of the training folder's class names in alphabetical order.
+    """Open one subset. Class indices are positions in the sorted class names of the training folder.
 
-    The folder of a subset is its argument `folder`, below `source.location`, which is below the data folder. Options of
-    the source: `groups`, as in `datasets.torchvision`; `ignore`, names of files that are no images; `numbered`, the
-    subsets whose classes' folders are called by their indices; `media`, `video` for the middle frames of videos.
+    The argument `folder` of a subset is its folder below `source.location`, which is below the data folder. Options of
+    the source:
+
+    - `groups`: a pattern for the groups of images, see `splits.groups`.
+    - `ignore`: names of files that are not images.
+    - `numbered`: subsets whose class folders are named by class indices.
+    - `media`: `video` for the middle frames of videos.
 
     Raises:
-        DatasetMissingError: the folder does not exist, and its archives could not be fetched.
-        DatasetError: a class that the training subset does not have, or a file that does not belong there.
+        DatasetMissingError: the folder does not exist, and its archives could not be downloaded.
+        DatasetError: a class is missing in the training subset, or a file is unexpected.
     """
     if not offline:
         fetch_missing(source, root)
@@ -135,16 +139,16 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
 def list_class_files(
     folder: Path, *, suffixes: frozenset[str] | None = None, ignore: tuple[str, ...] = ()
 ) -> list[str]:
-    """The files of all class folders as CLASS/FILE, sorted by class and name.
+    """Return the files of all class folders as CLASS/FILE, sorted by class and name.
 
     Args:
-        folder: what holds the class folders.
-        suffixes: of the files, with their dot, in small letters; those of Pillow's formats if None.
-        ignore: names of files that are passed over.
+        folder: the folder that contains the class folders.
+        suffixes: accepted suffixes in lower case, with the dot; None for the formats of Pillow.
+        ignore: names of files to skip.
 
     Raises:
-        DatasetError: anything else is in the folder, a class is empty, or the names of two classes differ only in case,
-            spaces or dots.
+        DatasetError: the folder has unexpected content, a class is empty, or the names of two classes differ only in
+            case, spaces or dots.
     """
     allowed = suffixes or frozenset(Image.registered_extensions())
     kind = "image" if suffixes is None else "video"
@@ -152,7 +156,8 @@ def list_class_files(
     of_folded: dict[str, str] = {}
     for entry in _visible(folder, ignore):
         if not entry.is_dir():
-            raise DatasetError(f"{entry.path} {_what(entry, 'is in no class; put it into a subfolder, or remove it')}")
+            what = _what(entry, "is not in a class folder; move it into a class folder, or remove it")
+            raise DatasetError(f"{entry.path} {what}")
         twin = of_folded.setdefault(folded(entry.name), entry.name)
         if composed(twin) != composed(entry.name):
             raise DatasetError(
@@ -169,7 +174,7 @@ def list_class_files(
                     "class, call it train, val or test"
                 )
             if not image.is_file() or Path(image.name).suffix.lower() not in allowed:
-                raise DatasetError(f"{image.path} {_what(image, f'is no {kind}; remove it')}")
+                raise DatasetError(f"{image.path} {_what(image, f'is not a known type of {kind}; remove it')}")
             files.append(f"{entry.name}/{image.name}")
     if not files:
         raise DatasetError(f"no {kind}s in {folder}; put them into one subfolder for each class")
@@ -178,12 +183,12 @@ def list_class_files(
 
 def _what(entry: os.DirEntry[str], otherwise: str) -> str:
     return (
-        "is a link to nothing; mend or remove it" if entry.is_symlink() and not Path(entry.path).exists() else otherwise
+        "is a broken link; repair or remove it" if entry.is_symlink() and not Path(entry.path).exists() else otherwise
     )
 
 
 def _visible(folder: Path, ignore: tuple[str, ...]) -> list[os.DirEntry[str]]:
-    """What is in a folder, sorted by name, without what nobody put there on purpose."""
+    """Return the entries of a folder, sorted by name, without hidden files and files of operating systems."""
     ignored = set(map(composed, (*LEFT_BY_SYSTEMS, *ignore)))
     with os.scandir(folder) as entries:
         kept = [entry for entry in entries if not entry.name.startswith(".") and composed(entry.name) not in ignored]

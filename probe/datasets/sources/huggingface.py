@@ -1,22 +1,27 @@
-"""Datasets that Hugging Face's library `datasets` reads: `hf:ORG/NAME`, `hf:PATH`, and the rows with such a source.
+"""Datasets that Hugging Face's library `datasets` reads: `hf:ORG/NAME`, `hf:PATH`, and sources of the catalogue.
 
     hf:ORG/NAME     a repository of the hub; its splits `train` and `test` are the subsets
     hf:PATH         a folder that `save_to_disk` wrote; a folder of Parquet, Arrow or image files, with or without a
-                    card (README.md) that describes them; or one file of Parquet or Arrow. The subsets are the splits by
-                    their names, in any spelling of `datasets.subsets`; a single one is divided 60 / 20 / 20;
+                    card (README.md) that describes them; or a Parquet or Arrow file. The subsets are the splits by
+                    their names, in any spelling of `datasets.subsets`; a single split is divided 60 / 20 / 20;
                     if there are only `train` and `val`, `val` is the test subset
 
-Options follow as in a URL, `hf:ORG/NAME?test=validation&label=fine_label`: `train`, `val` and `test` are the splits to
-take for these subsets, `all` is one to be divided, `image` and `label` are columns, `config` is a configuration of the
-card or a folder of the repository, `revision` a branch, tag or commit, `metric` one of `probe.stats.metrics`, of which
-a column of lists, several labels an image, needs `voc2007_11pt_map`. A repository's own validation split is only
-taken where `val` names it; else a subset of `train` is held out.
+Options follow as in a URL, such as `hf:ORG/NAME?test=validation&label=fine_label`:
 
-Only the files of these splits are fetched, if the card or the names of folders and files say which files those are. No
-code of a dataset is run. Pillow opens images from the stored bytes, as everywhere in `probe`: the library's own
-decoding would rotate them by their EXIF orientation. The library stores a copy of Parquet data in its cache
-(`HF_DATASETS_CACHE`), as Arrow files that are mapped into memory. It compares only the dates of files, so it would use
-the Arrow files of replaced data with equal dates. Therefore each content of a path has its own folder of Arrow files.
+- `train`, `val` and `test` name the splits to take for these subsets; `all` names a split to be divided.
+- `image` and `label` name columns.
+- `config` is a configuration of the card, or a folder of the repository.
+- `revision` is a branch, tag or commit.
+- `metric` is a name of `probe.stats.metrics`. Lists of labels, several for an image, need `voc2007_11pt_map`.
+
+The validation split of a repository is only used if `val` names it; otherwise images of `train` are held out.
+
+Only the files of these splits are downloaded, if the card or the names of folders and files tell which files belong to
+them. No code of a dataset is run. Pillow opens images from the stored bytes, as everywhere in `probe`, because the
+library's own decoding would rotate images by their EXIF orientation. The library stores a copy of Parquet data in its
+cache (`HF_DATASETS_CACHE`), as Arrow files that are mapped into memory. It compares only the dates of files, so it
+would use the Arrow files of replaced data with equal dates. Therefore each content of a path has its own folder of
+Arrow files.
 """
 
 from __future__ import annotations
@@ -56,11 +61,11 @@ OPTIONS = ("image", "label", "config", "revision", "metric", *SUBSETS)
 
 
 def make_spec(rest: str) -> DatasetSpec:
-    """Make the row of a repository, without a look at it, or of a path, by looking at its splits.
+    """Make the specification of a repository, without reading it, or of a path, from its splits.
 
     Raises:
-        DatasetMissingError: neither a path nor the name of a repository.
-        DatasetError: an option that there is not, or splits that do not say which is for what.
+        DatasetMissingError: the name is neither a path nor a repository.
+        DatasetError: an option is unknown, or the names of splits do not tell their subsets.
     """
     written = rest.partition("?")[0]
     path = paths.expand_home(written)
@@ -68,7 +73,7 @@ def make_spec(rest: str) -> DatasetSpec:
     known = [option for option in OPTIONS if not (is_local and option == "revision")]
     location, options = read_options("hf", rest, known)
     metric = options.pop("metric", "accuracy")
-    get_metric(metric)  # which says what there is if there is none of that name
+    get_metric(metric)  # raises an error that lists the known metrics
     name = f"hf:{rest}"
     if is_local:
         location = str(path.resolve())
@@ -79,7 +84,7 @@ def make_spec(rest: str) -> DatasetSpec:
     elif is_repository(location):
         subsets = choose_subsets(name, options, {"train": "train", "test": "test"})
     else:
-        raise DatasetMissingError(f"{location} is no file or folder here and no repository ORG/NAME; check the name")
+        raise DatasetMissingError(f"{location} is neither a file or folder nor a repository ORG/NAME; check the name")
     return rows.found(
         name,
         "huggingface",
@@ -94,12 +99,12 @@ def make_spec(rest: str) -> DatasetSpec:
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
     """Open one subset: the split that its argument `split` names, of a repository or of an absolute path.
 
-    Options of the source are `image`, `label`, `config` and `revision`; empty ones are as if not given. Class indices
-    are those of a column of type `ClassLabel`, else the places of the training subset's labels in their order.
+    Options of the source are `image`, `label`, `config` and `revision`; empty options are ignored. A column of type
+    `ClassLabel` gives the class indices; otherwise they are positions in the sorted labels of the training subset.
 
     Raises:
-        DatasetMissingError: it is not here, and cannot be fetched or may not be.
-        DatasetError: there is no such configuration, split or column, or there are images without a label.
+        DatasetMissingError: the data are missing, and cannot or may not be downloaded.
+        DatasetError: the configuration, the split or the column does not exist, or an image has no label.
     """
     name = f"{spec.name}/{subset.name}"
     options = {option: value for option, value in source.options if value}
@@ -165,7 +170,7 @@ def _content_of_rows(rows: Any) -> Callable[[], str] | None:
 
 
 def _undecoded(images: Any, column: str) -> Any:
-    """The column alone, with its images as they are stored."""
+    """Return the column alone, with its images as they are stored."""
     alone = images.select_columns([column]).with_format(None)
     if isinstance(alone.features[column], datasets.Image):
         alone = alone.cast_column(column, datasets.Image(decode=False))
@@ -173,11 +178,11 @@ def _undecoded(images: Any, column: str) -> Any:
 
 
 def _read(images: Any, column: str, i: int) -> Image.Image:
-    """The image of a row, from its bytes or, where there are none, from the path of its file."""
+    """Return the image of a row, from its bytes or, without bytes, from the path of its file."""
     cell = images[i][column]
     content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-    if content is None and (not path or not Path(path).is_absolute()):  # nothing is fetched, or looked for elsewhere
-        raise ValueError(f"it has no bytes, and no file here but {path!r}" if path else "it is empty")
+    if content is None and (not path or not Path(path).is_absolute()):  # do not download anything
+        raise ValueError(f"it has no bytes, only the path {path!r}" if path else "it is empty")
     file: Any = path if content is None else io.BytesIO(content)
     with Image.open(file) as image:
         image.load()
@@ -185,7 +190,7 @@ def _read(images: Any, column: str, i: int) -> Image.Image:
 
 
 def _split_names(path: Path, config: str) -> list[str]:
-    """The splits of a path, in their order; what is in them is not read."""
+    """Return the splits of a path, in their order, without reading their content."""
     if path.is_file() or (path / "state.json").is_file():
         return ["train"]
     _check_path(path)
@@ -218,11 +223,11 @@ def _load_path(path: Path, config: str, content: str) -> dict[str, Any]:
             return {"train": datasets.Dataset.from_file(str(path))}
         if path.suffix == ".parquet":
             return {"train": datasets.Dataset.from_parquet(str(path), cache_dir=arrow)}
-    raise DatasetError(f"{path} is no file of Parquet or Arrow; give one, or a folder")
+    raise DatasetError(f"{path} is not a Parquet or Arrow file; give such a file, or a folder")
 
 
 def _check_path(path: Path) -> None:
-    """Refuse a path that the library cannot read, or takes for a pattern, which other folders could match."""
+    """Refuse a path that the library cannot read, or would read as a pattern that other folders could match."""
     wrong = re.search(r"[*?\[\]\r\n\ud800-\udfff]", str(path))
     if wrong:
         raise DatasetError(
@@ -238,8 +243,8 @@ def _load_repository(
     Args:
         repo: `ORG/NAME`.
         options: the options of the source.
-        splits: subset -> split; the files of other splits are not fetched.
-        offline: True to never touch the network.
+        splits: subset -> split; the files of other splits are not downloaded.
+        offline: never touch the network.
 
     Returns:
         The commit, split -> rows, and the names of all splits of the repository.
@@ -259,7 +264,7 @@ def _load_repository(
     except DatasetError as err:
         if snapshot.is_known or isinstance(err, DatasetMissingError):
             raise
-        raise DatasetMissingError(f"{repo} seems to be here in part only ({err})") from err
+        raise DatasetMissingError(f"{repo} seems to be incomplete on this machine ({err})") from err
     _check_sizes(repo, loaded, plan.sizes, "tell its makers, or choose a complete revision with ?revision=")
     return snapshot.folder.name, loaded, list(plan.splits or loaded)
 
@@ -285,8 +290,8 @@ def _check_splits(where: str, names: Sequence[str], splits: Mapping[str, str]) -
 
 @contextmanager
 def _reading(where: str) -> Iterator[None]:
-    """Say what `datasets` raises in one line, and draw its progress bars on a terminal only."""
-    # None if the user has not set HF_DATASETS_DISABLE_PROGRESS_BARS, which has the last word.
+    """Turn errors of `datasets` into one line, and draw its progress bars on a terminal only."""
+    # None if the user has not set HF_DATASETS_DISABLE_PROGRESS_BARS, which decides otherwise.
     must_hush = datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty()
     must_hush = must_hush and not datasets.utils.are_progress_bars_disabled()
     check_home(str(datasets.config.HF_DATASETS_CACHE))
@@ -296,7 +301,7 @@ def _reading(where: str) -> Iterator[None]:
         yield
     except ProbeError:
         raise
-    except Exception as err:  # its readers raise what their formats' libraries do, some of it wrapped
+    except Exception as err:  # its readers raise the errors of many libraries, some of them wrapped
         cause = err.__cause__ if err.__cause__ is not None else err
         why = summarize(cause)
         if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in why:
@@ -304,7 +309,7 @@ def _reading(where: str) -> Iterator[None]:
                 f"no space left to read {where}; make room in {datasets.config.HF_DATASETS_CACHE}, or name another "
                 "folder in HF_DATASETS_CACHE"
             ) from err
-        raise DatasetError(f"{where} cannot be read ({why}); mend or replace its files") from err
+        raise DatasetError(f"{where} cannot be read ({why}); repair or replace its files") from err
     finally:
         if must_hush:
             datasets.utils.enable_progress_bars()

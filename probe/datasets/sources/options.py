@@ -1,4 +1,4 @@
-"""Options behind the `?` of a dataset's name, such as `hf:ORG/NAME?config=plain`."""
+"""Options after the `?` in the name of a dataset, such as `hf:ORG/NAME?config=plain`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def read_options(form: str, rest: str, known: Sequence[str]) -> tuple[str, dict[
     """Divide `NAME?option=value&option=value`, written as in a URL, into the name and its options.
 
     Raises:
-        DatasetError: no name, or an option that is unknown, empty, or given twice.
+        DatasetError: the name is empty, or an option is unknown, empty, or given twice.
     """
     name, _, query = rest.partition("?")
     if not name:

@@ -1,6 +1,6 @@
-"""Shards of WebDataset: tar files of samples -> where their images lie, and their labels.
+"""WebDataset shards, tar files of samples -> the places of their images, and their labels.
 
-A shard is gone through once. Images are then read from the tar file where they lie; nothing is unpacked.
+Each shard is read once to find its images. Images are then read directly from the tar file; nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from probe.datasets.sources.labels import whole_as_integer
 from probe.errors import DatasetError, DatasetMissingError, listed, summarize
 
 LABELS = ("cls", "npy", "json")
-MAX_LABEL, MAX_LABEL_BYTES = 1 << 31, 1 << 20  # what is more is no label, and would only fill the memory
+MAX_LABEL, MAX_LABEL_BYTES = 1 << 31, 1 << 20  # larger values are not labels, and would fill the memory
 Label = int | list[int]
 _Places = dict[str, dict[str, tuple[int, int]]]
 
 
 @dataclass(frozen=True)
 class Index:
-    """Where images are: for each the number of its shard, int32 (n,), and its offset and size there, int64 (n,)."""
+    """Places of images: for each the number of its shard, int32 (n,), and its offset and size there, int64 (n,)."""
 
     paths: Sequence[Path]
     shard: np.ndarray
@@ -38,13 +38,13 @@ class Index:
 
 
 def read_image(index: Index, i: int) -> Image.Image:
-    """The image at a position of the index."""
+    """Read the image at a position of the index."""
     size = int(index.size[i])
     with index.paths[index.shard[i]].open("rb") as file:
         file.seek(int(index.offset[i]))
         content = file.read(size)
     if len(content) < size:
-        raise OSError("its shard has been cut short")
+        raise OSError("its shard was truncated")
     with Image.open(io.BytesIO(content)) as image:
         image.load()
         return image
@@ -75,11 +75,11 @@ def read_index(folder: Path, names: Sequence[str]) -> tuple[Index, list[Label], 
 
 
 def find_members(path: Path) -> _Places:
-    """Sample -> what its files end in -> their offset and size.
+    """Return sample -> suffix -> offset and size of the file in the shard.
 
     Raises:
-        DatasetMissingError: there is no such file.
-        DatasetError: it is damaged or cut short, or has a file that is not to be trusted, or one twice.
+        DatasetMissingError: the shard does not exist.
+        DatasetError: the shard is damaged or truncated, or has a link, a device, or the same file twice.
     """
     samples: _Places = {}
     try:
@@ -92,9 +92,9 @@ def find_members(path: Path) -> _Places:
                     _add_member(path, member, samples)
                 check_end(file, tar.offset)
     except FileNotFoundError as err:
-        raise DatasetMissingError(f"no shard at {path}; get it again") from err
+        raise DatasetMissingError(f"no shard at {path}; download it again") from err
     except (tarfile.TarError, EOFError, OSError, OverflowError) as err:
-        raise DatasetError(f"{path} is no whole tar file ({summarize(err)}); get it again") from err
+        raise DatasetError(f"{path} is not a complete tar file ({summarize(err)}); download it again") from err
     return samples
 
 
@@ -103,10 +103,10 @@ def _add_member(path: Path, member: tarfile.TarInfo, samples: _Places) -> None:
         return
     check_member(path, member.name)
     if not member.isreg() or member.issparse():
-        raise DatasetError(f"{path} has {member.name!r}, which is no ordinary file; do not use it")
+        raise DatasetError(f"{path} has {member.name!r}, which is not a regular file; do not use it")
     folder, slash, base = member.name.rpartition("/")
     stem, dot, ending = base.partition(".")
-    if not stem or not dot:  # as webdataset does, which has notes of the writer there
+    if not stem or not dot:  # webdataset skips such files too: they are notes of the writer
         return
     fields = samples.setdefault(f"{folder}{slash}{stem}", {})
     if ending.lower() in fields:
@@ -115,7 +115,7 @@ def _add_member(path: Path, member: tarfile.TarInfo, samples: _Places) -> None:
 
 
 def _choose_fields(path: Path, key: str, fields: Mapping[str, object], suffixes: frozenset[str]) -> tuple[str, str]:
-    """Which files of a sample are its image and its label."""
+    """Return the suffixes of the image and of the label of a sample."""
     images = [ending for ending in fields if ending in suffixes]
     label = next((ending for ending in LABELS if ending in fields), None)
     if len(images) == 1 and label:
@@ -138,7 +138,7 @@ def _read_label(file: IO[bytes], path: Path, key: str, ending: str, place: tuple
     labels = [whole_as_integer(label) for label in (found if isinstance(found, list) else [found])]
     if not all(isinstance(label, int) and 0 <= label <= MAX_LABEL for label in labels):
         shown = content[:40].decode("utf-8", "replace").strip() if ending != "npy" else str(found)[:40]
-        raise DatasetError(f"{path}: {key}.{ending} holds {shown!r} and no label, a number from 0 on; correct it")
+        raise DatasetError(f"{path}: expected a number >= 0 as label in {key}.{ending}, got {shown!r}; correct it")
     return cast("Label", labels if isinstance(found, list) else labels[0])
 
 
@@ -166,14 +166,14 @@ def _parse_label(ending: str, content: bytes) -> object:
 
 
 def check_shard(path: Path) -> None:
-    """See that a shard is whole and to be trusted.
+    """Check that a shard is complete and safe.
 
     Raises:
-        DatasetError: it is not.
+        DatasetError: the shard is damaged or unsafe, see `find_members`.
     """
     find_members(path)
 
 
 def compressed(where: str | Path) -> DatasetError:
-    """What to say of a shard that cannot be read at a place."""
-    return DatasetError(f"{where}: compressed shards cannot be read at a place; unpack them to .tar, as with gunzip")
+    """Return the error for a compressed shard."""
+    return DatasetError(f"{where}: images cannot be read directly from compressed shards; unpack them to .tar")

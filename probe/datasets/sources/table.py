@@ -1,4 +1,4 @@
-"""Lists of images and labels in CSV: `csv:PATH`, and rows of the catalogue or in TOML with such a source.
+"""Lists of images and labels in CSV: `csv:PATH`, and TOML files with such a source.
 
     csv:PATH.csv      a first line with the names of the columns, then a line per image: its path, its label, and
                       optionally its split. Without a column for the split, all images are divided 60 / 20 / 20
@@ -65,7 +65,7 @@ FRACTION = re.compile(r"-?[0-9]*\.[0-9]*[1-9][0-9]*(?:[eE][-+]?[0-9]+)?")
 
 @dataclass(frozen=True)
 class Row:
-    """A line: the path of the image as written, its label, and its split ("" without a column for the split)."""
+    """Line of a file: the path of the image as written, its label, and its split ("" without a column for splits)."""
 
     image: str
     label: str
@@ -73,7 +73,7 @@ class Row:
 
 
 def make_spec(rest: str) -> DatasetSpec:
-    """Make the catalogue row of a file or folder from its splits.
+    """Make the specification of a file or folder from its splits.
 
     Raises:
         DatasetMissingError: the file or folder does not exist.

@@ -1,4 +1,4 @@
-"""Datasets that torchvision has a class for. What is there is used; what is missing it downloads and checks."""
+"""Datasets with a class in torchvision, which downloads and checks missing files."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from probe.specs import DatasetSpec, Source, Subset
 
 logger = logging.getLogger(__name__)
 
-# What its classes raise on files that are missing, damaged, or not theirs.
+# Errors of torchvision's classes for files that are missing, damaged, or of another dataset.
 FAILURES = (RuntimeError, AssertionError, ValueError, KeyError, OSError, EOFError, TypeError, NotImplementedError)
 
-# Arguments of the classes that are not the user's to give.
+# Arguments of the classes that users cannot give.
 OURS = ("root", "download", "transform", "transforms", "target_transform", "loader", "is_valid_file")
-# Where the classes keep labels, files, or pairs of a file and its label. Some of it is private, so what is found is
-# checked against two images; the other way to labels is to decode every image.
+# Attributes of the classes with labels, files, or pairs of a file and its label. Some are private, so their values are
+# compared with two images. Without these attributes, every image would have to be decoded for its label.
 LABELS, FILES, PAIRS = ("targets", "_labels", "labels"), ("_image_files", "_images"), ("_samples", "samples", "imgs")
 
 
 def make_spec(rest: str) -> DatasetSpec:
-    """Make the row of `torchvision:CLASS`, or `torchvision:CLASS?key=value&...` with more arguments of the class.
+    """Make the specification of `torchvision:CLASS`, or `torchvision:CLASS?key=value&...` with arguments of the class.
 
-    The argument `train` or `split` of the class chooses a subset. If the class knows a `val` and no `test`, `val` is
-    the test subset; if it has neither argument, all images are one subset. Sizes and classes are as found.
+    The argument `train` or `split` of the class selects a subset. If the class knows `val` and not `test`, `val` is the
+    test subset. If the class has neither argument, all images are one subset. Sizes and classes are not checked.
 
     Raises:
         UnknownNameError: torchvision has no such class of labelled images.
@@ -61,7 +61,7 @@ def make_spec(rest: str) -> DatasetSpec:
         raise unknown_name("class of torchvision", name, classes)
     if "frames_per_clip" in _parameters(getattr(torchvision.datasets, name)):
         raise DatasetError(
-            f"torchvision's {name} gives videos, not images; the rows ucf101 and kinetics700 take the middle frames of "
+            f"torchvision's {name} gives videos, not images; the datasets ucf101 and kinetics700 are middle frames of "
             "clips, and torchvision's Kinetics is a different version than Kinetics-700"
         )
     arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
@@ -78,7 +78,7 @@ def _value(text: str) -> Any:
 
 
 def _parameters(dataset_class: type) -> dict[str, inspect.Parameter]:
-    """What a class of torchvision takes, also what it hands on to the class that it is made of."""
+    """Return the parameters of a class of torchvision, including the parameters of its base classes."""
     found: dict[str, inspect.Parameter] = {}
     for base in dataset_class.__mro__[:-1]:
         own = inspect.signature(base.__init__).parameters  # type: ignore[misc]  # of a class
@@ -89,12 +89,12 @@ def _parameters(dataset_class: type) -> dict[str, inspect.Parameter]:
 
 
 def _find_subsets(dataset_class: type, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The subsets of a class, and what asks for each: classes list the values of `split` nowhere but refuse others."""
+    """Return the subsets of a class with the arguments that select them. Values of `split` are found by trying."""
     name, parameters = dataset_class.__name__, _parameters(dataset_class)
     known = [key for key in parameters if key not in OURS]
     for key in arguments:
         if key not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none that you can give"
+            has = f"it has {', '.join(known)}" if known else "it has no argument that you can give"
             raise DatasetError(f"torchvision's {name} has no argument {key!r}; {has}")
     selects = "train" if "train" in parameters else "split"
     for key, parameter in parameters.items():
@@ -122,31 +122,30 @@ def _find_subsets(dataset_class: type, arguments: dict[str, Any]) -> dict[str, d
 
 
 def _accepts(dataset_class: type, arguments: dict[str, Any], split: str) -> bool:
-    """Whether a class knows a value of `split`: in an empty folder it complains of it, or of missing files."""
+    """Return True if a class knows a value of `split`: with an empty folder, its error is about missing files only."""
     with tempfile.TemporaryDirectory() as empty:
         try:
             dataset_class(root=empty, **_no_download(dataset_class), **arguments, split=split)
         except ValueError:
             return False
-        except Exception:  # each class has its own for files that are not there
+        except Exception:  # each class has its own error for missing files
             pass
         return True
 
 
 def _no_download(dataset_class: type) -> dict[str, bool]:
-    """Some classes download unless they are told not to."""
+    """Return the argument that forbids a download, for classes that download by default."""
     return {"download": False} if "download" in _parameters(dataset_class) else {}
 
 
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
-    """Open one subset through its torchvision class, found under `root` or downloaded there.
+    """Open one subset through its torchvision class, from files below `root`, which may be downloaded.
 
-    CIFAR's files are pickles: torchvision reads them only after their MD5 has been found right. Options of the source:
-    `first_class`, what the source calls class 0; `groups`, a pattern whose first group, in the name of an image's file,
-    is that of its group.
+    CIFAR's files are pickles: torchvision reads them only after comparing their MD5. Options of the source:
+    `first_class`, the label of class 0 in the source; `groups`, a pattern for groups of images, see `splits.groups`.
 
     Raises:
-        DatasetMissingError: the files are not here and could not be fetched.
+        DatasetMissingError: the files are missing and could not be downloaded.
         DatasetError: a file is damaged, or the class has no labels.
     """
     name = f"{spec.name}/{subset.name}"
@@ -176,7 +175,7 @@ def _labels(name: str, images: Any) -> np.ndarray:
         found = [label for _, label in pairs]
     try:
         labels = np.asarray(found)
-    except ValueError:  # lists of several lengths, as of boxes
+    except ValueError:  # lists of different lengths, such as boxes
         labels = np.empty(0)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
         raise DatasetError(
@@ -194,7 +193,7 @@ def _class_names(images: Any, labels: np.ndarray, first_class: int) -> list[str]
 
 
 def _files(images: Any) -> list[str]:
-    """The images' files, where they have files of their own."""
+    """Return the files of the images, or an empty list if images have no files of their own."""
     files = next((getattr(images, attribute) for attribute in FILES if hasattr(images, attribute)), None)
     if files is None:
         pairs = next((getattr(images, attribute) for attribute in PAIRS if hasattr(images, attribute)), ())
@@ -204,13 +203,13 @@ def _files(images: Any) -> list[str]:
 
 
 def _ids(files: list[str], *, root: Path) -> list[str]:
-    """Files, from the data folder on."""
+    """Return the paths of files relative to the data folder."""
     top = str(root.resolve()) + os.sep
     return [file.removeprefix(top).removeprefix(str(root) + os.sep).replace(os.sep, "/") for file in files]
 
 
 def _content(images: Any, files: list[str], *, root: Path) -> Callable[[], str] | None:
-    """What its fingerprint is computed of: files, or the array that most of the other classes have."""
+    """Return the function that computes the fingerprint, from files or from the array that most other classes have."""
     if files:
         return partial(of_files, root, files)
     data = getattr(images, "data", None)
@@ -221,10 +220,12 @@ def _check_ends(name: str, images: Any, labels: np.ndarray) -> None:
     for i in {0, len(images) - 1} if len(images) else ():
         try:
             _, label = images[i]
-        except Exception:  # `opening` reads them again, and knows whether that matters
+        except Exception:  # `opening` reads these images again, and decides if the error matters
             continue
         if label != labels[i]:
-            raise DatasetError(f"{name}: image {i} has the label {label} and is listed with {labels[i]}; tell us")
+            raise DatasetError(
+                f"{name}: image {i} has the label {label}, but its list says {labels[i]}; please report this"
+            )
 
 
 def _read(images: Any, i: int) -> Image.Image:
@@ -237,9 +238,9 @@ def _open(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offl
 
     dataset_class = getattr(torchvision.datasets, source.location, None)
     if dataset_class is None:
-        raise DatasetError(f"{spec.name}: torchvision has no class {source.location!r}; correct its row")
+        raise DatasetError(f"{spec.name}: torchvision has no class {source.location!r}; correct its specification")
     arguments = {"root": root, **dict(dict(source.subsets)[subset.name])}
-    missing = "its files are not there"
+    missing = "its files are missing"
     if all((root / path).exists() for path in source.paths):
         lock_path = root / f"{spec.name}.lock"
         try:
@@ -250,8 +251,8 @@ def _open(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offl
             ) from err
         except FAILURES as err:
             why = summarize(err)
-            if source.paths:  # files are there, but cut short or not all
-                if lock_path.exists():  # a process that is unpacking them holds the lock
+            if source.paths:  # files exist, but some are truncated or missing
+                if lock_path.exists():  # wait for a process that unpacks these files
                     with lock(lock_path), contextlib.suppress(*FAILURES):
                         return dataset_class(**arguments, **_no_download(dataset_class))
                 raise DatasetError(
@@ -260,7 +261,7 @@ def _open(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offl
                 ) from err
             missing = why
     if offline:
-        raise DatasetMissingError(f"{spec.name} cannot be opened from {root} ({missing}), and may not be fetched")
+        raise DatasetMissingError(f"{spec.name} cannot be opened from {root} ({missing}), and must not be downloaded")
     if source.downloads:
         fetch_missing(source, root)
         return _open(spec, source, subset, root=root, offline=True)
@@ -268,16 +269,16 @@ def _open(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offl
 
 
 def download(spec: DatasetSpec, class_name: str, *, root: Path, **arguments: Any) -> Any:
-    """Let a class of torchvision download and open what it reads, one process at a time.
+    """Let a class of torchvision download and open its files, one process at a time.
 
     Raises:
-        DatasetMissingError: it could not.
+        DatasetMissingError: the download failed.
     """
     import torchvision.datasets
 
     dataset_class = getattr(torchvision.datasets, class_name)
     if "download" not in _parameters(dataset_class):
-        raise DatasetMissingError(f"torchvision's {class_name} downloads nothing; put its files into {root}")
+        raise DatasetMissingError(f"torchvision's {class_name} cannot download its files; put them into {root}")
     logger.info("%s: not in %s, downloading", spec.name, root)
     try:
         make_folder(root)

@@ -1,4 +1,4 @@
-"""Videos -> their middle frames, which is what the CLIP paper evaluates video datasets on. Needs the extra `video`."""
+"""Videos -> their middle frames, as in the CLIP paper. Needs the extra `video`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SUFFIXES = frozenset({".avi", ".mkv", ".mov", ".mp4", ".webm"})
 
 
 def read_middle_frame(folder: Path, names: Sequence[str], i: int) -> Image.Image:
-    """The middle frame of the video `names[i]` of a folder: of n frames number n // 2 in the order of display, from 0.
+    """Read the middle frame of the video `names[i]` of a folder: frame n // 2 of n, from 0, in the order of display.
 
     Raises:
-        DatasetError: the file is no video, or holds no frame.
+        DatasetError: the file is not a video, or has no frame.
     """
     av = import_av()
     path = folder / names[i]
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            # Counted, not taken from the header, which many files have wrong.
+            # Frames are counted, because the number in the header of many files is wrong.
             n = sum(1 for packet in container.demux(stream) if packet.size)
         with av.open(str(path)) as container:
             frame = None
@@ -34,20 +34,20 @@ def read_middle_frame(folder: Path, names: Sequence[str], i: int) -> Image.Image
     except (av.FFmpegError, IndexError, OSError) as err:
         raise DatasetError(f"{path} cannot be read as a video ({err}); replace or remove it") from err
     if frame is None:
-        raise DatasetError(f"{path} holds no frame; replace or remove it")
+        raise DatasetError(f"{path} has no frames; replace or remove it")
     image: Image.Image = frame.to_image()
     return image
 
 
 def import_av() -> Any:
-    """The module of PyAV.
+    """Import and return PyAV.
 
     Raises:
-        ExtraMissingError: it is not installed.
+        ExtraMissingError: PyAV is not installed.
     """
     try:
         import av
         import av.logging
     except ImportError as err:
-        raise ExtraMissingError("videos are read with PyAV, which is not here; pip install av") from err
+        raise ExtraMissingError("videos are read with PyAV, which is not installed; pip install av") from err
     return av

@@ -1,13 +1,14 @@
-"""Shards of WebDataset, which are tar files of images and labels: `wds:REST`, and the rows with such a source.
+"""WebDataset shards, which are tar files of images and labels: `wds:REST`, and datasets with such a source.
 
-    wds:ORG/NAME                  a repository of the Hugging Face hub, laid out as the collection clip-benchmark/wds_*:
-                                  train/0.tar ... train/nshards.txt, test/ likewise, classnames.txt with a name a line
-    wds:PATH                      a folder laid out so, with train/, test/ and perhaps val/, in any spelling of
-                                  `datasets.subsets`; without test/, val/ is the test subset. Or a folder
-                                  with the shards of one subset, which is divided 60 / 20 / 20
-    wds:https://HOST/FOLDER/      a folder of a server, laid out as the collection; the last slash is needed
-    wds:PATH/NAME-{000..012}.tar  shards by their names, which are divided, unless `{train,test}` or `{train,val,test}`
-                                  among them makes subsets; ORG/NAME or an address may stand for PATH
+    wds:ORG/NAME                  a repository of the Hugging Face hub with the layout of clip-benchmark/wds_*:
+                                  train/0.tar ..., train/nshards.txt, the same in test/, and classnames.txt with one
+                                  name per line
+    wds:PATH                      a folder with this layout: train/, test/ and optionally val/, in any spelling of
+                                  `datasets.subsets`; without test/, val/ is the test subset. Or a folder with the
+                                  shards of one subset, which is divided 60 / 20 / 20
+    wds:https://HOST/FOLDER/      a folder of a server with this layout; the last slash is required
+    wds:PATH/NAME-{000..012}.tar  shards by their names, which are divided; `{train,test}` or `{train,val,test}` in the
+                                  name makes subsets; PATH can also be ORG/NAME or an address
 
 Options follow as in a URL: `train`, `val`, `test` and `all` name the folder or shards of a subset below PATH, as in
 `wds:ORG/NAME?train=n-train-{0000..1023}.tar&test=n-val-{00..63}.tar`; `revision` is a branch, tag or commit of the hub.
@@ -53,17 +54,17 @@ from probe.specs import DatasetSpec, Source, Subset, slug
 from probe.stats.metrics import get_metric, takes_several_labels
 
 OPTIONS = ("revision", "metric", *SUBSETS)
-MAX_SHARDS = 1_000_000  # more are a slip, and would fill the memory with their names
+MAX_SHARDS = 1_000_000  # more names would fill the memory; such a pattern is a mistake
 CLASS_NAMES, NUM_SHARDS, KIND = "classnames.txt", "nshards.txt", "dataset_type.txt"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def make_spec(rest: str) -> DatasetSpec:
-    """Make the row of a repository or an address, without a look at it, or of a path, by looking at its folders.
+    """Make the specification of a repository or an address, without reading it, or of a path, from its folders.
 
     Raises:
-        DatasetMissingError: neither a path nor an address nor the name of a repository.
-        DatasetError: an option or pattern that is wrong, or folders that do not say which is for what.
+        DatasetMissingError: the name is neither a path nor an address nor a repository.
+        DatasetError: an option or pattern is wrong, or the names of folders do not tell their subsets.
     """
     written, _, query = rest.partition("?")
     location, pattern = _divide(written)
@@ -102,7 +103,7 @@ def _usual_metric(folder: Path) -> str:
     path = folder / KIND
     kind = path.read_text(encoding="utf-8", errors="replace").strip().lower() if path.is_file() else ""
     if kind == "retrieval":
-        raise DatasetError(f"{path} says that it is for retrieval: images with captions have no classes; give another")
+        raise DatasetError(f"{path} says retrieval: images with captions have no classes; give a different dataset")
     return "voc2007_11pt_map" if kind == "multilabel" else "accuracy"
 
 
@@ -110,7 +111,9 @@ def _check_location(name: str, location: str, *, is_url: bool, is_local: bool) -
     if location.endswith(COMPRESSED):
         raise compressed(location)
     if is_url and not re.match(r"https?://[^/].*/$", location):
-        raise DatasetError(f"{name} is no address of shards; write https://HOST/FOLDER/, or one of files *.tar")
+        raise DatasetError(
+            f"{name} is not an address of shards; write https://HOST/FOLDER/, or an address of *.tar files"
+        )
     if not is_url and not is_local and not is_repository(location):
         raise DatasetMissingError(f"no folder at {location}, and no repository ORG/NAME; check the name")
 
@@ -118,12 +121,12 @@ def _check_location(name: str, location: str, *, is_url: bool, is_local: bool) -
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset: the shards that its argument `split` names, as a folder or a pattern.
 
-    They are below the source's location: a repository, an absolute path, or an address, whose shards are kept below
-    the data folder. An option of the source is `revision`.
+    The location of the source is a repository, an absolute path, or an address. Shards of an address are stored below
+    the data folder. The only option of the source is `revision`.
 
     Raises:
-        DatasetMissingError: a shard is not here, and cannot be fetched or may not be.
-        DatasetError: a shard is damaged or not to be trusted, or a sample has no image or label.
+        DatasetMissingError: a shard is missing, and cannot or may not be downloaded.
+        DatasetError: a shard is damaged or unsafe, or a sample has no image or label.
     """
     name = f"{spec.name}/{subset.name}"
     _check_shared(spec, source)
@@ -207,7 +210,7 @@ def _number(
 
 @dataclass(frozen=True)
 class _Shards:
-    """The shards of a subset: their names, from `folder` on, and the commit of the repository they are of, if any."""
+    """Shards of a subset: their names relative to `folder`, and the commit of their repository, if any."""
 
     folder: Path
     names: Sequence[str]
@@ -215,13 +218,13 @@ class _Shards:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The names that braces stand for, as in a shell: `{08..10}` for 08, 09 and 10, `{a,b}` for a and b.
+    """Expand braces as a shell does: `{08..10}` to 08, 09 and 10, `{a,b}` to a and b.
 
     >>> expand_braces("{train,test}-{08..10}.tar")[:4]
     ['train-08.tar', 'train-09.tar', 'train-10.tar', 'test-08.tar']
 
     Raises:
-        DatasetError: a brace that is not closed, in another, or of another kind.
+        DatasetError: a brace is not closed, is nested, or has a different form.
     """
     before, opening, rest = pattern.partition("{")
     inner, closing, after = rest.partition("}")
@@ -229,7 +232,7 @@ def expand_braces(pattern: str) -> list[str]:
         return [pattern]
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
     if not closing or "{" in inner or "}" in before or not (numbers or "," in inner):
-        raise DatasetError(f"{pattern!r} has braces that say nothing; write {{000..012}} or {{a,b}}, none in another")
+        raise DatasetError(f"{pattern!r} has braces of an unknown form; write {{000..012}} or {{a,b}}, not nested")
     choices = inner.split(",")
     if numbers:
         first, last = numbers.groups()
@@ -246,7 +249,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _divide(location: str) -> tuple[str, str]:
-    """The folder, and the pattern of shards below it; that of a folder alone is empty."""
+    """Return the folder, and the pattern of shards below it; the pattern is empty for a folder alone."""
     if not location.endswith(".tar"):
         return location, ""
     folder, slash, _ = location.partition("{")[0].rpartition("/")
@@ -255,7 +258,7 @@ def _divide(location: str) -> tuple[str, str]:
 
 
 def _divide_pattern(pattern: str) -> dict[str, str]:
-    """Subset -> pattern of its shards, where a brace says which subset; else all are one subset."""
+    """Return subset -> pattern of its shards, if a brace names the subsets; otherwise all shards are one subset."""
     for brace in re.findall(r"\{([^{}]*)\}", pattern):
         names = brace.split(",")
         strange = [name for name in names if subset_of(name) is None]
@@ -269,8 +272,8 @@ def _divide_pattern(pattern: str) -> dict[str, str]:
             return {subset: pattern.replace(f"{{{brace}}}", split) for subset, split in found.items()}
     if len({name.rpartition("/")[0] for name in expand_braces(pattern)}) > 1:
         raise DatasetError(
-            f"{pattern!r} names shards in several folders; say which are what with ?train=...&test=... behind the "
-            "folder that they are in"
+            f"{pattern!r} names shards in several folders; name the folder of each subset with ?train=...&test=... "
+            "after the folder that contains them"
         )
     return {"all": pattern}
 
@@ -287,22 +290,23 @@ def _find_folders(name: str, folder: Path, options: Mapping[str, str]) -> tuple[
             raise DatasetError(
                 f"{folder} has shards in {listed(names)}; say which split each is with ?train=...&test=..."
             )
-        _list_shards(folder, ".")  # says what is wrong
+        _list_shards(folder, ".")  # raises an error that says what is wrong
     return found, names
 
 
 def _tar_files(folder: Path) -> list[str]:
-    """The shards in a folder, in the order of the numbers in their names."""
+    """Return the shards in a folder, in the order of the numbers in their names."""
     names = [path.name for path in folder.iterdir() if path.suffix == ".tar" and not path.name.startswith(".")]
     return sorted(names, key=lambda name: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", name)])
 
 
 def _list_shards(folder: Path, split: str) -> _Shards:
-    """The shards that a pattern or folder names.
+    """Return the shards that a pattern or folder names.
 
     Raises:
-        DatasetMissingError: there are none, or one is not there.
-        DatasetError: they are compressed, of several series, with a gap, or not as many as are said to be.
+        DatasetMissingError: there are no shards, or one is missing.
+        DatasetError: shards are compressed, belong to several series, have a gap in their numbers, or differ in number
+            from `nshards.txt`.
     """
     if split.endswith(".tar"):
         names = expand_braces(split)
@@ -315,18 +319,18 @@ def _list_shards(folder: Path, split: str) -> _Shards:
     if not names:
         if place.is_dir() and any(path.name.endswith(COMPRESSED) for path in place.iterdir()):
             raise compressed(place)
-        raise DatasetMissingError(f"no shards in {place}; put files *.tar there, or name another folder")
+        raise DatasetMissingError(f"no shards in {place}; put *.tar files there, or name a different folder")
     series = {re.sub(r"\d+", "*", name) for name in names}
     if len(series) > 1:
         raise DatasetError(
-            f"{place} has shards of several series, {listed(sorted(series))}; put those of each subset into a folder, "
-            "or name them as in wds:PATH?train=a-{00..12}.tar&test=b-{0..3}.tar"
+            f"{place} has shards of several series, {listed(sorted(series))}; put the shards of each subset into a "
+            "folder, or name them as in wds:PATH?train=a-{00..12}.tar&test=b-{0..3}.tar"
         )
     numbers = {int(found[-1]) for name in names if (found := re.findall(r"\d+", name))}
     gap = next(number for number in count(min(numbers, default=0)) if number not in numbers)
-    if min(numbers, default=2) <= 1 and gap < max(numbers):  # else they count nothing, as dates do not
+    if min(numbers, default=2) <= 1 and gap < max(numbers):  # otherwise they are not a count, but for example dates
         raise DatasetError(
-            f"{place} has shards up to number {max(numbers)} without {gap}; get it, or name those to take"
+            f"{place} has shards up to number {max(numbers)}, but not {gap}; get it, or name the shards to use"
         )
     if (place / NUM_SHARDS).is_file():
         said = _read_count(place / NUM_SHARDS)
@@ -342,19 +346,19 @@ def _below(split: str, name: str) -> str:
 def _read_count(path: Path) -> int:
     text = path.read_text(encoding="utf-8", errors="replace").strip()
     if not re.fullmatch(r"[0-9]+", text):
-        raise DatasetError(f"{path} holds {text[:40]!r} and not the number of shards; get it again")
+        raise DatasetError(f"{path} has {text[:40]!r} instead of the number of shards; download it again")
     return int(text)
 
 
 def _read_class_names(folder: Path) -> list[str]:
-    """The names of the classes, one a line; empty where there is no such file."""
+    """Read the names of the classes, one per line; empty if the file does not exist."""
     path = folder / CLASS_NAMES
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return [composed(line.strip()) for line in text.rstrip().split("\n")] if text.strip() else []
 
 
 def _locate(source: Source, subset: str, *, root: Path, offline: bool) -> _Shards:
-    """The shards of a subset, fetched if need be."""
+    """Return the shards of a subset, downloaded if they are missing."""
     split = str(source.arguments(subset).get("split", subset))
     if "://" in source.location:
         return _fetch_from_server(source.location, split, root=root, offline=offline)
@@ -374,7 +378,9 @@ def _fetch_from_hub(repo: str, revision: str, subset: str, split: str, offline: 
         patterns = [f"{glob.escape(split)}/*.tar"]
     if snapshot.is_known and not hub.match_files(snapshot.files, patterns):
         folders = dict.fromkeys(file.rpartition("/")[0] or "." for file in snapshot.files if file.endswith(".tar"))
-        where = f"; there are some in {listed(folders)}: write ?{subset}=FOLDER" if folders else "; give another one"
+        where = (
+            f"; there are some in {listed(folders)}: write ?{subset}=FOLDER" if folders else "; give a different one"
+        )
         raise DatasetMissingError(f"{repo} has no shards {split}{where}")
     also = [glob.escape(_below(split, NUM_SHARDS)), CLASS_NAMES]
     folder = hub.fetch_files(snapshot, [*patterns, *also], offline=offline)
@@ -383,11 +389,11 @@ def _fetch_from_hub(repo: str, revision: str, subset: str, split: str, offline: 
     except DatasetError as err:
         if snapshot.is_known:
             raise
-        raise DatasetMissingError(f"{repo} seems to be here in part only ({err})") from err
+        raise DatasetMissingError(f"{repo} seems to be incomplete on this machine ({err})") from err
 
 
 def _fetch_from_server(base: str, split: str, *, root: Path, offline: bool) -> _Shards:
-    """The shards of an address, kept in a folder that is called after it."""
+    """Return the shards of an address, stored in a folder that is named after the address."""
     folder = root / "wds" / slug(base, is_path=True)
     _fetch_class_names(base, folder, offline=offline)
     if split.endswith(".tar"):
@@ -402,7 +408,7 @@ def _fetch_from_server(base: str, split: str, *, root: Path, offline: bool) -> _
 
 
 def _fetch_class_names(base: str, folder: Path, *, offline: bool) -> None:
-    """Fetch the names of the classes, if there are any."""
+    """Download the names of the classes, if the server has them."""
     try:
         _fetch_file(base, CLASS_NAMES, folder, offline=offline)
     except DatasetMissingError as err:
@@ -417,4 +423,4 @@ def _fetch_file(base: str, name: str, folder: Path, *, offline: bool) -> None:
     except DownloadError as err:
         raise DatasetMissingError(str(err)) from (err.__cause__ or err)
     except DatasetError as err:
-        raise DatasetError(f"{base}{name} is no whole shard ({err})") from err
+        raise DatasetError(f"{base}{name} is not a complete shard ({err})") from err

@@ -1,18 +1,24 @@
-"""Which images of a dataset's subsets make the splits of one fit. Knows labels and groups; reads no images."""
+"""Subsets of a dataset -> folds, each with a train, a validation and a test split. Reads no images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from probe.datasets.images import ImageDataset
-from probe.datasets.splits.stratified import hold_out
+from probe.datasets.splits.stratified import TooFewImagesError, hold_out
+from probe.errors import DatasetError
 from probe.specs import SPLITS, DatasetSpec
 
-__all__ = ["SPLITS", "Fold", "Selection", "by_split", "default_fold", "select_all", "with_validation"]
+__all__ = ["SPLITS", "Fold", "Selection", "by_split", "cut_folds", "default_folds", "select_all", "with_validation"]
+
+
+T = TypeVar("T")
+
+REPAIR = "replace its files, or correct its specification"  # for a dataset that differs from its specification
 
 
 @dataclass(frozen=True)
@@ -25,20 +31,132 @@ class Selection:
 
 @dataclass(frozen=True)
 class Fold:
-    """The three splits of one fit; no image is in two of them."""
+    """Three splits for one fit; no image is in two of them."""
 
     train: Selection
     val: Selection
     test: Selection
 
     def __getitem__(self, split: str) -> Selection:
-        """`train`, `val` or `test`."""
+        """Return the images of `train`, `val` or `test`."""
         selection: Selection = getattr(self, split)
         return selection
 
 
-def by_split(folds: Sequence[Any], describe: Callable[[int, str], Any]) -> dict[str, Any]:
-    """Call `describe(fold, split)` for each split; names are `train`, or `train/1` and so on with several folds."""
+@dataclass(frozen=True)
+class UsedImages:
+    """Images of a subset that some split uses.
+
+    Args:
+        images: these images, in the order of the subset.
+        positions: int64 (n,), their positions in the subset, ascending.
+        sha256: digest of their ids and labels.
+        fingerprint: digest that changes when images are replaced under the same ids.
+    """
+
+    images: ImageDataset
+    positions: np.ndarray
+    sha256: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class SplitDigest:
+    """Number of images of a split, and the digest of their ids and labels."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Digests of the images of a dataset: by subset of those that splits use, for cache keys; by split, for records."""
+
+    used: Mapping[str, UsedImages]
+    splits: Mapping[str, SplitDigest]
+
+
+def cut_folds(
+    spec: DatasetSpec, subsets: Mapping[str, ImageDataset], rule: Callable[[], Sequence[Fold]], *, allow_partial: bool
+) -> Sequence[Fold]:
+    """Cut the subsets of a dataset into folds, and compare the sizes of their splits with the specification.
+
+    Args:
+        spec: the specification of the dataset.
+        subsets: its subsets.
+        rule: makes the folds.
+        allow_partial: accept other sizes.
+
+    Raises:
+        DatasetError: a class has too few images for a split, or a size differs.
+    """
+    try:
+        folds = rule()
+    except TooFewImagesError as err:
+        pool = subsets.get("all") or subsets["train"]
+        needed = err.needed or (3 if "all" in subsets else 2)
+        what = "groups of images" if pool.groups else "images"
+        raise DatasetError(
+            f"{spec.name}: class {pool.class_names[err.label]!r} has too few {what} to hold out a split; "
+            f"give it at least {needed}, drop it, or make train/, val/ and test/ yourself"
+        ) from err
+    if len(folds) != spec.num_folds:
+        raise DatasetError(f"{spec.name}: expected {spec.num_folds} folds, found {len(folds)}; {REPAIR}")
+    if allow_partial:
+        return folds
+    for k, (fold, (size, num_test)) in enumerate(zip(folds, spec.fold_sizes, strict=False)):
+        num_fit = len(fold.train.positions) + len(fold.val.positions)
+        if (num_fit, len(fold.test.positions)) != (size, num_test):
+            raise DatasetError(
+                f"{spec.name}: expected {size} images for training and validation and {num_test} for testing in fold "
+                f"{k + 1}, found {num_fit} and {len(fold.test.positions)}; {REPAIR}"
+            )
+    for name, size in spec.split_sizes:
+        found = len(folds[0][name].positions)
+        if found != size:
+            raise DatasetError(f"{spec.name}/{name}: expected {size} images, found {found}; {REPAIR}")
+    return folds
+
+
+def compute_digests(subsets: Mapping[str, ImageDataset], folds: Sequence[Fold]) -> Digests:
+    """Find the images that the splits use, and hash their ids, labels and contents."""
+    taken: dict[str, list[np.ndarray]] = {name: [] for name in subsets}
+    for fold in folds:
+        for split in SPLITS:
+            taken[fold[split].subset].append(fold[split].positions)
+    positions = {name: np.unique(np.concatenate(chosen)) for name, chosen in taken.items() if chosen}
+    splits = digest_splits(subsets, folds, positions)
+    used = {}
+    for name, chosen in positions.items():
+        if len(chosen):
+            images = subsets[name]
+            images = images if len(chosen) == len(images) else images.select(images.name, chosen)
+            used[name] = UsedImages(images, chosen, images.compute_sha256(), images.compute_fingerprint())
+    return Digests(used, splits)
+
+
+def digest_splits(
+    subsets: Mapping[str, ImageDataset], folds: Sequence[Fold], readable: Mapping[str, np.ndarray]
+) -> dict[str, SplitDigest]:
+    """Return the number of images of each split and the digest of their ids and labels.
+
+    Args:
+        subsets: the subsets of a dataset.
+        folds: its folds.
+        readable: for each subset the positions of the images that could be read, ascending.
+    """
+
+    def describe(k: int, name: str) -> SplitDigest:
+        selection = folds[k][name]
+        read = np.intersect1d(selection.positions, readable[selection.subset], assume_unique=True)
+        images = subsets[selection.subset].select(selection.subset, read)
+        return SplitDigest(len(images), images.compute_sha256())
+
+    return by_split(folds, describe)
+
+
+def by_split(folds: Sequence[object], describe: Callable[[int, str], T]) -> dict[str, T]:
+    """Return `describe(fold, split)` by split: `train` and so on, or `train/1` and so on with several folds."""
     return {
         name if len(folds) == 1 else f"{name}/{k + 1}": describe(k, name) for k in range(len(folds)) for name in SPLITS
     }
@@ -49,8 +167,10 @@ def select_all(name: str, images: ImageDataset) -> Selection:
     return Selection(name, np.arange(len(images)))
 
 
-def default_fold(spec: DatasetSpec, subsets: Mapping[str, ImageDataset]) -> Fold:
-    """The official subsets as splits; a missing `test` is held out of `all`, a missing `val` of what is left.
+def default_folds(spec: DatasetSpec, subsets: Mapping[str, ImageDataset]) -> list[Fold]:
+    """Return the one fold of the official subsets.
+
+    A missing `test` is held out of `all`, and then a missing `val` of the training split.
 
     Raises:
         TooFewImagesError: a class is too small.
@@ -63,12 +183,12 @@ def default_fold(spec: DatasetSpec, subsets: Mapping[str, ImageDataset]) -> Fold
         pool, test = _divide(subsets[name], pool, spec.test_fraction, role="test")
         val_fraction = spec.val_fraction / (1 - spec.test_fraction)
     if "val" in subsets:
-        return Fold(pool, select_all("val", subsets["val"]), test)
-    return with_validation(subsets, pool, test, val_fraction)
+        return [Fold(pool, select_all("val", subsets["val"]), test)]
+    return [with_validation(subsets, pool, test, val_fraction)]
 
 
 def with_validation(subsets: Mapping[str, ImageDataset], train: Selection, test: Selection, fraction: float) -> Fold:
-    """A fold whose validation split is held out of `train`, by class and by whole groups.
+    """Return a fold whose validation split is held out of `train`, by class and by whole groups.
 
     Raises:
         TooFewImagesError: a class is too small.

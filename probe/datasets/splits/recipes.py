@@ -1,8 +1,7 @@
-"""Splits of datasets whose makers published none, or several: subsets -> folds, by the rule of the paper's authors.
+"""Rules of the CLIP paper's authors for datasets without official splits, or with several: subsets -> folds.
 
-Where a rule of theirs leaves the members of a split open, as the order in which a file system lists files, the members
-are fixed here by a sorted list and a seed. Scores are then those of splits of the same sizes, not of the same images;
-the `notes` of a row say so.
+Some rules depend on the order in which a file system lists files. Here a sorted list and a seed fix the order. The
+splits then have the sizes of the paper's splits, but different images; the `notes` of the dataset say so.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ Recipe = Callable[[Mapping[str, ImageDataset], float], list[Fold]]
 
 
 def eurosat(subsets: Mapping[str, ImageDataset], _: float) -> list[Fold]:
-    """500 images of each class for each split.
+    """Draw 500 images of each class for each split.
 
-    The authors draw 1,500 of each class with Python's `random.sample` and seed 42, classes sorted, but from files in
-    the order of the file system; here they are sorted too.
+    The authors draw 1,500 images of each class with Python's `random.sample` and seed 42. They sort the classes, but
+    not the files; here the files are sorted too.
 
     Source: openai/CLIP#45.
     """
@@ -41,9 +40,9 @@ def eurosat(subsets: Mapping[str, ImageDataset], _: float) -> list[Fold]:
 
 
 def resisc45(subsets: Mapping[str, ImageDataset], _: float) -> list[Fold]:
-    """A tenth of all images for training, a tenth for validation, the rest for testing.
+    """Take a tenth of all images for training, a tenth for validation, and the rest for testing.
 
-    The authors shuffle all of them with seed 42, which they give from memory; here the list is sorted before.
+    The authors shuffle all images with a seed, 42 from memory; here the list is sorted first.
 
     Source: openai/CLIP#45.
     """
@@ -55,18 +54,19 @@ def resisc45(subsets: Mapping[str, ImageDataset], _: float) -> list[Fold]:
 
 
 def caltech101(subsets: Mapping[str, ImageDataset], val_fraction: float) -> list[Fold]:
-    """30 images of each class for training and validation, all others for testing; whose 30 is not published.
+    """Draw 30 images of each class for training and validation; all others are for testing.
 
-    Source: Kornblith et al. 2019, appendix A, whose suite Radford et al. 2021 follow.
+    Source: Kornblith et al. 2019, appendix A, which Radford et al. 2021 follow. The images that they drew are not
+    published.
     """
     train, test = draw_splits(subsets["all"].labels, (30, -1), role="caltech101")
     return [with_validation(subsets, Selection("all", train), Selection("all", test), val_fraction)]
 
 
 def clevr_counts(subsets: Mapping[str, ImageDataset], val_fraction: float) -> list[Fold]:
-    """2,000 images of CLEVR's training subset and 500 of its validation subset; which ones is not published.
+    """Draw 2,000 images of CLEVR's training subset and 500 of its validation subset.
 
-    Source: Radford et al. 2021, table 9, for the numbers.
+    Source: Radford et al. 2021, table 9, for the numbers. The images of the paper are not published.
     """
     train, test = (
         Selection(
@@ -83,7 +83,7 @@ RECIPES: dict[str, Recipe] = {
     "caltech101": caltech101,
     "clevr_counts": clevr_counts,
 }
-# The subsets that a recipe divides.
+# Recipe -> the subsets that it divides.
 PARTS_OF_RECIPES = {
     "eurosat": ("all",),
     "resisc45": ("all",),

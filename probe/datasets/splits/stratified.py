@@ -1,4 +1,4 @@
-"""Splits that no one published: stratified by class, the same on every machine and with every library version."""
+"""Stratified splits, the same on every machine and with every library version."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 from probe.ordering import order
 
-SEED = 0  # part of what orders the images; another seed would be another split
+SEED = 0  # another seed gives another split
 
 
 class TooFewImagesError(ValueError):
-    """A class has too few images, or groups of images, to be divided; `needed` is 0 where two would do."""
+    """Class with too few images, or groups of images, to be divided; `needed` is 0 if two would be enough."""
 
     def __init__(self, label: int, *, needed: int = 0) -> None:
         super().__init__(f"class {label} has too few images")
@@ -22,25 +22,26 @@ class TooFewImagesError(ValueError):
 def hold_out(
     labels: np.ndarray, fraction: float, *, role: str, groups: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide positions into those kept and those held out, class by class.
+    """Hold out a fraction of the images of each class; return the remaining and the held-out positions.
 
-    Within a class the images are ordered by the SHA-256 of their position, and the first `fraction` of them, rounded
-    and at least one, are held out. That is random enough, and depends on no library's random numbers. Where images come
-    in groups, groups are ordered so and go whole, each that brings what is held out nearer to `fraction` of the images,
-    or the smallest if none does; a group belongs to the class of its first image. Where an image has several labels,
-    all images are taken as one class.
+    Images of a class are ordered by the SHA-256 of their positions, and the first `fraction` of them, rounded and at
+    least one, are held out. This is random enough, and independent of the random numbers of any library.
+
+    Groups of images are ordered in the same way. A whole group is held out if this brings the number of held-out images
+    nearer to `fraction`; if no group does, the smallest group is held out. A group belongs to the class of its first
+    image. If images have several labels, all images count as one class.
 
     Args:
         labels: int64 (n,), or (n, k) for several labels an image.
-        fraction: of each class to hold out, in (0, 1).
-        role: what is held out, such as `val`; another role is another order.
-        groups: for each image the name of its group; empty where images are on their own.
+        fraction: share of each class to hold out, in (0, 1).
+        role: name of the held-out split, such as `val`; it changes the order.
+        groups: for each image the name of its group; empty if images have no groups.
 
     Returns:
         Two sorted int64 arrays.
 
     Raises:
-        TooFewImagesError: a class has one image or group, of which nothing can be held out.
+        TooFewImagesError: a class has only one image or group.
     """
     of_group: dict[str, list[int]] = {}
     for i, group in enumerate(groups or map(str, range(len(labels)))):
@@ -62,7 +63,7 @@ def hold_out(
 
 
 def _choose(names: Sequence[str], sizes: Sequence[int], fraction: float) -> list[str]:
-    """The groups, in their order, that bring the sum of sizes nearer to a fraction of all: at least one, never all."""
+    """Return the groups, in their order, that bring the sum of sizes nearer to a fraction: at least one, never all."""
     wanted, total = round(fraction * sum(sizes)), 0
     chosen: list[str] = []
     for name, size in zip(names, sizes, strict=True):
@@ -73,18 +74,18 @@ def _choose(names: Sequence[str], sizes: Sequence[int], fraction: float) -> list
 
 
 def draw_splits(labels: np.ndarray, counts: Sequence[int], *, role: str) -> list[np.ndarray]:
-    """Take so many images of every class for each of several splits, in the order of `hold_out`.
+    """Draw a number of images of every class for each of several splits, in the order of `hold_out`.
 
     Args:
         labels: int64 (n,).
-        counts: images of each class for one split after the other; -1 for all that are left.
-        role: what orders the images.
+        counts: number of images of each class, for each split; -1 takes the remaining images.
+        role: changes the order, see `hold_out`.
 
     Returns:
-        A sorted int64 array of positions for each count; no position is in two.
+        A sorted int64 array of positions for each count; no position is in two arrays.
 
     Raises:
-        TooFewImagesError: a class has fewer images than are to be taken.
+        TooFewImagesError: a class has fewer images than the counts ask for.
     """
     taken: list[list[int]] = [[] for _ in counts]
     for label in np.unique(labels):

@@ -73,14 +73,14 @@ def test_an_empty_folder_is_named(tmp_path):
 def test_a_file_that_is_no_image_is_named(image_folder):
     root = image_folder({"red": 5, "green": 5})
     (root / "red" / "notes.txt").write_text("hello")
-    with pytest.raises(DatasetError, match=r"red/notes\.txt is no image"):
+    with pytest.raises(DatasetError, match=r"red/notes\.txt is not a known type of image"):
         get_dataset(f"folder:{root}")
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("loose.png", "is in no class"),
+        ("loose.png", "is not in a class folder"),
         ("red/deeper/x.png", "is a folder inside a class"),
         ("blue/.hidden", "no images in"),
     ],
@@ -274,7 +274,7 @@ def test_a_test_class_that_is_written_otherwise_than_in_training_is_named(name, 
 def test_a_link_to_nothing_is_named(image_folder, place):
     root = image_folder({"red": 5, "green": 5})
     (root / place).symlink_to(root / "gone")
-    with pytest.raises(DatasetError, match=f"{place} is a link to nothing; mend or remove it"):
+    with pytest.raises(DatasetError, match=f"{place} is a broken link; repair or remove it"):
         get_dataset(f"folder:{root}")
 
 

@@ -215,9 +215,9 @@ def test_a_configuration_of_a_card_is_chosen(folder):
 @pytest.mark.parametrize(
     ("rest", "message"),
     [
-        ("{}/nowhere", "nowhere is no file or folder here and no repository ORG/NAME; check the name"),
-        ("name", "name is no file or folder here and no repository ORG/NAME"),
-        ("org/a--b", "org/a--b is no file or folder here and no repository ORG/NAME"),
+        ("{}/nowhere", "nowhere is neither a file or folder nor a repository ORG/NAME; check the name"),
+        ("name", "name is neither a file or folder nor a repository ORG/NAME"),
+        ("org/a--b", "org/a--b is neither a file or folder nor a repository ORG/NAME"),
         ("", "names no dataset; write it before the"),
         ("?label=x", "names no dataset; write it before the"),
         (
@@ -387,7 +387,9 @@ def test_archives_of_images_are_named(folder):
     folder.mkdir()
     for split in ("Training", "Testing"):
         shutil.make_archive(folder / split, "zip", folder)
-    with pytest.raises(DatasetError, match=r"holds archives, Testing\.zip, Training\.zip; unpack each into a folder"):
+    with pytest.raises(
+        DatasetError, match=r"contains archives, Testing\.zip, Training\.zip; unpack each into a folder"
+    ):
         get_dataset(f"hf:{folder}")
 
 
@@ -446,7 +448,7 @@ def test_a_file_that_is_not_what_it_says_is_named(file, content, tmp_path, folde
     _save_parquet(folder)
     (folder / file).write_bytes(content)
     path = folder / file if file.endswith(".txt") else folder
-    with pytest.raises(DatasetError, match=f"{path} (cannot be read|is no file of Parquet or Arrow)"):
+    with pytest.raises(DatasetError, match=f"{path} (cannot be read|is not a Parquet or Arrow file)"):
         open_dataset(f"hf:{path}", offline=True)
 
 
@@ -526,7 +528,7 @@ def test_an_image_that_is_not_there_is_named_and_not_fetched(path, folder, tmp_p
     (tmp_path / "a.png").write_bytes(picture(4))  # which nobody meant
     images = open_dataset(f"hf:{folder}", offline=True).subsets["all"]
     with pytest.raises(
-        DatasetError, match=r"image 4 \(all/4\) cannot be read \(it (is empty|has no bytes, and no file)"
+        DatasetError, match=r"image 4 \(all/4\) cannot be read \(it (is empty|has no bytes, only the path)"
     ):
         images[4]
 
@@ -790,7 +792,7 @@ def test_classes_in_another_order_than_in_training_are_refused(folder):
     for name, subset in whole.items():
         subset.save_to_disk(folder / name)
     (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    with pytest.raises(DatasetError, match="the classes of the column 'label' are not those of train"):
+    with pytest.raises(DatasetError, match="the column 'label' has different classes than in train"):
         open_dataset(f"hf:{folder}", offline=True)
 
 
@@ -815,8 +817,8 @@ def _with_columns(folder, **columns):
             "",
             r"several columns could hold the images; .* choose one with \?image=COLUMN",
         ),
-        ({}, "?image=img", r"there is no column 'img'; the columns are image \(Image\), label .*\?image=COLUMN"),
-        ({}, "?label=fine", r"there is no column 'fine'; the columns are image \(Image\), label .*\?label=COLUMN"),
+        ({}, "?image=img", r"column 'img' does not exist; the columns are image \(Image\), label .*\?image=COLUMN"),
+        ({}, "?label=fine", r"column 'fine' does not exist; the columns are image \(Image\), label .*\?label=COLUMN"),
         ({}, "?image=label", r"the column 'label' cannot hold images; the columns are"),
         (
             {"width": (Value("binary"), [b"1"])},
@@ -1121,7 +1123,7 @@ def test_a_card_that_says_other_sizes_is_named(hub, repositories):
 def test_a_card_that_names_files_elsewhere_is_refused(path, hub, repositories):
     folder = write_parquet(repositories / "org" / "small", splits("train", "test"))
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {path}\n---\n")
-    with pytest.raises(DatasetError, match="the card of org/small names files outside of it"):
+    with pytest.raises(DatasetError, match="the card of org/small names files outside of the repository"):
         open_dataset("hf:org/small")
 
 
@@ -1129,7 +1131,7 @@ def test_a_card_of_a_path_that_names_an_address_is_refused(folder):
     """Nothing is fetched that --offline forbids."""
     write_parquet(folder, splits("train", "test"))
     (folder / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_files: https://example.org/a\n---\n")
-    with pytest.raises(DatasetError, match=r"names files outside of it, 'https://example\.org/a'"):
+    with pytest.raises(DatasetError, match=r"names files outside of the repository, 'https://example\.org/a'"):
         open_dataset(f"hf:{folder}", offline=True)
 
 
@@ -1148,7 +1150,7 @@ def test_a_script_is_not_run(hub, repositories, tmp_path):
     (folder / "dataset_infos.json").write_text("{}")
     with pytest.raises(
         DatasetError,
-        match=r"org/script wants to run code of its own, which is refused.*\?revision=refs/convert/parquet",
+        match=r"org/script has no data files, only code, which probe does not run.*\?revision=refs/convert/parquet",
     ):
         open_dataset("hf:org/script")
     assert not hub.files()
@@ -1246,8 +1248,8 @@ def test_a_validation_split_is_taken_when_it_is_named(hub, repositories):
         ),
         ("hf:org/gated", r"org/gated is gated; accept its terms at http.*/datasets/org/gated and log in with `hf auth"),
         ("hf:org/small?revision=v9", "/datasets/org/small has no revision 'v9'; give a branch, a tag or a commit"),
-        ("hf:org/text", "org/text holds no Parquet, Arrow or image files; give another repository"),
-        ("hf:org/shards", "org/shards holds shards of WebDataset; open it as wds:org/shards"),
+        ("hf:org/text", "org/text has no Parquet, Arrow or image files; give a different repository"),
+        ("hf:org/shards", "org/shards contains WebDataset shards; open it as wds:org/shards"),
     ],
 )
 def test_what_cannot_be_had_is_missing_so_that_the_next_source_is_tried(name, message, hub, repositories):
@@ -1327,7 +1329,7 @@ def test_a_split_that_was_never_fetched_is_missing_not_wrong(hub, repositories, 
     check(open_dataset("hf:org/small"))
     (snapshot_of(cache, "org/small", folder) / "data" / "test-00000-of-00001.parquet").unlink()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(copy_without_lists(cache)))
-    with pytest.raises(DatasetMissingError, match="org/small seems to be here in part only"):
+    with pytest.raises(DatasetMissingError, match="org/small seems to be incomplete on this machine"):
         open_dataset("hf:org/small", offline=True)
     check(open_dataset("hf:org/small"))
 
@@ -1506,7 +1508,9 @@ def test_parquet_files_whose_classes_are_in_another_order_are_refused(folder):
     folder.mkdir(parents=True, exist_ok=True)
     for split, names in (("train", ["a", "b", "c"]), ("test", ["a", "c", "b"])):
         rows(12, labels=[0, 1, 2] * 4, feature=ClassLabel(names=names)).to_parquet(folder / f"{split}.parquet")
-    with pytest.raises(DatasetError, match=r"the classes of the column 'label' in \w+\.parquet are not those"):
+    with pytest.raises(
+        DatasetError, match=r"the column 'label' in \w+\.parquet has different classes than the other files"
+    ):
         open_dataset(f"hf:{folder}", offline=True)
 
 

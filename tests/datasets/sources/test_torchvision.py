@@ -78,14 +78,14 @@ def test_an_image_that_is_listed_and_gone_is_named(name, small, tmp_path):
     spec = small(name)
     for path in [path for path in tmp_path.rglob("*.jpg") if "3" in path.stem or "4" in path.stem]:
         path.unlink()
-    with pytest.raises(DatasetError, match=rf"{name}/train: image 3 \(.*\) cannot be read .*; get its files again"):
+    with pytest.raises(DatasetError, match=rf"{name}/train: image 3 \(.*\) cannot be read .*; replace its file"):
         open_dataset(spec, data_dir=tmp_path, offline=True)
 
 
 def test_a_class_that_downloads_nothing_any_more_is_not_asked_to(tmp_path):
     """The makers' address of Stanford Cars is gone; its other sources are repositories of the hub."""
     spec = get_dataset("stanford_cars")
-    with pytest.raises(DatasetMissingError, match="cannot be fetched by probe; put a folder stanford_cars"):
+    with pytest.raises(DatasetMissingError, match="probe cannot download it; put a folder stanford_cars"):
         open_dataset(replace(spec, sources=spec.sources[:1]), data_dir=tmp_path)
 
 
@@ -117,4 +117,4 @@ def test_files_with_a_dot_in_their_names_are_named(name, tmp_path, monkeypatch, 
     monkeypatch.setattr("probe.datasets.sources.torchvision.download", refuse)
     with pytest.raises(DatasetMissingError, match="no network"):
         open_dataset(spec, data_dir=tmp_path)
-    assert any(f"{name} is fetched; to use the local files instead, {remedy}" in text for text in caplog.messages)
+    assert any(f"{name}: downloading; to use the local files instead, {remedy}" in text for text in caplog.messages)

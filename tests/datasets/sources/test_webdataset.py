@@ -221,18 +221,18 @@ def test_braces_are_those_of_the_library(pattern):
         ("", "names no dataset"),
         ("{0}/nowhere", "no folder at .*nowhere, and no repository ORG/NAME; check the name"),
         ("name", "no folder at name, and no repository ORG/NAME"),
-        ("org/name/{{0..3.tar", r"has braces that say nothing; write \{000..012\} or \{a,b\}, none in another"),
-        ("org/name/{{x}}.tar", "has braces that say nothing"),
-        ("org/name/{{a,{{0..3}}}}.tar", "has braces that say nothing"),
+        ("org/name/{{0..3.tar", r"has braces of an unknown form; write \{000..012\} or \{a,b\}, not nested"),
+        ("org/name/{{x}}.tar", "has braces of an unknown form"),
+        ("org/name/{{a,{{0..3}}}}.tar", "has braces of an unknown form"),
         ("org/name/{{3..0}}.tar", "counts down from 3 to 0; write the smaller number first"),
-        ("org/name/{{a/{{0..3}},b/0}}.tar", "has braces that say nothing"),
+        ("org/name/{{a/{{0..3}},b/0}}.tar", "has braces of an unknown form"),
         (
             "org/name/{{a,b}}/{{0..3}}.tar",
-            r"names shards in several folders; say which are what with \?train=\.\.\.&test=",
+            r"names shards in several folders; name the folder of each subset with \?train=\.\.\.&test=",
         ),
-        ("{0}/{{0..3}}.tar.gz", "compressed shards cannot be read at a place; unpack them to .tar"),
-        ("ftp://host/{{0..3}}.tar", "is no address of shards; write https://HOST/FOLDER/, or one of files"),
-        ("https://host/folder", "is no address of shards"),
+        ("{0}/{{0..3}}.tar.gz", "images cannot be read directly from compressed shards; unpack them to .tar"),
+        ("ftp://host/{{0..3}}.tar", "is not an address of shards; write https://HOST/FOLDER/, or an address of"),
+        ("https://host/folder", "is not an address of shards"),
         (
             "https://host/0.tar?download=true",
             "has the option 'download'; the options are metric, train, val, test, all",
@@ -240,7 +240,7 @@ def test_braces_are_those_of_the_library(pattern):
         ("{0}?revision=main", "has the option 'revision'; the options are metric, train, val, test, all"),
         ("org/name?splits=a", "has the option 'splits'; the options are revision, metric, train, val, test, all"),
         ("org/name?test=train", "takes the split 'train' for train and for test"),
-        ("{0}", r"no shards in .*; put files \*\.tar there"),
+        ("{0}", r"no shards in .*; put \*\.tar files there"),
     ],
 )
 def test_a_name_that_says_nothing_is_refused(rest, message, tmp_path):
@@ -259,7 +259,9 @@ def test_series_of_shards_are_not_mixed(folder):
     """A training and a test set side by side would become one."""
     for name in ("train", "val"):
         write_shards(folder, pattern=f"imagenet-{name}-%06d.tar")
-    with pytest.raises(DatasetError, match=r"several series, imagenet-train-\*\.tar, imagenet-val-\*\.tar; put those"):
+    with pytest.raises(
+        DatasetError, match=r"several series, imagenet-train-\*\.tar, imagenet-val-\*\.tar; put the shards of each"
+    ):
         open_dataset(f"wds:{folder}", offline=True)
 
 
@@ -300,13 +302,15 @@ def _open(folder, members):
 
 @pytest.mark.parametrize("content", [b"-1", b"one", b"", b"1.5", b"[1]", b"9" * 30])
 def test_a_label_that_is_no_number_is_named(content, folder):
-    with pytest.raises(DatasetError, match=r"0\.tar: s4\.cls holds '.*' and no label, a number from 0 on; correct it"):
+    with pytest.raises(DatasetError, match=r"0\.tar: expected a number >= 0 as label in s4\.cls, got '.*'; correct it"):
         _open(folder, _members(s4_cls=content))
 
 
 @pytest.mark.parametrize("content", [b"{}", b'{"label": "cat"}', b'{"label": true}', b"{", b"[" * 100_000])
 def test_a_json_without_a_label_is_named(content, folder):
-    with pytest.raises(DatasetError, match=r"0\.tar: s4\.json holds '.*' and no label, a number from 0 on"):
+    with pytest.raises(
+        DatasetError, match=r"0\.tar: expected a number >= 0 as label in s4\.json, got '.*'; correct it"
+    ):
         _open(folder, _members(s4_cls=None, s4_json=content))
 
 
@@ -467,7 +471,7 @@ def test_lists_of_classes_in_json_are_several_labels(folder):
     [np.array(0.5), np.array([-1, 0, 1]), np.zeros((2, 2)), np.array(["a"]), np.array([None]), np.array([np.nan])],
 )
 def test_an_array_that_is_no_label_is_named(label, folder):
-    with pytest.raises(DatasetError, match=r"0\.tar: s4\.npy holds '.*' and no label, a number from 0 on; correct it"):
+    with pytest.raises(DatasetError, match=r"0\.tar: expected a number >= 0 as label in s4\.npy, got '.*'; correct it"):
         _open(folder, _members(s4_cls=None, s4_npy=_as_npy(label)))
 
 
@@ -481,9 +485,7 @@ def test_a_label_that_is_longer_than_there_are_classes_is_named(folder):
 def test_a_collection_of_captions_is_named(folder):
     write_collection(folder)
     (folder / "dataset_type.txt").write_text("retrieval\n")
-    with pytest.raises(
-        DatasetError, match=r"dataset_type\.txt says that it is for retrieval: images with captions have"
-    ):
+    with pytest.raises(DatasetError, match=r"dataset_type\.txt says retrieval: images with captions have"):
         get_dataset(f"wds:{folder}")
 
 
@@ -500,7 +502,7 @@ def test_a_gap_among_shards_is_refused(folder):
     """Where nothing says how many there are; what is meant can be named."""
     write_shards(folder, per_shard=3)
     (folder / "2.tar").unlink()
-    with pytest.raises(DatasetError, match="has shards up to number 3 without 2; get it, or name those to take"):
+    with pytest.raises(DatasetError, match="has shards up to number 3, but not 2; get it, or name the shards to use"):
         open_dataset(f"wds:{folder}", offline=True)
     assert len(open_dataset(f"wds:{folder}/{{0,1,3}}.tar", offline=True).subsets["all"]) == 9
 
@@ -521,7 +523,7 @@ def test_fewer_shards_than_are_said_to_be_are_refused(folder):
 def test_a_number_of_shards_that_is_none_is_named(folder):
     write_collection(folder)
     (folder / "train" / "nshards.txt").write_text("<html>")
-    with pytest.raises(DatasetError, match=r"nshards\.txt holds '<html>' and not the number of shards"):
+    with pytest.raises(DatasetError, match=r"nshards\.txt has '<html>' instead of the number of shards"):
         open_dataset(f"wds:{folder}", offline=True)
 
 
@@ -547,7 +549,7 @@ def test_a_shard_that_is_cut_short_is_named(kept, folder):
         "nothing": 0,
     }[kept]
     path.write_bytes(content[:size])
-    with pytest.raises(DatasetError, match=r"0\.tar is no whole tar file \(.*\); get it again"):
+    with pytest.raises(DatasetError, match=r"0\.tar is not a complete tar file \(.*\); download it again"):
         open_dataset(f"wds:{folder}", offline=True)
 
 
@@ -561,7 +563,7 @@ def test_a_damaged_shard_is_named(what, folder):
     content = bytearray(path.read_bytes())
     content[place] ^= 255
     path.write_bytes(content if what != "all" else b"no tar file" * 100)
-    with pytest.raises(DatasetError, match=r"0\.tar is no whole tar file \(.*\); get it again"):
+    with pytest.raises(DatasetError, match=r"0\.tar is not a complete tar file \(.*\); download it again"):
         open_dataset(f"wds:{folder}", offline=True)
 
 
@@ -569,7 +571,7 @@ def test_a_shard_that_shrank_since_it_was_opened_is_named(folder):
     write_shards(folder, per_shard=12)
     images = open_dataset(f"wds:{folder}", offline=True).subsets["all"]
     os.truncate(folder / "0.tar", 5_000)
-    with pytest.raises(DatasetError, match=r"\(0\.tar/s0000011\) cannot be read \(its shard has been cut short\)"):
+    with pytest.raises(DatasetError, match=r"\(0\.tar/s0000011\) cannot be read \(its shard was truncated\)"):
         images[11]
 
 
@@ -582,12 +584,12 @@ def _special(kind, target="s1.png"):
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        ("/etc/s99.png", "which would lie outside of its folder; do not use it"),
-        ("../s99.png", "which would lie outside of its folder; do not use it"),
-        (_special(tarfile.SYMTYPE), "has 's99.png', which is no ordinary file; do not use it"),
-        (_special(tarfile.LNKTYPE), "has 's99.png', which is no ordinary file; do not use it"),
-        (_special(tarfile.CHRTYPE), "has 's99.png', which is no ordinary file; do not use it"),
-        (_special(tarfile.FIFOTYPE), "has 's99.png', which is no ordinary file; do not use it"),
+        ("/etc/s99.png", "that would be written outside of its folder; do not use it"),
+        ("../s99.png", "that would be written outside of its folder; do not use it"),
+        (_special(tarfile.SYMTYPE), "has 's99.png', which is not a regular file; do not use it"),
+        (_special(tarfile.LNKTYPE), "has 's99.png', which is not a regular file; do not use it"),
+        (_special(tarfile.CHRTYPE), "has 's99.png', which is not a regular file; do not use it"),
+        (_special(tarfile.FIFOTYPE), "has 's99.png', which is not a regular file; do not use it"),
     ],
 )
 def test_a_shard_that_reaches_out_is_refused(member, message, folder):
@@ -601,7 +603,7 @@ def test_a_compressed_shard_says_to_unpack_it(name, folder):
     folder.mkdir()
     with tarfile.open(folder / name, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("s0.png"), io.BytesIO())
-    with pytest.raises(DatasetError, match="compressed shards cannot be read at a place; unpack them to"):
+    with pytest.raises(DatasetError, match="images cannot be read directly from compressed shards; unpack them to"):
         open_dataset(f"wds:{folder}", offline=True)
 
 
@@ -756,7 +758,7 @@ def test_a_file_of_a_server_that_is_no_shard_is_not_kept(served, data_dir, tmp_p
     """Such as a page that says that one has to log in."""
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "0.tar").write_bytes(b"<html>" * 1000)
-    with served() as (address, _), pytest.raises(DatasetError, match=rf"{address}0\.tar is no whole shard"):
+    with served() as (address, _), pytest.raises(DatasetError, match=rf"{address}0\.tar is not a complete shard"):
         open_dataset(f"wds:{address}0.tar", data_dir=data_dir)
     assert not list(data_dir.rglob("0.tar*t"))
     assert not list(data_dir.rglob("*.part"))
@@ -777,7 +779,7 @@ def test_a_server_that_does_not_answer_is_named(data_dir):
 
 
 def test_a_name_that_climbs_out_of_the_data_folder_is_refused(data_dir, tmp_path):
-    with pytest.raises(DatasetError, match="would lie outside of its folder"):
+    with pytest.raises(DatasetError, match="would be written outside of its folder"):
         open_dataset("wds:http://127.0.0.1:9/a/?all=../../x.tar", data_dir=data_dir)
     assert not (tmp_path / "x.tar").exists()
 

@@ -9,7 +9,7 @@ from make.bad_scales import NUM_TEST, NUM_VAL, PROBLEMS, find_optimum, make
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from probe.features.encode import Features
+from probe.features.arrays import Features
 from probe.probes.fit import fit_probe
 from probe.probes.solvers import optimality
 from probe.probes.solvers.catalog import SOLVERS

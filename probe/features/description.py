@@ -1,0 +1,125 @@
+"""Cache entries of a run -> its features and their description in a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from probe.datasets import dataset_names
+from probe.datasets.opening import OpenedDataset
+from probe.datasets.splits.folds import SPLITS, digest_splits
+from probe.decoder import decode
+from probe.errors import DatasetError, FeaturesError
+from probe.features.arrays import Extraction, Features
+from probe.features.store import EXTRACTION_VERSION, Entry
+from probe.models.encoder import ImageEncoder
+from probe.models.preprocess import VERSION as PREPROCESS_VERSION
+from probe.models.unwrapping import WHOLE
+from probe.records.schema import (
+    EncoderRecord,
+    ExtractionRecord,
+    MeterRecord,
+    ReadRecord,
+    SkippedImage,
+    SplitRecord,
+)
+
+
+def describe_extraction(
+    entries: Mapping[str, Entry],
+    dataset: OpenedDataset,
+    *,
+    weights: str,
+    from_cache: bool,
+    seconds: dict[str, float],
+    skip_corrupt: int,
+) -> Extraction:
+    """Return the features of a run, with the rows of each split and their description.
+
+    Args:
+        entries: the cache entry of each subset that some split uses.
+        dataset: the dataset.
+        weights: digest of the weights of the encoder.
+        from_cache: the entries existed before this command.
+        seconds: wall time by stage.
+        skip_corrupt: number of images that may have no features.
+
+    Raises:
+        DatasetError: more images could not be read than are allowed.
+        FeaturesError: no image of a subset could be read.
+    """
+    used = dataset.used
+    features = {subset: entries[subset].features for subset in used}
+    skipped = [message for subset in used for _, message in features[subset].skipped]
+    if len(skipped) > skip_corrupt:
+        raise DatasetError(skipped[skip_corrupt])
+    for subset in used:
+        if not len(features[subset]):
+            raise FeaturesError(f"{used[subset].images.name}: no image could be read; get its files again")
+    # Skipped images have no row.
+    readable = {s: np.delete(used[s].positions, [row for row, _ in features[s].skipped]) for s in used}
+    rows = [
+        {
+            name: (fold[name].subset, np.flatnonzero(np.isin(readable[fold[name].subset], fold[name].positions)))
+            for name in SPLITS
+        }
+        for fold in dataset.folds
+    ]
+    splits = digest_splits(dataset.subsets, dataset.folds, readable) if skipped else dataset.splits
+    first = next(iter(entries.values()))
+    return Extraction(
+        features=features,
+        rows=rows,
+        read=_describe_reading(dataset, features),
+        splits={name: SplitRecord(size=split.size, sha256=split.sha256) for name, split in splits.items()},
+        encoder=decode(first.encoder, EncoderRecord),
+        extraction=ExtractionRecord(
+            from_cache=from_cache,
+            subsets={subset: decode(entries[subset].extraction, MeterRecord) for subset in used},
+            weights=weights,
+            extraction_version=EXTRACTION_VERSION,
+            preprocess_version=PREPROCESS_VERSION,
+        ),
+        seconds=seconds,
+        folder=first.path.parent,
+    )
+
+
+def _describe_reading(dataset: OpenedDataset, features: Mapping[str, Features]) -> ReadRecord:
+    skipped = [
+        SkippedImage(subset, dataset.used[subset].images.ids[row], message)
+        for subset, extracted in features.items()
+        for row, message in extracted.skipped
+    ]
+    # The catalogue defines the labels of its datasets. For other datasets, only the record can.
+    is_listed = dataset.spec.name in dataset_names()
+    return ReadRecord(
+        source=dataset.source,
+        revisions={name: images.revision for name, images in dataset.subsets.items() if images.revision},
+        partial={name: (len(dataset.subsets[name]), size) for name, size in dataset.incomplete.items()},
+        skipped=tuple(skipped),
+        class_names=() if is_listed else tuple(next(iter(dataset.subsets.values())).class_names),
+    )
+
+
+def describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:
+    """Return the description of an encoder that is stored with its features."""
+    return {
+        "weights_sha256": encoder.weights_sha256,
+        # Only if the weights lay in a container or below a prefix, so that other records do not change.
+        **({"weights_key": encoder.weights_key} if encoder.weights_key != WHOLE else {}),
+        "license": encoder.license,
+        "resolution": encoder.resolution,
+        "embed_dim": encoder.embed_dim,
+        "pre_projection_dim": encoder.pre_projection_dim,
+        "preprocess": asdict(encoder.preprocess),
+        "preprocess_from": encoder.preprocess_from,
+        "dtypes": {
+            "checkpoint": encoder.checkpoint_dtypes,
+            "weights": encoder.weights_dtypes,
+            "features": "float32",
+        },
+    }
