@@ -6,6 +6,7 @@ takes many evaluations, the preconditioner is replaced by a better one, see `cur
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from probe.probes.solvers.curvature import Preconditioner
 from probe.probes.solvers.lbfgs import EvaluationRequest, Minimum, Steps, minimise
 from probe.probes.solvers.objective import Logistic, Loss, Objective, Rows, Softmax
 from probe.probes.solvers.optimality import is_negligible
+
+logger = logging.getLogger(__name__)
 
 TOL = 1e-6  # default limit of max |gradient| relative to its value at weights of zero
 # If classes are separable and the penalty is weak, the loss becomes small, and so does its gradient. If the objective
@@ -257,7 +260,7 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
         class_weight: weight of each class as a dict, or `balanced`. None weights all classes equally.
         random_state: not used, because the fit is deterministic.
         max_iter: largest number of steps.
-        verbose: if above 0, print the convergence of the fit.
+        verbose: if above 0, log the convergence of the fit at level INFO.
         warm_start: if True, start from the coefficients of the previous fit.
         device: torch device that computes, such as `cpu` or `cuda`.
 
@@ -354,7 +357,7 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
             f"{solution.suboptimality:.1e} above its minimum"
         )
         if self.verbose:
-            print(f"{type(self).__name__}: after {self.n_iter_[0]} iterations {ending}")  # noqa: T201 - what it is for
+            logger.info("%s: after %d iterations %s", type(self).__name__, self.n_iter_[0], ending)
         if not solution.converged:
             message = (
                 f"preconditioned lbfgs failed to converge after {self.n_iter_[0]} iterations: {ending}. Increase "

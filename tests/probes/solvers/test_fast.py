@@ -419,9 +419,10 @@ def test_a_warm_start_begins_at_the_coefficients_and_refuses_others():
         warm.fit(*_digits([3, 8]))
 
 
-def test_a_verbose_fit_prints_how_it_ended(capsys):
-    FastLogisticRegression(verbose=1).fit(*_blobs())
-    assert "FastLogisticRegression: after" in capsys.readouterr().out
+def test_a_verbose_fit_logs_how_it_ended(caplog):
+    with caplog.at_level("INFO", logger="probe"):
+        FastLogisticRegression(verbose=1).fit(*_blobs())
+    assert "FastLogisticRegression: after" in caplog.text
 
 
 @pytest.mark.parametrize(
