@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import ResultsError, printable, shorten
 from probe.leaderboard import modes, published
 from probe.leaderboard import sections as board
+from probe.leaderboard.labels import short_names
 from probe.leaderboard.sections import Section
 from probe.records.record import write_bytes
 from probe.records.schema import DoneRecord, RunRecord
@@ -119,7 +120,7 @@ def _score(record: DoneRecord) -> float:
 
 def _done(section: Section, dataset: str) -> list[DoneRecord]:
     """Return the records of a dataset that have a score, line by line."""
-    records = [line.cells.get(dataset) for line in section.lines]
+    records = [line.cells[dataset].record for line in section.lines if dataset in line.cells]
     return [record for record in records if isinstance(record, DoneRecord)]
 
 
@@ -128,7 +129,7 @@ def _bars(section: Section) -> Figure:
     width = 0.9 + 0.22 * n * len(section.datasets) + 0.3 * len(section.datasets)
     figure, axes = _new(min(max(4.0, width), MAX_WIDTH), 3.2)
     for i, line in enumerate(section.lines):
-        cells = [(k, line.cells.get(name)) for k, name in enumerate(section.datasets)]
+        cells = [(k, line.cells[name].record) for k, name in enumerate(section.datasets) if name in line.cells]
         done = [(k, record) for k, record in cells if isinstance(record, DoneRecord)]
         places = [k + (i - (n - 1) / 2) * 0.8 / n for k, _ in done]
         scores = [_score(record) for _, record in done]
@@ -140,7 +141,7 @@ def _bars(section: Section) -> Figure:
             yerr=_errors([r for _, r in done], scores),
             capsize=2,
         )
-    names = [_text(name) for name in section.datasets]
+    names = [_text(name) for name in short_names(section.datasets).values()]
     is_crowded = len(names) > 3 or max(map(len, names)) > MAX_LEVEL
     slanted: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
     axes.set_xticks(range(len(names)), names, **slanted)

@@ -8,7 +8,7 @@ import probe
 from probe.errors import ResultsError
 from probe.leaderboard import modes, sections, tables
 from probe.leaderboard.derived import write_derived
-from probe.leaderboard.page import _data as report_data
+from probe.leaderboard.page import render_page
 from probe.records.record import (
     check_writable,
     locate_records,
@@ -185,7 +185,7 @@ def test_whatever_is_changed_in_a_record_is_found_or_does_no_harm(made, tmp_path
             sections.sections_to_markdown(sections.make_sections([record]))
             tables.render_tables([record])
             modes.rows(modes.pair_modes([record, changed(record, "spec.jit", not record.spec.jit)]))
-            report_data([record], sections.make_sections([record]), {record.key: 0})
+            render_page([record], sections.make_sections([record]))
     assert tried > 200  # names, texts and numbers that nothing checks
 
 
