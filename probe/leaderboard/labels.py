@@ -19,7 +19,7 @@ LEGEND = (
     (
         "90.00 ±1.50",
         "Score in percent, and half the width of its 95 % confidence interval: the uncertainty from the sampling of "
-        "test images, or for few-shot protocols from the draws of training images.",
+        "test images, or of few-shot protocols from the draws of training images. Early records have none.",
     ),
     ("bold", "Highest score of the dataset in this table."),
     (
@@ -91,7 +91,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _last_parts(name: str, depth: int) -> str:
-    """Return the last parts of a path; a name that is no path, or that has fewer parts, as it is."""
+    """Return the last parts of a path; any other name, or a path with fewer parts, is returned as it is."""
     found = re.fullmatch(r"(?:(?:folder|csv):|(?:\w+:)?(?=[/~.\\]|[A-Za-z]:\\))(.+)", name, re.DOTALL)
     parts = [part for part in re.split(r"[/\\]", found[1]) if part] if found else []
     return "/".join(parts[-depth:]) if depth <= len(parts) else name

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from probe.datasets.catalog import CATALOG
 from probe.errors import listed, printable
 from probe.leaderboard.labels import LEGEND, MISSING, count, short_names
-from probe.leaderboard.mean_ranking import Evidence, MeanRanks, mean_ranks
+from probe.leaderboard.ranking import Evidence, MeanRanks, mean_ranks
 from probe.leaderboard.tables import half_width, markdown_table, markdown_text, marks, status
 from probe.records.record import test_images
 from probe.records.schema import DoneRecord, ResultRecord, RunRecord
@@ -35,7 +35,7 @@ class Cell:
         record: its record.
         rank: rank of the model on the dataset, as `Line.rank`; empty if it was not tested.
         place: `best` for the highest score of the dataset, `tied` if no other model is better by more than chance.
-        is_other: True if its test images or metric differ from those of most records of the dataset.
+        is_other: True if most records of the dataset have different test images or another metric.
     """
 
     record: RunRecord
@@ -132,8 +132,8 @@ class Section:
 def make_sections(records: Sequence[RunRecord]) -> list[Section]:
     """Return the sections of records of different runs: the overview, then the others in natural order of their titles.
 
-    The overview is the section with the most scores. Of several it is that of the protocol with the most scores in all
-    sections, then the one with the most scores without a mark.
+    The overview is the section with the most scores. If several have as many, the protocol with the most scores in all
+    sections comes first, then the section with the most scores without a mark.
     """
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records:
@@ -160,7 +160,7 @@ def _num_unmarked(section: Section) -> int:
 
 
 def rules_digest(record: RunRecord) -> str:
-    """Return the start of the digest of a protocol's rules, of which its name and prose are no part."""
+    """Return the start of the digest of a protocol's rules, without its name and prose."""
     rules = identity_fields(record.spec.protocol)
     return digest({name: value for name, value in rules.items() if name != "name"})[:8]
 
@@ -236,7 +236,7 @@ def notes(section: Section) -> list[str]:
     for line in section.lines:
         weights = {cell.record.encoder.weights_sha256 for cell in line.cells.values()} - {None, ""}
         if len(weights) > 1:
-            found.append(f"Records of {models[line.model]} are of {len(weights)} different sets of weights.")
+            found.append(f"The records of {models[line.model]} have {len(weights)} different sets of weights.")
     return found
 
 
@@ -244,7 +244,7 @@ def _note_on_mean(section: Section, models: Mapping[str, str]) -> str:
     labels = short_names(section.datasets)
     if len(section.common) == 1:
         label = labels[section.common[0]]
-        return f"There is no mean, as only {label} has scores of all models; ranks are by {label}."
+        return f"Only {label} has scores of all models, so ranks are by {label} and no mean is shown."
     if section.common:
         names = listed([labels[name] for name in section.common], most=MAX_NAMED)
         return f"The mean is over the datasets that all models have: {names}."
@@ -254,7 +254,7 @@ def _note_on_mean(section: Section, models: Mapping[str, str]) -> str:
     }
     name = min(lacking, key=lambda name: len(lacking[name]))
     those = listed(lacking[name], most=MAX_NAMED)
-    return f"There is no mean, as no dataset has a score of all models; {labels[name]} lacks those of {those}."
+    return f"No dataset has scores of all models, so no mean is shown; {labels[name]} lacks {those}."
 
 
 def to_text(section: Section, *, with_ranks: bool = True, emphasize: bool = False) -> tuple[list[str], list[list[str]]]:

@@ -10,7 +10,7 @@ from make.records import NUM_TEST, changed, make_failure, make_record, make_resu
 
 from probe.leaderboard.exports import FORMATS, rows_to_csv, to_json, to_latex, to_parquet
 from probe.leaderboard.labels import short_names
-from probe.leaderboard.mean_ranking import Evidence, mean_ranks
+from probe.leaderboard.ranking import Evidence, mean_ranks
 from probe.leaderboard.sections import OTHER_IMAGES, make_sections, notes, sections_to_markdown, table, to_text
 from probe.records.schema import EncoderRecord, IntervalRecord, ReadRecord, SplitRecord
 from probe.stats.outcomes import Outcomes
@@ -147,7 +147,7 @@ def test_labels_of_different_names_differ(names):
 
 def test_weights_that_changed_under_a_name_are_noted():
     records = [_cell("digits", "a", 20), _cell("mnist", "a", 20, encoder=EncoderRecord(weights_sha256="other"))]
-    assert "Records of a are of 2 different sets of weights." in notes(make_sections(records)[0])
+    assert "The records of a have 2 different sets of weights." in notes(make_sections(records)[0])
 
 
 def _random(rng, shared, skill):
@@ -246,8 +246,8 @@ def test_another_metric_is_not_averaged_with_the_others():
     (section,) = make_sections([scored_record("a", 20), scored_record("b", 60), other])
     assert section.common == ()
     assert {cell.record.model for cell in section.cells if cell.is_other} == {"c"}
-    assert "There is no mean" in " ".join(notes(section))
-    assert "digits lacks those of c" in " ".join(notes(section))
+    assert "no mean is shown" in " ".join(notes(section))
+    assert "digits lacks c" in " ".join(notes(section))
 
 
 def test_the_mean_of_one_dataset_and_ranks_that_nobody_has_get_no_column():
@@ -257,7 +257,7 @@ def test_the_mean_of_one_dataset_and_ranks_that_nobody_has_get_no_column():
     headers = [to_text(section)[0] for records in (one, several, alone) for section in make_sections(records)]
     assert headers == [["rank", "model", "digits"], ["rank", "model", "digits", "mnist"], ["model", "digits", "mnist"]]
     assert not any("mean" in note for note in notes(make_sections(one)[0]))
-    assert "only digits has scores of all models" in notes(make_sections(several)[0])[-1]
+    assert "Only digits has scores of all models" in notes(make_sections(several)[0])[-1]
 
 
 def test_the_mean_of_one_dataset_has_its_interval():
@@ -307,7 +307,7 @@ def test_latex_escapes_names_and_has_as_many_cells_in_every_row():
     assert r"95.00\,$\pm$\,1.50" in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.replace(r"\&", "").count("&") for line in rows} == {2}
-    assert "% The mean is over" in text or "% There is no mean" in text
+    assert "% The mean is over" in text or "no mean is shown" in text
 
 
 def test_parquet_has_the_columns_of_the_csv_with_their_types(tmp_path):

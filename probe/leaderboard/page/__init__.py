@@ -20,7 +20,7 @@ from probe.errors import printable
 from probe.leaderboard import sections as board
 from probe.leaderboard.cards import TITLES as METRICS
 from probe.leaderboard.labels import LEGEND, MISSING, MODES, POINTS, PRECISIONS, SOLVERS, count
-from probe.leaderboard.page.data import TITLES, Labels, make_data, make_labels, to_json
+from probe.leaderboard.page.data import TITLES, Labels, encode_data, make_data, make_labels
 from probe.leaderboard.tables import half_width
 from probe.records.schema import RunRecord
 
@@ -94,7 +94,7 @@ def render_page(records: Sequence[RunRecord], sections: Sequence[board.Section],
     Args:
         records: of different runs.
         sections: the sections of these records.
-        results_dir: the folder of the records, from that of the page, to link to them.
+        results_dir: path from the folder of the page to the results folder, for links to records.
     """
     folder = "" if results_dir == "." else f"{quote(os.fsencode(results_dir))}/"  # `#` and `?` would end the path
     labels, protocols = make_labels(records), _protocols(sections)
@@ -108,7 +108,7 @@ def render_page(records: Sequence[RunRecord], sections: Sequence[board.Section],
         legend=LEGEND,
         missing=MISSING,
         heat_levels=range(HEAT_LEVELS),
-        data=Markup(to_json(data).replace("<", "\\u003c")),  # `<` could end the script that the data are in
+        data=Markup(encode_data(data).replace("<", "\\u003c")),  # `<` could end the script that the data are in
         style=_read("page.css"),
         script=_read("charts.js") + _read("page.js"),
     )

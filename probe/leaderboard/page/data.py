@@ -129,7 +129,7 @@ class PageData:
     published: tuple[PagePublished, ...]
 
 
-def to_json(data: PageData) -> str:
+def encode_data(data: PageData) -> str:
     """Return the data as JSON: fields that have their default are left out, and numbers have `DIGITS` digits."""
     return json.dumps(_plain(data), allow_nan=False, separators=(",", ":"))
 
@@ -222,7 +222,7 @@ def _model(name: str, records: Sequence[RunRecord], labels: Labels) -> PageModel
 
 
 def _source(spec: ModelSpec) -> str:
-    """Return where the weights of a model are from, in words."""
+    """Return a description of where the weights of a model are from."""
     return {
         "embedded": "part of this package",
         "file": f"the file {next(iter(short_names([spec.source]).values()))}",

@@ -171,7 +171,7 @@ function showRecord() {
     status: record.status,
     C: number(record.C),
     iterations: has(record.iterations, String(record.iterations)),
-    "gradient at the end, of that at the start": number(record.gradient),
+    "gradient (end / start)": number(record.gradient),
     images: has(record.train, `${record.train} to fit, ${record.test} to test`),
     "SHA-256 of the weights": record.weights,
     seconds: record.seconds,
