@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probe.leaderboard import modes, page, tables
-from probe.leaderboard import sections as board
+from probe.leaderboard import modes, page, tables, texts
 from probe.leaderboard.exports import rows_to_csv
+from probe.leaderboard.sections import make_sections
 from probe.records.record import encode, model_slug, read_records, write_text
 from probe.records.schema import RunRecord
 
@@ -70,11 +70,11 @@ def find_stale(results_dir: str | Path = "results") -> Stale:
 
 def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
     """Return all files for sorted records: path below the results folder -> text."""
-    sections = board.make_sections(records)
+    sections = make_sections(records)
     return {
         **{f"{TABLES}/{name}": text for name, text in tables.render_tables(records).items()},
-        "leaderboard.csv": rows_to_csv(*board.table(sections)),
-        "leaderboard.md": board.sections_to_markdown(sections),
+        "leaderboard.csv": rows_to_csv(*texts.table(sections)),
+        "leaderboard.md": texts.sections_to_markdown(sections),
         PAGE: page.render_page(records, sections),
         "jit_against_eager.csv": rows_to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
         "jit_against_eager.md": f"# JIT against eager\n\n{modes.modes_to_markdown(records)}",

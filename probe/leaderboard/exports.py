@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import printable
-from probe.leaderboard import sections as board
+from probe.leaderboard import texts
 from probe.leaderboard.labels import LEGEND
-from probe.leaderboard.sections import Cell, Section
+from probe.leaderboard.sections import Cell, Section, titles
 from probe.leaderboard.tables import csv_value
 from probe.records.record import encode, record_path
 
@@ -36,8 +36,7 @@ def to_json(sections: Sequence[Section]) -> str:
 
 def to_latex(sections: Sequence[Section]) -> str:
     """Return a `tabular` for each section, in percent. It needs the package booktabs and a table around it."""
-    titles = board.titles(sections)
-    return "\n".join(_latex(title, section) for title, section in zip(titles, sections, strict=True))
+    return "\n".join(_latex(title, section) for title, section in zip(titles(sections), sections, strict=True))
 
 
 def to_parquet(sections: Sequence[Section]) -> bytes:
@@ -45,7 +44,7 @@ def to_parquet(sections: Sequence[Section]) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
-    header, rows = board.table(sections)
+    header, rows = texts.table(sections)
     columns = [pyarrow.array(map(_utf8, column), from_pandas=True) for column in zip(*rows, strict=True)]
     if not rows:
         columns = [pyarrow.array([], pyarrow.string()) for _ in header]
@@ -55,8 +54,8 @@ def to_parquet(sections: Sequence[Section]) -> bytes:
 
 
 FORMATS: dict[str, Callable[[Sequence[Section]], str | bytes]] = {
-    "md": board.sections_to_markdown,
-    "csv": lambda sections: rows_to_csv(*board.table(sections)),
+    "md": texts.sections_to_markdown,
+    "csv": lambda sections: rows_to_csv(*texts.table(sections)),
     "json": to_json,
     "latex": to_latex,
     "parquet": to_parquet,
@@ -98,9 +97,11 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 
 def _latex(title: str, section: Section) -> str:
-    header, rows = board.to_text(section, with_ranks=False)  # which a paper would have to explain
-    marks = [f"{term}: {text}" for term, text in LEGEND if term in {m for c in section.cells for m in c.marks.split()}]
-    lines = [title, "± is half the width of the 95 % confidence interval", *marks, *board.notes(section)]
+    header, rows = texts.to_text(section, with_ranks=False)  # which a paper would have to explain
+    used = {mark for cell in section.cells for mark in cell.marks.split()}
+    marks = [f"{term}: {text}" for term, text in LEGEND if term in used]
+    notes = [*marks, *texts.metric_notes(section), *texts.notes(section)]
+    lines = [title, "± is half the width of the 95 % confidence interval", *notes]
     comments = [f"% {_one_line(line)}" for line in lines]
     body = [_latex_row(row) for row in rows]
     table = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", "\\toprule", _latex_row(header), "\\midrule"]

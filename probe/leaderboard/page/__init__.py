@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from probe.errors import printable
 from probe.leaderboard import sections as board
+from probe.leaderboard import texts
 from probe.leaderboard.cards import TITLES as METRICS
 from probe.leaderboard.labels import LEGEND, MISSING, MODES, POINTS, PRECISIONS, SOLVERS, count
 from probe.leaderboard.page.data import TITLES, Labels, encode_data, make_data, make_labels
@@ -182,7 +183,7 @@ def _section(section: board.Section, protocol: str, labels: Labels) -> SectionVi
         f"mean of {len(section.common)}" if board.has_mean(section) else "",
         board.has_ranks(section),
         tuple(_line(section, line, labels) for line in section.lines),
-        tuple(board.notes(section)),
+        tuple(texts.notes(section)),
     )
 
 
@@ -200,7 +201,7 @@ def _line(section: board.Section, line: board.Line, labels: Labels) -> LineView:
         labels.model_index[line.model],
         line.rank,
         line.mean,
-        board.mean_text(section, line),
+        texts.mean_text(section, line),
         tuple(_cell(section, name, line.cells.get(name), labels) for name in section.datasets),
     )
 
@@ -213,7 +214,7 @@ def _cell(section: board.Section, name: str, cell: board.Cell | None, labels: La
         labels.record_index[cell.record.key],
         result.score if result is not None else None,
         f"{100 * result.score:.2f}" if result is not None else "failed",
-        board.around_text(half_width(result)) if result is not None else "",
+        texts.around_text(half_width(result)) if result is not None else "",
         cell.marks,
         cell.status,
         cell.place,
