@@ -17,6 +17,13 @@ HEADER = (
     *("dataset", "model", "protocol", "precision", "solver", "eager", "jit", "difference", "predictions_flipped"),
     *("p_value", "largest_feature_difference"),
 )
+ABOUT = """\
+Each row is one run in both modes. `leaderboard.md` explains the marks behind scores.
+
+- changed predictions: test images whose predicted class differs between the modes.
+- p: p-value of a paired test of both scores.
+- n/a: a record does not have what is needed, as records of earlier versions.
+"""
 
 
 @dataclass(frozen=True)

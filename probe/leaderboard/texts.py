@@ -56,7 +56,8 @@ def sections_to_markdown(found: Sequence[Section]) -> str:
     parts = [_markdown(title, section) for title, section in zip(titles(found), found, strict=True)]
     if parts:
         parts[0] = parts[0].replace("## ", "## Overview: ", 1)
-    legend = "".join(f"- `{term}`: {text}\n" for term, text in LEGEND).replace("`bold", "**bold**`").replace("``", "")
+    legend = "".join(f"- `{term}`: {text}\n" for term, text in LEGEND)
+    legend = legend.replace("`bold`", "**bold**").replace("`bold and =`", "**bold =**")
     if len(found) > 1:
         page.append("The first table has the most scores. The tables below the legend have other protocols, solvers, ")
         page[-1] += "modes or precisions, whose scores cannot be compared with these.\n"
