@@ -194,7 +194,7 @@ def fit_marks(*, converged: bool, choice_converged: bool) -> str:
 def _page(records: Sequence[RunRecord]) -> str:
     first = records[0]
     lines = [f"# {markdown_text(first.model)}, {first.mode}\n", records_to_markdown(records)]
-    lines += [f"\\{note}\n" for note in footnotes(records)]
+    lines += [f"{note}\n" if note[0].isalpha() else f"\\{note}\n" for note in footnotes(records)]  # a mark is escaped
     for record in records:
         if record.error is not None:
             failure = f"{record.dataset}, {record.protocol} failed: {brief(record.error.message)}"

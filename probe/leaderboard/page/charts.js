@@ -126,7 +126,7 @@ function drawBars(of, items, least = 2) {
 
 function drawCost(of, items) {
   const known = items.filter((one) => one.gflops);
-  if (known.length < 2) return;
+  if (new Set(known.map((one) => one.gflops)).size < 2) return;
   const ends = known.flatMap((one) => [100 * (one.low ?? one.score), 100 * (one.high ?? one.score)]);
   const label = `Scores ${of} against cost, ${count(known.length, "model")}`;
   const plot = frame(label, known.map((one) => one.gflops), ends, { isLog: true, xName: "GFLOPs for an image", yName: "score, %" });
