@@ -251,6 +251,12 @@ def test_another_metric_is_not_averaged_with_the_others():
     assert "digits lacks c" in " ".join(notes(section))
 
 
+def test_metrics_other_than_accuracy_are_named():
+    cars = changed(make_record("cars"), "spec.dataset.metric", "mean_per_class")
+    text = sections_to_markdown(make_sections([make_record(), cars]))
+    assert "\nMean per-class recall, not accuracy: cars.\n" in text
+
+
 def test_the_mean_of_one_dataset_and_ranks_that_nobody_has_get_no_column():
     one = [_cell("digits", "a", 20), _cell("digits", "b", 40)]
     several = [*one, _cell("mnist", "a", 40)]
