@@ -1,16 +1,19 @@
-"""How long tables, leaderboard and page of a thousand records take, and how large the page is.
+"""Measure rendering of a thousand records: seconds for all files, size of the page, time it takes to sort and filter.
 
-Records are made up, of the size of real ones: 9 models x 27 datasets x 2 modes x 2 protocols, what became of each test
-image in them. `python benchmarks/rendering.py [DIR]`; DIR keeps the results folder.
+The records are made up and as large as real ones, with outcomes of all test images: 9 models x 27 datasets x 2 modes x
+2 protocols. `python benchmarks/rendering.py [DIR]` keeps the results folder in DIR. Sorting and filtering are measured
+if playwright and chromium are installed.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,7 @@ from probe.specs import DatasetSpec, ModelSpec, RunSpec
 from probe.stats.intervals import interval
 from probe.stats.outcomes import Outcomes, make_outcomes
 
-SHARES_TIME = """
+RENDER = """
 import sys, time
 from pathlib import Path
 started = time.perf_counter()
@@ -45,9 +48,26 @@ print(time.perf_counter() - started)
 assert not {"torch", "sklearn", "scipy.stats"} & set(sys.modules), "something heavy was imported"
 """
 
+# Milliseconds for each sortable column, then for a word typed into the filter of models, layout included.
+MEASURE = """() => {
+    const time = (act) => {
+        const start = performance.now();
+        act();
+        document.body.offsetHeight;
+        return performance.now() - start;
+    };
+    const buttons = [...document.querySelectorAll(".board:not([hidden]) thead button")];
+    const box = document.getElementById("models");
+    const type = (text) => { box.value = text; box.dispatchEvent(new Event("input")); };
+    return [
+        buttons.map((button) => time(() => button.click())),
+        ["v", "vi", "vit", ""].map((text) => time(() => type(text))),
+    ];
+}"""
+
 
 def random_outcomes(row: DatasetSpec, skill: float, seed: int) -> list[Outcomes]:
-    """Of a probe of some skill on a test split of the right size; hard images are hard for all."""
+    """Return outcomes of a probe of some skill on a test split of the right size; hard images are so for all models."""
     rng = np.random.default_rng(sum(row.name.encode()))  # the same images for all models
     n = next((subset.size for subset in row.subsets if subset.name == "test"), None) or 3_000
     shared, own = rng.normal(size=n), np.random.default_rng(seed).normal(size=n)
@@ -69,7 +89,7 @@ def random_outcomes(row: DatasetSpec, skill: float, seed: int) -> list[Outcomes]
 
 
 def make_record(row: DatasetSpec, model: ModelSpec, protocol: str, *, jit: bool, skill: float, seed: int) -> DoneRecord:
-    """A record as a run writes it, with made-up numbers."""
+    """Return a record as a run writes it, with made-up numbers."""
     rules = get_protocol(protocol)
     outcomes = random_outcomes(row, skill, seed)
     spec = RunSpec(row, model, rules, jit, "cuda:0", "fp16", 256)
@@ -101,7 +121,7 @@ def make_record(row: DatasetSpec, model: ModelSpec, protocol: str, *, jit: bool,
 
 
 def write_records(folder: Path) -> int:
-    """Write the records of the grid; how many."""
+    """Write the records of the grid and return their number."""
     models = [model for model in MODELS if model.name != "tiny"]
     rows = [row for row in DATASETS if row.in_paper]
     count = 0
@@ -116,17 +136,36 @@ def write_records(folder: Path) -> int:
 
 
 def main() -> None:
-    """Make the records, render them three times in processes of their own, and say what it took."""
+    """Make the records, render them in three processes one after another, and print what it took."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(temporary)
         started = time.perf_counter()
         count = write_records(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*.json")) / 1e6
         print(f"{count} records of {size:.0f} MB in all, made up in {time.perf_counter() - started:.0f} s")
-        command = [sys.executable, "-c", SHARES_TIME, str(folder)]
+        command = [sys.executable, "-c", RENDER, str(folder)]
         seconds = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
         print(f"all tables, leaderboard and page: {', '.join(f'{s:.1f}' for s in seconds)} s, without torch")
-        print(f"the page: {(folder / 'leaderboard.html').stat().st_size / 1e6:.2f} MB")
+        page = folder / "leaderboard.html"
+        print(f"the page: {page.stat().st_size / 1e6:.2f} MB")
+        measure_page(page.resolve())
+
+
+def measure_page(page: Path) -> None:
+    """Print how long the page takes to sort and to filter in headless Chromium."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None or find_spec("playwright") is None:
+        print("sorting and filtering: not measured; install playwright and chromium")
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        opened = browser.new_page()
+        opened.goto(page.as_uri())
+        for name, times in zip(("sorting", "filtering"), opened.evaluate(MEASURE), strict=True):
+            print(f"{name}: {min(times):.0f} to {max(times):.0f} ms, median {np.median(times):.0f} ms")
+        browser.close()
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_the_leaderboard_can_be_parsed(records, results, tmp_path, capsys):
     rows = list(csv.DictReader(io.StringIO(_leaderboard(capsys, results, "--format", "csv")), strict=True))
     assert {row["model"] for row in rows} == {csv_value(name) for name in models}
     assert {row["protocol"] for row in rows} == {csv_value(r.protocol) for r in records}
-    assert len(rows[0]) == 12 + 4 * len(datasets)
+    assert len(rows[0]) == 12 + 5 * len(datasets)
     assert not [value for row in rows for value in row.values() if value.startswith(("=", "+", "@"))]
 
     found = json.loads(_leaderboard(capsys, results, "--format", "json"))["sections"]
@@ -163,7 +163,7 @@ def test_the_leaderboard_can_be_parsed(records, results, tmp_path, capsys):
 
     _leaderboard(capsys, results, "--format", "parquet", "--out", str(tmp_path / "t.parquet"))
     table = pyarrow.parquet.read_table(tmp_path / "t.parquet")
-    assert table.num_columns == 12 + 4 * len(datasets)
+    assert table.num_columns == 12 + 5 * len(datasets)
     assert set(table["model"].to_pylist()) == {name.encode("utf-8", "backslashreplace").decode() for name in models}
 
     text = _leaderboard(capsys, results, "--format=latex")

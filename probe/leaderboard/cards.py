@@ -1,4 +1,4 @@
-"""Records -> the `model-index` of a model card, by which the Hugging Face hub shows results on a model's page."""
+"""Records -> the `model-index` of a model card, from which the Hugging Face hub shows results on a model's page."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TITLES = {
 
 
 def model_index(records: Sequence[RunRecord]) -> str:
-    """The block of YAML that goes at the top of a card, between its lines of dashes; scores are fractions.
+    """Return the block of YAML for the top of a card, between its lines of dashes. Scores are fractions.
 
     Args:
-        records: records of one model with the same weights, all with scores.
+        records: of one model with the same weights, all with scores.
 
     Raises:
-        ResultsError: there are no records, the models or weights differ, or a run failed.
+        ResultsError: the list is empty, the models or weights differ, or a run failed.
     """
     from huggingface_hub import ModelCardData
 

@@ -1,6 +1,6 @@
-"""Every file that is made from records: tables a model and mode, leaderboard and page, JIT against eager.
+"""Files that are made from records: tables of each model and mode, leaderboard and page, JIT against eager.
 
-Records are the truth; all of these can be made again at any time.
+Records are the truth. All of these files can be made again at any time.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probe.leaderboard import modes, page, tables
-from probe.leaderboard import sections as board
+from probe.leaderboard import modes, page, tables, texts
 from probe.leaderboard.exports import rows_to_csv
+from probe.leaderboard.sections import make_sections
 from probe.records.record import encode, model_slug, read_records, write_text
 from probe.records.schema import RunRecord
 
@@ -20,14 +20,14 @@ PAGE = "leaderboard.html"
 
 
 def write_derived(results_dir: str | Path = "results") -> list[Path]:
-    """Make all of them from the records under `results_dir`, and write those that changed; the paths of all.
+    """Make all files from the records under `results_dir`, write those that changed, and return the paths of all.
 
     Raises:
         ResultsError: the folder cannot be written to.
     """
     folder = Path(results_dir)
     records = read_records(folder)
-    if not records and not (folder / PAGE).is_file():  # a run that was interrupted before its first cell
+    if not records and not (folder / PAGE).is_file():  # a grid that was interrupted before its first run ended
         return []
     files = render_derived(records)
     _write_changed(folder, files)
@@ -35,7 +35,7 @@ def write_derived(results_dir: str | Path = "results") -> list[Path]:
 
 
 def write_tables_of(record: RunRecord, results_dir: str | Path) -> None:
-    """Write the tables of the model and mode of a record, which reads no other model's records.
+    """Write the tables of the model and mode of a record, without reading the records of other models.
 
     Raises:
         ResultsError: the folder cannot be written to.
@@ -60,7 +60,7 @@ class Stale:
 
 
 def find_stale(results_dir: str | Path = "results") -> Stale:
-    """What under `results_dir` is not as `write_derived` would leave it."""
+    """Return the files under `results_dir` that are not as `write_derived` would leave them."""
     folder = Path(results_dir)
     files = render_derived(read_records(folder))
     return Stale(
@@ -69,20 +69,20 @@ def find_stale(results_dir: str | Path = "results") -> Stale:
 
 
 def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
-    """All of them for sorted records: path below the results folder -> text."""
-    sections = board.make_sections(records)
+    """Return all files for sorted records: path below the results folder -> text."""
+    sections = make_sections(records)
     return {
         **{f"{TABLES}/{name}": text for name, text in tables.render_tables(records).items()},
-        "leaderboard.csv": rows_to_csv(*board.table(sections)),
-        "leaderboard.md": board.sections_to_markdown(sections),
+        "leaderboard.csv": rows_to_csv(*texts.table(sections)),
+        "leaderboard.md": texts.sections_to_markdown(sections),
         PAGE: page.render_page(records, sections),
         "jit_against_eager.csv": rows_to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
-        "jit_against_eager.md": f"# JIT against eager\n\n{modes.modes_to_markdown(records)}",
+        "jit_against_eager.md": f"# JIT against eager\n\n{modes.ABOUT}\n{modes.modes_to_markdown(records)}",
     }
 
 
 def _orphans(folder: Path, files: Mapping[str, str]) -> list[Path]:
-    """Tables of records that are gone: files named as tables are, `MODEL.MODE.csv` or `.md`."""
+    """Return tables of records that are gone: files with names of tables, `MODEL.MODE.csv` or `.md`."""
     named = [
         path
         for mode in ("eager", "jit", "compiled")

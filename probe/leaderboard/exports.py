@@ -1,4 +1,4 @@
-"""The leaderboard in the forms that other programs read: CSV, JSON, LaTeX, Parquet, and Markdown for people."""
+"""Formats of the leaderboard: CSV, JSON, LaTeX and Parquet for other programs, Markdown for people."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import printable
-from probe.leaderboard import sections as board
-from probe.leaderboard.sections import Section
+from probe.leaderboard import texts
+from probe.leaderboard.labels import LEGEND
+from probe.leaderboard.sections import Cell, Section, titles
 from probe.leaderboard.tables import csv_value
 from probe.records.record import encode, record_path
-from probe.records.schema import RunRecord
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
 _SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}"}
@@ -23,29 +23,28 @@ _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
 def rows_to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Numbers unrounded, texts as `tables.csv_value` returns them, missing values empty."""
+    """Return CSV: numbers unrounded, texts as `tables.csv_value` returns them, missing values empty."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([map(csv_value, row) for row in (header, *rows)])
     return file.getvalue()
 
 
 def to_json(sections: Sequence[Section]) -> str:
-    """Section by section, model by model; each cell names its record, by its file below the results folder."""
+    """Return JSON, section by section and model by model; each cell has its record's path below the results folder."""
     return json.dumps({"sections": [_section(section) for section in sections]}, indent=2, sort_keys=True) + "\n"
 
 
 def to_latex(sections: Sequence[Section]) -> str:
-    """A `tabular` for each section, in percent; needs the package booktabs, and is put into a table by hand."""
-    titles = board.titles(sections)
-    return "\n".join(_latex(title, section) for title, section in zip(titles, sections, strict=True))
+    """Return a `tabular` for each section, in percent. It needs the package booktabs and a table around it."""
+    return "\n".join(_latex(title, section) for title, section in zip(titles(sections), sections, strict=True))
 
 
 def to_parquet(sections: Sequence[Section]) -> bytes:
-    """The columns of the CSV with their types. Bytes that are not UTF-8 are escaped in names."""
+    """Return Parquet with the columns of the CSV and their types. Bytes that are not UTF-8 are escaped in names."""
     import pyarrow
     from pyarrow import parquet
 
-    header, rows = board.table(sections)
+    header, rows = texts.table(sections)
     columns = [pyarrow.array(map(_utf8, column), from_pandas=True) for column in zip(*rows, strict=True)]
     if not rows:
         columns = [pyarrow.array([], pyarrow.string()) for _ in header]
@@ -55,8 +54,8 @@ def to_parquet(sections: Sequence[Section]) -> bytes:
 
 
 FORMATS: dict[str, Callable[[Sequence[Section]], str | bytes]] = {
-    "md": board.sections_to_markdown,
-    "csv": lambda sections: rows_to_csv(*board.table(sections)),
+    "md": texts.sections_to_markdown,
+    "csv": lambda sections: rows_to_csv(*texts.table(sections)),
     "json": to_json,
     "latex": to_latex,
     "parquet": to_parquet,
@@ -75,31 +74,35 @@ def _section(section: Section) -> dict[str, Any]:
             "rank": line.rank,
             "mean": line.mean,
             "half_width": line.half_width,
-            "cells": {name: _cell(section, record) for name, record in line.cells.items()},
+            "cells": {name: _cell(cell) for name, cell in line.cells.items()},
         }
         for line in section.lines
     ]
     return {**{name: getattr(section, name) for name in names}, "models": lines}
 
 
-def _cell(section: Section, record: RunRecord) -> dict[str, Any]:
-    result = record.result
+def _cell(cell: Cell) -> dict[str, Any]:
+    result = cell.record.result
     interval = result.interval if result is not None else None
     return {
         "score": result.score if result is not None else None,
         "low": interval.low if interval is not None else None,
         "high": interval.high if interval is not None else None,
+        "rank": cell.rank,
         "C": result.C if result is not None else None,
-        "metric": record.spec.dataset.metric,
-        "status": section.status(record),
-        "record": record_path(record, Path()).as_posix(),
+        "metric": cell.record.spec.dataset.metric,
+        "status": cell.status,
+        "record": record_path(cell.record, Path()).as_posix(),
     }
 
 
 def _latex(title: str, section: Section) -> str:
-    header, rows = board.to_text(section, with_ranks=False)  # which a paper would have to explain
-    lines = [title, "± is half the width of the 95 % interval", *board.notes(section)]
-    comments = [f"% {_one_line(line.removeprefix(chr(92)))}" for line in lines]
+    header, rows = texts.to_text(section, with_ranks=False)  # which a paper would have to explain
+    used = {mark for cell in section.cells for mark in cell.marks.split()}
+    marks = [f"{term}: {text}" for term, text in LEGEND if term in used]
+    notes = [*marks, *texts.metric_notes(section), *texts.notes(section)]
+    lines = [title, "± is half the width of the 95 % confidence interval", *notes]
+    comments = [f"% {_one_line(line)}" for line in lines]
     body = [_latex_row(row) for row in rows]
     table = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", "\\toprule", _latex_row(header), "\\midrule"]
     return "\n".join([*comments, *table, *body, "\\bottomrule", "\\end{tabular}", ""])

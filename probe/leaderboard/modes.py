@@ -1,4 +1,4 @@
-"""JIT beside eager: the records of one cell in both modes, and how far apart they are."""
+"""JIT against eager: the records of one run in both modes, and how far apart they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from probe.errors import ResultsError
 from probe.leaderboard.sections import rules_digest
-from probe.leaderboard.tables import markdown_table, percent
+from probe.leaderboard.tables import UNKNOWN, markdown_table, percent
 from probe.records.record import outcomes_of, test_images
 from probe.records.schema import DoneRecord, RunRecord
 from probe.stats.paired import compare
@@ -17,18 +17,25 @@ HEADER = (
     *("dataset", "model", "protocol", "precision", "solver", "eager", "jit", "difference", "predictions_flipped"),
     *("p_value", "largest_feature_difference"),
 )
+ABOUT = """\
+Each row is one run in both modes. `leaderboard.md` explains the marks behind scores.
+
+- changed predictions: test images whose predicted class differs between the modes.
+- p: p-value of a paired test of both scores.
+- n/a: a record does not have what is needed, as records of earlier versions.
+"""
 
 
 @dataclass(frozen=True)
 class ModePair:
-    """A cell in both modes.
+    """A run in both modes.
 
     Args:
-        eager: its record in the one.
-        jit: in the other.
-        flipped: test predictions that differ; None, here and below, where the two were not run side by side.
-        largest: the largest difference of features over both points and all splits.
-        p_value: of a paired test of both scores; None where outcomes of test images are missing.
+        eager: its record in eager mode.
+        jit: its record in JIT mode.
+        flipped: number of test predictions that differ; None if the two were not run side by side.
+        largest: largest difference of features over both feature points and all splits, or None.
+        p_value: of a paired test of both scores; None if outcomes of test images are missing.
     """
 
     eager: DoneRecord
@@ -39,32 +46,33 @@ class ModePair:
 
     @property
     def difference(self) -> float:
-        """Score of JIT less that of eager, a fraction."""
+        """Score of JIT minus score of eager, a fraction."""
         return self.jit.result.score - self.eager.result.score
 
 
 def pair_modes(records: Iterable[RunRecord]) -> list[ModePair]:
-    """The cells that have a score in both modes, in the order of the JIT records."""
+    """Return the runs that have a score in both modes, in the order of the JIT records."""
     done = [record for record in records if isinstance(record, DoneRecord)]
-    eager = {_cell(record): record for record in done if record.mode == "eager"}
-    return [_pair(eager[_cell(jit)], jit) for jit in done if jit.mode == "jit" and _cell(jit) in eager]
+    eager = {_run_of(record): record for record in done if record.mode == "eager"}
+    return [_pair(eager[_run_of(jit)], jit) for jit in done if jit.mode == "jit" and _run_of(jit) in eager]
 
 
 def rows(pairs: Sequence[ModePair]) -> list[list[object]]:
-    """The values under `HEADER`, scores as fractions; None where there is nothing."""
+    """Return the values under `HEADER`, scores as fractions and None for missing values."""
     found: list[list[object]] = []
     for pair in pairs:
         record, scores = pair.jit, [one.result.score for one in (pair.eager, pair.jit)]
-        cell = [record.dataset, record.model, record.protocol, record.precision, record.solver]
+        run = [record.dataset, record.model, record.protocol, record.precision, record.solver]
         # Digits that do not depend on how a machine rounds.
         p_value = None if pair.p_value is None else float(f"{pair.p_value:.3g}")
-        found.append([*cell, *scores, pair.difference, pair.flipped, p_value, pair.largest])
+        found.append([*run, *scores, pair.difference, pair.flipped, p_value, pair.largest])
     return found
 
 
 def modes_to_markdown(records: Iterable[RunRecord]) -> str:
-    """A table to read, scores in percent; empty where there is no pair."""
-    header = ("dataset", "model", "protocol", "eager, %", "jit, %", "largest feature difference", "flips", "p")
+    """Return a table to read, with scores in percent; empty without a pair."""
+    columns = ("dataset", "model", "protocol", "eager, %", "jit, %")
+    header = (*columns, "largest feature difference", "changed predictions", "p")
     lines = []
     for pair in pair_modes(records):
         record = pair.jit
@@ -79,11 +87,11 @@ def _protocol(record: RunRecord) -> str:
 
 
 def _text(number: float | None) -> str:
-    return "" if number is None else f"{number:.2g}" if isinstance(number, float) else str(number)
+    return UNKNOWN if number is None else f"{number:.2g}" if isinstance(number, float) else str(number)
 
 
-def _cell(record: RunRecord) -> tuple[object, ...]:
-    """What both records of a pair have in common; of other rules, weights or test images they tell nothing of modes."""
+def _run_of(record: RunRecord) -> tuple[object, ...]:
+    """Return what both records of a pair share; with other rules, weights or test images they say nothing on modes."""
     return (*record.key_of_all_modes, rules_digest(record), record.encoder.weights_sha256, test_images(record))
 
 

@@ -1,4 +1,4 @@
-"""Records -> figures for papers, each as PNG and SVG: what the page of the leaderboard draws, on paper."""
+"""Records -> figures for papers, each as PNG and SVG, of the same numbers as the charts of the page."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import ResultsError, printable, shorten
 from probe.leaderboard import modes, published
 from probe.leaderboard import sections as board
+from probe.leaderboard.labels import short_names
 from probe.leaderboard.sections import Section
 from probe.records.record import write_bytes
 from probe.records.schema import DoneRecord, RunRecord
@@ -40,11 +41,11 @@ MARKERS = "os^Dv<>ph*"
 
 
 def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
-    """Draw all there is to draw; the paths.
+    """Draw all figures that have something to show, and return their paths.
 
-    Of each section `bars` (scores with 95 % intervals), `cost` (the mean against GFLOPs of an image) and, for each
-    dataset that was swept, `sweep` (validation score against C); of all records `jit` (JIT against eager) and
-    `published` (against table 10 of the paper).
+    Each section has `bars` (scores with 95 % confidence intervals), `cost` (the mean against GFLOPs for an image) and,
+    for each dataset with a sweep, `sweep` (validation score against C). All records together have `jit` (JIT against
+    eager) and `published` (against table 10 of the paper).
 
     Raises:
         ResultsError: the folder cannot be written to, or there is nothing to draw.
@@ -58,7 +59,7 @@ def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
                 paths.append(folder / f"{name}.{ending}")
                 write_bytes(paths[-1], _draw(figure, ending))
     if not paths:
-        raise ResultsError("no record has a score to plot; run a cell first")
+        raise ResultsError("no record has a score to plot; run `probe run` first")
     return paths
 
 
@@ -73,7 +74,7 @@ def _draw(figure: Figure, ending: str) -> bytes:
 
 
 def _text(name: str, length: int = MAX_TEXT) -> str:
-    """Return a name as text of a label: printable, of limited length, without formulas; labels with `_` are hidden."""
+    """Return a name as a label: printable, short, without formulas, and without a leading `_`, which hides a label."""
     text = shorten(printable(name), length).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
@@ -119,7 +120,7 @@ def _score(record: DoneRecord) -> float:
 
 def _done(section: Section, dataset: str) -> list[DoneRecord]:
     """Return the records of a dataset that have a score, line by line."""
-    records = [line.cells.get(dataset) for line in section.lines]
+    records = [line.cells[dataset].record for line in section.lines if dataset in line.cells]
     return [record for record in records if isinstance(record, DoneRecord)]
 
 
@@ -128,7 +129,7 @@ def _bars(section: Section) -> Figure:
     width = 0.9 + 0.22 * n * len(section.datasets) + 0.3 * len(section.datasets)
     figure, axes = _new(min(max(4.0, width), MAX_WIDTH), 3.2)
     for i, line in enumerate(section.lines):
-        cells = [(k, line.cells.get(name)) for k, name in enumerate(section.datasets)]
+        cells = [(k, line.cells[name].record) for k, name in enumerate(section.datasets) if name in line.cells]
         done = [(k, record) for k, record in cells if isinstance(record, DoneRecord)]
         places = [k + (i - (n - 1) / 2) * 0.8 / n for k, _ in done]
         scores = [_score(record) for _, record in done]
@@ -140,7 +141,7 @@ def _bars(section: Section) -> Figure:
             yerr=_errors([r for _, r in done], scores),
             capsize=2,
         )
-    names = [_text(name) for name in section.datasets]
+    names = [_text(name) for name in short_names(section.datasets).values()]
     is_crowded = len(names) > 3 or max(map(len, names)) > MAX_LEVEL
     slanted: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
     axes.set_xticks(range(len(names)), names, **slanted)
@@ -151,7 +152,7 @@ def _bars(section: Section) -> Figure:
 
 
 def _errors(records: Sequence[DoneRecord], scores: Sequence[float]) -> Any:
-    """Distances to the ends of intervals, (2, n) in points; none where a record of an earlier version has none."""
+    """Return the distances to the bounds of intervals, (2, n) in points; 0 for records without an interval."""
     ends = [record.result.interval for record in records]
     below = [0.0 if end is None else score - 100 * end.low for end, score in zip(ends, scores, strict=True)]
     above = [0.0 if end is None else 100 * end.high - score for end, score in zip(ends, scores, strict=True)]
@@ -165,7 +166,7 @@ def _cost(section: Section, lines: Sequence[board.Line]) -> Figure:
         at, half = (line.gflops or 0.0, 100 * line.mean), 100 * (line.half_width or 0.0)
         axes.errorbar(*at, yerr=half, fmt=MARKERS[i % len(MARKERS)], capsize=2, label=_text(line.model))
     axes.set_xscale("log")
-    axes.set_xlabel("GFLOPs an image")
+    axes.set_xlabel("GFLOPs for an image")
     axes.set_ylabel(f"{_text(section.common[0]) if len(section.common) == 1 else f'mean of {len(section.common)}'}, %")
     axes.set_title(_text(section.title, MAX_TITLE))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -183,7 +184,7 @@ def _sweep(section: Section, dataset: str, records: Sequence[DoneRecord]) -> Fig
         chosen = [point for point in points if result.C and math.isclose(point[0], result.C)]
         axes.plot(*zip(*chosen, strict=True) if chosen else ((), ()), "o", ms=9, mfc="none", color=drawn.get_color())
     axes.set_xscale("log")
-    axes.set_xlabel("C; the ring is what was chosen")
+    axes.set_xlabel("C; the ring marks the chosen value")
     axes.set_ylabel("validation score, %")
     axes.set_title(f"{_text(dataset)}: {_text(section.title, MAX_TITLE)}")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

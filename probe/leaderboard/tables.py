@@ -1,4 +1,4 @@
-"""Records -> tables: one CSV and one Markdown file a model and JIT mode. Needs neither torch nor scikit-learn."""
+"""Records -> tables: one CSV and one Markdown file for each model and mode. Needs neither torch nor scikit-learn."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from probe.errors import brief, printable
+from probe.leaderboard.labels import MISSING
 from probe.records.record import model_slug
 from probe.records.schema import DoneRecord, IntervalRecord, ResultRecord, RunRecord
 
@@ -24,10 +25,11 @@ COLUMNS = (
 
 FINAL_NOTE = "* the final fit did not converge"
 CHOICE_NOTE = "~ C was chosen among fits of which some did not converge"
+UNKNOWN, VARIES = "n/a", "varies"
 
 
 def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
-    """The tables of each model and mode, of sorted records: file name -> text."""
+    """Return the tables of each model and mode, from sorted records: file name -> text."""
     tables = {}
     for name, group in groupby(records, key=lambda r: f"{model_slug(r)}.{r.mode}"):
         rows = list(group)
@@ -37,7 +39,7 @@ def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def records_to_csv(records: Iterable[RunRecord]) -> str:
-    """One line per record, with the columns `COLUMNS`. Scores are unrounded fractions; missing values are empty.
+    """Return one line per record, with the columns `COLUMNS`. Scores are unrounded fractions; missing values are empty.
 
     Texts are written as `csv_value` returns them.
     """
@@ -56,7 +58,7 @@ def csv_value(value: object) -> object:
 
 
 def row(record: RunRecord) -> dict[str, object]:
-    """The values of a record under `COLUMNS`."""
+    """Return the values of a record under `COLUMNS`."""
     values: dict[str, object] = {
         "dataset": record.dataset,
         "protocol": record.protocol,
@@ -98,7 +100,7 @@ def has_converged_choice(record: RunRecord) -> bool:
 
 
 def footnotes(records: Sequence[RunRecord]) -> list[str]:
-    """What the marks behind scores mean, for those that there are."""
+    """Return the explanations of the marks and words that the table of these records has."""
     notes = []
     if not all(map(has_converged, records)):
         notes.append(f"{FINAL_NOTE}; its record says how near it came")
@@ -106,22 +108,26 @@ def footnotes(records: Sequence[RunRecord]) -> list[str]:
         notes.append(CHOICE_NOTE)
     if any(record.is_partial for record in records):
         notes.append("+ images are missing or could not be read; the record says how many, or which")
+    if any(record.result is not None and record.result.interval is None for record in records):
+        notes.append(f"{UNKNOWN}: the record is from a version that did not compute intervals")
+    if any(record.result is not None and record.result.C is None for record in records):
+        notes.append(f"{VARIES}: each draw or fold has its own C; the record has them")
     return notes
 
 
 def records_to_markdown(records: Iterable[RunRecord]) -> str:
-    """A table to read: scores in percent, a failed cell says so; `footnotes` explains what stands behind scores.
+    """Return a table to read, with scores in percent; `footnotes` explains its marks.
 
-    Of several models it has their ranks, see `ranking`.
+    A table of several models has their ranks, see `ranking.dataset_ranks`.
     """
     records = list(records)
-    header: tuple[str, ...] = ("dataset", "model", "mode", "protocol", "score, %", "95 % interval", "C", "solver")
-    header = (*header, "iterations", "test images")
+    named = ("dataset", "model", "mode", "protocol", "score, %", "95 % confidence interval")
+    header: tuple[str, ...] = (*named, "C", "solver", "iterations", "test images")
     rows = [_cells(record) for record in records]
     if len({record.model for record in records}) > 1:
-        from probe.leaderboard.ranking import ranks  # NumPy, which tables of one model do without
+        from probe.leaderboard.ranking import dataset_ranks  # NumPy, which tables of one model do without
 
-        found = ranks(records)
+        found = dataset_ranks(records)
         if found:
             header = (*header, "rank")
             rows = [(*cells, found.get(record.key, "")) for cells, record in zip(rows, records, strict=True)]
@@ -129,7 +135,7 @@ def records_to_markdown(records: Iterable[RunRecord]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up."""
+    """Return a Markdown table whose columns line up."""
     header, *rows = ([_escape_pipes(markdown_text(cell)) for cell in row] for row in (header, *rows))
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
@@ -152,16 +158,16 @@ def _escape_pipes(cell: str) -> str:
 def _cells(record: RunRecord) -> tuple[str, ...]:
     names = (record.dataset, record.model, record.mode, record.protocol)
     if record.result is None:
-        return (*names, "failed", "", "", record.solver, "", "")
+        return (*names, "failed", MISSING, MISSING, record.solver, MISSING, MISSING)
     result = record.result
-    strength = "differs" if result.C is None else f"{result.C:.4g}"
+    strength = VARIES if result.C is None else f"{result.C:.4g}"
     numbers = (strength, record.solver, str(result.n_iter), str(result.num_test))
     return (*names, percent(record), interval_text(result.interval), *numbers)
 
 
 def interval_text(interval: Interval | IntervalRecord | None) -> str:
-    """Return an interval in percent; empty if there is none, as in records of earlier schemas."""
-    return f"{100 * interval.low:.2f} to {100 * interval.high:.2f}" if interval is not None else ""
+    """Return an interval in percent; `n/a` if there is none, as in records of earlier schemas."""
+    return f"{100 * interval.low:.2f} to {100 * interval.high:.2f}" if interval is not None else UNKNOWN
 
 
 def half_width(result: ResultRecord) -> float | None:
@@ -169,20 +175,13 @@ def half_width(result: ResultRecord) -> float | None:
     return None if result.interval is None else (result.interval.high - result.interval.low) / 2
 
 
-def percent(record: RunRecord, *, with_interval: bool = False) -> str:
-    """A score in percent with the marks that `footnotes` explains, or that the cell failed.
-
-    `with_interval` puts half the width of its interval behind a ±.
-    """
-    if record.result is None:
-        return "failed"
-    half = half_width(record.result) if with_interval else None
-    around = "" if half is None else f" ±{100 * half:.2f}"
-    return f"{100 * record.result.score:.2f}{around}{marks(record)}"
+def percent(record: RunRecord) -> str:
+    """Return a score in percent with the marks that `footnotes` explains, or `failed`."""
+    return "failed" if record.result is None else f"{100 * record.result.score:.2f}{marks(record)}"
 
 
 def marks(record: RunRecord) -> str:
-    """What stands behind a score, see `footnotes`."""
+    """Return the marks after a score, see `footnotes`."""
     of_fits = fit_marks(converged=has_converged(record), choice_converged=has_converged_choice(record))
     return of_fits + (" +" if record.is_partial else "")
 
@@ -195,7 +194,7 @@ def fit_marks(*, converged: bool, choice_converged: bool) -> str:
 def _page(records: Sequence[RunRecord]) -> str:
     first = records[0]
     lines = [f"# {markdown_text(first.model)}, {first.mode}\n", records_to_markdown(records)]
-    lines += [f"\\{note}\n" for note in footnotes(records)]
+    lines += [f"{note}\n" if note[0].isalpha() else f"\\{note}\n" for note in footnotes(records)]  # a mark is escaped
     for record in records:
         if record.error is not None:
             failure = f"{record.dataset}, {record.protocol} failed: {brief(record.error.message)}"

@@ -4,9 +4,10 @@ import json
 import os
 import re
 import shutil
+import urllib.parse
 
 import pytest
-from make.records import RECORDS, make_record
+from make.records import RECORDS, changed, make_record
 
 from probe.cli.main import main
 from probe.leaderboard.page import render_page
@@ -35,17 +36,41 @@ def test_names_cannot_end_the_script_or_the_table():
     record = make_record(model="</script><script>alert(1)</script>")
     page = render_page([record], make_sections([record]))
     assert "<script>alert" not in page
-    assert _data(page)["records"][0]["model"] == record.model
+    assert _data(page)["models"][0]["name"] == record.model
 
 
 def test_the_data_have_every_record_its_sweep_and_environment():
     data = _data(render_page(RECORDS, make_sections(RECORDS)))
-    assert [record["model"] for record in data["records"]] == [record.model for record in RECORDS]
+    models = [model["name"] for model in data["models"]]
+    assert [models[record["model"]] for record in data["records"]] == [record.model for record in RECORDS]
     swept = next(record for record in data["records"] if record["protocol"] == "clip-paper")
     assert swept["sweep"] == [[0.1, 0.5], [1.0, 0.9], [10.0, 0.8]]
-    assert data["environments"][swept["environment"]]["torch"] == "2.15.0"
+    assert "torch 2.15.0" in data["environments"][swept["environment"]]
     assert len(data["pairs"]) == 1
-    assert [theirs for _, theirs in data["published"]] == [0.951]
+    assert [one["theirs"] for one in data["published"]] == [0.951]
+
+
+def test_local_files_have_their_names_and_no_paths():
+    record = make_record("folder:/home/me/moths", "/home/me/mine.pt")
+    record = changed(changed(record, "spec.model.form", "file"), "spec.model.source", "/home/me/mine.pt")
+    page = render_page([record], make_sections([record]))
+    body = page.split("<script id=")[0]
+    assert "moths" in body
+    assert "folder:/home/me" not in page
+    assert _data(page)["models"][0]["facts"]["weights"] == "the file mine.pt"
+
+
+def test_numbers_and_nouns_agree():
+    assert "1 run of 1 model on 1 dataset," in render_page([make_record()], make_sections([make_record()]))
+    assert "7 runs of 3 models on 2 datasets," in render_page(RECORDS, make_sections(RECORDS))
+
+
+def test_the_legend_explains_every_mark():
+    legend = render_page(RECORDS, make_sections(RECORDS)).split('id="legend"')[1]
+    for mark in ("*", "~", "+", "#", "—", "failed", "rank", "mean of n", "mode", "precision", "solver", "protocol"):
+        assert f"<dt>{mark}</dt>" in legend
+    for mark in ("90.00 ±1.50", "<b>90.00</b>", "<b>90.00 =</b>", "Colour of a cell"):
+        assert mark in legend
 
 
 def test_tables_can_be_read_without_scripts():
@@ -85,7 +110,8 @@ def page(request, browser, page_path):
     look = getattr(request, "param", "light")
     size = {"width": 390, "height": 800} if look == "phone" else {"width": 1200, "height": 900}
     scheme = "dark" if look == "dark" else "light"
-    context = browser.new_context(viewport=size, color_scheme=scheme, is_mobile=look == "phone")
+    is_phone = look == "phone"
+    context = browser.new_context(viewport=size, color_scheme=scheme, is_mobile=is_phone, has_touch=is_phone)
     page, said = context.new_page(), []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -100,21 +126,52 @@ def _models(page):
     return page.locator(".board:visible tbody tr:visible th").all_inner_texts()
 
 
-def _choose(page, protocol):
-    page.select_option("#section", label=page.locator("#section option", has_text=protocol).first.inner_text())
+def _shown(page):
+    return [name for name in ("bars", "cost", "sweep", "jit", "published") if page.locator(f"#{name}").is_visible()]
+
+
+def _state(page):
+    return dict(urllib.parse.parse_qsl(page.url.partition("#")[2]))
+
+
+@pytest.mark.browser
+def test_the_page_opens_on_the_broadest_section(page):
+    assert page.locator("#protocol").input_value() == "readme"
+    assert page.locator("#mode").input_value() == "eager"
+    assert _models(page) == ["ViT-B/32", "tiny", "RN50"]
+    assert page.locator("#found").inner_text() == "3 models, 2 datasets."
+
+
+@pytest.mark.browser
+def test_a_filter_without_runs_moves_the_others_and_says_so(page):
+    page.select_option("#mode", "jit")
+    assert page.locator("#protocol").input_value() == "readme"
+    page.select_option("#protocol", "clip-paper")
+    assert page.locator("#mode").input_value() == "eager"
+    assert "No run has clip-paper with the other filters: mode is now eager." in page.locator("#found").inner_text()
+    assert page.locator("#found").inner_text().startswith("1 model, 1 dataset.")
+
+
+@pytest.mark.browser
+def test_the_best_score_and_its_colour_are_marked(page):
+    best = page.locator("td.best:visible")
+    assert best.all_inner_texts() == ["90.00\n±1.50", "95.00\n±1.50"]
+    assert best.first.evaluate("node => getComputedStyle(node.querySelector('b')).fontWeight") == "700"
+    assert "the best" in best.first.get_by_role("button").get_attribute("aria-label")
+    colour = "all => all.map((node) => getComputedStyle(node).backgroundColor)"
+    assert len(set(page.locator("td.h5:visible, td.h0:visible").evaluate_all(colour))) == 2
 
 
 @pytest.mark.browser
 def test_columns_sort_both_ways_and_say_so(page):
-    _choose(page, "readme")
-    header = page.locator(".board:visible thead th").nth(1)
+    header = page.locator(".board:visible thead th", has_text="digits")
     header.get_by_role("button").click()
     assert header.get_attribute("aria-sort") == "descending"
     assert _models(page) == ["tiny", "ViT-B/32", "RN50"]  # 95, 90, and failed, which goes last
     header.get_by_role("button").click()
     assert header.get_attribute("aria-sort") == "ascending"
     assert _models(page) == ["ViT-B/32", "tiny", "RN50"]
-    assert "ascending" in page.locator("#found").inner_text()
+    assert "sorted by digits, ascending" in page.locator("#found").inner_text()
 
 
 @pytest.mark.browser
@@ -134,40 +191,74 @@ def test_sorting_moves_each_row_once(page):
 
 @pytest.mark.browser
 def test_models_and_datasets_are_filtered_in_table_and_charts(page):
-    _choose(page, "readme")
-    page.get_by_label("Models with").fill("vit")
-    assert _models(page) == ["ViT-B/32"]
-    assert page.locator("#bars rect").count() == 1
-    page.get_by_label("Datasets with").fill("cifar")
+    colour = page.locator("#bars rect").nth(1).evaluate("node => getComputedStyle(node).color")
+    page.get_by_label("Models", exact=True).fill("tiny")
+    assert _models(page) == ["tiny"]
+    assert page.locator("#bars").is_hidden()  # one bar compares nothing
+    page.get_by_label("Models", exact=True).fill("i")
+    assert page.locator("#bars rect").count() == 2
+    assert page.locator("#bars rect").nth(1).evaluate("node => getComputedStyle(node).color") == colour
+    page.get_by_label("Models", exact=True).fill("vit")
+    page.get_by_label("Datasets", exact=True).fill("cifar")
     assert page.locator(".board:visible thead th:visible").all_inner_texts()[-1].startswith("cifar10")
-    assert page.locator("#found").inner_text() == "1 models, 1 datasets"
+    assert page.locator("#found").inner_text() == "1 model, 1 dataset."
+
+
+@pytest.mark.browser
+def test_a_view_can_be_sent_as_its_address(browser, page, page_path):
+    page.get_by_role("button", name="digits").first.click()
+    page.get_by_label("Models", exact=True).fill("i")
+    page.select_option("#chart", "digits")
+    sent = browser.new_page()
+    sent.goto(page.url)
+    assert _models(sent) == _models(page) == ["tiny", "ViT-B/32"]
+    assert sent.locator(".board:visible th[aria-sort]").inner_text().startswith("digits")
+    assert sent.get_by_label("Models", exact=True).input_value() == "i"
+    assert sent.locator("#chart").input_value() == "digits"
+    assert _state(sent)["protocol"] == "readme"
+    sent.close()
+
+
+@pytest.mark.browser
+def test_a_model_leads_to_its_facts_and_charts_and_back(page):
+    page.get_by_role("link", name="ViT-B/32").click()
+    assert page.get_by_role("heading", name="ViT-B/32").is_visible()
+    assert page.locator(".board:visible").count() == 0
+    facts = page.locator("#model-facts").inner_text()
+    assert "3 runs on 2 datasets" in facts
+    assert "9 GFLOPs" in facts
+    assert page.locator("#bars rect").count() == 2
+    assert "Scores of ViT-B/32" in page.locator("#bars").inner_text()
+    page.go_back()
+    assert page.locator("#model").is_hidden()
+    assert len(_models(page)) == 3
 
 
 @pytest.mark.browser
 def test_a_cell_opens_its_record_by_keyboard_and_closes_again(page):
-    _choose(page, "readme")
     cell = page.get_by_role("button", name=re.compile("tiny on digits: 95.00"))
     cell.focus()
     page.keyboard.press("Enter")
-    dialog = page.get_by_role("dialog", name="digits / tiny / eager / readme")
+    dialog = page.get_by_role("dialog", name="tiny on digits")
     assert dialog.is_visible()
     text = dialog.inner_text()
     assert "93.00 to 96.00 %" in text
     assert "python -m probe reproduce records/digits/tiny.eager.readme.fp32.json" in text
     assert dialog.get_by_role("link").get_attribute("href") == "records/digits/tiny.eager.readme.fp32.json"
-    assert page.url.endswith("#records/digits/tiny.eager.readme.fp32.json")
+    assert _state(page)["record"] == "records/digits/tiny.eager.readme.fp32.json"
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
+    assert "record" not in _state(page)
     assert cell.evaluate("node => node === document.activeElement")
 
 
 @pytest.mark.browser
 def test_an_address_with_a_record_opens_it_over_its_section(browser, page_path):
     page = browser.new_page()
-    page.goto(f"{page_path.as_uri()}#records/digits/tiny.jit.readme.fp32.json")
-    assert page.get_by_role("dialog", name="digits / tiny / jit / readme").is_visible()
+    page.goto(f"{page_path.as_uri()}#record=records/digits/tiny.jit.readme.fp32.json")
+    assert page.get_by_role("dialog", name="tiny on digits").is_visible()
     page.keyboard.press("Escape")
-    assert page.locator(".board:visible h2").inner_text().endswith("jit, fp32")
+    assert page.locator("#mode").input_value() == "jit"
     page.close()
 
 
@@ -183,16 +274,37 @@ def test_numbers_are_shown_as_they_are(browser, page_path):
 
 
 @pytest.mark.browser
-def test_every_chart_is_drawn_and_has_its_numbers_in_a_table(page):
-    _choose(page, "clip-paper")
-    page.select_option("#chosen", "cifar10")
-    for name in ("bars", "cost", "sweep", "jit", "published"):
+def test_charts_have_their_numbers_in_a_table_and_are_absent_without_any(page):
+    assert _shown(page) == ["bars", "cost", "jit", "published"]
+    page.select_option("#protocol", "clip-paper")
+    assert _shown(page) == ["sweep", "jit", "published"]
+    for name in ("sweep", "jit", "published"):
         figure = page.locator(f"#{name}")
         assert figure.get_by_role("img").get_attribute("aria-label")
         figure.get_by_text("The numbers").click()
         assert figure.locator("tbody tr").count() > 0
     assert page.locator("#sweep circle").count() == 3
     assert "chosen" in page.locator("#sweep tbody").inner_text()
+
+
+@pytest.mark.browser
+def test_bars_start_where_differences_can_be_seen_and_say_so(page):
+    page.select_option("#chart", "digits")
+    assert "The bars start at 85 %, not at zero." in page.locator("#bars figcaption").inner_text()
+    widths = page.locator("#bars rect").evaluate_all("all => all.map(node => Number(node.getAttribute('width')))")
+    assert widths[1] / widths[0] == pytest.approx(2, rel=0.01)  # of 90 and 95 %
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", ["phone"], indirect=True)
+def test_targets_are_large_enough_for_a_thumb(page):
+    """44 pixels, as Apple's guidelines and WCAG 2.2 AAA ask."""
+    page.locator("#filters summary").click()
+    page.locator("#bars summary").click()
+    script = """() => [...document.querySelectorAll("a, button, select, input, summary")]
+        .filter((node) => node.checkVisibility()).map((node) => node.getBoundingClientRect())
+        .map((box) => Math.min(box.width, box.height))"""
+    assert min(page.evaluate(script)) >= 44
 
 
 @pytest.mark.browser

@@ -45,7 +45,7 @@ def test_a_difference_beyond_the_interval_is_marked(interval, mark):
     page = compare_markdown([_record(score=0.89, interval=interval)], "clip-paper")
     cells = [cell.strip() for cell in page.splitlines()[2].split("|")]
     assert cells[-3:-1] == ["88.8", f"+0.20{mark}"]
-    assert ("outside of the interval" in page) == bool(mark)
+    assert ("outside of the confidence interval" in page) == bool(mark)
 
 
 def test_only_cells_of_the_paper_under_its_protocol_are_compared():
@@ -53,7 +53,7 @@ def test_only_cells_of_the_paper_under_its_protocol_are_compared():
     assert compare_markdown(others, "clip-paper") == ""
     page = compare_markdown([*others, _record(model="RN50"), _record()], "clip-paper")
     assert len([line for line in page.splitlines() if line.startswith("| food101")]) == 2
-    assert page.endswith("of one source: the published scores of RN50\n")
+    assert page.endswith("only one source has the published scores of RN50\n")
 
 
 def test_the_command_prints_the_comparison(tmp_path, capsys):

@@ -9,8 +9,10 @@ import pytest
 from make.records import NUM_TEST, changed, make_failure, make_record, make_result, packed, scored_record
 
 from probe.leaderboard.exports import FORMATS, rows_to_csv, to_json, to_latex, to_parquet
-from probe.leaderboard.mean_ranking import mean_ranks
-from probe.leaderboard.sections import OTHER_IMAGES, make_sections, notes, sections_to_markdown, table, to_text
+from probe.leaderboard.labels import short_names
+from probe.leaderboard.ranking import Evidence, mean_ranks
+from probe.leaderboard.sections import OTHER_IMAGES, make_sections
+from probe.leaderboard.texts import notes, sections_to_markdown, table, to_text
 from probe.records.schema import EncoderRecord, IntervalRecord, ReadRecord, SplitRecord
 from probe.stats.outcomes import Outcomes
 from probe.stats.paired import compare
@@ -21,6 +23,10 @@ def _cell(dataset, model, num_wrong, **changes):
     record = scored_record(model, num_wrong, dataset=dataset, **changes)
     score = record.result.score
     return changed(record, "result.interval", IntervalRecord(score - 0.02, score + 0.01))
+
+
+def _ranks(records):
+    return mean_ranks({model: [Evidence(record) for record in own] for model, own in records.items()})
 
 
 def _rows(found):
@@ -48,8 +54,20 @@ def test_a_protocol_whose_prose_was_mended_is_the_same_protocol():
 def test_datasets_are_in_the_order_of_the_catalogue_and_few_shot_in_that_of_numbers():
     records = [make_record(name, protocol="few-shot-16") for name in ("zoo", "cifar10", "abc", "digits")]
     found = make_sections([*records, make_record(protocol="few-shot-2")])
-    assert [section.protocol for section in found] == ["few-shot-2", "few-shot-16"]
-    assert found[1].datasets == ("digits", "cifar10", "abc", "zoo")
+    assert found[0].datasets == ("digits", "cifar10", "abc", "zoo")
+    found = make_sections([make_record(protocol=f"few-shot-{shots}") for shots in (16, 2, 1)])
+    assert [section.protocol for section in found] == ["few-shot-1", "few-shot-2", "few-shot-16"]
+
+
+def test_the_section_with_the_most_scores_is_first():
+    """Failures are no scores. Of equal sections it is that of the protocol with more scores, then with fewer marks."""
+    broad = [make_record(name, model, protocol="zz") for name in ("digits", "mnist") for model in "ab"]
+    narrow = [make_record(protocol="aa"), *(make_failure(dataset=f"d{k}", protocol="aa") for k in range(9))]
+    assert [section.protocol for section in make_sections([*narrow, *broad])] == ["zz", "aa"]
+    equal = [make_record(protocol="aa"), make_record(protocol="zz"), make_record(protocol="zz", jit=True)]
+    assert make_sections(equal)[0].protocol == "zz"
+    marked = [make_record(converged=False), make_record(jit=True)]
+    assert make_sections(marked)[0].mode == "jit"
 
 
 def test_the_mean_is_over_the_datasets_that_all_models_have():
@@ -73,9 +91,9 @@ def test_missing_failed_unfinished_partial_and_zero_look_different():
     records = [make_failure(model="a"), make_record(model="b", score=0.0), make_record(model="c", converged=False)]
     text = sections_to_markdown(make_sections([*records, partial]))
     lines = {
-        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]] for line in text.splitlines()[6:10]
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]] for line in text.splitlines()[8:12]
     }
-    assert lines == {"a": ["failed", ""], "b": ["0.00", ""], "c": ["50.00 *", ""], "d": ["", "50.00 +"]}
+    assert lines == {"a": ["failed", "—"], "b": ["0.00", "—"], "c": ["**50.00** *", "—"], "d": ["—", "50.00 +"]}
 
 
 def test_scores_of_other_test_images_are_marked_and_left_out():
@@ -85,15 +103,52 @@ def test_scores_of_other_test_images_are_marked_and_left_out():
     records += [_cell("mnist", model, 20, splits=mine) for model in "abc"]
     (section,) = make_sections(records)
     assert section.common == ("mnist",)
-    assert {key[0] for key in section.others} == {"c"}
-    assert section.status(records[2]) == OTHER_IMAGES
-    assert "99.50 ±1.50 #" in sections_to_markdown([section])
-    assert any(note.startswith("\\# of other test images") for note in notes(section))
+    assert {cell.record.model: cell.status for cell in section.cells if cell.is_other} == {"c": OTHER_IMAGES}
+    text = sections_to_markdown([section])
+    assert "99.50 ±1.50 #" in text
+    assert "- `#`: Scored on other test images" in text
+
+
+def _places(records):
+    (section,) = make_sections(records)
+    return {cell.record.model: cell.place for cell in section.cells}
+
+
+def test_the_best_score_and_those_tied_with_it_are_marked():
+    """Five images of one alone are chance, six are not; see the test of ranks below."""
+    records = [scored_record("a", 20), scored_record("b", 25), scored_record("c", 26)]
+    assert _places(records) == {"a": "best", "b": "tied", "c": ""}
+    text = sections_to_markdown(make_sections(records))
+    assert "| **95.00**" in text
+    assert "| **93.75 =**" in text
+    assert "| 93.50 " in text
+    assert [row["digits_rank"] for row in _rows(make_sections(records))] == ["1 =", "1 =", "2"]
+    assert _places([scored_record("a", 20), scored_record("b", 20)]) == {"a": "best", "b": "best"}
+
+
+def test_a_score_alone_is_not_the_best_and_one_without_outcomes_ties_with_nothing():
+    assert _places([scored_record("a", 20)]) == {"a": ""}
+    old = make_record(model="old", score=0.99)
+    assert _places([old, scored_record("b", 20), scored_record("c", 21)]) == {"old": "best", "b": "", "c": ""}
+
+
+def test_local_datasets_have_the_name_of_their_folder():
+    records = [make_record("folder:/data/moths", "/weights/mine.pt"), make_record("digits", "/weights/mine.pt")]
+    (section,) = make_sections(records)
+    assert to_text(section)[0] == ["model", "mean of 2", "digits", "moths"]
+    assert to_text(section)[1][0][0] == "mine.pt"
+    assert "/data" not in sections_to_markdown([section])
+    assert _rows([section])[0]["folder:/data/moths"] == "0.5"  # for programs, the name that finds it again
+
+
+@pytest.mark.parametrize("names", [["folder:/", "folder:"], ["", "."], ["csv:/a/b.csv", "b.csv", "folder:/x/b.csv"]])
+def test_labels_of_different_names_differ(names):
+    assert len(set(short_names(names).values())) == len(names)
 
 
 def test_weights_that_changed_under_a_name_are_noted():
     records = [_cell("digits", "a", 20), _cell("mnist", "a", 20, encoder=EncoderRecord(weights_sha256="other"))]
-    assert "Records of a are of 2 different sets of weights." in notes(make_sections(records)[0])
+    assert "The records of a have 2 different sets of weights." in notes(make_sections(records)[0])
 
 
 def _random(rng, shared, skill):
@@ -115,7 +170,7 @@ def test_means_are_tested_as_a_bootstrap_of_all_test_images_would():
         m: [_with(scored_record(m, 0, dataset=d), o) for d, o in zip(names, own, strict=True)]
         for m, own in outcomes.items()
     }
-    ranks = mean_ranks(records).ranks
+    ranks = _ranks(records).ranks
     joined = {
         m: Outcomes("accuracy", {"right": np.concatenate([o.arrays["right"] for o in own])})
         for m, own in outcomes.items()
@@ -132,8 +187,8 @@ def test_means_are_tested_as_a_bootstrap_of_all_test_images_would():
 
 def test_one_dataset_is_ranked_by_mcnemars_test():
     """Five images of one alone are chance (p = 2 / 2^5), six are not (p = 2 / 2^6)."""
-    assert mean_ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 25)]}).ranks == {"a": "1 =", "b": "1 ="}
-    assert mean_ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 26)]}).ranks == {"a": "1", "b": "2"}
+    assert _ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 25)]}).ranks == {"a": "1 =", "b": "1 ="}
+    assert _ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 26)]}).ranks == {"a": "1", "b": "2"}
 
 
 def _of_draws(name, wrong, *, folds=False):
@@ -152,7 +207,7 @@ def test_draws_of_training_images_count_in_ranks_of_few_shot(folds):
     """The same difference of means is chance where it changes its sign from draw to draw."""
     a, steady, unsteady = [100] * 5, [140] * 5, [0, 280, 20, 280, 120]
     ranks = [
-        mean_ranks({"a": _of_draws("a", a, folds=folds), "b": _of_draws("b", b, folds=folds)}).ranks
+        _ranks({"a": _of_draws("a", a, folds=folds), "b": _of_draws("b", b, folds=folds)}).ranks
         for b in (steady, unsteady)
     ]
     assert ranks == [{"a": "1", "b": "2"}, {"a": "1 =", "b": "1 ="}]
@@ -165,15 +220,13 @@ def test_few_draws_are_judged_by_students_t(num_draws):
     told = 0
     for _ in range(200):
         wrong = rng.integers(40, 200, size=(2, num_draws))
-        ranks = mean_ranks({"a": _of_draws("a", wrong[0]), "b": _of_draws("b", wrong[1])}).ranks
+        ranks = _ranks({"a": _of_draws("a", wrong[0]), "b": _of_draws("b", wrong[1])}).ranks
         told += ranks["a"] != ranks["b"]
     assert told <= 20  # of 10 that are expected; more in one of a thousand such tests
 
 
 def test_a_model_without_outcomes_has_no_rank_and_the_others_do():
-    found = mean_ranks(
-        {"a": [scored_record("a", 20)], "b": [scored_record("b", 60)], "old": [make_record(model="old")]}
-    )
+    found = _ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 60)], "old": [make_record(model="old")]})
     assert found.ranks == {"a": "1", "b": "2"}
     assert found.reasons["old"].startswith("digits: it has no outcomes")
     (section,) = make_sections([scored_record("a", 20), scored_record("b", 60), make_record(model="old")])
@@ -184,7 +237,7 @@ def test_outcomes_that_do_not_go_together_cost_a_rank_and_nothing_else():
     """Of another number of images under one digest, as after an edit by hand."""
     outcomes = packed(Outcomes("accuracy", {"right": np.ones(300, bool)}))
     odd = changed(scored_record("c", 20), "result.outcomes", (outcomes,))
-    found = mean_ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 60)], "c": [odd]})
+    found = _ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 60)], "c": [odd]})
     assert found.ranks == {"a": "1", "b": "2"}
     assert "300 test images" in found.reasons["c"]
 
@@ -193,9 +246,15 @@ def test_another_metric_is_not_averaged_with_the_others():
     other = changed(scored_record("c", 2), "spec.dataset.metric", "mean_per_class")
     (section,) = make_sections([scored_record("a", 20), scored_record("b", 60), other])
     assert section.common == ()
-    assert {key[0] for key in section.others} == {"c"}
-    assert "There is no mean" in " ".join(notes(section))
-    assert "digits lacks those of c" in " ".join(notes(section))
+    assert {cell.record.model for cell in section.cells if cell.is_other} == {"c"}
+    assert "no mean is shown" in " ".join(notes(section))
+    assert "digits lacks c" in " ".join(notes(section))
+
+
+def test_metrics_other_than_accuracy_are_named():
+    cars = changed(make_record("cars"), "spec.dataset.metric", "mean_per_class")
+    text = sections_to_markdown(make_sections([make_record(), cars]))
+    assert "\nMean per-class recall, not accuracy: cars.\n" in text
 
 
 def test_the_mean_of_one_dataset_and_ranks_that_nobody_has_get_no_column():
@@ -205,7 +264,7 @@ def test_the_mean_of_one_dataset_and_ranks_that_nobody_has_get_no_column():
     headers = [to_text(section)[0] for records in (one, several, alone) for section in make_sections(records)]
     assert headers == [["rank", "model", "digits"], ["rank", "model", "digits", "mnist"], ["model", "digits", "mnist"]]
     assert not any("mean" in note for note in notes(make_sections(one)[0]))
-    assert "only digits has scores of all models" in notes(make_sections(several)[0])[-1]
+    assert "Only digits has scores of all models" in notes(make_sections(several)[0])[-1]
 
 
 def test_the_mean_of_one_dataset_has_its_interval():
@@ -232,7 +291,7 @@ def test_no_two_columns_have_one_name():
     records = [make_record(name, score=k / 10) for k, name in enumerate(names)]
     header, rows = table(make_sections(records))
     assert len(set(header)) == len(header)
-    scores = [rows[0][header.index("num_datasets") + 1 + 4 * k] for k in range(len(names))]
+    scores = [rows[0][header.index("num_datasets") + 1 + 5 * k] for k in range(len(names))]
     assert scores == [names.index(name) / 10 for name in sorted(names)]
 
 
@@ -255,7 +314,7 @@ def test_latex_escapes_names_and_has_as_many_cells_in_every_row():
     assert r"95.00\,$\pm$\,1.50" in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.replace(r"\&", "").count("&") for line in rows} == {2}
-    assert "% The mean is over" in text or "% There is no mean" in text
+    assert "% The mean is over" in text or "no mean is shown" in text
 
 
 def test_parquet_has_the_columns_of_the_csv_with_their_types(tmp_path):

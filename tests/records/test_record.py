@@ -6,9 +6,9 @@ from make.records import changed, make_failure, make_record
 
 import probe
 from probe.errors import ResultsError
-from probe.leaderboard import modes, sections, tables
+from probe.leaderboard import modes, sections, tables, texts
 from probe.leaderboard.derived import write_derived
-from probe.leaderboard.page import _data as report_data
+from probe.leaderboard.page import render_page
 from probe.records.record import (
     check_writable,
     locate_records,
@@ -182,10 +182,10 @@ def test_whatever_is_changed_in_a_record_is_found_or_does_no_harm(made, tmp_path
             except ResultsError:
                 continue
             tried += 1
-            sections.sections_to_markdown(sections.make_sections([record]))
+            texts.sections_to_markdown(sections.make_sections([record]))
             tables.render_tables([record])
             modes.rows(modes.pair_modes([record, changed(record, "spec.jit", not record.spec.jit)]))
-            report_data([record], sections.make_sections([record]), {record.key: 0})
+            render_page([record], sections.make_sections([record]))
     assert tried > 200  # names, texts and numbers that nothing checks
 
 

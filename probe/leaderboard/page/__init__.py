@@ -1,193 +1,232 @@
-"""Records -> one HTML page that needs nothing else: tables to sort and filter, charts, each record behind its cell.
+"""Records -> one HTML page that needs no network: an overview to filter and sort, charts, models and records.
 
-The tables are HTML and can be read without scripts; `report.js` adds the rest, from the data that the page carries.
+The tables are HTML and can be read without scripts. `charts.js` and `page.js` do the rest from `data.PageData`.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from probe.datasets.catalog import CATALOG
-from probe.errors import brief, printable
-from probe.leaderboard import modes, published
+from probe.errors import printable
 from probe.leaderboard import sections as board
-from probe.leaderboard.tables import status
-from probe.records.record import record_path
+from probe.leaderboard import texts
+from probe.leaderboard.cards import TITLES as METRICS
+from probe.leaderboard.labels import LEGEND, MISSING, MODES, POINTS, PRECISIONS, SOLVERS, count
+from probe.leaderboard.page.data import TITLES, Labels, encode_data, make_data, make_labels
+from probe.leaderboard.tables import half_width
 from probe.records.schema import RunRecord
-from probe.specs import canonical_json
 
 FOLDER = Path(__file__).parent
-SHORT = 8  # characters of a commit
-Index = dict[tuple[str, ...], int]  # where a record, by its key, stands in the data of the page
+HEAT_LEVELS = 6  # colours from the lowest score of a dataset to its highest
+LEAST_SPAN = 0.05  # scores of a dataset that are nearer to each other than this get similar colours
+FIXED_COLUMNS = ("model", "rank", "mean")
+
+
+@dataclass(frozen=True)
+class CellView:
+    """A score in the table; `heat` is its level of colour, None for none."""
+
+    record: int
+    value: float | None
+    text: str
+    around: str
+    marks: str
+    status: str
+    place: str
+    heat: int | None
+
+
+@dataclass(frozen=True)
+class LineView:
+    """A model in the table, with a cell for each dataset; `mean` is text and half the width of its interval."""
+
+    name: str
+    label: str
+    index: int
+    rank: str
+    mean: float | None
+    mean_text: str
+    cells: tuple[CellView | None, ...]
+
+
+@dataclass(frozen=True)
+class ColumnView:
+    """A dataset in the header: its label, its key in addresses, its title, and its metric if that is not accuracy."""
+
+    label: str
+    key: str
+    title: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class SectionView:
+    """A table of the page."""
+
+    title: str
+    about: str
+    columns: tuple[ColumnView, ...]
+    mean: str
+    has_ranks: bool
+    lines: tuple[LineView, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A choice of sections: its name, and its options as pairs of value and text."""
+
+    name: str
+    options: Mapping[str, str]
 
 
 def render_page(records: Sequence[RunRecord], sections: Sequence[board.Section], *, results_dir: str = ".") -> str:
-    """The page of some records.
+    """Return the page of some records.
 
     Args:
-        records: one for each cell.
-        sections: that they make.
-        results_dir: the folder of the records, from that of the page, to link to them.
+        records: of different runs.
+        sections: the sections of these records.
+        results_dir: path from the folder of the page to the results folder, for links to records.
     """
-    index: Index = {record.key: i for i, record in enumerate(records)}
     folder = "" if results_dir == "." else f"{quote(os.fsencode(results_dir))}/"  # `#` and `?` would end the path
-    data = {"folder": folder, **_data(records, sections, index)}
-    loader = FileSystemLoader(FOLDER)
+    labels, protocols = make_labels(records), _protocols(sections)
+    data = make_data(records, sections, protocols, labels, folder)
+    return _template().render(
+        scope=f"{count(len(records), 'run')} of {count(len(labels.models), 'model')} "
+        f"on {count(len(labels.datasets), 'dataset')}",
+        newest=max((record.created for record in records), default="")[:10],
+        filters=_filters(sections, protocols),
+        sections=[_section(*pair, labels) for pair in zip(sections, protocols, strict=True)],
+        legend=LEGEND,
+        missing=MISSING,
+        heat_levels=range(HEAT_LEVELS),
+        data=Markup(encode_data(data).replace("<", "\\u003c")),  # `<` could end the script that the data are in
+        style=_read("page.css"),
+        script=_read("charts.js") + _read("page.js"),
+    )
+
+
+@cache
+def _template() -> Template:
     templates = Environment(
-        loader=loader,
+        loader=FileSystemLoader(FOLDER),
         autoescape=True,
         finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return templates.get_template("report.html").render(
-        sections=[_section(*pair, index) for pair in zip(board.titles(sections), sections, strict=True)],
-        num_records=len(records),
-        newest=max((record.created for record in records), default="")[:10],
-        # `<` could end the script that the data stand in.
-        data=Markup(json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")),
-        style=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
-        script=Markup((FOLDER / "report.js").read_text(encoding="utf-8")),
-    )
+    return templates.get_template("page.html")
+
+
+def _read(name: str) -> Markup:
+    return Markup((FOLDER / name).read_text(encoding="utf-8"))
 
 
 def _printable(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _section(title: str, section: board.Section, index: Index) -> dict[str, Any]:
-    return {
-        "title": title,
-        "datasets": section.datasets,
-        "has_ranks": board.has_ranks(section),
-        "has_mean": board.has_mean(section),
-        "num_common": len(section.common),
-        "notes": [note.removeprefix("\\") for note in board.notes(section)],
-        "lines": [
-            {
-                "line": line,
-                "mean": board.mean_text(section, line).partition(" "),
-                "cells": [_cell(section, line.cells.get(name), index) for name in section.datasets],
-            }
-            for line in section.lines
-        ],
-    }
+def _protocols(sections: Sequence[board.Section]) -> list[str]:
+    """Return a label of the protocol for each section, with feature point and rules if its name has several."""
+    points: dict[str, set[str]] = {}
+    rules: dict[tuple[str, str], set[str]] = {}
+    for s in sections:
+        points.setdefault(s.protocol, set()).add(s.feature_point)
+        rules.setdefault((s.protocol, s.feature_point), set()).add(s.rules)
+    labels = []
+    for s in sections:
+        point = f", {POINTS.get(s.feature_point, s.feature_point)}" if len(points[s.protocol]) > 1 else ""
+        label = f"{s.protocol}{point}"
+        labels.append(f"{label}, rules {s.rules}" if len(rules[s.protocol, s.feature_point]) > 1 else label)
+    return [printable(label) for label in labels]
 
 
-def _cell(section: board.Section, record: RunRecord | None, index: Index) -> dict[str, Any] | None:
-    if record is None:
+def _filters(sections: Sequence[board.Section], protocols: Sequence[str]) -> list[Filter]:
+    """Return the four choices that together name a section."""
+    about = {label: _about(section) for label, section in zip(protocols, sections, strict=True)}
+    order = sorted(dict.fromkeys(protocols), key=board.natural)
+    words = {"mode": MODES, "precision": PRECISIONS, "solver": SOLVERS}
+    named = {name: sorted({getattr(section, name) for section in sections}) for name in words}
+    return [
+        Filter("protocol", {label: f"{label}: {about[label]}" if about[label] else label for label in order}),
+        *(Filter(name, {value: words[name].get(value, value) for value in values}) for name, values in named.items()),
+    ]
+
+
+def _about(section: board.Section) -> str:
+    """Return the title of a section's protocol, as its records have it."""
+    return next((record.spec.protocol.title for record in section.records), "")
+
+
+def _section(section: board.Section, protocol: str, labels: Labels) -> SectionView:
+    words = (
+        _about(section),
+        POINTS.get(section.feature_point, section.feature_point),
+        f"{section.mode} mode",
+        section.precision,
+        f"{section.solver} solver",
+    )
+    return SectionView(
+        protocol,
+        " · ".join(word for word in words if word),
+        tuple(_column(section, name, labels.datasets[name]) for name in section.datasets),
+        f"mean of {len(section.common)}" if board.has_mean(section) else "",
+        board.has_ranks(section),
+        tuple(_line(section, line, labels) for line in section.lines),
+        tuple(texts.notes(section)),
+    )
+
+
+def _column(section: board.Section, name: str, label: str) -> ColumnView:
+    cell = next(line.cells[name] for line in section.lines if name in line.cells)
+    metric = cell.record.spec.dataset.metric
+    key = f"dataset:{label}" if label in FIXED_COLUMNS else label
+    return ColumnView(label, key, TITLES.get(name, ""), "" if metric == "accuracy" else METRICS.get(metric, metric))
+
+
+def _line(section: board.Section, line: board.Line, labels: Labels) -> LineView:
+    return LineView(
+        line.model,
+        labels.models[line.model],
+        labels.model_index[line.model],
+        line.rank,
+        line.mean,
+        texts.mean_text(section, line),
+        tuple(_cell(section, name, line.cells.get(name), labels) for name in section.datasets),
+    )
+
+
+def _cell(section: board.Section, name: str, cell: board.Cell | None, labels: Labels) -> CellView | None:
+    if cell is None:
         return None
-    score, _, around = board.cell_text(section, record).partition(" ")
-    return {
-        "record": index[record.key],
-        "value": record.result.score if record.result is not None else None,
-        "text": score,
-        "around": around,
-        "status": section.status(record),
-    }
+    result = cell.record.result
+    return CellView(
+        labels.record_index[cell.record.key],
+        result.score if result is not None else None,
+        f"{100 * result.score:.2f}" if result is not None else "failed",
+        texts.around_text(half_width(result)) if result is not None else "",
+        cell.marks,
+        cell.status,
+        cell.place,
+        _heat(section, name, cell),
+    )
 
 
-def _data(records: Sequence[RunRecord], sections: Sequence[board.Section], index: Index) -> dict[str, Any]:
-    environments: dict[str, int] = {}
-    described = [_record(record, environments) for record in records]
-    titles = {row.name: row.title for row in CATALOG}
-    return {
-        "records": described,
-        "environments": [json.loads(text) for text in environments],
-        "sections": [
-            {
-                "lines": [
-                    {
-                        "model": printable(line.model),
-                        "mean": line.mean,
-                        "low": line.low,
-                        "high": line.high,
-                        "gflops": line.gflops,
-                        "cells": {name: index[record.key] for name, record in line.cells.items()},
-                    }
-                    for line in section.lines
-                ],
-                "datasets": section.datasets,
-                "common": section.common,
-            }
-            for section in sections
-        ],
-        "pairs": [
-            {
-                "eager": index[pair.eager.key],
-                "jit": index[pair.jit.key],
-                "flipped": pair.flipped,
-                "p": pair.p_value and float(f"{pair.p_value:.3g}"),
-                "largest": pair.largest,
-            }
-            for pair in modes.pair_modes(records)
-        ],
-        "published": [[index[found.record.key], found.theirs] for found in published.compare_with_published(records)],
-        "titles": {name: titles[name] for section in sections for name in section.datasets if name in titles},
-    }
-
-
-def _record(record: RunRecord, environments: dict[str, int]) -> dict[str, Any]:
-    """What the page says of a record; what is missing is left out."""
-    place = environments.setdefault(canonical_json(_environment(record)), len(environments))
-    found = {
-        "file": record_path(record, Path()).as_posix(),
-        "dataset": printable(record.dataset),
-        "model": printable(record.model),
-        "mode": record.mode,
-        "protocol": printable(record.protocol),
-        "precision": record.precision,
-        "solver": record.solver,
-        "status": status(record),
-        "metric": record.spec.dataset.metric,
-        **_result(record),
-        "seconds": {name: round(value, 1) for name, value in record.seconds.items()},
-        "weights": record.encoder.weights_sha256,
-        "gflops": board.gflops(record),
-        "error": brief(record.error.message) if record.error is not None else "",
-        "created": record.created,
-        "environment": place,
-    }
-    return {name: value for name, value in found.items() if value not in (None, [], {}, "")}
-
-
-def _result(record: RunRecord) -> dict[str, Any]:
-    """What the page says of a score and its fit."""
-    if record.result is None:
-        return {}
-    result, interval = record.result, record.result.interval
-    return {
-        "score": result.score,
-        "low": None if interval is None else interval.low,
-        "high": None if interval is None else interval.high,
-        "C": result.C,
-        "iterations": result.n_iter,
-        "gradient": result.gradient_ratio,
-        "train": result.num_train,
-        "test": result.num_test,
-        "sweep": [[point.C, point.score] for point in result.sweep],
-    }
-
-
-def _environment(record: RunRecord) -> dict[str, Any]:
-    """What a record says of its machine, in a line or two."""
-    known = record.environment
-    versions = {name: known.packages.get(name) for name in ("torch", "scikit-learn", "numpy")}
-    commit = (known.git_commit or "")[:SHORT]
-    found = {
-        "hardware": known.accelerator or known.cpu,
-        "threads": known.torch_threads,
-        "python": known.python,
-        **versions,
-        "commit": f"{commit}, changed" if commit and known.git_dirty else commit,
-    }
-    return {name: value for name, value in found.items() if value}
+def _heat(section: board.Section, name: str, cell: board.Cell) -> int | None:
+    """Return the level of a score between the lowest and the highest of its dataset; None if there is one score."""
+    own = [line.cells[name] for line in section.lines if name in line.cells]
+    scores = [one.record.result.score for one in own if one.record.result is not None and not one.is_other]
+    if cell.record.result is None or cell.is_other or len(scores) < 2:
+        return None
+    span = max(max(scores) - min(scores), LEAST_SPAN)
+    return round((HEAT_LEVELS - 1) * (1 - (max(scores) - cell.record.result.score) / span))

@@ -1,7 +1,7 @@
-"""Scores that others printed, to stand beside ours: Radford et al. 2021 (arXiv 2103.00020), tables 10 and 11.
+"""Published scores to compare with: Radford et al. 2021 (arXiv 2103.00020), tables 10 and 11.
 
-Cells are percentages with one decimal, as printed. Those of table 10 agree with one full transcription; of ViT-B/32 13,
-of ViT-L/14 6 and of ViT-L/14@336px 15 cells are also confirmed by a second source, of the other models none.
+The files have percentages with one decimal, as printed. Table 10 agrees with one full transcription. A second source
+confirms 13 scores of ViT-B/32, 6 of ViT-L/14 and 15 of ViT-L/14@336px, and none of the other models.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from probe.names import unknown_name
 from probe.records.schema import DoneRecord, RunRecord
 
 TABLES = {"linear-probe": "clip_paper_table10.csv", "zero-shot": "clip_paper_table11.csv"}
-PROTOCOLS = {"clip-paper": "linear-probe"}  # of ours -> the table that it is to be compared with
-SECOND_SOURCE = ("ViT-B/32", "ViT-L/14", "ViT-L/14@336px")  # models of which some cells have one
+PROTOCOLS = {"clip-paper": "linear-probe"}  # ours -> the table to compare it with
+SECOND_SOURCE = ("ViT-B/32", "ViT-L/14", "ViT-L/14@336px")  # models of which it has some scores
 ROUNDING = 0.0005  # of a printed score
 
 
 @cache
 def published_scores(table: str) -> dict[tuple[str, str], float]:
-    """The scores of a table of the paper, in [0, 1], by model and dataset.
+    """Return the scores of a table of the paper, in [0, 1], by model and dataset.
 
     Args:
         table: `linear-probe` (table 10) or `zero-shot` (table 11).
 
     Raises:
-        UnknownNameError: another name.
+        UnknownNameError: any other name.
     """
     if table not in TABLES:
         raise unknown_name("published table", table, TABLES)
@@ -46,7 +46,7 @@ def published_scores(table: str) -> dict[tuple[str, str], float]:
 
 @dataclass(frozen=True)
 class Compared:
-    """A record, the score that was published of its cell, in [0, 1], and whether it is outside of our interval."""
+    """A record, the score that the paper has for its run, in [0, 1], and whether that is outside of our interval."""
 
     record: DoneRecord
     theirs: float
@@ -54,7 +54,7 @@ class Compared:
 
 
 def compare_with_published(records: Iterable[RunRecord], protocol: str = "clip-paper") -> list[Compared]:
-    """Those of some records that are of a protocol, dataset and model of the paper, with what it printed."""
+    """Return the records of a protocol, dataset and model of the paper, with the paper's scores."""
     scores = published_scores(PROTOCOLS[protocol])
     found = []
     for record in records:
@@ -67,9 +67,9 @@ def compare_with_published(records: Iterable[RunRecord], protocol: str = "clip-p
 
 
 def compare_markdown(records: Iterable[RunRecord], protocol: str) -> str:
-    """Our scores under a protocol beside the published ones, in percent; empty where there is none of both.
+    """Return a table of our scores and the published ones under a protocol, in percent; empty without such records.
 
-    A difference is ours less theirs; `!` marks one that our 95 % interval does not explain.
+    A difference is our score minus the published one; `!` marks a difference that our interval does not explain.
     """
     rows, compared = [], []
     for found in compare_with_published(records, protocol):
@@ -80,11 +80,12 @@ def compare_markdown(records: Iterable[RunRecord], protocol: str) -> str:
         compared.append(record)
     if not rows:
         return ""
-    header = ("dataset", "model", "mode", "solver", "score, %", "95 % interval", "published, %", "difference")
+    columns = ("dataset", "model", "mode", "solver", "score, %", "95 % confidence interval")
+    header = (*columns, "published, %", "difference")
     notes = footnotes(compared)
     if any(row[-1].endswith("!") for row in rows):
-        notes.append("! the published score is outside of the interval")
+        notes.append("! the published score is outside of the confidence interval")
     alone = sorted({record.model for record in compared} - set(SECOND_SOURCE))
     if alone:
-        notes.append(f"of one source: the published scores of {', '.join(alone)}")
+        notes.append(f"only one source has the published scores of {', '.join(alone)}")
     return markdown_table(header, rows) + "".join(f"\n{note}\n" for note in notes)

@@ -1,0 +1,97 @@
+"""Names and terms as readers of tables meet them: short labels of local files, and the legend of every mark."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from probe.errors import printable
+
+MISSING = "—"  # in a table, a run without a record
+
+# The values of a filter -> the same in plain words.
+MODES = {"eager": "eager (plain PyTorch)", "jit": "jit (TorchScript)", "compiled": "compiled (torch.compile)"}
+PRECISIONS = {"fp32": "fp32 (32-bit floats)", "fp16": "fp16 (16-bit floats)", "bf16": "bf16 (bfloat16)"}
+SOLVERS = {"fast": "fast (to the optimum)", "sklearn": "sklearn (its L-BFGS)"}
+POINTS = {"projected": "projected features", "pre_projection": "features before the projection"}
+
+LEGEND = (
+    (
+        "90.00 ±1.50",
+        "Score in percent, and half the width of its 95 % confidence interval: the uncertainty from the sampling of "
+        "test images, or of few-shot protocols from the draws of training images. Early records have none.",
+    ),
+    ("bold", "Highest score of the dataset in this table."),
+    (
+        "bold and =",
+        "Tied with the highest score: a paired test on the same images finds no better model (p < 0.05).",
+    ),
+    (
+        "rank",
+        "One more than the number of models whose mean is higher by more than chance (p < 0.05); = if it is shared.",
+    ),
+    ("mean of n", "Mean over the n datasets that all models of the table have, on the same test images."),
+    ("*", "The final fit stopped before it converged; its record says how near it came."),
+    ("~", "C was chosen among fits of which some did not converge."),
+    ("+", "Some images were missing or could not be read; the record says how many, or which."),
+    ("#", "Scored on other test images, or by another metric, than most of its column; not in the mean."),
+    ("failed", "The run ended with an error; its record has the message."),
+    (MISSING, "No record of this run."),
+    (
+        "protocol",
+        "The rules by which a logistic regression is fitted on frozen features and scored. Different protocols give "
+        "scores that cannot be compared.",
+    ),
+    (
+        "mode",
+        "How the model runs: eager is plain PyTorch, jit is TorchScript, compiled is torch.compile. All three should "
+        "give nearly the same features.",
+    ),
+    ("precision", "Number format of the model's weights; features are always stored as 32-bit floats."),
+    (
+        "solver",
+        "Algorithm that fits the regression: sklearn is scikit-learn's L-BFGS, fast minimizes the same loss to its "
+        "optimum.",
+    ),
+    (
+        "features",
+        "Where features are taken: projected is what encode_image returns, pre_projection is the input of its last "
+        "linear layer.",
+    ),
+)
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> count(1, "model"), count(2, "model")
+    ('1 model', '2 models')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Return a label for each name: of a path its last part, or as much as tells it from the other names.
+
+    >>> list(short_names(["cifar10", "folder:/data/moths"]).values())
+    ['cifar10', 'moths']
+    >>> list(short_names(["folder:/a/moths", "folder:/b/moths/", "hf:org/moths"]).values())
+    ['a/moths', 'b/moths', 'hf:org/moths']
+    """
+    names, depth = list(dict.fromkeys(names)), 1
+    labels: dict[str, str] = {}
+    while pending := [name for name in names if name not in labels]:
+        tried = {name: _last_parts(name, depth) for name in pending}
+        taken = [*labels.values(), *tried.values()]
+        for name, label in tried.items():
+            if label == name or taken.count(label) == 1:
+                labels[name] = label
+        depth += 1
+    return {name: printable(labels[name]) for name in names}
+
+
+def _last_parts(name: str, depth: int) -> str:
+    """Return the last parts of a path; any other name, or a path with fewer parts, is returned as it is."""
+    found = re.fullmatch(r"(?:(?:folder|csv):|(?:\w+:)?(?=[/~.\\]|[A-Za-z]:\\))(.+)", name, re.DOTALL)
+    parts = [part for part in re.split(r"[/\\]", found[1]) if part] if found else []
+    return "/".join(parts[-depth:]) if depth <= len(parts) else name

@@ -1,0 +1,279 @@
+"""The data that the page carries for its script, as frozen dataclasses, and the one place that makes JSON of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from probe.datasets.catalog import CATALOG
+from probe.errors import brief, printable
+from probe.leaderboard import modes, published
+from probe.leaderboard.labels import count, short_names
+from probe.leaderboard.sections import Line, Section, gflops
+from probe.leaderboard.tables import status
+from probe.records.record import record_path
+from probe.records.schema import EnvironmentRecord, RunRecord
+from probe.specs import ModelSpec
+
+DIGITS = 6  # of numbers; the page shows at most four
+SHORT = 8  # characters of a commit
+TITLES = {row.name: row.title for row in CATALOG}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Short names of models and datasets by name, and the place of each model and record in the data of the page."""
+
+    models: Mapping[str, str]
+    datasets: Mapping[str, str]
+    model_index: Mapping[str, int]
+    record_index: Mapping[tuple[str, ...], int]
+
+
+@dataclass(frozen=True)
+class PageModel:
+    """A model: its facts by name, as texts. Its place in the list is its colour."""
+
+    name: str
+    label: str
+    facts: Mapping[str, str]
+    gflops: float | None = None
+
+
+@dataclass(frozen=True)
+class PageRecord:
+    """A record; `model` and `environment` are indices, `sweep` has pairs of C and validation score."""
+
+    file: str
+    dataset: str
+    model: int
+    protocol: str
+    mode: str
+    precision: str
+    solver: str
+    status: str
+    metric: str
+    created: str
+    environment: int
+    seconds: str
+    error: str = ""
+    weights: str | None = None
+    score: float | None = None
+    low: float | None = None
+    high: float | None = None
+    C: float | None = None
+    iterations: int | None = None
+    gradient: float | None = None
+    train: int | None = None
+    test: int | None = None
+    sweep: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class PageLine:
+    """A model of a section: its mean with its interval, and the index of its record for each dataset."""
+
+    model: int
+    cells: tuple[int | None, ...]
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """A section: the value of each filter, labels and titles of its datasets, the number of them in the mean, lines."""
+
+    protocol: str
+    mode: str
+    precision: str
+    solver: str
+    datasets: tuple[str, ...]
+    titles: tuple[str, ...]
+    common: int
+    lines: tuple[PageLine, ...]
+
+
+@dataclass(frozen=True)
+class PagePair:
+    """Records of a run in eager and in JIT mode, by index; see `modes.ModePair`."""
+
+    eager: int
+    jit: int
+    flipped: int | None = None
+    p: float | None = None
+    largest: float | None = None
+
+
+@dataclass(frozen=True)
+class PagePublished:
+    """A record, by index, and the score that the CLIP paper has for it."""
+
+    record: int
+    theirs: float
+
+
+@dataclass(frozen=True)
+class PageData:
+    """Everything that the script of the page knows; `folder` is where the records are, from the page."""
+
+    folder: str
+    models: tuple[PageModel, ...]
+    records: tuple[PageRecord, ...]
+    environments: tuple[str, ...]
+    sections: tuple[PageSection, ...]
+    pairs: tuple[PagePair, ...]
+    published: tuple[PagePublished, ...]
+
+
+def encode_data(data: PageData) -> str:
+    """Return the data as JSON: fields that have their default are left out, and numbers have `DIGITS` digits."""
+    return json.dumps(_plain(data), allow_nan=False, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        values = [(field, getattr(value, field.name)) for field in fields(value)]
+        return {field.name: _plain(own) for field, own in values if own != field.default}
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {name: _plain(own) for name, own in value.items()}
+    return [_plain(own) for own in value] if isinstance(value, tuple) else value
+
+
+def make_labels(records: Sequence[RunRecord]) -> Labels:
+    """Return the short names of all models and datasets, and where models and records are in the data."""
+    models = sorted({record.model for record in records})
+    return Labels(
+        short_names(models),
+        short_names(sorted({record.dataset for record in records})),
+        {name: i for i, name in enumerate(models)},
+        {record.key: i for i, record in enumerate(records)},
+    )
+
+
+def make_data(
+    records: Sequence[RunRecord], sections: Sequence[Section], protocols: Sequence[str], labels: Labels, folder: str
+) -> PageData:
+    """Return the data of the page; `protocols` has a label for each section."""
+    environments: dict[str, int] = {}
+    described = tuple(_record(record, labels, environments) for record in records)
+    by_model: dict[str, list[RunRecord]] = {name: [] for name in labels.model_index}
+    for record in records:
+        by_model[record.model].append(record)
+    index = labels.record_index
+    return PageData(
+        folder,
+        tuple(_model(name, own, labels) for name, own in by_model.items()),
+        described,
+        tuple(environments),
+        tuple(_section(*pair, labels) for pair in zip(sections, protocols, strict=True)),
+        tuple(
+            PagePair(index[one.eager.key], index[one.jit.key], one.flipped, one.p_value, one.largest)
+            for one in modes.pair_modes(records)
+        ),
+        tuple(PagePublished(index[one.record.key], one.theirs) for one in published.compare_with_published(records)),
+    )
+
+
+def _section(section: Section, protocol: str, labels: Labels) -> PageSection:
+    return PageSection(
+        protocol,
+        section.mode,
+        section.precision,
+        section.solver,
+        tuple(labels.datasets[name] for name in section.datasets),
+        tuple(TITLES.get(name, "") for name in section.datasets),
+        len(section.common),
+        tuple(_line(section, line, labels) for line in section.lines),
+    )
+
+
+def _line(section: Section, line: Line, labels: Labels) -> PageLine:
+    cells = [line.cells.get(name) for name in section.datasets]
+    indices = tuple(None if cell is None else labels.record_index[cell.record.key] for cell in cells)
+    return PageLine(labels.model_index[line.model], indices, line.mean, line.low, line.high)
+
+
+def _model(name: str, records: Sequence[RunRecord], labels: Labels) -> PageModel:
+    newest = max(records, key=lambda record: (record.result is not None, bool(gflops(record)), record.created))
+    spec, encoder = newest.spec.model, newest.encoder
+    digests = dict.fromkeys(record.encoder.weights_sha256 for record in records if record.encoder.weights_sha256)
+    flops, profile = gflops(newest), spec.profile
+    datasets = {record.dataset for record in records}
+    facts = {
+        "name": printable(name) if labels.models[name] != printable(name) else "",
+        "weights": printable(_source(spec)),
+        "SHA-256 of the weights": ", ".join(digests),
+        "licence": printable(encoder.license or spec.license),
+        "parameters": _parameters(profile.parameters, profile.image_parameters) if profile is not None else "",
+        "cost of an image": f"{flops:.3g} GFLOPs" if flops else "",
+        "image size": f"{encoder.resolution} × {encoder.resolution} pixels" if encoder.resolution else "",  # noqa: RUF001 - a multiplication sign
+        "features": f"{encoder.embed_dim} projected" if encoder.embed_dim else "",
+        "runs": f"{count(len(records), 'run')} on {count(len(datasets), 'dataset')}",
+    }
+    if encoder.embed_dim and encoder.pre_projection_dim:
+        facts["features"] += f", {encoder.pre_projection_dim} before the projection"
+    return PageModel(printable(name), labels.models[name], {key: text for key, text in facts.items() if text}, flops)
+
+
+def _source(spec: ModelSpec) -> str:
+    """Return a description of where the weights of a model are from."""
+    return {
+        "embedded": "part of this package",
+        "file": f"the file {next(iter(short_names([spec.source]).values()))}",
+        "random": f"random numbers in the shape of {spec.source}",
+        "open_clip": f"open_clip, {spec.source}",
+        "hf": f"Hugging Face hub, {spec.source}",
+    }.get(spec.form, spec.source)
+
+
+def _parameters(total: int, image: int) -> str:
+    return f"{total / 1e6:.1f} million, of which {image / 1e6:.1f} million in the image tower"
+
+
+def _record(record: RunRecord, labels: Labels, environments: dict[str, int]) -> PageRecord:
+    result = record.result
+    interval = result.interval if result is not None else None
+    return PageRecord(
+        file=record_path(record, Path()).as_posix(),
+        dataset=labels.datasets[record.dataset],
+        model=labels.model_index[record.model],
+        protocol=printable(record.protocol),
+        mode=record.mode,
+        precision=record.precision,
+        solver=record.solver,
+        status=status(record),
+        metric=record.spec.dataset.metric,
+        created=record.created,
+        environment=environments.setdefault(_environment(record.environment), len(environments)),
+        seconds=", ".join(f"{stage} {value:.1f}" for stage, value in record.seconds.items()),
+        error=brief(record.error.message) if record.error is not None else "",
+        weights=record.encoder.weights_sha256,
+        score=result.score if result is not None else None,
+        low=interval.low if interval is not None else None,
+        high=interval.high if interval is not None else None,
+        C=result.C if result is not None else None,
+        iterations=result.n_iter if result is not None else None,
+        gradient=result.gradient_ratio if result is not None else None,
+        train=result.num_train if result is not None else None,
+        test=result.num_test if result is not None else None,
+        sweep=tuple((point.C, point.score) for point in result.sweep) if result is not None else (),
+    )
+
+
+def _environment(known: EnvironmentRecord) -> str:
+    """Return versions and hardware of a run in one line."""
+    commit = (known.git_commit or "")[:SHORT]
+    parts = {
+        "": known.accelerator or known.cpu,
+        "threads": known.torch_threads,
+        "Python": known.python,
+        **{name: known.packages.get(name) for name in ("torch", "scikit-learn", "numpy")},
+        "commit": f"{commit} with local changes" if commit and known.git_dirty else commit,
+    }
+    return printable(", ".join(f"{name} {value}".strip() for name, value in parts.items() if value))

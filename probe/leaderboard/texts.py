@@ -1,0 +1,160 @@
+"""Sections -> text: one table for programs, and Markdown for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from probe.errors import listed, printable
+from probe.leaderboard.cards import TITLES
+from probe.leaderboard.labels import LEGEND, MISSING, count, short_names
+from probe.leaderboard.sections import BEST, Cell, Line, Section, has_mean, has_ranks, has_score, sort_datasets, titles
+from probe.leaderboard.tables import half_width, markdown_table, markdown_text
+
+MAX_NAMED = 50  # datasets or models in a note
+_ENDINGS = ("", "_low", "_high", "_rank", "_status")  # endings of a dataset's column names
+
+
+def table(found: Sequence[Section]) -> tuple[list[str], list[list[object]]]:
+    """Return all sections as one table, a row for each model: header and rows, with None for missing values.
+
+    Each dataset has five columns: score and both bounds of its interval as fractions, rank, and status.
+    """
+    names = sort_datasets({name for section in found for name in section.datasets})
+    header = [*("protocol", "feature_point", "solver", "mode", "precision", "rules", "rank", "model")]
+    header += ["mean", "mean_low", "mean_high", "num_datasets"]
+    for name in names:
+        column = printable(name)
+        while set(header) & {f"{column}{ending}" for ending in _ENDINGS}:  # for example, a dataset named `mean`
+            column = f"dataset:{column}"
+        header += [f"{column}{ending}" for ending in _ENDINGS]
+    rows: list[list[object]] = []
+    for section in found:
+        named = (section.protocol, section.feature_point, section.solver, section.mode, section.precision)
+        for line in section.lines:
+            means = (line.mean, line.low, line.high, len(section.common))
+            cells = [value for name in names for value in _values(line.cells.get(name))]
+            rows.append([*named, section.rules, line.rank, line.model, *means, *cells])
+    return header, rows
+
+
+def _values(cell: Cell | None) -> list[object]:
+    """Return the values of a cell under the columns of its dataset."""
+    if cell is None:
+        return [None] * len(_ENDINGS)
+    result = cell.record.result
+    interval = result.interval if result is not None else None
+    ends = (interval.low, interval.high) if interval is not None else (None, None)
+    return [result.score if result is not None else None, *ends, cell.rank or None, cell.status]
+
+
+def sections_to_markdown(found: Sequence[Section]) -> str:
+    """Return the overview, the legend and the other sections as a page to read, with scores in percent."""
+    records = [record for section in found for record in section.records]
+    models, datasets = ({getattr(record, name) for record in records} for name in ("model", "dataset"))
+    scope = f"{count(len(models), 'model')} on {count(len(datasets), 'dataset')}"
+    page = [f"# Leaderboard\n\nScores of linear probes in percent: {count(len(records), 'run')}, {scope}.\n"]
+    parts = [_markdown(title, section) for title, section in zip(titles(found), found, strict=True)]
+    if parts:
+        parts[0] = parts[0].replace("## ", "## Overview: ", 1)
+    legend = "".join(f"- `{term}`: {text}\n" for term, text in LEGEND)
+    legend = legend.replace("`bold`", "**bold**").replace("`bold and =`", "**bold =**")
+    if len(found) > 1:
+        page.append("The first table has the most scores. The tables below the legend have other protocols, solvers, ")
+        page[-1] += "modes or precisions, whose scores cannot be compared with these.\n"
+    return "\n".join([*page, *parts[:1], f"## Legend\n\n{legend}", *parts[1:]])
+
+
+def _markdown(title: str, section: Section) -> str:
+    remarks = "".join(f"\n{markdown_text(note)}\n" for note in [*metric_notes(section), *notes(section)])
+    return f"## {markdown_text(title)}\n\n{markdown_table(*to_text(section, emphasize=True))}{remarks}"
+
+
+def metric_notes(section: Section) -> list[str]:
+    """Return a remark on each metric other than accuracy."""
+    metrics = {cell.record.dataset: cell.record.spec.dataset.metric for cell in section.cells}
+    by_metric: dict[str, list[str]] = {}
+    for name, label in short_names(section.datasets).items():
+        by_metric.setdefault(metrics[name], []).append(label)
+    return [
+        f"{TITLES.get(metric, metric)}, not accuracy: {listed(own, most=MAX_NAMED)}."
+        for metric, own in by_metric.items()
+        if metric != "accuracy"
+    ]
+
+
+def notes(section: Section) -> list[str]:
+    """Return remarks on the means, ranks and weights of a section."""
+    found, models = [], short_names(line.model for line in section.lines)
+    if len(section.lines) > 1 and (len(section.datasets) > 1 or not section.common):
+        found.append(_note_on_mean(section, models))
+    found += [f"{models[model]} has no rank: {reason}." for model, reason in section.unranked.items()]
+    for line in section.lines:
+        weights = {cell.record.encoder.weights_sha256 for cell in line.cells.values()} - {None, ""}
+        if len(weights) > 1:
+            found.append(f"The records of {models[line.model]} have {len(weights)} different sets of weights.")
+    return found
+
+
+def _note_on_mean(section: Section, models: Mapping[str, str]) -> str:
+    labels = short_names(section.datasets)
+    if len(section.common) == 1:
+        label = labels[section.common[0]]
+        return f"Only {label} has scores of all models, so ranks are by {label} and no mean is shown."
+    if section.common:
+        names = listed([labels[name] for name in section.common], most=MAX_NAMED)
+        return f"The mean is over the datasets that all models have: {names}."
+    lacking = {
+        name: [models[line.model] for line in section.lines if not has_score(line.cells.get(name))]
+        for name in section.datasets
+    }
+    name = min(lacking, key=lambda name: len(lacking[name]))
+    those = listed(lacking[name], most=MAX_NAMED)
+    return f"No dataset has scores of all models, so no mean is shown; {labels[name]} lacks {those}."
+
+
+def to_text(section: Section, *, with_ranks: bool = True, emphasize: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of a section to read. Ranks and means have no column if there are none.
+
+    `emphasize` sets the best scores in bold and marks those that are tied with them, as Markdown does.
+    """
+    with_ranks, with_means = with_ranks and has_ranks(section), has_mean(section)
+    labels = short_names(section.datasets)
+    models = short_names(line.model for line in section.lines)
+    means = [f"mean of {len(section.common)}"] if with_means else []
+    header = [*(["rank"] if with_ranks else []), "model", *means, *(labels[name] for name in section.datasets)]
+    rows = []
+    for line in section.lines:
+        means = [mean_text(section, line)] if with_means else []
+        cells = [cell_text(line.cells.get(name), emphasize=emphasize) for name in section.datasets]
+        rows.append([*([line.rank] if with_ranks else []), models[line.model], *means, *cells])
+    return header, rows
+
+
+def mean_text(section: Section, line: Line) -> str:
+    """Return a mean to read, with half the width of its interval and the marks of its cells; empty if there is none."""
+    if line.mean is None:
+        return ""
+    of_cells = "".join(line.cells[name].marks for name in section.common)
+    return _join(f"{100 * line.mean:.2f}", around_text(line.half_width), *(mark for mark in "*~+" if mark in of_cells))
+
+
+def cell_text(cell: Cell | None, *, emphasize: bool = False) -> str:
+    """Return a cell to read: score, half the width of the interval, marks; see `to_text`."""
+    if cell is None:
+        return MISSING
+    result = cell.record.result
+    if result is None:
+        return "failed"
+    score = f"{100 * result.score:.2f}"
+    if emphasize and cell.place:
+        score = f"**{score}**" if cell.place == BEST else f"**{score} =**"
+    return _join(score, around_text(half_width(result)), cell.marks)
+
+
+def around_text(half: float | None) -> str:
+    """Return half the width of an interval to read, in percent; empty if there is none."""
+    return "" if half is None else f"±{100 * half:.2f}"
+
+
+def _join(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
