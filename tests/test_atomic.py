@@ -1,6 +1,7 @@
 """Files appear in one step, and files of another user never block a folder that can be written to."""
 
-import encodings.cp437  # noqa: F401 - asked for later, when a library below /root cannot be read any more
+import encodings.ascii
+import encodings.cp437  # noqa: F401 - both are imported late, when a library below /root cannot be read any more
 import io
 import os
 import shutil
