@@ -1,6 +1,7 @@
 """Files are written atomically, and files of another user never block a folder that is writable."""
 
-import encodings.cp437  # noqa: F401 - `zipfile` imports it later, when a library below /root can no longer be read
+import encodings.ascii
+import encodings.cp437  # noqa: F401 - both are imported late, when a library below /root can no longer be read
 import io
 import os
 import shutil
