@@ -29,7 +29,7 @@ CHOICE_NOTE = "~ C was chosen among fits of which some did not converge"
 def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
     """The tables of each model and mode, of sorted records: file name -> text."""
     tables = {}
-    for name, group in groupby(records, key=lambda r: f"{model_slug(r)}.{r.mode}"):
+    for name, group in groupby(records, key=lambda r: f"{model_slug(r.spec.model)}.{r.mode}"):
         rows = list(group)
         tables[f"{name}.csv"] = records_to_csv(rows)
         tables[f"{name}.md"] = _page(rows)

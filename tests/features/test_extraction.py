@@ -359,7 +359,7 @@ def test_the_record_says_how_fast_and_from_where(tmp_path):
 def test_the_commands_tell_what_is_kept(tmp_path, capsys):
     common = ["--dataset", "digits", "--model", "tiny", "--device", "cpu", "--cache-dir", str(tmp_path)]
     assert main(["cache", "explain", *common]) == 1
-    assert "not cached, nor is anything of this subset" in capsys.readouterr().out
+    assert "not cached, and no other entry of this subset exists" in capsys.readouterr().out
     assert main(["extract", *common, "--out", str(tmp_path / "features.npz")]) == 0
     assert "extracted" in capsys.readouterr().out
     assert main(["extract", *common]) == 0

@@ -261,7 +261,7 @@ def test_a_driver_that_is_stopped_leaves_what_was_finished(tmp_path, how):
         time.sleep(0.2)
     assert not find_workers()
     if how is signal.SIGINT:
-        assert "interrupted; what was finished is kept" in said
+        assert "interrupted; finished runs are saved" in said
         assert "Traceback" not in said
         assert (tmp_path / "results" / "leaderboard.csv").is_file()
     specs = _specs(jit_modes=(False,))
