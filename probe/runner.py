@@ -148,11 +148,13 @@ def run_grid(
     Raises:
         ResultsError: the results folder cannot be written to.
     """
+    results_dir = paths.results_dir(settings.results_dir)
+    check_writable(results_dir)
     try:
         for outcome in _run_pending(specs, settings, rerun=rerun):
             yield outcome if isinstance(outcome, DoneRecord) else outcome.record
     finally:  # also after Ctrl-C, so that the tables contain all finished runs
-        derived.write_derived(paths.results_dir(settings.results_dir))
+        derived.write_derived(results_dir)
 
 
 def run(
@@ -227,10 +229,12 @@ def run(
         skip_corrupt=skip_corrupt,
         workers=workers,
     )
+    folder = paths.results_dir(settings.results_dir)
+    check_writable(folder)
     (outcome,) = _run_pending([spec], settings, rerun=rerun)
     if isinstance(outcome, DoneRecord):
         return outcome
-    derived.write_tables_of(outcome.record, paths.results_dir(settings.results_dir))
+    derived.write_tables_of(outcome.record, folder)
     if isinstance(outcome, FailedRun):
         raise outcome.exception
     return outcome.record
@@ -241,7 +245,6 @@ def _run_pending(
 ) -> Iterator[DoneRecord | FinishedRun | FailedRun]:
     """Yield the records that exist, and then each other run of a grid when its record is written."""
     results_dir = paths.results_dir(settings.results_dir)
-    check_writable(results_dir)
     pending = grid.pending(specs, settings, rerun=rerun)
     yield from pending.done.values()
     for run in run_all(pending.runs, Session(settings)):

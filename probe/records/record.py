@@ -125,8 +125,14 @@ def check_writable(results_dir: Path) -> None:
         ResultsError: the folder cannot be written to.
     """
     marker = temporary_beside(results_dir / "records" / "writable")
-    write_text(marker, "")
-    marker.unlink(missing_ok=True)
+    try:
+        make_folder(marker.parent)
+        marker.touch()
+        marker.unlink(missing_ok=True)
+    except OSError as err:
+        raise ResultsError(
+            f"cannot write to the results folder {results_dir} ({err.strerror}); name another one with --results-dir"
+        ) from err
 
 
 def read_records(results_dir: str | Path = "results", *, files: str = ALL_FILES) -> list[RunRecord]:

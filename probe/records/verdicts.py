@@ -128,9 +128,8 @@ def feature_distance(record: DoneRecord, again: DoneRecord) -> Distance | None:
 
 def _images_moved(record: DoneRecord, again: DoneRecord, found: Difference) -> float:
     if record.spec.dataset.metric == "mean_per_class" and found.test is not None:
-        return float(
-            (found.test.num_only_a or 0) + (found.test.num_only_b or 0)
-        )  # an image of a small class weighs more
+        # Images of small classes weigh more, so the difference of the scores does not give the number of images.
+        return float((found.test.num_only_a or 0) + (found.test.num_only_b or 0))
     return abs(again.result.score - record.result.score) * record.result.num_test
 
 

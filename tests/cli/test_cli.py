@@ -127,7 +127,7 @@ def test_an_unwritable_results_folder_is_found_before_the_work(tmp_path, capsys,
     (tmp_path / "results").write_text("a file")
     assert main([*RUN, "--results-dir", str(tmp_path / "results")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"probe: cannot write {tmp_path / 'results'}")
+    assert line.startswith(f"probe: cannot write to the results folder {tmp_path / 'results'} (")
     assert "digits" not in caplog.text  # what a cell logs when it begins
 
 

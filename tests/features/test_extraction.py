@@ -411,4 +411,4 @@ def test_sizes_are_as_people_write_them(text, expected):
 def test_a_shard_is_a_number_of_a_count(text, capsys):
     with pytest.raises(SystemExit):
         main(["extract", "--dataset", "digits", f"--shard={text}"])
-    assert "is no shard; write 1/4 for the first of four" in capsys.readouterr().err
+    assert "expected a shard such as 1/4, the first of four" in capsys.readouterr().err
