@@ -115,12 +115,11 @@ def _scored(name: str, record: RunRecord) -> DoneRecord:
 
 
 def _verdict(a: DoneRecord, b: DoneRecord, test: PairedTest) -> str:
-    alone = ""
-    if test.num_only_a is not None:
-        alone = f"; only A is right on {test.num_only_a} test images, only B on {test.num_only_b}"
-    scores = f"{100 * a.result.score:.2f} % and {100 * b.result.score:.2f} %{alone}"
+    scores = f"{100 * a.result.score:.2f} % and {100 * b.result.score:.2f} %"
     if test.num_only_a == test.num_only_b == 0 and test.difference == 0:
         return f"the scores and the outcome of every test image are the same: {scores}"
+    if test.num_only_a is not None:
+        scores += f"; only A is right on {test.num_only_a} test images, only B on {test.num_only_b}"
     p = f"p = {test.p_value:.2g} by {test.method}"
     if test.p_value < SIGNIFICANT:
         return f"the scores differ significantly: {scores}; {p}"

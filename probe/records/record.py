@@ -252,7 +252,7 @@ def outcomes_of(record: RunRecord) -> list[Outcomes]:
         ResultsError: the record has no outcomes, or they are damaged.
     """
     if record.result is None or not record.result.outcomes:
-        raise ResultsError("it has no outcomes of test images, as in schemas before 3; run it again")
+        raise ResultsError("it has no outcomes of test images, which are new in schema 3; run it again")
     return unpack_outcomes(record.result)
 
 

@@ -53,10 +53,12 @@ def test_a_terminal_shows_the_score_of_each_run_as_it_ends(tmp_path, capsys, mon
     """Without a terminal, and for runs that are recorded already, no such line is printed."""
     command = [*RUN, "--solver", "fast", "--results-dir", str(tmp_path)]
     score = re.compile(r"digits / tiny / eager / readme: \d\d\.\d\d % \(\S+ to \S+\), \S+ s$", re.MULTILINE)
-    for is_terminal, options, lines in ((False, [], 0), (True, ["--rerun"], 1)):
+    for is_terminal, options, lines in ((False, [], 0), (True, [], 0), (True, ["--rerun"], 1)):
         monkeypatch.setattr(sys.stderr, "isatty", lambda shown=is_terminal: shown, raising=False)
         assert main([*command, *options]) == 0
         assert len(score.findall(capsys.readouterr().err)) == lines
+        (path,) = (tmp_path / "records" / "digits").iterdir()
+        path.write_text(json.dumps({**json.loads(path.read_text()), "created": "2001-01-01T00:00:00+00:00"}))
 
 
 def test_a_protocol_of_ones_own_is_a_file(tmp_path):
