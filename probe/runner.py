@@ -18,7 +18,6 @@ from probe import environment, grid, paths
 from probe.comparison import compare_features, count_flips
 from probe.datasets.splits.folds import by_split
 from probe.errors import ProbeError, brief
-from probe.features.encode import Features
 from probe.features.extraction import Extraction, extract, prepare_grid
 from probe.features.session import Session, features_key
 from probe.features.store import FITS
@@ -94,7 +93,10 @@ def run_one(
     encoder = session.find_encoder(spec)  # loaded only if features are not cached
     extraction = extract(encoder, dataset, session)
     folds = extraction.cut()  # train, val and test of each fold: x float32 (n, d), y
-    features = by_split(folds, lambda k, name: _describe(folds[k][name]))
+    features = {
+        name: FeaturesRecord(split.compute_sha256(), {point: tuple(row) for point, row in split.sample().items()})
+        for name, split in by_split(folds, lambda k, name: folds[k][name]).items()
+    }
 
     partners = [run for run in finished if run.spec.of_all_modes == spec.of_all_modes]
     twin = next((run for run in partners if run.record.features == features), None)
@@ -298,11 +300,6 @@ def failure(spec: RunSpec, error: Mapping[str, str]) -> FailedRecord:
         seconds={},
         environment=environment.describe(spec.device),
     )
-
-
-def _describe(features: Features) -> FeaturesRecord:
-    sample = {point: tuple(values) for point, values in features.sample().items()}
-    return FeaturesRecord(features.compute_sha256(), sample)
 
 
 def compare_modes(eager: FinishedRun, jit: FinishedRun) -> ParityRecord:
