@@ -167,7 +167,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--html": _flag("Write the page of results."),
         "--plots": _value("DIR", "Write plots as PNG and SVG into this folder."),
         "--check": _flag("Change nothing; exit with 1 if a table differs from the records."),
-        "--compare": _choice(("clip-paper",), None, "Change nothing; print the scores next to those of the paper."),
+        "--compare": _choice(("clip-paper",), None, "Change nothing; print the scores next to the paper's scores."),
         "--page": _flag("Print the whole catalogue as a page of Markdown."),
         "--json": _flag("Print JSON instead of text."),
         "-v, --verbose": _flag("Log details: every step of a sweep, and tracebacks."),
@@ -268,7 +268,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             {
                 "name": _value(
                     "NAME",
-                    "Model to show: any that --model accepts, or `open_clip:` for those of open_clip.",
+                    "Model to show: any that --model accepts, or `open_clip:` to list open_clip.",
                     nargs="?",
                 )
             },
