@@ -31,14 +31,14 @@ FEW, MORE, SIDE = 8, 160, 375
 PLANS = {
     "1,080 runs: the paper's 27 datasets, ten models, two modes, two protocols, on 64 workers like this machine": (
         *("--dataset", "paper", "--model", "all", "--jit", "both", "--protocol", "readme", "--protocol", "clip-paper"),
-        *("--device", "cpu", "--plan", "64"),
+        *("--device", "cpu", "--plan", "--ray-workers", "64"),
     ),
     "ImageNet and nine models, on 8 workers like this machine": (
-        *("--dataset", "imagenet", "--protocol", "readme", "--device", "cpu", "--plan", "8"),
+        *("--dataset", "imagenet", "--protocol", "readme", "--device", "cpu", "--plan", "--ray-workers", "8"),
         *(subset for name in model_names() if name != "tiny" for subset in ("--model", name)),
     ),
     "The same on 8 GPUs": (
-        *("--dataset", "imagenet", "--protocol", "readme", "--device", "cuda", "--plan", "8"),
+        *("--dataset", "imagenet", "--protocol", "readme", "--device", "cuda", "--plan", "--ray-workers", "8"),
         *(subset for name in model_names() if name != "tiny" for subset in ("--model", name)),
     ),
 }

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, also in folders that several users write to.
+"""Files that appear completely or not at all, also in folders that several users write to.
 
 Files are written under a temporary name and renamed. New files and folders get the modes of their folder, and locks
 that belong to another user are stepped around.
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
-TEMPORARY = ".tmp"  # end of the name of what is not whole yet, which `probe cache gc` removes
+TEMPORARY = ".tmp"  # suffix of incomplete files, which `probe cache gc` removes
 MAX_STEM = 200  # characters of a temporary name; file systems take 255 bytes
 
 
@@ -29,7 +29,7 @@ def temporary_beside(path: Path) -> Path:
 def write_atomically(path: Path) -> Iterator[BinaryIO]:
     """Open a file that replaces the one at `path` in one step, when the block ends without an error.
 
-    After an error, also Ctrl-C, what was there before is unchanged. The folder must exist.
+    After an error or Ctrl-C, an existing file is unchanged. The folder must exist.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full.

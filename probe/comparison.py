@@ -1,4 +1,4 @@
-"""Eager against JIT: the same images, texts and probe through both modes of a model, and how far they differ."""
+"""Parity of modes: a comparison of the eager and the JIT mode of a model on the same images, texts and probe."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from probe.stats import paired
 from probe.stats.outcomes import Outcomes
 from probe.stats.paired import SIGNIFICANT, PairedTest
 
-SOLVER = "fast"  # scikit-learn's fits may end far from their optimum, where predictions flip for next to nothing
+SOLVER = "fast"  # scikit-learn's fits can end far from the optimum, where tiny differences flip predictions
 NUM_PAIRS = 16  # images, and texts, whose logits are compared
-# The least cosine of the features of one image in both modes: rounding of the precision, with room for the deepest
-# models. Other code, such as GELU in place of QuickGELU, gives less.
+# Smallest cosine of the features of an image in both modes that rounding explains, also for the deepest models.
+# Different code, such as GELU instead of QuickGELU, gives smaller cosines.
 MIN_COSINE = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.99}
-MAX_FLIPS = 0.01  # share of test predictions; half precision turns over some on the border of two classes
+MAX_FLIPS = 0.01  # share of test predictions; half precision flips some near the border of two classes
 
 
 @dataclass(frozen=True)
 class ModeDifference:
-    """How far two arrays of features, (n, d), are apart; `min_cosine` is that of the worst pair of rows."""
+    """Difference of two arrays of features, (n, d); `min_cosine` is the smallest cosine of a pair of rows."""
 
     max_abs: float
     mean_abs: float
@@ -46,19 +46,20 @@ class ModeDifference:
 
 @dataclass(frozen=True)
 class Parity:
-    """The outcome of a comparison.
+    """Result of comparing the eager and the JIT mode of a model.
 
     Args:
-        features: for each feature point, over all images of all splits.
-        softmax: largest difference between the softmax of both modes' logits, of each image over the texts and of each
-            text over the images, in the order of `forward`.
-        predictions_flipped: test images whose class changes when the probe fitted on eager features reads JIT ones.
-        num_images: how many images were encoded.
-        num_test: how many of them are in the test split.
-        scores: of that probe on eager and on JIT features, fractions.
-        p_value: of a paired test of both scores.
-        converged: True if the fit of that probe did.
-        reasons: why the modes do not agree, a sentence each; empty where they agree, see `find_reasons`.
+        features: difference of the features at each feature point, over all images of all splits.
+        softmax: largest difference of the softmax of the logits, over the texts for each image and over the images for
+            each text, in the order of `forward`.
+        predictions_flipped: number of test images that a probe fitted on eager features classifies differently when it
+            is given JIT features.
+        num_images: number of encoded images.
+        num_test: number of test images.
+        scores: scores of the probe on eager and on JIT features, fractions.
+        p_value: p-value of a paired test of both scores.
+        converged: True if the fit of the probe converged.
+        reasons: reasons why the modes do not agree, as sentences; empty if they agree, see `find_reasons`.
     """
 
     model: str
@@ -83,12 +84,12 @@ class Parity:
 
     @property
     def identical(self) -> bool:
-        """Whether no feature and no probability differs in any bit."""
+        """True if all features and probabilities are identical to the last bit."""
         return max(d.max_abs for d in self.features.values()) == 0 and max(self.softmax) == 0
 
     @property
     def verdict(self) -> str:
-        """`identical`, `within tolerance` or `outside tolerance`."""
+        """Verdict: `identical`, `within tolerance` or `outside tolerance`."""
         if self.identical:
             return "identical"
         return "within tolerance" if self.within_tolerance else "outside tolerance"
@@ -103,19 +104,22 @@ def find_reasons(
     test: PairedTest,
     converged: bool,
 ) -> tuple[str, ...]:
-    """Return why two modes do not agree, a sentence each.
+    """Return the reasons why two modes do not agree, as sentences.
 
-    They agree if all of these hold: the softmax of the logits is within the tolerance of the reference; the cosine of
-    each image's features in both modes is `MIN_COSINE` or more; at most a share `MAX_FLIPS` of the predictions flips,
-    or one prediction; and the scores do not differ by more than chance.
+    The modes agree if all of these conditions hold:
+
+    - the softmax of the logits is within the tolerance of the reference;
+    - the cosine of the features of each image in both modes is at least `MIN_COSINE`;
+    - at most a share `MAX_FLIPS` of the predictions flips, or one prediction;
+    - the scores do not differ significantly.
 
     Args:
         softmax_agrees: True if the softmax is within `ATOL` and `RTOL`.
         features: see `compare_features`.
-        precision: of the weights.
-        flips: how many predictions flip, and of how many.
-        test: of the scores.
-        converged: True if the fit of the probe that predicts did.
+        precision: precision of the weights.
+        flips: number of predictions that flip, and number of predictions.
+        test: paired test of the scores.
+        converged: True if the fit of the probe converged.
     """
     reasons = []
     if not softmax_agrees:
@@ -128,24 +132,24 @@ def find_reasons(
     if flipped > max(1, MAX_FLIPS * num_test):
         reasons.append(f"{flipped} of {num_test} predictions flip, more than {MAX_FLIPS:.0%}")
     if test.p_value < SIGNIFICANT:
-        reasons.append(f"the scores differ by more than chance, p = {test.p_value:.2g} by {test.method}")
+        reasons.append(f"the scores differ significantly, p = {test.p_value:.2g} by {test.method}")
     if flipped and reasons and not converged:
-        reasons.append("the fit of the probe did not converge, which can be the cause of the flips")
+        reasons.append("the fit of the probe did not converge, which can cause flips")
     return tuple(reasons)
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> ModeDifference:
-    """Compare two float32 arrays (n, d), row by row; the cosine of equal rows is 1, of zeros to anything else 0."""
+    """Compare two float32 arrays (n, d) row by row. The cosine of equal rows is 1; a row of zeros has the cosine 0."""
     apart = np.abs(a.astype(np.float64) - b)
     lengths = np.linalg.norm(a.astype(np.float64), axis=1) * np.linalg.norm(b.astype(np.float64), axis=1)
     products = np.einsum("nd,nd->n", a, b, dtype=np.float64)
     cosines = np.clip(products / np.where(lengths > 0, lengths, 1), -1, 1)
-    cosines[apart.max(axis=1) == 0] = 1  # rather than one less the rounding of the product
+    cosines[apart.max(axis=1) == 0] = 1  # the product would round to slightly less
     return ModeDifference(float(apart.max()), float(apart.mean()), float(cosines.min()))
 
 
 def compare_features(eager: Mapping[str, Features], jit: Mapping[str, Features]) -> dict[str, ModeDifference]:
-    """The differences at both feature points, over the images of all splits or subsets."""
+    """Return the differences at both feature points, over the images of all splits or subsets."""
     return {
         point: difference(*(np.concatenate([mode[split].at(point) for split in eager]) for mode in (eager, jit)))
         for point in (PROJECTED, PRE_PROJECTION)
@@ -153,7 +157,7 @@ def compare_features(eager: Mapping[str, Features], jit: Mapping[str, Features])
 
 
 def count_flips(eager: np.ndarray, jit: np.ndarray) -> int:
-    """Images that are read differently: labels (n,), or rows of them (n, k)."""
+    """Return the number of images with different predictions, labels (n,) or rows of labels (n, k)."""
     return int((eager != jit).reshape(len(eager), -1).any(axis=1).sum())
 
 
@@ -173,20 +177,20 @@ def parity(
     """Compare the eager and the JIT mode of a model.
 
     Args:
-        model: a name of the catalogue, `random:NAME`, or the path of a TorchScript archive.
-        dataset: whose images, of the first fold; their labels train the probe.
-        protocol: of that probe; the solver is `SOLVER`.
-        device: `auto` is CUDA where there is one, else the CPU.
-        precision: `auto` is fp16 on CUDA, fp32 elsewhere.
-        batch_size: images encoded at a time; None is what `models.memory` finds.
-        data_dir: folder of datasets, see `probe.paths`.
-        weights_dir: folder of checkpoints, likewise.
-        cache_dir: folder of features, likewise; features that are cached are not extracted again.
-        offline: never touch the network.
+        model: a name from the catalogue, `random:NAME`, or the path of a TorchScript archive.
+        dataset: dataset whose first fold is used.
+        protocol: protocol of the probe; its solver is `SOLVER`.
+        device: a device as torch names it; `auto` is CUDA if available, and else the CPU.
+        precision: precision of the weights; `auto` is fp16 on CUDA and else fp32.
+        batch_size: number of images encoded at a time; None chooses the number that fits into memory.
+        data_dir: folder of datasets; None is the default of `probe.paths`, as for the other folders.
+        weights_dir: folder of checkpoints.
+        cache_dir: folder of cached features. Cached features are not extracted again.
+        offline: do not use the network.
 
     Raises:
-        CheckpointError: the model is no archive and has no JIT mode.
-        ProbeError: whatever else keeps it from being loaded or the dataset from being read.
+        CheckpointError: the model has no JIT mode, because it is not a TorchScript archive.
+        ProbeError: the model cannot be loaded, or the dataset cannot be read.
     """
     spec = get_model(model)
     row = dataset if isinstance(dataset, DatasetSpec) else get_dataset(dataset)
@@ -238,17 +242,17 @@ def _spec(dataset: DatasetSpec, model: ModelSpec, protocol: Protocol, execution:
 
 def _read_archive(spec: ModelSpec, *, weights_dir: str | Path | None, offline: bool) -> Checkpoint:
     checkpoint = None
-    if spec.form != "open_clip":  # whose models have no archives
+    if spec.form != "open_clip":  # models of open_clip have no archives
         checkpoint = read_weights(spec, weights_dir=weights_dir, offline=offline)
     if checkpoint is None or not has_jit_mode(checkpoint):
         raise CheckpointError(
-            f"{spec.name} is no TorchScript archive and has no JIT mode; give an archive or random:NAME"
+            f"{spec.name} is not a TorchScript archive, so it has no JIT mode; give an archive or random:NAME"
         )
     return checkpoint
 
 
 def _extract(specs: Sequence[RunSpec], settings: Settings) -> list[dict[str, Features]]:
-    """Return the features of the splits of the first fold for each mode, from the cache where they are."""
+    """Return the features of the splits of the first fold for each mode, from the cache if possible."""
     found = {}
     for spec, outcome in extract_grid(specs, settings):
         if isinstance(outcome, Exception):
@@ -259,7 +263,7 @@ def _extract(specs: Sequence[RunSpec], settings: Settings) -> list[dict[str, Fea
 
 @dataclass(frozen=True)
 class _Probe:
-    """How one probe reads the test images of both modes; fields as in `Parity`."""
+    """Predictions of one probe for the test images in both modes; fields as in `Parity`."""
 
     flipped: int
     scores: tuple[float, float]
@@ -270,7 +274,7 @@ class _Probe:
 def _fit_on_eager(
     eager: Mapping[str, Features], jit: Mapping[str, Features], *, metric: str, protocol: Protocol
 ) -> _Probe:
-    """Fit a probe on eager features, and read the test images of both modes."""
+    """Fit a probe on eager features, and score the test images in both modes."""
     tests = [eager["test"], jit["test"]]
     both = Features(
         x=np.concatenate([f.x for f in tests]),
@@ -280,7 +284,7 @@ def _fit_on_eager(
     result = fit_probe(
         train=eager["train"], val=eager["val"], test=both, metric=metric, protocol=protocol, solver=SOLVER
     )
-    # Of few-shot draws the first.
+    # If the protocol has few-shot draws, only the first is compared.
     arrays, n = result.outcomes[0].arrays, len(eager["test"])
     on_eager, on_jit = (
         Outcomes(metric, {name: array[rows] for name, array in arrays.items()})

@@ -1,7 +1,7 @@
-"""Plain values of JSON and TOML -> dataclasses: one decoder for records, entries of datasets, and protocols.
+"""Decoder of plain values from JSON and TOML into dataclasses, for records, entries of datasets, and protocols.
 
-Errors name the path of what is wrong. What no type can say, such as a score that is not that of its outcomes, is the
-caller's to check.
+Errors begin with the path of the wrong field. Callers check what types cannot express, such as two fields that
+contradict each other.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ def decode(plain: Any, kind: type[T]) -> T:
     """Return a value of a type, such as a dataclass, from plain values. Unknown keys are ignored.
 
     Raises:
-        ValueError: a field is missing or of a wrong type; the message begins with its path.
+        ValueError: a field is missing or has a wrong type; the message begins with its path.
     """
     try:
         return msgspec.convert(_with_tuples(plain), kind)
-    except (msgspec.ValidationError, OverflowError) as err:  # an integer that no float holds
+    except (msgspec.ValidationError, OverflowError) as err:  # an integer too large for a float
         raise ValueError(_describe(str(err).replace("`", ""))) from err
 
 
 def decode_strictly(plain: Any, kind: type[T]) -> T:
-    """As `decode`, for what users write: unknown keys are refused.
+    """Decode values that users write: as `decode`, but unknown keys are errors.
 
     Raises:
-        ValueError: see `decode`; or a key is unknown, and the message offers what is near.
+        ValueError: a field is missing or has a wrong type, or a key is unknown; the message suggests similar keys.
     """
     for unknown in _unknown_keys(plain, kind, ""):
         raise ValueError(str(unknown))
@@ -58,7 +58,7 @@ def _describe(message: str) -> str:
 
 
 def _with_tuples(value: Any) -> Any:
-    """Return plain values with tuples in place of lists, so that fields of any type stay hashable."""
+    """Return plain values with tuples instead of lists, so that fields of type `Any` are hashable."""
     if isinstance(value, dict):
         return {name: _with_tuples(part) for name, part in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value

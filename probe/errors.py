@@ -1,25 +1,25 @@
-"""Every error this package raises on purpose.
+"""Exceptions that this package raises, and functions that shorten their messages.
 
     ProbeError
     |-- UnknownNameError (KeyError, RuntimeError)  a name that is in no catalogue
-    |-- DatasetError (ValueError)                  a dataset that is there but not as it should be
+    |-- DatasetError (ValueError)                  a dataset that is damaged or differs from its entry
     |   `-- DatasetMissingError (FileNotFoundError)
     |-- CheckpointError (ValueError, RuntimeError) a file that is not a CLIP checkpoint, or is damaged
     |   `-- CheckpointMissingError (FileNotFoundError)
     |-- TextError (ValueError, RuntimeError)       a text that does not fit a model's context or vocabulary
     |-- ExtraMissingError (ImportError)            an optional library that is not installed
-    |-- DownloadError (OSError)                    a fetch that failed, or that --offline forbids
+    |-- DownloadError (OSError)                    a download that failed, or that --offline forbids
     |   `-- ChecksumError (RuntimeError)
-    |-- DeviceError (RuntimeError)                 a device or precision this machine cannot run
+    |-- DeviceError (RuntimeError)                 a device or precision that this machine does not have
     |-- FeaturesError (ValueError)                 features that cannot be used
     |   `-- IncompleteError                        features with missing shards
-    |-- ProtocolError (ValueError)                 a probe that cannot be fitted as its protocol says
-    |-- CacheError (OSError)                       a folder of features that cannot be written to
+    |-- ProtocolError (ValueError)                 a probe that cannot be fitted by its protocol
+    |-- CacheError (OSError)                       a cache folder that cannot be written to
     |-- ResultsError (OSError)                     a results folder or record that cannot be read or written
     |-- FolderError (OSError)                      a path below the home folder, for a user without a home folder
     `-- ExecutorError (RuntimeError)               workers that are not available, or fail repeatedly
 
-Each message is one sentence of what is wrong and one of what to do. The command line prints it and exits with 1.
+Each message says what is wrong and what to do. The command line prints it and exits with 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _UNPRINTABLE = re.compile(
 
 
 class ProbeError(Exception):
-    """Base of all errors of this package."""
+    """Base of all exceptions of this package."""
 
     def __str__(self) -> str:
         """Return the message as `brief` shortens it, without the quotes that `KeyError` would add."""
@@ -54,11 +54,11 @@ class UnknownNameError(ProbeError, KeyError, RuntimeError):
 
 
 class DatasetError(ProbeError, ValueError):
-    """A dataset that is there but not as it should be."""
+    """A dataset that is damaged or differs from its entry in the catalogue."""
 
 
 class DatasetMissingError(DatasetError, FileNotFoundError):
-    """A dataset whose files are not here and could not be fetched."""
+    """A dataset whose files are missing and could not be downloaded."""
 
 
 class CheckpointError(ProbeError, ValueError, RuntimeError):
@@ -66,7 +66,7 @@ class CheckpointError(ProbeError, ValueError, RuntimeError):
 
 
 class CheckpointMissingError(CheckpointError, FileNotFoundError):
-    """A checkpoint that is not where it was said to be."""
+    """A checkpoint that does not exist at the given path."""
 
 
 class TextError(ProbeError, ValueError, RuntimeError):
@@ -78,7 +78,7 @@ class ExtraMissingError(ProbeError, ImportError):
 
 
 class DownloadError(ProbeError, OSError):
-    """A fetch that failed, or that `offline` forbids."""
+    """A download that failed, or that `offline` forbids."""
 
 
 class ChecksumError(DownloadError, RuntimeError):
@@ -86,23 +86,23 @@ class ChecksumError(DownloadError, RuntimeError):
 
 
 class DeviceError(ProbeError, RuntimeError):
-    """A device or precision that this machine cannot run."""
+    """A device or precision that this machine does not have."""
 
 
 class FeaturesError(ProbeError, ValueError):
-    """Features that cannot be used: not finite, or without the feature point that is asked for."""
+    """Features that cannot be used, because they are not finite or lack the feature point."""
 
 
 class IncompleteError(FeaturesError):
-    """Features of which some shards are not made yet; the message says how many chunks there are."""
+    """Features with missing shards. The message says how many chunks there are."""
 
 
 class ProtocolError(ProbeError, ValueError):
-    """A probe that cannot be fitted as its protocol says."""
+    """A probe that cannot be fitted by its protocol."""
 
 
 class CacheError(ProbeError, OSError):
-    """A folder of features that cannot be written to; what was kept before stays."""
+    """A cache folder that cannot be written to. Its earlier entries stay valid."""
 
 
 class ResultsError(ProbeError, OSError):
@@ -114,7 +114,7 @@ class FolderError(ProbeError, OSError):
 
 
 class ExecutorError(ProbeError, RuntimeError):
-    """Workers that cannot be had, or are lost again and again."""
+    """Workers that are not available, or fail repeatedly."""
 
 
 def printable(text: str) -> str:
@@ -178,11 +178,13 @@ def listed(items: Iterable[object], *, most: int = 8) -> str:
 
 
 def sentence(kind: str, message: str) -> str:
-    """Return the text for a failure in a record. Errors of other libraries get their type: a `KeyError` is only a key.
+    """Return the message of a failure in a record, with the type if the exception is from another library.
+
+    Without its type, the message of a `KeyError` would be only a key.
 
     Args:
-        kind: name of the exception's type.
-        message: its message.
+        kind: type of the exception.
+        message: message of the exception.
     """
     is_ours = isinstance(globals().get(kind), type)
     return brief(message if is_ours else f"{kind}: {message}")

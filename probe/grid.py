@@ -1,19 +1,16 @@
-"""Names -> the runs of a grid, in their order, and those of them that have no complete record yet. Runs nothing."""
+"""Planning of a grid: names -> runs in their order -> the runs that have no complete record yet. Runs nothing."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import groupby
-from pathlib import Path
 
 from probe import environment, paths
 from probe.datasets import get_dataset
 from probe.datasets.catalog import CATALOG as DATASETS
-from probe.errors import ProbeError, ResultsError, UnknownNameError, listed
+from probe.errors import ProbeError, UnknownNameError, listed
 from probe.features.store import EXTRACTION_VERSION
 from probe.models import get_model
 from probe.models.catalog import CATALOG as MODELS
@@ -25,14 +22,12 @@ from probe.probes.fit import PROBE_VERSION
 from probe.probes.protocols import CATALOG as PROTOCOLS
 from probe.probes.protocols import get_protocol
 from probe.probes.solvers.catalog import get_solver
-from probe.records.record import read_record, run_path
+from probe.records.record import run_path, try_to_read
 from probe.records.schema import DoneRecord
 from probe.settings import Settings
 from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec, identity
 
 logger = logging.getLogger(__name__)
-
-Named = DatasetSpec | ModelSpec | Protocol
 
 
 def plan(
@@ -48,30 +43,33 @@ def plan(
     solver: str = "sklearn",
     elsewhere: bool = False,
 ) -> list[RunSpec]:
-    """Return the runs of a grid in the order in which they run; every name is looked up before anything runs.
+    """Return the runs of a grid in the order in which they run. Every name is looked up before anything runs.
 
     Args:
-        datasets: names, or specifications of your own; the next two likewise.
-        models: encoders.
-        protocols: rules of the probe.
+        datasets: names, or specifications of your own.
+        models: names of encoders, or specifications of your own.
+        protocols: names, or protocols of your own.
         jit_modes: False for eager, True for JIT.
-        device: `auto`, or as torch names it.
-        precision: `auto`, or that of the weights.
-        batch_size: images encoded at a time; None is as many as the memory of the device holds, see `models.memory`.
-        compiled: have torch compile the encoders.
-        solver: of the probe.
-        elsewhere: the runs are for other machines, and this one need not have the device.
+        device: `auto`, or a device as torch names it.
+        precision: precision of the weights, or `auto`.
+        batch_size: number of images encoded at a time; None chooses the number that fits into the memory of the device,
+            see `models.memory`.
+        compiled: compile the encoders with `torch.compile`.
+        solver: name of the solver of the probe.
+        elsewhere: the runs are for other machines, so this machine need not have the device.
 
     Raises:
-        UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: each says what to do.
+        UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: a name is unknown, or cannot be used here.
     """
     get_solver(solver)
     rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
     encoders = dict.fromkeys(m if isinstance(m, ModelSpec) else get_model(m) for m in models)
     rules = dict.fromkeys(p if isinstance(p, Protocol) else get_protocol(p) for p in protocols)
-    _refuse_taken_names(rows, DATASETS)
-    _refuse_taken_names(encoders, MODELS)
-    _refuse_taken_names(rules, PROTOCOLS)
+    for chosen, catalog in ((rows, DATASETS), (encoders, MODELS), (rules, PROTOCOLS)):
+        known: dict[str, DatasetSpec | ModelSpec | Protocol] = {row.name: row for row in catalog}
+        for row in chosen:
+            if known.setdefault(row.name, row) != row:  # its records would overwrite the other's
+                raise UnknownNameError(f"two different specifications have the name {row.name!r}; rename yours")
     executions = [
         resolve_execution(device, precision=precision, jit=jit, compiled=compiled, elsewhere=elsewhere)
         for jit in jit_modes
@@ -95,59 +93,35 @@ def plan(
     ]
 
 
-def _refuse_taken_names(rows: Iterable[Named], catalog: Sequence[Named]) -> None:
-    """Refuse a specification of the caller's under a name of the catalogue, whose records it would overwrite."""
-    known = {row.name: row for row in catalog}
-    for row in rows:
-        if known.get(row.name, row) != row:
-            raise UnknownNameError(f"{row.name!r} is the name of another row, too; give yours its own name")
-        known[row.name] = row
-
-
-def by_dataset(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    """Group runs that follow one another by their dataset, which is opened once for each group."""
-    return [list(group) for _, group in groupby(specs, key=lambda spec: spec.dataset)]
-
-
 @dataclass(frozen=True)
 class Pending:
-    """The runs of a grid that are left, and the records of those that are done."""
+    """The runs of a grid that have no complete record, and the records of the others."""
 
     runs: Sequence[RunSpec]
     done: dict[RunSpec, DoneRecord]
 
-    def log(self) -> None:
-        """Log how many runs are skipped, and which of their records other library versions made."""
-        if not self.done:
-            return
-        total = len(self.runs) + len(self.done)
-        logger.info("skipped %d of %d runs: already recorded (use --rerun)", len(self.done), total)
-        here = environment.library_versions("features", "fits")
-        others = Counter(_other_versions(record, here) for record in self.done.values())
-        for versions, n in others.items():
-            if versions:
-                logger.info("%d of them were recorded with other library versions: %s", n, versions)
-
 
 def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False) -> Pending:
-    """Return the runs of a grid that have no complete record.
+    """Return the runs of a grid that have no complete record, and log how many are skipped.
 
-    A record is complete if it is of all images, and if its specification, its weights and the suite's own versions of
-    preprocessing, extraction and probe are those of now. Versions of libraries may differ. If a mode of a probe is
-    left, so are its other modes in the grid, since modes are compared.
+    A record is complete if all images were used, and if the specification, the weights and the suite's own versions of
+    preprocessing, extraction and probe are unchanged. Versions of libraries may differ. If one mode of a run is
+    pending, so are its other modes in the grid, because modes are compared.
 
     Args:
         specs: the runs.
         settings: where the records and weights are.
-        rerun: leave all runs.
+        rerun: return all runs as pending.
     """
     results_dir = paths.results_dir(settings.results_dir)
     identities = {spec: identity(spec) for spec in specs}
     planned, weights = set(identities.values()), dict[ModelSpec, str | None]()
 
     def find(spec: RunSpec) -> DoneRecord | None:
-        record = _read(spec, identities[spec], results_dir)
-        if record is None or not _has_own_versions(record) or not _has_weights(record, spec.model, weights, settings):
+        record = try_to_read(run_path(spec, results_dir))
+        if not isinstance(record, DoneRecord) or not record.is_whole or identity(record.spec) != identities[spec]:
+            return None
+        if not _has_own_versions(record) or not _has_weights(record, spec.model, weights, settings):
             return None
         has_partner = spec.jit and identity(replace(spec, jit=False)) in planned
         return record if record.parity is not None or not has_partner else None
@@ -155,22 +129,14 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     found = {} if rerun else {spec: record for spec in specs if (record := find(spec)) is not None}
     left = {spec.of_all_modes for spec in specs if spec not in found}
     done = {spec: found[spec] for spec in specs if spec.of_all_modes not in left}
+    if done:
+        logger.info("skipped %d of %d runs: already recorded (use --rerun)", len(done), len(specs))
+        _log_versions(done.values())
     return Pending([spec for spec in specs if spec not in done], done)
 
 
-def _read(spec: RunSpec, wanted: str, results_dir: Path) -> DoneRecord | None:
-    """Read the record of a run; None if there is none of all images with this identity."""
-    path = run_path(spec, results_dir)
-    if path.is_file():
-        with suppress(ResultsError):  # damaged
-            record = read_record(path)
-            if isinstance(record, DoneRecord) and record.is_whole and identity(record.spec) == wanted:
-                return record
-    return None
-
-
 def _has_own_versions(record: DoneRecord) -> bool:
-    """Return True if this version of the suite would make the record."""
+    """Return True if this version of the suite would write the same record."""
     extraction = record.extraction
     versions = (extraction.extraction_version, extraction.preprocess_version, record.result.probe_version)
     return versions == (EXTRACTION_VERSION, PREPROCESS_VERSION, PROBE_VERSION)
@@ -179,27 +145,31 @@ def _has_own_versions(record: DoneRecord) -> bool:
 def _has_weights(
     record: DoneRecord, model: ModelSpec, weights: dict[ModelSpec, str | None], settings: Settings
 ) -> bool:
-    """Return True unless the weights are other than those of the record, as far as they are here and the record says.
+    """Return False if the weights are known to differ from the weights of the record.
 
     Args:
-        record: of a run.
-        model: the run's.
-        weights: digests found so far; None for weights that are not here.
+        record: record of a run.
+        model: model of the run.
+        weights: cached digests of weights; None for weights that are not on this machine.
         settings: where weights are.
     """
-    if model.sha256 or model.form == "random":  # then the specification says which weights
+    if model.sha256 or model.form == "random":  # the specification determines the weights
         return True
     if model not in weights:
         try:
             weights[model] = identify(model, weights_dir=settings.weights_dir, offline=True)
-        except ProbeError:  # they are fetched when a run needs them
+        except ProbeError:  # downloaded when a run needs them
             weights[model] = None
     known = record.extraction.weights or (record.encoder.weights_sha256 if model.form == "file" else None)
     return known is None or weights[model] is None or known == weights[model]
 
 
-def _other_versions(record: DoneRecord, here: dict[str, str | None]) -> str:
-    packages = record.environment.packages
-    return listed(
-        [f"{name} {packages[name]}" for name, version in here.items() if packages.get(name, version) != version]
-    )
+def _log_versions(records: Iterable[DoneRecord]) -> None:
+    """Log how many records were made with different library versions, and which."""
+    here, others = environment.library_versions("features", "fits"), Counter[str]()
+    for record in records:
+        packages = record.environment.packages
+        others[listed(f"{name} {packages[name]}" for name in here if packages.get(name, here[name]) != here[name])] += 1
+    for versions, n in others.items():
+        if versions:
+            logger.info("%d of them were recorded with other library versions: %s", n, versions)

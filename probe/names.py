@@ -1,4 +1,4 @@
-"""The error for a name that no catalogue has."""
+"""The error for a name that is in no catalogue."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ MAX_NAME = 80  # characters shown of an unknown name
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, forms: str = "") -> UnknownNameError:
-    """The error for a name no catalogue has: it offers what is near, else everything.
+    """Return the error for an unknown name. The message suggests similar names, or else lists all names.
 
     Args:
-        kind: what the name was to name, such as `dataset`.
-        name: what the user said.
-        known: the names there are.
-        forms: names that are made rather than listed, such as `folder:PATH`.
+        kind: kind of the thing, such as `dataset`.
+        name: the unknown name.
+        known: all names.
+        forms: description of names that cannot be listed, such as `folder:PATH`.
     """
     folded = {candidate.lower(): candidate for candidate in known}
     said = shorten(repr(name), MAX_NAME)
@@ -25,4 +25,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, forms: str = "")
     if near:
         return UnknownNameError(f"unknown {kind} {said}; did you mean {' or '.join(map(repr, near))}?")
     also = f", or {forms}" if forms else ""
-    return UnknownNameError(f"unknown {kind} {said}; known are {listed(folded.values())}{also}")
+    return UnknownNameError(f"unknown {kind} {said}; choose one of {listed(folded.values())}{also}")

@@ -1,4 +1,4 @@
-"""An order of images that looks random and is the same on every machine, with no library's random numbers."""
+"""A pseudo-random order of images that is the same on every machine and with every version of a library."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def order(*names: object) -> bytes:
-    """What to sort by: the SHA-256 of names that tell a purpose, a seed and an image.
+    """Return a sort key: the SHA-256 of names such as a purpose, a seed and an image.
 
     >>> sorted(range(5), key=lambda i: order("val", 0, i))
     [4, 3, 1, 2, 0]

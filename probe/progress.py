@@ -1,4 +1,4 @@
-"""How far a grid has come: one bar on a terminal for all that is to be encoded, with images a second and time left."""
+"""A progress bar for a whole grid, which shows the encoded images, images per second, and the remaining time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from probe.errors import printable
 
 
 class Progress:
-    """Images that are to be encoded and that are, an image counted once for each model and mode."""
+    """Progress bar of encoded images. An image counts once for each model and mode."""
 
     def __init__(self, *, is_shown: bool = True) -> None:
         self._bar = tqdm(total=0, unit="img", disable=None if is_shown else True, dynamic_ncols=True)
@@ -22,26 +22,26 @@ class Progress:
         return not self._bar.disable
 
     def name(self, what: str) -> None:
-        """Say what is being encoded."""
+        """Show what is being encoded."""
         self._bar.set_description(printable(what))
 
     def expect(self, n: int) -> None:
-        """Add images that are to be encoded, or, below zero, take off those that need not be."""
+        """Add images to the total, or, if `n` is negative, remove images that need not be encoded."""
         self._bar.total = max(0, (self._bar.total or 0) + n)
         self._bar.refresh()
 
     def advance(self, n: int) -> None:
-        """Count images that have been."""
+        """Count encoded images."""
         self._bar.update(n)
 
     def close(self) -> None:
-        """Leave the terminal to others."""
+        """Remove the bar from the terminal."""
         self._bar.close()
 
 
 @contextmanager
 def show_progress() -> Iterator[Progress]:
-    """A bar on stderr, or none where that is no terminal."""
+    """Show a progress bar on stderr if it is a terminal."""
     shown = Progress()
     try:
         yield shown

@@ -1,6 +1,6 @@
-"""Run records again, from what they say alone; `verdicts` says what came of it.
+"""Reproduction of records: run them again from their specifications alone, and compare, see `records.verdicts`.
 
-Nothing is taken from the feature store, unless the caller names one, and nothing of the records is changed.
+Cached features are not used unless the caller names a cache folder. The original records are never changed.
 """
 
 from __future__ import annotations
@@ -37,27 +37,28 @@ def reproduce(
     results_dir: str | Path | None = None,
     offline: bool = False,
 ) -> Reproduction:
-    """Run a record again and compare.
+    """Run a record again and compare the results.
 
-    On the CPU torch computes with as many threads as it did, as far as there are processors: they change last bits.
+    On the CPU, torch computes with the number of threads in the record if there are as many processors, because the
+    number of threads changes the last bits.
 
     Args:
-        record: or its file.
-        tolerance: test images by which the score may differ; None is one in a thousand, and at least one.
-        device: to run on; None is that of the record.
-        data_dir: folder of datasets, see `probe.paths`.
-        weights_dir: folder of checkpoints, likewise.
-        cache_dir: folder of features that may be used; None makes all of them again.
-        results_dir: where the new record is written; None is nowhere.
-        offline: never touch the network.
+        record: a record or its path.
+        tolerance: number of test images by which the score may differ; None is one in a thousand, and at least one.
+        device: device to run on; None is the device of the record.
+        data_dir: folder of datasets; None is the default of `probe.paths`.
+        weights_dir: folder of checkpoints; None is the default of `probe.paths`.
+        cache_dir: folder of cached features to use; None extracts all features again.
+        results_dir: folder to write the new record to; None does not write it.
+        offline: do not use the network.
 
     Raises:
-        ResultsError: the record cannot be read, is of a cell that failed, or would be overwritten.
+        ResultsError: the record cannot be read, its run failed, or it would be overwritten.
     """
     if isinstance(record, str | Path):
         record = read_record(record)
     if isinstance(record, FailedRecord):
-        raise ResultsError(f"{_name(record)} failed, so that there is no score to reproduce; run it again")
+        raise ResultsError(f"{_name(record)} failed and has no score to reproduce; run it again")
     settings = Settings(
         data_dir=data_dir, weights_dir=weights_dir, cache_dir=cache_dir, results_dir=results_dir, offline=offline
     )
@@ -66,27 +67,27 @@ def reproduce(
 
 
 def find_records(path: str | Path) -> tuple[list[RunRecord], list[ResultsError]]:
-    """The records of a results folder, or the one in a file; and what is wrong with those that cannot be read.
+    """Return the records of a results folder or of a file, and an error for each file that cannot be read.
 
     Raises:
-        ResultsError: there is none.
+        ResultsError: no record was found.
     """
     path = Path(path)
     if not os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises if a name is too long
         return [read_record(path)], []
     found, faults = scan_records(path)
     if not found and not faults:
-        raise ResultsError(f"no records in {path}; name a results folder, or one of its records/DATASET/....json")
+        raise ResultsError(f"no records in {path}; give a results folder, or the .json file of a record")
     return [record for _, record in found], faults
 
 
 def estimate_seconds(record: RunRecord, others: Iterable[RunRecord] = ()) -> float:
-    """How long its machine took, features made anew.
+    """Return the seconds that a run took, with features extracted rather than cached.
 
     Args:
-        record: of which to say it.
-        others: records among which is perhaps the other mode of the cell: one whose features had the same bytes took
-            its probe from there, in no time.
+        record: record of the run.
+        others: records that may include the other mode of the run. If both modes have the same features, only one of
+            their records has the time of the fit.
     """
     subsets = record.extraction.subsets.values()
     encoding = sum(
@@ -104,23 +105,23 @@ def reproduce_all(
     device: str | None = None,
     settings: Settings = DEFAULT_SETTINGS,
 ) -> Iterator[Reproduction]:
-    """Run records again, each as soon as it is done; features of one model and dataset are made once.
+    """Run records again, and yield each result when it is ready. Runs of a model and dataset share their features.
 
-    While it is at work, the caller's own torch computes with the threads of the record, too.
+    Meanwhile, torch computes with the number of threads in the record, also for the caller.
 
     Args:
-        records: any; those whose cell failed are passed over.
+        records: records; failed runs are skipped.
         tolerance: see `reproduce`.
-        device: likewise.
-        settings: folders and policies; `cache_dir` and `results_dir` as `reproduce` takes them.
+        device: see `reproduce`.
+        settings: folders and policies; see `reproduce` for `cache_dir` and `results_dir`.
 
     Raises:
-        ResultsError: two of them are of one cell, or the results folder cannot be written to.
+        ResultsError: two records have the same run, or the results folder cannot be written to.
     """
     planned: dict[RunSpec, DoneRecord] = {}
     for record in records:
         if isinstance(record, FailedRecord):
-            logger.info("%s: failed, there is no score to reproduce", _name(record))
+            logger.info("skipped %s: the run failed and has no score to reproduce", _name(record))
             continue
         try:
             spec = _plan(record, device)
@@ -128,7 +129,7 @@ def reproduce_all(
             yield Reproduction(record, None, NOT_RUN, str(err))
             continue
         if record.key in [other.key for other in planned.values()]:
-            raise ResultsError(f"two records are of {spec}; reproduce one after the other")
+            raise ResultsError(f"two records have the run {spec}; reproduce them one after the other")
         if settings.results_dir is not None:
             _refuse_overwriting(record, Path(settings.results_dir))
         planned[spec] = record
@@ -149,7 +150,7 @@ def reproduce_all(
 def _refuse_overwriting(record: RunRecord, results_dir: Path) -> None:
     path = record_path(record, results_dir)
     if path.is_file() and read_record(path).created == record.created:
-        raise ResultsError(f"the new record would replace {path}, which is run again; name another folder")
+        raise ResultsError(f"the new record would replace the original {path}; name another folder with --results-dir")
 
 
 def _plan(record: DoneRecord, device: str | None) -> RunSpec:
@@ -157,16 +158,16 @@ def _plan(record: DoneRecord, device: str | None) -> RunSpec:
     try:
         run = resolve_execution(device or spec.device, precision=spec.precision, jit=spec.jit, compiled=spec.compiled)
     except ProbeError as err:
-        raise ResultsError(f"it was made on {spec.device}, and {err}") from err
+        raise ResultsError(f"the record was made on {spec.device}, and {err}") from err
     return replace(spec, device=str(run.device))
 
 
 def _group(planned: Mapping[RunSpec, DoneRecord]) -> dict[tuple[int, int, bool, int], list[RunSpec]]:
-    """Cells that run in one grid: with as many threads, of torch and of BLAS, and images that may be missing."""
+    """Return runs grouped by the threads of torch and of BLAS, and by the images that may be missing or skipped."""
     groups: dict[tuple[int, int, bool, int], list[RunSpec]] = {}
     for spec in sorted(planned, key=lambda spec: (spec.dataset.name, spec.model.name, spec.jit)):
         record = planned[spec]
-        # Of earlier versions and other devices 0: as many as there are here.
+        # Records of earlier versions and of other devices do not fix the number of threads; 0 leaves it unchanged.
         num_threads = (record.environment.torch_threads or 0) if spec.device == "cpu" else 0
         num_blas = record.environment.blas_threads or 0
         missing, corrupt = bool(record.read.partial), len(record.read.skipped)

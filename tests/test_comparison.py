@@ -106,7 +106,7 @@ AGREEING = {
         ({"features": {"projected": ModeDifference(1.0, 0.1, 0.999)}, "precision": "bf16"}, []),
         ({"flips": (43, 359)}, ["43 of 359 predictions flip"]),
         ({"flips": (43, 359), "converged": False}, ["43 of 359 predictions flip", "the fit of the probe did not"]),
-        ({"test": replace(SAME, p_value=0.01)}, ["the scores differ by more than chance, p = 0.01 by mcnemar"]),
+        ({"test": replace(SAME, p_value=0.01)}, ["the scores differ significantly, p = 0.01 by mcnemar"]),
     ],
     ids=str,
 )
@@ -141,7 +141,7 @@ def test_a_model_without_jit_mode_is_refused(tmp_path):
 def test_the_command_prints_a_verdict(capsys):
     assert main(["parity", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "predictions that flip: 0 of 359 (readme)" in out
+    assert "flipped predictions: 0 of 359 (readme)" in out
     assert out.endswith("verdict: within tolerance\n")
 
 

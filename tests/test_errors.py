@@ -73,7 +73,7 @@ def test_a_record_holds_no_more_than_a_paragraph_of_an_error(monkeypatch):
         raise RuntimeError("in C++\n" * 10_000)
 
     monkeypatch.setattr(runner, "run_one", fail)
-    (run,) = runner.run_dataset(specs, Session())
+    (run,) = runner.run_all(specs, Session())
     assert len(run.record.error.message) <= errors.MAX_MESSAGE
 
 

@@ -12,4 +12,4 @@ def test_case_does_not_matter():
 
 def test_without_similar_names_all_are_listed():
     message = str(unknown_name("dataset", "zzz", ["mnist", "digits"], forms="folder:PATH"))
-    assert message == "unknown dataset 'zzz'; known are mnist, digits, or folder:PATH"
+    assert message == "unknown dataset 'zzz'; choose one of mnist, digits, or folder:PATH"

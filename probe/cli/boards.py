@@ -1,8 +1,9 @@
-"""`tables`, `leaderboard` and `card`: what is made from records."""
+"""`tables`, `leaderboard` and `card`: tables, pages and cards from records."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -16,30 +17,43 @@ if TYPE_CHECKING:
 
 
 def tables(args: argparse.Namespace) -> int:
-    """Write what is made from records, or check or compare it; 1 where something is stale."""
+    """Write all tables, check them, or compare scores with the paper; return 1 if a table is out of date."""
     from probe.leaderboard import derived
 
     results_dir = _results_dir(args)
     if args.compare:
-        from probe.leaderboard.published import compare_markdown
-        from probe.records.record import read_records
-
-        page = compare_markdown(read_records(results_dir), args.compare)
-        if not page:
-            raise errors.ResultsError(
-                f"no record in {results_dir} is of a dataset and model of the paper under {args.compare}; run one first"
-            )
-        print(page, end="")
-        return 0
+        return _compare(args, results_dir)
     if args.check:
         stale = derived.find_stale(results_dir)
+        if args.json:
+            print(json.dumps({name: [str(path) for path in getattr(stale, name)] for name in ("differing", "orphans")}))
         for path in stale.differing:
-            print(f"probe: {_shown(path)} differs from the records; run python -m probe tables", file=sys.stderr)
+            print(f"probe: {_shown(path)} differs from the records; run `python -m probe tables`", file=sys.stderr)
         for path in stale.orphans:
             print(f"probe: {_shown(path)} belongs to a model without records; remove it", file=sys.stderr)
         return 1 if stale.differing or stale.orphans else 0
-    for path in derived.write_derived(results_dir):
-        print(_shown(path))
+    _print_paths(derived.write_derived(results_dir), args)
+    return 0
+
+
+def _compare(args: argparse.Namespace, results_dir: Path) -> int:
+    from probe.leaderboard.published import compare_markdown, compare_with_published
+    from probe.records.record import read_records
+
+    records = read_records(results_dir)
+    page = compare_markdown(records, args.compare)
+    if not page:
+        raise errors.ResultsError(
+            f"no record in {results_dir} has a dataset and model of the paper and the protocol {args.compare}; "
+            "run one first"
+        )
+    if not args.json:
+        print(page, end="")
+        return 0
+    for found in compare_with_published(records, args.compare):
+        names = {name: getattr(found.record, name) for name in ("dataset", "model", "mode", "solver")}
+        scores = {"score": found.record.result.score, "published": found.theirs, "is_outside": found.is_outside}
+        print(json.dumps({**names, **scores}))
     return 0
 
 
@@ -52,22 +66,21 @@ def leaderboard(args: argparse.Namespace) -> int:
     results_dir = _results_dir(args)
     records = [r for r in read_records(results_dir) if args.protocol is None or r.protocol in args.protocol]
     if not records:
-        raise errors.ResultsError(f"no record in {results_dir} is of {errors.listed(args.protocol or ['any cell'])}")
+        wanted = f" of {errors.listed(args.protocol)}" if args.protocol else ""
+        raise errors.ResultsError(f"no records{wanted} in {results_dir}; run one first, or name another folder")
     if args.plots is not None:
         from probe.leaderboard import plots
 
-        for path in plots.write_plots(records, Path(args.plots)):
-            print(_shown(path))
+        _print_paths(plots.write_plots(records, Path(args.plots)), args)
         return 0
     if args.html:
-        path = _write_page(records, results_dir, args)
-        print(_shown(path))
+        _print_paths([_write_page(records, results_dir, args)], args)
         return 0
-    text = exports.FORMATS[args.format](make_sections(records))
+    text = exports.FORMATS["json" if args.json else args.format](make_sections(records))
     if args.out is not None:
         write_bytes(Path(args.out), text if isinstance(text, bytes) else encode(text))
     elif isinstance(text, bytes):
-        raise errors.ResultsError("Parquet is no text; name a file with --out")
+        raise errors.ResultsError("Parquet is a binary format and cannot be printed; name a file with --out")
     else:
         print(text, end="")
     return 0
@@ -80,7 +93,7 @@ def _write_page(records: Sequence[RunRecord], results_dir: Path, args: argparse.
     from probe.records.record import write_text
 
     if args.out is None and args.protocol is not None:
-        raise errors.ResultsError(f"{results_dir / PAGE} is of all records; name another file with --out")
+        raise errors.ResultsError(f"{results_dir / PAGE} is the page of all protocols; name another file with --out")
     path = Path(args.out) if args.out is not None else results_dir / PAGE
     folder = Path(os.path.relpath(results_dir, path.parent)).as_posix()
     write_text(path, page.render_page(records, make_sections(records), results_dir=folder))
@@ -88,12 +101,25 @@ def _write_page(records: Sequence[RunRecord], results_dir: Path, args: argparse.
 
 
 def card(args: argparse.Namespace) -> int:
-    """Print the `model-index` of a model card."""
+    """Print the `model-index` of a model card, as YAML or JSON."""
     from probe.leaderboard.cards import model_index
     from probe.records.record import read_record
 
-    print(model_index([read_record(path) for path in args.path]), end="")
+    text = model_index([read_record(path) for path in args.path])
+    if args.json:
+        import yaml
+
+        text = f"{json.dumps(yaml.safe_load(text))}\n"
+    print(text, end="")
     return 0
+
+
+def _print_paths(paths: Sequence[Path], args: argparse.Namespace) -> None:
+    if args.json:
+        print(json.dumps([str(path) for path in paths]))
+        return
+    for path in paths:
+        print(_shown(path))
 
 
 def _shown(path: Path) -> str:
@@ -105,5 +131,5 @@ def _results_dir(args: argparse.Namespace) -> Path:
 
     results_dir = paths.results_dir(args.results_dir)
     if not os.path.isdir(results_dir / "records"):  # noqa: PTH112 - `Path.is_dir` raises if a name is too long
-        raise errors.ResultsError(f"no records in {results_dir}; name the folder of a run with --results-dir")
+        raise errors.ResultsError(f"no records in {results_dir}; name a results folder with --results-dir")
     return results_dir

@@ -1,4 +1,4 @@
-"""`cache`: list, explain, verify and remove features that are kept."""
+"""`cache`: list, explain, verify and remove cached features."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import time
 from dataclasses import asdict
 
 from probe.cli import grids
+from probe.cli.printing import print_rows
 from probe.errors import ProbeError, printable
 
 
 def cache_ls(args: argparse.Namespace) -> int:
-    """List what is kept."""
+    """List the cache entries."""
     from probe import paths
     from probe.features import inventory
-    from probe.leaderboard import tables
 
-    kept = inventory.survey(paths.cache_dir(args.cache_dir))
+    entries = inventory.survey(paths.cache_dir(args.cache_dir))
     if args.json:
-        for entry in kept:
+        for entry in entries:
             print(json.dumps({**asdict(entry), "path": str(entry.path)}, sort_keys=True))
         return 0
     header = ("dataset", "subset", "model", "mode", "precision", "images", "state", "MB", "last used", "folder")
@@ -28,27 +28,27 @@ def cache_ls(args: argparse.Namespace) -> int:
     rows = [
         (
             *(entry.label.get(name, "") for name in names),
-            str(entry.num_images or ""),
+            entry.num_images or None,
             entry.state,
             f"{entry.size / 1e6:.1f}",
             time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used)),
             entry.path.name,
         )
-        for entry in kept
+        for entry in entries
     ]
-    print(tables.markdown_table(header, rows), end="")
-    print(f"\n{sum(entry.size for entry in kept) / 1e6:.1f} MB in {printable(str(paths.cache_dir(args.cache_dir)))}")
+    print_rows(header, rows, as_json=False)
+    print(f"\n{sum(entry.size for entry in entries) / 1e6:.1f} MB in {printable(str(paths.cache_dir(args.cache_dir)))}")
     return 0
 
 
 def cache_explain(args: argparse.Namespace) -> int:
-    """Say which features are cached, or how the nearest entry differs; 1 where some are not cached."""
+    """Explain for each cache entry of the runs whether it exists, and if not, why; return 1 if any does not."""
     from probe import paths
     from probe.features import inventory, store
     from probe.features.extraction import Session, find_entries
 
     root, session, missed = paths.cache_dir(args.cache_dir), Session(grids.settings(args)), 0
-    for spec in grids.plan_runs(args, ["readme"]):
+    for spec in grids.plan_runs(args):
         try:
             entries = find_entries(spec, session)
         except ProbeError as err:
@@ -56,28 +56,30 @@ def cache_explain(args: argparse.Namespace) -> int:
             print(f"probe: {err}", file=sys.stderr)
             continue
         for entry in entries.values():
-            folder = entry.folder(root)
-            reason = store.damage(folder) if folder.is_dir() else "not kept"
-            if not reason:
-                print(printable(f"{entry}: cached in {folder}"))
+            folder, fields = entry.folder(root), dict[str, tuple[object, object]]()
+            damage = store.damage(folder) if folder.is_dir() else ""
+            if damage:
+                state, text = "damaged", f"damaged in {folder} ({damage}); the next run extracts it again"
+            elif folder.is_dir():
+                state, text = "cached", f"cached in {folder}"
+            elif (nearest := inventory.nearest(root, entry)) is None:
+                state, text = "missing", "not cached, and no other entry of this subset exists"
+            else:
+                state, text = "missing", f"not cached; the nearest entry is {nearest.path.name} ({nearest.state})"
+                fields = inventory.differing(entry, nearest)
+            missed += state != "cached"
+            if args.json:
+                found = {"entry": str(entry), "state": state, "reason": text, "differing": fields}
+                print(json.dumps(found, default=str))
                 continue
-            missed += 1
-            if folder.is_dir():
-                print(printable(f"{entry}: damaged in {folder} ({reason}); the next run extracts it again"))
-                continue
-            kept = inventory.nearest(root, entry)
-            if kept is None:
-                print(printable(f"{entry}: not cached, nor is anything of this subset"))
-                continue
-            fields = inventory.differing(entry, kept)
-            print(printable(f"{entry}: not cached; the nearest entry is {kept.path.name} ({kept.state})"))
+            print(printable(f"{entry}: {text}"))
             for name, (there, wanted) in fields.items():
                 print(printable(f"  {name}: {there} there, {wanted} wanted{_reason(name, there, wanted)}"))
     return 1 if missed else 0
 
 
 def _reason(name: str, there: object, wanted: object) -> str:
-    """Explain why a digest in the key changed; return "" for fields that are not digests."""
+    """Return why a digest in the key changed, or "" for fields that are not digests."""
     from probe.datasets.fingerprints import SAMPLED
 
     is_sampled, was_sampled = str(wanted).startswith(SAMPLED), str(there).startswith(SAMPLED)
@@ -89,11 +91,14 @@ def _reason(name: str, there: object, wanted: object) -> str:
 
 
 def cache_verify(args: argparse.Namespace) -> int:
-    """Compare what is kept with its digests; 1 where something is damaged."""
+    """Compare all cached files with their digests; return 1 if any is damaged."""
     from probe import paths
     from probe.features import inventory
 
     checked, damaged = inventory.verify(paths.cache_dir(args.cache_dir))
+    if args.json:
+        print(json.dumps({"checked": checked, "damaged": {str(path): reason for path, reason in damaged.items()}}))
+        return 1 if damaged else 0
     for path, reason in damaged.items():
         print(printable(f"{path}: {reason}"))
     print(f"{checked} checked, {len(damaged)} damaged{'; the next run makes them again' if damaged else ''}")
@@ -101,12 +106,16 @@ def cache_verify(args: argparse.Namespace) -> int:
 
 
 def cache_gc(args: argparse.Namespace) -> int:
-    """Remove what is of no use."""
+    """Remove damaged and unusable files, and the entries unused for longest."""
     from probe import paths
     from probe.features import inventory
 
     removed = inventory.collect(paths.cache_dir(args.cache_dir), max_size=args.max_size)
     for entry in removed:
-        print(printable(f"removed {entry.path} ({entry.state}, {entry.size / 1e6:.1f} MB)"))
-    print(f"{sum(entry.size for entry in removed) / 1e6:.1f} MB freed")
+        if args.json:
+            print(json.dumps({**asdict(entry), "path": str(entry.path)}, sort_keys=True))
+        else:
+            print(printable(f"removed {entry.path} ({entry.state}, {entry.size / 1e6:.1f} MB)"))
+    if not args.json:
+        print(f"{sum(entry.size for entry in removed) / 1e6:.1f} MB freed")
     return 0

@@ -1,4 +1,4 @@
-"""`datasets`, `models`, `protocols` and `doctor`: what there is."""
+"""`datasets`, `models`, `protocols` and `doctor`: the catalogues, and the state of this machine."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ import json
 from dataclasses import asdict
 
 from probe.cli import grids
-from probe.errors import printable
+from probe.cli.printing import print_facts, print_rows
 
 
 def datasets(args: argparse.Namespace) -> int:
     """List the datasets, or show one."""
     from probe.datasets import FORMS, description
     from probe.datasets.catalog import CATALOG
-    from probe.leaderboard import tables
 
     if args.page:
         print(description.page(CATALOG), end="")
     elif args.name is not None:
-        for key, value in description.describe_dataset(args.name, data_dir=args.data_dir).items():
-            print(f"{key:<13} {printable(value)}")
+        print_facts(description.describe_dataset(args.name, data_dir=args.data_dir), as_json=args.json)
     else:
         header = ("name", "title", "classes", "images", "metric", "in the paper", "licence")
         rows = [
             (
                 spec.name,
                 spec.title,
-                str(spec.num_classes),
+                spec.num_classes,
                 description.sizes(spec),
                 spec.metric,
                 "yes" if spec.in_paper else "",
@@ -35,8 +33,9 @@ def datasets(args: argparse.Namespace) -> int:
             )
             for spec in CATALOG
         ]
-        print(tables.markdown_table(header, rows))
-        print(f"Also {FORMS}.")
+        print_rows(header, rows, as_json=args.json)
+        if not args.json:
+            print(f"\nAlso {FORMS}.")
     return 0
 
 
@@ -45,22 +44,21 @@ def models(args: argparse.Namespace) -> int:
     from probe import models
 
     if args.name is None:
-        _list_models(args.weights_dir)
+        _list_models(args)
     elif args.name == models.OPEN_CLIP:
         from probe.models import open_clip_names
 
-        print("\n".join(open_clip_names.names()))
+        for name in open_clip_names.names():
+            print(json.dumps({"name": name}) if args.json else name)
     else:
         from probe.models.description import describe_model
 
-        for key, value in describe_model(args.name, weights_dir=args.weights_dir).items():
-            print(f"{key:<18} {printable(value)}")
+        print_facts(describe_model(args.name, weights_dir=args.weights_dir), as_json=args.json)
     return 0
 
 
-def _list_models(weights_dir: str | None) -> None:
+def _list_models(args: argparse.Namespace) -> None:
     from probe import models
-    from probe.leaderboard import tables
     from probe.models.catalog import CATALOG
 
     header = (
@@ -69,7 +67,7 @@ def _list_models(weights_dir: str | None) -> None:
         "projected",
         "before projection",
         "image / all parameters, M",
-        "GFLOPs an image",
+        "GFLOPs per image",
         "modes",
         "licence",
         "weights",
@@ -77,69 +75,77 @@ def _list_models(weights_dir: str | None) -> None:
     rows = [
         (
             spec.name,
-            str(spec.architecture.image_resolution),
+            spec.architecture.image_resolution,
             f"{spec.architecture.embed_dim}-d",
             f"{spec.architecture.pre_projection_dim}-d",
             f"{spec.profile.image_parameters / 1e6:.1f} / {spec.profile.parameters / 1e6:.1f}",
             f"{spec.profile.flops / 1e9:.3g}",
             "eager, jit",
             spec.license,
-            "here" if models.is_here(spec, weights_dir) else "to be downloaded",
+            "ready" if models.is_here(spec, args.weights_dir) else "downloads on first use",
         )
         for spec in CATALOG
         if spec.architecture is not None and spec.profile is not None
     ]
-    print(tables.markdown_table(header, rows))
-    print(f"Also {models.FORMS}.")
+    print_rows(header, rows, as_json=args.json)
+    if not args.json:
+        print(f"\nAlso {models.FORMS}.")
 
 
 def protocols(args: argparse.Namespace) -> int:
-    """List the protocols, or show some."""
-    from probe.leaderboard import tables
+    """List the protocols, or show one or a group."""
     from probe.probes.description import describe_protocol, images_a_class
     from probe.probes.protocols import CATALOG, FORMS, GROUPS, SHOTS
 
     if args.name is not None:
         for name in grids.expand_groups([args.name], GROUPS):
-            for key, value in describe_protocol(name).items():
-                print(f"{key:<15} {printable(value)}")
+            print_facts(describe_protocol(name), as_json=args.json)
         return 0
-    header = ("name", "title", "feature point", "values of C", "images a class", "seeds", "tol", "iterations")
+    header = ("name", "title", "feature point", "values of C", "images per class", "seeds", "tol", "iterations")
     rows = [
         (
             protocol.name,
             protocol.title,
             protocol.feature_point,
-            str(len(protocol.grid)),
+            len(protocol.grid),
             images_a_class(protocol),
-            str(protocol.num_seeds) if protocol.shots else "",
+            protocol.num_seeds if protocol.shots else None,
             f"{protocol.tol:g}",
-            str(protocol.max_iter),
+            protocol.max_iter,
         )
         for protocol in CATALOG
     ]
-    print(tables.markdown_table(header, rows))
-    print(f"Also {' and '.join(GROUPS)}, each for its {len(SHOTS)} rows, or {FORMS}.")
+    print_rows(header, rows, as_json=args.json)
+    if not args.json:
+        print(f"\nAlso {' and '.join(GROUPS)}, each for its {len(SHOTS)} protocols, or {FORMS}.")
     return 0
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Say what can be run here."""
+    """Print what can be run on this machine, and what to do for the rest."""
     from probe.doctor import EXTRAS, diagnose
-    from probe.leaderboard import tables
+    from probe.environment import DISTRIBUTION
 
     found = diagnose(data_dir=args.data_dir, weights_dir=args.weights_dir, results_dir=args.results_dir)
     if args.json:
         print(json.dumps(asdict(found), sort_keys=True))
         return 0
-    for kind, states in (("dataset", found.datasets), ("model", found.models)):
-        rows = [(name, state.word, state.step) for name, state in states.items()]
-        print(tables.markdown_table((kind, "state", "what to do"), rows))
-    rows = [(name, path, f"{free / 1e9:.1f} GB") for name, (path, free) in found.folders.items()]
-    print(tables.markdown_table(("folder", "path", "free"), rows))
-    print(tables.markdown_table(("device", "name"), list(found.devices.items())))
-    versions = {"python": found.environment["python"], **found.environment["packages"]}
-    print(tables.markdown_table(("library", "version"), [(name, str(value)) for name, value in versions.items()]))
-    for package, version in found.extras.items():
-        print(f"{package}: {version or f'not installed, needed for {EXTRAS[package]}; pip install {package}'}")
+    extras = [
+        (package, needed_for, version or "missing", "" if version else f"pip install '{DISTRIBUTION}[{extra}]'")
+        for package, version in found.extras.items()
+        for needed_for, extra in [EXTRAS[package]]
+    ]
+    folders = [(f"{name.upper()}_DIR", path, f"{free / 1e9:.1f} GB") for name, (path, free) in found.folders.items()]
+    versions = {"python": found.environment.python, **found.environment.packages}
+    for header, rows in (
+        (("dataset", "state", "what to do"), [(name, at.word, at.step) for name, at in found.datasets.items()]),
+        (("model", "state", "what to do"), [(name, at.word, at.step) for name, at in found.models.items()]),
+        (("folder", "path", "free"), folders),
+        (("device", "name"), list(found.devices.items())),
+        (("optional library", "needed for", "version", "what to do"), extras),
+        (("library", "version"), [(name, version) for name, version in versions.items() if name not in EXTRAS]),
+    ):
+        print_rows(header, rows, as_json=False)
+        print()
+    print("Set a folder with an option such as --data-dir, or an environment variable such as PROBE_DATA_DIR.")
     return 0

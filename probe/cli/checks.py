@@ -1,4 +1,4 @@
-"""`parity`, `diff` and `reproduce`: whether two ways, or two runs, agree."""
+"""`parity`, `diff` and `reproduce`: comparisons of modes and of runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def parity_command(args: argparse.Namespace) -> int:
-    """Compare the modes of a model; 1 outside of tolerance."""
+    """Compare the modes of a model; return 1 if they differ by more than the tolerance."""
     from probe.comparison import parity
     from probe.leaderboard import tables
 
@@ -37,23 +37,23 @@ def parity_command(args: argparse.Namespace) -> int:
         offline=args.offline,
     )
     if args.json:
-        said = {"verdict": found.verdict, "within_tolerance": found.within_tolerance}
-        print(json.dumps(asdict(found) | said, sort_keys=True))
+        verdict = {"verdict": found.verdict, "within_tolerance": found.within_tolerance}
+        print(json.dumps(asdict(found) | verdict, sort_keys=True))
     else:
-        header = ("eager against jit", "largest difference", "mean difference", "smallest cosine")
+        header = ("eager and JIT", "largest difference", "mean difference", "smallest cosine")
         rows = [
             (f"features, {point}", f"{d.max_abs:.2g}", f"{d.mean_abs:.2g}", f"{d.min_cosine:.8f}")
             for point, d in found.features.items()
         ]
-        names = ("softmax of an image over texts", "softmax of a text over images")
+        names = ("softmax over texts", "softmax over images")
         rows += [(name, f"{value:.2g}", "", "") for name, value in zip(names, found.softmax, strict=True)]
         print(tables.markdown_table(header, rows))
         what = errors.printable(f"{found.model} on {found.dataset}")
         print(f"{what}, {found.device}, {found.precision}: {found.num_images} images")
-        print(f"predictions that flip: {found.predictions_flipped} of {found.num_test} ({found.protocol})")
+        print(f"flipped predictions: {found.predictions_flipped} of {found.num_test} ({found.protocol})")
         eager, jit = (f"{100 * score:.2f} %" for score in found.scores)
-        unfinished = "" if found.converged else "; the fit of the probe did not converge"
-        print(f"scores of the probe: {eager} on eager features, {jit} on JIT; p = {found.p_value:.2g}{unfinished}")
+        unfinished = "" if found.converged else "; the fit did not converge"
+        print(f"scores: {eager} on eager features, {jit} on JIT features; p = {found.p_value:.2g}{unfinished}")
         for reason in found.reasons:
             print(f"- {reason}")
         print(f"verdict: {found.verdict}")
@@ -61,7 +61,7 @@ def parity_command(args: argparse.Namespace) -> int:
 
 
 def diff_command(args: argparse.Namespace) -> int:
-    """Name what differs in two records."""
+    """Print the fields in which two records differ."""
     from probe.leaderboard import tables
     from probe.records.diff import diff
     from probe.records.record import read_record
@@ -86,7 +86,7 @@ def _short(value: Any) -> str:
 
 
 def reproduce_command(args: argparse.Namespace) -> int:
-    """Run records again; 1 unless every score is confirmed."""
+    """Run records again; return 1 unless every score is confirmed."""
     from probe.records.verdicts import NOT_RUN
     from probe.reproduction import estimate_seconds, find_records, reproduce_all
     from probe.settings import Settings
@@ -109,42 +109,53 @@ def reproduce_command(args: argparse.Namespace) -> int:
     try:
         for one in reproduce_all(wanted, tolerance=args.tolerance, device=args.device, settings=settings):
             done.append(one)
-            logger.info("%s / %s / %s / %s: %s", *_cell_names(one.record), one.verdict)
+            logger.info("%s / %s / %s / %s: %s", *_run_names(one.record), one.verdict)
             if args.json:
                 again = None if one.again is None else one.again.to_dict()
-                said = {**asdict(one), "record": one.record.to_dict(), "again": again}
-                print(json.dumps(said, sort_keys=True), flush=True)
+                fields = {**asdict(one), "record": one.record.to_dict(), "again": again}
+                print(json.dumps(fields, sort_keys=True), flush=True)
     finally:  # also after Ctrl-C
         if done and not args.json:
             print(_reproduced(done) if len(done) > 1 else _stages_page(done[0]), end="")
         passed = sum(one.passed for one in done)
         if len(records) + len(unread) > 1:
             print(
-                f"probe: {passed} of {len(done)} confirmed; passed over: {len(unread)} that cannot be read, "
-                f"{sum(1 for record in records if record.error)} of failed cells, "
-                f"{len(records) - len(wanted)} that took longer than --max-minutes",
+                f"probe: {passed} of {len(done)} confirmed; skipped: {len(unread)} unreadable, "
+                f"{sum(1 for record in records if record.error)} failed, "
+                f"{len(records) - len(wanted)} longer than --max-minutes",
                 file=sys.stderr,
             )
     for one in done:
         if one.verdict == NOT_RUN:
-            names = errors.shorten(" / ".join(_cell_names(one.record)), 200)
+            names = errors.shorten(" / ".join(_run_names(one.record)), 200)
             print(f"probe: {errors.brief(f'{names}: {one.reason}')}", file=sys.stderr)
     if not done:
-        raise errors.ResultsError("nothing was run again; name records that have a score, or raise --max-minutes")
+        raise errors.ResultsError("no record was run again; give records that have a score, or raise --max-minutes")
     return 0 if passed == len(done) and not unread else 1
 
 
-def _cell_names(record: RunRecord) -> tuple[str, str, str, str]:
+def _run_names(record: RunRecord) -> tuple[str, str, str, str]:
     return (record.dataset, record.model, record.mode, record.protocol)
 
 
 def _reproduced(done: Sequence[Reproduction]) -> str:
     from probe.leaderboard import tables
 
-    header = ("dataset", "model", "mode", "protocol", "solver", "record, %", "again, %", "images", "moved", "verdict")
+    header = (
+        "dataset",
+        "model",
+        "mode",
+        "protocol",
+        "solver",
+        "record, %",
+        "again, %",
+        "images",
+        "differs in",
+        "verdict",
+    )
     rows = [
         (
-            *_cell_names(found.record),
+            *_run_names(found.record),
             found.record.solver,
             tables.percent(found.record),
             tables.percent(found.again) if found.again is not None and found.again.result else "",
@@ -161,7 +172,7 @@ def _stages_page(found: Reproduction) -> str:
     from probe.leaderboard import tables
 
     rows = [(stage.name, "differs" if stage.moved else "same", stage.moved) for stage in found.stages]
-    lines = [tables.markdown_table(("stage", "", "record -> again"), rows)] if rows else []
+    lines = [tables.markdown_table(("stage", "state", "record -> again"), rows)] if rows else []
     if found.images is not None:
-        lines.append(f"the score moves by {found.images:.3g} test images; tolerance: {found.tolerance}\n")
+        lines.append(f"the scores differ by {found.images:.3g} test images; the tolerance is {found.tolerance}\n")
     return "\n".join([*lines, f"{errors.printable(found.reason)}\nverdict: {found.verdict}\n"])

@@ -1,10 +1,9 @@
-"""The options that several commands share -> what the library takes: runs, settings, threads."""
+"""Conversion of the options that several commands share to what the library takes: runs and settings."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from probe.cli.arguments import JIT_MODES
@@ -14,28 +13,8 @@ if TYPE_CHECKING:
     from probe.specs import RunSpec
 
 
-def plan_runs(
-    args: argparse.Namespace, protocols: Sequence[str], *, device: str = "", elsewhere: bool = False
-) -> list[RunSpec]:
-    """Return the runs that the options name; `device` and `elsewhere` are for runs on other machines."""
-    from probe import datasets, grid, models
-
-    return grid.plan(
-        expand_groups(args.dataset, {"all": datasets.dataset_names(), "paper": datasets.paper_names()}),
-        expand_groups(args.model or ["ViT-B/32"], {"all": models.model_names()}),
-        protocols=protocols,
-        jit_modes=JIT_MODES[args.jit],
-        device=device or args.device,
-        precision=args.precision,
-        batch_size=args.batch_size,
-        compiled=args.compile,
-        solver=getattr(args, "solver", "sklearn"),
-        elsewhere=elsewhere,
-    )
-
-
 def settings(args: argparse.Namespace) -> Settings:
-    """Return the folders and policies that the options name."""
+    """Return the folders and policies that the options give."""
     from probe.settings import Settings
 
     return Settings(
@@ -51,13 +30,27 @@ def settings(args: argparse.Namespace) -> Settings:
     )
 
 
+def plan_runs(args: argparse.Namespace, *, device: str = "", elsewhere: bool = False) -> list[RunSpec]:
+    """Return the runs that the options give; `device` and `elsewhere` are for runs on other machines."""
+    from probe import datasets, grid, models
+    from probe.probes.protocols import GROUPS
+
+    # Commands without --protocol only need features, which do not depend on the protocol.
+    protocols = getattr(args, "protocol", ["readme"]) or ["clip-paper"]
+    return grid.plan(
+        expand_groups(args.dataset, {"all": datasets.dataset_names(), "paper": datasets.paper_names()}),
+        expand_groups(args.model or ["ViT-B/32"], {"all": models.model_names()}),
+        protocols=expand_groups(protocols, GROUPS),
+        jit_modes=JIT_MODES[args.jit],
+        device=device or args.device,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        compiled=args.compile,
+        solver=getattr(args, "solver", "sklearn"),
+        elsewhere=elsewhere,
+    )
+
+
 def expand_groups(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """Replace names of groups by the names in the group."""
+    """Replace the name of a group by the names in the group."""
     return [name for given in names for name in groups.get(given, (given,))]
-
-
-def limit_threads(args: argparse.Namespace) -> AbstractContextManager[None]:
-    """Have torch and BLAS compute with as many threads as --threads names, if it is given."""
-    from probe import environment
-
-    return environment.threads(args.threads or 0, blas=args.threads or 0)

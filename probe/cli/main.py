@@ -1,6 +1,6 @@
 """The command line: parse, call the library once, print. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done; 1 an error of ours, or a run that failed; 2 wrong usage; 130 interrupted.
+Exit codes: 0 done, 1 an error or a failed run, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,60 +19,59 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": running.run_command,
     "extract": running.extract_command,
     "fit": running.fit,
-    "datasets": catalogues.datasets,
     "parity": checks.parity_command,
+    "tables": boards.tables,
+    "leaderboard": boards.leaderboard,
     "diff": checks.diff_command,
     "reproduce": checks.reproduce_command,
+    "card": boards.card,
+    "datasets": catalogues.datasets,
     "models": catalogues.models,
     "protocols": catalogues.protocols,
     "doctor": catalogues.doctor,
-    "leaderboard": boards.leaderboard,
-    "card": boards.card,
-    "tables": boards.tables,
-    "cache_ls": caching.cache_ls,
-    "cache_explain": caching.cache_explain,
-    "cache_verify": caching.cache_verify,
-    "cache_gc": caching.cache_gc,
+    "cache ls": caching.cache_ls,
+    "cache explain": caching.cache_explain,
+    "cache verify": caching.cache_verify,
+    "cache gc": caching.cache_gc,
 }
 
 
 class _Formatter(logging.Formatter):
-    """Formatter that shortens messages as `errors.brief` does. Tracebacks, which --verbose adds, are not shortened."""
+    """Formatter that shortens messages by `errors.brief`, but not the tracebacks that --verbose adds."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that `logging` calls
         return brief(record.message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code."""
+    """Run a command and return its exit code."""
     parser = arguments.parser()
     args = parser.parse_args(argv)
     wrong = arguments.find_conflict(args)
     if wrong is not None:
         parser.error(wrong)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
-    level = logging.DEBUG if getattr(args, "verbose", False) else logging.INFO
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     logging.basicConfig(handlers=[handler])
-    logging.getLogger("probe").setLevel(level)
+    logging.getLogger("probe").setLevel(logging.DEBUG if args.verbose else logging.INFO)
     try:
         code = COMMANDS[args.command](args)
         sys.stdout.flush()
     except ProbeError as err:
         print(f"probe: {err}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of stdout has gone, as `| head` does; there is nobody left to tell
+    except BrokenPipeError:  # the reader of stdout has exited, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("probe: interrupted; what was finished is kept", file=sys.stderr)
+        print("probe: interrupted; finished runs are saved, and the same command continues from there", file=sys.stderr)
         return 130
     return code
 
 
 def entry_point() -> None:
-    """Run the command that `probe` was called with, and exit."""
-    os.environ.setdefault("SCIPY_ARRAY_API", "1")  # which SciPy reads on import, for fits on a GPU
+    """Run the command in `sys.argv`, and exit."""
+    os.environ.setdefault("SCIPY_ARRAY_API", "1")  # SciPy reads it on import; fits on a GPU need it
     sys.exit(main())

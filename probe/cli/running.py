@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from probe.errors import ProbeError
 if TYPE_CHECKING:
     from probe.probes.result import ProbeResult
     from probe.records.schema import ResultRecord, RunRecord
-    from probe.settings import Settings
     from probe.specs import RunSpec
 
 MAX_NAMES = 200  # characters for the names of a run in a message
@@ -28,71 +28,86 @@ logger = logging.getLogger(__name__)
 
 
 def run_command(args: argparse.Namespace) -> int:
-    """Run a grid and print its scores, or records; 1 where a run failed."""
-    from probe.probes.protocols import GROUPS
+    """Run a grid and print its scores or records; return 1 if a run failed."""
+    from probe.environment import threads
     from probe.specs import identity
 
-    protocols = grids.expand_groups(args.protocol or ["clip-paper"], GROUPS)
     records: list[RunRecord] = []
     specs: list[RunSpec] = []
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        with _joined(args) as ray:
-            device = _device(args, ray)
-            if args.executor == "ray" or args.plan is not None:
-                from probe.scale.driver import refuse_gpu_number
+        with _joined(args) as (ray, device):
+            settings = grids.settings(args)
+            specs = grids.plan_runs(args, device=device, elsewhere=ray is not None or args.plan)
+            if args.plan:
+                return planning.show(args, specs, settings, ray)
+            # Ray prints messages about its processes to stdout, which is for results.
+            with redirect_stdout(sys.stderr), threads(args.threads or 0, blas=args.threads or 0):
+                if args.executor == "ray":
+                    from probe.scale.driver import run_grid_on_ray
 
-                refuse_gpu_number(device)
-            specs = grids.plan_runs(args, protocols, device=device, elsewhere=ray is not None or args.plan is not None)
-            if args.plan is not None:
-                return planning.show(args, specs, ray)
-            with redirect_stdout(sys.stderr):  # where Ray says what becomes of its processes; results go to the other
-                for record in _execute(specs, grids.settings(args), args):
+                    options: dict[str, Any] = {"address": args.ray_address, "num_threads": args.threads or 0}
+                    ended = run_grid_on_ray(specs, settings, rerun=args.rerun, **options)
+                else:
+                    from probe.runner import run_grid
+
+                    ended = run_grid(specs, settings, rerun=args.rerun)
+                for record in ended:
                     records.append(record)
+                    if sys.stderr.isatty() and record.created >= started:
+                        _show_summary(record)
     finally:
-        places = {identity(spec): i for i, spec in enumerate(specs)}  # workers end in another order
+        places = {identity(spec): i for i, spec in enumerate(specs)}  # Ray's workers end in a different order
         records.sort(key=lambda record: places.get(identity(record.spec), len(specs)))
         if records:
             _report(records, specs, as_json=args.json)
     unfinished = [record for record in records if record.result is not None and not record.result.converged]
     if args.strict:
         for record in unfinished:
-            _refuse_unfinished(f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}", record.result)
+            _refuse_unfinished(_name(record), record.result)
     return 1 if any(record.error for record in records) or (args.strict and unfinished) else 0
 
 
 @contextmanager
-def _joined(args: argparse.Namespace) -> Iterator[Any]:
-    """Ray, where the options name a running cluster; it is on other machines, which may have other devices."""
-    address = args.ray_address or os.environ.get("RAY_ADDRESS")
-    if not address or args.executor != "ray":
-        yield None
+def _joined(args: argparse.Namespace) -> Iterator[tuple[Any, str]]:
+    """Yield Ray, if the options name a running cluster, or None; and the device of the runs.
+
+    Raises:
+        DeviceError: the runs of Ray's workers name a GPU by number.
+    """
+    address = (args.ray_address or os.environ.get("RAY_ADDRESS")) if args.executor == "ray" else None
+    if args.executor == "ray" or args.plan:
+        from probe.scale.driver import refuse_gpu_number
+
+        refuse_gpu_number(args.device)
+    if not address:
+        yield None, args.device
         return
     from probe.scale import cluster
 
     with cluster.connected(address) as ray:
-        yield ray
+        # The machines of a cluster can have other devices than this machine.
+        yield ray, ("cuda" if cluster.has_gpus(ray) else "cpu") if args.device == "auto" else args.device
 
 
-def _device(args: argparse.Namespace, ray: Any) -> str:
-    if args.device != "auto" or ray is None:
-        return str(args.device)
-    from probe.scale import cluster
-
-    return "cuda" if cluster.has_gpus(ray) else "cpu"
+def _name(record: RunRecord) -> str:
+    return f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}"
 
 
-def _execute(specs: Sequence[RunSpec], settings: Settings, args: argparse.Namespace) -> Iterator[RunRecord]:
-    if args.executor == "serial":
-        from probe import runner
+def _show_summary(record: RunRecord) -> None:
+    """Print the score of a run that has just ended, above the progress bar."""
+    from tqdm import tqdm
 
-        with grids.limit_threads(args):
-            yield from runner.run_grid(specs, settings, rerun=args.rerun)
-        return
-    from probe.scale import driver
+    from probe.leaderboard import tables
 
-    yield from driver.run_grid_on_ray(
-        specs, settings, address=args.ray_address, num_threads=args.threads or 0, rerun=args.rerun
-    )
+    if record.error is not None:
+        text = _failure(_name(record), record.error.type, record.error.message)
+    else:
+        around = tables.interval_text(record.result.interval)
+        seconds = sum(record.seconds.values())
+        name = errors.shorten(errors.printable(_name(record)), MAX_NAMES)
+        text = f"{name}: {tables.percent(record)} % ({around}), {seconds:.1f} s"
+    tqdm.write(text, file=sys.stderr)
 
 
 def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: bool) -> None:
@@ -110,8 +125,7 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
             print(f"\n{note}")
     for record in records:
         if record.error is not None:
-            name = f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}"
-            print(f"probe: {_failure(name, record.error.type, record.error.message)}", file=sys.stderr)
+            print(f"probe: {_failure(_name(record), record.error.type, record.error.message)}", file=sys.stderr)
     if len(records) < len(specs):
         print(f"probe: {len(records)} of {len(specs)} runs are recorded", file=sys.stderr)
 
@@ -121,40 +135,44 @@ def _failure(what: str, kind: str, message: str) -> str:
 
 
 def extract_command(args: argparse.Namespace) -> int:
-    """Extract features, and print where they are; 1 where some could not be extracted."""
+    """Extract features and print where they are; return 1 if some could not be extracted."""
     from probe.features import files
     from probe.features.arrays import Extraction
     from probe.features.extraction import extract_grid
     from probe.leaderboard import tables
 
-    specs, settings = grids.plan_runs(args, ["readme"]), grids.settings(args)  # the same features for all protocols
+    specs, settings = grids.plan_runs(args), grids.settings(args)
     if args.out is not None and (len(specs) > 1 or args.shard is not None):
-        raise errors.FeaturesError("--out takes the whole features of one dataset, model and mode; name one of each")
+        raise errors.FeaturesError("--out needs one dataset, one model and one mode, and no --shard")
     rows, failed = [], 0
     for spec, outcome in extract_grid(specs, settings):
         name = (spec.dataset.name, spec.model.name, spec.mode)
         if isinstance(outcome, Extraction):
-            sizes = ", ".join(f"{part} {len(features)}" for part, features in outcome.features.items())
-            state = "cached" if outcome.extraction.from_cache else "extracted"
-            rows.append((*name, sizes, state, str(outcome.folder)))
+            sizes = {subset: len(features) for subset, features in outcome.features.items()}
+            rows.append((*name, sizes, "cached" if outcome.extraction.from_cache else "extracted", str(outcome.folder)))
             if args.out is not None:
                 files.save(Path(args.out), outcome.features, outcome.rows, outcome.about(spec))
         elif isinstance(outcome, errors.IncompleteError):
-            rows.append((*name, "", str(outcome), ""))
+            rows.append((*name, {}, str(outcome), ""))
         else:
             failed += 1
             logger.debug("%s", spec, exc_info=None if isinstance(outcome, ProbeError) else outcome)
-            said = _failure(" / ".join(name), type(outcome).__name__, str(outcome))
-            print(f"probe: {said}", file=sys.stderr)
-    if rows:
-        print(tables.markdown_table(("dataset", "model", "mode", "images", "state", "folder"), rows), end="")
+            text = _failure(" / ".join(name), type(outcome).__name__, str(outcome))
+            print(f"probe: {text}", file=sys.stderr)
+    header = ("dataset", "model", "mode", "images", "state", "folder")
+    if args.json:
+        for row in rows:
+            print(json.dumps(dict(zip(header, row, strict=True))))
+    elif rows:
+        texts = [(*row[:3], ", ".join(f"{subset} {n}" for subset, n in row[3].items()), *row[4:]) for row in rows]
+        print(tables.markdown_table(header, texts), end="")
     return 1 if failed else 0
 
 
 def fit(args: argparse.Namespace) -> int:
-    """Fit probes on a file of features, and print their scores."""
+    """Fit probes on a file of features and print their scores."""
     from probe import paths
-    from probe.environment import describe
+    from probe.environment import describe, threads
     from probe.features import files
     from probe.features.store import FITS
     from probe.leaderboard import tables
@@ -164,20 +182,20 @@ def fit(args: argparse.Namespace) -> int:
     from probe.probes.protocols import GROUPS, get_protocol
     from probe.probes.solvers.catalog import device_for
 
-    protocols = [get_protocol(name) for name in grids.expand_groups([args.protocol], GROUPS)]
+    protocols = [get_protocol(name) for name in grids.expand_groups(args.protocol or ["clip-paper"], GROUPS)]
     found = files.load(Path(args.file))
     metric = args.metric or str(found.about.get("metric", "accuracy"))
     folds = list(found.folds)
     if args.val_fraction is not None:
         if any("val" in fold for fold in folds):
-            raise errors.FeaturesError(f"{args.file} has validation features; leave out --val-fraction")
+            raise errors.FeaturesError(f"{args.file} already has validation features; leave out --val-fraction")
         folds = [hold_out_validation(fold, args.val_fraction, seed=args.seed) for fold in folds]
     if all(features.pre_projection is None for fold in folds for features in fold.values()):
-        # The only point that this file has.
+        # The file has features of one point only.
         protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
     device = device_for(args.solver, str(resolve_execution(args.device).device))
     fit_cache = FitCache(paths.cache_dir(args.cache_dir) / FITS)
-    with grids.limit_threads(args):
+    with threads(args.threads or 0, blas=args.threads or 0):
         results = {
             protocol.name: fit_folds(
                 folds,
@@ -200,11 +218,11 @@ def fit(args: argparse.Namespace) -> int:
             "device": device,
             "val_fraction": args.val_fraction,
             "seed": args.seed,
-            "environment": environment,
+            "environment": asdict(environment),
         }
         for protocol in protocols:
             named = {"protocol": protocol.name, "rules": asdict(protocol)}
-            print(json.dumps({**made_by, **named, **results[protocol.name].to_dict()}, allow_nan=False))
+            print(json.dumps({**made_by, **named, **asdict(results[protocol.name].to_record())}, allow_nan=False))
     else:
         rows = []
         for name, result in results.items():
@@ -226,12 +244,13 @@ def fit(args: argparse.Namespace) -> int:
     return 1 if args.strict and unfinished else 0
 
 
-def _refuse_unfinished(what: str, result: ProbeResult | ResultRecord) -> None:
-    way_out = "divide the features by their size" if result.solver == "fast" else "use --solver fast"
-    what = errors.shorten(errors.printable(what), MAX_NAMES)
+def _refuse_unfinished(name: str, result: ProbeResult | ResultRecord) -> None:
+    """Print that a final fit did not converge, and what to do."""
+    advice = "scale the features to unit variance" if result.solver == "fast" else "use --solver fast"
+    name = errors.shorten(errors.printable(name), MAX_NAMES)
     print(
-        f"probe: {what}: the fit did not converge: after {result.n_iter} iterations its objective "
-        f"{result.objective:.6g} is about {result.suboptimality:.1e} above its minimum; {way_out}, or raise "
-        "max_iter in a protocol of your own",
+        f"probe: {name}: the fit did not converge: after {result.n_iter} iterations its objective "
+        f"{result.objective:.6g} is about {result.suboptimality:.1e} above its minimum; {advice}, or raise max_iter in "
+        "a protocol of your own",
         file=sys.stderr,
     )

@@ -31,11 +31,21 @@ def state(spec: DatasetSpec, data_dir: str | Path | None = None) -> State:
     if any(is_source_here(source, root) for source in spec.sources):
         return State(READY)
     if any(_has_archives(source, root) for source in spec.sources):
-        return State(UNPACK, "run it; its archives are unpacked then")
-    by_hand = "; or ".join(f"put {source.files} into the data folder" for source in spec.sources if source.files)
+        return State(UNPACK, "unpacks on first use")
     if any(source.can_download for source in spec.sources):
-        return State(DOWNLOAD, "run it without --offline" + (f"; or {by_hand}" if by_hand else ""))
-    return State(GONE if spec.gone else BY_HAND, "; ".join(text for text in (spec.gone, by_hand) if text))
+        return State(DOWNLOAD, "downloads on first use")
+    steps = (spec.gone, _by_hand(spec))
+    return State(GONE if spec.gone else BY_HAND, "; ".join(step for step in steps if step))
+
+
+def _by_hand(spec: DatasetSpec) -> str:
+    """Return which files a user can put where; empty if no source can be read from files put there by hand."""
+    names = [
+        ", ".join(name for name, _ in source.archives) or source.files
+        for source in spec.sources
+        if source.archives or source.files
+    ]
+    return "; or ".join(f"put {name} into DATA_DIR" for name in names)
 
 
 def _has_archives(source: Source, root: Path) -> bool:
@@ -78,6 +88,7 @@ def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[s
         "notes": spec.notes,
         "state": found.word,
         "to do": found.step,
+        "by hand": _by_hand(spec) if found.word == DOWNLOAD else "",
         **{f"source {k}": describe_source(source) for k, source in enumerate(spec.sources, start=1)},
         "home page": spec.homepage,
         "licence": spec.license,

@@ -197,16 +197,26 @@ def extract(encoder: LazyEncoder, dataset: OpenedDataset, session: Session) -> E
 
 
 def extract_grid(specs: Sequence[RunSpec], settings: Settings) -> Iterator[tuple[RunSpec, Extraction | Exception]]:
-    """Extract the features of runs of several datasets, one dataset after the other; see `prepare`."""
+    """Extract the features of runs of several datasets; yield each run with its features or with an error."""
     session = Session(settings)
+    for group, failures in prepare_grid(specs, session):
+        for spec in group:
+            key = features_key(spec)
+            yield spec, failures[key] if key in failures else session.extracted[key]
+
+
+def prepare_grid(
+    specs: Sequence[RunSpec], session: Session
+) -> Iterator[tuple[list[RunSpec], dict[FeaturesKey, Exception]]]:
+    """Yield the runs of one dataset after the other, with the result of `prepare` for them.
+
+    The features of a dataset are in `session.extracted` until the next dataset is asked for.
+    """
     with show_progress() as progress:
         groups = [list(group) for _, group in groupby(specs, key=lambda spec: spec.dataset)]
         progress.expect(sum(map(num_images, groups)))
         for group in groups:
-            failures = prepare(group, session, progress, expected=num_images(group))
-            for spec in group:
-                key = features_key(spec)
-                yield spec, failures[key] if key in failures else session.extracted[key]
+            yield group, prepare(group, session, progress, expected=num_images(group))
             session.extracted.clear()
 
 

@@ -81,7 +81,9 @@ def _result(record: DoneRecord) -> EvalResult:
         task_type="image-classification",
         task_name="Linear probe of image features",
         # The hub knows data sets by its own names.
-        dataset_type=source.location if source is not None and source.form == "huggingface" else dataset_slug(record),
+        dataset_type=source.location
+        if source is not None and source.form == "huggingface"
+        else dataset_slug(record.spec.dataset),
         dataset_name=printable(dataset.title or record.dataset),
         dataset_split="test",
         metric_type=dataset.metric,

@@ -41,7 +41,7 @@ def write_tables_of(record: RunRecord, results_dir: str | Path) -> None:
         ResultsError: the folder cannot be written to.
     """
     folder = Path(results_dir)
-    records = read_records(folder, files=f"*/{model_slug(record)}.{record.mode}.*.json")
+    records = read_records(folder, files=f"*/{model_slug(record.spec.model)}.{record.mode}.*.json")
     _write_changed(folder, {f"{TABLES}/{name}": text for name, text in tables.render_tables(records).items()})
 
 

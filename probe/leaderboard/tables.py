@@ -31,7 +31,7 @@ UNKNOWN, VARIES = "n/a", "varies"
 def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
     """Return the tables of each model and mode, from sorted records: file name -> text."""
     tables = {}
-    for name, group in groupby(records, key=lambda r: f"{model_slug(r)}.{r.mode}"):
+    for name, group in groupby(records, key=lambda r: f"{model_slug(r.spec.model)}.{r.mode}"):
         rows = list(group)
         tables[f"{name}.csv"] = records_to_csv(rows)
         tables[f"{name}.md"] = _page(rows)

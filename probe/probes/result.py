@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
+from probe.decoder import decode
+from probe.errors import ProtocolError
 from probe.probes.fits import Convergence, worst
+from probe.records.schema import IntervalRecord, PackedOutcomes, ResultRecord, SweepRecord
 from probe.stats.intervals import Interval, interval, seeds_interval
 from probe.stats.outcomes import Outcomes
 
@@ -74,10 +76,42 @@ class ProbeResult(Convergence):
     draws: tuple[ProbeResult, ...] = ()
     folds: tuple[ProbeResult, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it: without the predictions, the outcomes packed."""
-        fields = _without_arrays(asdict(replace(self, **_strip(self))))
-        return {**fields, "outcomes": [outcomes.pack() for outcomes in self.outcomes]}
+    def to_record(self) -> ResultRecord:
+        """Return the result as a record holds it: without predictions, with packed outcomes.
+
+        Raises:
+            ProtocolError: a number is infinite or NaN, which JSON cannot represent.
+        """
+        gradient = (self.gradient_norm, self.gradient_ratio)
+        numbers = (self.score, self.objective, *gradient, self.excess, self.suboptimality)
+        if not np.isfinite(numbers).all():
+            raise ProtocolError(f"score, objective or gradient is not finite, {numbers}; check the features")
+        return ResultRecord(
+            score=self.score,
+            C=self.C,
+            n_iter=self.n_iter,
+            converged=self.converged,
+            num_test=self.num_test,
+            num_train=self.num_train,
+            metric=self.metric,
+            solver=self.solver,
+            interval=IntervalRecord(**asdict(self.interval)),
+            suboptimality=self.suboptimality,
+            gradient_norm=self.gradient_norm,
+            gradient_ratio=self.gradient_ratio,
+            objective=self.objective,
+            excess=self.excess,
+            tol=self.tol,
+            label_values=self.label_values,
+            sweep=tuple(SweepRecord(**asdict(point)) for point in self.sweep),
+            choice_converged=self.choice_converged,
+            outcomes=tuple(decode(outcomes.pack(), PackedOutcomes) for outcomes in self.outcomes),
+            same_images=self.same_images,
+            seed=self.seed,
+            draw_sha256=self.draw_sha256,
+            draws=tuple(replace(draw.to_record(), outcomes=()) for draw in self.draws),
+            folds=tuple(replace(fold.to_record(), outcomes=()) for fold in self.folds),
+        )
 
 
 def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_images: bool = True) -> ProbeResult:
@@ -125,18 +159,3 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         draws=tuple(results) if of == "draws" else (),
         folds=tuple(results) if of == "folds" else (),
     )
-
-
-def _strip(result: ProbeResult) -> dict[str, Any]:
-    """The fields of a result that hold arrays, emptied, for `asdict` copies what it meets."""
-    return {
-        "predictions": np.empty(0, np.int64),
-        "outcomes": (),
-        "draws": tuple(replace(part, **_strip(part)) for part in result.draws),
-        "folds": tuple(replace(part, **_strip(part)) for part in result.folds),
-    }
-
-
-def _without_arrays(fields: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in fields.items() if name not in ("predictions", "outcomes")}
-    return {**kept, **{name: [_without_arrays(part) for part in fields[name]] for name in ("draws", "folds")}}

@@ -1,6 +1,6 @@
-"""Contradictions within a record whose types are right. A record is a file that anybody can edit.
+"""Checks for contradictions within a record, which is a file that anybody can edit.
 
-Types, missing fields and ranges are the decoder's to find, see `records.record`.
+The decoder has already checked types, ranges and missing fields, see `records.record`.
 """
 
 from __future__ import annotations
@@ -11,47 +11,47 @@ from datetime import datetime
 from probe.errors import ResultsError
 from probe.records.schema import DoneRecord, ResultRecord, RunRecord
 
-SLACK = 1e-9  # by which a mean of folds can differ when it is computed again
+SLACK = 1e-9  # difference of a mean over folds when it is computed again
 
 
 def find_fault(record: RunRecord) -> str:
-    """Return what is wrong with a record, in words; empty if nothing is."""
+    """Return a sentence about the first contradiction in a record, or "" if there is none."""
     if not _is_time(record.created):
-        return f"created is {record.created!r}, not a time"
+        return f"created is {record.created!r}, expected a time in ISO 8601"
     try:
         hash(record.spec)
     except TypeError:  # objects among the options of a source
-        return "the options of spec.dataset.sources hold objects"
+        return "spec.dataset.sources has options that are objects or arrays"
     if not isinstance(record, DoneRecord):
         return ""
     result, interval, grid = record.result, record.result.interval, record.spec.protocol.grid
     if result.C is None and not (result.folds or result.draws):
         return "result.C is missing"
     if interval is not None and not interval.low - SLACK <= result.score <= interval.high + SLACK:
-        return f"its score {result.score} lies outside of its interval"
+        return f"its score {result.score} lies outside its confidence interval"
     if grid and result.C is not None and not any(math.isclose(result.C, C, rel_tol=SLACK) for C in grid):
-        return f"its C, {result.C}, is none that its protocol tries"
+        return f"its C, {result.C}, is not in the grid of its protocol"
     return _find_contradiction(result, record.spec.dataset.metric)
 
 
 def _find_contradiction(result: ResultRecord, metric: str) -> str:
-    """Return how a score differs from that of the outcomes of test images, in words; empty if it does not."""
+    """Return a sentence about how a result contradicts its outcomes of test images, or "" if it does not."""
     if not result.outcomes:
         return ""
-    from probe.records.record import unpack_outcomes  # NumPy, which a record without outcomes does without
+    from probe.records.record import unpack_outcomes  # imports NumPy, which other records do not need
 
     try:
         outcomes = unpack_outcomes(result)
         score = sum(one.score() for one in outcomes) / len(outcomes)
     except (ResultsError, ValueError, IndexError) as err:
-        return f"its outcomes: {err}"
+        return f"its outcomes cannot be read: {err}"
     if {one.metric for one in outcomes} != {metric}:
-        return f"its outcomes are of {outcomes[0].metric}, its dataset is of {metric}"
+        return f"the metric of its outcomes is {outcomes[0].metric}, but the metric of its dataset is {metric}"
     if len(outcomes[0]) != result.num_test:
-        return f"it has outcomes of {len(outcomes[0])} test images, and says {result.num_test}"
-    draws_in_folds = any(fold.draws for fold in result.folds)  # of which it keeps the first alone
+        return f"result.num_test is {result.num_test}, but result.outcomes has {len(outcomes[0])} test images"
+    draws_in_folds = any(fold.draws for fold in result.folds)  # only the first draw has outcomes
     if not draws_in_folds and abs(score - result.score) > SLACK:
-        return f"its score is {result.score:.6g}, that of its outcomes {score:.6g}"
+        return f"its score is {result.score:.6g}, but the score of its outcomes is {score:.6g}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What two records differ in, in the order of causes, and whether their scores differ by more than chance."""
+"""Comparison of two records: the fields that differ, from causes to effects, and a test of their scores."""
 
 from __future__ import annotations
 
@@ -13,30 +13,40 @@ from probe.records.schema import DoneRecord, RunRecord
 from probe.specs import identity_fields
 from probe.stats.paired import SIGNIFICANT, PairedTest, compare
 
-# What comes first can move what comes after. A field belongs to the stage with the longest name that it begins with.
+# Stages of a run, the fields that belong to each, and what a difference there means. Differences in one stage can cause
+# differences in later stages. A field belongs to the stage with the longest matching prefix.
 STAGES = {
-    "environment": (("environment",), "other versions, hardware or threads round differently, in features and in fits"),
+    "environment": (
+        ("environment",),
+        "different versions, hardware or threads round differently",
+    ),
     "data": (
         ("spec.dataset", "splits", "read"),
-        "other images, labels or splits are another experiment: scores of different test images do not compare",
+        "different images, labels or splits make a different experiment, whose scores cannot be compared",
     ),
-    "model": (("spec.model", "encoder"), "other weights or preprocessing make other features"),
+    "model": (("spec.model", "encoder"), "different weights or preprocessing give different features"),
     "execution": (
         ("spec.jit", "spec.compiled", "spec.device", "spec.precision", "spec.batch_size"),
-        "the same model run in another way: features differ by rounding, more in half precision",
+        "the same model run differently: features differ by rounding, more so in half precision",
     ),
-    "features": (("features", "parity"), "not the same bytes: what stands above is why, or the code of the model is"),
-    "probe": (("spec.protocol", "spec.solver"), "other rules, or another solver of the same problem"),
-    "fit": (("result",), "how the probe came out of all that stands above; alone it is the code of the fit"),
-    "score": (("result.score", "result.interval", "result.outcomes"), "what the test images say of it"),
-    "record": (("status", "error", "schema_version"), "a cell that failed, or a record of another version"),
+    "features": (
+        ("features", "parity"),
+        "the bytes differ because of the stages above, or because the code of the model changed",
+    ),
+    "probe": (("spec.protocol", "spec.solver"), "different rules, or a different solver of the same problem"),
+    "fit": (
+        ("result",),
+        "the fit differs because of the stages above, or because the code of the fit changed",
+    ),
+    "score": (("result.score", "result.interval", "result.outcomes"), "the score on the test images differs"),
+    "record": (("status", "error", "schema_version"), "one of the runs failed, or the records have different versions"),
 }
-TIMES = ("created", "seconds", "extraction")  # which differ in every run, and say nothing
+TIMES = ("created", "seconds", "extraction")  # differ in every run
 
 
 @dataclass(frozen=True)
 class Change:
-    """A field that differs, by its path in the record, and both values; None where it is missing."""
+    """A field that differs: its stage, its path in the record, and both values, None if the field is missing."""
 
     stage: str
     field: str
@@ -46,12 +56,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
-    """What two records differ in.
+    """The result of comparing two records.
 
     Args:
-        changes: the fields, stage after stage.
-        test: of the scores; None where they cannot be compared.
-        verdict: what follows, in a sentence.
+        changes: the fields that differ, in the order of `STAGES`.
+        test: test of the scores; None if they cannot be compared.
+        verdict: conclusion, as a sentence.
     """
 
     changes: tuple[Change, ...]
@@ -59,12 +69,12 @@ class Difference:
     verdict: str
 
     def explains(self, stage: str) -> str:
-        """What a difference in a stage can explain."""
+        """Return what a difference in a stage means, as a sentence."""
         return STAGES[stage][1]
 
 
 def diff(a: RunRecord, b: RunRecord) -> Difference:
-    """Name every field that differs in two records, but for times and prose, and test whether their scores do."""
+    """Return the fields in which two records differ, except times and descriptions, and a test of their scores."""
     left, right = (dict(_leaves(_comparable(record))) for record in (a, b))
     differing = [path for path in {**left, **right} if left.get(path) != right.get(path)]
     changes = [Change(_stage(path), path, left.get(path), right.get(path)) for path in differing]
@@ -77,7 +87,7 @@ def diff(a: RunRecord, b: RunRecord) -> Difference:
 
 
 def _comparable(record: RunRecord) -> Any:
-    """Return a record as JSON has it, without times and prose."""
+    """Return a record as plain values of JSON, without times and descriptions."""
     fields = {**record.to_dict(), "spec": identity_fields(record.spec)}
     source = record.read.source
     fields["read"] = {**fields["read"], "source": None if source is None else identity_fields(source)}
@@ -89,11 +99,11 @@ def _test(a: RunRecord, b: RunRecord) -> tuple[PairedTest, str]:
     """Return the test of both scores, and the verdict."""
     done = (_scored("A", a), _scored("B", b))
     if test_images(a) != test_images(b):
-        raise ResultsError("they are of different test images; run both on the same ones")
+        raise ResultsError("they have different test images; run both on the same test images")
     outcomes = [outcomes_of(record) for record in done]
     for name, record, found in zip("AB", done, outcomes, strict=True):
         if len(found) == 1 and abs(found[0].score() - record.result.score) > 1e-9:
-            raise ResultsError(f"the score of {name} is not that of its outcomes; run it again")
+            raise ResultsError(f"the score of {name} differs from the score of its outcomes; run it again")
     test = compare(*outcomes, same_images=done[0].result.same_images)
     return test, _verdict(*done, test)
 
@@ -101,24 +111,23 @@ def _test(a: RunRecord, b: RunRecord) -> tuple[PairedTest, str]:
 def _scored(name: str, record: RunRecord) -> DoneRecord:
     if isinstance(record, DoneRecord):
         return record
-    raise ResultsError(f"{name} has no score, as its run failed; run it again")
+    raise ResultsError(f"{name} has no score because its run failed; run it again")
 
 
 def _verdict(a: DoneRecord, b: DoneRecord, test: PairedTest) -> str:
-    alone = ""
-    if test.num_only_a is not None:
-        alone = f"; {test.num_only_a} test images only A has right, {test.num_only_b} only B"
-    scores = f"{100 * a.result.score:.2f} % and {100 * b.result.score:.2f} %{alone}"
+    scores = f"{100 * a.result.score:.2f} % and {100 * b.result.score:.2f} %"
     if test.num_only_a == test.num_only_b == 0 and test.difference == 0:
-        return f"the scores are the same, image for image: {scores}"
+        return f"the scores and the outcome of every test image are the same: {scores}"
+    if test.num_only_a is not None:
+        scores += f"; only A is right on {test.num_only_a} test images, only B on {test.num_only_b}"
     p = f"p = {test.p_value:.2g} by {test.method}"
     if test.p_value < SIGNIFICANT:
-        return f"the scores differ by more than chance in the test images would: {scores}; {p}"
-    return f"the scores do not differ by more than chance in the test images would: {scores}; {p}"
+        return f"the scores differ significantly: {scores}; {p}"
+    return f"the scores do not differ significantly: {scores}; {p}"
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that has no parts, with its path."""
+    """Yield every value that is not a container, with its path."""
     if isinstance(value, Mapping):
         for name, part in value.items():
             yield from _leaves(part, f"{path}.{name}" if path else name)

@@ -1,17 +1,17 @@
-"""Records of earlier schemas -> the newest, as JSON has them. Files are never rewritten.
+"""Migration of records from earlier schemas to the newest, as plain values of JSON. Files are never rewritten.
 
-Schema history, each with what came later on and has a default in `records.schema`:
+Schema history. Fields that were added to a schema later have a default in `records.schema`:
 
-1. the first; later on `license`, `preprocess` and `dtypes` in `encoder`
-2. `spec.dataset` has `sources` in place of `form` and `source`; `read`, and `folds` in `result`, are new; later on
-   `extraction`, and `compiled` in `spec`
+1. The first schema. Added later: `license`, `preprocess` and `dtypes` in `encoder`.
+2. `spec.dataset` has `sources` instead of `form` and `source`; `read`, and `folds` in `result`, are new. Added later:
+   `extraction`, and `compiled` in `spec`.
 3. `result` has `solver`, `tol`, `excess`, `interval`, `outcomes`, `same_images`, and `draws` with their `seed` and
-   `indices`; points of its `sweep` have `gradient_ratio` and `objective`; `parity` has `p_value`; later on `sample` in
-   `features`, `eager_score` in `parity`, `blas_threads` in `environment`, `preprocess_from` and `weights_key` in
+   `indices`; points of its `sweep` have `gradient_ratio` and `objective`; `parity` has `p_value`. Added later: `sample`
+   in `features`, `eager_score` in `parity`, `blas_threads` in `environment`, `preprocess_from` and `weights_key` in
    `encoder`, `suboptimality` in `result` and its `sweep`, `choice_converged` and `label_values` in `result`.
-   `converged` follows `probes.solvers.optimality` in a record that has `suboptimality`, else the gradient.
-4. few-shot draws have `draw_sha256`, a digest, in place of `indices` and `held_out`, the positions as text
-5. `spec.dataset`, its `sources` and `extraction` have `subsets` in place of `parts`
+   `converged` follows `probes.solvers.optimality` in a record that has `suboptimality`, and else the gradient.
+4. Few-shot draws have `draw_sha256`, a digest, instead of `indices` and `held_out`, the positions as text.
+5. `spec.dataset`, its `sources` and `extraction` have `subsets` instead of `parts`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Json = dict[str, Any]
 
 
 def migrate(fields: Json) -> Json:
-    """Return a record of any schema up to the newest as one of the newest.
+    """Return a record of any schema as one of the newest schema.
 
-    What is damaged stays so, for the decoder to name.
+    Damaged values are returned unchanged, because the decoder reports them with their path.
     """
     for version in range(fields["schema_version"], max(MIGRATIONS) + 1):
         fields = {**MIGRATIONS[version](fields), "schema_version": version + 1}
@@ -50,7 +50,7 @@ def _from_1(fields: Json) -> Json:
 
 
 def _from_2(fields: Json) -> Json:
-    return fields  # all that is new has a default
+    return fields  # all new fields have a default
 
 
 def _from_3(fields: Json) -> Json:
@@ -86,7 +86,7 @@ def _with_subsets(value: Any) -> Any:
 
 
 def draw_digest(train: str, held_out: str | None) -> str:
-    """Return the digest of a few-shot draw: positions in the training split, as text with spaces."""
+    """Return the digest of a few-shot draw, given its positions in the training split as text with spaces."""
     return digest([train, held_out or ""])
 
 

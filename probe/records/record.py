@@ -1,11 +1,9 @@
-"""Records of runs <-> JSON files, one a run: `<results>/records/<dataset>/<model>.<mode>.<protocol>.<precision>.json`.
+"""Reading and writing of records: one JSON file per run, below the folder `records` of a results folder.
 
-Fits of another solver than scikit-learn's have it before the `.json`.
-
-A run that failed has its record beside, `....failed.json`, and one of which images were missing or skipped has
-`....partial.json`: neither takes the place of a whole result, and a whole result removes both. Files are written under
-another name and renamed, so that a reader never meets half of one. See `records.schema` for what is in a record, and
-`records.migration` for records of earlier versions.
+The path is `<dataset>/<model>.<mode>.<protocol>.<precision>.json`, with the solver before `.json` unless it is
+scikit-learn's. The record of a failed run ends in `.failed.json` instead. If images were missing or skipped, the record
+ends in `.partial.json`. Neither replaces a complete result, and a complete result removes both. See `records.schema`
+for the fields of a record, and `records.migration` for records of earlier versions.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,69 +45,51 @@ ALL_FILES = "*/*.json"
 PUBLISHED_MODELS = tuple(name for row in MODELS for name in (row.name, f"random:{row.name}"))
 
 
-def model_slug(record: RunRecord) -> str:
-    """Return the model of a record as a part of a file name, unique for each model."""
-    return _slug_of_model(record.spec.model)
-
-
-def _slug_of_model(spec: ModelSpec) -> str:
+def model_slug(spec: ModelSpec) -> str:
+    """Return the name of a model as a part of a file name, different for each model."""
     return unique_slug(spec.name, is_path=spec.form == "file", catalog=PUBLISHED_MODELS)
 
 
-def dataset_slug(record: RunRecord) -> str:
-    """Return the dataset of a record as a part of a file name. A path, as in folder:PATH, keeps only its last part."""
-    return _slug_of_dataset(record.spec.dataset)
+def dataset_slug(spec: DatasetSpec) -> str:
+    """Return the name of a dataset as a part of a file name. Of a path, as in folder:PATH, only the last part stays."""
+    return unique_slug(spec.name, is_path=":" in spec.name)  # no name in the catalogue has a colon
 
 
-def _slug_of_dataset(spec: DatasetSpec) -> str:
-    return unique_slug(spec.name, is_path=":" in spec.name)  # no name of the catalogue has a colon
+def run_path(spec: RunSpec, results_dir: Path) -> Path:
+    """Return the path of the record of a run that is complete."""
+    solver = "" if spec.solver == DEFAULT_SOLVER else f".{unique_slug(spec.solver)}"
+    names = (model_slug(spec.model), spec.mode, unique_slug(spec.protocol.name), unique_slug(spec.precision))
+    return results_dir / "records" / dataset_slug(spec.dataset) / f"{'.'.join(names)}{solver}.json"
 
 
 def record_path(record: RunRecord, results_dir: Path) -> Path:
     """Return the path of a record in a results folder."""
-    return run_path(record.spec, results_dir, state=STATES[record.rank])
-
-
-def run_path(spec: RunSpec, results_dir: Path, *, state: str = "") -> Path:
-    """Return the path of the record of a run; `state` is empty for a complete record, else one of `STATES`."""
-    solver = "" if spec.solver == DEFAULT_SOLVER else f".{unique_slug(spec.solver)}"
-    names = (_slug_of_model(spec.model), spec.mode, unique_slug(spec.protocol.name), unique_slug(spec.precision))
-    return results_dir / "records" / _slug_of_dataset(spec.dataset) / f"{'.'.join(names)}{solver}{state}.json"
+    return run_path(record.spec, results_dir).with_suffix(f"{STATES[record.rank]}.json")
 
 
 def write_record(record: RunRecord, results_dir: Path) -> Path:
-    """Write a record in one step; the path.
+    """Write a record in one step, remove records of the run that it supersedes, and return its path.
 
     Raises:
-        ResultsError: the folder cannot be written to, or the file holds the record of a different run.
+        ResultsError: the folder cannot be written to, or the file holds the record of a different run, as can happen on
+            a file system that ignores case.
     """
-    path = record_path(record, results_dir)
-    _refuse_other(path, record)
+    whole, rank = run_path(record.spec, results_dir), record.rank
+    path = whole.with_suffix(f"{STATES[rank]}.json")
+    other = try_to_read(path)
+    if other is not None and other.key != record.key:
+        raise ResultsError(
+            f"{path} holds the record of {listed(other.key)}, and the record of {listed(record.key)} would overwrite "
+            "it; rename the dataset, model or protocol of one of them, or name another results folder"
+        )
     write_text(path, json.dumps(record.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n")
-    state = STATES[record.rank]
-    for lower in STATES[: record.rank]:
-        path.with_name(f"{path.name.removesuffix(f'{state}.json')}{lower}.json").unlink(missing_ok=True)
+    for superseded in STATES[:rank]:
+        whole.with_suffix(f"{superseded}.json").unlink(missing_ok=True)
     return path
 
 
-def _refuse_other(path: Path, record: RunRecord) -> None:
-    """Refuse to replace the record of a different run; a damaged file may be replaced.
-
-    Two runs can have the same file name on a file system that ignores case.
-    """
-    try:
-        key = read_record(path).key
-    except ResultsError:
-        return
-    if key != record.key:
-        raise ResultsError(
-            f"{path} holds the record of {listed(key)}, and the record of {listed(record.key)} would overwrite it; "
-            "rename the dataset, model or protocol of one of them, or name another results folder"
-        )
-
-
 def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: under another name, then renamed.
+    """Write a text file in one step.
 
     Raises:
         ResultsError: the folder cannot be written to.
@@ -117,12 +98,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def encode(text: str) -> bytes:
-    """UTF-8; names of files need not be text, and what is none is escaped."""
+    """Encode as UTF-8. Characters of file names that are not valid text are escaped."""
     return text.encode("utf-8", errors="backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """The same with bytes.
+    """Write a file in one step, by `atomic.write_atomically`.
 
     Raises:
         ResultsError: the folder cannot be written to.
@@ -132,42 +113,53 @@ def write_bytes(path: Path, data: bytes) -> None:
         with write_atomically(path) as file:
             file.write(data)
     except OSError as err:
-        raise ResultsError(f"cannot write {path} ({err.strerror}); free it, or name another folder") from err
+        raise ResultsError(
+            f"cannot write {path} ({err.strerror}); check its permissions and disk space, or name another folder"
+        ) from err
 
 
 def check_writable(results_dir: Path) -> None:
-    """Find out before the work, not after it, whether results can be written.
+    """Check that results can be written, before the work of a grid begins.
 
     Raises:
-        ResultsError: they cannot.
+        ResultsError: the folder cannot be written to.
     """
     marker = temporary_beside(results_dir / "records" / "writable")
-    write_text(marker, "")
-    marker.unlink(missing_ok=True)
+    try:
+        make_folder(marker.parent)
+        marker.touch()
+        marker.unlink(missing_ok=True)
+    except OSError as err:
+        raise ResultsError(
+            f"cannot write to the results folder {results_dir} ({err.strerror}); name another one with --results-dir"
+        ) from err
 
 
 def read_records(results_dir: str | Path = "results", *, files: str = ALL_FILES) -> list[RunRecord]:
-    """Read all records of a results folder, sorted by what they are of.
+    """Return all records of a results folder, sorted by their `key`.
 
-    A file that is damaged or of a later schema is named in a warning and passed over, never changed. Of a cell the
-    record of the highest `rank` is taken, of equal ranks the newest; two of one rank are named.
-    `files` chooses files below the folder `records`.
+    A file that is damaged or of a later schema is skipped with a warning, and never changed. If a run has several
+    records, the one with the highest `rank` is returned, and of equal ranks the newest, with a warning.
+
+    Args:
+        results_dir: a results folder.
+        files: pattern of the files to read, below the folder `records`.
     """
     return [record for _, record in locate_records(results_dir, files=files)]
 
 
 def locate_records(results_dir: str | Path, *, files: str = ALL_FILES) -> list[tuple[Path, RunRecord]]:
-    """The same, each with the file that it is from."""
+    """Return the records of `read_records`, each with the path of its file."""
     found, faults = scan_records(results_dir, files=files)
     for fault in faults:
-        logger.warning("%s; it is passed over", fault)
+        logger.warning("skipped a record: %s", fault)
     return found
 
 
 def scan_records(
     results_dir: str | Path, *, files: str = ALL_FILES
 ) -> tuple[list[tuple[Path, RunRecord]], list[ResultsError]]:
-    """The same, and what is wrong with the files that cannot be read."""
+    """Return the records of `read_records` with their paths, and an error for each file that cannot be read."""
     best: dict[tuple[str, ...], tuple[Path, RunRecord]] = {}
     faults = []
     for path in sorted((Path(results_dir) / "records").glob(files)):
@@ -179,13 +171,20 @@ def scan_records(
         other = best.get(record.key, (path, record))
         newer, older = sorted([(path, record), other], key=lambda one: (one[1].rank, one[1].created), reverse=True)
         if newer[0] != older[0] and newer[1].rank == older[1].rank:
-            logger.warning("%s is passed over: %s is of the same cell, and newer", older[0], newer[0])
+            logger.warning("skipped %s: %s is a newer record of the same run", older[0], newer[0])
         best[record.key] = newer
     return [best[key] for key in sorted(best)], faults
 
 
+def try_to_read(path: Path) -> RunRecord | None:
+    """Return a record, or None if its file is missing or damaged."""
+    with suppress(ResultsError):
+        return read_record(path)
+    return None
+
+
 def read_record(path: str | Path) -> RunRecord:
-    """Read one record.
+    """Return the record of a file.
 
     Raises:
         ResultsError: the file is missing, damaged, or of a later schema.
@@ -194,14 +193,14 @@ def read_record(path: str | Path) -> RunRecord:
         text = Path(path).read_text(encoding="utf-8")
         plain = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except OSError as err:
-        raise ResultsError(f"cannot read {path} ({err.strerror or err}); name a record, a .json file") from err
+        raise ResultsError(f"cannot read {path} ({err.strerror or err}); give the .json file of a record") from err
     except (ValueError, RecursionError) as err:  # also bytes that are not text, and a name with a NUL
-        raise ResultsError(f"{path} is damaged: no JSON ({err}); run it again") from err
+        raise ResultsError(f"{path} is damaged: it is not valid JSON ({err}); run it again") from err
     version = plain.get("schema_version") if isinstance(plain, dict) else None
     if not isinstance(version, int) or version < 1:
-        raise ResultsError(f"{path} is damaged, or no record: it has no schema version; remove it, or run it again")
+        raise ResultsError(f"{path} is damaged or not a record: it has no schema_version; remove it, or run it again")
     if version > SCHEMA_VERSION:
-        raise ResultsError(f"{path} has schema {version}, newer than {SCHEMA_VERSION}; update probe")
+        raise ResultsError(f"{path} has schema version {version}, newer than {SCHEMA_VERSION}; update probe")
     try:
         record = decode_record(migrate(plain))
         fault = find_fault(record)
@@ -213,7 +212,7 @@ def read_record(path: str | Path) -> RunRecord:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:
@@ -223,46 +222,46 @@ def _finite(text: str) -> float:
 
 
 def decode_record(plain: Mapping[str, Any]) -> RunRecord:
-    """Return a record of the newest schema from what JSON has of it.
+    """Return the record that plain values of the newest schema describe.
 
     Raises:
-        ValueError: a field is missing, unknown or of a wrong type; the message begins with its path.
+        ValueError: a field is missing, unknown or has a wrong type; the message begins with its path.
     """
     known = {own.name for kind in (DoneRecord, FailedRecord) for own in fields(kind)} | {"status"}
     if unknown := sorted(plain.keys() - known):
-        raise ValueError(f"no record has {listed(unknown)}")
+        raise ValueError(f"it has unknown fields ({listed(unknown)})")
     status = plain.get("status")
     if status not in (DONE, FAILED):
-        raise ValueError(f"status is {status!r}, not done or failed")
+        raise ValueError(f"status is {status!r}, expected {DONE!r} or {FAILED!r}")
     kind: type[DoneRecord | FailedRecord] = DoneRecord if status == DONE else FailedRecord
-    if plain.get("error" if status == DONE else "result") is not None:
-        raise ValueError("a record that is done has a result, one that failed an error, and neither has both")
+    if plain.get(other := "error" if status == DONE else "result") is not None:
+        raise ValueError(f"its status is {status!r}, but the field {other} is not null")
     given = {own.name: plain[own.name] for own in fields(kind) if own.name in plain}
     return decode(given, kind)
 
 
 def test_images(record: RunRecord) -> tuple[tuple[str, str], ...]:
-    """Return the test splits of a record and their digests: scores of different test images do not compare."""
+    """Return the names and digests of the test splits; only scores on the same test images can be compared."""
     return tuple(sorted((name, split.sha256) for name, split in record.splits.items() if name.startswith("test")))
 
 
 def outcomes_of(record: RunRecord) -> list[Outcomes]:
-    """Return the outcomes of the test images, one for each fold or draw.
+    """Return the outcomes of the test images, for each fold or draw.
 
     Raises:
-        ResultsError: they are damaged, or an earlier version recorded none.
+        ResultsError: the record has no outcomes, or they are damaged.
     """
     if record.result is None or not record.result.outcomes:
-        raise ResultsError("it has no outcomes of test images, which records have from schema 3 on; run it again")
+        raise ResultsError("it has no outcomes of test images, which are new in schema 3; run it again")
     return unpack_outcomes(record.result)
 
 
 def unpack_outcomes(result: ResultRecord) -> list[Outcomes]:
-    """Return the outcomes of a result, which may have none.
+    """Return the outcomes of a result, or an empty list if it has none.
 
     Raises:
-        ResultsError: they are damaged.
+        ResultsError: the outcomes are damaged.
     """
-    from probe.stats.outcomes import unpack  # NumPy, which records without outcomes do without
+    from probe.stats.outcomes import unpack  # imports NumPy, which reading of other records does not need
 
     return [unpack(asdict(packed)) for packed in result.outcomes]

@@ -1,6 +1,6 @@
-"""The types of a record: everything that documents one run. Plain data; `records.record` reads and writes it.
+"""The types of a record, which documents one run. Plain data; `records.record` reads and writes the files.
 
-Fields that earlier versions of the suite did not record have a default, None or empty.
+Fields that earlier versions of the suite did not record have a default, which is None or empty.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 
 from msgspec import Meta
 
+from probe.environment import EnvironmentRecord
 from probe.specs import RunSpec, Source
 
 SCHEMA_VERSION = 5
 DONE, FAILED = "done", "failed"
-STATES = (".failed", ".partial", "")  # in the names of files, by `RunRecord.rank`
+STATES = (".failed", ".partial", "")  # what `RunRecord.rank` adds to the name of the file
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=sys.maxsize)]
@@ -23,7 +24,7 @@ Count = Annotated[int, Meta(ge=0, le=sys.maxsize)]
 
 @dataclass(frozen=True)
 class PreprocessRecord:
-    """Preprocessing of images, see `models.preprocess.Preprocess`."""
+    """Preprocessing of the images, see `models.preprocess.Preprocess`."""
 
     resolution: int
     mean: tuple[float, ...] = ()
@@ -43,9 +44,9 @@ class DtypesRecord:
 
 @dataclass(frozen=True)
 class EncoderRecord:
-    """The encoder that was loaded; all fields are empty if the run failed before.
+    """The encoder that was loaded. All fields are empty if the run failed before.
 
-    `weights_key` names the weights within their file if they lay in a container or below a prefix.
+    `weights_key` names the weights within their file, if the file has several or nests them below a prefix.
     """
 
     weights_sha256: str | None = None
@@ -61,7 +62,7 @@ class EncoderRecord:
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """Images that were read of a split: their number, and the SHA-256 of their ids and labels, in order."""
+    """The images of a split: their number, and the SHA-256 of their ids and labels, in order."""
 
     sha256: str
     size: int | None = None
@@ -69,7 +70,7 @@ class SplitRecord:
 
 @dataclass(frozen=True)
 class FeaturesRecord:
-    """Features of a split: SHA-256 of their bytes, and some values at each feature point, see `Features.sample`."""
+    """Features of a split: the SHA-256 of their bytes, and some values at each feature point, see `Features.sample`."""
 
     sha256: str
     sample: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -89,11 +90,11 @@ class ReadRecord:
     """The images that were read.
 
     Args:
-        source: the source that had the images.
-        revisions: the commit of each subset that came from the hub.
-        partial: for subsets with another number of images than their entry says: the number found, the number said.
+        source: the source that the images came from.
+        revisions: the commit of each subset that came from the Hugging Face hub.
+        partial: the found and the expected number of images of each subset where the two differ.
         skipped: images that could not be read.
-        class_names: in the order of the labels, for datasets that are not in the catalogue.
+        class_names: names in the order of the labels, for datasets that are not in the catalogue.
     """
 
     source: Source | None = None
@@ -105,9 +106,9 @@ class ReadRecord:
 
 @dataclass(frozen=True)
 class MeterRecord:
-    """Measurements of the process that extracted the features of a subset, see `features.encode.Meter.describe`.
+    """Measurements of the extraction of a subset's features, see `features.encode.Meter.describe`.
 
-    `models` is the number of models that shared the reading of the images.
+    `models` is the number of models that the images were read for at the same time.
     """
 
     images: Count
@@ -127,11 +128,11 @@ class ExtractionRecord:
     """How the features were extracted.
 
     Args:
-        from_cache: True if all of them were cached.
-        subsets: measurements by subset.
-        weights: digest of the weights by which features are cached, see `models.loading.identify`.
-        extraction_version: `features.store.EXTRACTION_VERSION`; records from before it existed are of the first.
-        preprocess_version: `models.preprocess.VERSION`, likewise.
+        from_cache: True if all features were cached.
+        subsets: measurements of each subset.
+        weights: digest of the weights in the keys of the cache, see `models.loading.identify`.
+        extraction_version: `features.store.EXTRACTION_VERSION`; 1 in records that do not have it.
+        preprocess_version: `models.preprocess.VERSION`; 1 in records that do not have it.
     """
 
     from_cache: bool | None = None
@@ -142,24 +143,8 @@ class ExtractionRecord:
 
 
 @dataclass(frozen=True)
-class EnvironmentRecord:
-    """Versions, hardware and threads of the process that fitted the probe, see `environment.describe`."""
-
-    python: str | None = None
-    platform: str | None = None
-    packages: dict[str, str | None] = field(default_factory=dict)
-    cpu: str | None = None
-    cpu_count: int | None = None
-    torch_threads: Count | None = None
-    blas_threads: Count | None = None
-    accelerator: str | None = None
-    git_commit: str | None = None
-    git_dirty: bool | None = None
-
-
-@dataclass(frozen=True)
 class IntervalRecord:
-    """A 95 % confidence interval of a score, and the method that gave it, see `stats.intervals.Interval`."""
+    """A 95 % confidence interval of a score, and its method, see `stats.intervals.Interval`."""
 
     low: Fraction
     high: Fraction
@@ -181,7 +166,7 @@ class SweepRecord:
 
 @dataclass(frozen=True)
 class PackedArray:
-    """An array of outcomes as text, see `stats.outcomes.Outcomes.pack`."""
+    """An array of outcomes, encoded as text by `stats.outcomes.Outcomes.pack`."""
 
     dtype: str
     lowest: int
@@ -191,7 +176,7 @@ class PackedArray:
 
 @dataclass(frozen=True)
 class PackedOutcomes:
-    """Outcomes of n test images as text."""
+    """Outcomes of n test images, encoded as text."""
 
     metric: str
     n: int
@@ -200,10 +185,10 @@ class PackedOutcomes:
 
 @dataclass(frozen=True)
 class ResultRecord:
-    """A `ProbeResult` without its predictions. Results of single draws and folds hold no outcomes.
+    """A `ProbeResult` without its predictions. The results of single draws and folds hold no outcomes.
 
-    `draw_sha256` is the digest of the images that a few-shot draw took, see `probes.shots.Draw`; with `seed` they can
-    be drawn again. `probe_version` is `probes.fit.PROBE_VERSION`; records from before it existed are of the first.
+    `draw_sha256` is the digest of the images of a few-shot draw, see `probes.shots.Draw`; `seed` draws the same images
+    again. `probe_version` is `probes.fit.PROBE_VERSION`; 1 in records that do not have it.
     """
 
     score: Fraction
@@ -235,13 +220,13 @@ class ResultRecord:
 
 @dataclass(frozen=True)
 class ParityRecord:
-    """Comparison of a JIT run with the eager run beside it.
+    """Comparison of a JIT run with the eager run of the same grid.
 
     Args:
-        max_abs_difference: for each feature point, over all splits.
-        predictions_flipped: number of test images.
-        p_value: of the paired test of both scores.
-        eager_score: the score that was compared with.
+        max_abs_difference: largest absolute difference of the features at each feature point, over all splits.
+        predictions_flipped: number of test images with different predictions.
+        p_value: p-value of the paired test of both scores.
+        eager_score: score of the eager run, a fraction.
     """
 
     max_abs_difference: Annotated[dict[str, float], Meta(min_length=1)]
@@ -252,7 +237,7 @@ class ParityRecord:
 
 @dataclass(frozen=True)
 class ErrorRecord:
-    """The error that kept a run from its score."""
+    """The error that a run failed with."""
 
     type: str
     message: str
@@ -260,17 +245,17 @@ class ErrorRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRecord:
-    """What records of done and of failed runs have in common.
+    """Fields that the records of completed and of failed runs share.
 
     Args:
         spec: the run.
-        created: when the run ended, ISO 8601 in UTC.
+        created: time of the end of the run, ISO 8601 in UTC.
         encoder: see `EncoderRecord`.
         read: see `ReadRecord`.
-        splits: for `train`, `val`, `test`, or `train/1` and so on where there are several folds.
-        features: for the same splits.
-        seconds: wall time of `load`, `extract` and `fit`; next to nothing for `fit` where JIT features had the bytes of
-            the eager ones, and so their probe.
+        splits: the images of `train`, `val` and `test`, or of `train/1` and so on if the dataset has several folds.
+        features: the features of the same splits.
+        seconds: wall time of `load`, `extract` and `fit`. `fit` is almost 0 for a JIT run with the same features as the
+            eager run, because it reuses the eager run's probe.
         extraction: see `ExtractionRecord`.
         environment: see `EnvironmentRecord`.
     """
@@ -305,7 +290,7 @@ class BaseRecord:
 
     @property
     def mode(self) -> str:
-        """`eager`, `jit` or `compiled`."""
+        """Mode of the encoder: `eager`, `jit` or `compiled`."""
         return self.spec.mode
 
     @property
@@ -325,22 +310,22 @@ class BaseRecord:
 
     @property
     def rank(self) -> int:
-        """Which record of a run counts: a whole result (2) before a partial one (1) before a failure (0)."""
+        """Precedence among records of one run: a complete result (2), a partial result (1), a failure (0)."""
         return 0 if self.status == FAILED else 1 if self.is_partial else 2
 
     @property
     def is_whole(self) -> bool:
-        """True if the record is a result of all images."""
+        """True if the record is a result on all images of the dataset."""
         return self.rank == len(STATES) - 1
 
     @property
     def key(self) -> tuple[str, str, str, str, str, str]:
-        """Names that tell a record from others: model, mode, dataset, protocol, precision, solver."""
+        """Names that identify a record: model, mode, dataset, protocol, precision, solver."""
         return (self.model, self.mode, self.dataset, self.protocol, self.precision, self.solver)
 
     @property
     def key_of_all_modes(self) -> tuple[str, ...]:
-        """The key without the mode."""
+        """Names that identify the records of one probe in all modes: `key` without the mode."""
         return (self.model, self.dataset, self.protocol, self.precision, self.solver)
 
     def to_dict(self) -> dict[str, Any]:
@@ -350,7 +335,7 @@ class BaseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DoneRecord(BaseRecord):
-    """Record of a run that has a score; `parity` compares a JIT run with the eager run beside it."""
+    """Record of a run that has a score; `parity` compares a JIT run with the eager run of the same grid."""
 
     result: ResultRecord
     parity: ParityRecord | None = None

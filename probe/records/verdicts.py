@@ -1,4 +1,4 @@
-"""What came of running a record again: the stages that came out otherwise, in the order of causes, and a verdict."""
+"""Verdict on a reproduction: the stages in which a run differs from its record, from causes to effects."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from probe.records.diff import Change, Difference, diff
 from probe.records.schema import DoneRecord, RunRecord
 
 IDENTICAL, WITHIN, CHANGED, NOT_RUN = "identical", "within tolerance", "changed", "not run"
-# Of their size, by which features of the same images and weights differ at most: those of bf16, by a hundredth or two.
-NOT_ROUNDING = 0.05
-SHARE = 0.001  # of the test images, by which a score may move; at least one image
-_UNKNOWN = "the record does not say by how much, as it keeps none of their values"
+NOT_ROUNDING = 0.05  # relative difference of features that is more than rounding; bf16 differs by 0.01 to 0.02
+SHARE = 0.001  # share of the test images by which a score may differ; at least one image
+_UNKNOWN = "the size of the difference is unknown because the record holds no values of the features"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a run, in the order of causes, and what is other than the record says; empty where nothing is."""
+    """A stage of a run, and how it differs from the record; `moved` is empty if it does not differ."""
 
     name: str
     moved: str
@@ -30,7 +29,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Distance:
-    """The largest difference of some values of features, their size (root mean square), and how many they are."""
+    """Difference of the features that a record holds: the largest, the root mean square of the values, their number."""
 
     largest: float
     size: float
@@ -38,28 +37,28 @@ class Distance:
 
     @property
     def share(self) -> float:
-        """The difference over the size."""
+        """The largest difference divided by the root mean square."""
         return self.largest / max(self.size, 1e-30)
 
     def __str__(self) -> str:
-        """In words."""
-        return f"largest difference {self.largest:.2g} of {self.num_values} values kept, whose size is {self.size:.2g}"
+        """Return a description for messages."""
+        return f"the largest difference of {self.num_values} values is {self.largest:.2g}, their RMS is {self.size:.2g}"
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A record, and what came of running it again.
+    """A record, the record of the same run repeated, and a verdict.
 
     Args:
-        record: as it was.
-        again: the new one; a failure where the cell could not be run; None where it was not tried.
-        verdict: `identical` (features, probe and score, to the last bit), `within tolerance`, `changed` or `not run`.
-        reason: what the verdict rests on, in a sentence.
+        record: the original record.
+        again: the new record, of a failure if the run failed; None if the run was not tried.
+        verdict: `identical` (features, probe and score to the last bit), `within tolerance`, `changed` or `not run`.
+        reason: explanation of the verdict, as a sentence.
         stages: environment, data, weights, execution, features, probe (C, and the numbers of the fits) and score.
-        images: by how many test images the scores differ: the difference times their number, which for ROC AUC and
-            average precision is as many as would move an accuracy so far; of class means the images that are right in
-            one run alone. None where there is no new score, or it is of other images.
-        tolerance: how many they may.
+        images: the difference of the scores in test images: for the mean per class, the number of images that only one
+            run gets right; for other metrics, the difference times the number of test images. None without a new score,
+            or if the test images differ.
+        tolerance: the largest `images` within tolerance.
     """
 
     record: DoneRecord
@@ -72,21 +71,21 @@ class Reproduction:
 
     @property
     def passed(self) -> bool:
-        """Whether the score is confirmed."""
+        """True if the score is confirmed."""
         return self.verdict in (IDENTICAL, WITHIN)
 
     @property
     def first_moved(self) -> str:
-        """The first stage after the environment that came out otherwise; empty where none did."""
+        """Name of the first stage after the environment that differs; empty if none does."""
         return next((stage.name for stage in self.stages if stage.moved and stage.name != "environment"), "")
 
 
 def judge(record: DoneRecord, again: RunRecord, *, tolerance: int | None = None) -> Reproduction:
-    """Compare a record with that of another run of its cell.
+    """Compare a record with the record of the same run repeated.
 
     Args:
-        record: as it was, with a score.
-        again: the other.
+        record: the original record.
+        again: the new record.
         tolerance: see `reproduce`.
     """
     if not isinstance(again, DoneRecord):
@@ -96,24 +95,24 @@ def judge(record: DoneRecord, again: RunRecord, *, tolerance: int | None = None)
     found = diff(record, again)
     stages = tuple(_stages(record, again, found))
     if any(change.field.startswith("splits.test") for change in found.changes):
-        reason = "the test images are others, which no tolerance can judge"
+        reason = "the test images differ, so the scores cannot be compared"
         return Reproduction(record, again, CHANGED, reason, stages, tolerance=allowed)
     images = _images_moved(record, again, found)
     if not any(stage.moved for stage in stages if stage.name != "environment"):
         if record.features and record.result.outcomes:
             return Reproduction(record, again, IDENTICAL, found.verdict, stages, 0.0, allowed)
-        reason = "the record keeps no digests of features, or no outcomes of test images, that could be compared"
+        reason = "the record has no digests of features, or no outcomes of test images, to compare"
         return Reproduction(record, again, WITHIN, reason, stages, images, allowed)
     distance = feature_distance(record, again)
     if distance is not None and distance.share > NOT_ROUNDING:
-        reason = f"{distance}, which is no rounding: other pixels, or other code of the model"
+        reason = f"the features differ by more than rounding: {distance}; the images or the code of the model changed"
         return Reproduction(record, again, CHANGED, reason, stages, images, allowed)
     verdict = WITHIN if images <= allowed + 1e-6 else CHANGED
     return Reproduction(record, again, verdict, found.verdict, stages, images, allowed)
 
 
 def feature_distance(record: DoneRecord, again: DoneRecord) -> Distance | None:
-    """How far features are from those of a record, by the values that both keep; None where there are none."""
+    """Return how much the features differ, by the values that both records hold, or None if they hold none."""
     pairs = [
         (before, again.features[split].sample[point])
         for split, kept in record.features.items()
@@ -129,33 +128,34 @@ def feature_distance(record: DoneRecord, again: DoneRecord) -> Distance | None:
 
 def _images_moved(record: DoneRecord, again: DoneRecord, found: Difference) -> float:
     if record.spec.dataset.metric == "mean_per_class" and found.test is not None:
-        return float((found.test.num_only_a or 0) + (found.test.num_only_b or 0))  # of small classes one weighs more
+        # Images of small classes weigh more, so the difference of the scores does not give the number of images.
+        return float((found.test.num_only_a or 0) + (found.test.num_only_b or 0))
     return abs(again.result.score - record.result.score) * record.result.num_test
 
 
 def _stages(record: DoneRecord, again: DoneRecord, found: Difference) -> Iterator[Stage]:
-    """What differs in what both records have; how the record came to be in another way than the first is not."""
-    changes = [c for c in found.changes if c.a is not None and c.b is not None and not _is_by_company(c)]
+    """Yield every stage and how it differs, ignoring fields that only one of the records has."""
+    changes = [c for c in found.changes if c.a is not None and c.b is not None and not _depends_on_grid(c)]
     of_stage = {name: [c for c in changes if c.stage == name] for name in dict.fromkeys(c.stage for c in changes)}
     titles = {"environment": "environment", "data": "data", "model": "weights", "execution": "execution"}
     for name, title in titles.items():
         yield Stage(title, _words(of_stage.get(name, ())))
     distance = feature_distance(record, again)
     is_other = any(c.field.endswith(".sha256") for c in of_stage.get("features", ()))
-    yield Stage("features", f"not the same bytes; {distance or _UNKNOWN}" if is_other else "")
+    yield Stage("features", f"the bytes differ; {distance or _UNKNOWN}" if is_other else "")
     numbers = [c for name in ("probe", "fit") for c in of_stage.get(name, ())]
     chosen = [c for c in numbers if c.field == "result.C"]
     yield Stage(
         "probe",
-        _words(chosen) if chosen else f"C the same; other numbers of the fits: {_names(numbers)}" if numbers else "",
+        _words(chosen) if chosen else f"same C; different {_names(numbers)}" if numbers else "",
     )
     scores = [c for c in of_stage.get("score", ()) if c.field == "result.score"]
-    others = "the same, of other images" if of_stage.get("score") else ""
+    others = "same score, but different outcomes of test images" if of_stage.get("score") else ""
     yield Stage("score", _words(scores) or others)
 
 
-def _is_by_company(change: Change) -> bool:
-    """Whether it is so only because other cells ran beside, or because one record is of an earlier version."""
+def _depends_on_grid(change: Change) -> bool:
+    """Return True if a field depends on the other runs of the grid or on the version of the record."""
     return change.field.startswith(("parity", "schema_version")) or ".sample." in change.field
 
 

@@ -77,7 +77,6 @@ def run_grid_on_ray(
     results_dir = paths.results_dir(settings.results_dir)
     check_writable(results_dir)
     pending = grid.pending(specs, settings, rerun=rerun)
-    pending.log()
     yield from pending.done.values()
     try:
         if pending.runs:

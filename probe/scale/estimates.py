@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from probe.environment import EnvironmentRecord
 from probe.features.arrays import chunk_size
 from probe.models.memory import activation_bytes
 from probe.probes.costs import memory_needed, num_fits
-from probe.records.schema import DoneRecord, EnvironmentRecord, RunRecord
+from probe.records.schema import DoneRecord, RunRecord
 from probe.scale.units import Unit
 from probe.specs import Architecture, DatasetSpec, ModelSpec, RunSpec
 

@@ -30,7 +30,7 @@ from probe.models.memory import device_memory
 from probe.models.preprocess import libjpeg_version
 from probe.progress import Progress
 from probe.records.schema import ErrorRecord, RunRecord
-from probe.runner import FinishedRun, run_dataset
+from probe.runner import FinishedRun, run_all
 from probe.scale.estimates import PROCESS_BYTES, Memory
 from probe.scale.units import Unit
 from probe.settings import Settings
@@ -209,7 +209,7 @@ class Worker:
         return UnitResult(records, chunks, all(is_expected(record.error) for record in records), logs)
 
     def _fit(self, unit: Unit) -> list[RunRecord]:
-        runs = list(run_dataset(unit.specs, self.session))
+        runs = list(run_all(unit.specs, self.session))
         for run in runs:
             if isinstance(run, FinishedRun):
                 run.fits.clear()

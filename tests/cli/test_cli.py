@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,18 @@ def test_threads_are_those_of_torch_and_of_blas_and_only_while_it_runs(tmp_path,
         assert (torch_threads(), blas_threads()) == before
     environment = json.loads(capsys.readouterr().out)["environment"]
     assert (environment["torch_threads"], environment["blas_threads"]) == (1, 1)
+
+
+def test_a_terminal_shows_the_score_of_each_run_as_it_ends(tmp_path, capsys, monkeypatch):
+    """Without a terminal, and for runs that are recorded already, no such line is printed."""
+    command = [*RUN, "--solver", "fast", "--results-dir", str(tmp_path)]
+    score = re.compile(r"digits / tiny / eager / readme: \d\d\.\d\d % \(\S+ to \S+\), \S+ s$", re.MULTILINE)
+    for is_terminal, options, lines in ((False, [], 0), (True, [], 0), (True, ["--rerun"], 1)):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda shown=is_terminal: shown, raising=False)
+        assert main([*command, *options]) == 0
+        assert len(score.findall(capsys.readouterr().err)) == lines
+        (path,) = (tmp_path / "records" / "digits").iterdir()
+        path.write_text(json.dumps({**json.loads(path.read_text()), "created": "2001-01-01T00:00:00+00:00"}))
 
 
 def test_a_protocol_of_ones_own_is_a_file(tmp_path):
@@ -116,7 +129,7 @@ def test_an_unwritable_results_folder_is_found_before_the_work(tmp_path, capsys,
     (tmp_path / "results").write_text("a file")
     assert main([*RUN, "--results-dir", str(tmp_path / "results")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"probe: cannot write {tmp_path / 'results'}")
+    assert line.startswith(f"probe: cannot write to the results folder {tmp_path / 'results'} (")
     assert "digits" not in caplog.text  # what a cell logs when it begins
 
 
@@ -161,8 +174,13 @@ def test_listings_name_everything(capsys, tmp_path):
     (tmp_path / "RN50.pt").touch()
     assert main(["models", "--weights-dir", str(tmp_path)]) == 0
     rows = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "|" in line}
-    assert "here" in rows["RN50"]
-    assert "to be downloaded" in rows["ViT-L/14@336px"]
+    assert "ready" in rows["RN50"]
+    assert "downloads on first use" in rows["ViT-L/14@336px"]
+    for command, name in (("datasets", "mnist"), ("models", "RN50"), ("protocols", "readme")):
+        assert main([command, "--json"]) == 0
+        assert name in [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()]
+        assert main([command, name, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["name"] == name
 
 
 def test_tables_are_rebuilt_and_checked(tmp_path, capsys):

@@ -357,7 +357,7 @@ def test_the_record_says_how_fast_and_from_where(tmp_path, small):
 def test_the_commands_tell_what_is_kept(tmp_path, capsys):
     common = ["--dataset", "digits", "--model", "tiny", "--device", "cpu", "--cache-dir", str(tmp_path)]
     assert main(["cache", "explain", *common]) == 1
-    assert "not cached, nor is anything of this subset" in capsys.readouterr().out
+    assert "not cached, and no other entry of this subset exists" in capsys.readouterr().out
     assert main(["extract", *common, "--out", str(tmp_path / "features.npz")]) == 0
     assert "extracted" in capsys.readouterr().out
     assert main(["extract", *common]) == 0
@@ -409,4 +409,4 @@ def test_sizes_are_as_people_write_them(text, expected):
 def test_a_shard_is_a_number_of_a_count(text, capsys):
     with pytest.raises(SystemExit):
         main(["extract", "--dataset", "digits", f"--shard={text}"])
-    assert "is no shard; write 1/4 for the first of four" in capsys.readouterr().err
+    assert "expected a shard such as 1/4, the first of four" in capsys.readouterr().err

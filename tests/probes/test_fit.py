@@ -1,6 +1,6 @@
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_blas_has_no_more_threads_than_torch():
     found = []
     for num_torch, num_blas in ((1, 1), (1, 2), (2, 2)):
         with threads(num_torch, blas=num_blas):
-            found.append(fit_probe(**parts, protocol="readme").to_dict())
+            found.append(fit_probe(**parts, protocol="readme").to_record())
     assert found[0] == found[1]
     if os.cpu_count() > 1:  # with one core, two threads make no difference
         assert found[0] != found[2]
@@ -174,7 +174,7 @@ def test_the_mean_over_folds_contains_every_fold(parts):
     assert mean_result([one, one]).C == one.C
     assert mean.n_iter == max(one.n_iter, other.n_iter)
     assert len(mean.predictions) == 800
-    assert "predictions" not in mean.to_dict()["folds"][0]
+    assert not hasattr(mean.to_record().folds[0], "predictions")
 
 
 def test_the_mean_over_one_fold_is_the_result_of_the_fold(parts):
@@ -267,9 +267,9 @@ def test_the_interval_is_wilsons_and_the_outcomes_give_the_score(parts):
     assert (result.interval.low, result.interval.high) == wilson(result.score, 400)
     (outcomes,) = result.outcomes
     assert np.array_equal(outcomes.values == 1, result.predictions == parts["test"].y)
-    (packed,) = result.to_dict()["outcomes"]
-    assert unpack(packed).score() == result.score
-    json.dumps(result.to_dict())
+    (packed,) = result.to_record().outcomes
+    assert unpack(asdict(packed)).score() == result.score
+    json.dumps(asdict(result.to_record()))
 
 
 def test_the_first_row_that_is_not_finite_is_named(parts):

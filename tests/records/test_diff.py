@@ -18,7 +18,7 @@ def test_records_that_differ_in_times_only_are_the_same():
     b = replace(a, created="2030-01-01T00:00:00+00:00", seconds={"load": 9.0, "extract": 9.0, "fit": 9.0})
     found = diff(a, b)
     assert found.changes == ()
-    assert found.verdict.startswith("the scores are the same, image for image: 95.00 % and 95.00 %")
+    assert found.verdict.startswith("the scores and the outcome of every test image are the same: 95.00 % and 95.00 %")
 
 
 def test_every_field_that_differs_is_named_in_the_order_of_causes():
@@ -44,14 +44,14 @@ def test_prose_that_was_mended_is_no_difference():
     assert diff(a, changed(b, "encoder.license", "mended")).changes == ()
 
 
-@pytest.mark.parametrize(("wrong", "verdict"), [(22, "do not differ"), (60, "differ by more than chance")])
+@pytest.mark.parametrize(("wrong", "verdict"), [(22, "do not differ"), (60, "differ significantly")])
 def test_the_scores_are_tested_image_by_image(wrong, verdict):
     """Errors of one are among those of the other: McNemar's p is 2 / 2^n, as of a coin that falls n times alike."""
     found = diff(scored_record("a", 20), scored_record("b", wrong))
     assert found.test is not None
     assert found.test.p_value == pytest.approx(2 * 0.5 ** (wrong - 20)) == pytest.approx(mcnemar(0, wrong - 20))
     assert f"the scores {verdict}" in found.verdict
-    assert f"{wrong - 20} test images only A has right, 0 only B" in found.verdict
+    assert f"only A is right on {wrong - 20} test images, only B on 0" in found.verdict
 
 
 def test_scores_of_other_images_are_not_compared():
@@ -86,8 +86,8 @@ def test_the_command_prints_what_differs_and_the_verdict(tmp_path, capsys):
     assert main(["diff", *paths]) == 0
     out = capsys.readouterr().out
     assert "| model" in out
-    assert "model: other weights or preprocessing make other features" in out
-    assert out.splitlines()[-1].startswith("the scores differ by more than chance")
+    assert "model: different weights or preprocessing give different features" in out
+    assert out.splitlines()[-1].startswith("the scores differ significantly")
     assert main(["diff", *paths, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["test"]["num_only_a"] == 40
@@ -97,7 +97,7 @@ def test_the_command_prints_what_differs_and_the_verdict(tmp_path, capsys):
 def test_a_score_that_is_not_that_of_its_outcomes_is_not_believed():
     found = diff(scored_record("a", 20), changed(scored_record("b", 20), "result.score", 0.5))
     assert found.test is None
-    assert "the score of B is not that of its outcomes" in found.verdict
+    assert "the score of B differs from the score of its outcomes" in found.verdict
 
 
 def test_a_record_that_cannot_be_read_is_named(tmp_path, capsys):

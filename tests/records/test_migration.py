@@ -1,18 +1,16 @@
 """Records of earlier schemas, as they were published, are read as records of the newest."""
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from make.records import make_record
 
-from probe import environment
 from probe.probes.shots import Draw
 from probe.records.migration import MIGRATIONS, migrate
 from probe.records.record import decode_record, read_record, write_record
-from probe.records.schema import SCHEMA_VERSION, EnvironmentRecord
+from probe.records.schema import SCHEMA_VERSION
 from probe.specs import Source
 
 RECORDS = Path(__file__).parents[2] / "results" / "records"
@@ -75,8 +73,3 @@ def test_files_of_earlier_schemas_are_not_rewritten(tmp_path):
     before = path.read_bytes()
     assert read_record(path) == make_record()
     assert path.read_bytes() == before
-
-
-def test_the_environment_of_a_record_has_all_that_is_described():
-    """What the type of a record lacks would be lost."""
-    assert set(environment.describe("cpu")) == {own.name for own in fields(EnvironmentRecord)}

@@ -127,15 +127,15 @@ def test_of_two_records_of_a_cell_the_newest_counts_and_both_are_named(tmp_path,
     newer = make_record(score=0.6, created="2026-02-01T00:00:00+00:00")
     write_record(newer, tmp_path)
     assert read_records(tmp_path) == [newer]
-    assert "a-copy.json is passed over" in caplog.text
-    assert "tiny.eager.readme.fp32.json is of the same cell, and newer" in caplog.text
+    assert "a-copy.json: " in caplog.text
+    assert "tiny.eager.readme.fp32.json is a newer record of the same run" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"schema_version": None}, "no schema version"),
-        ({"colour": 1}, "no record has colour"),
+        ({"schema_version": None}, "no schema_version"),
+        ({"colour": 1}, "unknown fields (colour)"),
         ({"splits": []}, "splits: expected object, got array"),
         ({"splits": {"test": {}}}, "splits[...].sha256 is missing"),
         ({"status": "fine"}, "status is 'fine'"),
@@ -193,11 +193,11 @@ def test_whatever_is_changed_in_a_record_is_found_or_does_no_harm(made, tmp_path
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"score": 0.5}, "outside of its interval"),
-        ({"score": 0.5, "interval": None}, "that of its outcomes"),
-        ({"num_test": 10}, "outcomes of 359 test images"),
-        ({"C": 0.5}, "none that its protocol tries"),
-        ({"gradient_ratio": float("nan")}, "NaN is no number"),
+        ({"score": 0.5}, "outside its confidence interval"),
+        ({"score": 0.5, "interval": None}, "the score of its outcomes"),
+        ({"num_test": 10}, "has 359 test images"),
+        ({"C": 0.5}, "not in the grid of its protocol"),
+        ({"gradient_ratio": float("nan")}, "NaN is not a JSON number"),
         ({"gradient_ratio": 10**400}, "is damaged"),
         ({"outcomes": [{"metric": "accuracy"}]}, "result.outcomes[0].n is missing"),
         ({"outcomes": [{"metric": "accuracy", "n": 1, "arrays": {}}]}, "outcomes of test images are damaged"),

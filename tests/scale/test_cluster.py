@@ -257,7 +257,7 @@ def test_finished_records_remain_when_the_driver_is_stopped(tmp_path, how):
     (finished,) = read_records(tmp_path / "results")
     wait_until_gone("ray::Worker")
     if how is signal.SIGINT:
-        assert "interrupted; what was finished is kept" in said
+        assert "interrupted; finished runs are saved" in said
         assert "Traceback" not in said
         assert (tmp_path / "results" / "leaderboard.csv").is_file()
     specs = _specs(jit_modes=(False,))

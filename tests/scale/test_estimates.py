@@ -139,7 +139,7 @@ def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
     assert taken / 2 < planned["seconds"] < taken * 2  # the rate is the median of two subsets with different rates
     assert main(["run", "--dataset", "digits", *options, "--plan", "--executor", "ray"]) == 0
     assert "runs: 1, of which 1 are done" in capsys.readouterr().out
-    assert main(["run", "--dataset", "imagenet", *options, "--plan", "8", "--device", "cuda"]) == 0
+    assert main(["run", "--dataset", "imagenet", *options, "--plan", "--ray-workers", "8", "--device", "cuda"]) == 0
     said = capsys.readouterr().out
-    assert "each of a GPU" in said
-    assert "run a small dataset there first" in said
+    assert "each with one GPU" in said
+    assert "run a small dataset on it first" in said

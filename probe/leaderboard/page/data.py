@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from probe.datasets.catalog import CATALOG
+from probe.environment import EnvironmentRecord
 from probe.errors import brief, printable
 from probe.leaderboard import modes, published
 from probe.leaderboard.labels import count, short_names
 from probe.leaderboard.sections import Line, Section, gflops
 from probe.leaderboard.tables import status
 from probe.records.record import record_path
-from probe.records.schema import EnvironmentRecord, RunRecord
+from probe.records.schema import RunRecord
 from probe.specs import ModelSpec
 
 DIGITS = 6  # of numbers; the page shows at most four

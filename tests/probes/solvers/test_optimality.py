@@ -212,7 +212,7 @@ def test_a_choice_of_c_among_unconverged_fits_is_marked():
     splits = make("constant 1e5")
     result = fit_probe(**splits, protocol=SWEEP)
     assert not result.choice_converged
-    assert result.to_dict()["choice_converged"] is False
+    assert result.to_record().choice_converged is False
     plain = {name: part.take(np.arange(200)) for name, part in make("plain").items()}
     easy = Protocol("easy", "", "projected", (1e-3, 1e-2), 1, 300, 1e-6, "this test")
     assert fit_probe(**plain, protocol=easy, solver="fast").choice_converged
