@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+DISTRIBUTION = "clip-linear-probe"  # the name of this package on PyPI
+
 # Libraries whose versions can change a result, and what they are used for: all features, features of models or sources
 # of some form, all fits. Records name every one of them, and all workers of a grid need the versions of the driver.
 # Another version of a library is another key in the cache of what it is used for.
@@ -36,7 +38,7 @@ def describe(device: str) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {"probe": package_version("probe"), **library_versions()},
+        "packages": {"probe": package_version(DISTRIBUTION), **library_versions()},
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch_threads(),
