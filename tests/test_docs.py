@@ -1,7 +1,5 @@
 """Promises of docs/: generated pages are up to date, commands print what is shown, every option and name exists."""
 
-import contextlib
-import io
 import re
 import tomllib
 from pathlib import Path
@@ -13,11 +11,16 @@ import write_docs
 from packaging.version import Version
 
 import probe
-from probe.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FRAGMENTS = ROOT / "changelog.d"
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory):
+    """A folder for the sessions of all pages, which share a cache of features."""
+    return tmp_path_factory.mktemp("sessions")
 
 
 @pytest.mark.parametrize("name", reference.PAGES)
@@ -34,10 +37,10 @@ def test_generated_parts_are_up_to_date(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", consoles.pages())
-def test_commands_print_what_the_page_shows(name, tmp_path):
+def test_commands_print_what_the_page_shows(name, sessions):
     """`python tools/docs/write_docs.py` puts what they print into the pages."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    assert consoles.differences(text, consoles.run_page(text, consoles.make_folder(name, tmp_path))) == []
+    assert consoles.differences(text, consoles.run_page(text, consoles.make_folder(name, sessions))) == []
 
 
 def test_the_comparison_of_pages_finds_what_differs():
@@ -59,23 +62,16 @@ def test_blocks_are_run_in_order_in_one_folder(tmp_path):
     assert "$ python a.py\n42\n```" in shown
 
 
-def _options(command):
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        main([*command, "--help"])
-    return set(re.findall(r"--[a-z][a-z-]+", out.getvalue()))
-
-
 def test_every_option_that_a_page_shows_exists():
     """A renamed option must not live on in the documentation."""
+    commands = {name: command for name, command, _ in reference.commands()}
+    known = {name: {o for action in found._actions for o in action.option_strings} for name, found in commands.items()}
     for path in [ROOT / "README.md", *PAGES]:
         text = re.sub(r"\\\n\s*", " ", path.read_text(encoding="utf-8"))
-        for line in re.findall(
-            r"(?:python -m )?probe (?:run|extract|fit|parity|tables|reproduce|cache|leaderboard) .*", text
-        ):
-            words = line.removeprefix("python -m ").split()[1:]
-            command = words[:2] if words[0] == "cache" else words[:1]
-            used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line.partition("`")[0]))
-            assert used <= _options(command), (path.name, line)
+        for line in re.findall(rf"(?<=probe )(?:{'|'.join(known)})\b[^`|\n]*", text):
+            name = next(name for name in known if line.startswith(name))
+            used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line))
+            assert used <= known[name], (path.name, line)
 
 
 def test_the_python_reference_has_every_public_name():
@@ -88,7 +84,7 @@ def test_every_page_is_in_the_navigation():
     assert sorted(re.findall(r"[\w-]+\.md", navigation)) == [path.name for path in PAGES]
 
 
-def test_every_word_of_the_catalogue_is_in_the_glossary():
+def test_the_glossary_defines_the_words_of_tables_and_help():
     text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
     words = set(re.findall(r"^\*\*(.+)\*\*$", text, re.MULTILINE))
     assert {"run", "record", "split", "subset", "chunk", "protocol", "encoder", "cell"} <= words

@@ -78,7 +78,7 @@ def _run_block(block: re.Match[str], before: re.Match[str] | None, folder: Path)
 def _run_console(text: str, folder: Path) -> str:
     # A line that ends in `\` goes on in the next.
     commands = re.findall(r"^\$ ((?:.*\\\n)*.*)$", text, re.MULTILINE)
-    return "".join(f"$ {command}\n{_run(['bash', '-c', command], folder)}" for command in commands)
+    return "".join(f"$ {command}\n{_run(['bash', '-o', 'pipefail', '-c', command], folder)}" for command in commands)
 
 
 def _run(command: list[str], folder: Path) -> str:
@@ -94,7 +94,7 @@ def _run(command: list[str], folder: Path) -> str:
         **{name: value for name, value in os.environ.items() if not name.startswith("PROBE_")},
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "HOME": str(folder / ".home"),
+        "HOME": str(folder.parent / ".home"),  # pages share the cache of features
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "120",
     }
@@ -158,5 +158,6 @@ def make_folder(name: str, parent: Path) -> Path:
     """Return an empty folder for the session of a page."""
     folder = parent / name.replace("/", "-").removesuffix(".md")
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / ".home").mkdir(parents=True)
+    folder.mkdir(parents=True)
+    (parent / ".home").mkdir(exist_ok=True)
     return folder

@@ -25,4 +25,4 @@ def _as_path(found: re.Match[str]) -> str:
     text, path = found[1].strip("`"), found[2].rstrip("/")
     if not (ROOT / path).exists():
         raise FileNotFoundError(f"a page links to {path}, which does not exist")
-    return f"`{path}`" if text == path else f"{text} (`{path}`)"
+    return f"`{path}`" if text.rstrip("/") == path else f"{text} (`{path}`)"

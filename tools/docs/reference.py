@@ -23,7 +23,6 @@ from probe.records.schema import DoneRecord
 
 ROOT = Path(__file__).parents[2]
 SPEED = ROOT / "results" / "speed"
-WIDE = 60  # columns of a usage line before it is broken
 
 
 def results_table() -> str:
@@ -136,11 +135,11 @@ def speed(name: str) -> str:
 
 def command_page() -> str:
     """Return the reference of the command line, from the parser."""
-    parser = arguments.parser()
-    sections = [section for name, command, text in _commands(parser) for section in _command(name, command, text)]
+    found = list(commands())
+    sections = [section for name, command, text in found for section in _command(name, command, text)]
     table = markdown_table(
         ("command", "what it does"),
-        [(f"[{name}](#{_anchor(f'probe {name}')})", text) for name, _, text in _commands(parser)],
+        [(f"[{name}](#{_anchor(f'probe {name}')})", text) for name, _, text in found],
     )
     return f"""{_header("Command line")}
 `python -m probe` and `probe` are the same. Results go to standard output; progress and messages go to standard error.
@@ -159,8 +158,12 @@ Square brackets at the end of a description hold the default.
 """
 
 
-def _commands(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
+def commands() -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
     """Yield the name, the parser and the description of every command, in the order of `--help`."""
+    return _commands(arguments.parser())
+
+
+def _commands(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             texts = {choice.dest: choice.help or "" for choice in action._choices_actions}

@@ -44,14 +44,16 @@ def write_figures() -> None:
     from probe.leaderboard.plots import write_plots
     from probe.records.record import read_records
 
-    records = [record for record in read_records(ROOT / "results") if record.dataset == "digits"]
+    keys = {"dataset": "digits", "protocol": "clip-paper", "solver": "fast", "mode": "eager", "precision": "fp32"}
+    records = read_records(ROOT / "results")
+    records = [record for record in records if all(getattr(record, name) == key for name, key in keys.items())]
     with tempfile.TemporaryDirectory() as folder:
         paths = {path.name: path for path in write_plots(records, Path(folder))}
         (ROOT / "docs" / "img" / "sweep.svg").write_bytes(paths[SWEEP].read_bytes())
 
 
-def main() -> None:
-    """Write everything."""
+def main() -> int:
+    """Write everything; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-commands", action="store_true", help="leave what commands print as it is")
     parser.add_argument("page", nargs="*", help="run the commands of these pages only, such as docs/tutorial.md")
@@ -62,13 +64,20 @@ def main() -> None:
         path.write_text(fill_parts(path.read_text(encoding="utf-8")), encoding="utf-8")
     write_figures()
     if args.no_commands:
-        return
+        return 0
+    failed = False
     with tempfile.TemporaryDirectory() as parent:
         for name in args.page or consoles.pages():
             print(name, file=sys.stderr)
-            text = consoles.run_page((ROOT / name).read_text("utf-8"), consoles.make_folder(name, Path(parent)))
-            (ROOT / name).write_text(text, encoding="utf-8")
+            try:
+                text = consoles.run_page((ROOT / name).read_text("utf-8"), consoles.make_folder(name, Path(parent)))
+            except consoles.CommandError as err:
+                failed = True
+                print(err, file=sys.stderr)
+            else:
+                (ROOT / name).write_text(text, encoding="utf-8")
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
