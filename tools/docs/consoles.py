@@ -27,6 +27,7 @@ BLOCK = re.compile(
     r'^(?P<indent> *)```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^(?P=indent)```$',
     re.MULTILINE | re.DOTALL,
 )
+DIGEST = re.compile(r"\b[0-9a-f]{8,}\b")  # of caches and paths, which differ between machines
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
 
 
@@ -139,12 +140,12 @@ def _is_alike(a: str, b: str) -> bool:
         return True
     if _skeleton(a) != _skeleton(b):
         return False
-    return all(map(_is_near, NUMBER.findall(a), NUMBER.findall(b)))
+    return all(map(_is_near, NUMBER.findall(DIGEST.sub("", a)), NUMBER.findall(DIGEST.sub("", b))))
 
 
 def _skeleton(line: str) -> str:
-    """Return a line without its numbers and the widths of its columns."""
-    return re.sub(r"[\s-]+", " ", NUMBER.sub("0", line))
+    """Return a line without its numbers, its digests and the widths of its columns."""
+    return re.sub(r"[\s-]+", " ", NUMBER.sub("0", DIGEST.sub("", line)))
 
 
 def _is_near(a: str, b: str) -> bool:
