@@ -77,7 +77,7 @@ def _run_block(block: re.Match[str], before: re.Match[str] | None, folder: Path)
 
 
 def _run_console(text: str, folder: Path) -> str:
-    # A line that ends in `\` goes on in the next.
+    # A line that ends in `\` continues in the next one.
     commands = re.findall(r"^\$ ((?:.*\\\n)*.*)$", text, re.MULTILINE)
     return "".join(f"$ {command}\n{_run(['bash', '-o', 'pipefail', '-c', command], folder)}" for command in commands)
 
