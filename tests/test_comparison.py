@@ -133,7 +133,7 @@ def test_a_model_without_jit_mode_is_refused(tmp_path):
         probe.parity(tmp_path / "weights.pt", device="cpu")
     with pytest.raises(CheckpointError, match="has no JIT mode"):
         probe.parity("open_clip:ViT-B-32/openai", device="cpu")
-    with pytest.raises(DeviceError, match="not on this machine"):
+    with pytest.raises(DeviceError, match="not available on this machine"):
         probe.parity("tiny", device="cuda:77")
 
 

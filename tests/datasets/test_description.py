@@ -1,7 +1,6 @@
 """What is said of datasets and of this machine: `probe datasets`, `probe doctor`."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torchvision
@@ -11,9 +10,7 @@ from make.mnist import write_idx_files
 from probe.cli.main import main
 from probe.datasets import dataset_names, get_dataset
 from probe.datasets.catalog import CATALOG
-from probe.datasets.description import BY_HAND, DOWNLOAD, GONE, READY, UNPACK, describe_dataset, page, state
-
-PAGE = Path(__file__).parents[2] / "results" / "datasets.md"
+from probe.datasets.description import BY_HAND, DOWNLOAD, GONE, READY, UNPACK, describe_dataset, state
 
 
 def test_a_dataset_whose_files_are_here_is_ready(tmp_path):
@@ -55,11 +52,6 @@ def test_what_is_missing_says_what_to_put_where(tmp_path):
 def test_a_row_says_its_licence_sources_and_numbers(name, tmp_path):
     said = describe_dataset(name, data_dir=tmp_path)
     assert {"licence", "source 1", "numbers from", "splits", "state"} <= set(said)
-
-
-def test_the_page_of_the_catalogue_is_up_to_date():
-    """`python -m probe datasets --page > results/datasets.md` makes it."""
-    assert page(CATALOG) == PAGE.read_text()
 
 
 def test_one_dataset_is_printed_whole(capsys, tmp_path):

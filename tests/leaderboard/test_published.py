@@ -66,7 +66,7 @@ def test_the_command_prints_the_comparison(tmp_path, capsys):
 def test_nothing_to_compare_is_said(tmp_path, capsys):
     write_record(_record(dataset="digits"), tmp_path)
     assert main(["tables", "--compare", "clip-paper", "--results-dir", str(tmp_path)]) == 1
-    assert "of a dataset and model of the paper" in capsys.readouterr().err
+    assert "has a dataset and model of the paper" in capsys.readouterr().err
 
 
 def test_the_files_are_read_as_they_were_printed():
