@@ -55,7 +55,7 @@ def make_spec(path: str) -> DatasetSpec:
     except FileNotFoundError as err:
         raise DatasetMissingError(f"no file {file}; give the path of a TOML file") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise DatasetError(f"{file} is not valid TOML ({err}); see the README for an example") from err
+        raise DatasetError(f"{file} is not valid TOML ({err}); see docs/your-data.md for an example") from err
     for name in ("subsets", "sources"):
         tables = row.get(name)
         if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
@@ -69,7 +69,7 @@ def make_spec(path: str) -> DatasetSpec:
     try:
         spec = decode_strictly({**row, "title": row.get("title", row.get("name", ""))}, DatasetSpec)
     except ValueError as err:
-        raise DatasetError(f"{file}: {err}; see the README for an example") from err
+        raise DatasetError(f"{file}: {err}; see docs/your-data.md for an example") from err
     _check_names(spec, file)
     _check_splits(spec, file)
     for source in spec.sources:
