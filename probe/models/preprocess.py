@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, features
 from torch import Tensor
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+
+if TYPE_CHECKING:
+    from torchvision.transforms import Compose
 
 VERSION = 1  # increased with every change of this module that changes the input of a model
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue in OpenAI's training images
@@ -62,10 +65,15 @@ class Preprocess:
 
         Its `transforms` are the five steps of OpenAI's transform, for code that selects, replaces or inserts steps.
         """
+        from torchvision.transforms import Compose, Normalize, ToTensor
+
         return Compose([*self._crop.transforms, ToTensor(), Normalize(self.mean, self.std)])
 
     @cached_property
     def _crop(self) -> Compose:
+        # torchvision takes a second or more to import, and cached features need no images.
+        from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
         side, interpolation = self.resolution, InterpolationMode(self.interpolation)
         if self.resize == "squash":
             return Compose([Resize((side, side), interpolation=interpolation), _to_rgb])
