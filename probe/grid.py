@@ -172,4 +172,4 @@ def _log_versions(records: Iterable[DoneRecord]) -> None:
         others[listed(f"{name} {packages[name]}" for name in here if packages.get(name, here[name]) != here[name])] += 1
     for versions, n in others.items():
         if versions:
-            logger.info("%d of them were recorded with other library versions: %s", n, versions)
+            logger.info("%d of them were recorded with different library versions: %s", n, versions)

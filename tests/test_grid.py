@@ -52,7 +52,7 @@ def test_a_repeated_grid_runs_nothing_and_logs_it(copied, caplog, monkeypatch):
     with caplog.at_level(logging.INFO):
         assert list(run_grid(specs, settings)) == read_records(settings.results_dir)
     assert "skipped 2 of 2 runs: already recorded (use --rerun)" in caplog.text
-    assert "other library versions" not in caplog.text
+    assert "different library versions" not in caplog.text
     assert (
         settings.results_dir / "tables" / "tiny.jit.md"
     ).is_file()  # even if the first grid was killed before it wrote its tables
@@ -131,7 +131,7 @@ def test_runs_with_other_library_versions_are_done_and_the_versions_are_logged(c
     with caplog.at_level(logging.INFO):
         found = pending(specs, settings)
     assert not found.runs
-    assert "2 of them were recorded with other library versions: torch 1.0" in caplog.text
+    assert "2 of them were recorded with different library versions: torch 1.0" in caplog.text
 
 
 def test_a_run_is_not_done_if_the_weights_of_its_checkpoint_changed(copied, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def _folder(name: str, content: str, default: str) -> dict[str, Any]:
 
 
 # Help texts begin with a verb or a noun; square brackets at their end hold the default.
-FORMS = "a name, all, paper, folder:PATH, csv:PATH, hf:ID, wds:SHARDS, torchvision:CLASS or ROW.toml"
+FORMS = "a name, all, paper, folder:PATH, csv:PATH, hf:ID, wds:SHARDS, torchvision:CLASS or FILE.toml"
 PROTOCOLS = "a name that `probe protocols` lists, or a TOML file"
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "what to run": {
@@ -116,7 +116,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--tolerance": _value(
             "N", "Number of test images by which a score may differ. [1 in 1,000, at least 1]", type=_count
         ),
-        "--rerun": _flag("Run again what has a complete record, for example after images of a dataset were replaced."),
+        "--rerun": _flag(
+            "Also repeat runs that have a complete record, for example after you replaced images of a dataset."
+        ),
         "--plan": _flag("Run nothing; print an estimate of the time, memory and disk space that the grid needs."),
     },
     "how to run it": {

@@ -161,7 +161,7 @@ def unpack_archive(archive: Path, folder: Path) -> None:
 
 
 def is_below(name: str) -> bool:
-    """Return True if a relative path with `/` stays below the folder that it is joined to, on every system."""
+    """Return True if a relative path with `/` cannot leave the folder that it is joined to, on any operating system."""
     path = PurePosixPath(name)
     is_relative = not path.is_absolute() and not os.path.splitdrive(name)[0]
     return is_relative and ".." not in path.parts and "\\" not in name and "\0" not in name
@@ -220,7 +220,7 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 file = None
             if file is None:
                 raise DatasetError(
-                    f"{archive} has {info.name!r}, which is neither a file nor a link to one in it; do not use it"
+                    f"{archive} has {info.name!r}, which is neither a file nor a link to a file in it; do not use it"
                 )
             with file:
                 yield info.name, file
@@ -228,7 +228,7 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def check_end(file: IO[bytes], offset: int) -> None:
-    """Check that only zeros follow: tarfile takes a damaged header for the end, and does not notice a missing end.
+    """Check that only zeros follow, because tarfile mistakes a damaged header for the end and ignores a missing end.
 
     Reading to the end also compares the checksum of a compressed archive.
 

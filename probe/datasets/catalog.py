@@ -1,7 +1,7 @@
 """Catalogue of datasets, as data: their sources, subsets, sizes, classes, metric and licence.
 
-Datasets with `in_paper` are in table 9 of Radford et al. 2021. Sizes are the true ones: the table has errors, which
-`notes` name. Sizes come from the makers' page in `homepage`, unless `numbers_from` says more.
+Datasets with `in_paper` are in table 9 of Radford et al. 2021. Sizes are the true sizes: the table has errors, which
+`notes` describe. Sizes come from the makers' page in `homepage`, unless `numbers_from` says more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NO_CHECKSUM = (
     "No checksum of the copy on the hub is published: before you use it, compare a few of its images and labels with "
     "the makers' files."
 )
-_SCRIPT_ERROR = "Table 9 prints other sizes, from an error in the script that made it (openai/CLIP#45)."
+_SCRIPT_ERROR = "Table 9 prints different sizes, because of an error in the script that made it (openai/CLIP#45)."
 
 CATALOG: tuple[DatasetSpec, ...] = (
     DatasetSpec(
@@ -230,7 +230,7 @@ CATALOG: tuple[DatasetSpec, ...] = (
                 "DTD",
                 {subset: {"split": subset, "partition": 1} for subset in ("train", "val", "test")},
                 paths=("dtd/dtd",),
-                files="the folder dtd of dtd-r1.0.1.tar.gz into a folder dtd",
+                files="a folder dtd with the folder dtd of dtd-r1.0.1.tar.gz",
                 archives=(("dtd/dtd-r1.0.1.tar.gz", "dtd"),),
             ),
             hub("mcimpoi/dtd_split_1", _HUB_VALIDATION),  # uploaded by the first author
@@ -373,8 +373,8 @@ CATALOG: tuple[DatasetSpec, ...] = (
         license="not stated",
         numbers_from="the column Usage of the makers' file; openai/CLIP#45; images of each class counted by "
         "embeddings-benchmark/mteb, for both test subsets together",
-        notes=f"Validation is PublicTest, testing PrivateTest; most copies call both together test. {_SCRIPT_ERROR} Of "
-        "its 8 classes there are 7.",
+        notes="The validation split is PublicTest and the test split is PrivateTest; most copies have both in a split "
+        f"called test. {_SCRIPT_ERROR} Table 9 also prints 8 classes; there are 7.",
         in_paper=True,
     ),
     DatasetSpec(
@@ -842,8 +842,8 @@ CATALOG: tuple[DatasetSpec, ...] = (
         homepage="https://benchmark.ini.rub.de/gtsrb_dataset.html",
         license="not stated",
         numbers_from="home page",
-        notes="The larger training set, which others use; gtsrb has the paper's. Whole tracks are held out for "
-        "validation.",
+        notes="The larger training set, which other papers use; the training set of the CLIP paper is in gtsrb. Whole "
+        "tracks are held out for validation.",
     ),
     DatasetSpec(
         name="places365",

@@ -39,7 +39,7 @@ def state(spec: DatasetSpec, data_dir: str | Path | None = None) -> State:
 
 
 def _by_hand(spec: DatasetSpec) -> str:
-    """Return which files a user can put where; empty if no source can be read from files put there by hand."""
+    """Return the files to put into the data folder by hand; empty if no source can be read from such files."""
     names = [
         ", ".join(name for name, _ in source.archives) or source.files
         for source in spec.sources
@@ -108,7 +108,7 @@ def describe_splits(spec: DatasetSpec) -> str:
     """Return how train, validation and test are cut from the subsets."""
     if spec.recipe:
         made = ", ".join(f"{name} {size:,}" for name, size in spec.split_sizes)
-        return f"{made}, by the recipe {spec.recipe!r}, the same for the same files"
+        return f"{made}, by the recipe {spec.recipe!r}, deterministic for given files"
     names = [subset.name for subset in spec.subsets]
     held = []
     if "all" in names:
@@ -122,11 +122,11 @@ def describe_splits(spec: DatasetSpec) -> str:
         held = held[1:]
     grouped = any("groups" in dict(source.options) or source.form == "ucf101" for source in spec.sources)
     by = "by class and whole groups" if grouped else "by class"
-    return folds + f"{' and '.join(held)} held out {by}, the same for the same source"
+    return folds + f"{' and '.join(held)} held out {by}, deterministic for a given source"
 
 
 def describe_source(source: Source) -> str:
-    """Return where a source has the dataset."""
+    """Return a description of a source: a class, a repository, a folder or shards."""
     folders = dict.fromkeys(f"{url.rpartition('/')[0]}/" for url, _ in source.downloads)
     fetched = f", fetched from {' and '.join(folders)}" if folders else ""
     if source.form in ("torchvision", "stl10", "pcam"):

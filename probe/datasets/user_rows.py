@@ -79,7 +79,7 @@ def make_spec(path: str) -> DatasetSpec:
 
 
 def _with_pairs(row: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return a source with pairs instead of tables, and with its location relative to the folder of the file."""
+    """Return a source whose tables became pairs, and whose location is relative to the folder of the TOML file."""
     where, values = f"{file}: a source", dict(row)
     location = values.get("location")
     if isinstance(location, str) and location.startswith((".", "~")):
@@ -123,7 +123,7 @@ def _check_places(source: Source, where: str) -> None:
         )
     if source.archives and not source.paths:
         raise DatasetError(
-            f"{where} has archives and no paths, so whether they are unpacked is unknown; write paths = [...] with a "
+            f"{where} has archives but no paths, so it is not known if they are unpacked; write paths = [...] with a "
             "file or folder that they hold, as it is called below the data folder"
         )
 

@@ -280,5 +280,5 @@ def _rebuild_tensor(storage: _Storage, offset: int, size: tuple[int, ...], strid
 def _view_storage(numbers: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     # With strides of 0, a few bytes could describe a tensor that takes all memory when it is copied.
     if not all(isinstance(n, int) for n in size) or math.prod(size) > len(numbers):
-        raise pickle.UnpicklingError(f"a tensor has more numbers than its storage, which has {len(numbers)} of them")
+        raise pickle.UnpicklingError(f"a tensor needs more numbers than the {len(numbers)} in its storage")
     return torch.as_strided(numbers, size, stride, offset)  # raises an error if the view ends after the storage

@@ -99,7 +99,7 @@ def _test(a: RunRecord, b: RunRecord) -> tuple[PairedTest, str]:
     """Return the test of both scores, and the verdict."""
     done = (_scored("A", a), _scored("B", b))
     if test_images(a) != test_images(b):
-        raise ResultsError("they have different test images; run both on the same test images")
+        raise ResultsError("the records have different test images; run both on the same test images")
     outcomes = [outcomes_of(record) for record in done]
     for name, record, found in zip("AB", done, outcomes, strict=True):
         if len(found) == 1 and abs(found[0].score() - record.result.score) > 1e-9:

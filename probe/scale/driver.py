@@ -70,7 +70,7 @@ def run_grid_on_ray(
 
     Raises:
         ExtraMissingError: Ray is not installed.
-        ExecutorError: the cluster does not answer, has no room for a worker, or has other library versions.
+        ExecutorError: the cluster does not answer, has no room for a worker, or has different library versions.
         DeviceError: the runs name a GPU by its number, which only Ray can choose.
         ResultsError, CacheError: the folder of results, or the driver's cache folder, is not writable.
     """
@@ -225,7 +225,7 @@ class _Driver:
     def _exchange(self, member: Member, unit: Unit, missing: MissingChunks) -> None:
         """Send a worker its missing chunks, and request the chunks that the driver does not have.
 
-        A shard of which the driver has all chunks is done.
+        A shard is done when the driver has all of its chunks.
         """
         works = [(Work(self.root, entry), chunks, absent) for entry, chunks, absent in missing.entries]
         wanted = [(work.spec, [chunk for chunk in chunks if not work.has(chunk)]) for work, chunks, _ in works]
@@ -251,7 +251,7 @@ class _Driver:
             self.workers.remove(member)
             if self.queue.retry(unit, has_raised=True):
                 logger.warning(
-                    "%s: unexpected error, another worker repeats it (%s: %s)", unit, error.type, error.message
+                    "%s: unexpected error, another worker repeats the unit (%s: %s)", unit, error.type, error.message
                 )
                 return
         else:

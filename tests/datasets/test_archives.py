@@ -68,7 +68,7 @@ def test_a_path_that_climbs_out_is_refused(name, member, tmp_path):
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../etc/passwd", "link"])
 def test_a_link_out_of_the_archive_is_refused(target, tmp_path):
     archive = write_tar(tmp_path / "a.tar.gz", links=[("pictures/link", target)])
-    with pytest.raises(DatasetError, match="'pictures/link', which is neither a file nor a link to one in it"):
+    with pytest.raises(DatasetError, match="'pictures/link', which is neither a file nor a link to a file in it"):
         unpack_archive(archive, tmp_path / "data")
 
 

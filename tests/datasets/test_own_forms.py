@@ -207,7 +207,7 @@ UCF_LISTS = "ucf101/ucfTrainTestlist"
             "\n7,5 ",
             "line 2, cannot be read .expected an emotion from 0 to 6, got '7'",
         ),
-        ("fer2013", "fer2013/fer2013.csv", "Training", "Test", "line 2, cannot be read .'Test' is no Usage"),
+        ("fer2013", "fer2013/fer2013.csv", "Training", "Test", "line 2, cannot be read .'Test' is not a Usage"),
         ("fer2013", "fer2013/fer2013.csv", ",Training", "", "line 2, cannot be read"),
         ("kitti", "Kitti/raw/mapping/train_rand.txt", "24", "25", "do not give each image its video"),
         ("kitti", "Kitti/raw/mapping/train_rand.txt", "24", "0", "do not give each image its video"),

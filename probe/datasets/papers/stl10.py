@@ -43,7 +43,7 @@ def open_folds(spec: DatasetSpec, source: Source, subsets: Mapping[str, ImageDat
     for k, positions in enumerate(lines, start=1):
         if len(np.unique(positions)) != len(positions) or positions.min() < 0 or positions.max() >= n:
             raise DatasetError(
-                f"{path}: line {k} names an image twice, or one beyond the {n} there are; get {source.files} again"
+                f"{path}: line {k} names an image twice, or one that is not among the {n}; get {source.files} again"
             )
     test = select_all("test", subsets["test"])
     return [with_validation(subsets, Selection("train", np.sort(line)), test, spec.val_fraction) for line in lines]

@@ -80,7 +80,7 @@ def refuse_twins(where: str, strange: Iterable[object], trained: Iterable[object
     for name in strange:
         near = known.get(folded(str(name)), name)
         if near != name:
-            raise DatasetError(f"{where}: class {name!r} is written {near!r} in the training images; write both alike")
+            raise DatasetError(f"{where}: class {name!r} is written {near!r} in the training images; use one spelling")
 
 
 def whole_as_integer(label: object) -> object:

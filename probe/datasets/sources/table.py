@@ -255,7 +255,7 @@ def _number(name: str, found: Sequence[Row], pool: Sequence[Row], *, is_pool: bo
     strange = next((row.label for row in pool if not is_numbered and FRACTION.fullmatch(row.label)), None)
     if strange is not None or any(is_numbered and row.label.startswith("-") for row in pool):
         raise DatasetError(
-            f"{name}: {strange or 'a negative number'} is not a class; a class is a text or a whole number from 0 on: "
+            f"{name}: {strange or 'a negative number'} is not a class; a class is a text or an integer >= 0: "
             "take another column with ?label=COLUMN"
         )
 

@@ -116,7 +116,8 @@ def _find_subsets(dataset_class: type, arguments: dict[str, Any]) -> dict[str, d
         found |= {"test": found["val"], "val": None}
     if found["train"] is None or found["test"] is None:
         raise DatasetError(
-            f"torchvision's {name} has no training and test subset; write a row in TOML that names its arguments"
+            f"torchvision's {name} has no training and test subset; write a catalogue entry in TOML with the arguments "
+            "of each subset"
         )
     return {subset: {"split": value} for subset, value in found.items() if value is not None}
 

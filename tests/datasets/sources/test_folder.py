@@ -266,7 +266,7 @@ def test_two_unicode_forms_of_a_name_are_one_class(name, image_folder, caplog):
 def test_a_test_class_that_is_written_otherwise_than_in_training_is_named(name, image_folder):
     root = image_folder({"train/red": 4, "train/green": 4, "test/red": 3})
     (root / "test" / "red").rename(root / "test" / name)
-    with pytest.raises(DatasetError, match=f"class {name!r} is written 'red' in the training images; write both alike"):
+    with pytest.raises(DatasetError, match=f"class {name!r} is written 'red' in the training images; use one spelling"):
         open_dataset(f"folder:{root}")
 
 

@@ -162,7 +162,7 @@ def test_two_unicode_forms_of_a_class_or_path_are_one(make):
     ("columns", "options", "message"),
     [
         ({"label": ["a", None] * 6}, "", "line 3 has no label; add it, or drop the line"),
-        ({"label": ["0.5", "1"] * 6}, "", r"0\.5 is not a class; a class is a text or a whole number from 0 on: take"),
+        ({"label": ["0.5", "1"] * 6}, "", r"0\.5 is not a class; a class is a text or an integer >= 0: take"),
         ({"label": ["-1", "1"] * 6}, "", "a negative number is not a class"),
         ({"path": ["images/00.png"] * 12}, "", "lists images/00.png more than once; give each image one line"),
         (
