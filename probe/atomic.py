@@ -1,7 +1,7 @@
 """Files that appear completely or not at all, also in folders that several users write to.
 
-Files are written under a temporary name and renamed. New files and folders get the modes of their folder, and locks
-that belong to another user are stepped around.
+Files are written under a temporary name and renamed. New files and folders get the modes of their folder, and a lock
+of another user is replaced by a lock with a different name.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def lock(path: Path) -> FileLock:
     """Return the lock at a path. If another user made it and this process may not open it, use a different name.
 
     In that case, both users can do the same work at the same time. Files that are written under such a lock need a name
-    that contains the name of the lock, until they are renamed to their final names in one step. One of two equal
-    results stays.
+    that contains the name of the lock, until they are renamed to their final names in one step. If two
+    processes write the same result, one of the two equal files remains.
     """
     user = getattr(os, "geteuid", os.getpid)()
     if is_closed(path) or _is_refused(path, user):

@@ -41,7 +41,7 @@ def memory_limits() -> Iterator[MemoryLimit]:
 
 
 def processor_limits() -> Iterator[float]:
-    """Yield the limits on how many processors this process may keep busy, such as 1.5."""
+    """Yield the limits on the number of processors that this process may use, such as 1.5."""
     for folder in _folders("cpu"):
         quota, _, period = _read(folder / "cpu.max").partition(" ")
         quotas = ((quota, period), (_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")))

@@ -1,4 +1,4 @@
-"""Replacement of OpenAI's package `clip`: code for that package runs with `import probe.clip as clip`.
+"""Replacement for OpenAI's package `clip`: code for that package runs with `import probe.clip as clip`.
 
 This module implements nothing itself: `load` is `probe.load_clip` and `tokenize` is `probe.tokenize`. The towers are in
 `probe.models.towers`.

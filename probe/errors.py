@@ -94,7 +94,7 @@ class FeaturesError(ProbeError, ValueError):
 
 
 class IncompleteError(FeaturesError):
-    """Features with missing shards. The message says how many chunks there are."""
+    """Features with missing shards. The message says how many chunks are cached."""
 
 
 class ProtocolError(ProbeError, ValueError):

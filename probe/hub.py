@@ -336,7 +336,10 @@ def _address(repo: str, kind: Kind) -> str:
 
 
 def _not_here(repo: str, state: str, *, kind: Kind, offline: bool, reason: str = "") -> ProbeError:
-    """Return the error for a repository of which `state` says what is cached or missing; empty: nothing is cached."""
+    """Return the error for a repository whose files are not all cached.
+
+    `state` says what is cached, such as `only in part`; it is empty if nothing is cached.
+    """
     from huggingface_hub import constants
 
     reason = "--offline forbids the download" if offline else reason

@@ -1,8 +1,8 @@
-"""Runs of probes, from the specification to the record. This is the only module that sees the whole line.
+"""Runs of probes, from the specification to the record. This is the only module that spans all steps.
 
     dataset, encoder -> features -> probe -> record
 
-`run_one` is that line. `run` and `run_grid` plan, skip what is recorded, and write records and tables.
+`run_one` does all of these steps. `run` and `run_grid` plan, skip what is recorded, and write records and tables.
 """
 
 from __future__ import annotations

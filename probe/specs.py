@@ -17,7 +17,7 @@ FEATURE_POINTS = ("projected", "pre_projection")  # where image features are tak
 
 @dataclass(frozen=True)
 class Architecture:
-    """Architecture of a CLIP model. Its state dict tells all sizes except the activation and the head widths.
+    """Architecture of a CLIP model. A state dict determines all sizes except the activation and the head widths.
 
     `vision_layers` is the number of blocks of a ViT, or the four stage lengths of a ResNet, whose `vision_patch_size`
     is None. Widths are in channels, `image_resolution` and `vision_patch_size` in pixels. `activation` is `gelu`, or
@@ -47,7 +47,7 @@ class Architecture:
 
     @property
     def vision_heads(self) -> int:
-        """Attention heads of the image tower, over the channels of what it attends over."""
+        """Attention heads of the image tower: the channels that it attends over, divided by the width of a head."""
         return self.pre_projection_dim // self.vision_head_width
 
     @property

@@ -1,1 +1,1 @@
-"""What each command of the command line does: call the library once and print. `cli.COMMANDS` lists them."""
+"""Commands of the command line: each calls the library once and prints. `cli.COMMANDS` lists the commands."""

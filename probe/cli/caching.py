@@ -42,7 +42,7 @@ def cache_ls(args: argparse.Namespace) -> int:
 
 
 def cache_explain(args: argparse.Namespace) -> int:
-    """Explain for each cache entry of the runs whether it exists, and if not, why; return 1 if any does not."""
+    """Explain for each cache entry of the runs whether it exists or why it is missing; return 1 if any is missing."""
     from probe import paths
     from probe.features import inventory, store
     from probe.features.extraction import Session, find_entries

@@ -1,4 +1,4 @@
-"""Conversion of the options that several commands share to what the library takes: runs and settings."""
+"""Conversion of the options that several commands share into the runs and settings that the library takes."""
 
 from __future__ import annotations
 

@@ -57,10 +57,10 @@ class OpenedDataset:
         spec: its specification.
         source: the source that was opened.
         subsets: its subsets, as the specification names them.
-        incomplete: the expected number of images of each subset that has another number.
+        incomplete: expected number of images of each subset whose actual number differs.
         folds: train, validation and test images, once for each fit.
-        used: by subset the images that some split uses; subsets that no split uses are left out.
-        splits: by split, named as `by_split` names them, the number of its images and their digest.
+        used: for each subset, the images that splits use; subsets that no split uses are left out.
+        splits: number and digest of the images of each split, under the names that `by_split` returns.
     """
 
     spec: DatasetSpec
@@ -276,7 +276,7 @@ def _check_images(found: _FoundDataset, *, allow_partial: bool, skip_corrupt: bo
     """Compare the subsets of a dataset with its specification.
 
     Returns:
-        The expected number of images of each subset that has another number.
+        The expected number of images of each subset whose actual number differs.
     """
     spec, source, subsets = found.spec, found.source, found.subsets
     _say_what_is_test(spec, source)
@@ -311,7 +311,8 @@ def _check_subset(
 ) -> int | None:
     """Compare a subset with the specification; return the expected number of images if a different one is accepted.
 
-    The labels of the first and the last image are compared only for the first source: others can have another order.
+    The labels of the first and the last image are compared only for the first source, because the order of other
+    sources can differ.
     """
     n = len(images)
     if n == 0:

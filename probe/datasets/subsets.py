@@ -1,6 +1,6 @@
 """Names of subsets: the usual spellings of `train`, `val` and `test` for folders, splits and shards.
 
-This module reads no files. The forms `folder:`, `hf:`, `wds:` and `csv:`, and rows in TOML, all use it.
+This module reads no files. The forms `folder:`, `hf:`, `wds:` and `csv:`, and TOML files, all use this module.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from probe.records.schema import EncoderRecord, ExtractionRecord, ReadRecord, Sp
 from probe.specs import RunSpec
 
 PROJECTED, PRE_PROJECTION = "projected", "pre_projection"
-SAMPLED = 16  # values of a split that a record keeps
+SAMPLED = 16  # values of a split that a record contains
 CHUNK = 256  # images, or the next multiple of the batch: what a killed run loses, and enough to be worth a file
 
 
@@ -59,7 +59,7 @@ class Features:
         return Features(x=self.x[rows], y=self.y[rows], pre_projection=before)
 
     def compute_sha256(self) -> str:
-        """Return the hex SHA-256 over the bytes of both points and the labels; they are hashed once."""
+        """Return the hex SHA-256 over the bytes of the labels and both feature points. It is computed only once."""
         if not self._digest:
             sha = hashlib.sha256()
             for array in (self.x, self.pre_projection, self.y):
@@ -86,7 +86,7 @@ class Extraction:
     """Features of a dataset under one encoder, and their description in a record.
 
     Args:
-        features: of each subset, of the images that some split uses.
+        features: features of each subset, for the images that splits use.
         rows: for each fold the subset of each split, and the rows of the split in its features, int64, ascending.
         read: the images that were read.
         splits: the images of each split.

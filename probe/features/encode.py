@@ -100,7 +100,7 @@ def peak_memory() -> dict[str, float]:
 
 
 class _Clock:
-    """Time of a device between two moments of its stream, which the device reaches later than the program."""
+    """Time that a device takes between two points of its stream. The device reaches them later than the program."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

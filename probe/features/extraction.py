@@ -1,7 +1,7 @@
 """A dataset and encoders -> the features of all its splits, from the cache or extracted now.
 
 `extract` is for one run. `prepare` extracts the features of many runs of one dataset together: one pass over the images
-feeds every encoder of one preprocessing, as far as the memory holds them. A `Session` holds what runs share.
+feeds every encoder of one preprocessing, as far as the encoders fit into memory. A `Session` holds what runs share.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Session:
     extracted: dict[FeaturesKey, Extraction] = field(default_factory=dict)
 
     def open_dataset(self, spec: DatasetSpec) -> OpenedDataset:
-        """Open a dataset, unless it is the one that is open.
+        """Open a dataset, unless it is already open.
 
         Raises:
             DatasetError, ExtraMissingError: see `datasets.opening.open_dataset`.
@@ -334,7 +334,7 @@ def _any_is_mended(entry: Entry, images: ImageDataset) -> bool:
 def _extract_missing(
     jobs: Sequence[Job], dataset: OpenedDataset, settings: Settings, progress: Progress
 ) -> dict[FeaturesKey, Exception]:
-    """Load encoders and extract their features, in groups that the memory holds."""
+    """Load encoders in groups that fit into memory, and extract their features."""
     failures: dict[FeaturesKey, Exception] = {}
     progress.expect(sum(len(dataset.used[subset].images) for job in jobs for subset in job.missing))
     for group in _load(jobs, failures):
@@ -343,7 +343,7 @@ def _extract_missing(
 
 
 def _load(jobs: Sequence[Job], failures: dict[FeaturesKey, Exception]) -> Iterator[list[Job]]:
-    """Load encoders, in groups that the memory holds; those that cannot be loaded are added to `failures`."""
+    """Load encoders in groups that fit into memory; add the errors of encoders that cannot be loaded to `failures`."""
     group: list[Job] = []
     largest = 0  # bytes of an encoder of the group
     for job in jobs:

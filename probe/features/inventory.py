@@ -117,8 +117,8 @@ def nearest(root: Path, spec: EntrySpec) -> CachedEntry | None:
 def collect(root: Path, *, max_size: int | None = None) -> list[CachedEntry]:
     """Remove useless entries, then the least recently used ones down to `max_size` bytes; return the removed entries.
 
-    Useless are damaged entries, chunks of complete entries, fits of interrupted sweeps, and temporary files of killed
-    processes. Entries that another process is extracting are not removed.
+    Useless entries are damaged entries, chunks of complete entries, fits of interrupted sweeps, and temporary files of
+    killed processes. Entries that another process is extracting are not removed.
 
     Raises:
         CacheError: an entry cannot be removed.

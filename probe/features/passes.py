@@ -44,7 +44,7 @@ class ChunkStore(Protocol):
     """Place for the chunks of a subset under one encoder: the cache, see `chunks.Work`, or memory."""
 
     def start(self) -> None:
-        """Prepare for writing."""
+        """Prepare to write chunks."""
 
     def skipped(self) -> set[int]:
         """Return the positions of images without features in the chunks that are there."""

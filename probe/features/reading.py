@@ -61,7 +61,7 @@ class Read:
     errors: list[tuple[int, ProbeError]]
 
     def pin_memory(self) -> Read:
-        """Return a copy in page-locked memory, which a GPU copies from by itself; `DataLoader` calls this."""
+        """Return a copy in page-locked memory, from which a GPU copies asynchronously; `DataLoader` calls this."""
         return replace(self, pixels=self.pixels.pin_memory())
 
 

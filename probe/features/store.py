@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 EXTRACTION_VERSION = 1  # raised with every change of the suite that changes the bytes of features
 NOT_READING = ("groups", "ignore")  # options of sources that do not change how an image is read
-VERSION = 1  # of the layout of entries
+VERSION = 1  # version of the layout of entries
 SIDECAR, ABOUT, MAKING, CHUNKS, REMOVED = "entry.json", "about.json", "making.json", ".pieces", TEMPORARY
 FITS = "fits"  # folder of `probes.cached_fits`: finished fits of sweeps that may be interrupted
 LABELS = "labels"

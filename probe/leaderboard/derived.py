@@ -82,7 +82,7 @@ def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def _orphans(folder: Path, files: Mapping[str, str]) -> list[Path]:
-    """Return tables of records that are gone: files with names of tables, `MODEL.MODE.csv` or `.md`."""
+    """Return tables whose records no longer exist: files with names of tables, `MODEL.MODE.csv` or `.md`."""
     named = [
         path
         for mode in ("eager", "jit", "compiled")

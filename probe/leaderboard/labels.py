@@ -1,4 +1,4 @@
-"""Names and terms as readers of tables meet them: short labels of local files, and the legend of every mark."""
+"""Names and terms in tables: short labels for local files, and the legend of every mark."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def count(number: int, noun: str) -> str:
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Return a label for each name: of a path its last part, or as much as tells it from the other names.
+    """Return a label for each name. The label of a path is as many of its last parts as distinguish it.
 
     >>> list(short_names(["cifar10", "folder:/data/moths"]).values())
     ['cifar10', 'moths']

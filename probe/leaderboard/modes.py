@@ -33,7 +33,7 @@ class ModePair:
     Args:
         eager: its record in eager mode.
         jit: its record in JIT mode.
-        flipped: number of test predictions that differ; None if the two were not run side by side.
+        flipped: number of test predictions that differ; None if the modes were not run together.
         largest: largest difference of features over both feature points and all splits, or None.
         p_value: of a paired test of both scores; None if outcomes of test images are missing.
     """
@@ -91,7 +91,7 @@ def _text(number: float | None) -> str:
 
 
 def _run_of(record: RunRecord) -> tuple[object, ...]:
-    """Return what both records of a pair share; with other rules, weights or test images they say nothing on modes."""
+    """Return the values that must agree in two records, so that their modes can be compared."""
     return (*record.key_of_all_modes, rules_digest(record), record.encoder.weights_sha256, test_images(record))
 
 

@@ -101,8 +101,8 @@ def mean_ranks(evidence: Mapping[str, Sequence[Evidence]]) -> MeanRanks:
 def dataset_ranks(records: Sequence[RunRecord]) -> dict[tuple[str, ...], str]:
     """Return the rank of each record by its key: `1`, or `1 =` if several share it.
 
-    Compared are records of one dataset, protocol, mode, precision and solver that read the same test images. Records
-    without outcomes, which earlier versions wrote, have no rank.
+    The records of one dataset, protocol, mode, precision and solver are compared if they read the same test images.
+    Records without outcomes, which earlier versions wrote, have no rank.
     """
     groups: dict[tuple[object, ...], list[DoneRecord]] = {}
     for record in records:

@@ -1,4 +1,4 @@
-"""Check which settings of a CLIP model are missing from its file, and if OpenAI's settings can be assumed."""
+"""Check which settings of a CLIP model are missing from its file, and whether OpenAI's settings can be assumed."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
     Otherwise our tokenizer would give wrong token ids. Warn if there is no vocabulary.
 
     Raises:
-        CheckpointError: the vocabulary has another order or size.
+        CheckpointError: the vocabulary has a different order or size.
     """
     vocabulary = read_vocabulary(folder)
     if vocabulary is None:

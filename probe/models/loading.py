@@ -1,4 +1,4 @@
-"""Load a model by name: `load_encoder` for features, `load_clip` as a replacement of the reference's `clip.load`."""
+"""Load a model by name: `load_encoder` for features, `load_clip` as a replacement for the reference's `clip.load`."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Saved:
 def read_saved(path: Path) -> Saved:
     """Read a file of `torch.save`, with placeholders for its objects.
 
-    Older versions of torch wrote files that are not zips. Of such a file, only the names of the classes are read.
+    Older versions of torch wrote files that are not zips. Only the names of the classes are read from such a file.
 
     Raises:
         Exception: any class, because reading a damaged pickle can fail in any way.

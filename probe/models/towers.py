@@ -321,7 +321,7 @@ class CLIP(nn.Module):
         """Encode token ids (n, context_length); return (n, embed_dim) in the model's dtype.
 
         Raises:
-            TextError: the rows have another length than the context, or an id is not in the vocabulary. On a GPU only
+            TextError: the rows differ in length from the context, or an id is not in the vocabulary. On a GPU only
                 the length is checked, because reading the ids would make the caller wait for the GPU.
         """
         context_length = self.positional_embedding.shape[0]

@@ -1,4 +1,4 @@
-"""Reading and writing of records: one JSON file per run, below the folder `records` of a results folder.
+"""Read and write records: one JSON file per run, below the folder `records` of a results folder.
 
 The path is `<dataset>/<model>.<mode>.<protocol>.<precision>.json`, with the solver before `.json` unless it is
 scikit-learn's. The record of a failed run ends in `.failed.json` instead. If images were missing or skipped, the record
@@ -46,12 +46,12 @@ PUBLISHED_MODELS = tuple(name for row in MODELS for name in (row.name, f"random:
 
 
 def model_slug(spec: ModelSpec) -> str:
-    """Return the name of a model as a part of a file name, different for each model."""
+    """Return the name of a model for use in a file name, different for each model."""
     return unique_slug(spec.name, is_path=spec.form == "file", catalog=PUBLISHED_MODELS)
 
 
 def dataset_slug(spec: DatasetSpec) -> str:
-    """Return the name of a dataset as a part of a file name. Of a path, as in folder:PATH, only the last part stays."""
+    """Return the name of a dataset for use in a file name. Only the last part of a path, as in folder:PATH, is used."""
     return unique_slug(spec.name, is_path=":" in spec.name)  # no name in the catalogue has a colon
 
 

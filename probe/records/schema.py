@@ -125,7 +125,7 @@ class MeterRecord:
 
 @dataclass(frozen=True)
 class ExtractionRecord:
-    """How the features were extracted.
+    """Extraction of the features.
 
     Args:
         from_cache: True if all features were cached.

@@ -65,8 +65,8 @@ def cpus_per_gpu(ray: Any) -> int:
 def find_difference(own: Mapping[str, str | None], info: WorkerInfo) -> ExecutorError | None:
     """Return the error for a worker whose library versions differ from the driver's, or None.
 
-    Other versions can give other numbers. A library that is missing on one side is ignored: either the side does not
-    need the library, or a later error reports that the library is missing.
+    Different versions can give different numbers. A library that is missing on one side is ignored: either the side
+    does not need the library, or a later error reports that the library is missing.
     """
     differing = [
         f"{name} {info.versions[name]}, here {version}"

@@ -1,7 +1,7 @@
 """Divide the runs of a grid into units of work for many workers: shards of features, then fits. Queue the units.
 
-The queue decides which unit a worker runs next, and if a failed unit is repeated. The queue starts no processes; the
-driver does.
+The queue decides which unit a worker runs next, and whether a failed unit is repeated. The queue starts no processes;
+the driver does.
 """
 
 from __future__ import annotations
@@ -164,9 +164,9 @@ class Queue:
         self._end(unit)
 
     def refuse(self, unit: Unit, node: str, error: Mapping[str, str], *, only_this: bool = False) -> None:
-        """Put back a unit that a node cannot run, and keep it off that node.
+        """Put back a unit that a node cannot run, and exclude the unit from that node.
 
-        The other units of its group are kept off the node, too, unless `only_this` is True.
+        The other units of its group are excluded from the node, too, unless `only_this` is True.
         """
         self._refused.setdefault(unit if only_this else unit.group, {})[node] = error
         self.put_back(unit)

@@ -79,7 +79,7 @@ def _read_classes(path: Path, source: Source) -> dict[str, int]:
 
 
 def _read_list(lists: Path, kind: str, number: str, index: Mapping[str, int], source: Source) -> list[str]:
-    """Read the clips of a list, CLASS/FILE; in training lists the number of the class follows."""
+    """Read the clips of a list: lines of CLASS/FILE, which end with the number of the class in training lists."""
     path = lists / f"{kind}list{number}.txt"
     clips = []
     for line in read_lines(path, source):

@@ -134,7 +134,7 @@ def _readable_files() -> list[str]:
 
 
 def _find_splits_below(where: str, top: str, files: Sequence[str]) -> dict[str, list[str]]:
-    """Return split -> patterns of its Parquet files below the folder `top`, which can hold one configuration."""
+    """Return split -> patterns of its Parquet files below `top`, such as the folder of one configuration."""
     below = [file.removeprefix(top) for file in files if file.startswith(top) and file.endswith(".parquet")]
     of_split = find_splits(where, below)
     return {split: [f"{glob.escape(top)}{pattern}" for pattern in of_split[split]] for split in of_split}

@@ -70,7 +70,7 @@ class SplitDigest:
 
 @dataclass(frozen=True)
 class Digests:
-    """Digests of the images of a dataset: by subset of those that splits use, for cache keys; by split, for records."""
+    """Digests of the images of a dataset: of each subset's used images, for cache keys; of each split, for records."""
 
     used: Mapping[str, UsedImages]
     splits: Mapping[str, SplitDigest]
@@ -85,7 +85,7 @@ def cut_folds(
         spec: the specification of the dataset.
         subsets: its subsets.
         rule: makes the folds.
-        allow_partial: accept other sizes.
+        allow_partial: accept different sizes.
 
     Raises:
         DatasetError: a class has too few images for a split, or a size differs.
