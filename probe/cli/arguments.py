@@ -157,7 +157,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--offline": _flag("Do not use the network."),
         "--max-size": _value("SIZE", "Size limit of the cache, such as 10GB. [none]", type=_size),
     },
-    "where things are": {
+    "folders": {
         "--data-dir": _folder("DATA", "datasets", "~/.cache/probe/data"),
         "--weights-dir": _folder("WEIGHTS", "checkpoints", "~/.cache/clip"),
         "--cache-dir": _folder("CACHE", "cached features and fits", "~/.cache/probe/features"),

@@ -53,7 +53,7 @@ def load_encoder(
         weights_dir: folder of OpenAI's checkpoints; by default `~/.cache/clip`, which the reference uses, too. Models
             of `hf:` and `open_clip:` are stored in the cache of Hugging Face's libraries (`HF_HOME`).
         offline: never use the network.
-        compiled: compile the rebuilt tower with torch. This takes about a minute, and on a CPU needs a C++ compiler.
+        compiled: compile the rebuilt tower with torch. Takes 15 seconds or more; on a CPU, needs a C++ compiler.
 
     Raises:
         UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: the message says what to do.
