@@ -88,7 +88,7 @@ def fetch(
         # Users with different locks can download at the same time, so each lock has its own .part file.
         part = Path(file_lock.lock_file).with_suffix(".part")
         with file_lock:
-            if not _is_right(target, published):  # another process may num_bytes downloaded it
+            if not _is_right(target, published):  # another process may have downloaded it
                 _download_file(url, target, part, published, check)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as err:
         if isinstance(err, ProbeError):

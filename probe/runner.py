@@ -100,7 +100,7 @@ def run_one(
 
     partners = [run for run in finished if run.spec.of_all_modes == spec.of_all_modes]
     twin = next((run for run in partners if run.record.features == features), None)
-    fits = FitCache(paths.cache_dir(settings.cache_dir) / FITS)
+    fits = FitCache(paths.cache_dir(session.settings.cache_dir) / FITS)
     started = time.perf_counter()
     if twin is not None:
         logger.info("%s: same features as %s, so its probe is reused", spec, twin.spec)

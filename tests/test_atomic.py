@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make.entries import cell, chunk_of
+from make.entries import chunk_of, make_entry_spec
 
 from probe import fetch as fetching
 from probe.atomic import lock, make_folder, share, write_atomically
@@ -132,10 +132,10 @@ def test_a_lock_in_a_folder_that_cannot_be_written_to_is_named(folder):
 
 def test_features_that_another_user_began_are_finished(folder):
     """The process can read one chunk. It cannot open the lock, the other chunk and the description."""
-    others = Work(folder, cell())
+    others = Work(folder, make_entry_spec())
     others.start()
     for chunk in (0, 1):
-        others.write(chunk, chunk_of(cell(), chunk))
+        others.write(chunk, chunk_of(make_entry_spec(), chunk))
     others.describe(encoder={}, extraction={})
     for name in ("000001.npz", "making.json"):
         of_another_user(others.folder / name, 0)
@@ -144,24 +144,24 @@ def test_features_that_another_user_began_are_finished(folder):
         others.target.with_name(f".{others.target.name}.lock"),
     ):
         of_another_user(path)
-    work = Work(folder, cell())
+    work = Work(folder, make_entry_spec())
     work.start()
     assert not work.finish_whole()
     assert work.claim(2)
-    work.write(2, chunk_of(cell(), 2))
+    work.write(2, chunk_of(make_entry_spec(), 2))
     assert not work.finish_whole()  # the description of the features cannot be read
     assert not work.finish(encoder={"embed_dim": 2}, extraction={})
     assert work.claim(1)  # this chunk could not be read
-    work.write(1, chunk_of(cell(), 1))
+    work.write(1, chunk_of(make_entry_spec(), 1))
     assert work.finish(encoder={"embed_dim": 2}, extraction={})
-    assert np.array_equal(find(folder, cell()).features.x[:, 0], np.arange(600))
+    assert np.array_equal(find(folder, make_entry_spec()).features.x[:, 0], np.arange(600))
 
 
 def test_if_two_users_finish_at_once_the_entry_of_the_first_is_used(folder, monkeypatch):
-    first, second = Work(folder, cell()), Work(folder, cell())
+    first, second = Work(folder, make_entry_spec()), Work(folder, make_entry_spec())
     first.start()
-    for chunk in range(cell().num_chunks):
-        first.write(chunk, chunk_of(cell(), chunk))
+    for chunk in range(make_entry_spec().num_chunks):
+        first.write(chunk, chunk_of(make_entry_spec(), chunk))
     build = Work._build
 
     def build_later(self, *args, **settings):
@@ -172,12 +172,14 @@ def test_if_two_users_finish_at_once_the_entry_of_the_first_is_used(folder, monk
 
     monkeypatch.setattr(Work, "_build", build_later)
     assert second.finish(encoder={"who": "second"}, extraction={})
-    assert find(folder, cell()).encoder == {"who": "first"}
-    assert [path.name for path in find(folder, cell()).path.parent.iterdir() if path.name.endswith(".tmp")] == []
+    assert find(folder, make_entry_spec()).encoder == {"who": "first"}
+    assert [
+        path.name for path in find(folder, make_entry_spec()).path.parent.iterdir() if path.name.endswith(".tmp")
+    ] == []
 
 
 def test_the_error_for_a_cache_that_is_not_writable_names_the_file(folder):
-    work = Work(folder, cell())
+    work = Work(folder, make_entry_spec())
     work.start()
     work.folder.chmod(0o555)
     with pytest.raises(CacheError, match=rf"cannot write to {work.folder}/000000\.lock \(Permission denied\)"):
@@ -185,7 +187,7 @@ def test_the_error_for_a_cache_that_is_not_writable_names_the_file(folder):
 
 
 def test_entries_that_another_user_protects_are_listed_and_not_removed(folder):
-    work = Work(folder, cell())
+    work = Work(folder, make_entry_spec())
     work.start()
     of_another_user(work.folder / "about.json", 0)
     of_another_user(work.folder / "000000.lock")
@@ -227,11 +229,11 @@ def test_modes_of_new_files_follow_the_mode_of_the_folder(case, folder):
 def test_all_files_of_a_cache_follow_the_mode_of_its_folder(folder):
     folder.chmod(0o2770)
     os.umask(0o077)
-    work = Work(folder, cell())
+    work = Work(folder, make_entry_spec())
     work.start()
-    for chunk in range(cell().num_chunks):
+    for chunk in range(make_entry_spec().num_chunks):
         assert work.claim(chunk)
-        work.write(chunk, chunk_of(cell(), chunk))
+        work.write(chunk, chunk_of(make_entry_spec(), chunk))
     assert work.finish(encoder={}, extraction={})
     for path in folder.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o2770 if path.is_dir() else 0o660), path

@@ -43,7 +43,15 @@ def test_commands_print_what_the_page_shows(name, sessions):
     assert consoles.differences(text, consoles.run_page(text, consoles.make_folder(name, sessions))) == []
 
 
+def test_modules_that_a_page_names_exist():
+    for path in [ROOT / "CONTRIBUTING.md", *(path for path in PAGES if path.name != "changelog.md")]:
+        for name in re.findall(r"`((?:\w+/)+\w+\.py)`", path.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists() or (ROOT / "probe" / name).exists(), (path.name, name)
+
+
 def test_the_comparison_of_pages_finds_what_differs():
+    assert consoles.differences("0.9916\n", "0.9888\n") == []
+    assert len(consoles.differences("0.9916\n", "0.4100\n")) == 1
     shown = "| digits | 99.16 | 139 | 3.3e-06 |\nverdict: identical\n"
     assert consoles.differences(shown, "| digits  | 98.88 | 120 | 2.1e-06 |\nverdict: identical\n") == []
     for now in (shown.replace("99.16", "95.00"), shown.replace("3.3e-06", "3.3e-03"), shown.replace("ident", "not ")):

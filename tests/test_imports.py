@@ -90,7 +90,7 @@ def test_tables_of_records_need_only_numpy_and_special_functions(arguments):
 
 @pytest.mark.slow
 def test_a_run_with_cached_features_does_not_import_torchvision(tmp_path):
-    """torchvision reads and resizes images; it takes a second or more to import."""
+    """Reading and resizing images needs torchvision, which takes a second or more to import."""
     arguments = ["run", "--dataset", "digits", "--model", "tiny", "--protocol", "readme", "--solver", "fast"]
     arguments += ["--device", "cpu", "--results-dir", str(tmp_path)]
     _loaded(arguments)  # extracts the features, if no other test has

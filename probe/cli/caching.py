@@ -101,7 +101,7 @@ def cache_verify(args: argparse.Namespace) -> int:
         return 1 if damaged else 0
     for path, reason in damaged.items():
         print(printable(f"{path}: {reason}"))
-    print(f"{checked} checked, {len(damaged)} damaged{'; the next run makes them again' if damaged else ''}")
+    print(f"{checked} checked, {len(damaged)} damaged{'; the next run extracts them again' if damaged else ''}")
     return 1 if damaged else 0
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from probe import errors
 
 if TYPE_CHECKING:
-    from probe.records.schema import RunRecord
     from probe.records.verdicts import Reproduction
 
 logger = logging.getLogger(__name__)
@@ -109,7 +108,7 @@ def reproduce_command(args: argparse.Namespace) -> int:
     try:
         for one in reproduce_all(wanted, tolerance=args.tolerance, device=args.device, settings=settings):
             done.append(one)
-            logger.info("%s / %s / %s / %s: %s", *_run_names(one.record), one.verdict)
+            logger.info("%s: %s", one.record.spec, one.verdict)
             if args.json:
                 again = None if one.again is None else one.again.to_dict()
                 fields = {**asdict(one), "record": one.record.to_dict(), "again": again}
@@ -127,15 +126,11 @@ def reproduce_command(args: argparse.Namespace) -> int:
             )
     for one in done:
         if one.verdict == NOT_RUN:
-            names = errors.shorten(" / ".join(_run_names(one.record)), 200)
+            names = errors.shorten(str(one.record.spec), 200)
             print(f"probe: {errors.brief(f'{names}: {one.reason}')}", file=sys.stderr)
     if not done:
         raise errors.ResultsError("no record was run again; give records that have a score, or raise --max-minutes")
     return 0 if passed == len(done) and not unread else 1
-
-
-def _run_names(record: RunRecord) -> tuple[str, str, str, str]:
-    return (record.dataset, record.model, record.mode, record.protocol)
 
 
 def _reproduced(done: Sequence[Reproduction]) -> str:
@@ -155,7 +150,7 @@ def _reproduced(done: Sequence[Reproduction]) -> str:
     )
     rows = [
         (
-            *_run_names(found.record),
+            *(found.record.dataset, found.record.model, found.record.mode, found.record.protocol),
             found.record.solver,
             tables.percent(found.record),
             tables.percent(found.again) if found.again is not None and found.again.result else "",

@@ -46,8 +46,9 @@ def run_command(args: argparse.Namespace) -> int:
                 if args.executor == "ray":
                     from probe.scale.driver import run_grid_on_ray
 
-                    options: dict[str, Any] = {"address": args.ray_address, "num_threads": args.threads or 0}
-                    ended = run_grid_on_ray(specs, settings, rerun=args.rerun, **options)
+                    ended = run_grid_on_ray(
+                        specs, settings, address=args.ray_address, num_threads=args.threads or 0, rerun=args.rerun
+                    )
                 else:
                     from probe.runner import run_grid
 
@@ -64,7 +65,7 @@ def run_command(args: argparse.Namespace) -> int:
     unfinished = [record for record in records if record.result is not None and not record.result.converged]
     if args.strict:
         for record in unfinished:
-            _refuse_unfinished(_name(record), record.result)
+            _refuse_unfinished(str(record.spec), record.result)
     return 1 if any(record.error for record in records) or (args.strict and unfinished) else 0
 
 
@@ -76,7 +77,7 @@ def _joined(args: argparse.Namespace) -> Iterator[tuple[Any, str]]:
         DeviceError: the runs of Ray's workers name a GPU by number.
     """
     address = (args.ray_address or os.environ.get("RAY_ADDRESS")) if args.executor == "ray" else None
-    if args.executor == "ray" or args.plan:
+    if args.executor == "ray":
         from probe.scale.driver import refuse_gpu_number
 
         refuse_gpu_number(args.device)
@@ -90,10 +91,6 @@ def _joined(args: argparse.Namespace) -> Iterator[tuple[Any, str]]:
         yield ray, ("cuda" if cluster.has_gpus(ray) else "cpu") if args.device == "auto" else args.device
 
 
-def _name(record: RunRecord) -> str:
-    return f"{record.dataset} / {record.model} / {record.mode} / {record.protocol}"
-
-
 def _show_summary(record: RunRecord) -> None:
     """Print the score of a run that has just ended, above the progress bar."""
     from tqdm import tqdm
@@ -101,11 +98,11 @@ def _show_summary(record: RunRecord) -> None:
     from probe.leaderboard import tables
 
     if record.error is not None:
-        text = _failure(_name(record), record.error.type, record.error.message)
+        text = _failure(str(record.spec), record.error.type, record.error.message)
     else:
         around = tables.interval_text(record.result.interval)
         seconds = sum(record.seconds.values())
-        name = errors.shorten(errors.printable(_name(record)), MAX_NAMES)
+        name = errors.shorten(errors.printable(str(record.spec)), MAX_NAMES)
         text = f"{name}: {tables.percent(record)} % ({around}), {seconds:.1f} s"
     tqdm.write(text, file=sys.stderr)
 
@@ -125,7 +122,7 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
             print(f"\n{note}")
     for record in records:
         if record.error is not None:
-            print(f"probe: {_failure(_name(record), record.error.type, record.error.message)}", file=sys.stderr)
+            print(f"probe: {_failure(str(record.spec), record.error.type, record.error.message)}", file=sys.stderr)
     if len(records) < len(specs):
         print(f"probe: {len(records)} of {len(specs)} runs are recorded", file=sys.stderr)
 

@@ -115,7 +115,7 @@ def own(
     )
 
 
-def found(
+def own_dataset(
     name: str,
     form: str,
     location: str,

@@ -23,7 +23,7 @@ from probe import paths
 from probe.datasets.archives import is_below
 from probe.datasets.catalog import CATALOG
 from probe.datasets.splits.folds import SPLITS
-from probe.datasets.splits.recipes import PARTS_OF_RECIPES, RECIPES
+from probe.datasets.splits.recipes import RECIPES, SUBSETS_OF_RECIPES
 from probe.datasets.subsets import subset_of
 from probe.decoder import decode_strictly
 from probe.errors import DatasetError, DatasetMissingError, listed
@@ -172,7 +172,7 @@ def _check_splits(spec: DatasetSpec, file: Path) -> None:
             f"{file}: val_fraction is {spec.val_fraction} and test_fraction {spec.test_fraction}; give shares of all "
             "images that leave some for training"
         )
-    if spec.recipe and set(names) != (needed := set(PARTS_OF_RECIPES[spec.recipe])):
+    if spec.recipe and set(names) != (needed := set(SUBSETS_OF_RECIPES[spec.recipe])):
         raise DatasetError(
             f"{file}: the recipe {spec.recipe!r} divides {' and '.join(sorted(needed))}; give these subsets"
         )

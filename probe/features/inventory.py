@@ -64,7 +64,9 @@ def _survey(folder: Path) -> CachedEntry | None:
         else:
             about, used = read_sidecar(folder), (folder / SIDECAR).stat().st_mtime
             state, n = "whole", about["num_images"]
-        return CachedEntry(folder, about["label"], about["key"], state, n, size, used)
+        label = dict(about["label"])
+        label.setdefault("subset", label.pop("part", ""))  # its name in entries of earlier versions
+        return CachedEntry(folder, label, about["key"], state, n, size, used)
     except PermissionError:  # the entry of another user
         return CachedEntry(folder, {}, {}, "unreadable", 0, size, used)
     except DAMAGE:

@@ -71,7 +71,8 @@ def _markdown(title: str, section: Section) -> str:
 
 def metric_notes(section: Section) -> list[str]:
     """Return a remark on each metric other than accuracy."""
-    metrics = {cell.record.dataset: cell.record.spec.dataset.metric for cell in section.cells}
+    cells = sorted(section.cells, key=lambda cell: not cell.is_other)  # the last one of a dataset decides
+    metrics = {cell.record.dataset: cell.record.spec.dataset.metric for cell in cells}
     by_metric: dict[str, list[str]] = {}
     for name, label in short_names(section.datasets).items():
         by_metric.setdefault(metrics[name], []).append(label)

@@ -246,9 +246,8 @@ def _find_settings(source: ZooSource, *, offline: bool) -> OpenClipSettings:
 
     1. `local-dir:` and `hf-hub:`: the settings of `open_clip_config.json`.
     2. `ARCH/TAG`: the settings of the tag in open_clip's table.
-    3. `ARCH/PATH`: the settings of the architecture's tags in the table, if all tags agree. For a path, open_clip
-    itself
-       uses its default, which is OpenAI's preprocessing; `?preprocess=open_clip` selects that default here.
+    3. `ARCH/PATH`: the settings of the architecture's tags in the table, if all tags agree. open_clip itself
+       uses its default for a path, which is OpenAI's preprocessing; `?preprocess=open_clip` selects that default here.
     4. Otherwise open_clip's default, with a warning.
     """
     if not source.architecture:

@@ -11,7 +11,8 @@ Schema history. Fields that were added to a schema later have a default in `reco
    `encoder`, `suboptimality` in `result` and its `sweep`, `choice_converged` and `label_values` in `result`.
    `converged` follows `probes.solvers.optimality` in a record that has `suboptimality`, and else the gradient.
 4. Few-shot draws have `draw_sha256`, a digest, instead of `indices` and `held_out`, the positions as text.
-5. `spec.dataset`, its `sources` and `extraction` have `subsets` instead of `parts`.
+5. `spec.dataset`, its `sources` and `extraction` have `subsets` instead of `parts`, and skipped images in `read` have
+   `subset` instead of `part`.
 """
 
 from __future__ import annotations
@@ -76,7 +77,15 @@ def _from_4(fields: Json) -> Json:
         if isinstance(dataset.get("sources"), list):
             dataset = {**dataset, "sources": [_with_subsets(source) for source in dataset["sources"]]}
         fields = {**fields, "spec": {**spec, "dataset": dataset}}
+    if isinstance(read := fields.get("read"), dict) and isinstance(read.get("skipped"), list):
+        fields = {**fields, "read": {**read, "skipped": [_with_subset(image) for image in read["skipped"]]}}
     return {**fields, "extraction": _with_subsets(extraction)} if extraction is not None else fields
+
+
+def _with_subset(image: Any) -> Any:
+    if not isinstance(image, dict):
+        return image
+    return {("subset" if name == "part" else name): item for name, item in image.items()}
 
 
 def _with_subsets(value: Any) -> Any:

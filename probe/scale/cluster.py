@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from probe.environment import DISTRIBUTION
 from probe.errors import ExecutorError, ExtraMissingError, listed, shorten
 from probe.scale.units import ATTEMPTS, Unit
 from probe.scale.worker import WorkerInfo, versions
@@ -243,7 +244,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as err:
-        raise ExtraMissingError("--executor ray needs Ray; install it with pip install '.[ray]'") from err
+        raise ExtraMissingError(f"--executor ray needs Ray; install it with pip install '{DISTRIBUTION}[ray]'") from err
     return ray
 
 

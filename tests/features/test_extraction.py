@@ -72,7 +72,7 @@ def num_made(cache):
 
 
 @pytest.mark.slow
-def test_features_are_made_once(tmp_path, undisturbed, small):
+def test_features_are_extracted_once(tmp_path, undisturbed, small):
     first, again = (extract(digits(small[0]), tmp_path)[0] for _ in range(2))
     assert [outcome.extraction.from_cache for outcome in (first, again)] == [False, True]
     assert first.features["all"].compute_sha256() == again.features["all"].compute_sha256() == undisturbed
@@ -81,7 +81,7 @@ def test_features_are_made_once(tmp_path, undisturbed, small):
 
 
 @pytest.mark.slow
-def test_what_is_kept_equals_what_extract_gives(undisturbed, small):
+def test_cached_features_equal_extracted_features(undisturbed, small):
     encoder = probe.load_encoder(small[0], device="cpu")
     images = probe.datasets.opening.open_dataset("digits").subsets["all"]
     assert probe.extract_features(encoder, images, batch_size=BATCH).compute_sha256() == undisturbed
@@ -190,7 +190,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_shard_has_its_share_of_every_part(tmp_path, folder):
+def test_a_shard_has_its_share_of_every_subset(tmp_path, folder):
     """Of train and of test."""
     specs = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu", batch_size=300)
     for i in (1, 2):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from make.entries import KEY, cell, chunk_of
+from make.entries import KEY, chunk_of, make_entry_spec
 
 from probe.errors import CacheError
 from probe.features import store
@@ -21,21 +21,21 @@ from probe.features.inventory import ABANDONED_SECONDS, collect, differing, near
 from probe.features.store import damage, find
 
 
-def fill(root, cell, labels=1):
+def fill(root, spec, labels=1):
     """A whole entry."""
-    work = Work(root, cell)
+    work = Work(root, spec)
     work.start()
-    for chunk in range(cell.num_chunks):
+    for chunk in range(spec.num_chunks):
         assert work.claim(chunk)
-        work.write(chunk, chunk_of(cell, chunk, labels))
-    assert work.finish(encoder={"embed_dim": 2}, extraction={"images": cell.num_images})
-    return cell.folder(root)
+        work.write(chunk, chunk_of(spec, chunk, labels))
+    assert work.finish(encoder={"embed_dim": 2}, extraction={"images": spec.num_images})
+    return spec.folder(root)
 
 
 @pytest.mark.parametrize("labels", [1, 2])
 def test_what_is_written_is_read(tmp_path, labels):
-    fill(tmp_path, cell(), labels)
-    found = find(tmp_path, cell())
+    fill(tmp_path, make_entry_spec(), labels)
+    found = find(tmp_path, make_entry_spec())
     assert found.features.x[:, 0].tolist() == list(range(600))
     assert found.features.pre_projection.shape == (600, 4)
     assert found.features.y.shape == ((600,) if labels == 1 else (600, 2))
@@ -46,15 +46,15 @@ def test_what_is_written_is_read(tmp_path, labels):
 
 
 def test_chunks_are_gone_when_the_entry_is_there(tmp_path):
-    folder = fill(tmp_path, cell())
+    folder = fill(tmp_path, make_entry_spec())
     assert [path for path in folder.parent.iterdir() if not path.name.startswith(".")] == [folder]
 
 
 @pytest.mark.parametrize("field", KEY)
 def test_every_field_of_the_key_counts(tmp_path, field):
-    fill(tmp_path, cell())
-    assert find(tmp_path, cell(**{field: "another"})) is None
-    assert find(tmp_path, cell()) is not None
+    fill(tmp_path, make_entry_spec())
+    assert find(tmp_path, make_entry_spec(**{field: "another"})) is None
+    assert find(tmp_path, make_entry_spec()) is not None
 
 
 def _flip_a_byte(path):
@@ -94,24 +94,24 @@ DAMAGES = {
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_is_found_said_and_never_used(tmp_path, caplog, kind):
-    folder = fill(tmp_path, cell())
+    folder = fill(tmp_path, make_entry_spec())
     DAMAGES[kind](folder)
     assert damage(folder)
     with caplog.at_level(logging.WARNING):
-        assert find(tmp_path, cell()) is None
+        assert find(tmp_path, make_entry_spec()) is None
     assert f"the features in {folder} are damaged (" in caplog.text
     assert not folder.exists()
-    fill(tmp_path, cell())
-    assert find(tmp_path, cell()) is not None
+    fill(tmp_path, make_entry_spec())
+    assert find(tmp_path, make_entry_spec()) is not None
 
 
 @pytest.mark.parametrize("kind", ["flipped", "short", "empty", "another"])
 def test_a_damaged_chunk_is_made_again(tmp_path, caplog, kind):
-    work = Work(tmp_path, cell())
+    work = Work(tmp_path, make_entry_spec())
     work.start()
     for chunk in range(3):
         work.claim(chunk)
-        work.write(chunk, chunk_of(cell(), chunk))
+        work.write(chunk, chunk_of(make_entry_spec(), chunk))
     path = work.folder / "000001.npz"
     if kind == "flipped":
         content = bytearray(path.read_bytes())
@@ -126,14 +126,14 @@ def test_a_damaged_chunk_is_made_again(tmp_path, caplog, kind):
     assert "000001.npz is damaged" in caplog.text
     assert [work.has(chunk) for chunk in range(3)] == [True, False, True]
     assert work.claim(1)
-    work.write(1, chunk_of(cell(), 1))
+    work.write(1, chunk_of(make_entry_spec(), 1))
     assert work.finish(encoder={}, extraction={})
-    assert find(tmp_path, cell()).features.x[:, 0].tolist() == list(range(600))
+    assert find(tmp_path, make_entry_spec()).features.x[:, 0].tolist() == list(range(600))
 
 
 def test_no_flipped_bit_of_a_chunk_is_used_or_stops_for_good(tmp_path):
     """Whatever zipfile and NumPy raise on it, the chunk is made again, or has the bytes that it had."""
-    small = cell(n=3)
+    small = make_entry_spec(n=3)
     work = Work(tmp_path, small)
     work.start()
     work.write(0, chunk_of(small, 0))
@@ -153,7 +153,7 @@ def test_no_flipped_bit_of_a_chunk_is_used_or_stops_for_good(tmp_path):
 
 def _finish(root, queue):
     try:
-        queue.put(Work(root, cell()).finish(encoder={}, extraction={}))
+        queue.put(Work(root, make_entry_spec()).finish(encoder={}, extraction={}))
     except CacheError as err:
         queue.put(str(err))
 
@@ -164,23 +164,23 @@ def test_processes_that_finish_together_all_have_the_entry(tmp_path):
     context = multiprocessing.get_context("fork")
     for n in range(5):
         root, queue = tmp_path / str(n), context.Queue()
-        work = Work(root, cell())
+        work = Work(root, make_entry_spec())
         work.start()
         for chunk in range(3):
-            work.write(chunk, chunk_of(cell(), chunk))
+            work.write(chunk, chunk_of(make_entry_spec(), chunk))
         processes = [context.Process(target=_finish, args=(root, queue)) for _ in range(3)]
         for process in processes:
             process.start()
         assert [queue.get(timeout=60) for _ in processes] == [True] * 3
         for process in processes:
             process.join()
-        assert find(root, cell()) is not None
+        assert find(root, make_entry_spec()) is not None
         assert [kept.state for kept in survey(root)] == ["whole"]
 
 
 def test_who_comes_late_leaves_nothing_behind(tmp_path):
-    late = Work(tmp_path, cell())
-    fill(tmp_path, cell())
+    late = Work(tmp_path, make_entry_spec())
+    fill(tmp_path, make_entry_spec())
     late.start()
     assert not late.claim(0)
     assert [kept.state for kept in survey(tmp_path)] == ["whole"]
@@ -188,19 +188,19 @@ def test_who_comes_late_leaves_nothing_behind(tmp_path):
 
 def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
     """Nothing is removed, and nothing is made again."""
-    folder = fill(tmp_path, cell())
+    folder = fill(tmp_path, make_entry_spec())
 
     def refused(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(store, "file_sha256", refused)
     with pytest.raises(CacheError, match=r"cannot read .*Permission denied"):
-        find(tmp_path, cell())
+        find(tmp_path, make_entry_spec())
     assert folder.is_dir()
 
 
 def test_damage_that_cannot_be_removed_is_one_sentence(tmp_path, monkeypatch):
-    folder = fill(tmp_path, cell())
+    folder = fill(tmp_path, make_entry_spec())
     _flip_a_byte(folder / "labels.npy")
 
     def refused(path, **_):
@@ -208,21 +208,21 @@ def test_damage_that_cannot_be_removed_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shutil, "rmtree", refused)
     with pytest.raises(CacheError, match="check its permissions, or name a different folder"):
-        find(tmp_path, cell())
+        find(tmp_path, make_entry_spec())
 
 
 def test_features_of_others_that_may_only_be_read_are_used(tmp_path, monkeypatch):
-    fill(tmp_path, cell())
+    fill(tmp_path, make_entry_spec())
 
     def refused(*_, **__):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, "utime", refused)
-    assert find(tmp_path, cell()) is not None
+    assert find(tmp_path, make_entry_spec()) is not None
 
 
 def test_a_chunk_is_claimed_once(tmp_path):
-    one, other = Work(tmp_path, cell()), Work(tmp_path, cell())
+    one, other = Work(tmp_path, make_entry_spec()), Work(tmp_path, make_entry_spec())
     one.start()
     other.start()
     assert one.claim(0)
@@ -230,12 +230,12 @@ def test_a_chunk_is_claimed_once(tmp_path):
     assert other.claim(1)
     one.close()  # as if it were killed
     assert other.claim(0)
-    other.write(0, chunk_of(cell(), 0))
+    other.write(0, chunk_of(make_entry_spec(), 0))
     assert not one.claim(0)
 
 
 def test_skipped_images_have_no_row_and_are_named(tmp_path):
-    small = cell(n=300)
+    small = make_entry_spec(n=300)
     work = Work(tmp_path, small)
     work.start()
     first, second = chunk_of(small, 0), chunk_of(small, 1)
@@ -253,21 +253,21 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
     with pytest.raises(
         CacheError, match=r"cannot write to .*features \(.*\); make it writable, or name a different folder"
     ):
-        Work(tmp_path / "features", cell()).start()
+        Work(tmp_path / "features", make_entry_spec()).start()
 
 
 def test_a_full_disk_keeps_what_was_made(tmp_path, monkeypatch):
     """`tests/test_extraction.py` fills a real file system, where it may."""
-    work = Work(tmp_path, cell())
+    work = Work(tmp_path, make_entry_spec())
     work.start()
-    work.write(0, chunk_of(cell(), 0))
+    work.write(0, chunk_of(make_entry_spec(), 0))
 
     def no_space(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", no_space)
     with pytest.raises(CacheError, match=r"no space left .*1 of 3 chunks of digits/all / tiny / eager are cached"):
-        work.write(1, chunk_of(cell(), 1))
+        work.write(1, chunk_of(make_entry_spec(), 1))
     assert work.has(0)
     assert not [path for path in work.folder.iterdir() if path.name.endswith(".tmp")]
 
@@ -275,7 +275,7 @@ def test_a_full_disk_keeps_what_was_made(tmp_path, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs the list of open files in /proc/self/maps")
 def test_no_file_is_open_when_it_is_removed(tmp_path, monkeypatch):
     """Windows refuses to remove an open file."""
-    folder = fill(tmp_path, cell())
+    folder = fill(tmp_path, make_entry_spec())
     np.save(folder / "labels.npy", np.zeros(3))  # read after the other arrays have been mapped
     removed = []
 
@@ -286,25 +286,25 @@ def test_no_file_is_open_when_it_is_removed(tmp_path, monkeypatch):
 
     rmtree = shutil.rmtree
     monkeypatch.setattr(store.shutil, "rmtree", check)
-    assert find(tmp_path, cell()) is None
+    assert find(tmp_path, make_entry_spec()) is None
     assert removed == [folder]
 
 
 def test_explaining_names_the_fields_that_differ(tmp_path):
-    fill(tmp_path, cell())
-    fill(tmp_path, cell(batch_size=32, torch="2.14.0"))
-    wanted = cell(batch_size=16)
+    fill(tmp_path, make_entry_spec())
+    fill(tmp_path, make_entry_spec(batch_size=32, torch="2.14.0"))
+    wanted = make_entry_spec(batch_size=16)
     kept = nearest(tmp_path, wanted)
     assert differing(wanted, kept) == {"batch_size": (64, 16)}
     assert nearest(tmp_path, replace(wanted, subset="train")) is None
 
 
 def test_surveying_tells_whole_from_begun_and_damaged(tmp_path):
-    fill(tmp_path, cell())
-    begun = Work(tmp_path, cell(batch_size=32))
+    fill(tmp_path, make_entry_spec())
+    begun = Work(tmp_path, make_entry_spec(batch_size=32))
     begun.start()
-    begun.write(0, chunk_of(cell(), 0))
-    (fill(tmp_path, cell(batch_size=16)) / "entry.json").write_text("{}")
+    begun.write(0, chunk_of(make_entry_spec(), 0))
+    (fill(tmp_path, make_entry_spec(batch_size=16)) / "entry.json").write_text("{}")
     assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 chunks", "damaged", "whole"]
     checked, damaged = verify(tmp_path)
     assert (checked, len(damaged)) == (2, 1)
@@ -312,30 +312,30 @@ def test_surveying_tells_whole_from_begun_and_damaged(tmp_path):
 
 
 def test_collecting_takes_the_damaged_then_what_was_not_used_for_longest(tmp_path):
-    folders = [fill(tmp_path, cell(batch_size=size)) for size in (16, 32, 64, 128)]
+    folders = [fill(tmp_path, make_entry_spec(batch_size=size)) for size in (16, 32, 64, 128)]
     for age, folder in zip((300, 100, 200), folders, strict=False):
         os.utime(folder / "entry.json", ((folder / "entry.json").stat().st_mtime - age,) * 2)
     (folders[3] / "entry.json").write_text("{}")
     assert [kept.path for kept in collect(tmp_path)] == [folders[3]]
     size = survey(tmp_path)[0].size
     assert [kept.path for kept in collect(tmp_path, max_size=2 * size)] == [folders[0]]
-    find(tmp_path, cell(batch_size=64))  # is of use again
+    find(tmp_path, make_entry_spec(batch_size=64))  # is of use again
     assert [kept.path for kept in collect(tmp_path, max_size=size)] == [folders[1]]
     assert [kept.path for kept in collect(tmp_path, max_size=0)] == [folders[2]]
     assert collect(tmp_path / "nowhere") == []
 
 
 def test_collecting_leaves_what_another_process_is_making(tmp_path):
-    work = Work(tmp_path, cell())
+    work = Work(tmp_path, make_entry_spec())
     work.start()
-    work.write(0, chunk_of(cell(), 0))
+    work.write(0, chunk_of(make_entry_spec(), 0))
     with FileLock(work.folder / "000001.lock"):
         assert collect(tmp_path, max_size=0) == []
     assert len(collect(tmp_path, max_size=0)) == 1
 
 
 def test_collecting_takes_what_was_abandoned(tmp_path):
-    folder = fill(tmp_path, cell())
+    folder = fill(tmp_path, make_entry_spec())
     left = folder.with_name(f".{folder.name}.1.tmp")
     left.mkdir()
     collect(tmp_path)
@@ -347,13 +347,13 @@ def test_collecting_takes_what_was_abandoned(tmp_path):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
 def test_shards_share_all_chunks(n):
-    of_ten = cell(n=2500)
+    of_ten = make_entry_spec(n=2500)
     chunks = [chunk for i in range(1, n + 1) for chunk in chunk_range(of_ten.num_images, of_ten.batch_size, (i, n))]
     assert chunks == list(range(of_ten.num_chunks)) == list(chunk_range(of_ten.num_images, of_ten.batch_size))
 
 
 def test_the_sidecar_is_clear_text(tmp_path):
-    about = json.loads((fill(tmp_path, cell()) / "entry.json").read_text())
+    about = json.loads((fill(tmp_path, make_entry_spec()) / "entry.json").read_text())
     assert about["label"] == {
         "dataset": "digits",
         "subset": "all",

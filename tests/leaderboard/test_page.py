@@ -235,6 +235,15 @@ def test_a_model_leads_to_its_facts_and_charts_and_back(page):
 
 
 @pytest.mark.browser
+def test_a_link_to_a_model_keeps_the_filters(page):
+    page.get_by_label("Models", exact=True).fill("tiny")
+    page.get_by_role("link", name="tiny").click()
+    assert _state(page)["models"] == "tiny"
+    page.go_back()
+    assert _models(page) == ["tiny"]
+
+
+@pytest.mark.browser
 def test_a_cell_opens_its_record_by_keyboard_and_closes_again(page):
     cell = page.get_by_role("button", name=re.compile("tiny on digits: 95.00"))
     cell.focus()

@@ -8,13 +8,13 @@ from probe.features.store import EntrySpec
 KEY = {"weights": "ab", "mode": "eager", "batch_size": 64, "torch": "2.15.0"}
 
 
-def cell(n=600, **changes):
+def make_entry_spec(n=600, **changes):
     return EntrySpec("digits", "all", "tiny", "eager", "fp32", {**KEY, **changes}, n, 64)
 
 
-def chunk_of(cell, chunk, labels=1):
+def chunk_of(spec, chunk, labels=1):
     """Return features that contain the index of their image."""
-    positions = np.arange(chunk * 256, min((chunk + 1) * 256, cell.num_images))
+    positions = np.arange(chunk * 256, min((chunk + 1) * 256, spec.num_images))
     x = np.stack([positions, -positions], axis=1).astype(np.float32)
     y = positions % 10 if labels == 1 else np.stack([positions % 2, positions % 3 - 1], axis=1)
     return Features(x, y.astype(np.int64), np.repeat(x, 2, axis=1))

@@ -10,7 +10,7 @@ from make.records import make_record
 from probe.probes.shots import Draw
 from probe.records.migration import MIGRATIONS, migrate
 from probe.records.record import decode_record, read_record, write_record
-from probe.records.schema import SCHEMA_VERSION
+from probe.records.schema import SCHEMA_VERSION, SkippedImage
 from probe.specs import Source
 
 RECORDS = Path(__file__).parents[2] / "results" / "records"
@@ -54,6 +54,12 @@ def test_parts_of_the_fourth_schema_become_subsets():
     for holder in (plain["spec"]["dataset"], *plain["spec"]["dataset"]["sources"], plain["extraction"]):
         holder["parts"] = holder.pop("subsets")
     assert decode_record(migrate(plain)) == expected
+
+
+def test_the_part_of_a_skipped_image_becomes_its_subset():
+    plain = _plain(schema_version=4)
+    plain["read"]["skipped"] = [{"part": "test", "id": "x.png", "message": "damaged"}]
+    assert decode_record(migrate(plain)).read.skipped == (SkippedImage("test", "x.png", "damaged"),)
 
 
 @pytest.mark.parametrize("name", ["few-shot-2", "few-shot-16"])

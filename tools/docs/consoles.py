@@ -152,7 +152,9 @@ def _is_near(a: str, b: str) -> bool:
     x, y = (float(text.replace(",", "")) for text in (a, b))
     if "e-" in a or "e-" in b:  # rounding errors are about as large on every processor, and the same on none
         return x == y or 1 / 3 < (x or 1e-12) / (y or 1e-12) < 3
-    return abs(x - y) <= (0.6 if "." in a else 0.25 * max(x, y, 4))
+    if "." not in a:
+        return abs(x - y) <= 0.25 * max(x, y, 4)
+    return abs(x - y) <= (0.6 if max(x, y) > 1 else 0.01)  # percent, or a fraction: a few images of some hundred
 
 
 def make_folder(name: str, parent: Path) -> Path:

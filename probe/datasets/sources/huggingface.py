@@ -85,7 +85,7 @@ def make_spec(rest: str) -> DatasetSpec:
         subsets = choose_subsets(name, options, {"train": "train", "test": "test"})
     else:
         raise DatasetMissingError(f"{location} is neither a file or folder nor a repository ORG/NAME; check the name")
-    return rows.found(
+    return rows.own_dataset(
         name,
         "huggingface",
         location,

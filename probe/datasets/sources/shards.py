@@ -120,13 +120,13 @@ def _choose_fields(path: Path, key: str, fields: Mapping[str, object], suffixes:
     label = next((ending for ending in LABELS if ending in fields), None)
     if len(images) == 1 and label:
         return images[0], label
-    lacks = ("several images" if images else "no image") if len(images) != 1 else "no label"
-    way_out = "it needs one image and its label as .cls, .npy or .json"
+    problem = ("several images" if images else "no image") if len(images) != 1 else "no label"
+    advice = "it needs one image and its label as .cls, .npy or .json"
     if dotted := next((ending for ending in fields if "." in ending), ""):  # webdataset ends names at the first dot
         stem, _, suffix = f"{key.rpartition('/')[2]}.{dotted}".rpartition(".")
-        way_out = f"the name of a sample ends at its first dot: write '{stem.replace('.', '_')}.{suffix}' and so on"
+        advice = f"the name of a sample ends at its first dot: write '{stem.replace('.', '_')}.{suffix}' and so on"
     raise DatasetError(
-        f"{path}: the sample {key!r} has {lacks} among its files {listed(f'.{ending}' for ending in fields)}; {way_out}"
+        f"{path}: the sample {key!r} has {problem} in its files {listed(f'.{ending}' for ending in fields)}; {advice}"
     )
 
 

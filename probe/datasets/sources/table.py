@@ -92,7 +92,7 @@ def make_spec(rest: str) -> DatasetSpec:
     given = [subset for subset in SUBSETS if subset in options]
     found = find_subsets(name, names, given) if names else {"all": ""}
     subsets = choose_subsets(name, options, found, names=names)
-    return rows.found(
+    return rows.own_dataset(
         name,
         "table",
         str(path),

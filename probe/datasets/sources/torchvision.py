@@ -67,7 +67,7 @@ def make_spec(rest: str) -> DatasetSpec:
     arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
     subsets = _find_subsets(getattr(torchvision.datasets, name), arguments)
     found = {subset: {**arguments, **chosen} for subset, chosen in subsets.items()}
-    return rows.found(f"torchvision:{rest}", "torchvision", name, found, can_download=True)
+    return rows.own_dataset(f"torchvision:{rest}", "torchvision", name, found, can_download=True)
 
 
 def _value(text: str) -> Any:

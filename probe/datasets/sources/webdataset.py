@@ -87,7 +87,7 @@ def make_spec(rest: str) -> DatasetSpec:
     else:
         found = {"train": "train", "test": "test"}
     subsets = choose_subsets(name, options, found, names=names)
-    return rows.found(
+    return rows.own_dataset(
         name,
         "webdataset",
         location,

@@ -84,7 +84,7 @@ RECIPES: dict[str, Recipe] = {
     "clevr_counts": clevr_counts,
 }
 # Recipe -> the subsets that it divides.
-PARTS_OF_RECIPES = {
+SUBSETS_OF_RECIPES = {
     "eurosat": ("all",),
     "resisc45": ("all",),
     "caltech101": ("all",),

@@ -188,7 +188,7 @@ def _section(section: board.Section, protocol: str, labels: Labels) -> SectionVi
 
 
 def _column(section: board.Section, name: str, label: str) -> ColumnView:
-    cell = next(line.cells[name] for line in section.lines if name in line.cells)
+    cell = min((line.cells[name] for line in section.lines if name in line.cells), key=lambda cell: cell.is_other)
     metric = cell.record.spec.dataset.metric
     key = f"dataset:{label}" if label in FIXED_COLUMNS else label
     return ColumnView(label, key, TITLES.get(name, ""), "" if metric == "accuracy" else METRICS.get(metric, metric))

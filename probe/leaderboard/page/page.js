@@ -55,7 +55,7 @@ function prepare(board) {
   for (const header of headersOf(board)) header.replaceChildren(make("button", { type: "button" }, ...header.childNodes));
   for (const row of rowsOf.get(board)) {
     const model = data.models[row.dataset.index];
-    const link = make("a", { href: address({ model: model.name }), "data-model": model.name }, make("span", { class: `swatch ${colour(row.dataset.index)}` }), model.label);
+    const link = make("a", { "data-model": model.name }, make("span", { class: `swatch ${colour(row.dataset.index)}` }), model.label);
     row.cells[0].replaceChildren(link);
     for (const cell of row.querySelectorAll("td[data-record]")) {
       const record = data.records[cell.dataset.record];
@@ -205,6 +205,7 @@ function show() {
   prepare(board);
   for (const key of FILTERS) byId(key).value = section[key];
   for (const key of ["models", "datasets"]) if (byId(key).value !== (state[key] || "")) byId(key).value = state[key] || "";
+  for (const link of board.querySelectorAll("a[data-model]")) link.setAttribute("href", address({ model: link.dataset.model, record: "" }));
   sortRows(board);
   const [models, columns] = filter(board);
   byId("found").textContent = state.model ? "" : `${count(models, "model")}, ${count(columns, "dataset")}${state.sort ? `, sorted by ${state.sort}, ${state.order}` : ""}.`;

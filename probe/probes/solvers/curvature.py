@@ -176,7 +176,7 @@ def estimate_hessian(objective: Objective, probe: int, unknowns: Tensor) -> list
     probabilities = loss.probabilities(logits)  # (m, width)
     counts = loss.weights(probe, torch.from_numpy(positions).to(rows.device))
     share = torch.ones(len(features), device=rows.device) if counts is None else counts.float()
-    share /= max(float(share.sum()), 1.0)
+    share /= float(share.sum()) or 1.0  # if no row counts, all shares stay 0
     return [
         _block(features, probabilities, share, classes) for classes in _groups(probabilities, group_size(objective))
     ]

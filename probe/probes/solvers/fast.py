@@ -253,7 +253,8 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
       does not depend on the scales of the features.
 
     Args:
-        C: inverse strength of the L2 penalty on the sum of the losses, above 0. `np.inf` disables the penalty.
+        C: inverse strength of the L2 penalty on the sum of the losses, above 0. `np.inf` disables the penalty;
+            separable classes then have no optimum.
         l1_ratio: must be 0, because L1 penalties are not supported.
         tol: limit of max |gradient| of the objective.
         fit_intercept: if True, fit an intercept, which is not penalised.
@@ -359,10 +360,12 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
         if self.verbose:
             logger.info("%s: after %d iterations %s", type(self).__name__, self.n_iter_[0], ending)
         if not solution.converged:
-            message = (
-                f"preconditioned lbfgs failed to converge after {self.n_iter_[0]} iterations: {ending}. Increase "
-                "max_iter or tol, or scale the data."
+            advice = (
+                "The classes may be separable, so that no optimum exists without a penalty: give a finite C"
+                if np.isinf(self.C)
+                else "Increase max_iter or tol, or scale the data"
             )
+            message = f"preconditioned lbfgs failed to converge after {self.n_iter_[0]} iterations: {ending}. {advice}."
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return self
 

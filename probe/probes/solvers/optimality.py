@@ -188,7 +188,9 @@ def evaluate(objective: Objective, probe: int, weights: Tensor) -> Evaluation:
         x = block.double()
         logits = x @ weights[:-1] + weights[-1]
         probabilities = loss.probabilities(logits)
-        moments.add(x, (probabilities * (1 - probabilities) + LEAST_WEIGHT) * _counts(objective, probe, first, len(x)))
+        moments.add(
+            x, (probabilities * (1 - probabilities) + LEAST_WEIGHT) * _image_weights(objective, probe, first, len(x))
+        )
         total += float(loss.residuals(logits, first, [probe])[0])  # logits become residuals
         gradient[:-1] += x.T @ logits
         gradient[-1] += logits.sum(dim=0)
@@ -231,8 +233,8 @@ class Moments:
         return self.shift + mean, torch.where(is_constant, 0, 1 / torch.where(is_constant, 1, deviation))
 
 
-def _counts(objective: Objective, probe: int, first: int, num: int) -> Tensor | float:
-    """Return 1 for each image that counts for a probe and 0 for the others, (num, 1)."""
+def _image_weights(objective: Objective, probe: int, first: int, num: int) -> Tensor | float:
+    """Return the weight of each image for a probe, (num, 1); images that do not count have the weight 0."""
     positions = torch.arange(first, first + num, device=objective.rows.device)
     counts = objective.loss.weights(probe, positions)
     return 1.0 if counts is None else counts[:, None].double()
@@ -304,11 +306,11 @@ class _System:
         return float((residual.square() / least).sum()) / 2
 
     def blocks(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor | float]]:
-        """Yield blocks of standardised features (m, d), probabilities (m, width) and image weights (m, 1), 0 or 1."""
+        """Yield blocks of standardised features (m, d), probabilities (m, width) and image weights (m, 1)."""
         rows, loss, weights = self.objective.rows, self.objective.loss, self.weights.to(dtype)
         for first, block in rows.blocks(loss.width):
             x = ((block.double() - self.mean) * self.inverse).to(dtype)
-            counts = _counts(self.objective, self.probe, first, len(x))
+            counts = _image_weights(self.objective, self.probe, first, len(x))
             yield x, loss.probabilities(x @ weights[:-1] + weights[-1]), counts
 
     def product(self, direction: Tensor, dtype: torch.dtype) -> Tensor:

@@ -317,10 +317,10 @@ def test_a_json_without_a_label_is_named(content, folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"s4_png": None}, r"the sample 's4' has no image among its files \.cls; it needs one image and its label as"),
-        ({"s4_cls": None}, r"the sample 's4' has no label among its files \.png; it needs"),
-        ({"s4_cls": None, "s4_txt": b"a cat"}, r"the sample 's4' has no label among its files \.png, \.txt; it needs"),
-        ({"s4_jpg": picture(4, "JPEG")}, r"the sample 's4' has several images among its files \.png, \.cls, \.jpg"),
+        ({"s4_png": None}, r"the sample 's4' has no image in its files \.cls; it needs one image and its label as"),
+        ({"s4_cls": None}, r"the sample 's4' has no label in its files \.png; it needs"),
+        ({"s4_cls": None, "s4_txt": b"a cat"}, r"the sample 's4' has no label in its files \.png, \.txt; it needs"),
+        ({"s4_jpg": picture(4, "JPEG")}, r"the sample 's4' has several images in its files \.png, \.cls, \.jpg"),
     ],
 )
 def test_a_sample_that_is_not_whole_is_named(changes, message, folder):
@@ -334,7 +334,7 @@ def test_samples_with_dots_in_their_names_are_told_apart_from_missing_images(fol
     with pytest.raises(DatasetError) as caught:
         _open(folder, members)
     message = str(caught.value)
-    assert "the sample 'img_v1' has no image among its files .0_000000.png, .0_000000.cls, " in message
+    assert "the sample 'img_v1' has no image in its files .0_000000.png, .0_000000.cls, " in message
     assert message.endswith(
         "and 992 more; the name of a sample ends at its first dot: write 'img_v1_0_000000.png' and so on"
     )

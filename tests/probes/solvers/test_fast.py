@@ -390,6 +390,21 @@ def test_weights_of_samples_and_classes_mean_what_they_mean_in_scikit_learn(kind
     np.testing.assert_allclose(fit.predict_proba(x), theirs.predict_proba(x), rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_only_the_product_of_weights_and_strength_counts(scale):
+    x, y = _blobs(k=10, spread=2.0)
+    expected = FastLogisticRegression(C=1e5).fit(x, y)
+    fit = FastLogisticRegression(C=1e5 / scale).fit(x, y, sample_weight=np.full(len(y), scale))
+    assert fit.n_iter_ <= 1.2 * expected.n_iter_
+    np.testing.assert_allclose(fit.coef_, expected.coef_, rtol=0, atol=1e-3 * np.abs(expected.coef_).max())
+
+
+def test_separable_classes_without_a_penalty_have_no_optimum():
+    x, y = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([0, 0, 1, 1])
+    with pytest.warns(ConvergenceWarning, match=r"may be separable, .* give a finite C\.$"):
+        FastLogisticRegression(C=np.inf).fit(x, y)
+
+
 def test_a_float32_fit_without_an_intercept_reaches_the_optimum():
     x, y = _digits(range(10))
     x = x.astype(np.float32)
