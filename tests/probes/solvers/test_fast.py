@@ -400,7 +400,7 @@ def test_only_the_product_of_weights_and_strength_counts(scale):
 
 
 def test_separable_classes_without_a_penalty_have_no_optimum():
-    x, y = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([0, 0, 1, 1])
+    x, y = _blobs(k=2, spread=20.0)
     with pytest.warns(ConvergenceWarning, match=r"may be separable, .* give a finite C\.$"):
         FastLogisticRegression(C=np.inf).fit(x, y)
 
