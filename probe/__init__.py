@@ -22,6 +22,8 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("probe.environment").package_version("clip-linear-probe")
     if name not in _HOMES:
         raise AttributeError(f"module 'probe' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

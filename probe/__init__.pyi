@@ -27,3 +27,5 @@ from probe.specs import DatasetSpec as DatasetSpec
 from probe.specs import ModelSpec as ModelSpec
 from probe.specs import Protocol as Protocol
 from probe.specs import RunSpec as RunSpec
+
+__version__: str

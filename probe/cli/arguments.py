@@ -172,7 +172,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--compare": _choice(("clip-paper",), None, "Change nothing; print the scores next to the paper's scores."),
         "--page": _flag("Print the whole catalogue as a page of Markdown."),
         "--json": _flag("Print JSON instead of text."),
-        "-v, --verbose": _flag("Log details: every step of a sweep, and tracebacks."),
+        "-v, --verbose": _flag("Log details and tracebacks."),
         "-h, --help": {"action": "help", "help": "Print this help."},
     },
 }
@@ -345,7 +345,7 @@ def _add_options(parser: argparse.ArgumentParser, name: str, command: _Command) 
 def find_conflict(args: argparse.Namespace) -> str | None:
     """Return a message about options that cannot be used together, or None."""
     if getattr(args, "ray_address", None) is not None and args.executor != "ray":
-        return "--ray-address requires --executor ray; give both"
+        return "--ray-address requires --executor ray; add --executor ray"
     if getattr(args, "ray_workers", None) is not None and not args.plan:
-        return "--ray-workers requires --plan; give both"
+        return "--ray-workers requires --plan; add --plan"
     return None

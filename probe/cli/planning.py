@@ -65,7 +65,7 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], settings: Settings,
         print(json.dumps({"runs": len(specs), "done": len(done), **asdict(cost)}, allow_nan=False))
         return 0
     print(f"runs: {len(specs)}, of which {len(done)} are done; workers: {cost.workers}, each with ", end="")
-    print("one GPU" if on_gpu else f"{num_threads} processors", end="\n\n")
+    print("one GPU" if on_gpu else f"{num_threads} processor{'s' * (num_threads != 1)}", end="\n\n")
     _print(cost)
     existing = next(folder for folder in (cache_dir, *cache_dir.absolute().parents) if folder.exists())
     disk = [one.disk for one in cost.models]
@@ -79,7 +79,7 @@ def _print(cost: GridCost) -> None:
     from probe.leaderboard import tables
 
     print(tables.markdown_table(HEADER, [_row(one) for one in cost.models]))
-    print(f"units: {cost.units}, of which {cost.shards} extract shards of features and the others fit probes")
+    print(f"units: {cost.units} ({cost.shards} extract features, {cost.units - cost.shards} fit probes)")
     memory = max((one.memory.host for one in cost.models), default=0)
     print(f"memory: {_gb(memory)} GB for each worker, {_gb(memory * cost.workers)} GB for all workers")
     if not cost.hardware:

@@ -140,7 +140,10 @@ def extract_command(args: argparse.Namespace) -> int:
 
     specs, settings = grids.plan_runs(args), grids.settings(args)
     if args.out is not None and (len(specs) > 1 or args.shard is not None):
-        raise errors.FeaturesError("--out needs one dataset, one model and one mode, and no --shard")
+        raise errors.FeaturesError(
+            f"--out writes the features of one run without --shard, but this command has {len(specs)} runs; give one "
+            "--dataset, one --model, --jit off or on, and no --shard"
+        )
     rows, failed = [], 0
     for spec, outcome in extract_grid(specs, settings):
         name = (spec.dataset.name, spec.model.name, spec.mode)

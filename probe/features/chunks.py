@@ -282,8 +282,8 @@ class Work:
         except OSError as err:
             if isinstance(err, CacheError):
                 raise
-            kept = sum(1 for chunk in self.chunks if self._path(chunk).is_file())
-            what = f"{kept} of {len(self.chunks)} chunks of {self.spec} are cached, and the next run continues there"
+            num_cached = sum(1 for chunk in self.chunks if self._path(chunk).is_file())
+            what = f"{num_cached} of {len(self.chunks)} chunks of {self.spec} are cached"
             if err.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise CacheError(
                     f"no space left in {self.root}; make room, for example with python -m probe cache gc --max-size "

@@ -315,7 +315,9 @@ def _look_up(encoder: LazyEncoder, dataset: OpenedDataset, session: Session) -> 
             job.entries[subset] = entry
     if not job.missing:
         job.from_cache = True
-        logger.info("%s: the features are cached in %s", encoder.spec, next(iter(job.entries.values())).path.parent)
+        folder = next(iter(job.entries.values())).path.parent
+        names = (encoder.spec.dataset.name, encoder.spec.model.name, encoder.spec.mode)
+        logger.info("%s: the features are cached in %s", " / ".join(names), folder)
     job.seconds["load"] += time.perf_counter() - started
     return job
 

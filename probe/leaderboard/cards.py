@@ -37,7 +37,7 @@ def model_index(records: Sequence[RunRecord]) -> str:
     models = sorted({record.model for record in records})
     if len(models) != 1:
         raise ResultsError(
-            f"a card describes one model, these records have {listed(models) or 'none'}; select one model"
+            f"a card describes one model, but the records are of {listed(models) or 'none'}; give records of one"
         )
     done = []
     for record in records:

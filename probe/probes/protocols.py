@@ -104,7 +104,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "few-shot": tuple(f"few-shot-{shots}" for shots in SHOTS),
     "few-shot-held-out": tuple(f"few-shot-{shots}-held-out" for shots in SHOTS),
 }
-FORMS = "the path of a protocol in TOML, mine.toml"
+FORMS = "the path of a TOML file with a protocol of your own, such as mine.toml"
 
 
 def protocol_names() -> tuple[str, ...]:

@@ -195,10 +195,14 @@ def read_record(path: str | Path) -> RunRecord:
     except OSError as err:
         raise ResultsError(f"cannot read {path} ({err.strerror or err}); give the .json file of a record") from err
     except (ValueError, RecursionError) as err:  # also bytes that are not text, and a name with a NUL
-        raise ResultsError(f"{path} is damaged: it is not valid JSON ({err}); run it again") from err
+        raise ResultsError(
+            f"{path} is damaged: it is not valid JSON ({err}); remove the file and repeat the run"
+        ) from err
     version = plain.get("schema_version") if isinstance(plain, dict) else None
     if not isinstance(version, int) or version < 1:
-        raise ResultsError(f"{path} is damaged or not a record: it has no schema_version; remove it, or run it again")
+        raise ResultsError(
+            f"{path} is damaged or not a record: it has no schema_version; remove the file and repeat the run"
+        )
     if version > SCHEMA_VERSION:
         raise ResultsError(f"{path} has schema version {version}, newer than {SCHEMA_VERSION}; update probe")
     try:
@@ -207,7 +211,7 @@ def read_record(path: str | Path) -> RunRecord:
     except ValueError as err:
         fault = str(err)
     if fault:
-        raise ResultsError(f"{path} is damaged: {fault}; run it again")
+        raise ResultsError(f"{path} is damaged: {fault}; remove the file and repeat the run")
     return record
 
 
@@ -252,7 +256,7 @@ def outcomes_of(record: RunRecord) -> list[Outcomes]:
         ResultsError: the record has no outcomes, or they are damaged.
     """
     if record.result is None or not record.result.outcomes:
-        raise ResultsError("it has no outcomes of test images, which are new in schema 3; run it again")
+        raise ResultsError("it has no outcomes of test images, which are new in schema 3; repeat the run")
     return unpack_outcomes(record.result)
 
 

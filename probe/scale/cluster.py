@@ -143,7 +143,7 @@ class Workers:
 
     @property
     def _size(self) -> str:
-        return "a GPU" if self._on_gpu else f"{self._num_threads} CPUs"
+        return "a GPU" if self._on_gpu else f"{self._num_threads} CPU{'s' * (self._num_threads != 1)}"
 
     def wait_for_room(self) -> None:
         """Wait until a node has room for a worker. A new node reports its resources shortly after it has started.

@@ -25,7 +25,7 @@ def test_run_prints_a_table_and_writes_records(tmp_path, capsys):
 
 def test_an_address_of_ray_is_for_ray(capsys):
     for options, said in (
-        (["--ray-address", "auto"], "give both"),
+        (["--ray-address", "auto"], "add --executor ray"),
         (["--executor", "ray", "--ray-address", ""], "empty"),
     ):
         with pytest.raises(SystemExit) as end:

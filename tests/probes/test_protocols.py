@@ -79,7 +79,7 @@ def test_feature_points_equal_those_of_the_encoder_module():
         ("dino-v2", "did you mean 'dinov2'"),
         ("fewshot", "did you mean 'few-shot'"),
         ("few-shot-3", "did you mean 'few-shot-"),
-        ("zzz", "choose one of readme, .*, or the path of a protocol in TOML, mine.toml"),
+        ("zzz", "choose one of readme, .*, or the path of a TOML file with a protocol of your own"),
         ("few-shot", "'few-shot' stands for few-shot-1, few-shot-2, .*; name one of them"),
     ],
 )
