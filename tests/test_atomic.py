@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import stat
+import tarfile
 import tempfile
 import urllib.error
 from dataclasses import replace
@@ -292,22 +293,27 @@ def test_two_users_never_download_to_the_same_file(folder, monkeypatch):
 
 
 def test_archives_are_unpacked_into_a_folder_that_another_user_began(folder):
-    shutil.make_archive(str(folder / "images"), "tar", Path(__file__).parent, "test_atomic.py")
-    source = Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/test_atomic.py",))
+    _write_archive(folder / "images.tar")
+    source = Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/image.png",))
     for name in ("images.tar.lock", "images.tar.unpacking.lock", ".images.tar.begun"):
         of_another_user(folder / name)
     (folder / "x" / ".images.tar-left").mkdir(parents=True)
     (folder / "x" / ".images.tar-left").chmod(0)
     unpack_missing(source, folder)
-    assert (folder / "x" / "test_atomic.py").is_file()
+    assert (folder / "x" / "image.png").is_file()
     assert not (folder / ".images.tar.begun").exists()
+
+
+def _write_archive(path):
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("image.png"))
 
 
 @pytest.fixture
 def images(folder):
     """Return a source with an archive in the folder."""
-    shutil.make_archive(str(folder / "images"), "tar", Path(__file__).parent, "test_atomic.py")
-    return Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/test_atomic.py",))
+    _write_archive(folder / "images.tar")
+    return Source(form="folder", location="x", archives=(("images.tar", "x"),), paths=("x/image.png",))
 
 
 @pytest.mark.parametrize("has_lock", [True, False])
@@ -327,13 +333,13 @@ def test_archives_are_unpacked_once_if_a_marker_of_another_user_cannot_be_remove
         of_another_user(folder / "images.tar.lock")
     monkeypatch.setattr(Path, "unlink", refuse)
     unpack_missing(images, folder)
-    (folder / "x" / "test_atomic.py").write_text("unpacked once")
+    (folder / "x" / "image.png").write_text("unpacked once")
     monkeypatch.setattr(archives, "unpack_archive", lambda *_: pytest.fail("unpacked again"))
     unpack_missing(images, folder)
     monkeypatch.undo()
-    (folder / "x" / "test_atomic.py").unlink()
+    (folder / "x" / "image.png").unlink()
     unpack_missing(images, folder)
-    assert (folder / "x" / "test_atomic.py").is_file()
+    assert (folder / "x" / "image.png").is_file()
 
 
 def test_a_marker_that_another_user_removed_first_is_not_an_error(folder, images, monkeypatch):
@@ -345,12 +351,12 @@ def test_a_marker_that_another_user_removed_first_is_not_an_error(folder, images
 
     monkeypatch.setattr(archives, "unpack_archive", unpack_and_remove)
     unpack_missing(images, folder)
-    assert (folder / "x" / "test_atomic.py").is_file()
+    assert (folder / "x" / "image.png").is_file()
 
 
 def test_archives_that_were_partly_unpacked_are_downloaded_again(folder, images, monkeypatch):
     (folder / "x").mkdir()
-    (folder / "x" / "test_atomic.py").touch()
+    (folder / "x" / "image.png").touch()
     (folder / ".images.tar.begun").touch()
     monkeypatch.setattr(archives, "fetch", lambda url, target, *, md5: fetched.append(target))
     fetched = []

@@ -93,10 +93,10 @@ def test_a_grid_that_is_killed_again_and_again_does_every_run_once(tmp_path):
     """20 quick runs, killed with all processes of Ray at random moments, then repeated until done."""
     command, output, work = quick_grid(tmp_path), tmp_path / "output", tmp_path / "work"
     command += ["--executor", "ray", "--threads", "1"]
-    records, rng = Records(work / "results"), random.Random(0)
+    records, rng = Records(work / "results"), random.Random(5)
     for _ in range(NUM_KILLS):
-        # The driver has 8 moments before its first record, one for each record that it reads, and 5 for each run.
-        moment = len(records.seen) + rng.randint(1, 8 + 5 * 20 // NUM_KILLS)
+        # The driver has 28 moments before its first record and 5 for each run, so this is some of the runs.
+        moment = rng.randint(1, 28 + 3 * 20 // NUM_KILLS)
         assert run_command(command, output, watched=work, moment=moment, with_group=True) == KILLED
         wait_until_gone()
         records.look()

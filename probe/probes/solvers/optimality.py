@@ -381,7 +381,7 @@ def _solve(system: _System) -> _Decrement:
     typical = float(matrix.diagonal().mean())
     # H is singular for the weights of constant features and for moving all intercepts equally. The gradient is zero in
     # these directions, so adding curvature there makes the matrix regular and does not change the solution.
-    regular = matrix + torch.diag(torch.where(matrix.diagonal() > 0, 0.0, typical))
+    regular = matrix + torch.diag(torch.where(matrix.diagonal() > 0, matrix.new_zeros(()), typical))
     if width > 1:
         regular[size - 1 :: size, size - 1 :: size] += typical
     ridge = torch.finfo(torch.float64).eps * typical

@@ -217,3 +217,14 @@ def test_a_choice_of_c_among_unconverged_fits_is_marked():
     easy = Protocol("easy", "", "projected", (1e-3, 1e-2), 1, 300, 1e-6, "this test")
     assert fit_probe(**plain, protocol=easy, solver="fast").choice_converged
     assert fit_probe(**plain, protocol="readme").choice_converged
+
+
+def test_a_penalty_beyond_float32_is_factored():
+    """For standardised features, the penalty on the weights of features of 1e-25 is 1e50, more than float32 holds."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 3)) * 1e-25, np.arange(40) % 2
+    objective = Objective(Rows([x]), loss_of(y, 2, torch.device("cpu")), [1.0])
+    weights = torch.from_numpy(rng.normal(size=(4, 1)))
+    found = measure_optimality(objective, 0, weights, num_iter=1)
+    assert 0 < found.suboptimality < np.inf
+    assert not found.converged
