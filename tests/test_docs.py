@@ -52,6 +52,7 @@ def test_modules_that_a_page_names_exist():
 def test_the_comparison_of_pages_finds_what_differs():
     assert consoles.differences("0.9916\n", "0.9888\n") == []
     assert len(consoles.differences("0.9916\n", "0.4100\n")) == 1
+    assert consoles.differences("| tiny | 99.16 ~ | 1e+06 |\n", "| tiny | 98.05 ~ | 0.042 |\n") == []
     shown = "| digits | 99.16 | 139 | 3.3e-06 |\nverdict: identical\n"
     assert consoles.differences(shown, "| digits  | 98.88 | 120 | 2.1e-06 |\nverdict: identical\n") == []
     for now in (shown.replace("99.16", "95.00"), shown.replace("3.3e-06", "3.3e-03"), shown.replace("ident", "not ")):

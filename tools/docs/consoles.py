@@ -128,7 +128,8 @@ def _align(lines: list[str]) -> Iterator[str]:
 def differences(shown: str, now: str) -> list[str]:
     """Compare a page with what its commands print now; return the lines that differ by more than rounding.
 
-    Scores may move by one image of a few hundred, and counts of iterations by a quarter, between processors.
+    Scores may move by one image of a few hundred, and counts of iterations by a quarter, between processors. A row with
+    the mark ~ may have other numbers: its C was chosen among fits that stopped early, whose scores depend on rounding.
     """
     old, new = shown.splitlines(), now.splitlines()
     found = [f"- {a}\n+ {b}" for a, b in zip(old, new, strict=False) if not _is_alike(a, b)]
@@ -140,6 +141,8 @@ def _is_alike(a: str, b: str) -> bool:
         return True
     if _skeleton(a) != _skeleton(b):
         return False
+    if a.startswith("|") and " ~ " in a:
+        return True
     return all(map(_is_near, NUMBER.findall(DIGEST.sub("", a)), NUMBER.findall(DIGEST.sub("", b))))
 
 
