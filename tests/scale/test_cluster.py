@@ -163,6 +163,8 @@ def test_a_client_from_outside_of_the_cluster_has_the_same_records(tmp_path, ser
         options += ["--executor", "ray", "--ray-address", f"ray://127.0.0.1:{ports[1]}"]
         command = [sys.executable, "-m", "probe", "run", *options]
         run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if "Starting Ray client server failed" in run.stderr:  # Ray gives its server 30 s, too few for a busy machine
+            run = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert run.returncode == 0, run.stderr
     assert {record.key: content(record) for record in read_records(tmp_path / "results")} == serial
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from probe.errors import FeaturesError
 from probe.probes.solvers.objective import Objective
 
 # Largest negligible suboptimality, relative to the objective or the gain, see `is_negligible`. At this limit, the error
@@ -384,9 +385,11 @@ def _solve(system: _System) -> _Decrement:
     regular = matrix + torch.diag(torch.where(matrix.diagonal() > 0, matrix.new_zeros(()), typical))
     if width > 1:
         regular[size - 1 :: size, size - 1 :: size] += typical
-    ridge = torch.finfo(torch.float64).eps * typical
+    if not regular.isfinite().all():
+        raise FeaturesError("the curvature of the loss is not finite; divide the features by their size")
+    ridge, identity = torch.finfo(torch.float64).eps * typical, torch.eye(len(regular)).to(regular)
     while True:
-        factor, failed = torch.linalg.cholesky_ex(regular + ridge * torch.eye(len(regular), device=regular.device))
+        factor, failed = torch.linalg.cholesky_ex(regular + ridge * identity)
         if not failed:
             break
         ridge *= 30

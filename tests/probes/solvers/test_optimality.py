@@ -220,9 +220,9 @@ def test_a_choice_of_c_among_unconverged_fits_is_marked():
 
 
 def test_a_penalty_beyond_float32_is_factored():
-    """For standardised features, the penalty on the weights of features of 1e-25 is 1e50, more than float32 holds."""
+    """For standardised features, the penalty on the weights of features of 1e-30 is 1e60, more than float32 holds."""
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(40, 3)) * 1e-25, np.arange(40) % 2
+    x, y = rng.normal(size=(40, 3)) * 1e-30, np.arange(40) % 2
     objective = Objective(Rows([x]), loss_of(y, 2, torch.device("cpu")), [1.0])
     weights = torch.from_numpy(rng.normal(size=(4, 1)))
     found = measure_optimality(objective, 0, weights, num_iter=1)
