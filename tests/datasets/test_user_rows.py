@@ -97,7 +97,7 @@ def test_a_row_may_use_a_class_of_torchvision(write):
         ("form =", 'paths = ["../x"]\nform =', "has '../x', outside the data folder"),
         ("form =", 'archives = [["", "x"]]\nform =', "has '' in archives or paths; give the name of a file"),
         ("form =", 'paths = ["."]\nform =', "has '.' in archives or paths"),
-        ("form =", 'archives = [["a.zip", "x"]]\nform =', "has archives and no paths"),
+        ("form =", 'archives = [["a.zip", "x"]]\nform =', "has archives but no paths"),
         ("form =", DOWNLOAD.format("file:///etc/hosts"), "has the download 'file:///etc/hosts'; give an address that"),
         ("form =", DOWNLOAD.format("ftp://a/b.zip"), "has the download 'ftp://a/b.zip'"),
         ("form =", DOWNLOAD.format("b.zip"), "has the download 'b.zip'"),

@@ -753,7 +753,7 @@ def test_a_label_that_is_written_otherwise_than_in_training_is_named(folder):
         train=rows(6, labels=["a", "b"] * 3, feature=Value("string")),
         test=rows(3, labels=["a", "b", "B "], feature=Value("string")),
     ).save_to_disk(folder)
-    with pytest.raises(DatasetError, match=r"class 'B ' is written 'b' in the training images; write both alike"):
+    with pytest.raises(DatasetError, match=r"class 'B ' is written 'b' in the training images; use one spelling"):
         open_dataset(f"hf:{folder}", offline=True)
 
 
@@ -762,7 +762,7 @@ def test_a_class_folder_that_is_written_otherwise_than_in_training_is_named(fold
     for split, names in (("train", ("cat", "dog")), ("test", ("Cat", "dog"))):
         for name in names:
             write_image(folder / split / name / "0.png", (0, 0, 0))
-    with pytest.raises(DatasetError, match=r"class 'Cat' is written 'cat' in the training images; write both alike"):
+    with pytest.raises(DatasetError, match=r"class 'Cat' is written 'cat' in the training images; use one spelling"):
         open_dataset(f"hf:{folder}")
 
 
