@@ -136,7 +136,7 @@ class Session:
     def _load(self, spec: RunSpec) -> ImageEncoder:
         with warnings.catch_warnings():
             # The run fails below, with the same text, so that no JIT table has the score of a rebuilt model.
-            warnings.filterwarnings("ignore", message=".*TorchScript archive", category=UserWarning)
+            warnings.filterwarnings("ignore", message=".* is not a TorchScript archive", category=UserWarning)
             encoder = load_encoder(
                 spec.model,
                 jit=spec.jit,
