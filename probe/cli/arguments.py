@@ -111,7 +111,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--val-fraction": _value(
             "F", "Hold out this fraction of the training features of each class, and choose C on it.", type=_fraction
         ),
-        "--seed": _value("N", "Seed of --val-fraction. [0]", type=_count, default=0),
+        "--seed": _value("N", "Seed of --val-fraction. [0]", type=_count),
         "--max-minutes": _value("N", "Skip records whose run took longer than this.", type=_positive),
         "--tolerance": _value(
             "N", "Number of test images by which a score may differ. [1 in 1,000, at least 1]", type=_count
@@ -348,4 +348,6 @@ def find_conflict(args: argparse.Namespace) -> str | None:
         return "--ray-address requires --executor ray; add --executor ray"
     if getattr(args, "ray_workers", None) is not None and not args.plan:
         return "--ray-workers requires --plan; add --plan"
+    if getattr(args, "seed", None) is not None and args.val_fraction is None:
+        return "--seed requires --val-fraction; add --val-fraction 0.1"
     return None

@@ -189,7 +189,7 @@ def fit(args: argparse.Namespace) -> int:
     if args.val_fraction is not None:
         if any("val" in fold for fold in folds):
             raise errors.FeaturesError(f"{args.file} already has validation features; leave out --val-fraction")
-        folds = [hold_out_validation(fold, args.val_fraction, seed=args.seed) for fold in folds]
+        folds = [hold_out_validation(fold, args.val_fraction, seed=args.seed or 0) for fold in folds]
     if all(features.pre_projection is None for fold in folds for features in fold.values()):
         # The file has features of one point only.
         protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
@@ -217,7 +217,7 @@ def fit(args: argparse.Namespace) -> int:
             "features": [{split: part.compute_sha256() for split, part in fold.items()} for fold in folds],
             "device": device,
             "val_fraction": args.val_fraction,
-            "seed": args.seed,
+            "seed": args.seed or 0,
             "environment": asdict(environment),
         }
         for protocol in protocols:

@@ -74,3 +74,10 @@ def test_a_leaderboard_has_one_form(options, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["leaderboard", *options])
     assert "not allowed with" in capsys.readouterr().err
+
+
+def test_a_seed_without_a_hold_out_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "features.npz", "--seed", "3"])
+    assert end.value.code == 2
+    assert "--seed requires --val-fraction; add --val-fraction 0.1" in capsys.readouterr().err
