@@ -148,7 +148,7 @@ def test_a_run_fails_with_the_error_of_one_process(tmp_path):
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     specs, settings = _grid(tmp_path)
-    with pytest.raises(ExtraMissingError, match=r"\.\[ray\]"):
+    with pytest.raises(ExtraMissingError, match=r"clip-linear-probe\[ray\]"):
         list(run_grid_on_ray(specs, settings=settings))
 
 
