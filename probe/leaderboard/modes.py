@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from probe.errors import ResultsError
 from probe.leaderboard.sections import rules_digest
 from probe.leaderboard.tables import UNKNOWN, markdown_table, percent
-from probe.records.record import outcomes_of, test_images
+from probe.records.packing import outcomes_of
+from probe.records.record import test_images
 from probe.records.schema import DoneRecord, RunRecord
 from probe.stats.paired import compare
 

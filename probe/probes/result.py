@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from probe.decoder import decode
 from probe.errors import ProtocolError
 from probe.probes.fits import Convergence, worst
-from probe.records.schema import IntervalRecord, PackedOutcomes, ResultRecord, SweepRecord
+from probe.records.packing import pack
+from probe.records.schema import IntervalRecord, ResultRecord, SweepRecord
 from probe.stats.intervals import Interval, interval, seeds_interval
 from probe.stats.outcomes import Outcomes
 
@@ -105,7 +105,7 @@ class ProbeResult(Convergence):
             label_values=self.label_values,
             sweep=tuple(SweepRecord(**asdict(point)) for point in self.sweep),
             choice_converged=self.choice_converged,
-            outcomes=tuple(decode(outcomes.pack(), PackedOutcomes) for outcomes in self.outcomes),
+            outcomes=tuple(map(pack, self.outcomes)),
             same_images=self.same_images,
             seed=self.seed,
             draw_sha256=self.draw_sha256,

@@ -166,7 +166,7 @@ class SweepRecord:
 
 @dataclass(frozen=True)
 class PackedArray:
-    """An array of outcomes, encoded as text by `stats.outcomes.Outcomes.pack`."""
+    """An array of outcomes, encoded as text by `records.packing`."""
 
     dtype: str
     lowest: int
@@ -176,7 +176,7 @@ class PackedArray:
 
 @dataclass(frozen=True)
 class PackedOutcomes:
-    """Outcomes of n test images, encoded as text."""
+    """Outcomes of n test images, encoded as text by `records.packing`."""
 
     metric: str
     n: int

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from make.records import NUM_TEST, changed, make_failure, make_record, make_result, packed, scored_record
+from make.records import NUM_TEST, changed, make_failure, make_record, make_result, scored_record
 
 from probe.leaderboard.exports import FORMATS, rows_to_csv, to_json, to_latex, to_parquet
 from probe.leaderboard.labels import short_names
 from probe.leaderboard.ranking import Evidence, mean_ranks
 from probe.leaderboard.sections import OTHER_IMAGES, make_sections
 from probe.leaderboard.texts import notes, sections_to_markdown, table, to_text
+from probe.records.packing import pack
 from probe.records.schema import EncoderRecord, IntervalRecord, ReadRecord, SplitRecord
 from probe.stats.outcomes import Outcomes
 from probe.stats.paired import compare
@@ -156,7 +157,7 @@ def _random(rng, shared, skill):
 
 
 def _with(record, outcomes):
-    return replace(record, result=replace(record.result, outcomes=(packed(outcomes),), score=outcomes.score()))
+    return replace(record, result=replace(record.result, outcomes=(pack(outcomes),), score=outcomes.score()))
 
 
 def test_means_are_tested_as_a_bootstrap_of_all_test_images_would():
@@ -198,7 +199,7 @@ def _of_draws(name, wrong, *, folds=False):
     draws = tuple(make_result(outcome.score()) for outcome in outcomes)
     subsets = {"folds": (make_result(draws=draws),) * 2} if folds else {"draws": draws}
     score = float(np.mean([outcome.score() for outcome in outcomes]))
-    result = replace(record.result, outcomes=tuple(map(packed, outcomes)), score=score, **subsets)
+    result = replace(record.result, outcomes=tuple(map(pack, outcomes)), score=score, **subsets)
     return [replace(record, result=result)]
 
 
@@ -235,7 +236,7 @@ def test_a_model_without_outcomes_has_no_rank_and_the_others_do():
 
 def test_outcomes_that_do_not_go_together_cost_a_rank_and_nothing_else():
     """Of another number of images under one digest, as after an edit by hand."""
-    outcomes = packed(Outcomes("accuracy", {"right": np.ones(300, bool)}))
+    outcomes = pack(Outcomes("accuracy", {"right": np.ones(300, bool)}))
     odd = changed(scored_record("c", 20), "result.outcomes", (outcomes,))
     found = _ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 60)], "c": [odd]})
     assert found.ranks == {"a": "1", "b": "2"}

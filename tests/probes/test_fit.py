@@ -17,10 +17,10 @@ from probe.probes.fits import for_classes
 from probe.probes.result import mean_result
 from probe.probes.shots import draw_shots
 from probe.probes.solvers.catalog import SOLVERS
+from probe.records.packing import unpack
 from probe.specs import Protocol
 from probe.stats.intervals import interval, wilson
 from probe.stats.metrics import get_metric
-from probe.stats.outcomes import unpack
 
 SHORT = Protocol("short", "three values", "projected", (1e-4, 1e-2, 1.0), 1, 200, 1e-6, "this test")
 
@@ -268,7 +268,7 @@ def test_the_interval_is_wilsons_and_the_outcomes_give_the_score(parts):
     (outcomes,) = result.outcomes
     assert np.array_equal(outcomes.values == 1, result.predictions == parts["test"].y)
     (packed,) = result.to_record().outcomes
-    assert unpack(asdict(packed)).score() == result.score
+    assert unpack(packed).score() == result.score
     json.dumps(asdict(result.to_record()))
 
 
