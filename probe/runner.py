@@ -19,7 +19,8 @@ from probe.comparison import compare_features, count_flips
 from probe.datasets.splits.folds import by_split
 from probe.errors import ProbeError, brief
 from probe.features.arrays import Extraction
-from probe.features.extraction import Session, extract, features_key, prepare_grid
+from probe.features.extraction import Session, extract, prepare_grid
+from probe.features.jobs import features_key
 from probe.features.store import FITS
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache

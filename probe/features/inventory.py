@@ -13,9 +13,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from probe.atomic import lock
+from probe.atomic import TEMPORARY, lock
+from probe.decoder import decode
 from probe.errors import CacheError
-from probe.features.store import ABOUT, CHUNKS, DAMAGE, FITS, LOCK, REMOVED, SIDECAR, EntrySpec, damage, read_sidecar
+from probe.features.sidecars import ENTRY, Key, read_chunks_sidecar, read_sidecar
+from probe.features.store import CHUNKS, DAMAGE, FITS, LOCK, EntrySpec, damage
 from probe.specs import canonical_json
 
 ABANDONED_SECONDS = 24 * 3600  # age at which temporary files count as left by a killed process
@@ -31,7 +33,7 @@ class CachedEntry:
 
     path: Path
     label: Mapping[str, str]
-    key: Mapping[str, Any]
+    key: Key
     state: str
     num_images: int
     size: int
@@ -59,14 +61,14 @@ def _survey(folder: Path) -> CachedEntry | None:
     try:
         size, used = _size(folder), folder.stat().st_mtime
         if folder.name.endswith(CHUNKS):
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            state, n = f"{len(list(folder.glob('*.npz')))} of {about['num_pieces']} chunks", 0
+            chunks = read_chunks_sidecar(folder)
+            label, key = chunks.label, chunks.key
+            state, n = f"{len(list(folder.glob('*.npz')))} of {chunks.num_pieces} chunks", 0
         else:
-            about, used = read_sidecar(folder), (folder / SIDECAR).stat().st_mtime
-            state, n = "whole", about["num_images"]
-        label = dict(about["label"])
+            entry, used = read_sidecar(folder), (folder / ENTRY).stat().st_mtime
+            label, key, state, n = entry.label, entry.key, "whole", entry.num_images
         label.setdefault("subset", label.pop("part", ""))  # its name in entries of earlier versions
-        return CachedEntry(folder, label, about["key"], state, n, size, used)
+        return CachedEntry(folder, label, key, state, n, size, used)
     except PermissionError:  # the entry of another user
         return CachedEntry(folder, {}, {}, "unreadable", 0, size, used)
     except DAMAGE:
@@ -97,7 +99,7 @@ def verify(root: Path) -> tuple[int, dict[Path, str]]:
 
 def differing(wanted: EntrySpec, cached: CachedEntry) -> dict[str, tuple[Any, Any]]:
     """Return the fields of the key in which a cached entry differs from the wanted one: both values of each."""
-    key = json.loads(canonical_json(wanted.key))
+    key = decode(json.loads(canonical_json(wanted.key)), Key)
     return {
         name: (cached.key.get(name), key.get(name))
         for name in sorted({*key, *cached.key})
@@ -131,7 +133,7 @@ def collect(root: Path, *, max_size: int | None = None) -> list[CachedEntry]:
     try:
         with lock(root / LOCK):
             for left in root.glob("*/.*"):
-                if left.name.endswith((REMOVED, LOCK)) and _is_abandoned(left):
+                if left.name.endswith((TEMPORARY, LOCK)) and _is_abandoned(left):
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             for fit in (root / FITS).glob("*"):  # fits of interrupted sweeps, which can be repeated
                 if fit.is_file() and _is_abandoned(fit):  # a dataset can have the same name

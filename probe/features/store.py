@@ -12,25 +12,23 @@ their digests. A damaged entry is named in a warning, removed and extracted agai
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from probe.atomic import TEMPORARY, lock
+from probe.atomic import lock
 from probe.datasets.opening import OpenedDataset
 from probe.environment import library_versions
 from probe.errors import CacheError, summarize
 from probe.features.arrays import PRE_PROJECTION, PROJECTED, Features, chunk_range
+from probe.features.sidecars import ENTRY, Key, Provenance, read_sidecar
 from probe.fetch import file_sha256
 from probe.models.devices import hardware
 from probe.models.preprocess import VERSION as PREPROCESS_VERSION
@@ -41,8 +39,7 @@ logger = logging.getLogger(__name__)
 
 EXTRACTION_VERSION = 1  # raised with every change of the suite that changes the bytes of features
 NOT_READING = ("groups", "ignore")  # options of sources that do not change how an image is read
-VERSION = 1  # version of the layout of entries
-SIDECAR, ABOUT, MAKING, CHUNKS, REMOVED = "entry.json", "about.json", "making.json", ".pieces", TEMPORARY
+CHUNKS = ".pieces"  # end of the name of a folder of chunks; caches of earlier versions have this name
 FITS = "fits"  # folder of `probes.cached_fits`: finished fits of sweeps that may be interrupted
 LABELS = "labels"
 ARRAYS = (PROJECTED, PRE_PROJECTION, LABELS)
@@ -60,7 +57,7 @@ class EntrySpec:
 
     Args:
         dataset: name of the dataset. `subset`, `model`, `mode` and `precision` are names too, for readable folders.
-        key: everything that changes the bytes of the features, as plain JSON values.
+        key: everything that changes the bytes of the features.
         num_images: number of images to encode.
         batch_size: images encoded at a time.
     """
@@ -70,7 +67,7 @@ class EntrySpec:
     model: str
     mode: str
     precision: str
-    key: Mapping[str, Any]
+    key: Key
     num_images: int
     batch_size: int
 
@@ -101,14 +98,12 @@ class Entry:
 
     Args:
         features: features of all images that could be read.
-        encoder: description of the encoder, see `records.schema.EncoderRecord`.
-        extraction: measurements of the extraction, see `Meter.describe`.
+        provenance: how the features were extracted.
         path: folder of the entry.
     """
 
     features: Features
-    encoder: Mapping[str, Any]
-    extraction: Mapping[str, Any]
+    provenance: Provenance
     path: Path
 
 
@@ -176,7 +171,7 @@ def find(root: Path, spec: EntrySpec) -> Entry | None:
             "different folder with --cache-dir"
         ) from err
     with suppress(OSError):  # in a folder of another user; only `inventory.collect` reads the time
-        os.utime(folder / SIDECAR)
+        os.utime(folder / ENTRY)
     shutil.rmtree(f"{folder}{CHUNKS}", ignore_errors=True)  # left by a process killed between the last two steps
     return found
 
@@ -208,30 +203,12 @@ def damage(folder: Path) -> str:
 
 
 def _read(folder: Path) -> Entry:
-    about = read_sidecar(folder)
+    sidecar = read_sidecar(folder)
     arrays = {}
     for name in ARRAYS:
-        path, listed = folder / f"{name}.npy", about["arrays"][name]
-        if file_sha256(path) != listed["sha256"]:
+        path = folder / f"{name}.npy"
+        if file_sha256(path) != sidecar.arrays[name].sha256:
             raise ValueError(f"the digest of {path.name} differs")
         arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-    skipped = tuple((int(position), str(message)) for position, message in about["skipped"])
-    features = Features(arrays[PROJECTED], np.array(arrays[LABELS]), arrays[PRE_PROJECTION], skipped)
-    return Entry(features, about["encoder"], about["extraction"], folder)
-
-
-def read_sidecar(folder: Path) -> dict[str, Any]:
-    """Read the sidecar of an entry.
-
-    Raises:
-        One of `DAMAGE`: the sidecar is damaged.
-    """
-    about = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
-    if not isinstance(about, dict):
-        raise TypeError(f"{SIDECAR} is not a JSON object")
-    written = about.pop("sha256")
-    if digest(about) != written:
-        raise ValueError(f"the digest of {SIDECAR} differs")
-    if about["version"] != VERSION:
-        raise ValueError(f"{SIDECAR} has the version {about['version']}, not {VERSION}")
-    return about
+    features = Features(arrays[PROJECTED], np.array(arrays[LABELS]), arrays[PRE_PROJECTION], sidecar.skipped)
+    return Entry(features, Provenance(sidecar.encoder, sidecar.extraction), folder)

@@ -23,7 +23,8 @@ from probe.environment import library_versions, threads
 from probe.errors import ExecutorError, ProbeError
 from probe.features.arrays import chunk_range
 from probe.features.chunks import Work
-from probe.features.extraction import Session, encoder_key, find_entries, prepare
+from probe.features.extraction import Session, find_entries, prepare
+from probe.features.jobs import encoder_key
 from probe.features.store import EntrySpec
 from probe.models.devices import hardware
 from probe.models.memory import device_memory
