@@ -192,7 +192,7 @@ class _Probe:
             C=C,
             num_train=sum(map(len, fitted)),
             num_test=len(test),
-            **worst([final]),
+            **vars(worst([final])),
             solver=self.settings.solver,
             interval=interval([outcomes]),
             label_values=self.label_values,

@@ -146,7 +146,7 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         first,
         score=float(np.mean(scores)),
         C=first.C if len({result.C for result in results}) == 1 else None,
-        **worst(results),
+        **vars(worst(results)),
         interval=around,
         label_values=first.label_values if len({result.label_values for result in results}) == 1 else (),
         sweep=(),

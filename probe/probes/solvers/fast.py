@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,13 +23,14 @@ from torch import Tensor
 
 from probe.probes.solvers import curvature
 from probe.probes.solvers.curvature import Preconditioner
-from probe.probes.solvers.lbfgs import EvaluationRequest, Minimum, Steps, minimise
+from probe.probes.solvers.lbfgs import EvaluationRequest, Limits, Minimum, Preconditioners, Steps, minimise
 from probe.probes.solvers.objective import Logistic, Loss, Objective, Rows, Softmax
 from probe.probes.solvers.optimality import is_negligible
 
 logger = logging.getLogger(__name__)
 
 TOL = 1e-6  # default limit of max |gradient| relative to its value at weights of zero
+DEFAULT_LIMITS = Limits(TOL)
 # If classes are separable and the penalty is weak, the loss becomes small, and so does its gradient. If the objective
 # is below this share of its value at weights of zero, the limit of the gradient is reduced in proportion, see
 # `distance`.
@@ -81,12 +82,10 @@ class Solution:
 
 def solve(
     objective: Objective,
+    limits: Limits = DEFAULT_LIMITS,
     *,
     starts: Sequence[Start] | None = None,
-    tol: float = TOL,
     max_tol: float = float("inf"),
-    max_iter: int = 1000,
-    ends_exact: bool = True,
     tick: Callable[[int], None] | None = None,
     done: Callable[[int, Solution], None] | None = None,
 ) -> list[Solution]:
@@ -94,11 +93,9 @@ def solve(
 
     Args:
         objective: objective of one or several probes.
+        limits: limits of each probe; `tol` is relative to max |gradient| at weights of zero.
         starts: starting point of each probe. None starts all probes from weights of zero.
-        tol: limit of max |gradient| relative to its value at weights of zero.
         max_tol: limit of max |gradient|. The smaller of both limits applies.
-        max_iter: largest number of steps of each probe.
-        ends_exact: if True, continue in float64 when float32 allows no more progress, and evaluate the end in float64.
         tick: called with the number of each pass over the data.
         done: called with the index and the solution of each probe as soon as it is finished.
     """
@@ -111,11 +108,11 @@ def solve(
     runs = []
     for probe, start in zip(probes, starts or [Start(zero) for _ in probes], strict=True):
         if not _is_rounding(objective.rows, first[probe], torch.float64):
-            limit = min(tol * norms[probe], max_tol)
-            runs.append(_Run(objective, probe, start, tol=limit, max_iter=max_iter, ends_exact=ends_exact))
+            tol = min(limits.tol * norms[probe], max_tol)
+            runs.append(_Run(objective, probe, start, replace(limits, tol=tol)))
         else:  # balanced classes and uninformative features: zero is the optimum, and its gradient is rounding error
             norms[probe] = 0.0
-            runs.append(_Run(objective, probe, Start(zero), tol=float("inf"), max_iter=max_iter, ends_exact=True))
+            runs.append(_Run(objective, probe, Start(zero), replace(limits, tol=float("inf"), ends_exact=True)))
     solutions: dict[int, Solution] = {}
     active = runs
     while active:
@@ -171,25 +168,19 @@ def _is_rounding(rows: Rows, gradient: Tensor, dtype: torch.dtype) -> bool:
 class _Run:
     """Minimisation of one probe that waits for an evaluation of its objective, `request`."""
 
-    def __init__(
-        self, objective: Objective, probe: int, start: Start, *, tol: float, max_iter: int, ends_exact: bool
-    ) -> None:
-        self.objective, self.probe, self.tol = objective, probe, tol
+    def __init__(self, objective: Objective, probe: int, start: Start, limits: Limits) -> None:
+        self.objective, self.probe, self.tol = objective, probe, limits.tol
         loss = objective.loss
         self.without_features = loss.without_features(probe) if objective.rows.has_intercept else loss.at_zero
-        margin = MARGIN if ends_exact else 1
+        margin = MARGIN if limits.ends_exact else 1
         self.needs_curvature = start.needs_curvature
-        patience = max(PATIENCE, curvature.passes(objective))
+        first = self._refresh(start.unknowns) if start.needs_curvature else curvature.at_zero(objective, probe)
         self.steps: Steps = minimise(
             start.unknowns,
-            self._refresh(start.unknowns) if start.needs_curvature else curvature.at_zero(objective, probe),
-            refresh=self._refresh,
+            Preconditioners(first, self._refresh, patience=max(PATIENCE, curvature.passes(objective))),
+            limits,
             measure=self._measure,
             is_enough=lambda unknowns, value, decrement: self._is_optimal(unknowns, value, margin * decrement),
-            patience=patience,
-            tol=tol,
-            max_iter=max_iter,
-            ends_exact=ends_exact,
         )
         self.request: EvaluationRequest = next(self.steps)
         self.minimum: Minimum | None = None
@@ -345,7 +336,7 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
         loss = loss_of(targets, len(self.classes_), rows.device, self._row_weights(X, y, targets, sample_weight))
         objective = Objective(rows, loss, [float(self.C)])
         start = Start(self._first_unknowns(rows, loss.width))
-        (solution,) = solve(objective, starts=[start], tol=TOL, max_tol=self.tol, max_iter=self.max_iter)
+        (solution,) = solve(objective, Limits(TOL, self.max_iter), starts=[start], max_tol=self.tol)
         coef, intercept = coefficients(rows, solution)
         if loss.width > 1:  # at the optimum, coefficients sum to zero over the classes; remove rounding errors
             coef, intercept = coef - coef.mean(axis=0), intercept - intercept.mean()
