@@ -266,6 +266,9 @@ class _Driver:
         for record in result.records:
             write_record(record, paths.results_dir(self.settings.results_dir))
             yield record
+        if unit.shard is None and result.is_expected:
+            with suppress(self.ray.exceptions.RayError):  # the worker is lost; `cache gc` removes its fits
+                self.ray.get(member.actor.clear_fits.remote())
 
     def _log_end(self, unit: Unit, outcome: str) -> None:
         logger.info("%s: %s (%d of %d units)", unit, outcome, self.queue.num_ended, len(self.units))

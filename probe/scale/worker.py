@@ -29,6 +29,7 @@ from probe.features.store import EntrySpec
 from probe.models.devices import hardware
 from probe.models.memory import device_memory
 from probe.models.preprocess import libjpeg_version
+from probe.probes.cached_fits import FitCache
 from probe.progress import Progress
 from probe.records.schema import ErrorRecord, RunRecord
 from probe.runner import FinishedRun, run_all
@@ -145,6 +146,7 @@ class Worker:
         self.session = Session(settings, keeps_encoders=True)
         self.num_threads, self.num_blas = num_threads, num_blas
         self.progress = _ImageCounter()
+        self.fits: list[FitCache] = []  # of the last unit
 
     def describe(self, device: str, marker: str) -> WorkerInfo:
         """Return a description of this worker.
@@ -207,13 +209,20 @@ class Worker:
                 self._extract(unit)
             chunks = [(entry, list(Work(self._root, entry).files(numbers))) for entry, numbers in wanted if numbers]
         logs = [self.logs.get() for _ in range(self.logs.qsize())]
-        return UnitResult(records, chunks, all(is_expected(record.error) for record in records), logs)
+        all_expected = all(is_expected(record.error) for record in records)
+        if not all_expected:  # this worker may be faulty, so another one fits again
+            self.clear_fits()
+        return UnitResult(records, chunks, all_expected, logs)
+
+    def clear_fits(self) -> None:
+        """Remove the cached fits of the last unit. The driver calls this when it has written the records."""
+        for fits in self.fits:
+            fits.clear()
+        self.fits = []
 
     def _fit(self, unit: Unit) -> list[RunRecord]:
         runs = list(run_all(unit.specs, self.session))
-        for run in runs:
-            if isinstance(run, FinishedRun):
-                run.fits.clear()
+        self.fits = [run.fits for run in runs if isinstance(run, FinishedRun)]
         return [run.record for run in runs]
 
     def _extract(self, unit: Unit) -> None:
