@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from probe.datasets.catalog import CATALOG as DATASETS
+from probe.datasets.catalog import DATASETS
 from probe.decoder import decode
-from probe.models.catalog import CATALOG as MODELS
+from probe.models.catalog import MODELS
 from probe.probes.protocols import get_protocol
 from probe.records.packing import pack
 from probe.records.record import write_record

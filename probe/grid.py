@@ -9,18 +9,17 @@ from dataclasses import dataclass, replace
 
 from probe import environment, paths
 from probe.datasets import get_dataset
-from probe.datasets.catalog import CATALOG as DATASETS
+from probe.datasets.catalog import DATASETS
 from probe.errors import ProbeError, UnknownNameError, listed
 from probe.features.store import EXTRACTION_VERSION
 from probe.models import get_model
-from probe.models.catalog import CATALOG as MODELS
+from probe.models.catalog import MODELS
 from probe.models.devices import resolve_execution
 from probe.models.loading import identify
 from probe.models.memory import find_batch_size
-from probe.models.preprocess import VERSION as PREPROCESS_VERSION
+from probe.models.preprocess import PREPROCESS_VERSION
 from probe.probes.fit import PROBE_VERSION
-from probe.probes.protocols import CATALOG as PROTOCOLS
-from probe.probes.protocols import get_protocol
+from probe.probes.protocols import PROTOCOLS, get_protocol
 from probe.probes.solvers.catalog import get_solver
 from probe.records.record import run_path, try_to_read
 from probe.records.schema import DoneRecord

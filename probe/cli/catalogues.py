@@ -12,11 +12,11 @@ from probe.cli.printing import print_facts, print_rows
 
 def datasets(args: argparse.Namespace) -> int:
     """List the datasets, or show one."""
-    from probe.datasets import FORMS, description
-    from probe.datasets.catalog import CATALOG
+    from probe.datasets import DATASET_FORMS, description
+    from probe.datasets.catalog import DATASETS
 
     if args.page:
-        print(description.page(CATALOG), end="")
+        print(description.page(DATASETS), end="")
     elif args.name is not None:
         print_facts(description.describe_dataset(args.name, data_dir=args.data_dir), as_json=args.json)
     else:
@@ -31,11 +31,11 @@ def datasets(args: argparse.Namespace) -> int:
                 "yes" if spec.in_paper else "",
                 spec.license,
             )
-            for spec in CATALOG
+            for spec in DATASETS
         ]
         print_rows(header, rows, as_json=args.json)
         if not args.json:
-            print(f"\nAlso {FORMS}.")
+            print(f"\nAlso {DATASET_FORMS}.")
     return 0
 
 
@@ -59,7 +59,7 @@ def models(args: argparse.Namespace) -> int:
 
 def _list_models(args: argparse.Namespace) -> None:
     from probe import models
-    from probe.models.catalog import CATALOG
+    from probe.models.catalog import MODELS
 
     header = (
         "name",
@@ -84,18 +84,18 @@ def _list_models(args: argparse.Namespace) -> None:
             spec.license,
             "ready" if models.is_here(spec, args.weights_dir) else "downloads on first use",
         )
-        for spec in CATALOG
+        for spec in MODELS
         if spec.architecture is not None and spec.profile is not None
     ]
     print_rows(header, rows, as_json=args.json)
     if not args.json:
-        print(f"\nAlso {models.FORMS}.")
+        print(f"\nAlso {models.MODEL_FORMS}.")
 
 
 def protocols(args: argparse.Namespace) -> int:
     """List the protocols, or show one or a group."""
     from probe.probes.description import describe_protocol, images_a_class
-    from probe.probes.protocols import CATALOG, FORMS, GROUPS, SHOTS
+    from probe.probes.protocols import GROUPS, PROTOCOL_FORMS, PROTOCOLS, SHOTS
 
     if args.name is not None:
         for name in grids.expand_groups([args.name], GROUPS):
@@ -113,11 +113,11 @@ def protocols(args: argparse.Namespace) -> int:
             f"{protocol.tol:g}",
             protocol.max_iter,
         )
-        for protocol in CATALOG
+        for protocol in PROTOCOLS
     ]
     print_rows(header, rows, as_json=args.json)
     if not args.json:
-        print(f"\nAlso {' and '.join(GROUPS)}, each for its {len(SHOTS)} protocols, or {FORMS}.")
+        print(f"\nAlso {' and '.join(GROUPS)}, each for its {len(SHOTS)} protocols, or {PROTOCOL_FORMS}.")
     return 0
 
 

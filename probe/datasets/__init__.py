@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.errors import DatasetError, ProbeError
 from probe.names import unknown_name
 from probe.specs import DatasetSpec
@@ -17,33 +17,33 @@ KINDS = {
     "torchvision": "torchvision",
     "wds": "webdataset",
 }
-FORMS = "folder:PATH, csv:PATH, hf:ORG/NAME or hf:PATH, torchvision:CLASS, wds:SHARDS, or a file NAME.toml"
+DATASET_FORMS = "folder:PATH, csv:PATH, hf:ORG/NAME or hf:PATH, torchvision:CLASS, wds:SHARDS, or a file NAME.toml"
 
 
 def dataset_names() -> tuple[str, ...]:
     """Return the names of the catalogue, in its order."""
-    return tuple(spec.name for spec in CATALOG)
+    return tuple(spec.name for spec in DATASETS)
 
 
 def paper_names() -> tuple[str, ...]:
     """Return the names of the datasets in table 9 of the CLIP paper."""
-    return tuple(spec.name for spec in CATALOG if spec.in_paper)
+    return tuple(spec.name for spec in DATASETS if spec.in_paper)
 
 
 def get_dataset(name: str) -> DatasetSpec:
-    """Return the specification of a dataset: a name of the catalogue, a form in `FORMS`, or the path of a TOML file.
+    """Return the specification of a dataset by a name of the catalogue or a form in `DATASET_FORMS`.
 
     Raises:
         UnknownNameError: there is no such dataset; the message suggests similar names.
         DatasetError: the folder is missing, empty, or not laid out as `sources.folder` says; or the TOML file is wrong.
     """
-    for spec in CATALOG:
+    for spec in DATASETS:
         if spec.name == name:
             return spec
     kind, colon, rest = name.partition(":")
     is_row = name.endswith(".toml")
     if not is_row and not (colon and kind in KINDS):
-        raise unknown_name("dataset", name, dataset_names(), forms=FORMS)
+        raise unknown_name("dataset", name, dataset_names(), forms=DATASET_FORMS)
     module = importlib.import_module("probe.datasets.user_rows" if is_row else f"probe.datasets.sources.{KINDS[kind]}")
     try:
         spec = module.make_spec(name if is_row else rest)

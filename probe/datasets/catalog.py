@@ -21,7 +21,7 @@ _NO_CHECKSUM = (
 )
 _SCRIPT_ERROR = "Table 9 prints different sizes, because of an error in the script that made it (openai/CLIP#45)."
 
-CATALOG: tuple[DatasetSpec, ...] = (
+DATASETS: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="digits",
         title="Optical recognition of handwritten digits, 8 x 8 pixels",

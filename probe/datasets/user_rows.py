@@ -21,7 +21,7 @@ from typing import Any
 
 from probe import paths
 from probe.datasets.archives import is_below
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.datasets.splits.folds import SPLITS
 from probe.datasets.splits.recipes import RECIPES, SUBSETS_OF_RECIPES
 from probe.datasets.subsets import subset_of
@@ -146,7 +146,7 @@ def _items(table: object, where: str) -> tuple[tuple[str, Any], ...]:
 def _check_names(spec: DatasetSpec, file: Path) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", spec.name):
         raise DatasetError(f"{file}: name = {spec.name!r}; use letters, digits, and - _ . between them")
-    if spec.name in {row.name for row in CATALOG}:
+    if spec.name in {row.name for row in DATASETS}:
         raise DatasetError(f"{file}: {spec.name!r} is a name of the catalogue; choose a different name")
     if spec.metric not in METRICS:
         raise unknown_name("metric", spec.metric, METRICS)

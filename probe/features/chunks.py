@@ -26,8 +26,8 @@ from probe.features.arrays import PRE_PROJECTION, Features, chunk_size
 from probe.features.sidecars import (
     ABOUT,
     ENTRY,
+    LAYOUT_VERSION,
     MAKING,
-    VERSION,
     ArrayFile,
     ChunksSidecar,
     Provenance,
@@ -199,7 +199,7 @@ class Work:
         share(building)
         try:
             sidecar = Sidecar(
-                version=VERSION,
+                version=LAYOUT_VERSION,
                 label=self.spec.label,
                 key=self.spec.key,
                 num_images=self.spec.num_images,

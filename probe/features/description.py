@@ -14,7 +14,7 @@ from probe.errors import DatasetError, FeaturesError
 from probe.features.arrays import Extraction, Features
 from probe.features.store import EXTRACTION_VERSION, Entry
 from probe.models.encoder import ImageEncoder
-from probe.models.preprocess import VERSION as PREPROCESS_VERSION
+from probe.models.preprocess import PREPROCESS_VERSION
 from probe.models.unwrapping import WHOLE
 from probe.records.schema import (
     DtypesRecord,

@@ -17,7 +17,7 @@ from probe.records.schema import EncoderRecord, MeterRecord
 from probe.specs import canonical_json, digest
 
 ENTRY, ABOUT, MAKING = "entry.json", "about.json", "making.json"
-VERSION = 1  # version of the layout of entries
+LAYOUT_VERSION = 1  # version of the layout of entries
 
 Key: TypeAlias = dict[str, Any]  # everything that changes the bytes of features, as plain JSON values
 
@@ -44,7 +44,7 @@ class Sidecar:
     """Content of `entry.json`.
 
     Args:
-        version: `VERSION`.
+        version: `LAYOUT_VERSION`.
         label: names of the entry, for people. Entries of earlier versions have `part` instead of `subset`.
         key: see `Key`.
         num_images: number of images, including skipped images.
@@ -93,8 +93,8 @@ def read_sidecar(folder: Path) -> Sidecar:
     if digest(plain) != written:
         raise ValueError(f"the digest of {ENTRY} differs")
     sidecar = decode(plain, Sidecar)
-    if sidecar.version != VERSION:
-        raise ValueError(f"{ENTRY} has the version {sidecar.version}, not {VERSION}")
+    if sidecar.version != LAYOUT_VERSION:
+        raise ValueError(f"{ENTRY} has the version {sidecar.version}, not {LAYOUT_VERSION}")
     return sidecar
 
 

@@ -31,8 +31,7 @@ from probe.features.arrays import PRE_PROJECTION, PROJECTED, Features, chunk_ran
 from probe.features.sidecars import ENTRY, Key, Provenance, read_sidecar
 from probe.fetch import file_sha256
 from probe.models.devices import hardware
-from probe.models.preprocess import VERSION as PREPROCESS_VERSION
-from probe.models.preprocess import libjpeg_version
+from probe.models.preprocess import PREPROCESS_VERSION, libjpeg_version
 from probe.specs import RunSpec, digest, slug
 
 logger = logging.getLogger(__name__)

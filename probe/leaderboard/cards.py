@@ -13,7 +13,7 @@ from probe.records.schema import DoneRecord, RunRecord
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-TITLES = {
+METRIC_TITLES = {
     "accuracy": "Accuracy",
     "top5": "Top-5 accuracy",
     "mean_top1_top5": "Mean of top-1 and top-5 accuracy",
@@ -87,7 +87,7 @@ def _result(record: DoneRecord) -> EvalResult:
         dataset_name=printable(dataset.title or record.dataset),
         dataset_split="test",
         metric_type=dataset.metric,
-        metric_name=f"{TITLES.get(dataset.metric, dataset.metric)} ({printable(record.protocol)})",
+        metric_name=f"{METRIC_TITLES.get(dataset.metric, dataset.metric)} ({printable(record.protocol)})",
         metric_value=result.score,
         metric_args={name: value for name, value in how.items() if value is not None},
     )

@@ -77,7 +77,7 @@ def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
         "leaderboard.md": texts.sections_to_markdown(sections),
         PAGE: page.render_page(records, sections),
         "jit_against_eager.csv": rows_to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
-        "jit_against_eager.md": f"# JIT against eager\n\n{modes.ABOUT}\n{modes.modes_to_markdown(records)}",
+        "jit_against_eager.md": f"# JIT against eager\n\n{modes.INTRODUCTION}\n{modes.modes_to_markdown(records)}",
     }
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 from probe.errors import printable
 
-MISSING = "—"  # in a table, a run without a record
+NO_RECORD = "—"  # in a table, a run without a record
 
 # The values of a filter -> the same in plain words.
-MODES = {"eager": "eager (plain PyTorch)", "jit": "jit (TorchScript)", "compiled": "compiled (torch.compile)"}
-PRECISIONS = {"fp32": "fp32 (32-bit floats)", "fp16": "fp16 (16-bit floats)", "bf16": "bf16 (bfloat16)"}
-SOLVERS = {"fast": "fast (to the optimum)", "sklearn": "sklearn (its L-BFGS)"}
-POINTS = {"projected": "projected features", "pre_projection": "features before the projection"}
+MODE_LABELS = {"eager": "eager (plain PyTorch)", "jit": "jit (TorchScript)", "compiled": "compiled (torch.compile)"}
+PRECISION_LABELS = {"fp32": "fp32 (32-bit floats)", "fp16": "fp16 (16-bit floats)", "bf16": "bf16 (bfloat16)"}
+SOLVER_LABELS = {"fast": "fast (to the optimum)", "sklearn": "sklearn (its L-BFGS)"}
+POINT_LABELS = {"projected": "projected features", "pre_projection": "features before the projection"}
 
 LEGEND = (
     (
@@ -36,7 +36,7 @@ LEGEND = (
     ("+", "Some images were missing or could not be read; the record says how many, or which."),
     ("#", "Scored on other test images, or by another metric, than most of its column; not in the mean."),
     ("failed", "The run ended with an error; its record has the message."),
-    (MISSING, "No record of this run."),
+    (NO_RECORD, "No record of this run."),
     (
         "protocol",
         "The rules by which a logistic regression is fitted on frozen features and scored. Different protocols give "

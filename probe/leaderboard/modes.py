@@ -18,7 +18,7 @@ HEADER = (
     *("dataset", "model", "protocol", "precision", "solver", "eager", "jit", "difference", "predictions_flipped"),
     *("p_value", "largest_feature_difference"),
 )
-ABOUT = """\
+INTRODUCTION = """\
 Each row is one run in both modes. `leaderboard.md` explains the marks behind scores.
 
 - changed predictions: test images whose predicted class differs between the modes.

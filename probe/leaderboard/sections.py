@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.leaderboard.ranking import Evidence, MeanRanks, mean_ranks
 from probe.leaderboard.tables import half_width, marks, status
 from probe.records.record import test_images
@@ -20,7 +20,7 @@ from probe.specs import digest, identity_fields
 
 OTHER_IMAGES = "other test images or metric"
 BEST, TIED = "best", "tied"  # places of a score in its column
-_ORDER = {row.name: i for i, row in enumerate(CATALOG)}
+_ORDER = {row.name: i for i, row in enumerate(DATASETS)}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from probe.errors import brief, printable
-from probe.leaderboard.labels import MISSING
+from probe.leaderboard.labels import NO_RECORD
 from probe.records.record import model_slug
 from probe.records.schema import DoneRecord, IntervalRecord, ResultRecord, RunRecord
 
@@ -158,7 +158,7 @@ def _escape_pipes(cell: str) -> str:
 def _cells(record: RunRecord) -> tuple[str, ...]:
     names = (record.dataset, record.model, record.mode, record.protocol)
     if record.result is None:
-        return (*names, "failed", MISSING, MISSING, record.solver, MISSING, MISSING)
+        return (*names, "failed", NO_RECORD, NO_RECORD, record.solver, NO_RECORD, NO_RECORD)
     result = record.result
     strength = VARIES if result.C is None else f"{result.C:.4g}"
     numbers = (strength, record.solver, str(result.n_iter), str(result.num_test))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from probe.errors import listed, printable
-from probe.leaderboard.cards import TITLES
-from probe.leaderboard.labels import LEGEND, MISSING, count, short_names
+from probe.leaderboard.cards import METRIC_TITLES
+from probe.leaderboard.labels import LEGEND, NO_RECORD, count, short_names
 from probe.leaderboard.sections import BEST, Cell, Line, Section, has_mean, has_ranks, has_score, sort_datasets, titles
 from probe.leaderboard.tables import half_width, markdown_table, markdown_text
 
@@ -77,7 +77,7 @@ def metric_notes(section: Section) -> list[str]:
     for name, label in short_names(section.datasets).items():
         by_metric.setdefault(metrics[name], []).append(label)
     return [
-        f"{TITLES.get(metric, metric)}, not accuracy: {listed(own, most=MAX_NAMED)}."
+        f"{METRIC_TITLES.get(metric, metric)}, not accuracy: {listed(own, most=MAX_NAMED)}."
         for metric, own in by_metric.items()
         if metric != "accuracy"
     ]
@@ -142,7 +142,7 @@ def mean_text(section: Section, line: Line) -> str:
 def cell_text(cell: Cell | None, *, emphasize: bool = False) -> str:
     """Return a cell to read: score, half the width of the interval, marks; see `to_text`."""
     if cell is None:
-        return MISSING
+        return NO_RECORD
     result = cell.record.result
     if result is None:
         return "failed"

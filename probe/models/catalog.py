@@ -55,7 +55,7 @@ def _openai(name: str, file: str, sha256: str, architecture: Architecture, profi
     )
 
 
-CATALOG: tuple[ModelSpec, ...] = (
+MODELS: tuple[ModelSpec, ...] = (
     _openai(
         "RN50",
         "RN50.pt",

@@ -21,7 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torchvision.transforms import Compose
 
-VERSION = 1  # increased with every change of this module that changes the input of a model
+PREPROCESS_VERSION = 1  # increased with every change of this module that changes the input of a model
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue in OpenAI's training images
 STD = (0.26862954, 0.26130258, 0.27577711)
 INTERPOLATIONS = ("bicubic", "bilinear")

@@ -20,7 +20,7 @@ from typing import Any
 from probe.atomic import make_folder, temporary_beside, write_atomically
 from probe.decoder import decode
 from probe.errors import ResultsError, listed
-from probe.models.catalog import CATALOG as MODELS
+from probe.models.catalog import MODELS
 from probe.records.checks import find_fault
 from probe.records.migration import migrate
 from probe.records.schema import (

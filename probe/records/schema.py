@@ -132,7 +132,7 @@ class ExtractionRecord:
         subsets: measurements of each subset.
         weights: digest of the weights in the keys of the cache, see `models.loading.identify`.
         extraction_version: `features.store.EXTRACTION_VERSION`; 1 in records that do not have it.
-        preprocess_version: `models.preprocess.VERSION`; 1 in records that do not have it.
+        preprocess_version: `models.preprocess.PREPROCESS_VERSION`; 1 in records that do not have it.
     """
 
     from_cache: bool | None = None

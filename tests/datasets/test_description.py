@@ -9,7 +9,7 @@ from make.mnist import write_idx_files
 
 from probe.cli.main import main
 from probe.datasets import dataset_names, get_dataset
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.datasets.description import BY_HAND, DOWNLOAD, GONE, READY, UNPACK, describe_dataset, state
 
 
@@ -41,7 +41,7 @@ def test_another_revision_of_a_repository_is_not_the_one_that_a_row_names(tmp_pa
 
 
 def test_what_is_missing_says_what_to_put_where(tmp_path):
-    for spec in CATALOG:
+    for spec in DATASETS:
         found = state(spec, tmp_path)
         said = describe_dataset(spec.name, data_dir=tmp_path)
         step = said["by hand"] if found.word == DOWNLOAD else found.step

@@ -4,7 +4,7 @@ from make.records import RECORDS, make_failure, make_record
 
 from probe.cli.main import main
 from probe.errors import ResultsError
-from probe.leaderboard.cards import TITLES, model_index
+from probe.leaderboard.cards import METRIC_TITLES, model_index
 from probe.records.record import write_record
 from probe.records.schema import EncoderRecord
 from probe.stats.metrics import METRICS
@@ -25,7 +25,7 @@ def test_the_hubs_own_reader_finds_every_score():
 
 
 def test_every_metric_has_a_name_for_people():
-    assert TITLES.keys() == METRICS.keys()
+    assert METRIC_TITLES.keys() == METRICS.keys()
 
 
 def test_a_card_is_of_one_model_with_scores():

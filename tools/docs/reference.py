@@ -12,12 +12,12 @@ from pathlib import Path
 from probe.cli import arguments
 from probe.cli.main import main
 from probe.datasets import description
-from probe.datasets.catalog import CATALOG as DATASETS
+from probe.datasets.catalog import DATASETS
 from probe.leaderboard.tables import markdown_table
-from probe.models.catalog import CATALOG as MODELS
+from probe.models.catalog import MODELS
 from probe.models.description import describe_model
 from probe.probes.description import describe_protocol
-from probe.probes.protocols import CATALOG as PROTOCOLS
+from probe.probes.protocols import PROTOCOLS
 from probe.records.record import read_records
 from probe.records.schema import DoneRecord
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.environment import EnvironmentRecord
 from probe.errors import brief, printable
 from probe.leaderboard import modes, published
@@ -21,7 +21,7 @@ from probe.specs import ModelSpec
 
 DIGITS = 6  # of numbers; the page shows at most four
 SHORT = 8  # characters of a commit
-TITLES = {row.name: row.title for row in CATALOG}
+DATASET_TITLES = {row.name: row.title for row in DATASETS}
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _section(section: Section, protocol: str, labels: Labels) -> PageSection:
         section.precision,
         section.solver,
         tuple(labels.datasets[name] for name in section.datasets),
-        tuple(TITLES.get(name, "") for name in section.datasets),
+        tuple(DATASET_TITLES.get(name, "") for name in section.datasets),
         len(section.common),
         tuple(_line(section, line, labels) for line in section.lines),
     )

@@ -25,7 +25,7 @@ from make.images import write_image
 from PIL import Image
 
 from probe.datasets import get_dataset
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.datasets.opening import open_dataset
 from probe.datasets.sources.options import read_options
 from probe.errors import DatasetError, DatasetMissingError, UnknownNameError
@@ -1409,7 +1409,7 @@ def _serve_row(repositories, spec, **settings):
 
 
 HUB_SOURCES = [
-    (spec.name, source.location) for spec in CATALOG for source in spec.sources if source.form == "huggingface"
+    (spec.name, source.location) for spec in DATASETS for source in spec.sources if source.form == "huggingface"
 ]
 
 
