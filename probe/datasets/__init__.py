@@ -41,12 +41,14 @@ def get_dataset(name: str) -> DatasetSpec:
         if spec.name == name:
             return spec
     kind, colon, rest = name.partition(":")
-    is_row = name.endswith(".toml")
-    if not is_row and not (colon and kind in KINDS):
+    is_file = name.endswith(".toml")
+    if not is_file and not (colon and kind in KINDS):
         raise unknown_name("dataset", name, dataset_names(), forms=DATASET_FORMS)
-    module = importlib.import_module("probe.datasets.user_rows" if is_row else f"probe.datasets.sources.{KINDS[kind]}")
+    module = importlib.import_module(
+        "probe.datasets.user_datasets" if is_file else f"probe.datasets.sources.{KINDS[kind]}"
+    )
     try:
-        spec = module.make_spec(name if is_row else rest)
+        spec = module.make_spec(name if is_file else rest)
     except (OSError, RuntimeError, ValueError) as err:  # a name that is too long, `~` of an unknown user, a NUL
         if isinstance(err, ProbeError):
             raise

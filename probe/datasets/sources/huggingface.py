@@ -43,7 +43,7 @@ import datasets
 from PIL import Image
 
 from probe import hub, paths
-from probe.datasets import rows
+from probe.datasets import source_specs
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.datasets.sources.cards import make_local_plan, make_plan
@@ -85,7 +85,7 @@ def make_spec(rest: str) -> DatasetSpec:
         subsets = choose_subsets(name, options, {"train": "train", "test": "test"})
     else:
         raise DatasetMissingError(f"{location} is neither a file or folder nor a repository ORG/NAME; check the name")
-    return rows.own_dataset(
+    return source_specs.own_dataset(
         name,
         "huggingface",
         location,

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from probe import paths
-from probe.datasets import rows
+from probe.datasets import source_specs
 from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
@@ -92,7 +92,7 @@ def make_spec(rest: str) -> DatasetSpec:
     given = [subset for subset in SUBSETS if subset in options]
     found = find_subsets(name, names, given) if names else {"all": ""}
     subsets = choose_subsets(name, options, found, names=names)
-    return rows.own_dataset(
+    return source_specs.own_dataset(
         name,
         "table",
         str(path),

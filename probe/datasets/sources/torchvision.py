@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from probe.atomic import lock, make_folder
-from probe.datasets import rows
+from probe.datasets import source_specs
 from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_array, of_files
 from probe.datasets.images import ImageDataset
@@ -67,7 +67,7 @@ def make_spec(rest: str) -> DatasetSpec:
     arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
     subsets = _find_subsets(getattr(torchvision.datasets, name), arguments)
     found = {subset: {**arguments, **chosen} for subset, chosen in subsets.items()}
-    return rows.own_dataset(f"torchvision:{rest}", "torchvision", name, found, can_download=True)
+    return source_specs.own_dataset(f"torchvision:{rest}", "torchvision", name, found, can_download=True)
 
 
 def _value(text: str) -> Any:

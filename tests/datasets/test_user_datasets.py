@@ -52,9 +52,9 @@ def test_parts_of_a_row_go_by_all_usual_names(write):
 
 def test_the_readme_has_a_row_that_reads(write):
     """The example in the module's docstring, which the README repeats."""
-    from probe.datasets import user_rows
+    from probe.datasets import user_datasets
 
-    example = user_rows.__doc__.partition("\n\n")[2]
+    example = user_datasets.__doc__.partition("\n\n")[2]
     spec = get_dataset(write(textwrap.dedent(example)))
     assert (spec.name, spec.num_classes, spec.sources[0].location) == ("moths", 12, "moths")
 
