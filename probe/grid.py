@@ -106,11 +106,6 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     A record is complete if all images were used, and if the specification, the weights and the suite's own versions of
     preprocessing, extraction and probe are unchanged. Versions of libraries may differ. If one mode of a run is
     pending, so are its other modes in the grid, because modes are compared.
-
-    Args:
-        specs: the runs.
-        settings: where the records and weights are.
-        rerun: return all runs as pending.
     """
     results_dir = paths.results_dir(settings.results_dir)
     identities = {spec: identity(spec) for spec in specs}
@@ -146,11 +141,7 @@ def _has_weights(
 ) -> bool:
     """Return False if the weights are known to differ from the weights of the record.
 
-    Args:
-        record: record of a run.
-        model: model of the run.
-        weights: cached digests of weights; None for weights that are not on this machine.
-        settings: where weights are.
+    Digests are cached in `weights`, where None stands for weights that are not on this machine.
     """
     if model.sha256 or model.form == "random":  # the specification determines the weights
         return True

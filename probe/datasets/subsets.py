@@ -116,13 +116,7 @@ def choose_subsets(
 
 
 def report_unused(where: str, names: Iterable[str], taken: Collection[str]) -> None:
-    """Warn about splits that are not used.
-
-    Args:
-        where: the dataset, for messages.
-        names: the names of all splits.
-        taken: the names of the splits that are used.
-    """
+    """Warn about splits that are not used."""
     unused = [name for name in names if name not in taken]
     for name in unused:
         if subset := subset_of(name):

@@ -38,14 +38,6 @@ def describe_extraction(
 ) -> Extraction:
     """Return the features of a run, with the rows of each split and their description.
 
-    Args:
-        entries: the cache entry of each subset that some split uses.
-        dataset: the dataset.
-        weights: digest of the weights of the encoder.
-        from_cache: the entries existed before this command.
-        seconds: wall time by stage.
-        skip_corrupt: number of images that may have no features.
-
     Raises:
         DatasetError: more images could not be read than are allowed.
         FeaturesError: no image of a subset could be read.

@@ -107,13 +107,7 @@ class Entry:
 
 
 def cache_entries(spec: RunSpec, weights: str, dataset: OpenedDataset) -> dict[str, EntrySpec]:
-    """Return the specification of the cache entry of each subset that some split uses.
-
-    Args:
-        spec: the run; its protocol and solver do not matter.
-        weights: digest of the weights, see `models.loading.identify`.
-        dataset: the dataset.
-    """
+    """Return the specification of the cache entry of each subset that some split uses."""
     source = dataset.source
     around = {
         "weights": weights,

@@ -153,7 +153,7 @@ class IntervalRecord:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """One value of C of a sweep, see `probes.result.SweepPoint`."""
+    """One value of C of a sweep: its score on the validation images, and fields of `probes.fits.Convergence`."""
 
     C: float
     score: float

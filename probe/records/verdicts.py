@@ -81,13 +81,7 @@ class Reproduction:
 
 
 def judge(record: DoneRecord, again: RunRecord, *, tolerance: int | None = None) -> Reproduction:
-    """Compare a record with the record of the same run repeated.
-
-    Args:
-        record: the original record.
-        again: the new record.
-        tolerance: see `reproduce`.
-    """
+    """Compare a record with the record of the same run repeated."""
     if not isinstance(again, DoneRecord):
         return Reproduction(record, again, NOT_RUN, sentence(again.error.type, again.error.message))
     n = record.result.num_test

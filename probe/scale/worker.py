@@ -190,10 +190,7 @@ class Worker:
     ) -> NotRunnable | UnitResult:
         """Run a unit.
 
-        Args:
-            unit: the unit.
-            need: memory that the unit needs.
-            wanted: chunks to return, because the driver cannot access this worker's cache folder.
+        The result has the `wanted` chunks if the driver cannot access the cache folder of this worker.
 
         Raises:
             Exception: an unexpected error while a shard was extracted. A `ProbeError` is not raised, because the fits

@@ -47,9 +47,6 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
 def split_videos(videos: list[str]) -> dict[str, set[str]]:
     """Divide videos as TensorFlow Datasets does: a tenth for testing, a tenth for validation, at least one each.
 
-    Args:
-        videos: the video of each image.
-
     Returns:
         The names of the videos of `train`, `val` and `test`.
     """

@@ -240,12 +240,6 @@ def _load_repository(
 ) -> tuple[str, dict[str, Any], list[str]]:
     """Load splits of a repository of the hub.
 
-    Args:
-        repo: `ORG/NAME`.
-        options: the options of the source.
-        splits: subset -> split; the files of other splits are not downloaded.
-        offline: never touch the network.
-
     Returns:
         The commit, split -> rows, and the names of all splits of the repository.
     """

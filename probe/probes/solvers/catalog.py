@@ -32,12 +32,7 @@ def get_solver(name: str) -> type[Solver]:
 
 
 def device_for(solver: str, device: str) -> str:
-    """Return the device for a solver: the given device, on which the model runs, if the solver supports it, else `cpu`.
-
-    Args:
-        solver: `sklearn` or `fast`.
-        device: name of a torch device.
-    """
+    """Return the device for a solver: the device of the model if the solver supports it, else `cpu`."""
     if not device.startswith("cuda"):
         return "cpu"
     if solver == "sklearn" and (os.environ.get("SCIPY_ARRAY_API") != "1" or not TAKES_TENSORS):

@@ -135,11 +135,6 @@ def distance(gradient: float, value: float, at_zero: float) -> float:
     """Return the size of a gradient, increased if the objective is far below its value at weights of zero.
 
     It is `gradient` * max(1, SMALL * `at_zero` / `value`).
-
-    Args:
-        gradient: max |gradient|.
-        value: value of the objective.
-        at_zero: value of the objective at weights of zero.
     """
     return gradient * max(1.0, SMALL * at_zero / value) if value > 0 else gradient
 
