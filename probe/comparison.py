@@ -262,7 +262,7 @@ def _extract(specs: Sequence[RunSpec], settings: Settings) -> list[dict[str, Fea
 
 
 @dataclass(frozen=True)
-class _Probe:
+class _Pair:
     """Predictions of one probe for the test images in both modes; fields as in `Parity`."""
 
     flipped: int
@@ -273,7 +273,7 @@ class _Probe:
 
 def _fit_on_eager(
     eager: Mapping[str, Features], jit: Mapping[str, Features], *, metric: str, protocol: Protocol
-) -> _Probe:
+) -> _Pair:
     """Fit a probe on eager features, and score the test images in both modes."""
     tests = [eager["test"], jit["test"]]
     both = Features(
@@ -291,4 +291,4 @@ def _fit_on_eager(
         for rows in (slice(None, n), slice(n, None))
     )
     flipped = count_flips(*np.split(result.predictions[: 2 * n], 2))
-    return _Probe(flipped, (on_eager.score(), on_jit.score()), paired.compare([on_eager], [on_jit]), result.converged)
+    return _Pair(flipped, (on_eager.score(), on_jit.score()), paired.compare([on_eager], [on_jit]), result.converged)

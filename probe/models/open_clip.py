@@ -23,7 +23,7 @@ from probe.errors import CheckpointError, DeviceError, ProbeError, summarize
 from probe.fetch import weights_sha256
 from probe.models import OPEN_CLIP
 from probe.models.archive import is_archive
-from probe.models.checkpoints import SAFETENSORS, read_model
+from probe.models.checkpoints import SAFETENSORS, naming_unreadable, read_model
 from probe.models.devices import Execution
 from probe.models.encoder import dtypes_of
 from probe.models.open_clip_config import LOCAL, OPEN_CLIP_CONFIG, WEIGHTS, find_weights, read_config
@@ -123,16 +123,10 @@ def sketch(source: str) -> ZooModel:
 
 def _read_weights(path: Path, key: str) -> Candidate:
     """Return the weights in a file, after checking for damage, which open_clip does not report."""
-    try:
+    with naming_unreadable(path):
         weights = read_model(path, key)
         if is_archive(path):
             raise CheckpointError(f"{path} is a TorchScript archive; give its path alone, without {OPEN_CLIP}ARCH/")
-    except OSError as err:
-        if isinstance(err, ProbeError):
-            raise
-        raise CheckpointError(
-            f"cannot read {path} ({err.strerror or err}); check its permissions, or give another file"
-        ) from err
     return weights
 
 
