@@ -14,7 +14,7 @@ from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Source, Subset
 
 
-def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset. The training subset holds the images of images.txt that test_images.txt does not list.
 
     Species are numbered from 1. Images that are not on disk are left out, because most of their links are dead;

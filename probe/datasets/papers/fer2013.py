@@ -19,7 +19,7 @@ EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SIZE = 48
 
 
-def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset: the rows of one `Usage`. Their pixels stay in memory, 2,304 bytes per image.
 
     Columns are found by name: fer2013.csv has emotion, pixels, Usage; icml_face_data.csv has emotion, Usage, pixels.

@@ -13,7 +13,7 @@ from probe.datasets.images import ImageDataset
 from probe.specs import DatasetSpec, Source, Subset
 
 
-def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open the 1,797 digits: 8 x 8 grey images, with their 17 levels scaled to 0 to 255."""
     from sklearn.datasets import load_digits
 

@@ -96,7 +96,7 @@ def make_spec(rest: str) -> DatasetSpec:
     )
 
 
-def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset: the split that its argument `split` names, of a repository or of an absolute path.
 
     Options of the source are `image`, `label`, `config` and `revision`; empty options are ignored. A column of type
