@@ -124,10 +124,10 @@ def find_reasons(
     reasons = []
     if not softmax_agrees:
         reasons.append(f"the softmax of the logits differs by more than atol {ATOL} and rtol {RTOL}")
-    for point, found in features.items():
-        if found.min_cosine < MIN_COSINE[precision]:
+    for point, difference in features.items():
+        if difference.min_cosine < MIN_COSINE[precision]:
             least = MIN_COSINE[precision]
-            reasons.append(f"{point} features of an image have a cosine of {found.min_cosine:.6f}, below {least}")
+            reasons.append(f"{point} features of an image have a cosine of {difference.min_cosine:.6f}, below {least}")
     flipped, num_test = flips
     if flipped > max(1, MAX_FLIPS * num_test):
         reasons.append(f"{flipped} of {num_test} predictions flip, more than {MAX_FLIPS:.0%}")
@@ -253,12 +253,12 @@ def _read_archive(spec: ModelSpec, *, weights_dir: str | Path | None, offline: b
 
 def _extract(specs: Sequence[RunSpec], settings: Settings) -> list[dict[str, Features]]:
     """Return the features of the splits of the first fold for each mode, from the cache if possible."""
-    found = {}
+    by_mode = {}
     for spec, outcome in extract_grid(specs, settings):
         if isinstance(outcome, Exception):
             raise outcome
-        found[spec.jit] = outcome.cut()[0]
-    return [found[spec.jit] for spec in specs]
+        by_mode[spec.jit] = outcome.cut()[0]
+    return [by_mode[spec.jit] for spec in specs]
 
 
 @dataclass(frozen=True)

@@ -120,9 +120,9 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
         has_partner = spec.jit and identity(replace(spec, jit=False)) in planned
         return record if record.parity is not None or not has_partner else None
 
-    found = {} if rerun else {spec: record for spec in specs if (record := find(spec)) is not None}
-    left = {spec.of_all_modes for spec in specs if spec not in found}
-    done = {spec: found[spec] for spec in specs if spec.of_all_modes not in left}
+    records = {} if rerun else {spec: record for spec in specs if (record := find(spec)) is not None}
+    left = {spec.of_all_modes for spec in specs if spec not in records}
+    done = {spec: records[spec] for spec in specs if spec.of_all_modes not in left}
     if done:
         logger.info("skipped %d of %d runs: already recorded (use --rerun)", len(done), len(specs))
         _log_versions(done.values())

@@ -240,9 +240,9 @@ class Work:
         """Return the content of a chunk; None if it is missing, or damaged and therefore removed."""
         path, size = self._path(chunk), chunk_size(self.spec.batch_size)
         try:
-            with _open_chunk(path) as found:  # zip files compare all bytes with a checksum
-                shapes = {name: found[name].shape for name in ARRAYS}
-                skipped = [(int(position), str(message)) for position, message in json.loads(str(found["skipped"]))]
+            with _open_chunk(path) as arrays:  # zip files compare all bytes with a checksum
+                shapes = {name: arrays[name].shape for name in ARRAYS}
+                skipped = [(int(position), str(message)) for position, message in json.loads(str(arrays["skipped"]))]
             n, whole = shapes[LABELS][0], min(size, self.spec.num_images - chunk * size)
             if {shape[0] for shape in shapes.values()} != {n} or n + len(skipped) != whole:
                 raise ValueError(f"it has {n} images of {whole}")
@@ -264,8 +264,8 @@ class Work:
         with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
             for chunk in filled:
-                with _open_chunk(chunk.path) as found:
-                    array = np.ascontiguousarray(found[name], dtype=dtype)
+                with _open_chunk(chunk.path) as arrays:
+                    array = np.ascontiguousarray(arrays[name], dtype=dtype)
                 file.write(array.data)  # outside of the block above, where a full disk would count as damage
             file.flush()
             os.fsync(file.fileno())
@@ -305,8 +305,8 @@ def _open_chunk(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
     """Open the arrays of a chunk; errors about the content of the file are among `DAMAGE`."""
     content = io.BytesIO(path.read_bytes())
     try:
-        with np.load(content, allow_pickle=False) as found:
-            yield found
+        with np.load(content, allow_pickle=False) as arrays:
+            yield arrays
     except OSError as err:  # a damaged zip directory can name a position before the start of the file
         raise ValueError(str(err)) from err
 

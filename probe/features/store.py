@@ -145,11 +145,11 @@ def find(root: Path, spec: EntrySpec) -> Entry | None:
     folder = spec.folder(root)
     if not folder.is_dir():
         return None
-    found = None
+    entry = None
     try:
         with suppress(*DAMAGE):
-            found = _read(folder)
-        if found is None:  # its arrays are closed by now: Windows does not remove an open file
+            entry = _read(folder)
+        if entry is None:  # its arrays are closed by now: Windows does not remove an open file
             with lock(root / LOCK):  # another process may have extracted it again
                 reason = damage(folder)
                 if reason and folder.exists():
@@ -166,7 +166,7 @@ def find(root: Path, spec: EntrySpec) -> Entry | None:
     with suppress(OSError):  # in a folder of another user; only `inventory.collect` reads the time
         os.utime(folder / ENTRY)
     shutil.rmtree(f"{folder}{CHUNKS}", ignore_errors=True)  # left by a process killed between the last two steps
-    return found
+    return entry
 
 
 def remove(root: Path, folder: Path) -> None:

@@ -135,16 +135,16 @@ def make_sections(records: Sequence[RunRecord]) -> list[Section]:
     for record in records:
         named = (record.protocol, record.spec.protocol.feature_point, record.solver, record.mode, record.precision)
         groups.setdefault((*named, rules_digest(record)), []).append(record)
-    found = [_section(key, groups[key]) for key in sorted(groups, key=lambda key: [natural(part) for part in key])]
+    sections = [_section(key, groups[key]) for key in sorted(groups, key=lambda key: [natural(part) for part in key])]
     of_protocol: dict[str, int] = {}
-    for section in found:
+    for section in sections:
         of_protocol[section.protocol] = of_protocol.get(section.protocol, 0) + _num_scores(section)
     overview = max(
-        found,
+        sections,
         key=lambda section: (_num_scores(section), of_protocol[section.protocol], _num_unmarked(section)),
         default=None,
     )
-    return sorted(found, key=lambda section: section is not overview)
+    return sorted(sections, key=lambda section: section is not overview)
 
 
 def _num_scores(section: Section) -> int:
@@ -161,11 +161,12 @@ def rules_digest(record: RunRecord) -> str:
     return digest({name: value for name, value in rules.items() if name != "name"})[:8]
 
 
-def titles(found: Sequence[Section]) -> list[str]:
+def titles(sections: Sequence[Section]) -> list[str]:
     """Return the title of each section, with its rules if two titles are equal."""
-    plain = [section.title for section in found]
+    plain = [section.title for section in sections]
     return [
-        f"{title}, rules {s.rules}" if plain.count(title) > 1 else title for title, s in zip(plain, found, strict=True)
+        f"{title}, rules {s.rules}" if plain.count(title) > 1 else title
+        for title, s in zip(plain, sections, strict=True)
     ]
 
 
@@ -195,14 +196,14 @@ def _section(key: tuple[str, ...], records: Sequence[RunRecord]) -> Section:
             by_model[cell.record.model][name] = cell
     common = [name for name in datasets if all(has_score(cells.get(name)) for cells in by_model.values())]
     whole = {model: [evidence[cells[name].record.key] for name in common] for model, cells in by_model.items()}
-    found = mean_ranks(whole) if common else MeanRanks({}, {})
+    ranking = mean_ranks(whole) if common else MeanRanks({}, {})
     lines = [
         Line(
             model,
             cells,
             *_summary([one.record.result for one in whole[model]]),
             _gflops(cell.record for cell in cells.values()),
-            found.ranks.get(model, ""),
+            ranking.ranks.get(model, ""),
         )
         for model, cells in by_model.items()
     ]
@@ -218,7 +219,7 @@ def _section(key: tuple[str, ...], records: Sequence[RunRecord]) -> Section:
         datasets=tuple(datasets),
         common=tuple(common),
         lines=tuple(lines),
-        unranked=found.reasons,
+        unranked=ranking.reasons,
     )
 
 

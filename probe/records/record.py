@@ -146,10 +146,10 @@ def read_records(results_dir: str | Path = "results", *, files: str = ALL_FILES)
 
 def locate_records(results_dir: str | Path, *, files: str = ALL_FILES) -> list[tuple[Path, RunRecord]]:
     """Return the records of `read_records`, each with the path of its file."""
-    found, faults = scan_records(results_dir, files=files)
+    located, faults = scan_records(results_dir, files=files)
     for fault in faults:
         logger.warning("skipped a record: %s", fault)
-    return found
+    return located
 
 
 def scan_records(

@@ -79,13 +79,13 @@ def _value(text: str) -> Any:
 
 def _parameters(dataset_class: type) -> dict[str, inspect.Parameter]:
     """Return the parameters of a class of torchvision, including the parameters of its base classes."""
-    found: dict[str, inspect.Parameter] = {}
+    parameters: dict[str, inspect.Parameter] = {}
     for base in dataset_class.__mro__[:-1]:
         own = inspect.signature(base.__init__).parameters  # type: ignore[misc]  # of a class
-        found = {**own, **found}
+        parameters = {**own, **parameters}
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
             break
-    return {name: parameter for name, parameter in found.items() if name not in ("self", "kwargs")}
+    return {name: parameter for name, parameter in parameters.items() if name not in ("self", "kwargs")}
 
 
 def _find_subsets(dataset_class: type, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -107,19 +107,19 @@ def _find_subsets(dataset_class: type, arguments: dict[str, Any]) -> dict[str, d
     accepted = [
         value for value in ("train", "trainval", "val", "valid", "test") if _accepts(dataset_class, arguments, value)
     ]
-    found = {
+    chosen = {
         "train": next((value for value in ("train", "trainval") if value in accepted), None),
         "val": next((value for value in ("val", "valid") if value in accepted), None),
         "test": "test" if "test" in accepted else None,
     }
-    if found["test"] is None:
-        found |= {"test": found["val"], "val": None}
-    if found["train"] is None or found["test"] is None:
+    if chosen["test"] is None:
+        chosen |= {"test": chosen["val"], "val": None}
+    if chosen["train"] is None or chosen["test"] is None:
         raise DatasetError(
             f"torchvision's {name} has no training and test subset; write a catalogue entry in TOML with the arguments "
             "of each subset"
         )
-    return {subset: {"split": value} for subset, value in found.items() if value is not None}
+    return {subset: {"split": value} for subset, value in chosen.items() if value is not None}
 
 
 def _accepts(dataset_class: type, arguments: dict[str, Any], split: str) -> bool:
@@ -170,12 +170,12 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
 
 
 def _labels(name: str, images: Any) -> np.ndarray:
-    found: Any = next((getattr(images, attribute) for attribute in LABELS if hasattr(images, attribute)), None)
-    if found is None:
+    written: Any = next((getattr(images, attribute) for attribute in LABELS if hasattr(images, attribute)), None)
+    if written is None:
         pairs = next((getattr(images, attribute) for attribute in PAIRS if hasattr(images, attribute)), ())
-        found = [label for _, label in pairs]
+        written = [label for _, label in pairs]
     try:
-        labels = np.asarray(found)
+        labels = np.asarray(written)
     except ValueError:  # lists of different lengths, such as boxes
         labels = np.empty(0)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
