@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probe.leaderboard import modes, page, tables, texts
-from probe.leaderboard.exports import rows_to_csv
 from probe.leaderboard.sections import make_sections
 from probe.records.record import encode, model_slug, read_records, write_text
 from probe.records.schema import RunRecord
@@ -73,10 +72,10 @@ def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
     sections = make_sections(records)
     return {
         **{f"{TABLES}/{name}": text for name, text in tables.render_tables(records).items()},
-        "leaderboard.csv": rows_to_csv(*texts.table(sections)),
+        "leaderboard.csv": tables.rows_to_csv(*texts.table(sections)),
         "leaderboard.md": texts.sections_to_markdown(sections),
         PAGE: page.render_page(records, sections),
-        "jit_against_eager.csv": rows_to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
+        "jit_against_eager.csv": tables.rows_to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
         "jit_against_eager.md": f"# JIT against eager\n\n{modes.INTRODUCTION}\n{modes.modes_to_markdown(records)}",
     }
 

@@ -39,14 +39,14 @@ def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def records_to_csv(records: Iterable[RunRecord]) -> str:
-    """Return one line per record, with the columns `COLUMNS`. Scores are unrounded fractions; missing values are empty.
+    """Return one line per record, with the columns `COLUMNS`. Scores are unrounded fractions."""
+    return rows_to_csv(COLUMNS, [list(row(record).values()) for record in records])
 
-    Texts are written as `csv_value` returns them.
-    """
+
+def rows_to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return CSV: numbers unrounded, texts as `csv_value` returns them, missing values empty."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: csv_value(value) for name, value in row(record).items()} for record in records)
+    csv.writer(file, lineterminator="\n").writerows([map(csv_value, values) for values in (header, *rows)])
     return file.getvalue()
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from make.records import NUM_TEST, changed, make_failure, make_record, make_result, scored_record
 
-from probe.leaderboard.exports import FORMATS, rows_to_csv, to_json, to_latex, to_parquet
+from probe.leaderboard.exports import FORMATS, to_json, to_latex, to_parquet
 from probe.leaderboard.labels import short_names
 from probe.leaderboard.ranking import Evidence, mean_ranks
 from probe.leaderboard.sections import OTHER_IMAGES, make_sections
+from probe.leaderboard.tables import rows_to_csv
 from probe.leaderboard.texts import notes, sections_to_markdown, table, to_text
 from probe.records.packing import pack
 from probe.records.schema import EncoderRecord, IntervalRecord, ReadRecord, SplitRecord
