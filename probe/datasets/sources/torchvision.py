@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,11 +169,15 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     )
 
 
+def _find_attribute(images: Any, names: Sequence[str]) -> Any:
+    """Return the first of these attributes that an object has, or None."""
+    return next((getattr(images, name) for name in names if hasattr(images, name)), None)
+
+
 def _labels(name: str, images: Any) -> np.ndarray:
-    written: Any = next((getattr(images, attribute) for attribute in LABELS if hasattr(images, attribute)), None)
+    written = _find_attribute(images, LABELS)
     if written is None:
-        pairs = next((getattr(images, attribute) for attribute in PAIRS if hasattr(images, attribute)), ())
-        written = [label for _, label in pairs]
+        written = [label for _, label in _find_attribute(images, PAIRS) or ()]
     try:
         labels = np.asarray(written)
     except ValueError:  # lists of different lengths, such as boxes
@@ -195,10 +199,9 @@ def _class_names(images: Any, labels: np.ndarray, first_class: int) -> list[str]
 
 def _files(images: Any) -> list[str]:
     """Return the files of the images, or an empty list if images have no files of their own."""
-    files = next((getattr(images, attribute) for attribute in FILES if hasattr(images, attribute)), None)
+    files = _find_attribute(images, FILES)
     if files is None:
-        pairs = next((getattr(images, attribute) for attribute in PAIRS if hasattr(images, attribute)), ())
-        files = [pair[0] for pair in pairs]
+        files = [pair[0] for pair in _find_attribute(images, PAIRS) or ()]
     is_whole = len(files) == len(images) and all(isinstance(file, str | Path) for file in files)
     return [str(file) for file in files] if is_whole else []
 
