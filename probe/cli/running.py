@@ -103,7 +103,7 @@ def _show_summary(record: RunRecord) -> None:
         around = tables.interval_text(record.result.interval)
         seconds = sum(record.seconds.values())
         name = errors.shorten(errors.printable(str(record.spec)), MAX_NAMES)
-        text = f"{name}: {tables.percent(record)} % ({around}), {seconds:.1f} s"
+        text = f"{name}: {100 * record.result.score:.2f} %{tables.marks(record)} ({around}), {seconds:.1f} s"
     tqdm.write(text, file=sys.stderr)
 
 

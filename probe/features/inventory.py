@@ -42,10 +42,8 @@ def survey(root: Path) -> list[CachedEntry]:
     """Return the entries of the cache, sorted by path. Arrays are not compared with their digests.
 
     Raises:
-        CacheError: the cache cannot be read, or is not a folder.
+        CacheError: the cache cannot be read.
     """
-    if root.exists() and not root.is_dir():
-        raise CacheError(f"{root} is not a folder; name the folder of features with --cache-dir")
     try:
         folders = sorted(path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith("."))
         return [cached for folder in folders if (cached := _survey(folder)) is not None]

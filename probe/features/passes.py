@@ -130,7 +130,7 @@ def extract_features(
     features = join([chunks[chunk] for chunk in sorted(chunks)])
     if not len(features):
         raise FeaturesError(f"{name}: no image could be read; get its files again")
-    logger.info("%s: %d images, %d-d, %s", name, len(features), features.x.shape[1], meter.rate(len(dataset)))
+    logger.debug("%s: %d images, %d-d, %s", name, len(features), features.x.shape[1], meter.rate(len(dataset)))
     return features
 
 
@@ -206,7 +206,7 @@ def _extract_subset(
                     job.entries[subset] = entry
                     n, width = entry.features.x.shape
                     name = f"{images.name} / {job.spec.model.name} / {job.spec.mode}"
-                    logger.info("%s: %d images, %d-d, %s", name, n, width, meter.rate(len(images)))
+                    logger.debug("%s: %d images, %d-d, %s", name, n, width, meter.rate(len(images)))
         left = [job for job in left if subset in job.missing and job.key not in failed]
         if not left:
             break

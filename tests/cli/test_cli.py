@@ -50,15 +50,19 @@ def test_threads_are_those_of_torch_and_of_blas_and_only_while_it_runs(tmp_path,
 
 
 def test_a_terminal_shows_the_score_of_each_run_as_it_ends(tmp_path, capsys, monkeypatch):
-    """Without a terminal, and for runs that are recorded already, no such line is printed."""
+    """For runs that are recorded already, no such line is printed. Without a terminal, nothing is."""
     command = [*RUN, "--solver", "fast", "--results-dir", str(tmp_path)]
+    assert main([*command, "--cache-dir", str(tmp_path / "cache")]) == 0  # extracts the features
+    assert capsys.readouterr().err == ""
+    assert main([*command, "--rerun"]) == 0
+    assert capsys.readouterr().err == ""
     score = re.compile(r"digits / tiny / eager / readme: \d\d\.\d\d % \(\S+ to \S+\), \S+ s$", re.MULTILINE)
-    for is_terminal, options, lines in ((False, [], 0), (True, [], 0), (True, ["--rerun"], 1)):
-        monkeypatch.setattr(sys.stderr, "isatty", lambda shown=is_terminal: shown, raising=False)
+    (path,) = (tmp_path / "records" / "digits").iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "created": "2001-01-01T00:00:00+00:00"}))
+    for options, lines in (([], 0), (["--rerun"], 1)):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         assert main([*command, *options]) == 0
         assert len(score.findall(capsys.readouterr().err)) == lines
-        (path,) = (tmp_path / "records" / "digits").iterdir()
-        path.write_text(json.dumps({**json.loads(path.read_text()), "created": "2001-01-01T00:00:00+00:00"}))
 
 
 def test_a_protocol_of_ones_own_is_a_file(tmp_path):
@@ -125,19 +129,24 @@ def test_a_failed_cell_is_named_and_exits_with_1(tmp_path, capsys):
     assert captured.out.count("| tiny") == 1  # the other cell of the grid ran
 
 
-def test_an_unwritable_results_folder_is_found_before_the_work(tmp_path, capsys, caplog):
-    (tmp_path / "results").write_text("a file")
-    assert main([*RUN, "--results-dir", str(tmp_path / "results")]) == 1
+@pytest.mark.parametrize("option", ["--results-dir", "--cache-dir"])
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_file_in_place_of_a_folder_is_found_before_the_work(option, below, tmp_path, capsys, caplog):
+    file = tmp_path / "file"
+    file.write_text("a file")
+    results = [] if option == "--results-dir" else ["--results-dir", str(tmp_path / "results")]
+    assert main([*RUN, "--verbose", *results, option, str(file / below)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"probe: cannot write to the results folder {tmp_path / 'results'} (")
-    assert "digits" not in caplog.text  # what a cell logs when it begins
+    assert line.startswith(f"probe: {file} is a file, not a folder; name a folder with {option} or PROBE_")
+    assert "digits" not in caplog.text  # what a run logs when it begins
+    assert not list((tmp_path / "results").rglob("*.json"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_keeps_what_was_written(tmp_path):
     """Interrupted in the second cell: exit code 130, one sentence, the first record untouched."""
-    arguments = [*RUN, "--jit", "both", "--results-dir", str(tmp_path)]
+    arguments = [*RUN, "--verbose", "--jit", "both", "--results-dir", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "probe", *arguments],
         stderr=subprocess.PIPE,

@@ -18,7 +18,7 @@ from probe.features import store
 from probe.features.arrays import Features, chunk_range
 from probe.features.chunks import Work
 from probe.features.inventory import ABANDONED_SECONDS, collect, differing, nearest, survey, verify
-from probe.features.store import damage, find
+from probe.features.store import check_usable, damage, find
 
 
 def fill(root, spec, labels=1):
@@ -254,6 +254,15 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
         CacheError, match=r"cannot write to .*features \(.*\); make it writable, or name a different folder"
     ):
         Work(tmp_path / "features", make_entry_spec()).start()
+
+
+def test_a_cache_folder_that_cannot_be_used_is_found_early(tmp_path):
+    """A read-only folder with entries can be used, as far as features are in it."""
+    (tmp_path / "features").write_text("a file")
+    with pytest.raises(CacheError, match=r"cannot write to the cache folder .*features \("):
+        check_usable(tmp_path / "features")
+    check_usable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
 
 
 def test_a_full_disk_keeps_what_was_made(tmp_path, monkeypatch):
