@@ -79,9 +79,8 @@ def leaderboard(args: argparse.Namespace) -> int:
     text = exports.FORMATS["json" if args.json else args.format](make_sections(records))
     if args.out is not None:
         write_bytes(Path(args.out), text if isinstance(text, bytes) else encode(text))
-    elif isinstance(text, bytes):
-        raise errors.ResultsError("Parquet is a binary format and cannot be printed; name a file with --out")
     else:
+        assert isinstance(text, str)  # Parquet needs --out, see `arguments.check_conflicts`
         print(text, end="")
     return 0
 
@@ -92,8 +91,6 @@ def _write_page(records: Sequence[RunRecord], results_dir: Path, args: argparse.
     from probe.leaderboard.sections import make_sections
     from probe.records.record import write_text
 
-    if args.out is None and args.protocol is not None:
-        raise errors.ResultsError(f"{results_dir / PAGE} is the page of all protocols; name another file with --out")
     path = Path(args.out) if args.out is not None else results_dir / PAGE
     folder = Path(os.path.relpath(results_dir, path.parent)).as_posix()
     write_text(path, page.render_page(records, make_sections(records), results_dir=folder))

@@ -1,6 +1,6 @@
 """The command line: parse, call the library once, print. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done, 1 an error or a failed run, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 an error or a failed run, 2 wrong usage (also a name that does not exist), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from probe.cli import arguments, boards, caching, catalogues, checks, running
-from probe.errors import ProbeError, brief
+from probe.errors import ProbeError, UnknownNameError, brief
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": running.run_command,
@@ -45,11 +45,7 @@ class _Formatter(logging.Formatter):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    parser = arguments.parser()
-    args = parser.parse_args(argv)
-    wrong = arguments.find_conflict(args)
-    if wrong is not None:
-        parser.error(wrong)
+    args = arguments.parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     handler = logging.StreamHandler(sys.stderr)
@@ -57,11 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(handlers=[handler])
     logging.getLogger("probe").setLevel(logging.DEBUG if args.verbose else logging.INFO)
     try:
+        arguments.check_conflicts(args)
         code = COMMANDS[args.command](args)
         sys.stdout.flush()
+    except arguments.UsageError as err:
+        args.parser.error(str(err))
     except ProbeError as err:
         print(f"probe: {err}", file=sys.stderr)
-        return 1
+        # A dataset, model or protocol that does not exist is wrong usage.
+        return 2 if isinstance(err, UnknownNameError | FileNotFoundError) else 1
     except BrokenPipeError:  # the reader of stdout has exited, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

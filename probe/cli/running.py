@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from probe import errors
 from probe.cli import grids, planning
+from probe.cli.arguments import UsageError
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -71,16 +72,8 @@ def run_command(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _joined(args: argparse.Namespace) -> Iterator[tuple[Any, str]]:
-    """Yield Ray, if the options name a running cluster, or None; and the device of the runs.
-
-    Raises:
-        DeviceError: the runs of Ray's workers name a GPU by number.
-    """
+    """Yield Ray, if the options name a running cluster, or None; and the device of the runs."""
     address = (args.ray_address or os.environ.get("RAY_ADDRESS")) if args.executor == "ray" else None
-    if args.executor == "ray":
-        from probe.scale.driver import refuse_gpu_number
-
-        refuse_gpu_number(args.device)
     if not address:
         yield None, args.device
         return
@@ -139,10 +132,10 @@ def extract_command(args: argparse.Namespace) -> int:
     from probe.leaderboard import tables
 
     specs, settings = grids.plan_runs(args), grids.settings(args)
-    if args.out is not None and (len(specs) > 1 or args.shard is not None):
-        raise errors.FeaturesError(
-            f"--out writes the features of one run without --shard, but this command has {len(specs)} runs; give one "
-            "--dataset, one --model, --jit off or on, and no --shard"
+    if args.out is not None and len(specs) > 1:
+        raise UsageError(
+            f"--out writes the features of one run, but this command has {len(specs)} runs; give one --dataset, one "
+            "--model, and --jit off or on"
         )
     rows, failed = [], 0
     for spec, outcome in extract_grid(specs, settings):

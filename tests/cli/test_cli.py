@@ -91,19 +91,23 @@ def test_a_group_of_protocols_stands_for_its_rows(tmp_path, capsys):
         (["run", "--dataset", "digits", "--model", "tinny"], "unknown model 'tinny'; did you mean 'tiny'?"),
         ([*RUN, "--protocol", "readmee"], "unknown protocol 'readmee'; did you mean 'readme'?"),
         ([*RUN, "--protocol", "missing.toml"], "missing.toml does not exist; give the path of a protocol in TOML"),
-        ([*RUN, "--device", "cuda:77"], "device 'cuda:77' is not available on this machine"),
         ([*RUN, "--model", "missing.pt"], "no checkpoint at "),
         (["run", "--dataset", "folder:missing", "--model", "tiny"], "no folder at "),
     ],
 )
 def test_a_wrong_name_is_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"probe: {message}")
     assert len(captured.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_this_machine_does_not_have_is_an_error(capsys):
+    assert main([*RUN, "--device", "cuda:77"]) == 1
+    assert capsys.readouterr().err.startswith("probe: device 'cuda:77' is not available on this machine")
 
 
 def test_wrong_usage_exits_with_2(capsys):

@@ -148,7 +148,7 @@ def command_page() -> str:
 | --------- | ------- |
 | 0 | done |
 | 1 | an error, in one sentence, or a run that failed |
-| 2 | wrong usage |
+| 2 | wrong usage, such as the name of a dataset, model or protocol that does not exist |
 | 130 | interrupted |
 
 Square brackets at the end of a description hold the default.

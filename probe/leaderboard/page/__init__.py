@@ -20,7 +20,7 @@ from probe.errors import printable
 from probe.leaderboard import sections as board
 from probe.leaderboard import texts
 from probe.leaderboard.cards import TITLES as METRICS
-from probe.leaderboard.labels import LEGEND, MISSING, MODES, POINTS, PRECISIONS, SOLVERS, count
+from probe.leaderboard.labels import LEGEND, MISSING, MODES, POINTS, PRECISIONS, SOLVERS, scope
 from probe.leaderboard.page.data import TITLES, Labels, encode_data, make_data, make_labels
 from probe.leaderboard.tables import half_width
 from probe.records.schema import RunRecord
@@ -101,8 +101,7 @@ def render_page(records: Sequence[RunRecord], sections: Sequence[board.Section],
     labels, protocols = make_labels(records), _protocols(sections)
     data = make_data(records, sections, protocols, labels, folder)
     return _template().render(
-        scope=f"{count(len(records), 'run')} of {count(len(labels.models), 'model')} "
-        f"on {count(len(labels.datasets), 'dataset')}",
+        scope=scope(records),
         newest=max((record.created for record in records), default="")[:10],
         filters=_filters(sections, protocols),
         sections=[_section(*pair, labels) for pair in zip(sections, protocols, strict=True)],
