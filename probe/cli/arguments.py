@@ -181,8 +181,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 IMAGES = "--dataset --model --jit --compile --allow-partial --skip-corrupt --workers --cache-dir"  # which features
-ENCODING = "--device --precision --batch-size --offline --data-dir --weights-dir"  # how a model runs
-FITTING = "--solver --strict --threads"
+ENCODING = "--device --precision --batch-size --threads --offline --data-dir --weights-dir"  # how a model runs
+FITTING = "--solver --strict"
 PRINTING = "--json -v,--verbose -h,--help"
 EXCLUSIVE = (("--format", "--html", "--plots", "--json"), ("--check", "--compare"))  # at most one option of each
 
@@ -212,7 +212,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
         ),
         "fit": _Command(
             "Fit probes on a file of features.",
-            f"--protocol --metric --val-fraction --seed {FITTING} --device --cache-dir",
+            f"--protocol --metric --val-fraction --seed {FITTING} --threads --device --cache-dir",
             {
                 "file": _value(
                     "FILE.npz",

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from probe.cli import arguments, boards, caching, catalogues, checks, running
 from probe.errors import ProbeError, UnknownNameError, brief
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("probe").setLevel(logging.DEBUG if args.verbose else logging.INFO)
     try:
         arguments.check_conflicts(args)
-        code = COMMANDS[args.command](args)
+        with _threads(args):
+            code = COMMANDS[args.command](args)
         sys.stdout.flush()
     except arguments.UsageError as err:
         args.parser.error(str(err))
@@ -69,6 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("probe: interrupted; finished runs are saved, and the same command continues from there", file=sys.stderr)
         return 130
     return code
+
+
+def _threads(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Return a context that limits the threads to --threads, if the command has the option and it is given."""
+    n = vars(args).get("threads")
+    if n is None:
+        return nullcontext()
+    from probe.environment import threads  # imports torch
+
+    return threads(n, blas=n)
 
 
 def entry_point() -> None:

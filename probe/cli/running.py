@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 def run_command(args: argparse.Namespace) -> int:
     """Run a grid and print its scores or records; return 1 if a run failed."""
-    from probe.environment import threads
     from probe.specs import identity
 
     records: list[RunRecord] = []
@@ -43,7 +42,7 @@ def run_command(args: argparse.Namespace) -> int:
             if args.plan:
                 return planning.show(args, specs, settings, ray)
             # Ray prints messages about its processes to stdout, which is for results.
-            with redirect_stdout(sys.stderr), threads(args.threads or 0, blas=args.threads or 0):
+            with redirect_stdout(sys.stderr):
                 if args.executor == "ray":
                     from probe.scale.driver import run_grid_on_ray
 
@@ -165,7 +164,7 @@ def extract_command(args: argparse.Namespace) -> int:
 def fit(args: argparse.Namespace) -> int:
     """Fit probes on a file of features and print their scores."""
     from probe import paths
-    from probe.environment import describe, threads
+    from probe.environment import describe
     from probe.features import files
     from probe.features.store import FITS
     from probe.leaderboard import tables
@@ -188,20 +187,19 @@ def fit(args: argparse.Namespace) -> int:
         protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
     device = device_for(args.solver, str(resolve_execution(args.device).device))
     fit_cache = FitCache(paths.cache_dir(args.cache_dir) / FITS)
-    with threads(args.threads or 0, blas=args.threads or 0):
-        results = {
-            protocol.name: fit_folds(
-                folds,
-                metric=metric,
-                protocol=protocol,
-                solver=args.solver,
-                device=device,
-                fit_cache=fit_cache,
-                shows_progress=True,
-            )
-            for protocol in protocols
-        }
-        environment = describe(device)
+    results = {
+        protocol.name: fit_folds(
+            folds,
+            metric=metric,
+            protocol=protocol,
+            solver=args.solver,
+            device=device,
+            fit_cache=fit_cache,
+            shows_progress=True,
+        )
+        for protocol in protocols
+    }
+    environment = describe(device)
     unfinished = {name: result for name, result in results.items() if not result.converged}
     if args.json:
         made_by = {

@@ -206,3 +206,16 @@ def test_tables_are_rebuilt_and_checked(tmp_path, capsys):
     assert main(["tables", "--results-dir", str(tmp_path)]) == 0
     assert table.read_text() == before
     assert main(["tables", "--check", "--results-dir", str(tmp_path)]) == 0
+
+
+@pytest.mark.slow
+def test_extract_and_run_with_the_same_threads_share_features(tmp_path, capsys):
+    """The number of threads is part of the key of features on a CPU. Two is enough to differ from the one of tests."""
+    options = ["--dataset", "digits", "--model", "tiny", "--device", "cpu", "--cache-dir", str(tmp_path / "cache")]
+    assert main(["extract", *options, "--threads", "2"]) == 0
+    assert main(["cache", "explain", *options]) == 1
+    assert main(["cache", "explain", *options, "--threads", "2"]) == 0
+    capsys.readouterr()
+    run = ["run", *options, "--protocol", "readme", "--threads", "2", "--results-dir", str(tmp_path), "--json"]
+    assert main(run) == 0
+    assert json.loads(capsys.readouterr().out)["extraction"]["from_cache"]
