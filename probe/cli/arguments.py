@@ -172,7 +172,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--format": _choice(("md", "csv", "json", "latex", "parquet"), "md", "Format of the leaderboard. [md]"),
         "--html": _flag("Write the page of results."),
         "--plots": _value("DIR", "Write plots as PNG and SVG into this folder."),
-        "--check": _flag("Change nothing; exit with 1 if a table differs from the records."),
+        "--check": _flag("Change nothing; exit with 1 if a table differs from the records, or a record is damaged."),
         "--compare": _choice(("clip-paper",), None, "Change nothing; print the scores next to the paper's scores."),
         "--page": _flag("Print the whole catalogue as a page of Markdown."),
         "--json": _flag("Print JSON instead of text."),

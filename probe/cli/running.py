@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from probe import errors
 from probe.cli import grids, planning
 from probe.cli.arguments import UsageError
+from probe.cli.printing import print_json
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
     from probe.leaderboard import modes, tables
 
     if as_json:
-        for record in records:
-            print(json.dumps(record.to_dict(), sort_keys=True))
+        print_json([record.to_dict() for record in records])
     else:
         print(tables.records_to_markdown(records), end="")
         parity = modes.modes_to_markdown(records)
@@ -151,11 +150,11 @@ def extract_command(args: argparse.Namespace) -> int:
             logger.debug("%s", spec, exc_info=None if isinstance(outcome, ProbeError) else outcome)
             text = _failure(" / ".join(name), type(outcome).__name__, str(outcome))
             print(f"probe: {text}", file=sys.stderr)
+            rows.append((*name, {}, "failed", ""))
     header = ("dataset", "model", "mode", "images", "state", "folder")
     if args.json:
-        for row in rows:
-            print(json.dumps(dict(zip(header, row, strict=True))))
-    elif rows:
+        print_json([dict(zip(header, row, strict=True)) for row in rows])
+    else:
         texts = [(*row[:3], ", ".join(f"{subset} {n}" for subset, n in row[3].items()), *row[4:]) for row in rows]
         print(tables.markdown_table(header, texts), end="")
     return 1 if failed else 0
@@ -211,9 +210,12 @@ def fit(args: argparse.Namespace) -> int:
             "seed": args.seed or 0,
             "environment": asdict(environment),
         }
-        for protocol in protocols:
-            named = {"protocol": protocol.name, "rules": asdict(protocol)}
-            print(json.dumps({**made_by, **named, **asdict(results[protocol.name].to_record())}, allow_nan=False))
+        print_json(
+            [
+                {**made_by, "protocol": rules.name, "rules": asdict(rules), **asdict(results[rules.name].to_record())}
+                for rules in protocols
+            ]
+        )
     else:
         rows = []
         for name, result in results.items():

@@ -25,8 +25,8 @@ ABANDONED_SECONDS = 24 * 3600  # age at which temporary files count as left by a
 class CachedEntry:
     """Entry of the cache, complete or being extracted.
 
-    `state` is `whole`, `damaged`, `unreadable` (the entry belongs to another user), or a text such as `2 of 8 chunks`.
-    `used` is in seconds since the epoch, `size` in bytes.
+    `state` is `complete`, `damaged`, `unreadable` (the entry belongs to another user), or a text such as
+    `2 of 8 chunks`. `used` is in seconds since the epoch, `size` in bytes.
     """
 
     path: Path
@@ -61,7 +61,7 @@ def _survey(folder: Path) -> CachedEntry | None:
             state, n = f"{len(list(folder.glob('*.npz')))} of {about['num_pieces']} chunks", 0
         else:
             about, used = read_sidecar(folder), (folder / SIDECAR).stat().st_mtime
-            state, n = "whole", about["num_images"]
+            state, n = "complete", about["num_images"]
         label = dict(about["label"])
         label.setdefault("subset", label.pop("part", ""))  # its name in entries of earlier versions
         return CachedEntry(folder, label, about["key"], state, n, size, used)
@@ -135,10 +135,10 @@ def collect(root: Path, *, max_size: int | None = None) -> list[CachedEntry]:
                 if fit.is_file() and _is_abandoned(fit):  # a dataset can have the same name
                     fit.unlink(missing_ok=True)
             entries = survey(root)
-            whole = {cached.path.name for cached in entries if cached.state == "whole"}
+            complete = {cached.path.name for cached in entries if cached.state == "complete"}
             total = sum(cached.size for cached in entries)
             for cached in sorted(entries, key=lambda cached: cached.used):
-                of_no_use = cached.state == "damaged" or cached.path.name.removesuffix(CHUNKS) in whole - {
+                of_no_use = cached.state == "damaged" or cached.path.name.removesuffix(CHUNKS) in complete - {
                     cached.path.name
                 }
                 too_much = max_size is not None and total > max_size

@@ -34,18 +34,12 @@ def test_an_address_of_ray_is_for_ray(capsys):
         assert said in capsys.readouterr().err
 
 
-def test_json_is_one_record_a_line(tmp_path, capsys):
-    assert main([*RUN, "--json", "--verbose", "--results-dir", str(tmp_path)]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert json.loads(line)["result"]["num_test"] == 359
-
-
 def test_threads_are_those_of_torch_and_of_blas_and_only_while_it_runs(tmp_path, capsys):
     with threads(2, blas=2):
         before = torch_threads(), blas_threads()
         assert main([*RUN, "--json", "--threads", "1", "--results-dir", str(tmp_path)]) == 0
         assert (torch_threads(), blas_threads()) == before
-    environment = json.loads(capsys.readouterr().out)["environment"]
+    environment = json.loads(capsys.readouterr().out)[0]["environment"]
     assert (environment["torch_threads"], environment["blas_threads"]) == (1, 1)
 
 
@@ -80,7 +74,7 @@ def test_a_group_of_protocols_stands_for_its_rows(tmp_path, capsys):
     subsets = {f"{subset}_{kind}": a for subset in ("train", "val", "test") for kind, a in (("x", x), ("y", y))}
     np.savez(tmp_path / "features.npz", **subsets)
     assert main(["fit", str(tmp_path / "features.npz"), "--protocol", "few-shot", "--json"]) == 0
-    found = [json.loads(line)["protocol"] for line in capsys.readouterr().out.splitlines()]
+    found = [result["protocol"] for result in json.loads(capsys.readouterr().out)]
     assert found == ["few-shot-1", "few-shot-2", "few-shot-4", "few-shot-8", "few-shot-16"]
 
 
@@ -191,7 +185,7 @@ def test_listings_name_everything(capsys, tmp_path):
     assert "downloads on first use" in rows["ViT-L/14@336px"]
     for command, name in (("datasets", "mnist"), ("models", "RN50"), ("protocols", "readme")):
         assert main([command, "--json"]) == 0
-        assert name in [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()]
+        assert name in [row["name"] for row in json.loads(capsys.readouterr().out)]
         assert main([command, name, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["name"] == name
 
@@ -206,6 +200,10 @@ def test_tables_are_rebuilt_and_checked(tmp_path, capsys):
     assert main(["tables", "--results-dir", str(tmp_path)]) == 0
     assert table.read_text() == before
     assert main(["tables", "--check", "--results-dir", str(tmp_path)]) == 0
+    (tmp_path / "records" / "digits" / "damaged.json").write_text("{")
+    capsys.readouterr()
+    assert main(["tables", "--check", "--results-dir", str(tmp_path)]) == 1
+    assert "damaged.json is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -218,4 +216,4 @@ def test_extract_and_run_with_the_same_threads_share_features(tmp_path, capsys):
     capsys.readouterr()
     run = ["run", *options, "--protocol", "readme", "--threads", "2", "--results-dir", str(tmp_path), "--json"]
     assert main(run) == 0
-    assert json.loads(capsys.readouterr().out)["extraction"]["from_cache"]
+    assert json.loads(capsys.readouterr().out)[0]["extraction"]["from_cache"]

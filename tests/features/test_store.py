@@ -175,7 +175,7 @@ def test_processes_that_finish_together_all_have_the_entry(tmp_path):
         for process in processes:
             process.join()
         assert find(root, make_entry_spec()) is not None
-        assert [kept.state for kept in survey(root)] == ["whole"]
+        assert [kept.state for kept in survey(root)] == ["complete"]
 
 
 def test_who_comes_late_leaves_nothing_behind(tmp_path):
@@ -183,7 +183,7 @@ def test_who_comes_late_leaves_nothing_behind(tmp_path):
     fill(tmp_path, make_entry_spec())
     late.start()
     assert not late.claim(0)
-    assert [kept.state for kept in survey(tmp_path)] == ["whole"]
+    assert [kept.state for kept in survey(tmp_path)] == ["complete"]
 
 
 def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
@@ -314,7 +314,7 @@ def test_surveying_tells_whole_from_begun_and_damaged(tmp_path):
     begun.start()
     begun.write(0, chunk_of(make_entry_spec(), 0))
     (fill(tmp_path, make_entry_spec(batch_size=16)) / "entry.json").write_text("{}")
-    assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 chunks", "damaged", "whole"]
+    assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 chunks", "damaged", "complete"]
     checked, damaged = verify(tmp_path)
     assert (checked, len(damaged)) == (2, 1)
     assert survey(tmp_path / "nowhere") == []
