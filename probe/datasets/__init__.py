@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from probe.datasets.catalog import CATALOG
-from probe.errors import DatasetError, ProbeError
+from probe.errors import DatasetError, DatasetMissingError, ProbeError
 from probe.names import unknown_name
 from probe.specs import DatasetSpec
 
@@ -44,6 +44,8 @@ def get_dataset(name: str) -> DatasetSpec:
     is_row = name.endswith(".toml")
     if not is_row and not (colon and kind in KINDS):
         raise unknown_name("dataset", name, dataset_names(), forms=FORMS)
+    if not is_row and not rest.partition("?")[0]:
+        raise DatasetMissingError(f"nothing follows the colon of {name!r}; write one of {FORMS}")
     module = importlib.import_module("probe.datasets.user_rows" if is_row else f"probe.datasets.sources.{KINDS[kind]}")
     try:
         spec = module.make_spec(name if is_row else rest)

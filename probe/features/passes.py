@@ -17,6 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from probe import paths
+from probe.datasets.images import OR_SKIP
 from probe.datasets.opening import OpenedDataset
 from probe.datasets.splits.folds import UsedImages
 from probe.errors import CacheError, DatasetError, FeaturesError, IncompleteError, listed
@@ -325,7 +326,7 @@ def fill(
                         if not isinstance(error, DatasetError) or len(unreadable | {position}) > skip_corrupt:
                             raise error
                         if position not in unreadable:
-                            logger.warning("skipped: %s", error)
+                            logger.warning("skipped %s", str(error).removesuffix(OR_SKIP))
                         unreadable.add(position)
                     for i in read.request.encoders:
                         if i in failed:

@@ -86,7 +86,9 @@ def test_a_group_of_protocols_stands_for_its_rows(tmp_path, capsys):
         ([*RUN, "--protocol", "readmee"], "unknown protocol 'readmee'; did you mean 'readme'?"),
         ([*RUN, "--protocol", "missing.toml"], "missing.toml does not exist; give the path of a protocol in TOML"),
         ([*RUN, "--model", "missing.pt"], "no checkpoint at "),
+        ([*RUN, "--model", "."], "the folder "),
         (["run", "--dataset", "folder:missing", "--model", "tiny"], "no folder at "),
+        (["run", "--dataset", "folder:", "--model", "tiny"], "nothing follows the colon of 'folder:'; write one of "),
     ],
 )
 def test_a_wrong_name_is_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):

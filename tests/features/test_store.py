@@ -308,13 +308,13 @@ def test_explaining_names_the_fields_that_differ(tmp_path):
     assert nearest(tmp_path, replace(wanted, subset="train")) is None
 
 
-def test_surveying_tells_whole_from_begun_and_damaged(tmp_path):
+def test_surveying_tells_complete_from_begun_and_damaged(tmp_path):
     fill(tmp_path, make_entry_spec())
     begun = Work(tmp_path, make_entry_spec(batch_size=32))
     begun.start()
     begun.write(0, chunk_of(make_entry_spec(), 0))
     (fill(tmp_path, make_entry_spec(batch_size=16)) / "entry.json").write_text("{}")
-    assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 chunks", "damaged", "complete"]
+    assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 chunks", "complete", "damaged"]
     checked, damaged = verify(tmp_path)
     assert (checked, len(damaged)) == (2, 1)
     assert survey(tmp_path / "nowhere") == []

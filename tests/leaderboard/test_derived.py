@@ -13,20 +13,20 @@ def test_tables_that_differ_from_the_records_are_found(tmp_path):
     tables = {"tiny.eager.csv", "tiny.eager.md"}
     assert {path.name for path in find_stale(tmp_path).differing} == {*tables, *SHARED}
     write_derived(tmp_path)
-    assert find_stale(tmp_path) == Stale([], [])
+    assert find_stale(tmp_path) == Stale([], [], [])
     write_record(make_record(score=0.6), tmp_path)
     gone = tmp_path / "tables" / "gone.eager.csv"
     gone.write_text("")
     changed = {*tables, "leaderboard.csv", "leaderboard.md", "leaderboard.html"}
     assert {path.name for path in find_stale(tmp_path).differing} == changed
     write_derived(tmp_path)
-    assert find_stale(tmp_path) == Stale([], [gone])  # perhaps the user's; never removed
+    assert find_stale(tmp_path) == Stale([], [gone], [])  # perhaps the user's; never removed
 
 
 def test_names_that_are_no_text_and_files_that_are_none_do_not_stop_the_check(tmp_path):
     write_record(make_record(model="m\udcff"), tmp_path)
     write_derived(tmp_path)
-    assert find_stale(tmp_path) == Stale([], [])
+    assert find_stale(tmp_path) == Stale([], [], [])
     (tmp_path / "leaderboard.md").write_bytes(b"\xff")
     assert [path.name for path in find_stale(tmp_path).differing] == ["leaderboard.md"]
 
