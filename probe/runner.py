@@ -104,7 +104,7 @@ def run_one(
     fits = FitCache(paths.cache_dir(session.settings.cache_dir) / FITS)
     started = time.perf_counter()
     if twin is not None:
-        logger.info("%s: same features as %s, so its probe is reused", spec, twin.spec)
+        logger.debug("%s: same features as %s, so its probe is reused", spec, twin.spec)
         result = twin.result
     else:
         result = fit_folds(
@@ -269,7 +269,7 @@ def run_all(specs: Sequence[RunSpec], session: Session) -> Iterator[FinishedRun 
     for group, failures in prepare_grid(specs, session):
         finished: list[FinishedRun] = []
         for spec in group:
-            logger.info("%s", spec)
+            logger.debug("%s", spec)
             try:
                 if features_key(spec) in failures:
                     raise failures[features_key(spec)]

@@ -220,7 +220,7 @@ def test_a_folder_of_records_is_run_except_long_runs(made, tmp_path, capsys):
 @pytest.mark.slow
 def test_json_contains_both_records(made, capsys):
     assert main(["reproduce", str(made[1]), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    (found,) = json.loads(capsys.readouterr().out)
     assert found["verdict"] == IDENTICAL
     assert found["again"]["features"] == found["record"]["features"]
 

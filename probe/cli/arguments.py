@@ -20,6 +20,10 @@ class _Parser(argparse.ArgumentParser):
         super().error(brief(message))
 
 
+class UsageError(Exception):
+    """Options that cannot be used together. The command line prints the usage of the command and exits with 2."""
+
+
 class _Version(argparse.Action):
     """Action that prints the version, which is looked up only when it is asked for."""
 
@@ -129,8 +133,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--device": _value(
             "NAME", "Device, such as cpu or cuda:1. [auto: cuda if available, else cpu]", default="auto"
         ),
-        "--precision": _value(
-            "NAME", "Precision of the weights: fp32, fp16 or bf16. [auto: fp16 on CUDA, else fp32]", default="auto"
+        "--precision": _choice(
+            ("auto", "fp32", "fp16", "bf16"), "auto", "Precision of the weights. [auto: fp16 on CUDA, else fp32]"
         ),
         "--batch-size": _value(
             "N",
@@ -168,7 +172,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--format": _choice(("md", "csv", "json", "latex", "parquet"), "md", "Format of the leaderboard. [md]"),
         "--html": _flag("Write the page of results."),
         "--plots": _value("DIR", "Write plots as PNG and SVG into this folder."),
-        "--check": _flag("Change nothing; exit with 1 if a table differs from the records."),
+        "--check": _flag("Change nothing; exit with 1 if a table differs from the records, or a record is damaged."),
         "--compare": _choice(("clip-paper",), None, "Change nothing; print the scores next to the paper's scores."),
         "--page": _flag("Print the whole catalogue as a page of Markdown."),
         "--json": _flag("Print JSON instead of text."),
@@ -177,8 +181,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 IMAGES = "--dataset --model --jit --compile --allow-partial --skip-corrupt --workers --cache-dir"  # which features
-ENCODING = "--device --precision --batch-size --offline --data-dir --weights-dir"  # how a model runs
-FITTING = "--solver --strict --threads"
+ENCODING = "--device --precision --batch-size --threads --offline --data-dir --weights-dir"  # how a model runs
+FITTING = "--solver --strict"
 PRINTING = "--json -v,--verbose -h,--help"
 EXCLUSIVE = (("--format", "--html", "--plots", "--json"), ("--check", "--compare"))  # at most one option of each
 
@@ -208,7 +212,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
         ),
         "fit": _Command(
             "Fit probes on a file of features.",
-            f"--protocol --metric --val-fraction --seed {FITTING} --device --cache-dir",
+            f"--protocol --metric --val-fraction --seed {FITTING} --threads --device --cache-dir",
             {
                 "file": _value(
                     "FILE.npz",
@@ -295,7 +299,10 @@ CACHE_ACTIONS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line. It sets `command` to the name of a command, such as `cache ls`."""
+    """Return the parser of the command line.
+
+    It sets `command` to the name of a command, such as `cache ls`, and `parser` to the parser of that command.
+    """
     listing = "\n\n".join(
         "\n".join([f"{title}:", *(f"  {name:<13}{command.help}" for name, command in group.items())])
         for title, group in COMMANDS.items()
@@ -328,7 +335,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_options(parser: argparse.ArgumentParser, name: str, command: _Command) -> None:
     """Add the arguments and options of a command, grouped as in `OPTIONS`."""
-    parser.set_defaults(command=name)
+    parser.set_defaults(command=name, parser=parser)
     for argument, settings in command.arguments.items():
         parser.add_argument(argument, **settings)
     wanted = set(f"{command.options} {PRINTING}".split())
@@ -342,12 +349,35 @@ def _add_options(parser: argparse.ArgumentParser, name: str, command: _Command) 
                 place.add_argument(*flags.split(", "), **{**settings, **command.changes.get(flags, {})})
 
 
-def find_conflict(args: argparse.Namespace) -> str | None:
-    """Return a message about options that cannot be used together, or None."""
-    if getattr(args, "ray_address", None) is not None and args.executor != "ray":
-        return "--ray-address requires --executor ray; add --executor ray"
-    if getattr(args, "ray_workers", None) is not None and not args.plan:
-        return "--ray-workers requires --plan; add --plan"
-    if getattr(args, "seed", None) is not None and args.val_fraction is None:
-        return "--seed requires --val-fraction; add --val-fraction 0.1"
-    return None
+def check_conflicts(args: argparse.Namespace) -> None:
+    """Check that the options of a command can be used together.
+
+    Raises:
+        UsageError: two options cannot be used together, or an option requires another one.
+    """
+    options = vars(args).get
+    if options("ray_address") is not None and args.executor != "ray":
+        raise UsageError("--ray-address requires --executor ray; add --executor ray")
+    if options("executor") == "ray" and ":" in args.device:
+        raise UsageError(f"Ray chooses the GPU of each worker; give --device cuda instead of --device {args.device}")
+    if options("ray_workers") is not None and not args.plan:
+        raise UsageError("--ray-workers requires --plan; add --plan")
+    if options("compile") and args.jit != "off":
+        raise UsageError("a model cannot run in JIT mode and in compiled mode; use --compile with --jit off")
+    if options("seed") is not None and args.val_fraction is None:
+        raise UsageError("--seed requires --val-fraction; add --val-fraction 0.1")
+    if options("shard") is not None and options("out") is not None:
+        raise UsageError("--out needs the features of all images; remove --shard")
+    if args.command == "leaderboard":
+        _check_leaderboard(args)
+    if options("page") and (args.json or args.name is not None):
+        raise UsageError("--page prints the whole catalogue as Markdown; remove --json and the name")
+
+
+def _check_leaderboard(args: argparse.Namespace) -> None:
+    if args.plots is not None and args.out is not None:
+        raise UsageError("--plots names the folder to write to; remove --out")
+    if args.format == "parquet" and args.out is None:
+        raise UsageError("Parquet is a binary format and cannot be printed; name a file with --out")
+    if args.html and args.out is None and args.protocol is not None:
+        raise UsageError("leaderboard.html is the page of all protocols; name another file with --out")

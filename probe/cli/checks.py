@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from probe import errors
+from probe.cli.printing import print_json
 
 if TYPE_CHECKING:
     from probe.records.verdicts import Reproduction
@@ -37,7 +38,7 @@ def parity_command(args: argparse.Namespace) -> int:
     )
     if args.json:
         verdict = {"verdict": found.verdict, "within_tolerance": found.within_tolerance}
-        print(json.dumps(asdict(found) | verdict, sort_keys=True))
+        print_json(asdict(found) | verdict)
     else:
         header = ("eager and JIT", "largest difference", "mean difference", "smallest cosine")
         rows = [
@@ -67,7 +68,7 @@ def diff_command(args: argparse.Namespace) -> int:
 
     found = diff(read_record(args.a), read_record(args.b))
     if args.json:
-        print(json.dumps(asdict(found), sort_keys=True))
+        print_json(asdict(found))
         return 0
     if found.changes:
         rows = [(c.stage, c.field, _short(c.a), _short(c.b)) for c in found.changes]
@@ -109,12 +110,10 @@ def reproduce_command(args: argparse.Namespace) -> int:
         for one in reproduce_all(wanted, tolerance=args.tolerance, device=args.device, settings=settings):
             done.append(one)
             logger.info("%s: %s", one.record.spec, one.verdict)
-            if args.json:
-                again = None if one.again is None else one.again.to_dict()
-                fields = {**asdict(one), "record": one.record.to_dict(), "again": again}
-                print(json.dumps(fields, sort_keys=True), flush=True)
     finally:  # also after Ctrl-C
-        if done and not args.json:
+        if done and args.json:
+            print_json([_plain(one) for one in done])
+        elif done:
             print(_reproduced(done) if len(done) > 1 else _stages_page(done[0]), end="")
         passed = sum(one.passed for one in done)
         if len(records) + len(unread) > 1:
@@ -131,6 +130,12 @@ def reproduce_command(args: argparse.Namespace) -> int:
     if not done:
         raise errors.ResultsError("no record was run again; give records that have a score, or raise --max-minutes")
     return 0 if passed == len(done) and not unread else 1
+
+
+def _plain(one: Reproduction) -> dict[str, Any]:
+    """Return a reproduction as JSON values."""
+    again = None if one.again is None else one.again.to_dict()
+    return {**asdict(one), "record": one.record.to_dict(), "again": again}
 
 
 def _reproduced(done: Sequence[Reproduction]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from probe.datasets.catalog import DATASETS
-from probe.errors import DatasetError, ProbeError
+from probe.errors import DatasetError, DatasetMissingError, ProbeError
 from probe.names import unknown_name
 from probe.specs import DatasetSpec
 
@@ -44,9 +44,10 @@ def get_dataset(name: str) -> DatasetSpec:
     is_file = name.endswith(".toml")
     if not is_file and not (colon and kind in KINDS):
         raise unknown_name("dataset", name, dataset_names(), forms=DATASET_FORMS)
-    module = importlib.import_module(
-        "probe.datasets.user_datasets" if is_file else f"probe.datasets.sources.{KINDS[kind]}"
-    )
+    if not is_file and not rest.partition("?")[0]:
+        raise DatasetMissingError(f"nothing follows the colon of {name!r}; write one of {DATASET_FORMS}")
+    form = "user_datasets" if is_file else f"sources.{KINDS[kind]}"
+    module = importlib.import_module(f"probe.datasets.{form}")
     try:
         spec = module.make_spec(name if is_file else rest)
     except (OSError, RuntimeError, ValueError) as err:  # a name that is too long, `~` of an unknown user, a NUL

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from probe import paths
 from probe.datasets import get_dataset
@@ -67,6 +68,32 @@ def is_source_here(source: Source, root: Path) -> bool:
         return source.form == "embedded" or (bool(needed) and all((root / path).exists() for path in needed))
     except OSError:  # a folder that this process may not read
         return False
+
+
+def dataset_facts(name: str, *, data_dir: str | Path | None = None) -> dict[str, Any]:
+    """Return the facts about a dataset as JSON values; None for numbers that only its files tell. Downloads nothing.
+
+    Raises:
+        UnknownNameError, DatasetError: see `get_dataset`.
+    """
+    spec = get_dataset(name)
+    found = state(spec, data_dir)
+    return {
+        "name": spec.name,
+        "title": spec.title,
+        "in_paper": spec.in_paper,
+        "num_classes": spec.num_classes,
+        "metric": spec.metric,
+        "subsets": {subset.name: subset.size for subset in spec.subsets},
+        "splits": describe_splits(spec),
+        "notes": spec.notes,
+        "state": found.word,
+        "step": found.step,
+        "sources": [describe_source(source) for source in spec.sources],
+        "homepage": spec.homepage,
+        "license": spec.license,
+        "numbers_from": spec.numbers_from,
+    }
 
 
 def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[str, str]:

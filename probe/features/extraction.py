@@ -141,7 +141,11 @@ def prepare_grid(
     """Yield the runs of one dataset after the other, with the result of `prepare` for them.
 
     The features of a dataset are in `session.extracted` until the next dataset is asked for.
+
+    Raises:
+        CacheError, FolderError: the cache folder cannot be used.
     """
+    store.check_usable(paths.cache_dir(session.settings.cache_dir))
     with show_progress() as progress:
         groups = [list(group) for _, group in groupby(specs, key=lambda spec: spec.dataset)]
         progress.expect(sum(map(num_images, groups)))
@@ -247,7 +251,7 @@ def _look_up(encoder: LazyEncoder, dataset: OpenedDataset, session: Session) -> 
         job.from_cache = True
         folder = next(iter(job.entries.values())).path.parent
         names = (encoder.spec.dataset.name, encoder.spec.model.name, encoder.spec.mode)
-        logger.info("%s: the features are cached in %s", " / ".join(names), folder)
+        logger.debug("%s: the features are cached in %s", " / ".join(names), folder)
     job.seconds["load"] += time.perf_counter() - started
     return job
 

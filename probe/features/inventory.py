@@ -27,8 +27,8 @@ ABANDONED_SECONDS = 24 * 3600  # age at which temporary files count as left by a
 class CachedEntry:
     """Entry of the cache, complete or being extracted.
 
-    `state` is `whole`, `damaged`, `unreadable` (the entry belongs to another user), or a text such as `2 of 8 chunks`.
-    `used` is in seconds since the epoch, `size` in bytes.
+    `state` is `complete`, `damaged`, `unreadable` (the entry belongs to another user), or a text such as
+    `2 of 8 chunks`. `used` is in seconds since the epoch, `size` in bytes.
     """
 
     path: Path
@@ -44,10 +44,8 @@ def survey(root: Path) -> list[CachedEntry]:
     """Return the entries of the cache, sorted by path. Arrays are not compared with their digests.
 
     Raises:
-        CacheError: the cache cannot be read, or is not a folder.
+        CacheError: the cache cannot be read.
     """
-    if root.exists() and not root.is_dir():
-        raise CacheError(f"{root} is not a folder; name the folder of features with --cache-dir")
     try:
         folders = sorted(path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith("."))
         return [cached for folder in folders if (cached := _survey(folder)) is not None]
@@ -66,7 +64,7 @@ def _survey(folder: Path) -> CachedEntry | None:
             state, n = f"{len(list(folder.glob('*.npz')))} of {chunks.num_pieces} chunks", 0
         else:
             entry, used = read_sidecar(folder), (folder / ENTRY).stat().st_mtime
-            label, key, state, n = entry.label, entry.key, "whole", entry.num_images
+            label, key, state, n = entry.label, entry.key, "complete", entry.num_images
         label.setdefault("subset", label.pop("part", ""))  # its name in entries of earlier versions
         return CachedEntry(folder, label, key, state, n, size, used)
     except PermissionError:  # the entry of another user
@@ -139,10 +137,10 @@ def collect(root: Path, *, max_size: int | None = None) -> list[CachedEntry]:
                 if fit.is_file() and _is_abandoned(fit):  # a dataset can have the same name
                     fit.unlink(missing_ok=True)
             entries = survey(root)
-            whole = {cached.path.name for cached in entries if cached.state == "whole"}
+            complete = {cached.path.name for cached in entries if cached.state == "complete"}
             total = sum(cached.size for cached in entries)
             for cached in sorted(entries, key=lambda cached: cached.used):
-                of_no_use = cached.state == "damaged" or cached.path.name.removesuffix(CHUNKS) in whole - {
+                of_no_use = cached.state == "damaged" or cached.path.name.removesuffix(CHUNKS) in complete - {
                     cached.path.name
                 }
                 too_much = max_size is not None and total > max_size

@@ -18,6 +18,7 @@ from itertools import chain
 from typing import Protocol
 
 from probe import paths
+from probe.datasets.images import OR_SKIP
 from probe.datasets.opening import OpenedDataset
 from probe.datasets.splits.folds import UsedImages
 from probe.errors import CacheError, DatasetError, FeaturesError, IncompleteError, listed
@@ -124,7 +125,7 @@ def extract_features(
     features = join([chunks[chunk] for chunk in sorted(chunks)])
     if not len(features):
         raise FeaturesError(f"{name}: no image could be read; get its files again")
-    logger.info("%s: %d images, %d-d, %s", name, len(features), features.x.shape[1], one.meter.rate(len(dataset)))
+    logger.debug("%s: %d images, %d-d, %s", name, len(features), features.x.shape[1], one.meter.rate(len(dataset)))
     return features
 
 
@@ -192,7 +193,7 @@ def _extract_subset(
                     job.entries[subset] = entry
                     n, width = entry.features.x.shape
                     name = f"{images.name} / {job.spec.model.name} / {job.spec.mode}"
-                    logger.info("%s: %d images, %d-d, %s", name, n, width, one.meter.rate(len(images)))
+                    logger.debug("%s: %d images, %d-d, %s", name, n, width, one.meter.rate(len(images)))
         left = [job for job in left if subset in job.missing and job.key not in failed]
         if not left:
             break
@@ -334,7 +335,7 @@ class Pass:
             if not isinstance(error, DatasetError) or len(self.unreadable | {position}) > self.settings.skip_corrupt:
                 raise error
             if position not in self.unreadable:
-                logger.warning("skipped: %s", error)
+                logger.warning("skipped %s", str(error).removesuffix(OR_SKIP))
             self.unreadable.add(position)
 
     def _write_next(self) -> float:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from probe.atomic import lock
+from probe.atomic import lock, make_folder, temporary_beside
 from probe.datasets.opening import OpenedDataset
 from probe.environment import library_versions
 from probe.errors import CacheError, summarize
@@ -134,6 +134,26 @@ def cache_entries(spec: RunSpec, weights: str, dataset: OpenedDataset) -> dict[s
         names = (spec.dataset.name, subset, spec.model.name, spec.mode, spec.precision)
         entries[subset] = EntrySpec(*names, key, len(used.images), batch_size)
     return entries
+
+
+def check_usable(root: Path) -> None:
+    """Check that features can be cached, before the work of a grid begins. A folder with entries may be read-only.
+
+    Raises:
+        CacheError: the folder cannot be written to, and has no entries.
+    """
+    marker = temporary_beside(root / "writable")
+    try:
+        make_folder(root)
+        marker.touch()
+        marker.unlink(missing_ok=True)
+    except OSError as err:
+        with suppress(OSError):
+            if any(root.iterdir()):
+                return
+        raise CacheError(
+            f"cannot write to the cache folder {root} ({err.strerror}); name another one with --cache-dir"
+        ) from err
 
 
 def find(root: Path, spec: EntrySpec) -> Entry | None:

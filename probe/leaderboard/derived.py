@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from probe.errors import ResultsError
 from probe.leaderboard import modes, page, tables, texts
 from probe.leaderboard.sections import make_sections
-from probe.records.record import encode, model_slug, read_records, write_text
+from probe.records.record import encode, model_slug, read_records, scan_records, write_text
 from probe.records.schema import RunRecord
 
 TABLES = "tables"
@@ -52,19 +53,20 @@ def _write_changed(folder: Path, files: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Stale:
-    """Files that are missing or differ from the records, and tables that belong to no record."""
+    """Files that are missing or differ from the records, tables that belong to no record, and damaged records."""
 
     differing: list[Path]
     orphans: list[Path]
+    damaged: list[ResultsError]
 
 
 def find_stale(results_dir: str | Path = "results") -> Stale:
-    """Return the files under `results_dir` that are not as `write_derived` would leave them."""
+    """Return the files under `results_dir` that are not as `write_derived` would leave them, and damaged records."""
     folder = Path(results_dir)
-    files = render_derived(read_records(folder))
-    return Stale(
-        [folder / name for name, text in files.items() if not _holds(folder / name, text)], _orphans(folder, files)
-    )
+    found, damaged = scan_records(folder)
+    files = render_derived([record for _, record in found])
+    differing = [folder / name for name, text in files.items() if not _holds(folder / name, text)]
+    return Stale(differing, _orphans(folder, files), damaged)
 
 
 def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:

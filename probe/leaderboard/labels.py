@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from probe.errors import printable
+
+if TYPE_CHECKING:
+    from probe.records.schema import RunRecord
 
 NO_RECORD = "—"  # in a table, a run without a record
 
@@ -68,6 +72,14 @@ def count(number: int, noun: str) -> str:
     ('1 model', '2 models')
     """
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def scope(records: Sequence[RunRecord]) -> str:
+    """Return the numbers of runs that have a score, of their models and datasets, and of runs that failed."""
+    done = [record for record in records if record.result is not None]
+    models, datasets = {record.model for record in done}, {record.dataset for record in done}
+    failed = f" ({count(len(records) - len(done), 'more run')} failed)" if len(done) < len(records) else ""
+    return f"{count(len(done), 'run')} of {count(len(models), 'model')} on {count(len(datasets), 'dataset')}{failed}"
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:

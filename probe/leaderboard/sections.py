@@ -58,7 +58,7 @@ class Line:
     Args:
         model: its name.
         cells: its cells by dataset.
-        mean: mean score over the datasets that all models of the section have, in [0, 1]; None if there is none.
+        mean: mean score over the `common` datasets of the section, in [0, 1]; None if there is none.
         low: lower bound of the 95 % confidence interval of the mean, over the sampling of test images; None if a
             record has no interval.
         high: upper bound.
@@ -93,7 +93,7 @@ class Section:
         precision: of the weights.
         rules: start of the digest of the protocol's rules, which tells protocols of one name apart.
         datasets: in the order of the catalogue, followed by those that it does not have.
-        common: datasets that all models have, on the same test images.
+        common: datasets that all models with a score have, on the same test images.
         lines: models, the best mean first.
         unranked: models without a rank, and why.
     """
@@ -194,14 +194,16 @@ def _section(key: tuple[str, ...], records: Sequence[RunRecord]) -> Section:
     for name in datasets:
         for cell in _column([record for record in records if record.dataset == name], evidence):
             by_model[cell.record.model][name] = cell
-    common = [name for name in datasets if all(has_score(cells.get(name)) for cells in by_model.values())]
-    whole = {model: [evidence[cells[name].record.key] for name in common] for model, cells in by_model.items()}
+    # A model whose runs all failed does not take the mean from the others.
+    done = {model: cells for model, cells in by_model.items() if any(c.record.result for c in cells.values())}
+    common = [name for name in datasets if done and all(has_score(cells.get(name)) for cells in done.values())]
+    whole = {model: [evidence[cells[name].record.key] for name in common] for model, cells in done.items()}
     ranking = mean_ranks(whole) if common else MeanRanks({}, {})
     lines = [
         Line(
             model,
             cells,
-            *_summary([one.record.result for one in whole[model]]),
+            *_summary([one.record.result for one in whole.get(model, ())]),
             _gflops(cell.record for cell in cells.values()),
             ranking.ranks.get(model, ""),
         )

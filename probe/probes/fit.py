@@ -37,7 +37,6 @@ from probe.stats.outcomes import make_outcomes
 
 logger = logging.getLogger(__name__)
 
-LOGGED_SECONDS = 1.0  # the estimate is logged at level INFO if it is longer than this, else at level DEBUG
 PROBE_VERSION = 1  # raised by every change of the package that gives the same features a different score
 
 
@@ -334,8 +333,7 @@ def _check_cost(settings: _Settings, splits: Sequence[Features], *, num_classes:
         rules, settings.solver, arrays[0], n=n, k=num_classes, num_parts=len(arrays), num_scored=num_scored
     )
     costs.check_memory(cost, settings.solver, settings.device)
-    logger.log(
-        logging.INFO if cost.seconds > LOGGED_SECONDS else logging.DEBUG,
+    logger.debug(
         "protocol %s, solver %s: %d images of %d features, at most %d fits, at most about %.0f s on the CPU, "
         "%.1f GB of memory",
         rules.name,

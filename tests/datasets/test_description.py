@@ -62,7 +62,7 @@ def test_one_dataset_is_printed_whole(capsys, tmp_path):
 
 
 def test_an_unknown_dataset_is_one_sentence(capsys):
-    assert main(["datasets", "voc20007"]) == 1
+    assert main(["datasets", "voc20007"]) == 2
     assert "did you mean 'voc2007'" in capsys.readouterr().err
 
 

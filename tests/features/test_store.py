@@ -18,7 +18,7 @@ from probe.features import store
 from probe.features.arrays import Features, chunk_range
 from probe.features.chunks import Work
 from probe.features.inventory import ABANDONED_SECONDS, collect, differing, nearest, survey, verify
-from probe.features.store import damage, find
+from probe.features.store import check_usable, damage, find
 
 
 def fill(root, spec, labels=1):
@@ -175,7 +175,7 @@ def test_processes_that_finish_together_all_have_the_entry(tmp_path):
         for process in processes:
             process.join()
         assert find(root, make_entry_spec()) is not None
-        assert [kept.state for kept in survey(root)] == ["whole"]
+        assert [kept.state for kept in survey(root)] == ["complete"]
 
 
 def test_who_comes_late_leaves_nothing_behind(tmp_path):
@@ -183,7 +183,7 @@ def test_who_comes_late_leaves_nothing_behind(tmp_path):
     fill(tmp_path, make_entry_spec())
     late.start()
     assert not late.claim(0)
-    assert [kept.state for kept in survey(tmp_path)] == ["whole"]
+    assert [kept.state for kept in survey(tmp_path)] == ["complete"]
 
 
 def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
@@ -256,6 +256,15 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
         Work(tmp_path / "features", make_entry_spec()).start()
 
 
+def test_a_cache_folder_that_cannot_be_used_is_found_early(tmp_path):
+    """A read-only folder with entries can be used, as far as features are in it."""
+    (tmp_path / "features").write_text("a file")
+    with pytest.raises(CacheError, match=r"cannot write to the cache folder .*features \("):
+        check_usable(tmp_path / "features")
+    check_usable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
 def test_a_full_disk_keeps_what_was_made(tmp_path, monkeypatch):
     """`tests/test_extraction.py` fills a real file system, where it may."""
     work = Work(tmp_path, make_entry_spec())
@@ -299,13 +308,13 @@ def test_explaining_names_the_fields_that_differ(tmp_path):
     assert nearest(tmp_path, replace(wanted, subset="train")) is None
 
 
-def test_surveying_tells_whole_from_begun_and_damaged(tmp_path):
+def test_surveying_tells_complete_from_begun_and_damaged(tmp_path):
     fill(tmp_path, make_entry_spec())
     begun = Work(tmp_path, make_entry_spec(batch_size=32))
     begun.start()
     begun.write(0, chunk_of(make_entry_spec(), 0))
     (fill(tmp_path, make_entry_spec(batch_size=16)) / "entry.json").write_text("{}")
-    assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 chunks", "damaged", "whole"]
+    assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 chunks", "complete", "damaged"]
     checked, damaged = verify(tmp_path)
     assert (checked, len(damaged)) == (2, 1)
     assert survey(tmp_path / "nowhere") == []

@@ -315,8 +315,19 @@ def test_latex_escapes_names_and_has_as_many_cells_in_every_row():
     assert r"x\textbar{}y" in text
     assert r"95.00\,$\pm$\,1.50" in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.replace(r"\&", "").count("&") for line in rows} == {2}
-    assert "% The mean is over" in text or "no mean is shown" in text
+    assert {line.replace(r"\&", "").count("&") for line in rows} == {3}
+    assert "% All runs of x" in text  # a note
+
+
+def test_a_model_whose_runs_all_failed_is_named_and_does_not_take_the_mean_from_the_others():
+    done = [scored_record("a", 20), scored_record("b", 60), _cell("mnist", "a", 20), _cell("mnist", "b", 60)]
+    failed = [make_failure(dataset="digits", model="c"), make_failure(dataset="mnist", model="c")]
+    (alone,), (section,) = make_sections(done), make_sections([*done, *failed])
+    assert section.common == alone.common == ("digits", "mnist")
+    assert [(line.model, line.mean) for line in section.lines[:2]] == [(line.model, line.mean) for line in alone.lines]
+    assert (section.lines[2].model, section.lines[2].mean, section.lines[2].rank) == ("c", None, "")
+    assert notes(section) == [*notes(alone), "All runs of c failed; the records have the reasons."]
+    assert "4 runs of 2 models on 2 datasets (2 more runs failed)." in sections_to_markdown([section])
 
 
 def test_parquet_has_the_columns_of_the_csv_with_their_types(tmp_path):

@@ -183,7 +183,7 @@ def test_an_error_names_the_file_and_the_key(own, tmp_path, text, message):
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ProtocolError, match=r"missing\.toml does not exist; give the path of a protocol in TOML"):
+    with pytest.raises(UnknownNameError, match=r"missing\.toml does not exist; give the path of a protocol in TOML"):
         get_protocol(str(tmp_path / "missing.toml"))
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(ProtocolError, match=r"folder\.toml cannot be read"):

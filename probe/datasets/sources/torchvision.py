@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,25 +49,40 @@ def make_spec(rest: str) -> DatasetSpec:
         UnknownNameError: torchvision has no such class of labelled images.
         DatasetError: the class does not have an argument, or it returns videos.
     """
+    name, _, query = rest.partition("?")
+    arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
+    subsets = _find_subsets(check_class(name, arguments), arguments)
+    found = {subset: {**arguments, **chosen} for subset, chosen in subsets.items()}
+    return source_specs.own_dataset(f"torchvision:{rest}", "torchvision", name, found, can_download=True)
+
+
+def check_class(name: str, arguments: Iterable[str]) -> type:
+    """Return a class of torchvision, if it gives labelled images and has these arguments.
+
+    Raises:
+        UnknownNameError: torchvision has no such class of labelled images.
+        DatasetError: the class does not have an argument, or it returns videos.
+    """
     import torchvision.datasets
 
-    name, _, query = rest.partition("?")
-    classes = [
-        entry
+    classes = {
+        entry: found
         for entry in torchvision.datasets.__all__
         if isinstance(found := getattr(torchvision.datasets, entry), type) and "root" in _parameters(found)
-    ]
+    }
     if name not in classes:
-        raise unknown_name("class of torchvision", name, classes)
-    if "frames_per_clip" in _parameters(getattr(torchvision.datasets, name)):
+        raise unknown_name("class of torchvision", name, list(classes))
+    known = [key for key in _parameters(classes[name]) if key not in OURS]
+    if "frames_per_clip" in known:
         raise DatasetError(
             f"torchvision's {name} gives videos, not images; the datasets ucf101 and kinetics700 are middle frames of "
             "clips, and torchvision's Kinetics is a different version than Kinetics-700"
         )
-    arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
-    subsets = _find_subsets(getattr(torchvision.datasets, name), arguments)
-    found = {subset: {**arguments, **chosen} for subset, chosen in subsets.items()}
-    return source_specs.own_dataset(f"torchvision:{rest}", "torchvision", name, found, can_download=True)
+    for key in arguments:
+        if key not in known:
+            has = f"it has {', '.join(known)}" if known else "it has no argument that you can give"
+            raise DatasetError(f"torchvision's {name} has no argument {key!r}; {has}")
+    return classes[name]
 
 
 def _value(text: str) -> Any:
@@ -91,11 +106,6 @@ def _parameters(dataset_class: type) -> dict[str, inspect.Parameter]:
 def _find_subsets(dataset_class: type, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the subsets of a class with the arguments that select them. Values of `split` are found by trying."""
     name, parameters = dataset_class.__name__, _parameters(dataset_class)
-    known = [key for key in parameters if key not in OURS]
-    for key in arguments:
-        if key not in known:
-            has = f"it has {', '.join(known)}" if known else "it has no argument that you can give"
-            raise DatasetError(f"torchvision's {name} has no argument {key!r}; {has}")
     selects = "train" if "train" in parameters else "split"
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in (*arguments, *OURS, selects):

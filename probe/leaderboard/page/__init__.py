@@ -27,7 +27,7 @@ from probe.leaderboard.labels import (
     POINT_LABELS,
     PRECISION_LABELS,
     SOLVER_LABELS,
-    count,
+    scope,
 )
 from probe.leaderboard.page.data import DATASET_TITLES, Labels, encode_data, make_data, make_labels
 from probe.leaderboard.tables import half_width
@@ -109,8 +109,7 @@ def render_page(records: Sequence[RunRecord], sections: Sequence[board.Section],
     labels, protocols = make_labels(records), _protocols(sections)
     data = make_data(records, sections, protocols, labels, folder)
     return _template().render(
-        scope=f"{count(len(records), 'run')} of {count(len(labels.models), 'model')} "
-        f"on {count(len(labels.datasets), 'dataset')}",
+        scope=scope(records),
         newest=max((record.created for record in records), default="")[:10],
         filters=_filters(sections, protocols),
         sections=[_section(*pair, labels) for pair in zip(sections, protocols, strict=True)],

@@ -218,8 +218,8 @@ def test_a_configuration_of_a_card_is_chosen(folder):
         ("{}/nowhere", "nowhere is neither a file or folder nor a repository ORG/NAME; check the name"),
         ("name", "name is neither a file or folder nor a repository ORG/NAME"),
         ("org/a--b", "org/a--b is neither a file or folder nor a repository ORG/NAME"),
-        ("", "names no dataset; write it before the"),
-        ("?label=x", "names no dataset; write it before the"),
+        ("", "nothing follows the colon of 'hf:'; write one of"),
+        ("?label=x", "nothing follows the colon of"),
         (
             "org/name?labels=x",
             "has the option 'labels'; the options are image, label, config, revision, metric, train, val",
