@@ -140,8 +140,8 @@ def _on_disk(name: str) -> ModelSpec:
     refuse_options(name, f"{KEY}KEY")
     if path.is_dir():
         raise CheckpointMissingError(
-            f"the folder {path} has no {FOLDER_MARK} or {OPEN_CLIP_CONFIG}; give the path of a checkpoint file, or of a "
-            "folder that Hugging Face's libraries or open_clip wrote"
+            f"the folder {path} has no {FOLDER_MARK} or {OPEN_CLIP_CONFIG}; give the path of a checkpoint file, or of "
+            "a folder that Hugging Face's libraries or open_clip wrote"
         )
     if path.suffix in CHECKPOINT_SUFFIXES or name.startswith((".", "/", "~")):
         raise CheckpointMissingError(
