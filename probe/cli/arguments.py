@@ -98,10 +98,13 @@ def _folder(name: str, content: str, default: str) -> dict[str, Any]:
 
 # Help texts begin with a verb or a noun; square brackets at their end hold the default.
 FORMS = "a name, all, paper, folder:PATH, csv:PATH, hf:ID, wds:SHARDS, torchvision:CLASS or FILE.toml"
+METRICS = ("accuracy", "top5", "mean_top1_top5", "mean_per_class", "roc_auc", "voc2007_11pt_map")
 PROTOCOLS = "a name that `probe protocols` lists, or a TOML file"
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "what to run": {
-        "--dataset": _value("NAME", f"Dataset to evaluate on, repeatable: {FORMS}.", action="append", required=True),
+        "--dataset": _value(
+            "NAME", f"Dataset to evaluate on, repeatable: {FORMS}. Required.", action="append", required=True
+        ),
         "--model": _value(
             "NAME", "Model, repeatable: a name, all, random:NAME or a checkpoint's path. [ViT-B/32]", action="append"
         ),
@@ -110,7 +113,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "--compile": _flag("Compile the rebuilt model with torch.compile. Results have the mode `compiled`."),
         "--protocol": _value("NAME", f"Protocol, repeatable: {PROTOCOLS}. [clip-paper]", action="append"),
-        "--metric": _value("NAME", "Metric of the scores. [the metric of the dataset, or accuracy]"),
+        "--metric": _choice(METRICS, None, "Metric of the scores. [the metric of the dataset, or accuracy]"),
         "--shard": _value("I/N", "Extract only the I-th of N shards, counted from 1.", type=_shard),
         "--val-fraction": _value(
             "F", "Hold out this fraction of the training features of each class, and choose C on it.", type=_fraction

@@ -8,12 +8,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from probe import errors
 from probe.cli.printing import print_json
 
 if TYPE_CHECKING:
+    from probe.records.diff import Change
     from probe.records.verdicts import Reproduction
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ def parity_command(args: argparse.Namespace) -> int:
 
 
 def diff_command(args: argparse.Namespace) -> int:
-    """Print the fields in which two records differ."""
+    """Print the fields in which two records differ, and the result of a test of their scores."""
     from probe.leaderboard import tables
     from probe.records.diff import diff
     from probe.records.record import read_record
@@ -70,17 +72,37 @@ def diff_command(args: argparse.Namespace) -> int:
     if args.json:
         print_json(asdict(found))
         return 0
-    if found.changes:
-        rows = [(c.stage, c.field, _short(c.a), _short(c.b)) for c in found.changes]
+    rows = _differing(found.changes)
+    if rows:
         print(tables.markdown_table(("stage", "field", "A", "B"), rows))
-        for stage in dict.fromkeys(change.stage for change in found.changes):
+        for stage in dict.fromkeys(row[0] for row in rows):
             print(f"{stage}: {found.explains(stage)}")
         print()
     print(errors.printable(found.verdict))
     return 0
 
 
-def _short(value: Any) -> str:
+def _differing(changes: Sequence[Change]) -> list[tuple[str, str, str, str]]:
+    """Return a row for each field that differs, and one row for each list, such as the values of C of a sweep.
+
+    Packed outcomes of test images are left out: the verdict counts them.
+    """
+    rows = []
+    for (stage, field), group in groupby(changes, key=lambda change: (change.stage, change.field.partition("[")[0])):
+        own = list(group)
+        if field == "result.outcomes":
+            continue
+        if own[0].field != field:
+            rows.append((stage, f"{field} ({len(own)} values)", "see --json", "see --json"))
+            continue
+        texts = [[_short(value, digits) for value in (own[0].a, own[0].b)] for digits in (6, 17)]
+        rows.append((stage, field, *(texts[0] if texts[0][0] != texts[0][1] else texts[1])))
+    return rows
+
+
+def _short(value: Any, digits: int) -> str:
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 

@@ -224,7 +224,16 @@ def fit(args: argparse.Namespace) -> int:
             score = f"{100 * result.score:.2f}{mark}"
             around = tables.interval_text(result.interval)
             rows.append((name, metric, score, around, C, args.solver, str(result.n_iter), str(result.num_test)))
-        header = ("protocol", "metric", "score, %", "95 % interval", "C", "solver", "iterations", "test images")
+        header = (
+            "protocol",
+            "metric",
+            "score, %",
+            "95 % confidence interval",
+            "C",
+            "solver",
+            "iterations",
+            "test images",
+        )
         print(tables.markdown_table(header, rows), end="")
         if unfinished:
             print(f"\n{tables.FINAL_NOTE}")

@@ -7,6 +7,8 @@ import pytest
 
 from probe.cli import arguments
 from probe.cli.main import COMMANDS, main
+from probe.models.devices import DTYPES
+from probe.stats.metrics import METRICS
 
 
 def _commands(parser, prefix=""):
@@ -55,6 +57,13 @@ def test_an_option_has_the_same_type_in_every_command(name):
     for action in PARSERS[name]._actions:
         settings = known.get(", ".join(action.option_strings))
         assert not action.option_strings or action.type == settings.get("type")
+
+
+def test_the_choices_are_those_of_the_library():
+    """They are written out, because `--help` must not import NumPy or torch."""
+    assert list(arguments.METRICS) == list(METRICS)
+    choices = next(action.choices for action in PARSERS["run"]._actions if action.dest == "precision")
+    assert set(choices) == {"auto", *DTYPES}
 
 
 def test_the_version_is_printed(capsys):

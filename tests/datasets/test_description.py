@@ -40,6 +40,13 @@ def test_another_revision_of_a_repository_is_not_the_one_that_a_row_names(tmp_pa
         assert state(spec, tmp_path / "data").word == word
 
 
+def test_a_gated_dataset_says_how_to_get_access(tmp_path):
+    found = state(get_dataset("imagenet"), tmp_path)
+    assert found.word == DOWNLOAD
+    assert "accept the terms at https://huggingface.co/datasets/ILSVRC/imagenet-1k" in found.step
+    assert "hf auth login" in found.step
+
+
 def test_what_is_missing_says_what_to_put_where(tmp_path):
     for spec in DATASETS:
         found = state(spec, tmp_path)
