@@ -350,7 +350,8 @@ class CLIP(nn.Module):
 
     def build_attention_mask(self) -> Tensor:
         """Return the text tower's causal mask, (context_length, context_length): 0 up to the token, -inf after it."""
-        return torch.full((self.context_length, self.context_length), -math.inf).triu_(1)
+        # Not on the meta device, where `triu_` imports torch's compiler, which takes two seconds.
+        return torch.full((self.context_length, self.context_length), -math.inf, device="cpu").triu_(1)
 
     def initialize_parameters(self) -> None:
         """Draw new weights from torch's random state, with the scales of OpenAI's text tower for both towers."""
