@@ -16,14 +16,23 @@ logger = logging.getLogger(__name__)
 SOLVERS = ("sklearn", "fast")
 
 
-def get_solver(name: str) -> type[Solver]:
-    """Return a solver class by name.
+def check_solver(name: str) -> None:
+    """Check the name of a solver.
 
     Raises:
         UnknownNameError: no solver has this name.
     """
     if name not in SOLVERS:
         raise unknown_name("solver", name, SOLVERS)
+
+
+def get_solver(name: str) -> type[Solver]:
+    """Return a solver class by name.
+
+    Raises:
+        UnknownNameError: no solver has this name.
+    """
+    check_solver(name)
     if name == "sklearn":
         from probe.probes.solvers.scikit_learn import ScikitLearn
 
