@@ -20,7 +20,7 @@ from probe.models.memory import find_batch_size
 from probe.models.preprocess import PREPROCESS_VERSION
 from probe.probes.fit import PROBE_VERSION
 from probe.probes.protocols import PROTOCOLS, get_protocol
-from probe.probes.solvers.catalog import get_solver
+from probe.probes.solvers.catalog import check_solver
 from probe.records.record import run_path, try_to_read
 from probe.records.schema import DoneRecord
 from probe.settings import Settings
@@ -60,7 +60,7 @@ def plan(
     Raises:
         UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: a name is unknown, or cannot be used here.
     """
-    get_solver(solver)
+    check_solver(solver)
     rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
     encoders = dict.fromkeys(m if isinstance(m, ModelSpec) else get_model(m) for m in models)
     rules = dict.fromkeys(p if isinstance(p, Protocol) else get_protocol(p) for p in protocols)

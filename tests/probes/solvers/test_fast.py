@@ -18,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import probe.probes
-from probe.probes.solvers.fast import FastLogisticRegression, Start, coefficients, loss_of, solve
+from probe.probes.solvers.estimator import FastLogisticRegression
+from probe.probes.solvers.fast import Start, coefficients, loss_of, solve
 from probe.probes.solvers.lbfgs import Limits
 from probe.probes.solvers.objective import Logistic, Objective, Rows
 
