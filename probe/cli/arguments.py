@@ -144,7 +144,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "Number of images encoded at a time. [256 on CUDA, else 64, or fewer to fit into memory]",
             type=_positive,
         ),
-        "--threads": _value("N", "Number of threads to compute with. [all processors]", type=_positive),
+        "--threads": _value(
+            "N", "Number of threads. On a CPU, features are cached for each number. [all processors]", type=_positive
+        ),
         "--workers": _value(
             "N", "Number of processes that read images. [with a GPU 16 or one per processor, else 0]", type=_count
         ),

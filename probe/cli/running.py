@@ -219,7 +219,7 @@ def fit(args: argparse.Namespace) -> int:
     else:
         rows = []
         for name, result in results.items():
-            C = "differs" if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
+            C = tables.VARIES if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
             mark = tables.fit_marks(converged=result.converged, choice_converged=result.choice_converged)
             score = f"{100 * result.score:.2f}{mark}"
             around = tables.interval_text(result.interval)
@@ -239,6 +239,8 @@ def fit(args: argparse.Namespace) -> int:
             print(f"\n{tables.FINAL_NOTE}")
         if not all(result.choice_converged for result in results.values()):
             print(f"\n{tables.CHOICE_NOTE}")
+        if any(result.C is None for result in results.values()):
+            print(f"\n{tables.VARIES_NOTE}")
     fit_cache.clear()
     if args.strict:
         for name, result in unfinished.items():

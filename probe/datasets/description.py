@@ -82,7 +82,7 @@ def is_source_here(source: Source, root: Path) -> bool:
 
 
 def dataset_facts(name: str, *, data_dir: str | Path | None = None) -> dict[str, Any]:
-    """Return the facts about a dataset as JSON values; None for numbers that only its files tell. Downloads nothing.
+    """Return the facts about a dataset as JSON values; None for numbers that are not known. Downloads nothing.
 
     Raises:
         UnknownNameError, DatasetError: see `get_dataset`.

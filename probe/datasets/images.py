@@ -54,7 +54,7 @@ class ImageDataset:
     content: Callable[[], str] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[Image.Image, int | np.ndarray]:

@@ -40,7 +40,7 @@ OPTIONS = {
     "torchvision": ("first_class", "groups"),
     "webdataset": ("revision",),
 }
-# Arguments that select a subset. Those of torchvision are the arguments of the class.
+# Argument that selects a subset, by form. For torchvision, it is any argument of the class.
 ARGUMENTS = {"folder": "folder", "huggingface": "split", "table": "split", "webdataset": "split"}
 
 

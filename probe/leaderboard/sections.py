@@ -62,7 +62,7 @@ class Line:
         low: lower bound of the 95 % confidence interval of the mean, over the sampling of test images; None if a
             record has no interval.
         high: upper bound.
-        gflops: operations of the image tower for one image, in billions; None if no record knows.
+        gflops: operations of the image tower for one image, in billions; None if it is not known.
         rank: one more than the number of models whose mean is higher by more than chance, `1 =` if it is shared;
             empty if outcomes of test images are missing.
     """

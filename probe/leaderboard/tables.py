@@ -26,6 +26,7 @@ COLUMNS = (
 FINAL_NOTE = "* the final fit did not converge"
 CHOICE_NOTE = "~ C was chosen among fits of which some did not converge"
 UNKNOWN, VARIES = "n/a", "varies"
+VARIES_NOTE = f"{VARIES}: each draw or fold has its own C"
 
 
 def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
@@ -111,7 +112,7 @@ def footnotes(records: Sequence[RunRecord]) -> list[str]:
     if any(record.result is not None and record.result.interval is None for record in records):
         notes.append(f"{UNKNOWN}: the record is from a version that did not compute intervals")
     if any(record.result is not None and record.result.C is None for record in records):
-        notes.append(f"{VARIES}: each draw or fold has its own C; the record has them")
+        notes.append(f"{VARIES_NOTE}; the record has them")
     return notes
 
 

@@ -138,7 +138,7 @@ def _on_disk(name: str) -> ModelSpec:
     if is_checkpoint:
         return ModelSpec(source, form="file", source=source)
     refuse_options(name, f"{KEY}KEY")
-    if path.is_dir():
+    if name and path.is_dir():
         raise CheckpointMissingError(
             f"the folder {path} has no {FOLDER_MARK} or {OPEN_CLIP_CONFIG}; give the path of a checkpoint file, or of "
             "a folder that Hugging Face's libraries or open_clip wrote"

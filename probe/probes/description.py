@@ -12,7 +12,7 @@ def describe_protocol(name: str) -> dict[str, str]:
 
     Raises:
         UnknownNameError: there is no protocol of this name.
-        ProtocolError: the TOML file is missing or invalid.
+        ProtocolError: the TOML file is invalid.
     """
     protocol = get_protocol(name)
     properties = {

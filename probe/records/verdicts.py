@@ -29,7 +29,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Distance:
-    """Difference of the features that a record holds: the largest, the root mean square of the values, their number."""
+    """Difference between the sampled features of two records.
+
+    `largest` is the largest difference, `size` the root mean square of the `num_values` values.
+    """
 
     largest: float
     size: float

@@ -26,7 +26,10 @@ SPEED = ROOT / "results" / "speed"
 JSON = (
     ("`run`", "array of records, in the order of the grid; with `--plan`, an object with the estimate"),
     ("`extract`", "array with an object for each run; `state` is `extracted`, `cached`, `failed`, or what is missing"),
-    ("`fit`", "array with an object for each protocol: the fields `result` of a record, the rules and the environment"),
+    (
+        "`fit`",
+        "array with an object for each protocol: the fields of `result` in a record, the rules and the environment",
+    ),
     ("`parity`", "object; `verdict` and `within_tolerance` are the conclusion"),
     ("`tables`, `leaderboard --out`", "array of the paths of the files"),
     (
@@ -177,7 +180,7 @@ Square brackets at the end of a description hold the default.
 {table}
 ## JSON
 
-With `--json`, a command prints one JSON document in one line. Scores are fractions. Values that are not known are null.
+With `--json`, a command prints one JSON document. Scores are fractions. Values that are not known are null.
 
 {markdown_table(("command", "document"), JSON)}
 {chr(10).join(sections).rstrip()}

@@ -46,7 +46,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
 
 
 def _read_species(path: Path, spec: DatasetSpec, source: Source) -> dict[str, int]:
-    """Read images.txt: its images and their class indices, in its order."""
+    """Return the images in images.txt and their class indices, in the order of the file."""
     header, *lines = [line.split("\t") for line in read_lines(path, source)] or [[]]
     num_classes = spec.num_classes or len(lines)
     species = {}

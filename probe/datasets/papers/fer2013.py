@@ -11,7 +11,7 @@ from PIL import Image
 
 from probe.datasets.fingerprints import of_array
 from probe.datasets.images import ImageDataset
-from probe.errors import DatasetError
+from probe.errors import DatasetError, listed
 from probe.specs import DatasetSpec, Source, Subset
 
 USAGES = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"}
@@ -50,7 +50,7 @@ def _read_table(path: Path, usage: str, source: Source) -> tuple[list[int], np.n
             for number, row in enumerate(rows, start=2):  # noqa: B007 - an error names it
                 values = dict(zip(columns, row, strict=True))
                 if values["Usage"] not in USAGES.values():
-                    raise ValueError(f"{values['Usage']!r} is not a Usage")
+                    raise ValueError(f"{values['Usage']!r} is not a Usage; expected {listed(USAGES.values())}")
                 if values["Usage"] == usage:
                     labels.append(_read_label(values["emotion"]))
                     pixels.append(_read_pixels(values["pixels"]))

@@ -1,4 +1,4 @@
-"""The data that the page carries for its script, as frozen dataclasses, and the one place that makes JSON of them."""
+"""Data of the page of results for its script: frozen dataclasses, and their encoding as JSON."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class PagePublished:
 
 @dataclass(frozen=True)
 class PageData:
-    """Everything that the script of the page knows; `folder` is where the records are, from the page."""
+    """Data for the script of the page. `folder` is the path from the page to the folder of the records."""
 
     folder: str
     models: tuple[PageModel, ...]

@@ -334,7 +334,11 @@ def test_classes_whose_names_hold_that_of_a_split_are_classes(names, folder):
     ("folders", "extra", "message"),
     [
         (["train"], "test/1.png", "has no class folders in test/; put the images of each folder into one subfolder"),
-        (["train", "test"], "metadata.csv", "has metadata next to test/; put one into the folder of each split"),
+        (
+            ["train", "test"],
+            "metadata.csv",
+            "has one metadata file next to test/; put one into the folder of each split",
+        ),
         (["a", "b"], "a/metadata.csv", "no train subset; say which split of a, b it is with"),
         (["first/a", "first/b"], None, "no train subset; say which split of a, b it is with"),
         (["train/a", "train/b", "test"], None, "train/a/blue and train/b/blue would become one class; rename one"),
