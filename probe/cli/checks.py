@@ -26,7 +26,7 @@ def parity_command(args: argparse.Namespace) -> int:
     from probe.comparison import parity
     from probe.leaderboard import tables
 
-    found = parity(
+    comparison = parity(
         args.model,
         args.dataset,
         protocol=args.protocol,
@@ -39,27 +39,27 @@ def parity_command(args: argparse.Namespace) -> int:
         offline=args.offline,
     )
     if args.json:
-        verdict = {"verdict": found.verdict, "within_tolerance": found.within_tolerance}
-        print_json(asdict(found) | verdict)
+        verdict = {"verdict": comparison.verdict, "within_tolerance": comparison.within_tolerance}
+        print_json(asdict(comparison) | verdict)
     else:
         header = ("eager and JIT", "largest difference", "mean difference", "smallest cosine")
         rows = [
             (f"features, {point}", f"{d.max_abs:.2g}", f"{d.mean_abs:.2g}", f"{d.min_cosine:.8f}")
-            for point, d in found.features.items()
+            for point, d in comparison.features.items()
         ]
         names = ("softmax over texts", "softmax over images")
-        rows += [(name, f"{value:.2g}", "", "") for name, value in zip(names, found.softmax, strict=True)]
+        rows += [(name, f"{value:.2g}", "", "") for name, value in zip(names, comparison.softmax, strict=True)]
         print(tables.markdown_table(header, rows))
-        what = errors.printable(f"{found.model} on {found.dataset}")
-        print(f"{what}, {found.device}, {found.precision}: {found.num_images} images")
-        print(f"flipped predictions: {found.predictions_flipped} of {found.num_test} ({found.protocol})")
-        eager, jit = (f"{100 * score:.2f} %" for score in found.scores)
-        unfinished = "" if found.converged else "; the fit did not converge"
-        print(f"scores: {eager} on eager features, {jit} on JIT features; p = {found.p_value:.2g}{unfinished}")
-        for reason in found.reasons:
+        what = errors.printable(f"{comparison.model} on {comparison.dataset}")
+        print(f"{what}, {comparison.device}, {comparison.precision}: {comparison.num_images} images")
+        print(f"flipped predictions: {comparison.predictions_flipped} of {comparison.num_test} ({comparison.protocol})")
+        eager, jit = (f"{100 * score:.2f} %" for score in comparison.scores)
+        unfinished = "" if comparison.converged else "; the fit did not converge"
+        print(f"scores: {eager} on eager features, {jit} on JIT features; p = {comparison.p_value:.2g}{unfinished}")
+        for reason in comparison.reasons:
             print(f"- {reason}")
-        print(f"verdict: {found.verdict}")
-    return 0 if found.within_tolerance else 1
+        print(f"verdict: {comparison.verdict}")
+    return 0 if comparison.within_tolerance else 1
 
 
 def diff_command(args: argparse.Namespace) -> int:
@@ -68,17 +68,17 @@ def diff_command(args: argparse.Namespace) -> int:
     from probe.records.diff import diff
     from probe.records.record import read_record
 
-    found = diff(read_record(args.a), read_record(args.b))
+    difference = diff(read_record(args.a), read_record(args.b))
     if args.json:
-        print_json(asdict(found))
+        print_json(asdict(difference))
         return 0
-    rows = _differing(found.changes)
+    rows = _differing(difference.changes)
     if rows:
         print(tables.markdown_table(("stage", "field", "A", "B"), rows))
         for stage in dict.fromkeys(row[0] for row in rows):
-            print(f"{stage}: {found.explains(stage)}")
+            print(f"{stage}: {difference.explains(stage)}")
         print()
-    print(errors.printable(found.verdict))
+    print(errors.printable(difference.verdict))
     return 0
 
 
@@ -113,9 +113,9 @@ def reproduce_command(args: argparse.Namespace) -> int:
     from probe.reproduction import estimate_seconds, find_records, reproduce_all
     from probe.settings import Settings
 
-    found = [find_records(path) for path in args.path]
-    records = [record for some, _ in found for record in some]
-    unread = [fault for _, faults in found for fault in faults]
+    located = [find_records(path) for path in args.path]
+    records = [record for some, _ in located for record in some]
+    unread = [fault for _, faults in located for fault in faults]
     for fault in unread:
         print(f"probe: {fault}", file=sys.stderr)
     limit = 60 * args.max_minutes if args.max_minutes else float("inf")
@@ -177,24 +177,24 @@ def _reproduced(done: Sequence[Reproduction]) -> str:
     )
     rows = [
         (
-            *(found.record.dataset, found.record.model, found.record.mode, found.record.protocol),
-            found.record.solver,
-            tables.percent(found.record),
-            tables.percent(found.again) if found.again is not None and found.again.result else "",
-            "" if found.images is None else f"{found.images:.3g} of {found.tolerance}",
-            found.first_moved,
-            found.verdict,
+            *(one.record.dataset, one.record.model, one.record.mode, one.record.protocol),
+            one.record.solver,
+            tables.percent(one.record),
+            tables.percent(one.again) if one.again is not None and one.again.result else "",
+            "" if one.images is None else f"{one.images:.3g} of {one.tolerance}",
+            one.first_moved,
+            one.verdict,
         )
-        for found in done
+        for one in done
     ]
     return tables.markdown_table(header, rows)
 
 
-def _stages_page(found: Reproduction) -> str:
+def _stages_page(one: Reproduction) -> str:
     from probe.leaderboard import tables
 
-    rows = [(stage.name, "differs" if stage.moved else "same", stage.moved) for stage in found.stages]
+    rows = [(stage.name, "differs" if stage.moved else "same", stage.moved) for stage in one.stages]
     lines = [tables.markdown_table(("stage", "state", "record -> again"), rows)] if rows else []
-    if found.images is not None:
-        lines.append(f"the scores differ by {found.images:.3g} test images; the tolerance is {found.tolerance}\n")
-    return "\n".join([*lines, f"{errors.printable(found.reason)}\nverdict: {found.verdict}\n"])
+    if one.images is not None:
+        lines.append(f"the scores differ by {one.images:.3g} test images; the tolerance is {one.tolerance}\n")
+    return "\n".join([*lines, f"{errors.printable(one.reason)}\nverdict: {one.verdict}\n"])
