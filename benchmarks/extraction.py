@@ -32,14 +32,15 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 from probe.datasets.opening import open_dataset
 from probe.environment import describe
 from probe.features.chunks import Work
-from probe.features.encode import Meter
 from probe.features.extraction import Session, find_entries
-from probe.features.passes import fill
+from probe.features.passes import Pass, PassSettings
+from probe.features.sidecars import Provenance
 from probe.features.store import find
 from probe.grid import plan
 from probe.models import get_model
 from probe.models.loading import load_encoder, read_weights
 from probe.progress import Progress
+from probe.records.schema import EncoderRecord, MeterRecord
 
 ROUNDS = 4
 IMAGES = {"ViT-B/32": 128, "RN50": 64}  # on the CPU; multiplied by GPU_TIMES on a GPU
@@ -113,22 +114,16 @@ class Ours:
         self.images = open_dataset(spec.dataset).subsets["all"]
         self.cell = find_entries(spec, Session())["all"]
         self.encoder = load_encoder(spec.model, device=device, precision=precision, compiled=compiled)
-        self.about: dict[str, float] = {}
+        self.about = MeterRecord(images=0)
 
     def __call__(self) -> np.ndarray:
         """Extract once, and return the features."""
         with tempfile.TemporaryDirectory() as cache:
-            meter, work = Meter(), Work(Path(cache), self.cell)
-            fill(
-                self.images,
-                [self.encoder],
-                [work],
-                batch_size=self.cell.batch_size,
-                meter=meter,
-                progress=Progress(is_shown=False),
-            )
-            self.about = meter.describe()
-            work.finish(encoder={}, extraction=self.about)
+            work, settings = Work(Path(cache), self.cell), PassSettings(self.cell.batch_size)
+            one = Pass(self.images, [self.encoder], [work], settings, Progress(is_shown=False))
+            one.run()
+            self.about = one.meter.describe()
+            work.finish(Provenance(EncoderRecord(), self.about))
             found = find(Path(cache), self.cell)
             assert found is not None
             return np.array(found.features.x)
@@ -152,7 +147,7 @@ def compare(model: str, device: str) -> None:
         contenders |= ours
         features = {name: run() for name, run in contenders.items()}  # also the warm-up
         rates: dict[str, list[float]] = {name: [] for name in contenders}
-        abouts: dict[str, list[dict[str, float]]] = {name: [] for name in ours}
+        abouts: dict[str, list[MeterRecord]] = {name: [] for name in ours}
         product: dict[str, list[float]] = {"fp32": [], "bf16": []}
         for _ in range(ROUNDS):
             for precision, found in product.items():
@@ -173,9 +168,9 @@ def compare(model: str, device: str) -> None:
         same_weights = name == "reference" or name in ours
         columns.append(f"{cosine(features[name], features['reference']):.6f}" if same_weights else "")
         if name in ours:
-            inside = [about["images"] / about["encode_seconds"] for about in abouts[name]]
+            inside = [about.images / about.encode_seconds for about in abouts[name]]
             whole = [n / rate for rate in found]
-            around = [1 - about["encode_seconds"] / total for about, total in zip(abouts[name], whole, strict=True)]
+            around = [1 - about.encode_seconds / total for about, total in zip(abouts[name], whole, strict=True)]
             limit = product["bf16" if "bf16" in name else "fp32"]
             columns += [f"{statistics.median(inside):.1f}", f"{100 * statistics.median(around):.1f} %"]
             columns.append(spread([rate * flops for rate in inside], limit) if device == "cpu" else "")
@@ -227,7 +222,7 @@ def print_shares(device: str) -> None:
             started = time.perf_counter()
             ours()
             whole = time.perf_counter() - started
-            read, encode = ours.about["read_seconds"], ours.about["encode_seconds"]
+            read, encode = ours.about.read_seconds, ours.about.encode_seconds
             for name, seconds in zip(shares, (read, whole - read - encode), strict=True):
                 shares[name].append(100 * seconds / whole)
     texts = [

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from probe.datasets.catalog import CATALOG as DATASETS
+from probe.datasets.catalog import DATASETS
 from probe.decoder import decode
-from probe.models.catalog import CATALOG as MODELS
+from probe.models.catalog import MODELS
 from probe.probes.protocols import get_protocol
+from probe.records.packing import pack
 from probe.records.record import write_record
 from probe.records.schema import (
     DoneRecord,
     EncoderRecord,
     EnvironmentRecord,
     IntervalRecord,
-    PackedOutcomes,
     ParityRecord,
     ResultRecord,
     SplitRecord,
@@ -104,7 +104,7 @@ def make_record(row: DatasetSpec, model: ModelSpec, protocol: str, *, jit: bool,
         num_train=10_000,
         num_test=len(outcomes[0]),
         interval=decode(asdict(interval(outcomes[:1], draws=20)), IntervalRecord),
-        outcomes=decode([fold.pack() for fold in outcomes], tuple[PackedOutcomes, ...]),
+        outcomes=tuple(map(pack, outcomes)),
         sweep=tuple(points) if len(rules.grid) > 1 else (),
     )
     return DoneRecord(

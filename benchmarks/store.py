@@ -24,7 +24,9 @@ from probe.environment import describe
 from probe.errors import ProbeError
 from probe.features.arrays import Features, chunk_size
 from probe.features.chunks import Work
+from probe.features.sidecars import Provenance
 from probe.features.store import EntrySpec, find
+from probe.records.schema import EncoderRecord, MeterRecord
 from probe.runner import run
 
 SIZES = (20_000, 200_000)
@@ -68,7 +70,7 @@ def fill(root: Path) -> EntrySpec:
     for chunk in range(cell.num_chunks):
         n = min(size, CACHED - chunk * size)
         work.write(chunk, Features(x[:n], np.arange(n) % 10, x[:n]))
-    work.finish(encoder={}, extraction={})
+    work.finish(Provenance(EncoderRecord(), MeterRecord(images=CACHED)))
     return cell
 
 

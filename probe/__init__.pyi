@@ -15,7 +15,7 @@ from probe.probes.fit import fit_probe as fit_probe
 from probe.probes.protocols import get_protocol as get_protocol
 from probe.probes.protocols import protocol_names as protocol_names
 from probe.probes.result import ProbeResult as ProbeResult
-from probe.probes.solvers.fast import FastLogisticRegression as FastLogisticRegression
+from probe.probes.solvers.estimator import FastLogisticRegression as FastLogisticRegression
 from probe.records.diff import diff as diff
 from probe.records.record import read_records as read_records
 from probe.records.schema import RunRecord as RunRecord

@@ -6,7 +6,7 @@ This module implements nothing itself: `load` is `probe.load_clip` and `tokenize
 
 from __future__ import annotations
 
-from probe.models.catalog import CATALOG
+from probe.models.catalog import MODELS
 from probe.models.loading import load_clip as load
 from probe.models.vocabulary import tokenize
 
@@ -18,4 +18,4 @@ def available_models() -> list[str]:
 
     `load` accepts every name that `probe.load_clip` accepts, such as `tiny`.
     """
-    return [spec.name for spec in CATALOG if spec.form == "url"]
+    return [spec.name for spec in MODELS if spec.form == "url"]

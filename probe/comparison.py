@@ -123,10 +123,10 @@ def find_reasons(
     reasons = []
     if not softmax_agrees:
         reasons.append(f"the softmax of the logits differs by more than atol {ATOL} and rtol {RTOL}")
-    for point, found in features.items():
-        if found.min_cosine < MIN_COSINE[precision]:
+    for point, difference in features.items():
+        if difference.min_cosine < MIN_COSINE[precision]:
             least = MIN_COSINE[precision]
-            reasons.append(f"{point} features of an image have a cosine of {found.min_cosine:.6f}, below {least}")
+            reasons.append(f"{point} features of an image have a cosine of {difference.min_cosine:.6f}, below {least}")
     flipped, num_test = flips
     if flipped > max(1, MAX_FLIPS * num_test):
         reasons.append(f"{flipped} of {num_test} predictions flip, more than {MAX_FLIPS:.0%}")
@@ -252,16 +252,16 @@ def _read_archive(spec: ModelSpec, *, weights_dir: str | Path | None, offline: b
 
 def _extract(specs: Sequence[RunSpec], settings: Settings) -> list[dict[str, Features]]:
     """Return the features of the splits of the first fold for each mode, from the cache if possible."""
-    found = {}
+    by_mode = {}
     for spec, outcome in extract_grid(specs, settings):
         if isinstance(outcome, Exception):
             raise outcome
-        found[spec.jit] = outcome.cut()[0]
-    return [found[spec.jit] for spec in specs]
+        by_mode[spec.jit] = outcome.cut()[0]
+    return [by_mode[spec.jit] for spec in specs]
 
 
 @dataclass(frozen=True)
-class _Probe:
+class _Pair:
     """Predictions of one probe for the test images in both modes; fields as in `Parity`."""
 
     flipped: int
@@ -272,7 +272,7 @@ class _Probe:
 
 def _fit_on_eager(
     eager: Mapping[str, Features], jit: Mapping[str, Features], *, metric: str, protocol: Protocol
-) -> _Probe:
+) -> _Pair:
     """Fit a probe on eager features, and score the test images in both modes."""
     tests = [eager["test"], jit["test"]]
     both = Features(
@@ -288,4 +288,4 @@ def _fit_on_eager(
         for rows in (slice(None, n), slice(n, None))
     )
     flipped = count_flips(*np.split(result.predictions[: 2 * n], 2))
-    return _Probe(flipped, (on_eager.score(), on_jit.score()), paired.compare([on_eager], [on_jit]), result.converged)
+    return _Pair(flipped, (on_eager.score(), on_jit.score()), paired.compare([on_eager], [on_jit]), result.converged)

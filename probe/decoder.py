@@ -16,7 +16,7 @@ from probe.errors import UnknownNameError
 from probe.names import unknown_name
 
 T = TypeVar("T")
-MISSING = "Object missing required field "
+MISSING_FIELD = "Object missing required field "
 
 
 def decode(plain: Any, kind: type[T]) -> T:
@@ -52,8 +52,8 @@ def _describe(message: str) -> str:
     """
     what, _, path = message.partition(" - at ")
     path = path.removeprefix("$").removeprefix(".")
-    if what.startswith(MISSING):
-        return f"{path}.{what.removeprefix(MISSING)} is missing".removeprefix(".")
+    if what.startswith(MISSING_FIELD):
+        return f"{path}.{what.removeprefix(MISSING_FIELD)} is missing".removeprefix(".")
     return f"{path}: {what[:1].lower()}{what[1:]}" if path else what
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probe import environment, paths
-from probe.datasets.catalog import CATALOG as DATASETS
+from probe.datasets.catalog import DATASETS
 from probe.datasets.description import DOWNLOAD, READY, State, state
 from probe.environment import EnvironmentRecord, package_version
 from probe.models import is_here
-from probe.models.catalog import CATALOG as MODELS
+from probe.models.catalog import MODELS
 from probe.models.devices import device_names
 
 # Optional libraries: what needs them, and the extra of this package that installs them.

@@ -16,7 +16,7 @@
     |-- ProtocolError (ValueError)                 a probe that cannot be fitted by its protocol
     |-- CacheError (OSError)                       a cache folder that cannot be written to
     |-- ResultsError (OSError)                     a results folder or record that cannot be read or written
-    |-- FolderError (OSError)                      a path below the home folder, for a user without a home folder
+    |-- FolderError (OSError)                      a folder that is a file, or is below a home folder that is missing
     `-- ExecutorError (RuntimeError)               workers that are not available, or fail repeatedly
 
 Each message says what is wrong and what to do. The command line prints it and exits with 1.
@@ -110,7 +110,7 @@ class ResultsError(ProbeError, OSError):
 
 
 class FolderError(ProbeError, OSError):
-    """A path below the home folder, for a user without a home folder."""
+    """A folder that is a file, or a path below the home folder of a user without a home folder."""
 
 
 class ExecutorError(ProbeError, RuntimeError):

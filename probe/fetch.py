@@ -76,9 +76,10 @@ def fetch(
     if _is_right(target, published):
         return target
     if offline:
+        fault = "differs from the published file" if target.is_file() else "is missing"
         raise DownloadError(
-            f"{target} is missing or differs from the published file, and --offline forbids the download; "
-            f"put the file from {url} there"
+            f"{target} {fault}, and --offline forbids the download; run without --offline, or put the file from {url} "
+            "there"
         )
     if target.is_file():
         logger.warning("%s: %s mismatch (expected %s); downloading again", target, published.name, published.value)

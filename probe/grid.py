@@ -9,19 +9,18 @@ from dataclasses import dataclass, replace
 
 from probe import environment, paths
 from probe.datasets import get_dataset
-from probe.datasets.catalog import CATALOG as DATASETS
+from probe.datasets.catalog import DATASETS
 from probe.errors import ProbeError, UnknownNameError, listed
 from probe.features.store import EXTRACTION_VERSION
 from probe.models import get_model
-from probe.models.catalog import CATALOG as MODELS
+from probe.models.catalog import MODELS
 from probe.models.devices import resolve_execution
 from probe.models.loading import identify
 from probe.models.memory import find_batch_size
-from probe.models.preprocess import VERSION as PREPROCESS_VERSION
+from probe.models.preprocess import PREPROCESS_VERSION
 from probe.probes.fit import PROBE_VERSION
-from probe.probes.protocols import CATALOG as PROTOCOLS
-from probe.probes.protocols import get_protocol
-from probe.probes.solvers.catalog import get_solver
+from probe.probes.protocols import PROTOCOLS, get_protocol
+from probe.probes.solvers.catalog import check_solver
 from probe.records.record import run_path, try_to_read
 from probe.records.schema import DoneRecord
 from probe.settings import Settings
@@ -61,7 +60,7 @@ def plan(
     Raises:
         UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: a name is unknown, or cannot be used here.
     """
-    get_solver(solver)
+    check_solver(solver)
     rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
     encoders = dict.fromkeys(m if isinstance(m, ModelSpec) else get_model(m) for m in models)
     rules = dict.fromkeys(p if isinstance(p, Protocol) else get_protocol(p) for p in protocols)
@@ -107,11 +106,6 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     A record is complete if all images were used, and if the specification, the weights and the suite's own versions of
     preprocessing, extraction and probe are unchanged. Versions of libraries may differ. If one mode of a run is
     pending, so are its other modes in the grid, because modes are compared.
-
-    Args:
-        specs: the runs.
-        settings: where the records and weights are.
-        rerun: return all runs as pending.
     """
     results_dir = paths.results_dir(settings.results_dir)
     identities = {spec: identity(spec) for spec in specs}
@@ -126,9 +120,9 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
         has_partner = spec.jit and identity(replace(spec, jit=False)) in planned
         return record if record.parity is not None or not has_partner else None
 
-    found = {} if rerun else {spec: record for spec in specs if (record := find(spec)) is not None}
-    left = {spec.of_all_modes for spec in specs if spec not in found}
-    done = {spec: found[spec] for spec in specs if spec.of_all_modes not in left}
+    records = {} if rerun else {spec: record for spec in specs if (record := find(spec)) is not None}
+    left = {spec.of_all_modes for spec in specs if spec not in records}
+    done = {spec: records[spec] for spec in specs if spec.of_all_modes not in left}
     if done:
         logger.info("skipped %d of %d runs: already recorded (use --rerun)", len(done), len(specs))
         _log_versions(done.values())
@@ -147,11 +141,7 @@ def _has_weights(
 ) -> bool:
     """Return False if the weights are known to differ from the weights of the record.
 
-    Args:
-        record: record of a run.
-        model: model of the run.
-        weights: cached digests of weights; None for weights that are not on this machine.
-        settings: where weights are.
+    Digests are cached in `weights`, where None stands for weights that are not on this machine.
     """
     if model.sha256 or model.form == "random":  # the specification determines the weights
         return True

@@ -58,12 +58,16 @@ def expand_home(path: str | Path) -> Path:
 
 def _choose(given: str | Path | None, variable: str, default: str) -> Path:
     chosen = given or os.environ.get(variable)
-    if chosen:
-        return expand_home(chosen)
+    option = f"--{variable.removeprefix('PROBE_').lower().replace('_', '-')}"
     try:
-        return expand_home(default)  # last, because not every process has a home folder
+        folder = expand_home(chosen or default)
     except FolderError as err:
-        option = f"--{variable.removeprefix('PROBE_').lower().replace('_', '-')}"
+        if chosen:
+            raise
         raise FolderError(
             f"this process has no home folder for {default}; name a folder with {option} or {variable}, or set HOME"
         ) from err
+    for path in (folder, *folder.parents):
+        if os.path.isfile(path):  # noqa: PTH113 - `Path.is_file` raises if a name is too long
+            raise FolderError(f"{path} is a file, not a folder; name a folder with {option} or {variable}")
+    return folder

@@ -62,8 +62,8 @@ def reproduce(
     settings = Settings(
         data_dir=data_dir, weights_dir=weights_dir, cache_dir=cache_dir, results_dir=results_dir, offline=offline
     )
-    (found,) = reproduce_all([record], tolerance=tolerance, device=device, settings=settings)
-    return found
+    (result,) = reproduce_all([record], tolerance=tolerance, device=device, settings=settings)
+    return result
 
 
 def find_records(path: str | Path) -> tuple[list[RunRecord], list[ResultsError]]:
@@ -75,10 +75,10 @@ def find_records(path: str | Path) -> tuple[list[RunRecord], list[ResultsError]]
     path = Path(path)
     if not os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises if a name is too long
         return [read_record(path)], []
-    found, faults = scan_records(path)
-    if not found and not faults:
+    located, faults = scan_records(path)
+    if not located and not faults:
         raise ResultsError(f"no records in {path}; give a results folder, or the .json file of a record")
-    return [record for _, record in found], faults
+    return [record for _, record in located], faults
 
 
 def estimate_seconds(record: RunRecord, others: Iterable[RunRecord] = ()) -> float:

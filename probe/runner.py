@@ -19,13 +19,14 @@ from probe.comparison import compare_features, count_flips
 from probe.datasets.splits.folds import by_split
 from probe.errors import ProbeError, brief
 from probe.features.arrays import Extraction
-from probe.features.extraction import Session, extract, features_key, prepare_grid
+from probe.features.extraction import Session, extract, prepare_grid
+from probe.features.jobs import features_key
 from probe.features.store import FITS
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import PROBE_VERSION, fit_folds
 from probe.probes.result import ProbeResult
-from probe.probes.solvers.catalog import device_for
+from probe.probes.solvers.catalog import device_for, get_solver
 from probe.records.record import check_writable, write_record
 from probe.records.schema import (
     DoneRecord,
@@ -101,9 +102,10 @@ def run_one(
     partners = [run for run in finished if run.spec.of_all_modes == spec.of_all_modes]
     twin = next((run for run in partners if run.record.features == features), None)
     fits = FitCache(paths.cache_dir(session.settings.cache_dir) / FITS)
+    get_solver(spec.solver)  # imports the solver's libraries, which is not part of the time of the fit
     started = time.perf_counter()
     if twin is not None:
-        logger.info("%s: same features as %s, so its probe is reused", spec, twin.spec)
+        logger.debug("%s: same features as %s, so its probe is reused", spec, twin.spec)
         result = twin.result
     else:
         result = fit_folds(
@@ -268,7 +270,7 @@ def run_all(specs: Sequence[RunSpec], session: Session) -> Iterator[FinishedRun 
     for group, failures in prepare_grid(specs, session):
         finished: list[FinishedRun] = []
         for spec in group:
-            logger.info("%s", spec)
+            logger.debug("%s", spec)
             try:
                 if features_key(spec) in failures:
                     raise failures[features_key(spec)]

@@ -122,7 +122,7 @@ class Source:
     """Source of a dataset: a place where it can be read from, and how its subsets are found there.
 
     Args:
-        form: name of the module that reads the source, see `datasets.opening.FORMS`.
+        form: name of the module that reads the source, see `datasets.opening.MODULES`.
         location: a class of torchvision, a repository of the Hugging Face hub, a folder below the data folder, and so
             on, depending on the form.
         subsets: for each subset the arguments that select it.

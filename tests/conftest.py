@@ -1,4 +1,7 @@
-"""Fixtures of all tests: isolation from the user's folders, small model archives and folders of images."""
+"""Fixtures of all tests: isolation from the user's folders, small model archives and folders of images.
+
+Fixtures import torch and SciPy, because the process of pytest-xdist that runs no tests reads this file too.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scipy.linalg  # noqa: F401 - loads SciPy's OpenBLAS, which is limited below
-import torch
-from make.clips import SMALL_RESNET, SMALL_VIT, random_clip
-from make.images import write_image
-from threadpoolctl import ThreadpoolController
-
-from probe.models.openai import save_archive
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,6 +50,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Seed torch, so that random inputs do not depend on the order of tests."""
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -76,17 +74,23 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", params=[SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
+@pytest.fixture(scope="session", params=["vit", "resnet"])
 def archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a TorchScript archive in the format that OpenAI publishes, with random weights."""
+    from make.clips import SMALL_RESNET, SMALL_VIT, random_clip
+
+    from probe.models.openai import save_archive
+
     path = tmp_path_factory.mktemp("archive") / "model.pt"
-    save_archive(random_clip(request.param), path)
+    save_archive(random_clip({"vit": SMALL_VIT, "resnet": SMALL_RESNET}[request.param]), path)
     return path
 
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[[Mapping[str, int]], Path]:
     """Return a function that makes a folder of images. `{"train/red": 5}` gives five reddish images in train/red."""
+    from make.images import write_image
+
     colours = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
     def make(counts: Mapping[str, int]) -> Path:
@@ -103,6 +107,10 @@ def image_folder(tmp_path: Path) -> Callable[[Mapping[str, int]], Path]:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Use one thread in this process and its child processes, because several threads are slower on small inputs."""
+    import scipy.linalg  # noqa: F401 - loads SciPy's OpenBLAS, which is limited below
+    import torch
+    from threadpoolctl import ThreadpoolController
+
     torch.set_num_threads(1)
     # The waiting threads of SciPy's and NumPy's OpenBLAS compete for the cores, see `probes.solvers.scikit_learn`.
     openblas = ThreadpoolController().select(internal_api="openblas")

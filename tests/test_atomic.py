@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make.entries import chunk_of, make_entry_spec
+from make.entries import PROVENANCE, chunk_of, make_entry_spec
 
 from probe import fetch as fetching
 from probe.atomic import lock, make_folder, share, write_atomically
@@ -28,6 +28,7 @@ from probe.features.inventory import collect, survey
 from probe.features.store import find
 from probe.probes.cached_fits import FitCache
 from probe.records.record import write_bytes
+from probe.records.schema import EncoderRecord
 from probe.specs import Source
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of files")
@@ -137,7 +138,7 @@ def test_features_that_another_user_began_are_finished(folder):
     others.start()
     for chunk in (0, 1):
         others.write(chunk, chunk_of(make_entry_spec(), chunk))
-    others.describe(encoder={}, extraction={})
+    others.describe(PROVENANCE)
     for name in ("000001.npz", "making.json"):
         of_another_user(others.folder / name, 0)
     for path in (
@@ -151,10 +152,10 @@ def test_features_that_another_user_began_are_finished(folder):
     assert work.claim(2)
     work.write(2, chunk_of(make_entry_spec(), 2))
     assert not work.finish_whole()  # the description of the features cannot be read
-    assert not work.finish(encoder={"embed_dim": 2}, extraction={})
+    assert not work.finish(PROVENANCE)
     assert work.claim(1)  # this chunk could not be read
     work.write(1, chunk_of(make_entry_spec(), 1))
-    assert work.finish(encoder={"embed_dim": 2}, extraction={})
+    assert work.finish(PROVENANCE)
     assert np.array_equal(find(folder, make_entry_spec()).features.x[:, 0], np.arange(600))
 
 
@@ -168,12 +169,12 @@ def test_if_two_users_finish_at_once_the_entry_of_the_first_is_used(folder, monk
     def build_later(self, *args, **settings):
         if self is second:
             monkeypatch.setattr(chunks, "lock", lambda path: lock(path.with_name("another.lock")))
-            assert first.finish(encoder={"who": "first"}, extraction={})
+            assert first.finish(replace(PROVENANCE, encoder=EncoderRecord(license="first")))
         build(self, *args, **settings)
 
     monkeypatch.setattr(Work, "_build", build_later)
-    assert second.finish(encoder={"who": "second"}, extraction={})
-    assert find(folder, make_entry_spec()).encoder == {"who": "first"}
+    assert second.finish(replace(PROVENANCE, encoder=EncoderRecord(license="second")))
+    assert find(folder, make_entry_spec()).provenance.encoder.license == "first"
     assert [
         path.name for path in find(folder, make_entry_spec()).path.parent.iterdir() if path.name.endswith(".tmp")
     ] == []
@@ -235,7 +236,7 @@ def test_all_files_of_a_cache_follow_the_mode_of_its_folder(folder):
     for chunk in range(make_entry_spec().num_chunks):
         assert work.claim(chunk)
         work.write(chunk, chunk_of(make_entry_spec(), chunk))
-    assert work.finish(encoder={}, extraction={})
+    assert work.finish(PROVENANCE)
     for path in folder.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o2770 if path.is_dir() else 0o660), path
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from make.colours import write_colours
-from make.kills import KILLED, Records, quick_grid, run_command
+from make.kills import kill_and_repeat
 from make.records import changed
 
 import probe
@@ -174,18 +174,6 @@ def test_a_loop_over_run_reads_the_records_of_one_model(copied, monkeypatch):
 @pytest.mark.slow
 def test_a_grid_that_is_killed_again_and_again_does_every_run_once(tmp_path):
     """20 quick runs, killed as the kernel kills at 10 random moments, then repeated until done."""
-    command, output, work = quick_grid(tmp_path), tmp_path / "output", tmp_path / "work"
-    records, rng = Records(work / "results"), random.Random(0)
-    for _ in range(10):
-        # Up to 180 moments are before the first record; later 60, and one for each record. A run has 8.
-        moment = rng.randint(1, 90 + len(records.seen) if records.seen else 200)
-        assert run_command(command, output, watched=work, moment=moment) == KILLED
-        records.look()
-    num_before = len(records.seen)
-    assert 0 < num_before < 20
-    output.unlink()
-    assert run_command(command, output, watched=work) == 0
-    records.look()
-    assert len(records.seen) == len(read_records(work / "results")) == 20
-    assert f"skipped {num_before} of 20 runs" in output.read_text()
-    assert output.read_text().count("| colours") == 20
+    rng = random.Random(0)
+    # Up to 180 moments are before the first record; later 60, and one for each record. A run has 8.
+    kill_and_repeat(tmp_path, lambda seen: rng.randint(1, 90 + seen if seen else 200), num_kills=10)

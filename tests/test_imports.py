@@ -89,12 +89,11 @@ def test_tables_of_records_need_only_numpy_and_special_functions(arguments):
 
 
 @pytest.mark.slow
-def test_a_run_with_cached_features_does_not_import_torchvision(tmp_path):
-    """Reading and resizing images needs torchvision, which takes a second or more to import."""
+def test_a_run_by_fast_imports_neither_torchvision_nor_scikit_learn(tmp_path):
+    """Each takes two seconds. Some datasets need torchvision, and the solver `sklearn` needs scikit-learn."""
     arguments = ["run", "--dataset", "digits", "--model", "tiny", "--protocol", "readme", "--solver", "fast"]
-    arguments += ["--device", "cpu", "--results-dir", str(tmp_path)]
-    _loaded(arguments)  # extracts the features, if no other test has
-    assert "torchvision" not in _loaded([*arguments, "--rerun"])
+    arguments += ["--device", "cpu", "--results-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
+    assert not {"torchvision", "sklearn", "pandas", "sympy"} & _loaded(arguments)
 
 
 def _loaded(arguments):

@@ -58,7 +58,7 @@ def test_embedded_datasets_and_absolute_paths_need_no_data_folder(no_home, image
 @pytest.mark.parametrize("path", ["~/x", "~nobody-of-this-name/x"])
 @pytest.mark.parametrize("form", ["csv:{}", "folder:{}", "hf:{}", "wds:{}", "{}.toml"])
 def test_a_dataset_without_a_home_folder_gives_an_error(path, form, no_home, capsys):
-    assert main(["run", "--dataset", form.format(path), "--model", "tiny"]) == 1
+    assert main(["run", "--dataset", form.format(path), "--model", "tiny"]) == (1 if path == "~/x" else 2)
     message = capsys.readouterr().err
     assert path.partition("/")[0] in message
     assert "Traceback" not in message
@@ -73,3 +73,14 @@ def test_no_folder_named_tilde_is_made_for_the_hub():
     with pytest.raises(FolderError, match="HF_HOME"):
         check_home("~/.cache/huggingface/hub")
     check_home("/cache/huggingface/hub")
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_file_is_not_a_folder(name, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(FolderError, match=rf"file is a file, not a folder; .*--{name}-dir or PROBE_{name.upper()}"):
+            FOLDERS[name](path)
+    monkeypatch.setenv(f"PROBE_{name.upper()}_DIR", str(tmp_path / "file"))
+    with pytest.raises(FolderError, match="is a file, not a folder"):
+        FOLDERS[name]()

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from make.colours import write_colours
 from make.images import write_image
-from make.records import NUM_TEST, changed, make_failure, make_record, packed, scored_record
+from make.records import NUM_TEST, changed, make_failure, make_record, scored_record
 
 import probe
 from probe.cli.main import main
 from probe.environment import threads
 from probe.errors import ResultsError
+from probe.records.packing import pack
 from probe.records.record import read_record, record_path, write_record
 from probe.records.schema import FeaturesRecord, MeterRecord
 from probe.records.verdicts import CHANGED, IDENTICAL, NOT_RUN, WITHIN, judge
@@ -139,7 +140,7 @@ def test_tolerance_counts_test_images(wrong, tolerance, verdict):
 def test_equal_scores_with_different_wrong_images_are_not_identical():
     a, right = scored_record("a", 20), np.arange(NUM_TEST) >= 20
     outcomes = probe.stats.outcomes.Outcomes("accuracy", {"right": right[::-1]})
-    b = changed(a, "result.outcomes", (packed(outcomes),))
+    b = changed(a, "result.outcomes", (pack(outcomes),))
     found = judge(a, b)
     assert (found.verdict, found.images, found.first_moved) == (WITHIN, 0, "score")
 
@@ -169,7 +170,7 @@ def test_class_means_count_the_images_that_are_right_in_only_one_run():
         outcomes = probe.stats.outcomes.Outcomes(
             "mean_per_class", {"right": np.arange(NUM_TEST) < NUM_TEST - wrong, "labels": labels}
         )
-        record = changed(record, "result.outcomes", (packed(outcomes),))
+        record = changed(record, "result.outcomes", (pack(outcomes),))
         runs.append(changed(record, "result.score", outcomes.score()))
     found = judge(*runs)
     assert (found.verdict, found.images) == (WITHIN, 1)
@@ -219,7 +220,7 @@ def test_a_folder_of_records_is_run_except_long_runs(made, tmp_path, capsys):
 @pytest.mark.slow
 def test_json_contains_both_records(made, capsys):
     assert main(["reproduce", str(made[1]), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    (found,) = json.loads(capsys.readouterr().out)
     assert found["verdict"] == IDENTICAL
     assert found["again"]["features"] == found["record"]["features"]
 

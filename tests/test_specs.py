@@ -4,10 +4,10 @@ from pathlib import PureWindowsPath
 
 import pytest
 
-from probe.datasets.catalog import CATALOG as DATASETS
+from probe.datasets.catalog import DATASETS
 from probe.decoder import decode
-from probe.models.catalog import CATALOG as MODELS
-from probe.probes.protocols import CATALOG as PROTOCOLS
+from probe.models.catalog import MODELS
+from probe.probes.protocols import PROTOCOLS
 from probe.specs import LONGEST_SLUG, RunSpec, digest, identity, slug, unique_slug
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from probe.features import encode
 from probe.features.encode import Meter
+from probe.records.schema import MeterRecord
 from probe.specs import slug, unique_slug
 
 PACKAGE = Path(__file__).parent.parent / "probe"
@@ -135,10 +136,10 @@ def test_peak_memory_is_in_megabytes(platform, unit, monkeypatch):
     """Linux counts in KiB and macOS in bytes, see getrusage(2)."""
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(encode.sys, "platform", platform)
-    found = Meter().describe()["peak_memory_mb"]
+    found = Meter().describe().peak_memory_mb
     assert found == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, rel=0.05)
 
 
 def test_peak_memory_is_missing_if_the_system_does_not_report_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert Meter().describe() == {"images": 0}
+    assert Meter().describe() == MeterRecord(images=0)

@@ -21,6 +21,10 @@ class _Parser(argparse.ArgumentParser):
         super().error(brief(message))
 
 
+class UsageError(Exception):
+    """Options that cannot be used together. The command line prints the usage of the command and exits with 2."""
+
+
 class _Version(argparse.Action):
     """Action that prints the version, which is looked up only when it is asked for."""
 
@@ -95,10 +99,13 @@ def _folder(name: str, content: str, default: str) -> dict[str, Any]:
 
 # Help texts begin with a verb or a noun; square brackets at their end hold the default.
 FORMS = "a name, all, paper, folder:PATH, csv:PATH, hf:ID, wds:SHARDS, torchvision:CLASS or FILE.toml"
+METRICS = ("accuracy", "top5", "mean_top1_top5", "mean_per_class", "roc_auc", "voc2007_11pt_map")
 PROTOCOLS = "a name that `probe protocols` lists, or a TOML file"
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "what to run": {
-        "--dataset": _value("NAME", f"Dataset to evaluate on, repeatable: {FORMS}.", action="append", required=True),
+        "--dataset": _value(
+            "NAME", f"Dataset to evaluate on, repeatable: {FORMS}. Required.", action="append", required=True
+        ),
         "--model": _value(
             "NAME", "Model, repeatable: a name, all, random:NAME or a checkpoint's path. [ViT-B/32]", action="append"
         ),
@@ -107,7 +114,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "--compile": _flag("Compile the rebuilt model with torch.compile. Results have the mode `compiled`."),
         "--protocol": _value("NAME", f"Protocol, repeatable: {PROTOCOLS}. [clip-paper]", action="append"),
-        "--metric": _value("NAME", "Metric of the scores. [the metric of the dataset, or accuracy]"),
+        "--metric": _choice(METRICS, None, "Metric of the scores. [the metric of the dataset, or accuracy]"),
         "--shard": _value("I/N", "Extract only the I-th of N shards, counted from 1.", type=_shard),
         "--val-fraction": _value(
             "F", "Hold out this fraction of the training features of each class, and choose C on it.", type=_fraction
@@ -132,15 +139,17 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--device": _value(
             "NAME", "Device, such as cpu or cuda:1. [auto: cuda if available, else cpu]", default="auto"
         ),
-        "--precision": _value(
-            "NAME", "Precision of the weights: fp32, fp16 or bf16. [auto: fp16 on CUDA, else fp32]", default="auto"
+        "--precision": _choice(
+            ("auto", "fp32", "fp16", "bf16"), "auto", "Precision of the weights. [auto: fp16 on CUDA, else fp32]"
         ),
         "--batch-size": _value(
             "N",
             "Number of images encoded at a time. [256 on CUDA, else 64, or fewer to fit into memory]",
             type=_positive,
         ),
-        "--threads": _value("N", "Number of threads to compute with. [all processors]", type=_positive),
+        "--threads": _value(
+            "N", "Number of threads. On a CPU, features are cached for each number. [all processors]", type=_positive
+        ),
         "--workers": _value(
             "N", "Number of processes that read images. [with a GPU 16 or one per processor, else 0]", type=_count
         ),
@@ -171,7 +180,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--format": _choice(("md", "csv", "json", "latex", "parquet"), "md", "Format of the leaderboard. [md]"),
         "--html": _flag("Write the page of results."),
         "--plots": _value("DIR", "Write plots as PNG and SVG into this folder."),
-        "--check": _flag("Change nothing; exit with 1 if a table differs from the records."),
+        "--check": _flag("Change nothing; exit with 1 if a table differs from the records, or a record is damaged."),
         "--compare": _choice(("clip-paper",), None, "Change nothing; print the scores next to the paper's scores."),
         "--page": _flag("Print the whole catalogue as a page of Markdown."),
         "--json": _flag("Print JSON instead of text."),
@@ -180,8 +189,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 IMAGES = "--dataset --model --jit --compile --allow-partial --skip-corrupt --workers --cache-dir"  # which features
-ENCODING = "--device --precision --batch-size --offline --data-dir --weights-dir"  # how a model runs
-FITTING = "--solver --strict --threads"
+ENCODING = "--device --precision --batch-size --threads --offline --data-dir --weights-dir"  # how a model runs
+FITTING = "--solver --strict"
 PRINTING = "--json -v,--verbose -h,--help"
 EXCLUSIVE = (("--format", "--html", "--plots", "--json"), ("--check", "--compare"))  # at most one option of each
 
@@ -211,7 +220,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
         ),
         "fit": _Command(
             "Fit probes on a file of features.",
-            f"--protocol --metric --val-fraction --seed {FITTING} --device --cache-dir",
+            f"--protocol --metric --val-fraction --seed {FITTING} --threads --device --cache-dir",
             {
                 "file": _value(
                     "FILE.npz",
@@ -298,7 +307,10 @@ CACHE_ACTIONS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line. It sets `command` to the name of a command, such as `cache ls`."""
+    """Return the parser of the command line.
+
+    It sets `command` to the name of a command, such as `cache ls`, and `parser` to the parser of that command.
+    """
     listing = "\n\n".join(
         "\n".join([f"{title}:", *(f"  {name:<13}{command.help}" for name, command in group.items())])
         for title, group in COMMANDS.items()
@@ -331,7 +343,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_options(parser: argparse.ArgumentParser, name: str, command: _Command) -> None:
     """Add the arguments and options of a command, grouped as in `OPTIONS`."""
-    parser.set_defaults(command=name)
+    parser.set_defaults(command=name, parser=parser)
     for argument, settings in command.arguments.items():
         parser.add_argument(argument, **settings)
     wanted = set(f"{command.options} {PRINTING}".split())
@@ -345,12 +357,35 @@ def _add_options(parser: argparse.ArgumentParser, name: str, command: _Command) 
                 place.add_argument(*flags.split(", "), **{**settings, **command.changes.get(flags, {})})
 
 
-def find_conflict(args: argparse.Namespace) -> str | None:
-    """Return a message about options that cannot be used together, or None."""
-    if getattr(args, "ray_address", None) is not None and args.executor != "ray":
-        return "--ray-address requires --executor ray; add --executor ray"
-    if getattr(args, "ray_workers", None) is not None and not args.plan:
-        return "--ray-workers requires --plan; add --plan"
-    if getattr(args, "seed", None) is not None and args.val_fraction is None:
-        return "--seed requires --val-fraction; add --val-fraction 0.1"
-    return None
+def check_conflicts(args: argparse.Namespace) -> None:
+    """Check that the options of a command can be used together.
+
+    Raises:
+        UsageError: two options cannot be used together, or an option requires another one.
+    """
+    options = vars(args).get
+    if options("ray_address") is not None and args.executor != "ray":
+        raise UsageError("--ray-address requires --executor ray; add --executor ray")
+    if options("executor") == "ray" and ":" in args.device:
+        raise UsageError(f"Ray chooses the GPU of each worker; give --device cuda instead of --device {args.device}")
+    if options("ray_workers") is not None and not args.plan:
+        raise UsageError("--ray-workers requires --plan; add --plan")
+    if options("compile") and args.jit != "off":
+        raise UsageError("a model cannot run in JIT mode and in compiled mode; use --compile with --jit off")
+    if options("seed") is not None and args.val_fraction is None:
+        raise UsageError("--seed requires --val-fraction; add --val-fraction 0.1")
+    if options("shard") is not None and options("out") is not None:
+        raise UsageError("--out needs the features of all images; remove --shard")
+    if args.command == "leaderboard":
+        _check_leaderboard(args)
+    if options("page") and (args.json or args.name is not None):
+        raise UsageError("--page prints the whole catalogue as Markdown; remove --json and the name")
+
+
+def _check_leaderboard(args: argparse.Namespace) -> None:
+    if args.plots is not None and args.out is not None:
+        raise UsageError("--plots names the folder to write to; remove --out")
+    if args.format == "parquet" and args.out is None:
+        raise UsageError("Parquet is a binary format and cannot be printed; name a file with --out")
+    if args.html and args.out is None and args.protocol is not None:
+        raise UsageError("leaderboard.html is the page of all protocols; name another file with --out")

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probe import errors
+from probe.cli.printing import print_json
 
 if TYPE_CHECKING:
     from probe.records.schema import RunRecord
 
 
 def tables(args: argparse.Namespace) -> int:
-    """Write all tables, check them, or compare scores with the paper; return 1 if a table is out of date."""
+    """Write all tables, check them, or compare scores with the paper; return 1 if a check fails."""
     from probe.leaderboard import derived
 
     results_dir = _results_dir(args)
@@ -26,12 +27,16 @@ def tables(args: argparse.Namespace) -> int:
     if args.check:
         stale = derived.find_stale(results_dir)
         if args.json:
-            print(json.dumps({name: [str(path) for path in getattr(stale, name)] for name in ("differing", "orphans")}))
+            print_json(
+                {name: [str(one) for one in getattr(stale, name)] for name in ("differing", "orphans", "damaged")}
+            )
         for path in stale.differing:
             print(f"probe: {_shown(path)} differs from the records; run `python -m probe tables`", file=sys.stderr)
         for path in stale.orphans:
             print(f"probe: {_shown(path)} belongs to a model without records; remove it", file=sys.stderr)
-        return 1 if stale.differing or stale.orphans else 0
+        for fault in stale.damaged:
+            print(f"probe: {fault}", file=sys.stderr)
+        return 1 if stale.differing or stale.orphans or stale.damaged else 0
     _print_paths(derived.write_derived(results_dir), args)
     return 0
 
@@ -50,10 +55,16 @@ def _compare(args: argparse.Namespace, results_dir: Path) -> int:
     if not args.json:
         print(page, end="")
         return 0
-    for found in compare_with_published(records, args.compare):
-        names = {name: getattr(found.record, name) for name in ("dataset", "model", "mode", "solver")}
-        scores = {"score": found.record.result.score, "published": found.theirs, "is_outside": found.is_outside}
-        print(json.dumps({**names, **scores}))
+    compared = [
+        {
+            **{name: getattr(found.record, name) for name in ("dataset", "model", "mode", "solver")},
+            "score": found.record.result.score,
+            "published": found.theirs,
+            "is_outside": found.is_outside,
+        }
+        for found in compare_with_published(records, args.compare)
+    ]
+    print_json(compared)
     return 0
 
 
@@ -79,9 +90,9 @@ def leaderboard(args: argparse.Namespace) -> int:
     text = exports.FORMATS["json" if args.json else args.format](make_sections(records))
     if args.out is not None:
         write_bytes(Path(args.out), text if isinstance(text, bytes) else encode(text))
-    elif isinstance(text, bytes):
-        raise errors.ResultsError("Parquet is a binary format and cannot be printed; name a file with --out")
+        _print_paths([Path(args.out)], args)
     else:
+        assert isinstance(text, str)  # Parquet needs --out, see `arguments.check_conflicts`
         print(text, end="")
     return 0
 
@@ -92,8 +103,6 @@ def _write_page(records: Sequence[RunRecord], results_dir: Path, args: argparse.
     from probe.leaderboard.sections import make_sections
     from probe.records.record import write_text
 
-    if args.out is None and args.protocol is not None:
-        raise errors.ResultsError(f"{results_dir / PAGE} is the page of all protocols; name another file with --out")
     path = Path(args.out) if args.out is not None else results_dir / PAGE
     folder = Path(os.path.relpath(results_dir, path.parent)).as_posix()
     write_text(path, page.render_page(records, make_sections(records), results_dir=folder))
@@ -116,7 +125,7 @@ def card(args: argparse.Namespace) -> int:
 
 def _print_paths(paths: Sequence[Path], args: argparse.Namespace) -> None:
     if args.json:
-        print(json.dumps([str(path) for path in paths]))
+        print_json([str(path) for path in paths])
         return
     for path in paths:
         print(_shown(path))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from probe.cli import grids
-from probe.cli.printing import print_rows
+from probe.cli.printing import print_json, print_rows
 from probe.errors import ProbeError, printable
+
+if TYPE_CHECKING:
+    from probe.features.inventory import CachedEntry
 
 
 def cache_ls(args: argparse.Namespace) -> int:
@@ -20,8 +23,7 @@ def cache_ls(args: argparse.Namespace) -> int:
 
     entries = inventory.survey(paths.cache_dir(args.cache_dir))
     if args.json:
-        for entry in entries:
-            print(json.dumps({**asdict(entry), "path": str(entry.path)}, sort_keys=True))
+        print_json([_plain(entry) for entry in entries])
         return 0
     header = ("dataset", "subset", "model", "mode", "precision", "images", "state", "MB", "last used", "folder")
     names = ("dataset", "subset", "model", "mode", "precision")
@@ -36,7 +38,7 @@ def cache_ls(args: argparse.Namespace) -> int:
         )
         for entry in entries
     ]
-    print_rows(header, rows, as_json=False)
+    print_rows(header, rows)
     print(f"\n{sum(entry.size for entry in entries) / 1e6:.1f} MB in {printable(str(paths.cache_dir(args.cache_dir)))}")
     return 0
 
@@ -48,6 +50,7 @@ def cache_explain(args: argparse.Namespace) -> int:
     from probe.features.extraction import Session, find_entries
 
     root, session, missed = paths.cache_dir(args.cache_dir), Session(grids.settings(args)), 0
+    found: list[dict[str, object]] = []
     for spec in grids.plan_runs(args):
         try:
             entries = find_entries(spec, session)
@@ -68,14 +71,20 @@ def cache_explain(args: argparse.Namespace) -> int:
                 state, text = "missing", f"not cached; the nearest entry is {nearest.path.name} ({nearest.state})"
                 fields = inventory.differing(entry, nearest)
             missed += state != "cached"
+            found.append({"entry": str(entry), "state": state, "reason": text, "differing": fields})
             if args.json:
-                found = {"entry": str(entry), "state": state, "reason": text, "differing": fields}
-                print(json.dumps(found, default=str))
                 continue
             print(printable(f"{entry}: {text}"))
             for name, (there, wanted) in fields.items():
                 print(printable(f"  {name}: {there} there, {wanted} wanted{_reason(name, there, wanted)}"))
+    if args.json:
+        print_json(found)
     return 1 if missed else 0
+
+
+def _plain(entry: CachedEntry) -> dict[str, Any]:
+    """Return a cache entry as JSON values."""
+    return {**asdict(entry), "path": str(entry.path)}
 
 
 def _reason(name: str, there: object, wanted: object) -> str:
@@ -97,7 +106,7 @@ def cache_verify(args: argparse.Namespace) -> int:
 
     checked, damaged = inventory.verify(paths.cache_dir(args.cache_dir))
     if args.json:
-        print(json.dumps({"checked": checked, "damaged": {str(path): reason for path, reason in damaged.items()}}))
+        print_json({"checked": checked, "damaged": {str(path): reason for path, reason in damaged.items()}})
         return 1 if damaged else 0
     for path, reason in damaged.items():
         print(printable(f"{path}: {reason}"))
@@ -111,11 +120,10 @@ def cache_gc(args: argparse.Namespace) -> int:
     from probe.features import inventory
 
     removed = inventory.collect(paths.cache_dir(args.cache_dir), max_size=args.max_size)
+    if args.json:
+        print_json([_plain(entry) for entry in removed])
+        return 0
     for entry in removed:
-        if args.json:
-            print(json.dumps({**asdict(entry), "path": str(entry.path)}, sort_keys=True))
-        else:
-            print(printable(f"removed {entry.path} ({entry.state}, {entry.size / 1e6:.1f} MB)"))
-    if not args.json:
-        print(f"{sum(entry.size for entry in removed) / 1e6:.1f} MB freed")
+        print(printable(f"removed {entry.path} ({entry.state}, {entry.size / 1e6:.1f} MB)"))
+    print(f"{sum(entry.size for entry in removed) / 1e6:.1f} MB freed")
     return 0

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 
 from probe.cli import grids
-from probe.cli.printing import print_facts, print_rows
+from probe.cli.printing import print_facts, print_json, print_rows
 
 
 def datasets(args: argparse.Namespace) -> int:
     """List the datasets, or show one."""
-    from probe.datasets import FORMS, description
-    from probe.datasets.catalog import CATALOG
+    from probe.datasets import DATASET_FORMS, description
+    from probe.datasets.catalog import DATASETS
 
     if args.page:
-        print(description.page(CATALOG), end="")
+        print(description.page(DATASETS), end="")
+    elif args.json:
+        found = [
+            description.dataset_facts(name, data_dir=args.data_dir)
+            for name in ([spec.name for spec in DATASETS] if args.name is None else [args.name])
+        ]
+        print_json(found if args.name is None else found[0])
     elif args.name is not None:
-        print_facts(description.describe_dataset(args.name, data_dir=args.data_dir), as_json=args.json)
+        print_facts(description.describe_dataset(args.name, data_dir=args.data_dir))
     else:
         header = ("name", "title", "classes", "images", "metric", "in the paper", "licence")
         rows = [
@@ -31,11 +36,10 @@ def datasets(args: argparse.Namespace) -> int:
                 "yes" if spec.in_paper else "",
                 spec.license,
             )
-            for spec in CATALOG
+            for spec in DATASETS
         ]
-        print_rows(header, rows, as_json=args.json)
-        if not args.json:
-            print(f"\nAlso {FORMS}.")
+        print_rows(header, rows)
+        print(f"\nAlso {DATASET_FORMS}.")
     return 0
 
 
@@ -43,23 +47,32 @@ def models(args: argparse.Namespace) -> int:
     """List the models, or show one."""
     from probe import models
 
-    if args.name is None:
-        _list_models(args)
-    elif args.name == models.OPEN_CLIP:
+    if args.name == models.OPEN_CLIP:
         from probe.models import open_clip_names
 
-        for name in open_clip_names.names():
-            print(json.dumps({"name": name}) if args.json else name)
+        names = open_clip_names.names()
+        if args.json:
+            print_json([{"name": name} for name in names])
+        else:
+            print("\n".join(names))
+    elif args.json:
+        from probe.models.description import model_facts
+
+        wanted = models.model_names() if args.name is None else [args.name]
+        found = [model_facts(name, weights_dir=args.weights_dir) for name in wanted]
+        print_json(found if args.name is None else found[0])
+    elif args.name is None:
+        _list_models(args)
     else:
         from probe.models.description import describe_model
 
-        print_facts(describe_model(args.name, weights_dir=args.weights_dir), as_json=args.json)
+        print_facts(describe_model(args.name, weights_dir=args.weights_dir))
     return 0
 
 
 def _list_models(args: argparse.Namespace) -> None:
     from probe import models
-    from probe.models.catalog import CATALOG
+    from probe.models.catalog import MODELS
 
     header = (
         "name",
@@ -84,22 +97,29 @@ def _list_models(args: argparse.Namespace) -> None:
             spec.license,
             "ready" if models.is_here(spec, args.weights_dir) else "downloads on first use",
         )
-        for spec in CATALOG
+        for spec in MODELS
         if spec.architecture is not None and spec.profile is not None
     ]
-    print_rows(header, rows, as_json=args.json)
-    if not args.json:
-        print(f"\nAlso {models.FORMS}.")
+    print_rows(header, rows)
+    print(f"\nAlso {models.MODEL_FORMS}.")
 
 
 def protocols(args: argparse.Namespace) -> int:
     """List the protocols, or show one or a group."""
     from probe.probes.description import describe_protocol, images_a_class
-    from probe.probes.protocols import CATALOG, FORMS, GROUPS, SHOTS
+    from probe.probes.protocols import GROUPS, PROTOCOL_FORMS, PROTOCOLS, SHOTS, get_protocol
 
     if args.name is not None:
-        for name in grids.expand_groups([args.name], GROUPS):
-            print_facts(describe_protocol(name), as_json=args.json)
+        names = grids.expand_groups([args.name], GROUPS)
+        if args.json:
+            found = [asdict(get_protocol(name)) for name in names]
+            print_json(found if args.name in GROUPS else found[0])
+        else:
+            for name in names:
+                print_facts(describe_protocol(name))
+        return 0
+    if args.json:
+        print_json([asdict(protocol) for protocol in PROTOCOLS])
         return 0
     header = ("name", "title", "feature point", "values of C", "images per class", "seeds", "tol", "iterations")
     rows = [
@@ -113,11 +133,10 @@ def protocols(args: argparse.Namespace) -> int:
             f"{protocol.tol:g}",
             protocol.max_iter,
         )
-        for protocol in CATALOG
+        for protocol in PROTOCOLS
     ]
-    print_rows(header, rows, as_json=args.json)
-    if not args.json:
-        print(f"\nAlso {' and '.join(GROUPS)}, each for its {len(SHOTS)} protocols, or {FORMS}.")
+    print_rows(header, rows)
+    print(f"\nAlso {' and '.join(GROUPS)}, each for its {len(SHOTS)} protocols, or {PROTOCOL_FORMS}.")
     return 0
 
 
@@ -128,7 +147,7 @@ def doctor(args: argparse.Namespace) -> int:
 
     found = diagnose(data_dir=args.data_dir, weights_dir=args.weights_dir, results_dir=args.results_dir)
     if args.json:
-        print(json.dumps(asdict(found), sort_keys=True))
+        print_json(asdict(found))
         return 0
     extras = [
         (package, needed_for, version or "missing", "" if version else f"pip install '{DISTRIBUTION}[{extra}]'")
@@ -145,7 +164,7 @@ def doctor(args: argparse.Namespace) -> int:
         (("optional library", "needed for", "version", "what to do"), extras),
         (("library", "version"), [(name, version) for name, version in versions.items() if name not in EXTRAS]),
     ):
-        print_rows(header, rows, as_json=False)
+        print_rows(header, rows)
         print()
     print("Set a folder with an option such as --data-dir, or an environment variable such as PROBE_DATA_DIR.")
     return 0

@@ -8,11 +8,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from probe import errors
+from probe.cli.printing import print_json
 
 if TYPE_CHECKING:
+    from probe.records.diff import Change
     from probe.records.verdicts import Reproduction
 
 logger = logging.getLogger(__name__)
@@ -23,7 +26,7 @@ def parity_command(args: argparse.Namespace) -> int:
     from probe.comparison import parity
     from probe.leaderboard import tables
 
-    found = parity(
+    comparison = parity(
         args.model,
         args.dataset,
         protocol=args.protocol,
@@ -36,50 +39,70 @@ def parity_command(args: argparse.Namespace) -> int:
         offline=args.offline,
     )
     if args.json:
-        verdict = {"verdict": found.verdict, "within_tolerance": found.within_tolerance}
-        print(json.dumps(asdict(found) | verdict, sort_keys=True))
+        verdict = {"verdict": comparison.verdict, "within_tolerance": comparison.within_tolerance}
+        print_json(asdict(comparison) | verdict)
     else:
         header = ("eager and JIT", "largest difference", "mean difference", "smallest cosine")
         rows = [
             (f"features, {point}", f"{d.max_abs:.2g}", f"{d.mean_abs:.2g}", f"{d.min_cosine:.8f}")
-            for point, d in found.features.items()
+            for point, d in comparison.features.items()
         ]
         names = ("softmax over texts", "softmax over images")
-        rows += [(name, f"{value:.2g}", "", "") for name, value in zip(names, found.softmax, strict=True)]
+        rows += [(name, f"{value:.2g}", "", "") for name, value in zip(names, comparison.softmax, strict=True)]
         print(tables.markdown_table(header, rows))
-        what = errors.printable(f"{found.model} on {found.dataset}")
-        print(f"{what}, {found.device}, {found.precision}: {found.num_images} images")
-        print(f"flipped predictions: {found.predictions_flipped} of {found.num_test} ({found.protocol})")
-        eager, jit = (f"{100 * score:.2f} %" for score in found.scores)
-        unfinished = "" if found.converged else "; the fit did not converge"
-        print(f"scores: {eager} on eager features, {jit} on JIT features; p = {found.p_value:.2g}{unfinished}")
-        for reason in found.reasons:
+        what = errors.printable(f"{comparison.model} on {comparison.dataset}")
+        print(f"{what}, {comparison.device}, {comparison.precision}: {comparison.num_images} images")
+        print(f"flipped predictions: {comparison.predictions_flipped} of {comparison.num_test} ({comparison.protocol})")
+        eager, jit = (f"{100 * score:.2f} %" for score in comparison.scores)
+        unfinished = "" if comparison.converged else "; the fit did not converge"
+        print(f"scores: {eager} on eager features, {jit} on JIT features; p = {comparison.p_value:.2g}{unfinished}")
+        for reason in comparison.reasons:
             print(f"- {reason}")
-        print(f"verdict: {found.verdict}")
-    return 0 if found.within_tolerance else 1
+        print(f"verdict: {comparison.verdict}")
+    return 0 if comparison.within_tolerance else 1
 
 
 def diff_command(args: argparse.Namespace) -> int:
-    """Print the fields in which two records differ."""
+    """Print the fields in which two records differ, and the result of a test of their scores."""
     from probe.leaderboard import tables
     from probe.records.diff import diff
     from probe.records.record import read_record
 
-    found = diff(read_record(args.a), read_record(args.b))
+    difference = diff(read_record(args.a), read_record(args.b))
     if args.json:
-        print(json.dumps(asdict(found), sort_keys=True))
+        print_json(asdict(difference))
         return 0
-    if found.changes:
-        rows = [(c.stage, c.field, _short(c.a), _short(c.b)) for c in found.changes]
+    rows = _differing(difference.changes)
+    if rows:
         print(tables.markdown_table(("stage", "field", "A", "B"), rows))
-        for stage in dict.fromkeys(change.stage for change in found.changes):
-            print(f"{stage}: {found.explains(stage)}")
+        for stage in dict.fromkeys(row[0] for row in rows):
+            print(f"{stage}: {difference.explains(stage)}")
         print()
-    print(errors.printable(found.verdict))
+    print(errors.printable(difference.verdict))
     return 0
 
 
-def _short(value: Any) -> str:
+def _differing(changes: Sequence[Change]) -> list[tuple[str, str, str, str]]:
+    """Return a row for each field that differs, and one row for each list, such as the values of C of a sweep.
+
+    Packed outcomes of test images are left out: the verdict counts them.
+    """
+    rows = []
+    for (stage, field), group in groupby(changes, key=lambda change: (change.stage, change.field.partition("[")[0])):
+        own = list(group)
+        if field == "result.outcomes":
+            continue
+        if own[0].field != field:
+            rows.append((stage, f"{field} ({len(own)} values)", "see --json", "see --json"))
+            continue
+        texts = [[_short(value, digits) for value in (own[0].a, own[0].b)] for digits in (6, 17)]
+        rows.append((stage, field, *(texts[0] if texts[0][0] != texts[0][1] else texts[1])))
+    return rows
+
+
+def _short(value: Any, digits: int) -> str:
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
@@ -90,9 +113,9 @@ def reproduce_command(args: argparse.Namespace) -> int:
     from probe.reproduction import estimate_seconds, find_records, reproduce_all
     from probe.settings import Settings
 
-    found = [find_records(path) for path in args.path]
-    records = [record for some, _ in found for record in some]
-    unread = [fault for _, faults in found for fault in faults]
+    located = [find_records(path) for path in args.path]
+    records = [record for some, _ in located for record in some]
+    unread = [fault for _, faults in located for fault in faults]
     for fault in unread:
         print(f"probe: {fault}", file=sys.stderr)
     limit = 60 * args.max_minutes if args.max_minutes else float("inf")
@@ -109,12 +132,10 @@ def reproduce_command(args: argparse.Namespace) -> int:
         for one in reproduce_all(wanted, tolerance=args.tolerance, device=args.device, settings=settings):
             done.append(one)
             logger.info("%s: %s", one.record.spec, one.verdict)
-            if args.json:
-                again = None if one.again is None else one.again.to_dict()
-                fields = {**asdict(one), "record": one.record.to_dict(), "again": again}
-                print(json.dumps(fields, sort_keys=True), flush=True)
     finally:  # also after Ctrl-C
-        if done and not args.json:
+        if done and args.json:
+            print_json([_plain(one) for one in done])
+        elif done:
             print(_reproduced(done) if len(done) > 1 else _stages_page(done[0]), end="")
         passed = sum(one.passed for one in done)
         if len(records) + len(unread) > 1:
@@ -131,6 +152,12 @@ def reproduce_command(args: argparse.Namespace) -> int:
     if not done:
         raise errors.ResultsError("no record was run again; give records that have a score, or raise --max-minutes")
     return 0 if passed == len(done) and not unread else 1
+
+
+def _plain(one: Reproduction) -> dict[str, Any]:
+    """Return a reproduction as JSON values."""
+    again = None if one.again is None else one.again.to_dict()
+    return {**asdict(one), "record": one.record.to_dict(), "again": again}
 
 
 def _reproduced(done: Sequence[Reproduction]) -> str:
@@ -150,24 +177,24 @@ def _reproduced(done: Sequence[Reproduction]) -> str:
     )
     rows = [
         (
-            *(found.record.dataset, found.record.model, found.record.mode, found.record.protocol),
-            found.record.solver,
-            tables.percent(found.record),
-            tables.percent(found.again) if found.again is not None and found.again.result else "",
-            "" if found.images is None else f"{found.images:.3g} of {found.tolerance}",
-            found.first_moved,
-            found.verdict,
+            *(one.record.dataset, one.record.model, one.record.mode, one.record.protocol),
+            one.record.solver,
+            tables.percent(one.record),
+            tables.percent(one.again) if one.again is not None and one.again.result else "",
+            "" if one.images is None else f"{one.images:.3g} of {one.tolerance}",
+            one.first_moved,
+            one.verdict,
         )
-        for found in done
+        for one in done
     ]
     return tables.markdown_table(header, rows)
 
 
-def _stages_page(found: Reproduction) -> str:
+def _stages_page(one: Reproduction) -> str:
     from probe.leaderboard import tables
 
-    rows = [(stage.name, "differs" if stage.moved else "same", stage.moved) for stage in found.stages]
+    rows = [(stage.name, "differs" if stage.moved else "same", stage.moved) for stage in one.stages]
     lines = [tables.markdown_table(("stage", "state", "record -> again"), rows)] if rows else []
-    if found.images is not None:
-        lines.append(f"the scores differ by {found.images:.3g} test images; the tolerance is {found.tolerance}\n")
-    return "\n".join([*lines, f"{errors.printable(found.reason)}\nverdict: {found.verdict}\n"])
+    if one.images is not None:
+        lines.append(f"the scores differ by {one.images:.3g} test images; the tolerance is {one.tolerance}\n")
+    return "\n".join([*lines, f"{errors.printable(one.reason)}\nverdict: {one.verdict}\n"])

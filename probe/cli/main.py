@@ -1,6 +1,6 @@
 """The command line: parse, call the library once, print. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done, 1 an error or a failed run, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 an error or a failed run, 2 wrong usage (also a name that does not exist), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from probe.cli import arguments, boards, caching, catalogues, checks, running
-from probe.errors import ProbeError, brief
+from probe.errors import ProbeError, UnknownNameError, brief
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": running.run_command,
@@ -45,11 +46,7 @@ class _Formatter(logging.Formatter):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    parser = arguments.parser()
-    args = parser.parse_args(argv)
-    wrong = arguments.find_conflict(args)
-    if wrong is not None:
-        parser.error(wrong)
+    args = arguments.parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     handler = logging.StreamHandler(sys.stderr)
@@ -57,11 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(handlers=[handler])
     logging.getLogger("probe").setLevel(logging.DEBUG if args.verbose else logging.INFO)
     try:
-        code = COMMANDS[args.command](args)
+        arguments.check_conflicts(args)
+        with _threads(args):
+            code = COMMANDS[args.command](args)
         sys.stdout.flush()
+    except arguments.UsageError as err:
+        args.parser.error(str(err))
     except ProbeError as err:
         print(f"probe: {err}", file=sys.stderr)
-        return 1
+        # A dataset, model or protocol that does not exist is wrong usage.
+        return 2 if isinstance(err, UnknownNameError | FileNotFoundError) else 1
     except BrokenPipeError:  # the reader of stdout has exited, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -69,6 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("probe: interrupted; finished runs are saved, and the same command continues from there", file=sys.stderr)
         return 130
     return code
+
+
+def _threads(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Return a context that limits the threads to --threads, if the command has the option and it is given."""
+    n = vars(args).get("threads")
+    if n is None:
+        return nullcontext()
+    from probe.environment import threads  # imports torch
+
+    return threads(n, blas=n)
 
 
 def entry_point() -> None:

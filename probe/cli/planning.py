@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from probe.cli.printing import print_json
 from probe.errors import ExecutorError, printable
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def show(args: argparse.Namespace, specs: Sequence[RunSpec], settings: Settings,
         num_threads=num_threads,
     )
     if args.json:
-        print(json.dumps({"runs": len(specs), "done": len(done), **asdict(cost)}, allow_nan=False))
+        print_json({"runs": len(specs), "done": len(done), **asdict(cost)})
         return 0
     print(f"runs: {len(specs)}, of which {len(done)} are done; workers: {cost.workers}, each with ", end="")
     print("one GPU" if on_gpu else f"{num_threads} processor{'s' * (num_threads != 1)}", end="\n\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from probe import errors
 from probe.cli import grids, planning
+from probe.cli.arguments import UsageError
+from probe.cli.printing import print_json
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 def run_command(args: argparse.Namespace) -> int:
     """Run a grid and print its scores or records; return 1 if a run failed."""
-    from probe.environment import threads
     from probe.specs import identity
 
     records: list[RunRecord] = []
@@ -42,7 +42,7 @@ def run_command(args: argparse.Namespace) -> int:
             if args.plan:
                 return planning.show(args, specs, settings, ray)
             # Ray prints messages about its processes to stdout, which is for results.
-            with redirect_stdout(sys.stderr), threads(args.threads or 0, blas=args.threads or 0):
+            with redirect_stdout(sys.stderr):
                 if args.executor == "ray":
                     from probe.scale.driver import run_grid_on_ray
 
@@ -71,16 +71,8 @@ def run_command(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _joined(args: argparse.Namespace) -> Iterator[tuple[Any, str]]:
-    """Yield Ray, if the options name a running cluster, or None; and the device of the runs.
-
-    Raises:
-        DeviceError: the runs of Ray's workers name a GPU by number.
-    """
+    """Yield Ray, if the options name a running cluster, or None; and the device of the runs."""
     address = (args.ray_address or os.environ.get("RAY_ADDRESS")) if args.executor == "ray" else None
-    if args.executor == "ray":
-        from probe.scale.driver import refuse_gpu_number
-
-        refuse_gpu_number(args.device)
     if not address:
         yield None, args.device
         return
@@ -103,7 +95,7 @@ def _show_summary(record: RunRecord) -> None:
         around = tables.interval_text(record.result.interval)
         seconds = sum(record.seconds.values())
         name = errors.shorten(errors.printable(str(record.spec)), MAX_NAMES)
-        text = f"{name}: {tables.percent(record)} % ({around}), {seconds:.1f} s"
+        text = f"{name}: {100 * record.result.score:.2f} %{tables.marks(record)} ({around}), {seconds:.1f} s"
     tqdm.write(text, file=sys.stderr)
 
 
@@ -111,8 +103,7 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
     from probe.leaderboard import modes, tables
 
     if as_json:
-        for record in records:
-            print(json.dumps(record.to_dict(), sort_keys=True))
+        print_json([record.to_dict() for record in records])
     else:
         print(tables.records_to_markdown(records), end="")
         parity = modes.modes_to_markdown(records)
@@ -139,10 +130,10 @@ def extract_command(args: argparse.Namespace) -> int:
     from probe.leaderboard import tables
 
     specs, settings = grids.plan_runs(args), grids.settings(args)
-    if args.out is not None and (len(specs) > 1 or args.shard is not None):
-        raise errors.FeaturesError(
-            f"--out writes the features of one run without --shard, but this command has {len(specs)} runs; give one "
-            "--dataset, one --model, --jit off or on, and no --shard"
+    if args.out is not None and len(specs) > 1:
+        raise UsageError(
+            f"--out writes the features of one run, but this command has {len(specs)} runs; give one --dataset, one "
+            "--model, and --jit off or on"
         )
     rows, failed = [], 0
     for spec, outcome in extract_grid(specs, settings):
@@ -159,11 +150,11 @@ def extract_command(args: argparse.Namespace) -> int:
             logger.debug("%s", spec, exc_info=None if isinstance(outcome, ProbeError) else outcome)
             text = _failure(" / ".join(name), type(outcome).__name__, str(outcome))
             print(f"probe: {text}", file=sys.stderr)
+            rows.append((*name, {}, "failed", ""))
     header = ("dataset", "model", "mode", "images", "state", "folder")
     if args.json:
-        for row in rows:
-            print(json.dumps(dict(zip(header, row, strict=True))))
-    elif rows:
+        print_json([dict(zip(header, row, strict=True)) for row in rows])
+    else:
         texts = [(*row[:3], ", ".join(f"{subset} {n}" for subset, n in row[3].items()), *row[4:]) for row in rows]
         print(tables.markdown_table(header, texts), end="")
     return 1 if failed else 0
@@ -172,7 +163,7 @@ def extract_command(args: argparse.Namespace) -> int:
 def fit(args: argparse.Namespace) -> int:
     """Fit probes on a file of features and print their scores."""
     from probe import paths
-    from probe.environment import describe, threads
+    from probe.environment import describe
     from probe.features import files
     from probe.features.store import FITS
     from probe.leaderboard import tables
@@ -195,20 +186,19 @@ def fit(args: argparse.Namespace) -> int:
         protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
     device = device_for(args.solver, str(resolve_execution(args.device).device))
     fit_cache = FitCache(paths.cache_dir(args.cache_dir) / FITS)
-    with threads(args.threads or 0, blas=args.threads or 0):
-        results = {
-            protocol.name: fit_folds(
-                folds,
-                metric=metric,
-                protocol=protocol,
-                solver=args.solver,
-                device=device,
-                fit_cache=fit_cache,
-                shows_progress=True,
-            )
-            for protocol in protocols
-        }
-        environment = describe(device)
+    results = {
+        protocol.name: fit_folds(
+            folds,
+            metric=metric,
+            protocol=protocol,
+            solver=args.solver,
+            device=device,
+            fit_cache=fit_cache,
+            shows_progress=True,
+        )
+        for protocol in protocols
+    }
+    environment = describe(device)
     unfinished = {name: result for name, result in results.items() if not result.converged}
     if args.json:
         made_by = {
@@ -220,23 +210,37 @@ def fit(args: argparse.Namespace) -> int:
             "seed": args.seed or 0,
             "environment": asdict(environment),
         }
-        for protocol in protocols:
-            named = {"protocol": protocol.name, "rules": asdict(protocol)}
-            print(json.dumps({**made_by, **named, **asdict(results[protocol.name].to_record())}, allow_nan=False))
+        print_json(
+            [
+                {**made_by, "protocol": rules.name, "rules": asdict(rules), **asdict(results[rules.name].to_record())}
+                for rules in protocols
+            ]
+        )
     else:
         rows = []
         for name, result in results.items():
-            C = "differs" if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
+            C = tables.VARIES if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
             mark = tables.fit_marks(converged=result.converged, choice_converged=result.choice_converged)
             score = f"{100 * result.score:.2f}{mark}"
             around = tables.interval_text(result.interval)
             rows.append((name, metric, score, around, C, args.solver, str(result.n_iter), str(result.num_test)))
-        header = ("protocol", "metric", "score, %", "95 % interval", "C", "solver", "iterations", "test images")
+        header = (
+            "protocol",
+            "metric",
+            "score, %",
+            "95 % confidence interval",
+            "C",
+            "solver",
+            "iterations",
+            "test images",
+        )
         print(tables.markdown_table(header, rows), end="")
         if unfinished:
             print(f"\n{tables.FINAL_NOTE}")
         if not all(result.choice_converged for result in results.values()):
             print(f"\n{tables.CHOICE_NOTE}")
+        if any(result.C is None for result in results.values()):
+            print(f"\n{tables.VARIES_NOTE}")
     fit_cache.clear()
     if args.strict:
         for name, result in unfinished.items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from probe.datasets.catalog import CATALOG
-from probe.errors import DatasetError, ProbeError
+from probe.datasets.catalog import DATASETS
+from probe.errors import DatasetError, DatasetMissingError, ProbeError
 from probe.names import unknown_name
 from probe.specs import DatasetSpec
 
@@ -17,36 +17,39 @@ KINDS = {
     "torchvision": "torchvision",
     "wds": "webdataset",
 }
-FORMS = "folder:PATH, csv:PATH, hf:ORG/NAME or hf:PATH, torchvision:CLASS, wds:SHARDS, or a file NAME.toml"
+DATASET_FORMS = "folder:PATH, csv:PATH, hf:ORG/NAME or hf:PATH, torchvision:CLASS, wds:SHARDS, or a file NAME.toml"
 
 
 def dataset_names() -> tuple[str, ...]:
     """Return the names of the catalogue, in its order."""
-    return tuple(spec.name for spec in CATALOG)
+    return tuple(spec.name for spec in DATASETS)
 
 
 def paper_names() -> tuple[str, ...]:
     """Return the names of the datasets in table 9 of the CLIP paper."""
-    return tuple(spec.name for spec in CATALOG if spec.in_paper)
+    return tuple(spec.name for spec in DATASETS if spec.in_paper)
 
 
 def get_dataset(name: str) -> DatasetSpec:
-    """Return the specification of a dataset: a name of the catalogue, a form in `FORMS`, or the path of a TOML file.
+    """Return the specification of a dataset by a name of the catalogue or a form in `DATASET_FORMS`.
 
     Raises:
         UnknownNameError: there is no such dataset; the message suggests similar names.
         DatasetError: the folder is missing, empty, or not laid out as `sources.folder` says; or the TOML file is wrong.
     """
-    for spec in CATALOG:
+    for spec in DATASETS:
         if spec.name == name:
             return spec
     kind, colon, rest = name.partition(":")
-    is_row = name.endswith(".toml")
-    if not is_row and not (colon and kind in KINDS):
-        raise unknown_name("dataset", name, dataset_names(), forms=FORMS)
-    module = importlib.import_module("probe.datasets.user_rows" if is_row else f"probe.datasets.sources.{KINDS[kind]}")
+    is_file = name.endswith(".toml")
+    if not is_file and not (colon and kind in KINDS):
+        raise unknown_name("dataset", name, dataset_names(), forms=DATASET_FORMS)
+    if not is_file and not rest.partition("?")[0]:
+        raise DatasetMissingError(f"nothing follows the colon of {name!r}; write one of {DATASET_FORMS}")
+    form = "user_datasets" if is_file else f"sources.{KINDS[kind]}"
+    module = importlib.import_module(f"probe.datasets.{form}")
     try:
-        spec = module.make_spec(name if is_row else rest)
+        spec = module.make_spec(name if is_file else rest)
     except (OSError, RuntimeError, ValueError) as err:  # a name that is too long, `~` of an unknown user, a NUL
         if isinstance(err, ProbeError):
             raise

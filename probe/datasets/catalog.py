@@ -6,7 +6,7 @@ Datasets with `in_paper` are in table 9 of Radford et al. 2021. Sizes are the tr
 
 from __future__ import annotations
 
-from probe.datasets.rows import TRAIN_FLAG, TRAIN_TEST, TRAIN_VAL_TEST, folders, hub, own, shards, torchvision
+from probe.datasets.source_specs import TRAIN_FLAG, TRAIN_TEST, TRAIN_VAL_TEST, folders, hub, own, shards, torchvision
 from probe.specs import DatasetSpec, Source, Subset
 
 _IDX_FILES = tuple(f"{subset}-{kind}-ubyte" for subset in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
@@ -21,7 +21,7 @@ _NO_CHECKSUM = (
 )
 _SCRIPT_ERROR = "Table 9 prints different sizes, because of an error in the script that made it (openai/CLIP#45)."
 
-CATALOG: tuple[DatasetSpec, ...] = (
+DATASETS: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="digits",
         title="Optical recognition of handwritten digits, 8 x 8 pixels",

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from probe import paths
 from probe.datasets import get_dataset
-from probe.hub import has_cached_data
+from probe.hub import LOG_IN, has_cached_data
 from probe.specs import DatasetSpec, Source, slug
 
-READY, UNPACK, DOWNLOAD, BY_HAND, GONE = "ready", "to be unpacked", "can be downloaded", "by hand", "gone"
+READY, UNPACK, DOWNLOAD, BY_HAND, GONE = (
+    "ready",
+    "to be unpacked",
+    "can be downloaded",
+    "by hand",
+    "no longer available",
+)
+GATED = ("ILSVRC/imagenet-1k", "timm/imagenet-1k-wds")  # repositories of the hub whose terms each user must accept
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,11 @@ def state(spec: DatasetSpec, data_dir: str | Path | None = None) -> State:
         return State(READY)
     if any(_has_archives(source, root) for source in spec.sources):
         return State(UNPACK, "unpacks on first use")
-    if any(source.can_download for source in spec.sources):
+    downloads = [source for source in spec.sources if source.can_download]
+    if downloads and all(source.location in GATED for source in downloads):
+        terms = f"https://huggingface.co/datasets/{downloads[0].location}"
+        return State(DOWNLOAD, f"accept the terms at {terms}; {LOG_IN}; then it downloads on first use")
+    if downloads:
         return State(DOWNLOAD, "downloads on first use")
     steps = (spec.gone, _by_hand(spec))
     return State(GONE if spec.gone else BY_HAND, "; ".join(step for step in steps if step))
@@ -67,6 +79,32 @@ def is_source_here(source: Source, root: Path) -> bool:
         return source.form == "embedded" or (bool(needed) and all((root / path).exists() for path in needed))
     except OSError:  # a folder that this process may not read
         return False
+
+
+def dataset_facts(name: str, *, data_dir: str | Path | None = None) -> dict[str, Any]:
+    """Return the facts about a dataset as JSON values; None for numbers that are not known. Downloads nothing.
+
+    Raises:
+        UnknownNameError, DatasetError: see `get_dataset`.
+    """
+    spec = get_dataset(name)
+    found = state(spec, data_dir)
+    return {
+        "name": spec.name,
+        "title": spec.title,
+        "in_paper": spec.in_paper,
+        "num_classes": spec.num_classes,
+        "metric": spec.metric,
+        "subsets": {subset.name: subset.size for subset in spec.subsets},
+        "splits": describe_splits(spec),
+        "notes": spec.notes,
+        "state": found.word,
+        "step": found.step,
+        "sources": [describe_source(source) for source in spec.sources],
+        "homepage": spec.homepage,
+        "license": spec.license,
+        "numbers_from": spec.numbers_from,
+    }
 
 
 def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[str, str]:
@@ -167,7 +205,7 @@ def page(specs: Sequence[DatasetSpec]) -> str:
                 "splits": describe_splits(spec),
                 "sources": "; ".join(describe_source(source) for source in spec.sources),
                 "by hand": "; or ".join(source.files for source in spec.sources if source.files),
-                "gone": spec.gone,
+                GONE: spec.gone,
                 "licence": spec.license,
                 "home page": f"<{spec.homepage}>",
                 "numbers from": spec.numbers_from,

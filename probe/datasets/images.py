@@ -19,6 +19,7 @@ from probe.errors import DatasetError, ProbeError, listed, summarize
 
 logger = logging.getLogger(__name__)
 
+OR_SKIP = ", or skip up to N such images with --skip-corrupt N"
 SAMPLE = 64  # images in a fingerprint, for sources without files or arrays
 BUFFER = re.compile(r"<_io\.\w+ object at 0x[0-9a-f]+>")  # Pillow's name of an image without a file name
 
@@ -53,7 +54,7 @@ class ImageDataset:
     content: Callable[[], str] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[Image.Image, int | np.ndarray]:
@@ -76,8 +77,7 @@ class ImageDataset:
         except Exception as err:  # Pillow's readers raise many types for a damaged file, even AttributeError
             why, remedy = decoding.refused_for_size(err) or (BUFFER.sub("it", summarize(err)), "replace its file")
             raise DatasetError(
-                f"{self.name}: image {i} ({self.ids[i]}) cannot be read ({why}); {remedy}, or skip up to N such images "
-                "with --skip-corrupt N"
+                f"{self.name}: image {i} ({self.ids[i]}) cannot be read ({why}); {remedy}{OR_SKIP}"
             ) from err
         if remarks:
             logger.warning(

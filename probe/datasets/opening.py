@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 # Form of a source -> the module that reads it. Each module has `open_subset(spec, source, subset, *, root, offline) ->
 # ImageDataset`. Modules of datasets with published folds also have `open_folds(spec, source, subsets, *, root) ->
 # list[Fold]`.
-FORMS = {
+MODULES = {
     **{form: f"probe.datasets.sources.{form}" for form in ("embedded", "folder", "huggingface", "table")},
     **{form: f"probe.datasets.sources.{form}" for form in ("torchvision", "webdataset")},
     **{form: f"probe.datasets.papers.{form}" for form in ("birdsnap", "fer2013", "gtsrb", "hateful_memes", "kitti")},
@@ -50,8 +50,18 @@ FORMS = {
 
 
 @dataclass(frozen=True)
-class OpenedDataset:
-    """Dataset whose labels are in memory and whose images can be read.
+class _UncheckedDataset:
+    """Subsets of a dataset that are not compared with its specification; `root` is the folder of datasets."""
+
+    spec: DatasetSpec
+    source: Source
+    root: Path
+    subsets: Mapping[str, ImageDataset]
+
+
+@dataclass(frozen=True)
+class CutDataset:
+    """Dataset whose labels are in memory and whose images can be read, cut into folds.
 
     Args:
         spec: its specification.
@@ -59,8 +69,6 @@ class OpenedDataset:
         subsets: its subsets, as the specification names them.
         incomplete: expected number of images of each subset whose actual number differs.
         folds: train, validation and test images, once for each fit.
-        used: for each subset, the images that splits use; subsets that no split uses are left out.
-        splits: number and digest of the images of each split, under the names that `by_split` returns.
     """
 
     spec: DatasetSpec
@@ -68,8 +76,6 @@ class OpenedDataset:
     subsets: Mapping[str, ImageDataset]
     incomplete: Mapping[str, int]
     folds: Sequence[Fold]
-    used: Mapping[str, UsedImages]
-    splits: Mapping[str, SplitDigest]
 
     def split(self, name: str, fold: int = 0) -> ImageDataset:
         """Return the images of `train`, `val` or `test` of a fold."""
@@ -78,13 +84,16 @@ class OpenedDataset:
 
 
 @dataclass(frozen=True)
-class _FoundDataset:
-    """Subsets of a dataset, not compared with its specification yet; `root` is the folder of datasets."""
+class OpenedDataset(CutDataset):
+    """Dataset with the digests of its images.
 
-    spec: DatasetSpec
-    source: Source
-    root: Path
-    subsets: Mapping[str, ImageDataset]
+    Args:
+        used: for each subset, the images that splits use; subsets that no split uses are left out.
+        splits: number and digest of the images of each split, under the names that `by_split` returns.
+    """
+
+    used: Mapping[str, UsedImages]
+    splits: Mapping[str, SplitDigest]
 
 
 def open_dataset(
@@ -111,11 +120,10 @@ def open_dataset(
         DatasetError: the number of images, or some label, differs from the specification.
         ExtraMissingError: a library that reads the images is not installed.
     """
-    found = _open_first(dataset, data_dir=data_dir, offline=offline)
-    incomplete = _check_images(found, allow_partial=allow_partial, skip_corrupt=skip_corrupt)
-    folds = _make_folds(found, allow_partial=bool(incomplete))
-    digests = compute_digests(found.subsets, folds)
-    return OpenedDataset(found.spec, found.source, found.subsets, incomplete, folds, digests.used, digests.splits)
+    opened = _open_first(dataset, data_dir=data_dir, offline=offline)
+    cut = _check_and_cut(opened, allow_partial=allow_partial, skip_corrupt=skip_corrupt)
+    digests = compute_digests(cut.subsets, cut.folds)
+    return OpenedDataset(**vars(cut), used=digests.used, splits=digests.splits)
 
 
 def open_split(
@@ -143,13 +151,11 @@ def open_split(
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    found = _open_first(dataset, data_dir=data_dir, offline=offline)
-    incomplete = _check_images(found, allow_partial=allow_partial, skip_corrupt=False)
-    folds = _make_folds(found, allow_partial=bool(incomplete))
-    if not 0 <= fold < len(folds):
-        raise DatasetError(f"{found.spec.name} has no fold {fold}; give 0 to {len(folds) - 1}")
-    selection = folds[fold][split]
-    return found.subsets[selection.subset].select(f"{found.spec.name}/{split}", selection.positions)
+    opened = _open_first(dataset, data_dir=data_dir, offline=offline)
+    cut = _check_and_cut(opened, allow_partial=allow_partial)
+    if not 0 <= fold < len(cut.folds):
+        raise DatasetError(f"{cut.spec.name} has no fold {fold}; give 0 to {len(cut.folds) - 1}")
+    return cut.split(split, fold)
 
 
 def with_sizes(spec: DatasetSpec, *, data_dir: str | Path | None = None) -> DatasetSpec:
@@ -157,12 +163,12 @@ def with_sizes(spec: DatasetSpec, *, data_dir: str | Path | None = None) -> Data
     if all(subset.size for subset in spec.subsets) and spec.num_classes:
         return spec
     try:
-        found = _open_first(spec, data_dir=data_dir, offline=True)
-        _check_images(found, allow_partial=True, skip_corrupt=True)
+        opened = _open_first(spec, data_dir=data_dir, offline=True)
+        _check_images(opened, allow_partial=True, skip_corrupt=True)
     except Exception:  # the run that opens the dataset meets the same error, and records it
         return spec
-    subsets = tuple(replace(subset, size=len(found.subsets[subset.name])) for subset in spec.subsets)
-    return replace(spec, subsets=subsets, num_classes=len(next(iter(found.subsets.values())).class_names))
+    subsets = tuple(replace(subset, size=len(opened.subsets[subset.name])) for subset in spec.subsets)
+    return replace(spec, subsets=subsets, num_classes=len(next(iter(opened.subsets.values())).class_names))
 
 
 def form_module(form: str) -> ModuleType:
@@ -171,9 +177,9 @@ def form_module(form: str) -> ModuleType:
     Raises:
         UnknownNameError: the form is unknown.
     """
-    if form not in FORMS:
-        raise unknown_name("form", form, FORMS)
-    return importlib.import_module(FORMS[form])
+    if form not in MODULES:
+        raise unknown_name("form", form, MODULES)
+    return importlib.import_module(MODULES[form])
 
 
 def _is_below_data_dir(source: Source) -> bool:
@@ -182,7 +188,7 @@ def _is_below_data_dir(source: Source) -> bool:
     )
 
 
-def _open_first(dataset: str | DatasetSpec, *, data_dir: str | Path | None, offline: bool) -> _FoundDataset:
+def _open_first(dataset: str | DatasetSpec, *, data_dir: str | Path | None, offline: bool) -> _UncheckedDataset:
     """Open all subsets of a dataset from the first source that has them."""
     spec = get_dataset(dataset) if isinstance(dataset, str) else dataset
     root = paths.data_dir(data_dir) if any(map(_is_below_data_dir, spec.sources)) else Path()
@@ -206,7 +212,7 @@ def _open_first(dataset: str | DatasetSpec, *, data_dir: str | Path | None, offl
             except (DatasetMissingError, ExtraMissingError) as err:
                 missing.append(err)
             else:
-                return _FoundDataset(spec, source, root, opened)
+                return _UncheckedDataset(spec, source, root, opened)
     raise _nowhere(spec, missing, root=root, offline=offline)
 
 
@@ -258,27 +264,33 @@ def _find_misnamed(spec: DatasetSpec, root: Path) -> str:
     def plain(name: str) -> str:
         return re.sub(r"[^a-z0-9]", "", name.lower())
 
-    found = {}
+    misnamed = {}
     for source in spec.sources:
         for wanted in (root / name for name in (*source.paths, *(archive for archive, _ in source.archives))):
             with suppress(OSError):  # the folder does not exist or may not be read
                 beside = {plain(path.name): path.name for path in wanted.parent.iterdir()}
                 if not wanted.exists() and plain(wanted.name) in beside:
-                    found[wanted] = beside[plain(wanted.name)]
-    if not found:
+                    misnamed[wanted] = beside[plain(wanted.name)]
+    if not misnamed:
         return ""
-    wanted, name = next(iter(found.items()))
-    others = f", and {len(found) - 1} others in the same way," if len(found) > 1 else ""
+    wanted, name = next(iter(misnamed.items()))
+    others = f", and {len(misnamed) - 1} others in the same way," if len(misnamed) > 1 else ""
     return f"rename {name} to {wanted.name}{others} in {wanted.parent}"
 
 
-def _check_images(found: _FoundDataset, *, allow_partial: bool, skip_corrupt: bool) -> dict[str, int]:
+def _check_and_cut(opened: _UncheckedDataset, *, allow_partial: bool, skip_corrupt: bool = False) -> CutDataset:
+    incomplete = _check_images(opened, allow_partial=allow_partial, skip_corrupt=skip_corrupt)
+    folds = _make_folds(opened, allow_partial=bool(incomplete))
+    return CutDataset(opened.spec, opened.source, opened.subsets, incomplete, folds)
+
+
+def _check_images(opened: _UncheckedDataset, *, allow_partial: bool, skip_corrupt: bool) -> dict[str, int]:
     """Compare the subsets of a dataset with its specification.
 
     Returns:
         The expected number of images of each subset whose actual number differs.
     """
-    spec, source, subsets = found.spec, found.source, found.subsets
+    spec, source, subsets = opened.spec, opened.source, opened.subsets
     _say_what_is_test(spec, source)
     incomplete = {
         subset.name: expected
@@ -348,10 +360,10 @@ def _check_counts(subset: Subset, images: ImageDataset, repair: str) -> None:
     if not subset.class_counts:
         return
     if images.labels.ndim == 2:
-        found = (images.labels == 1).sum(axis=0).tolist()
+        counts = (images.labels == 1).sum(axis=0).tolist()
     else:
-        found = np.bincount(images.labels).tolist()
-    for label, (expected, n) in enumerate(zip_longest(subset.class_counts, found, fillvalue=0)):
+        counts = np.bincount(images.labels).tolist()
+    for label, (expected, n) in enumerate(zip_longest(subset.class_counts, counts, fillvalue=0)):
         if n != expected:
             raise DatasetError(
                 f"{images.name}: expected {expected} images of class {label}, found {n}; this copy is divided "
@@ -392,23 +404,23 @@ def _check_ends(images: ImageDataset) -> None:
 
 def _check_classes(spec: DatasetSpec, images: ImageDataset, *, allow_partial: bool) -> None:
     if images.labels.ndim == 2:
-        found = int((images.labels == 1).any(axis=0).sum())
+        num_classes = int((images.labels == 1).any(axis=0).sum())
     else:
-        found = len(np.unique(images.labels))
+        num_classes = len(np.unique(images.labels))
     expected = spec.num_classes  # None accepts a named class without images
-    if expected is not None and found != expected and not allow_partial:
-        raise DatasetError(f"{images.name}: expected images of {expected} classes, found {found}; {REPAIR}")
-    if found < 2:
+    if expected is not None and num_classes != expected and not allow_partial:
+        raise DatasetError(f"{images.name}: expected images of {expected} classes, found {num_classes}; {REPAIR}")
+    if num_classes < 2:
         raise DatasetError(f"{images.name}: all images belong to one class; a probe needs at least two classes")
 
 
-def _make_folds(found: _FoundDataset, *, allow_partial: bool) -> Sequence[Fold]:
+def _make_folds(opened: _UncheckedDataset, *, allow_partial: bool) -> Sequence[Fold]:
     """Cut the folds by the recipe of the dataset, by the lists of its makers, or else by holding images out."""
-    spec, source, subsets = found.spec, found.source, found.subsets
+    spec, source, subsets = opened.spec, opened.source, opened.subsets
     if spec.recipe:
         rule = partial(RECIPES[spec.recipe], subsets, spec.val_fraction)
     elif spec.num_folds > 1:
-        rule = partial(form_module(source.form).open_folds, spec, source, subsets, root=found.root)
+        rule = partial(form_module(source.form).open_folds, spec, source, subsets, root=opened.root)
     else:
         rule = partial(default_folds, spec, subsets)
     return cut_folds(spec, subsets, rule, allow_partial=allow_partial)

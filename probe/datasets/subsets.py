@@ -46,16 +46,16 @@ def find_subsets(where: str, names: Iterable[str], given: Iterable[str] | None =
     names = list(names)
     if len(names) == 1:
         return {"all": names[0]}
-    found: dict[str, list[str]] = {}
+    named: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(subset_of(name) or "", []).append(name)
+        named.setdefault(subset_of(name) or "", []).append(name)
     for subset in SPELLINGS:
-        if len(twins := found.get(subset, [])) > 1 and subset not in (given or ()):
+        if len(twins := named.get(subset, [])) > 1 and subset not in (given or ()):
             choice = "" if given is None else f", or choose one with ?{subset}=NAME"
             raise DatasetError(
                 f"{where} has {listed(map(repr, twins))}, which all mean {subset}; rename or merge them{choice}"
             )
-    return {subset: found[subset][0] for subset in SPELLINGS if subset in found}
+    return {subset: named[subset][0] for subset in SPELLINGS if subset in named}
 
 
 def choose_subsets(
@@ -116,13 +116,7 @@ def choose_subsets(
 
 
 def report_unused(where: str, names: Iterable[str], taken: Collection[str]) -> None:
-    """Warn about splits that are not used.
-
-    Args:
-        where: the dataset, for messages.
-        names: the names of all splits.
-        taken: the names of the splits that are used.
-    """
+    """Warn about splits that are not used."""
     unused = [name for name in names if name not in taken]
     for name in unused:
         if subset := subset_of(name):

@@ -46,12 +46,12 @@ class Features:
         Raises:
             FeaturesError: these features were not taken at this point.
         """
-        found = {PROJECTED: self.x, PRE_PROJECTION: self.pre_projection}.get(point)
-        if found is None:
+        array = {PROJECTED: self.x, PRE_PROJECTION: self.pre_projection}.get(point)
+        if array is None:
             raise FeaturesError(
                 f"these features have no feature point {point!r}; extract them again, or use another protocol"
             )
-        return found
+        return array
 
     def take(self, rows: np.ndarray) -> Features:
         """Return the features of some rows, int64 (m,), in that order."""

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -24,21 +23,21 @@ from filelock import FileLock, Timeout
 from probe.atomic import lock, make_folder, share, temporary_beside, write_atomically
 from probe.errors import CacheError, summarize
 from probe.features.arrays import PRE_PROJECTION, Features, chunk_size
-from probe.features.store import (
+from probe.features.sidecars import (
     ABOUT,
-    ARRAYS,
-    CHUNKS,
-    DAMAGE,
-    LABELS,
-    LOCK,
+    ENTRY,
+    LAYOUT_VERSION,
     MAKING,
-    SIDECAR,
-    VERSION,
-    EntrySpec,
-    find,
+    ArrayFile,
+    ChunksSidecar,
+    Provenance,
+    Sidecar,
+    encode_plain,
+    encode_sidecar,
+    read_provenance,
 )
+from probe.features.store import ARRAYS, CHUNKS, DAMAGE, LABELS, LOCK, EntrySpec, find
 from probe.fetch import file_sha256
-from probe.specs import canonical_json, digest
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,6 @@ class Work:
         self.target = spec.folder(root)
         self.folder = self.target.with_name(self.target.name + CHUNKS)
         self.chunks = range(spec.num_chunks)
-        self.about = {"label": spec.label, "key": dict(spec.key)}
         self._claims: dict[int, FileLock] = {}
 
     def start(self) -> None:
@@ -69,12 +67,12 @@ class Work:
         Raises:
             CacheError: the folder cannot be written to.
         """
-        about = {**self.about, "num_pieces": len(self.chunks)}
+        about = encode_plain(ChunksSidecar(self.spec.label, self.spec.key, len(self.chunks)))
         with self._writing():
             while not (self.folder / ABOUT).is_file() and not self.target.is_dir():
                 make_folder(self.folder)
                 with suppress(FileNotFoundError):  # another process has just built the entry, and removed the folder
-                    _write(self.folder / ABOUT, json.dumps(about).encode())
+                    _write(self.folder / ABOUT, about)
 
     def has(self, chunk: int) -> bool:
         """Return True if a chunk is cached, in its own file or in a complete entry."""
@@ -108,11 +106,10 @@ class Work:
             _write(self._path(chunk), _pack(features))
         self.drop(chunk)
 
-    def describe(self, *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> None:
+    def describe(self, provenance: Provenance) -> None:
         """Write how the features are extracted, so that the process that builds the entry needs no encoder."""
-        content = json.dumps({"encoder": dict(encoder), "extraction": dict(extraction)}).encode()
         with self._writing(), suppress(FileNotFoundError):  # another process has just made the entry
-            _write(self.folder / MAKING, content)
+            _write(self.folder / MAKING, encode_plain(provenance))
 
     def files(self, chunks: Iterable[int]) -> Iterator[tuple[str, bytes]]:
         """Yield the names and contents of the files that a different cache needs for some chunks, if they are cached.
@@ -121,7 +118,7 @@ class Work:
         """
         entry = find(self.root, self.spec)
         if entry is not None:
-            yield MAKING, json.dumps({"encoder": dict(entry.encoder), "extraction": dict(entry.extraction)}).encode()
+            yield MAKING, encode_plain(entry.provenance)
         elif (self.folder / MAKING).is_file():
             yield MAKING, (self.folder / MAKING).read_bytes()
         for chunk in chunks:
@@ -170,13 +167,12 @@ class Work:
         if not self.is_complete():
             return False
         try:
-            about = json.loads((self.folder / MAKING).read_text(encoding="utf-8"))
-            encoder, extraction = dict(about["encoder"]), dict(about["extraction"])
+            provenance = read_provenance(self.folder)
         except (*DAMAGE, PermissionError):  # a new extraction can write the file again
             return self.target.is_dir()
-        return self.finish(encoder=encoder, extraction=extraction)
+        return self.finish(provenance)
 
-    def finish(self, *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> bool:
+    def finish(self, provenance: Provenance) -> bool:
         """Build the entry from the chunks; return False if a chunk is missing, or damaged and therefore removed.
 
         Raises:
@@ -190,29 +186,29 @@ class Work:
                 if len(whole) < len(chunks):
                     return self.target.is_dir()
                 try:
-                    self._build(whole, encoder=encoder, extraction=extraction)
+                    self._build(whole, provenance)
                 except OSError:  # another user, with a different lock, was faster
                     if not self.target.is_dir():
                         raise
             shutil.rmtree(self.folder, ignore_errors=True)
         return True
 
-    def _build(self, chunks: Sequence[_Chunk], *, encoder: Mapping[str, Any], extraction: Mapping[str, Any]) -> None:
+    def _build(self, chunks: Sequence[_Chunk], provenance: Provenance) -> None:
         building = temporary_beside(self.target)
         building.mkdir()
         share(building)
         try:
-            about = {
-                "version": VERSION,
-                **self.about,
-                "num_images": self.spec.num_images,
-                "arrays": {name: self._join(name, chunks, building) for name in ARRAYS},
-                "skipped": [skipped for chunk in chunks for skipped in chunk.skipped],
-                "encoder": dict(encoder),
-                "extraction": dict(extraction),
-            }
-            about = json.loads(canonical_json(about))
-            _write_synced(building / SIDECAR, json.dumps({**about, "sha256": digest(about)}, indent=2).encode())
+            sidecar = Sidecar(
+                version=LAYOUT_VERSION,
+                label=self.spec.label,
+                key=self.spec.key,
+                num_images=self.spec.num_images,
+                arrays={name: self._join(name, chunks, building) for name in ARRAYS},
+                skipped=tuple(skipped for chunk in chunks for skipped in chunk.skipped),
+                encoder=provenance.encoder,
+                extraction=provenance.extraction,
+            )
+            _write_synced(building / ENTRY, encode_sidecar(sidecar))
             for file in building.iterdir():
                 share(file)
             building.rename(self.target)
@@ -244,9 +240,9 @@ class Work:
         """Return the content of a chunk; None if it is missing, or damaged and therefore removed."""
         path, size = self._path(chunk), chunk_size(self.spec.batch_size)
         try:
-            with _open_chunk(path) as found:  # zip files compare all bytes with a checksum
-                shapes = {name: found[name].shape for name in ARRAYS}
-                skipped = [(int(position), str(message)) for position, message in json.loads(str(found["skipped"]))]
+            with _open_chunk(path) as arrays:  # zip files compare all bytes with a checksum
+                shapes = {name: arrays[name].shape for name in ARRAYS}
+                skipped = [(int(position), str(message)) for position, message in json.loads(str(arrays["skipped"]))]
             n, whole = shapes[LABELS][0], min(size, self.spec.num_images - chunk * size)
             if {shape[0] for shape in shapes.values()} != {n} or n + len(skipped) != whole:
                 raise ValueError(f"it has {n} images of {whole}")
@@ -259,7 +255,7 @@ class Work:
             return None
         return _Chunk(path, shapes, skipped)
 
-    def _join(self, name: str, chunks: Sequence[_Chunk], building: Path) -> dict[str, Any]:
+    def _join(self, name: str, chunks: Sequence[_Chunk], building: Path) -> ArrayFile:
         """Write one array of all chunks, with one chunk in memory at a time; return its description in the sidecar."""
         filled = [chunk for chunk in chunks if chunk.shapes[name][0]] or chunks[:1]  # an empty chunk has no width
         shape = (sum(chunk.shapes[name][0] for chunk in filled), *filled[0].shapes[name][1:])
@@ -268,12 +264,12 @@ class Work:
         with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
             for chunk in filled:
-                with _open_chunk(chunk.path) as found:
-                    array = np.ascontiguousarray(found[name], dtype=dtype)
+                with _open_chunk(chunk.path) as arrays:
+                    array = np.ascontiguousarray(arrays[name], dtype=dtype)
                 file.write(array.data)  # outside of the block above, where a full disk would count as damage
             file.flush()
             os.fsync(file.fileno())
-        return {"shape": list(shape), "dtype": str(dtype), "sha256": file_sha256(path)}
+        return ArrayFile(shape, str(dtype), file_sha256(path))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -309,8 +305,8 @@ def _open_chunk(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
     """Open the arrays of a chunk; errors about the content of the file are among `DAMAGE`."""
     content = io.BytesIO(path.read_bytes())
     try:
-        with np.load(content, allow_pickle=False) as found:
-            yield found
+        with np.load(content, allow_pickle=False) as arrays:
+            yield arrays
     except OSError as err:  # a damaged zip directory can name a position before the start of the file
         raise ValueError(str(err)) from err
 

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from probe.datasets import dataset_names
 from probe.datasets.opening import OpenedDataset
 from probe.datasets.splits.folds import SPLITS, digest_splits
-from probe.decoder import decode
 from probe.errors import DatasetError, FeaturesError
 from probe.features.arrays import Extraction, Features
 from probe.features.store import EXTRACTION_VERSION, Entry
 from probe.models.encoder import ImageEncoder
-from probe.models.preprocess import VERSION as PREPROCESS_VERSION
+from probe.models.preprocess import PREPROCESS_VERSION
 from probe.models.unwrapping import WHOLE
 from probe.records.schema import (
+    DtypesRecord,
     EncoderRecord,
     ExtractionRecord,
-    MeterRecord,
+    PreprocessRecord,
     ReadRecord,
     SkippedImage,
     SplitRecord,
@@ -38,14 +37,6 @@ def describe_extraction(
     skip_corrupt: int,
 ) -> Extraction:
     """Return the features of a run, with the rows of each split and their description.
-
-    Args:
-        entries: the cache entry of each subset that some split uses.
-        dataset: the dataset.
-        weights: digest of the weights of the encoder.
-        from_cache: the entries existed before this command.
-        seconds: wall time by stage.
-        skip_corrupt: number of images that may have no features.
 
     Raises:
         DatasetError: more images could not be read than are allowed.
@@ -75,10 +66,10 @@ def describe_extraction(
         rows=rows,
         read=_describe_reading(dataset, features),
         splits={name: SplitRecord(size=split.size, sha256=split.sha256) for name, split in splits.items()},
-        encoder=decode(first.encoder, EncoderRecord),
+        encoder=first.provenance.encoder,
         extraction=ExtractionRecord(
             from_cache=from_cache,
-            subsets={subset: decode(entries[subset].extraction, MeterRecord) for subset in used},
+            subsets={subset: entries[subset].provenance.extraction for subset in used},
             weights=weights,
             extraction_version=EXTRACTION_VERSION,
             preprocess_version=PREPROCESS_VERSION,
@@ -105,21 +96,16 @@ def _describe_reading(dataset: OpenedDataset, features: Mapping[str, Features]) 
     )
 
 
-def describe_encoder(encoder: ImageEncoder) -> dict[str, Any]:
+def describe_encoder(encoder: ImageEncoder) -> EncoderRecord:
     """Return the description of an encoder that is stored with its features."""
-    return {
-        "weights_sha256": encoder.weights_sha256,
-        # Only if the weights lay in a container or below a prefix, so that other records do not change.
-        **({"weights_key": encoder.weights_key} if encoder.weights_key != WHOLE else {}),
-        "license": encoder.license,
-        "resolution": encoder.resolution,
-        "embed_dim": encoder.embed_dim,
-        "pre_projection_dim": encoder.pre_projection_dim,
-        "preprocess": asdict(encoder.preprocess),
-        "preprocess_from": encoder.preprocess_from,
-        "dtypes": {
-            "checkpoint": encoder.checkpoint_dtypes,
-            "weights": encoder.weights_dtypes,
-            "features": "float32",
-        },
-    }
+    return EncoderRecord(
+        weights_sha256=encoder.weights_sha256,
+        weights_key=encoder.weights_key if encoder.weights_key != WHOLE else "",
+        license=encoder.license,
+        resolution=encoder.resolution,
+        embed_dim=encoder.embed_dim,
+        pre_projection_dim=encoder.pre_projection_dim,
+        preprocess=PreprocessRecord(**asdict(encoder.preprocess)),
+        preprocess_from=encoder.preprocess_from,
+        dtypes=DtypesRecord(encoder.checkpoint_dtypes, encoder.weights_dtypes, features="float32"),
+    )

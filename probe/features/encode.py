@@ -20,6 +20,7 @@ from probe.errors import DeviceError, FeaturesError
 from probe.features.arrays import PRE_PROJECTION, PROJECTED, Features
 from probe.features.reading import LabelledImages, Read, name_of
 from probe.models.encoder import ImageEncoder, ImageFeatures
+from probe.records.schema import MeterRecord
 
 
 @dataclass
@@ -64,39 +65,40 @@ class Meter:
             return "extracted before"
         return f"{self.images} of them extracted now, {text}" if self.images % n else text
 
-    def describe(self, encoder: int = 0) -> dict[str, float]:
-        """Return images per second, seconds of each stage, idle share of the device, and peak memory in MB.
+    def describe(self, encoder: int = 0, *, models: int | None = None) -> MeterRecord:
+        """Return the measurements of one encoder of the pass, by its position, with `models` encoders in all.
 
-        `encoder_images_per_second` is the rate of one encoder while the device computed for it.
+        `encoder_images_per_second` is the rate of the encoder while the device computed for it.
         """
-        if not self.images:  # all chunks were cached, and were only joined
-            return {"images": 0, **peak_memory()}
-        total = max(sum(self.seconds.values()), 1e-9)
-        numbers = {
-            "images": self.images,
-            "images_per_second": self.images / total,
-            **{f"{stage}_seconds": seconds for stage, seconds in self.seconds.items()},
-            "device_idle": max(0.0, 1 - sum(self.busy.values()) / total),
-            **peak_memory(),
-        }
-        if self.encoded[encoder]:
-            numbers["encoder_images_per_second"] = self.encoded[encoder] / max(self.busy[encoder], 1e-9)
-        if self.device_memory:
-            numbers["peak_device_memory_mb"] = self.device_memory / 1e6
-        return {name: round(value, 3) for name, value in numbers.items()}
+        n, own, seconds = self.images, self.encoded[encoder], self.seconds
+        if not n:  # all chunks were cached, and were only joined
+            return MeterRecord(images=0, models=models, peak_memory_mb=peak_memory())
+        total = max(sum(seconds.values()), 1e-9)
+        return MeterRecord(
+            images=n,
+            models=models,
+            images_per_second=round(n / total, 3),
+            encoder_images_per_second=round(own / max(self.busy[encoder], 1e-9), 3) if own else None,
+            read_seconds=round(seconds["read"], 3),
+            encode_seconds=round(seconds["encode"], 3),
+            keep_seconds=round(seconds["keep"], 3),
+            device_idle=round(max(0.0, 1 - sum(self.busy.values()) / total), 3),
+            peak_memory_mb=peak_memory(),
+            peak_device_memory_mb=round(self.device_memory / 1e6, 3) if self.device_memory else None,
+        )
 
 
-def peak_memory() -> dict[str, float]:
-    """Return the largest resident memory of this process so far, without worker processes, as `peak_memory_mb`.
+def peak_memory() -> float | None:
+    """Return the largest resident memory of this process so far in MB, without worker processes.
 
-    The field is missing on Windows, which does not report it.
+    On Windows, which does not report it, return None.
     """
     try:
         import resource
     except ImportError:
-        return {}
+        return None
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    return {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 3)}
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 3)
 
 
 class _Clock:

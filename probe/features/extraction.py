@@ -21,6 +21,7 @@ from probe.features import store
 from probe.features.arrays import Extraction
 from probe.features.chunks import Work
 from probe.features.description import describe_extraction
+from probe.features.jobs import EncoderKey, FeaturesKey, Job, LazyEncoder, encoder_key, features_key
 from probe.features.passes import encode_group, without_frames
 from probe.features.store import Entry, EntrySpec, cache_entries
 from probe.models.encoder import ImageEncoder
@@ -31,46 +32,6 @@ from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import DatasetSpec, ModelSpec, RunSpec
 
 logger = logging.getLogger(__name__)
-
-EncoderKey = tuple[ModelSpec, bool, str, str, bool]
-FeaturesKey = tuple[DatasetSpec, EncoderKey, int]
-
-
-def encoder_key(spec: RunSpec) -> EncoderKey:
-    """Return the fields of a run that decide which encoder it loads."""
-    return (spec.model, spec.jit, spec.device, spec.precision, spec.compiled)
-
-
-def features_key(spec: RunSpec) -> FeaturesKey:
-    """Return the fields of a run that decide which features it uses: all but the protocol and the solver."""
-    return (spec.dataset, encoder_key(spec), spec.batch_size)
-
-
-@dataclass(eq=False)
-class LazyEncoder:
-    """Encoder of a run, loaded when the first image is encoded: cached features need only the digest of its weights.
-
-    Args:
-        spec: the run; its protocol and solver do not matter.
-        weights: digest of the weights, see `models.loading.identify`.
-        session: loads it.
-        loaded: the encoder while it is in use.
-    """
-
-    spec: RunSpec
-    weights: str
-    session: Session = field(repr=False)
-    loaded: ImageEncoder | None = None
-
-    def load(self) -> ImageEncoder:
-        """Return the loaded encoder.
-
-        Raises:
-            CheckpointError, DownloadError, DeviceError, ExtraMissingError: the encoder cannot be loaded.
-        """
-        if self.loaded is None:
-            self.loaded = self.session.load_encoder(self.spec)
-        return self.loaded
 
 
 @dataclass
@@ -119,7 +80,7 @@ class Session:
         if spec.model not in self.weights:
             settings = self.settings
             self.weights[spec.model] = identify(spec.model, weights_dir=settings.weights_dir, offline=settings.offline)
-        return LazyEncoder(spec, self.weights[spec.model], self)
+        return LazyEncoder(spec, self.weights[spec.model], self.load_encoder)
 
     def load_encoder(self, spec: RunSpec) -> ImageEncoder:
         """Load the encoder of a run, or return the one in memory."""
@@ -151,37 +112,6 @@ class Session:
         return encoder
 
 
-@dataclass(eq=False)
-class Job:
-    """Features of a dataset under one encoder, as far as they are looked up and extracted.
-
-    Args:
-        key: the fields of a run that decide which features it uses.
-        encoder: the encoder, loaded if `missing` is not empty.
-        wanted: the specifications of its cache entries, by subset.
-        entries: the entries that exist.
-        from_cache: True if all entries existed before.
-        seconds: wall time so far.
-    """
-
-    key: FeaturesKey
-    encoder: LazyEncoder
-    wanted: Mapping[str, EntrySpec]
-    entries: dict[str, Entry] = field(default_factory=dict)
-    from_cache: bool = False
-    seconds: dict[str, float] = field(default_factory=lambda: {"load": 0.0, "extract": 0.0})
-
-    @property
-    def spec(self) -> RunSpec:
-        """The run of the encoder; its protocol does not matter."""
-        return self.encoder.spec
-
-    @property
-    def missing(self) -> list[str]:
-        """Subsets that have no entry yet."""
-        return [subset for subset in self.wanted if subset not in self.entries]
-
-
 def extract(encoder: LazyEncoder, dataset: OpenedDataset, session: Session) -> Extraction:
     """Return the features of a dataset under one encoder, from `prepare`, from the cache, or extracted now.
 
@@ -211,7 +141,11 @@ def prepare_grid(
     """Yield the runs of one dataset after the other, with the result of `prepare` for them.
 
     The features of a dataset are in `session.extracted` until the next dataset is asked for.
+
+    Raises:
+        CacheError, FolderError: the cache folder cannot be used.
     """
+    store.check_usable(paths.cache_dir(session.settings.cache_dir))
     with show_progress() as progress:
         groups = [list(group) for _, group in groupby(specs, key=lambda spec: spec.dataset)]
         progress.expect(sum(map(num_images, groups)))
@@ -317,7 +251,7 @@ def _look_up(encoder: LazyEncoder, dataset: OpenedDataset, session: Session) -> 
         job.from_cache = True
         folder = next(iter(job.entries.values())).path.parent
         names = (encoder.spec.dataset.name, encoder.spec.model.name, encoder.spec.mode)
-        logger.info("%s: the features are cached in %s", " / ".join(names), folder)
+        logger.debug("%s: the features are cached in %s", " / ".join(names), folder)
     job.seconds["load"] += time.perf_counter() - started
     return job
 

@@ -65,8 +65,8 @@ def save(
             for k, fold in enumerate(rows):
                 for split, (subset, positions) in fold.items():
                     prefix = f"{split}_" if len(rows) == 1 else f"fold{k + 1}_{split}_"
-                    found = features[subset]
-                    arrays = {"x": found.x, "y": found.y, PRE_PROJECTION: found.pre_projection}
+                    source = features[subset]
+                    arrays = {"x": source.x, "y": source.y, PRE_PROJECTION: source.pre_projection}
                     for name, array in arrays.items():
                         if array is not None:
                             _write(file, prefix + name, array, positions)
@@ -112,10 +112,10 @@ def load(path: Path) -> FeatureFile:
     """
     try:
         # The file is opened here, because NumPy does not close a file that is not an archive.
-        with path.open("rb") as file, zipfile.ZipFile(file), np.load(file, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files if _NAME.fullmatch(name)}
-            about = _read_about(found["about"]) if "about" in found.files else {}
-            others = [name for name in found.files if name not in arrays and name != "about"]
+        with path.open("rb") as file, zipfile.ZipFile(file), np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files if _NAME.fullmatch(name)}
+            about = _read_about(archive["about"]) if "about" in archive.files else {}
+            others = [name for name in archive.files if name not in arrays and name != "about"]
     except FileNotFoundError as err:
         raise FeaturesError(f"no file at {path}; create it with python -m probe extract --out") from err
     except UNREADABLE as err:
@@ -145,7 +145,7 @@ def _read_about(text: np.ndarray) -> dict[str, Any]:
 
 def _read_fold(path: Path, arrays: Mapping[str, np.ndarray], k: int) -> dict[str, Features]:
     prefix = f"fold{k}_" if k else ""
-    found = {}
+    splits = {}
     for split in SPLITS:
         x, y, before = (arrays.get(f"{prefix}{split}_{name}") for name in ("x", "y", PRE_PROJECTION))
         if x is None and y is None and split == "val":
@@ -164,8 +164,8 @@ def _read_fold(path: Path, arrays: Mapping[str, np.ndarray], k: int) -> dict[str
             if array is not None
         }
         labels = _as_labels(path, f"{prefix}{split}_y", y)
-        found[split] = Features(checked["x"], labels, checked.get(PRE_PROJECTION))
-    return found
+        splits[split] = Features(checked["x"], labels, checked.get(PRE_PROJECTION))
+    return splits
 
 
 def _as_labels(path: Path, name: str, array: np.ndarray) -> np.ndarray:

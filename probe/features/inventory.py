@@ -13,9 +13,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from probe.atomic import lock
+from probe.atomic import TEMPORARY, lock
+from probe.decoder import decode
 from probe.errors import CacheError
-from probe.features.store import ABOUT, CHUNKS, DAMAGE, FITS, LOCK, REMOVED, SIDECAR, EntrySpec, damage, read_sidecar
+from probe.features.sidecars import ENTRY, Key, read_chunks_sidecar, read_sidecar
+from probe.features.store import CHUNKS, DAMAGE, FITS, LOCK, EntrySpec, damage
 from probe.specs import canonical_json
 
 ABANDONED_SECONDS = 24 * 3600  # age at which temporary files count as left by a killed process
@@ -25,13 +27,13 @@ ABANDONED_SECONDS = 24 * 3600  # age at which temporary files count as left by a
 class CachedEntry:
     """Entry of the cache, complete or being extracted.
 
-    `state` is `whole`, `damaged`, `unreadable` (the entry belongs to another user), or a text such as `2 of 8 chunks`.
-    `used` is in seconds since the epoch, `size` in bytes.
+    `state` is `complete`, `damaged`, `unreadable` (the entry belongs to another user), or a text such as
+    `2 of 8 chunks`. `used` is in seconds since the epoch, `size` in bytes.
     """
 
     path: Path
     label: Mapping[str, str]
-    key: Mapping[str, Any]
+    key: Key
     state: str
     num_images: int
     size: int
@@ -42,10 +44,8 @@ def survey(root: Path) -> list[CachedEntry]:
     """Return the entries of the cache, sorted by path. Arrays are not compared with their digests.
 
     Raises:
-        CacheError: the cache cannot be read, or is not a folder.
+        CacheError: the cache cannot be read.
     """
-    if root.exists() and not root.is_dir():
-        raise CacheError(f"{root} is not a folder; name the folder of features with --cache-dir")
     try:
         folders = sorted(path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith("."))
         return [cached for folder in folders if (cached := _survey(folder)) is not None]
@@ -59,14 +59,14 @@ def _survey(folder: Path) -> CachedEntry | None:
     try:
         size, used = _size(folder), folder.stat().st_mtime
         if folder.name.endswith(CHUNKS):
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            state, n = f"{len(list(folder.glob('*.npz')))} of {about['num_pieces']} chunks", 0
+            chunks = read_chunks_sidecar(folder)
+            label, key = chunks.label, chunks.key
+            state, n = f"{len(list(folder.glob('*.npz')))} of {chunks.num_pieces} chunks", 0
         else:
-            about, used = read_sidecar(folder), (folder / SIDECAR).stat().st_mtime
-            state, n = "whole", about["num_images"]
-        label = dict(about["label"])
+            entry, used = read_sidecar(folder), (folder / ENTRY).stat().st_mtime
+            label, key, state, n = entry.label, entry.key, "complete", entry.num_images
         label.setdefault("subset", label.pop("part", ""))  # its name in entries of earlier versions
-        return CachedEntry(folder, label, about["key"], state, n, size, used)
+        return CachedEntry(folder, label, key, state, n, size, used)
     except PermissionError:  # the entry of another user
         return CachedEntry(folder, {}, {}, "unreadable", 0, size, used)
     except DAMAGE:
@@ -97,7 +97,7 @@ def verify(root: Path) -> tuple[int, dict[Path, str]]:
 
 def differing(wanted: EntrySpec, cached: CachedEntry) -> dict[str, tuple[Any, Any]]:
     """Return the fields of the key in which a cached entry differs from the wanted one: both values of each."""
-    key = json.loads(canonical_json(wanted.key))
+    key = decode(json.loads(canonical_json(wanted.key)), Key)
     return {
         name: (cached.key.get(name), key.get(name))
         for name in sorted({*key, *cached.key})
@@ -131,16 +131,16 @@ def collect(root: Path, *, max_size: int | None = None) -> list[CachedEntry]:
     try:
         with lock(root / LOCK):
             for left in root.glob("*/.*"):
-                if left.name.endswith((REMOVED, LOCK)) and _is_abandoned(left):
+                if left.name.endswith((TEMPORARY, LOCK)) and _is_abandoned(left):
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             for fit in (root / FITS).glob("*"):  # fits of interrupted sweeps, which can be repeated
                 if fit.is_file() and _is_abandoned(fit):  # a dataset can have the same name
                     fit.unlink(missing_ok=True)
             entries = survey(root)
-            whole = {cached.path.name for cached in entries if cached.state == "whole"}
+            complete = {cached.path.name for cached in entries if cached.state == "complete"}
             total = sum(cached.size for cached in entries)
             for cached in sorted(entries, key=lambda cached: cached.used):
-                of_no_use = cached.state == "damaged" or cached.path.name.removesuffix(CHUNKS) in whole - {
+                of_no_use = cached.state == "damaged" or cached.path.name.removesuffix(CHUNKS) in complete - {
                     cached.path.name
                 }
                 too_much = max_size is not None and total > max_size

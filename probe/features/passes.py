@@ -13,10 +13,12 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 from probe import paths
+from probe.datasets.images import OR_SKIP
 from probe.datasets.opening import OpenedDataset
 from probe.datasets.splits.folds import UsedImages
 from probe.errors import CacheError, DatasetError, FeaturesError, IncompleteError, listed
@@ -25,13 +27,13 @@ from probe.features.arrays import Features, chunk_range, chunk_size, join
 from probe.features.chunks import Work
 from probe.features.description import describe_encoder
 from probe.features.encode import EncodingChunk, Meter, encode_chunk
-from probe.features.reading import LabelledImages, Reader, Request, name_of, read_chunks
+from probe.features.jobs import FeaturesKey, Job
+from probe.features.reading import LabelledImages, Read, Reader, Request, name_of, read_chunks
+from probe.features.sidecars import Provenance
 from probe.models.encoder import ImageEncoder
+from probe.models.preprocess import Preprocess
 from probe.progress import Progress, show_progress
 from probe.settings import Settings
-
-if TYPE_CHECKING:
-    from probe.features.extraction import FeaturesKey, Job
 
 logger = logging.getLogger(__name__)
 
@@ -111,26 +113,19 @@ def extract_features(
         DatasetError: an image cannot be read; the message names it.
         DeviceError: the memory of the device does not hold a batch.
     """
-    name, meter, chunks = name_of(dataset), Meter(), _Memory()
+    name, chunks = name_of(dataset), _Memory()
+    settings = PassSettings(batch_size, workers, skip_corrupt)
     with show_progress() as progress:
         progress.name(name)
         progress.expect(len(dataset))
-        failed = fill(
-            dataset,
-            [encoder],
-            [chunks],
-            batch_size=batch_size,
-            meter=meter,
-            progress=progress,
-            workers=workers,
-            skip_corrupt=skip_corrupt,
-        )
-    if failed:
-        raise failed[0]
+        one = Pass(dataset, [encoder], [chunks], settings, progress)
+        one.run()
+    if one.failed:
+        raise one.failed[0]
     features = join([chunks[chunk] for chunk in sorted(chunks)])
     if not len(features):
         raise FeaturesError(f"{name}: no image could be read; get its files again")
-    logger.info("%s: %d images, %d-d, %s", name, len(features), features.x.shape[1], meter.rate(len(dataset)))
+    logger.debug("%s: %d images, %d-d, %s", name, len(features), features.x.shape[1], one.meter.rate(len(dataset)))
     return features
 
 
@@ -143,7 +138,7 @@ def encode_group(
         The exception that prevents the features of some runs, by `features_key`.
     """
     failures: dict[FeaturesKey, Exception] = {}
-    by_preprocess: dict[Any, list[Job]] = {}
+    by_preprocess: dict[tuple[Preprocess, int], list[Job]] = {}
     for job in jobs:
         by_preprocess.setdefault((job.encoder.load().preprocess, job.spec.batch_size), []).append(job)
     for together in by_preprocess.values():
@@ -175,38 +170,30 @@ def _extract_subset(
     # Images that other subsets lack count as well.
     skipped = max(sum(len(entry.features.skipped) for entry in job.entries.values()) for job in jobs)
     progress.name(f"{images.name} / {listed(dict.fromkeys(job.spec.model.name for job in jobs), most=2)}")
+    may_skip = max(0, settings.skip_corrupt - skipped)
+    pass_settings = PassSettings(jobs[0].spec.batch_size, settings.workers, may_skip, settings.shard)
     left = list(jobs)
     failed: dict[FeaturesKey, Exception] = {}
     started = time.perf_counter()
     for _ in range(ATTEMPTS):  # again if a chunk turns out to be damaged
-        meter = Meter()
-        works = [Work(root, job.wanted[subset]) for job in left]
-        broken = fill(
-            images,
-            [job.encoder.load() for job in left],
-            works,
-            batch_size=left[0].spec.batch_size,
-            meter=meter,
-            progress=progress,
-            workers=settings.workers,
-            skip_corrupt=max(0, settings.skip_corrupt - skipped),
-            shard=settings.shard,
-        )
-        for i, (job, work) in enumerate(zip(left, works, strict=True)):
-            encoder, extraction = describe_encoder(job.encoder.load()), {**meter.describe(i), "models": len(jobs)}
-            if meter.encoded[i]:
-                work.describe(encoder=encoder, extraction=extraction)
-            if i in broken:
-                failed[job.key] = without_frames(broken[i])
+        encoders, works = [job.encoder.load() for job in left], [Work(root, job.wanted[subset]) for job in left]
+        one = Pass(images, encoders, works, pass_settings, progress)
+        one.run()
+        for i, (job, encoder, work) in enumerate(zip(left, encoders, works, strict=True)):
+            provenance = Provenance(describe_encoder(encoder), one.meter.describe(i, models=len(jobs)))
+            if one.meter.encoded[i]:
+                work.describe(provenance)
+            if i in one.failed:
+                failed[job.key] = without_frames(one.failed[i])
             elif settings.shard is not None and not work.is_complete():
                 failed[job.key] = IncompleteError(work.state())
-            elif work.finish(encoder=encoder, extraction=extraction):
+            elif work.finish(provenance):
                 entry = store.find(root, job.wanted[subset])
                 if entry is not None:
                     job.entries[subset] = entry
                     n, width = entry.features.x.shape
                     name = f"{images.name} / {job.spec.model.name} / {job.spec.mode}"
-                    logger.info("%s: %d images, %d-d, %s", name, n, width, meter.rate(len(images)))
+                    logger.debug("%s: %d images, %d-d, %s", name, n, width, one.meter.rate(len(images)))
         left = [job for job in left if subset in job.missing and job.key not in failed]
         if not left:
             break
@@ -226,119 +213,152 @@ def without_frames(err: Exception) -> Exception:
     return err
 
 
-def fill(
-    dataset: LabelledImages,
-    encoders: Sequence[ImageEncoder],
-    stores: Sequence[ChunkStore],
-    *,
-    batch_size: int,
-    meter: Meter,
-    progress: Progress,
-    workers: int | None = None,
-    skip_corrupt: int = 0,
-    shard: tuple[int, int] | None = None,
-) -> dict[int, Exception]:
-    """Extract the missing chunks of all images, or of a shard of them: claim, read, encode and write each.
+@dataclass(frozen=True)
+class PassSettings:
+    """Settings of a pass over the images of a subset.
+
+    Args:
+        batch_size: images encoded at a time.
+        workers: see `extract_features`.
+        skip_corrupt: number of images that may have no features, including images that earlier commands skipped.
+        shard: number and count of shards, from 1 on; None for all images.
+    """
+
+    batch_size: int
+    workers: int | None = None
+    skip_corrupt: int = 0
+    shard: tuple[int, int] | None = None
+
+
+class Pass:
+    """Extraction of the missing chunks of all images, or of a shard of them: claim, read, encode and write each.
 
     Args:
         dataset: images and labels.
         encoders: models with one preprocessing and on one device.
         stores: for each encoder, the place of its features.
-        batch_size: images encoded at a time.
-        meter: adds up the time of this pass.
+        settings: see `PassSettings`.
         progress: counts images, including images that other processes encode.
-        workers: see `extract_features`.
-        skip_corrupt: number of images that may have no features, including images that earlier commands skipped.
-        shard: number and count of shards, from 1 on; None for all images.
 
-    Returns:
-        The exceptions of encoders that failed, by position. The other encoders go on.
-
-    Raises:
-        DatasetError: an image cannot be read; the message names it.
-        CacheError: the cache cannot be written to.
+    Attributes:
+        meter: time of the pass, by stage.
+        failed: exceptions of encoders that failed, by position. The other encoders go on.
     """
-    size, chunks = chunk_size(batch_size), chunk_range(len(dataset), batch_size, shard)
-    batch_size = min(batch_size, max(len(dataset), 1))
-    reader, device = Reader(dataset, encoders[0].preprocess), encoders[0].execution.device
-    ahead = 1 if device.type == "cuda" else 0  # a GPU encodes a chunk while the chunk before is written
-    left = {(i, chunk) for i in range(len(stores)) for chunk in chunks}  # encoder, chunk
-    pending: deque[tuple[int, int, EncodingChunk]] = deque()  # encoder, chunk, on the device
-    failed: dict[int, Exception] = {}
-    has_waited = False
 
-    def images_of(chunk: int) -> range:
-        return range(chunk * size, min((chunk + 1) * size, len(dataset)))
+    def __init__(
+        self,
+        dataset: LabelledImages,
+        encoders: Sequence[ImageEncoder],
+        stores: Sequence[ChunkStore],
+        settings: PassSettings,
+        progress: Progress,
+    ) -> None:
+        self.dataset, self.encoders, self.stores = dataset, encoders, stores
+        self.settings, self.progress, self.meter = settings, progress, Meter()
+        self.batch_size = min(settings.batch_size, max(len(dataset), 1))
+        self.chunk_size = chunk_size(settings.batch_size)
+        self.device = encoders[0].execution.device
+        chunks = chunk_range(len(dataset), settings.batch_size, settings.shard)
+        self.left = {(i, chunk) for i in range(len(stores)) for chunk in chunks}  # encoder, chunk
+        self.pending: deque[tuple[int, int, EncodingChunk]] = deque()  # encoder, chunk, on the device
+        self.unreadable: set[int] = set()  # positions of images
+        self.failed: dict[int, Exception] = {}
 
-    def claim(missing: Sequence[int]) -> Iterator[Request]:
-        for chunk in missing:
-            able = [i for i in range(len(stores)) if i not in failed and (i, chunk) in left]
-            if claimed := [i for i in able if stores[i].claim(chunk)]:
-                yield Request(chunk, images_of(chunk), claimed)
+    def run(self) -> None:
+        """Extract until all chunks of all encoders that work are there.
 
-    def count(i: int, chunk: int) -> None:
-        left.remove((i, chunk))
-        progress.advance(len(images_of(chunk)))
-
-    def fail(i: int, error: Exception) -> None:
-        failed[i] = error
-        stores[i].close()  # other processes may try
-
-    def write_next() -> float:
-        (i, chunk, encoding), since = pending.popleft(), time.perf_counter()
+        Raises:
+            DatasetError: an image cannot be read; the message names it.
+            CacheError: the cache cannot be written to.
+        """
+        has_waited = False
         try:
-            features = encoding.collect(dataset)
-        except FeaturesError as error:
-            fail(i, error)
-        else:
-            meter.count(i, encoding)
-            since = meter.add("encode", since)
-            stores[i].write(chunk, features)
-            count(i, chunk)
-        return meter.add("keep", since)
-
-    try:
-        for store in stores:
-            store.start()
-        # Read only if needed, because it reads all cached chunks, and every shard would do so.
-        unreadable = set[int]().union(*(store.skipped() for store in stores)) if skip_corrupt else set[int]()
-        while True:
-            for i, chunk in sorted(left):
-                if stores[i].has(chunk):  # from an earlier command, or from another process
-                    count(i, chunk)
-            missing = sorted({chunk for i, chunk in left if i not in failed})
-            if not missing:
-                return failed
-            requests = claim(missing)
-            first = next(requests, None)
-            if first is None:
+            for store in self.stores:
+                store.start()
+            if self.settings.skip_corrupt:  # this reads all cached chunks, and every shard would do so
+                self.unreadable.update(*(store.skipped() for store in self.stores))
+            while missing := self._find_missing():
+                requests = self._claim(missing)
+                first = next(requests, None)
+                if first is not None:
+                    self._encode(chain([first], requests))
+                    continue
                 if not has_waited:
-                    logger.info("%s: waiting for another process that extracts the same features", name_of(dataset))
+                    name = name_of(self.dataset)
+                    logger.info("%s: waiting for another process that extracts the same features", name)
                     has_waited = True
                 time.sleep(WAIT_SECONDS)
-                continue
-            since = time.perf_counter()
-            with closing(read_chunks(reader, chain([first], requests), device, workers, size)) as reads:
-                for read in reads:
-                    since = meter.add("read", since)
-                    for position, error in read.errors:
-                        if not isinstance(error, DatasetError) or len(unreadable | {position}) > skip_corrupt:
-                            raise error
-                        if position not in unreadable:
-                            logger.warning("skipped: %s", error)
-                        unreadable.add(position)
-                    for i in read.request.encoders:
-                        if i in failed:
-                            continue
-                        try:
-                            pending.append((i, read.request.chunk, encode_chunk(encoders[i], read, batch_size)))
-                        except Exception as err:  # whatever a model raises; the other encoders go on
-                            fail(i, err)
-                        since = meter.add("encode", since)
-                        while len(pending) > ahead:
-                            since = write_next()
-                while pending:
-                    since = write_next()
-    finally:
-        for store in stores:
-            store.close()
+        finally:
+            for store in self.stores:
+                store.close()
+
+    def _find_missing(self) -> list[int]:
+        """Count the chunks that are there, and return the numbers of the others."""
+        for i, chunk in sorted(self.left):
+            if self.stores[i].has(chunk):  # from an earlier command, or from another process
+                self._count(i, chunk)
+        return sorted({chunk for i, chunk in self.left if i not in self.failed})
+
+    def _claim(self, missing: Sequence[int]) -> Iterator[Request]:
+        """Claim one chunk after the other, as they are read, for all encoders that lack it."""
+        for chunk in missing:
+            able = [i for i in range(len(self.stores)) if i not in self.failed and (i, chunk) in self.left]
+            if claimed := [i for i in able if self.stores[i].claim(chunk)]:
+                yield Request(chunk, self._images_of(chunk), claimed)
+
+    def _encode(self, requests: Iterator[Request]) -> None:
+        """Read, encode and write chunks. A GPU encodes a chunk while the chunk before it is written."""
+        since, most_pending = time.perf_counter(), 1 if self.device.type == "cuda" else 0
+        reader = Reader(self.dataset, self.encoders[0].preprocess)
+        with closing(read_chunks(reader, requests, self.device, self.settings.workers, self.chunk_size)) as reads:
+            for read in reads:
+                since = self.meter.add("read", since)
+                self._note_unreadable(read)
+                for i in read.request.encoders:
+                    if i in self.failed:
+                        continue
+                    try:
+                        encoding = encode_chunk(self.encoders[i], read, self.batch_size)
+                    except Exception as err:  # whatever a model raises; the other encoders go on
+                        self._fail(i, err)
+                    else:
+                        self.pending.append((i, read.request.chunk, encoding))
+                    since = self.meter.add("encode", since)
+                    while len(self.pending) > most_pending:
+                        since = self._write_next()
+            while self.pending:
+                since = self._write_next()
+
+    def _note_unreadable(self, read: Read) -> None:
+        """Add the images that could not be read; raise the error of the first that is one too many."""
+        for position, error in read.errors:
+            if not isinstance(error, DatasetError) or len(self.unreadable | {position}) > self.settings.skip_corrupt:
+                raise error
+            if position not in self.unreadable:
+                logger.warning("skipped %s", str(error).removesuffix(OR_SKIP))
+            self.unreadable.add(position)
+
+    def _write_next(self) -> float:
+        """Wait for the first chunk on the device, and write it; return the moment now."""
+        (i, chunk, encoding), since = self.pending.popleft(), time.perf_counter()
+        try:
+            features = encoding.collect(self.dataset)
+        except FeaturesError as error:
+            self._fail(i, error)
+        else:
+            self.meter.count(i, encoding)
+            since = self.meter.add("encode", since)
+            self.stores[i].write(chunk, features)
+            self._count(i, chunk)
+        return self.meter.add("keep", since)
+
+    def _images_of(self, chunk: int) -> range:
+        return range(chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, len(self.dataset)))
+
+    def _count(self, i: int, chunk: int) -> None:
+        self.left.remove((i, chunk))
+        self.progress.advance(len(self._images_of(chunk)))
+
+    def _fail(self, i: int, error: Exception) -> None:
+        self.failed[i] = error
+        self.stores[i].close()  # other processes may try

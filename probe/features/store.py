@@ -12,37 +12,33 @@ their digests. A damaged entry is named in a warning, removed and extracted agai
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from probe.atomic import TEMPORARY, lock
+from probe.atomic import lock, make_folder, temporary_beside
 from probe.datasets.opening import OpenedDataset
 from probe.environment import library_versions
 from probe.errors import CacheError, summarize
 from probe.features.arrays import PRE_PROJECTION, PROJECTED, Features, chunk_range
+from probe.features.sidecars import ENTRY, Key, Provenance, read_sidecar
 from probe.fetch import file_sha256
 from probe.models.devices import hardware
-from probe.models.preprocess import VERSION as PREPROCESS_VERSION
-from probe.models.preprocess import libjpeg_version
+from probe.models.preprocess import PREPROCESS_VERSION, libjpeg_version
 from probe.specs import RunSpec, digest, slug
 
 logger = logging.getLogger(__name__)
 
 EXTRACTION_VERSION = 1  # raised with every change of the suite that changes the bytes of features
 NOT_READING = ("groups", "ignore")  # options of sources that do not change how an image is read
-VERSION = 1  # version of the layout of entries
-SIDECAR, ABOUT, MAKING, CHUNKS, REMOVED = "entry.json", "about.json", "making.json", ".pieces", TEMPORARY
+CHUNKS = ".pieces"  # end of the name of a folder of chunks; caches of earlier versions have this name
 FITS = "fits"  # folder of `probes.cached_fits`: finished fits of sweeps that may be interrupted
 LABELS = "labels"
 ARRAYS = (PROJECTED, PRE_PROJECTION, LABELS)
@@ -60,7 +56,7 @@ class EntrySpec:
 
     Args:
         dataset: name of the dataset. `subset`, `model`, `mode` and `precision` are names too, for readable folders.
-        key: everything that changes the bytes of the features, as plain JSON values.
+        key: everything that changes the bytes of the features.
         num_images: number of images to encode.
         batch_size: images encoded at a time.
     """
@@ -70,7 +66,7 @@ class EntrySpec:
     model: str
     mode: str
     precision: str
-    key: Mapping[str, Any]
+    key: Key
     num_images: int
     batch_size: int
 
@@ -101,25 +97,17 @@ class Entry:
 
     Args:
         features: features of all images that could be read.
-        encoder: description of the encoder, see `records.schema.EncoderRecord`.
-        extraction: measurements of the extraction, see `Meter.describe`.
+        provenance: how the features were extracted.
         path: folder of the entry.
     """
 
     features: Features
-    encoder: Mapping[str, Any]
-    extraction: Mapping[str, Any]
+    provenance: Provenance
     path: Path
 
 
 def cache_entries(spec: RunSpec, weights: str, dataset: OpenedDataset) -> dict[str, EntrySpec]:
-    """Return the specification of the cache entry of each subset that some split uses.
-
-    Args:
-        spec: the run; its protocol and solver do not matter.
-        weights: digest of the weights, see `models.loading.identify`.
-        dataset: the dataset.
-    """
+    """Return the specification of the cache entry of each subset that some split uses."""
     source = dataset.source
     around = {
         "weights": weights,
@@ -148,6 +136,26 @@ def cache_entries(spec: RunSpec, weights: str, dataset: OpenedDataset) -> dict[s
     return entries
 
 
+def check_usable(root: Path) -> None:
+    """Check that features can be cached, before the work of a grid begins. A folder with entries may be read-only.
+
+    Raises:
+        CacheError: the folder cannot be written to, and has no entries.
+    """
+    marker = temporary_beside(root / "writable")
+    try:
+        make_folder(root)
+        marker.touch()
+        marker.unlink(missing_ok=True)
+    except OSError as err:
+        with suppress(OSError):
+            if any(root.iterdir()):
+                return
+        raise CacheError(
+            f"cannot write to the cache folder {root} ({err.strerror}); name another one with --cache-dir"
+        ) from err
+
+
 def find(root: Path, spec: EntrySpec) -> Entry | None:
     """Read an entry; return None if it is not cached. A damaged entry is named in a warning and removed.
 
@@ -157,11 +165,11 @@ def find(root: Path, spec: EntrySpec) -> Entry | None:
     folder = spec.folder(root)
     if not folder.is_dir():
         return None
-    found = None
+    entry = None
     try:
         with suppress(*DAMAGE):
-            found = _read(folder)
-        if found is None:  # its arrays are closed by now: Windows does not remove an open file
+            entry = _read(folder)
+        if entry is None:  # its arrays are closed by now: Windows does not remove an open file
             with lock(root / LOCK):  # another process may have extracted it again
                 reason = damage(folder)
                 if reason and folder.exists():
@@ -176,9 +184,9 @@ def find(root: Path, spec: EntrySpec) -> Entry | None:
             "different folder with --cache-dir"
         ) from err
     with suppress(OSError):  # in a folder of another user; only `inventory.collect` reads the time
-        os.utime(folder / SIDECAR)
+        os.utime(folder / ENTRY)
     shutil.rmtree(f"{folder}{CHUNKS}", ignore_errors=True)  # left by a process killed between the last two steps
-    return found
+    return entry
 
 
 def remove(root: Path, folder: Path) -> None:
@@ -208,30 +216,12 @@ def damage(folder: Path) -> str:
 
 
 def _read(folder: Path) -> Entry:
-    about = read_sidecar(folder)
+    sidecar = read_sidecar(folder)
     arrays = {}
     for name in ARRAYS:
-        path, listed = folder / f"{name}.npy", about["arrays"][name]
-        if file_sha256(path) != listed["sha256"]:
+        path = folder / f"{name}.npy"
+        if file_sha256(path) != sidecar.arrays[name].sha256:
             raise ValueError(f"the digest of {path.name} differs")
         arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-    skipped = tuple((int(position), str(message)) for position, message in about["skipped"])
-    features = Features(arrays[PROJECTED], np.array(arrays[LABELS]), arrays[PRE_PROJECTION], skipped)
-    return Entry(features, about["encoder"], about["extraction"], folder)
-
-
-def read_sidecar(folder: Path) -> dict[str, Any]:
-    """Read the sidecar of an entry.
-
-    Raises:
-        One of `DAMAGE`: the sidecar is damaged.
-    """
-    about = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
-    if not isinstance(about, dict):
-        raise TypeError(f"{SIDECAR} is not a JSON object")
-    written = about.pop("sha256")
-    if digest(about) != written:
-        raise ValueError(f"the digest of {SIDECAR} differs")
-    if about["version"] != VERSION:
-        raise ValueError(f"{SIDECAR} has the version {about['version']}, not {VERSION}")
-    return about
+    features = Features(arrays[PROJECTED], np.array(arrays[LABELS]), arrays[PRE_PROJECTION], sidecar.skipped)
+    return Entry(features, Provenance(sidecar.encoder, sidecar.extraction), folder)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probe.errors import ResultsError, listed, printable
+from probe.leaderboard.labels import short_names
 from probe.leaderboard.tables import status
 from probe.records.record import dataset_slug
 from probe.records.schema import DoneRecord, RunRecord
@@ -13,7 +15,7 @@ from probe.records.schema import DoneRecord, RunRecord
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-TITLES = {
+METRIC_TITLES = {
     "accuracy": "Accuracy",
     "top5": "Top-5 accuracy",
     "mean_top1_top5": "Mean of top-1 and top-5 accuracy",
@@ -45,7 +47,7 @@ def model_index(records: Sequence[RunRecord]) -> str:
             raise ResultsError(f"{record.dataset} / {record.protocol} failed and has no score; leave it out")
         done.append(record)
     _check_weights(done)
-    card = ModelCardData(model_name=printable(models[0]), eval_results=[_result(record) for record in done])
+    card = ModelCardData(model_name=short_names(models)[models[0]], eval_results=[_result(record) for record in done])
     return f"{card.to_yaml()}\n"
 
 
@@ -67,6 +69,7 @@ def _result(record: DoneRecord) -> EvalResult:
     from huggingface_hub import EvalResult
 
     result, dataset, source = record.result, record.spec.dataset, record.read.source
+    label = short_names([dataset.name])[dataset.name]
     how = {
         "protocol": printable(record.protocol),
         "feature_point": record.spec.protocol.feature_point,
@@ -80,14 +83,14 @@ def _result(record: DoneRecord) -> EvalResult:
     return EvalResult(
         task_type="image-classification",
         task_name="Linear probe of image features",
-        # The hub knows data sets by its own names.
+        # The hub knows data sets by its own names. Of local files, the card has the name, but not the path.
         dataset_type=source.location
-        if source is not None and source.form == "huggingface"
-        else dataset_slug(record.spec.dataset),
-        dataset_name=printable(dataset.title or record.dataset),
+        if source is not None and source.form == "huggingface" and not Path(source.location).is_absolute()
+        else dataset_slug(dataset),
+        dataset_name=printable(dataset.title) if dataset.title and label == dataset.name else label,
         dataset_split="test",
         metric_type=dataset.metric,
-        metric_name=f"{TITLES.get(dataset.metric, dataset.metric)} ({printable(record.protocol)})",
+        metric_name=f"{METRIC_TITLES.get(dataset.metric, dataset.metric)} ({printable(record.protocol)})",
         metric_value=result.score,
         metric_args={name: value for name, value in how.items() if value is not None},
     )

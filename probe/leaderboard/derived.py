@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from probe.errors import ResultsError
 from probe.leaderboard import modes, page, tables, texts
-from probe.leaderboard.exports import rows_to_csv
 from probe.leaderboard.sections import make_sections
-from probe.records.record import encode, model_slug, read_records, write_text
+from probe.records.record import encode, model_slug, read_records, scan_records, write_text
 from probe.records.schema import RunRecord
 
 TABLES = "tables"
@@ -53,19 +53,20 @@ def _write_changed(folder: Path, files: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Stale:
-    """Files that are missing or differ from the records, and tables that belong to no record."""
+    """Files that are missing or differ from the records, tables that belong to no record, and damaged records."""
 
     differing: list[Path]
     orphans: list[Path]
+    damaged: list[ResultsError]
 
 
 def find_stale(results_dir: str | Path = "results") -> Stale:
-    """Return the files under `results_dir` that are not as `write_derived` would leave them."""
+    """Return the files under `results_dir` that are not as `write_derived` would leave them, and damaged records."""
     folder = Path(results_dir)
-    files = render_derived(read_records(folder))
-    return Stale(
-        [folder / name for name, text in files.items() if not _holds(folder / name, text)], _orphans(folder, files)
-    )
+    found, damaged = scan_records(folder)
+    files = render_derived([record for _, record in found])
+    differing = [folder / name for name, text in files.items() if not _holds(folder / name, text)]
+    return Stale(differing, _orphans(folder, files), damaged)
 
 
 def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
@@ -73,11 +74,11 @@ def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
     sections = make_sections(records)
     return {
         **{f"{TABLES}/{name}": text for name, text in tables.render_tables(records).items()},
-        "leaderboard.csv": rows_to_csv(*texts.table(sections)),
+        "leaderboard.csv": tables.rows_to_csv(*texts.table(sections)),
         "leaderboard.md": texts.sections_to_markdown(sections),
         PAGE: page.render_page(records, sections),
-        "jit_against_eager.csv": rows_to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
-        "jit_against_eager.md": f"# JIT against eager\n\n{modes.ABOUT}\n{modes.modes_to_markdown(records)}",
+        "jit_against_eager.csv": tables.rows_to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
+        "jit_against_eager.md": f"# JIT against eager\n\n{modes.INTRODUCTION}\n{modes.modes_to_markdown(records)}",
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -14,19 +13,12 @@ from probe.errors import printable
 from probe.leaderboard import texts
 from probe.leaderboard.labels import LEGEND
 from probe.leaderboard.sections import Cell, Section, titles
-from probe.leaderboard.tables import csv_value
+from probe.leaderboard.tables import rows_to_csv
 from probe.records.record import encode, record_path
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
 _SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
-
-
-def rows_to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return CSV: numbers unrounded, texts as `tables.csv_value` returns them, missing values empty."""
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([map(csv_value, row) for row in (header, *rows)])
-    return file.getvalue()
 
 
 def to_json(sections: Sequence[Section]) -> str:

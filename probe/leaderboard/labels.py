@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from probe.errors import printable
 
-MISSING = "—"  # in a table, a run without a record
+if TYPE_CHECKING:
+    from probe.records.schema import RunRecord
+
+NO_RECORD = "—"  # in a table, a run without a record
 
 # The values of a filter -> the same in plain words.
-MODES = {"eager": "eager (plain PyTorch)", "jit": "jit (TorchScript)", "compiled": "compiled (torch.compile)"}
-PRECISIONS = {"fp32": "fp32 (32-bit floats)", "fp16": "fp16 (16-bit floats)", "bf16": "bf16 (bfloat16)"}
-SOLVERS = {"fast": "fast (to the optimum)", "sklearn": "sklearn (its L-BFGS)"}
-POINTS = {"projected": "projected features", "pre_projection": "features before the projection"}
+MODE_LABELS = {"eager": "eager (plain PyTorch)", "jit": "jit (TorchScript)", "compiled": "compiled (torch.compile)"}
+PRECISION_LABELS = {"fp32": "fp32 (32-bit floats)", "fp16": "fp16 (16-bit floats)", "bf16": "bf16 (bfloat16)"}
+SOLVER_LABELS = {"fast": "fast (to the optimum)", "sklearn": "sklearn (its L-BFGS)"}
+POINT_LABELS = {"projected": "projected features", "pre_projection": "features before the projection"}
 
 LEGEND = (
     (
@@ -36,7 +40,7 @@ LEGEND = (
     ("+", "Some images were missing or could not be read; the record says how many, or which."),
     ("#", "Scored on other test images, or by another metric, than most of its column; not in the mean."),
     ("failed", "The run ended with an error; its record has the message."),
-    (MISSING, "No record of this run."),
+    (NO_RECORD, "No record of this run."),
     (
         "protocol",
         "The rules by which a logistic regression is fitted on frozen features and scored. Different protocols give "
@@ -68,6 +72,14 @@ def count(number: int, noun: str) -> str:
     ('1 model', '2 models')
     """
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def scope(records: Sequence[RunRecord]) -> str:
+    """Return the numbers of runs that have a score, of their models and datasets, and of runs that failed."""
+    done = [record for record in records if record.result is not None]
+    models, datasets = {record.model for record in done}, {record.dataset for record in done}
+    failed = f" ({count(len(records) - len(done), 'more run')} failed)" if len(done) < len(records) else ""
+    return f"{count(len(done), 'run')} of {count(len(models), 'model')} on {count(len(datasets), 'dataset')}{failed}"
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:

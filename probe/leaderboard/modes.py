@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from probe.errors import ResultsError
 from probe.leaderboard.sections import rules_digest
 from probe.leaderboard.tables import UNKNOWN, markdown_table, percent
-from probe.records.record import outcomes_of, test_images
+from probe.records.packing import outcomes_of
+from probe.records.record import test_images
 from probe.records.schema import DoneRecord, RunRecord
 from probe.specs import DEFAULT_SOLVER
 from probe.stats.paired import compare
@@ -18,7 +19,7 @@ HEADER = (
     *("dataset", "model", "protocol", "precision", "solver", "eager", "jit", "difference", "predictions_flipped"),
     *("p_value", "largest_feature_difference"),
 )
-ABOUT = """\
+INTRODUCTION = """\
 Each row is one run in both modes. `leaderboard.md` explains the marks behind scores.
 
 - changed predictions: test images whose predicted class differs between the modes.

@@ -17,7 +17,8 @@ import numpy as np
 
 from probe.errors import ResultsError
 from probe.leaderboard.labels import short_names
-from probe.records.record import outcomes_of, test_images
+from probe.records.packing import outcomes_of
+from probe.records.record import test_images
 from probe.records.schema import DoneRecord, RunRecord
 from probe.stats.deviations import deviations
 from probe.stats.intervals import quantile

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.leaderboard.ranking import Evidence, MeanRanks, mean_ranks
 from probe.leaderboard.tables import half_width, marks, status
 from probe.records.record import test_images
@@ -20,7 +20,7 @@ from probe.specs import digest, identity_fields
 
 OTHER_IMAGES = "other test images or metric"
 BEST, TIED = "best", "tied"  # places of a score in its column
-_ORDER = {row.name: i for i, row in enumerate(CATALOG)}
+_ORDER = {row.name: i for i, row in enumerate(DATASETS)}
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Line:
     Args:
         model: its name.
         cells: its cells by dataset.
-        mean: mean score over the datasets that all models of the section have, in [0, 1]; None if there is none.
+        mean: mean score over the `common` datasets of the section, in [0, 1]; None if there is none.
         low: lower bound of the 95 % confidence interval of the mean, over the sampling of test images; None if a
             record has no interval.
         high: upper bound.
-        gflops: operations of the image tower for one image, in billions; None if no record knows.
+        gflops: operations of the image tower for one image, in billions; None if it is not known.
         rank: one more than the number of models whose mean is higher by more than chance, `1 =` if it is shared;
             empty if outcomes of test images are missing.
     """
@@ -93,7 +93,7 @@ class Section:
         precision: of the weights.
         rules: start of the digest of the protocol's rules, which tells protocols of one name apart.
         datasets: in the order of the catalogue, followed by those that it does not have.
-        common: datasets that all models have, on the same test images.
+        common: datasets that all models with a score have, on the same test images.
         lines: models, the best mean first.
         unranked: models without a rank, and why.
     """
@@ -135,16 +135,16 @@ def make_sections(records: Sequence[RunRecord]) -> list[Section]:
     for record in records:
         named = (record.protocol, record.spec.protocol.feature_point, record.solver, record.mode, record.precision)
         groups.setdefault((*named, rules_digest(record)), []).append(record)
-    found = [_section(key, groups[key]) for key in sorted(groups, key=lambda key: [natural(part) for part in key])]
+    sections = [_section(key, groups[key]) for key in sorted(groups, key=lambda key: [natural(part) for part in key])]
     of_protocol: dict[str, int] = {}
-    for section in found:
+    for section in sections:
         of_protocol[section.protocol] = of_protocol.get(section.protocol, 0) + _num_scores(section)
     overview = max(
-        found,
+        sections,
         key=lambda section: (_num_scores(section), of_protocol[section.protocol], _num_unmarked(section)),
         default=None,
     )
-    return sorted(found, key=lambda section: section is not overview)
+    return sorted(sections, key=lambda section: section is not overview)
 
 
 def _num_scores(section: Section) -> int:
@@ -161,11 +161,12 @@ def rules_digest(record: RunRecord) -> str:
     return digest({name: value for name, value in rules.items() if name != "name"})[:8]
 
 
-def titles(found: Sequence[Section]) -> list[str]:
+def titles(sections: Sequence[Section]) -> list[str]:
     """Return the title of each section, with its rules if two titles are equal."""
-    plain = [section.title for section in found]
+    plain = [section.title for section in sections]
     return [
-        f"{title}, rules {s.rules}" if plain.count(title) > 1 else title for title, s in zip(plain, found, strict=True)
+        f"{title}, rules {s.rules}" if plain.count(title) > 1 else title
+        for title, s in zip(plain, sections, strict=True)
     ]
 
 
@@ -193,16 +194,18 @@ def _section(key: tuple[str, ...], records: Sequence[RunRecord]) -> Section:
     for name in datasets:
         for cell in _column([record for record in records if record.dataset == name], evidence):
             by_model[cell.record.model][name] = cell
-    common = [name for name in datasets if all(has_score(cells.get(name)) for cells in by_model.values())]
-    whole = {model: [evidence[cells[name].record.key] for name in common] for model, cells in by_model.items()}
-    found = mean_ranks(whole) if common else MeanRanks({}, {})
+    # A model whose runs all failed does not take the mean from the others.
+    done = {model: cells for model, cells in by_model.items() if any(c.record.result for c in cells.values())}
+    common = [name for name in datasets if done and all(has_score(cells.get(name)) for cells in done.values())]
+    whole = {model: [evidence[cells[name].record.key] for name in common] for model, cells in done.items()}
+    ranking = mean_ranks(whole) if common else MeanRanks({}, {})
     lines = [
         Line(
             model,
             cells,
-            *_summary([one.record.result for one in whole[model]]),
+            *_summary([one.record.result for one in whole.get(model, ())]),
             _gflops(cell.record for cell in cells.values()),
-            found.ranks.get(model, ""),
+            ranking.ranks.get(model, ""),
         )
         for model, cells in by_model.items()
     ]
@@ -218,7 +221,7 @@ def _section(key: tuple[str, ...], records: Sequence[RunRecord]) -> Section:
         datasets=tuple(datasets),
         common=tuple(common),
         lines=tuple(lines),
-        unranked=found.reasons,
+        unranked=ranking.reasons,
     )
 
 

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from probe.errors import brief, printable
-from probe.leaderboard.labels import MISSING
+from probe.leaderboard.labels import NO_RECORD
 from probe.records.record import model_slug
 from probe.records.schema import DoneRecord, IntervalRecord, ResultRecord, RunRecord
 
@@ -26,6 +26,7 @@ COLUMNS = (
 FINAL_NOTE = "* the final fit did not converge"
 CHOICE_NOTE = "~ C was chosen among fits of which some did not converge"
 UNKNOWN, VARIES = "n/a", "varies"
+VARIES_NOTE = f"{VARIES}: each draw or fold has its own C"
 
 
 def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
@@ -39,14 +40,14 @@ def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def records_to_csv(records: Iterable[RunRecord]) -> str:
-    """Return one line per record, with the columns `COLUMNS`. Scores are unrounded fractions; missing values are empty.
+    """Return one line per record, with the columns `COLUMNS`. Scores are unrounded fractions."""
+    return rows_to_csv(COLUMNS, [list(row(record).values()) for record in records])
 
-    Texts are written as `csv_value` returns them.
-    """
+
+def rows_to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return CSV: numbers unrounded, texts as `csv_value` returns them, missing values empty."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: csv_value(value) for name, value in row(record).items()} for record in records)
+    csv.writer(file, lineterminator="\n").writerows([map(csv_value, values) for values in (header, *rows)])
     return file.getvalue()
 
 
@@ -111,7 +112,7 @@ def footnotes(records: Sequence[RunRecord]) -> list[str]:
     if any(record.result is not None and record.result.interval is None for record in records):
         notes.append(f"{UNKNOWN}: the record is from a version that did not compute intervals")
     if any(record.result is not None and record.result.C is None for record in records):
-        notes.append(f"{VARIES}: each draw or fold has its own C; the record has them")
+        notes.append(f"{VARIES_NOTE}; the record has them")
     return notes
 
 
@@ -158,7 +159,7 @@ def _escape_pipes(cell: str) -> str:
 def _cells(record: RunRecord) -> tuple[str, ...]:
     names = (record.dataset, record.model, record.mode, record.protocol)
     if record.result is None:
-        return (*names, "failed", MISSING, MISSING, record.solver, MISSING, MISSING)
+        return (*names, "failed", NO_RECORD, NO_RECORD, record.solver, NO_RECORD, NO_RECORD)
     result = record.result
     strength = VARIES if result.C is None else f"{result.C:.4g}"
     numbers = (strength, record.solver, str(result.n_iter), str(result.num_test))

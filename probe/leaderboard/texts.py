@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from probe.errors import listed, printable
-from probe.leaderboard.cards import TITLES
-from probe.leaderboard.labels import LEGEND, MISSING, count, short_names
+from probe.leaderboard.cards import METRIC_TITLES
+from probe.leaderboard.labels import LEGEND, NO_RECORD, scope, short_names
 from probe.leaderboard.sections import BEST, Cell, Line, Section, has_mean, has_ranks, has_score, sort_datasets, titles
 from probe.leaderboard.tables import half_width, markdown_table, markdown_text
 
@@ -50,9 +50,7 @@ def _values(cell: Cell | None) -> list[object]:
 def sections_to_markdown(found: Sequence[Section]) -> str:
     """Return the overview, the legend and the other sections as a page to read, with scores in percent."""
     records = [record for section in found for record in section.records]
-    models, datasets = ({getattr(record, name) for record in records} for name in ("model", "dataset"))
-    scope = f"{count(len(models), 'model')} on {count(len(datasets), 'dataset')}"
-    page = [f"# Leaderboard\n\nScores of linear probes in percent: {count(len(records), 'run')}, {scope}.\n"]
+    page = [f"# Leaderboard\n\nScores of linear probes in percent: {scope(records)}.\n"]
     parts = [_markdown(title, section) for title, section in zip(titles(found), found, strict=True)]
     if parts:
         parts[0] = parts[0].replace("## ", "## Overview: ", 1)
@@ -77,7 +75,7 @@ def metric_notes(section: Section) -> list[str]:
     for name, label in short_names(section.datasets).items():
         by_metric.setdefault(metrics[name], []).append(label)
     return [
-        f"{TITLES.get(metric, metric)}, not accuracy: {listed(own, most=MAX_NAMED)}."
+        f"{METRIC_TITLES.get(metric, metric)}, not accuracy: {listed(own, most=MAX_NAMED)}."
         for metric, own in by_metric.items()
         if metric != "accuracy"
     ]
@@ -86,8 +84,12 @@ def metric_notes(section: Section) -> list[str]:
 def notes(section: Section) -> list[str]:
     """Return remarks on the means, ranks and weights of a section."""
     found, models = [], short_names(line.model for line in section.lines)
-    if len(section.lines) > 1 and (len(section.datasets) > 1 or not section.common):
-        found.append(_note_on_mean(section, models))
+    done = [line for line in section.lines if any(cell.record.result for cell in line.cells.values())]
+    if len(done) > 1 and (len(section.datasets) > 1 or not section.common):
+        found.append(_note_on_mean(section, {line.model: models[line.model] for line in done}))
+    failed = [models[line.model] for line in section.lines if line not in done]
+    if failed:
+        found.append(f"All runs of {listed(failed, most=MAX_NAMED)} failed; the records have the reasons.")
     found += [f"{models[model]} has no rank: {reason}." for model, reason in section.unranked.items()]
     for line in section.lines:
         weights = {cell.record.encoder.weights_sha256 for cell in line.cells.values()} - {None, ""}
@@ -105,7 +107,9 @@ def _note_on_mean(section: Section, models: Mapping[str, str]) -> str:
         names = listed([labels[name] for name in section.common], most=MAX_NAMED)
         return f"The mean is over the datasets that all models have: {names}."
     lacking = {
-        name: [models[line.model] for line in section.lines if not has_score(line.cells.get(name))]
+        name: [
+            models[line.model] for line in section.lines if line.model in models and not has_score(line.cells.get(name))
+        ]
         for name in section.datasets
     }
     name = min(lacking, key=lambda name: len(lacking[name]))
@@ -142,7 +146,7 @@ def mean_text(section: Section, line: Line) -> str:
 def cell_text(cell: Cell | None, *, emphasize: bool = False) -> str:
     """Return a cell to read: score, half the width of the interval, marks; see `to_text`."""
     if cell is None:
-        return MISSING
+        return NO_RECORD
     result = cell.record.result
     if result is None:
         return "failed"

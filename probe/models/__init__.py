@@ -11,8 +11,8 @@ from pathlib import Path
 
 from probe import hub, paths
 from probe.errors import CheckpointError, CheckpointMissingError, ProbeError
-from probe.models.catalog import CATALOG
-from probe.models.open_clip_config import CONFIG, LOCAL
+from probe.models.catalog import MODELS
+from probe.models.open_clip_config import LOCAL, OPEN_CLIP_CONFIG
 from probe.names import unknown_name
 from probe.specs import ModelSpec
 
@@ -23,7 +23,7 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 HUB_MARKS = tuple(f"{file}{index}" for file in hub.FOLDER_WEIGHTS for index in ("", ".index.json"))
 FOLDER_MARK = "config.json"  # Hugging Face's libraries write this file next to the weights
 DISTRIBUTED_SUFFIX, DISTRIBUTED_MARK = ".distcp", ".metadata"  # files of torch.distributed.checkpoint
-FORMS = (
+MODEL_FORMS = (
     f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {OPEN_CLIP}ARCH/PATH, {OPEN_CLIP}local-dir:PATH, {OPEN_CLIP}hf-hub:ORG/NAME, "
     f"{HF}ORG/NAME, or the path of a checkpoint or of a folder that Hugging Face's libraries or open_clip wrote"
 )
@@ -31,7 +31,7 @@ FORMS = (
 
 def model_names() -> tuple[str, ...]:
     """Return the names of the models in the catalogue, in the order of the catalogue."""
-    return tuple(spec.name for spec in CATALOG)
+    return tuple(spec.name for spec in MODELS)
 
 
 def get_model(name: str | Path) -> ModelSpec:
@@ -55,7 +55,7 @@ def get_model(name: str | Path) -> ModelSpec:
         ExtraMissingError: the model needs open_clip, which is not installed.
     """
     name = str(name)
-    for spec in CATALOG:
+    for spec in MODELS:
         if spec.name == name:
             return spec
     if name.startswith(RANDOM):
@@ -138,11 +138,17 @@ def _on_disk(name: str) -> ModelSpec:
     if is_checkpoint:
         return ModelSpec(source, form="file", source=source)
     refuse_options(name, f"{KEY}KEY")
+    if name and path.is_dir():
+        raise CheckpointMissingError(
+            f"the folder {path} has no {FOLDER_MARK} or {OPEN_CLIP_CONFIG}; give the path of a checkpoint file, or of "
+            "a folder that Hugging Face's libraries or open_clip wrote"
+        )
     if path.suffix in CHECKPOINT_SUFFIXES or name.startswith((".", "/", "~")):
         raise CheckpointMissingError(
-            f"no checkpoint at {path}; give the path of a file, or of a folder that contains {FOLDER_MARK} or {CONFIG}"
+            f"no checkpoint at {path}; give the path of a file, or of a folder that contains {FOLDER_MARK} or "
+            f"{OPEN_CLIP_CONFIG}"
         )
-    raise unknown_name("model", name, model_names(), forms=FORMS)
+    raise unknown_name("model", name, model_names(), forms=MODEL_FORMS)
 
 
 def _has_open_clip_config(path: Path) -> bool:
@@ -152,7 +158,7 @@ def _has_open_clip_config(path: Path) -> bool:
     TorchScript archive either, which contains its own program.
     """
     folder = path if path.is_dir() else path.parent
-    if not path.exists() or not (folder / CONFIG).is_file():
+    if not path.exists() or not (folder / OPEN_CLIP_CONFIG).is_file():
         return False
     hugging_face_weights = [folder / mark for mark in HUB_MARKS if (folder / FOLDER_MARK).is_file()]
     if path.is_dir():

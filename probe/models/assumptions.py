@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 
 from probe.errors import CheckpointError, printable, shorten
-from probe.models.catalog import CATALOG
-from probe.models.open_clip_config import CONFIG
+from probe.models.catalog import MODELS
+from probe.models.open_clip_config import OPEN_CLIP_CONFIG
 from probe.specs import Architecture
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def check_assumptions(path: Path, architecture: Architecture, *, is_archive: boo
     if not _has_known_widths(architecture):
         raise CheckpointError(
             f"{path} has {widths}, unlike any of OpenAI's models, so its attention heads and activation are unknown; "
-            f"give open_clip:ARCH/PATH with its architecture, or put an {CONFIG} next to it"
+            f"give open_clip:ARCH/PATH with its architecture, or put an {OPEN_CLIP_CONFIG} next to it"
         )
     logger.warning(
         "%s contains only weights; the other settings are assumed to be OpenAI's: %d and %d attention heads, "
@@ -49,13 +49,13 @@ def check_assumptions(path: Path, architecture: Architecture, *, is_archive: boo
             architecture.transformer_heads,
             architecture.image_resolution,
         ),
-        *(architecture.context_length, CONFIG),
+        *(architecture.context_length, OPEN_CLIP_CONFIG),
     )
 
 
 def _has_known_widths(architecture: Architecture) -> bool:
     """Return True if the catalogue has towers of both widths. All heads in the catalogue have 64 channels."""
-    shapes = [spec.architecture for spec in CATALOG if spec.architecture is not None]
+    shapes = [spec.architecture for spec in MODELS if spec.architecture is not None]
     is_vit = architecture.vision_patch_size is not None
     image_widths = {shape.vision_width for shape in shapes if (shape.vision_patch_size is not None) == is_vit}
     return architecture.vision_width in image_widths and architecture.transformer_width in {

@@ -78,11 +78,18 @@ def read_checkpoint(path: Path, *, sha256: str = "", key: str = "") -> Checkpoin
         CheckpointError: the file cannot be read, is damaged, contains no CLIP model, or contains several models and
             `key` selects none of them.
     """
-    try:
+    with naming_unreadable(path):
         return _read_file_or_folder(path, sha256, key)
+
+
+@contextmanager
+def naming_unreadable(path: Path) -> Iterator[None]:
+    """Raise a CheckpointError that names the path if reading fails in the block."""
+    try:
+        yield
+    except ProbeError:  # some of them are OSErrors
+        raise
     except OSError as err:
-        if isinstance(err, ProbeError):
-            raise
         raise CheckpointError(
             f"cannot read {path} ({err.strerror or err}); check its permissions, or give another file"
         ) from err

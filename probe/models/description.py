@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from probe.errors import DownloadError
 from probe.fetch import file_sha256
@@ -11,11 +12,11 @@ from probe.models.loading import has_jit_mode, read_weights
 from probe.models.profile import profile_architecture, profile_model
 from probe.specs import ModelSpec, Profile
 
-BOTH, EAGER = "eager, jit", "eager"
+BOTH, EAGER = ["eager", "jit"], ["eager"]
 
 
-def describe_model(name: str | Path, *, weights_dir: str | Path | None = None) -> dict[str, str]:
-    """Return a description of a model as pairs of label and text.
+def model_facts(name: str | Path, *, weights_dir: str | Path | None = None) -> dict[str, Any]:
+    """Return the facts about a model as JSON values; None for a fact that is not known.
 
     Facts that only the weights contain are included if the weights are on this machine. Nothing is downloaded.
 
@@ -24,36 +25,62 @@ def describe_model(name: str | Path, *, weights_dir: str | Path | None = None) -
     """
     spec = get_model(name)
     here = is_here(spec, weights_dir)
-    facts = {
+    facts: dict[str, Any] = {
         "name": spec.name,
-        "weights": f"{spec.form}, {spec.source}" + ("" if here else " (downloads on first use)"),
+        "form": spec.form,
+        "source": spec.source,
+        "is_here": here,
+        "sha256": spec.sha256 or None,
+        "license": spec.license or None,
+        "modes": EAGER,
+        **_sizes(None, None, None, None),
     }
     if spec.architecture is not None:
         shape, profile = spec.architecture, spec.profile or profile_architecture(spec.architecture)
-        facts |= {"sha256": spec.sha256, "licence": spec.license, "modes": BOTH}
-        facts |= _sizes(shape.image_resolution, shape.embed_dim, shape.pre_projection_dim, profile)
+        facts |= {"modes": BOTH} | _sizes(shape.image_resolution, shape.embed_dim, shape.pre_projection_dim, profile)
     elif spec.form == "open_clip":
         facts |= _describe_zoo(spec, here=here)
-    else:
-        facts |= _describe_checkpoint(spec) if here else {"modes": EAGER}
-    return {label: text for label, text in facts.items() if text}
+    elif here:
+        facts |= _describe_checkpoint(spec)
+    return facts
 
 
-def _describe_checkpoint(spec: ModelSpec) -> dict[str, str]:
+def describe_model(name: str | Path, *, weights_dir: str | Path | None = None) -> dict[str, str]:
+    """Return the known facts about a model as pairs of label and text; see `model_facts`."""
+    facts = model_facts(name, weights_dir=weights_dir)
+    texts = {
+        "name": facts["name"],
+        "weights": f"{facts['form']}, {facts['source']}" + ("" if facts["is_here"] else " (downloads on first use)"),
+        "sha256": facts["sha256"],
+        "licence": facts["license"],
+        "modes": ", ".join(facts["modes"]),
+    }
+    if facts["parameters"] is not None:
+        texts |= {
+            "pixels": str(facts["resolution"]),
+            "projected": f"{facts['embed_dim']}-d",
+            "before projection": f"{facts['pre_projection_dim']}-d",
+            "parameters": f"{facts['parameters']:,}, of which {facts['image_parameters']:,} in the image tower",
+            "GFLOPs per image": f"{facts['flops'] / 1e9:.3g}",
+        }
+    return {label: text for label, text in texts.items() if text}
+
+
+def _describe_checkpoint(spec: ModelSpec) -> dict[str, Any]:
     checkpoint = read_weights(spec, offline=True)
     shape = checkpoint.architecture
     return {
         "sha256": checkpoint.sha256,
-        "licence": checkpoint.license,
+        "license": checkpoint.license or None,
         "modes": BOTH if has_jit_mode(checkpoint) else EAGER,
         **_sizes(shape.image_resolution, shape.embed_dim, shape.pre_projection_dim, profile_architecture(shape)),
     }
 
 
-def _describe_zoo(spec: ModelSpec, *, here: bool) -> dict[str, str]:
-    facts = {"modes": EAGER}
+def _describe_zoo(spec: ModelSpec, *, here: bool) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
     if here:
-        path, facts["licence"] = open_clip.fetch_zoo_weights(open_clip_names.parse(spec.source), offline=True)
+        path, facts["license"] = open_clip.fetch_zoo_weights(open_clip_names.parse(spec.source), offline=True)
         facts["sha256"] = file_sha256(path)
     try:
         loaded = open_clip.sketch(spec.source)
@@ -64,11 +91,14 @@ def _describe_zoo(spec: ModelSpec, *, here: bool) -> dict[str, str]:
     return facts | _sizes(encoder.resolution, encoder.embed_dim, encoder.pre_projection_dim, profile)
 
 
-def _sizes(resolution: int, embed_dim: int, pre_projection_dim: int, profile: Profile) -> dict[str, str]:
+def _sizes(
+    resolution: int | None, embed_dim: int | None, pre_projection_dim: int | None, profile: Profile | None
+) -> dict[str, Any]:
     return {
-        "pixels": str(resolution),
-        "projected": f"{embed_dim}-d",
-        "before projection": f"{pre_projection_dim}-d",
-        "parameters": f"{profile.parameters:,}, of which {profile.image_parameters:,} in the image tower",
-        "GFLOPs per image": f"{profile.flops / 1e9:.3g}",
+        "resolution": resolution,
+        "embed_dim": embed_dim,
+        "pre_projection_dim": pre_projection_dim,
+        "parameters": profile and profile.parameters,
+        "image_parameters": profile and profile.image_parameters,
+        "flops": profile and profile.flops,
     }

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from probe import hub, paths
-from probe.errors import CheckpointError, ChecksumError, ProbeError
+from probe.errors import CheckpointError, ChecksumError
 from probe.fetch import fetch, weights_sha256
 from probe.models import get_model, open_clip, open_clip_towers, split_key
 from probe.models.archive import is_archive
-from probe.models.checkpoints import Checkpoint, list_checkpoint_files, read_checkpoint
+from probe.models.checkpoints import Checkpoint, list_checkpoint_files, naming_unreadable, read_checkpoint
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageEncoder, dtypes_of
 from probe.models.huggingface import FILES
@@ -161,15 +161,8 @@ def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline:
     path = checkpoint_path(spec, weights_dir=weights_dir, offline=offline)
     if spec.form == "url":
         return spec.sha256  # `fetch` has verified it
-    try:
-        files = list_checkpoint_files(path)
-        hashes = {file.name: weights_sha256(file) for file in files}
-    except OSError as err:
-        if isinstance(err, ProbeError):
-            raise
-        raise CheckpointError(
-            f"cannot read {path} ({err.strerror or err}); check its permissions, or give another file"
-        ) from err
+    with naming_unreadable(path):
+        hashes = {file.name: weights_sha256(file) for file in list_checkpoint_files(path)}
     key = split_key(spec.source)[1] if spec.form == "file" else ""
     if key:
         return digest({"key": key, **hashes})

@@ -23,10 +23,10 @@ from probe.errors import CheckpointError, DeviceError, ProbeError, summarize
 from probe.fetch import weights_sha256
 from probe.models import OPEN_CLIP
 from probe.models.archive import is_archive
-from probe.models.checkpoints import SAFETENSORS, read_model
+from probe.models.checkpoints import SAFETENSORS, naming_unreadable, read_model
 from probe.models.devices import Execution
 from probe.models.encoder import dtypes_of
-from probe.models.open_clip_config import CONFIG, LOCAL, WEIGHTS, find_weights, read_config
+from probe.models.open_clip_config import LOCAL, OPEN_CLIP_CONFIG, WEIGHTS, find_weights, read_config
 from probe.models.open_clip_names import ZooSource, import_open_clip, parse
 from probe.models.preprocess import INTERPOLATIONS, RESIZES, Preprocess
 from probe.models.unwrapping import WHOLE, Candidate
@@ -123,16 +123,10 @@ def sketch(source: str) -> ZooModel:
 
 def _read_weights(path: Path, key: str) -> Candidate:
     """Return the weights in a file, after checking for damage, which open_clip does not report."""
-    try:
+    with naming_unreadable(path):
         weights = read_model(path, key)
         if is_archive(path):
             raise CheckpointError(f"{path} is a TorchScript archive; give its path alone, without {OPEN_CLIP}ARCH/")
-    except OSError as err:
-        if isinstance(err, ProbeError):
-            raise
-        raise CheckpointError(
-            f"cannot read {path} ({err.strerror or err}); check its permissions, or give another file"
-        ) from err
     return weights
 
 
@@ -233,7 +227,7 @@ def _name_for_open_clip(source: ZooSource, *, offline: bool) -> str:
 def _config_folder(source: ZooSource, *, offline: bool) -> Path:
     """Return the folder with the configuration, after checking that the configuration is complete."""
     if source.repo:
-        folder = hub.fetch_repository(source.repo, [[CONFIG]], offline=offline)
+        folder = hub.fetch_repository(source.repo, [[OPEN_CLIP_CONFIG]], offline=offline)
     else:
         assert source.path is not None
         folder = source.path if source.path.is_dir() else source.path.parent
@@ -253,7 +247,7 @@ def _find_settings(source: ZooSource, *, offline: bool) -> OpenClipSettings:
     if not source.architecture:
         values = read_config(_config_folder(source, offline=offline)).preprocess_cfg
         if set(values) & set(PREPROCESS_SETTINGS):
-            return OpenClipSettings(values, CONFIG)
+            return OpenClipSettings(values, OPEN_CLIP_CONFIG)
     elif source.own_preprocess:
         return OpenClipSettings({}, DEFAULT_ORIGIN)
     else:
@@ -330,7 +324,7 @@ def fetch_zoo_weights(source: ZooSource, *, offline: bool) -> tuple[Path, str]:
         path = find_weights(source.path) if source.path.is_dir() else source.path
         return path, "" if source.architecture else hub.read_license(path.parent)
     repo, files = _published_files(source)
-    folder = hub.fetch_repository(repo, [[file] for file in files], [CONFIG, hub.CARD], offline=offline)
+    folder = hub.fetch_repository(repo, [[file] for file in files], [OPEN_CLIP_CONFIG, hub.CARD], offline=offline)
     return next(folder / file for file in files if (folder / file).is_file()), hub.read_license(folder)
 
 
@@ -350,7 +344,7 @@ def identify_zoo_weights(source: str, *, offline: bool) -> str:
     if zoo_source.own_preprocess:
         facts["preprocess"] = DEFAULT_ORIGIN
     if not zoo_source.architecture:
-        facts["config"] = weights_sha256(_config_folder(zoo_source, offline=offline) / CONFIG)
+        facts["config"] = weights_sha256(_config_folder(zoo_source, offline=offline) / OPEN_CLIP_CONFIG)
     if "multimodal_cfg" in import_open_clip().get_model_config(_name_for_open_clip(zoo_source, offline=offline)):
         facts["projected"] = "unit length"  # CoCa models; earlier versions cached features that were not normalised
     return digest(facts)

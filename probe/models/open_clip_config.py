@@ -15,7 +15,7 @@ from probe.decoder import decode
 from probe.errors import CheckpointError, listed
 
 LOCAL, HUB = "local-dir:", "hf-hub:"  # open_clip's prefixes of models with a configuration next to the weights
-CONFIG = "open_clip_config.json"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 # open_clip's file names of weights. Safetensors files come first, because they cannot contain code.
 WEIGHTS = (
     "open_clip_model.safetensors",
@@ -50,7 +50,7 @@ def read_config(folder: Path) -> OpenClipConfig:
         CheckpointError: the file is missing or damaged, or an entry is missing or has a wrong type; the message names
             the file and the entry.
     """
-    path = folder / CONFIG
+    path = folder / OPEN_CLIP_CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as err:
@@ -72,7 +72,9 @@ def find_weights(folder: Path) -> Path:
             return folder / name
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     if not files:
-        raise CheckpointError(f"{folder} has no weights, such as {WEIGHTS[0]}; put the weights next to {CONFIG}")
+        raise CheckpointError(
+            f"{folder} has no weights, such as {WEIGHTS[0]}; put the weights next to {OPEN_CLIP_CONFIG}"
+        )
     if len(files) > 1:
         names = listed([path.name for path in files])
         raise CheckpointError(f"{folder} has several files with weights ({names}); give the path of one of them")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from probe import hub, paths
 from probe.errors import CheckpointMissingError, ExtraMissingError, ProbeError, UnknownNameError, listed
 from probe.models import KEY, OPEN_CLIP, refuse_options, split_key
-from probe.models.open_clip_config import CONFIG, HUB, LOCAL
+from probe.models.open_clip_config import HUB, LOCAL, OPEN_CLIP_CONFIG
 from probe.names import unknown_name
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ def parse(source: str) -> ZooSource:
 def _parse_local(name: str) -> ZooSource:
     path, key = _parse_path(name)
     if not path.exists():
-        raise CheckpointMissingError(f"no file or folder at {path}; give the folder that contains {CONFIG}")
+        raise CheckpointMissingError(f"no file or folder at {path}; give the folder that contains {OPEN_CLIP_CONFIG}")
     folder = path if path.is_dir() else path.parent
-    if not (folder / CONFIG).is_file():
-        raise CheckpointMissingError(f"{folder} has no {CONFIG}; add that file, or give open_clip:ARCH/PATH")
+    if not (folder / OPEN_CLIP_CONFIG).is_file():
+        raise CheckpointMissingError(f"{folder} has no {OPEN_CLIP_CONFIG}; add that file, or give open_clip:ARCH/PATH")
     return ZooSource(path=path, key=key)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from probe.errors import CheckpointError
 from probe.models.archive import check_program
 from probe.models.devices import Execution
-from probe.models.towers import CLIP, architecture_of, convert_weights
+from probe.models.towers import CLIP, WithoutInitialization, architecture_of, convert_weights
 from probe.paths import is_utf8
 from probe.specs import Architecture
 
@@ -41,7 +41,8 @@ def build_model(
     """
     architecture = architecture or architecture_of(state_dict)
     check_weights(state_dict, architecture)
-    model = CLIP(architecture)
+    with WithoutInitialization():
+        model = CLIP(architecture)
     model.load_state_dict(dict(state_dict))
     convert_weights(model, execution.dtype)
     return model.to(execution.device).eval()
@@ -53,7 +54,7 @@ def check_weights(state_dict: Mapping[str, Tensor], architecture: Architecture) 
     Raises:
         CheckpointError: a tensor is missing, unknown or has a different shape; the message names the tensor.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutInitialization():
         expected = CLIP(architecture).state_dict()
     for name, tensor in expected.items():
         if name not in state_dict:
@@ -159,7 +160,8 @@ def save_archive(model: CLIP, target: Path | BinaryIO) -> None:
 
 def trace_archive(state_dict: Mapping[str, Tensor], architecture: Architecture) -> BinaryIO:
     """Return weights as an archive in memory for `load_archive`, so that models without a file can run in JIT mode."""
-    model = CLIP(architecture)
+    with WithoutInitialization():
+        model = CLIP(architecture)
     model.load_state_dict(dict(state_dict))
     file = io.BytesIO()
     save_archive(model, file)

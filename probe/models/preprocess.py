@@ -2,7 +2,7 @@
 
 The preprocessing has two steps. `to_pixels` resizes, crops and converts to RGB with PIL, and returns uint8. `normalize`
 subtracts the mean and divides by the standard deviation, on the device of the batch. Both steps together, and
-`transform`, give the same bits as the reference's transform.
+`transform`, give the same bits as the reference's transform. Only `transform` imports torchvision.
 
 Source: Radford et al. 2021, appendix A; openai/CLIP `_transform`; for the other settings, open_clip `PreprocessCfg`.
 """
@@ -10,7 +10,7 @@ Source: Radford et al. 2021, appendix A; openai/CLIP `_transform`; for the other
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torchvision.transforms import Compose
 
-VERSION = 1  # increased with every change of this module that changes the input of a model
+PREPROCESS_VERSION = 1  # increased with every change of this module that changes the input of a model
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue in OpenAI's training images
 STD = (0.26862954, 0.26130258, 0.27577711)
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -52,7 +52,7 @@ class Preprocess:
         The conversion to RGB comes last, as in the reference. The order changes the pixels of images with a palette or
         an alpha channel. Images of an `ImageDataset` are RGB from the start.
         """
-        return np.array(self._crop(image)).transpose(2, 0, 1)
+        return np.array(_to_rgb(self._crop(image))).transpose(2, 0, 1)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Normalise uint8 pixels (n, 3, r, r); return fp32 on the same device and with the same memory format."""
@@ -65,19 +65,25 @@ class Preprocess:
 
         Its `transforms` are the five steps of OpenAI's transform, for code that selects, replaces or inserts steps.
         """
-        from torchvision.transforms import Compose, Normalize, ToTensor
-
-        return Compose([*self._crop.transforms, ToTensor(), Normalize(self.mean, self.std)])
-
-    @cached_property
-    def _crop(self) -> Compose:
-        # torchvision takes a second or more to import, and cached features need no images.
-        from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+        from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
         side, interpolation = self.resolution, InterpolationMode(self.interpolation)
         if self.resize == "squash":
-            return Compose([Resize((side, side), interpolation=interpolation), _to_rgb])
-        return Compose([Resize(side, interpolation=interpolation), CenterCrop(side), _to_rgb])
+            steps = [Resize((side, side), interpolation=interpolation)]
+        else:
+            steps = [Resize(side, interpolation=interpolation), CenterCrop(side)]
+        return Compose([*steps, _to_rgb, ToTensor(), Normalize(self.mean, self.std)])
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        """Resize and crop as torchvision does, which takes two seconds to import."""
+        side, (width, height) = self.resolution, image.size
+        resample = Image.Resampling[self.interpolation.upper()]
+        if self.resize == "squash":
+            return image.resize((side, side), resample)
+        short = min(width, height)
+        width, height = int(side * width / short), int(side * height / short)
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        return image.resize((width, height), resample).crop((left, top, left + side, top + side))
 
 
 @lru_cache(maxsize=64)

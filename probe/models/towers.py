@@ -11,12 +11,13 @@ Source of the architectures: Radford et al. 2021 (arXiv 2103.00020), section 2.4
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the whole field uses for this module
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from probe.errors import CheckpointError, TextError
 from probe.specs import Architecture
@@ -278,6 +279,22 @@ class ModifiedResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (n, 32 * width, r / 32, r / 32)
 
 
+class WithoutInitialization(TorchFunctionMode):
+    """Context in which new modules get no initial values, because weights are loaded into them.
+
+    Drawing the values of a large model takes seconds, and on torch's device `meta` it imports torch's compiler.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch, except those of `torch.nn.init`."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _make_stage(in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
     first = Bottleneck(in_channels, channels, stride)
     return nn.Sequential(first, *(Bottleneck(4 * channels, channels, stride=1) for _ in range(blocks - 1)))
@@ -350,7 +367,8 @@ class CLIP(nn.Module):
 
     def build_attention_mask(self) -> Tensor:
         """Return the text tower's causal mask, (context_length, context_length): 0 up to the token, -inf after it."""
-        return torch.full((self.context_length, self.context_length), -math.inf).triu_(1)
+        # Not on the meta device, where `triu_` imports torch's compiler, which takes two seconds.
+        return torch.full((self.context_length, self.context_length), -math.inf, device="cpu").triu_(1)
 
     def initialize_parameters(self) -> None:
         """Draw new weights from torch's random state, with the scales of OpenAI's text tower for both towers."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from probe.probes.solvers.fast import FastLogisticRegression
+    from probe.probes.solvers.estimator import FastLogisticRegression
 
 __all__ = ["FastLogisticRegression"]
 
@@ -16,6 +16,6 @@ __all__ = ["FastLogisticRegression"]
 def __getattr__(name: str) -> Any:
     if name != "FastLogisticRegression":
         raise AttributeError(f"module 'probe.probes' has no attribute {name!r}")
-    from probe.probes.solvers.fast import FastLogisticRegression
+    from probe.probes.solvers.estimator import FastLogisticRegression
 
     return FastLogisticRegression

@@ -53,11 +53,7 @@ class FitCache:
         return self.folder / f"{digest([code_digest(), key])}.npz"
 
     def find(self, key: FitKey) -> Fit | None:
-        """Return the cached fit for a key, or None if there is none or its file is damaged.
-
-        Args:
-            key: everything that the fit depends on, as JSON values.
-        """
+        """Return the cached fit for a key, or None if there is none or its file is damaged."""
         if self.folder is None:
             return None
         path = self._path(key)

@@ -10,12 +10,9 @@ from probe.specs import Protocol
 def describe_protocol(name: str) -> dict[str, str]:
     """Return a description of each property of a protocol. Properties that do not apply are left out.
 
-    Args:
-        name: name of a protocol, or path of a protocol in TOML.
-
     Raises:
         UnknownNameError: there is no protocol of this name.
-        ProtocolError: the TOML file is missing or invalid.
+        ProtocolError: the TOML file is invalid.
     """
     protocol = get_protocol(name)
     properties = {

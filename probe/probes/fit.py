@@ -25,10 +25,11 @@ from probe.probes import costs
 from probe.probes.cached_fits import FitCache, FitKey
 from probe.probes.fits import Fit, Solver, worst
 from probe.probes.protocols import get_protocol, validate
-from probe.probes.result import ProbeResult, SweepPoint, mean_result
+from probe.probes.result import ProbeResult, mean_result
 from probe.probes.shots import draw_shots
 from probe.probes.solvers.catalog import get_solver
 from probe.probes.sweep import best, search
+from probe.records.schema import SweepRecord
 from probe.specs import DEFAULT_SOLVER, Protocol
 from probe.stats.intervals import interval
 from probe.stats.metrics import IGNORED, find_mismatch, find_undefined, get_metric
@@ -36,7 +37,6 @@ from probe.stats.outcomes import make_outcomes
 
 logger = logging.getLogger(__name__)
 
-LOGGED_SECONDS = 1.0  # the estimate is logged at level INFO if it is longer than this, else at level DEBUG
 PROBE_VERSION = 1  # raised by every change of the package that gives the same features a different score
 
 
@@ -154,7 +154,7 @@ class _Probe:
     def fit(self, train: Features, val: Features | None, test: Features) -> ProbeResult:
         """Choose C if the grid has several values, fit the final probe and score it on the test split."""
         rules = self.rules
-        sweep: tuple[SweepPoint, ...] = ()
+        sweep: tuple[SweepRecord, ...] = ()
         C, chosen = rules.grid[0], None  # noqa: N806 - the field's name
         fitted = [train] if val is None or not rules.refit else [train, val]
         if len(rules.grid) > 1:
@@ -192,7 +192,7 @@ class _Probe:
             C=C,
             num_train=sum(map(len, fitted)),
             num_test=len(test),
-            **worst([final]),
+            **vars(worst([final])),
             solver=self.settings.solver,
             interval=interval([outcomes]),
             label_values=self.label_values,
@@ -202,20 +202,20 @@ class _Probe:
             outcomes=(outcomes,),
         )
 
-    def _sweep(self, train: Features, val: Features) -> tuple[dict[float, SweepPoint], dict[float, Fit]]:
+    def _sweep(self, train: Features, val: Features) -> tuple[dict[float, SweepRecord], dict[float, Fit]]:
         """Return the sweep point and the fit of each tried value of C, the sweep points ascending."""
         fitter, x_val = _Fitter(self.settings, [train]), _at_feature_point(self.rules, val)
         score = get_metric(self.metric)
         fits: dict[float, Fit] = {}
 
-        def evaluate(strengths: Sequence[float]) -> list[SweepPoint]:
+        def evaluate(strengths: Sequence[float]) -> list[SweepRecord]:
             fitter.fit_all(strengths, fits)
             return [point(fits[C]) for C in strengths]
 
-        def point(fit: Fit) -> SweepPoint:
+        def point(fit: Fit) -> SweepRecord:
             val_score = score(val.y, fit.scores(x_val, self.num_classes))
             logger.debug("C = %.4g: validation score %.4f, %d iterations", fit.C, val_score, fit.n_iter)
-            return SweepPoint(
+            return SweepRecord(
                 C=fit.C,
                 score=val_score,
                 n_iter=fit.n_iter,
@@ -333,8 +333,7 @@ def _check_cost(settings: _Settings, splits: Sequence[Features], *, num_classes:
         rules, settings.solver, arrays[0], n=n, k=num_classes, num_parts=len(arrays), num_scored=num_scored
     )
     costs.check_memory(cost, settings.solver, settings.device)
-    logger.log(
-        logging.INFO if cost.seconds > LOGGED_SECONDS else logging.DEBUG,
+    logger.debug(
         "protocol %s, solver %s: %d images of %d features, at most %d fits, at most about %.0f s on the CPU, "
         "%.1f GB of memory",
         rules.name,

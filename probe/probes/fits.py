@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -46,18 +45,18 @@ class Convergence:
     tol: float
 
 
-def worst(fits: Sequence[Convergence]) -> dict[str, Any]:
-    """Return the fields of `Convergence` for several fits: mean objective, `tol` of the first, worst of the others."""
-    return {
-        "n_iter": max(fit.n_iter for fit in fits),
-        "converged": all(fit.converged for fit in fits),
-        "suboptimality": max(fit.suboptimality for fit in fits),
-        "gradient_norm": max(fit.gradient_norm for fit in fits),
-        "gradient_ratio": max(fit.gradient_ratio for fit in fits),
-        "objective": float(np.mean([fit.objective for fit in fits])),
-        "excess": max(fit.excess for fit in fits),
-        "tol": fits[0].tol,
-    }
+def worst(fits: Sequence[Convergence]) -> Convergence:
+    """Return the convergence of several fits: mean objective, `tol` of the first, worst of the other fields."""
+    return Convergence(
+        n_iter=max(fit.n_iter for fit in fits),
+        converged=all(fit.converged for fit in fits),
+        suboptimality=max(fit.suboptimality for fit in fits),
+        gradient_norm=max(fit.gradient_norm for fit in fits),
+        gradient_ratio=max(fit.gradient_ratio for fit in fits),
+        objective=float(np.mean([fit.objective for fit in fits])),
+        excess=max(fit.excess for fit in fits),
+        tol=fits[0].tol,
+    )
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def join_classes(C: float, fits: Sequence[Fit], classes: np.ndarray) -> Fit:  # 
         classes=classes,
         is_multi_label=True,
         needs_curvature=any(fit.needs_curvature for fit in fits),
-        **worst(fits),
+        **vars(worst(fits)),
     )
 
 

@@ -18,10 +18,6 @@ LEAST = {"max_iter": 1, "shots": 0, "num_seeds": 1, "held_out": 0}
 def check_protocol(protocol: Protocol, *, where: str) -> None:
     """Check the types and values of a protocol's fields.
 
-    Args:
-        protocol: the protocol, whose fields may have wrong types.
-        where: beginning of every message, such as the path of the TOML file.
-
     Raises:
         ProtocolError: a field has a wrong type or value, or two fields contradict each other.
     """

@@ -55,7 +55,7 @@ def _few_shot(shots: int, *, held_out: int = 0) -> Protocol:
     )
 
 
-CATALOG: tuple[Protocol, ...] = (
+PROTOCOLS: tuple[Protocol, ...] = (
     Protocol(
         name="readme",
         title="the example of OpenAI's README",
@@ -104,12 +104,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "few-shot": tuple(f"few-shot-{shots}" for shots in SHOTS),
     "few-shot-held-out": tuple(f"few-shot-{shots}-held-out" for shots in SHOTS),
 }
-FORMS = "the path of a TOML file with a protocol of your own, such as mine.toml"
+PROTOCOL_FORMS = "the path of a TOML file with a protocol of your own, such as mine.toml"
 
 
 def protocol_names() -> tuple[str, ...]:
     """Return the names of the protocols in the catalogue, without the names of `GROUPS`."""
-    return tuple(protocol.name for protocol in CATALOG)
+    return tuple(protocol.name for protocol in PROTOCOLS)
 
 
 def get_protocol(name: str) -> Protocol:
@@ -119,7 +119,7 @@ def get_protocol(name: str) -> Protocol:
         UnknownNameError: no protocol has this name, or the name is one of `GROUPS`.
         ProtocolError: the file is missing or invalid.
     """
-    for protocol in CATALOG:
+    for protocol in PROTOCOLS:
         if protocol.name == name:
             return protocol
     if name in GROUPS:
@@ -127,7 +127,7 @@ def get_protocol(name: str) -> Protocol:
     names = (*protocol_names(), *GROUPS)
     if name.lower().endswith(".toml"):
         return make_protocol(name, taken=names)
-    raise unknown_name("protocol", name, names, forms=FORMS)
+    raise unknown_name("protocol", name, names, forms=PROTOCOL_FORMS)
 
 
 def validate(protocol: Protocol) -> None:

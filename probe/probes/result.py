@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from probe.decoder import decode
 from probe.errors import ProtocolError
 from probe.probes.fits import Convergence, worst
-from probe.records.schema import IntervalRecord, PackedOutcomes, ResultRecord, SweepRecord
+from probe.records.packing import pack
+from probe.records.schema import IntervalRecord, ResultRecord, SweepRecord
 from probe.stats.intervals import Interval, interval, seeds_interval
 from probe.stats.outcomes import Outcomes
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """One value of C of a sweep: its score on the validation images and its `Convergence`."""
-
-    C: float
-    score: float
-    n_iter: int
-    converged: bool
-    gradient_ratio: float = math.nan
-    objective: float = math.nan
-    suboptimality: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -66,7 +52,7 @@ class ProbeResult(Convergence):
     solver: str
     interval: Interval
     label_values: tuple[int, ...] = ()
-    sweep: tuple[SweepPoint, ...] = ()
+    sweep: tuple[SweepRecord, ...] = ()
     choice_converged: bool = True
     predictions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
     outcomes: tuple[Outcomes, ...] = field(default=(), repr=False, compare=False)
@@ -103,9 +89,9 @@ class ProbeResult(Convergence):
             excess=self.excess,
             tol=self.tol,
             label_values=self.label_values,
-            sweep=tuple(SweepRecord(**asdict(point)) for point in self.sweep),
+            sweep=self.sweep,
             choice_converged=self.choice_converged,
-            outcomes=tuple(decode(outcomes.pack(), PackedOutcomes) for outcomes in self.outcomes),
+            outcomes=tuple(map(pack, self.outcomes)),
             same_images=self.same_images,
             seed=self.seed,
             draw_sha256=self.draw_sha256,
@@ -146,7 +132,7 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         first,
         score=float(np.mean(scores)),
         C=first.C if len({result.C for result in results}) == 1 else None,
-        **worst(results),
+        **vars(worst(results)),
         interval=around,
         label_values=first.label_values if len({result.label_values for result in results}) == 1 else (),
         sweep=(),

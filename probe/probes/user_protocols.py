@@ -17,7 +17,7 @@ from typing import Any
 
 from probe import paths
 from probe.decoder import decode_strictly
-from probe.errors import ProtocolError
+from probe.errors import ProtocolError, UnknownNameError
 from probe.names import unknown_name
 from probe.probes.protocol_checks import check_protocol
 from probe.specs import Protocol
@@ -42,6 +42,7 @@ def make_protocol(path: str, *, taken: Collection[str]) -> Protocol:
         taken: names of the catalogue, which the protocol may not use.
 
     Raises:
+        UnknownNameError: the file does not exist.
         ProtocolError: the file cannot be read, is not valid TOML, or a key is missing, unknown or invalid. The message
             names the file and the key.
     """
@@ -65,7 +66,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
-        raise ProtocolError(f"{file} does not exist; give the path of a protocol in TOML") from err
+        raise UnknownNameError(f"{file} does not exist; give the path of a protocol in TOML") from err
     except OSError as err:
         raise ProtocolError(f"{file} cannot be read ({err.strerror}); give the path of a protocol in TOML") from err
     except ValueError as err:  # invalid TOML, invalid UTF-8, or a number with thousands of digits

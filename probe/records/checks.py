@@ -35,10 +35,10 @@ def find_fault(record: RunRecord) -> str:
 
 
 def _find_contradiction(result: ResultRecord, metric: str) -> str:
-    """Return a sentence about how a result contradicts its outcomes of test images, or "" if it does not."""
+    """Return a sentence that says how a result contradicts its outcomes of test images, or "" if they agree."""
     if not result.outcomes:
         return ""
-    from probe.records.record import unpack_outcomes  # imports NumPy, which other records do not need
+    from probe.records.packing import unpack_outcomes  # imports NumPy, which other records do not need
 
     try:
         outcomes = unpack_outcomes(result)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from probe.errors import ResultsError
-from probe.records.record import outcomes_of, test_images
+from probe.records.packing import outcomes_of
+from probe.records.record import test_images
 from probe.records.schema import DoneRecord, RunRecord
 from probe.specs import identity_fields
 from probe.stats.paired import SIGNIFICANT, PairedTest, compare

@@ -13,14 +13,14 @@ import logging
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from probe.atomic import make_folder, temporary_beside, write_atomically
 from probe.decoder import decode
 from probe.errors import ResultsError, listed
-from probe.models.catalog import CATALOG as MODELS
+from probe.models.catalog import MODELS
 from probe.records.checks import find_fault
 from probe.records.migration import migrate
 from probe.records.schema import (
@@ -30,13 +30,9 @@ from probe.records.schema import (
     STATES,
     DoneRecord,
     FailedRecord,
-    ResultRecord,
     RunRecord,
 )
 from probe.specs import DatasetSpec, ModelSpec, RunSpec, unique_slug
-
-if TYPE_CHECKING:
-    from probe.stats.outcomes import Outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -150,10 +146,10 @@ def read_records(results_dir: str | Path = "results", *, files: str = ALL_FILES)
 
 def locate_records(results_dir: str | Path, *, files: str = ALL_FILES) -> list[tuple[Path, RunRecord]]:
     """Return the records of `read_records`, each with the path of its file."""
-    found, faults = scan_records(results_dir, files=files)
+    located, faults = scan_records(results_dir, files=files)
     for fault in faults:
         logger.warning("skipped a record: %s", fault)
-    return found
+    return located
 
 
 def scan_records(
@@ -247,25 +243,3 @@ def decode_record(plain: Mapping[str, Any]) -> RunRecord:
 def test_images(record: RunRecord) -> tuple[tuple[str, str], ...]:
     """Return the names and digests of the test splits; only scores on the same test images can be compared."""
     return tuple(sorted((name, split.sha256) for name, split in record.splits.items() if name.startswith("test")))
-
-
-def outcomes_of(record: RunRecord) -> list[Outcomes]:
-    """Return the outcomes of the test images, for each fold or draw.
-
-    Raises:
-        ResultsError: the record has no outcomes, or they are damaged.
-    """
-    if record.result is None or not record.result.outcomes:
-        raise ResultsError("it has no outcomes of test images, which are new in schema 3; repeat the run")
-    return unpack_outcomes(record.result)
-
-
-def unpack_outcomes(result: ResultRecord) -> list[Outcomes]:
-    """Return the outcomes of a result, or an empty list if it has none.
-
-    Raises:
-        ResultsError: the outcomes are damaged.
-    """
-    from probe.stats.outcomes import unpack  # imports NumPy, which reading of other records does not need
-
-    return [unpack(asdict(packed)) for packed in result.outcomes]

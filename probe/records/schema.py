@@ -132,7 +132,7 @@ class ExtractionRecord:
         subsets: measurements of each subset.
         weights: digest of the weights in the keys of the cache, see `models.loading.identify`.
         extraction_version: `features.store.EXTRACTION_VERSION`; 1 in records that do not have it.
-        preprocess_version: `models.preprocess.VERSION`; 1 in records that do not have it.
+        preprocess_version: `models.preprocess.PREPROCESS_VERSION`; 1 in records that do not have it.
     """
 
     from_cache: bool | None = None
@@ -153,7 +153,7 @@ class IntervalRecord:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """One value of C of a sweep, see `probes.result.SweepPoint`."""
+    """One value of C of a sweep: its score on the validation images, and fields of `probes.fits.Convergence`."""
 
     C: float
     score: float
@@ -166,7 +166,7 @@ class SweepRecord:
 
 @dataclass(frozen=True)
 class PackedArray:
-    """An array of outcomes, encoded as text by `stats.outcomes.Outcomes.pack`."""
+    """An array of outcomes, encoded as text by `records.packing`."""
 
     dtype: str
     lowest: int
@@ -176,7 +176,7 @@ class PackedArray:
 
 @dataclass(frozen=True)
 class PackedOutcomes:
-    """Outcomes of n test images, encoded as text."""
+    """Outcomes of n test images, encoded as text by `records.packing`."""
 
     metric: str
     n: int

@@ -29,7 +29,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Distance:
-    """Difference of the features that a record holds: the largest, the root mean square of the values, their number."""
+    """Difference between the sampled features of two records.
+
+    `largest` is the largest difference, `size` the root mean square of the `num_values` values.
+    """
 
     largest: float
     size: float
@@ -81,26 +84,20 @@ class Reproduction:
 
 
 def judge(record: DoneRecord, again: RunRecord, *, tolerance: int | None = None) -> Reproduction:
-    """Compare a record with the record of the same run repeated.
-
-    Args:
-        record: the original record.
-        again: the new record.
-        tolerance: see `reproduce`.
-    """
+    """Compare a record with the record of the same run repeated."""
     if not isinstance(again, DoneRecord):
         return Reproduction(record, again, NOT_RUN, sentence(again.error.type, again.error.message))
     n = record.result.num_test
     allowed = max(1, math.ceil(SHARE * n)) if tolerance is None else tolerance
-    found = diff(record, again)
-    stages = tuple(_stages(record, again, found))
-    if any(change.field.startswith("splits.test") for change in found.changes):
+    difference = diff(record, again)
+    stages = tuple(_stages(record, again, difference))
+    if any(change.field.startswith("splits.test") for change in difference.changes):
         reason = "the test images differ, so the scores cannot be compared"
         return Reproduction(record, again, CHANGED, reason, stages, tolerance=allowed)
-    images = _images_moved(record, again, found)
+    images = _images_moved(record, again, difference)
     if not any(stage.moved for stage in stages if stage.name != "environment"):
         if record.features and record.result.outcomes:
-            return Reproduction(record, again, IDENTICAL, found.verdict, stages, 0.0, allowed)
+            return Reproduction(record, again, IDENTICAL, difference.verdict, stages, 0.0, allowed)
         reason = "the record has no digests of features, or no outcomes of test images, to compare"
         return Reproduction(record, again, WITHIN, reason, stages, images, allowed)
     distance = feature_distance(record, again)
@@ -108,7 +105,7 @@ def judge(record: DoneRecord, again: RunRecord, *, tolerance: int | None = None)
         reason = f"the features differ by more than rounding: {distance}; the images or the code of the model changed"
         return Reproduction(record, again, CHANGED, reason, stages, images, allowed)
     verdict = WITHIN if images <= allowed + 1e-6 else CHANGED
-    return Reproduction(record, again, verdict, found.verdict, stages, images, allowed)
+    return Reproduction(record, again, verdict, difference.verdict, stages, images, allowed)
 
 
 def feature_distance(record: DoneRecord, again: DoneRecord) -> Distance | None:
@@ -126,16 +123,16 @@ def feature_distance(record: DoneRecord, again: DoneRecord) -> Distance | None:
     return Distance(float(np.abs(after - before).max()), float(np.sqrt(np.mean(np.square(before)))), len(before))
 
 
-def _images_moved(record: DoneRecord, again: DoneRecord, found: Difference) -> float:
-    if record.spec.dataset.metric == "mean_per_class" and found.test is not None:
+def _images_moved(record: DoneRecord, again: DoneRecord, difference: Difference) -> float:
+    if record.spec.dataset.metric == "mean_per_class" and difference.test is not None:
         # Images of small classes weigh more, so the difference of the scores does not give the number of images.
-        return float((found.test.num_only_a or 0) + (found.test.num_only_b or 0))
+        return float((difference.test.num_only_a or 0) + (difference.test.num_only_b or 0))
     return abs(again.result.score - record.result.score) * record.result.num_test
 
 
-def _stages(record: DoneRecord, again: DoneRecord, found: Difference) -> Iterator[Stage]:
+def _stages(record: DoneRecord, again: DoneRecord, difference: Difference) -> Iterator[Stage]:
     """Yield every stage and how it differs, ignoring fields that only one of the records has."""
-    changes = [c for c in found.changes if c.a is not None and c.b is not None and not _depends_on_grid(c)]
+    changes = [c for c in difference.changes if c.a is not None and c.b is not None and not _depends_on_grid(c)]
     of_stage = {name: [c for c in changes if c.stage == name] for name in dict.fromkeys(c.stage for c in changes)}
     titles = {"environment": "environment", "data": "data", "model": "weights", "execution": "execution"}
     for name, title in titles.items():

@@ -18,11 +18,11 @@ from dataclasses import replace
 from typing import Any
 
 from probe import grid, paths
-from probe.atomic import make_folder
 from probe.datasets.opening import with_sizes
 from probe.environment import blas_threads, torch_threads
 from probe.errors import DeviceError, ExecutorError
 from probe.features.chunks import Work
+from probe.features.store import check_usable
 from probe.leaderboard import derived
 from probe.progress import Progress, show_progress
 from probe.records.record import check_writable, write_record
@@ -141,7 +141,7 @@ class _Driver:
 
     def run(self) -> Iterator[RunRecord]:
         """Run all units, and yield the records in the order in which they finish."""
-        make_folder(self.root)
+        check_usable(self.root)
         self.marker.touch()
         try:
             self.workers.wait_for_room()
@@ -266,9 +266,12 @@ class _Driver:
         for record in result.records:
             write_record(record, paths.results_dir(self.settings.results_dir))
             yield record
+        if unit.shard is None and result.is_expected:
+            with suppress(self.ray.exceptions.RayError):  # the worker is lost; `cache gc` removes its fits
+                self.ray.get(member.actor.clear_fits.remote())
 
     def _log_end(self, unit: Unit, outcome: str) -> None:
-        logger.info("%s: %s (%d of %d units)", unit, outcome, self.queue.num_ended, len(self.units))
+        logger.debug("%s: %s (%d of %d units)", unit, outcome, self.queue.num_ended, len(self.units))
 
     def _refuse(self, member: Member, unit: Unit, reason: NotRunnable) -> None:
         """Leave a unit that cannot start on a node to other nodes.

@@ -221,14 +221,7 @@ class GridCost:
 
 
 def estimate_grid(units: Sequence[Unit], rates: Rates, *, num_workers: int, num_threads: int) -> GridCost:
-    """Return the estimated cost of units.
-
-    Args:
-        units: units from `plan_units`.
-        rates: rates from `measure_rates`.
-        num_workers: number of workers, >= 1. At most one worker per unit is used.
-        num_threads: number of threads of a worker.
-    """
+    """Return the estimated cost of units."""
     durations = {unit: rates.unit_seconds(unit, num_threads) for unit in units}
     num_workers = max(1, min(num_workers, len(units)))  # more workers would be idle
     by_model: dict[str, list[Unit]] = {}

@@ -180,9 +180,6 @@ class Queue:
 
         The finished shards of such a group are extracted again on the other hardware.
 
-        Args:
-            nodes: hardware by node, for the nodes with workers.
-
         Returns:
             True if a group was moved.
         """

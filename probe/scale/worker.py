@@ -23,11 +23,13 @@ from probe.environment import library_versions, threads
 from probe.errors import ExecutorError, ProbeError
 from probe.features.arrays import chunk_range
 from probe.features.chunks import Work
-from probe.features.extraction import Session, encoder_key, find_entries, prepare
+from probe.features.extraction import Session, find_entries, prepare
+from probe.features.jobs import encoder_key
 from probe.features.store import EntrySpec
 from probe.models.devices import hardware
 from probe.models.memory import device_memory
 from probe.models.preprocess import libjpeg_version
+from probe.probes.cached_fits import FitCache
 from probe.progress import Progress
 from probe.records.schema import ErrorRecord, RunRecord
 from probe.runner import FinishedRun, run_all
@@ -144,6 +146,7 @@ class Worker:
         self.session = Session(settings, keeps_encoders=True)
         self.num_threads, self.num_blas = num_threads, num_blas
         self.progress = _ImageCounter()
+        self.fits: list[FitCache] = []  # of the last unit
 
     def describe(self, device: str, marker: str) -> WorkerInfo:
         """Return a description of this worker.
@@ -187,10 +190,7 @@ class Worker:
     ) -> NotRunnable | UnitResult:
         """Run a unit.
 
-        Args:
-            unit: the unit.
-            need: memory that the unit needs.
-            wanted: chunks to return, because the driver cannot access this worker's cache folder.
+        The result has the `wanted` chunks if the driver cannot access the cache folder of this worker.
 
         Raises:
             Exception: an unexpected error while a shard was extracted. A `ProbeError` is not raised, because the fits
@@ -206,13 +206,20 @@ class Worker:
                 self._extract(unit)
             chunks = [(entry, list(Work(self._root, entry).files(numbers))) for entry, numbers in wanted if numbers]
         logs = [self.logs.get() for _ in range(self.logs.qsize())]
-        return UnitResult(records, chunks, all(is_expected(record.error) for record in records), logs)
+        all_expected = all(is_expected(record.error) for record in records)
+        if not all_expected:  # this worker may be faulty, so another one fits again
+            self.clear_fits()
+        return UnitResult(records, chunks, all_expected, logs)
+
+    def clear_fits(self) -> None:
+        """Remove the cached fits of the last unit. The driver calls this when it has written the records."""
+        for fits in self.fits:
+            fits.clear()
+        self.fits = []
 
     def _fit(self, unit: Unit) -> list[RunRecord]:
         runs = list(run_all(unit.specs, self.session))
-        for run in runs:
-            if isinstance(run, FinishedRun):
-                run.fits.clear()
+        self.fits = [run.fits for run in runs if isinstance(run, FinishedRun)]
         return [run.record for run in runs]
 
     def _extract(self, unit: Unit) -> None:

@@ -173,13 +173,7 @@ METRICS: dict[str, Metric] = {
 
 
 def find_mismatch(name: str, *, num_classes: int, is_multi_label: bool) -> str:
-    """Return the reason why a metric does not suit the labels of a dataset, or "" if it does.
-
-    Args:
-        name: one of `METRICS`.
-        num_classes: number of classes of the dataset.
-        is_multi_label: True if an image can show several classes.
-    """
+    """Return the reason why a metric does not suit the labels of a dataset, or "" if it does."""
     if is_multi_label and not takes_several_labels(name):
         return f"images can have several labels, which the metric {name} does not support; use voc2007_11pt_map"
     if not is_multi_label and takes_several_labels(name):

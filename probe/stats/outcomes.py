@@ -1,22 +1,17 @@
 """Outcomes of test images: the smallest data from which the score of a probe can be recomputed.
 
-The score of a resample of the images can be recomputed as well, which `intervals` and `paired` need. In JSON, an
-outcome takes one bit per image for metrics that count right answers. Outcomes do not contain the predicted classes.
+The score of a resample of the images can be recomputed as well, which `intervals` and `paired` need. Outcomes do not
+contain the predicted classes. `records.packing` stores them in records.
 """
 
 from __future__ import annotations
 
-import base64
-import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from probe.errors import ResultsError
-from probe.stats.metrics import METRICS, get_metric, is_among_five, is_first, mean_recall, roc_auc, voc2007_11pt_map
+from probe.stats.metrics import get_metric, is_among_five, is_first, mean_recall, roc_auc, voc2007_11pt_map
 
 # The arrays that are stored for each metric of METRICS.
 STORED_ARRAYS = {
@@ -28,7 +23,6 @@ STORED_ARRAYS = {
     "voc2007_11pt_map": ("labels", "ranks"),
 }
 RANKED = tuple(metric for metric, names in STORED_ARRAYS.items() if "ranks" in names)  # metrics that rank all images
-UNSIGNED = ("uint8", "uint16", "uint32", "uint64")  # dtypes of packed integers, smallest first
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +81,6 @@ class Outcomes:
             return voc2007_11pt_map(arrays["labels"], -arrays["ranks"])
         return float(np.mean([array.mean() for array in arrays.values()]))
 
-    def pack(self) -> dict[str, Any]:
-        """Return the outcomes as JSON values. Arrays are packed into bits or small integers, compressed, in base64."""
-        arrays = {name: _pack_array(array) for name, array in self.arrays.items()}
-        return {"metric": self.metric, "n": len(self), "arrays": arrays}
-
 
 def make_outcomes(metric: str, y_true: np.ndarray, y_score: np.ndarray) -> Outcomes:
     """Make the outcomes of test images from their labels and scores.
@@ -140,53 +129,3 @@ def rank(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     mixed = lowest != highest
     begins = mixed[1:] | mixed[:-1] | (lowest[1:] != lowest[:-1])
     return np.concatenate([[0], np.cumsum(begins)])[dense]
-
-
-def unpack(packed: Mapping[str, Any]) -> Outcomes:
-    """Return the outcomes that `Outcomes.pack` has packed.
-
-    Raises:
-        ResultsError: the packed outcomes are damaged.
-    """
-    try:
-        metric, n = packed["metric"], packed["n"]
-        if metric not in METRICS or set(packed["arrays"]) != set(STORED_ARRAYS[metric]):
-            raise ValueError(f"metric {metric!r} with the arrays {sorted(packed['arrays'])}")
-        arrays = {name: _unpack_array(packed["arrays"][name]) for name in STORED_ARRAYS[metric]}
-        shapes = {array.shape for array in arrays.values()}
-        if len(shapes) != 1 or min(shapes)[:1] != (n,):
-            raise ValueError(f"expected arrays of {n} images, got shapes {sorted(shapes)}")
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, zlib.error) as err:
-        raise ResultsError(f"the outcomes of test images are damaged ({err}); repeat the run with --rerun") from err
-    return Outcomes(metric, arrays)
-
-
-def _pack_array(array: np.ndarray) -> dict[str, Any]:
-    if array.dtype == bool:
-        dtype, lowest, plain = "bits", 0, np.packbits(array)
-    else:
-        lowest = int(array.min(initial=0))
-        dtype = next(name for name in UNSIGNED if array.max(initial=0) - lowest <= np.iinfo(name).max)
-        plain = (array - lowest).astype(np.dtype(dtype).newbyteorder("<"))
-    # Fortran order stores class after class, which compresses better because values repeat within a column.
-    text = base64.b64encode(zlib.compress(plain.tobytes(order="F"), 9)).decode("ascii")
-    return {"dtype": dtype, "lowest": lowest, "shape": list(array.shape), "data": text}
-
-
-def _unpack_array(packed: Mapping[str, Any]) -> np.ndarray:
-    shape, dtype = tuple(packed["shape"]), packed["dtype"]
-    if not all(isinstance(size, int) and size >= 0 for size in (*shape, abs(packed["lowest"]))):
-        raise ValueError(f"invalid shape {shape} or lowest value {packed['lowest']}")
-    if dtype not in ("bits", *UNSIGNED):
-        raise ValueError(f"unknown dtype {dtype!r}")
-    count = math.prod(shape)
-    size = -(-count // 8) if dtype == "bits" else count * np.dtype(dtype).itemsize
-    # Decompress at most one byte more than expected, because damaged data can expand without limit.
-    stream = zlib.decompressobj()
-    plain = stream.decompress(base64.b64decode(packed["data"], validate=True), size + 1)
-    if len(plain) != size or not stream.eof:
-        raise ValueError(f"expected {size} bytes for dtype {dtype} and shape {shape}")
-    if dtype == "bits":
-        return np.unpackbits(np.frombuffer(plain, np.uint8), count=count).astype(bool).reshape(shape)
-    values = np.frombuffer(plain, np.dtype(dtype).newbyteorder("<")).astype(np.int64) + packed["lowest"]
-    return np.ascontiguousarray(values.reshape(shape, order="F"))

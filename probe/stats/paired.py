@@ -103,10 +103,6 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """Return the p-value of McNemar's exact test: the two-sided binomial test of only_a successes with p = 1/2.
 
     It equals `scipy.stats.binomtest(only_a, only_a + only_b)`, but `scipy.stats` takes too long to import.
-
-    Args:
-        only_a: number of images that only the first probe got right.
-        only_b: number of images that only the second probe got right.
     """
     from scipy.special import bdtr  # here, because tables without ranks do not need SciPy
 

@@ -7,6 +7,8 @@ import pytest
 
 from probe.cli import arguments
 from probe.cli.main import COMMANDS, main
+from probe.models.devices import DTYPES
+from probe.stats.metrics import METRICS
 
 
 def _commands(parser, prefix=""):
@@ -57,16 +59,17 @@ def test_an_option_has_the_same_type_in_every_command(name):
         assert not action.option_strings or action.type == settings.get("type")
 
 
+def test_the_choices_are_those_of_the_library():
+    """They are written out, because `--help` must not import NumPy or torch."""
+    assert list(arguments.METRICS) == list(METRICS)
+    choices = next(action.choices for action in PARSERS["run"]._actions if action.dest == "precision")
+    assert set(choices) == {"auto", *DTYPES}
+
+
 def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out.startswith("probe ")
-
-
-def test_ray_workers_are_for_a_plan(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["run", "--dataset", "digits", "--ray-workers", "2"])
-    assert "--ray-workers requires --plan" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["--html", "--json"], ["--plots", "x", "--format", "csv"]])
@@ -76,8 +79,32 @@ def test_a_leaderboard_has_one_form(options, capsys):
     assert "not allowed with" in capsys.readouterr().err
 
 
-def test_a_seed_without_a_hold_out_is_refused(capsys):
+RUN = ["run", "--dataset", "digits"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([*RUN, "--ray-workers", "2"], "--ray-workers requires --plan"),
+        ([*RUN, "--ray-address", "auto"], "--ray-address requires --executor ray"),
+        ([*RUN, "--executor", "ray", "--device", "cuda:1"], "give --device cuda instead of --device cuda:1"),
+        ([*RUN, "--compile", "--jit", "both"], "use --compile with --jit off"),
+        ([*RUN, "--precision", "fp8"], "invalid choice: 'fp8'"),
+        (["extract", "--dataset", "digits", "--shard", "1/2", "--out", "a.npz"], "remove --shard"),
+        (["extract", "--dataset", "digits", "--jit", "both", "--out", "a.npz"], "this command has 2 runs"),
+        (["fit", "features.npz", "--seed", "3"], "--seed requires --val-fraction; add --val-fraction 0.1"),
+        (["leaderboard", "--plots", "folder", "--out", "file"], "remove --out"),
+        (["leaderboard", "--format", "parquet"], "name a file with --out"),
+        (["leaderboard", "--html", "--protocol", "readme"], "name another file with --out"),
+        (["datasets", "digits", "--page"], "remove --json and the name"),
+    ],
+)
+def test_options_that_do_not_go_together_are_wrong_usage_of_the_command(command, message, tmp_path, capsys):
+    folder = ["--results-dir", str(tmp_path)] if command[0] == "leaderboard" else []
     with pytest.raises(SystemExit) as end:
-        main(["fit", "features.npz", "--seed", "3"])
+        main([*command, *folder])
     assert end.value.code == 2
-    assert "--seed requires --val-fraction; add --val-fraction 0.1" in capsys.readouterr().err
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"usage: probe {command[0]} ")
+    assert last.startswith(f"probe {command[0]}: error: ")
+    assert message in last

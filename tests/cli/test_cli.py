@@ -34,31 +34,29 @@ def test_an_address_of_ray_is_for_ray(capsys):
         assert said in capsys.readouterr().err
 
 
-def test_json_is_one_record_a_line(tmp_path, capsys):
-    assert main([*RUN, "--json", "--verbose", "--results-dir", str(tmp_path)]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert json.loads(line)["result"]["num_test"] == 359
-
-
 def test_threads_are_those_of_torch_and_of_blas_and_only_while_it_runs(tmp_path, capsys):
     with threads(2, blas=2):
         before = torch_threads(), blas_threads()
         assert main([*RUN, "--json", "--threads", "1", "--results-dir", str(tmp_path)]) == 0
         assert (torch_threads(), blas_threads()) == before
-    environment = json.loads(capsys.readouterr().out)["environment"]
+    environment = json.loads(capsys.readouterr().out)[0]["environment"]
     assert (environment["torch_threads"], environment["blas_threads"]) == (1, 1)
 
 
 def test_a_terminal_shows_the_score_of_each_run_as_it_ends(tmp_path, capsys, monkeypatch):
-    """Without a terminal, and for runs that are recorded already, no such line is printed."""
+    """For runs that are recorded already, no such line is printed. Without a terminal, nothing is."""
     command = [*RUN, "--solver", "fast", "--results-dir", str(tmp_path)]
+    assert main([*command, "--cache-dir", str(tmp_path / "cache")]) == 0  # extracts the features
+    assert capsys.readouterr().err == ""
+    assert main([*command, "--rerun"]) == 0
+    assert capsys.readouterr().err == ""
     score = re.compile(r"digits / tiny / eager / readme: \d\d\.\d\d % \(\S+ to \S+\), \S+ s$", re.MULTILINE)
-    for is_terminal, options, lines in ((False, [], 0), (True, [], 0), (True, ["--rerun"], 1)):
-        monkeypatch.setattr(sys.stderr, "isatty", lambda shown=is_terminal: shown, raising=False)
+    (path,) = (tmp_path / "records" / "digits").iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "created": "2001-01-01T00:00:00+00:00"}))
+    for options, lines in (([], 0), (["--rerun"], 1)):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         assert main([*command, *options]) == 0
         assert len(score.findall(capsys.readouterr().err)) == lines
-        (path,) = (tmp_path / "records" / "digits").iterdir()
-        path.write_text(json.dumps({**json.loads(path.read_text()), "created": "2001-01-01T00:00:00+00:00"}))
 
 
 def test_a_protocol_of_ones_own_is_a_file(tmp_path):
@@ -76,7 +74,7 @@ def test_a_group_of_protocols_stands_for_its_rows(tmp_path, capsys):
     subsets = {f"{subset}_{kind}": a for subset in ("train", "val", "test") for kind, a in (("x", x), ("y", y))}
     np.savez(tmp_path / "features.npz", **subsets)
     assert main(["fit", str(tmp_path / "features.npz"), "--protocol", "few-shot", "--json"]) == 0
-    found = [json.loads(line)["protocol"] for line in capsys.readouterr().out.splitlines()]
+    found = [result["protocol"] for result in json.loads(capsys.readouterr().out)]
     assert found == ["few-shot-1", "few-shot-2", "few-shot-4", "few-shot-8", "few-shot-16"]
 
 
@@ -87,19 +85,25 @@ def test_a_group_of_protocols_stands_for_its_rows(tmp_path, capsys):
         (["run", "--dataset", "digits", "--model", "tinny"], "unknown model 'tinny'; did you mean 'tiny'?"),
         ([*RUN, "--protocol", "readmee"], "unknown protocol 'readmee'; did you mean 'readme'?"),
         ([*RUN, "--protocol", "missing.toml"], "missing.toml does not exist; give the path of a protocol in TOML"),
-        ([*RUN, "--device", "cuda:77"], "device 'cuda:77' is not available on this machine"),
         ([*RUN, "--model", "missing.pt"], "no checkpoint at "),
+        ([*RUN, "--model", "."], "the folder "),
         (["run", "--dataset", "folder:missing", "--model", "tiny"], "no folder at "),
+        (["run", "--dataset", "folder:", "--model", "tiny"], "nothing follows the colon of 'folder:'; write one of "),
     ],
 )
 def test_a_wrong_name_is_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"probe: {message}")
     assert len(captured.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_this_machine_does_not_have_is_an_error(capsys):
+    assert main([*RUN, "--device", "cuda:77"]) == 1
+    assert capsys.readouterr().err.startswith("probe: device 'cuda:77' is not available on this machine")
 
 
 def test_wrong_usage_exits_with_2(capsys):
@@ -125,19 +129,24 @@ def test_a_failed_cell_is_named_and_exits_with_1(tmp_path, capsys):
     assert captured.out.count("| tiny") == 1  # the other cell of the grid ran
 
 
-def test_an_unwritable_results_folder_is_found_before_the_work(tmp_path, capsys, caplog):
-    (tmp_path / "results").write_text("a file")
-    assert main([*RUN, "--results-dir", str(tmp_path / "results")]) == 1
+@pytest.mark.parametrize("option", ["--results-dir", "--cache-dir"])
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_file_in_place_of_a_folder_is_found_before_the_work(option, below, tmp_path, capsys, caplog):
+    file = tmp_path / "file"
+    file.write_text("a file")
+    results = [] if option == "--results-dir" else ["--results-dir", str(tmp_path / "results")]
+    assert main([*RUN, "--verbose", *results, option, str(file / below)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"probe: cannot write to the results folder {tmp_path / 'results'} (")
-    assert "digits" not in caplog.text  # what a cell logs when it begins
+    assert line.startswith(f"probe: {file} is a file, not a folder; name a folder with {option} or PROBE_")
+    assert "digits" not in caplog.text  # what a run logs when it begins
+    assert not list((tmp_path / "results").rglob("*.json"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_keeps_what_was_written(tmp_path):
     """Interrupted in the second cell: exit code 130, one sentence, the first record untouched."""
-    arguments = [*RUN, "--jit", "both", "--results-dir", str(tmp_path)]
+    arguments = [*RUN, "--verbose", "--jit", "both", "--results-dir", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "probe", *arguments],
         stderr=subprocess.PIPE,
@@ -178,7 +187,7 @@ def test_listings_name_everything(capsys, tmp_path):
     assert "downloads on first use" in rows["ViT-L/14@336px"]
     for command, name in (("datasets", "mnist"), ("models", "RN50"), ("protocols", "readme")):
         assert main([command, "--json"]) == 0
-        assert name in [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()]
+        assert name in [row["name"] for row in json.loads(capsys.readouterr().out)]
         assert main([command, name, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["name"] == name
 
@@ -193,3 +202,20 @@ def test_tables_are_rebuilt_and_checked(tmp_path, capsys):
     assert main(["tables", "--results-dir", str(tmp_path)]) == 0
     assert table.read_text() == before
     assert main(["tables", "--check", "--results-dir", str(tmp_path)]) == 0
+    (tmp_path / "records" / "digits" / "damaged.json").write_text("{")
+    capsys.readouterr()
+    assert main(["tables", "--check", "--results-dir", str(tmp_path)]) == 1
+    assert "damaged.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_extract_and_run_with_the_same_threads_share_features(tmp_path, capsys):
+    """The number of threads is part of the key of features on a CPU. Two is enough to differ from the one of tests."""
+    options = ["--dataset", "digits", "--model", "tiny", "--device", "cpu", "--cache-dir", str(tmp_path / "cache")]
+    assert main(["extract", *options, "--threads", "2"]) == 0
+    assert main(["cache", "explain", *options]) == 1
+    assert main(["cache", "explain", *options, "--threads", "2"]) == 0
+    capsys.readouterr()
+    run = ["run", *options, "--protocol", "readme", "--threads", "2", "--results-dir", str(tmp_path), "--json"]
+    assert main(run) == 0
+    assert json.loads(capsys.readouterr().out)[0]["extraction"]["from_cache"]

@@ -4,7 +4,7 @@ from make.mnist import SMALL_MNIST, write_idx_files
 from sklearn.datasets import load_digits
 
 from probe.datasets import dataset_names, get_dataset
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.datasets.opening import open_dataset, open_split
 from probe.datasets.splits.folds import SPLITS
 from probe.errors import DatasetError, DatasetMissingError, UnknownNameError
@@ -14,7 +14,7 @@ from probe.stats.metrics import METRICS
 
 
 def test_rows_are_complete():
-    for spec in CATALOG:
+    for spec in DATASETS:
         assert spec.title
         assert spec.license
         assert spec.homepage

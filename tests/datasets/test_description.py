@@ -9,7 +9,7 @@ from make.mnist import write_idx_files
 
 from probe.cli.main import main
 from probe.datasets import dataset_names, get_dataset
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.datasets.description import BY_HAND, DOWNLOAD, GONE, READY, UNPACK, describe_dataset, state
 
 
@@ -40,8 +40,15 @@ def test_another_revision_of_a_repository_is_not_the_one_that_a_row_names(tmp_pa
         assert state(spec, tmp_path / "data").word == word
 
 
+def test_a_gated_dataset_says_how_to_get_access(tmp_path):
+    found = state(get_dataset("imagenet"), tmp_path)
+    assert found.word == DOWNLOAD
+    assert "accept the terms at https://huggingface.co/datasets/ILSVRC/imagenet-1k" in found.step
+    assert "hf auth login" in found.step
+
+
 def test_what_is_missing_says_what_to_put_where(tmp_path):
-    for spec in CATALOG:
+    for spec in DATASETS:
         found = state(spec, tmp_path)
         said = describe_dataset(spec.name, data_dir=tmp_path)
         step = said["by hand"] if found.word == DOWNLOAD else found.step
@@ -62,7 +69,7 @@ def test_one_dataset_is_printed_whole(capsys, tmp_path):
 
 
 def test_an_unknown_dataset_is_one_sentence(capsys):
-    assert main(["datasets", "voc20007"]) == 1
+    assert main(["datasets", "voc20007"]) == 2
     assert "did you mean 'voc2007'" in capsys.readouterr().err
 
 

@@ -21,7 +21,7 @@ from make.sources import place
 
 from probe.datasets import get_dataset
 from probe.datasets.archives import unpack_missing
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.datasets.opening import form_module, open_dataset
 from probe.errors import DatasetError, DatasetMissingError
 
@@ -192,7 +192,7 @@ ADDRESSED = {
 
 
 def test_every_row_with_addresses_is_tested_here():
-    assert set(ADDRESSED) == {spec.name for spec in CATALOG if any(source.downloads for source in spec.sources)}
+    assert set(ADDRESSED) == {spec.name for spec in DATASETS if any(source.downloads for source in spec.sources)}
 
 
 @pytest.fixture

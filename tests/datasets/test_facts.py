@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 
 with (Path(__file__).parent / "facts" / "clip_paper_datasets.csv").open(encoding="utf-8") as file:
     FACTS = {row["key"]: row for row in csv.DictReader(file)}
@@ -27,7 +27,7 @@ TRAINVAL = {"stl10": 5_000, "kinetics700": 494_801}
 TEST = {"kinetics700": 31_669}
 
 
-@pytest.mark.parametrize("spec", [spec for spec in CATALOG if spec.in_paper], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [spec for spec in DATASETS if spec.in_paper], ids=lambda spec: spec.name)
 def test_a_row_has_the_papers_facts(spec):
     facts, sizes = FACTS[spec.name], {subset.name: subset.size for subset in spec.subsets} | dict(spec.split_sizes)
     assert spec.metric == facts["metric"]
@@ -46,7 +46,7 @@ def test_a_row_has_the_papers_facts(spec):
     assert sizes["test"] == (TEST.get(spec.name) or _first_number(facts["actual_test_size"]))
 
 
-@pytest.mark.parametrize("spec", [spec for spec in CATALOG if spec.in_paper], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [spec for spec in DATASETS if spec.in_paper], ids=lambda spec: spec.name)
 def test_validation_is_official_where_the_facts_say_so(spec):
     has_val = FACTS[spec.name]["has_official_val"]
     official = "val" in {subset.name for subset in spec.subsets}
@@ -55,7 +55,7 @@ def test_validation_is_official_where_the_facts_say_so(spec):
     assert made == has_val.startswith("author-made")
 
 
-@pytest.mark.parametrize("spec", [spec for spec in CATALOG if spec.in_paper], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [spec for spec in DATASETS if spec.in_paper], ids=lambda spec: spec.name)
 def test_sources_are_those_of_the_facts(spec):
     """Classes of torchvision and repositories of the hub are not made up."""
     facts = FACTS[spec.name]
@@ -69,7 +69,7 @@ def test_sources_are_those_of_the_facts(spec):
 def test_further_sources_are_those_of_the_facts():
     """Repositories, revisions, addresses and checksums in the catalogue are exactly those in the list of facts."""
     used = {}
-    for spec in CATALOG:
+    for spec in DATASETS:
         for source in spec.sources:
             used[spec.name, source.location] = (dict(source.options).get("revision", ""), "")
             used |= {(spec.name, url): ("", md5) for url, md5 in source.downloads}
@@ -80,7 +80,7 @@ def test_further_sources_are_those_of_the_facts():
     assert pinned <= set(FURTHER)
 
 
-@pytest.mark.parametrize("spec", [spec for spec in CATALOG if any(subset.class_counts for subset in spec.subsets)])
+@pytest.mark.parametrize("spec", [spec for spec in DATASETS if any(subset.class_counts for subset in spec.subsets)])
 def test_images_of_each_class_add_up(spec):
     for subset in spec.subsets:
         if subset.class_counts:
@@ -92,12 +92,12 @@ def test_images_of_each_class_are_those_that_mteb_counted():
     """FER 2013 in mteb has its classes in alphabetical order, and both test subsets together."""
     order = (0, 1, 2, 3, 6, 4, 5)  # angry, disgust, fear, happy, neutral, sad, surprise
     train, val, test = (
-        subset.class_counts for subset in next(spec for spec in CATALOG if spec.name == "fer2013").subsets
+        subset.class_counts for subset in next(spec for spec in DATASETS if spec.name == "fer2013").subsets
     )
     assert [train[k] for k in order] == [3995, 436, 4097, 7215, 4965, 4830, 3171]
     assert [val[k] + test[k] for k in order] == [958, 111, 1024, 1774, 1233, 1247, 831]
     train, val, test = (
-        subset.class_counts for subset in next(spec for spec in CATALOG if spec.name == "fgvc_aircraft").subsets
+        subset.class_counts for subset in next(spec for spec in DATASETS if spec.name == "fgvc_aircraft").subsets
     )
     assert (train[:6], test[:6]) == ((34, 33, 33, 34, 33, 33), (33, 33, 34, 33, 33, 34))
     assert {sum(counts) for counts in zip(train, val, test, strict=True)} == {100}
@@ -107,12 +107,12 @@ def test_images_of_each_class_are_those_that_mteb_counted():
 SOURCES = re.compile(r"home page|makers'|et al\. \d{4}|openai/CLIP#\d+|TensorFlow Datasets|scikit-learn|torchvision")
 
 
-@pytest.mark.parametrize("spec", CATALOG, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", DATASETS, ids=lambda spec: spec.name)
 def test_every_row_says_where_its_numbers_come_from(spec):
     assert SOURCES.search(spec.numbers_from)
 
 
-@pytest.mark.parametrize("spec", CATALOG, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", DATASETS, ids=lambda spec: spec.name)
 def test_labels_of_the_ends_are_those_of_a_sorted_tree_or_read_from_the_files(spec):
     """The first class and the last; no other is known without the files."""
     for subset in spec.subsets:
@@ -121,4 +121,4 @@ def test_labels_of_the_ends_are_those_of_a_sorted_tree_or_read_from_the_files(sp
 
 
 def test_all_datasets_of_the_paper_are_here():
-    assert {spec.name for spec in CATALOG if spec.in_paper} == set(FACTS)
+    assert {spec.name for spec in DATASETS if spec.in_paper} == set(FACTS)

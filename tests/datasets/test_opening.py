@@ -8,8 +8,8 @@ from make.images import write_image
 from make.sources import place
 
 from probe.datasets import get_dataset
-from probe.datasets.catalog import CATALOG
-from probe.datasets.opening import FORMS, form_module, open_dataset, open_split
+from probe.datasets.catalog import DATASETS
+from probe.datasets.opening import MODULES, form_module, open_dataset, open_split
 from probe.errors import DatasetError, DatasetMissingError, UnknownNameError
 from probe.specs import DatasetSpec, Source, Subset
 
@@ -146,8 +146,8 @@ def test_a_fold_that_there_is_not_is_named():
 
 
 def test_every_form_has_a_module_and_every_row_a_form():
-    assert {source.form for spec in CATALOG for source in spec.sources} <= set(FORMS)
-    for form in FORMS:
+    assert {source.form for spec in DATASETS for source in spec.sources} <= set(MODULES)
+    for form in MODULES:
         assert list(inspect.signature(form_module(form).open_subset).parameters) == [
             *("spec", "source", "subset", "root", "offline")
         ]

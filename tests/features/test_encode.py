@@ -172,7 +172,8 @@ def test_unreadable_images_are_passed_over_up_to_a_number(on_disk, tmp_path, wor
     assert features.x[:, 0].tolist() == rest
     assert features.y.tolist() == [i % 3 for i in rest]
     assert [position for position, _ in features.skipped] == [0, 7]
-    assert "reds: image 7 (7.png) cannot be read" in caplog.text
+    assert "skipped reds: image 7 (7.png) cannot be read" in caplog.text
+    assert "--skip-corrupt" not in caplog.text  # which was given
 
 
 def test_one_more_unreadable_image_than_allowed_stops(on_disk, tmp_path):

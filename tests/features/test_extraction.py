@@ -111,7 +111,7 @@ def test_two_processes_share_the_work(tmp_path, undisturbed, small):
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     (kept,) = survey(tmp_path)
-    assert kept.state == "whole"
+    assert kept.state == "complete"
     assert extract(digits(small[0]), tmp_path)[0].features["all"].compute_sha256() == undisturbed
 
 
@@ -367,8 +367,8 @@ def test_the_commands_tell_what_is_kept(tmp_path, capsys):
     assert main(["cache", "explain", *common, "--batch-size", "32"]) == 1
     assert "batch_size: 64 there, 32 wanted" in capsys.readouterr().out
     assert main(["cache", "ls", "--cache-dir", str(tmp_path), "--json"]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert json.loads(line)["state"] == "whole"
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["state"] == "complete"
     assert main(["cache", "verify", "--cache-dir", str(tmp_path)]) == 0
     np.save(next(tmp_path.glob("digits/*/labels.npy")), np.zeros(3))
     assert main(["cache", "verify", "--cache-dir", str(tmp_path)]) == 1

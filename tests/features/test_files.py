@@ -33,7 +33,7 @@ def saved(path, arrays):
 def test_the_probe_of_anybodys_features_is_scikit_learns(tmp_path, arrays, capsys):
     path = saved(tmp_path / "features.npz", arrays)
     assert main(["fit", path, "--protocol", "readme", "--solver", "sklearn", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    (found,) = json.loads(capsys.readouterr().out)
     x = np.concatenate([arrays["train_x"], arrays["val_x"]]).astype(np.float32)
     fitted = LogisticRegression(C=0.316, max_iter=1000, tol=1e-6).fit(
         x, np.concatenate([arrays["train_y"], arrays["val_y"]])
@@ -55,7 +55,7 @@ def test_what_extract_writes_is_what_a_run_fits(tmp_path, capsys):
     assert main(["extract", *common, "--out", str(path)]) == 0
     capsys.readouterr()
     assert main(["fit", str(path), "--protocol", "readme", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    (found,) = json.loads(capsys.readouterr().out)
     record = probe.run("digits", model="tiny", protocol="readme", device="cpu", results_dir=tmp_path / "results")
     assert found["score"] == record.result.score
     assert found["about"]["encoder"]["weights_sha256"] == record.encoder.weights_sha256
@@ -186,7 +186,7 @@ def test_labels_with_gaps_are_numbered_and_the_output_says_how(tmp_path, arrays,
         assert (
             main(["fit", path, "--protocol", "readme", "--solver", "fast", "--metric", "mean_per_class", "--json"]) == 0
         )
-        found.append(json.loads(capsys.readouterr().out))
+        found += json.loads(capsys.readouterr().out)
     assert found[0]["score"] == found[1]["score"] > 0.9
     assert found[0]["label_values"] == ids.tolist()
     assert found[1]["label_values"] == []
@@ -327,7 +327,7 @@ def test_any_file_of_features_is_fitted_or_refused_in_one_sentence(tmp_path, cap
         code = main(["fit", path, "--json", "--cache-dir", str(tmp_path / "cache"), *options])
         found = capsys.readouterr()
         if code == 0:
-            assert 0 <= json.loads(found.out)["score"] <= 1
+            assert 0 <= json.loads(found.out)[0]["score"] <= 1
         else:
             said = [line for line in found.err.splitlines() if line.startswith("probe: ")]
             assert (code, found.out, len(said)) == (1, "", 1), (seed, options)

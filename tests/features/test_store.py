@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from make.entries import KEY, chunk_of, make_entry_spec
+from make.entries import KEY, PROVENANCE, chunk_of, make_entry_spec
 
 from probe.errors import CacheError
 from probe.features import store
 from probe.features.arrays import Features, chunk_range
 from probe.features.chunks import Work
 from probe.features.inventory import ABANDONED_SECONDS, collect, differing, nearest, survey, verify
-from probe.features.store import damage, find
+from probe.features.store import check_usable, damage, find
 
 
 def fill(root, spec, labels=1):
@@ -28,7 +28,7 @@ def fill(root, spec, labels=1):
     for chunk in range(spec.num_chunks):
         assert work.claim(chunk)
         work.write(chunk, chunk_of(spec, chunk, labels))
-    assert work.finish(encoder={"embed_dim": 2}, extraction={"images": spec.num_images})
+    assert work.finish(PROVENANCE)
     return spec.folder(root)
 
 
@@ -42,7 +42,7 @@ def test_what_is_written_is_read(tmp_path, labels):
     assert found.features.x.dtype == np.float32
     assert found.features.x.flags.c_contiguous
     assert isinstance(found.features.x, np.memmap)
-    assert (found.encoder, found.extraction) == ({"embed_dim": 2}, {"images": 600})
+    assert found.provenance == PROVENANCE
 
 
 def test_chunks_are_gone_when_the_entry_is_there(tmp_path):
@@ -122,12 +122,12 @@ def test_a_damaged_chunk_is_made_again(tmp_path, caplog, kind):
     else:
         os.truncate(path, 100 if kind == "short" else 0)
     with caplog.at_level(logging.WARNING):
-        assert not work.finish(encoder={}, extraction={})
+        assert not work.finish(PROVENANCE)
     assert "000001.npz is damaged" in caplog.text
     assert [work.has(chunk) for chunk in range(3)] == [True, False, True]
     assert work.claim(1)
     work.write(1, chunk_of(make_entry_spec(), 1))
-    assert work.finish(encoder={}, extraction={})
+    assert work.finish(PROVENANCE)
     assert find(tmp_path, make_entry_spec()).features.x[:, 0].tolist() == list(range(600))
 
 
@@ -143,7 +143,7 @@ def test_no_flipped_bit_of_a_chunk_is_used_or_stops_for_good(tmp_path):
         content = bytearray(whole)
         content[i] ^= 1 << i % 8
         path.write_bytes(content)
-        if not work.finish(encoder={}, extraction={}):
+        if not work.finish(PROVENANCE):
             assert not path.exists()
             continue
         assert find(tmp_path, small).features.x[:, 0].tolist() == [0, 1, 2]
@@ -153,7 +153,7 @@ def test_no_flipped_bit_of_a_chunk_is_used_or_stops_for_good(tmp_path):
 
 def _finish(root, queue):
     try:
-        queue.put(Work(root, make_entry_spec()).finish(encoder={}, extraction={}))
+        queue.put(Work(root, make_entry_spec()).finish(PROVENANCE))
     except CacheError as err:
         queue.put(str(err))
 
@@ -175,7 +175,7 @@ def test_processes_that_finish_together_all_have_the_entry(tmp_path):
         for process in processes:
             process.join()
         assert find(root, make_entry_spec()) is not None
-        assert [kept.state for kept in survey(root)] == ["whole"]
+        assert [kept.state for kept in survey(root)] == ["complete"]
 
 
 def test_who_comes_late_leaves_nothing_behind(tmp_path):
@@ -183,7 +183,7 @@ def test_who_comes_late_leaves_nothing_behind(tmp_path):
     fill(tmp_path, make_entry_spec())
     late.start()
     assert not late.claim(0)
-    assert [kept.state for kept in survey(tmp_path)] == ["whole"]
+    assert [kept.state for kept in survey(tmp_path)] == ["complete"]
 
 
 def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
@@ -242,7 +242,7 @@ def test_skipped_images_have_no_row_and_are_named(tmp_path):
     work.write(0, Features(first.x[1:], first.y[1:], first.pre_projection[1:], ((0, "image 0 cannot be read"),)))
     work.write(1, second)
     assert work.skipped() == {0}
-    assert work.finish(encoder={}, extraction={})
+    assert work.finish(PROVENANCE)
     found = find(tmp_path, small).features
     assert found.x[:, 0].tolist() == list(range(1, 300))
     assert found.skipped == ((0, "image 0 cannot be read"),)
@@ -254,6 +254,15 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
         CacheError, match=r"cannot write to .*features \(.*\); make it writable, or name a different folder"
     ):
         Work(tmp_path / "features", make_entry_spec()).start()
+
+
+def test_a_cache_folder_that_cannot_be_used_is_found_early(tmp_path):
+    """A read-only folder with entries can be used, as far as features are in it."""
+    (tmp_path / "features").write_text("a file")
+    with pytest.raises(CacheError, match=r"cannot write to the cache folder .*features \("):
+        check_usable(tmp_path / "features")
+    check_usable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
 
 
 def test_a_full_disk_keeps_what_was_made(tmp_path, monkeypatch):
@@ -299,13 +308,13 @@ def test_explaining_names_the_fields_that_differ(tmp_path):
     assert nearest(tmp_path, replace(wanted, subset="train")) is None
 
 
-def test_surveying_tells_whole_from_begun_and_damaged(tmp_path):
+def test_surveying_tells_complete_from_begun_and_damaged(tmp_path):
     fill(tmp_path, make_entry_spec())
     begun = Work(tmp_path, make_entry_spec(batch_size=32))
     begun.start()
     begun.write(0, chunk_of(make_entry_spec(), 0))
     (fill(tmp_path, make_entry_spec(batch_size=16)) / "entry.json").write_text("{}")
-    assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 chunks", "damaged", "whole"]
+    assert sorted(kept.state for kept in survey(tmp_path)) == ["1 of 3 chunks", "complete", "damaged"]
     checked, damaged = verify(tmp_path)
     assert (checked, len(damaged)) == (2, 1)
     assert survey(tmp_path / "nowhere") == []

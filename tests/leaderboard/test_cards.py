@@ -1,10 +1,10 @@
 import pytest
 from huggingface_hub import ModelCard
-from make.records import RECORDS, make_failure, make_record
+from make.records import RECORDS, changed, make_failure, make_record
 
 from probe.cli.main import main
 from probe.errors import ResultsError
-from probe.leaderboard.cards import TITLES, model_index
+from probe.leaderboard.cards import METRIC_TITLES, model_index
 from probe.records.record import write_record
 from probe.records.schema import EncoderRecord
 from probe.stats.metrics import METRICS
@@ -24,8 +24,17 @@ def test_the_hubs_own_reader_finds_every_score():
     assert digits.metric_args["mode"] == "eager"
 
 
+def test_a_card_of_local_files_has_no_paths():
+    """A card is published, and the folders of a machine are nobody's business."""
+    record = make_record("folder:/home/me/moths", "/home/me/models/mine.pt")
+    text = model_index([changed(record, "spec.dataset.title", "images in /home/me/moths")])
+    assert "- name: mine.pt" in text
+    assert "name: moths" in text
+    assert "/home" not in text
+
+
 def test_every_metric_has_a_name_for_people():
-    assert TITLES.keys() == METRICS.keys()
+    assert METRIC_TITLES.keys() == METRICS.keys()
 
 
 def test_a_card_is_of_one_model_with_scores():

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from make.records import NUM_TEST, changed, make_failure, make_record, make_result, packed, scored_record
+from make.records import NUM_TEST, changed, make_failure, make_record, make_result, scored_record
 
-from probe.leaderboard.exports import FORMATS, rows_to_csv, to_json, to_latex, to_parquet
+from probe.leaderboard.exports import FORMATS, to_json, to_latex, to_parquet
 from probe.leaderboard.labels import short_names
 from probe.leaderboard.ranking import Evidence, mean_ranks
 from probe.leaderboard.sections import OTHER_IMAGES, make_sections
+from probe.leaderboard.tables import rows_to_csv
 from probe.leaderboard.texts import notes, sections_to_markdown, table, to_text
+from probe.records.packing import pack
 from probe.records.schema import EncoderRecord, IntervalRecord, ReadRecord, SplitRecord
 from probe.stats.outcomes import Outcomes
 from probe.stats.paired import compare
@@ -156,7 +158,7 @@ def _random(rng, shared, skill):
 
 
 def _with(record, outcomes):
-    return replace(record, result=replace(record.result, outcomes=(packed(outcomes),), score=outcomes.score()))
+    return replace(record, result=replace(record.result, outcomes=(pack(outcomes),), score=outcomes.score()))
 
 
 def test_means_are_tested_as_a_bootstrap_of_all_test_images_would():
@@ -198,7 +200,7 @@ def _of_draws(name, wrong, *, folds=False):
     draws = tuple(make_result(outcome.score()) for outcome in outcomes)
     subsets = {"folds": (make_result(draws=draws),) * 2} if folds else {"draws": draws}
     score = float(np.mean([outcome.score() for outcome in outcomes]))
-    result = replace(record.result, outcomes=tuple(map(packed, outcomes)), score=score, **subsets)
+    result = replace(record.result, outcomes=tuple(map(pack, outcomes)), score=score, **subsets)
     return [replace(record, result=result)]
 
 
@@ -235,7 +237,7 @@ def test_a_model_without_outcomes_has_no_rank_and_the_others_do():
 
 def test_outcomes_that_do_not_go_together_cost_a_rank_and_nothing_else():
     """Of another number of images under one digest, as after an edit by hand."""
-    outcomes = packed(Outcomes("accuracy", {"right": np.ones(300, bool)}))
+    outcomes = pack(Outcomes("accuracy", {"right": np.ones(300, bool)}))
     odd = changed(scored_record("c", 20), "result.outcomes", (outcomes,))
     found = _ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 60)], "c": [odd]})
     assert found.ranks == {"a": "1", "b": "2"}
@@ -313,8 +315,19 @@ def test_latex_escapes_names_and_has_as_many_cells_in_every_row():
     assert r"x\textbar{}y" in text
     assert r"95.00\,$\pm$\,1.50" in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.replace(r"\&", "").count("&") for line in rows} == {2}
-    assert "% The mean is over" in text or "no mean is shown" in text
+    assert {line.replace(r"\&", "").count("&") for line in rows} == {3}
+    assert "% All runs of x" in text  # a note
+
+
+def test_a_model_whose_runs_all_failed_is_named_and_does_not_take_the_mean_from_the_others():
+    done = [scored_record("a", 20), scored_record("b", 60), _cell("mnist", "a", 20), _cell("mnist", "b", 60)]
+    failed = [make_failure(dataset="digits", model="c"), make_failure(dataset="mnist", model="c")]
+    (alone,), (section,) = make_sections(done), make_sections([*done, *failed])
+    assert section.common == alone.common == ("digits", "mnist")
+    assert [(line.model, line.mean) for line in section.lines[:2]] == [(line.model, line.mean) for line in alone.lines]
+    assert (section.lines[2].model, section.lines[2].mean, section.lines[2].rank) == ("c", None, "")
+    assert notes(section) == [*notes(alone), "All runs of c failed; the records have the reasons."]
+    assert "4 runs of 2 models on 2 datasets (2 more runs failed)." in sections_to_markdown([section])
 
 
 def test_parquet_has_the_columns_of_the_csv_with_their_types(tmp_path):

@@ -3,8 +3,11 @@
 import numpy as np
 
 from probe.features.arrays import Features
+from probe.features.sidecars import Provenance
 from probe.features.store import EntrySpec
+from probe.records.schema import EncoderRecord, MeterRecord
 
+PROVENANCE = Provenance(EncoderRecord(embed_dim=2), MeterRecord(images=600))
 KEY = {"weights": "ab", "mode": "eager", "batch_size": 64, "torch": "2.15.0"}
 
 

@@ -11,11 +11,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from make.colours import write_colours
 from tqdm import tqdm
+
+from probe.records.record import read_records
 
 # What takes `python -m probe run` most of its seconds before the first image. A name that is missing is skipped.
 PRELOADED = ["probe.runner", "probe.cli.main", "sklearn.linear_model"]
@@ -108,3 +110,39 @@ class Records:
         now = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
         assert self.seen.items() <= now.items()
         self.seen = now
+
+
+def kill_and_repeat(
+    folder: Path,
+    draw_moment: Callable[[int], int],
+    *,
+    num_kills: int,
+    options: Sequence[str] = (),
+    with_group: bool = False,
+    wait: Callable[[], None] = lambda: None,
+) -> None:
+    """Kill the command of `quick_grid` several times, then let it end, and check that each run was done once.
+
+    Args:
+        folder: an empty folder.
+        draw_moment: function that returns the moment of the next kill, from the number of records so far.
+        num_kills: number of kills.
+        options: further options of the command.
+        with_group: also kill the processes that the command started.
+        wait: function that waits until these processes have ended.
+    """
+    command, output, work = [*quick_grid(folder), *options], folder / "output", folder / "work"
+    records = Records(work / "results")
+    for _ in range(num_kills):
+        moment = draw_moment(len(records.seen))
+        assert run_command(command, output, watched=work, moment=moment, with_group=with_group) == KILLED
+        wait()
+        records.look()
+    num_before = len(records.seen)
+    assert 0 < num_before < 20
+    output.unlink()
+    assert run_command(command, output, watched=work) == 0
+    records.look()
+    assert len(records.seen) == len(read_records(work / "results")) == 20
+    assert f"skipped {num_before} of 20 runs" in output.read_text()
+    assert output.read_text().count("| colours") == 20

@@ -15,6 +15,8 @@ import pytest
 MARK = uuid.uuid4().hex  # in the environment of all processes that a test session starts
 # Ray reads these variables on import. Its default token is in the home folder, and tests have several home folders.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex)
+# Ray would start processes before they are needed, which actors with an environment of their own cannot use.
+os.environ.update({"RAY_prestart_worker_first_driver": "0"})
 if importlib.util.find_spec("ray") is None:  # which takes seconds to import, also where its tests are not chosen
     pytest.skip("Ray is not installed", allow_module_level=True)
 pytestmark = [
@@ -30,22 +32,22 @@ def marked(monkeypatch):
     monkeypatch.setenv("PROBE_TEST", MARK)
 
 
-def find_workers(what="ray::Worker"):
+def find_workers(what="ray::Worker", mark=MARK):
     """Return the process numbers of marked workers. Ray names a process after its actor."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             name, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
             is_server = b"multiprocessing" in name  # of `make.kills`, which stays
-            if what.encode() in name and MARK.encode() in environment and not is_server:
+            if what.encode() in name and mark.encode() in environment and not is_server:
                 found.append(int(folder.name))
     return found
 
 
-def wait_until_gone(what=""):
+def wait_until_gone(what="", mark=f"{MARK}\0"):
     """Wait until no marked process is left: those of Ray end soon after the one that started them, and tell nobody."""
     until = time.monotonic() + 60
-    while (left := find_workers(what)) and time.monotonic() < until:
+    while (left := find_workers(what, mark)) and time.monotonic() < until:
         time.sleep(0.2)
     assert not [Path(f"/proc/{pid}/cmdline").read_text() for pid in left]
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from probe.decoder import decode
+from probe.records.packing import pack
 from probe.records.schema import (
     DoneRecord,
     EncoderRecord,
@@ -12,7 +12,6 @@ from probe.records.schema import (
     ErrorRecord,
     FailedRecord,
     IntervalRecord,
-    PackedOutcomes,
     ParityRecord,
     ResultRecord,
     SweepRecord,
@@ -72,11 +71,6 @@ def changed(value, path, new):
     return replace(value, **{name: changed(getattr(value, name), rest, new) if rest else new})
 
 
-def packed(outcomes):
-    """Return outcomes of test images in the form of a record."""
-    return decode(outcomes.pack(), PackedOutcomes)
-
-
 NUM_TEST = 400
 
 
@@ -85,7 +79,7 @@ def scored_record(model, num_wrong, *, dataset="digits", **changes):
     y = np.zeros(NUM_TEST, np.int64)
     scores = np.where((np.arange(NUM_TEST) < num_wrong)[:, None], [0.0, 1.0], [1.0, 0.0])
     record = make_record(dataset, model, score=1 - num_wrong / NUM_TEST, **changes)
-    outcomes = (packed(make_outcomes("accuracy", y, scores)),)
+    outcomes = (pack(make_outcomes("accuracy", y, scores)),)
     return replace(record, result=replace(record.result, num_test=NUM_TEST, outcomes=outcomes))
 
 

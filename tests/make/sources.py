@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from probe.datasets.rows import folders
+from probe.datasets.source_specs import folders
 
 
 def place(name, **fields):

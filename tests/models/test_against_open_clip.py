@@ -9,7 +9,7 @@ import torch
 from make.clips import random_clip
 
 from probe.models import get_model
-from probe.models.catalog import CATALOG
+from probe.models.catalog import MODELS
 from probe.models.checkpoints import read_model
 from probe.models.devices import resolve_execution
 from probe.models.openai import build_model, load_archive, save_archive
@@ -18,7 +18,7 @@ CPU = resolve_execution("cpu")
 TRUE_SIZE = ("ViT-B/32", "RN50")
 PUBLISHED = [
     pytest.param(spec.name, marks=() if spec.name == "ViT-L/14" else pytest.mark.slow)
-    for spec in CATALOG
+    for spec in MODELS
     if spec.form == "url"
 ]
 

@@ -16,7 +16,7 @@ from probe.errors import (
 )
 from probe.fetch import file_sha256
 from probe.models import get_model, model_names
-from probe.models.catalog import CATALOG
+from probe.models.catalog import MODELS
 from probe.models.checkpoints import read_model
 from probe.models.devices import resolve_execution
 from probe.models.loading import load_clip, load_encoder
@@ -148,7 +148,7 @@ SMALL = ("ViT-B/32", "RN50", "tiny")
 
 @pytest.mark.parametrize(
     "spec",
-    [pytest.param(spec, id=spec.name, marks=() if spec.name in SMALL else pytest.mark.slow) for spec in CATALOG],
+    [pytest.param(spec, id=spec.name, marks=() if spec.name in SMALL else pytest.mark.slow) for spec in MODELS],
 )
 def test_the_listed_profiles_are_counted(spec):
     assert profile_architecture(spec.architecture) == spec.profile

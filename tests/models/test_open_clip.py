@@ -27,7 +27,7 @@ from probe.models.assumptions import check_assumptions
 from probe.models.description import describe_model
 from probe.models.devices import resolve_execution
 from probe.models.loading import identify, load_clip, load_encoder
-from probe.models.open_clip_config import CONFIG
+from probe.models.open_clip_config import OPEN_CLIP_CONFIG
 from probe.models.openai import check_weights
 from probe.models.preprocess import MEAN, STD, Preprocess
 from probe.models.towers import architecture_of
@@ -66,10 +66,10 @@ def write_folder(folder, kind="vit", images=IMAGES):
     """Write a folder as open_clip's `save_for_hf` does, without a tokenizer."""
     folder.mkdir(parents=True)
     config = {"embed_dim": 32, **copy.deepcopy(MODELS[kind])}
-    (folder / CONFIG).write_text(json.dumps({"model_cfg": config}))
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps({"model_cfg": config}))
     torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, force_preprocess_cfg=images)
-    save_config_for_hf(model, folder / CONFIG, config)
+    save_config_for_hf(model, folder / OPEN_CLIP_CONFIG, config)
     save_file(
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "weights.safetensors"
     )
@@ -105,7 +105,7 @@ def test_a_folder_is_open_clips_own_model(kind, tmp_path):
     expected = theirs.eval().encode_image(encoder.preprocess.normalize(pixels))
     torch.testing.assert_close(encoder.encode(pixels).projected, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(encoder.preprocess.transform(_picture()), transform(_picture()))
-    assert encoder.preprocess_from == CONFIG
+    assert encoder.preprocess_from == OPEN_CLIP_CONFIG
 
 
 @pytest.mark.parametrize("name", ["open_clip:local-dir:{}", "open_clip:local-dir:{}/" + FILE, "{}", "{}/" + FILE])
@@ -152,9 +152,9 @@ def test_a_model_is_sketched_before_its_weights_are_here(vit, caplog):
 
 def test_a_configuration_without_image_settings_takes_open_clips_with_a_warning(tmp_path, caplog):
     folder = write_folder(tmp_path / "vit")
-    config = json.loads((folder / CONFIG).read_text())
+    config = json.loads((folder / OPEN_CLIP_CONFIG).read_text())
     del config["preprocess_cfg"]
-    (folder / CONFIG).write_text(json.dumps(config))
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(config))
     encoder = load_encoder(folder, device="cpu")
     assert (encoder.preprocess, encoder.preprocess_from) == (Preprocess(32), "open_clip's default")
     assert "has no settings for the preprocessing of images" in caplog.text
@@ -164,13 +164,13 @@ def test_other_settings_are_another_model(tmp_path):
     """Cached features of the old settings must not be used."""
     folder = write_folder(tmp_path / "vit")
     before = identify(get_model(folder))
-    _edit(folder / CONFIG, preprocess_cfg={"mean": [0.5] * 3})
+    _edit(folder / OPEN_CLIP_CONFIG, preprocess_cfg={"mean": [0.5] * 3})
     assert identify(get_model(folder)) != before
 
 
 def test_archives_and_hugging_face_weights_ignore_the_configuration_next_to_them(vit, archive, tmp_path):
     make_model().save_pretrained(tmp_path)
-    shutil.copy(vit / CONFIG, tmp_path)
+    shutil.copy(vit / OPEN_CLIP_CONFIG, tmp_path)
     shutil.copy(vit / "open_clip_model.safetensors", tmp_path)
     shutil.copy(archive, tmp_path / "archive.pt")
     forms = {path: get_model(path).form for path in (tmp_path, tmp_path / "model.safetensors", tmp_path / "archive.pt")}
@@ -209,7 +209,7 @@ def test_archives_and_hugging_face_weights_ignore_the_configuration_next_to_them
 )
 def test_an_unusable_configuration_is_named(content, message, vit, tmp_path):
     shutil.copytree(vit, tmp_path / "vit")
-    (tmp_path / "vit" / CONFIG).write_text(content)
+    (tmp_path / "vit" / OPEN_CLIP_CONFIG).write_text(content)
     with pytest.raises(CheckpointError, match=message) as caught:
         load_encoder(tmp_path / "vit", device="cpu")
     assert str(tmp_path / "vit") in str(caught.value)
@@ -220,7 +220,7 @@ def test_missing_files_of_a_folder_are_named(vit, tmp_path):
         get_model("open_clip:local-dir:/none")
     with pytest.raises(CheckpointMissingError, match=rf"{tmp_path} has no open_clip_config\.json; add that file"):
         get_model(f"open_clip:local-dir:{tmp_path}")
-    shutil.copy(vit / CONFIG, tmp_path)
+    shutil.copy(vit / OPEN_CLIP_CONFIG, tmp_path)
     with pytest.raises(CheckpointError, match=r"has no weights, such as open_clip_model\.safetensors"):
         load_encoder(tmp_path, device="cpu")
     for name in ("epoch_1.pt", "epoch_2.pt"):
@@ -278,7 +278,7 @@ def test_weights_alone_warn_of_all_that_is_assumed(tmp_path, caplog):
         "32 pixels",
         "mean and std",
         "12 tokens",
-        CONFIG,
+        OPEN_CLIP_CONFIG,
     ):
         assert assumed in caplog.text
     assert encoder.preprocess_from == "OpenAI's models"
@@ -287,7 +287,7 @@ def test_weights_alone_warn_of_all_that_is_assumed(tmp_path, caplog):
 @pytest.mark.parametrize("kind", ["coca", "timm", "clipa"])
 def test_weights_of_another_model_are_refused_by_name_before_any_warning(kind, tmp_path, caplog):
     folder = write_folder(tmp_path / kind, kind)
-    (folder / CONFIG).unlink()
+    (folder / OPEN_CLIP_CONFIG).unlink()
     caplog.clear()
     with pytest.raises(CheckpointError, match=r"open_clip_model\.safetensors: .*open_clip:ARCH/PATH"):
         load_encoder(folder / "open_clip_model.safetensors", device="cpu")

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-from probe.models.preprocess import Preprocess
+from probe.models.preprocess import INTERPOLATIONS, RESIZES, Preprocess
 
 # The transform that OpenAI's README and code describe, built from torchvision independently of the package.
 REFERENCE = Compose(
@@ -37,3 +37,12 @@ def test_pixels_are_uint8_channels_first():
     assert pixels.dtype == np.uint8
     assert pixels.shape == (3, 24, 24)
     assert pixels[:, 0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_are_torchvisions_for_all_settings(size, interpolation, resize):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8))
+    ours = Preprocess(31, interpolation=interpolation, resize=resize)
+    assert torch.equal(ours.normalize(torch.from_numpy(ours.to_pixels(image))[None])[0], ours.transform(image))

@@ -6,13 +6,13 @@ import torch.nn.functional as F  # noqa: N812 - the name the whole field uses fo
 from make.clips import SMALL_RESNET, SMALL_VIT, random_clip
 
 from probe.errors import CheckpointError
-from probe.models.catalog import CATALOG
+from probe.models.catalog import MODELS
 from probe.models.towers import CLIP, AttentionPool, LayerNorm, architecture_of, convert_weights
 
 BOTH = pytest.mark.parametrize("architecture", [SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
 
 
-@pytest.mark.parametrize("spec", CATALOG, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.name)
 def test_sizes_are_read_off_the_state_dict(spec):
     """Every published model is built with the sizes of the catalogue."""
     with torch.device("meta"):

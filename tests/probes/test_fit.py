@@ -16,11 +16,11 @@ from probe.probes.fit import fit_folds, fit_probe, hold_out_validation
 from probe.probes.fits import for_classes
 from probe.probes.result import mean_result
 from probe.probes.shots import draw_shots
-from probe.probes.solvers.catalog import SOLVERS
+from probe.probes.solvers.catalog import SOLVERS, get_solver
+from probe.records.packing import unpack
 from probe.specs import Protocol
 from probe.stats.intervals import interval, wilson
 from probe.stats.metrics import get_metric
-from probe.stats.outcomes import unpack
 
 SHORT = Protocol("short", "three values", "projected", (1e-4, 1e-2, 1.0), 1, 200, 1e-6, "this test")
 
@@ -152,7 +152,7 @@ def test_all_classes_of_multi_label_images_have_the_same_c(several):
 def test_a_class_without_positive_images_gets_the_lowest_scores(several, solver):
     """The probes of the other classes are fitted."""
     without = {name: Features(p.x, np.where([True, True, False], p.y, 0)) for name, p in several.items()}
-    fitted = SOLVERS[solver]([without["train"].x], without["train"].y, max_iter=500, tol=1e-6).fit(0.5)
+    fitted = get_solver(solver)([without["train"].x], without["train"].y, max_iter=500, tol=1e-6).fit(0.5)
     assert fitted.classes.tolist() == [0, 1]
     scores = fitted.scores(without["test"].x, 3)
     assert np.isneginf(scores[:, 2]).all()
@@ -268,7 +268,7 @@ def test_the_interval_is_wilsons_and_the_outcomes_give_the_score(parts):
     (outcomes,) = result.outcomes
     assert np.array_equal(outcomes.values == 1, result.predictions == parts["test"].y)
     (packed,) = result.to_record().outcomes
-    assert unpack(asdict(packed)).score() == result.score
+    assert unpack(packed).score() == result.score
     json.dumps(asdict(result.to_record()))
 
 
@@ -327,7 +327,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(parts, solver, tmp_path):
 
 def test_a_damaged_cached_fit_is_not_read(parts, tmp_path):
     cached = FitCache(tmp_path)
-    fit = SOLVERS["fast"]([parts["train"].x], parts["train"].y, max_iter=100, tol=1e-6).fit(1.0)
+    fit = get_solver("fast")([parts["train"].x], parts["train"].y, max_iter=100, tol=1e-6).fit(1.0)
     cached.store("name", fit)
     again = cached.find("name")
     assert np.array_equal(again.coef, fit.coef)
@@ -397,7 +397,7 @@ def test_a_label_that_only_validation_has_is_in_the_final_fit(several, solver):
 @pytest.mark.parametrize(("known", "wanted"), [((0, 2, 5), (0, 1, 2, 5, 7)), ((2, 5), (1, 2, 5)), ((0, 2, 5), (2, 5))])
 def test_a_start_for_other_classes_has_the_same_logits_for_common_classes(known, wanted):
     x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
-    fit = SOLVERS["sklearn"]([x], np.resize(known, 60), max_iter=50, tol=1e-6).fit(1.0)
+    fit = get_solver("sklearn")([x], np.resize(known, 60), max_iter=50, tol=1e-6).fit(1.0)
     matched = for_classes(fit, np.array(wanted))
     assert len(matched.coef) == (1 if len(wanted) == 2 else len(wanted))
     both = np.intersect1d(known, wanted)

@@ -7,7 +7,7 @@ from probe.cli.main import main
 from probe.errors import ProtocolError, UnknownNameError
 from probe.features import encode
 from probe.probes.description import describe_protocol
-from probe.probes.protocols import CATALOG, GROUPS, TOL, get_protocol, protocol_names, validate
+from probe.probes.protocols import GROUPS, PROTOCOLS, TOL, get_protocol, protocol_names, validate
 from probe.specs import FEATURE_POINTS, Protocol, slug
 
 OWN = Protocol("own", "", "projected", (0.1, 1.0), 1, 100, 1e-6, "")
@@ -26,7 +26,7 @@ def own(tmp_path):
     return read
 
 
-@pytest.mark.parametrize("protocol", CATALOG, ids=lambda protocol: protocol.name)
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.name)
 def test_every_protocol_is_valid_and_found_by_name(protocol):
     validate(protocol)
     assert get_protocol(protocol.name) is protocol
@@ -183,7 +183,7 @@ def test_an_error_names_the_file_and_the_key(own, tmp_path, text, message):
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ProtocolError, match=r"missing\.toml does not exist; give the path of a protocol in TOML"):
+    with pytest.raises(UnknownNameError, match=r"missing\.toml does not exist; give the path of a protocol in TOML"):
         get_protocol(str(tmp_path / "missing.toml"))
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(ProtocolError, match=r"folder\.toml cannot be read"):

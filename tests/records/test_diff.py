@@ -9,7 +9,7 @@ from probe import diff
 from probe.cli.main import main
 from probe.records.diff import STAGES, _comparable, _leaves, _stage
 from probe.records.record import read_record, write_record
-from probe.records.schema import EncoderRecord, EnvironmentRecord, SplitRecord
+from probe.records.schema import EncoderRecord, EnvironmentRecord, SplitRecord, SweepRecord
 from probe.stats.paired import mcnemar
 
 
@@ -88,6 +88,7 @@ def test_the_command_prints_what_differs_and_the_verdict(tmp_path, capsys):
     assert "| model" in out
     assert "model: different weights or preprocessing give different features" in out
     assert out.splitlines()[-1].startswith("the scores differ significantly")
+    assert "outcomes" not in out
     assert main(["diff", *paths, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["test"]["num_only_a"] == 40
@@ -107,3 +108,15 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path, capsys):
     for name, said in ((damaged, "half.json is damaged"), (tmp_path / "none.json", "cannot read")):
         assert main(["diff", str(path), str(name)]) == 1
         assert said in capsys.readouterr().err
+
+
+def test_the_command_prints_one_row_for_a_sweep_and_short_numbers(tmp_path, capsys):
+    points = [SweepRecord(C=C, score=0.5, n_iter=3, converged=True) for C in (0.1, 1.0)]
+    a = changed(scored_record("a", 20), "result.sweep", tuple(points))
+    b = changed(a, "result.sweep", tuple(replace(point, score=0.25, n_iter=4) for point in points))
+    b = changed(b, "result.objective", 0.123456789)
+    paths = [str(write_record(record, tmp_path / name)) for name, record in (("a", a), ("b", b))]
+    assert main(["diff", *paths]) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["fit", "result.sweep (4 values)", "see --json", "see --json"] in rows
+    assert [row[3] for row in rows if row[1:2] == ["result.objective"]] == ["0.123457"]

@@ -21,12 +21,11 @@ from make.ray_processes import (  # noqa: F401 - `marked` and `pytestmark` are f
     wait_until_gone,
 )
 
+from probe.cli.main import main
 from probe.environment import threads
-from probe.errors import ExecutorError
 from probe.grid import plan
 from probe.records.record import read_records
 from probe.runner import run_grid as run_serially
-from probe.scale.cluster import connected
 from probe.scale.driver import run_grid_on_ray
 from probe.settings import Settings
 
@@ -43,7 +42,7 @@ def _specs(*datasets, models=("tiny",), jit_modes=(False, True)):
 
 
 @contextlib.contextmanager
-def _cluster(homes, *, num_cpus=1):
+def _cluster(homes):
     """Start a head without room for workers, and one node for each home folder."""
     from ray.cluster_utils import Cluster
 
@@ -51,7 +50,7 @@ def _cluster(homes, *, num_cpus=1):
     try:
         for home in homes:
             home.mkdir(exist_ok=True)
-        yield cluster, [cluster.add_node(num_cpus=num_cpus, env_vars={"HOME": str(home)}) for home in homes]
+        yield cluster, [cluster.add_node(num_cpus=1, env_vars={"HOME": str(home)}) for home in homes]
     finally:
         cluster.shutdown()
 
@@ -77,10 +76,13 @@ def serial(tmp_path_factory):
 
 def test_features_travel_between_nodes_that_share_no_folder(tmp_path, serial):
     """Features go from the worker that extracts them to the driver and to the workers that fit, also on new nodes."""
+    import ray
+
     settings = Settings(results_dir=tmp_path / "results", cache_dir="~/features")
     with _cluster([tmp_path / "a", tmp_path / "b"]) as (cluster, _):
         records = list(run_grid_on_ray(_specs(), settings=settings, address=cluster.address, num_threads=1))
         assert {record.key: content(record) for record in records} == serial
+        assert not ray.is_initialized()  # the grid has left the cluster
     assert {folder.name for home in "ab" for folder in (tmp_path / home / "features").glob("digits/tiny*")}
     shutil.rmtree(tmp_path / "results")
     with _cluster([tmp_path / "c"]) as (cluster, _):
@@ -90,29 +92,10 @@ def test_features_travel_between_nodes_that_share_no_folder(tmp_path, serial):
     assert [record.extraction.subsets for record in again] == [record.extraction.subsets for record in records]
 
 
-def test_four_workers_have_the_same_records(tmp_path, serial):
-    """The other tests of grids have one worker or two."""
-    settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
-    with _cluster([tmp_path / "a"], num_cpus=4) as (cluster, _):
-        records = list(run_grid_on_ray(_specs(), settings=settings, address=cluster.address, num_threads=1))
-        assert {record.key: content(record) for record in records} == serial
-        with pytest.raises(ExecutorError, match="no node has room for one"):
-            list(
-                run_grid_on_ray(
-                    _specs(), settings=Settings(results_dir=tmp_path / "no"), address=cluster.address, num_threads=5
-                )
-            )
-
-
-def test_a_running_ray_is_used_and_not_stopped(tmp_path):
-    import ray
-
-    with _cluster([]) as (cluster, _):
-        with connected(cluster.address):
-            with connected(None):
-                assert ray.is_initialized()
-            assert ray.is_initialized()
-        assert not ray.is_initialized()
+def test_an_address_that_does_not_answer_is_named(tmp_path, capsys):
+    options = ["--dataset", "digits", "--model", "tiny", "--results-dir", str(tmp_path), "--executor", "ray"]
+    assert main(["run", *options, "--ray-address", "127.0.0.1:1"]) == 1
+    assert "Ray does not answer at 127.0.0.1:1" in capsys.readouterr().err
 
 
 @contextlib.contextmanager

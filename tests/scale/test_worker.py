@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from make.entries import PROVENANCE
 from make.images import write_image
 
+from probe.decoder import decode
 from probe.errors import ExecutorError, FeaturesError
 from probe.features.arrays import Features
 from probe.features.chunks import Work
-from probe.features.store import EntrySpec
+from probe.features.sidecars import Provenance
+from probe.features.store import FITS, EntrySpec
 from probe.grid import plan
 from probe.models.memory import DeviceMemory
 from probe.records.schema import ErrorRecord
@@ -63,6 +66,16 @@ def test_chunks_go_from_one_store_to_another_and_are_whole_there(tmp_path, two_c
     assert list(Work(tmp_path / "other", cell).files(range(cell.num_chunks))) == list(files)
 
 
+def test_fits_stay_cached_until_the_driver_has_written_the_records(tmp_path, two_chunks):
+    shard, fits = _units(two_chunks)
+    worker = _worker(tmp_path, "cache")
+    worker.do(shard, NEED)
+    worker.do(fits, NEED)
+    assert list((tmp_path / "cache" / FITS).iterdir())
+    worker.clear_fits()
+    assert not list((tmp_path / "cache" / FITS).iterdir())
+
+
 def test_chunks_that_the_driver_has_are_not_sent_to_it(tmp_path, two_chunks):
     shard, _ = _units(two_chunks)
     worker = _worker(tmp_path, "one")
@@ -77,8 +90,8 @@ def test_chunks_that_the_driver_has_are_not_sent_to_it(tmp_path, two_chunks):
 def test_what_one_process_would_log_is_given_to_the_driver(tmp_path, two_chunks):
     before = logging.getLogger("probe").level
     shard, fits = _units(two_chunks)
-    worker = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(DriverEnvironment.here(), level=logging.INFO))
-    assert (logging.INFO, f"{two_chunks} / tiny / eager / readme") in [
+    worker = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(DriverEnvironment.here(), level=logging.DEBUG))
+    assert (logging.DEBUG, f"{two_chunks} / tiny / eager / readme") in [
         (log.levelno, log.getMessage()) for log in worker.do(fits, NEED).logs
     ]
     entry = next((tmp_path / "one").rglob("entry.json")).parent
@@ -163,7 +176,7 @@ def test_chunks_are_cut_from_an_entry_with_skipped_images(tmp_path):
         assert work.claim(chunk)
         work.write(chunk, features)
     before = dict(work.files(range(3)))
-    assert work.finish(encoder={"width": 4}, extraction={"images": 596})
+    assert work.finish(PROVENANCE)
     after = dict(work.files(range(3)))
-    assert json.loads(after.pop("making.json")) == {"encoder": {"width": 4}, "extraction": {"images": 596}}
+    assert decode(json.loads(after.pop("making.json")), Provenance) == PROVENANCE
     assert after == before

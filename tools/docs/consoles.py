@@ -12,14 +12,17 @@ Other blocks, such as ```` ```bash ````, are not run: they need a network, a GPU
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
+from functools import cache
 from itertools import groupby
 from pathlib import Path
+
+from warm_python import WarmPython
 
 HOME = "/home/me"  # shown in place of the folder of a session
 ROOT = Path(__file__).parents[2]
@@ -70,7 +73,7 @@ def _run_block(block: re.Match[str], before: re.Match[str] | None, folder: Path)
         (folder / block["title"]).write_text(text, encoding="utf-8")
         return text
     if block["language"] == "python":
-        (folder / "block.out").write_text(_run([sys.executable, "-c", text], folder), encoding="utf-8")
+        (folder / "block.out").write_text(_run(["python", "-c", text], folder), encoding="utf-8")
     if block["language"] == "text" and before is not None and before["language"] == "python" and not before["title"]:
         return (folder / "block.out").read_text(encoding="utf-8")
     return text
@@ -83,27 +86,33 @@ def _run_console(text: str, folder: Path) -> str:
 
 
 def _run(command: list[str], folder: Path) -> str:
-    # `python` on the path must be the Python that runs this.
     bin_folder = folder / ".bin"
-    if not bin_folder.exists():
-        bin_folder.mkdir()
-        for name, start in (("python", ""), ("probe", " -m probe")):
-            script = f'#!/bin/sh\nexec "{sys.executable}"{start} "$@"\n'
-            (bin_folder / name).write_text(script, encoding="utf-8")
-            (bin_folder / name).chmod(0o755)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PROBE_")},
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "HOME": str(folder.parent / ".home"),  # pages share the cache of features
         "HF_HUB_OFFLINE": "1",
+        "SCIPY_ARRAY_API": "1",  # as `python -m probe` sets it before it imports SciPy
         "COLUMNS": "120",
     }
+    if not bin_folder.exists():
+        bin_folder.mkdir()
+        _start_python(frozenset(environment.items())).write_program(bin_folder / "python")
+        (bin_folder / "probe").write_text('#!/bin/sh\nexec python -m probe "$@"\n', encoding="utf-8")
+        (bin_folder / "probe").chmod(0o755)
+    environment["PATH"] = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CommandError(f"{command[-1]}\nexit code {done.returncode}\n{done.stdout}{done.stderr}")
     lines = done.stdout.replace(str(folder.resolve()), HOME).splitlines()
     return "".join(f"{line.rstrip()}\n" for line in _align(lines))
+
+
+@cache
+def _start_python(environment: frozenset[tuple[str, str]]) -> WarmPython:
+    python = WarmPython(dict(environment))
+    atexit.register(python.stop)
+    return python
 
 
 def _align(lines: list[str]) -> Iterator[str]:

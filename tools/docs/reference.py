@@ -12,18 +12,42 @@ from pathlib import Path
 from probe.cli import arguments
 from probe.cli.main import main
 from probe.datasets import description
-from probe.datasets.catalog import CATALOG as DATASETS
+from probe.datasets.catalog import DATASETS
 from probe.leaderboard.tables import markdown_table
-from probe.models.catalog import CATALOG as MODELS
+from probe.models.catalog import MODELS
 from probe.models.description import describe_model
 from probe.probes.description import describe_protocol
-from probe.probes.protocols import CATALOG as PROTOCOLS
+from probe.probes.protocols import PROTOCOLS
 from probe.records.record import read_records
 from probe.records.schema import DoneRecord
 from probe.specs import DEFAULT_SOLVER
 
 ROOT = Path(__file__).parents[2]
 SPEED = ROOT / "results" / "speed"
+JSON = (
+    ("`run`", "array of records, in the order of the grid; with `--plan`, an object with the estimate"),
+    ("`extract`", "array with an object for each run; `state` is `extracted`, `cached`, `failed`, or what is missing"),
+    (
+        "`fit`",
+        "array with an object for each protocol: the fields of `result` in a record, the rules and the environment",
+    ),
+    ("`parity`", "object; `verdict` and `within_tolerance` are the conclusion"),
+    ("`tables`, `leaderboard --out`", "array of the paths of the files"),
+    (
+        "`tables --check`",
+        "object with arrays: paths of `differing` files and `orphans`, messages about `damaged` records",
+    ),
+    ("`tables --compare`", "array with an object for each score"),
+    ("`leaderboard`", "object with the array `sections`"),
+    ("`diff`", "object with `changes`, `test` and `verdict`"),
+    ("`reproduce`", "array with an object for each record that was run again"),
+    ("`card`", "object with `model-index`"),
+    ("`datasets`, `models`, `protocols`", "array of objects; with a NAME, the object"),
+    ("`doctor`", "object"),
+    ("`cache ls`, `cache gc`", "array with an object for each entry, or each removed entry"),
+    ("`cache explain`", "array with an object for each entry that the runs need"),
+    ("`cache verify`", "object with `checked` and `damaged`"),
+)
 
 
 def results_table() -> str:
@@ -162,12 +186,17 @@ def command_page() -> str:
 | --------- | ------- |
 | 0 | done |
 | 1 | an error, in one sentence, or a run that failed |
-| 2 | wrong usage |
+| 2 | wrong usage, such as the name of a dataset, model or protocol that does not exist |
 | 130 | interrupted |
 
 Square brackets at the end of a description hold the default.
 
 {table}
+## JSON
+
+With `--json`, a command prints one JSON document. Scores are fractions. Values that are not known are null.
+
+{markdown_table(("command", "document"), JSON)}
 {chr(10).join(sections).rstrip()}
 """
 

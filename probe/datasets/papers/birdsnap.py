@@ -14,7 +14,7 @@ from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Source, Subset
 
 
-def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset. The training subset holds the images of images.txt that test_images.txt does not list.
 
     Species are numbered from 1. Images that are not on disk are left out, because most of their links are dead;
@@ -46,7 +46,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
 
 
 def _read_species(path: Path, spec: DatasetSpec, source: Source) -> dict[str, int]:
-    """Read images.txt: its images and their class indices, in its order."""
+    """Return the images in images.txt and their class indices, in the order of the file."""
     header, *lines = [line.split("\t") for line in read_lines(path, source)] or [[]]
     num_classes = spec.num_classes or len(lines)
     species = {}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from probe.datasets.fingerprints import of_array
 from probe.datasets.images import ImageDataset
-from probe.errors import DatasetError
+from probe.errors import DatasetError, listed
 from probe.specs import DatasetSpec, Source, Subset
 
 USAGES = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"}
@@ -19,7 +19,7 @@ EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SIZE = 48
 
 
-def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset: the rows of one `Usage`. Their pixels stay in memory, 2,304 bytes per image.
 
     Columns are found by name: fer2013.csv has emotion, pixels, Usage; icml_face_data.csv has emotion, Usage, pixels.
@@ -50,7 +50,7 @@ def _read_table(path: Path, usage: str, source: Source) -> tuple[list[int], np.n
             for number, row in enumerate(rows, start=2):  # noqa: B007 - an error names it
                 values = dict(zip(columns, row, strict=True))
                 if values["Usage"] not in USAGES.values():
-                    raise ValueError(f"{values['Usage']!r} is not a Usage")
+                    raise ValueError(f"{values['Usage']!r} is not a Usage; expected {listed(USAGES.values())}")
                 if values["Usage"] == usage:
                     labels.append(_read_label(values["emotion"]))
                     pixels.append(_read_pixels(values["pixels"]))

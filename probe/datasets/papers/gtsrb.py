@@ -17,7 +17,7 @@ from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Source, Subset
 
 
-def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset; training images come in tracks, which are their groups.
 
     Raises:

@@ -19,7 +19,7 @@ LISTS = {"train": ("train.jsonl",), "test": ("dev.jsonl", "dev_seen.jsonl")}
 CLASSES = ("not hateful", "hateful")
 
 
-def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset, in the order of its list; the test subset is the makers' development subset.
 
     Raises:

@@ -21,7 +21,7 @@ CLASSES = ("vehicle up to 8 m", "vehicle up to 20 m", "vehicle beyond 20 m", "no
 NUM_FIELDS, Z = 15, 13
 
 
-def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset: the images of its videos, in the order of their numbers. The group of an image is its video.
 
     Raises:
@@ -46,9 +46,6 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
 
 def split_videos(videos: list[str]) -> dict[str, set[str]]:
     """Divide videos as TensorFlow Datasets does: a tenth for testing, a tenth for validation, at least one each.
-
-    Args:
-        videos: the video of each image.
 
     Returns:
         The names of the videos of `train`, `val` and `test`.

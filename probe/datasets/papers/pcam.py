@@ -20,7 +20,7 @@ CLASSES = ("no tumor tissue", "tumor tissue")
 _AGAIN = "run again to fetch it, or put it there"
 
 
-def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset, in the order of its files; images are read one by one.
 
     Raises:

@@ -22,7 +22,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
 
 
 def open_folds(spec: DatasetSpec, source: Source, subsets: Mapping[str, ImageDataset], *, root: Path) -> list[Fold]:
-    """Read the makers' folds: one line of positions in the training subset for each. All share the test subset.
+    """Read the makers' folds: each line has the positions of a fold in train. All folds have the same test subset.
 
     Raises:
         DatasetError: the file of folds is missing or damaged.

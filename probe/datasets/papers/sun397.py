@@ -16,7 +16,7 @@ from probe.specs import DatasetSpec, Source, Subset
 LISTS = {"train": "Training_01.txt", "test": "Testing_01.txt"}
 
 
-def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset. Class indices are positions in ClassName.txt, images are in the order of their list.
 
     A missing image is found when it is read: looking for 39,700 files first is slow on a network disk.

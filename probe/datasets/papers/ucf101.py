@@ -71,7 +71,7 @@ def open_folds(spec: DatasetSpec, source: Source, subsets: Mapping[str, ImageDat
 
 
 def _read_classes(path: Path, source: Source) -> dict[str, int]:
-    """Read classInd.txt, with lines such as `1 ApplyEyeMakeup`: class -> index from 0 on."""
+    """Return the class indices, from 0 on, by class name. classInd.txt has lines such as `1 ApplyEyeMakeup`."""
     fields = [line.split() for line in read_lines(path, source)]
     if [entry[0] for entry in fields] != [str(i + 1) for i in range(len(fields))] or {*map(len, fields)} != {2}:
         raise DatasetError(f"{path} does not number the classes from 1 on; get {source.files} again")

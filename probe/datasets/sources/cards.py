@@ -49,7 +49,7 @@ def make_plan(snapshot: hub.Snapshot, options: Mapping[str, str], wanted: Collec
 
     Args:
         snapshot: the repository.
-        options: of these, `config` and `revision` are used.
+        options: options of the source; only `config` and `revision` are used.
         wanted: the splits to download, in any spelling that `datasets.subsets` knows.
 
     Raises:
@@ -209,7 +209,7 @@ def _splits_of_images(where: str, images: Sequence[str], metadata: Sequence[str]
     if is_tree or (loose_metadata and not named):
         return {"train": [f"{glob.escape(start)}**"]}
     if loose_metadata and named:
-        raise DatasetError(f"{where} has metadata next to {named[0]}/; put one into the folder of each split")
+        raise DatasetError(f"{where} has one metadata file next to {named[0]}/; put one into the folder of each split")
     if not metadata and set(named) & set(flat):
         raise DatasetError(
             f"{where} has no class folders in {listed(f'{name}/' for name in named if name in flat)}; put the images "

@@ -195,9 +195,7 @@ def _is_stored_image(feature: Any) -> bool:
 
 def _element(feature: Any) -> Any:
     """Return the type of the elements of a list, or the type itself if it is not a list."""
-    if isinstance(feature, list):  # lists in versions of datasets before 4
-        return feature[0]
-    return feature.feature if hasattr(feature, "feature") else feature
+    return getattr(feature, "feature", feature)
 
 
 def _is_list(feature: Any) -> bool:

@@ -43,7 +43,7 @@ import datasets
 from PIL import Image
 
 from probe import hub, paths
-from probe.datasets import rows
+from probe.datasets import source_specs
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.datasets.sources.cards import make_local_plan, make_plan
@@ -85,7 +85,7 @@ def make_spec(rest: str) -> DatasetSpec:
         subsets = choose_subsets(name, options, {"train": "train", "test": "test"})
     else:
         raise DatasetMissingError(f"{location} is neither a file or folder nor a repository ORG/NAME; check the name")
-    return rows.own_dataset(
+    return source_specs.own_dataset(
         name,
         "huggingface",
         location,
@@ -96,7 +96,7 @@ def make_spec(rest: str) -> DatasetSpec:
     )
 
 
-def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:  # noqa: ARG001 - one signature for all forms
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset: the split that its argument `split` names, of a repository or of an absolute path.
 
     Options of the source are `image`, `label`, `config` and `revision`; empty options are ignored. A column of type
@@ -239,12 +239,6 @@ def _load_repository(
     repo: str, options: Mapping[str, str], splits: Mapping[str, str], offline: bool
 ) -> tuple[str, dict[str, Any], list[str]]:
     """Load splits of a repository of the hub.
-
-    Args:
-        repo: `ORG/NAME`.
-        options: the options of the source.
-        splits: subset -> split; the files of other splits are not downloaded.
-        offline: never touch the network.
 
     Returns:
         The commit, split -> rows, and the names of all splits of the repository.

@@ -17,7 +17,7 @@ from probe.errors import DatasetError, listed
 
 logger = logging.getLogger(__name__)
 
-Label = TypeVar("Label", str, int)
+_L = TypeVar("_L", str, int)
 
 
 def composed(name: str) -> str:
@@ -53,7 +53,7 @@ def report_twins(where: str, names: Iterable[str]) -> None:
         )
 
 
-def class_positions(where: str, found: Iterable[Label], classes: Sequence[Label]) -> dict[Label, int]:
+def class_positions(where: str, found: Iterable[_L], classes: Sequence[_L]) -> dict[_L, int]:
     """Return label -> its index among the classes of the training images, for all labels that occur.
 
     Raises:

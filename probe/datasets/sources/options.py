@@ -12,11 +12,9 @@ def read_options(form: str, rest: str, known: Sequence[str]) -> tuple[str, dict[
     """Divide `NAME?option=value&option=value`, written as in a URL, into the name and its options.
 
     Raises:
-        DatasetError: the name is empty, or an option is unknown, empty, or given twice.
+        DatasetError: an option is unknown, empty, or given twice.
     """
     name, _, query = rest.partition("?")
-    if not name:
-        raise DatasetError(f"{form}:{rest} names no dataset; write it before the ?")
     options: dict[str, str] = {}
     for option, value in parse_qsl(query, keep_blank_values=True):
         if option not in known:

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from probe import paths
-from probe.datasets import rows
+from probe.datasets import source_specs
 from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
@@ -59,7 +59,7 @@ COLUMNS = {
     "label": ("label", "labels", "class", "class_name", "class_id", "class_label", "target", "category"),
     "split": ("split", "subset", "set", "partition", "usage"),
 }
-WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0*)?")  # 7 and 7.0, but not 007, which is a name
+WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0*)?")  # 7 and 7.0, but not 007, which is a name
 FRACTION = re.compile(r"-?[0-9]*\.[0-9]*[1-9][0-9]*(?:[eE][-+]?[0-9]+)?")
 
 
@@ -92,7 +92,7 @@ def make_spec(rest: str) -> DatasetSpec:
     given = [subset for subset in SUBSETS if subset in options]
     found = find_subsets(name, names, given) if names else {"all": ""}
     subsets = choose_subsets(name, options, found, names=names)
-    return rows.own_dataset(
+    return source_specs.own_dataset(
         name,
         "table",
         str(path),
@@ -251,7 +251,7 @@ def _find_images(name: str, top: Path, images: Sequence[str]) -> list[str]:
 
 def _number(name: str, found: Sequence[Row], pool: Sequence[Row], *, is_pool: bool) -> tuple[np.ndarray, list[str]]:
     """Return class indices, int64 (n,), and the names of the classes of the training images."""
-    is_numbered = all(WHOLE.fullmatch(row.label) for row in pool)
+    is_numbered = all(WHOLE_NUMBER.fullmatch(row.label) for row in pool)
     strange = next((row.label for row in pool if not is_numbered and FRACTION.fullmatch(row.label)), None)
     if strange is not None or any(is_numbered and row.label.startswith("-") for row in pool):
         raise DatasetError(
@@ -260,7 +260,7 @@ def _number(name: str, found: Sequence[Row], pool: Sequence[Row], *, is_pool: bo
         )
 
     def label(row: Row) -> str:
-        match = WHOLE.fullmatch(row.label) if is_numbered else None
+        match = WHOLE_NUMBER.fullmatch(row.label) if is_numbered else None
         return match[1] if match else row.label
 
     labels, of_training = [label(row) for row in found], [label(row) for row in pool]

@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from probe.atomic import lock, make_folder
-from probe.datasets import rows
+from probe.datasets import source_specs
 from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_array, of_files
 from probe.datasets.images import ImageDataset
@@ -49,25 +49,40 @@ def make_spec(rest: str) -> DatasetSpec:
         UnknownNameError: torchvision has no such class of labelled images.
         DatasetError: the class does not have an argument, or it returns videos.
     """
+    name, _, query = rest.partition("?")
+    arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
+    subsets = _find_subsets(check_class(name, arguments), arguments)
+    found = {subset: {**arguments, **chosen} for subset, chosen in subsets.items()}
+    return source_specs.own_dataset(f"torchvision:{rest}", "torchvision", name, found, can_download=True)
+
+
+def check_class(name: str, arguments: Iterable[str]) -> type:
+    """Return a class of torchvision, if it gives labelled images and has these arguments.
+
+    Raises:
+        UnknownNameError: torchvision has no such class of labelled images.
+        DatasetError: the class does not have an argument, or it returns videos.
+    """
     import torchvision.datasets
 
-    name, _, query = rest.partition("?")
-    classes = [
-        entry
+    classes = {
+        entry: found
         for entry in torchvision.datasets.__all__
         if isinstance(found := getattr(torchvision.datasets, entry), type) and "root" in _parameters(found)
-    ]
+    }
     if name not in classes:
-        raise unknown_name("class of torchvision", name, classes)
-    if "frames_per_clip" in _parameters(getattr(torchvision.datasets, name)):
+        raise unknown_name("class of torchvision", name, list(classes))
+    known = [key for key in _parameters(classes[name]) if key not in OURS]
+    if "frames_per_clip" in known:
         raise DatasetError(
             f"torchvision's {name} gives videos, not images; the datasets ucf101 and kinetics700 are middle frames of "
             "clips, and torchvision's Kinetics is a different version than Kinetics-700"
         )
-    arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
-    subsets = _find_subsets(getattr(torchvision.datasets, name), arguments)
-    found = {subset: {**arguments, **chosen} for subset, chosen in subsets.items()}
-    return rows.own_dataset(f"torchvision:{rest}", "torchvision", name, found, can_download=True)
+    for key in arguments:
+        if key not in known:
+            has = f"it has {', '.join(known)}" if known else "it has no argument that you can give"
+            raise DatasetError(f"torchvision's {name} has no argument {key!r}; {has}")
+    return classes[name]
 
 
 def _value(text: str) -> Any:
@@ -79,23 +94,18 @@ def _value(text: str) -> Any:
 
 def _parameters(dataset_class: type) -> dict[str, inspect.Parameter]:
     """Return the parameters of a class of torchvision, including the parameters of its base classes."""
-    found: dict[str, inspect.Parameter] = {}
+    parameters: dict[str, inspect.Parameter] = {}
     for base in dataset_class.__mro__[:-1]:
         own = inspect.signature(base.__init__).parameters  # type: ignore[misc]  # of a class
-        found = {**own, **found}
+        parameters = {**own, **parameters}
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
             break
-    return {name: parameter for name, parameter in found.items() if name not in ("self", "kwargs")}
+    return {name: parameter for name, parameter in parameters.items() if name not in ("self", "kwargs")}
 
 
 def _find_subsets(dataset_class: type, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the subsets of a class with the arguments that select them. Values of `split` are found by trying."""
     name, parameters = dataset_class.__name__, _parameters(dataset_class)
-    known = [key for key in parameters if key not in OURS]
-    for key in arguments:
-        if key not in known:
-            has = f"it has {', '.join(known)}" if known else "it has no argument that you can give"
-            raise DatasetError(f"torchvision's {name} has no argument {key!r}; {has}")
     selects = "train" if "train" in parameters else "split"
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in (*arguments, *OURS, selects):
@@ -107,19 +117,19 @@ def _find_subsets(dataset_class: type, arguments: dict[str, Any]) -> dict[str, d
     accepted = [
         value for value in ("train", "trainval", "val", "valid", "test") if _accepts(dataset_class, arguments, value)
     ]
-    found = {
+    chosen = {
         "train": next((value for value in ("train", "trainval") if value in accepted), None),
         "val": next((value for value in ("val", "valid") if value in accepted), None),
         "test": "test" if "test" in accepted else None,
     }
-    if found["test"] is None:
-        found |= {"test": found["val"], "val": None}
-    if found["train"] is None or found["test"] is None:
+    if chosen["test"] is None:
+        chosen |= {"test": chosen["val"], "val": None}
+    if chosen["train"] is None or chosen["test"] is None:
         raise DatasetError(
             f"torchvision's {name} has no training and test subset; write a catalogue entry in TOML with the arguments "
             "of each subset"
         )
-    return {subset: {"split": value} for subset, value in found.items() if value is not None}
+    return {subset: {"split": value} for subset, value in chosen.items() if value is not None}
 
 
 def _accepts(dataset_class: type, arguments: dict[str, Any], split: str) -> bool:
@@ -169,13 +179,17 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     )
 
 
+def _find_attribute(images: Any, names: Sequence[str]) -> Any:
+    """Return the first of these attributes that an object has, or None."""
+    return next((getattr(images, name) for name in names if hasattr(images, name)), None)
+
+
 def _labels(name: str, images: Any) -> np.ndarray:
-    found: Any = next((getattr(images, attribute) for attribute in LABELS if hasattr(images, attribute)), None)
-    if found is None:
-        pairs = next((getattr(images, attribute) for attribute in PAIRS if hasattr(images, attribute)), ())
-        found = [label for _, label in pairs]
+    written = _find_attribute(images, LABELS)
+    if written is None:
+        written = [label for _, label in _find_attribute(images, PAIRS) or ()]
     try:
-        labels = np.asarray(found)
+        labels = np.asarray(written)
     except ValueError:  # lists of different lengths, such as boxes
         labels = np.empty(0)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
@@ -195,10 +209,9 @@ def _class_names(images: Any, labels: np.ndarray, first_class: int) -> list[str]
 
 def _files(images: Any) -> list[str]:
     """Return the files of the images, or an empty list if images have no files of their own."""
-    files = next((getattr(images, attribute) for attribute in FILES if hasattr(images, attribute)), None)
+    files = _find_attribute(images, FILES)
     if files is None:
-        pairs = next((getattr(images, attribute) for attribute in PAIRS if hasattr(images, attribute)), ())
-        files = [pair[0] for pair in pairs]
+        files = [pair[0] for pair in _find_attribute(images, PAIRS) or ()]
     is_whole = len(files) == len(images) and all(isinstance(file, str | Path) for file in files)
     return [str(file) for file in files] if is_whole else []
 

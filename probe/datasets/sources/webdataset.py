@@ -39,7 +39,7 @@ from pathlib import Path
 import numpy as np
 
 from probe import hub, paths
-from probe.datasets import rows
+from probe.datasets import source_specs
 from probe.datasets.archives import check_member
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
@@ -87,7 +87,7 @@ def make_spec(rest: str) -> DatasetSpec:
     else:
         found = {"train": "train", "test": "test"}
     subsets = choose_subsets(name, options, found, names=names)
-    return rows.own_dataset(
+    return source_specs.own_dataset(
         name,
         "webdataset",
         location,
@@ -423,4 +423,6 @@ def _fetch_file(base: str, name: str, folder: Path, *, offline: bool) -> None:
     except DownloadError as err:
         raise DatasetMissingError(str(err)) from (err.__cause__ or err)
     except DatasetError as err:
-        raise DatasetError(f"{base}{name} is not a complete shard ({err})") from err
+        raise DatasetError(
+            f"{base}{name} is not a complete shard ({err}); check the address, and if it needs a login"
+        ) from err

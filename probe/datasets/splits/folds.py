@@ -81,12 +81,6 @@ def cut_folds(
 ) -> Sequence[Fold]:
     """Cut the subsets of a dataset into folds, and compare the sizes of their splits with the specification.
 
-    Args:
-        spec: the specification of the dataset.
-        subsets: its subsets.
-        rule: makes the folds.
-        allow_partial: accept different sizes.
-
     Raises:
         DatasetError: a class has too few images for a split, or a size differs.
     """
@@ -140,10 +134,7 @@ def digest_splits(
 ) -> dict[str, SplitDigest]:
     """Return the number of images of each split and the digest of their ids and labels.
 
-    Args:
-        subsets: the subsets of a dataset.
-        folds: its folds.
-        readable: for each subset the positions of the images that could be read, ascending.
+    Only the images at the positions `readable`, ascending, count.
     """
 
     def describe(k: int, name: str) -> SplitDigest:

@@ -19,9 +19,17 @@ from markupsafe import Markup
 from probe.errors import printable
 from probe.leaderboard import sections as board
 from probe.leaderboard import texts
-from probe.leaderboard.cards import TITLES as METRICS
-from probe.leaderboard.labels import LEGEND, MISSING, MODES, POINTS, PRECISIONS, SOLVERS, count
-from probe.leaderboard.page.data import TITLES, Labels, encode_data, make_data, make_labels
+from probe.leaderboard.cards import METRIC_TITLES
+from probe.leaderboard.labels import (
+    LEGEND,
+    MODE_LABELS,
+    NO_RECORD,
+    POINT_LABELS,
+    PRECISION_LABELS,
+    SOLVER_LABELS,
+    scope,
+)
+from probe.leaderboard.page.data import DATASET_TITLES, Labels, encode_data, make_data, make_labels
 from probe.leaderboard.tables import half_width
 from probe.records.schema import RunRecord
 
@@ -101,13 +109,12 @@ def render_page(records: Sequence[RunRecord], sections: Sequence[board.Section],
     labels, protocols = make_labels(records), _protocols(sections)
     data = make_data(records, sections, protocols, labels, folder)
     return _template().render(
-        scope=f"{count(len(records), 'run')} of {count(len(labels.models), 'model')} "
-        f"on {count(len(labels.datasets), 'dataset')}",
+        scope=scope(records),
         newest=max((record.created for record in records), default="")[:10],
         filters=_filters(sections, protocols),
         sections=[_section(*pair, labels) for pair in zip(sections, protocols, strict=True)],
         legend=LEGEND,
-        missing=MISSING,
+        missing=NO_RECORD,
         heat_levels=range(HEAT_LEVELS),
         data=Markup(encode_data(data).replace("<", "\\u003c")),  # `<` could end the script that the data are in
         style=_read("page.css"),
@@ -145,7 +152,7 @@ def _protocols(sections: Sequence[board.Section]) -> list[str]:
         rules.setdefault((s.protocol, s.feature_point), set()).add(s.rules)
     labels = []
     for s in sections:
-        point = f", {POINTS.get(s.feature_point, s.feature_point)}" if len(points[s.protocol]) > 1 else ""
+        point = f", {POINT_LABELS.get(s.feature_point, s.feature_point)}" if len(points[s.protocol]) > 1 else ""
         label = f"{s.protocol}{point}"
         labels.append(f"{label}, rules {s.rules}" if len(rules[s.protocol, s.feature_point]) > 1 else label)
     return [printable(label) for label in labels]
@@ -155,7 +162,7 @@ def _filters(sections: Sequence[board.Section], protocols: Sequence[str]) -> lis
     """Return the four choices that together name a section."""
     about = {label: _about(section) for label, section in zip(protocols, sections, strict=True)}
     order = sorted(dict.fromkeys(protocols), key=board.natural)
-    words = {"mode": MODES, "precision": PRECISIONS, "solver": SOLVERS}
+    words = {"mode": MODE_LABELS, "precision": PRECISION_LABELS, "solver": SOLVER_LABELS}
     named = {name: sorted({getattr(section, name) for section in sections}) for name in words}
     return [
         Filter("protocol", {label: f"{label}: {about[label]}" if about[label] else label for label in order}),
@@ -171,7 +178,7 @@ def _about(section: board.Section) -> str:
 def _section(section: board.Section, protocol: str, labels: Labels) -> SectionView:
     words = (
         _about(section),
-        POINTS.get(section.feature_point, section.feature_point),
+        POINT_LABELS.get(section.feature_point, section.feature_point),
         f"{section.mode} mode",
         section.precision,
         f"{section.solver} solver",
@@ -191,7 +198,9 @@ def _column(section: board.Section, name: str, label: str) -> ColumnView:
     cell = min((line.cells[name] for line in section.lines if name in line.cells), key=lambda cell: cell.is_other)
     metric = cell.record.spec.dataset.metric
     key = f"dataset:{label}" if label in FIXED_COLUMNS else label
-    return ColumnView(label, key, TITLES.get(name, ""), "" if metric == "accuracy" else METRICS.get(metric, metric))
+    return ColumnView(
+        label, key, DATASET_TITLES.get(name, ""), "" if metric == "accuracy" else METRIC_TITLES.get(metric, metric)
+    )
 
 
 def _line(section: board.Section, line: board.Line, labels: Labels) -> LineView:

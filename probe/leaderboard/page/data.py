@@ -1,4 +1,4 @@
-"""The data that the page carries for its script, as frozen dataclasses, and the one place that makes JSON of them."""
+"""Data of the page of results for its script: frozen dataclasses, and their encoding as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.environment import EnvironmentRecord
 from probe.errors import brief, printable
 from probe.leaderboard import modes, published
@@ -21,7 +21,7 @@ from probe.specs import ModelSpec
 
 DIGITS = 6  # of numbers; the page shows at most four
 SHORT = 8  # characters of a commit
-TITLES = {row.name: row.title for row in CATALOG}
+DATASET_TITLES = {row.name: row.title for row in DATASETS}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class PagePublished:
 
 @dataclass(frozen=True)
 class PageData:
-    """Everything that the script of the page knows; `folder` is where the records are, from the page."""
+    """Data for the script of the page. `folder` is the path from the page to the folder of the records."""
 
     folder: str
     models: tuple[PageModel, ...]
@@ -188,7 +188,7 @@ def _section(section: Section, protocol: str, labels: Labels) -> PageSection:
         section.precision,
         section.solver,
         tuple(labels.datasets[name] for name in section.datasets),
-        tuple(TITLES.get(name, "") for name in section.datasets),
+        tuple(DATASET_TITLES.get(name, "") for name in section.datasets),
         len(section.common),
         tuple(_line(section, line, labels) for line in section.lines),
     )

@@ -17,7 +17,7 @@ from probe.names import unknown_name
 from probe.records.schema import DoneRecord, RunRecord
 
 TABLES = {"linear-probe": "clip_paper_table10.csv", "zero-shot": "clip_paper_table11.csv"}
-PROTOCOLS = {"clip-paper": "linear-probe"}  # ours -> the table to compare it with
+TABLE_OF_PROTOCOL = {"clip-paper": "linear-probe"}  # ours -> the table to compare it with
 SECOND_SOURCE = ("ViT-B/32", "ViT-L/14", "ViT-L/14@336px")  # models of which it has some scores
 ROUNDING = 0.0005  # of a printed score
 
@@ -30,7 +30,7 @@ def published_scores(table: str) -> dict[tuple[str, str], float]:
         table: `linear-probe` (table 10) or `zero-shot` (table 11).
 
     Raises:
-        UnknownNameError: any other name.
+        UnknownNameError: the table has another name.
     """
     if table not in TABLES:
         raise unknown_name("published table", table, TABLES)
@@ -55,7 +55,7 @@ class Compared:
 
 def compare_with_published(records: Iterable[RunRecord], protocol: str = "clip-paper") -> list[Compared]:
     """Return the records of a protocol, dataset and model of the paper, with the paper's scores."""
-    scores = published_scores(PROTOCOLS[protocol])
+    scores = published_scores(TABLE_OF_PROTOCOL[protocol])
     found = []
     for record in records:
         theirs = scores.get((record.model, record.dataset))

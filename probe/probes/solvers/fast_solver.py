@@ -11,6 +11,7 @@ import torch
 from probe.probes.fits import Fit, Solver, Tick, count_start, for_classes, join_classes
 from probe.probes.solvers.curvature import max_numbers
 from probe.probes.solvers.fast import TOL, Solution, Start, coefficients, loss_of, solve
+from probe.probes.solvers.lbfgs import Limits
 from probe.probes.solvers.objective import Logistic, Loss, Objective, Rows
 from probe.probes.solvers.optimality import finish
 from probe.stats.metrics import IGNORED
@@ -87,15 +88,9 @@ class Fast(Solver):
                 fit = join_classes(strengths[i], fits, self.classes) if self.y.ndim == 2 else fits[0]
                 done(count_start(fit, starts[i]))
 
-        solve(
-            objective,
-            starts=points,
-            tol=TOL,
-            max_iter=self.max_iter if is_final else min(self.max_iter, self._choosing_iterations()),
-            ends_exact=is_final or self._pass_cost <= EXACT_COST,
-            tick=tick,
-            done=add,
-        )
+        max_iter = self.max_iter if is_final else min(self.max_iter, self._choosing_iterations())
+        limits = Limits(TOL, max_iter, ends_exact=is_final or self._pass_cost <= EXACT_COST)
+        solve(objective, limits, starts=points, tick=tick, done=add)
 
     @property
     def _pass_cost(self) -> int:

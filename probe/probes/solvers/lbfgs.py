@@ -39,6 +39,21 @@ class EvaluationRequest:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Conditions that end a minimisation.
+
+    Args:
+        tol: limit of the distance from the minimum, such as max |gradient|.
+        max_iter: largest number of steps.
+        ends_exact: if True, continue in float64 when float32 allows no more progress, and evaluate the end in float64.
+    """
+
+    tol: float
+    max_iter: int = 1000
+    ends_exact: bool = True
+
+
+@dataclass(frozen=True)
 class Minimum:
     """End point of a minimisation.
 
@@ -47,7 +62,6 @@ class Minimum:
         objective: value of the objective.
         gradient: gradient with respect to the unknowns.
         n_iter: number of steps.
-        n_eval: number of evaluations.
         decrement: estimate of the difference between `objective` and its minimum: half of the decrease that the slope
             predicts for the next step.
     """
@@ -56,7 +70,6 @@ class Minimum:
     objective: float
     gradient: Tensor
     n_iter: int
-    n_eval: int
     decrement: float
 
 
@@ -64,6 +77,21 @@ ValueAndGradient = tuple[float, Tensor]
 # Pairs: step s and change y of the gradient, both flat, (d + 1) * width; and 1 / (s . y).
 Memory = deque[tuple[Tensor, Tensor, float]]
 Steps = Generator[EvaluationRequest, ValueAndGradient, Minimum]
+
+
+@dataclass(frozen=True)
+class Preconditioners:
+    """The preconditioners of a minimisation.
+
+    Args:
+        first: preconditioner at the starting point.
+        refresh: return a better preconditioner, computed at the given unknowns.
+        patience: number of evaluations after which `refresh` is called. It grows by the factor `GROWTH` with each call.
+    """
+
+    first: Preconditioner
+    refresh: Callable[[Tensor], Preconditioner]
+    patience: float
 
 
 @dataclass
@@ -75,39 +103,32 @@ class _Point:
 
 def minimise(
     start: Tensor,
-    preconditioner: Preconditioner,
+    preconditioners: Preconditioners,
+    limits: Limits,
     *,
-    refresh: Callable[[Tensor], Preconditioner],
     measure: Callable[[float, Tensor], float],
     is_enough: Callable[[Tensor, float, float], bool],
-    patience: float,
-    tol: float,
-    max_iter: int,
-    ends_exact: bool = True,
 ) -> Steps:
-    """Minimise until `measure` is at most `tol` and `is_enough` is True.
+    """Minimise until `measure` is at most `limits.tol` and `is_enough` is True.
 
     Args:
         start: float64 (d + 1, width), starting point.
-        preconditioner: initial preconditioner.
-        refresh: return a better preconditioner, computed at the given unknowns.
+        preconditioners: the first preconditioner, and how to replace it.
+        limits: see `Limits`.
         measure: return the distance from the minimum for a value and a gradient.
         is_enough: take unknowns, value and decrement, and return True if the decrement is negligible. `measure` alone
             is not enough if one feature is far larger than the others.
-        patience: number of evaluations after which `refresh` is called. It grows by the factor `GROWTH` with each call.
-        tol: limit of `measure`.
-        max_iter: largest number of steps.
-        ends_exact: if True, continue in float64 when float32 allows no more progress, and evaluate the end in float64.
 
     Returns:
-        The last point. `measure` can be above `tol` there: after `max_iter` steps, if rounding errors allow no more
-        progress, or if the value stopped decreasing.
+        The last point. `measure` can be above the limit there: after `limits.max_iter` steps, if rounding errors allow
+        no more progress, or if the value stopped decreasing.
     """
+    tol, preconditioner, patience = limits.tol, preconditioners.first, preconditioners.patience
     point = _Point(start, *(yield EvaluationRequest(start, exact=False)))
     memory: Memory = deque(maxlen=MEMORY)
     exact, n_iter, n_eval, since, scale = False, 0, 1, 0, 1.0
     mark, marked = point, n_eval  # for the check of whether the value still decreases
-    while n_iter < max_iter:
+    while n_iter < limits.max_iter:
         following, ended = None, measure(point.value, point.gradient) <= tol
         if ended:
             decrement = _product(point.gradient, _direction(point.gradient, memory, preconditioner, scale)) / -2
@@ -118,14 +139,14 @@ def minimise(
             mark, marked = point, n_eval
         if not ended:
             if since >= patience:
-                preconditioner, since, patience = refresh(point.unknowns), 0, GROWTH * patience
+                preconditioner, since, patience = preconditioners.refresh(point.unknowns), 0, GROWTH * patience
             if memory and (n_iter % SCALE_STEPS == 0 or len(memory) < FIRST_STEPS or since == 0):
                 scale = _scale(memory, preconditioner, start.shape)
             direction = _direction(point.gradient, memory, preconditioner, scale)
             following, trials = yield from _search(point, direction, exact=exact)
             n_eval, since = n_eval + trials, since + trials
         if following is None:
-            if exact or not ends_exact:
+            if exact or not limits.ends_exact:
                 break
             exact = True  # float32 allows no more progress, and the end must be evaluated in float64
             if measure(point.value, point.gradient) > tol:
@@ -140,11 +161,10 @@ def minimise(
         if curvature > 0:
             memory.append((step.reshape(-1), change.reshape(-1), 1 / curvature))
         point, n_iter = following, n_iter + 1
-    if ends_exact and not exact:
+    if limits.ends_exact and not exact:
         point = _Point(point.unknowns, *(yield EvaluationRequest(point.unknowns, exact=True)))
-        n_eval += 1
     decrement = _product(point.gradient, _direction(point.gradient, memory, preconditioner, scale)) / -2
-    return Minimum(point.unknowns, point.value, point.gradient, n_iter, n_eval, decrement)
+    return Minimum(point.unknowns, point.value, point.gradient, n_iter, decrement)
 
 
 def _product(a: Tensor, b: Tensor) -> float:

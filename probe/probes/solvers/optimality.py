@@ -121,12 +121,7 @@ def finish(objective: Objective, probe: int, weights: Tensor, *, num_iter: int, 
 
     Outliers can hide from a solver with products in float32 that it is far from the optimum.
 
-    Args:
-        objective: objective of one or several probes.
-        probe: index of the probe.
-        weights: float64 (d + 1, width), for the unscaled features; the last row is the intercept.
-        num_iter: iterations of the fit so far, see `measure_optimality`.
-        max_steps: limit on the steps of Newton's method.
+    See `measure_optimality` for the arguments; `max_steps` limits the steps of Newton's method.
     """
     optimality = measure_optimality(objective, probe, weights, num_iter=num_iter)
     num_steps = 0
@@ -177,10 +172,7 @@ class Evaluation:
 def evaluate(objective: Objective, probe: int, weights: Tensor) -> Evaluation:
     """Compute the objective and its gradient.
 
-    Args:
-        objective: objective of one or several probes.
-        probe: index of the probe.
-        weights: float64 (d + 1, width), for the unscaled features; the last row is the intercept.
+    See `measure_optimality` for the arguments.
     """
     rows, loss = objective.rows, objective.loss
     total, gradient = 0.0, torch.zeros_like(weights)

@@ -25,7 +25,7 @@ from make.images import write_image
 from PIL import Image
 
 from probe.datasets import get_dataset
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.datasets.opening import open_dataset
 from probe.datasets.sources.options import read_options
 from probe.errors import DatasetError, DatasetMissingError, UnknownNameError
@@ -218,8 +218,8 @@ def test_a_configuration_of_a_card_is_chosen(folder):
         ("{}/nowhere", "nowhere is neither a file or folder nor a repository ORG/NAME; check the name"),
         ("name", "name is neither a file or folder nor a repository ORG/NAME"),
         ("org/a--b", "org/a--b is neither a file or folder nor a repository ORG/NAME"),
-        ("", "names no dataset; write it before the"),
-        ("?label=x", "names no dataset; write it before the"),
+        ("", "nothing follows the colon of 'hf:'; write one of"),
+        ("?label=x", "nothing follows the colon of"),
         (
             "org/name?labels=x",
             "has the option 'labels'; the options are image, label, config, revision, metric, train, val",
@@ -334,7 +334,11 @@ def test_classes_whose_names_hold_that_of_a_split_are_classes(names, folder):
     ("folders", "extra", "message"),
     [
         (["train"], "test/1.png", "has no class folders in test/; put the images of each folder into one subfolder"),
-        (["train", "test"], "metadata.csv", "has metadata next to test/; put one into the folder of each split"),
+        (
+            ["train", "test"],
+            "metadata.csv",
+            "has one metadata file next to test/; put one into the folder of each split",
+        ),
         (["a", "b"], "a/metadata.csv", "no train subset; say which split of a, b it is with"),
         (["first/a", "first/b"], None, "no train subset; say which split of a, b it is with"),
         (["train/a", "train/b", "test"], None, "train/a/blue and train/b/blue would become one class; rename one"),
@@ -1409,7 +1413,7 @@ def _serve_row(repositories, spec, **settings):
 
 
 HUB_SOURCES = [
-    (spec.name, source.location) for spec in CATALOG for source in spec.sources if source.form == "huggingface"
+    (spec.name, source.location) for spec in DATASETS for source in spec.sources if source.form == "huggingface"
 ]
 
 

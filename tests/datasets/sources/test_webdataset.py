@@ -218,7 +218,7 @@ def test_braces_are_those_of_the_library(pattern):
 @pytest.mark.parametrize(
     ("rest", "message"),
     [
-        ("", "names no dataset"),
+        ("", "nothing follows the colon of 'wds:'; write one of"),
         ("{0}/nowhere", "no folder at .*nowhere, and no repository ORG/NAME; check the name"),
         ("name", "no folder at name, and no repository ORG/NAME"),
         ("org/name/{{0..3.tar", r"has braces of an unknown form; write \{000..012\} or \{a,b\}, not nested"),

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
 from probe.datasets.images import ImageDataset
 from probe.datasets.splits.folds import SPLITS
 from probe.datasets.splits.recipes import RECIPES
@@ -41,7 +41,7 @@ def make(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_sizes_are_those_of_the_row(name):
-    spec = next(spec for spec in CATALOG if spec.recipe == name)
+    spec = next(spec for spec in DATASETS if spec.recipe == name)
     fold = make(name)
     for split, size in spec.split_sizes:
         assert len(fold[split].positions) == size

@@ -18,7 +18,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import probe.probes
-from probe.probes.solvers.fast import FastLogisticRegression, Start, coefficients, loss_of, solve
+from probe.probes.solvers.estimator import FastLogisticRegression
+from probe.probes.solvers.fast import Start, coefficients, loss_of, solve
+from probe.probes.solvers.lbfgs import Limits
 from probe.probes.solvers.objective import Logistic, Objective, Rows
 
 
@@ -224,7 +226,7 @@ def test_multi_label_probes_are_binary_fits_on_the_rows_that_count(together):
     solutions = []
     for columns in [[0, 1, 2, 3]] if together else [[0], [1], [2], [3]]:
         loss = Logistic(torch.from_numpy(targets), torch.tensor(columns))
-        solutions += solve(Objective(rows, loss, [strengths[column] for column in columns]), tol=1e-9)
+        solutions += solve(Objective(rows, loss, [strengths[column] for column in columns]), Limits(1e-9))
     for column, solution in enumerate(solutions):
         counts, C = targets[:, column] >= 0, strengths[column]
         theirs = _tight(x[counts], targets[counts, column], C)
@@ -236,9 +238,9 @@ def test_multi_label_probes_are_binary_fits_on_the_rows_that_count(together):
         assert solution.minimum.objective == pytest.approx(best, rel=1e-9)
 
 
-def _solve(x, y, strengths, **settings):
+def _solve(x, y, strengths, *, starts=None, tol=1e-6, max_iter=1000):
     rows, k = Rows([x]), len(np.unique(y))
-    return solve(Objective(rows, loss_of(y, k, rows.device), strengths), **settings)
+    return solve(Objective(rows, loss_of(y, k, rows.device), strengths), Limits(tol, max_iter), starts=starts)
 
 
 def test_probes_solved_together_equal_probes_solved_alone():

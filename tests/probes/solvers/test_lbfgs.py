@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from probe.probes.solvers.curvature import Diagonal
-from probe.probes.solvers.lbfgs import minimise
+from probe.probes.solvers.lbfgs import Limits, Preconditioners, minimise
 
 SCALES = torch.tensor([[1.0], [10.0], [100.0], [1000.0]], dtype=torch.float64)
 
@@ -35,13 +35,10 @@ def _minimise(evaluate, *, preconditioner=None, patience=1000, tol=1e-9, max_ite
 
     steps = minimise(
         torch.zeros(4, 1, dtype=torch.float64),
-        preconditioner or _identity(),
-        refresh=refresh,
+        Preconditioners(preconditioner or _identity(), refresh, patience),
+        Limits(tol, max_iter),
         measure=lambda value, gradient: _largest(gradient),
         is_enough=lambda unknowns, value, decrement: decrement <= most_left,
-        patience=patience,
-        tol=tol,
-        max_iter=max_iter,
     )
     request = next(steps)
     while True:
@@ -67,7 +64,6 @@ def test_a_quadratic_is_solved_to_its_tolerance():
     torch.testing.assert_close(found.unknowns, torch.ones(4, 1, dtype=torch.float64), rtol=0, atol=1e-9)
     assert _largest(found.gradient) <= 1e-9
     assert found.objective == pytest.approx(5, rel=1e-15)
-    assert found.n_eval == len(requests)
     assert [request.exact for request in requests[-2:]] == [False, True]  # the last request only evaluates the end
 
 

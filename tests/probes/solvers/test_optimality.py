@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from probe.features.arrays import Features
 from probe.probes.fit import fit_probe
 from probe.probes.solvers import optimality
-from probe.probes.solvers.catalog import SOLVERS
+from probe.probes.solvers.catalog import SOLVERS, get_solver
 from probe.probes.solvers.fast import loss_of
 from probe.probes.solvers.objective import Logistic, Objective, Rows
 from probe.probes.solvers.optimality import LIMIT, is_negligible, measure_optimality
@@ -135,7 +135,7 @@ def test_a_weak_penalty_on_near_duplicates_gets_a_star(dense_size, monkeypatch):
     monkeypatch.setattr(optimality, "DENSE_SIZE", dense_size)
     train = make("near duplicates, 1e-4")["train"]
     best = find_optimum(train.x, train.y, 1e6).objective
-    fit = SOLVERS["sklearn"]([train.x], train.y, max_iter=1000, tol=1e-4).fit(1e6)
+    fit = get_solver("sklearn")([train.x], train.y, max_iter=1000, tol=1e-4).fit(1e6)
     assert fit.objective > best + 1e-3
     assert not fit.converged
     if dense_size:
@@ -152,7 +152,7 @@ def test_near_duplicates_do_not_hide_that_a_fit_is_unfinished(name, C, solver, d
     monkeypatch.setattr(optimality, "DENSE_SIZE", dense_size)
     train = make(name)["train"]
     optimum = find_optimum(train.x, train.y, C)
-    fit = SOLVERS[solver]([train.x], train.y, max_iter=1000, tol=1e-4).fit(C)
+    fit = get_solver(solver)([train.x], train.y, max_iter=1000, tol=1e-4).fit(C)
     distance = fit.objective - optimum.objective
     is_near = _is_at_optimum(optimum, train.x, train.y, C, fit.objective, 2 * LIMIT)
     assert is_near or not fit.converged
@@ -182,7 +182,7 @@ def test_a_fit_that_ends_at_max_iter_at_its_optimum_has_converged():
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype(np.float32)
     needed = int(LogisticRegression(C=1e-3, tol=1e-6, max_iter=1000).fit(x, y).n_iter_[0])
-    fit = SOLVERS["sklearn"]([x], y, max_iter=needed - 1, tol=1e-12).fit(1e-3)
+    fit = get_solver("sklearn")([x], y, max_iter=needed - 1, tol=1e-12).fit(1e-3)
     assert fit.n_iter == needed - 1
     assert fit.converged
 
@@ -191,7 +191,7 @@ def test_a_fit_that_ends_at_max_iter_at_its_optimum_has_converged():
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_uninformative_features_converge_to_equal_probabilities(x, solver):
     y = np.arange(60) % 3
-    fit = SOLVERS[solver]([x.astype(np.float32)], y, max_iter=100, tol=1e-6).fit(1.0)
+    fit = get_solver(solver)([x.astype(np.float32)], y, max_iter=100, tol=1e-6).fit(1.0)
     assert fit.converged
     assert fit.objective == pytest.approx(np.log(3), rel=1e-9)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sklearn
 
-from probe.probes.solvers.fast import FastLogisticRegression
+from probe.probes.solvers.estimator import FastLogisticRegression
 
 theirs = pytest.importorskip("sklearn.linear_model.tests.test_logistic")
 

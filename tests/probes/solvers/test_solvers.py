@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from probe.errors import ProtocolError
-from probe.probes.solvers.catalog import SOLVERS
+from probe.probes.solvers.catalog import SOLVERS, get_solver
 from probe.probes.solvers.fast_solver import Fast
 from probe.probes.solvers.scikit_learn import ScikitLearn, fit_on_device
 
@@ -121,7 +121,7 @@ def test_a_warm_start_ends_at_the_same_optimum():
 def test_iterations_of_the_start_count(solver, is_multi_label):
     """The iterations of a fit include the iterations of the fit that it started from."""
     x, y = _digits(range(4))
-    fitter = SOLVERS[solver]([x], np.eye(4, dtype=np.int64)[y] if is_multi_label else y, max_iter=1000, tol=1e-6)
+    fitter = get_solver(solver)([x], np.eye(4, dtype=np.int64)[y] if is_multi_label else y, max_iter=1000, tol=1e-6)
     first = fitter.fit(0.1)
     second = fitter.fit(0.1, start=first)
     third = fitter.fit(0.1, start=second)
@@ -134,7 +134,7 @@ def test_iterations_of_the_start_count(solver, is_multi_label):
 def test_tick_is_called_for_every_iteration(solver):
     x, y = _digits(range(10))
     ticks = []
-    fit = SOLVERS[solver]([x], y, max_iter=1000, tol=1e-6).fit(0.1, tick=ticks.append)
+    fit = get_solver(solver)([x], y, max_iter=1000, tol=1e-6).fit(0.1, tick=ticks.append)
     assert ticks == sorted(ticks)
     assert len(ticks) >= fit.n_iter > 5
 

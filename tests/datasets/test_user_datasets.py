@@ -52,9 +52,9 @@ def test_parts_of_a_row_go_by_all_usual_names(write):
 
 def test_the_readme_has_a_row_that_reads(write):
     """The example in the module's docstring, which the README repeats."""
-    from probe.datasets import user_rows
+    from probe.datasets import user_datasets
 
-    example = user_rows.__doc__.partition("\n\n")[2]
+    example = user_datasets.__doc__.partition("\n\n")[2]
     spec = get_dataset(write(textwrap.dedent(example)))
     assert (spec.name, spec.num_classes, spec.sources[0].location) == ("moths", 12, "moths")
 
@@ -76,6 +76,21 @@ def test_a_row_may_use_a_class_of_torchvision(write):
         ("0.34", "1.5", "val_fraction is 1.5 and test_fraction 0.2; give shares of all images that leave"),
         ('name = "test"', 'name = "tset"', "the subsets are train, tset; give each of train, val, test or all once"),
         ('"train", size', '"val", size', "the subsets are val, test; give train and test, or all alone"),
+        (
+            'folder = "train" }',
+            'foldr = "train" }',
+            "unknown argument 'foldr' of a subset of a source; the argument of",
+        ),
+        (
+            'form = "folder"\nlocation = "./images"',
+            'form = "torchvision"\nlocation = "MNISTT"',
+            "unknown class of torchvision 'MNISTT'",
+        ),
+        (
+            'form = "folder"\nlocation = "./images"',
+            'form = "torchvision"\nlocation = "MNIST"',
+            "torchvision's MNIST has no argument 'folder'; it has train",
+        ),
         ("[[sources]]", "[[source]]", "has no list of tables 'sources'"),
         ('name = "colours"\n', "", "name is missing"),
         ("num_classes = 2", "num_classes = ", "is not valid TOML"),
@@ -122,7 +137,8 @@ def test_a_row_may_use_a_class_of_torchvision(write):
         ('{ folder = "test" }', '{ folder = "/test" }', "is not below the location"),
         ('{ folder = "test" }', '{ folder = "./train/" }', "two subsets of a source have the same arguments"),
         (', test = { folder = "test" }', "", "a source does not say where test is; add test = { folder = ... }"),
-        ('{ folder = "train" }', "{ split = 1 }", "does not say where train is"),
+        ('{ folder = "train" }', "{ split = 1 }", "unknown argument 'split' of a subset"),
+        ('{ folder = "train" }', "{}", "does not say where train is"),
         ("val_fraction = 0.34", 'recipe = "eurosat"', "the recipe 'eurosat' divides all; give these subsets"),
         ("val_fraction = 0.34", 'recipe = "eurosatt"', "unknown recipe 'eurosatt'; did you mean 'eurosat'"),
         ("val_fraction = 0.34", "num_folds = 3", "only datasets of the catalogue can have folds"),

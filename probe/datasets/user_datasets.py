@@ -21,7 +21,8 @@ from typing import Any
 
 from probe import paths
 from probe.datasets.archives import is_below
-from probe.datasets.catalog import CATALOG
+from probe.datasets.catalog import DATASETS
+from probe.datasets.sources import torchvision
 from probe.datasets.splits.folds import SPLITS
 from probe.datasets.splits.recipes import RECIPES, SUBSETS_OF_RECIPES
 from probe.datasets.subsets import subset_of
@@ -39,6 +40,8 @@ OPTIONS = {
     "torchvision": ("first_class", "groups"),
     "webdataset": ("revision",),
 }
+# Argument that selects a subset, by form. For torchvision, it is any argument of the class.
+ARGUMENTS = {"folder": "folder", "huggingface": "split", "table": "split", "webdataset": "split"}
 
 
 def make_spec(path: str) -> DatasetSpec:
@@ -146,7 +149,7 @@ def _items(table: object, where: str) -> tuple[tuple[str, Any], ...]:
 def _check_names(spec: DatasetSpec, file: Path) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", spec.name):
         raise DatasetError(f"{file}: name = {spec.name!r}; use letters, digits, and - _ . between them")
-    if spec.name in {row.name for row in CATALOG}:
+    if spec.name in {row.name for row in DATASETS}:
         raise DatasetError(f"{file}: {spec.name!r} is a name of the catalogue; choose a different name")
     if spec.metric not in METRICS:
         raise unknown_name("metric", spec.metric, METRICS)
@@ -209,6 +212,14 @@ def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
         raise DatasetError(
             f"{file}: a subset has the argument root, which is the data folder; remove it, use --data-dir"
         )
+    arguments_given = dict.fromkeys(name for arguments in given.values() for name, _ in arguments)
+    if source.form == "torchvision":
+        torchvision.check_class(source.location, arguments_given)
+    elif unknown := [name for name in arguments_given if name != ARGUMENTS[source.form]]:
+        raise DatasetError(
+            f"{file}: unknown argument {unknown[0]!r} of a subset of a source; the argument of {source.form} is "
+            f"{ARGUMENTS[source.form]}"
+        )
     folders = [str(dict(arguments).get("folder", "")) for arguments in given.values()]
     if any(Path(folder).is_absolute() or ".." in Path(folder).parts for folder in folders):
         raise DatasetError(f"{file}: a folder of {listed(folders)} is not below the location; give a folder below it")
@@ -219,7 +230,7 @@ def _check_source(spec: DatasetSpec, source: Source, file: Path) -> None:
     if len(places) < len(given):
         raise DatasetError(f"{file}: two subsets of a source have the same arguments; give each subset its own")
     for subset in spec.subsets:
-        needs = {"folder": "folder", "huggingface": "split", "table": "split", "webdataset": "split"}.get(source.form)
+        needs = ARGUMENTS.get(source.form)
         if source.form == "table" and subset.name == "all":  # all lines of a file: no argument is needed
             needs = None
         if subset.name not in given or (needs and not dict(given[subset.name]).get(needs)):

@@ -60,7 +60,7 @@ def hub(
 
 
 def shards(repository: str, subsets: dict[str, str]) -> Source:
-    """Return the source of a repository of the hub with WebDataset shards, as the collection `clip-benchmark/wds_*`."""
+    """Return the source for a hub repository with WebDataset shards, in the layout of `clip-benchmark/wds_*`."""
     return Source(
         form="webdataset",
         location=repository,
