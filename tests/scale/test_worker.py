@@ -77,8 +77,8 @@ def test_chunks_that_the_driver_has_are_not_sent_to_it(tmp_path, two_chunks):
 def test_what_one_process_would_log_is_given_to_the_driver(tmp_path, two_chunks):
     before = logging.getLogger("probe").level
     shard, fits = _units(two_chunks)
-    worker = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(DriverEnvironment.here(), level=logging.INFO))
-    assert (logging.INFO, f"{two_chunks} / tiny / eager / readme") in [
+    worker = Worker(Settings(cache_dir=tmp_path / "one"), 1, 1, replace(DriverEnvironment.here(), level=logging.DEBUG))
+    assert (logging.DEBUG, f"{two_chunks} / tiny / eager / readme") in [
         (log.levelno, log.getMessage()) for log in worker.do(fits, NEED).logs
     ]
     entry = next((tmp_path / "one").rglob("entry.json")).parent
