@@ -42,8 +42,8 @@ def main() -> None:
         ratios = [a / b for a, b in zip(*taken.values(), strict=True)]
         rows.append((f"{n:,} x {width}", *cells, f"{median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"))
     print(markdown_table(("features", *(f"{way}, ms" for way in WAYS), "ratio"), rows), end="")
-    versions = describe("cpu")["packages"]
-    machine = f"{os.cpu_count()} cores {describe('cpu')['cpu']}, Python {platform.python_version()}"
+    versions = describe("cpu").packages
+    machine = f"{os.cpu_count()} cores {describe('cpu').cpu}, Python {platform.python_version()}"
     print(f"\n{ROUNDS} rounds in turn, {machine},")
     print(f"NumPy {versions['numpy']}, SciPy {versions['scipy']}, scikit-learn {versions['scikit-learn']}.")
 

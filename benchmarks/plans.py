@@ -71,20 +71,20 @@ def main() -> None:
         settings = Settings(results_dir=f"{folder}/results", cache_dir=f"{folder}/cache")
         names = [f"random:{name}" for name in model_names() if name != "tiny"]
         for name in ["tiny", *names]:  # one at a time, because a small machine has not enough memory for all
-            specs = plan([few], [name], protocols=["readme"], device="cpu", solver="fast", batch_size=FEW)
+            specs = plan([few], [name], protocols=["readme"], device="cpu", batch_size=FEW)
             for record in run_grid(specs, settings=settings):
                 rate = next(iter(record.extraction.subsets.values())).encoder_images_per_second
                 print(f"{name}: {rate:.2f} img/s", file=sys.stderr)
         # Larger fits, closer to the size of the planned fits.
-        list(run_grid(plan(["digits"], ["tiny"], protocols=["readme", "clip-paper"], solver="fast"), settings=settings))
+        list(run_grid(plan(["digits"], ["tiny"], protocols=["readme", "clip-paper"]), settings=settings))
         pages = {title: said(options, settings.results_dir or "") for title, options in PLANS.items()}
-        (spec,) = plan([more], ["random:ViT-B/32"], protocols=["readme"], device="cpu", solver="fast")
+        (spec,) = plan([more], ["random:ViT-B/32"], protocols=["readme"], device="cpu")
         options = ("--dataset", more, "--model", "random:ViT-B/32", "--protocol", "readme", "--plan", "--json")
         planned = json.loads(said(options, f"{folder}/results"))["models"][0]["extract_seconds"]
         (record,) = run_grid([spec], settings=settings)
     about = describe("cpu")
     print("# Plans\n")
-    print(f"Made by `python benchmarks/plans.py` on {about['cpu_count']} cores {about['cpu']}, ", end="")
+    print(f"Made by `python benchmarks/plans.py` on {about.cpu_count} cores {about.cpu}, ", end="")
     print(f"torch {torch.__version__}, Python {platform.python_version()}.")
     print(f"Rates of models are from {FEW} photos each, with random weights of the true sizes.\n")
     for title, page in pages.items():

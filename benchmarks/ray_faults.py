@@ -51,7 +51,7 @@ def make_specs(root: Path) -> list[RunSpec]:
                 pixels = rng.integers(0, 200, (32, 32, 3)) + 20 * label
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{k:04}.png")
     names, models = [f"folder:{root}/set{i}" for i in range(DATASETS)], ["tiny", "random:tiny"]
-    return plan(names, models, protocols=["readme"], jit_modes=[False, True], device="cpu", solver="fast")
+    return plan(names, models, protocols=["readme"], jit_modes=[False, True], device="cpu")
 
 
 def content(record: RunRecord) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def main() -> None:
     right = sum(found.get(key) == value for key, value in wanted.items())
     about = describe("cpu")
     print("# A grid that is disturbed\n")
-    print(f"Made by `python benchmarks/ray_faults.py` on {about['cpu_count']} cores {about['cpu']}, ", end="")
+    print(f"Made by `python benchmarks/ray_faults.py` on {about.cpu_count} cores {about.cpu}, ", end="")
     print(f"torch {torch.__version__}, Ray {package_version('ray')}, Python {platform.python_version()}.\n")
     print(f"{len(specs)} runs of {IMAGES} images on {NODES} nodes of one worker each, without a shared folder; ")
     print(f"{len(killed)} workers killed, one every {KILL_SECONDS:g} s, and {NODES - len(nodes)} node in the middle.\n")

@@ -48,7 +48,7 @@ def make_specs(root: Path) -> list[RunSpec]:
         write_images(folder, i)
     names = [f"folder:{folder}" for folder in folders]
     models, modes = ["tiny", "random:tiny"], [False, True]
-    return plan(names, models, protocols=["readme"], jit_modes=modes, device="cpu", solver="fast")
+    return plan(names, models, protocols=["readme"], jit_modes=modes, device="cpu")
 
 
 class Moment(logging.Handler):
@@ -87,7 +87,7 @@ def main() -> None:
     about = describe("cpu")
     ratios = [b / a for a, b in zip(one, ray, strict=True)]
     print("# What Ray costs\n")
-    print(f"Made by `python benchmarks/ray_overhead.py` on {about['cpu_count']} cores {about['cpu']}, ", end="")
+    print(f"Made by `python benchmarks/ray_overhead.py` on {about.cpu_count} cores {about.cpu}, ", end="")
     print(f"torch {torch.__version__}, Ray {package_version('ray')}, Python {platform.python_version()}.\n")
     print(f"A grid of {len(specs)} runs, {IMAGES} images each, in one process and by one worker of Ray with as many ")
     print(f"threads, in turn, {ROUNDS} times after one to warm up; features had the same bytes each time.\n")

@@ -75,7 +75,7 @@ def report_memory(folder: str) -> None:
 def main() -> None:
     """Measure, and print a page of Markdown."""
     print("# Reading images\n")
-    versions = f"{describe('cpu')['cpu']}, torch {torch.__version__}, Python {platform.python_version()}"
+    versions = f"{describe('cpu').cpu}, torch {torch.__version__}, Python {platform.python_version()}"
     print(f"Made by `python benchmarks/reading.py` on {torch.get_num_threads()} cores {versions}.")
     print(f"JPEG, 500 x 375 pixels; {ROUNDS} rounds, in turn.\n")
     print("| model | images | workers | images a second | times as fast as with none |")

@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("what", choices=("fits", "protocol", "classes", "growth"))
     args = parser.parse_args()
     machine = describe("cpu")
-    print(f"{machine['cpu']}, {machine['torch_threads']} threads, torch {machine['packages']['torch']}, ", end="")
-    print(f"scikit-learn {machine['packages']['scikit-learn']}\n")
+    print(f"{machine.cpu}, {machine.torch_threads} threads, torch {machine.packages['torch']}, ", end="")
+    print(f"scikit-learn {machine.packages['scikit-learn']}\n")
     for given in args.features or [""]:
         name, _, path = given.partition("=")
         fold = load(Path(path)).folds[0] if path else {}

@@ -107,7 +107,7 @@ def scores() -> dict[str, float]:
 def main() -> None:
     """Measure, and print a page of Markdown."""
     print("# The feature store\n")
-    versions = f"{describe('cpu')['cpu']}, torch {torch.__version__}, Python {platform.python_version()}"
+    versions = f"{describe('cpu').cpu}, torch {torch.__version__}, Python {platform.python_version()}"
     print(f"Made by `python benchmarks/store.py` on {torch.get_num_threads()} cores {versions}.\n")
     print("| images of 8 x 8 pixels | peak memory of extract --out, MB |")
     print("| ---------------------- | -------------------------------- |")

@@ -27,7 +27,6 @@ from probe.stats import paired
 from probe.stats.outcomes import Outcomes
 from probe.stats.paired import SIGNIFICANT, PairedTest
 
-SOLVER = "fast"  # scikit-learn's fits can end far from the optimum, where tiny differences flip predictions
 NUM_PAIRS = 16  # images, and texts, whose logits are compared
 # Smallest cosine of the features of an image in both modes that rounding explains, also for the deepest models.
 # Different code, such as GELU instead of QuickGELU, gives smaller cosines.
@@ -179,7 +178,7 @@ def parity(
     Args:
         model: a name from the catalogue, `random:NAME`, or the path of a TorchScript archive.
         dataset: dataset whose first fold is used.
-        protocol: protocol of the probe; its solver is `SOLVER`.
+        protocol: protocol of the probe; its solver is the default.
         device: a device as torch names it; `auto` is CUDA if available, and else the CPU.
         precision: precision of the weights; `auto` is fp16 on CUDA and else fp32.
         batch_size: number of images encoded at a time; None chooses the number that fits into memory.
@@ -237,7 +236,7 @@ def parity(
 
 def _spec(dataset: DatasetSpec, model: ModelSpec, protocol: Protocol, execution: Execution, batch_size: int) -> RunSpec:
     device, precision = str(execution.device), execution.precision
-    return RunSpec(dataset, model, protocol, execution.jit, device, precision, batch_size, solver=SOLVER)
+    return RunSpec(dataset, model, protocol, execution.jit, device, precision, batch_size)
 
 
 def _read_archive(spec: ModelSpec, *, weights_dir: str | Path | None, offline: bool) -> Checkpoint:
@@ -281,9 +280,7 @@ def _fit_on_eager(
         y=np.concatenate([f.y for f in tests]),
         pre_projection=np.concatenate([f.at(PRE_PROJECTION) for f in tests]),
     )
-    result = fit_probe(
-        train=eager["train"], val=eager["val"], test=both, metric=metric, protocol=protocol, solver=SOLVER
-    )
+    result = fit_probe(train=eager["train"], val=eager["val"], test=both, metric=metric, protocol=protocol)
     # If the protocol has few-shot draws, only the first is compared.
     arrays, n = result.outcomes[0].arrays, len(eager["test"])
     on_eager, on_jit = (

@@ -25,7 +25,7 @@ from probe.probes.solvers.catalog import get_solver
 from probe.records.record import run_path, try_to_read
 from probe.records.schema import DoneRecord
 from probe.settings import Settings
-from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec, identity
+from probe.specs import DEFAULT_SOLVER, DatasetSpec, ModelSpec, Protocol, RunSpec, identity
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def plan(
     precision: str = "auto",
     batch_size: int | None = None,
     compiled: bool = False,
-    solver: str = "sklearn",
+    solver: str = DEFAULT_SOLVER,
     elsewhere: bool = False,
 ) -> list[RunSpec]:
     """Return the runs of a grid in the order in which they run. Every name is looked up before anything runs.

@@ -37,7 +37,7 @@ from probe.records.schema import (
     RunRecord,
 )
 from probe.settings import DEFAULT_SETTINGS, Settings
-from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
+from probe.specs import DEFAULT_SOLVER, DatasetSpec, ModelSpec, Protocol, RunSpec
 from probe.stats import paired
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def run(
     precision: str = "auto",
     batch_size: int | None = None,
     compiled: bool = False,
-    solver: str = "sklearn",
+    solver: str = DEFAULT_SOLVER,
     data_dir: str | Path | None = None,
     weights_dir: str | Path | None = None,
     results_dir: str | Path | None = None,
@@ -195,7 +195,7 @@ def run(
         batch_size: number of images encoded at a time, which changes the last bits of features; None chooses the
             number that fits into memory, see `models.memory`.
         compiled: compile the rebuilt model with `torch.compile`.
-        solver: solver of the probe, `sklearn` or `fast`.
+        solver: solver of the probe, `fast` or `sklearn`.
         data_dir: folder of datasets; None is the default of `probe.paths`, as for the other folders.
         weights_dir: folder of checkpoints.
         results_dir: folder of records and tables.

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 SPLITS = ("train", "val", "test")
 LONGEST_SLUG = 100  # characters of a name in a file name; file systems limit file names to 255 bytes
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}  # on Windows
+DEFAULT_SOLVER = "fast"
 FEATURE_POINTS = ("projected", "pre_projection")  # where image features are taken: after the projection, or before it
 
 
@@ -262,7 +263,7 @@ class RunSpec:
     device: str
     precision: str
     batch_size: int
-    solver: str = "sklearn"
+    solver: str = DEFAULT_SOLVER
     compiled: bool = False
 
     @property

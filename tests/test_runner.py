@@ -261,13 +261,13 @@ def test_more_unreadable_images_than_allowed_fail_the_run(damaged, tmp_path):
 def test_a_partial_result_is_marked_and_never_replaces_a_complete_one(damaged, tmp_path):
     results_dir = tmp_path / "results"
     (partial,) = run_folder(damaged, results_dir, skip_corrupt=2)
-    assert record_path(partial, results_dir).name == "tiny.eager.readme.fp32.partial.json"
+    assert record_path(partial, results_dir).name == "tiny.eager.readme.fp32.fast.partial.json"
     assert " +" in records_to_markdown([partial])
     assert row(partial)["status"] in ("partial", "not converged, partial")
     assert "+ images are missing or could not be read" in "".join(footnotes([partial]))
     whole = replace(partial, read=ReadRecord())
     write_record(whole, results_dir)
-    assert [path.name for path in results_dir.rglob("*.json")] == ["tiny.eager.readme.fp32.json"]
+    assert [path.name for path in results_dir.rglob("*.json")] == ["tiny.eager.readme.fp32.fast.json"]
     write_record(partial, results_dir)
     assert [record.is_partial for record in read_records(results_dir)] == [False]
 

@@ -42,7 +42,7 @@ def test_descriptions_are_not_part_of_the_identity_of_a_run():
         {"jit": True},
         {"precision": "fp16"},
         {"batch_size": 1},
-        {"solver": "fast"},
+        {"solver": "sklearn"},
     ],
 )
 def test_fields_that_change_a_result_are_part_of_the_identity_of_a_run(changes):

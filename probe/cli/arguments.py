@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from probe.errors import brief
+from probe.specs import DEFAULT_SOLVER
 
 JIT_MODES = {"off": (False,), "on": (True,), "both": (False, True)}
 
@@ -130,7 +131,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "how to run it": {
         "--solver": _value(
-            "NAME", "Solver: sklearn, or fast, which finds the same optimum sooner. [sklearn]", default="sklearn"
+            "NAME",
+            "Solver: fast, which reaches the optimum, or sklearn, scikit-learn's L-BFGS, as a reference. [fast]",
+            default=DEFAULT_SOLVER,
         ),
         "--strict": _flag("Exit with 1 if a final fit did not converge."),
         "--device": _value(

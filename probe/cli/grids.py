@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from probe.cli.arguments import JIT_MODES
+from probe.specs import DEFAULT_SOLVER
 
 if TYPE_CHECKING:
     from probe.settings import Settings
@@ -46,7 +47,7 @@ def plan_runs(args: argparse.Namespace, *, device: str = "", elsewhere: bool = F
         precision=args.precision,
         batch_size=args.batch_size,
         compiled=args.compile,
-        solver=getattr(args, "solver", "sklearn"),
+        solver=getattr(args, "solver", DEFAULT_SOLVER),
         elsewhere=elsewhere,
     )
 

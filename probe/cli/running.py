@@ -250,7 +250,7 @@ def fit(args: argparse.Namespace) -> int:
 
 def _refuse_unfinished(name: str, result: ProbeResult | ResultRecord) -> None:
     """Print that a final fit did not converge, and what to do."""
-    advice = "scale the features to unit variance" if result.solver == "fast" else "use --solver fast"
+    advice = "use --solver fast" if result.solver == "sklearn" else "scale the features to unit variance"
     name = errors.shorten(errors.printable(name), MAX_NAMES)
     print(
         f"probe: {name}: the fit did not converge: after {result.n_iter} iterations its objective "

@@ -11,6 +11,7 @@ from probe.leaderboard.sections import rules_digest
 from probe.leaderboard.tables import UNKNOWN, markdown_table, percent
 from probe.records.record import outcomes_of, test_images
 from probe.records.schema import DoneRecord, RunRecord
+from probe.specs import DEFAULT_SOLVER
 from probe.stats.paired import compare
 
 HEADER = (
@@ -83,7 +84,7 @@ def modes_to_markdown(records: Iterable[RunRecord]) -> str:
 
 
 def _protocol(record: RunRecord) -> str:
-    return record.protocol if record.solver == "sklearn" else f"{record.protocol} by {record.solver}"
+    return record.protocol if record.solver == DEFAULT_SOLVER else f"{record.protocol} by {record.solver}"
 
 
 def _text(number: float | None) -> str:

@@ -58,7 +58,7 @@ def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int
     """Return the bytes of memory that a fit needs in addition to its features.
 
     Args:
-        solver: `sklearn` or `fast`.
+        solver: `fast` or `sklearn`.
         n: number of training images.
         d: number of features of an image.
         k: number of logits.
@@ -82,7 +82,7 @@ def estimate_cost(
 
     Args:
         protocol: the rules of the fits.
-        solver: `sklearn` or `fast`.
+        solver: `fast` or `sklearn`.
         x: float32 (m, d), features of which up to `TIMED_ROWS` rows are used.
         n: number of training images.
         k: number of logits.

@@ -29,7 +29,7 @@ from probe.probes.result import ProbeResult, SweepPoint, mean_result
 from probe.probes.shots import draw_shots
 from probe.probes.solvers.catalog import get_solver
 from probe.probes.sweep import best, search
-from probe.specs import Protocol
+from probe.specs import DEFAULT_SOLVER, Protocol
 from probe.stats.intervals import interval
 from probe.stats.metrics import IGNORED, find_mismatch, find_undefined, get_metric
 from probe.stats.outcomes import make_outcomes
@@ -57,7 +57,7 @@ def fit_probe(
     val: Features | None = None,
     metric: str = "accuracy",
     protocol: str | Protocol = "clip-paper",
-    solver: str = "sklearn",
+    solver: str = DEFAULT_SOLVER,
     device: str = "cpu",
     fit_cache: FitCache | None = None,
     shows_progress: bool = False,
@@ -70,7 +70,7 @@ def fit_probe(
         val: features to choose C on. They join `train` for the final fit if the protocol has `refit`.
         metric: a name of `metrics.METRICS`.
         protocol: name of a protocol, path of a protocol in TOML, or a `Protocol`.
-        solver: a name of `solvers.catalog.SOLVERS`: `sklearn` or `fast`.
+        solver: a name of `solvers.catalog.SOLVERS`: `fast` or `sklearn`.
         device: where the solver computes, such as `cpu` or `cuda`.
         fit_cache: cache of finished fits, which the caller clears after writing the result. None disables the cache.
         shows_progress: if True, show a progress bar on stderr if stderr is a terminal.

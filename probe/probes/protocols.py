@@ -91,7 +91,7 @@ CATALOG: tuple[Protocol, ...] = (
             "facebookresearch/dinov2, dinov2/eval/log_regression.py. C is chosen on a validation split, or on a random "
             "tenth of train if there is none, and the final fit is on both. Features are not L2-normalised "
             "(ModelWithNormalize is for the k-NN). DINOv2 uses cuML's solver in float64, which compares the gradient "
-            "with the loss to stop; here the solver is scikit-learn's. The code does not say on which split C was "
+            "with the loss to stop; here it is the solver of the run. The code does not say on which split C was "
             "chosen for each published score"
         ),
     ),

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_SOLVER = "sklearn"
+UNNAMED_SOLVER = "sklearn"  # was the default solver when the names of files were chosen
 ALL_FILES = "*/*.json"
 PUBLISHED_MODELS = tuple(name for row in MODELS for name in (row.name, f"random:{row.name}"))
 
@@ -57,7 +57,7 @@ def dataset_slug(spec: DatasetSpec) -> str:
 
 def run_path(spec: RunSpec, results_dir: Path) -> Path:
     """Return the path of the record of a run that is complete."""
-    solver = "" if spec.solver == DEFAULT_SOLVER else f".{unique_slug(spec.solver)}"
+    solver = "" if spec.solver == UNNAMED_SOLVER else f".{unique_slug(spec.solver)}"
     names = (model_slug(spec.model), spec.mode, unique_slug(spec.protocol.name), unique_slug(spec.precision))
     return results_dir / "records" / dataset_slug(spec.dataset) / f"{'.'.join(names)}{solver}.json"
 

@@ -32,7 +32,7 @@ def saved(path, arrays):
 
 def test_the_probe_of_anybodys_features_is_scikit_learns(tmp_path, arrays, capsys):
     path = saved(tmp_path / "features.npz", arrays)
-    assert main(["fit", path, "--protocol", "readme", "--json"]) == 0
+    assert main(["fit", path, "--protocol", "readme", "--solver", "sklearn", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     x = np.concatenate([arrays["train_x"], arrays["val_x"]]).astype(np.float32)
     fitted = LogisticRegression(C=0.316, max_iter=1000, tol=1e-6).fit(

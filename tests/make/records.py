@@ -33,6 +33,7 @@ def make_spec(dataset="digits", model="tiny", *, jit=False, protocol="readme"):
         device="cpu",
         precision="fp32",
         batch_size=64,
+        solver="sklearn",
     )
 
 

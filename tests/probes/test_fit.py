@@ -60,7 +60,7 @@ def test_blas_has_no_more_threads_than_torch():
 
 
 def test_a_search_chooses_on_val_and_refits(parts):
-    result = fit_probe(**parts, protocol=SHORT)
+    result = fit_probe(**parts, protocol=SHORT, solver="sklearn")
     train, val, test = parts["train"], parts["val"], parts["test"]
     fits = {C: LogisticRegression(C=C, max_iter=200, tol=1e-6).fit(train.x, train.y) for C in SHORT.grid}
     scores = {C: fit.score(val.x, val.y) for C, fit in fits.items()}
@@ -128,7 +128,7 @@ def several(parts):
 def test_multi_label_images_have_one_probe_for_each_class(several):
     """Each probe equals scikit-learn's on the images that count for the class, and the score uses its logits."""
     one = Protocol("one", "", "projected", (0.5,), 1, 500, 1e-6, "")
-    result = fit_probe(**several, metric="voc2007_11pt_map", protocol=one)
+    result = fit_probe(**several, metric="voc2007_11pt_map", protocol=one, solver="sklearn")
     x = np.concatenate([several["train"].x, several["val"].x])
     y = np.concatenate([several["train"].y, several["val"].y])
     logits = []

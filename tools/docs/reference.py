@@ -20,6 +20,7 @@ from probe.probes.description import describe_protocol
 from probe.probes.protocols import CATALOG as PROTOCOLS
 from probe.records.record import read_records
 from probe.records.schema import DoneRecord
+from probe.specs import DEFAULT_SOLVER
 
 ROOT = Path(__file__).parents[2]
 SPEED = ROOT / "results" / "speed"
@@ -65,8 +66,21 @@ def results_table() -> str:
     return markdown_table(header, rows)
 
 
-def _find_record(dataset: str, model: str, protocol: str) -> DoneRecord:
-    key = (model, "eager", dataset, protocol, "fp32", "fast")
+def solvers_table() -> str:
+    """Return the ends of the final fits of both solvers on the same features at the same C, from the records."""
+    rows = []
+    for dataset in ("digits", "fashion_mnist"):
+        for model in ("tiny", "random:tiny"):
+            for solver in ("fast", "sklearn"):
+                result = _find_record(dataset, model, "readme", solver).result
+                marked = f"{100 * result.score:.2f}{'' if result.converged else ' *'}"
+                numbers = (f"{result.n_iter:,}", f"{result.objective:.6f}", f"{result.gradient_ratio:.0e}")
+                rows.append((dataset, model, solver, marked, *numbers))
+    return markdown_table(("dataset", "model", "solver", "score, %", "iterations", "objective", "gradient"), rows)
+
+
+def _find_record(dataset: str, model: str, protocol: str, solver: str = DEFAULT_SOLVER) -> DoneRecord:
+    key = (model, "eager", dataset, protocol, "fp32", solver)
     found = [record for record in read_records(ROOT / "results") if record.key == key]
     assert len(found) == 1, (key, len(found))
     assert isinstance(found[0], DoneRecord)
@@ -273,6 +287,7 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 PARTS: dict[str, Callable[[], str]] = {
     "results": results_table,
+    "solvers": solvers_table,
     "protocols": protocols_table,
     "protocol sources": protocol_sources,
     **{f"speed/{path.stem}": lambda name=path.stem: speed(name) for path in sorted(SPEED.glob("*.md"))},

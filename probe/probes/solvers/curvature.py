@@ -31,7 +31,7 @@ from torch import Tensor
 from probe.errors import FeaturesError
 from probe.probes.solvers.objective import SEED, Objective
 
-SAMPLE = 4096  # average number of drawn rows for each pair of classes
+SAMPLE = 2048  # average number of drawn rows for each pair of classes
 MAX_GROUP = 16  # classes of a block
 MAX_BLOCK = 8192  # unknowns of a block
 # Entries of all blocks, 1 GB in float32. With very many classes each class has its own block, whatever the total size.
@@ -113,8 +113,12 @@ def at_zero(objective: Objective, probe: int) -> Preconditioner:
 
 def at(objective: Objective, probe: int, unknowns: Tensor) -> Preconditioner:
     """Return a preconditioner from an estimate of the Hessian at some unknowns, float64 (d + 1, width)."""
+    return invert(objective, probe, estimate_hessian(objective, probe, unknowns))
+
+
+def invert(objective: Objective, probe: int, blocks: Sequence[HessianBlock]) -> Preconditioner:
+    """Return a preconditioner: the inverse of an estimated Hessian of the loss plus the penalty of a probe."""
     penalty = (objective.penalties[probe] * objective.rows.basis.penalty).float()
-    blocks = estimate_hessian(objective, probe, unknowns)
     if not objective.rows.has_intercept:
         blocks = [_without_intercept(block, len(penalty)) for block in blocks]
     return Blocks([replace(block, matrix=_factor(block.matrix, penalty)) for block in blocks])

@@ -22,7 +22,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 
 from probe.probes.solvers import curvature
-from probe.probes.solvers.curvature import Preconditioner
+from probe.probes.solvers.curvature import HessianBlock, Preconditioner
 from probe.probes.solvers.lbfgs import EvaluationRequest, Minimum, Steps, minimise
 from probe.probes.solvers.objective import Logistic, Loss, Objective, Rows, Softmax
 from probe.probes.solvers.optimality import is_negligible
@@ -38,17 +38,28 @@ PATIENCE = 25  # smallest number of evaluations before the preconditioner is rep
 MARGIN = 100  # factor by which a fit must be below `optimality.LIMIT`, because its own estimate can be too small
 
 
-@dataclass(frozen=True)
+@dataclass
 class Start:
-    """Starting point of a minimisation.
+    """Starting point of one or several minimisations.
 
     Args:
         unknowns: float64 (d + 1, width).
         needs_curvature: if True, begin with a preconditioner from the Hessian at the starting point.
+        hessian: estimate of the Hessian of the loss, made when it is first needed. All probes that share the starting
+            point must have the same loss.
     """
 
     unknowns: Tensor
     needs_curvature: bool = False
+    hessian: Sequence[HessianBlock] | None = None
+
+    def precondition(self, objective: Objective, probe: int) -> Preconditioner:
+        """Return the initial preconditioner of a probe of an objective."""
+        if not self.needs_curvature:
+            return curvature.at_zero(objective, probe)
+        if self.hessian is None:
+            self.hessian = curvature.estimate_hessian(objective, probe, self.unknowns)
+        return curvature.invert(objective, probe, self.hessian)
 
 
 @dataclass(frozen=True)
@@ -182,7 +193,7 @@ class _Run:
         patience = max(PATIENCE, curvature.passes(objective))
         self.steps: Steps = minimise(
             start.unknowns,
-            self._refresh(start.unknowns) if start.needs_curvature else curvature.at_zero(objective, probe),
+            start.precondition(objective, probe),
             refresh=self._refresh,
             measure=self._measure,
             is_enough=lambda unknowns, value, decrement: self._is_optimal(unknowns, value, margin * decrement),

@@ -16,10 +16,13 @@ from probe.probes.solvers.optimality import finish
 from probe.stats.metrics import IGNORED
 
 # Limit on the steps of a fit for the choice of C: `CHOOSING_ITERATIONS`, or as many as take `CHOOSING_COST`
-# multiplications, whichever is larger. A fit that needs more has a C so large that the penalty is almost without
+# operations, whichever is larger. A fit that needs more has a C so large that the penalty is almost without
 # effect. It is recorded as not converged.
 CHOOSING_ITERATIONS = 100
 CHOOSING_COST = 3e10
+# If a pass takes at most this many operations, fits for the choice of C end in float64, as the final fit does. In
+# float32, a fit with a large C can end before its optimum, and its validation score would depend on rounding.
+EXACT_COST = 2e8
 MAX_BATCH = 8  # values of C that are fitted together; more save little time
 BATCH_BYTES = 1 << 31  # memory of the Hessian blocks and Cholesky factors of a batch
 
@@ -71,7 +74,9 @@ class Fast(Solver):
         if isinstance(loss, Logistic):  # one probe for each class and C
             loss = Logistic(loss.targets, loss.columns.repeat(len(strengths)), loss.ignored)
         objective = Objective(self.rows, loss, [C for C in strengths for _ in range(num)])
-        points = [self._starting_point(objective, k, start) for start in starts for k in range(num)]
+        # Values of C that start from the same fit share its starting points, and so an estimate of the curvature there.
+        shared = {id(start): [self._starting_point(objective, k, start) for k in range(num)] for start in starts}
+        points = [point for start in starts for point in shared[id(start)]]
         finished: dict[int, dict[int, Fit]] = {i: {} for i in range(len(strengths))}
 
         def add(probe: int, solution: Solution) -> None:
@@ -87,14 +92,18 @@ class Fast(Solver):
             starts=points,
             tol=TOL,
             max_iter=self.max_iter if is_final else min(self.max_iter, self._choosing_iterations()),
-            ends_exact=is_final,
+            ends_exact=is_final or self._pass_cost <= EXACT_COST,
             tick=tick,
             done=add,
         )
 
+    @property
+    def _pass_cost(self) -> int:
+        """Number of multiplications and additions of one evaluation of a fit."""
+        return 4 * len(self.rows) * self.rows.num_features * self.loss.width * self._num_probes
+
     def _choosing_iterations(self) -> int:
-        pass_cost = 4 * len(self.rows) * self.rows.num_features * self.loss.width * self._num_probes
-        return max(CHOOSING_ITERATIONS, int(CHOOSING_COST / pass_cost))
+        return max(CHOOSING_ITERATIONS, int(CHOOSING_COST / self._pass_cost))
 
     def _finish(self, solution: Solution, objective: Objective, probe: int, *, is_final: bool) -> Solution:
         """Measure the convergence of a fit independently of the solver, and continue a final fit that did not converge.

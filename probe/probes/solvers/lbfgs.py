@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from probe.probes.solvers.curvature import Preconditioner
@@ -60,7 +61,8 @@ class Minimum:
 
 
 ValueAndGradient = tuple[float, Tensor]
-Memory = deque[tuple[Tensor, Tensor, float]]  # pairs: step s, change y of the gradient, and 1 / (s . y)
+# Pairs: step s and change y of the gradient, both flat, (d + 1) * width; and 1 / (s . y).
+Memory = deque[tuple[Tensor, Tensor, float]]
 Steps = Generator[EvaluationRequest, ValueAndGradient, Minimum]
 
 
@@ -108,7 +110,7 @@ def minimise(
     while n_iter < max_iter:
         following, ended = None, measure(point.value, point.gradient) <= tol
         if ended:
-            decrement = _slope(point.gradient, _direction(point.gradient, memory, preconditioner, scale)) / -2
+            decrement = _product(point.gradient, _direction(point.gradient, memory, preconditioner, scale)) / -2
             ended = is_enough(point.unknowns, point.value, decrement)
         if n_eval - marked >= STALL_EVALUATIONS:
             is_slow = mark.value - point.value < STALL * abs(point.value)
@@ -118,7 +120,7 @@ def minimise(
             if since >= patience:
                 preconditioner, since, patience = refresh(point.unknowns), 0, GROWTH * patience
             if memory and (n_iter % SCALE_STEPS == 0 or len(memory) < FIRST_STEPS or since == 0):
-                scale = _scale(memory, preconditioner)
+                scale = _scale(memory, preconditioner, start.shape)
             direction = _direction(point.gradient, memory, preconditioner, scale)
             following, trials = yield from _search(point, direction, exact=exact)
             n_eval, since = n_eval + trials, since + trials
@@ -134,39 +136,40 @@ def minimise(
             mark, marked = point, n_eval
             continue
         step, change = following.unknowns - point.unknowns, following.gradient - point.gradient
-        curvature = float((step * change).sum())
+        curvature = _product(step, change)
         if curvature > 0:
-            memory.append((step, change, 1 / curvature))
+            memory.append((step.reshape(-1), change.reshape(-1), 1 / curvature))
         point, n_iter = following, n_iter + 1
     if ends_exact and not exact:
         point = _Point(point.unknowns, *(yield EvaluationRequest(point.unknowns, exact=True)))
         n_eval += 1
-    decrement = _slope(point.gradient, _direction(point.gradient, memory, preconditioner, scale)) / -2
+    decrement = _product(point.gradient, _direction(point.gradient, memory, preconditioner, scale)) / -2
     return Minimum(point.unknowns, point.value, point.gradient, n_iter, n_eval, decrement)
 
 
-def _slope(gradient: Tensor, direction: Tensor) -> float:
-    return float((gradient * direction).sum())
+def _product(a: Tensor, b: Tensor) -> float:
+    """Return the scalar product of two tensors of the same shape."""
+    return float(torch.dot(a.reshape(-1), b.reshape(-1)))
 
 
-def _scale(memory: Memory, preconditioner: Preconditioner) -> float:
+def _scale(memory: Memory, preconditioner: Preconditioner, shape: torch.Size) -> float:
     """Return the factor that fits the preconditioner P to the last pair (s, y): s.y / y.(P y)."""
     _, change, inverse = memory[-1]
-    return 1 / (inverse * float((change * preconditioner.solve(change)).sum()))
+    return 1 / (inverse * _product(change, preconditioner.solve(change.view(shape))))
 
 
 def _direction(gradient: Tensor, memory: Memory, preconditioner: Preconditioner, scale: float) -> Tensor:
     """Return the search direction: the two-loop recursion of Nocedal 1980 with a preconditioner."""
-    q = gradient.clone()
+    q = gradient.flatten().clone()
     shares = []
     for step, change, inverse in reversed(memory):
-        share = inverse * float((step * q).sum())
+        share = inverse * float(torch.dot(step, q))
         shares.append(share)
-        q -= share * change
-    q = scale * preconditioner.solve(q)
+        q.add_(change, alpha=-share)
+    q = preconditioner.solve(q.view(gradient.shape)).reshape(-1).mul_(scale)
     for (step, change, inverse), share in zip(memory, reversed(shares), strict=True):
-        q += (share - inverse * float((change * q).sum())) * step
-    return -q
+        q.add_(step, alpha=share - inverse * float(torch.dot(change, q)))
+    return q.neg_().view(gradient.shape)
 
 
 def _search(
@@ -177,7 +180,7 @@ def _search(
     Returns:
         The point, or None if no trial meets the conditions; and the number of evaluated points.
     """
-    slope = _slope(point.gradient, direction)
+    slope = _product(point.gradient, direction)
     if not slope < 0:
         return None, 0
     length, low, high = 1.0, 0.0, float("inf")
@@ -185,7 +188,7 @@ def _search(
     for trial in range(1, TRIALS + 1):
         unknowns = point.unknowns + length * direction
         trial_point = _Point(unknowns, *(yield EvaluationRequest(unknowns, exact)))
-        new_slope = float((trial_point.gradient * direction).sum())
+        new_slope = _product(trial_point.gradient, direction)
         change = trial_point.value - point.value
         is_lower = change <= ARMIJO * length * slope or (
             abs(change) <= ROUNDING * abs(point.value) and new_slope <= -(1 - 2 * ARMIJO) * slope

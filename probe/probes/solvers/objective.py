@@ -36,7 +36,7 @@ SEED = 0
 # 0.45 for a normal distribution, 0.24 for a Laplace distribution and 0.2 for Student's t with 3 degrees of freedom.
 OUTLIERS = 0.05
 MEDIAN_ROWS = 4096  # largest number of rows of which the median is taken
-COLUMNS = 16  # logits are padded to a multiple of this: a product with 10 columns takes twice as long as with 16
+NARROW = 128  # with fewer logits, products are quicker if the logits of a class are contiguous, and else of an image
 
 
 class Rows:
@@ -305,27 +305,27 @@ class Softmax:
         """Replace logits in place by residuals, probability - label, and return the summed loss of each probe.
 
         Args:
-            logits: (m, p * k), the logits of the p probes side by side.
+            logits: (p * k, m), the logits of the p probes one below the other.
             first: position of the first image.
             probes: indices of the p probes.
 
         Returns:
             float64 (p,).
         """
-        shaped = logits.unflatten(1, (len(probes), self.num_classes))
-        own = self.labels[first : first + len(logits)][:, None, None].expand(-1, len(probes), 1)
-        shaped -= shaped.amax(dim=2, keepdim=True)
-        own_logits = shaped.gather(2, own)  # (m, p, 1)
+        shaped, m = logits.unflatten(0, (len(probes), self.num_classes)), logits.shape[1]
+        own = self.labels[first : first + m].expand(len(probes), 1, m)
+        shaped -= shaped.amax(dim=1, keepdim=True)
+        own_logits = shaped.gather(1, own)  # (p, 1, m)
         shaped.exp_()
-        total = shaped.sum(dim=2, keepdim=True)
+        total = shaped.sum(dim=1, keepdim=True)
         shaped /= total
-        shaped.scatter_add_(2, own, torch.full_like(total, -1.0))
+        shaped.scatter_add_(1, own, torch.full_like(total, -1.0))
         total.log_()
         if self.row_weights is not None:
-            weights = self.row_weights[first : first + len(logits)].to(logits.dtype)[:, None, None]
+            weights = self.row_weights[first : first + m].to(logits.dtype)
             for values in (own_logits, total, shaped):
                 values *= weights
-        return total.sum(dim=(0, 2), dtype=torch.float64) - own_logits.sum(dim=(0, 2), dtype=torch.float64)
+        return total.sum(dim=(1, 2), dtype=torch.float64) - own_logits.sum(dim=(1, 2), dtype=torch.float64)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities (m, k) of logits (m, k)."""
@@ -372,22 +372,23 @@ class Logistic:
         """Replace logits in place by residuals, probability - label, and return the summed loss of each probe.
 
         Args:
-            logits: (m, p), the logits of the p probes.
+            logits: (p, m), the logits of the p probes.
             first: position of the first image.
             probes: indices of the p probes.
 
         Returns:
             float64 (p,).
         """
-        target = self.targets[first : first + len(logits)][:, self.columns[list(probes)]]
+        m = logits.shape[1]
+        target = self.targets[first : first + m].T[self.columns[list(probes)]]
         counts: Tensor = target != self.ignored
         if self.row_weights is not None:
-            counts = counts * self.row_weights[first : first + len(logits), None].to(logits.dtype)
+            counts = counts * self.row_weights[first : first + m].to(logits.dtype)
         target = target.to(logits.dtype)
         # `softplus` is linear above 20. Its error of 2e-9 is as large as the loss of separable classes.
         loss = -torch.nn.functional.logsigmoid(logits * (2 * target - 1))
         logits.sigmoid_().sub_(target).mul_(counts)
-        return (loss * counts).sum(dim=0, dtype=torch.float64)
+        return (loss * counts).sum(dim=1, dtype=torch.float64)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities (m, 1) of logits (m, 1)."""
@@ -451,18 +452,16 @@ class Objective:
         joined = torch.cat(list(unknowns), dim=1)  # (d + 1, p * width)
         weights = joined if whitened is not None else basis.matrix @ joined
         columns = joined.shape[1]
-        padded = torch.zeros(len(joined) - 1, -(-columns // COLUMNS) * COLUMNS, dtype=dtype, device=rows.device)
-        padded[:, :columns] = weights[:-1]
-        intercept = weights[-1].to(dtype)
+        matrix, intercept = weights[:-1].to(dtype), weights[-1:].T.to(dtype)
+        by_class = matrix.T.contiguous() if columns < NARROW else None
         gradient = torch.zeros(len(joined), columns, dtype=torch.float64, device=rows.device)
         loss = torch.zeros(len(probes), dtype=torch.float64, device=rows.device)
         for first, x in rows.centred(columns, dtype) if whitened is None else whitened.blocks(columns):
-            logits = x @ padded  # (m, padded columns); the padding is zero and stays zero
-            used = logits[:, :columns]
-            used += intercept
-            loss += self.loss.residuals(used, first, probes)
-            gradient[:-1] += (x.T @ logits)[:, :columns]
-            gradient[-1] += used.sum(dim=0, dtype=torch.float64)
+            logits = (x @ matrix).T if by_class is None else by_class @ x.T  # (columns, m)
+            logits += intercept
+            loss += self.loss.residuals(logits, first, probes)
+            gradient[:-1] += (logits @ x).T
+            gradient[-1] += logits.sum(dim=1, dtype=torch.float64)
         if whitened is None:
             gradient = basis.matrix.T @ gradient
         if not rows.has_intercept:

@@ -192,7 +192,7 @@ def evaluate(objective: Objective, probe: int, weights: Tensor) -> Evaluation:
         moments.add(
             x, (probabilities * (1 - probabilities) + LEAST_WEIGHT) * _image_weights(objective, probe, first, len(x))
         )
-        total += float(loss.residuals(logits, first, [probe])[0])  # logits become residuals
+        total += float(loss.residuals(logits.T, first, [probe])[0])  # logits become residuals
         gradient[:-1] += x.T @ logits
         gradient[-1] += logits.sum(dim=0)
     penalty = objective.penalties[probe] * torch.cat([weights[:-1], torch.zeros_like(weights[-1:])])
