@@ -704,7 +704,7 @@ def test_shards_of_a_server_are_fetched_once(rest, served, data_dir, tmp_path):
     with served() as (address, log):
         spec = get_dataset(f"wds:{address}{rest}")
         assert not log
-        with pytest.raises(DatasetMissingError, match=r"--offline forbids the download; put the file from"):
+        with pytest.raises(DatasetMissingError, match=r"--offline forbids the download; run without --offline, or put"):
             open_dataset(spec, data_dir=data_dir, offline=True)
         check(open_dataset(spec, data_dir=data_dir))
         assert len(log) == len(set(log))
