@@ -15,8 +15,9 @@ import pytest
 MARK = uuid.uuid4().hex  # in the environment of all processes that a test session starts
 # Ray reads these variables on import. Its default token is in the home folder, and tests have several home folders.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex)
-# Ray would start processes before they are needed, which actors with an environment of their own cannot use.
-os.environ.update({"RAY_prestart_worker_first_driver": "0"})
+# Ray would start processes before they are needed, which actors with an environment of their own cannot use. Ray gives
+# up a process that does not answer within a minute, which is too short on a busy machine.
+os.environ.update({"RAY_prestart_worker_first_driver": "0", "RAY_worker_register_timeout_seconds": "600"})
 if importlib.util.find_spec("ray") is None:  # which takes seconds to import, also where its tests are not chosen
     pytest.skip("Ray is not installed", allow_module_level=True)
 pytestmark = [
