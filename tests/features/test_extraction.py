@@ -108,7 +108,7 @@ def test_two_processes_share_the_work(tmp_path, undisturbed, small):
     line = [sys.executable, "-m", "probe", *command(tmp_path, small[0])]
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     processes = [subprocess.Popen(line, cwd=ROOT, **pipe) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     (kept,) = survey(tmp_path)
     assert kept.state == "complete"

@@ -171,7 +171,7 @@ def test_processes_that_finish_together_all_have_the_entry(tmp_path):
         processes = [context.Process(target=_finish, args=(root, queue)) for _ in range(3)]
         for process in processes:
             process.start()
-        assert [queue.get(timeout=60) for _ in processes] == [True] * 3
+        assert [queue.get(timeout=300) for _ in processes] == [True] * 3
         for process in processes:
             process.join()
         assert find(root, make_entry_spec()) is not None

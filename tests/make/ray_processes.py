@@ -15,8 +15,9 @@ import pytest
 MARK = uuid.uuid4().hex  # in the environment of all processes that a test session starts
 # Ray reads these variables on import. Its default token is in the home folder, and tests have several home folders.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex)
-# Ray would start processes before they are needed, which actors with an environment of their own cannot use.
-os.environ.update({"RAY_prestart_worker_first_driver": "0"})
+# Ray would start processes before they are needed, which actors with an environment of their own cannot use. Ray gives
+# up a process that does not answer within a minute, which is too short on a busy machine.
+os.environ.update({"RAY_prestart_worker_first_driver": "0", "RAY_worker_register_timeout_seconds": "600"})
 if importlib.util.find_spec("ray") is None:  # which takes seconds to import, also where its tests are not chosen
     pytest.skip("Ray is not installed", allow_module_level=True)
 pytestmark = [
@@ -46,7 +47,7 @@ def find_workers(what="ray::Worker", mark=MARK):
 
 def wait_until_gone(what="", mark=f"{MARK}\0"):
     """Wait until no marked process is left: those of Ray end soon after the one that started them, and tell nobody."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while (left := find_workers(what, mark)) and time.monotonic() < until:
         time.sleep(0.2)
     assert not [Path(f"/proc/{pid}/cmdline").read_text() for pid in left]

@@ -116,14 +116,13 @@ def _ray_start(home, *options):
 
 
 def test_a_client_from_outside_of_the_cluster_has_the_same_records(tmp_path, serial):
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
+    with socket.socket() as one, socket.socket() as other:  # both are open, so that their ports differ
+        for free in (one, other):
             free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
+        ports = [free.getsockname()[1] for free in (one, other)]
     options = ["--head", f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", "--include-dashboard=false"]
     with _ray_start(tmp_path / "a", *options):
-        until = time.monotonic() + 60  # Ray does not tell another process when it listens
+        until = time.monotonic() + 240  # Ray does not tell another process when it listens
         while time.monotonic() < until:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", ports[1])).close()
@@ -235,7 +234,7 @@ def test_finished_records_remain_when_the_driver_is_stopped(tmp_path, how):
     # Like Ctrl-C in a terminal, or a kill by an operator.
     (os.killpg if how is signal.SIGINT else os.kill)(driver.pid, how)
     try:
-        _, said = driver.communicate(timeout=120)
+        _, said = driver.communicate(timeout=300)
     finally:
         driver.kill()
     assert driver.returncode == (130 if how is signal.SIGINT else -how), said

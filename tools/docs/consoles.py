@@ -88,7 +88,7 @@ def _run_console(text: str, folder: Path) -> str:
 def _run(command: list[str], folder: Path) -> str:
     bin_folder = folder / ".bin"
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PROBE_")},
+        **{name: value for name, value in os.environ.items() if not name.startswith(("PROBE_", "PYTEST_"))},
         "PYTHONPATH": str(ROOT),
         "HOME": str(folder.parent / ".home"),  # pages share the cache of features
         "HF_HUB_OFFLINE": "1",

@@ -442,6 +442,7 @@ def test_a_verbose_fit_logs_how_it_ended(caplog):
     assert "FastLogisticRegression: after" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [
