@@ -37,19 +37,18 @@ LEAST_SECONDS = 10  # a step with less time is not started
 DONE = "done"
 TAIL = 1500  # characters of the output of a step that failed
 # Seconds of each step, in the order in which the steps run. Together they are more than `MINUTES`, but few steps need
-# all of their time. The last ones get what is left.
+# all of their time. A second call with `--only` runs those that were left.
 LIMITS = {
     "machine": 30,
     "solver-paper": 40,
-    "solver-imagenet-768": 160,
-    "tests": 130,
+    "solver-imagenet-768": 210,
+    "tests": 120,
     "extraction-ViT-B-32": 50,
-    "extraction-ViT-L-14": 60,
-    "extraction-RN50": 40,
-    "solver-equal": 45,
+    "solver-equal": 40,
     "ray": 45,
     "plan": 35,
-    "precision": 45,
+    "extraction-ViT-L-14": 60,
+    "extraction-RN50": 40,
     "solver-imagenet-1024": 300,
 }
 # With tiny sizes, these would repeat other steps. All others get the same time, because a busy processor is slow.

@@ -1,4 +1,4 @@
-"""The steps of `gpu.py`: tests, precision, extraction, fits, Ray and plans.
+"""The steps of `gpu.py`: tests, extraction, fits, Ray and plans.
 
 A step is a function that writes each row of its tables to a file as soon as it has the row. `gpu.py` runs each step in
 a process of its own.
@@ -39,7 +39,8 @@ from probe.grid import plan
 from probe.models import get_model
 from probe.models.encoder import ImageEncoder
 from probe.models.loading import load_encoder, read_weights
-from probe.models.openai import trace_archive
+from probe.models.openai import save_archive
+from probe.models.towers import CLIP
 from probe.probes.fit import fit_probe
 from probe.probes.fits import Fit
 from probe.probes.protocols import get_protocol
@@ -132,7 +133,7 @@ def driver_version() -> str:
 
 
 def tests(step: Step) -> None:
-    """Run the tests that are marked gpu.
+    """Run the tests that are marked gpu, and write the distances that they measure.
 
     Warnings are no errors, because the versions of libraries are those of the machine with the GPU.
     """
@@ -140,7 +141,16 @@ def tests(step: Step) -> None:
 
     report = step.file.with_suffix(".xml")
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--device", step.device, "--junit-xml", str(report)]
-    command += ["-o", "addopts=--import-mode=importlib", "-o", "required_plugins=", "-o", "filterwarnings=default"]
+    command += [
+        "-o",
+        "addopts=--import-mode=importlib",
+        "-o",
+        "required_plugins=",
+        "-o",
+        "filterwarnings=default",
+        "-o",
+        "junit_family=xunit1",
+    ]
     started = time.perf_counter()
     code = subprocess.run([*command, "-p", "no:cacheprovider", "tests"], cwd=ROOT, check=False).returncode
     if not report.exists():
@@ -149,6 +159,9 @@ def tests(step: Step) -> None:
     counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
     step.add("Tests marked `gpu`", **counts, seconds=time.perf_counter() - started)
     for case in suite.iter("testcase"):
+        figures = {one.attrib["name"]: one.attrib["value"] for one in case.iter("property")}
+        if figures:
+            step.add("Features on the device and in fp32 on the CPU; random weights, images of noise", **figures)
         if case.find("failure") is not None or case.find("error") is not None:
             step.note(f"failed: {case.attrib['classname']}.{case.attrib['name']}")
     if code:
@@ -156,39 +169,14 @@ def tests(step: Step) -> None:
 
 
 @contextmanager
-def archive(model: str) -> Iterator[str]:
+def archive(step: Step, model: str) -> Iterator[str]:
     """Write random weights of a model as an archive, which loads in less time than weights are drawn."""
+    spec = get_model(f"random:{model}")
+    assert spec.architecture is not None
     with tempfile.TemporaryDirectory() as folder:
-        drawn = read_weights(get_model(f"random:{model}"))
         path = Path(folder, "model.pt")
-        path.write_bytes(trace_archive(drawn.state_dict, drawn.architecture).getvalue())  # type: ignore[attr-defined]
+        save_archive(CLIP(spec.architecture).to(step.device), path)  # traced on the device: fp16 is slow on many CPUs
         yield str(path)
-
-
-def precision(step: Step) -> None:
-    """Compare features on the device with those of fp32 on the CPU."""
-    models = ("tiny",) if step.quick else ("tiny", "ViT-B/32", "RN50")
-    for model in models:
-        with archive(model) as path:
-            side = get_model(model).architecture.image_resolution  # type: ignore[union-attr]
-            pixels = torch.randint(0, 256, (16, 3, side, side), dtype=torch.uint8)
-            exact = load_encoder(path, device="cpu").encode(pixels).projected.numpy()
-            for numbers in ("fp32", "fp16", "bf16"):
-                for jit in (False, True):
-                    encoder = load_encoder(path, device=step.device, precision=numbers, jit=jit)
-                    found = encoder.encode(pixels).projected.numpy()
-                    step.add(
-                        "Features on the device and in fp32 on the CPU, 16 images of noise, random weights",
-                        model=model,
-                        precision=numbers,
-                        mode="jit" if jit else "eager",
-                        finite=bool(np.isfinite(found).all()),
-                        **{"largest difference": float(np.abs(found - exact).max())},
-                        **{
-                            "largest feature": float(np.abs(exact).max()),
-                            "1 - smallest cosine": 1 - cosine(found, exact),
-                        },
-                    )
 
 
 class InMemory(Dataset[tuple[Any, int]]):
@@ -207,13 +195,13 @@ class InMemory(Dataset[tuple[Any, int]]):
         return image if self.transform is None else self.transform(image), i % 2
 
 
-def extraction(step: Step, model: str) -> None:
+def extraction(step: Step, model: str, n: int) -> None:
     """Measure images per second: inside the model, and of whole loops over files and over images in memory."""
     model = "tiny" if step.quick else model
     architecture = get_model(model).architecture
     assert architecture is not None
-    n, few = (16, 8) if step.quick else (6144, 512)  # images, and images of the slow loops
-    with archive(model) as path, tempfile.TemporaryDirectory() as folder:
+    n, few = (16, 8) if step.quick else (n, 512)  # images, and images of the slow loops
+    with archive(step, model) as path, tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), n, (64, 48) if step.quick else (640, 480))
         side = architecture.image_resolution
         paths = sorted(Path(folder).rglob("*.jpg"))[:16]
@@ -272,11 +260,12 @@ def other_loops(step: Step, path: str, architecture: Architecture) -> Iterator[t
         "heads": architecture.transformer_heads,
         "layers": architecture.transformer_layers,
     }
-    other = open_clip.CLIP(architecture.embed_dim, vision, text, quick_gelu=True)
+    half = dtype if step.is_cuda else None  # as `open_clip.create_model` does for the precision fp16
+    other = open_clip.CLIP(architecture.embed_dim, vision, text, quick_gelu=True, cast_dtype=half)
     other.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     other.eval().to(step.device)
-    if step.is_cuda:
-        open_clip.model.convert_weights_to_lp(other, dtype)
+    if half is not None:
+        open_clip.model.convert_weights_to_lp(other, half)
     transform = open_clip.image_transform(architecture.image_resolution, is_train=False)
     yield "open_clip", Loop(other.encode_image, transform, step.device, dtype)
 
@@ -601,10 +590,9 @@ def check(record: Any) -> None:
 STEPS: dict[str, Callable[[Step], None]] = {
     "machine": machine,
     "tests": tests,
-    "precision": precision,
-    "extraction-ViT-B-32": partial(extraction, model="ViT-B/32"),
-    "extraction-RN50": partial(extraction, model="RN50"),
-    "extraction-ViT-L-14": partial(extraction, model="ViT-L/14"),
+    "extraction-ViT-B-32": partial(extraction, model="ViT-B/32", n=6144),
+    "extraction-RN50": partial(extraction, model="RN50", n=4096),
+    "extraction-ViT-L-14": partial(extraction, model="ViT-L/14", n=2048),
     "solver-paper": partial(protocol, n=60_000, d=512, k=10, num_test=10_000, rounds=2),
     "solver-imagenet-768": partial(protocol, n=1_281_167, d=768, k=1000, num_test=50_000),
     "solver-imagenet-1024": partial(protocol, n=1_281_167, d=1024, k=1000, num_test=50_000),

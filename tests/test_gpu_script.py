@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STEPS = (
     *("machine", "solver-paper", "solver-imagenet-768", "tests", "extraction-ViT-B-32"),
-    *("solver-equal", "ray", "plan", "precision"),
+    *("solver-equal", "ray", "plan"),
 )
 
 
@@ -40,9 +40,10 @@ def test_every_step_writes_figures_and_ends(trial):
         lines = figures(trial / f"{step}.jsonl")
         assert lines[-1]["outcome"] == "done", lines[-1]
         assert any(line.get("row") or (step == "ray" and "note" in line) for line in lines), step
-    (tests,) = (line["row"] for line in figures(trial / "tests.jsonl") if "row" in line)
+    tests, *distances = (line["row"] for line in figures(trial / "tests.jsonl") if "row" in line)
     assert tests["tests"] > 40
     assert tests["failures"] == tests["errors"] == tests["skipped"] == 0
+    assert len(distances) == 18  # three models, three precisions and two modes
 
 
 @pytest.mark.slow
