@@ -129,7 +129,8 @@ def in_process(step: str, figures: str, output: str, device: str, quick: bool) -
     for stream in (1, 2):
         os.dup2(file, stream)
     os.chdir(ROOT)
-    from gpu_steps import STEPS, Step
+    from gpu_step import Step
+    from gpu_steps import STEPS
 
     STEPS[step](Step(device, quick, Path(figures)))
 
