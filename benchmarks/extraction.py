@@ -110,7 +110,7 @@ class Ours:
     """The contender probe: reads images, writes features to the feature store, and reads the features back."""
 
     def __init__(self, model: str, root: Path, device: str, *, precision: str = "auto", compiled: bool = False) -> None:
-        (spec,) = plan([f"folder:{root}"], [f"random:{model}"], device=device, precision=precision, compiled=compiled)
+        (spec,) = plan([f"folder:{root}"], [model], device=device, precision=precision, compiled=compiled)
         self.images = open_dataset(spec.dataset).subsets["all"]
         self.cell = find_entries(spec, Session())["all"]
         self.encoder = load_encoder(spec.model, device=device, precision=precision, compiled=compiled)
@@ -141,9 +141,10 @@ def compare(model: str, device: str) -> None:
         }
         if model == "ViT-B/32":
             contenders["transformers"] = transformers_loop(model, root, device)
-        ours = {"probe": Ours(model, root, device), "probe, bf16": Ours(model, root, device, precision="bf16")}
+        same = f"random:{model}"
+        ours = {"probe": Ours(same, root, device), "probe, bf16": Ours(same, root, device, precision="bf16")}
         if device == "cpu":
-            ours["probe, compiled"] = Ours(model, root, device, compiled=True)
+            ours["probe, compiled"] = Ours(same, root, device, compiled=True)
         contenders |= ours
         features = {name: run() for name, run in contenders.items()}  # also the warm-up
         rates: dict[str, list[float]] = {name: [] for name in contenders}
@@ -216,7 +217,7 @@ def print_shares(device: str) -> None:
     n = 512 * (GPU_TIMES if device != "cpu" else 1)
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), n, (640, 480))
-        ours = Ours("ViT-B/32", Path(folder), device)
+        ours = Ours("random:ViT-B/32", Path(folder), device)
         shares: dict[str, list[float]] = {"reading": [], "the store and bookkeeping": []}
         for _ in range(3):
             started = time.perf_counter()

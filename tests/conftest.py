@@ -15,14 +15,30 @@ from typing import Any
 import pytest
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run all tests of Ray in one process of pytest-xdist, and all tests of the page in one process.
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option with the device of the tests that are marked gpu."""
+    parser.addoption(
+        "--device", default="cuda", help="Device of the tests that are marked gpu. `cpu` runs them without a GPU."
+    )
 
-    Each test of Ray starts a cluster on this machine. Tests of the page share one browser.
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """Return the device of the tests that are marked gpu; skip the test if there is no such device."""
+    name = str(request.config.getoption("--device"))
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU; --device cpu runs the tests that are marked gpu on the CPU")
+    return name
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the tests of Ray, of the page and of the GPU each in one process of pytest-xdist.
+
+    Each test of Ray starts a cluster on this machine. Tests of the page share one browser, and a GPU has one memory.
     """
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            for marker in ("ray", "browser"):
+            for marker in ("ray", "browser", "gpu"):
                 if item.get_closest_marker(marker):
                     item.add_marker(pytest.mark.xdist_group(marker))
 

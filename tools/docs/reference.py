@@ -171,6 +171,12 @@ def speed(name: str) -> str:
     return re.sub(r"^(#+) ", r"#\1 ", text, flags=re.MULTILINE)
 
 
+def gpu_speeds() -> str:
+    """Return the pages `gpu-*.md` of `results/speed/`, headings two levels down, or a sentence if there are none."""
+    texts = [path.read_text(encoding="utf-8").strip() for path in sorted(SPEED.glob("gpu-*.md"))]
+    return re.sub(r"^(#+) ", r"##\1 ", "\n\n".join(texts), flags=re.MULTILINE) or "No GPU has been measured yet."
+
+
 def command_page() -> str:
     """Return the reference of the command line, from the parser."""
     found = list(commands())
@@ -290,5 +296,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "solvers": solvers_table,
     "protocols": protocols_table,
     "protocol sources": protocol_sources,
+    "speed/gpu": gpu_speeds,
     **{f"speed/{path.stem}": lambda name=path.stem: speed(name) for path in sorted(SPEED.glob("*.md"))},
 }

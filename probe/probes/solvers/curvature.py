@@ -96,6 +96,43 @@ class Blocks:
         return solution
 
 
+@dataclass(frozen=True)
+class StackedBlocks:
+    """Inverse of a block-diagonal matrix whose blocks have one size, for a GPU: one product serves all blocks.
+
+    A thousand triangular solves, one for each block, would take far longer on a GPU than an evaluation.
+
+    Args:
+        classes: int64 (b, g), the classes of each group.
+        mix: float32 (b, g, r), see `HessianBlock`.
+        inverse: float32 (b, r (d + 1), r (d + 1)), the inverses of the lower Cholesky factors.
+    """
+
+    classes: Tensor
+    mix: Tensor
+    inverse: Tensor
+
+    def solve(self, gradient: Tensor) -> Tensor:
+        """Return the inverse times a gradient, both float64 (d + 1, width); zeros for classes of other stacks."""
+        own = gradient.T[self.classes].float()  # (b, g, d + 1)
+        mixed = self.mix.mT @ own  # (b, r, d + 1)
+        solved = self.inverse.mT @ (self.inverse @ mixed.flatten(1)[:, :, None])
+        solution = torch.zeros_like(gradient)
+        solution[:, self.classes.flatten()] = (self.mix @ solved.reshape(mixed.shape)).flatten(0, 1).T.double()
+        return solution
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Inverse of a block-diagonal matrix: one `StackedBlocks` for each size of blocks."""
+
+    stacks: Sequence[StackedBlocks]
+
+    def solve(self, gradient: Tensor) -> Tensor:
+        """Return the inverse times a gradient, both float64 (d + 1, width)."""
+        return torch.stack([stack.solve(gradient) for stack in self.stacks]).sum(dim=0)
+
+
 def at_zero(objective: Objective, probe: int) -> Preconditioner:
     """Return a preconditioner from the diagonal of the Hessian at weights of zero, where all probabilities are equal.
 
@@ -121,7 +158,25 @@ def invert(objective: Objective, probe: int, blocks: Sequence[HessianBlock]) -> 
     penalty = (objective.penalties[probe] * objective.rows.basis.penalty).float()
     if not objective.rows.has_intercept:
         blocks = [_without_intercept(block, len(penalty)) for block in blocks]
+    if objective.rows.device.type == "cuda":
+        return stack(blocks, penalty)
     return Blocks([replace(block, matrix=_factor(block.matrix, penalty)) for block in blocks])
+
+
+def stack(blocks: Sequence[HessianBlock], penalty: Tensor) -> Stacks:
+    """Return the inverse of blocks of a Hessian plus a penalty (d + 1,) plus a ridge."""
+    by_size: dict[tuple[int, ...], list[HessianBlock]] = {}
+    for block in blocks:
+        by_size.setdefault(tuple(block.mix.shape), []).append(block)
+    stacks = []
+    for same in by_size.values():
+        classes, mix, matrices = (
+            torch.stack([getattr(block, name) for block in same]) for name in ("classes", "mix", "matrix")
+        )
+        factors = _factor_stack(matrices, penalty)
+        identity = torch.eye(factors.shape[1], device=factors.device).expand_as(factors)
+        stacks.append(StackedBlocks(classes, mix, torch.linalg.solve_triangular(factors, identity, upper=False)))
+    return Stacks(stacks)
 
 
 def _without_intercept(block: HessianBlock, size: int) -> HessianBlock:
@@ -224,8 +279,8 @@ def _draw(weights: Tensor) -> Tensor:
     if weights.shape[1] <= SAMPLE:
         return weights
     threshold = float(weights.sum(dtype=torch.float64)) / (SAMPLE * len(weights))
-    generator = torch.Generator().manual_seed(SEED)
-    chance = torch.rand(weights.shape, generator=generator).to(weights.device)
+    generator = torch.Generator(weights.device).manual_seed(SEED)
+    chance = torch.rand(weights.shape, generator=generator, device=weights.device)
     return torch.where(chance * threshold < weights, weights.clamp(min=threshold), torch.zeros_like(weights))
 
 
@@ -255,11 +310,34 @@ def _factor(hessian: Tensor, penalty: Tensor) -> Tensor:
             factor, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
             return factor
-        if not torch.isfinite(hessian).all():
-            raise FeaturesError(
-                "the Hessian of the loss is not finite because the features are too large; scale the features down"
-            )
+        _check_finite(hessian)
         ridge *= 30
+
+
+def _factor_stack(matrices: Tensor, penalty: Tensor) -> Tensor:
+    """Return the lower Cholesky factors of a stack of Hessians (b, s, s), as `_factor` does for one Hessian.
+
+    The penalty and the ridges are added to the matrices in place, because a stack can take several GB.
+    """
+    diagonal = matrices.diagonal(dim1=1, dim2=2)
+    ridge = RIDGE * diagonal.mean(dim=1)
+    ridge = torch.where(ridge > 0, ridge, 1.0)
+    diagonal += penalty.repeat(matrices.shape[1] // len(penalty)) + ridge[:, None]
+    while True:
+        factors, failed = torch.linalg.cholesky_ex(matrices)
+        if not failed.any():
+            return factors
+        _check_finite(matrices)
+        more = torch.where(failed > 0, 29 * ridge, 0.0)
+        diagonal += more[:, None]
+        ridge += more
+
+
+def _check_finite(hessian: Tensor) -> None:
+    if not torch.isfinite(hessian).all():
+        raise FeaturesError(
+            "the Hessian of the loss is not finite because the features are too large; scale the features down"
+        )
 
 
 def _groups(probabilities: Tensor, size: int) -> list[Tensor]:

@@ -7,7 +7,7 @@ in float64.
 The unknowns are the weights of whitened features: principal components of the centred features, divided by their
 standard deviations. In this basis, the mean and the correlations of the features do not affect the conditioning. The
 intercept absorbs the mean, because it is not penalised. A copy of the whitened features is stored if it has at most
-`COPY_BYTES`. The copy also avoids most of the cancellation in float32 products.
+`COPY_BYTES`, or fits into the memory of a GPU. The copy also avoids most of the cancellation in float32 products.
 
 This module does not minimise.
 """
@@ -25,11 +25,15 @@ import torch
 from torch import Tensor
 
 from probe.errors import FeaturesError
+from probe.models.memory import device_memory
 
 BLOCK_BYTES = 1 << 23  # size of a block of features or of its logits: about the size of a processor's cache
 MIN_ROWS, MAX_ROWS = 256, 8192  # limits of the rows of a block on the CPU
 CUDA_ROWS = 65_536  # largest number of rows of a block on a GPU, which needs larger blocks to be busy
-COPY_BYTES = 1 << 32  # largest copy of whitened features; larger features are centred block by block in every pass
+# Largest copy of whitened features on the CPU; larger features are centred block by block in every pass.
+COPY_BYTES = 1 << 32
+# Largest shares of the free memory of a GPU for the features, and then for the copy of whitened features.
+CUDA_SHARE, CUDA_COPY_SHARE = 0.3, 0.5
 CANDIDATES = 1 << 16  # rows from which samples of rows are drawn
 SEED = 0
 # A component has outliers if the median of its square is less than this share of the mean of its square. The share is
@@ -58,7 +62,7 @@ class Rows:
             # torch warns about read-only arrays, such as the arrays of the feature store. Nothing here writes to them.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
             tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-        if self.device.type == "cuda" and _fits(tensors, self.device):
+        if self.device.type == "cuda" and _num_bytes(tensors) <= CUDA_SHARE * device_memory(str(self.device)).free:
             tensors = [tensor.to(self.device) for tensor in tensors]
         self.tensors = tensors
 
@@ -97,8 +101,14 @@ class Rows:
 
     @cached_property
     def whitened(self) -> Rows | None:
-        """Return a copy of the whitened features in their own dtype, or None if it is larger than `COPY_BYTES`."""
-        if sum(tensor.numel() * tensor.element_size() for tensor in self.tensors) > COPY_BYTES:
+        """Return a copy of the whitened features in their own dtype, or None if it is too large.
+
+        The limit is `COPY_BYTES` on the CPU, and a share of the free memory on a GPU.
+        """
+        is_cuda = self.device.type == "cuda"
+        if _num_bytes(self.tensors) > (
+            CUDA_COPY_SHARE * device_memory(str(self.device)).free if is_cuda else COPY_BYTES
+        ):
             return None
         copy = Rows.__new__(Rows)
         copy.device, copy.num_features, copy.sizes = self.device, self.num_features, self.sizes
@@ -261,10 +271,8 @@ def block_rows(num_features: int, columns: int, device: torch.device) -> int:
     return max(MIN_ROWS, min(MAX_ROWS, BLOCK_BYTES // (4 * max(num_features, columns))))
 
 
-def _fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
-    free, _ = torch.cuda.mem_get_info(device)
-    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return num_bytes < 0.3 * free  # the whitened copy needs the same amount
+def _num_bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,8 @@ def fit_on_device(estimator: LogisticRegression, x: np.ndarray, y: np.ndarray, d
     classes, targets = np.unique(y, return_inverse=True)
     with sklearn.config_context(array_api_dispatch=True):
         estimator.fit(torch.from_numpy(x).to(device), torch.from_numpy(targets).to(device))
-    for name in ("coef_", "intercept_"):
-        setattr(estimator, name, getattr(estimator, name).cpu().numpy())
+    for name in ("coef_", "intercept_", "n_iter_"):
+        setattr(estimator, name, torch.as_tensor(getattr(estimator, name)).cpu().numpy())
     estimator.classes_ = classes
 
 

@@ -82,6 +82,35 @@ def test_solving_inverts_the_hessian_with_its_penalty(kind, C):
     torch.testing.assert_close(solved, wanted, rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("kind", ["softmax", "logistic"])
+@pytest.mark.parametrize("group", [1, 2, 5])
+def test_stacked_blocks_solve_as_single_blocks_do(monkeypatch, kind, group):
+    """A GPU uses stacks. Five classes in pairs are two stacks. Tolerance: rounding of float32 times the condition."""
+    objective, unknowns = _problem(kind, k=5)
+    monkeypatch.setattr(curvature, "MAX_GROUP", group)
+    penalty = (objective.penalties[0] * objective.rows.basis.penalty).float()
+    stacks = curvature.stack(curvature.estimate_hessian(objective, 0, unknowns), penalty)
+    gradient = torch.randn(unknowns.shape, dtype=torch.float64)
+    expected = curvature.at(objective, 0, unknowns).solve(gradient)
+    torch.testing.assert_close(stacks.solve(gradient), expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_stacked_blocks_of_zeros_can_be_factored():
+    """As for single blocks, the ridge is 1 then, because the intercept has no penalty."""
+    blocks = [curvature.HessianBlock(torch.tensor([k]), torch.eye(1), torch.zeros(3, 3)) for k in range(2)]
+    solved = curvature.stack(blocks, torch.tensor([1e-9, 1e-9, 0.0])).solve(torch.ones(3, 2).double())
+    torch.testing.assert_close(solved, torch.ones(3, 2).double())
+
+
+def test_stacked_blocks_that_are_almost_singular_get_a_larger_ridge():
+    """The first block has a negative eigenvalue from rounding, far larger than the usual ridge; the second has none."""
+    first = torch.tensor([[1.0, 1.0], [1.0, 1 - 1e-5]])
+    blocks = [curvature.HessianBlock(torch.tensor([k]), torch.eye(1), m) for k, m in enumerate([first, torch.eye(2)])]
+    solved = curvature.stack(blocks, torch.zeros(2)).solve(torch.ones(2, 2).double())
+    assert solved.isfinite().all()
+    torch.testing.assert_close(solved[:, 1], torch.ones(2).double(), rtol=0, atol=1e-6)
+
+
 def test_the_hessian_at_zero_is_exact_for_two_classes():
     """All probabilities are one half, so no sample is needed. Tolerance: rounding."""
     rng = np.random.default_rng(0)
