@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     """Return the device of the tests that are marked gpu; skip the test if there is no such device."""
+    import torch
+
     name = str(request.config.getoption("--device"))
     if name.startswith("cuda") and not torch.cuda.is_available():
         pytest.skip("torch finds no GPU; --device cpu runs the tests that are marked gpu on the CPU")

@@ -12,7 +12,7 @@ PARITY = ParityRecord({"projected": 3e-7, "pre_projection": 2e-6}, 1, p_value=0.
 def test_modes_stand_side_by_side():
     table = modes_to_markdown([make_record(score=0.5), make_record(jit=True, score=0.48, parity=PARITY)])
     cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
-    assert cells == ["digits", "tiny", "readme", "50.00", "48.00", "2e-06", "1", "0.5"]
+    assert cells == ["digits", "tiny", "readme by sklearn", "50.00", "48.00", "2e-06", "1", "0.5"]
 
 
 def test_without_a_pair_there_is_no_comparison():
