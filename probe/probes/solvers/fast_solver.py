@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from probe.environment import threads
 from probe.probes.fits import Fit, Solver, Tick, count_start, for_classes, join_classes
 from probe.probes.solvers.curvature import max_numbers
 from probe.probes.solvers.fast import TOL, Solution, Start, coefficients, loss_of, solve
@@ -21,9 +23,10 @@ from probe.stats.metrics import IGNORED
 # effect. It is recorded as not converged.
 CHOOSING_ITERATIONS = 100
 CHOOSING_COST = 3e10
-# If a pass takes at most this many operations, fits for the choice of C end in float64, as the final fit does. In
-# float32, a fit with a large C can end before its optimum, and its validation score would depend on rounding.
-EXACT_COST = 2e8
+# If an evaluation takes at most `EXACT_COST` operations, all products are in float64, which then cost little. In
+# float32, a fit with a large C can end before its optimum, and its validation score would depend on rounding. If an
+# evaluation takes at most `SERIAL_COST` operations, one thread is quicker than several.
+EXACT_COST, SERIAL_COST = 2e8, 2e7
 MAX_BATCH = 8  # values of C that are fitted together; more save little time
 BATCH_BYTES = 1 << 31  # memory of the Hessian blocks and Cholesky factors of a batch
 
@@ -40,13 +43,17 @@ class Fast(Solver):
 
     def prepare(self) -> None:
         """Create the rows and the loss of all fits."""
-        self.rows = Rows(self.arrays, self.device)
+        device = torch.device(self.device)
         if self.y.ndim == 2:
-            targets = torch.from_numpy(np.ascontiguousarray(self.y[:, self.classes])).to(self.rows.device)
-            columns = torch.arange(len(self.classes), device=self.rows.device)
+            targets = torch.from_numpy(np.ascontiguousarray(self.y[:, self.classes])).to(device)
+            columns = torch.arange(len(self.classes), device=device)
             self.loss: Loss = Logistic(targets, columns, ignored=IGNORED)
         else:
-            self.loss = loss_of(np.searchsorted(self.classes, self.y), len(self.classes), self.rows.device)
+            self.loss = loss_of(np.searchsorted(self.classes, self.y), len(self.classes), device)
+        # Multiplications and additions of one evaluation of a fit.
+        self.cost = 4 * sum(array.size for array in self.arrays) * self.loss.width * self._num_probes
+        is_small = self.cost <= EXACT_COST
+        self.rows = Rows([array.astype(np.float64) for array in self.arrays] if is_small else self.arrays, device)
 
     @property
     def batch(self) -> int:
@@ -89,16 +96,12 @@ class Fast(Solver):
                 done(count_start(fit, starts[i]))
 
         max_iter = self.max_iter if is_final else min(self.max_iter, self._choosing_iterations())
-        limits = Limits(TOL, max_iter, ends_exact=is_final or self._pass_cost <= EXACT_COST)
-        solve(objective, limits, starts=points, tick=tick, done=add)
-
-    @property
-    def _pass_cost(self) -> int:
-        """Number of multiplications and additions of one evaluation of a fit."""
-        return 4 * len(self.rows) * self.rows.num_features * self.loss.width * self._num_probes
+        limits = Limits(TOL, max_iter, ends_exact=is_final or self.cost <= EXACT_COST)
+        with threads(1, blas=1) if self.cost <= SERIAL_COST and self.device == "cpu" else nullcontext():
+            solve(objective, limits, starts=points, tick=tick, done=add)
 
     def _choosing_iterations(self) -> int:
-        return max(CHOOSING_ITERATIONS, int(CHOOSING_COST / self._pass_cost))
+        return max(CHOOSING_ITERATIONS, int(CHOOSING_COST / self.cost))
 
     def _finish(self, solution: Solution, objective: Objective, probe: int, *, is_final: bool) -> Solution:
         """Measure the convergence of a fit independently of the solver, and continue a final fit that did not converge.

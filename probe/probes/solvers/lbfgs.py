@@ -5,11 +5,12 @@ The caller evaluates the objective. So the points of several minimisations can b
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.linalg.lapack import dtrtrs
 from torch import Tensor
 
 from probe.probes.solvers.curvature import Preconditioner
@@ -74,8 +75,6 @@ class Minimum:
 
 
 ValueAndGradient = tuple[float, Tensor]
-# Pairs: step s and change y of the gradient, both flat, (d + 1) * width; and 1 / (s . y).
-Memory = deque[tuple[Tensor, Tensor, float]]
 Steps = Generator[EvaluationRequest, ValueAndGradient, Minimum]
 
 
@@ -125,24 +124,22 @@ def minimise(
     """
     tol, preconditioner, patience = limits.tol, preconditioners.first, preconditioners.patience
     point = _Point(start, *(yield EvaluationRequest(start, exact=False)))
-    memory: Memory = deque(maxlen=MEMORY)
+    memory = _Memory(start)
     exact, n_iter, n_eval, since, scale = False, 0, 1, 0, 1.0
     mark, marked = point, n_eval  # for the check of whether the value still decreases
     while n_iter < limits.max_iter:
-        following, ended = None, measure(point.value, point.gradient) <= tol
-        if ended:
-            decrement = _product(point.gradient, _direction(point.gradient, memory, preconditioner, scale)) / -2
-            ended = is_enough(point.unknowns, point.value, decrement)
+        if since >= patience:
+            preconditioner, since, patience = preconditioners.refresh(point.unknowns), 0, GROWTH * patience
+        if len(memory) and (n_iter % SCALE_STEPS == 0 or len(memory) < FIRST_STEPS or since == 0):
+            scale = memory.fit_scale(preconditioner)
+        direction = memory.direction(point.gradient, preconditioner, scale)
+        following, decrement = None, _product(point.gradient, direction) / -2
+        ended = is_enough(point.unknowns, point.value, decrement) and measure(point.value, point.gradient) <= tol
         if n_eval - marked >= STALL_EVALUATIONS:
             is_slow = mark.value - point.value < STALL * abs(point.value)
             ended = ended or (is_slow and measure(point.value, point.gradient) > measure(mark.value, mark.gradient) / 2)
             mark, marked = point, n_eval
         if not ended:
-            if since >= patience:
-                preconditioner, since, patience = preconditioners.refresh(point.unknowns), 0, GROWTH * patience
-            if memory and (n_iter % SCALE_STEPS == 0 or len(memory) < FIRST_STEPS or since == 0):
-                scale = _scale(memory, preconditioner, start.shape)
-            direction = _direction(point.gradient, memory, preconditioner, scale)
             following, trials = yield from _search(point, direction, exact=exact)
             n_eval, since = n_eval + trials, since + trials
         if following is None:
@@ -157,13 +154,11 @@ def minimise(
             mark, marked = point, n_eval
             continue
         step, change = following.unknowns - point.unknowns, following.gradient - point.gradient
-        curvature = _product(step, change)
-        if curvature > 0:
-            memory.append((step.reshape(-1), change.reshape(-1), 1 / curvature))
+        memory.add(step, change)
         point, n_iter = following, n_iter + 1
     if limits.ends_exact and not exact:
         point = _Point(point.unknowns, *(yield EvaluationRequest(point.unknowns, exact=True)))
-    decrement = _product(point.gradient, _direction(point.gradient, memory, preconditioner, scale)) / -2
+    decrement = _product(point.gradient, memory.direction(point.gradient, preconditioner, scale)) / -2
     return Minimum(point.unknowns, point.value, point.gradient, n_iter, decrement)
 
 
@@ -172,24 +167,70 @@ def _product(a: Tensor, b: Tensor) -> float:
     return float(torch.dot(a.reshape(-1), b.reshape(-1)))
 
 
-def _scale(memory: Memory, preconditioner: Preconditioner, shape: torch.Size) -> float:
-    """Return the factor that fits the preconditioner P to the last pair (s, y): s.y / y.(P y)."""
-    _, change, inverse = memory[-1]
-    return 1 / (inverse * _product(change, preconditioner.solve(change.view(shape))))
+class _Memory:
+    """The last pairs of steps s and changes y of the gradient, and the scalar products of all pairs.
+
+    With the scalar products, a direction takes four products with a matrix instead of four operations for each pair.
+    The rows of the matrices are reused in turn, so the oldest pair is not always in the first row.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        self.shape = start.shape
+        self.steps = start.new_zeros(MEMORY, start.numel())
+        self.changes = torch.zeros_like(self.steps)
+        self.products = np.zeros((MEMORY, MEMORY))  # s_i . y_j
+        self.rows: list[int] = []  # row of each pair, the oldest pair first
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.rows)
+
+    def clear(self) -> None:
+        """Forget all pairs."""
+        self.rows.clear()
+
+    def add(self, step: Tensor, change: Tensor) -> None:
+        """Add a pair, in place of the oldest one if the memory is full. A pair without curvature is ignored."""
+        if not _product(step, change) > 0:
+            return
+        row = self.rows.pop(0) if len(self.rows) == MEMORY else min(set(range(MEMORY)).difference(self.rows))
+        self.steps[row], self.changes[row] = step.reshape(-1), change.reshape(-1)
+        self.products[row] = (self.changes @ self.steps[row]).cpu().numpy()
+        self.products[:, row] = (self.steps @ self.changes[row]).cpu().numpy()
+        self.rows.append(row)
+
+    def fit_scale(self, preconditioner: Preconditioner) -> float:
+        """Return the factor that fits the preconditioner P to the last pair (s, y): s.y / y.(P y)."""
+        row = self.rows[-1]
+        change = self.changes[row]
+        return float(self.products[row, row]) / _product(change, preconditioner.solve(change.view(self.shape)))
+
+    def direction(self, gradient: Tensor, preconditioner: Preconditioner, scale: float) -> Tensor:
+        """Return the search direction: the two-loop recursion of Nocedal 1980 with a preconditioner.
+
+        Each loop over the pairs is the solution of a triangular system of their scalar products.
+        """
+        if not self.rows:
+            return preconditioner.solve(gradient) * -scale
+        products = self.products[np.ix_(self.rows, self.rows)]
+        shares = _solve_upper(products, (self.steps @ gradient.reshape(-1)).cpu().numpy()[self.rows])
+        q = gradient.reshape(-1) - self.changes.T @ self._by_row(shares)
+        q = preconditioner.solve(q.view(self.shape)).reshape(-1) * scale
+        rest = np.diag(products) * shares - (self.changes @ q).cpu().numpy()[self.rows]
+        return -(q + self.steps.T @ self._by_row(_solve_upper(products, rest, is_transposed=True))).view(self.shape)
+
+    def _by_row(self, values: np.ndarray) -> Tensor:
+        """Return one value for each row of the matrices, 0 for rows without a pair."""
+        ordered = np.zeros(MEMORY)
+        ordered[self.rows] = values
+        return torch.from_numpy(ordered).to(self.steps.device)
 
 
-def _direction(gradient: Tensor, memory: Memory, preconditioner: Preconditioner, scale: float) -> Tensor:
-    """Return the search direction: the two-loop recursion of Nocedal 1980 with a preconditioner."""
-    q = gradient.flatten().clone()
-    shares = []
-    for step, change, inverse in reversed(memory):
-        share = inverse * float(torch.dot(step, q))
-        shares.append(share)
-        q.add_(change, alpha=-share)
-    q = preconditioner.solve(q.view(gradient.shape)).reshape(-1).mul_(scale)
-    for (step, change, inverse), share in zip(memory, reversed(shares), strict=True):
-        q.add_(step, alpha=share - inverse * float(torch.dot(change, q)))
-    return q.neg_().view(gradient.shape)
+def _solve_upper(products: np.ndarray, values: np.ndarray, *, is_transposed: bool = False) -> np.ndarray:
+    """Solve a system with the upper triangle of a matrix, or with its transpose."""
+    solution, failed = dtrtrs(products, values, trans=int(is_transposed))
+    assert not failed, "products of a step and its own change are above 0"
+    return solution
 
 
 def _search(
