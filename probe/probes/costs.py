@@ -1,28 +1,32 @@
 """Estimate the memory and time of a probe before it is fitted.
 
-Memory is counted from the shapes of the arrays. Time is extrapolated from a timed matrix product over some rows.
+Memory is counted from the shapes of the arrays. Time is extrapolated from timed matrix products over some rows.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from probe.errors import ProtocolError
 from probe.models.memory import device_memory
-from probe.probes.solvers.curvature import max_numbers
+from probe.probes.solvers.curvature import max_numbers, multiplications
 from probe.probes.solvers.fast_solver import batch_size
 from probe.probes.solvers.lbfgs import MEMORY
 from probe.probes.solvers.objective import CANDIDATES, COPY_BYTES
 from probe.specs import Protocol
 
 SCIKIT_LEARN_PAIRS = 10  # correction pairs that SciPy's L-BFGS stores
-# Passes over the data in one fit of `fast`: 54,000 self-supervised features of Fashion-MNIST take 3 to 100, depending
-# on C. For scikit-learn's solver the estimate is its limit, `max_iter`.
-FAST_PASSES = 60
-TIMED_ROWS = 4096  # rows of the timed matrix product
+# Typical numbers of evaluations of a fit of `fast`, and of estimates of the curvature: in a sweep, where several values
+# of C share an evaluation, and of a fit at a single C.
+SWEEP_STEPS, SWEEP_REFRESHES = 45, 1.25
+SINGLE_STEPS, SINGLE_REFRESHES = 60, 1.0
+STEP_SECONDS = 2e-3  # of an evaluation and a step beside the products
+TIMED_ROWS = 4096  # rows of the timed matrix products
 FREE_SHARE = 0.9  # largest share of the free memory that a fit may plan to use
 
 
@@ -33,15 +37,14 @@ class Cost:
     Args:
         memory: bytes on the solver's device, in addition to the features.
         scores: bytes of the scores of the largest scored split, on the host.
-        seconds: time of all fits on the CPU.
-        passes: number of passes over the training features.
-        fits: number of fits.
+        seconds: time of all fits on the CPU. For `fast`, the typical time; for scikit-learn's solver, the time at its
+            limit of iterations.
+        fits: largest number of fits.
     """
 
     memory: int
     scores: int
     seconds: float
-    passes: int
     fits: int
 
 
@@ -78,7 +81,7 @@ def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int
 def estimate_cost(
     protocol: Protocol, solver: str, x: np.ndarray, *, n: int, k: int, num_parts: int, num_scored: int
 ) -> Cost:
-    """Estimate what a probe needs, from a timed matrix product over the first rows of `x`.
+    """Estimate what a probe needs, from timed matrix products over the first rows of `x`.
 
     Args:
         protocol: the rules of the fits.
@@ -89,17 +92,32 @@ def estimate_cost(
         num_parts: number of arrays that the training features consist of.
         num_scored: number of images of the largest scored split.
     """
-    d, rows = x.shape[1], np.ascontiguousarray(x[:TIMED_ROWS])
-    weights = np.ones((d, k), np.float32)
-    started = time.perf_counter()
-    with np.errstate(over="ignore", invalid="ignore"):  # only the time matters; the fit itself checks the values
-        rows.T @ (rows @ weights)
-    pass_seconds = (time.perf_counter() - started) * n / len(rows)
-    fits = num_fits(protocol)
-    passes = fits * (FAST_PASSES if solver == "fast" else protocol.max_iter)
+    d, fits = x.shape[1], num_fits(protocol)
+    rows, weights = torch.from_numpy(np.ascontiguousarray(x[:TIMED_ROWS])), torch.ones(k, d)
+    pass_seconds = _seconds(lambda: (weights @ rows.T) @ rows) * n / len(rows)
+    if solver == "fast":
+        steps, refreshes = (
+            (SINGLE_STEPS, SINGLE_REFRESHES) if len(protocol.grid) == 1 else (SWEEP_STEPS, SWEEP_REFRESHES)
+        )
+        # One multiplication of a product of many rows and columns.
+        rate = _seconds(lambda: rows.T @ rows) / (d * d * len(rows))
+        curvature = rate * multiplications(n, d, k)
+        seconds = fits * (steps * (pass_seconds + STEP_SECONDS) + refreshes * curvature) + 2 * rate * n * d * d
+    else:
+        seconds = fits * protocol.max_iter * pass_seconds
     memory = memory_needed(solver, n=n, d=d, k=k, num_parts=num_parts)
     scores = 2 * 8 * num_scored * k  # float64, and a copy because some metrics sort them
-    return Cost(memory, scores, pass_seconds * passes, passes, fits)
+    return Cost(memory, scores, seconds, fits)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Return the shortest of three times that some work takes."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def check_memory(cost: Cost, solver: str, device: str) -> None:

@@ -334,8 +334,7 @@ def _check_cost(settings: _Settings, splits: Sequence[Features], *, num_classes:
     )
     costs.check_memory(cost, settings.solver, settings.device)
     logger.debug(
-        "protocol %s, solver %s: %d images of %d features, at most %d fits, at most about %.0f s on the CPU, "
-        "%.1f GB of memory",
+        "protocol %s, solver %s: %d images of %d features, at most %d fits, about %.0f s on the CPU, %.1f GB of memory",
         rules.name,
         settings.solver,
         n,

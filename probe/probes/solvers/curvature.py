@@ -191,23 +191,35 @@ def _without_intercept(block: HessianBlock, size: int) -> HessianBlock:
 
 
 def passes(objective: Objective) -> int:
-    """Return the cost of `at` in evaluations of the objective, by counting multiplications."""
-    return 1 + round(_passes(objective, group_size(objective)))
+    """Return the cost of `at` in evaluations of the objective."""
+    n, d, width = len(objective.rows), objective.rows.num_features, objective.loss.width
+    return 1 + round(_passes(n, d, width, group_size(n, d, width)))
 
 
-def _passes(objective: Objective, group: int) -> float:
-    size, n, width = objective.rows.num_features + 1, len(objective.rows), objective.loss.width
-    products = min(SAMPLE, n) * group * size / (4 * n) + group**2 * size**2 / (12 * n)
-    return products * width / (width + NARROW)
+def multiplications(n: int, num_features: int, width: int) -> float:
+    """Return the number of multiplications of `at` for n images and `width` logits."""
+    return _multiplications(n, num_features, width, group_size(n, num_features, width))
 
 
-def group_size(objective: Objective) -> int:
-    """Return the largest number of classes of a block that all limits allow."""
-    size, width = objective.rows.num_features + 1, objective.loss.width
+def _multiplications(n: int, num_features: int, width: int, group: int) -> float:
+    """Return the multiplications for the products of each pair of classes in a group, and for the Cholesky factors."""
+    size = num_features + 1
+    return width * (min(SAMPLE, n) * group * size**2 / 2 + group**2 * size**3 / 6)
+
+
+def _passes(n: int, num_features: int, width: int, group: int) -> float:
+    return _multiplications(n, num_features, width, group) / (2 * n * (num_features + 1) * (width + NARROW))
+
+
+def group_size(n: int, num_features: int, width: int) -> int:
+    """Return the largest number of classes of a block that all limits allow, for n images and `width` logits."""
+    size = num_features + 1
     fits = [
         g
         for g in range(1, min(width, MAX_GROUP) + 1)
-        if g * size <= MAX_BLOCK and width * g * size**2 <= MAX_NUMBERS and _passes(objective, g) <= MAX_PASSES
+        if g * size <= MAX_BLOCK
+        and width * g * size**2 <= MAX_NUMBERS
+        and _passes(n, num_features, width, g) <= MAX_PASSES
     ]
     return max(fits, default=1)
 
@@ -237,7 +249,8 @@ def estimate_hessian(objective: Objective, probe: int, unknowns: Tensor) -> list
     share = torch.ones(len(features), device=rows.device) if counts is None else counts.float()
     share /= float(share.sum()) or 1.0  # if no row counts, all shares stay 0
     return [
-        _block(features, probabilities, share, classes) for classes in _groups(probabilities, group_size(objective))
+        _block(features, probabilities, share, classes)
+        for classes in _groups(probabilities, group_size(len(rows), rows.num_features, loss.width))
     ]
 
 

@@ -140,7 +140,7 @@ def test_groups_partition_the_classes_and_keep_confused_ones_together():
 def test_groups_are_as_large_as_their_cost_allows(monkeypatch):
     objective, weights = _problem("softmax", k=7)
     monkeypatch.setattr(curvature, "MAX_BLOCK", 10)  # unknowns: two classes with five each
-    assert curvature.group_size(objective) == 2
+    assert curvature.group_size(60, 4, 7) == 2
     blocks = curvature.estimate_hessian(objective, 0, weights)
     assert sorted(len(block.classes) for block in blocks) == [1, 2, 2, 2]
     assert all(len(block.matrix) == 5 * len(block.classes) for block in blocks)
