@@ -101,7 +101,7 @@ def estimate_cost(
         )
         # One multiplication of a product of many rows and columns.
         rate = _seconds(lambda: rows.T @ rows) / (d * d * len(rows))
-        curvature = rate * multiplications(n, d, k)
+        curvature = rate * multiplications(n, min(n, d), k)
         seconds = fits * (steps * (pass_seconds + STEP_SECONDS) + refreshes * curvature) + 2 * rate * n * d * d
     else:
         seconds = fits * protocol.max_iter * pass_seconds

@@ -192,7 +192,7 @@ def _without_intercept(block: HessianBlock, size: int) -> HessianBlock:
 
 def passes(objective: Objective) -> int:
     """Return the cost of `at` in evaluations of the objective."""
-    n, d, width = len(objective.rows), objective.rows.num_features, objective.loss.width
+    n, d, width = len(objective.rows), objective.rows.num_components, objective.loss.width
     return 1 + round(_passes(n, d, width, group_size(n, d, width)))
 
 
@@ -250,7 +250,7 @@ def estimate_hessian(objective: Objective, probe: int, unknowns: Tensor) -> list
     share /= float(share.sum()) or 1.0  # if no row counts, all shares stay 0
     return [
         _block(features, probabilities, share, classes)
-        for classes in _groups(probabilities, group_size(len(rows), rows.num_features, loss.width))
+        for classes in _groups(probabilities, group_size(len(rows), rows.num_components, loss.width))
     ]
 
 

@@ -171,7 +171,7 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
         """Return the unknowns at zero or, with `warm_start`, at the previous coefficients."""
         weights = torch.zeros(rows.num_features + 1, width, dtype=torch.float64, device=rows.device)
         if not (self.warm_start and hasattr(self, "coef_")):
-            return weights
+            return weights.new_zeros(rows.num_components + 1, width)
         if self.coef_.shape != (width, rows.num_features):
             raise ValueError(
                 f"warm_start begins at coef_ of shape {self.coef_.shape}, but these data need "

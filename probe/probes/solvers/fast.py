@@ -29,7 +29,7 @@ DEFAULT_LIMITS = Limits(TOL)
 # is below this share of its value at weights of zero, the limit of the gradient is reduced in proportion, see
 # `distance`.
 SMALL = 1e-3
-PATIENCE = 40  # smallest number of evaluations before the preconditioner is replaced
+PATIENCE = 25  # smallest number of evaluations before the preconditioner is replaced
 MARGIN = 100  # factor by which a fit must be below `optimality.LIMIT`, because its own estimate can be too small
 
 

@@ -58,7 +58,7 @@ class Fast(Solver):
     @property
     def batch(self) -> int:
         """Return how many values of C to fit together."""
-        return batch_size(self.rows.num_features, self.loss.width, self._num_probes)
+        return batch_size(self.rows.num_components, self.loss.width, self._num_probes)
 
     @property
     def _num_probes(self) -> int:

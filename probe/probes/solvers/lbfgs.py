@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probe.probes.solvers.curvature import Preconditioner
 
-GROWTH = 2.5  # factor of `patience` after each new preconditioner
+GROWTH = 1.5  # factor of `patience` after each new preconditioner
 MEMORY = 20  # stored pairs of steps and gradient changes
 ARMIJO, CURVATURE = 1e-4, 0.9  # constants of the Wolfe conditions, Nocedal and Wright 2006, section 3.1
 TRIALS = 15  # largest number of points of a line search

@@ -5,7 +5,9 @@ matrix of all logits is never stored. Products are in the dtype of the features,
 in float64.
 
 The unknowns are the weights of whitened features: principal components of the centred features, divided by their
-standard deviations. In this basis, the mean and the correlations of the features do not affect the conditioning. The
+standard deviations. In this basis, the mean and the correlations of the features do not affect the conditioning. If
+there are fewer images than features, there are only as many components as the images span: the weights of all others
+are 0 at the optimum. The
 intercept absorbs the mean, because it is not penalised. A copy of the whitened features is stored if it has at most
 `COPY_BYTES`, or fits into the memory of a GPU. The copy also avoids most of the cancellation in float32 products.
 
@@ -71,6 +73,11 @@ class Rows:
         return sum(self.sizes)
 
     @property
+    def num_components(self) -> int:
+        """Number r of principal components, at most as many as n centred images can span, and at least 1."""
+        return max(1, min(self.num_features, len(self) - self.has_intercept))
+
+    @property
     def dtype(self) -> torch.dtype:
         """Return the dtype of the features."""
         return self.tensors[0].dtype
@@ -111,9 +118,11 @@ class Rows:
         ):
             return None
         copy = Rows.__new__(Rows)
-        copy.device, copy.num_features, copy.sizes = self.device, self.num_features, self.sizes
+        copy.device, copy.num_features, copy.sizes = self.device, self.num_components, self.sizes
         copy.has_intercept = self.has_intercept
-        copy.tensors = [torch.empty_like(tensor, device=self.device) for tensor in self.tensors]
+        copy.tensors = [
+            tensor.new_empty(len(tensor), self.num_components, device=self.device) for tensor in self.tensors
+        ]
         matrix = self.basis.matrix[:-1, :-1].to(self.dtype)
         for source, target in zip(self.tensors, copy.tensors, strict=True):
             size = block_rows(self.num_features, 1, self.device)
@@ -187,16 +196,21 @@ class Rows:
     @cached_property
     def basis(self) -> Basis:
         """Return the basis of the whitened features: principal components, divided by their standard deviations."""
-        variance, vectors = torch.linalg.eigh(self.covariance)
+        if self.num_components == self.num_features:
+            variance, vectors = torch.linalg.eigh(self.covariance)
+        else:
+            centred = torch.cat([block for _, block in self.centred(1, torch.float64)])
+            _, sizes, rows = torch.linalg.svd(centred, full_matrices=False)
+            variance, vectors = sizes.square().flip(0) / len(self), rows.flip(0).T
+            variance, vectors = variance[-self.num_components :], vectors[:, -self.num_components :]
         floor = max(0.0, float(variance[-1])) * torch.finfo(self.dtype).eps or 1.0  # a smaller variance is rounding
         length = (variance.clamp(min=0.0) + floor).sqrt()
-        matrix, inverse = (torch.eye(len(length) + 1, dtype=length.dtype, device=self.device) for _ in range(2))
-        matrix[:-1, :-1] = vectors / length
-        inverse[:-1, :-1] = length[:, None] * vectors.T
+        matrix = torch.block_diag(vectors / length, length.new_ones(1, 1))
+        inverse = torch.block_diag(length[:, None] * vectors.T, length.new_ones(1, 1))
         return Basis(matrix, inverse, penalty=torch.cat([length**-2, length.new_zeros(1)]))
 
     def by_weights(self, gradient: Tensor) -> Tensor:
-        """Convert a gradient with respect to the unknowns into one with respect to the weights, both (d + 1, width).
+        """Convert a gradient by the unknowns, (r + 1, width), into one by the weights, (d + 1, width).
 
         The weights belong to the original features; the last row is the intercept.
         """
@@ -204,7 +218,7 @@ class Rows:
         return torch.cat([gradient[:-1] + self.mean[:, None] * gradient[-1], gradient[-1:]])
 
     def weights_of(self, unknowns: Tensor) -> Tensor:
-        """Convert unknowns into weights of the original features, both (d + 1, width).
+        """Convert unknowns, (r + 1, width), into weights of the original features, (d + 1, width).
 
         The last row of the weights is the intercept.
         """
@@ -212,13 +226,16 @@ class Rows:
         return torch.cat([weights[:-1], weights[-1:] - self.mean @ weights[:-1]])
 
     def unknowns_of(self, weights: Tensor) -> Tensor:
-        """Convert weights of the original features into unknowns. This is the inverse of `weights_of`."""
+        """Convert weights of the original features into unknowns. This is the inverse of `weights_of`.
+
+        If there are fewer images than features, the part of the weights that no image depends on is left out.
+        """
         intercept = weights[-1:] + self.mean @ weights[:-1]
         return self.basis.inverse @ torch.cat([weights[:-1], intercept])
 
     @cached_property
     def variance(self) -> Tensor:
-        """Return the variance of the whitened features, and 1 for the intercept, float64 (d + 1,).
+        """Return the variance of the whitened features, and 1 for the intercept, float64 (r + 1,).
 
         A whitened feature has the variance 1 unless the variance of its principal component is only rounding error.
         """
@@ -226,7 +243,7 @@ class Rows:
             matrix = self.basis.matrix[:-1, :-1]
             variance = ((self.covariance @ matrix) * matrix).sum(dim=0).clamp(min=0.0)
         else:
-            variance = torch.zeros(self.num_features, dtype=torch.float64, device=self.device)
+            variance = torch.zeros(self.num_components, dtype=torch.float64, device=self.device)
             for _, block in self.whitened.blocks():
                 variance += block.square().sum(dim=0, dtype=torch.float64)
             variance /= len(self)
@@ -246,9 +263,9 @@ class Basis:
     """Basis of the unknowns, in which the features are uncorrelated and have unit variance.
 
     Args:
-        matrix: float64 (d + 1, d + 1). `matrix` @ unknowns are the weights of the centred features and the intercept.
-        inverse: float64 (d + 1, d + 1), the inverse of `matrix`.
-        penalty: float64 (d + 1,), factor of each squared unknown in ||W||^2. It is 0 for the intercept.
+        matrix: float64 (d + 1, r + 1). `matrix` @ unknowns are the weights of the centred features and the intercept.
+        inverse: float64 (r + 1, d + 1), the inverse of `matrix`; if r < d, on the weights that `matrix` can give.
+        penalty: float64 (r + 1,), factor of each squared unknown in ||W||^2. It is 0 for the intercept.
     """
 
     matrix: Tensor
@@ -436,8 +453,8 @@ class Objective:
         self.num_passes = 0
 
     def zeros(self) -> Tensor:
-        """Return unknowns of zero for one probe, float64 (d + 1, width)."""
-        shape = (self.rows.num_features + 1, self.loss.width)
+        """Return unknowns of zero for one probe, float64 (r + 1, width)."""
+        shape = (self.rows.num_components + 1, self.loss.width)
         return torch.zeros(shape, dtype=torch.float64, device=self.rows.device)
 
     def evaluate(
@@ -462,7 +479,7 @@ class Objective:
         columns = joined.shape[1]
         matrix, intercept = weights[:-1].to(dtype), weights[-1:].T.to(dtype)
         by_class = matrix.T.contiguous() if columns < NARROW else None
-        gradient = torch.zeros(len(joined), columns, dtype=torch.float64, device=rows.device)
+        gradient = torch.zeros(len(weights), columns, dtype=torch.float64, device=rows.device)
         loss = torch.zeros(len(probes), dtype=torch.float64, device=rows.device)
         for first, x in rows.centred(columns, dtype) if whitened is None else whitened.blocks(columns):
             logits = (x @ matrix).T if by_class is None else by_class @ x.T  # (columns, m)

@@ -471,3 +471,15 @@ def test_scores_of_cross_validation_are_scikit_learns():
         for estimator in (FastLogisticRegression(), LogisticRegression(tol=1e-8, max_iter=10_000))
     )
     np.testing.assert_allclose(fast, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_fewer_images_than_features_need_only_the_components_that_they_span(fit_intercept):
+    """The weights of all other components are 0 at the optimum, so nothing is lost by leaving them out."""
+    x, y = _blobs(n=30, d=100)
+    rows = Rows([x], has_intercept=fit_intercept)
+    assert rows.num_components == 30 - fit_intercept
+    assert rows.basis.matrix.shape == (101, rows.num_components + 1)
+    fit = FastLogisticRegression(C=10.0, tol=1e-10, fit_intercept=fit_intercept).fit(x, y)
+    theirs = LogisticRegression(C=10.0, tol=1e-12, max_iter=10_000, fit_intercept=fit_intercept).fit(x, y)
+    np.testing.assert_allclose(fit.coef_, theirs.coef_, rtol=0, atol=1e-6 * np.abs(theirs.coef_).max())
