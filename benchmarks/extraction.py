@@ -32,15 +32,17 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 from probe.datasets.opening import open_dataset
 from probe.environment import describe
 from probe.features.chunks import Work
+from probe.features.encode import Meter
 from probe.features.extraction import Session, find_entries
 from probe.features.passes import Pass, PassSettings
+from probe.features.reading import LabelledImages, Reader, Request
 from probe.features.sidecars import Provenance
 from probe.features.store import find
 from probe.grid import plan
 from probe.models import get_model
 from probe.models.loading import load_encoder, read_weights
 from probe.progress import Progress
-from probe.records.schema import EncoderRecord, MeterRecord
+from probe.records.schema import EncoderRecord
 
 ROUNDS = 4
 IMAGES = {"ViT-B/32": 128, "RN50": 64}  # on the CPU; multiplied by GPU_TIMES on a GPU
@@ -95,7 +97,8 @@ def transformers_loop(model: str, root: Path, device: str) -> Callable[[], np.nd
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     assert model == "ViT-B/32"
-    loaded = CLIPVisionModelWithProjection(CLIPVisionConfig()).to(device).eval()
+    loaded: torch.nn.Module = CLIPVisionModelWithProjection(CLIPVisionConfig())
+    loaded.to(device).eval()
     dataset = ImageFolder(root, transform=_transform(224))
 
     def run() -> np.ndarray:
@@ -111,10 +114,10 @@ class Ours:
 
     def __init__(self, model: str, root: Path, device: str, *, precision: str = "auto", compiled: bool = False) -> None:
         (spec,) = plan([f"folder:{root}"], [model], device=device, precision=precision, compiled=compiled)
-        self.images = open_dataset(spec.dataset).subsets["all"]
+        self.images: LabelledImages = open_dataset(spec.dataset).subsets["all"]
         self.cell = find_entries(spec, Session())["all"]
         self.encoder = load_encoder(spec.model, device=device, precision=precision, compiled=compiled)
-        self.about = MeterRecord(images=0)
+        self.meter = Meter()
 
     def __call__(self) -> np.ndarray:
         """Extract once, and return the features."""
@@ -122,8 +125,8 @@ class Ours:
             work, settings = Work(Path(cache), self.cell), PassSettings(self.cell.batch_size)
             one = Pass(self.images, [self.encoder], [work], settings, Progress(is_shown=False))
             one.run()
-            self.about = one.meter.describe()
-            work.finish(Provenance(EncoderRecord(), self.about))
+            self.meter = one.meter
+            work.finish(Provenance(EncoderRecord(), self.meter.describe()))
             found = find(Path(cache), self.cell)
             assert found is not None
             return np.array(found.features.x)
@@ -148,7 +151,7 @@ def compare(model: str, device: str) -> None:
         contenders |= ours
         features = {name: run() for name, run in contenders.items()}  # also the warm-up
         rates: dict[str, list[float]] = {name: [] for name in contenders}
-        abouts: dict[str, list[MeterRecord]] = {name: [] for name in ours}
+        encoding: dict[str, list[float]] = {name: [] for name in ours}
         product: dict[str, list[float]] = {"fp32": [], "bf16": []}
         for _ in range(ROUNDS):
             for precision, found in product.items():
@@ -158,23 +161,24 @@ def compare(model: str, device: str) -> None:
                 run()
                 rates[name].append(n / (time.perf_counter() - started))
                 if name in ours:
-                    abouts[name].append(ours[name].about)
+                    encoding[name].append(ours[name].meter.seconds["encode"])
             print(".", end="", file=sys.stderr, flush=True)
     print(f"## {model}, {n} images\n")
     print("| way | images a second | times the reference | cosine | inside the model | not the model | matrix rate |")
     print("| --- | --------------- | ------------------- | ------ | ---------------- | ------------- | ----------- |")
-    flops = get_model(model).profile.flops
+    profile = get_model(model).profile
+    assert profile is not None
     for name, found in rates.items():
         columns = [name, f"{statistics.median(found):.1f}", spread(found, rates["reference"])]
         same_weights = name == "reference" or name in ours
         columns.append(f"{cosine(features[name], features['reference']):.6f}" if same_weights else "")
         if name in ours:
-            inside = [about.images / about.encode_seconds for about in abouts[name]]
+            inside = [n / seconds for seconds in encoding[name]]
             whole = [n / rate for rate in found]
-            around = [1 - about.encode_seconds / total for about, total in zip(abouts[name], whole, strict=True)]
+            around = [1 - seconds / total for seconds, total in zip(encoding[name], whole, strict=True)]
             limit = product["bf16" if "bf16" in name else "fp32"]
             columns += [f"{statistics.median(inside):.1f}", f"{100 * statistics.median(around):.1f} %"]
-            columns.append(spread([rate * flops for rate in inside], limit) if device == "cpu" else "")
+            columns.append(spread([rate * profile.flops for rate in inside], limit) if device == "cpu" else "")
         print("| " + " | ".join(columns) + " |")
     if device == "cpu":
         print(
@@ -223,7 +227,7 @@ def print_shares(device: str) -> None:
             started = time.perf_counter()
             ours()
             whole = time.perf_counter() - started
-            read, encode = ours.about.read_seconds, ours.about.encode_seconds
+            read, encode = ours.meter.seconds["read"], ours.meter.seconds["encode"]
             for name, seconds in zip(shares, (read, whole - read - encode), strict=True):
                 shares[name].append(100 * seconds / whole)
     texts = [
@@ -235,8 +239,6 @@ def print_shares(device: str) -> None:
 
 def print_reading() -> None:
     """Print the time of reading an image, and of Pillow's decoding and resizing alone, on one core, alternating."""
-    from probe.features.reading import Reader
-
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), 64, (640, 480))
         images = open_dataset(f"folder:{folder}").subsets["all"]
@@ -254,7 +256,7 @@ def print_reading() -> None:
             started = time.process_time()  # of this process only, so that other processes do not matter
             bare()
             middle = time.process_time()
-            reader[range(len(paths))]
+            reader[Request(0, range(len(paths)), [0])]
             times["bare"].append(1000 * (middle - started) / len(paths))
             times["reader"].append(1000 * (time.process_time() - middle) / len(paths))
     for how, of in (("median", statistics.median), ("least", min)):
@@ -272,7 +274,8 @@ def main() -> None:
     device = parser.parse_args().device
     warnings.filterwarnings("ignore")  # warnings of the other libraries
     print("# Extraction\n")
-    name = describe(device)["accelerator"] or f"{torch.get_num_threads()} cores {describe(device)['cpu']}"
+    about = describe(device)
+    name = about.accelerator or f"{torch.get_num_threads()} cores {about.cpu}"
     print(f"Made by `python benchmarks/extraction.py` on {name}, torch {torch.__version__}, ", end="")
     print(f"Python {platform.python_version()}.")
     print(f"{ROUNDS} rounds, in turn: medians, and the smallest and largest ratio. *Cosine* is the smallest, with the")

@@ -137,7 +137,7 @@ def in_process(step: str, figures: str, output: str, device: str, quick: bool) -
 
 def write_page(out: Path, *, is_trial: bool) -> Path:
     """Write the page of all figures in the folder, and return its path."""
-    found = {step: lines for step in LIMITS if (lines := read_figures(out / f"{step}.jsonl"))}
+    found = {step: figures for step in LIMITS if (figures := read_figures(out / f"{step}.jsonl"))}
     machine = next((line["row"] for line in found.get("machine", []) if "row" in line), {"device": "unknown"})
     name = str(machine["device"])
     endings = {step: line for step, lines in found.items() for line in lines if "outcome" in line}

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 
 from probe.models import get_model
-from probe.models.encoder import ImageEncoder
 from probe.models.loading import load_encoder, read_weights
 from probe.models.openai import save_archive
 from probe.models.towers import CLIP
@@ -155,7 +154,7 @@ def compare_loops(
             images=source,
             **{"number of images": num, "batch": batch, "images a second": rate, "times the first way": rate / base},
             **{"1 - smallest cosine with the first way": 1 - cosine(found[:few], same[:few])},
-            **({"idle share of the device": run.about["device_idle"]} if isinstance(run, Ours) else {}),
+            **({"idle share of the device": run.meter.describe().device_idle} if isinstance(run, Ours) else {}),
         )
 
     sources = {"JPEG files": None, "memory": decoded}
@@ -171,7 +170,7 @@ def compare_loops(
         ours = Ours(path, folder, step.device, precision=numbers)
         files = ours.images
         for source, images in sources.items():
-            ours.images = files if images is None else InMemory(images, n)  # type: ignore[assignment]
+            ours.images = files if images is None else InMemory(images, n)
             ours()  # to warm up
             name = "probe" if numbers == "auto" else f"probe, {numbers}"
             add(name, source, n, ours, ours.cell.batch_size)
@@ -197,10 +196,10 @@ def compare_towers(step: Step, path: str, architecture: Architecture, loops: dic
     for numbers, mode in WAYS:
         if step.quick and mode == "compiled":
             continue  # compiling takes longer than all else
-        options = {"jit": mode == "jit", "compiled": mode == "compiled"}
         for batch in batches:
             if mode == "compiled" or batch == batches[0]:  # a compiled encoder has one batch size
-                encoder: ImageEncoder = load_encoder(path, device=step.device, precision=numbers, **options)
+                jit, compiled = mode == "jit", mode == "compiled"
+                encoder = load_encoder(path, jit=jit, device=step.device, precision=numbers, compiled=compiled)
             # In memory, channels come last, as Pillow has them.
             pixels = torch.zeros(batch, side, side, 3, dtype=torch.uint8, device=step.device).permute(0, 3, 1, 2)
             add(f"probe, {numbers}, {mode}", batch, partial(encoder.encode, pixels, wait=False))

@@ -22,7 +22,7 @@ from probe.features.arrays import Features
 from probe.probes.fit import fit_probe
 from probe.probes.fits import Fit
 from probe.probes.protocols import get_protocol
-from probe.probes.solvers.catalog import TAKES_TENSORS
+from probe.probes.solvers.catalog import device_for
 from probe.probes.solvers.fast import loss_of
 from probe.probes.solvers.fast_solver import Fast
 from probe.probes.solvers.objective import Objective, Rows
@@ -76,11 +76,11 @@ def watched_fits(step: Step, table: str) -> Iterator[list[float]]:
         original(self, *args, is_final=is_final, done=note, **options)
         spent[0] += time.perf_counter() - since
 
-    Fast.fit_all = fit_all  # type: ignore[assignment]
+    Fast.fit_all = fit_all  # type: ignore[method-assign]  # only in the block
     try:
         yield spent
     finally:
-        Fast.fit_all = original  # type: ignore[method-assign]
+        Fast.fit_all = original  # type: ignore[method-assign]  # as it was
 
 
 def protocol(step: Step, n: int, d: int, k: int, *, num_test: int, rounds: int = 1) -> None:
@@ -130,7 +130,7 @@ def solver_equal(step: Step) -> None:
         at_zero = float(evaluate(objective, 0, zeros).gradient.abs().max())
         others = {"torch.optim.LBFGS": torch_lbfgs, "scikit-learn, array API": array_api}
         for name, solve in others.items():
-            if solve is array_api and not TAKES_TENSORS:
+            if solve is array_api and device_for("sklearn", "cuda") == "cpu":
                 step.note(f"scikit-learn {package_version('scikit-learn')} takes no tensors; 1.9 does")
                 continue
             started = time.perf_counter()
@@ -173,7 +173,7 @@ def torch_lbfgs(
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     step.wait()
     return weights.detach(), int(optimizer.state[weights]["n_iter"])
 

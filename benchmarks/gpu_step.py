@@ -45,7 +45,7 @@ class Step:
 
     def memory(self) -> dict[str, float]:
         """Return the peak memory in GB of the device and of this process, and reset the peak of the device."""
-        found = {"host memory, GB": peak_memory().get("peak_memory_mb", 0.0) / 1e3}
+        found = {"host memory, GB": (peak_memory() or 0.0) / 1e3}
         if self.is_cuda:
             found = {"device memory, GB": torch.cuda.max_memory_allocated(self.device) / 1e9, **found}
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from gpu_extraction import extraction
@@ -28,6 +27,7 @@ from probe.cli.main import main as run_command
 from probe.environment import describe, package_version
 from probe.grid import plan
 from probe.records.record import read_records
+from probe.records.schema import DoneRecord, FailedRecord, RunRecord
 from probe.runner import run_grid
 from probe.settings import Settings
 
@@ -108,8 +108,7 @@ def on_ray(step: Step) -> None:
             seconds = time.perf_counter() - started
             records = read_records(results)
             digests[executor] = [record.features for record in records]
-            for record in records:
-                check(record)
+            for record in map(completed, records):
                 step.add(
                     "The same grid in one process and on Ray",
                     executor=executor,
@@ -140,14 +139,12 @@ def compare_plan(step: Step) -> None:
         settings = Settings(results_dir=f"{folder}/results", cache_dir=f"{folder}/cache", offline=True)
         for n in (few, more):
             write_photos(Path(folder, str(n)), n, (64, 48) if step.quick else (640, 480))
-        options = {"protocols": ["readme"], "device": step.device, "solver": "fast"}
-        (record,) = run_grid(plan([f"folder:{folder}/{few}"], [model], **options), settings)
-        check(record)
+        plan_it = partial(plan, models=[model], protocols=["readme"], device=step.device, solver="fast")
+        (record,) = map(completed, run_grid(plan_it([f"folder:{folder}/{few}"]), settings))
         command = ["--dataset", f"folder:{folder}/{more}", "--model", model, "--protocol", "readme", "--plan"]
         command += ["--solver", "fast", "--device", step.device, "--results-dir", f"{folder}/results", "--json"]
         (planned,) = json.loads(probe("run", *command))["models"]
-        (record,) = run_grid(plan([f"folder:{folder}/{more}"], [model], **options), settings)
-        check(record)
+        (record,) = map(completed, run_grid(plan_it([f"folder:{folder}/{more}"]), settings))
         for name, stage in (("extraction", "extract"), ("fits", "fit")):
             seconds, took = planned[f"{stage}_seconds"], record.seconds[stage]
             step.add(
@@ -156,10 +153,11 @@ def compare_plan(step: Step) -> None:
             )
 
 
-def check(record: Any) -> None:
-    """End the step if a run failed."""
-    if record.error is not None:
+def completed(record: RunRecord) -> DoneRecord:
+    """Return the record of a run that has a score, and end the step if the run failed."""
+    if isinstance(record, FailedRecord):
         raise SystemExit(f"{record.error.type}: {record.error.message}")
+    return record
 
 
 STEPS: dict[str, Callable[[Step], None]] = {

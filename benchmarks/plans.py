@@ -77,7 +77,7 @@ def main() -> None:
                 print(f"{name}: {rate:.2f} img/s", file=sys.stderr)
         # Larger fits, closer to the size of the planned fits.
         list(run_grid(plan(["digits"], ["tiny"], protocols=["readme", "clip-paper"]), settings=settings))
-        pages = {title: said(options, settings.results_dir or "") for title, options in PLANS.items()}
+        pages = {title: said(options, f"{folder}/results") for title, options in PLANS.items()}
         (spec,) = plan([more], ["random:ViT-B/32"], protocols=["readme"], device="cpu")
         options = ("--dataset", more, "--model", "random:ViT-B/32", "--protocol", "readme", "--plan", "--json")
         planned = json.loads(said(options, f"{folder}/results"))["models"][0]["extract_seconds"]

@@ -94,7 +94,8 @@ def main() -> None:
             nodes.append(cluster.add_node(num_cpus=1, env_vars={"HOME": str(root / f"home{i}")}))
         os.environ["HOME"] = folder
         found: dict[Any, dict[str, Any]] = {}
-        killed, is_over = [], threading.Event()
+        killed: list[float] = []
+        is_over = threading.Event()
 
         def kill() -> None:
             while not is_over.wait(KILL_SECONDS):

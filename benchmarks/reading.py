@@ -43,7 +43,7 @@ def print_rates(model: str, n: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), n, (500, 375))
         rate(model, Path(folder), 0)
-        rates = {workers: [] for workers in WORKERS}
+        rates: dict[int, list[float]] = {workers: [] for workers in WORKERS}
         for _ in range(ROUNDS):
             for workers in WORKERS:
                 rates[workers].append(rate(model, Path(folder), workers))

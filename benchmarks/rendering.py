@@ -20,6 +20,7 @@ import numpy as np
 
 from probe.datasets.catalog import DATASETS
 from probe.decoder import decode
+from probe.environment import EnvironmentRecord
 from probe.models.catalog import MODELS
 from probe.probes.protocols import get_protocol
 from probe.records.packing import pack
@@ -27,7 +28,6 @@ from probe.records.record import write_record
 from probe.records.schema import (
     DoneRecord,
     EncoderRecord,
-    EnvironmentRecord,
     IntervalRecord,
     ParityRecord,
     ResultRecord,
@@ -80,7 +80,7 @@ def random_outcomes(row: DatasetSpec, skill: float, seed: int) -> list[Outcomes]
         margin = skill * (2 * labels - 1) + shared + own
         return [make_outcomes(row.metric, labels, np.stack([0 * margin, margin], axis=1))]
     right = shared + 0.5 * own < skill
-    arrays = {"right": right}
+    arrays: dict[str, np.ndarray] = {"right": right}
     if row.metric == "mean_top1_top5":
         arrays["among_five"] = right | (shared < skill)
     if row.metric == "mean_per_class":

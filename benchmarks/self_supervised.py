@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def train(images: Tensor) -> nn.Sequential:
     return model.eval()
 
 
-def features(data_dir: Path) -> dict[str, np.ndarray]:
+def features(data_dir: Path) -> dict[str, Any]:
     """Return `train_x` float32 (54000, 512), `train_y` int64, and the same for `val` and `test`."""
     splits = {}
     for name, is_train in (("train", True), ("test", False)):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +62,7 @@ def main() -> None:
         {"fits": fits, "protocol": protocol, "classes": classes, "growth": growth}[args.what](name, fold)
 
 
-def fits(name: str, fold: dict[str, Features]) -> None:
+def fits(name: str, fold: Mapping[str, Features]) -> None:
     """Fit every first C of the paper's search, each from zero weights."""
     x, y = point(fold["train"]), fold["train"].y
     rows = [compare(x, y, C) for C in COARSE]
@@ -70,7 +70,7 @@ def fits(name: str, fold: dict[str, Features]) -> None:
     print(markdown_table(HEADER, rows))
 
 
-def classes(_: str, __: dict[str, Features]) -> None:
+def classes(_: str, __: Mapping[str, Features]) -> None:
     """Fit a hundred invented classes, with features whose scales decrease as in CLIP's features."""
     x, y = made_up(NUM, WIDTH, CLASSES)
     rows = [compare(x, y, C, max_iter=FEW_ITERATIONS) for C in MANY]
@@ -94,11 +94,11 @@ def watched() -> Iterator[list[tuple[float, float]]]:
         seen.append((time.perf_counter(), found[0][0]))
         return found
 
-    Objective.evaluate = look  # type: ignore[method-assign]
+    Objective.evaluate = look  # type: ignore[method-assign]  # only in the block
     try:
         yield seen
     finally:
-        Objective.evaluate = evaluate  # type: ignore[method-assign]
+        Objective.evaluate = evaluate  # type: ignore[method-assign]  # as it was
 
 
 def compare(
@@ -138,10 +138,11 @@ def compare(
     )
 
 
-def protocol(name: str, fold: dict[str, Features]) -> None:
+def protocol(name: str, fold: Mapping[str, Features]) -> None:
     """Run the whole protocol of the paper, several times with the fast solver."""
     rules = replace(PAPER, feature_point="projected" if fold["train"].pre_projection is None else PAPER.feature_point)
-    rows, spent, outcomes = [], {}, {}
+    spent: dict[str, list[float]] = {}
+    rows, outcomes = [], {}
     for solver in ("fast",) * ROUNDS + ("sklearn",):
         started = time.perf_counter()
         result = fit_probe(train=fold["train"], val=fold["val"], test=fold["test"], protocol=rules, solver=solver)
@@ -159,7 +160,7 @@ def protocol(name: str, fold: dict[str, Features]) -> None:
     print(f"{100 * same:.2f} % of the predictions of the test split are the same\n")
 
 
-def growth(_: str, __: dict[str, Features]) -> None:
+def growth(_: str, __: Mapping[str, Features]) -> None:
     """Measure the milliseconds of a pass for numbers of rows and classes, and for a tenth of ImageNet."""
     rows = [
         (f"{n:,}", str(d), str(k), f"{1e3 * seconds:.0f}", f"{4e-9 * n * d * k / seconds:.0f}")

@@ -13,8 +13,8 @@ import numpy as np
 
 import probe
 from probe.datasets.images import ImageDataset
-from probe.datasets.opening import SPLITS
 from probe.leaderboard.tables import markdown_table
+from probe.specs import DEFAULT_SOLVER, SPLITS
 
 DATASETS = ("digits", "fashion_mnist")
 MODELS = ("random:tiny", "tiny")
@@ -40,17 +40,17 @@ def main() -> None:
     found = {
         (r.dataset, r.model): r.result
         for r in probe.read_records(args.results_dir)
-        if (r.protocol, r.mode, r.solver) == ("readme", "eager", "sklearn")
+        if r.result is not None and (r.protocol, r.mode, r.solver) == ("readme", "eager", DEFAULT_SOLVER)
     }
     rows = []
     for dataset in DATASETS:
-        parts = {name: raw_pixels(probe.open_split(dataset, name, data_dir=args.data_dir)) for name in SPLITS}
-        pixels = probe.fit_probe(**parts, protocol="readme")
+        splits = (raw_pixels(probe.open_split(dataset, name, data_dir=args.data_dir)) for name in SPLITS)
+        train, val, test = splits
+        pixels = probe.fit_probe(train=train, val=val, test=test, protocol="readme")
         cells = [dataset, percent(pixels.score, converged=pixels.converged)]
         for model in MODELS:
             result = found[dataset, model]
-            assert result is not None
-            cells.append(percent(result["score"], converged=result["converged"]))
+            cells.append(percent(result.score, converged=result.converged))
         rows.append(cells)
     print(markdown_table(("dataset", "raw pixels, %", "random:tiny, %", "tiny, %"), rows), end="")
     if any(cell.endswith("*") for cells in rows for cell in cells):
