@@ -262,7 +262,7 @@ def _extract(specs: Sequence[RunSpec], settings: Settings) -> list[dict[str, Fea
 
 @dataclass(frozen=True)
 class _Pair:
-    """Predictions of one probe for the test images in both modes; fields as in `Parity`."""
+    """Comparison of one probe on the test images in both modes; fields as in `Parity`."""
 
     flipped: int
     scores: tuple[float, float]

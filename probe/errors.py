@@ -19,7 +19,8 @@
     |-- FolderError (OSError)                      a folder that is a file, or is below a home folder that is missing
     `-- ExecutorError (RuntimeError)               workers that are not available, or fail repeatedly
 
-Each message says what is wrong and what to do. The command line prints it and exits with 1.
+Each message says what is wrong and what to do. The command line prints it, and exits with 2 for
+unknown names and missing files, else with 1.
 """
 
 from __future__ import annotations

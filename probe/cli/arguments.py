@@ -148,7 +148,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             type=_positive,
         ),
         "--threads": _value(
-            "N", "Number of threads. On a CPU, features are cached for each number. [all processors]", type=_positive
+            "N",
+            "Number of threads. On a CPU, each number of threads has its own cached features. [all processors]",
+            type=_positive,
         ),
         "--workers": _value(
             "N", "Number of processes that read images. [with a GPU 16 or one per processor, else 0]", type=_count

@@ -1,6 +1,6 @@
 """The command line: parse, call the library once, print. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done, 1 an error or a failed run, 2 wrong usage (also a name that does not exist), 130 interrupted.
+Exit codes: 0 done, 1 an error or a failed run, 2 wrong usage (also unknown names and missing files), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.parser.error(str(err))
     except ProbeError as err:
         print(f"probe: {err}", file=sys.stderr)
-        # A dataset, model or protocol that does not exist is wrong usage.
+        # An unknown name is wrong usage, and so are missing files of a dataset or checkpoint.
         return 2 if isinstance(err, UnknownNameError | FileNotFoundError) else 1
     except BrokenPipeError:  # the reader of stdout has exited, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

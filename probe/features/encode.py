@@ -66,7 +66,7 @@ class Meter:
         return f"{self.images} of them extracted now, {text}" if self.images % n else text
 
     def describe(self, encoder: int = 0, *, models: int | None = None) -> MeterRecord:
-        """Return the measurements of one encoder of the pass, by its position, with `models` encoders in all.
+        """Return the measurements of the encoder at a position in the pass, which `models` encoders share.
 
         `encoder_images_per_second` is the rate of the encoder while the device computed for it.
         """

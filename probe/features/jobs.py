@@ -1,4 +1,4 @@
-"""Jobs of extraction: the features of a dataset under one encoder, as far as they are looked up and extracted."""
+"""Jobs of extraction: the cache entries that a dataset needs under one encoder, and those that exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LazyEncoder:
     Args:
         spec: the run; its protocol and solver do not matter.
         weights: digest of the weights, see `models.loading.identify`.
-        load_encoder: loads it.
+        load_encoder: return the loaded encoder of a run.
         loaded: the encoder while it is in use.
     """
 
@@ -52,12 +52,12 @@ class LazyEncoder:
 
 @dataclass(eq=False)
 class Job:
-    """Features of a dataset under one encoder, as far as they are looked up and extracted.
+    """Cache entries that a dataset needs under one encoder, and those that exist.
 
     Args:
         key: the fields of a run that decide which features it uses.
         encoder: the encoder, loaded if `missing` is not empty.
-        wanted: the specifications of its cache entries, by subset.
+        wanted: specification of the cache entry of each subset.
         entries: the entries that exist.
         from_cache: True if all entries existed before.
         seconds: wall time so far.

@@ -64,7 +64,7 @@ class ChunkStore(Protocol):
         """Give up the chunks that were claimed and not written."""
 
 
-class _Memory(dict[int, Features]):
+class _ChunksInMemory(dict[int, Features]):
     """Chunks in memory."""
 
     def start(self) -> None:
@@ -96,9 +96,9 @@ def extract_features(
 ) -> Features:
     """Encode every image of a dataset, once, at both feature points; nothing is cached.
 
-    Images are encoded in the order of the dataset: the features do not depend on who reads them. The last batch is
-    filled up with black images, because the batch size changes the last bits of features. A batch is never larger than
-    the dataset.
+    Images are encoded in the order of the dataset, so the features do not depend on the number of workers. The last
+    batch is filled up with black images, because the batch size changes the last bits of features. A batch is never
+    larger than the dataset.
 
     Args:
         encoder: the model.
@@ -113,7 +113,7 @@ def extract_features(
         DatasetError: an image cannot be read; the message names it.
         DeviceError: the memory of the device does not hold a batch.
     """
-    name, chunks = name_of(dataset), _Memory()
+    name, chunks = name_of(dataset), _ChunksInMemory()
     settings = PassSettings(batch_size, workers, skip_corrupt)
     with show_progress() as progress:
         progress.name(name)
@@ -135,7 +135,7 @@ def encode_group(
     """Extract the missing features of encoders that are in memory: one pass for each subset and preprocessing.
 
     Returns:
-        The exception that prevents the features of some runs, by `features_key`.
+        The exception of each job whose features could not be extracted, by its key.
     """
     failures: dict[FeaturesKey, Exception] = {}
     by_preprocess: dict[tuple[Preprocess, int], list[Job]] = {}
@@ -143,7 +143,7 @@ def encode_group(
         by_preprocess.setdefault((job.encoder.load().preprocess, job.spec.batch_size), []).append(job)
     for together in by_preprocess.values():
         for subset, used in dataset.used.items():
-            # A shard is incomplete in every subset.
+            # With shards, every subset is incomplete, which must not stop the next subset.
             able = [job for job in together if isinstance(failures.get(job.key), IncompleteError | None)]
             missing = [job for job in able if subset in job.missing]
             if not missing:
@@ -167,7 +167,7 @@ def _extract_subset(
 ) -> dict[FeaturesKey, Exception]:
     """Extract the features of a subset under several encoders; return the exceptions that prevent some of them."""
     root, images = paths.cache_dir(settings.cache_dir), used.images
-    # Images that other subsets lack count as well.
+    # Images that were skipped in other subsets count as well.
     skipped = max(sum(len(entry.features.skipped) for entry in job.entries.values()) for job in jobs)
     progress.name(f"{images.name} / {listed(dict.fromkeys(job.spec.model.name for job in jobs), most=2)}")
     may_skip = max(0, settings.skip_corrupt - skipped)
@@ -221,7 +221,7 @@ class PassSettings:
         batch_size: images encoded at a time.
         workers: see `extract_features`.
         skip_corrupt: number of images that may have no features, including images that earlier commands skipped.
-        shard: number and count of shards, from 1 on; None for all images.
+        shard: number of the shard, counted from 1, and number of shards; None for all images.
     """
 
     batch_size: int
@@ -265,7 +265,7 @@ class Pass:
         self.failed: dict[int, Exception] = {}
 
     def run(self) -> None:
-        """Extract until all chunks of all encoders that work are there.
+        """Extract until no chunk is missing, except for encoders that failed.
 
         Raises:
             DatasetError: an image cannot be read; the message names it.
@@ -273,10 +273,10 @@ class Pass:
         """
         has_waited = False
         try:
-            for store in self.stores:
-                store.start()
+            for chunks in self.stores:
+                chunks.start()
             if self.settings.skip_corrupt:  # this reads all cached chunks, and every shard would do so
-                self.unreadable.update(*(store.skipped() for store in self.stores))
+                self.unreadable.update(*(chunks.skipped() for chunks in self.stores))
             while missing := self._find_missing():
                 requests = self._claim(missing)
                 first = next(requests, None)
@@ -289,11 +289,11 @@ class Pass:
                     has_waited = True
                 time.sleep(WAIT_SECONDS)
         finally:
-            for store in self.stores:
-                store.close()
+            for chunks in self.stores:
+                chunks.close()
 
     def _find_missing(self) -> list[int]:
-        """Count the chunks that are there, and return the numbers of the others."""
+        """Report the chunks that exist as progress, and return the numbers of the missing chunks."""
         for i, chunk in sorted(self.left):
             if self.stores[i].has(chunk):  # from an earlier command, or from another process
                 self._count(i, chunk)
@@ -330,7 +330,7 @@ class Pass:
                 since = self._write_next()
 
     def _note_unreadable(self, read: Read) -> None:
-        """Add the images that could not be read; raise the error of the first that is one too many."""
+        """Record the images that could not be read. Raise the error of the first image above the limit."""
         for position, error in read.errors:
             if not isinstance(error, DatasetError) or len(self.unreadable | {position}) > self.settings.skip_corrupt:
                 raise error
@@ -339,7 +339,7 @@ class Pass:
             self.unreadable.add(position)
 
     def _write_next(self) -> float:
-        """Wait for the first chunk on the device, and write it; return the moment now."""
+        """Wait for the first chunk on the device, and write it; return the current time."""
         (i, chunk, encoding), since = self.pending.popleft(), time.perf_counter()
         try:
             features = encoding.collect(self.dataset)

@@ -34,7 +34,11 @@ LEGEND = (
         "rank",
         "One more than the number of models whose mean is higher by more than chance (p < 0.05); = if it is shared.",
     ),
-    ("mean of n", "Mean over the n datasets that all models of the table have, on the same test images."),
+    (
+        "mean of n",
+        "Mean over the n datasets for which all models of the table have scores, on the same test images. Models whose "
+        "runs all failed do not count.",
+    ),
     ("*", "The final fit stopped before it converged; its record says how near it came."),
     ("~", "C was chosen among fits of which some did not converge."),
     ("+", "Some images were missing or could not be read; the record says how many, or which."),

@@ -105,7 +105,7 @@ def _note_on_mean(section: Section, models: Mapping[str, str]) -> str:
         return f"Only {label} has scores of all models, so ranks are by {label} and no mean is shown."
     if section.common:
         names = listed([labels[name] for name in section.common], most=MAX_NAMED)
-        return f"The mean is over the datasets that all models have: {names}."
+        return f"The mean is over the datasets for which all models have scores: {names}."
     lacking = {
         name: [
             models[line.model] for line in section.lines if line.model in models and not has_score(line.cells.get(name))

@@ -21,7 +21,7 @@ def _architecture(
     resolution: int = 224,
     patch: int | None = None,
 ) -> Architecture:
-    """Return a ViT with patches of `patch` pixels, or a ResNet without; the text towers differ only in their width."""
+    """Return the architecture of a ViT, or of a ResNet if `patch` is None. The text towers differ only in width."""
     return Architecture(
         embed_dim=embed_dim,
         image_resolution=resolution,

@@ -15,17 +15,17 @@ import torch
 from probe.errors import ProtocolError
 from probe.models.memory import device_memory
 from probe.probes.solvers.curvature import max_numbers, multiplications
-from probe.probes.solvers.fast_solver import batch_size
+from probe.probes.solvers.fast_solver import EXACT_COST, batch_size
 from probe.probes.solvers.lbfgs import MEMORY
 from probe.probes.solvers.objective import CANDIDATES, COPY_BYTES
 from probe.specs import Protocol
 
 SCIKIT_LEARN_PAIRS = 10  # correction pairs that SciPy's L-BFGS stores
-# Typical numbers of evaluations of a fit of `fast`, and of estimates of the curvature: in a sweep, where several values
-# of C share an evaluation, and of a fit at a single C.
-SWEEP_STEPS, SWEEP_REFRESHES = 45, 1.25
-SINGLE_STEPS, SINGLE_REFRESHES = 60, 1.0
-STEP_SECONDS = 2e-3  # of an evaluation and a step beside the products
+# Evaluations of the objective and estimates of the Hessian that one fit of `fast` typically takes, from the committed
+# records of `tiny` and `random:tiny` and from `benchmarks/solvers.py`.
+SWEEP_EVALUATIONS, SWEEP_ESTIMATES = 45, 1.25  # of a sweep, in which several values of C share an evaluation
+SINGLE_EVALUATIONS, SINGLE_ESTIMATES = 60, 1.0  # of a fit at a single C
+STEP_SECONDS = 2e-3  # seconds of a step without its products
 TIMED_ROWS = 4096  # rows of the timed matrix products
 FREE_SHARE = 0.9  # largest share of the free memory that a fit may plan to use
 
@@ -67,14 +67,16 @@ def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int
         k: number of logits.
         num_parts: number of arrays that the training features consist of. scikit-learn needs them concatenated.
     """
-    weights = 8 * (d + 1) * k
     if solver == "fast":
-        batch, hessian = batch_size(d, k), 4 * max_numbers(d, k)
-        copy = 4 * n * d if 4 * n * d <= COPY_BYTES else 0
-        candidates = min(n, CANDIDATES) * 12 * (d + k)
+        r = max(1, min(d, n - 1))  # principal components, see `Rows.num_components`
+        weights, batch, hessian = 8 * (r + 1) * k, batch_size(r, k), 4 * max_numbers(r, k)
+        copy = 4 * n * r if 4 * n * d <= COPY_BYTES else 0
+        if 4 * n * r * k <= EXACT_COST:  # the features and the whitened features in float64
+            copy = 8 * n * (d + r)
+        candidates = min(n, CANDIDATES) * 12 * (r + k)
         # One Hessian, its copy and its products; for each C of a batch, a Cholesky factor and the pairs of L-BFGS.
         return (3 + batch) * hessian + batch * (2 * MEMORY + 8) * weights + copy + candidates + (1 << 28)
-    concatenated = 4 * n * d if num_parts > 1 else 0
+    weights, concatenated = 8 * (d + 1) * k, 4 * n * d if num_parts > 1 else 0
     return concatenated + 4 * 4 * n * k + (2 * SCIKIT_LEARN_PAIRS + 8) * weights
 
 
@@ -96,13 +98,14 @@ def estimate_cost(
     rows, weights = torch.from_numpy(np.ascontiguousarray(x[:TIMED_ROWS])), torch.ones(k, d)
     pass_seconds = _seconds(lambda: (weights @ rows.T) @ rows) * n / len(rows)
     if solver == "fast":
-        steps, refreshes = (
-            (SINGLE_STEPS, SINGLE_REFRESHES) if len(protocol.grid) == 1 else (SWEEP_STEPS, SWEEP_REFRESHES)
-        )
-        # One multiplication of a product of many rows and columns.
+        is_single = len(protocol.grid) == 1
+        evaluations = SINGLE_EVALUATIONS if is_single else SWEEP_EVALUATIONS
+        estimates = SINGLE_ESTIMATES if is_single else SWEEP_ESTIMATES
+        # Seconds of one multiplication in a large matrix product.
         rate = _seconds(lambda: rows.T @ rows) / (d * d * len(rows))
         curvature = rate * multiplications(n, min(n, d), k)
-        seconds = fits * (steps * (pass_seconds + STEP_SECONDS) + refreshes * curvature) + 2 * rate * n * d * d
+        preparation = 2 * rate * n * d * d  # the covariance and the whitened copy
+        seconds = preparation + fits * (evaluations * (pass_seconds + STEP_SECONDS) + estimates * curvature)
     else:
         seconds = fits * protocol.max_iter * pass_seconds
     memory = memory_needed(solver, n=n, d=d, k=k, num_parts=num_parts)
@@ -111,7 +114,7 @@ def estimate_cost(
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Return the shortest of three times that some work takes."""
+    """Call `work` three times and return the shortest duration in seconds."""
     times = []
     for _ in range(3):
         started = time.perf_counter()

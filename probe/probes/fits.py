@@ -26,7 +26,7 @@ class Convergence:
             `optimality.measure_optimality`. Fits of `fast` for the choice of C, on features without outliers, use the
             solver's own estimate.
         gradient_norm: max |g| over the components of the gradient g of the objective. Products are in float64, except
-            for fits of `fast` for the choice of C.
+            for fits of `fast` for the choice of C on large datasets.
         gradient_ratio: `gradient_norm` divided by its value at weights of zero.
         objective: minimised function: mean loss + ||W||^2 / (2 C n). The intercept is not penalised.
         excess: upper bound of the difference between `objective` and its minimum, if the intercept is optimal:

@@ -116,8 +116,8 @@ def get_protocol(name: str) -> Protocol:
     """Return a protocol of the catalogue by name, or read a protocol from a path that ends in `.toml`.
 
     Raises:
-        UnknownNameError: no protocol has this name, or the name is one of `GROUPS`.
-        ProtocolError: the file is missing or invalid.
+        UnknownNameError: no protocol has this name, the name is one of `GROUPS`, or the file does not exist.
+        ProtocolError: the file is invalid.
     """
     for protocol in PROTOCOLS:
         if protocol.name == name:

@@ -20,7 +20,7 @@ UNSIGNED = ("uint8", "uint16", "uint32", "uint64")  # dtypes of packed integers,
 
 
 def pack(outcomes: Outcomes) -> PackedOutcomes:
-    """Return outcomes as a record holds them."""
+    """Return outcomes packed for a record."""
     arrays = {name: _pack_array(array) for name, array in outcomes.arrays.items()}
     return PackedOutcomes(outcomes.metric, len(outcomes), arrays)
 

@@ -424,5 +424,5 @@ def _fetch_file(base: str, name: str, folder: Path, *, offline: bool) -> None:
         raise DatasetMissingError(str(err)) from (err.__cause__ or err)
     except DatasetError as err:
         raise DatasetError(
-            f"{base}{name} is not a complete shard ({err}); check the address, and if it needs a login"
+            f"{base}{name} is not a complete shard ({err}); check the address, and whether it needs a login"
         ) from err

@@ -30,7 +30,7 @@ def published_scores(table: str) -> dict[tuple[str, str], float]:
         table: `linear-probe` (table 10) or `zero-shot` (table 11).
 
     Raises:
-        UnknownNameError: the table has another name.
+        UnknownNameError: no table has this name.
     """
     if table not in TABLES:
         raise unknown_name("published table", table, TABLES)

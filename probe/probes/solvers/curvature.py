@@ -1,5 +1,7 @@
 """Approximate Hessians of the objective, which precondition the minimisation.
 
+In this module, d is the number of principal components, `Rows.num_components`.
+
 At weights of zero the approximation is a diagonal, computed from all rows. Later it is a block-diagonal estimate from a
 sample of rows.
 
@@ -196,37 +198,37 @@ def passes(objective: Objective) -> int:
     return 1 + round(_passes(n, d, width, group_size(n, d, width)))
 
 
-def multiplications(n: int, num_features: int, width: int) -> float:
+def multiplications(n: int, num_components: int, width: int) -> float:
     """Return the number of multiplications of `at` for n images and `width` logits."""
-    return _multiplications(n, num_features, width, group_size(n, num_features, width))
+    return _multiplications(n, num_components, width, group_size(n, num_components, width))
 
 
-def _multiplications(n: int, num_features: int, width: int, group: int) -> float:
+def _multiplications(n: int, num_components: int, width: int, group: int) -> float:
     """Return the multiplications for the products of each pair of classes in a group, and for the Cholesky factors."""
-    size = num_features + 1
+    size = num_components + 1
     return width * (min(SAMPLE, n) * group * size**2 / 2 + group**2 * size**3 / 6)
 
 
-def _passes(n: int, num_features: int, width: int, group: int) -> float:
-    return _multiplications(n, num_features, width, group) / (2 * n * (num_features + 1) * (width + NARROW))
+def _passes(n: int, num_components: int, width: int, group: int) -> float:
+    return _multiplications(n, num_components, width, group) / (2 * n * (num_components + 1) * (width + NARROW))
 
 
-def group_size(n: int, num_features: int, width: int) -> int:
+def group_size(n: int, num_components: int, width: int) -> int:
     """Return the largest number of classes of a block that all limits allow, for n images and `width` logits."""
-    size = num_features + 1
+    size = num_components + 1
     fits = [
         g
         for g in range(1, min(width, MAX_GROUP) + 1)
         if g * size <= MAX_BLOCK
         and width * g * size**2 <= MAX_NUMBERS
-        and _passes(n, num_features, width, g) <= MAX_PASSES
+        and _passes(n, num_components, width, g) <= MAX_PASSES
     ]
     return max(fits, default=1)
 
 
-def max_numbers(num_features: int, width: int) -> int:
+def max_numbers(num_components: int, width: int) -> int:
     """Return the largest number of entries of all blocks of a probe with `width` logits."""
-    size = num_features + 1
+    size = num_components + 1
     return width * size * max(size, min(width * size, MAX_BLOCK, MAX_NUMBERS // (width * size)))
 
 
@@ -275,7 +277,7 @@ def _block(features: Tensor, probabilities: Tensor, share: Tensor, classes: Tens
         weights.append(own[:, a] * own[:, b])
         sides.append(mix[a] - mix[b])
     drawn = _draw(torch.stack(weights) * share)
-    products = torch.stack([_product(features, weight) for weight in drawn])
+    products = torch.stack([_weighted_gram(features, weight) for weight in drawn])
     side = torch.stack(sides)  # (pairs, r)
     outer = (side[:, :, None] * side[:, None, :]).flatten(1)  # (pairs, r * r)
     size, r = features.shape[1] + 1, mix.shape[1]
@@ -297,7 +299,7 @@ def _draw(weights: Tensor) -> Tensor:
     return torch.where(chance * threshold < weights, weights.clamp(min=threshold), torch.zeros_like(weights))
 
 
-def _product(features: Tensor, weight: Tensor) -> Tensor:
+def _weighted_gram(features: Tensor, weight: Tensor) -> Tensor:
     """Return the sum over rows of weight * x x^T, (d + 1, d + 1), where x ends with a 1 for the intercept."""
     (used,) = weight.nonzero(as_tuple=True)
     root = weight[used].sqrt()[:, None]

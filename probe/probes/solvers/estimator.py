@@ -59,8 +59,8 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
         excess_: upper bound of the difference between `objective_` and its minimum, see `Solution`.
 
     Raises:
-        ValueError: scikit-learn's estimator would not accept the parameters, features or labels either; the features
-            are sparse; or `l1_ratio` is not 0.
+        ValueError: a parameter, the features or the labels are invalid, as for scikit-learn's estimator; the features
+            are sparse; `l1_ratio` is not 0; or the coefficients for `warm_start` have a different shape.
     """
 
     _parameter_constraints: ClassVar = {

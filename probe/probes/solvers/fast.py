@@ -38,7 +38,7 @@ class Start:
     """Starting point of one or several minimisations.
 
     Args:
-        unknowns: float64 (d + 1, width).
+        unknowns: float64 (r + 1, width), see `Rows.num_components`.
         needs_curvature: if True, begin with a preconditioner from the Hessian at the starting point.
         hessian: estimate of the Hessian of the loss, made when it is first needed. All probes that share the starting
             point must have the same loss.
@@ -216,7 +216,7 @@ class _Run:
         """
         assert self.minimum is not None
         gradient_norm = _norm(self.objective, self.minimum.gradient)
-        length = float(self.objective.rows.by_weights(self.minimum.gradient).square().sum())  # squared
+        squared_norm = float(self.objective.rows.by_weights(self.minimum.gradient).square().sum())
         is_optimal = self._is_optimal(self.minimum.unknowns, self.minimum.objective, self.minimum.decrement)
         return Solution(
             self.minimum,
@@ -225,7 +225,7 @@ class _Run:
             suboptimality=self.minimum.decrement,
             is_optimal=is_optimal,
             converged=is_optimal and self._measure(self.minimum.objective, self.minimum.gradient) <= self.tol,
-            excess=length / (2 * penalty) if (penalty := self.objective.penalties[self.probe]) else float("inf"),
+            excess=squared_norm / (2 * penalty) if (penalty := self.objective.penalties[self.probe]) else float("inf"),
             needs_curvature=self.needs_curvature,
         )
 

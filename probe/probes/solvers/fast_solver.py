@@ -31,9 +31,9 @@ MAX_BATCH = 8  # values of C that are fitted together; more save little time
 BATCH_BYTES = 1 << 31  # memory of the Hessian blocks and Cholesky factors of a batch
 
 
-def batch_size(num_features: int, width: int, num_probes: int = 1) -> int:
+def batch_size(num_components: int, width: int, num_probes: int = 1) -> int:
     """Return the number of values of C whose Hessian blocks fit in `BATCH_BYTES`, from 1 to `MAX_BATCH`."""
-    return max(1, min(MAX_BATCH, BATCH_BYTES // (8 * max_numbers(num_features, width) * num_probes)))
+    return max(1, min(MAX_BATCH, BATCH_BYTES // (8 * max_numbers(num_components, width) * num_probes)))
 
 
 class Fast(Solver):
@@ -51,7 +51,8 @@ class Fast(Solver):
         else:
             self.loss = loss_of(np.searchsorted(self.classes, self.y), len(self.classes), device)
         # Multiplications and additions of one evaluation of a fit.
-        self.cost = 4 * sum(array.size for array in self.arrays) * self.loss.width * self._num_probes
+        n, d = len(self.y), self.arrays[0].shape[1]
+        self.cost = 4 * n * min(n, d) * self.loss.width * self._num_probes
         is_small = self.cost <= EXACT_COST
         self.rows = Rows([array.astype(np.float64) for array in self.arrays] if is_small else self.arrays, device)
 
@@ -75,7 +76,8 @@ class Fast(Solver):
     ) -> None:
         """Fit all values of C together, so that each pass over the features serves all of them.
 
-        Fits for the choice of C have fewer iterations, and their convergence is measured with products in float32.
+        Fits for the choice of C may have a lower limit of iterations, see `CHOOSING_ITERATIONS`. On large datasets
+        without outliers, their convergence is measured with products in float32.
         """
         num = self._num_probes
         loss = self.loss

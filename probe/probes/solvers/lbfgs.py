@@ -26,8 +26,8 @@ SCALE_STEPS, FIRST_STEPS = 8, 4
 # A smaller relative change of the value is rounding error. Then only the slope decides whether a step is accepted: the
 # approximate Wolfe conditions of Hager and Zhang 2005 (SIAM J. Optim. 16).
 ROUNDING = 1e-7
-# The minimisation stops if in `STALL_EVALUATIONS` evaluations the value decreases by a share of less than `STALL` and
-# the gradient does not halve: the minimum is too far away.
+# The minimisation stops if, within `STALL_EVALUATIONS` evaluations, the value decreases by less than the fraction
+# `STALL` and the distance does not halve. More steps would not reach the minimum.
 STALL, STALL_EVALUATIONS = 1e-7, 50
 
 
@@ -59,7 +59,7 @@ class Minimum:
     """End point of a minimisation.
 
     Args:
-        unknowns: float64 (d + 1, width).
+        unknowns: float64 (r + 1, width), see `Rows.num_components`.
         objective: value of the objective.
         gradient: gradient with respect to the unknowns.
         n_iter: number of steps.
@@ -111,7 +111,7 @@ def minimise(
     """Minimise until `measure` is at most `limits.tol` and `is_enough` is True.
 
     Args:
-        start: float64 (d + 1, width), starting point.
+        start: float64 (r + 1, width), starting point.
         preconditioners: the first preconditioner, and how to replace it.
         limits: see `Limits`.
         measure: return the distance from the minimum for a value and a gradient.
@@ -124,7 +124,7 @@ def minimise(
     """
     tol, preconditioner, patience = limits.tol, preconditioners.first, preconditioners.patience
     point = _Point(start, *(yield EvaluationRequest(start, exact=False)))
-    memory = _Memory(start)
+    memory = _Pairs(start)
     exact, n_iter, n_eval, since, scale = False, 0, 1, 0, 1.0
     mark, marked = point, n_eval  # for the check of whether the value still decreases
     while n_iter < limits.max_iter:
@@ -133,16 +133,16 @@ def minimise(
         if len(memory) and (n_iter % SCALE_STEPS == 0 or len(memory) < FIRST_STEPS or since == 0):
             scale = memory.fit_scale(preconditioner)
         direction = memory.direction(point.gradient, preconditioner, scale)
-        following, decrement = None, _product(point.gradient, direction) / -2
+        next_point, decrement = None, _dot(point.gradient, direction) / -2
         ended = is_enough(point.unknowns, point.value, decrement) and measure(point.value, point.gradient) <= tol
         if n_eval - marked >= STALL_EVALUATIONS:
             is_slow = mark.value - point.value < STALL * abs(point.value)
             ended = ended or (is_slow and measure(point.value, point.gradient) > measure(mark.value, mark.gradient) / 2)
             mark, marked = point, n_eval
         if not ended:
-            following, trials = yield from _search(point, direction, exact=exact)
+            next_point, trials = yield from _search(point, direction, exact=exact)
             n_eval, since = n_eval + trials, since + trials
-        if following is None:
+        if next_point is None:
             if exact or not limits.ends_exact:
                 break
             exact = True  # float32 allows no more progress, and the end must be evaluated in float64
@@ -153,21 +153,21 @@ def minimise(
             n_eval += 1
             mark, marked = point, n_eval
             continue
-        step, change = following.unknowns - point.unknowns, following.gradient - point.gradient
+        step, change = next_point.unknowns - point.unknowns, next_point.gradient - point.gradient
         memory.add(step, change)
-        point, n_iter = following, n_iter + 1
+        point, n_iter = next_point, n_iter + 1
     if limits.ends_exact and not exact:
         point = _Point(point.unknowns, *(yield EvaluationRequest(point.unknowns, exact=True)))
-    decrement = _product(point.gradient, memory.direction(point.gradient, preconditioner, scale)) / -2
+    decrement = _dot(point.gradient, memory.direction(point.gradient, preconditioner, scale)) / -2
     return Minimum(point.unknowns, point.value, point.gradient, n_iter, decrement)
 
 
-def _product(a: Tensor, b: Tensor) -> float:
+def _dot(a: Tensor, b: Tensor) -> float:
     """Return the scalar product of two tensors of the same shape."""
     return float(torch.dot(a.reshape(-1), b.reshape(-1)))
 
 
-class _Memory:
+class _Pairs:
     """The last pairs of steps s and changes y of the gradient, and the scalar products of all pairs.
 
     With the scalar products, a direction takes four products with a matrix instead of four operations for each pair.
@@ -191,7 +191,7 @@ class _Memory:
 
     def add(self, step: Tensor, change: Tensor) -> None:
         """Add a pair, in place of the oldest one if the memory is full. A pair without curvature is ignored."""
-        if not _product(step, change) > 0:
+        if not _dot(step, change) > 0:
             return
         row = self.rows.pop(0) if len(self.rows) == MEMORY else min(set(range(MEMORY)).difference(self.rows))
         self.steps[row], self.changes[row] = step.reshape(-1), change.reshape(-1)
@@ -203,7 +203,7 @@ class _Memory:
         """Return the factor that fits the preconditioner P to the last pair (s, y): s.y / y.(P y)."""
         row = self.rows[-1]
         change = self.changes[row]
-        return float(self.products[row, row]) / _product(change, preconditioner.solve(change.view(self.shape)))
+        return float(self.products[row, row]) / _dot(change, preconditioner.solve(change.view(self.shape)))
 
     def direction(self, gradient: Tensor, preconditioner: Preconditioner, scale: float) -> Tensor:
         """Return the search direction: the two-loop recursion of Nocedal 1980 with a preconditioner.
@@ -241,7 +241,7 @@ def _search(
     Returns:
         The point, or None if no trial meets the conditions; and the number of evaluated points.
     """
-    slope = _product(point.gradient, direction)
+    slope = _dot(point.gradient, direction)
     if not slope < 0:
         return None, 0
     length, low, high = 1.0, 0.0, float("inf")
@@ -249,7 +249,7 @@ def _search(
     for trial in range(1, TRIALS + 1):
         unknowns = point.unknowns + length * direction
         trial_point = _Point(unknowns, *(yield EvaluationRequest(unknowns, exact)))
-        new_slope = _product(trial_point.gradient, direction)
+        new_slope = _dot(trial_point.gradient, direction)
         change = trial_point.value - point.value
         is_lower = change <= ARMIJO * length * slope or (
             abs(change) <= ROUNDING * abs(point.value) and new_slope <= -(1 - 2 * ARMIJO) * slope

@@ -6,10 +6,10 @@ in float64.
 
 The unknowns are the weights of whitened features: principal components of the centred features, divided by their
 standard deviations. In this basis, the mean and the correlations of the features do not affect the conditioning. If
-there are fewer images than features, there are only as many components as the images span: the weights of all others
-are 0 at the optimum. The
-intercept absorbs the mean, because it is not penalised. A copy of the whitened features is stored if it has at most
-`COPY_BYTES`, or fits into the memory of a GPU. The copy also avoids most of the cancellation in float32 products.
+there are fewer images than features, only the components that the images span are used, because the weights of all
+other components are 0 at the optimum. The intercept absorbs the mean, because it is not penalised. A copy of the
+whitened features is stored if it has at most `COPY_BYTES`, or fits into the memory of a GPU. The copy also avoids most
+of the cancellation in float32 products.
 
 This module does not minimise.
 """
@@ -42,7 +42,8 @@ SEED = 0
 # 0.45 for a normal distribution, 0.24 for a Laplace distribution and 0.2 for Student's t with 3 degrees of freedom.
 OUTLIERS = 0.05
 MEDIAN_ROWS = 4096  # largest number of rows of which the median is taken
-NARROW = 128  # with fewer logits, products are quicker if the logits of a class are contiguous, and else of an image
+# With fewer logits, products are faster if the logits of each class are contiguous; with more, if those of each image.
+FEW_LOGITS = 128
 
 
 class Rows:
@@ -74,7 +75,7 @@ class Rows:
 
     @property
     def num_components(self) -> int:
-        """Number r of principal components, at most as many as n centred images can span, and at least 1."""
+        """Number r of principal components: min(d, n - 1), or min(d, n) without an intercept, but at least 1."""
         return max(1, min(self.num_features, len(self) - self.has_intercept))
 
     @property
@@ -133,7 +134,7 @@ class Rows:
 
     @cached_property
     def candidates(self) -> tuple[np.ndarray, Tensor]:
-        """Return positions int64 (m,) of the rows to draw samples from, and their whitened features (m, d).
+        """Return positions int64 (m,) of the rows to draw samples from, and their whitened features (m, r).
 
         These are all rows, or `CANDIDATES` rows that are chosen with a fixed seed.
         """
@@ -143,7 +144,7 @@ class Rows:
         return positions, self.take(positions)
 
     def take(self, positions: np.ndarray) -> Tensor:
-        """Return the whitened features (m, d) of the rows at ascending positions int64 (m,)."""
+        """Return the whitened features (m, r) of the rows at ascending positions int64 (m,)."""
         tensors = (self.whitened or self).tensors
         if len(tensors) == 1 and len(positions) == len(self) and self.whitened is not None:
             return tensors[0]
@@ -432,7 +433,7 @@ class Objective:
     """Objective of each probe: mean loss + ||W||^2 / (2 C n). The intercept is not penalised.
 
     This is scikit-learn's objective. If images have weights, the mean is weighted and n is the sum of the weights. An
-    infinite C means no penalty. The objective is a function of the unknowns of each probe, float64 (d + 1, width), in
+    infinite C means no penalty. The objective is a function of the unknowns of each probe, float64 (r + 1, width), in
     the basis of the rows, see `Basis`. The last row of the unknowns is the intercept.
 
     Args:
@@ -463,22 +464,22 @@ class Objective:
         """Return the value and the gradient of some probes, each at its own unknowns.
 
         Args:
-            unknowns: float64 (d + 1, width) for each probe.
+            unknowns: float64 (r + 1, width) for each probe.
             probes: indices of the probes.
             exact: if True, compute products in float64, which takes at least twice the time.
 
         Returns:
-            For each probe the value, and the gradient float64 (d + 1, width) with respect to the unknowns.
+            For each probe the value, and the gradient float64 (r + 1, width) with respect to the unknowns.
         """
         self.num_passes += 1
         rows, basis = self.rows, self.rows.basis
         dtype = torch.float64 if exact else rows.dtype
         whitened = rows.whitened if dtype == rows.dtype else None
-        joined = torch.cat(list(unknowns), dim=1)  # (d + 1, p * width)
+        joined = torch.cat(list(unknowns), dim=1)  # (r + 1, p * width)
         weights = joined if whitened is not None else basis.matrix @ joined
         columns = joined.shape[1]
         matrix, intercept = weights[:-1].to(dtype), weights[-1:].T.to(dtype)
-        by_class = matrix.T.contiguous() if columns < NARROW else None
+        by_class = matrix.T.contiguous() if columns < FEW_LOGITS else None
         gradient = torch.zeros(len(weights), columns, dtype=torch.float64, device=rows.device)
         loss = torch.zeros(len(probes), dtype=torch.float64, device=rows.device)
         for first, x in rows.centred(columns, dtype) if whitened is None else whitened.blocks(columns):
