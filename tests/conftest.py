@@ -75,11 +75,11 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _log_level() -> Iterator[None]:
-    """Restore the log level after each test, because the command line changes it."""
+    """Set the log level back, because the command line changes it, also in fixtures of modules."""
     logger = logging.getLogger("probe")
-    level = logger.level
+    logger.setLevel(logging.NOTSET)
     yield
-    logger.setLevel(level)
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", autouse=True)

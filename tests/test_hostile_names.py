@@ -24,6 +24,7 @@ from PIL import Image
 from probe import load_clip, load_encoder, open_split, specs
 from probe.cli.main import main
 from probe.errors import MAX_MESSAGE, DatasetError, printable
+from probe.leaderboard.labels import short_names
 from probe.leaderboard.tables import csv_value, markdown_text
 from probe.progress import Progress
 from probe.records.record import locate_records, read_records, write_record
@@ -248,7 +249,7 @@ def test_records_in_cards_differences_and_reproductions(records, results, tmp_pa
             code, out = _call(capsys, "card", path)
             assert code == 0
             (found,) = yaml.safe_load(out)["model-index"]
-            assert str(found["name"]) == printable(record.model)
+            assert str(found["name"]) == short_names([record.model])[record.model]
             assert len(found["results"]) == 1
         assert _call(capsys, "diff", path, str(paths[records[0].key]))[0] == 0
         if k % 10 == 0:

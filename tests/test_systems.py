@@ -62,7 +62,7 @@ def test_the_main_job_runs_without(lacking, tmp_path):
     script = f"{WITHOUT[lacking]}\nfrom probe.cli.main import main\nraise SystemExit(main({arguments}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (path,) = tmp_path.rglob("*.readme.fp32.json")
+    (path,) = tmp_path.rglob("*.readme.fp32.fast.json")
     record = json.loads(path.read_text())
     assert record["result"]["score"] > 0.98
     assert (record["extraction"]["subsets"]["all"]["peak_memory_mb"] is not None) == (lacking != "posix")

@@ -95,7 +95,7 @@ def estimate_cost(
         num_scored: number of images of the largest scored split.
     """
     d, fits = x.shape[1], num_fits(protocol)
-    rows, weights = torch.from_numpy(np.ascontiguousarray(x[:TIMED_ROWS])), torch.ones(k, d)
+    rows, weights = torch.from_numpy(np.array(x[:TIMED_ROWS])), torch.ones(k, d)
     pass_seconds = _seconds(lambda: (weights @ rows.T) @ rows) * n / len(rows)
     if solver == "fast":
         is_single = len(protocol.grid) == 1

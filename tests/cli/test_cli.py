@@ -164,7 +164,7 @@ def test_ctrl_c_keeps_what_was_written(tmp_path):
     text = "".join(err)
     assert "probe: interrupted" in text
     assert "Traceback" not in text
-    assert [path.name for path in (tmp_path / "records" / "digits").iterdir()] == ["tiny.eager.readme.fp32.json"]
+    assert [path.name for path in (tmp_path / "records" / "digits").iterdir()] == ["tiny.eager.readme.fp32.fast.json"]
     assert (tmp_path / "tables" / "tiny.eager.csv").is_file()
 
 

@@ -47,9 +47,9 @@ def test_readme_is_one_fit_on_train_and_val(parts):
 def test_blas_has_no_more_threads_than_torch():
     """BLAS would use all hyperthreads by default. Workers have fewer threads, which changes the order of sums."""
     rng = np.random.default_rng(0)
-    y = np.arange(1500) % 10
-    x = (rng.normal(size=(10, 256))[y] + 4 * rng.normal(size=(1500, 256))).astype(np.float32)
-    parts = {"train": Features(x[:1100], y[:1100]), "test": Features(x[1100:], y[1100:])}
+    y = np.arange(4000) % 10  # so many that `fast` uses more than one thread
+    x = (rng.normal(size=(10, 256))[y] + 4 * rng.normal(size=(4000, 256))).astype(np.float32)
+    parts = {"train": Features(x[:3600], y[:3600]), "test": Features(x[3600:], y[3600:])}
     found = []
     for num_torch, num_blas in ((1, 1), (1, 2), (2, 2)):
         with threads(num_torch, blas=num_blas):
