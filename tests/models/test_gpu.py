@@ -82,8 +82,8 @@ def test_parity_holds(model, device, tmp_path):
     """In the default precision: logits, features and the predictions of a probe."""
     for name, colour in (("red", (200, 30, 30)), ("green", (30, 200, 30))):
         for i in range(20):
-            write_image(tmp_path / name / f"{i:02}.png", colour)
-    found = probe.parity(model, f"folder:{tmp_path}", device=device, cache_dir=tmp_path / "cache", offline=True)
+            write_image(tmp_path / "images" / name / f"{i:02}.png", colour)
+    found = probe.parity(model, f"folder:{tmp_path}/images", device=device, cache_dir=tmp_path / "cache", offline=True)
     assert (found.device, found.precision) == (device, DEFAULT_PRECISION[torch.device(device).type])
     assert found.within_tolerance, found.reasons
 
