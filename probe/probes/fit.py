@@ -37,7 +37,7 @@ from probe.stats.outcomes import make_outcomes
 
 logger = logging.getLogger(__name__)
 
-PROBE_VERSION = 1  # raised by every change of the package that gives the same features a different score
+PROBE_VERSION = 2  # raised by every change of the package that gives the same features a different score
 
 
 class FitOptions(TypedDict, total=False):
@@ -247,6 +247,7 @@ class _Fitter:
                 "fit": [rules.max_iter, rules.tol, settings.solver, settings.device],
                 "threads": [torch.get_num_threads(), blas_threads()],
                 "packages": library_versions("fits"),
+                "version": PROBE_VERSION,
             }
 
     @cached_property

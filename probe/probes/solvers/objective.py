@@ -42,7 +42,8 @@ SEED = 0
 # 0.45 for a normal distribution, 0.24 for a Laplace distribution and 0.2 for Student's t with 3 degrees of freedom.
 OUTLIERS = 0.05
 MEDIAN_ROWS = 4096  # largest number of rows of which the median is taken
-# With fewer logits, products are faster if the logits of each class are contiguous; with more, if those of each image.
+# With fewer logits, products are faster if the logits of each class are contiguous; with more logits, if the logits of
+# each image are.
 FEW_LOGITS = 128
 
 
