@@ -102,6 +102,10 @@ class ProtocolError(ProbeError, ValueError):
     """A probe that cannot be fitted by its protocol."""
 
 
+class PromptsError(ProbeError, ValueError):
+    """Class names or templates from which no zero-shot prompts can be made."""
+
+
 class CacheError(ProbeError, OSError):
     """A cache folder that cannot be written to. Its earlier entries stay valid."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from probe import environment, paths
 from probe.datasets import get_dataset
 from probe.datasets.catalog import DATASETS
+from probe.datasets.prompts import get_prompts
 from probe.errors import ProbeError, UnknownNameError, listed
 from probe.features.store import EXTRACTION_VERSION
 from probe.models import get_model
@@ -24,7 +25,17 @@ from probe.probes.solvers.catalog import check_solver
 from probe.records.record import run_path, try_to_read
 from probe.records.schema import DoneRecord
 from probe.settings import Settings
-from probe.specs import DEFAULT_SOLVER, DatasetSpec, ModelSpec, Protocol, RunSpec, identity
+from probe.specs import (
+    DEFAULT_SOLVER,
+    LOGISTIC,
+    NO_SOLVER,
+    ZERO_SHOT,
+    DatasetSpec,
+    ModelSpec,
+    Protocol,
+    RunSpec,
+    identity,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +65,12 @@ def plan(
         batch_size: number of images encoded at a time; None chooses the number that fits into the memory of the device,
             see `models.memory`.
         compiled: compile the encoders with `torch.compile`.
-        solver: name of the solver of the probe.
+        solver: name of the solver of the probes; protocols that fit nothing have none.
         elsewhere: the runs are for other machines, so this machine need not have the device.
 
     Raises:
         UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: a name is unknown, or cannot be used here.
+        PromptsError, ExtraMissingError: the prompts of a zero-shot run cannot be used, or come from a missing package.
     """
     check_solver(solver)
     rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
@@ -82,8 +94,9 @@ def plan(
             str(execution.device),
             execution.precision,
             find_batch_size(str(execution.device), model.architecture) if batch_size is None else int(batch_size),
-            solver=solver,
+            solver=solver if protocol.method == LOGISTIC else NO_SOLVER,
             compiled=execution.compiled,
+            prompts=get_prompts(dataset).sha256 if protocol.method == ZERO_SHOT else "",
         )
         for dataset in rows
         for model in encoders

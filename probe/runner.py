@@ -22,11 +22,13 @@ from probe.features.arrays import Extraction
 from probe.features.extraction import Session, extract, prepare_grid
 from probe.features.jobs import features_key
 from probe.features.store import FITS
+from probe.features.text import find_classifier
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import PROBE_VERSION, fit_folds
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for, get_solver
+from probe.probes.zero_shot import score_zero_shot
 from probe.records.record import check_writable, write_record
 from probe.records.schema import (
     DoneRecord,
@@ -38,7 +40,7 @@ from probe.records.schema import (
     RunRecord,
 )
 from probe.settings import DEFAULT_SETTINGS, Settings
-from probe.specs import DEFAULT_SOLVER, DatasetSpec, ModelSpec, Protocol, RunSpec
+from probe.specs import DEFAULT_SOLVER, LOGISTIC, ZERO_SHOT, DatasetSpec, ModelSpec, Protocol, RunSpec
 from probe.stats import paired
 
 logger = logging.getLogger(__name__)
@@ -102,9 +104,13 @@ def run_one(
     partners = [run for run in finished if run.spec.of_all_modes == spec.of_all_modes]
     twin = next((run for run in partners if run.record.features == features), None)
     fits = FitCache(paths.cache_dir(session.settings.cache_dir) / FITS)
-    get_solver(spec.solver)  # imports the solver's libraries, which is not part of the time of the fit
+    if spec.protocol.method == LOGISTIC:
+        get_solver(spec.solver)  # imports the solver's libraries, which is not part of the time of the fit
+    classifier = find_classifier(spec, session) if spec.protocol.method == ZERO_SHOT else None
     started = time.perf_counter()
-    if twin is not None:
+    if classifier is not None:
+        result = score_zero_shot(folds, classifier, metric=spec.dataset.metric)
+    elif twin is not None:
         logger.debug("%s: same features as %s, so its probe is reused", spec, twin.spec)
         result = twin.result
     else:
@@ -118,6 +124,8 @@ def run_one(
             shows_progress=True,
         )
     seconds = {**extraction.seconds, "fit": time.perf_counter() - started}
+    if classifier is not None:
+        seconds["text"] = classifier.seconds
 
     record = DoneRecord(
         spec=spec,
@@ -130,6 +138,7 @@ def run_one(
         extraction=extraction.extraction,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         environment=environment.describe(spec.device),
+        prompts=None if classifier is None else classifier.prompts,
     )
     run = FinishedRun(spec, record, extraction, result, fits)
     eager = next((run for run in partners if spec.jit and run.record.mode == "eager"), None)
@@ -180,6 +189,7 @@ def run(
     allow_partial: bool = False,
     skip_corrupt: int = 0,
     workers: int | None = None,
+    allow_duplicate_names: bool = False,
     rerun: bool = False,
 ) -> DoneRecord:
     """Run one combination of dataset, model and protocol, and write its record and the tables of its model.
@@ -206,6 +216,7 @@ def run(
         allow_partial: evaluate on the images that are present if some are missing; the record is marked.
         skip_corrupt: number of unreadable images to skip before the run fails; the record names them.
         workers: number of processes that read images; None is `reading.default_workers`.
+        allow_duplicate_names: run zero-shot even if several classes have the same name; the record names them.
         rerun: run again even if there is a complete record.
 
     Raises:
@@ -232,6 +243,7 @@ def run(
         allow_partial=allow_partial,
         skip_corrupt=skip_corrupt,
         workers=workers,
+        allow_duplicate_names=allow_duplicate_names,
     )
     folder = paths.results_dir(settings.results_dir)
     check_writable(folder)

@@ -21,6 +21,7 @@ class Settings:
         allow_partial: evaluate on the images that are present if a dataset lacks some; the record is marked.
         skip_corrupt: skip up to this many images of a dataset that cannot be read; the record names them.
         workers: processes that read images; None for `features.reading.default_workers`.
+        allow_duplicate_names: run zero-shot even if several classes have the same name; the record names them.
         shard: extract only the i-th of n shards, from 1 on; None for all images.
     """
 
@@ -32,6 +33,7 @@ class Settings:
     allow_partial: bool = False
     skip_corrupt: int = 0
     workers: int | None = None
+    allow_duplicate_names: bool = False
     shard: tuple[int, int] | None = None
 
     def absolute(self) -> Settings:

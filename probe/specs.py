@@ -13,6 +13,9 @@ SPLITS = ("train", "val", "test")
 LONGEST_SLUG = 100  # characters of a name in a file name; file systems limit file names to 255 bytes
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}  # on Windows
 DEFAULT_SOLVER = "fast"
+NO_SOLVER = "none"  # solver of runs whose protocol fits nothing
+LOGISTIC, KNN, ZERO_SHOT = "logistic-regression", "knn", "zero-shot"
+METHODS = (LOGISTIC, KNN, ZERO_SHOT)  # what a protocol does with features
 FEATURE_POINTS = ("projected", "pre_projection")  # where image features are taken: after the projection, or before it
 
 
@@ -178,9 +181,17 @@ class DatasetSpec:
         notes: notes for readers of scores.
         gone: reason why the complete dataset is no longer available; empty if it is.
         in_paper: the dataset is in table 9 of the CLIP paper.
+        class_names: names of the classes for zero-shot prompts, in the order of the labels; empty for the names that
+            the files of the dataset have.
+        templates: zero-shot prompts with `{}` in place of the class name; empty for `datasets.prompts.TEMPLATE`.
+        prompts_from: origin of `class_names` and `templates`.
     """
 
-    DESCRIPTIVE: ClassVar = ("title", "homepage", "license", "numbers_from", "notes", "gone", "in_paper")
+    # Prompts are not part of the identity: only zero-shot runs use them, and `RunSpec.prompts` has their digest.
+    DESCRIPTIVE: ClassVar = (
+        *("title", "homepage", "license", "numbers_from", "notes", "gone", "in_paper"),
+        *("class_names", "templates", "prompts_from"),
+    )
 
     name: str
     title: str
@@ -200,15 +211,22 @@ class DatasetSpec:
     notes: str = ""
     gone: str = ""
     in_paper: bool = False
+    class_names: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    prompts_from: str = ""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Protocol: the rules by which a probe is fitted and scored.
+    """Protocol: the rules by which features are scored.
 
-    The sweep searches the values of C in `grid`: first every `coarse_step`-th value, then the neighbours of the best
-    value at half the distance, until the distance is 1. The value with the best score on the validation split wins. A
-    single value is used without a search.
+    The method `logistic-regression` fits a probe. It searches the values of C in `grid`: first every `coarse_step`-th
+    value, then the neighbours of the best value at half the distance, until the distance is 1. The value with the best
+    score on the validation split wins. A single value is used without a search.
+
+    The method `knn` lets the nearest training images vote, see `probes.knn`. The method `zero-shot` compares images
+    with texts of the class names, see `probes.zero_shot`. Neither fits anything, so the fields of the fit have their
+    defaults.
 
     `probes.protocols.validate` finds fields that contradict each other.
 
@@ -216,7 +234,7 @@ class Protocol:
         name: name on the command line and in records.
         title: name in tables.
         feature_point: one of `FEATURE_POINTS`.
-        grid: values of C, ascending.
+        grid: values of C, ascending; empty if the method is not `logistic-regression`.
         coarse_step: step of the first round of the sweep; 1 tries all values.
         max_iter: limit for the iterations of the solver.
         tol: the solver stops when the largest component of the gradient of the mean loss is smaller.
@@ -229,6 +247,11 @@ class Protocol:
             because validation images would be more shots.
         normalize: divide the features of each image by their length.
         warm_start: start each fit of scikit-learn's solver at the weights of the nearest C before it.
+        method: one of `METHODS`.
+        neighbours: values of k for `knn`, ascending. If there are several, the value with the best score on the
+            validation split wins.
+        temperature: a neighbour with cosine similarity s has the weight exp(s / `temperature`) in the vote of `knn`; 0
+            gives all neighbours the same weight.
     """
 
     DESCRIPTIVE: ClassVar = ("title", "source")
@@ -236,24 +259,29 @@ class Protocol:
     name: str
     title: str
     feature_point: str
-    grid: tuple[float, ...]
-    coarse_step: int
-    max_iter: int
-    tol: float
-    source: str
+    grid: tuple[float, ...] = ()
+    coarse_step: int = 1
+    max_iter: int = 1000
+    tol: float = 1e-6
+    source: str = ""
     shots: int = 0
     num_seeds: int = 1
     held_out: int = 0
     refit: bool = True
     normalize: bool = False
     warm_start: bool = False
+    method: str = LOGISTIC
+    neighbours: tuple[int, ...] = ()
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True)
 class RunSpec:
     """Specification of a run: a dataset, a model, a protocol, and how the model runs.
 
-    `device` and `precision` come from `resolve_execution`, and are never `auto`.
+    `device` and `precision` come from `resolve_execution`, and are never `auto`. `solver` is `NO_SOLVER` if the
+    protocol fits nothing. `prompts` is the digest of the class names and templates of a zero-shot run, see
+    `datasets.prompts.Prompts`; it is empty for other runs.
     """
 
     dataset: DatasetSpec
@@ -265,6 +293,7 @@ class RunSpec:
     batch_size: int
     solver: str = DEFAULT_SOLVER
     compiled: bool = False
+    prompts: str = ""
 
     @property
     def mode(self) -> str:

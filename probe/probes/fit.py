@@ -24,16 +24,15 @@ from probe.ordering import order
 from probe.probes import costs
 from probe.probes.cached_fits import FitCache, FitKey
 from probe.probes.fits import Fit, Solver, worst
+from probe.probes.knn import fit_knn
 from probe.probes.protocols import get_protocol, validate
-from probe.probes.result import ProbeResult, mean_result
+from probe.probes.result import ProbeResult, make_result, mean_result
 from probe.probes.shots import draw_shots
 from probe.probes.solvers.catalog import get_solver
 from probe.probes.sweep import best, search
 from probe.records.schema import SweepRecord
-from probe.specs import DEFAULT_SOLVER, Protocol
-from probe.stats.intervals import interval
+from probe.specs import DEFAULT_SOLVER, KNN, LOGISTIC, ZERO_SHOT, Protocol
 from probe.stats.metrics import IGNORED, find_mismatch, find_undefined, get_metric
-from probe.stats.outcomes import make_outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,10 @@ def fit_probe(
     rules = get_protocol(protocol) if isinstance(protocol, str) else protocol
     validate(rules)
     get_metric(metric)
-    get_solver(solver)
+    if rules.method == ZERO_SHOT:
+        raise ProtocolError(f"protocol {rules.name!r} fits no probe: it needs a model and texts; use probe.run")
+    if rules.method == LOGISTIC:
+        get_solver(solver)
     _check(rules, train=train, val=val, test=test)
     label_values: tuple[int, ...] = ()
     if train.y.ndim == 2:
@@ -101,13 +103,17 @@ def fit_probe(
     reason = find_mismatch(metric, num_classes=num_classes, is_multi_label=train.y.ndim == 2)
     if reason:
         raise ProtocolError(reason)
-    is_searched = len(rules.grid) > 1 and val is not None and not rules.held_out
+    is_searched = needs_choice(rules) and val is not None and not rules.held_out
     for name, scored in (("test", test), ("val", val if is_searched else None)):
         reason = "" if scored is None else find_undefined(metric, scored.y)
         if reason:
             raise ProtocolError(
                 f"the metric {metric} is not defined on the {name} split: {reason}; use a different metric"
             )
+    if rules.method == KNN:
+        return fit_knn(
+            train, val, test, rules, metric=metric, num_classes=num_classes, label_values=label_values, device=device
+        )
     settings = _Settings(rules, solver, device, fit_cache or FitCache(None), shows_progress)
     probe = _Probe(settings, metric, num_classes, label_values)
     num_scored = max(len(features) for features in (val, test) if features is not None)
@@ -180,26 +186,23 @@ class _Probe:
                 final.suboptimality,
             )
         y_score = final.scores(_at_feature_point(rules, test), self.num_classes)
-        outcomes = make_outcomes(self.metric, test.y, y_score)
         if test.y.ndim == 2:
             predictions = (y_score > 0).astype(np.int64)
         else:
             predictions = y_score.argmax(axis=1)
             predictions = np.array(self.label_values)[predictions] if self.label_values else predictions
-        return ProbeResult(
-            metric=self.metric,
-            score=get_metric(self.metric)(test.y, y_score),
+        return make_result(
+            self.metric,
+            test.y,
+            y_score,
+            predictions=predictions,
+            fit=worst([final]),
             C=C,
             num_train=sum(map(len, fitted)),
-            num_test=len(test),
-            **vars(worst([final])),
             solver=self.settings.solver,
-            interval=interval([outcomes]),
             label_values=self.label_values,
             sweep=sweep,
             choice_converged=all(point.converged for point in sweep),
-            predictions=predictions,
-            outcomes=(outcomes,),
         )
 
     def _sweep(self, train: Features, val: Features) -> tuple[dict[float, SweepRecord], dict[float, Fit]]:
@@ -439,11 +442,17 @@ def _warn_of_missing_classes(fitted: Sequence[Features], test: Features, label_v
         logger.warning(message, len(missing), listed(missing.tolist()))
 
 
+def needs_choice(rules: Protocol) -> bool:
+    """Return True if a protocol chooses C or k among several values."""
+    return len(rules.grid) > 1 or len(rules.neighbours) > 1
+
+
 def _check(rules: Protocol, *, train: Features, val: Features | None, test: Features) -> None:
-    if len(rules.grid) > 1 and val is None and not rules.held_out:
+    if needs_choice(rules) and val is None and not rules.held_out:
+        chosen = "k" if rules.method == KNN else "C"
         raise ProtocolError(
-            f"protocol {rules.name!r} chooses C on a validation split, but there is none; give val (val_x and val_y in "
-            "a file), or hold out some training images with --val-fraction 0.1"
+            f"protocol {rules.name!r} chooses {chosen} on a validation split, but there is none; give val (val_x and "
+            "val_y in a file), or hold out some training images with --val-fraction 0.1"
         )
     labels = train.y if train.y.ndim == 1 else train.y[:, (train.y == 1).any(axis=0)]
     if len(np.unique(labels[labels != IGNORED])) < 2:

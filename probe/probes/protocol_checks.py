@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import MISSING, fields
 from itertools import pairwise
 
 from probe.decoder import decode
 from probe.errors import ProtocolError
 from probe.names import unknown_name
-from probe.specs import FEATURE_POINTS, Protocol, canonical_json
+from probe.specs import FEATURE_POINTS, KNN, LOGISTIC, METHODS, ZERO_SHOT, Protocol, canonical_json
 
+# Fields that each method uses, besides `COMMON`.
+COMMON = ("name", "title", "feature_point", "normalize", "source", "method")
+USED = {
+    LOGISTIC: (
+        *("grid", "coarse_step", "max_iter", "tol", "shots", "num_seeds", "held_out", "refit"),
+        "warm_start",
+    ),
+    KNN: ("neighbours", "temperature", "refit"),
+    ZERO_SHOT: (),
+}
 LEAST = {"max_iter": 1, "shots": 0, "num_seeds": 1, "held_out": 0}
 
 
@@ -34,9 +45,44 @@ def check_protocol(protocol: Protocol, *, where: str) -> None:
             raise ProtocolError(f"{where}: {name} = {getattr(protocol, name)} is too small; give {least} or more")
     if not _is_positive(protocol.tol):
         raise ProtocolError(f"{where}: tol = {protocol.tol} is not valid; give a finite number above zero")
-    _check_grid(protocol.grid, where)
-    _check_coarse_step(protocol, where)
-    _check_draws(protocol, where)
+    if protocol.method not in METHODS:
+        raise ProtocolError(f"{where}: {unknown_name('method', protocol.method, METHODS)}")
+    _check_unused(protocol, where)
+    if protocol.method == LOGISTIC:
+        _check_grid(protocol.grid, where)
+        _check_coarse_step(protocol, where)
+        _check_draws(protocol, where)
+    if protocol.method == KNN:
+        _check_neighbours(protocol, where)
+
+
+def _check_unused(protocol: Protocol, where: str) -> None:
+    """Check that fields that the method does not use have their defaults."""
+    used = USED[protocol.method]
+    for own in fields(Protocol):
+        if own.name in used or own.default is MISSING or own.name in COMMON:
+            continue
+        if getattr(protocol, own.name) != own.default:
+            raise ProtocolError(
+                f"{where}: {own.name} has no effect on the method {protocol.method}; remove it, or set "
+                f"{own.name} = {json.dumps(own.default)}"
+            )
+
+
+def _check_neighbours(protocol: Protocol, where: str) -> None:
+    values = protocol.neighbours
+    if not values:
+        raise ProtocolError(f"{where}: neighbours is empty; give one or more numbers of neighbours, such as [10, 20]")
+    if values[0] < 1 or any(after <= before for before, after in pairwise(values)):
+        raise ProtocolError(
+            f"{where}: neighbours = {list(values)} is not valid; give integers of 1 or more in ascending order, each "
+            "once"
+        )
+    if protocol.temperature != 0 and not _is_positive(protocol.temperature):
+        raise ProtocolError(
+            f"{where}: temperature = {protocol.temperature} is not valid; give a finite number above zero, or 0 for "
+            "plain votes"
+        )
 
 
 def _check_types(protocol: Protocol, where: str) -> None:
@@ -44,8 +90,11 @@ def _check_types(protocol: Protocol, where: str) -> None:
         decode(json.loads(canonical_json(protocol)), Protocol)  # JSON turns NumPy's numbers into Python's
     except (ValueError, TypeError) as err:
         raise ProtocolError(f"{where}: {err}") from err
-    if not isinstance(protocol.grid, tuple):  # a list would make the protocol unhashable
-        raise ProtocolError(f"{where}: grid = {protocol.grid!r} is not a tuple; give a tuple of numbers")
+    for name in ("grid", "neighbours"):
+        if not isinstance(getattr(protocol, name), tuple):  # a list would make the protocol unhashable
+            raise ProtocolError(
+                f"{where}: {name} = {getattr(protocol, name)!r} is not a tuple; give a tuple of numbers"
+            )
 
 
 def _check_grid(grid: tuple[float, ...], where: str) -> None:

@@ -13,7 +13,7 @@ from probe.errors import UnknownNameError
 from probe.names import unknown_name
 from probe.probes.protocol_checks import check_protocol
 from probe.probes.user_protocols import make_protocol
-from probe.specs import Protocol
+from probe.specs import KNN, ZERO_SHOT, Protocol
 
 # scikit-learn stops when no component of the gradient of the mean loss exceeds `tol`. Since version 1.4, when the loss
 # became a mean, its default of 1e-4 stops far from the optimum (scikit-learn#28700).
@@ -94,6 +94,40 @@ PROTOCOLS: tuple[Protocol, ...] = (
             "with the loss to stop; here it is the solver of the run. The code does not say on which split C was "
             "chosen for each published score"
         ),
+    ),
+    Protocol(
+        name="zero-shot",
+        title="images against the texts of the class names",
+        feature_point="projected",
+        normalize=True,
+        method=ZERO_SHOT,
+        source=(
+            "Radford et al. 2021, section 3.1, and openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb. The "
+            "class names and templates are those of the dataset, see its description"
+        ),
+    ),
+    Protocol(
+        name="knn",
+        title="the weighted k-nearest neighbours of DINO",
+        feature_point="projected",
+        normalize=True,
+        method=KNN,
+        neighbours=(10, 20, 100, 200),
+        temperature=0.07,
+        source=(
+            "Caron et al. 2021 (facebookresearch/dino, eval_knn.py). DINO reports the best k on the test split; here k "
+            "is chosen on the validation split, and then training and validation images vote. DINO takes the class "
+            "token; here it is the projected feature of the image"
+        ),
+    ),
+    Protocol(
+        name="knn-5",
+        title="plain votes of the 5 nearest neighbours",
+        feature_point="projected",
+        normalize=True,
+        method=KNN,
+        neighbours=(5,),
+        source="a choice of this package: one vote for each of 5 neighbours by cosine similarity",
     ),
     *(_few_shot(shots) for shots in SHOTS),
     *(_few_shot(shots, held_out=min(shots, MAX_HELD_OUT)) for shots in SHOTS),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from probe.errors import ProtocolError
 from probe.probes.fits import Convergence, worst
 from probe.records.packing import pack
-from probe.records.schema import IntervalRecord, ResultRecord, SweepRecord
+from probe.records.schema import IntervalRecord, NeighboursRecord, ResultRecord, SweepRecord
+from probe.specs import NO_SOLVER
 from probe.stats.intervals import Interval, interval, seeds_interval
-from probe.stats.outcomes import Outcomes
+from probe.stats.metrics import get_metric
+from probe.stats.outcomes import Outcomes, make_outcomes
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class ProbeResult(Convergence):
             folds have different labels.
         sweep: tried values of C, ascending. Empty without a sweep, and for a mean over folds or draws.
         choice_converged: True if every fit of the sweep converged, or if there was no sweep.
+        k: number of neighbours of k-NN; None for other methods, and if folds chose different numbers.
+        k_sweep: tried numbers of neighbours, ascending. Empty without a choice, and for a mean over folds.
         predictions: int64 (num_test,), original labels; or (num_test, k) of 0 and 1 if an image can show several of k
             classes.
         outcomes: outcomes of the test images, one for each fold or draw.
@@ -54,6 +59,8 @@ class ProbeResult(Convergence):
     label_values: tuple[int, ...] = ()
     sweep: tuple[SweepRecord, ...] = ()
     choice_converged: bool = True
+    k: int | None = None
+    k_sweep: tuple[NeighboursRecord, ...] = ()
     predictions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
     outcomes: tuple[Outcomes, ...] = field(default=(), repr=False, compare=False)
     same_images: bool = True
@@ -68,6 +75,8 @@ class ProbeResult(Convergence):
         Raises:
             ProtocolError: a number is infinite or NaN, which JSON cannot represent.
         """
+        if self.solver == NO_SOLVER:
+            return self._without_fit()
         gradient = (self.gradient_norm, self.gradient_ratio)
         numbers = (self.score, self.objective, *gradient, self.excess, self.suboptimality)
         if not np.isfinite(numbers).all():
@@ -99,6 +108,71 @@ class ProbeResult(Convergence):
             folds=tuple(replace(fold.to_record(), outcomes=()) for fold in self.folds),
         )
 
+    def _without_fit(self) -> ResultRecord:
+        """Return the result of a protocol that fits nothing."""
+        return ResultRecord(
+            score=self.score,
+            C=None,
+            n_iter=0,
+            converged=True,
+            num_test=self.num_test,
+            num_train=self.num_train,
+            metric=self.metric,
+            solver=NO_SOLVER,
+            interval=IntervalRecord(**asdict(self.interval)),
+            label_values=self.label_values,
+            k=self.k,
+            k_sweep=self.k_sweep,
+            outcomes=tuple(map(pack, self.outcomes)),
+            same_images=self.same_images,
+            folds=tuple(replace(fold.to_record(), outcomes=()) for fold in self.folds),
+        )
+
+
+# Of protocols that fit nothing.
+NO_FIT = Convergence(
+    n_iter=0,
+    converged=True,
+    suboptimality=0.0,
+    gradient_norm=0.0,
+    gradient_ratio=0.0,
+    objective=0.0,
+    excess=0.0,
+    tol=0.0,
+)
+
+
+def make_result(
+    metric: str,
+    y: np.ndarray,
+    y_score: np.ndarray,
+    *,
+    predictions: np.ndarray,
+    fit: Convergence = NO_FIT,
+    **fields: Any,
+) -> ProbeResult:
+    """Return the result of scores of the test split: the score, its interval, and the outcomes of the images.
+
+    Args:
+        metric: a name of `metrics.METRICS`.
+        y: labels in the form that the metric takes.
+        y_score: float (n, k), scores in the form that the metric takes.
+        predictions: see `ProbeResult`.
+        fit: convergence of the final fit.
+        fields: other fields of `ProbeResult`.
+    """
+    outcomes = make_outcomes(metric, y, y_score)
+    return ProbeResult(
+        metric=metric,
+        score=get_metric(metric)(y, y_score),
+        num_test=len(y),
+        interval=interval([outcomes]),
+        predictions=predictions,
+        outcomes=(outcomes,),
+        **vars(fit),
+        **fields,
+    )
+
 
 def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_images: bool = True) -> ProbeResult:
     """Combine the results of several folds or draws into one result. A single result is returned as it is.
@@ -107,7 +181,7 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
     | --- | --- |
     | `score`, `objective` | mean |
     | other fields of `Convergence` | worst value, see `fits.worst` |
-    | `C` | common value, or None if the values differ |
+    | `C`, `k` | common value, or None if the values differ |
     | `num_train`, `num_test` | value of the first result |
     | `predictions` | concatenation |
     | `outcomes` | all outcomes; only the first draw of each fold if folds have different test images |
@@ -132,6 +206,8 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         first,
         score=float(np.mean(scores)),
         C=first.C if len({result.C for result in results}) == 1 else None,
+        k=first.k if len({result.k for result in results}) == 1 else None,
+        k_sweep=(),
         **vars(worst(results)),
         interval=around,
         label_values=first.label_values if len({result.label_values for result in results}) == 1 else (),

@@ -4,6 +4,14 @@ name = "my-sweep"
 feature_point = "pre_projection"                 # default: projected
 grid = { from = 1e-6, to = 1e6, num = 97 }       # evenly spaced in log10; or a list such as [0.01, 0.1, 1]
 coarse_step = 16                                 # default: 1, which tries every value of C
+
+or, for k-nearest neighbours,
+
+name = "my-knn"
+method = "knn"
+neighbours = [1, 5, 20]
+temperature = 0.07                               # default: 0, one vote for each neighbour
+normalize = true
 """
 
 from __future__ import annotations
@@ -22,14 +30,7 @@ from probe.names import unknown_name
 from probe.probes.protocol_checks import check_protocol
 from probe.specs import Protocol
 
-DEFAULTS = {
-    "title": "",
-    "feature_point": "projected",
-    "coarse_step": 1,
-    "max_iter": 1000,
-    "tol": 1e-6,  # as in the catalogue, see `protocols.TOL`
-    "source": "",
-}
+DEFAULTS = {"title": "", "feature_point": "projected"}
 RANGE = ("from", "to", "num")
 MAX_GRID = 100_000  # values of C; a larger number is a typing error
 

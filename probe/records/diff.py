@@ -34,7 +34,10 @@ STAGES = {
         ("features", "parity"),
         "the bytes differ because of the stages above, or because the code of the model changed",
     ),
-    "probe": (("spec.protocol", "spec.solver"), "different rules, or a different solver of the same problem"),
+    "probe": (
+        ("spec.protocol", "spec.solver", "spec.prompts", "prompts"),
+        "different rules or prompts, or a different solver of the same problem",
+    ),
     "fit": (
         ("result",),
         "the fit differs because of the stages above, or because the code of the fit changed",

@@ -1,9 +1,9 @@
 """Read and write records: one JSON file per run, below the folder `records` of a results folder.
 
 The path is `<dataset>/<model>.<mode>.<protocol>.<precision>.json`, with the solver before `.json` unless it is
-scikit-learn's. The record of a failed run ends in `.failed.json` instead. If images were missing or skipped, the record
-ends in `.partial.json`. Neither replaces a complete result, and a complete result removes both. See `records.schema`
-for the fields of a record, and `records.migration` for records of earlier versions.
+scikit-learn's or the protocol fits nothing. The record of a failed run ends in `.failed.json` instead. If images were
+missing or skipped, the record ends in `.partial.json`. Neither replaces a complete result, and a complete result
+removes both. See `records.schema` for the fields of a record, and `records.migration` for records of earlier versions.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from probe.records.schema import (
     FailedRecord,
     RunRecord,
 )
-from probe.specs import DatasetSpec, ModelSpec, RunSpec, unique_slug
+from probe.specs import NO_SOLVER, DatasetSpec, ModelSpec, RunSpec, unique_slug
 
 logger = logging.getLogger(__name__)
 
-UNNAMED_SOLVER = "sklearn"  # was the default solver when the names of files were chosen
+# The solvers without a part in the names of files: `sklearn` was the default when the names were chosen.
+UNNAMED_SOLVERS = ("sklearn", NO_SOLVER)
 ALL_FILES = "*/*.json"
 PUBLISHED_MODELS = tuple(name for row in MODELS for name in (row.name, f"random:{row.name}"))
 
@@ -53,7 +54,7 @@ def dataset_slug(spec: DatasetSpec) -> str:
 
 def run_path(spec: RunSpec, results_dir: Path) -> Path:
     """Return the path of the record of a run that is complete."""
-    solver = "" if spec.solver == UNNAMED_SOLVER else f".{unique_slug(spec.solver)}"
+    solver = "" if spec.solver in UNNAMED_SOLVERS else f".{unique_slug(spec.solver)}"
     names = (model_slug(spec.model), spec.mode, unique_slug(spec.protocol.name), unique_slug(spec.precision))
     return results_dir / "records" / dataset_slug(spec.dataset) / f"{'.'.join(names)}{solver}.json"
 

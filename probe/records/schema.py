@@ -165,6 +165,14 @@ class SweepRecord:
 
 
 @dataclass(frozen=True)
+class NeighboursRecord:
+    """One number of neighbours, k, that k-NN tried: its score on the validation images."""
+
+    k: int
+    score: float
+
+
+@dataclass(frozen=True)
 class PackedArray:
     """An array of outcomes, encoded as text by `records.packing`."""
 
@@ -189,6 +197,8 @@ class ResultRecord:
 
     `draw_sha256` is the digest of the images of a few-shot draw, see `probes.shots.Draw`; `seed` draws the same images
     again. `probe_version` is `probes.fit.PROBE_VERSION`; 1 in records that do not have it.
+
+    If the protocol fits nothing, fields of the fit are None, 0 or empty, and `solver` is `specs.NO_SOLVER`.
     """
 
     score: Fraction
@@ -209,6 +219,8 @@ class ResultRecord:
     label_values: tuple[int, ...] = ()
     sweep: tuple[SweepRecord, ...] = ()
     choice_converged: bool = True
+    k: int | None = None
+    k_sweep: tuple[NeighboursRecord, ...] = ()
     outcomes: tuple[PackedOutcomes, ...] = ()
     same_images: bool = True
     seed: int | None = None
@@ -216,6 +228,27 @@ class ResultRecord:
     draws: tuple[ResultRecord, ...] = ()
     folds: tuple[ResultRecord, ...] = ()
     probe_version: int = 1
+
+
+@dataclass(frozen=True)
+class PromptsRecord:
+    """The prompts of a zero-shot run.
+
+    Args:
+        templates: texts with `{}` in place of the class name.
+        templates_from: their origin.
+        class_names_from: origin of the class names.
+        class_names_sha256: digest of the class names in the order of the labels.
+        duplicates: class names that several classes share, which only `--allow-duplicate-names` permits.
+        logit_scale: factor of the cosine similarities in the logits of the model.
+    """
+
+    templates: tuple[str, ...]
+    templates_from: str
+    class_names_from: str
+    class_names_sha256: str
+    duplicates: tuple[str, ...] = ()
+    logit_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -254,8 +287,8 @@ class BaseRecord:
         read: see `ReadRecord`.
         splits: the images of `train`, `val` and `test`, or of `train/1` and so on if the dataset has several folds.
         features: the features of the same splits.
-        seconds: wall time of `load`, `extract` and `fit`. `fit` is almost 0 for a JIT run with the same features as the
-            eager run, because it reuses the eager run's probe.
+        seconds: wall time of `load`, `extract`, `fit` and, in a zero-shot run, `text`, the prompts. `fit` is almost 0
+            for a JIT run with the same features as the eager run, because it reuses the eager run's probe.
         extraction: see `ExtractionRecord`.
         environment: see `EnvironmentRecord`.
     """
@@ -335,10 +368,14 @@ class BaseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DoneRecord(BaseRecord):
-    """Record of a run that has a score; `parity` compares a JIT run with the eager run of the same grid."""
+    """Record of a run that has a score.
+
+    `parity` compares a JIT run with the eager run of the same grid. `prompts` is None unless the run is zero-shot.
+    """
 
     result: ResultRecord
     parity: ParityRecord | None = None
+    prompts: PromptsRecord | None = None
 
     status: ClassVar[str] = DONE
     error: ClassVar[None] = None

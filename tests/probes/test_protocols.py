@@ -171,7 +171,7 @@ def _with(line):
         (_with('name = "readme"'), "name = 'readme' is already a protocol of the catalogue; choose a different name"),
         (_with('name = "few-shot"'), "name = 'few-shot' is already a protocol of the catalogue"),
         ("grid = [1]", "name is missing"),
-        ('name = "own"', "grid is missing"),
+        ('name = "own"', "grid is empty; give one or more values of C"),
         ("name = own", "is not valid TOML (Invalid value"),
     ],
 )

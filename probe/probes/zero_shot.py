@@ -1,0 +1,72 @@
+"""Zero-shot classification: the scores of images are their cosine similarities with the texts of the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from probe.errors import ProtocolError
+from probe.features.arrays import Features
+from probe.features.text import Classifier
+from probe.probes.result import ProbeResult, make_result, mean_result
+from probe.specs import NO_SOLVER
+from probe.stats.metrics import find_mismatch, find_undefined
+
+ROWS = 8192  # images that are converted to float64 at a time, to save memory
+
+
+def zero_shot_logits(x: np.ndarray, classifier: Classifier) -> np.ndarray:
+    """Return the logits of a model for images and classes, float64 (n, k).
+
+    A logit is the cosine similarity of an image and a class, times the model's scale, plus its bias. Products are in
+    float64, so the number of threads does not change which class is first.
+
+    Args:
+        x: float32 (n, d), projected features.
+        classifier: the texts of the k classes.
+    """
+    weights = classifier.weights.astype(np.float64).T * classifier.logit_scale
+    logits = np.empty((len(x), weights.shape[1]))
+    for start in range(0, len(x), ROWS):
+        rows = x[start : start + ROWS].astype(np.float64)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        logits[start : start + ROWS] = rows / np.where(lengths > 0, lengths, 1) @ weights + classifier.logit_bias
+    return logits
+
+
+def score_zero_shot(
+    folds: Sequence[Mapping[str, Features]], classifier: Classifier, *, metric: str = "accuracy"
+) -> ProbeResult:
+    """Score the test split of each fold zero-shot, and return the mean result. Nothing is fitted or chosen.
+
+    Args:
+        folds: features of the split `test`; other splits are not used.
+        classifier: the texts of the classes.
+        metric: a name of `metrics.METRICS`. ROC AUC ranks images by the logit of the second class minus that of the
+            first. Average precision ranks the images of each class by its logit.
+
+    Raises:
+        ProtocolError: the metric does not suit the labels.
+    """
+    results, digests = [], set()
+    for fold in folds:
+        test = fold["test"]
+        is_multi_label = test.y.ndim == 2
+        num_classes = len(classifier.weights)
+        reason = find_mismatch(metric, num_classes=num_classes, is_multi_label=is_multi_label)
+        if reason:
+            raise ProtocolError(reason)
+        if reason := find_undefined(metric, test.y):
+            raise ProtocolError(
+                f"the metric {metric} is not defined on the test split: {reason}; use a different metric"
+            )
+        digests.add(test.compute_sha256())
+        logits = zero_shot_logits(test.x, classifier)
+        predictions = logits.argmax(axis=1)
+        if is_multi_label:  # there is no threshold, so only the first class of an image is predicted
+            predictions = np.eye(num_classes, dtype=np.int64)[predictions]
+        results.append(
+            make_result(metric, test.y, logits, predictions=predictions, C=None, num_train=0, solver=NO_SOLVER)
+        )
+    return mean_result(results, of="folds", same_images=len(digests) == 1)
