@@ -95,10 +95,10 @@ def run_one(
     dataset = session.open_dataset(spec.dataset)
     encoder = session.find_encoder(spec)  # loaded only if features are not cached
     extraction = extract(encoder, dataset, session)
-    folds = extraction.cut()  # train, val and test of each fold: x float32 (n, d), y
+    folds = extraction.cut(spec.splits)  # train, val and test of each fold: x float32 (n, d), y
     features = {
         name: FeaturesRecord(split.compute_sha256(), {point: tuple(row) for point, row in split.sample().items()})
-        for name, split in by_split(folds, lambda k, name: folds[k][name]).items()
+        for name, split in by_split(folds, lambda k, name: folds[k][name], spec.splits).items()
     }
 
     partners = [run for run in finished if run.spec.of_all_modes == spec.of_all_modes]
@@ -132,7 +132,7 @@ def run_one(
         created=_now(),
         encoder=extraction.encoder,
         read=extraction.read,
-        splits=dict(extraction.splits),
+        splits={name: split for name, split in extraction.splits.items() if name.partition("/")[0] in spec.splits},
         features=features,
         result=replace(result.to_record(), probe_version=PROBE_VERSION),
         extraction=extraction.extraction,

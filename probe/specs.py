@@ -301,6 +301,11 @@ class RunSpec:
         return "jit" if self.jit else "compiled" if self.compiled else "eager"
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits whose images the run needs."""
+        return ("test",) if self.protocol.method == ZERO_SHOT else SPLITS
+
+    @property
     def of_all_modes(self) -> RunSpec:
         """Run in eager mode, which is the same for all modes of the model, so that their probes can be compared."""
         return replace(self, jit=False, compiled=False)

@@ -90,10 +90,22 @@ class OpenedDataset(CutDataset):
     Args:
         used: for each subset, the images that splits use; subsets that no split uses are left out.
         splits: number and digest of the images of each split, under the names that `by_split` returns.
+        needed: names of these splits.
     """
 
     used: Mapping[str, UsedImages]
     splits: Mapping[str, SplitDigest]
+    needed: tuple[str, ...] = SPLITS
+
+    def only(self, splits: tuple[str, ...]) -> OpenedDataset:
+        """Return the dataset for a run that needs only some splits: subsets that they do not use are left out."""
+        used = {fold[name].subset for fold in self.folds for name in splits}
+        return replace(
+            self,
+            used={subset: images for subset, images in self.used.items() if subset in used},
+            splits={name: split for name, split in self.splits.items() if name.partition("/")[0] in splits},
+            needed=splits,
+        )
 
 
 def open_dataset(

@@ -12,7 +12,7 @@ import numpy as np
 
 from probe.errors import FeaturesError
 from probe.records.schema import EncoderRecord, ExtractionRecord, ReadRecord, SplitRecord
-from probe.specs import RunSpec
+from probe.specs import SPLITS, RunSpec
 
 PROJECTED, PRE_PROJECTION = "projected", "pre_projection"
 SAMPLED = 16  # values of a split that a record contains
@@ -87,7 +87,8 @@ class Extraction:
 
     Args:
         features: features of each subset, for the images that splits use.
-        rows: for each fold the subset of each split, and the rows of the split in its features, int64, ascending.
+        rows: for each fold the subset of each needed split, and the rows of the split in its features, int64,
+            ascending.
         read: the images that were read.
         splits: the images of each split.
         encoder: the encoder, as its cache entries describe it.
@@ -112,18 +113,19 @@ class Extraction:
         splits = {name: asdict(split) for name, split in self.splits.items()}
         return {**names, **how, "encoder": asdict(self.encoder), "read": asdict(self.read), "splits": splits}
 
-    def cut(self) -> list[dict[str, Features]]:
-        """Cut the features into `train`, `val` and `test`, once for each fold.
+    def cut(self, splits: Sequence[str] = SPLITS) -> list[dict[str, Features]]:
+        """Cut the features into `train`, `val` and `test`, or some of them, once for each fold.
 
         A split of a whole subset is that subset's features, memory-mapped; others are copies of rows.
         """
         folds = []
         for fold in self.rows:
-            splits = {}
-            for name, (subset, rows) in fold.items():
+            cut = {}
+            for name in splits:
+                subset, rows = fold[name]
                 features = self.features[subset]
-                splits[name] = features if len(rows) == len(features) else features.take(rows)
-            folds.append(splits)
+                cut[name] = features if len(rows) == len(features) else features.take(rows)
+            folds.append(cut)
         return folds
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from probe.datasets import dataset_names
 from probe.datasets.opening import OpenedDataset
-from probe.datasets.splits.folds import SPLITS, digest_splits
+from probe.datasets.splits.folds import digest_splits
 from probe.errors import DatasetError, FeaturesError
 from probe.features.arrays import Extraction, Features
 from probe.features.store import EXTRACTION_VERSION, Entry
@@ -55,11 +55,11 @@ def describe_extraction(
     rows = [
         {
             name: (fold[name].subset, np.flatnonzero(np.isin(readable[fold[name].subset], fold[name].positions)))
-            for name in SPLITS
+            for name in dataset.needed
         }
         for fold in dataset.folds
     ]
-    splits = digest_splits(dataset.subsets, dataset.folds, readable) if skipped else dataset.splits
+    splits = digest_splits(dataset.subsets, dataset.folds, readable, dataset.needed) if skipped else dataset.splits
     first = next(iter(entries.values()))
     return Extraction(
         features=features,

@@ -165,7 +165,7 @@ def prepare(
     """Look up or extract the features of all runs of one dataset, and put them into `session.extracted`.
 
     Args:
-        specs: runs of one dataset; their protocols and solvers do not matter.
+        specs: runs of one dataset. Of their protocols, only the splits that they need matter.
         session: opens the dataset and loads the encoders.
         progress: counts the images to encode.
         expected: number of images of these runs that `progress` already expects.
@@ -174,7 +174,8 @@ def prepare(
         The exceptions of runs without features, by `features_key`. An encoder that fails does not stop the others.
     """
     started = time.perf_counter()
-    wanted = {features_key(spec): spec for spec in specs}
+    # Of runs with the same features, the last is one that needs the most splits.
+    wanted = {features_key(spec): spec for spec in sorted(specs, key=lambda spec: len(spec.splits))}
     progress.expect(-expected)
     try:
         dataset = session.open_dataset(specs[0].dataset)
@@ -222,7 +223,7 @@ def _extract_all(
             job = jobs[key]
             session.extracted[key] = describe_extraction(
                 job.entries,
-                dataset,
+                dataset.only(job.spec.splits),
                 weights=job.encoder.weights,
                 from_cache=job.from_cache,
                 seconds=job.seconds,
@@ -236,6 +237,7 @@ def _extract_all(
 def _look_up(encoder: LazyEncoder, dataset: OpenedDataset, session: Session) -> Job:
     """Find the cache entries of an encoder."""
     started, root = time.perf_counter(), paths.cache_dir(session.settings.cache_dir)
+    dataset = dataset.only(encoder.spec.splits)
     job = Job(features_key(encoder.spec), encoder, cache_entries(encoder.spec, encoder.weights, dataset))
     for subset, wanted in job.wanted.items():
         entry = store.find(root, wanted)

@@ -28,7 +28,7 @@ class LazyEncoder:
     """Encoder of a run, loaded when the first image is encoded: cached features need only the digest of its weights.
 
     Args:
-        spec: the run; its protocol and solver do not matter.
+        spec: the run; of its protocol, only the splits that it needs matter.
         weights: digest of the weights, see `models.loading.identify`.
         load_encoder: return the loaded encoder of a run.
         loaded: the encoder while it is in use.
@@ -72,7 +72,7 @@ class Job:
 
     @property
     def spec(self) -> RunSpec:
-        """The run of the encoder; its protocol does not matter."""
+        """The run of the encoder; of its protocol, only the splits that it needs matter."""
         return self.encoder.spec
 
     @property

@@ -62,7 +62,8 @@ def plan_units(specs: Sequence[RunSpec], sizes: Mapping[str, int] = NO_SIZES) ->
         runs = tuple(group)
         images = sizes.get(runs[0].dataset.name) or sum(subset.size or 0 for subset in runs[0].dataset.subsets)
         n = max(1, -(-images // SHARD_IMAGES))
-        modes = tuple(dict.fromkeys(replace(spec, protocol=runs[0].protocol) for spec in runs))
+        widest = max(runs, key=lambda spec: len(spec.splits))  # the features that it needs serve all runs
+        modes = tuple(dict.fromkeys(replace(widest, jit=spec.jit, compiled=spec.compiled) for spec in runs))
         shares = [(k + 1) * images // n - k * images // n for k in range(n)]
         units += [Unit(modes, (k + 1, n), i, share * len(modes)) for k, share in enumerate(shares)]
         probes: dict[RunSpec, list[RunSpec]] = {}

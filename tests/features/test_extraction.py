@@ -80,6 +80,26 @@ def test_features_are_extracted_once(tmp_path, undisturbed, small):
     assert first.encoder == again.encoder
 
 
+def test_a_zero_shot_run_encodes_only_the_images_of_the_test_split(tmp_path):
+    for split, n in (("train", 6), ("test", 2)):
+        for name in ("cat", "dog"):
+            for i in range(n):
+                write_image(tmp_path / "pets" / split / name / f"{i}.png", (90 + 20 * i, 120, 60))
+    zero_shot, probed = (
+        plan([f"folder:{tmp_path / 'pets'}"], ["tiny"], protocols=[name], device="cpu")[0]
+        for name in ("zero-shot", "readme")
+    )
+    (alone,) = extract([zero_shot], tmp_path / "alone")
+    assert {subset: len(features) for subset, features in alone.features.items()} == {"test": 4}
+    assert list(alone.splits) == ["test"]
+    both = extract([zero_shot, probed], tmp_path / "both")
+    assert both[0] is both[1]  # in one pass, whatever their order
+    assert {subset: len(features) for subset, features in both[0].features.items()} == {"train": 12, "test": 4}
+    (again,) = extract([probed], tmp_path / "alone")  # the entry of the test split serves other protocols
+    assert again.features["test"].compute_sha256() == alone.features["test"].compute_sha256()
+    assert again.splits == both[0].splits
+
+
 @pytest.mark.slow
 def test_cached_features_equal_extracted_features(undisturbed, small):
     encoder = probe.load_encoder(small[0], device="cpu")

@@ -130,9 +130,12 @@ def compute_digests(subsets: Mapping[str, ImageDataset], folds: Sequence[Fold]) 
 
 
 def digest_splits(
-    subsets: Mapping[str, ImageDataset], folds: Sequence[Fold], readable: Mapping[str, np.ndarray]
+    subsets: Mapping[str, ImageDataset],
+    folds: Sequence[Fold],
+    readable: Mapping[str, np.ndarray],
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, SplitDigest]:
-    """Return the number of images of each split and the digest of their ids and labels.
+    """Return the number of images of each of some splits and the digest of their ids and labels.
 
     Only the images at the positions `readable`, ascending, count.
     """
@@ -143,13 +146,15 @@ def digest_splits(
         images = subsets[selection.subset].select(selection.subset, read)
         return SplitDigest(len(images), images.compute_sha256())
 
-    return by_split(folds, describe)
+    return by_split(folds, describe, splits)
 
 
-def by_split(folds: Sequence[object], describe: Callable[[int, str], T]) -> dict[str, T]:
+def by_split(
+    folds: Sequence[object], describe: Callable[[int, str], T], splits: Sequence[str] = SPLITS
+) -> dict[str, T]:
     """Return `describe(fold, split)` by split: `train` and so on, or `train/1` and so on with several folds."""
     return {
-        name if len(folds) == 1 else f"{name}/{k + 1}": describe(k, name) for k in range(len(folds)) for name in SPLITS
+        name if len(folds) == 1 else f"{name}/{k + 1}": describe(k, name) for k in range(len(folds)) for name in splits
     }
 
 
