@@ -106,6 +106,10 @@ class PromptsError(ProbeError, ValueError):
     """Class names or templates from which no zero-shot prompts can be made."""
 
 
+class HeadError(ProbeError, ValueError):
+    """A head that cannot be read, or that does not fit an encoder or its features."""
+
+
 class CacheError(ProbeError, OSError):
     """A cache folder that cannot be written to. Its earlier entries stay valid."""
 

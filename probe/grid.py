@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from probe import environment, paths
 from probe.datasets import get_dataset
@@ -22,11 +23,12 @@ from probe.models.preprocess import PREPROCESS_VERSION
 from probe.probes.fit import PROBE_VERSION
 from probe.probes.protocols import PROTOCOLS, get_protocol
 from probe.probes.solvers.catalog import check_solver
-from probe.records.record import run_path, try_to_read
+from probe.records.record import head_path, run_path, try_to_read
 from probe.records.schema import DoneRecord
 from probe.settings import Settings
 from probe.specs import (
     DEFAULT_SOLVER,
+    KNN,
     LOGISTIC,
     NO_SOLVER,
     ZERO_SHOT,
@@ -117,7 +119,8 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     """Return the runs of a grid that have no complete record, and log how many are skipped.
 
     A record is complete if all images were used, and if the specification, the weights and the suite's own versions of
-    preprocessing, extraction and probe are unchanged. Versions of libraries may differ. If one mode of a run is
+    preprocessing, extraction and probe are unchanged. Versions of libraries may differ. If heads are to be saved, the
+    head must exist, too. If one mode of a run is
     pending, so are its other modes in the grid, because modes are compared.
     """
     results_dir = paths.results_dir(settings.results_dir)
@@ -127,6 +130,8 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     def find(spec: RunSpec) -> DoneRecord | None:
         record = try_to_read(run_path(spec, results_dir))
         if not isinstance(record, DoneRecord) or not record.is_whole or identity(record.spec) != identities[spec]:
+            return None
+        if settings.save_heads and spec.protocol.method != KNN and not _has_head(spec, results_dir):
             return None
         if not _has_own_versions(record) or not _has_weights(record, spec.model, weights, settings):
             return None
@@ -140,6 +145,10 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
         logger.info("skipped %d of %d runs: already recorded (use --rerun)", len(done), len(specs))
         _log_versions(done.values())
     return Pending([spec for spec in specs if spec not in done], done)
+
+
+def _has_head(spec: RunSpec, results_dir: Path) -> bool:
+    return any(head_path(spec, results_dir, part).is_file() for part in (0, 1))
 
 
 def _has_own_versions(record: DoneRecord) -> bool:

@@ -26,6 +26,7 @@ from probe.features.text import find_classifier
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import PROBE_VERSION, fit_folds
+from probe.probes.heads import describe_heads, write_heads
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for, get_solver
 from probe.probes.zero_shot import score_zero_shot
@@ -56,6 +57,7 @@ class FinishedRun:
         extraction: its features.
         result: its probe.
         fits: cache of its finished fits, until the record is written.
+        heads: content of the files of its heads, by path below the results folder, if they are to be saved.
     """
 
     spec: RunSpec
@@ -63,6 +65,7 @@ class FinishedRun:
     extraction: Extraction = field(repr=False)
     result: ProbeResult = field(repr=False)
     fits: FitCache = field(repr=False)
+    heads: Mapping[Path, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,10 @@ def run_one(
         environment=environment.describe(spec.device),
         prompts=None if classifier is None else classifier.prompts,
     )
-    run = FinishedRun(spec, record, extraction, result, fits)
+    heads: Mapping[Path, bytes] = {}
+    if session.settings.save_heads:
+        heads = describe_heads(record, result, next(iter(dataset.subsets.values())).class_names)
+    run = FinishedRun(spec, record, extraction, result, fits, heads)
     eager = next((run for run in partners if spec.jit and run.record.mode == "eager"), None)
     return run if eager is None else replace(run, record=replace(record, parity=compare_modes(eager, run)))
 
@@ -190,6 +196,7 @@ def run(
     skip_corrupt: int = 0,
     workers: int | None = None,
     allow_duplicate_names: bool = False,
+    save_heads: bool = False,
     rerun: bool = False,
 ) -> DoneRecord:
     """Run one combination of dataset, model and protocol, and write its record and the tables of its model.
@@ -217,6 +224,7 @@ def run(
         skip_corrupt: number of unreadable images to skip before the run fails; the record names them.
         workers: number of processes that read images; None is `reading.default_workers`.
         allow_duplicate_names: run zero-shot even if several classes have the same name; the record names them.
+        save_heads: write the fitted weights below the folder `heads` of the results folder, see `load_head`.
         rerun: run again even if there is a complete record.
 
     Raises:
@@ -244,6 +252,7 @@ def run(
         skip_corrupt=skip_corrupt,
         workers=workers,
         allow_duplicate_names=allow_duplicate_names,
+        save_heads=save_heads,
     )
     folder = paths.results_dir(settings.results_dir)
     check_writable(folder)
@@ -264,6 +273,8 @@ def _run_pending(
     pending = grid.pending(specs, settings, rerun=rerun)
     yield from pending.done.values()
     for run in run_all(pending.runs, Session(settings)):
+        if isinstance(run, FinishedRun):  # before the record, because a complete record is not repeated
+            write_heads(run.heads, results_dir)
         write_record(run.record, results_dir)
         if isinstance(run, FinishedRun):
             run.fits.clear()

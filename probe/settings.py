@@ -22,6 +22,7 @@ class Settings:
         skip_corrupt: skip up to this many images of a dataset that cannot be read; the record names them.
         workers: processes that read images; None for `features.reading.default_workers`.
         allow_duplicate_names: run zero-shot even if several classes have the same name; the record names them.
+        save_heads: write the fitted weights of each run.
         shard: extract only the i-th of n shards, from 1 on; None for all images.
     """
 
@@ -34,6 +35,7 @@ class Settings:
     skip_corrupt: int = 0
     workers: int | None = None
     allow_duplicate_names: bool = False
+    save_heads: bool = False
     shard: tuple[int, int] | None = None
 
     def absolute(self) -> Settings:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from probe.errors import brief
-from probe.specs import DEFAULT_SOLVER
+from probe.specs import DEFAULT_SOLVER, SPLITS
 
 JIT_MODES = {"off": (False,), "on": (True,), "both": (False, True)}
 
@@ -124,9 +124,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--tolerance": _value(
             "N", "Number of test images by which a score may differ. [1 in 1,000, at least 1]", type=_count
         ),
+        "--split": _choice(SPLITS, "test", "Split of --dataset. [test]"),
         "--rerun": _flag(
             "Also repeat runs that have a complete record, for example after you replaced images of a dataset."
         ),
+        "--save-heads": _flag("Also write the fitted weights of each run, for `predict`."),
+        "--save-head": _value("FILE", "Also write the fitted weights to this file, for `predict`."),
         "--plan": _flag("Run nothing; print an estimate of the time, memory and disk space that the grid needs."),
     },
     "how to run it": {
@@ -212,8 +215,8 @@ COMMANDS: dict[str, dict[str, _Command]] = {
     "features and probes": {
         "run": _Command(
             "Extract features, fit probes, and write records and tables.",
-            f"{IMAGES} {ENCODING} {FITTING} --protocol --rerun --plan --executor --ray-address --ray-workers "
-            "--results-dir",
+            f"{IMAGES} {ENCODING} {FITTING} --protocol --rerun --save-heads --plan --executor --ray-address "
+            "--ray-workers --results-dir",
         ),
         "extract": _Command(
             "Extract and cache features, or some shards of them.",
@@ -222,12 +225,26 @@ COMMANDS: dict[str, dict[str, _Command]] = {
         ),
         "fit": _Command(
             "Fit probes on a file of features.",
-            f"--protocol --metric --val-fraction --seed {FITTING} --threads --device --cache-dir",
+            f"--protocol --metric --val-fraction --seed {FITTING} --save-head --threads --device --cache-dir",
             {
                 "file": _value(
                     "FILE.npz",
                     "File of `extract --out`, or of arrays train_x, train_y, test_x, test_y (and val_x, val_y).",
                 )
+            },
+        ),
+        "predict": _Command(
+            "Predict the classes of images with the fitted weights of a run.",
+            "--dataset --split --model --device --batch-size --threads --offline --data-dir --weights-dir --out",
+            {
+                "head": _value("HEAD", "File that `run --save-heads` wrote, below RESULTS/heads."),
+                "images": _value("IMAGE", "Image, or a folder of images.", nargs="*"),
+            },
+            {
+                "--dataset": _single("", "Dataset to predict instead of files. [none]"),
+                "--model": _single("", "Place of the encoder's weights, if they have moved. [the model of the head]"),
+                "--batch-size": {"default": 64, "help": "Number of images encoded at a time. [64]"},
+                "--out": _value("FILE.csv", "CSV file to write to. [standard output]"),
             },
         ),
         "parity": _Command(
@@ -380,6 +397,8 @@ def check_conflicts(args: argparse.Namespace) -> None:
         raise UsageError("--out needs the features of all images; remove --shard")
     if args.command == "leaderboard":
         _check_leaderboard(args)
+    if args.command == "predict" and bool(args.images) == bool(args.dataset):
+        raise UsageError("name images or folders to predict, or a dataset with --dataset, but not both")
     if options("page") and (args.json or args.name is not None):
         raise UsageError("--page prints the whole catalogue as Markdown; remove --json and the name")
 

@@ -28,6 +28,7 @@ def settings(args: argparse.Namespace) -> Settings:
         skip_corrupt=args.skip_corrupt,
         workers=args.workers,
         shard=getattr(args, "shard", None),
+        save_heads=getattr(args, "save_heads", False),
     )
 
 

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from probe.cli import arguments, boards, caching, catalogues, checks, running
+from probe.cli import arguments, boards, caching, catalogues, checks, predicting, running
 from probe.errors import ProbeError, UnknownNameError, brief
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": running.run_command,
     "extract": running.extract_command,
     "fit": running.fit,
+    "predict": predicting.predict_command,
     "parity": checks.parity_command,
     "tables": boards.tables,
     "leaderboard": boards.leaderboard,

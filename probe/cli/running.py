@@ -170,10 +170,14 @@ def fit(args: argparse.Namespace) -> int:
     from probe.models.devices import resolve_execution
     from probe.probes.cached_fits import FitCache
     from probe.probes.fit import fit_folds, hold_out_validation
+    from probe.probes.heads import describe_head_of_file
     from probe.probes.protocols import GROUPS, get_protocol
     from probe.probes.solvers.catalog import device_for
+    from probe.records.record import write_bytes
 
     protocols = [get_protocol(name) for name in grids.expand_groups(args.protocol or ["clip-paper"], GROUPS)]
+    if args.save_head is not None and len(protocols) > 1:
+        raise UsageError(f"--save-head writes one head, but there are {len(protocols)} protocols; name one of them")
     found = files.load(Path(args.file))
     metric = args.metric or str(found.about.get("metric", "accuracy"))
     folds = list(found.folds)
@@ -198,6 +202,11 @@ def fit(args: argparse.Namespace) -> int:
         )
         for protocol in protocols
     }
+    if args.save_head is not None:
+        is_multi_label = folds[0]["train"].y.ndim == 2
+        (rules,) = protocols
+        head = describe_head_of_file(found.about, results[rules.name], rules, is_multi_label=is_multi_label)
+        write_bytes(Path(args.save_head), head.to_bytes())
     environment = describe(device)
     unfinished = {name: result for name, result in results.items() if not result.converged}
     if args.json:

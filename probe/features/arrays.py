@@ -109,7 +109,8 @@ class Extraction:
     def about(self, spec: RunSpec) -> dict[str, Any]:
         """Return the description that a file of these features holds."""
         names = {"dataset": spec.dataset.name, "metric": spec.dataset.metric, "model": spec.model.name}
-        how = {"mode": spec.mode, "precision": spec.precision, "device": spec.device, "batch_size": spec.batch_size}
+        how: dict[str, Any] = {"weights": self.extraction.weights}
+        how |= {"mode": spec.mode, "precision": spec.precision, "device": spec.device, "batch_size": spec.batch_size}
         splits = {name: asdict(split) for name, split in self.splits.items()}
         return {**names, **how, "encoder": asdict(self.encoder), "read": asdict(self.read), "splits": splits}
 

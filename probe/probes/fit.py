@@ -23,7 +23,7 @@ from probe.features.arrays import Features
 from probe.ordering import order
 from probe.probes import costs
 from probe.probes.cached_fits import FitCache, FitKey
-from probe.probes.fits import Fit, Solver, worst
+from probe.probes.fits import Fit, Solver, normalized, worst
 from probe.probes.knn import fit_knn
 from probe.probes.protocols import get_protocol, validate
 from probe.probes.result import ProbeResult, make_result, mean_result
@@ -185,7 +185,8 @@ class _Probe:
                 final.objective,
                 final.suboptimality,
             )
-        y_score = final.scores(_at_feature_point(rules, test), self.num_classes)
+        weights = final.weights(self.num_classes)
+        y_score = weights.logits(_at_feature_point(rules, test))
         if test.y.ndim == 2:
             predictions = (y_score > 0).astype(np.int64)
         else:
@@ -203,6 +204,7 @@ class _Probe:
             label_values=self.label_values,
             sweep=sweep,
             choice_converged=all(point.converged for point in sweep),
+            heads=(weights,),
         )
 
     def _sweep(self, train: Features, val: Features) -> tuple[dict[float, SweepRecord], dict[float, Fit]]:
@@ -406,10 +408,7 @@ def _hold_out_of(positions: np.ndarray, fraction: float, name: str) -> list[int]
 def _at_feature_point(rules: Protocol, features: Features) -> np.ndarray:
     """Return the features float32 (n, d) at the protocol's feature point, L2-normalised if the protocol says so."""
     x = features.at(rules.feature_point)
-    if not rules.normalize:
-        return x
-    lengths = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(lengths > 0, lengths, 1)
+    return normalized(x) if rules.normalize else x
 
 
 def _renumber(features: Features, labels: np.ndarray) -> Features:

@@ -60,6 +60,34 @@ def worst(fits: Sequence[Convergence]) -> Convergence:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Weights of a linear classifier for k classes.
+
+    A class without training images has weights of zero and a bias of -inf.
+
+    Args:
+        weight: float64 (k, d).
+        bias: float64 (k,).
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Return logits float64 (n, k) for features float32 (n, d). Products are in float64."""
+        logits = np.empty((len(x), len(self.bias)))
+        for start in range(0, len(x), ROWS):
+            logits[start : start + ROWS] = x[start : start + ROWS].astype(np.float64) @ self.weight.T + self.bias
+        return logits
+
+
+def normalized(x: np.ndarray) -> np.ndarray:
+    """Return features (n, d) divided by the length of each row. A row of zeros stays as it is."""
+    lengths = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.asarray(x / np.where(lengths > 0, lengths, 1))
+
+
+@dataclass(frozen=True)
 class Fit(Convergence):
     """Weights of a linear probe and the convergence of its fit.
 
@@ -80,16 +108,18 @@ class Fit(Convergence):
     is_multi_label: bool
     needs_curvature: bool = False
 
+    def weights(self, num_classes: int) -> Weights:
+        """Return weights with a row for each of `num_classes` classes."""
+        coef, intercept = self.coef.astype(np.float64), self.intercept.astype(np.float64)
+        if len(coef) == 1 and not self.is_multi_label:  # two classes: the logit of the first is zero
+            coef, intercept = (np.concatenate([np.zeros_like(array), array]) for array in (coef, intercept))
+        weights = Weights(np.zeros((num_classes, coef.shape[1])), np.full(num_classes, -np.inf))
+        weights.weight[self.classes], weights.bias[self.classes] = coef, intercept
+        return weights
+
     def scores(self, x: np.ndarray, num_classes: int) -> np.ndarray:
         """Return logits float64 (n, num_classes) for features float32 (n, d). Classes without a probe get -inf."""
-        scores = np.full((len(x), num_classes), -np.inf)
-        coef, intercept = self.coef.astype(np.float64), self.intercept.astype(np.float64)
-        for start in range(0, len(x), ROWS):
-            logits = x[start : start + ROWS].astype(np.float64) @ coef.T + intercept
-            if len(coef) == 1 and not self.is_multi_label:  # two classes: the logit of the first is zero
-                logits = np.hstack([np.zeros_like(logits), logits])
-            scores[start : start + ROWS, self.classes] = logits
-        return scores
+        return self.weights(num_classes).logits(x)
 
 
 class Solver(ABC):

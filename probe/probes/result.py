@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from probe.errors import ProtocolError
-from probe.probes.fits import Convergence, worst
+from probe.probes.fits import Convergence, Weights, worst
 from probe.records.packing import pack
 from probe.records.schema import IntervalRecord, NeighboursRecord, ResultRecord, SweepRecord
 from probe.specs import NO_SOLVER
@@ -42,6 +42,7 @@ class ProbeResult(Convergence):
         predictions: int64 (num_test,), original labels; or (num_test, k) of 0 and 1 if an image can show several of k
             classes.
         outcomes: outcomes of the test images, one for each fold or draw.
+        heads: weights of the final fit, one for each fold or draw; empty if the protocol has no linear head.
         same_images: True if all `outcomes` are of the same test images.
         seed: seed of a few-shot draw.
         draw_sha256: digest of the images of a few-shot draw, see `shots.Draw`.
@@ -63,6 +64,7 @@ class ProbeResult(Convergence):
     k_sweep: tuple[NeighboursRecord, ...] = ()
     predictions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
     outcomes: tuple[Outcomes, ...] = field(default=(), repr=False, compare=False)
+    heads: tuple[Weights, ...] = field(default=(), repr=False, compare=False)
     same_images: bool = True
     seed: int | None = None
     draw_sha256: str | None = None
@@ -215,6 +217,7 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         choice_converged=all(result.choice_converged for result in results),
         predictions=np.concatenate([result.predictions for result in results]),
         outcomes=tuple(outcomes),
+        heads=tuple(head for result in results for head in result.heads),
         same_images=same_images,
         seed=None,
         draw_sha256=None,

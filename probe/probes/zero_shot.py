@@ -1,4 +1,4 @@
-"""Zero-shot classification: the scores of images are their cosine similarities with the texts of the classes."""
+"""Zero-shot classification: the logit of an image and a class is their cosine similarity, times the model's scale."""
 
 from __future__ import annotations
 
@@ -9,30 +9,10 @@ import numpy as np
 from probe.errors import ProtocolError
 from probe.features.arrays import Features
 from probe.features.text import Classifier
+from probe.probes.fits import Weights, normalized
 from probe.probes.result import ProbeResult, make_result, mean_result
 from probe.specs import NO_SOLVER
 from probe.stats.metrics import find_mismatch, find_undefined
-
-ROWS = 8192  # images that are converted to float64 at a time, to save memory
-
-
-def zero_shot_logits(x: np.ndarray, classifier: Classifier) -> np.ndarray:
-    """Return the logits of a model for images and classes, float64 (n, k).
-
-    A logit is the cosine similarity of an image and a class, times the model's scale, plus its bias. Products are in
-    float64, so the number of threads does not change which class is first.
-
-    Args:
-        x: float32 (n, d), projected features.
-        classifier: the texts of the k classes.
-    """
-    weights = classifier.weights.astype(np.float64).T * classifier.logit_scale
-    logits = np.empty((len(x), weights.shape[1]))
-    for start in range(0, len(x), ROWS):
-        rows = x[start : start + ROWS].astype(np.float64)
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        logits[start : start + ROWS] = rows / np.where(lengths > 0, lengths, 1) @ weights + classifier.logit_bias
-    return logits
 
 
 def score_zero_shot(
@@ -50,6 +30,8 @@ def score_zero_shot(
         ProtocolError: the metric does not suit the labels.
     """
     results, digests = [], set()
+    scaled = classifier.weights.astype(np.float64) * classifier.logit_scale
+    weights = Weights(scaled, np.full(len(scaled), classifier.logit_bias))
     for fold in folds:
         test = fold["test"]
         is_multi_label = test.y.ndim == 2
@@ -62,11 +44,13 @@ def score_zero_shot(
                 f"the metric {metric} is not defined on the test split: {reason}; use a different metric"
             )
         digests.add(test.compute_sha256())
-        logits = zero_shot_logits(test.x, classifier)
+        logits = weights.logits(normalized(test.x))
         predictions = logits.argmax(axis=1)
         if is_multi_label:  # there is no threshold, so only the first class of an image is predicted
             predictions = np.eye(num_classes, dtype=np.int64)[predictions]
         results.append(
-            make_result(metric, test.y, logits, predictions=predictions, C=None, num_train=0, solver=NO_SOLVER)
+            make_result(
+                metric, test.y, logits, predictions=predictions, C=None, num_train=0, solver=NO_SOLVER, heads=(weights,)
+            )
         )
     return mean_result(results, of="folds", same_images=len(digests) == 1)

@@ -1,4 +1,4 @@
-"""Read and write records: one JSON file per run, below the folder `records` of a results folder.
+"""Read and write records: one JSON file per run, below the folder `records` of a results folder. Heads are in `heads`.
 
 The path is `<dataset>/<model>.<mode>.<protocol>.<precision>.json`, with the solver before `.json` unless it is
 scikit-learn's or the protocol fits nothing. The record of a failed run ends in `.failed.json` instead. If images were
@@ -57,6 +57,13 @@ def run_path(spec: RunSpec, results_dir: Path) -> Path:
     solver = "" if spec.solver in UNNAMED_SOLVERS else f".{unique_slug(spec.solver)}"
     names = (model_slug(spec.model), spec.mode, unique_slug(spec.protocol.name), unique_slug(spec.precision))
     return results_dir / "records" / dataset_slug(spec.dataset) / f"{'.'.join(names)}{solver}.json"
+
+
+def head_path(spec: RunSpec, results_dir: Path, part: int = 0) -> Path:
+    """Return the path of the head of a run, or of one of its folds or few-shot draws, from 1 on."""
+    path = run_path(spec, results_dir)
+    stem = f"{path.stem}.{part}" if part else path.stem
+    return results_dir / "heads" / path.parent.name / f"{stem}.safetensors"
 
 
 def record_path(record: RunRecord, results_dir: Path) -> Path:

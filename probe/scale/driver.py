@@ -24,6 +24,7 @@ from probe.errors import DeviceError, ExecutorError
 from probe.features.chunks import Work
 from probe.features.store import check_usable
 from probe.leaderboard import derived
+from probe.probes.heads import write_heads
 from probe.progress import Progress, show_progress
 from probe.records.record import check_writable, write_record
 from probe.records.schema import RunRecord
@@ -263,6 +264,7 @@ class _Driver:
         failed = [record for record in result.records if record.error is not None]
         self.num_failed += bool(failed)
         self._log_end(unit, f"{'failed' if failed else 'done'} on {member.info.host}")
+        write_heads(result.heads, paths.results_dir(self.settings.results_dir))
         for record in result.records:
             write_record(record, paths.results_dir(self.settings.results_dir))
             yield record

@@ -13,7 +13,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from logging.handlers import QueueHandler
 from pathlib import Path
 from queue import SimpleQueue
@@ -118,12 +118,14 @@ class UnitResult:
         chunks: files of the chunks that the driver requested.
         is_expected: True if every error in the records is a `ProbeError`. Otherwise the worker may be faulty.
         logs: log records of the package.
+        heads: content of the files of heads, by path below the results folder.
     """
 
     records: Sequence[RunRecord] = ()
     chunks: Sequence[tuple[EntrySpec, Files]] = ()
     is_expected: bool = True
     logs: Sequence[logging.LogRecord] = ()
+    heads: Mapping[Path, bytes] = field(default_factory=dict)
 
 
 class _ImageCounter(Progress):
@@ -201,7 +203,11 @@ class Worker:
             entries = self._begin(unit, need)
             if isinstance(entries, NotRunnable):
                 return entries
-            records = self._fit(unit) if unit.shard is None else []
+            runs = list(run_all(unit.specs, self.session)) if unit.shard is None else []
+            finished = [run for run in runs if isinstance(run, FinishedRun)]
+            records = [run.record for run in runs]
+            self.fits = [run.fits for run in finished]
+            heads = {path: content for run in finished for path, content in run.heads.items()}
             if unit.shard is not None:
                 self._extract(unit)
             chunks = [(entry, list(Work(self._root, entry).files(numbers))) for entry, numbers in wanted if numbers]
@@ -209,18 +215,13 @@ class Worker:
         all_expected = all(is_expected(record.error) for record in records)
         if not all_expected:  # this worker may be faulty, so another one fits again
             self.clear_fits()
-        return UnitResult(records, chunks, all_expected, logs)
+        return UnitResult(records, chunks, all_expected, logs, heads)
 
     def clear_fits(self) -> None:
         """Remove the cached fits of the last unit. The driver calls this when it has written the records."""
         for fits in self.fits:
             fits.clear()
         self.fits = []
-
-    def _fit(self, unit: Unit) -> list[RunRecord]:
-        runs = list(run_all(unit.specs, self.session))
-        self.fits = [run.fits for run in runs if isinstance(run, FinishedRun)]
-        return [run.record for run in runs]
 
     def _extract(self, unit: Unit) -> None:
         session = replace(self.session, settings=replace(self.session.settings, shard=unit.shard), extracted={})

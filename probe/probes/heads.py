@@ -1,0 +1,301 @@
+"""Heads: the fitted weights of a run in a safetensors file, with all that is needed to use them on new images.
+
+A file has the tensors `weight` float64 (k, d) and `bias` float64 (k,), and a JSON text with the fields of `HeadInfo`.
+Reading a file runs no code of the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from probe.decoder import decode
+from probe.errors import HeadError, ProbeError, summarize
+from probe.models import get_model
+from probe.models.encoder import ImageEncoder
+from probe.probes.fits import Weights, normalized
+from probe.probes.result import ProbeResult
+from probe.records.record import head_path, record_path, write_bytes
+from probe.records.schema import DoneRecord, PreprocessRecord
+from probe.specs import ModelSpec, Protocol, canonical_json
+from probe.stats.metrics import takes_several_labels
+
+if TYPE_CHECKING:
+    from torch import nn
+
+HEAD_VERSION = 1
+METADATA = "probe"  # key of the JSON text in the header of the file
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """Description of a head.
+
+    Args:
+        dataset: name of the dataset that it was fitted on.
+        class_names: name of each class; empty if they are not known.
+        labels: label of each class in the dataset.
+        is_multi_label: True if an image can show several classes, each with a probability of its own.
+        model: the encoder; None if only the features are known.
+        weights: digest of the encoder's weights, see `models.loading.identify`.
+        preprocess: preprocessing of the images.
+        mode: mode of the encoder.
+        precision: precision of its weights.
+        protocol: the protocol. Its `feature_point` and `normalize` say which features the head takes.
+        solver: the solver.
+        C: inverse strength of the penalty; None if nothing was fitted.
+        record: name of the file of the record; empty if there is none.
+        part: number of the fold or few-shot draw, from 1 on, if the run has several; otherwise 0.
+        version: version of this format.
+    """
+
+    dataset: str
+    class_names: tuple[str, ...]
+    labels: tuple[int, ...]
+    is_multi_label: bool
+    model: ModelSpec | None
+    weights: str
+    preprocess: PreprocessRecord | None
+    mode: str
+    precision: str
+    protocol: Protocol
+    solver: str
+    C: float | None
+    record: str = ""
+    part: int = 0
+    version: int = HEAD_VERSION
+
+
+@dataclass(frozen=True)
+class Head:
+    """Linear classifier on the features of an encoder.
+
+    Args:
+        weights: its weights.
+        info: its description.
+    """
+
+    weights: Weights = field(repr=False)
+    info: HeadInfo
+
+    @property
+    def num_features(self) -> int:
+        """Number of features of an image."""
+        return self.weights.weight.shape[1]
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Return logits float64 (n, k) for features float32 (n, d) at the head's feature point.
+
+        Features are divided by their length first if the protocol says so.
+
+        Raises:
+            HeadError: the features have another width.
+        """
+        if x.ndim != 2 or x.shape[1] != self.num_features:
+            raise HeadError(
+                f"the features have the shape {x.shape}, but the head takes (n, {self.num_features}); extract them at "
+                f"{self.info.protocol.feature_point} with {self.model_name}"
+            )
+        return self.weights.logits(normalized(x) if self.info.protocol.normalize else x)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return probabilities float64 (n, k) of logits: of all classes together, or of each class by itself."""
+        if self.info.is_multi_label:
+            return np.exp(-np.logaddexp(0, -logits))
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return shifted / shifted.sum(axis=1, keepdims=True)
+
+    @property
+    def model_name(self) -> str:
+        """Name of the encoder, for messages."""
+        return "the encoder of the head" if self.info.model is None else self.info.model.name
+
+    def class_name(self, index: int) -> str:
+        """Return the name of a class, or its label if the head has no names."""
+        return self.info.class_names[index] if self.info.class_names else str(self.info.labels[index])
+
+    def check_encoder(self, encoder: ImageEncoder, weights: str) -> None:
+        """Check that an encoder makes the features that the head was fitted on.
+
+        Args:
+            encoder: the encoder.
+            weights: digest of its weights, see `models.loading.identify`.
+
+        Raises:
+            HeadError: the weights, the preprocessing or the width of the features differ.
+        """
+        if weights != self.info.weights:
+            raise HeadError(
+                f"the head was fitted on features of {self.model_name} with weights {self.info.weights[:12]}, but "
+                f"{encoder.name} has weights {weights[:12]}; use the encoder of the head"
+            )
+        own = PreprocessRecord(**asdict(encoder.preprocess))
+        if self.info.preprocess is not None and own != self.info.preprocess:
+            raise HeadError(
+                f"the head was fitted on images with the preprocessing {self.info.preprocess}, but {encoder.name} has "
+                f"{own}; use the encoder of the head"
+            )
+        is_projected = self.info.protocol.feature_point == "projected"
+        width = encoder.embed_dim if is_projected else encoder.pre_projection_dim
+        if width != self.num_features:
+            raise HeadError(
+                f"the head takes {self.num_features} features, but {encoder.name} makes {width} at "
+                f"{self.info.protocol.feature_point}; use the encoder of the head"
+            )
+
+    def to_torch(self) -> nn.Linear:
+        """Return the head as an fp32 `torch.nn.Linear` with d inputs and k outputs, the logits.
+
+        If the protocol normalises, divide the features by their length before you pass them to the layer.
+        """
+        import torch
+
+        layer = torch.nn.Linear(self.num_features, len(self.weights.bias))
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(self.weights.weight))
+            layer.bias.copy_(torch.from_numpy(self.weights.bias))
+        return layer.eval().requires_grad_(False)
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the head's file."""
+        tensors = {"weight": np.ascontiguousarray(self.weights.weight), "bias": self.weights.bias}
+        return save_tensors(tensors, metadata={METADATA: json.dumps(asdict(self.info), sort_keys=True)})
+
+
+def describe_heads(record: DoneRecord, result: ProbeResult, class_names: Sequence[str]) -> dict[Path, bytes]:
+    """Return the content of the files of a run's heads, by path below the results folder; empty for k-NN."""
+    spec = record.spec
+    heads = {}
+    for i, weights in enumerate(result.heads):
+        part = i + 1 if len(result.heads) > 1 else 0
+        labels = result.label_values or tuple(range(len(weights.bias)))
+        has_names = len(class_names) > max(labels)
+        info = HeadInfo(
+            dataset=spec.dataset.name,
+            class_names=tuple(class_names[label] for label in labels) if has_names else (),
+            labels=labels,
+            is_multi_label=takes_several_labels(spec.dataset.metric),
+            model=spec.model,
+            weights=record.extraction.weights or "",
+            preprocess=record.encoder.preprocess,
+            mode=spec.mode,
+            precision=spec.precision,
+            protocol=spec.protocol,
+            solver=spec.solver,
+            C=result.C,
+            record=record_path(record, Path()).as_posix(),
+            part=part,
+        )
+        heads[head_path(spec, Path(), part)] = Head(weights, info).to_bytes()
+    return heads
+
+
+def describe_head_of_file(
+    about: Mapping[str, Any], result: ProbeResult, protocol: Protocol, *, is_multi_label: bool
+) -> Head:
+    """Return the head of a probe that was fitted on a file of features.
+
+    Args:
+        about: the description in the file, empty if it has none, see `Extraction.about`.
+        result: the probe.
+        protocol: its protocol.
+        is_multi_label: True if an image can show several classes.
+
+    Raises:
+        HeadError: the probe has no linear head, or several.
+    """
+    if len(result.heads) != 1:
+        what = "has no weights" if not result.heads else f"has {len(result.heads)} heads, one for each fold or draw"
+        raise HeadError(f"the probe by the protocol {protocol.name} {what}; use a protocol with a single fit")
+    encoder = about.get("encoder") or {}
+    info = {
+        "dataset": about.get("dataset", ""),
+        "class_names": (),
+        "labels": result.label_values or tuple(range(len(result.heads[0].bias))),
+        "is_multi_label": is_multi_label,
+        "model": None,
+        "weights": about.get("weights") or "",
+        "preprocess": encoder.get("preprocess"),
+        "mode": about.get("mode", ""),
+        "precision": about.get("precision", ""),
+        "protocol": protocol,
+        "solver": result.solver,
+        "C": result.C,
+    }
+    try:
+        with suppress(ProbeError):  # a file that has moved; `predict --model` names its place
+            info["model"] = get_model(about["model"]) if about.get("model") else None
+        return Head(result.heads[0], decode(json.loads(canonical_json(info)), HeadInfo))
+    except (ValueError, TypeError) as err:
+        raise HeadError(f"the description in the file of features is damaged ({summarize(err)})") from err
+
+
+def write_heads(heads: Mapping[Path, bytes], results_dir: Path) -> None:
+    """Write the heads of a run below a results folder.
+
+    Raises:
+        ResultsError: the folder cannot be written to.
+    """
+    for path, content in heads.items():
+        write_bytes(results_dir / path, content)
+
+
+def load_head(path: str | Path) -> Head:
+    """Read a head that `run --save-heads` or `fit --save-head` wrote.
+
+    Raises:
+        HeadError: the file is missing, damaged, not a head, or of a later version.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as err:
+        raise HeadError(f"cannot read {path} ({err.strerror or err}); give the {SUFFIX} file of a head") from err
+    try:
+        tensors, text = load_tensors(data), _metadata(data).get(METADATA)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as err:
+        raise HeadError(f"{path} is damaged or not a safetensors file ({summarize(err)}); save the head again") from err
+    if text is None:
+        raise HeadError(f"{path} is a safetensors file without a head; give a file that --save-heads wrote")
+    try:
+        plain = json.loads(text)
+        if isinstance(plain, dict) and isinstance(plain.get("version"), int) and plain["version"] > HEAD_VERSION:
+            raise HeadError(f"{path} has version {plain['version']}, newer than {HEAD_VERSION}; update probe")
+        info = decode(plain, HeadInfo)
+        weights = Weights(tensors["weight"], tensors["bias"])
+        _check_shapes(weights, info)
+    except (ValueError, KeyError, msgspec.ValidationError) as err:
+        raise (
+            err
+            if isinstance(err, HeadError)
+            else HeadError(f"{path} is damaged: {summarize(err)}; save the head again")
+        ) from err
+    return Head(weights, info)
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file, whose first 8 bytes are the length of the JSON header."""
+    size = int.from_bytes(data[:8], "little")
+    found: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    return found
+
+
+def _check_shapes(weights: Weights, info: HeadInfo) -> None:
+    num = len(info.labels)
+    dtypes = {str(array.dtype) for array in (weights.weight, weights.bias)}
+    if weights.weight.ndim != 2 or {len(weights.weight), *weights.bias.shape} != {num} or dtypes != {"float64"}:
+        raise ValueError(f"weight {weights.weight.shape} and bias {weights.bias.shape} do not fit {num} classes")
+    if info.class_names and len(info.class_names) != num:
+        raise ValueError(f"{len(info.class_names)} class names do not fit {num} classes")
+    if not np.isfinite(weights.weight).all() or np.isnan(weights.bias).any():
+        raise ValueError("a weight is not finite")

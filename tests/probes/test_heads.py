@@ -1,0 +1,233 @@
+"""Heads: a head that is read back scores the test images as its run does, and refuses what does not fit."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+import probe
+from probe.cli.main import main
+from probe.errors import HeadError
+from probe.features.arrays import Features
+from probe.features.extraction import Session, extract, prepare
+from probe.grid import plan
+from probe.models.loading import load_encoder
+from probe.probes.heads import METADATA, SUFFIX, Head, HeadInfo, load_head
+from probe.probes.prediction import load_encoder_of
+from probe.progress import Progress
+from probe.records.packing import unpack_outcomes
+from probe.runner import run_grid
+from probe.settings import Settings
+from probe.specs import Protocol
+from probe.stats.outcomes import make_outcomes
+
+MODES = (False, True)
+DRAWS = Protocol("two-draws", "", "pre_projection", (0.1,), shots=4, num_seeds=2, refit=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A results folder with the heads of `tiny` on digits."""
+    root = tmp_path_factory.mktemp("heads")
+    settings = Settings(results_dir=root / "results", save_heads=True)
+    records = list(run_grid(_specs(), settings))
+    assert [record.error for record in records] == [None] * len(records)
+    return root
+
+
+def _specs(protocols=("readme", DRAWS), jit_modes=MODES):
+    return plan(["digits"], ["tiny"], protocols=protocols, jit_modes=jit_modes, device="cpu")
+
+
+def _heads(folder, spec):
+    name = f"tiny.{spec.mode}.{spec.protocol.name}.fp32.fast"
+    return [load_head(path) for path in sorted((folder / "results/heads/digits").glob(f"{name}*{SUFFIX}"))]
+
+
+@pytest.fixture(scope="module")
+def head(folder):
+    (head,) = _heads(folder, _specs()[0])
+    return head
+
+
+@pytest.mark.parametrize("spec", _specs(), ids=str)
+def test_a_head_has_the_outcomes_of_its_record(folder, spec):
+    session = Session(Settings())
+    assert not prepare([spec], session, Progress(is_shown=False))
+    test = extract(session.find_encoder(spec), session.open_dataset(spec.dataset), session).cut()[0]["test"]
+    (record,) = run_grid([spec], Settings(results_dir=folder / "results"))
+    expected = unpack_outcomes(record.result)
+    heads = _heads(folder, spec)
+    assert len(heads) == len(expected) == (2 if spec.protocol.shots else 1)
+    for own, outcomes in zip(heads, expected, strict=True):
+        found = make_outcomes("accuracy", test.y, own.logits(test.at(spec.protocol.feature_point)))
+        assert np.array_equal(found.arrays["right"], outcomes.arrays["right"])
+        assert own.info.class_names == tuple("0123456789")
+        assert (own.info.mode, own.info.protocol) == (spec.mode, spec.protocol)
+
+
+@pytest.mark.parametrize("metric", ["voc2007_11pt_map", "roc_auc", "mean_per_class"])
+def test_weights_of_a_result_give_its_outcomes(metric):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 8)).astype(np.float32)
+    if metric == "voc2007_11pt_map":
+        y = (x[:, :4] + rng.standard_normal((300, 4)) > 0.5).astype(np.int64)
+        y[::17, 1] = -1
+    elif metric == "roc_auc":
+        y = (x[:, 0] + rng.standard_normal(300) > 0).astype(np.int64)
+    else:
+        y = np.array([3, 7, 40])[np.argmax(x[:, :3] + rng.standard_normal((300, 3)), axis=1)]
+    rules = replace(probe.get_protocol("readme"), normalize=metric == "roc_auc")
+    train, test = (Features(x[rows], y[rows]) for rows in (slice(200), slice(200, None)))
+    result = probe.fit_probe(train=train, test=test, metric=metric, protocol=rules)
+    labels = result.label_values or tuple(range(len(result.heads[0].bias)))
+    info = HeadInfo("made", (), labels, y.ndim == 2, None, "", None, "", "", rules, "fast", 1.0)
+    head = Head(result.heads[0], info)
+    y_true = np.searchsorted(labels, test.y) if result.label_values else test.y
+    (outcomes,) = result.outcomes
+    found = make_outcomes(metric, y_true, head.logits(test.x))
+    assert all(np.array_equal(found.arrays[name], array) for name, array in outcomes.arrays.items())
+    chances = head.probabilities(head.logits(test.x))
+    if y.ndim == 2:
+        assert np.allclose(chances, 1 / (1 + np.exp(-head.logits(test.x))))
+    else:
+        assert np.allclose(chances.sum(axis=1), 1)
+
+
+def test_a_torch_layer_gives_the_same_logits(head):
+    x = np.random.default_rng(0).standard_normal((5, head.num_features)).astype(np.float32)
+    assert isinstance(head.to_torch(), torch.nn.Linear)
+    assert np.allclose(head.to_torch()(torch.from_numpy(x)).numpy(), head.logits(x), atol=1e-4)
+
+
+def test_a_run_with_a_head_is_skipped_and_one_without_is_repeated(folder, caplog):
+    caplog.set_level("INFO", logger="probe")
+    (spec,) = _specs(["readme"], [False])
+    settings = Settings(results_dir=folder / "results", save_heads=True)
+    path = folder / "results/heads/digits" / f"tiny.eager.readme.fp32.fast{SUFFIX}"
+    content = path.read_bytes()
+    list(run_grid([spec], settings))
+    assert "skipped 1 of 1 runs" in caplog.text
+    path.unlink()
+    list(run_grid([spec], replace(settings, save_heads=False)))
+    assert not path.exists()
+    list(run_grid([spec], settings))
+    assert path.read_bytes() == content
+
+
+def test_predict_as_a_user_would(folder, tmp_path, capsys):
+    images = probe.open_split("digits", "test")
+    for i in range(6):
+        images[i][0].save(tmp_path / f"{i}.png")
+    (tmp_path / "6.png").write_bytes(b"not an image")
+    head = str(folder / "results/heads/digits" / f"tiny.eager.readme.fp32.fast{SUFFIX}")
+    assert main(["predict", head, str(tmp_path), "--device", "cpu"]) == 1  # one image could not be read
+    out = capsys.readouterr()
+    rows = [line.split("|")[1:-1] for line in out.out.splitlines()[2:]]
+    labels = [str(images[i][1]) for i in range(6)]
+    assert sum(row[1].strip() == label for row, label in zip(rows, labels, strict=True)) >= 5
+    assert "6.png" in out.err
+    assert "cannot be read" in out.err
+    assert main(["predict", head, "--dataset", "digits", "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)["predictions"]
+    (record,) = run_grid(
+        _specs(["readme"], [False]), Settings(folder / "c", None, folder / "results", folder / "cache")
+    )
+    right = np.mean([one["label"] == images[i][1] for i, one in enumerate(found)])
+    assert right == pytest.approx(record.result.score, abs=0.01)  # encoded in batches of another size
+    table = tmp_path / "table.csv"
+    assert main(["predict", head, str(tmp_path / "0.png"), "--device", "cpu", "--out", str(table)]) == 0
+    assert table.read_text().splitlines()[0].startswith("image,label,name_1,probability_1")
+
+
+def test_a_head_of_a_file_of_features(folder, tmp_path, capsys):
+    features, saved = str(tmp_path / "tiny.npz"), str(tmp_path / "head.safetensors")
+    cpu = ["--device", "cpu"]
+    assert main(["extract", "--dataset", "digits", "--model", "tiny", "--out", features, *cpu]) == 0
+    assert main(["fit", features, "--protocol", "readme", "--save-head", saved, *cpu]) == 0
+    (of_run,), of_file = _heads(folder, _specs(["readme"], [False])[0]), load_head(saved)
+    assert np.array_equal(of_file.weights.weight, of_run.weights.weight)
+    assert (of_file.info.model, of_file.info.weights) == (of_run.info.model, of_run.info.weights)
+    assert load_encoder_of(of_file, device="cpu").name == "tiny"
+    with pytest.raises(SystemExit):
+        main(["fit", features, "--protocol", "few-shot", "--save-head", saved, *cpu])
+    assert "--save-head writes one head" in capsys.readouterr().err
+    assert main(["fit", features, "--protocol", "few-shot-1", "--save-head", saved, *cpu]) == 1
+    assert "has 5 heads" in capsys.readouterr().err
+
+
+def test_another_encoder_is_refused(head):
+    with pytest.raises(HeadError, match=r"fitted on features of tiny .* but random:tiny has weights"):
+        load_encoder_of(head, model="random:tiny", device="cpu")
+    tiny = load_encoder("tiny", device="cpu")
+    with pytest.raises(HeadError, match="preprocessing"):
+        head.check_encoder(replace(tiny, preprocess=replace(tiny.preprocess, resize="squash")), head.info.weights)
+    with pytest.raises(HeadError, match=r"the head takes \d+ features"):
+        head.check_encoder(replace(tiny, embed_dim=3), head.info.weights)
+    with pytest.raises(HeadError, match="the features have the shape"):
+        head.logits(np.zeros((2, 3), np.float32))
+    with pytest.raises(HeadError, match="does not name its encoder"):
+        load_encoder_of(Head(head.weights, replace(head.info, model=None)))
+
+
+def _damage(kind, path):
+    """Write a damaged file."""
+    whole = path.read_bytes()
+    tensors = load_file(path)
+    size = int.from_bytes(whole[:8], "little")
+    info = json.loads(json.loads(whole[8 : 8 + size])["__metadata__"][METADATA])
+    if kind == "truncated":
+        path.write_bytes(whole[:-100])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"weight": 1}))
+    elif kind == "without a head":
+        save_file(tensors, path)
+    else:
+        if kind == "newer":
+            info["version"] = 99
+        elif kind == "other classes":
+            info["labels"] = [0, 1]
+        elif kind == "no protocol":
+            del info["protocol"]
+        elif kind == "not finite":
+            tensors["weight"][0, 0] = np.nan
+        else:
+            del tensors["bias"]
+        save_file(tensors, path, metadata={METADATA: json.dumps(info)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", "is damaged or not a safetensors file"),
+        ("empty", "is damaged or not a safetensors file"),
+        ("pickle", "is damaged or not a safetensors file"),
+        ("without a head", "without a head"),
+        ("newer", "version 99, newer than 1; update probe"),
+        ("other classes", "do not fit 2 classes"),
+        ("no protocol", "protocol is missing"),
+        ("not finite", "a weight is not finite"),
+        ("no bias", "bias"),
+    ],
+)
+def test_a_damaged_head_is_refused(head, tmp_path, kind, message):
+    path = tmp_path / "head.safetensors"
+    path.write_bytes(head.to_bytes())
+    _damage(kind, path)
+    with pytest.raises(HeadError, match=message):
+        load_head(path)
+    assert main(["predict", str(path), "x.png"]) == 1
+
+
+def test_a_missing_file_is_named(tmp_path, capsys):
+    assert main(["predict", str(tmp_path / "none"), "x.png"]) in (1, 2)
+    assert "cannot read" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["predict", str(tmp_path / "none")])
+    assert "name images or folders" in capsys.readouterr().err
