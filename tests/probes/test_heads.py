@@ -134,9 +134,7 @@ def test_predict_as_a_user_would(folder, tmp_path, capsys):
     assert "cannot be read" in out.err
     assert main(["predict", head, "--dataset", "digits", "--json", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)["predictions"]
-    (record,) = run_grid(
-        _specs(["readme"], [False]), Settings(folder / "c", None, folder / "results", folder / "cache")
-    )
+    (record,) = run_grid(_specs(["readme"], [False]), Settings(results_dir=folder / "results"))
     right = np.mean([one["label"] == images[i][1] for i, one in enumerate(found)])
     assert right == pytest.approx(record.result.score, abs=0.01)  # encoded in batches of another size
     table = tmp_path / "table.csv"

@@ -1,0 +1,176 @@
+"""Calibration: how well the probabilities of a probe agree with its hits. Proper scores, ECE and temperature scaling.
+
+With one label per image, an answer is the class with the highest probability, and it is a hit if it is the label. If an
+image can show several classes, each pair of an image and a class is an answer: its probability is that of the class,
+and it is a hit if the image shows the class. Pairs with the label -1 do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from probe.stats.metrics import IGNORED
+
+NUM_BINS = 15  # of equal width, as in Guo et al. 2017
+NUM_DRAWS = 1000  # draws of the bootstrap of ECE
+SEED = 0  # fixed, so that records are reproducible
+SMALLEST_VAL = 50  # images; from fewer, a temperature would be noise
+TEMPERATURES = (1e-2, 1e2)  # limits of a fitted temperature
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration of a probe on n answers.
+
+    Args:
+        nll: mean negative log-likelihood of the labels in nats; for several labels, of all pairs.
+        brier: Brier score: mean over images of the squared distance between the probabilities of all classes and the
+            label; for several labels, mean squared difference of all pairs.
+        ece: expected calibration error over `NUM_BINS` bins of equal width, weighted by their answers.
+        ece_low: lower bound of the 95 % bootstrap interval of `ece`.
+        ece_high: upper bound.
+        counts: number of answers of each bin.
+        confidences: mean probability of the answers of each bin; 0 in an empty bin.
+        accuracies: share of hits of each bin; 0 in an empty bin.
+    """
+
+    nll: float
+    brier: float
+    ece: float
+    ece_low: float
+    ece_high: float
+    counts: tuple[int, ...]
+    confidences: tuple[float, ...]
+    accuracies: tuple[float, ...]
+
+
+def measure_calibration(y: np.ndarray, logits: np.ndarray, *, draws: int = NUM_DRAWS) -> Calibration:
+    """Measure the calibration of logits.
+
+    Args:
+        y: int64 (n,), class indices in [0, k); or (n, k) of 1, 0 and -1 if an image can show several classes.
+        logits: float64 (n, k). A class without training images has the logit -inf.
+        draws: number of bootstrap draws, of images, for the interval of ECE.
+
+    Raises:
+        ValueError: no answer counts.
+
+    Source: Brier 1950; Guo et al. 2017 (arXiv 1706.04599) for ECE and temperature scaling. The values equal
+    scikit-learn's `log_loss` and `brier_score_loss` and torchmetrics' `MulticlassCalibrationError` with 15 bins.
+    """
+    if y.ndim == 2:
+        confidence = _sigmoid(logits)
+        counted = y != IGNORED
+        hit = y == 1
+        squared = (confidence - hit) ** 2
+    else:
+        probabilities = _softmax(logits)
+        answer = logits.argmax(axis=1)
+        rows = np.arange(len(y))
+        confidence, hit = probabilities[rows, answer][:, None], (answer == y)[:, None]
+        counted = np.ones_like(hit)
+        squared = (probabilities**2).sum(axis=1) - 2 * probabilities[rows, y] + 1
+    if not counted.any():
+        raise ValueError("calibration needs at least one answer that counts, but there is none")
+    bins = _in_bins(confidence, hit, counted)
+    ece = float(_ece(bins.sum(axis=0)))
+    low, high = _bootstrap(bins, draws)
+    number, confident, right = bins.sum(axis=0)
+    held = np.maximum(number, 1)
+    return Calibration(
+        nll=nll(y, logits),
+        brier=float(squared[counted].mean() if y.ndim == 2 else squared.mean()),
+        ece=ece,
+        ece_low=min(low, ece),
+        ece_high=max(high, ece),
+        counts=tuple(number.astype(int).tolist()),
+        confidences=tuple((confident / held).tolist()),
+        accuracies=tuple((right / held).tolist()),
+    )
+
+
+def nll(y: np.ndarray, logits: np.ndarray) -> float:
+    """Return the mean negative log-likelihood of labels in nats; see `measure_calibration` for the arguments.
+
+    It is infinite if a label has the logit -inf.
+    """
+    if y.ndim == 2:
+        losses = np.logaddexp(0, np.where(y == 1, -logits, logits))
+        return float(losses[y != IGNORED].mean())
+    highest = logits.max(axis=1, keepdims=True)
+    total = np.log(np.exp(logits - highest).sum(axis=1)) + highest[:, 0]
+    return float((total - logits[np.arange(len(y)), y]).mean())
+
+
+def fit_temperature(y: np.ndarray, logits: np.ndarray) -> float:
+    """Return the temperature that minimises the negative log-likelihood of logits / temperature on validation images.
+
+    Args:
+        y: labels of the validation images, see `measure_calibration`.
+        logits: float64 (n, k), by a probe that was not fitted on these images.
+
+    Raises:
+        ValueError: there are fewer than `SMALLEST_VAL` images, or a label has the logit -inf.
+    """
+    if len(y) < SMALLEST_VAL:
+        raise ValueError(f"a temperature needs at least {SMALLEST_VAL} validation images, but there are {len(y)}")
+    if not np.isfinite(nll(y, logits)):
+        raise ValueError("a class of the validation images has no training image, so its probability is 0")
+    from scipy.optimize import minimize_scalar
+
+    loss: Callable[[float], float] = lambda power: nll(y, logits / np.exp(power))  # noqa: E731 - of one argument
+    found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(np.exp(-np.logaddexp(0, -logits)))
+
+
+def _in_bins(confidence: np.ndarray, hit: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Return the number of answers, their summed probability and their hits of each image in each bin.
+
+    Bin i holds the probabilities in (i / NUM_BINS, (i + 1) / NUM_BINS], and the first also 0.
+
+    Args:
+        confidence: float64 (n, a), the probabilities of the answers of each image.
+        hit: bool (n, a).
+        counted: bool (n, a), False for answers that do not count.
+
+    Returns:
+        float64 (n, 3, NUM_BINS).
+    """
+    edges = np.linspace(0, 1, NUM_BINS + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, NUM_BINS - 1)
+    flat = (np.arange(len(place))[:, None] * NUM_BINS + place).ravel()
+    shape = (len(place), NUM_BINS)
+    sums = [
+        np.bincount(flat, weights=(values * counted).ravel(), minlength=len(place) * NUM_BINS).reshape(shape)
+        for values in (np.ones_like(confidence), confidence, hit)
+    ]
+    return np.stack(sums, axis=1)
+
+
+def _ece(sums: np.ndarray) -> np.ndarray:
+    """Return the expected calibration error of summed bins, float64 (..., 3, NUM_BINS)."""
+    number, confident, right = np.moveaxis(sums, -2, 0)
+    return np.asarray(np.abs(confident - right).sum(axis=-1) / number.sum(axis=-1))
+
+
+def _bootstrap(bins: np.ndarray, draws: int) -> tuple[float, float]:
+    """Return the 2.5 % and 97.5 % percentiles of ECE over resamples of the images."""
+    rng, n = np.random.default_rng(SEED), len(bins)
+    flat = bins.reshape(n, -1)
+    sums = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) @ flat for _ in range(draws)])
+    usable = sums.reshape(draws, 3, NUM_BINS)
+    usable = usable[usable[:, 0].sum(axis=1) > 0]
+    low, high = np.percentile(_ece(usable), (2.5, 97.5))
+    return float(low), float(high)
