@@ -113,11 +113,12 @@ def dataset_facts(name: str, *, data_dir: str | Path | None = None) -> dict[str,
 def _describe_prompts(spec: DatasetSpec) -> dict[str, str]:
     """Return the first class names and templates of zero-shot prompts, with their origins."""
     prompts = known_prompts(spec)
+    quoted = [repr(template) for template in prompts.templates]  # templates can have commas
     return {
         title: f"{listed(texts, most=most)} (from {origin})" if texts else f"from {origin}"
         for title, texts, most, origin in (
             ("class names", prompts.class_names, 5, prompts.class_names_from),
-            ("templates", prompts.templates, 3, prompts.templates_from),
+            ("templates", quoted, 3, prompts.templates_from),
         )
     }
 
