@@ -23,6 +23,8 @@ from probe.probes.fits import ROWS
 
 GRID = 2.0**40  # hides the rounding of float64, and leaves sums of up to 8192 weights on the grid exact
 MARGIN = 16  # candidates besides the k nearest; more make it less likely that a query needs a second search
+GROUP = 16  # columns of a group of products of which only the maximum is looked at first
+DECIDED = 2**16  # candidates that a thread decides among at a time
 BANK_BYTES = 2**27  # size of a block of the bank
 PRODUCT_BYTES = 2**26  # size of the products of a block of queries and a block of the bank
 
@@ -56,17 +58,19 @@ def find_neighbours(bank: Sequence[np.ndarray], x: np.ndarray, k: int, device: s
 
     def decide(rows: np.ndarray, candidates: np.ndarray, bounds: np.ndarray) -> None:
         """Enter the neighbours of queries, unless an image that is not a candidate can be one of them."""
-        for i, near, bound in zip(rows, candidates, bounds, strict=True):
-            exact = images.similarities(near, queries.take(np.array([i]))[0] / queries.lengths[i])
-            first = np.argsort(-exact, kind="stable")[:k]
-            if exact[first[-1]] > bound:
-                positions[i], similarities[i], is_open[i] = near[first], exact[first], False
+        units = queries.take(rows) / queries.lengths[rows, None]
+        exact = np.stack([images.similarities(near, unit) for near, unit in zip(candidates, units, strict=True)])
+        exact = np.rint(exact * GRID) / GRID
+        first = np.argsort(-exact, axis=1, kind="stable")[:, :k]
+        exact, nearest = np.take_along_axis(exact, first, axis=1), np.take_along_axis(candidates, first, axis=1)
+        proven = exact[:, -1] > bounds
+        positions[rows[proven]], similarities[rows[proven]] = nearest[proven], exact[proven]
+        is_open[rows[proven]] = False
 
     # Let u be the unit roundoff. Dividing by the length and rounding change the features of a query and of an image by
     # at most u, relatively. Summing d products in any order adds at most d u times the sum of absolute products, which
     # is at most 1 for unit vectors. Twice (d + 4) u covers this, terms of higher order and the rounding to the grid.
-    num_threads = torch.get_num_threads()
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for dtype, roundoff in ((torch.float32, 2.0**-24), (torch.float64, 2.0**-53), (None, 0)):
             rows = np.flatnonzero(is_open)
             if len(rows) == 0:
@@ -77,7 +81,8 @@ def find_neighbours(bank: Sequence[np.ndarray], x: np.ndarray, k: int, device: s
                 candidates, highest = _search(images, queries, rows, k + MARGIN, dtype, device)
                 bounds = highest + 2 * (d + 4) * roundoff + 1 / GRID
             work = rows, candidates, np.broadcast_to(bounds, len(rows))
-            list(pool.map(decide, *(np.array_split(array, num_threads) for array in work)))
+            cuts = range(0, len(rows), max(1, DECIDED // candidates.shape[1]))[1:]
+            list(pool.map(decide, *(np.split(array, cuts) for array in work)))
     return Neighbours(positions, similarities)
 
 
@@ -104,6 +109,9 @@ class _Images:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return the features of images in float64; `rows` are ascending positions."""
         x = np.empty((len(rows), self.arrays[0].shape[1]))
+        if len(self.arrays) == 1:
+            x[:] = self.arrays[0][rows]
+            return x
         cuts = np.searchsorted(rows, self.starts)
         for array, start, low, high in zip(self.arrays, self.starts, cuts, cuts[1:], strict=False):
             x[low:high] = array[rows[low:high] - start]
@@ -118,10 +126,10 @@ class _Images:
         return x
 
     def similarities(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-        """Return the similarities of images and a query of length 1, float64; `rows` are ascending positions."""
-        parts = np.split(rows, range(ROWS, len(rows), ROWS))
-        products = np.concatenate([np.einsum("md,d->m", self.take(part), query) for part in parts])
-        return np.asarray(np.rint(products / self.lengths[rows] * GRID) / GRID)
+        """Return the cosines of images and a query of length 1, float64; `rows` are ascending positions."""
+        parts = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
+        products = [np.einsum("md,d->m", self.take(part), query) for part in parts]
+        return np.asarray(np.concatenate(products) / self.lengths[rows])
 
 
 def _search(
@@ -136,13 +144,32 @@ def _search(
         bank = images.unit(part, dtype).to(device).T
         size = max(1, PRODUCT_BYTES // (len(part) * x.itemsize))
         with _full_precision():
-            found = [(some @ bank).topk(min(num, len(part))) for some in x.split(size)]
-        values = torch.cat([values, torch.cat([top.values for top in found])], dim=1)
-        positions = torch.cat([positions, torch.cat([top.indices for top in found]) + int(part[0])], dim=1)
-        values, order = values.topk(min(num, values.shape[1]))
-        positions = positions.gather(1, order)
-    highest = values[:, -1].cpu().double().numpy() if num < len(images) else np.full(len(x), -np.inf)
+            found = [_top(some @ bank, min(num, len(part))) for some in x.split(size)]
+        values = torch.cat([values, torch.cat([top for top, _ in found])], dim=1)
+        positions = torch.cat([positions, torch.cat([columns for _, columns in found]) + int(part[0])], dim=1)
+        if values.shape[1] > num:
+            values, order = values.topk(num, sorted=False)
+            positions = positions.gather(1, order)
+    highest = values.amin(dim=1).cpu().double().numpy() if num < len(images) else np.full(len(x), -np.inf)
     return positions.sort().values.cpu().numpy(), highest
+
+
+def _top(products: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the `num` largest values of each row and their columns, in no order.
+
+    The largest values are in the groups of columns with the largest maxima, which are faster to find.
+    """
+    width = products.shape[1] // GROUP
+    if width < 4 * num:
+        values, columns = products.topk(num, sorted=False)
+        return values, columns
+    cut = width * GROUP
+    groups = products[:, :cut].unflatten(1, (GROUP, width)).amax(1).topk(num, sorted=False).indices
+    offsets = torch.arange(0, cut, width, device=products.device)[:, None]
+    rest = torch.arange(cut, products.shape[1], device=products.device).expand(len(products), -1)
+    columns = torch.cat([(groups[:, None] + offsets).flatten(1), rest], dim=1)
+    values, order = products.gather(1, columns).topk(num, sorted=False)
+    return values, columns.gather(1, order)
 
 
 @contextmanager

@@ -201,6 +201,7 @@ def results_dir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_record_has_the_chosen_k(results_dir):
     records = {record.protocol: record for record in probe.read_records(results_dir)}
     weighted, plain = records["knn"].result, records["knn-5"].result
@@ -214,6 +215,7 @@ def test_a_record_has_the_chosen_k(results_dir):
         assert outcomes.score() == result.score
 
 
+@pytest.mark.slow
 def test_a_record_is_reproduced_with_the_same_outcomes(results_dir, tmp_path):
     assert main(["reproduce", str(results_dir), "--results-dir", str(tmp_path)]) == 0
     before, again = ({record.protocol: record for record in probe.read_records(d)} for d in (results_dir, tmp_path))
