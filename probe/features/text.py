@@ -157,7 +157,12 @@ def _tokenize_class(encoder: TextEncoder, prompts: Prompts, label: int, *, where
 
 
 def _encode(encoder: TextEncoder, ids: torch.Tensor, *, where: str) -> np.ndarray:
-    """Encode token ids in batches; return float32 (n, embed_dim)."""
+    """Encode token ids in batches, shortest texts first, because a batch takes as long as its longest text.
+
+    Returns:
+        float32 (n, embed_dim), in the order of `ids`.
+    """
+    order = (ids != 0).sum(dim=1).argsort(stable=True)
     features = np.empty((len(ids), encoder.embed_dim), dtype=np.float32)
     batch_size, started = _batch_size(str(encoder.execution.device)), time.perf_counter()
     progress = Progress(unit="text")
@@ -165,8 +170,8 @@ def _encode(encoder: TextEncoder, ids: torch.Tensor, *, where: str) -> np.ndarra
         progress.name(f"{where} / {encoder.name}, texts")
         progress.expect(len(ids))
         for start in range(0, len(ids), batch_size):
-            batch = ids[start : start + batch_size]
-            features[start : start + batch_size] = encoder.encode(batch).numpy()
+            batch = order[start : start + batch_size]
+            features[batch.numpy()] = encoder.encode(ids[batch]).numpy()
             progress.advance(len(batch))
     finally:
         progress.close()

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from probe.errors import CheckpointError, DeviceError, summarize
 from probe.models import get_model, open_clip
 from probe.models.devices import Execution, resolve_execution
 from probe.models.layout import lay_out_text
 from probe.models.loading import open_model, read_weights, without_jit
+from probe.models.open_clip_names import import_open_clip
 from probe.models.open_clip_tokenizers import ZooTokenizer, load_zoo_tokenizer
 from probe.models.tokenizer import Tokenizer
 from probe.models.towers import CLIP
@@ -99,8 +101,7 @@ def load_text_encoder(
     encode_tokens: Callable[[Tensor], Tensor] = loaded.encode_text
     if isinstance(loaded, CLIP):
         lay_out_text(loaded, execution)
-        del loaded.visual  # its memory
-        encode_tokens = partial(_encode_up_to_end, loaded, execution.dtype)
+        encode_tokens = partial(_encode_up_to_end, loaded)
     return TextEncoder(
         spec.name,
         replace(execution, jit=not isinstance(loaded, CLIP)),
@@ -115,19 +116,6 @@ def load_text_encoder(
 
 def _tokenize(tokenizer: Tokenizer, context_length: int, texts: Sequence[str]) -> Tensor:
     return torch.tensor(tokenizer.tokenize(texts, context_length), dtype=torch.int32).view(-1, context_length)
-
-
-def _encode_up_to_end(model: CLIP, dtype: torch.dtype, ids: Tensor) -> Tensor:
-    """Return what `model.encode_text` returns, in less time.
-
-    No token attends to later tokens, so the tokens after the last end token of the batch are left out.
-    """
-    end = ids.argmax(dim=-1)  # the end token has the highest id of the vocabulary
-    length = int(end.max()) + 1
-    x = model.token_embedding(ids[:, :length]).to(dtype) + model.positional_embedding[:length].to(dtype)
-    x = model.transformer(x.transpose(0, 1)).transpose(0, 1)  # (n, length, width)
-    x = model.ln_final(x[torch.arange(len(x), device=x.device), end])
-    return x @ model.text_projection
 
 
 def _load_from_zoo(spec: ModelSpec, execution: Execution, *, offline: bool) -> TextEncoder:
@@ -156,6 +144,41 @@ def as_text_encoder(name: str, model: nn.Module, tokenizer: ZooTokenizer, execut
         logit_scale=float(values.logit_scale.float().exp()),
         logit_bias=0.0 if values.logit_bias is None else float(values.logit_bias),
         tokenize=tokenizer.tokenize,
-        encode_tokens=values.encode_text,
+        encode_tokens=partial(_encode_up_to_end, model) if _is_causal(model) else values.encode_text,
     )
     return replace(encoder, embed_dim=encoder.encode(tokenizer.tokenize(["a"])).shape[1])
+
+
+def _is_causal(model: nn.Module) -> bool:
+    """Return True if the features of an open_clip model come from the token with the highest id and those before it."""
+    is_plain = isinstance(model, import_open_clip().CLIP)
+    return is_plain and model.attn_mask is not None and model.text_pool_type == "argmax"
+
+
+def _encode_up_to_end(model: nn.Module, ids: Tensor) -> Tensor:
+    """Return what `model.encode_text` returns, in less time.
+
+    The feature of a text is that of its end token, which has the highest id, and no token attends to later tokens. So
+    the tokens after the last end token of the batch are left out.
+    """
+    length = int(ids.argmax(dim=-1).max()) + 1
+    values: Any = model
+    shorter = {"model.positional_embedding": values.positional_embedding[:length]}
+    if hasattr(model, "attn_mask"):  # of open_clip's models; `lay_out_text` replaces the masks of other models
+        shorter["model.attn_mask"] = values.attn_mask[:length, :length]
+    features: Tensor = functional_call(_EncodeText(model), shorter, (ids[:, :length],))
+    return features
+
+
+class _EncodeText(nn.Module):
+    """The text tower of a model as a module, whose tensors `functional_call` replaces."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Encode token ids (n, length)."""
+        encode_text: Any = self.model.encode_text
+        features: Tensor = encode_text(ids)
+        return features

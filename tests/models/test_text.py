@@ -62,7 +62,7 @@ def _encode(encoder, texts=TEXTS):
 
 @torch.inference_mode()
 def test_open_clips_models_give_open_clips_features_with_its_own_tokenizer(zoo):
-    """CoCa models normalise features by default, and SigLIP-like models have a bias; nothing else differs."""
+    """CoCa models normalise features by default, and SigLIP-like models have a bias."""
     theirs = open_clip.create_model(f"local-dir:{zoo}").eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{zoo}")(TEXTS)
     encoder = load_text_encoder(zoo, device="cpu")
@@ -70,7 +70,8 @@ def test_open_clips_models_give_open_clips_features_with_its_own_tokenizer(zoo):
     assert encoder.context_length == tokens.shape[1]
     assert encoder.logit_scale == theirs.logit_scale.exp().item()
     assert encoder.logit_bias == (0 if theirs.logit_bias is None else theirs.logit_bias.item())
-    assert torch.equal(_encode(encoder), theirs.encode_text(tokens))
+    # The tokens after the end token are left out of towers that do not use them, so sums can have another order.
+    torch.testing.assert_close(_encode(encoder), theirs.encode_text(tokens), atol=1e-5, rtol=1e-5)
     assert encoder.embed_dim == 48
 
 
@@ -95,10 +96,13 @@ def test_models_of_the_catalogue_give_the_features_of_the_whole_model(name, jit)
     assert encoder.logit_scale == model.logit_scale.exp().item()
 
 
+@pytest.mark.parametrize("name", ["tiny", "open_clip"])
 @torch.inference_mode()
-def test_a_text_has_the_same_features_in_any_batch():
+def test_a_text_has_the_same_features_in_any_batch(name, tmp_path):
     """A batch is as long as its longest text, so sums can have another order."""
-    encoder = load_text_encoder("tiny", device="cpu")
+    if name == "open_clip":
+        name = write_zoo_folder(tmp_path / "clip", "clip")
+    encoder = load_text_encoder(name, device="cpu")
     texts = ["a", "a long text about a white digit 3 on a black ground"]
     torch.testing.assert_close(_encode(encoder, texts)[:1], _encode(encoder, texts[:1]), atol=1e-5, rtol=1e-5)
 
