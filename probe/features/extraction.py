@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
+from typing import TypeVar
 
 from probe import paths
 from probe.datasets.images import ImageDataset
@@ -27,11 +29,14 @@ from probe.features.store import Entry, EntrySpec, cache_entries
 from probe.models.encoder import ImageEncoder
 from probe.models.loading import identify, load_encoder
 from probe.models.memory import device_memory
+from probe.models.text import TextEncoder, load_text_encoder
 from probe.progress import Progress, show_progress
 from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import DatasetSpec, ModelSpec, RunSpec
 
 logger = logging.getLogger(__name__)
+
+EncoderType = TypeVar("EncoderType", ImageEncoder, TextEncoder)
 
 
 @dataclass
@@ -89,23 +94,26 @@ class Session:
             return self.encoders[key]
         for other in [other for other in self.encoders if other[0] != spec.model]:
             del self.encoders[other]  # the next encoder needs its memory
-        encoder = self._load(spec)
+        encoder = self._load(spec, partial(load_encoder, compiled=spec.compiled))
         if self.keeps_encoders:
             self.encoders[key] = encoder
         return encoder
 
-    def _load(self, spec: RunSpec) -> ImageEncoder:
+    def load_text_encoder(self, spec: RunSpec) -> TextEncoder:
+        """Load the text tower of the model of a run. In compiled mode it is not compiled."""
+        return self._load(spec, load_text_encoder)
+
+    def _load(self, spec: RunSpec, load: Callable[..., EncoderType]) -> EncoderType:
         with warnings.catch_warnings():
             # The run fails below, with the same text, so that no JIT table has the score of a rebuilt model.
             warnings.filterwarnings("ignore", message=".* is not a TorchScript archive", category=UserWarning)
-            encoder = load_encoder(
+            encoder = load(
                 spec.model,
                 jit=spec.jit,
                 device=spec.device,
                 precision=spec.precision,
                 weights_dir=self.settings.weights_dir,
                 offline=self.settings.offline,
-                compiled=spec.compiled,
             )
         if encoder.execution.jit != spec.jit:
             raise CheckpointError(f"{spec.model.name} is not a TorchScript archive and has no JIT mode; use --jit off")
