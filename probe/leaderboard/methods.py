@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from probe.errors import ResultsError
 from probe.leaderboard.labels import NO_RECORD, short_names
-from probe.leaderboard.ranking import Evidence
 from probe.leaderboard.sections import natural, sort_datasets
 from probe.leaderboard.tables import half_width, markdown_table, markdown_text, marks
+from probe.records.packing import outcomes_of
 from probe.records.record import test_images
 from probe.records.schema import DoneRecord, RunRecord
 from probe.specs import DEFAULT_SOLVER, KNN, LOGISTIC, ZERO_SHOT
+from probe.stats.outcomes import Outcomes
 from probe.stats.paired import PairedTest, compare
 
 ZERO_SHOT_NAME, NEIGHBOUR_NAMES = "zero-shot", ("knn-5", "knn")
@@ -109,8 +110,14 @@ def _test(probe: DoneRecord, zero_shot: DoneRecord) -> PairedTest:
         raise ResultsError("the linear probe and zero-shot have different test images")
     if len({record.encoder.weights_sha256 for record in (probe, zero_shot)} - {None, ""}) > 1:
         raise ResultsError("the linear probe and zero-shot have different weights")
-    outcomes = [Evidence(record).outcomes for record in (probe, zero_shot)]
-    return compare(*outcomes, same_images=probe.result.same_images)
+    return compare(_outcomes(probe), _outcomes(zero_shot), same_images=probe.result.same_images)
+
+
+def _outcomes(record: DoneRecord) -> list[Outcomes]:
+    try:
+        return outcomes_of(record)
+    except ResultsError as err:
+        raise ResultsError(f"{record.protocol}: {err}") from err
 
 
 def values(rows: Sequence[MethodRow]) -> list[list[object]]:
@@ -147,7 +154,7 @@ def to_text(rows: Sequence[MethodRow]) -> tuple[list[str], list[list[str]]]:
     shown = {name: own for name, own in columns.items() if any(own)}
     has_probe, has_pairs = "linear probe" in shown, any(row.zero_shot and row.probe for row in rows)
     header = ["dataset", "model", "mode", "precision", *shown]
-    header += ["protocol of the probe"] * has_probe + ["difference", "p"] * has_pairs
+    header += ["probe protocol"] * has_probe + ["difference", "p"] * has_pairs
     lines = []
     for i, row in enumerate(rows):
         first = row.records[0]

@@ -227,7 +227,6 @@ def _shots(chart: FewShotChart) -> Figure:
     axes.set_xlabel("training images of each class")
     one = next(iter(short_names(chart.datasets).values()))
     axes.set_ylabel(f"{_text(one) if len(chart.datasets) == 1 else f'mean of {len(chart.datasets)}'}, %")
-    axes.set_title(_text(chart.title, MAX_TITLE))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 

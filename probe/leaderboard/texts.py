@@ -54,7 +54,7 @@ def _values(cell: Cell | None) -> list[object]:
 def sections_to_markdown(found: Sequence[Section]) -> str:
     """Return the overview, the legend and the other sections as a page to read, with scores in percent."""
     records = [record for section in found for record in section.records]
-    page = [f"# Leaderboard\n\nScores of {listed(method_titles(found))} in percent: {scope(records)}.\n"]
+    page = [f"# Leaderboard\n\nScores of {method_titles(found)} in percent: {scope(records)}.\n"]
     parts = [_markdown(title, section) for title, section in zip(titles(found), found, strict=True)]
     if parts:
         parts[0] = parts[0].replace("## ", "## Overview: ", 1)
@@ -68,10 +68,15 @@ def sections_to_markdown(found: Sequence[Section]) -> str:
     return "\n".join([*page, *parts[:1], *side_by_side, f"## Legend\n\n{explained}", *parts[1:]])
 
 
-def method_titles(found: Sequence[Section]) -> list[str]:
-    """Return the methods of the sections in plain words; linear probes if there is no section."""
-    methods = {record.spec.protocol.method for section in found for record in section.records}
-    return [title for method, title in METHOD_TITLES.items() if method in methods] or [METHOD_TITLES[LOGISTIC]]
+def method_titles(found: Sequence[Section], *, but: str = "") -> str:
+    """Return the methods of the sections in plain words, without the method `but`; linear probes without a section.
+
+    >>> method_titles([])
+    'linear probes'
+    """
+    methods = {record.spec.protocol.method for section in found for record in section.records} if found else {LOGISTIC}
+    *others, last = [title for method, title in METHOD_TITLES.items() if method in methods - {but}] or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _markdown(title: str, section: Section) -> str:

@@ -103,7 +103,7 @@ def test_methods_stand_side_by_side_with_the_paired_test_of_the_probe_and_zero_s
     assert cells == {
         **{"dataset": "digits", "model": "tiny", "mode": "eager", "precision": "fp32"},
         **{"zero-shot": "75.00 ±1.50", "knn-5": "85.00 ±1.50", "knn": "87.50 ±1.50", "linear probe": "92.50 ±1.50"},
-        **{"protocol of the probe": "clip-paper by sklearn", "difference": "+17.50", "p": f"{mcnemar(70, 0):.2g}"},
+        **{"probe protocol": "clip-paper by sklearn", "difference": "+17.50", "p": f"{mcnemar(70, 0):.2g}"},
     }
 
 
@@ -153,6 +153,11 @@ def test_scores_of_different_weights_are_not_compared():
     assert "different weights" in row.reason
 
 
+def test_a_record_without_outcomes_is_named_as_the_reason_why_there_is_no_test():
+    (row,) = compare_methods([ALL[0], make_record(protocol="readme")])
+    assert row.reason.startswith("readme: it has no outcomes of test images")
+
+
 def test_every_format_of_the_leaderboard_has_the_methods(tmp_path):
     sections = make_sections(ALL)
     assert "## Zero-shot, k-NN and linear probe\n" in sections_to_markdown(sections)
@@ -193,7 +198,7 @@ def test_the_command_prints_the_methods(tmp_path, capsys):
         write_record(record, tmp_path)
     assert main(["leaderboard", "--results-dir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "Scores of linear probes, k-nearest neighbours, zero-shot classification in percent: 5 runs" in text
+    assert "Scores of linear probes, k-nearest neighbours and zero-shot classification in percent: 5 runs" in text
     assert "- `zero-shot`: Images are compared with texts" in text
     assert "+17.50" in text
 

@@ -123,7 +123,7 @@ def render_page(records: Sequence[RunRecord], sections: Sequence[board.Section],
     data = make_data(records, sections, protocols, labels, folder=folder, rows=rows)
     return _template().render(
         scope=scope(records),
-        others=" and ".join(title for title in texts.method_titles(sections) if title != texts.METHOD_TITLES[LOGISTIC]),
+        others=texts.method_titles(sections, but=LOGISTIC),
         newest=max((record.created for record in records), default="")[:10],
         filters=_filters(sections, protocols),
         sections=[_section(*pair, labels) for pair in zip(sections, protocols, strict=True)],
