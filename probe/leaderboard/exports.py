@@ -40,8 +40,8 @@ def to_latex(sections: Sequence[Section]) -> str:
     """
     tables = [_latex(title, section) for title, section in zip(titles(sections), sections, strict=True)]
     if rows := _methods(sections):
-        comments = [methods.TITLE, methods.INTRODUCTION, *methods.notes(rows)]
-        tables.append(_tabular(comments, *methods.to_text(rows)))
+        comments = [methods.TITLE, methods.INTRODUCTION, *methods.find_untested(rows)]
+        tables.append(_tabular(comments, *methods.methods_to_text(rows)))
     return "\n".join(tables)
 
 

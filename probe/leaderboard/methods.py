@@ -142,7 +142,7 @@ def _score(record: DoneRecord | None) -> tuple[float | None, float | None, float
     return (record.result.score, around.low, around.high) if around is not None else (record.result.score, None, None)
 
 
-def to_text(rows: Sequence[MethodRow]) -> tuple[list[str], list[list[str]]]:
+def methods_to_text(rows: Sequence[MethodRow]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows to read, with scores in percent. Methods without any record have no column."""
     datasets = short_names(row.records[0].dataset for row in rows)
     models = short_names(row.records[0].model for row in rows)
@@ -179,8 +179,8 @@ def difference_text(row: MethodRow) -> str:
     return "" if row.test is None else f"{100 * row.test.difference:+.2f}"
 
 
-def notes(rows: Sequence[MethodRow]) -> list[str]:
-    """Return the reasons why a row has no difference, as sentences."""
+def find_untested(rows: Sequence[MethodRow]) -> list[str]:
+    """Return the reasons why rows with zero-shot and a probe have no test, as sentences."""
     found = []
     for row in rows:
         if row.reason:
@@ -194,5 +194,5 @@ def methods_to_markdown(rows: Sequence[MethodRow]) -> str:
     """Return a section of a page to read; empty without rows."""
     if not rows:
         return ""
-    remarks = "".join(f"\n{markdown_text(note)}\n" for note in notes(rows))
-    return f"## {TITLE}\n\n{INTRODUCTION}\n\n{markdown_table(*to_text(rows))}{remarks}"
+    remarks = "".join(f"\n{markdown_text(note)}\n" for note in find_untested(rows))
+    return f"## {TITLE}\n\n{INTRODUCTION}\n\n{markdown_table(*methods_to_text(rows))}{remarks}"

@@ -210,9 +210,11 @@ def _section(section: board.Section, protocol: str, labels: Labels) -> SectionVi
 
 
 def _methods(rows: Sequence[methods.MethodRow]) -> MethodsView:
-    header, lines = methods.to_text(rows)
+    header, lines = methods.methods_to_text(rows)
     cells = zip((row.records[0].model for row in rows), map(tuple, lines), strict=True)
-    return MethodsView(methods.TITLE, methods.INTRODUCTION, tuple(header), tuple(cells), tuple(methods.notes(rows)))
+    return MethodsView(
+        methods.TITLE, methods.INTRODUCTION, tuple(header), tuple(cells), tuple(methods.find_untested(rows))
+    )
 
 
 def _column(section: board.Section, name: str, label: str) -> ColumnView:
