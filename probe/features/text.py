@@ -50,7 +50,7 @@ class Classifier:
 
 
 def find_classifier(spec: RunSpec, session: Session) -> Classifier:
-    """Return the texts of the classes of a zero-shot run, from the cache or encoded now.
+    """Return the texts of the classes of a zero-shot run, from the session, from the cache, or encoded now.
 
     Raises:
         PromptsError: a class has no name, or two classes have the same prompts and the settings do not permit it.
@@ -58,6 +58,12 @@ def find_classifier(spec: RunSpec, session: Session) -> Classifier:
         CheckpointError: the model has no text tower or no vocabulary.
         Exception: the weights, the vocabulary, the device or the cache folder cannot be used.
     """
+    if spec not in session.classifiers:
+        session.classifiers[spec] = _find_classifier(spec, session)
+    return session.classifiers[spec]
+
+
+def _find_classifier(spec: RunSpec, session: Session) -> Classifier:
     settings, root = session.settings, paths.cache_dir(session.settings.cache_dir)
     prompts = _complete_prompts(spec, session)
     started = time.perf_counter()

@@ -163,9 +163,10 @@ def test_no_image_encoder_is_loaded(run, monkeypatch):
 
 
 def test_a_cached_classifier_needs_no_vocabulary(run, monkeypatch):
-    find_classifier(*run)
+    spec, session = run
+    find_classifier(spec, session)
     monkeypatch.setattr("probe.models.tokenizer.read_merges", _refuse)
-    find_classifier(*run)
+    find_classifier(spec, Session(session.settings))
 
 
 def test_everything_that_changes_the_texts_is_in_the_key(run):
@@ -201,7 +202,7 @@ def test_damage_is_named_and_encoded_again(run, caplog, kind):
     file.write_bytes(damaged[kind])
     assert list(inventory.verify(session.settings.cache_dir)[1]) == [file]
     assert [cached.state for cached in inventory.survey(session.settings.cache_dir)] == ["damaged"]
-    second = find_classifier(spec, session)
+    second = find_classifier(spec, Session(session.settings))
     assert f"the texts in {file} are damaged" in caplog.text
     assert second.weights.tobytes() == first.weights.tobytes()
     assert file.read_bytes() == whole
@@ -216,7 +217,7 @@ def test_an_entry_that_was_edited_is_not_used(run, caplog):
         weights, about = arrays["weights"], json.loads(arrays["about"].item())
     for name, value in (("logit_scale", 1.0), ("version", 2)):
         np.savez(file.with_suffix(""), weights=weights, about=np.array(json.dumps(about | {name: value})))
-        assert find_classifier(spec, session).logit_scale == first.logit_scale
+        assert find_classifier(spec, Session(session.settings)).logit_scale == first.logit_scale
         assert "the digest of its description differs" in caplog.text
 
 
