@@ -79,9 +79,12 @@ def plan(
     encoders = dict.fromkeys(m if isinstance(m, ModelSpec) else get_model(m) for m in models)
     rules = dict.fromkeys(p if isinstance(p, Protocol) else get_protocol(p) for p in protocols)
     for chosen, catalog in ((rows, DATASETS), (encoders, MODELS), (rules, PROTOCOLS)):
-        known: dict[str, DatasetSpec | ModelSpec | Protocol] = {row.name: row for row in catalog}
+        # The prompts of a dataset are not part of its identity, so a dataset of the catalogue can have other prompts.
+        known = {row.name: identity(row) for row in catalog}
+        names = Counter(row.name for row in chosen)
         for row in chosen:
-            if known.setdefault(row.name, row) != row:  # its records would overwrite the other's
+            if names[row.name] > 1 or known.get(row.name, identity(row)) != identity(row):
+                # its records would overwrite the other's
                 raise UnknownNameError(f"two different specifications have the name {row.name!r}; rename yours")
     executions = [
         resolve_execution(device, precision=precision, jit=jit, compiled=compiled, elsewhere=elsewhere)

@@ -1,4 +1,4 @@
-"""A progress bar for a whole grid, which shows the encoded images, images per second, and the remaining time."""
+"""A progress bar, which shows the encoded images or texts, their number per second, and the remaining time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from probe.errors import printable
 
 
 class Progress:
-    """Progress bar of encoded images. An image counts once for each model and mode."""
+    """Progress bar of encoded images or texts. An image counts once for each model and mode."""
 
-    def __init__(self, *, is_shown: bool = True) -> None:
-        self._bar = tqdm(total=0, unit="img", disable=None if is_shown else True, dynamic_ncols=True)
+    def __init__(self, *, is_shown: bool = True, unit: str = "img") -> None:
+        self._bar = tqdm(total=0, unit=unit, disable=None if is_shown else True, dynamic_ncols=True)
 
     @property
     def is_shown(self) -> bool:
@@ -26,12 +26,12 @@ class Progress:
         self._bar.set_description(printable(what))
 
     def expect(self, n: int) -> None:
-        """Add images to the total, or, if `n` is negative, remove images that need not be encoded."""
+        """Add images or texts to the total, or, if `n` is negative, remove those that need not be encoded."""
         self._bar.total = max(0, (self._bar.total or 0) + n)
         self._bar.refresh()
 
     def advance(self, n: int) -> None:
-        """Count encoded images."""
+        """Count encoded images or texts."""
         self._bar.update(n)
 
     def close(self) -> None:

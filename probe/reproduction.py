@@ -140,7 +140,8 @@ def reproduce_all(
         )
         settings = replace(settings, cache_dir=cache, results_dir=results)
         for (num_threads, num_blas, is_partial, num_corrupt), specs in _group(planned).items():
-            own = replace(settings, allow_partial=is_partial, skip_corrupt=num_corrupt)
+            # A record with duplicate class names was made with this permission.
+            own = replace(settings, allow_partial=is_partial, skip_corrupt=num_corrupt, allow_duplicate_names=True)
             of_key = {planned[spec].key: planned[spec] for spec in specs}
             with threads(num_threads, blas=num_blas):
                 for again in run_grid(specs, own, rerun=True):

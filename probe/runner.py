@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from probe import environment, grid, paths
@@ -96,6 +97,7 @@ def run_one(
     """
     session = session or Session(settings)
     dataset = session.open_dataset(spec.dataset)
+    classifier = find_classifier(spec, session) if spec.protocol.method == ZERO_SHOT else None
     encoder = session.find_encoder(spec)  # loaded only if features are not cached
     extraction = extract(encoder, dataset, session)
     folds = extraction.cut(spec.splits)  # train, val and test of each fold: x float32 (n, d), y
@@ -109,7 +111,6 @@ def run_one(
     fits = FitCache(paths.cache_dir(session.settings.cache_dir) / FITS)
     if spec.protocol.method == LOGISTIC:
         get_solver(spec.solver)  # imports the solver's libraries, which is not part of the time of the fit
-    classifier = find_classifier(spec, session) if spec.protocol.method == ZERO_SHOT else None
     started = time.perf_counter()
     if classifier is not None:
         result = score_zero_shot(folds, classifier, metric=spec.dataset.metric)
@@ -131,7 +132,7 @@ def run_one(
         seconds["text"] = classifier.seconds
 
     record = DoneRecord(
-        spec=spec,
+        spec=_for_record(spec),
         created=_now(),
         encoder=extraction.encoder,
         read=extraction.read,
@@ -290,7 +291,7 @@ def run_all(specs: Sequence[RunSpec], session: Session) -> Iterator[FinishedRun 
         specs: the runs.
         session: opens the datasets and loads the encoders.
     """
-    for group, failures in prepare_grid(specs, session):
+    for group, failures in prepare_grid(specs, session, is_ready=partial(_has_prompts, session)):
         finished: list[FinishedRun] = []
         for spec in group:
             logger.debug("%s", spec)
@@ -308,6 +309,24 @@ def run_all(specs: Sequence[RunSpec], session: Session) -> Iterator[FinishedRun 
                 yield run
 
 
+def _has_prompts(session: Session, spec: RunSpec) -> bool:
+    """Return False for a zero-shot run whose class names cannot be encoded. The run meets the same error."""
+    if spec.protocol.method == ZERO_SHOT:
+        try:
+            find_classifier(spec, session)
+        except Exception:
+            return False
+    return True
+
+
+def _for_record(spec: RunSpec) -> RunSpec:
+    """Return a run without the prompts of its dataset, unless it uses them: they can be hundreds of names."""
+    if spec.protocol.method == ZERO_SHOT:
+        return spec
+    plain = replace(spec.dataset, class_names=(), class_names_from="", templates=(), templates_from="")
+    return replace(spec, dataset=plain)
+
+
 def failure(spec: RunSpec, error: Mapping[str, str]) -> FailedRecord:
     """Return the record of a failed run.
 
@@ -316,7 +335,7 @@ def failure(spec: RunSpec, error: Mapping[str, str]) -> FailedRecord:
         error: `type` and `message` of the error.
     """
     return FailedRecord(
-        spec=spec,
+        spec=_for_record(spec),
         created=_now(),
         encoder=EncoderRecord(),
         splits={},

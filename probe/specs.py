@@ -16,6 +16,7 @@ DEFAULT_SOLVER = "fast"
 NO_SOLVER = "none"  # solver of runs whose protocol fits nothing
 LOGISTIC, KNN, ZERO_SHOT = "logistic-regression", "knn", "zero-shot"
 METHODS = (LOGISTIC, KNN, ZERO_SHOT)  # what a protocol does with features
+OPEN_CLIP = "open_clip"  # origin of ImageNet's class names and templates in `DatasetSpec`
 FEATURE_POINTS = ("projected", "pre_projection")  # where image features are taken: after the projection, or before it
 
 
@@ -184,13 +185,14 @@ class DatasetSpec:
         class_names: names of the classes for zero-shot prompts, in the order of the labels; empty for the names that
             the files of the dataset have.
         templates: zero-shot prompts with `{}` in place of the class name; empty for `datasets.prompts.TEMPLATE`.
-        prompts_from: origin of `class_names` and `templates`.
+        class_names_from: origin of the class names; `OPEN_CLIP` for those of an installed open_clip.
+        templates_from: origin of the templates; `OPEN_CLIP` for those of an installed open_clip.
     """
 
     # Prompts are not part of the identity: only zero-shot runs use them, and `RunSpec.prompts` has their digest.
     DESCRIPTIVE: ClassVar = (
         *("title", "homepage", "license", "numbers_from", "notes", "gone", "in_paper"),
-        *("class_names", "templates", "prompts_from"),
+        *("class_names", "class_names_from", "templates", "templates_from"),
     )
 
     name: str
@@ -212,8 +214,9 @@ class DatasetSpec:
     gone: str = ""
     in_paper: bool = False
     class_names: tuple[str, ...] = ()
+    class_names_from: str = ""
     templates: tuple[str, ...] = ()
-    prompts_from: str = ""
+    templates_from: str = ""
 
 
 @dataclass(frozen=True)

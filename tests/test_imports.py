@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from make.records import scored_record
+
+from probe.records.record import write_record
 
 PACKAGE = Path(__file__).parent.parent / "probe"
 HEAVY = {"torch", "torchvision", "sklearn", "scipy", "PIL", "numpy", "pandas", "datasets", "pyarrow", "av", "h5py"}
@@ -84,6 +87,18 @@ def test_light_commands_import_no_heavy_library(arguments):
 def test_tables_of_records_need_only_numpy_and_special_functions(arguments):
     """`scipy.stats` has the same quantiles and tests as `scipy.special`, but takes a second to import."""
     loaded = _loaded_modules(arguments)
+    assert HEAVY & {name.split(".")[0] for name in loaded} == {"numpy", "scipy"}
+    assert "scipy.stats" not in loaded
+
+
+def test_tables_with_zero_shot_beside_the_probe_need_no_more(tmp_path):
+    for record in (
+        scored_record("tiny", 40),
+        *(scored_record("tiny", 60, protocol=name) for name in ("zero-shot", "knn")),
+    ):
+        write_record(record, tmp_path)
+    loaded = _loaded_modules(["tables", "--results-dir", str(tmp_path)])
+    assert (tmp_path / "methods.csv").is_file()
     assert HEAVY & {name.split(".")[0] for name in loaded} == {"numpy", "scipy"}
     assert "scipy.stats" not in loaded
 

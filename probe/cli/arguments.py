@@ -114,6 +114,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "--compile": _flag("Compile the rebuilt model with torch.compile. Results have the mode `compiled`."),
         "--protocol": _value("NAME", f"Protocol, repeatable: {PROTOCOLS}. [clip-paper]", action="append"),
+        "--prompts": _value(
+            "FILE.toml", "TOML file with templates or class names for zero-shot runs. [those of each dataset]"
+        ),
         "--metric": _choice(METRICS, None, "Metric of the scores. [the metric of the dataset, or accuracy]"),
         "--shard": _value("I/N", "Extract only the I-th of N shards, counted from 1.", type=_shard),
         "--val-fraction": _value(
@@ -171,6 +174,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--skip-corrupt": _value(
             "N", "Skip up to N unreadable images of a dataset, and mark the results. [0]", type=_count, default=0
         ),
+        "--allow-duplicate-names": _flag(
+            "Run zero-shot even if several classes of a dataset have the same name, and list the names in the record."
+        ),
         "--offline": _flag("Do not use the network."),
         "--max-size": _value("SIZE", "Size limit of the cache, such as 10GB. [none]", type=_size),
     },
@@ -215,8 +221,8 @@ COMMANDS: dict[str, dict[str, _Command]] = {
     "features and probes": {
         "run": _Command(
             "Extract features, fit probes, and write records and tables.",
-            f"{IMAGES} {ENCODING} {FITTING} --protocol --rerun --save-heads --plan --executor --ray-address "
-            "--ray-workers --results-dir",
+            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --rerun --save-heads --plan "
+            "--executor --ray-address --ray-workers --results-dir",
         ),
         "extract": _Command(
             "Extract and cache features, or some shards of them.",

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from probe.cli import grids
 from probe.cli.printing import print_facts, print_json, print_rows
+from probe.specs import LOGISTIC
 
 
 def datasets(args: argparse.Namespace) -> int:
@@ -121,17 +122,18 @@ def protocols(args: argparse.Namespace) -> int:
     if args.json:
         print_json([asdict(protocol) for protocol in PROTOCOLS])
         return 0
-    header = ("name", "title", "feature point", "values of C", "images per class", "seeds", "tol", "iterations")
+    header = ("name", "title", "feature point", "values of C", "k", "images per class", "seeds", "tol", "iterations")
     rows = [
         (
             protocol.name,
             protocol.title,
             protocol.feature_point,
-            len(protocol.grid),
+            len(protocol.grid) or None,
+            ", ".join(map(str, protocol.neighbours)),
             images_a_class(protocol),
             protocol.num_seeds if protocol.shots else None,
-            f"{protocol.tol:g}",
-            protocol.max_iter,
+            f"{protocol.tol:g}" if protocol.method == LOGISTIC else None,
+            protocol.max_iter if protocol.method == LOGISTIC else None,
         )
         for protocol in PROTOCOLS
     ]

@@ -162,6 +162,7 @@ def _plain(one: Reproduction) -> dict[str, Any]:
 
 def _reproduced(done: Sequence[Reproduction]) -> str:
     from probe.leaderboard import tables
+    from probe.leaderboard.labels import solver_text
 
     header = (
         "dataset",
@@ -178,7 +179,7 @@ def _reproduced(done: Sequence[Reproduction]) -> str:
     rows = [
         (
             *(one.record.dataset, one.record.model, one.record.mode, one.record.protocol),
-            one.record.solver,
+            solver_text(one.record.solver),
             tables.percent(one.record),
             tables.percent(one.again) if one.again is not None and one.again.result else "",
             "" if one.images is None else f"{one.images:.3g} of {one.tolerance}",

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from probe.cli.arguments import JIT_MODES
+from probe.cli.arguments import JIT_MODES, UsageError
 from probe.specs import DEFAULT_SOLVER
 
 if TYPE_CHECKING:
     from probe.settings import Settings
-    from probe.specs import RunSpec
+    from probe.specs import DatasetSpec, RunSpec
 
 
 def settings(args: argparse.Namespace) -> Settings:
@@ -27,20 +27,31 @@ def settings(args: argparse.Namespace) -> Settings:
         allow_partial=args.allow_partial,
         skip_corrupt=args.skip_corrupt,
         workers=args.workers,
+        allow_duplicate_names=getattr(args, "allow_duplicate_names", False),
         shard=getattr(args, "shard", None),
         save_heads=getattr(args, "save_heads", False),
     )
 
 
 def plan_runs(args: argparse.Namespace, *, device: str = "", elsewhere: bool = False) -> list[RunSpec]:
-    """Return the runs that the options give; `device` and `elsewhere` are for runs on other machines."""
+    """Return the runs that the options give; `device` and `elsewhere` are for runs on other machines.
+
+    Raises:
+        UsageError: --prompts is given, but no run is zero-shot.
+    """
     from probe import datasets, grid, models
+    from probe.datasets.prompt_files import with_prompts
     from probe.probes.protocols import GROUPS
 
     # Commands without --protocol only need features, which do not depend on the protocol.
     protocols = getattr(args, "protocol", ["readme"]) or ["clip-paper"]
-    return grid.plan(
-        expand_groups(args.dataset, {"all": datasets.dataset_names(), "paper": datasets.paper_names()}),
+    names = expand_groups(args.dataset, {"all": datasets.dataset_names(), "paper": datasets.paper_names()})
+    rows: Sequence[str | DatasetSpec] = names
+    prompts = getattr(args, "prompts", None)
+    if prompts is not None:
+        rows = with_prompts([datasets.get_dataset(name) for name in dict.fromkeys(names)], prompts)
+    runs = grid.plan(
+        rows,
         expand_groups(args.model or ["ViT-B/32"], {"all": models.model_names()}),
         protocols=expand_groups(protocols, GROUPS),
         jit_modes=JIT_MODES[args.jit],
@@ -51,6 +62,9 @@ def plan_runs(args: argparse.Namespace, *, device: str = "", elsewhere: bool = F
         solver=getattr(args, "solver", DEFAULT_SOLVER),
         elsewhere=elsewhere,
     )
+    if prompts is not None and not any(run.prompts for run in runs):
+        raise UsageError("--prompts is for zero-shot runs; add --protocol zero-shot")
+    return runs
 
 
 def expand_groups(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:

@@ -226,21 +226,19 @@ def fit(args: argparse.Namespace) -> int:
             ]
         )
     else:
-        rows = []
+        rows, methods = [], {rules.name: rules.method for rules in protocols}
         for name, result in results.items():
-            C = tables.VARIES if result.C is None else f"{result.C:.4g}"  # noqa: N806 - the field's name
             mark = tables.fit_marks(converged=result.converged, choice_converged=result.choice_converged)
             score = f"{100 * result.score:.2f}{mark}"
             around = tables.interval_text(result.interval)
-            rows.append((name, metric, score, around, C, args.solver, str(result.n_iter), str(result.num_test)))
+            fit = tables.fit_cells(result.to_record(), methods[name], args.solver)
+            rows.append((name, metric, score, around, *fit, str(result.num_test)))
         header = (
             "protocol",
             "metric",
             "score, %",
             "95 % confidence interval",
-            "C",
-            "solver",
-            "iterations",
+            *tables.fit_header(methods.values()),
             "test images",
         )
         print(tables.markdown_table(header, rows), end="")
@@ -248,8 +246,8 @@ def fit(args: argparse.Namespace) -> int:
             print(f"\n{tables.FINAL_NOTE}")
         if not all(result.choice_converged for result in results.values()):
             print(f"\n{tables.CHOICE_NOTE}")
-        if any(result.C is None for result in results.values()):
-            print(f"\n{tables.VARIES_NOTE}")
+        for note in tables.varies_notes((methods[name], result.to_record()) for name, result in results.items()):
+            print(f"\n{note}")
     fit_cache.clear()
     if args.strict:
         for name, result in unfinished.items():

@@ -1,13 +1,15 @@
 """Catalogue of datasets, as data: their sources, subsets, sizes, classes, metric and licence.
 
 Datasets with `in_paper` are in table 9 of Radford et al. 2021. Sizes are the true sizes: the table has errors, which
-`notes` describe. Sizes come from the makers' page in `homepage`, unless `numbers_from` says more.
+`notes` describe. Sizes come from the makers' page in `homepage`, unless `numbers_from` says more. Entries without
+`class_names` take the names in the files of the dataset, and entries without `templates` take `prompts.TEMPLATE`.
 """
 
 from __future__ import annotations
 
+from probe.datasets import class_names
 from probe.datasets.source_specs import TRAIN_FLAG, TRAIN_TEST, TRAIN_VAL_TEST, folders, hub, own, shards, torchvision
-from probe.specs import DatasetSpec, Source, Subset
+from probe.specs import OPEN_CLIP, DatasetSpec, Source, Subset
 
 _IDX_FILES = tuple(f"{subset}-{kind}-ubyte" for subset in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 _IDX_TEXT = f"{', '.join(_IDX_FILES[:3])} and {_IDX_FILES[3]}, unpacked"
@@ -33,6 +35,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         license="CC BY 4.0",
         numbers_from="scikit-learn's load_digits, counted",
         notes="The test subset of the original dataset, divided 60 / 20 / 20 here.",
+        class_names=class_names.DIGITS,
     ),
     DatasetSpec(
         name="food101",
@@ -220,6 +223,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         "that show a class only in instances marked as difficult are ignored for this class, in fitting and in "
         "scoring, as in the makers' evaluation; the paper does not say how it treats them.",
         in_paper=True,
+        class_names=class_names.VOC2007,
     ),
     DatasetSpec(
         name="dtd",
@@ -324,6 +328,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         license="not stated",
         numbers_from="the makers' setid.mat; Radford et al. 2021, table 9",
         in_paper=True,
+        class_names=class_names.FLOWERS102,
     ),
     DatasetSpec(
         name="mnist",
@@ -343,6 +348,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         license="CC BY-SA 3.0",
         numbers_from="home page; Radford et al. 2021, table 9",
         in_paper=True,
+        class_names=class_names.DIGITS,
     ),
     DatasetSpec(
         name="fer2013",
@@ -376,6 +382,8 @@ DATASETS: tuple[DatasetSpec, ...] = (
         notes="The validation split is PublicTest and the test split is PrivateTest; most copies have both in a split "
         f"called test. {_SCRIPT_ERROR} Table 9 also prints 8 classes; there are 7.",
         in_paper=True,
+        class_names=class_names.FER2013,
+        templates=("a photo of a {} face.",),
     ),
     DatasetSpec(
         name="stl10",
@@ -403,6 +411,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         notes="A probe is fitted on each of the makers' 10 folds of 1,000 images, of which a tenth is held out for "
         "validation. The score is the mean over the folds.",
         in_paper=True,
+        class_names=class_names.STL10,
     ),
     DatasetSpec(
         name="eurosat",
@@ -434,6 +443,8 @@ DATASETS: tuple[DatasetSpec, ...] = (
         notes="The paper's authors drew 500 images of each class for each split with seed 42, from files in the order "
         "of their file system. Here the files are sorted, so the splits have the same sizes, but different images.",
         in_paper=True,
+        class_names=class_names.EUROSAT,
+        templates=("a satellite photo of {}.",),
     ),
     DatasetSpec(
         name="resisc45",
@@ -491,6 +502,8 @@ DATASETS: tuple[DatasetSpec, ...] = (
         notes="Trained on the set of the IJCNN 2011 competition, tested on the official final test set. Images are "
         "frames of tracks; whole tracks are held out for validation.",
         in_paper=True,
+        class_names=class_names.GTSRB,
+        templates=("a photo of the traffic sign '{}'.",),
     ),
     DatasetSpec(
         name="kitti",
@@ -521,6 +534,8 @@ DATASETS: tuple[DatasetSpec, ...] = (
         "and the number of classes are checked. Before you publish scores, compare them with scores on the makers' "
         "files.",
         in_paper=True,
+        class_names=class_names.KITTI,
+        templates=("a photo of a road with {}.",),
     ),
     DatasetSpec(
         name="country211",
@@ -546,6 +561,8 @@ DATASETS: tuple[DatasetSpec, ...] = (
         numbers_from="home page: 150, 50 and 100 images of each of 211 countries",
         notes="Table 9 prints 43,200 images for training and validation; there are 42,200 (openai/CLIP#154).",
         in_paper=True,
+        class_names=tuple(class_names.COUNTRIES.values()),
+        templates=("a photo of a place in {}.",),
     ),
     DatasetSpec(
         name="pcam",
@@ -571,6 +588,8 @@ DATASETS: tuple[DatasetSpec, ...] = (
         numbers_from="home page; Radford et al. 2021, table 9",
         notes=_NO_CHECKSUM,
         in_paper=True,
+        class_names=class_names.PCAM,
+        templates=("a microscope image of a lymph node with {}.",),
     ),
     DatasetSpec(
         name="ucf101",
@@ -662,6 +681,8 @@ DATASETS: tuple[DatasetSpec, ...] = (
         "(openai/CLIP#245). Here 2,000 images of the training subset and 500 of the validation subset are drawn in a "
         "fixed order. The copy on the hub lists the images in a different order, so other images are drawn.",
         in_paper=True,
+        class_names=class_names.CLEVR_COUNTS,
+        templates=("a scene with {} objects.",),
     ),
     DatasetSpec(
         name="hateful_memes",
@@ -686,6 +707,8 @@ DATASETS: tuple[DatasetSpec, ...] = (
         "redistribution.",
         gone="its makers no longer distribute it (facebookresearch/mmf#1332, #1335)",
         in_paper=True,
+        class_names=class_names.HATEFUL_MEMES,
+        templates=("a meme that is {}.",),
     ),
     DatasetSpec(
         name="rendered_sst2",
@@ -710,6 +733,8 @@ DATASETS: tuple[DatasetSpec, ...] = (
         license="not stated",
         numbers_from="home page; Radford et al. 2021, table 9",
         in_paper=True,
+        class_names=class_names.RENDERED_SST2,
+        templates=("a {} sentence from a movie review.",),
     ),
     DatasetSpec(
         name="imagenet",
@@ -739,6 +764,8 @@ DATASETS: tuple[DatasetSpec, ...] = (
         "out for validation, as the paper's authors did in early iterations (openai/CLIP#64). Both copies on "
         "the hub are gated: accept their terms and log in. The second copy is larger than 150 GB.",
         in_paper=True,
+        class_names_from=OPEN_CLIP,
+        templates_from=OPEN_CLIP,
     ),
     DatasetSpec(
         name="fashion_mnist",
@@ -760,6 +787,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         homepage="https://github.com/zalandoresearch/fashion-mnist",
         license="MIT",
         numbers_from="home page; labels read from the files",
+        class_names=class_names.FASHION_MNIST,
     ),
     DatasetSpec(
         name="kmnist",
@@ -780,6 +808,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         license="CC BY-SA 4.0",
         numbers_from="home page",
         notes=_NO_CHECKSUM,
+        class_names=class_names.KMNIST,
     ),
     DatasetSpec(
         name="emnist",
@@ -802,6 +831,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         license="not stated",
         numbers_from="Cohen et al. 2017 (arXiv 1702.05373), table 2",
         notes="Images are transposed in the files, and are used as they are.",
+        class_names=class_names.EMNIST_BALANCED,
     ),
     DatasetSpec(
         name="svhn",
@@ -820,6 +850,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         homepage="http://ufldl.stanford.edu/housenumbers/",
         license="for non-commercial use",
         numbers_from="home page",
+        class_names=class_names.DIGITS,
     ),
     DatasetSpec(
         name="gtsrb_39209",
@@ -844,6 +875,8 @@ DATASETS: tuple[DatasetSpec, ...] = (
         numbers_from="home page",
         notes="The larger training set, which other papers use; the training set of the CLIP paper is in gtsrb. Whole "
         "tracks are held out for validation.",
+        class_names=class_names.GTSRB,
+        templates=("a photo of the traffic sign '{}'.",),
     ),
     DatasetSpec(
         name="places365",
@@ -889,5 +922,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         license="MIT",
         numbers_from="home page",
         notes="A new test set for probes trained on ImageNet. Its scores are not comparable with scores on imagenet.",
+        class_names_from=OPEN_CLIP,
+        templates_from=OPEN_CLIP,
     ),
 )

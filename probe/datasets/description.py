@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from probe import paths
 from probe.datasets import get_dataset
+from probe.datasets.prompts import known_prompts
+from probe.errors import listed
 from probe.hub import LOG_IN, has_cached_data
 from probe.specs import DatasetSpec, Source, slug
 
@@ -104,6 +106,20 @@ def dataset_facts(name: str, *, data_dir: str | Path | None = None) -> dict[str,
         "homepage": spec.homepage,
         "license": spec.license,
         "numbers_from": spec.numbers_from,
+        **asdict(known_prompts(spec)),  # empty if only the files or open_clip have them
+    }
+
+
+def _describe_prompts(spec: DatasetSpec) -> dict[str, str]:
+    """Return the first class names and templates of zero-shot prompts, with their origins."""
+    prompts = known_prompts(spec)
+    quoted = [repr(template) for template in prompts.templates]  # templates can have commas
+    return {
+        title: f"{listed(texts, most=most)} (from {origin})" if texts else f"from {origin}"
+        for title, texts, most, origin in (
+            ("class names", prompts.class_names, 5, prompts.class_names_from),
+            ("templates", quoted, 3, prompts.templates_from),
+        )
     }
 
 
@@ -124,6 +140,7 @@ def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[s
         "subsets": sizes(spec),
         "splits": describe_splits(spec),
         "notes": spec.notes,
+        **_describe_prompts(spec),
         "state": found.word,
         "to do": found.step,
         "by hand": _by_hand(spec) if found.word == DOWNLOAD else "",
@@ -203,6 +220,7 @@ def page(specs: Sequence[DatasetSpec]) -> str:
                 "metric": f"`{spec.metric}`",
                 "subsets": sizes(spec),
                 "splits": describe_splits(spec),
+                **_describe_prompts(spec),
                 "sources": "; ".join(describe_source(source) for source in spec.sources),
                 "by hand": "; or ".join(source.files for source in spec.sources if source.files),
                 GONE: spec.gone,

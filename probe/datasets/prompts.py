@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from probe.errors import PromptsError, listed
-from probe.specs import DatasetSpec, digest
+from probe.errors import ExtraMissingError, PromptsError, listed
+from probe.specs import OPEN_CLIP, DatasetSpec, digest
 
 TEMPLATE = "a photo of a {}."  # openai/CLIP README, 'Zero-Shot Prediction'
 TEMPLATE_FROM = "the example of OpenAI's README"
-CATALOG, FILES = "the catalogue", "the files of the dataset"
+SPECIFICATION, FILES = "the specification of the dataset", "the files of the dataset"
+INSTALLED = "the installed open_clip"
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,78 @@ def get_prompts(spec: DatasetSpec) -> Prompts:
     """Return the prompts of a dataset, as far as they are known before it is opened.
 
     Raises:
-        PromptsError: a template or class name cannot be used.
-        ExtraMissingError: the prompts come from a package that is not installed.
+        PromptsError: a template or class name cannot be used, or the number of class names is wrong.
+        ExtraMissingError: the prompts are those of open_clip, which is not installed.
     """
-    origin = spec.prompts_from or CATALOG
-    prompts = Prompts(
-        class_names=spec.class_names,
-        class_names_from=origin if spec.class_names else FILES,
-        templates=spec.templates or (TEMPLATE,),
-        templates_from=origin if spec.templates else TEMPLATE_FROM,
-    )
-    check_prompts(prompts, where=spec.name)
+    prompts = known_prompts(spec)
+    if prompts.class_names_from == INSTALLED:
+        own = load_open_clip_prompts()
+        prompts = replace(prompts, class_names=own.class_names, class_names_from=own.class_names_from)
+    if prompts.templates_from == INSTALLED:
+        own = load_open_clip_prompts()
+        prompts = replace(prompts, templates=own.templates, templates_from=own.templates_from)
+    check_prompts(prompts, num_classes=spec.num_classes, where=spec.name)
     return prompts
+
+
+def known_prompts(spec: DatasetSpec) -> Prompts:
+    """Return the prompts that a specification has; those of open_clip and of the files of the dataset are empty."""
+    is_from_open_clip = spec.templates_from == OPEN_CLIP
+    return Prompts(
+        class_names=spec.class_names,
+        class_names_from=_origin(spec.class_names, spec.class_names_from, FILES),
+        templates=spec.templates or (() if is_from_open_clip else (TEMPLATE,)),
+        templates_from=_origin(spec.templates, spec.templates_from, TEMPLATE_FROM),
+    )
+
+
+def _origin(given: tuple[str, ...], origin: str, default: str) -> str:
+    if not given:
+        return INSTALLED if origin == OPEN_CLIP else default
+    return origin if origin not in ("", OPEN_CLIP) else SPECIFICATION
+
+
+def load_open_clip_prompts() -> Prompts:
+    """Return the class names of ImageNet and the 80 templates of the installed open_clip.
+
+    The names are in the order of the sorted WordNet ids, which is the order of the class folders of ImageNet.
+
+    Raises:
+        ExtraMissingError: open_clip is not installed.
+    """
+    try:
+        import open_clip
+        from open_clip import zero_shot_metadata
+    except ModuleNotFoundError as err:
+        raise ExtraMissingError(
+            "the class names and templates of ImageNet are those of open_clip, which is not installed; install the "
+            "extra open-clip, or give your own with --prompts FILE.toml"
+        ) from err
+    origin = f"open_clip {open_clip.__version__}"
+    templates = tuple(template("{}") for template in zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES)
+    return Prompts(tuple(zero_shot_metadata.IMAGENET_CLASSNAMES), origin, templates, origin)
+
+
+def tidy(name: str) -> str:
+    """Return a class name from the files of a dataset as words.
+
+    Underscores become spaces, CamelCase is split, and a number with a dot at the start is removed. In a path such as
+    those of SUN397, the folder of the first letter is removed, and the last part comes first. The case is unchanged.
+
+    >>> tidy("apple_pie"), tidy("ApplyEyeMakeup"), tidy("001.Black_footed_Albatross")
+    ('apple pie', 'Apply Eye Makeup', 'Black footed Albatross')
+    >>> tidy("/c/cathedral/indoor"), tidy("ice_skating_rink/outdoor")
+    ('indoor cathedral', 'outdoor ice skating rink')
+    >>> tidy("F/A-18"), tidy("Boeing 737-200"), tidy("T-shirt/top")
+    ('F/A-18', 'Boeing 737-200', 'T-shirt/top')
+    """
+    name = re.sub(r"^\d+\.\s*(?=[^\W\d])", "", name.strip())
+    name = re.sub(r"^/?([a-z])/(?=\1)", "", name)
+    if re.fullmatch(r"[a-z_]+(/[a-z_]+)+", name):
+        name = " ".join(reversed(name.split("/")))
+    if re.fullmatch(r"([A-Z][a-z]+){2,}", name):
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return " ".join(name.replace("_", " ").split())
 
 
 def complete(prompts: Prompts, class_names: Sequence[str], *, num_classes: int, where: str) -> Prompts:
@@ -63,33 +125,35 @@ def complete(prompts: Prompts, class_names: Sequence[str], *, num_classes: int, 
 
     Args:
         prompts: the prompts that are known before the dataset is opened.
-        class_names: the names in the files of the dataset.
+        class_names: the names in the files of the dataset, which `tidy` turns into words.
         num_classes: number of classes of the dataset.
         where: name of the dataset, for messages.
 
     Raises:
         PromptsError: a class has no name, or a name cannot be used.
     """
-    names = prompts.class_names or tuple(class_names)
-    if not prompts.class_names and names == tuple(map(str, range(len(names)))):
+    assert prompts.class_names or class_names
+    if not prompts.class_names and all(re.fullmatch(r"n?\d+", name) for name in class_names):
         raise PromptsError(
-            f"the files of {where} number its classes and do not name them; give class_names in a TOML file of the "
-            "dataset"
+            f"the files of {where} have numbers such as {class_names[0]!r} in place of class names; give "
+            "class_names in the TOML file of the dataset, or with --prompts FILE.toml"
         )
-    if len(names) != num_classes:
-        raise PromptsError(
-            f"{where} has {num_classes} classes, but there are {len(names)} class names; give one name for each class"
-        )
-    completed = replace(prompts, class_names=names)
-    check_prompts(completed, where=where)
+    completed = replace(prompts, class_names=prompts.class_names or tuple(map(tidy, class_names)))
+    check_prompts(completed, num_classes=num_classes, where=where)
     return completed
 
 
-def check_prompts(prompts: Prompts, *, where: str) -> None:
+def check_prompts(prompts: Prompts, *, num_classes: int | None = None, where: str) -> None:
     """Check that all templates and class names can be used.
 
+    Args:
+        prompts: the prompts. They may have no class names yet.
+        num_classes: number of classes of the dataset; None if it is not known.
+        where: name of the dataset or file, for messages.
+
     Raises:
-        PromptsError: a template has no `{}` or several, a class has no name, or a text has a line break.
+        PromptsError: a template has no `{}` or several, a class has no name, a text has a line break, or the number of
+            class names differs from the number of classes.
     """
     for template in prompts.templates:
         if template.count("{}") != 1:
@@ -97,10 +161,15 @@ def check_prompts(prompts: Prompts, *, where: str) -> None:
                 f"{where}: the template {template!r} has {template.count('{}')} places for the class name; write {{}} "
                 f"once, as in {TEMPLATE!r}"
             )
-    for label, name in enumerate(prompts.class_names):
+    names = prompts.class_names
+    if names and num_classes is not None and len(names) != num_classes:
+        raise PromptsError(
+            f"{where}: there are {num_classes} classes and {len(names)} class names; give one name for each class"
+        )
+    for label, name in enumerate(names):
         if not name.strip():
             raise PromptsError(f"{where}: class {label} has no name; give a name for each class in class_names")
-    for text in (*prompts.templates, *prompts.class_names):
+    for text in (*prompts.templates, *names):
         if len(text.splitlines()) > 1:
             raise PromptsError(f"{where}: {text!r} has a line break; write it in one line")
 

@@ -4,6 +4,7 @@ name = "moths"
 title = "Moths of our garden"
 num_classes = 12
 metric = "mean_per_class"
+templates = ["a photo of a {}, a moth."]    # for zero-shot prompts; class_names = [...] if the folders have no names
 subsets = [{ name = "train", size = 900 }, { name = "test", size = 300 }]
 
 [[sources]]
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from probe import paths
 from probe.datasets.archives import is_below
 from probe.datasets.catalog import DATASETS
+from probe.datasets.prompts import Prompts, check_prompts
 from probe.datasets.sources import torchvision
 from probe.datasets.splits.folds import SPLITS
 from probe.datasets.splits.recipes import RECIPES, SUBSETS_OF_RECIPES
@@ -50,6 +53,7 @@ def make_spec(path: str) -> DatasetSpec:
     Raises:
         DatasetMissingError: the file does not exist.
         DatasetError: the file is not TOML, or a field is missing, unknown, or of the wrong type.
+        PromptsError: a class name or template cannot be used, or the number of class names is wrong.
         UnknownNameError: the metric, form or recipe is unknown.
     """
     file = paths.expand_home(path)
@@ -75,10 +79,15 @@ def make_spec(path: str) -> DatasetSpec:
         raise DatasetError(f"{file}: {err}; see docs/your-data.md for an example") from err
     _check_names(spec, file)
     _check_splits(spec, file)
+    check_prompts(Prompts(spec.class_names, "", spec.templates, ""), num_classes=spec.num_classes, where=str(file))
     for source in spec.sources:
         _check_places(source, f"{file}: a source")
         _check_source(spec, source, file)
-    return spec
+    return replace(
+        spec,
+        class_names_from=spec.class_names_from or (file.name if spec.class_names else ""),
+        templates_from=spec.templates_from or (file.name if spec.templates else ""),
+    )
 
 
 def _with_pairs(row: dict[str, Any], file: Path) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
+from typing import TYPE_CHECKING, TypeVar
 
 from probe import paths
 from probe.datasets.images import ImageDataset
@@ -27,11 +29,17 @@ from probe.features.store import Entry, EntrySpec, cache_entries
 from probe.models.encoder import ImageEncoder
 from probe.models.loading import identify, load_encoder
 from probe.models.memory import device_memory
+from probe.models.text import TextEncoder, load_text_encoder
 from probe.progress import Progress, show_progress
 from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import DatasetSpec, ModelSpec, RunSpec
 
+if TYPE_CHECKING:
+    from probe.features.text import Classifier
+
 logger = logging.getLogger(__name__)
+
+EncoderType = TypeVar("EncoderType", ImageEncoder, TextEncoder)
 
 
 @dataclass
@@ -45,6 +53,7 @@ class Session:
         weights: digests of weights, by model.
         encoders: encoders in memory, see `keeps_encoders`.
         extracted: features that `prepare` extracted or found in the cache.
+        classifiers: texts of the classes of zero-shot runs, see `text.find_classifier`.
     """
 
     settings: Settings = DEFAULT_SETTINGS
@@ -53,6 +62,7 @@ class Session:
     weights: dict[ModelSpec, str] = field(default_factory=dict)
     encoders: dict[EncoderKey, ImageEncoder] = field(default_factory=dict)
     extracted: dict[FeaturesKey, Extraction] = field(default_factory=dict)
+    classifiers: dict[RunSpec, Classifier] = field(default_factory=dict)
 
     def open_dataset(self, spec: DatasetSpec) -> OpenedDataset:
         """Open a dataset, unless it is already open.
@@ -89,23 +99,26 @@ class Session:
             return self.encoders[key]
         for other in [other for other in self.encoders if other[0] != spec.model]:
             del self.encoders[other]  # the next encoder needs its memory
-        encoder = self._load(spec)
+        encoder = self._load(spec, partial(load_encoder, compiled=spec.compiled))
         if self.keeps_encoders:
             self.encoders[key] = encoder
         return encoder
 
-    def _load(self, spec: RunSpec) -> ImageEncoder:
+    def load_text_encoder(self, spec: RunSpec) -> TextEncoder:
+        """Load the text tower of the model of a run. In compiled mode it is not compiled."""
+        return self._load(spec, load_text_encoder)
+
+    def _load(self, spec: RunSpec, load: Callable[..., EncoderType]) -> EncoderType:
         with warnings.catch_warnings():
             # The run fails below, with the same text, so that no JIT table has the score of a rebuilt model.
             warnings.filterwarnings("ignore", message=".* is not a TorchScript archive", category=UserWarning)
-            encoder = load_encoder(
+            encoder = load(
                 spec.model,
                 jit=spec.jit,
                 device=spec.device,
                 precision=spec.precision,
                 weights_dir=self.settings.weights_dir,
                 offline=self.settings.offline,
-                compiled=spec.compiled,
             )
         if encoder.execution.jit != spec.jit:
             raise CheckpointError(f"{spec.model.name} is not a TorchScript archive and has no JIT mode; use --jit off")
@@ -136,11 +149,17 @@ def extract_grid(specs: Sequence[RunSpec], settings: Settings) -> Iterator[tuple
 
 
 def prepare_grid(
-    specs: Sequence[RunSpec], session: Session
+    specs: Sequence[RunSpec], session: Session, *, is_ready: Callable[[RunSpec], bool] = lambda _: True
 ) -> Iterator[tuple[list[RunSpec], dict[FeaturesKey, Exception]]]:
     """Yield the runs of one dataset after the other, with the result of `prepare` for them.
 
     The features of a dataset are in `session.extracted` until the next dataset is asked for.
+
+    Args:
+        specs: the runs.
+        session: opens the datasets and loads the encoders.
+        is_ready: return False for a run that will fail, so that no features are extracted for it. It is called when the
+            dataset is open.
 
     Raises:
         CacheError, FolderError: the cache folder cannot be used.
@@ -150,8 +169,9 @@ def prepare_grid(
         groups = [list(group) for _, group in groupby(specs, key=lambda spec: spec.dataset)]
         progress.expect(sum(map(num_images, groups)))
         for group in groups:
-            yield group, prepare(group, session, progress, expected=num_images(group))
+            yield group, prepare(group, session, progress, expected=num_images(group), is_ready=is_ready)
             session.extracted.clear()
+            session.classifiers.clear()
 
 
 def num_images(specs: Sequence[RunSpec]) -> int:
@@ -160,7 +180,12 @@ def num_images(specs: Sequence[RunSpec]) -> int:
 
 
 def prepare(
-    specs: Sequence[RunSpec], session: Session, progress: Progress, *, expected: int = 0
+    specs: Sequence[RunSpec],
+    session: Session,
+    progress: Progress,
+    *,
+    expected: int = 0,
+    is_ready: Callable[[RunSpec], bool] = lambda _: True,
 ) -> dict[FeaturesKey, Exception]:
     """Look up or extract the features of all runs of one dataset, and put them into `session.extracted`.
 
@@ -169,18 +194,19 @@ def prepare(
         session: opens the dataset and loads the encoders.
         progress: counts the images to encode.
         expected: number of images of these runs that `progress` already expects.
+        is_ready: see `prepare_grid`.
 
     Returns:
         The exceptions of runs without features, by `features_key`. An encoder that fails does not stop the others.
     """
     started = time.perf_counter()
-    # Of runs with the same features, the last is one that needs the most splits.
-    wanted = {features_key(spec): spec for spec in sorted(specs, key=lambda spec: len(spec.splits))}
     progress.expect(-expected)
     try:
         dataset = session.open_dataset(specs[0].dataset)
     except Exception as error:  # the grid continues, and the records of these runs name the error
-        return dict.fromkeys(wanted, error)
+        return dict.fromkeys(map(features_key, specs), error)
+    # Of runs with the same features, the last is one that needs the most splits.
+    wanted = {features_key(spec): spec for spec in sorted(specs, key=lambda spec: len(spec.splits)) if is_ready(spec)}
     failures, encoders = dict[FeaturesKey, Exception](), dict[FeaturesKey, LazyEncoder]()
     for key, spec in wanted.items():
         try:

@@ -1,4 +1,7 @@
-"""Inventory of the feature cache: list entries, explain a miss, verify digests, remove entries."""
+"""Inventory of the feature cache: list entries, explain a miss, verify digests, remove entries.
+
+Entries are folders with the features of images, and files with the texts of classes, see `text_store.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from probe.decoder import decode
 from probe.errors import CacheError
 from probe.features.sidecars import ENTRY, Key, read_chunks_sidecar, read_sidecar
 from probe.features.store import CHUNKS, DAMAGE, FITS, LOCK, EntrySpec, damage
+from probe.features.text_store import SUFFIX, damage_of_texts, read_text_sidecar
 from probe.specs import canonical_json
 
 ABANDONED_SECONDS = 24 * 3600  # age at which temporary files count as left by a killed process
@@ -28,7 +32,7 @@ class CachedEntry:
     """Entry of the cache, complete or being extracted.
 
     `state` is `complete`, `damaged`, `unreadable` (the entry belongs to another user), or a text such as
-    `2 of 8 chunks`. `used` is in seconds since the epoch, `size` in bytes.
+    `2 of 8 chunks`. `num_images` is 0 for texts. `used` is in seconds since the epoch, `size` in bytes.
     """
 
     path: Path
@@ -47,8 +51,9 @@ def survey(root: Path) -> list[CachedEntry]:
         CacheError: the cache cannot be read.
     """
     try:
-        folders = sorted(path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith("."))
-        return [cached for folder in folders if (cached := _survey(folder)) is not None]
+        paths = sorted(path for path in root.glob("*/*") if not path.name.startswith("."))
+        found = (_survey_texts(path) if _is_texts(path) else _survey(path) for path in paths if _is_entry(path))
+        return [cached for cached in found if cached is not None]
     except OSError as err:
         raise CacheError(f"cannot read {root} ({err.strerror or err}); make it readable") from err
 
@@ -74,6 +79,29 @@ def _survey(folder: Path) -> CachedEntry | None:
         return None if is_begun or not folder.is_dir() else CachedEntry(folder, {}, {}, "damaged", 0, size, used)
 
 
+def _is_entry(path: Path) -> bool:
+    return path.is_dir() or _is_texts(path)
+
+
+def _is_texts(path: Path) -> bool:
+    return path.name.endswith(SUFFIX) and path.is_file()
+
+
+def _survey_texts(path: Path) -> CachedEntry | None:
+    """Describe a file with texts; return None if another process has just removed it."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    try:
+        sidecar = read_text_sidecar(path)
+    except PermissionError:  # the entry of another user
+        return CachedEntry(path, {}, {}, "unreadable", 0, status.st_size, status.st_mtime)
+    except DAMAGE:
+        return CachedEntry(path, {}, {}, "damaged", 0, status.st_size, status.st_mtime) if path.exists() else None
+    return CachedEntry(path, sidecar.label, sidecar.key, "complete", 0, status.st_size, status.st_mtime)
+
+
 def _size(folder: Path) -> int:
     total = 0
     for file in folder.iterdir():
@@ -91,8 +119,9 @@ def _is_abandoned(path: Path) -> bool:
 
 def verify(root: Path) -> tuple[int, dict[Path, str]]:
     """Compare complete entries with their digests; return their number, and the reason for each damaged entry."""
-    folders = [cached.path for cached in survey(root) if not cached.path.name.endswith(CHUNKS)]
-    return len(folders), {folder: reason for folder in folders if (reason := damage(folder))}
+    paths = [cached.path for cached in survey(root) if not cached.path.name.endswith(CHUNKS)]
+    reasons = {path: damage_of_texts(path) if _is_texts(path) else damage(path) for path in paths}
+    return len(paths), {path: reason for path, reason in reasons.items() if reason}
 
 
 def differing(wanted: EntrySpec, cached: CachedEntry) -> dict[str, tuple[Any, Any]]:
@@ -145,7 +174,7 @@ def collect(root: Path, *, max_size: int | None = None) -> list[CachedEntry]:
                 }
                 too_much = max_size is not None and total > max_size
                 if (of_no_use or too_much) and not _is_in_use(cached.path):
-                    shutil.rmtree(cached.path)
+                    shutil.rmtree(cached.path) if cached.path.is_dir() else cached.path.unlink(missing_ok=True)
                     removed.append(cached)
                     total -= cached.size
     except OSError as err:

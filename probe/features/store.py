@@ -5,6 +5,7 @@
         projected.npy  pre_projection.npy  labels.npy
     <root>/<dataset>/<model>.<mode>.<precision>.<subset>.<digest>.pieces/     chunks of an entry, see `chunks.py`
         about.json  making.json  000000.npz  000001.npz ...
+    <root>/<dataset>/<model>.<mode>.<precision>.<digest>.texts.npz            texts of classes, see `text_store.py`
 
 The key of an entry holds everything that changes the bytes of its features. All bytes that are read are compared with
 their digests. A damaged entry is named in a warning, removed and extracted again; it is never used.
@@ -86,9 +87,8 @@ class EntrySpec:
 
     def folder(self, root: Path) -> Path:
         """Return the folder of the entry."""
-        model = slug(self.model, is_path="/" in self.model and ":" not in self.model)
-        name = f"{model}.{self.mode}.{self.precision}.{slug(self.subset)}.{digest(self.key)[:16]}"
-        return root / slug(self.dataset, is_path=":" in self.dataset) / name
+        names = (self.mode, self.precision, slug(self.subset), digest(self.key)[:16])
+        return entry_path(root, self.dataset, self.model, *names)
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,12 @@ class Entry:
     features: Features
     provenance: Provenance
     path: Path
+
+
+def entry_path(root: Path, dataset: str, model: str, *names: str) -> Path:
+    """Return the path of a cache entry, with the names of the dataset and the model as parts of file names."""
+    model = slug(model, is_path="/" in model and ":" not in model)
+    return root / slug(dataset, is_path=":" in dataset) / ".".join([model, *names])
 
 
 def cache_entries(spec: RunSpec, weights: str, dataset: OpenedDataset) -> dict[str, EntrySpec]:

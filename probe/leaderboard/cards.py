@@ -11,10 +11,16 @@ from probe.leaderboard.labels import short_names
 from probe.leaderboard.tables import status
 from probe.records.record import dataset_slug
 from probe.records.schema import DoneRecord, RunRecord
+from probe.specs import KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
+TASK_NAMES = {
+    LOGISTIC: "Linear probe of image features",
+    KNN: "Nearest neighbours of image features",
+    ZERO_SHOT: "Zero-shot classification",
+}
 METRIC_TITLES = {
     "accuracy": "Accuracy",
     "top5": "Top-5 accuracy",
@@ -73,16 +79,20 @@ def _result(record: DoneRecord) -> EvalResult:
     how = {
         "protocol": printable(record.protocol),
         "feature_point": record.spec.protocol.feature_point,
-        "solver": record.solver,
+        "solver": None if record.solver == NO_SOLVER else record.solver,
         "mode": record.mode,
         "precision": record.precision,
         "C": result.C,
+        "k": result.k,
+        "templates": list(record.prompts.templates) if record.prompts is not None else None,
         "status": status(record),
         "interval_95": [result.interval.low, result.interval.high] if result.interval else None,
     }
     return EvalResult(
-        task_type="image-classification",
-        task_name="Linear probe of image features",
+        task_type="zero-shot-image-classification"
+        if record.spec.protocol.method == ZERO_SHOT
+        else "image-classification",
+        task_name=TASK_NAMES[record.spec.protocol.method],
         # The hub knows data sets by its own names. Of local files, the card has the name, but not the path.
         dataset_type=source.location
         if source is not None and source.form == "huggingface" and not Path(source.location).is_absolute()

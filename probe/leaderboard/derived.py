@@ -1,4 +1,4 @@
-"""Files that are made from records: tables of each model and mode, leaderboard and page, JIT against eager.
+"""Files that are made from records: tables of each model and mode, leaderboard and page, JIT against eager, methods.
 
 Records are the truth. All of these files can be made again at any time.
 """
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probe.errors import ResultsError
-from probe.leaderboard import modes, page, tables, texts
+from probe.leaderboard import methods, modes, page, tables, texts
 from probe.leaderboard.sections import make_sections
 from probe.records.record import encode, model_slug, read_records, scan_records, write_text
 from probe.records.schema import RunRecord
 
 TABLES = "tables"
 PAGE = "leaderboard.html"
+METHODS = "methods.csv"  # zero-shot, k-NN and linear probe side by side, if there are such records
 
 
 def write_derived(results_dir: str | Path = "results") -> list[Path]:
@@ -72,9 +73,11 @@ def find_stale(results_dir: str | Path = "results") -> Stale:
 def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
     """Return all files for sorted records: path below the results folder -> text."""
     sections = make_sections(records)
+    side_by_side = methods.values(methods.compare_methods(records))
     return {
         **{f"{TABLES}/{name}": text for name, text in tables.render_tables(records).items()},
         "leaderboard.csv": tables.rows_to_csv(*texts.table(sections)),
+        **({METHODS: tables.rows_to_csv(methods.HEADER, side_by_side)} if side_by_side else {}),
         "leaderboard.md": texts.sections_to_markdown(sections),
         PAGE: page.render_page(records, sections),
         "jit_against_eager.csv": tables.rows_to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
@@ -83,14 +86,17 @@ def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def _orphans(folder: Path, files: Mapping[str, str]) -> list[Path]:
-    """Return tables whose records no longer exist: files with names of tables, `MODEL.MODE.csv` or `.md`."""
+    """Return files whose records no longer exist: tables by their names, `MODEL.MODE.csv` or `.md`, and `METHODS`."""
     named = [
         path
         for mode in ("eager", "jit", "compiled")
         for suffix in ("csv", "md")
         for path in (folder / TABLES).glob(f"*.{mode}.{suffix}")
     ]
-    return sorted(path for path in named if f"{TABLES}/{path.name}" not in files)
+    orphans = [path for path in named if f"{TABLES}/{path.name}" not in files]
+    if (folder / METHODS).is_file() and METHODS not in files:
+        orphans.append(folder / METHODS)
+    return sorted(orphans)
 
 
 def _holds(path: Path, text: str) -> bool:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from probe.errors import printable
-from probe.leaderboard import texts
+from probe.leaderboard import methods, texts
 from probe.leaderboard.labels import LEGEND
 from probe.leaderboard.sections import Cell, Section, titles
 from probe.leaderboard.tables import rows_to_csv
 from probe.records.record import encode, record_path
+from probe.specs import NO_SOLVER
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
 _SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}"}
@@ -22,13 +23,30 @@ _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
 def to_json(sections: Sequence[Section]) -> str:
-    """Return JSON, section by section and model by model; each cell has its record's path below the results folder."""
-    return json.dumps({"sections": [_section(section) for section in sections]}, indent=2, sort_keys=True) + "\n"
+    """Return JSON, section by section and model by model; each cell has its record's path below the results folder.
+
+    Zero-shot, k-NN and the linear probe side by side follow under `methods` if there are such rows.
+    """
+    values: dict[str, Any] = {"sections": [_section(section) for section in sections]}
+    if rows := _methods(sections):
+        values["methods"] = [dict(zip(methods.HEADER, row, strict=True)) for row in methods.values(rows)]
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
 def to_latex(sections: Sequence[Section]) -> str:
-    """Return a `tabular` for each section, in percent. It needs the package booktabs and a table around it."""
-    return "\n".join(_latex(title, section) for title, section in zip(titles(sections), sections, strict=True))
+    """Return a `tabular` for each section, and for zero-shot, k-NN and the linear probe side by side, in percent.
+
+    It needs the package booktabs and a table around it.
+    """
+    tables = [_latex(title, section) for title, section in zip(titles(sections), sections, strict=True)]
+    if rows := _methods(sections):
+        comments = [methods.TITLE, methods.INTRODUCTION, *methods.find_untested(rows)]
+        tables.append(_tabular(comments, *methods.methods_to_text(rows)))
+    return "\n".join(tables)
+
+
+def _methods(sections: Sequence[Section]) -> list[methods.MethodRow]:
+    return methods.compare_methods(record for section in sections for record in section.records)
 
 
 def to_parquet(sections: Sequence[Section]) -> bytes:
@@ -70,13 +88,18 @@ def _section(section: Section) -> dict[str, Any]:
         }
         for line in section.lines
     ]
-    return {**{name: getattr(section, name) for name in names}, "models": lines}
+    values = {name: getattr(section, name) for name in names}
+    if section.solver == NO_SOLVER:
+        values["solver"] = None
+    return {**values, "models": lines}
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
     result = cell.record.result
     interval = result.interval if result is not None else None
+    neighbours = {"k": result.k} if result is not None and result.k is not None else {}
     return {
+        **neighbours,
         "score": result.score if result is not None else None,
         "low": interval.low if interval is not None else None,
         "high": interval.high if interval is not None else None,
@@ -93,8 +116,11 @@ def _latex(title: str, section: Section) -> str:
     used = {mark for cell in section.cells for mark in cell.marks.split()}
     marks = [f"{term}: {text}" for term, text in LEGEND if term in used]
     notes = [*marks, *texts.metric_notes(section), *texts.notes(section)]
-    lines = [title, "± is half the width of the 95 % confidence interval", *notes]
-    comments = [f"% {_one_line(line)}" for line in lines]
+    return _tabular([title, "± is half the width of the 95 % confidence interval", *notes], header, rows)
+
+
+def _tabular(remarks: Sequence[str], header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    comments = [f"% {_one_line(remark)}" for remark in remarks]
     body = [_latex_row(row) for row in rows]
     table = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", "\\toprule", _latex_row(header), "\\midrule"]
     return "\n".join([*comments, *table, *body, "\\bottomrule", "\\end{tabular}", ""])

@@ -7,16 +7,21 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from probe.errors import printable
+from probe.specs import NO_SOLVER
 
 if TYPE_CHECKING:
     from probe.records.schema import RunRecord
 
-NO_RECORD = "—"  # in a table, a run without a record
+NO_RECORD = "—"  # in a table, a run without a record, or a value that its run does not have
 
 # The values of a filter -> the same in plain words.
 MODE_LABELS = {"eager": "eager (plain PyTorch)", "jit": "jit (TorchScript)", "compiled": "compiled (torch.compile)"}
 PRECISION_LABELS = {"fp32": "fp32 (32-bit floats)", "fp16": "fp16 (16-bit floats)", "bf16": "bf16 (bfloat16)"}
-SOLVER_LABELS = {"fast": "fast (to the optimum)", "sklearn": "sklearn (its L-BFGS)"}
+SOLVER_LABELS = {
+    "fast": "fast (to the optimum)",
+    "sklearn": "sklearn (its L-BFGS)",
+    NO_SOLVER: "none (nothing is fitted)",
+}
 POINT_LABELS = {"projected": "projected features", "pre_projection": "features before the projection"}
 
 LEGEND = (
@@ -67,6 +72,30 @@ LEGEND = (
         "linear layer.",
     ),
 )
+
+
+# Only in tables that have records of the protocol.
+METHOD_LEGEND = (
+    (
+        "zero-shot",
+        "Images are compared with texts of the class names; no training image is used. Records have the prompts.",
+    ),
+    (
+        "knn",
+        "The most similar training images vote, weighted by their similarity; k is chosen on the validation split.",
+    ),
+    ("knn-5", "The 5 most similar training images have one vote each."),
+)
+
+
+def legend(protocols: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Return the terms of tables of some protocols, and their explanations."""
+    return (*LEGEND, *(entry for entry in METHOD_LEGEND if entry[0] in set(protocols)))
+
+
+def solver_text(solver: str) -> str:
+    """Return the name of a solver to read; `—` for runs that fit nothing."""
+    return NO_RECORD if solver == NO_SOLVER else solver
 
 
 def count(number: int, noun: str) -> str:

@@ -12,7 +12,7 @@ from probe.leaderboard.tables import UNKNOWN, markdown_table, percent
 from probe.records.packing import outcomes_of
 from probe.records.record import test_images
 from probe.records.schema import DoneRecord, RunRecord
-from probe.specs import DEFAULT_SOLVER
+from probe.specs import DEFAULT_SOLVER, NO_SOLVER
 from probe.stats.paired import compare
 
 HEADER = (
@@ -64,7 +64,8 @@ def rows(pairs: Sequence[ModePair]) -> list[list[object]]:
     found: list[list[object]] = []
     for pair in pairs:
         record, scores = pair.jit, [one.result.score for one in (pair.eager, pair.jit)]
-        run = [record.dataset, record.model, record.protocol, record.precision, record.solver]
+        solver = None if record.solver == NO_SOLVER else record.solver
+        run = [record.dataset, record.model, record.protocol, record.precision, solver]
         # Digits that do not depend on how a machine rounds.
         p_value = None if pair.p_value is None else float(f"{pair.p_value:.3g}")
         found.append([*run, *scores, pair.difference, pair.flipped, p_value, pair.largest])
@@ -85,7 +86,8 @@ def modes_to_markdown(records: Iterable[RunRecord]) -> str:
 
 
 def _protocol(record: RunRecord) -> str:
-    return record.protocol if record.solver == DEFAULT_SOLVER else f"{record.protocol} by {record.solver}"
+    plain = record.solver in (DEFAULT_SOLVER, NO_SOLVER)
+    return record.protocol if plain else f"{record.protocol} by {record.solver}"
 
 
 def _text(number: float | None) -> str:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import ResultsError, printable, shorten
 from probe.leaderboard import modes, published
 from probe.leaderboard import sections as board
+from probe.leaderboard.few_shot import SHOTS, FewShotChart, few_shot_charts
 from probe.leaderboard.labels import short_names
+from probe.leaderboard.methods import compare_methods
 from probe.leaderboard.sections import Section
 from probe.records.record import write_bytes
 from probe.records.schema import DoneRecord, RunRecord
-from probe.specs import unique_slug
+from probe.specs import NO_SOLVER, unique_slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +46,10 @@ def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
     """Draw all figures that have something to show, and return their paths.
 
     Each section has `bars` (scores with 95 % confidence intervals), `cost` (the mean against GFLOPs for an image) and,
-    for each dataset with a sweep, `sweep` (validation score against C). All records together have `jit` (JIT against
-    eager) and `published` (against table 10 of the paper).
+    for each dataset with a sweep, `sweep` (validation score against C). Each group of few-shot protocols has `shots`
+    (mean score against the number of training images of each class, with zero-shot at 0). All records together have
+    `zero-shot` (zero-shot against the linear probe), `jit` (JIT against eager) and `published` (against table 10 of the
+    paper).
 
     Raises:
         ResultsError: the folder cannot be written to, or there is nothing to draw.
@@ -84,7 +88,7 @@ def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
     titles = [section.title for section in sections]
     for section in sections:
         parts = (section.protocol, section.feature_point, section.solver, section.mode, section.precision)
-        name = "-".join(map(unique_slug, parts))
+        name = "-".join(unique_slug(part) for part in parts if part != NO_SOLVER)
         if titles.count(section.title) > 1:
             name += f"-{section.rules}"
         if any(record.result for record in section.records):
@@ -96,13 +100,27 @@ def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
             swept = [record for record in _done(section, dataset) if len(record.result.sweep) > 1]
             if swept:
                 yield f"sweep.{unique_slug(dataset, is_path=':' in dataset)}.{name}", _sweep(section, dataset, swept)
+    charts = few_shot_charts(records)
+    titles = [chart.title for chart in charts]
+    for chart in charts:
+        key = chart.key if titles.count(chart.title) > 1 else chart.key[:-1]  # the last part is the rules
+        yield f"shots.{'-'.join(map(unique_slug, key))}", _shots(chart)
+    compared_methods = [row for row in compare_methods(records) if row.test is not None]
+    if compared_methods:
+        models = short_names(sorted({row.records[0].model for row in compared_methods}))
+        both = [
+            (models[row.probe.model], _score(row.zero_shot), _score(row.probe))
+            for row in compared_methods
+            if row.probe is not None and row.zero_shot is not None
+        ]
+        yield "zero-shot", _against(both, "zero-shot, %", "linear probe, %")
     pairs = modes.pair_modes(records)
     if pairs:
-        points = [(pair.eager, _score(pair.eager), _score(pair.jit)) for pair in pairs]
+        points = [(pair.eager.protocol, _score(pair.eager), _score(pair.jit)) for pair in pairs]
         yield "jit", _against(points, "eager, %", "JIT, %")
     compared = published.compare_with_published(records)
     if compared:
-        points = [(found.record, 100 * found.theirs, _score(found.record)) for found in compared]
+        points = [(found.record.protocol, 100 * found.theirs, _score(found.record)) for found in compared]
         yield "published", _against(points, "published, %", "here, %")
 
 
@@ -191,12 +209,35 @@ def _sweep(section: Section, dataset: str, records: Sequence[DoneRecord]) -> Fig
     return figure
 
 
-def _against(points: Sequence[tuple[DoneRecord, float, float]], x_name: str, y_name: str) -> Figure:
+def _shots(chart: FewShotChart) -> Figure:
+    figure, axes = _new(4.5, 3.2)
+    has_levels = any(curve.zero_shot is not None for curve in chart.curves)
+    models = short_names(curve.model for curve in chart.curves)
+    places = range(1, 1 + len(SHOTS))  # at equal distances, because each number is twice the one before it
+    for i, curve in enumerate(chart.curves):
+        marker = MARKERS[i % len(MARKERS)]
+        (drawn,) = axes.plot(
+            places, [100 * score for score in curve.scores], marker=marker, ms=4, label=_text(models[curve.model])
+        )
+        if curve.zero_shot is not None:
+            level = 100 * curve.zero_shot
+            axes.plot([0], [level], marker, ms=6, mfc="none", color=drawn.get_color())
+            axes.axhline(level, ls="--", lw=1, color=drawn.get_color())
+    axes.set_xticks([*([0] if has_levels else []), *places], [*(["0"] if has_levels else []), *map(str, SHOTS)])
+    axes.set_xlabel("training images of each class")
+    one = next(iter(short_names(chart.datasets).values()))
+    axes.set_ylabel(f"{_text(one) if len(chart.datasets) == 1 else f'mean of {len(chart.datasets)}'}, %")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _against(points: Sequence[tuple[str, float, float]], x_name: str, y_name: str) -> Figure:
+    """Draw points of label, x and y, with a marker for each label."""
     figure, axes = _new(4.0, 4.0)
-    protocols = sorted({record.protocol for record, _, _ in points})
-    for i, protocol in enumerate(protocols):
-        own = [(x, y) for record, x, y in points if record.protocol == protocol]
-        axes.plot(*zip(*own, strict=True), MARKERS[i % len(MARKERS)], ms=4, label=_text(protocol))
+    labels = sorted({label for label, _, _ in points}, key=board.natural)
+    for i, label in enumerate(labels):
+        own = [(x, y) for other, x, y in points if other == label]
+        axes.plot(*zip(*own, strict=True), MARKERS[i % len(MARKERS)], ms=4, label=_text(label))
     axes.axline((50, 50), slope=1, ls="--", lw=1, color="grey")
     values = [value for _, x, y in points for value in (x, y)]
     room = max(1.0, 0.05 * (max(values) - min(values)))

@@ -16,7 +16,7 @@ from probe.leaderboard.ranking import Evidence, MeanRanks, mean_ranks
 from probe.leaderboard.tables import half_width, marks, status
 from probe.records.record import test_images
 from probe.records.schema import DoneRecord, ResultRecord, RunRecord
-from probe.specs import digest, identity_fields
+from probe.specs import NO_SOLVER, digest, identity_fields
 
 OTHER_IMAGES = "other test images or metric"
 BEST, TIED = "best", "tied"  # places of a score in its column
@@ -88,7 +88,7 @@ class Section:
     Args:
         protocol: its name.
         feature_point: of its features.
-        solver: of its probes.
+        solver: of its probes; `specs.NO_SOLVER` if the protocol fits nothing.
         mode: `eager`, `jit` or `compiled`.
         precision: of the weights.
         rules: start of the digest of the protocol's rules, which tells protocols of one name apart.
@@ -112,7 +112,8 @@ class Section:
     @property
     def title(self) -> str:
         """Everything that the section is limited to."""
-        return f"{self.protocol}, {self.feature_point} features, {self.solver}, {self.mode}, {self.precision}"
+        solver = "" if self.solver == NO_SOLVER else f"{self.solver}, "
+        return f"{self.protocol}, {self.feature_point} features, {solver}{self.mode}, {self.precision}"
 
     @property
     def cells(self) -> list[Cell]:

@@ -10,9 +10,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from probe.errors import brief, printable
-from probe.leaderboard.labels import NO_RECORD
+from probe.leaderboard.labels import NO_RECORD, solver_text
 from probe.records.record import model_slug
 from probe.records.schema import DoneRecord, IntervalRecord, ResultRecord, RunRecord
+from probe.specs import KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
 
 if TYPE_CHECKING:
     from probe.stats.intervals import Interval
@@ -26,7 +27,8 @@ COLUMNS = (
 FINAL_NOTE = "* the final fit did not converge"
 CHOICE_NOTE = "~ C was chosen among fits of which some did not converge"
 UNKNOWN, VARIES = "n/a", "varies"
-VARIES_NOTE = f"{VARIES}: each draw or fold has its own C"
+VARIES_NOTES = {LOGISTIC: f"{VARIES}: each draw or fold has its own C", KNN: f"{VARIES}: each fold has its own k"}
+CHOSEN = {LOGISTIC: "C", KNN: "k"}  # what the methods choose by the validation split
 
 
 def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
@@ -40,8 +42,18 @@ def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def records_to_csv(records: Iterable[RunRecord]) -> str:
-    """Return one line per record, with the columns `COLUMNS`. Scores are unrounded fractions."""
-    return rows_to_csv(COLUMNS, [list(row(record).values()) for record in records])
+    """Return one line per record, with the columns `COLUMNS`, and `k` if a record is of k-NN.
+
+    Scores are unrounded fractions.
+    """
+    records = list(records)
+    names = [*COLUMNS, "k"] if has_neighbours(records) else COLUMNS
+    return rows_to_csv(names, [[row(record).get(name) for name in names] for record in records])
+
+
+def has_neighbours(records: Iterable[RunRecord]) -> bool:
+    """Return True if a record is of k-NN."""
+    return any(record.spec.protocol.method == KNN for record in records)
 
 
 def rows_to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -59,13 +71,13 @@ def csv_value(value: object) -> object:
 
 
 def row(record: RunRecord) -> dict[str, object]:
-    """Return the values of a record under `COLUMNS`."""
+    """Return the values of a record under `COLUMNS`, and of k-NN also `k`; None for what does not apply."""
     values: dict[str, object] = {
         "dataset": record.dataset,
         "protocol": record.protocol,
         "feature_point": record.spec.protocol.feature_point,
         "precision": record.precision,
-        "solver": record.solver,
+        "solver": None if record.solver == NO_SOLVER else record.solver,
         "metric": record.spec.dataset.metric,
         "status": status(record),
         "weights_sha256": record.encoder.weights_sha256,
@@ -75,7 +87,14 @@ def row(record: RunRecord) -> dict[str, object]:
         values |= {name: getattr(result, name) for name in ("score", "C", *COLUMNS_OF_FIT)}
         if result.interval is not None:
             values |= {"low": result.interval.low, "high": result.interval.high, "interval": result.interval.method}
-    return {name: values.get(name) for name in COLUMNS}
+        if record.solver == NO_SOLVER:
+            values["n_iter"] = None
+        if record.spec.protocol.method == ZERO_SHOT:
+            values["num_train"] = None
+    found = {name: values.get(name) for name in COLUMNS}
+    if has_neighbours([record]):
+        found["k"] = record.result.k if record.result is not None else None
+    return found
 
 
 def status(record: RunRecord) -> str:
@@ -111,9 +130,15 @@ def footnotes(records: Sequence[RunRecord]) -> list[str]:
         notes.append("+ images are missing or could not be read; the record says how many, or which")
     if any(record.result is not None and record.result.interval is None for record in records):
         notes.append(f"{UNKNOWN}: the record is from a version that did not compute intervals")
-    if any(record.result is not None and record.result.C is None for record in records):
-        notes.append(f"{VARIES_NOTE}; the record has them")
+    results = [(record.spec.protocol.method, record.result) for record in records if record.result is not None]
+    notes += [f"{note}; the record has them" for note in varies_notes(results)]
     return notes
+
+
+def varies_notes(results: Iterable[tuple[str, ResultRecord]]) -> list[str]:
+    """Return the explanations of `VARIES` in `fit_cells` of some results, each with the method of its protocol."""
+    methods = {method for method, result in results if method in CHOSEN and getattr(result, CHOSEN[method]) is None}
+    return [note for method, note in VARIES_NOTES.items() if method in methods]
 
 
 def records_to_markdown(records: Iterable[RunRecord]) -> str:
@@ -123,7 +148,7 @@ def records_to_markdown(records: Iterable[RunRecord]) -> str:
     """
     records = list(records)
     named = ("dataset", "model", "mode", "protocol", "score, %", "95 % confidence interval")
-    header: tuple[str, ...] = (*named, "C", "solver", "iterations", "test images")
+    header: tuple[str, ...] = (*named, *fit_header(record.spec.protocol.method for record in records), "test images")
     rows = [_cells(record) for record in records]
     if len({record.model for record in records}) > 1:
         from probe.leaderboard.ranking import dataset_ranks  # NumPy, which tables of one model do without
@@ -159,11 +184,23 @@ def _escape_pipes(cell: str) -> str:
 def _cells(record: RunRecord) -> tuple[str, ...]:
     names = (record.dataset, record.model, record.mode, record.protocol)
     if record.result is None:
-        return (*names, "failed", NO_RECORD, NO_RECORD, record.solver, NO_RECORD, NO_RECORD)
+        return (*names, "failed", NO_RECORD, NO_RECORD, solver_text(record.solver), NO_RECORD, NO_RECORD)
     result = record.result
-    strength = VARIES if result.C is None else f"{result.C:.4g}"
-    numbers = (strength, record.solver, str(result.n_iter), str(result.num_test))
-    return (*names, percent(record), interval_text(result.interval), *numbers)
+    fit = fit_cells(result, record.spec.protocol.method, record.solver)
+    return (*names, percent(record), interval_text(result.interval), *fit, str(result.num_test))
+
+
+def fit_header(methods: Iterable[str]) -> tuple[str, str, str]:
+    """Return the header of the columns of `fit_cells` for results of some methods."""
+    return "C or k" if KNN in methods else "C", "solver", "iterations"
+
+
+def fit_cells(result: ResultRecord, method: str, solver: str) -> tuple[str, str, str]:
+    """Return C or k, the solver and its iterations to read; `—` for what the method does not have."""
+    if method == LOGISTIC:
+        return VARIES if result.C is None else f"{result.C:.4g}", solver, str(result.n_iter)
+    k = VARIES if result.k is None else f"k = {result.k}"
+    return k if method == KNN else NO_RECORD, NO_RECORD, NO_RECORD
 
 
 def interval_text(interval: Interval | IntervalRecord | None) -> str:

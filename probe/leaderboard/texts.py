@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from probe.errors import listed, printable
 from probe.leaderboard.cards import METRIC_TITLES
-from probe.leaderboard.labels import LEGEND, NO_RECORD, scope, short_names
+from probe.leaderboard.labels import NO_RECORD, legend, scope, short_names
+from probe.leaderboard.methods import compare_methods, methods_to_markdown
 from probe.leaderboard.sections import BEST, Cell, Line, Section, has_mean, has_ranks, has_score, sort_datasets, titles
 from probe.leaderboard.tables import half_width, markdown_table, markdown_text
+from probe.specs import KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
 
+METHOD_TITLES = {LOGISTIC: "linear probes", KNN: "k-nearest neighbours", ZERO_SHOT: "zero-shot classification"}
 MAX_NAMED = 50  # datasets or models in a note
 _ENDINGS = ("", "_low", "_high", "_rank", "_status")  # endings of a dataset's column names
 
@@ -29,7 +32,8 @@ def table(found: Sequence[Section]) -> tuple[list[str], list[list[object]]]:
         header += [f"{column}{ending}" for ending in _ENDINGS]
     rows: list[list[object]] = []
     for section in found:
-        named = (section.protocol, section.feature_point, section.solver, section.mode, section.precision)
+        solver = None if section.solver == NO_SOLVER else section.solver
+        named = (section.protocol, section.feature_point, solver, section.mode, section.precision)
         for line in section.lines:
             means = (line.mean, line.low, line.high, len(section.common))
             cells = [value for name in names for value in _values(line.cells.get(name))]
@@ -50,16 +54,29 @@ def _values(cell: Cell | None) -> list[object]:
 def sections_to_markdown(found: Sequence[Section]) -> str:
     """Return the overview, the legend and the other sections as a page to read, with scores in percent."""
     records = [record for section in found for record in section.records]
-    page = [f"# Leaderboard\n\nScores of linear probes in percent: {scope(records)}.\n"]
+    page = [f"# Leaderboard\n\nScores of {method_titles(found)} in percent: {scope(records)}.\n"]
     parts = [_markdown(title, section) for title, section in zip(titles(found), found, strict=True)]
     if parts:
         parts[0] = parts[0].replace("## ", "## Overview: ", 1)
-    legend = "".join(f"- `{term}`: {text}\n" for term, text in LEGEND)
-    legend = legend.replace("`bold`", "**bold**").replace("`bold and =`", "**bold =**")
+    terms = legend(section.protocol for section in found)
+    explained = "".join(f"- `{term}`: {text}\n" for term, text in terms)
+    explained = explained.replace("`bold`", "**bold**").replace("`bold and =`", "**bold =**")
     if len(found) > 1:
         page.append("The first table has the most scores. The tables below the legend have other protocols, solvers, ")
         page[-1] += "modes or precisions, whose scores cannot be compared with these.\n"
-    return "\n".join([*page, *parts[:1], f"## Legend\n\n{legend}", *parts[1:]])
+    side_by_side = [part for part in [methods_to_markdown(compare_methods(records))] if part]
+    return "\n".join([*page, *parts[:1], *side_by_side, f"## Legend\n\n{explained}", *parts[1:]])
+
+
+def method_titles(found: Sequence[Section], *, but: str = "") -> str:
+    """Return the methods of the sections in plain words, without the method `but`; linear probes without a section.
+
+    >>> method_titles([])
+    'linear probes'
+    """
+    methods = {record.spec.protocol.method for section in found for record in section.records} if found else {LOGISTIC}
+    *others, last = [title for method, title in METHOD_TITLES.items() if method in methods - {but}] or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _markdown(title: str, section: Section) -> str:

@@ -1,6 +1,6 @@
-"""Change the memory layout of a rebuilt image tower, so that the device computes faster.
+"""Change the memory layout of a rebuilt image or text tower, so that the device computes faster.
 
-- On every device: convolutions use the channels-last memory format, and the blocks of a vision transformer take
+- On every device: convolutions use the channels-last memory format, and the blocks of a transformer take
   (n, tokens, width) instead of the reference's (tokens, n, width).
 - On a CPU: batch normalisation is folded into the weights of the preceding convolution.
 - On an x86 CPU: oneDNN computes the linear layers, with weights packed once. By default, torch calls another library
@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from probe.errors import DeviceError, summarize
 from probe.models.devices import Execution
-from probe.models.towers import Block, QuickGELU, Transformer, VisionTransformer
+from probe.models.towers import CLIP, Block, QuickGELU, Transformer, VisionTransformer
 
 ROWS = 2048  # number of rows that packed weights are optimised for; other numbers of rows give right results, too
 SHORTCUT = ("0", "1")  # names of the convolution and the normalisation in a shortcut of the published ResNets
@@ -40,12 +40,27 @@ def lay_out(visual: nn.Module, execution: Execution) -> None:
             if isinstance(child, nn.BatchNorm2d):
                 _fold_normalisation(module, name, child)
     if _can_pack(execution.dtype):
-        for module in list(visual.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
-                    setattr(module, name, PackedLinear(child.weight, child.bias))
-                elif isinstance(child, QuickGELU):
-                    setattr(module, name, QuickGELUForInference())
+        _pack(visual)
+
+
+def lay_out_text(model: CLIP, execution: Execution) -> None:
+    """Change the layout of the text tower of a model in place, as `lay_out` does.
+
+    Afterwards the text tower takes rows of any length up to its context, and only works for inference.
+    """
+    transformer = BatchFirst(model.transformer)
+    model.add_module("transformer", transformer)
+    if execution.device.type == "cpu" and _can_pack(execution.dtype):
+        _pack(transformer)
+
+
+def _pack(tower: nn.Module) -> None:
+    for module in list(tower.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, PackedLinear(child.weight, child.bias))
+            elif isinstance(child, QuickGELU):
+                setattr(module, name, QuickGELUForInference())
 
 
 class BatchFirst(nn.Module):
@@ -65,13 +80,15 @@ class BatchFirst(nn.Module):
 
 
 class BatchFirstBlock(nn.Module):
-    """A transformer block over (n, tokens, width) with the weights of a `Block` and without a mask."""
+    """A transformer block over (n, tokens, width) with the weights of a `Block`.
+
+    If the block has a mask, which is causal in `towers.py`, no token attends to later tokens.
+    """
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         assert isinstance(block, Block)
-        assert block.attn_mask is None
-        self.attn = BatchFirstAttention(block.attn)
+        self.attn = BatchFirstAttention(block.attn, is_causal=block.attn_mask is not None)
         self.ln_1, self.mlp, self.ln_2 = block.ln_1, block.mlp, block.ln_2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,8 +100,9 @@ class BatchFirstBlock(nn.Module):
 class BatchFirstAttention(nn.Module):
     """Self-attention over (n, tokens, width) with the weights of an `nn.MultiheadAttention`."""
 
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
+    def __init__(self, attention: nn.MultiheadAttention, *, is_causal: bool = False) -> None:
         super().__init__()
+        self.is_causal = is_causal
         self.num_heads = attention.num_heads
         self.in_proj = nn.Linear(attention.embed_dim, 3 * attention.embed_dim, device="meta")  # takes no memory
         self.in_proj.weight, self.in_proj.bias = attention.in_proj_weight, attention.in_proj_bias
@@ -95,7 +113,7 @@ class BatchFirstAttention(nn.Module):
         n, tokens, width = x.shape
         qkv = self.in_proj(x).view(n, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # (n, num_heads, tokens, head_dim)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)  # (n, num_heads, tokens, head_dim)
         return self.out_proj(mixed.transpose(1, 2).reshape(n, tokens, width))
 
 

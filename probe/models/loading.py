@@ -61,7 +61,7 @@ def load_encoder(
     spec = model if isinstance(model, ModelSpec) else get_model(model)
     execution = resolve_execution(device, precision=precision, jit=jit, compiled=compiled)
     if spec.form == "open_clip":
-        execution = _without_jit(execution, spec.name)
+        execution = without_jit(execution, spec.name)
         loaded = open_clip.load_model(spec.source, execution, offline=offline)
         encoder = open_clip_towers.zoo_encoder(spec.name, loaded, execution)
     else:
@@ -98,7 +98,7 @@ def load_clip(
     """
     spec, execution = get_model(name), resolve_execution(device, jit=jit)
     if spec.form == "open_clip":
-        loaded = open_clip.load_model(spec.source, _without_jit(execution, spec.name))
+        loaded = open_clip.load_model(spec.source, without_jit(execution, spec.name))
         return loaded.model, loaded.preprocess.transform
     checkpoint = read_weights(spec, weights_dir=download_root)
     return open_model(checkpoint, execution), checkpoint.preprocess.transform
@@ -194,6 +194,13 @@ def open_model(checkpoint: Checkpoint, execution: Execution) -> CLIP | torch.jit
     return build_model(checkpoint.state_dict, execution, checkpoint.architecture)
 
 
+def without_jit(execution: Execution, name: str) -> Execution:
+    """Return the execution without JIT mode; warn if JIT mode was requested."""
+    if execution.jit:
+        warnings.warn(f"{name} is not a TorchScript archive; using eager mode instead of JIT mode", stacklevel=3)
+    return replace(execution, jit=False)
+
+
 def as_encoder(
     spec: ModelSpec, checkpoint: Checkpoint, model: CLIP | torch.jit.ScriptModule, execution: Execution
 ) -> ImageEncoder:
@@ -222,13 +229,6 @@ def as_encoder(
         project=project,
         preprocess_from=checkpoint.preprocess_from,
     )
-
-
-def _without_jit(execution: Execution, name: str) -> Execution:
-    """Return the execution without JIT mode; warn if JIT mode was requested."""
-    if execution.jit:
-        warnings.warn(f"{name} is not a TorchScript archive; using eager mode instead of JIT mode", stacklevel=3)
-    return replace(execution, jit=False)
 
 
 def _draw_weights(spec: ModelSpec) -> Checkpoint:

@@ -131,7 +131,7 @@ def _read_weights(path: Path, key: str) -> Candidate:
 
 
 def _create(source: ZooSource, settings: OpenClipSettings, execution: Execution, *, offline: bool) -> nn.Module:
-    open_clip, name = import_open_clip(), _name_for_open_clip(source, offline=offline)
+    open_clip, name = import_open_clip(), name_for_open_clip(source, offline=offline)
     try:
         with _without_useless_warnings():
             model: nn.Module = open_clip.create_model(
@@ -219,7 +219,7 @@ def _without_useless_warnings() -> Iterator[None]:
         root.removeFilter(is_useful)
 
 
-def _name_for_open_clip(source: ZooSource, *, offline: bool) -> str:
+def name_for_open_clip(source: ZooSource, *, offline: bool) -> str:
     """Return the architecture as open_clip expects it: its name, or the folder of its configuration."""
     return source.architecture or f"{LOCAL}{_config_folder(source, offline=offline)}"
 
@@ -345,6 +345,6 @@ def identify_zoo_weights(source: str, *, offline: bool) -> str:
         facts["preprocess"] = DEFAULT_ORIGIN
     if not zoo_source.architecture:
         facts["config"] = weights_sha256(_config_folder(zoo_source, offline=offline) / OPEN_CLIP_CONFIG)
-    if "multimodal_cfg" in import_open_clip().get_model_config(_name_for_open_clip(zoo_source, offline=offline)):
+    if "multimodal_cfg" in import_open_clip().get_model_config(name_for_open_clip(zoo_source, offline=offline)):
         facts["projected"] = "unit length"  # CoCa models; earlier versions cached features that were not normalised
     return digest(facts)

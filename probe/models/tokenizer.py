@@ -45,7 +45,8 @@ def _byte_symbols() -> dict[int, str]:
 
 def clean(text: str) -> str:
     """Repair encoding errors, unescape HTML twice, merge white space and lower-case a text, as the reference does."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # other texts do not change, which saves time
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(regex.split(r"\s+", text.strip())).lower()
 
 

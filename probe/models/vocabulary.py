@@ -1,4 +1,7 @@
-"""Tokenize texts with a model's vocabulary, as the reference's `clip.tokenize` does, and find the vocabulary."""
+"""Tokenize texts with a model's vocabulary, as the reference's `clip.tokenize` does, and find the vocabulary.
+
+`open_clip_tokenizers.py` loads the tokenizers of open_clip's models.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from torch import Tensor
 
 from probe import hub, paths
 from probe.errors import CheckpointError
-from probe.fetch import fetch, file_sha256
-from probe.models import get_model, huggingface, split_key
+from probe.fetch import fetch, file_sha256, weights_sha256
+from probe.models import get_model, huggingface, open_clip_tokenizers, split_key
+from probe.models.catalog import MODELS
 from probe.models.open_clip_config import HUB, LOCAL
 from probe.models.tokenizer import Tokenizer, read_merges
 from probe.specs import ModelSpec
@@ -23,6 +27,8 @@ FILE = "bpe_simple_vocab_16e6.txt.gz"
 URL = f"https://github.com/openai/CLIP/raw/main/clip/{FILE}"  # a branch, because the SHA-256 pins the content
 SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 NUM_MERGES = 49_152 - 256 - 2  # the file has more merges, but the models were trained with this number
+VOCAB_SIZE = NUM_MERGES + 2 * 256 + 2
+OPENAI = "ViT-B/32"  # any of OpenAI's models, which share one vocabulary
 PACKAGES = ("open_clip", "clip")  # packages that contain the file
 
 
@@ -31,7 +37,7 @@ def tokenize(
     context_length: int | None = None,
     truncate: bool = False,
     *,
-    model: str | Path = "ViT-B/32",
+    model: str | Path = OPENAI,
     weights_dir: str | Path | None = None,
     offline: bool = False,
 ) -> Tensor:
@@ -57,16 +63,66 @@ def tokenize(
     spec = get_model(model)
     if spec.architecture is not None:
         context = spec.architecture.context_length
-        if spec.merges:
-            tokenizer = _load_tokenizer(Path(str(resources.files("probe"))) / spec.merges, None)
-        else:
-            tokenizer = _load_tokenizer(openai_vocabulary(weights_dir=weights_dir, offline=offline), NUM_MERGES)
+        tokenizer = _load_from_catalog(spec, weights_dir=weights_dir, offline=offline)
     else:
         tokenizer, context = _load_from_folder(spec, offline=offline)
     if context_length is None:
         context_length = context
     rows = tokenizer.tokenize(texts, context_length, truncate=truncate)
     return torch.tensor(rows, dtype=torch.int32).view(-1, context_length)
+
+
+def load_tokenizer(
+    spec: ModelSpec, *, sha256: str, vocab_size: int, weights_dir: str | Path | None = None, offline: bool = False
+) -> Tokenizer:
+    """Return the tokenizer of a model that is not open_clip's.
+
+    A checkpoint without a configuration next to it is assumed to have OpenAI's vocabulary if it has as many token
+    embeddings. `models.assumptions` warns about this and other assumptions.
+
+    Args:
+        spec: the model.
+        sha256: SHA-256 of its checkpoint. A copy of a checkpoint of the catalogue has the vocabulary of its entry.
+        vocab_size: number of token embeddings.
+        weights_dir: folder of OpenAI's vocabulary, which is downloaded if necessary.
+        offline: never use the network.
+
+    Raises:
+        CheckpointError: the model has no vocabulary, or an unsupported vocabulary.
+        DownloadError: OpenAI's vocabulary is not on this machine and could not be downloaded.
+    """
+    if spec.form == "file" and not (_folder_of(spec) / huggingface.CONFIG).is_file():
+        spec = next((entry for entry in MODELS if entry.sha256 == sha256), spec)
+        if spec.architecture is None and vocab_size == VOCAB_SIZE:
+            spec = get_model(OPENAI)
+    if spec.architecture is not None:
+        return _load_from_catalog(spec, weights_dir=weights_dir, offline=offline)
+    return _load_from_folder(spec, offline=offline)[0]
+
+
+def identify_vocabulary(spec: ModelSpec, *, offline: bool = False) -> str:
+    """Return a digest that, together with `loading.identify`, identifies the tokenizer of a model.
+
+    The digest is empty for checkpoints, because the digests of their files and settings decide the vocabulary.
+
+    Raises:
+        CheckpointError, DownloadError, ExtraMissingError: the tokenizer of an open_clip model is not available.
+    """
+    if spec.form == "open_clip":
+        return open_clip_tokenizers.identify_zoo_tokenizer(spec.source, offline=offline)
+    if spec.merges:
+        return weights_sha256(_packaged(spec))
+    return SHA256 if spec.architecture is not None else ""
+
+
+def _packaged(spec: ModelSpec) -> Path:
+    return Path(str(resources.files("probe"))) / spec.merges
+
+
+def _load_from_catalog(spec: ModelSpec, *, weights_dir: str | Path | None, offline: bool) -> Tokenizer:
+    if spec.merges:
+        return _load_tokenizer(_packaged(spec), None)
+    return _load_tokenizer(openai_vocabulary(weights_dir=weights_dir, offline=offline), NUM_MERGES)
 
 
 def openai_vocabulary(*, weights_dir: str | Path | None = None, offline: bool = False) -> Path:
@@ -96,13 +152,20 @@ def _load_from_folder(spec: ModelSpec, *, offline: bool) -> tuple[Tokenizer, int
         has_config = spec.source.startswith((LOCAL, HUB))
         model = spec.source if has_config else spec.source.partition("/")[0]
         raise CheckpointError(f"{spec.name} is an open_clip model; tokenize with open_clip.get_tokenizer({model!r})")
-    folder = split_key(spec.source)[0]
+    folder = _folder_of(spec)
     if spec.form == "hf":
         folder = hub.fetch_repository(spec.source, [[huggingface.CONFIG]], huggingface.FILES, offline=offline)
-    vocabulary = huggingface.read_vocabulary(folder) if folder.is_dir() else None
+    has_config = (folder / huggingface.CONFIG).is_file()
+    vocabulary = huggingface.read_vocabulary(folder) if has_config else None
     if vocabulary is None:
         raise CheckpointError(
             f"{spec.name} has no vocabulary next to its weights; give a model with that vocabulary, such as ViT-B/32"
         )
     huggingface.check_tokenizer(folder, len(vocabulary.ids))
     return Tokenizer(vocabulary.merges), huggingface.read_context_length(folder)
+
+
+def _folder_of(spec: ModelSpec) -> Path:
+    """Return the folder of a checkpoint, or the path of a checkpoint that is a folder."""
+    path = split_key(spec.source)[0]
+    return path.parent if path.is_file() else path

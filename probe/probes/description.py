@@ -1,10 +1,10 @@
-"""Describe a protocol for a reader: what is fitted, how C is chosen, and where the rules come from."""
+"""Describe a protocol for a reader: what is fitted or compared, what is chosen, and where the rules come from."""
 
 from __future__ import annotations
 
 from probe.errors import listed
 from probe.probes.protocols import get_protocol
-from probe.specs import Protocol
+from probe.specs import KNN, LOGISTIC, ZERO_SHOT, Protocol
 
 
 def describe_protocol(name: str) -> dict[str, str]:
@@ -19,6 +19,14 @@ def describe_protocol(name: str) -> dict[str, str]:
         "name": protocol.name,
         "title": protocol.title,
         "feature point": protocol.feature_point + (", L2-normalised" * protocol.normalize),
+        **_RULES[protocol.method](protocol),
+        "source": protocol.source,
+    }
+    return {key: value for key, value in properties.items() if value}
+
+
+def _describe_fit(protocol: Protocol) -> dict[str, str]:
+    return {
         "C": describe_grid(protocol),
         "C chosen on": _chosen_on(protocol),
         "images per class": images_a_class(protocol) if protocol.shots else "",
@@ -26,9 +34,28 @@ def describe_protocol(name: str) -> dict[str, str]:
         "final fit on": _fitted_on(protocol),
         "solver": f"at most {protocol.max_iter} iterations, tol {protocol.tol:g}",
         "starts from": "the weights of the nearest fitted C" if protocol.warm_start else "",
-        "source": protocol.source,
     }
-    return {key: value for key, value in properties.items() if value}
+
+
+def _describe_neighbours(protocol: Protocol) -> dict[str, str]:
+    temperature = protocol.temperature
+    return {
+        "k": listed(protocol.neighbours, most=16),
+        "k chosen on": "the validation split" if len(protocol.neighbours) > 1 else "",
+        "weight of a vote": f"exp(cosine similarity / {temperature:g})" if temperature else "1",
+        "neighbours from": "train and validation images" if protocol.refit else "train images only",
+    }
+
+
+def _describe_zero_shot(_: Protocol) -> dict[str, str]:
+    return {
+        "logits": "cosine similarity of image and class, times the model's scale, plus its bias if it has one",
+        "class": "mean of the normalised features of its prompts, normalised again",
+        "prompts": "class names and templates of the dataset, or of --prompts; `probe datasets NAME` shows them",
+    }
+
+
+_RULES = {LOGISTIC: _describe_fit, KNN: _describe_neighbours, ZERO_SHOT: _describe_zero_shot}
 
 
 def describe_grid(protocol: Protocol) -> str:
@@ -51,6 +78,8 @@ def images_a_class(protocol: Protocol) -> str:
     >>> images_a_class(get_protocol("few-shot-16-held-out"))
     '16 + 4'
     """
+    if protocol.method == ZERO_SHOT:
+        return "none"
     if not protocol.shots:
         return "all"
     return f"{protocol.shots} + {protocol.held_out}" if protocol.held_out else f"{protocol.shots}"

@@ -62,16 +62,17 @@ def fit_probe(
     fit_cache: FitCache | None = None,
     shows_progress: bool = False,
 ) -> ProbeResult:
-    """Fit a linear probe under a protocol and score it on the test split.
+    """Fit a linear probe, or let the nearest images vote, under a protocol, and score it on the test split.
 
     Args:
-        train: features to fit on. Labels are (n,), or (n, k) if an image can show several of k classes.
-        test: features to score on. They are read once, after C is chosen.
-        val: features to choose C on. They join `train` for the final fit if the protocol has `refit`.
+        train: features to fit on, or of the images that vote. Labels are (n,), or (n, k) if an image can show several
+            of k classes.
+        test: features to score on. They are read once, after C or k is chosen.
+        val: features to choose C or k on. They join `train` for the final fit if the protocol has `refit`.
         metric: a name of `metrics.METRICS`.
         protocol: name of a protocol, path of a protocol in TOML, or a `Protocol`.
-        solver: a name of `solvers.catalog.SOLVERS`: `fast` or `sklearn`.
-        device: where the solver computes, such as `cpu` or `cuda`.
+        solver: a name of `solvers.catalog.SOLVERS`: `fast` or `sklearn`. k-NN has none.
+        device: where the solver or the search computes, such as `cpu` or `cuda`.
         fit_cache: cache of finished fits, which the caller clears after writing the result. None disables the cache.
         shows_progress: if True, show a progress bar on stderr if stderr is a terminal.
 
@@ -110,14 +111,15 @@ def fit_probe(
             raise ProtocolError(
                 f"the metric {metric} is not defined on the {name} split: {reason}; use a different metric"
             )
+    fitted = [train] if val is None or not rules.refit else [train, val]
     if rules.method == KNN:
+        _warn_of_missing_classes(fitted, test, label_values)
         return fit_knn(
             train, val, test, rules, metric=metric, num_classes=num_classes, label_values=label_values, device=device
         )
     settings = _Settings(rules, solver, device, fit_cache or FitCache(None), shows_progress)
     probe = _Probe(settings, metric, num_classes, label_values)
     num_scored = max(len(features) for features in (val, test) if features is not None)
-    fitted = [train] if val is None or not rules.refit else [train, val]
     _check_cost(settings, fitted, num_classes=num_classes, num_scored=num_scored)
     with threads(0, blas=blas_threads() or 0):
         if not rules.shots:

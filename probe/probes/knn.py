@@ -1,10 +1,24 @@
-"""k-nearest neighbours: training images that are similar to an image vote for their labels."""
+"""k-nearest neighbours: the images of a bank that are most similar to an image vote for its labels.
+
+The bank holds the training images, and after the choice of k the validation images too, if the protocol has `refit`.
+`neighbours` defines similarity and says which of equally similar images vote. Of classes with equal votes, the first
+one is predicted.
+"""
 
 from __future__ import annotations
 
+import logging
+
+import numpy as np
+
 from probe.features.arrays import Features
-from probe.probes.result import ProbeResult
-from probe.specs import Protocol
+from probe.probes.neighbours import GRID, Neighbours, find_neighbours
+from probe.probes.result import ProbeResult, make_result
+from probe.records.schema import NeighboursRecord
+from probe.specs import NO_SOLVER, Protocol
+from probe.stats.metrics import IGNORED, get_metric
+
+logger = logging.getLogger(__name__)
 
 
 def fit_knn(
@@ -18,5 +32,79 @@ def fit_knn(
     label_values: tuple[int, ...],
     device: str,
 ) -> ProbeResult:
-    """Choose k on the validation split, and score the test split with the votes of training and validation images."""
-    raise NotImplementedError
+    """Choose k on the validation split, and score the test split with the votes of the bank.
+
+    The bank of the choice is `train`. Of values of k with equal scores, the smallest is chosen. The bank of the test
+    split is `train`, followed by `val` if the protocol has `refit`. A k larger than the bank means all of the bank.
+
+    Args:
+        train: features and labels, see `fit.fit_probe`, which has checked them.
+        val: features to choose k on; not needed for a single k.
+        test: features to score.
+        rules: a protocol of the method `knn`.
+        metric: a name of `metrics.METRICS`.
+        num_classes: number of classes.
+        label_values: original labels, if the labels were renumbered.
+        device: where candidates are searched, such as `cpu` or `cuda`.
+    """
+    point, most = rules.feature_point, rules.neighbours[-1]
+    k, sweep = most, []
+    if len(rules.neighbours) > 1:
+        assert val is not None
+        found = find_neighbours([train.at(point)], val.at(point), most, device)
+        for tried in rules.neighbours:
+            score = get_metric(metric)(val.y, vote(found, train.y, tried, rules.temperature, num_classes))
+            logger.debug("k = %d: validation score %.4f", tried, score)
+            sweep.append(NeighboursRecord(tried, score))
+        k = max(sweep, key=lambda tried: (tried.score, -tried.k)).k
+    splits = [train] if val is None or not rules.refit else [train, val]
+    y = np.concatenate([split.y for split in splits])
+    smallest = len(train) if sweep else len(y)
+    if most > smallest:
+        logger.warning("k = %d is larger than the bank of %d images, so all of them vote", most, smallest)
+    found = find_neighbours([split.at(point) for split in splits], test.at(point), k, device)
+    shares = vote(found, y, k, rules.temperature, num_classes)
+    if y.ndim == 2:
+        predictions = (shares > 0.5).astype(np.int64)
+    else:
+        predictions = shares.argmax(axis=1)
+        predictions = np.array(label_values)[predictions] if label_values else predictions
+    return make_result(
+        metric,
+        test.y,
+        shares,
+        predictions=predictions,
+        C=None,
+        num_train=len(y),
+        solver=NO_SOLVER,
+        label_values=label_values,
+        k=k,
+        k_sweep=tuple(sweep),
+    )
+
+
+def vote(found: Neighbours, y: np.ndarray, k: int, temperature: float, num_classes: int) -> np.ndarray:
+    """Return the share of each class in the votes of the first k neighbours, float64 (n, num_classes).
+
+    Args:
+        found: k or more neighbours of each query, or the whole bank.
+        y: labels of the bank: int64 (m,), where the shares of an image sum to 1; or (m, num_classes) of 1, 0 and -1,
+            where the share of a class is the weighted mean of its labels, without labels of -1.
+        k: number of neighbours.
+        temperature: a neighbour of similarity s has the weight exp(s / `temperature`); 0 gives equal weights.
+        num_classes: number of classes.
+    """
+    positions, similarities = found.positions[:, :k], found.similarities[:, :k]
+    weights = np.ones_like(similarities)
+    if temperature:  # relative to the nearest, to avoid overflow; sums of multiples of 1 / GRID are exact
+        weights = np.rint(np.exp((similarities - similarities[:, :1]) / temperature) * GRID) / GRID
+    n = len(positions)
+    if y.ndim == 1:
+        cells = np.arange(n)[:, None] * num_classes + y[positions]
+        votes = np.bincount(cells.ravel(), weights.ravel(), minlength=n * num_classes).reshape(n, num_classes)
+        return votes / weights.sum(axis=1, keepdims=True)
+    positive, counted = np.zeros((n, num_classes)), np.zeros((n, num_classes))
+    for nearest, weight in zip(positions.T, weights.T, strict=True):
+        positive += weight[:, None] * (y[nearest] == 1)
+        counted += weight[:, None] * (y[nearest] != IGNORED)
+    return positive / np.where(counted > 0, counted, 1)

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from probe.errors import ResultsError
 from probe.records.schema import DoneRecord, ResultRecord, RunRecord
+from probe.specs import KNN, LOGISTIC
 
 SLACK = 1e-9  # difference of a mean over folds when it is computed again
 
@@ -24,12 +25,13 @@ def find_fault(record: RunRecord) -> str:
         return "spec.dataset.sources has options that are objects or arrays"
     if not isinstance(record, DoneRecord):
         return ""
-    result, interval, grid = record.result, record.result.interval, record.spec.protocol.grid
-    if result.C is None and not (result.folds or result.draws):
-        return "result.C is missing"
+    result, interval, rules = record.result, record.result.interval, record.spec.protocol
+    chosen = {LOGISTIC: "C", KNN: "k"}.get(rules.method, "")
+    if chosen and getattr(result, chosen) is None and not (result.folds or result.draws):
+        return f"result.{chosen} is missing"
     if interval is not None and not interval.low - SLACK <= result.score <= interval.high + SLACK:
         return f"its score {result.score} lies outside its confidence interval"
-    if grid and result.C is not None and not any(math.isclose(result.C, C, rel_tol=SLACK) for C in grid):
+    if rules.grid and result.C is not None and not any(math.isclose(result.C, C, rel_tol=SLACK) for C in rules.grid):
         return f"its C, {result.C}, is not in the grid of its protocol"
     return _find_contradiction(result, record.spec.dataset.metric)
 

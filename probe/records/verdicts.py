@@ -12,6 +12,7 @@ import numpy as np
 from probe.errors import sentence
 from probe.records.diff import Change, Difference, diff
 from probe.records.schema import DoneRecord, RunRecord
+from probe.specs import KNN, LOGISTIC
 
 IDENTICAL, WITHIN, CHANGED, NOT_RUN = "identical", "within tolerance", "changed", "not run"
 NOT_ROUNDING = 0.05  # relative difference of features that is more than rounding; bf16 differs by 0.01 to 0.02
@@ -57,7 +58,8 @@ class Reproduction:
         again: the new record, of a failure if the run failed; None if the run was not tried.
         verdict: `identical` (features, probe and score to the last bit), `within tolerance`, `changed` or `not run`.
         reason: explanation of the verdict, as a sentence.
-        stages: environment, data, weights, execution, features, probe (C, and the numbers of the fits) and score.
+        stages: environment, data, weights, execution, features, probe (C, and the numbers of the fits; or k, or the
+            prompts) and score.
         images: the difference of the scores in test images: for the mean per class, the number of images that only one
             run gets right; for other metrics, the difference times the number of test images. None without a new score,
             or if the test images differ.
@@ -141,11 +143,9 @@ def _stages(record: DoneRecord, again: DoneRecord, difference: Difference) -> It
     is_other = any(c.field.endswith(".sha256") for c in of_stage.get("features", ()))
     yield Stage("features", f"the bytes differ; {distance or _UNKNOWN}" if is_other else "")
     numbers = [c for name in ("probe", "fit") for c in of_stage.get(name, ())]
-    chosen = [c for c in numbers if c.field == "result.C"]
-    yield Stage(
-        "probe",
-        _words(chosen) if chosen else f"same C; different {_names(numbers)}" if numbers else "",
-    )
+    chosen = [c for c in numbers if c.field in ("result.C", "result.k")]
+    same = {LOGISTIC: "same C; ", KNN: "same k; "}.get(record.spec.protocol.method, "")
+    yield Stage("probe", _words(chosen) if chosen else f"{same}different {_names(numbers)}" if numbers else "")
     scores = [c for c in of_stage.get("score", ()) if c.field == "result.score"]
     others = "same score, but different outcomes of test images" if of_stage.get("score") else ""
     yield Stage("score", _words(scores) or others)

@@ -1,6 +1,7 @@
 """What is said of datasets and of this machine: `probe datasets`, `probe doctor`."""
 
 import json
+import sys
 
 import pytest
 import torchvision
@@ -92,3 +93,19 @@ def test_the_doctor_prints_tables(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "| imagenet " in out
     assert "| by hand " in out
+
+
+def test_prompts_are_shown_with_their_origin():
+    said = describe_dataset("stl10")
+    assert said["class names"] == "airplane, bird, car, cat, deer and 5 more (from the specification of the dataset)"
+    assert said["templates"] == "'a photo of a {}.' (from the example of OpenAI's README)"
+    assert describe_dataset("food101")["class names"] == "from the files of the dataset"
+
+
+def test_prompts_of_open_clip_are_described_without_open_clip(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    assert describe_dataset("imagenet")["templates"] == "from the installed open_clip"
+    assert main(["datasets", "imagenet", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["class_names"], facts["templates"]) == ([], [])
+    assert facts["class_names_from"] == facts["templates_from"] == "the installed open_clip"

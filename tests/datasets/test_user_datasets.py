@@ -7,7 +7,8 @@ import pytest
 
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
-from probe.errors import DatasetError, DatasetMissingError, UnknownNameError
+from probe.datasets.prompts import complete, get_prompts
+from probe.errors import DatasetError, DatasetMissingError, PromptsError, UnknownNameError
 
 ROW = """
 name = "colours"
@@ -209,3 +210,36 @@ def test_archives_of_a_row_are_unpacked_below_the_data_folder(write, tmp_path, m
 def test_a_wrong_size_is_found_as_in_the_catalogue(write):
     with pytest.raises(DatasetError, match="colours/test: expected 5 images, found 4"):
         open_dataset(write(ROW.replace("size = 4", "size = 5")))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('templates = ["a photo"]', "colours.toml: the template 'a photo' has 0 places for the class name"),
+        ('class_names = ["red"]', "colours.toml: there are 2 classes and 1 class names; give one name for each class"),
+        ('class_names = ["red", ""]', "colours.toml: class 1 has no name"),
+        (r'class_names = ["red", "gr\neen"]', r"colours.toml: 'gr\neen' has a line break; write it in one line"),
+    ],
+)
+def test_wrong_prompts_are_refused_when_the_file_is_read(line, message, write):
+    with pytest.raises(PromptsError) as caught:
+        get_dataset(write(f"{line}\n{ROW}"))
+    assert message in str(caught.value)
+
+
+def test_a_list_of_prompts_has_the_type_of_the_catalogue(write):
+    with pytest.raises(DatasetError, match=r"templates: expected array, got str"):
+        get_dataset(write(f'templates = "a {{}}"\n{ROW}'))
+
+
+def test_prompts_of_a_row_name_their_file(write):
+    spec = get_dataset(write(f'class_names = ["green", "red"]\ntemplates = ["a {{}} image."]\n{ROW}'))
+    prompts = get_prompts(spec)
+    assert prompts.texts == [["a green image."], ["a red image."]]
+    assert prompts.class_names_from == prompts.templates_from == "colours.toml"
+
+
+def test_a_row_without_prompts_takes_the_names_of_its_folders(write):
+    opened = open_dataset(write(ROW))
+    names = opened.split("train").class_names
+    assert complete(get_prompts(opened.spec), names, num_classes=2, where="colours").class_names == ("green", "red")

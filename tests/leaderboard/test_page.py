@@ -7,7 +7,7 @@ import shutil
 import urllib.parse
 
 import pytest
-from make.records import RECORDS, changed, make_record
+from make.records import RECORDS, changed, make_record, page_record
 
 from probe.cli.main import main
 from probe.leaderboard.page import render_page
@@ -104,6 +104,94 @@ def page_path(tmp_path_factory):
     return results / "leaderboard.html"
 
 
+# `tiny` by all methods and with all numbers of shots.
+METHODS = ("zero-shot", "knn-5", "knn", *(f"few-shot-{shots}" for shots in (1, 2, 4, 8, 16)))
+WITH_METHODS = [
+    *RECORDS,
+    *(page_record("digits", "tiny", 120 - 10 * i, protocol=name) for i, name in enumerate(METHODS)),
+]
+
+
+def test_zero_shot_stands_beside_the_probe_without_scripts():
+    page = render_page(WITH_METHODS, make_sections(WITH_METHODS))
+    body = page.split("<script id=")[0]
+    assert "Scores of k-nearest neighbours and zero-shot classification stand beside it." in body
+    table = body.split('id="methods"')[1].split("</section>")[0]
+    for text in ("70.00 ±1.50", "72.50 ±1.50", "75.00 ±1.50", "95.00 ±1.50", "readme by sklearn", "+25.00"):
+        assert f"<td>{text}</td>" in table
+    data = _data(page)
+    assert [
+        (data["records"][one["zero_shot"]]["score"], data["records"][one["probe"]]["score"]) for one in data["methods"]
+    ] == [(0.7, 0.95)]
+    assert data["shots"][0]["curves"][0]["scores"] == [0.775, 0.8, 0.825, 0.85, 0.875]
+    assert data["shots"][0]["curves"][0]["zero_shot"] == 0.7
+    assert [section.get("shots") for section in data["sections"] if section["mode"] == "jit"] == [None]
+    assert 'id="methods"' not in render_page(RECORDS, make_sections(RECORDS))
+
+
+@pytest.fixture
+def methods_page(browser, tmp_path):
+    for record in WITH_METHODS:
+        write_record(record, tmp_path)
+    assert main(["leaderboard", "--html", "--results-dir", str(tmp_path)]) == 0
+    page, said = browser.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((tmp_path / "leaderboard.html").as_uri())
+    yield page
+    assert said == []
+    page.close()
+
+
+@pytest.mark.browser
+def test_zero_shot_and_few_shot_have_charts_with_their_numbers(methods_page):
+    assert _shown(methods_page) == ["bars", "cost", "zero-shot", "shots", "jit", "published"]
+    figure = methods_page.locator("#zero-shot")
+    assert figure.locator("circle title").text_content() == "tiny on digits, readme, eager, sklearn: 25.00 points"
+    assert figure.locator("line.diagonal").count() == 1
+    figure.get_by_text("The numbers").click()
+    assert "95.00" in figure.locator("tbody").inner_text()
+    figure = methods_page.locator("#shots")
+    assert figure.locator("circle").count() == 6
+    assert figure.locator("line.level").count() == 1
+    titles = figure.locator("circle title").all_text_contents()
+    assert titles[0] == "tiny, 1 image of each class: 77.50 %"
+    assert titles[-1] == "tiny, zero-shot: 70.00 %"
+    figure.get_by_text("The numbers").click()
+    assert figure.locator("tbody tr").inner_text().split("\t") == [
+        "tiny",
+        "70.00",
+        "77.50",
+        "80.00",
+        "82.50",
+        "85.00",
+        "87.50",
+    ]
+    methods_page.get_by_label("Models", exact=True).fill("ViT")
+    assert methods_page.locator("#zero-shot").is_hidden()
+    assert methods_page.locator("#shots").is_hidden()
+    assert methods_page.locator("#methods").is_hidden()
+
+
+@pytest.mark.browser
+def test_a_run_without_a_fit_shows_neither_solver_nor_c(methods_page):
+    methods_page.select_option("#protocol", "zero-shot")
+    assert methods_page.locator("#found").inner_text() == "1 model, 1 dataset."
+    methods_page.get_by_role("button", name=re.compile("tiny on digits: 70.00")).click()
+    text = methods_page.get_by_role("dialog", name="tiny on digits").inner_text()
+    assert "zero-shot, eager mode, fp32\n" in text
+    assert "a photo of a {}. (from the example of OpenAI's README)" in text
+    assert "400 to test" in text
+    for word in ("none", "solver", "iterations", "to fit"):
+        assert word not in text
+    methods_page.keyboard.press("Escape")
+    methods_page.select_option("#protocol", "knn")
+    methods_page.get_by_role("button", name=re.compile("tiny on digits: 75.00")).click()
+    text = methods_page.get_by_role("dialog", name="tiny on digits").inner_text()
+    assert "k\n20" in text
+    assert "100 as neighbours, 400 to test" in text
+
+
 @pytest.fixture
 def page(request, browser, page_path):
     """Open the page in light or dark colours or on a phone; it writes nothing to the console and loads no URL."""
@@ -127,7 +215,11 @@ def _models(page):
 
 
 def _shown(page):
-    return [name for name in ("bars", "cost", "sweep", "jit", "published") if page.locator(f"#{name}").is_visible()]
+    return [
+        name
+        for name in ("bars", "cost", "sweep", "zero-shot", "shots", "jit", "published")
+        if page.locator(f"#{name}").is_visible()
+    ]
 
 
 def _state(page):

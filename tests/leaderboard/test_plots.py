@@ -1,5 +1,5 @@
 import pytest
-from make.records import RECORDS, make_failure
+from make.records import RECORDS, make_failure, scored_record
 from PIL import Image
 
 from probe.errors import ResultsError
@@ -25,6 +25,19 @@ def test_every_plot_is_there_as_png_and_svg(plots):
     with Image.open(folder / "jit.png") as image:
         assert min(image.size) > 400
         assert len(image.convert("RGB").getcolors(1 << 24)) > 5
+
+
+@pytest.mark.slow
+def test_zero_shot_is_drawn_against_the_probe_and_below_few_shot(tmp_path):
+    names = ["zero-shot", "readme", *(f"few-shot-{shots}" for shots in (1, 2, 4, 8, 16))]
+    write_plots([scored_record("tiny", 100 - 10 * i, protocol=name) for i, name in enumerate(names)], tmp_path)
+    text = (tmp_path / "zero-shot.svg").read_text()
+    assert "zero-shot, %" in text
+    assert "linear probe, %" in text
+    text = (tmp_path / "shots.few-shot-projected-sklearn-eager-fp32.svg").read_text()
+    assert "training images of each class" in text
+    assert "digits, %" in text
+    assert (tmp_path / "bars.zero-shot-projected-eager-fp32.png").is_file()
 
 
 @pytest.mark.slow

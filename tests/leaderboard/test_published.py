@@ -1,4 +1,5 @@
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_known_cells_are_as_printed():
 )
 def test_a_difference_beyond_the_interval_is_marked(interval, mark):
     """88.8 was rounded, and may have been 88.85."""
-    page = compare_markdown([_record(score=0.89, interval=interval)], "clip-paper")
+    page = compare_markdown([_record(score=0.89, interval=interval)])
     cells = [cell.strip() for cell in page.splitlines()[2].split("|")]
     assert cells[-3:-1] == ["88.8", f"+0.20{mark}"]
     assert ("outside of the confidence interval" in page) == bool(mark)
@@ -50,10 +51,41 @@ def test_a_difference_beyond_the_interval_is_marked(interval, mark):
 
 def test_only_cells_of_the_paper_under_its_protocol_are_compared():
     others = [_record(dataset="digits"), _record(model="tiny"), make_record("food101", "ViT-B/32", protocol="readme")]
-    assert compare_markdown(others, "clip-paper") == ""
-    page = compare_markdown([*others, _record(model="RN50"), _record()], "clip-paper")
+    assert compare_markdown(others) == ""
+    page = compare_markdown([*others, _record(model="RN50"), _record()])
     assert len([line for line in page.splitlines() if line.startswith("| food101")]) == 2
     assert page.endswith("only one source has the published scores of RN50\n")
+
+
+def _zero_shot(dataset, templates=("a photo of a {}.",)):
+    record = make_record(dataset, "ViT-B/32", score=0.8, protocol="zero-shot")
+    return changed(record, "prompts.templates", templates)
+
+
+def test_zero_shot_is_compared_with_the_papers_table_of_zero_shot_beside_that_of_probes():
+    page = compare_markdown([_record(), _zero_shot("food101")])
+    probes, zero_shot = page.split("Zero-shot, compared with table 11 of the paper:")
+    assert probes.startswith("Linear probes, compared with table 10 of the paper:")
+    (row,) = [line for line in zero_shot.splitlines() if line.startswith("| food101")]
+    assert [cell.strip() for cell in row.split("|")[-3:-1]] == ["84.4", "-4.40"]
+    assert "solver" not in zero_shot
+    assert compare_markdown([_zero_shot("food101")]).startswith("Zero-shot, compared")
+
+
+def test_prompts_that_differ_from_the_papers_are_named():
+    """For VOC2007 the paper used the README's template alone; records with other templates may have the paper's."""
+    records = [_zero_shot("food101"), _zero_shot("voc2007"), _zero_shot("imagenet", ("a {}.", "the {}."))]
+    page = compare_markdown(records)
+    assert page.endswith("\nthe paper used different prompts than 'a photo of a {}.' for food101\n")
+    assert "different prompts" not in compare_markdown(records[1:])
+
+
+def test_the_comparison_as_json_names_the_protocol(tmp_path, capsys):
+    for record in (_record(), _zero_shot("food101")):
+        write_record(record, tmp_path)
+    assert main(["tables", "--compare", "clip-paper", "--json", "--results-dir", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["protocol"], one["solver"]) for one in found] == [("clip-paper", "sklearn"), ("zero-shot", None)]
 
 
 def test_the_command_prints_the_comparison(tmp_path, capsys):

@@ -12,27 +12,53 @@ from probe.records.schema import (
     ErrorRecord,
     FailedRecord,
     IntervalRecord,
+    NeighboursRecord,
     ParityRecord,
+    PromptsRecord,
     ResultRecord,
     SweepRecord,
 )
-from probe.specs import DatasetSpec, ModelSpec, Profile, Protocol, RunSpec, Source, Subset
+from probe.specs import (
+    KNN,
+    LOGISTIC,
+    NO_SOLVER,
+    ZERO_SHOT,
+    DatasetSpec,
+    ModelSpec,
+    Profile,
+    Protocol,
+    RunSpec,
+    Source,
+    Subset,
+)
 from probe.stats.outcomes import make_outcomes
 
 GRIDS = {"clip-paper": (0.1, 1.0, 10.0)}  # other protocols have one C
+NEIGHBOURS = {"knn": (10, 20), "knn-5": (5,)}
+PROMPTS = PromptsRecord(("a photo of a {}.",), "the example of OpenAI's README", "the files of the dataset", "cd" * 32)
+
+
+def make_protocol(name):
+    if name == "zero-shot":
+        return Protocol(name, "", "projected", normalize=True, method=ZERO_SHOT)
+    if name in NEIGHBOURS:
+        return Protocol(name, "", "projected", normalize=True, method=KNN, neighbours=NEIGHBOURS[name])
+    shots = int(name.split("-")[2]) if name.startswith("few-shot-") else 0
+    return Protocol(name, "", "projected", GRIDS.get(name, (0.316,)), shots=shots)
 
 
 def make_spec(dataset="digits", model="tiny", *, jit=False, protocol="readme"):
-    grid = GRIDS.get(protocol, (0.316,))
+    rules = make_protocol(protocol)
     return RunSpec(
         DatasetSpec(dataset, "", (Subset("all"),), (Source("embedded", "sklearn.datasets.load_digits"),)),
         ModelSpec(model, "url", "https://example.org/model.pt"),
-        Protocol(protocol, "", "projected", grid, coarse_step=1, max_iter=1000, tol=1e-6, source=""),
+        rules,
         jit=jit,
         device="cpu",
         precision="fp32",
         batch_size=64,
-        solver="sklearn",
+        solver="sklearn" if rules.method == LOGISTIC else NO_SOLVER,
+        prompts="ef" * 32 if rules.method == ZERO_SHOT else "",
     )
 
 
@@ -43,17 +69,40 @@ def make_result(score=0.5, *, converged=True, C=0.316, **changes):
     return replace(result, **changes)
 
 
+def make_result_without_fit(score, protocol):
+    """Return the result of zero-shot or k-NN, with a choice of k if the protocol has several."""
+    tried = NEIGHBOURS.get(protocol, ())
+    sweep = tuple(NeighboursRecord(k, score) for k in tried) if len(tried) > 1 else ()
+    num_train = 100 if tried else 0
+    return ResultRecord(
+        score=score,
+        C=None,
+        n_iter=0,
+        converged=True,
+        num_test=50,
+        num_train=num_train,
+        solver=NO_SOLVER,
+        k=tried[-1] if tried else None,
+        k_sweep=sweep,
+    )
+
+
 def make_record(dataset="digits", model="tiny", *, jit=False, protocol="readme", score=0.5, converged=True, **changes):
     """Return a record in the form of the runner's, with invented numbers."""
+    spec = make_spec(dataset, model, jit=jit, protocol=protocol)
+    result = make_result(score, converged=converged, C=GRIDS.get(protocol, (0.316,))[-1])
+    if spec.solver == NO_SOLVER:
+        result = make_result_without_fit(score, protocol)
     record = DoneRecord(
-        spec=make_spec(dataset, model, jit=jit, protocol=protocol),
+        spec=spec,
         created="2026-01-01T00:00:00+00:00",
         encoder=EncoderRecord(weights_sha256="ab" * 32),
         splits={},
         features={},
-        result=make_result(score, converged=converged, C=GRIDS.get(protocol, (0.316,))[-1]),
+        result=result,
         seconds={},
         environment=EnvironmentRecord(),
+        prompts=PROMPTS if spec.protocol.method == ZERO_SHOT else None,
     )
     return replace(record, **changes)
 

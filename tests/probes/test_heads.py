@@ -22,7 +22,7 @@ from probe.progress import Progress
 from probe.records.packing import unpack_outcomes
 from probe.runner import run_grid
 from probe.settings import Settings
-from probe.specs import Protocol
+from probe.specs import NO_SOLVER, Protocol
 from probe.stats.outcomes import make_outcomes
 
 MODES = (False, True)
@@ -39,12 +39,13 @@ def folder(tmp_path_factory):
     return root
 
 
-def _specs(protocols=("readme", DRAWS), jit_modes=MODES):
+def _specs(protocols=("readme", "zero-shot", DRAWS), jit_modes=MODES):
     return plan(["digits"], ["tiny"], protocols=protocols, jit_modes=jit_modes, device="cpu")
 
 
 def _heads(folder, spec):
-    name = f"tiny.{spec.mode}.{spec.protocol.name}.fp32.fast"
+    solver = "" if spec.solver == NO_SOLVER else f".{spec.solver}"
+    name = f"tiny.{spec.mode}.{spec.protocol.name}.fp32{solver}"
     return [load_head(path) for path in sorted((folder / "results/heads/digits").glob(f"{name}*{SUFFIX}"))]
 
 
@@ -58,7 +59,7 @@ def head(folder):
 def test_a_head_has_the_outcomes_of_its_record(folder, spec):
     session = Session(Settings())
     assert not prepare([spec], session, Progress(is_shown=False))
-    test = extract(session.find_encoder(spec), session.open_dataset(spec.dataset), session).cut()[0]["test"]
+    test = extract(session.find_encoder(spec), session.open_dataset(spec.dataset), session).cut(["test"])[0]["test"]
     (record,) = run_grid([spec], Settings(results_dir=folder / "results"))
     expected = unpack_outcomes(record.result)
     heads = _heads(folder, spec)

@@ -12,6 +12,7 @@ from probe.specs import FEATURE_POINTS, Protocol, slug
 
 OWN = Protocol("own", "", "projected", (0.1, 1.0), 1, 100, 1e-6, "")
 PLAIN = 'name = "own"\ngrid = [0.1, 1]\n'
+NEIGHBOURS = 'name = "own"\nmethod = "knn"\nneighbours = [5]\nnormalize = true\n'
 
 
 @pytest.fixture
@@ -107,6 +108,13 @@ def test_a_file_can_have_every_field(own):
     )
 
 
+def test_a_file_can_describe_nearest_neighbours(own):
+    text = 'name = "own"\nmethod = "knn"\nneighbours = [1, 20]\ntemperature = 0.07\nnormalize = true\nrefit = false\n'
+    rules = {"method": "knn", "neighbours": (1, 20), "temperature": 0.07, "normalize": True, "refit": False}
+    assert own(text) == Protocol("own", "", "projected", **rules)
+    assert own(NEIGHBOURS) == Protocol("own", "", "projected", method="knn", neighbours=(5,), normalize=True)
+
+
 def test_a_range_is_evenly_spaced_in_log10(own):
     """The range of the paper's grid gives the same bits as the catalogue."""
     paper = get_protocol("clip-paper").grid
@@ -116,10 +124,10 @@ def test_a_range_is_evenly_spaced_in_log10(own):
     assert np.allclose(grid, np.geomspace(0.3, 7, 4), rtol=1e-14)
 
 
-def _with(line):
-    """Return the plain file with a key added or replaced."""
+def _with(line, text=PLAIN):
+    """Return a file with a key added or replaced."""
     key = line.partition(" ")[0]
-    return "\n".join([*(other for other in PLAIN.splitlines() if not other.startswith(f"{key} ")), line])
+    return "\n".join([*(other for other in text.splitlines() if not other.startswith(f"{key} ")), line])
 
 
 @pytest.mark.parametrize(
@@ -170,6 +178,23 @@ def _with(line):
         (_with('name = "my own"'), "name = 'my own' is not valid; use letters, digits"),
         (_with('name = "readme"'), "name = 'readme' is already a protocol of the catalogue; choose a different name"),
         (_with('name = "few-shot"'), "name = 'few-shot' is already a protocol of the catalogue"),
+        (_with('method = "k-nn"'), "unknown method 'k-nn'; did you mean 'knn'?"),
+        (_with("neighbours = [5]"), "neighbours has no effect on the method logistic-regression; remove it, or set"),
+        (_with("temperature = 0.07"), "temperature has no effect on the method logistic-regression; remove it"),
+        (_with("grid = [1]", NEIGHBOURS), "grid has no effect on the method knn; remove it, or set grid = []"),
+        (_with("shots = 4", NEIGHBOURS), "shots has no effect on the method knn; remove it, or set shots = 0"),
+        (_with("warm_start = true", NEIGHBOURS), "warm_start has no effect on the method knn; remove it, or set warm"),
+        (_with('method = "zero-shot"', NEIGHBOURS), "neighbours has no effect on the method zero-shot; remove it"),
+        (_with("neighbours = []", NEIGHBOURS), "neighbours is empty; give one or more numbers of neighbours"),
+        (_with("neighbours = 5", NEIGHBOURS), "neighbours: expected array, got int"),
+        (_with("neighbours = [5.0]", NEIGHBOURS), "neighbours[0]: expected int, got float"),
+        (_with("neighbours = [0, 5]", NEIGHBOURS), "neighbours = [0, 5] is not valid; give integers of 1 or more"),
+        (_with("neighbours = [5, 5]", NEIGHBOURS), "neighbours = [5, 5] is not valid; give integers of 1 or more in"),
+        (_with("neighbours = [20, 5]", NEIGHBOURS), "neighbours = [20, 5] is not valid"),
+        (_with("temperature = -0.1", NEIGHBOURS), "temperature = -0.1 is not valid; give a finite number above zero"),
+        (_with("temperature = inf", NEIGHBOURS), "temperature = inf is not valid"),
+        (_with("temperature = nan", NEIGHBOURS), "temperature = nan is not valid"),
+        (_with("normalize = false", NEIGHBOURS), "the method knn compares L2-normalised features; set normalize = tr"),
         ("grid = [1]", "name is missing"),
         ('name = "own"', "grid is empty; give one or more values of C"),
         ("name = own", "is not valid TOML (Invalid value"),
@@ -198,6 +223,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     [
         ({"grid": [0.1, 1.0]}, r"grid = \[0.1, 1.0\] is not a tuple; give a tuple of numbers"),
         ({"grid": (1.0, 0.1)}, "grid contains 0.1 after 1.0"),
+        ({"neighbours": [5]}, r"neighbours = \[5\] is not a tuple; give a tuple of numbers"),
+        ({"method": "knn"}, r"grid has no effect on the method knn; remove it, or set grid = \[\]"),
         ({"feature_point": "after"}, "unknown feature_point 'after'"),
         ({"max_iter": None}, "max_iter: expected int, got null"),
         ({"coarse_step": 16}, "coarse_step = 16 does not lead from the first to the last of 2 values"),

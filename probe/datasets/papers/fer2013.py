@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from probe.datasets.class_names import FER2013
 from probe.datasets.fingerprints import of_array
 from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, listed
 from probe.specs import DatasetSpec, Source, Subset
 
 USAGES = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"}
-EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SIZE = 48
 
 
@@ -31,7 +31,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     return ImageDataset(
         name=f"{spec.name}/{subset.name}",
         labels=np.array(labels, dtype=np.int64),
-        class_names=EMOTIONS,
+        class_names=FER2013,
         read=partial(_read, pixels),
         content=partial(of_array, pixels),
         ids=[f"{subset.name}/{i}" for i in range(len(labels))],  # rows are in the same order in both files
@@ -60,8 +60,8 @@ def _read_table(path: Path, usage: str, source: Source) -> tuple[list[int], np.n
 
 
 def _read_label(text: str) -> int:
-    if not text.isdecimal() or int(text) >= len(EMOTIONS):
-        raise ValueError(f"expected an emotion from 0 to {len(EMOTIONS) - 1}, got {text!r}")
+    if not text.isdecimal() or int(text) >= len(FER2013):
+        raise ValueError(f"expected an emotion from 0 to {len(FER2013) - 1}, got {text!r}")
     return int(text)
 
 

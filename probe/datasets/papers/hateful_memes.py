@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.datasets.class_names import HATEFUL_MEMES
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.papers.lists import read_lines
@@ -16,7 +17,6 @@ from probe.specs import DatasetSpec, Source, Subset
 
 # The first file that exists is read. The challenge's second phase renamed dev.jsonl.
 LISTS = {"train": ("train.jsonl",), "test": ("dev.jsonl", "dev_seen.jsonl")}
-CLASSES = ("not hateful", "hateful")
 
 
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
@@ -34,7 +34,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     return ImageDataset(
         name=f"{spec.name}/{subset.name}",
         labels=np.array([label for _, label in listed], dtype=np.int64),
-        class_names=CLASSES,
+        class_names=HATEFUL_MEMES,
         read=partial(read_file, top, ids),
         content=partial(of_files, top, ids),
         ids=ids,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.datasets.class_names import KITTI
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset, read_file
 from probe.datasets.papers.lists import read_lines
@@ -16,7 +17,6 @@ from probe.specs import DatasetSpec, Source, Subset
 VEHICLES = frozenset({"Car", "Van", "Truck"})
 THRESHOLDS = np.array([8, 20, 999], dtype=np.float32)  # metres; up to the first is class 0
 NO_VEHICLE = 1000.0  # metres, beyond the last threshold
-CLASSES = ("vehicle up to 8 m", "vehicle up to 20 m", "vehicle beyond 20 m", "no vehicle")
 # Fields of a label file: type, truncated, occluded, alpha, box (4), height, width, length, x, y, z, rotation.
 NUM_FIELDS, Z = 15, 13
 
@@ -36,7 +36,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     return ImageDataset(
         name=f"{spec.name}/{subset.name}",
         labels=np.array(labels, dtype=np.int64),
-        class_names=CLASSES,
+        class_names=KITTI,
         read=partial(read_file, top, ids),
         content=partial(of_files, top, ids),
         ids=ids,

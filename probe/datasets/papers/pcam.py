@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from probe.datasets.class_names import PCAM
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.datasets.sources.torchvision import download
@@ -16,7 +17,6 @@ from probe.errors import DatasetError, ExtraMissingError
 from probe.specs import DatasetSpec, Source, Subset
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}  # in the names of files
-CLASSES = ("no tumor tissue", "tumor tissue")
 _AGAIN = "run again to fetch it, or put it there"
 
 
@@ -39,7 +39,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     return ImageDataset(
         name=f"{spec.name}/{subset.name}",
         labels=labels,
-        class_names=CLASSES,
+        class_names=PCAM,
         read=partial(_read, path),
         ids=[f"{subset.name}/{i}" for i in range(len(labels))],
         content=partial(of_files, path.parent, [path.name]),

@@ -17,21 +17,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from probe.errors import printable
+from probe.leaderboard import methods, texts
 from probe.leaderboard import sections as board
-from probe.leaderboard import texts
 from probe.leaderboard.cards import METRIC_TITLES
 from probe.leaderboard.labels import (
-    LEGEND,
     MODE_LABELS,
     NO_RECORD,
     POINT_LABELS,
     PRECISION_LABELS,
     SOLVER_LABELS,
+    legend,
     scope,
 )
 from probe.leaderboard.page.data import DATASET_TITLES, Labels, encode_data, make_data, make_labels
 from probe.leaderboard.tables import half_width
 from probe.records.schema import RunRecord
+from probe.specs import LOGISTIC, NO_SOLVER
 
 FOLDER = Path(__file__).parent
 HEAT_LEVELS = 6  # colours from the lowest score of a dataset to its highest
@@ -90,6 +91,17 @@ class SectionView:
 
 
 @dataclass(frozen=True)
+class MethodsView:
+    """The table of `methods`: title, text, header, rows as pairs of a model's name and its cells, and notes."""
+
+    title: str
+    about: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Filter:
     """A choice of sections: its name, and its options as pairs of value and text."""
 
@@ -107,13 +119,16 @@ def render_page(records: Sequence[RunRecord], sections: Sequence[board.Section],
     """
     folder = "" if results_dir == "." else f"{quote(os.fsencode(results_dir))}/"  # `#` and `?` would end the path
     labels, protocols = make_labels(records), _protocols(sections)
-    data = make_data(records, sections, protocols, labels, folder)
+    rows = methods.compare_methods(records)
+    data = make_data(records, sections, protocols, labels, folder=folder, rows=rows)
     return _template().render(
         scope=scope(records),
+        others=texts.method_titles(sections, but=LOGISTIC),
         newest=max((record.created for record in records), default="")[:10],
         filters=_filters(sections, protocols),
         sections=[_section(*pair, labels) for pair in zip(sections, protocols, strict=True)],
-        legend=LEGEND,
+        methods=_methods(rows) if rows else None,
+        legend=legend(section.protocol for section in sections),
         missing=NO_RECORD,
         heat_levels=range(HEAT_LEVELS),
         data=Markup(encode_data(data).replace("<", "\\u003c")),  # `<` could end the script that the data are in
@@ -181,7 +196,7 @@ def _section(section: board.Section, protocol: str, labels: Labels) -> SectionVi
         POINT_LABELS.get(section.feature_point, section.feature_point),
         f"{section.mode} mode",
         section.precision,
-        f"{section.solver} solver",
+        f"{section.solver} solver" if section.solver != NO_SOLVER else "",
     )
     return SectionView(
         protocol,
@@ -191,6 +206,14 @@ def _section(section: board.Section, protocol: str, labels: Labels) -> SectionVi
         board.has_ranks(section),
         tuple(_line(section, line, labels) for line in section.lines),
         tuple(texts.notes(section)),
+    )
+
+
+def _methods(rows: Sequence[methods.MethodRow]) -> MethodsView:
+    header, lines = methods.methods_to_text(rows)
+    cells = zip((row.records[0].model for row in rows), map(tuple, lines), strict=True)
+    return MethodsView(
+        methods.TITLE, methods.INTRODUCTION, tuple(header), tuple(cells), tuple(methods.find_untested(rows))
     )
 
 

@@ -53,8 +53,8 @@ function extent(values, share = 0.06) {
   return [low - room, high + room];
 }
 
-// An empty plot with axes; `x` and `y` take values to places on it.
-function frame(label, xs, ys, { bottom = 40, isLog = false, xName = "", yName = "", isSquare = false }) {
+// An empty plot with axes; `x` and `y` take values to places on it. `names` is a Map of values of x to their texts.
+function frame(label, xs, ys, { bottom = 40, isLog = false, xName = "", yName = "", isSquare = false, names = null }) {
   const width = chartWidth(), height = 260 + bottom, left = 52;
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   const of = isLog ? Math.log10 : (value) => value;
@@ -62,8 +62,8 @@ function frame(label, xs, ys, { bottom = 40, isLog = false, xName = "", yName = 
   if (isSquare) [x0, x1] = [y0, y1] = [Math.min(x0, y0), Math.max(x1, y1)];
   const x = (value) => left + ((of(value) - x0) / (x1 - x0)) * (width - left - 12);
   const y = (value) => height - bottom - ((value - y0) / (y1 - y0)) * (height - bottom - 12);
-  for (const value of isLog ? logTicks(x0, x1) : ticks(x0, x1)) {
-    const text = isLog && x1 - x0 > 6 ? value.toExponential(0) : String(value);
+  for (const value of names ? names.keys() : isLog ? logTicks(x0, x1) : ticks(x0, x1)) {
+    const text = names ? names.get(value) : isLog && x1 - x0 > 6 ? value.toExponential(0) : String(value);
     svg.append(make("line", { class: "grid", x1: x(value), x2: x(value), y1: 12, y2: height - bottom }));
     svg.append(make("text", { class: "soft", x: x(value), y: height - bottom + 16, "text-anchor": "middle" }, text));
   }
@@ -168,6 +168,38 @@ function drawSweep(of, items) {
     one.sweep.map(([C, score]) => ({ record: one.record, cells: [one.label, number(C), percent(score), isChosen(one, C) ? "chosen" : ""] })));
   const text = `Score on the validation split for each strength of regularization. A ring marks the chosen C.${hasNames ? "" : " The numbers name the curves."}`;
   put("sweep", `Sweep ${of}`, text, plot.svg, ["name", "C", "validation score, %", "choice"], rows);
+}
+
+// Mean scores against the number of training images of each class; zero-shot is the level at 0.
+function drawShots(chart, isShown) {
+  const curves = chart ? chart.curves.filter((one) => isShown(one.model)) : [];
+  if (!curves.length) return;
+  const scores = curves.flatMap((one) => [...one.scores, one.zero_shot ?? one.scores[0]]).map((score) => 100 * score);
+  const hasLevels = curves.some((one) => one.zero_shot !== undefined);
+  // Each number of shots is twice the one before it, so their distances are equal.
+  const names = new Map([...(hasLevels ? [[0, "0"]] : []), ...chart.shots.map((shots, i) => [i + 1, String(shots)])]);
+  const hasNames = curves.length <= 12, bottom = 52 + 16 * (hasNames ? curves.length : 0);
+  const title = "Few-shot probes and zero-shot", of = chart.datasets.length > 1 ? `averaged over ${chart.datasets.join(", ")}` : `on ${chart.datasets[0]}`;
+  const plot = frame(`${title}, ${count(curves.length, "curve")}`, [...names.keys()], scores, { bottom, names, xName: "training images of each class", yName: "score, %" });
+  curves.forEach((one, i) => {
+    const { label } = data.models[one.model], look = { class: colour(one.model), "stroke-dasharray": dashes(one.model) };
+    const path = one.scores.map((score, k) => `${k ? "L" : "M"}${plot.x(k + 1)} ${plot.y(100 * score)}`).join(" ");
+    plot.svg.append(make("path", { d: path, ...look }));
+    one.scores.forEach((score, k) => plot.dot(k + 1, 100 * score, one.model, `${label}, ${count(chart.shots[k], "image")} of each class: ${percent(score)} %`, undefined, { r: 3 }));
+    if (one.zero_shot !== undefined) {
+      const y = plot.y(100 * one.zero_shot);
+      plot.svg.append(make("line", { class: `level ${colour(one.model)}`, x1: plot.x(0), x2: plot.width - 12, y1: y, y2: y }));
+      plot.dot(0, 100 * one.zero_shot, one.model, `${label}, zero-shot: ${percent(one.zero_shot)} %`, undefined, { r: 6, class: `ring ${colour(one.model)}` });
+    }
+    if (!hasNames) return;
+    const y = plot.height - 16 * (curves.length - i) + 8;
+    plot.svg.append(make("path", { d: `M52 ${y - 4}H82`, ...look }));
+    plot.svg.append(make("text", { x: 90, y }, shorten(label, 50)));
+  });
+  const header = ["model", ...(hasLevels ? ["zero-shot, %"] : []), ...chart.shots.map((shots) => `${shots}, %`)];
+  const rows = curves.map((one) => ({ cells: [data.models[one.model].label, ...(hasLevels ? [percent(one.zero_shot)] : []), ...one.scores.map(percent)] }));
+  const text = `Scores ${of}: ${chart.title}.${hasLevels ? " A ring and its dashed line mark zero-shot." : ""}`;
+  put("shots", title, text, plot.svg, header, rows);
 }
 
 // Points with `x` and `y` in percent, label, model, record, and `more` columns of the table.

@@ -12,12 +12,14 @@ from probe.datasets.catalog import DATASETS
 from probe.environment import EnvironmentRecord
 from probe.errors import brief, printable
 from probe.leaderboard import modes, published
+from probe.leaderboard.few_shot import SHOTS, FewShotChart, chart_key, few_shot_charts
 from probe.leaderboard.labels import count, short_names
+from probe.leaderboard.methods import MethodRow
 from probe.leaderboard.sections import Line, Section, gflops
 from probe.leaderboard.tables import status
 from probe.records.record import record_path
-from probe.records.schema import RunRecord
-from probe.specs import ModelSpec
+from probe.records.schema import DoneRecord, PromptsRecord, RunRecord
+from probe.specs import DEFAULT_SOLVER, NO_SOLVER, ZERO_SHOT, ModelSpec
 
 DIGITS = 6  # of numbers; the page shows at most four
 SHORT = 8  # characters of a commit
@@ -71,6 +73,8 @@ class PageRecord:
     train: int | None = None
     test: int | None = None
     sweep: tuple[tuple[float, float], ...] = ()
+    k: int | None = None
+    prompts: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,10 @@ class PageLine:
 
 @dataclass(frozen=True)
 class PageSection:
-    """A section: the value of each filter, labels and titles of its datasets, the number of them in the mean, lines."""
+    """A section: the value of each filter, labels and titles of its datasets, the number of them in the mean, lines.
+
+    `shots` is the index of the few-shot chart that is shown with the section; None without one.
+    """
 
     protocol: str
     mode: str
@@ -96,6 +103,35 @@ class PageSection:
     titles: tuple[str, ...]
     common: int
     lines: tuple[PageLine, ...]
+    shots: int | None = None
+
+
+@dataclass(frozen=True)
+class PageMethods:
+    """Records of zero-shot and the linear probe of one model and dataset, by index, and the p-value of their test."""
+
+    zero_shot: int
+    probe: int
+    p: float
+
+
+@dataclass(frozen=True)
+class PageCurve:
+    """A model, by index, of a few-shot chart; see `few_shot.FewShotCurve`."""
+
+    model: int
+    scores: tuple[float, ...]
+    zero_shot: float | None = None
+
+
+@dataclass(frozen=True)
+class PageShots:
+    """A few-shot chart: its title, labels of its datasets, numbers of shots, curves."""
+
+    title: str
+    datasets: tuple[str, ...]
+    shots: tuple[int, ...]
+    curves: tuple[PageCurve, ...]
 
 
 @dataclass(frozen=True)
@@ -128,6 +164,8 @@ class PageData:
     sections: tuple[PageSection, ...]
     pairs: tuple[PagePair, ...]
     published: tuple[PagePublished, ...]
+    methods: tuple[PageMethods, ...] = ()
+    shots: tuple[PageShots, ...] = ()
 
 
 def encode_data(data: PageData) -> str:
@@ -158,30 +196,63 @@ def make_labels(records: Sequence[RunRecord]) -> Labels:
 
 
 def make_data(
-    records: Sequence[RunRecord], sections: Sequence[Section], protocols: Sequence[str], labels: Labels, folder: str
+    records: Sequence[RunRecord],
+    sections: Sequence[Section],
+    protocols: Sequence[str],
+    labels: Labels,
+    *,
+    folder: str,
+    rows: Sequence[MethodRow],
 ) -> PageData:
-    """Return the data of the page; `protocols` has a label for each section."""
+    """Return the data of the page; `protocols` has a label for each section, and `rows` are those of the records."""
     environments: dict[str, int] = {}
     described = tuple(_record(record, labels, environments) for record in records)
     by_model: dict[str, list[RunRecord]] = {name: [] for name in labels.model_index}
     for record in records:
         by_model[record.model].append(record)
-    index = labels.record_index
+    index, charts = labels.record_index, few_shot_charts(records)
     return PageData(
         folder,
         tuple(_model(name, own, labels) for name, own in by_model.items()),
         described,
         tuple(environments),
-        tuple(_section(*pair, labels) for pair in zip(sections, protocols, strict=True)),
+        tuple(_section(*pair, labels, charts) for pair in zip(sections, protocols, strict=True)),
         tuple(
             PagePair(index[one.eager.key], index[one.jit.key], one.flipped, one.p_value, one.largest)
             for one in modes.pair_modes(records)
         ),
         tuple(PagePublished(index[one.record.key], one.theirs) for one in published.compare_with_published(records)),
+        tuple(
+            PageMethods(index[row.zero_shot.key], index[row.probe.key], row.test.p_value)
+            for row in rows
+            if row.zero_shot is not None and row.probe is not None and row.test is not None
+        ),
+        tuple(_shots(chart, labels) for chart in charts),
     )
 
 
-def _section(section: Section, protocol: str, labels: Labels) -> PageSection:
+def _shots(chart: FewShotChart, labels: Labels) -> PageShots:
+    return PageShots(
+        printable(chart.title),
+        tuple(labels.datasets[name] for name in chart.datasets),
+        SHOTS,
+        tuple(PageCurve(labels.model_index[one.model], one.scores, one.zero_shot) for one in chart.curves),
+    )
+
+
+def _find_chart(section: Section, charts: Sequence[FewShotChart]) -> int | None:
+    """Return the index of the few-shot chart of a section: its own, or one of its mode and precision; or None."""
+    keys = {chart_key(record) for record in section.records}
+    found = [i for i, one in enumerate(charts) if (one.mode, one.precision) == (section.mode, section.precision)]
+    solvers = (section.solver, DEFAULT_SOLVER)
+    return min(
+        found,
+        key=lambda i: (charts[i].key not in keys, *(charts[i].solver != solver for solver in solvers), i),
+        default=None,
+    )
+
+
+def _section(section: Section, protocol: str, labels: Labels, charts: Sequence[FewShotChart]) -> PageSection:
     return PageSection(
         protocol,
         section.mode,
@@ -191,6 +262,7 @@ def _section(section: Section, protocol: str, labels: Labels) -> PageSection:
         tuple(DATASET_TITLES.get(name, "") for name in section.datasets),
         len(section.common),
         tuple(_line(section, line, labels) for line in section.lines),
+        _find_chart(section, charts),
     )
 
 
@@ -259,12 +331,21 @@ def _record(record: RunRecord, labels: Labels, environments: dict[str, int]) -> 
         low=interval.low if interval is not None else None,
         high=interval.high if interval is not None else None,
         C=result.C if result is not None else None,
-        iterations=result.n_iter if result is not None else None,
+        iterations=result.n_iter if result is not None and record.solver != NO_SOLVER else None,
         gradient=result.gradient_ratio if result is not None else None,
-        train=result.num_train if result is not None else None,
+        train=result.num_train if result is not None and record.spec.protocol.method != ZERO_SHOT else None,
         test=result.num_test if result is not None else None,
         sweep=tuple((point.C, point.score) for point in result.sweep) if result is not None else (),
+        k=result.k if result is not None else None,
+        prompts=_prompts(record.prompts) if isinstance(record, DoneRecord) and record.prompts is not None else "",
     )
+
+
+def _prompts(prompts: PromptsRecord) -> str:
+    """Return the first template of zero-shot prompts, the number of the others, and the origins of the prompts."""
+    first, *others = prompts.templates
+    more = f" and {count(len(others), 'more template')}" if others else ""
+    return printable(f"{first}{more} (from {prompts.templates_from}), class names from {prompts.class_names_from}")
 
 
 def _environment(known: EnvironmentRecord) -> str:

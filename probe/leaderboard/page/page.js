@@ -1,7 +1,7 @@
 // The state of the page is in its address (see KEYS); `go` changes it and `show` draws it.
 const FILTERS = ["protocol", "mode", "precision", "solver"]; // together they name a section
 const KEYS = [...FILTERS, "models", "datasets", "sort", "order", "chart", "model", "record"];
-const MEAN = "mean";
+const MEAN = "mean", NONE = "none"; // NONE is the solver of runs that fit nothing
 const boards = [...document.querySelectorAll(".board")];
 const rowsOf = new Map(); // board -> its rows, the best first
 let state = {}, current = 0, sorted = "", drawn = "";
@@ -38,7 +38,8 @@ function nearest(wanted, first) {
 function choose(key, value) {
   const before = pick(data.sections[current]), index = nearest({ ...before, [key]: value }, key);
   const after = pick(data.sections[index]);
-  const moved = FILTERS.filter((other) => other !== key && after[other] !== before[other]).map((other) => `${other} is now ${after[other]}`);
+  const isMoved = (other) => other !== key && after[other] !== before[other] && ![before[other], after[other]].includes(NONE);
+  const moved = FILTERS.filter(isMoved).map((other) => `${other} is now ${after[other]}`);
   go({ ...after, sort: "", order: "" });
   if (moved.length) byId("found").append(` No run has ${value} with the other filters: ${moved.join(", ")}.`);
 }
@@ -105,6 +106,16 @@ function filter(board) {
   return [rows.filter((row) => !row.hidden).length, columns];
 }
 
+function filterMethods() {
+  const rows = [...document.querySelectorAll("#methods tbody tr")];
+  for (const row of rows) {
+    const [dataset, model] = row.cells;
+    const isShown = state.model ? row.dataset.model === state.model : contains(`${row.dataset.model} ${model.textContent}`, state.models);
+    row.hidden = !isShown || !contains(dataset.textContent, state.datasets);
+  }
+  if (rows.length) byId("methods").hidden = rows.every((row) => row.hidden);
+}
+
 // --- charts, a model, a record ----------------------------------------------------------------------------------
 
 function drawCharts() {
@@ -129,13 +140,16 @@ function drawCharts() {
   const point = (x, index, more) => ({ x: 100 * x, y: 100 * data.records[index].score, model: data.records[index].model, record: index, label: titleOf(data.records[index]), more });
   const pairs = data.pairs.map((pair) => point(data.records[pair.eager].score, pair.jit, { "changed predictions": pair.flipped ?? "", p: number(pair.p), "largest feature difference": number(pair.largest) }));
   drawPairs("jit", "JIT against eager", "All runs in both modes. On the line, the modes agree.", pairs.filter((one) => isShown(one.model)), "eager, %", "JIT, %");
+  const methods = (data.methods || []).map((one) => point(data.records[one.zero_shot].score, one.probe, { p: number(one.p) }));
+  drawPairs("zero-shot", "Zero-shot against the linear probe", "The same model and test images. Above the line, the probe is better.", methods.filter((one) => isShown(one.model)), "zero-shot, %", "linear probe, %");
+  drawShots((data.shots || [])[section.shots], isShown);
   const published = data.published.map((one) => point(one.theirs, one.record, {}));
   drawPairs("published", "The CLIP paper against here", "Table 10 of Radford et al. 2021 and the same runs here. On the line, both agree.", published.filter((one) => isShown(one.model)), "published, %", "here, %");
   byId("charts").hidden = [...document.querySelectorAll("figure")].every((figure) => figure.hidden);
 }
 
 const itemOf = (index) => (index === null || index === undefined ? {} : { ...data.records[index], record: index });
-const titleOf = (record) => `${data.models[record.model].label} on ${record.dataset}, ${record.protocol}, ${record.mode}, ${record.solver}`;
+const titleOf = (record) => `${data.models[record.model].label} on ${record.dataset}, ${[record.protocol, record.mode, record.solver].filter((part) => part !== NONE).join(", ")}`;
 
 function drawAll(of, items) {
   const scored = items.filter((one) => one.score !== undefined || one.mean !== undefined).map((one) => ({ ...one, score: one.score ?? one.mean }));
@@ -155,7 +169,7 @@ function showModel(board) {
   const [section, isNew] = [data.sections[current], byId("model-title").textContent !== model.label];
   byId("model-title").textContent = model.label;
   const has = section.lines.some((line) => data.models[line.model] === model);
-  byId("model-about").textContent = `${has ? "Charts of" : "It has no run of"} ${FILTERS.map((key) => section[key]).join(", ")}.`;
+  byId("model-about").textContent = `${has ? "Charts of" : "It has no run of"} ${FILTERS.map((key) => section[key]).filter((part) => part !== NONE).join(", ")}.`;
   byId("model-facts").replaceChildren(...entries(model.facts));
   if (isNew) byId("model-title").focus();
 }
@@ -163,23 +177,25 @@ function showModel(board) {
 function showRecord() {
   const record = data.records.find((one) => one.file === state.record), dialog = byId("record");
   if (!record) return void (dialog.open && dialog.close());
-  const has = (value, text) => (value === undefined ? "" : text);
+  const has = (value, text) => (value === undefined ? "" : text), isFitted = record.solver !== NONE;
   const facts = {
     score: record.score === undefined ? "" : `${percent(record.score)} % (${record.metric})`,
     error: record.error,
     "95 % confidence interval": has(record.low, `${percent(record.low)} to ${percent(record.high)} %`),
     status: record.status,
     C: number(record.C),
+    k: number(record.k),
+    prompts: record.prompts,
     iterations: has(record.iterations, String(record.iterations)),
     "gradient (end / start)": number(record.gradient),
-    images: has(record.train, `${record.train} to fit, ${record.test} to test`),
+    images: has(record.test, `${record.train === undefined ? "" : `${record.train} ${isFitted ? "to fit" : "as neighbours"}, `}${record.test} to test`),
     "SHA-256 of the weights": record.weights,
     seconds: record.seconds,
     environment: data.environments[record.environment],
     created: record.created,
   };
   byId("record-title").textContent = `${data.models[record.model].label} on ${record.dataset}`;
-  byId("record-about").textContent = `${record.protocol}, ${record.mode} mode, ${record.precision}, ${record.solver} solver`;
+  byId("record-about").textContent = `${record.protocol}, ${record.mode} mode, ${record.precision}${isFitted ? `, ${record.solver} solver` : ""}`;
   byId("facts").replaceChildren(...entries(facts));
   byId("command").textContent = `python -m probe reproduce ${record.file}`;
   byId("file").setAttribute("href", (data.folder || "") + encodeURI(record.file));
@@ -210,6 +226,7 @@ function show() {
   const [models, columns] = filter(board);
   byId("found").textContent = state.model ? "" : `${count(models, "model")}, ${count(columns, "dataset")}${state.sort ? `, sorted by ${state.sort}, ${state.order}` : ""}.`;
   showModel(board);
+  filterMethods();
   const key = JSON.stringify([current, state.models, state.chart, state.model]);
   if (drawn !== key) drawCharts();
   drawn = key;
