@@ -12,10 +12,11 @@ from probe.cli.printing import print_json, print_rows
 
 def predict_command(args: argparse.Namespace) -> int:
     """Print the predictions of a head for images, or write them as CSV; return 1 if an image could not be read."""
+    from probe.datasets.images import open_files
     from probe.datasets.opening import open_split
     from probe.leaderboard.tables import rows_to_csv
     from probe.probes.heads import load_head
-    from probe.probes.prediction import TOP, load_encoder_of, open_files, predict
+    from probe.probes.prediction import TOP, load_encoder_of, predict
     from probe.records.record import write_text
 
     head = load_head(args.head)

@@ -136,3 +136,30 @@ def read_file(folder: Path, names: Sequence[str], i: int) -> Image.Image:
     with Image.open(folder / names[i]) as image:
         image.load()
         return image
+
+
+def open_files(paths: Sequence[str | Path]) -> ImageDataset:
+    """Return images in files and folders, with labels of 0. Files in folders are taken at any depth, sorted by name.
+
+    Raises:
+        DatasetError: a path does not exist, or a folder has no image.
+    """
+    files: list[str] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            known = Image.registered_extensions()
+            found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+            if not found:
+                raise DatasetError(f"no images in {path}; name a folder with images")
+            files += found
+        elif path.exists():
+            files.append(str(path))
+        else:
+            raise DatasetError(f"{path} does not exist; name files or folders of images")
+    return ImageDataset(
+        name="the images",
+        labels=np.zeros(len(files), np.int64),
+        class_names=("",),
+        read=partial(read_file, Path(), files),
+        ids=files,
+    )

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from probe.datasets.images import ImageDataset
-from probe.errors import DatasetError, HeadError
+from probe.errors import HeadError
 from probe.features.passes import BATCH_SIZE, extract_features
 from probe.features.reading import LabelledImages
 from probe.models import get_model
@@ -127,36 +124,3 @@ def predict(
         for one, row, best in zip(good, probabilities, order.tolist(), strict=True)
     )
     return Predictions(predictions, logits, tuple((ids[position], message) for position, message in features.skipped))
-
-
-def open_files(paths: Sequence[str | Path]) -> ImageDataset:
-    """Return images in files and folders, without labels. Files in folders are taken at any depth, sorted by name.
-
-    Raises:
-        DatasetError: a path does not exist, or a folder has no image.
-    """
-    files: list[str] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            known = Image.registered_extensions()
-            found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
-            if not found:
-                raise DatasetError(f"no images in {path}; name a folder with images")
-            files += found
-        elif path.exists():
-            files.append(str(path))
-        else:
-            raise DatasetError(f"{path} does not exist; name files or folders of images")
-    return ImageDataset(
-        name="the images",
-        labels=np.zeros(len(files), np.int64),
-        class_names=("",),
-        read=partial(_read, files),
-        ids=files,
-    )
-
-
-def _read(files: Sequence[str], i: int) -> Image.Image:
-    with Image.open(files[i]) as image:
-        image.load()
-        return image
