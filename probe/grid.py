@@ -23,6 +23,7 @@ from probe.models.preprocess import PREPROCESS_VERSION
 from probe.probes.fit import PROBE_VERSION
 from probe.probes.protocols import PROTOCOLS, get_protocol
 from probe.probes.solvers.catalog import check_solver
+from probe.records.prediction_files import has_predictions
 from probe.records.record import head_path, run_path, try_to_read
 from probe.records.schema import DoneRecord
 from probe.settings import Settings
@@ -122,9 +123,9 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     """Return the runs of a grid that have no complete record, and log how many are skipped.
 
     A record is complete if all images were used, and if the specification, the weights and the suite's own versions of
-    preprocessing, extraction and probe are unchanged. Versions of libraries may differ. If heads are to be saved, the
-    head must exist, too. If one mode of a run is
-    pending, so are its other modes in the grid, because modes are compared.
+    preprocessing, extraction and probe are unchanged. Versions of libraries may differ. If heads or
+    predictions are to be written, their files must exist, too. If one mode of a run is pending, so are its other modes
+    in the grid, because modes are compared.
     """
     results_dir = paths.results_dir(settings.results_dir)
     identities = {spec: identity(spec) for spec in specs}
@@ -133,6 +134,9 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     def find(spec: RunSpec) -> DoneRecord | None:
         record = try_to_read(run_path(spec, results_dir))
         if not isinstance(record, DoneRecord) or not record.is_whole or identity(record.spec) != identities[spec]:
+            return None
+        directory = settings.predictions_dir
+        if directory and not has_predictions(spec, record, directory, with_logits=settings.with_logits):
             return None
         if settings.save_heads and spec.protocol.method != KNN and not _has_head(spec, results_dir):
             return None

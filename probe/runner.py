@@ -19,7 +19,7 @@ from probe import environment, grid, paths
 from probe.comparison import compare_features, count_flips
 from probe.datasets.splits.folds import by_split
 from probe.errors import ProbeError, brief
-from probe.features.arrays import Extraction
+from probe.features.arrays import Extraction, Features
 from probe.features.extraction import Session, extract, prepare_grid
 from probe.features.jobs import features_key
 from probe.features.store import FITS
@@ -27,10 +27,17 @@ from probe.features.text import find_classifier
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import PROBE_VERSION, fit_folds
+from probe.probes.fits import normalized
 from probe.probes.heads import describe_heads, write_heads
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for, get_solver
 from probe.probes.zero_shot import score_zero_shot
+from probe.records.prediction_files import (
+    PartPredictions,
+    check_predictions_dir,
+    describe_predictions,
+    write_predictions,
+)
 from probe.records.record import check_writable, write_record
 from probe.records.schema import (
     DoneRecord,
@@ -59,6 +66,8 @@ class FinishedRun:
         result: its probe.
         fits: cache of its finished fits, until the record is written.
         heads: content of the files of its heads, by path below the results folder, if they are to be saved.
+        predictions: content of the file of its predictions, by path below their folder, if they are to be written;
+            empty after that.
     """
 
     spec: RunSpec
@@ -67,6 +76,7 @@ class FinishedRun:
     result: ProbeResult = field(repr=False)
     fits: FitCache = field(repr=False)
     heads: Mapping[Path, bytes] = field(default_factory=dict, repr=False)
+    predictions: dict[Path, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -111,9 +121,10 @@ def run_one(
     fits = FitCache(paths.cache_dir(session.settings.cache_dir) / FITS)
     if spec.protocol.method == LOGISTIC:
         get_solver(spec.solver)  # imports the solver's libraries, which is not part of the time of the fit
+    finds_top = session.settings.predictions_dir is not None
     started = time.perf_counter()
     if classifier is not None:
-        result = score_zero_shot(folds, classifier, metric=spec.dataset.metric)
+        result = score_zero_shot(folds, classifier, metric=spec.dataset.metric, finds_top=finds_top)
     elif twin is not None:
         logger.debug("%s: same features as %s, so its probe is reused", spec, twin.spec)
         result = twin.result
@@ -126,6 +137,7 @@ def run_one(
             device=device_for(spec.solver, spec.device),
             fit_cache=fits,
             shows_progress=True,
+            finds_top=finds_top,
         )
     seconds = {**extraction.seconds, "fit": time.perf_counter() - started}
     if classifier is not None:
@@ -144,12 +156,38 @@ def run_one(
         environment=environment.describe(spec.device),
         prompts=None if classifier is None else classifier.prompts,
     )
+    class_names = next(iter(dataset.subsets.values())).class_names
     heads: Mapping[Path, bytes] = {}
     if session.settings.save_heads:
-        heads = describe_heads(record, result, next(iter(dataset.subsets.values())).class_names)
+        heads = describe_heads(record, result, class_names)
     run = FinishedRun(spec, record, extraction, result, fits, heads)
+    if session.settings.predictions_dir is not None:
+        with_logits = session.settings.with_logits
+        parts = _predictions_of(spec, result, folds, list(extraction.test_ids(dataset)), with_logits=with_logits)
+        path, content = describe_predictions(record, parts, class_names, with_logits=with_logits)
+        run.predictions[path] = content
     eager = next((run for run in partners if spec.jit and run.record.mode == "eager"), None)
     return run if eager is None else replace(run, record=replace(record, parity=compare_modes(eager, run)))
+
+
+def _predictions_of(
+    spec: RunSpec,
+    result: ProbeResult,
+    folds: Sequence[Mapping[str, Features]],
+    ids: Sequence[Sequence[str]],
+    *,
+    with_logits: bool,
+) -> Iterator[PartPredictions]:
+    """Yield the predictions of each fold or few-shot draw. Results hold no logits, so they are computed again."""
+    start, num_draws = 0, len(result.tops) // len(folds)
+    for i, top in enumerate(result.tops):
+        test = folds[i // num_draws]["test"]
+        logits = None
+        if with_logits and result.heads:
+            x = test.at(spec.protocol.feature_point)
+            logits = result.heads[i].logits(normalized(x) if spec.protocol.normalize else x)
+        yield PartPredictions(ids[i // num_draws], test.y, result.predictions[start : start + len(top)], top, logits)
+        start += len(top)
 
 
 def run_grid(
@@ -170,6 +208,7 @@ def run_grid(
     """
     results_dir = paths.results_dir(settings.results_dir)
     check_writable(results_dir)
+    check_predictions_dir(settings.predictions_dir)
     try:
         for outcome in _run_pending(specs, settings, rerun=rerun):
             yield outcome if isinstance(outcome, DoneRecord) else outcome.record
@@ -198,6 +237,8 @@ def run(
     workers: int | None = None,
     allow_duplicate_names: bool = False,
     save_heads: bool = False,
+    predictions_dir: str | Path | None = None,
+    with_logits: bool = False,
     rerun: bool = False,
 ) -> DoneRecord:
     """Run one combination of dataset, model and protocol, and write its record and the tables of its model.
@@ -226,6 +267,8 @@ def run(
         workers: number of processes that read images; None is `reading.default_workers`.
         allow_duplicate_names: run zero-shot even if several classes have the same name; the record names them.
         save_heads: write the fitted weights below the folder `heads` of the results folder, see `load_head`.
+        predictions_dir: folder to write the prediction for each test image to, as Parquet; None writes none.
+        with_logits: also write the logits of each test image there.
         rerun: run again even if there is a complete record.
 
     Raises:
@@ -254,9 +297,12 @@ def run(
         workers=workers,
         allow_duplicate_names=allow_duplicate_names,
         save_heads=save_heads,
+        predictions_dir=predictions_dir,
+        with_logits=with_logits,
     )
     folder = paths.results_dir(settings.results_dir)
     check_writable(folder)
+    check_predictions_dir(settings.predictions_dir)
     (outcome,) = _run_pending([spec], settings, rerun=rerun)
     if isinstance(outcome, DoneRecord):
         return outcome
@@ -276,6 +322,7 @@ def _run_pending(
     for run in run_all(pending.runs, Session(settings)):
         if isinstance(run, FinishedRun):  # before the record, because a complete record is not repeated
             write_heads(run.heads, results_dir)
+            write_predictions(run.predictions, settings.predictions_dir)
         write_record(run.record, results_dir)
         if isinstance(run, FinishedRun):
             run.fits.clear()

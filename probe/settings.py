@@ -23,6 +23,8 @@ class Settings:
         workers: processes that read images; None for `features.reading.default_workers`.
         allow_duplicate_names: run zero-shot even if several classes have the same name; the record names them.
         save_heads: write the fitted weights of each run.
+        predictions_dir: folder to write the predictions of each run to; None writes none.
+        with_logits: also write the logits of each test image.
         shard: extract only the i-th of n shards, from 1 on; None for all images.
     """
 
@@ -36,13 +38,19 @@ class Settings:
     workers: int | None = None
     allow_duplicate_names: bool = False
     save_heads: bool = False
+    predictions_dir: str | Path | None = None
+    with_logits: bool = False
     shard: tuple[int, int] | None = None
 
     def absolute(self) -> Settings:
         """Return the settings with absolute folders, for a process in another working directory."""
-        folders = (self.data_dir, self.weights_dir, self.results_dir, self.cache_dir)
-        data, weights, results, cache = (None if path is None else paths.absolute(path) for path in folders)
-        return replace(self, data_dir=data, weights_dir=weights, results_dir=results, cache_dir=cache)
+        folders = (self.data_dir, self.weights_dir, self.results_dir, self.cache_dir, self.predictions_dir)
+        data, weights, results, cache, predictions = (
+            None if path is None else paths.absolute(path) for path in folders
+        )
+        return replace(
+            self, data_dir=data, weights_dir=weights, results_dir=results, cache_dir=cache, predictions_dir=predictions
+        )
 
 
 DEFAULT_SETTINGS = Settings()

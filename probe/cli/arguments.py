@@ -133,6 +133,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "--save-heads": _flag("Also write the fitted weights of each run, for `predict`."),
         "--save-head": _value("FILE", "Also write the fitted weights to this file, for `predict`."),
+        "--predictions": _value(
+            "DIR", "Also write the prediction for each test image of each run into this folder, as Parquet."
+        ),
+        "--with-logits": _flag("Also write the logits of each test image; requires --predictions."),
+        "--top": _value("N", "Number of images to list. [20]", type=_positive, default=20),
         "--plan": _flag("Run nothing; print an estimate of the time, memory and disk space that the grid needs."),
     },
     "how to run it": {
@@ -221,8 +226,8 @@ COMMANDS: dict[str, dict[str, _Command]] = {
     "features and probes": {
         "run": _Command(
             "Extract features, fit probes, and write records and tables.",
-            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --rerun --save-heads --plan "
-            "--executor --ray-address --ray-workers --results-dir",
+            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --rerun --save-heads "
+            "--predictions --with-logits --plan --executor --ray-address --ray-workers --results-dir",
         ),
         "extract": _Command(
             "Extract and cache features, or some shards of them.",
@@ -287,6 +292,15 @@ COMMANDS: dict[str, dict[str, _Command]] = {
                 "--device": {"default": None, "help": "Device to compute on. [the device of the record]"},
                 "--cache-dir": {"help": "Folder of cached features to use. [none: all features are extracted again]"},
                 "--results-dir": {"help": "Folder to write the new records to. [none: they are not written]"},
+            },
+        ),
+        "errors": _Command(
+            "List the test images with the most confident wrong predictions.",
+            "--predictions --top --html --offline --data-dir",
+            {"record": _value("RECORD.json", "Record of a run with --predictions.")},
+            {
+                "--predictions": _value("DIR", "Folder of predictions. [RESULTS/predictions, for RESULTS/records]"),
+                "--html": _value("FILE", "Also write a page with thumbnails of these images.", action="store"),
             },
         ),
         "card": _Command(
@@ -399,6 +413,8 @@ def check_conflicts(args: argparse.Namespace) -> None:
         raise UsageError("a model cannot run in JIT mode and in compiled mode; use --compile with --jit off")
     if options("seed") is not None and args.val_fraction is None:
         raise UsageError("--seed requires --val-fraction; add --val-fraction 0.1")
+    if options("with_logits") and options("predictions") is None:
+        raise UsageError("--with-logits requires --predictions; add --predictions DIR")
     if options("shard") is not None and options("out") is not None:
         raise UsageError("--out needs the features of all images; remove --shard")
     if args.command == "leaderboard":

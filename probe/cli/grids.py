@@ -30,6 +30,8 @@ def settings(args: argparse.Namespace) -> Settings:
         allow_duplicate_names=getattr(args, "allow_duplicate_names", False),
         shard=getattr(args, "shard", None),
         save_heads=getattr(args, "save_heads", False),
+        predictions_dir=getattr(args, "predictions", None),
+        with_logits=getattr(args, "with_logits", False),
     )
 
 

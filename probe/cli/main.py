@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "tables": boards.tables,
     "leaderboard": boards.leaderboard,
     "diff": checks.diff_command,
+    "errors": predicting.errors_command,
     "reproduce": checks.reproduce_command,
     "card": boards.card,
     "datasets": catalogues.datasets,

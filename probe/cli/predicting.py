@@ -1,4 +1,4 @@
-"""`predict`: the command that applies the head of a run to images."""
+"""`predict`, which applies the head of a run to images, and `errors`, which lists the wrong predictions of a run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def predict_command(args: argparse.Namespace) -> int:
     from probe.datasets.opening import open_split
     from probe.leaderboard.tables import rows_to_csv
     from probe.probes.heads import load_head
-    from probe.probes.prediction import TOP, load_encoder_of, predict
+    from probe.probes.prediction import load_encoder_of, predict, share_right
     from probe.records.record import write_text
+    from probe.stats.top_classes import TOP
 
     head = load_head(args.head)
     if args.dataset:
@@ -28,10 +29,12 @@ def predict_command(args: argparse.Namespace) -> int:
         head, model=args.model or None, device=args.device, weights_dir=args.weights_dir, offline=args.offline
     )
     found = predict(head, images, encoder, ids=images.ids, batch_size=args.batch_size)
+    right = share_right(head, images, found) if args.dataset else None
     if args.json:
         print_json(
             {
                 "head": asdict(head.info),
+                "share_right": right,
                 "predictions": [asdict(one) for one in found.images],
                 "skipped": [{"image": image, "message": message} for image, message in found.skipped],
             }
@@ -51,6 +54,44 @@ def predict_command(args: argparse.Namespace) -> int:
                 for one in found.images
             ],
         )
+    if right is not None and not args.json:
+        print(f"\n{100 * right:.2f} % of {len(found.images)} images are right")
+    elif right is None and args.dataset:
+        print(f"probe: {args.dataset} has no labels for the classes of the head to compare with", file=sys.stderr)
     for _, message in found.skipped:
         print(f"probe: {message}", file=sys.stderr)
     return 1 if found.skipped else 0
+
+
+def errors_command(args: argparse.Namespace) -> int:
+    """Print the test images with the most confident wrong predictions, and write a page with thumbnails of them."""
+    from probe.errors import ResultsError, printable
+    from probe.paths import expand_home
+    from probe.records.prediction_files import FOLDER, find_errors, predictions_path
+    from probe.records.record import read_record, write_text
+
+    path = Path(args.record)
+    record = read_record(path)
+    if record.error is not None:
+        raise ResultsError(f"{path} is the record of a failed run ({record.error.type}), which has no predictions")
+    folder = (
+        path.absolute().parent.parent.parent / FOLDER if args.predictions is None else expand_home(args.predictions)
+    )
+    errors = find_errors(predictions_path(path, folder), record, most=args.top)
+    if args.json:
+        print_json([asdict(error) for error in errors])
+    elif not errors:
+        print("no wrong predictions")
+    else:
+        parts = any(error.part for error in errors)
+        header = ("image", "label", "prediction", "probability", *(("part",) if parts else ()))
+        rows = [
+            (printable(one.image), one.label, one.prediction, f"{one.probability:.3f}", *((one.part,) if parts else ()))
+            for one in errors
+        ]
+        print_rows(header, rows)
+    if args.html is not None:
+        from probe.leaderboard.contact_sheets import make_contact_sheet
+
+        write_text(Path(args.html), make_contact_sheet(record, errors, data_dir=args.data_dir, offline=args.offline))
+    return 0

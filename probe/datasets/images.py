@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -136,6 +137,25 @@ def read_file(folder: Path, names: Sequence[str], i: int) -> Image.Image:
     with Image.open(folder / names[i]) as image:
         image.load()
         return image
+
+
+def make_thumbnail(image: Image.Image, side: int) -> bytes:
+    """Return an RGB image as JPEG, with its longer side at most `side` pixels."""
+    small, file = image.copy(), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def open_images(images: Sequence[Image.Image]) -> ImageDataset:
+    """Return images that are in memory, with labels of 0 and their positions as ids."""
+    return ImageDataset(
+        name="the images",
+        labels=np.zeros(len(images), np.int64),
+        class_names=("",),
+        read=list(images).__getitem__,
+        ids=[str(i) for i in range(len(images))],
+    )
 
 
 def open_files(paths: Sequence[str | Path]) -> ImageDataset:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from probe.datasets.opening import OpenedDataset
 from probe.errors import FeaturesError
 from probe.records.schema import EncoderRecord, ExtractionRecord, ReadRecord, SplitRecord
 from probe.specs import SPLITS, RunSpec
@@ -128,6 +129,14 @@ class Extraction:
                 cut[name] = features if len(rows) == len(features) else features.take(rows)
             folds.append(cut)
         return folds
+
+    def test_ids(self, dataset: OpenedDataset) -> Iterator[list[str]]:
+        """Yield, for each fold, the ids of the test images that have features, in the order of the features."""
+        for fold in self.rows:
+            subset, rows = fold["test"]
+            ids = dataset.used[subset].images.ids
+            readable = np.delete(np.arange(len(ids)), [row for row, _ in self.features[subset].skipped])
+            yield [ids[i] for i in readable[rows]]
 
 
 def chunk_size(batch_size: int) -> int:

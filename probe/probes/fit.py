@@ -33,6 +33,7 @@ from probe.probes.sweep import best, search
 from probe.records.schema import SweepRecord
 from probe.specs import DEFAULT_SOLVER, KNN, LOGISTIC, ZERO_SHOT, Protocol
 from probe.stats.metrics import IGNORED, find_mismatch, find_undefined, get_metric
+from probe.stats.top_classes import SIGMOID, SOFTMAX
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class FitOptions(TypedDict, total=False):
     device: str
     fit_cache: FitCache | None
     shows_progress: bool
+    finds_top: bool
 
 
 def fit_probe(
@@ -61,6 +63,7 @@ def fit_probe(
     device: str = "cpu",
     fit_cache: FitCache | None = None,
     shows_progress: bool = False,
+    finds_top: bool = False,
 ) -> ProbeResult:
     """Fit a linear probe, or let the nearest images vote, under a protocol, and score it on the test split.
 
@@ -75,6 +78,7 @@ def fit_probe(
         device: where the solver or the search computes, such as `cpu` or `cuda`.
         fit_cache: cache of finished fits, which the caller clears after writing the result. None disables the cache.
         shows_progress: if True, show a progress bar on stderr if stderr is a terminal.
+        finds_top: if True, the result has the most probable classes of each test image, see `ProbeResult.tops`.
 
     Raises:
         UnknownNameError: the protocol, metric or solver is unknown.
@@ -115,9 +119,17 @@ def fit_probe(
     if rules.method == KNN:
         _warn_of_missing_classes(fitted, test, label_values)
         return fit_knn(
-            train, val, test, rules, metric=metric, num_classes=num_classes, label_values=label_values, device=device
+            train,
+            val,
+            test,
+            rules,
+            metric=metric,
+            num_classes=num_classes,
+            label_values=label_values,
+            device=device,
+            finds_top=finds_top,
         )
-    settings = _Settings(rules, solver, device, fit_cache or FitCache(None), shows_progress)
+    settings = _Settings(rules, solver, device, fit_cache or FitCache(None), shows_progress, finds_top)
     probe = _Probe(settings, metric, num_classes, label_values)
     num_scored = max(len(features) for features in (val, test) if features is not None)
     _check_cost(settings, fitted, num_classes=num_classes, num_scored=num_scored)
@@ -136,6 +148,7 @@ class _Settings:
     device: str
     fit_cache: FitCache
     shows_progress: bool
+    finds_top: bool
 
 
 @dataclass
@@ -207,6 +220,7 @@ class _Probe:
             sweep=sweep,
             choice_converged=all(point.converged for point in sweep),
             heads=(weights,),
+            top=(SIGMOID if test.y.ndim == 2 else SOFTMAX) if self.settings.finds_top else "",
         )
 
     def _sweep(self, train: Features, val: Features) -> tuple[dict[float, SweepRecord], dict[float, Fit]]:

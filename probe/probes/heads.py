@@ -27,11 +27,16 @@ from probe.probes.fits import Weights, normalized
 from probe.probes.result import ProbeResult
 from probe.records.record import head_path, record_path, write_bytes
 from probe.records.schema import DoneRecord, PreprocessRecord
-from probe.specs import ModelSpec, Protocol, canonical_json
+from probe.specs import ZERO_SHOT, ModelSpec, Protocol, canonical_json
 from probe.stats.metrics import takes_several_labels
+from probe.stats.top_classes import SIGMOID, SOFTMAX, to_probabilities
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import nn
+
+    from probe.datasets.images import ImageDataset
+    from probe.probes.prediction import Predictions
 
 HEAD_VERSION = 1
 METADATA = "probe"  # key of the JSON text in the header of the file
@@ -88,11 +93,52 @@ class Head:
 
     weights: Weights = field(repr=False)
     info: HeadInfo
+    _encoders: dict[tuple[object, ...], ImageEncoder] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def num_features(self) -> int:
         """Number of features of an image."""
         return self.weights.weight.shape[1]
+
+    def predict(
+        self,
+        images: ImageDataset | str | Path | Image.Image | Sequence[str | Path | Image.Image],
+        *,
+        encoder: ImageEncoder | None = None,
+        device: str = "auto",
+        weights_dir: str | Path | None = None,
+        offline: bool = False,
+        batch_size: int | None = None,
+    ) -> Predictions:
+        """Predict the classes of images. Images that cannot be read are skipped, and named in the result.
+
+        Args:
+            images: paths of images or folders, Pillow's images, one of these, or images from `open_split`.
+            encoder: the encoder of the head, from `prediction.load_encoder_of`; None loads it at the first call.
+            device: where the encoder runs, see `load_encoder`.
+            weights_dir: folder of checkpoints; None is the default of `probe.paths`.
+            offline: never use the network.
+            batch_size: images encoded at a time; None is `passes.BATCH_SIZE`.
+
+        Raises:
+            HeadError: the head does not name its encoder, or there are no images.
+            DatasetError: a path does not exist, or a folder has no image.
+            FeaturesError: no image can be read.
+            CheckpointError, DownloadError, DeviceError, ExtraMissingError: see `load_encoder`.
+        """
+        from probe.probes import prediction
+
+        opened = prediction.open_for_prediction(images)
+        if encoder is None:
+            key = (device, weights_dir, offline)
+            if key not in self._encoders:
+                self._encoders[key] = prediction.load_encoder_of(
+                    self, device=device, weights_dir=weights_dir, offline=offline
+                )
+            encoder = self._encoders[key]
+        return prediction.predict(self, opened, encoder, ids=opened.ids, batch_size=batch_size or prediction.BATCH_SIZE)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Return logits float64 (n, k) for features float32 (n, d) at the head's feature point.
@@ -111,10 +157,13 @@ class Head:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return probabilities float64 (n, k) of logits: of all classes together, or of each class by itself."""
-        if self.info.is_multi_label:
-            return np.exp(-np.logaddexp(0, -logits))
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return shifted / shifted.sum(axis=1, keepdims=True)
+        return to_probabilities(logits, self.conversion)
+
+    @property
+    def conversion(self) -> str:
+        """How logits become probabilities, see `top_classes.to_probabilities`."""
+        # Zero-shot logits have no threshold, so the classes of an image share its probability.
+        return SIGMOID if self.info.is_multi_label and self.info.protocol.method != ZERO_SHOT else SOFTMAX
 
     @property
     def model_name(self) -> str:

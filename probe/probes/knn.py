@@ -17,6 +17,7 @@ from probe.probes.result import ProbeResult, make_result
 from probe.records.schema import NeighboursRecord
 from probe.specs import NO_SOLVER, Protocol
 from probe.stats.metrics import IGNORED, get_metric
+from probe.stats.top_classes import SHARES
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def fit_knn(
     num_classes: int,
     label_values: tuple[int, ...],
     device: str,
+    finds_top: bool = False,
 ) -> ProbeResult:
     """Choose k on the validation split, and score the test split with the votes of the bank.
 
@@ -46,6 +48,7 @@ def fit_knn(
         num_classes: number of classes.
         label_values: original labels, if the labels were renumbered.
         device: where candidates are searched, such as `cpu` or `cuda`.
+        finds_top: see `fit.fit_probe`.
     """
     point, most = rules.feature_point, rules.neighbours[-1]
     k, sweep = most, []
@@ -80,6 +83,7 @@ def fit_knn(
         label_values=label_values,
         k=k,
         k_sweep=tuple(sweep),
+        top=SHARES if finds_top else "",
     )
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from PIL import Image
 
-from probe.errors import HeadError
+from probe.datasets.images import OR_SKIP, ImageDataset, open_files, open_images
+from probe.errors import DatasetError, HeadError
 from probe.features.passes import BATCH_SIZE, extract_features
 from probe.features.reading import LabelledImages
 from probe.models import get_model
 from probe.models.encoder import ImageEncoder
 from probe.models.loading import identify, load_encoder
 from probe.probes.heads import Head
+from probe.stats.top_classes import find_top
 
-TOP = 5  # classes of a prediction
+ImagePath: TypeAlias = str | Path
 
 
 @dataclass(frozen=True)
@@ -105,22 +109,62 @@ def predict(
         batch_size: images encoded at a time.
 
     Raises:
-        DatasetError, FeaturesError: no image can be read, or a feature is not finite.
+        DatasetError, FeaturesError: there are no images, none can be read, or a feature is not finite.
     """
+    if not len(images):
+        raise DatasetError("there are no images to predict; name at least one")
     features = extract_features(encoder, images, batch_size=batch_size, skip_corrupt=len(images))
     bad = {position for position, _ in features.skipped}
     good = [one for position, one in enumerate(ids) if position not in bad]
     logits = head.logits(features.at(head.info.protocol.feature_point))
-    probabilities = head.probabilities(logits)
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
+    top = find_top(logits, head.conversion)  # class indices
     predictions = tuple(
         Prediction(
             image=one,
             label=head.info.labels[best[0]],
             name=head.class_name(best[0]),
-            probability=float(row[best[0]]),
-            top=tuple((head.class_name(k), float(row[k])) for k in best),
+            probability=row[0],
+            top=tuple((head.class_name(k), probability) for k, probability in zip(best, row, strict=True)),
         )
-        for one, row, best in zip(good, probabilities, order.tolist(), strict=True)
+        for one, row, best in zip(good, top.probabilities.tolist(), top.labels.tolist(), strict=True)
     )
-    return Predictions(predictions, logits, tuple((ids[position], message) for position, message in features.skipped))
+    skipped = tuple((ids[position], message.replace(OR_SKIP, "")) for position, message in features.skipped)
+    return Predictions(predictions, logits, skipped)
+
+
+def open_for_prediction(
+    images: ImageDataset | ImagePath | Image.Image | Sequence[ImagePath | Image.Image],
+) -> ImageDataset:
+    """Return images in the form that `predict` takes, see `Head.predict`.
+
+    Raises:
+        DatasetError: a path does not exist, a folder has no image, or paths and Pillow's images are mixed.
+    """
+    if isinstance(images, ImageDataset):
+        return images
+    items = [images] if isinstance(images, str | Path | Image.Image) else list(images)
+    loaded = [item for item in items if isinstance(item, Image.Image)]
+    named = [item for item in items if not isinstance(item, Image.Image)]
+    if loaded and named:
+        raise DatasetError("the images are partly paths and partly Pillow's images; give only one of both")
+    return open_images(loaded) if loaded else open_files(named)
+
+
+def share_right(head: Head, images: ImageDataset, found: Predictions) -> float | None:
+    """Return the share of the predicted images of a dataset that are right, in [0, 1].
+
+    Return None if the classes of the dataset are not known to be those of the head, or if images show several classes.
+
+    Args:
+        head: the head.
+        images: the images, with their labels.
+        found: their predictions.
+    """
+    is_same = images.name.rpartition("/")[0] == head.info.dataset or (
+        max(head.info.labels) < len(images.class_names)
+        and tuple(images.class_names[label] for label in head.info.labels) == head.info.class_names
+    )
+    if not is_same or images.labels.ndim == 2 or not found.images:
+        return None
+    labels = dict(zip(images.ids, images.labels.tolist(), strict=True))
+    return float(np.mean([one.label == labels[one.image] for one in found.images]))

@@ -16,6 +16,7 @@ from probe.specs import NO_SOLVER
 from probe.stats.intervals import Interval, interval, seeds_interval
 from probe.stats.metrics import get_metric
 from probe.stats.outcomes import Outcomes, make_outcomes
+from probe.stats.top_classes import TopClasses, find_top
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class ProbeResult(Convergence):
             classes.
         outcomes: outcomes of the test images, one for each fold or draw.
         heads: weights of the final fit, one for each fold or draw; empty if the protocol has no linear head.
+        tops: the classes with the highest scores of the test images, one for each fold or draw; empty if they were not
+            asked for.
         same_images: True if all `outcomes` are of the same test images.
         seed: seed of a few-shot draw.
         draw_sha256: digest of the images of a few-shot draw, see `shots.Draw`.
@@ -65,6 +68,7 @@ class ProbeResult(Convergence):
     predictions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
     outcomes: tuple[Outcomes, ...] = field(default=(), repr=False, compare=False)
     heads: tuple[Weights, ...] = field(default=(), repr=False, compare=False)
+    tops: tuple[TopClasses, ...] = field(default=(), repr=False, compare=False)
     same_images: bool = True
     seed: int | None = None
     draw_sha256: str | None = None
@@ -151,6 +155,7 @@ def make_result(
     *,
     predictions: np.ndarray,
     fit: Convergence = NO_FIT,
+    top: str = "",
     **fields: Any,
 ) -> ProbeResult:
     """Return the result of scores of the test split: the score, its interval, and the outcomes of the images.
@@ -161,6 +166,7 @@ def make_result(
         y_score: float (n, k), scores in the form that the metric takes.
         predictions: see `ProbeResult`.
         fit: convergence of the final fit.
+        top: how scores become probabilities, see `top_classes.find_top`; empty for a result without `tops`.
         fields: other fields of `ProbeResult`.
     """
     outcomes = make_outcomes(metric, y, y_score)
@@ -171,6 +177,7 @@ def make_result(
         interval=interval([outcomes]),
         predictions=predictions,
         outcomes=(outcomes,),
+        tops=(find_top(y_score, top, fields.get("label_values", ())),) if top else (),
         **vars(fit),
         **fields,
     )
@@ -185,7 +192,7 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
     | other fields of `Convergence` | worst value, see `fits.worst` |
     | `C`, `k` | common value, or None if the values differ |
     | `num_train`, `num_test` | value of the first result |
-    | `predictions` | concatenation |
+    | `predictions`, `heads`, `tops` | concatenation |
     | `outcomes` | all outcomes; only the first draw of each fold if folds have different test images |
 
     Args:
@@ -218,6 +225,7 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         predictions=np.concatenate([result.predictions for result in results]),
         outcomes=tuple(outcomes),
         heads=tuple(head for result in results for head in result.heads),
+        tops=tuple(top for result in results for top in result.tops),
         same_images=same_images,
         seed=None,
         draw_sha256=None,

@@ -13,10 +13,15 @@ from probe.probes.fits import Weights, normalized
 from probe.probes.result import ProbeResult, make_result, mean_result
 from probe.specs import NO_SOLVER
 from probe.stats.metrics import find_mismatch, find_undefined
+from probe.stats.top_classes import SOFTMAX
 
 
 def score_zero_shot(
-    folds: Sequence[Mapping[str, Features]], classifier: Classifier, *, metric: str = "accuracy"
+    folds: Sequence[Mapping[str, Features]],
+    classifier: Classifier,
+    *,
+    metric: str = "accuracy",
+    finds_top: bool = False,
 ) -> ProbeResult:
     """Score the test split of each fold zero-shot, and return the mean result. Nothing is fitted or chosen.
 
@@ -25,6 +30,7 @@ def score_zero_shot(
         classifier: the texts of the classes.
         metric: a name of `metrics.METRICS`. ROC AUC ranks images by the logit of the second class minus that of the
             first. Average precision ranks the images of each class by its logit.
+        finds_top: if True, the result has the most probable classes of each test image, by the softmax of the logits.
 
     Raises:
         ProtocolError: the metric does not suit the labels.
@@ -50,7 +56,15 @@ def score_zero_shot(
             predictions = np.eye(num_classes, dtype=np.int64)[predictions]
         results.append(
             make_result(
-                metric, test.y, logits, predictions=predictions, C=None, num_train=0, solver=NO_SOLVER, heads=(weights,)
+                metric,
+                test.y,
+                logits,
+                predictions=predictions,
+                C=None,
+                num_train=0,
+                solver=NO_SOLVER,
+                heads=(weights,),
+                top=SOFTMAX if finds_top else "",
             )
         )
     return mean_result(results, of="folds", same_images=len(digests) == 1)

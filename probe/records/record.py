@@ -128,15 +128,22 @@ def check_writable(results_dir: Path) -> None:
     Raises:
         ResultsError: the folder cannot be written to.
     """
-    marker = temporary_beside(results_dir / "records" / "writable")
+    check_folder(results_dir / "records", f"the results folder {results_dir}", option="--results-dir")
+
+
+def check_folder(folder: Path, name: str, *, option: str) -> None:
+    """Check that a folder can be written to; `name` and `option` are for the message.
+
+    Raises:
+        ResultsError: the folder cannot be written to.
+    """
+    marker = temporary_beside(folder / "writable")
     try:
-        make_folder(marker.parent)
+        make_folder(folder)
         marker.touch()
         marker.unlink(missing_ok=True)
     except OSError as err:
-        raise ResultsError(
-            f"cannot write to the results folder {results_dir} ({err.strerror}); name another one with --results-dir"
-        ) from err
+        raise ResultsError(f"cannot write to {name} ({err.strerror}); name another one with {option}") from err
 
 
 def read_records(results_dir: str | Path = "results", *, files: str = ALL_FILES) -> list[RunRecord]:

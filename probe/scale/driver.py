@@ -26,6 +26,7 @@ from probe.features.store import check_usable
 from probe.leaderboard import derived
 from probe.probes.heads import write_heads
 from probe.progress import Progress, show_progress
+from probe.records.prediction_files import check_predictions_dir, write_predictions
 from probe.records.record import check_writable, write_record
 from probe.records.schema import RunRecord
 from probe.runner import failure
@@ -77,6 +78,7 @@ def run_grid_on_ray(
     """
     results_dir = paths.results_dir(settings.results_dir)
     check_writable(results_dir)
+    check_predictions_dir(settings.predictions_dir)
     pending = grid.pending(specs, settings, rerun=rerun)
     yield from pending.done.values()
     try:
@@ -265,6 +267,7 @@ class _Driver:
         self.num_failed += bool(failed)
         self._log_end(unit, f"{'failed' if failed else 'done'} on {member.info.host}")
         write_heads(result.heads, paths.results_dir(self.settings.results_dir))
+        write_predictions(dict(result.predictions), self.settings.predictions_dir)
         for record in result.records:
             write_record(record, paths.results_dir(self.settings.results_dir))
             yield record

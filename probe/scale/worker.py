@@ -119,6 +119,7 @@ class UnitResult:
         is_expected: True if every error in the records is a `ProbeError`. Otherwise the worker may be faulty.
         logs: log records of the package.
         heads: content of the files of heads, by path below the results folder.
+        predictions: content of the files of predictions, by path below their folder.
     """
 
     records: Sequence[RunRecord] = ()
@@ -126,6 +127,7 @@ class UnitResult:
     is_expected: bool = True
     logs: Sequence[logging.LogRecord] = ()
     heads: Mapping[Path, bytes] = field(default_factory=dict)
+    predictions: dict[Path, bytes] = field(default_factory=dict)
 
 
 class _ImageCounter(Progress):
@@ -208,6 +210,7 @@ class Worker:
             records = [run.record for run in runs]
             self.fits = [run.fits for run in finished]
             heads = {path: content for run in finished for path, content in run.heads.items()}
+            predictions = {path: content for run in finished for path, content in run.predictions.items()}
             if unit.shard is not None:
                 self._extract(unit)
             chunks = [(entry, list(Work(self._root, entry).files(numbers))) for entry, numbers in wanted if numbers]
@@ -215,7 +218,7 @@ class Worker:
         all_expected = all(is_expected(record.error) for record in records)
         if not all_expected:  # this worker may be faulty, so another one fits again
             self.clear_fits()
-        return UnitResult(records, chunks, all_expected, logs, heads)
+        return UnitResult(records, chunks, all_expected, logs, heads, predictions)
 
     def clear_fits(self) -> None:
         """Remove the cached fits of the last unit. The driver calls this when it has written the records."""

@@ -16,11 +16,18 @@ def made(tmp_path_factory):
     """Make a record, features and a cache, and return their paths."""
     folder = tmp_path_factory.mktemp("json")
     cache, results = ["--cache-dir", str(folder / "cache")], ["--results-dir", str(folder / "results")]
-    assert main(["run", *RUNS, *FIT, *cache, *results]) == 0
+    predictions = ["--predictions", str(folder / "results" / "predictions")]
+    assert main(["run", *RUNS, *FIT, *cache, *results, *predictions, "--save-heads"]) == 0
     assert main(["extract", *RUNS, *cache, "--out", str(folder / "features.npz")]) == 0
     (record,) = (folder / "results" / "records" / "digits").iterdir()
+    (head,) = (folder / "results" / "heads" / "digits").iterdir()
     return SimpleNamespace(
-        folder=folder, cache=cache, results=results, record=str(record), features=str(folder / "features.npz")
+        folder=folder,
+        cache=cache,
+        results=results,
+        record=str(record),
+        head=str(head),
+        features=str(folder / "features.npz"),
     )
 
 
@@ -36,10 +43,12 @@ COMMAND_LINES = {
     "run": (lambda made: [*RUNS, *FIT, *made.cache, *made.results], ["result", "spec"]),
     "extract": (lambda made: [*RUNS, *made.cache], ["images", "state"]),
     "fit": (lambda made: [made.features, *FIT, *made.cache], ["score", "protocol"]),
+    "predict": (lambda made: [made.head, "--dataset", "digits", "--device", "cpu"], {"head", "predictions", "skipped"}),
     "parity": (lambda made: ["--device", "cpu", *made.cache], {"verdict"}),
     "tables": (lambda made: made.results, []),
     "leaderboard": (lambda made: made.results, {"sections"}),
     "diff": (lambda made: [made.record, made.record], {"changes", "verdict"}),
+    "errors": (lambda made: [made.record], ["image", "label", "prediction", "probability"]),
     "reproduce": (lambda made: [made.record, *made.cache], ["verdict", "record"]),
     "card": (lambda made: [made.record], {"model-index"}),
     "datasets": (lambda made: [], ["name", "num_classes"]),

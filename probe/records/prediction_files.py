@@ -1,0 +1,281 @@
+"""Predictions of runs: one Parquet file per run, with a row for each test image of each fold or few-shot draw.
+
+| column | content |
+| --- | --- |
+| `image` | id of the image: a path, or a position in the source |
+| `part` | number of the fold or draw, from 1 on, as in the names of heads; 0 if the run has one |
+| `label`, `label_name` | its class in the dataset |
+| `prediction`, `prediction_name` | the predicted class |
+| `probability` | probability of the most probable class |
+| `top_labels`, `top_names`, `top_probabilities` | lists of up to five classes, the most probable first |
+| `logits` | list with a logit for each class, by label; only if asked for, and never for k-NN |
+
+If an image can show several classes, the columns of labels and predictions are lists, and `ignored` lists the labels
+that do not count for the image.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probe.decoder import decode
+from probe.errors import ResultsError, summarize
+from probe.paths import expand_home
+from probe.records.record import check_folder, encode, record_path, run_path, write_bytes
+from probe.records.schema import DoneRecord
+from probe.specs import RunSpec
+from probe.stats.metrics import IGNORED, takes_several_labels
+from probe.stats.top_classes import TopClasses
+
+METADATA = b"probe"  # key of the JSON text in the metadata of the file
+SUFFIX = ".parquet"
+FOLDER = "predictions"  # beside `records`, where `probe errors` looks by default
+
+
+@dataclass(frozen=True, eq=False)
+class PartPredictions:
+    """Predictions for the n test images of one fold or few-shot draw.
+
+    Args:
+        ids: id of each image.
+        y: int64 (n,), labels; or (n, k) of 1, 0 and -1 if an image can show several of k classes.
+        predictions: int64 (n,), predicted labels; or (n, k) of 0 and 1.
+        top: the classes with the highest scores.
+        logits: float64 (n, k); None to leave them out.
+    """
+
+    ids: Sequence[str]
+    y: np.ndarray
+    predictions: np.ndarray
+    top: TopClasses
+    logits: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class PredictionsInfo:
+    """Description of a file of predictions: its record, the time of the run, and whether logits were asked for."""
+
+    record: str
+    created: str
+    with_logits: bool
+
+
+@dataclass(frozen=True)
+class WrongImage:
+    """A test image with a wrong prediction.
+
+    Args:
+        image: its id.
+        part: number of the fold or draw; 0 if the run has one.
+        label: name of its class, or of its classes.
+        prediction: name of the predicted class; if images can show several classes, the most probable of the predicted
+            classes that the image does not show.
+        probability: probability of this class.
+    """
+
+    image: str
+    part: int
+    label: str
+    prediction: str
+    probability: float
+
+
+def predictions_path(record_file: Path, predictions_dir: Path) -> Path:
+    """Return the path of the predictions of a run from the path of its record, such as `records/DATASET/RUN.json`."""
+    return predictions_dir / record_file.parent.name / f"{record_file.name.removesuffix('.json')}{SUFFIX}"
+
+
+def describe_predictions(
+    record: DoneRecord, parts: Iterable[PartPredictions], class_names: Sequence[str], *, with_logits: bool
+) -> tuple[Path, bytes]:
+    """Return the path of the file of a run's predictions below the folder of predictions, and its content.
+
+    Args:
+        record: the record.
+        parts: predictions of each fold or draw; only one of them is in memory at a time if this is a generator.
+        class_names: names in the order of the labels.
+        with_logits: True if logits were asked for.
+    """
+    from pyarrow import parquet
+
+    place = record_path(record, Path())
+    info = PredictionsInfo(f"{place.parent.name}/{place.name}", record.created, with_logits)
+    file, writer = io.BytesIO(), None
+    parts_per_run = max(1, len(record.result.folds)) * max(1, _num_draws(record))
+    for i, part in enumerate(parts):
+        table = _make_table(part, i + 1 if parts_per_run > 1 else 0, class_names)
+        table = table.replace_schema_metadata({METADATA: json.dumps(asdict(info))})
+        writer = writer or parquet.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+    return predictions_path(place, Path()), file.getvalue()
+
+
+def _num_draws(record: DoneRecord) -> int:
+    result = record.result
+    return len(result.folds[0].draws if result.folds else result.draws)
+
+
+def _make_table(part: PartPredictions, number: int, class_names: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    n, top = len(part.ids), part.top
+    highest = max(
+        len(class_names) - 1, int(top.labels.max()), part.y.shape[1] - 1 if part.y.ndim == 2 else part.y.max()
+    )
+    names = np.array([escape_id(name) for name in class_names] + [str(k) for k in range(len(class_names), highest + 1)])
+    columns: dict[str, Any] = {
+        "image": pa.array(list(map(escape_id, part.ids)), pa.string()),
+        "part": pa.array(np.full(n, number, np.int32)),
+    }
+    if part.y.ndim == 1:
+        for name, labels in (("label", part.y), ("prediction", part.predictions)):
+            columns |= {
+                name: pa.array(labels, pa.int64()),
+                f"{name}_name": pa.array(names[labels].tolist(), pa.string()),
+            }
+    else:
+        for name, is_true in (("label", part.y == 1), ("prediction", part.predictions == 1)):
+            (rows, labels), counts = np.nonzero(is_true), is_true.sum(axis=1)
+            assert len(rows) == counts.sum()
+            columns |= {name: _lists(labels, counts), f"{name}_name": _lists(names[labels].tolist(), counts)}
+        columns["ignored"] = _lists(np.nonzero(part.y == IGNORED)[1], (part.y == IGNORED).sum(axis=1))
+    columns["probability"] = pa.array(top.probabilities[:, 0])
+    columns["top_labels"] = _rows(top.labels)
+    columns["top_names"] = _lists(names[top.labels].ravel().tolist(), np.full(n, top.labels.shape[1]))
+    columns["top_probabilities"] = _rows(top.probabilities)
+    if part.logits is not None:
+        columns["logits"] = _rows(part.logits)
+    return pa.table(columns)
+
+
+def _rows(array: np.ndarray) -> Any:
+    """Return a column of lists, the rows of an array (n, m)."""
+    return _lists(np.ascontiguousarray(array).ravel(), np.full(len(array), array.shape[1]))
+
+
+def _lists(values: Any, counts: np.ndarray) -> Any:
+    """Return a column of lists, the first with the first `counts[0]` values, and so on."""
+    import pyarrow as pa
+
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    kind = pa.string() if isinstance(values, list) else None
+    return pa.ListArray.from_arrays(offsets, pa.array(values, kind))
+
+
+def escape_id(text: str) -> str:
+    """Return an id or name as the file has it: characters of file names that are not valid text are escaped."""
+    return encode(text).decode()
+
+
+def check_predictions_dir(predictions_dir: str | Path | None) -> None:
+    """Check that predictions can be written, if they are to be.
+
+    Raises:
+        ResultsError: the folder cannot be written to.
+    """
+    if predictions_dir is not None:
+        folder = expand_home(predictions_dir)
+        check_folder(folder, f"the folder of predictions {folder}", option="--predictions")
+
+
+def write_predictions(predictions: dict[Path, bytes], predictions_dir: str | Path | None) -> None:
+    """Write the predictions of a run below a folder, and free their memory.
+
+    Raises:
+        ResultsError: the folder cannot be written to.
+    """
+    if predictions_dir is not None:
+        for path, content in predictions.items():
+            write_bytes(expand_home(predictions_dir) / path, content)
+    predictions.clear()
+
+
+def has_predictions(spec: RunSpec, record: DoneRecord, predictions_dir: str | Path, *, with_logits: bool) -> bool:
+    """Return True if the predictions of a complete record are in a folder, with logits if they are asked for."""
+    try:
+        info = read_info(predictions_path(run_path(spec, Path()), expand_home(predictions_dir)))
+    except ResultsError:
+        return False
+    return info.created == record.created and (info.with_logits or not with_logits)
+
+
+def read_info(path: Path) -> PredictionsInfo:
+    """Return the description in a file of predictions.
+
+    Raises:
+        ResultsError: the file is missing, damaged, or holds no predictions.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        plain = (parquet.read_schema(path).metadata or {}).get(METADATA)
+        return decode(json.loads(plain or "null"), PredictionsInfo)
+    except FileNotFoundError as err:
+        raise ResultsError(
+            f"there are no predictions at {path}; repeat the run with --predictions {path.parent.parent}, or name the "
+            "folder of the predictions with --predictions"
+        ) from err
+    except (OSError, ValueError, pyarrow.ArrowException) as err:
+        raise ResultsError(f"{path} is damaged or holds no predictions ({summarize(err)}); repeat the run") from err
+
+
+def find_errors(path: Path, record: DoneRecord, *, most: int | None = None) -> list[WrongImage]:
+    """Return the images with wrong predictions, the most confident first.
+
+    If images can show several classes, an image counts as wrong if a predicted class among its five most probable is
+    not shown. Classes that are shown and were not predicted do not count, nor do ignored labels.
+
+    Args:
+        path: the file of predictions.
+        record: the record of the run.
+        most: largest number of images; None for all.
+
+    Raises:
+        ResultsError: the file is missing, damaged, or of a different run.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    info = read_info(path)
+    if info.created != record.created:
+        raise ResultsError(
+            f"{path} has the predictions of the run of {info.created}, but the record is of {record.created}; repeat "
+            f"the run with --predictions {path.parent.parent}"
+        )
+    try:
+        if takes_several_labels(record.result.metric):
+            names = ["image", "part", "label", "label_name", "prediction", "ignored"]
+            rows = parquet.read_table(
+                path, columns=[*names, "top_labels", "top_names", "top_probabilities"]
+            ).to_pylist()
+            found = [wrong for row in rows if (wrong := _wrong_class(row)) is not None]
+            return sorted(found, key=lambda wrong: -wrong.probability)[:most]
+        table = parquet.read_table(path, columns=["label", "prediction", "probability"])
+        label, prediction, probability = (table[name].to_numpy() for name in table.column_names)
+        positions = np.flatnonzero(label != prediction)
+        positions = positions[np.argsort(-probability[positions], kind="stable")][:most]
+        names = ["image", "part", "label_name", "prediction_name", "probability"]
+        rows = parquet.read_table(path, columns=names).take(positions).to_pylist()
+        return [WrongImage(*(row[name] for name in names)) for row in rows]
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as err:
+        raise ResultsError(f"{path} is damaged ({summarize(err)}); repeat the run with --rerun") from err
+
+
+def _wrong_class(row: Mapping[str, Any]) -> WrongImage | None:
+    """Return the most probable predicted class that an image does not show, or None if there is none."""
+    wrong = set(row["prediction"]) - set(row["label"]) - set(row["ignored"])
+    ranked = zip(row["top_labels"], row["top_names"], row["top_probabilities"], strict=True)
+    for label, name, probability in ranked:
+        if label in wrong:
+            return WrongImage(row["image"], row["part"], ", ".join(row["label_name"]), name, probability)
+    return None
