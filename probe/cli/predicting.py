@@ -14,6 +14,7 @@ def predict_command(args: argparse.Namespace) -> int:
     """Print the predictions of a head for images, or write them as CSV; return 1 if an image could not be read."""
     from probe.datasets.images import open_files
     from probe.datasets.opening import open_split
+    from probe.errors import printable
     from probe.leaderboard.tables import rows_to_csv
     from probe.probes.heads import load_head
     from probe.probes.prediction import load_encoder_of, predict, share_right
@@ -58,8 +59,8 @@ def predict_command(args: argparse.Namespace) -> int:
         print(f"\n{100 * right:.2f} % of {len(found.images)} images are right")
     elif right is None and args.dataset:
         print(f"probe: {args.dataset} has no labels for the classes of the head to compare with", file=sys.stderr)
-    for _, message in found.skipped:
-        print(f"probe: {message}", file=sys.stderr)
+    for image, _ in found.skipped:  # the log says why
+        print(f"probe: no prediction for {printable(image)}, which cannot be read", file=sys.stderr)
     return 1 if found.skipped else 0
 
 

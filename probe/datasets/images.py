@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -147,14 +147,35 @@ def make_thumbnail(image: Image.Image, side: int) -> bytes:
     return file.getvalue()
 
 
-def open_images(images: Sequence[Image.Image]) -> ImageDataset:
-    """Return images that are in memory, with labels of 0 and their positions as ids."""
-    return ImageDataset(
+class _PillowImages(ImageDataset):
+    is_thread_safe: ClassVar[bool] = False  # Pillow loads the pixels of an image when they are first used
+
+
+ImageInput: TypeAlias = str | Path | Image.Image
+Images: TypeAlias = ImageDataset | ImageInput | Sequence[ImageInput]
+
+
+def open_images(images: Images) -> ImageDataset:
+    """Return images as a dataset: paths as `open_files`, and Pillow's images with their positions as ids.
+
+    Raises:
+        DatasetError: a path does not exist, a folder has no image, or paths and Pillow's images are mixed.
+    """
+    if isinstance(images, ImageDataset):
+        return images
+    items = [images] if isinstance(images, str | Path | Image.Image) else list(images)
+    loaded = [item for item in items if isinstance(item, Image.Image)]
+    named = [item for item in items if not isinstance(item, Image.Image)]
+    if not loaded:
+        return open_files(named)
+    if named:
+        raise DatasetError("some images are paths, and others are Pillow's images; give images of one kind")
+    return _PillowImages(
         name="the images",
-        labels=np.zeros(len(images), np.int64),
+        labels=np.zeros(len(loaded), np.int64),
         class_names=("",),
-        read=list(images).__getitem__,
-        ids=[str(i) for i in range(len(images))],
+        read=loaded.__getitem__,
+        ids=[str(i) for i in range(len(loaded))],
     )
 
 

@@ -146,6 +146,7 @@ def open_split(
     data_dir: str | Path | None = None,
     offline: bool = False,
     allow_partial: bool = False,
+    skip_corrupt: bool = False,
 ) -> ImageDataset:
     """Open `train`, `val` or `test` of a dataset: `len`, and `[i] -> (RGB image, label)`.
 
@@ -156,6 +157,7 @@ def open_split(
         data_dir: folder of datasets, see `probe.paths`.
         offline: never touch the network.
         allow_partial: accept subsets that lack images.
+        skip_corrupt: do not read the first and the last image of each subset to find damage early.
 
     Raises:
         UnknownNameError: there is no such dataset or split.
@@ -164,7 +166,7 @@ def open_split(
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     opened = _open_first(dataset, data_dir=data_dir, offline=offline)
-    cut = _check_and_cut(opened, allow_partial=allow_partial)
+    cut = _check_and_cut(opened, allow_partial=allow_partial, skip_corrupt=skip_corrupt)
     if not 0 <= fold < len(cut.folds):
         raise DatasetError(f"{cut.spec.name} has no fold {fold}; give 0 to {len(cut.folds) - 1}")
     return cut.split(split, fold)

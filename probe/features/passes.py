@@ -124,8 +124,8 @@ def extract_features(
         raise one.failed[0]
     features = join([chunks[chunk] for chunk in sorted(chunks)])
     if not len(features):
-        reason = f" ({features.skipped[0][1].replace(OR_SKIP, '')})" if features.skipped else ""
-        raise FeaturesError(f"{name}: no image could be read{reason}; get its files again")
+        reason = f" ({features.skipped[0][1].replace(OR_SKIP, '')})" if features.skipped else "; get its files again"
+        raise FeaturesError(f"{name}: no image could be read{reason}")
     logger.debug("%s: %d images, %d-d, %s", name, len(features), features.x.shape[1], one.meter.rate(len(dataset)))
     return features
 

@@ -32,10 +32,9 @@ from probe.stats.metrics import takes_several_labels
 from probe.stats.top_classes import SIGMOID, SOFTMAX, to_probabilities
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import nn
 
-    from probe.datasets.images import ImageDataset
+    from probe.datasets.images import Images
     from probe.probes.prediction import Predictions
 
 HEAD_VERSION = 1
@@ -104,9 +103,10 @@ class Head:
 
     def predict(
         self,
-        images: ImageDataset | str | Path | Image.Image | Sequence[str | Path | Image.Image],
+        images: Images,
         *,
         encoder: ImageEncoder | None = None,
+        model: str | None = None,
         device: str = "auto",
         weights_dir: str | Path | None = None,
         offline: bool = False,
@@ -116,29 +116,33 @@ class Head:
 
         Args:
             images: paths of images or folders, Pillow's images, one of these, or images from `open_split`.
-            encoder: the encoder of the head, from `prediction.load_encoder_of`; None loads it at the first call.
+            encoder: the encoder of the head, from `load_encoder`; None loads it at the first call.
+            model: a name or path of the encoder, if its weights have moved; None is the model of the head.
             device: where the encoder runs, see `load_encoder`.
             weights_dir: folder of checkpoints; None is the default of `probe.paths`.
             offline: never use the network.
             batch_size: images encoded at a time; None is `passes.BATCH_SIZE`.
 
         Raises:
-            HeadError: the head does not name its encoder, or there are no images.
-            DatasetError: a path does not exist, or a folder has no image.
+            HeadError: the encoder is not that of the head, is not named in the head, or has moved.
+            DatasetError: there are no images, or a path does not exist.
             FeaturesError: no image can be read.
             CheckpointError, DownloadError, DeviceError, ExtraMissingError: see `load_encoder`.
         """
+        from probe.datasets.images import open_images
+        from probe.features.passes import BATCH_SIZE
         from probe.probes import prediction
 
-        opened = prediction.open_for_prediction(images)
-        if encoder is None:
-            key = (device, weights_dir, offline)
-            if key not in self._encoders:
-                self._encoders[key] = prediction.load_encoder_of(
-                    self, device=device, weights_dir=weights_dir, offline=offline
-                )
-            encoder = self._encoders[key]
-        return prediction.predict(self, opened, encoder, ids=opened.ids, batch_size=batch_size or prediction.BATCH_SIZE)
+        opened = open_images(images)
+        if encoder is not None:
+            prediction.check_encoder_of(self, encoder, weights_dir=weights_dir, offline=offline)
+        else:
+            key = (model, device, weights_dir, offline)
+            encoder = self._encoders.get(key) or prediction.load_encoder_of(
+                self, model=model, device=device, weights_dir=weights_dir, offline=offline
+            )
+            self._encoders[key] = encoder
+        return prediction.predict(self, opened, encoder, ids=opened.ids, batch_size=batch_size or BATCH_SIZE)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Return logits float64 (n, k) for features float32 (n, d) at the head's feature point.

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
 
-from probe.datasets.images import OR_SKIP, ImageDataset, open_files, open_images
+from probe.datasets.images import OR_SKIP, ImageDataset
 from probe.errors import DatasetError, HeadError
 from probe.features.passes import BATCH_SIZE, extract_features
 from probe.features.reading import LabelledImages
-from probe.models import get_model
+from probe.models import get_model, split_key
 from probe.models.encoder import ImageEncoder
 from probe.models.loading import identify, load_encoder
 from probe.probes.heads import Head
 from probe.stats.top_classes import find_top
-
-ImagePath: TypeAlias = str | Path
 
 
 @dataclass(frozen=True)
@@ -75,13 +71,18 @@ def load_encoder_of(
         offline: never use the network.
 
     Raises:
-        HeadError: the head does not name its encoder, or the weights are not those of the head.
+        HeadError: the head does not name its encoder, its file has moved, or the weights are not those of the head.
         UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: see `load_encoder`.
     """
     info = head.info
     spec = get_model(model) if model is not None else info.model
     if spec is None:
         raise HeadError("the head was fitted on a file of features and does not name its encoder; pass features to it")
+    if model is None and spec.form == "file" and not Path(split_key(spec.source)[0]).exists():
+        raise HeadError(
+            f"the head was fitted on features of {spec.source}, which is not there; give the place of these weights "
+            "with --model, or as model= in Python"
+        )
     digest = identify(spec, weights_dir=weights_dir, offline=offline)
     encoder = load_encoder(
         spec,
@@ -94,6 +95,21 @@ def load_encoder_of(
     )
     head.check_encoder(encoder, digest)
     return encoder
+
+
+def check_encoder_of(
+    head: Head, encoder: ImageEncoder, *, weights_dir: str | Path | None = None, offline: bool = False
+) -> None:
+    """Check that an encoder is that of a head.
+
+    Raises:
+        HeadError: the weights, the preprocessing or the width of the features differ.
+        UnknownNameError, CheckpointError: the weights of the encoder are not known by its name.
+    """
+    weights = encoder.weights_sha256
+    if weights != head.info.weights:  # encoders of several files have another digest
+        weights = identify(get_model(encoder.name), weights_dir=weights_dir, offline=offline)
+    head.check_encoder(encoder, weights)
 
 
 def predict(
@@ -130,24 +146,6 @@ def predict(
     )
     skipped = tuple((ids[position], message.replace(OR_SKIP, "")) for position, message in features.skipped)
     return Predictions(predictions, logits, skipped)
-
-
-def open_for_prediction(
-    images: ImageDataset | ImagePath | Image.Image | Sequence[ImagePath | Image.Image],
-) -> ImageDataset:
-    """Return images in the form that `predict` takes, see `Head.predict`.
-
-    Raises:
-        DatasetError: a path does not exist, a folder has no image, or paths and Pillow's images are mixed.
-    """
-    if isinstance(images, ImageDataset):
-        return images
-    items = [images] if isinstance(images, str | Path | Image.Image) else list(images)
-    loaded = [item for item in items if isinstance(item, Image.Image)]
-    named = [item for item in items if not isinstance(item, Image.Image)]
-    if loaded and named:
-        raise DatasetError("the images are partly paths and partly Pillow's images; give only one of both")
-    return open_images(loaded) if loaded else open_files(named)
 
 
 def share_right(head: Head, images: ImageDataset, found: Predictions) -> float | None:
