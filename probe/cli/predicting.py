@@ -56,7 +56,8 @@ def predict_command(args: argparse.Namespace) -> int:
             ],
         )
     if right is not None and not args.json:
-        print(f"\n{100 * right:.2f} % of {len(found.images)} images are right")
+        blank = "" if args.out is not None else "\n"
+        print(f"{blank}{100 * right:.2f} % of {len(found.images)} images are right")
     elif right is None and args.dataset:
         print(f"probe: {args.dataset} has no labels for the classes of the head to compare with", file=sys.stderr)
     for image, _ in found.skipped:  # the log says why

@@ -7,17 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import probe
 from probe.cli.main import main
-from probe.errors import HeadError
+from probe.errors import DatasetError, FeaturesError, HeadError
 from probe.features.arrays import Features
 from probe.features.extraction import Session, extract, prepare
 from probe.grid import plan
 from probe.models.loading import load_encoder
 from probe.probes.heads import METADATA, SUFFIX, Head, HeadInfo, load_head
-from probe.probes.prediction import load_encoder_of
+from probe.probes.prediction import load_encoder_of, share_right
 from probe.progress import Progress
 from probe.records.packing import unpack_outcomes
 from probe.runner import run_grid
@@ -134,13 +135,58 @@ def test_predict_as_a_user_would(folder, tmp_path, capsys):
     assert "6.png" in out.err
     assert "cannot be read" in out.err
     assert main(["predict", head, "--dataset", "digits", "--json", "--device", "cpu"]) == 0
-    found = json.loads(capsys.readouterr().out)["predictions"]
+    document = json.loads(capsys.readouterr().out)
+    found = document["predictions"]
     (record,) = run_grid(_specs(["readme"], [False]), Settings(results_dir=folder / "results"))
     right = np.mean([one["label"] == images[i][1] for i, one in enumerate(found)])
     assert right == pytest.approx(record.result.score, abs=0.01)  # encoded in batches of another size
+    assert document["share_right"] == pytest.approx(right)
+    assert main(["predict", head, "--dataset", "digits", "--device", "cpu", "--out", str(tmp_path / "all.csv")]) == 0
+    assert capsys.readouterr().out == f"{100 * right:.2f} % of {len(found)} images are right\n"
     table = tmp_path / "table.csv"
     assert main(["predict", head, str(tmp_path / "0.png"), "--device", "cpu", "--out", str(table)]) == 0
     assert table.read_text().splitlines()[0].startswith("image,label,name_1,probability_1")
+
+
+def test_predict_in_python(head, tmp_path):
+    test = probe.open_split("digits", "test")
+    of_dataset = head.predict(test, device="cpu")
+    assert [one.image for one in of_dataset.images] == list(test.ids)
+    pictures = [test[i][0] for i in range(3)]
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png")
+    first, paths = str(tmp_path / "0.png"), [tmp_path / f"{i}.png" for i in range(3)]
+    expected = [one.label for one in of_dataset.images[:3]]
+    for images, n in ((first, 1), (paths, 3), (tmp_path, 3), (pictures, 3), (pictures[0], 1), ([pictures[0]] * 2, 2)):
+        found = head.predict(images, device="cpu")
+        assert [one.label for one in found.images] == (expected[:n] if n != 2 else expected[:1] * 2)
+        assert np.allclose(found.logits[0], of_dataset.logits[0], atol=1e-3)  # in a batch of another size
+    tiny = load_encoder("tiny", device="cpu")
+    assert head.predict(first, encoder=tiny).images[0].label == expected[0]
+    with pytest.raises(HeadError, match="random:tiny has weights"):
+        head.predict(first, encoder=load_encoder("random:tiny", device="cpu"))
+    for images, message in (([], "no images"), ("none.png", "does not exist"), ([first, pictures[0]], "of one kind")):
+        with pytest.raises(DatasetError, match=message):
+            head.predict(images, device="cpu")
+    (tmp_path / "bad.png").write_bytes(b"damaged")
+    assert [path for path, _ in head.predict(tmp_path, device="cpu").skipped] == [str(tmp_path / "bad.png")]
+    with pytest.raises(FeaturesError, match=r"no image could be read .*bad\.png"):
+        head.predict(tmp_path / "bad.png", device="cpu")
+
+
+@pytest.mark.parametrize("classes", [("red", "green"), tuple("0123456789")])
+def test_only_the_same_classes_have_a_share(head, image_folder, classes):
+    root = image_folder({f"{split}/{name}": 2 for split in ("train", "test") for name in classes})
+    images = probe.open_split(f"folder:{root}", "test")
+    share = share_right(head, images, head.predict(images, device="cpu"))
+    assert (share is not None) == (len(classes) == 10)
+
+
+def test_weights_that_have_moved_are_named(head, tmp_path):
+    moved = replace(head.info, model=replace(head.info.model, name="mine", form="file", source=str(tmp_path / "m.pt")))
+    with pytest.raises(HeadError, match=r"m\.pt, which is not there; give the place of these weights with --model"):
+        Head(head.weights, moved).predict(Image.new("RGB", (8, 8)), device="cpu")
+    assert Head(head.weights, moved).predict(Image.new("RGB", (8, 8)), model="tiny", device="cpu").images
 
 
 def test_a_head_of_a_file_of_features(folder, tmp_path, capsys):
