@@ -127,30 +127,24 @@ def _num_draws(record: DoneRecord) -> int:
 def _make_table(part: PartPredictions, number: int, class_names: Sequence[str]) -> Any:
     import pyarrow as pa
 
-    n, top = len(part.ids), part.top
-    highest = max(
-        len(class_names) - 1, int(top.labels.max()), part.y.shape[1] - 1 if part.y.ndim == 2 else part.y.max()
-    )
-    names = np.array([escape_id(name) for name in class_names] + [str(k) for k in range(len(class_names), highest + 1)])
+    n, top, y = len(part.ids), part.top, part.y
+    highest = max(int(top.labels.max()), y.shape[1] - 1 if y.ndim == 2 else int(y.max()))
+    names = pa.array([*map(escape_id, class_names), *map(str, range(len(class_names), highest + 1))], pa.string())
     columns: dict[str, Any] = {
         "image": pa.array(list(map(escape_id, part.ids)), pa.string()),
         "part": pa.array(np.full(n, number, np.int32)),
     }
-    if part.y.ndim == 1:
-        for name, labels in (("label", part.y), ("prediction", part.predictions)):
-            columns |= {
-                name: pa.array(labels, pa.int64()),
-                f"{name}_name": pa.array(names[labels].tolist(), pa.string()),
-            }
-    else:
-        for name, is_true in (("label", part.y == 1), ("prediction", part.predictions == 1)):
-            (rows, labels), counts = np.nonzero(is_true), is_true.sum(axis=1)
-            assert len(rows) == counts.sum()
-            columns |= {name: _lists(labels, counts), f"{name}_name": _lists(names[labels].tolist(), counts)}
-        columns["ignored"] = _lists(np.nonzero(part.y == IGNORED)[1], (part.y == IGNORED).sum(axis=1))
+    for name, labels in (("label", y), ("prediction", part.predictions)):
+        if y.ndim == 1:
+            columns |= {name: pa.array(labels, pa.int64()), f"{name}_name": names.take(pa.array(labels))}
+        else:
+            found, counts = pa.array(np.nonzero(labels == 1)[1]), (labels == 1).sum(axis=1)
+            columns |= {name: _lists(found, counts), f"{name}_name": _lists(names.take(found), counts)}
+    if y.ndim == 2:
+        columns["ignored"] = _lists(pa.array(np.nonzero(y == IGNORED)[1]), (y == IGNORED).sum(axis=1))
     columns["probability"] = pa.array(top.probabilities[:, 0])
     columns["top_labels"] = _rows(top.labels)
-    columns["top_names"] = _lists(names[top.labels].ravel().tolist(), np.full(n, top.labels.shape[1]))
+    columns["top_names"] = _lists(names.take(pa.array(top.labels.ravel())), np.full(n, top.labels.shape[1]))
     columns["top_probabilities"] = _rows(top.probabilities)
     if part.logits is not None:
         columns["logits"] = _rows(part.logits)
@@ -159,16 +153,16 @@ def _make_table(part: PartPredictions, number: int, class_names: Sequence[str]) 
 
 def _rows(array: np.ndarray) -> Any:
     """Return a column of lists, the rows of an array (n, m)."""
-    return _lists(np.ascontiguousarray(array).ravel(), np.full(len(array), array.shape[1]))
+    import pyarrow as pa
+
+    return _lists(pa.array(array.ravel()), np.full(len(array), array.shape[1]))
 
 
 def _lists(values: Any, counts: np.ndarray) -> Any:
     """Return a column of lists, the first with the first `counts[0]` values, and so on."""
     import pyarrow as pa
 
-    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-    kind = pa.string() if isinstance(values, list) else None
-    return pa.ListArray.from_arrays(offsets, pa.array(values, kind))
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)), values)
 
 
 def escape_id(text: str) -> str:

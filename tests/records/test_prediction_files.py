@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
-from make import own_layouts
+from make import layouts, own_layouts
 from PIL import Image
 
 import probe
@@ -27,7 +27,7 @@ from probe.records.prediction_files import WrongImage, find_errors, predictions_
 from probe.records.record import head_path, record_path, run_path
 from probe.runner import run_grid, run_one
 from probe.settings import Settings
-from probe.specs import Protocol
+from probe.specs import Protocol, Subset
 from probe.stats.metrics import get_metric
 
 ONCE = Protocol("once", "", "projected", (0.1,))
@@ -188,6 +188,25 @@ def test_other_metrics_can_be_computed_from_the_file(image_folder, tmp_path, met
     everything = find_errors(path, record)
     sheet = make_contact_sheet(record, everything or [_as_error(frame.iloc[0])], offline=True)
     assert sheet.count("<img") == max(1, len(everything))
+
+
+def test_parts_are_numbered_by_fold_and_then_by_draw(tmp_path, monkeypatch):
+    layouts.stl10(tmp_path, monkeypatch)
+    spec = get_dataset("stl10")
+    subsets = tuple(Subset(subset.name, size) for subset, size in zip(spec.subsets, (20, 4), strict=True))
+    spec = replace(spec, subsets=subsets, num_classes=2, fold_sizes=(), val_fraction=0.34)
+    rules = replace(DRAWS, shots=1)
+    (run,) = plan(["stl10"], ["tiny"], protocols=[rules], device="cpu")
+    settings = Settings(data_dir=tmp_path, results_dir=tmp_path / "r", predictions_dir=tmp_path / "p", offline=True)
+    (record,) = run_grid([replace(run, dataset=spec)], settings)
+    assert record.error is None
+    frame = pandas.read_parquet(_path(record, settings))
+    right = (frame.prediction == frame.label).groupby(frame.part).mean()
+    assert list(right.index) == list(range(1, 21))
+    assert list(right) == [draw.score for fold in record.result.folds for draw in fold.draws]
+    assert [*dict.fromkeys(frame.image)] == list(open_split(spec, "test", data_dir=tmp_path).ids)
+    error = replace(_as_error(frame.iloc[-1]), part=20)
+    assert "<img" in make_contact_sheet(record, [error], data_dir=tmp_path, offline=True)
 
 
 def _as_error(row):
