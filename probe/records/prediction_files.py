@@ -99,7 +99,7 @@ def describe_predictions(
 
     Args:
         record: the record.
-        parts: predictions of each fold or draw; only one of them is in memory at a time if this is a generator.
+        parts: predictions of each fold or draw, which may be made one at a time.
         class_names: names in the order of the labels.
         with_logits: True if logits were asked for.
     """
