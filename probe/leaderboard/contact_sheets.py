@@ -85,9 +85,12 @@ def make_contact_sheet(
         }
         for error, jpeg in zip(errors, jpegs, strict=True)
     ]
+    score = f"Score of the run: {100 * record.result.score:.2f} %."
     note = (
-        f"The {len(tiles)} test images with the most confident wrong predictions, with the predicted class, its "
-        f"probability and the label. Score of the run: {100 * record.result.score:.2f} %."
+        f"The {len(tiles)} most confident wrong predictions for test images: the predicted class, its probability and "
+        f"the label. {score}"
+        if tiles
+        else f"There are no wrong predictions. {score}"
     )
     return _template().render(title=printable(str(record.spec)), note=note, tiles=tiles, side=SIDE)
 
