@@ -16,6 +16,22 @@ from probe.stats.metrics import find_mismatch, find_undefined
 from probe.stats.top_classes import SOFTMAX
 
 
+def text_weights(classifier: Classifier) -> Weights:
+    """Return the weights of k classes for normalised image features: text features times the scale, and the bias."""
+    weight = classifier.weights.astype(np.float64) * classifier.logit_scale
+    return Weights(weight, np.full(len(weight), classifier.logit_bias))
+
+
+def zero_shot_logits(x: np.ndarray, classifier: Classifier) -> np.ndarray:
+    """Return the logits of a model for images and classes, float64 (n, k).
+
+    Args:
+        x: float32 (n, d), projected features.
+        classifier: the text features of the k classes.
+    """
+    return text_weights(classifier).logits(normalized(x))
+
+
 def score_zero_shot(
     folds: Sequence[Mapping[str, Features]],
     classifier: Classifier,
@@ -36,8 +52,7 @@ def score_zero_shot(
         ProtocolError: the metric does not suit the labels.
     """
     results, digests = [], set()
-    scaled = classifier.weights.astype(np.float64) * classifier.logit_scale
-    weights = Weights(scaled, np.full(len(scaled), classifier.logit_bias))
+    weights = text_weights(classifier)
     for fold in folds:
         test = fold["test"]
         is_multi_label = test.y.ndim == 2
