@@ -9,10 +9,13 @@ import numpy as np
 from probe.errors import ProtocolError
 from probe.features.arrays import Features
 from probe.features.text import Classifier
+from probe.probes.calibration import calibrate
 from probe.probes.fits import Weights, normalized
 from probe.probes.result import ProbeResult, make_result, mean_result
 from probe.specs import NO_SOLVER
 from probe.stats.metrics import find_mismatch, find_undefined
+
+NO_TEMPERATURE = "no temperature: zero-shot keeps the scale of the model and reads no validation images"
 
 
 def score_zero_shot(
@@ -50,7 +53,15 @@ def score_zero_shot(
             predictions = np.eye(num_classes, dtype=np.int64)[predictions]
         results.append(
             make_result(
-                metric, test.y, logits, predictions=predictions, C=None, num_train=0, solver=NO_SOLVER, heads=(weights,)
+                metric,
+                test.y,
+                logits,
+                predictions=predictions,
+                C=None,
+                num_train=0,
+                solver=NO_SOLVER,
+                calibration=calibrate(test.y, logits, reason=NO_TEMPERATURE),
+                heads=(weights,),
             )
         )
     return mean_result(results, of="folds", same_images=len(digests) == 1)

@@ -17,6 +17,7 @@ from probe.stats.metrics import IGNORED
 NUM_BINS = 15  # of equal width, as in Guo et al. 2017
 NUM_DRAWS = 1000  # draws of the bootstrap of ECE
 SEED = 0  # fixed, so that records are reproducible
+ROWS = 4096  # images whose probabilities are in memory at a time
 SMALLEST_VAL = 50  # images; from fewer, a temperature would be noise
 TEMPERATURES = (1e-2, 1e2)  # limits of a fitted temperature
 
@@ -67,12 +68,9 @@ def measure_calibration(y: np.ndarray, logits: np.ndarray, *, draws: int = NUM_D
         hit = y == 1
         squared = (confidence - hit) ** 2
     else:
-        probabilities = _softmax(logits)
-        answer = logits.argmax(axis=1)
-        rows = np.arange(len(y))
-        confidence, hit = probabilities[rows, answer][:, None], (answer == y)[:, None]
+        parts = [_answers(y[start : start + ROWS], logits[start : start + ROWS]) for start in range(0, len(y), ROWS)]
+        confidence, hit, squared = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         counted = np.ones_like(hit)
-        squared = (probabilities**2).sum(axis=1) - 2 * probabilities[rows, y] + 1
     if not counted.any():
         raise ValueError("calibration needs at least one answer that counts, but there is none")
     bins = _in_bins(confidence, hit, counted)
@@ -92,6 +90,13 @@ def measure_calibration(y: np.ndarray, logits: np.ndarray, *, draws: int = NUM_D
     )
 
 
+def _answers(y: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the probability of the answers and their hits, (n, 1), and the squared distances to the labels, (n,)."""
+    probabilities, answer, rows = _softmax(logits), logits.argmax(axis=1), np.arange(len(y))
+    squared = (probabilities**2).sum(axis=1) - 2 * probabilities[rows, y] + 1
+    return probabilities[rows, answer][:, None], (answer == y)[:, None], squared
+
+
 def nll(y: np.ndarray, logits: np.ndarray) -> float:
     """Return the mean negative log-likelihood of labels in nats; see `measure_calibration` for the arguments.
 
@@ -100,9 +105,13 @@ def nll(y: np.ndarray, logits: np.ndarray) -> float:
     if y.ndim == 2:
         losses = np.logaddexp(0, np.where(y == 1, -logits, logits))
         return float(losses[y != IGNORED].mean())
-    highest = logits.max(axis=1, keepdims=True)
-    total = np.log(np.exp(logits - highest).sum(axis=1)) + highest[:, 0]
-    return float((total - logits[np.arange(len(y)), y]).mean())
+    losses = np.empty(len(y))
+    for start in range(0, len(y), ROWS):
+        some, labels = logits[start : start + ROWS], y[start : start + ROWS]
+        highest = some.max(axis=1, keepdims=True)
+        total = np.log(np.exp(some - highest).sum(axis=1)) + highest[:, 0]
+        losses[start : start + ROWS] = total - some[np.arange(len(labels)), labels]
+    return float(losses.mean())
 
 
 def fit_temperature(y: np.ndarray, logits: np.ndarray) -> float:
