@@ -189,6 +189,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "output": {
         "--out": _value("FILE", "File to write to."),
         "--format": _choice(("md", "csv", "json", "latex", "parquet"), "md", "Format of the leaderboard. [md]"),
+        "--classes": _value("N", "Number of classes to print, the worst first. [20]", type=_positive, default=20),
+        "--csv": _value("FILE.csv", "Write the scores of all classes to this file, and print nothing else."),
         "--html": _flag("Write the page of results."),
         "--plots": _value("DIR", "Write plots as PNG and SVG into this folder."),
         "--check": _flag("Change nothing; exit with 1 if a table differs from the records, or a record is damaged."),
@@ -264,6 +266,11 @@ COMMANDS: dict[str, dict[str, _Command]] = {
         ),
     },
     "results": {
+        "show": _Command(
+            "Show one record: scores of classes, confusions and calibration.",
+            "--classes --csv",
+            {"record": _value("RECORD.json", "Record of a run.")},
+        ),
         "tables": _Command("Write all tables from the records, or check them.", "--check --compare --results-dir"),
         "leaderboard": _Command(
             "Print the leaderboard, or write its page or plots.",

@@ -37,6 +37,7 @@ COMMAND_LINES = {
     "extract": (lambda made: [*RUNS, *made.cache], ["images", "state"]),
     "fit": (lambda made: [made.features, *FIT, *made.cache], ["score", "protocol"]),
     "parity": (lambda made: ["--device", "cpu", *made.cache], {"verdict"}),
+    "show": (lambda made: [made.record], {"classes", "confusions", "calibration"}),
     "tables": (lambda made: made.results, []),
     "leaderboard": (lambda made: made.results, {"sections"}),
     "diff": (lambda made: [made.record, made.record], {"changes", "verdict"}),
