@@ -215,3 +215,42 @@ def test_show_refuses_what_it_cannot_show(tmp_path, capsys):
     assert "has no scores of classes; repeat the run with --rerun" in capsys.readouterr().err
     assert main(["show", str(tmp_path / "missing.json")]) == 1
     assert "give the .json file of a record" in capsys.readouterr().err
+
+
+def _board(tmp_path, capsys, *options):
+    capsys.readouterr()
+    assert main(["leaderboard", "--results-dir", str(tmp_path), *options]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_leaderboard_has_calibration_only_if_asked(one, tmp_path, capsys):
+    record, _, _ = one
+    write_record(record, tmp_path)
+    write_record(make_record(protocol="few-shot-1"), tmp_path)
+    calibration = record.result.calibration
+    plain = _board(tmp_path, capsys)
+    assert "NLL" not in plain
+    text = _board(tmp_path, capsys, "--calibration")
+    row = next(line for line in text.splitlines() if line.startswith("| pictures"))
+    numbers = [f"{value:.4f}" for value in (calibration.before.nll, calibration.after.nll)]
+    numbers += [f"{value:.4f}" for value in (calibration.before.brier, calibration.after.brier)]
+    numbers += [f"{100 * value:.2f}" for value in (calibration.before.ece, calibration.after.ece)]
+    assert [cell.strip() for cell in row.split("|")[3:-1]] == [*numbers, f"{calibration.temperature:.4g}"]
+    assert "No record of this section has its calibration" in text
+    rows = list(csv.DictReader(_board(tmp_path, capsys, "--calibration", "--format", "csv").splitlines()))
+    (own,) = (row for row in rows if row["pictures_nll"])
+    assert float(own["pictures_nll"]) == calibration.before.nll
+    assert float(own["pictures_ece_after"]) == calibration.after.ece
+    assert {row["digits_nll"] for row in rows} == {""}
+    document = json.loads(_board(tmp_path, capsys, "--calibration", "--json"))
+    cells = [cell for section in document["sections"] for one in section["models"] for cell in one["cells"].values()]
+    assert {cell["calibration"]["brier"] for cell in cells} == {calibration.before.brier, None}
+    assert "calibration" not in _board(tmp_path, capsys, "--json")
+
+
+@pytest.mark.parametrize("options", [["--html"], ["--plots", "x"], ["--format", "latex"]])
+def test_calibration_is_refused_where_it_has_no_columns(options, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["leaderboard", "--calibration", *options])
+    assert end.value.code == 2
+    assert "remove --calibration" in capsys.readouterr().err
