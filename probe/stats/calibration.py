@@ -16,6 +16,7 @@ from probe.stats.metrics import IGNORED
 
 NUM_BINS = 15  # of equal width, as in Guo et al. 2017
 NUM_DRAWS = 1000  # draws of the bootstrap of ECE
+CELLS = 1 << 16  # drawn images in memory at a time
 SEED = 0  # fixed, so that records are reproducible
 ROWS = 4096  # images whose probabilities are in memory at a time
 SMALLEST_VAL = 50  # images; from fewer, a temperature would be noise
@@ -179,7 +180,12 @@ def _bootstrap(bins: np.ndarray, draws: int) -> tuple[float, float]:
     rng, n = np.random.default_rng(SEED), len(bins)
     number, confident, right = np.moveaxis(bins, 1, 0)
     flat = np.column_stack([confident - right, number.sum(axis=1)])  # all that ECE needs, so a draw is cheap
-    sums = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) @ flat for _ in range(draws)])
+    drawn, at_once = [], max(1, CELLS // n)
+    for start in range(0, draws, at_once):
+        m = min(at_once, draws - start)
+        cells = rng.integers(n, size=(m, n)) + n * np.arange(m)[:, None]
+        drawn.append(np.bincount(cells.ravel(), minlength=m * n).reshape(m, n) @ flat)
+    sums = np.concatenate(drawn)
     usable = sums[sums[:, -1] > 0]
     low, high = np.percentile(np.abs(usable[:, :-1]).sum(axis=1) / usable[:, -1], (2.5, 97.5))
     return float(low), float(high)
