@@ -44,7 +44,7 @@ def calibrate(
         except ValueError as err:
             reasons.append(f"no temperature: {err}")
         else:
-            after = _measure(y, logits / temperature)
+            after = _measure(y, logits, temperature)
     if before.nll is None:
         reasons.append(INFINITE)
     return CalibrationRecord(before, after, temperature, tuple(reasons))
@@ -79,8 +79,8 @@ def logits_of_shares(shares: np.ndarray, *, is_multi_label: bool) -> np.ndarray:
         return np.log(shares) - np.log1p(-shares) if is_multi_label else np.log(shares)
 
 
-def _measure(y: np.ndarray, logits: np.ndarray) -> CalibrationScores:
-    found = measure_calibration(y, logits)
+def _measure(y: np.ndarray, logits: np.ndarray, temperature: float = 1.0) -> CalibrationScores:
+    found = measure_calibration(y, logits, temperature=temperature)
     return CalibrationScores(
         nll=round(found.nll, DIGITS) if np.isfinite(found.nll) else None,
         brier=round(found.brier, DIGITS),

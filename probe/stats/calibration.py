@@ -49,12 +49,15 @@ class Calibration:
     accuracies: tuple[float, ...]
 
 
-def measure_calibration(y: np.ndarray, logits: np.ndarray, *, draws: int = NUM_DRAWS) -> Calibration:
-    """Measure the calibration of logits.
+def measure_calibration(
+    y: np.ndarray, logits: np.ndarray, *, temperature: float = 1.0, draws: int = NUM_DRAWS
+) -> Calibration:
+    """Measure the calibration of logits, divided by a temperature.
 
     Args:
         y: int64 (n,), class indices in [0, k); or (n, k) of 1, 0 and -1 if an image can show several classes.
         logits: float64 (n, k). A class without training images has the logit -inf.
+        temperature: number that divides all logits.
         draws: number of bootstrap draws, of images, for the interval of ECE.
 
     Raises:
@@ -64,12 +67,15 @@ def measure_calibration(y: np.ndarray, logits: np.ndarray, *, draws: int = NUM_D
     scikit-learn's `log_loss` and `brier_score_loss` and torchmetrics' `MulticlassCalibrationError` with 15 bins.
     """
     if y.ndim == 2:
-        confidence = _sigmoid(logits)
+        confidence = _sigmoid(logits / temperature)
         counted = y != IGNORED
         hit = y == 1
         squared = (confidence - hit) ** 2
     else:
-        parts = [_answers(y[start : start + ROWS], logits[start : start + ROWS]) for start in range(0, len(y), ROWS)]
+        parts = [
+            _answers(y[start : start + ROWS], logits[start : start + ROWS] / temperature)
+            for start in range(0, len(y), ROWS)
+        ]
         confidence, hit, squared = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         counted = np.ones_like(hit)
     if not counted.any():
@@ -80,7 +86,7 @@ def measure_calibration(y: np.ndarray, logits: np.ndarray, *, draws: int = NUM_D
     number, confident, right = bins.sum(axis=0)
     held = np.maximum(number, 1)
     return Calibration(
-        nll=nll(y, logits),
+        nll=nll(y, logits, temperature=temperature),
         brier=float(squared[counted].mean() if y.ndim == 2 else squared.mean()),
         ece=ece,
         ece_low=min(low, ece),
@@ -98,17 +104,17 @@ def _answers(y: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return probabilities[rows, answer][:, None], (answer == y)[:, None], squared
 
 
-def nll(y: np.ndarray, logits: np.ndarray) -> float:
+def nll(y: np.ndarray, logits: np.ndarray, *, temperature: float = 1.0) -> float:
     """Return the mean negative log-likelihood of labels in nats; see `measure_calibration` for the arguments.
 
     It is infinite if a label has the logit -inf.
     """
     if y.ndim == 2:
-        losses = np.logaddexp(0, np.where(y == 1, -logits, logits))
+        losses = np.logaddexp(0, np.where(y == 1, -logits, logits) / temperature)
         return float(losses[y != IGNORED].mean())
     losses = np.empty(len(y))
     for start in range(0, len(y), ROWS):
-        some, labels = logits[start : start + ROWS], y[start : start + ROWS]
+        some, labels = logits[start : start + ROWS] / temperature, y[start : start + ROWS]
         highest = some.max(axis=1, keepdims=True)
         total = np.log(np.exp(some - highest).sum(axis=1)) + highest[:, 0]
         losses[start : start + ROWS] = total - some[np.arange(len(labels)), labels]
@@ -131,7 +137,7 @@ def fit_temperature(y: np.ndarray, logits: np.ndarray) -> float:
         raise ValueError("a class of the validation images has no training image, so its probability is 0")
     from scipy.optimize import minimize_scalar
 
-    loss: Callable[[float], float] = lambda power: nll(y, logits / np.exp(power))  # noqa: E731 - of one argument
+    loss: Callable[[float], float] = lambda power: nll(y, logits, temperature=float(np.exp(power)))  # noqa: E731 - of one argument
     found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))
 
