@@ -10,12 +10,20 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import confusion_matrix
 
 from probe.features.arrays import Features
+from probe.features.extraction import Session, extract, prepare
+from probe.grid import plan
 from probe.probes.fit import fit_folds, fit_probe
+from probe.probes.heads import load_head
+from probe.probes.knn import NO_TEMPERATURE as KNN_REASON
 from probe.probes.knn import fit_knn
+from probe.probes.zero_shot import NO_TEMPERATURE as ZERO_SHOT_REASON
+from probe.progress import Progress
 from probe.records.checks import find_fault
 from probe.records.packing import unpack_bins, unpack_classes
-from probe.records.record import decode_record
+from probe.records.record import decode_record, head_path, read_record, record_path
 from probe.records.schema import CalibrationRecord
+from probe.runner import run_grid
+from probe.settings import Settings
 from probe.specs import KNN, NO_SOLVER, Protocol
 from probe.stats.calibration import fit_temperature, measure_calibration
 from probe.stats.per_class import class_scores
@@ -205,3 +213,36 @@ def test_damaged_fields_are_refused(parts):
     fewer = replace(packed, counts=replace(packed.counts, lowest=packed.counts.lowest + 1))
     found = find_fault(replace(record, result=replace(result, classes=(fewer,))))
     assert "but its classes have 410 test images" in found
+
+
+@pytest.mark.slow
+def test_a_run_records_the_calibration_of_its_heads(tmp_path):
+    """Zero-shot and the probe have heads, whose logits give the recorded numbers; k-NN has none."""
+    specs = plan(["digits"], ["tiny"], protocols=["clip-paper", "zero-shot", "knn-5"], device="cpu")
+    settings = Settings(results_dir=tmp_path, save_heads=True)
+    for spec, record in zip(specs, run_grid(specs, settings), strict=True):
+        assert read_record(record_path(record, tmp_path)) == record
+        (counts,), found = unpack_classes(record.result), record.result.calibration
+        assert counts.images.sum() == record.result.num_test == 359
+        assert counts.right.sum() == round(record.result.score * 359)
+        if spec.protocol.method == KNN:
+            assert found.reasons == (KNN_REASON,)
+            continue
+        assert found.reasons == ((ZERO_SHOT_REASON,) if record.prompts else ())
+        session = Session(settings)
+        assert not prepare([spec], session, Progress(is_shown=False))
+        features = extract(session.find_encoder(spec), session.open_dataset(spec.dataset), session)
+        test = features.cut(["test"])[0]["test"]
+        logits = load_head(head_path(spec, tmp_path)).logits(test.at(spec.protocol.feature_point))
+        _equals(found.before, measure_calibration(test.y, logits))
+        if found.after is not None:
+            _equals(found.after, measure_calibration(test.y, logits, temperature=found.temperature))
+
+
+def test_a_temperature_divides_the_logits():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((300, 4))
+    for y in (rng.integers(4, size=300), rng.integers(2, size=(300, 4))):
+        found, divided = measure_calibration(y, logits, temperature=2.5), measure_calibration(y, logits / 2.5)
+        for name in ("nll", "brier", "ece", "ece_low", "ece_high"):
+            assert getattr(found, name) == pytest.approx(getattr(divided, name), rel=1e-12)
