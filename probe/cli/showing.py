@@ -30,7 +30,7 @@ def show_command(args: argparse.Namespace) -> int:
         print_json([args.csv]) if args.json else print(printable(args.csv))
         return 0
     if args.json:
-        print_json(details.to_json(record))
+        print_json(details.collect_details(record))
         return 0
     print_facts(details.describe_record(record))
     if isinstance(record, DoneRecord):

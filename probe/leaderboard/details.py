@@ -168,7 +168,7 @@ def _scores(scores: CalibrationScores) -> tuple[str, str, str, str]:
     return loss, f"{scores.brier:.4f}", f"{100 * scores.ece:.2f}", around
 
 
-def to_json(record: RunRecord) -> dict[str, Any]:
+def collect_details(record: RunRecord) -> dict[str, Any]:
     """Return the details of a record as plain values, with all classes and with scores as fractions.
 
     Raises:

@@ -14,9 +14,9 @@ from probe.features.arrays import Features
 from probe.leaderboard.details import (
     class_names,
     class_rows,
+    collect_details,
     confusions,
     describe_record,
-    to_json,
     worst_first,
 )
 from probe.probes.fit import fit_folds, fit_probe
@@ -135,9 +135,9 @@ def test_names_are_those_of_the_record_then_of_the_catalogue():
 
 
 def test_old_and_failed_records_have_facts():
-    old = to_json(make_record())
+    old = collect_details(make_record())
     assert (old["classes"], old["confusions"], old["calibration"]) == ([], [], None)
-    failed = to_json(make_failure("no images"))
+    failed = collect_details(make_failure("no images"))
     assert failed["error"]["message"] == "no images"
     assert describe_record(make_failure("no images"))["error"] == "no images"
 
