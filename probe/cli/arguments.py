@@ -194,6 +194,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "output": {
         "--out": _value("FILE", "File to write to."),
         "--format": _choice(("md", "csv", "json", "latex", "parquet"), "md", "Format of the leaderboard. [md]"),
+        "--classes": _value("N", "Number of classes to print, the worst first. [20]", type=_positive, default=20),
+        "--csv": _value("FILE.csv", "Write the scores of all classes to this file, and print nothing else."),
+        "--calibration": _flag("Also give NLL, Brier score and ECE, before and after temperature scaling."),
         "--html": _flag("Write the page of results."),
         "--plots": _value("DIR", "Write plots as PNG and SVG into this folder."),
         "--check": _flag("Change nothing; exit with 1 if a table differs from the records, or a record is damaged."),
@@ -269,10 +272,15 @@ COMMANDS: dict[str, dict[str, _Command]] = {
         ),
     },
     "results": {
+        "show": _Command(
+            "Show one record: scores of classes, confusions and calibration.",
+            "--classes --csv",
+            {"record": _value("RECORD.json", "Record of a run.")},
+        ),
         "tables": _Command("Write all tables from the records, or check them.", "--check --compare --results-dir"),
         "leaderboard": _Command(
             "Print the leaderboard, or write its page or plots.",
-            "--protocol --format --html --plots --out --results-dir",
+            "--protocol --format --calibration --html --plots --out --results-dir",
             changes={
                 "--protocol": {"help": "Protocol to show, repeatable. [all]"},
                 "--json": {"help": "Print JSON, as --format json."},
@@ -426,6 +434,10 @@ def check_conflicts(args: argparse.Namespace) -> None:
 
 
 def _check_leaderboard(args: argparse.Namespace) -> None:
+    if args.calibration and (args.html or args.plots is not None):
+        raise UsageError("the page and the plots always show the calibration; remove --calibration")
+    if args.calibration and args.format == "latex":
+        raise UsageError("LaTeX has no columns for the calibration; use --format csv, or remove --calibration")
     if args.plots is not None and args.out is not None:
         raise UsageError("--plots names the folder to write to; remove --out")
     if args.format == "parquet" and args.out is None:

@@ -90,7 +90,8 @@ def leaderboard(args: argparse.Namespace) -> int:
     if args.html:
         _print_paths([_write_page(records, results_dir, args)], args)
         return 0
-    text = exports.FORMATS["json" if args.json else args.format](make_sections(records))
+    options = {"with_calibration": True} if args.calibration else {}
+    text = exports.FORMATS["json" if args.json else args.format](make_sections(records), **options)
     if args.out is not None:
         write_bytes(Path(args.out), text if isinstance(text, bytes) else encode(text))
         _print_paths([Path(args.out)], args)

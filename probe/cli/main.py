@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from probe.cli import arguments, boards, caching, catalogues, checks, predicting, running
+from probe.cli import arguments, boards, caching, catalogues, checks, predicting, running, showing
 from probe.errors import ProbeError, UnknownNameError, brief
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -22,6 +22,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "fit": running.fit,
     "predict": predicting.predict_command,
     "parity": checks.parity_command,
+    "show": showing.show_command,
     "tables": boards.tables,
     "leaderboard": boards.leaderboard,
     "diff": checks.diff_command,

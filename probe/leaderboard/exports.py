@@ -22,12 +22,14 @@ _SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
-def to_json(sections: Sequence[Section]) -> str:
+def to_json(sections: Sequence[Section], *, with_calibration: bool = False) -> str:
     """Return JSON, section by section and model by model; each cell has its record's path below the results folder.
 
     Zero-shot, k-NN and the linear probe side by side follow under `methods` if there are such rows.
     """
-    values: dict[str, Any] = {"sections": [_section(section) for section in sections]}
+    values: dict[str, Any] = {
+        "sections": [_section(section, with_calibration=with_calibration) for section in sections]
+    }
     if rows := _methods(sections):
         values["methods"] = [dict(zip(methods.HEADER, row, strict=True)) for row in methods.values(rows)]
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
@@ -49,12 +51,12 @@ def _methods(sections: Sequence[Section]) -> list[methods.MethodRow]:
     return methods.compare_methods(record for section in sections for record in section.records)
 
 
-def to_parquet(sections: Sequence[Section]) -> bytes:
+def to_parquet(sections: Sequence[Section], *, with_calibration: bool = False) -> bytes:
     """Return Parquet with the columns of the CSV and their types. Bytes that are not UTF-8 are escaped in names."""
     import pyarrow
     from pyarrow import parquet
 
-    header, rows = texts.table(sections)
+    header, rows = texts.table(sections, with_calibration=with_calibration)
     columns = [pyarrow.array(map(_utf8, column), from_pandas=True) for column in zip(*rows, strict=True)]
     if not rows:
         columns = [pyarrow.array([], pyarrow.string()) for _ in header]
@@ -63,9 +65,15 @@ def to_parquet(sections: Sequence[Section]) -> bytes:
     return file.getvalue()
 
 
-FORMATS: dict[str, Callable[[Sequence[Section]], str | bytes]] = {
+def to_csv(sections: Sequence[Section], *, with_calibration: bool = False) -> str:
+    """Return CSV with a row for each model, see `texts.table`."""
+    return rows_to_csv(*texts.table(sections, with_calibration=with_calibration))
+
+
+# All formats but LaTeX have the option `with_calibration`.
+FORMATS: dict[str, Callable[..., str | bytes]] = {
     "md": texts.sections_to_markdown,
-    "csv": lambda sections: rows_to_csv(*texts.table(sections)),
+    "csv": to_csv,
     "json": to_json,
     "latex": to_latex,
     "parquet": to_parquet,
@@ -76,7 +84,7 @@ def _utf8(value: object) -> object:
     return encode(value).decode() if isinstance(value, str) else value
 
 
-def _section(section: Section) -> dict[str, Any]:
+def _section(section: Section, *, with_calibration: bool) -> dict[str, Any]:
     names = ("protocol", "feature_point", "solver", "mode", "precision", "rules", "datasets", "common")
     lines = [
         {
@@ -84,7 +92,7 @@ def _section(section: Section) -> dict[str, Any]:
             "rank": line.rank,
             "mean": line.mean,
             "half_width": line.half_width,
-            "cells": {name: _cell(cell) for name, cell in line.cells.items()},
+            "cells": {name: _cell(cell, with_calibration=with_calibration) for name, cell in line.cells.items()},
         }
         for line in section.lines
     ]
@@ -94,12 +102,14 @@ def _section(section: Section) -> dict[str, Any]:
     return {**values, "models": lines}
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
+def _cell(cell: Cell, *, with_calibration: bool) -> dict[str, Any]:
     result = cell.record.result
+    calibration = {"calibration": texts.calibration_values(cell)} if with_calibration else {}
     interval = result.interval if result is not None else None
     neighbours = {"k": result.k} if result is not None and result.k is not None else {}
     return {
         **neighbours,
+        **calibration,
         "score": result.score if result is not None else None,
         "low": interval.low if interval is not None else None,
         "high": interval.high if interval is not None else None,

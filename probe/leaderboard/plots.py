@@ -16,6 +16,7 @@ from probe.leaderboard.few_shot import SHOTS, FewShotChart, few_shot_charts
 from probe.leaderboard.labels import short_names
 from probe.leaderboard.methods import compare_methods
 from probe.leaderboard.sections import Section
+from probe.records.packing import unpack_bins
 from probe.records.record import write_bytes
 from probe.records.schema import DoneRecord, RunRecord
 from probe.specs import NO_SOLVER, unique_slug
@@ -39,6 +40,7 @@ MAX_WIDTH = 300.0  # inches; Matplotlib draws no image of more than 65,536 dots
 MAX_TEXT = 40  # characters shown of a name
 MAX_TITLE = 80  # characters shown of a title
 MAX_LEVEL = 20  # characters of a name that is not rotated
+MAX_PANELS = 40  # of a figure of reliability diagrams
 MARKERS = "os^Dv<>ph*"
 
 
@@ -46,10 +48,11 @@ def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
     """Draw all figures that have something to show, and return their paths.
 
     Each section has `bars` (scores with 95 % confidence intervals), `cost` (the mean against GFLOPs for an image) and,
-    for each dataset with a sweep, `sweep` (validation score against C). Each group of few-shot protocols has `shots`
-    (mean score against the number of training images of each class, with zero-shot at 0). All records together have
-    `zero-shot` (zero-shot against the linear probe), `jit` (JIT against eager) and `published` (against table 10 of the
-    paper).
+    for each dataset with a sweep, `sweep` (validation score against C). Each dataset of a section whose records have
+    the bins of their calibration has `reliability`: a reliability diagram for each of the `MAX_PANELS` best models.
+    Each group of few-shot protocols has `shots` (mean score against the number of training images of each class, with
+    zero-shot at 0). All records together have `zero-shot` (zero-shot against the linear probe), `jit` (JIT against
+    eager) and `published` (against table 10 of the paper).
 
     Raises:
         ResultsError: the folder cannot be written to, or there is nothing to draw.
@@ -100,6 +103,10 @@ def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
             swept = [record for record in _done(section, dataset) if len(record.result.sweep) > 1]
             if swept:
                 yield f"sweep.{unique_slug(dataset, is_path=':' in dataset)}.{name}", _sweep(section, dataset, swept)
+            binned = [record for record in _done(section, dataset) if _has_bins(record)]
+            if binned:
+                slug = unique_slug(dataset, is_path=":" in dataset)
+                yield f"reliability.{slug}.{name}", _reliability(section, dataset, binned[:MAX_PANELS])
     charts = few_shot_charts(records)
     titles = [chart.title for chart in charts]
     for chart in charts:
@@ -206,6 +213,43 @@ def _sweep(section: Section, dataset: str, records: Sequence[DoneRecord]) -> Fig
     axes.set_ylabel("validation score, %")
     axes.set_title(f"{_text(dataset)}: {_text(section.title, MAX_TITLE)}")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _has_bins(record: DoneRecord) -> bool:
+    return record.result.calibration is not None and record.result.calibration.before.bins is not None
+
+
+def _reliability(section: Section, dataset: str, records: Sequence[DoneRecord]) -> Figure:
+    """Draw the share of hits against the mean probability of each bin, before and after temperature scaling."""
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(records))
+    rows = math.ceil(len(records) / columns)
+    figure = Figure(figsize=(2.4 * columns, 2.4 * rows))
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True, gridspec_kw={"hspace": 0.3})
+    for axes in panels.flat[len(records) :]:
+        axes.set_visible(False)
+    models = short_names(record.model for record in records)
+    for axes, record in zip(panels.flat, records, strict=False):
+        calibration = record.result.calibration
+        assert calibration is not None
+        axes.axline((50, 50), slope=1, ls="--", lw=1, color="grey")
+        for (name, scores), marker in zip(
+            (("before", calibration.before), ("after", calibration.after)), MARKERS, strict=False
+        ):
+            if scores is None:
+                continue
+            answers, probabilities, hits = unpack_bins(scores)
+            held = answers > 0
+            label = f"{name}: ECE {100 * scores.ece:.2f} %"
+            axes.plot(100 * probabilities[held], 100 * hits[held], marker=marker, ms=3, lw=1, label=label)
+        axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal", xlabel="mean probability, %", ylabel="hits, %")
+        axes.label_outer()
+        axes.set_title(_text(models[record.model]), fontsize=9)
+        axes.legend(fontsize=6, loc="lower right")
+    title = f"{_text(dataset)}: {_text(section.title, MAX_TITLE)}"
+    figure.suptitle(title, y=1 + 0.05 / rows, va="bottom", fontsize=10)
     return figure
 
 

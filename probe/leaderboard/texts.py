@@ -14,29 +14,50 @@ from probe.specs import KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
 
 METHOD_TITLES = {LOGISTIC: "linear probes", KNN: "k-nearest neighbours", ZERO_SHOT: "zero-shot classification"}
 MAX_NAMED = 50  # datasets or models in a note
-_ENDINGS = ("", "_low", "_high", "_rank", "_status")  # endings of a dataset's column names
+_ENDINGS: tuple[str, ...] = ("", "_low", "_high", "_rank", "_status")  # endings of a dataset's column names
+_MEASURES = ("nll", "brier", "ece")
+CALIBRATION_NAMES = tuple(f"{name}{when}" for when in ("", "_after") for name in _MEASURES)
+_CALIBRATION_HEADER = (
+    *("dataset", "model", "NLL", "NLL after", "Brier score", "Brier score after", "ECE, %", "ECE after, %"),
+    "temperature",
+)
+CALIBRATION_NOTE = (
+    "Calibration on the test images: negative log-likelihood, Brier score and expected calibration error; lower is "
+    "better. The values after are those after temperature scaling on the validation images."
+)
 
 
-def table(found: Sequence[Section]) -> tuple[list[str], list[list[object]]]:
+def table(found: Sequence[Section], *, with_calibration: bool = False) -> tuple[list[str], list[list[object]]]:
     """Return all sections as one table, a row for each model: header and rows, with None for missing values.
 
-    Each dataset has five columns: score and both bounds of its interval as fractions, rank, and status.
+    Each dataset has five columns: score and both bounds of its interval as fractions, rank, and status. With
+    `with_calibration`, six more columns have the NLL, the Brier score and the ECE before and after temperature scaling.
     """
+    endings = _ENDINGS
+    if with_calibration:
+        endings += tuple(f"_{name}" for name in CALIBRATION_NAMES)
     names = sort_datasets({name for section in found for name in section.datasets})
     header = [*("protocol", "feature_point", "solver", "mode", "precision", "rules", "rank", "model")]
     header += ["mean", "mean_low", "mean_high", "num_datasets"]
     for name in names:
         column = printable(name)
-        while set(header) & {f"{column}{ending}" for ending in _ENDINGS}:  # for example, a dataset named `mean`
+        while set(header) & {f"{column}{ending}" for ending in endings}:  # for example, a dataset named `mean`
             column = f"dataset:{column}"
-        header += [f"{column}{ending}" for ending in _ENDINGS]
+        header += [f"{column}{ending}" for ending in endings]
     rows: list[list[object]] = []
     for section in found:
         solver = None if section.solver == NO_SOLVER else section.solver
         named = (section.protocol, section.feature_point, solver, section.mode, section.precision)
         for line in section.lines:
             means = (line.mean, line.low, line.high, len(section.common))
-            cells = [value for name in names for value in _values(line.cells.get(name))]
+            cells = [
+                value
+                for name in names
+                for value in (
+                    *_values(line.cells.get(name)),
+                    *(calibration_values(line.cells.get(name)).values() if with_calibration else ()),
+                )
+            ]
             rows.append([*named, section.rules, line.rank, line.model, *means, *cells])
     return header, rows
 
@@ -51,11 +72,24 @@ def _values(cell: Cell | None) -> list[object]:
     return [result.score if result is not None else None, *ends, cell.rank or None, cell.status]
 
 
-def sections_to_markdown(found: Sequence[Section]) -> str:
-    """Return the overview, the legend and the other sections as a page to read, with scores in percent."""
+def calibration_values(cell: Cell | None) -> dict[str, float | None]:
+    """Return the NLL, the Brier score and the ECE of a cell, before and after temperature scaling, by name."""
+    calibration = cell.record.result.calibration if cell is not None and cell.record.result is not None else None
+    states = (None, None) if calibration is None else (calibration.before, calibration.after)
+    values = [None if state is None else getattr(state, name) for state in states for name in _MEASURES]
+    return dict(zip(CALIBRATION_NAMES, values, strict=True))
+
+
+def sections_to_markdown(found: Sequence[Section], *, with_calibration: bool = False) -> str:
+    """Return the overview, the legend and the other sections as a page to read, with scores in percent.
+
+    With `with_calibration`, each section has a second table, of the calibration of its records.
+    """
     records = [record for section in found for record in section.records]
     page = [f"# Leaderboard\n\nScores of {method_titles(found)} in percent: {scope(records)}.\n"]
     parts = [_markdown(title, section) for title, section in zip(titles(found), found, strict=True)]
+    if with_calibration:
+        parts = [f"{part}{_calibration_markdown(section)}" for part, section in zip(parts, found, strict=True)]
     if parts:
         parts[0] = parts[0].replace("## ", "## Overview: ", 1)
     terms = legend(section.protocol for section in found)
@@ -82,6 +116,30 @@ def method_titles(found: Sequence[Section], *, but: str = "") -> str:
 def _markdown(title: str, section: Section) -> str:
     remarks = "".join(f"\n{markdown_text(note)}\n" for note in [*metric_notes(section), *notes(section)])
     return f"## {markdown_text(title)}\n\n{markdown_table(*to_text(section, emphasize=True))}{remarks}"
+
+
+def _calibration_markdown(section: Section) -> str:
+    """Return the table of the calibration of a section, with a row for each record that has one."""
+    datasets = short_names(section.datasets)
+    models = short_names(line.model for line in section.lines)
+    rows = []
+    for name in section.datasets:
+        for line in section.lines:
+            result = line.cells[name].record.result if name in line.cells else None
+            if result is None or result.calibration is None:
+                continue
+            values = calibration_values(line.cells[name])
+            texts = [
+                NO_RECORD if value is None else f"{100 * value:.2f}" if measure == "ece" else f"{value:.4f}"
+                for measure in _MEASURES
+                for value in (values[measure], values[f"{measure}_after"])
+            ]
+            temperature = result.calibration.temperature
+            scale = NO_RECORD if temperature is None else f"{temperature:.4g}"
+            rows.append((datasets[name], models[line.model], *texts, scale))
+    if not rows:
+        return "\nNo record of this section has its calibration; repeat the runs with --rerun.\n"
+    return f"\n{CALIBRATION_NOTE}\n\n{markdown_table(_CALIBRATION_HEADER, rows)}"
 
 
 def metric_notes(section: Section) -> list[str]:

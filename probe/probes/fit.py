@@ -23,6 +23,7 @@ from probe.features.arrays import Features
 from probe.ordering import order
 from probe.probes import costs
 from probe.probes.cached_fits import FitCache, FitKey
+from probe.probes.calibration import calibrate
 from probe.probes.fits import Fit, Solver, normalized, worst
 from probe.probes.knn import fit_knn
 from probe.probes.protocols import get_protocol, validate
@@ -207,6 +208,10 @@ class _Probe:
         else:
             predictions = y_score.argmax(axis=1)
             predictions = np.array(self.label_values)[predictions] if self.label_values else predictions
+        val_logits, reason = self._validation_logits(val, final, chosen)
+        calibration = calibrate(
+            test.y, y_score, val_y=val.y if val is not None else None, val_logits=val_logits, reason=reason
+        )
         return make_result(
             self.metric,
             test.y,
@@ -219,9 +224,25 @@ class _Probe:
             label_values=self.label_values,
             sweep=sweep,
             choice_converged=all(point.converged for point in sweep),
+            calibration=calibration,
             heads=(weights,),
             top=(SIGMOID if test.y.ndim == 2 else SOFTMAX) if self.settings.finds_top else "",
         )
+
+    def _validation_logits(self, val: Features | None, final: Fit, chosen: Fit | None) -> tuple[np.ndarray | None, str]:
+        """Return logits of the validation images by a fit on the training images alone, or the reason for none.
+
+        Args:
+            val: validation images.
+            final: final fit, which has seen `val` if the protocol has `refit`.
+            chosen: fit of the sweep at the chosen C, which has not.
+        """
+        if val is None:
+            return None, "no temperature: there are no validation images"
+        fit = chosen if self.rules.refit else final
+        if fit is None:
+            return None, "no temperature: the protocol has a single fit, which uses the validation images"
+        return fit.scores(_at_feature_point(self.rules, val), self.num_classes), ""
 
     def _sweep(self, train: Features, val: Features) -> tuple[dict[float, SweepRecord], dict[float, Fit]]:
         """Return the sweep point and the fit of each tried value of C, the sweep points ascending."""

@@ -12,6 +12,7 @@ import logging
 import numpy as np
 
 from probe.features.arrays import Features
+from probe.probes.calibration import calibrate, logits_of_shares
 from probe.probes.neighbours import GRID, Neighbours, find_neighbours
 from probe.probes.result import ProbeResult, make_result
 from probe.records.schema import NeighboursRecord
@@ -20,6 +21,8 @@ from probe.stats.metrics import IGNORED, get_metric
 from probe.stats.top_classes import SHARES
 
 logger = logging.getLogger(__name__)
+
+NO_TEMPERATURE = "no temperature: the shares of the votes are the probabilities, and many of them are 0"
 
 
 def fit_knn(
@@ -80,6 +83,7 @@ def fit_knn(
         C=None,
         num_train=len(y),
         solver=NO_SOLVER,
+        calibration=calibrate(test.y, logits_of_shares(shares, is_multi_label=y.ndim == 2), reason=NO_TEMPERATURE),
         label_values=label_values,
         k=k,
         k_sweep=tuple(sweep),

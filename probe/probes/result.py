@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from probe.errors import ProtocolError
+from probe.probes.calibration import mean_calibration
 from probe.probes.fits import Convergence, Weights, worst
-from probe.records.packing import pack
-from probe.records.schema import IntervalRecord, NeighboursRecord, ResultRecord, SweepRecord
+from probe.records.packing import pack, pack_classes
+from probe.records.schema import CalibrationRecord, IntervalRecord, NeighboursRecord, ResultRecord, SweepRecord
 from probe.specs import NO_SOLVER
 from probe.stats.intervals import Interval, interval, seeds_interval
 from probe.stats.metrics import get_metric
 from probe.stats.outcomes import Outcomes, make_outcomes
+from probe.stats.per_class import ClassCounts, count_classes
 from probe.stats.top_classes import TopClasses, find_top
 
 
@@ -43,6 +45,9 @@ class ProbeResult(Convergence):
         predictions: int64 (num_test,), original labels; or (num_test, k) of 0 and 1 if an image can show several of k
             classes.
         outcomes: outcomes of the test images, one for each fold or draw.
+        classes: test images of each class and their errors, one for each fold or draw; empty if an image can show
+            several classes. With `label_values`, the i-th class has the i-th of these labels.
+        calibration: calibration on the test images.
         heads: weights of the final fit, one for each fold or draw; empty if the protocol has no linear head.
         tops: the classes with the highest scores of the test images, one for each fold or draw; empty if they were not
             asked for.
@@ -67,6 +72,8 @@ class ProbeResult(Convergence):
     k_sweep: tuple[NeighboursRecord, ...] = ()
     predictions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
     outcomes: tuple[Outcomes, ...] = field(default=(), repr=False, compare=False)
+    classes: tuple[ClassCounts, ...] = field(default=(), repr=False, compare=False)
+    calibration: CalibrationRecord | None = None
     heads: tuple[Weights, ...] = field(default=(), repr=False, compare=False)
     tops: tuple[TopClasses, ...] = field(default=(), repr=False, compare=False)
     same_images: bool = True
@@ -107,11 +114,13 @@ class ProbeResult(Convergence):
             sweep=self.sweep,
             choice_converged=self.choice_converged,
             outcomes=tuple(map(pack, self.outcomes)),
+            classes=tuple(map(pack_classes, self.classes)),
+            calibration=self.calibration,
             same_images=self.same_images,
             seed=self.seed,
             draw_sha256=self.draw_sha256,
-            draws=tuple(replace(draw.to_record(), outcomes=()) for draw in self.draws),
-            folds=tuple(replace(fold.to_record(), outcomes=()) for fold in self.folds),
+            draws=tuple(replace(draw.to_record(), outcomes=(), classes=()) for draw in self.draws),
+            folds=tuple(replace(fold.to_record(), outcomes=(), classes=()) for fold in self.folds),
         )
 
     def _without_fit(self) -> ResultRecord:
@@ -130,8 +139,10 @@ class ProbeResult(Convergence):
             k=self.k,
             k_sweep=self.k_sweep,
             outcomes=tuple(map(pack, self.outcomes)),
+            classes=tuple(map(pack_classes, self.classes)),
+            calibration=self.calibration,
             same_images=self.same_images,
-            folds=tuple(replace(fold.to_record(), outcomes=()) for fold in self.folds),
+            folds=tuple(replace(fold.to_record(), outcomes=(), classes=()) for fold in self.folds),
         )
 
 
@@ -158,7 +169,7 @@ def make_result(
     top: str = "",
     **fields: Any,
 ) -> ProbeResult:
-    """Return the result of scores of the test split: the score, its interval, and the outcomes of the images.
+    """Return the result of scores of the test split: the score, its interval, outcomes, and counts of each class.
 
     Args:
         metric: a name of `metrics.METRICS`.
@@ -178,6 +189,7 @@ def make_result(
         predictions=predictions,
         outcomes=(outcomes,),
         tops=(find_top(y_score, top, fields.get("label_values", ())),) if top else (),
+        classes=(count_classes(y, y_score.argmax(axis=1), y_score.shape[1]),) if y.ndim == 1 else (),
         **vars(fit),
         **fields,
     )
@@ -194,6 +206,8 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
     | `num_train`, `num_test` | value of the first result |
     | `predictions`, `heads`, `tops` | concatenation |
     | `outcomes` | all outcomes; only the first draw of each fold if folds have different test images |
+    | `classes` | all counts |
+    | `calibration` | mean, see `calibration.mean_calibration` |
 
     Args:
         results: one result for each fold or draw.
@@ -224,6 +238,8 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         choice_converged=all(result.choice_converged for result in results),
         predictions=np.concatenate([result.predictions for result in results]),
         outcomes=tuple(outcomes),
+        classes=tuple(one for result in results for one in result.classes),
+        calibration=mean_calibration([result.calibration for result in results]),
         heads=tuple(head for result in results for head in result.heads),
         tops=tuple(top for result in results for top in result.tops),
         same_images=same_images,

@@ -9,6 +9,7 @@ import numpy as np
 from probe.errors import ProtocolError
 from probe.features.arrays import Features
 from probe.features.text import Classifier
+from probe.probes.calibration import calibrate
 from probe.probes.fits import Weights, normalized
 from probe.probes.result import ProbeResult, make_result, mean_result
 from probe.specs import NO_SOLVER
@@ -30,6 +31,9 @@ def zero_shot_logits(x: np.ndarray, classifier: Classifier) -> np.ndarray:
         classifier: the text features of the k classes.
     """
     return text_weights(classifier).logits(normalized(x))
+
+
+NO_TEMPERATURE = "no temperature: zero-shot keeps the scale of the model and reads no validation images"
 
 
 def score_zero_shot(
@@ -78,6 +82,7 @@ def score_zero_shot(
                 C=None,
                 num_train=0,
                 solver=NO_SOLVER,
+                calibration=calibrate(test.y, logits, reason=NO_TEMPERATURE),
                 heads=(weights,),
                 top=SOFTMAX if finds_top else "",
             )

@@ -40,8 +40,18 @@ def _find_contradiction(result: ResultRecord, metric: str) -> str:
     """Return a sentence that says how a result contradicts its outcomes of test images, or "" if they agree."""
     if not result.outcomes:
         return ""
-    from probe.records.packing import unpack_outcomes  # imports NumPy, which other records do not need
+    from probe.records.packing import unpack_bins, unpack_classes, unpack_outcomes  # imports NumPy
 
+    try:
+        classes = unpack_classes(result)
+        for one in (result, *result.folds, *result.draws):
+            for scores in () if one.calibration is None else (one.calibration.before, one.calibration.after):
+                if scores is not None:
+                    unpack_bins(scores)
+    except ResultsError as err:
+        return str(err)
+    if classes and classes[0].images.sum() != result.num_test:
+        return f"result.num_test is {result.num_test}, but its classes have {classes[0].images.sum()} test images"
     try:
         outcomes = unpack_outcomes(result)
         score = sum(one.score() for one in outcomes) / len(outcomes)

@@ -42,7 +42,10 @@ STAGES = {
         ("result",),
         "the fit differs because of the stages above, or because the code of the fit changed",
     ),
-    "score": (("result.score", "result.interval", "result.outcomes"), "the score on the test images differs"),
+    "score": (
+        ("result.score", "result.interval", "result.outcomes", "result.classes"),
+        "the score on the test images differs",
+    ),
     "record": (("status", "error", "schema_version"), "one of the runs failed, or the records have different versions"),
 }
 TIMES = ("created", "seconds", "extraction")  # differ in every run

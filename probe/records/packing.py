@@ -1,6 +1,7 @@
 """Outcomes of test images as text in a record, one bit per image for metrics that count right answers.
 
-Arrays are packed into bits or small integers, compressed, and encoded in base64.
+The counts of classes and the bins of a calibration are packed too. Arrays are packed into bits or small integers,
+compressed, and encoded in base64.
 """
 
 from __future__ import annotations
@@ -8,20 +9,30 @@ from __future__ import annotations
 import base64
 import math
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from probe.errors import ResultsError
-from probe.records.schema import PackedArray, PackedOutcomes, ResultRecord, RunRecord
+from probe.records.schema import (
+    CalibrationScores,
+    PackedArray,
+    PackedClasses,
+    PackedOutcomes,
+    ResultRecord,
+    RunRecord,
+)
 from probe.stats.metrics import METRICS
 from probe.stats.outcomes import STORED_ARRAYS, Outcomes
+from probe.stats.per_class import ClassCounts
 
+MILLION = 1_000_000
 UNSIGNED = ("uint8", "uint16", "uint32", "uint64")  # dtypes of packed integers, smallest first
 
 
 def pack(outcomes: Outcomes) -> PackedOutcomes:
     """Return outcomes packed for a record."""
-    arrays = {name: _pack_array(array) for name, array in outcomes.arrays.items()}
+    arrays = {name: pack_array(array) for name, array in outcomes.arrays.items()}
     return PackedOutcomes(outcomes.metric, len(outcomes), arrays)
 
 
@@ -64,7 +75,62 @@ def unpack_outcomes(result: ResultRecord) -> list[Outcomes]:
     return [unpack(packed) for packed in result.outcomes]
 
 
-def _pack_array(array: np.ndarray) -> PackedArray:
+def pack_classes(counts: ClassCounts) -> PackedClasses:
+    """Return counts of classes packed for a record."""
+    return PackedClasses(pack_array(np.stack([counts.images, counts.right])), pack_array(counts.confusions))
+
+
+def unpack_classes(result: ResultRecord) -> list[ClassCounts]:
+    """Return the counts of the classes of a result for each fold or draw, or an empty list if it has none.
+
+    Raises:
+        ResultsError: the counts are damaged.
+    """
+    try:
+        return [_unpack_classes(packed) for packed in result.classes]
+    except (ValueError, OverflowError, zlib.error) as err:
+        raise ResultsError(f"the counts of classes are damaged ({err}); repeat the run with --rerun") from err
+
+
+def _unpack_classes(packed: PackedClasses) -> ClassCounts:
+    counts, confusions = _unpack_array(packed.counts), _unpack_array(packed.confusions)
+    if counts.ndim != 2 or len(counts) != 2 or confusions.ndim != 2 or confusions.shape[1] != 3:
+        raise ValueError(f"invalid shapes {counts.shape} and {confusions.shape}")
+    images, right = counts
+    labels = confusions[:, :2]
+    if (right > images).any() or counts.min(initial=0) < 0 or not ((labels >= 0) & (labels < len(images))).all():
+        raise ValueError("numbers of images that contradict one another")
+    return ClassCounts(images, right, confusions)
+
+
+def unpack_bins(scores: CalibrationScores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the bins of a calibration: numbers of answers, mean probabilities and shares of hits.
+
+    Empty bins have a mean probability and a share of 0. The arrays are empty if the scores have no bins.
+
+    Raises:
+        ResultsError: the bins are damaged.
+    """
+    if scores.bins is None:
+        return np.empty(0, np.int64), np.empty(0), np.empty(0)
+    try:
+        bins = _unpack_array(scores.bins)
+        if bins.ndim != 2 or len(bins) != 3 or bins.min(initial=0) < 0 or (bins[1] > bins[0]).any():
+            raise ValueError(f"invalid bins of shape {bins.shape}")
+    except (ValueError, OverflowError, zlib.error) as err:
+        raise ResultsError(f"the bins of the calibration are damaged ({err}); repeat the run with --rerun") from err
+    answers, hits, confidences = bins
+    return answers, confidences / MILLION, hits / np.maximum(answers, 1)
+
+
+def pack_bins(answers: Sequence[int], confidences: Sequence[float], accuracies: Sequence[float]) -> PackedArray:
+    """Return the bins of a calibration packed for a record. Probabilities are rounded to millionths."""
+    hits = np.rint(np.array(answers) * np.array(accuracies))
+    return pack_array(np.stack([answers, hits, np.rint(np.array(confidences) * MILLION)]).astype(np.int64))
+
+
+def pack_array(array: np.ndarray) -> PackedArray:
+    """Return an array of bool or of integers packed for a record."""
     if array.dtype == bool:
         dtype, lowest, plain = "bits", 0, np.packbits(array)
     else:

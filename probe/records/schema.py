@@ -192,8 +192,53 @@ class PackedOutcomes:
 
 
 @dataclass(frozen=True)
+class PackedClasses:
+    """Numbers of test images of k classes, see `stats.per_class.ClassCounts`, encoded as text by `records.packing`.
+
+    `counts` (2, k) has the number of images of each class and the number of right ones. `confusions` is (m, 3).
+    """
+
+    counts: PackedArray
+    confusions: PackedArray
+
+
+@dataclass(frozen=True)
+class CalibrationScores:
+    """Calibration of some logits on the test images, see `stats.calibration.Calibration`.
+
+    `nll` is None if it is infinite. A mean over folds or draws has neither an interval nor bins. `bins` is (3, b): the
+    number of answers of each bin, the number of hits, and the mean probability in millionths.
+    """
+
+    nll: Annotated[float, Meta(ge=0)] | None
+    brier: Annotated[float, Meta(ge=0, le=2)]
+    ece: Fraction
+    ece_low: Fraction | None = None
+    ece_high: Fraction | None = None
+    bins: PackedArray | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """Calibration of a probe on the test images.
+
+    Args:
+        before: scores of the logits.
+        after: scores of the logits divided by `temperature`.
+        temperature: the temperature that was fitted on the validation images; None if there is none, and if folds or
+            draws have different temperatures.
+        reasons: reasons why `after`, `temperature` or an NLL is missing.
+    """
+
+    before: CalibrationScores
+    after: CalibrationScores | None = None
+    temperature: Annotated[float, Meta(gt=0)] | None = None
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ResultRecord:
-    """A `ProbeResult` without its predictions. The results of single draws and folds hold no outcomes.
+    """A `ProbeResult` without its predictions. The results of single draws and folds hold no outcomes and no classes.
 
     `draw_sha256` is the digest of the images of a few-shot draw, see `probes.shots.Draw`; `seed` draws the same images
     again. `probe_version` is `probes.fit.PROBE_VERSION`; 1 in records that do not have it.
@@ -222,6 +267,8 @@ class ResultRecord:
     k: int | None = None
     k_sweep: tuple[NeighboursRecord, ...] = ()
     outcomes: tuple[PackedOutcomes, ...] = ()
+    classes: tuple[PackedClasses, ...] = ()
+    calibration: CalibrationRecord | None = None
     same_images: bool = True
     seed: int | None = None
     draw_sha256: str | None = None

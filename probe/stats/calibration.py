@@ -16,7 +16,9 @@ from probe.stats.metrics import IGNORED
 
 NUM_BINS = 15  # of equal width, as in Guo et al. 2017
 NUM_DRAWS = 1000  # draws of the bootstrap of ECE
+CELLS = 1 << 16  # drawn images in memory at a time
 SEED = 0  # fixed, so that records are reproducible
+ROWS = 4096  # images whose probabilities are in memory at a time
 SMALLEST_VAL = 50  # images; from fewer, a temperature would be noise
 TEMPERATURES = (1e-2, 1e2)  # limits of a fitted temperature
 
@@ -47,12 +49,15 @@ class Calibration:
     accuracies: tuple[float, ...]
 
 
-def measure_calibration(y: np.ndarray, logits: np.ndarray, *, draws: int = NUM_DRAWS) -> Calibration:
-    """Measure the calibration of logits.
+def measure_calibration(
+    y: np.ndarray, logits: np.ndarray, *, temperature: float = 1.0, draws: int = NUM_DRAWS
+) -> Calibration:
+    """Measure the calibration of logits, divided by a temperature.
 
     Args:
         y: int64 (n,), class indices in [0, k); or (n, k) of 1, 0 and -1 if an image can show several classes.
         logits: float64 (n, k). A class without training images has the logit -inf.
+        temperature: number that divides all logits.
         draws: number of bootstrap draws, of images, for the interval of ECE.
 
     Raises:
@@ -62,17 +67,17 @@ def measure_calibration(y: np.ndarray, logits: np.ndarray, *, draws: int = NUM_D
     scikit-learn's `log_loss` and `brier_score_loss` and torchmetrics' `MulticlassCalibrationError` with 15 bins.
     """
     if y.ndim == 2:
-        confidence = _sigmoid(logits)
+        confidence = _sigmoid(logits / temperature)
         counted = y != IGNORED
         hit = y == 1
         squared = (confidence - hit) ** 2
     else:
-        probabilities = _softmax(logits)
-        answer = logits.argmax(axis=1)
-        rows = np.arange(len(y))
-        confidence, hit = probabilities[rows, answer][:, None], (answer == y)[:, None]
+        parts = [
+            _answers(y[start : start + ROWS], logits[start : start + ROWS] / temperature)
+            for start in range(0, len(y), ROWS)
+        ]
+        confidence, hit, squared = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         counted = np.ones_like(hit)
-        squared = (probabilities**2).sum(axis=1) - 2 * probabilities[rows, y] + 1
     if not counted.any():
         raise ValueError("calibration needs at least one answer that counts, but there is none")
     bins = _in_bins(confidence, hit, counted)
@@ -81,7 +86,7 @@ def measure_calibration(y: np.ndarray, logits: np.ndarray, *, draws: int = NUM_D
     number, confident, right = bins.sum(axis=0)
     held = np.maximum(number, 1)
     return Calibration(
-        nll=nll(y, logits),
+        nll=nll(y, logits, temperature=temperature),
         brier=float(squared[counted].mean() if y.ndim == 2 else squared.mean()),
         ece=ece,
         ece_low=min(low, ece),
@@ -92,17 +97,28 @@ def measure_calibration(y: np.ndarray, logits: np.ndarray, *, draws: int = NUM_D
     )
 
 
-def nll(y: np.ndarray, logits: np.ndarray) -> float:
+def _answers(y: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the probability of the answers and their hits, (n, 1), and the squared distances to the labels, (n,)."""
+    probabilities, answer, rows = _softmax(logits), logits.argmax(axis=1), np.arange(len(y))
+    squared = (probabilities**2).sum(axis=1) - 2 * probabilities[rows, y] + 1
+    return probabilities[rows, answer][:, None], (answer == y)[:, None], squared
+
+
+def nll(y: np.ndarray, logits: np.ndarray, *, temperature: float = 1.0) -> float:
     """Return the mean negative log-likelihood of labels in nats; see `measure_calibration` for the arguments.
 
     It is infinite if a label has the logit -inf.
     """
     if y.ndim == 2:
-        losses = np.logaddexp(0, np.where(y == 1, -logits, logits))
+        losses = np.logaddexp(0, np.where(y == 1, -logits, logits) / temperature)
         return float(losses[y != IGNORED].mean())
-    highest = logits.max(axis=1, keepdims=True)
-    total = np.log(np.exp(logits - highest).sum(axis=1)) + highest[:, 0]
-    return float((total - logits[np.arange(len(y)), y]).mean())
+    losses = np.empty(len(y))
+    for start in range(0, len(y), ROWS):
+        some, labels = logits[start : start + ROWS] / temperature, y[start : start + ROWS]
+        highest = some.max(axis=1, keepdims=True)
+        total = np.log(np.exp(some - highest).sum(axis=1)) + highest[:, 0]
+        losses[start : start + ROWS] = total - some[np.arange(len(labels)), labels]
+    return float(losses.mean())
 
 
 def fit_temperature(y: np.ndarray, logits: np.ndarray) -> float:
@@ -121,7 +137,7 @@ def fit_temperature(y: np.ndarray, logits: np.ndarray) -> float:
         raise ValueError("a class of the validation images has no training image, so its probability is 0")
     from scipy.optimize import minimize_scalar
 
-    loss: Callable[[float], float] = lambda power: nll(y, logits / np.exp(power))  # noqa: E731 - of one argument
+    loss: Callable[[float], float] = lambda power: nll(y, logits, temperature=float(np.exp(power)))  # noqa: E731 - of one argument
     found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))
 
@@ -168,9 +184,14 @@ def _ece(sums: np.ndarray) -> np.ndarray:
 def _bootstrap(bins: np.ndarray, draws: int) -> tuple[float, float]:
     """Return the 2.5 % and 97.5 % percentiles of ECE over resamples of the images."""
     rng, n = np.random.default_rng(SEED), len(bins)
-    flat = bins.reshape(n, -1)
-    sums = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) @ flat for _ in range(draws)])
-    usable = sums.reshape(draws, 3, NUM_BINS)
-    usable = usable[usable[:, 0].sum(axis=1) > 0]
-    low, high = np.percentile(_ece(usable), (2.5, 97.5))
+    number, confident, right = np.moveaxis(bins, 1, 0)
+    flat = np.column_stack([confident - right, number.sum(axis=1)])  # all that ECE needs, so a draw is cheap
+    drawn, at_once = [], max(1, CELLS // n)
+    for start in range(0, draws, at_once):
+        m = min(at_once, draws - start)
+        cells = rng.integers(n, size=(m, n)) + n * np.arange(m)[:, None]
+        drawn.append(np.bincount(cells.ravel(), minlength=m * n).reshape(m, n) @ flat)
+    sums = np.concatenate(drawn)
+    usable = sums[sums[:, -1] > 0]
+    low, high = np.percentile(np.abs(usable[:, :-1]).sum(axis=1) / usable[:, -1], (2.5, 97.5))
     return float(low), float(high)

@@ -145,14 +145,22 @@ def voc2007_11pt_map(y_true: np.ndarray, y_score: np.ndarray) -> float:
 
     Source: Everingham et al. 2010 (IJCV 88), section 4.2, and `VOCevalcls.m` of the VOC 2007 development kit.
     """
-    precisions = []
-    for labels, scores in zip(y_true.T, y_score.T, strict=True):
-        counts = labels != IGNORED
-        if (labels == 1).any():
-            precisions.append(_average_precision(labels[counts] == 1, scores[counts]))
+    precisions = [precision for precision in average_precisions(y_true, y_score) if precision is not None]
     if not precisions:
         raise ValueError("average precision needs an image that shows a class, but there is none")
     return float(np.mean(precisions))
+
+
+def average_precisions(y_true: np.ndarray, y_score: np.ndarray) -> list[float | None]:
+    """Return the average precision of each class, and None for a class with no positive image.
+
+    See `voc2007_11pt_map` for the arguments.
+    """
+    precisions = []
+    for labels, scores in zip(y_true.T, y_score.T, strict=True):
+        counts, is_known = labels != IGNORED, (labels == 1).any()
+        precisions.append(_average_precision(labels[counts] == 1, scores[counts]) if is_known else None)
+    return precisions
 
 
 def _average_precision(is_positive: np.ndarray, scores: np.ndarray) -> float:

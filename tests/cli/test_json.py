@@ -45,6 +45,7 @@ COMMAND_LINES = {
     "fit": (lambda made: [made.features, *FIT, *made.cache], ["score", "protocol"]),
     "predict": (lambda made: [made.head, "--dataset", "digits", "--device", "cpu"], {"head", "predictions", "skipped"}),
     "parity": (lambda made: ["--device", "cpu", *made.cache], {"verdict"}),
+    "show": (lambda made: [made.record], {"classes", "confusions", "calibration"}),
     "tables": (lambda made: made.results, []),
     "leaderboard": (lambda made: made.results, {"sections"}),
     "diff": (lambda made: [made.record, made.record], {"changes", "verdict"}),

@@ -7,11 +7,13 @@ import shutil
 import urllib.parse
 
 import pytest
-from make.records import RECORDS, changed, make_record, page_record
+from make.records import RECORDS, changed, classified_record, make_record, page_record
 
 from probe.cli.main import main
+from probe.leaderboard.details import class_rows, confusions, worst_first
 from probe.leaderboard.page import render_page
 from probe.leaderboard.sections import make_sections
+from probe.records.packing import unpack_bins
 from probe.records.record import write_record
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -190,6 +192,103 @@ def test_a_run_without_a_fit_shows_neither_solver_nor_c(methods_page):
     text = methods_page.get_by_role("dialog", name="tiny on digits").inner_text()
     assert "k\n20" in text
     assert "100 as neighbours, 400 to test" in text
+
+
+def _classified():
+    """Return a record with and one without classes, and one whose names are hostile and whose classes are many."""
+    names = tuple(f"class {i} </script><b>" for i in range(30))
+    return [
+        classified_record("digits", "tiny"),
+        classified_record("digits", "RN50", names=names, protocol="knn-5"),
+        page_record("digits", "ViT-B/32", 40),
+    ]
+
+
+def test_the_data_have_the_worst_classes_confusions_and_bins():
+    records = _classified()
+    data = _data(render_page(records, make_sections(records)))
+    tiny, many, old = data["records"]
+    for page, record in ((tiny, records[0]), (many, records[1])):
+        rows = worst_first(class_rows(record))[:20]
+        shown = [(data["names"][name], *numbers) for name, *numbers in page["classes"]]
+        assert shown == [(row.name, row.images, *(round(v, 4) for v in (row.score, row.low, row.high))) for row in rows]
+        found = [(data["names"][i], data["names"][j], n) for i, j, n, _ in page["confusions"]]
+        assert found == [(one.name, one.predicted_name, one.images) for one in confusions(record)][:10]
+    assert (tiny["num_classes"], many["num_classes"], len(many["classes"])) == (3, 30, 20)
+    calibration = records[0].result.calibration
+    assert tiny["calibration"]["temperature"] == calibration.temperature
+    assert tiny["calibration"]["after"]["ece"] == calibration.after.ece
+    assert sum(answers for answers, _, _ in tiny["calibration"]["before"]["bins"]) == 400
+    assert not {"classes", "confusions", "calibration"} & old.keys()
+
+
+@pytest.fixture(params=["light", "dark", "phone"])
+def classified_page(request, browser, tmp_path):
+    """Open the page of records with classes; it writes nothing to the console."""
+    for record in _classified():
+        write_record(record, tmp_path)
+    assert main(["leaderboard", "--html", "--results-dir", str(tmp_path)]) == 0
+    size = {"width": 390, "height": 800} if request.param == "phone" else {"width": 1200, "height": 900}
+    page = browser.new_page(viewport=size, color_scheme="dark" if request.param == "dark" else "light")
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((tmp_path / "leaderboard.html").as_uri())
+    yield page
+    assert said == []
+    page.close()
+
+
+def _figures(page):
+    script = "found => found.filter((node) => node.checkVisibility()).map((node) => node.id)"
+    return page.locator("dialog figure").evaluate_all(script)
+
+
+@pytest.mark.browser
+def test_a_record_shows_its_classes_confusions_and_reliability(classified_page):
+    page, (record, *_) = classified_page, _classified()
+    cell = page.get_by_role("button", name=re.compile("tiny on digits"))
+    cell.focus()
+    page.keyboard.press("Enter")
+    assert _figures(page) == ["classes", "confusions", "reliability"]
+    dialog = page.get_by_role("dialog", name="tiny on digits")
+    assert "Scores of 3 classes (recall)" in dialog.inner_text()
+    worst, *_ = worst_first(class_rows(record))
+    dialog.locator("#classes summary").focus()
+    page.keyboard.press("Enter")
+    cells = dialog.locator("#classes tbody tr").first.inner_text().split("\t")
+    assert cells == [worst.name, str(worst.images), *(f"{100 * v:.2f}" for v in (worst.score, worst.low, worst.high))]
+    most = confusions(record)[0]
+    cells = dialog.locator("#confusions tbody tr").first.inner_text().split("\t")
+    assert cells[:3] == [most.name, most.predicted_name, str(most.images)]
+    figure, calibration = dialog.locator("#reliability"), record.result.calibration
+    text = figure.locator("figcaption").inner_text()
+    assert f"Before temperature scaling: ECE {100 * calibration.before.ece:.2f} %" in text
+    assert f"NLL {calibration.after.nll:.4f}" in text
+    answers = [bins for one in (calibration.before, calibration.after) for bins in unpack_bins(one)[0] if bins]
+    assert figure.locator("circle").count() == len(answers)
+    assert figure.locator("line.diagonal").count() == 1
+    assert page.evaluate(
+        "document.getElementById('record').scrollWidth <= document.getElementById('record').clientWidth"
+    )
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    assert cell.evaluate("node => node === document.activeElement")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("classified_page", ["light"], indirect=True)
+def test_a_record_without_classes_shows_no_figure_of_another(classified_page):
+    page = classified_page
+    for name, figures in (("tiny", ["classes", "confusions", "reliability"]), ("ViT-B", [])):
+        page.get_by_role("button", name=re.compile(f"{name}.* on digits")).click()
+        assert _figures(page) == figures
+        page.keyboard.press("Escape")
+    page.select_option("#protocol", "knn-5")
+    page.get_by_role("button", name=re.compile("RN50 on digits")).click()
+    text = page.get_by_role("dialog", name="RN50 on digits").inner_text()
+    assert "Scores of the 20 worst of 30 classes (recall)" in text
+    assert "</script><b>" in text
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 import pytest
-from make.records import RECORDS, make_failure, scored_record
+from make.records import RECORDS, classified_record, make_failure, scored_record
 from PIL import Image
 
 from probe.errors import ResultsError
@@ -57,3 +57,16 @@ def test_the_same_records_draw_the_same_bytes(plots, tmp_path):
 def test_nothing_to_draw_is_said(tmp_path):
     with pytest.raises(ResultsError, match="no record has a score"):
         write_plots([make_failure()], tmp_path)
+
+
+@pytest.mark.slow
+def test_reliability_has_one_figure_with_a_panel_for_each_model(tmp_path):
+    """Records without bins, such as early ones, have no panel."""
+    records = [classified_record("digits", "tiny"), classified_record("digits", "RN50"), scored_record("old", 20)]
+    paths = write_plots(records, tmp_path)
+    (path,) = (path for path in paths if path.name.startswith("reliability.") and path.suffix == ".svg")
+    text = path.read_text()
+    assert path.name == "reliability.digits.readme-projected-sklearn-eager-fp32.svg"
+    assert text.count("before: ECE ") == text.count("after: ECE ") == 2
+    assert "RN50" in text
+    assert "old" not in text.replace("bold", "")

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from probe.records.packing import pack
+from probe.probes.calibration import calibrate
+from probe.records.packing import pack, pack_classes
 from probe.records.schema import (
     DoneRecord,
     EncoderRecord,
@@ -32,6 +33,7 @@ from probe.specs import (
     Subset,
 )
 from probe.stats.outcomes import make_outcomes
+from probe.stats.per_class import count_classes
 
 GRIDS = {"clip-paper": (0.1, 1.0, 10.0)}  # other protocols have one C
 NEIGHBOURS = {"knn": (10, 20), "knn-5": (5,)}
@@ -144,6 +146,24 @@ def page_record(dataset, model, num_wrong, *, protocol="readme", **changes):
         sweep = tuple(SweepRecord(C, value, n_iter=12, converged=True) for C, value in points)
         record = changed(changed(record, "result.sweep", sweep), "result.C", 1.0)
     return record
+
+
+def classified_record(dataset, model, *, names=("cat", "dog", "bird"), seed=0, **changes):
+    """Return a record of 400 test images with outcomes, counts of classes, and calibration with a temperature."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(len(names), size=2 * NUM_TEST)
+    logits = 2 * rng.standard_normal((2 * NUM_TEST, len(names)))
+    logits[np.arange(2 * NUM_TEST), y] += 3
+    calibration = calibrate(y[:NUM_TEST], logits[:NUM_TEST], val_y=y[NUM_TEST:], val_logits=logits[NUM_TEST:])
+    y, logits = y[:NUM_TEST], logits[:NUM_TEST]
+    outcomes = make_outcomes("accuracy", y, logits)
+    record = make_record(dataset, model, score=outcomes.score(), **changes)
+    classes = (pack_classes(count_classes(y, logits.argmax(axis=1), len(names))),)
+    record = changed(record, "read.class_names", names)
+    result = replace(
+        record.result, num_test=NUM_TEST, outcomes=(pack(outcomes),), classes=classes, calibration=calibration
+    )
+    return replace(record, result=result)
 
 
 PARITY = ParityRecord({"projected": 3e-7}, 1, p_value=0.5)

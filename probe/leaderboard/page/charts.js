@@ -54,8 +54,8 @@ function extent(values, share = 0.06) {
 }
 
 // An empty plot with axes; `x` and `y` take values to places on it. `names` is a Map of values of x to their texts.
-function frame(label, xs, ys, { bottom = 40, isLog = false, xName = "", yName = "", isSquare = false, names = null }) {
-  const width = chartWidth(), height = 260 + bottom, left = 52;
+function frame(label, xs, ys, { bottom = 40, isLog = false, xName = "", yName = "", isSquare = false, names = null, width = chartWidth() }) {
+  const height = 260 + bottom, left = 52;
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   const of = isLog ? Math.log10 : (value) => value;
   let [x0, x1] = extent(xs.map(of)), [y0, y1] = extent(ys);
@@ -81,6 +81,7 @@ function frame(label, xs, ys, { bottom = 40, isLog = false, xName = "", yName = 
 }
 
 // Put a chart into its figure with caption and numbers: rows of texts, whose first opens the record if there is one.
+// `svg` is "" for numbers without a chart, which are then open.
 function put(id, title, text, svg, header, rows) {
   const head = make("tr", {}, ...header.map((name) => make("th", { scope: "col" }, name)));
   const lines = rows.map(({ record, cells }) => {
@@ -91,18 +92,19 @@ function put(id, title, text, svg, header, rows) {
   const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines));
   const region = make("div", { role: "region", tabindex: 0, "aria-label": `Numbers: ${title}` }, table);
   byId(id).replaceChildren(
-    make("figcaption", {}, make("strong", {}, title), text), svg, make("details", {}, make("summary", {}, "The numbers"), region));
+    make("figcaption", {}, make("strong", {}, title), text), svg, make("details", { open: svg ? null : "" }, make("summary", {}, "The numbers"), region));
   byId(id).hidden = false;
 }
 
 // The items of a chart have label, model, record, and score with low and high, or what else the chart is about.
-function drawBars(of, items, least = 2) {
+// Items with `images` have a column for their number.
+function drawBars(of, items, { least = 2, id = "bars", width = chartWidth() } = {}) {
   if (items.length < least) return;
   const lows = items.map((one) => 100 * (one.low ?? one.score)), highs = items.map((one) => 100 * (one.high ?? one.score));
   const high = Math.max(1, ...highs), low = Math.min(...lows), room = (high - low) / 4;
   // The bars start where differences can be seen.
   const start = items.length < 2 || low - room < high / 4 ? 0 : Math.max(...ticks(0, low - room, 20));
-  const width = chartWidth(), height = 28 * items.length + 32;
+  const height = 28 * items.length + 32;
   const labels = items.map((one) => shorten(one.label));
   const left = Math.min(160, 16 + 6.6 * Math.max(...labels.map((label) => label.length)));
   const x = (value) => left + ((value - start) / (high - start)) * (width - left - 52);
@@ -119,9 +121,10 @@ function drawBars(of, items, least = 2) {
     if (one.low !== undefined) svg.append(make("line", { class: "whisker", x1: x(lows[i]), x2: x(highs[i]), y1: top + 10, y2: top + 10 }));
     svg.append(make("text", { x: x(highs[i]) + 6, y: top + 14 }, percent(one.score)));
   });
-  const rows = items.map((one) => ({ record: one.record, cells: [one.label, percent(one.score), percent(one.low), percent(one.high)] }));
-  const text = `In percent, with 95 % confidence intervals. ${start ? `The bars start at ${start} %, not at zero.` : "The bars start at zero."}`;
-  put("bars", `Scores ${of}`, text, svg, ["name", "score, %", "lower bound, %", "upper bound, %"], rows);
+  const hasImages = items.some((one) => one.images !== undefined), hasIntervals = items.some((one) => one.low !== undefined);
+  const rows = items.map((one) => ({ record: one.record, cells: [one.label, ...(hasImages ? [one.images] : []), percent(one.score), percent(one.low), percent(one.high)] }));
+  const text = `In percent${hasIntervals ? ", with 95 % confidence intervals" : ""}. ${start ? `The bars start at ${start} %, not at zero.` : "The bars start at zero."}`;
+  put(id, `Scores ${of}`, text, svg, ["name", ...(hasImages ? ["images"] : []), "score, %", "lower bound, %", "upper bound, %"], rows);
 }
 
 function drawCost(of, items) {
@@ -210,4 +213,33 @@ function drawPairs(id, title, text, points, xName, yName) {
   const header = ["run", xName, yName, "difference", ...Object.keys(points[0].more)];
   const rows = points.map((p) => ({ record: p.record, cells: [p.label, p.x.toFixed(2), p.y.toFixed(2), (p.y - p.x).toFixed(2), ...Object.values(p.more)] }));
   put(id, title, text, plot.svg, header, rows);
+}
+
+// Share of hits against the mean probability of each bin; the area of a dot grows with the number of answers.
+function drawReliability(record, width) {
+  const { before, after, temperature, reasons = [] } = record.calibration;
+  const states = [["before", before], ...(after ? [["after", after]] : [])];
+  const measures = states.map(([name, one]) => {
+    const around = one.low === undefined ? "" : ` (${percent(one.low)} to ${percent(one.high)})`;
+    const loss = one.nll === undefined ? "" : `, NLL ${one.nll.toFixed(4)}`;
+    return `${name} temperature scaling: ECE ${percent(one.ece)} %${around}, Brier score ${one.brier.toFixed(4)}${loss}`;
+  });
+  const sentences = [...measures, ...(temperature === undefined ? [] : [`temperature ${number(temperature)}`]), ...reasons];
+  const text = sentences.map((one) => `${one[0].toUpperCase()}${one.slice(1)}.`).join(" ");
+  const drawn = states.filter(([, one]) => one.bins);
+  const rows = drawn.flatMap(([name, one]) => one.bins.map(([answers, probability, hits]) => ({ cells: [name, answers, percent(probability), percent(hits)] })));
+  const header = ["temperature scaling", "answers", "probability, %", "hits, %"];
+  if (!rows.length) return put("reliability", "Calibration", text, "", header.slice(0, 1), measures.map((one) => ({ cells: [one] })));
+  const bottom = 52 + 16 * drawn.length;
+  const plot = frame(`Reliability diagram, ${count(drawn.length, "curve")}`, [0, 100], [0, 100], { isSquare: true, bottom, width, xName: "mean probability of a bin, %", yName: "hits, %" });
+  drawn.forEach(([name, one], i) => {
+    const total = one.bins.reduce((sum, [answers]) => sum + answers, 0), look = { class: colour(i), "stroke-dasharray": i ? "6 3" : "" };
+    plot.svg.append(make("path", { d: one.bins.map(([, x, y], k) => `${k ? "L" : "M"}${plot.x(100 * x)} ${plot.y(100 * y)}`).join(" "), ...look }));
+    for (const [answers, x, y] of one.bins) {
+      plot.dot(100 * x, 100 * y, i, `${name}: ${count(answers, "answer")}, probability ${percent(x)} %, hits ${percent(y)} %`, undefined, { r: 2 + 6 * Math.sqrt(answers / total) });
+    }
+    const y = plot.height - 16 * (drawn.length - i) + 8;
+    plot.svg.append(make("path", { d: `M52 ${y - 4}H82`, ...look }), make("text", { x: 90, y }, `${name} temperature scaling`));
+  });
+  put("reliability", "Calibration", `${text} On the line, probabilities agree with the share of hits.`, plot.svg, header, rows);
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,20 @@ from typing import Any
 from probe.datasets.catalog import DATASETS
 from probe.environment import EnvironmentRecord
 from probe.errors import brief, printable
-from probe.leaderboard import modes, published
+from probe.leaderboard import details, modes, published
 from probe.leaderboard.few_shot import SHOTS, FewShotChart, chart_key, few_shot_charts
 from probe.leaderboard.labels import count, short_names
 from probe.leaderboard.methods import MethodRow
 from probe.leaderboard.sections import Line, Section, gflops
 from probe.leaderboard.tables import status
 from probe.records.record import record_path
-from probe.records.schema import DoneRecord, PromptsRecord, RunRecord
+from probe.records.schema import CalibrationRecord, CalibrationScores, DoneRecord, PromptsRecord, RunRecord
 from probe.specs import DEFAULT_SOLVER, NO_SOLVER, ZERO_SHOT, ModelSpec
 
 DIGITS = 6  # of numbers; the page shows at most four
+SHARE_DIGITS = 4  # decimals of the scores of classes and of bins, of which there are many
 SHORT = 8  # characters of a commit
+MAX_CLASSES, MAX_CONFUSIONS = 20, 10  # of a record, to keep the page small
 DATASET_TITLES = {row.name: row.title for row in DATASETS}
 
 
@@ -47,8 +49,37 @@ class PageModel:
 
 
 @dataclass(frozen=True)
+class PageScores:
+    """Calibration of a record before or after temperature scaling.
+
+    `bins` has the number of answers, the mean probability and the share of hits of each bin that has answers.
+    """
+
+    brier: float
+    ece: float
+    nll: float | None = None
+    low: float | None = None
+    high: float | None = None
+    bins: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class PageCalibration:
+    """Calibration of a record; see `records.schema.CalibrationRecord`."""
+
+    before: PageScores
+    after: PageScores | None = None
+    temperature: float | None = None
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PageRecord:
-    """A record; `model` and `environment` are indices, `sweep` has pairs of C and validation score."""
+    """A record; `model` and `environment` are indices, `sweep` has pairs of C and validation score.
+
+    `classes` has the index of the name, the number of images, the score and the bounds of its interval of the worst of
+    `num_classes` classes. `confusions` has two such indices, the number of images and their share of the class.
+    """
 
     file: str
     dataset: str
@@ -75,6 +106,10 @@ class PageRecord:
     sweep: tuple[tuple[float, float], ...] = ()
     k: int | None = None
     prompts: str = ""
+    num_classes: int = 0
+    classes: tuple[tuple[float, ...], ...] = ()
+    confusions: tuple[tuple[float, ...], ...] = ()
+    calibration: PageCalibration | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +190,10 @@ class PagePublished:
 
 @dataclass(frozen=True)
 class PageData:
-    """Data for the script of the page. `folder` is the path from the page to the folder of the records."""
+    """Data for the script of the page. `folder` is the path from the page to the folder of the records.
+
+    `names` are the class names that records refer to.
+    """
 
     folder: str
     models: tuple[PageModel, ...]
@@ -166,6 +204,7 @@ class PageData:
     published: tuple[PagePublished, ...]
     methods: tuple[PageMethods, ...] = ()
     shots: tuple[PageShots, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def encode_data(data: PageData) -> str:
@@ -206,7 +245,8 @@ def make_data(
 ) -> PageData:
     """Return the data of the page; `protocols` has a label for each section, and `rows` are those of the records."""
     environments: dict[str, int] = {}
-    described = tuple(_record(record, labels, environments) for record in records)
+    names: dict[str, int] = {}
+    described = tuple(_record(record, labels, environments, names) for record in records)
     by_model: dict[str, list[RunRecord]] = {name: [] for name in labels.model_index}
     for record in records:
         by_model[record.model].append(record)
@@ -228,6 +268,7 @@ def make_data(
             if row.zero_shot is not None and row.probe is not None and row.test is not None
         ),
         tuple(_shots(chart, labels) for chart in charts),
+        tuple(names),
     )
 
 
@@ -309,9 +350,12 @@ def _parameters(total: int, image: int) -> str:
     return f"{total / 1e6:.1f} million, of which {image / 1e6:.1f} million in the image tower"
 
 
-def _record(record: RunRecord, labels: Labels, environments: dict[str, int]) -> PageRecord:
+def _record(record: RunRecord, labels: Labels, environments: dict[str, int], names: dict[str, int]) -> PageRecord:
     result = record.result
     interval = result.interval if result is not None else None
+    rows = details.class_rows(record) if isinstance(record, DoneRecord) else []
+    confused = details.confusions(record)[:MAX_CONFUSIONS] if isinstance(record, DoneRecord) else []
+    index: Callable[[str], int] = lambda name: names.setdefault(printable(name), len(names))  # noqa: E731 - short
     return PageRecord(
         file=record_path(record, Path()).as_posix(),
         dataset=labels.datasets[record.dataset],
@@ -338,7 +382,36 @@ def _record(record: RunRecord, labels: Labels, environments: dict[str, int]) -> 
         sweep=tuple((point.C, point.score) for point in result.sweep) if result is not None else (),
         k=result.k if result is not None else None,
         prompts=_prompts(record.prompts) if isinstance(record, DoneRecord) and record.prompts is not None else "",
+        num_classes=len(rows),
+        classes=tuple(
+            (index(row.name), row.images, *_shares(row.score, row.low, row.high))
+            for row in details.worst_first(rows)[:MAX_CLASSES]
+            if row.score is not None
+        ),
+        confusions=tuple(
+            (index(one.name), index(one.predicted_name), one.images, *_shares(one.share)) for one in confused
+        ),
+        calibration=_calibration(result.calibration) if result is not None and result.calibration else None,
     )
+
+
+def _shares(*values: float | None) -> tuple[float, ...]:
+    """Return the fractions that are known with few digits."""
+    return tuple(round(value, SHARE_DIGITS) for value in values if value is not None)
+
+
+def _calibration(calibration: CalibrationRecord) -> PageCalibration:
+    return PageCalibration(
+        _page_scores(calibration.before),
+        None if calibration.after is None else _page_scores(calibration.after),
+        calibration.temperature,
+        calibration.reasons,
+    )
+
+
+def _page_scores(scores: CalibrationScores) -> PageScores:
+    bins = tuple((one["answers"], *_shares(one["probability"], one["accuracy"])) for one in details.bins(scores))
+    return PageScores(scores.brier, scores.ece, scores.nll, scores.ece_low, scores.ece_high, bins)
 
 
 def _prompts(prompts: PromptsRecord) -> str:

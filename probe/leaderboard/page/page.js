@@ -125,7 +125,7 @@ function drawCharts() {
   byId("chart").replaceChildren(...names.map((one) => make("option", {}, one)));
   byId("chart").value = name;
   byId("chart-label").hidden = model >= 0 || names.length < 2;
-  document.querySelectorAll("figure").forEach((figure) => (figure.hidden = true));
+  document.querySelectorAll("#charts figure").forEach((figure) => (figure.hidden = true));
   byId("charts").hidden = false;
   const isShown = (index) => (model < 0 ? contains(`${data.models[index].name} ${data.models[index].label}`, state.models) : index === model);
   if (model < 0) {
@@ -145,7 +145,7 @@ function drawCharts() {
   drawShots((data.shots || [])[section.shots], isShown);
   const published = data.published.map((one) => point(one.theirs, one.record, {}));
   drawPairs("published", "The CLIP paper against here", "Table 10 of Radford et al. 2021 and the same runs here. On the line, both agree.", published.filter((one) => isShown(one.model)), "published, %", "here, %");
-  byId("charts").hidden = [...document.querySelectorAll("figure")].every((figure) => figure.hidden);
+  byId("charts").hidden = [...document.querySelectorAll("#charts figure")].every((figure) => figure.hidden);
 }
 
 const itemOf = (index) => (index === null || index === undefined ? {} : { ...data.records[index], record: index });
@@ -153,7 +153,7 @@ const titleOf = (record) => `${data.models[record.model].label} on ${record.data
 
 function drawAll(of, items) {
   const scored = items.filter((one) => one.score !== undefined || one.mean !== undefined).map((one) => ({ ...one, score: one.score ?? one.mean }));
-  drawBars(of, scored, state.model ? 1 : 2);
+  drawBars(of, scored, { least: state.model ? 1 : 2 });
   drawCost(of, scored);
   drawSweep(of, scored);
 }
@@ -201,6 +201,20 @@ function showRecord() {
   byId("file").setAttribute("href", (data.folder || "") + encodeURI(record.file));
   byId("copy").textContent = "Copy the command";
   if (!dialog.open) dialog.showModal();
+  dialog.scrollTop = 0;
+  drawDetails(record, Math.max(240, dialog.clientWidth - 82)); // without the padding of the dialog and of a figure
+}
+
+// Scores of classes, confusions and calibration of a record that has them.
+function drawDetails(record, width) {
+  for (const id of ["classes", "confusions", "reliability"]) byId(id).hidden = true;
+  const { classes = [], confusions = [], num_classes: total } = record;
+  const items = classes.map(([name, images, score, low, high]) => ({ label: data.names[name], images, score, low, high, model: record.model }));
+  const kind = record.metric === "voc2007_11pt_map" ? "average precision" : "recall";
+  drawBars(`of ${items.length < total ? `the ${items.length} worst of ` : ""}${total} classes (${kind})`, items, { least: 1, id: "classes", width });
+  const rows = confusions.map(([name, predicted, images, share]) => ({ cells: [data.names[name], data.names[predicted], images, percent(share)] }));
+  if (rows.length) put("confusions", "Most frequent confusions", "Test images of a class for which another class was predicted.", "", ["class", "predicted", "images", "of the class, %"], rows);
+  if (record.calibration) drawReliability(record, width);
 }
 
 async function copyCommand() {

@@ -1,0 +1,87 @@
+"""`show`: the command that prints the details of one record."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from probe.cli.printing import print_facts, print_json, print_rows
+from probe.errors import ResultsError, printable
+
+if TYPE_CHECKING:
+    from probe.records.schema import DoneRecord
+
+MAX_CONFUSIONS = 10  # printed
+
+
+def show_command(args: argparse.Namespace) -> int:
+    """Print the facts of a record, the scores of its classes, confusions and calibration, or write classes as CSV."""
+    from probe.leaderboard import details
+    from probe.records.record import read_record, write_text
+    from probe.records.schema import DoneRecord
+
+    record = read_record(args.record)
+    if args.csv is not None:
+        rows = details.class_rows(record) if isinstance(record, DoneRecord) else []
+        if not rows:
+            raise ResultsError(f"{args.record} has no scores of classes; repeat the run with --rerun")
+        write_text(Path(args.csv), details.classes_to_csv(rows))
+        print_json([args.csv]) if args.json else print(printable(args.csv))
+        return 0
+    if args.json:
+        print_json(details.collect_details(record))
+        return 0
+    print_facts(details.describe_record(record))
+    if isinstance(record, DoneRecord):
+        _print_classes(record, args.classes)
+        _print_calibration(record)
+    return 0
+
+
+def _print_classes(record: DoneRecord, most: int) -> None:
+    """Print the scores of the worst classes, and the most frequent confusions."""
+    from probe.leaderboard import details
+    from probe.leaderboard.cards import METRIC_TITLES
+    from probe.leaderboard.labels import NO_RECORD
+    from probe.leaderboard.tables import interval_text
+    from probe.stats.intervals import Interval
+
+    rows = details.class_rows(record)
+    if not rows:
+        print(f"\n{details.NO_CLASSES}")
+        return
+    score, shown = details.score_of_classes(record), details.worst_first(rows)[:most]
+    which = "all classes" if len(shown) == len(rows) else f"the {len(shown)} worst of {len(rows)} classes"
+    print(f"\n{score.capitalize()} of {which}:\n")
+    header = ["class", "images", f"{score}, %"]
+    texts = [[row.name, str(row.images), NO_RECORD if row.score is None else f"{100 * row.score:.2f}"] for row in shown]
+    if score == details.RECALL:
+        header.append("95 % confidence interval")
+        for text, row in zip(texts, shown, strict=True):
+            around = None if row.low is None or row.high is None else Interval(row.low, row.high, "wilson")
+            text.append(NO_RECORD if around is None else interval_text(around))
+    print_rows(header, texts)
+    metric = record.spec.dataset.metric
+    if score == details.RECALL and metric not in ("accuracy", "mean_per_class"):
+        print(f"\n{details.FIRST_CLASS.format(METRIC_TITLES.get(metric, metric))}")
+    found = details.confusions(record)
+    if found:
+        print("\nMost frequent confusions:\n")
+        texts = [
+            [one.name, one.predicted_name, str(one.images), f"{100 * one.share:.2f}"] for one in found[:MAX_CONFUSIONS]
+        ]
+        print_rows(("class", "predicted", "images", "of the class, %"), texts)
+
+
+def _print_calibration(record: DoneRecord) -> None:
+    from probe.leaderboard import details
+
+    calibration = record.result.calibration
+    if calibration is None:
+        return
+    print("\nCalibration:\n")
+    header = ("temperature scaling", "NLL", "Brier score", "ECE, %", "95 % confidence interval of ECE")
+    print_rows(header, details.calibration_rows(calibration))
+    for reason in calibration.reasons:
+        print(f"\n{reason[:1].upper()}{reason[1:]}.")
