@@ -18,6 +18,7 @@ from pathlib import Path
 from probe import environment, grid, paths
 from probe.comparison import compare_features, count_flips
 from probe.datasets.splits.folds import by_split
+from probe.datasets.test_classes import map_classes
 from probe.errors import ProbeError, brief
 from probe.features.arrays import Extraction
 from probe.features.extraction import Session, extract, prepare_grid
@@ -27,6 +28,7 @@ from probe.features.text import find_classifier
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import PROBE_VERSION, fit_folds
+from probe.probes.further_tests import FittedProbe, score_conventions
 from probe.probes.heads import describe_heads, write_heads
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for, get_solver
@@ -38,6 +40,7 @@ from probe.records.schema import (
     ErrorRecord,
     FailedRecord,
     FeaturesRecord,
+    FurtherTestRecord,
     ParityRecord,
     RunRecord,
 )
@@ -130,6 +133,13 @@ def run_one(
     seconds = {**extraction.seconds, "fit": time.perf_counter() - started}
     if classifier is not None:
         seconds["text"] = classifier.seconds
+    class_names = next(iter(dataset.subsets.values())).class_names
+    tests: tuple[FurtherTestRecord, ...] = ()
+    if spec.tests:
+        started = time.perf_counter()
+        probe = FittedProbe(result, folds, spec.protocol, len(class_names), device_for(spec.solver, spec.device))
+        tests = tuple(score_further_test(one, spec.dataset, class_names, probe, session) for one in spec.on_tests)
+        seconds["tests"] = time.perf_counter() - started
 
     record = DoneRecord(
         spec=_for_record(spec),
@@ -139,6 +149,7 @@ def run_one(
         splits={name: split for name, split in extraction.splits.items() if name.partition("/")[0] in spec.splits},
         features=features,
         result=replace(result.to_record(), probe_version=PROBE_VERSION),
+        tests=tests,
         extraction=extraction.extraction,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         environment=environment.describe(spec.device),
@@ -146,10 +157,46 @@ def run_one(
     )
     heads: Mapping[Path, bytes] = {}
     if session.settings.save_heads:
-        heads = describe_heads(record, result, next(iter(dataset.subsets.values())).class_names)
+        heads = describe_heads(record, result, class_names)
     run = FinishedRun(spec, record, extraction, result, fits, heads)
     eager = next((run for run in partners if spec.jit and run.record.mode == "eager"), None)
     return run if eager is None else replace(run, record=replace(record, parity=compare_modes(eager, run)))
+
+
+def score_further_test(
+    spec: RunSpec, dataset: DatasetSpec, class_names: Sequence[str], probe: FittedProbe, session: Session
+) -> FurtherTestRecord:
+    """Score a probe on a further test set. A test set that cannot be scored does not stop its run.
+
+    Args:
+        spec: the run on the test set, one of `RunSpec.on_tests`.
+        dataset: the dataset of the probe.
+        class_names: names of its classes.
+        probe: the probe.
+        session: opens the test set and loads the encoder, unless its features are extracted.
+    """
+    test = spec.dataset
+    try:
+        apart = replace(session, dataset=None)  # the dataset of the run stays open
+        key = features_key(spec)
+        found = session.extracted.get(key) or extract(session.find_encoder(spec), apart.open_dataset(test), apart)
+        is_right = map_classes(test, found.read.class_names, dataset, class_names)
+        (fold,) = found.cut(spec.splits)
+        among_all, among_own = score_conventions(probe, fold["test"], is_right, metric=dataset.metric)
+    except Exception as err:  # the record names the error, and the run continues
+        logger.debug("%s", spec, exc_info=not isinstance(err, ProbeError))
+        message = brief(str(err) or repr(err))
+        logger.warning("%s: not scored on %s (%s)", dataset.name, test.name, message)
+        return FurtherTestRecord(test.name, ErrorRecord(type(err).__name__, message))
+    return FurtherTestRecord(
+        test.name,
+        split=found.splits["test"],
+        read=replace(found.read, class_names=()),
+        metric=dataset.metric,
+        num_classes=int(is_right.any(axis=0).sum()),
+        all_classes=among_all,
+        own_classes=among_own,
+    )
 
 
 def run_grid(
@@ -198,6 +245,7 @@ def run(
     workers: int | None = None,
     allow_duplicate_names: bool = False,
     save_heads: bool = False,
+    tests: Sequence[str] = (),
     rerun: bool = False,
 ) -> DoneRecord:
     """Run one combination of dataset, model and protocol, and write its record and the tables of its model.
@@ -226,6 +274,8 @@ def run(
         workers: number of processes that read images; None is `reading.default_workers`.
         allow_duplicate_names: run zero-shot even if several classes have the same name; the record names them.
         save_heads: write the fitted weights below the folder `heads` of the results folder, see `load_head`.
+        tests: further test sets to score the same probe on: names that the dataset has in `tests`, `all` of them, or
+            paths of TOML files.
         rerun: run again even if there is a complete record.
 
     Raises:
@@ -242,6 +292,7 @@ def run(
         batch_size=batch_size,
         compiled=compiled,
         solver=solver,
+        tests=tests,
     )
     settings = Settings(
         data_dir=data_dir,
