@@ -129,7 +129,7 @@ def _check_tests(names: Sequence[str], further: Mapping[DatasetSpec, Sequence[Da
                 f"{row.name} has only test images, so no probe can be fitted on it; name it with --also-test, and a "
                 "dataset with its classes with --dataset"
             )
-    known = dict.fromkeys(name for row in further for name in row.tests)
+    known = dict.fromkeys(test.name for row in further for test in find_tests(row, names and [ALL_TESTS]))
     for name in names:
         if name == ALL_TESTS and not known:
             raise DatasetError(f"{listed(row.name for row in further)} has no further test sets; remove --also-test")

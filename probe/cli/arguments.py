@@ -227,8 +227,8 @@ COMMANDS: dict[str, dict[str, _Command]] = {
     "features and probes": {
         "run": _Command(
             "Extract features, fit probes, and write records and tables.",
-            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --also-test --rerun --save-heads "
-            "--plan --executor --ray-address --ray-workers --results-dir",
+            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --also-test --rerun "
+            "--save-heads --plan --executor --ray-address --ray-workers --results-dir",
         ),
         "extract": _Command(
             "Extract and cache features, or some shards of them.",

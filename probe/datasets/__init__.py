@@ -66,20 +66,20 @@ def find_tests(spec: DatasetSpec, names: Iterable[str]) -> tuple[DatasetSpec, ..
 
     Args:
         spec: the dataset.
-        names: names of `spec.tests`, paths of TOML files, or `all` for all of `spec.tests`. Other names are ignored,
-            because they can be test sets of another dataset of the grid.
+        names: names of further test sets of the dataset, paths of TOML files, or `all` for all of `spec.tests`. Other
+            names are ignored, because they can be test sets of another dataset of the grid.
 
     Raises:
         DatasetError: a TOML file is missing or wrong, or describes a dataset that can be fitted on.
     """
     names = list(dict.fromkeys(names))
-    chosen = [name for name in spec.tests if ALL_TESTS in names or name in names]
-    chosen += [name for name in names if name.endswith(".toml")]
-    found = {test.name: test for test in map(get_dataset, dict.fromkeys(chosen))}
-    for test in found.values():
+    own = [get_dataset(name) for name in spec.tests] if names else []
+    chosen = [test for test in own if ALL_TESTS in names or test.name in names]
+    chosen += [get_dataset(name) for name in names if name.endswith(".toml")]
+    for test in chosen:
         if not test.is_test_set:
             raise DatasetError(
                 f"{test.name} is not a further test set, because it has more subsets than test; run it as a dataset "
                 "of its own"
             )
-    return tuple(found.values())
+    return tuple({test.name: test for test in chosen}.values())

@@ -103,6 +103,7 @@ def dataset_facts(name: str, *, data_dir: str | Path | None = None) -> dict[str,
         "state": found.word,
         "step": found.step,
         "sources": [describe_source(source) for source in spec.sources],
+        "tests": list(spec.tests),
         "homepage": spec.homepage,
         "license": spec.license,
         "numbers_from": spec.numbers_from,
@@ -139,6 +140,7 @@ def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[s
         "metric": spec.metric,
         "subsets": sizes(spec),
         "splits": describe_splits(spec),
+        "further test sets": ", ".join(spec.tests),
         "notes": spec.notes,
         **_describe_prompts(spec),
         "state": found.word,
@@ -164,6 +166,8 @@ def describe_splits(spec: DatasetSpec) -> str:
     if spec.recipe:
         made = ", ".join(f"{name} {size:,}" for name, size in spec.split_sizes)
         return f"{made}, by the recipe {spec.recipe!r}, deterministic for given files"
+    if spec.is_test_set:
+        return "test images only, for probes that are fitted on another dataset"
     names = [subset.name for subset in spec.subsets]
     held = []
     if "all" in names:
@@ -220,6 +224,7 @@ def page(specs: Sequence[DatasetSpec]) -> str:
                 "metric": f"`{spec.metric}`",
                 "subsets": sizes(spec),
                 "splits": describe_splits(spec),
+                "further test sets": ", ".join(f"`{name}`" for name in spec.tests),
                 **_describe_prompts(spec),
                 "sources": "; ".join(describe_source(source) for source in spec.sources),
                 "by hand": "; or ".join(source.files for source in spec.sources if source.files),
