@@ -10,6 +10,7 @@ from typing import Any
 from probe import paths
 from probe.datasets import get_dataset
 from probe.datasets.prompts import known_prompts
+from probe.datasets.test_sets import TEST_SETS
 from probe.errors import listed
 from probe.hub import LOG_IN, has_cached_data
 from probe.specs import DatasetSpec, Source, slug
@@ -142,7 +143,7 @@ def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[s
         "splits": describe_splits(spec),
         "further test sets": ", ".join(spec.tests),
         "notes": spec.notes,
-        **_describe_prompts(spec),
+        **({} if spec.is_test_set else _describe_prompts(spec)),
         "state": found.word,
         "to do": found.step,
         "by hand": _by_hand(spec) if found.word == DOWNLOAD else "",
@@ -215,6 +216,7 @@ def page(specs: Sequence[DatasetSpec]) -> str:
     for title, group in (
         ("Of the CLIP paper", [spec for spec in specs if spec.in_paper]),
         ("Others", [spec for spec in specs if not spec.in_paper]),
+        ("Further test sets", TEST_SETS),
     ):
         lines += [f"## {title}", ""]
         for spec in group:
@@ -225,7 +227,7 @@ def page(specs: Sequence[DatasetSpec]) -> str:
                 "subsets": sizes(spec),
                 "splits": describe_splits(spec),
                 "further test sets": ", ".join(f"`{name}`" for name in spec.tests),
-                **_describe_prompts(spec),
+                **({} if spec.is_test_set else _describe_prompts(spec)),
                 "sources": "; ".join(describe_source(source) for source in spec.sources),
                 "by hand": "; or ".join(source.files for source in spec.sources if source.files),
                 GONE: spec.gone,

@@ -46,7 +46,9 @@ def shift_rows(records: Iterable[RunRecord]) -> list[ShiftRow]:
     """Return a row for each further test set and convention of the records, in the order of the records."""
     rows = []
     for record in records:
-        for test in record.tests if isinstance(record, DoneRecord) else ():
+        if not isinstance(record, DoneRecord):
+            continue
+        for test in record.tests:
             if test.all_classes is None:
                 rows.append(ShiftRow(record, test, "", None))
             else:
