@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from probe.leaderboard.labels import NO_RECORD, short_names
+from probe.leaderboard.labels import NO_RECORD, short_names, solver_text
 from probe.leaderboard.tables import interval_text, markdown_table, markdown_text, marks
 from probe.records.schema import ConventionRecord, DoneRecord, FurtherTestRecord, RunRecord
 from probe.specs import NO_SOLVER
@@ -77,36 +77,36 @@ def values(rows: Sequence[ShiftRow]) -> list[list[object]]:
     return found
 
 
-def shifts_to_markdown(records: Iterable[RunRecord]) -> str:
-    """Return a section of a page to read, with scores in percent; empty without further test sets."""
-    rows = shift_rows(records)
-    if not rows:
-        return ""
+def shifts_to_text(rows: Sequence[ShiftRow]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return header and rows to read, with scores in percent, and a sentence for each error."""
     datasets = short_names(row.record.dataset for row in rows)
     models = short_names(row.record.model for row in rows)
-    header = ("dataset", "model", "mode", "precision", "protocol", "solver", "test set", "images", "predictions among")
+    header = ["dataset", "model", "mode", "precision", "protocol", "solver", "test set", "images", "predictions among"]
     lines = []
     for row in rows:
         record, score = row.record, row.score
-        named = (datasets[record.dataset], models[record.model], record.mode, record.precision, record.protocol)
-        solver = NO_RECORD if record.solver == NO_SOLVER else record.solver
+        named = [datasets[record.dataset], models[record.model], record.mode, record.precision, record.protocol]
+        named += [solver_text(record.solver), row.test.name]
         if score is None or row.difference is None:
-            lines.append((*named, solver, row.test.name, NO_RECORD, NO_RECORD, "failed", NO_RECORD, NO_RECORD))
+            lines.append([*named, NO_RECORD, NO_RECORD, "failed", NO_RECORD, NO_RECORD])
             continue
         size = "" if row.test.split is None else f"{row.test.split.size}"
         among = row.convention if row.convention == ALL_CLASSES else f"its {row.test.num_classes} classes"
         mark = marks(record) if row.test.is_whole or record.is_partial else f"{marks(record)} +"
-        lines.append(
-            (
-                *(*named, solver, row.test.name, size, among, f"{100 * score.score:.2f}{mark}"),
-                *(interval_text(score.interval), f"{100 * row.difference:+.2f}"),
-            )
-        )
-    table = markdown_table((*header, "score, %", "95 % confidence interval", "difference"), lines)
-    failed = {
+        shown = [f"{100 * score.score:.2f}{mark}", interval_text(score.interval), f"{100 * row.difference:+.2f}"]
+        lines.append([*named, size, among, *shown])
+    errors = {
         f"{row.test.name} of {datasets[row.record.dataset]} has no score: {row.test.error.message}"
         for row in rows
         if row.test.error is not None
     }
-    remarks = "".join(f"\n{markdown_text(remark)}\n" for remark in sorted(failed))
-    return f"## {TITLE}\n\n{INTRODUCTION}\n\n{table}{remarks}"
+    return [*header, "score, %", "95 % confidence interval", "difference"], lines, sorted(errors)
+
+
+def shifts_to_markdown(records: Iterable[RunRecord]) -> str:
+    """Return a section of a page to read; empty without further test sets."""
+    header, lines, errors = shifts_to_text(shift_rows(records))
+    if not lines:
+        return ""
+    remarks = "".join(f"\n{markdown_text(remark)}\n" for remark in errors)
+    return f"## {TITLE}\n\n{INTRODUCTION}\n\n{markdown_table(header, lines)}{remarks}"
