@@ -17,11 +17,13 @@ from pathlib import Path
 
 from probe import environment, grid, paths
 from probe.comparison import compare_features, count_flips
+from probe.datasets.opening import OpenedDataset
 from probe.datasets.splits.folds import by_split
 from probe.datasets.test_classes import map_classes
 from probe.errors import ProbeError, brief
 from probe.features.arrays import Extraction
 from probe.features.extraction import Session, extract, prepare_grid
+from probe.features.further_tests import from_extraction, relabel
 from probe.features.jobs import features_key
 from probe.features.store import FITS
 from probe.features.text import find_classifier
@@ -138,7 +140,7 @@ def run_one(
     if spec.tests:
         started = time.perf_counter()
         probe = FittedProbe(result, folds, spec.protocol, len(class_names), device_for(spec.solver, spec.device))
-        tests = tuple(score_further_test(one, spec.dataset, class_names, probe, session) for one in spec.on_tests)
+        tests = tuple(score_further_test(spec, one, dataset, extraction, probe, session) for one in spec.tests)
         seconds["tests"] = time.perf_counter() - started
 
     record = DoneRecord(
@@ -164,35 +166,45 @@ def run_one(
 
 
 def score_further_test(
-    spec: RunSpec, dataset: DatasetSpec, class_names: Sequence[str], probe: FittedProbe, session: Session
+    spec: RunSpec,
+    test: DatasetSpec,
+    dataset: OpenedDataset,
+    extraction: Extraction,
+    probe: FittedProbe,
+    session: Session,
 ) -> FurtherTestRecord:
     """Score a probe on a further test set. A test set that cannot be scored does not stop its run.
 
     Args:
-        spec: the run on the test set, one of `RunSpec.on_tests`.
-        dataset: the dataset of the probe.
-        class_names: names of its classes.
+        spec: the run of the probe.
+        test: the further test set.
+        dataset: the dataset of the run.
+        extraction: its features.
         probe: the probe.
         session: opens the test set and loads the encoder, unless its features are extracted.
     """
-    test = spec.dataset
     try:
         apart = replace(session, dataset=None)  # the dataset of the run stays open
-        key = features_key(spec)
-        found = session.extracted.get(key) or extract(session.find_encoder(spec), apart.open_dataset(test), apart)
-        is_right = map_classes(test, found.read.class_names, dataset, class_names)
-        (fold,) = found.cut(spec.splits)
-        among_all, among_own = score_conventions(probe, fold["test"], is_right, metric=dataset.metric)
+        own = replace(spec, dataset=test, tests=())
+        if test.relabels:
+            found = relabel(apart.open_dataset(test), dataset, extraction)
+        elif features_key(own) in session.extracted:
+            found = from_extraction(session.extracted[features_key(own)])
+        else:
+            found = from_extraction(extract(session.find_encoder(own), apart.open_dataset(test), apart))
+        class_names = next(iter(dataset.subsets.values())).class_names
+        is_right = map_classes(test, found.class_names, dataset.spec, class_names)
+        among_all, among_own = score_conventions(probe, found.features, is_right, metric=dataset.spec.metric)
     except Exception as err:  # the record names the error, and the run continues
-        logger.debug("%s", spec, exc_info=not isinstance(err, ProbeError))
+        logger.debug("%s on %s", spec, test.name, exc_info=not isinstance(err, ProbeError))
         message = brief(str(err) or repr(err))
-        logger.warning("%s: not scored on %s (%s)", dataset.name, test.name, message)
+        logger.warning("%s: not scored on %s (%s)", dataset.spec.name, test.name, message)
         return FurtherTestRecord(test.name, ErrorRecord(type(err).__name__, message))
     return FurtherTestRecord(
         test.name,
-        split=found.splits["test"],
-        read=replace(found.read, class_names=()),
-        metric=dataset.metric,
+        split=found.split,
+        read=found.read,
+        metric=dataset.spec.metric,
         num_classes=int(is_right.any(axis=0).sum()),
         all_classes=among_all,
         own_classes=among_own,

@@ -194,6 +194,8 @@ class DatasetSpec:
         class_ids: meaning of the class names of a further test set, one of `CLASS_IDS`.
         class_map: for each class name of a further test set, the classes of the dataset that are right for its images;
             empty if `class_ids` says all.
+        relabels: the images of a further test set are test images of the dataset, with the same ids and other labels.
+            Their features are not extracted again.
     """
 
     # Prompts are not part of the identity: only zero-shot runs use them, and `RunSpec.prompts` has their digest.
@@ -228,6 +230,7 @@ class DatasetSpec:
     tests: tuple[str, ...] = ()
     class_ids: str = NAMES
     class_map: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    relabels: bool = False
 
     @property
     def is_test_set(self) -> bool:
@@ -330,8 +333,8 @@ class RunSpec:
 
     @property
     def on_tests(self) -> list[RunSpec]:
-        """The run on each of its further test sets, for their features."""
-        return [replace(self, dataset=test, tests=()) for test in self.tests]
+        """The run on each of its further test sets that has images of its own, for their features."""
+        return [replace(self, dataset=test, tests=()) for test in self.tests if not test.relabels]
 
     @property
     def of_all_modes(self) -> RunSpec:

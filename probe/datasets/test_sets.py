@@ -111,6 +111,7 @@ TEST_SETS: tuple[DatasetSpec, ...] = (
             ),
         ),
         class_ids=LABELS,
+        relabels=True,
         homepage="https://github.com/google-research/reassessed-imagenet",
         license="Apache 2.0",
         numbers_from="timm's copy of real.json, counted",

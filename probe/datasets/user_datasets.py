@@ -189,9 +189,10 @@ def _check_splits(spec: DatasetSpec, file: Path) -> None:
         )
     if spec.class_ids not in CLASS_IDS:
         raise unknown_name("value of class_ids", spec.class_ids, CLASS_IDS)
-    if (spec.class_map or spec.class_ids != NAMES) and not spec.is_test_set:
+    if (spec.class_map or spec.class_ids != NAMES or spec.relabels) and not spec.is_test_set:
         raise DatasetError(
-            f"{file}: class_ids and class_map are for further test sets, which have only the subset test; remove them"
+            f"{file}: class_ids, class_map and relabels are for further test sets, which have only the subset test; "
+            "remove them"
         )
     for subset in spec.subsets:
         if min(subset.class_counts, default=0) < 0:

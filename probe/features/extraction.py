@@ -171,8 +171,9 @@ def prepare_grid(
         progress.expect(sum(map(num_images, groups)))
         for group in groups:
             # First, so that the dataset itself stays open for its runs. A run meets the errors again and records them.
-            for test in dict.fromkeys(test for spec in group for test in spec.tests):
-                runs = [one for spec in group for one in spec.on_tests if one.dataset == test]
+            further = [one for spec in group for one in spec.on_tests]
+            for test in dict.fromkeys(one.dataset for one in further):
+                runs = [one for one in further if one.dataset == test]
                 prepare(runs, replace(session, dataset=None), progress)
             yield group, prepare(group, session, progress, expected=num_images(group), is_ready=is_ready)
             session.extracted.clear()
