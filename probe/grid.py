@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from probe import environment, paths
-from probe.datasets import get_dataset
+from probe.datasets import ALL_TESTS, find_tests, get_dataset
 from probe.datasets.catalog import DATASETS
 from probe.datasets.prompts import get_prompts
-from probe.errors import ProbeError, UnknownNameError, listed
+from probe.errors import DatasetError, ProbeError, UnknownNameError, listed
 from probe.features.store import EXTRACTION_VERSION
 from probe.models import get_model
 from probe.models.catalog import MODELS
@@ -20,6 +20,7 @@ from probe.models.devices import resolve_execution
 from probe.models.loading import identify
 from probe.models.memory import find_batch_size
 from probe.models.preprocess import PREPROCESS_VERSION
+from probe.names import unknown_name
 from probe.probes.fit import PROBE_VERSION
 from probe.probes.protocols import PROTOCOLS, get_protocol
 from probe.probes.solvers.catalog import check_solver
@@ -54,6 +55,7 @@ def plan(
     batch_size: int | None = None,
     compiled: bool = False,
     solver: str = DEFAULT_SOLVER,
+    tests: Sequence[str] = (),
     elsewhere: bool = False,
 ) -> list[RunSpec]:
     """Return the runs of a grid in the order in which they run. Every name is looked up before anything runs.
@@ -69,6 +71,7 @@ def plan(
             see `models.memory`.
         compiled: compile the encoders with `torch.compile`.
         solver: name of the solver of the probes; protocols that fit nothing have none.
+        tests: further test sets, see `datasets.find_tests`. A name applies to the datasets that have it in `tests`.
         elsewhere: the runs are for other machines, so this machine need not have the device.
 
     Raises:
@@ -87,6 +90,8 @@ def plan(
             if names[row.name] > 1 or known.get(row.name, identity(row)) != identity(row):
                 # its records would overwrite the other's
                 raise UnknownNameError(f"two different specifications have the name {row.name!r}; rename yours")
+    further = {row: find_tests(row, tests) for row in rows}
+    _check_tests(tests, further)
     executions = [
         resolve_execution(device, precision=precision, jit=jit, compiled=compiled, elsewhere=elsewhere)
         for jit in jit_modes
@@ -103,12 +108,34 @@ def plan(
             solver=solver if protocol.method == LOGISTIC else NO_SOLVER,
             compiled=execution.compiled,
             prompts=get_prompts(dataset).sha256 if protocol.method == ZERO_SHOT else "",
+            tests=further[dataset],
         )
         for dataset in rows
         for model in encoders
         for execution in executions
         for protocol in rules
     ]
+
+
+def _check_tests(names: Sequence[str], further: Mapping[DatasetSpec, Sequence[DatasetSpec]]) -> None:
+    """Check that each dataset has images to fit on, and that each name of a further test set is one of some dataset.
+
+    Raises:
+        UnknownNameError: no dataset has a further test set of this name.
+        DatasetError: a dataset has only test images, or `all` is asked for where no dataset has further test sets.
+    """
+    for row in further:
+        if row.is_test_set:
+            raise DatasetError(
+                f"{row.name} has only test images, so no probe can be fitted on it; name it with --also-test, and a "
+                "dataset with its classes with --dataset"
+            )
+    known = dict.fromkeys(test.name for row in further for test in find_tests(row, names and [ALL_TESTS]))
+    for name in names:
+        if name == ALL_TESTS and not known:
+            raise DatasetError(f"{listed(row.name for row in further)} has no further test sets; remove --also-test")
+        if name != ALL_TESTS and name not in known and not name.endswith(".toml"):
+            raise unknown_name("further test set", name, known, forms="the path of a TOML file")
 
 
 @dataclass(frozen=True)
@@ -123,17 +150,24 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     """Return the runs of a grid that have no complete record, and log how many are skipped.
 
     A record is complete if all images were used, and if the specification, the weights and the suite's own versions of
-    preprocessing, extraction and probe are unchanged. Versions of libraries may differ. If heads or
-    predictions are to be written, their files must exist, too. If one mode of a run is pending, so are its other modes
-    in the grid, because modes are compared.
+    preprocessing, extraction and probe are unchanged. Versions of libraries may differ. If heads or predictions are to
+    be written, their files must exist, too. If one mode of a run is pending, so are its other modes in the grid,
+    because modes are compared.
+
+    A record must also have scores on all images of each further test set of the run. Otherwise the probe is fitted
+    again, and scored on the further test sets of the run and of the record.
     """
     results_dir = paths.results_dir(settings.results_dir)
     identities = {spec: identity(spec) for spec in specs}
     planned, weights = set(identities.values()), dict[ModelSpec, str | None]()
+    recorded: dict[RunSpec, tuple[DatasetSpec, ...]] = {}  # further test sets of records
 
     def find(spec: RunSpec) -> DoneRecord | None:
         record = try_to_read(run_path(spec, results_dir))
         if not isinstance(record, DoneRecord) or not record.is_whole or identity(record.spec) != identities[spec]:
+            return None
+        recorded[spec] = record.spec.tests
+        if not _has_tests(record, spec.tests):
             return None
         directory = settings.predictions_dir
         if directory and not has_predictions(spec, record, directory, with_logits=settings.with_logits):
@@ -151,7 +185,20 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     if done:
         logger.info("skipped %d of %d runs: already recorded (use --rerun)", len(done), len(specs))
         _log_versions(done.values())
-    return Pending([spec for spec in specs if spec not in done], done)
+    return Pending([_with_tests(spec, recorded.get(spec, ())) for spec in specs if spec not in done], done)
+
+
+def _has_tests(record: DoneRecord, tests: Sequence[DatasetSpec]) -> bool:
+    """Return True if a record has scores on all images of further test sets with these specifications."""
+    whole = {test.name for test in record.tests if test.is_whole}
+    known = {identity(test) for test in record.spec.tests if test.name in whole}
+    return all(identity(test) in known for test in tests)
+
+
+def _with_tests(spec: RunSpec, recorded: Sequence[DatasetSpec]) -> RunSpec:
+    """Return a run that is also scored on the further test sets of its record, so that no score is lost."""
+    names = {test.name for test in spec.tests}
+    return replace(spec, tests=(*spec.tests, *(test for test in recorded if test.name not in names)))
 
 
 def _has_head(spec: RunSpec, results_dir: Path) -> bool:

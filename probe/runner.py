@@ -17,10 +17,13 @@ from pathlib import Path
 
 from probe import environment, grid, paths
 from probe.comparison import compare_features, count_flips
+from probe.datasets.opening import OpenedDataset
 from probe.datasets.splits.folds import by_split
+from probe.datasets.test_classes import map_classes
 from probe.errors import ProbeError, brief
 from probe.features.arrays import Extraction, Features
 from probe.features.extraction import Session, extract, prepare_grid
+from probe.features.further_tests import from_extraction, relabel
 from probe.features.jobs import features_key
 from probe.features.store import FITS
 from probe.features.text import find_classifier
@@ -28,6 +31,7 @@ from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import PROBE_VERSION, fit_folds
 from probe.probes.fits import normalized
+from probe.probes.further_tests import FittedProbe, score_conventions
 from probe.probes.heads import describe_heads, write_heads
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for, get_solver
@@ -45,6 +49,7 @@ from probe.records.schema import (
     ErrorRecord,
     FailedRecord,
     FeaturesRecord,
+    FurtherTestRecord,
     ParityRecord,
     RunRecord,
 )
@@ -142,6 +147,13 @@ def run_one(
     seconds = {**extraction.seconds, "fit": time.perf_counter() - started}
     if classifier is not None:
         seconds["text"] = classifier.seconds
+    class_names = next(iter(dataset.subsets.values())).class_names
+    tests: tuple[FurtherTestRecord, ...] = ()
+    if spec.tests:
+        started = time.perf_counter()
+        probe = FittedProbe(result, folds, spec.protocol, len(class_names), device_for(spec.solver, spec.device))
+        tests = tuple(score_further_test(spec, one, dataset, extraction, probe, session) for one in spec.tests)
+        seconds["tests"] = time.perf_counter() - started
 
     record = DoneRecord(
         spec=_for_record(spec),
@@ -151,6 +163,7 @@ def run_one(
         splits={name: split for name, split in extraction.splits.items() if name.partition("/")[0] in spec.splits},
         features=features,
         result=replace(result.to_record(), probe_version=PROBE_VERSION),
+        tests=tests,
         extraction=extraction.extraction,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         environment=environment.describe(spec.device),
@@ -188,6 +201,52 @@ def _predictions_of(
             logits = result.heads[i].logits(normalized(x) if spec.protocol.normalize else x)
         yield PartPredictions(ids[i // num_draws], test.y, result.predictions[start : start + len(top)], top, logits)
         start += len(top)
+
+
+def score_further_test(
+    spec: RunSpec,
+    test: DatasetSpec,
+    dataset: OpenedDataset,
+    extraction: Extraction,
+    probe: FittedProbe,
+    session: Session,
+) -> FurtherTestRecord:
+    """Score a probe on a further test set. A test set that cannot be scored does not stop its run.
+
+    Args:
+        spec: the run of the probe.
+        test: the further test set.
+        dataset: the dataset of the run.
+        extraction: its features.
+        probe: the probe.
+        session: opens the test set and loads the encoder, unless its features are extracted.
+    """
+    try:
+        apart = replace(session, dataset=None)  # the dataset of the run stays open
+        own = replace(spec, dataset=test, tests=())
+        if test.relabels:
+            found = relabel(apart.open_dataset(test), dataset, extraction)
+        elif features_key(own) in session.extracted:
+            found = from_extraction(session.extracted[features_key(own)])
+        else:
+            found = from_extraction(extract(session.find_encoder(own), apart.open_dataset(test), apart))
+        class_names = next(iter(dataset.subsets.values())).class_names
+        is_right = map_classes(test, found.class_names, dataset.spec, class_names)
+        among_all, among_own = score_conventions(probe, found.features, is_right, metric=dataset.spec.metric)
+    except Exception as err:  # the record names the error, and the run continues
+        logger.debug("%s on %s", spec, test.name, exc_info=not isinstance(err, ProbeError))
+        message = brief(str(err) or repr(err))
+        logger.warning("%s: not scored on %s (%s)", dataset.spec.name, test.name, message)
+        return FurtherTestRecord(test.name, ErrorRecord(type(err).__name__, message))
+    return FurtherTestRecord(
+        test.name,
+        split=found.split,
+        read=found.read,
+        metric=dataset.spec.metric,
+        num_classes=int(is_right.any(axis=0).sum()),
+        all_classes=among_all,
+        own_classes=among_own,
+    )
 
 
 def run_grid(
@@ -239,6 +298,7 @@ def run(
     save_heads: bool = False,
     predictions_dir: str | Path | None = None,
     with_logits: bool = False,
+    tests: Sequence[str] = (),
     rerun: bool = False,
 ) -> DoneRecord:
     """Run one combination of dataset, model and protocol, and write its record and the tables of its model.
@@ -269,6 +329,8 @@ def run(
         save_heads: write the fitted weights below the folder `heads` of the results folder, see `load_head`.
         predictions_dir: folder to write the prediction for each test image to, as Parquet; None writes none.
         with_logits: also write the logits of each test image there.
+        tests: further test sets to score the same probe on: names that the dataset has in `tests`, `all` of them, or
+            paths of TOML files.
         rerun: run again even if there is a complete record.
 
     Raises:
@@ -285,6 +347,7 @@ def run(
         batch_size=batch_size,
         compiled=compiled,
         solver=solver,
+        tests=tests,
     )
     settings = Settings(
         data_dir=data_dir,

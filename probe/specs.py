@@ -17,6 +17,8 @@ NO_SOLVER = "none"  # solver of runs whose protocol fits nothing
 LOGISTIC, KNN, ZERO_SHOT = "logistic-regression", "knn", "zero-shot"
 METHODS = (LOGISTIC, KNN, ZERO_SHOT)  # what a protocol does with features
 OPEN_CLIP = "open_clip"  # origin of ImageNet's class names and templates in `DatasetSpec`
+NAMES, WORDNET, LABELS = "names", "wordnet", "labels"
+CLASS_IDS = (NAMES, WORDNET, LABELS)  # what the class names of a further test set are, see `datasets.test_classes`
 FEATURE_POINTS = ("projected", "pre_projection")  # where image features are taken: after the projection, or before it
 
 
@@ -187,12 +189,20 @@ class DatasetSpec:
         templates: zero-shot prompts with `{}` in place of the class name; empty for `datasets.prompts.TEMPLATE`.
         class_names_from: origin of the class names; `OPEN_CLIP` for those of an installed open_clip.
         templates_from: origin of the templates; `OPEN_CLIP` for those of an installed open_clip.
+        tests: names of further test sets, see `datasets.test_sets`: their images show classes of this dataset, and the
+            same probe is scored on them. Only runs that ask for them use them.
+        class_ids: meaning of the class names of a further test set, one of `CLASS_IDS`.
+        class_map: for each class name of a further test set, the classes of the dataset that are right for its images;
+            empty if `class_ids` says all.
+        relabels: the images of a further test set are test images of the dataset, with the same ids and other labels.
+            Their features are not extracted again.
     """
 
     # Prompts are not part of the identity: only zero-shot runs use them, and `RunSpec.prompts` has their digest.
     DESCRIPTIVE: ClassVar = (
         *("title", "homepage", "license", "numbers_from", "notes", "gone", "in_paper"),
         *("class_names", "class_names_from", "templates", "templates_from"),
+        "tests",  # `RunSpec.tests` are those that a run uses
     )
 
     name: str
@@ -217,6 +227,15 @@ class DatasetSpec:
     class_names_from: str = ""
     templates: tuple[str, ...] = ()
     templates_from: str = ""
+    tests: tuple[str, ...] = ()
+    class_ids: str = NAMES
+    class_map: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    relabels: bool = False
+
+    @property
+    def is_test_set(self) -> bool:
+        """True for a further test set, which has no images to fit a probe on."""
+        return [subset.name for subset in self.subsets] == ["test"]
 
 
 @dataclass(frozen=True)
@@ -284,8 +303,11 @@ class RunSpec:
 
     `device` and `precision` come from `resolve_execution`, and are never `auto`. `solver` is `NO_SOLVER` if the
     protocol fits nothing. `prompts` is the digest of the class names and templates of a zero-shot run, see
-    `datasets.prompts.Prompts`; it is empty for other runs.
+    `datasets.prompts.Prompts`; it is empty for other runs. `tests` are further test sets that the same probe is scored
+    on. They do not change the run's own score, so they are not part of its identity.
     """
+
+    DESCRIPTIVE: ClassVar = ("tests",)
 
     dataset: DatasetSpec
     model: ModelSpec
@@ -297,6 +319,7 @@ class RunSpec:
     solver: str = DEFAULT_SOLVER
     compiled: bool = False
     prompts: str = ""
+    tests: tuple[DatasetSpec, ...] = ()
 
     @property
     def mode(self) -> str:
@@ -306,12 +329,17 @@ class RunSpec:
     @property
     def splits(self) -> tuple[str, ...]:
         """Splits whose images the run needs."""
-        return ("test",) if self.protocol.method == ZERO_SHOT else SPLITS
+        return ("test",) if self.protocol.method == ZERO_SHOT or self.dataset.is_test_set else SPLITS
+
+    @property
+    def on_tests(self) -> list[RunSpec]:
+        """The run on each of its further test sets that has images of its own, for their features."""
+        return [replace(self, dataset=test, tests=()) for test in self.tests if not test.relabels]
 
     @property
     def of_all_modes(self) -> RunSpec:
         """Run in eager mode, which is the same for all modes of the model, so that their probes can be compared."""
-        return replace(self, jit=False, compiled=False)
+        return replace(self, jit=False, compiled=False, tests=())
 
     def __str__(self) -> str:
         """Return the names of the run, for messages."""

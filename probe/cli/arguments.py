@@ -117,6 +117,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--prompts": _value(
             "FILE.toml", "TOML file with templates or class names for zero-shot runs. [those of each dataset]"
         ),
+        "--also-test": _value(
+            "NAME",
+            "Further test set to score the same probe on, repeatable: a name that `probe datasets DATASET` lists, all, "
+            "or FILE.toml. [none]",
+            action="append",
+        ),
         "--metric": _choice(METRICS, None, "Metric of the scores. [the metric of the dataset, or accuracy]"),
         "--shard": _value("I/N", "Extract only the I-th of N shards, counted from 1.", type=_shard),
         "--val-fraction": _value(
@@ -229,8 +235,8 @@ COMMANDS: dict[str, dict[str, _Command]] = {
     "features and probes": {
         "run": _Command(
             "Extract features, fit probes, and write records and tables.",
-            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --rerun --save-heads "
-            "--predictions --with-logits --plan --executor --ray-address --ray-workers --results-dir",
+            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --also-test --rerun "
+            "--save-heads --predictions --with-logits --plan --executor --ray-address --ray-workers --results-dir",
         ),
         "extract": _Command(
             "Extract and cache features, or some shards of them.",

@@ -62,6 +62,7 @@ def plan_runs(args: argparse.Namespace, *, device: str = "", elsewhere: bool = F
         batch_size=args.batch_size,
         compiled=args.compile,
         solver=getattr(args, "solver", DEFAULT_SOLVER),
+        tests=getattr(args, "also_test", None) or (),
         elsewhere=elsewhere,
     )
     if prompts is not None and not any(run.prompts for run in runs):

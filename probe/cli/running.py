@@ -100,7 +100,7 @@ def _show_summary(record: RunRecord) -> None:
 
 
 def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: bool) -> None:
-    from probe.leaderboard import modes, tables
+    from probe.leaderboard import modes, shifts, tables
 
     if as_json:
         print_json([record.to_dict() for record in records])
@@ -109,6 +109,9 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
         parity = modes.modes_to_markdown(records)
         if parity:
             print("\n" + parity, end="")
+        further = shifts.shifts_to_markdown(records)
+        if further:
+            print("\n" + further, end="")
         for note in tables.footnotes(records):
             print(f"\n{note}")
     for record in records:

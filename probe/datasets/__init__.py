@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 
 from probe.datasets.catalog import DATASETS
+from probe.datasets.test_sets import TEST_SETS
 from probe.errors import DatasetError, DatasetMissingError, ProbeError
 from probe.names import unknown_name
 from probe.specs import DatasetSpec
@@ -17,6 +19,7 @@ KINDS = {
     "torchvision": "torchvision",
     "wds": "webdataset",
 }
+ALL_TESTS = "all"  # stands for all further test sets of a dataset
 DATASET_FORMS = "folder:PATH, csv:PATH, hf:ORG/NAME or hf:PATH, torchvision:CLASS, wds:SHARDS, or a file NAME.toml"
 
 
@@ -31,13 +34,13 @@ def paper_names() -> tuple[str, ...]:
 
 
 def get_dataset(name: str) -> DatasetSpec:
-    """Return the specification of a dataset by a name of the catalogue or a form in `DATASET_FORMS`.
+    """Return the specification of a dataset, or of a further test set, by a name or a form in `DATASET_FORMS`.
 
     Raises:
         UnknownNameError: there is no such dataset; the message suggests similar names.
         DatasetError: the folder is missing, empty, or not laid out as `sources.folder` says; or the TOML file is wrong.
     """
-    for spec in DATASETS:
+    for spec in (*DATASETS, *TEST_SETS):
         if spec.name == name:
             return spec
     kind, colon, rest = name.partition(":")
@@ -56,3 +59,27 @@ def get_dataset(name: str) -> DatasetSpec:
         raise DatasetError(f"cannot look at {name!r} ({err}); give a path that can be read") from err
     assert isinstance(spec, DatasetSpec)
     return spec
+
+
+def find_tests(spec: DatasetSpec, names: Iterable[str]) -> tuple[DatasetSpec, ...]:
+    """Return the further test sets of a dataset that are asked for, in the order of the dataset, then of the names.
+
+    Args:
+        spec: the dataset.
+        names: names of further test sets of the dataset, paths of TOML files, or `all` for all of `spec.tests`. Other
+            names are ignored, because they can be test sets of another dataset of the grid.
+
+    Raises:
+        DatasetError: a TOML file is missing or wrong, or describes a dataset that can be fitted on.
+    """
+    names = list(dict.fromkeys(names))
+    own = [get_dataset(name) for name in spec.tests] if names else []
+    chosen = [test for test in own if ALL_TESTS in names or test.name in names]
+    chosen += [get_dataset(name) for name in names if name.endswith(".toml")]
+    for test in chosen:
+        if not test.is_test_set:
+            raise DatasetError(
+                f"{test.name} is not a further test set, because it has more subsets than test; run it as a dataset "
+                "of its own"
+            )
+    return tuple({test.name: test for test in chosen}.values())

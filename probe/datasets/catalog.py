@@ -77,6 +77,7 @@ DATASETS: tuple[DatasetSpec, ...] = (
         license="not stated",
         numbers_from="home page; Radford et al. 2021, table 9",
         in_paper=True,
+        tests=("cifar10_1", "cifar10_2"),
     ),
     DatasetSpec(
         name="cifar100",
@@ -766,6 +767,10 @@ DATASETS: tuple[DatasetSpec, ...] = (
         in_paper=True,
         class_names_from=OPEN_CLIP,
         templates_from=OPEN_CLIP,
+        tests=(
+            *("imagenet_v2_matched", "imagenet_v2_threshold", "imagenet_v2_top", "imagenet_a", "imagenet_r"),
+            *("imagenet_sketch", "objectnet", "imagenet_real"),
+        ),
     ),
     DatasetSpec(
         name="fashion_mnist",

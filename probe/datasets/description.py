@@ -10,6 +10,7 @@ from typing import Any
 from probe import paths
 from probe.datasets import get_dataset
 from probe.datasets.prompts import known_prompts
+from probe.datasets.test_sets import TEST_SETS
 from probe.errors import listed
 from probe.hub import LOG_IN, has_cached_data
 from probe.specs import DatasetSpec, Source, slug
@@ -103,6 +104,7 @@ def dataset_facts(name: str, *, data_dir: str | Path | None = None) -> dict[str,
         "state": found.word,
         "step": found.step,
         "sources": [describe_source(source) for source in spec.sources],
+        "tests": list(spec.tests),
         "homepage": spec.homepage,
         "license": spec.license,
         "numbers_from": spec.numbers_from,
@@ -139,8 +141,9 @@ def describe_dataset(name: str, *, data_dir: str | Path | None = None) -> dict[s
         "metric": spec.metric,
         "subsets": sizes(spec),
         "splits": describe_splits(spec),
+        "further test sets": ", ".join(spec.tests),
         "notes": spec.notes,
-        **_describe_prompts(spec),
+        **({} if spec.is_test_set else _describe_prompts(spec)),
         "state": found.word,
         "to do": found.step,
         "by hand": _by_hand(spec) if found.word == DOWNLOAD else "",
@@ -164,6 +167,8 @@ def describe_splits(spec: DatasetSpec) -> str:
     if spec.recipe:
         made = ", ".join(f"{name} {size:,}" for name, size in spec.split_sizes)
         return f"{made}, by the recipe {spec.recipe!r}, deterministic for given files"
+    if spec.is_test_set:
+        return "test images only, for probes that are fitted on another dataset"
     names = [subset.name for subset in spec.subsets]
     held = []
     if "all" in names:
@@ -211,6 +216,7 @@ def page(specs: Sequence[DatasetSpec]) -> str:
     for title, group in (
         ("Of the CLIP paper", [spec for spec in specs if spec.in_paper]),
         ("Others", [spec for spec in specs if not spec.in_paper]),
+        ("Further test sets", TEST_SETS),
     ):
         lines += [f"## {title}", ""]
         for spec in group:
@@ -220,7 +226,8 @@ def page(specs: Sequence[DatasetSpec]) -> str:
                 "metric": f"`{spec.metric}`",
                 "subsets": sizes(spec),
                 "splits": describe_splits(spec),
-                **_describe_prompts(spec),
+                "further test sets": ", ".join(f"`{name}`" for name in spec.tests),
+                **({} if spec.is_test_set else _describe_prompts(spec)),
                 "sources": "; ".join(describe_source(source) for source in spec.sources),
                 "by hand": "; or ".join(source.files for source in spec.sources if source.files),
                 GONE: spec.gone,

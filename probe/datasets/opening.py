@@ -46,6 +46,7 @@ MODULES = {
     **{form: f"probe.datasets.sources.{form}" for form in ("torchvision", "webdataset")},
     **{form: f"probe.datasets.papers.{form}" for form in ("birdsnap", "fer2013", "gtsrb", "hateful_memes", "kitti")},
     **{form: f"probe.datasets.papers.{form}" for form in ("pcam", "stl10", "sun397", "ucf101", "voc2007")},
+    **{form: f"probe.datasets.papers.{form}" for form in ("cifar10_shifts", "imagenet_real", "objectnet")},
 }
 
 
@@ -315,7 +316,8 @@ def _check_images(opened: _UncheckedDataset, *, allow_partial: bool, skip_corrup
     if not skip_corrupt:
         for images in subsets.values():
             _check_ends(images)
-    _check_classes(spec, subsets.get("all") or subsets["train"], allow_partial=bool(incomplete))
+    pool = subsets["test"] if spec.is_test_set else subsets.get("all") or subsets["train"]
+    _check_classes(spec, pool, allow_partial=bool(incomplete))
     return incomplete
 
 
@@ -424,7 +426,7 @@ def _check_classes(spec: DatasetSpec, images: ImageDataset, *, allow_partial: bo
     expected = spec.num_classes  # None accepts a named class without images
     if expected is not None and num_classes != expected and not allow_partial:
         raise DatasetError(f"{images.name}: expected images of {expected} classes, found {num_classes}; {REPAIR}")
-    if num_classes < 2:
+    if num_classes < 2 and not spec.is_test_set:
         raise DatasetError(f"{images.name}: all images belong to one class; a probe needs at least two classes")
 
 

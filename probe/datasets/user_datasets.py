@@ -29,10 +29,11 @@ from probe.datasets.sources import torchvision
 from probe.datasets.splits.folds import SPLITS
 from probe.datasets.splits.recipes import RECIPES, SUBSETS_OF_RECIPES
 from probe.datasets.subsets import subset_of
+from probe.datasets.test_sets import TEST_SETS
 from probe.decoder import decode_strictly
 from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.names import unknown_name
-from probe.specs import DatasetSpec, Source
+from probe.specs import CLASS_IDS, NAMES, DatasetSpec, Source
 from probe.stats.metrics import METRICS
 
 # Forms that a TOML file can use, with their options. The other forms read the files of one dataset.
@@ -67,6 +68,11 @@ def make_spec(path: str) -> DatasetSpec:
         tables = row.get(name)
         if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
             raise DatasetError(f"{file} has no list of tables {name!r}; give one or more")
+    if "class_map" in row:
+        pairs = _items(row["class_map"], f"{file}: class_map")
+        row["class_map"] = [(name, given if isinstance(given, tuple) else (given,)) for name, given in pairs]
+    if isinstance(row.get("tests"), list):
+        row["tests"] = [_as_path(name, file) for name in row["tests"]]
     if "split_sizes" in row:
         row["split_sizes"] = _items(row["split_sizes"], f"{file}: split_sizes")
     row["subsets"] = [
@@ -93,9 +99,8 @@ def make_spec(path: str) -> DatasetSpec:
 def _with_pairs(row: dict[str, Any], file: Path) -> dict[str, Any]:
     """Return a source whose tables became pairs, and whose location is relative to the folder of the TOML file."""
     where, values = f"{file}: a source", dict(row)
-    location = values.get("location")
-    if isinstance(location, str) and location.startswith((".", "~")):
-        values["location"] = str((file.parent / paths.expand_home(location)).resolve())
+    if "location" in values:
+        values["location"] = _as_path(values["location"], file)
     subsets = values.get("subsets", {})
     if not isinstance(subsets, dict):
         raise DatasetError(
@@ -111,6 +116,13 @@ def _with_pairs(row: dict[str, Any], file: Path) -> dict[str, Any]:
     values["options"] = _items(values.get("options", {}), f"{where}, options")
     values.setdefault("can_download", bool(values.get("downloads")))
     return values
+
+
+def _as_path(location: Any, file: Path) -> Any:
+    """Return a path that starts with `.` or `~` in full, relative to the folder of the TOML file; others unchanged."""
+    if isinstance(location, str) and location.startswith((".", "~")):
+        return str((file.parent / paths.expand_home(location)).resolve())
+    return location
 
 
 def _check_places(source: Source, where: str) -> None:
@@ -158,7 +170,7 @@ def _items(table: object, where: str) -> tuple[tuple[str, Any], ...]:
 def _check_names(spec: DatasetSpec, file: Path) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", spec.name):
         raise DatasetError(f"{file}: name = {spec.name!r}; use letters, digits, and - _ . between them")
-    if spec.name in {row.name for row in DATASETS}:
+    if spec.name in {row.name for row in (*DATASETS, *TEST_SETS)}:
         raise DatasetError(f"{file}: {spec.name!r} is a name of the catalogue; choose a different name")
     if spec.metric not in METRICS:
         raise unknown_name("metric", spec.metric, METRICS)
@@ -170,8 +182,18 @@ def _check_splits(spec: DatasetSpec, file: Path) -> None:
     names = [subset.name for subset in spec.subsets]
     if len(set(names)) < len(names) or not set(names) <= {*SPLITS, "all"}:
         raise DatasetError(f"{file}: the subsets are {listed(names)}; give each of train, val, test or all once")
-    if names != ["all"] and not {"train", "test"} <= set(names) <= set(SPLITS):
-        raise DatasetError(f"{file}: the subsets are {listed(names)}; give train and test, or all alone")
+    if names not in (["all"], ["test"]) and not {"train", "test"} <= set(names) <= set(SPLITS):
+        raise DatasetError(
+            f"{file}: the subsets are {listed(names)}; give train and test, all alone, or test alone for a further "
+            "test set"
+        )
+    if spec.class_ids not in CLASS_IDS:
+        raise unknown_name("value of class_ids", spec.class_ids, CLASS_IDS)
+    if (spec.class_map or spec.class_ids != NAMES or spec.relabels) and not spec.is_test_set:
+        raise DatasetError(
+            f"{file}: class_ids, class_map and relabels are for further test sets, which have only the subset test; "
+            "remove them"
+        )
     for subset in spec.subsets:
         if min(subset.class_counts, default=0) < 0:
             raise DatasetError(

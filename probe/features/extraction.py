@@ -10,7 +10,8 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from probe import paths
 from probe.datasets.images import ImageDataset
 from probe.datasets.opening import OpenedDataset, open_dataset
-from probe.errors import CheckpointError, DatasetError
+from probe.errors import CheckpointError, DatasetError, ProbeError
 from probe.features import store
 from probe.features.arrays import Extraction
 from probe.features.chunks import Work
@@ -169,6 +170,11 @@ def prepare_grid(
         groups = [list(group) for _, group in groupby(specs, key=lambda spec: spec.dataset)]
         progress.expect(sum(map(num_images, groups)))
         for group in groups:
+            # First, so that the dataset itself stays open for its runs. A run meets the errors again and records them.
+            further = [one for spec in group for one in spec.on_tests]
+            for test in dict.fromkeys(one.dataset for one in further):
+                runs = [one for one in further if one.dataset == test]
+                prepare(runs, replace(session, dataset=None), progress)
             yield group, prepare(group, session, progress, expected=num_images(group), is_ready=is_ready)
             session.extracted.clear()
             session.classifiers.clear()
@@ -227,6 +233,15 @@ def find_entries(spec: RunSpec, session: Session) -> dict[str, EntrySpec]:
         ProbeError: the dataset cannot be opened, or the weights cannot be read.
     """
     return cache_entries(spec, session.find_encoder(spec).weights, session.open_dataset(spec.dataset))
+
+
+def find_test_entries(spec: RunSpec, session: Session) -> list[EntrySpec]:
+    """Return the specifications of the cache entries of the further test sets of a run that can be opened."""
+    found: list[EntrySpec] = []
+    for one in spec.on_tests:
+        with suppress(ProbeError):
+            found += find_entries(one, replace(session, dataset=None)).values()
+    return found
 
 
 def _extract_all(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probe.errors import ResultsError
-from probe.leaderboard import methods, modes, page, tables, texts
+from probe.leaderboard import methods, modes, page, shifts, tables, texts
 from probe.leaderboard.sections import make_sections
 from probe.records.record import encode, model_slug, read_records, scan_records, write_text
 from probe.records.schema import RunRecord
@@ -18,6 +18,7 @@ from probe.records.schema import RunRecord
 TABLES = "tables"
 PAGE = "leaderboard.html"
 METHODS = "methods.csv"  # zero-shot, k-NN and linear probe side by side, if there are such records
+SHIFTS = "further_tests.csv"  # scores on further test sets, if there are such records
 
 
 def write_derived(results_dir: str | Path = "results") -> list[Path]:
@@ -73,11 +74,13 @@ def find_stale(results_dir: str | Path = "results") -> Stale:
 def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
     """Return all files for sorted records: path below the results folder -> text."""
     sections = make_sections(records)
+    shifted = shifts.values(shifts.shift_rows(records))
     side_by_side = methods.values(methods.compare_methods(records))
     return {
         **{f"{TABLES}/{name}": text for name, text in tables.render_tables(records).items()},
         "leaderboard.csv": tables.rows_to_csv(*texts.table(sections)),
         **({METHODS: tables.rows_to_csv(methods.HEADER, side_by_side)} if side_by_side else {}),
+        **({SHIFTS: tables.rows_to_csv(shifts.HEADER, shifted)} if shifted else {}),
         "leaderboard.md": texts.sections_to_markdown(sections),
         PAGE: page.render_page(records, sections),
         "jit_against_eager.csv": tables.rows_to_csv(modes.HEADER, modes.rows(modes.pair_modes(records))),
@@ -86,7 +89,7 @@ def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def _orphans(folder: Path, files: Mapping[str, str]) -> list[Path]:
-    """Return files whose records no longer exist: tables by their names, `MODEL.MODE.csv` or `.md`, and `METHODS`."""
+    """Return files whose records no longer exist: tables named `MODEL.MODE.csv` or `.md`, `METHODS` and `SHIFTS`."""
     named = [
         path
         for mode in ("eager", "jit", "compiled")
@@ -94,8 +97,7 @@ def _orphans(folder: Path, files: Mapping[str, str]) -> list[Path]:
         for path in (folder / TABLES).glob(f"*.{mode}.{suffix}")
     ]
     orphans = [path for path in named if f"{TABLES}/{path.name}" not in files]
-    if (folder / METHODS).is_file() and METHODS not in files:
-        orphans.append(folder / METHODS)
+    orphans += [folder / name for name in (METHODS, SHIFTS) if (folder / name).is_file() and name not in files]
     return sorted(orphans)
 
 

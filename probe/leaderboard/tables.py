@@ -233,6 +233,10 @@ def _page(records: Sequence[RunRecord]) -> str:
     first = records[0]
     lines = [f"# {markdown_text(first.model)}, {first.mode}\n", records_to_markdown(records)]
     lines += [f"{note}\n" if note[0].isalpha() else f"\\{note}\n" for note in footnotes(records)]  # a mark is escaped
+    from probe.leaderboard.shifts import shifts_to_markdown  # it imports this module
+
+    further = shifts_to_markdown(records)
+    lines += [further] if further else []
     for record in records:
         if record.error is not None:
             failure = f"{record.dataset}, {record.protocol} failed: {brief(record.error.message)}"

@@ -9,6 +9,7 @@ from probe.leaderboard.cards import METRIC_TITLES
 from probe.leaderboard.labels import NO_RECORD, legend, scope, short_names
 from probe.leaderboard.methods import compare_methods, methods_to_markdown
 from probe.leaderboard.sections import BEST, Cell, Line, Section, has_mean, has_ranks, has_score, sort_datasets, titles
+from probe.leaderboard.shifts import shifts_to_markdown
 from probe.leaderboard.tables import half_width, markdown_table, markdown_text
 from probe.specs import KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
 
@@ -99,6 +100,7 @@ def sections_to_markdown(found: Sequence[Section], *, with_calibration: bool = F
         page.append("The first table has the most scores. The tables below the legend have other protocols, solvers, ")
         page[-1] += "modes or precisions, whose scores cannot be compared with these.\n"
     side_by_side = [part for part in [methods_to_markdown(compare_methods(records))] if part]
+    side_by_side += [part for part in [shifts_to_markdown(records)] if part]
     return "\n".join([*page, *parts[:1], *side_by_side, f"## Legend\n\n{explained}", *parts[1:]])
 
 

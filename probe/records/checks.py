@@ -9,7 +9,7 @@ import math
 from datetime import datetime
 
 from probe.errors import ResultsError
-from probe.records.schema import DoneRecord, ResultRecord, RunRecord
+from probe.records.schema import DoneRecord, FurtherTestRecord, ResultRecord, RunRecord
 from probe.specs import KNN, LOGISTIC
 
 SLACK = 1e-9  # difference of a mean over folds when it is computed again
@@ -33,7 +33,31 @@ def find_fault(record: RunRecord) -> str:
         return f"its score {result.score} lies outside its confidence interval"
     if rules.grid and result.C is not None and not any(math.isclose(result.C, C, rel_tol=SLACK) for C in rules.grid):
         return f"its C, {result.C}, is not in the grid of its protocol"
+    for test in record.tests:
+        if fault := _find_contradiction_of_test(test):
+            return f"tests, {test.name}: {fault}"
     return _find_contradiction(result, record.spec.dataset.metric)
+
+
+def _find_contradiction_of_test(test: FurtherTestRecord) -> str:
+    """Return a sentence that says how a further test set contradicts itself, or "" if it does not."""
+    if (test.error is None) != (test.all_classes is not None):
+        return "it must have either a score or an error"
+    for convention in (test.all_classes, test.own_classes):
+        if convention is None:
+            continue
+        if not convention.interval.low - SLACK <= convention.score <= convention.interval.high + SLACK:
+            return f"its score {convention.score} lies outside its confidence interval"
+        from probe.records.packing import unpack
+
+        try:
+            outcomes = [unpack(packed) for packed in convention.outcomes]
+            score = sum(one.score() for one in outcomes) / len(outcomes) if outcomes else convention.score
+        except (ResultsError, ValueError, IndexError) as err:
+            return f"its outcomes cannot be read: {err}"
+        if abs(score - convention.score) > SLACK:
+            return f"its score is {convention.score:.6g}, but the score of its outcomes is {score:.6g}"
+    return ""
 
 
 def _find_contradiction(result: ResultRecord, metric: str) -> str:

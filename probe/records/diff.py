@@ -39,7 +39,7 @@ STAGES = {
         "different rules or prompts, or a different solver of the same problem",
     ),
     "fit": (
-        ("result",),
+        ("result", "tests"),
         "the fit differs because of the stages above, or because the code of the fit changed",
     ),
     "score": (

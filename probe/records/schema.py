@@ -278,6 +278,53 @@ class ResultRecord:
 
 
 @dataclass(frozen=True)
+class ErrorRecord:
+    """The error that a run, or the scoring of a further test set, failed with."""
+
+    type: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ConventionRecord:
+    """Score on a further test set under one convention, with its interval and the outcomes of each fold or draw."""
+
+    score: Fraction
+    interval: IntervalRecord
+    outcomes: tuple[PackedOutcomes, ...] = ()
+
+
+@dataclass(frozen=True)
+class FurtherTestRecord:
+    """Scores of a probe on a further test set, or the error that prevented them.
+
+    Args:
+        name: name of the test set.
+        error: the error; None if the test set was scored.
+        split: its images.
+        read: how its images were read, without class names.
+        metric: metric of the scores, that of the dataset.
+        num_classes: number of classes of the dataset that are right for some image.
+        all_classes: scores of predictions among all classes of the dataset.
+        own_classes: scores of predictions among these `num_classes` classes; None if they are all classes.
+    """
+
+    name: str
+    error: ErrorRecord | None = None
+    split: SplitRecord | None = None
+    read: ReadRecord = field(default_factory=ReadRecord)
+    metric: str = ""
+    num_classes: int | None = None
+    all_classes: ConventionRecord | None = None
+    own_classes: ConventionRecord | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the test set was scored on all of its images."""
+        return self.error is None and not (self.read.partial or self.read.skipped)
+
+
+@dataclass(frozen=True)
 class PromptsRecord:
     """The prompts of a zero-shot run.
 
@@ -315,14 +362,6 @@ class ParityRecord:
     eager_score: float | None = None
 
 
-@dataclass(frozen=True)
-class ErrorRecord:
-    """The error that a run failed with."""
-
-    type: str
-    message: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class BaseRecord:
     """Fields that the records of completed and of failed runs share.
@@ -335,7 +374,8 @@ class BaseRecord:
         splits: the images of `train`, `val` and `test`, or of `train/1` and so on if the dataset has several folds.
         features: the features of the same splits.
         seconds: wall time of `load`, `extract`, `fit` and, in a zero-shot run, `text`, the prompts. `fit` is almost 0
-            for a JIT run with the same features as the eager run, because it reuses the eager run's probe.
+            for a JIT run with the same features as the eager run, because it reuses the eager run's probe. `tests` is
+            the time of further test sets, with the extraction of features that `prepare` did not extract before.
         extraction: see `ExtractionRecord`.
         environment: see `EnvironmentRecord`.
     """
@@ -418,9 +458,11 @@ class DoneRecord(BaseRecord):
     """Record of a run that has a score.
 
     `parity` compares a JIT run with the eager run of the same grid. `prompts` is None unless the run is zero-shot.
+    `tests` has a record for each further test set of the run.
     """
 
     result: ResultRecord
+    tests: tuple[FurtherTestRecord, ...] = ()
     parity: ParityRecord | None = None
     prompts: PromptsRecord | None = None
 

@@ -289,7 +289,9 @@ class _Driver:
             self.queue.put_back(unit)
             return
         error = {"type": reason.type, "message": reason.message}
-        self.queue.refuse(unit, node, error, only_this=reason.is_memory)
+        # A node without a further test set can still run the other units of the group.
+        only_this = reason.is_memory or unit.specs[0].dataset.is_test_set
+        self.queue.refuse(unit, node, error, only_this=only_this)
         if {one.info.node for one in self.workers.members} - self.queue.reasons(unit).keys():
             logger.warning("%s: cannot run on %s, trying other nodes (%s)", unit, member.info.host, reason.message)
 

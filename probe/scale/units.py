@@ -50,7 +50,7 @@ class Unit:
 
 
 def plan_units(specs: Sequence[RunSpec], sizes: Mapping[str, int] = NO_SIZES) -> list[Unit]:
-    """Return the units of a grid. The shards of a dataset and model come before the fits.
+    """Return the units of a grid. The shards of a dataset, of its further test sets and a model come before the fits.
 
     Args:
         specs: runs of the grid.
@@ -60,12 +60,16 @@ def plan_units(specs: Sequence[RunSpec], sizes: Mapping[str, int] = NO_SIZES) ->
     units = []
     for i, (_, group) in enumerate(groupby(specs, key=lambda spec: (spec.dataset, spec.model))):
         runs = tuple(group)
-        images = sizes.get(runs[0].dataset.name) or sum(subset.size or 0 for subset in runs[0].dataset.subsets)
-        n = max(1, -(-images // SHARD_IMAGES))
         widest = max(runs, key=lambda spec: len(spec.splits))  # the features that it needs serve all runs
-        modes = tuple(dict.fromkeys(replace(widest, jit=spec.jit, compiled=spec.compiled) for spec in runs))
-        shares = [(k + 1) * images // n - k * images // n for k in range(n)]
-        units += [Unit(modes, (k + 1, n), i, share * len(modes)) for k, share in enumerate(shares)]
+        further = [one for spec in runs for one in spec.on_tests]  # runs on further test sets
+        for dataset in dict.fromkeys([widest.dataset, *(one.dataset for one in further)]):
+            images = sizes.get(dataset.name) or sum(subset.size or 0 for subset in dataset.subsets)
+            n = max(1, -(-images // SHARD_IMAGES))
+            wanted = runs if dataset == widest.dataset else [one for one in further if one.dataset == dataset]
+            of_dataset = replace(widest, dataset=dataset, tests=())
+            modes = tuple(dict.fromkeys(replace(of_dataset, jit=one.jit, compiled=one.compiled) for one in wanted))
+            shares = [(k + 1) * images // n - k * images // n for k in range(n)]
+            units += [Unit(modes, (k + 1, n), i, share * len(modes)) for k, share in enumerate(shares)]
         probes: dict[RunSpec, list[RunSpec]] = {}
         for spec in runs:
             probes.setdefault(spec.of_all_modes, []).append(spec)

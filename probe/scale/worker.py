@@ -23,7 +23,7 @@ from probe.environment import library_versions, threads
 from probe.errors import ExecutorError, ProbeError
 from probe.features.arrays import chunk_range
 from probe.features.chunks import Work
-from probe.features.extraction import Session, find_entries, prepare
+from probe.features.extraction import Session, find_entries, find_test_entries, prepare
 from probe.features.jobs import encoder_key
 from probe.features.store import EntrySpec
 from probe.models.devices import hardware
@@ -254,7 +254,11 @@ class Worker:
         """Return the cache entries that a unit needs and their chunks, or the reason why the unit cannot start here."""
         try:
             self._free_memory(unit, need)
-            entries = [entry for spec in unit.specs for entry in find_entries(spec, self.session).values()]
+            entries = [
+                entry
+                for spec in unit.specs
+                for entry in (*find_entries(spec, self.session).values(), *find_test_entries(spec, self.session))
+            ]
         except ProbeError as err:
             return NotRunnable(type(err).__name__, str(err), is_memory=isinstance(err, ExecutorError))
         return [(entry, chunk_range(entry.num_images, entry.batch_size, unit.shard)) for entry in entries]

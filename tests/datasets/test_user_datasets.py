@@ -76,7 +76,7 @@ def test_a_row_may_use_a_class_of_torchvision(write):
         ("size = 6", 'size = "6"', "subsets[0].size: expected int | null, got str"),
         ("0.34", "1.5", "val_fraction is 1.5 and test_fraction 0.2; give shares of all images that leave"),
         ('name = "test"', 'name = "tset"', "the subsets are train, tset; give each of train, val, test or all once"),
-        ('"train", size', '"val", size', "the subsets are val, test; give train and test, or all alone"),
+        ('"train", size', '"val", size', "the subsets are val, test; give train and test, all alone"),
         (
             'folder = "train" }',
             'foldr = "train" }',

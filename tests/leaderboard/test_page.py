@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import urllib.parse
+from dataclasses import replace
 
 import pytest
 from make.records import RECORDS, changed, classified_record, make_record, page_record
@@ -15,6 +16,7 @@ from probe.leaderboard.page import render_page
 from probe.leaderboard.sections import make_sections
 from probe.records.packing import unpack_bins
 from probe.records.record import write_record
+from probe.records.schema import ConventionRecord, ErrorRecord, FurtherTestRecord, IntervalRecord, SplitRecord
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 # As root, and without the services that a browser calls home with.
@@ -141,6 +143,60 @@ def methods_page(browser, tmp_path):
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto((tmp_path / "leaderboard.html").as_uri())
     yield page
+    assert said == []
+    page.close()
+
+
+WITH_TESTS = [
+    replace(
+        record,
+        tests=(
+            FurtherTestRecord(
+                "moved",
+                split=SplitRecord("0" * 64, 200),
+                metric="accuracy",
+                num_classes=3,
+                all_classes=ConventionRecord(0.4, IntervalRecord(0.35, 0.45, "wilson")),
+                own_classes=ConventionRecord(0.6, IntervalRecord(0.55, 0.65, "wilson")),
+            ),
+            FurtherTestRecord("gone", ErrorRecord("DatasetMissingError", "put <it> there")),
+        ),
+    )
+    if i == 0
+    else record
+    for i, record in enumerate(RECORDS)
+]
+
+
+def test_further_test_sets_are_a_table_without_scripts_and_data_of_a_chart():
+    page = render_page(WITH_TESTS, make_sections(WITH_TESTS))
+    table = page.split("<script id=")[0].split('id="tests"')[1].split("</section>")[0]
+    score = 100 * WITH_TESTS[0].result.score
+    for text in ("all classes", "its 3 classes", "40.00", "55.00 to 65.00", f"{40 - score:+.2f}", f"{60 - score:+.2f}"):
+        assert f"<td>{text}</td>" in table
+    assert "has no score: put &lt;it&gt; there" in table
+    index = next(i for i, one in enumerate(_data(page)["records"]) if one["score"] == WITH_TESTS[0].result.score)
+    assert _data(page)["further"] == [
+        {"record": index, "test": "moved", "convention": "all classes", "score": 0.4},
+        {"record": index, "test": "moved", "convention": "own classes", "score": 0.6},
+    ]
+    assert 'id="tests"' not in render_page(RECORDS, make_sections(RECORDS))
+
+
+@pytest.mark.browser
+def test_further_test_sets_have_a_chart_against_the_dataset(browser, tmp_path):
+    (tmp_path / "page.html").write_text(render_page(WITH_TESTS, make_sections(WITH_TESTS)), encoding="utf-8")
+    page, said = browser.new_page(), []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((tmp_path / "page.html").as_uri())
+    figure = page.locator("#further")
+    assert figure.is_visible()
+    titles = figure.locator("circle title").all_text_contents()
+    score = 100 * WITH_TESTS[0].result.score
+    assert [title.rpartition(": ")[2] for title in titles] == [f"{40 - score:.2f} points", f"{60 - score:.2f} points"]
+    assert all("on moved" in title for title in titles)
+    page.fill("#datasets", "no such dataset")
+    page.wait_for_function("document.getElementById('tests').hidden")
     assert said == []
     page.close()
 

@@ -19,6 +19,7 @@ from make.ray_processes import (  # noqa: F401 - `marked` and `pytestmark` are f
     pytestmark,
     wait_until_gone,
 )
+from make.shifted_layouts import WNIDS, write_further, write_imagenet
 
 from probe.environment import threads
 from probe.errors import ExecutorError, ExtraMissingError
@@ -91,6 +92,26 @@ def test_records_equal_the_records_of_one_process(tmp_path, serial, colours, mon
     write_record(replace(uncompared, parity=None), tmp_path / "results")
     assert not pending(specs, settings).done
     assert set(pending([spec for spec in specs if spec.jit], settings).done) == {uncompared.spec}
+
+
+def test_further_test_sets_have_the_records_of_one_process(tmp_path, shared_ray):
+    """One of them is missing, which stops neither the others nor the run."""
+    root = tmp_path / "data"
+    write_further(root, "some", "some", {WNIDS[1]: [1, 1, 0], WNIDS[2]: [2, 0]}, fields='class_ids = "wordnet"')
+    write_further(root, "gone", "gone", {}, fields='class_ids = "wordnet"')
+    dataset = write_imagenet(root, ["some", "gone"])
+    specs = plan([dataset], ["tiny"], protocols=["readme", "knn-5"], device="cpu", tests=["all"])
+    (tmp_path / "serial").mkdir()
+    folders = {"results_dir": tmp_path / "serial/results", "cache_dir": tmp_path / "serial/features"}
+    with threads(1, blas=1):
+        serial = {record.key: content(record) for record in run_serially(specs, settings=Settings(**folders))}
+    settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
+    records = list(run_grid_on_ray(specs, settings=settings, num_threads=1))
+    assert {record.key: content(record) for record in records} == serial
+    for record in records:
+        some, gone = record.tests
+        assert some.own_classes is not None
+        assert gone.error.type == "DatasetMissingError"
 
 
 def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial, colours, shared_ray):

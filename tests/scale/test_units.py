@@ -134,3 +134,18 @@ def test_a_group_that_no_hardware_can_finish_is_given_up():
             queue.give_up()
     assert 1 <= changes <= 2
     assert queue.num_ended == 3
+
+
+def test_further_test_sets_have_shards_of_their_own_before_the_fits():
+    specs = plan(["imagenet"], ["tiny"], jit_modes=(False, True), device="cpu", tests=["imagenet_a", "imagenet_real"])
+    units = plan_units(specs)
+    shards = [unit for unit in units if unit.shard]
+    images = {name: 0 for name in ("imagenet", "imagenet_a")}
+    for unit in shards:
+        assert {spec.mode for spec in unit.specs} == {"eager", "jit"}
+        images[unit.specs[0].dataset.name] += unit.images
+    assert images == {"imagenet": 2 * (1_281_167 + 50_000), "imagenet_a": 2 * 7_500}  # the other relabels images
+    assert {unit.group for unit in units} == {0}
+    assert units[: len(shards)] == shards
+    (fits,) = units[len(shards) :]
+    assert fits.specs == tuple(specs)

@@ -92,6 +92,8 @@ def _find_subsets(root: Path) -> dict[str, str]:
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
     """Open one subset. Class indices are positions in the sorted class names of the training folder.
 
+    A further test set has no training folder; its class indices are positions in its own sorted class names.
+
     The argument `folder` of a subset is its folder below `source.location`, which is below the data folder. Options of
     the source:
 
@@ -110,7 +112,8 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     top = root / source.location
     suffixes = VIDEO_SUFFIXES if options.get("media") == "video" else None
     files, folders = {}, {}
-    for name in dict.fromkeys((subset.name, "train" if subset.name != "all" else "all")):
+    pool = subset.name if subset.name == "all" or spec.is_test_set else "train"
+    for name in dict.fromkeys((subset.name, pool)):
         folders[name] = top / dict(dict(source.subsets)[name])["folder"]
         if not folders[name].is_dir():
             raise DatasetMissingError(f"{spec.name}/{name}: no folder at {folders[name]}")
@@ -119,9 +122,9 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     if subset.name in options.get("numbered", ()):
         class_names = [str(i) for i in range(spec.num_classes or 0)]
     else:
-        names_of_training = {name.split("/")[0] for name in files.get("train") or files["all"]}
+        names_of_training = {name.split("/")[0] for name in files[pool]}
         class_names = sorted(set(map(composed, names_of_training)))
-        if subset.name in ("train", "all"):
+        if subset.name == pool:
             report_twins(spec.name, names_of_training)
     below = folder.relative_to(top).as_posix()
     ids = names if below == "." else [f"{below}/{name}" for name in names]

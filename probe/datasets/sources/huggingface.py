@@ -112,7 +112,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     if unknown:
         known = ", ".join(OPTIONS[:4])
         raise DatasetError(f"{spec.name}: its source has the option {unknown[0]!r}; the options are {known}")
-    pool = "all" if subset.name == "all" else "train"
+    pool = subset.name if subset.name == "all" or spec.is_test_set else "train"
     # The splits of all subsets, not only of the subset that is opened, so that the library converts each file once.
     splits = {key: source.arguments(key).get("split", key) for key in (*dict(source.subsets), subset.name, pool)}
     content: Callable[[], str] | None = None

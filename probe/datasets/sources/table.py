@@ -119,7 +119,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     options = {key: str(value) for key, value in source.options}
     path = root / source.location
     top = (path if path.is_dir() else path.parent) / options.pop("folder", "")
-    pool = "all" if subset.name == "all" else "train"
+    pool = subset.name if subset.name == "all" or spec.is_test_set else "train"
     given = {key: dict(arguments) for key, arguments in source.subsets}  # `split` of the source is a column
     splits = {
         key: str(given.get(key, {}).get("split", "")) for key in (pool, *(subset.name for subset in spec.subsets))

@@ -134,7 +134,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
     index, written, ids = read_index(shards.folder, shards.names)
     class_names = _read_class_names(shards.folder) or [str(i) for i in range(spec.num_classes or 0)]
     pool = written
-    if not class_names and subset.name not in ("train", "all"):
+    if not class_names and subset.name not in ("train", "all") and not spec.is_test_set:
         training = _locate(source, "train", root=root, offline=offline)
         _, pool, _ = read_index(training.folder, training.names)
     labels, class_names = _number(name, written, ids, pool=pool, class_names=class_names)

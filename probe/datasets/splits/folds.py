@@ -166,11 +166,15 @@ def select_all(name: str, images: ImageDataset) -> Selection:
 def default_folds(spec: DatasetSpec, subsets: Mapping[str, ImageDataset]) -> list[Fold]:
     """Return the one fold of the official subsets.
 
-    A missing `test` is held out of `all`, and then a missing `val` of the training split.
+    A missing `test` is held out of `all`, and then a missing `val` of the training split. A further test set has no
+    training and validation images.
 
     Raises:
         TooFewImagesError: a class is too small.
     """
+    if spec.is_test_set:
+        nothing = Selection("test", np.empty(0, np.int64))
+        return [Fold(nothing, nothing, select_all("test", subsets["test"]))]
     name = "all" if "all" in subsets else "train"
     pool = select_all(name, subsets[name])
     if "test" in subsets:

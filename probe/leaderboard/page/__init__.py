@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from probe.errors import printable
-from probe.leaderboard import methods, texts
+from probe.leaderboard import methods, shifts, texts
 from probe.leaderboard import sections as board
 from probe.leaderboard.cards import METRIC_TITLES
 from probe.leaderboard.labels import (
@@ -91,8 +91,8 @@ class SectionView:
 
 
 @dataclass(frozen=True)
-class MethodsView:
-    """The table of `methods`: title, text, header, rows as pairs of a model's name and its cells, and notes."""
+class TableView:
+    """A table below the sections: title, text, header, rows as pairs of a model's name and its cells, and notes."""
 
     title: str
     about: str
@@ -127,7 +127,9 @@ def render_page(records: Sequence[RunRecord], sections: Sequence[board.Section],
         newest=max((record.created for record in records), default="")[:10],
         filters=_filters(sections, protocols),
         sections=[_section(*pair, labels) for pair in zip(sections, protocols, strict=True)],
-        methods=_methods(rows) if rows else None,
+        tables=[
+            (name, view) for name, view in (("methods", _methods(rows)), ("tests", _further(records))) if view.rows
+        ],
         legend=legend(section.protocol for section in sections),
         missing=NO_RECORD,
         heat_levels=range(HEAT_LEVELS),
@@ -209,12 +211,19 @@ def _section(section: board.Section, protocol: str, labels: Labels) -> SectionVi
     )
 
 
-def _methods(rows: Sequence[methods.MethodRow]) -> MethodsView:
+def _methods(rows: Sequence[methods.MethodRow]) -> TableView:
     header, lines = methods.methods_to_text(rows)
     cells = zip((row.records[0].model for row in rows), map(tuple, lines), strict=True)
-    return MethodsView(
+    return TableView(
         methods.TITLE, methods.INTRODUCTION, tuple(header), tuple(cells), tuple(methods.find_untested(rows))
     )
+
+
+def _further(records: Sequence[RunRecord]) -> TableView:
+    rows = shifts.shift_rows(records)
+    header, lines, errors = shifts.shifts_to_text(rows)
+    cells = zip((row.record.model for row in rows), map(tuple, lines), strict=True)
+    return TableView(shifts.TITLE, shifts.INTRODUCTION, tuple(header), tuple(cells), tuple(errors))
 
 
 def _column(section: board.Section, name: str, label: str) -> ColumnView:

@@ -16,6 +16,7 @@ from probe.leaderboard.few_shot import SHOTS, FewShotChart, chart_key, few_shot_
 from probe.leaderboard.labels import count, short_names
 from probe.leaderboard.methods import MethodRow
 from probe.leaderboard.sections import Line, Section, gflops
+from probe.leaderboard.shifts import shift_rows
 from probe.leaderboard.tables import status
 from probe.records.record import record_path
 from probe.records.schema import CalibrationRecord, CalibrationScores, DoneRecord, PromptsRecord, RunRecord
@@ -151,6 +152,16 @@ class PageMethods:
 
 
 @dataclass(frozen=True)
+class PageFurther:
+    """Score of a record, by index, on a further test set; see `shifts.ShiftRow`."""
+
+    record: int
+    test: str
+    convention: str
+    score: float
+
+
+@dataclass(frozen=True)
 class PageCurve:
     """A model, by index, of a few-shot chart; see `few_shot.FewShotCurve`."""
 
@@ -205,6 +216,7 @@ class PageData:
     methods: tuple[PageMethods, ...] = ()
     shots: tuple[PageShots, ...] = ()
     names: tuple[str, ...] = ()
+    further: tuple[PageFurther, ...] = ()
 
 
 def encode_data(data: PageData) -> str:
@@ -269,6 +281,11 @@ def make_data(
         ),
         tuple(_shots(chart, labels) for chart in charts),
         tuple(names),
+        tuple(
+            PageFurther(index[row.record.key], printable(row.test.name), row.convention, row.score.score)
+            for row in shift_rows(records)
+            if row.score is not None
+        ),
     )
 
 

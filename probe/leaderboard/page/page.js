@@ -106,14 +106,16 @@ function filter(board) {
   return [rows.filter((row) => !row.hidden).length, columns];
 }
 
-function filterMethods() {
-  const rows = [...document.querySelectorAll("#methods tbody tr")];
-  for (const row of rows) {
-    const [dataset, model] = row.cells;
-    const isShown = state.model ? row.dataset.model === state.model : contains(`${row.dataset.model} ${model.textContent}`, state.models);
-    row.hidden = !isShown || !contains(dataset.textContent, state.datasets);
+function filterTables() {
+  for (const table of document.querySelectorAll("section.table")) {
+    const rows = [...table.querySelectorAll("tbody tr")];
+    for (const row of rows) {
+      const [dataset, model] = row.cells;
+      const isShown = state.model ? row.dataset.model === state.model : contains(`${row.dataset.model} ${model.textContent}`, state.models);
+      row.hidden = !isShown || !contains(dataset.textContent, state.datasets);
+    }
+    table.hidden = rows.every((row) => row.hidden);
   }
-  if (rows.length) byId("methods").hidden = rows.every((row) => row.hidden);
 }
 
 // --- charts, a model, a record ----------------------------------------------------------------------------------
@@ -142,6 +144,8 @@ function drawCharts() {
   drawPairs("jit", "JIT against eager", "All runs in both modes. On the line, the modes agree.", pairs.filter((one) => isShown(one.model)), "eager, %", "JIT, %");
   const methods = (data.methods || []).map((one) => point(data.records[one.zero_shot].score, one.probe, { p: number(one.p) }));
   drawPairs("zero-shot", "Zero-shot against the linear probe", "The same model and test images. Above the line, the probe is better.", methods.filter((one) => isShown(one.model)), "zero-shot, %", "linear probe, %");
+  const further = (data.further || []).map((one) => ({ ...point(data.records[one.record].score, one.record, { "predictions among": one.convention }), y: 100 * one.score, label: `${titleOf(data.records[one.record])}, on ${one.test}` }));
+  drawPairs("further", "Further test sets against the dataset", "The same probe on other images. Of two models with the same score on the dataset, the higher one is more robust.", further.filter((one) => isShown(one.model)), "test split of the dataset, %", "further test set, %");
   drawShots((data.shots || [])[section.shots], isShown);
   const published = data.published.map((one) => point(one.theirs, one.record, {}));
   drawPairs("published", "The CLIP paper against here", "Table 10 of Radford et al. 2021 and the same runs here. On the line, both agree.", published.filter((one) => isShown(one.model)), "published, %", "here, %");
@@ -240,7 +244,7 @@ function show() {
   const [models, columns] = filter(board);
   byId("found").textContent = state.model ? "" : `${count(models, "model")}, ${count(columns, "dataset")}${state.sort ? `, sorted by ${state.sort}, ${state.order}` : ""}.`;
   showModel(board);
-  filterMethods();
+  filterTables();
   const key = JSON.stringify([current, state.models, state.chart, state.model]);
   if (drawn !== key) drawCharts();
   drawn = key;

@@ -1,0 +1,57 @@
+"""CIFAR-10.1 and CIFAR-10.2, further test sets of CIFAR-10, as NumPy arrays of their repositories.
+
+Options of the source:
+
+- `images` and `labels`: two `.npy` files below the location, as those of CIFAR-10.1.
+- `arrays`: an `.npz` file with the arrays `images` and `labels`, as that of CIFAR-10.2. Its other arrays are pickles,
+  which are never loaded.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from probe.datasets.fingerprints import of_array
+from probe.datasets.images import ImageDataset
+from probe.errors import DatasetError, summarize
+from probe.specs import DatasetSpec, Source, Subset
+
+
+def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:
+    """Open the test images. The name of a class is its label in CIFAR-10.
+
+    Raises:
+        DatasetError: a file is damaged, or its arrays are not 32 x 32 RGB images with one label each.
+    """
+    folder, options = root / source.location, dict(source.options)
+    try:
+        if "arrays" in options:
+            with np.load(folder / options["arrays"], allow_pickle=False) as arrays:
+                images, labels = arrays["images"], arrays["labels"]
+        else:
+            images, labels = (np.load(folder / options[name], allow_pickle=False) for name in ("images", "labels"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as err:
+        raise DatasetError(f"{spec.name} in {folder} is damaged ({summarize(err)}); get {source.files} again") from err
+    labels = labels.reshape(-1)
+    if images.shape != (len(labels), 32, 32, 3) or images.dtype != np.uint8 or labels.dtype.kind not in "iu":
+        raise DatasetError(
+            f"{spec.name} in {folder}: expected uint8 images (n, 32, 32, 3) and n integer labels, found {images.dtype} "
+            f"{images.shape} and {labels.dtype} {labels.shape}; get {source.files} again"
+        )
+    return ImageDataset(
+        name=f"{spec.name}/{subset.name}",
+        labels=labels.astype(np.int64),
+        class_names=[str(label) for label in range(spec.num_classes or 0)],
+        read=partial(_read, images),
+        content=partial(of_array, images),
+        ids=[f"{subset.name}/{i}" for i in range(len(images))],
+    )
+
+
+def _read(images: np.ndarray, i: int) -> Image.Image:
+    return Image.fromarray(images[i])

@@ -1,0 +1,119 @@
+"""Score a probe on a further test set: other images that show classes of its dataset. Nothing is fitted or chosen.
+
+Two conventions are in use if a test set shows only some classes of the dataset. The prediction is the class with the
+highest score among all classes of the dataset, or among the classes of the test set. Both are scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from probe.errors import ProtocolError
+from probe.features.arrays import Features
+from probe.probes.fits import normalized
+from probe.probes.knn import vote
+from probe.probes.neighbours import find_neighbours
+from probe.probes.result import ProbeResult
+from probe.records.packing import pack
+from probe.records.schema import ConventionRecord, IntervalRecord
+from probe.specs import KNN, ZERO_SHOT, Protocol
+from probe.stats.intervals import interval, seeds_interval
+from probe.stats.outcomes import Outcomes
+
+METRICS = ("accuracy", "mean_per_class")  # metrics that need only to know which images are right
+
+
+@dataclass(frozen=True)
+class FittedProbe:
+    """Probe of a run, for further test sets.
+
+    Args:
+        result: its result.
+        folds: features of each fold, of which k-NN needs `train` and `val`.
+        rules: its protocol.
+        num_classes: number of classes k of the dataset.
+        device: where k-NN searches neighbours.
+    """
+
+    result: ProbeResult
+    folds: Sequence[Mapping[str, Features]]
+    rules: Protocol
+    num_classes: int
+    device: str
+
+    def scores(self, features: Features) -> Iterator[np.ndarray]:
+        """Yield the scores of images under the probe of each fold or draw, float64 (n, k).
+
+        Classes that the probe does not know have a score of -inf.
+        """
+        x = features.at(self.rules.feature_point)
+        of_folds = self.result.folds or (self.result,)
+        for fold, of_fold in zip(self.folds, of_folds, strict=True):
+            for part in of_fold.draws or (of_fold,):
+                yield self._votes(fold, part, x) if self.rules.method == KNN else self._logits(part, x)
+
+    def _logits(self, part: ProbeResult, x: np.ndarray) -> np.ndarray:
+        (weights,) = part.heads
+        logits = weights.logits(normalized(x) if self.rules.normalize or self.rules.method == ZERO_SHOT else x)
+        if logits.shape[1] == self.num_classes:
+            return logits
+        scores = np.full((len(x), self.num_classes), -np.inf)
+        scores[:, list(part.label_values) or slice(logits.shape[1])] = logits
+        return scores
+
+    def _votes(self, fold: Mapping[str, Features], part: ProbeResult, x: np.ndarray) -> np.ndarray:
+        assert part.k is not None
+        bank = [fold["train"], fold["val"]] if self.rules.refit else [fold["train"]]
+        found = find_neighbours([split.at(self.rules.feature_point) for split in bank], x, part.k, self.device)
+        y = np.concatenate([split.y for split in bank])
+        return vote(found, y, part.k, self.rules.temperature, self.num_classes)
+
+
+def score_conventions(
+    probe: FittedProbe, features: Features, is_right: np.ndarray, *, metric: str
+) -> tuple[ConventionRecord, ConventionRecord | None]:
+    """Score a probe on a further test set under both conventions.
+
+    Args:
+        probe: the probe.
+        features: features of the test set; labels int64 (n,) of its c classes.
+        is_right: bool (c, k), which classes of the dataset are right for each class of the test set.
+        metric: metric of the dataset, one of `METRICS`.
+
+    Returns:
+        The scores of predictions among all classes, and among the classes that are right for some image; None for the
+        second if these are all classes.
+
+    Raises:
+        ProtocolError: the metric is not one of `METRICS`.
+    """
+    if metric not in METRICS:
+        raise ProtocolError(
+            f"further test sets are scored by {' or '.join(METRICS)}, but the metric of the dataset is {metric}; run "
+            "the test set as a dataset of its own"
+        )
+    own = np.flatnonzero(is_right.any(axis=0))
+    among_all, among_own = [], []
+    for scores in probe.scores(features):
+        among_all.append(_outcomes(metric, features.y, is_right[features.y, scores.argmax(axis=1)]))
+        among_own.append(_outcomes(metric, features.y, is_right[features.y, own[scores[:, own].argmax(axis=1)]]))
+    num_draws = probe.rules.num_seeds if probe.rules.shots else 1
+    is_subset = len(own) < is_right.shape[1]
+    return _convention(among_all, num_draws), _convention(among_own, num_draws) if is_subset else None
+
+
+def _outcomes(metric: str, y: np.ndarray, right: np.ndarray) -> Outcomes:
+    return Outcomes(metric, {"right": right, "labels": y} if metric == "mean_per_class" else {"right": right})
+
+
+def _convention(outcomes: Sequence[Outcomes], num_draws: int) -> ConventionRecord:
+    """Return the mean score of all folds and draws, which have the same images; draws of a fold are consecutive."""
+    scores = [one.score() for one in outcomes]
+    if num_draws > 1:  # for each draw, the mean over folds
+        around = seeds_interval(np.reshape(scores, (-1, num_draws)).mean(axis=0).tolist())
+    else:
+        around = interval(outcomes, same_images=True)
+    return ConventionRecord(float(np.mean(scores)), IntervalRecord(**asdict(around)), tuple(map(pack, outcomes)))
