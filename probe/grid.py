@@ -70,7 +70,6 @@ def plan(
 
     Raises:
         UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: a name is unknown, or cannot be used here.
-        PromptsError, ExtraMissingError: the prompts of a zero-shot run cannot be used, or come from a missing package.
     """
     check_solver(solver)
     rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
@@ -88,6 +87,8 @@ def plan(
         resolve_execution(device, precision=precision, jit=jit, compiled=compiled, elsewhere=elsewhere)
         for jit in jit_modes
     ]
+    has_prompts = any(protocol.method == ZERO_SHOT for protocol in rules)
+    prompts = {dataset: _digest_prompts(dataset) if has_prompts else "" for dataset in rows}
     return [
         RunSpec(
             dataset,
@@ -99,13 +100,21 @@ def plan(
             find_batch_size(str(execution.device), model.architecture) if batch_size is None else int(batch_size),
             solver=solver if protocol.method == LOGISTIC else NO_SOLVER,
             compiled=execution.compiled,
-            prompts=get_prompts(dataset).sha256 if protocol.method == ZERO_SHOT else "",
+            prompts=prompts[dataset] if protocol.method == ZERO_SHOT else "",
         )
         for dataset in rows
         for model in encoders
         for execution in executions
         for protocol in rules
     ]
+
+
+def _digest_prompts(dataset: DatasetSpec) -> str:
+    """Return the digest of a dataset's prompts; empty if they cannot be used, and then the run fails with the reason."""
+    try:
+        return get_prompts(dataset).sha256
+    except ProbeError:
+        return ""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ from probe.datasets.prompts import (
 )
 from probe.errors import ExtraMissingError, PromptsError, UnknownNameError
 from probe.grid import plan
+from probe.probes.protocols import get_protocol
+from probe.runner import run_grid
+from probe.settings import Settings
 from probe.specs import OPEN_CLIP, ZERO_SHOT
 
 LISTED = [name for name in dataset_names() if get_dataset(name).class_names]
@@ -103,6 +106,17 @@ def test_without_open_clip_the_error_names_the_extra(monkeypatch):
     with pytest.raises(ExtraMissingError, match="install the extra open-clip, or give your own with --prompts"):
         get_prompts(get_dataset("imagenet"))
     assert known_prompts(get_dataset("imagenet")).class_names_from == "the installed open_clip"
+
+
+def test_a_run_without_open_clip_fails_alone(monkeypatch, tmp_path, image_folder):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    folder = image_folder({f"{split}/{name}": 4 for split in ("train", "test") for name in ("red", "green")})
+    spec = replace(get_dataset(f"folder:{folder}"), class_names_from=OPEN_CLIP)
+    protocols = [get_protocol("zero-shot"), get_protocol("readme")]
+    settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "cache")
+    failed, done = run_grid(plan([spec], ["tiny"], protocols=protocols, device="cpu"), settings)
+    assert "install the extra open-clip" in failed.error.message
+    assert done.result is not None
 
 
 def test_own_names_and_templates_take_the_place_of_those_of_open_clip(monkeypatch):
