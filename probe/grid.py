@@ -110,7 +110,7 @@ def plan(
 
 
 def _digest_prompts(dataset: DatasetSpec) -> str:
-    """Return the digest of a dataset's prompts; empty if they cannot be used, and then the run fails with the reason."""
+    """Return the digest of a dataset's prompts; empty if they cannot be used, so that the run fails with the reason."""
     try:
         return get_prompts(dataset).sha256
     except ProbeError:
