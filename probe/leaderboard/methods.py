@@ -23,6 +23,7 @@ HEADER = (
     *("knn_5", "knn_5_low", "knn_5_high", "knn", "knn_low", "knn_high", "probe", "probe_low", "probe_high"),
     *("probe_protocol", "probe_solver", "difference", "p_value", "test"),
 )
+SMALLEST_P = 1e-99  # smaller p-values are shown as such
 TITLE = "Zero-shot, k-NN and linear probe"
 INTRODUCTION = (
     "Each row is one model on one dataset. The difference is the linear probe minus zero-shot, in points; p is the "
@@ -162,9 +163,14 @@ def methods_to_text(rows: Sequence[MethodRow]) -> tuple[list[str], list[list[str
         line += [_cell(own[i]) for own in shown.values()]
         line += [row.probe_name or NO_RECORD] * has_probe
         if has_pairs:
-            line += [difference_text(row), "" if row.test is None else f"{row.test.p_value:.2g}"]
+            line += [difference_text(row), "" if row.test is None else _p_text(row.test.p_value)]
         lines.append(line)
     return header, lines
+
+
+def _p_text(p_value: float) -> str:
+    """Return a p-value with two digits; one that is too small for a floating-point number is not 0."""
+    return f"{p_value:.2g}" if p_value >= SMALLEST_P else f"< {SMALLEST_P:g}"
 
 
 def _cell(record: DoneRecord | None) -> str:
