@@ -224,8 +224,8 @@ class Protocol:
     """Protocol: the rules by which features are scored.
 
     The method `logistic-regression` fits a probe. It searches the values of C in `grid`: first every `coarse_step`-th
-    value, then the neighbours of the best value at half the distance, until the distance is 1. The value with the best
-    score on the validation split wins. A single value is used without a search.
+    value, then the adjacent values of the best value at half the distance, until the distance is 1. The value with the
+    best score on the validation split wins. A single value is used without a search.
 
     The method `knn` lets the nearest training images vote, see `probes.knn`. The method `zero-shot` compares images
     with texts of the class names, see `probes.zero_shot`. Neither fits anything, so the fields of the fit have their

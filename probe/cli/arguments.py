@@ -115,12 +115,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--compile": _flag("Compile the rebuilt model with torch.compile. Results have the mode `compiled`."),
         "--protocol": _value("NAME", f"Protocol, repeatable: {PROTOCOLS}. [clip-paper]", action="append"),
         "--prompts": _value(
-            "FILE.toml", "TOML file with templates or class names for zero-shot runs. [those of each dataset]"
+            "FILE.toml", "TOML file with templates or class names for zero-shot runs. [the prompts of each dataset]"
         ),
         "--metric": _choice(METRICS, None, "Metric of the scores. [the metric of the dataset, or accuracy]"),
         "--shard": _value("I/N", "Extract only the I-th of N shards, counted from 1.", type=_shard),
         "--val-fraction": _value(
-            "F", "Hold out this fraction of the training features of each class, and choose C on it.", type=_fraction
+            "F",
+            "Hold out this fraction of the training features of each class to choose C or k on.",
+            type=_fraction,
         ),
         "--seed": _value("N", "Seed of --val-fraction. [0]", type=_count),
         "--max-minutes": _value("N", "Skip records whose run took longer than this.", type=_positive),

@@ -1,4 +1,4 @@
-"""Prompts of a user in a TOML file, which replace those of datasets in one command.
+"""Read prompts from a user's TOML file. They replace the prompts of the datasets for one command.
 
 templates = ["a photo of a {}.", "a drawing of a {}."]
 class_names = ["cat", "dog"]    # in the order of the labels; only for a single dataset
@@ -49,13 +49,13 @@ def with_prompts(specs: Sequence[DatasetSpec], path: str) -> list[DatasetSpec]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise PromptsError(f"{file} is not valid TOML ({err}); write a line such as templates = ['a {{}}']") from err
     except ValueError as err:
-        raise PromptsError(f"{file}: {err}; the keys are class_names and templates, both lists of texts") from err
+        raise PromptsError(f"{file}: {err}; class_names and templates are lists of strings") from err
     if not (table.class_names or table.templates):
         raise PromptsError(f"{file} has neither templates nor class_names; give one of them or both")
     if table.class_names and len(specs) > 1:
         raise PromptsError(
-            f"{file} has class names, which belong to one dataset, but the command has {len(specs)} datasets "
-            f"({listed(spec.name for spec in specs)}); give one of them"
+            f"{file} has class_names, which fit only one dataset, but the command has {len(specs)} datasets "
+            f"({listed(spec.name for spec in specs)}); run them separately, or remove class_names"
         )
     prompts = Prompts(table.class_names, "", table.templates, "")
     check_prompts(prompts, num_classes=specs[0].num_classes, where=str(file))

@@ -135,7 +135,7 @@ def complete(prompts: Prompts, class_names: Sequence[str], *, num_classes: int, 
     assert prompts.class_names or class_names
     if not prompts.class_names and all(re.fullmatch(r"n?\d+", name) for name in class_names):
         raise PromptsError(
-            f"the files of {where} have numbers such as {class_names[0]!r} in place of class names; give "
+            f"the files of {where} have ids such as {class_names[0]!r} in place of class names; give "
             "class_names in the TOML file of the dataset, or with --prompts FILE.toml"
         )
     completed = replace(prompts, class_names=prompts.class_names or tuple(map(tidy, class_names)))
@@ -171,7 +171,7 @@ def check_prompts(prompts: Prompts, *, num_classes: int | None = None, where: st
             raise PromptsError(f"{where}: class {label} has no name; give a name for each class in class_names")
     for text in (*prompts.templates, *names):
         if len(text.splitlines()) > 1:
-            raise PromptsError(f"{where}: {text!r} has a line break; write it in one line")
+            raise PromptsError(f"{where}: {text!r} has a line break; write it on one line")
 
 
 def find_duplicates(prompts: Prompts) -> dict[str, list[int]]:
@@ -191,5 +191,5 @@ def check_duplicates(prompts: Prompts, *, where: str) -> None:
     for name, labels in find_duplicates(prompts).items():
         raise PromptsError(
             f"{where}: the classes {listed(labels)} have the same name {name!r}, so their prompts are equal; give "
-            "different names in class_names, or permit it with --allow-duplicate-names"
+            "different names in class_names, or permit equal names with --allow-duplicate-names"
         )

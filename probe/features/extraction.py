@@ -53,7 +53,7 @@ class Session:
         weights: digests of weights, by model.
         encoders: encoders in memory, see `keeps_encoders`.
         extracted: features that `prepare` extracted or found in the cache.
-        classifiers: texts of the classes of zero-shot runs, see `text.find_classifier`.
+        classifiers: text features of the classes of zero-shot runs, see `text.find_classifier`.
     """
 
     settings: Settings = DEFAULT_SETTINGS
@@ -190,7 +190,7 @@ def prepare(
     """Look up or extract the features of all runs of one dataset, and put them into `session.extracted`.
 
     Args:
-        specs: runs of one dataset. Of their protocols, only the splits that they need matter.
+        specs: runs of one dataset. Their protocols only decide which splits are needed.
         session: opens the dataset and loads the encoders.
         progress: counts the images to encode.
         expected: number of images of these runs that `progress` already expects.
@@ -205,7 +205,7 @@ def prepare(
         dataset = session.open_dataset(specs[0].dataset)
     except Exception as error:  # the grid continues, and the records of these runs name the error
         return dict.fromkeys(map(features_key, specs), error)
-    # Of runs with the same features, the last is one that needs the most splits.
+    # Sorted by the number of splits, so the run that stays for a key is one that needs the most splits.
     wanted = {features_key(spec): spec for spec in sorted(specs, key=lambda spec: len(spec.splits)) if is_ready(spec)}
     failures, encoders = dict[FeaturesKey, Exception](), dict[FeaturesKey, LazyEncoder]()
     for key, spec in wanted.items():

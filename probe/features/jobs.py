@@ -28,7 +28,7 @@ class LazyEncoder:
     """Encoder of a run, loaded when the first image is encoded: cached features need only the digest of its weights.
 
     Args:
-        spec: the run; of its protocol, only the splits that it needs matter.
+        spec: the run; its protocol only decides which splits are needed.
         weights: digest of the weights, see `models.loading.identify`.
         load_encoder: return the loaded encoder of a run.
         loaded: the encoder while it is in use.
@@ -72,7 +72,7 @@ class Job:
 
     @property
     def spec(self) -> RunSpec:
-        """The run of the encoder; of its protocol, only the splits that it needs matter."""
+        """The run of the encoder; its protocol only decides which splits are needed."""
         return self.encoder.spec
 
     @property

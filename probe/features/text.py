@@ -31,7 +31,7 @@ LIBRARIES = ("torch", "ftfy", "regex")  # libraries that can change text feature
 
 @dataclass(frozen=True)
 class Classifier:
-    """Texts of the classes of a dataset under a model.
+    """Text features of the classes of a dataset under a model.
 
     Args:
         weights: float32 (k, embed_dim), rows of length 1. The row of a class is the mean of the normalised features of
@@ -50,7 +50,7 @@ class Classifier:
 
 
 def find_classifier(spec: RunSpec, session: Session) -> Classifier:
-    """Return the texts of the classes of a zero-shot run, from the session, from the cache, or encoded now.
+    """Return the text features of the classes of a zero-shot run: from the session, from the cache, or encoded now.
 
     Raises:
         PromptsError: a class has no name, or two classes have the same prompts and the settings do not permit it.
@@ -110,8 +110,8 @@ def encode_classes(encoder: TextEncoder, prompts: Prompts, *, where: str) -> Cla
     if not np.isfinite(weights).all():
         label = int(np.argmin(np.isfinite(weights).all(axis=1)))
         raise FeaturesError(
-            f"{where}: the text features of class {label}, {prompts.class_names[label]!r}, are not finite or 0; use "
-            "--precision fp32 or another model"
+            f"{where}: the text features of class {label}, {prompts.class_names[label]!r}, contain NaN or infinity, "
+            "or are all 0; use --precision fp32 or another model"
         )
     labels: dict[bytes, list[int]] = {}
     for label, rows in enumerate(ids):
@@ -206,7 +206,8 @@ def _check_tokens(texts: ClassTexts, prompts: Prompts, spec: RunSpec) -> None:
         names = listed(repr(prompts.class_names[label]) for label in labels)
         raise PromptsError(
             f"{spec.dataset.name}: the prompts of the classes {listed(labels)} ({names}) have the same tokens for "
-            f"{spec.model.name}; give different names in class_names, or permit it with --allow-duplicate-names"
+            f"{spec.model.name}; give different names in class_names, or permit equal names with "
+            "--allow-duplicate-names"
         )
 
 

@@ -52,8 +52,8 @@ LEGEND = (
     (NO_RECORD, "No record of this run."),
     (
         "protocol",
-        "The rules by which a logistic regression is fitted on frozen features and scored. Different protocols give "
-        "scores that cannot be compared.",
+        "The rules by which frozen features are scored, most often by a logistic regression. A table compares models "
+        "under one protocol.",
     ),
     (
         "mode",
@@ -82,15 +82,17 @@ METHOD_LEGEND = (
     ),
     (
         "knn",
-        "The most similar training images vote, weighted by their similarity; k is chosen on the validation split.",
+        "The most similar training and validation images vote, weighted by their similarity; k is chosen on the "
+        "validation split.",
     ),
-    ("knn-5", "The 5 most similar training images have one vote each."),
+    ("knn-5", "The 5 most similar training and validation images have one vote each."),
 )
 
 
 def legend(protocols: Iterable[str]) -> tuple[tuple[str, str], ...]:
     """Return the terms of tables of some protocols, and their explanations."""
-    return (*LEGEND, *(entry for entry in METHOD_LEGEND if entry[0] in set(protocols)))
+    names = set(protocols)
+    return (*LEGEND, *(entry for entry in METHOD_LEGEND if entry[0] in names))
 
 
 def solver_text(solver: str) -> str:

@@ -26,8 +26,9 @@ HEADER = (
 SMALLEST_P = 1e-99  # smaller p-values are shown as such
 TITLE = "Zero-shot, k-NN and linear probe"
 INTRODUCTION = (
-    "Each row is one model on one dataset. The difference is the linear probe minus zero-shot, in points; p is the "
-    "p-value of a paired test of both on the same test images."
+    "Each row is one model on one dataset. The difference is the score of the linear probe minus the zero-shot score, "
+    "in percentage points. p is the p-value of a paired test of both on the same test images. Zero-shot and k-NN take "
+    "projected features; the linear probe takes the features of its protocol."
 )
 
 
@@ -65,7 +66,7 @@ class MethodRow:
 
 
 def compare_methods(records: Iterable[RunRecord]) -> list[MethodRow]:
-    """Return a row for each model, dataset, mode and precision that has zero-shot or k-NN besides another method.
+    """Return a row for each model, dataset, mode and precision with several records, one of them zero-shot or k-NN.
 
     The rows are sorted by dataset, in the order of the catalogue, then by model, mode and precision.
     """

@@ -63,7 +63,7 @@ def sections_to_markdown(found: Sequence[Section]) -> str:
     explained = explained.replace("`bold`", "**bold**").replace("`bold and =`", "**bold =**")
     if len(found) > 1:
         page.append("The first table has the most scores. The tables below the legend have other protocols, solvers, ")
-        page[-1] += "modes or precisions, whose scores cannot be compared with these.\n"
+        page[-1] += "modes or precisions. Compare models only within one table.\n"
     side_by_side = [part for part in [methods_to_markdown(compare_methods(records))] if part]
     return "\n".join([*page, *parts[:1], *side_by_side, f"## Legend\n\n{explained}", *parts[1:]])
 

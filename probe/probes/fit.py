@@ -87,7 +87,10 @@ def fit_probe(
     validate(rules)
     get_metric(metric)
     if rules.method == ZERO_SHOT:
-        raise ProtocolError(f"protocol {rules.name!r} fits no probe: it needs a model and texts; use probe.run")
+        raise ProtocolError(
+            f"protocol {rules.name!r} cannot score features alone, because it needs the text tower of a model; use "
+            "`probe run` or probe.run"
+        )
     if rules.method == LOGISTIC:
         get_solver(solver)
     _check(rules, train=train, val=val, test=test)

@@ -287,7 +287,8 @@ class BaseRecord:
         read: see `ReadRecord`.
         splits: the images of `train`, `val` and `test`, or of `train/1` and so on if the dataset has several folds.
         features: the features of the same splits.
-        seconds: wall time of `load`, `extract`, `fit` and, in a zero-shot run, `text`, the prompts. `fit` is almost 0
+        seconds: wall time of `load`, `extract`, `fit` and, in a zero-shot run, `text`, the text
+            features of the classes. `fit` is almost 0
             for a JIT run with the same features as the eager run, because it reuses the eager run's probe.
         extraction: see `ExtractionRecord`.
         environment: see `EnvironmentRecord`.

@@ -140,8 +140,8 @@ def test_names_of_the_catalogue_are_not_changed():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["0", "1", "2"], "have numbers such as '0' in place of class names; give class_names in the TOML file"),
-        (["n01440764", "n01443537", "n01484850"], "have numbers such as 'n01440764' in place of class names"),
+        (["0", "1", "2"], "have ids such as '0' in place of class names; give class_names in the TOML file"),
+        (["n01440764", "n01443537", "n01484850"], "have ids such as 'n01440764' in place of class names"),
         (["a", "b"], "there are 3 classes and 2 class names; give one name for each class"),
         (["a", "b", "_"], "class 2 has no name; give a name for each class in class_names"),
     ],
@@ -201,12 +201,12 @@ def test_a_file_of_prompts_changes_what_it_gives(write):
     ("text", "message"),
     [
         ('template = ["a {}"]', "unknown key 'template'; did you mean 'templates'"),
-        ('templates = "a {}"', "own.toml: templates: expected array, got str; the keys are class_names and templates"),
+        ('templates = "a {}"', "own.toml: templates: expected array, got str; class_names and templates are lists of strings"),
         ("templates = []", "own.toml has neither templates nor class_names"),
         ("templates = [", "own.toml is not valid TOML"),
         ('templates = ["a photo"]', "own.toml: the template 'a photo' has 0 places for the class name; write {} once"),
         ('templates = ["a {} {}"]', "own.toml: the template 'a {} {}' has 2 places for the class name"),
-        (r'templates = ["a\n{}"]', r"own.toml: 'a\n{}' has a line break; write it in one line"),
+        (r'templates = ["a\n{}"]', r"own.toml: 'a\n{}' has a line break; write it on one line"),
         ('class_names = ["a"]', "own.toml: there are 2 classes and 1 class names; give one name for each class"),
         ('class_names = ["a", " "]', "own.toml: class 1 has no name"),
     ],

@@ -203,7 +203,7 @@ def test_damage_is_named_and_encoded_again(run, caplog, kind):
     assert list(inventory.verify(session.settings.cache_dir)[1]) == [file]
     assert [cached.state for cached in inventory.survey(session.settings.cache_dir)] == ["damaged"]
     second = find_classifier(spec, Session(session.settings))
-    assert f"the texts in {file} are damaged" in caplog.text
+    assert f"the text features in {file} are damaged" in caplog.text
     assert second.weights.tobytes() == first.weights.tobytes()
     assert file.read_bytes() == whole
 
@@ -229,7 +229,7 @@ def test_a_full_disk_is_a_warning(run, caplog, monkeypatch):
 
     monkeypatch.setattr(text_store, "write_atomically", fail)
     assert find_classifier(*run).weights.shape == (3, 256)
-    assert "cannot cache texts in" in caplog.text
+    assert "cannot cache text features in" in caplog.text
 
 
 def test_the_cache_lists_verifies_and_removes_texts(run):

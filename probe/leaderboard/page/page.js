@@ -141,7 +141,7 @@ function drawCharts() {
   const pairs = data.pairs.map((pair) => point(data.records[pair.eager].score, pair.jit, { "changed predictions": pair.flipped ?? "", p: number(pair.p), "largest feature difference": number(pair.largest) }));
   drawPairs("jit", "JIT against eager", "All runs in both modes. On the line, the modes agree.", pairs.filter((one) => isShown(one.model)), "eager, %", "JIT, %");
   const methods = (data.methods || []).map((one) => point(data.records[one.zero_shot].score, one.probe, { p: number(one.p) }));
-  drawPairs("zero-shot", "Zero-shot against the linear probe", "The same model and test images. Above the line, the probe is better.", methods.filter((one) => isShown(one.model)), "zero-shot, %", "linear probe, %");
+  drawPairs("zero-shot", "Zero-shot against the linear probe", "The same model and test images. Above the diagonal, the linear probe has the higher score.", methods.filter((one) => isShown(one.model)), "zero-shot, %", "linear probe, %");
   drawShots((data.shots || [])[section.shots], isShown);
   const published = data.published.map((one) => point(one.theirs, one.record, {}));
   drawPairs("published", "The CLIP paper against here", "Table 10 of Radford et al. 2021 and the same runs here. On the line, both agree.", published.filter((one) => isShown(one.model)), "published, %", "here, %");
@@ -188,7 +188,7 @@ function showRecord() {
     prompts: record.prompts,
     iterations: has(record.iterations, String(record.iterations)),
     "gradient (end / start)": number(record.gradient),
-    images: has(record.test, `${record.train === undefined ? "" : `${record.train} ${isFitted ? "to fit" : "as neighbours"}, `}${record.test} to test`),
+    images: has(record.test, `${record.train === undefined ? "" : `${record.train} ${isFitted ? "to fit" : "in the bank"}, `}${record.test} to test`),
     "SHA-256 of the weights": record.weights,
     seconds: record.seconds,
     environment: data.environments[record.environment],
