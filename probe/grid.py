@@ -13,6 +13,7 @@ from probe.datasets.catalog import DATASETS
 from probe.datasets.prompts import get_prompts
 from probe.errors import ProbeError, UnknownNameError, listed
 from probe.features.store import EXTRACTION_VERSION
+from probe.features.text import TEXT_VERSION
 from probe.models import get_model
 from probe.models.catalog import MODELS
 from probe.models.devices import resolve_execution
@@ -158,7 +159,8 @@ def _has_own_versions(record: DoneRecord) -> bool:
     """Return True if this version of the suite would write the same record."""
     extraction = record.extraction
     versions = (extraction.extraction_version, extraction.preprocess_version, record.result.probe_version)
-    return versions == (EXTRACTION_VERSION, PREPROCESS_VERSION, PROBE_VERSION)
+    has_text_version = record.prompts is None or record.prompts.text_version == TEXT_VERSION
+    return has_text_version and versions == (EXTRACTION_VERSION, PREPROCESS_VERSION, PROBE_VERSION)
 
 
 def _has_weights(

@@ -79,6 +79,7 @@ def _find_classifier(spec: RunSpec, session: Session) -> Classifier:
     record = PromptsRecord(
         templates=prompts.templates,
         templates_from=prompts.templates_from,
+        text_version=TEXT_VERSION,
         class_names_from=prompts.class_names_from,
         class_names_sha256=digest(prompts.class_names),
         duplicates=tuple(sorted(names | set(find_duplicates(prompts)))),
@@ -104,7 +105,9 @@ def encode_classes(encoder: TextEncoder, prompts: Prompts, *, where: str) -> Cla
     Source: openai/CLIP, notebook 'Prompt Engineering for ImageNet'.
     """
     ids = [_tokenize_class(encoder, prompts, label, where=where) for label in range(len(prompts.class_names))]
-    features = _encode(encoder, torch.cat(ids), where=where)  # (k * templates, embed_dim)
+    # Equal prompts of classes are encoded once, because the batch can change the last bits of a feature.
+    different, places = torch.unique(torch.cat(ids), dim=0, return_inverse=True)
+    features = _encode(encoder, different, where=where)[places.numpy()]  # (k * templates, embed_dim)
     means = _normalize(features).reshape(len(ids), -1, features.shape[1]).mean(axis=1)
     weights = _normalize(means)
     if not np.isfinite(weights).all():

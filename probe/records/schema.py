@@ -241,6 +241,7 @@ class PromptsRecord:
         class_names_sha256: digest of the class names in the order of the labels.
         duplicates: class names that several classes share, which only `--allow-duplicate-names` permits.
         logit_scale: factor of the cosine similarities in the logits of the model.
+        text_version: `features.text.TEXT_VERSION`.
     """
 
     templates: tuple[str, ...]
@@ -249,6 +250,7 @@ class PromptsRecord:
     class_names_sha256: str
     duplicates: tuple[str, ...] = ()
     logit_scale: float = 1.0
+    text_version: int = 1
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,10 @@ def test_a_file_of_prompts_changes_what_it_gives(write):
     ("text", "message"),
     [
         ('template = ["a {}"]', "unknown key 'template'; did you mean 'templates'"),
-        ('templates = "a {}"', "own.toml: templates: expected array, got str; class_names and templates are lists of strings"),
+        (
+            'templates = "a {}"',
+            "templates: expected array, got str; class_names and templates are lists of strings",
+        ),
         ("templates = []", "own.toml has neither templates nor class_names"),
         ("templates = [", "own.toml is not valid TOML"),
         ('templates = ["a photo"]', "own.toml: the template 'a photo' has 0 places for the class name; write {} once"),
@@ -220,7 +223,7 @@ def test_a_wrong_file_of_prompts_is_refused_in_one_sentence(text, message, write
 
 def test_class_names_belong_to_one_dataset(write):
     path = write('class_names = ["a", "b"]')
-    with pytest.raises(PromptsError, match=r"the command has 2 datasets \(pcam, rendered_sst2\); give one of them"):
+    with pytest.raises(PromptsError, match=r"the command has 2 datasets \(pcam, rendered_sst2\); run them separately"):
         with_prompts([get_dataset("pcam"), get_dataset("rendered_sst2")], path)
 
 

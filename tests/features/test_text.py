@@ -114,10 +114,17 @@ def test_logits_are_those_of_the_notebook(jit):
     _check(logits, model.logit_scale.exp() * image_features @ torch.stack(weights, dim=1))
 
 
+def test_equal_prompts_have_equal_features_whatever_their_batch():
+    encoder = load_text_encoder("tiny", device="cpu")
+    names = ("red dog", *(f"dog {i}" for i in range(80)), "red dog")
+    weights = encode_classes(encoder, Prompts(names, "here", ("a {}.",), "here"), where="digits").weights
+    assert np.array_equal(weights[0], weights[-1])
+
+
 def test_features_that_are_not_finite_are_an_error():
     encoder = load_text_encoder("tiny", device="cpu")
     broken = replace(encoder, encode_tokens=lambda ids: torch.full((len(ids), 256), torch.nan))
-    with pytest.raises(FeaturesError, match=r"digits: the text features of class 0, 'red dog', are not finite"):
+    with pytest.raises(FeaturesError, match=r"digits: the text features of class 0, 'red dog', contain NaN"):
         encode_classes(broken, _prompts(), where="digits")
 
 
