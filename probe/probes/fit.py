@@ -24,7 +24,7 @@ from probe.ordering import order
 from probe.probes import costs
 from probe.probes.cached_fits import FitCache, FitKey
 from probe.probes.fits import Fit, Solver, worst
-from probe.probes.knn import fit_knn
+from probe.probes.knn import KNNSettings, fit_knn
 from probe.probes.protocols import get_protocol, validate
 from probe.probes.result import ProbeResult, make_result, mean_result
 from probe.probes.shots import draw_shots
@@ -117,9 +117,7 @@ def fit_probe(
     fitted = [train] if val is None or not rules.refit else [train, val]
     if rules.method == KNN:
         _warn_of_missing_classes(fitted, test, label_values)
-        return fit_knn(
-            train, val, test, rules, metric=metric, num_classes=num_classes, label_values=label_values, device=device
-        )
+        return fit_knn(train, val, test, KNNSettings(rules, metric, num_classes, label_values, device))
     settings = _Settings(rules, solver, device, fit_cache or FitCache(None), shows_progress)
     probe = _Probe(settings, metric, num_classes, label_values)
     num_scored = max(len(features) for features in (val, test) if features is not None)

@@ -19,7 +19,7 @@ from probe.records.packing import unpack
 from probe.specs import KNN, Protocol
 from probe.stats.metrics import accuracy, voc2007_11pt_map
 
-TOLERANCE = 1e-6  # scikit-learn has no grid of similarities
+TOLERANCE = 1e-6  # scikit-learn does not round similarities
 
 
 def _rules(*neighbours, temperature=0.0, **changes):
