@@ -10,7 +10,7 @@ from datetime import datetime
 
 from probe.errors import ResultsError
 from probe.records.schema import DoneRecord, ResultRecord, RunRecord
-from probe.specs import KNN, LOGISTIC
+from probe.specs import KNN, LOGISTIC, ZERO_SHOT
 
 SLACK = 1e-9  # difference of a mean over folds when it is computed again
 
@@ -33,6 +33,10 @@ def find_fault(record: RunRecord) -> str:
         return f"its score {result.score} lies outside its confidence interval"
     if rules.grid and result.C is not None and not any(math.isclose(result.C, C, rel_tol=SLACK) for C in rules.grid):
         return f"its C, {result.C}, is not in the grid of its protocol"
+    if rules.method == KNN and result.k is not None and result.k not in rules.neighbours:
+        return f"its k, {result.k}, is not among the neighbours of its protocol"
+    if rules.method == ZERO_SHOT and record.prompts is None:
+        return "prompts is missing"
     return _find_contradiction(result, record.spec.dataset.metric)
 
 
