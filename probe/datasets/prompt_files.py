@@ -31,7 +31,7 @@ def with_prompts(specs: Sequence[DatasetSpec], path: str) -> list[DatasetSpec]:
 
     Args:
         specs: the datasets, one or more.
-        path: path of the file. What it does not give is left as it is.
+        path: path of the file. Keys that the file does not set are unchanged.
 
     Raises:
         UnknownNameError: the file does not exist.

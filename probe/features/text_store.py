@@ -51,7 +51,7 @@ class TextSpec:
 
     @property
     def label(self) -> dict[str, str]:
-        """Its names, for people."""
+        """Names of the entry for listings."""
         names = {name: getattr(self, name) for name in ("dataset", "model", "mode", "precision")}
         return {**names, "subset": SUBSET}
 
