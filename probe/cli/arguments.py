@@ -191,7 +191,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--html": _flag("Write the page of results."),
         "--plots": _value("DIR", "Write plots as PNG and SVG into this folder."),
         "--check": _flag("Change nothing; exit with 1 if a table differs from the records, or a record is damaged."),
-        "--compare": _choice(("clip-paper",), None, "Change nothing; print the scores next to the paper's scores."),
+        "--compare": _choice(
+            ("clip-paper",),
+            None,
+            "Change nothing; print the scores next to those of the CLIP paper, of probes and of zero-shot.",
+        ),
         "--page": _flag("Print the whole catalogue as a page of Markdown."),
         "--json": _flag("Print JSON instead of text."),
         "-v, --verbose": _flag("Log details and tracebacks."),

@@ -42,9 +42,9 @@ def tables(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace, results_dir: Path) -> int:
+    from probe.leaderboard.labels import solver_value
     from probe.leaderboard.published import TABLE_OF_PROTOCOL, compare_markdown, compare_with_published
     from probe.records.record import read_records
-    from probe.specs import NO_SOLVER
 
     records = read_records(results_dir)
     page = compare_markdown(records)
@@ -59,7 +59,7 @@ def _compare(args: argparse.Namespace, results_dir: Path) -> int:
     compared = [
         {
             **{name: getattr(found.record, name) for name in ("dataset", "model", "mode", "protocol")},
-            "solver": None if found.record.solver == NO_SOLVER else found.record.solver,
+            "solver": solver_value(found.record.solver),
             "score": found.record.result.score,
             "published": found.theirs,
             "is_outside": found.is_outside,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from probe.errors import printable
-from probe.specs import NO_SOLVER
+from probe.specs import KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
 
 if TYPE_CHECKING:
     from probe.records.schema import RunRecord
@@ -23,6 +24,26 @@ SOLVER_LABELS = {
     NO_SOLVER: "none (nothing is fitted)",
 }
 POINT_LABELS = {"projected": "projected features", "pre_projection": "features before the projection"}
+
+
+@dataclass(frozen=True)
+class MethodNames:
+    """Names of a method of `specs.METHODS`.
+
+    Args:
+        title: in a sentence about its scores.
+        task: name of its task in a model card.
+    """
+
+    title: str
+    task: str
+
+
+METHOD_NAMES = {
+    LOGISTIC: MethodNames("linear probes", "Linear probe of image features"),
+    KNN: MethodNames("k-nearest neighbours", "Nearest neighbours of image features"),
+    ZERO_SHOT: MethodNames("zero-shot classification", "Zero-shot classification"),
+}
 
 LEGEND = (
     (
@@ -47,7 +68,11 @@ LEGEND = (
     ("*", "The final fit stopped before it converged; its record says how near it came."),
     ("~", "C was chosen among fits of which some did not converge."),
     ("+", "Some images were missing or could not be read; the record says how many, or which."),
-    ("#", "Scored on other test images, or by another metric, than most of its column; not in the mean."),
+    (
+        "#",
+        "Scored on other test images, by another metric or with other prompts than most of its column; not in the "
+        "mean.",
+    ),
     ("failed", "The run ended with an error; its record has the message."),
     (NO_RECORD, "No record of this run."),
     (
@@ -97,7 +122,12 @@ def legend(protocols: Iterable[str]) -> tuple[tuple[str, str], ...]:
 
 def solver_text(solver: str) -> str:
     """Return the name of a solver to read; `—` for runs that fit nothing."""
-    return NO_RECORD if solver == NO_SOLVER else solver
+    return NO_RECORD if solver_value(solver) is None else solver
+
+
+def solver_value(solver: str) -> str | None:
+    """Return the name of a solver for programs; None for runs that fit nothing."""
+    return None if solver == NO_SOLVER else solver
 
 
 def count(number: int, noun: str) -> str:
