@@ -11,7 +11,7 @@ from probe import environment, paths
 from probe.datasets import get_dataset
 from probe.datasets.catalog import DATASETS
 from probe.datasets.prompts import get_prompts
-from probe.errors import ProbeError, UnknownNameError, listed
+from probe.errors import ExtraMissingError, ProbeError, UnknownNameError, listed
 from probe.features.store import EXTRACTION_VERSION
 from probe.features.text import TEXT_VERSION
 from probe.models import get_model
@@ -71,6 +71,8 @@ def plan(
 
     Raises:
         UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: a name is unknown, or cannot be used here.
+        ExtraMissingError: the runs are for other machines, and their prompts are those of open_clip, which this machine
+            lacks.
     """
     check_solver(solver)
     rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
@@ -89,7 +91,7 @@ def plan(
         for jit in jit_modes
     ]
     has_prompts = any(protocol.method == ZERO_SHOT for protocol in rules)
-    prompts = {dataset: _digest_prompts(dataset) if has_prompts else "" for dataset in rows}
+    prompts = {dataset: _digest_prompts(dataset, elsewhere=elsewhere) if has_prompts else "" for dataset in rows}
     return [
         RunSpec(
             dataset,
@@ -110,11 +112,17 @@ def plan(
     ]
 
 
-def _digest_prompts(dataset: DatasetSpec) -> str:
-    """Return the digest of a dataset's prompts; empty if they cannot be used, so that the run fails with the reason."""
+def _digest_prompts(dataset: DatasetSpec, *, elsewhere: bool) -> str:
+    """Return the digest of a dataset's prompts; empty if they cannot be used, so that the run fails with the reason.
+
+    Raises:
+        ExtraMissingError: see `plan`. The run would not fail on a machine with open_clip.
+    """
     try:
         return get_prompts(dataset).sha256
-    except ProbeError:
+    except ProbeError as err:
+        if elsewhere and isinstance(err, ExtraMissingError):
+            raise
         return ""
 
 

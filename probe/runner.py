@@ -133,7 +133,7 @@ def run_one(
         created=_now(),
         encoder=extraction.encoder,
         read=extraction.read,
-        splits={name: split for name, split in extraction.splits.items() if name.partition("/")[0] in spec.splits},
+        splits=dict(extraction.splits),
         features=features,
         result=replace(result.to_record(), probe_version=PROBE_VERSION),
         extraction=extraction.extraction,
@@ -280,7 +280,7 @@ def run_all(specs: Sequence[RunSpec], session: Session) -> Iterator[FinishedRun 
         specs: the runs.
         session: opens the datasets and loads the encoders.
     """
-    for group, failures in prepare_grid(specs, session, is_ready=partial(_has_prompts, session)):
+    for group, failures in prepare_grid(specs, session, is_ready=partial(has_prompts, session)):
         finished: list[FinishedRun] = []
         for spec in group:
             logger.debug("%s", spec)
@@ -298,7 +298,7 @@ def run_all(specs: Sequence[RunSpec], session: Session) -> Iterator[FinishedRun 
                 yield run
 
 
-def _has_prompts(session: Session, spec: RunSpec) -> bool:
+def has_prompts(session: Session, spec: RunSpec) -> bool:
     """Return False for a zero-shot run whose class names cannot be encoded. The run meets the same error."""
     if spec.protocol.method == ZERO_SHOT:
         try:

@@ -309,6 +309,13 @@ class RunSpec:
         return ("test",) if self.protocol.method == ZERO_SHOT else SPLITS
 
     @property
+    def num_images(self) -> int:
+        """Number of images of the subsets that the run needs; a subset whose size is not known counts as 0."""
+        names = {subset.name for subset in self.dataset.subsets}
+        needed = {"test"} if self.splits == ("test",) and "test" in names else names
+        return sum(subset.size or 0 for subset in self.dataset.subsets if subset.name in needed)
+
+    @property
     def of_all_modes(self) -> RunSpec:
         """Run in eager mode, which is the same for all modes of the model, so that their probes can be compared."""
         return replace(self, jit=False, compiled=False)
