@@ -11,6 +11,7 @@ import logging
 
 import numpy as np
 
+from probe.errors import joined
 from probe.features.arrays import Features
 from probe.probes.neighbours import GRID, Neighbours, find_neighbours
 from probe.probes.result import ProbeResult, make_result
@@ -60,8 +61,10 @@ def fit_knn(
     splits = [train] if val is None or not rules.refit else [train, val]
     y = np.concatenate([split.y for split in splits])
     smallest = len(train) if sweep else len(y)
-    if most > smallest:
-        logger.warning("k = %d is larger than the bank of %d images, so all of them vote", most, smallest)
+    if larger := [str(k) for k in rules.neighbours if k > smallest]:
+        are = "is" if len(larger) == 1 else "are"
+        text = joined(larger, "and")
+        logger.warning("k = %s %s larger than the bank of %d images, so all of them vote", text, are, smallest)
     found = find_neighbours([split.at(point) for split in splits], test.at(point), k, device)
     shares = vote(found, y, k, rules.temperature, num_classes)
     if y.ndim == 2:
