@@ -23,15 +23,16 @@ from probe.features.arrays import Extraction
 from probe.features.extraction import Session, extract, prepare_grid
 from probe.features.jobs import features_key
 from probe.features.store import FITS
-from probe.features.text import find_classifier
+from probe.features.text import Classifier, find_classifier
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import PROBE_VERSION, fit_folds
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for, get_solver
-from probe.probes.zero_shot import score_zero_shot
+from probe.probes.zero_shot import largest_logit_difference, score_zero_shot
 from probe.records.record import check_writable, write_record
 from probe.records.schema import (
+    LOGITS,
     DoneRecord,
     EncoderRecord,
     ErrorRecord,
@@ -57,6 +58,7 @@ class FinishedRun:
         extraction: its features.
         result: its probe.
         fits: cache of its finished fits, until the record is written.
+        classifier: texts of the classes of a zero-shot run.
     """
 
     spec: RunSpec
@@ -64,6 +66,7 @@ class FinishedRun:
     extraction: Extraction = field(repr=False)
     result: ProbeResult = field(repr=False)
     fits: FitCache = field(repr=False)
+    classifier: Classifier | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def run_one(
         environment=environment.describe(spec.device),
         prompts=None if classifier is None else classifier.prompts,
     )
-    run = FinishedRun(spec, record, extraction, result, fits)
+    run = FinishedRun(spec, record, extraction, result, fits, classifier)
     eager = next((run for run in partners if spec.jit and run.record.mode == "eager"), None)
     return run if eager is None else replace(run, record=replace(record, parity=compare_modes(eager, run)))
 
@@ -336,9 +339,12 @@ def failure(spec: RunSpec, error: Mapping[str, str]) -> FailedRecord:
 
 
 def compare_modes(eager: FinishedRun, jit: FinishedRun) -> ParityRecord:
-    """Compare a JIT run with the eager run: features of all splits, test predictions, and scores."""
+    """Compare a JIT run with the eager run: features of all splits, test predictions, scores, and zero-shot logits."""
     differences = compare_features(eager.extraction.features, jit.extraction.features)
     largest = {point: found.max_abs for point, found in differences.items()}
+    if eager.classifier is not None and jit.classifier is not None:
+        tests = [run.extraction.cut(("test",)) for run in (eager, jit)]
+        largest[LOGITS] = largest_logit_difference(tests, (eager.classifier, jit.classifier))
     flipped = count_flips(eager.result.predictions, jit.result.predictions)
     test = paired.compare(eager.result.outcomes, jit.result.outcomes, same_images=eager.result.same_images)
     # The eager score shows later whether the eager run was repeated since.

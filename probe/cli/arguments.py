@@ -137,7 +137,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "how to run it": {
         "--solver": _value(
             "NAME",
-            "Solver: fast, which reaches the optimum, or sklearn, scikit-learn's L-BFGS, as a reference. [fast]",
+            "Solver: fast, which reaches the optimum, or sklearn, scikit-learn's L-BFGS, as a reference. No effect on "
+            "zero-shot and k-NN. [fast]",
             default=DEFAULT_SOLVER,
         ),
         "--strict": _flag("Exit with 1 if a final fit did not converge."),
@@ -174,7 +175,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "N", "Skip up to N unreadable images of a dataset, and mark the results. [0]", type=_count, default=0
         ),
         "--allow-duplicate-names": _flag(
-            "Run zero-shot even if several classes of a dataset have the same name, and list the names in the record."
+            "Run zero-shot even if several classes have equal prompts; the record names them."
         ),
         "--offline": _flag("Do not use the network."),
         "--max-size": _value("SIZE", "Size limit of the cache, such as 10GB. [none]", type=_size),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from probe import paths
 from probe.datasets.prompts import Prompts, check_prompts
-from probe.decoder import decode_strictly
+from probe.decoder import decode_strictly, with_advice
 from probe.errors import PromptsError, UnknownNameError, listed
 from probe.specs import DatasetSpec
 
@@ -35,13 +35,14 @@ def with_prompts(specs: Sequence[DatasetSpec], path: str) -> list[DatasetSpec]:
 
     Raises:
         UnknownNameError: the file does not exist.
-        PromptsError: the file cannot be read, has an unknown key, or has class names for several datasets; or a class
-            name or template cannot be used.
+        PromptsError: the file cannot be read, has an unknown key or an empty list, or has class names for several
+            datasets; or a class name or template cannot be used.
     """
     file = paths.expand_home(path)
     try:
         content = file.read_bytes()
-        table = decode_strictly(tomllib.loads(content.decode("utf-8")), _PromptsTable)
+        given = tomllib.loads(content.decode("utf-8"))
+        table = decode_strictly(given, _PromptsTable)
     except FileNotFoundError as err:
         raise UnknownNameError(f"{file} does not exist; give the path of a TOML file with templates") from err
     except OSError as err:
@@ -49,7 +50,11 @@ def with_prompts(specs: Sequence[DatasetSpec], path: str) -> list[DatasetSpec]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise PromptsError(f"{file} is not valid TOML ({err}); write a line such as templates = ['a {{}}']") from err
     except ValueError as err:
-        raise PromptsError(f"{file}: {err}; class_names and templates are lists of strings") from err
+        advice = "write a list of texts, such as templates = ['a {}']"
+        raise PromptsError(f"{file}: {with_advice(err, advice)}") from err
+    for name, texts in given.items():
+        if not texts:
+            raise PromptsError(f"{file}: the list {name} is empty; give at least one text, or remove {name}")
     if not (table.class_names or table.templates):
         raise PromptsError(f"{file} has neither templates nor class_names; give one of them or both")
     if table.class_names and len(specs) > 1:

@@ -12,7 +12,7 @@ from probe.leaderboard.sections import rules_digest
 from probe.leaderboard.tables import UNKNOWN, markdown_table, percent, protocol_text
 from probe.records.packing import outcomes_of
 from probe.records.record import prompts_of, test_images
-from probe.records.schema import DoneRecord, RunRecord
+from probe.records.schema import LOGITS, DoneRecord, RunRecord
 from probe.stats.paired import compare
 
 HEADER = (
@@ -97,7 +97,7 @@ def _run_of(record: RunRecord) -> tuple[object, ...]:
 def _pair(eager: DoneRecord, jit: DoneRecord) -> ModePair:
     parity = jit.parity
     if parity is not None and parity.eager_score in (None, eager.result.score):
-        largest = max(parity.max_abs_difference.values())
+        largest = max(value for name, value in parity.max_abs_difference.items() if name != LOGITS)
         return ModePair(eager, jit, parity.predictions_flipped, largest, parity.p_value)
     p_value = None
     with suppress(ResultsError):  # without outcomes, as earlier versions' records are

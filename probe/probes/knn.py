@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from probe.errors import joined
 from probe.features.arrays import Features
 from probe.probes.neighbours import STEPS_PER_UNIT, Neighbours, find_neighbours
 from probe.probes.result import ProbeResult, make_result
@@ -55,7 +56,7 @@ def fit_knn(train: Features, val: Features | None, test: Features, settings: KNN
         settings: protocol, metric, labels and device.
     """
     rules, label_values = settings.rules, settings.label_values
-    k = most = rules.neighbours[-1]
+    k = rules.neighbours[-1]
     sweep: tuple[NeighboursRecord, ...] = ()
     if len(rules.neighbours) > 1:
         assert val is not None
@@ -63,8 +64,10 @@ def fit_knn(train: Features, val: Features | None, test: Features, settings: KNN
     splits = [train] if val is None or not rules.refit else [train, val]
     y = np.concatenate([split.y for split in splits])
     smallest = len(train) if sweep else len(y)
-    if most > smallest:
-        logger.warning("k = %d is larger than the bank of %d images, so all of them vote", most, smallest)
+    if larger := [str(k) for k in rules.neighbours if k > smallest]:
+        are = "is" if len(larger) == 1 else "are"
+        text = joined(larger, "and")
+        logger.warning("k = %s %s larger than the bank of %d images, so all of them vote", text, are, smallest)
     found = _find(splits, test, k, settings)
     shares = vote(found, y, k, rules.temperature, settings.num_classes)
     if y.ndim == 2:

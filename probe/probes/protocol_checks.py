@@ -49,10 +49,6 @@ def check_protocol(protocol: Protocol, *, where: str) -> None:
     if protocol.method not in METHODS:
         raise ProtocolError(f"{where}: {unknown_name('method', protocol.method, METHODS)}")
     _check_unused(protocol, where)
-    if protocol.method != LOGISTIC and not protocol.normalize:
-        raise ProtocolError(
-            f"{where}: the method {protocol.method} compares L2-normalised features; set normalize = true"
-        )
     if protocol.method == LOGISTIC:
         _check_grid(protocol.grid, where)
         _check_coarse_step(protocol, where)
@@ -61,6 +57,10 @@ def check_protocol(protocol: Protocol, *, where: str) -> None:
         _check_neighbours(protocol, where)
     if protocol.method == ZERO_SHOT and protocol.feature_point != "projected":
         raise ProtocolError(f'{where}: zero-shot compares projected features; set feature_point = "projected"')
+    if protocol.method != LOGISTIC and not protocol.normalize:
+        raise ProtocolError(
+            f"{where}: the method {protocol.method} compares L2-normalised features; set normalize = true"
+        )
 
 
 def _check_unused(protocol: Protocol, where: str) -> None:

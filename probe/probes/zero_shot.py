@@ -35,6 +35,26 @@ def zero_shot_logits(x: np.ndarray, classifier: Classifier) -> np.ndarray:
     return logits
 
 
+def largest_logit_difference(
+    runs: Sequence[Sequence[Mapping[str, Features]]], classifiers: Sequence[Classifier]
+) -> float:
+    """Return the largest absolute difference of the test logits of two modes of a model.
+
+    Args:
+        runs: features of the split `test` of each fold, in each mode.
+        classifiers: the texts of the classes, in each mode.
+    """
+    largest = 0.0
+    for folds in zip(*runs, strict=True):
+        for start in range(0, len(folds[0]["test"]), ROWS):  # in blocks, to save memory
+            a, b = (
+                zero_shot_logits(fold["test"].x[start : start + ROWS], classifier)
+                for fold, classifier in zip(folds, classifiers, strict=True)
+            )
+            largest = max(largest, float(np.abs(a - b).max()))
+    return largest
+
+
 def score_zero_shot(
     folds: Sequence[Mapping[str, Features]], classifier: Classifier, *, metric: str = "accuracy"
 ) -> ProbeResult:

@@ -16,6 +16,7 @@ from probe.specs import RunSpec, Source
 
 SCHEMA_VERSION = 5
 DONE, FAILED = "done", "failed"
+LOGITS = "logits"  # key of `ParityRecord.max_abs_difference`, beside the feature points
 STATES = (".failed", ".partial", "")  # what `RunRecord.rank` adds to the name of the file
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -258,7 +259,8 @@ class ParityRecord:
     """Comparison of a JIT run with the eager run of the same grid.
 
     Args:
-        max_abs_difference: largest absolute difference of the features at each feature point, over all splits.
+        max_abs_difference: largest absolute difference of the features at each feature point, over all splits; and,
+            under `LOGITS`, of the test logits of a zero-shot run.
         predictions_flipped: number of test images with different predictions.
         p_value: p-value of the paired test of both scores.
         eager_score: score of the eager run, a fraction.

@@ -7,6 +7,7 @@ import pytest
 import torchvision.datasets
 
 from probe.cli import arguments, grids
+from probe.cli.main import main
 from probe.datasets import class_names, dataset_names, get_dataset
 from probe.datasets.prompt_files import with_prompts
 from probe.datasets.prompts import (
@@ -143,7 +144,7 @@ def test_names_of_the_catalogue_are_not_changed():
         (["0", "1", "2"], "have ids such as '0' in place of class names; give class_names in the TOML file"),
         (["n01440764", "n01443537", "n01484850"], "have ids such as 'n01440764' in place of class names"),
         (["a", "b"], "there are 3 classes and 2 class names; give one name for each class"),
-        (["a", "b", "_"], "class 2 has no name; give a name for each class in class_names"),
+        (["a", "b", "_"], "birds: the folder or label '_' gives class 2 an empty name; give class_names"),
     ],
 )
 def test_names_of_files_that_cannot_be_used_are_refused(names, message):
@@ -153,8 +154,22 @@ def test_names_of_files_that_cannot_be_used_are_refused(names, message):
 
 def test_two_classes_with_one_name_are_refused_with_both_labels():
     prompts = Prompts(("crane", "wren", "Crane"), "", (TEMPLATE,), "")
-    with pytest.raises(PromptsError, match="the classes 0, 2 have the same name 'crane', so their prompts are equal"):
+    message = r"the classes 0 \('crane'\) and 2 \('Crane'\) have the same name \(case and spaces do not count\), so"
+    with pytest.raises(PromptsError, match=message):
         check_duplicates(prompts, where="birds")
+
+
+def test_at_most_eight_classes_with_one_name_are_listed():
+    prompts = Prompts(("crane",) * 12, "", (TEMPLATE,), "")
+    with pytest.raises(PromptsError, match=r"7 \('crane'\) and 4 more have the same name"):
+        check_duplicates(prompts, where="birds")
+
+
+def test_a_wordnet_id_among_words_is_a_warning(caplog):
+    names = ["wren", "n01440764", "737"]
+    completed = complete(Prompts((), "", (TEMPLATE,), ""), names, num_classes=3, where="birds")
+    assert completed.class_names == tuple(names)
+    assert caplog.messages == ["birds: class 'n01440764' looks like an id; give class_names"]
 
 
 def test_prompts_are_part_of_the_identity_of_zero_shot_runs_only():
@@ -200,15 +215,21 @@ def test_a_file_of_prompts_changes_what_it_gives(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('template = ["a {}"]', "unknown key 'template'; did you mean 'templates'"),
+        ('template = ["a {}"]', "own.toml: unknown key 'template'; did you mean 'templates'?"),
         (
             'templates = "a {}"',
-            "templates: expected array, got str; class_names and templates are lists of strings",
+            "templates: expected a list, got a text; write a list of texts, such as templates = ['a {}']",
         ),
-        ("templates = []", "own.toml has neither templates nor class_names"),
+        ("templates = []", "own.toml: the list templates is empty; give at least one text, or remove templates"),
+        ("class_names = []", "own.toml: the list class_names is empty; give at least one text, or remove class_names"),
+        ("", "own.toml has neither templates nor class_names"),
         ("templates = [", "own.toml is not valid TOML"),
         ('templates = ["a photo"]', "own.toml: the template 'a photo' has 0 places for the class name; write {} once"),
         ('templates = ["a {} {}"]', "own.toml: the template 'a {} {}' has 2 places for the class name"),
+        ('templates = ["a {name} {}"]', "own.toml: the template 'a {name} {}' has braces other than {}; remove them"),
+        ('templates = ["a {{}}"]', "own.toml: the template 'a {{}}' has braces other than {}; remove them"),
+        ('templates = ["<|EndOfText|> {}"]', "has <|EndOfText|>, a special token of tokenizers; remove it"),
+        ('class_names = ["a", "&lt;|startoftext|&gt;"]', "has <|startoftext|>, a special token of tokenizers; remove"),
         (r'templates = ["a\n{}"]', r"own.toml: 'a\n{}' has a line break; write it on one line"),
         ('class_names = ["a"]', "own.toml: there are 2 classes and 1 class names; give one name for each class"),
         ('class_names = ["a", " "]', "own.toml: class 1 has no name"),
@@ -253,3 +274,16 @@ def test_the_option_that_permits_duplicate_names_is_a_setting():
     args = arguments.parser().parse_args(["run", "--dataset", "digits", "--allow-duplicate-names"])
     assert grids.settings(args).allow_duplicate_names
     assert not grids.settings(arguments.parser().parse_args(["run", "--dataset", "digits"])).allow_duplicate_names
+
+
+def test_the_option_that_permits_duplicate_names_needs_a_zero_shot_run():
+    assert _plan("--protocol", "zero-shot", "--allow-duplicate-names")
+    with pytest.raises(arguments.UsageError, match="--allow-duplicate-names is for zero-shot runs; add --protocol"):
+        _plan("--protocol", "readme", "--allow-duplicate-names")
+
+
+@pytest.mark.parametrize("text", ['template = ["a {}"]', 'templates = "a {}"', 'templates = ["a"]', "templates = ["])
+def test_a_wrong_file_of_prompts_is_wrong_usage(text, write, capsys):
+    options = ["--dataset", "digits", "--model", "tiny", "--protocol", "zero-shot", "--prompts", write(text)]
+    assert main(["run", *options]) == 2
+    assert "own.toml" in capsys.readouterr().err

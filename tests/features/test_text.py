@@ -256,8 +256,14 @@ def test_the_cache_lists_verifies_and_removes_texts(run):
 def test_a_prompt_that_is_too_long_names_the_class(tmp_path, image_folder):
     run = _spec(tmp_path, image_folder, class_names=("red", "a" * 40, "blue"))
     with pytest.raises(
-        TextError, match=r"a prompt of class 1, 'a{40}', is longer than the 32 tokens that tiny can read"
+        TextError, match=r"the prompt 'a photo of a a{40}\.' of class 1 is longer than the 32 tokens that tiny can read"
     ):
+        find_classifier(*run)
+
+
+def test_a_template_that_is_too_long_is_quoted_shortened(tmp_path, image_folder):
+    run = _spec(tmp_path, image_folder, templates=("a {}", f"the {'very ' * 60}{{}} end"))
+    with pytest.raises(TextError, match=r"the prompt 'the very .{30,50} end' of class 0 is longer than the 32 tokens"):
         find_classifier(*run)
 
 
@@ -267,7 +273,7 @@ def test_classes_with_one_name_are_an_error_or_a_remark(tmp_path, image_folder):
     found = find_classifier(spec, permitting)
     assert found.prompts.duplicates == ("crane",)
     assert np.array_equal(found.weights[1], found.weights[2])
-    with pytest.raises(PromptsError, match=r"the classes 1, 2 have the same name 'crane'.*--allow-duplicate-names"):
+    with pytest.raises(PromptsError, match=r"1 \('crane'\) and 2 \('Crane'\) have the same name.*--allow-dup"):
         find_classifier(spec, session)
 
 
@@ -276,7 +282,7 @@ def test_classes_with_equal_tokens_are_an_error_or_a_remark(tmp_path, image_fold
     folder = write_zoo_folder(tmp_path / "siglip", "siglip")
     spec, session = _spec(tmp_path, image_folder, folder, class_names=("c", "c#", "dog"))
     permitting = Session(replace(session.settings, allow_duplicate_names=True))
-    message = r"the prompts of the classes 0, 1 \('c', 'c#'\) have the same tokens for .*--allow-duplicate-names"
+    message = r"the prompts of the classes 0 \('c'\) and 1 \('c#'\) have the same tokens for .*--allow-duplicate-names"
     for _ in range(2):
         with pytest.raises(PromptsError, match=message):
             find_classifier(spec, session)

@@ -195,7 +195,7 @@ def command_page() -> str:
 | --------- | ------- |
 | 0 | done |
 | 1 | an error, in one sentence, or a run that failed |
-| 2 | wrong usage, an unknown name, or missing files of a dataset or checkpoint |
+| 2 | wrong usage, an unknown name, prompts that cannot be used, or missing files of a dataset or checkpoint |
 | 130 | interrupted |
 
 Square brackets at the end of a description hold the default.
