@@ -3,7 +3,7 @@
     python benchmarks/knn.py > results/speed/knn.md
     python benchmarks/knn.py --bank 6000 --queries 1000     # a quick look
 
-Both methods run in turns in one process. The memory of each is the growth of the peak of a process of its own.
+Both methods alternate in one process. The memory of each is the growth of the peak of a process of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def peak_bytes() -> int:
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
-def grown(name: str, args: argparse.Namespace) -> float:
+def measure_memory(name: str, args: argparse.Namespace) -> float:
     """Return by how many MB a method raises the peak memory of a new process in which the features already are."""
     sizes = [f"--{key}={getattr(args, key)}" for key in ("bank", "queries", "width", "k", "threads")]
     command = [sys.executable, __file__, *sizes, "--memory-of", name]
@@ -90,13 +90,13 @@ def main() -> None:
     print(
         f"The bank has {args.bank} images of {args.width} features, and there are {args.queries} queries; k = {args.k}."
     )
-    print("Seconds are medians (least to most); memory is in addition to the features.\n")
+    print("Seconds are medians (minimum to maximum); memory is in addition to the features.\n")
     print("| method | seconds | memory, MB |")
     print("| ------ | ------- | ---------- |")
     for name in METHODS:
         own = seconds[name][1:]
         times = f"{statistics.median(own):.2f} ({min(own):.2f} to {max(own):.2f})"
-        print(f"| {name} | {times} | {grown(name, args):.0f} |")
+        print(f"| {name} | {times} | {measure_memory(name, args):.0f} |")
     ratios = [ours / theirs for theirs, ours in zip(*(seconds[name][1:] for name in METHODS), strict=True)]
     print(f"\nk-NN takes {statistics.median(ratios):.2f} times as long ({min(ratios):.2f} to {max(ratios):.2f}).")
 

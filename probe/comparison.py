@@ -10,7 +10,7 @@ import numpy as np
 
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_split
-from probe.errors import CheckpointError
+from probe.errors import CheckpointError, ProtocolError
 from probe.features.arrays import PRE_PROJECTION, PROJECTED, Features
 from probe.features.extraction import extract_grid
 from probe.models import get_model
@@ -22,7 +22,7 @@ from probe.models.memory import find_batch_size
 from probe.probes.fit import fit_probe
 from probe.probes.protocols import get_protocol
 from probe.settings import Settings
-from probe.specs import DatasetSpec, ModelSpec, Protocol, RunSpec
+from probe.specs import ZERO_SHOT, DatasetSpec, ModelSpec, Protocol, RunSpec
 from probe.stats import paired
 from probe.stats.outcomes import Outcomes
 from probe.stats.paired import SIGNIFICANT, PairedTest
@@ -189,11 +189,16 @@ def parity(
 
     Raises:
         CheckpointError: the model has no JIT mode, because it is not a TorchScript archive.
+        ProtocolError: the protocol is zero-shot.
         ProbeError: the model cannot be loaded, or the dataset cannot be read.
     """
     spec = get_model(model)
     row = dataset if isinstance(dataset, DatasetSpec) else get_dataset(dataset)
     rules = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    if rules.method == ZERO_SHOT:
+        raise ProtocolError(
+            f"protocol {rules.name!r} fits no probe; compare its modes with `probe run --jit both` or probe.run"
+        )
     modes = [resolve_execution(device, precision=precision, jit=jit) for jit in (False, True)]
     if batch_size is None:
         batch_size = find_batch_size(str(modes[0].device), spec.architecture)

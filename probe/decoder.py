@@ -6,7 +6,8 @@ contradict each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -17,6 +18,14 @@ from probe.names import unknown_name
 
 T = TypeVar("T")
 MISSING_FIELD = "Object missing required field "
+WORDS = {
+    "array": "a list",
+    "object": "a table",
+    "str": "a text",
+    "int": "an integer",
+    "float": "a decimal number",
+    "bool": "true or false",
+}
 
 
 def decode(plain: Any, kind: type[T]) -> T:
@@ -25,21 +34,39 @@ def decode(plain: Any, kind: type[T]) -> T:
     Raises:
         ValueError: a field is missing or has a wrong type; the message begins with its path.
     """
-    try:
-        return msgspec.convert(_with_tuples(plain), kind)
-    except (msgspec.ValidationError, OverflowError) as err:  # an integer too large for a float
-        raise ValueError(_describe(str(err).replace("`", ""))) from err
+    return _convert(plain, kind, lambda name: name)
 
 
 def decode_strictly(plain: Any, kind: type[T]) -> T:
-    """Decode values that users write: as `decode`, but unknown keys are errors.
+    """Decode values that users write in TOML: as `decode`, but unknown keys are errors, and types have plain names.
 
     Raises:
         ValueError: a field is missing or has a wrong type, or a key is unknown; the message suggests similar keys.
     """
     for unknown in _unknown_keys(plain, kind, ""):
-        raise ValueError(str(unknown))
-    return decode(plain, kind)
+        raise ValueError(str(unknown)) from unknown
+    return _convert(plain, kind, _name_plainly)
+
+
+def with_advice(error: ValueError, advice: str) -> str:
+    """Return the message of an error of `decode_strictly` with advice, unless it already suggests keys."""
+    return str(error) if isinstance(error.__cause__, UnknownNameError) else f"{error}; {advice}"
+
+
+def _convert(plain: Any, kind: type[T], name_type: Callable[[str], str]) -> T:
+    try:
+        return msgspec.convert(_with_tuples(plain), kind)
+    except (msgspec.ValidationError, OverflowError) as err:  # an integer too large for a float
+        raise ValueError(_describe(re.sub("`(.*?)`", lambda quoted: name_type(quoted[1]), str(err)))) from err
+
+
+def _name_plainly(types: str) -> str:
+    """Return types of msgspec in words; any other text is unchanged.
+
+    >>> _name_plainly("int | null"), _name_plainly("array"), _name_plainly("$.grid[1]")
+    ('an integer', 'a list', '$.grid[1]')
+    """
+    return " or ".join(WORDS.get(name, name) for name in types.split(" | ") if name != "null")  # TOML has no null
 
 
 def _describe(message: str) -> str:

@@ -11,6 +11,7 @@
     |-- DownloadError (OSError)                    a download that failed, or that --offline forbids
     |   `-- ChecksumError (RuntimeError)
     |-- DeviceError (RuntimeError)                 a device or precision that this machine does not have
+    |-- PromptsError (ValueError)                  class names or templates that cannot be used
     |-- FeaturesError (ValueError)                 features that cannot be used
     |   `-- IncompleteError                        features with missing shards
     |-- ProtocolError (ValueError)                 a probe that cannot be fitted by its protocol
@@ -20,7 +21,7 @@
     `-- ExecutorError (RuntimeError)               workers that are not available, or fail repeatedly
 
 Each message says what is wrong and what to do. The command line prints it, and exits with 2 for
-unknown names and missing files, else with 1.
+unknown names, missing files and prompts that cannot be used, else with 1.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from collections import abc
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 MAX_MESSAGE = 500  # characters; longer messages bury what is wrong and what to do
 MAX_WORD = 120  # characters of a word, such as a path, in a message that is too long
@@ -184,6 +185,16 @@ def listed(items: Iterable[object], *, most: int = 8) -> str:
     known = items if isinstance(items, abc.Collection) else list(items)
     texts = ", ".join(shorten(printable(str(item)), MAX_ITEM) for _, item in zip(range(most), known, strict=False))
     return texts if len(known) <= most else f"{texts} and {len(known) - most:,} more"
+
+
+def joined(texts: Sequence[str], word: str) -> str:
+    """Return texts as a list in a sentence, with a word before the last text.
+
+    >>> joined(["a", "b", "c"], "or")
+    'a, b or c'
+    """
+    *first, last = texts
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def sentence(kind: str, message: str) -> str:

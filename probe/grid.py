@@ -12,8 +12,9 @@ from probe import environment, paths
 from probe.datasets import ALL_TESTS, find_tests, get_dataset
 from probe.datasets.catalog import DATASETS
 from probe.datasets.prompts import get_prompts
-from probe.errors import DatasetError, ProbeError, UnknownNameError, listed
+from probe.errors import DatasetError, ExtraMissingError, ProbeError, UnknownNameError, listed
 from probe.features.store import EXTRACTION_VERSION
+from probe.features.text import TEXT_VERSION
 from probe.models import get_model
 from probe.models.catalog import MODELS
 from probe.models.devices import resolve_execution
@@ -76,7 +77,8 @@ def plan(
 
     Raises:
         UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: a name is unknown, or cannot be used here.
-        PromptsError, ExtraMissingError: the prompts of a zero-shot run cannot be used, or come from a missing package.
+        ExtraMissingError: the runs are for other machines, and their prompts are those of open_clip, which this machine
+            lacks.
     """
     check_solver(solver)
     rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
@@ -96,6 +98,8 @@ def plan(
         resolve_execution(device, precision=precision, jit=jit, compiled=compiled, elsewhere=elsewhere)
         for jit in jit_modes
     ]
+    has_prompts = any(protocol.method == ZERO_SHOT for protocol in rules)
+    prompts = {dataset: _digest_prompts(dataset, elsewhere=elsewhere) if has_prompts else "" for dataset in rows}
     return [
         RunSpec(
             dataset,
@@ -107,7 +111,7 @@ def plan(
             find_batch_size(str(execution.device), model.architecture) if batch_size is None else int(batch_size),
             solver=solver if protocol.method == LOGISTIC else NO_SOLVER,
             compiled=execution.compiled,
-            prompts=get_prompts(dataset).sha256 if protocol.method == ZERO_SHOT else "",
+            prompts=prompts[dataset] if protocol.method == ZERO_SHOT else "",
             tests=further[dataset],
         )
         for dataset in rows
@@ -136,6 +140,20 @@ def _check_tests(names: Sequence[str], further: Mapping[DatasetSpec, Sequence[Da
             raise DatasetError(f"{listed(row.name for row in further)} has no further test sets; remove --also-test")
         if name != ALL_TESTS and name not in known and not name.endswith(".toml"):
             raise unknown_name("further test set", name, known, forms="the path of a TOML file")
+
+
+def _digest_prompts(dataset: DatasetSpec, *, elsewhere: bool) -> str:
+    """Return the digest of a dataset's prompts; empty if they cannot be used, so that the run fails with the reason.
+
+    Raises:
+        ExtraMissingError: see `plan`. The run would not fail on a machine with open_clip.
+    """
+    try:
+        return get_prompts(dataset).sha256
+    except ProbeError as err:
+        if elsewhere and isinstance(err, ExtraMissingError):
+            raise
+        return ""
 
 
 @dataclass(frozen=True)
@@ -209,7 +227,8 @@ def _has_own_versions(record: DoneRecord) -> bool:
     """Return True if this version of the suite would write the same record."""
     extraction = record.extraction
     versions = (extraction.extraction_version, extraction.preprocess_version, record.result.probe_version)
-    return versions == (EXTRACTION_VERSION, PREPROCESS_VERSION, PROBE_VERSION)
+    has_text_version = record.prompts is None or record.prompts.text_version == TEXT_VERSION
+    return has_text_version and versions == (EXTRACTION_VERSION, PREPROCESS_VERSION, PROBE_VERSION)
 
 
 def _has_weights(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from probe.errors import UnknownNameError, listed, shorten
+from probe.errors import UnknownNameError, joined, listed, shorten
 
 MAX_NAME = 80  # characters shown of an unknown name
 
@@ -23,6 +23,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, forms: str = "")
     said = shorten(repr(name), MAX_NAME)
     near = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3)]
     if near:
-        return UnknownNameError(f"unknown {kind} {said}; did you mean {' or '.join(map(repr, near))}?")
+        return UnknownNameError(f"unknown {kind} {said}; did you mean {joined([*map(repr, near)], 'or')}?")
     also = f", or {forms}" if forms else ""
     return UnknownNameError(f"unknown {kind} {said}; choose one of {listed(folded.values())}{also}")

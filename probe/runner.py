@@ -26,7 +26,7 @@ from probe.features.extraction import Session, extract, prepare_grid
 from probe.features.further_tests import from_extraction, relabel
 from probe.features.jobs import features_key
 from probe.features.store import FITS
-from probe.features.text import find_classifier
+from probe.features.text import Classifier, find_classifier
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import PROBE_VERSION, fit_folds
@@ -35,7 +35,7 @@ from probe.probes.further_tests import FittedProbe, score_conventions
 from probe.probes.heads import describe_heads, write_heads
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for, get_solver
-from probe.probes.zero_shot import score_zero_shot
+from probe.probes.zero_shot import largest_logit_difference, score_zero_shot
 from probe.records.prediction_files import (
     PartPredictions,
     check_predictions_dir,
@@ -44,6 +44,7 @@ from probe.records.prediction_files import (
 )
 from probe.records.record import check_writable, write_record
 from probe.records.schema import (
+    LOGITS,
     DoneRecord,
     EncoderRecord,
     ErrorRecord,
@@ -73,6 +74,7 @@ class FinishedRun:
         heads: content of the files of its heads, by path below the results folder, if they are to be saved.
         predictions: content of the file of its predictions, by path below their folder, if they are to be written;
             empty after that.
+        classifier: texts of the classes of a zero-shot run.
     """
 
     spec: RunSpec
@@ -82,6 +84,7 @@ class FinishedRun:
     fits: FitCache = field(repr=False)
     heads: Mapping[Path, bytes] = field(default_factory=dict, repr=False)
     predictions: dict[Path, bytes] = field(default_factory=dict, repr=False)
+    classifier: Classifier | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def run_one(
         created=_now(),
         encoder=extraction.encoder,
         read=extraction.read,
-        splits={name: split for name, split in extraction.splits.items() if name.partition("/")[0] in spec.splits},
+        splits=dict(extraction.splits),
         features=features,
         result=replace(result.to_record(), probe_version=PROBE_VERSION),
         tests=tests,
@@ -173,7 +176,7 @@ def run_one(
     heads: Mapping[Path, bytes] = {}
     if session.settings.save_heads:
         heads = describe_heads(record, result, class_names)
-    run = FinishedRun(spec, record, extraction, result, fits, heads)
+    run = FinishedRun(spec, record, extraction, result, fits, heads, classifier=classifier)
     if session.settings.predictions_dir is not None:
         with_logits = session.settings.with_logits
         parts = _predictions_of(spec, result, folds, list(extraction.test_ids(dataset)), with_logits=with_logits)
@@ -401,7 +404,7 @@ def run_all(specs: Sequence[RunSpec], session: Session) -> Iterator[FinishedRun 
         specs: the runs.
         session: opens the datasets and loads the encoders.
     """
-    for group, failures in prepare_grid(specs, session, is_ready=partial(_has_prompts, session)):
+    for group, failures in prepare_grid(specs, session, is_ready=partial(has_prompts, session)):
         finished: list[FinishedRun] = []
         for spec in group:
             logger.debug("%s", spec)
@@ -419,7 +422,7 @@ def run_all(specs: Sequence[RunSpec], session: Session) -> Iterator[FinishedRun 
                 yield run
 
 
-def _has_prompts(session: Session, spec: RunSpec) -> bool:
+def has_prompts(session: Session, spec: RunSpec) -> bool:
     """Return False for a zero-shot run whose class names cannot be encoded. The run meets the same error."""
     if spec.protocol.method == ZERO_SHOT:
         try:
@@ -457,9 +460,12 @@ def failure(spec: RunSpec, error: Mapping[str, str]) -> FailedRecord:
 
 
 def compare_modes(eager: FinishedRun, jit: FinishedRun) -> ParityRecord:
-    """Compare a JIT run with the eager run: features of all splits, test predictions, and scores."""
+    """Compare a JIT run with the eager run: features of all splits, test predictions, scores, and zero-shot logits."""
     differences = compare_features(eager.extraction.features, jit.extraction.features)
     largest = {point: found.max_abs for point, found in differences.items()}
+    if eager.classifier is not None and jit.classifier is not None:
+        tests = [run.extraction.cut(("test",)) for run in (eager, jit)]
+        largest[LOGITS] = largest_logit_difference(tests, (eager.classifier, jit.classifier))
     flipped = count_flips(eager.result.predictions, jit.result.predictions)
     test = paired.compare(eager.result.outcomes, jit.result.outcomes, same_images=eager.result.same_images)
     # The eager score shows later whether the eager run was repeated since.

@@ -243,8 +243,8 @@ class Protocol:
     """Protocol: the rules by which features are scored.
 
     The method `logistic-regression` fits a probe. It searches the values of C in `grid`: first every `coarse_step`-th
-    value, then the neighbours of the best value at half the distance, until the distance is 1. The value with the best
-    score on the validation split wins. A single value is used without a search.
+    value, then the adjacent values of the best value at half the distance, until the distance is 1. The value with the
+    best score on the validation split wins. A single value is used without a search.
 
     The method `knn` lets the nearest training images vote, see `probes.knn`. The method `zero-shot` compares images
     with texts of the class names, see `probes.zero_shot`. Neither fits anything, so the fields of the fit have their
@@ -335,6 +335,13 @@ class RunSpec:
     def on_tests(self) -> list[RunSpec]:
         """The run on each of its further test sets that has images of its own, for their features."""
         return [replace(self, dataset=test, tests=()) for test in self.tests if not test.relabels]
+
+    @property
+    def num_images(self) -> int:
+        """Number of images of the subsets that the run needs; a subset whose size is not known counts as 0."""
+        names = {subset.name for subset in self.dataset.subsets}
+        needed = {"test"} if self.splits == ("test",) and "test" in names else names
+        return sum(subset.size or 0 for subset in self.dataset.subsets if subset.name in needed)
 
     @property
     def of_all_modes(self) -> RunSpec:

@@ -13,9 +13,14 @@ from sklearn.metrics.pairwise import cosine_similarity
 import probe
 from probe.cli.main import main
 from probe.comparison import ModeDifference, difference, find_reasons
-from probe.errors import CheckpointError, DeviceError
+from probe.errors import CheckpointError, DeviceError, ProtocolError
 from probe.models.openai import save_archive
 from probe.stats.paired import PairedTest
+
+
+def test_zero_shot_is_compared_by_runs_instead():
+    with pytest.raises(ProtocolError, match="compare its modes with `probe run --jit both`"):
+        probe.parity("tiny", protocol="zero-shot")
 
 
 def test_differences_equal_numpys_and_scikit_learns():

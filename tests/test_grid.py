@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from make.records import changed
 import probe
 from probe import grid, runner
 from probe.cli.main import main
+from probe.errors import ExtraMissingError
 from probe.grid import pending, plan
 from probe.records.record import read_records, record_path, write_record
 from probe.records.schema import SkippedImage
@@ -180,3 +182,12 @@ def test_a_grid_that_is_killed_again_and_again_does_every_run_once(tmp_path):
     rng = random.Random(0)
     # Up to 180 moments are before the first record; later 60, and one for each record. A run has 8.
     kill_and_repeat(tmp_path, lambda seen: rng.randint(1, 90 + seen if seen else 200), num_kills=10)
+
+
+def test_prompts_of_runs_for_other_machines_must_be_known_here(monkeypatch):
+    """The other machines may have open_clip, and would then score a run whose identity lacks its prompts."""
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(ExtraMissingError, match="install the extra open-clip"):
+        plan(["imagenet"], ["tiny"], protocols=["zero-shot"], device="cpu", elsewhere=True)
+    (here,) = plan(["imagenet"], ["tiny"], protocols=["zero-shot"], device="cpu")  # fails alone, with the same reason
+    assert not here.prompts

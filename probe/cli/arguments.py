@@ -115,7 +115,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--compile": _flag("Compile the rebuilt model with torch.compile. Results have the mode `compiled`."),
         "--protocol": _value("NAME", f"Protocol, repeatable: {PROTOCOLS}. [clip-paper]", action="append"),
         "--prompts": _value(
-            "FILE.toml", "TOML file with templates or class names for zero-shot runs. [those of each dataset]"
+            "FILE.toml", "TOML file with templates or class names for zero-shot runs. [the prompts of each dataset]"
         ),
         "--also-test": _value(
             "NAME",
@@ -126,7 +126,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--metric": _choice(METRICS, None, "Metric of the scores. [the metric of the dataset, or accuracy]"),
         "--shard": _value("I/N", "Extract only the I-th of N shards, counted from 1.", type=_shard),
         "--val-fraction": _value(
-            "F", "Hold out this fraction of the training features of each class, and choose C on it.", type=_fraction
+            "F",
+            "Hold out this fraction of the training features of each class to choose C or k on.",
+            type=_fraction,
         ),
         "--seed": _value("N", "Seed of --val-fraction. [0]", type=_count),
         "--max-minutes": _value("N", "Skip records whose run took longer than this.", type=_positive),
@@ -149,7 +151,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "how to run it": {
         "--solver": _value(
             "NAME",
-            "Solver: fast, which reaches the optimum, or sklearn, scikit-learn's L-BFGS, as a reference. [fast]",
+            "Solver: fast, which reaches the optimum, or sklearn, scikit-learn's L-BFGS, as a reference. No effect on "
+            "zero-shot and k-NN. [fast]",
             default=DEFAULT_SOLVER,
         ),
         "--strict": _flag("Exit with 1 if a final fit did not converge."),
@@ -186,7 +189,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "N", "Skip up to N unreadable images of a dataset, and mark the results. [0]", type=_count, default=0
         ),
         "--allow-duplicate-names": _flag(
-            "Run zero-shot even if several classes of a dataset have the same name, and list the names in the record."
+            "Run zero-shot even if several classes have equal prompts; the record names them."
         ),
         "--offline": _flag("Do not use the network."),
         "--max-size": _value("SIZE", "Size limit of the cache, such as 10GB. [none]", type=_size),
@@ -206,7 +209,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--html": _flag("Write the page of results."),
         "--plots": _value("DIR", "Write plots as PNG and SVG into this folder."),
         "--check": _flag("Change nothing; exit with 1 if a table differs from the records, or a record is damaged."),
-        "--compare": _choice(("clip-paper",), None, "Change nothing; print the scores next to the paper's scores."),
+        "--compare": _choice(
+            ("clip-paper",),
+            None,
+            "Change nothing; print the scores next to those of the CLIP paper, of probes and of zero-shot.",
+        ),
         "--page": _flag("Print the whole catalogue as a page of Markdown."),
         "--json": _flag("Print JSON instead of text."),
         "-v, --verbose": _flag("Log details and tracebacks."),

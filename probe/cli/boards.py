@@ -33,7 +33,7 @@ def tables(args: argparse.Namespace) -> int:
         for path in stale.differing:
             print(f"probe: {_shown(path)} differs from the records; run `python -m probe tables`", file=sys.stderr)
         for path in stale.orphans:
-            print(f"probe: {_shown(path)} belongs to no record; remove it", file=sys.stderr)
+            print(f"probe: {_shown(path)} has no matching record; remove it", file=sys.stderr)
         for fault in stale.damaged:
             print(f"probe: {fault}", file=sys.stderr)
         return 1 if stale.differing or stale.orphans or stale.damaged else 0
@@ -42,16 +42,16 @@ def tables(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace, results_dir: Path) -> int:
+    from probe.leaderboard.labels import solver_value
     from probe.leaderboard.published import TABLE_OF_PROTOCOL, compare_markdown, compare_with_published
     from probe.records.record import read_records
-    from probe.specs import NO_SOLVER
 
     records = read_records(results_dir)
     page = compare_markdown(records)
     if not page:
         raise errors.ResultsError(
-            f"no record in {results_dir} has a dataset and model of the paper and one of the protocols "
-            f"{errors.listed(TABLE_OF_PROTOCOL)}; run one first"
+            f"no record in {results_dir} has a dataset and model of the paper and the protocol "
+            f"{' or '.join(TABLE_OF_PROTOCOL)}; run one of these first"
         )
     if not args.json:
         print(page, end="")
@@ -59,7 +59,7 @@ def _compare(args: argparse.Namespace, results_dir: Path) -> int:
     compared = [
         {
             **{name: getattr(found.record, name) for name in ("dataset", "model", "mode", "protocol")},
-            "solver": None if found.record.solver == NO_SOLVER else found.record.solver,
+            "solver": solver_value(found.record.solver),
             "score": found.record.result.score,
             "published": found.theirs,
             "is_outside": found.is_outside,

@@ -62,7 +62,7 @@ def cache_explain(args: argparse.Namespace) -> int:
             folder, fields = entry.folder(root), dict[str, tuple[object, object]]()
             damage = store.damage(folder) if folder.is_dir() else ""
             if damage:
-                state, text = "damaged", f"damaged in {folder} ({damage}); the next run extracts it again"
+                state, text = "damaged", f"damaged in {folder} ({damage}); the next run computes it again"
             elif folder.is_dir():
                 state, text = "cached", f"cached in {folder}"
             elif (nearest := inventory.nearest(root, entry)) is None:
@@ -110,7 +110,7 @@ def cache_verify(args: argparse.Namespace) -> int:
         return 1 if damaged else 0
     for path, reason in damaged.items():
         print(printable(f"{path}: {reason}"))
-    print(f"{checked} checked, {len(damaged)} damaged{'; the next run extracts them again' if damaged else ''}")
+    print(f"{checked} checked, {len(damaged)} damaged{'; the next run computes them again' if damaged else ''}")
     return 1 if damaged else 0
 
 

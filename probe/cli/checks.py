@@ -78,6 +78,8 @@ def diff_command(args: argparse.Namespace) -> int:
         for stage in dict.fromkeys(row[0] for row in rows):
             print(f"{stage}: {difference.explains(stage)}")
         print()
+    if difference.note:
+        print(difference.note)
     print(errors.printable(difference.verdict))
     return 0
 

@@ -39,7 +39,7 @@ def plan_runs(args: argparse.Namespace, *, device: str = "", elsewhere: bool = F
     """Return the runs that the options give; `device` and `elsewhere` are for runs on other machines.
 
     Raises:
-        UsageError: --prompts is given, but no run is zero-shot.
+        UsageError: an option for zero-shot runs is given, but no run is zero-shot.
     """
     from probe import datasets, grid, models
     from probe.datasets.prompt_files import with_prompts
@@ -65,8 +65,11 @@ def plan_runs(args: argparse.Namespace, *, device: str = "", elsewhere: bool = F
         tests=getattr(args, "also_test", None) or (),
         elsewhere=elsewhere,
     )
-    if prompts is not None and not any(run.prompts for run in runs):
-        raise UsageError("--prompts is for zero-shot runs; add --protocol zero-shot")
+    if not any(run.prompts for run in runs):
+        for name in ("prompts", "allow_duplicate_names"):
+            if getattr(args, name, None):
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} is for zero-shot runs; add --protocol zero-shot")
     return runs
 
 

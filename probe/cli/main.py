@@ -1,6 +1,7 @@
 """The command line: parse, call the library once, print. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done, 1 an error or a failed run, 2 wrong usage (also unknown names and missing files), 130 interrupted.
+Exit codes: 0 done, 1 an error or a failed run, 2 wrong usage (also unknown names, missing files and
+prompts that cannot be used), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from probe.cli import arguments, boards, caching, catalogues, checks, predicting, running, showing
-from probe.errors import ProbeError, UnknownNameError, brief
+from probe.errors import ProbeError, PromptsError, UnknownNameError, brief
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": running.run_command,
@@ -65,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.parser.error(str(err))
     except ProbeError as err:
         print(f"probe: {err}", file=sys.stderr)
-        # An unknown name is wrong usage, and so are missing files of a dataset or checkpoint.
-        return 2 if isinstance(err, UnknownNameError | FileNotFoundError) else 1
+        # An unknown name is wrong usage, and so are missing files, and prompts that are refused before any run.
+        return 2 if isinstance(err, UnknownNameError | FileNotFoundError | PromptsError) else 1
     except BrokenPipeError:  # the reader of stdout has exited, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

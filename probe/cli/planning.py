@@ -86,7 +86,7 @@ def _print(cost: GridCost) -> None:
         print("time: not known, because no record was made on such a device; run a small dataset on it first")
         return
     if cost.seconds is None:
-        print("time: not known for the rows with -; run a small dataset with the same model and solver first")
+        print("time: not known for the rows with -; run a small dataset with the same model, protocol and solver first")
     else:
         of_one = sum((one.extract_seconds or 0) + (one.fit_seconds or 0) for one in cost.models)
         print(f"time: {_hours(cost.seconds)} h with all workers, {_hours(of_one)} h with one")

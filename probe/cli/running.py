@@ -177,6 +177,7 @@ def fit(args: argparse.Namespace) -> int:
     from probe.probes.protocols import GROUPS, get_protocol
     from probe.probes.solvers.catalog import device_for
     from probe.records.record import write_bytes
+    from probe.specs import LOGISTIC, NO_SOLVER
 
     protocols = [get_protocol(name) for name in grids.expand_groups(args.protocol or ["clip-paper"], GROUPS)]
     if args.save_head is not None and len(protocols) > 1:
@@ -191,7 +192,10 @@ def fit(args: argparse.Namespace) -> int:
     if all(features.pre_projection is None for fold in folds for features in fold.values()):
         # The file has features of one point only.
         protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
-    device = device_for(args.solver, str(resolve_execution(args.device).device))
+    device = str(resolve_execution(args.device).device)
+    devices = {
+        rules.name: device_for(args.solver if rules.method == LOGISTIC else NO_SOLVER, device) for rules in protocols
+    }
     fit_cache = FitCache(paths.cache_dir(args.cache_dir) / FITS)
     results = {
         protocol.name: fit_folds(
@@ -199,7 +203,7 @@ def fit(args: argparse.Namespace) -> int:
             metric=metric,
             protocol=protocol,
             solver=args.solver,
-            device=device,
+            device=devices[protocol.name],
             fit_cache=fit_cache,
             shows_progress=True,
         )
@@ -217,14 +221,19 @@ def fit(args: argparse.Namespace) -> int:
             "file": args.file,
             "about": found.about,
             "features": [{split: part.compute_sha256() for split, part in fold.items()} for fold in folds],
-            "device": device,
             "val_fraction": args.val_fraction,
             "seed": args.seed or 0,
             "environment": asdict(environment),
         }
         print_json(
             [
-                {**made_by, "protocol": rules.name, "rules": asdict(rules), **asdict(results[rules.name].to_record())}
+                {
+                    **made_by,
+                    "device": devices[rules.name],
+                    "protocol": rules.name,
+                    "rules": asdict(rules),
+                    **asdict(results[rules.name].to_record()),
+                }
                 for rules in protocols
             ]
         )

@@ -1,7 +1,7 @@
-"""Class names of datasets whose files have none, or only codes: in the order of the labels, for zero-shot prompts.
+"""Class names for zero-shot prompts, in the order of the labels, for datasets whose files have no plain words for them.
 
-The names say what the makers of a dataset call its classes. Names that the files of a dataset have are read from them,
-see `datasets.prompts.tidy`.
+The names follow the makers' documentation, in the word form that the template needs. All other names are read from the
+files, see `datasets.prompts.tidy`.
 """
 
 from __future__ import annotations

@@ -115,12 +115,13 @@ def dataset_facts(name: str, *, data_dir: str | Path | None = None) -> dict[str,
 def _describe_prompts(spec: DatasetSpec) -> dict[str, str]:
     """Return the first class names and templates of zero-shot prompts, with their origins."""
     prompts = known_prompts(spec)
-    quoted = [repr(template) for template in prompts.templates]  # templates can have commas
+    quoted = [repr(template) for template in prompts.templates]  # in full, and templates can have commas
+    more = [f"and {len(quoted) - 3} more"] if len(quoted) > 3 else []
     return {
-        title: f"{listed(texts, most=most)} (from {origin})" if texts else f"from {origin}"
-        for title, texts, most, origin in (
-            ("class names", prompts.class_names, 5, prompts.class_names_from),
-            ("templates", quoted, 3, prompts.templates_from),
+        title: f"{texts} (from {origin})" if texts else f"from {origin}"
+        for title, texts, origin in (
+            ("class names", listed(prompts.class_names, most=5), prompts.class_names_from),
+            ("templates", ", ".join([*quoted[:3], *more]), prompts.templates_from),
         )
     }
 

@@ -99,7 +99,7 @@ class OpenedDataset(CutDataset):
     needed: tuple[str, ...] = SPLITS
 
     def only(self, splits: tuple[str, ...]) -> OpenedDataset:
-        """Return the dataset for a run that needs only some splits: subsets that they do not use are left out."""
+        """Return the dataset limited to some splits, without the subsets that they do not use."""
         used = {fold[name].subset for fold in self.folds for name in splits}
         return replace(
             self,

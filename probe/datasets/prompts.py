@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import html
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from probe.errors import ExtraMissingError, PromptsError, listed
+from probe.errors import MAX_ITEM, ExtraMissingError, PromptsError, joined, shorten
 from probe.specs import OPEN_CLIP, DatasetSpec, digest
 
 TEMPLATE = "a photo of a {}."  # openai/CLIP README, 'Zero-Shot Prediction'
 TEMPLATE_FROM = "the example of OpenAI's README"
 SPECIFICATION, FILES = "the specification of the dataset", "the files of the dataset"
 INSTALLED = "the installed open_clip"
+WORDNET_ID = re.compile(r"n\d{8}")
+# Special tokens of CLIP's, open_clip's and T5's tokenizers, whose case does not count.
+SPECIAL_TOKEN = re.compile(r"<(\|startoftext\||\|endoftext\||start_of_text|end_of_text|/?s|pad)>", re.IGNORECASE)
+MAX_CLASSES = 8  # classes that a message names
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,12 +143,25 @@ def complete(prompts: Prompts, class_names: Sequence[str], *, num_classes: int, 
     assert prompts.class_names or class_names
     if not prompts.class_names and all(re.fullmatch(r"n?\d+", name) for name in class_names):
         raise PromptsError(
-            f"the files of {where} have numbers such as {class_names[0]!r} in place of class names; give "
+            f"the files of {where} have ids such as {class_names[0]!r} in place of class names; give "
             "class_names in the TOML file of the dataset, or with --prompts FILE.toml"
         )
+    if not prompts.class_names:
+        _check_words(class_names, where=where)
     completed = replace(prompts, class_names=prompts.class_names or tuple(map(tidy, class_names)))
     check_prompts(completed, num_classes=num_classes, where=where)
     return completed
+
+
+def _check_words(class_names: Sequence[str], *, where: str) -> None:
+    """Check that `tidy` finds words in each class name, and warn about single names that look like ids."""
+    for label, name in enumerate(class_names):
+        if not tidy(name):
+            raise PromptsError(
+                f"{where}: the folder or label {name!r} gives class {label} an empty name; give class_names"
+            )
+        if WORDNET_ID.fullmatch(name):
+            logger.warning("%s: class %r looks like an id; give class_names", where, name)
 
 
 def check_prompts(prompts: Prompts, *, num_classes: int | None = None, where: str) -> None:
@@ -152,8 +173,8 @@ def check_prompts(prompts: Prompts, *, num_classes: int | None = None, where: st
         where: name of the dataset or file, for messages.
 
     Raises:
-        PromptsError: a template has no `{}` or several, a class has no name, a text has a line break, or the number of
-            class names differs from the number of classes.
+        PromptsError: a template has no `{}` or several, or other braces; a class has no name; a text has a line break
+            or a special token; or the number of class names differs from the number of classes.
     """
     for template in prompts.templates:
         if template.count("{}") != 1:
@@ -161,6 +182,8 @@ def check_prompts(prompts: Prompts, *, num_classes: int | None = None, where: st
                 f"{where}: the template {template!r} has {template.count('{}')} places for the class name; write {{}} "
                 f"once, as in {TEMPLATE!r}"
             )
+        if set(template.replace("{}", "")) & set("{}"):
+            raise PromptsError(f"{where}: the template {template!r} has braces other than {{}}; remove them")
     names = prompts.class_names
     if names and num_classes is not None and len(names) != num_classes:
         raise PromptsError(
@@ -171,7 +194,9 @@ def check_prompts(prompts: Prompts, *, num_classes: int | None = None, where: st
             raise PromptsError(f"{where}: class {label} has no name; give a name for each class in class_names")
     for text in (*prompts.templates, *names):
         if len(text.splitlines()) > 1:
-            raise PromptsError(f"{where}: {text!r} has a line break; write it in one line")
+            raise PromptsError(f"{where}: {text!r} has a line break; write it on one line")
+        if special := SPECIAL_TOKEN.search(html.unescape(html.unescape(text))):  # tokenizers unescape twice
+            raise PromptsError(f"{where}: {text!r} has {special[0]}, a special token of tokenizers; remove it")
 
 
 def find_duplicates(prompts: Prompts) -> dict[str, list[int]]:
@@ -188,8 +213,20 @@ def check_duplicates(prompts: Prompts, *, where: str) -> None:
     Raises:
         PromptsError: two classes have the same name.
     """
-    for name, labels in find_duplicates(prompts).items():
+    for labels in find_duplicates(prompts).values():
         raise PromptsError(
-            f"{where}: the classes {listed(labels)} have the same name {name!r}, so their prompts are equal; give "
-            "different names in class_names, or permit it with --allow-duplicate-names"
+            f"{where}: the classes {list_classes(prompts, labels)} have the same name (case and spaces do not count), "
+            "so their prompts are equal; give different names in class_names, or permit equal names with "
+            "--allow-duplicate-names"
         )
+
+
+def list_classes(prompts: Prompts, labels: Sequence[int]) -> str:
+    """Return the labels and names of classes for a message.
+
+    >>> list_classes(Prompts(("A", "b", "a"), "", (), ""), [0, 2])
+    "0 ('A') and 2 ('a')"
+    """
+    shown = [f"{label} ({shorten(repr(prompts.class_names[label]), MAX_ITEM)})" for label in labels[:MAX_CLASSES]]
+    omitted = len(labels) - len(shown)
+    return joined([*shown, *([f"{omitted} more"] if omitted else [])], "and")

@@ -30,7 +30,7 @@ from probe.datasets.splits.folds import SPLITS
 from probe.datasets.splits.recipes import RECIPES, SUBSETS_OF_RECIPES
 from probe.datasets.subsets import subset_of
 from probe.datasets.test_sets import TEST_SETS
-from probe.decoder import decode_strictly
+from probe.decoder import decode_strictly, with_advice
 from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.names import unknown_name
 from probe.specs import CLASS_IDS, NAMES, DatasetSpec, Source
@@ -82,7 +82,7 @@ def make_spec(path: str) -> DatasetSpec:
     try:
         spec = decode_strictly({**row, "title": row.get("title", row.get("name", ""))}, DatasetSpec)
     except ValueError as err:
-        raise DatasetError(f"{file}: {err}; see docs/your-data.md for an example") from err
+        raise DatasetError(f"{file}: {with_advice(err, 'see docs/your-data.md for an example')}") from err
     _check_names(spec, file)
     _check_splits(spec, file)
     check_prompts(Prompts(spec.class_names, "", spec.templates, ""), num_classes=spec.num_classes, where=str(file))

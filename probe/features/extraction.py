@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from probe import paths
@@ -24,7 +25,7 @@ from probe.features import store
 from probe.features.arrays import Extraction
 from probe.features.chunks import Work
 from probe.features.description import describe_extraction
-from probe.features.jobs import EncoderKey, FeaturesKey, Job, LazyEncoder, encoder_key, features_key
+from probe.features.jobs import EncoderKey, FeaturesKey, Job, JobKey, LazyEncoder, encoder_key, features_key
 from probe.features.passes import encode_group, without_frames
 from probe.features.store import Entry, EntrySpec, cache_entries
 from probe.models.encoder import ImageEncoder
@@ -33,7 +34,7 @@ from probe.models.memory import device_memory
 from probe.models.text import TextEncoder, load_text_encoder
 from probe.progress import Progress, show_progress
 from probe.settings import DEFAULT_SETTINGS, Settings
-from probe.specs import DatasetSpec, ModelSpec, RunSpec
+from probe.specs import SPLITS, DatasetSpec, ModelSpec, RunSpec
 
 if TYPE_CHECKING:
     from probe.features.text import Classifier
@@ -54,7 +55,7 @@ class Session:
         weights: digests of weights, by model.
         encoders: encoders in memory, see `keeps_encoders`.
         extracted: features that `prepare` extracted or found in the cache.
-        classifiers: texts of the classes of zero-shot runs, see `text.find_classifier`.
+        classifiers: text features of the classes of zero-shot runs, see `text.find_classifier`.
     """
 
     settings: Settings = DEFAULT_SETTINGS
@@ -182,7 +183,11 @@ def prepare_grid(
 
 def num_images(specs: Sequence[RunSpec]) -> int:
     """Return the number of images to encode for runs of one dataset; unknown sizes count as 0."""
-    return len({features_key(spec) for spec in specs}) * sum(subset.size or 0 for subset in specs[0].dataset.subsets)
+    images: dict[JobKey, int] = {}
+    for spec in specs:
+        key = features_key(spec).job
+        images[key] = max(images.get(key, 0), spec.num_images)
+    return sum(images.values())
 
 
 def prepare(
@@ -196,30 +201,33 @@ def prepare(
     """Look up or extract the features of all runs of one dataset, and put them into `session.extracted`.
 
     Args:
-        specs: runs of one dataset. Of their protocols, only the splits that they need matter.
+        specs: runs of one dataset. Their protocols only decide which splits are needed. Runs of one encoder share one
+            pass over the images, but each has the features and the description of its own splits.
         session: opens the dataset and loads the encoders.
         progress: counts the images to encode.
         expected: number of images of these runs that `progress` already expects.
         is_ready: see `prepare_grid`.
 
     Returns:
-        The exceptions of runs without features, by `features_key`. An encoder that fails does not stop the others.
+        The exceptions of runs without features, by `features_key`. An encoder that fails does not stop the others, and
+        a subset that fails does not stop the runs that do not need it.
     """
-    started = time.perf_counter()
     progress.expect(-expected)
+    started = time.perf_counter()
     try:
         dataset = session.open_dataset(specs[0].dataset)
     except Exception as error:  # the grid continues, and the records of these runs name the error
         return dict.fromkeys(map(features_key, specs), error)
-    # Of runs with the same features, the last is one that needs the most splits.
-    wanted = {features_key(spec): spec for spec in sorted(specs, key=lambda spec: len(spec.splits)) if is_ready(spec)}
+    seconds = time.perf_counter() - started
+    wanted = {features_key(spec): spec for spec in specs if is_ready(spec)}  # may encode texts, which are timed apart
+    started = time.perf_counter()
     failures, encoders = dict[FeaturesKey, Exception](), dict[FeaturesKey, LazyEncoder]()
     for key, spec in wanted.items():
         try:
             encoders[key] = session.find_encoder(spec)
         except Exception as error:
             failures[key] = error
-    seconds = time.perf_counter() - started
+    seconds += time.perf_counter() - started
     failures |= _extract_all(encoders, dataset, session, progress)
     for key in wanted.keys() - failures.keys():
         session.extracted[key].seconds["load"] += seconds
@@ -232,7 +240,8 @@ def find_entries(spec: RunSpec, session: Session) -> dict[str, EntrySpec]:
     Raises:
         ProbeError: the dataset cannot be opened, or the weights cannot be read.
     """
-    return cache_entries(spec, session.find_encoder(spec).weights, session.open_dataset(spec.dataset))
+    dataset = session.open_dataset(spec.dataset).only(spec.splits)
+    return cache_entries(spec, session.find_encoder(spec).weights, dataset)
 
 
 def find_test_entries(spec: RunSpec, session: Session) -> list[EntrySpec]:
@@ -250,53 +259,75 @@ def _extract_all(
     """Look up the features of a dataset under several encoders, and extract those that are missing.
 
     Returns:
-        The exceptions that prevent the features of some encoders.
+        The exceptions that prevent some features.
     """
-    failures, jobs = dict[FeaturesKey, Exception](), dict[FeaturesKey, Job]()
-    for key, encoder in encoders.items():
+    failures, jobs, keys = dict[FeaturesKey, Exception](), dict[JobKey, Job](), dict[JobKey, list[FeaturesKey]]()
+    for key in encoders:
+        keys.setdefault(key.job, []).append(key)
+    for job_key, alike in keys.items():
+        splits = tuple(split for split in SPLITS if any(split in key.splits for key in alike))
         try:
-            jobs[key] = _look_up(encoder, dataset, session)
+            jobs[job_key] = _look_up(encoders[alike[0]], dataset.only(splits), session)
         except Exception as error:
-            failures[key] = error
-    failures |= _extract_missing([job for job in jobs.values() if job.missing], dataset, session.settings, progress)
-    for key in jobs.keys() - failures.keys():
+            failures |= dict.fromkeys(alike, error)
+    _extract_missing([job for job in jobs.values() if job.missing], dataset, session.settings, progress)
+    for key in encoders.keys() - failures.keys():
         try:
-            job = jobs[key]
-            session.extracted[key] = describe_extraction(
-                job.entries,
-                dataset.only(job.spec.splits),
-                weights=job.encoder.weights,
-                from_cache=job.from_cache,
-                seconds=job.seconds,
-                skip_corrupt=session.settings.skip_corrupt,
-            )
+            session.extracted[key] = _describe(jobs[key.job], dataset.only(key.splits), session.settings)
         except Exception as error:
             failures[key] = error
     return failures
 
 
+def _describe(job: Job, dataset: OpenedDataset, settings: Settings) -> Extraction:
+    """Return the features of the runs that need the splits of `dataset`."""
+    error = job.failure(dataset.used)
+    if error is not None:
+        raise error
+    return describe_extraction(
+        {subset: job.entries[subset] for subset in dataset.used},
+        dataset,
+        weights=job.encoder.weights,
+        from_cache=job.cached.issuperset(dataset.used),
+        seconds={
+            "load": job.load_seconds,
+            "extract": sum(job.extract_seconds.get(subset, 0.0) for subset in dataset.used),
+        },
+        skip_corrupt=settings.skip_corrupt,
+    )
+
+
 def _look_up(encoder: LazyEncoder, dataset: OpenedDataset, session: Session) -> Job:
     """Find the cache entries of an encoder."""
     started, root = time.perf_counter(), paths.cache_dir(session.settings.cache_dir)
-    dataset = dataset.only(encoder.spec.splits)
-    job = Job(features_key(encoder.spec), encoder, cache_entries(encoder.spec, encoder.weights, dataset))
+    job = Job(encoder, cache_entries(encoder.spec, encoder.weights, dataset))
     for subset, wanted in job.wanted.items():
-        entry = store.find(root, wanted)
-        if entry is None and Work(root, wanted).finish_whole():  # all chunks are cached
-            entry = store.find(root, wanted)
-        if entry is not None and _any_is_mended(entry, dataset.used[subset].images):
-            logger.info("%s: an image that could not be read can be read now; extracting again", wanted)
-            folder, entry = entry.path, None
-            store.remove(root, folder)
-        elif entry is not None:
+        try:
+            entry = _find_entry(root, wanted, dataset.used[subset].images)
+        except Exception as error:
+            job.failures[subset] = error
+            continue
+        if entry is not None:
             job.entries[subset] = entry
-    if not job.missing:
-        job.from_cache = True
+    job.cached = set(job.entries)
+    if len(job.entries) == len(job.wanted):
         folder = next(iter(job.entries.values())).path.parent
         names = (encoder.spec.dataset.name, encoder.spec.model.name, encoder.spec.mode)
         logger.debug("%s: the features are cached in %s", " / ".join(names), folder)
-    job.seconds["load"] += time.perf_counter() - started
+    job.load_seconds += time.perf_counter() - started
     return job
+
+
+def _find_entry(root: Path, wanted: EntrySpec, images: ImageDataset) -> Entry | None:
+    """Return a cache entry; None if it must be extracted."""
+    entry = store.find(root, wanted)
+    if entry is None and Work(root, wanted).finish_whole():  # all chunks are cached
+        entry = store.find(root, wanted)
+    if entry is not None and _any_is_mended(entry, images):
+        logger.info("%s: an image that could not be read can be read now; extracting again", wanted)
+        folder, entry = entry.path, None
+        store.remove(root, folder)
+    return entry
 
 
 def _any_is_mended(entry: Entry, images: ImageDataset) -> bool:
@@ -310,19 +341,15 @@ def _any_is_mended(entry: Entry, images: ImageDataset) -> bool:
     return False
 
 
-def _extract_missing(
-    jobs: Sequence[Job], dataset: OpenedDataset, settings: Settings, progress: Progress
-) -> dict[FeaturesKey, Exception]:
+def _extract_missing(jobs: Sequence[Job], dataset: OpenedDataset, settings: Settings, progress: Progress) -> None:
     """Load encoders in groups that fit into memory, and extract their features."""
-    failures: dict[FeaturesKey, Exception] = {}
     progress.expect(sum(len(dataset.used[subset].images) for job in jobs for subset in job.missing))
-    for group in _load(jobs, failures):
-        failures |= encode_group(group, dataset, settings, progress)
-    return failures
+    for group in _load(jobs):
+        encode_group(group, dataset, settings, progress)
 
 
-def _load(jobs: Sequence[Job], failures: dict[FeaturesKey, Exception]) -> Iterator[list[Job]]:
-    """Load encoders in groups that fit into memory; add the errors of encoders that cannot be loaded to `failures`."""
+def _load(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Load encoders in groups that fit into memory; jobs whose encoders cannot be loaded get the errors."""
     group: list[Job] = []
     largest = 0  # bytes of an encoder of the group
     for job in jobs:
@@ -333,7 +360,7 @@ def _load(jobs: Sequence[Job], failures: dict[FeaturesKey, Exception]) -> Iterat
             group, largest = [], 0
             error = _try_to_load(job)
         if error is not None:
-            failures[job.key] = error
+            job.failures |= dict.fromkeys(job.missing, error)
             continue
         group.append(job)
         after = device_memory(job.spec.device).free
@@ -351,5 +378,5 @@ def _try_to_load(job: Job) -> Exception | None:
         job.encoder.load()
     except Exception as err:
         return without_frames(err)
-    job.seconds["load"] += time.perf_counter() - started
+    job.load_seconds += time.perf_counter() - started
     return None

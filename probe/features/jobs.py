@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from probe.errors import IncompleteError
 from probe.features.store import Entry, EntrySpec
 from probe.models.encoder import ImageEncoder
 from probe.specs import DatasetSpec, ModelSpec, RunSpec
 
 EncoderKey = tuple[ModelSpec, bool, str, str, bool]
-FeaturesKey = tuple[DatasetSpec, EncoderKey, int]
+JobKey = tuple[DatasetSpec, EncoderKey, int]
+
+
+class FeaturesKey(NamedTuple):
+    """Fields of a run that decide which features it uses: all but the solver and most of the protocol.
+
+    Args:
+        job: the fields that decide how images are encoded; one `Job` extracts the features of all runs that share them.
+        splits: splits whose images the run needs.
+    """
+
+    job: JobKey
+    splits: tuple[str, ...]
 
 
 def encoder_key(spec: RunSpec) -> EncoderKey:
@@ -19,8 +33,8 @@ def encoder_key(spec: RunSpec) -> EncoderKey:
 
 
 def features_key(spec: RunSpec) -> FeaturesKey:
-    """Return the fields of a run that decide which features it uses: all but the protocol and the solver."""
-    return (spec.dataset, encoder_key(spec), spec.batch_size)
+    """Return the fields of a run that decide which features it uses."""
+    return FeaturesKey((spec.dataset, encoder_key(spec), spec.batch_size), spec.splits)
 
 
 @dataclass(eq=False)
@@ -28,7 +42,7 @@ class LazyEncoder:
     """Encoder of a run, loaded when the first image is encoded: cached features need only the digest of its weights.
 
     Args:
-        spec: the run; of its protocol, only the splits that it needs matter.
+        spec: the run; its protocol does not matter.
         weights: digest of the weights, see `models.loading.identify`.
         load_encoder: return the loaded encoder of a run.
         loaded: the encoder while it is in use.
@@ -55,27 +69,37 @@ class Job:
     """Cache entries that a dataset needs under one encoder, and those that exist.
 
     Args:
-        key: the fields of a run that decide which features it uses.
         encoder: the encoder, loaded if `missing` is not empty.
-        wanted: specification of the cache entry of each subset.
+        wanted: specification of the cache entry of each subset that some run needs.
         entries: the entries that exist.
-        from_cache: True if all entries existed before.
-        seconds: wall time so far.
+        failures: exceptions that prevent entries, by subset.
+        cached: subsets whose entries existed before.
+        load_seconds: wall time of finding the entries and loading the encoder.
+        extract_seconds: wall time of extraction, by subset.
     """
 
-    key: FeaturesKey
     encoder: LazyEncoder
     wanted: Mapping[str, EntrySpec]
     entries: dict[str, Entry] = field(default_factory=dict)
-    from_cache: bool = False
-    seconds: dict[str, float] = field(default_factory=lambda: {"load": 0.0, "extract": 0.0})
+    failures: dict[str, Exception] = field(default_factory=dict)
+    cached: set[str] = field(default_factory=set)
+    load_seconds: float = 0.0
+    extract_seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def spec(self) -> RunSpec:
-        """The run of the encoder; of its protocol, only the splits that it needs matter."""
+        """The run of the encoder; its protocol does not matter."""
         return self.encoder.spec
 
     @property
     def missing(self) -> list[str]:
-        """Subsets that have no entry yet."""
-        return [subset for subset in self.wanted if subset not in self.entries]
+        """Subsets that have neither an entry nor an exception yet."""
+        return [subset for subset in self.wanted if subset not in self.entries and subset not in self.failures]
+
+    def failure(self, subsets: Iterable[str]) -> Exception | None:
+        """Return the exception that prevents features of some subsets, or None. Incomplete subsets come last."""
+        errors = [self.failures[subset] for subset in subsets if subset in self.failures]
+        final = [error for error in errors if not isinstance(error, IncompleteError)]
+        if final or len(errors) < 2:
+            return next(iter(final or errors), None)
+        return IncompleteError("; ".join(map(str, errors)))

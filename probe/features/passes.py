@@ -27,7 +27,7 @@ from probe.features.arrays import Features, chunk_range, chunk_size, join
 from probe.features.chunks import Work
 from probe.features.description import describe_encoder
 from probe.features.encode import EncodingChunk, Meter, encode_chunk
-from probe.features.jobs import FeaturesKey, Job
+from probe.features.jobs import Job
 from probe.features.reading import LabelledImages, Read, Reader, Request, name_of, read_chunks
 from probe.features.sidecars import Provenance
 from probe.models.encoder import ImageEncoder
@@ -130,51 +130,38 @@ def extract_features(
     return features
 
 
-def encode_group(
-    jobs: Sequence[Job], dataset: OpenedDataset, settings: Settings, progress: Progress
-) -> dict[FeaturesKey, Exception]:
+def encode_group(jobs: Sequence[Job], dataset: OpenedDataset, settings: Settings, progress: Progress) -> None:
     """Extract the missing features of encoders that are in memory: one pass for each subset and preprocessing.
 
-    Returns:
-        The exception of each job whose features could not be extracted, by its key.
+    The exceptions that prevent features of a subset are in `failures` of the jobs. They do not stop the next subset,
+    because some runs do not need both.
     """
-    failures: dict[FeaturesKey, Exception] = {}
     by_preprocess: dict[tuple[Preprocess, int], list[Job]] = {}
     for job in jobs:
         by_preprocess.setdefault((job.encoder.load().preprocess, job.spec.batch_size), []).append(job)
     for together in by_preprocess.values():
         for subset, used in dataset.used.items():
-            # With shards, every subset is incomplete, which must not stop the next subset.
-            able = [job for job in together if isinstance(failures.get(job.key), IncompleteError | None)]
-            missing = [job for job in able if subset in job.missing]
+            missing = [job for job in together if subset in job.missing]
             if not missing:
                 continue
             try:
-                failed = _extract_subset(missing, subset, used, settings, progress)
+                _extract_subset(missing, subset, used, settings, progress)
             except Exception as err:
-                failed = dict.fromkeys((job.key for job in missing), without_frames(err))
-            for key, error in failed.items():
-                before = failures.get(key)
-                both = isinstance(before, IncompleteError) and isinstance(error, IncompleteError)
-                failures[key] = IncompleteError(f"{before}; {error}") if both else error
+                error = without_frames(err)
+                for job in missing:
+                    if subset in job.missing:
+                        job.failures[subset] = error
     for job in jobs:
         job.encoder.loaded = None  # the next group needs its memory
     gc.collect()
-    return failures
 
 
-def _extract_subset(
-    jobs: Sequence[Job], subset: str, used: UsedImages, settings: Settings, progress: Progress
-) -> dict[FeaturesKey, Exception]:
-    """Extract the features of a subset under several encoders; return the exceptions that prevent some of them."""
+def _extract_subset(jobs: Sequence[Job], subset: str, used: UsedImages, settings: Settings, progress: Progress) -> None:
+    """Extract the features of a subset under several encoders."""
     root, images = paths.cache_dir(settings.cache_dir), used.images
-    # Images that were skipped in other subsets count as well.
-    skipped = max(sum(len(entry.features.skipped) for entry in job.entries.values()) for job in jobs)
     progress.name(f"{images.name} / {listed(dict.fromkeys(job.spec.model.name for job in jobs), most=2)}")
-    may_skip = max(0, settings.skip_corrupt - skipped)
-    pass_settings = PassSettings(jobs[0].spec.batch_size, settings.workers, may_skip, settings.shard)
+    pass_settings = PassSettings(jobs[0].spec.batch_size, settings.workers, settings.skip_corrupt, settings.shard)
     left = list(jobs)
-    failed: dict[FeaturesKey, Exception] = {}
     started = time.perf_counter()
     for _ in range(ATTEMPTS):  # again if a chunk turns out to be damaged
         encoders, works = [job.encoder.load() for job in left], [Work(root, job.wanted[subset]) for job in left]
@@ -185,9 +172,9 @@ def _extract_subset(
             if one.meter.encoded[i]:
                 work.describe(provenance)
             if i in one.failed:
-                failed[job.key] = without_frames(one.failed[i])
+                job.failures[subset] = without_frames(one.failed[i])
             elif settings.shard is not None and not work.is_complete():
-                failed[job.key] = IncompleteError(work.state())
+                job.failures[subset] = IncompleteError(work.state())
             elif work.finish(provenance):
                 entry = store.find(root, job.wanted[subset])
                 if entry is not None:
@@ -195,17 +182,15 @@ def _extract_subset(
                     n, width = entry.features.x.shape
                     name = f"{images.name} / {job.spec.model.name} / {job.spec.mode}"
                     logger.debug("%s: %d images, %d-d, %s", name, n, width, one.meter.rate(len(images)))
-        left = [job for job in left if subset in job.missing and job.key not in failed]
+        left = [job for job in left if subset in job.missing]
         if not left:
             break
     for job in left:
-        error = CacheError(
+        job.failures[subset] = CacheError(
             f"{root} changes the files that are written to it; check the disk, or name a different folder"
         )
-        failed[job.key] = error
     for job in jobs:
-        job.seconds["extract"] += time.perf_counter() - started
-    return failed
+        job.extract_seconds[subset] = time.perf_counter() - started
 
 
 def without_frames(err: Exception) -> Exception:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from probe import paths
-from probe.datasets.prompts import Prompts, check_duplicates, complete, find_duplicates, get_prompts
+from probe.datasets.prompts import Prompts, check_duplicates, complete, find_duplicates, get_prompts, list_classes
 from probe.environment import library_versions, package_version
-from probe.errors import FeaturesError, PromptsError, TextError, listed
+from probe.errors import FeaturesError, PromptsError, TextError, shorten
 from probe.features.extraction import Session
 from probe.features.text_store import ClassTexts, TextSpec, find_texts, store_texts
 from probe.models.devices import hardware
@@ -26,12 +26,13 @@ from probe.specs import RunSpec, digest
 logger = logging.getLogger(__name__)
 
 TEXT_VERSION = 1  # raised with every change of the suite that changes the bytes of text features
+MAX_PROMPT = 60  # characters of a prompt in a message
 LIBRARIES = ("torch", "ftfy", "regex")  # libraries that can change text features, beside those of open_clip's models
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """Texts of the classes of a dataset under a model.
+    """Text features of the classes of a dataset under a model.
 
     Args:
         weights: float32 (k, embed_dim), rows of length 1. The row of a class is the mean of the normalised features of
@@ -50,7 +51,7 @@ class Classifier:
 
 
 def find_classifier(spec: RunSpec, session: Session) -> Classifier:
-    """Return the texts of the classes of a zero-shot run, from the session, from the cache, or encoded now.
+    """Return the text features of the classes of a zero-shot run: from the session, from the cache, or encoded now.
 
     Raises:
         PromptsError: a class has no name, or two classes have the same prompts and the settings do not permit it.
@@ -79,6 +80,7 @@ def _find_classifier(spec: RunSpec, session: Session) -> Classifier:
     record = PromptsRecord(
         templates=prompts.templates,
         templates_from=prompts.templates_from,
+        text_version=TEXT_VERSION,
         class_names_from=prompts.class_names_from,
         class_names_sha256=digest(prompts.class_names),
         duplicates=tuple(sorted(names | set(find_duplicates(prompts)))),
@@ -98,20 +100,22 @@ def encode_classes(encoder: TextEncoder, prompts: Prompts, *, where: str) -> Cla
         where: name of the dataset, for messages.
 
     Raises:
-        TextError: a prompt is too long; the message names the class.
+        TextError: a prompt is too long; the message quotes it and names the class.
         FeaturesError: a feature is not finite.
 
     Source: openai/CLIP, notebook 'Prompt Engineering for ImageNet'.
     """
     ids = [_tokenize_class(encoder, prompts, label, where=where) for label in range(len(prompts.class_names))]
-    features = _encode(encoder, torch.cat(ids), where=where)  # (k * templates, embed_dim)
+    # Equal prompts of classes are encoded once, because the batch can change the last bits of a feature.
+    different, places = torch.unique(torch.cat(ids), dim=0, return_inverse=True)
+    features = _encode(encoder, different, where=where)[places.numpy()]  # (k * templates, embed_dim)
     means = _normalize(features).reshape(len(ids), -1, features.shape[1]).mean(axis=1)
     weights = _normalize(means)
     if not np.isfinite(weights).all():
         label = int(np.argmin(np.isfinite(weights).all(axis=1)))
         raise FeaturesError(
-            f"{where}: the text features of class {label}, {prompts.class_names[label]!r}, are not finite or 0; use "
-            "--precision fp32 or another model"
+            f"{where}: the text features of class {label}, {prompts.class_names[label]!r}, contain NaN or infinity, "
+            "or are all 0; use --precision fp32 or another model"
         )
     labels: dict[bytes, list[int]] = {}
     for label, rows in enumerate(ids):
@@ -153,13 +157,24 @@ def _specify(spec: RunSpec, session: Session, prompts: Prompts) -> TextSpec:
 def _tokenize_class(encoder: TextEncoder, prompts: Prompts, label: int, *, where: str) -> torch.Tensor:
     """Return the token ids of the prompts of a class, (templates, context_length)."""
     name = prompts.class_names[label]
+    texts = [template.replace("{}", name) for template in prompts.templates]
     try:
-        return encoder.tokenize([template.replace("{}", name) for template in prompts.templates])
+        return encoder.tokenize(texts)
     except TextError as err:
+        too_long = next(text for text in texts if not _fits(encoder, text))
         raise TextError(
-            f"{where}: a prompt of class {label}, {name!r}, is longer than the {encoder.context_length} tokens that "
-            f"{encoder.name} can read; give a shorter name in class_names, or shorter templates"
+            f"{where}: the prompt {shorten(repr(too_long), MAX_PROMPT)} of class {label} is longer than the "
+            f"{encoder.context_length} tokens that {encoder.name} can read; give a shorter name in class_names, or "
+            "shorter templates"
         ) from err
+
+
+def _fits(encoder: TextEncoder, text: str) -> bool:
+    try:
+        encoder.tokenize([text])
+    except TextError:
+        return False
+    return True
 
 
 def _encode(encoder: TextEncoder, ids: torch.Tensor, *, where: str) -> np.ndarray:
@@ -203,10 +218,10 @@ def _check_tokens(texts: ClassTexts, prompts: Prompts, spec: RunSpec) -> None:
         PromptsError: two classes have the same prompts.
     """
     for labels in texts.same_tokens:
-        names = listed(repr(prompts.class_names[label]) for label in labels)
         raise PromptsError(
-            f"{spec.dataset.name}: the prompts of the classes {listed(labels)} ({names}) have the same tokens for "
-            f"{spec.model.name}; give different names in class_names, or permit it with --allow-duplicate-names"
+            f"{spec.dataset.name}: the prompts of the classes {list_classes(prompts, labels)} have the same tokens for "
+            f"{spec.model.name}; give different names in class_names, or permit equal names with "
+            "--allow-duplicate-names"
         )
 
 

@@ -51,7 +51,7 @@ class TextSpec:
 
     @property
     def label(self) -> dict[str, str]:
-        """Its names, for people."""
+        """Names of the entry for listings."""
         names = {name: getattr(self, name) for name in ("dataset", "model", "mode", "precision")}
         return {**names, "subset": SUBSET}
 
@@ -98,7 +98,7 @@ def find_texts(root: Path, spec: TextSpec) -> ClassTexts | None:
     except FileNotFoundError:
         return None
     except DAMAGE as err:
-        logger.warning("the texts in %s are damaged (%s); encoding them again", path, summarize(err))
+        logger.warning("the text features in %s are damaged (%s); encoding the prompts again", path, summarize(err))
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -126,7 +126,9 @@ def store_texts(root: Path, spec: TextSpec, texts: ClassTexts) -> None:
         with write_atomically(path) as file:
             np.savez(file, allow_pickle=False, weights=texts.weights, about=np.array(about))
     except OSError as err:
-        logger.warning("cannot cache texts in %s (%s); other runs will encode them again", path, err.strerror or err)
+        logger.warning(
+            "cannot cache text features in %s (%s); other runs will encode them again", path, err.strerror or err
+        )
 
 
 def damage_of_texts(path: Path) -> str:

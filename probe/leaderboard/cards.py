@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probe.errors import ResultsError, listed, printable
-from probe.leaderboard.labels import short_names
+from probe.leaderboard.labels import METHOD_NAMES, short_names, solver_value
 from probe.leaderboard.tables import status
 from probe.records.record import dataset_slug
 from probe.records.schema import DoneRecord, RunRecord
-from probe.specs import KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
+from probe.specs import ZERO_SHOT
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-TASK_NAMES = {
-    LOGISTIC: "Linear probe of image features",
-    KNN: "Nearest neighbours of image features",
-    ZERO_SHOT: "Zero-shot classification",
-}
 METRIC_TITLES = {
     "accuracy": "Accuracy",
     "top5": "Top-5 accuracy",
@@ -79,7 +74,7 @@ def _result(record: DoneRecord) -> EvalResult:
     how = {
         "protocol": printable(record.protocol),
         "feature_point": record.spec.protocol.feature_point,
-        "solver": None if record.solver == NO_SOLVER else record.solver,
+        "solver": solver_value(record.solver),
         "mode": record.mode,
         "precision": record.precision,
         "C": result.C,
@@ -92,7 +87,7 @@ def _result(record: DoneRecord) -> EvalResult:
         task_type="zero-shot-image-classification"
         if record.spec.protocol.method == ZERO_SHOT
         else "image-classification",
-        task_name=TASK_NAMES[record.spec.protocol.method],
+        task_name=METHOD_NAMES[record.spec.protocol.method].task,
         # The hub knows data sets by its own names. Of local files, the card has the name, but not the path.
         dataset_type=source.location
         if source is not None and source.form == "huggingface" and not Path(source.location).is_absolute()

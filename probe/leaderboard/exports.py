@@ -11,11 +11,10 @@ from typing import Any
 
 from probe.errors import printable
 from probe.leaderboard import methods, texts
-from probe.leaderboard.labels import LEGEND
+from probe.leaderboard.labels import LEGEND, solver_value
 from probe.leaderboard.sections import Cell, Section, titles
 from probe.leaderboard.tables import rows_to_csv
 from probe.records.record import encode, record_path
-from probe.specs import NO_SOLVER
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
 _SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}"}
@@ -97,9 +96,7 @@ def _section(section: Section, *, with_calibration: bool) -> dict[str, Any]:
         for line in section.lines
     ]
     values = {name: getattr(section, name) for name in names}
-    if section.solver == NO_SOLVER:
-        values["solver"] = None
-    return {**values, "models": lines}
+    return {**values, "solver": solver_value(section.solver), "models": lines}
 
 
 def _cell(cell: Cell, *, with_calibration: bool) -> dict[str, Any]:

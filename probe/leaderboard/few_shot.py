@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from probe.leaderboard.methods import ZERO_SHOT_NAME
 from probe.leaderboard.sections import natural, sort_datasets
-from probe.records.record import test_images
+from probe.records.record import prompts_of, test_images, weights_of
 from probe.records.schema import DoneRecord, RunRecord
 from probe.specs import digest, identity_fields
 
@@ -24,8 +24,8 @@ class FewShotCurve:
 
     Args:
         model: its name.
-        scores: for each number of `SHOTS`.
-        zero_shot: of `zero-shot`; None if a dataset has no such record.
+        scores: mean score for each number of `SHOTS`.
+        zero_shot: mean score of `zero-shot`; None if a dataset has no zero-shot record.
     """
 
     model: str
@@ -39,13 +39,14 @@ class FewShotChart:
 
     Args:
         protocol: name of the few-shot protocols without the number of shots.
-        feature_point: of the features of the probes.
-        solver: of the probes.
+        feature_point: feature point of the probes.
+        solver: solver of the probes.
         mode: `eager`, `jit` or `compiled`.
-        precision: of the weights.
+        precision: precision of the weights.
         rules: start of the digest of the other rules of the protocols, which tells protocols of one name apart.
-        datasets: over which the scores are averaged: those for which every model has a score for each number of shots,
-            and each model with zero-shot records also a zero-shot score, all on the same test images.
+        datasets: datasets of the means: those for which every model has a score for each number of shots, all on the
+            same test images. Each model with zero-shot records also has a zero-shot score, with the same prompts as the
+            other models and the same weights as its probes.
         curves: sorted by model.
     """
 
@@ -101,6 +102,7 @@ def _chart(
     for record in records:
         by_run.setdefault((record.model, record.dataset), {})[record.spec.protocol.shots] = record
     probes = {run: [own[shots] for shots in SHOTS] for run, own in by_run.items() if len(own) == len(SHOTS)}
+    texts = {run: texts[run] for run, own in probes.items() if run in texts and len(weights_of([*own, texts[run]])) < 2}
     models = sorted({model for model, _ in probes}, key=natural)
     datasets = [
         name
@@ -115,6 +117,7 @@ def _chart(
         for name in datasets
         if with_text
         and all((model, name) in texts for model in with_text)
+        and len({prompts_of(texts[model, name]) for model in with_text}) == 1
         and _have_same_images([*probes[models[0], name], *(texts[model, name] for model in with_text)])
     ]
     datasets = common or datasets

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from probe.errors import printable
-from probe.specs import NO_SOLVER
+from probe.specs import KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
 
 if TYPE_CHECKING:
     from probe.records.schema import RunRecord
@@ -23,6 +24,26 @@ SOLVER_LABELS = {
     NO_SOLVER: "none (nothing is fitted)",
 }
 POINT_LABELS = {"projected": "projected features", "pre_projection": "features before the projection"}
+
+
+@dataclass(frozen=True)
+class MethodNames:
+    """Names of a method of `specs.METHODS`.
+
+    Args:
+        title: in a sentence about its scores.
+        task: name of its task in a model card.
+    """
+
+    title: str
+    task: str
+
+
+METHOD_NAMES = {
+    LOGISTIC: MethodNames("linear probes", "Linear probe of image features"),
+    KNN: MethodNames("k-nearest neighbours", "Nearest neighbours of image features"),
+    ZERO_SHOT: MethodNames("zero-shot classification", "Zero-shot classification"),
+}
 
 LEGEND = (
     (
@@ -47,13 +68,17 @@ LEGEND = (
     ("*", "The final fit stopped before it converged; its record says how near it came."),
     ("~", "C was chosen among fits of which some did not converge."),
     ("+", "Some images were missing or could not be read; the record says how many, or which."),
-    ("#", "Scored on other test images, or by another metric, than most of its column; not in the mean."),
+    (
+        "#",
+        "Scored on other test images, by another metric or with other prompts than most of its column; not in the "
+        "mean.",
+    ),
     ("failed", "The run ended with an error; its record has the message."),
     (NO_RECORD, "No record of this run."),
     (
         "protocol",
-        "The rules by which a logistic regression is fitted on frozen features and scored. Different protocols give "
-        "scores that cannot be compared.",
+        "The rules by which frozen features are scored, most often by a logistic regression. A table compares models "
+        "under one protocol.",
     ),
     (
         "mode",
@@ -82,20 +107,27 @@ METHOD_LEGEND = (
     ),
     (
         "knn",
-        "The most similar training images vote, weighted by their similarity; k is chosen on the validation split.",
+        "The most similar training and validation images vote, weighted by their similarity; k is chosen on the "
+        "validation split.",
     ),
-    ("knn-5", "The 5 most similar training images have one vote each."),
+    ("knn-5", "The 5 most similar training and validation images have one vote each."),
 )
 
 
 def legend(protocols: Iterable[str]) -> tuple[tuple[str, str], ...]:
     """Return the terms of tables of some protocols, and their explanations."""
-    return (*LEGEND, *(entry for entry in METHOD_LEGEND if entry[0] in set(protocols)))
+    names = set(protocols)
+    return (*LEGEND, *(entry for entry in METHOD_LEGEND if entry[0] in names))
 
 
 def solver_text(solver: str) -> str:
     """Return the name of a solver to read; `—` for runs that fit nothing."""
-    return NO_RECORD if solver == NO_SOLVER else solver
+    return NO_RECORD if solver_value(solver) is None else solver
+
+
+def solver_value(solver: str) -> str | None:
+    """Return the name of a solver for programs; None for runs that fit nothing."""
+    return None if solver == NO_SOLVER else solver
 
 
 def count(number: int, noun: str) -> str:

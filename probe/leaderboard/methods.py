@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from probe.errors import ResultsError
 from probe.leaderboard.labels import NO_RECORD, short_names
 from probe.leaderboard.sections import natural, sort_datasets
-from probe.leaderboard.tables import half_width, markdown_table, markdown_text, marks
+from probe.leaderboard.tables import half_width, markdown_table, markdown_text, marks, protocol_text, score_text
 from probe.records.packing import outcomes_of
-from probe.records.record import test_images
+from probe.records.record import test_images, weights_of
 from probe.records.schema import DoneRecord, RunRecord
 from probe.specs import DEFAULT_SOLVER, KNN, LOGISTIC, ZERO_SHOT
 from probe.stats.outcomes import Outcomes
@@ -21,12 +21,14 @@ PROBES = ("clip-paper", "dinov2", "readme")  # protocols of the probe to show, t
 HEADER = (
     *("dataset", "model", "mode", "precision", "zero_shot", "zero_shot_low", "zero_shot_high"),
     *("knn_5", "knn_5_low", "knn_5_high", "knn", "knn_low", "knn_high", "probe", "probe_low", "probe_high"),
-    *("probe_protocol", "probe_solver", "difference", "p_value", "test"),
+    *("probe_protocol", "probe_feature_point", "probe_solver", "difference", "p_value", "test"),
 )
+SMALLEST_P = 1e-99  # smaller p-values are shown as such
 TITLE = "Zero-shot, k-NN and linear probe"
 INTRODUCTION = (
-    "Each row is one model on one dataset. The difference is the linear probe minus zero-shot, in points; p is the "
-    "p-value of a paired test of both on the same test images."
+    "Each row is one model on one dataset. The difference is the score of the linear probe minus the zero-shot score, "
+    "in percentage points. p is the p-value of a paired test of both on the same test images. Zero-shot and k-NN take "
+    "projected features; the linear probe takes those of its protocol, named in parentheses if they are not projected."
 )
 
 
@@ -51,20 +53,23 @@ class MethodRow:
 
     @property
     def records(self) -> list[DoneRecord]:
-        """Its records."""
+        """All records of the row."""
         return [record for record in (self.zero_shot, *self.neighbours, self.probe) if record is not None]
 
     @property
     def probe_name(self) -> str:
-        """Protocol of the probe, and its solver if that is not the default; empty without a probe."""
+        """Protocol of the probe, its solver if that is not the default, and its feature point if that is not projected.
+
+        Empty without a probe.
+        """
         if self.probe is None:
             return ""
-        solver = self.probe.solver
-        return self.probe.protocol if solver == DEFAULT_SOLVER else f"{self.probe.protocol} by {solver}"
+        point = self.probe.spec.protocol.feature_point
+        return f"{protocol_text(self.probe)}{'' if point == 'projected' else f' ({point})'}"
 
 
 def compare_methods(records: Iterable[RunRecord]) -> list[MethodRow]:
-    """Return a row for each model, dataset, mode and precision that has zero-shot or k-NN besides another method.
+    """Return a row for each model, dataset, mode and precision with several records, one of them zero-shot or k-NN.
 
     The rows are sorted by dataset, in the order of the catalogue, then by model, mode and precision.
     """
@@ -108,7 +113,7 @@ def _test(probe: DoneRecord, zero_shot: DoneRecord) -> PairedTest:
     """
     if test_images(probe) != test_images(zero_shot):
         raise ResultsError("the linear probe and zero-shot have different test images")
-    if len({record.encoder.weights_sha256 for record in (probe, zero_shot)} - {None, ""}) > 1:
+    if len(weights_of([probe, zero_shot])) > 1:
         raise ResultsError("the linear probe and zero-shot have different weights")
     return compare(_outcomes(probe), _outcomes(zero_shot), same_images=probe.result.same_images)
 
@@ -126,7 +131,9 @@ def values(rows: Sequence[MethodRow]) -> list[list[object]]:
     for row in rows:
         first, test = row.records[0], row.test
         scores = [value for record in (row.zero_shot, *row.neighbours, row.probe) for value in _score(record)]
-        probe = (row.probe.protocol, row.probe.solver) if row.probe is not None else (None, None)
+        probe: tuple[str | None, ...] = (None, None, None)
+        if row.probe is not None:
+            probe = (row.probe.protocol, row.probe.spec.protocol.feature_point, row.probe.solver)
         # Digits that do not depend on how a machine rounds.
         tested = (
             (test.difference, float(f"{test.p_value:.3g}"), test.method) if test is not None else (None, None, None)
@@ -162,16 +169,20 @@ def methods_to_text(rows: Sequence[MethodRow]) -> tuple[list[str], list[list[str
         line += [_cell(own[i]) for own in shown.values()]
         line += [row.probe_name or NO_RECORD] * has_probe
         if has_pairs:
-            line += [difference_text(row), "" if row.test is None else f"{row.test.p_value:.2g}"]
+            line += [difference_text(row), "" if row.test is None else _p_text(row.test.p_value)]
         lines.append(line)
     return header, lines
+
+
+def _p_text(p_value: float) -> str:
+    """Return a p-value with two digits; one that is too small for a floating-point number is not 0."""
+    return f"{p_value:.2g}" if p_value >= SMALLEST_P else f"< {SMALLEST_P:g}"
 
 
 def _cell(record: DoneRecord | None) -> str:
     if record is None:
         return NO_RECORD
-    half = half_width(record.result)
-    return f"{100 * record.result.score:.2f}{'' if half is None else f' ±{100 * half:.2f}'}{marks(record)}"
+    return score_text(f"{100 * record.result.score:.2f}", half_width(record.result), marks(record).strip())
 
 
 def difference_text(row: MethodRow) -> str:

@@ -7,12 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from probe.errors import ResultsError
+from probe.leaderboard.labels import solver_value
 from probe.leaderboard.sections import rules_digest
-from probe.leaderboard.tables import UNKNOWN, markdown_table, percent
+from probe.leaderboard.tables import UNKNOWN, markdown_table, percent, protocol_text
 from probe.records.packing import outcomes_of
-from probe.records.record import test_images
-from probe.records.schema import DoneRecord, RunRecord
-from probe.specs import DEFAULT_SOLVER, NO_SOLVER
+from probe.records.record import prompts_of, test_images
+from probe.records.schema import LOGITS, DoneRecord, RunRecord
 from probe.stats.paired import compare
 
 HEADER = (
@@ -64,8 +64,7 @@ def rows(pairs: Sequence[ModePair]) -> list[list[object]]:
     found: list[list[object]] = []
     for pair in pairs:
         record, scores = pair.jit, [one.result.score for one in (pair.eager, pair.jit)]
-        solver = None if record.solver == NO_SOLVER else record.solver
-        run = [record.dataset, record.model, record.protocol, record.precision, solver]
+        run = [record.dataset, record.model, record.protocol, record.precision, solver_value(record.solver)]
         # Digits that do not depend on how a machine rounds.
         p_value = None if pair.p_value is None else float(f"{pair.p_value:.3g}")
         found.append([*run, *scores, pair.difference, pair.flipped, p_value, pair.largest])
@@ -81,13 +80,8 @@ def modes_to_markdown(records: Iterable[RunRecord]) -> str:
         record = pair.jit
         scores = (percent(pair.eager), percent(record))
         numbers = [_text(pair.largest), _text(pair.flipped), _text(pair.p_value)]
-        lines.append((record.dataset, record.model, _protocol(record), *scores, *numbers))
+        lines.append((record.dataset, record.model, protocol_text(record), *scores, *numbers))
     return markdown_table(header, lines) if lines else ""
-
-
-def _protocol(record: RunRecord) -> str:
-    plain = record.solver in (DEFAULT_SOLVER, NO_SOLVER)
-    return record.protocol if plain else f"{record.protocol} by {record.solver}"
 
 
 def _text(number: float | None) -> str:
@@ -96,13 +90,14 @@ def _text(number: float | None) -> str:
 
 def _run_of(record: RunRecord) -> tuple[object, ...]:
     """Return the values that must agree in two records, so that their modes can be compared."""
-    return (*record.key_of_all_modes, rules_digest(record), record.encoder.weights_sha256, test_images(record))
+    rules, weights = rules_digest(record), record.encoder.weights_sha256
+    return (*record.key_of_all_modes, rules, weights, test_images(record), prompts_of(record))
 
 
 def _pair(eager: DoneRecord, jit: DoneRecord) -> ModePair:
     parity = jit.parity
     if parity is not None and parity.eager_score in (None, eager.result.score):
-        largest = max(parity.max_abs_difference.values())
+        largest = max(value for name, value in parity.max_abs_difference.items() if name != LOGITS)
         return ModePair(eager, jit, parity.predictions_flipped, largest, parity.p_value)
     p_value = None
     with suppress(ResultsError):  # without outcomes, as earlier versions' records are

@@ -18,7 +18,7 @@ import numpy as np
 from probe.errors import ResultsError
 from probe.leaderboard.labels import short_names
 from probe.records.packing import outcomes_of
-from probe.records.record import test_images
+from probe.records.record import prompts_of, test_images
 from probe.records.schema import DoneRecord, RunRecord
 from probe.stats.deviations import deviations
 from probe.stats.intervals import quantile
@@ -102,14 +102,14 @@ def mean_ranks(evidence: Mapping[str, Sequence[Evidence]]) -> MeanRanks:
 def dataset_ranks(records: Sequence[RunRecord]) -> dict[tuple[str, ...], str]:
     """Return the rank of each record by its key: `1`, or `1 =` if several share it.
 
-    The records of one dataset, protocol, mode, precision and solver are compared if they read the same test images.
-    Records without outcomes, which earlier versions wrote, have no rank.
+    The records of one dataset, protocol, mode, precision and solver are compared if they have the same test images and
+    prompts. Records without outcomes, which earlier versions wrote, have no rank.
     """
     groups: dict[tuple[object, ...], list[DoneRecord]] = {}
     for record in records:
         if isinstance(record, DoneRecord) and record.result.outcomes:
             run = (record.dataset, record.protocol, record.mode, record.precision, record.solver)
-            groups.setdefault((*run, test_images(record)), []).append(record)
+            groups.setdefault((*run, test_images(record), prompts_of(record)), []).append(record)
     ranks: dict[tuple[str, ...], str] = {}
     for group in groups.values():
         by_model = {record.model: record for record in group}

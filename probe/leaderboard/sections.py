@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from probe.datasets.catalog import DATASETS
 from probe.leaderboard.ranking import Evidence, MeanRanks, mean_ranks
 from probe.leaderboard.tables import half_width, marks, status
-from probe.records.record import test_images
+from probe.records.record import prompts_of, test_images
 from probe.records.schema import DoneRecord, ResultRecord, RunRecord
 from probe.specs import NO_SOLVER, digest, identity_fields
 
-OTHER_IMAGES = "other test images or metric"
+OTHER_IMAGES = "other test images, metric or prompts"
 BEST, TIED = "best", "tied"  # places of a score in its column
 _ORDER = {row.name: i for i, row in enumerate(DATASETS)}
 
@@ -31,7 +31,7 @@ class Cell:
         record: its record.
         rank: rank of the model on the dataset, as `Line.rank`; empty if it was not tested.
         place: `best` for the highest score of the dataset, `tied` if no other model is better by more than chance.
-        is_other: True if most records of the dataset have different test images or another metric.
+        is_other: True if most records of the dataset have different test images, another metric or different prompts.
     """
 
     record: RunRecord
@@ -258,9 +258,9 @@ def has_score(cell: Cell | None) -> bool:
 
 
 def _others(column: Sequence[RunRecord]) -> Iterator[RunRecord]:
-    """Yield the records of a dataset whose test images or metric differ from most; if equal, from the newest."""
+    """Yield the records whose test images, metric or prompts differ from most; if equal, from the newest."""
     done = [record for record in column if isinstance(record, DoneRecord)]
-    images = [(test_images(record), record.spec.dataset.metric) for record in done]
+    images = [(test_images(record), record.spec.dataset.metric, prompts_of(record)) for record in done]
     if len(set(images)) > 1:
         most = max(zip(images, done, strict=True), key=lambda pair: (images.count(pair[0]), pair[1].created))[0]
         yield from (record for record, own in zip(done, images, strict=True) if own != most)

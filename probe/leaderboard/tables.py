@@ -10,10 +10,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from probe.errors import brief, printable
-from probe.leaderboard.labels import NO_RECORD, solver_text
+from probe.leaderboard.labels import NO_RECORD, solver_text, solver_value
 from probe.records.record import model_slug
 from probe.records.schema import DoneRecord, IntervalRecord, ResultRecord, RunRecord
-from probe.specs import KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
+from probe.specs import DEFAULT_SOLVER, KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
 
 if TYPE_CHECKING:
     from probe.stats.intervals import Interval
@@ -77,7 +77,7 @@ def row(record: RunRecord) -> dict[str, object]:
         "protocol": record.protocol,
         "feature_point": record.spec.protocol.feature_point,
         "precision": record.precision,
-        "solver": None if record.solver == NO_SOLVER else record.solver,
+        "solver": solver_value(record.solver),
         "metric": record.spec.dataset.metric,
         "status": status(record),
         "weights_sha256": record.encoder.weights_sha256,
@@ -211,6 +211,22 @@ def interval_text(interval: Interval | IntervalRecord | None) -> str:
 def half_width(result: ResultRecord) -> float | None:
     """Return half the width of a result's interval, a fraction; None if an earlier schema has none."""
     return None if result.interval is None else (result.interval.high - result.interval.low) / 2
+
+
+def score_text(score: str, half: float | None, *marks: str) -> str:
+    """Return a score to read with its marks, and with half the width of its interval, a fraction, in percent."""
+    return " ".join(part for part in (score, around_text(half), *marks) if part)
+
+
+def around_text(half: float | None) -> str:
+    """Return half the width of an interval to read, in percent; empty if there is none."""
+    return "" if half is None else f"±{100 * half:.2f}"
+
+
+def protocol_text(record: RunRecord) -> str:
+    """Return the protocol of a record, and its solver unless that is the default or the protocol fits nothing."""
+    is_plain = record.solver in (DEFAULT_SOLVER, NO_SOLVER)
+    return record.protocol if is_plain else f"{record.protocol} by {record.solver}"
 
 
 def percent(record: RunRecord) -> str:

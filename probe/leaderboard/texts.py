@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from probe.errors import listed, printable
 from probe.leaderboard.cards import METRIC_TITLES
-from probe.leaderboard.labels import NO_RECORD, legend, scope, short_names
+from probe.leaderboard.labels import METHOD_NAMES, NO_RECORD, legend, scope, short_names, solver_value
 from probe.leaderboard.methods import compare_methods, methods_to_markdown
 from probe.leaderboard.sections import BEST, Cell, Line, Section, has_mean, has_ranks, has_score, sort_datasets, titles
 from probe.leaderboard.shifts import shifts_to_markdown
-from probe.leaderboard.tables import half_width, markdown_table, markdown_text
-from probe.specs import KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
+from probe.leaderboard.tables import half_width, markdown_table, markdown_text, score_text
+from probe.records.record import weights_of
+from probe.specs import LOGISTIC
 
-METHOD_TITLES = {LOGISTIC: "linear probes", KNN: "k-nearest neighbours", ZERO_SHOT: "zero-shot classification"}
 MAX_NAMED = 50  # datasets or models in a note
 _ENDINGS: tuple[str, ...] = ("", "_low", "_high", "_rank", "_status")  # endings of a dataset's column names
 _MEASURES = ("nll", "brier", "ece")
@@ -47,7 +47,7 @@ def table(found: Sequence[Section], *, with_calibration: bool = False) -> tuple[
         header += [f"{column}{ending}" for ending in endings]
     rows: list[list[object]] = []
     for section in found:
-        solver = None if section.solver == NO_SOLVER else section.solver
+        solver = solver_value(section.solver)
         named = (section.protocol, section.feature_point, solver, section.mode, section.precision)
         for line in section.lines:
             means = (line.mean, line.low, line.high, len(section.common))
@@ -98,7 +98,7 @@ def sections_to_markdown(found: Sequence[Section], *, with_calibration: bool = F
     explained = explained.replace("`bold`", "**bold**").replace("`bold and =`", "**bold =**")
     if len(found) > 1:
         page.append("The first table has the most scores. The tables below the legend have other protocols, solvers, ")
-        page[-1] += "modes or precisions, whose scores cannot be compared with these.\n"
+        page[-1] += "modes or precisions. Compare models only within one table.\n"
     side_by_side = [part for part in [methods_to_markdown(compare_methods(records))] if part]
     side_by_side += [part for part in [shifts_to_markdown(records)] if part]
     return "\n".join([*page, *parts[:1], *side_by_side, f"## Legend\n\n{explained}", *parts[1:]])
@@ -111,7 +111,7 @@ def method_titles(found: Sequence[Section], *, but: str = "") -> str:
     'linear probes'
     """
     methods = {record.spec.protocol.method for section in found for record in section.records} if found else {LOGISTIC}
-    *others, last = [title for method, title in METHOD_TITLES.items() if method in methods - {but}] or [""]
+    *others, last = [names.title for method, names in METHOD_NAMES.items() if method in methods - {but}] or [""]
     return f"{', '.join(others)} and {last}" if others else last
 
 
@@ -169,7 +169,7 @@ def notes(section: Section) -> list[str]:
         found.append(f"All runs of {listed(failed, most=MAX_NAMED)} failed; the records have the reasons.")
     found += [f"{models[model]} has no rank: {reason}." for model, reason in section.unranked.items()]
     for line in section.lines:
-        weights = {cell.record.encoder.weights_sha256 for cell in line.cells.values()} - {None, ""}
+        weights = weights_of(cell.record for cell in line.cells.values())
         if len(weights) > 1:
             found.append(f"The records of {models[line.model]} have {len(weights)} different sets of weights.")
     return found
@@ -217,7 +217,7 @@ def mean_text(section: Section, line: Line) -> str:
     if line.mean is None:
         return ""
     of_cells = "".join(line.cells[name].marks for name in section.common)
-    return _join(f"{100 * line.mean:.2f}", around_text(line.half_width), *(mark for mark in "*~+" if mark in of_cells))
+    return score_text(f"{100 * line.mean:.2f}", line.half_width, *(mark for mark in "*~+" if mark in of_cells))
 
 
 def cell_text(cell: Cell | None, *, emphasize: bool = False) -> str:
@@ -230,13 +230,4 @@ def cell_text(cell: Cell | None, *, emphasize: bool = False) -> str:
     score = f"{100 * result.score:.2f}"
     if emphasize and cell.place:
         score = f"**{score}**" if cell.place == BEST else f"**{score} =**"
-    return _join(score, around_text(half_width(result)), cell.marks)
-
-
-def around_text(half: float | None) -> str:
-    """Return half the width of an interval to read, in percent; empty if there is none."""
-    return "" if half is None else f"±{100 * half:.2f}"
-
-
-def _join(*parts: str) -> str:
-    return " ".join(part for part in parts if part)
+    return score_text(score, half_width(result), cell.marks)

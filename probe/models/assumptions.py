@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 
 from probe.errors import CheckpointError, printable, shorten
@@ -27,10 +28,10 @@ def check_assumptions(path: Path, architecture: Architecture, *, is_archive: boo
     widths = f"towers {architecture.vision_width} (image) and {architecture.transformer_width} (text) channels wide"
     if is_archive:
         if not _has_known_widths(architecture):
-            logger.warning(
-                "%s has %s, unlike any of OpenAI's models; eager mode assumes attention heads of %d channels and the "
-                "activation QuickGELU; compare the modes with `probe parity`, or use --jit on",
-                *(path, widths, architecture.vision_head_width),
+            warn_once(
+                f"{path} has {widths}, unlike any of OpenAI's models; eager mode assumes attention heads of "
+                f"{architecture.vision_head_width} channels and the activation QuickGELU; compare the modes with "
+                "`probe parity`, or use --jit on"
             )
         return
     if not _has_known_widths(architecture):
@@ -38,19 +39,20 @@ def check_assumptions(path: Path, architecture: Architecture, *, is_archive: boo
             f"{path} has {widths}, unlike any of OpenAI's models, so its attention heads and activation are unknown; "
             f"give open_clip:ARCH/PATH with its architecture, or put an {OPEN_CLIP_CONFIG} next to it"
         )
-    logger.warning(
-        "%s contains only weights; the other settings are assumed to be OpenAI's: %d and %d attention heads, "
-        "QuickGELU, images resized (bicubic, short side) and cropped to %d pixels, OpenAI's mean and std, OpenAI's "
-        "tokenizer with %d tokens per text; an open_clip model usually has GELU and needs open_clip:ARCH/PATH or an "
-        "%s next to it",
-        *(
-            shorten(printable(str(path)), MAX_PATH),
-            architecture.vision_heads,
-            architecture.transformer_heads,
-            architecture.image_resolution,
-        ),
-        *(architecture.context_length, OPEN_CLIP_CONFIG),
+    heads = f"{architecture.vision_heads} and {architecture.transformer_heads} attention heads"
+    warn_once(
+        f"{shorten(printable(str(path)), MAX_PATH)} contains only weights; the other settings are assumed to be "
+        f"OpenAI's: {heads}, QuickGELU, images resized (bicubic, short side) and cropped to "
+        f"{architecture.image_resolution} pixels, OpenAI's mean and std, OpenAI's tokenizer with "
+        f"{architecture.context_length} tokens per text; an open_clip model usually has GELU and needs "
+        f"open_clip:ARCH/PATH or an {OPEN_CLIP_CONFIG} next to it"
     )
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning, unless this process has logged the same message: a run reads the file of a model several times."""
+    logger.warning(message)
 
 
 def _has_known_widths(architecture: Architecture) -> bool:

@@ -23,6 +23,7 @@ from probe.errors import CheckpointError, DeviceError, ProbeError, summarize
 from probe.fetch import weights_sha256
 from probe.models import OPEN_CLIP
 from probe.models.archive import is_archive
+from probe.models.assumptions import warn_once
 from probe.models.checkpoints import SAFETENSORS, naming_unreadable, read_model
 from probe.models.devices import Execution
 from probe.models.encoder import dtypes_of
@@ -31,8 +32,6 @@ from probe.models.open_clip_names import ZooSource, import_open_clip, parse
 from probe.models.preprocess import INTERPOLATIONS, RESIZES, Preprocess
 from probe.models.unwrapping import WHOLE, Candidate
 from probe.specs import digest
-
-logger = logging.getLogger(__name__)
 
 PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # open_clip's image settings without the size
 META = Execution(torch.device("meta"), "fp32", jit=False)
@@ -257,7 +256,7 @@ def _find_settings(source: ZooSource, *, offline: bool) -> OpenClipSettings:
         if rows and all(all(row[k] == rows[0][k] for k in PREPROCESS_SETTINGS) for row in rows):
             kind = f"tag {source.tag}" if source.tag else "tags"
             return OpenClipSettings(rows[0], f"{kind} of open_clip's {architecture}")
-    logger.warning("%s has no settings for the preprocessing of images; OpenAI's preprocessing is assumed", source)
+    warn_once(f"{source} has no settings for the preprocessing of images; OpenAI's preprocessing is assumed")
     return OpenClipSettings({}, DEFAULT_ORIGIN)
 
 

@@ -65,7 +65,8 @@ def tokenize(
         context = spec.architecture.context_length
         tokenizer = _load_from_catalog(spec, weights_dir=weights_dir, offline=offline)
     else:
-        tokenizer, context = _load_from_folder(spec, offline=offline)
+        without = "no vocabulary next to its weights; give a model with that vocabulary, such as ViT-B/32"
+        tokenizer, context = _load_from_folder(spec, without, offline=offline)
     if context_length is None:
         context_length = context
     rows = tokenizer.tokenize(texts, context_length, truncate=truncate)
@@ -97,7 +98,11 @@ def load_tokenizer(
             spec = get_model(OPENAI)
     if spec.architecture is not None:
         return _load_from_catalog(spec, weights_dir=weights_dir, offline=offline)
-    return _load_from_folder(spec, offline=offline)[0]
+    without = (
+        f"{vocab_size} token embeddings and no vocabulary next to its weights; zero-shot needs the vocabulary: give a "
+        "folder in Hugging Face's form, with vocab.json and merges.txt"
+    )
+    return _load_from_folder(spec, without, offline=offline)[0]
 
 
 def identify_vocabulary(spec: ModelSpec, *, offline: bool = False) -> str:
@@ -146,8 +151,11 @@ def _load_tokenizer(path: Path, limit: int | None) -> Tokenizer:
     return Tokenizer(read_merges(path, limit))
 
 
-def _load_from_folder(spec: ModelSpec, *, offline: bool) -> tuple[Tokenizer, int]:
-    """Return the tokenizer and the context length of a folder or repository in Hugging Face's form."""
+def _load_from_folder(spec: ModelSpec, without: str, *, offline: bool) -> tuple[Tokenizer, int]:
+    """Return the tokenizer and the context length of a folder or repository in Hugging Face's form.
+
+    `without` ends the message if there is no vocabulary.
+    """
     if spec.form == "open_clip":
         has_config = spec.source.startswith((LOCAL, HUB))
         model = spec.source if has_config else spec.source.partition("/")[0]
@@ -158,9 +166,7 @@ def _load_from_folder(spec: ModelSpec, *, offline: bool) -> tuple[Tokenizer, int
     has_config = (folder / huggingface.CONFIG).is_file()
     vocabulary = huggingface.read_vocabulary(folder) if has_config else None
     if vocabulary is None:
-        raise CheckpointError(
-            f"{spec.name} has no vocabulary next to its weights; give a model with that vocabulary, such as ViT-B/32"
-        )
+        raise CheckpointError(f"{spec.name} has {without}")
     huggingface.check_tokenizer(folder, len(vocabulary.ids))
     return Tokenizer(vocabulary.merges), huggingface.read_context_length(folder)
 

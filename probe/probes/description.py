@@ -49,7 +49,7 @@ def _describe_neighbours(protocol: Protocol) -> dict[str, str]:
 
 def _describe_zero_shot(_: Protocol) -> dict[str, str]:
     return {
-        "logits": "cosine similarity of image and class, times the model's scale, plus its bias if it has one",
+        "logits": "cosine similarity of image and class, times the model's logit scale, plus its logit bias if any",
         "class": "mean of the normalised features of its prompts, normalised again",
         "prompts": "class names and templates of the dataset, or of --prompts; `probe datasets NAME` shows them",
     }

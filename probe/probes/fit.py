@@ -25,7 +25,7 @@ from probe.probes import costs
 from probe.probes.cached_fits import FitCache, FitKey
 from probe.probes.calibration import calibrate
 from probe.probes.fits import Fit, Solver, normalized, worst
-from probe.probes.knn import fit_knn
+from probe.probes.knn import KNNSettings, fit_knn
 from probe.probes.protocols import get_protocol, validate
 from probe.probes.result import ProbeResult, make_result, mean_result
 from probe.probes.shots import draw_shots
@@ -92,7 +92,10 @@ def fit_probe(
     validate(rules)
     get_metric(metric)
     if rules.method == ZERO_SHOT:
-        raise ProtocolError(f"protocol {rules.name!r} fits no probe: it needs a model and texts; use probe.run")
+        raise ProtocolError(
+            f"protocol {rules.name!r} cannot score features alone, because it needs the text tower of a model; use "
+            "`probe run` or probe.run"
+        )
     if rules.method == LOGISTIC:
         get_solver(solver)
     _check(rules, train=train, val=val, test=test)
@@ -119,17 +122,8 @@ def fit_probe(
     fitted = [train] if val is None or not rules.refit else [train, val]
     if rules.method == KNN:
         _warn_of_missing_classes(fitted, test, label_values)
-        return fit_knn(
-            train,
-            val,
-            test,
-            rules,
-            metric=metric,
-            num_classes=num_classes,
-            label_values=label_values,
-            device=device,
-            finds_top=finds_top,
-        )
+        knn_settings = KNNSettings(rules, metric, num_classes, label_values, device, finds_top=finds_top)
+        return fit_knn(train, val, test, knn_settings)
     settings = _Settings(rules, solver, device, fit_cache or FitCache(None), shows_progress, finds_top)
     probe = _Probe(settings, metric, num_classes, label_values)
     num_scored = max(len(features) for features in (val, test) if features is not None)

@@ -1,7 +1,7 @@
 """Exact search for the most similar images of a bank, without a matrix of all similarities in memory.
 
-- The similarity of two images is the cosine of their features, rounded to a multiple of 1 / `GRID`. An image whose
-  features are all zero has similarity 0 to all images.
+- The similarity of two images is the cosine of their features, rounded to a multiple of 1 / `STEPS_PER_UNIT`. An
+  image whose features are all zero has similarity 0 to all images.
 - Of equally similar images, those that come first in the bank are neighbours. The arrays of a bank are in their order,
   such as training before validation images.
 
@@ -15,13 +15,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from probe.probes.fits import ROWS
 
-GRID = 2.0**40  # hides the rounding of float64, and leaves sums of up to 8192 weights on the grid exact
+# Hides the rounding of float64, and leaves sums of up to 8192 weights that are multiples of 1 / STEPS_PER_UNIT exact.
+STEPS_PER_UNIT = 2.0**40
+ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 MARGIN = 16  # candidates besides the k nearest; more make it less likely that a query needs a second search
 GROUP = 16  # columns of a group of products of which only the maximum is looked at first
 DECIDED = 2**16  # candidates that a thread decides among at a time
@@ -52,38 +55,23 @@ def find_neighbours(bank: Sequence[np.ndarray], x: np.ndarray, k: int, device: s
         device: where candidates are searched.
     """
     images, queries = _Images(bank), _Images([x])
-    k, d = min(k, len(images)), x.shape[1]
-    positions, similarities = np.empty((len(x), k), np.int64), np.empty((len(x), k))
-    is_open = np.ones(len(x), bool)
-
-    def decide(rows: np.ndarray, candidates: np.ndarray, bounds: np.ndarray) -> None:
-        """Enter the neighbours of queries, unless an image that is not a candidate can be one of them."""
-        units = queries.take(rows) / queries.lengths[rows, None]
-        exact = np.stack([images.similarities(near, unit) for near, unit in zip(candidates, units, strict=True)])
-        exact = np.rint(exact * GRID) / GRID
-        first = np.argsort(-exact, axis=1, kind="stable")[:, :k]
-        exact, nearest = np.take_along_axis(exact, first, axis=1), np.take_along_axis(candidates, first, axis=1)
-        proven = exact[:, -1] > bounds
-        positions[rows[proven]], similarities[rows[proven]] = nearest[proven], exact[proven]
-        is_open[rows[proven]] = False
-
-    # Let u be the unit roundoff. Dividing by the length and rounding change the features of a query and of an image by
-    # at most u, relatively. Summing d products in any order adds at most d u times the sum of absolute products, which
-    # is at most 1 for unit vectors. Twice (d + 4) u covers this, terms of higher order and the rounding to the grid.
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for dtype, roundoff in ((torch.float32, 2.0**-24), (torch.float64, 2.0**-53), (None, 0)):
-            rows = np.flatnonzero(is_open)
-            if len(rows) == 0:
-                break
-            if dtype is None:  # more than MARGIN images are about as similar as the k-th
-                candidates, bounds = np.broadcast_to(np.arange(len(images)), (len(rows), len(images))), -np.inf
-            else:
-                candidates, highest = _search(images, queries, rows, k + MARGIN, dtype, device)
-                bounds = highest + 2 * (d + 4) * roundoff + 1 / GRID
-            work = rows, candidates, np.broadcast_to(bounds, len(rows))
-            cuts = range(0, len(rows), max(1, DECIDED // candidates.shape[1]))[1:]
-            list(pool.map(decide, *(np.split(array, cuts) for array in work)))
-    return Neighbours(positions, similarities)
+    k = min(k, len(images))
+    found = Neighbours(np.empty((len(x), k), np.int64), np.empty((len(x), k)))
+    rows = np.arange(len(x))  # queries whose neighbours are not proven yet
+    for dtype in (torch.float32, torch.float64, None):
+        if len(rows) == 0:
+            break
+        if dtype is None:  # more than MARGIN images are about as similar as the k-th
+            candidates = np.broadcast_to(np.arange(len(images)), (len(rows), len(images)))
+            bounds = np.full(len(rows), -np.inf)
+        else:
+            candidates, bounds = _search(images, queries, rows, k + MARGIN, dtype, device)
+        nearest = _decide(images, queries, rows, candidates, k)
+        proven = nearest.similarities[:, -1] > bounds
+        found.positions[rows[proven]] = nearest.positions[proven]
+        found.similarities[rows[proven]] = nearest.similarities[proven]
+        rows = rows[~proven]
+    return found
 
 
 class _Images:
@@ -135,7 +123,13 @@ class _Images:
 def _search(
     images: _Images, queries: _Images, rows: np.ndarray, num: int, dtype: torch.dtype, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return candidates, int64 (n, num) ascending, and an upper bound of the computed similarity of others, (n,)."""
+    """Return candidates, int64 (n, num) ascending, and an upper bound of the similarity of other images, (n,).
+
+    Let u be the unit roundoff. Dividing by the length and rounding change the features of a query and of an image by at
+    most u, relatively. Summing d products in any order adds at most d u times the sum of absolute products, which is at
+    most 1 for unit vectors. Twice (d + 4) u covers this, terms of higher order and the rounding of the similarity to a
+    multiple of 1 / `STEPS_PER_UNIT`.
+    """
     num = min(num, len(images))
     x = queries.unit(rows, dtype).to(device)
     values = torch.empty((len(x), 0), dtype=dtype, device=device)
@@ -151,7 +145,8 @@ def _search(
             values, order = values.topk(num, sorted=False)
             positions = positions.gather(1, order)
     highest = values.amin(dim=1).cpu().double().numpy() if num < len(images) else np.full(len(x), -np.inf)
-    return positions.sort().values.cpu().numpy(), highest
+    bounds = highest + 2 * (x.shape[1] + 4) * ROUNDOFF[dtype] + 1 / STEPS_PER_UNIT
+    return positions.sort().values.cpu().numpy(), bounds
 
 
 def _top(products: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,6 +165,34 @@ def _top(products: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
     columns = torch.cat([(groups[:, None] + offsets).flatten(1), rest], dim=1)
     values, order = products.gather(1, columns).topk(num, sorted=False)
     return values, columns.gather(1, order)
+
+
+def _decide(images: _Images, queries: _Images, rows: np.ndarray, candidates: np.ndarray, k: int) -> Neighbours:
+    """Return the k nearest candidates of some queries, with the work divided among threads.
+
+    Args:
+        images: the bank.
+        queries: all queries.
+        rows: int64 (n,), positions of the n queries, ascending.
+        candidates: int64 (n, m), positions in the bank, ascending.
+        k: number of neighbours, at most m.
+    """
+    cuts = range(0, len(rows), max(1, DECIDED // candidates.shape[1]))[1:]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        decide = partial(_decide_block, images, queries, k)
+        parts = list(pool.map(decide, np.split(rows, cuts), np.split(candidates, cuts)))
+    return Neighbours(
+        np.concatenate([part.positions for part in parts]), np.concatenate([part.similarities for part in parts])
+    )
+
+
+def _decide_block(images: _Images, queries: _Images, k: int, rows: np.ndarray, candidates: np.ndarray) -> Neighbours:
+    """Return the k nearest candidates of some queries by products in float64, see `_decide`."""
+    units = queries.take(rows) / queries.lengths[rows, None]
+    exact = np.stack([images.similarities(near, unit) for near, unit in zip(candidates, units, strict=True)])
+    exact = np.rint(exact * STEPS_PER_UNIT) / STEPS_PER_UNIT
+    first = np.argsort(-exact, axis=1, kind="stable")[:, :k]
+    return Neighbours(np.take_along_axis(candidates, first, axis=1), np.take_along_axis(exact, first, axis=1))
 
 
 @contextmanager

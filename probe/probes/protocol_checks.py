@@ -23,6 +23,7 @@ USED = {
     KNN: ("neighbours", "temperature", "refit"),
     ZERO_SHOT: (),
 }
+LEAST_TEMPERATURE = 1e-6  # similarities divided by it stay finite
 LEAST = {"max_iter": 1, "shots": 0, "num_seeds": 1, "held_out": 0}
 
 
@@ -48,16 +49,18 @@ def check_protocol(protocol: Protocol, *, where: str) -> None:
     if protocol.method not in METHODS:
         raise ProtocolError(f"{where}: {unknown_name('method', protocol.method, METHODS)}")
     _check_unused(protocol, where)
-    if protocol.method != LOGISTIC and not protocol.normalize:
-        raise ProtocolError(
-            f"{where}: the method {protocol.method} compares L2-normalised features; set normalize = true"
-        )
     if protocol.method == LOGISTIC:
         _check_grid(protocol.grid, where)
         _check_coarse_step(protocol, where)
         _check_draws(protocol, where)
     if protocol.method == KNN:
         _check_neighbours(protocol, where)
+    if protocol.method == ZERO_SHOT and protocol.feature_point != "projected":
+        raise ProtocolError(f'{where}: zero-shot compares projected features; set feature_point = "projected"')
+    if protocol.method != LOGISTIC and not protocol.normalize:
+        raise ProtocolError(
+            f"{where}: the method {protocol.method} compares L2-normalised features; set normalize = true"
+        )
 
 
 def _check_unused(protocol: Protocol, where: str) -> None:
@@ -82,10 +85,10 @@ def _check_neighbours(protocol: Protocol, where: str) -> None:
             f"{where}: neighbours = {list(values)} is not valid; give integers of 1 or more in ascending order, each "
             "once"
         )
-    if protocol.temperature != 0 and not _is_positive(protocol.temperature):
+    if protocol.temperature != 0 and not LEAST_TEMPERATURE <= protocol.temperature <= sys.float_info.max:
         raise ProtocolError(
-            f"{where}: temperature = {protocol.temperature} is not valid; give a finite number above zero, or 0 for "
-            "plain votes"
+            f"{where}: temperature = {protocol.temperature} is not valid; give a finite number of 1e-6 or more, "
+            "or 0 for plain votes"
         )
 
 

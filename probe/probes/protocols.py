@@ -97,13 +97,13 @@ PROTOCOLS: tuple[Protocol, ...] = (
     ),
     Protocol(
         name="zero-shot",
-        title="images against the texts of the class names",
+        title="classification by the prompts of the class names",
         feature_point="projected",
         normalize=True,
         method=ZERO_SHOT,
         source=(
-            "Radford et al. 2021, section 3.1, and openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb. The "
-            "class names and templates are those of the dataset, see its description"
+            "Radford et al. 2021, section 3.1, and openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb. "
+            "`probe datasets NAME` shows the class names and templates"
         ),
     ),
     Protocol(
@@ -116,8 +116,8 @@ PROTOCOLS: tuple[Protocol, ...] = (
         temperature=0.07,
         source=(
             "Caron et al. 2021 (facebookresearch/dino, eval_knn.py). DINO reports the best k on the test split; here k "
-            "is chosen on the validation split, and then training and validation images vote. DINO takes the class "
-            "token; here it is the projected feature of the image"
+            "is chosen on the validation split, and then training and validation images vote. DINO uses the class "
+            "token; this package uses the projected features"
         ),
     ),
     Protocol(
@@ -127,7 +127,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
         normalize=True,
         method=KNN,
         neighbours=(5,),
-        source="a choice of this package: one vote for each of 5 neighbours by cosine similarity",
+        source="not from a paper: one vote for each of the 5 nearest neighbours by cosine similarity",
     ),
     *(_few_shot(shots) for shots in SHOTS),
     *(_few_shot(shots, held_out=min(shots, MAX_HELD_OUT)) for shots in SHOTS),

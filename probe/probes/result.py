@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Required, TypedDict, Unpack
 
 import numpy as np
 
@@ -146,7 +146,7 @@ class ProbeResult(Convergence):
         )
 
 
-# Of protocols that fit nothing.
+# Convergence of protocols that fit nothing.
 NO_FIT = Convergence(
     n_iter=0,
     converged=True,
@@ -159,6 +159,21 @@ NO_FIT = Convergence(
 )
 
 
+class ResultFields(TypedDict, total=False):
+    """Fields of `ProbeResult` that `make_result` does not compute."""
+
+    C: Required[float | None]
+    num_train: Required[int]
+    solver: Required[str]
+    label_values: tuple[int, ...]
+    sweep: tuple[SweepRecord, ...]
+    choice_converged: bool
+    k: int | None
+    k_sweep: tuple[NeighboursRecord, ...]
+    calibration: CalibrationRecord | None
+    heads: tuple[Weights, ...]
+
+
 def make_result(
     metric: str,
     y: np.ndarray,
@@ -167,7 +182,7 @@ def make_result(
     predictions: np.ndarray,
     fit: Convergence = NO_FIT,
     top: str = "",
-    **fields: Any,
+    **fields: Unpack[ResultFields],
 ) -> ProbeResult:
     """Return the result of scores of the test split: the score, its interval, outcomes, and counts of each class.
 
@@ -178,7 +193,7 @@ def make_result(
         predictions: see `ProbeResult`.
         fit: convergence of the final fit.
         top: how scores become probabilities, see `top_classes.find_top`; empty for a result without `tops`.
-        fields: other fields of `ProbeResult`.
+        fields: other fields of `ProbeResult`, see `ResultFields`.
     """
     outcomes = make_outcomes(metric, y, y_score)
     return ProbeResult(

@@ -11,7 +11,8 @@ name = "my-knn"
 method = "knn"
 neighbours = [1, 5, 20]
 temperature = 0.07                               # default: 0, one vote for each neighbour
-normalize = true
+
+The default of `normalize` is true for k-nearest neighbours and zero-shot, which compare L2-normalised features.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from probe.decoder import decode_strictly
 from probe.errors import ProtocolError, UnknownNameError
 from probe.names import unknown_name
 from probe.probes.protocol_checks import check_protocol
-from probe.specs import Protocol
+from probe.specs import KNN, ZERO_SHOT, Protocol
 
 DEFAULTS = {"title": "", "feature_point": "projected"}
 RANGE = ("from", "to", "num")
@@ -48,7 +49,8 @@ def make_protocol(path: str, *, taken: Collection[str]) -> Protocol:
             names the file and the key.
     """
     file = paths.expand_home(path)
-    row = {**DEFAULTS, **_read(file)}
+    given = _read(file)
+    row = {**DEFAULTS, "normalize": given.get("method") in (KNN, ZERO_SHOT), **given}
     if isinstance(row.get("grid"), dict):
         row["grid"] = _spread(row["grid"], file)
     try:

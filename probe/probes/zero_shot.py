@@ -10,7 +10,7 @@ from probe.errors import ProtocolError
 from probe.features.arrays import Features
 from probe.features.text import Classifier
 from probe.probes.calibration import calibrate
-from probe.probes.fits import Weights, normalized
+from probe.probes.fits import ROWS, Weights, normalized
 from probe.probes.result import ProbeResult, make_result, mean_result
 from probe.specs import NO_SOLVER
 from probe.stats.metrics import find_mismatch, find_undefined
@@ -34,6 +34,26 @@ def zero_shot_logits(x: np.ndarray, classifier: Classifier) -> np.ndarray:
 
 
 NO_TEMPERATURE = "no temperature: zero-shot keeps the scale of the model and reads no validation images"
+
+
+def largest_logit_difference(
+    runs: Sequence[Sequence[Mapping[str, Features]]], classifiers: Sequence[Classifier]
+) -> float:
+    """Return the largest absolute difference of the test logits of two modes of a model.
+
+    Args:
+        runs: features of the split `test` of each fold, in each mode.
+        classifiers: the texts of the classes, in each mode.
+    """
+    largest = 0.0
+    for folds in zip(*runs, strict=True):
+        for start in range(0, len(folds[0]["test"]), ROWS):  # in blocks, to save memory
+            a, b = (
+                zero_shot_logits(fold["test"].x[start : start + ROWS], classifier)
+                for fold, classifier in zip(folds, classifiers, strict=True)
+            )
+            largest = max(largest, float(np.abs(a - b).max()))
+    return largest
 
 
 def score_zero_shot(

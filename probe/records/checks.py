@@ -10,7 +10,7 @@ from datetime import datetime
 
 from probe.errors import ResultsError
 from probe.records.schema import DoneRecord, FurtherTestRecord, ResultRecord, RunRecord
-from probe.specs import KNN, LOGISTIC
+from probe.specs import KNN, LOGISTIC, ZERO_SHOT
 
 SLACK = 1e-9  # difference of a mean over folds when it is computed again
 
@@ -36,6 +36,10 @@ def find_fault(record: RunRecord) -> str:
     for test in record.tests:
         if fault := _find_contradiction_of_test(test):
             return f"tests, {test.name}: {fault}"
+    if rules.method == KNN and result.k is not None and result.k not in rules.neighbours:
+        return f"its k, {result.k}, is not among the neighbours of its protocol"
+    if rules.method == ZERO_SHOT and record.prompts is None:
+        return "prompts is missing"
     return _find_contradiction(result, record.spec.dataset.metric)
 
 

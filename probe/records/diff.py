@@ -69,11 +69,13 @@ class Difference:
         changes: the fields that differ, in the order of `STAGES`.
         test: test of the scores; None if they cannot be compared.
         verdict: conclusion, as a sentence.
+        note: a sentence on splits that only one of the runs uses, whose fields are not among the changes; may be empty.
     """
 
     changes: tuple[Change, ...]
     test: PairedTest | None
     verdict: str
+    note: str = ""
 
     def explains(self, stage: str) -> str:
         """Return what a difference in a stage means, as a sentence."""
@@ -83,14 +85,29 @@ class Difference:
 def diff(a: RunRecord, b: RunRecord) -> Difference:
     """Return the fields in which two records differ, except times and descriptions, and a test of their scores."""
     left, right = (dict(_leaves(_comparable(record))) for record in (a, b))
-    differing = [path for path in {**left, **right} if left.get(path) != right.get(path)]
+    own = {f"{kind}.{name}" for kind in ("splits", "features") for name in _own_splits(a, b)}
+    differing = [
+        path for path in {**left, **right} if left.get(path) != right.get(path) and not _is_in(path, tuple(own))
+    ]
     changes = [Change(_stage(path), path, left.get(path), right.get(path)) for path in differing]
     ordered = sorted(changes, key=lambda change: (list(STAGES).index(change.stage), change.field))
+    note = ""
+    if own:
+        images = "are the same" if test_images(a) == test_images(b) else "differ"
+        note = f"one record uses no training or validation images; the test images {images}"
     try:
         test, verdict = _test(a, b)
     except ResultsError as err:
-        return Difference(tuple(ordered), None, f"the scores cannot be compared: {err}")
-    return Difference(tuple(ordered), test, verdict)
+        return Difference(tuple(ordered), None, f"the scores cannot be compared: {err}", note)
+    return Difference(tuple(ordered), test, verdict, note)
+
+
+def _own_splits(a: RunRecord, b: RunRecord) -> set[str]:
+    """Return the splits that only one of two runs uses, such as `train`; empty if a run failed and has none."""
+    if not (a.splits and b.splits):
+        return set()
+    used = set(a.spec.splits) ^ set(b.spec.splits)
+    return {name for name in {**a.splits, **b.splits} if name.partition("/")[0] in used}
 
 
 def _comparable(record: RunRecord) -> Any:

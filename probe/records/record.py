@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -258,3 +258,18 @@ def decode_record(plain: Mapping[str, Any]) -> RunRecord:
 def test_images(record: RunRecord) -> tuple[tuple[str, str], ...]:
     """Return the names and digests of the test splits; only scores on the same test images can be compared."""
     return tuple(sorted((name, split.sha256) for name, split in record.splits.items() if name.startswith("test")))
+
+
+def prompts_of(record: RunRecord) -> tuple[tuple[str, ...], str] | None:
+    """Return templates and digest of the class names of a zero-shot record, which must agree in scores to compare.
+
+    Records of other protocols have no prompts: None.
+    """
+    if not isinstance(record, DoneRecord) or record.prompts is None:
+        return None
+    return record.prompts.templates, record.prompts.class_names_sha256
+
+
+def weights_of(records: Iterable[RunRecord]) -> set[str]:
+    """Return the digests of the weights of records. Records of early versions have none."""
+    return {record.encoder.weights_sha256 for record in records if record.encoder.weights_sha256}

@@ -16,6 +16,7 @@ from probe.specs import RunSpec, Source
 
 SCHEMA_VERSION = 5
 DONE, FAILED = "done", "failed"
+LOGITS = "logits"  # key of `ParityRecord.max_abs_difference`, beside the feature points
 STATES = (".failed", ".partial", "")  # what `RunRecord.rank` adds to the name of the file
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -335,6 +336,7 @@ class PromptsRecord:
         class_names_sha256: digest of the class names in the order of the labels.
         duplicates: class names that several classes share, which only `--allow-duplicate-names` permits.
         logit_scale: factor of the cosine similarities in the logits of the model.
+        text_version: `features.text.TEXT_VERSION`.
     """
 
     templates: tuple[str, ...]
@@ -343,6 +345,7 @@ class PromptsRecord:
     class_names_sha256: str
     duplicates: tuple[str, ...] = ()
     logit_scale: float = 1.0
+    text_version: int = 1
 
 
 @dataclass(frozen=True)
@@ -350,7 +353,8 @@ class ParityRecord:
     """Comparison of a JIT run with the eager run of the same grid.
 
     Args:
-        max_abs_difference: largest absolute difference of the features at each feature point, over all splits.
+        max_abs_difference: largest absolute difference of the features at each feature point, over all splits; and,
+            under `LOGITS`, of the test logits of a zero-shot run.
         predictions_flipped: number of test images with different predictions.
         p_value: p-value of the paired test of both scores.
         eager_score: score of the eager run, a fraction.
@@ -373,9 +377,10 @@ class BaseRecord:
         read: see `ReadRecord`.
         splits: the images of `train`, `val` and `test`, or of `train/1` and so on if the dataset has several folds.
         features: the features of the same splits.
-        seconds: wall time of `load`, `extract`, `fit` and, in a zero-shot run, `text`, the prompts. `fit` is almost 0
-            for a JIT run with the same features as the eager run, because it reuses the eager run's probe. `tests` is
-            the time of further test sets, with the extraction of features that `prepare` did not extract before.
+        seconds: wall time of `load`, `extract`, `fit` and, in a zero-shot run, `text`, the text features of the
+            classes. `fit` is almost 0 for a JIT run with the same features as the eager run, because it reuses the
+            eager run's probe. `tests` is the time of further test sets, with the extraction of features that `prepare`
+            did not extract before.
         extraction: see `ExtractionRecord`.
         environment: see `EnvironmentRecord`.
     """

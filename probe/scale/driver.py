@@ -113,10 +113,9 @@ class _Driver:
         if on_gpu and settings.workers is None:  # otherwise each worker would use all CPUs of the node for reading
             self.settings = replace(self.settings, workers=min(16, self.num_threads))
         rows = {row: with_sizes(row, data_dir=self.settings.data_dir) for row in {spec.dataset for spec in specs}}
-        sizes = {row.name: sum(subset.size or 0 for subset in sized.subsets) for row, sized in rows.items()}
         sized = [replace(spec, dataset=rows[spec.dataset]) for spec in specs]
-        self.units = plan_units(specs, sizes)
-        self.needs = dict(zip(self.units, map(estimates.memory_of, plan_units(sized, sizes)), strict=True))
+        self.units = plan_units(specs, rows)
+        self.needs = dict(zip(self.units, map(estimates.memory_of, plan_units(sized)), strict=True))
         self.queue = Queue(self.units)
         self.num_failed = 0  # number of failed units
         self.shown_at, self.num_shown = time.monotonic(), 0  # when the bar was updated, and the images that it shows

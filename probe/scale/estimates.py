@@ -13,12 +13,15 @@ from probe.environment import EnvironmentRecord
 from probe.features.arrays import chunk_size
 from probe.models.memory import activation_bytes
 from probe.probes.costs import memory_needed, num_fits
+from probe.probes.neighbours import BANK_BYTES, PRODUCT_BYTES
 from probe.records.schema import DoneRecord, RunRecord
 from probe.scale.units import Unit
-from probe.specs import Architecture, DatasetSpec, ModelSpec, RunSpec
+from probe.specs import KNN, ZERO_SHOT, Architecture, RunSpec
 
 PROCESS_BYTES = 1_000_000_000  # a process with its libraries; `results/speed/store.md` measured 993 MB with `tiny`
 FLOAT = 4  # bytes of a float32
+SCORE = 8  # bytes of a float64
+NEIGHBOUR_ARRAYS = 4  # positions and similarities of the neighbours, their votes, and the cells of the votes
 LOADED_COPIES = 2  # of the weights while a model is loaded: the tensors of the file, and the parameters of the model
 CHUNKS_WAITING = 2  # chunks of uint8 pixels in memory: one is being read, one is being encoded
 
@@ -47,18 +50,30 @@ def memory_of(unit: Unit) -> Memory:
             len(unit.specs) * FLOAT * model.profile.parameters + batch if on_gpu else 0,
         )
     n, d, k = fit_shape(spec)
+    # Features are memory-mapped, so they need no memory of their own on the host.
+    scores = 2 * SCORE * num_scored(spec) * k  # and a copy, because some metrics sort them
+    if spec.protocol.method == ZERO_SHOT:
+        weights = FLOAT * model.profile.parameters
+        return Memory(PROCESS_BYTES + LOADED_COPIES * weights + scores, weights if on_gpu else 0)
+    if spec.protocol.method == KNN:
+        found = NEIGHBOUR_ARRAYS * SCORE * num_scored(spec) * max(spec.protocol.neighbours)
+        # The blocks are converted to float64 on the host, and multiplied in float32 on the device.
+        queries = num_scored(spec) * d
+        blocks = BANK_BYTES + PRODUCT_BYTES + FLOAT * queries
+        host = PROCESS_BYTES + scores + found + 2 * BANK_BYTES + FLOAT * queries
+        return Memory(host, blocks + found) if on_gpu else Memory(host + blocks, 0)
     needed = memory_needed(spec.solver, n=n, d=d, k=k, num_parts=2) if n and k else 0
     if on_gpu:  # the features are copied to the GPU
         return Memory(PROCESS_BYTES, FLOAT * n * d + needed)
-    return Memory(PROCESS_BYTES + needed, 0)  # features are memory-mapped, so they need no memory of their own
+    return Memory(PROCESS_BYTES + needed, 0)
 
 
-def feature_bytes(dataset: DatasetSpec, model: ModelSpec) -> int | None:
-    """Return the size of a dataset's features for one mode of a model, in bytes; None if sizes are not known."""
-    images = sum(subset.size or 0 for subset in dataset.subsets)
-    if model.architecture is None or not images:
+def feature_bytes(spec: RunSpec) -> int | None:
+    """Return the size of the features that a run needs, in bytes; None if sizes are not known."""
+    images, architecture = spec.num_images, spec.model.architecture
+    if architecture is None or not images:
         return None
-    return images * (FLOAT * (model.architecture.embed_dim + model.architecture.pre_projection_dim) + 8)
+    return images * (FLOAT * (architecture.embed_dim + architecture.pre_projection_dim) + 8)
 
 
 def fit_shape(spec: RunSpec) -> tuple[int, int, int]:
@@ -79,10 +94,36 @@ def fit_shape(spec: RunSpec) -> tuple[int, int, int]:
     return n if "test" in sizes else round(n * (1 - dataset.test_fraction)), d, k
 
 
+def num_scored(spec: RunSpec) -> int:
+    """Return the number of images of the largest split that a run scores at a time; 0 if it is not known."""
+    dataset, sizes = spec.dataset, {subset.name: subset.size or 0 for subset in spec.dataset.subsets}
+    largest = next((size for name, size in dataset.split_sizes if name == "test"), 0)
+    if dataset.fold_sizes:
+        largest = max(size for _, size in dataset.fold_sizes)
+    largest = largest or sizes.get("test") or round(sizes.get("all", 0) * dataset.test_fraction)
+    if len(spec.protocol.neighbours) > 1:  # k is chosen on the validation split
+        largest = max(largest, sizes.get("val") or round(fit_shape(spec)[0] * dataset.val_fraction))
+    return largest
+
+
 def fit_work(spec: RunSpec) -> float:
-    """Return a number that the time of a run's fits is proportional to; 0 if sizes are not known."""
+    """Return a number that the time of a run's fits is proportional to; 0 if sizes are not known.
+
+    Numbers of runs with different methods or solvers cannot be compared.
+    """
     n, d, k = fit_shape(spec)
-    return float(n * d * k * num_fits(spec.protocol) * spec.dataset.num_folds)
+    if spec.protocol.method == ZERO_SHOT:
+        work = num_scored(spec) * d * k
+    elif spec.protocol.method == KNN:
+        work = n * d * num_scored(spec)
+    else:
+        work = n * d * k * num_fits(spec.protocol)
+    return float(work * spec.dataset.num_folds)
+
+
+def fit_kind(spec: RunSpec) -> tuple[str, str]:
+    """Return the method and the solver of a run, which determine its time per `fit_work`."""
+    return spec.protocol.method, spec.solver
 
 
 @dataclass(frozen=True)
@@ -95,7 +136,7 @@ class Rates:
         num_records: number of records.
         encoding: seconds per image, by architecture, precision and mode.
         reading: seconds per image, by dataset.
-        fits: `fit_work` and seconds of the largest fit, by solver.
+        fits: `fit_work` and seconds of the largest fit, by `fit_kind`.
     """
 
     hardware: str = ""
@@ -103,7 +144,7 @@ class Rates:
     num_records: int = 0
     encoding: Mapping[tuple[Architecture, str, str], float] = field(default_factory=dict)
     reading: Mapping[str, float] = field(default_factory=dict)
-    fits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    fits: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
     def unit_seconds(self, unit: Unit, num_threads: int) -> float | None:
         """Return the time of a unit on one worker, in seconds; None if a rate or a size is not known."""
@@ -111,7 +152,7 @@ class Rates:
         spec = unit.specs[0]
         if unit.shard is None:
             # The features of the modes can differ in their last bits, so one fit per mode is assumed.
-            work, (measured, seconds) = fit_work(spec), self.fits.get(spec.solver, (0.0, 0.0))
+            work, (measured, seconds) = fit_work(spec), self.fits.get(fit_kind(spec), (0.0, 0.0))
             return len(unit.specs) * seconds * work / measured * slowdown if measured and work else None
         encode = [self._encode_seconds(spec) for spec in unit.specs]
         known = [seconds * slowdown for seconds in encode if seconds is not None]
@@ -151,7 +192,7 @@ def measure_rates(records: Iterable[RunRecord], *, device: str, hardware: str = 
     chosen = hardware if hardware in usable else max(usable, key=lambda name: len(usable[name]))
     encoding: dict[tuple[Architecture, str, str], list[float]] = {}
     reading: dict[str, list[float]] = {}
-    fits: dict[str, tuple[float, float]] = {}
+    fits: dict[tuple[str, str], tuple[float, float]] = {}
     for record in usable[chosen]:
         spec = record.spec
         for subset in record.extraction.subsets.values():
@@ -164,14 +205,15 @@ def measure_rates(records: Iterable[RunRecord], *, device: str, hardware: str = 
                 seconds = subset.read_seconds * subset.models / subset.images
                 reading.setdefault(spec.dataset.name, []).append(seconds)
         # The longest of equal fits, because a fit of a second mode can come from the cache and then takes no time.
-        fits[spec.solver] = max(fits.get(spec.solver, (0.0, 0.0)), (fit_work(spec), record.seconds.get("fit", 0.0)))
+        fit = (fit_work(spec), record.seconds.get("fit", 0.0))
+        fits[fit_kind(spec)] = max(fits.get(fit_kind(spec), (0.0, 0.0)), fit)
     return Rates(
         chosen,
         (usable[chosen][0].environment.torch_threads or 0) if kind == "cpu" else 0,
         len(usable[chosen]),
         {key: median(seconds) for key, seconds in encoding.items()},
         {name: median(seconds) for name, seconds in reading.items()},
-        {solver: measured for solver, measured in fits.items() if all(measured)},
+        {kind: measured for kind, measured in fits.items() if all(measured)},
     )
 
 
@@ -207,7 +249,7 @@ class GridCost:
         seconds: time from start to end with all workers; None if a rate is not known.
         hardware: hardware of the rates; empty without records.
         records: number of records that the rates come from.
-        stretch: work of the largest fit divided by the work of the largest fit in the records of its solver.
+        stretch: work of the largest fit divided by the work of the largest fit in the records of its kind.
     """
 
     models: Sequence[ModelCost]
@@ -240,14 +282,14 @@ def estimate_grid(units: Sequence[Unit], rates: Rates, *, num_workers: int, num_
         total,
         rates.hardware,
         rates.num_records,
-        max((fit_work(one) / rates.fits[one.solver][0] for one in fits if one.solver in rates.fits), default=0.0),
+        max((fit_work(one) / rates.fits[fit_kind(one)][0] for one in fits if fit_kind(one) in rates.fits), default=0.0),
     )
 
 
 def _cost_of(model: str, units: Sequence[Unit], durations: Mapping[Unit, float | None]) -> ModelCost:
     shards, fits = [u for u in units if u.shard is not None], [u for u in units if u.shard is None]
     of_group = {unit.group: unit for unit in shards}.values()
-    disk = [feature_bytes(spec.dataset, spec.model) for unit in of_group for spec in unit.specs]
+    disk = [feature_bytes(spec) for unit in of_group for spec in unit.specs]
     needs = [memory_of(unit) for unit in units]
     return ModelCost(
         model=model,

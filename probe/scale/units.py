@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from probe.specs import RunSpec
+from probe.specs import DatasetSpec, RunSpec
 
 SHARD_IMAGES = 8_192  # approximate; takes minutes on a CPU and seconds on a GPU, so a lost worker costs little
-NO_SIZES: Mapping[str, int] = {}
+AS_GIVEN: Mapping[DatasetSpec, DatasetSpec] = {}
 ATTEMPTS = 5  # for a unit whose worker is lost
 ATTEMPTS_RAISED = 2  # for a unit that raises an unexpected error; by different workers, since a worker may be faulty
 
@@ -49,13 +49,13 @@ class Unit:
         return f"{first.dataset.name} / {first.model.name} / shard {self.shard[0]} of {self.shard[1]}"
 
 
-def plan_units(specs: Sequence[RunSpec], sizes: Mapping[str, int] = NO_SIZES) -> list[Unit]:
+def plan_units(specs: Sequence[RunSpec], sized: Mapping[DatasetSpec, DatasetSpec] = AS_GIVEN) -> list[Unit]:
     """Return the units of a grid. The shards of a dataset, of its further test sets and a model come before the fits.
 
     Args:
         specs: runs of the grid.
-        sizes: number of images by dataset. Other datasets have the sizes of their catalogue entries; a dataset without
-            sizes is one shard.
+        sized: specifications with sizes, by the specification of the runs. Other datasets have their own sizes; a
+            dataset without sizes is one shard.
     """
     units = []
     for i, (_, group) in enumerate(groupby(specs, key=lambda spec: (spec.dataset, spec.model))):
@@ -63,10 +63,10 @@ def plan_units(specs: Sequence[RunSpec], sizes: Mapping[str, int] = NO_SIZES) ->
         widest = max(runs, key=lambda spec: len(spec.splits))  # the features that it needs serve all runs
         further = [one for spec in runs for one in spec.on_tests]  # runs on further test sets
         for dataset in dict.fromkeys([widest.dataset, *(one.dataset for one in further)]):
-            images = sizes.get(dataset.name) or sum(subset.size or 0 for subset in dataset.subsets)
+            of_dataset = replace(widest, dataset=dataset, tests=())
+            images = replace(of_dataset, dataset=sized.get(dataset, dataset)).num_images
             n = max(1, -(-images // SHARD_IMAGES))
             wanted = runs if dataset == widest.dataset else [one for one in further if one.dataset == dataset]
-            of_dataset = replace(widest, dataset=dataset, tests=())
             modes = tuple(dict.fromkeys(replace(of_dataset, jit=one.jit, compiled=one.compiled) for one in wanted))
             shares = [(k + 1) * images // n - k * images // n for k in range(n)]
             units += [Unit(modes, (k + 1, n), i, share * len(modes)) for k, share in enumerate(shares)]
@@ -111,7 +111,7 @@ class Queue:
 
         The order of the units is:
 
-        1. fits, because they give results early and need no weights;
+        1. fits, because they give results early; only those of zero-shot load a model, and only for a moment;
         2. shards of the model that the worker has loaded;
         3. shards of the model that the fewest workers are extracting;
         4. units that failed before. They come last so that they delay no other unit, and because the cause of the

@@ -14,6 +14,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from logging.handlers import QueueHandler
 from pathlib import Path
 from queue import SimpleQueue
@@ -32,7 +33,7 @@ from probe.models.preprocess import libjpeg_version
 from probe.probes.cached_fits import FitCache
 from probe.progress import Progress
 from probe.records.schema import ErrorRecord, RunRecord
-from probe.runner import FinishedRun, run_all
+from probe.runner import FinishedRun, has_prompts, run_all
 from probe.scale.estimates import PROCESS_BYTES, Memory
 from probe.scale.units import Unit
 from probe.settings import Settings
@@ -228,7 +229,8 @@ class Worker:
 
     def _extract(self, unit: Unit) -> None:
         session = replace(self.session, settings=replace(self.session.settings, shard=unit.shard), extracted={})
-        for error in prepare(unit.specs, session, self.progress).values():
+        is_ready = partial(has_prompts, session)
+        for error in prepare(unit.specs, session, self.progress, is_ready=is_ready).values():
             if not isinstance(error, ProbeError):
                 raise error
 

@@ -7,6 +7,7 @@ import pytest
 import torchvision.datasets
 
 from probe.cli import arguments, grids
+from probe.cli.main import main
 from probe.datasets import class_names, dataset_names, get_dataset
 from probe.datasets.prompt_files import with_prompts
 from probe.datasets.prompts import (
@@ -21,6 +22,9 @@ from probe.datasets.prompts import (
 )
 from probe.errors import ExtraMissingError, PromptsError, UnknownNameError
 from probe.grid import plan
+from probe.probes.protocols import get_protocol
+from probe.runner import run_grid
+from probe.settings import Settings
 from probe.specs import OPEN_CLIP, ZERO_SHOT
 
 LISTED = [name for name in dataset_names() if get_dataset(name).class_names]
@@ -105,6 +109,17 @@ def test_without_open_clip_the_error_names_the_extra(monkeypatch):
     assert known_prompts(get_dataset("imagenet")).class_names_from == "the installed open_clip"
 
 
+def test_a_run_without_open_clip_fails_alone(monkeypatch, tmp_path, image_folder):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    folder = image_folder({f"{split}/{name}": 4 for split in ("train", "test") for name in ("red", "green")})
+    spec = replace(get_dataset(f"folder:{folder}"), class_names_from=OPEN_CLIP)
+    protocols = [get_protocol("zero-shot"), get_protocol("readme")]
+    settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "cache")
+    failed, done = run_grid(plan([spec], ["tiny"], protocols=protocols, device="cpu"), settings)
+    assert "install the extra open-clip" in failed.error.message
+    assert done.result is not None
+
+
 def test_own_names_and_templates_take_the_place_of_those_of_open_clip(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     names = tuple(f"class {i}" for i in range(1000))
@@ -126,10 +141,10 @@ def test_names_of_the_catalogue_are_not_changed():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["0", "1", "2"], "have numbers such as '0' in place of class names; give class_names in the TOML file"),
-        (["n01440764", "n01443537", "n01484850"], "have numbers such as 'n01440764' in place of class names"),
+        (["0", "1", "2"], "have ids such as '0' in place of class names; give class_names in the TOML file"),
+        (["n01440764", "n01443537", "n01484850"], "have ids such as 'n01440764' in place of class names"),
         (["a", "b"], "there are 3 classes and 2 class names; give one name for each class"),
-        (["a", "b", "_"], "class 2 has no name; give a name for each class in class_names"),
+        (["a", "b", "_"], "birds: the folder or label '_' gives class 2 an empty name; give class_names"),
     ],
 )
 def test_names_of_files_that_cannot_be_used_are_refused(names, message):
@@ -139,8 +154,22 @@ def test_names_of_files_that_cannot_be_used_are_refused(names, message):
 
 def test_two_classes_with_one_name_are_refused_with_both_labels():
     prompts = Prompts(("crane", "wren", "Crane"), "", (TEMPLATE,), "")
-    with pytest.raises(PromptsError, match="the classes 0, 2 have the same name 'crane', so their prompts are equal"):
+    message = r"the classes 0 \('crane'\) and 2 \('Crane'\) have the same name \(case and spaces do not count\), so"
+    with pytest.raises(PromptsError, match=message):
         check_duplicates(prompts, where="birds")
+
+
+def test_at_most_eight_classes_with_one_name_are_listed():
+    prompts = Prompts(("crane",) * 12, "", (TEMPLATE,), "")
+    with pytest.raises(PromptsError, match=r"7 \('crane'\) and 4 more have the same name"):
+        check_duplicates(prompts, where="birds")
+
+
+def test_a_wordnet_id_among_words_is_a_warning(caplog):
+    names = ["wren", "n01440764", "737"]
+    completed = complete(Prompts((), "", (TEMPLATE,), ""), names, num_classes=3, where="birds")
+    assert completed.class_names == tuple(names)
+    assert caplog.messages == ["birds: class 'n01440764' looks like an id; give class_names"]
 
 
 def test_prompts_are_part_of_the_identity_of_zero_shot_runs_only():
@@ -186,13 +215,22 @@ def test_a_file_of_prompts_changes_what_it_gives(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('template = ["a {}"]', "unknown key 'template'; did you mean 'templates'"),
-        ('templates = "a {}"', "own.toml: templates: expected array, got str; the keys are class_names and templates"),
-        ("templates = []", "own.toml has neither templates nor class_names"),
+        ('template = ["a {}"]', "own.toml: unknown key 'template'; did you mean 'templates'?"),
+        (
+            'templates = "a {}"',
+            "templates: expected a list, got a text; write a list of texts, such as templates = ['a {}']",
+        ),
+        ("templates = []", "own.toml: the list templates is empty; give at least one text, or remove templates"),
+        ("class_names = []", "own.toml: the list class_names is empty; give at least one text, or remove class_names"),
+        ("", "own.toml has neither templates nor class_names"),
         ("templates = [", "own.toml is not valid TOML"),
         ('templates = ["a photo"]', "own.toml: the template 'a photo' has 0 places for the class name; write {} once"),
         ('templates = ["a {} {}"]', "own.toml: the template 'a {} {}' has 2 places for the class name"),
-        (r'templates = ["a\n{}"]', r"own.toml: 'a\n{}' has a line break; write it in one line"),
+        ('templates = ["a {name} {}"]', "own.toml: the template 'a {name} {}' has braces other than {}; remove them"),
+        ('templates = ["a {{}}"]', "own.toml: the template 'a {{}}' has braces other than {}; remove them"),
+        ('templates = ["<|EndOfText|> {}"]', "has <|EndOfText|>, a special token of tokenizers; remove it"),
+        ('class_names = ["a", "&lt;|startoftext|&gt;"]', "has <|startoftext|>, a special token of tokenizers; remove"),
+        (r'templates = ["a\n{}"]', r"own.toml: 'a\n{}' has a line break; write it on one line"),
         ('class_names = ["a"]', "own.toml: there are 2 classes and 1 class names; give one name for each class"),
         ('class_names = ["a", " "]', "own.toml: class 1 has no name"),
     ],
@@ -206,7 +244,7 @@ def test_a_wrong_file_of_prompts_is_refused_in_one_sentence(text, message, write
 
 def test_class_names_belong_to_one_dataset(write):
     path = write('class_names = ["a", "b"]')
-    with pytest.raises(PromptsError, match=r"the command has 2 datasets \(pcam, rendered_sst2\); give one of them"):
+    with pytest.raises(PromptsError, match=r"the command has 2 datasets \(pcam, rendered_sst2\); run them separately"):
         with_prompts([get_dataset("pcam"), get_dataset("rendered_sst2")], path)
 
 
@@ -236,3 +274,16 @@ def test_the_option_that_permits_duplicate_names_is_a_setting():
     args = arguments.parser().parse_args(["run", "--dataset", "digits", "--allow-duplicate-names"])
     assert grids.settings(args).allow_duplicate_names
     assert not grids.settings(arguments.parser().parse_args(["run", "--dataset", "digits"])).allow_duplicate_names
+
+
+def test_the_option_that_permits_duplicate_names_needs_a_zero_shot_run():
+    assert _plan("--protocol", "zero-shot", "--allow-duplicate-names")
+    with pytest.raises(arguments.UsageError, match="--allow-duplicate-names is for zero-shot runs; add --protocol"):
+        _plan("--protocol", "readme", "--allow-duplicate-names")
+
+
+@pytest.mark.parametrize("text", ['template = ["a {}"]', 'templates = "a {}"', 'templates = ["a"]', "templates = ["])
+def test_a_wrong_file_of_prompts_is_wrong_usage(text, write, capsys):
+    options = ["--dataset", "digits", "--model", "tiny", "--protocol", "zero-shot", "--prompts", write(text)]
+    assert main(["run", *options]) == 2
+    assert "own.toml" in capsys.readouterr().err

@@ -70,10 +70,10 @@ def test_a_row_may_use_a_class_of_torchvision(write):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("num_classes", "classes", "unknown key 'classes'; did you mean 'num_classes'"),
+        ("num_classes", "classes", "unknown key 'classes'; did you mean 'num_classes', 'class_names' or"),
         ('"mean_per_class"', '"mean_per_clas"', "unknown metric 'mean_per_clas'; did you mean 'mean_per_class'"),
         ('"folder"', '"foldr"', "unknown form 'foldr'; did you mean 'folder'"),
-        ("size = 6", 'size = "6"', "subsets[0].size: expected int | null, got str"),
+        ("size = 6", 'size = "6"', "subsets[0].size: expected an integer, got a text"),
         ("0.34", "1.5", "val_fraction is 1.5 and test_fraction 0.2; give shares of all images that leave"),
         ('name = "test"', 'name = "tset"', "the subsets are train, tset; give each of train, val, test or all once"),
         ('"train", size', '"val", size', "the subsets are val, test; give train and test, all alone"),
@@ -99,11 +99,11 @@ def test_a_row_may_use_a_class_of_torchvision(write):
         ('"colours"', '"cifar10!"', "use letters, digits"),
         ('"colours"', '""', "use letters, digits"),
         ("size = 4", "size = 0", "the size of test is 0; give 1 or more"),
-        ('"./images"', "5", "sources[0].location: expected str, got int"),
-        ("form =", "paths = 5\nform =", "sources[0].paths: expected array, got int"),
-        ("form =", 'paths = "images"\nform =', "sources[0].paths: expected array, got str"),
-        ("form =", 'archives = [["a.zip"]]\nform =', "sources[0].archives[0]: expected array of length 2, got 1"),
-        ("form =", 'downloads = ["http://a/b.zip"]\nform =', "sources[0].downloads[0]: expected array, got str"),
+        ('"./images"', "5", "sources[0].location: expected a text, got an integer"),
+        ("form =", "paths = 5\nform =", "sources[0].paths: expected a list, got an integer"),
+        ("form =", 'paths = "images"\nform =', "sources[0].paths: expected a list, got a text"),
+        ("form =", 'archives = [["a.zip"]]\nform =', "sources[0].archives[0]: expected a list of length 2, got 1"),
+        ("form =", 'downloads = ["http://a/b.zip"]\nform =', "sources[0].downloads[0]: expected a list, got a text"),
         ("form =", 'downloads = [["http://a/b.zip", ""]]\nform =', "has 0 archives and 1 downloads; give as many"),
         ("form =", 'archives = [["../a.zip", "x"]]\nform =', "has '../a.zip', outside the data folder; give paths"),
         ("form =", 'archives = [["/tmp/a.zip", "x"]]\nform =', "has '/tmp/a.zip', outside the data folder"),
@@ -117,7 +117,7 @@ def test_a_row_may_use_a_class_of_torchvision(write):
         ("form =", DOWNLOAD.format("file:///etc/hosts"), "has the download 'file:///etc/hosts'; give an address that"),
         ("form =", DOWNLOAD.format("ftp://a/b.zip"), "has the download 'ftp://a/b.zip'"),
         ("form =", DOWNLOAD.format("b.zip"), "has the download 'b.zip'"),
-        ("size = 6", "size = 6, class_counts = 3", "subsets[0].class_counts: expected array, got int"),
+        ("size = 6", "size = 6, class_counts = 3", "subsets[0].class_counts: expected a list, got an integer"),
         ("size = 6", "size = 6, class_counts = [3, -3]", "train has -3 images of a class; give 0 or more"),
         ("form =", "options = 5\nform =", "options: expected a table such as { name = value }, got 5"),
         (
@@ -218,7 +218,7 @@ def test_a_wrong_size_is_found_as_in_the_catalogue(write):
         ('templates = ["a photo"]', "colours.toml: the template 'a photo' has 0 places for the class name"),
         ('class_names = ["red"]', "colours.toml: there are 2 classes and 1 class names; give one name for each class"),
         ('class_names = ["red", ""]', "colours.toml: class 1 has no name"),
-        (r'class_names = ["red", "gr\neen"]', r"colours.toml: 'gr\neen' has a line break; write it in one line"),
+        (r'class_names = ["red", "gr\neen"]', r"colours.toml: 'gr\neen' has a line break; write it on one line"),
     ],
 )
 def test_wrong_prompts_are_refused_when_the_file_is_read(line, message, write):
@@ -228,7 +228,7 @@ def test_wrong_prompts_are_refused_when_the_file_is_read(line, message, write):
 
 
 def test_a_list_of_prompts_has_the_type_of_the_catalogue(write):
-    with pytest.raises(DatasetError, match=r"templates: expected array, got str"):
+    with pytest.raises(DatasetError, match=r"templates: expected a list, got a text"):
         get_dataset(write(f'templates = "a {{}}"\n{ROW}'))
 
 

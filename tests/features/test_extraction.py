@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,15 +22,17 @@ from probe.cli import arguments
 from probe.cli.main import main
 from probe.datasets import images as image_module
 from probe.errors import CacheError, DatasetError, FeaturesError, IncompleteError
-from probe.features import store
+from probe.features import extraction, store
 from probe.features.arrays import Extraction
 from probe.features.extraction import Session, extract_grid, find_entries
 from probe.features.inventory import survey
 from probe.grid import plan
 from probe.models.encoder import ImageEncoder
 from probe.models.openai import save_archive
+from probe.progress import Progress
 from probe.runner import run_grid
 from probe.settings import Settings
+from probe.specs import Subset
 
 ROOT = Path(__file__).parents[2]
 BATCH = 16  # 1,797 digits make 8 chunks of 256
@@ -80,24 +83,76 @@ def test_features_are_extracted_once(tmp_path, undisturbed, small):
     assert first.encoder == again.encoder
 
 
-def test_a_zero_shot_run_encodes_only_the_images_of_the_test_split(tmp_path):
-    for split, n in (("train", 6), ("test", 2)):
+@pytest.fixture
+def pets(tmp_path):
+    """A folder of 12 images for training and 6 for testing, and its zero-shot run and probe."""
+    folder = tmp_path / "pets"
+    for split, n in (("train", 6), ("test", 3)):
         for name in ("cat", "dog"):
             for i in range(n):
-                write_image(tmp_path / "pets" / split / name / f"{i}.png", (90 + 20 * i, 120, 60))
-    zero_shot, probed = (
-        plan([f"folder:{tmp_path / 'pets'}"], ["tiny"], protocols=[name], device="cpu")[0]
-        for name in ("zero-shot", "readme")
-    )
+                write_image(folder / split / name / f"{i}.png", (90 + 20 * i, 120, 60))
+    return folder, plan([f"folder:{folder}"], ["tiny"], protocols=["zero-shot", "readme"], device="cpu")
+
+
+def test_a_zero_shot_run_encodes_only_the_images_of_the_test_split(tmp_path, pets):
+    _, (zero_shot, probed) = pets
     (alone,) = extract([zero_shot], tmp_path / "alone")
-    assert {subset: len(features) for subset, features in alone.features.items()} == {"test": 4}
+    assert {subset: len(features) for subset, features in alone.features.items()} == {"test": 6}
     assert list(alone.splits) == ["test"]
     both = extract([zero_shot, probed], tmp_path / "both")
-    assert both[0] is both[1]  # in one pass, whatever their order
-    assert {subset: len(features) for subset, features in both[0].features.items()} == {"train": 12, "test": 4}
+    assert {subset: len(features) for subset, features in both[0].features.items()} == {"test": 6}
+    assert {subset: len(features) for subset, features in both[1].features.items()} == {"train": 12, "test": 6}
+    assert both[0].splits == alone.splits
+    assert set(both[0].extraction.subsets) == {"test"}
+    assert both[0].extraction.subsets["test"] == both[1].extraction.subsets["test"]  # the images were encoded once
     (again,) = extract([probed], tmp_path / "alone")  # the entry of the test split serves other protocols
     assert again.features["test"].compute_sha256() == alone.features["test"].compute_sha256()
-    assert again.splits == both[0].splits
+    assert again.splits == both[1].splits
+
+
+def test_a_training_image_that_cannot_be_read_does_not_concern_a_zero_shot_run(tmp_path, pets):
+    folder, specs = pets
+    (folder / "train" / "cat" / "3.png").write_bytes(b"no image")
+    scored, failed = extract(specs, tmp_path / "strict")
+    assert list(scored.splits) == ["test"]
+    assert isinstance(failed, DatasetError)
+    assert "train/cat/3.png" in str(failed)
+    skipping = extract(specs, tmp_path / "skipping", skip_corrupt=1)
+    assert [[image.id for image in one.read.skipped] for one in skipping] == [[], ["train/cat/3.png"]]
+    assert skipping[0].features["test"].compute_sha256() == scored.features["test"].compute_sha256()
+
+
+def test_each_run_counts_the_skipped_images_of_its_own_splits(tmp_path, pets):
+    folder, specs = pets
+    (folder / "train" / "cat" / "3.png").write_bytes(b"no image")
+    (folder / "test" / "dog" / "1.png").write_bytes(b"no image")
+    skipping, failed = extract(specs, tmp_path / "cache", skip_corrupt=1)
+    assert [image.id for image in skipping.read.skipped] == ["test/dog/1.png"]
+    assert isinstance(failed, DatasetError)
+
+
+def test_the_time_of_encoding_texts_is_not_part_of_the_time_of_loading(tmp_path, pets, monkeypatch):
+    """On a clock that only stands still while no text is encoded."""
+    _, specs = pets
+    seconds = [0.0]
+
+    def encode_texts(_):
+        seconds[0] += 1000.0
+        return True
+
+    monkeypatch.setattr(extraction, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+    session = Session(Settings(cache_dir=tmp_path / "cache", offline=True))
+    assert not extraction.prepare(specs, session, Progress(is_shown=False), is_ready=encode_texts)
+    assert [one.seconds["load"] for one in session.extracted.values()] == [0.0, 0.0]
+
+
+def test_only_images_that_a_run_needs_are_expected(pets):
+    _, (zero_shot, probed) = pets
+    subsets = (Subset("train", 12), Subset("test", 6))
+    zero_shot, probed = (replace(one, dataset=replace(one.dataset, subsets=subsets)) for one in (zero_shot, probed))
+    assert [extraction.num_images(specs) for specs in ([zero_shot], [probed], [zero_shot, probed])] == [6, 18, 18]
+    undivided = replace(zero_shot, dataset=replace(zero_shot.dataset, subsets=(Subset("all", 18),)))
+    assert extraction.num_images([undivided]) == 18
 
 
 @pytest.mark.slow

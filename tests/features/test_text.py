@@ -114,10 +114,17 @@ def test_logits_are_those_of_the_notebook(jit):
     _check(logits, model.logit_scale.exp() * image_features @ torch.stack(weights, dim=1))
 
 
+def test_equal_prompts_have_equal_features_whatever_their_batch():
+    encoder = load_text_encoder("tiny", device="cpu")
+    names = ("red dog", *(f"dog {i}" for i in range(80)), "red dog")
+    weights = encode_classes(encoder, Prompts(names, "here", ("a {}.",), "here"), where="digits").weights
+    assert np.array_equal(weights[0], weights[-1])
+
+
 def test_features_that_are_not_finite_are_an_error():
     encoder = load_text_encoder("tiny", device="cpu")
     broken = replace(encoder, encode_tokens=lambda ids: torch.full((len(ids), 256), torch.nan))
-    with pytest.raises(FeaturesError, match=r"digits: the text features of class 0, 'red dog', are not finite"):
+    with pytest.raises(FeaturesError, match=r"digits: the text features of class 0, 'red dog', contain NaN"):
         encode_classes(broken, _prompts(), where="digits")
 
 
@@ -203,7 +210,7 @@ def test_damage_is_named_and_encoded_again(run, caplog, kind):
     assert list(inventory.verify(session.settings.cache_dir)[1]) == [file]
     assert [cached.state for cached in inventory.survey(session.settings.cache_dir)] == ["damaged"]
     second = find_classifier(spec, Session(session.settings))
-    assert f"the texts in {file} are damaged" in caplog.text
+    assert f"the text features in {file} are damaged" in caplog.text
     assert second.weights.tobytes() == first.weights.tobytes()
     assert file.read_bytes() == whole
 
@@ -229,7 +236,7 @@ def test_a_full_disk_is_a_warning(run, caplog, monkeypatch):
 
     monkeypatch.setattr(text_store, "write_atomically", fail)
     assert find_classifier(*run).weights.shape == (3, 256)
-    assert "cannot cache texts in" in caplog.text
+    assert "cannot cache text features in" in caplog.text
 
 
 def test_the_cache_lists_verifies_and_removes_texts(run):
@@ -249,8 +256,14 @@ def test_the_cache_lists_verifies_and_removes_texts(run):
 def test_a_prompt_that_is_too_long_names_the_class(tmp_path, image_folder):
     run = _spec(tmp_path, image_folder, class_names=("red", "a" * 40, "blue"))
     with pytest.raises(
-        TextError, match=r"a prompt of class 1, 'a{40}', is longer than the 32 tokens that tiny can read"
+        TextError, match=r"the prompt 'a photo of a a{40}\.' of class 1 is longer than the 32 tokens that tiny can read"
     ):
+        find_classifier(*run)
+
+
+def test_a_template_that_is_too_long_is_quoted_shortened(tmp_path, image_folder):
+    run = _spec(tmp_path, image_folder, templates=("a {}", f"the {'very ' * 60}{{}} end"))
+    with pytest.raises(TextError, match=r"the prompt 'the very .{30,50} end' of class 0 is longer than the 32 tokens"):
         find_classifier(*run)
 
 
@@ -260,7 +273,7 @@ def test_classes_with_one_name_are_an_error_or_a_remark(tmp_path, image_folder):
     found = find_classifier(spec, permitting)
     assert found.prompts.duplicates == ("crane",)
     assert np.array_equal(found.weights[1], found.weights[2])
-    with pytest.raises(PromptsError, match=r"the classes 1, 2 have the same name 'crane'.*--allow-duplicate-names"):
+    with pytest.raises(PromptsError, match=r"1 \('crane'\) and 2 \('Crane'\) have the same name.*--allow-dup"):
         find_classifier(spec, session)
 
 
@@ -269,7 +282,7 @@ def test_classes_with_equal_tokens_are_an_error_or_a_remark(tmp_path, image_fold
     folder = write_zoo_folder(tmp_path / "siglip", "siglip")
     spec, session = _spec(tmp_path, image_folder, folder, class_names=("c", "c#", "dog"))
     permitting = Session(replace(session.settings, allow_duplicate_names=True))
-    message = r"the prompts of the classes 0, 1 \('c', 'c#'\) have the same tokens for .*--allow-duplicate-names"
+    message = r"the prompts of the classes 0 \('c'\) and 1 \('c#'\) have the same tokens for .*--allow-duplicate-names"
     for _ in range(2):
         with pytest.raises(PromptsError, match=message):
             find_classifier(spec, session)

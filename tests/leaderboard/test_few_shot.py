@@ -64,3 +64,20 @@ def test_different_test_images_are_not_averaged():
     assert chart.curves[0].zero_shot is None
     first, *rest = _probes()
     assert few_shot_charts([replace(first, splits=other), *rest]) == []
+
+
+def test_a_zero_shot_level_of_different_weights_is_not_drawn():
+    other = changed(_zero_shot(), "encoder.weights_sha256", "cd" * 32)
+    (chart,) = few_shot_charts([*_probes(), other])
+    assert chart.curves[0].zero_shot is None
+    (chart,) = few_shot_charts([*_probes(), *_probes(model="b"), other, _zero_shot(model="b")])
+    assert [curve.zero_shot for curve in chart.curves] == [0.5, None]  # b comes before tiny
+
+
+def test_zero_shot_levels_with_different_prompts_are_not_averaged():
+    zero_shot, other = _zero_shot(model="a"), _zero_shot(model="b")
+    (chart,) = few_shot_charts([*_probes(model="a"), *_probes(model="b"), zero_shot, other])
+    assert [curve.zero_shot for curve in chart.curves] == [0.5, 0.5]
+    other = changed(other, "prompts.templates", ("a drawing of a {}.",))
+    (chart,) = few_shot_charts([*_probes(model="a"), *_probes(model="b"), zero_shot, other])
+    assert [curve.zero_shot for curve in chart.curves] == [None, None]

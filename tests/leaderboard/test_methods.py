@@ -153,6 +153,16 @@ def test_scores_of_different_weights_are_not_compared():
     assert "different weights" in row.reason
 
 
+def test_the_feature_point_of_the_probe_is_named_if_it_is_not_projected():
+    before = changed(ALL[3], "spec.protocol.feature_point", "pre_projection")
+    (row,) = compare_methods([ALL[0], before])
+    assert _cells(methods_to_markdown([row]))[0]["probe protocol"] == "clip-paper by sklearn (pre_projection)"
+    (row,) = compare_methods([ALL[0], _by_fast(before)])
+    assert row.probe_name == "clip-paper (pre_projection)"
+    for records, point in ((ALL, "projected"), ([ALL[0], before], "pre_projection"), (ALL[:3], "")):
+        assert _rows(render_derived(records)[METHODS])[0]["probe_feature_point"] == point
+
+
 def test_a_record_without_outcomes_is_named_as_the_reason_why_there_is_no_test():
     (row,) = compare_methods([ALL[0], make_record(protocol="readme")])
     assert row.reason.startswith("readme: it has no outcomes of test images")

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from make.records import make_record, scored_record
+from make.records import changed, make_record, scored_record
 
 from probe.leaderboard.modes import modes_to_markdown, pair_modes
 from probe.records.schema import ParityRecord, SplitRecord
@@ -37,3 +37,10 @@ def test_a_comparison_with_an_eager_run_that_is_gone_does_not_count():
     assert (pair.flipped, pair.largest) == (None, None)
     assert pair.p_value is not None
     assert pair.p_value < 1e-6
+
+
+@pytest.mark.parametrize(("name", "value"), [("templates", ("a drawing of a {}.",)), ("class_names_sha256", "ef" * 32)])
+def test_modes_with_different_prompts_are_not_compared(name, value):
+    eager, jit = (scored_record("a", 20, protocol="zero-shot", jit=jit) for jit in (False, True))
+    assert len(pair_modes([eager, jit])) == 1
+    assert pair_modes([eager, changed(jit, f"prompts.{name}", value)]) == []

@@ -10,7 +10,7 @@ from make.records import NUM_TEST, changed, make_failure, make_record, make_resu
 
 from probe.leaderboard.exports import FORMATS, to_json, to_latex, to_parquet
 from probe.leaderboard.labels import short_names
-from probe.leaderboard.ranking import Evidence, mean_ranks
+from probe.leaderboard.ranking import Evidence, dataset_ranks, mean_ranks
 from probe.leaderboard.sections import OTHER_IMAGES, make_sections
 from probe.leaderboard.tables import rows_to_csv
 from probe.leaderboard.texts import notes, sections_to_markdown, table, to_text
@@ -109,6 +109,16 @@ def test_scores_of_other_test_images_are_marked_and_left_out():
     text = sections_to_markdown([section])
     assert "99.50 ±1.50 #" in text
     assert "- `#`: Scored on other test images" in text
+
+
+def test_zero_shot_scores_with_other_prompts_are_marked_and_left_out():
+    a, b, c = (scored_record(model, wrong, protocol="zero-shot") for model, wrong in (("a", 20), ("b", 60), ("c", 2)))
+    other = changed(c, "prompts.templates", ("a drawing of a {}.",))
+    (section,) = make_sections([a, b, other])
+    assert {cell.record.model: cell.rank for cell in section.cells} == {"a": "1", "b": "2", "c": ""}
+    assert {cell.record.model: cell.status for cell in section.cells if cell.is_other} == {"c": OTHER_IMAGES}
+    ranks = dataset_ranks([a, b, other])
+    assert [ranks.get(record.key) for record in (a, b, other)] == ["1", "2", None]
 
 
 def _places(records):

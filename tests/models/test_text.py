@@ -1,4 +1,4 @@
-"""Compare text towers and tokenizers with open_clip's, transformers' and the model class's own, and find what lacks."""
+"""Compare text towers and tokenizers with those of open_clip, transformers and the whole model; test missing parts."""
 
 import json
 from dataclasses import replace

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 import probe
 from probe.errors import CheckpointError, DownloadError, TextError
-from probe.models import vocabulary
+from probe.models import get_model, vocabulary
 from probe.models.tokenizer import Tokenizer, read_merges
 from probe.tiny import ARCHIVE
 
@@ -113,6 +113,14 @@ def test_open_clips_models_have_their_own_tokenizers():
 def test_openais_vocabulary_is_not_assumed_for_a_file():
     with pytest.raises(CheckpointError, match="has no vocabulary next to its weights"):
         probe.tokenize("a white digit 3", model=ARCHIVE)
+
+
+def test_a_run_of_a_file_without_vocabulary_is_told_what_zero_shot_needs(tmp_path):
+    (tmp_path / "own.pt").touch()
+    spec = get_model(tmp_path / "own.pt")
+    advice = r"own\.pt has 500 token embeddings and no vocabulary .* a folder in Hugging Face's form, with vocab.json"
+    with pytest.raises(CheckpointError, match=advice):
+        vocabulary.load_tokenizer(spec, sha256="", vocab_size=500)
 
 
 def test_the_vocabulary_next_to_the_weights_comes_first(tmp_path, monkeypatch):

@@ -122,3 +122,13 @@ def test_a_run_fits_where_its_features_were_made(device, made_rows, tmp_path):
         assert made_rows
         assert {str(rows.device) for rows in made_rows} == {wanted}
         made_rows.clear()
+
+
+@pytest.mark.parametrize("protocol", ["knn", "knn-5"])
+def test_nearest_neighbours_give_the_record_of_the_cpu(device, protocol):
+    splits = made_up(10, n=6000)
+    splits["train"].x[100:400] = splits["train"].x[0]  # so many that the device cannot decide among them
+    splits["test"].x[:50] = splits["train"].x[0]
+    found, expected = (fit_probe(**splits, protocol=protocol, device=where) for where in (device, "cpu"))
+    assert found.to_record() == expected.to_record()
+    assert np.array_equal(found.predictions, expected.predictions)

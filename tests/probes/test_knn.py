@@ -19,7 +19,7 @@ from probe.records.packing import unpack
 from probe.specs import KNN, Protocol
 from probe.stats.metrics import accuracy, voc2007_11pt_map
 
-TOLERANCE = 1e-6  # scikit-learn has no grid of similarities
+TOLERANCE = 1e-6  # scikit-learn does not round similarities
 
 
 def _rules(*neighbours, temperature=0.0, **changes):
@@ -143,6 +143,9 @@ def test_a_k_larger_than_the_bank_means_all_of_it(caplog):
         result = fit_probe(**splits, protocol=_rules(10, 100, temperature=0.1))
     assert caplog.messages == ["k = 100 is larger than the bank of 30 images, so all of them vote"]
     assert [point.k for point in result.k_sweep] == [10, 100]
+    caplog.clear()
+    fit_probe(**splits, protocol=_rules(10, 50, 100, 200, temperature=0.1))
+    assert caplog.messages == ["k = 50, 100 and 200 are larger than the bank of 30 images, so all of them vote"]
     few = fit_probe(**{**splits, "val": None}, protocol=_rules(30, temperature=0.1))
     many = fit_probe(**{**splits, "val": None}, protocol=_rules(100, temperature=0.1))
     assert np.array_equal(few.predictions, many.predictions)

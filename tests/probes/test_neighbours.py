@@ -4,7 +4,7 @@ import torch
 
 from probe.environment import threads
 from probe.probes import neighbours
-from probe.probes.neighbours import GRID, MARGIN, find_neighbours
+from probe.probes.neighbours import MARGIN, STEPS_PER_UNIT, find_neighbours
 
 
 def _by_hand(bank, x, k):
@@ -12,7 +12,7 @@ def _by_hand(bank, x, k):
     bank, x = bank.astype(np.float64), x.astype(np.float64)
     lengths = [np.linalg.norm(array, axis=1, keepdims=True) for array in (x, bank)]
     x, bank = (array / np.where(length > 0, length, 1) for array, length in zip((x, bank), lengths, strict=True))
-    similarities = np.rint((x @ bank.T) * GRID) / GRID
+    similarities = np.rint((x @ bank.T) * STEPS_PER_UNIT) / STEPS_PER_UNIT
     order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
     return order, np.take_along_axis(similarities, order, axis=1)
 
@@ -29,7 +29,7 @@ def test_the_search_equals_a_full_sort(m, n, d, k):
     found = find_neighbours([bank], x, k)
     positions, similarities = _by_hand(bank, x, k)
     assert np.array_equal(found.positions, positions)
-    assert np.abs(found.similarities - similarities).max() <= 1 / GRID  # sums in a different order
+    assert np.abs(found.similarities - similarities).max() <= 1 / STEPS_PER_UNIT  # sums in a different order
 
 
 def test_of_equally_similar_images_the_earlier_ones_are_neighbours():

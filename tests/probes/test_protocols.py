@@ -115,6 +115,12 @@ def test_a_file_can_describe_nearest_neighbours(own):
     assert own(NEIGHBOURS) == Protocol("own", "", "projected", method="knn", neighbours=(5,), normalize=True)
 
 
+def test_features_are_normalised_by_default_only_for_methods_that_compare_them(own):
+    assert own(NEIGHBOURS.replace("normalize = true\n", "")) == own(NEIGHBOURS)
+    assert own('name = "own"\nmethod = "zero-shot"').normalize
+    assert not own(PLAIN).normalize
+
+
 def test_a_range_is_evenly_spaced_in_log10(own):
     """The range of the paper's grid gives the same bits as the catalogue."""
     paper = get_protocol("clip-paper").grid
@@ -134,19 +140,19 @@ def _with(line, text=PLAIN):
     ("text", "message"),
     [
         (_with("max_iters = 5"), "unknown key 'max_iters'; did you mean 'max_iter'?"),
-        (_with("max_iter = 5.0"), "max_iter: expected int, got float"),
-        (_with("max_iter = true"), "max_iter: expected int, got bool"),
+        (_with("max_iter = 5.0"), "max_iter: expected an integer, got a decimal number"),
+        (_with("max_iter = true"), "max_iter: expected an integer, got true or false"),
         (_with("max_iter = 0"), "max_iter = 0 is too small; give 1 or more"),
-        (_with('tol = "small"'), "tol: expected float, got str"),
+        (_with('tol = "small"'), "tol: expected a decimal number, got a text"),
         (_with("tol = 0.0"), "tol = 0.0 is not valid; give a finite number above zero"),
         (_with("tol = nan"), "tol = nan is not valid"),
-        (_with("refit = 1"), "refit: expected bool, got int"),
-        (_with("title = 3"), "title: expected str, got int"),
+        (_with("refit = 1"), "refit: expected true or false, got an integer"),
+        (_with("title = 3"), "title: expected a text, got an integer"),
         (_with('feature_point = "projectd"'), "unknown feature_point 'projectd'; did you mean 'projected'"),
-        (_with("grid = 0.1"), "grid: expected array, got float"),
+        (_with("grid = 0.1"), "grid: expected a list, got a decimal number"),
         (_with("grid = []"), "grid is empty; give one or more values of C"),
-        (_with('grid = [0.1, "1"]'), "grid[1]: expected float, got str"),
-        (_with("grid = [true]"), "grid[0]: expected float, got bool"),
+        (_with('grid = [0.1, "1"]'), "grid[1]: expected a decimal number, got a text"),
+        (_with("grid = [true]"), "grid[0]: expected a decimal number, got true or false"),
         (_with("grid = [0, 1]"), "grid contains C = 0.0; give finite values above zero"),
         (_with("grid = [-1.0, 1]"), "grid contains C = -1.0; give"),
         (_with("grid = [1, inf]"), "grid contains C = inf; give"),
@@ -185,16 +191,22 @@ def _with(line, text=PLAIN):
         (_with("shots = 4", NEIGHBOURS), "shots has no effect on the method knn; remove it, or set shots = 0"),
         (_with("warm_start = true", NEIGHBOURS), "warm_start has no effect on the method knn; remove it, or set warm"),
         (_with('method = "zero-shot"', NEIGHBOURS), "neighbours has no effect on the method zero-shot; remove it"),
+        (
+            'name = "own"\nmethod = "zero-shot"\nnormalize = true\nfeature_point = "pre_projection"',
+            "zero-shot compares projected features; set feature_point",
+        ),
         (_with("neighbours = []", NEIGHBOURS), "neighbours is empty; give one or more numbers of neighbours"),
-        (_with("neighbours = 5", NEIGHBOURS), "neighbours: expected array, got int"),
-        (_with("neighbours = [5.0]", NEIGHBOURS), "neighbours[0]: expected int, got float"),
+        (_with("neighbours = 5", NEIGHBOURS), "neighbours: expected a list, got an integer"),
+        (_with("neighbours = [5.0]", NEIGHBOURS), "neighbours[0]: expected an integer, got a decimal number"),
         (_with("neighbours = [0, 5]", NEIGHBOURS), "neighbours = [0, 5] is not valid; give integers of 1 or more"),
         (_with("neighbours = [5, 5]", NEIGHBOURS), "neighbours = [5, 5] is not valid; give integers of 1 or more in"),
         (_with("neighbours = [20, 5]", NEIGHBOURS), "neighbours = [20, 5] is not valid"),
-        (_with("temperature = -0.1", NEIGHBOURS), "temperature = -0.1 is not valid; give a finite number above zero"),
+        (_with("temperature = -0.1", NEIGHBOURS), "temperature = -0.1 is not valid; give a finite number of 1e-6"),
+        (_with("temperature = 1e-9", NEIGHBOURS), "temperature = 1e-09 is not valid"),
         (_with("temperature = inf", NEIGHBOURS), "temperature = inf is not valid"),
         (_with("temperature = nan", NEIGHBOURS), "temperature = nan is not valid"),
         (_with("normalize = false", NEIGHBOURS), "the method knn compares L2-normalised features; set normalize = tr"),
+        (_with("neighbours = []", _with("normalize = false", NEIGHBOURS)), "neighbours is empty; give one or more"),
         ("grid = [1]", "name is missing"),
         ('name = "own"', "grid is empty; give one or more values of C"),
         ("name = own", "is not valid TOML (Invalid value"),

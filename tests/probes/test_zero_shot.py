@@ -17,7 +17,7 @@ from probe.features.arrays import Features
 from probe.features.text import Classifier
 from probe.grid import plan
 from probe.models.loading import load_clip
-from probe.probes.zero_shot import score_zero_shot, zero_shot_logits
+from probe.probes.zero_shot import largest_logit_difference, score_zero_shot, zero_shot_logits
 from probe.records.record import read_records
 from probe.records.schema import DoneRecord, FailedRecord
 from probe.runner import run_grid
@@ -128,6 +128,26 @@ def test_other_prompts_are_another_run(colours, tmp_path):
     assert read_records(tmp_path / "results") == [second]
 
 
+def test_the_record_of_jit_mode_has_the_largest_difference_of_a_logit(colours, tmp_path):
+    """fp32 on the CPU: the modes differ by rounding, at most 1e-4 of logits of up to 40."""
+    specs = plan([colours], ["tiny"], protocols=["zero-shot"], jit_modes=[False, True], device="cpu")
+    eager, jit = run_grid(specs, settings=Settings(results_dir=tmp_path / "results"))
+    assert eager.parity is None
+    assert 0 <= jit.parity.max_abs_difference["logits"] < 1e-4
+    assert set(jit.parity.max_abs_difference) == {"projected", "pre_projection", "logits"}
+    assert read_records(tmp_path / "results") == [eager, jit]
+
+
+def test_the_largest_difference_of_a_logit_is_over_all_folds_and_blocks(random, monkeypatch):
+    x, classifier = random
+    y = np.arange(40) % 3
+    nearby = replace(classifier, weights=classifier.weights * np.float32(1.01))
+    runs = [[{"test": _features(x[rows], y[rows])} for rows in (slice(10), slice(10, 40))] for _ in range(2)]
+    expected = np.abs(zero_shot_logits(x, classifier) - zero_shot_logits(x, nearby)).max()
+    monkeypatch.setattr("probe.probes.zero_shot.ROWS", 7)
+    assert largest_logit_difference(runs, (classifier, nearby)) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.slow
 def test_digits_are_read_by_tiny_in_both_modes(tmp_path):
     """Chance is 10 %, and the interval is far above it. Both modes predict the same class for every image."""
@@ -170,7 +190,7 @@ def test_a_model_without_a_vocabulary_fails_alone(colours, archive, tmp_path):
     assert isinstance(done, DoneRecord)
     assert isinstance(failed, FailedRecord)
     assert failed.error.type == CheckpointError.__name__
-    assert "has no vocabulary next to its weights; give a model with that vocabulary" in failed.error.message
+    assert "has 100 token embeddings and no vocabulary next to its weights; zero-shot needs" in failed.error.message
 
 
 def test_a_name_that_is_too_long_fails_for_the_model_with_the_short_context(image_folder, tmp_path):
@@ -187,8 +207,8 @@ def test_a_name_that_is_too_long_fails_for_the_model_with_the_short_context(imag
     [
         ({"class_names": ("red", "green")}, "class names; give one name for each class"),
         ({"class_names": ("red", " ", "blue")}, "class 1 has no name; give a name for each class"),
-        ({"class_names": ("red", "gre\nen", "blue")}, "has a line break; write it in one line"),
-        ({"class_names": ("red", "green", "Red")}, "the classes 0, 2 have the same name 'red'"),
+        ({"class_names": ("red", "gre\nen", "blue")}, "has a line break; write it on one line"),
+        ({"class_names": ("red", "green", "Red")}, "the classes 0 ('red') and 2 ('Red') have the same name"),
         ({"templates": ("a photo",)}, "the template 'a photo' has 0 places for the class name; write {} once"),
     ],
 )

@@ -9,7 +9,7 @@ from probe import diff
 from probe.cli.main import main
 from probe.records.diff import STAGES, _comparable, _leaves, _stage
 from probe.records.record import read_record, write_record
-from probe.records.schema import EncoderRecord, EnvironmentRecord, SplitRecord, SweepRecord
+from probe.records.schema import EncoderRecord, EnvironmentRecord, FeaturesRecord, SplitRecord, SweepRecord
 from probe.stats.paired import mcnemar
 
 
@@ -93,6 +93,23 @@ def test_the_command_prints_what_differs_and_the_verdict(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["test"]["num_only_a"] == 40
     assert np.isclose(found["test"]["difference"], 0.1)
+
+
+def test_splits_that_only_one_run_uses_are_said_in_a_sentence(tmp_path, capsys):
+    """Zero-shot uses only the test images, which are the same."""
+    zero_shot = scored_record("a", 20, protocol="zero-shot", splits={"test": SplitRecord("t", NUM_TEST)})
+    splits = {name: SplitRecord(name[0], NUM_TEST) for name in ("train", "val", "test")}
+    probe = scored_record("a", 30, splits=splits, features={"val": FeaturesRecord("f")})
+    found = diff(zero_shot, probe)
+    assert found.note == "one record uses no training or validation images; the test images are the same"
+    assert not any(change.field.startswith(("splits", "features")) for change in found.changes)
+    other = diff(probe, replace(zero_shot, splits={"test": SplitRecord("other", NUM_TEST)}))
+    assert other.note == "one record uses no training or validation images; the test images differ"
+    assert [change.field for change in other.changes if change.stage == "data"] == ["splits.test.sha256"]
+    assert diff(probe, probe).note == ""
+    assert diff(zero_shot, make_failure("gone", model="a")).note == ""
+    assert main(["diff", *(str(write_record(record, tmp_path)) for record in (zero_shot, probe))]) == 0
+    assert capsys.readouterr().out.splitlines()[-2] == found.note
 
 
 def test_a_score_that_is_not_that_of_its_outcomes_is_not_believed():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,28 @@ def test_a_record_that_contradicts_itself_is_passed_over(made, tmp_path, caplog,
     path.write_text(json.dumps({**made, "result": {**made["result"], **change}}))
     assert read_records(tmp_path) == []
     assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("protocol", "path", "value", "said"),
+    [
+        ("knn", "result.k", 7, "its k, 7, is not among the neighbours of its protocol"),
+        ("zero-shot", "prompts", None, "prompts is missing"),
+    ],
+)
+def test_a_record_without_a_fit_that_contradicts_itself_is_skipped(protocol, path, value, said, tmp_path, caplog):
+    record = make_record(protocol=protocol)
+    write_record(changed(record, path, value), tmp_path)
+    assert read_records(tmp_path) == []
+    assert said in caplog.text
+
+
+def test_folds_of_nearest_neighbours_can_have_different_k(tmp_path):
+    record = make_record(protocol="knn")
+    folds = tuple(replace(record.result, k=k) for k in (10, 20))
+    record = replace(record, result=replace(record.result, k=None, folds=folds))
+    write_record(record, tmp_path)
+    assert read_records(tmp_path) == [record]
 
 
 def test_names_that_make_no_file_name_get_one(tmp_path):

@@ -8,13 +8,14 @@ import pytest
 from make.records import changed, make_record
 
 from probe.cli.main import main
-from probe.datasets import get_dataset
 from probe.grid import plan
 from probe.models import get_model
+from probe.probes.neighbours import BANK_BYTES, PRODUCT_BYTES
 from probe.records.record import write_record
 from probe.records.schema import EnvironmentRecord, ExtractionRecord, MeterRecord
 from probe.runner import run_grid as run_serially
 from probe.scale.estimates import (
+    PROCESS_BYTES,
     Memory,
     estimate_grid,
     feature_bytes,
@@ -23,6 +24,7 @@ from probe.scale.estimates import (
     hardware_of,
     measure_rates,
     memory_of,
+    num_scored,
 )
 from probe.scale.units import plan_units
 from probe.settings import Settings
@@ -38,8 +40,8 @@ def _record(model="random:ViT-B/32", *, rate=30.0, fit=10.0, dataset="fashion_mn
     return make_record(spec=spec, **{**fields, **changes})
 
 
-def _units(model, dataset="fashion_mnist", **options):
-    return plan_units(plan([dataset], [model], protocols=["readme"], device="cpu", solver="fast", **options))
+def _units(model, dataset="fashion_mnist", *, protocol="readme", **options):
+    return plan_units(plan([dataset], [model], protocols=[protocol], device="cpu", solver="fast", **options))
 
 
 def test_a_rate_belongs_to_the_architecture_and_not_to_the_weights():
@@ -101,8 +103,9 @@ def test_without_rates_only_memory_and_disk_are_known():
     assert cost.seconds is None
     (one,) = cost.models
     assert one.extract_seconds is None
-    assert one.disk == feature_bytes(get_dataset("fashion_mnist"), get_model("ViT-B/32"))
+    assert one.disk == feature_bytes(_units("ViT-B/32")[-1].specs[0])
     assert one.disk == 70_000 * (4 * (512 + 768) + 8)
+    assert feature_bytes(_units("ViT-B/32", protocol="zero-shot")[-1].specs[0]) == 10_000 * (4 * (512 + 768) + 8)
 
 
 def test_memory_grows_with_the_model_the_batch_and_the_features():
@@ -110,14 +113,64 @@ def test_memory_grows_with_the_model_the_batch_and_the_features():
     assert large.host - small.host > 4 * (get_model("ViT-L/14").profile.parameters - 160_000_000)
     (batch,) = {memory_of(_units("ViT-L/14", batch_size=256)[0]).host}
     assert batch > large.host
-    fits = memory_of(_units("ViT-B/32", "imagenet")[-1])
-    assert fits.host > feature_bytes(get_dataset("imagenet"), get_model("ViT-B/32"))
+    fits_of_imagenet = _units("ViT-B/32", "imagenet")[-1]
+    fits = memory_of(fits_of_imagenet)
+    assert fits.host > feature_bytes(fits_of_imagenet.specs[0])
     unit = _units("ViT-L/14")[0]
-    on_gpu = replace(unit, specs=tuple(replace(spec, device="cuda") for spec in unit.specs))
-    assert memory_of(on_gpu).gpu > 4 * get_model("ViT-L/14").profile.parameters
+    assert memory_of(_on_gpu(unit)).gpu > 4 * get_model("ViT-L/14").profile.parameters
     unknown = replace(get_model("ViT-L/14"), architecture=None)
     unit = replace(unit, specs=tuple(replace(spec, model=unknown) for spec in unit.specs))
     assert memory_of(unit) == Memory(0, 0)
+
+
+def _on_gpu(unit):
+    return replace(unit, specs=tuple(replace(spec, device="cuda") for spec in unit.specs))
+
+
+def test_zero_shot_needs_the_weights_and_the_scores_and_no_training_images():
+    unit, weights = (
+        _units("ViT-B/32", "imagenet", protocol="zero-shot")[-1],
+        4 * get_model("ViT-B/32").profile.parameters,
+    )
+    scores = 8 * 50_000 * 1_000
+    assert weights + scores < memory_of(unit).host - PROCESS_BYTES < 2 * (weights + scores) + 1
+    assert memory_of(_on_gpu(unit)).gpu == weights
+
+
+def test_neighbours_need_blocks_and_the_scores_and_no_copy_of_the_training_images():
+    few, many = (_units("ViT-B/32", "imagenet", protocol=name)[-1] for name in ("knn-5", "knn"))
+    scores, training = 8 * 50_000 * 1_000, 4 * 1_281_167 * 512
+    assert BANK_BYTES + PRODUCT_BYTES + scores < memory_of(few).host - PROCESS_BYTES < training
+    assert memory_of(many).host - memory_of(few).host > 2 * 8 * 50_000 * (200 - 5)
+    assert BANK_BYTES + PRODUCT_BYTES < memory_of(_on_gpu(few)).gpu < training
+
+
+def test_neighbours_score_the_validation_split_only_to_choose_k():
+    few, many = (plan(["imagenet"], ["tiny"], protocols=[name], device="cpu")[0] for name in ("knn-5", "knn"))
+    # With half of the training images, the validation split is larger than the test split.
+    half = [replace(spec, dataset=replace(spec.dataset, val_fraction=0.5)) for spec in (few, many)]
+    assert [num_scored(spec) for spec in (few, many, *half)] == [50_000, 50_000, 50_000, round(1_281_167 / 2)]
+
+
+def test_rates_of_one_method_are_not_those_of_another():
+    knn = _record(protocol="knn-5", fit=60.0)
+    rates = measure_rates([knn, _record(protocol="zero-shot", fit=2.0)], device="cpu")
+    fits = [_units("ViT-B/32", protocol=name)[-1] for name in ("knn-5", "zero-shot")]
+    assert [rates.unit_seconds(unit, 2) for unit in fits] == [pytest.approx(60.0), pytest.approx(2.0)]
+    only_knn = measure_rates([knn], device="cpu")
+    assert [only_knn.unit_seconds(unit, 2) for unit in fits] == [pytest.approx(60.0), None]
+    assert estimate_grid(fits, only_knn, num_workers=1, num_threads=2).stretch == pytest.approx(1.0)
+
+
+def test_the_work_of_zero_shot_grows_with_the_images_of_the_test_split_alone():
+    (spec,) = plan(["fashion_mnist"], ["tiny"], protocols=["zero-shot"], device="cpu")
+    train, test = spec.dataset.subsets
+    more_training, more_tests = (
+        replace(spec, dataset=replace(spec.dataset, subsets=subsets))
+        for subsets in ((replace(train, size=2 * train.size), test), (train, replace(test, size=2 * test.size)))
+    )
+    assert fit_work(more_training) == fit_work(spec)
+    assert fit_work(more_tests) == 2 * fit_work(spec)
 
 
 def test_a_protocol_costs_as_many_fits_as_it_makes():

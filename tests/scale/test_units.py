@@ -22,6 +22,18 @@ def test_shards_come_before_fits_and_have_all_images():
     assert units[-2:] == fits
 
 
+def test_shards_have_the_images_that_their_runs_need():
+    """Zero-shot needs only the test split of a dataset that has one."""
+
+    def images(dataset, *protocols):
+        units = plan_units(plan([dataset], ["tiny"], protocols=protocols, device="cpu"))
+        return sum(unit.images for unit in units if unit.shard)
+
+    assert images("mnist", "zero-shot") == 10_000
+    assert images("mnist", "zero-shot", "knn-5") == 70_000
+    assert images("digits", "zero-shot") == 1_797  # cut from one subset
+
+
 def test_fits_wait_for_the_shards_of_their_model_alone():
     queue = Queue(plan_units(_plan("tiny", "random:tiny")))
     tiny = queue.take()

@@ -12,6 +12,7 @@ import pytest
 from make.entries import PROVENANCE
 from make.images import write_image
 
+from probe.datasets import get_dataset
 from probe.decoder import decode
 from probe.errors import ExecutorError, FeaturesError
 from probe.features.arrays import Features
@@ -29,6 +30,7 @@ from probe.settings import Settings
 
 GB = 1_000_000_000
 NEED = Memory(GB, 0)
+COLOURS = ("red", "green")
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +42,8 @@ def two_chunks(tmp_path_factory):
     return f"folder:{folder}"
 
 
-def _units(dataset, model="tiny", **options):
-    return plan_units(plan([dataset], [model], protocols=["readme"], device="cpu", solver="fast", **options))
+def _units(dataset, model="tiny", *, protocols=("readme",), **options):
+    return plan_units(plan([dataset], [model], protocols=protocols, device="cpu", solver="fast", **options))
 
 
 def _worker(tmp_path, name, **settings):
@@ -106,7 +108,7 @@ def test_what_one_process_would_log_is_given_to_the_driver(tmp_path, two_chunks)
 def test_what_nobody_foresaw_is_not_taken_for_done(tmp_path, monkeypatch):
     shard, _ = _units("digits")
     for error in (FeaturesError("not finite"), ValueError("a bug")):
-        monkeypatch.setattr(worker_module, "prepare", lambda specs, *_, error=error: {specs[0]: error})
+        monkeypatch.setattr(worker_module, "prepare", lambda specs, *_, error=error, **__: {specs[0]: error})
         with pytest.raises(ValueError, match="a bug") if type(error) is ValueError else contextlib.nullcontext():
             _worker(tmp_path, "one").do(shard, NEED)
     assert is_expected(None)
@@ -123,6 +125,46 @@ def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path, two_chunks):
     again.do(shard, NEED)
     assert again.num_images() == 0
     assert not again.session.encoders  # the model was not loaded
+
+
+@pytest.fixture
+def colours(image_folder):
+    """The name of a dataset with 8 images for training and 6 for testing."""
+    folder = image_folder({f"{split}/{name}": n for split, n in (("train", 4), ("test", 3)) for name in COLOURS})
+    return f"folder:{folder}"
+
+
+def test_a_zero_shot_grid_needs_only_the_images_of_the_test_split(tmp_path, colours):
+    shard, fits = _units(colours, protocols=["zero-shot"])
+    worker = _worker(tmp_path, "one")
+    for unit in (shard, fits):
+        assert [entry.subset for entry, *_ in worker.find_missing(unit, NEED).entries] == ["test"]
+    worker.do(shard, NEED)
+    assert worker.num_images() == 6
+    (record,) = worker.do(fits, NEED).records
+    assert (record.error, record.extraction.from_cache) == (None, True)
+
+
+def test_the_shards_of_a_mixed_grid_have_the_images_of_all_its_runs(tmp_path, colours):
+    shard, *fits = _units(colours, protocols=["zero-shot", "readme"])
+    worker = _worker(tmp_path, "one")
+    worker.do(shard, NEED)
+    assert worker.num_images() == 14
+    needed = [{entry.subset for entry, *_ in worker.find_missing(unit, NEED).entries} for unit in fits]
+    assert needed == [{"test"}, {"train", "test"}]
+    records = [record for unit in fits for record in worker.do(unit, NEED).records]
+    assert [set(record.extraction.subsets) for record in records] == needed
+    assert all(record.extraction.from_cache for record in records)
+
+
+def test_no_image_is_encoded_for_prompts_that_cannot_be_used(tmp_path, colours):
+    spec = replace(get_dataset(colours), class_names=("red", "Red"))
+    shard, fits = _units(spec, protocols=["zero-shot"])
+    worker = _worker(tmp_path, "one")
+    worker.do(shard, NEED)
+    assert worker.num_images() == 0
+    (record,) = worker.do(fits, NEED).records
+    assert "have the same name 'red'" in record.error.message
 
 
 def test_missing_files_are_reported_before_a_unit_starts(tmp_path):

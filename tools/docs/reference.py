@@ -20,7 +20,7 @@ from probe.probes.description import describe_protocol
 from probe.probes.protocols import PROTOCOLS
 from probe.records.record import read_records
 from probe.records.schema import DoneRecord
-from probe.specs import DEFAULT_SOLVER
+from probe.specs import DEFAULT_SOLVER, NO_SOLVER
 
 ROOT = Path(__file__).parents[2]
 SPEED = ROOT / "results" / "speed"
@@ -54,7 +54,10 @@ JSON = (
 def results_table() -> str:
     """Return the table of the README: one model and a control, the solver that converges, fp32 in eager mode."""
     rows = []
-    for model, protocols in (("tiny", ("clip-paper", "readme", "few-shot-16")), ("random:tiny", ("clip-paper",))):
+    for model, protocols in (
+        ("tiny", ("clip-paper", "few-shot-16", "zero-shot")),
+        ("random:tiny", ("clip-paper",)),
+    ):
         for protocol in protocols:
             for dataset in ("digits", "fashion_mnist"):
                 record = _find_record(dataset, model, protocol)
@@ -81,9 +84,9 @@ def solvers_table() -> str:
 
 
 def _find_record(dataset: str, model: str, protocol: str, solver: str = DEFAULT_SOLVER) -> DoneRecord:
-    key = (model, "eager", dataset, protocol, "fp32", solver)
-    found = [record for record in read_records(ROOT / "results") if record.key == key]
-    assert len(found) == 1, (key, len(found))
+    keys = [(model, "eager", dataset, protocol, "fp32", one) for one in (solver, NO_SOLVER)]
+    found = [record for record in read_records(ROOT / "results") if record.key in keys]
+    assert len(found) == 1, (keys, len(found))
     assert isinstance(found[0], DoneRecord)
     return found[0]
 
@@ -193,7 +196,7 @@ def command_page() -> str:
 | --------- | ------- |
 | 0 | done |
 | 1 | an error, in one sentence, or a run that failed |
-| 2 | wrong usage, an unknown name, or missing files of a dataset or checkpoint |
+| 2 | wrong usage, an unknown name, prompts that cannot be used, or missing files of a dataset or checkpoint |
 | 130 | interrupted |
 
 Square brackets at the end of a description hold the default.

@@ -30,7 +30,7 @@ from probe.leaderboard.labels import (
     scope,
 )
 from probe.leaderboard.page.data import DATASET_TITLES, Labels, encode_data, make_data, make_labels
-from probe.leaderboard.tables import half_width
+from probe.leaderboard.tables import around_text, half_width
 from probe.records.schema import RunRecord
 from probe.specs import LOGISTIC, NO_SOLVER
 
@@ -255,7 +255,7 @@ def _cell(section: board.Section, name: str, cell: board.Cell | None, labels: La
         labels.record_index[cell.record.key],
         result.score if result is not None else None,
         f"{100 * result.score:.2f}" if result is not None else "failed",
-        texts.around_text(half_width(result)) if result is not None else "",
+        around_text(half_width(result)) if result is not None else "",
         cell.marks,
         cell.status,
         cell.place,

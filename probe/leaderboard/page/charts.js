@@ -199,7 +199,7 @@ function drawShots(chart, isShown) {
     plot.svg.append(make("path", { d: `M52 ${y - 4}H82`, ...look }));
     plot.svg.append(make("text", { x: 90, y }, shorten(label, 50)));
   });
-  const header = ["model", ...(hasLevels ? ["zero-shot, %"] : []), ...chart.shots.map((shots) => `${shots}, %`)];
+  const header = ["model", ...(hasLevels ? ["zero-shot, %"] : []), ...chart.shots.map((shots) => `${count(shots, "image")}, %`)];
   const rows = curves.map((one) => ({ cells: [data.models[one.model].label, ...(hasLevels ? [percent(one.zero_shot)] : []), ...one.scores.map(percent)] }));
   const text = `Scores ${of}: ${chart.title}.${hasLevels ? " A ring and its dashed line mark zero-shot." : ""}`;
   put("shots", title, text, plot.svg, header, rows);

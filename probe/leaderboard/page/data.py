@@ -435,7 +435,7 @@ def _prompts(prompts: PromptsRecord) -> str:
     """Return the first template of zero-shot prompts, the number of the others, and the origins of the prompts."""
     first, *others = prompts.templates
     more = f" and {count(len(others), 'more template')}" if others else ""
-    return printable(f"{first}{more} (from {prompts.templates_from}), class names from {prompts.class_names_from}")
+    return printable(f"{first!r}{more} (from {prompts.templates_from}), class names from {prompts.class_names_from}")
 
 
 def _environment(known: EnvironmentRecord) -> str:

@@ -143,7 +143,7 @@ function drawCharts() {
   const pairs = data.pairs.map((pair) => point(data.records[pair.eager].score, pair.jit, { "changed predictions": pair.flipped ?? "", p: number(pair.p), "largest feature difference": number(pair.largest) }));
   drawPairs("jit", "JIT against eager", "All runs in both modes. On the line, the modes agree.", pairs.filter((one) => isShown(one.model)), "eager, %", "JIT, %");
   const methods = (data.methods || []).map((one) => point(data.records[one.zero_shot].score, one.probe, { p: number(one.p) }));
-  drawPairs("zero-shot", "Zero-shot against the linear probe", "The same model and test images. Above the line, the probe is better.", methods.filter((one) => isShown(one.model)), "zero-shot, %", "linear probe, %");
+  drawPairs("zero-shot", "Zero-shot against the linear probe", "The same model and test images. Above the diagonal, the linear probe has the higher score.", methods.filter((one) => isShown(one.model)), "zero-shot, %", "linear probe, %");
   const further = (data.further || []).map((one) => ({ ...point(data.records[one.record].score, one.record, { "predictions among": one.convention }), y: 100 * one.score, label: `${titleOf(data.records[one.record])}, on ${one.test}` }));
   drawPairs("further", "Further test sets against the dataset", "The same probe on other images. Of two models with the same score on the dataset, the higher one is more robust.", further.filter((one) => isShown(one.model)), "test split of the dataset, %", "further test set, %");
   drawShots((data.shots || [])[section.shots], isShown);
@@ -192,7 +192,7 @@ function showRecord() {
     prompts: record.prompts,
     iterations: has(record.iterations, String(record.iterations)),
     "gradient (end / start)": number(record.gradient),
-    images: has(record.test, `${record.train === undefined ? "" : `${record.train} ${isFitted ? "to fit" : "as neighbours"}, `}${record.test} to test`),
+    images: has(record.test, `${record.train === undefined ? "" : `${record.train} ${isFitted ? "to fit" : "in the bank"}, `}${record.test} to test`),
     "SHA-256 of the weights": record.weights,
     seconds: record.seconds,
     environment: data.environments[record.environment],

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from probe.datasets.prompts import TEMPLATE
+from probe.datasets.prompts import SPECIFICATION, TEMPLATE_FROM
 from probe.errors import listed
 from probe.leaderboard.tables import footnotes, interval_text, markdown_table, percent
 from probe.names import unknown_name
@@ -31,7 +31,7 @@ ROUNDING = 0.0005  # of a printed score
 MAX_NAMED = 50  # datasets in a note
 PLAIN_IN_PAPER = (
     "voc2007",
-)  # the only dataset for which the paper used `TEMPLATE` alone, see openai/CLIP, data/prompts.md
+)  # the only dataset for which the paper used the README's template alone, see openai/CLIP, data/prompts.md
 
 
 @cache
@@ -117,6 +117,7 @@ def _table(records: Iterable[RunRecord], protocol: str) -> str:
 
 def _notes_on_prompts(records: Iterable[DoneRecord]) -> list[str]:
     """Return a sentence on the datasets whose records have a different template than the paper, if there are any."""
-    plain = [r.dataset for r in records if r.prompts is not None and r.prompts.templates == (TEMPLATE,)]
-    names = [name for name in dict.fromkeys(plain) if name not in PLAIN_IN_PAPER]
-    return [f"the paper used different prompts than {TEMPLATE!r} for {listed(names, most=MAX_NAMED)}"] if names else []
+    origins = (TEMPLATE_FROM, SPECIFICATION)  # of templates that are not the paper's
+    others = [r.dataset for r in records if r.prompts is not None and r.prompts.templates_from in origins]
+    names = [name for name in dict.fromkeys(others) if name not in PLAIN_IN_PAPER]
+    return [f"the paper used different templates for {listed(names, most=MAX_NAMED)}"] if names else []
