@@ -15,6 +15,7 @@
     |-- FeaturesError (ValueError)                 features that cannot be used
     |   `-- IncompleteError                        features with missing shards
     |-- ProtocolError (ValueError)                 a probe that cannot be fitted by its protocol
+    |-- HeadError (ValueError)                     a head that cannot be read, or does not fit its encoder
     |-- CacheError (OSError)                       a cache folder that cannot be written to
     |-- ResultsError (OSError)                     a results folder or record that cannot be read or written
     |-- FolderError (OSError)                      a folder that is a file, or is below a home folder that is missing

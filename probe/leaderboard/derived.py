@@ -74,7 +74,7 @@ def find_stale(results_dir: str | Path = "results") -> Stale:
 def render_derived(records: Sequence[RunRecord]) -> dict[str, str]:
     """Return all files for sorted records: path below the results folder -> text."""
     sections = make_sections(records)
-    shifted = shifts.values(shifts.shift_rows(records))
+    shifted = shifts.shift_values(shifts.shift_rows(records))
     side_by_side = methods.values(methods.compare_methods(records))
     return {
         **{f"{TABLES}/{name}": text for name, text in tables.render_tables(records).items()},

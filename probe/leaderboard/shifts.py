@@ -58,7 +58,7 @@ def shift_rows(records: Iterable[RunRecord]) -> list[ShiftRow]:
     return rows
 
 
-def values(rows: Sequence[ShiftRow]) -> list[list[object]]:
+def shift_values(rows: Sequence[ShiftRow]) -> list[list[object]]:
     """Return the values under `HEADER`, scores as fractions and None for missing values."""
     found: list[list[object]] = []
     for row in rows:

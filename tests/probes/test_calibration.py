@@ -15,7 +15,7 @@ from probe.grid import plan
 from probe.probes.fit import fit_folds, fit_probe
 from probe.probes.heads import load_head
 from probe.probes.knn import NO_TEMPERATURE as KNN_REASON
-from probe.probes.knn import fit_knn
+from probe.probes.knn import KNNSettings, fit_knn
 from probe.probes.zero_shot import NO_TEMPERATURE as ZERO_SHOT_REASON
 from probe.progress import Progress
 from probe.records.checks import find_fault
@@ -178,7 +178,7 @@ def test_folds_have_counts_each(parts):
 
 
 def test_the_votes_of_nearest_neighbours_are_their_probabilities(parts):
-    result = fit_knn(**parts, rules=VOTES, metric="accuracy", num_classes=10, label_values=(), device="cpu")
+    result = fit_knn(**parts, settings=KNNSettings(VOTES, "accuracy", 10, (), "cpu"))
     assert "shares of the votes" in result.calibration.reasons[0]
     assert result.calibration.temperature is None
     assert sum(unpack_bins(result.calibration.before)[0]) == 400

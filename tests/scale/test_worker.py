@@ -164,7 +164,7 @@ def test_no_image_is_encoded_for_prompts_that_cannot_be_used(tmp_path, colours):
     worker.do(shard, NEED)
     assert worker.num_images() == 0
     (record,) = worker.do(fits, NEED).records
-    assert "have the same name 'red'" in record.error.message
+    assert "have the same name (case" in record.error.message
 
 
 def test_missing_files_are_reported_before_a_unit_starts(tmp_path):
