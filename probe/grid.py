@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from probe import environment, paths
 from probe.datasets import ALL_TESTS, find_tests, get_dataset
 from probe.datasets.catalog import DATASETS
 from probe.datasets.prompts import get_prompts
-from probe.errors import DatasetError, ExtraMissingError, ProbeError, UnknownNameError, listed
+from probe.errors import DatasetError, ExtraMissingError, HeadError, ProbeError, UnknownNameError, listed
 from probe.features.store import EXTRACTION_VERSION
 from probe.features.text import TEXT_VERSION
 from probe.models import get_model
@@ -23,6 +24,7 @@ from probe.models.memory import find_batch_size
 from probe.models.preprocess import PREPROCESS_VERSION
 from probe.names import unknown_name
 from probe.probes.fit import PROBE_VERSION
+from probe.probes.heads import load_head
 from probe.probes.protocols import PROTOCOLS, get_protocol
 from probe.probes.solvers.catalog import check_solver
 from probe.records.prediction_files import has_predictions
@@ -190,14 +192,15 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
         directory = settings.predictions_dir
         if directory and not has_predictions(spec, record, directory, with_logits=settings.with_logits):
             return None
-        if settings.save_heads and spec.protocol.method != KNN and not _has_head(spec, results_dir):
+        if settings.save_heads and spec.protocol.method != KNN and not _has_head(record, results_dir):
             return None
         if not _has_own_versions(record) or not _has_weights(record, spec.model, weights, settings):
             return None
         has_partner = spec.jit and identity(replace(spec, jit=False)) in planned
         return record if record.parity is not None or not has_partner else None
 
-    records = {} if rerun else {spec: record for spec in specs if (record := find(spec)) is not None}
+    found = {spec: find(spec) for spec in specs}  # also fills `recorded`
+    records = {} if rerun else {spec: record for spec, record in found.items() if record is not None}
     left = {spec.of_all_modes for spec in specs if spec not in records}
     done = {spec: records[spec] for spec in specs if spec.of_all_modes not in left}
     if done:
@@ -219,8 +222,13 @@ def _with_tests(spec: RunSpec, recorded: Sequence[DatasetSpec]) -> RunSpec:
     return replace(spec, tests=(*spec.tests, *(test for test in recorded if test.name not in names)))
 
 
-def _has_head(spec: RunSpec, results_dir: Path) -> bool:
-    return any(head_path(spec, results_dir, part).is_file() for part in (0, 1))
+def _has_head(record: DoneRecord, results_dir: Path) -> bool:
+    """Return True if the first head of a record can be read and is of this record, not of an earlier run."""
+    for path in (head_path(record, results_dir, part) for part in (0, 1)):
+        with suppress(HeadError):
+            if load_head(path).info.created == record.created:
+                return True
+    return False
 
 
 def _has_own_versions(record: DoneRecord) -> bool:

@@ -173,7 +173,7 @@ def fit(args: argparse.Namespace) -> int:
     from probe.models.devices import resolve_execution
     from probe.probes.cached_fits import FitCache
     from probe.probes.fit import fit_folds, hold_out_validation
-    from probe.probes.heads import describe_head_of_file
+    from probe.probes.heads import check_single_fit, describe_head_of_file
     from probe.probes.protocols import GROUPS, get_protocol
     from probe.probes.solvers.catalog import device_for
     from probe.records.record import write_bytes
@@ -183,6 +183,8 @@ def fit(args: argparse.Namespace) -> int:
     if args.save_head is not None and len(protocols) > 1:
         raise UsageError(f"--save-head writes one head, but there are {len(protocols)} protocols; name one of them")
     found = files.load(Path(args.file))
+    if args.save_head is not None:
+        check_single_fit(protocols[0], len(found.folds))
     metric = args.metric or str(found.about.get("metric", "accuracy"))
     folds = list(found.folds)
     if args.val_fraction is not None:

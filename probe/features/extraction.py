@@ -171,14 +171,24 @@ def prepare_grid(
         groups = [list(group) for _, group in groupby(specs, key=lambda spec: spec.dataset)]
         progress.expect(sum(map(num_images, groups)))
         for group in groups:
-            # First, so that the dataset itself stays open for its runs. A run meets the errors again and records them.
-            further = [one for spec in group for one in spec.on_tests]
+            further = _runs_on_tests(group, session, is_ready)
             for test in dict.fromkeys(one.dataset for one in further):
                 runs = [one for one in further if one.dataset == test]
                 prepare(runs, replace(session, dataset=None), progress)
             yield group, prepare(group, session, progress, expected=num_images(group), is_ready=is_ready)
             session.extracted.clear()
             session.classifiers.clear()
+
+
+def _runs_on_tests(group: Sequence[RunSpec], session: Session, is_ready: Callable[[RunSpec], bool]) -> list[RunSpec]:
+    """Return the runs on further test sets; none if the dataset itself cannot be opened, because its runs will fail."""
+    if not any(spec.tests for spec in group):
+        return []
+    try:
+        session.open_dataset(group[0].dataset)
+    except Exception:  # a run meets the error again and records it
+        return []
+    return [one for spec in group if is_ready(spec) for one in spec.on_tests]
 
 
 def num_images(specs: Sequence[RunSpec]) -> int:

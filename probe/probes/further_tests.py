@@ -50,10 +50,10 @@ class FittedProbe:
         Classes that the probe does not know have a score of -inf.
         """
         x = features.at(self.rules.feature_point)
-        of_folds = self.result.folds or (self.result,)
-        for fold, of_fold in zip(self.folds, of_folds, strict=True):
-            for part in of_fold.draws or (of_fold,):
-                yield self._votes(fold, part, x) if self.rules.method == KNN else self._logits(part, x)
+        num_draws = len(self.result.parts) // len(self.folds)
+        for i, part in enumerate(self.result.parts):
+            fold = self.folds[i // num_draws]
+            yield self._votes(fold, part, x) if self.rules.method == KNN else self._logits(part, x)
 
     def _logits(self, part: ProbeResult, x: np.ndarray) -> np.ndarray:
         (weights,) = part.heads

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,15 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from probe.decoder import decode
-from probe.errors import HeadError, ProbeError, summarize
+from probe.errors import HeadError, ProbeError, listed, summarize
 from probe.models import get_model
 from probe.models.encoder import ImageEncoder
 from probe.probes.fits import Weights, normalized
+from probe.probes.protocol_checks import check_protocol
 from probe.probes.result import ProbeResult
 from probe.records.record import head_path, record_path, write_bytes
 from probe.records.schema import DoneRecord, PreprocessRecord
-from probe.specs import ZERO_SHOT, ModelSpec, Protocol, canonical_json
+from probe.specs import KNN, ZERO_SHOT, ModelSpec, Protocol, canonical_json
 from probe.stats.metrics import takes_several_labels
 from probe.stats.top_classes import SIGMOID, SOFTMAX, to_probabilities
 
@@ -60,6 +62,7 @@ class HeadInfo:
         solver: the solver.
         C: inverse strength of the penalty; None if nothing was fitted.
         record: name of the file of the record; empty if there is none.
+        created: time of the record, which tells the heads of repeated runs apart.
         part: number of the fold or few-shot draw, from 1 on, if the run has several; otherwise 0.
         version: version of this format.
     """
@@ -77,6 +80,7 @@ class HeadInfo:
     solver: str
     C: float | None
     record: str = ""
+    created: str = ""
     part: int = 0
     version: int = HEAD_VERSION
 
@@ -230,9 +234,10 @@ def describe_heads(record: DoneRecord, result: ProbeResult, class_names: Sequenc
     """Return the content of the files of a run's heads, by path below the results folder; empty for k-NN."""
     spec = record.spec
     heads = {}
-    for i, weights in enumerate(result.heads):
-        part = i + 1 if len(result.heads) > 1 else 0
-        labels = result.label_values or tuple(range(len(weights.bias)))
+    fitted = [one for one in result.parts if one.heads]
+    for i, one in enumerate(fitted):
+        (weights,), part = one.heads, i + 1 if len(fitted) > 1 else 0
+        labels = one.label_values or tuple(range(len(weights.bias)))
         has_names = len(class_names) > max(labels)
         info = HeadInfo(
             dataset=spec.dataset.name,
@@ -246,12 +251,25 @@ def describe_heads(record: DoneRecord, result: ProbeResult, class_names: Sequenc
             precision=spec.precision,
             protocol=spec.protocol,
             solver=spec.solver,
-            C=result.C,
+            C=one.C,
             record=record_path(record, Path()).as_posix(),
+            created=record.created,
             part=part,
         )
-        heads[head_path(spec, Path(), part)] = Head(weights, info).to_bytes()
+        heads[head_path(record, Path(), part)] = Head(weights, info).to_bytes()
     return heads
+
+
+def check_single_fit(protocol: Protocol, num_folds: int) -> None:
+    """Check that a probe on a file of features has one head.
+
+    Raises:
+        HeadError: the protocol fits nothing, or there are several draws or folds.
+    """
+    num = num_folds * (protocol.num_seeds if protocol.shots else 1)
+    if protocol.method == KNN or num > 1:
+        what = "has no weights" if protocol.method == KNN else f"has {num} heads, one for each fold or draw"
+        raise HeadError(f"a probe by the protocol {protocol.name} {what}; use a protocol with a single fit")
 
 
 def describe_head_of_file(
@@ -261,21 +279,21 @@ def describe_head_of_file(
 
     Args:
         about: the description in the file, empty if it has none, see `Extraction.about`.
-        result: the probe.
+        result: the probe, of one fold and a protocol that `check_single_fit` accepts.
         protocol: its protocol.
         is_multi_label: True if an image can show several classes.
 
     Raises:
-        HeadError: the probe has no linear head, or several.
+        HeadError: the description is damaged.
     """
-    if len(result.heads) != 1:
-        what = "has no weights" if not result.heads else f"has {len(result.heads)} heads, one for each fold or draw"
-        raise HeadError(f"the probe by the protocol {protocol.name} {what}; use a protocol with a single fit")
-    encoder = about.get("encoder") or {}
+    (weights,) = result.heads
+    labels = result.label_values or tuple(range(len(weights.bias)))
+    read, encoder = about.get("read") or {}, about.get("encoder") or {}
+    names = read.get("class_names") or ()
     info = {
         "dataset": about.get("dataset", ""),
-        "class_names": (),
-        "labels": result.label_values or tuple(range(len(result.heads[0].bias))),
+        "class_names": [names[label] for label in labels] if len(names) > max(labels) else (),
+        "labels": labels,
         "is_multi_label": is_multi_label,
         "model": None,
         "weights": about.get("weights") or "",
@@ -289,7 +307,7 @@ def describe_head_of_file(
     try:
         with suppress(ProbeError):  # a file that has moved; `predict --model` names its place
             info["model"] = get_model(about["model"]) if about.get("model") else None
-        return Head(result.heads[0], decode(json.loads(canonical_json(info)), HeadInfo))
+        return Head(weights, decode(json.loads(canonical_json(info)), HeadInfo))
     except (ValueError, TypeError) as err:
         raise HeadError(f"the description in the file of features is damaged ({summarize(err)})") from err
 
@@ -316,7 +334,7 @@ def load_head(path: str | Path) -> Head:
         raise HeadError(f"cannot read {path} ({err.strerror or err}); give the {SUFFIX} file of a head") from err
     try:
         tensors, text = load_tensors(data), _metadata(data).get(METADATA)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as err:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as err:
         raise HeadError(f"{path} is damaged or not a safetensors file ({summarize(err)}); save the head again") from err
     if text is None:
         raise HeadError(f"{path} is a safetensors file without a head; give a file that --save-heads wrote")
@@ -326,8 +344,8 @@ def load_head(path: str | Path) -> Head:
             raise HeadError(f"{path} has version {plain['version']}, newer than {HEAD_VERSION}; update probe")
         info = decode(plain, HeadInfo)
         weights = Weights(tensors["weight"], tensors["bias"])
-        _check_shapes(weights, info)
-    except (ValueError, KeyError, msgspec.ValidationError) as err:
+        _check_content(weights, info)
+    except (ValueError, KeyError, RecursionError, msgspec.ValidationError) as err:
         raise (
             err
             if isinstance(err, HeadError)
@@ -343,12 +361,18 @@ def _metadata(data: bytes) -> dict[str, str]:
     return found
 
 
-def _check_shapes(weights: Weights, info: HeadInfo) -> None:
+def _check_content(weights: Weights, info: HeadInfo) -> None:
+    """Raise ValueError if the weights and the description of a head do not fit together."""
     num = len(info.labels)
     dtypes = {str(array.dtype) for array in (weights.weight, weights.bias)}
     if weights.weight.ndim != 2 or {len(weights.weight), *weights.bias.shape} != {num} or dtypes != {"float64"}:
         raise ValueError(f"weight {weights.weight.shape} and bias {weights.bias.shape} do not fit {num} classes")
     if info.class_names and len(info.class_names) != num:
         raise ValueError(f"{len(info.class_names)} class names do not fit {num} classes")
-    if not np.isfinite(weights.weight).all() or np.isnan(weights.bias).any():
+    if num < 2 or any(after <= before for before, after in pairwise((-1, *info.labels))):
+        raise ValueError(f"the labels {listed(info.labels)} are not two or more ascending integers >= 0")
+    if not np.isfinite(weights.weight).all() or not (weights.bias < np.inf).all() or weights.bias.max() == -np.inf:
         raise ValueError("a weight is not finite")
+    if info.mode not in ("", "eager", "jit", "compiled"):
+        raise ValueError(f"mode {info.mode!r} is not one of eager, jit and compiled")
+    check_protocol(info.protocol, where="its protocol")

@@ -82,6 +82,11 @@ class ProbeResult(Convergence):
     draws: tuple[ProbeResult, ...] = ()
     folds: tuple[ProbeResult, ...] = ()
 
+    @property
+    def parts(self) -> tuple[ProbeResult, ...]:
+        """Results of single fits: of each draw of each fold, or the result itself."""
+        return tuple(part for fold in self.folds or (self,) for part in fold.draws or (fold,))
+
     def to_record(self) -> ResultRecord:
         """Return the result as a record holds it: without predictions, with packed outcomes.
 

@@ -59,9 +59,9 @@ def run_path(spec: RunSpec, results_dir: Path) -> Path:
     return results_dir / "records" / dataset_slug(spec.dataset) / f"{'.'.join(names)}{solver}.json"
 
 
-def head_path(spec: RunSpec, results_dir: Path, part: int = 0) -> Path:
-    """Return the path of the head of a run, or of one of its folds or few-shot draws, from 1 on."""
-    path = run_path(spec, results_dir)
+def head_path(record: RunRecord, results_dir: Path, part: int = 0) -> Path:
+    """Return the path of the head of a record, or of one of its folds or few-shot draws, from 1 on."""
+    path = record_path(record, results_dir)
     stem = f"{path.stem}.{part}" if part else path.stem
     return results_dir / "heads" / path.parent.name / f"{stem}.safetensors"
 

@@ -233,7 +233,7 @@ def test_a_run_records_the_calibration_of_its_heads(tmp_path):
         assert not prepare([spec], session, Progress(is_shown=False))
         features = extract(session.find_encoder(spec), session.open_dataset(spec.dataset), session)
         test = features.cut(["test"])[0]["test"]
-        logits = load_head(head_path(spec, tmp_path)).logits(test.at(spec.protocol.feature_point))
+        logits = load_head(head_path(record, tmp_path)).logits(test.at(spec.protocol.feature_point))
         _equals(found.before, measure_calibration(test.y, logits))
         if found.after is not None:
             _equals(found.after, measure_calibration(test.y, logits, temperature=found.temperature))

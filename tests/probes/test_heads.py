@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from make.records import make_record
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -17,7 +18,8 @@ from probe.features.arrays import Features
 from probe.features.extraction import Session, extract, prepare
 from probe.grid import plan
 from probe.models.loading import load_encoder
-from probe.probes.heads import METADATA, SUFFIX, Head, HeadInfo, load_head
+from probe.probes.fit import fit_folds
+from probe.probes.heads import METADATA, SUFFIX, Head, HeadInfo, describe_heads, load_head
 from probe.probes.prediction import load_encoder_of, share_right
 from probe.progress import Progress
 from probe.records.packing import unpack_outcomes
@@ -111,14 +113,39 @@ def test_a_run_with_a_head_is_skipped_and_one_without_is_repeated(folder, caplog
     (spec,) = _specs(["readme"], [False])
     settings = Settings(results_dir=folder / "results", save_heads=True)
     path = folder / "results/heads/digits" / f"tiny.eager.readme.fp32.fast{SUFFIX}"
-    content = path.read_bytes()
+    before = load_head(path)
     list(run_grid([spec], settings))
     assert "skipped 1 of 1 runs" in caplog.text
     path.unlink()
     list(run_grid([spec], replace(settings, save_heads=False)))
     assert not path.exists()
     list(run_grid([spec], settings))
-    assert path.read_bytes() == content
+    assert np.array_equal(load_head(path).weights.weight, before.weights.weight)
+    # The head of an earlier record is not that of this record.
+    path.write_bytes(Head(before.weights, replace(before.info, created="2026-01-01T00:00:00+00:00")).to_bytes())
+    list(run_grid([spec], settings))
+    assert load_head(path).info.created != "2026-01-01T00:00:00+00:00"
+
+
+def test_each_fold_has_its_own_labels_and_strength(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def made(values, n):
+        y = np.array(values)[np.arange(n) % len(values)]
+        return Features((np.eye(4)[y] + rng.standard_normal((n, 4))).astype(np.float32), y)
+
+    folds = [{name: made(labels, 60) for name in ("train", "val", "test")} for labels in ((0, 1, 3), (0, 2, 3))]
+    rules = Protocol("search", "", "projected", (1e-3, 1.0), 1)
+    result = fit_folds(folds, protocol=rules)
+    record = make_record("digits", "tiny", protocol="search")
+    heads = []
+    for path, content in describe_heads(record, result, ["a", "b", "c", "d"]).items():
+        (tmp_path / path.name).write_bytes(content)
+        heads.append(load_head(tmp_path / path.name))
+    assert [head.info.labels for head in heads] == [(0, 1, 3), (0, 2, 3)]
+    assert [head.info.class_names for head in heads] == [("a", "b", "d"), ("a", "c", "d")]
+    assert [head.info.C for head in heads] == [fold.C for fold in result.folds]
+    assert [head.info.part for head in heads] == [1, 2]
 
 
 def test_predict_as_a_user_would(folder, tmp_path, capsys):
@@ -203,6 +230,8 @@ def test_a_head_of_a_file_of_features(folder, tmp_path, capsys):
     assert "--save-head writes one head" in capsys.readouterr().err
     assert main(["fit", features, "--protocol", "few-shot-1", "--save-head", saved, *cpu]) == 1
     assert "has 5 heads" in capsys.readouterr().err
+    assert main(["fit", features, "--protocol", "knn-5", "--save-head", saved, *cpu]) == 1
+    assert "has no weights" in capsys.readouterr().err
 
 
 def test_another_encoder_is_refused(head):
@@ -240,6 +269,17 @@ def _damage(kind, path):
             info["labels"] = [0, 1]
         elif kind == "no protocol":
             del info["protocol"]
+        elif kind == "no classes":
+            info["labels"], info["class_names"] = [], []
+            tensors = {"weight": np.zeros((0, 3)), "bias": np.zeros(0)}
+        elif kind == "unsorted labels":
+            info["labels"] = info["labels"][::-1]
+        elif kind == "infinite bias":
+            tensors["bias"][0] = np.inf
+        elif kind == "unknown mode":
+            info["mode"] = "banana"
+        elif kind == "unknown feature point":
+            info["protocol"]["feature_point"] = "foo"
         elif kind == "not finite":
             tensors["weight"][0, 0] = np.nan
         else:
@@ -258,6 +298,11 @@ def _damage(kind, path):
         ("other classes", "do not fit 2 classes"),
         ("no protocol", "protocol is missing"),
         ("not finite", "a weight is not finite"),
+        ("infinite bias", "a weight is not finite"),
+        ("no classes", "are not two or more ascending integers"),
+        ("unsorted labels", "are not two or more ascending integers"),
+        ("unknown mode", "mode 'banana'"),
+        ("unknown feature point", "unknown feature_point 'foo'"),
         ("no bias", "bias"),
     ],
 )

@@ -87,7 +87,7 @@ def test_logits_are_those_of_the_head(records, settings):
     frame = pandas.read_parquet(_path(record, settings))
     logits = np.stack(frame.logits)
     assert np.array_equal(logits.argmax(axis=1), frame.prediction)
-    head = load_head(head_path(record.spec, settings.results_dir))
+    head = load_head(head_path(record, settings.results_dir))
     chances = head.probabilities(logits)
     top = np.stack(frame.top_labels)
     assert np.allclose(np.take_along_axis(chances, top, axis=1), np.stack(frame.top_probabilities), atol=1e-12)
