@@ -140,6 +140,10 @@ def _check_tests(names: Sequence[str], further: Mapping[DatasetSpec, Sequence[Da
     for name in names:
         if name == ALL_TESTS and not known:
             raise DatasetError(f"{listed(row.name for row in further)} has no further test sets; remove --also-test")
+        if not known and not name.endswith(".toml"):
+            raise DatasetError(
+                f"{listed(row.name for row in further)} has no further test set {name!r}; give the path of a TOML file"
+            )
         if name != ALL_TESTS and name not in known and not name.endswith(".toml"):
             raise unknown_name("further test set", name, known, forms="the path of a TOML file")
 
@@ -186,7 +190,8 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
         record = try_to_read(run_path(spec, results_dir))
         if not isinstance(record, DoneRecord) or not record.is_whole or identity(record.spec) != identities[spec]:
             return None
-        recorded[spec] = record.spec.tests
+        scored = {test.name for test in record.tests if test.error is None}
+        recorded[spec] = tuple(test for test in record.spec.tests if test.name in scored)
         if not _has_tests(record, spec.tests):
             return None
         directory = settings.predictions_dir

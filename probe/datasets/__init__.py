@@ -9,7 +9,7 @@ from probe.datasets.catalog import DATASETS
 from probe.datasets.test_sets import TEST_SETS
 from probe.errors import DatasetError, DatasetMissingError, ProbeError
 from probe.names import unknown_name
-from probe.specs import DatasetSpec
+from probe.specs import DatasetSpec, identity
 
 # Kind of a dataset outside the catalogue -> the module whose `make_spec` makes its specification from the rest.
 KINDS = {
@@ -70,7 +70,8 @@ def find_tests(spec: DatasetSpec, names: Iterable[str]) -> tuple[DatasetSpec, ..
             names are ignored, because they can be test sets of another dataset of the grid.
 
     Raises:
-        DatasetError: a TOML file is missing or wrong, or describes a dataset that can be fitted on.
+        DatasetError: a TOML file is missing or wrong, or describes a dataset that can be fitted on; or two test sets
+            have one name.
     """
     names = list(dict.fromkeys(names))
     own = [get_dataset(name) for name in spec.tests] if names else []
@@ -82,4 +83,8 @@ def find_tests(spec: DatasetSpec, names: Iterable[str]) -> tuple[DatasetSpec, ..
                 f"{test.name} is not a further test set, because it has more subsets than test; run it as a dataset "
                 "of its own"
             )
-    return tuple({test.name: test for test in chosen}.values())
+    found = {test.name: test for test in chosen}
+    for test in chosen:
+        if identity(test) != identity(found[test.name]):
+            raise DatasetError(f"two further test sets have the name {test.name!r}; rename one of them")
+    return tuple(found.values())

@@ -18,7 +18,8 @@ HEADER = (
 TITLE = "Further test sets"
 INTRODUCTION = (
     "The same probes on further test images. Predictions are among all classes of the dataset, or among the classes "
-    "that the test set shows. The difference is the score minus the score on the test split of the dataset, in points."
+    "that the test set shows. The difference is the score among all classes minus the score on the test split of the "
+    "dataset, in points."
 )
 
 
@@ -33,8 +34,14 @@ class ShiftRow:
 
     @property
     def difference(self) -> float | None:
-        """Its score minus the score on the test split of the dataset, a fraction; None without a score."""
-        return None if self.score is None else self.score.score - self.record.result.score
+        """Its score minus the score on the test split of the dataset, a fraction.
+
+        It is None without a score, and among the classes of the test set, because the score on the test split is among
+        all classes.
+        """
+        if self.score is None or self.convention != ALL_CLASSES:
+            return None
+        return self.score.score - self.record.result.score
 
     @property
     def status(self) -> str:
@@ -87,13 +94,14 @@ def shifts_to_text(rows: Sequence[ShiftRow]) -> tuple[list[str], list[list[str]]
         record, score = row.record, row.score
         named = [datasets[record.dataset], models[record.model], record.mode, record.precision, record.protocol]
         named += [solver_text(record.solver), row.test.name]
-        if score is None or row.difference is None:
+        if score is None:
             lines.append([*named, NO_RECORD, NO_RECORD, "failed", NO_RECORD, NO_RECORD])
             continue
         size = "" if row.test.split is None else f"{row.test.split.size}"
         among = row.convention if row.convention == ALL_CLASSES else f"its {row.test.num_classes} classes"
         mark = marks(record) if row.test.is_whole or record.is_partial else f"{marks(record)} +"
-        shown = [f"{100 * score.score:.2f}{mark}", interval_text(score.interval), f"{100 * row.difference:+.2f}"]
+        shown = [f"{100 * score.score:.2f}{mark}", interval_text(score.interval)]
+        shown.append(NO_RECORD if row.difference is None else f"{100 * row.difference:+.2f}")
         lines.append([*named, size, among, *shown])
     errors = {
         f"{row.test.name} of {datasets[row.record.dataset]} has no score: {row.test.error.message}"

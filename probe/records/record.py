@@ -206,6 +206,8 @@ def read_record(path: str | Path) -> RunRecord:
     except OSError as err:
         raise ResultsError(f"cannot read {path} ({err.strerror or err}); give the .json file of a record") from err
     except (ValueError, RecursionError) as err:  # also bytes that are not text, and a name with a NUL
+        if Path(path).suffix != ".json":
+            raise ResultsError(f"{path} is not a record; give the .json file of a record") from err
         raise ResultsError(
             f"{path} is damaged: it is not valid JSON ({err}); remove the file and repeat the run"
         ) from err

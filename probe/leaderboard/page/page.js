@@ -145,7 +145,7 @@ function drawCharts() {
   const methods = (data.methods || []).map((one) => point(data.records[one.zero_shot].score, one.probe, { p: number(one.p) }));
   drawPairs("zero-shot", "Zero-shot against the linear probe", "The same model and test images. Above the diagonal, the linear probe has the higher score.", methods.filter((one) => isShown(one.model)), "zero-shot, %", "linear probe, %");
   const further = (data.further || []).map((one) => ({ ...point(data.records[one.record].score, one.record, { "predictions among": one.convention }), y: 100 * one.score, label: `${titleOf(data.records[one.record])}, on ${one.test}` }));
-  drawPairs("further", "Further test sets against the dataset", "The same probe on other images. Of two models with the same score on the dataset, the higher one is more robust.", further.filter((one) => isShown(one.model)), "test split of the dataset, %", "further test set, %");
+  drawPairs("further", "Further test sets against the dataset", "The same probes on other images. Compare dots of one protocol, test set and convention: at the same score on the dataset, the higher model is more robust.", further.filter((one) => isShown(one.model)), "test split of the dataset, %", "further test set, %");
   drawShots((data.shots || [])[section.shots], isShown);
   const published = data.published.map((one) => point(one.theirs, one.record, {}));
   drawPairs("published", "The CLIP paper against here", "Table 10 of Radford et al. 2021 and the same runs here. On the line, both agree.", published.filter((one) => isShown(one.model)), "published, %", "here, %");
