@@ -22,6 +22,7 @@ from probe.leaderboard.derived import render_derived
 from probe.leaderboard.shifts import shift_rows
 from probe.records.packing import unpack
 from probe.records.record import read_record, read_records
+from probe.records.verdicts import judge
 from probe.runner import run_grid
 from probe.settings import Settings
 from probe.specs import Protocol
@@ -190,6 +191,30 @@ def test_a_test_set_that_is_missing_is_named_and_scored_later(data, tmp_path, ca
     assert again.tests[0].all_classes is not None
     assert again.extraction.from_cache
     assert run(data, tmp_path, tests=["all"]).created == again.created
+
+
+def test_a_missing_test_set_does_not_change_the_verdict_of_a_reproduction(data, tmp_path, capsys):
+    record = run(data, tmp_path, tests=["all"])
+    (path,) = (tmp_path / "results/records").rglob("*.json")
+    images = tmp_path / "data/some"
+    images.rename(tmp_path / "away")
+    assert main(["reproduce", str(path)]) == 0
+    printed = capsys.readouterr().out
+    (row,) = (line for line in printed.splitlines() if line.startswith("| further tests"))
+    assert "| not compared |" in row
+    assert "some has no score: " in row
+    assert "verdict: identical" in printed
+    some, numbered = record.tests
+    moved = replace(numbered, all_classes=replace(numbered.all_classes, score=0.5))
+    stages = {stage.name: stage for stage in judge(record, replace(record, tests=(some, moved))).stages}
+    assert stages["probe"].moved == ""
+    assert stages["further tests"].moved == "numbered 0.833333 -> 0.5"
+    assert judge(record, replace(record, tests=(some, moved))).first_moved == "further tests"
+    relabelled = replace(numbered, split=replace(numbered.split, sha256="other"))
+    (*_, last) = judge(record, replace(record, tests=(some, relabelled))).stages
+    assert (last.moved, last.note) == ("numbered has the same scores, but different images", "")
+    (*_, last) = judge(record, record).stages
+    assert (last.name, last.moved, last.note) == ("further tests", "", "")
 
 
 def test_a_run_is_repeated_for_further_test_sets_and_keeps_those_of_its_record(data, tmp_path):
