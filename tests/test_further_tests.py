@@ -19,9 +19,11 @@ from probe.datasets.opening import open_dataset
 from probe.errors import DatasetError, ResultsError, UnknownNameError
 from probe.grid import pending, plan
 from probe.leaderboard.derived import render_derived
+from probe.leaderboard.labels import NO_RECORD
 from probe.leaderboard.shifts import shift_rows
 from probe.records.packing import unpack
 from probe.records.record import read_record, read_records
+from probe.records.verdicts import judge
 from probe.runner import run_grid
 from probe.settings import Settings
 from probe.specs import Protocol
@@ -192,6 +194,30 @@ def test_a_test_set_that_is_missing_is_named_and_scored_later(data, tmp_path, ca
     assert run(data, tmp_path, tests=["all"]).created == again.created
 
 
+def test_a_missing_test_set_does_not_change_the_verdict_of_a_reproduction(data, tmp_path, capsys):
+    record = run(data, tmp_path, tests=["all"])
+    (path,) = (tmp_path / "results/records").rglob("*.json")
+    images = tmp_path / "data/some"
+    images.rename(tmp_path / "away")
+    assert main(["reproduce", str(path)]) == 0
+    printed = capsys.readouterr().out
+    (row,) = (line for line in printed.splitlines() if line.startswith("| further tests"))
+    assert "| not compared |" in row
+    assert "some has no score: " in row
+    assert "verdict: identical" in printed
+    some, numbered = record.tests
+    moved = replace(numbered, all_classes=replace(numbered.all_classes, score=0.5))
+    stages = {stage.name: stage for stage in judge(record, replace(record, tests=(some, moved))).stages}
+    assert stages["probe"].moved == ""
+    assert stages["further tests"].moved == "numbered 0.833333 -> 0.5"
+    assert judge(record, replace(record, tests=(some, moved))).first_moved == "further tests"
+    relabelled = replace(numbered, split=replace(numbered.split, sha256="other"))
+    (*_, last) = judge(record, replace(record, tests=(some, relabelled))).stages
+    assert (last.moved, last.note) == ("numbered has the same scores, but different images", "")
+    (*_, last) = judge(record, record).stages
+    assert (last.name, last.moved, last.note) == ("further tests", "", "")
+
+
 def test_a_run_is_repeated_for_further_test_sets_and_keeps_those_of_its_record(data, tmp_path):
     first = run(data, tmp_path, tests=["some"])
     specs = plan([data], ["tiny"], protocols=[RULES], device="cpu", tests=["numbered"])
@@ -301,6 +327,28 @@ def test_a_record_that_contradicts_its_outcomes_is_damaged(data, tmp_path):
     path.write_text(json.dumps(plain))
     with pytest.raises(ResultsError, match=r"tests, some: its score is .*, but the score of its outcomes is"):
         read_record(path)
+
+
+def test_show_prints_further_test_sets_and_errors(data, tmp_path, capsys):
+    (tmp_path / "data/numbered").rename(tmp_path / "away")
+    some, numbered = run(data, tmp_path, tests=["all"]).tests
+    (path,) = (tmp_path / "results/records").rglob("*.json")
+    assert main(["show", str(path)]) == 0
+    printed = capsys.readouterr().out.split("\nFurther test sets:\n")[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    assert [row[:4] for row in rows[2:]] == [
+        ["some", "7", "all classes", f"{100 * some.all_classes.score:.2f}"],
+        ["some", "7", "its 2 classes", f"{100 * some.own_classes.score:.2f}"],
+        ["numbered", NO_RECORD, NO_RECORD, "failed"],
+    ]
+    assert f"numbered of mini has no score: {numbered.error.message}" in printed
+    assert main(["show", str(path), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["tests"]
+    assert (first["name"], first["num_test"], first["num_classes"], first["error"]) == ("some", 7, 2, None)
+    assert first["own_classes"]["score"] == some.own_classes.score
+    assert first["own_classes"]["interval"]["low"] == some.own_classes.interval.low
+    assert second["error"]["message"] == numbered.error.message
+    assert second["all_classes"] is second["own_classes"] is None
 
 
 def test_the_command_scores_and_prints_further_test_sets(data, tmp_path, capsys, caplog):

@@ -286,7 +286,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
     },
     "results": {
         "show": _Command(
-            "Show one record: scores of classes, confusions and calibration.",
+            "Show one record: scores of classes, calibration and further test sets.",
             "--classes --csv",
             {"record": _value("RECORD.json", "Record of a run.")},
         ),

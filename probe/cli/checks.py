@@ -92,7 +92,7 @@ def _differing(changes: Sequence[Change]) -> list[tuple[str, str, str, str]]:
     rows = []
     for (stage, field), group in groupby(changes, key=lambda change: (change.stage, change.field.partition("[")[0])):
         own = list(group)
-        if field == "result.outcomes":
+        if field.endswith(".outcomes"):
             continue
         if own[0].field != field:
             rows.append((stage, f"{field} ({len(own)} values)", "see --json", "see --json"))
@@ -196,7 +196,14 @@ def _reproduced(done: Sequence[Reproduction]) -> str:
 def _stages_page(one: Reproduction) -> str:
     from probe.leaderboard import tables
 
-    rows = [(stage.name, "differs" if stage.moved else "same", stage.moved) for stage in one.stages]
+    rows = [
+        (
+            stage.name,
+            "differs" if stage.moved else "not compared" if stage.note else "same",
+            "; ".join(filter(None, (stage.moved, stage.note))),
+        )
+        for stage in one.stages
+    ]
     lines = [tables.markdown_table(("stage", "state", "record -> again"), rows)] if rows else []
     if one.images is not None:
         lines.append(f"the scores differ by {one.images:.3g} test images; the tolerance is {one.tolerance}\n")

@@ -16,7 +16,7 @@ MAX_CONFUSIONS = 10  # printed
 
 
 def show_command(args: argparse.Namespace) -> int:
-    """Print the facts of a record, the scores of its classes, confusions and calibration, or write classes as CSV."""
+    """Print the facts of a record and the scores of its classes and further test sets, or write classes as CSV."""
     from probe.leaderboard import details
     from probe.records.record import read_record, write_text
     from probe.records.schema import DoneRecord
@@ -36,6 +36,7 @@ def show_command(args: argparse.Namespace) -> int:
     if isinstance(record, DoneRecord):
         _print_classes(record, args.classes)
         _print_calibration(record)
+        _print_further_tests(record)
     return 0
 
 
@@ -85,3 +86,15 @@ def _print_calibration(record: DoneRecord) -> None:
     print_rows(header, details.calibration_rows(calibration))
     for reason in calibration.reasons:
         print(f"\n{reason[:1].upper()}{reason[1:]}.")
+
+
+def _print_further_tests(record: DoneRecord) -> None:
+    from probe.leaderboard import shifts
+
+    rows = shifts.shift_rows([record])
+    if not rows:
+        return
+    print(f"\n{shifts.TITLE}:\n")
+    print_rows(shifts.TEST_HEADER, [shifts.score_cells(row) for row in rows])
+    for error in shifts.shifts_to_text(rows)[2]:
+        print(f"\n{printable(error)}")

@@ -1,4 +1,4 @@
-"""Details of one record: its facts, the scores of its classes, confusions and calibration, for `show` and the page."""
+"""Details of one record, for `show` and the page: facts, scores of classes, confusions, calibration, further tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from probe.leaderboard.cards import METRIC_TITLES
 from probe.leaderboard.labels import NO_RECORD
 from probe.leaderboard.tables import fit_cells, interval_text, rows_to_csv, status
 from probe.records.packing import unpack_bins, unpack_classes, unpack_outcomes
-from probe.records.schema import CalibrationRecord, CalibrationScores, DoneRecord, ResultRecord, RunRecord
+from probe.records.schema import (
+    CalibrationRecord,
+    CalibrationScores,
+    DoneRecord,
+    FurtherTestRecord,
+    ResultRecord,
+    RunRecord,
+)
 from probe.specs import NO_SOLVER
 from probe.stats.metrics import average_precisions, takes_several_labels
 from probe.stats.per_class import ClassCounts, class_scores
@@ -189,6 +196,7 @@ def collect_details(record: RunRecord) -> dict[str, Any]:
     found["classes"] = [asdict(row) for row in class_rows(record)]
     found["confusions"] = [asdict(one) for one in confusions(record)]
     found["calibration"] = None if result.calibration is None else _calibration(result.calibration)
+    found["tests"] = [_further_test(test) for test in record.tests]
     return found
 
 
@@ -196,6 +204,21 @@ def _calibration(calibration: CalibrationRecord) -> dict[str, Any]:
     states = {name: getattr(calibration, name) for name in ("before", "after")}
     plain = {name: None if one is None else {**asdict(one), "bins": bins(one)} for name, one in states.items()}
     return {**plain, "temperature": calibration.temperature, "reasons": list(calibration.reasons)}
+
+
+def _further_test(test: FurtherTestRecord) -> dict[str, Any]:
+    conventions = {name: getattr(test, name) for name in ("all_classes", "own_classes")}
+    return {
+        "name": test.name,
+        "error": None if test.error is None else asdict(test.error),
+        "metric": test.metric,
+        "num_test": None if test.split is None else test.split.size,
+        "num_classes": test.num_classes,
+        **{
+            name: None if one is None else {"score": one.score, "interval": asdict(one.interval)}
+            for name, one in conventions.items()
+        },
+    }
 
 
 def bins(scores: CalibrationScores) -> list[dict[str, float]]:

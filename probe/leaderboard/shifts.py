@@ -15,6 +15,7 @@ HEADER = (
     *("dataset", "model", "mode", "protocol", "precision", "solver", "test_set", "num_test", "num_classes"),
     *("convention", "metric", "score", "low", "high", "interval", "dataset_score", "difference", "status"),
 )
+TEST_HEADER = ("test set", "images", "predictions among", "score, %", "95 % confidence interval", "difference")
 TITLE = "Further test sets"
 INTRODUCTION = (
     "The same probes on further test images. Predictions are among all classes of the dataset, or among the classes "
@@ -88,27 +89,30 @@ def shifts_to_text(rows: Sequence[ShiftRow]) -> tuple[list[str], list[list[str]]
     """Return header and rows to read, with scores in percent, and a sentence for each error."""
     datasets = short_names(row.record.dataset for row in rows)
     models = short_names(row.record.model for row in rows)
-    header = ["dataset", "model", "mode", "precision", "protocol", "solver", "test set", "images", "predictions among"]
+    header = ["dataset", "model", "mode", "precision", "protocol", "solver", *TEST_HEADER]
     lines = []
     for row in rows:
-        record, score = row.record, row.score
+        record = row.record
         named = [datasets[record.dataset], models[record.model], record.mode, record.precision, record.protocol]
-        named += [solver_text(record.solver), row.test.name]
-        if score is None:
-            lines.append([*named, NO_RECORD, NO_RECORD, "failed", NO_RECORD, NO_RECORD])
-            continue
-        size = "" if row.test.split is None else f"{row.test.split.size}"
-        among = row.convention if row.convention == ALL_CLASSES else f"its {row.test.num_classes} classes"
-        mark = marks(record) if row.test.is_whole or record.is_partial else f"{marks(record)} +"
-        shown = [f"{100 * score.score:.2f}{mark}", interval_text(score.interval)]
-        shown.append(NO_RECORD if row.difference is None else f"{100 * row.difference:+.2f}")
-        lines.append([*named, size, among, *shown])
+        lines.append([*named, solver_text(record.solver), *score_cells(row)])
     errors = {
         f"{row.test.name} of {datasets[row.record.dataset]} has no score: {row.test.error.message}"
         for row in rows
         if row.test.error is not None
     }
-    return [*header, "score, %", "95 % confidence interval", "difference"], lines, sorted(errors)
+    return header, lines, sorted(errors)
+
+
+def score_cells(row: ShiftRow) -> list[str]:
+    """Return the cells under `TEST_HEADER` to read, with the score in percent."""
+    score, test = row.score, row.test
+    if score is None:
+        return [test.name, NO_RECORD, NO_RECORD, "failed", NO_RECORD, NO_RECORD]
+    size = "" if test.split is None else f"{test.split.size}"
+    among = row.convention if row.convention == ALL_CLASSES else f"its {test.num_classes} classes"
+    mark = marks(row.record) if test.is_whole or row.record.is_partial else f"{marks(row.record)} +"
+    difference = NO_RECORD if row.difference is None else f"{100 * row.difference:+.2f}"
+    return [test.name, size, among, f"{100 * score.score:.2f}{mark}", interval_text(score.interval), difference]
 
 
 def shifts_to_markdown(records: Iterable[RunRecord]) -> str:

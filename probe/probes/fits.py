@@ -59,7 +59,7 @@ def worst(fits: Sequence[Convergence]) -> Convergence:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weights:
     """Weights of a linear classifier for k classes.
 

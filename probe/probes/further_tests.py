@@ -96,12 +96,13 @@ def score_conventions(
             "the test set as a dataset of its own"
         )
     own = np.flatnonzero(is_right.any(axis=0))
+    is_subset = len(own) < is_right.shape[1]
     among_all, among_own = [], []
     for scores in probe.scores(features):
         among_all.append(_outcomes(metric, features.y, is_right[features.y, scores.argmax(axis=1)]))
-        among_own.append(_outcomes(metric, features.y, is_right[features.y, own[scores[:, own].argmax(axis=1)]]))
+        if is_subset:
+            among_own.append(_outcomes(metric, features.y, is_right[features.y, own[scores[:, own].argmax(axis=1)]]))
     num_draws = probe.rules.num_seeds if probe.rules.shots else 1
-    is_subset = len(own) < is_right.shape[1]
     return _convention(among_all, num_draws), _convention(among_own, num_draws) if is_subset else None
 
 

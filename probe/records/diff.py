@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,16 +40,19 @@ STAGES = {
         "different rules or prompts, or a different solver of the same problem",
     ),
     "fit": (
-        ("result", "tests"),
+        ("result",),
         "the fit differs because of the stages above, or because the code of the fit changed",
     ),
     "score": (
         ("result.score", "result.interval", "result.outcomes", "result.classes"),
         "the score on the test images differs",
     ),
+    "further tests": (("tests",), "scores on further test sets differ"),
     "record": (("status", "error", "schema_version"), "one of the runs failed, or the records have different versions"),
 }
 TIMES = ("created", "seconds", "extraction")  # differ in every run
+NESTED = re.compile(r"\b(folds|draws)\[\d+\]\.")  # in the path of a field of a single fold or draw
+OPTIONAL = ("classes", "calibration")  # fields of a result that records of earlier versions do not have
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,17 @@ class Difference:
 
 
 def diff(a: RunRecord, b: RunRecord) -> Difference:
-    """Return the fields in which two records differ, except times and descriptions, and a test of their scores."""
+    """Return the fields in which two records differ, except times and descriptions, and a test of their scores.
+
+    Scores of classes, calibration and further test sets that only one record has are no difference.
+    """
     left, right = (dict(_leaves(_comparable(record))) for record in (a, b))
     own = {f"{kind}.{name}" for kind in ("splits", "features") for name in _own_splits(a, b)}
+    skipped = (*own, *_own_results(a, b))
     differing = [
-        path for path in {**left, **right} if left.get(path) != right.get(path) and not _is_in(path, tuple(own))
+        path
+        for path in {**left, **right}
+        if left.get(path) != right.get(path) and not _is_in(NESTED.sub("", path), skipped)
     ]
     changes = [Change(_stage(path), path, left.get(path), right.get(path)) for path in differing]
     ordered = sorted(changes, key=lambda change: (list(STAGES).index(change.stage), change.field))
@@ -110,12 +120,22 @@ def _own_splits(a: RunRecord, b: RunRecord) -> set[str]:
     return {name for name in {**a.splits, **b.splits} if name.partition("/")[0] in used}
 
 
+def _own_results(a: RunRecord, b: RunRecord) -> set[str]:
+    """Return the optional results that only one of two records has, such as `result.calibration`."""
+    if not (isinstance(a, DoneRecord) and isinstance(b, DoneRecord)):
+        return set()
+    tests = {test.name for test in a.tests} ^ {test.name for test in b.tests}
+    fields = {name for name in OPTIONAL if bool(getattr(a.result, name)) != bool(getattr(b.result, name))}
+    return {f"tests.{name}" for name in tests} | {f"result.{name}" for name in fields}
+
+
 def _comparable(record: RunRecord) -> Any:
-    """Return a record as plain values of JSON, without times and descriptions."""
+    """Return a record as plain values of JSON, without times and descriptions; further test sets by name."""
     fields = {**record.to_dict(), "spec": identity_fields(record.spec)}
     source = record.read.source
     fields["read"] = {**fields["read"], "source": None if source is None else identity_fields(source)}
     fields["encoder"] = {**fields["encoder"], "license": ""}
+    fields["tests"] = {test["name"]: test for test in fields.get("tests", ())}
     return json.loads(json.dumps({name: value for name, value in fields.items() if name not in TIMES}))
 
 

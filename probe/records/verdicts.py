@@ -22,10 +22,14 @@ _UNKNOWN = "the size of the difference is unknown because the record holds no va
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a run, and how it differs from the record; `moved` is empty if it does not differ."""
+    """A stage of a run, and how it differs from the record; `moved` is empty if it does not differ.
+
+    `note` is a remark that is no difference, such as the reason why a further test set has no score.
+    """
 
     name: str
     moved: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Reproduction:
         verdict: `identical` (features, probe and score to the last bit), `within tolerance`, `changed` or `not run`.
         reason: explanation of the verdict, as a sentence.
         stages: environment, data, weights, execution, features, probe (C, and the numbers of the fits; or k, or the
-            prompts) and score.
+            prompts), score and, if the record has any, further tests.
         images: the difference of the scores in test images: for the mean per class, the number of images that only one
             run gets right; for other metrics, the difference times the number of test images. None without a new score,
             or if the test images differ.
@@ -149,6 +153,30 @@ def _stages(record: DoneRecord, again: DoneRecord, difference: Difference) -> It
     scores = [c for c in of_stage.get("score", ()) if c.field == "result.score"]
     others = "same score, but different outcomes of test images" if of_stage.get("score") else ""
     yield Stage("score", _words(scores) or others)
+    if record.tests:
+        yield _further_tests(record, again)
+
+
+def _further_tests(record: DoneRecord, again: DoneRecord) -> Stage:
+    """Return how the scores on further test sets differ. Test sets that one of the runs did not score are left out."""
+    scored = {test.name: test for test in record.tests if test.error is None}
+    moved, notes = [], []
+    for test in again.tests:
+        before = scored.get(test.name)
+        if test.error is not None:
+            notes.append(f"{test.name} has no score: {test.error.message}")
+            continue
+        if before is None:
+            continue
+        pairs = [(before.all_classes, test.all_classes), (before.own_classes, test.own_classes)]
+        scores = [(old.score, new.score) for old, new in pairs if old and new and old.score != new.score]
+        if scores:
+            moved.append(f"{test.name} {', '.join(f'{_short(old)} -> {_short(new)}' for old, new in scores)}")
+        elif before.split != test.split:
+            moved.append(f"{test.name} has the same scores, but different images")
+        elif any(old != new for old, new in pairs):
+            moved.append(f"{test.name} has the same scores, but different outcomes of its images")
+    return Stage("further tests", "; ".join(moved), "; ".join(notes))
 
 
 def _depends_on_grid(change: Change) -> bool:

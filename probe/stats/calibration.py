@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from probe.stats.metrics import IGNORED
+from probe.stats.top_classes import SIGMOID, SOFTMAX, to_probabilities
 
 NUM_BINS = 15  # of equal width, as in Guo et al. 2017
 NUM_DRAWS = 1000  # draws of the bootstrap of ECE
@@ -67,7 +68,7 @@ def measure_calibration(
     scikit-learn's `log_loss` and `brier_score_loss` and torchmetrics' `MulticlassCalibrationError` with 15 bins.
     """
     if y.ndim == 2:
-        confidence = _sigmoid(logits / temperature)
+        confidence = to_probabilities(logits / temperature, SIGMOID)
         counted = y != IGNORED
         hit = y == 1
         squared = (confidence - hit) ** 2
@@ -99,7 +100,7 @@ def measure_calibration(
 
 def _answers(y: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the probability of the answers and their hits, (n, 1), and the squared distances to the labels, (n,)."""
-    probabilities, answer, rows = _softmax(logits), logits.argmax(axis=1), np.arange(len(y))
+    probabilities, answer, rows = to_probabilities(logits, SOFTMAX), logits.argmax(axis=1), np.arange(len(y))
     squared = (probabilities**2).sum(axis=1) - 2 * probabilities[rows, y] + 1
     return probabilities[rows, answer][:, None], (answer == y)[:, None], squared
 
@@ -129,26 +130,24 @@ def fit_temperature(y: np.ndarray, logits: np.ndarray) -> float:
         logits: float64 (n, k), by a probe that was not fitted on these images.
 
     Raises:
-        ValueError: there are fewer than `SMALLEST_VAL` images, or a label has the logit -inf.
+        ValueError: there are fewer than `SMALLEST_VAL` images, no label counts, a label has the logit -inf, or the
+            likelihood is highest at a limit of `TEMPERATURES`.
     """
     if len(y) < SMALLEST_VAL:
         raise ValueError(f"a temperature needs at least {SMALLEST_VAL} validation images, but there are {len(y)}")
+    if (y == IGNORED).all():
+        raise ValueError("a temperature needs a label that counts, but all labels of the validation images are -1")
     if not np.isfinite(nll(y, logits)):
         raise ValueError("a class of the validation images has no training image, so its probability is 0")
     from scipy.optimize import minimize_scalar
 
     loss: Callable[[float], float] = lambda power: nll(y, logits, temperature=float(np.exp(power)))  # noqa: E731 - of one argument
-    found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-6})
+    limits = tuple(np.log(TEMPERATURES))
+    found = minimize_scalar(loss, bounds=limits, method="bounded", options={"xatol": 1e-6})
+    if min(map(loss, limits)) <= found.fun:
+        low, high = TEMPERATURES
+        raise ValueError(f"the NLL of the validation images is lowest at a limit of the range from {low:g} to {high:g}")
     return float(np.exp(found.x))
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return np.asarray(np.exp(-np.logaddexp(0, -logits)))
 
 
 def _in_bins(confidence: np.ndarray, hit: np.ndarray, counted: np.ndarray) -> np.ndarray:

@@ -27,11 +27,6 @@ class ClassCounts:
     right: np.ndarray
     confusions: np.ndarray
 
-    @property
-    def num_confusions(self) -> int:
-        """Number of wrong test images."""
-        return int(self.images.sum() - self.right.sum())
-
 
 @dataclass(frozen=True)
 class ClassScore:

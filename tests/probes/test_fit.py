@@ -13,7 +13,7 @@ from probe.features.arrays import Features
 from probe.models.memory import DeviceMemory
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import fit_folds, fit_probe, hold_out_validation
-from probe.probes.fits import for_classes
+from probe.probes.fits import Weights, for_classes
 from probe.probes.result import mean_result
 from probe.probes.shots import draw_shots
 from probe.probes.solvers.catalog import SOLVERS, get_solver
@@ -404,3 +404,10 @@ def test_a_start_for_other_classes_has_the_same_logits_for_common_classes(known,
     # Logits may differ by a shift of all logits and by float32 rounding.
     differences = [np.diff(one.scores(x, 8)[:, both], axis=1) for one in (fit, matched)]
     np.testing.assert_allclose(*differences, atol=1e-5)
+
+
+def test_weights_are_compared_by_identity():
+    """The truth value of a comparison of arrays is an error in NumPy."""
+    first, second = (Weights(np.zeros((3, 2)), np.zeros(3)) for _ in range(2))
+    assert first != second
+    assert len({first, second}) == 2

@@ -58,6 +58,23 @@ def test_a_test_set_of_all_classes_has_one_score():
     assert among_own is None
 
 
+class Indivisible(np.ndarray):
+    """Scores that refuse to be copied in part."""
+
+    def __getitem__(self, key):
+        raise AssertionError(f"{key} was read")
+
+
+def test_scores_of_all_classes_are_not_copied():
+    class Probe(FittedProbe):
+        def scores(self, features):
+            return (scores.view(Indivisible) for scores in super().scores(features))
+
+    found = Probe(**vars(fit([0, 1, 2] * 2, 3)))
+    among_all, _ = score_conventions(found, features(np.eye(3), [0, 1, 2]), np.eye(3, dtype=bool), metric="accuracy")
+    assert among_all.score == 1
+
+
 @pytest.mark.parametrize(
     "rules", [RULES, Protocol("near", "near", "projected", method="knn", neighbours=(1,), normalize=True)]
 )

@@ -3,13 +3,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from make.records import NUM_TEST, changed, make_failure, make_record, scored_record
+from make.records import NUM_TEST, changed, classified_record, make_failure, make_record, scored_record
 
 from probe import diff
 from probe.cli.main import main
 from probe.records.diff import STAGES, _comparable, _leaves, _stage
 from probe.records.record import read_record, write_record
-from probe.records.schema import EncoderRecord, EnvironmentRecord, FeaturesRecord, SplitRecord, SweepRecord
+from probe.records.schema import (
+    ConventionRecord,
+    EncoderRecord,
+    EnvironmentRecord,
+    FeaturesRecord,
+    FurtherTestRecord,
+    IntervalRecord,
+    SplitRecord,
+    SweepRecord,
+)
 from probe.stats.paired import mcnemar
 
 
@@ -110,6 +119,33 @@ def test_splits_that_only_one_run_uses_are_said_in_a_sentence(tmp_path, capsys):
     assert diff(zero_shot, make_failure("gone", model="a")).note == ""
     assert main(["diff", *(str(write_record(record, tmp_path)) for record in (zero_shot, probe))]) == 0
     assert capsys.readouterr().out.splitlines()[-2] == found.note
+
+
+def further_test(name, score):
+    convention = ConventionRecord(score, IntervalRecord(0.0, 1.0))
+    return FurtherTestRecord(name, split=SplitRecord("s", 10), metric="accuracy", all_classes=convention)
+
+
+def test_results_that_only_one_record_has_are_no_difference():
+    """Records of earlier versions have neither classes nor calibration, and a run chooses its further test sets."""
+    full = classified_record("digits", "a", tests=(further_test("one", 0.5),))
+    fold = replace(full.result, outcomes=(), classes=())
+    full = changed(full, "result.folds", (replace(fold, draws=(fold,)),))
+    old_fold = replace(fold, calibration=None)
+    old = changed(full, "result.folds", (replace(old_fold, draws=(old_fold,)),))
+    old = replace(changed(changed(old, "result.classes", ()), "result.calibration", None), tests=())
+    assert diff(old, full).changes == diff(full, old).changes == ()
+    other = changed(full, "result.calibration.before.ece", 0.5)
+    assert [change.field for change in diff(full, other).changes] == ["result.calibration.before.ece"]
+
+
+def test_scores_on_further_test_sets_have_a_stage_of_their_own():
+    """They are compared by name. A test set of only one record is no difference."""
+    a = scored_record("a", 20, tests=(further_test("one", 0.5), further_test("two", 0.5)))
+    b = replace(a, tests=(further_test("three", 0.5), further_test("two", 0.75)))
+    (change,) = diff(a, b).changes
+    assert (change.stage, change.field) == ("further tests", "tests.two.all_classes.score")
+    assert (change.a, change.b) == (0.5, 0.75)
 
 
 def test_a_score_that_is_not_that_of_its_outcomes_is_not_believed():

@@ -86,5 +86,15 @@ def test_bad_input():
     logits[:, 1] = -np.inf
     with pytest.raises(ValueError, match="has no training image"):
         fit_temperature(y, logits)
+    with pytest.raises(ValueError, match="all labels of the validation images are -1"):
+        fit_temperature(np.full((60, 2), -1), np.zeros((60, 2)))
     with pytest.raises(ValueError, match="at least one answer"):
         measure_calibration(np.full((3, 2), -1), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("factor", [1e4, 1.0, -1.0, 0.0])
+def test_a_temperature_at_a_limit_is_refused(factor):
+    """If all answers are right, any lower temperature is better; if all are wrong, any higher one."""
+    y = np.arange(60) % 3
+    with pytest.raises(ValueError, match=r"lowest at a limit of the range from 0\.01 to 100"):
+        fit_temperature(y, factor * np.eye(3)[y])

@@ -40,7 +40,7 @@ JSON = (
     ("`tables --compare`", "array with an object for each score"),
     ("`leaderboard`", "object with the array `sections`"),
     ("`diff`", "object with `changes`, `test` and `verdict`"),
-    ("`show`", "object with the facts, and `classes`, `confusions` and `calibration`"),
+    ("`show`", "object with the facts, and `classes`, `confusions`, `calibration` and `tests`"),
     ("`reproduce`", "array with an object for each record that was run again"),
     ("`card`", "object with `model-index`"),
     ("`datasets`, `models`, `protocols`", "array of objects; with a NAME, the object"),
