@@ -20,7 +20,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from probe.decoder import decode
-from probe.errors import HeadError, ProbeError, summarize
+from probe.errors import HeadError, HeadMissingError, ProbeError, summarize
 from probe.models import get_model
 from probe.models.encoder import ImageEncoder
 from probe.probes.fits import Weights, normalized
@@ -125,7 +125,8 @@ class Head:
 
         Raises:
             HeadError: the encoder is not that of the head, is not named in the head, or has moved.
-            DatasetError: there are no images, or a path does not exist.
+            DatasetMissingError: a path does not exist.
+            DatasetError: there are no images.
             FeaturesError: no image can be read.
             CheckpointError, DownloadError, DeviceError, ExtraMissingError: see `load_encoder`.
         """
@@ -308,12 +309,14 @@ def load_head(path: str | Path) -> Head:
     """Read a head that `run --save-heads` or `fit --save-head` wrote.
 
     Raises:
-        HeadError: the file is missing, damaged, not a head, or of a later version.
+        HeadMissingError: the file does not exist.
+        HeadError: the file cannot be read, or is damaged, not a head, or of a later version.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as err:
-        raise HeadError(f"cannot read {path} ({err.strerror or err}); give the {SUFFIX} file of a head") from err
+        kind = HeadMissingError if isinstance(err, FileNotFoundError) else HeadError
+        raise kind(f"cannot read {path} ({err.strerror or err}); give the {SUFFIX} file of a head") from err
     try:
         tensors, text = load_tensors(data), _metadata(data).get(METADATA)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as err:

@@ -270,9 +270,13 @@ def test_a_damaged_head_is_refused(head, tmp_path, kind, message):
     assert main(["predict", str(path), "x.png"]) == 1
 
 
-def test_a_missing_file_is_named(tmp_path, capsys):
-    assert main(["predict", str(tmp_path / "none"), "x.png"]) in (1, 2)
+def test_a_missing_file_is_named(head, tmp_path, capsys):
+    assert main(["predict", str(tmp_path / "none"), "x.png"]) == 2
     assert "cannot read" in capsys.readouterr().err
+    (tmp_path / "head.safetensors").write_bytes(head.to_bytes())
+    assert main(["predict", str(tmp_path / "head.safetensors"), str(tmp_path / "none.png")]) == 2
+    assert "none.png does not exist" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path), "x.png"]) == 1  # a folder is there, but is not a head
     with pytest.raises(SystemExit):
         main(["predict", str(tmp_path / "none")])
     assert "name images or folders" in capsys.readouterr().err
