@@ -187,7 +187,7 @@ class Head:
             weights: digest of its weights, see `models.loading.identify`.
 
         Raises:
-            HeadError: the weights, the preprocessing or the width of the features differ.
+            HeadError: the weights, the preprocessing, the mode, the precision or the width of the features differ.
         """
         if weights != self.info.weights:
             raise HeadError(
@@ -199,6 +199,15 @@ class Head:
             raise HeadError(
                 f"the head was fitted on images with the preprocessing {self.info.preprocess}, but {encoder.name} has "
                 f"{own}; use the encoder of the head"
+            )
+        info, execution = self.info, encoder.execution
+        # Heads of files of features without a description have neither.
+        wanted = (info.mode or execution.mode, info.precision or execution.precision)
+        if wanted != (execution.mode, execution.precision):
+            raise HeadError(
+                f"the head was fitted on features of {self.model_name} in {wanted[0]} mode and {wanted[1]}, but "
+                f"{encoder.name} is in {execution.mode} mode and {execution.precision}; load it in the mode and "
+                "precision of the head"
             )
         is_projected = self.info.protocol.feature_point == "projected"
         width = encoder.embed_dim if is_projected else encoder.pre_projection_dim

@@ -103,7 +103,7 @@ def check_encoder_of(
     """Check that an encoder is that of a head.
 
     Raises:
-        HeadError: the weights, the preprocessing or the width of the features differ.
+        HeadError: the weights, the preprocessing, the mode, the precision or the width of the features differ.
         UnknownNameError, CheckpointError: the weights of the encoder are not known by its name.
     """
     weights = encoder.weights_sha256

@@ -211,6 +211,15 @@ def test_another_encoder_is_refused(head):
     tiny = load_encoder("tiny", device="cpu")
     with pytest.raises(HeadError, match="preprocessing"):
         head.check_encoder(replace(tiny, preprocess=replace(tiny.preprocess, resize="squash")), head.info.weights)
+    for name, other in (("mode", {"jit": True}), ("mode", {"compiled": True}), ("precision", {"precision": "bf16"})):
+        execution = replace(tiny.execution, **other)
+        shown = f"in eager mode and fp32, but tiny is in {execution.mode} mode and {execution.precision}"
+        with pytest.raises(HeadError, match=shown):
+            head.check_encoder(replace(tiny, execution=execution), head.info.weights)
+        unknown = Head(head.weights, replace(head.info, **{name: ""}))
+        unknown.check_encoder(replace(tiny, execution=execution), head.info.weights)
+    with pytest.raises(HeadError, match="eager mode and fp32, but tiny is in eager mode and bf16"):
+        head.predict(Image.new("RGB", (8, 8)), encoder=load_encoder("tiny", device="cpu", precision="bf16"))
     with pytest.raises(HeadError, match=r"the head takes \d+ features"):
         head.check_encoder(replace(tiny, embed_dim=3), head.info.weights)
     with pytest.raises(HeadError, match="the features have the shape"):
