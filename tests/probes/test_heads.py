@@ -7,18 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from make.images import write_image
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import probe
 from probe.cli.main import main
+from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, FeaturesError, HeadError
 from probe.features.arrays import Features
 from probe.features.extraction import Session, extract, prepare
 from probe.grid import plan
 from probe.models.loading import load_encoder
+from probe.probes.fits import Weights
 from probe.probes.heads import METADATA, SUFFIX, Head, HeadInfo, load_head
-from probe.probes.prediction import load_encoder_of, share_right
+from probe.probes.prediction import Prediction, Predictions, count_unknown, load_encoder_of, share_right
 from probe.progress import Progress
 from probe.records.packing import unpack_outcomes
 from probe.runner import run_grid
@@ -180,6 +183,68 @@ def test_only_the_same_classes_have_a_share(head, image_folder, classes):
     images = probe.open_split(f"folder:{root}", "test")
     share = share_right(head, images, head.predict(images, device="cpu"))
     assert (share is not None) == (len(classes) == 10)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "has_names", "share", "unknown"),
+    [
+        ("acd", (0, 1, 2), True, 1.0, 0),
+        ("abcd", (0, 1, 2), True, None, 0),  # the folder `b` was added, which moves the labels of `c` and `d`
+        ("acdz", (0, 1, 2), True, 0.75, 1),
+        ("abcd", (0, 2, 3), True, 0.75, 1),  # no image showed the class `b` when the head was fitted
+        ("ac", (0, 1, 2), True, None, 0),
+        ("acdz", (0, 1, 2), False, 0.75, 1),
+    ],
+)
+def test_an_added_class_has_no_wrong_share(names, labels, has_names, share, unknown):
+    """All images are predicted right, except one of a class that the head does not know."""
+    rules = probe.get_protocol("readme")
+    class_names = tuple("acd") if has_names else ()
+    info = HeadInfo("mine", class_names, labels, False, None, "", None, "", "", rules, "fast", 1.0)
+    head = Head(Weights(np.zeros((3, 2)), np.zeros(3)), info)
+    ids = [f"{name}.png" for name in names]
+    images = ImageDataset("mine/test", np.arange(len(ids)), tuple(names), read=None, ids=ids)
+    found = Predictions(
+        tuple(Prediction(one, label if label in labels else labels[0], "", 1.0, ()) for label, one in enumerate(ids)),
+        np.zeros((len(ids), 3)),
+    )
+    assert share_right(head, images, found) == share
+    if share is not None:
+        assert count_unknown(head, images, found) == unknown
+    assert (share_right(head, replace(images, name="other/test"), found) is None) == (share is None or not has_names)
+
+
+def test_predict_tells_of_unknown_classes_and_skips_damaged_images(image_folder, tmp_path, capsys):
+    """A class is added at the end, then the first image is damaged, then a class is added at the start."""
+    root = image_folder({f"{split}/{name}": 8 for split in ("train", "test") for name in ("blue", "green", "red")})
+    results = tmp_path / "results"
+    run = probe.run(
+        f"folder:{root}", model="tiny", protocol=DRAWS, device="cpu", results_dir=results, save_heads=True, offline=True
+    )
+    assert run.error is None
+    (path, *_) = sorted((results / "heads").rglob(f"*{SUFFIX}"))
+    table = tmp_path / "table.csv"
+    command = ["predict", str(path), "--dataset", f"folder:{root}", "--device", "cpu"]
+    assert main([*command, "--out", str(table)]) == 0
+    header, *rows = table.read_text().splitlines()
+    assert header == "image,label,name_1,probability_1,name_2,probability_2,name_3,probability_3"
+    assert len(rows) == 24
+    assert all(row.count(",") == header.count(",") for row in rows)
+    capsys.readouterr()
+    for split, i in (("train", 0), ("train", 1), ("test", 0)):
+        write_image(root / split / "violet" / f"{i}.png", (90, 0, 90))
+    assert main(command) == 0
+    assert "images of classes that the head does not know, which count as wrong: 1\n" in capsys.readouterr().err
+    next(file for file in sorted((root / "test/blue").iterdir())).write_bytes(b"damaged")
+    assert main([*command, "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (len(document["predictions"]), len(document["skipped"]), document["num_unknown"]) == (24, 1, 1)
+    for split, i in (("train", 0), ("train", 1), ("test", 0)):
+        write_image(root / split / "amber" / f"{i}.png", (200, 150, 0))
+    assert main(command) == 1
+    out = capsys.readouterr()
+    assert "images are right" not in out.out
+    assert "no labels for the classes of the head" in out.err
 
 
 def test_weights_that_have_moved_are_named(head, tmp_path):
