@@ -82,6 +82,14 @@ class ProbeResult(Convergence):
     draws: tuple[ProbeResult, ...] = ()
     folds: tuple[ProbeResult, ...] = ()
 
+    def find_head_labels(self) -> tuple[tuple[int, ...], ...]:
+        """Return the original labels of the classes of each of `heads`; folds can have different labels."""
+        owners = self.folds or (self,)
+        num_draws = len(self.heads) // len(owners)
+        return tuple(
+            owners[i // num_draws].label_values or tuple(range(len(head.bias))) for i, head in enumerate(self.heads)
+        )
+
     def to_record(self) -> ResultRecord:
         """Return the result as a record holds it: without predictions, with packed outcomes.
 
