@@ -19,6 +19,7 @@ from probe.features.arrays import Features
 from probe.features.extraction import Session, extract, prepare
 from probe.grid import plan
 from probe.models.loading import load_encoder
+from probe.probes.fit import fit_folds
 from probe.probes.fits import Weights
 from probe.probes.heads import METADATA, SUFFIX, Head, HeadInfo, load_head
 from probe.probes.prediction import Prediction, Predictions, count_unknown, load_encoder_of, share_right
@@ -101,6 +102,19 @@ def test_weights_of_a_result_give_its_outcomes(metric):
         assert np.allclose(chances, 1 / (1 + np.exp(-head.logits(test.x))))
     else:
         assert np.allclose(chances.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("shots", [0, 1])
+def test_heads_of_folds_have_their_own_labels(shots):
+    rng = np.random.default_rng(0)
+    rules = replace(DRAWS, shots=shots, num_seeds=2 if shots else 1)
+    folds = []
+    for labels in ((0, 1, 3), (0, 1, 2)):
+        y = np.repeat(labels, 10)
+        x = rng.standard_normal((30, 4)).astype(np.float32)
+        folds.append({name: Features(x, y, x) for name in ("train", "test")})
+    result = fit_folds(folds, protocol=rules)
+    assert result.find_head_labels() == ((0, 1, 3),) * (2 if shots else 1) + ((0, 1, 2),) * (2 if shots else 1)
 
 
 def test_a_torch_layer_gives_the_same_logits(head):
