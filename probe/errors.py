@@ -16,6 +16,7 @@
     |   `-- IncompleteError                        features with missing shards
     |-- ProtocolError (ValueError)                 a probe that cannot be fitted by its protocol
     |-- HeadError (ValueError)                     a head that cannot be read, or does not fit its encoder
+    |   `-- HeadMissingError (FileNotFoundError)
     |-- CacheError (OSError)                       a cache folder that cannot be written to
     |-- ResultsError (OSError)                     a results folder or record that cannot be read or written
     |-- FolderError (OSError)                      a folder that is a file, or is below a home folder that is missing
@@ -110,6 +111,10 @@ class PromptsError(ProbeError, ValueError):
 
 class HeadError(ProbeError, ValueError):
     """A head that cannot be read, or that does not fit an encoder or its features."""
+
+
+class HeadMissingError(HeadError, FileNotFoundError):
+    """A file of a head that does not exist."""
 
 
 class CacheError(ProbeError, OSError):

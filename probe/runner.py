@@ -180,7 +180,10 @@ def run_one(
     if session.settings.predictions_dir is not None:
         with_logits = session.settings.with_logits
         parts = _predictions_of(spec, result, folds, list(extraction.test_ids(dataset)), with_logits=with_logits)
-        path, content = describe_predictions(record, parts, class_names, with_logits=with_logits)
+        logit_labels = result.find_head_labels() if with_logits else ()
+        path, content = describe_predictions(
+            record, parts, class_names, with_logits=with_logits, logit_labels=logit_labels
+        )
         run.predictions[path] = content
     eager = next((run for run in partners if spec.jit and run.record.mode == "eager"), None)
     return run if eager is None else replace(run, record=replace(record, parity=compare_modes(eager, run)))

@@ -17,13 +17,13 @@ def predict_command(args: argparse.Namespace) -> int:
     from probe.errors import printable
     from probe.leaderboard.tables import rows_to_csv
     from probe.probes.heads import load_head
-    from probe.probes.prediction import load_encoder_of, predict, share_right
+    from probe.probes.prediction import count_unknown, load_encoder_of, predict, share_right
     from probe.records.record import write_text
     from probe.stats.top_classes import TOP
 
     head = load_head(args.head)
     if args.dataset:
-        images = open_split(args.dataset, args.split, data_dir=args.data_dir, offline=args.offline)
+        images = open_split(args.dataset, args.split, data_dir=args.data_dir, offline=args.offline, skip_corrupt=True)
     else:
         images = open_files(args.images)
     encoder = load_encoder_of(
@@ -31,17 +31,20 @@ def predict_command(args: argparse.Namespace) -> int:
     )
     found = predict(head, images, encoder, ids=images.ids, batch_size=args.batch_size)
     right = share_right(head, images, found) if args.dataset else None
+    unknown = 0 if right is None else count_unknown(head, images, found)
     if args.json:
         print_json(
             {
                 "head": asdict(head.info),
                 "share_right": right,
+                "num_unknown": unknown,
                 "predictions": [asdict(one) for one in found.images],
                 "skipped": [{"image": image, "message": message} for image, message in found.skipped],
             }
         )
     elif args.out is not None:
-        tops = [value for i in range(TOP) for value in (f"name_{i + 1}", f"probability_{i + 1}")]
+        ranks = range(1, min(TOP, len(head.info.labels)) + 1)
+        tops = [name for rank in ranks for name in (f"name_{rank}", f"probability_{rank}")]
         rows = [[one.image, one.label, *(value for pair in one.top for value in pair)] for one in found.images]
         write_text(Path(args.out), rows_to_csv(["image", "label", *tops], rows))
     else:
@@ -60,6 +63,8 @@ def predict_command(args: argparse.Namespace) -> int:
         print(f"{blank}{100 * right:.2f} % of {len(found.images)} images are right")
     elif right is None and args.dataset:
         print(f"probe: {args.dataset} has no labels for the classes of the head to compare with", file=sys.stderr)
+    if unknown:
+        print(f"probe: images of classes that the head does not know, which count as wrong: {unknown}", file=sys.stderr)
     for image, _ in found.skipped:  # the log says why
         print(f"probe: no prediction for {printable(image)}, which cannot be read", file=sys.stderr)
     return 1 if found.skipped else 0

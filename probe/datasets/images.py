@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from probe.datasets import decoding
-from probe.errors import DatasetError, ProbeError, listed, summarize
+from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed, summarize
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,8 @@ def open_images(images: Images) -> ImageDataset:
     """Return images as a dataset: paths as `open_files`, and Pillow's images with their positions as ids.
 
     Raises:
-        DatasetError: a path does not exist, a folder has no image, or paths and Pillow's images are mixed.
+        DatasetMissingError: a path does not exist.
+        DatasetError: a folder has no image, or paths and Pillow's images are mixed.
     """
     if isinstance(images, ImageDataset):
         return images
@@ -183,7 +184,8 @@ def open_files(paths: Sequence[str | Path]) -> ImageDataset:
     """Return images in files and folders, with labels of 0. Files in folders are taken at any depth, sorted by name.
 
     Raises:
-        DatasetError: a path does not exist, or a folder has no image.
+        DatasetMissingError: a path does not exist.
+        DatasetError: a folder has no image.
     """
     files: list[str] = []
     for path in map(Path, paths):
@@ -196,7 +198,7 @@ def open_files(paths: Sequence[str | Path]) -> ImageDataset:
         elif path.exists():
             files.append(str(path))
         else:
-            raise DatasetError(f"{path} does not exist; name files or folders of images")
+            raise DatasetMissingError(f"{path} does not exist; name files or folders of images")
     return ImageDataset(
         name="the images",
         labels=np.zeros(len(files), np.int64),

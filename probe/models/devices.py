@@ -40,6 +40,11 @@ class Execution:
         """The dtype of the weights that `convert_weights` casts."""
         return DTYPES[self.precision]
 
+    @property
+    def mode(self) -> str:
+        """Mode of the model: `eager`, `jit` or `compiled`."""
+        return "jit" if self.jit else "compiled" if self.compiled else "eager"
+
 
 def resolve_execution(
     device: str | torch.device = "auto",

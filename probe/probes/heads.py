@@ -21,7 +21,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from probe.decoder import decode
-from probe.errors import HeadError, ProbeError, listed, summarize
+from probe.errors import HeadError, HeadMissingError, ProbeError, listed, summarize
 from probe.models import get_model
 from probe.models.encoder import ImageEncoder
 from probe.probes.fits import Weights, normalized
@@ -129,7 +129,8 @@ class Head:
 
         Raises:
             HeadError: the encoder is not that of the head, is not named in the head, or has moved.
-            DatasetError: there are no images, or a path does not exist.
+            DatasetMissingError: a path does not exist.
+            DatasetError: there are no images.
             FeaturesError: no image can be read.
             CheckpointError, DownloadError, DeviceError, ExtraMissingError: see `load_encoder`.
         """
@@ -190,7 +191,7 @@ class Head:
             weights: digest of its weights, see `models.loading.identify`.
 
         Raises:
-            HeadError: the weights, the preprocessing or the width of the features differ.
+            HeadError: the weights, the preprocessing, the mode, the precision or the width of the features differ.
         """
         if weights != self.info.weights:
             raise HeadError(
@@ -202,6 +203,15 @@ class Head:
             raise HeadError(
                 f"the head was fitted on images with the preprocessing {self.info.preprocess}, but {encoder.name} has "
                 f"{own}; use the encoder of the head"
+            )
+        info, execution = self.info, encoder.execution
+        # Heads of files of features without a description have neither.
+        wanted = (info.mode or execution.mode, info.precision or execution.precision)
+        if wanted != (execution.mode, execution.precision):
+            raise HeadError(
+                f"the head was fitted on features of {self.model_name} in {wanted[0]} mode and {wanted[1]}, but "
+                f"{encoder.name} is in {execution.mode} mode and {execution.precision}; load it in the mode and "
+                "precision of the head"
             )
         is_projected = self.info.protocol.feature_point == "projected"
         width = encoder.embed_dim if is_projected else encoder.pre_projection_dim
@@ -235,9 +245,8 @@ def describe_heads(record: DoneRecord, result: ProbeResult, class_names: Sequenc
     spec = record.spec
     heads = {}
     fitted = [one for one in result.parts if one.heads]
-    for i, one in enumerate(fitted):
+    for i, (one, labels) in enumerate(zip(fitted, result.find_head_labels(), strict=True)):
         (weights,), part = one.heads, i + 1 if len(fitted) > 1 else 0
-        labels = one.label_values or tuple(range(len(weights.bias)))
         has_names = len(class_names) > max(labels)
         info = HeadInfo(
             dataset=spec.dataset.name,
@@ -326,12 +335,14 @@ def load_head(path: str | Path) -> Head:
     """Read a head that `run --save-heads` or `fit --save-head` wrote.
 
     Raises:
-        HeadError: the file is missing, damaged, not a head, or of a later version.
+        HeadMissingError: the file does not exist.
+        HeadError: the file cannot be read, or is damaged, not a head, or of a later version.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as err:
-        raise HeadError(f"cannot read {path} ({err.strerror or err}); give the {SUFFIX} file of a head") from err
+        kind = HeadMissingError if isinstance(err, FileNotFoundError) else HeadError
+        raise kind(f"cannot read {path} ({err.strerror or err}); give the {SUFFIX} file of a head") from err
     try:
         tensors, text = load_tensors(data), _metadata(data).get(METADATA)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as err:

@@ -103,7 +103,7 @@ def check_encoder_of(
     """Check that an encoder is that of a head.
 
     Raises:
-        HeadError: the weights, the preprocessing or the width of the features differ.
+        HeadError: the weights, the preprocessing, the mode, the precision or the width of the features differ.
         UnknownNameError, CheckpointError: the weights of the encoder are not known by its name.
     """
     weights = encoder.weights_sha256
@@ -151,18 +151,32 @@ def predict(
 def share_right(head: Head, images: ImageDataset, found: Predictions) -> float | None:
     """Return the share of the predicted images of a dataset that are right, in [0, 1].
 
-    Return None if the classes of the dataset are not known to be those of the head, or if images show several classes.
+    Return None if images show several classes, or if the labels of the dataset may mean other classes than those of the
+    head: names of classes differ, or the head has no names of classes and is of another dataset.
 
     Args:
         head: the head.
         images: the images, with their labels.
         found: their predictions.
     """
-    is_same = images.name.rpartition("/")[0] == head.info.dataset or (
-        max(head.info.labels) < len(images.class_names)
-        and tuple(images.class_names[label] for label in head.info.labels) == head.info.class_names
-    )
+    info, names = head.info, images.class_names
+    if info.class_names:
+        is_same = max(info.labels) < len(names) and tuple(names[label] for label in info.labels) == info.class_names
+    else:
+        is_same = images.name.rpartition("/")[0] == info.dataset
     if not is_same or images.labels.ndim == 2 or not found.images:
         return None
     labels = dict(zip(images.ids, images.labels.tolist(), strict=True))
     return float(np.mean([one.label == labels[one.image] for one in found.images]))
+
+
+def count_unknown(head: Head, images: ImageDataset, found: Predictions) -> int:
+    """Return the number of predicted images whose class the head does not know, so that they cannot be right.
+
+    Args:
+        head: the head.
+        images: the images, with one label each, of a dataset that `share_right` compares.
+        found: their predictions.
+    """
+    labels = dict(zip(images.ids, images.labels.tolist(), strict=True))
+    return sum(labels[one.image] not in head.info.labels for one in found.images)

@@ -87,6 +87,10 @@ class ProbeResult(Convergence):
         """Results of single fits: of each draw of each fold, or the result itself."""
         return tuple(part for fold in self.folds or (self,) for part in fold.draws or (fold,))
 
+    def find_head_labels(self) -> tuple[tuple[int, ...], ...]:
+        """Return the original labels of the classes of each of `heads`; folds can have different labels."""
+        return tuple(part.label_values or tuple(range(len(part.heads[0].bias))) for part in self.parts if part.heads)
+
     def to_record(self) -> ResultRecord:
         """Return the result as a record holds it: without predictions, with packed outcomes.
 

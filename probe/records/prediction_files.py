@@ -10,6 +10,9 @@
 | `top_labels`, `top_names`, `top_probabilities` | lists of up to five classes, the most probable first |
 | `logits` | list with a logit for each class, by label; only if asked for, and never for k-NN |
 
+The JSON text `probe` in the metadata has the fields of `PredictionsInfo`. Labels with gaps, such as 0, 1 and 3, have a
+logit for each label that occurs, so `logit_labels` gives the label of each logit.
+
 If an image can show several classes, the columns of labels and predictions are lists, and `ignored` lists the labels
 that do not count for the image.
 """
@@ -60,11 +63,19 @@ class PartPredictions:
 
 @dataclass(frozen=True)
 class PredictionsInfo:
-    """Description of a file of predictions: its record, the time of the run, and whether logits were asked for."""
+    """Description of a file of predictions.
+
+    Args:
+        record: path of the record below the folder of records.
+        created: time of the run.
+        with_logits: True if logits were asked for.
+        logit_labels: label of each element of `logits`, for each part in ascending order; empty without logits.
+    """
 
     record: str
     created: str
     with_logits: bool
+    logit_labels: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,12 @@ def predictions_path(record_file: Path, predictions_dir: Path) -> Path:
 
 
 def describe_predictions(
-    record: DoneRecord, parts: Iterable[PartPredictions], class_names: Sequence[str], *, with_logits: bool
+    record: DoneRecord,
+    parts: Iterable[PartPredictions],
+    class_names: Sequence[str],
+    *,
+    with_logits: bool,
+    logit_labels: tuple[tuple[int, ...], ...] = (),
 ) -> tuple[Path, bytes]:
     """Return the path of the file of a run's predictions below the folder of predictions, and its content.
 
@@ -102,11 +118,12 @@ def describe_predictions(
         parts: predictions of each fold or draw, which may be made one at a time.
         class_names: names in the order of the labels.
         with_logits: True if logits were asked for.
+        logit_labels: labels of the logits of each part, see `PredictionsInfo`.
     """
     from pyarrow import parquet
 
     place = record_path(record, Path())
-    info = PredictionsInfo(f"{place.parent.name}/{place.name}", record.created, with_logits)
+    info = PredictionsInfo(f"{place.parent.name}/{place.name}", record.created, with_logits, logit_labels)
     file, writer = io.BytesIO(), None
     parts_per_run = max(1, len(record.result.folds)) * max(1, _num_draws(record))
     for i, part in enumerate(parts):

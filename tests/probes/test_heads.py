@@ -7,20 +7,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from make.images import write_image
 from make.records import make_record
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import probe
 from probe.cli.main import main
+from probe.datasets.images import ImageDataset
 from probe.errors import DatasetError, FeaturesError, HeadError
 from probe.features.arrays import Features
 from probe.features.extraction import Session, extract, prepare
 from probe.grid import plan
 from probe.models.loading import load_encoder
 from probe.probes.fit import fit_folds
+from probe.probes.fits import Weights
 from probe.probes.heads import METADATA, SUFFIX, Head, HeadInfo, describe_heads, load_head
-from probe.probes.prediction import load_encoder_of, share_right
+from probe.probes.prediction import Prediction, Predictions, count_unknown, load_encoder_of, share_right
 from probe.progress import Progress
 from probe.records.packing import unpack_outcomes
 from probe.runner import run_grid
@@ -100,6 +103,19 @@ def test_weights_of_a_result_give_its_outcomes(metric):
         assert np.allclose(chances, 1 / (1 + np.exp(-head.logits(test.x))))
     else:
         assert np.allclose(chances.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("shots", [0, 1])
+def test_heads_of_folds_have_their_own_labels(shots):
+    rng = np.random.default_rng(0)
+    rules = replace(DRAWS, shots=shots, num_seeds=2 if shots else 1)
+    folds = []
+    for labels in ((0, 1, 3), (0, 1, 2)):
+        y = np.repeat(labels, 10)
+        x = rng.standard_normal((30, 4)).astype(np.float32)
+        folds.append({name: Features(x, y, x) for name in ("train", "test")})
+    result = fit_folds(folds, protocol=rules)
+    assert result.find_head_labels() == ((0, 1, 3),) * (2 if shots else 1) + ((0, 1, 2),) * (2 if shots else 1)
 
 
 def test_a_torch_layer_gives_the_same_logits(head):
@@ -209,6 +225,68 @@ def test_only_the_same_classes_have_a_share(head, image_folder, classes):
     assert (share is not None) == (len(classes) == 10)
 
 
+@pytest.mark.parametrize(
+    ("names", "labels", "has_names", "share", "unknown"),
+    [
+        ("acd", (0, 1, 2), True, 1.0, 0),
+        ("abcd", (0, 1, 2), True, None, 0),  # the folder `b` was added, which moves the labels of `c` and `d`
+        ("acdz", (0, 1, 2), True, 0.75, 1),
+        ("abcd", (0, 2, 3), True, 0.75, 1),  # no image showed the class `b` when the head was fitted
+        ("ac", (0, 1, 2), True, None, 0),
+        ("acdz", (0, 1, 2), False, 0.75, 1),
+    ],
+)
+def test_an_added_class_has_no_wrong_share(names, labels, has_names, share, unknown):
+    """All images are predicted right, except one of a class that the head does not know."""
+    rules = probe.get_protocol("readme")
+    class_names = tuple("acd") if has_names else ()
+    info = HeadInfo("mine", class_names, labels, False, None, "", None, "", "", rules, "fast", 1.0)
+    head = Head(Weights(np.zeros((3, 2)), np.zeros(3)), info)
+    ids = [f"{name}.png" for name in names]
+    images = ImageDataset("mine/test", np.arange(len(ids)), tuple(names), read=None, ids=ids)
+    found = Predictions(
+        tuple(Prediction(one, label if label in labels else labels[0], "", 1.0, ()) for label, one in enumerate(ids)),
+        np.zeros((len(ids), 3)),
+    )
+    assert share_right(head, images, found) == share
+    if share is not None:
+        assert count_unknown(head, images, found) == unknown
+    assert (share_right(head, replace(images, name="other/test"), found) is None) == (share is None or not has_names)
+
+
+def test_predict_tells_of_unknown_classes_and_skips_damaged_images(image_folder, tmp_path, capsys):
+    """A class is added at the end, then the first image is damaged, then a class is added at the start."""
+    root = image_folder({f"{split}/{name}": 8 for split in ("train", "test") for name in ("blue", "green", "red")})
+    results = tmp_path / "results"
+    run = probe.run(
+        f"folder:{root}", model="tiny", protocol=DRAWS, device="cpu", results_dir=results, save_heads=True, offline=True
+    )
+    assert run.error is None
+    (path, *_) = sorted((results / "heads").rglob(f"*{SUFFIX}"))
+    table = tmp_path / "table.csv"
+    command = ["predict", str(path), "--dataset", f"folder:{root}", "--device", "cpu"]
+    assert main([*command, "--out", str(table)]) == 0
+    header, *rows = table.read_text().splitlines()
+    assert header == "image,label,name_1,probability_1,name_2,probability_2,name_3,probability_3"
+    assert len(rows) == 24
+    assert all(row.count(",") == header.count(",") for row in rows)
+    capsys.readouterr()
+    for split, i in (("train", 0), ("train", 1), ("test", 0)):
+        write_image(root / split / "violet" / f"{i}.png", (90, 0, 90))
+    assert main(command) == 0
+    assert "images of classes that the head does not know, which count as wrong: 1\n" in capsys.readouterr().err
+    next(file for file in sorted((root / "test/blue").iterdir())).write_bytes(b"damaged")
+    assert main([*command, "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (len(document["predictions"]), len(document["skipped"]), document["num_unknown"]) == (24, 1, 1)
+    for split, i in (("train", 0), ("train", 1), ("test", 0)):
+        write_image(root / split / "amber" / f"{i}.png", (200, 150, 0))
+    assert main(command) == 1
+    out = capsys.readouterr()
+    assert "images are right" not in out.out
+    assert "no labels for the classes of the head" in out.err
+
+
 def test_weights_that_have_moved_are_named(head, tmp_path):
     moved = replace(head.info, model=replace(head.info.model, name="mine", form="file", source=str(tmp_path / "m.pt")))
     with pytest.raises(HeadError, match=r"m\.pt, which is not there; give the place of these weights with --model"):
@@ -240,6 +318,15 @@ def test_another_encoder_is_refused(head):
     tiny = load_encoder("tiny", device="cpu")
     with pytest.raises(HeadError, match="preprocessing"):
         head.check_encoder(replace(tiny, preprocess=replace(tiny.preprocess, resize="squash")), head.info.weights)
+    for name, other in (("mode", {"jit": True}), ("mode", {"compiled": True}), ("precision", {"precision": "bf16"})):
+        execution = replace(tiny.execution, **other)
+        shown = f"in eager mode and fp32, but tiny is in {execution.mode} mode and {execution.precision}"
+        with pytest.raises(HeadError, match=shown):
+            head.check_encoder(replace(tiny, execution=execution), head.info.weights)
+        unknown = Head(head.weights, replace(head.info, **{name: ""}))
+        unknown.check_encoder(replace(tiny, execution=execution), head.info.weights)
+    with pytest.raises(HeadError, match="eager mode and fp32, but tiny is in eager mode and bf16"):
+        head.predict(Image.new("RGB", (8, 8)), encoder=load_encoder("tiny", device="cpu", precision="bf16"))
     with pytest.raises(HeadError, match=r"the head takes \d+ features"):
         head.check_encoder(replace(tiny, embed_dim=3), head.info.weights)
     with pytest.raises(HeadError, match="the features have the shape"):
@@ -315,9 +402,13 @@ def test_a_damaged_head_is_refused(head, tmp_path, kind, message):
     assert main(["predict", str(path), "x.png"]) == 1
 
 
-def test_a_missing_file_is_named(tmp_path, capsys):
-    assert main(["predict", str(tmp_path / "none"), "x.png"]) in (1, 2)
+def test_a_missing_file_is_named(head, tmp_path, capsys):
+    assert main(["predict", str(tmp_path / "none"), "x.png"]) == 2
     assert "cannot read" in capsys.readouterr().err
+    (tmp_path / "head.safetensors").write_bytes(head.to_bytes())
+    assert main(["predict", str(tmp_path / "head.safetensors"), str(tmp_path / "none.png")]) == 2
+    assert "none.png does not exist" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path), "x.png"]) == 1  # a folder is there, but is not a head
     with pytest.raises(SystemExit):
         main(["predict", str(tmp_path / "none")])
     assert "name images or folders" in capsys.readouterr().err

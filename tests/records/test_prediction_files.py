@@ -93,6 +93,9 @@ def test_logits_are_those_of_the_head(records, settings):
     assert np.allclose(np.take_along_axis(chances, top, axis=1), np.stack(frame.top_probabilities), atol=1e-12)
     knn = pandas.read_parquet(_path(_record(records, protocol="knn", mode="eager"), settings))
     assert "logits" not in knn.columns
+    assert read_info(_path(_record(records, protocol="knn", mode="eager"), settings)).logit_labels == ()
+    draws = read_info(_path(_record(records, protocol="two-draws", mode="eager"), settings))
+    assert draws.logit_labels == (tuple(range(10)),) * 2
 
 
 def test_a_run_is_repeated_if_its_predictions_are_missing_or_of_another_run(specs, records, settings, caplog):
@@ -128,6 +131,7 @@ def test_logits_are_written_only_if_asked_for(tmp_path, specs):
     for with_logits in (False, True):
         list(run_grid([spec], replace(settings, with_logits=with_logits)))
         assert ("logits" in pandas.read_parquet(path).columns) == with_logits
+        assert bool(read_info(path).logit_labels) == with_logits
     run = run_one(spec, settings)
     assert list(run.predictions) == [path.relative_to(tmp_path / "own")]
     assert run_one(spec, Settings()).result.tops == ()
@@ -188,6 +192,26 @@ def test_other_metrics_can_be_computed_from_the_file(image_folder, tmp_path, met
     everything = find_errors(path, record)
     sheet = make_contact_sheet(record, everything or [_as_error(frame.iloc[0])], offline=True)
     assert sheet.count("<img") == max(1, len(everything))
+
+
+@pytest.mark.parametrize("protocol", ["readme", DRAWS, "zero-shot"])
+def test_logits_of_labels_with_gaps_have_their_labels(image_folder, tmp_path, protocol):
+    """No image of the class 1 can be read, so that a fit has no logit for it; zero-shot has logits of all classes."""
+    root = image_folder({f"{split}/{name}": 8 for split in ("train", "test") for name in "abcd"})
+    for file in root.glob("*/b/*"):
+        file.write_bytes(b"damaged")
+    (run,) = plan([f"folder:{root}"], ["tiny"], protocols=[protocol], device="cpu")
+    settings = Settings(
+        results_dir=tmp_path / "r", predictions_dir=tmp_path / "p", with_logits=True, skip_corrupt=16, offline=True
+    )
+    (record,) = run_grid([run], settings)
+    assert record.error is None
+    path = _path(record, settings)
+    info, frame = read_info(path), pandas.read_parquet(path)
+    labels = (0, 1, 2, 3) if protocol == "zero-shot" else (0, 2, 3)
+    assert info.logit_labels == (labels,) * frame.part.nunique()
+    assert frame.part.nunique() == (2 if protocol is DRAWS else 1)
+    assert np.array_equal(np.array(labels)[np.stack(frame.logits).argmax(axis=1)], frame.prediction)
 
 
 def test_parts_are_numbered_by_fold_and_then_by_draw(tmp_path, monkeypatch):
