@@ -85,7 +85,7 @@ class HeadInfo:
     version: int = HEAD_VERSION
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Head:
     """Linear classifier on the features of an encoder.
 

@@ -38,7 +38,7 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """Predictions for images.
 
