@@ -80,6 +80,12 @@ def _find_contradiction(result: ResultRecord, metric: str) -> str:
         return str(err)
     if classes and classes[0].images.sum() != result.num_test:
         return f"result.num_test is {result.num_test}, but its classes have {classes[0].images.sum()} test images"
+    owners = result.folds if result.folds and not result.label_values else (result,)  # of the labels of the classes
+    num = len(classes) // len(owners)
+    for i, counts in enumerate(classes):
+        values = owners[i // num].label_values if num * len(owners) == len(classes) else None
+        if values is None or (values and len(values) != len(counts.images)):
+            return "result.classes do not fit its label_values or folds"
     try:
         outcomes = unpack_outcomes(result)
         score = sum(one.score() for one in outcomes) / len(outcomes)

@@ -239,7 +239,7 @@ def test_a_run_without_a_fit_shows_neither_solver_nor_c(methods_page):
     methods_page.get_by_role("button", name=re.compile("tiny on digits: 70.00")).click()
     text = methods_page.get_by_role("dialog", name="tiny on digits").inner_text()
     assert "zero-shot, eager mode, fp32\n" in text
-    assert "a photo of a {}. (from the example of OpenAI's README)" in text
+    assert "'a photo of a {}.' (from the example of OpenAI's README)" in text
     assert "400 to test" in text
     for word in ("none", "solver", "iterations", "to fit"):
         assert word not in text

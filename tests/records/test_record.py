@@ -196,7 +196,7 @@ def test_whatever_is_changed_in_a_record_is_found_or_does_no_harm(made, tmp_path
     [
         ({"score": 0.5}, "outside its confidence interval"),
         ({"score": 0.5, "interval": None}, "the score of its outcomes"),
-        ({"num_test": 10}, "has 359 test images"),
+        ({"num_test": 10}, "359 test images"),
         ({"C": 0.5}, "not in the grid of its protocol"),
         ({"gradient_ratio": float("nan")}, "NaN is not a JSON number"),
         ({"gradient_ratio": 10**400}, "is damaged"),
