@@ -248,7 +248,7 @@ def test_a_run_without_a_fit_shows_neither_solver_nor_c(methods_page):
     methods_page.get_by_role("button", name=re.compile("tiny on digits: 75.00")).click()
     text = methods_page.get_by_role("dialog", name="tiny on digits").inner_text()
     assert "k\n20" in text
-    assert "100 as neighbours, 400 to test" in text
+    assert "100 in the bank, 400 to test" in text
 
 
 def _classified():
