@@ -150,7 +150,7 @@ def run_one(
     seconds = {**extraction.seconds, "fit": time.perf_counter() - started}
     if classifier is not None:
         seconds["text"] = classifier.seconds
-    class_names = next(iter(dataset.subsets.values())).class_names
+    class_names = dataset.class_names
     tests: tuple[FurtherTestRecord, ...] = ()
     if spec.tests:
         started = time.perf_counter()
@@ -172,7 +172,6 @@ def run_one(
         environment=environment.describe(spec.device),
         prompts=None if classifier is None else classifier.prompts,
     )
-    class_names = next(iter(dataset.subsets.values())).class_names
     heads: Mapping[Path, bytes] = {}
     if session.settings.save_heads:
         heads = describe_heads(record, result, class_names)
@@ -236,8 +235,7 @@ def score_further_test(
             found = from_extraction(session.extracted[features_key(own)])
         else:
             found = from_extraction(extract(session.find_encoder(own), apart.open_dataset(test), apart))
-        class_names = next(iter(dataset.subsets.values())).class_names
-        is_right = map_classes(test, found.class_names, dataset.spec, class_names)
+        is_right = map_classes(test, found.class_names, dataset.spec, dataset.class_names)
         among_all, among_own = score_conventions(probe, found.features, is_right, metric=dataset.spec.metric)
     except Exception as err:  # the record names the error, and the run continues
         logger.debug("%s on %s", spec, test.name, exc_info=not isinstance(err, ProbeError))

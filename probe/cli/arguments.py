@@ -212,7 +212,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--compare": _choice(
             ("clip-paper",),
             None,
-            "Change nothing; print the scores next to those of the CLIP paper, of probes and of zero-shot.",
+            "Change nothing; print the scores next to the CLIP paper's scores of probes and of zero-shot.",
         ),
         "--page": _flag("Print the whole catalogue as a page of Markdown."),
         "--json": _flag("Print JSON instead of text."),

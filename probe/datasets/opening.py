@@ -78,6 +78,11 @@ class CutDataset:
     incomplete: Mapping[str, int]
     folds: Sequence[Fold]
 
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes in the order of the labels."""
+        return next(iter(self.subsets.values())).class_names
+
     def split(self, name: str, fold: int = 0) -> ImageDataset:
         """Return the images of `train`, `val` or `test` of a fold."""
         selection = self.folds[fold][name]

@@ -92,7 +92,7 @@ def _describe_reading(dataset: OpenedDataset, features: Mapping[str, Features]) 
         revisions={name: images.revision for name, images in dataset.subsets.items() if images.revision},
         partial={name: (len(dataset.subsets[name]), size) for name, size in dataset.incomplete.items()},
         skipped=tuple(skipped),
-        class_names=() if is_listed else tuple(next(iter(dataset.subsets.values())).class_names),
+        class_names=() if is_listed else tuple(dataset.class_names),
     )
 
 

@@ -127,7 +127,7 @@ def encode_classes(encoder: TextEncoder, prompts: Prompts, *, where: str) -> Cla
 def _complete_prompts(spec: RunSpec, session: Session) -> Prompts:
     where = spec.dataset.name
     dataset = session.open_dataset(spec.dataset)
-    class_names = next(iter(dataset.subsets.values())).class_names
+    class_names = dataset.class_names
     num_classes = spec.dataset.num_classes or len(class_names)
     prompts = complete(get_prompts(spec.dataset), class_names, num_classes=num_classes, where=where)
     if not session.settings.allow_duplicate_names:

@@ -107,6 +107,7 @@ def test_a_text_has_the_same_features_in_any_batch(name, tmp_path):
     torch.testing.assert_close(_encode(encoder, texts)[:1], _encode(encoder, texts[:1]), atol=1e-5, rtol=1e-5)
 
 
+# In JIT mode, the file that is no archive is rebuilt with this warning, which `test_loading` checks.
 @pytest.mark.filterwarnings("ignore:.* is not a TorchScript archive")
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("file", ["archive.pt", "plain.pt"])
