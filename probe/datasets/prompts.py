@@ -55,7 +55,7 @@ def get_prompts(spec: DatasetSpec) -> Prompts:
 
     Raises:
         PromptsError: a template or class name cannot be used, or the number of class names is wrong.
-        ExtraMissingError: the prompts are those of open_clip, which is not installed.
+        ExtraMissingError: the prompts come from open_clip, which is not installed.
     """
     prompts = known_prompts(spec)
     if prompts.class_names_from == INSTALLED:
