@@ -17,6 +17,7 @@ from probe.models import get_model
 from probe.models.checkpoints import Checkpoint
 from probe.models.consistency import ATOL, RTOL, softmax_of_logits
 from probe.models.devices import Execution, resolve_execution
+from probe.models.families import find_family
 from probe.models.loading import has_jit_mode, open_model, read_weights
 from probe.models.memory import find_batch_size
 from probe.probes.fit import fit_probe
@@ -246,7 +247,7 @@ def _spec(dataset: DatasetSpec, model: ModelSpec, protocol: Protocol, execution:
 
 def _read_archive(spec: ModelSpec, *, weights_dir: str | Path | None, offline: bool) -> Checkpoint:
     checkpoint = None
-    if spec.form != "open_clip":  # models of open_clip have no archives
+    if find_family(spec.form) is None:  # only CLIP checkpoints can be archives
         checkpoint = read_weights(spec, weights_dir=weights_dir, offline=offline)
     if checkpoint is None or not has_jit_mode(checkpoint):
         raise CheckpointError(

@@ -28,7 +28,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "torchvision": ("features",),
     "pillow": ("features",),
     "open_clip_torch": ("open_clip",),
-    "timm": ("open_clip",),
+    "timm": ("open_clip", "timm"),
+    "transformers": ("transformers",),
     "av": ("ucf101", "video"),
     "datasets": (),  # only returns the bytes of files, whose digests are in the keys of features
     "h5py": (),

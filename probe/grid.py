@@ -96,10 +96,13 @@ def plan(
                 raise UnknownNameError(f"two different specifications have the name {row.name!r}; rename yours")
     further = {row: find_tests(row, tests) for row in rows}
     _check_tests(tests, further)
-    executions = [
-        resolve_execution(device, precision=precision, jit=jit, compiled=compiled, elsewhere=elsewhere)
-        for jit in jit_modes
-    ]
+    executions = {
+        form: [
+            resolve_execution(device, precision=precision, jit=jit, compiled=compiled, elsewhere=elsewhere, form=form)
+            for jit in jit_modes
+        ]
+        for form in dict.fromkeys(model.form for model in encoders)
+    }
     has_prompts = any(protocol.method == ZERO_SHOT for protocol in rules)
     prompts = {dataset: _digest_prompts(dataset, elsewhere=elsewhere) if has_prompts else "" for dataset in rows}
     return [
@@ -118,7 +121,7 @@ def plan(
         )
         for dataset in rows
         for model in encoders
-        for execution in executions
+        for execution in executions[model.form]
         for protocol in rules
     ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 
 import numpy as np
 
@@ -105,7 +104,9 @@ def describe_encoder(encoder: ImageEncoder) -> EncoderRecord:
         resolution=encoder.resolution,
         embed_dim=encoder.embed_dim,
         pre_projection_dim=encoder.pre_projection_dim,
-        preprocess=PreprocessRecord(**asdict(encoder.preprocess)),
+        preprocess=PreprocessRecord(**encoder.preprocess.describe()),
         preprocess_from=encoder.preprocess_from,
+        has_projection=encoder.has_projection,
+        pooling=encoder.pooling,
         dtypes=DtypesRecord(encoder.checkpoint_dtypes, encoder.weights_dtypes, features="float32"),
     )

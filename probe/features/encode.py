@@ -178,7 +178,7 @@ def encode_chunk(encoder: ImageEncoder, read: Read, batch_size: int) -> Encoding
 
 
 def _fill(pixels: Tensor, batch_size: int) -> Tensor:
-    """Fill a batch, uint8 (b, 3, r, r), with black images up to `batch_size` images.
+    """Fill a batch, (b, 3, height, width), with black images up to `batch_size` images.
 
     The black images have the memory layout of the others: another layout would change the sums of the first
     convolution.

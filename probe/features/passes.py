@@ -31,7 +31,7 @@ from probe.features.jobs import Job
 from probe.features.reading import LabelledImages, Read, Reader, Request, name_of, read_chunks
 from probe.features.sidecars import Provenance
 from probe.models.encoder import ImageEncoder
-from probe.models.preprocess import Preprocess
+from probe.models.preprocess import AnyPreprocess
 from probe.progress import Progress, show_progress
 from probe.settings import Settings
 
@@ -136,7 +136,7 @@ def encode_group(jobs: Sequence[Job], dataset: OpenedDataset, settings: Settings
     The exceptions that prevent features of a subset are in `failures` of the jobs. They do not stop the next subset,
     because some runs do not need both.
     """
-    by_preprocess: dict[tuple[Preprocess, int], list[Job]] = {}
+    by_preprocess: dict[tuple[AnyPreprocess, int], list[Job]] = {}
     for job in jobs:
         by_preprocess.setdefault((job.encoder.load().preprocess, job.spec.batch_size), []).append(job)
     for together in by_preprocess.values():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from probe.cgroups import processor_limits
 from probe.errors import DeviceError, ProbeError, summarize
-from probe.models.preprocess import Preprocess
+from probe.models.preprocess import AnyPreprocess
 
 WAITING_BYTES = 1 << 30  # limit for pixels that worker processes have read ahead
 
@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Read:
-    """Chunk that was read: pixels uint8 (m, 3, r, r), labels and positions; errors of images that cannot be read."""
+    """Chunk that was read: pixels (m, 3, height, width), labels and positions; errors of images that cannot be read."""
 
     request: Request
     pixels: Tensor
@@ -68,12 +68,12 @@ class Read:
 class Reader(torch.utils.data.Dataset[Read]):
     """Images of a dataset, read and preprocessed, a chunk at a time."""
 
-    def __init__(self, dataset: LabelledImages, preprocess: Preprocess) -> None:
+    def __init__(self, dataset: LabelledImages, preprocess: AnyPreprocess) -> None:
         self.dataset, self.preprocess = dataset, preprocess
 
     def __getitem__(self, request: Request) -> Read:
-        side = self.preprocess.resolution
-        pixels = np.empty((len(request.images), side, side, 3), np.uint8)  # channels last, as Pillow has them
+        shape = (len(request.images), *self.preprocess.shape, 3)  # channels last, as Pillow has them
+        pixels = np.empty(shape, self.preprocess.dtype)
         labels: list[int | np.ndarray] = []
         good: list[int] = []
         errors: list[tuple[int, ProbeError]] = []
@@ -113,7 +113,8 @@ def read_chunks(
     if workers == 0:
         yield from _read_here(reader, requests)
         return
-    room = WAITING_BYTES // (3 * size * reader.preprocess.resolution**2)  # chunks
+    height, width = reader.preprocess.shape
+    room = WAITING_BYTES // (3 * size * height * width * reader.preprocess.dtype.itemsize)  # chunks
     loader = torch.utils.data.DataLoader(
         reader,
         sampler=requests,

@@ -1,6 +1,6 @@
-"""CLIP models: look up a model by name and describe it as a `ModelSpec`. `loading.py` loads the model.
+"""Encoders: look up a model by name and describe it as a `ModelSpec`. `loading.py` loads the model.
 
-This module imports torch only for the names that need open_clip, and to recognize a TorchScript archive.
+This module imports torch only for the names of families, and to recognize a TorchScript archive.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from probe import hub, paths
 from probe.errors import CheckpointError, CheckpointMissingError, ProbeError
 from probe.models.catalog import MODELS
+from probe.models.families import find_family
 from probe.models.open_clip_config import LOCAL, OPEN_CLIP_CONFIG
 from probe.names import unknown_name
 from probe.specs import ModelSpec
@@ -64,12 +65,9 @@ def get_model(name: str | Path) -> ModelSpec:
         repo = name.removeprefix(HF)
         hub.check_repository(repo)
         return ModelSpec(name, form="hf", source=repo)
-    if name.startswith(OPEN_CLIP):
-        from probe.models import open_clip_names  # imports open_clip, and with it torch
-
-        source = str(open_clip_names.parse(name.removeprefix(OPEN_CLIP)))
-        return ModelSpec(f"{OPEN_CLIP}{source}", form="open_clip", source=source)
-    return _on_disk(name)
+    form, colon, source = name.partition(":")
+    family = find_family(form) if colon else None
+    return _on_disk(name) if family is None else family.find_spec(source)
 
 
 def split_key(source: str) -> tuple[Path, str]:
@@ -98,11 +96,8 @@ def is_here(spec: ModelSpec, weights_dir: str | Path | None = None) -> bool:
             return False
     if spec.form == "hf":
         return hub.has_cached_file(spec.source, HUB_MARKS)
-    if spec.form == "open_clip":
-        from probe.models import open_clip  # loads torch
-
-        return open_clip.is_zoo_model_here(spec.source)
-    return True
+    family = find_family(spec.form)
+    return family is None or family.is_here(spec)
 
 
 def _random(name: str) -> ModelSpec:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from probe.errors import DownloadError
-from probe.fetch import file_sha256
-from probe.models import get_model, is_here, open_clip, open_clip_names, open_clip_towers
+from probe.models import get_model, is_here
+from probe.models.families import find_family
 from probe.models.loading import has_jit_mode, read_weights
-from probe.models.profile import profile_architecture, profile_model
-from probe.specs import ModelSpec, Profile
+from probe.models.profile import describe_sizes, profile_architecture
+from probe.specs import ModelSpec
 
 BOTH, EAGER = ["eager", "jit"], ["eager"]
 
@@ -24,7 +23,7 @@ def model_facts(name: str | Path, *, weights_dir: str | Path | None = None) -> d
         UnknownNameError, CheckpointError, ExtraMissingError: the message says what to do.
     """
     spec = get_model(name)
-    here = is_here(spec, weights_dir)
+    here, family = is_here(spec, weights_dir), find_family(spec.form)
     facts: dict[str, Any] = {
         "name": spec.name,
         "form": spec.form,
@@ -33,13 +32,14 @@ def model_facts(name: str | Path, *, weights_dir: str | Path | None = None) -> d
         "sha256": spec.sha256 or None,
         "license": spec.license or None,
         "modes": EAGER,
-        **_sizes(None, None, None, None),
+        **describe_sizes(None, None, None, None),
     }
     if spec.architecture is not None:
         shape, profile = spec.architecture, spec.profile or profile_architecture(spec.architecture)
-        facts |= {"modes": BOTH} | _sizes(shape.image_resolution, shape.embed_dim, shape.pre_projection_dim, profile)
-    elif spec.form == "open_clip":
-        facts |= _describe_zoo(spec, here=here)
+        sizes = describe_sizes(shape.image_resolution, shape.embed_dim, shape.pre_projection_dim, profile)
+        facts |= {"modes": BOTH} | sizes
+    elif family is not None:
+        facts |= family.describe_weights(spec, is_here=here)
     elif here:
         facts |= _describe_checkpoint(spec)
     return facts
@@ -73,32 +73,7 @@ def _describe_checkpoint(spec: ModelSpec) -> dict[str, Any]:
         "sha256": checkpoint.sha256,
         "license": checkpoint.license or None,
         "modes": BOTH if has_jit_mode(checkpoint) else EAGER,
-        **_sizes(shape.image_resolution, shape.embed_dim, shape.pre_projection_dim, profile_architecture(shape)),
-    }
-
-
-def _describe_zoo(spec: ModelSpec, *, here: bool) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    if here:
-        path, facts["license"] = open_clip.fetch_zoo_weights(open_clip_names.parse(spec.source), offline=True)
-        facts["sha256"] = file_sha256(path)
-    try:
-        loaded = open_clip.sketch(spec.source)
-    except DownloadError:  # the configuration of a text tower of Hugging Face is not on this machine
-        return facts
-    profile = profile_model(loaded.model, loaded.preprocess.resolution)
-    encoder = open_clip_towers.zoo_encoder(spec.name, loaded, open_clip.META)
-    return facts | _sizes(encoder.resolution, encoder.embed_dim, encoder.pre_projection_dim, profile)
-
-
-def _sizes(
-    resolution: int | None, embed_dim: int | None, pre_projection_dim: int | None, profile: Profile | None
-) -> dict[str, Any]:
-    return {
-        "resolution": resolution,
-        "embed_dim": embed_dim,
-        "pre_projection_dim": pre_projection_dim,
-        "parameters": profile and profile.parameters,
-        "image_parameters": profile and profile.image_parameters,
-        "flops": profile and profile.flops,
+        **describe_sizes(
+            shape.image_resolution, shape.embed_dim, shape.pre_projection_dim, profile_architecture(shape)
+        ),
     }

@@ -13,9 +13,10 @@ from probe.errors import DeviceError
 
 logger = logging.getLogger(__name__)
 
-# The reference uses fp16 weights on CUDA and fp32 on the CPU. fp16 has not been tested on MPS and XPU.
+# Of CLIP models. The reference uses fp16 weights on CUDA and fp32 on the CPU. fp16 has not been tested on MPS and XPU.
 DEFAULT_PRECISION = {"cuda": "fp16", "cpu": "fp32", "mps": "fp32", "xpu": "fp32"}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FP32_FORMS = ("timm", "transformers", "module")  # `ModelSpec.form` of models that run in fp32 on every device
 JIT_DEVICES = ("cpu", "cuda")  # devices that the graphs of the published archives can be patched for
 
 
@@ -53,6 +54,7 @@ def resolve_execution(
     jit: bool = False,
     compiled: bool = False,
     elsewhere: bool = False,
+    form: str = "",
 ) -> Execution:
     """Return the `Execution` for a user's choices.
 
@@ -62,6 +64,7 @@ def resolve_execution(
         jit: True for JIT mode.
         compiled: True for compiled mode.
         elsewhere: True if the model runs on another machine. The device need not be available on this machine then.
+        form: `ModelSpec.form` of the model, which decides its default precision; empty for a CLIP model.
 
     Raises:
         DeviceError: the device is unknown or not available, the precision is unknown, the device does not support JIT
@@ -87,12 +90,28 @@ def resolve_execution(
         raise DeviceError("a model cannot run in JIT mode and in compiled mode; use --compile with --jit off")
     if precision != "auto" and str(precision) not in DTYPES:
         raise DeviceError(f"unknown precision {precision!r}; use one of auto, {', '.join(DTYPES)}")
-    chosen = DEFAULT_PRECISION[kind] if precision == "auto" else precision
+    chosen = default_precision(kind, form) if precision == "auto" else precision
     if kind == "cpu" and chosen == "bf16" and not elsewhere and not has_bf16():
         logger.warning(
             "this processor has no bf16 instructions, so bf16 is slower than fp32; use --precision fp32 for speed"
         )
     return Execution(torch.device("cpu") if kind == "cpu" else parsed, chosen, jit, compiled)
+
+
+def default_precision(kind: str, form: str) -> str:
+    """Return the precision of a model for which the user names none.
+
+    CLIP models run in fp16 on CUDA, as in OpenAI's package. Models of other families run in fp32, as in their own
+    libraries: some of them overflow in fp16.
+
+    Args:
+        kind: type of the device, such as `cuda`.
+        form: `ModelSpec.form` of the model.
+
+    >>> default_precision("cuda", "url"), default_precision("cuda", "timm")
+    ('fp16', 'fp32')
+    """
+    return "fp32" if form in FP32_FORMS else DEFAULT_PRECISION[kind]
 
 
 def has_bf16() -> bool:

@@ -1,4 +1,4 @@
-"""An image encoder: takes uint8 pixels, returns the features at both feature points in fp32."""
+"""An image encoder: takes preprocessed pixels, returns the features at both feature points in fp32."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from probe.errors import CheckpointError, DeviceError, ProbeError, summarize
 from probe.models.devices import Execution
-from probe.models.preprocess import Preprocess
+from probe.models.preprocess import AnyPreprocess
 from probe.models.unwrapping import WHOLE
 
 
@@ -30,22 +31,23 @@ class ImageEncoder:
         execution: device, precision and mode.
         preprocess: preprocessing of the images.
         embed_dim: width of the projected features.
-        pre_projection_dim: width of the features before the projection. A model without a projection has the same
-            features at both feature points.
+        pre_projection_dim: width of the features before the projection.
         weights_sha256: SHA-256 of the checkpoint file, or of the tensors of a model without a file.
         checkpoint_dtypes: dtypes of the tensors in the checkpoint, such as `float16`, sorted.
         weights_dtypes: dtypes of the loaded image tower, sorted.
         license: licence of the weights; empty if it is not known.
         pre_projection: maps normalised pixels (n, 3, r, r) in the dtype of `execution` to (n, pre_projection_dim).
-        project: maps (n, pre_projection_dim) to (n, embed_dim).
+        project: maps (n, pre_projection_dim) to (n, embed_dim); `no_projection` for a model without a projection, which
+            has the same features at both feature points.
         weights_key: place of the weights in the checkpoint, such as `state_dict.model`; `.` if the checkpoint contains
             nothing else.
         preprocess_from: origin of the settings of `preprocess`, such as `open_clip_config.json`.
+        pooling: rule by which patches become one feature, such as `mean`; empty if the model has only one rule.
     """
 
     name: str
     execution: Execution
-    preprocess: Preprocess
+    preprocess: AnyPreprocess
     embed_dim: int
     pre_projection_dim: int
     weights_sha256: str
@@ -56,18 +58,24 @@ class ImageEncoder:
     project: Callable[[Tensor], Tensor]
     weights_key: str = WHOLE
     preprocess_from: str = ""
+    pooling: str = ""
 
     @property
     def resolution(self) -> int:
-        """Side of the square input images, in pixels."""
-        return self.preprocess.resolution
+        """Height of the input images, in pixels. The images are square for most models."""
+        return self.preprocess.shape[0]
+
+    @property
+    def has_projection(self) -> bool:
+        """False if both feature points have the same features."""
+        return self.project is not no_projection
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, *, wait: bool = True) -> ImageFeatures:
         """Encode a batch of images.
 
         Args:
-            pixels: uint8 (n, 3, resolution, resolution), on any device.
+            pixels: images from `preprocess.to_pixels`, (n, 3, height, width), on any device.
             wait: False returns before a GPU has finished. The features are then valid only after the GPU's stream has
                 been synchronized.
 
@@ -81,6 +89,61 @@ class ImageEncoder:
         if wait and is_cuda:
             torch.cuda.current_stream(self.execution.device).synchronize()
         return ImageFeatures(*points)
+
+
+def no_projection(features: Tensor) -> Tensor:
+    """Return features as they are: the projection of a model that has none."""
+    return features
+
+
+def measure_widths(
+    name: str,
+    before: Callable[[Tensor], Tensor],
+    project: Callable[[Tensor], Tensor],
+    *,
+    shape: tuple[int, int],
+    execution: Execution,
+) -> tuple[int, int]:
+    """Return the widths of the features before and after the projection, from encoding two black images.
+
+    Args:
+        name: name of the model, for messages.
+        before: maps pixels (n, 3, height, width) to features (n, pre_projection_dim).
+        project: maps these features to (n, embed_dim).
+        shape: height and width of the pixels.
+        execution: device and precision of the model.
+
+    Raises:
+        CheckpointError: the model does not return one row of features for each image.
+        DeviceError: the model cannot compute in this precision on this device.
+    """
+    zeros = torch.zeros(2, 3, *shape, device=execution.device, dtype=execution.dtype)
+    try:
+        with torch.inference_mode():
+            middle = _check_rows(name, before(zeros))
+            return middle.shape[1], _check_rows(name, project(middle)).shape[1]
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except ProbeError:
+        raise
+    except RuntimeError as err:
+        alternative = "another model" if execution.precision == "fp32" else "--precision fp32"
+        raise DeviceError(
+            f"{name} cannot run in {execution.precision} on {execution.device} ({summarize(err)}); use {alternative}"
+        ) from err
+
+
+def _check_rows(name: str, features: object) -> Tensor:
+    """Return the features of two images, after checking their shape."""
+    if not isinstance(features, Tensor):
+        found = f"a {type(features).__name__}"
+    elif features.ndim != 2 or len(features) != 2:
+        found = f"the shape {tuple(features.shape)}"
+    elif not features.is_floating_point():
+        found = str(features.dtype)
+    else:
+        return features
+    raise CheckpointError(f"{name} returned {found} for 2 images; an encoder returns a float tensor (2, features)")
 
 
 def dtypes_of(tensors: Iterable[Tensor]) -> tuple[str, ...]:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from probe import hub, paths
 from probe.errors import CheckpointError, ChecksumError
 from probe.fetch import fetch, weights_sha256
-from probe.models import get_model, open_clip, open_clip_towers, split_key
+from probe.models import get_model, open_clip, split_key
 from probe.models.archive import is_archive
 from probe.models.checkpoints import Checkpoint, list_checkpoint_files, naming_unreadable, read_checkpoint
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageEncoder, dtypes_of
+from probe.models.families import find_family
 from probe.models.huggingface import FILES
 from probe.models.layout import compile_tower, lay_out
 from probe.models.openai import build_model, expose_pre_projection, load_archive, trace_archive
@@ -49,7 +50,7 @@ def load_encoder(
         jit: run the TorchScript archive unchanged instead of rebuilding the model. Random weights are first traced into
             an archive. A model that is not an archive is rebuilt, with a warning and with `execution.jit` False.
         device: `auto` for CUDA if it is available, else the CPU; or a device that `torch.device` accepts.
-        precision: `auto` for fp16 on CUDA and fp32 on other devices, as in the reference; or `fp32`, `fp16`, `bf16`.
+        precision: `auto` for the default of `devices.default_precision`; or `fp32`, `fp16`, `bf16`.
         weights_dir: folder of OpenAI's checkpoints; by default `~/.cache/clip`, which the reference uses, too. Models
             of `hf:` and `open_clip:` are stored in the cache of Hugging Face's libraries (`HF_HOME`).
         offline: never use the network.
@@ -59,11 +60,10 @@ def load_encoder(
         UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: the message says what to do.
     """
     spec = model if isinstance(model, ModelSpec) else get_model(model)
-    execution = resolve_execution(device, precision=precision, jit=jit, compiled=compiled)
-    if spec.form == "open_clip":
-        execution = without_jit(execution, spec.name)
-        loaded = open_clip.load_model(spec.source, execution, offline=offline)
-        encoder = open_clip_towers.zoo_encoder(spec.name, loaded, execution)
+    execution = resolve_execution(device, precision=precision, jit=jit, compiled=compiled, form=spec.form)
+    family = find_family(spec.form)
+    if family is not None:
+        encoder = family.load_tower(spec, without_jit(execution, spec.name), offline=offline)
     else:
         checkpoint = read_weights(spec, weights_dir=weights_dir, offline=offline)
         encoder = as_encoder(spec, checkpoint, open_model(checkpoint, execution), execution)
@@ -100,6 +100,8 @@ def load_clip(
     if spec.form == "open_clip":
         loaded = open_clip.load_model(spec.source, without_jit(execution, spec.name))
         return loaded.model, loaded.preprocess.transform
+    if find_family(spec.form) is not None:
+        raise CheckpointError(f"{spec.name} is not a CLIP model; load it with load_encoder")
     checkpoint = read_weights(spec, weights_dir=download_root)
     return open_model(checkpoint, execution), checkpoint.preprocess.transform
 
@@ -156,8 +158,9 @@ def identify(spec: ModelSpec, *, weights_dir: str | Path | None = None, offline:
     """
     if spec.form == "random":
         return digest({"architecture": spec.architecture, "seed": spec.seed, "torch": torch.__version__})
-    if spec.form == "open_clip":
-        return open_clip.identify_zoo_weights(spec.source, offline=offline)
+    family = find_family(spec.form)
+    if family is not None:
+        return family.identify_weights(spec, offline=offline)
     path = checkpoint_path(spec, weights_dir=weights_dir, offline=offline)
     if spec.form == "url":
         return spec.sha256  # `fetch` has verified it

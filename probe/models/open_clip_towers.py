@@ -6,13 +6,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from probe.errors import DeviceError, summarize
 from probe.models.devices import Execution
-from probe.models.encoder import ImageEncoder, dtypes_of
+from probe.models.encoder import ImageEncoder, dtypes_of, measure_widths, no_projection
 from probe.models.open_clip import ZooModel
 from probe.models.openai import expose_pre_projection
 
@@ -26,19 +24,7 @@ def zoo_encoder(name: str, loaded: ZooModel, execution: Execution) -> ImageEncod
     visual = loaded.model.visual
     assert isinstance(visual, nn.Module)
     before, project = _split_image_encoder(loaded.model, visual)
-    side = loaded.preprocess.resolution
-    zeros = torch.zeros(1, 3, side, side, device=execution.device, dtype=execution.dtype)
-    try:
-        with torch.inference_mode():
-            middle = before(zeros)
-            widths = (middle.shape[-1], project(middle).shape[-1])
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except RuntimeError as err:
-        alternative = "another model" if execution.precision == "fp32" else "--precision fp32"
-        raise DeviceError(
-            f"{name} cannot run in {execution.precision} on {execution.device} ({summarize(err)}); use {alternative}"
-        ) from err
+    widths = measure_widths(name, before, project, shape=loaded.preprocess.shape, execution=execution)
     return ImageEncoder(
         name,
         execution,
@@ -86,7 +72,7 @@ def _split_tower(model: nn.Module, visual: nn.Module) -> tuple[Callable[[Tensor]
         return run, expose_pre_projection(model)
     projection = _last_layer(visual)
     if projection is None:
-        return run, lambda features: features
+        return run, no_projection
     inputs: list[Tensor] = []  # of the projection
     projection.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
 

@@ -9,14 +9,17 @@ Source: Radford et al. 2021, appendix A; openai/CLIP `_transform`; for the other
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image, features
 from torch import Tensor
+
+from probe.errors import FeaturesError
 
 if TYPE_CHECKING:
     from torchvision.transforms import Compose
@@ -37,7 +40,8 @@ class Preprocess:
         mean: values that are subtracted from red, green and blue, for pixels in [0, 1].
         std: values that red, green and blue are divided by, after the subtraction.
         interpolation: one of `INTERPOLATIONS`.
-        resize: `shortest` resizes the short side to `resolution` and crops the centre; `squash` resizes both sides.
+        resize: `shortest` resizes the short side and crops the centre; `squash` resizes both sides.
+        resize_to: side or sides after the resizing, in pixels, of which the centre is cropped; 0 for `resolution`.
     """
 
     resolution: int
@@ -45,6 +49,18 @@ class Preprocess:
     std: tuple[float, float, float] = STD
     interpolation: str = "bicubic"
     resize: str = "shortest"
+    resize_to: int = 0
+
+    dtype = np.dtype(np.uint8)  # of the pixels
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        return self.resolution, self.resolution
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields of a `PreprocessRecord`."""
+        return asdict(self)
 
     def to_pixels(self, image: Image.Image) -> np.ndarray:
         """Resize and crop an image of any mode and size; return uint8 (3, resolution, resolution), channels last.
@@ -68,22 +84,69 @@ class Preprocess:
         from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
         side, interpolation = self.resolution, InterpolationMode(self.interpolation)
+        between = self.resize_to or side
         if self.resize == "squash":
-            steps = [Resize((side, side), interpolation=interpolation)]
+            steps = [Resize((between, between), interpolation=interpolation), CenterCrop(side)]
         else:
-            steps = [Resize(side, interpolation=interpolation), CenterCrop(side)]
+            steps = [Resize(between, interpolation=interpolation), CenterCrop(side)]
         return Compose([*steps, _to_rgb, ToTensor(), Normalize(self.mean, self.std)])
 
     def _crop(self, image: Image.Image) -> Image.Image:
         """Resize and crop as torchvision does, which takes two seconds to import."""
         side, (width, height) = self.resolution, image.size
-        resample = Image.Resampling[self.interpolation.upper()]
+        between, short = self.resize_to or side, min(width, height)
         if self.resize == "squash":
-            return image.resize((side, side), resample)
-        short = min(width, height)
-        width, height = int(side * width / short), int(side * height / short)
+            width, height = between, between
+        else:
+            width, height = int(between * width / short), int(between * height / short)
+        resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = round((width - side) / 2), round((height - side) / 2)
-        return image.resize((width, height), resample).crop((left, top, left + side, top + side))
+        is_whole = (width, height) == (side, side)
+        return resized if is_whole else resized.crop((left, top, left + side, top + side))
+
+
+@dataclass(frozen=True, eq=False)
+class CustomPreprocess:
+    """Preprocessing by a function of another library or of the user, such as a transform of torchvision.
+
+    Args:
+        function: maps a PIL image in RGB to a normalised tensor or array, (3, height, width), float.
+        shape: height and width of the result, in pixels.
+        description: text that names the function and its settings, for records and for the keys of cached features.
+    """
+
+    function: Callable[[Image.Image], Any] = field(repr=False)
+    shape: tuple[int, int]
+    description: str
+
+    dtype = np.dtype(np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields of a `PreprocessRecord`."""
+        height, width = self.shape
+        return {"resolution": height, "width": width if width != height else 0, "function": self.description}
+
+    def to_pixels(self, image: Image.Image) -> np.ndarray:
+        """Return the result of the function as float32 (3, height, width).
+
+        Raises:
+            FeaturesError: the result has another shape.
+        """
+        found = np.asarray(self.function(image.convert("RGB")), dtype=np.float32)
+        if found.shape != (3, *self.shape):
+            height, width = self.shape
+            raise FeaturesError(
+                f"the preprocessing {self.description} returned the shape {found.shape} for an image of "
+                f"{image.width} x {image.height} pixels; return (3, {height}, {width}) for every image"
+            )
+        return found
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Return the pixels as they are: the function has normalised them."""
+        return pixels
+
+
+AnyPreprocess = Preprocess | CustomPreprocess
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -31,3 +33,17 @@ def profile_model(model: nn.Module, resolution: int) -> Profile:
         parameters=sum(p.numel() for p in model.parameters()),
         flops=counter.get_total_flops(),
     )
+
+
+def describe_sizes(
+    resolution: int | None, embed_dim: int | None, pre_projection_dim: int | None, profile: Profile | None
+) -> dict[str, Any]:
+    """Return sizes and cost of a model as JSON values, as in `description.model_facts`; None if not known."""
+    return {
+        "resolution": resolution,
+        "embed_dim": embed_dim,
+        "pre_projection_dim": pre_projection_dim,
+        "parameters": profile and profile.parameters,
+        "image_parameters": profile and profile.image_parameters,
+        "flops": profile and profile.flops,
+    }

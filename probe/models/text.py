@@ -15,6 +15,7 @@ from torch.func import functional_call
 from probe.errors import CheckpointError, DeviceError, summarize
 from probe.models import get_model, open_clip
 from probe.models.devices import Execution, resolve_execution
+from probe.models.families import find_family
 from probe.models.layout import lay_out_text
 from probe.models.loading import open_model, read_weights, without_jit
 from probe.models.open_clip_names import import_open_clip
@@ -85,9 +86,13 @@ def load_text_encoder(
         UnknownNameError, DownloadError, DeviceError, ExtraMissingError: the message says what to do.
     """
     spec = model if isinstance(model, ModelSpec) else get_model(model)
-    execution = resolve_execution(device, precision=precision, jit=jit)
+    execution = resolve_execution(device, precision=precision, jit=jit, form=spec.form)
     if spec.form == "open_clip":
         return _load_from_zoo(spec, without_jit(execution, spec.name), offline=offline)
+    if find_family(spec.form) is not None:
+        raise CheckpointError(
+            f"{spec.name} is loaded without a text tower; give a CLIP model, or a protocol other than zero-shot"
+        )
     checkpoint = read_weights(spec, weights_dir=weights_dir, offline=offline)
     shape = checkpoint.architecture
     tokenizer = load_tokenizer(

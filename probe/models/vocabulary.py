@@ -19,6 +19,7 @@ from probe.errors import CheckpointError
 from probe.fetch import fetch, file_sha256, weights_sha256
 from probe.models import get_model, huggingface, open_clip_tokenizers, split_key
 from probe.models.catalog import MODELS
+from probe.models.families import find_family
 from probe.models.open_clip_config import HUB, LOCAL
 from probe.models.tokenizer import Tokenizer, read_merges
 from probe.specs import ModelSpec
@@ -160,6 +161,8 @@ def _load_from_folder(spec: ModelSpec, without: str, *, offline: bool) -> tuple[
         has_config = spec.source.startswith((LOCAL, HUB))
         model = spec.source if has_config else spec.source.partition("/")[0]
         raise CheckpointError(f"{spec.name} is an open_clip model; tokenize with open_clip.get_tokenizer({model!r})")
+    if find_family(spec.form) is not None:
+        raise CheckpointError(f"{spec.name} is loaded without a text tower, so it has no vocabulary; give a CLIP model")
     folder = _folder_of(spec)
     if spec.form == "hf":
         folder = hub.fetch_repository(spec.source, [[huggingface.CONFIG]], huggingface.FILES, offline=offline)

@@ -198,7 +198,7 @@ class Head:
                 f"the head was fitted on features of {self.model_name} with weights {self.info.weights[:12]}, but "
                 f"{encoder.name} has weights {weights[:12]}; use the encoder of the head"
             )
-        own = PreprocessRecord(**asdict(encoder.preprocess))
+        own = PreprocessRecord(**encoder.preprocess.describe())
         if self.info.preprocess is not None and own != self.info.preprocess:
             raise HeadError(
                 f"the head was fitted on images with the preprocessing {self.info.preprocess}, but {encoder.name} has "

@@ -25,13 +25,20 @@ Count = Annotated[int, Meta(ge=0, le=sys.maxsize)]
 
 @dataclass(frozen=True)
 class PreprocessRecord:
-    """Preprocessing of the images, see `models.preprocess.Preprocess`."""
+    """Preprocessing of the images, see `models.preprocess`.
+
+    `width` is 0 if it equals the height, which is `resolution`. `function` describes the function of a
+    `CustomPreprocess`; it is empty for the settings of a `Preprocess`.
+    """
 
     resolution: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     interpolation: str = ""
     resize: str = ""
+    resize_to: int = 0
+    width: int = 0
+    function: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class EncoderRecord:
     """The encoder that was loaded. All fields are empty if the run failed before.
 
     `weights_key` names the weights within their file, if the file has several or nests them below a prefix.
+    `has_projection` and `pooling` are those of `models.encoder.ImageEncoder`.
     """
 
     weights_sha256: str | None = None
@@ -58,6 +66,8 @@ class EncoderRecord:
     pre_projection_dim: int | None = None
     preprocess: PreprocessRecord | None = None
     preprocess_from: str = ""
+    has_projection: bool = True
+    pooling: str = ""
     dtypes: DtypesRecord = field(default_factory=DtypesRecord)
 
 

@@ -1,5 +1,5 @@
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,7 @@ from probe.features.reading import default_workers
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageFeatures
 from probe.models.loading import load_encoder
-from probe.models.preprocess import Preprocess
+from probe.models.preprocess import CustomPreprocess, Preprocess
 
 
 @dataclass
@@ -48,6 +48,17 @@ def test_rows_are_in_the_order_of_the_dataset(batch_size):
     assert features.x[:, 0].tolist() == list(range(10))
     assert features.pre_projection[:, 0].tolist() == [2 * i for i in range(10)]
     assert features.y.tolist() == [i % 3 for i in range(10)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_function_that_preprocesses_gives_the_same_features(workers):
+    """Its pixels are float and normalised, and need not be square for the readers."""
+    encoder, settings = load_encoder("tiny", device="cpu"), Preprocess(32)
+    expected = extract_features(encoder, images(10), batch_size=4)
+    custom = replace(encoder, preprocess=CustomPreprocess(settings.transform, settings.shape, "CLIP"))
+    found = extract_features(custom, images(10), batch_size=4, workers=workers)
+    assert np.array_equal(found.x, expected.x)
+    assert np.array_equal(found.pre_projection, expected.pre_projection)
 
 
 def test_features_leave_as_contiguous_fp32():

@@ -1,0 +1,67 @@
+"""Families of encoders that are not read from a CLIP checkpoint. Each family is a class in a module of its own.
+
+The name of a model of a family starts with the family's form and a colon, such as `open_clip:ViT-B-32/openai`. The
+modules of the families import heavy libraries, so a module is imported when the first model of its family is needed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probe.models.devices import Execution
+    from probe.models.encoder import ImageEncoder
+    from probe.specs import ModelSpec
+
+FAMILIES = {"open_clip": ("probe.models.open_clip_family", "OpenClipFamily")}  # by form: module and class
+
+
+class Family(ABC):
+    """Family of encoders that one library, or the user's code, builds."""
+
+    @abstractmethod
+    def find_spec(self, source: str) -> ModelSpec:
+        """Return the specification of a model; `source` is its name without the form and the colon.
+
+        Raises:
+            UnknownNameError, CheckpointError, ExtraMissingError: the message says what to do.
+        """
+
+    @abstractmethod
+    def is_here(self, spec: ModelSpec) -> bool:
+        """Return True if the model needs no download."""
+
+    @abstractmethod
+    def identify_weights(self, spec: ModelSpec, *, offline: bool) -> str:
+        """Return a digest of all that determines the features of a model, for the keys of cached features.
+
+        Raises:
+            CheckpointError, DownloadError, ChecksumError: the message says what to do.
+        """
+
+    @abstractmethod
+    def load_tower(self, spec: ModelSpec, execution: Execution, *, offline: bool) -> ImageEncoder:
+        """Load the image tower of a model in eager mode.
+
+        Raises:
+            CheckpointError, DownloadError, DeviceError, ExtraMissingError: the message says what to do.
+        """
+
+    @abstractmethod
+    def describe_weights(self, spec: ModelSpec, *, is_here: bool) -> dict[str, Any]:
+        """Return the known facts about a model, with keys as in `description.model_facts`; nothing is downloaded.
+
+        Raises:
+            CheckpointError, ExtraMissingError: the message says what to do.
+        """
+
+
+def find_family(form: str) -> Family | None:
+    """Return the family with a form, or None if the form is one of CLIP checkpoints."""
+    if form not in FAMILIES:
+        return None
+    module, name = FAMILIES[form]
+    family: Family = getattr(import_module(module), name)()
+    return family
