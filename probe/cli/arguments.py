@@ -244,6 +244,12 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             "Extract features, fit probes, and write records and tables.",
             f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --also-test --rerun "
             "--save-heads --predictions --with-logits --plan --executor --ray-address --ray-workers --results-dir",
+            {
+                "experiment": _value(
+                    "FILE.toml", "Experiment file: options of this command. Options given here override it.", nargs="?"
+                )
+            },
+            {"--dataset": {"required": False}},
         ),
         "extract": _Command(
             "Extract and cache features, or some shards of them.",
@@ -401,6 +407,18 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def find_options(name: str) -> dict[str, dict[str, Any]]:
+    """Return the options of a command: the name of each without dashes, and the arguments of `add_argument`."""
+    command = next(group[name] for group in COMMANDS.values() if name in group)
+    wanted = f"{command.options} {PRINTING}".split()
+    return {
+        flags.rpartition("--")[2]: {**settings, **command.changes.get(flags, {})}
+        for options in OPTIONS.values()
+        for flags, settings in options.items()
+        if flags.replace(" ", "") in wanted
+    }
+
+
 def _add_options(parser: argparse.ArgumentParser, name: str, command: _Command) -> None:
     """Add the arguments and options of a command, grouped as in `OPTIONS`."""
     parser.set_defaults(command=name, parser=parser)
@@ -424,6 +442,8 @@ def check_conflicts(args: argparse.Namespace) -> None:
         UsageError: two options cannot be used together, or an option requires another one.
     """
     options = vars(args).get
+    if args.command == "run" and not args.dataset:
+        raise UsageError("name a dataset with --dataset, or give an experiment file")
     if options("ray_address") is not None and args.executor != "ray":
         raise UsageError("--ray-address requires --executor ray; add --executor ray")
     if options("executor") == "ray" and ":" in args.device:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from probe.cli import arguments, boards, caching, catalogues, checks, predicting, running, showing
+from probe.cli import arguments, boards, caching, catalogues, checks, experiments, predicting, running, showing
 from probe.errors import ProbeError, PromptsError, UnknownNameError, brief
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -50,7 +50,8 @@ class _Formatter(logging.Formatter):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    args = arguments.parser().parse_args(argv)
+    parser = arguments.parser()
+    args = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     handler = logging.StreamHandler(sys.stderr)
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(handlers=[handler])
     logging.getLogger("probe").setLevel(logging.DEBUG if args.verbose else logging.INFO)
     try:
+        if vars(args).get("experiment") is not None:
+            args = experiments.add_experiment(parser, sys.argv[1:] if argv is None else argv, args)
         arguments.check_conflicts(args)
         with _threads(args):
             code = COMMANDS[args.command](args)

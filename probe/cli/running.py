@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe import errors
+from probe import errors, paths
 from probe.cli import grids, planning
 from probe.cli.arguments import UsageError
+from probe.cli.experiments import write_experiment
 from probe.cli.printing import print_json
 from probe.errors import ProbeError
 
@@ -41,6 +42,7 @@ def run_command(args: argparse.Namespace) -> int:
             specs = grids.plan_runs(args, device=device, elsewhere=ray is not None or args.plan)
             if args.plan:
                 return planning.show(args, specs, settings, ray)
+            write_experiment(args, paths.results_dir(args.results_dir))
             # Ray prints messages about its processes to stdout, which is for results.
             with redirect_stdout(sys.stderr):
                 if args.executor == "ray":
@@ -165,7 +167,6 @@ def extract_command(args: argparse.Namespace) -> int:
 
 def fit(args: argparse.Namespace) -> int:
     """Fit probes on a file of features and print their scores."""
-    from probe import paths
     from probe.environment import describe
     from probe.features import files
     from probe.features.store import FITS
