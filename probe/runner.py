@@ -20,6 +20,7 @@ from probe.comparison import compare_features, count_flips
 from probe.datasets.opening import OpenedDataset
 from probe.datasets.splits.folds import by_split
 from probe.datasets.test_classes import map_classes
+from probe.energy import EnergyMeter
 from probe.errors import ProbeError, brief
 from probe.features.arrays import Extraction, Features
 from probe.features.extraction import Session, extract, prepare_grid
@@ -131,22 +132,23 @@ def run_one(
         get_solver(spec.solver)  # imports the solver's libraries, which is not part of the time of the fit
     finds_top = session.settings.predictions_dir is not None
     started = time.perf_counter()
-    if classifier is not None:
-        result = score_zero_shot(folds, classifier, metric=spec.dataset.metric, finds_top=finds_top)
-    elif twin is not None:
-        logger.debug("%s: same features as %s, so its probe is reused", spec, twin.spec)
-        result = twin.result
-    else:
-        result = fit_folds(
-            folds,
-            metric=spec.dataset.metric,
-            protocol=spec.protocol,
-            solver=spec.solver,
-            device=device_for(spec.solver, spec.device),
-            fit_cache=fits,
-            shows_progress=True,
-            finds_top=finds_top,
-        )
+    with EnergyMeter(spec.device) as energy:
+        if classifier is not None:
+            result = score_zero_shot(folds, classifier, metric=spec.dataset.metric, finds_top=finds_top)
+        elif twin is not None:
+            logger.debug("%s: same features as %s, so its probe is reused", spec, twin.spec)
+            result = twin.result
+        else:
+            result = fit_folds(
+                folds,
+                metric=spec.dataset.metric,
+                protocol=spec.protocol,
+                solver=spec.solver,
+                device=device_for(spec.solver, spec.device),
+                fit_cache=fits,
+                shows_progress=True,
+                finds_top=finds_top,
+            )
     seconds = {**extraction.seconds, "fit": time.perf_counter() - started}
     if classifier is not None:
         seconds["text"] = classifier.seconds
@@ -169,6 +171,7 @@ def run_one(
         tests=tests,
         extraction=extraction.extraction,
         seconds={name: round(value, 3) for name, value in seconds.items()},
+        fit_joules={part: round(value, 3) for part, value in energy.joules.items()},
         environment=environment.describe(spec.device),
         prompts=None if classifier is None else classifier.prompts,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -155,7 +155,14 @@ def describe_record(record: RunRecord) -> dict[str, str]:
     elif chosen != NO_RECORD:
         facts["k"] = chosen.removeprefix("k = ")
     facts["test images"] = str(result.num_test)
-    return facts
+    for subset, meter in record.extraction.subsets.items():
+        facts |= _describe_energy(f"energy for 1,000 images of {subset}", meter.joules_per_1000_images)
+    return facts | _describe_energy("energy of the fit", record.fit_joules)
+
+
+def _describe_energy(name: str, joules: Mapping[str, float]) -> dict[str, str]:
+    """Return energy as a fact to read, or no fact if the energy is not known."""
+    return {name: ", ".join(f"{value:.1f} J ({part})" for part, value in joules.items())} if joules else {}
 
 
 def calibration_rows(calibration: CalibrationRecord) -> list[tuple[str, str, str, str, str]]:
