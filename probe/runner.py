@@ -30,7 +30,7 @@ from probe.features.text import Classifier, find_classifier
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import PROBE_VERSION, fit_folds
-from probe.probes.fits import normalized
+from probe.probes.fits import at_feature_point
 from probe.probes.further_tests import FittedProbe, score_conventions
 from probe.probes.heads import describe_heads, write_heads
 from probe.probes.result import ProbeResult
@@ -174,7 +174,7 @@ def run_one(
     )
     heads: Mapping[Path, bytes] = {}
     if session.settings.save_heads:
-        heads = describe_heads(record, result, class_names)
+        heads = describe_heads(record, result, folds, class_names)
     run = FinishedRun(spec, record, extraction, result, fits, heads, classifier=classifier)
     if session.settings.predictions_dir is not None:
         with_logits = session.settings.with_logits
@@ -202,8 +202,7 @@ def _predictions_of(
         test = folds[i // num_draws]["test"]
         logits = None
         if with_logits and result.heads:
-            x = test.at(spec.protocol.feature_point)
-            logits = result.heads[i].logits(normalized(x) if spec.protocol.normalize else x)
+            logits = result.heads[i].logits(at_feature_point(spec.protocol, test))
         yield PartPredictions(ids[i // num_draws], test.y, result.predictions[start : start + len(top)], top, logits)
         start += len(top)
 

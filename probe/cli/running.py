@@ -212,9 +212,8 @@ def fit(args: argparse.Namespace) -> int:
         for protocol in protocols
     }
     if args.save_head is not None:
-        is_multi_label = folds[0]["train"].y.ndim == 2
         (rules,) = protocols
-        head = describe_head_of_file(found.about, results[rules.name], rules, is_multi_label=is_multi_label)
+        head = describe_head_of_file(found.about, results[rules.name], rules, folds[0]["test"])
         write_bytes(Path(args.save_head), head.to_bytes())
     environment = describe(device)
     unfinished = {name: result for name, result in results.items() if not result.converged}

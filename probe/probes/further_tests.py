@@ -13,13 +13,13 @@ import numpy as np
 
 from probe.errors import ProtocolError
 from probe.features.arrays import Features
-from probe.probes.fits import normalized
+from probe.probes.fits import at_feature_point
 from probe.probes.knn import vote
 from probe.probes.neighbours import find_neighbours
 from probe.probes.result import ProbeResult
 from probe.records.packing import pack
 from probe.records.schema import ConventionRecord, IntervalRecord
-from probe.specs import KNN, ZERO_SHOT, Protocol
+from probe.specs import KNN, Protocol
 from probe.stats.intervals import interval, seeds_interval
 from probe.stats.outcomes import Outcomes
 
@@ -49,23 +49,23 @@ class FittedProbe:
 
         Classes that the probe does not know have a score of -inf.
         """
-        x = features.at(self.rules.feature_point)
         num_draws = len(self.result.parts) // len(self.folds)
         for i, part in enumerate(self.result.parts):
             fold = self.folds[i // num_draws]
-            yield self._votes(fold, part, x) if self.rules.method == KNN else self._logits(part, x)
+            yield self._votes(fold, part, features) if self.rules.method == KNN else self._logits(part, features)
 
-    def _logits(self, part: ProbeResult, x: np.ndarray) -> np.ndarray:
+    def _logits(self, part: ProbeResult, features: Features) -> np.ndarray:
         (weights,) = part.heads
-        logits = weights.logits(normalized(x) if self.rules.normalize or self.rules.method == ZERO_SHOT else x)
+        logits = weights.logits(at_feature_point(self.rules, features))
         if logits.shape[1] == self.num_classes:
             return logits
-        scores = np.full((len(x), self.num_classes), -np.inf)
+        scores = np.full((len(features), self.num_classes), -np.inf)
         scores[:, list(part.label_values) or slice(logits.shape[1])] = logits
         return scores
 
-    def _votes(self, fold: Mapping[str, Features], part: ProbeResult, x: np.ndarray) -> np.ndarray:
+    def _votes(self, fold: Mapping[str, Features], part: ProbeResult, features: Features) -> np.ndarray:
         assert part.k is not None
+        x = features.at(self.rules.feature_point)
         bank = [fold["train"], fold["val"]] if self.rules.refit else [fold["train"]]
         found = find_neighbours([split.at(self.rules.feature_point) for split in bank], x, part.k, self.device)
         y = np.concatenate([split.y for split in bank])

@@ -155,7 +155,7 @@ def test_each_fold_has_its_own_labels_and_strength(tmp_path):
     result = fit_folds(folds, protocol=rules)
     record = make_record("digits", "tiny", protocol="search")
     heads = []
-    for path, content in describe_heads(record, result, ["a", "b", "c", "d"]).items():
+    for path, content in describe_heads(record, result, folds, ["a", "b", "c", "d"]).items():
         (tmp_path / path.name).write_bytes(content)
         heads.append(load_head(tmp_path / path.name))
     assert [head.info.labels for head in heads] == [(0, 1, 3), (0, 2, 3)]
