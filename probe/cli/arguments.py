@@ -204,7 +204,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--out": _value("FILE", "File to write to."),
         "--format": _choice(("md", "csv", "json", "latex", "parquet"), "md", "Format of the leaderboard. [md]"),
         "--classes": _value("N", "Number of classes to print, the worst first. [20]", type=_positive, default=20),
-        "--csv": _value("FILE.csv", "Write the scores of all classes to this file, and print nothing else."),
+        "--csv": _value("FILE.csv", "Write the scores of all classes to this file, and print only its path."),
+        "--confusions": _value("FILE.csv", "Write the recorded confusions to this file, and print only its path."),
         "--calibration": _flag("Also give NLL, Brier score and ECE, before and after temperature scaling."),
         "--html": _flag("Write the page of results."),
         "--plots": _value("DIR", "Write plots as PNG and SVG into this folder."),
@@ -287,7 +288,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
     "results": {
         "show": _Command(
             "Show one record: scores of classes, calibration and further test sets.",
-            "--classes --csv",
+            "--classes --csv --confusions",
             {"record": _value("RECORD.json", "Record of a run.")},
         ),
         "tables": _Command("Write all tables from the records, or check them.", "--check --compare --results-dir"),
