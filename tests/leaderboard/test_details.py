@@ -255,18 +255,32 @@ def test_the_leaderboard_has_calibration_only_if_asked(one, tmp_path, capsys):
     row = next(line for line in text.splitlines() if line.startswith("| pictures"))
     numbers = [f"{value:.4f}" for value in (calibration.before.nll, calibration.after.nll)]
     numbers += [f"{value:.4f}" for value in (calibration.before.brier, calibration.after.brier)]
-    numbers += [f"{100 * value:.2f}" for value in (calibration.before.ece, calibration.after.ece)]
-    assert [cell.strip() for cell in row.split("|")[3:-1]] == [*numbers, f"{calibration.temperature:.4g}"]
+    numbers += [
+        f"{100 * one.ece:.2f} ({100 * one.ece_low:.2f} to {100 * one.ece_high:.2f})"
+        for one in (calibration.before, calibration.after)
+    ]
+    assert [cell.strip() for cell in row.split("|")[3:-1]] == [*numbers, f"{calibration.temperature:.4g}", "15"]
     assert "No record of this section has its calibration" in text
     rows = list(csv.DictReader(_board(tmp_path, capsys, "--calibration", "--format", "csv").splitlines()))
     (own,) = (row for row in rows if row["pictures_nll"])
     assert float(own["pictures_nll"]) == calibration.before.nll
     assert float(own["pictures_ece_after"]) == calibration.after.ece
+    assert float(own["pictures_ece_low"]) == calibration.before.ece_low
+    assert float(own["pictures_ece_high_after"]) == calibration.after.ece_high
+    assert float(own["pictures_temperature"]) == calibration.temperature
+    assert own["pictures_ece_bins"] == "15"
     assert {row["digits_nll"] for row in rows} == {""}
     document = json.loads(_board(tmp_path, capsys, "--calibration", "--json"))
     cells = [cell for section in document["sections"] for one in section["models"] for cell in one["cells"].values()]
     assert {cell["calibration"]["brier"] for cell in cells} == {calibration.before.brier, None}
     assert "calibration" not in _board(tmp_path, capsys, "--json")
+
+
+def test_a_mean_of_draws_has_bins_but_no_interval_of_its_ece(tmp_path, capsys):
+    write_record(_record(fit_probe(**_parts(), protocol=DRAWS), DRAWS), tmp_path)
+    (row,) = csv.DictReader(_board(tmp_path, capsys, "--calibration", "--format", "csv").splitlines())
+    assert row["pictures_ece"]
+    assert (row["pictures_ece_low"], row["pictures_ece_bins"]) == ("", "15")
 
 
 @pytest.mark.parametrize("options", [["--html"], ["--plots", "x"], ["--format", "latex"]])
