@@ -142,7 +142,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--save-heads": _flag("Also write the fitted weights of each run, for `predict`."),
         "--save-head": _value("FILE", "Also write the fitted weights to this file, for `predict`."),
         "--predictions": _value(
-            "DIR", "Also write the prediction for each test image of each run into this folder, as Parquet."
+            "DIR",
+            "Also write the prediction for each test image of each run and of its further test sets into this folder, "
+            "as Parquet.",
         ),
         "--with-logits": _flag("Also write the logits of each test image; requires --predictions."),
         "--top": _value("N", "Number of images to list. [20]", type=_positive, default=20),
