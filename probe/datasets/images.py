@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, cast
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,7 @@ from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed, 
 
 logger = logging.getLogger(__name__)
 
+MISSING = "does not exist"
 OR_SKIP = ", or skip up to N such images with --skip-corrupt N"
 SAMPLE = 64  # images in a fingerprint, for sources without files or arrays
 BUFFER = re.compile(r"<_io\.\w+ object at 0x[0-9a-f]+>")  # Pillow's name of an image without a file name
@@ -159,12 +161,21 @@ def open_images(images: Images) -> ImageDataset:
     """Return images as a dataset: paths as `open_files`, and Pillow's images with their positions as ids.
 
     Raises:
-        DatasetMissingError: a path does not exist.
-        DatasetError: a folder has no image, or paths and Pillow's images are mixed.
+        DatasetMissingError: none of the paths exists.
+        DatasetError: a folder has no image, paths and Pillow's images are mixed, or an item is neither.
     """
     if isinstance(images, ImageDataset):
         return images
-    items = [images] if isinstance(images, str | Path | Image.Image) else list(images)
+    try:
+        items = [images] if isinstance(images, str | bytes | Path | Image.Image) else list(images)
+    except TypeError:  # not iterable
+        items = [cast(ImageInput, images)]
+    strange = [item for item in items if not isinstance(item, str | Path | Image.Image)]
+    if strange:
+        raise DatasetError(
+            f"expected paths or Pillow's images, got {type(strange[0]).__qualname__}; make images of arrays with "
+            "PIL.Image.fromarray; for features there is `head.logits`"
+        )
     loaded = [item for item in items if isinstance(item, Image.Image)]
     named = [item for item in items if not isinstance(item, Image.Image)]
     if not loaded:
@@ -183,26 +194,36 @@ def open_images(images: Images) -> ImageDataset:
 def open_files(paths: Sequence[str | Path]) -> ImageDataset:
     """Return images in files and folders, with labels of 0. Files in folders are taken at any depth, sorted by name.
 
+    A path that does not exist is an image that cannot be read.
+
     Raises:
-        DatasetMissingError: a path does not exist.
+        DatasetMissingError: none of the paths exists.
         DatasetError: a folder has no image.
     """
+    if paths and not any(map(os.path.exists, paths)):
+        verb = "does" if len(paths) == 1 else "do"
+        raise DatasetMissingError(f"{listed(map(str, paths))} {verb} not exist; name files or folders of images")
     files: list[str] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises if a name is too long
             known = Image.registered_extensions()
             found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
             if not found:
                 raise DatasetError(f"no images in {path}; name a folder with images")
             files += found
-        elif path.exists():
-            files.append(str(path))
         else:
-            raise DatasetMissingError(f"{path} does not exist; name files or folders of images")
+            files.append(str(path))
     return ImageDataset(
         name="the images",
         labels=np.zeros(len(files), np.int64),
         class_names=("",),
-        read=partial(read_file, Path(), files),
+        read=partial(_read_path, files),
         ids=files,
     )
+
+
+def _read_path(files: Sequence[str], i: int) -> Image.Image:
+    try:
+        return read_file(Path(), files, i)
+    except FileNotFoundError as err:
+        raise DatasetMissingError(f"the images: image {i} ({files[i]}) {MISSING}; correct the path") from err

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +119,7 @@ class Head:
         offline: bool = False,
         batch_size: int | None = None,
     ) -> Predictions:
-        """Predict the classes of images. Images that cannot be read are skipped, and named in the result.
+        """Predict the classes of images. Images that are missing or cannot be read are named in the result.
 
         Args:
             images: paths of images or folders, Pillow's images, one of these, or images from `open_split`.
@@ -132,8 +132,8 @@ class Head:
 
         Raises:
             HeadError: the encoder is not that of the head, is not named in the head, or has moved.
-            DatasetMissingError: a path does not exist.
-            DatasetError: there are no images.
+            DatasetMissingError: none of the paths exists.
+            DatasetError: there are no images, or `images` is neither paths nor images.
             FeaturesError: no image can be read.
             CheckpointError, DownloadError, DeviceError, ExtraMissingError: see `load_encoder`.
         """
@@ -203,9 +203,12 @@ class Head:
             )
         own = PreprocessRecord(**asdict(encoder.preprocess))
         if self.info.preprocess is not None and own != self.info.preprocess:
+            pairs = [(one.name, getattr(self.info.preprocess, one.name), getattr(own, one.name)) for one in fields(own)]
+            differing = [(name.replace("resize", "resizing"), a, b) for name, a, b in pairs if a != b]
             raise HeadError(
-                f"the head was fitted on images with the preprocessing {self.info.preprocess}, but {encoder.name} has "
-                f"{own}; use the encoder of the head"
+                "the head was fitted on images with another preprocessing: "
+                f"{listed(f'{name} {_in_words(a)}' for name, a, _ in differing)}; {encoder.name} has "
+                f"{listed(f'{name} {_in_words(b)}' for name, _, b in differing)}; use the encoder of the head"
             )
         info, execution = self.info, encoder.execution
         # Heads of files of features without a description have neither.
@@ -382,6 +385,11 @@ def load_head(path: str | Path) -> Head:
             else HeadError(f"{path} is damaged: {summarize(err)}; save the head again")
         ) from err
     return Head(weights, info)
+
+
+def _in_words(value: object) -> str:
+    """Return a value of the preprocessing to read. Means and standard deviations have a number for each colour."""
+    return " ".join(f"{number:.4g}" for number in value) if isinstance(value, tuple) else str(value)
 
 
 def _metadata(data: bytes) -> dict[str, str]:
