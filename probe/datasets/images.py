@@ -21,6 +21,8 @@ from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed, 
 
 logger = logging.getLogger(__name__)
 
+LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")  # files in folders of images that are skipped
+UNREADABLE = frozenset((".pdf", ".palm", ".bufr", ".grib", ".h5", ".hdf", ".mpg", ".mpeg"))  # see `image_suffixes`
 MISSING = "does not exist"
 OR_SKIP = ", or skip up to N such images with --skip-corrupt N"
 SAMPLE = 64  # images in a fingerprint, for sources without files or arrays
@@ -134,6 +136,14 @@ def _read_at(read: Callable[[int], Image.Image], positions: np.ndarray, i: int) 
     return read(int(positions[i]))
 
 
+def image_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of image files that Pillow can read, in lower case and with the dot, the most frequent first.
+
+    Pillow also registers suffixes of files that it can only write, such as .pdf, or only recognise, such as .hdf.
+    """
+    return tuple(suffix for suffix in Image.registered_extensions() if suffix not in UNREADABLE)
+
+
 def read_file(folder: Path, names: Sequence[str], i: int) -> Image.Image:
     """Read the image in the file `names[i]` of a folder; names take a fourth of the memory of paths."""
     with Image.open(folder / names[i]) as image:
@@ -194,7 +204,8 @@ def open_images(images: Images) -> ImageDataset:
 def open_files(paths: Sequence[str | Path]) -> ImageDataset:
     """Return images in files and folders, with labels of 0. Files in folders are taken at any depth, sorted by name.
 
-    A path that does not exist is an image that cannot be read.
+    A path that does not exist is an image that cannot be read. Files in folders that are not images are skipped, and a
+    warning names them. Hidden files, and files such as Thumbs.db, are skipped without a warning.
 
     Raises:
         DatasetMissingError: none of the paths exists.
@@ -206,11 +217,7 @@ def open_files(paths: Sequence[str | Path]) -> ImageDataset:
     files: list[str] = []
     for path in map(Path, paths):
         if os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises if a name is too long
-            known = Image.registered_extensions()
-            found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
-            if not found:
-                raise DatasetError(f"no images in {path}; name a folder with images")
-            files += found
+            files += _find_files(path)
         else:
             files.append(str(path))
     return ImageDataset(
@@ -220,6 +227,26 @@ def open_files(paths: Sequence[str | Path]) -> ImageDataset:
         read=partial(_read_path, files),
         ids=files,
     )
+
+
+def _find_files(folder: Path) -> list[str]:
+    """Return the paths of the images in a folder, at any depth, sorted by name."""
+    visible = [
+        file
+        for file in folder.rglob("*")
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.name not in LEFT_BY_SYSTEMS
+        and not file.is_dir()
+    ]
+    suffixes = frozenset(image_suffixes())
+    others = sorted(str(file.relative_to(folder)) for file in visible if file.suffix.lower() not in suffixes)
+    if others:
+        num = f"{len(others)} file{'' if len(others) == 1 else 's'}"
+        logger.warning("skipped %s in %s of no known type of image: %s", num, folder, listed(others, most=5))
+    found = sorted(str(file) for file in visible if file.suffix.lower() in suffixes)
+    if not found:
+        raise DatasetError(f"no images in {folder}; name a folder with images")
+    return found
 
 
 def _read_path(files: Sequence[str], i: int) -> Image.Image:
