@@ -1,4 +1,4 @@
-"""Features of further test sets: extracted, or those of the dataset's own test images if a set only relabels them."""
+"""Features of further test sets. A set that only relabels the test images of the dataset uses their features."""
 
 from __future__ import annotations
 
