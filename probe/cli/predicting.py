@@ -17,7 +17,7 @@ def predict_command(args: argparse.Namespace) -> int:
     from probe.errors import printable
     from probe.leaderboard.tables import rows_to_csv
     from probe.probes.heads import load_head
-    from probe.probes.prediction import count_unknown, find_mismatch, load_encoder_of, predict, share_right
+    from probe.probes.prediction import count_unknown, find_class_mismatch, load_encoder_of, predict, share_right
     from probe.records.record import write_text
     from probe.stats.top_classes import TOP
 
@@ -32,7 +32,7 @@ def predict_command(args: argparse.Namespace) -> int:
     found = predict(head, images, encoder, ids=images.ids, batch_size=args.batch_size)
     right, mismatch = None, ""
     if args.dataset:
-        right, mismatch = share_right(head, images, found), find_mismatch(head, images)
+        right, mismatch = share_right(head, images, found), find_class_mismatch(head, images)
     unknown = 0 if right is None else count_unknown(head, images, found)
     if args.json:
         print_json(

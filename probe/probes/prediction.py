@@ -151,20 +151,20 @@ def predict(
 def share_right(head: Head, images: ImageDataset, found: Predictions) -> float | None:
     """Return the share of the predicted images of a dataset that are right, in [0, 1].
 
-    Return None if `find_mismatch` returns a reason.
+    Return None if `find_class_mismatch` returns a reason.
 
     Args:
         head: the head.
         images: the images, with their labels.
         found: their predictions.
     """
-    if find_mismatch(head, images) or not found.images:
+    if find_class_mismatch(head, images) or not found.images:
         return None
     labels = dict(zip(images.ids, images.labels.tolist(), strict=True))
     return float(np.mean([one.label == labels[one.image] for one in found.images]))
 
 
-def find_mismatch(head: Head, images: ImageDataset) -> str:
+def find_class_mismatch(head: Head, images: ImageDataset) -> str:
     """Return why predictions cannot be compared with the labels of a dataset, as a clause; empty if they can.
 
     Its images show several classes, or its labels may mean other classes than those of the head: names of classes
