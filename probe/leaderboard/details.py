@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -246,6 +246,11 @@ def classes_to_csv(rows: Sequence[ClassRow]) -> str:
     """Return CSV with a line for each class. Scores are unrounded fractions."""
     header = ["label", "name", "images", "score", "low", "high"]
     return rows_to_csv(header, [list(asdict(row).values()) for row in rows])
+
+
+def confusions_to_csv(rows: Sequence[Confusion]) -> str:
+    """Return CSV with a line for each confusion, under the names of the fields of `Confusion`."""
+    return rows_to_csv([one.name for one in fields(Confusion)], [list(asdict(row).values()) for row in rows])
 
 
 def _precision_rows(record: DoneRecord) -> list[ClassRow]:
