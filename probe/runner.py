@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from probe import environment, grid, paths
 from probe.comparison import compare_features, count_flips
 from probe.datasets.opening import OpenedDataset
@@ -29,6 +31,7 @@ from probe.features.store import FITS
 from probe.features.text import Classifier, find_classifier
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
+from probe.probes.clean import score_clean
 from probe.probes.fit import PROBE_VERSION, fit_folds
 from probe.probes.fits import normalized
 from probe.probes.further_tests import FittedProbe, score_conventions
@@ -57,6 +60,7 @@ from probe.records.schema import (
 from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import DEFAULT_SOLVER, LOGISTIC, ZERO_SHOT, DatasetSpec, ModelSpec, Protocol, RunSpec
 from probe.stats import paired
+from probe.stats.equal_images import Leaks
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +161,11 @@ def run_one(
         probe = FittedProbe(result, folds, spec.protocol, len(class_names), device_for(spec.solver, spec.device))
         tests = tuple(score_further_test(spec, one, dataset, extraction, probe, session) for one in spec.tests)
         seconds["tests"] = time.perf_counter() - started
+    clean = None
+    if spec.clean:
+        started = time.perf_counter()
+        clean = score_clean(result, list(leaks_of_features(session.find_leaks(spec.dataset), dataset, extraction)))
+        seconds["clean"] = time.perf_counter() - started
 
     record = DoneRecord(
         spec=_for_record(spec),
@@ -167,6 +176,7 @@ def run_one(
         features=features,
         result=replace(result.to_record(), probe_version=PROBE_VERSION),
         tests=tests,
+        clean=clean,
         extraction=extraction.extraction,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         environment=environment.describe(spec.device),
@@ -206,6 +216,13 @@ def _predictions_of(
             logits = result.heads[i].logits(normalized(x) if spec.protocol.normalize else x)
         yield PartPredictions(ids[i // num_draws], test.y, result.predictions[start : start + len(top)], top, logits)
         start += len(top)
+
+
+def leaks_of_features(leaks: Sequence[Leaks], dataset: OpenedDataset, extraction: Extraction) -> Iterator[Leaks]:
+    """Yield the leaks of each fold without test images that could not be read, in the order of the features."""
+    for own, fold, positions in zip(leaks, dataset.folds, extraction.test_positions(dataset), strict=True):
+        rows = np.searchsorted(fold.test.positions, positions)
+        yield Leaks(own.leaked[rows], own.differing[rows])
 
 
 def score_further_test(
@@ -303,6 +320,7 @@ def run(
     predictions_dir: str | Path | None = None,
     with_logits: bool = False,
     tests: Sequence[str] = (),
+    clean: bool = False,
     rerun: bool = False,
 ) -> DoneRecord:
     """Run one combination of dataset, model and protocol, and write its record and the tables of its model.
@@ -335,6 +353,7 @@ def run(
         with_logits: also write the logits of each test image there.
         tests: further test sets to score the same probe on: names that the dataset has in `tests`, `all` of them, or
             paths of TOML files.
+        clean: also score without test images whose pixels equal those of a training or validation image.
         rerun: run again even if there is a complete record.
 
     Raises:
@@ -352,6 +371,7 @@ def run(
         compiled=compiled,
         solver=solver,
         tests=tests,
+        clean=clean,
     )
     settings = Settings(
         data_dir=data_dir,

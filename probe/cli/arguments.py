@@ -129,6 +129,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "or FILE.toml. [none]",
             action="append",
         ),
+        "--clean": _flag(
+            "Also score each run without test images whose pixels equal those of a training or validation image."
+        ),
         "--metric": _choice(METRICS, None, "Metric of the scores. [the metric of the dataset, or accuracy]"),
         "--shard": _value("I/N", "Extract only the I-th of N shards, counted from 1.", type=_shard),
         "--val-fraction": _value(
@@ -254,7 +257,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
     "features and probes": {
         "run": _Command(
             "Extract features, fit probes, and write records and tables.",
-            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --also-test --rerun "
+            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --also-test --clean --rerun "
             "--save-heads --predictions --with-logits --plan --executor --ray-address --ray-workers --results-dir",
         ),
         "extract": _Command(
@@ -365,7 +368,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             {"name": _value("NAME", "Protocol to show: a name or a TOML file.", nargs="?")},
         ),
         "audit": _Command(
-            "Find equal images within and across the splits of a dataset, candidates for near-duplicates, and more.",
+            "Find equal images, near-duplicates, class imbalance and unreadable images in a dataset.",
             "--dataset --distance --top --classes --csv --offline --data-dir --cache-dir",
             changes={
                 "--dataset": _value("NAME", "Dataset to audit, as for `run`. Required.", action="store"),

@@ -96,8 +96,8 @@ def _print_equal(audit: Audit, most: int) -> None:
     ]
     print_rows(("splits", "groups", "pairs", "with different labels"), rows)
     print(
-        f"\n{equal.leaked:,} of {audit.splits.get('test', 0):,} test images equal a training or validation image, "
-        f"{equal.leaked_differing:,} of them one with a different label."
+        f"\n{equal.leaked:,} of {audit.splits.get('test', 0):,} test images equal a training or validation image; "
+        f"{equal.leaked_differing:,} of them equal one with a different label."
     )
     if equal.groups:
         print(f"\nGroups of equal images, those across splits first ({_shown(most, len(equal.groups))}):\n")
@@ -121,12 +121,17 @@ def _print_candidates(audit: Audit) -> None:
     found = audit.candidates
     total = sum(pairs for pairs, _ in found.counts)
     print(f"\nCandidates for near-duplicates, pairs whose perceptual hashes differ in at most {found.distance} bits:\n")
-    rows = [(f"{n}", f"{pairs:,}", f"{across:,}") for n, (pairs, across) in enumerate(found.counts)]
-    print_rows(("bits", "pairs", "across splits"), rows)
+    rows = [(f"{n}", f"{pairs:,}", f"{across:,}") for n, (pairs, across) in enumerate(found.counts) if pairs]
+    print_rows(("bits", "pairs", "across splits"), [*rows, ("all", *_totals(found.counts))])
     if found.closest:
         print(f"\nThe closest, those across splits first ({_shown(len(found.closest), total)}):\n")
         closest = [(f"{one.distance}", *_cells(one.images[0]), *_cells(one.images[1])) for one in found.closest]
         print_rows(("bits", "image", "split", "class", "other image", "split", "class"), closest)
+
+
+def _totals(counts: Sequence[tuple[int, int]]) -> tuple[str, str]:
+    pairs, across = map(sum, zip(*counts, strict=True))
+    return f"{pairs:,}", f"{across:,}"
 
 
 def _print_classes(audit: Audit, most: int) -> None:

@@ -67,7 +67,7 @@ class EqualImages:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidatePair:
     """Two images with close perceptual hashes and different pixels."""
 
     images: tuple[AuditedImage, AuditedImage]
@@ -81,7 +81,7 @@ class Candidates:
 
     distance: int
     counts: tuple[tuple[int, int], ...]
-    closest: tuple[Candidate, ...]
+    closest: tuple[CandidatePair, ...]
 
 
 @dataclass(frozen=True)
@@ -230,9 +230,9 @@ class _Lookup:
         classes = tuple(images.class_names[k] for k in shown)
         return AuditedImage(name, images.ids[position], PLACES[self.places[name][position]], classes)
 
-    def candidate(self, pair: NearPair) -> Candidate:
+    def candidate(self, pair: NearPair) -> CandidatePair:
         """Return a pair of near images."""
-        return Candidate((self.image(pair.a), self.image(pair.b)), pair.distance, pair.is_across)
+        return CandidatePair((self.image(pair.a), self.image(pair.b)), pair.distance, pair.is_across)
 
 
 def _describe_equal(table: ImageTable, lookup: _Lookup) -> EqualImages:

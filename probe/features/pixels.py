@@ -115,9 +115,9 @@ def _find_or_compute(dataset: OpenedDataset, subset: str, root: Path, progress: 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of an entry, so that no other process decodes the same images. A read-only folder has no lock."""
-    own = lock(path.with_name(f".{path.name}{LOCK}"))
     try:
         make_folder(path.parent)
+        own = lock(path.with_name(f".{path.name}{LOCK}"))
         own.acquire()
     except OSError:  # storing the entry warns about it
         yield

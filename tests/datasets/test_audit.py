@@ -55,7 +55,7 @@ def test_pairs_are_counted_by_split_and_label(root, report):
             pairs, differing = counts.get(key, (0, 0))
             counts[key] = (pairs + 1, differing + (first != second))
     found = {row.splits: (row.pairs, row.differing) for row in report.equal.pairs if row.pairs}
-    assert {(pair if pair[0] != pair[1] else pair): number for pair, number in found.items()} == counts
+    assert found == counts
     assert found["train", "test"] == (4, 1)
     assert found["test", "test"] == (2, 0)
 
@@ -206,7 +206,9 @@ def command(root, tmp_path, *options):
 def test_the_command_prints_a_report_and_writes_all_groups(root, tmp_path, capsys):
     assert command(root, tmp_path, "--csv", str(tmp_path / "groups.csv"), "--top", "2", "--classes", "1") == 0
     out = capsys.readouterr().out
-    assert "5 of 26 test images equal a training or validation image, 2 of them one with a different label." in out
+    assert (
+        "5 of 26 test images equal a training or validation image; 2 of them equal one with a different label." in out
+    )
     assert "those across splits first (2 of 7)" in out
     assert "The smallest classes (1 of 2)" in out
     rows = list(csv.DictReader((tmp_path / "groups.csv").read_text().splitlines()))
