@@ -25,7 +25,7 @@ from probe.features.reading import processors
 from probe.features.sidecars import Key
 from probe.features.store import LOCK, NOT_READING
 from probe.models.preprocess import libjpeg_version
-from probe.progress import Progress, show_progress
+from probe.progress import show_progress
 from probe.specs import SPLITS, digest, slug
 from probe.stats.equal_images import Leaks, find_leaks, number_contents, number_labels
 
@@ -97,18 +97,17 @@ def find_digests(dataset: OpenedDataset, subsets: Iterable[str], root: Path) -> 
     Raises:
         CacheError: an entry cannot be read.
     """
-    with show_progress() as progress:
-        return {subset: _find_or_compute(dataset, subset, root, progress) for subset in subsets}
+    return {subset: _find_or_compute(dataset, subset, root) for subset in subsets}
 
 
-def _find_or_compute(dataset: OpenedDataset, subset: str, root: Path, progress: Progress) -> PixelDigests:
+def _find_or_compute(dataset: OpenedDataset, subset: str, root: Path) -> PixelDigests:
     spec, images = pixel_entry(dataset, subset), dataset.subsets[subset]
     path = spec.path(root)
     found = _find(path, images)
     if found is None:
         with _locked(path):
             found = _find(path, images)  # another process may have computed it
-            return _compute(spec, images, path, progress) if found is None else found
+            return _compute(spec, images, path) if found is None else found
     return found
 
 
@@ -149,10 +148,11 @@ def _can_read(images: ImageDataset, position: int) -> bool:
     return True
 
 
-def _compute(spec: PixelSpec, images: ImageDataset, path: Path, progress: Progress) -> PixelDigests:
-    progress.name(images.name)
-    progress.expect(len(images))
-    found = digest_images(images, threads=processors(), advance=progress.advance)
+def _compute(spec: PixelSpec, images: ImageDataset, path: Path) -> PixelDigests:
+    with show_progress() as progress:
+        progress.name(images.name)
+        progress.expect(len(images))
+        found = digest_images(images, threads=processors(), advance=progress.advance)
     arrays = {name: getattr(found, name) for name in ARRAYS}
     about = {"label": spec.label, "key": spec.key, "mode_names": found.mode_names, "unreadable": found.unreadable}
     store_file(path, about, arrays, "digests of pixels")

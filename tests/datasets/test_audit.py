@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from make import layouts, own_layouts
 from make.mnist import SMALL_MNIST
 from make.twins import COPIES, DIFFERING, LEAKED, groups_by_bytes, write_twins
 from PIL import Image
@@ -197,6 +198,33 @@ def test_files_like_those_of_fashion_mnist_have_the_duplicates_of_numpy_unique(t
     ids = sorted(image.id for group in found.equal.groups for image in group.images)
     equal = np.flatnonzero(counts[inverse] > 1).tolist()
     assert ids == sorted(f"train/{i}" if i < 40 else f"test/{i - 40}" for i in equal)
+
+
+def test_an_image_counts_for_each_class_that_it_shows(tmp_path, monkeypatch):
+    own_layouts.voc2007(tmp_path)
+    monkeypatch.setenv("PROBE_DATA_DIR", str(tmp_path))
+    found, dataset = audit("voc2007"), open_dataset("voc2007", offline=True, allow_partial=True)
+    for one in found.balance:
+        assert one.counts == tuple((dataset.split(one.split).labels == 1).sum(axis=0).tolist())
+    shown = [image for pair in found.candidates.closest for image in pair.images]
+    assert all(image.classes for image in shown)
+
+
+def test_splits_are_those_of_the_first_of_several_folds(tmp_path, monkeypatch):
+    layouts.stl10(tmp_path, monkeypatch)
+    monkeypatch.setenv("PROBE_DATA_DIR", str(tmp_path))
+    found, dataset = audit("stl10"), open_dataset("stl10", offline=True, allow_partial=True)
+    sizes = {split: len(dataset.split(split, 0)) for split in ("train", "val", "test")}
+    assert (found.num_folds, found.splits) == (10, {**sizes, "unused": 24 - sum(sizes.values())})
+
+
+def test_a_dataset_without_a_readable_image_has_a_report(tmp_path, capsys):
+    for name in ("train/a/1.png", "train/a/2.png", "train/b/1.png", "train/b/2.png", "test/a/1.png", "test/b/1.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    assert command(tmp_path / "images", tmp_path, "--json") == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (len(document["unreadable"]), document["sizes"], document["equal"]["pairs"]) == (6, None, [])
 
 
 def command(root, tmp_path, *options):
