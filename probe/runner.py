@@ -26,10 +26,12 @@ from probe.features.arrays import Extraction
 from probe.features.extraction import Session, extract, prepare_grid
 from probe.features.further_tests import from_extraction, relabel
 from probe.features.jobs import features_key
+from probe.features.pixels import leaks_of_features
 from probe.features.store import FITS
 from probe.features.text import Classifier, find_classifier
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
+from probe.probes.clean import score_clean
 from probe.probes.fit import PROBE_VERSION, fit_folds
 from probe.probes.further_tests import FittedProbe, ScoredTest, score_conventions
 from probe.probes.heads import describe_heads, write_heads
@@ -153,6 +155,11 @@ def run_one(
     tests = [score_further_test(spec, one, dataset, extraction, probe, session) for one in spec.tests]
     if tests:
         seconds["tests"] = time.perf_counter() - started
+    clean = None
+    if spec.clean:
+        started = time.perf_counter()
+        clean = score_clean(result, list(leaks_of_features(session.find_leaks(spec.dataset), dataset, extraction)))
+        seconds["clean"] = time.perf_counter() - started
 
     record = DoneRecord(
         spec=_for_record(spec),
@@ -163,6 +170,7 @@ def run_one(
         features=features,
         result=replace(result.to_record(), probe_version=PROBE_VERSION),
         tests=tuple(test.record for test in tests),
+        clean=clean,
         extraction=extraction.extraction,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         fit_joules={part: round(value, 3) for part, value in energy.joules.items()},
@@ -280,6 +288,7 @@ def run(
     predictions_dir: str | Path | None = None,
     with_logits: bool = False,
     tests: Sequence[str] = (),
+    clean: bool = False,
     rerun: bool = False,
 ) -> DoneRecord:
     """Run one combination of dataset, model and protocol, and write its record and the tables of its model.
@@ -313,6 +322,7 @@ def run(
         with_logits: also write the logits of each test image there.
         tests: further test sets to score the same probe on: names that the dataset has in `tests`, `all` of them, or
             paths of TOML files.
+        clean: also score without test images whose pixels equal those of a training or validation image.
         rerun: run again even if there is a complete record.
 
     Raises:
@@ -330,6 +340,7 @@ def run(
         compiled=compiled,
         solver=solver,
         tests=tests,
+        clean=clean,
     )
     settings = Settings(
         data_dir=data_dir,

@@ -304,10 +304,11 @@ class RunSpec:
     `device` and `precision` come from `resolve_execution`, and are never `auto`. `solver` is `NO_SOLVER` if the
     protocol fits nothing. `prompts` is the digest of the class names and templates of a zero-shot run, see
     `datasets.prompts.Prompts`; it is empty for other runs. `tests` are further test sets that the same probe is scored
-    on. They do not change the run's own score, so they are not part of its identity.
+    on. `clean` asks for the clean score, see `probes.clean`. Neither changes the run's own score, so neither is part of
+    its identity.
     """
 
-    DESCRIPTIVE: ClassVar = ("tests",)
+    DESCRIPTIVE: ClassVar = ("tests", "clean")
 
     dataset: DatasetSpec
     model: ModelSpec
@@ -320,6 +321,7 @@ class RunSpec:
     compiled: bool = False
     prompts: str = ""
     tests: tuple[DatasetSpec, ...] = ()
+    clean: bool = False
 
     @property
     def mode(self) -> str:
@@ -334,7 +336,7 @@ class RunSpec:
     @property
     def on_tests(self) -> list[RunSpec]:
         """The run on each of its further test sets that has images of its own, for their features."""
-        return [replace(self, dataset=test, tests=()) for test in self.tests if not test.relabels]
+        return [replace(self, dataset=test, tests=(), clean=False) for test in self.tests if not test.relabels]
 
     @property
     def num_images(self) -> int:
@@ -346,7 +348,7 @@ class RunSpec:
     @property
     def of_all_modes(self) -> RunSpec:
         """Run in eager mode, which is the same for all modes of the model, so that their probes can be compared."""
-        return replace(self, jit=False, compiled=False, tests=())
+        return replace(self, jit=False, compiled=False, tests=(), clean=False)
 
     def __str__(self) -> str:
         """Return the names of the run, for messages."""

@@ -47,6 +47,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _distance(text: str) -> int:
+    if not text.isdecimal() or int(text) > 16:  # `stats.near_hashes.MAX_DISTANCE`, whose module imports NumPy
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 to 16, got {text!r}")
+    return int(text)
+
+
 def _fraction(text: str) -> float:
     try:
         value = float(text)
@@ -123,6 +129,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "or FILE.toml. [none]",
             action="append",
         ),
+        "--clean": _flag(
+            "Also score each run without test images whose pixels equal those of a training or validation image."
+        ),
         "--metric": _choice(METRICS, None, "Metric of the scores. [the metric of the dataset, or accuracy]"),
         "--shard": _value("I/N", "Extract only the I-th of N shards, counted from 1.", type=_shard),
         "--val-fraction": _value(
@@ -147,6 +156,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "as Parquet.",
         ),
         "--with-logits": _flag("Also write the logits of each test image; requires --predictions."),
+        "--distance": _value(
+            "N",
+            "Largest number of bits, of 64, in which the perceptual hashes of near-duplicates differ. [4]",
+            type=_distance,
+            default=4,
+        ),
         "--top": _value("N", "Number of images to list. [20]", type=_positive, default=20),
         "--plan": _flag("Run nothing; print an estimate of the time, memory and disk space that the grid needs."),
     },
@@ -245,7 +260,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
     "features and probes": {
         "run": _Command(
             "Extract features, fit probes, and write records and tables.",
-            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --also-test --rerun "
+            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --also-test --clean --rerun "
             "--save-heads --predictions --with-logits --plan --executor --ray-address --ray-workers --results-dir",
             {
                 "experiment": _value(
@@ -360,6 +375,17 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             "List the protocols, or show one.",
             "",
             {"name": _value("NAME", "Protocol to show: a name or a TOML file.", nargs="?")},
+        ),
+        "audit": _Command(
+            "Find equal images, near-duplicates, class imbalance and unreadable images in a dataset.",
+            "--dataset --distance --top --classes --csv --offline --data-dir --cache-dir",
+            changes={
+                "--dataset": _value("NAME", "Dataset to audit, as for `run`. Required.", action="store"),
+                "--top": {"help": "Number of groups of equal images and of near-duplicates to print. [20]"},
+                "--classes": {"help": "Number of classes to print, the smallest first. [20]"},
+                "--csv": _value("FILE.csv", "Also write all images of the groups of equal images to this file."),
+                "--cache-dir": {"help": "Folder of cached digests. [PROBE_CACHE_DIR, or ~/.cache/probe/features]"},
+            },
         ),
         "doctor": _Command(
             "Check what can be run on this machine, and how to get the rest.", "--data-dir --weights-dir --results-dir"

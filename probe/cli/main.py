@@ -14,7 +14,18 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from probe.cli import arguments, boards, caching, catalogues, checks, experiments, predicting, running, showing
+from probe.cli import (
+    arguments,
+    auditing,
+    boards,
+    caching,
+    catalogues,
+    checks,
+    experiments,
+    predicting,
+    running,
+    showing,
+)
 from probe.errors import ProbeError, PromptsError, UnknownNameError, brief
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -33,6 +44,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "datasets": catalogues.datasets,
     "models": catalogues.models,
     "protocols": catalogues.protocols,
+    "audit": auditing.audit_command,
     "doctor": catalogues.doctor,
     "cache ls": caching.cache_ls,
     "cache explain": caching.cache_explain,

@@ -117,7 +117,7 @@ def _show_summary(record: RunRecord) -> None:
 
 
 def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: bool) -> None:
-    from probe.leaderboard import modes, shifts, tables
+    from probe.leaderboard import clean, modes, shifts, tables
 
     if as_json:
         print_json([record.to_dict() for record in records])
@@ -129,6 +129,9 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
         further = shifts.shifts_to_markdown(records)
         if further:
             print("\n" + further, end="")
+        without = clean.clean_to_markdown(records)
+        if without:
+            print("\n" + without, end="")
         for note in tables.footnotes(records):
             print(f"\n{note}")
     for record in records:

@@ -12,12 +12,14 @@ import numpy as np
 from probe.datasets.catalog import DATASETS
 from probe.errors import brief
 from probe.leaderboard.cards import METRIC_TITLES
+from probe.leaderboard.clean import clean_text
 from probe.leaderboard.labels import NO_RECORD
 from probe.leaderboard.tables import fit_cells, interval_text, rows_to_csv, status
 from probe.records.packing import unpack_bins, unpack_classes, unpack_outcomes
 from probe.records.schema import (
     CalibrationRecord,
     CalibrationScores,
+    CleanRecord,
     DoneRecord,
     FurtherTestRecord,
     ResultRecord,
@@ -155,6 +157,8 @@ def describe_record(record: RunRecord) -> dict[str, str]:
     elif chosen != NO_RECORD:
         facts["k"] = chosen.removeprefix("k = ")
     facts["test images"] = str(result.num_test)
+    if record.clean is not None:
+        facts["clean score"] = clean_text(record.clean)
     for subset, meter in record.extraction.subsets.items():
         facts |= _describe_energy(f"energy for 1,000 images of {subset}", meter.joules_per_1000_images)
     return facts | _describe_energy("energy of the fit", record.fit_joules)
@@ -203,6 +207,7 @@ def collect_details(record: RunRecord) -> dict[str, Any]:
     found["classes"] = [asdict(row) for row in class_rows(record)]
     found["confusions"] = [asdict(one) for one in confusions(record)]
     found["calibration"] = None if result.calibration is None else _calibration(result.calibration)
+    found["clean"] = None if record.clean is None else _clean(record.clean)
     found["tests"] = [_further_test(test) for test in record.tests]
     return found
 
@@ -211,6 +216,12 @@ def _calibration(calibration: CalibrationRecord) -> dict[str, Any]:
     states = {name: getattr(calibration, name) for name in ("before", "after")}
     plain = {name: None if one is None else {**asdict(one), "bins": bins(one)} for name, one in states.items()}
     return {**plain, "temperature": calibration.temperature, "reasons": list(calibration.reasons)}
+
+
+def _clean(clean: CleanRecord) -> dict[str, Any]:
+    names = ("score", "num_test", "num_left_out", "num_differing", "reason")
+    interval = None if clean.interval is None else asdict(clean.interval)
+    return {**{name: getattr(clean, name) for name in names}, "interval": interval}
 
 
 def _further_test(test: FurtherTestRecord) -> dict[str, Any]:

@@ -338,6 +338,30 @@ class FurtherTestRecord:
 
 
 @dataclass(frozen=True)
+class CleanRecord:
+    """Clean score of a run: the score without test images whose pixels equal those of a training or validation image.
+
+    Args:
+        score: the score; None if it is not defined on the remaining images.
+        interval: its interval; None without a score.
+        num_test: number of the remaining test images. If folds have different test images, it is the sum over folds.
+        num_left_out: number of the test images that were left out.
+        num_differing: number of these images for which an equal training or validation image has a different label.
+        left_out: for each fold, or once if all folds have the same test images, the images that were left out: bits of
+            the test images with features, in their order.
+        reason: reason why there is no score; empty if there is one.
+    """
+
+    score: Fraction | None
+    interval: IntervalRecord | None
+    num_test: Count
+    num_left_out: Count
+    num_differing: Count
+    left_out: tuple[PackedArray, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class PromptsRecord:
     """The prompts of a zero-shot run.
 
@@ -392,7 +416,8 @@ class BaseRecord:
         seconds: wall time of `load`, `extract`, `fit` and, in a zero-shot run, `text`, the text features of the
             classes. `fit` is almost 0 for a JIT run with the same features as the eager run, because it reuses the
             eager run's probe. `tests` is the time of further test sets, with the extraction of features that `prepare`
-            did not extract before.
+            did not extract before. `clean` is the time of the clean score, with the digests of pixels if they are not
+            cached.
         fit_joules: energy of the fit by `cpu` and `gpu`, see `probe.energy`; energy that is not known has no entry.
         extraction: see `ExtractionRecord`.
         environment: see `EnvironmentRecord`.
@@ -477,11 +502,12 @@ class DoneRecord(BaseRecord):
     """Record of a run that has a score.
 
     `parity` compares a JIT run with the eager run of the same grid. `prompts` is None unless the run is zero-shot.
-    `tests` has a record for each further test set of the run.
+    `tests` has a record for each further test set of the run. `clean` is the clean score, if it was asked for.
     """
 
     result: ResultRecord
     tests: tuple[FurtherTestRecord, ...] = ()
+    clean: CleanRecord | None = None
     parity: ParityRecord | None = None
     prompts: PromptsRecord | None = None
 

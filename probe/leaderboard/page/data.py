@@ -12,6 +12,7 @@ from probe.datasets.catalog import DATASETS
 from probe.environment import EnvironmentRecord
 from probe.errors import brief, printable
 from probe.leaderboard import details, modes, published
+from probe.leaderboard.clean import clean_text
 from probe.leaderboard.few_shot import SHOTS, FewShotChart, chart_key, few_shot_charts
 from probe.leaderboard.labels import count, short_names
 from probe.leaderboard.methods import MethodRow
@@ -111,6 +112,7 @@ class PageRecord:
     classes: tuple[tuple[float, ...], ...] = ()
     confusions: tuple[tuple[float, ...], ...] = ()
     calibration: PageCalibration | None = None
+    clean: str = ""
 
 
 @dataclass(frozen=True)
@@ -408,6 +410,7 @@ def _record(record: RunRecord, labels: Labels, environments: dict[str, int], nam
             (index(one.name), index(one.predicted_name), one.images, *_shares(one.share)) for one in confused
         ),
         calibration=_calibration(result.calibration) if result is not None and result.calibration else None,
+        clean=clean_text(record.clean) if isinstance(record, DoneRecord) and record.clean is not None else "",
     )
 
 
