@@ -14,13 +14,13 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from probe.cli import arguments, boards, caching, catalogues, checks, predicting, running, showing
+from probe.cli import arguments, boards, caching, catalogues, checks, fitting, predicting, running, showing
 from probe.errors import ProbeError, PromptsError, UnknownNameError, brief
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": running.run_command,
     "extract": running.extract_command,
-    "fit": running.fit,
+    "fit": fitting.fit_command,
     "predict": predicting.predict_command,
     "parity": checks.parity_command,
     "show": showing.show_command,

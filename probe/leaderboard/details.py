@@ -78,7 +78,10 @@ def class_names(record: RunRecord) -> tuple[str, ...]:
     """Return the class names of a record's dataset in the order of the labels; empty if none are known.
 
     They are those of the record, or of the catalogue. A dataset of the catalogue whose files hold the names has none.
+    Supplied features can have other labels than the dataset in the catalogue, so only the names in their record count.
     """
+    if record.supplied is not None:
+        return record.read.class_names
     spec = record.spec.dataset
     own = next((row.class_names for row in DATASETS if row.name == spec.name), ())
     return tuple(record.read.class_names or spec.class_names or own)

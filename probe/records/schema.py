@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 from msgspec import Meta
 
 from probe.environment import EnvironmentRecord
+from probe.records.supplied import SuppliedRecord
 from probe.specs import RunSpec, Source
 
 SCHEMA_VERSION = 5
@@ -393,6 +394,7 @@ class BaseRecord:
             did not extract before.
         extraction: see `ExtractionRecord`.
         environment: see `EnvironmentRecord`.
+        supplied: origin of the features if they were supplied in a file; None if the suite extracted them.
     """
 
     spec: RunSpec
@@ -404,6 +406,7 @@ class BaseRecord:
     seconds: dict[str, float]
     extraction: ExtractionRecord = field(default_factory=ExtractionRecord)
     environment: EnvironmentRecord
+    supplied: SuppliedRecord | None = None
     schema_version: int = SCHEMA_VERSION
 
     status: ClassVar[str]
@@ -425,12 +428,12 @@ class BaseRecord:
 
     @property
     def mode(self) -> str:
-        """Mode of the encoder: `eager`, `jit` or `compiled`."""
+        """Mode of the encoder: `eager`, `jit` or `compiled`; `supplied` if the features were supplied in a file."""
         return self.spec.mode
 
     @property
     def precision(self) -> str:
-        """Precision of the weights: `fp32`, `fp16` or `bf16`."""
+        """Precision of the weights: `fp32`, `fp16` or `bf16`; of supplied features what the user states."""
         return self.spec.precision
 
     @property
