@@ -130,7 +130,7 @@ def reproduce_all(
         if isinstance(record, FailedRecord):
             logger.info("skipped %s: the run failed and has no score to reproduce", _name(record))
             continue
-        if record.supplied is not None:
+        if record.extraction.supplied is not None:
             yield _reproduce_supplied(record, features, tolerance=tolerance, device=device, settings=settings)
             continue
         try:
@@ -167,7 +167,8 @@ def _reproduce_supplied(
     settings: Settings,
 ) -> Reproduction:
     """Fit the probe of a record of supplied features again, on features that are given again."""
-    name = record.supplied.file if record.supplied is not None else ""
+    origin = record.extraction.supplied
+    name = origin.file if origin is not None else ""
     if features is None:
         reason = f"its features were supplied{f' in {name}' if name else ''}; give them again with --features"
         return Reproduction(record, None, NOT_RUN, reason)

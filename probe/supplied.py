@@ -33,6 +33,7 @@ from probe.records.record import check_writable, write_record
 from probe.records.schema import (
     DoneRecord,
     EncoderRecord,
+    ExtractionRecord,
     FeaturesRecord,
     ReadRecord,
     SplitRecord,
@@ -238,7 +239,9 @@ def make_record(source: SuppliedFeatures, about: AboutFeatures, fitted: FittedPr
         seconds={"load": round(source.seconds, 3), "fit": round(fitted.seconds, 3)},
         environment=environment.describe(fitted.device),
         result=replace(result.to_record(), probe_version=PROBE_VERSION),
-        supplied=SuppliedRecord(about, Path(source.name).name, source.val_fraction, source.seed),
+        extraction=ExtractionRecord(
+            supplied=SuppliedRecord(about, Path(source.name).name, source.val_fraction, source.seed)
+        ),
     )
 
 
@@ -333,8 +336,8 @@ def fit_again(
     Raises:
         FeaturesError, ProtocolError: see `fit_features`.
     """
-    assert record.supplied is not None
-    origin = record.supplied
+    origin = record.extraction.supplied
+    assert origin is not None
     source = open_features(features, val_fraction=origin.val_fraction, seed=origin.seed)
     fitted = fit_protocol(
         source,
@@ -345,4 +348,4 @@ def fit_again(
         fit_cache=fit_cache,
     )
     again = make_record(source, find_about(asdict(origin.about), source), fitted)
-    return replace(again, supplied=origin)  # the file may have been renamed
+    return replace(again, extraction=record.extraction)  # the file may have been renamed

@@ -128,7 +128,7 @@ def load(path: Path) -> FeatureFile:
 def _number_classes(path: Path, found: NamedArrays) -> tuple[NamedArrays, tuple[str, ...]]:
     """Replace labels that are texts by the positions of their names among the sorted names, and return the names."""
     labels = {name: array for name, array in found.arrays.items() if NAME.fullmatch(name)[3] == "y"}  # type: ignore[index]  # all match
-    texts = {name: array.astype(str) for name, array in labels.items() if array.dtype.kind in "US"}
+    texts = {name: _as_texts(path, name, array) for name, array in labels.items() if array.dtype.kind in "US"}
     if not texts:
         return found, ()
     for name, array in labels.items():
@@ -144,6 +144,13 @@ def _number_classes(path: Path, found: NamedArrays) -> tuple[NamedArrays, tuple[
     names = np.unique(np.concatenate(list(texts.values())))
     numbered = {name: np.searchsorted(names, array) for name, array in texts.items()}
     return replace(found, arrays={**found.arrays, **numbered}), tuple(names.tolist())
+
+
+def _as_texts(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    try:
+        return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else np.asarray(array)
+    except UnicodeDecodeError as err:
+        raise FeaturesError(f"{path}: {name} has texts that are not UTF-8; save the names as texts") from err
 
 
 def _read_fold(path: Path, found: NamedArrays, k: int) -> dict[str, Features]:

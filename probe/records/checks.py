@@ -24,9 +24,9 @@ def find_fault(record: RunRecord) -> str:
         hash(record.spec)
     except TypeError:  # objects among the options of a source
         return "spec.dataset.sources has options that are objects or arrays"
-    is_supplied = record.supplied is not None
+    is_supplied = record.extraction.supplied is not None
     if is_supplied != (record.spec.model.form == SUPPLIED) or is_supplied != record.model.startswith(PREFIX):
-        return f"the fields supplied, spec.model.form and spec.model.name disagree on features that were {SUPPLIED}"
+        return "extraction.supplied, spec.model.form and spec.model.name disagree about the origin of the features"
     if not isinstance(record, DoneRecord):
         return ""
     result, interval, rules = record.result, record.result.interval, record.spec.protocol

@@ -26,7 +26,7 @@ STAGES = {
         ("spec.dataset", "splits", "read"),
         "different images, labels or splits make a different experiment, whose scores cannot be compared",
     ),
-    "model": (("spec.model", "encoder", "supplied"), "different weights or preprocessing give different features"),
+    "model": (("spec.model", "encoder"), "different weights or preprocessing give different features"),
     "execution": (
         ("spec.jit", "spec.compiled", "spec.device", "spec.precision", "spec.batch_size"),
         "the same model run differently: features differ by rounding, more so in half precision",

@@ -145,6 +145,7 @@ class ExtractionRecord:
         weights: digest of the weights in the keys of the cache, see `models.loading.identify`.
         extraction_version: `features.store.EXTRACTION_VERSION`; 1 in records that do not have it.
         preprocess_version: `models.preprocess.PREPROCESS_VERSION`; 1 in records that do not have it.
+        supplied: origin of the features if they were supplied in a file; None if the suite extracted them.
     """
 
     from_cache: bool | None = None
@@ -152,6 +153,7 @@ class ExtractionRecord:
     weights: str | None = None
     extraction_version: int = 1
     preprocess_version: int = 1
+    supplied: SuppliedRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -394,7 +396,6 @@ class BaseRecord:
             did not extract before.
         extraction: see `ExtractionRecord`.
         environment: see `EnvironmentRecord`.
-        supplied: origin of the features if they were supplied in a file; None if the suite extracted them.
     """
 
     spec: RunSpec
@@ -406,7 +407,6 @@ class BaseRecord:
     seconds: dict[str, float]
     extraction: ExtractionRecord = field(default_factory=ExtractionRecord)
     environment: EnvironmentRecord
-    supplied: SuppliedRecord | None = None
     schema_version: int = SCHEMA_VERSION
 
     status: ClassVar[str]
