@@ -87,7 +87,7 @@ class SuppliedFeatures:
 
 
 @dataclass(frozen=True)
-class FittedProbe:
+class SuppliedFit:
     """Probe on supplied features: its protocol, solver, device and result, and the wall time of the fit."""
 
     protocol: Protocol
@@ -129,7 +129,7 @@ def open_features(
 
 def fit_protocol(
     source: SuppliedFeatures, protocol: Protocol, *, metric: str, solver: str, device: str, fit_cache: FitCache
-) -> FittedProbe:
+) -> SuppliedFit:
     """Fit a probe on supplied features. Features of one point are used whatever point the protocol names.
 
     Raises:
@@ -148,7 +148,7 @@ def fit_protocol(
         fit_cache=fit_cache,
         shows_progress=True,
     )
-    return FittedProbe(rules, own_solver, own_device, result, time.perf_counter() - started)
+    return SuppliedFit(rules, own_solver, own_device, result, time.perf_counter() - started)
 
 
 def find_about(about: str | Path | Mapping[str, Any] | None, source: SuppliedFeatures) -> AboutFeatures:
@@ -201,7 +201,7 @@ def find_metric(about: AboutFeatures) -> str:
     return about.metric or known.get(about.dataset, "accuracy")
 
 
-def make_record(source: SuppliedFeatures, about: AboutFeatures, fitted: FittedProbe) -> DoneRecord:
+def make_record(source: SuppliedFeatures, about: AboutFeatures, fitted: SuppliedFit) -> DoneRecord:
     """Return the record of a probe on supplied features."""
     rules, result = fitted.protocol, fitted.result
     if source.has_one_point:
@@ -240,7 +240,9 @@ def make_record(source: SuppliedFeatures, about: AboutFeatures, fitted: FittedPr
         environment=environment.describe(fitted.device),
         result=replace(result.to_record(), probe_version=PROBE_VERSION),
         extraction=ExtractionRecord(
-            supplied=SuppliedRecord(about, Path(source.name).name, source.val_fraction, source.seed)
+            supplied=SuppliedRecord(
+                about, Path(source.name).absolute().name if source.name else "", source.val_fraction, source.seed
+            )
         ),
     )
 

@@ -127,6 +127,22 @@ def test_held_out_validation_is_recorded(arrays):
     assert (record.extraction.supplied.val_fraction, record.extraction.supplied.seed) == (0.2, 3)
 
 
+def test_folds_and_several_labels_are_recorded(tmp_path, arrays):
+    folds = {f"fold{k}_{name}": array for k in (1, 2) for name, array in arrays.items()}
+    np.savez(tmp_path / "folds.npz", **folds)
+    record = probe.fit_features(tmp_path / "folds.npz", about=ABOUT, protocol="readme", device="cpu")
+    assert list(record.splits) == [f"{name}/{k}" for k in (1, 2) for name in ("train", "val", "test")]
+    assert (record.spec.dataset.num_folds, len(record.result.folds)) == (2, 2)
+    several = {name: np.eye(3, dtype=int)[a] if name.endswith("_y") else a for name, a in arrays.items()}
+    about = {**ABOUT, "metric": "voc2007_11pt_map"}
+    record = probe.fit_features(
+        write_folder(tmp_path / "several", several), about=about, protocol="readme", device="cpu"
+    )
+    assert (record.spec.dataset.num_classes, record.result.metric) == (3, "voc2007_11pt_map")
+    assert find_fault(record) == ""
+    assert {find_fault(one) for one in read_records(tmp_path / "results")} == {""}
+
+
 def test_a_dataset_of_the_catalogue_has_its_metric_but_not_its_class_names(arrays):
     record = probe.fit_features(
         splits_of(arrays), about={"dataset": "oxford_pets", "model": "m"}, protocol="readme", device="cpu"

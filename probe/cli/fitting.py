@@ -16,7 +16,7 @@ from probe.cli.running import refuse_unfinished, report
 if TYPE_CHECKING:
     from probe.probes.cached_fits import FitCache
     from probe.specs import Protocol
-    from probe.supplied import FittedProbe, SuppliedFeatures
+    from probe.supplied import SuppliedFeatures, SuppliedFit
 
 
 def fit_command(args: argparse.Namespace) -> int:
@@ -67,7 +67,7 @@ def _fit(
     protocols: Sequence[Protocol],
     metric: str,
     fit_cache: FitCache,
-) -> list[FittedProbe]:
+) -> list[SuppliedFit]:
     """Fit a probe by each protocol, and write the head if there is one to save."""
     from probe import supplied
     from probe.models.devices import resolve_execution
@@ -90,7 +90,7 @@ def _fit(
     return list(fitted.values())
 
 
-def _print_json(args: argparse.Namespace, source: SuppliedFeatures, fitted: Sequence[FittedProbe]) -> None:
+def _print_json(args: argparse.Namespace, source: SuppliedFeatures, fitted: Sequence[SuppliedFit]) -> None:
     from probe.environment import describe
     from probe.models.devices import resolve_execution
 
@@ -116,7 +116,7 @@ def _print_json(args: argparse.Namespace, source: SuppliedFeatures, fitted: Sequ
     )
 
 
-def _print_scores(fitted: Sequence[FittedProbe], metric: str) -> None:
+def _print_scores(fitted: Sequence[SuppliedFit], metric: str) -> None:
     from probe.leaderboard import tables
 
     rows, methods = [], [one.protocol.method for one in fitted]
