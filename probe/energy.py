@@ -103,9 +103,7 @@ def _read_gpu(device: str) -> int | None:
         return None
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(
-            f"GPU-{gpu_uuid(device)}"
-        )  # the order of NVML can differ from torch's
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{gpu_uuid(device)}")  # NVML has its own order
         return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
     except (pynvml.NVMLError, AttributeError, RuntimeError):  # an older GPU, driver or torch
         return None

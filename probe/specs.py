@@ -15,6 +15,7 @@ RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT"
 DEFAULT_SOLVER = "fast"
 NO_SOLVER = "none"  # solver of runs whose protocol fits nothing
 LOGISTIC, KNN, ZERO_SHOT = "logistic-regression", "knn", "zero-shot"
+SUPPLIED = "supplied"  # form of the models, and mode of the runs, whose features were supplied in a file
 METHODS = (LOGISTIC, KNN, ZERO_SHOT)  # what a protocol does with features
 OPEN_CLIP = "open_clip"  # origin of ImageNet's class names and templates in `DatasetSpec`
 NAMES, WORDNET, LABELS = "names", "wordnet", "labels"
@@ -87,6 +88,7 @@ class ModelSpec:
     - `random`: the name of a model; the weights are random, seeded, and have the sizes of this model.
     - `open_clip`: `ARCH/TAG` or `ARCH/PATH`.
     - `hf`: `ORG/NAME` on the Hugging Face hub.
+    - `supplied`: unknown; the features were supplied in a file, and the name is `supplied:NAME`.
 
     `architecture` and `profile` are None if only the file tells them. `sha256` and `license` are empty if they are not
     known. `merges` is the file of this package with the vocabulary of the model; empty means OpenAI's vocabulary.
@@ -325,7 +327,9 @@ class RunSpec:
 
     @property
     def mode(self) -> str:
-        """Mode of the encoder: `eager`, `jit` or `compiled`."""
+        """Mode of the encoder: `eager`, `jit` or `compiled`; `supplied` if the features were supplied in a file."""
+        if self.model.form == SUPPLIED:
+            return SUPPLIED
         return "jit" if self.jit else "compiled" if self.compiled else "eager"
 
     @property

@@ -149,6 +149,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "Also repeat runs that have a complete record, for example after you replaced images of a dataset."
         ),
         "--save-heads": _flag("Also write the fitted weights of each run, for `predict`."),
+        "--record": _flag("Also write a record of each probe, and the tables, marked as of supplied features."),
+        "--about": _value(
+            "FILE.toml",
+            "What is known about the features, for --record: dataset, model and more. [the description in the file]",
+        ),
+        "--features": _value("PATH", "Features of a record of supplied features, as `fit` takes them."),
         "--save-head": _value("FILE", "Also write the fitted weights to this file, for `predict`."),
         "--predictions": _value(
             "DIR",
@@ -275,12 +281,13 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             changes={"--out": _value("FILE.npz", "File for the features of one run, besides the cache.")},
         ),
         "fit": _Command(
-            "Fit probes on a file of features.",
-            f"--protocol --metric --val-fraction --seed {FITTING} --save-head --threads --device --cache-dir",
+            "Fit probes on features from a file.",
+            f"--protocol --metric --val-fraction --seed {FITTING} --record --about --save-head --threads --device "
+            "--cache-dir --results-dir",
             {
                 "file": _value(
-                    "FILE.npz",
-                    "File of `extract --out`, or of arrays train_x, train_y, test_x, test_y (and val_x, val_y).",
+                    "PATH",
+                    "File of `extract --out`, any .npz or .parquet file of features, or a folder of .npy files.",
                 )
             },
         ),
@@ -331,7 +338,8 @@ COMMANDS: dict[str, dict[str, _Command]] = {
         ),
         "reproduce": _Command(
             "Run records again, and report whether their scores are confirmed.",
-            "--max-minutes --tolerance --device --offline --data-dir --weights-dir --cache-dir --results-dir",
+            "--features --max-minutes --tolerance --device --offline --data-dir --weights-dir --cache-dir "
+            "--results-dir",
             {"path": {**_RECORDS, "help": "Record, or a results folder with records."}},
             {
                 "--device": {"default": None, "help": "Device to compute on. [the device of the record]"},

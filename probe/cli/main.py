@@ -22,6 +22,7 @@ from probe.cli import (
     catalogues,
     checks,
     experiments,
+    fitting,
     predicting,
     running,
     showing,
@@ -31,7 +32,7 @@ from probe.errors import ProbeError, PromptsError, UnknownNameError, brief
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": running.run_command,
     "extract": running.extract_command,
-    "fit": running.fit,
+    "fit": fitting.fit_command,
     "predict": predicting.predict_command,
     "parity": checks.parity_command,
     "show": showing.show_command,

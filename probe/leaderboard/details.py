@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from probe.datasets.catalog import DATASETS
-from probe.errors import brief
+from probe.errors import brief, printable
 from probe.leaderboard.cards import METRIC_TITLES
 from probe.leaderboard.clean import clean_text
 from probe.leaderboard.labels import NO_RECORD
@@ -25,7 +25,8 @@ from probe.records.schema import (
     ResultRecord,
     RunRecord,
 )
-from probe.specs import NO_SOLVER
+from probe.records.supplied import SuppliedRecord
+from probe.specs import NO_SOLVER, SUPPLIED
 from probe.stats.metrics import average_precisions, takes_several_labels
 from probe.stats.per_class import ClassCounts, class_scores
 
@@ -80,7 +81,10 @@ def class_names(record: RunRecord) -> tuple[str, ...]:
     """Return the class names of a record's dataset in the order of the labels; empty if none are known.
 
     They are those of the record, or of the catalogue. A dataset of the catalogue whose files hold the names has none.
+    Supplied features can have other labels than the dataset in the catalogue, so only the names in their record count.
     """
+    if record.extraction.supplied is not None:
+        return record.read.class_names
     spec = record.spec.dataset
     own = next((row.class_names for row in DATASETS if row.name == spec.name), ())
     return tuple(record.read.class_names or spec.class_names or own)
@@ -144,6 +148,8 @@ def describe_record(record: RunRecord) -> dict[str, str]:
     """Return the facts of a record to read."""
     facts = {name: getattr(record, name) for name in ("dataset", "model", "mode", "precision", "protocol")}
     facts["status"] = status(record)
+    if record.extraction.supplied is not None:
+        facts |= _describe_supplied(record.extraction.supplied)
     if not isinstance(record, DoneRecord):
         return {**facts, "error": brief(record.error.message)}
     result, method = record.result, record.spec.protocol.method
@@ -167,6 +173,22 @@ def describe_record(record: RunRecord) -> dict[str, str]:
 def _describe_energy(name: str, joules: Mapping[str, float]) -> dict[str, str]:
     """Return energy as a fact to read, or no fact if the energy is not known."""
     return {name: ", ".join(f"{value:.1f} J ({part})" for part, value in joules.items())} if joules else {}
+
+
+def _describe_supplied(origin: SuppliedRecord) -> dict[str, str]:
+    """Return the origin of supplied features, and the statements of their user that are not in other facts."""
+    about = origin.about
+    facts = {
+        "features": f"{SUPPLIED} in {origin.file}" if origin.file else SUPPLIED,
+        "stated weights": about.weights_sha256,
+        "stated licence": about.license,
+        "stated home page": about.homepage,
+        "stated preprocessing": about.preprocessing,
+        "stated notes": about.notes,
+    }
+    if origin.val_fraction is not None:
+        facts["validation"] = f"{origin.val_fraction:g} of the training images, held out with seed {origin.seed}"
+    return {name: printable(text) for name, text in facts.items() if text}
 
 
 def calibration_rows(calibration: CalibrationRecord) -> list[tuple[str, str, str, str, str]]:

@@ -13,7 +13,7 @@ from probe.errors import brief, printable
 from probe.leaderboard.labels import NO_RECORD, solver_text, solver_value
 from probe.records.record import model_slug
 from probe.records.schema import DoneRecord, IntervalRecord, ResultRecord, RunRecord
-from probe.specs import DEFAULT_SOLVER, KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
+from probe.specs import DEFAULT_SOLVER, KNN, LOGISTIC, NO_SOLVER, SUPPLIED, ZERO_SHOT
 
 if TYPE_CHECKING:
     from probe.stats.intervals import Interval
@@ -141,6 +141,10 @@ def footnotes(records: Sequence[RunRecord]) -> list[str]:
         notes.append("+ images are missing or could not be read; the record says how many, or which")
     if any(record.result is not None and record.result.interval is None for record in records):
         notes.append(f"{UNKNOWN}: the record is from a version that did not compute intervals")
+    if any(record.mode == SUPPLIED for record in records):
+        notes.append(
+            f"{SUPPLIED}: the features came from a file, and the names of model and dataset are what its user states"
+        )
     results = [(record.spec.protocol.method, record.result) for record in records if record.result is not None]
     notes += [f"{note}; the record has them" for note in varies_notes(results)]
     return notes

@@ -10,7 +10,8 @@ from datetime import datetime
 
 from probe.errors import ResultsError
 from probe.records.schema import DoneRecord, FurtherTestRecord, ResultRecord, RunRecord
-from probe.specs import KNN, LOGISTIC, ZERO_SHOT
+from probe.records.supplied import PREFIX
+from probe.specs import KNN, LOGISTIC, SUPPLIED, ZERO_SHOT
 
 SLACK = 1e-9  # difference of a mean over folds when it is computed again
 
@@ -23,6 +24,9 @@ def find_fault(record: RunRecord) -> str:
         hash(record.spec)
     except TypeError:  # objects among the options of a source
         return "spec.dataset.sources has options that are objects or arrays"
+    is_supplied = record.extraction.supplied is not None
+    if is_supplied != (record.spec.model.form == SUPPLIED) or is_supplied != record.model.startswith(PREFIX):
+        return "extraction.supplied, spec.model.form and spec.model.name disagree about the origin of the features"
     if not isinstance(record, DoneRecord):
         return ""
     result, interval, rules = record.result, record.result.interval, record.spec.protocol

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 from msgspec import Meta
 
 from probe.environment import EnvironmentRecord
+from probe.records.supplied import SuppliedRecord
 from probe.specs import RunSpec, Source
 
 SCHEMA_VERSION = 5
@@ -146,6 +147,7 @@ class ExtractionRecord:
         weights: digest of the weights in the keys of the cache, see `models.loading.identify`.
         extraction_version: `features.store.EXTRACTION_VERSION`; 1 in records that do not have it.
         preprocess_version: `models.preprocess.PREPROCESS_VERSION`; 1 in records that do not have it.
+        supplied: origin of the features if they were supplied in a file; None if the suite extracted them.
     """
 
     from_cache: bool | None = None
@@ -153,6 +155,7 @@ class ExtractionRecord:
     weights: str | None = None
     extraction_version: int = 1
     preprocess_version: int = 1
+    supplied: SuppliedRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -454,12 +457,12 @@ class BaseRecord:
 
     @property
     def mode(self) -> str:
-        """Mode of the encoder: `eager`, `jit` or `compiled`."""
+        """Mode of the encoder: `eager`, `jit` or `compiled`; `supplied` if the features were supplied in a file."""
         return self.spec.mode
 
     @property
     def precision(self) -> str:
-        """Precision of the weights: `fp32`, `fp16` or `bf16`."""
+        """Precision of the weights: `fp32`, `fp16` or `bf16`; of supplied features what the user states."""
         return self.spec.precision
 
     @property

@@ -21,7 +21,7 @@ from probe.leaderboard.shifts import ALL_CLASSES, shift_rows
 from probe.leaderboard.tables import status
 from probe.records.record import record_path
 from probe.records.schema import CalibrationRecord, CalibrationScores, DoneRecord, PromptsRecord, RunRecord
-from probe.specs import DEFAULT_SOLVER, NO_SOLVER, ZERO_SHOT, ModelSpec
+from probe.specs import DEFAULT_SOLVER, NO_SOLVER, SUPPLIED, ZERO_SHOT, ModelSpec
 
 DIGITS = 6  # of numbers; the page shows at most four
 SHARE_DIGITS = 4  # decimals of the scores of classes and of bins, of which there are many
@@ -361,6 +361,7 @@ def _source(spec: ModelSpec) -> str:
         "random": f"random numbers in the shape of {spec.source}",
         "open_clip": f"open_clip, {spec.source}",
         "hf": f"Hugging Face hub, {spec.source}",
+        SUPPLIED: "unknown; the features were supplied in a file",
     }.get(spec.form, spec.source)
 
 
