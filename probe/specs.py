@@ -86,6 +86,7 @@ class ModelSpec:
     - `file`: the path of a checkpoint, or of a folder written by Hugging Face's libraries.
     - `random`: the name of a model; the weights are random, seeded, and have the sizes of this model.
     - `open_clip`: `ARCH/TAG` or `ARCH/PATH`.
+    - `timm`: `ARCH.TAG` or `ARCH/PATH`; with a seed, the weights are random.
     - `hf`: `ORG/NAME` on the Hugging Face hub.
 
     `architecture` and `profile` are None if only the file tells them. `sha256` and `license` are empty if they are not
