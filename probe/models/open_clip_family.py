@@ -11,7 +11,8 @@ from probe.models import open_clip, open_clip_names, open_clip_towers
 from probe.models.devices import Execution
 from probe.models.encoder import ImageEncoder
 from probe.models.families import Family
-from probe.models.sizes import ModelSizes, count_parameters, measure_encoder
+from probe.models.profile import profile_model
+from probe.models.sizes import ModelSizes, measure_encoder
 from probe.specs import ModelSpec
 
 
@@ -55,7 +56,6 @@ class OpenClipFamily(Family):
             loaded = open_clip.sketch(spec.source)
         except DownloadError:
             return None
-        visual: Any = loaded.model.visual
-        image_parameters = count_parameters(visual)  # before the tower is split
+        profile = profile_model(loaded.model, loaded.preprocess.resolution)  # before the tower is split
         encoder = open_clip_towers.zoo_encoder(spec.name, loaded, open_clip.META)
-        return measure_encoder(encoder, image_parameters, count_parameters(loaded.model))
+        return measure_encoder(encoder, loaded.model, profile)

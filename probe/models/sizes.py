@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.models.encoder import ImageEncoder
 from probe.models.families import find_family
@@ -59,13 +59,13 @@ def find_sizes(model: ModelSpec) -> ModelSizes | None:
     return None if family is None else family.measure_sizes(model)
 
 
-def measure_encoder(encoder: ImageEncoder, image_parameters: int, parameters: int) -> ModelSizes:
+def measure_encoder(encoder: ImageEncoder, module: nn.Module, profile: Profile | None = None) -> ModelSizes:
     """Return the sizes of a loaded encoder, by encoding one black image. On torch's device `meta` this takes no memory.
 
     Args:
         encoder: the encoder.
-        image_parameters: number of parameters of the image tower.
-        parameters: number of parameters of the whole model.
+        module: the model, whose parameters are counted if `profile` is None.
+        profile: cost of the model, if the caller knows it; None for a model that is only an image tower.
     """
 
     def run(images: Tensor) -> Tensor:
@@ -73,15 +73,8 @@ def measure_encoder(encoder: ImageEncoder, image_parameters: int, parameters: in
 
     shape = encoder.preprocess.shape
     image = torch.zeros(1, 3, *shape, device=encoder.execution.device, dtype=encoder.execution.dtype)
-    return ModelSizes(
-        shape,
-        encoder.embed_dim,
-        encoder.pre_projection_dim,
-        Profile(image_parameters, parameters, count_flops(run, image)),
-        round(MARGIN * measure_activations(run, image)),
-    )
-
-
-def count_parameters(module: torch.nn.Module) -> int:
-    """Return the number of parameters of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    if profile is None:
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        profile = Profile(parameters, parameters, count_flops(run, image))
+    needed = round(MARGIN * measure_activations(run, image))
+    return ModelSizes(shape, encoder.embed_dim, encoder.pre_projection_dim, profile, needed)

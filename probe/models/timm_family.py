@@ -20,7 +20,7 @@ from probe.models.devices import Execution
 from probe.models.encoder import ImageEncoder, dtypes_of, measure_widths, no_projection
 from probe.models.families import Family
 from probe.models.loading import tensors_sha256
-from probe.models.sizes import ModelSizes, count_parameters, measure_encoder
+from probe.models.sizes import ModelSizes, measure_encoder
 from probe.models.timm_names import TimmSource, check_has_weights, parse_timm_source, timm_names
 from probe.models.timm_preprocess import find_data_config, timm_preprocess
 from probe.models.timm_weights import (
@@ -62,7 +62,7 @@ class TimmFamily(Family):
         """Return the sizes of a model without its weights."""
         source = parse_timm_source(spec.source)
         model = create_timm_model(source, device="meta")
-        return measure_encoder(_as_encoder(spec, source, model, META), *[count_parameters(model)] * 2)
+        return measure_encoder(_as_encoder(spec, source, model, META), model)
 
     def is_here(self, spec: ModelSpec) -> bool:
         """Return True if the model needs no download."""
