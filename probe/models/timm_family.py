@@ -28,6 +28,7 @@ from probe.models.timm_weights import (
     create_timm_model,
     fetch_timm_weights,
     load_timm_model,
+    sketch_timm_model,
     timm_license,
 )
 from probe.models.unwrapping import WHOLE
@@ -61,7 +62,7 @@ class TimmFamily(Family):
     def measure_sizes(self, spec: ModelSpec) -> ModelSizes:
         """Return the sizes of a model without its weights."""
         source = parse_timm_source(spec.source)
-        model = create_timm_model(source, device="meta")
+        model = sketch_timm_model(source)
         return measure_encoder(_as_encoder(spec, source, model, META), model)
 
     def is_here(self, spec: ModelSpec) -> bool:

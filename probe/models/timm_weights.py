@@ -85,7 +85,7 @@ def create_timm_model(source: TimmSource, *, device: str = "cpu", **options: Any
 
     Args:
         source: the model.
-        device: `cpu`, or `meta` for a model that has sizes but no weights and takes no memory.
+        device: `cpu` or `meta`.
         options: further arguments of `timm.create_model`.
 
     Raises:
@@ -105,6 +105,20 @@ def create_timm_model(source: TimmSource, *, device: str = "cpu", **options: Any
     return model.eval().requires_grad_(False)
 
 
+def sketch_timm_model(source: TimmSource) -> nn.Module:
+    """Return a model of timm on torch's device `meta`. The model has sizes but no weights, and takes no memory.
+
+    A few models read values while they are built. They are built on the CPU first.
+
+    Raises:
+        CheckpointError: timm cannot build the model.
+    """
+    try:
+        return create_timm_model(source, device="meta")
+    except CheckpointError:
+        return create_timm_model(source).to("meta")
+
+
 def load_timm_model(source: TimmSource, path: Path) -> tuple[nn.Module, Candidate]:
     """Return a model of timm with the weights of a file, in eval mode without its classifier, and these weights.
 
@@ -114,7 +128,7 @@ def load_timm_model(source: TimmSource, path: Path) -> tuple[nn.Module, Candidat
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit the architecture.
     """
-    names = list(create_timm_model(source, device="meta").state_dict())
+    names = list(sketch_timm_model(source).state_dict())
     with naming_unreadable(path):
         weights = read_model(path, source.key, [name for name in names if not name.endswith(COUNTER)])
     tensors = _without_other_modules(source, weights.state_dict, names)

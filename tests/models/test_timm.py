@@ -308,6 +308,11 @@ def test_the_sizes_of_a_model_are_known_without_its_weights():
     assert not facts["is_here"]
 
 
+def test_the_sizes_of_a_model_that_reads_values_while_it_is_built_are_known():
+    """Older versions of timm cannot build RegNets on the device `meta` of torch."""
+    assert model_facts("timm:regnetx_002.pycls_in1k")["parameters"] == 2_315_792
+
+
 @pytest.mark.slow
 def test_a_plan_knows_the_sizes_of_a_model(capsys):
     arguments = ["run", "--dataset", "digits", "--model", "random:timm:test_vit", "--device", "cpu", "--plan", "--json"]
