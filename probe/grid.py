@@ -259,7 +259,7 @@ def _has_weights(
 
     Digests are cached in `weights`, where None stands for weights that are not on this machine.
     """
-    if model.sha256 or model.form == "random":  # the specification determines the weights
+    if model.sha256 or model.seed is not None:  # the specification determines the weights
         return True
     if model not in weights:
         try:

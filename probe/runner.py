@@ -116,6 +116,12 @@ def run_one(
     classifier = find_classifier(spec, session) if spec.protocol.method == ZERO_SHOT else None
     encoder = session.find_encoder(spec)  # loaded only if features are not cached
     extraction = extract(encoder, dataset, session)
+    if not extraction.encoder.has_projection and spec.protocol.feature_point == "projected":
+        logger.info(
+            "%s has no projection; %s uses its features, which are the same at both feature points",
+            spec.model.name,
+            spec.protocol.name,
+        )
     folds = extraction.cut(spec.splits)  # train, val and test of each fold: x float32 (n, d), y
     features = {
         name: FeaturesRecord(split.compute_sha256(), {point: tuple(row) for point, row in split.sample().items()})

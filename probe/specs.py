@@ -87,6 +87,7 @@ class ModelSpec:
     - `file`: the path of a checkpoint, or of a folder written by Hugging Face's libraries.
     - `random`: the name of a model; the weights are random, seeded, and have the sizes of this model.
     - `open_clip`: `ARCH/TAG` or `ARCH/PATH`.
+    - `timm`: `ARCH.TAG` or `ARCH/PATH`; with a seed, the weights are random.
     - `hf`: `ORG/NAME` on the Hugging Face hub.
     - `supplied`: unknown; the features were supplied in a file, and the name is `supplied:NAME`.
 

@@ -374,7 +374,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             {
                 "name": _value(
                     "NAME",
-                    "Model to show: any that --model accepts, or `open_clip:` to list open_clip.",
+                    "Model to show: any that --model accepts, or `open_clip:` or `timm:` to list the models.",
                     nargs="?",
                 )
             },

@@ -18,6 +18,7 @@ from probe.names import unknown_name
 from probe.specs import ModelSpec
 
 RANDOM, OPEN_CLIP, HF = "random:", "open_clip:", "hf:"  # prefixes of the names that are not in the catalogue
+TIMM = "timm:"  # prefix of models of timm
 RANDOM_SEED = 0
 KEY = "?key="  # after the path of a checkpoint that contains several models: selects one of them
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -26,6 +27,7 @@ FOLDER_MARK = "config.json"  # Hugging Face's libraries write this file next to 
 DISTRIBUTED_SUFFIX, DISTRIBUTED_MARK = ".distcp", ".metadata"  # files of torch.distributed.checkpoint
 MODEL_FORMS = (
     f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {OPEN_CLIP}ARCH/PATH, {OPEN_CLIP}local-dir:PATH, {OPEN_CLIP}hf-hub:ORG/NAME, "
+    f"{TIMM}NAME, {TIMM}ARCH/PATH, "
     f"{HF}ORG/NAME, or the path of a checkpoint or of a folder that Hugging Face's libraries or open_clip wrote"
 )
 
@@ -42,8 +44,9 @@ def get_model(name: str | Path) -> ModelSpec:
         name: one of these forms:
 
             - a name of the catalogue, such as `ViT-B/32`;
-            - `random:NAME`, the architecture of a catalogue entry with seeded random weights;
+            - `random:NAME`, the architecture of a catalogue entry or of `timm:NAME` with seeded random weights;
             - `open_clip:ARCH/TAG`, `open_clip:ARCH/PATH`, `open_clip:local-dir:PATH` or `open_clip:hf-hub:ORG/NAME`;
+            - `timm:NAME`, `timm:ARCH/TAG` or `timm:ARCH/PATH`, a model of timm;
             - `hf:ORG/NAME`, a repository of the Hugging Face hub;
             - the path of a checkpoint, or of a folder that Hugging Face's libraries or open_clip wrote. A checkpoint
               with `open_clip_config.json` next to it is read as `open_clip:local-dir:PATH`;
@@ -53,7 +56,7 @@ def get_model(name: str | Path) -> ModelSpec:
         UnknownNameError: no model has this name; the message suggests similar names.
         CheckpointMissingError: the name is a path, and no file exists there.
         CheckpointError: the path is a distributed checkpoint, which must first be converted to one file.
-        ExtraMissingError: the model needs open_clip, which is not installed.
+        ExtraMissingError: the model needs a library that is not installed; the message names the extra.
     """
     name = str(name)
     for spec in MODELS:
@@ -74,6 +77,24 @@ def split_key(source: str) -> tuple[Path, str]:
     """Return the path and the key of `PATH?key=KEY`. The key is empty if a file has the whole text as its name."""
     path, mark, key = source.rpartition(KEY)
     return (Path(path), key) if mark and not Path(source).exists() else (Path(source), "")
+
+
+def locate_checkpoint(source: str) -> tuple[Path, str]:
+    """Return the absolute path and the key of `PATH?key=KEY`. The file need not exist.
+
+    Raises:
+        CheckpointMissingError: the path cannot be used on this system.
+        FolderError: the path starts with `~`, and this process has no home folder.
+    """
+    try:
+        written, key = split_key(source)
+        path = paths.expand_home(written).absolute()
+        path.exists()
+    except (OSError, ValueError) as err:  # the name is too long or contains a NUL
+        if isinstance(err, ProbeError):
+            raise
+        raise CheckpointMissingError(f"cannot access {source!r} ({err}); give the path of a file") from err
+    return path, key
 
 
 def refuse_options(source: str, known: str) -> None:
@@ -101,6 +122,10 @@ def is_here(spec: ModelSpec, weights_dir: str | Path | None = None) -> bool:
 
 
 def _random(name: str) -> ModelSpec:
+    form, colon, source = name.removeprefix(RANDOM).partition(":")
+    family = find_family(form) if colon else None
+    if family is not None:
+        return replace(family.find_random_spec(source), seed=RANDOM_SEED)
     shape = get_model(name.removeprefix(RANDOM))
     if shape.architecture is None or shape.form == "random":
         raise unknown_name("model", shape.name, model_names())

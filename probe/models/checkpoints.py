@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,13 +32,14 @@ from probe.models.openai import BUFFERS, check_weights
 from probe.models.preprocess import Preprocess
 from probe.models.saved import Saved, read_saved
 from probe.models.towers import architecture_of
-from probe.models.unwrapping import WHOLE, Candidate, find_clips, largest_table, without_shared_prefix
+from probe.models.unwrapping import WHOLE, Candidate, find_clips, find_state_dicts, largest_table, without_shared_prefix
 from probe.paths import is_utf8
 from probe.specs import Architecture, digest
 
 logger = logging.getLogger(__name__)
 
 SAFETENSORS = ".safetensors"
+CLIP_MODEL = "CLIP model"
 
 
 @dataclass(frozen=True)
@@ -128,16 +129,23 @@ def _naming(path: Path, hint: str = "") -> Iterator[None]:
         raise CheckpointError(message if str(path) in message else f"{path}: {message}{hint}") from err
 
 
-def read_model(path: Path, key: str = "") -> Candidate:
-    """Return the CLIP model in one file, without the containers and prefixes of training scripts.
+def read_model(path: Path, key: str = "", expected: Collection[str] = ()) -> Candidate:
+    """Return the model in one file, without the containers and prefixes of training scripts.
 
-    If the file contains no CLIP model in a known naming, return the largest group of tensors, because open_clip can
-    load models that this package does not know.
+    If the file contains no such model, return the largest group of tensors, because open_clip and timm can load weights
+    in namings that this package does not know.
+
+    Args:
+        path: path of the file.
+        key: selects one of several models in the file; empty if there is only one.
+        expected: names of the weights of the model; empty for a CLIP model.
 
     Raises:
         CheckpointError: the file is damaged, contains no tensors, or contains several models and `key` selects none.
     """
-    return _select_model(path, _read_content(path), key)
+    saved = _read_content(path)
+    models = find_state_dicts(saved.content, expected) if expected else find_clips(saved.content)
+    return _select_model(path, saved, models, key, "model" if expected else CLIP_MODEL)
 
 
 def _read_content(path: Path) -> Saved:
@@ -147,18 +155,18 @@ def _read_content(path: Path) -> Saved:
     return Saved(read_archive(path), ()) if is_archive(path) else _read_saved(path)
 
 
-def _select_model(path: Path, saved: Saved, key: str) -> Candidate:
-    models = find_clips(saved.content)
+def _select_model(path: Path, saved: Saved, models: Sequence[Candidate], key: str, kind: str) -> Candidate:
+    """Return the model with a key, or the only model. `kind` names the models in messages."""
     selected = [model for model in models if key in ("", model.key)]
     if len(selected) > 1:
         keys = listed(f"?key={model.key}" for model in selected)
-        raise CheckpointError(f"{path} contains {len(selected)} CLIP models; add one of these to the path: {keys}")
+        raise CheckpointError(f"{path} contains {len(selected)} {kind}s; add one of these to the path: {keys}")
     if key and not selected:
         if [model.key for model in models] == [WHOLE]:
-            raise CheckpointError(f"{path} contains one CLIP model without a container; leave out {KEY}{key}")
+            raise CheckpointError(f"{path} contains one {kind} without a container; leave out {KEY}{key}")
         keys = listed(model.key for model in models) or "none"
         raise CheckpointError(
-            f"{path} contains no CLIP model under the key {key!r}; use one of the keys of its models: {keys}"
+            f"{path} contains no {kind} under the key {key!r}; use one of the keys of its models: {keys}"
         )
     if not selected and saved.classes:
         raise _cannot_load_objects(path, saved.classes)
@@ -167,9 +175,10 @@ def _select_model(path: Path, saved: Saved, key: str) -> Candidate:
         raise CheckpointError(f"{path} contains no state dict; save the model's state_dict()")
     if model.unused:
         logger.warning(
-            "%s: %d tensors are not part of the CLIP model under %s and are not used: %s",
+            "%s: %d tensors are not part of the %s under %s and are not used: %s",
             path,
             len(model.unused),
+            kind,
             model.key,
             listed(model.unused, most=3),
         )
@@ -222,7 +231,7 @@ def _read_saved(path: Path) -> Saved:
             saved = Saved(None, ())
         if saved.content is not None or saved.classes:
             return saved
-        raise CheckpointError(f"{path} is not a CLIP checkpoint or is damaged; download or save it again") from err
+        raise CheckpointError(f"{path} is not a checkpoint or is damaged; download or save it again") from err
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -245,7 +254,7 @@ def _read_folder(folder: Path, key: str) -> Checkpoint:
     if len(files) > 1:  # shards of one state dict
         tensors = {name: tensor for shard in saved for name, tensor in largest_table(shard.content).items()}
         saved = [Saved(tensors, tuple(name for shard in saved for name in shard.classes))]
-    model = _select_model(folder, saved[0], key)
+    model = _select_model(folder, saved[0], find_clips(saved[0].content), key, CLIP_MODEL)
     state_dict = model.state_dict
     if not huggingface.is_hugging_face(state_dict):
         raise CheckpointError(

@@ -244,10 +244,11 @@ def _draw_weights(spec: ModelSpec) -> Checkpoint:
     convert_weights(model, torch.float16)
     state_dict = model.state_dict()
     preprocess = Preprocess(spec.architecture.image_resolution)
-    return Checkpoint(state_dict, spec.architecture, preprocess, _tensors_sha256(state_dict), path=None)
+    return Checkpoint(state_dict, spec.architecture, preprocess, tensors_sha256(state_dict), path=None)
 
 
-def _tensors_sha256(state_dict: Mapping[str, Tensor]) -> str:
+def tensors_sha256(state_dict: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 of the names, dtypes, shapes and values of tensors on the CPU."""
     sha = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -355,11 +355,13 @@ def _model(name: str, records: Sequence[RunRecord], labels: Labels) -> PageModel
 
 def _source(spec: ModelSpec) -> str:
     """Return a description of where the weights of a model are from."""
+    if spec.seed is not None:
+        return f"random numbers in the shape of {spec.source}"
     return {
         "embedded": "part of this package",
         "file": f"the file {next(iter(short_names([spec.source]).values()))}",
-        "random": f"random numbers in the shape of {spec.source}",
         "open_clip": f"open_clip, {spec.source}",
+        "timm": f"timm, {spec.source}",
         "hf": f"Hugging Face hub, {spec.source}",
         SUPPLIED: "unknown; the features were supplied in a file",
     }.get(spec.form, spec.source)
