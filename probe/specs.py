@@ -87,6 +87,7 @@ class ModelSpec:
     - `random`: the name of a model; the weights are random, seeded, and have the sizes of this model.
     - `open_clip`: `ARCH/TAG` or `ARCH/PATH`.
     - `hf`: `ORG/NAME` on the Hugging Face hub.
+    - `transformers`: `ORG/NAME` or the path of a folder, with or without `?pool=POOLING`.
 
     `architecture` and `profile` are None if only the file tells them. `sha256` and `license` are empty if they are not
     known. `merges` is the file of this package with the vocabulary of the model; empty means OpenAI's vocabulary.

@@ -342,7 +342,8 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             {
                 "name": _value(
                     "NAME",
-                    "Model to show: any that --model accepts, or `open_clip:` to list open_clip.",
+                    "Model to show: any that --model accepts, or a prefix: `open_clip:` lists the models of open_clip, "
+                    "`transformers:` the cached models.",
                     nargs="?",
                 )
             },

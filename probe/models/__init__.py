@@ -18,6 +18,7 @@ from probe.names import unknown_name
 from probe.specs import ModelSpec
 
 RANDOM, OPEN_CLIP, HF = "random:", "open_clip:", "hf:"  # prefixes of the names that are not in the catalogue
+TRANSFORMERS = "transformers:"
 RANDOM_SEED = 0
 KEY = "?key="  # after the path of a checkpoint that contains several models: selects one of them
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -26,6 +27,7 @@ FOLDER_MARK = "config.json"  # Hugging Face's libraries write this file next to 
 DISTRIBUTED_SUFFIX, DISTRIBUTED_MARK = ".distcp", ".metadata"  # files of torch.distributed.checkpoint
 MODEL_FORMS = (
     f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {OPEN_CLIP}ARCH/PATH, {OPEN_CLIP}local-dir:PATH, {OPEN_CLIP}hf-hub:ORG/NAME, "
+    f"{TRANSFORMERS}ORG/NAME, {TRANSFORMERS}FOLDER, "
     f"{HF}ORG/NAME, or the path of a checkpoint or of a folder that Hugging Face's libraries or open_clip wrote"
 )
 
@@ -45,6 +47,8 @@ def get_model(name: str | Path) -> ModelSpec:
             - `random:NAME`, the architecture of a catalogue entry with seeded random weights;
             - `open_clip:ARCH/TAG`, `open_clip:ARCH/PATH`, `open_clip:local-dir:PATH` or `open_clip:hf-hub:ORG/NAME`;
             - `hf:ORG/NAME`, a repository of the Hugging Face hub;
+            - `transformers:ORG/NAME` or `transformers:FOLDER`, any image tower of transformers, with or without
+              `?pool=POOLING`;
             - the path of a checkpoint, or of a folder that Hugging Face's libraries or open_clip wrote. A checkpoint
               with `open_clip_config.json` next to it is read as `open_clip:local-dir:PATH`;
             - `PATH?key=KEY`, one of several models in a checkpoint, such as `PATH?key=state_dict_ema`.

@@ -7,6 +7,7 @@ modules of the families import heavy libraries, so a module is imported when the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from probe.models.encoder import ImageEncoder
     from probe.specs import ModelSpec
 
-FAMILIES = {"open_clip": ("probe.models.open_clip_family", "OpenClipFamily")}  # by form: module and class
+FAMILIES = {  # by form: module and class
+    "open_clip": ("probe.models.open_clip_family", "OpenClipFamily"),
+    "transformers": ("probe.models.transformers_family", "TransformersFamily"),
+}
 
 
 class Family(ABC):
@@ -28,6 +32,14 @@ class Family(ABC):
         Raises:
             UnknownNameError, CheckpointError, ExtraMissingError: the message says what to do.
         """
+
+    def list_names(self) -> Sequence[str]:
+        """Return the names of all models with published weights, as far as the library lists them.
+
+        Raises:
+            ExtraMissingError: the library is not installed; the message names the extra.
+        """
+        return ()
 
     @abstractmethod
     def is_here(self, spec: ModelSpec) -> bool:

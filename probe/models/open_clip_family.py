@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from probe.errors import DownloadError
@@ -21,6 +22,10 @@ class OpenClipFamily(Family):
         """Return the specification of `ARCH/TAG`, `ARCH/PATH`, `local-dir:PATH` or `hf-hub:ORG/NAME`."""
         source = str(open_clip_names.parse(source))
         return ModelSpec(f"open_clip:{source}", form="open_clip", source=source)
+
+    def list_names(self) -> Sequence[str]:
+        """Return the names of all models with a tag."""
+        return open_clip_names.names()
 
     def is_here(self, spec: ModelSpec) -> bool:
         """Return True if the model needs no download."""

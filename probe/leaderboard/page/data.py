@@ -359,6 +359,7 @@ def _source(spec: ModelSpec) -> str:
         "file": f"the file {next(iter(short_names([spec.source]).values()))}",
         "random": f"random numbers in the shape of {spec.source}",
         "open_clip": f"open_clip, {spec.source}",
+        "transformers": f"transformers, {spec.source}",
         "hf": f"Hugging Face hub, {spec.source}",
     }.get(spec.form, spec.source)
 
