@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,13 +24,17 @@ from transformers import AutoImageProcessor
 import probe
 from probe.cli.main import main
 from probe.errors import CheckpointError, CheckpointMissingError, DownloadError, ExtraMissingError, UnknownNameError
+from probe.features.extraction import extract_grid
+from probe.grid import plan
 from probe.models import get_model, transformers_names
 from probe.models.description import model_facts
 from probe.models.loading import identify, load_encoder
 from probe.models.preprocess import Preprocess
 from probe.models.transformers_pooling import RULES
 from probe.records.verdicts import IDENTICAL
+from probe.settings import Settings
 
+DOCS = Path(__file__).parents[2] / "docs" / "your-model.md"
 SIZES = ((47, 61), (90, 33), (SIDE, SIDE), (19, 20))  # widths and heights of the images, in pixels
 # Rounding of fp32 sums over a hundred products, for features of the order of 1.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -67,8 +72,11 @@ def _edit(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_every_type_with_a_default_pooling_is_tested():
+def test_every_type_with_a_default_pooling_is_tested_and_documented():
     assert set(RULES) == set(ZOO)
+    rows = re.findall(r"^\| `(cls|mean|pooler)` \| (.*?) \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    documented = {name: pooling for pooling, types in rows for name in re.findall("`([^`]+)`", types)}
+    assert documented == {name: rule.default for name, rule in RULES.items()}
 
 
 # Types whose models are tested without the option `-m slow`, too.
@@ -505,18 +513,19 @@ def test_a_run_is_recorded_cached_reproduced_and_compared(folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_extraction_is_resumed(folder, tmp_path):
-    """A second command extracts only the chunks that the killed command had not written."""
-    cache, output = tmp_path / "cache", tmp_path / "output"
-    line = ["extract", "--dataset", "digits", "--model", f"transformers:{folder}", "--device", "cpu", "--offline"]
+    """A second extraction reads only the chunks that the killed command had not written."""
+    cache, output, name = tmp_path / "cache", tmp_path / "output", f"transformers:{folder}"
+    line = ["extract", "--dataset", "digits", "--model", name, "--device", "cpu", "--offline"]
     assert run_command([*line, "--cache-dir", str(cache)], output, watched=cache, moment=30) == KILLED
-    written = {path: path.stat().st_mtime_ns for path in cache.rglob("*.pieces/*.npz")}
-    assert 0 < len(written) < 8
-    assert run_command([*line, "--cache-dir", str(cache)], output, watched=cache) == 0
-    assert run_command([*line, "--cache-dir", str(tmp_path / "other")], output, watched=cache) == 0
-    resumed, undisturbed = (
-        [path.read_bytes() for path in sorted(root.rglob("*.npy"))] for root in (cache, tmp_path / "other")
+    num_written = len(list(cache.rglob("*.pieces/*.npz")))
+    assert 0 < num_written < 8
+    specs = plan(["digits"], [name], protocols=["readme"], device="cpu")
+    (resumed,), (undisturbed,) = (
+        [outcome for _, outcome in extract_grid(specs, Settings(cache_dir=root, offline=True))]
+        for root in (cache, tmp_path / "other")
     )
-    assert resumed == undisturbed != []
+    assert sum(subset.images or 0 for subset in resumed.extraction.subsets.values()) == 1797 - 256 * num_written
+    assert resumed.features["all"].compute_sha256() == undisturbed.features["all"].compute_sha256()
 
 
 @pytest.mark.slow
