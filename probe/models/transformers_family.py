@@ -18,15 +18,15 @@ from probe.models.huggingface import MERGES, TOKENIZER, VOCABULARY, find_image_s
 from probe.models.profile import describe_sizes, profile_model
 from probe.models.transformers_models import (
     SplitModel,
+    load_processor,
     load_split_model,
     naming_failures,
-    read_preprocess,
     sketch_split_model,
 )
 from probe.models.transformers_names import (
     cached_names,
     fetch_folder,
-    is_source_here,
+    is_repository_here,
     parse_source,
     read_settings,
 )
@@ -49,7 +49,7 @@ class TransformersFamily(Family):
 
     def is_here(self, spec: ModelSpec) -> bool:
         """Return True if the model needs no download."""
-        return is_source_here(parse_source(spec.source))
+        return is_repository_here(parse_source(spec.source))
 
     def identify_weights(self, spec: ModelSpec, *, offline: bool) -> str:
         """Return a digest of the weights, the configuration, the preprocessing and the pooling."""
@@ -65,7 +65,7 @@ class TransformersFamily(Family):
         source = parse_source(spec.source)
         folder = fetch_folder(source, offline=offline)
         config, pooling = read_settings(folder, source.pooling)
-        preprocess = read_preprocess(folder)
+        preprocess = load_processor(folder)
         tensors = read_folder_tensors(folder)
         split = load_split_model(folder, config, pooling, tensors, preprocess.shape)
         split.model.to(execution.device, execution.dtype)
@@ -96,7 +96,7 @@ class TransformersFamily(Family):
         folder = fetch_folder(source, offline=True)
         config, pooling = read_settings(folder, source.pooling)
         facts = {"license": hub.read_license(folder) or None, "sha256": digest_weights(folder)}
-        shape = read_preprocess(folder).shape
+        shape = load_processor(folder).shape
         split = sketch_split_model(folder, config, pooling)
         with naming_failures(folder, "encode images with the model of"):
             widths = measure_widths(spec.name, split.tower, split.project, shape=shape, execution=META)

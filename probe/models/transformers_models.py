@@ -93,7 +93,7 @@ def naming_failures(folder: Path, what: str) -> Iterator[None]:
         ) from err
 
 
-def read_preprocess(folder: Path) -> CustomPreprocess:
+def load_processor(folder: Path) -> CustomPreprocess:
     """Return the preprocessing that `AutoImageProcessor` gives for a folder.
 
     The processor itself preprocesses each image, so that pixels equal those of code that uses transformers. Processors

@@ -146,7 +146,7 @@ def fetch_folder(source: TransformersSource, *, offline: bool) -> Path:
     return hub.fetch_repository(source.repo, HUB_WEIGHTS, [FOLDER_MARK, IMAGES, PROCESSOR, hub.CARD], offline=offline)
 
 
-def is_source_here(source: TransformersSource) -> bool:
+def is_repository_here(source: TransformersSource) -> bool:
     """Return True if the model needs no download."""
     return source.folder is not None or hub.has_cached_file(source.repo, HUB_MARKS)
 
