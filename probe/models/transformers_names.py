@@ -60,14 +60,14 @@ def parse_source(source: str) -> TransformersSource:
         ExtraMissingError: transformers is not installed.
     """
     check_transformers()
-    written, pooling = _split_pooling(source)
     try:
+        written, pooling = _split_pooling(source)
         folder = paths.expand_home(Path(written)).absolute()
         exists, is_folder = folder.exists(), folder.is_dir()
     except (OSError, RuntimeError, ValueError) as err:  # the name is too long or contains a NUL
         if isinstance(err, ProbeError):
             raise
-        raise CheckpointMissingError(f"cannot access {written!r} ({err}); give the path of a folder") from err
+        raise CheckpointMissingError(f"cannot access {source!r} ({err}); give the path of a folder") from err
     if written and is_folder:
         read_settings(folder, pooling)
         return TransformersSource(folder=folder, pooling=pooling)
@@ -80,8 +80,9 @@ def parse_source(source: str) -> TransformersSource:
 
 
 def _split_pooling(source: str) -> tuple[str, str]:
+    """Return the repository or folder and the pooling. A folder may have the whole text as its name."""
     written, mark, pooling = source.rpartition(POOL)
-    if not mark:
+    if not mark or Path(source).exists():
         return source, ""
     if pooling not in POOLINGS:
         raise unknown_name("pooling", pooling, POOLINGS)

@@ -440,6 +440,8 @@ def test_names_that_do_not_exist_are_explained(folder, monkeypatch):
         get_model(f"transformers:{folder / 'config.json'}")
     with pytest.raises(UnknownNameError, match=r"'resnet' is not a folder or the name of a repository .*:ORG/NAME or"):
         get_model("transformers:resnet")
+    with pytest.raises(CheckpointMissingError, match=r"cannot access .* give the path of a folder"):
+        get_model(f"transformers:{'x' * 5000}?pool=cls")
     monkeypatch.chdir(folder.parent)
     with pytest.raises(CheckpointMissingError, match=r"did you mean .*/small\?"):
         get_model("transformers:smal")
