@@ -22,6 +22,7 @@ from probe.models.devices import device_names
 EXTRAS = {
     "open_clip_torch": ("models of open_clip", "open-clip"),
     "timm": ("models of timm", "timm"),
+    "transformers": ("image encoders of transformers, such as DINOv2 and SigLIP", "transformers"),
     "av": ("videos (UCF101, Kinetics)", "video"),
     "h5py": ("PatchCamelyon", "hdf5"),
     "ray": ("grids on several machines", "ray"),

@@ -90,6 +90,7 @@ class ModelSpec:
     - `timm`: `ARCH.TAG` or `ARCH/PATH`; with a seed, the weights are random.
     - `hf`: `ORG/NAME` on the Hugging Face hub.
     - `supplied`: unknown; the features were supplied in a file, and the name is `supplied:NAME`.
+    - `transformers`: `ORG/NAME` or the path of a folder, with or without `?pool=POOLING`.
 
     `architecture` and `profile` are None if only the file tells them. `sha256` and `license` are empty if they are not
     known. `merges` is the file of this package with the vocabulary of the model; empty means OpenAI's vocabulary.

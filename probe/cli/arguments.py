@@ -374,7 +374,8 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             {
                 "name": _value(
                     "NAME",
-                    "Model to show: any that --model accepts, or `open_clip:` or `timm:` to list the models.",
+                    "Model to show: any that --model accepts, or a prefix: `open_clip:` and `timm:` list all models, "
+                    "`transformers:` the cached models.",
                     nargs="?",
                 )
             },

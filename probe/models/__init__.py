@@ -19,6 +19,7 @@ from probe.specs import ModelSpec
 
 RANDOM, OPEN_CLIP, HF = "random:", "open_clip:", "hf:"  # prefixes of the names that are not in the catalogue
 TIMM = "timm:"  # prefix of models of timm
+TRANSFORMERS = "transformers:"
 RANDOM_SEED = 0
 KEY = "?key="  # after the path of a checkpoint that contains several models: selects one of them
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -28,6 +29,7 @@ DISTRIBUTED_SUFFIX, DISTRIBUTED_MARK = ".distcp", ".metadata"  # files of torch.
 MODEL_FORMS = (
     f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {OPEN_CLIP}ARCH/PATH, {OPEN_CLIP}local-dir:PATH, {OPEN_CLIP}hf-hub:ORG/NAME, "
     f"{TIMM}NAME, {TIMM}ARCH/PATH, "
+    f"{TRANSFORMERS}ORG/NAME, {TRANSFORMERS}FOLDER, "
     f"{HF}ORG/NAME, or the path of a checkpoint or of a folder that Hugging Face's libraries or open_clip wrote"
 )
 
@@ -48,6 +50,8 @@ def get_model(name: str | Path) -> ModelSpec:
             - `open_clip:ARCH/TAG`, `open_clip:ARCH/PATH`, `open_clip:local-dir:PATH` or `open_clip:hf-hub:ORG/NAME`;
             - `timm:NAME`, `timm:ARCH/TAG` or `timm:ARCH/PATH`, a model of timm;
             - `hf:ORG/NAME`, a repository of the Hugging Face hub;
+            - `transformers:ORG/NAME` or `transformers:FOLDER`, any image tower of transformers, with or without
+              `?pool=POOLING`;
             - the path of a checkpoint, or of a folder that Hugging Face's libraries or open_clip wrote. A checkpoint
               with `open_clip_config.json` next to it is read as `open_clip:local-dir:PATH`;
             - `PATH?key=KEY`, one of several models in a checkpoint, such as `PATH?key=state_dict_ema`.

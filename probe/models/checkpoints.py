@@ -183,7 +183,12 @@ def _select_model(path: Path, saved: Saved, models: Sequence[Candidate], key: st
             listed(model.unused, most=3),
         )
     plain = {name: tensor for name, tensor in model.state_dict.items() if name not in BUFFERS}
-    for name, value in plain.items():
+    _check_plain(path, plain)
+    return replace(model, state_dict=plain)
+
+
+def _check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
         if (
             type(value) not in (Tensor, Parameter)
             or value.layout != torch.strided
@@ -196,7 +201,6 @@ def _select_model(path: Path, saved: Saved, models: Sequence[Candidate], key: st
             )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # a stride of 0
             raise CheckpointError(f"{path} has {name!r} as an expanded view; save a contiguous copy of the tensor")
-    return replace(model, state_dict=plain)
 
 
 def _cannot_load_objects(path: Path, classes: Sequence[str]) -> CheckpointError:
@@ -249,20 +253,44 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_folder(folder: Path, key: str) -> Checkpoint:
     huggingface.check_type(folder)
-    files = _weight_files(folder)
-    saved = [_read_content(file) for file in files]
-    if len(files) > 1:  # shards of one state dict
-        tensors = {name: tensor for shard in saved for name, tensor in largest_table(shard.content).items()}
-        saved = [Saved(tensors, tuple(name for shard in saved for name in shard.classes))]
-    model = _select_model(folder, saved[0], find_clips(saved[0].content), key, CLIP_MODEL)
+    saved = _read_shards(folder)
+    model = _select_model(folder, saved, find_clips(saved.content), key, CLIP_MODEL)
     state_dict = model.state_dict
     if not huggingface.is_hugging_face(state_dict):
         raise CheckpointError(
             f"{folder} contains no weights of a CLIPModel; give a folder that CLIPModel.save_pretrained wrote"
         )
-    hashes = {file.name: weights_sha256(file) for file in files}
-    sha256 = next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes)
-    return replace(_from_hugging_face(folder, state_dict, folder, sha256), key=model.key)
+    return replace(_from_hugging_face(folder, state_dict, folder, digest_weights(folder)), key=model.key)
+
+
+def _read_shards(folder: Path) -> Saved:
+    """Return the content of the weights in a folder, with the shards of a state dict joined."""
+    saved = [_read_content(file) for file in _weight_files(folder)]
+    if len(saved) > 1:
+        tensors = {name: tensor for shard in saved for name, tensor in largest_table(shard.content).items()}
+        saved = [Saved(tensors, tuple(name for shard in saved for name in shard.classes))]
+    return saved[0]
+
+
+def digest_weights(folder: Path) -> str:
+    """Return the SHA-256 of the weights in a folder, or a digest of the shards."""
+    hashes = {file.name: weights_sha256(file) for file in _weight_files(folder)}
+    return next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes)
+
+
+def read_folder_tensors(folder: Path) -> Mapping[str, Tensor]:
+    """Return the tensors in a folder that Hugging Face's libraries wrote, of any model.
+
+    Raises:
+        CheckpointError: a file is missing, cannot be read, is damaged, or contains pickled objects.
+    """
+    with naming_unreadable(folder):
+        saved = _read_shards(folder)
+    if saved.classes:
+        raise _cannot_load_objects(folder, saved.classes)
+    tensors = largest_table(saved.content)
+    _check_plain(folder, tensors)
+    return tensors
 
 
 def list_checkpoint_files(path: Path) -> list[Path]:
@@ -308,4 +336,5 @@ def _from_hugging_face(folder: Path, state_dict: Mapping[str, Tensor], path: Pat
     preprocess = huggingface.read_preprocess(folder, architecture.image_resolution)
     settings = huggingface.find_image_settings(folder)
     origin = settings.name if settings is not None else Checkpoint.preprocess_from
-    return Checkpoint(renamed, architecture, preprocess, sha256, path, hub.read_license(folder), origin)
+    license_name = hub.read_license(folder)
+    return Checkpoint(renamed, architecture, preprocess, sha256, path, license_name, preprocess_from=origin)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FAMILIES = {  # by form: module and class
     "open_clip": ("probe.models.open_clip_family", "OpenClipFamily"),
     "timm": ("probe.models.timm_family", "TimmFamily"),
+    "transformers": ("probe.models.transformers_family", "TransformersFamily"),
 }
 
 

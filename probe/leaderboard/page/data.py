@@ -362,6 +362,7 @@ def _source(spec: ModelSpec) -> str:
         "file": f"the file {next(iter(short_names([spec.source]).values()))}",
         "open_clip": f"open_clip, {spec.source}",
         "timm": f"timm, {spec.source}",
+        "transformers": f"transformers, {spec.source}",
         "hf": f"Hugging Face hub, {spec.source}",
         SUPPLIED: "unknown; the features were supplied in a file",
     }.get(spec.form, spec.source)
