@@ -87,6 +87,8 @@ class ModelSpec:
     - `random`: the name of a model; the weights are random, seeded, and have the sizes of this model.
     - `open_clip`: `ARCH/TAG` or `ARCH/PATH`.
     - `hf`: `ORG/NAME` on the Hugging Face hub.
+    - `module`: `FILE.py:FUNCTION` for a module that a function of the user returns; for an `Encoder` that the user made
+      in this process, a digest.
 
     `architecture` and `profile` are None if only the file tells them. `sha256` and `license` are empty if they are not
     known. `merges` is the file of this package with the vocabulary of the model; empty means OpenAI's vocabulary.

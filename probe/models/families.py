@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from probe.models.encoder import ImageEncoder
     from probe.specs import ModelSpec
 
-FAMILIES = {"open_clip": ("probe.models.open_clip_family", "OpenClipFamily")}  # by form: module and class
+FAMILIES = {  # by form: module and class
+    "open_clip": ("probe.models.open_clip_family", "OpenClipFamily"),
+    "module": ("probe.models.module_family", "ModuleFamily"),
+}
 
 
 class Family(ABC):

@@ -359,6 +359,7 @@ def _source(spec: ModelSpec) -> str:
         "file": f"the file {next(iter(short_names([spec.source]).values()))}",
         "random": f"random numbers in the shape of {spec.source}",
         "open_clip": f"open_clip, {spec.source}",
+        "module": "a module of the user",
         "hf": f"Hugging Face hub, {spec.source}",
     }.get(spec.form, spec.source)
 
