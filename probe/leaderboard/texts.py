@@ -12,6 +12,7 @@ from probe.leaderboard.sections import BEST, Cell, Line, Section, has_mean, has_
 from probe.leaderboard.shifts import shifts_to_markdown
 from probe.leaderboard.tables import half_width, markdown_table, markdown_text, score_text
 from probe.records.record import weights_of
+from probe.records.schema import RunRecord
 from probe.specs import LOGISTIC
 
 MAX_NAMED = 50  # datasets or models in a note
@@ -56,7 +57,7 @@ def table(found: Sequence[Section], *, with_calibration: bool = False) -> tuple[
                 for name in names
                 for value in (
                     *_values(line.cells.get(name)),
-                    *(calibration_values(line.cells.get(name)).values() if with_calibration else ()),
+                    *(_calibration(line.cells.get(name)) if with_calibration else ()),
                 )
             ]
             rows.append([*named, section.rules, line.rank, line.model, *means, *cells])
@@ -73,9 +74,13 @@ def _values(cell: Cell | None) -> list[object]:
     return [result.score if result is not None else None, *ends, cell.rank or None, cell.status]
 
 
-def calibration_values(cell: Cell | None) -> dict[str, float | None]:
-    """Return the NLL, the Brier score and the ECE of a cell, before and after temperature scaling, by name."""
-    calibration = cell.record.result.calibration if cell is not None and cell.record.result is not None else None
+def _calibration(cell: Cell | None) -> list[float | None]:
+    return [None] * len(CALIBRATION_NAMES) if cell is None else list(calibration_values(cell.record).values())
+
+
+def calibration_values(record: RunRecord) -> dict[str, float | None]:
+    """Return the NLL, the Brier score and the ECE of a record, before and after temperature scaling, by name."""
+    calibration = record.result.calibration if record.result is not None else None
     states = (None, None) if calibration is None else (calibration.before, calibration.after)
     values = [None if state is None else getattr(state, name) for state in states for name in _MEASURES]
     return dict(zip(CALIBRATION_NAMES, values, strict=True))
@@ -130,7 +135,7 @@ def _calibration_markdown(section: Section) -> str:
             result = line.cells[name].record.result if name in line.cells else None
             if result is None or result.calibration is None:
                 continue
-            values = calibration_values(line.cells[name])
+            values = calibration_values(line.cells[name].record)
             texts = [
                 NO_RECORD if value is None else f"{100 * value:.2f}" if measure == "ece" else f"{value:.4f}"
                 for measure in _MEASURES
