@@ -342,9 +342,18 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             },
         ),
         "card": _Command(
-            "Print the model-index of a model card for the Hugging Face hub.",
-            "",
+            "Print scores of one model for the Hugging Face hub or for Every Eval Ever.",
+            "--format",
             {"path": {**_RECORDS, "help": "Records of one model."}},
+            {
+                "--format": {
+                    "choices": ("model-index", "eval-results", "every-eval-ever"),
+                    "default": "model-index",
+                    "help": "Format: YAML for the top of a model card, YAML for a file in the folder .eval_results of "
+                    "a model, or JSON of the project Every Eval Ever. [model-index]",
+                },
+                "--json": {"help": "Print the model-index as JSON."},
+            },
         ),
     },
     "catalogues, installation and cache": {

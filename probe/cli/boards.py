@@ -129,11 +129,16 @@ def _write_page(records: Sequence[RunRecord], results_dir: Path, args: argparse.
 
 
 def card(args: argparse.Namespace) -> int:
-    """Print the `model-index` of a model card, as YAML or JSON."""
-    from probe.leaderboard.cards import model_index
+    """Print scores of one model for the Hugging Face hub or for Every Eval Ever."""
+    from probe.leaderboard import cards, evaluation_logs
     from probe.records.record import read_record
 
-    text = model_index([read_record(path) for path in args.path])
+    formats = {
+        "model-index": cards.model_index,
+        "eval-results": cards.eval_results,
+        "every-eval-ever": evaluation_logs.evaluation_log,
+    }
+    text = formats[args.format]([read_record(path) for path in args.path])
     if args.json:
         import yaml
 
