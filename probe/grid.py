@@ -79,7 +79,7 @@ def plan(
 
     Raises:
         UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: a name is unknown, or cannot be used here.
-        ExtraMissingError: the runs are for other machines, and their prompts are those of open_clip, which this machine
+        ExtraMissingError: the runs are for other machines, and their prompts are in open_clip, which this machine
             lacks.
     """
     check_solver(solver)

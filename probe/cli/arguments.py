@@ -142,7 +142,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--save-heads": _flag("Also write the fitted weights of each run, for `predict`."),
         "--save-head": _value("FILE", "Also write the fitted weights to this file, for `predict`."),
         "--predictions": _value(
-            "DIR", "Also write the prediction for each test image of each run into this folder, as Parquet."
+            "DIR",
+            "Also write the prediction for each test image of each run and of its further test sets into this folder, "
+            "as Parquet.",
         ),
         "--with-logits": _flag("Also write the logits of each test image; requires --predictions."),
         "--top": _value("N", "Number of images to list. [20]", type=_positive, default=20),
@@ -204,7 +206,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--out": _value("FILE", "File to write to."),
         "--format": _choice(("md", "csv", "json", "latex", "parquet"), "md", "Format of the leaderboard. [md]"),
         "--classes": _value("N", "Number of classes to print, the worst first. [20]", type=_positive, default=20),
-        "--csv": _value("FILE.csv", "Write the scores of all classes to this file, and print nothing else."),
+        "--csv": _value("FILE.csv", "Write the scores of all classes to this file, and print only its path."),
+        "--confusions": _value("FILE.csv", "Write the recorded confusions to this file, and print only its path."),
         "--calibration": _flag("Also give NLL, Brier score and ECE, before and after temperature scaling."),
         "--html": _flag("Write the page of results."),
         "--plots": _value("DIR", "Write plots as PNG and SVG into this folder."),
@@ -293,7 +296,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
     "results": {
         "show": _Command(
             "Show one record: scores of classes, calibration and further test sets.",
-            "--classes --csv",
+            "--classes --csv --confusions",
             {"record": _value("RECORD.json", "Record of a run.")},
         ),
         "tables": _Command(

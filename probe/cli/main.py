@@ -1,7 +1,7 @@
 """The command line: parse, call the library once, print. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done, 1 an error or a failed run, 2 wrong usage (also unknown names, missing files and
-prompts that cannot be used), 130 interrupted.
+Exit codes: 0 done, 1 an error, a failed run or a further test set without a score, 2 wrong usage (also unknown names,
+missing files and prompts that cannot be used), 130 interrupted.
 """
 
 from __future__ import annotations

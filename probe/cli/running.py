@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_command(args: argparse.Namespace) -> int:
-    """Run a grid and print its scores or records; return 1 if a run failed."""
+    """Run a grid and print its scores or records; return 1 if a run or one of its further test sets has no score."""
     from probe.specs import identity
 
     records: list[RunRecord] = []
@@ -68,7 +68,22 @@ def run_command(args: argparse.Namespace) -> int:
     if args.strict:
         for record in unfinished:
             _refuse_unfinished(str(record.spec), record.result)
-    return 1 if any(record.error for record in records) or (args.strict and unfinished) else 0
+    has_failed = any(record.error for record in records) or _lacks_test(records, specs)
+    return 1 if has_failed or (args.strict and unfinished) else 0
+
+
+def _lacks_test(records: Sequence[RunRecord], specs: Sequence[RunSpec]) -> bool:
+    """Return True if a record has no score on a further test set that its run in `specs` asks for."""
+    from probe.records.schema import DoneRecord
+    from probe.specs import identity
+
+    asked = {identity(spec): {test.name for test in spec.tests} for spec in specs}
+    return any(
+        test.error is not None and test.name in asked.get(identity(record.spec), ())
+        for record in records
+        if isinstance(record, DoneRecord)
+        for test in record.tests
+    )
 
 
 @contextmanager
@@ -213,9 +228,8 @@ def fit(args: argparse.Namespace) -> int:
         for protocol in protocols
     }
     if args.save_head is not None:
-        is_multi_label = folds[0]["train"].y.ndim == 2
         (rules,) = protocols
-        head = describe_head_of_file(found.about, results[rules.name], rules, is_multi_label=is_multi_label)
+        head = describe_head_of_file(found.about, results[rules.name], rules, folds[0]["test"])
         write_bytes(Path(args.save_head), head.to_bytes())
     environment = describe(device)
     unfinished = {name: result for name, result in results.items() if not result.converged}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -155,7 +155,14 @@ def describe_record(record: RunRecord) -> dict[str, str]:
     elif chosen != NO_RECORD:
         facts["k"] = chosen.removeprefix("k = ")
     facts["test images"] = str(result.num_test)
-    return facts
+    for subset, meter in record.extraction.subsets.items():
+        facts |= _describe_energy(f"energy for 1,000 images of {subset}", meter.joules_per_1000_images)
+    return facts | _describe_energy("energy of the fit", record.fit_joules)
+
+
+def _describe_energy(name: str, joules: Mapping[str, float]) -> dict[str, str]:
+    """Return energy as a fact to read, or no fact if the energy is not known."""
+    return {name: ", ".join(f"{value:.1f} J ({part})" for part, value in joules.items())} if joules else {}
 
 
 def calibration_rows(calibration: CalibrationRecord) -> list[tuple[str, str, str, str, str]]:
@@ -239,6 +246,11 @@ def classes_to_csv(rows: Sequence[ClassRow]) -> str:
     """Return CSV with a line for each class. Scores are unrounded fractions."""
     header = ["label", "name", "images", "score", "low", "high"]
     return rows_to_csv(header, [list(asdict(row).values()) for row in rows])
+
+
+def confusions_to_csv(rows: Sequence[Confusion]) -> str:
+    """Return CSV with a line for each confusion, under the names of the fields of `Confusion`."""
+    return rows_to_csv([one.name for one in fields(Confusion)], [list(asdict(row).values()) for row in rows])
 
 
 def _precision_rows(record: DoneRecord) -> list[ClassRow]:

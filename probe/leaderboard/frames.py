@@ -31,6 +31,7 @@ ORDERS: dict[str, Sequence[str]] = {
 }
 KEYS = ("dataset", "model", "mode", "protocol", "precision", "solver")  # the rows are sorted by these columns
 SECONDS = ("load", "extract", "text", "fit", "tests")
+ENERGY = ("cpu", "gpu")
 TEXT, TIME = "string", "datetime64[us, UTC]"
 COLUMNS: dict[str, str] = {
     **dict.fromkeys((*KEYS, "feature_point", "metric"), "category"),
@@ -42,8 +43,9 @@ COLUMNS: dict[str, str] = {
     **dict.fromkeys(("gradient_ratio", "excess"), "float64"),
     **dict.fromkeys(("converged", "choice_converged", "partial"), "boolean"),
     **dict.fromkeys(("num_train", "num_test"), "Int64"),
-    **dict.fromkeys((*CALIBRATION_NAMES, "temperature", "gflops"), "float64"),
+    **{name: "Int64" if name == "ece_bins" else "float64" for name in (*CALIBRATION_NAMES, "gflops")},
     **dict.fromkeys((f"{name}_seconds" for name in SECONDS), "float64"),
+    **dict.fromkeys((f"fit_{name}_joules" for name in ENERGY), "float64"),
     "created": TIME,
     "device": "category",
     **dict.fromkeys(("cpu", "accelerator", "platform", "python"), TEXT),
@@ -92,8 +94,8 @@ def _row(record: RunRecord, path: str) -> dict[str, object]:
     values |= calibration_values(record)
     if result is not None:
         values |= {name: getattr(result, name) for name in ("converged", "choice_converged", "probe_version")}
-        values["temperature"] = None if result.calibration is None else result.calibration.temperature
     values |= {f"{_to_utf8(name)}_seconds": value for name, value in record.seconds.items()}
+    values |= {f"fit_{name}_joules": record.fit_joules.get(name) for name in ENERGY}
     values |= {name: getattr(environment, name) for name in ("cpu", "accelerator", "platform", "python")}
     values |= {"git_commit": environment.git_commit, "git_dirty": environment.git_dirty}
     values |= {name: getattr(record.extraction, name) for name in ("extraction_version", "preprocess_version")}

@@ -119,7 +119,8 @@ class ReadRecord:
 class MeterRecord:
     """Measurements of the extraction of a subset's features, see `features.encode.Meter.describe`.
 
-    `models` is the number of models that the images were read for at the same time.
+    `models` is the number of models that the images were read for at the same time. `joules_per_1000_images` is the
+    energy by `cpu` and `gpu`, see `probe.energy`; energy that is not known has no entry.
     """
 
     images: Count
@@ -132,6 +133,7 @@ class MeterRecord:
     device_idle: float | None = None
     peak_memory_mb: float | None = None
     peak_device_memory_mb: float | None = None
+    joules_per_1000_images: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -391,6 +393,7 @@ class BaseRecord:
             classes. `fit` is almost 0 for a JIT run with the same features as the eager run, because it reuses the
             eager run's probe. `tests` is the time of further test sets, with the extraction of features that `prepare`
             did not extract before.
+        fit_joules: energy of the fit by `cpu` and `gpu`, see `probe.energy`; energy that is not known has no entry.
         extraction: see `ExtractionRecord`.
         environment: see `EnvironmentRecord`.
     """
@@ -402,6 +405,7 @@ class BaseRecord:
     splits: dict[str, SplitRecord]
     features: dict[str, FeaturesRecord]
     seconds: dict[str, float]
+    fit_joules: dict[str, float] = field(default_factory=dict)
     extraction: ExtractionRecord = field(default_factory=ExtractionRecord)
     environment: EnvironmentRecord
     schema_version: int = SCHEMA_VERSION

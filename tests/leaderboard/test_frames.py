@@ -21,6 +21,7 @@ from probe.records.schema import SplitRecord
 from probe.specs import NO_SOLVER, ZERO_SHOT, digest
 
 RESULTS = Path(__file__).parents[2] / "results"
+MEASURES = ("nll", "brier", "ece", "ece_low", "ece_high")
 # Columns, and where a record has their values. The names of the other columns are names of fields of a record.
 PATHS = {
     **{name: f"spec.{name}.name" for name in ("dataset", "model", "protocol")},
@@ -31,10 +32,11 @@ PATHS = {
     **{name: f"result.{name}" for name in ("converged", "choice_converged", "probe_version")},
     **{name: f"result.interval.{name}" for name in ("low", "high")},
     "interval": "result.interval.method",
-    **{name: f"result.calibration.before.{name}" for name in ("nll", "brier", "ece")},
-    **{f"{name}_after": f"result.calibration.after.{name}" for name in ("nll", "brier", "ece")},
+    **{name: f"result.calibration.before.{name}" for name in MEASURES},
+    **{f"{name}_after": f"result.calibration.after.{name}" for name in MEASURES},
     "temperature": "result.calibration.temperature",
     **{f"{name}_seconds": f"seconds.{name}" for name in ("load", "extract", "text", "fit", "tests")},
+    **{f"fit_{name}_joules": f"fit_joules.{name}" for name in ("cpu", "gpu")},
     **{name: f"environment.{name}" for name in ("cpu", "accelerator", "platform", "python", "git_commit", "git_dirty")},
     **{name: f"extraction.{name}" for name in ("extraction_version", "preprocess_version")},
     "weights_sha256": "encoder.weights_sha256",
@@ -52,6 +54,8 @@ def _values(record):
         for column, path in PATHS.items()
     }
     values |= {f"package_{name}": version for name, version in plain["environment"]["packages"].items()}
+    results = [plain["result"], *plain["result"]["folds"], *plain["result"]["draws"]]
+    bins = [one["calibration"]["before"]["bins"] for one in results if one["calibration"] is not None]
     rules, profile = plain["spec"]["protocol"], plain["spec"]["model"]["profile"]
     fitted = plain["spec"]["solver"] != NO_SOLVER
     return {
@@ -60,6 +64,7 @@ def _values(record):
         "solver": plain["spec"]["solver"] if fitted else None,
         "n_iter": plain["result"]["n_iter"] if fitted else None,
         "num_train": None if rules["method"] == ZERO_SHOT else plain["result"]["num_train"],
+        "ece_bins": next((one["shape"][1] for one in bins if one is not None), None),
         "gflops": profile["flops"] / 1e9,
         "partial": bool(plain["read"]["partial"] or plain["read"]["skipped"]),
         "status": status(record),
@@ -114,6 +119,7 @@ def test_the_calibration_of_a_record_is_in_its_row(tmp_path):
     assert row["nll"] == record.result.calibration.before.nll
     assert row["ece_after"] == record.result.calibration.after.ece
     assert row["temperature"] == record.result.calibration.temperature
+    assert row["ece_bins"] == record.result.calibration.before.bins.shape[1]
 
 
 def test_several_folds_have_one_digest_that_changes_with_each_of_them(tmp_path):

@@ -16,7 +16,7 @@ from probe.leaderboard.few_shot import SHOTS, FewShotChart, chart_key, few_shot_
 from probe.leaderboard.labels import count, short_names
 from probe.leaderboard.methods import MethodRow
 from probe.leaderboard.sections import Line, Section, gflops
-from probe.leaderboard.shifts import shift_rows
+from probe.leaderboard.shifts import ALL_CLASSES, shift_rows
 from probe.leaderboard.tables import status
 from probe.records.record import record_path
 from probe.records.schema import CalibrationRecord, CalibrationScores, DoneRecord, PromptsRecord, RunRecord
@@ -153,11 +153,10 @@ class PageMethods:
 
 @dataclass(frozen=True)
 class PageFurther:
-    """Score of a record, by index, on a further test set; see `shifts.ShiftRow`."""
+    """Score of a record, by index, on a further test set, with predictions among all classes of the dataset."""
 
     record: int
     test: str
-    convention: str
     score: float
 
 
@@ -282,9 +281,9 @@ def make_data(
         tuple(_shots(chart, labels) for chart in charts),
         tuple(names),
         tuple(
-            PageFurther(index[row.record.key], printable(row.test.name), row.convention, row.score.score)
+            PageFurther(index[row.record.key], printable(row.test.name), row.score.score)
             for row in shift_rows(records)
-            if row.score is not None
+            if row.score is not None and row.convention == ALL_CLASSES
         ),
     )
 
