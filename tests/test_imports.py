@@ -24,7 +24,7 @@ HEAVY = {"torch", "torchvision", "sklearn", "scipy", "PIL", "numpy", "pandas", "
         ("sklearn", {"probes", "datasets"}),
         ("transformers", {"models"}),
         *((library, {"datasets"}) for library in ("datasets", "av", "h5py")),
-        ("matplotlib", {"leaderboard"}),
+        *((library, {"leaderboard"}) for library in ("matplotlib", "pandas")),
         ("ray", {"scale"}),
         ("jinja2", {"leaderboard"}),
         ("PIL", {"datasets", "models", "features"}),

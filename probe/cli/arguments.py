@@ -321,7 +321,18 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             "--classes --csv --confusions",
             {"record": _value("RECORD.json", "Record of a run.")},
         ),
-        "tables": _Command("Write all tables from the records, or check them.", "--check --compare --results-dir"),
+        "tables": _Command(
+            "Write all tables from the records, check them, or print all runs as one table.",
+            "--check --compare --format --out --results-dir",
+            changes={
+                "--format": {
+                    "choices": ("md", "csv", "latex", "parquet"),
+                    "default": None,
+                    "help": "Change nothing; print all runs as one table in this format.",
+                },
+                "--out": {"help": "File to write the table of --format to. [standard output]"},
+            },
+        ),
         "leaderboard": _Command(
             "Print the leaderboard, or write its page or plots.",
             "--protocol --format --calibration --html --plots --out --results-dir",
@@ -357,9 +368,18 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             },
         ),
         "card": _Command(
-            "Print the model-index of a model card for the Hugging Face hub.",
-            "",
+            "Print scores of one model for the Hugging Face hub or for Every Eval Ever.",
+            "--format",
             {"path": {**_RECORDS, "help": "Records of one model."}},
+            {
+                "--format": {
+                    "choices": ("model-index", "eval-results", "every-eval-ever"),
+                    "default": "model-index",
+                    "help": "Format: YAML for the top of a model card, YAML for a file in the folder .eval_results of "
+                    "a model, or JSON of the project Every Eval Ever. [model-index]",
+                },
+                "--json": {"help": "Print the model-index as JSON."},
+            },
         ),
     },
     "catalogues, installation and cache": {
@@ -498,10 +518,22 @@ def check_conflicts(args: argparse.Namespace) -> None:
         raise UsageError("--out needs the features of all images; remove --shard")
     if args.command == "leaderboard":
         _check_leaderboard(args)
+    if options("format") == "parquet" and args.out is None:
+        raise UsageError("Parquet is a binary format and cannot be printed; name a file with --out")
+    if args.command == "tables":
+        _check_tables(args)
     if args.command == "predict" and bool(args.images) == bool(args.dataset):
         raise UsageError("name images or folders to predict, or a dataset with --dataset, but not both")
     if options("page") and (args.json or args.name is not None):
         raise UsageError("--page prints the whole catalogue as Markdown; remove --json and the name")
+
+
+def _check_tables(args: argparse.Namespace) -> None:
+    if args.format is not None and (args.check or args.compare is not None):
+        other = "--check" if args.check else "--compare"
+        raise UsageError(f"--format prints the table of all runs; remove --format or {other}")
+    if args.out is not None and args.format is None:
+        raise UsageError("--out names the file of one table; add --format csv, md, latex or parquet")
 
 
 def _check_leaderboard(args: argparse.Namespace) -> None:
@@ -511,7 +543,5 @@ def _check_leaderboard(args: argparse.Namespace) -> None:
         raise UsageError("LaTeX has no columns for the calibration; use --format csv, or remove --calibration")
     if args.plots is not None and args.out is not None:
         raise UsageError("--plots names the folder to write to; remove --out")
-    if args.format == "parquet" and args.out is None:
-        raise UsageError("Parquet is a binary format and cannot be printed; name a file with --out")
     if args.html and args.out is None and args.protocol is not None:
         raise UsageError("leaderboard.html is the page of all protocols; name another file with --out")

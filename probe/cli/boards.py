@@ -18,12 +18,20 @@ if TYPE_CHECKING:
 
 
 def tables(args: argparse.Namespace) -> int:
-    """Write all tables, check them, or compare scores with the paper; return 1 if a check fails."""
+    """Write all tables, check them, compare scores with the paper, or print all runs; return 1 if a check fails."""
     from probe.leaderboard import derived
 
     results_dir = _results_dir(args)
     if args.compare:
         return _compare(args, results_dir)
+    if args.format is not None:
+        from probe.leaderboard import frames
+
+        frame = frames.results_frame(results_dir)
+        if frame.empty:
+            raise errors.ResultsError(f"no records in {results_dir}; run one first, or name another folder")
+        _print_or_write(frames.FRAME_FORMATS[args.format](frame), args)
+        return 0
     if args.check:
         stale = derived.find_stale(results_dir)
         if args.json:
@@ -75,7 +83,7 @@ def leaderboard(args: argparse.Namespace) -> int:
     """Print the leaderboard, or write its page or plots."""
     from probe.leaderboard import exports
     from probe.leaderboard.sections import make_sections
-    from probe.records.record import encode, read_records, write_bytes
+    from probe.records.record import read_records
 
     results_dir = _results_dir(args)
     records = [r for r in read_records(results_dir) if args.protocol is None or r.protocol in args.protocol]
@@ -92,13 +100,20 @@ def leaderboard(args: argparse.Namespace) -> int:
         return 0
     options = {"with_calibration": True} if args.calibration else {}
     text = exports.FORMATS["json" if args.json else args.format](make_sections(records), **options)
+    _print_or_write(text, args)
+    return 0
+
+
+def _print_or_write(text: str | bytes, args: argparse.Namespace) -> None:
+    """Print a text, or write the text to the file that `--out` names."""
+    from probe.records.record import encode, write_bytes
+
     if args.out is not None:
         write_bytes(Path(args.out), text if isinstance(text, bytes) else encode(text))
         _print_paths([Path(args.out)], args)
     else:
         assert isinstance(text, str)  # Parquet needs --out, see `arguments.check_conflicts`
         print(text, end="")
-    return 0
 
 
 def _write_page(records: Sequence[RunRecord], results_dir: Path, args: argparse.Namespace) -> Path:
@@ -114,11 +129,16 @@ def _write_page(records: Sequence[RunRecord], results_dir: Path, args: argparse.
 
 
 def card(args: argparse.Namespace) -> int:
-    """Print the `model-index` of a model card, as YAML or JSON."""
-    from probe.leaderboard.cards import model_index
+    """Print scores of one model for the Hugging Face hub or for Every Eval Ever."""
+    from probe.leaderboard import cards, evaluation_logs
     from probe.records.record import read_record
 
-    text = model_index([read_record(path) for path in args.path])
+    formats = {
+        "model-index": cards.model_index,
+        "eval-results": cards.eval_results,
+        "every-eval-ever": evaluation_logs.evaluation_log,
+    }
+    text = formats[args.format]([read_record(path) for path in args.path])
     if args.json:
         import yaml
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -42,7 +41,7 @@ def to_latex(sections: Sequence[Section]) -> str:
     tables = [_latex(title, section) for title, section in zip(titles(sections), sections, strict=True)]
     if rows := _methods(sections):
         comments = [methods.TITLE, methods.INTRODUCTION, *methods.find_untested(rows)]
-        tables.append(_tabular(comments, *methods.methods_to_text(rows)))
+        tables.append(latex_table(comments, *methods.methods_to_text(rows)))
     return "\n".join(tables)
 
 
@@ -52,16 +51,11 @@ def _methods(sections: Sequence[Section]) -> list[methods.MethodRow]:
 
 def to_parquet(sections: Sequence[Section], *, with_calibration: bool = False) -> bytes:
     """Return Parquet with the columns of the CSV and their types. Bytes that are not UTF-8 are escaped in names."""
-    import pyarrow
-    from pyarrow import parquet
+    import pandas as pd
 
     header, rows = texts.table(sections, with_calibration=with_calibration)
-    columns = [pyarrow.array(map(_utf8, column), from_pandas=True) for column in zip(*rows, strict=True)]
-    if not rows:
-        columns = [pyarrow.array([], pyarrow.string()) for _ in header]
-    file = io.BytesIO()
-    parquet.write_table(pyarrow.table(dict(zip(header, columns, strict=True))), file)
-    return file.getvalue()
+    frame = pd.DataFrame([[_utf8(value) for value in values] for values in rows], columns=header)
+    return bytes(frame.to_parquet(index=False))
 
 
 def to_csv(sections: Sequence[Section], *, with_calibration: bool = False) -> str:
@@ -101,7 +95,7 @@ def _section(section: Section, *, with_calibration: bool) -> dict[str, Any]:
 
 def _cell(cell: Cell, *, with_calibration: bool) -> dict[str, Any]:
     result = cell.record.result
-    calibration = {"calibration": texts.calibration_values(cell)} if with_calibration else {}
+    calibration = {"calibration": texts.calibration_values(cell.record)} if with_calibration else {}
     interval = result.interval if result is not None else None
     neighbours = {"k": result.k} if result is not None and result.k is not None else {}
     return {
@@ -123,10 +117,11 @@ def _latex(title: str, section: Section) -> str:
     used = {mark for cell in section.cells for mark in cell.marks.split()}
     marks = [f"{term}: {text}" for term, text in LEGEND if term in used]
     notes = [*marks, *texts.metric_notes(section), *texts.notes(section)]
-    return _tabular([title, "± is half the width of the 95 % confidence interval", *notes], header, rows)
+    return latex_table([title, "± is half the width of the 95 % confidence interval", *notes], header, rows)
 
 
-def _tabular(remarks: Sequence[str], header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def latex_table(remarks: Sequence[str], header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a `tabular` of texts for the package booktabs, with remarks as comments above."""
     comments = [f"% {_one_line(remark)}" for remark in remarks]
     body = [_latex_row(row) for row in rows]
     table = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", "\\toprule", _latex_row(header), "\\midrule"]

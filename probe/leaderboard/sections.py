@@ -10,13 +10,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from probe.datasets.catalog import DATASETS
 from probe.leaderboard.ranking import Evidence, MeanRanks, mean_ranks
 from probe.leaderboard.tables import half_width, marks, status
 from probe.records.record import prompts_of, test_images
 from probe.records.schema import DoneRecord, ResultRecord, RunRecord
-from probe.specs import NO_SOLVER, SUPPLIED, digest, identity_fields
+from probe.specs import NO_SOLVER, SUPPLIED, Protocol, digest, identity_fields
 
 OTHER_IMAGES = "other test images, metric or prompts"
 BEST, TIED = "best", "tied"  # places of a score in its column
@@ -164,7 +165,12 @@ def _num_unmarked(section: Section) -> int:
 
 def rules_digest(record: RunRecord) -> str:
     """Return the start of the digest of a protocol's rules, without its name and prose."""
-    rules = identity_fields(record.spec.protocol)
+    return _digest_rules(record.spec.protocol)
+
+
+@cache
+def _digest_rules(protocol: Protocol) -> str:
+    rules = identity_fields(protocol)
     return digest({name: value for name, value in rules.items() if name != "name"})[:8]
 
 

@@ -12,7 +12,7 @@ from probe.leaderboard.sections import BEST, Cell, Line, Section, has_mean, has_
 from probe.leaderboard.shifts import shifts_to_markdown
 from probe.leaderboard.tables import half_width, markdown_table, markdown_text, score_text
 from probe.records.record import weights_of
-from probe.records.schema import CalibrationScores, ResultRecord
+from probe.records.schema import CalibrationScores, ResultRecord, RunRecord
 from probe.specs import LOGISTIC
 
 MAX_NAMED = 50  # datasets or models in a note
@@ -61,7 +61,7 @@ def table(found: Sequence[Section], *, with_calibration: bool = False) -> tuple[
                 for name in names
                 for value in (
                     *_values(line.cells.get(name)),
-                    *(calibration_values(line.cells.get(name)).values() if with_calibration else ()),
+                    *(_calibration(line.cells.get(name)) if with_calibration else ()),
                 )
             ]
             rows.append([*named, section.rules, line.rank, line.model, *means, *cells])
@@ -78,13 +78,17 @@ def _values(cell: Cell | None) -> list[object]:
     return [result.score if result is not None else None, *ends, cell.rank or None, cell.status]
 
 
-def calibration_values(cell: Cell | None) -> dict[str, float | None]:
-    """Return the calibration of a cell by the names of `CALIBRATION_NAMES`, with None for missing values.
+def _calibration(cell: Cell | None) -> list[float | None]:
+    return list(calibration_values(None if cell is None else cell.record).values())
+
+
+def calibration_values(record: RunRecord | None) -> dict[str, float | None]:
+    """Return the calibration of a record by the names of `CALIBRATION_NAMES`, with None for missing values.
 
     These are the NLL, the Brier score, and the ECE with the bounds of its interval, before and after temperature
     scaling; the temperature; and the number of bins of the ECE.
     """
-    result = cell.record.result if cell is not None else None
+    result = record.result if record is not None else None
     if result is None or result.calibration is None:
         return dict.fromkeys(CALIBRATION_NAMES)
     calibration = result.calibration
@@ -149,7 +153,7 @@ def _calibration_markdown(section: Section) -> str:
             result = line.cells[name].record.result if name in line.cells else None
             if result is None or result.calibration is None:
                 continue
-            values = calibration_values(line.cells[name])
+            values = calibration_values(line.cells[name].record)
             texts = [
                 NO_RECORD if value is None else f"{value:.4f}"
                 for measure in ("nll", "brier")
