@@ -107,7 +107,7 @@ def _list_models(args: argparse.Namespace) -> None:
 
 def protocols(args: argparse.Namespace) -> int:
     """List the protocols, or show one or a group."""
-    from probe.probes.description import describe_protocol, images_a_class
+    from probe.probes.description import describe_features, describe_protocol, images_a_class
     from probe.probes.protocols import GROUPS, PROTOCOL_FORMS, PROTOCOLS, SHOTS, get_protocol
 
     if args.name is not None:
@@ -127,8 +127,8 @@ def protocols(args: argparse.Namespace) -> int:
         (
             protocol.name,
             protocol.title,
-            protocol.feature_point,
-            len(protocol.grid) or None,
+            describe_features(protocol),
+            f"{len(protocol.grid)} + {protocol.bisections + 1}" if protocol.bisections else len(protocol.grid) or None,
             ", ".join(map(str, protocol.neighbours)),
             images_a_class(protocol),
             protocol.num_seeds if protocol.shots else None,
@@ -138,7 +138,8 @@ def protocols(args: argparse.Namespace) -> int:
         for protocol in PROTOCOLS
     ]
     print_rows(header, rows)
-    print(f"\nAlso {' and '.join(GROUPS)}, each for its {len(SHOTS)} protocols, or {PROTOCOL_FORMS}.")
+    *first, last = GROUPS
+    print(f"\nAlso {', '.join(first)} and {last}, each for its {len(SHOTS)} protocols, or {PROTOCOL_FORMS}.")
     return 0
 
 
