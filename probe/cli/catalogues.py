@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from probe.cli import grids
 from probe.cli.printing import print_facts, print_json, print_rows
-from probe.specs import LOGISTIC
+from probe.specs import LOGISTIC, Protocol
 
 
 def datasets(args: argparse.Namespace) -> int:
@@ -128,7 +128,9 @@ def protocols(args: argparse.Namespace) -> int:
             protocol.name,
             protocol.title,
             describe_features(protocol),
-            f"{len(protocol.grid)} + {protocol.bisections + 1}" if protocol.bisections else len(protocol.grid) or None,
+            f"{len(protocol.grid)} + {max(2, protocol.bisections)}"
+            if protocol.bisections
+            else len(protocol.grid) or None,
             ", ".join(map(str, protocol.neighbours)),
             images_a_class(protocol),
             protocol.num_seeds if protocol.shots else None,
@@ -141,6 +143,12 @@ def protocols(args: argparse.Namespace) -> int:
     *first, last = GROUPS
     print(f"\nAlso {', '.join(first)} and {last}, each for its {len(SHOTS)} protocols, or {PROTOCOL_FORMS}.")
     return 0
+
+
+def _num_values(protocol: Protocol) -> str:
+    """Return the number of values of C of the grid, and of the bisections that follow, which try two or more."""
+    bisections = f" + {max(2, protocol.bisections)}" if protocol.bisections else ""
+    return f"{len(protocol.grid) or ''}{bisections}"
 
 
 def doctor(args: argparse.Namespace) -> int:

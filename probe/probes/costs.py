@@ -56,7 +56,7 @@ def num_fits(protocol: Protocol) -> int:
     first = 1 + (num - 1) // protocol.coarse_step
     further = 2 * (protocol.coarse_step.bit_length() - 1)
     if protocol.bisections:
-        further = protocol.bisections + 1
+        further = max(2, protocol.bisections)  # both ends, and later the new end; the first middle is in the grid
     return protocol.num_seeds * (first + further + 1)
 
 

@@ -1,8 +1,8 @@
 """Protocols of other suites and papers, as far as their code says what they do.
 
 Each `source` names the code that was read, which rules are kept, and which differ here. A probe that its authors train
-by gradient descent for a number of epochs is not in this list, because its score depends on the learning rate and the
-number of epochs, which a logistic regression does not have.
+by gradient descent for a number of epochs, such as that of LAION-AI/CLIP_benchmark, is not in this list. Its score
+depends on the learning rate and the number of epochs, which a logistic regression does not have.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -85,9 +84,9 @@ def bisect(
     """
     tried = dict(zip(grid, evaluate(grid), strict=True))
     peak = max(reversed(grid), key=lambda value: score(tried[value]))
-    low, high = math.log10(peak) - 1, math.log10(peak) + 1
+    low, high = -1.0, 1.0  # decades from the peak
     for _ in range(steps):
-        ends = (10.0**low, 10.0**high)
+        ends = (peak * 10**low, peak * 10**high)
         missing = [end for end in ends if end not in tried]
         tried.update(zip(missing, evaluate(missing), strict=True))
         middle = (low + high) / 2
