@@ -64,7 +64,7 @@ def test_a_test_set_is_compared_under_both_conventions():
 def test_differences_of_the_protocol_are_said():
     page = other_markdown([_record("knn", model="hf:facebook/dinov2-base")], "dinov2")
     assert page.startswith("k-NN and linear probes, compared with DINOv2's:\n")
-    assert "ours is chosen on a validation split" in page
+    assert "Our k is chosen on a validation split" in page
     assert page.count("82.1") == 1
     assert "84.5" not in page  # of a linear probe
     laion = other_markdown([_record("open-clip", model="open_clip:ViT-B-16/laion400m_e32", score=0.78)], "laion")
