@@ -28,5 +28,6 @@ from probe.specs import DatasetSpec as DatasetSpec
 from probe.specs import ModelSpec as ModelSpec
 from probe.specs import Protocol as Protocol
 from probe.specs import RunSpec as RunSpec
+from probe.supplied import fit_features as fit_features
 
 __version__: str

@@ -59,6 +59,7 @@ def plan(
     compiled: bool = False,
     solver: str = DEFAULT_SOLVER,
     tests: Sequence[str] = (),
+    clean: bool = False,
     elsewhere: bool = False,
 ) -> list[RunSpec]:
     """Return the runs of a grid in the order in which they run. Every name is looked up before anything runs.
@@ -75,11 +76,12 @@ def plan(
         compiled: compile the encoders with `torch.compile`.
         solver: name of the solver of the probes; protocols that fit nothing have none.
         tests: further test sets, see `datasets.find_tests`. A name applies to the datasets that have it in `tests`.
+        clean: the runs also have a clean score, see `probes.clean`.
         elsewhere: the runs are for other machines, so this machine need not have the device.
 
     Raises:
         UnknownNameError, DatasetError, CheckpointMissingError, DeviceError: a name is unknown, or cannot be used here.
-        ExtraMissingError: the runs are for other machines, and their prompts are those of open_clip, which this machine
+        ExtraMissingError: the runs are for other machines, and their prompts are in open_clip, which this machine
             lacks.
     """
     check_solver(solver)
@@ -118,6 +120,7 @@ def plan(
             compiled=execution.compiled,
             prompts=prompts[dataset] if protocol.method == ZERO_SHOT else "",
             tests=further[dataset],
+            clean=clean,
         )
         for dataset in rows
         for model in encoders
@@ -181,21 +184,20 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     be written, their files must exist, too. If one mode of a run is pending, so are its other modes in the grid,
     because modes are compared.
 
-    A record must also have scores on all images of each further test set of the run. Otherwise the probe is fitted
-    again, and scored on the further test sets of the run and of the record.
+    A record must also have scores on all images of each further test set of the run, and a clean score if the run has
+    one. Otherwise the probe is fitted again. It is also scored as the record was, so that no score is lost.
     """
     results_dir = paths.results_dir(settings.results_dir)
     identities = {spec: identity(spec) for spec in specs}
     planned, weights = set(identities.values()), dict[ModelSpec, str | None]()
-    recorded: dict[RunSpec, tuple[DatasetSpec, ...]] = {}  # further test sets of records
+    recorded: dict[RunSpec, DoneRecord] = {}  # records of the runs, which may lack a score
 
     def find(spec: RunSpec) -> DoneRecord | None:
         record = try_to_read(run_path(spec, results_dir))
         if not isinstance(record, DoneRecord) or not record.is_whole or identity(record.spec) != identities[spec]:
             return None
-        scored = {test.name for test in record.tests if test.error is None}
-        recorded[spec] = tuple(test for test in record.spec.tests if test.name in scored)
-        if not _has_tests(record, spec.tests):
+        recorded[spec] = record
+        if not _has_tests(record, spec.tests) or (spec.clean and record.clean is None):
             return None
         directory = settings.predictions_dir
         if directory and not has_predictions(spec, record, directory, with_logits=settings.with_logits):
@@ -214,7 +216,7 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     if done:
         logger.info("skipped %d of %d runs: already recorded (use --rerun)", len(done), len(specs))
         _log_versions(done.values())
-    return Pending([_with_tests(spec, recorded.get(spec, ())) for spec in specs if spec not in done], done)
+    return Pending([_with_scores(spec, recorded.get(spec)) for spec in specs if spec not in done], done)
 
 
 def _has_tests(record: DoneRecord, tests: Sequence[DatasetSpec]) -> bool:
@@ -224,10 +226,13 @@ def _has_tests(record: DoneRecord, tests: Sequence[DatasetSpec]) -> bool:
     return all(identity(test) in known for test in tests)
 
 
-def _with_tests(spec: RunSpec, recorded: Sequence[DatasetSpec]) -> RunSpec:
-    """Return a run that is also scored on the further test sets of its record, so that no score is lost."""
-    names = {test.name for test in spec.tests}
-    return replace(spec, tests=(*spec.tests, *(test for test in recorded if test.name not in names)))
+def _with_scores(spec: RunSpec, record: DoneRecord | None) -> RunSpec:
+    """Return a run that has all the scores that its record has: of further test sets, and the clean score."""
+    if record is None:
+        return spec
+    scored = {test.name for test in record.tests if test.error is None} - {test.name for test in spec.tests}
+    tests = (*spec.tests, *(test for test in record.spec.tests if test.name in scored))
+    return replace(spec, tests=tests, clean=spec.clean or record.clean is not None)
 
 
 def _has_head(record: DoneRecord, results_dir: Path) -> bool:

@@ -20,28 +20,26 @@ from probe.comparison import compare_features, count_flips
 from probe.datasets.opening import OpenedDataset
 from probe.datasets.splits.folds import by_split
 from probe.datasets.test_classes import map_classes
+from probe.energy import EnergyMeter
 from probe.errors import ProbeError, brief
-from probe.features.arrays import Extraction, Features
+from probe.features.arrays import Extraction
 from probe.features.extraction import Session, extract, prepare_grid
 from probe.features.further_tests import from_extraction, relabel
 from probe.features.jobs import features_key
+from probe.features.pixels import leaks_of_features
 from probe.features.store import FITS
 from probe.features.text import Classifier, find_classifier
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
+from probe.probes.clean import score_clean
 from probe.probes.fit import PROBE_VERSION, fit_folds
-from probe.probes.fits import normalized
-from probe.probes.further_tests import FittedProbe, score_conventions
+from probe.probes.further_tests import FittedProbe, ScoredTest, score_conventions
 from probe.probes.heads import describe_heads, write_heads
+from probe.probes.prediction_parts import describe_all_predictions
 from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for, get_solver
 from probe.probes.zero_shot import largest_logit_difference, score_zero_shot
-from probe.records.prediction_files import (
-    PartPredictions,
-    check_predictions_dir,
-    describe_predictions,
-    write_predictions,
-)
+from probe.records.prediction_files import check_predictions_dir, write_predictions
 from probe.records.record import check_writable, write_record
 from probe.records.schema import (
     LOGITS,
@@ -72,7 +70,7 @@ class FinishedRun:
         result: its probe.
         fits: cache of its finished fits, until the record is written.
         heads: content of the files of its heads, by path below the results folder, if they are to be saved.
-        predictions: content of the file of its predictions, by path below their folder, if they are to be written;
+        predictions: content of the files of its predictions, by path below their folder, if they are to be written;
             empty after that.
         classifier: texts of the classes of a zero-shot run.
     """
@@ -131,32 +129,37 @@ def run_one(
         get_solver(spec.solver)  # imports the solver's libraries, which is not part of the time of the fit
     finds_top = session.settings.predictions_dir is not None
     started = time.perf_counter()
-    if classifier is not None:
-        result = score_zero_shot(folds, classifier, metric=spec.dataset.metric, finds_top=finds_top)
-    elif twin is not None:
-        logger.debug("%s: same features as %s, so its probe is reused", spec, twin.spec)
-        result = twin.result
-    else:
-        result = fit_folds(
-            folds,
-            metric=spec.dataset.metric,
-            protocol=spec.protocol,
-            solver=spec.solver,
-            device=device_for(spec.solver, spec.device),
-            fit_cache=fits,
-            shows_progress=True,
-            finds_top=finds_top,
-        )
+    with EnergyMeter(spec.device) as energy:
+        if classifier is not None:
+            result = score_zero_shot(folds, classifier, metric=spec.dataset.metric, finds_top=finds_top)
+        elif twin is not None:
+            logger.debug("%s: same features as %s, so its probe is reused", spec, twin.spec)
+            result = twin.result
+        else:
+            result = fit_folds(
+                folds,
+                metric=spec.dataset.metric,
+                protocol=spec.protocol,
+                solver=spec.solver,
+                device=device_for(spec.solver, spec.device),
+                fit_cache=fits,
+                shows_progress=True,
+                finds_top=finds_top,
+            )
     seconds = {**extraction.seconds, "fit": time.perf_counter() - started}
     if classifier is not None:
         seconds["text"] = classifier.seconds
     class_names = dataset.class_names
-    tests: tuple[FurtherTestRecord, ...] = ()
-    if spec.tests:
-        started = time.perf_counter()
-        probe = FittedProbe(result, folds, spec.protocol, len(class_names), device_for(spec.solver, spec.device))
-        tests = tuple(score_further_test(spec, one, dataset, extraction, probe, session) for one in spec.tests)
+    probe = FittedProbe(result, folds, spec.protocol, len(class_names), device_for(spec.solver, spec.device))
+    started = time.perf_counter()
+    tests = [score_further_test(spec, one, dataset, extraction, probe, session) for one in spec.tests]
+    if tests:
         seconds["tests"] = time.perf_counter() - started
+    clean = None
+    if spec.clean:
+        started = time.perf_counter()
+        clean = score_clean(result, list(leaks_of_features(session.find_leaks(spec.dataset), dataset, extraction)))
+        seconds["clean"] = time.perf_counter() - started
 
     record = DoneRecord(
         spec=_for_record(spec),
@@ -166,46 +169,25 @@ def run_one(
         splits=dict(extraction.splits),
         features=features,
         result=replace(result.to_record(), probe_version=PROBE_VERSION),
-        tests=tests,
+        tests=tuple(test.record for test in tests),
+        clean=clean,
         extraction=extraction.extraction,
         seconds={name: round(value, 3) for name, value in seconds.items()},
+        fit_joules={part: round(value, 3) for part, value in energy.joules.items()},
         environment=environment.describe(spec.device),
         prompts=None if classifier is None else classifier.prompts,
     )
     heads: Mapping[Path, bytes] = {}
     if session.settings.save_heads:
-        heads = describe_heads(record, result, class_names)
+        heads = describe_heads(record, result, folds, class_names)
     run = FinishedRun(spec, record, extraction, result, fits, heads, classifier=classifier)
     if session.settings.predictions_dir is not None:
-        with_logits = session.settings.with_logits
-        parts = _predictions_of(spec, result, folds, list(extraction.test_ids(dataset)), with_logits=with_logits)
-        logit_labels = result.find_head_labels() if with_logits else ()
-        path, content = describe_predictions(
-            record, parts, class_names, with_logits=with_logits, logit_labels=logit_labels
+        with_logits, ids = session.settings.with_logits, list(extraction.test_ids(dataset))
+        run.predictions.update(
+            describe_all_predictions(record, probe, ids, tests, class_names, with_logits=with_logits)
         )
-        run.predictions[path] = content
     eager = next((run for run in partners if spec.jit and run.record.mode == "eager"), None)
     return run if eager is None else replace(run, record=replace(record, parity=compare_modes(eager, run)))
-
-
-def _predictions_of(
-    spec: RunSpec,
-    result: ProbeResult,
-    folds: Sequence[Mapping[str, Features]],
-    ids: Sequence[Sequence[str]],
-    *,
-    with_logits: bool,
-) -> Iterator[PartPredictions]:
-    """Yield the predictions of each fold or few-shot draw. Results hold no logits, so they are computed again."""
-    start, num_draws = 0, len(result.tops) // len(folds)
-    for i, top in enumerate(result.tops):
-        test = folds[i // num_draws]["test"]
-        logits = None
-        if with_logits and result.heads:
-            x = test.at(spec.protocol.feature_point)
-            logits = result.heads[i].logits(normalized(x) if spec.protocol.normalize else x)
-        yield PartPredictions(ids[i // num_draws], test.y, result.predictions[start : start + len(top)], top, logits)
-        start += len(top)
 
 
 def score_further_test(
@@ -215,7 +197,7 @@ def score_further_test(
     extraction: Extraction,
     probe: FittedProbe,
     session: Session,
-) -> FurtherTestRecord:
+) -> ScoredTest:
     """Score a probe on a further test set. A test set that cannot be scored does not stop its run.
 
     Args:
@@ -226,31 +208,34 @@ def score_further_test(
         probe: the probe.
         session: opens the test set and loads the encoder, unless its features are extracted.
     """
+    finds_top = session.settings.predictions_dir is not None
     try:
         apart = replace(session, dataset=None)  # the dataset of the run stays open
         own = replace(spec, dataset=test, tests=())
         if test.relabels:
             found = relabel(apart.open_dataset(test), dataset, extraction)
-        elif features_key(own) in session.extracted:
-            found = from_extraction(session.extracted[features_key(own)])
         else:
-            found = from_extraction(extract(session.find_encoder(own), apart.open_dataset(test), apart))
+            features = session.extracted.get(features_key(own))
+            if features is None:
+                features = extract(session.find_encoder(own), apart.open_dataset(test), apart)
+            found = from_extraction(features, apart.open_dataset(test) if finds_top else None)
         is_right = map_classes(test, found.class_names, dataset.spec, dataset.class_names)
-        among_all, among_own = score_conventions(probe, found.features, is_right, metric=dataset.spec.metric)
+        scores = score_conventions(probe, found.features, is_right, metric=dataset.spec.metric, finds_top=finds_top)
     except Exception as err:  # the record names the error, and the run continues
         logger.debug("%s on %s", spec, test.name, exc_info=not isinstance(err, ProbeError))
         message = brief(str(err) or repr(err))
         logger.warning("%s: not scored on %s (%s)", dataset.spec.name, test.name, message)
-        return FurtherTestRecord(test.name, ErrorRecord(type(err).__name__, message))
-    return FurtherTestRecord(
+        return ScoredTest(FurtherTestRecord(test.name, ErrorRecord(type(err).__name__, message)))
+    record = FurtherTestRecord(
         test.name,
         split=found.split,
         read=found.read,
         metric=dataset.spec.metric,
         num_classes=int(is_right.any(axis=0).sum()),
-        all_classes=among_all,
-        own_classes=among_own,
+        all_classes=scores.all_classes,
+        own_classes=scores.own_classes,
     )
+    return ScoredTest(record, found, is_right, scores.predictions)
 
 
 def run_grid(
@@ -303,6 +288,7 @@ def run(
     predictions_dir: str | Path | None = None,
     with_logits: bool = False,
     tests: Sequence[str] = (),
+    clean: bool = False,
     rerun: bool = False,
 ) -> DoneRecord:
     """Run one combination of dataset, model and protocol, and write its record and the tables of its model.
@@ -331,10 +317,12 @@ def run(
         workers: number of processes that read images; None is `reading.default_workers`.
         allow_duplicate_names: run zero-shot even if several classes have the same name; the record names them.
         save_heads: write the fitted weights below the folder `heads` of the results folder, see `load_head`.
-        predictions_dir: folder to write the prediction for each test image to, as Parquet; None writes none.
+        predictions_dir: folder to write the prediction for each test image to, as Parquet, also for further test sets;
+            None writes none.
         with_logits: also write the logits of each test image there.
         tests: further test sets to score the same probe on: names that the dataset has in `tests`, `all` of them, or
             paths of TOML files.
+        clean: also score without test images whose pixels equal those of a training or validation image.
         rerun: run again even if there is a complete record.
 
     Raises:
@@ -352,6 +340,7 @@ def run(
         compiled=compiled,
         solver=solver,
         tests=tests,
+        clean=clean,
     )
     settings = Settings(
         data_dir=data_dir,

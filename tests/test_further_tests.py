@@ -361,3 +361,25 @@ def test_the_command_scores_and_prints_further_test_sets(data, tmp_path, capsys,
     assert "its 2 classes" in printed
     assert main([*given, "--also-test", "numberd"]) == 2
     assert "did you mean 'numbered'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_command_exits_with_1_if_a_test_set_that_it_asks_for_has_no_score(data, tmp_path, capsys, caplog, as_json):
+    (tmp_path / "data/some").rename(tmp_path / "away")
+    folders = ["--results-dir", str(tmp_path / "results"), "--cache-dir", str(tmp_path / "cache")]
+    given = ["run", "--dataset", data, "--model", "tiny", "--device", "cpu", "--protocol", "readme", *folders]
+    assert main([*given, "--also-test", "all", *(["--json"] if as_json else [])]) == 1
+    assert "mini: not scored on some" in caplog.text
+    (record,) = read_records(tmp_path / "results")
+    assert [test.error is None for test in record.tests] == [False, True]
+    printed = capsys.readouterr().out
+    if as_json:
+        (plain,) = json.loads(printed)
+        assert plain["tests"][0]["error"]["type"] == "DatasetMissingError"
+    else:
+        assert f"{100 * record.result.score:.2f}" in printed
+        assert "some of mini has no score: " in printed
+    assert main(given) == 0  # the record is complete, and its test sets are not asked for
+    assert main([*given, "--also-test", "numbered"]) == 0
+    (tmp_path / "away").rename(tmp_path / "data/some")
+    assert main([*given, "--also-test", "all"]) == 0

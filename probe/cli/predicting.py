@@ -11,13 +11,13 @@ from probe.cli.printing import print_json, print_rows
 
 
 def predict_command(args: argparse.Namespace) -> int:
-    """Print the predictions of a head for images, or write them as CSV; return 1 if an image could not be read."""
-    from probe.datasets.images import open_files
+    """Print the predictions of a head for images, or write them as CSV; return 1 if an image cannot be read."""
+    from probe.datasets.images import MISSING, open_files
     from probe.datasets.opening import open_split
     from probe.errors import printable
     from probe.leaderboard.tables import rows_to_csv
     from probe.probes.heads import load_head
-    from probe.probes.prediction import count_unknown, load_encoder_of, predict, share_right
+    from probe.probes.prediction import count_unknown, find_class_mismatch, load_encoder_of, predict, share_right
     from probe.records.record import write_text
     from probe.stats.top_classes import TOP
 
@@ -30,13 +30,16 @@ def predict_command(args: argparse.Namespace) -> int:
         head, model=args.model or None, device=args.device, weights_dir=args.weights_dir, offline=args.offline
     )
     found = predict(head, images, encoder, ids=images.ids, batch_size=args.batch_size)
-    right = share_right(head, images, found) if args.dataset else None
+    right, mismatch = None, ""
+    if args.dataset:
+        right, mismatch = share_right(head, images, found), find_class_mismatch(head, images)
     unknown = 0 if right is None else count_unknown(head, images, found)
     if args.json:
         print_json(
             {
                 "head": asdict(head.info),
                 "share_right": right,
+                "mismatch": mismatch,
                 "num_unknown": unknown,
                 "predictions": [asdict(one) for one in found.images],
                 "skipped": [{"image": image, "message": message} for image, message in found.skipped],
@@ -61,12 +64,13 @@ def predict_command(args: argparse.Namespace) -> int:
     if right is not None and not args.json:
         blank = "" if args.out is not None else "\n"
         print(f"{blank}{100 * right:.2f} % of {len(found.images)} images are right")
-    elif right is None and args.dataset:
-        print(f"probe: {args.dataset} has no labels for the classes of the head to compare with", file=sys.stderr)
+    if mismatch:
+        print(f"probe: the share of right predictions is not shown: {printable(mismatch)}", file=sys.stderr)
     if unknown:
         print(f"probe: images of classes that the head does not know, which count as wrong: {unknown}", file=sys.stderr)
-    for image, _ in found.skipped:  # the log says why
-        print(f"probe: no prediction for {printable(image)}, which cannot be read", file=sys.stderr)
+    for image, message in found.skipped:  # the log says why
+        what = MISSING if MISSING in message else "cannot be read"
+        print(f"probe: no prediction for {printable(image)}, which {what}", file=sys.stderr)
     return 1 if found.skipped else 0
 
 

@@ -10,25 +10,20 @@ from probe.cli.printing import print_facts, print_json, print_rows
 from probe.errors import ResultsError, printable
 
 if TYPE_CHECKING:
-    from probe.records.schema import DoneRecord
+    from probe.records.schema import DoneRecord, RunRecord
 
 MAX_CONFUSIONS = 10  # printed
 
 
 def show_command(args: argparse.Namespace) -> int:
-    """Print the facts of a record and the scores of its classes and further test sets, or write classes as CSV."""
+    """Print the facts of a record and the scores of its classes and further test sets, or write CSV files."""
     from probe.leaderboard import details
-    from probe.records.record import read_record, write_text
+    from probe.records.record import read_record
     from probe.records.schema import DoneRecord
 
     record = read_record(args.record)
-    if args.csv is not None:
-        rows = details.class_rows(record) if isinstance(record, DoneRecord) else []
-        if not rows:
-            raise ResultsError(f"{args.record} has no scores of classes; repeat the run with --rerun")
-        write_text(Path(args.csv), details.classes_to_csv(rows))
-        print_json([args.csv]) if args.json else print(printable(args.csv))
-        return 0
+    if args.csv is not None or args.confusions is not None:
+        return _write_csv(record, args)
     if args.json:
         print_json(details.collect_details(record))
         return 0
@@ -37,6 +32,31 @@ def show_command(args: argparse.Namespace) -> int:
         _print_classes(record, args.classes)
         _print_calibration(record)
         _print_further_tests(record)
+    return 0
+
+
+def _write_csv(record: RunRecord, args: argparse.Namespace) -> int:
+    """Write the scores of the classes and the confusions of a record as CSV, and print the paths."""
+    from probe.leaderboard import details
+    from probe.records.record import write_text
+    from probe.records.schema import DoneRecord
+
+    rows = details.class_rows(record) if isinstance(record, DoneRecord) else []
+    if not isinstance(record, DoneRecord) or not rows:
+        raise ResultsError(f"{args.record} has no scores of classes; repeat the run with --rerun")
+    if args.confusions is not None and details.score_of_classes(record) != details.RECALL:
+        raise ResultsError(
+            f"{args.record} has no confusions, because an image of {record.dataset} can show several classes; remove "
+            "--confusions"
+        )
+    files = {}
+    if args.csv is not None:
+        files[args.csv] = details.classes_to_csv(rows)
+    if args.confusions is not None:
+        files[args.confusions] = details.confusions_to_csv(details.confusions(record))
+    for path, text in files.items():
+        write_text(Path(path), text)
+    print_json(list(files)) if args.json else print("\n".join(map(printable, files)))
     return 0
 
 

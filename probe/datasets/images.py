@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, cast
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,9 @@ from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed, 
 
 logger = logging.getLogger(__name__)
 
+LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")  # files in folders of images that are skipped
+UNREADABLE = frozenset((".pdf", ".palm", ".bufr", ".grib", ".h5", ".hdf", ".mpg", ".mpeg"))  # see `image_suffixes`
+MISSING = "does not exist"
 OR_SKIP = ", or skip up to N such images with --skip-corrupt N"
 SAMPLE = 64  # images in a fingerprint, for sources without files or arrays
 BUFFER = re.compile(r"<_io\.\w+ object at 0x[0-9a-f]+>")  # Pillow's name of an image without a file name
@@ -65,12 +69,23 @@ class ImageDataset:
             IndexError: the position is out of range.
             DatasetError: the image cannot be read; the message names it.
         """
+        image, _ = self.read_rgb(i)
+        return image, int(self.labels[i]) if self.labels.ndim == 1 else self.labels[i]
+
+    def read_rgb(self, i: int) -> tuple[Image.Image, str]:
+        """Return the image at a position, in RGB, and the mode that it was stored in, such as `L`.
+
+        Raises:
+            IndexError: the position is out of range.
+            DatasetError: the image cannot be read; the message names it.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"{self.name} has no image {i}; it has {len(self)}")
         try:
             with decoding.reading() as remarks:
                 image = self.read(i)
-                if image.mode != "RGB":  # `convert` always copies
+                mode = image.mode
+                if mode != "RGB":  # `convert` always copies
                     image = image.convert("RGB")
                 image.load()  # raises an error if the file is damaged
         except ProbeError:
@@ -85,7 +100,7 @@ class ImageDataset:
                 "%s: image %d (%s) is damaged (%s), and some of its pixels may be wrong; replace its file",
                 *(self.name, i, self.ids[i], listed(dict.fromkeys(remarks), most=2)),
             )
-        return image, int(self.labels[i]) if self.labels.ndim == 1 else self.labels[i]
+        return image, mode
 
     def compute_sha256(self) -> str:
         """Return the hex SHA-256 over ids and labels, in their order."""
@@ -132,6 +147,14 @@ def _read_at(read: Callable[[int], Image.Image], positions: np.ndarray, i: int) 
     return read(int(positions[i]))
 
 
+def image_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of image files that Pillow can read, in lower case and with the dot, the most frequent first.
+
+    Pillow also registers suffixes of files that it can only write, such as .pdf, or only recognise, such as .hdf.
+    """
+    return tuple(suffix for suffix in Image.registered_extensions() if suffix not in UNREADABLE)
+
+
 def read_file(folder: Path, names: Sequence[str], i: int) -> Image.Image:
     """Read the image in the file `names[i]` of a folder; names take a fourth of the memory of paths."""
     with Image.open(folder / names[i]) as image:
@@ -159,12 +182,21 @@ def open_images(images: Images) -> ImageDataset:
     """Return images as a dataset: paths as `open_files`, and Pillow's images with their positions as ids.
 
     Raises:
-        DatasetMissingError: a path does not exist.
-        DatasetError: a folder has no image, or paths and Pillow's images are mixed.
+        DatasetMissingError: none of the paths exists.
+        DatasetError: a folder has no image, paths and Pillow's images are mixed, or an item is neither.
     """
     if isinstance(images, ImageDataset):
         return images
-    items = [images] if isinstance(images, str | Path | Image.Image) else list(images)
+    try:
+        items = [images] if isinstance(images, str | bytes | Path | Image.Image) else list(images)
+    except TypeError:  # not iterable
+        items = [cast(ImageInput, images)]
+    strange = [item for item in items if not isinstance(item, str | Path | Image.Image)]
+    if strange:
+        raise DatasetError(
+            f"expected paths or Pillow's images, got {type(strange[0]).__qualname__}; make images of arrays with "
+            "PIL.Image.fromarray; for features there is `head.logits`"
+        )
     loaded = [item for item in items if isinstance(item, Image.Image)]
     named = [item for item in items if not isinstance(item, Image.Image)]
     if not loaded:
@@ -183,26 +215,53 @@ def open_images(images: Images) -> ImageDataset:
 def open_files(paths: Sequence[str | Path]) -> ImageDataset:
     """Return images in files and folders, with labels of 0. Files in folders are taken at any depth, sorted by name.
 
+    A path that does not exist is an image that cannot be read. Files in folders that are not images are skipped, and a
+    warning names them. Hidden files, and files such as Thumbs.db, are skipped without a warning.
+
     Raises:
-        DatasetMissingError: a path does not exist.
+        DatasetMissingError: none of the paths exists.
         DatasetError: a folder has no image.
     """
+    if paths and not any(map(os.path.exists, paths)):
+        verb = "does" if len(paths) == 1 else "do"
+        raise DatasetMissingError(f"{listed(map(str, paths))} {verb} not exist; name files or folders of images")
     files: list[str] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            known = Image.registered_extensions()
-            found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
-            if not found:
-                raise DatasetError(f"no images in {path}; name a folder with images")
-            files += found
-        elif path.exists():
-            files.append(str(path))
+        if os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises if a name is too long
+            files += _find_files(path)
         else:
-            raise DatasetMissingError(f"{path} does not exist; name files or folders of images")
+            files.append(str(path))
     return ImageDataset(
         name="the images",
         labels=np.zeros(len(files), np.int64),
         class_names=("",),
-        read=partial(read_file, Path(), files),
+        read=partial(_read_path, files),
         ids=files,
     )
+
+
+def _find_files(folder: Path) -> list[str]:
+    """Return the paths of the images in a folder, at any depth, sorted by name."""
+    visible = [
+        file
+        for file in folder.rglob("*")
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.name not in LEFT_BY_SYSTEMS
+        and not file.is_dir()
+    ]
+    suffixes = frozenset(image_suffixes())
+    others = sorted(str(file.relative_to(folder)) for file in visible if file.suffix.lower() not in suffixes)
+    if others:
+        num = f"{len(others)} file{'' if len(others) == 1 else 's'}"
+        logger.warning("skipped %s in %s of no known type of image: %s", num, folder, listed(others, most=5))
+    found = sorted(str(file) for file in visible if file.suffix.lower() in suffixes)
+    if not found:
+        raise DatasetError(f"no images in {folder}; name a folder with images")
+    return found
+
+
+def _read_path(files: Sequence[str], i: int) -> Image.Image:
+    try:
+        return read_file(Path(), files, i)
+    except FileNotFoundError as err:
+        raise DatasetMissingError(f"the images: image {i} ({files[i]}) {MISSING}; correct the path") from err

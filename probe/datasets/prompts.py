@@ -69,7 +69,7 @@ def get_prompts(spec: DatasetSpec) -> Prompts:
 
 
 def known_prompts(spec: DatasetSpec) -> Prompts:
-    """Return the prompts that a specification has; those of open_clip and of the files of the dataset are empty."""
+    """Return the prompts that a specification has. Prompts of open_clip and of the files of a dataset are empty."""
     is_from_open_clip = spec.templates_from == OPEN_CLIP
     return Prompts(
         class_names=spec.class_names,
@@ -98,7 +98,7 @@ def load_open_clip_prompts() -> Prompts:
         from open_clip import zero_shot_metadata
     except ModuleNotFoundError as err:
         raise ExtraMissingError(
-            "the class names and templates of ImageNet are those of open_clip, which is not installed; install the "
+            "the class names and templates of ImageNet are in open_clip, which is not installed; install the "
             "extra open-clip, or give your own with --prompts FILE.toml"
         ) from err
     origin = f"open_clip {open_clip.__version__}"
@@ -110,7 +110,8 @@ def tidy(name: str) -> str:
     """Return a class name from the files of a dataset as words.
 
     Underscores become spaces, CamelCase is split, and a number with a dot at the start is removed. In a path such as
-    those of SUN397, the folder of the first letter is removed, and the last part comes first. The case is unchanged.
+    `/c/cathedral/indoor` of SUN397, the folder of the first letter is removed, and the last part comes first. The case
+    is unchanged.
 
     >>> tidy("apple_pie"), tidy("ApplyEyeMakeup"), tidy("001.Black_footed_Albatross")
     ('apple pie', 'Apply Eye Makeup', 'Black footed Albatross')

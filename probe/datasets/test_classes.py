@@ -98,5 +98,5 @@ def read_timm(name: str) -> str:
     package = importlib.util.find_spec("timm")
     path = Path(package.origin or "").parent / "data/_info" / name if package is not None else None
     if path is None or not path.is_file():
-        raise ExtraMissingError(f"the list {name} is that of timm, which is not installed; install the extra open-clip")
+        raise ExtraMissingError(f"the list {name} is in timm, which is not installed; install the extra open-clip")
     return path.read_text(encoding="utf-8")

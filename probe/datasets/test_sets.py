@@ -5,6 +5,8 @@ A further test set has one subset, `test`. The datasets of `datasets.catalog` na
 
 from __future__ import annotations
 
+from typing import Any
+
 from probe.datasets.source_specs import folders, own
 from probe.specs import LABELS, WORDNET, DatasetSpec, Subset
 
@@ -29,6 +31,29 @@ def _imagenet_v2(name: str, title: str) -> DatasetSpec:
         class_ids=LABELS,
         homepage="https://github.com/modestyachts/ImageNetV2",
         license="MIT",
+        numbers_from="home page",
+    )
+
+
+def _cifar10(version: str, title: str, *, homepage: str, license: str, **arrays: Any) -> DatasetSpec:
+    folder = f"cifar10.{version}"
+    return DatasetSpec(
+        name=f"cifar10_{version}",
+        title=title,
+        subsets=(Subset("test", 2_000),),
+        sources=(
+            own(
+                "cifar10_shifts",
+                folder,
+                paths=tuple(arrays.values()),
+                files=f"a folder {folder} with {' and '.join(arrays.values())}",
+                **arrays,
+            ),
+        ),
+        num_classes=10,
+        class_ids=LABELS,
+        homepage=homepage,
+        license=license,
         numbers_from="home page",
     )
 
@@ -117,43 +142,19 @@ TEST_SETS: tuple[DatasetSpec, ...] = (
         numbers_from="timm's copy of real.json, counted",
         notes="Each label that an image has is right. Images without labels do not count.",
     ),
-    DatasetSpec(
-        name="cifar10_1",
-        title="CIFAR-10.1, version 6",
-        subsets=(Subset("test", 2_000),),
-        sources=(
-            own(
-                "cifar10_shifts",
-                "cifar10.1",
-                paths=("cifar10.1_v6_data.npy", "cifar10.1_v6_labels.npy"),
-                files="a folder cifar10.1 with cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy",
-                images="cifar10.1_v6_data.npy",
-                labels="cifar10.1_v6_labels.npy",
-            ),
-        ),
-        num_classes=10,
-        class_ids=LABELS,
+    _cifar10(
+        "1",
+        "CIFAR-10.1, version 6",
         homepage="https://github.com/modestyachts/CIFAR-10.1",
         license="MIT",
-        numbers_from="home page",
+        images="cifar10.1_v6_data.npy",
+        labels="cifar10.1_v6_labels.npy",
     ),
-    DatasetSpec(
-        name="cifar10_2",
-        title="CIFAR-10.2",
-        subsets=(Subset("test", 2_000),),
-        sources=(
-            own(
-                "cifar10_shifts",
-                "cifar10.2",
-                paths=("cifar102_test.npz",),
-                files="a folder cifar10.2 with cifar102_test.npz",
-                arrays="cifar102_test.npz",
-            ),
-        ),
-        num_classes=10,
-        class_ids=LABELS,
+    _cifar10(
+        "2",
+        "CIFAR-10.2",
         homepage="https://github.com/modestyachts/cifar-10.2",
         license="not stated",
-        numbers_from="home page",
+        arrays="cifar102_test.npz",
     ),
 )

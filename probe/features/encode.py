@@ -32,12 +32,14 @@ class Meter:
         encoded: number of images by encoder, by its position among the encoders of the pass.
         busy: seconds in which the device computed, by encoder; a CPU computes during all of `encode`.
         device_memory: peak memory of a GPU in bytes; 0 on the CPU.
+        joules: energy of the pass by `cpu` and `gpu`, see `probe.energy`.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0, "keep": 0.0})
     encoded: Counter[int] = field(default_factory=Counter)
     busy: dict[int, float] = field(default_factory=dict)
     device_memory: int = 0
+    joules: dict[str, float] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -85,6 +87,7 @@ class Meter:
             device_idle=round(max(0.0, 1 - sum(self.busy.values()) / total), 3),
             peak_memory_mb=peak_memory(),
             peak_device_memory_mb=round(self.device_memory / 1e6, 3) if self.device_memory else None,
+            joules_per_1000_images={part: round(1000 * joules / n, 3) for part, joules in self.joules.items()},
         )
 
 

@@ -1,7 +1,8 @@
-"""Features of further test sets: extracted, or those of the dataset's own test images if a set only relabels them."""
+"""Features of further test sets. A set that only relabels the test images of the dataset uses their features."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,19 +22,22 @@ class FurtherTest:
         class_names: names of its classes, in the order of the labels.
         split: its images.
         read: how the images were read.
+        ids: id of each image that has features.
     """
 
     features: Features
     class_names: tuple[str, ...]
     split: SplitRecord
     read: ReadRecord
+    ids: Sequence[str] = ()
 
 
-def from_extraction(extraction: Extraction) -> FurtherTest:
-    """Return a further test set whose features were extracted."""
+def from_extraction(extraction: Extraction, dataset: OpenedDataset | None = None) -> FurtherTest:
+    """Return a further test set whose features were extracted, with the ids of its images if it is open."""
     (fold,) = extraction.cut(("test",))
     read = extraction.read
-    return FurtherTest(fold["test"], read.class_names, extraction.splits["test"], replace(read, class_names=()))
+    ids = () if dataset is None else next(extraction.test_ids(dataset))
+    return FurtherTest(fold["test"], read.class_names, extraction.splits["test"], replace(read, class_names=()), ids)
 
 
 def relabel(test: OpenedDataset, dataset: OpenedDataset, extraction: Extraction) -> FurtherTest:
@@ -74,4 +78,5 @@ def relabel(test: OpenedDataset, dataset: OpenedDataset, extraction: Extraction)
             partial={name: (len(test.subsets[name]), size) for name, size in test.incomplete.items()},
             skipped=tuple(SkippedImage("test", key, unread[key]) for key in images.ids if key in unread),
         ),
+        chosen.ids,
     )

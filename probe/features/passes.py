@@ -21,6 +21,7 @@ from probe import paths
 from probe.datasets.images import OR_SKIP
 from probe.datasets.opening import OpenedDataset
 from probe.datasets.splits.folds import UsedImages
+from probe.energy import EnergyMeter
 from probe.errors import CacheError, DatasetError, FeaturesError, IncompleteError, listed
 from probe.features import store
 from probe.features.arrays import Features, chunk_range, chunk_size, join
@@ -257,6 +258,11 @@ class Pass:
             DatasetError: an image cannot be read; the message names it.
             CacheError: the cache cannot be written to.
         """
+        with EnergyMeter(str(self.device)) as energy:
+            self._run()
+        self.meter.joules = energy.joules
+
+    def _run(self) -> None:
         has_waited = False
         try:
             for chunks in self.stores:

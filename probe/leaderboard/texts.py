@@ -12,19 +12,24 @@ from probe.leaderboard.sections import BEST, Cell, Line, Section, has_mean, has_
 from probe.leaderboard.shifts import shifts_to_markdown
 from probe.leaderboard.tables import half_width, markdown_table, markdown_text, score_text
 from probe.records.record import weights_of
+from probe.records.schema import CalibrationScores, ResultRecord
 from probe.specs import LOGISTIC
 
 MAX_NAMED = 50  # datasets or models in a note
 _ENDINGS: tuple[str, ...] = ("", "_low", "_high", "_rank", "_status")  # endings of a dataset's column names
-_MEASURES = ("nll", "brier", "ece")
-CALIBRATION_NAMES = tuple(f"{name}{when}" for when in ("", "_after") for name in _MEASURES)
+_MEASURES = ("nll", "brier", "ece", "ece_low", "ece_high")
+CALIBRATION_NAMES = (
+    *(f"{name}{when}" for when in ("", "_after") for name in _MEASURES),
+    *("temperature", "ece_bins"),
+)
 _CALIBRATION_HEADER = (
-    *("dataset", "model", "NLL", "NLL after", "Brier score", "Brier score after", "ECE, %", "ECE after, %"),
-    "temperature",
+    *("dataset", "model", "NLL", "NLL after", "Brier score", "Brier score after"),
+    *("ECE, % (95 % interval)", "ECE after, % (95 % interval)", "temperature", "bins of ECE"),
 )
 CALIBRATION_NOTE = (
     "Calibration on the test images: negative log-likelihood, Brier score and expected calibration error; lower is "
-    "better. The values after are those after temperature scaling on the validation images."
+    "better. The values after are those after temperature scaling on the validation images. A mean over folds or draws "
+    "has no interval."
 )
 
 
@@ -32,7 +37,7 @@ def table(found: Sequence[Section], *, with_calibration: bool = False) -> tuple[
     """Return all sections as one table, a row for each model: header and rows, with None for missing values.
 
     Each dataset has five columns: score and both bounds of its interval as fractions, rank, and status. With
-    `with_calibration`, six more columns have the NLL, the Brier score and the ECE before and after temperature scaling.
+    `with_calibration`, twelve more columns have the values of `calibration_values`.
     """
     endings = _ENDINGS
     if with_calibration:
@@ -74,11 +79,25 @@ def _values(cell: Cell | None) -> list[object]:
 
 
 def calibration_values(cell: Cell | None) -> dict[str, float | None]:
-    """Return the NLL, the Brier score and the ECE of a cell, before and after temperature scaling, by name."""
-    calibration = cell.record.result.calibration if cell is not None and cell.record.result is not None else None
-    states = (None, None) if calibration is None else (calibration.before, calibration.after)
+    """Return the calibration of a cell by the names of `CALIBRATION_NAMES`, with None for missing values.
+
+    These are the NLL, the Brier score, and the ECE with the bounds of its interval, before and after temperature
+    scaling; the temperature; and the number of bins of the ECE.
+    """
+    result = cell.record.result if cell is not None else None
+    if result is None or result.calibration is None:
+        return dict.fromkeys(CALIBRATION_NAMES)
+    calibration = result.calibration
+    states = (calibration.before, calibration.after)
     values = [None if state is None else getattr(state, name) for state in states for name in _MEASURES]
-    return dict(zip(CALIBRATION_NAMES, values, strict=True))
+    return dict(zip(CALIBRATION_NAMES, [*values, calibration.temperature, _num_bins(result)], strict=True))
+
+
+def _num_bins(result: ResultRecord) -> int | None:
+    """Return the number of bins of the ECE. Only single folds and draws have bins, not their mean."""
+    if result.calibration is not None and result.calibration.before.bins is not None:
+        return result.calibration.before.bins.shape[1]
+    return next((num for one in (*result.folds, *result.draws) if (num := _num_bins(one))), None)
 
 
 def sections_to_markdown(found: Sequence[Section], *, with_calibration: bool = False) -> str:
@@ -93,7 +112,7 @@ def sections_to_markdown(found: Sequence[Section], *, with_calibration: bool = F
         parts = [f"{part}{_calibration_markdown(section)}" for part, section in zip(parts, found, strict=True)]
     if parts:
         parts[0] = parts[0].replace("## ", "## Overview: ", 1)
-    terms = legend(section.protocol for section in found)
+    terms = legend((section.protocol for section in found), (section.mode for section in found))
     explained = "".join(f"- `{term}`: {text}\n" for term, text in terms)
     explained = explained.replace("`bold`", "**bold**").replace("`bold and =`", "**bold =**")
     if len(found) > 1:
@@ -132,16 +151,26 @@ def _calibration_markdown(section: Section) -> str:
                 continue
             values = calibration_values(line.cells[name])
             texts = [
-                NO_RECORD if value is None else f"{100 * value:.2f}" if measure == "ece" else f"{value:.4f}"
-                for measure in _MEASURES
+                NO_RECORD if value is None else f"{value:.4f}"
+                for measure in ("nll", "brier")
                 for value in (values[measure], values[f"{measure}_after"])
             ]
-            temperature = result.calibration.temperature
-            scale = NO_RECORD if temperature is None else f"{temperature:.4g}"
-            rows.append((datasets[name], models[line.model], *texts, scale))
+            texts += [_ece_text(result.calibration.before), _ece_text(result.calibration.after)]
+            temperature, num = values["temperature"], values["ece_bins"]
+            texts += [NO_RECORD if value is None else f"{value:.4g}" for value in (temperature, num)]
+            rows.append((datasets[name], models[line.model], *texts))
     if not rows:
         return "\nNo record of this section has its calibration; repeat the runs with --rerun.\n"
     return f"\n{CALIBRATION_NOTE}\n\n{markdown_table(_CALIBRATION_HEADER, rows)}"
+
+
+def _ece_text(scores: CalibrationScores | None) -> str:
+    """Return the ECE to read, in percent, with its interval if it has one."""
+    if scores is None:
+        return NO_RECORD
+    if scores.ece_low is None or scores.ece_high is None:
+        return f"{100 * scores.ece:.2f}"
+    return f"{100 * scores.ece:.2f} ({100 * scores.ece_low:.2f} to {100 * scores.ece_high:.2f})"
 
 
 def metric_notes(section: Section) -> list[str]:

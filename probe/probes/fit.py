@@ -24,7 +24,7 @@ from probe.ordering import order
 from probe.probes import costs
 from probe.probes.cached_fits import FitCache, FitKey
 from probe.probes.calibration import calibrate
-from probe.probes.fits import Fit, Solver, normalized, worst
+from probe.probes.fits import Fit, Solver, at_feature_point, worst
 from probe.probes.knn import KNNSettings, fit_knn
 from probe.probes.protocols import get_protocol, validate
 from probe.probes.result import ProbeResult, make_result, mean_result
@@ -199,7 +199,7 @@ class _Probe:
                 final.suboptimality,
             )
         weights = final.weights(self.num_classes)
-        y_score = weights.logits(_at_feature_point(rules, test))
+        y_score = weights.logits(at_feature_point(rules, test))
         if test.y.ndim == 2:
             predictions = (y_score > 0).astype(np.int64)
         else:
@@ -239,11 +239,11 @@ class _Probe:
         fit = chosen if self.rules.refit else final
         if fit is None:
             return None, "no temperature: the protocol has a single fit, which uses the validation images"
-        return fit.scores(_at_feature_point(self.rules, val), self.num_classes), ""
+        return fit.scores(at_feature_point(self.rules, val), self.num_classes), ""
 
     def _sweep(self, train: Features, val: Features) -> tuple[Searched[SweepRecord], dict[float, Fit]]:
         """Return the sweep over C, and the fit of each tried value of C."""
-        fitter, x_val = _Fitter(self.settings, [train]), _at_feature_point(self.rules, val)
+        fitter, x_val = _Fitter(self.settings, [train]), at_feature_point(self.rules, val)
         score = get_metric(self.metric)
         fits: dict[float, Fit] = {}
 
@@ -300,7 +300,7 @@ class _Fitter:
     @cached_property
     def solver(self) -> Solver:
         """Return the solver for the training images."""
-        arrays = [_at_feature_point(self.rules, split) for split in self.splits]
+        arrays = [at_feature_point(self.rules, split) for split in self.splits]
         if self.rules.standardize:
             arrays = [self.scaling.apply(x) for x in arrays]
         y = np.concatenate([split.y for split in self.splits])
@@ -310,7 +310,7 @@ class _Fitter:
     @cached_property
     def scaling(self) -> Scaling:
         """Return the scaling of the training images."""
-        return fit_scaling([_at_feature_point(self.rules, split) for split in self.splits])
+        return fit_scaling([at_feature_point(self.rules, split) for split in self.splits])
 
     def _fold(self, fit: Fit) -> Fit:
         """Return a fit of the solver with weights for the features as they are."""
@@ -471,12 +471,6 @@ def _hold_out_of(positions: np.ndarray, fraction: float, name: str) -> list[int]
 def _strengths(rules: Protocol, num_train: int) -> tuple[float, ...]:
     """Return the values of C of the protocol's grid for fits on `num_train` images."""
     return tuple(value / num_train for value in rules.grid) if rules.mean_loss else rules.grid
-
-
-def _at_feature_point(rules: Protocol, features: Features) -> np.ndarray:
-    """Return the features float32 (n, d) at the protocol's feature point, L2-normalised if the protocol says so."""
-    x = features.at(rules.feature_point)
-    return normalized(x) if rules.normalize else x
 
 
 def _renumber(features: Features, labels: np.ndarray) -> Features:

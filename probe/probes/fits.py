@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from probe.features.arrays import Features
+from probe.specs import Protocol
+
 ROWS = 8192  # images that are converted to float64 at a time, to save memory
 
 Tick = Callable[[int], None]  # called with the number of each iteration
@@ -79,6 +82,12 @@ class Weights:
         for start in range(0, len(x), ROWS):
             logits[start : start + ROWS] = x[start : start + ROWS].astype(np.float64) @ self.weight.T + self.bias
         return logits
+
+
+def at_feature_point(rules: Protocol, features: Features) -> np.ndarray:
+    """Return the features float32 (n, d) at the protocol's feature point, L2-normalised if the protocol says so."""
+    x = features.at(rules.feature_point)
+    return normalized(x) if rules.normalize else x
 
 
 def normalized(x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Heads: the fitted weights of a run in a safetensors file, with all that is needed to use them on new images.
 
-A file has the tensors `weight` float64 (k, d) and `bias` float64 (k,), and a JSON text with the fields of `HeadInfo`.
-Reading a file runs no code of the file.
+A file has the tensors `weight` (k, d) and `bias` (k,) and a JSON text with the fields of `HeadInfo`. Both tensors are
+float32, or float64 if float32 would change the outcome of a test image, see `head_precision`. Reading a file runs no
+code of the file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from probe.errors import HeadError, HeadMissingError, ProbeError, listed, summar
 from probe.models import get_model
 from probe.models.encoder import ImageEncoder
 from probe.probes.fits import Weights, normalized
+from probe.probes.head_precision import round_weights
 from probe.probes.protocol_checks import check_protocol
 from probe.probes.result import ProbeResult
 from probe.records.record import head_path, record_path, write_bytes
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from probe.datasets.images import Images
+    from probe.features.arrays import Features
     from probe.probes.prediction import Predictions
 
 HEAD_VERSION = 1
@@ -116,7 +119,7 @@ class Head:
         offline: bool = False,
         batch_size: int | None = None,
     ) -> Predictions:
-        """Predict the classes of images. Images that cannot be read are skipped, and named in the result.
+        """Predict the classes of images. Images that are missing or cannot be read are named in the result.
 
         Args:
             images: paths of images or folders, Pillow's images, one of these, or images from `open_split`.
@@ -129,8 +132,8 @@ class Head:
 
         Raises:
             HeadError: the encoder is not that of the head, is not named in the head, or has moved.
-            DatasetMissingError: a path does not exist.
-            DatasetError: there are no images.
+            DatasetMissingError: none of the paths exists.
+            DatasetError: there are no images, or `images` is neither paths nor images.
             FeaturesError: no image can be read.
             CheckpointError, DownloadError, DeviceError, ExtraMissingError: see `load_encoder`.
         """
@@ -200,9 +203,12 @@ class Head:
             )
         own = PreprocessRecord(**encoder.preprocess.describe())
         if self.info.preprocess is not None and own != self.info.preprocess:
+            pairs = [(one.name, getattr(self.info.preprocess, one.name), getattr(own, one.name)) for one in fields(own)]
+            differing = [(name.replace("resize", "resizing"), a, b) for name, a, b in pairs if a != b]
             raise HeadError(
-                f"the head was fitted on images with the preprocessing {self.info.preprocess}, but {encoder.name} has "
-                f"{own}; use the encoder of the head"
+                "the head was fitted on images with another preprocessing: "
+                f"{listed(f'{name} {_in_words(a)}' for name, a, _ in differing)}; {encoder.name} has "
+                f"{listed(f'{name} {_in_words(b)}' for name, _, b in differing)}; use the encoder of the head"
             )
         info, execution = self.info, encoder.execution
         # Heads of files of features without a description have neither.
@@ -235,18 +241,33 @@ class Head:
         return layer.eval().requires_grad_(False)
 
     def to_bytes(self) -> bytes:
-        """Return the content of the head's file."""
-        tensors = {"weight": np.ascontiguousarray(self.weights.weight), "bias": self.weights.bias}
+        """Return the content of the head's file, in float32 if the weights are exact in float32."""
+        arrays = {"weight": self.weights.weight, "bias": self.weights.bias}
+        with np.errstate(over="ignore"):  # an overflow is not exact
+            rounded = {name: array.astype(np.float32) for name, array in arrays.items()}
+        is_exact = all(np.array_equal(arrays[name], array) for name, array in rounded.items())
+        tensors = {name: np.ascontiguousarray(array) for name, array in (rounded if is_exact else arrays).items()}
         return save_tensors(tensors, metadata={METADATA: json.dumps(asdict(self.info), sort_keys=True)})
 
 
-def describe_heads(record: DoneRecord, result: ProbeResult, class_names: Sequence[str]) -> dict[Path, bytes]:
-    """Return the content of the files of a run's heads, by path below the results folder; empty for k-NN."""
+def describe_heads(
+    record: DoneRecord, result: ProbeResult, folds: Sequence[Mapping[str, Features]], class_names: Sequence[str]
+) -> dict[Path, bytes]:
+    """Return the content of the files of a run's heads, by path below the results folder; empty for k-NN.
+
+    Args:
+        record: the record of the run.
+        result: its probe.
+        folds: features of each fold, with `test`.
+        class_names: names in the order of the labels.
+    """
     spec = record.spec
     heads = {}
     fitted = [one for one in result.parts if one.heads]
+    num_draws = len(fitted) // len(folds)
     for i, (one, labels) in enumerate(zip(fitted, result.find_head_labels(), strict=True)):
-        (weights,), part = one.heads, i + 1 if len(fitted) > 1 else 0
+        part = i + 1 if len(fitted) > 1 else 0
+        weights = round_weights(one, folds[i // num_draws]["test"], spec.protocol)
         has_names = len(class_names) > max(labels)
         info = HeadInfo(
             dataset=spec.dataset.name,
@@ -281,21 +302,19 @@ def check_single_fit(protocol: Protocol, num_folds: int) -> None:
         raise HeadError(f"a probe by the protocol {protocol.name} {what}; use a protocol with a single fit")
 
 
-def describe_head_of_file(
-    about: Mapping[str, Any], result: ProbeResult, protocol: Protocol, *, is_multi_label: bool
-) -> Head:
+def describe_head_of_file(about: Mapping[str, Any], result: ProbeResult, protocol: Protocol, test: Features) -> Head:
     """Return the head of a probe that was fitted on a file of features.
 
     Args:
         about: the description in the file, empty if it has none, see `Extraction.about`.
         result: the probe, of one fold and a protocol that `check_single_fit` accepts.
         protocol: its protocol.
-        is_multi_label: True if an image can show several classes.
+        test: the test images that the probe was scored on.
 
     Raises:
         HeadError: the description is damaged.
     """
-    (weights,) = result.heads
+    weights = round_weights(result, test, protocol)
     labels = result.label_values or tuple(range(len(weights.bias)))
     read, encoder = about.get("read") or {}, about.get("encoder") or {}
     names = read.get("class_names") or ()
@@ -303,7 +322,7 @@ def describe_head_of_file(
         "dataset": about.get("dataset", ""),
         "class_names": [names[label] for label in labels] if len(names) > max(labels) else (),
         "labels": labels,
-        "is_multi_label": is_multi_label,
+        "is_multi_label": test.y.ndim == 2,
         "model": None,
         "weights": about.get("weights") or "",
         "preprocess": encoder.get("preprocess"),
@@ -354,7 +373,10 @@ def load_head(path: str | Path) -> Head:
         if isinstance(plain, dict) and isinstance(plain.get("version"), int) and plain["version"] > HEAD_VERSION:
             raise HeadError(f"{path} has version {plain['version']}, newer than {HEAD_VERSION}; update probe")
         info = decode(plain, HeadInfo)
-        weights = Weights(tensors["weight"], tensors["bias"])
+        weight, bias = tensors["weight"], tensors["bias"]
+        if {weight.dtype, bias.dtype} not in ({np.dtype(np.float32)}, {np.dtype(np.float64)}):
+            raise ValueError(f"weight {weight.dtype} and bias {bias.dtype} are not both float32 or both float64")
+        weights = Weights(weight.astype(np.float64), bias.astype(np.float64))
         _check_content(weights, info)
     except (ValueError, KeyError, RecursionError, msgspec.ValidationError) as err:
         raise (
@@ -363,6 +385,11 @@ def load_head(path: str | Path) -> Head:
             else HeadError(f"{path} is damaged: {summarize(err)}; save the head again")
         ) from err
     return Head(weights, info)
+
+
+def _in_words(value: object) -> str:
+    """Return a value of the preprocessing to read. Means and standard deviations have a number for each colour."""
+    return " ".join(f"{number:.4g}" for number in value) if isinstance(value, tuple) else str(value)
 
 
 def _metadata(data: bytes) -> dict[str, str]:
@@ -375,8 +402,7 @@ def _metadata(data: bytes) -> dict[str, str]:
 def _check_content(weights: Weights, info: HeadInfo) -> None:
     """Raise ValueError if the weights and the description of a head do not fit together."""
     num = len(info.labels)
-    dtypes = {str(array.dtype) for array in (weights.weight, weights.bias)}
-    if weights.weight.ndim != 2 or {len(weights.weight), *weights.bias.shape} != {num} or dtypes != {"float64"}:
+    if weights.weight.ndim != 2 or {len(weights.weight), *weights.bias.shape} != {num}:
         raise ValueError(f"weight {weights.weight.shape} and bias {weights.bias.shape} do not fit {num} classes")
     if info.class_names and len(info.class_names) != num:
         raise ValueError(f"{len(info.class_names)} class names do not fit {num} classes")

@@ -151,23 +151,38 @@ def predict(
 def share_right(head: Head, images: ImageDataset, found: Predictions) -> float | None:
     """Return the share of the predicted images of a dataset that are right, in [0, 1].
 
-    Return None if images show several classes, or if the labels of the dataset may mean other classes than those of the
-    head: names of classes differ, or the head has no names of classes and is of another dataset.
+    Return None if `find_class_mismatch` returns a reason.
 
     Args:
         head: the head.
         images: the images, with their labels.
         found: their predictions.
     """
-    info, names = head.info, images.class_names
-    if info.class_names:
-        is_same = max(info.labels) < len(names) and tuple(names[label] for label in info.labels) == info.class_names
-    else:
-        is_same = images.name.rpartition("/")[0] == info.dataset
-    if not is_same or images.labels.ndim == 2 or not found.images:
+    if find_class_mismatch(head, images) or not found.images:
         return None
     labels = dict(zip(images.ids, images.labels.tolist(), strict=True))
     return float(np.mean([one.label == labels[one.image] for one in found.images]))
+
+
+def find_class_mismatch(head: Head, images: ImageDataset) -> str:
+    """Return why predictions cannot be compared with the labels of a dataset, as a clause; empty if they can.
+
+    Its images show several classes, or its labels may mean other classes than those of the head: names of classes
+    differ, or the head has no names of classes and is of another dataset.
+    """
+    info, names, dataset = head.info, images.class_names, images.name.rpartition("/")[0]
+    if images.labels.ndim == 2:
+        return f"an image of {dataset} can show several classes"
+    if not info.class_names:
+        if dataset == info.dataset:
+            return ""
+        return f"the head has no class names and was fitted on {info.dataset or 'a file of features'}, not on {dataset}"
+    for label, name in zip(info.labels, info.class_names, strict=True):
+        if label >= len(names):
+            return f"the head knows the label {label}, {name!r}, but {dataset} has only {len(names)} classes"
+        if names[label] != name:
+            return f"the label {label} is {name!r} in the head, but {names[label]!r} in {dataset}"
+    return ""
 
 
 def count_unknown(head: Head, images: ImageDataset, found: Predictions) -> int:

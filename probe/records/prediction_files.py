@@ -1,4 +1,4 @@
-"""Predictions of runs: one Parquet file per run, with a row for each test image of each fold or few-shot draw.
+"""Predictions of runs: a Parquet file per run, with a row for each test image of each fold or few-shot draw.
 
 | column | content |
 | --- | --- |
@@ -15,6 +15,16 @@ logit for each label that occurs, so `logit_labels` gives the label of each logi
 
 If an image can show several classes, the columns of labels and predictions are lists, and `ignored` lists the labels
 that do not count for the image.
+
+Each further test set of a run has a file of its own. There, `label` and `label_name` are lists of the classes of the
+dataset that are right for the image, and these columns are added:
+
+| column | content |
+| --- | --- |
+| `test_class` | name of the class of the image in the test set |
+| `is_right` | `prediction` is right |
+| `own_prediction`, `own_prediction_name` | the predicted class among the classes of the test set |
+| `own_is_right` | `own_prediction` is right |
 """
 
 from __future__ import annotations
@@ -33,7 +43,7 @@ from probe.errors import ResultsError, summarize
 from probe.paths import expand_home
 from probe.records.record import check_folder, encode, record_path, run_path, write_bytes
 from probe.records.schema import DoneRecord
-from probe.specs import RunSpec
+from probe.specs import RunSpec, unique_slug
 from probe.stats.metrics import IGNORED, takes_several_labels
 from probe.stats.top_classes import TopClasses
 
@@ -48,10 +58,13 @@ class PartPredictions:
 
     Args:
         ids: id of each image.
-        y: int64 (n,), labels; or (n, k) of 1, 0 and -1 if an image can show several of k classes.
+        y: int64 (n,), labels; or (n, k) of 1, 0 and -1 if an image can show several of k classes; or bool (n, k) for a
+            further test set, which classes of the dataset are right.
         predictions: int64 (n,), predicted labels; or (n, k) of 0 and 1.
         top: the classes with the highest scores.
         logits: float64 (n, k); None to leave them out.
+        test_classes: for a further test set, the name of the class of each image in the test set.
+        own_predictions: for a further test set, int64 (n,), predicted labels among the classes of the test set.
     """
 
     ids: Sequence[str]
@@ -59,6 +72,8 @@ class PartPredictions:
     predictions: np.ndarray
     top: TopClasses
     logits: np.ndarray | None = None
+    test_classes: Sequence[str] = ()
+    own_predictions: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +85,14 @@ class PredictionsInfo:
         created: time of the run.
         with_logits: True if logits were asked for.
         logit_labels: label of each element of `logits`, for each part in ascending order; empty without logits.
+        test: name of the further test set; empty for the test split of the dataset.
     """
 
     record: str
     created: str
     with_logits: bool
     logit_labels: tuple[tuple[int, ...], ...] = ()
+    test: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,9 +115,16 @@ class WrongImage:
     probability: float
 
 
-def predictions_path(record_file: Path, predictions_dir: Path) -> Path:
-    """Return the path of the predictions of a run from the path of its record, such as `records/DATASET/RUN.json`."""
-    return predictions_dir / record_file.parent.name / f"{record_file.name.removesuffix('.json')}{SUFFIX}"
+def predictions_path(record_file: Path, predictions_dir: Path, test: str = "") -> Path:
+    """Return the path of the predictions of a run, or of its predictions on a further test set.
+
+    Args:
+        record_file: path of the record, such as `records/DATASET/RUN.json`.
+        predictions_dir: the folder of predictions.
+        test: name of the further test set; empty for the test split of the dataset.
+    """
+    stem = predictions_dir / record_file.parent.name / record_file.name.removesuffix(".json")
+    return stem / f"{unique_slug(test)}{SUFFIX}" if test else stem.with_name(f"{stem.name}{SUFFIX}")
 
 
 def describe_predictions(
@@ -110,6 +134,7 @@ def describe_predictions(
     *,
     with_logits: bool,
     logit_labels: tuple[tuple[int, ...], ...] = (),
+    test: str = "",
 ) -> tuple[Path, bytes]:
     """Return the path of the file of a run's predictions below the folder of predictions, and its content.
 
@@ -119,11 +144,12 @@ def describe_predictions(
         class_names: names in the order of the labels.
         with_logits: True if logits were asked for.
         logit_labels: labels of the logits of each part, see `PredictionsInfo`.
+        test: name of the further test set; empty for the test split of the dataset.
     """
     from pyarrow import parquet
 
     place = record_path(record, Path())
-    info = PredictionsInfo(f"{place.parent.name}/{place.name}", record.created, with_logits, logit_labels)
+    info = PredictionsInfo(f"{place.parent.name}/{place.name}", record.created, with_logits, logit_labels, test)
     file, writer = io.BytesIO(), None
     parts_per_run = max(1, len(record.result.folds)) * max(1, _num_draws(record))
     for i, part in enumerate(parts):
@@ -133,7 +159,7 @@ def describe_predictions(
         writer.write_table(table)
     if writer is not None:
         writer.close()
-    return predictions_path(place, Path()), file.getvalue()
+    return predictions_path(place, Path(), test), file.getvalue()
 
 
 def _num_draws(record: DoneRecord) -> int:
@@ -151,13 +177,20 @@ def _make_table(part: PartPredictions, number: int, class_names: Sequence[str]) 
         "image": pa.array(list(map(escape_id, part.ids)), pa.string()),
         "part": pa.array(np.full(n, number, np.int32)),
     }
+    if part.test_classes:
+        columns["test_class"] = pa.array(list(map(escape_id, part.test_classes)), pa.string())
     for name, labels in (("label", y), ("prediction", part.predictions)):
-        if y.ndim == 1:
+        if labels.ndim == 1:
             columns |= {name: pa.array(labels, pa.int64()), f"{name}_name": names.take(pa.array(labels))}
         else:
             found, counts = pa.array(np.nonzero(labels == 1)[1]), (labels == 1).sum(axis=1)
             columns |= {name: _lists(found, counts), f"{name}_name": _lists(names.take(found), counts)}
-    if y.ndim == 2:
+    if part.own_predictions is not None:
+        own = pa.array(part.own_predictions, pa.int64())
+        columns["is_right"] = pa.array(y[np.arange(n), part.predictions])
+        columns |= {"own_prediction": own, "own_prediction_name": names.take(own)}
+        columns["own_is_right"] = pa.array(y[np.arange(n), part.own_predictions])
+    elif y.ndim == 2:
         columns["ignored"] = _lists(pa.array(np.nonzero(y == IGNORED)[1]), (y == IGNORED).sum(axis=1))
     columns["probability"] = pa.array(top.probabilities[:, 0])
     columns["top_labels"] = _rows(top.labels)
@@ -211,12 +244,16 @@ def write_predictions(predictions: dict[Path, bytes], predictions_dir: str | Pat
 
 
 def has_predictions(spec: RunSpec, record: DoneRecord, predictions_dir: str | Path, *, with_logits: bool) -> bool:
-    """Return True if the predictions of a complete record are in a folder, with logits if they are asked for."""
+    """Return True if all predictions of a complete record are in a folder, with logits if they are asked for.
+
+    The predictions on the further test sets of the run must be there, too.
+    """
+    place, folder = run_path(spec, Path()), expand_home(predictions_dir)
     try:
-        info = read_info(predictions_path(run_path(spec, Path()), expand_home(predictions_dir)))
+        found = [read_info(predictions_path(place, folder, test)) for test in ("", *(one.name for one in spec.tests))]
     except ResultsError:
         return False
-    return info.created == record.created and (info.with_logits or not with_logits)
+    return all(info.created == record.created and (info.with_logits or not with_logits) for info in found)
 
 
 def read_info(path: Path) -> PredictionsInfo:

@@ -106,7 +106,7 @@ def test_folds_with_different_labels_are_joined_by_label():
     assert rows[5].name == "5"
 
 
-def test_several_labels_have_average_precisions():
+def test_several_labels_have_average_precisions(tmp_path, capsys):
     rng = np.random.default_rng(0)
     parts = {}
     for name in ("train", "val", "test"):
@@ -125,6 +125,9 @@ def test_several_labels_have_average_precisions():
     assert np.mean([row.score for row in rows[:3]]) == pytest.approx(voc2007_11pt_map(y, logits))
     assert [row.images for row in rows] == (y == 1).sum(axis=0).tolist()
     assert confusions(record) == []
+    path = write_record(record, tmp_path)
+    assert main(["show", str(path), "--confusions", str(tmp_path / "a.csv")]) == 1
+    assert "because an image of pictures can show several classes; remove --confusions" in capsys.readouterr().err
 
 
 def test_names_are_those_of_the_record_then_of_the_catalogue():
@@ -209,9 +212,27 @@ def test_show_writes_json_and_csv_of_all_classes(one, tmp_path, capsys):
     assert rows[2]["name"] == "cat | dog"
 
 
+def test_show_writes_confusions_as_csv(one, tmp_path, capsys):
+    record, y, predictions = one
+    classes, file = tmp_path / "classes.csv", tmp_path / "confusions.csv"
+    shown = _show(capsys, tmp_path, record, "--csv", str(classes), "--confusions", str(file))
+    assert shown == f"{classes}\n{file}\n"
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    matrix = confusion_matrix(y, predictions)
+    assert rows
+    for row in rows:
+        label, predicted = int(row["label"]), int(row["predicted"])
+        assert int(row["images"]) == matrix[label, predicted]
+        assert float(row["share"]) == matrix[label, predicted] / matrix[label].sum()
+        assert (row["name"], row["predicted_name"]) == (NAMES[label], NAMES[predicted])
+    assert json.loads(_show(capsys, tmp_path, record, "--confusions", str(file), "--json")) == [str(file)]
+
+
 def test_show_refuses_what_it_cannot_show(tmp_path, capsys):
     path = write_record(make_record(), tmp_path)
     assert main(["show", str(path), "--csv", str(tmp_path / "a.csv")]) == 1
+    assert "has no scores of classes; repeat the run with --rerun" in capsys.readouterr().err
+    assert main(["show", str(path), "--confusions", str(tmp_path / "a.csv")]) == 1
     assert "has no scores of classes; repeat the run with --rerun" in capsys.readouterr().err
     assert main(["show", str(tmp_path / "missing.json")]) == 1
     assert "give the .json file of a record" in capsys.readouterr().err
@@ -234,18 +255,32 @@ def test_the_leaderboard_has_calibration_only_if_asked(one, tmp_path, capsys):
     row = next(line for line in text.splitlines() if line.startswith("| pictures"))
     numbers = [f"{value:.4f}" for value in (calibration.before.nll, calibration.after.nll)]
     numbers += [f"{value:.4f}" for value in (calibration.before.brier, calibration.after.brier)]
-    numbers += [f"{100 * value:.2f}" for value in (calibration.before.ece, calibration.after.ece)]
-    assert [cell.strip() for cell in row.split("|")[3:-1]] == [*numbers, f"{calibration.temperature:.4g}"]
+    numbers += [
+        f"{100 * one.ece:.2f} ({100 * one.ece_low:.2f} to {100 * one.ece_high:.2f})"
+        for one in (calibration.before, calibration.after)
+    ]
+    assert [cell.strip() for cell in row.split("|")[3:-1]] == [*numbers, f"{calibration.temperature:.4g}", "15"]
     assert "No record of this section has its calibration" in text
     rows = list(csv.DictReader(_board(tmp_path, capsys, "--calibration", "--format", "csv").splitlines()))
     (own,) = (row for row in rows if row["pictures_nll"])
     assert float(own["pictures_nll"]) == calibration.before.nll
     assert float(own["pictures_ece_after"]) == calibration.after.ece
+    assert float(own["pictures_ece_low"]) == calibration.before.ece_low
+    assert float(own["pictures_ece_high_after"]) == calibration.after.ece_high
+    assert float(own["pictures_temperature"]) == calibration.temperature
+    assert own["pictures_ece_bins"] == "15"
     assert {row["digits_nll"] for row in rows} == {""}
     document = json.loads(_board(tmp_path, capsys, "--calibration", "--json"))
     cells = [cell for section in document["sections"] for one in section["models"] for cell in one["cells"].values()]
     assert {cell["calibration"]["brier"] for cell in cells} == {calibration.before.brier, None}
     assert "calibration" not in _board(tmp_path, capsys, "--json")
+
+
+def test_a_mean_of_draws_has_bins_but_no_interval_of_its_ece(tmp_path, capsys):
+    write_record(_record(fit_probe(**_parts(), protocol=DRAWS), DRAWS), tmp_path)
+    (row,) = csv.DictReader(_board(tmp_path, capsys, "--calibration", "--format", "csv").splitlines())
+    assert row["pictures_ece"]
+    assert (row["pictures_ece_low"], row["pictures_ece_bins"]) == ("", "15")
 
 
 @pytest.mark.parametrize("options", [["--html"], ["--plots", "x"], ["--format", "latex"]])

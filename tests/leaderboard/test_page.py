@@ -177,11 +177,41 @@ def test_further_test_sets_are_a_table_without_scripts_and_data_of_a_chart():
     assert f"<td>{60 - score:+.2f}</td>" not in table  # among other classes than the score on the test split
     assert "has no score: put &lt;it&gt; there" in table
     index = next(i for i, one in enumerate(_data(page)["records"]) if one["score"] == WITH_TESTS[0].result.score)
-    assert _data(page)["further"] == [
-        {"record": index, "test": "moved", "convention": "all classes", "score": 0.4},
-        {"record": index, "test": "moved", "convention": "own classes", "score": 0.6},
-    ]
+    assert _data(page)["further"] == [{"record": index, "test": "moved", "score": 0.4}]
     assert 'id="tests"' not in render_page(RECORDS, make_sections(RECORDS))
+
+
+def _further(name, score):
+    interval = IntervalRecord(score - 0.1, score + 0.1, "wilson")
+    split = SplitRecord("0" * 64, 100)
+    return FurtherTestRecord(
+        name, split=split, metric="accuracy", num_classes=10, all_classes=ConventionRecord(score, interval)
+    )
+
+
+@pytest.mark.browser
+def test_each_further_test_set_has_a_chart_of_one_protocol(browser, tmp_path):
+    tests = (_further("moved", 0.4), _further("drawn", 0.3))
+    records = [
+        replace(make_record("digits", model, protocol=protocol), tests=tests)
+        for protocol in ("readme", "clip-paper")
+        for model in ("tiny", "ViT-B/32")
+    ]
+    (tmp_path / "page.html").write_text(render_page(records, make_sections(records)), encoding="utf-8")
+    page, said = browser.new_page(), []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((tmp_path / "page.html").as_uri())
+    for protocol in ("readme", "clip-paper"):
+        page.select_option("#protocol", protocol)
+        figures = page.locator("#further figure")
+        assert figures.count() == 2
+        assert figures.locator("strong").all_text_contents() == ["moved against digits", "drawn against digits"]
+        assert all(f"({protocol})" in text for text in figures.locator("figcaption").all_text_contents())
+        assert [figures.nth(i).locator("circle").count() for i in range(2)] == [2, 2]
+    page.locator("#further circle").last.click()
+    assert page.locator("#record").is_visible()
+    assert said == []
+    page.close()
 
 
 @pytest.mark.browser
@@ -190,12 +220,14 @@ def test_further_test_sets_have_a_chart_against_the_dataset(browser, tmp_path):
     page, said = browser.new_page(), []
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto((tmp_path / "page.html").as_uri())
-    figure = page.locator("#further")
+    for name in ("protocol", "mode"):
+        page.select_option(f"#{name}", getattr(WITH_TESTS[0], name))
+    figure = page.locator("#further figure")
     assert figure.is_visible()
-    titles = figure.locator("circle title").all_text_contents()
-    score = 100 * WITH_TESTS[0].result.score
-    assert [title.rpartition(": ")[2] for title in titles] == [f"{40 - score:.2f} points", f"{60 - score:.2f} points"]
-    assert all("on moved" in title for title in titles)
+    (title,) = figure.locator("circle title").all_text_contents()
+    # Predictions among the classes of the test set are not drawn.
+    assert title.rpartition(": ")[2] == f"{40 - 100 * WITH_TESTS[0].result.score:.2f} points"
+    assert "predictions among all classes" in figure.locator("figcaption").text_content()
     page.fill("#datasets", "no such dataset")
     page.wait_for_function("document.getElementById('tests').hidden")
     assert said == []

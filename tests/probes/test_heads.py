@@ -155,7 +155,7 @@ def test_each_fold_has_its_own_labels_and_strength(tmp_path):
     result = fit_folds(folds, protocol=rules)
     record = make_record("digits", "tiny", protocol="search")
     heads = []
-    for path, content in describe_heads(record, result, ["a", "b", "c", "d"]).items():
+    for path, content in describe_heads(record, result, folds, ["a", "b", "c", "d"]).items():
         (tmp_path / path.name).write_bytes(content)
         heads.append(load_head(tmp_path / path.name))
     assert [head.info.labels for head in heads] == [(0, 1, 3), (0, 2, 3)]
@@ -208,13 +208,28 @@ def test_predict_in_python(head, tmp_path):
     assert head.predict(first, encoder=tiny).images[0].label == expected[0]
     with pytest.raises(HeadError, match="random:tiny has weights"):
         head.predict(first, encoder=load_encoder("random:tiny", device="cpu"))
-    for images, message in (([], "no images"), ("none.png", "does not exist"), ([first, pictures[0]], "of one kind")):
+    for images, message in (
+        ([], "no images"),
+        ("none.png", r"^none\.png does not exist; name files"),
+        (["none.png", "no.png"], r"^none\.png, no\.png do not exist; name files"),
+        ([first, pictures[0]], "of one kind"),
+        (np.zeros((2, 8, 8, 3)), "expected paths or Pillow's images, got ndarray; make images of arrays with"),
+        ([pictures[0], np.zeros((8, 8, 3))], "got ndarray"),
+        (torch.zeros(()), "got Tensor"),
+        (None, "got NoneType"),
+        (b"image", "got bytes"),
+    ):
         with pytest.raises(DatasetError, match=message):
             head.predict(images, device="cpu")
     (tmp_path / "bad.png").write_bytes(b"damaged")
     assert [path for path, _ in head.predict(tmp_path, device="cpu").skipped] == [str(tmp_path / "bad.png")]
     with pytest.raises(FeaturesError, match=r"no image could be read .*bad\.png"):
         head.predict(tmp_path / "bad.png", device="cpu")
+    found = head.predict([*paths[:1], "none.png", *paths[1:]], device="cpu")
+    assert [one.label for one in found.images] == expected
+    ((image, why),) = found.skipped
+    assert image == "none.png"
+    assert "image 1 (none.png) does not exist" in why
 
 
 @pytest.mark.parametrize("classes", [("red", "green"), tuple("0123456789")])
@@ -279,12 +294,18 @@ def test_predict_tells_of_unknown_classes_and_skips_damaged_images(image_folder,
     assert main([*command, "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert (len(document["predictions"]), len(document["skipped"]), document["num_unknown"]) == (24, 1, 1)
+    assert document["mismatch"] == ""
     for split, i in (("train", 0), ("train", 1), ("test", 0)):
         write_image(root / split / "amber" / f"{i}.png", (200, 150, 0))
     assert main(command) == 1
     out = capsys.readouterr()
     assert "images are right" not in out.out
-    assert "no labels for the classes of the head" in out.err
+    assert "| prediction |" in out.out
+    assert f"not shown: the label 0 is 'blue' in the head, but 'amber' in folder:{root}\n" in out.err
+    assert main([*command, "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["share_right"] is None
+    assert document["mismatch"].startswith("the label 0 is 'blue'")
 
 
 def test_weights_that_have_moved_are_named(head, tmp_path):
@@ -316,7 +337,8 @@ def test_another_encoder_is_refused(head):
     with pytest.raises(HeadError, match=r"fitted on features of tiny .* but random:tiny has weights"):
         load_encoder_of(head, model="random:tiny", device="cpu")
     tiny = load_encoder("tiny", device="cpu")
-    with pytest.raises(HeadError, match="preprocessing"):
+    different = "with another preprocessing: resizing shortest; tiny has resizing squash; use the encoder of the head"
+    with pytest.raises(HeadError, match=different):
         head.check_encoder(replace(tiny, preprocess=replace(tiny.preprocess, resize="squash")), head.info.weights)
     for name, other in (("mode", {"jit": True}), ("mode", {"compiled": True}), ("precision", {"precision": "bf16"})):
         execution = replace(tiny.execution, **other)
@@ -408,6 +430,13 @@ def test_a_missing_file_is_named(head, tmp_path, capsys):
     (tmp_path / "head.safetensors").write_bytes(head.to_bytes())
     assert main(["predict", str(tmp_path / "head.safetensors"), str(tmp_path / "none.png")]) == 2
     assert "none.png does not exist" in capsys.readouterr().err
+    Image.new("L", (8, 8)).save(tmp_path / "here.png")
+    paths = [str(tmp_path / name) for name in ("none.png", "here.png", "n" * 300)]
+    assert main(["predict", str(tmp_path / "head.safetensors"), *paths, "--device", "cpu"]) == 1
+    out = capsys.readouterr()
+    assert f"no prediction for {paths[0]}, which does not exist\n" in out.err
+    assert "which cannot be read\n" in out.err  # the name is too long
+    assert len(out.out.splitlines()) == 3
     assert main(["predict", str(tmp_path), "x.png"]) == 1  # a folder is there, but is not a head
     with pytest.raises(SystemExit):
         main(["predict", str(tmp_path / "none")])

@@ -195,7 +195,7 @@ def command_page() -> str:
 | exit code | meaning |
 | --------- | ------- |
 | 0 | done |
-| 1 | an error, in one sentence, or a run that failed |
+| 1 | an error, in one sentence, or a run or a further test set without a score |
 | 2 | wrong usage, an unknown name, prompts that cannot be used, or missing files of a dataset or checkpoint |
 | 130 | interrupted |
 

@@ -2,9 +2,9 @@
 
 Options of the source:
 
-- `images` and `labels`: two `.npy` files below the location, as those of CIFAR-10.1.
-- `arrays`: an `.npz` file with the arrays `images` and `labels`, as that of CIFAR-10.2. Its other arrays are pickles,
-  which are never loaded.
+- `images` and `labels`: two `.npy` files below the location, for CIFAR-10.1.
+- `arrays`: an `.npz` file with the arrays `images` and `labels`, for CIFAR-10.2. The other arrays of the file are
+  pickles, which are never loaded.
 """
 
 from __future__ import annotations

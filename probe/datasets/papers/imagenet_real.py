@@ -1,8 +1,8 @@
 """ImageNet ReaL: the validation images of ImageNet with reassessed labels, of which an image can have several or none.
 
-The labels are those of `real.json` of github.com/google-research/reassessed-imagenet: a list with the labels of each
-image, in the order of the numbers in the names of the images. If the folder of ImageNet has no `real.json`, the copy
-that timm carries is read.
+The labels are in `real.json` of github.com/google-research/reassessed-imagenet: a list with the labels of each image,
+in the order of the numbers in the names of the images. If the folder of ImageNet has no `real.json`, the copy that timm
+carries is read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
 
     Raises:
         DatasetError: the file of labels is damaged, or the name of an image has no number of the file.
-        ExtraMissingError: there is no file of labels, and timm is not installed.
+        ExtraMissingError: the file of labels is missing, and timm is not installed.
     """
     top = root / source.location
     written = _read_labels(top / "real.json")

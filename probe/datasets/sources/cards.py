@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image
 
 from probe import hub
+from probe.datasets.images import image_suffixes
 from probe.datasets.subsets import as_spelled, subset_of
 from probe.errors import DatasetError, DatasetMissingError, listed
 
@@ -124,7 +124,7 @@ def _plan_splits(folder: Path, chosen: str, of_split: Mapping[str, Sequence[str]
 
 def _suffixes() -> tuple[str, ...]:
     """Return the suffixes of files that can be read without running code, the most frequent first."""
-    return (*TABLES, *Image.registered_extensions())  # no archives: wrong labels (datasets#8419)
+    return (*TABLES, *image_suffixes())  # no archives: wrong labels (datasets#8419)
 
 
 def _readable_files() -> list[str]:
@@ -151,7 +151,7 @@ def find_splits(where: str, files: Sequence[str]) -> dict[str, list[str]]:
     """
     seen = [file for file in files if not any(subset.startswith((".", "__")) for subset in file.split("/"))]
     tables = [file for file in seen if Path(file).suffix in TABLES and Path(file).stem != "metadata"]
-    suffixes = Image.registered_extensions()
+    suffixes = image_suffixes()
     images = [file for file in seen if Path(file).suffix.lower() in suffixes]
     of_split = _group_by_split(tables, SHARDED)  # if there are such files, `datasets` ignores all others, too
     if of_split:

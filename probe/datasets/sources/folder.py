@@ -17,12 +17,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from probe import paths
 from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_files
-from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.images import LEFT_BY_SYSTEMS, ImageDataset, image_suffixes, read_file
 from probe.datasets.sources.labels import class_positions, composed, folded, report_twins
 from probe.datasets.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from probe.datasets.sources.video import read_middle_frame
@@ -30,8 +29,6 @@ from probe.datasets.splits.groups import groups_of
 from probe.datasets.subsets import choose_subsets, find_subsets, subset_of
 from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.specs import DatasetSpec, Source, Subset
-
-LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
 
 
 def make_spec(path: str) -> DatasetSpec:
@@ -153,7 +150,7 @@ def list_class_files(
         DatasetError: the folder has unexpected content, a class is empty, or the names of two classes differ only in
             case, spaces or dots.
     """
-    allowed = suffixes or frozenset(Image.registered_extensions())
+    allowed = suffixes or frozenset(image_suffixes())
     kind = "image" if suffixes is None else "video"
     files: list[str] = []
     of_folded: dict[str, str] = {}

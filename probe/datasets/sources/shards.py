@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from probe.datasets.archives import check_end, check_member
+from probe.datasets.images import image_suffixes
 from probe.datasets.sources.labels import whole_as_integer
 from probe.errors import DatasetError, DatasetMissingError, listed, summarize
 
@@ -59,7 +60,7 @@ def read_index(folder: Path, names: Sequence[str]) -> tuple[Index, list[Label], 
     labels: list[Label] = []
     blocks = [np.empty((0, 3), dtype=np.int64)]
     paths = [folder / name for name in names]
-    suffixes = frozenset(suffix[1:] for suffix in Image.registered_extensions())
+    suffixes = frozenset(suffix[1:] for suffix in image_suffixes())
     for number, (name, path) in enumerate(zip(names, paths, strict=True)):
         rows = []
         members = find_members(path)

@@ -12,15 +12,16 @@ from probe.datasets.catalog import DATASETS
 from probe.environment import EnvironmentRecord
 from probe.errors import brief, printable
 from probe.leaderboard import details, modes, published
+from probe.leaderboard.clean import clean_text
 from probe.leaderboard.few_shot import SHOTS, FewShotChart, chart_key, few_shot_charts
 from probe.leaderboard.labels import count, short_names
 from probe.leaderboard.methods import MethodRow
 from probe.leaderboard.sections import Line, Section, gflops
-from probe.leaderboard.shifts import shift_rows
+from probe.leaderboard.shifts import ALL_CLASSES, shift_rows
 from probe.leaderboard.tables import status
 from probe.records.record import record_path
 from probe.records.schema import CalibrationRecord, CalibrationScores, DoneRecord, PromptsRecord, RunRecord
-from probe.specs import DEFAULT_SOLVER, NO_SOLVER, ZERO_SHOT, ModelSpec
+from probe.specs import DEFAULT_SOLVER, NO_SOLVER, SUPPLIED, ZERO_SHOT, ModelSpec
 
 DIGITS = 6  # of numbers; the page shows at most four
 SHARE_DIGITS = 4  # decimals of the scores of classes and of bins, of which there are many
@@ -111,6 +112,7 @@ class PageRecord:
     classes: tuple[tuple[float, ...], ...] = ()
     confusions: tuple[tuple[float, ...], ...] = ()
     calibration: PageCalibration | None = None
+    clean: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,10 @@ class PageMethods:
 
 @dataclass(frozen=True)
 class PageFurther:
-    """Score of a record, by index, on a further test set; see `shifts.ShiftRow`."""
+    """Score of a record, by index, on a further test set, with predictions among all classes of the dataset."""
 
     record: int
     test: str
-    convention: str
     score: float
 
 
@@ -282,9 +283,9 @@ def make_data(
         tuple(_shots(chart, labels) for chart in charts),
         tuple(names),
         tuple(
-            PageFurther(index[row.record.key], printable(row.test.name), row.convention, row.score.score)
+            PageFurther(index[row.record.key], printable(row.test.name), row.score.score)
             for row in shift_rows(records)
-            if row.score is not None
+            if row.score is not None and row.convention == ALL_CLASSES
         ),
     )
 
@@ -360,6 +361,7 @@ def _source(spec: ModelSpec) -> str:
         "random": f"random numbers in the shape of {spec.source}",
         "open_clip": f"open_clip, {spec.source}",
         "hf": f"Hugging Face hub, {spec.source}",
+        SUPPLIED: "unknown; the features were supplied in a file",
     }.get(spec.form, spec.source)
 
 
@@ -409,6 +411,7 @@ def _record(record: RunRecord, labels: Labels, environments: dict[str, int], nam
             (index(one.name), index(one.predicted_name), one.images, *_shares(one.share)) for one in confused
         ),
         calibration=_calibration(result.calibration) if result is not None and result.calibration else None,
+        clean=clean_text(record.clean) if isinstance(record, DoneRecord) and record.clean is not None else "",
     )
 
 

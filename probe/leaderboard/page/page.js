@@ -144,12 +144,29 @@ function drawCharts() {
   drawPairs("jit", "JIT against eager", "All runs in both modes. On the line, the modes agree.", pairs.filter((one) => isShown(one.model)), "eager, %", "JIT, %");
   const methods = (data.methods || []).map((one) => point(data.records[one.zero_shot].score, one.probe, { p: number(one.p) }));
   drawPairs("zero-shot", "Zero-shot against the linear probe", "The same model and test images. Above the diagonal, the linear probe has the higher score.", methods.filter((one) => isShown(one.model)), "zero-shot, %", "linear probe, %");
-  const further = (data.further || []).map((one) => ({ ...point(data.records[one.record].score, one.record, { "predictions among": one.convention }), y: 100 * one.score, label: `${titleOf(data.records[one.record])}, on ${one.test}` }));
-  drawPairs("further", "Further test sets against the dataset", "The same probes on other images. Compare dots of one protocol, test set and convention: at the same score on the dataset, the higher model is more robust.", further.filter((one) => isShown(one.model)), "test split of the dataset, %", "further test set, %");
+  drawFurther(section, isShown);
   drawShots((data.shots || [])[section.shots], isShown);
   const published = data.published.map((one) => point(one.theirs, one.record, {}));
   drawPairs("published", "The CLIP paper against here", "Table 10 of Radford et al. 2021 and the same runs here. On the line, both agree.", published.filter((one) => isShown(one.model)), "published, %", "here, %");
   byId("charts").hidden = [...document.querySelectorAll("#charts figure")].every((figure) => figure.hidden);
+}
+
+// A chart for each further test set, of the runs of one section: one protocol, mode, precision and solver.
+function drawFurther(section, isShown) {
+  const own = new Set(section.lines.flatMap((line) => line.cells)), panels = new Map();
+  for (const one of data.further || []) {
+    const { model, dataset, score } = data.records[one.record];
+    if (!own.has(one.record) || !isShown(model)) continue;
+    const key = JSON.stringify([one.test, dataset]);
+    if (!panels.has(key)) panels.set(key, []);
+    panels.get(key).push({ x: 100 * score, y: 100 * one.score, model, record: one.record, label: data.models[model].label, more: {} });
+  }
+  byId("further").replaceChildren(...[...panels.keys()].map((_, i) => make("figure", { id: `further-${i}` })));
+  const text = `The same probes (${section.protocol}) on other images, with predictions among all classes of the dataset. At the same score on the dataset, the higher model is more robust.`;
+  [...panels].forEach(([key, points], i) => {
+    const [test, dataset] = JSON.parse(key);
+    drawPairs(`further-${i}`, `${test} against ${dataset}`, text, points, `test split of ${shorten(dataset)}, %`, `${shorten(test)}, %`);
+  });
 }
 
 const itemOf = (index) => (index === null || index === undefined ? {} : { ...data.records[index], record: index });
@@ -186,6 +203,7 @@ function showRecord() {
     score: record.score === undefined ? "" : `${percent(record.score)} % (${record.metric})`,
     error: record.error,
     "95 % confidence interval": has(record.low, `${percent(record.low)} to ${percent(record.high)} %`),
+    "clean score": record.clean,
     status: record.status,
     C: number(record.C),
     k: number(record.k),

@@ -70,10 +70,11 @@ def test_an_empty_folder_is_named(tmp_path):
         get_dataset(f"folder:{tmp_path}")
 
 
-def test_a_file_that_is_no_image_is_named(image_folder):
+@pytest.mark.parametrize("name", ["notes.txt", "notes.pdf"])
+def test_a_file_that_is_no_image_is_named(image_folder, name):
     root = image_folder({"red": 5, "green": 5})
-    (root / "red" / "notes.txt").write_text("hello")
-    with pytest.raises(DatasetError, match=r"red/notes\.txt is not a known type of image"):
+    (root / "red" / name).write_text("hello")
+    with pytest.raises(DatasetError, match=f"red/{name} is not a known type of image"):
         get_dataset(f"folder:{root}")
 
 
