@@ -250,7 +250,8 @@ class Protocol:
 
     The method `logistic-regression` fits a probe. It searches the values of C in `grid`: first every `coarse_step`-th
     value, then the adjacent values of the best value at half the distance, until the distance is 1. The value with the
-    best score on the validation split wins. A single value is used without a search.
+    best score on the validation split wins. A single value is used without a search. With `bisections`, the search
+    continues between the values of the grid, see `probes.sweep.bisect`.
 
     The method `knn` lets the nearest training images vote, see `probes.knn`. The method `zero-shot` compares images
     with texts of the class names, see `probes.zero_shot`. Neither fits anything, so the fields of the fit have their
@@ -270,9 +271,10 @@ class Protocol:
         shots: number of images of each class to draw from train; 0 uses all images.
         num_seeds: number of draws, with the seeds 0, 1, ...; the score is their mean.
         held_out: number of further images of each class to draw from train. C is chosen on these images instead of on
-            the validation split, and the final fit does not use them.
-        refit: fit on train and validation images together; otherwise on train alone. Few-shot protocols do not refit,
-            because validation images would be more shots.
+            the validation split.
+        refit: fit on train and validation images together; otherwise on train alone. With `held_out`, these are the
+            drawn images and the held-out images. Other few-shot protocols do not refit, because the images of the
+            validation split would be more shots.
         normalize: divide the features of each image by their length.
         warm_start: start each fit of scikit-learn's solver at the weights of the nearest C before it.
         method: one of `METHODS`.
@@ -280,9 +282,18 @@ class Protocol:
             validation split wins.
         temperature: a neighbour with cosine similarity s has the weight exp(s / `temperature`) in the vote of `knn`; 0
             gives all neighbours the same weight.
+        standardize: shift and scale each feature to mean 0 and variance 1 over the images that the probe is fitted on,
+            after `normalize`.
+        mean_loss: the values of `grid` weigh the mean of the losses, not their sum: C is a value of the grid divided by
+            the number of images that the probe is fitted on.
+        bisections: number of steps of the search that follows the values of `grid`, see `probes.sweep.bisect`; 0 for
+            none.
+        per_class: `shots` and `held_out` are numbers of images of each class; otherwise numbers of images of all
+            classes together.
     """
 
     DESCRIPTIVE: ClassVar = ("title", "source")
+    LATER: ClassVar = ("standardize", "mean_loss", "bisections", "per_class")  # so that digests of rules stay the same
 
     name: str
     title: str
@@ -301,6 +312,10 @@ class Protocol:
     method: str = LOGISTIC
     neighbours: tuple[int, ...] = ()
     temperature: float = 0.0
+    standardize: bool = False
+    mean_loss: bool = False
+    bisections: int = 0
+    per_class: bool = True
 
 
 @dataclass(frozen=True)
@@ -367,10 +382,12 @@ def identity_fields(spec: Any) -> Any:
     """Return the fields of a specification that can change a result, as plain JSON values.
 
     `DESCRIPTIVE` names the fields of each class that only describe: titles, notes, licences, addresses of downloads.
+    `LATER` names fields that were added after records were published. They are left out if they have their defaults.
     """
     if is_dataclass(spec):
-        descriptive = getattr(spec, "DESCRIPTIVE", ())
-        names = [own.name for own in fields(spec) if own.name not in descriptive]
+        descriptive, later = getattr(spec, "DESCRIPTIVE", ()), getattr(spec, "LATER", ())
+        own = [one for one in fields(spec) if one.name not in descriptive]
+        names = [one.name for one in own if one.name not in later or getattr(spec, one.name) != one.default]
         return {name: identity_fields(getattr(spec, name)) for name in names}
     return [identity_fields(item) for item in spec] if isinstance(spec, tuple | list) else spec
 

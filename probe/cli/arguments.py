@@ -234,9 +234,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--plots": _value("DIR", "Write plots as PNG and SVG into this folder."),
         "--check": _flag("Change nothing; exit with 1 if a table differs from the records, or a record is damaged."),
         "--compare": _choice(
-            ("clip-paper",),
+            ("clip-paper", "figure-14", "laion", "dinov2"),
             None,
-            "Change nothing; print the scores next to the CLIP paper's scores of probes and of zero-shot.",
+            "Change nothing; print the scores next to published scores: tables 10 and 11 or figure 14 of the CLIP "
+            "paper, LAION's linear probes, or DINOv2's README.",
         ),
         "--page": _flag("Print the whole catalogue as a page of Markdown."),
         "--json": _flag("Print JSON instead of text."),

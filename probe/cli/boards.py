@@ -50,6 +50,8 @@ def tables(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace, results_dir: Path) -> int:
+    if args.compare != "clip-paper":
+        return _compare_with_other(args, results_dir)
     from probe.leaderboard.labels import solver_value
     from probe.leaderboard.published import TABLE_OF_PROTOCOL, compare_markdown, compare_with_published
     from probe.records.record import read_records
@@ -76,6 +78,41 @@ def _compare(args: argparse.Namespace, results_dir: Path) -> int:
         for found in compare_with_published(records, protocol)
     ]
     print_json(compared)
+    return 0
+
+
+def _compare_with_other(args: argparse.Namespace, results_dir: Path) -> int:
+    from probe.leaderboard.labels import solver_value
+    from probe.leaderboard.published.other_tables import compare_with_other, other_markdown, other_scores
+    from probe.records.record import read_records
+
+    records = read_records(results_dir)
+    compared = compare_with_other(records, args.compare)
+    if not compared:
+        published = other_scores(args.compare)
+        datasets = errors.listed(dict.fromkeys(one.dataset for one in published))
+        protocols = errors.listed(dict.fromkeys(name for one in published for name in one.protocols))
+        models = errors.listed(dict.fromkeys(one.model for one in published))
+        raise errors.ResultsError(
+            f"no record in {results_dir} can be compared with {args.compare}, which has scores of {models} on "
+            f"{datasets}, for records of the protocols {protocols}; run one of these first"
+        )
+    if not args.json:
+        print(other_markdown(records, args.compare), end="")
+        return 0
+    print_json(
+        [
+            {
+                **{name: getattr(found.record, name) for name in ("dataset", "model", "mode", "protocol")},
+                "solver": solver_value(found.record.solver),
+                "test_set": found.test_set or None,
+                "score": found.score,
+                "published": found.published.score,
+                "is_outside": found.is_outside,
+            }
+            for found in compared
+        ]
+    )
     return 0
 
 

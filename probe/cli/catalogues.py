@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from probe.cli import grids
 from probe.cli.printing import print_facts, print_json, print_rows
-from probe.specs import LOGISTIC
+from probe.specs import LOGISTIC, Protocol
 
 
 def datasets(args: argparse.Namespace) -> int:
@@ -108,7 +108,7 @@ def _list_models(args: argparse.Namespace) -> None:
 
 def protocols(args: argparse.Namespace) -> int:
     """List the protocols, or show one or a group."""
-    from probe.probes.description import describe_protocol, images_a_class
+    from probe.probes.description import describe_features, describe_protocol, images_a_class
     from probe.probes.protocols import GROUPS, PROTOCOL_FORMS, PROTOCOLS, SHOTS, get_protocol
 
     if args.name is not None:
@@ -128,8 +128,10 @@ def protocols(args: argparse.Namespace) -> int:
         (
             protocol.name,
             protocol.title,
-            protocol.feature_point,
-            len(protocol.grid) or None,
+            describe_features(protocol),
+            f"{len(protocol.grid)} + {max(2, protocol.bisections)}"
+            if protocol.bisections
+            else len(protocol.grid) or None,
             ", ".join(map(str, protocol.neighbours)),
             images_a_class(protocol),
             protocol.num_seeds if protocol.shots else None,
@@ -139,8 +141,15 @@ def protocols(args: argparse.Namespace) -> int:
         for protocol in PROTOCOLS
     ]
     print_rows(header, rows)
-    print(f"\nAlso {' and '.join(GROUPS)}, each for its {len(SHOTS)} protocols, or {PROTOCOL_FORMS}.")
+    *first, last = GROUPS
+    print(f"\nAlso {', '.join(first)} and {last}, each for its {len(SHOTS)} protocols, or {PROTOCOL_FORMS}.")
     return 0
+
+
+def _num_values(protocol: Protocol) -> str:
+    """Return the number of values of C of the grid, and of the bisections that follow, which try two or more."""
+    bisections = f" + {max(2, protocol.bisections)}" if protocol.bisections else ""
+    return f"{len(protocol.grid) or ''}{bisections}"
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -75,7 +75,7 @@ def few_shot_charts(records: Iterable[RunRecord]) -> list[FewShotChart]:
     done = [record for record in records if isinstance(record, DoneRecord)]
     groups: dict[tuple[str, ...], list[DoneRecord]] = {}
     for record in done:
-        if record.spec.protocol.shots in SHOTS:
+        if record.spec.protocol.shots in SHOTS and record.spec.protocol.per_class:
             groups.setdefault(chart_key(record), []).append(record)
     charts = []
     for key in sorted(groups, key=lambda key: [natural(part) for part in key]):

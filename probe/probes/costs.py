@@ -54,7 +54,10 @@ def num_fits(protocol: Protocol) -> int:
     if num == 1:
         return protocol.num_seeds
     first = 1 + (num - 1) // protocol.coarse_step
-    return protocol.num_seeds * (first + 2 * (protocol.coarse_step.bit_length() - 1) + 1)
+    further = 2 * (protocol.coarse_step.bit_length() - 1)
+    if protocol.bisections:
+        further = max(2, protocol.bisections)  # both ends, and later the new end; the first middle is in the grid
+    return protocol.num_seeds * (first + further + 1)
 
 
 def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int:

@@ -28,9 +28,10 @@ from probe.probes.fits import Fit, Solver, at_feature_point, worst
 from probe.probes.knn import KNNSettings, fit_knn
 from probe.probes.protocols import get_protocol, validate
 from probe.probes.result import ProbeResult, make_result, mean_result
-from probe.probes.shots import draw_shots
+from probe.probes.scaling import Scaling, fit_scaling
+from probe.probes.shots import count_drawn, draw_shots
 from probe.probes.solvers.catalog import get_solver
-from probe.probes.sweep import best, search
+from probe.probes.sweep import Searched, best, bisect, search
 from probe.records.schema import SweepRecord
 from probe.specs import DEFAULT_SOLVER, KNN, LOGISTIC, ZERO_SHOT, Protocol
 from probe.stats.metrics import IGNORED, find_mismatch, find_undefined, get_metric
@@ -162,8 +163,9 @@ class _Probe:
 
     def fit_draw(self, seed: int, train: Features, val: Features | None, test: Features) -> ProbeResult:
         """Fit on a few-shot draw from the training images."""
-        draw = draw_shots(train.y, shots=self.rules.shots, held_out=self.rules.held_out, seed=seed)
-        val = train.take(draw.held_out) if self.rules.held_out else val
+        rules = self.rules
+        draw = draw_shots(train.y, shots=rules.shots, held_out=rules.held_out, seed=seed, per_class=rules.per_class)
+        val = train.take(draw.held_out) if rules.held_out else val
         result = self.fit(train.take(draw.train), val, test)
         return replace(result, seed=seed, draw_sha256=draw.compute_digest())
 
@@ -171,14 +173,15 @@ class _Probe:
         """Choose C if the grid has several values, fit the final probe and score it on the test split."""
         rules = self.rules
         sweep: tuple[SweepRecord, ...] = ()
-        C, chosen = rules.grid[0], None  # noqa: N806 - the field's name
         fitted = [train] if val is None or not rules.refit else [train, val]
+        num_train = sum(map(len, fitted))
+        C, chosen = _strengths(rules, num_train)[0], None  # noqa: N806 - the field's name
         if len(rules.grid) > 1:
             assert val is not None
-            points, fits = self._sweep(train, val)
-            sweep = tuple(points.values())
-            C = best(points, lambda point: point.score)  # noqa: N806 - the field's name
-            chosen = fits[C]
+            searched, fits = self._sweep(train, val)
+            sweep, chosen = tuple(searched.tried.values()), fits[searched.chosen]
+            is_rescaled = rules.mean_loss and num_train != len(train)
+            C = chosen.C * len(train) / num_train if is_rescaled else chosen.C  # noqa: N806 - the field's name
         _warn_of_missing_classes(fitted, test, self.label_values)
         # scikit-learn's fit of the sweep is already the final fit if it is on the same images. `fast` fits a sweep with
         # fewer iterations, so its final fit is always made.
@@ -213,7 +216,7 @@ class _Probe:
             predictions=predictions,
             fit=worst([final]),
             C=C,
-            num_train=sum(map(len, fitted)),
+            num_train=num_train,
             solver=self.settings.solver,
             label_values=self.label_values,
             sweep=sweep,
@@ -238,8 +241,8 @@ class _Probe:
             return None, "no temperature: the protocol has a single fit, which uses the validation images"
         return fit.scores(at_feature_point(self.rules, val), self.num_classes), ""
 
-    def _sweep(self, train: Features, val: Features) -> tuple[dict[float, SweepRecord], dict[float, Fit]]:
-        """Return the sweep point and the fit of each tried value of C, the sweep points ascending."""
+    def _sweep(self, train: Features, val: Features) -> tuple[Searched[SweepRecord], dict[float, Fit]]:
+        """Return the sweep over C, and the fit of each tried value of C."""
         fitter, x_val = _Fitter(self.settings, [train]), at_feature_point(self.rules, val)
         score = get_metric(self.metric)
         fits: dict[float, Fit] = {}
@@ -261,14 +264,22 @@ class _Probe:
                 suboptimality=fit.suboptimality,
             )
 
-        tried = search(evaluate, self.rules.grid, coarse_step=self.rules.coarse_step, score=lambda point: point.score)
-        return tried, fits
+        def score_of(point: SweepRecord) -> float:
+            return point.score
+
+        rules, grid = self.rules, _strengths(self.rules, len(train))
+        if rules.bisections:
+            return bisect(evaluate, grid, steps=rules.bisections, score=score_of), fits
+        tried = search(evaluate, grid, coarse_step=rules.coarse_step, score=score_of)
+        return Searched(tried, best(tried, score_of)), fits
 
 
 class _Fitter:
     """Fits on the same training images at several values of C.
 
-    Fits are read from the cache where possible. The solver is created for the first fit that is not cached.
+    Fits are read from the cache where possible. The solver is created for the first fit that is not cached. If the
+    protocol standardises features, a fit has weights for the features as they are, but its convergence is that of the
+    fit on standardised features.
     """
 
     def __init__(self, settings: _Settings, splits: Sequence[Features]) -> None:
@@ -279,7 +290,7 @@ class _Fitter:
             rules, point = self.rules, self.rules.feature_point
             self.key = {
                 "features": [(split.compute_sha256(), split.at(point).shape, split.y.shape) for split in splits],
-                "point": [point, rules.normalize],
+                "point": [point, rules.normalize, rules.standardize],
                 "fit": [rules.max_iter, rules.tol, settings.solver, settings.device],
                 "threads": [torch.get_num_threads(), blas_threads()],
                 "packages": library_versions("fits"),
@@ -290,9 +301,24 @@ class _Fitter:
     def solver(self) -> Solver:
         """Return the solver for the training images."""
         arrays = [at_feature_point(self.rules, split) for split in self.splits]
+        if self.rules.standardize:
+            arrays = [self.scaling.apply(x) for x in arrays]
         y = np.concatenate([split.y for split in self.splits])
         solver_class = get_solver(self.settings.solver)
         return solver_class(arrays, y, max_iter=self.rules.max_iter, tol=self.rules.tol, device=self.settings.device)
+
+    @cached_property
+    def scaling(self) -> Scaling:
+        """Return the scaling of the training images."""
+        return fit_scaling([at_feature_point(self.rules, split) for split in self.splits])
+
+    def _fold(self, fit: Fit) -> Fit:
+        """Return a fit of the solver with weights for the features as they are."""
+        return self.scaling.fold(fit) if self.rules.standardize else fit
+
+    def _unfold(self, fit: Fit | None) -> Fit | None:
+        """Return a fit with weights for the features that the solver has; None for None."""
+        return fit if fit is None or not self.rules.standardize else self.scaling.unfold(fit)
 
     def fit(self, C: float, start: Fit | None) -> Fit:  # noqa: N803 - the field's name
         """Return the final fit at C, started from another fit if there is one and the solver or protocol allows it."""
@@ -301,7 +327,7 @@ class _Fitter:
         fit = self.fit_cache.find(key)
         if fit is None:
             with self._progress(f"C = {C:.3g}") as bar:
-                fit = self.solver.fit(C, start, tick=_make_tick(bar))
+                fit = self._fold(self.solver.fit(C, self._unfold(start), tick=_make_tick(bar)))
             self.fit_cache.store(key, fit)
         return fit
 
@@ -322,13 +348,19 @@ class _Fitter:
             done: dict[float, Fit] = {C: fit for C, fit in cached.items() if fit is not None}
 
             def add(fit: Fit, keys: dict[float, FitKey] = keys, done: dict[float, Fit] = done) -> None:
+                fit = self._fold(fit)
                 self.fit_cache.store(keys[fit.C], fit)
                 done[fit.C] = fit
 
             if missing:
                 with self._progress(f"{len(missing)} of {len(strengths)} values of C") as bar:
+                    unfolded = {id(start): self._unfold(start) for start in starts.values()}  # shared, see `Fast`
                     self.solver.fit_all(
-                        missing, [starts[C] for C in missing], is_final=False, done=add, tick=_make_tick(bar)
+                        missing,
+                        [unfolded[id(starts[C])] for C in missing],
+                        is_final=False,
+                        done=add,
+                        tick=_make_tick(bar),
                     )
             fits.update(done)
 
@@ -365,7 +397,7 @@ def _check_cost(settings: _Settings, splits: Sequence[Features], *, num_classes:
     arrays = [split.at(rules.feature_point) for split in splits]
     n = sum(map(len, arrays))
     if rules.shots:
-        n = min(n, num_classes * rules.shots)
+        n = min(n, count_drawn(rules, num_classes))
     cost = costs.estimate_cost(
         rules, settings.solver, arrays[0], n=n, k=num_classes, num_parts=len(arrays), num_scored=num_scored
     )
@@ -434,6 +466,11 @@ def _hold_out_of(positions: np.ndarray, fraction: float, name: str) -> list[int]
     num = min(round(fraction * len(positions)), len(positions) - 1)
     ordered = sorted(range(len(positions)), key=lambda i: order("val", name, i))
     return positions[ordered[:num]].tolist()
+
+
+def _strengths(rules: Protocol, num_train: int) -> tuple[float, ...]:
+    """Return the values of C of the protocol's grid for fits on `num_train` images."""
+    return tuple(value / num_train for value in rules.grid) if rules.mean_loss else rules.grid
 
 
 def _renumber(features: Features, labels: np.ndarray) -> Features:

@@ -18,13 +18,14 @@ COMMON = ("name", "title", "feature_point", "normalize", "source", "method")
 USED = {
     LOGISTIC: (
         *("grid", "coarse_step", "max_iter", "tol", "shots", "num_seeds", "held_out", "refit"),
-        "warm_start",
+        *("warm_start", "standardize", "mean_loss", "bisections", "per_class"),
     ),
     KNN: ("neighbours", "temperature", "refit"),
     ZERO_SHOT: (),
 }
 LEAST_TEMPERATURE = 1e-6  # similarities divided by it stay finite
-LEAST = {"max_iter": 1, "shots": 0, "num_seeds": 1, "held_out": 0}
+LEAST = {"max_iter": 1, "shots": 0, "num_seeds": 1, "held_out": 0, "bisections": 0}
+MOST_BISECTIONS = 50  # after 50 steps, the two ends of the interval are the same number
 
 
 def check_protocol(protocol: Protocol, *, where: str) -> None:
@@ -52,6 +53,7 @@ def check_protocol(protocol: Protocol, *, where: str) -> None:
     if protocol.method == LOGISTIC:
         _check_grid(protocol.grid, where)
         _check_coarse_step(protocol, where)
+        _check_bisections(protocol, where)
         _check_draws(protocol, where)
     if protocol.method == KNN:
         _check_neighbours(protocol, where)
@@ -130,15 +132,33 @@ def _check_coarse_step(protocol: Protocol, where: str) -> None:
         )
 
 
+def _check_bisections(protocol: Protocol, where: str) -> None:
+    if not protocol.bisections:
+        return
+    if protocol.bisections > MOST_BISECTIONS:
+        raise ProtocolError(
+            f"{where}: bisections = {protocol.bisections} is too large; give {MOST_BISECTIONS} or fewer"
+        )
+    if len(protocol.grid) == 1:
+        raise ProtocolError(
+            f"{where}: bisections = {protocol.bisections} has no effect with a single value of C; give several values, "
+            "or set bisections = 0"
+        )
+    if protocol.coarse_step != 1:
+        raise ProtocolError(
+            f"{where}: bisections = {protocol.bisections} needs the scores of all values of C; set coarse_step = 1"
+        )
+
+
 def _check_draws(protocol: Protocol, where: str) -> None:
     if protocol.shots == 0:
-        for name, without in (("held_out", 0), ("num_seeds", 1)):
+        for name, without in (("held_out", 0), ("num_seeds", 1), ("per_class", True)):
             if getattr(protocol, name) != without:
                 raise ProtocolError(
-                    f"{where}: {name} = {getattr(protocol, name)} has no effect without shots; set shots, or set "
-                    f"{name} = {without}"
+                    f"{where}: {name} = {json.dumps(getattr(protocol, name))} has no effect without shots; set shots, "
+                    f"or set {name} = {json.dumps(without)}"
                 )
-    elif protocol.refit:
+    elif protocol.refit and not protocol.held_out:
         raise ProtocolError(  # LAION-AI/CLIP_benchmark#125
             f"{where}: shots = {protocol.shots} with refit = true would also fit on the whole validation split; set "
             "refit = false"

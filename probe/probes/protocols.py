@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from probe.errors import UnknownNameError
 from probe.names import unknown_name
 from probe.probes.protocol_checks import check_protocol
+from probe.probes.published_protocols import COOP, OTHERS
 from probe.probes.user_protocols import make_protocol
 from probe.specs import KNN, ZERO_SHOT, Protocol
 
@@ -131,12 +132,14 @@ PROTOCOLS: tuple[Protocol, ...] = (
     ),
     *(_few_shot(shots) for shots in SHOTS),
     *(_few_shot(shots, held_out=min(shots, MAX_HELD_OUT)) for shots in SHOTS),
+    *OTHERS,
 )
 
 # Names that stand for several protocols on the command line.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "few-shot": tuple(f"few-shot-{shots}" for shots in SHOTS),
     "few-shot-held-out": tuple(f"few-shot-{shots}-held-out" for shots in SHOTS),
+    COOP: tuple(f"{COOP}-{shots}" for shots in SHOTS),
 }
 PROTOCOL_FORMS = "the path of a TOML file with a protocol of your own, such as mine.toml"
 

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Searched(Generic[T]):
+    """Result of a search.
+
+    Args:
+        tried: result of each evaluated value, ascending by value.
+        chosen: the value that wins.
+    """
+
+    tried: dict[float, T]
+    chosen: float
 
 
 def search(
@@ -44,6 +58,43 @@ def search(
         try_all([i for i in (best - step, best + step) if 0 <= i < len(grid) and i not in tried])
         step //= 2
     return {grid[i]: tried[i] for i in sorted(tried)}
+
+
+def bisect(
+    evaluate: Callable[[Sequence[float]], Iterable[T]],
+    grid: Sequence[float],
+    *,
+    steps: int,
+    score: Callable[[T], float],
+) -> Searched[T]:
+    """Search a grid, and then halve an interval around its best value on a log scale.
+
+    All values of the grid are evaluated. On a tie, the largest of the best values is taken. The interval begins at a
+    tenth of this value and ends at ten times this value. Each step compares the two ends of the interval, and keeps the
+    half at the end with the higher score, or at the lower end on a tie. The winner of the last step is chosen, even if
+    a value of the grid has a higher score.
+
+    Args:
+        evaluate: see `search`.
+        grid: the values, ascending.
+        steps: number of steps, 1 or more.
+        score: return the score of a result; higher is better.
+
+    Source: KaiyangZhou/CoOp, lpclip/linear_probe.py, with 8 steps.
+    """
+    tried = dict(zip(grid, evaluate(grid), strict=True))
+    peak = max(reversed(grid), key=lambda value: score(tried[value]))
+    low, high = -1.0, 1.0  # decades from the peak
+    for _ in range(steps):
+        ends = (peak * 10**low, peak * 10**high)
+        missing = [end for end in ends if end not in tried]
+        tried.update(zip(missing, evaluate(missing), strict=True))
+        middle = (low + high) / 2
+        if score(tried[ends[0]]) < score(tried[ends[1]]):
+            chosen, low = ends[1], middle
+        else:
+            chosen, high = ends[0], middle
+    return Searched(dict(sorted(tried.items())), chosen)
 
 
 def best(tried: dict[float, T], score: Callable[[T], float]) -> float:

@@ -4,6 +4,7 @@ name = "my-sweep"
 feature_point = "pre_projection"                 # default: projected
 grid = { from = 1e-6, to = 1e6, num = 97 }       # evenly spaced in log10; or a list such as [0.01, 0.1, 1]
 coarse_step = 16                                 # default: 1, which tries every value of C
+standardize = true                               # default: false, which leaves features as they are
 
 or, for k-nearest neighbours,
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from probe.errors import ResultsError
 from probe.records.schema import DoneRecord, FurtherTestRecord, ResultRecord, RunRecord
 from probe.records.supplied import PREFIX
-from probe.specs import KNN, LOGISTIC, SUPPLIED, ZERO_SHOT
+from probe.specs import KNN, LOGISTIC, SUPPLIED, ZERO_SHOT, Protocol
 
 SLACK = 1e-9  # difference of a mean over folds when it is computed again
 
@@ -35,7 +35,8 @@ def find_fault(record: RunRecord) -> str:
         return f"result.{chosen} is missing"
     if interval is not None and not interval.low - SLACK <= result.score <= interval.high + SLACK:
         return f"its score {result.score} lies outside its confidence interval"
-    if rules.grid and result.C is not None and not any(math.isclose(result.C, C, rel_tol=SLACK) for C in rules.grid):
+    scale = (result.num_train or 1) if rules.mean_loss else 1
+    if rules.grid and result.C is not None and not _is_tried(scale * result.C, rules):
         return f"its C, {result.C}, is not in the grid of its protocol"
     for test in record.tests:
         if fault := _find_contradiction_of_test(test):
@@ -47,6 +48,13 @@ def find_fault(record: RunRecord) -> str:
     if rules.method == ZERO_SHOT and record.prompts is None:
         return "prompts is missing"
     return _find_contradiction(result, record.spec.dataset.metric)
+
+
+def _is_tried(value: float, rules: Protocol) -> bool:
+    """Return True if a protocol can choose a value, in the unit of its grid."""
+    if rules.bisections:  # between a tenth and ten times a value of the grid
+        return rules.grid[0] / 10 * (1 - SLACK) <= value <= rules.grid[-1] * 10 * (1 + SLACK)
+    return any(math.isclose(value, C, rel_tol=SLACK) for C in rules.grid)
 
 
 def _find_contradiction_of_test(test: FurtherTestRecord) -> str:

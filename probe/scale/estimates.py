@@ -14,6 +14,7 @@ from probe.features.arrays import chunk_size
 from probe.models.sizes import find_sizes
 from probe.probes.costs import memory_needed, num_fits
 from probe.probes.neighbours import BANK_BYTES, PRODUCT_BYTES
+from probe.probes.shots import count_drawn
 from probe.records.schema import DoneRecord, RunRecord
 from probe.scale.units import Unit
 from probe.specs import KNN, ZERO_SHOT, RunSpec
@@ -84,7 +85,7 @@ def fit_shape(spec: RunSpec) -> tuple[int, int, int]:
     if widths is not None:
         d = widths.embed_dim if spec.protocol.feature_point == "projected" else widths.pre_projection_dim
     if spec.protocol.shots:
-        return spec.protocol.shots * k, d, k
+        return count_drawn(spec.protocol, k), d, k
     if dataset.fold_sizes:
         return dataset.fold_sizes[0][0], d, k
     if dataset.split_sizes and {"train", "val"} <= dict(dataset.split_sizes).keys():

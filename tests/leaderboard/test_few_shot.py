@@ -46,6 +46,7 @@ def test_models_of_a_chart_have_the_same_datasets():
 def test_a_missing_number_of_shots_makes_no_chart():
     assert few_shot_charts(_probes()[1:]) == []
     assert few_shot_charts([make_record()]) == []
+    assert few_shot_charts([changed(record, "spec.protocol.per_class", False) for record in _probes()]) == []
 
 
 def test_what_does_not_compare_has_charts_of_its_own():

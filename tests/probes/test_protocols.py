@@ -8,7 +8,7 @@ from probe.errors import ProtocolError, UnknownNameError
 from probe.features import encode
 from probe.probes.description import describe_protocol
 from probe.probes.protocols import GROUPS, PROTOCOLS, TOL, get_protocol, protocol_names, validate
-from probe.specs import FEATURE_POINTS, Protocol, slug
+from probe.specs import FEATURE_POINTS, Protocol, identity, identity_fields, slug
 
 OWN = Protocol("own", "", "projected", (0.1, 1.0), 1, 100, 1e-6, "")
 PLAIN = 'name = "own"\ngrid = [0.1, 1]\n'
@@ -99,13 +99,18 @@ def test_a_file_can_have_every_field(own):
         'name = "own"\ntitle = "my few-shot"\nfeature_point = "pre_projection"\ngrid = [0.01, 0.1, 1, 10, 100]\n'
         'coarse_step = 4\nmax_iter = 50\ntol = 1e-4\nsource = "me"\nshots = 3\nnum_seeds = 2\nheld_out = 1\n'
         "refit = false\nnormalize = true\nwarm_start = true\n"
+        "standardize = true\nmean_loss = true\nper_class = false\n"
     )
     assert protocol == Protocol(
         *("own", "my few-shot", "pre_projection", (0.01, 0.1, 1, 10, 100), 4, 50, 1e-4, "me", 3, 2, 1),
         refit=False,
         normalize=True,
         warm_start=True,
+        standardize=True,
+        mean_loss=True,
+        per_class=False,
     )
+    assert own(f"{PLAIN}bisections = 3").bisections == 3
 
 
 def test_a_file_can_describe_nearest_neighbours(own):
@@ -181,6 +186,21 @@ def _with(line, text=PLAIN):
             'name = "own"\ngrid = [1]\nshots = 1\nrefit = false\nheld_out = 1',
             "held_out = 1 has no effect with a single value of C",
         ),
+        (
+            _with("per_class = false"),
+            "per_class = false has no effect without shots; set shots, or set per_",
+        ),
+        (_with("bisections = -1"), "bisections = -1 is too small; give 0 or more"),
+        (_with("bisections = 51"), "bisections = 51 is too large; give 50 or fewer"),
+        (_with("bisections = 8", _with("grid = [1]")), "bisections = 8 has no effect with a single value of C; give"),
+        (
+            _with("bisections = 8", _with("coarse_step = 2", _with("grid = [0.1, 1, 10]"))),
+            "bisections = 8 needs the scores of all values of C; set coarse_step = 1",
+        ),
+        (_with("standardize = 1"), "standardize: expected true or false, got an integer"),
+        (_with("standardise = true"), "unknown key 'standardise'; did you mean 'standardize'?"),
+        (_with("standardize = true", NEIGHBOURS), "standardize has no effect on the method knn; remove it, or set"),
+        (_with("mean_loss = true", NEIGHBOURS), "mean_loss has no effect on the method knn; remove it, or set mean_"),
         (_with('name = "my own"'), "name = 'my own' is not valid; use letters, digits"),
         (_with('name = "readme"'), "name = 'readme' is already a protocol of the catalogue; choose a different name"),
         (_with('name = "few-shot"'), "name = 'few-shot' is already a protocol of the catalogue"),
@@ -269,6 +289,26 @@ def test_a_protocol_is_described():
     }
     assert describe_protocol("readme")["C"] == "0.316"
     assert "C chosen on" not in describe_protocol("readme")
+
+
+def test_protocols_of_others_are_described():
+    open_clip, coop, vtab = (describe_protocol(name) for name in ("open-clip", "coop-lp-8", "vtab-1k"))
+    assert open_clip["feature point"] == "projected, L2-normalised, standardised"
+    assert open_clip["C"] == "5 values from 1 to 10000, divided by the number of training images, all tried"
+    assert open_clip["final fit on"] == "train images only"
+    assert coop["C"] == "7 values from 1e-06 to 1e+06, all tried, then 8 bisections around the best"
+    assert coop["C chosen on"] == "4 more images of each class from train"
+    assert vtab["images"] == "800 + 200 of all classes"
+    assert vtab["C chosen on"] == "200 more images of all classes from train"
+    assert vtab["final fit on"] == "all drawn images"
+
+
+def test_later_fields_do_not_change_the_identity_of_protocols_that_do_not_use_them():
+    """Records of before the fields stay complete, and digests of rules in published tables stay the same."""
+    for name in ("clip-paper", "few-shot-4", "knn", "zero-shot"):
+        assert not set(Protocol.LATER) & set(identity_fields(get_protocol(name)))
+    for changes in ({"standardize": True}, {"mean_loss": True}, {"bisections": 8}, {"per_class": False}):
+        assert identity(replace(OWN, **changes)) != identity(OWN)
 
 
 def test_protocols_are_listed(capsys):

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from probe.errors import ProtocolError
-from probe.probes.shots import draw_shots
+from probe.probes.protocols import get_protocol
+from probe.probes.shots import count_drawn, draw_shots
 
 Y = np.array([0] * 20 + [1] * 9 + [5] * 12)[np.random.default_rng(0).permutation(41)]
 
@@ -103,3 +106,33 @@ def test_a_digest_identifies_a_draw():
     y = np.repeat(np.arange(3), 10)
     digests = [draw_shots(y, shots=2, held_out=1, seed=seed).compute_digest() for seed in (0, 1, 0)]
     assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_draw_of_all_classes_has_the_given_number_of_images():
+    y = np.repeat(np.arange(5), [40, 30, 20, 10, 2])
+    draw = draw_shots(y, shots=50, held_out=20, seed=0, per_class=False)
+    assert (len(draw.train), len(draw.held_out)) == (50, 20)
+    assert not set(draw.train.tolist()) & set(draw.held_out.tolist())
+    assert (np.diff(draw.train) > 0).all()
+    other = draw_shots(y, shots=60, held_out=10, seed=0, per_class=False)
+    assert set(draw.train.tolist()) < set(other.train.tolist())
+    assert not np.array_equal(draw.train, draw_shots(y, shots=50, seed=1, per_class=False).train)
+    # The classes are about as frequent as in `y`.
+    assert np.bincount(y[draw.train], minlength=5)[0] > np.bincount(y[draw.train], minlength=5)[3]
+
+
+def test_a_draw_of_all_classes_that_cannot_be_fitted_is_refused():
+    y = np.array([0] * 50 + [1])
+    with pytest.raises(ProtocolError, match=r"dataset has 51 training images, but the protocol needs 60 \(50"):
+        draw_shots(y, shots=50, held_out=10, seed=0, per_class=False)
+    with pytest.raises(ProtocolError, match="all images of the draw with seed 0 are of class 0; choose"):
+        draw_shots(y, shots=2, seed=0, per_class=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "num"),
+    [({}, 40), ({"held_out": 2}, 40), ({"refit": True, "held_out": 2}, 60), ({"per_class": False}, 4)],
+)
+def test_the_images_of_the_final_fit_are_counted(changes, num):
+    rules = replace(get_protocol("few-shot-4"), **changes)
+    assert count_drawn(rules, 10) == num

@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 
 from probe.probes.protocols import get_protocol
-from probe.probes.sweep import best, search
+from probe.probes.sweep import best, bisect, search
 
 PAPER = get_protocol("clip-paper")
 
@@ -73,3 +73,36 @@ def test_no_value_is_tried_twice():
 def test_ties_go_to_the_smaller_c():
     """On a tie the stronger regularisation wins, so that reruns agree."""
     assert best(_search(lambda C: 1.0), lambda value: value) == 1e-6
+
+
+def _bisect(score, grid=(1e-2, 1.0, 1e2), steps=8):
+    calls = []
+
+    def evaluate(values):
+        calls.extend(values)
+        return map(score, values)
+
+    found = bisect(evaluate, grid, steps=steps, score=lambda value: value)
+    assert len(calls) == len(set(calls)) == len(found.tried)  # no value is evaluated twice
+    assert list(found.tried) == sorted(found.tried)
+    return found
+
+
+@pytest.mark.parametrize("peak", [-0.9, -0.3, 0.0, 0.21, 0.77])
+def test_a_bisection_comes_as_near_to_a_single_peak_as_its_last_interval(peak):
+    found = _bisect(lambda C: -abs(math.log10(C) - peak))
+    assert abs(math.log10(found.chosen) - peak) <= 2 / 2**7  # the interval of the eighth step, 2 decades in the first
+    assert len(found.tried) == 3 + 8
+
+
+def test_a_bisection_begins_at_the_largest_of_the_best_values_and_keeps_the_lower_end_on_a_tie():
+    """So does CoOp's code, which tries its values from the largest on."""
+    assert _bisect(lambda C: 0.0).chosen == 1e2 / 10
+    assert _bisect(lambda C: float(C < 1)).chosen == pytest.approx(1e-3)
+
+
+def test_a_bisection_chooses_the_winner_of_its_last_step():
+    """The value of the grid with the highest score is not chosen, because the last step does not compare it."""
+    found = _bisect(lambda C: 2.0 if C == 1 else C / 1000, steps=1)
+    assert found.chosen == 10
+    assert found.tried[1.0] > found.tried[found.chosen]

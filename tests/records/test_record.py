@@ -213,6 +213,26 @@ def test_a_record_that_contradicts_itself_is_passed_over(made, tmp_path, caplog,
 
 
 @pytest.mark.parametrize(
+    ("changes", "value", "is_right"),
+    [
+        ({"mean_loss": True}, 0.5, False),
+        ({"mean_loss": True}, 100.0 / 50, True),
+        ({"mean_loss": True}, 100.0, False),
+        ({"bisections": 8}, 0.5, True),
+        ({"bisections": 8}, 1e-5, False),
+        ({"bisections": 8}, 1e5, False),
+    ],
+)
+def test_c_is_a_value_that_the_protocol_can_try(changes, value, is_right, tmp_path):
+    """The values of the grid can be of the mean loss, or the ends of a bisection."""
+    record = make_record()
+    rules = replace(record.spec.protocol, grid=(1e-2, 1.0, 100.0), coarse_step=1, **changes)
+    record = changed(changed(record, "spec.protocol", rules), "result.num_train", 50)
+    write_record(changed(record, "result.C", value), tmp_path)
+    assert len(read_records(tmp_path)) == is_right
+
+
+@pytest.mark.parametrize(
     ("protocol", "path", "value", "said"),
     [
         ("knn", "result.k", 7, "its k, 7, is not among the neighbours of its protocol"),
