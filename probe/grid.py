@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probe import environment, paths
 from probe.datasets import ALL_TESTS, find_tests, get_dataset
@@ -16,7 +17,7 @@ from probe.datasets.prompts import get_prompts
 from probe.errors import DatasetError, ExtraMissingError, HeadError, ProbeError, UnknownNameError, listed
 from probe.features.store import EXTRACTION_VERSION
 from probe.features.text import TEXT_VERSION
-from probe.models import get_model
+from probe.models import resolve_model
 from probe.models.catalog import MODELS
 from probe.models.devices import resolve_execution
 from probe.models.loading import identify
@@ -44,12 +45,15 @@ from probe.specs import (
     identity,
 )
 
+if TYPE_CHECKING:
+    from probe.models.own import Encoder
+
 logger = logging.getLogger(__name__)
 
 
 def plan(
     datasets: Sequence[str | DatasetSpec],
-    models: Sequence[str | ModelSpec],
+    models: Sequence[str | ModelSpec | Encoder],
     *,
     protocols: Sequence[str | Protocol] = ("clip-paper",),
     jit_modes: Sequence[bool] = (False,),
@@ -66,7 +70,7 @@ def plan(
 
     Args:
         datasets: names, or specifications of your own.
-        models: names of encoders, or specifications of your own.
+        models: names of encoders, specifications, or encoders of your own, see `models.own`.
         protocols: names, or protocols of your own.
         jit_modes: False for eager, True for JIT.
         device: `auto`, or a device as torch names it.
@@ -86,7 +90,7 @@ def plan(
     """
     check_solver(solver)
     rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
-    encoders = dict.fromkeys(m if isinstance(m, ModelSpec) else get_model(m) for m in models)
+    encoders = dict.fromkeys(map(resolve_model, models))
     rules = dict.fromkeys(p if isinstance(p, Protocol) else get_protocol(p) for p in protocols)
     for chosen, catalog in ((rows, DATASETS), (encoders, MODELS), (rules, PROTOCOLS)):
         # The prompts of a dataset are not part of its identity, so a dataset of the catalogue can have other prompts.
@@ -259,7 +263,8 @@ def _has_weights(
 
     Digests are cached in `weights`, where None stands for weights that are not on this machine.
     """
-    if model.sha256 or model.seed is not None:  # the specification determines the weights
+    # The specification determines the weights.
+    if model.seed is not None or (model.sha256 and model.form != "module"):
         return True
     if model not in weights:
         try:

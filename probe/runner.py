@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probe import environment, grid, paths
 from probe.comparison import compare_features, count_flips
@@ -55,6 +56,9 @@ from probe.records.schema import (
 from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import DEFAULT_SOLVER, LOGISTIC, ZERO_SHOT, DatasetSpec, ModelSpec, Protocol, RunSpec
 from probe.stats import paired
+
+if TYPE_CHECKING:
+    from probe.models.own import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +277,7 @@ def run_grid(
 def run(
     dataset: str | DatasetSpec,
     *,
-    model: str | ModelSpec = "ViT-B/32",
+    model: str | ModelSpec | Encoder = "ViT-B/32",
     jit: bool = False,
     protocol: str | Protocol = "clip-paper",
     device: str = "auto",
@@ -304,7 +308,8 @@ def run(
 
     Args:
         dataset: a name from the catalogue, a name such as `folder:PATH`, see `get_dataset`, or a `DatasetSpec`.
-        model: a name from the catalogue, `random:NAME`, the path of a checkpoint, or a `ModelSpec`.
+        model: a name from the catalogue, `random:NAME`, the path of a checkpoint, a `ModelSpec`, or an
+            `Encoder` of your own.
         jit: run the TorchScript archive instead of the model rebuilt from its weights.
         protocol: rules by which the probe is fitted and scored.
         device: a device as torch names it; `auto` is CUDA if available, and else the CPU.

@@ -91,6 +91,8 @@ class ModelSpec:
     - `hf`: `ORG/NAME` on the Hugging Face hub.
     - `supplied`: unknown; the features were supplied in a file, and the name is `supplied:NAME`.
     - `transformers`: `ORG/NAME` or the path of a folder, with or without `?pool=POOLING`.
+    - `module`: `FILE.py:FUNCTION` for a module that a function of the user returns; for an `Encoder` that the user made
+      in this process, a digest.
 
     `architecture` and `profile` are None if only the file tells them. `sha256` and `license` are empty if they are not
     known. `merges` is the file of this package with the vocabulary of the model; empty means OpenAI's vocabulary.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probe import hub, paths
 from probe.errors import CheckpointError, CheckpointMissingError, ProbeError
@@ -17,9 +18,13 @@ from probe.models.open_clip_config import LOCAL, OPEN_CLIP_CONFIG
 from probe.names import unknown_name
 from probe.specs import ModelSpec
 
+if TYPE_CHECKING:
+    from probe.models.own import Encoder
+
 RANDOM, OPEN_CLIP, HF = "random:", "open_clip:", "hf:"  # prefixes of the names that are not in the catalogue
 TIMM = "timm:"  # prefix of models of timm
 TRANSFORMERS = "transformers:"
+MODULE = "module:"
 RANDOM_SEED = 0
 KEY = "?key="  # after the path of a checkpoint that contains several models: selects one of them
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -30,7 +35,9 @@ MODEL_FORMS = (
     f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {OPEN_CLIP}ARCH/PATH, {OPEN_CLIP}local-dir:PATH, {OPEN_CLIP}hf-hub:ORG/NAME, "
     f"{TIMM}NAME, {TIMM}ARCH/PATH, "
     f"{TRANSFORMERS}ORG/NAME, {TRANSFORMERS}FOLDER, "
-    f"{HF}ORG/NAME, or the path of a checkpoint or of a folder that Hugging Face's libraries or open_clip wrote"
+    f"{HF}ORG/NAME, "
+    f"{MODULE}FILE.py:FUNCTION, "
+    "or the path of a checkpoint or of a folder that Hugging Face's libraries or open_clip wrote"
 )
 
 
@@ -52,6 +59,7 @@ def get_model(name: str | Path) -> ModelSpec:
             - `hf:ORG/NAME`, a repository of the Hugging Face hub;
             - `transformers:ORG/NAME` or `transformers:FOLDER`, any image tower of transformers, with or without
               `?pool=POOLING`;
+            - `module:FILE.py:FUNCTION`, the encoder that a function of yours returns, see `models.own`;
             - the path of a checkpoint, or of a folder that Hugging Face's libraries or open_clip wrote. A checkpoint
               with `open_clip_config.json` next to it is read as `open_clip:local-dir:PATH`;
             - `PATH?key=KEY`, one of several models in a checkpoint, such as `PATH?key=state_dict_ema`.
@@ -75,6 +83,27 @@ def get_model(name: str | Path) -> ModelSpec:
     form, colon, source = name.partition(":")
     family = find_family(form) if colon else None
     return _on_disk(name) if family is None else family.find_spec(source)
+
+
+def resolve_model(model: str | Path | ModelSpec | Encoder) -> ModelSpec:
+    """Return the specification of a model: of a name, see `get_model`, or of an `Encoder` of the user.
+
+    Raises:
+        UnknownNameError, CheckpointError, ExtraMissingError: see `get_model`.
+        CheckpointError: the object is not a model.
+    """
+    if isinstance(model, ModelSpec):
+        return model
+    if isinstance(model, str | Path):
+        return get_model(model)
+    register = getattr(model, "register", None)
+    if register is None:
+        raise CheckpointError(
+            f"expected the name of a model or an Encoder, got a {type(model).__name__}; wrap your own module as "
+            "probe.Encoder(module, preprocess, name=...)"
+        )
+    spec: ModelSpec = register()
+    return spec
 
 
 def split_key(source: str) -> tuple[Path, str]:

@@ -23,6 +23,7 @@ FAMILIES = {  # by form: module and class
     "open_clip": ("probe.models.open_clip_family", "OpenClipFamily"),
     "timm": ("probe.models.timm_family", "TimmFamily"),
     "transformers": ("probe.models.transformers_family", "TransformersFamily"),
+    "module": ("probe.models.module_family", "ModuleFamily"),
 }
 
 

@@ -363,6 +363,7 @@ def _source(spec: ModelSpec) -> str:
         "open_clip": f"open_clip, {spec.source}",
         "timm": f"timm, {spec.source}",
         "transformers": f"transformers, {spec.source}",
+        "module": "a module of the user",
         "hf": f"Hugging Face hub, {spec.source}",
         SUPPLIED: "unknown; the features were supplied in a file",
     }.get(spec.form, spec.source)
