@@ -174,13 +174,12 @@ def _measure_preprocess(name: str, preprocess: AnyPreprocess | Callable[[Image.I
             f"{name}: the preprocessing raised {type(err).__name__} for an image of {width} x {height} pixels "
             f"({summarize(err)})"
         ) from err
-    arrays = [_as_array(name, result) for result in (first, second)]
-    if not np.array_equal(*arrays, equal_nan=True):
+    expected, again = (_as_array(name, result) for result in (first, second))
+    if not np.array_equal(expected, again, equal_nan=True):
         raise CheckpointError(
             f"{name}: the preprocessing returned different values for the same image; remove its random steps"
         )
-    shape = (arrays[0].shape[1], arrays[0].shape[2])
-    return CustomPreprocess(preprocess, shape, _text_of(preprocess))
+    return CustomPreprocess(preprocess, (expected.shape[1], expected.shape[2]), _text_of(preprocess))
 
 
 def _as_array(name: str, result: object) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import linecache
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from probe import paths
 from probe.errors import CheckpointError, CheckpointMissingError, ProbeError, listed, summarize
 from probe.models.own import FORM, Encoder, OwnEncoder, examine
 from probe.specs import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 LOADED: dict[str, OwnEncoder] = {}  # by `ModelSpec.source`
 USAGE = f"give {FORM}:FILE.py:FUNCTION"
@@ -61,6 +64,7 @@ def find_loaded(spec: ModelSpec) -> OwnEncoder:
         CheckpointMissingError, CheckpointError: see `read_spec`; or the weights are not those of the specification.
     """
     if spec.source not in LOADED:
+        logger.info("running the user's code in %s", spec.source)  # a record or a head named it, not the user
         read_spec(spec.source)
     own = LOADED[spec.source]
     if spec.sha256 not in ("", own.weights):
@@ -107,7 +111,7 @@ def _load_function(path: Path, function: str) -> Callable[[], Any]:
     if not callable(found):
         own = [name for name, value in vars(module).items() if _is_own_function(value, module)]
         raise CheckpointError(f"{path} has no function {function!r}; its functions are {listed(own) or 'none'}")
-    return found  # type: ignore[no-any-return] # a callable that takes no arguments, or raises
+    return found
 
 
 def _is_own_function(value: object, module: ModuleType) -> bool:
