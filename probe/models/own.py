@@ -27,7 +27,8 @@ from probe.specs import ModelSpec, digest
 
 FORM = "module"  # `ModelSpec.form`
 PREFIXES = (RANDOM, HF, *(f"{form}:" for form in FAMILIES))  # of names with another meaning
-LIBRARIES = ("torch", "torchvision")  # the keys of cached features have their versions
+LIBRARIES = ("torch", "torchvision", "probe")  # the keys of cached features have their versions
+INNER = ("lambd", "func", "function")  # functions that objects of torchvision, functools and this package call
 TRIAL_SIZE = (400, 320)  # width and height of the image that tells the shape of preprocessed images
 ADVICE = "give module:FILE.py:FUNCTION as the model, with a function of yours that returns the encoder"
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -201,25 +202,28 @@ def _text_of(thing: object) -> str:
 
 
 def _steps_of(preprocess: object) -> Iterator[object]:
-    """Yield a preprocessing and the functions that torchvision's `Compose` and `Lambda` call."""
+    """Yield a preprocessing, and the steps and functions that it calls as far as attributes name them."""
     yield preprocess
-    inner = getattr(preprocess, "transforms", None)
-    for step in [*(inner if isinstance(inner, list | tuple) else []), getattr(preprocess, "lambd", None)]:
+    steps = getattr(preprocess, "transforms", None)  # of torchvision's `Compose`
+    for step in [
+        *(steps if isinstance(steps, list | tuple) else []),
+        *(getattr(preprocess, name, None) for name in INNER),
+    ]:
         if step is not None:
             yield from _steps_of(step)
 
 
-def _sources_of(things: Iterator[object]) -> dict[str, str]:
-    """Return the source code of functions, and of the classes of other objects, except those of `LIBRARIES`."""
-    found = {}
+def _sources_of(things: Iterator[object]) -> list[tuple[str, str]]:
+    """Return names and source code of functions, and of the classes of other objects, except those of `LIBRARIES`."""
+    found = set()
     for thing in things:
         code: Any = thing if inspect.isroutine(thing) else type(thing)
         if str(code.__module__).partition(".")[0] not in LIBRARIES:
             try:
-                found[code.__qualname__] = inspect.getsource(code)
+                found.add((code.__qualname__, inspect.getsource(code)))
             except (OSError, TypeError):  # code without a file
-                found[code.__qualname__] = ""
-    return found
+                found.add((code.__qualname__, ""))
+    return sorted(found)
 
 
 def copy_to(encoder: Encoder, device: torch.device, dtype: torch.dtype) -> nn.Module:

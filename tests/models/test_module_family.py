@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from make.colours import write_colours
 from make.kills import KILLED, run_command
 from make.own_modules import SIDE, WIDTH, Patches, make_own, make_patches, scale, write_own
 from torch import nn
+from torchvision.transforms import Compose, Lambda
 
 import probe
 from probe import grid
@@ -102,6 +104,7 @@ def test_changes_of_weights_code_and_preprocessing_are_noticed(run):
         make_own(seed=1),
         own.Encoder(other, scale, name="mine"),
         own.Encoder(make_patches(), lambda image: 1 - scale(image), name="mine"),
+        own.Encoder(make_patches(), partial(scale), name="mine"),
         own.Encoder(make_patches(), Preprocess(SIDE), name="mine"),
         own.Encoder(make_patches(), Preprocess(SIDE, resize="squash"), name="mine"),
     ):
@@ -109,6 +112,25 @@ def test_changes_of_weights_code_and_preprocessing_are_noticed(run):
         assert not record.extraction.from_cache
         identities.append(record.extraction.weights)
     assert len(set(identities)) == len(identities)
+
+
+def test_functions_inside_a_preprocessing_are_noticed():
+    def half(image):
+        return scale(image) / 2
+
+    def third(image):
+        return scale(image) / 3
+
+    def hide(function):
+        function.__qualname__ = "same"
+        return function
+
+    for wrap in (partial, Lambda, lambda function: Compose([function])):
+        digests = {
+            own.examine(own.Encoder(make_patches(), wrap(hide(function)), name="mine")).identity
+            for function in (half, third)
+        }
+        assert len(digests) == 2
 
 
 def test_a_preprocess_of_this_package_and_its_transform_give_the_same_features(tmp_path):
