@@ -27,7 +27,7 @@ from probe.specs import ModelSpec, digest
 
 FORM = "module"  # `ModelSpec.form`
 PREFIXES = (RANDOM, HF, *(f"{form}:" for form in FAMILIES))  # of names with another meaning
-LIBRARIES = ("torch", "torchvision", "probe")  # the keys of cached features have their versions
+LIBRARIES = ("torch", "torchvision", "probe", "builtins")  # the keys of cached features have their versions
 INNER = ("lambd", "func", "function")  # functions that objects of torchvision, functools and this package call
 TRIAL_SIZE = (400, 320)  # width and height of the image that tells the shape of preprocessed images
 ADVICE = "give module:FILE.py:FUNCTION as the model, with a function of yours that returns the encoder"
@@ -39,12 +39,12 @@ class Encoder:
     """Encoder of your own: a module, the preprocessing of its images, and a name for tables and records.
 
     The module is copied before it runs. The copy has the device and the precision of the run, and is in eval mode. Your
-    module stays as it is. It stays in memory until the process ends, or until another encoder of this name is used.
+    module does not change. The process keeps your module in memory, until another encoder of this name is used.
 
     Features are cached under a digest of the weights, the text of the module (`repr`), the source code of its classes,
-    and the text and source code of the preprocessing. Nothing else is noticed: for example, a change of a function that
-    `forward` calls, of a value in a closure, or of an attribute that `repr` does not show. After such a change, give
-    the encoder another name and remove the features of the old one, or name another cache folder.
+    and the text and source code of the preprocessing. Other changes are not noticed: for example, a change of a
+    function that `forward` calls, of a value in a closure, or of an attribute that `repr` does not show. After such a
+    change, give the encoder another name.
 
     Args:
         module: maps normalised images (n, 3, height, width), a float tensor, contiguous, to features (n, d), float.
@@ -214,11 +214,13 @@ def _steps_of(preprocess: object) -> Iterator[object]:
 
 
 def _sources_of(things: Iterator[object]) -> list[tuple[str, str]]:
-    """Return names and source code of functions, and of the classes of other objects, except those of `LIBRARIES`."""
+    """Return names and code of functions, and of the classes and base classes of other objects, without `LIBRARIES`."""
     found = set()
     for thing in things:
-        code: Any = thing if inspect.isroutine(thing) else type(thing)
-        if str(code.__module__).partition(".")[0] not in LIBRARIES:
+        codes: tuple[Any, ...] = (thing,) if inspect.isroutine(thing) else type(thing).__mro__
+        for code in codes:
+            if str(code.__module__).partition(".")[0] in LIBRARIES:
+                continue
             try:
                 found.add((code.__qualname__, inspect.getsource(code)))
             except (OSError, TypeError):  # code without a file

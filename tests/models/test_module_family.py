@@ -133,6 +133,19 @@ def test_functions_inside_a_preprocessing_are_noticed():
         assert len(digests) == 2
 
 
+def test_the_code_of_base_classes_is_part_of_the_identity():
+    class Derived(Patches):
+        pass
+
+    names = [name for name, code in own._sources_of(iter([Derived()])) if "class" in code]
+    assert names == ["Patches", Derived.__qualname__]
+
+
+def test_another_name_does_not_use_the_same_cache(run):
+    run(make_own())
+    assert not run(make_own("other")).extraction.from_cache
+
+
 def test_a_preprocess_of_this_package_and_its_transform_give_the_same_features(tmp_path):
     images, preprocess = open_split(write_colours(tmp_path), "test"), Preprocess(SIDE)
     ours, transform = (
