@@ -17,9 +17,8 @@ from probe.errors import CheckpointError
 from probe.fetch import file_sha256, weights_sha256
 from probe.models import RANDOM, TIMM
 from probe.models.devices import Execution
-from probe.models.encoder import ImageEncoder, dtypes_of, measure_widths, no_projection
+from probe.models.encoder import ImageEncoder, dtypes_of, measure_widths, no_projection, tensors_sha256
 from probe.models.families import Family
-from probe.models.loading import tensors_sha256
 from probe.models.sizes import ModelSizes, measure_encoder
 from probe.models.timm_names import TimmSource, check_has_weights, parse_timm_source, timm_names
 from probe.models.timm_preprocess import find_data_config, timm_preprocess
