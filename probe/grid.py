@@ -263,8 +263,8 @@ def _has_weights(
 
     Digests are cached in `weights`, where None stands for weights that are not on this machine.
     """
-    has_digest = bool(model.sha256) and model.form != "module"
-    if has_digest or model.seed is not None:  # the specification determines the weights
+    # The specification determines the weights.
+    if model.seed is not None or (model.sha256 and model.form != "module"):
         return True
     if model not in weights:
         try:
