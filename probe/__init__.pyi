@@ -11,6 +11,7 @@ from probe.models import get_model as get_model
 from probe.models import model_names as model_names
 from probe.models.loading import load_clip as load_clip
 from probe.models.loading import load_encoder as load_encoder
+from probe.models.own import Encoder as Encoder
 from probe.models.vocabulary import tokenize as tokenize
 from probe.probes.fit import fit_probe as fit_probe
 from probe.probes.heads import load_head as load_head
@@ -29,5 +30,6 @@ from probe.specs import DatasetSpec as DatasetSpec
 from probe.specs import ModelSpec as ModelSpec
 from probe.specs import Protocol as Protocol
 from probe.specs import RunSpec as RunSpec
+from probe.supplied import fit_features as fit_features
 
 __version__: str

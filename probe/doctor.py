@@ -21,6 +21,8 @@ from probe.models.devices import device_names
 # Optional libraries: what needs them, and the extra of this package that installs them.
 EXTRAS = {
     "open_clip_torch": ("models of open_clip", "open-clip"),
+    "timm": ("models of timm", "timm"),
+    "transformers": ("image encoders of transformers, such as DINOv2 and SigLIP", "transformers"),
     "av": ("videos (UCF101, Kinetics)", "video"),
     "h5py": ("PatchCamelyon", "hdf5"),
     "ray": ("grids on several machines", "ray"),

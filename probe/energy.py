@@ -14,6 +14,8 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
+from probe.environment import gpu_uuid
+
 POWERCAP = Path("/sys/class/powercap")
 PACKAGES = "intel-rapl:[0-9]*"  # the name is the same on AMD's processors
 INTERVAL_SECONDS = 20.0  # a counter of a processor starts again at zero after some minutes at full load
@@ -99,12 +101,9 @@ def _read_gpu(device: str) -> int | None:
         import pynvml
     except ModuleNotFoundError:
         return None
-    import torch
-
     try:
         pynvml.nvmlInit()
-        uuid = torch.cuda.get_device_properties(torch.device(device)).uuid  # the order of NVML can differ
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{gpu_uuid(device)}")  # NVML has its own order
         return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
     except (pynvml.NVMLError, AttributeError, RuntimeError):  # an older GPU, driver or torch
         return None

@@ -121,6 +121,18 @@ def num_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def gpu_uuid(device: str) -> str:
+    """Return the identifier of a GPU, without the prefix `GPU-`.
+
+    Raises:
+        AttributeError: this version of torch does not know it.
+        RuntimeError: torch finds no such GPU.
+    """
+    import torch
+
+    return str(torch.cuda.get_device_properties(torch.device(device)).uuid)
+
+
 def library_versions(*uses: str) -> dict[str, str | None]:
     """Return the versions of the libraries that have one of these uses in `LIBRARIES`, or of all if no use is given."""
     names = [name for name, own in LIBRARIES.items() if not uses or not set(uses).isdisjoint(own)]

@@ -4,7 +4,7 @@
     |-- UnknownNameError (KeyError, RuntimeError)  a name that is in no catalogue
     |-- DatasetError (ValueError)                  a dataset that is damaged or differs from its entry
     |   `-- DatasetMissingError (FileNotFoundError)
-    |-- CheckpointError (ValueError, RuntimeError) a file that is not a CLIP checkpoint, or is damaged
+    |-- CheckpointError (ValueError, RuntimeError) a file that is not a checkpoint, or is damaged
     |   `-- CheckpointMissingError (FileNotFoundError)
     |-- TextError (ValueError, RuntimeError)       a text that does not fit a model's context or vocabulary
     |-- ExtraMissingError (ImportError)            an optional library that is not installed
@@ -66,7 +66,7 @@ class DatasetMissingError(DatasetError, FileNotFoundError):
 
 
 class CheckpointError(ProbeError, ValueError, RuntimeError):
-    """A file that is not a CLIP checkpoint, or is damaged. OpenAI's `clip.load` raises `RuntimeError` here."""
+    """A file that is not a checkpoint of the model, or is damaged. OpenAI's `clip.load` raises `RuntimeError` here."""
 
 
 class CheckpointMissingError(CheckpointError, FileNotFoundError):

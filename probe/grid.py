@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probe import environment, paths
 from probe.datasets import ALL_TESTS, find_tests, get_dataset
@@ -16,7 +17,7 @@ from probe.datasets.prompts import get_prompts
 from probe.errors import DatasetError, ExtraMissingError, HeadError, ProbeError, UnknownNameError, listed
 from probe.features.store import EXTRACTION_VERSION
 from probe.features.text import TEXT_VERSION
-from probe.models import get_model
+from probe.models import resolve_model
 from probe.models.catalog import MODELS
 from probe.models.devices import resolve_execution
 from probe.models.loading import identify
@@ -44,12 +45,15 @@ from probe.specs import (
     identity,
 )
 
+if TYPE_CHECKING:
+    from probe.models.own import Encoder
+
 logger = logging.getLogger(__name__)
 
 
 def plan(
     datasets: Sequence[str | DatasetSpec],
-    models: Sequence[str | ModelSpec],
+    models: Sequence[str | ModelSpec | Encoder],
     *,
     protocols: Sequence[str | Protocol] = ("clip-paper",),
     jit_modes: Sequence[bool] = (False,),
@@ -59,13 +63,14 @@ def plan(
     compiled: bool = False,
     solver: str = DEFAULT_SOLVER,
     tests: Sequence[str] = (),
+    clean: bool = False,
     elsewhere: bool = False,
 ) -> list[RunSpec]:
     """Return the runs of a grid in the order in which they run. Every name is looked up before anything runs.
 
     Args:
         datasets: names, or specifications of your own.
-        models: names of encoders, or specifications of your own.
+        models: names of encoders, specifications, or encoders of your own, see `models.own`.
         protocols: names, or protocols of your own.
         jit_modes: False for eager, True for JIT.
         device: `auto`, or a device as torch names it.
@@ -75,6 +80,7 @@ def plan(
         compiled: compile the encoders with `torch.compile`.
         solver: name of the solver of the probes; protocols that fit nothing have none.
         tests: further test sets, see `datasets.find_tests`. A name applies to the datasets that have it in `tests`.
+        clean: the runs also have a clean score, see `probes.clean`.
         elsewhere: the runs are for other machines, so this machine need not have the device.
 
     Raises:
@@ -84,7 +90,7 @@ def plan(
     """
     check_solver(solver)
     rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
-    encoders = dict.fromkeys(m if isinstance(m, ModelSpec) else get_model(m) for m in models)
+    encoders = dict.fromkeys(map(resolve_model, models))
     rules = dict.fromkeys(p if isinstance(p, Protocol) else get_protocol(p) for p in protocols)
     for chosen, catalog in ((rows, DATASETS), (encoders, MODELS), (rules, PROTOCOLS)):
         # The prompts of a dataset are not part of its identity, so a dataset of the catalogue can have other prompts.
@@ -118,6 +124,7 @@ def plan(
             compiled=execution.compiled,
             prompts=prompts[dataset] if protocol.method == ZERO_SHOT else "",
             tests=further[dataset],
+            clean=clean,
         )
         for dataset in rows
         for model in encoders
@@ -181,21 +188,20 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     be written, their files must exist, too. If one mode of a run is pending, so are its other modes in the grid,
     because modes are compared.
 
-    A record must also have scores on all images of each further test set of the run. Otherwise the probe is fitted
-    again, and scored on the further test sets of the run and of the record.
+    A record must also have scores on all images of each further test set of the run, and a clean score if the run has
+    one. Otherwise the probe is fitted again. It is also scored as the record was, so that no score is lost.
     """
     results_dir = paths.results_dir(settings.results_dir)
     identities = {spec: identity(spec) for spec in specs}
     planned, weights = set(identities.values()), dict[ModelSpec, str | None]()
-    recorded: dict[RunSpec, tuple[DatasetSpec, ...]] = {}  # further test sets of records
+    recorded: dict[RunSpec, DoneRecord] = {}  # records of the runs, which may lack a score
 
     def find(spec: RunSpec) -> DoneRecord | None:
         record = try_to_read(run_path(spec, results_dir))
         if not isinstance(record, DoneRecord) or not record.is_whole or identity(record.spec) != identities[spec]:
             return None
-        scored = {test.name for test in record.tests if test.error is None}
-        recorded[spec] = tuple(test for test in record.spec.tests if test.name in scored)
-        if not _has_tests(record, spec.tests):
+        recorded[spec] = record
+        if not _has_tests(record, spec.tests) or (spec.clean and record.clean is None):
             return None
         directory = settings.predictions_dir
         if directory and not has_predictions(spec, record, directory, with_logits=settings.with_logits):
@@ -214,7 +220,7 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     if done:
         logger.info("skipped %d of %d runs: already recorded (use --rerun)", len(done), len(specs))
         _log_versions(done.values())
-    return Pending([_with_tests(spec, recorded.get(spec, ())) for spec in specs if spec not in done], done)
+    return Pending([_with_scores(spec, recorded.get(spec)) for spec in specs if spec not in done], done)
 
 
 def _has_tests(record: DoneRecord, tests: Sequence[DatasetSpec]) -> bool:
@@ -224,10 +230,13 @@ def _has_tests(record: DoneRecord, tests: Sequence[DatasetSpec]) -> bool:
     return all(identity(test) in known for test in tests)
 
 
-def _with_tests(spec: RunSpec, recorded: Sequence[DatasetSpec]) -> RunSpec:
-    """Return a run that is also scored on the further test sets of its record, so that no score is lost."""
-    names = {test.name for test in spec.tests}
-    return replace(spec, tests=(*spec.tests, *(test for test in recorded if test.name not in names)))
+def _with_scores(spec: RunSpec, record: DoneRecord | None) -> RunSpec:
+    """Return a run that has all the scores that its record has: of further test sets, and the clean score."""
+    if record is None:
+        return spec
+    scored = {test.name for test in record.tests if test.error is None} - {test.name for test in spec.tests}
+    tests = (*spec.tests, *(test for test in record.spec.tests if test.name in scored))
+    return replace(spec, tests=tests, clean=spec.clean or record.clean is not None)
 
 
 def _has_head(record: DoneRecord, results_dir: Path) -> bool:
@@ -254,7 +263,8 @@ def _has_weights(
 
     Digests are cached in `weights`, where None stands for weights that are not on this machine.
     """
-    if model.sha256 or model.form == "random":  # the specification determines the weights
+    has_digest = bool(model.sha256) and model.form != "module"
+    if has_digest or model.seed is not None:  # the specification determines the weights
         return True
     if model not in weights:
         try:

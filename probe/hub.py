@@ -104,6 +104,14 @@ def has_cached_file(repo: str, files: Sequence[str]) -> bool:
     return any(isinstance(try_to_load_from_cache(repo, file), str) for file in files)
 
 
+def cached_models(file: str) -> dict[str, Path]:
+    """Return the models' repositories in the cache that contain a file, by name, with the path of this file."""
+    from huggingface_hub import constants
+
+    found = sorted(Path(constants.HF_HUB_CACHE).glob(f"models--*--*/snapshots/*/{file}"))
+    return {path.parents[2].name.removeprefix("models--").replace("--", "/"): path for path in found}
+
+
 def has_cached_data(repo: str, revision: str) -> bool:
     """Return True if at least a part of the data of a dataset's repository is in the cache."""
     from huggingface_hub import constants

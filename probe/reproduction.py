@@ -16,12 +16,14 @@ from pathlib import Path
 from probe.environment import threads
 from probe.errors import ProbeError, ResultsError
 from probe.models.devices import resolve_execution
-from probe.records.record import read_record, record_path, scan_records
+from probe.probes.cached_fits import FitCache
+from probe.records.record import read_record, record_path, scan_records, write_record
 from probe.records.schema import DoneRecord, FailedRecord, RunRecord
 from probe.records.verdicts import NOT_RUN, Reproduction, judge
 from probe.runner import run_grid
 from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import RunSpec
+from probe.supplied import fit_again
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ def reproduce(
     *,
     tolerance: int | None = None,
     device: str | None = None,
+    features: str | Path | None = None,
     data_dir: str | Path | None = None,
     weights_dir: str | Path | None = None,
     cache_dir: str | Path | None = None,
@@ -46,6 +49,8 @@ def reproduce(
         record: a record or its path.
         tolerance: number of test images by which the score may differ; None is one in a thousand, and at least one.
         device: device to run on; None is the device of the record.
+        features: features of a record of supplied features, see `probe.fit_features`; such a record is only reproduced
+            if they are given.
         data_dir: folder of datasets; None is the default of `probe.paths`.
         weights_dir: folder of checkpoints; None is the default of `probe.paths`.
         cache_dir: folder of cached features to use; None extracts all features again.
@@ -62,7 +67,7 @@ def reproduce(
     settings = Settings(
         data_dir=data_dir, weights_dir=weights_dir, cache_dir=cache_dir, results_dir=results_dir, offline=offline
     )
-    (result,) = reproduce_all([record], tolerance=tolerance, device=device, settings=settings)
+    (result,) = reproduce_all([record], tolerance=tolerance, device=device, features=features, settings=settings)
     return result
 
 
@@ -103,6 +108,7 @@ def reproduce_all(
     *,
     tolerance: int | None = None,
     device: str | None = None,
+    features: str | Path | None = None,
     settings: Settings = DEFAULT_SETTINGS,
 ) -> Iterator[Reproduction]:
     """Run records again, and yield each result when it is ready. Runs of a model and dataset share their features.
@@ -113,6 +119,7 @@ def reproduce_all(
         records: records; failed runs are skipped.
         tolerance: see `reproduce`.
         device: see `reproduce`.
+        features: see `reproduce`.
         settings: folders and policies; see `reproduce` for `cache_dir` and `results_dir`.
 
     Raises:
@@ -122,6 +129,9 @@ def reproduce_all(
     for record in records:
         if isinstance(record, FailedRecord):
             logger.info("skipped %s: the run failed and has no score to reproduce", _name(record))
+            continue
+        if record.extraction.supplied is not None:
+            yield _reproduce_supplied(record, features, tolerance=tolerance, device=device, settings=settings)
             continue
         try:
             spec = _plan(record, device)
@@ -146,6 +156,34 @@ def reproduce_all(
             with threads(num_threads, blas=num_blas):
                 for again in run_grid(specs, own, rerun=True):
                     yield judge(of_key[again.key], again, tolerance=tolerance)
+
+
+def _reproduce_supplied(
+    record: DoneRecord,
+    features: str | Path | None,
+    *,
+    tolerance: int | None,
+    device: str | None,
+    settings: Settings,
+) -> Reproduction:
+    """Fit the probe of a record of supplied features again, on features that are given again."""
+    origin = record.extraction.supplied
+    name = origin.file if origin is not None else ""
+    if features is None:
+        reason = f"its features were supplied{f' in {name}' if name else ''}; give them again with --features"
+        return Reproduction(record, None, NOT_RUN, reason)
+    if settings.results_dir is not None:
+        _refuse_overwriting(record, Path(settings.results_dir))
+    try:
+        own_device = str(resolve_execution(device or record.spec.device).device)
+        num_threads = (record.environment.torch_threads or 0) if own_device == "cpu" else 0
+        with threads(num_threads, blas=record.environment.blas_threads or 0):
+            again = fit_again(record, features, device=own_device, fit_cache=FitCache(None))
+    except ProbeError as err:
+        return Reproduction(record, None, NOT_RUN, str(err))
+    if settings.results_dir is not None:
+        write_record(again, Path(settings.results_dir))
+    return judge(record, again, tolerance=tolerance)
 
 
 def _refuse_overwriting(record: RunRecord, results_dir: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probe import environment, grid, paths
 from probe.comparison import compare_features, count_flips
@@ -26,10 +27,12 @@ from probe.features.arrays import Extraction
 from probe.features.extraction import Session, extract, prepare_grid
 from probe.features.further_tests import from_extraction, relabel
 from probe.features.jobs import features_key
+from probe.features.pixels import leaks_of_features
 from probe.features.store import FITS
 from probe.features.text import Classifier, find_classifier
 from probe.leaderboard import derived
 from probe.probes.cached_fits import FitCache
+from probe.probes.clean import score_clean
 from probe.probes.fit import PROBE_VERSION, fit_folds
 from probe.probes.further_tests import FittedProbe, ScoredTest, score_conventions
 from probe.probes.heads import describe_heads, write_heads
@@ -53,6 +56,9 @@ from probe.records.schema import (
 from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import DEFAULT_SOLVER, LOGISTIC, ZERO_SHOT, DatasetSpec, ModelSpec, Protocol, RunSpec
 from probe.stats import paired
+
+if TYPE_CHECKING:
+    from probe.models.own import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +120,12 @@ def run_one(
     classifier = find_classifier(spec, session) if spec.protocol.method == ZERO_SHOT else None
     encoder = session.find_encoder(spec)  # loaded only if features are not cached
     extraction = extract(encoder, dataset, session)
+    if not extraction.encoder.has_projection and spec.protocol.feature_point == "projected":
+        logger.info(
+            "%s has no projection; %s uses its features, which are the same at both feature points",
+            spec.model.name,
+            spec.protocol.name,
+        )
     folds = extraction.cut(spec.splits)  # train, val and test of each fold: x float32 (n, d), y
     features = {
         name: FeaturesRecord(split.compute_sha256(), {point: tuple(row) for point, row in split.sample().items()})
@@ -153,6 +165,11 @@ def run_one(
     tests = [score_further_test(spec, one, dataset, extraction, probe, session) for one in spec.tests]
     if tests:
         seconds["tests"] = time.perf_counter() - started
+    clean = None
+    if spec.clean:
+        started = time.perf_counter()
+        clean = score_clean(result, list(leaks_of_features(session.find_leaks(spec.dataset), dataset, extraction)))
+        seconds["clean"] = time.perf_counter() - started
 
     record = DoneRecord(
         spec=_for_record(spec),
@@ -163,6 +180,7 @@ def run_one(
         features=features,
         result=replace(result.to_record(), probe_version=PROBE_VERSION),
         tests=tuple(test.record for test in tests),
+        clean=clean,
         extraction=extraction.extraction,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         fit_joules={part: round(value, 3) for part, value in energy.joules.items()},
@@ -259,7 +277,7 @@ def run_grid(
 def run(
     dataset: str | DatasetSpec,
     *,
-    model: str | ModelSpec = "ViT-B/32",
+    model: str | ModelSpec | Encoder = "ViT-B/32",
     jit: bool = False,
     protocol: str | Protocol = "clip-paper",
     device: str = "auto",
@@ -280,6 +298,7 @@ def run(
     predictions_dir: str | Path | None = None,
     with_logits: bool = False,
     tests: Sequence[str] = (),
+    clean: bool = False,
     rerun: bool = False,
 ) -> DoneRecord:
     """Run one combination of dataset, model and protocol, and write its record and the tables of its model.
@@ -289,7 +308,8 @@ def run(
 
     Args:
         dataset: a name from the catalogue, a name such as `folder:PATH`, see `get_dataset`, or a `DatasetSpec`.
-        model: a name from the catalogue, `random:NAME`, the path of a checkpoint, or a `ModelSpec`.
+        model: a name from the catalogue, `random:NAME`, the path of a checkpoint, a `ModelSpec`, or an
+            `Encoder` of your own.
         jit: run the TorchScript archive instead of the model rebuilt from its weights.
         protocol: rules by which the probe is fitted and scored.
         device: a device as torch names it; `auto` is CUDA if available, and else the CPU.
@@ -313,6 +333,7 @@ def run(
         with_logits: also write the logits of each test image there.
         tests: further test sets to score the same probe on: names that the dataset has in `tests`, `all` of them, or
             paths of TOML files.
+        clean: also score without test images whose pixels equal those of a training or validation image.
         rerun: run again even if there is a complete record.
 
     Raises:
@@ -330,6 +351,7 @@ def run(
         compiled=compiled,
         solver=solver,
         tests=tests,
+        clean=clean,
     )
     settings = Settings(
         data_dir=data_dir,

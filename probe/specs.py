@@ -15,6 +15,7 @@ RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT"
 DEFAULT_SOLVER = "fast"
 NO_SOLVER = "none"  # solver of runs whose protocol fits nothing
 LOGISTIC, KNN, ZERO_SHOT = "logistic-regression", "knn", "zero-shot"
+SUPPLIED = "supplied"  # form of the models, and mode of the runs, whose features were supplied in a file
 METHODS = (LOGISTIC, KNN, ZERO_SHOT)  # what a protocol does with features
 OPEN_CLIP = "open_clip"  # origin of ImageNet's class names and templates in `DatasetSpec`
 NAMES, WORDNET, LABELS = "names", "wordnet", "labels"
@@ -86,7 +87,12 @@ class ModelSpec:
     - `file`: the path of a checkpoint, or of a folder written by Hugging Face's libraries.
     - `random`: the name of a model; the weights are random, seeded, and have the sizes of this model.
     - `open_clip`: `ARCH/TAG` or `ARCH/PATH`.
+    - `timm`: `ARCH.TAG` or `ARCH/PATH`; with a seed, the weights are random.
     - `hf`: `ORG/NAME` on the Hugging Face hub.
+    - `supplied`: unknown; the features were supplied in a file, and the name is `supplied:NAME`.
+    - `transformers`: `ORG/NAME` or the path of a folder, with or without `?pool=POOLING`.
+    - `module`: `FILE.py:FUNCTION` for a module that a function of the user returns; for an `Encoder` that the user made
+      in this process, a digest.
 
     `architecture` and `profile` are None if only the file tells them. `sha256` and `license` are empty if they are not
     known. `merges` is the file of this package with the vocabulary of the model; empty means OpenAI's vocabulary.
@@ -304,10 +310,11 @@ class RunSpec:
     `device` and `precision` come from `resolve_execution`, and are never `auto`. `solver` is `NO_SOLVER` if the
     protocol fits nothing. `prompts` is the digest of the class names and templates of a zero-shot run, see
     `datasets.prompts.Prompts`; it is empty for other runs. `tests` are further test sets that the same probe is scored
-    on. They do not change the run's own score, so they are not part of its identity.
+    on. `clean` asks for the clean score, see `probes.clean`. Neither changes the run's own score, so neither is part of
+    its identity.
     """
 
-    DESCRIPTIVE: ClassVar = ("tests",)
+    DESCRIPTIVE: ClassVar = ("tests", "clean")
 
     dataset: DatasetSpec
     model: ModelSpec
@@ -320,10 +327,13 @@ class RunSpec:
     compiled: bool = False
     prompts: str = ""
     tests: tuple[DatasetSpec, ...] = ()
+    clean: bool = False
 
     @property
     def mode(self) -> str:
-        """Mode of the encoder: `eager`, `jit` or `compiled`."""
+        """Mode of the encoder: `eager`, `jit` or `compiled`; `supplied` if the features were supplied in a file."""
+        if self.model.form == SUPPLIED:
+            return SUPPLIED
         return "jit" if self.jit else "compiled" if self.compiled else "eager"
 
     @property
@@ -334,7 +344,7 @@ class RunSpec:
     @property
     def on_tests(self) -> list[RunSpec]:
         """The run on each of its further test sets that has images of its own, for their features."""
-        return [replace(self, dataset=test, tests=()) for test in self.tests if not test.relabels]
+        return [replace(self, dataset=test, tests=(), clean=False) for test in self.tests if not test.relabels]
 
     @property
     def num_images(self) -> int:
@@ -346,7 +356,7 @@ class RunSpec:
     @property
     def of_all_modes(self) -> RunSpec:
         """Run in eager mode, which is the same for all modes of the model, so that their probes can be compared."""
-        return replace(self, jit=False, compiled=False, tests=())
+        return replace(self, jit=False, compiled=False, tests=(), clean=False)
 
     def __str__(self) -> str:
         """Return the names of the run, for messages."""

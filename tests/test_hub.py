@@ -6,6 +6,7 @@ import sys
 
 import open_clip
 import pytest
+import timm
 import torch
 from huggingface_hub import constants
 from make.hf_clip import make_model
@@ -34,6 +35,12 @@ CARD = "---\nlicense: other\nlicense_name: a-licence\n---\n# A model\n"
 # The smallest architecture of open_clip whose mean, filter and resize mode differ from OpenAI's.
 ARCHITECTURE, TAG = "PE-Core-T-16-384", "meta"
 ZOO = f"open_clip:{ARCHITECTURE}/{TAG}"
+TIMM_MODEL = "timm:test_vit.r160_in1k"
+
+
+def _timm_model(num_classes):
+    torch.manual_seed(0)
+    return timm.create_model("test_vit", num_classes=num_classes).eval()
 
 
 def _zoo_model():
@@ -52,6 +59,10 @@ def repositories(tmp_path_factory):
     zoo.mkdir(parents=True)
     weights = {name: tensor.contiguous() for name, tensor in _zoo_model().state_dict().items()}
     save_file(weights, zoo / "open_clip_model.safetensors")
+    of_timm = root / "timm" / "test_vit.r160_in1k"
+    of_timm.mkdir(parents=True)
+    save_file(_timm_model(1000).state_dict(), of_timm / "model.safetensors")
+    torch.save({"not": "used"}, of_timm / "pytorch_model.bin")
     (root / "org" / "empty").mkdir()
     for folder in (small, zoo, root / "org" / "empty"):
         (folder / "README.md").write_text(CARD)
@@ -87,6 +98,27 @@ def test_a_model_of_the_hub_is_downloaded_once_and_then_used_offline(hub):
     again = load_encoder("hf:org/small", device="cpu", offline=True)
     assert again.weights_sha256 == encoder.weights_sha256
     assert describe_model("hf:org/small")["sha256"] == encoder.weights_sha256
+
+
+@torch.inference_mode()
+def test_a_model_of_timm_is_downloaded_once_and_then_used_offline(hub):
+    """The file with safetensors is used, and its classifier is not."""
+    assert not is_here(get_model(TIMM_MODEL))
+    encoder = load_encoder(TIMM_MODEL, device="cpu")
+    theirs = _timm_model(1000)
+    theirs.reset_classifier(0)
+    pixels = _pixels(160)
+    expected = theirs(encoder.preprocess.normalize(pixels))
+    torch.testing.assert_close(encoder.encode(pixels).projected, expected, atol=1e-5, rtol=1e-5)
+    assert encoder.license == "apache-2.0"
+    assert is_here(get_model(TIMM_MODEL))
+    again = load_encoder(TIMM_MODEL, device="cpu", offline=True)
+    assert again.weights_sha256 == encoder.weights_sha256 == describe_model(TIMM_MODEL)["sha256"]
+    assert identify(get_model(TIMM_MODEL), offline=True) == identify(get_model(TIMM_MODEL))
+    path = hub / "models--timm--test_vit.r160_in1k" / "snapshots" / COMMIT / "model.safetensors"
+    path.resolve().write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(ChecksumError, match=r"model\.safetensors differs from the published file; delete"):
+        load_encoder(TIMM_MODEL, device="cpu", offline=True)
 
 
 def test_a_file_that_was_changed_in_the_cache_is_refused(hub):
@@ -143,6 +175,7 @@ def test_the_error_for_a_model_without_access_says_to_log_in(
             DownloadError,
             "/org/small is not cached in .*cache.*, and --offline forbids the download; download it with `hf download",
         ),
+        (TIMM_MODEL, True, DownloadError, r"/timm/test_vit\S* is not cached in .*cache.*, and --offline forbids"),
         (ZOO, True, DownloadError, r"/timm/.* is not cached in .*cache.*, and --offline"),
         ("open_clip:ViT-B-32/laion2b", False, UnknownNameError, "unknown tag of open_clip's ViT-B-32.*'laion2b_e16'"),
         ("open_clip:ViT-B-33/openai", False, UnknownNameError, "unknown architecture of open_clip.*'ViT-B-32'"),

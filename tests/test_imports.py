@@ -22,6 +22,7 @@ HEAVY = {"torch", "torchvision", "sklearn", "scipy", "PIL", "numpy", "pandas", "
         ("torch", {"models", "features", "probes", "environment.py"}),
         ("torchvision", {"datasets", "models"}),
         ("sklearn", {"probes", "datasets"}),
+        ("transformers", {"models"}),
         *((library, {"datasets"}) for library in ("datasets", "av", "h5py")),
         *((library, {"leaderboard"}) for library in ("matplotlib", "pandas")),
         ("ray", {"scale"}),
@@ -108,7 +109,7 @@ def test_a_run_by_fast_imports_neither_torchvision_nor_scikit_learn(tmp_path):
     """Each takes two seconds. Some datasets need torchvision, and the solver `sklearn` needs scikit-learn."""
     arguments = ["run", "--dataset", "digits", "--model", "tiny", "--protocol", "readme", "--solver", "fast"]
     arguments += ["--device", "cpu", "--results-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
-    assert not {"torchvision", "sklearn", "pandas", "sympy"} & _loaded(arguments)
+    assert not {"torchvision", "sklearn", "pandas", "sympy", "transformers"} & _loaded(arguments)
 
 
 def _loaded(arguments):

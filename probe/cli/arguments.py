@@ -47,6 +47,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _distance(text: str) -> int:
+    if not text.isdecimal() or int(text) > 16:  # `stats.near_hashes.MAX_DISTANCE`, whose module imports NumPy
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 to 16, got {text!r}")
+    return int(text)
+
+
 def _fraction(text: str) -> float:
     try:
         value = float(text)
@@ -123,6 +129,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "or FILE.toml. [none]",
             action="append",
         ),
+        "--clean": _flag(
+            "Also score each run without test images whose pixels equal those of a training or validation image."
+        ),
         "--metric": _choice(METRICS, None, "Metric of the scores. [the metric of the dataset, or accuracy]"),
         "--shard": _value("I/N", "Extract only the I-th of N shards, counted from 1.", type=_shard),
         "--val-fraction": _value(
@@ -140,6 +149,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "Also repeat runs that have a complete record, for example after you replaced images of a dataset."
         ),
         "--save-heads": _flag("Also write the fitted weights of each run, for `predict`."),
+        "--record": _flag("Also write a record of each probe, and the tables, marked as of supplied features."),
+        "--about": _value(
+            "FILE.toml",
+            "What is known about the features, for --record: dataset, model and more. [the description in the file]",
+        ),
+        "--features": _value("PATH", "Features of a record of supplied features, as `fit` takes them."),
         "--save-head": _value("FILE", "Also write the fitted weights to this file, for `predict`."),
         "--predictions": _value(
             "DIR",
@@ -147,6 +162,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "as Parquet.",
         ),
         "--with-logits": _flag("Also write the logits of each test image; requires --predictions."),
+        "--distance": _value(
+            "N",
+            "Largest number of bits, of 64, in which the perceptual hashes of near-duplicates differ. [4]",
+            type=_distance,
+            default=4,
+        ),
         "--top": _value("N", "Number of images to list. [20]", type=_positive, default=20),
         "--plan": _flag("Run nothing; print an estimate of the time, memory and disk space that the grid needs."),
     },
@@ -245,7 +266,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
     "features and probes": {
         "run": _Command(
             "Extract features, fit probes, and write records and tables.",
-            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --also-test --rerun "
+            f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --also-test --clean --rerun "
             "--save-heads --predictions --with-logits --plan --executor --ray-address --ray-workers --results-dir",
             {
                 "experiment": _value(
@@ -260,12 +281,13 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             changes={"--out": _value("FILE.npz", "File for the features of one run, besides the cache.")},
         ),
         "fit": _Command(
-            "Fit probes on a file of features.",
-            f"--protocol --metric --val-fraction --seed {FITTING} --save-head --threads --device --cache-dir",
+            "Fit probes on features from a file.",
+            f"--protocol --metric --val-fraction --seed {FITTING} --record --about --save-head --threads --device "
+            "--cache-dir --results-dir",
             {
                 "file": _value(
-                    "FILE.npz",
-                    "File of `extract --out`, or of arrays train_x, train_y, test_x, test_y (and val_x, val_y).",
+                    "PATH",
+                    "File of `extract --out`, any .npz or .parquet file of features, or a folder of .npy files.",
                 )
             },
         ),
@@ -327,7 +349,8 @@ COMMANDS: dict[str, dict[str, _Command]] = {
         ),
         "reproduce": _Command(
             "Run records again, and report whether their scores are confirmed.",
-            "--max-minutes --tolerance --device --offline --data-dir --weights-dir --cache-dir --results-dir",
+            "--features --max-minutes --tolerance --device --offline --data-dir --weights-dir --cache-dir "
+            "--results-dir",
             {"path": {**_RECORDS, "help": "Record, or a results folder with records."}},
             {
                 "--device": {"default": None, "help": "Device to compute on. [the device of the record]"},
@@ -371,7 +394,8 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             {
                 "name": _value(
                     "NAME",
-                    "Model to show: any that --model accepts, or `open_clip:` to list open_clip.",
+                    "Model to show: any that --model accepts, or a prefix: `open_clip:` and `timm:` list all models, "
+                    "`transformers:` the cached models.",
                     nargs="?",
                 )
             },
@@ -380,6 +404,17 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             "List the protocols, or show one.",
             "",
             {"name": _value("NAME", "Protocol to show: a name or a TOML file.", nargs="?")},
+        ),
+        "audit": _Command(
+            "Find equal images, near-duplicates, class imbalance and unreadable images in a dataset.",
+            "--dataset --distance --top --classes --csv --offline --data-dir --cache-dir",
+            changes={
+                "--dataset": _value("NAME", "Dataset to audit, as for `run`. Required.", action="store"),
+                "--top": {"help": "Number of groups of equal images and of near-duplicates to print. [20]"},
+                "--classes": {"help": "Number of classes to print, the smallest first. [20]"},
+                "--csv": _value("FILE.csv", "Also write all images of the groups of equal images to this file."),
+                "--cache-dir": {"help": "Folder of cached digests. [PROBE_CACHE_DIR, or ~/.cache/probe/features]"},
+            },
         ),
         "doctor": _Command(
             "Check what can be run on this machine, and how to get the rest.", "--data-dir --weights-dir --results-dir"

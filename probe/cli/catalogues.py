@@ -47,11 +47,12 @@ def datasets(args: argparse.Namespace) -> int:
 def models(args: argparse.Namespace) -> int:
     """List the models, or show one."""
     from probe import models
+    from probe.models.families import find_family
 
-    if args.name == models.OPEN_CLIP:
-        from probe.models import open_clip_names
-
-        names = open_clip_names.names()
+    name = args.name or ""
+    family = find_family(name.removesuffix(":")) if name.endswith(":") else None
+    names = [] if family is None else family.list_names()
+    if names:
         if args.json:
             print_json([{"name": name} for name in names])
         else:

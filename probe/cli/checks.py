@@ -131,7 +131,9 @@ def reproduce_command(args: argparse.Namespace) -> int:
     )
     done: list[Reproduction] = []
     try:
-        for one in reproduce_all(wanted, tolerance=args.tolerance, device=args.device, settings=settings):
+        for one in reproduce_all(
+            wanted, tolerance=args.tolerance, device=args.device, features=args.features, settings=settings
+        ):
             done.append(one)
             logger.info("%s: %s", one.record.spec, one.verdict)
     finally:  # also after Ctrl-C

@@ -63,6 +63,7 @@ def plan_runs(args: argparse.Namespace, *, device: str = "", elsewhere: bool = F
         compiled=args.compile,
         solver=getattr(args, "solver", DEFAULT_SOLVER),
         tests=getattr(args, "also_test", None) or (),
+        clean=getattr(args, "clean", False),
         elsewhere=elsewhere,
     )
     if not any(run.prompts for run in runs):

@@ -14,13 +14,25 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from probe.cli import arguments, boards, caching, catalogues, checks, experiments, predicting, running, showing
+from probe.cli import (
+    arguments,
+    auditing,
+    boards,
+    caching,
+    catalogues,
+    checks,
+    experiments,
+    fitting,
+    predicting,
+    running,
+    showing,
+)
 from probe.errors import ProbeError, PromptsError, UnknownNameError, brief
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": running.run_command,
     "extract": running.extract_command,
-    "fit": running.fit,
+    "fit": fitting.fit_command,
     "predict": predicting.predict_command,
     "parity": checks.parity_command,
     "show": showing.show_command,
@@ -33,6 +45,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "datasets": catalogues.datasets,
     "models": catalogues.models,
     "protocols": catalogues.protocols,
+    "audit": auditing.audit_command,
     "doctor": catalogues.doctor,
     "cache ls": caching.cache_ls,
     "cache explain": caching.cache_explain,

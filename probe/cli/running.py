@@ -1,4 +1,4 @@
-"""`run`, `extract` and `fit`: the commands that compute."""
+"""`run` and `extract`: the commands that run encoders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,11 +62,11 @@ def run_command(args: argparse.Namespace) -> int:
         places = {identity(spec): i for i, spec in enumerate(specs)}  # Ray's workers end in a different order
         records.sort(key=lambda record: places.get(identity(record.spec), len(specs)))
         if records:
-            _report(records, specs, as_json=args.json)
+            report(records, specs, as_json=args.json)
     unfinished = [record for record in records if record.result is not None and not record.result.converged]
     if args.strict:
         for record in unfinished:
-            _refuse_unfinished(str(record.spec), record.result)
+            refuse_unfinished(str(record.spec), record.result)
     has_failed = any(record.error for record in records) or _lacks_test(records, specs)
     return 1 if has_failed or (args.strict and unfinished) else 0
 
@@ -116,8 +115,9 @@ def _show_summary(record: RunRecord) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: bool) -> None:
-    from probe.leaderboard import modes, shifts, tables
+def report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: bool) -> None:
+    """Print the records of some runs as JSON or as tables, and failures to stderr."""
+    from probe.leaderboard import clean, modes, shifts, tables
 
     if as_json:
         print_json([record.to_dict() for record in records])
@@ -129,6 +129,9 @@ def _report(records: Sequence[RunRecord], specs: Sequence[RunSpec], *, as_json: 
         further = shifts.shifts_to_markdown(records)
         if further:
             print("\n" + further, end="")
+        without = clean.clean_to_markdown(records)
+        if without:
+            print("\n" + without, end="")
         for note in tables.footnotes(records):
             print(f"\n{note}")
     for record in records:
@@ -180,111 +183,7 @@ def extract_command(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def fit(args: argparse.Namespace) -> int:
-    """Fit probes on a file of features and print their scores."""
-    from probe.environment import describe
-    from probe.features import files
-    from probe.features.store import FITS
-    from probe.leaderboard import tables
-    from probe.models.devices import resolve_execution
-    from probe.probes.cached_fits import FitCache
-    from probe.probes.fit import fit_folds, hold_out_validation
-    from probe.probes.heads import check_single_fit, describe_head_of_file
-    from probe.probes.protocols import GROUPS, get_protocol
-    from probe.probes.solvers.catalog import device_for
-    from probe.records.record import write_bytes
-    from probe.specs import LOGISTIC, NO_SOLVER
-
-    protocols = [get_protocol(name) for name in grids.expand_groups(args.protocol or ["clip-paper"], GROUPS)]
-    if args.save_head is not None and len(protocols) > 1:
-        raise UsageError(f"--save-head writes one head, but there are {len(protocols)} protocols; name one of them")
-    found = files.load(Path(args.file))
-    if args.save_head is not None:
-        check_single_fit(protocols[0], len(found.folds))
-    metric = args.metric or str(found.about.get("metric", "accuracy"))
-    folds = list(found.folds)
-    if args.val_fraction is not None:
-        if any("val" in fold for fold in folds):
-            raise errors.FeaturesError(f"{args.file} already has validation features; leave out --val-fraction")
-        folds = [hold_out_validation(fold, args.val_fraction, seed=args.seed or 0) for fold in folds]
-    if all(features.pre_projection is None for fold in folds for features in fold.values()):
-        # The file has features of one point only.
-        protocols = [replace(protocol, feature_point="projected") for protocol in protocols]
-    device = str(resolve_execution(args.device).device)
-    devices = {
-        rules.name: device_for(args.solver if rules.method == LOGISTIC else NO_SOLVER, device) for rules in protocols
-    }
-    fit_cache = FitCache(paths.cache_dir(args.cache_dir) / FITS)
-    results = {
-        protocol.name: fit_folds(
-            folds,
-            metric=metric,
-            protocol=protocol,
-            solver=args.solver,
-            device=devices[protocol.name],
-            fit_cache=fit_cache,
-            shows_progress=True,
-        )
-        for protocol in protocols
-    }
-    if args.save_head is not None:
-        (rules,) = protocols
-        head = describe_head_of_file(found.about, results[rules.name], rules, folds[0]["test"])
-        write_bytes(Path(args.save_head), head.to_bytes())
-    environment = describe(device)
-    unfinished = {name: result for name, result in results.items() if not result.converged}
-    if args.json:
-        made_by = {
-            "file": args.file,
-            "about": found.about,
-            "features": [{split: part.compute_sha256() for split, part in fold.items()} for fold in folds],
-            "val_fraction": args.val_fraction,
-            "seed": args.seed or 0,
-            "environment": asdict(environment),
-        }
-        print_json(
-            [
-                {
-                    **made_by,
-                    "device": devices[rules.name],
-                    "protocol": rules.name,
-                    "rules": asdict(rules),
-                    **asdict(results[rules.name].to_record()),
-                }
-                for rules in protocols
-            ]
-        )
-    else:
-        rows, methods = [], {rules.name: rules.method for rules in protocols}
-        for name, result in results.items():
-            mark = tables.fit_marks(converged=result.converged, choice_converged=result.choice_converged)
-            score = f"{100 * result.score:.2f}{mark}"
-            around = tables.interval_text(result.interval)
-            fit = tables.fit_cells(result.to_record(), methods[name], args.solver)
-            rows.append((name, metric, score, around, *fit, str(result.num_test)))
-        header = (
-            "protocol",
-            "metric",
-            "score, %",
-            "95 % confidence interval",
-            *tables.fit_header(methods.values()),
-            "test images",
-        )
-        print(tables.markdown_table(header, rows), end="")
-        if unfinished:
-            print(f"\n{tables.FINAL_NOTE}")
-        if not all(result.choice_converged for result in results.values()):
-            print(f"\n{tables.CHOICE_NOTE}")
-        for note in tables.varies_notes((methods[name], result.to_record()) for name, result in results.items()):
-            print(f"\n{note}")
-    fit_cache.clear()
-    if args.strict:
-        for name, result in unfinished.items():
-            _refuse_unfinished(f"{args.file} / {name}", result)
-    return 1 if args.strict and unfinished else 0
-
-
-def _refuse_unfinished(name: str, result: ProbeResult | ResultRecord) -> None:
+def refuse_unfinished(name: str, result: ProbeResult | ResultRecord) -> None:
     """Print that a final fit did not converge, and what to do."""
     advice = "use --solver fast" if result.solver == "sklearn" else "scale the features to unit variance"
     name = errors.shorten(errors.printable(name), MAX_NAMES)

@@ -69,12 +69,23 @@ class ImageDataset:
             IndexError: the position is out of range.
             DatasetError: the image cannot be read; the message names it.
         """
+        image, _ = self.read_rgb(i)
+        return image, int(self.labels[i]) if self.labels.ndim == 1 else self.labels[i]
+
+    def read_rgb(self, i: int) -> tuple[Image.Image, str]:
+        """Return the image at a position, in RGB, and the mode that it was stored in, such as `L`.
+
+        Raises:
+            IndexError: the position is out of range.
+            DatasetError: the image cannot be read; the message names it.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"{self.name} has no image {i}; it has {len(self)}")
         try:
             with decoding.reading() as remarks:
                 image = self.read(i)
-                if image.mode != "RGB":  # `convert` always copies
+                mode = image.mode
+                if mode != "RGB":  # `convert` always copies
                     image = image.convert("RGB")
                 image.load()  # raises an error if the file is damaged
         except ProbeError:
@@ -89,7 +100,7 @@ class ImageDataset:
                 "%s: image %d (%s) is damaged (%s), and some of its pixels may be wrong; replace its file",
                 *(self.name, i, self.ids[i], listed(dict.fromkeys(remarks), most=2)),
             )
-        return image, int(self.labels[i]) if self.labels.ndim == 1 else self.labels[i]
+        return image, mode
 
     def compute_sha256(self) -> str:
         """Return the hex SHA-256 over ids and labels, in their order."""

@@ -132,11 +132,17 @@ class Extraction:
 
     def test_ids(self, dataset: OpenedDataset) -> Iterator[list[str]]:
         """Yield, for each fold, the ids of the test images that have features, in the order of the features."""
+        for fold, positions in zip(self.rows, self.test_positions(dataset), strict=True):
+            ids = dataset.subsets[fold["test"][0]].ids
+            yield [ids[i] for i in positions.tolist()]
+
+    def test_positions(self, dataset: OpenedDataset) -> Iterator[np.ndarray]:
+        """Yield, for each fold, the positions in the subset of the test images that have features, int64, ascending."""
         for fold in self.rows:
             subset, rows = fold["test"]
-            ids = dataset.used[subset].images.ids
-            readable = np.delete(np.arange(len(ids)), [row for row, _ in self.features[subset].skipped])
-            yield [ids[i] for i in readable[rows]]
+            used = dataset.used[subset].positions
+            readable = np.delete(np.arange(len(used)), [row for row, _ in self.features[subset].skipped])
+            yield used[readable[rows]]
 
 
 def chunk_size(batch_size: int) -> int:

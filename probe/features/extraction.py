@@ -27,6 +27,7 @@ from probe.features.chunks import Work
 from probe.features.description import describe_extraction
 from probe.features.jobs import EncoderKey, FeaturesKey, Job, JobKey, LazyEncoder, encoder_key, features_key
 from probe.features.passes import encode_group, without_frames
+from probe.features.pixels import find_split_leaks
 from probe.features.store import Entry, EntrySpec, cache_entries
 from probe.models.encoder import ImageEncoder
 from probe.models.loading import identify, load_encoder
@@ -35,6 +36,7 @@ from probe.models.text import TextEncoder, load_text_encoder
 from probe.progress import Progress, show_progress
 from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import SPLITS, DatasetSpec, ModelSpec, RunSpec
+from probe.stats.equal_images import Leaks
 
 if TYPE_CHECKING:
     from probe.features.text import Classifier
@@ -56,6 +58,7 @@ class Session:
         encoders: encoders in memory, see `keeps_encoders`.
         extracted: features that `prepare` extracted or found in the cache.
         classifiers: text features of the classes of zero-shot runs, see `text.find_classifier`.
+        leaks: test images of each fold of the dataset opened last that are also training images; empty if no run asked.
     """
 
     settings: Settings = DEFAULT_SETTINGS
@@ -65,6 +68,7 @@ class Session:
     encoders: dict[EncoderKey, ImageEncoder] = field(default_factory=dict)
     extracted: dict[FeaturesKey, Extraction] = field(default_factory=dict)
     classifiers: dict[RunSpec, Classifier] = field(default_factory=dict)
+    leaks: list[Leaks] = field(default_factory=list)
 
     def open_dataset(self, spec: DatasetSpec) -> OpenedDataset:
         """Open a dataset, unless it is already open.
@@ -73,7 +77,7 @@ class Session:
             DatasetError, ExtraMissingError: see `datasets.opening.open_dataset`.
         """
         if self.dataset is None or self.dataset.spec != spec:
-            self.dataset = None
+            self.dataset, self.leaks = None, []
             self.dataset = open_dataset(
                 spec,
                 data_dir=self.settings.data_dir,
@@ -82,6 +86,16 @@ class Session:
                 skip_corrupt=self.settings.skip_corrupt > 0,
             )
         return self.dataset
+
+    def find_leaks(self, spec: DatasetSpec) -> list[Leaks]:
+        """Return the test images of each fold that are also training images, see `pixels.find_split_leaks`.
+
+        Raises:
+            DatasetError, ExtraMissingError, CacheError: the dataset or its cached digests cannot be read.
+        """
+        dataset = self.open_dataset(spec)
+        self.leaks = self.leaks or find_split_leaks(dataset, paths.cache_dir(self.settings.cache_dir))
+        return self.leaks
 
     def find_encoder(self, spec: RunSpec) -> LazyEncoder:
         """Identify the encoder of a run by its weights, which are downloaded if they are missing; nothing is loaded.

@@ -1,45 +1,46 @@
-"""Files of features: `.npz` files with the splits of a probe, which NumPy reads anywhere.
+"""Files of features: the splits of a probe as arrays, in the formats of `features.formats`.
 
     train_x  train_y  [train_pre_projection]   val_...   test_...   [about]
 
-`x` is float (n, d). `y` is integer (n,), or (n, k) of 1, 0 and -1 if an image can show several of k classes. Labels
-with gaps are renumbered from 0. A dataset with several folds has `fold1_train_x` and so on. Probes can be fitted on
-features from any source in this form. In files that `probe` writes, the JSON text `about` describes the features.
+`x` is float (n, d). `y` is integer (n,), or (n, k) of 1, 0 and -1 if an image can show several of k classes, or text
+(n,), the names of the classes. Labels with gaps are renumbered from 0. A dataset with several folds has `fold1_train_x`
+and so on. Probes can be fitted on features from any source in this form. In `.npz` files that `probe` writes, the JSON
+text `about` describes the features.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probe.atomic import make_folder, write_atomically
-from probe.errors import FeaturesError, listed, summarize
+from probe.errors import FeaturesError, listed
 from probe.features.arrays import PRE_PROJECTION, Features
+from probe.features.formats import NAME, NamedArrays, read_arrays
 from probe.specs import SPLITS
 
-# Errors of reading a file that is damaged, or is not an archive.
-UNREADABLE = (
-    *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
-ROWS = 4096  # written at a time
-_NAME = re.compile(r"(?:fold(\d+)_)?(train|val|test)_(x|y|pre_projection)")
+ROWS = 4096  # written or checked at a time
 
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Content of a file: the features of each fold by split, and their description."""
+    """Content of a file.
+
+    Args:
+        folds: the features of each fold by split.
+        about: description that `probe` wrote into the file; empty in other files.
+        class_names: names of the classes in the order of the labels, if the labels of the file are texts.
+    """
 
     folds: Sequence[Mapping[str, Features]]
     about: Mapping[str, Any]
+    class_names: tuple[str, ...] = ()
 
 
 def save(
@@ -105,57 +106,67 @@ def _chunks(array: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def load(path: Path) -> FeatureFile:
-    """Read a file of features. No code in the file is executed.
+    """Read features: an `.npz` file, a Parquet file, or a folder of `.npy` files, whose arrays are memory-mapped.
+
+    Labels that are texts become the positions of their names among the sorted names of all splits.
 
     Raises:
         FeaturesError: the file cannot be read, or has no training and test features in this form.
     """
-    try:
-        # The file is opened here, because NumPy does not close a file that is not an archive.
-        with path.open("rb") as file, zipfile.ZipFile(file), np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if _NAME.fullmatch(name)}
-            about = _read_about(archive["about"]) if "about" in archive.files else {}
-            others = [name for name in archive.files if name not in arrays and name != "about"]
-    except FileNotFoundError as err:
-        raise FeaturesError(f"no file at {path}; create it with python -m probe extract --out") from err
-    except UNREADABLE as err:
-        why = "it has arrays of Python objects" if "allow_pickle" in str(err) else summarize(err)
-        raise FeaturesError(f"{path} is not a file of features ({why}); save it with numpy.savez") from err
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # a member without .npy gives its bytes
-        raise FeaturesError(f"{path} has members that are not arrays; save it with numpy.savez")
-    folds = sorted({int(_NAME.fullmatch(name)[1] or 0) for name in arrays})  # type: ignore[index]  # all match
+    found = read_arrays(path)
+    folds = sorted({int(NAME.fullmatch(name)[1] or 0) for name in found.arrays})  # type: ignore[index]  # all match
     if len(folds) > 1 and 0 in folds:
         raise FeaturesError(f"{path} has train_x and fold1_train_x; give either one set of splits, or folds")
     if not folds:
-        held = f"; it has {listed(others)}" if others else ""
-        raise FeaturesError(
-            f"{path} has no train_x, train_y, test_x and test_y{held}; save it with numpy.savez under these names"
-        )
-    return FeatureFile([_read_fold(path, arrays, k) for k in folds], about)
+        held = f"; it has {listed(found.others)}" if found.others else ""
+        names = (found.name_format.format(prefix="", split=s, kind=k) for s in ("train", "test") for k in ("x", "y"))
+        raise FeaturesError(f"{path} has no {listed(dict.fromkeys(names))}{held}; {found.advice}")
+    found, class_names = _number_classes(path, found)
+    return FeatureFile([_read_fold(path, found, k) for k in folds], found.about, class_names)
 
 
-def _read_about(text: np.ndarray) -> dict[str, Any]:
-    """Return the description in a file that `probe` wrote; empty for any other array of this name."""
+def _number_classes(path: Path, found: NamedArrays) -> tuple[NamedArrays, tuple[str, ...]]:
+    """Replace labels that are texts by the positions of their names among the sorted names, and return the names."""
+    labels = {name: array for name, array in found.arrays.items() if NAME.fullmatch(name)[3] == "y"}  # type: ignore[index]  # all match
+    texts = {name: _as_texts(path, name, array) for name, array in labels.items() if array.dtype.kind in "US"}
+    if not texts:
+        return found, ()
+    for name, array in labels.items():
+        if name not in texts:
+            raise FeaturesError(
+                f"{path}: {name} has numbers, but {next(iter(texts))} has texts; give all labels as one of them"
+            )
+        empty = np.flatnonzero(np.char.strip(texts[name]).ravel() == "")
+        if len(empty):
+            raise FeaturesError(f"{path}: the label in row {empty[0]} of {name} is an empty text; name its class")
+        if array.ndim != 1:
+            raise FeaturesError(f"{path}: {name} has texts of shape {array.shape}; give one name for each row")
+    names = np.unique(np.concatenate(list(texts.values())))
+    numbered = {name: np.searchsorted(names, array) for name, array in texts.items()}
+    return replace(found, arrays={**found.arrays, **numbered}), tuple(names.tolist())
+
+
+def _as_texts(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     try:
-        about = json.loads(str(text))
-    except ValueError:
-        return {}
-    return about if isinstance(about, dict) else {}
+        return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else np.asarray(array)
+    except UnicodeDecodeError as err:
+        raise FeaturesError(f"{path}: {name} has texts that are not UTF-8; save the names as texts") from err
 
 
-def _read_fold(path: Path, arrays: Mapping[str, np.ndarray], k: int) -> dict[str, Features]:
+def _read_fold(path: Path, found: NamedArrays, k: int) -> dict[str, Features]:
     prefix = f"fold{k}_" if k else ""
     splits = {}
     for split in SPLITS:
-        x, y, before = (arrays.get(f"{prefix}{split}_{name}") for name in ("x", "y", PRE_PROJECTION))
+        x, y, before = (found.arrays.get(f"{prefix}{split}_{name}") for name in ("x", "y", PRE_PROJECTION))
         if x is None and y is None and split == "val":
             continue
         if x is None or y is None:
-            raise FeaturesError(
-                f"{path} has no {prefix}{split}_{'x' if x is None else 'y'}; save it with numpy.savez under these names"
-            )
+            missing = found.name_format.format(prefix=prefix, split=split, kind="x" if x is None else "y")
+            raise FeaturesError(f"{path} has no {missing}; {found.advice}")
         points = {"x": x, PRE_PROJECTION: before}
-        if y.ndim not in (1, 2) or any(len(array) != len(y) for array in points.values() if array is not None):
+        if y.ndim not in (1, 2) or any(
+            array.ndim == 0 or len(array) != len(y) for array in points.values() if array is not None
+        ):
             shapes = ", ".join(str(array.shape) for array in (x, before, y) if array is not None)
             raise FeaturesError(f"{path}: {prefix}{split} has arrays of {shapes}; give features (n, d) and n labels")
         checked = {
@@ -186,9 +197,11 @@ def _as_features(path: Path, name: str, array: np.ndarray) -> np.ndarray:
         raise FeaturesError(f"{path}: {name} has {array.dtype} {array.shape}; give floating-point features (n, d)")
     with np.errstate(over="ignore"):  # reported below
         converted = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(converted).all():
-        row = int(np.argmin(np.isfinite(converted).all(axis=1)))
-        raise FeaturesError(
-            f"{path}: the features in row {row} of {name} are not finite in float32; remove the row, or scale them"
-        )
+    for start in range(0, len(converted), ROWS):
+        is_finite = np.isfinite(converted[start : start + ROWS]).all(axis=1)
+        if not is_finite.all():
+            row = start + int(np.argmin(is_finite))
+            raise FeaturesError(
+                f"{path}: the features in row {row} of {name} are not finite in float32; remove the row, or scale them"
+            )
     return converted

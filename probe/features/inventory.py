@@ -1,6 +1,7 @@
 """Inventory of the feature cache: list entries, explain a miss, verify digests, remove entries.
 
-Entries are folders with the features of images, and files with the texts of classes, see `text_store.py`.
+Entries are folders with the features of images, and files with the texts of classes or the digests of pixels, see
+`text_store.py` and `pixels.py`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from filelock import FileLock, Timeout
 from probe.atomic import TEMPORARY, lock
 from probe.decoder import decode
 from probe.errors import CacheError
+from probe.features.file_entries import FileSidecar, damage_of_file, read_file_entry
+from probe.features.pixels import PIXELS, PixelSidecar
 from probe.features.sidecars import ENTRY, Key, read_chunks_sidecar, read_sidecar
 from probe.features.store import CHUNKS, DAMAGE, FITS, LOCK, EntrySpec, damage
-from probe.features.text_store import SUFFIX, damage_of_texts, read_text_sidecar
+from probe.features.text_store import TEXTS, TextSidecar
 from probe.specs import canonical_json
 
+FILES: dict[str, type[FileSidecar]] = {TEXTS: TextSidecar, PIXELS: PixelSidecar}  # ends of the names of entries
 ABANDONED_SECONDS = 24 * 3600  # age at which temporary files count as left by a killed process
 
 
@@ -32,7 +36,7 @@ class CachedEntry:
     """Entry of the cache, complete or being extracted.
 
     `state` is `complete`, `damaged`, `unreadable` (the entry belongs to another user), or a text such as
-    `2 of 8 chunks`. `num_images` is 0 for texts. `used` is in seconds since the epoch, `size` in bytes.
+    `2 of 8 chunks`. `num_images` is 0 for files. `used` is in seconds since the epoch, `size` in bytes.
     """
 
     path: Path
@@ -52,7 +56,9 @@ def survey(root: Path) -> list[CachedEntry]:
     """
     try:
         paths = sorted(path for path in root.glob("*/*") if not path.name.startswith("."))
-        found = (_survey_texts(path) if _is_texts(path) else _survey(path) for path in paths if _is_entry(path))
+        found = (
+            _survey_file(path, kind) if (kind := _kind(path)) else _survey(path) for path in paths if _is_entry(path)
+        )
         return [cached for cached in found if cached is not None]
     except OSError as err:
         raise CacheError(f"cannot read {root} ({err.strerror or err}); make it readable") from err
@@ -80,21 +86,23 @@ def _survey(folder: Path) -> CachedEntry | None:
 
 
 def _is_entry(path: Path) -> bool:
-    return path.is_dir() or _is_texts(path)
+    return path.is_dir() or _kind(path) is not None
 
 
-def _is_texts(path: Path) -> bool:
-    return path.name.endswith(SUFFIX) and path.is_file()
+def _kind(path: Path) -> type[FileSidecar] | None:
+    """Return the type of the description of an entry that is a file; None for a folder and for other files."""
+    kind = next((kind for suffix, kind in FILES.items() if path.name.endswith(suffix)), None)
+    return kind if kind is not None and path.is_file() else None
 
 
-def _survey_texts(path: Path) -> CachedEntry | None:
-    """Describe a file with texts; return None if another process has just removed it."""
+def _survey_file(path: Path, kind: type[FileSidecar]) -> CachedEntry | None:
+    """Describe an entry that is a file; return None if another process has just removed it."""
     try:
         status = path.stat()
     except FileNotFoundError:
         return None
     try:
-        sidecar = read_text_sidecar(path)
+        sidecar, _ = read_file_entry(path, kind)
     except PermissionError:  # the entry of another user
         return CachedEntry(path, {}, {}, "unreadable", 0, status.st_size, status.st_mtime)
     except DAMAGE:
@@ -120,7 +128,7 @@ def _is_abandoned(path: Path) -> bool:
 def verify(root: Path) -> tuple[int, dict[Path, str]]:
     """Compare complete entries with their digests; return their number, and the reason for each damaged entry."""
     paths = [cached.path for cached in survey(root) if not cached.path.name.endswith(CHUNKS)]
-    reasons = {path: damage_of_texts(path) if _is_texts(path) else damage(path) for path in paths}
+    reasons = {path: damage_of_file(path, kind) if (kind := _kind(path)) else damage(path) for path in paths}
     return len(paths), {path: reason for path, reason in reasons.items() if reason}
 
 

@@ -32,6 +32,8 @@ from probe.features.jobs import Job
 from probe.features.reading import LabelledImages, Read, Reader, Request, name_of, read_chunks
 from probe.features.sidecars import Provenance
 from probe.models.encoder import ImageEncoder
+from probe.models.loading import load_encoder
+from probe.models.own import Encoder
 from probe.models.preprocess import AnyPreprocess
 from probe.progress import Progress, show_progress
 from probe.settings import Settings
@@ -88,7 +90,7 @@ class _ChunksInMemory(dict[int, Features]):
 
 
 def extract_features(
-    encoder: ImageEncoder,
+    encoder: ImageEncoder | Encoder,
     dataset: LabelledImages,
     *,
     batch_size: int = BATCH_SIZE,
@@ -102,7 +104,7 @@ def extract_features(
     larger than the dataset.
 
     Args:
-        encoder: the model.
+        encoder: the model; an `Encoder` of your own is loaded on the default device.
         dataset: images and labels; it is pickled for worker processes that are not forked.
         batch_size: images encoded at a time.
         workers: processes that read images while the model runs, at most one for each processor; with 0, this process
@@ -114,6 +116,8 @@ def extract_features(
         DatasetError: an image cannot be read; the message names it.
         DeviceError: the memory of the device does not hold a batch.
     """
+    if isinstance(encoder, Encoder):
+        encoder = load_encoder(encoder)
     name, chunks = name_of(dataset), _ChunksInMemory()
     settings = PassSettings(batch_size, workers, skip_corrupt)
     with show_progress() as progress:

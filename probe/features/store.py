@@ -6,6 +6,7 @@
     <root>/<dataset>/<model>.<mode>.<precision>.<subset>.<digest>.pieces/     chunks of an entry, see `chunks.py`
         about.json  making.json  000000.npz  000001.npz ...
     <root>/<dataset>/<model>.<mode>.<precision>.<digest>.texts.npz            texts of classes, see `text_store.py`
+    <root>/<dataset>/<subset>.<digest>.pixels.npz                            digests of pixels, see `pixels.py`
 
 The key of an entry holds everything that changes the bytes of its features. All bytes that are read are compared with
 their digests. A damaged entry is named in a warning, removed and extracted again; it is never used.

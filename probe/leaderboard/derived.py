@@ -14,6 +14,7 @@ from probe.leaderboard import methods, modes, page, shifts, tables, texts
 from probe.leaderboard.sections import make_sections
 from probe.records.record import encode, model_slug, read_records, scan_records, write_text
 from probe.records.schema import RunRecord
+from probe.specs import SUPPLIED
 
 TABLES = "tables"
 PAGE = "leaderboard.html"
@@ -92,7 +93,7 @@ def _orphans(folder: Path, files: Mapping[str, str]) -> list[Path]:
     """Return files whose records no longer exist: tables named `MODEL.MODE.csv` or `.md`, `METHODS` and `SHIFTS`."""
     named = [
         path
-        for mode in ("eager", "jit", "compiled")
+        for mode in ("eager", "jit", "compiled", SUPPLIED)
         for suffix in ("csv", "md")
         for path in (folder / TABLES).glob(f"*.{mode}.{suffix}")
     ]

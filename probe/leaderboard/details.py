@@ -10,20 +10,23 @@ from typing import Any
 import numpy as np
 
 from probe.datasets.catalog import DATASETS
-from probe.errors import brief
+from probe.errors import brief, printable
 from probe.leaderboard.cards import METRIC_TITLES
+from probe.leaderboard.clean import clean_text
 from probe.leaderboard.labels import NO_RECORD
 from probe.leaderboard.tables import fit_cells, interval_text, rows_to_csv, status
 from probe.records.packing import unpack_bins, unpack_classes, unpack_outcomes
 from probe.records.schema import (
     CalibrationRecord,
     CalibrationScores,
+    CleanRecord,
     DoneRecord,
     FurtherTestRecord,
     ResultRecord,
     RunRecord,
 )
-from probe.specs import NO_SOLVER
+from probe.records.supplied import SuppliedRecord
+from probe.specs import NO_SOLVER, SUPPLIED
 from probe.stats.metrics import average_precisions, takes_several_labels
 from probe.stats.per_class import ClassCounts, class_scores
 
@@ -78,7 +81,10 @@ def class_names(record: RunRecord) -> tuple[str, ...]:
     """Return the class names of a record's dataset in the order of the labels; empty if none are known.
 
     They are those of the record, or of the catalogue. A dataset of the catalogue whose files hold the names has none.
+    Supplied features can have other labels than the dataset in the catalogue, so only the names in their record count.
     """
+    if record.extraction.supplied is not None:
+        return record.read.class_names
     spec = record.spec.dataset
     own = next((row.class_names for row in DATASETS if row.name == spec.name), ())
     return tuple(record.read.class_names or spec.class_names or own)
@@ -142,6 +148,8 @@ def describe_record(record: RunRecord) -> dict[str, str]:
     """Return the facts of a record to read."""
     facts = {name: getattr(record, name) for name in ("dataset", "model", "mode", "precision", "protocol")}
     facts["status"] = status(record)
+    if record.extraction.supplied is not None:
+        facts |= _describe_supplied(record.extraction.supplied)
     if not isinstance(record, DoneRecord):
         return {**facts, "error": brief(record.error.message)}
     result, method = record.result, record.spec.protocol.method
@@ -155,6 +163,8 @@ def describe_record(record: RunRecord) -> dict[str, str]:
     elif chosen != NO_RECORD:
         facts["k"] = chosen.removeprefix("k = ")
     facts["test images"] = str(result.num_test)
+    if record.clean is not None:
+        facts["clean score"] = clean_text(record.clean)
     for subset, meter in record.extraction.subsets.items():
         facts |= _describe_energy(f"energy for 1,000 images of {subset}", meter.joules_per_1000_images)
     return facts | _describe_energy("energy of the fit", record.fit_joules)
@@ -163,6 +173,22 @@ def describe_record(record: RunRecord) -> dict[str, str]:
 def _describe_energy(name: str, joules: Mapping[str, float]) -> dict[str, str]:
     """Return energy as a fact to read, or no fact if the energy is not known."""
     return {name: ", ".join(f"{value:.1f} J ({part})" for part, value in joules.items())} if joules else {}
+
+
+def _describe_supplied(origin: SuppliedRecord) -> dict[str, str]:
+    """Return the origin of supplied features, and the statements of their user that are not in other facts."""
+    about = origin.about
+    facts = {
+        "features": f"{SUPPLIED} in {origin.file}" if origin.file else SUPPLIED,
+        "stated weights": about.weights_sha256,
+        "stated licence": about.license,
+        "stated home page": about.homepage,
+        "stated preprocessing": about.preprocessing,
+        "stated notes": about.notes,
+    }
+    if origin.val_fraction is not None:
+        facts["validation"] = f"{origin.val_fraction:g} of the training images, held out with seed {origin.seed}"
+    return {name: printable(text) for name, text in facts.items() if text}
 
 
 def calibration_rows(calibration: CalibrationRecord) -> list[tuple[str, str, str, str, str]]:
@@ -203,6 +229,7 @@ def collect_details(record: RunRecord) -> dict[str, Any]:
     found["classes"] = [asdict(row) for row in class_rows(record)]
     found["confusions"] = [asdict(one) for one in confusions(record)]
     found["calibration"] = None if result.calibration is None else _calibration(result.calibration)
+    found["clean"] = None if record.clean is None else _clean(record.clean)
     found["tests"] = [_further_test(test) for test in record.tests]
     return found
 
@@ -211,6 +238,12 @@ def _calibration(calibration: CalibrationRecord) -> dict[str, Any]:
     states = {name: getattr(calibration, name) for name in ("before", "after")}
     plain = {name: None if one is None else {**asdict(one), "bins": bins(one)} for name, one in states.items()}
     return {**plain, "temperature": calibration.temperature, "reasons": list(calibration.reasons)}
+
+
+def _clean(clean: CleanRecord) -> dict[str, Any]:
+    names = ("score", "num_test", "num_left_out", "num_differing", "reason")
+    interval = None if clean.interval is None else asdict(clean.interval)
+    return {**{name: getattr(clean, name) for name in names}, "interval": interval}
 
 
 def _further_test(test: FurtherTestRecord) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from probe.errors import printable
-from probe.specs import KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
+from probe.specs import KNN, LOGISTIC, NO_SOLVER, SUPPLIED, ZERO_SHOT
 
 if TYPE_CHECKING:
     from probe.records.schema import RunRecord
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 NO_RECORD = "—"  # in a table, a run without a record, or a value that its run does not have
 
 # The values of a filter -> the same in plain words.
-MODE_LABELS = {"eager": "eager (plain PyTorch)", "jit": "jit (TorchScript)", "compiled": "compiled (torch.compile)"}
+MODE_LABELS = {
+    "eager": "eager (plain PyTorch)",
+    "jit": "jit (TorchScript)",
+    "compiled": "compiled (torch.compile)",
+    SUPPLIED: "supplied (features from a file)",
+}
 PRECISION_LABELS = {"fp32": "fp32 (32-bit floats)", "fp16": "fp16 (16-bit floats)", "bf16": "bf16 (bfloat16)"}
 SOLVER_LABELS = {
     "fast": "fast (to the optimum)",
@@ -99,8 +104,8 @@ LEGEND = (
 )
 
 
-# Only in tables that have records of the protocol.
-METHOD_LEGEND = (
+# Only in tables that have records of the protocol or mode.
+OWN_LEGEND = (
     (
         "zero-shot",
         "Images are compared with texts of the class names; no training image is used. Records have the prompts.",
@@ -111,13 +116,18 @@ METHOD_LEGEND = (
         "validation split.",
     ),
     ("knn-5", "The 5 most similar training and validation images have one vote each."),
+    (
+        SUPPLIED,
+        "The features came from a file that another program made. The suite ran no encoder, and names of models and "
+        "datasets are what the user states.",
+    ),
 )
 
 
-def legend(protocols: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Return the terms of tables of some protocols, and their explanations."""
-    names = set(protocols)
-    return (*LEGEND, *(entry for entry in METHOD_LEGEND if entry[0] in names))
+def legend(protocols: Iterable[str], modes: Iterable[str] = ()) -> tuple[tuple[str, str], ...]:
+    """Return the terms of tables of some protocols and modes, and their explanations."""
+    names = {*protocols, *modes}
+    return (*LEGEND, *(entry for entry in OWN_LEGEND if entry[0] in names))
 
 
 def solver_text(solver: str) -> str:

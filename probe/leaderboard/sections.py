@@ -17,7 +17,7 @@ from probe.leaderboard.ranking import Evidence, MeanRanks, mean_ranks
 from probe.leaderboard.tables import half_width, marks, status
 from probe.records.record import prompts_of, test_images
 from probe.records.schema import DoneRecord, ResultRecord, RunRecord
-from probe.specs import NO_SOLVER, Protocol, digest, identity_fields
+from probe.specs import NO_SOLVER, SUPPLIED, Protocol, digest, identity_fields
 
 OTHER_IMAGES = "other test images, metric or prompts"
 BEST, TIED = "best", "tied"  # places of a score in its column
@@ -131,7 +131,8 @@ def make_sections(records: Sequence[RunRecord]) -> list[Section]:
     """Return the sections of records of different runs: the overview, then the others in natural order of their titles.
 
     The overview is the section with the most scores. If several have as many, the protocol with the most scores in all
-    sections comes first, then the section with the most scores without a mark.
+    sections comes first, then the section with the most scores without a mark. A section of supplied features is the
+    overview only if all sections are.
     """
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records:
@@ -143,7 +144,12 @@ def make_sections(records: Sequence[RunRecord]) -> list[Section]:
         of_protocol[section.protocol] = of_protocol.get(section.protocol, 0) + _num_scores(section)
     overview = max(
         sections,
-        key=lambda section: (_num_scores(section), of_protocol[section.protocol], _num_unmarked(section)),
+        key=lambda section: (
+            section.mode != SUPPLIED,
+            _num_scores(section),
+            of_protocol[section.protocol],
+            _num_unmarked(section),
+        ),
         default=None,
     )
     return sorted(sections, key=lambda section: section is not overview)

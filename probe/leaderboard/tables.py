@@ -13,7 +13,7 @@ from probe.errors import brief, printable
 from probe.leaderboard.labels import NO_RECORD, solver_text, solver_value
 from probe.records.record import model_slug
 from probe.records.schema import DoneRecord, IntervalRecord, ResultRecord, RunRecord
-from probe.specs import DEFAULT_SOLVER, KNN, LOGISTIC, NO_SOLVER, ZERO_SHOT
+from probe.specs import DEFAULT_SOLVER, KNN, LOGISTIC, NO_SOLVER, SUPPLIED, ZERO_SHOT
 
 if TYPE_CHECKING:
     from probe.stats.intervals import Interval
@@ -23,6 +23,7 @@ COLUMNS = (
     *("dataset", "protocol", "feature_point", "precision", "solver", "metric"),
     *("score", "low", "high", "interval", "status", "C", *COLUMNS_OF_FIT, "weights_sha256"),
 )
+CLEAN_COLUMNS = ("clean_score", "clean_low", "clean_high", "num_left_out", "num_differing")
 
 FINAL_NOTE = "* the final fit did not converge"
 CHOICE_NOTE = "~ C was chosen among fits of which some did not converge"
@@ -44,10 +45,12 @@ def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
 def records_to_csv(records: Iterable[RunRecord]) -> str:
     """Return one line per record, with the columns `COLUMNS`, and `k` if a record is of k-NN.
 
-    Scores are unrounded fractions.
+    If a record has a clean score, there are also the columns `CLEAN_COLUMNS`. Scores are unrounded fractions.
     """
     records = list(records)
-    names = [*COLUMNS, "k"] if has_neighbours(records) else COLUMNS
+    names = [*COLUMNS, "k"] if has_neighbours(records) else [*COLUMNS]
+    if any(isinstance(record, DoneRecord) and record.clean is not None for record in records):
+        names += CLEAN_COLUMNS
     return rows_to_csv(names, [[row(record).get(name) for name in names] for record in records])
 
 
@@ -71,7 +74,10 @@ def csv_value(value: object) -> object:
 
 
 def row(record: RunRecord) -> dict[str, object]:
-    """Return the values of a record under `COLUMNS`, and of k-NN also `k`; None for what does not apply."""
+    """Return the values of a record under `COLUMNS`, of k-NN also `k`, and those of a clean score if it has one.
+
+    Values that do not apply are None.
+    """
     values: dict[str, object] = {
         "dataset": record.dataset,
         "protocol": record.protocol,
@@ -92,6 +98,11 @@ def row(record: RunRecord) -> dict[str, object]:
         if record.spec.protocol.method == ZERO_SHOT:
             values["num_train"] = None
     found = {name: values.get(name) for name in COLUMNS}
+    if isinstance(record, DoneRecord) and record.clean is not None:
+        clean = record.clean
+        ends = (None, None) if clean.interval is None else (clean.interval.low, clean.interval.high)
+        numbers = (clean.score, *ends, clean.num_left_out, clean.num_differing)
+        found |= dict(zip(CLEAN_COLUMNS, numbers, strict=True))
     if has_neighbours([record]):
         found["k"] = record.result.k if record.result is not None else None
     return found
@@ -130,6 +141,10 @@ def footnotes(records: Sequence[RunRecord]) -> list[str]:
         notes.append("+ images are missing or could not be read; the record says how many, or which")
     if any(record.result is not None and record.result.interval is None for record in records):
         notes.append(f"{UNKNOWN}: the record is from a version that did not compute intervals")
+    if any(record.mode == SUPPLIED for record in records):
+        notes.append(
+            f"{SUPPLIED}: the features came from a file, and the names of model and dataset are what its user states"
+        )
     results = [(record.spec.protocol.method, record.result) for record in records if record.result is not None]
     notes += [f"{note}; the record has them" for note in varies_notes(results)]
     return notes
@@ -249,10 +264,10 @@ def _page(records: Sequence[RunRecord]) -> str:
     first = records[0]
     lines = [f"# {markdown_text(first.model)}, {first.mode}\n", records_to_markdown(records)]
     lines += [f"{note}\n" if note[0].isalpha() else f"\\{note}\n" for note in footnotes(records)]  # a mark is escaped
-    from probe.leaderboard.shifts import shifts_to_markdown  # it imports this module
+    from probe.leaderboard.clean import clean_to_markdown  # these import this module
+    from probe.leaderboard.shifts import shifts_to_markdown
 
-    further = shifts_to_markdown(records)
-    lines += [further] if further else []
+    lines += filter(None, [shifts_to_markdown(records), clean_to_markdown(records)])
     for record in records:
         if record.error is not None:
             failure = f"{record.dataset}, {record.protocol} failed: {brief(record.error.message)}"

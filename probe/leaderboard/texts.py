@@ -116,7 +116,7 @@ def sections_to_markdown(found: Sequence[Section], *, with_calibration: bool = F
         parts = [f"{part}{_calibration_markdown(section)}" for part, section in zip(parts, found, strict=True)]
     if parts:
         parts[0] = parts[0].replace("## ", "## Overview: ", 1)
-    terms = legend(section.protocol for section in found)
+    terms = legend((section.protocol for section in found), (section.mode for section in found))
     explained = "".join(f"- `{term}`: {text}\n" for term, text in terms)
     explained = explained.replace("`bold`", "**bold**").replace("`bold and =`", "**bold =**")
     if len(found) > 1:

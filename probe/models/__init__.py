@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probe import hub, paths
 from probe.errors import CheckpointError, CheckpointMissingError, ProbeError
@@ -17,7 +18,13 @@ from probe.models.open_clip_config import LOCAL, OPEN_CLIP_CONFIG
 from probe.names import unknown_name
 from probe.specs import ModelSpec
 
+if TYPE_CHECKING:
+    from probe.models.own import Encoder
+
 RANDOM, OPEN_CLIP, HF = "random:", "open_clip:", "hf:"  # prefixes of the names that are not in the catalogue
+TIMM = "timm:"  # prefix of models of timm
+TRANSFORMERS = "transformers:"
+MODULE = "module:"
 RANDOM_SEED = 0
 KEY = "?key="  # after the path of a checkpoint that contains several models: selects one of them
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -26,7 +33,10 @@ FOLDER_MARK = "config.json"  # Hugging Face's libraries write this file next to 
 DISTRIBUTED_SUFFIX, DISTRIBUTED_MARK = ".distcp", ".metadata"  # files of torch.distributed.checkpoint
 MODEL_FORMS = (
     f"{RANDOM}NAME, {OPEN_CLIP}ARCH/TAG, {OPEN_CLIP}ARCH/PATH, {OPEN_CLIP}local-dir:PATH, {OPEN_CLIP}hf-hub:ORG/NAME, "
-    f"{HF}ORG/NAME, or the path of a checkpoint or of a folder that Hugging Face's libraries or open_clip wrote"
+    f"{TIMM}NAME, {TIMM}ARCH/PATH, "
+    f"{TRANSFORMERS}ORG/NAME, {TRANSFORMERS}FOLDER, "
+    f"{MODULE}FILE.py:FUNCTION, {HF}ORG/NAME, or the path of a checkpoint or of a folder that Hugging Face's "
+    "libraries or open_clip wrote"
 )
 
 
@@ -42,9 +52,13 @@ def get_model(name: str | Path) -> ModelSpec:
         name: one of these forms:
 
             - a name of the catalogue, such as `ViT-B/32`;
-            - `random:NAME`, the architecture of a catalogue entry with seeded random weights;
+            - `random:NAME`, the architecture of a catalogue entry or of `timm:NAME` with seeded random weights;
             - `open_clip:ARCH/TAG`, `open_clip:ARCH/PATH`, `open_clip:local-dir:PATH` or `open_clip:hf-hub:ORG/NAME`;
+            - `timm:NAME`, `timm:ARCH/TAG` or `timm:ARCH/PATH`, a model of timm;
             - `hf:ORG/NAME`, a repository of the Hugging Face hub;
+            - `transformers:ORG/NAME` or `transformers:FOLDER`, any image tower of transformers, with or without
+              `?pool=POOLING`;
+            - `module:FILE.py:FUNCTION`, the encoder that a function of yours returns, see `models.own`;
             - the path of a checkpoint, or of a folder that Hugging Face's libraries or open_clip wrote. A checkpoint
               with `open_clip_config.json` next to it is read as `open_clip:local-dir:PATH`;
             - `PATH?key=KEY`, one of several models in a checkpoint, such as `PATH?key=state_dict_ema`.
@@ -53,7 +67,7 @@ def get_model(name: str | Path) -> ModelSpec:
         UnknownNameError: no model has this name; the message suggests similar names.
         CheckpointMissingError: the name is a path, and no file exists there.
         CheckpointError: the path is a distributed checkpoint, which must first be converted to one file.
-        ExtraMissingError: the model needs open_clip, which is not installed.
+        ExtraMissingError: the model needs a library that is not installed; the message names the extra.
     """
     name = str(name)
     for spec in MODELS:
@@ -70,10 +84,49 @@ def get_model(name: str | Path) -> ModelSpec:
     return _on_disk(name) if family is None else family.find_spec(source)
 
 
+def resolve_model(model: str | Path | ModelSpec | Encoder) -> ModelSpec:
+    """Return the specification of a model: of a name, see `get_model`, or of an `Encoder` of the user.
+
+    Raises:
+        UnknownNameError, CheckpointError, ExtraMissingError: see `get_model`.
+        CheckpointError: the object is not a model.
+    """
+    if isinstance(model, ModelSpec):
+        return model
+    if isinstance(model, str | Path):
+        return get_model(model)
+    register = getattr(model, "register", None)
+    if register is None:
+        raise CheckpointError(
+            f"expected the name of a model or an Encoder, got a {type(model).__name__}; wrap your own module as "
+            "probe.Encoder(module, preprocess, name=...)"
+        )
+    spec: ModelSpec = register()
+    return spec
+
+
 def split_key(source: str) -> tuple[Path, str]:
     """Return the path and the key of `PATH?key=KEY`. The key is empty if a file has the whole text as its name."""
     path, mark, key = source.rpartition(KEY)
     return (Path(path), key) if mark and not Path(source).exists() else (Path(source), "")
+
+
+def locate_checkpoint(source: str) -> tuple[Path, str]:
+    """Return the absolute path and the key of `PATH?key=KEY`. The file need not exist.
+
+    Raises:
+        CheckpointMissingError: the path cannot be used on this system.
+        FolderError: the path starts with `~`, and this process has no home folder.
+    """
+    try:
+        written, key = split_key(source)
+        path = paths.expand_home(written).absolute()
+        path.exists()
+    except (OSError, ValueError) as err:  # the name is too long or contains a NUL
+        if isinstance(err, ProbeError):
+            raise
+        raise CheckpointMissingError(f"cannot access {source!r} ({err}); give the path of a file") from err
+    return path, key
 
 
 def refuse_options(source: str, known: str) -> None:
@@ -101,6 +154,10 @@ def is_here(spec: ModelSpec, weights_dir: str | Path | None = None) -> bool:
 
 
 def _random(name: str) -> ModelSpec:
+    form, colon, source = name.removeprefix(RANDOM).partition(":")
+    family = find_family(form) if colon else None
+    if family is not None:
+        return replace(family.find_random_spec(source), seed=RANDOM_SEED)
     shape = get_model(name.removeprefix(RANDOM))
     if shape.architecture is None or shape.form == "random":
         raise unknown_name("model", shape.name, model_names())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,13 +32,14 @@ from probe.models.openai import BUFFERS, check_weights
 from probe.models.preprocess import Preprocess
 from probe.models.saved import Saved, read_saved
 from probe.models.towers import architecture_of
-from probe.models.unwrapping import WHOLE, Candidate, find_clips, largest_table, without_shared_prefix
+from probe.models.unwrapping import WHOLE, Candidate, find_clips, find_state_dicts, largest_table, without_shared_prefix
 from probe.paths import is_utf8
 from probe.specs import Architecture, digest
 
 logger = logging.getLogger(__name__)
 
 SAFETENSORS = ".safetensors"
+CLIP_MODEL = "CLIP model"
 
 
 @dataclass(frozen=True)
@@ -128,16 +129,23 @@ def _naming(path: Path, hint: str = "") -> Iterator[None]:
         raise CheckpointError(message if str(path) in message else f"{path}: {message}{hint}") from err
 
 
-def read_model(path: Path, key: str = "") -> Candidate:
-    """Return the CLIP model in one file, without the containers and prefixes of training scripts.
+def read_model(path: Path, key: str = "", expected: Collection[str] = ()) -> Candidate:
+    """Return the model in one file, without the containers and prefixes of training scripts.
 
-    If the file contains no CLIP model in a known naming, return the largest group of tensors, because open_clip can
-    load models that this package does not know.
+    If the file contains no such model, return the largest group of tensors, because open_clip and timm can load weights
+    in namings that this package does not know.
+
+    Args:
+        path: path of the file.
+        key: selects one of several models in the file; empty if there is only one.
+        expected: names of the weights of the model; empty for a CLIP model.
 
     Raises:
         CheckpointError: the file is damaged, contains no tensors, or contains several models and `key` selects none.
     """
-    return _select_model(path, _read_content(path), key)
+    saved = _read_content(path)
+    models = find_state_dicts(saved.content, expected) if expected else find_clips(saved.content)
+    return _select_model(path, saved, models, key, "model" if expected else CLIP_MODEL)
 
 
 def _read_content(path: Path) -> Saved:
@@ -147,18 +155,18 @@ def _read_content(path: Path) -> Saved:
     return Saved(read_archive(path), ()) if is_archive(path) else _read_saved(path)
 
 
-def _select_model(path: Path, saved: Saved, key: str) -> Candidate:
-    models = find_clips(saved.content)
+def _select_model(path: Path, saved: Saved, models: Sequence[Candidate], key: str, kind: str) -> Candidate:
+    """Return the model with a key, or the only model. `kind` names the models in messages."""
     selected = [model for model in models if key in ("", model.key)]
     if len(selected) > 1:
         keys = listed(f"?key={model.key}" for model in selected)
-        raise CheckpointError(f"{path} contains {len(selected)} CLIP models; add one of these to the path: {keys}")
+        raise CheckpointError(f"{path} contains {len(selected)} {kind}s; add one of these to the path: {keys}")
     if key and not selected:
         if [model.key for model in models] == [WHOLE]:
-            raise CheckpointError(f"{path} contains one CLIP model without a container; leave out {KEY}{key}")
+            raise CheckpointError(f"{path} contains one {kind} without a container; leave out {KEY}{key}")
         keys = listed(model.key for model in models) or "none"
         raise CheckpointError(
-            f"{path} contains no CLIP model under the key {key!r}; use one of the keys of its models: {keys}"
+            f"{path} contains no {kind} under the key {key!r}; use one of the keys of its models: {keys}"
         )
     if not selected and saved.classes:
         raise _cannot_load_objects(path, saved.classes)
@@ -167,14 +175,20 @@ def _select_model(path: Path, saved: Saved, key: str) -> Candidate:
         raise CheckpointError(f"{path} contains no state dict; save the model's state_dict()")
     if model.unused:
         logger.warning(
-            "%s: %d tensors are not part of the CLIP model under %s and are not used: %s",
+            "%s: %d tensors are not part of the %s under %s and are not used: %s",
             path,
             len(model.unused),
+            kind,
             model.key,
             listed(model.unused, most=3),
         )
     plain = {name: tensor for name, tensor in model.state_dict.items() if name not in BUFFERS}
-    for name, value in plain.items():
+    _check_plain(path, plain)
+    return replace(model, state_dict=plain)
+
+
+def _check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
         if (
             type(value) not in (Tensor, Parameter)
             or value.layout != torch.strided
@@ -187,7 +201,6 @@ def _select_model(path: Path, saved: Saved, key: str) -> Candidate:
             )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # a stride of 0
             raise CheckpointError(f"{path} has {name!r} as an expanded view; save a contiguous copy of the tensor")
-    return replace(model, state_dict=plain)
 
 
 def _cannot_load_objects(path: Path, classes: Sequence[str]) -> CheckpointError:
@@ -222,7 +235,7 @@ def _read_saved(path: Path) -> Saved:
             saved = Saved(None, ())
         if saved.content is not None or saved.classes:
             return saved
-        raise CheckpointError(f"{path} is not a CLIP checkpoint or is damaged; download or save it again") from err
+        raise CheckpointError(f"{path} is not a checkpoint or is damaged; download or save it again") from err
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -240,20 +253,44 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_folder(folder: Path, key: str) -> Checkpoint:
     huggingface.check_type(folder)
-    files = _weight_files(folder)
-    saved = [_read_content(file) for file in files]
-    if len(files) > 1:  # shards of one state dict
-        tensors = {name: tensor for shard in saved for name, tensor in largest_table(shard.content).items()}
-        saved = [Saved(tensors, tuple(name for shard in saved for name in shard.classes))]
-    model = _select_model(folder, saved[0], key)
+    saved = _read_shards(folder)
+    model = _select_model(folder, saved, find_clips(saved.content), key, CLIP_MODEL)
     state_dict = model.state_dict
     if not huggingface.is_hugging_face(state_dict):
         raise CheckpointError(
             f"{folder} contains no weights of a CLIPModel; give a folder that CLIPModel.save_pretrained wrote"
         )
-    hashes = {file.name: weights_sha256(file) for file in files}
-    sha256 = next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes)
-    return replace(_from_hugging_face(folder, state_dict, folder, sha256), key=model.key)
+    return replace(_from_hugging_face(folder, state_dict, folder, digest_weights(folder)), key=model.key)
+
+
+def _read_shards(folder: Path) -> Saved:
+    """Return the content of the weights in a folder, with the shards of a state dict joined."""
+    saved = [_read_content(file) for file in _weight_files(folder)]
+    if len(saved) > 1:
+        tensors = {name: tensor for shard in saved for name, tensor in largest_table(shard.content).items()}
+        saved = [Saved(tensors, tuple(name for shard in saved for name in shard.classes))]
+    return saved[0]
+
+
+def digest_weights(folder: Path) -> str:
+    """Return the SHA-256 of the weights in a folder, or a digest of the shards."""
+    hashes = {file.name: weights_sha256(file) for file in _weight_files(folder)}
+    return next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes)
+
+
+def read_folder_tensors(folder: Path) -> Mapping[str, Tensor]:
+    """Return the tensors in a folder that Hugging Face's libraries wrote, of any model.
+
+    Raises:
+        CheckpointError: a file is missing, cannot be read, is damaged, or contains pickled objects.
+    """
+    with naming_unreadable(folder):
+        saved = _read_shards(folder)
+    if saved.classes:
+        raise _cannot_load_objects(folder, saved.classes)
+    tensors = largest_table(saved.content)
+    _check_plain(folder, tensors)
+    return tensors
 
 
 def list_checkpoint_files(path: Path) -> list[Path]:
@@ -299,4 +336,5 @@ def _from_hugging_face(folder: Path, state_dict: Mapping[str, Tensor], path: Pat
     preprocess = huggingface.read_preprocess(folder, architecture.image_resolution)
     settings = huggingface.find_image_settings(folder)
     origin = settings.name if settings is not None else Checkpoint.preprocess_from
-    return Checkpoint(renamed, architecture, preprocess, sha256, path, hub.read_license(folder), origin)
+    license_name = hub.read_license(folder)
+    return Checkpoint(renamed, architecture, preprocess, sha256, path, license_name, preprocess_from=origin)

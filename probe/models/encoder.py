@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,8 @@ class ImageEncoder:
         weights_key: place of the weights in the checkpoint, such as `state_dict.model`; `.` if the checkpoint contains
             nothing else.
         preprocess_from: origin of the settings of `preprocess`, such as `open_clip_config.json`.
+        identity: digest of the encoder in the keys of cached features, see `loading.identify`; empty if the name of the
+            encoder, as one that `get_model` accepts, identifies it.
         pooling: rule by which patches become one feature, such as `mean`; empty if the model has only one rule.
     """
 
@@ -59,6 +62,7 @@ class ImageEncoder:
     weights_key: str = WHOLE
     preprocess_from: str = ""
     pooling: str = ""
+    identity: str = ""
 
     @property
     def resolution(self) -> int:
@@ -120,8 +124,8 @@ def measure_widths(
     zeros = torch.zeros(2, 3, *shape, device=execution.device, dtype=execution.dtype)
     try:
         with torch.inference_mode():
-            middle = _check_rows(name, before(zeros))
-            return middle.shape[1], _check_rows(name, project(middle)).shape[1]
+            middle = check_rows(name, before(zeros), len(zeros))
+            return middle.shape[1], check_rows(name, project(middle), len(zeros)).shape[1]
     except torch.cuda.OutOfMemoryError:
         raise
     except ProbeError:
@@ -133,17 +137,21 @@ def measure_widths(
         ) from err
 
 
-def _check_rows(name: str, features: object) -> Tensor:
-    """Return the features of two images, after checking their shape."""
+def check_rows(name: str, features: object, n: int) -> Tensor:
+    """Return the features of n images that a model returned, after checking their shape.
+
+    Raises:
+        CheckpointError: they are not a float tensor with one row for each image.
+    """
     if not isinstance(features, Tensor):
         found = f"a {type(features).__name__}"
-    elif features.ndim != 2 or len(features) != 2:
+    elif features.ndim != 2 or len(features) != n:
         found = f"the shape {tuple(features.shape)}"
     elif not features.is_floating_point():
         found = str(features.dtype)
     else:
         return features
-    raise CheckpointError(f"{name} returned {found} for 2 images; an encoder returns a float tensor (2, features)")
+    raise CheckpointError(f"{name} returned {found} for {n} images; an encoder returns a float tensor ({n}, features)")
 
 
 def dtypes_of(tensors: Iterable[Tensor]) -> tuple[str, ...]:
@@ -153,3 +161,13 @@ def dtypes_of(tensors: Iterable[Tensor]) -> tuple[str, ...]:
     ('float16', 'float32')
     """
     return tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()}))
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the names, dtypes, shapes and values of tensors on any device."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # NumPy has no bf16, so the bytes are viewed.
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

@@ -7,15 +7,24 @@ modules of the families import heavy libraries, so a module is imported when the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from probe.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from probe.models.devices import Execution
     from probe.models.encoder import ImageEncoder
+    from probe.models.sizes import ModelSizes
     from probe.specs import ModelSpec
 
-FAMILIES = {"open_clip": ("probe.models.open_clip_family", "OpenClipFamily")}  # by form: module and class
+FAMILIES = {  # by form: module and class
+    "open_clip": ("probe.models.open_clip_family", "OpenClipFamily"),
+    "timm": ("probe.models.timm_family", "TimmFamily"),
+    "transformers": ("probe.models.transformers_family", "TransformersFamily"),
+    "module": ("probe.models.module_family", "ModuleFamily"),
+}
 
 
 class Family(ABC):
@@ -28,6 +37,30 @@ class Family(ABC):
         Raises:
             UnknownNameError, CheckpointError, ExtraMissingError: the message says what to do.
         """
+
+    def find_random_spec(self, source: str) -> ModelSpec:
+        """Return the specification of a model with random weights, without the seed; `source` as in `find_spec`.
+
+        Raises:
+            UnknownNameError: the family has no models with random weights, or no such model.
+        """
+        raise UnknownNameError(f"no random weights for {source!r}; give random:NAME with a name of the catalogue")
+
+    def list_names(self) -> Sequence[str]:
+        """Return the names of all models with published weights, as far as the library lists them.
+
+        Raises:
+            ExtraMissingError: the library is not installed; the message names the extra.
+        """
+        return ()
+
+    def measure_sizes(self, spec: ModelSpec) -> ModelSizes | None:  # noqa: ARG002 - families use it
+        """Return the sizes and the cost of a model without reading weights; None if they are not known.
+
+        Raises:
+            CheckpointError, ExtraMissingError: the message says what to do.
+        """
+        return None
 
     @abstractmethod
     def is_here(self, spec: ModelSpec) -> bool:

@@ -127,7 +127,7 @@ def check_type(folder: Path) -> None:
         CheckpointError: the folder contains another kind of model; the message says what is supported.
     """
     path = folder / CONFIG
-    model_type = _read_json(path).get("model_type")
+    model_type = read_json(path).get("model_type")
     if model_type != "clip":
         advice = ADVICE.get(str(model_type), "give a folder that CLIPModel.save_pretrained wrote")
         raise CheckpointError(
@@ -144,7 +144,7 @@ def read_architecture(folder: Path, state_dict: Mapping[str, Tensor]) -> Archite
     """
     check_type(folder)
     path = folder / CONFIG
-    config = _read_json(path)
+    config = read_json(path)
     vision, text = (_read_tower(path, config, tower) for tower in DEFAULTS)
     if text["hidden_act"] != vision["hidden_act"]:
         raise _unsupported(path, "text hidden_act", text["hidden_act"], [vision["hidden_act"]])
@@ -207,7 +207,7 @@ def read_preprocess(folder: Path, resolution: int) -> Preprocess:
         CheckpointError: a setting is not supported; the message names the setting.
     """
     path = find_image_settings(folder)
-    config = _read_json(path) if path is not None else {}
+    config = read_json(path) if path is not None else {}
     path = path or folder / IMAGES
     config = config.get("image_processor", config)
     for step in STEPS:
@@ -250,10 +250,10 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         CheckpointError: a file is damaged.
     """
     if (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
-        return Vocabulary(read_merges(folder / MERGES), _read_json(folder / VOCABULARY))
+        return Vocabulary(read_merges(folder / MERGES), read_json(folder / VOCABULARY))
     if not (folder / TOKENIZER).is_file():
         return None
-    content = _read_json(folder / TOKENIZER)
+    content = read_json(folder / TOKENIZER)
     try:
         model = content["model"]
         pairs = [merge.split() if isinstance(merge, str) else merge for merge in model["merges"]]
@@ -266,7 +266,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 def read_context_length(folder: Path) -> int:
     """Return the number of tokens per text of the text tower in a folder."""
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     length = (config.get("text_config_dict") or config.get("text_config") or {}).get("max_position_embeddings")
     return int(length or CONTEXT_LENGTH)
 
@@ -289,7 +289,12 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file next to the weights.
+
+    Raises:
+        CheckpointError: the file is missing, cannot be read or is damaged.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as err:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from probe import hub, paths
 from probe.errors import CheckpointError, ChecksumError
 from probe.fetch import fetch, weights_sha256
-from probe.models import get_model, open_clip, split_key
+from probe.models import get_model, open_clip, resolve_model, split_key
 from probe.models.archive import is_archive
 from probe.models.checkpoints import Checkpoint, list_checkpoint_files, naming_unreadable, read_checkpoint
 from probe.models.devices import Execution, resolve_execution
-from probe.models.encoder import ImageEncoder, dtypes_of
+from probe.models.encoder import ImageEncoder, dtypes_of, tensors_sha256
 from probe.models.families import find_family
 from probe.models.huggingface import FILES
 from probe.models.layout import compile_tower, lay_out
@@ -29,12 +29,15 @@ from probe.models.preprocess import Preprocess
 from probe.models.towers import CLIP, convert_weights
 from probe.specs import ModelSpec, digest
 
+if TYPE_CHECKING:
+    from probe.models.own import Encoder
+
 # With shards and their index. Safetensors files come first, because they cannot contain code.
 HUB_WEIGHTS = (("model*.safetensors*",), ("pytorch_model*.bin*",))
 
 
 def load_encoder(
-    model: str | Path | ModelSpec,
+    model: str | Path | ModelSpec | Encoder,
     *,
     jit: bool = False,
     device: str | torch.device = "auto",
@@ -46,7 +49,7 @@ def load_encoder(
     """Load the image tower of a model.
 
     Args:
-        model: a name that `get_model` accepts, or a specification.
+        model: a name that `get_model` accepts, a specification, or an `Encoder` of your own.
         jit: run the TorchScript archive unchanged instead of rebuilding the model. Random weights are first traced into
             an archive. A model that is not an archive is rebuilt, with a warning and with `execution.jit` False.
         device: `auto` for CUDA if it is available, else the CPU; or a device that `torch.device` accepts.
@@ -59,7 +62,7 @@ def load_encoder(
     Raises:
         UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: the message says what to do.
     """
-    spec = model if isinstance(model, ModelSpec) else get_model(model)
+    spec = resolve_model(model)
     execution = resolve_execution(device, precision=precision, jit=jit, compiled=compiled, form=spec.form)
     family = find_family(spec.form)
     if family is not None:
@@ -244,12 +247,4 @@ def _draw_weights(spec: ModelSpec) -> Checkpoint:
     convert_weights(model, torch.float16)
     state_dict = model.state_dict()
     preprocess = Preprocess(spec.architecture.image_resolution)
-    return Checkpoint(state_dict, spec.architecture, preprocess, _tensors_sha256(state_dict), path=None)
-
-
-def _tensors_sha256(state_dict: Mapping[str, Tensor]) -> str:
-    sha = hashlib.sha256()
-    for name, tensor in sorted(state_dict.items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.contiguous().numpy().tobytes())
-    return sha.hexdigest()
+    return Checkpoint(state_dict, spec.architecture, preprocess, tensors_sha256(state_dict), path=None)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from probe.cgroups import memory_limits
 from probe.specs import Architecture
@@ -74,3 +81,45 @@ def activation_bytes(architecture: Architecture) -> int:
         heads = architecture.vision_heads
         return BYTES * (image + 16 * tokens * width + heads * tokens * tokens)
     return BYTES * (image + max(3 * (side // 2) ** 2 * width, 5 * (side // 4) ** 2 * 4 * width))
+
+
+def measure_activations(run: Callable[[Tensor], object], images: Tensor) -> int:
+    """Return the largest number of bytes that the results of a function's operations take at one time.
+
+    The images count, too. Attention counts as separate matrix products, which store the attention weights, although
+    fused kernels do not store them. Buffers inside an operation do not count. On torch's device `meta`, no memory is
+    used.
+    """
+    counter = _LiveBytes()
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        run(images)
+    return counter.peak + images.nbytes
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counter of the bytes of the storages that operations have made and that still exist."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count its results. Views and results in place have a storage that is known."""
+        given = {
+            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
+        }
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in given | self._known:
+                    self._known.add(storage._cdata)
+                    self.live += storage.nbytes()
+                    self.peak = max(self.peak, self.live)
+                    weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        return results
+
+    def _free(self, key: int, num_bytes: int) -> None:
+        self._known.discard(key)
+        self.live -= num_bytes

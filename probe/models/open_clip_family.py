@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from probe.errors import DownloadError
@@ -10,7 +11,8 @@ from probe.models import open_clip, open_clip_names, open_clip_towers
 from probe.models.devices import Execution
 from probe.models.encoder import ImageEncoder
 from probe.models.families import Family
-from probe.models.profile import describe_sizes, profile_model
+from probe.models.profile import profile_model
+from probe.models.sizes import ModelSizes, measure_encoder
 from probe.specs import ModelSpec
 
 
@@ -21,6 +23,10 @@ class OpenClipFamily(Family):
         """Return the specification of `ARCH/TAG`, `ARCH/PATH`, `local-dir:PATH` or `hf-hub:ORG/NAME`."""
         source = str(open_clip_names.parse(source))
         return ModelSpec(f"open_clip:{source}", form="open_clip", source=source)
+
+    def list_names(self) -> Sequence[str]:
+        """Return the names of all models with a tag."""
+        return open_clip_names.names()
 
     def is_here(self, spec: ModelSpec) -> bool:
         """Return True if the model needs no download."""
@@ -41,11 +47,15 @@ class OpenClipFamily(Family):
         if is_here:
             path, facts["license"] = open_clip.fetch_zoo_weights(open_clip_names.parse(spec.source), offline=True)
             facts["sha256"] = file_sha256(path)
+        sizes = self.measure_sizes(spec)
+        return facts if sizes is None else facts | sizes.describe()
+
+    def measure_sizes(self, spec: ModelSpec) -> ModelSizes | None:
+        """Return the sizes; None if the configuration of a text tower of Hugging Face is not on this machine."""
         try:
             loaded = open_clip.sketch(spec.source)
-        except DownloadError:  # the configuration of a text tower of Hugging Face is not on this machine
-            return facts
-        profile = profile_model(loaded.model, loaded.preprocess.resolution)
+        except DownloadError:
+            return None
+        profile = profile_model(loaded.model, loaded.preprocess.resolution)  # before the tower is split
         encoder = open_clip_towers.zoo_encoder(spec.name, loaded, open_clip.META)
-        sizes = describe_sizes(encoder.resolution, encoder.embed_dim, encoder.pre_projection_dim, profile)
-        return facts | sizes
+        return measure_encoder(encoder, loaded.model, profile)

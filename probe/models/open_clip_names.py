@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from probe import hub, paths
-from probe.errors import CheckpointMissingError, ExtraMissingError, ProbeError, UnknownNameError, listed
-from probe.models import KEY, OPEN_CLIP, refuse_options, split_key
+from probe import hub
+from probe.errors import CheckpointMissingError, ExtraMissingError, UnknownNameError, listed
+from probe.models import KEY, OPEN_CLIP, locate_checkpoint, refuse_options
 from probe.models.open_clip_config import HUB, LOCAL, OPEN_CLIP_CONFIG
 from probe.names import unknown_name
 
@@ -68,7 +68,7 @@ def parse(source: str) -> ZooSource:
     if rest in tags:
         return ZooSource(architecture, tag=rest)
     own_preprocess = rest.endswith((f"?{OWN_PREPROCESS}", f"&{OWN_PREPROCESS}"))
-    path, key = _parse_path(rest[: -len(OWN_PREPROCESS) - 1] if own_preprocess else rest)
+    path, key = locate_checkpoint(rest[: -len(OWN_PREPROCESS) - 1] if own_preprocess else rest)
     if path.is_file():
         return ZooSource(architecture, path=path, own_preprocess=own_preprocess, key=key)
     refuse_options(rest, f"{KEY}KEY, ?{OWN_PREPROCESS} and {KEY}KEY&{OWN_PREPROCESS}")
@@ -83,26 +83,13 @@ def parse(source: str) -> ZooSource:
 
 
 def _parse_local(name: str) -> ZooSource:
-    path, key = _parse_path(name)
+    path, key = locate_checkpoint(name)
     if not path.exists():
         raise CheckpointMissingError(f"no file or folder at {path}; give the folder that contains {OPEN_CLIP_CONFIG}")
     folder = path if path.is_dir() else path.parent
     if not (folder / OPEN_CLIP_CONFIG).is_file():
         raise CheckpointMissingError(f"{folder} has no {OPEN_CLIP_CONFIG}; add that file, or give open_clip:ARCH/PATH")
     return ZooSource(path=path, key=key)
-
-
-def _parse_path(name: str) -> tuple[Path, str]:
-    """Return the absolute path and the key of `PATH?key=KEY`."""
-    try:
-        written, key = split_key(name)
-        path = paths.expand_home(written).absolute()
-        path.exists()
-    except (OSError, ValueError) as err:  # the name is too long or contains a NUL
-        if isinstance(err, ProbeError):
-            raise
-        raise CheckpointMissingError(f"cannot access {name!r} ({err}); give the path of a file") from err
-    return path, key
 
 
 def _split_architecture(source: str) -> tuple[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,14 +26,19 @@ def profile_model(model: nn.Module, resolution: int) -> Profile:
     assert isinstance(visual, nn.Module)
     first = next(visual.parameters())
     image = torch.zeros(1, 3, resolution, resolution, device=first.device, dtype=first.dtype)
-    # The counter counts attention as separate matrix products; it does not know every fused kernel.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        visual(image)
     return Profile(
         image_parameters=sum(p.numel() for p in visual.parameters()),
         parameters=sum(p.numel() for p in model.parameters()),
-        flops=counter.get_total_flops(),
+        flops=count_flops(visual, image),
     )
+
+
+def count_flops(run: Callable[[Tensor], object], images: Tensor) -> int:
+    """Return the number of floating-point operations of a function on images."""
+    # The counter counts attention as separate matrix products; it does not know every fused kernel.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run(images)
+    return int(counter.get_total_flops())
 
 
 def describe_sizes(

@@ -1,16 +1,16 @@
-"""Find the state dict of a CLIP model in the content of a training checkpoint, without containers and prefixes.
+"""Find the state dict of a model in the content of a training checkpoint, without containers and prefixes.
 
 Training scripts save the weights in a container, such as `state_dict`, `model_state_dict` or `ema`, together with other
 values. Wrappers of the model add prefixes to the names of the weights, such as `module.`, `_orig_mod.` or `model.`.
 Containers and prefixes can be nested, and can have any name: a CLIP model is wherever `logit_scale` and an image tower
-share a prefix. This module reads no files.
+share a prefix. A model of another library is where all names of its weights share a prefix. This module reads no files.
 """
 
 from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -27,7 +27,7 @@ MAX_DEPTH = 50  # containers inside each other; deeper ones are skipped
 
 @dataclass(frozen=True)
 class Candidate:
-    """A CLIP model in the content of a training checkpoint.
+    """A model in the content of a training checkpoint.
 
     Args:
         key: containers and prefix, joined with dots, such as `state_dict.student`; `WHOLE` if there are none.
@@ -52,6 +52,24 @@ def find_clips(content: object) -> list[Candidate]:
                 key = f"{model.key}#{number}"
             models[key] = replace(model, key=key)
     return list(models.values())
+
+
+def find_state_dicts(content: object, expected: Collection[str]) -> list[Candidate]:
+    """Return all models in nested mappings, lists and tuples that have tensors with all expected names.
+
+    Args:
+        content: content of a training checkpoint.
+        expected: names of the tensors of a model, without a prefix; at least one.
+    """
+    first = next(iter(expected))
+    models = []
+    for place, tensors in _find_tables(content):
+        for prefix in [name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")]:
+            if all(prefix + name in tensors for name in expected):
+                key = ".".join([*place, *prefix.split(".")[:-1]]) or WHOLE
+                own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+                models.append(Candidate(key, own))
+    return models
 
 
 def largest_table(content: object) -> dict[str, Tensor]:

@@ -106,8 +106,8 @@ def check_encoder_of(
         HeadError: the weights, the preprocessing, the mode, the precision or the width of the features differ.
         UnknownNameError, CheckpointError: the weights of the encoder are not known by its name.
     """
-    weights = encoder.weights_sha256
-    if weights != head.info.weights:  # encoders of several files have another digest
+    weights = encoder.identity or encoder.weights_sha256
+    if not encoder.identity and weights != head.info.weights:  # encoders of several files have another digest
         weights = identify(get_model(encoder.name), weights_dir=weights_dir, offline=offline)
     head.check_encoder(encoder, weights)
 

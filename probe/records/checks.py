@@ -10,7 +10,8 @@ from datetime import datetime
 
 from probe.errors import ResultsError
 from probe.records.schema import DoneRecord, FurtherTestRecord, ResultRecord, RunRecord
-from probe.specs import KNN, LOGISTIC, ZERO_SHOT
+from probe.records.supplied import PREFIX
+from probe.specs import KNN, LOGISTIC, SUPPLIED, ZERO_SHOT
 
 SLACK = 1e-9  # difference of a mean over folds when it is computed again
 
@@ -23,6 +24,9 @@ def find_fault(record: RunRecord) -> str:
         hash(record.spec)
     except TypeError:  # objects among the options of a source
         return "spec.dataset.sources has options that are objects or arrays"
+    is_supplied = record.extraction.supplied is not None
+    if is_supplied != (record.spec.model.form == SUPPLIED) or is_supplied != record.model.startswith(PREFIX):
+        return "extraction.supplied, spec.model.form and spec.model.name disagree about the origin of the features"
     if not isinstance(record, DoneRecord):
         return ""
     result, interval, rules = record.result, record.result.interval, record.spec.protocol
@@ -36,6 +40,8 @@ def find_fault(record: RunRecord) -> str:
     for test in record.tests:
         if fault := _find_contradiction_of_test(test):
             return f"tests, {test.name}: {fault}"
+    if fault := _find_contradiction_of_clean(record):
+        return f"clean: {fault}"
     if rules.method == KNN and result.k is not None and result.k not in rules.neighbours:
         return f"its k, {result.k}, is not among the neighbours of its protocol"
     if rules.method == ZERO_SHOT and record.prompts is None:
@@ -61,6 +67,36 @@ def _find_contradiction_of_test(test: FurtherTestRecord) -> str:
             return f"its outcomes cannot be read: {err}"
         if abs(score - convention.score) > SLACK:
             return f"its score is {convention.score:.6g}, but the score of its outcomes is {score:.6g}"
+    return ""
+
+
+def _find_contradiction_of_clean(record: DoneRecord) -> str:
+    """Return a sentence that says how a clean score contradicts the record, or "" if it does not."""
+    clean, result = record.clean, record.result
+    if clean is None:
+        return ""
+    if (clean.score is None) != bool(clean.reason) or (clean.score is None) != (clean.interval is None):
+        return "it must have either a score with its interval, or a reason"
+    if (
+        clean.interval is not None
+        and not clean.interval.low - SLACK <= (clean.score or 0) <= clean.interval.high + SLACK
+    ):
+        return f"its score {clean.score} lies outside its confidence interval"
+    from probe.records.packing import unpack_left_out, unpack_outcomes  # imports NumPy
+
+    try:
+        left_out, outcomes = unpack_left_out(clean), unpack_outcomes(result)
+        if sum(int(own.sum()) for own in left_out) != clean.num_left_out:
+            return f"num_left_out is {clean.num_left_out}, but the images that were left out are not as many"
+        draws_in_folds = any(fold.draws for fold in result.folds)  # only the first draw may have outcomes
+        if clean.score is None or draws_in_folds or len(left_out) not in (1, len(outcomes)):
+            return ""
+        kept = [(~own).nonzero()[0] for own in left_out]
+        score = sum(one.score(kept[i % len(kept)]) for i, one in enumerate(outcomes)) / max(1, len(outcomes))
+    except (ResultsError, ValueError, IndexError) as err:
+        return f"the images that were left out cannot be read: {err}"
+    if outcomes and abs(score - clean.score) > SLACK:
+        return f"its score is {clean.score:.6g}, but the score of its outcomes is {score:.6g}"
     return ""
 
 

@@ -48,6 +48,7 @@ STAGES = {
         "the score on the test images differs",
     ),
     "further tests": (("tests",), "scores on further test sets differ"),
+    "clean score": (("clean",), "the scores without test images that are also training images differ"),
     "record": (("status", "error", "schema_version"), "one of the runs failed, or the records have different versions"),
 }
 TIMES = ("created", "seconds", "extraction")  # differ in every run
@@ -89,7 +90,7 @@ class Difference:
 def diff(a: RunRecord, b: RunRecord) -> Difference:
     """Return the fields in which two records differ, except times and descriptions, and a test of their scores.
 
-    Scores of classes, calibration and further test sets that only one record has are no difference.
+    Scores of classes, calibration, further test sets and clean scores that only one record has are no difference.
     """
     left, right = (dict(_leaves(_comparable(record))) for record in (a, b))
     own = {f"{kind}.{name}" for kind in ("splits", "features") for name in _own_splits(a, b)}
@@ -126,7 +127,8 @@ def _own_results(a: RunRecord, b: RunRecord) -> set[str]:
         return set()
     tests = {test.name for test in a.tests} ^ {test.name for test in b.tests}
     fields = {name for name in OPTIONAL if bool(getattr(a.result, name)) != bool(getattr(b.result, name))}
-    return {f"tests.{name}" for name in tests} | {f"result.{name}" for name in fields}
+    clean = {"clean"} if (a.clean is None) != (b.clean is None) else set()
+    return {f"tests.{name}" for name in tests} | {f"result.{name}" for name in fields} | clean
 
 
 def _comparable(record: RunRecord) -> Any:

@@ -12,7 +12,7 @@ Schema history. Fields that were added to a schema later have a default in `reco
    `converged` follows `probes.solvers.optimality` in a record that has `suboptimality`, and else the gradient.
 4. Few-shot draws have `draw_sha256`, a digest, instead of `indices` and `held_out`, the positions as text.
 5. `spec.dataset`, its `sources` and `extraction` have `subsets` instead of `parts`, and skipped images in `read` have
-   `subset` instead of `part`.
+   `subset` instead of `part`. Added later: `supplied` in `extraction`.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import numpy as np
 from probe.errors import ResultsError
 from probe.records.schema import (
     CalibrationScores,
+    CleanRecord,
     PackedArray,
     PackedClasses,
     PackedOutcomes,
@@ -73,6 +74,21 @@ def unpack_outcomes(result: ResultRecord) -> list[Outcomes]:
         ResultsError: the outcomes are damaged.
     """
     return [unpack(packed) for packed in result.outcomes]
+
+
+def unpack_left_out(clean: CleanRecord) -> list[np.ndarray]:
+    """Return the test images that a clean score leaves out, bool (n,), for each fold, or once for all folds.
+
+    Raises:
+        ResultsError: they are damaged.
+    """
+    try:
+        arrays = [_unpack_array(packed) for packed in clean.left_out]
+        if any(array.dtype != bool or array.ndim != 1 for array in arrays):
+            raise ValueError("they are not bits")
+    except (ValueError, OverflowError, zlib.error) as err:
+        raise ResultsError(f"the images left out of the clean score are damaged ({err}); repeat the run") from err
+    return arrays
 
 
 def pack_classes(counts: ClassCounts) -> PackedClasses:

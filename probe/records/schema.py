@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 from msgspec import Meta
 
 from probe.environment import EnvironmentRecord
+from probe.records.supplied import SuppliedRecord
 from probe.specs import RunSpec, Source
 
 SCHEMA_VERSION = 5
@@ -146,6 +147,7 @@ class ExtractionRecord:
         weights: digest of the weights in the keys of the cache, see `models.loading.identify`.
         extraction_version: `features.store.EXTRACTION_VERSION`; 1 in records that do not have it.
         preprocess_version: `models.preprocess.PREPROCESS_VERSION`; 1 in records that do not have it.
+        supplied: origin of the features if they were supplied in a file; None if the suite extracted them.
     """
 
     from_cache: bool | None = None
@@ -153,6 +155,7 @@ class ExtractionRecord:
     weights: str | None = None
     extraction_version: int = 1
     preprocess_version: int = 1
+    supplied: SuppliedRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -338,6 +341,30 @@ class FurtherTestRecord:
 
 
 @dataclass(frozen=True)
+class CleanRecord:
+    """Clean score of a run: the score without test images whose pixels equal those of a training or validation image.
+
+    Args:
+        score: the score; None if it is not defined on the remaining images.
+        interval: its interval; None without a score.
+        num_test: number of the remaining test images. If folds have different test images, it is the sum over folds.
+        num_left_out: number of the test images that were left out.
+        num_differing: number of these images for which an equal training or validation image has a different label.
+        left_out: for each fold, or once if all folds have the same test images, the images that were left out: bits of
+            the test images with features, in their order.
+        reason: reason why there is no score; empty if there is one.
+    """
+
+    score: Fraction | None
+    interval: IntervalRecord | None
+    num_test: Count
+    num_left_out: Count
+    num_differing: Count
+    left_out: tuple[PackedArray, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class PromptsRecord:
     """The prompts of a zero-shot run.
 
@@ -392,7 +419,8 @@ class BaseRecord:
         seconds: wall time of `load`, `extract`, `fit` and, in a zero-shot run, `text`, the text features of the
             classes. `fit` is almost 0 for a JIT run with the same features as the eager run, because it reuses the
             eager run's probe. `tests` is the time of further test sets, with the extraction of features that `prepare`
-            did not extract before.
+            did not extract before. `clean` is the time of the clean score, with the digests of pixels if they are not
+            cached.
         fit_joules: energy of the fit by `cpu` and `gpu`, see `probe.energy`; energy that is not known has no entry.
         extraction: see `ExtractionRecord`.
         environment: see `EnvironmentRecord`.
@@ -429,12 +457,12 @@ class BaseRecord:
 
     @property
     def mode(self) -> str:
-        """Mode of the encoder: `eager`, `jit` or `compiled`."""
+        """Mode of the encoder: `eager`, `jit` or `compiled`; `supplied` if the features were supplied in a file."""
         return self.spec.mode
 
     @property
     def precision(self) -> str:
-        """Precision of the weights: `fp32`, `fp16` or `bf16`."""
+        """Precision of the weights: `fp32`, `fp16` or `bf16`; of supplied features what the user states."""
         return self.spec.precision
 
     @property
@@ -477,11 +505,12 @@ class DoneRecord(BaseRecord):
     """Record of a run that has a score.
 
     `parity` compares a JIT run with the eager run of the same grid. `prompts` is None unless the run is zero-shot.
-    `tests` has a record for each further test set of the run.
+    `tests` has a record for each further test set of the run. `clean` is the clean score, if it was asked for.
     """
 
     result: ResultRecord
     tests: tuple[FurtherTestRecord, ...] = ()
+    clean: CleanRecord | None = None
     parity: ParityRecord | None = None
     prompts: PromptsRecord | None = None
 

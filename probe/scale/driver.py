@@ -24,6 +24,8 @@ from probe.errors import DeviceError, ExecutorError
 from probe.features.chunks import Work
 from probe.features.store import check_usable
 from probe.leaderboard import derived
+from probe.models.own import ADVICE, FORM
+from probe.models.own_files import is_file
 from probe.probes.heads import write_heads
 from probe.progress import Progress, show_progress
 from probe.records.prediction_files import check_predictions_dir, write_predictions
@@ -84,6 +86,7 @@ def run_grid_on_ray(
     try:
         if pending.runs:
             refuse_gpu_number(pending.runs[0].device)
+            refuse_encoders_in_memory(pending.runs)
             with connected(address) as ray:
                 yield from _Driver(ray, pending.runs, settings, num_threads).run()
     finally:
@@ -98,6 +101,17 @@ def refuse_gpu_number(device: str) -> None:
     """
     if ":" in device:
         raise DeviceError(f"Ray chooses the GPU of each worker; give --device cuda instead of --device {device}")
+
+
+def refuse_encoders_in_memory(specs: Sequence[RunSpec]) -> None:
+    """Check that workers can load the encoders.
+
+    Raises:
+        ExecutorError: an `Encoder` was made in this process; the message says what to use.
+    """
+    for spec in specs:
+        if spec.model.form == FORM and not is_file(spec.model):
+            raise ExecutorError(f"workers of Ray cannot load the encoder {spec.model.name!r} of this process; {ADVICE}")
 
 
 class _Driver:

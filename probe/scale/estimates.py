@@ -5,18 +5,18 @@ The time of a model without records is unknown. The time of a fit is proportiona
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from probe.environment import EnvironmentRecord
 from probe.features.arrays import chunk_size
-from probe.models.memory import activation_bytes
+from probe.models.sizes import find_sizes
 from probe.probes.costs import memory_needed, num_fits
 from probe.probes.neighbours import BANK_BYTES, PRODUCT_BYTES
 from probe.records.schema import DoneRecord, RunRecord
 from probe.scale.units import Unit
-from probe.specs import KNN, ZERO_SHOT, Architecture, RunSpec
+from probe.specs import KNN, ZERO_SHOT, RunSpec
 
 PROCESS_BYTES = 1_000_000_000  # a process with its libraries; `results/speed/store.md` measured 993 MB with `tiny`
 FLOAT = 4  # bytes of a float32
@@ -38,22 +38,23 @@ def memory_of(unit: Unit) -> Memory:
     """Return the memory that a worker needs for a unit, including the process with its libraries."""
     spec = unit.specs[0]
     model, on_gpu = spec.model, spec.device.startswith("cuda")
-    if model.architecture is None or model.profile is None:
+    sizes = find_sizes(model)
+    if sizes is None or sizes.profile is None:
         return Memory(0, 0)
     if unit.shard is not None:
-        architecture = model.architecture
-        weights = (len(unit.specs) + LOADED_COPIES - 1) * FLOAT * model.profile.parameters
-        pixels = CHUNKS_WAITING * chunk_size(spec.batch_size) * 3 * architecture.image_resolution**2
-        batch = spec.batch_size * activation_bytes(architecture)
+        weights = (len(unit.specs) + LOADED_COPIES - 1) * FLOAT * sizes.profile.parameters
+        height, width = sizes.shape
+        pixels = CHUNKS_WAITING * chunk_size(spec.batch_size) * 3 * height * width
+        batch = spec.batch_size * sizes.activation_bytes
         return Memory(
             PROCESS_BYTES + weights + pixels + (0 if on_gpu else batch),
-            len(unit.specs) * FLOAT * model.profile.parameters + batch if on_gpu else 0,
+            len(unit.specs) * FLOAT * sizes.profile.parameters + batch if on_gpu else 0,
         )
     n, d, k = fit_shape(spec)
     # Features are memory-mapped, so they need no memory of their own on the host.
     scores = 2 * SCORE * num_scored(spec) * k  # and a copy, because some metrics sort them
     if spec.protocol.method == ZERO_SHOT:
-        weights = FLOAT * model.profile.parameters
+        weights = FLOAT * sizes.profile.parameters
         return Memory(PROCESS_BYTES + LOADED_COPIES * weights + scores, weights if on_gpu else 0)
     if spec.protocol.method == KNN:
         found = NEIGHBOUR_ARRAYS * SCORE * num_scored(spec) * max(spec.protocol.neighbours)
@@ -70,19 +71,18 @@ def memory_of(unit: Unit) -> Memory:
 
 def feature_bytes(spec: RunSpec) -> int | None:
     """Return the size of the features that a run needs, in bytes; None if sizes are not known."""
-    images, architecture = spec.num_images, spec.model.architecture
-    if architecture is None or not images:
+    images, sizes = spec.num_images, find_sizes(spec.model)
+    if sizes is None or not images:
         return None
-    return images * (FLOAT * (architecture.embed_dim + architecture.pre_projection_dim) + 8)
+    return images * (FLOAT * (sizes.embed_dim + sizes.pre_projection_dim) + 8)
 
 
 def fit_shape(spec: RunSpec) -> tuple[int, int, int]:
     """Return the numbers of images, features and classes of a run's final fit; 0 for a number that is not known."""
-    dataset, architecture, k = spec.dataset, spec.model.architecture, spec.dataset.num_classes or 0
+    dataset, widths, k = spec.dataset, find_sizes(spec.model), spec.dataset.num_classes or 0
     d = 0
-    if architecture is not None:
-        is_projected = spec.protocol.feature_point == "projected"
-        d = architecture.embed_dim if is_projected else architecture.pre_projection_dim
+    if widths is not None:
+        d = widths.embed_dim if spec.protocol.feature_point == "projected" else widths.pre_projection_dim
     if spec.protocol.shots:
         return spec.protocol.shots * k, d, k
     if dataset.fold_sizes:
@@ -126,6 +126,15 @@ def fit_kind(spec: RunSpec) -> tuple[str, str]:
     return spec.protocol.method, spec.solver
 
 
+def encoding_kind(spec: RunSpec) -> tuple[Hashable, str, str]:
+    """Return the architecture, precision and mode of a run, which determine its time per image.
+
+    A model without an `Architecture` has its form and source instead, also with random weights.
+    """
+    model = spec.model
+    return model.architecture or (model.form, model.source), spec.precision, spec.mode
+
+
 @dataclass(frozen=True)
 class Rates:
     """Rates from the records of one kind of hardware.
@@ -134,7 +143,7 @@ class Rates:
         hardware: name of the hardware, for a CPU with the number of threads; empty without records.
         threads: number of threads in the records; 0 for a GPU. Time is assumed to be proportional to 1 / threads.
         num_records: number of records.
-        encoding: seconds per image, by architecture, precision and mode.
+        encoding: seconds per image, by `encoding_kind`.
         reading: seconds per image, by dataset.
         fits: `fit_work` and seconds of the largest fit, by `fit_kind`.
     """
@@ -142,7 +151,7 @@ class Rates:
     hardware: str = ""
     threads: int = 0
     num_records: int = 0
-    encoding: Mapping[tuple[Architecture, str, str], float] = field(default_factory=dict)
+    encoding: Mapping[tuple[Hashable, str, str], float] = field(default_factory=dict)
     reading: Mapping[str, float] = field(default_factory=dict)
     fits: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
@@ -167,8 +176,8 @@ class Rates:
         """Return the seconds per image of a model, from another mode if there are no records of its mode."""
         same = {
             mode: seconds
-            for (architecture, precision, mode), seconds in self.encoding.items()
-            if (architecture, precision) == (spec.model.architecture, spec.precision)
+            for (model, precision, mode), seconds in self.encoding.items()
+            if (model, precision) == encoding_kind(spec)[:2]
         }
         return same.get(spec.mode, next(iter(same.values()), None))
 
@@ -190,7 +199,7 @@ def measure_rates(records: Iterable[RunRecord], *, device: str, hardware: str = 
     if not usable:
         return Rates()
     chosen = hardware if hardware in usable else max(usable, key=lambda name: len(usable[name]))
-    encoding: dict[tuple[Architecture, str, str], list[float]] = {}
+    encoding: dict[tuple[Hashable, str, str], list[float]] = {}
     reading: dict[str, list[float]] = {}
     fits: dict[tuple[str, str], tuple[float, float]] = {}
     for record in usable[chosen]:
@@ -199,8 +208,8 @@ def measure_rates(records: Iterable[RunRecord], *, device: str, hardware: str = 
             rate = subset.encoder_images_per_second
             if rate is None and subset.images and subset.models == 1 and subset.encode_seconds is not None:
                 rate = subset.images / max(subset.encode_seconds, 1e-9)
-            if rate and spec.model.architecture is not None:
-                encoding.setdefault((spec.model.architecture, spec.precision, spec.mode), []).append(1 / rate)
+            if rate:
+                encoding.setdefault(encoding_kind(spec), []).append(1 / rate)
             if subset.images and subset.read_seconds is not None and subset.models is not None:
                 seconds = subset.read_seconds * subset.models / subset.images
                 reading.setdefault(spec.dataset.name, []).append(seconds)

@@ -123,7 +123,7 @@ def test_a_failed_cell_is_named_and_exits_with_1(tmp_path, capsys):
     code = main([*RUN, "--model", str(tmp_path / "model.pt"), "--results-dir", str(tmp_path / "results")])
     captured = capsys.readouterr()
     assert code == 1
-    assert "model.pt is not a CLIP checkpoint" in captured.err
+    assert "model.pt is not a checkpoint" in captured.err
     assert "Traceback" not in captured.err
     assert "| failed" in captured.out
     assert captured.out.count("| tiny") == 1  # the other cell of the grid ran

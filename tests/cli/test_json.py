@@ -55,6 +55,7 @@ COMMAND_LINES = {
     "datasets": (lambda made: [], ["name", "num_classes"]),
     "models": (lambda made: [], ["name", "parameters"]),
     "protocols": (lambda made: [], ["name", "grid"]),
+    "audit": (lambda made: ["--dataset", "digits", *made.cache], {"equal", "candidates", "balance", "unreadable"}),
     "doctor": (lambda made: made.results, {"datasets", "models"}),
     "cache ls": (lambda made: made.cache, ["path", "size"]),
     "cache explain": (lambda made: [*RUNS, *made.cache], ["entry", "state"]),

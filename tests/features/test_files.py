@@ -106,7 +106,14 @@ BAD = {
     "integers": (lambda a: a | {"test_x": a["test_x"].astype(int)}, r"test_x has int64 \(597, 64\)"),
     "flat": (lambda a: a | {"train_x": a["train_x"].ravel()}, r"train has arrays of \(57600,\), \(900,\)"),
     "one label too few": (lambda a: a | {"train_y": a["train_y"][1:]}, r"train has arrays of \(900, 64\), \(899,\)"),
-    "labels of text": (lambda a: a | {"train_y": a["train_y"].astype(str)}, "train_y has labels of type <U"),
+    "labels of text": (
+        lambda a: a | {"train_y": a["train_y"].astype(str)},
+        "val_y has numbers, but train_y has texts; give all labels as one of them",
+    ),
+    "empty texts": (
+        lambda a: {n: np.where(v == 3, "", v.astype(str)) if n.endswith("_y") else v for n, v in a.items()},
+        "the label in row 3 of train_y is an empty text; name its class",
+    ),
     "one class": (lambda a: a | {"train_y": 0 * a["train_y"], "val_y": 0 * a["val_y"]}, "at least two classes"),
     "another width": (lambda a: a | {"test_x": a["test_x"][:, 1:]}, "different numbers of features"),
     "a number for labels": (lambda a: a | {"train_y": np.array(3)}, "train has arrays of"),

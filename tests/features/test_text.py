@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 import probe
 from probe.datasets.prompts import Prompts
 from probe.errors import CheckpointError, FeaturesError, PromptsError, TextError
-from probe.features import extraction, inventory, text_store
+from probe.features import extraction, file_entries, inventory, text_store
 from probe.features.extraction import Session
 from probe.features.text import Classifier, encode_classes, find_classifier
 from probe.grid import plan
@@ -142,7 +142,7 @@ def run(tmp_path, image_folder):
 
 
 def _files(session):
-    return sorted(session.settings.cache_dir.glob(f"*/*{text_store.SUFFIX}"))
+    return sorted(session.settings.cache_dir.glob(f"*/*{text_store.TEXTS}"))
 
 
 def _refuse(*_, **__):
@@ -234,7 +234,7 @@ def test_a_full_disk_is_a_warning(run, caplog, monkeypatch):
     def fail(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(text_store, "write_atomically", fail)
+    monkeypatch.setattr(file_entries, "write_atomically", fail)
     assert find_classifier(*run).weights.shape == (3, 256)
     assert "cannot cache text features in" in caplog.text
 

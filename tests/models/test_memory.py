@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from probe.grid import plan
 from probe.models import get_model, memory
-from probe.models.memory import DeviceMemory, activation_bytes, find_batch_size
+from probe.models.memory import DeviceMemory, activation_bytes, find_batch_size, measure_activations
+from probe.models.sizes import find_sizes
 
 GB = 1 << 30
 
@@ -38,7 +40,9 @@ def test_a_batch_size_that_is_given_is_taken():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["random:ViT-B/32", "random:RN50"])
+@pytest.mark.parametrize(
+    "model", ["random:ViT-B/32", "random:RN50", "random:timm:resnet18", "random:timm:deit_tiny_patch16_224"]
+)
 def test_activations_need_no_more_memory_than_the_bound(model):
     """The growth of a process while it encodes 16 images is the measure."""
     script = f"""
@@ -57,5 +61,14 @@ print((peak() - before) * 1024)
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux can reset the peak memory of a process")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    architecture = get_model(model.removeprefix("random:")).architecture
-    assert 0 < int(done.stdout) <= 16 * activation_bytes(architecture)
+    assert 0 < int(done.stdout) <= 16 * find_sizes(get_model(model.removeprefix("random:"))).activation_bytes
+
+
+def test_only_what_exists_at_one_time_counts_as_activations():
+    """Each result of 4,000 bytes is freed when the next exists. Views, results in place and parameters do not count."""
+    weight = torch.nn.Parameter(torch.zeros(1000))
+    for device in ("cpu", "meta"):
+        images = torch.zeros(1000, device=device)
+        own = weight.to(device)
+        assert measure_activations(lambda x: (x + 1).mul(2).view(10, 100).relu_() + 3, images) == 3 * 4_000
+        assert measure_activations(lambda x, own=own: x * own.view(-1), images) == 2 * 4_000

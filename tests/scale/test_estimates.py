@@ -10,6 +10,7 @@ from make.records import changed, make_record
 from probe.cli.main import main
 from probe.grid import plan
 from probe.models import get_model
+from probe.models.sizes import find_sizes
 from probe.probes.neighbours import BANK_BYTES, PRODUCT_BYTES
 from probe.records.record import write_record
 from probe.records.schema import EnvironmentRecord, ExtractionRecord, MeterRecord
@@ -61,6 +62,22 @@ def test_the_time_of_a_model_without_records_is_unknown():
     cost = estimate_grid(_units("ViT-L/14") + _units("ViT-B/32"), rates, num_workers=2, num_threads=2)
     assert [one.extract_seconds is None for one in cost.models] == [True, False]
     assert cost.seconds is None
+
+
+def test_the_rate_of_random_weights_is_that_of_the_model_of_the_same_name():
+    rates = measure_rates([_record("random:timm:test_vit", rate=30.0)], device="cpu")
+    assert rates.unit_seconds(_units("timm:test_vit")[0], 2) is not None
+    assert rates.unit_seconds(_units("timm:test_resnet")[0], 2) is None
+
+
+def test_sizes_of_models_of_open_clip_are_those_of_the_same_architecture():
+    """ViT-B-32 of open_clip has the towers of OpenAI's ViT-B/32. Measured activations are within a factor of two."""
+    known, measured = (find_sizes(get_model(name)) for name in ("ViT-B/32", "open_clip:ViT-B-32/openai"))
+    assert measured == replace(known, activation_bytes=measured.activation_bytes)
+    assert 0.5 < measured.activation_bytes / known.activation_bytes < 2
+    own, theirs = (_units(name) for name in ("ViT-B/32", "open_clip:ViT-B-32/openai"))
+    assert fit_shape(own[-1].specs[0]) == fit_shape(theirs[-1].specs[0])
+    assert feature_bytes(own[-1].specs[0]) == feature_bytes(theirs[-1].specs[0])
 
 
 def test_workers_share_the_work_but_for_the_longest_unit():

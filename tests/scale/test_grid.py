@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from make.colours import write_colours
 from make.kills import kill_and_repeat
+from make.own_modules import make_own, write_own
 from make.ray_processes import (  # noqa: F401 - `marked` and `pytestmark` are for pytest
     MARK,
     beside,
@@ -112,6 +113,22 @@ def test_further_test_sets_have_the_records_of_one_process(tmp_path, shared_ray)
         some, gone = record.tests
         assert some.own_classes is not None
         assert gone.error.type == "DatasetMissingError"
+
+
+def test_an_encoder_of_a_file_has_the_records_of_one_process(tmp_path, colours, monkeypatch, shared_ray):
+    """Workers run the function in the user's file. An encoder that only this process has is refused."""
+    monkeypatch.chdir(tmp_path)
+    write_own(tmp_path)
+    specs = plan([colours], ["module:own.py:make_encoder"], protocols=["readme"], device="cpu")
+    with threads(1, blas=1):
+        settings = Settings(results_dir=tmp_path / "serial", cache_dir=tmp_path / "serial/features")
+        serial = {record.key: content(record) for record in run_serially(specs, settings=settings)}
+    settings = Settings(results_dir=tmp_path / "results", cache_dir=tmp_path / "features")
+    records = list(run_grid_on_ray(specs, settings=settings, num_threads=1))
+    assert {record.key: content(record) for record in records} == serial
+    in_memory = plan([colours], [make_own()], protocols=["readme"], device="cpu")
+    with pytest.raises(ExecutorError, match=r"cannot load the encoder 'mine'.*module:FILE.py:FUNCTION"):
+        list(run_grid_on_ray(in_memory, settings=settings, num_threads=1))
 
 
 def test_what_a_killed_worker_was_doing_is_done_by_another(tmp_path, serial, colours, shared_ray):

@@ -130,7 +130,7 @@ def render_page(records: Sequence[RunRecord], sections: Sequence[board.Section],
         tables=[
             (name, view) for name, view in (("methods", _methods(rows)), ("tests", _further(records))) if view.rows
         ],
-        legend=legend(section.protocol for section in sections),
+        legend=legend((section.protocol for section in sections), (section.mode for section in sections)),
         missing=NO_RECORD,
         heat_levels=range(HEAT_LEVELS),
         data=Markup(encode_data(data).replace("<", "\\u003c")),  # `<` could end the script that the data are in

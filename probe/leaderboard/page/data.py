@@ -12,6 +12,7 @@ from probe.datasets.catalog import DATASETS
 from probe.environment import EnvironmentRecord
 from probe.errors import brief, printable
 from probe.leaderboard import details, modes, published
+from probe.leaderboard.clean import clean_text
 from probe.leaderboard.few_shot import SHOTS, FewShotChart, chart_key, few_shot_charts
 from probe.leaderboard.labels import count, short_names
 from probe.leaderboard.methods import MethodRow
@@ -20,7 +21,7 @@ from probe.leaderboard.shifts import ALL_CLASSES, shift_rows
 from probe.leaderboard.tables import status
 from probe.records.record import record_path
 from probe.records.schema import CalibrationRecord, CalibrationScores, DoneRecord, PromptsRecord, RunRecord
-from probe.specs import DEFAULT_SOLVER, NO_SOLVER, ZERO_SHOT, ModelSpec
+from probe.specs import DEFAULT_SOLVER, NO_SOLVER, SUPPLIED, ZERO_SHOT, ModelSpec
 
 DIGITS = 6  # of numbers; the page shows at most four
 SHARE_DIGITS = 4  # decimals of the scores of classes and of bins, of which there are many
@@ -111,6 +112,7 @@ class PageRecord:
     classes: tuple[tuple[float, ...], ...] = ()
     confusions: tuple[tuple[float, ...], ...] = ()
     calibration: PageCalibration | None = None
+    clean: str = ""
 
 
 @dataclass(frozen=True)
@@ -353,12 +355,17 @@ def _model(name: str, records: Sequence[RunRecord], labels: Labels) -> PageModel
 
 def _source(spec: ModelSpec) -> str:
     """Return a description of where the weights of a model are from."""
+    if spec.seed is not None:
+        return f"random numbers in the shape of {spec.source}"
     return {
         "embedded": "part of this package",
         "file": f"the file {next(iter(short_names([spec.source]).values()))}",
-        "random": f"random numbers in the shape of {spec.source}",
         "open_clip": f"open_clip, {spec.source}",
+        "timm": f"timm, {spec.source}",
+        "transformers": f"transformers, {spec.source}",
+        "module": "a module of the user",
         "hf": f"Hugging Face hub, {spec.source}",
+        SUPPLIED: "unknown; the features were supplied in a file",
     }.get(spec.form, spec.source)
 
 
@@ -408,6 +415,7 @@ def _record(record: RunRecord, labels: Labels, environments: dict[str, int], nam
             (index(one.name), index(one.predicted_name), one.images, *_shares(one.share)) for one in confused
         ),
         calibration=_calibration(result.calibration) if result is not None and result.calibration else None,
+        clean=clean_text(record.clean) if isinstance(record, DoneRecord) and record.clean is not None else "",
     )
 
 

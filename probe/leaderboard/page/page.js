@@ -203,6 +203,7 @@ function showRecord() {
     score: record.score === undefined ? "" : `${percent(record.score)} % (${record.metric})`,
     error: record.error,
     "95 % confidence interval": has(record.low, `${percent(record.low)} to ${percent(record.high)} %`),
+    "clean score": record.clean,
     status: record.status,
     C: number(record.C),
     k: number(record.k),

@@ -1,0 +1,112 @@
+"""Image towers of transformers, as a family of encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from probe import hub
+from probe.fetch import weights_sha256
+from probe.models.checkpoints import digest_weights, list_checkpoint_files, naming_unreadable, read_folder_tensors
+from probe.models.devices import Execution
+from probe.models.encoder import ImageEncoder, dtypes_of, measure_widths
+from probe.models.families import Family
+from probe.models.huggingface import MERGES, TOKENIZER, VOCABULARY, find_image_settings
+from probe.models.profile import describe_sizes, profile_model
+from probe.models.transformers_models import (
+    SplitModel,
+    load_processor,
+    load_split_model,
+    naming_failures,
+    sketch_split_model,
+)
+from probe.models.transformers_names import (
+    cached_names,
+    fetch_folder,
+    is_repository_here,
+    parse_source,
+    read_settings,
+)
+from probe.specs import ModelSpec, digest
+
+META = Execution(torch.device("meta"), "fp32", jit=False)
+
+
+class TransformersFamily(Family):
+    """Family of the models that `AutoModel` of transformers builds."""
+
+    def find_spec(self, source: str) -> ModelSpec:
+        """Return the specification of `ORG/NAME` or of a folder, with or without `?pool=POOLING`."""
+        source = str(parse_source(source))
+        return ModelSpec(f"transformers:{source}", form="transformers", source=source)
+
+    def list_names(self) -> Sequence[str]:
+        """Return the names of the cached models. Any repository of the hub with a supported model has a name."""
+        return cached_names()
+
+    def is_here(self, spec: ModelSpec) -> bool:
+        """Return True if the model needs no download."""
+        return is_repository_here(parse_source(spec.source))
+
+    def identify_weights(self, spec: ModelSpec, *, offline: bool) -> str:
+        """Return a digest of the weights, the configuration, the preprocessing and the pooling."""
+        source = parse_source(spec.source)
+        folder = fetch_folder(source, offline=offline)
+        _, pooling = read_settings(folder, source.pooling)
+        with naming_unreadable(folder):
+            files = [file for file in list_checkpoint_files(folder) if file.name not in (VOCABULARY, MERGES, TOKENIZER)]
+            return digest({"pooling": pooling, **{file.name: weights_sha256(file) for file in files}})
+
+    def load_tower(self, spec: ModelSpec, execution: Execution, *, offline: bool) -> ImageEncoder:
+        """Load the image tower."""
+        source = parse_source(spec.source)
+        folder = fetch_folder(source, offline=offline)
+        config, pooling = read_settings(folder, source.pooling)
+        preprocess = load_processor(folder)
+        tensors = read_folder_tensors(folder)
+        split = load_split_model(folder, config, pooling, tensors, preprocess.shape)
+        split.model.to(execution.device, execution.dtype)
+        with naming_failures(folder, "encode images with the model in"):
+            widths = measure_widths(spec.name, split.tower, split.project, shape=preprocess.shape, execution=execution)
+        settings = find_image_settings(folder)
+        return ImageEncoder(
+            spec.name,
+            execution,
+            preprocess,
+            embed_dim=widths[1],
+            pre_projection_dim=widths[0],
+            weights_sha256=digest_weights(folder),
+            checkpoint_dtypes=dtypes_of(tensors.values()),
+            weights_dtypes=dtypes_of(split.tower.parameters()),
+            license=hub.read_license(folder),
+            pre_projection=split.tower,
+            project=split.project,
+            preprocess_from=settings.name if settings is not None else "",
+            pooling=pooling,
+        )
+
+    def describe_weights(self, spec: ModelSpec, *, is_here: bool) -> dict[str, Any]:
+        """Return sizes, cost, digest and licence of a model on this machine; nothing is known about other models."""
+        if not is_here:
+            return {}
+        source = parse_source(spec.source)
+        folder = fetch_folder(source, offline=True)
+        config, pooling = read_settings(folder, source.pooling)
+        facts = {"license": hub.read_license(folder) or None, "sha256": digest_weights(folder)}
+        shape = load_processor(folder).shape
+        split = sketch_split_model(folder, config, pooling)
+        with naming_failures(folder, "encode images with the model of"):
+            widths = measure_widths(spec.name, split.tower, split.project, shape=shape, execution=META)
+            profile = profile_model(_for_profile(split), shape[0])
+        return facts | describe_sizes(shape[0], widths[1], widths[0], profile)
+
+
+def _for_profile(split: SplitModel) -> nn.Module:
+    """Return a module with the image tower as `visual`, which also has all other parameters of the model."""
+    whole = nn.Module()
+    whole.add_module("model", split.model)
+    whole.add_module("visual", nn.Sequential(split.tower, split.projection or nn.Identity()))
+    return whole

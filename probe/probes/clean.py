@@ -1,0 +1,69 @@
+"""Clean score of a run: its score without test images whose pixels equal those of a training or validation image.
+
+Nothing is fitted again. The score on all test images stays the score of the run. Training and validation images are
+those of the splits of the dataset, whichever of them a protocol uses, so that the clean scores of all protocols are on
+the same test images. A zero-shot run, which has no training images, leaves out the same test images for this reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from probe.probes.result import ProbeResult
+from probe.records.packing import pack_array
+from probe.records.schema import CleanRecord, IntervalRecord
+from probe.stats.equal_images import Leaks
+from probe.stats.intervals import Interval, interval, seeds_interval
+from probe.stats.outcomes import Outcomes
+
+
+def score_clean(result: ProbeResult, leaks: Sequence[Leaks]) -> CleanRecord:
+    """Score a run without the leaked test images.
+
+    Args:
+        result: the result of the run.
+        leaks: leaked images among the test images of each fold, in the order of the outcomes. If all folds have the
+            same test images, an image that is leaked in one fold is left out of all folds.
+    """
+    if result.same_images:
+        leaks = [Leaks(*(np.any([getattr(one, name) for one in leaks], axis=0) for name in ("leaked", "differing")))]
+    parts, num_folds = result.parts, len(result.folds) or 1
+    num_draws = len(parts) // num_folds
+    kept = [np.flatnonzero(~one.leaked) for one in leaks]
+    outcomes = [_take(part.outcomes[0], kept[i // num_draws % len(kept)]) for i, part in enumerate(parts)]
+    around, reason = None, ""
+    scores = [0.0]
+    try:
+        scores, around = _score(outcomes, num_draws, same_images=result.same_images)
+    except ValueError as err:
+        reason = str(err)
+    return CleanRecord(
+        score=None if around is None else float(np.mean(scores)),
+        interval=None if around is None else IntervalRecord(**asdict(around)),
+        num_test=sum(map(len, kept)),
+        num_left_out=sum(int(one.leaked.sum()) for one in leaks),
+        num_differing=sum(int((one.leaked & one.differing).sum()) for one in leaks),
+        left_out=tuple(pack_array(one.leaked) for one in leaks),
+        reason=reason,
+    )
+
+
+def _take(outcomes: Outcomes, rows: np.ndarray) -> Outcomes:
+    return Outcomes(outcomes.metric, {name: array[rows] for name, array in outcomes.arrays.items()})
+
+
+def _score(outcomes: Sequence[Outcomes], num_draws: int, *, same_images: bool) -> tuple[list[float], Interval]:
+    """Return the scores of all folds and draws, and the interval of their mean; draws of a fold are consecutive.
+
+    Raises:
+        ValueError: no image remains, or the metric is not defined on the remaining images.
+    """
+    if any(len(one) == 0 for one in outcomes):
+        raise ValueError("no test image remains")
+    scores = [one.score() for one in outcomes]
+    if num_draws > 1:  # for each draw, the mean over folds
+        return scores, seeds_interval(np.reshape(scores, (-1, num_draws)).mean(axis=0).tolist())
+    return scores, interval(outcomes, same_images=same_images)

@@ -1,0 +1,353 @@
+"""Probes on supplied features, which another program made, from the file to the record.
+
+Records of supplied features have the mode `supplied`, and the names of their models begin with `supplied:`. So tables
+show them apart from the records of encoders that the suite ran.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probe import environment, paths
+from probe.datasets.catalog import DATASETS
+from probe.errors import FeaturesError
+from probe.features import files
+from probe.features.arrays import PRE_PROJECTION, PROJECTED, Features
+from probe.features.store import FITS
+from probe.leaderboard import derived
+from probe.models.devices import resolve_execution
+from probe.probes.cached_fits import FitCache
+from probe.probes.fit import PROBE_VERSION, fit_folds, hold_out_validation
+from probe.probes.protocols import get_protocol
+from probe.probes.result import ProbeResult
+from probe.probes.solvers.catalog import device_for
+from probe.records.record import check_writable, write_record
+from probe.records.schema import (
+    DoneRecord,
+    EncoderRecord,
+    ExtractionRecord,
+    FeaturesRecord,
+    ReadRecord,
+    SplitRecord,
+)
+from probe.records.supplied import PREFIX, UNSTATED, AboutFeatures, SuppliedRecord, decode_about, read_about
+from probe.specs import (
+    DEFAULT_SOLVER,
+    LOGISTIC,
+    NO_SOLVER,
+    SPLITS,
+    SUPPLIED,
+    DatasetSpec,
+    ModelSpec,
+    Protocol,
+    RunSpec,
+    Subset,
+)
+
+
+@dataclass(frozen=True)
+class SuppliedFeatures:
+    """Features of a file, or of arrays in memory, ready for probes.
+
+    Args:
+        content: the features and the description in their file.
+        name: the path, for messages; empty for arrays in memory.
+        val_fraction: share of the training images of each class that was held out for validation; None for none.
+        seed: seed of this choice.
+        seconds: wall time of reading.
+    """
+
+    content: files.FeatureFile
+    name: str = ""
+    val_fraction: float | None = None
+    seed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def folds(self) -> Sequence[Mapping[str, Features]]:
+        """The features of each fold by split."""
+        return self.content.folds
+
+    @property
+    def has_one_point(self) -> bool:
+        """True if the features were taken at one feature point only."""
+        return all(features.pre_projection is None for fold in self.folds for features in fold.values())
+
+    def compute_digests(self) -> list[dict[str, str]]:
+        """Return the digest of each split of each fold, see `Features.compute_sha256`."""
+        return [{split: features.compute_sha256() for split, features in fold.items()} for fold in self.folds]
+
+
+@dataclass(frozen=True)
+class SuppliedFit:
+    """Probe on supplied features: its protocol, solver, device and result, and the wall time of the fit."""
+
+    protocol: Protocol
+    solver: str
+    device: str
+    result: ProbeResult
+    seconds: float
+
+
+def open_features(
+    features: str | Path | Mapping[str, Features], *, val_fraction: float | None = None, seed: int = 0
+) -> SuppliedFeatures:
+    """Read features, and hold out validation images of the training images if `val_fraction` is given.
+
+    Args:
+        features: path, see `files.load`; or the features of `train`, `test` and, if there are any, `val`.
+        val_fraction: share of the training images of each class to hold out.
+        seed: seed of this choice.
+
+    Raises:
+        FeaturesError: the file cannot be read or has no such features, or there are already validation features.
+    """
+    started = time.perf_counter()
+    if isinstance(features, Mapping):
+        name, content = "", files.FeatureFile([features], {})
+        for split in ("train", "test"):
+            if split not in features:
+                raise FeaturesError(f"there are no {split} features; give features of train and test")
+    else:
+        name, content = str(features), files.load(Path(features))
+    folds = list(content.folds)
+    if val_fraction is not None:
+        if any("val" in fold for fold in folds):
+            raise FeaturesError(f"{name or 'the input'} already has validation features; leave out --val-fraction")
+        folds = [hold_out_validation(fold, val_fraction, seed=seed) for fold in folds]
+    seconds = time.perf_counter() - started
+    return SuppliedFeatures(replace(content, folds=folds), name, val_fraction, seed, seconds)
+
+
+def fit_protocol(
+    source: SuppliedFeatures, protocol: Protocol, *, metric: str, solver: str, device: str, fit_cache: FitCache
+) -> SuppliedFit:
+    """Fit a probe on supplied features. Features of one point are used whatever point the protocol names.
+
+    Raises:
+        UnknownNameError, ProtocolError, FeaturesError: see `fit_probe`.
+    """
+    rules = replace(protocol, feature_point=PROJECTED) if source.has_one_point else protocol
+    own_solver = solver if rules.method == LOGISTIC else NO_SOLVER
+    own_device = device_for(own_solver, device)
+    started = time.perf_counter()
+    result = fit_folds(
+        source.folds,
+        metric=metric,
+        protocol=rules,
+        solver=solver,
+        device=own_device,
+        fit_cache=fit_cache,
+        shows_progress=True,
+    )
+    return SuppliedFit(rules, own_solver, own_device, result, time.perf_counter() - started)
+
+
+def find_about(about: str | Path | Mapping[str, Any] | None, source: SuppliedFeatures) -> AboutFeatures:
+    """Return the statements about features: those of the user, and else those that `probe extract` wrote into the file.
+
+    Args:
+        about: path of a TOML file, its content as a dict, or None.
+        source: the features.
+
+    Raises:
+        FeaturesError: the dataset or the model is missing, a key is unknown, a value is invalid, or statements
+            contradict the features.
+    """
+    given = read_about(about) if isinstance(about, str | Path) else dict(about or {})
+    where = str(about) if isinstance(about, str | Path) else "about" if about is not None else source.name
+    stated = _stated_by_file(source.content.about)
+    if about is None and not {"dataset", "model"} <= stated.keys():
+        raise FeaturesError(
+            f"{where or 'the input'} does not name its dataset and model; describe the features in a TOML file, and "
+            "give it with --about"
+        )
+    found = decode_about({**stated, **given}, where=where)
+    if not source.has_one_point and found.feature_point:
+        raise FeaturesError(f"{where}: the features have both feature points; remove feature_point")
+    names = found.class_names
+    if names and source.content.class_names:
+        raise FeaturesError(f"{where}: the labels of the features are texts; remove class_names")
+    most = max(_largest_label(features) for fold in source.folds for features in fold.values())
+    if names and most >= len(names):
+        raise FeaturesError(f"{where}: class_names has {len(names)} names, but the features have the label {most}")
+    return found
+
+
+def _stated_by_file(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the statements in a file that `probe extract` wrote, with names of `AboutFeatures`."""
+    encoder, read = (about.get(name) or {} for name in ("encoder", "read"))
+    stated = {name: about.get(name) for name in ("dataset", "model", "metric", "precision")}
+    stated |= {"weights_sha256": encoder.get("weights_sha256"), "license": encoder.get("license")}
+    stated["class_names"] = read.get("class_names")
+    return {name: value for name, value in stated.items() if value}
+
+
+def _largest_label(features: Features) -> int:
+    return int(features.y.max(initial=-1)) if features.y.ndim == 1 else features.y.shape[1] - 1
+
+
+def find_metric(about: AboutFeatures) -> str:
+    """Return the stated metric, or else that of the dataset if it is in the catalogue, or else `accuracy`."""
+    known = {row.name: row.metric for row in DATASETS}
+    return about.metric or known.get(about.dataset, "accuracy")
+
+
+def make_record(source: SuppliedFeatures, about: AboutFeatures, fitted: SuppliedFit) -> DoneRecord:
+    """Return the record of a probe on supplied features."""
+    rules, result = fitted.protocol, fitted.result
+    if source.has_one_point:
+        rules = replace(rules, feature_point=about.feature_point or PROJECTED)
+    spec = RunSpec(
+        _describe_dataset(source, about, result.metric),
+        ModelSpec(f"{PREFIX}{about.model}", SUPPLIED, "", license=about.license),
+        rules,
+        jit=False,
+        device=fitted.device,
+        precision=about.precision or UNSTATED,
+        batch_size=0,
+        solver=fitted.solver,
+    )
+    splits = {
+        name if len(source.folds) == 1 else f"{name}/{k + 1}": fold[name]
+        for k, fold in enumerate(source.folds)
+        for name in SPLITS
+        if name in fold
+    }
+    first = source.folds[0]["train"]
+    arrays = {PROJECTED: first.x, PRE_PROJECTION: first.pre_projection}
+    if source.has_one_point:
+        arrays = {about.feature_point or PROJECTED: first.x}
+    widths = {point: array.shape[1] for point, array in arrays.items() if array is not None}
+    return DoneRecord(
+        spec=spec,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        encoder=EncoderRecord(
+            license=about.license, embed_dim=widths.get(PROJECTED), pre_projection_dim=widths.get(PRE_PROJECTION)
+        ),
+        read=ReadRecord(class_names=source.content.class_names or about.class_names),
+        splits={name: _describe_split(source, name, features) for name, features in splits.items()},
+        features={name: _describe_features(source, about, features) for name, features in splits.items()},
+        seconds={"load": round(source.seconds, 3), "fit": round(fitted.seconds, 3)},
+        environment=environment.describe(fitted.device),
+        result=replace(result.to_record(), probe_version=PROBE_VERSION),
+        extraction=ExtractionRecord(
+            supplied=SuppliedRecord(
+                about, Path(source.name).absolute().name if source.name else "", source.val_fraction, source.seed
+            )
+        ),
+    )
+
+
+def _describe_dataset(source: SuppliedFeatures, about: AboutFeatures, metric: str) -> DatasetSpec:
+    fold = source.folds[0]
+    labels = np.unique(np.concatenate([features.y for features in fold.values()]))
+    names = source.content.class_names or about.class_names
+    num_classes = len(names) or (fold["train"].y.shape[1] if fold["train"].y.ndim == 2 else len(labels))
+    subsets = tuple(Subset(name, len(fold[name])) for name in SPLITS if name in fold)
+    return DatasetSpec(
+        about.dataset, "", subsets, (), num_classes=num_classes, metric=metric, num_folds=len(source.folds)
+    )
+
+
+def _describe_split(source: SuppliedFeatures, name: str, features: Features) -> SplitRecord:
+    """Return the number of images of a split, and a digest to compare splits by.
+
+    It is the digest of ids and labels that a file of `probe extract` has. Other files have no ids, so it is the digest
+    of the labels in their order.
+    """
+    splits = source.content.about.get("splits")
+    stated = splits.get(name) if isinstance(splits, dict) else None
+    if isinstance(stated, dict) and stated.get("size") == len(features) and isinstance(stated.get("sha256"), str):
+        return SplitRecord(stated["sha256"], len(features))
+    return SplitRecord(hashlib.sha256(np.ascontiguousarray(features.y).data).hexdigest(), len(features))
+
+
+def _describe_features(source: SuppliedFeatures, about: AboutFeatures, features: Features) -> FeaturesRecord:
+    sample = {point: tuple(row) for point, row in features.sample().items()}
+    if source.has_one_point:
+        sample = {about.feature_point or PROJECTED: sample[PROJECTED]}
+    return FeaturesRecord(features.compute_sha256(), sample)
+
+
+def fit_features(
+    features: str | Path | Mapping[str, Features],
+    *,
+    about: str | Path | Mapping[str, Any] | None = None,
+    protocol: str | Protocol = "clip-paper",
+    solver: str = DEFAULT_SOLVER,
+    device: str = "auto",
+    val_fraction: float | None = None,
+    seed: int = 0,
+    results_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> DoneRecord:
+    """Fit a probe on features that another program made, and write its record and the tables of its model.
+
+    Args:
+        features: path of an `.npz` file, a Parquet file or a folder of `.npy` files; or the features of the splits
+            `train`, `test` and, unless C is fixed, `val`.
+        about: statements about the features: a TOML file, or a dict with fields of `AboutFeatures`. `dataset` and
+            `model` are required. None uses those in a file of `probe extract`.
+        protocol: rules by which the probe is fitted and scored. Features of one point are used whatever point it names.
+        solver: solver of the probe, `fast` or `sklearn`.
+        device: device that the probe is fitted on; `auto` is CUDA if available, and else the CPU.
+        val_fraction: share of the training images of each class to hold out for validation, if there is no `val`.
+        seed: seed of this choice.
+        results_dir: folder of records and tables; None is the default of `probe.paths`.
+        cache_dir: folder of cached fits; None is the default of `probe.paths`.
+
+    Raises:
+        FeaturesError: the features or the statements are missing, invalid, or contradict each other.
+        UnknownNameError, ProtocolError: see `fit_probe`.
+        ResultsError: the results folder cannot be written to.
+    """
+    folder = paths.results_dir(results_dir)
+    check_writable(folder)
+    source = open_features(features, val_fraction=val_fraction, seed=seed)
+    said = find_about(about, source)
+    fit_cache = FitCache(paths.cache_dir(cache_dir) / FITS)
+    fitted = fit_protocol(
+        source,
+        get_protocol(protocol) if isinstance(protocol, str) else protocol,
+        metric=find_metric(said),
+        solver=solver,
+        device=str(resolve_execution(device).device),
+        fit_cache=fit_cache,
+    )
+    record = make_record(source, said, fitted)
+    write_record(record, folder)
+    fit_cache.clear()
+    derived.write_tables_of(record, folder)
+    return record
+
+
+def fit_again(
+    record: DoneRecord, features: str | Path | Mapping[str, Features], *, device: str, fit_cache: FitCache
+) -> DoneRecord:
+    """Return the record of the run of a record, repeated on features that are given again. Nothing is written.
+
+    Raises:
+        FeaturesError, ProtocolError: see `fit_features`.
+    """
+    origin = record.extraction.supplied
+    assert origin is not None
+    source = open_features(features, val_fraction=origin.val_fraction, seed=origin.seed)
+    fitted = fit_protocol(
+        source,
+        record.spec.protocol,
+        metric=record.spec.dataset.metric,
+        solver=record.solver if record.solver != NO_SOLVER else DEFAULT_SOLVER,
+        device=device,
+        fit_cache=fit_cache,
+    )
+    again = make_record(source, find_about(asdict(origin.about), source), fitted)
+    return replace(again, extraction=record.extraction)  # the file may have been renamed
