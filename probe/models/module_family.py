@@ -12,7 +12,7 @@ from probe.models import own_files
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageEncoder, check_rows, dtypes_of, measure_widths, no_projection
 from probe.models.families import Family
-from probe.models.own import OwnEncoder, copy_to, digest_weights, find_registered
+from probe.models.own import OwnEncoder, copy_to, digest_state, find_registered
 from probe.models.profile import describe_sizes, profile_model
 from probe.specs import ModelSpec
 
@@ -42,7 +42,7 @@ class ModuleFamily(Family):
         """Return a copy of the module as an encoder. Its features have no projection."""
         own = find_own(spec)
         module = copy_to(own.encoder, execution.device, execution.dtype)
-        if digest_weights(spec.name, own.encoder.module) != own.weights:
+        if digest_state(spec.name, own.encoder.module) != own.weights:
             raise CheckpointError(f"the weights of {spec.name} changed after the run was planned; start the run again")
         before = _Checked(spec.name, module)
         try:

@@ -115,7 +115,7 @@ def examine(encoder: Encoder) -> OwnEncoder:
         CheckpointError: the weights cannot be read, or the preprocessing cannot be used.
     """
     module, preprocess = encoder.module, _measure_preprocess(encoder.name, encoder.preprocess)
-    weights = digest_weights(encoder.name, module)
+    weights = digest_state(encoder.name, module)
     known = {
         "weights": weights,
         "buffers": _digest_tensors(encoder.name, dict(module.named_buffers())),  # also those not in the state dict
@@ -144,7 +144,7 @@ def find_registered(spec: ModelSpec) -> OwnEncoder:
     return own
 
 
-def digest_weights(name: str, module: nn.Module) -> str:
+def digest_state(name: str, module: nn.Module) -> str:
     """Return the SHA-256 of the tensors in the state dict of a module.
 
     Raises:
