@@ -13,7 +13,7 @@ from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageEncoder, check_rows, dtypes_of, measure_widths, no_projection
 from probe.models.families import Family
 from probe.models.own import OwnEncoder, copy_to, digest_state, find_registered
-from probe.models.profile import describe_sizes, profile_model
+from probe.models.sizes import ModelSizes, measure_encoder
 from probe.specs import ModelSpec
 
 
@@ -71,16 +71,12 @@ class ModuleFamily(Family):
 
     def describe_weights(self, spec: ModelSpec, *, is_here: bool) -> dict[str, Any]:  # noqa: ARG002 - an argument of every family
         """Return the digest of the weights, sizes and cost."""
+        return {"sha256": find_own(spec).weights, **self.measure_sizes(spec).describe()}
+
+    def measure_sizes(self, spec: ModelSpec) -> ModelSizes:
+        """Return the sizes and the cost of a module, which encodes an image on the CPU."""
         encoder = self.load_tower(spec, resolve_execution("cpu", precision="fp32"), offline=True)
-        height, width = encoder.preprocess.shape
-        whole = nn.Module()
-        whole.visual = find_own(spec).encoder.module
-        has_profile = height == width and any(True for _ in whole.parameters())
-        profile = profile_model(whole, height) if has_profile else None
-        return {
-            "sha256": encoder.weights_sha256,
-            **describe_sizes(height, encoder.embed_dim, encoder.pre_projection_dim, profile),
-        }
+        return measure_encoder(encoder, find_own(spec).encoder.module)
 
 
 def find_own(spec: ModelSpec) -> OwnEncoder:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from probe.models.devices import Execution
 from probe.models.encoder import ImageEncoder, dtypes_of, measure_widths
 from probe.models.families import Family
 from probe.models.huggingface import MERGES, TOKENIZER, VOCABULARY, find_image_settings
-from probe.models.profile import describe_sizes, profile_model
+from probe.models.profile import profile_model
+from probe.models.sizes import ModelSizes, measure_encoder
 from probe.models.transformers_models import (
     SplitModel,
     load_processor,
@@ -65,43 +68,53 @@ class TransformersFamily(Family):
         source = parse_source(spec.source)
         folder = fetch_folder(source, offline=offline)
         config, pooling = read_settings(folder, source.pooling)
-        preprocess = load_processor(folder)
         tensors = read_folder_tensors(folder)
-        split = load_split_model(folder, config, pooling, tensors, preprocess.shape)
+        split = load_split_model(folder, config, pooling, tensors, load_processor(folder).shape)
         split.model.to(execution.device, execution.dtype)
-        with naming_failures(folder, "encode images with the model in"):
-            widths = measure_widths(spec.name, split.tower, split.project, shape=preprocess.shape, execution=execution)
-        settings = find_image_settings(folder)
-        return ImageEncoder(
-            spec.name,
-            execution,
-            preprocess,
-            embed_dim=widths[1],
-            pre_projection_dim=widths[0],
-            weights_sha256=digest_weights(folder),
-            checkpoint_dtypes=dtypes_of(tensors.values()),
-            weights_dtypes=dtypes_of(split.tower.parameters()),
-            license=hub.read_license(folder),
-            pre_projection=split.tower,
-            project=split.project,
-            preprocess_from=settings.name if settings is not None else "",
-            pooling=pooling,
-        )
+        encoder = _as_encoder(spec.name, folder, split, execution)
+        dtypes = dtypes_of(tensors.values())
+        return replace(encoder, weights_sha256=digest_weights(folder), checkpoint_dtypes=dtypes, pooling=pooling)
 
     def describe_weights(self, spec: ModelSpec, *, is_here: bool) -> dict[str, Any]:
         """Return sizes, cost, digest and licence of a model on this machine; nothing is known about other models."""
-        if not is_here:
+        sizes = self.measure_sizes(spec)
+        if not is_here or sizes is None:
             return {}
+        folder = fetch_folder(parse_source(spec.source), offline=True)
+        return {"license": hub.read_license(folder) or None, "sha256": digest_weights(folder), **sizes.describe()}
+
+    def measure_sizes(self, spec: ModelSpec) -> ModelSizes | None:
+        """Return the sizes and the cost; None if the configuration is not on this machine."""
         source = parse_source(spec.source)
+        if not is_repository_here(source):
+            return None
         folder = fetch_folder(source, offline=True)
-        config, pooling = read_settings(folder, source.pooling)
-        facts = {"license": hub.read_license(folder) or None, "sha256": digest_weights(folder)}
-        shape = load_processor(folder).shape
-        split = sketch_split_model(folder, config, pooling)
+        split = sketch_split_model(folder, *read_settings(folder, source.pooling))
+        encoder = _as_encoder(spec.name, folder, split, META)
         with naming_failures(folder, "encode images with the model of"):
-            widths = measure_widths(spec.name, split.tower, split.project, shape=shape, execution=META)
-            profile = profile_model(_for_profile(split), shape[0])
-        return facts | describe_sizes(shape[0], widths[1], widths[0], profile)
+            profile = profile_model(_for_profile(split), encoder.resolution)
+            return measure_encoder(encoder, split.model, profile)
+
+
+def _as_encoder(name: str, folder: Path, split: SplitModel, execution: Execution) -> ImageEncoder:
+    """Return a model on the device of `execution` as an encoder, without what its weights and its name tell."""
+    preprocess, settings = load_processor(folder), find_image_settings(folder)
+    with naming_failures(folder, "encode images with the model in"):
+        widths = measure_widths(name, split.tower, split.project, shape=preprocess.shape, execution=execution)
+    return ImageEncoder(
+        name,
+        execution,
+        preprocess,
+        embed_dim=widths[1],
+        pre_projection_dim=widths[0],
+        weights_sha256="",
+        checkpoint_dtypes=(),
+        weights_dtypes=dtypes_of(split.tower.parameters()),
+        license=hub.read_license(folder),
+        pre_projection=split.tower,
+        project=split.project,
+        preprocess_from=settings.name if settings is not None else "",
+    )
 
 
 def _for_profile(split: SplitModel) -> nn.Module:

@@ -21,9 +21,10 @@ from probe import grid
 from probe.cli.main import main
 from probe.datasets.opening import open_split
 from probe.errors import CheckpointError, CheckpointMissingError, ExecutorError, FeaturesError, UnknownNameError
-from probe.models import description, own, own_files
+from probe.models import description, get_model, own, own_files
 from probe.models.encoder import tensors_sha256
 from probe.models.preprocess import Preprocess
+from probe.models.sizes import find_sizes
 from probe.records.record import read_record, read_records, run_path
 from probe.runner import run_grid
 from probe.scale.driver import refuse_encoders_in_memory
@@ -383,6 +384,9 @@ def test_models_describes_a_file(tmp_path):
     facts = description.model_facts("module:own.py:make_encoder")
     assert (facts["resolution"], facts["embed_dim"], facts["license"]) == (SIDE, WIDTH, "MIT")
     assert facts["parameters"] == 6 * (3 * 16 + 1)
+    sizes = find_sizes(get_model("module:own.py:make_encoder"))  # for `run --plan`
+    assert sizes.profile.flops == facts["flops"]
+    assert sizes.activation_bytes > 4 * 3 * SIDE * SIDE
 
 
 @pytest.mark.parametrize(

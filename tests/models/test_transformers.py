@@ -30,6 +30,7 @@ from probe.models import get_model, transformers_names
 from probe.models.description import model_facts
 from probe.models.loading import identify, load_encoder
 from probe.models.preprocess import Preprocess
+from probe.models.sizes import find_sizes
 from probe.models.transformers_pooling import RULES
 from probe.records.verdicts import IDENTICAL
 from probe.settings import Settings
@@ -327,6 +328,9 @@ def test_the_facts_of_a_folder_are_known(tmp_path):
     facts = model_facts(f"transformers:{tmp_path}")
     assert (facts["resolution"], facts["embed_dim"], facts["pre_projection_dim"]) == (SIDE, 20, 32)
     assert facts["parameters"] == sum(weight.numel() for weight in model.parameters())
+    sizes = find_sizes(get_model(f"transformers:{tmp_path}"))  # for `run --plan`
+    assert sizes.profile.flops == facts["flops"]
+    assert sizes.activation_bytes > 4 * 3 * SIDE * SIDE
     towers = (model.vision_model, model.visual_projection)
     assert facts["image_parameters"] == sum(weight.numel() for tower in towers for weight in tower.parameters())
     assert facts["flops"] > 2 * 17 * sum(weight.numel() for weight in model.vision_model.encoder.parameters()) * 0.9
