@@ -41,7 +41,7 @@ class EnergyMeter:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> EnergyMeter:
-        """Read the counters, and watch those that can wrap around."""
+        """Read the counters, and watch the counters that can wrap around."""
         self._gpu = _read_gpu(self._device)
         for folder in _package_folders():
             value = _read_number(folder / "energy_uj")
@@ -82,7 +82,7 @@ class EnergyMeter:
 
 
 def _package_folders() -> list[Path]:
-    """Return the folders of the packages; those of parts of a package have a second number, as `intel-rapl:0:1`."""
+    """Return the folders of the packages. Parts of a package, such as `intel-rapl:0:1`, are left out."""
     return sorted(folder for folder in POWERCAP.glob(PACKAGES) if folder.name.count(":") == 1)
 
 

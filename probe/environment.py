@@ -125,7 +125,7 @@ def gpu_uuid(device: str) -> str:
     """Return the identifier of a GPU, without the prefix `GPU-`.
 
     Raises:
-        AttributeError: this version of torch does not know it.
+        AttributeError: this version of torch does not know the identifiers of GPUs.
         RuntimeError: torch finds no such GPU.
     """
     import torch

@@ -189,7 +189,8 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     because modes are compared.
 
     A record must also have scores on all images of each further test set of the run, and a clean score if the run has
-    one. Otherwise the probe is fitted again. It is also scored as the record was, so that no score is lost.
+    one. Otherwise the probe is fitted again. The new run also computes every score of the record, so that no
+    score is lost.
     """
     results_dir = paths.results_dir(settings.results_dir)
     identities = {spec: identity(spec) for spec in specs}
@@ -240,7 +241,7 @@ def _with_scores(spec: RunSpec, record: DoneRecord | None) -> RunSpec:
 
 
 def _has_head(record: DoneRecord, results_dir: Path) -> bool:
-    """Return True if the first head of a record can be read and is of this record, not of an earlier run."""
+    """Return True if the first head of a record can be read and belongs to this record, not to an earlier run."""
     for path in (head_path(record, results_dir, part) for part in (0, 1)):
         with suppress(HeadError):
             if load_head(path).info.created == record.created:

@@ -333,7 +333,7 @@ def run(
         with_logits: also write the logits of each test image there.
         tests: further test sets to score the same probe on: names that the dataset has in `tests`, `all` of them, or
             paths of TOML files.
-        clean: also score without test images whose pixels equal those of a training or validation image.
+        clean: also score without test images that have the same pixels as a training or validation image.
         rerun: run again even if there is a complete record.
 
     Raises:

@@ -152,7 +152,7 @@ def fit_protocol(
 
 
 def find_about(about: str | Path | Mapping[str, Any] | None, source: SuppliedFeatures) -> AboutFeatures:
-    """Return the statements about features: those of the user, and else those that `probe extract` wrote into the file.
+    """Return the statements about features: from the user, or else from the file if `probe extract` wrote it.
 
     Args:
         about: path of a TOML file, its content as a dict, or None.
@@ -196,7 +196,7 @@ def _largest_label(features: Features) -> int:
 
 
 def find_metric(about: AboutFeatures) -> str:
-    """Return the stated metric, or else that of the dataset if it is in the catalogue, or else `accuracy`."""
+    """Return the stated metric, or else the metric of the dataset in the catalogue, or else `accuracy`."""
     known = {row.name: row.metric for row in DATASETS}
     return about.metric or known.get(about.dataset, "accuracy")
 
@@ -261,8 +261,8 @@ def _describe_dataset(source: SuppliedFeatures, about: AboutFeatures, metric: st
 def _describe_split(source: SuppliedFeatures, name: str, features: Features) -> SplitRecord:
     """Return the number of images of a split, and a digest to compare splits by.
 
-    It is the digest of ids and labels that a file of `probe extract` has. Other files have no ids, so it is the digest
-    of the labels in their order.
+    A file of `probe extract` has a digest of ids and labels. Other files have no ids, so the digest is computed from
+    the labels in their order.
     """
     splits = source.content.about.get("splits")
     stated = splits.get(name) if isinstance(splits, dict) else None
@@ -296,7 +296,7 @@ def fit_features(
         features: path of an `.npz` file, a Parquet file or a folder of `.npy` files; or the features of the splits
             `train`, `test` and, unless C is fixed, `val`.
         about: statements about the features: a TOML file, or a dict with fields of `AboutFeatures`. `dataset` and
-            `model` are required. None uses those in a file of `probe extract`.
+            `model` are required. None uses the statements in a file of `probe extract`.
         protocol: rules by which the probe is fitted and scored. Features of one point are used whatever point it names.
         solver: solver of the probe, `fast` or `sklearn`.
         device: device that the probe is fitted on; `auto` is CUDA if available, and else the CPU.

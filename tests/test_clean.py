@@ -113,7 +113,7 @@ def test_skipped_images_do_not_count(tmp_path):
     root = tmp_path / "images"
     dataset = write_twins(root)
     (root / "test/blue/00.png").write_bytes(b"no image")
-    (root / "train/red/00.png").write_bytes(b"no image")  # so test/red/50.bmp is no copy now
+    (root / "train/red/00.png").write_bytes(b"no image")  # test/red/50.bmp is not a copy any more
     record = run(dataset, tmp_path, clean=True, skip_corrupt=2)
     (left_out,) = unpack_left_out(record.clean)
     ids = open_dataset(dataset, skip_corrupt=True).subsets["test"].ids

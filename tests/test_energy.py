@@ -1,4 +1,4 @@
-"""Energy counters: the files that Linux publishes, and those of a GPU."""
+"""Energy counters: the files that Linux publishes, and the counter of a GPU."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Probes on supplied features: their records are those of a run on the same features, and cannot pass for one."""
+"""Probes on supplied features: their records equal those of a run on the features, but are marked as supplied."""
 
 import json
 import logging
@@ -285,7 +285,7 @@ def test_the_command_prints_what_a_run_prints(tmp_path, folder, capsys):
     assert [record["spec"]["solver"] for record in records] == ["fast", "none"]
     assert main(common) == 0
     assert (
-        "supplied: the features came from a file, and the names of model and dataset are what"
+        "supplied: the features came from a file, and the user stated the names of model and dataset"
         in capsys.readouterr().out
     )
     (path,) = (tmp_path / "results" / "records" / "insects").glob("*.readme.*")

@@ -130,7 +130,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             action="append",
         ),
         "--clean": _flag(
-            "Also score each run without test images whose pixels equal those of a training or validation image."
+            "Also score each run without test images that have the same pixels as a training or validation image."
         ),
         "--metric": _choice(METRICS, None, "Metric of the scores. [the metric of the dataset, or accuracy]"),
         "--shard": _value("I/N", "Extract only the I-th of N shards, counted from 1.", type=_shard),
@@ -149,12 +149,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "Also repeat runs that have a complete record, for example after you replaced images of a dataset."
         ),
         "--save-heads": _flag("Also write the fitted weights of each run, for `predict`."),
-        "--record": _flag("Also write a record of each probe, and the tables, marked as of supplied features."),
+        "--record": _flag("Also write a record of each probe and the tables, both marked as supplied features."),
         "--about": _value(
             "FILE.toml",
-            "What is known about the features, for --record: dataset, model and more. [the description in the file]",
+            "Description of the features, for --record: dataset, model and more. [the description in PATH]",
         ),
-        "--features": _value("PATH", "Features of a record of supplied features, as `fit` takes them."),
+        "--features": _value("PATH", "File or folder of features, as for `fit`, for a record of supplied features."),
         "--save-head": _value("FILE", "Also write the fitted weights to this file, for `predict`."),
         "--predictions": _value(
             "DIR",
@@ -396,7 +396,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
                 "name": _value(
                     "NAME",
                     "Model to show: any that --model accepts, or a prefix: `open_clip:` and `timm:` list all models, "
-                    "`transformers:` the cached models.",
+                    "`transformers:` lists the cached models.",
                     nargs="?",
                 )
             },

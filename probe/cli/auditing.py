@@ -100,7 +100,7 @@ def _print_equal(audit: Audit, most: int) -> None:
         f"{equal.leaked_differing:,} of them equal one with a different label."
     )
     if equal.groups:
-        print(f"\nGroups of equal images, those across splits first ({_shown(most, len(equal.groups))}):\n")
+        print(f"\nGroups of equal images, across splits first ({_shown(most, len(equal.groups))}):\n")
         rows = [
             (f"{number}", *_cells(image))
             for number, group in enumerate(equal.groups[:most], 1)
@@ -124,7 +124,7 @@ def _print_candidates(audit: Audit) -> None:
     rows = [(f"{n}", f"{pairs:,}", f"{across:,}") for n, (pairs, across) in enumerate(found.counts) if pairs]
     print_rows(("bits", "pairs", "across splits"), [*rows, ("all", *_totals(found.counts))])
     if found.closest:
-        print(f"\nThe closest, those across splits first ({_shown(len(found.closest), total)}):\n")
+        print(f"\nThe closest pairs, across splits first ({_shown(len(found.closest), total)}):\n")
         closest = [(f"{one.distance}", *_cells(one.images[0]), *_cells(one.images[1])) for one in found.closest]
         print_rows(("bits", "image", "split", "class", "other image", "split", "class"), closest)
 

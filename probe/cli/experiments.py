@@ -28,14 +28,14 @@ from probe.specs import DEFAULT_SOLVER, digest, slug
 FOLDER = "experiments"  # below the results folder
 # Options of one command rather than of an experiment, which no file may have.
 OF_THE_COMMAND = ("plan", "rerun", "ray-workers", "json", "verbose", "help")
-# Options that decide what runs, with the value of those that have no default in the parser.
+# Options that decide what runs, with a value for each option that has no default in the parser.
 DECISIVE = {"dataset": [], "model": ["ViT-B/32"], "jit": "off", "protocol": ["clip-paper"], "solver": DEFAULT_SOLVER}
 
 
 def add_experiment(
     parser: argparse.ArgumentParser, argv: Sequence[str], args: argparse.Namespace
 ) -> argparse.Namespace:
-    """Return the options of a `run` command together with those of its experiment file.
+    """Return the options of a `run` command, with the options of its experiment file added.
 
     Args:
         parser: parser of the command line.

@@ -54,7 +54,7 @@ class EqualImages:
     """Equal images of a dataset.
 
     Args:
-        groups: the groups, those across splits first, and of these those with different labels.
+        groups: the groups. Groups across splits come first, and among them groups with different labels.
         pairs: numbers of equal pairs within each split and across each two splits.
         leaked: number of test images that equal a training or validation image.
         leaked_differing: number of these test images for which such an image has a different label.
@@ -77,7 +77,7 @@ class CandidatePair:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates for near-duplicates; `counts` and the order of `closest` are those of `duplicates.NearPairs`."""
+    """Candidates for near-duplicates; `counts` and the order of `closest` are as in `duplicates.NearPairs`."""
 
     distance: int
     counts: tuple[tuple[int, int], ...]
@@ -134,7 +134,7 @@ class Audit:
         dataset: name of the dataset.
         subsets: number of images of each subset.
         splits: number of images of each split of the first fold, and of unused images if there are any.
-        num_folds: number of folds. All splits of the report are those of the first fold.
+        num_folds: number of folds. The report uses the splits of the first fold.
         class_names: names of the classes in the order of the labels.
         equal: equal images.
         candidates: candidates for near-duplicates.

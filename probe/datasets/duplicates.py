@@ -75,7 +75,7 @@ class NearPairs:
     Args:
         counts: for each distance, the number of pairs of images with different pixels, and how many of these pairs are
             across splits.
-        closest: some of the closest pairs, those across splits first. Of pairs with equal pixels, one is listed.
+        closest: some of the closest pairs, across splits first. Of pairs with equal pixels, one is listed.
     """
 
     counts: tuple[tuple[int, int], ...]
@@ -113,7 +113,7 @@ def count_pairs(groups: Sequence[np.ndarray], table: ImageTable) -> list[PlacePa
 
 
 def find_test_leaks(table: ImageTable) -> Leaks:
-    """Find the test images that are also training or validation images; rows are those of `table.test`."""
+    """Find the test images that are also training or validation images, in the order of `table.test`."""
     contents, fit = number_contents(table.sha256), np.flatnonzero(np.isin(table.places, (TRAIN, VAL)))
     return find_leaks(contents, table.labels, fit=fit, test=table.test)
 
@@ -167,7 +167,7 @@ class _Members:
         of_contents = _cross_table(self.contents, table.places)
         hash_of = np.zeros(len(of_contents), np.int64)
         hash_of[self.contents] = numbers
-        # Of the pairs of images with one hash, those with different pixels.
+        # Pairs of images with one hash and different pixels.
         self.within = _within(self.places)
         for own, equal in zip(self.within, _within(of_contents), strict=True):
             own -= np.bincount(hash_of, weights=equal, minlength=len(own)).astype(np.int64)
@@ -178,7 +178,7 @@ class _Members:
         self.ends = np.searchsorted(keys, np.arange(len(self.hashes) * len(PLACES) + 1))
 
     def blocks(self, distance: int) -> Iterator[tuple[np.ndarray, ...]]:
-        """Yield pairs of hashes with images: two numbers, distance, number of pairs of images, and those across splits.
+        """Yield pairs of hashes: two numbers, distance, number of pairs of images, and number of pairs across splits.
 
         A hash is paired with itself if images with different pixels have it.
         """
@@ -207,7 +207,7 @@ class _Members:
 
 
 def _within(places: np.ndarray) -> np.ndarray:
-    """Return the number of pairs of images in each row, and of those across splits, int64 (2, n)."""
+    """Return for each row the number of pairs of images, and the number of pairs across splits, int64 (2, n)."""
     totals = places.sum(axis=1)
     pairs = totals * (totals - 1) // 2
     return np.stack([pairs, pairs - (places * (places - 1) // 2).sum(axis=1)])

@@ -215,8 +215,8 @@ def open_images(images: Images) -> ImageDataset:
 def open_files(paths: Sequence[str | Path]) -> ImageDataset:
     """Return images in files and folders, with labels of 0. Files in folders are taken at any depth, sorted by name.
 
-    A path that does not exist is an image that cannot be read. Files in folders that are not images are skipped, and a
-    warning names them. Hidden files, and files such as Thumbs.db, are skipped without a warning.
+    A path that does not exist counts as an image that cannot be read. Files in folders that are not images are skipped,
+    and a warning names them. Hidden files, and files such as Thumbs.db, are skipped without a warning.
 
     Raises:
         DatasetMissingError: none of the paths exists.
@@ -253,7 +253,7 @@ def _find_files(folder: Path) -> list[str]:
     others = sorted(str(file.relative_to(folder)) for file in visible if file.suffix.lower() not in suffixes)
     if others:
         num = f"{len(others)} file{'' if len(others) == 1 else 's'}"
-        logger.warning("skipped %s in %s of no known type of image: %s", num, folder, listed(others, most=5))
+        logger.warning("skipped %s of an unknown type of image in %s: %s", num, folder, listed(others, most=5))
     found = sorted(str(file) for file in visible if file.suffix.lower() in suffixes)
     if not found:
         raise DatasetError(f"no images in {folder}; name a folder with images")

@@ -25,7 +25,7 @@ from probe.features.arrays import PRE_PROJECTION, Features
 from probe.features.formats import NAME, NamedArrays, read_arrays
 from probe.specs import SPLITS
 
-ROWS = 4096  # written or checked at a time
+ROWS = 4096  # rows that are written or checked at a time
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from probe.features.arrays import PRE_PROJECTION
 if TYPE_CHECKING:
     import pyarrow
 
-# Errors of reading a file that is damaged, or has another format.
+# Errors of reading a file that is damaged, or has a different format.
 UNREADABLE = (
     *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),
 )
 NAME = re.compile(r"(?:fold(\d+)_)?(train|val|test)_(x|y|pre_projection)")
 PARQUET = (".parquet", ".pq")
-ROWS = 16_384  # of a Parquet file, converted at a time
+ROWS = 16_384  # rows of a Parquet file that are converted at a time
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 SPLIT, LABEL, FEATURES = "split", "label", "features"  # columns of a Parquet file
 INDEX = "__index_level_0__"  # column that pandas adds
@@ -47,7 +47,7 @@ class NamedArrays:
     Args:
         arrays: arrays by name, such as `train_x`.
         about: description that `probe` wrote into the file; empty in other files.
-        others: names in the file that are not of this form.
+        others: names in the file that do not have this form.
         name_format: name of an array in messages, with `{prefix}`, `{split}` and `{kind}`.
         advice: how to write such a file, for messages.
     """

@@ -37,7 +37,7 @@ ARRAYS = ("sha256", "hashes", "sizes", "modes")
 
 @dataclass(frozen=True)
 class PixelSidecar(FileSidecar):
-    """Description of an entry, with the values beside the arrays, and the digests of the arrays."""
+    """Description of an entry, with the values that are not arrays, and the digests of the arrays."""
 
     mode_names: tuple[str, ...]
     unreadable: tuple[tuple[int, str], ...]
@@ -161,9 +161,9 @@ def _compute(spec: PixelSpec, images: ImageDataset, path: Path) -> PixelDigests:
 
 
 def find_split_leaks(dataset: OpenedDataset, root: Path) -> list[Leaks]:
-    """Return for each fold the test images whose pixels equal those of a training or validation image.
+    """Return for each fold the test images that have the same pixels as a training or validation image.
 
-    Rows are those of the positions of the test split. Images that cannot be read equal no other image.
+    Rows are in the order of the positions of the test split. Images that cannot be read equal no other image.
 
     Args:
         dataset: the dataset, with all of its splits.

@@ -64,7 +64,7 @@ class ClassTexts:
 
 @dataclass(frozen=True)
 class TextSidecar(FileSidecar):
-    """Description of an entry, with the values beside the weights, and the digest of the weights."""
+    """Description of an entry, with the values that are not arrays, and the digest of the weights."""
 
     logit_scale: float
     logit_bias: float

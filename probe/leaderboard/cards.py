@@ -54,7 +54,7 @@ def eval_results(records: Sequence[RunRecord]) -> str:
     dataset. `task_id` is `default`, because a record does not know the tasks of a benchmark.
 
     Args:
-        records: of one model with the same weights, all with scores, on datasets that the hub has.
+        records: records of one model with the same weights, all with scores, on datasets that the hub has.
 
     Raises:
         ResultsError: as `model_index`, or a dataset has no repository on the hub.
@@ -104,7 +104,7 @@ def _check_weights(records: Sequence[DoneRecord]) -> None:
 
 
 def conditions(record: DoneRecord) -> dict[str, Any]:
-    """Return the conditions of a score by name, without those that its run does not have."""
+    """Return the conditions of a score by name, without conditions that its run does not have."""
     result = record.result
     values = {
         "protocol": printable(record.protocol),

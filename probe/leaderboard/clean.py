@@ -1,4 +1,4 @@
-"""Clean scores of runs, beside their scores on all test images."""
+"""Clean scores of runs, next to their scores on all test images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from probe.records.schema import CleanRecord, DoneRecord, RunRecord
 
 TITLE = "Clean scores"
 INTRODUCTION = (
-    "Scores without the test images whose pixels equal those of a training or validation image. The difference is the "
+    "Scores without the test images that have the same pixels as a training or validation image. The difference is the "
     "clean score minus the score on all test images, in points."
 )
 HEADER = (

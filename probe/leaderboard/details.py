@@ -80,8 +80,9 @@ class Confusion:
 def class_names(record: RunRecord) -> tuple[str, ...]:
     """Return the class names of a record's dataset in the order of the labels; empty if none are known.
 
-    They are those of the record, or of the catalogue. A dataset of the catalogue whose files hold the names has none.
-    Supplied features can have other labels than the dataset in the catalogue, so only the names in their record count.
+    The names come from the record, or else from the catalogue. A dataset of the catalogue whose files hold the
+    names has none. Supplied features can have other labels than the dataset in the catalogue, so only the names in
+    their record count.
     """
     if record.extraction.supplied is not None:
         return record.read.class_names

@@ -29,7 +29,7 @@ def evaluation_log(records: Sequence[RunRecord]) -> str:
     the last run.
 
     Args:
-        records: of one model with the same weights, all with scores.
+        records: records of one model with the same weights, all with scores.
 
     Raises:
         ResultsError: the list is empty, the models or weights differ, or a run failed.

@@ -1,4 +1,4 @@
-"""Few-shot probes beside zero-shot: mean scores against the number of training images of each class.
+"""Few-shot probes next to zero-shot: mean scores against the number of training images of each class.
 
 Source: Radford et al. 2021, figure 6.
 """

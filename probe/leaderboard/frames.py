@@ -66,7 +66,7 @@ READABLE = {
 def results_frame(results_dir: str | Path = "results") -> pd.DataFrame:
     """Return the records of a results folder as a pandas DataFrame with one row for each run.
 
-    The records are those of `read_records`: a file that is damaged or of a later schema is skipped with a warning. The
+    `read_records` reads the records: a file that is damaged or has a later schema is skipped with a warning. The
     columns and their types are `COLUMNS`, followed by `package_NAME` with the version of each package that a record
     names. Scores, bounds of intervals and the ECE are fractions. A value that a run does not have is missing, and so is
     an empty text. The categories of `dataset` and `model` are in the order of the catalogues. Rows are sorted by

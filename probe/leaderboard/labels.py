@@ -118,8 +118,8 @@ OWN_LEGEND = (
     ("knn-5", "The 5 most similar training and validation images have one vote each."),
     (
         SUPPLIED,
-        "The features came from a file that another program made. The suite ran no encoder, and names of models and "
-        "datasets are what the user states.",
+        "The features came from a file that another program made. The suite ran no encoder, and the user stated the "
+        "names of models and datasets.",
     ),
 )
 

@@ -132,7 +132,7 @@ def make_sections(records: Sequence[RunRecord]) -> list[Section]:
 
     The overview is the section with the most scores. If several have as many, the protocol with the most scores in all
     sections comes first, then the section with the most scores without a mark. A section of supplied features is the
-    overview only if all sections are.
+    overview only if all sections are sections of supplied features.
     """
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records:

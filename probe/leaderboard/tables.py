@@ -43,7 +43,7 @@ def render_tables(records: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def records_to_csv(records: Iterable[RunRecord]) -> str:
-    """Return one line per record, with the columns `COLUMNS`, and `k` if a record is of k-NN.
+    """Return one line per record, with the columns `COLUMNS`, and `k` if the method of a record is k-NN.
 
     If a record has a clean score, there are also the columns `CLEAN_COLUMNS`. Scores are unrounded fractions.
     """
@@ -55,7 +55,7 @@ def records_to_csv(records: Iterable[RunRecord]) -> str:
 
 
 def has_neighbours(records: Iterable[RunRecord]) -> bool:
-    """Return True if a record is of k-NN."""
+    """Return True if the method of a record is k-NN."""
     return any(record.spec.protocol.method == KNN for record in records)
 
 
@@ -74,7 +74,7 @@ def csv_value(value: object) -> object:
 
 
 def row(record: RunRecord) -> dict[str, object]:
-    """Return the values of a record under `COLUMNS`, of k-NN also `k`, and those of a clean score if it has one.
+    """Return the values of a record under `COLUMNS`, with `k` for k-NN, and with the clean score if it has one.
 
     Values that do not apply are None.
     """
@@ -142,9 +142,7 @@ def footnotes(records: Sequence[RunRecord]) -> list[str]:
     if any(record.result is not None and record.result.interval is None for record in records):
         notes.append(f"{UNKNOWN}: the record is from a version that did not compute intervals")
     if any(record.mode == SUPPLIED for record in records):
-        notes.append(
-            f"{SUPPLIED}: the features came from a file, and the names of model and dataset are what its user states"
-        )
+        notes.append(f"{SUPPLIED}: the features came from a file, and the user stated the names of model and dataset")
     results = [(record.spec.protocol.method, record.result) for record in records if record.result is not None]
     notes += [f"{note}; the record has them" for note in varies_notes(results)]
     return notes

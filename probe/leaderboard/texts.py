@@ -28,8 +28,8 @@ _CALIBRATION_HEADER = (
 )
 CALIBRATION_NOTE = (
     "Calibration on the test images: negative log-likelihood, Brier score and expected calibration error; lower is "
-    "better. The values after are those after temperature scaling on the validation images. A mean over folds or draws "
-    "has no interval."
+    "better. Columns with 'after' have the values after temperature scaling on the validation images. A mean over "
+    "folds or draws has no interval."
 )
 
 

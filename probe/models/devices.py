@@ -13,7 +13,8 @@ from probe.errors import DeviceError
 
 logger = logging.getLogger(__name__)
 
-# Of CLIP models. The reference uses fp16 weights on CUDA and fp32 on the CPU. fp16 has not been tested on MPS and XPU.
+# Default precisions of CLIP models. The reference uses fp16 weights on CUDA and fp32 on the CPU. fp16 has not been
+# tested on MPS and XPU.
 DEFAULT_PRECISION = {"cuda": "fp16", "cpu": "fp32", "mps": "fp32", "xpu": "fp32"}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FP32_FORMS = ("timm", "transformers", "module")  # `ModelSpec.form` of models that run in fp32 on every device

@@ -83,7 +83,7 @@ def find_own(spec: ModelSpec) -> OwnEncoder:
     """Return the encoder of a specification.
 
     Raises:
-        CheckpointError: the encoder is not that of the run, or cannot be loaded.
+        CheckpointError: the encoder differs from the encoder of the run, or cannot be loaded.
     """
     return own_files.find_loaded(spec) if own_files.is_file(spec) else find_registered(spec)
 

@@ -26,7 +26,7 @@ from probe.models.preprocess import AnyPreprocess, CustomPreprocess, Preprocess
 from probe.specs import ModelSpec, digest
 
 FORM = "module"  # `ModelSpec.form`
-PREFIXES = (RANDOM, HF, *(f"{form}:" for form in FAMILIES))  # of names with another meaning
+PREFIXES = (RANDOM, HF, *(f"{form}:" for form in FAMILIES))  # prefixes of names with another meaning
 LIBRARIES = ("torch", "torchvision", "probe", "builtins")  # the keys of cached features have their versions
 INNER = ("lambd", "func", "function")  # functions that objects of torchvision, functools and this package call
 TRIAL_SIZE = (400, 320)  # width and height of the image that tells the shape of preprocessed images
@@ -118,7 +118,7 @@ def examine(encoder: Encoder) -> OwnEncoder:
     weights = digest_state(encoder.name, module)
     known = {
         "weights": weights,
-        "buffers": _digest_tensors(encoder.name, dict(module.named_buffers())),  # also those not in the state dict
+        "buffers": _digest_tensors(encoder.name, dict(module.named_buffers())),  # also if not in the state dict
         "module": _text_of(module),
         "code": _sources_of(module.modules()),
         "preprocess": preprocess.describe(),
@@ -131,15 +131,15 @@ def find_registered(spec: ModelSpec) -> OwnEncoder:
     """Return the encoder of a specification that `Encoder.register` returned.
 
     Raises:
-        CheckpointError: it was made in another process, or another encoder of its name was used since.
+        CheckpointError: the encoder was made in another process, or another encoder of its name was used since.
     """
     own = REGISTERED.get(spec.name)
     if own is None:
         raise CheckpointError(f"the encoder {spec.name!r} was made in another process of Python; {ADVICE}")
     if own.identity != spec.source:
         raise CheckpointError(
-            f"the encoder {spec.name!r} of this process is not that of the run: weights, code or preprocessing differ; "
-            "pass it again, or give each encoder its own name"
+            f"the encoder {spec.name!r} of this process differs from the encoder of the run in weights, code or "
+            "preprocessing; pass the encoder of the run again, or give each encoder its own name"
         )
     return own
 

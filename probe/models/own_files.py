@@ -61,7 +61,7 @@ def find_loaded(spec: ModelSpec) -> OwnEncoder:
     """Return the encoder of a specification of `read_spec`; its function runs if it has not run in this process.
 
     Raises:
-        CheckpointMissingError, CheckpointError: see `read_spec`; or the weights are not those of the specification.
+        CheckpointMissingError, CheckpointError: see `read_spec`; or the weights differ from the specification.
     """
     if spec.source not in LOADED:
         logger.info("running the user's code in %s", spec.source)  # a record or a head named it, not the user
@@ -69,7 +69,7 @@ def find_loaded(spec: ModelSpec) -> OwnEncoder:
     own = LOADED[spec.source]
     if spec.sha256 not in ("", own.weights):
         raise CheckpointError(
-            f"{spec.source} returned other weights (SHA-256 {own.weights}) than those of the run ({spec.sha256}); "
+            f"{spec.source} returned weights with the SHA-256 {own.weights}, but the run had {spec.sha256}; "
             "restore the weights, or run again"
         )
     return own
@@ -101,7 +101,7 @@ def _load_function(path: Path, function: str) -> Callable[[], Any]:
         raise CheckpointMissingError(f"no file at {path.absolute()}; {USAGE}")
     spec = importlib.util.spec_from_file_location(f"probe_own_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise CheckpointError(f"{path} is not a file of Python; {USAGE}")
+        raise CheckpointError(f"{path} is not a Python file; {USAGE}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses look their module up
     loader = spec.loader

@@ -1,7 +1,7 @@
 """Models of timm, as a family of encoders. Needs the extra `timm`.
 
 Features are taken before the classifier: timm's `forward_features` and the pooling of `forward_head(pre_logits=True)`.
-There is no projection, so both feature points have these features. Preprocessing is that of timm's validation.
+There is no projection, so both feature points have these features. Images are preprocessed as in timm's validation.
 """
 
 from __future__ import annotations

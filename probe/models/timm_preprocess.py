@@ -61,5 +61,5 @@ def _warn_if_tags_differ(source: TimmSource) -> None:
     if others:
         warn_once(
             f"timm:{source} names no tag; the preprocessing of timm's {source.model} is assumed, and {others[0]} has "
-            f"another; name the tag as in timm:{others[0]}/PATH"
+            f"a different preprocessing; name the tag as in timm:{others[0]}/PATH"
         )

@@ -96,9 +96,9 @@ def naming_failures(folder: Path, what: str) -> Iterator[None]:
 def load_processor(folder: Path) -> CustomPreprocess:
     """Return the preprocessing that `AutoImageProcessor` gives for a folder.
 
-    The processor itself preprocesses each image, so that pixels equal those of code that uses transformers. Processors
-    of transformers 5 resize with torchvision by default. Up to one percent of their pixels differ from those of Pillow,
-    with which `Preprocess` resizes, by one step of 255.
+    The processor itself preprocesses each image, so that code that uses transformers gives the same pixels. Processors
+    of transformers 5 resize with torchvision by default. `Preprocess` resizes with Pillow. Up to one percent of the
+    pixels differ between the two, by one step of 255.
 
     Raises:
         CheckpointError: the settings cannot be used, or images of different shapes give pixels of different shapes.

@@ -1,8 +1,8 @@
-"""Clean score of a run: its score without test images whose pixels equal those of a training or validation image.
+"""Clean score of a run: its score without test images that have the same pixels as a training or validation image.
 
-Nothing is fitted again. The score on all test images stays the score of the run. Training and validation images are
-those of the splits of the dataset, whichever of them a protocol uses, so that the clean scores of all protocols are on
-the same test images. A zero-shot run, which has no training images, leaves out the same test images for this reason.
+Nothing is fitted again. The score on all test images stays the score of the run. All images of the training and
+validation splits count, whichever of them a protocol uses, so that the clean scores of all protocols are on the same
+test images. A zero-shot run, which has no training images, leaves out the same test images for this reason.
 """
 
 from __future__ import annotations

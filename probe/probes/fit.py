@@ -278,8 +278,8 @@ class _Fitter:
     """Fits on the same training images at several values of C.
 
     Fits are read from the cache where possible. The solver is created for the first fit that is not cached. If the
-    protocol standardises features, a fit has weights for the features as they are, but its convergence is that of the
-    fit on standardised features.
+    protocol standardises features, a fit has weights for the features as they are, but its convergence is measured on
+    standardised features.
     """
 
     def __init__(self, settings: _Settings, splits: Sequence[Features]) -> None:

@@ -14,8 +14,8 @@ from probe.stats.outcomes import make_outcomes
 def round_weights(part: ProbeResult, test: Features, rules: Protocol) -> Weights:
     """Return the weights of a single fit as they are saved.
 
-    They are rounded to float32 if the rounded weights give the prediction and the outcome of each test image.
-    Otherwise they are not rounded.
+    The weights are rounded to float32 if the rounded weights give the same prediction and outcome of each test image.
+    Otherwise the weights are not rounded.
 
     Args:
         part: result of one fold or draw, with one head.

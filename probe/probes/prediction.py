@@ -100,14 +100,14 @@ def load_encoder_of(
 def check_encoder_of(
     head: Head, encoder: ImageEncoder, *, weights_dir: str | Path | None = None, offline: bool = False
 ) -> None:
-    """Check that an encoder is that of a head.
+    """Check that an encoder is the encoder of a head.
 
     Raises:
         HeadError: the weights, the preprocessing, the mode, the precision or the width of the features differ.
         UnknownNameError, CheckpointError: the weights of the encoder are not known by its name.
     """
     weights = encoder.identity or encoder.weights_sha256
-    if not encoder.identity and weights != head.info.weights:  # encoders of several files have another digest
+    if not encoder.identity and weights != head.info.weights:  # encoders of several files have a different digest
         weights = identify(get_model(encoder.name), weights_dir=weights_dir, offline=offline)
     head.check_encoder(encoder, weights)
 
@@ -165,10 +165,10 @@ def share_right(head: Head, images: ImageDataset, found: Predictions) -> float |
 
 
 def find_class_mismatch(head: Head, images: ImageDataset) -> str:
-    """Return why predictions cannot be compared with the labels of a dataset, as a clause; empty if they can.
+    """Return the reason why predictions cannot be compared with the labels of a dataset; empty if they can.
 
-    Its images show several classes, or its labels may mean other classes than those of the head: names of classes
-    differ, or the head has no names of classes and is of another dataset.
+    There is a reason if images of the dataset show several classes, if names of classes differ, or if the head has no
+    names of classes and was fitted on a different dataset.
     """
     info, names, dataset = head.info, images.class_names, images.name.rpartition("/")[0]
     if images.labels.ndim == 2:

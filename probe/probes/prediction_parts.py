@@ -28,7 +28,7 @@ def describe_all_predictions(
         record: the record of the run.
         probe: its probe.
         ids: for each fold the ids of its test images.
-        tests: its further test sets. Those that could not be scored have no file.
+        tests: its further test sets. A test set that could not be scored has no file.
         class_names: names in the order of the labels.
         with_logits: also write logits, unless the probe is k-NN.
     """

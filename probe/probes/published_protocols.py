@@ -1,7 +1,7 @@
 """Protocols of other suites and papers, as far as their code says what they do.
 
 Each `source` names the code that was read, which rules are kept, and which differ here. A probe that its authors train
-by gradient descent for a number of epochs, such as that of LAION-AI/CLIP_benchmark, is not in this list. Its score
+by gradient descent for a number of epochs, such as the probe of LAION-AI/CLIP_benchmark, is not in this list. Its score
 depends on the learning rate and the number of epochs, which a logistic regression does not have.
 """
 
@@ -35,7 +35,7 @@ def _coop(shots: int, held_out: int) -> Protocol:
             "8 steps of bisection, 3 draws, C chosen on min(shots, 4) images per class, projected features as they "
             "are. CoOp fits features of RN50; here any model can be fitted. CoOp draws the images for the choice of C "
             "from its validation split; here they are further images of train. The draws differ, because CoOp draws "
-            "with NumPy. CoOp's fits stop at scikit-learn's default tolerance, which had another meaning before "
+            "with NumPy. CoOp's fits stop at scikit-learn's default tolerance, which had a different meaning before "
             "version 1.4; here tol is 1e-6"
         ),
     )
@@ -57,9 +57,9 @@ OTHERS: tuple[Protocol, ...] = (
             "mlfoundations/open_clip, scripts/linear_probe.py and docs/linear_probe.md at commit 940f4c10, with "
             "default options. Kept: L2-normalised features, standardised by the training images; lambda from 1 to "
             "1e-4 on the mean loss, where lambda = 1 / (C n) for n training images; no final fit on the validation "
-            "split. The script fits in float64 with its own L-BFGS; here the solver is that of the run. The script "
+            "split. The script fits in float64 with its own L-BFGS; here the run names the solver. The script "
             "chooses lambda by top-1 accuracy; here it is the metric of the dataset. The script asks the user for a "
-            "validation split; here it is that of the dataset. For images with several labels the script also fits "
+            "validation split; here the dataset has one. For images with several labels the script also fits "
             "thresholds, which are not used here"
         ),
     ),
@@ -79,7 +79,7 @@ OTHERS: tuple[Protocol, ...] = (
             "C = 1, tol = 1e-4 and at most 100 iterations; projected features as they are, which mteb's wrapper of "
             "open_clip returns; 16 images per label and 5 draws, which its tasks of image classification set (the "
             "defaults, for texts, are 8 and 10). The solver sklearn stops where mteb's fits stop; the solver fast "
-            "goes on towards the optimum. mteb draws with NumPy from all training images; here the validation split "
+            "continues towards the optimum. mteb draws with NumPy from all training images; here the validation split "
             "is left out. mteb uses all images of a class that has fewer than 16; here such a dataset is refused. "
             "mteb reports accuracy; here it is the metric of the dataset"
         ),

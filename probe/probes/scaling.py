@@ -47,7 +47,7 @@ class Scaling:
 def fit_scaling(arrays: Sequence[np.ndarray]) -> Scaling:
     """Return the scaling of the concatenation of features (n_i, d). Sums are in float64.
 
-    The variance is that of the population, as in scikit-learn's `StandardScaler`.
+    The variance is the population variance, as in scikit-learn's `StandardScaler`.
     """
     n = sum(map(len, arrays))
     blocks = [x[start : start + ROWS] for x in arrays for start in range(0, len(x), ROWS)]

@@ -95,7 +95,7 @@ def _find_contradiction_of_clean(record: DoneRecord) -> str:
     try:
         left_out, outcomes = unpack_left_out(clean), unpack_outcomes(result)
         if sum(int(own.sum()) for own in left_out) != clean.num_left_out:
-            return f"num_left_out is {clean.num_left_out}, but the images that were left out are not as many"
+            return f"num_left_out is {clean.num_left_out}, but left_out marks a different number of images"
         draws_in_folds = any(fold.draws for fold in result.folds)  # only the first draw may have outcomes
         if clean.score is None or draws_in_folds or len(left_out) not in (1, len(outcomes)):
             return ""

@@ -90,7 +90,7 @@ class Difference:
 def diff(a: RunRecord, b: RunRecord) -> Difference:
     """Return the fields in which two records differ, except times and descriptions, and a test of their scores.
 
-    Scores of classes, calibration, further test sets and clean scores that only one record has are no difference.
+    Scores of classes, calibration, further test sets and clean scores that only one record has are not differences.
     """
     left, right = (dict(_leaves(_comparable(record))) for record in (a, b))
     own = {f"{kind}.{name}" for kind in ("splits", "features") for name in _own_splits(a, b)}

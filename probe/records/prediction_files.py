@@ -22,9 +22,9 @@ dataset that are right for the image, and these columns are added:
 | column | content |
 | --- | --- |
 | `test_class` | name of the class of the image in the test set |
-| `is_right` | `prediction` is right |
+| `is_right` | true if `prediction` is right |
 | `own_prediction`, `own_prediction_name` | the predicted class among the classes of the test set |
-| `own_is_right` | `own_prediction` is right |
+| `own_is_right` | true if `own_prediction` is right |
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from probe.stats.top_classes import TopClasses
 
 METADATA = b"probe"  # key of the JSON text in the metadata of the file
 SUFFIX = ".parquet"
-FOLDER = "predictions"  # beside `records`, where `probe errors` looks by default
+FOLDER = "predictions"  # next to `records`, where `probe errors` looks by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class PartPredictions:
     Args:
         ids: id of each image.
         y: int64 (n,), labels; or (n, k) of 1, 0 and -1 if an image can show several of k classes; or bool (n, k) for a
-            further test set, which classes of the dataset are right.
+            further test set, True for the classes of the dataset that are right.
         predictions: int64 (n,), predicted labels; or (n, k) of 0 and 1.
         top: the classes with the highest scores.
         logits: float64 (n, k); None to leave them out.

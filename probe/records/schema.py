@@ -56,7 +56,7 @@ class EncoderRecord:
     """The encoder that was loaded. All fields are empty if the run failed before.
 
     `weights_key` names the weights within their file, if the file has several or nests them below a prefix.
-    `has_projection` and `pooling` are those of `models.encoder.ImageEncoder`.
+    `has_projection` and `pooling` have the meaning that they have in `models.encoder.ImageEncoder`.
     """
 
     weights_sha256: str | None = None
@@ -342,7 +342,7 @@ class FurtherTestRecord:
 
 @dataclass(frozen=True)
 class CleanRecord:
-    """Clean score of a run: the score without test images whose pixels equal those of a training or validation image.
+    """Clean score of a run: the score without test images that have the same pixels as a training or validation image.
 
     Args:
         score: the score; None if it is not defined on the remaining images.
@@ -462,7 +462,7 @@ class BaseRecord:
 
     @property
     def precision(self) -> str:
-        """Precision of the weights: `fp32`, `fp16` or `bf16`; of supplied features what the user states."""
+        """Precision of the weights: `fp32`, `fp16` or `bf16`; for supplied features, as the user stated it."""
         return self.spec.precision
 
     @property

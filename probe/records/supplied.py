@@ -1,4 +1,4 @@
-"""Statements about features that were supplied in a file: what a user says of them, which the suite cannot check."""
+"""Statements of a user about features that were supplied in a file. The suite cannot check the statements."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AboutFeatures:
     Args:
         dataset: name of the dataset; a name of the catalogue if it is that dataset.
         model: name of the encoder.
-        metric: metric of the scores; empty for that of the dataset in the catalogue, or accuracy.
+        metric: metric of the scores; empty for the metric of the dataset in the catalogue, or else accuracy.
         feature_point: where the features were taken, if the file has features of one point only; empty for `projected`.
         precision: precision of the encoder, such as `fp16`.
         weights_sha256: SHA-256 of the weights of the encoder.
@@ -50,7 +50,7 @@ class AboutFeatures:
 
 @dataclass(frozen=True)
 class SuppliedRecord:
-    """Origin of supplied features: `file` and how validation images were held out of the training images, if they were.
+    """Origin of supplied features: the file, and how validation images were held out of the training images, if any.
 
     Args:
         about: statements of the user.

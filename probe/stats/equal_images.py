@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Leaks:
-    """Test images whose pixels equal those of a training or validation image.
+    """Test images that have the same pixels as a training or validation image.
 
     Args:
         leaked: bool (n,), True for such a test image.

@@ -1,9 +1,9 @@
 """Perceptual hashes of images, and all pairs of hashes within a Hamming distance.
 
-The hash is that of Zauner 2010 (Implementation and benchmarking of perceptual image hash functions, section 3.2.1): the
+The hash follows Zauner 2010 (Implementation and benchmarking of perceptual image hash functions, section 3.2.1): the
 signs of 64 low frequencies of the discrete cosine transform, relative to their median. Pillow's resizing replaces the
-mean filter. Images that are scaled, compressed or slightly changed have close hashes. So have images of equal layout
-that show different things, so close hashes name candidates only.
+mean filter. Images that are scaled, compressed or slightly changed have close hashes. Images of equal layout that show
+different things can also have close hashes, so close hashes name candidates only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 SIDE = 32  # pixels of the grey images that are hashed
 BITS = 64
 MAX_DISTANCE = 16  # beyond it, pairs of bands are so short that nearly all pairs of hashes would be compared
-DECIMALS = 6  # of frequencies; smaller differences are rounding errors, such as those of a blank image
+DECIMALS = 6  # of frequencies; smaller differences are rounding errors, for example in a blank image
 
 
 def hash_images(grey: np.ndarray) -> np.ndarray:
@@ -52,7 +52,7 @@ def find_near_hashes(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.nda
 
     The 64 bits are cut into `distance` + 2 bands. Two hashes within the distance differ in at most `distance` bands, so
     they agree in at least two (pigeonhole principle). Hashes are sorted by each pair of bands, and only hashes that
-    agree there are compared. Of all pairs of bands in which two hashes agree, the first yields them.
+    agree there are compared. Two hashes are yielded for the first pair of bands in which they agree.
 
     Args:
         hashes: uint64 (n,), all different.
@@ -75,7 +75,7 @@ def find_near_hashes(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.nda
 
 
 def _pairs_of_equal_keys(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the positions of all pairs of equal keys: first those of neighbours in sorted order, then the next ones."""
+    """Yield the positions of all pairs of equal keys: neighbours in sorted order first, then keys further apart."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     ends = np.searchsorted(ordered, ordered, side="right")  # of the run of equal keys around each key

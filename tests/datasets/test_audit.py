@@ -237,7 +237,7 @@ def test_the_command_prints_a_report_and_writes_all_groups(root, tmp_path, capsy
     assert (
         "5 of 26 test images equal a training or validation image; 2 of them equal one with a different label." in out
     )
-    assert "those across splits first (2 of 7)" in out
+    assert "across splits first (2 of 7)" in out
     assert "The smallest classes (1 of 2)" in out
     rows = list(csv.DictReader((tmp_path / "groups.csv").read_text().splitlines()))
     groups = {}

@@ -16,7 +16,7 @@ def test_files_of_no_known_type_are_counted_and_named(tmp_path, caplog):
     assert open_files([tmp_path]).ids == [str(tmp_path / "a.png"), str(tmp_path / "deep/b.JPG")]
     (message,) = caplog.messages
     assert message == (
-        f"skipped 4 files in {tmp_path} of no known type of image: arrays.h5, deep/c.heic, notes.txt, paper.pdf"
+        f"skipped 4 files of an unknown type of image in {tmp_path}: arrays.h5, deep/c.heic, notes.txt, paper.pdf"
     )
 
 

@@ -374,7 +374,7 @@ def test_changed_weights_of_a_file_are_noticed(tmp_path):
     text = (tmp_path / "own.py").read_text().replace("neighbour.SEED", "4 + neighbour.SEED")
     (tmp_path / "own.py").write_text(text)
     own_files.LOADED.clear()
-    assert "returned other weights" in probe.reproduce(record).reason
+    assert "returned weights with the SHA-256" in probe.reproduce(record).reason
     assert _run_file(tmp_path, "module:own.py:make_encoder") == 0
     assert read_record(path).encoder.weights_sha256 != record.encoder.weights_sha256
 
@@ -400,7 +400,7 @@ def test_models_describes_a_file(tmp_path):
         ("syntax.py:f", "syntax.py, line 2: SyntaxError: "),
         ("exits.py:f", "exits.py, line 1: SystemExit: 3"),
         ("imports.py:f", "imports.py, line 1: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("own.txt:f", "own.txt is not a file of Python"),
+        ("own.txt:f", "own.txt is not a Python file"),
     ],
 )
 def test_mistakes_in_a_file_are_one_sentence(tmp_path, source, message):

@@ -252,7 +252,7 @@ def test_the_identity_is_that_of_weights_architecture_and_preprocessing(tmp_path
 
 
 def test_random_weights_are_the_same_in_each_process():
-    """The seed is that of torch's generator, whose state does not change."""
+    """The seed is for torch's generator, whose state does not change."""
     torch.manual_seed(5)
     one, state = load_encoder("random:timm:test_resnet", device="cpu"), torch.get_rng_state()
     torch.manual_seed(6)

@@ -476,7 +476,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_a_repository_is_downloaded_once(hub, pictures, capsys):
-    """The features are those of the folder, and the cached model is listed."""
+    """The features equal the features from the folder, and the cached model is listed."""
     name = "transformers:org/small"
     assert not model_facts(name)["is_here"]
     with pytest.raises(DownloadError, match="--offline forbids the download"):

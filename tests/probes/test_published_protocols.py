@@ -54,7 +54,7 @@ def _minimize_mean_loss(x, y, l2):
 
 
 def test_open_clip_minimises_the_scripts_objective(parts):
-    """The script's grid is of penalties of the mean loss, from the largest on; the first of equal scores wins."""
+    """The script's grid has penalties of the mean loss, the largest first; the first of equal scores wins."""
     x = {name: part.x.astype(np.float64) for name, part in parts.items()}
     x = {name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in x.items()}
     mean, std = x["train"].mean(axis=0), x["train"].std(axis=0).clip(1e-6)

@@ -96,7 +96,7 @@ def test_a_bisection_comes_as_near_to_a_single_peak_as_its_last_interval(peak):
 
 
 def test_a_bisection_begins_at_the_largest_of_the_best_values_and_keeps_the_lower_end_on_a_tie():
-    """So does CoOp's code, which tries its values from the largest on."""
+    """CoOp's code does the same, because it tries the largest value first."""
     assert _bisect(lambda C: 0.0).chosen == 1e2 / 10
     assert _bisect(lambda C: float(C < 1)).chosen == pytest.approx(1e-3)
 

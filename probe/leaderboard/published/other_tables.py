@@ -1,4 +1,4 @@
-"""Published scores beside the tables of the CLIP paper: its figure 14, LAION's linear probes, and DINOv2's README.
+"""Published scores other than the tables of the CLIP paper: its figure 14, LAION's linear probes, and DINOv2's README.
 
 The file has percentages with one decimal. No entry is read from a figure. Protocols differ from ours, so each table has
 a sentence on the differences, which is printed with it.
@@ -27,7 +27,7 @@ class OtherTable:
     Args:
         title: title of the comparison.
         source: origin of the numbers.
-        differences: sentences on how the protocol differs from those that it is compared with.
+        differences: sentences on how the protocol differs from the protocols that it is compared with.
     """
 
     title: str
@@ -39,9 +39,9 @@ OTHER_TABLES = {
     "figure-14": OtherTable(
         "ImageNet and further test sets, compared with figure 14 of the CLIP paper",
         "Radford et al. 2021, section 3.3",
-        "The paper gives the scores of its probe on further test sets as differences from zero-shot; they are added up "
-        "here. It does not say whether predictions are among all classes or among the classes of the test set, so both "
-        "are printed.",
+        "The paper gives the scores of its probe on further test sets as differences from zero-shot. Here, the "
+        "differences are added to the zero-shot scores. The paper does not say whether predictions are among all "
+        "classes or among the classes of the test set, so both are printed.",
     ),
     "laion": OtherTable(
         "Linear probes, compared with LAION's",
@@ -74,7 +74,7 @@ class OtherScore:
 
 @dataclass(frozen=True)
 class ComparedScore:
-    """Score of a record beside a published score.
+    """Score of a record with a published score to compare it with.
 
     Args:
         record: the record.
@@ -119,7 +119,7 @@ def other_scores(table: str) -> tuple[OtherScore, ...]:
 
 
 def compare_with_other(records: Iterable[RunRecord], table: str) -> list[ComparedScore]:
-    """Return our scores beside the scores of a published table for the same model, dataset and kind of protocol."""
+    """Return our scores with the scores of a published table for the same model, dataset and kind of protocol."""
     done = [record for record in records if isinstance(record, DoneRecord)]
     return [
         found
@@ -145,7 +145,7 @@ def _scores_of(record: DoneRecord, published: OtherScore) -> list[ComparedScore]
 
 
 def other_markdown(records: Iterable[RunRecord], table: str) -> str:
-    """Return the table of our scores beside the published ones, in percent; empty without scores to compare."""
+    """Return the table of our scores next to the published scores, in percent; empty without scores to compare."""
     compared = compare_with_other(records, table)
     if not compared:
         return ""
