@@ -38,7 +38,7 @@ def test_every_dependency_is_locked_in_a_permitted_version(text):
     wanted = Requirement(text)
     for locked in _locked()[canonicalize_name(wanted.name)]:
         (version,) = (spec.version for spec in locked.specifier)
-        assert version in wanted.specifier, f"{locked}; make requirements.lock again"
+        assert version in wanted.specifier, f"{locked}; write requirements.lock again"
 
 
 def test_the_image_copies_files_that_exist_and_that_the_context_has():

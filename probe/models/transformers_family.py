@@ -97,7 +97,7 @@ class TransformersFamily(Family):
 
 
 def _as_encoder(name: str, folder: Path, split: SplitModel, execution: Execution) -> ImageEncoder:
-    """Return a model on the device of `execution` as an encoder, without what its weights and its name tell."""
+    """Return a model as an encoder. Digest and dtypes of the checkpoint and the pooling are empty."""
     preprocess, settings = load_processor(folder), find_image_settings(folder)
     with naming_failures(folder, "encode images with the model in"):
         widths = measure_widths(name, split.tower, split.project, shape=preprocess.shape, execution=execution)
