@@ -6,6 +6,7 @@ of another user is replaced by a lock with a different name.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import uuid
@@ -21,7 +22,13 @@ MAX_STEM = 200  # characters of a temporary name; file systems take 255 bytes
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a hidden name in the same folder that no other process uses, also not in another container or machine."""
+    """Return a hidden name in the same folder that no other process uses, also not in another container or machine.
+
+    Raises:
+        IsADirectoryError: the path has no file name.
+    """
+    if not path.name:  # such as `.`
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     return path.with_name(f".{path.name[:MAX_STEM]}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
 
 

@@ -369,3 +369,8 @@ def test_archives_that_were_partly_unpacked_are_downloaded_again(folder, images,
 def test_fits_are_cached_in_a_shared_folder(folder):
     of_another_user(folder / "other.npz", 0)
     assert FitCache(folder).find("nothing") is None
+
+
+def test_a_path_without_a_file_name_is_a_folder(tmp_path):
+    with pytest.raises(IsADirectoryError), write_atomically(Path()):
+        pass

@@ -204,6 +204,9 @@ def test_nothing_left_out_gives_the_score_and_everything_gives_a_reason():
     assert (clean.score, clean.interval, clean.num_test, clean.reason) == (None, None, 0, "no test image remains")
     record = make_record(clean=clean)
     assert clean_text(clean).startswith("none, because no test image remains; 25 test images left out")
+    assert clean_to_markdown([record]).endswith(
+        f"\n{record.dataset} has no clean score, because no test image remains.\n"
+    )
     assert "| 0      | 25       | 0                      | —" in clean_to_markdown([record])
 
 

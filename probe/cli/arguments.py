@@ -25,6 +25,19 @@ class UsageError(Exception):
     """Options that cannot be used together. The command line prints the usage of the command and exits with 2."""
 
 
+class _Once(argparse.Action):
+    """Action of an option that is repeatable in other commands, but not in this one."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, args: argparse.Namespace, value: object, option: str | None = None
+    ) -> None:
+        mark = f"_has_{self.dest}"
+        if hasattr(args, mark):
+            parser.error(f"argument {option}: this command takes one value, so give the option once")
+        setattr(args, mark, True)
+        setattr(args, self.dest, value)
+
+
 class _Version(argparse.Action):
     """Action that prints the version, which is looked up only when it is asked for."""
 
@@ -96,7 +109,7 @@ def _choice(choices: Collection[str], default: str | None, text: str) -> dict[st
 
 
 def _single(default: str, text: str) -> dict[str, Any]:
-    return {"action": "store", "required": False, "default": default, "help": text}
+    return {"action": _Once, "required": False, "default": default, "help": text}
 
 
 def _folder(name: str, content: str, default: str) -> dict[str, Any]:
@@ -104,7 +117,8 @@ def _folder(name: str, content: str, default: str) -> dict[str, Any]:
 
 
 # Help texts begin with a verb or a noun; square brackets at their end hold the default.
-FORMS = "a name, all, paper, folder:PATH, csv:PATH, hf:ID, wds:SHARDS, torchvision:CLASS or FILE.toml"
+FORMS_OF_ONE = "a name, folder:PATH, csv:PATH, hf:ID, wds:SHARDS, torchvision:CLASS or FILE.toml"
+FORMS = FORMS_OF_ONE.replace("a name,", "a name, all, paper,")
 METRICS = ("accuracy", "top5", "mean_top1_top5", "mean_per_class", "roc_auc", "voc2007_11pt_map")
 PROTOCOLS = "a name that `probe protocols` lists, or a TOML file"
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -164,7 +178,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--with-logits": _flag("Also write the logits of each test image; requires --predictions."),
         "--distance": _value(
             "N",
-            "Largest number of bits, of 64, in which the perceptual hashes of near-duplicates differ. [4]",
+            "Largest number of bits, from 0 to 16 of 64, in which the perceptual hashes of near-duplicates differ. [4]",
             type=_distance,
             default=4,
         ),
@@ -410,7 +424,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             "Find equal images, near-duplicates, class imbalance and unreadable images in a dataset.",
             "--dataset --distance --top --classes --csv --offline --data-dir --cache-dir",
             changes={
-                "--dataset": _value("NAME", "Dataset to audit, as for `run`. Required.", action="store"),
+                "--dataset": _value("NAME", f"Dataset to audit: {FORMS_OF_ONE}. Required.", action=_Once),
                 "--top": {"help": "Number of groups of equal images and of near-duplicates to print. [20]"},
                 "--classes": {"help": "Number of classes to print, the smallest first. [20]"},
                 "--csv": _value("FILE.csv", "Also write all images of the groups of equal images to this file."),

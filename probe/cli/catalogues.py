@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 
 from probe.cli import grids
@@ -51,12 +52,14 @@ def models(args: argparse.Namespace) -> int:
 
     name = args.name or ""
     family = find_family(name.removesuffix(":")) if name.endswith(":") else None
-    names = [] if family is None else family.list_names()
-    if names:
+    if family is not None:
+        names = family.list_names()
         if args.json:
             print_json([{"name": name} for name in names])
-        else:
+        elif names:
             print("\n".join(names))
+        else:
+            print(f"probe: no model to list; give one of {models.MODEL_FORMS}", file=sys.stderr)
     elif args.json:
         from probe.models.description import model_facts
 

@@ -49,4 +49,6 @@ def clean_to_markdown(records: Iterable[RunRecord]) -> str:
     for record, clean in found:
         named = [datasets[record.dataset], models[record.model], record.mode, record.precision, record.protocol]
         rows.append([*named, solver_text(record.solver), *clean_cells(record, clean)])
-    return f"## {TITLE}\n\n{INTRODUCTION}\n\n{markdown_table(header, rows)}"
+    reasons = {record.dataset: clean.reason for record, clean in found if clean.score is None}
+    notes = "".join(f"\n{datasets[dataset]} has no clean score, because {why}.\n" for dataset, why in reasons.items())
+    return f"## {TITLE}\n\n{INTRODUCTION}\n\n{markdown_table(header, rows)}{notes}"

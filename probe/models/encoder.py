@@ -145,7 +145,7 @@ def check_rows(name: str, features: object, n: int) -> Tensor:
     """
     if not isinstance(features, Tensor):
         found = f"a {type(features).__name__}"
-    elif features.ndim != 2 or len(features) != n:
+    elif features.ndim != 2 or len(features) != n or not features.shape[1]:
         found = f"the shape {tuple(features.shape)}"
     elif not features.is_floating_point():
         found = str(features.dtype)

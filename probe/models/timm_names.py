@@ -57,6 +57,8 @@ def parse_timm_source(source: str) -> TimmSource:
     architecture, dot, tag = model.partition(".")
     timm = import_timm()
     known = timm.list_models()
+    if not architecture:
+        raise UnknownNameError(f"give {TIMM}NAME; python -m probe models {TIMM} lists the names")
     if architecture not in known:
         raise unknown_name("architecture of timm", architecture, known)
     tags = [name.partition(".")[2] for name in timm.models.get_arch_pretrained_cfgs(architecture)]

@@ -108,3 +108,18 @@ def test_options_that_do_not_go_together_are_wrong_usage_of_the_command(command,
     assert first.startswith(f"usage: probe {command[0]} ")
     assert last.startswith(f"probe {command[0]}: error: ")
     assert message in last
+
+
+@pytest.mark.parametrize("command", ["audit", "parity"])
+def test_a_command_for_one_dataset_refuses_two(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "--dataset", "digits", "--dataset", "cifar10"])
+    assert "argument --dataset: this command takes one value, so give the option once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["models", "module:"], ["models", "module:", "--json"]])
+def test_a_family_without_names_has_an_empty_list(words, capsys):
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ("[]\n" if "--json" in words else "")
+    assert ("give one of random:NAME" in printed.err) == ("--json" not in words)

@@ -62,7 +62,7 @@ def test_a_test_set_is_compared_under_both_conventions():
 
 
 def test_differences_of_the_protocol_are_said():
-    page = other_markdown([_record("knn", model="hf:facebook/dinov2-base")], "dinov2")
+    page = other_markdown([_record("knn", model="transformers:facebook/dinov2-base")], "dinov2")
     assert page.startswith("k-NN and linear probes, compared with DINOv2's:\n")
     assert "Our k is chosen on a validation split" in page
     assert page.count("82.1") == 1
