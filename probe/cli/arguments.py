@@ -350,10 +350,11 @@ COMMANDS: dict[str, dict[str, _Command]] = {
         ),
         "reproduce": _Command(
             "Run records again, and report whether their scores are confirmed.",
-            "--features --max-minutes --tolerance --device --offline --data-dir --weights-dir --cache-dir "
+            "--features --max-minutes --tolerance --allow-code --device --offline --data-dir --weights-dir --cache-dir "
             "--results-dir",
             {"path": {**_RECORDS, "help": "Record, or a results folder with records."}},
             {
+                "--allow-code": _flag("Run the Python files that records of models module:FILE.py:FUNCTION name."),
                 "--device": {"default": None, "help": "Device to compute on. [the device of the record]"},
                 "--cache-dir": {"help": "Folder of cached features to use. [none: all features are extracted again]"},
                 "--results-dir": {"help": "Folder to write the new records to. [none: they are not written]"},
