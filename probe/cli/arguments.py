@@ -214,6 +214,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--allow-duplicate-names": _flag(
             "Run zero-shot even if several classes have equal prompts; the record names them."
         ),
+        "--allow-code": _flag("Run the Python files that records of models module:FILE.py:FUNCTION name."),
         "--offline": _flag("Do not use the network."),
         "--max-size": _value("SIZE", "Size limit of the cache, such as 10GB. [none]", type=_size),
     },
@@ -354,7 +355,6 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             "--results-dir",
             {"path": {**_RECORDS, "help": "Record, or a results folder with records."}},
             {
-                "--allow-code": _flag("Run the Python files that records of models module:FILE.py:FUNCTION name."),
                 "--device": {"default": None, "help": "Device to compute on. [the device of the record]"},
                 "--cache-dir": {"help": "Folder of cached features to use. [none: all features are extracted again]"},
                 "--results-dir": {"help": "Folder to write the new records to. [none: they are not written]"},

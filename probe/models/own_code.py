@@ -102,10 +102,12 @@ def _is_of_library(code: object) -> bool:
 
 
 def _content_of(cell: Any) -> Any:
+    """Return the value of a variable in a closure; the type of a container, which code can fill while it runs."""
     try:
-        return cell.cell_contents
+        content = cell.cell_contents
     except ValueError:  # empty
         return None
+    return type(content) if isinstance(content, list | dict | set) else content
 
 
 def _name(value: object) -> str:

@@ -311,12 +311,12 @@ def test_a_preprocess_of_this_package_and_its_transform_give_the_same_features(t
 @pytest.mark.slow
 def test_an_interrupted_run_continues_with_the_missing_chunks(tmp_path):
     """The module fails at the third batch of the first run; the second run encodes only the rest."""
-    seen, limit = [], 3
+    seen, limit = [], {"batches": 3}  # not part of the digest of the code
 
     class Counting(Patches):
         def forward(self, images):
             seen.append(len(images))
-            if len(seen) > limit:
+            if len(seen) > limit["batches"]:
                 raise ValueError("interrupted")
             return super().forward(images)
 
@@ -328,7 +328,7 @@ def test_an_interrupted_run_continues_with_the_missing_chunks(tmp_path):
     with pytest.raises(ValueError, match="interrupted"):
         probe.run("digits", model=encoder, **options, **folders)
     seen.clear()
-    limit = 100
+    limit["batches"] = 100
     record = probe.run("digits", model=encoder, **options, **folders)
     assert seen[0] == 2  # the black images that show the width
     assert sum(seen[1:]) < 1797
