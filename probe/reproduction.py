@@ -16,6 +16,8 @@ from pathlib import Path
 from probe.environment import threads
 from probe.errors import ProbeError, ResultsError
 from probe.models.devices import resolve_execution
+from probe.models.own import FORM
+from probe.models.own_files import is_file
 from probe.probes.cached_fits import FitCache
 from probe.records.record import read_record, record_path, scan_records, write_record
 from probe.records.schema import DoneRecord, FailedRecord, RunRecord
@@ -39,6 +41,7 @@ def reproduce(
     cache_dir: str | Path | None = None,
     results_dir: str | Path | None = None,
     offline: bool = False,
+    allow_code: bool = False,
 ) -> Reproduction:
     """Run a record again and compare the results.
 
@@ -56,6 +59,8 @@ def reproduce(
         cache_dir: folder of cached features to use; None extracts all features again.
         results_dir: folder to write the new record to; None does not write it.
         offline: do not use the network.
+        allow_code: run the Python file that the record of a model `module:FILE.py:FUNCTION` names; False does not
+            reproduce such a record.
 
     Raises:
         ResultsError: the record cannot be read, its run failed, or it would be overwritten.
@@ -67,7 +72,9 @@ def reproduce(
     settings = Settings(
         data_dir=data_dir, weights_dir=weights_dir, cache_dir=cache_dir, results_dir=results_dir, offline=offline
     )
-    (result,) = reproduce_all([record], tolerance=tolerance, device=device, features=features, settings=settings)
+    (result,) = reproduce_all(
+        [record], tolerance=tolerance, device=device, features=features, settings=settings, allow_code=allow_code
+    )
     return result
 
 
@@ -110,6 +117,7 @@ def reproduce_all(
     device: str | None = None,
     features: str | Path | None = None,
     settings: Settings = DEFAULT_SETTINGS,
+    allow_code: bool = False,
 ) -> Iterator[Reproduction]:
     """Run records again, and yield each result when it is ready. Runs of a model and dataset share their features.
 
@@ -121,6 +129,7 @@ def reproduce_all(
         device: see `reproduce`.
         features: see `reproduce`.
         settings: folders and policies; see `reproduce` for `cache_dir` and `results_dir`.
+        allow_code: see `reproduce`.
 
     Raises:
         ResultsError: two records have the same run, or the results folder cannot be written to.
@@ -132,6 +141,11 @@ def reproduce_all(
             continue
         if record.extraction.supplied is not None:
             yield _reproduce_supplied(record, features, tolerance=tolerance, device=device, settings=settings)
+            continue
+        model = record.spec.model
+        if model.form == FORM and is_file(model) and not allow_code:
+            reason = f"its model is Python code in {model.source}; read the code, and run it with --allow-code"
+            yield Reproduction(record, None, NOT_RUN, reason)
             continue
         try:
             spec = _plan(record, device)

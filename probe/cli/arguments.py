@@ -228,6 +228,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--allow-duplicate-names": _flag(
             "Run zero-shot even if several classes have equal prompts; the record names them."
         ),
+        "--allow-code": _flag("Run the Python files that records of models module:FILE.py:FUNCTION name."),
         "--offline": _flag("Do not use the network."),
         "--max-size": _value("SIZE", "Size limit of the cache, such as 10GB. [none]", type=_size),
     },
@@ -364,7 +365,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
         ),
         "reproduce": _Command(
             "Run records again, and report whether their scores are confirmed.",
-            "--features --max-minutes --tolerance --device --offline --data-dir --weights-dir --cache-dir "
+            "--features --max-minutes --tolerance --allow-code --device --offline --data-dir --weights-dir --cache-dir "
             "--results-dir",
             {"path": {**_RECORDS, "help": "Record, or a results folder with records."}},
             {

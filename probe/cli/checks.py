@@ -132,7 +132,12 @@ def reproduce_command(args: argparse.Namespace) -> int:
     done: list[Reproduction] = []
     try:
         for one in reproduce_all(
-            wanted, tolerance=args.tolerance, device=args.device, features=args.features, settings=settings
+            wanted,
+            tolerance=args.tolerance,
+            device=args.device,
+            features=args.features,
+            settings=settings,
+            allow_code=args.allow_code,
         ):
             done.append(one)
             logger.info("%s: %s", one.record.spec, one.verdict)

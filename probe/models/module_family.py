@@ -44,7 +44,7 @@ class ModuleFamily(Family):
         module = copy_to(own.encoder, execution.device, execution.dtype)
         if digest_state(spec.name, own.encoder.module) != own.weights:
             raise CheckpointError(f"the weights of {spec.name} changed after the run was planned; start the run again")
-        before = _Checked(spec.name, module)
+        before, state = _Checked(spec.name, module), own.encoder.module.state_dict().values()
         try:
             width, _ = measure_widths(spec.name, before, no_projection, shape=own.preprocess.shape, execution=execution)
         except (ProbeError, torch.cuda.OutOfMemoryError):
@@ -61,7 +61,7 @@ class ModuleFamily(Family):
             embed_dim=width,
             pre_projection_dim=width,
             weights_sha256=own.weights,
-            checkpoint_dtypes=dtypes_of(own.encoder.module.state_dict().values()),
+            checkpoint_dtypes=dtypes_of(value for value in state if isinstance(value, Tensor)),  # not extra states
             weights_dtypes=dtypes_of(module.parameters()),
             license=own.encoder.license,
             pre_projection=before,

@@ -7,8 +7,10 @@ registered in this process.
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -22,16 +24,18 @@ from probe.errors import CheckpointError, summarize
 from probe.models import HF, RANDOM, model_names
 from probe.models.encoder import tensors_sha256
 from probe.models.families import FAMILIES
-from probe.models.preprocess import AnyPreprocess, CustomPreprocess, Preprocess
+from probe.models.own_code import digest_code
+from probe.models.preprocess import AnyPreprocess, CustomPreprocess, Preprocess, to_array
 from probe.specs import ModelSpec, digest
 
 FORM = "module"  # `ModelSpec.form`
-PREFIXES = (RANDOM, HF, *(f"{form}:" for form in FAMILIES))  # prefixes of names with another meaning
-LIBRARIES = ("torch", "torchvision", "probe", "builtins")  # the keys of cached features have their versions
+SUPPLIED = "supplied:"  # `records.supplied.PREFIX`, of a layer above
+PREFIXES = (RANDOM, HF, SUPPLIED, *(f"{form}:" for form in FAMILIES))  # prefixes of names with another meaning
 INNER = ("lambd", "func", "function")  # functions that objects of torchvision, functools and this package call
 TRIAL_SIZE = (400, 320)  # width and height of the image that tells the shape of preprocessed images
 ADVICE = "give module:FILE.py:FUNCTION as the model, with a function of yours that returns the encoder"
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+# Addresses in memory, and the digest of a path in the name that `own_files` gives to the module of a file.
+_OF_PROCESS = re.compile(r" at 0x[0-9a-fA-F]+|(?<=probe_own_)[0-9a-f]{8}_")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +45,11 @@ class Encoder:
     The module is copied before it runs. The copy has the device and the precision of the run, and is in eval mode. Your
     module does not change. The process keeps your module in memory, until another encoder of this name is used.
 
-    Features are cached under a digest of the weights, the text of the module (`repr`), the source code of its classes,
-    and the text and source code of the preprocessing. Other changes are not noticed: for example, a change of a
-    function that `forward` calls, of a value in a closure, or of an attribute that `repr` does not show. After such a
-    change, give the encoder another name.
+    Features are cached under a digest of the weights, the text of the module (`repr`), the code of its classes as this
+    process runs it, the text and the code of the preprocessing, the preprocessing's result for one image, and the
+    version of Python, such as 3.12. A changed file is only noticed after it is loaded again. Other changes are not
+    noticed: for example, a change of a global function that `forward` calls, or of an attribute of the module that
+    `repr` does not show. After such a change, give the encoder another name.
 
     Args:
         module: maps normalised images (n, 3, height, width), a float tensor, contiguous, to features (n, d), float.
@@ -114,16 +119,20 @@ def examine(encoder: Encoder) -> OwnEncoder:
     Raises:
         CheckpointError: the weights cannot be read, or the preprocessing cannot be used.
     """
-    module, preprocess = encoder.module, _measure_preprocess(encoder.name, encoder.preprocess)
+    module, (preprocess, trial) = encoder.module, _measure_preprocess(encoder.name, encoder.preprocess)
     weights = digest_state(encoder.name, module)
     known = {
         "weights": weights,
         "buffers": _digest_tensors(encoder.name, dict(module.named_buffers())),  # also if not in the state dict
         "module": _text_of(module),
-        "code": _sources_of(module.modules()),
+        "code": digest_code(module.modules()),
+        "python": sys.version_info[:2],  # determines how code is compiled
         "preprocess": preprocess.describe(),
-        "preprocess_code": _sources_of(_steps_of(encoder.preprocess)),
+        "preprocess_code": digest_code(_steps_of(encoder.preprocess)),
+        "preprocess_trial": trial,
     }
+    # The last bits of `trial` and the compiled code can differ between machines. So the digest is only used in the keys
+    # of cached features and in `extraction.weights`, which `reproduce` does not compare. `weights` stays the same.
     return OwnEncoder(encoder, preprocess, weights, digest(known))
 
 
@@ -162,28 +171,46 @@ def _digest_tensors(name: str, tensors: Mapping[str, Any]) -> str:
         ) from err
 
 
-def _measure_preprocess(name: str, preprocess: AnyPreprocess | Callable[[Image.Image], Any]) -> AnyPreprocess:
-    """Return the preprocessing with the shape of its results, from calling it twice."""
-    if isinstance(preprocess, Preprocess | CustomPreprocess):
-        return preprocess
+def _measure_preprocess(
+    name: str, preprocess: AnyPreprocess | Callable[[Image.Image], Any]
+) -> tuple[AnyPreprocess, str]:
+    """Return the preprocessing with the shape of its results, from calling it twice, and the SHA-256 of a result.
+
+    The settings of a `Preprocess` say everything, so the SHA-256 is then empty.
+    """
+    if isinstance(preprocess, Preprocess):
+        return preprocess, ""
+    function = preprocess.to_pixels if isinstance(preprocess, CustomPreprocess) else preprocess
     width, height = TRIAL_SIZE
-    pixels = (np.arange(height * width * 3) % 251).astype(np.uint8).reshape(height, width, 3)
     try:
-        first, second = (preprocess(Image.fromarray(pixels)) for _ in range(2))
+        first, second = (function(_make_trial()) for _ in range(2))
     except Exception as err:  # whatever the user's code raises
         raise CheckpointError(
             f"{name}: the preprocessing raised {type(err).__name__} for an image of {width} x {height} pixels "
             f"({summarize(err)})"
         ) from err
-    expected, again = (_as_array(name, result) for result in (first, second))
+    expected, again = (_checked_array(name, result) for result in (first, second))
     if not np.array_equal(expected, again, equal_nan=True):
         raise CheckpointError(
             f"{name}: the preprocessing returned different values for the same image; remove its random steps"
         )
-    return CustomPreprocess(preprocess, (expected.shape[1], expected.shape[2]), _text_of(preprocess))
+    trial = hashlib.sha256(expected.tobytes()).hexdigest()
+    if isinstance(preprocess, CustomPreprocess):
+        return preprocess, trial
+    return CustomPreprocess(preprocess, (expected.shape[1], expected.shape[2]), _text_of(preprocess)), trial
 
 
-def _as_array(name: str, result: object) -> np.ndarray:
+def _make_trial() -> Image.Image:
+    """Return an image with different ramps in red, green and blue, and with noise."""
+    width, height = TRIAL_SIZE
+    down, right = np.mgrid[0:height, 0:width]
+    ramps = np.stack([down * 191 // height, right * 191 // width, (height - 1 - down) * 191 // height], axis=2)
+    # The bytes of a bit generator are the same in every version of NumPy.
+    noise = np.frombuffer(np.random.default_rng(0).bytes(ramps.size), dtype=np.uint8).reshape(ramps.shape)
+    return Image.fromarray((ramps + noise % 64).astype(np.uint8))
+
+
+def _checked_array(name: str, result: object) -> np.ndarray:
     """Return a preprocessed image as an array, after checking its type and shape."""
     if isinstance(result, Tensor):
         found, is_float = f"a tensor {tuple(result.shape)} of {result.dtype}", result.is_floating_point()
@@ -193,12 +220,12 @@ def _as_array(name: str, result: object) -> np.ndarray:
         found, is_float = f"a {type(result).__name__}", False
     if not is_float or result.ndim != 3 or result.shape[0] != 3 or 0 in result.shape:  # type: ignore[attr-defined] # only arrays are float
         raise CheckpointError(f"{name}: the preprocessing returned {found}; return a float tensor (3, height, width)")
-    return np.asarray(result.detach().cpu().float() if isinstance(result, Tensor) else result, dtype=np.float32)
+    return to_array(result)
 
 
 def _text_of(thing: object) -> str:
-    """Return the text of an object in one line, without addresses of memory, which differ between processes."""
-    return _ADDRESS.sub("", " ".join(repr(thing).split()))
+    """Return the text of an object in one line, without parts that differ between processes or folders."""
+    return _OF_PROCESS.sub("", " ".join(repr(thing).split()))
 
 
 def _steps_of(preprocess: object) -> Iterator[object]:
@@ -207,25 +234,12 @@ def _steps_of(preprocess: object) -> Iterator[object]:
     steps = getattr(preprocess, "transforms", None)  # of torchvision's `Compose`
     for step in [
         *(steps if isinstance(steps, list | tuple) else []),
+        *(preprocess.children() if isinstance(preprocess, nn.Module) else []),
+        getattr(preprocess, "__self__", None) if inspect.ismethod(preprocess) else None,
         *(getattr(preprocess, name, None) for name in INNER),
     ]:
         if step is not None:
             yield from _steps_of(step)
-
-
-def _sources_of(things: Iterator[object]) -> list[tuple[str, str]]:
-    """Return names and code of functions, and of the classes and base classes of other objects, without `LIBRARIES`."""
-    found = set()
-    for thing in things:
-        codes: tuple[Any, ...] = (thing,) if inspect.isroutine(thing) else type(thing).__mro__
-        for code in codes:
-            if str(code.__module__).partition(".")[0] in LIBRARIES:
-                continue
-            try:
-                found.add((code.__qualname__, inspect.getsource(code)))
-            except (OSError, TypeError):  # code without a file
-                found.add((code.__qualname__, ""))
-    return sorted(found)
 
 
 def copy_to(encoder: Encoder, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -1,10 +1,12 @@
 """Encoders that a function in a Python file of the user returns: `module:FILE.py:FUNCTION`.
 
-The code runs because the user named it. Its prints go to stderr, because stdout is for results.
+The code runs because the user named it: `reproduction` and `probes.prediction` refuse code that only a record or a head
+names. Its prints go to stderr, because stdout is for results.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import linecache
 import logging
@@ -21,11 +23,12 @@ from torch import nn
 from probe import paths
 from probe.errors import CheckpointError, CheckpointMissingError, ProbeError, listed, summarize
 from probe.models.own import FORM, Encoder, OwnEncoder, examine
-from probe.specs import ModelSpec
+from probe.specs import ModelSpec, digest
 
 logger = logging.getLogger(__name__)
 
 LOADED: dict[str, OwnEncoder] = {}  # by `ModelSpec.source`
+NEIGHBOURS: set[str] = set()  # modules and packages next to files of the user, which the files imported
 USAGE = f"give {FORM}:FILE.py:FUNCTION"
 
 
@@ -64,7 +67,7 @@ def find_loaded(spec: ModelSpec) -> OwnEncoder:
         CheckpointMissingError, CheckpointError: see `read_spec`; or the weights differ from the specification.
     """
     if spec.source not in LOADED:
-        logger.info("running the user's code in %s", spec.source)  # a record or a head named it, not the user
+        logger.info("running the user's code in %s", spec.source)
         read_spec(spec.source)
     own = LOADED[spec.source]
     if spec.sha256 not in ("", own.weights):
@@ -99,14 +102,21 @@ def _make_encoder(path: Path, function: str) -> Encoder:
 def _load_function(path: Path, function: str) -> Callable[[], Any]:
     if not path.is_file():
         raise CheckpointMissingError(f"no file at {path.absolute()}; {USAGE}")
-    spec = importlib.util.spec_from_file_location(f"probe_own_{path.stem}", path)
+    # Two files can have the same stem. The digest is not part of records and of the keys of cached features.
+    name = f"probe_own_{digest(str(path.absolute()))[:8]}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise CheckpointError(f"{path} is not a Python file; {USAGE}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses look their module up
     loader = spec.loader
     linecache.checkcache(str(path))  # the file may have changed since it was last read
-    _call(path, lambda: loader.exec_module(module))
+    _forget_neighbours()
+    try:
+        _call(path, lambda: loader.exec_module(module))
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     found: Any = getattr(module, function, None)
     if not callable(found):
         own = [name for name, value in vars(module).items() if _is_own_function(value, module)]
@@ -132,12 +142,35 @@ def _call(path: Path, function: Callable[[], Any]) -> Any:
 @contextmanager
 def _in_folder_of(path: Path) -> Iterator[None]:
     """Let the file import its neighbours, as `python FILE` does."""
-    folder = str(path.absolute().parent)
-    sys.path.insert(0, folder)
+    folder = path.absolute().parent
+    before = {_top(name) for name in sys.modules}
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        sys.path.remove(str(folder))
+        new = {_top(name) for name in sys.modules} - before
+        NEIGHBOURS.update(name for name in new if _is_in(folder, name))
+
+
+def _forget_neighbours() -> None:
+    """Forget the neighbours of files, so that the next file imports its own neighbours, as they are now."""
+    for name in [name for name in sys.modules if _top(name) in NEIGHBOURS]:
+        del sys.modules[name]
+    NEIGHBOURS.clear()
+    importlib.invalidate_caches()
+
+
+def _is_in(folder: Path, name: str) -> bool:
+    """Return True if a module or package lies directly in a folder."""
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    places = [file] if file else list(getattr(module, "__path__", []))  # a package without `__init__.py`
+    return any(Path(place) in (folder / f"{name}.py", folder / name, folder / name / "__init__.py") for place in places)
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _locate(err: BaseException, path: Path) -> str:

@@ -132,7 +132,7 @@ class CustomPreprocess:
         Raises:
             FeaturesError: the result has another shape.
         """
-        found = np.asarray(self.function(image.convert("RGB")), dtype=np.float32)
+        found = to_array(self.function(image.convert("RGB")))
         if found.shape != (3, *self.shape):
             height, width = self.shape
             raise FeaturesError(
@@ -147,6 +147,11 @@ class CustomPreprocess:
 
 
 AnyPreprocess = Preprocess | CustomPreprocess
+
+
+def to_array(pixels: object) -> np.ndarray:
+    """Return a tensor of any device and float dtype, also one that requires grad, or an array as float32."""
+    return np.asarray(pixels.detach().cpu().float() if isinstance(pixels, Tensor) else pixels, dtype=np.float32)
 
 
 @lru_cache(maxsize=64)

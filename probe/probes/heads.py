@@ -197,6 +197,11 @@ class Head:
             HeadError: the weights, the preprocessing, the mode, the precision or the width of the features differ.
         """
         if weights != self.info.weights:
+            if self.info.model is not None and self.info.model.sha256 == encoder.weights_sha256:  # a module of a user
+                raise HeadError(
+                    f"{encoder.name} has the weights of the head, but other code or preprocessing, or it runs in "
+                    "another version of Python; use the encoder and the version of Python of the head"
+                )
             raise HeadError(
                 f"the head was fitted on features of {self.model_name} with weights {self.info.weights[:12]}, but "
                 f"{encoder.name} has weights {weights[:12]}; use the encoder of the head"

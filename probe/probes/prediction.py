@@ -15,6 +15,8 @@ from probe.features.reading import LabelledImages
 from probe.models import get_model, split_key
 from probe.models.encoder import ImageEncoder
 from probe.models.loading import identify, load_encoder
+from probe.models.own import FORM
+from probe.models.own_files import is_file
 from probe.probes.heads import Head
 from probe.stats.top_classes import find_top
 
@@ -65,13 +67,15 @@ def load_encoder_of(
 
     Args:
         head: the head.
-        model: a name that `get_model` accepts, for weights that are in another place now; None is the head's model.
+        model: a name that `get_model` accepts, for weights that are in another place now; None is the head's model. The
+            name is needed if the model is Python code in a file, because a head alone does not run code.
         device: see `load_encoder`.
         weights_dir: folder of checkpoints; None is the default of `probe.paths`.
         offline: never use the network.
 
     Raises:
-        HeadError: the head does not name its encoder, its file has moved, or the weights are not those of the head.
+        HeadError: the head does not name its encoder, its file has moved, the encoder is Python code and `model` does
+            not name it, or the weights are not those of the head.
         UnknownNameError, CheckpointError, DownloadError, DeviceError, ExtraMissingError: see `load_encoder`.
     """
     info = head.info
@@ -82,6 +86,11 @@ def load_encoder_of(
         raise HeadError(
             f"the head was fitted on features of {spec.source}, which is not there; give the place of these weights "
             "with --model, or as model= in Python"
+        )
+    if model is None and spec.form == FORM and is_file(spec):
+        raise HeadError(
+            f"the encoder of the head is Python code in {spec.source}; to run the code, give --model "
+            f"{FORM}:{spec.source}, or model= in Python"
         )
     digest = identify(spec, weights_dir=weights_dir, offline=offline)
     encoder = load_encoder(

@@ -3,9 +3,13 @@
 import copy
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,12 +24,21 @@ import probe
 from probe import grid
 from probe.cli.main import main
 from probe.datasets.opening import open_split
-from probe.errors import CheckpointError, CheckpointMissingError, ExecutorError, FeaturesError, UnknownNameError
-from probe.models import description, get_model, own, own_files
+from probe.errors import (
+    CheckpointError,
+    CheckpointMissingError,
+    ExecutorError,
+    FeaturesError,
+    HeadError,
+    UnknownNameError,
+)
+from probe.models import description, get_model, own, own_code, own_files
 from probe.models.encoder import tensors_sha256
-from probe.models.preprocess import Preprocess
+from probe.models.preprocess import CustomPreprocess, Preprocess
 from probe.models.sizes import find_sizes
+from probe.probes.prediction import load_encoder_of
 from probe.records.record import read_record, read_records, run_path
+from probe.records.supplied import PREFIX
 from probe.runner import run_grid
 from probe.scale.driver import refuse_encoders_in_memory
 from probe.settings import Settings
@@ -138,8 +151,147 @@ def test_the_code_of_base_classes_is_part_of_the_identity():
     class Derived(Patches):
         pass
 
-    names = [name for name, code in own._sources_of(iter([Derived()])) if "class" in code]
+    names = [name for name, _ in own_code.digest_code([Derived()])]
     assert names == ["Patches", Derived.__qualname__]
+
+
+def _identify(preprocess=scale, module=None):
+    return own.examine(own.Encoder(module or make_patches(), preprocess, name="mine")).identity
+
+
+def test_code_is_digested_as_it_runs_and_not_as_the_file_is_now(tmp_path):
+    """The process runs the code that it loaded; a changed file counts when it is loaded again."""
+    write_own(tmp_path)
+    first = own_files._make_encoder(Path("own.py"), "make_encoder")
+    before = own.examine(first).identity
+    text = (tmp_path / "own.py").read_text().replace("return self.conv", "return -self.conv")
+    (tmp_path / "own.py").write_text("# a comment\n" + text)
+    assert own.examine(first).identity == before
+    assert own.examine(own_files._make_encoder(Path("own.py"), "make_encoder")).identity != before
+
+
+def test_comments_lines_calls_and_processes_do_not_change_the_digest(tmp_path):
+    """The second process has other hashes of texts, which order sets of constants."""
+    text = "def f(x):\n    return x in {'a', 'b', 'c'} or [y for y in x]\n\nclass C:\n    f = f\n"
+    (tmp_path / "one.py").write_text(text)
+    (tmp_path / "two.py").write_text("# moved\n\n" + text)
+    found = set()
+    for seed, file in enumerate(("one", "two", "two")):
+        code = f"import {file}; from probe.models.own_code import digest_code as d; [{file}.f('a') for _ in range(99)]"
+        command = [sys.executable, "-c", f"{code}; print(d([{file}.f, {file}.C()]))"]
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        found.add(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+    assert len(found) == 1
+    assert "'f'" in found.pop()
+
+
+def _make_class(kind):
+    """Return an object whose class differs from others of its name only in one place."""
+
+    class Step:
+        def __call__(self, x, add=1.0 if kind == "default" else 2.0, *, factor=3 if kind == "keyword" else 4):
+            return [value + add * factor for value in x] if kind != "closure" else x
+
+        @staticmethod
+        def static():
+            return 1
+
+        @classmethod
+        def of_class(cls):
+            return 1
+
+        @property
+        def value(self):
+            return 1
+
+        @cache  # noqa: B019 - not called
+        def cached(self):
+            return 1
+
+        size = 5 if kind == "value" else 6
+
+    for name in ("static", "of_class", "value", "cached"):
+        if kind == name:
+            wrap = {"static": staticmethod, "of_class": classmethod, "value": property, "cached": cache}[name]
+            setattr(Step, name, wrap(lambda *_: 2))
+    return Step()
+
+
+def test_every_part_of_a_class_is_part_of_the_digest():
+    kinds = ["", "default", "keyword", "closure", "size", "static", "of_class", "value", "cached"]
+    digests = [str(own_code.digest_code([_make_class(kind)])) for kind in kinds]
+    assert len(set(digests)) == len(kinds)
+
+
+class ToTensor(nn.Module):
+    def forward(self, image):
+        return torch.tensor(scale(image))
+
+
+class Add(nn.Module):
+    """A step of a preprocessing with a buffer that `repr` does not show."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.register_buffer("value", torch.tensor(float(value)))
+
+    def forward(self, pixels):
+        return pixels + self.value
+
+    def of_image(self, image):
+        return torch.tensor(scale(image)) + self.value
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: nn.Sequential(ToTensor(), Add(value)),
+        lambda value: Add(value).of_image,
+        lambda value: lambda image: scale(image) + value,
+        lambda value: partial(lambda by, image: scale(image) + by, value),
+        lambda value: CustomPreprocess(Add(value).of_image, (SIDE, SIDE), "same"),
+    ],
+)
+def test_values_inside_a_preprocessing_are_noticed(make):
+    assert _identify(make(1)) == _identify(make(1))
+    assert _identify(make(1)) != _identify(make(2))
+
+
+def test_the_steps_of_a_sequential_are_part_of_the_code():
+    names = {name for name, _ in own_code.digest_code(own._steps_of(nn.Sequential(ToTensor(), Add(1))))}
+    assert {"Add", "ToTensor"} <= names
+    assert {"Add", "Add.of_image"} <= {name for name, _ in own_code.digest_code(own._steps_of(Add(1).of_image))}
+
+
+def test_the_digest_of_weights_does_not_depend_on_code_and_preprocessing():
+    """Records hold this digest, which `reproduce` compares on other machines."""
+    one, other = (own.examine(own.Encoder(make_patches(), by, name="mine")) for by in (scale, lambda x: -scale(x)))
+    assert one.weights == other.weights
+    assert one.identity != other.identity
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "grad"])
+def test_every_tensor_that_the_trial_accepts_can_be_encoded(tmp_path, kind):
+    def preprocess(image):
+        pixels = torch.tensor(scale(image))
+        return pixels.bfloat16() if kind == "bfloat16" else pixels.requires_grad_()
+
+    images = open_split(write_colours(tmp_path), "test")
+    features = probe.extract_features(own.Encoder(make_patches(), preprocess, name="mine"), images)
+    np.testing.assert_allclose(features.x, probe.extract_features(make_own("exact"), images).x, atol=0.01)
+
+
+def test_a_module_with_an_extra_state_runs(run):
+    class Extra(Patches):
+        def get_extra_state(self):
+            return {"steps": 3}
+
+        def set_extra_state(self, state):
+            pass
+
+    encoder = own.Encoder(Extra(), scale, name="mine")
+    assert run(encoder).error is None
+    assert probe.load_encoder(encoder, device="cpu").checkpoint_dtypes == ("float32",)
 
 
 def test_another_name_does_not_use_the_same_cache(run):
@@ -159,12 +311,12 @@ def test_a_preprocess_of_this_package_and_its_transform_give_the_same_features(t
 @pytest.mark.slow
 def test_an_interrupted_run_continues_with_the_missing_chunks(tmp_path):
     """The module fails at the third batch of the first run; the second run encodes only the rest."""
-    seen, limit = [], 3
+    seen, limit = [], {"batches": 3}  # not part of the digest of the code
 
     class Counting(Patches):
         def forward(self, images):
             seen.append(len(images))
-            if len(seen) > limit:
+            if len(seen) > limit["batches"]:
                 raise ValueError("interrupted")
             return super().forward(images)
 
@@ -176,7 +328,7 @@ def test_an_interrupted_run_continues_with_the_missing_chunks(tmp_path):
     with pytest.raises(ValueError, match="interrupted"):
         probe.run("digits", model=encoder, **options, **folders)
     seen.clear()
-    limit = 100
+    limit["batches"] = 100
     record = probe.run("digits", model=encoder, **options, **folders)
     assert seen[0] == 2  # the black images that show the width
     assert sum(seen[1:]) < 1797
@@ -184,7 +336,9 @@ def test_an_interrupted_run_continues_with_the_missing_chunks(tmp_path):
     assert whole.features == record.features
 
 
-@pytest.mark.parametrize("name", ["", " ", "ViT-B/32", "tiny", "random:tiny", "hf:a/b", "module:x.py:f", "open_clip:x"])
+@pytest.mark.parametrize(
+    "name", ["", " ", "ViT-B/32", "tiny", "random:tiny", "hf:a/b", "module:x.py:f", "open_clip:x", f"{PREFIX}x"]
+)
 def test_names_with_another_meaning_are_refused(name):
     with pytest.raises(CheckpointError):
         make_own(name)
@@ -331,7 +485,10 @@ def test_a_file_runs_from_the_command_line(tmp_path, capsys):
     record = read_record(path)
     assert (record.model, record.spec.model.source) == ("from-file", "own.py:make_encoder")
     own_files.LOADED.clear()  # as in another process
-    assert main(["reproduce", str(path)]) == 0
+    assert main(["reproduce", str(path)]) == 1
+    assert "Python code in own.py:make_encoder; read the code, and run it with --allow-code" in capsys.readouterr().out
+    assert not own_files.LOADED
+    assert main(["reproduce", str(path), "--allow-code"]) == 0
     assert "identical" in capsys.readouterr().out
     assert main(["diff", str(path), str(path)]) == 0
 
@@ -354,6 +511,63 @@ def test_a_killed_command_continues(tmp_path):
     assert killed.features == whole.features
 
 
+def test_each_file_imports_its_own_neighbours(tmp_path):
+    for folder, seed in (("a", "3"), ("b", "40")):
+        (tmp_path / folder).mkdir()
+        write_own(tmp_path / folder)
+        (tmp_path / folder / "neighbour.py").write_text("from package.inner import SEED\n")
+        (tmp_path / folder / "package").mkdir()
+        (tmp_path / folder / "package" / "inner.py").write_text(f"SEED = {seed}\n")
+    first, second, again = (probe.get_model(f"module:{one}/own.py:make_encoder").sha256 for one in ("a", "b", "a"))
+    assert first == again != second
+
+
+def test_files_of_one_stem_do_not_replace_each_other(tmp_path):
+    before = set(sys.modules)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_own(tmp_path / folder)
+        probe.get_model(f"module:{folder}/own.py:make_encoder")
+    assert sum(name.startswith("probe_own_") for name in set(sys.modules) - before) == 2
+
+
+def test_a_file_that_fails_is_not_left_among_the_modules(tmp_path):
+    (tmp_path / "fails.py").write_text("raise ValueError\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"fails.py, line 1"):
+        probe.get_model("module:fails.py:f")
+    assert not any(name.endswith("fails") for name in sys.modules)
+
+
+def test_the_text_of_a_preprocessing_does_not_depend_on_the_folder(tmp_path):
+    """Records of one file in two folders have the same text."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        text = "import sys\nclass Scale:\n    pass\ndef f():\n    return Scale()\n"
+        (tmp_path / folder / "file.py").write_text(text, encoding="utf-8")
+    texts = [own._text_of(own_files._load_function(Path(folder, "file.py"), "f")()) for folder in ("a", "b")]
+    assert texts == ["<probe_own_file.Scale object>"] * 2
+
+
+@pytest.mark.slow
+def test_a_head_alone_does_not_run_code(tmp_path):
+    write_own(tmp_path)
+    assert _run_file(tmp_path, "module:own.py:make_encoder", "--save-heads") == 0
+    (path,) = (tmp_path / "results/heads").rglob("*.safetensors")
+    own_files.LOADED.clear()
+    images = [tmp_path / "images/test/red/0.png"]
+    with pytest.raises(
+        HeadError, match=r"Python code in own.py:make_encoder; .*give --model module:own.py:make_encode"
+    ):
+        probe.load_head(path).predict(images, device="cpu")
+    assert not own_files.LOADED
+    named = load_encoder_of(probe.load_head(path), model="module:own.py:make_encoder", device="cpu")
+    assert len(probe.load_head(path).predict(images, encoder=named).images) == 1
+    text = (tmp_path / "own.py").read_text().replace("return self.conv", "return -self.conv")
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(HeadError, match="has the weights of the head, but other code or preprocessing"):
+        load_encoder_of(probe.load_head(path), model="module:own.py:make_encoder", device="cpu")
+
+
 def test_absolute_paths_below_the_current_folder_become_relative(tmp_path):
     path = write_own(tmp_path)
     assert probe.get_model(f"module:{path}:make_encoder") == probe.get_model("module:own.py:make_encoder")
@@ -374,7 +588,7 @@ def test_changed_weights_of_a_file_are_noticed(tmp_path):
     text = (tmp_path / "own.py").read_text().replace("neighbour.SEED", "4 + neighbour.SEED")
     (tmp_path / "own.py").write_text(text)
     own_files.LOADED.clear()
-    assert "returned weights with the SHA-256" in probe.reproduce(record).reason
+    assert "returned weights with the SHA-256" in probe.reproduce(record, allow_code=True).reason
     assert _run_file(tmp_path, "module:own.py:make_encoder") == 0
     assert read_record(path).encoder.weights_sha256 != record.encoder.weights_sha256
 
