@@ -367,22 +367,20 @@ def test_the_origin_of_the_preprocessing_is_the_file_that_transformers_reads(fol
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "tower"),
+    ("name", "value"),
     [
-        ("attn_implementation", "kernels-community/flash-attn2", None),
-        ("_attn_implementation", "someone/kernel", "vision_config"),
-        ("attn_implementation", "flash_attention_2", "text_config"),
-        ("experts_implementation", "deepgemm", None),
+        ("attn_implementation", "kernels-community/flash-attn2"),
+        ("_attn_implementation", "someone/kernel"),
+        ("attn_implementation", {"vision_config": "flash_attention_2"}),
+        ("experts_implementation", "deepgemm"),
     ],
 )
-def test_the_configuration_cannot_choose_the_code_of_attention(name, value, tower, tmp_path, monkeypatch):
+def test_the_configuration_cannot_choose_the_code_of_attention(name, value, tmp_path, monkeypatch):
     """The library transformers downloads native code for these values, if the package `kernels` is installed."""
     save_zoo_model("clip", tmp_path)
     expected = find_sizes(get_model(f"transformers:{tmp_path}"))
     find_sizes.cache_clear()
-    config = json.loads((tmp_path / "config.json").read_text())
-    (config if tower is None else config[tower])[name] = value
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    _edit(tmp_path / "config.json", **{name: value})
     monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", lambda *_, **__: pytest.fail("code is loaded"))
     encoder = load_encoder(f"transformers:{tmp_path}", device="cpu")
     own = encoder.pre_projection.tower.config
