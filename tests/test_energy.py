@@ -79,6 +79,17 @@ def test_a_record_has_the_energy_of_extraction_and_fit(packages, tmp_path, capsy
     assert re.search(r"energy of the fit +0.0 J \(cpu\)", shown)
 
 
+def test_the_energy_of_a_pass_for_several_models_is_not_that_of_one(packages, tmp_path, capsys):
+    arguments = ["run", "--dataset", "digits", "--model", "random:tiny", "--model", "tiny", "--protocol", "knn-5"]
+    folders = ["--results-dir", str(tmp_path / "results"), "--cache-dir", str(tmp_path / "cache")]
+    assert main([*arguments, "--device", "cpu", *folders, "--json"]) == 0
+    for record in json.loads(capsys.readouterr().out):
+        subset = record["extraction"]["subsets"]["all"]
+        assert subset["models"] == 2
+        assert not subset.get("joules_per_1000_images")
+        assert record["fit_joules"] == {"cpu": 0.0}
+
+
 @pytest.mark.gpu
 def test_a_gpu_uses_energy(device):
     pytest.importorskip("pynvml")

@@ -70,7 +70,8 @@ class Meter:
     def describe(self, encoder: int = 0, *, models: int | None = None) -> MeterRecord:
         """Return the measurements of the encoder at a position in the pass, which `models` encoders share.
 
-        `encoder_images_per_second` is the rate of the encoder while the device computed for it.
+        `encoder_images_per_second` is the rate of the encoder while the device computed for it. The energy of a pass
+        that several encoders share is not divided among them, and is left out.
         """
         n, own, seconds = self.images, self.encoded[encoder], self.seconds
         if not n:  # all chunks were cached, and were only joined
@@ -87,7 +88,9 @@ class Meter:
             device_idle=round(max(0.0, 1 - sum(self.busy.values()) / total), 3),
             peak_memory_mb=peak_memory(),
             peak_device_memory_mb=round(self.device_memory / 1e6, 3) if self.device_memory else None,
-            joules_per_1000_images={part: round(1000 * joules / n, 3) for part, joules in self.joules.items()},
+            joules_per_1000_images=(
+                {part: round(1000 * joules / n, 3) for part, joules in self.joules.items()} if models == 1 else {}
+            ),
         )
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from probe.environment import DISTRIBUTION
+from probe.hub import is_repository
 from probe.leaderboard.cards import METRIC_TITLES, conditions, dataset_label, find_repository, one_model
 from probe.leaderboard.labels import METHOD_NAMES
+from probe.models.open_clip_config import HUB, LOCAL
 from probe.records.record import record_path
 from probe.records.schema import DoneRecord, RunRecord
 from probe.specs import ModelSpec, slug
@@ -56,7 +58,7 @@ def evaluation_log(records: Sequence[RunRecord]) -> str:
             "id": model_id,
             "additional_details": {
                 "deployment_type": "self_deployed",
-                "model_availability": NOT_KNOWN if spec.form == "file" else "open_weights",
+                "model_availability": "open_weights" if _is_open(spec) else NOT_KNOWN,
                 "weights_sha256": next((one.encoder.weights_sha256 for one in done if one.encoder.weights_sha256), ""),
             },
         },
@@ -67,13 +69,32 @@ def evaluation_log(records: Sequence[RunRecord]) -> str:
 
 def _model_id(spec: ModelSpec, label: str) -> str:
     """Return the id of a model: its repository on the hub, or DEVELOPER/NAME, or for a local file only a name."""
-    if spec.form == "hf":
-        return spec.source
+    if repository := _find_repository(spec):
+        return repository
     if spec.form == "file":
         return slug(label)
     if spec.form in DEVELOPERS:
         return f"{DEVELOPERS[spec.form]}/{slug(label)}"
     return f"{spec.form}/{slug(label.removeprefix(f'{spec.form}:'))}"
+
+
+def _find_repository(spec: ModelSpec) -> str:
+    """Return the repository of a model on the hub, `ORG/NAME`; empty if the weights come from another place."""
+    if spec.form == "hf":
+        return spec.source
+    written = spec.source.partition("?")[0]
+    if spec.form == "open_clip" and written.startswith(HUB):
+        return written.removeprefix(HUB)
+    return written if spec.form == "transformers" and is_repository(written) else ""
+
+
+def _is_open(spec: ModelSpec) -> bool:
+    """Return True if everybody can get the weights. The weights of a user's files and modules may be secret."""
+    if spec.form == "timm":  # the source is `ARCH.TAG`, with a slash only before the path of a checkpoint
+        return spec.seed is None and "/" not in spec.source
+    if spec.form == "open_clip" and not spec.source.startswith((HUB, LOCAL)):  # `ARCH/TAG` or `ARCH/PATH`
+        return spec.source.count("/") == 1 and "\\" not in spec.source
+    return spec.form in ("url", "embedded") or _find_repository(spec) != ""
 
 
 def _result(record: DoneRecord) -> dict[str, Any]:

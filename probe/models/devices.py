@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from probe.errors import DeviceError
+from probe.models.families import FAMILIES
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 # tested on MPS and XPU.
 DEFAULT_PRECISION = {"cuda": "fp16", "cpu": "fp32", "mps": "fp32", "xpu": "fp32"}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FP32_FORMS = ("timm", "transformers", "module")  # `ModelSpec.form` of models that run in fp32 on every device
+CLIP_FAMILIES = ("open_clip",)  # families whose models run in these precisions; other families run in fp32
 JIT_DEVICES = ("cpu", "cuda")  # devices that the graphs of the published archives can be patched for
 
 
@@ -46,6 +47,9 @@ class Execution:
     def mode(self) -> str:
         """Mode of the model: `eager`, `jit` or `compiled`."""
         return "jit" if self.jit else "compiled" if self.compiled else "eager"
+
+
+META = Execution(torch.device("meta"), "fp32", jit=False)  # of models that have sizes but no weights
 
 
 def resolve_execution(
@@ -112,7 +116,7 @@ def default_precision(kind: str, form: str) -> str:
     >>> default_precision("cuda", "url"), default_precision("cuda", "timm")
     ('fp16', 'fp32')
     """
-    return "fp32" if form in FP32_FORMS else DEFAULT_PRECISION[kind]
+    return "fp32" if form in FAMILIES and form not in CLIP_FAMILIES else DEFAULT_PRECISION[kind]
 
 
 def has_bf16() -> bool:

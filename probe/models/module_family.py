@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,15 +47,8 @@ class ModuleFamily(Family):
         if digest_state(spec.name, own.encoder.module) != own.weights:
             raise CheckpointError(f"the weights of {spec.name} changed after the run was planned; start the run again")
         before, state = _Checked(spec.name, module), own.encoder.module.state_dict().values()
-        try:
+        with _naming_failures(spec.name, (2, 3, *own.preprocess.shape)):
             width, _ = measure_widths(spec.name, before, no_projection, shape=own.preprocess.shape, execution=execution)
-        except (ProbeError, torch.cuda.OutOfMemoryError):
-            raise
-        except Exception as err:  # whatever the user's code raises
-            shape = (2, 3, *own.preprocess.shape)
-            raise CheckpointError(
-                f"{spec.name}: the module raised {type(err).__name__} for images {shape} ({summarize(err)})"
-            ) from err
         return ImageEncoder(
             spec.name,
             execution,
@@ -76,7 +71,21 @@ class ModuleFamily(Family):
     def measure_sizes(self, spec: ModelSpec) -> ModelSizes:
         """Return the sizes and the cost of a module, which encodes an image on the CPU."""
         encoder = self.load_tower(spec, resolve_execution("cpu", precision="fp32"), offline=True)
-        return measure_encoder(encoder, find_own(spec).encoder.module)
+        with _naming_failures(spec.name, (1, 3, *encoder.preprocess.shape)):
+            return measure_encoder(encoder, find_own(spec).encoder.module)
+
+
+@contextmanager
+def _naming_failures(name: str, shape: tuple[int, ...]) -> Iterator[None]:
+    """Raise a CheckpointError that names the model for an exception of the user's code in the block."""
+    try:
+        yield
+    except (ProbeError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as err:  # whatever the user's code raises
+        raise CheckpointError(
+            f"{name}: the module raised {type(err).__name__} for images {shape} ({summarize(err)})"
+        ) from err
 
 
 def find_own(spec: ModelSpec) -> OwnEncoder:

@@ -25,7 +25,7 @@ from probe.models import OPEN_CLIP
 from probe.models.archive import is_archive
 from probe.models.assumptions import warn_once
 from probe.models.checkpoints import SAFETENSORS, naming_unreadable, read_model
-from probe.models.devices import Execution
+from probe.models.devices import META, Execution
 from probe.models.encoder import dtypes_of
 from probe.models.open_clip_config import LOCAL, OPEN_CLIP_CONFIG, WEIGHTS, find_weights, read_config
 from probe.models.open_clip_names import ZooSource, import_open_clip, parse
@@ -34,7 +34,6 @@ from probe.models.unwrapping import WHOLE, Candidate
 from probe.specs import digest
 
 PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # open_clip's image settings without the size
-META = Execution(torch.device("meta"), "fp32", jit=False)
 DEFAULT_ORIGIN = "open_clip's default"
 # Errors that open_clip raises for a configuration or weights that it cannot use.
 FAILURES = (

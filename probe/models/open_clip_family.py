@@ -8,7 +8,7 @@ from typing import Any
 from probe.errors import DownloadError
 from probe.fetch import file_sha256
 from probe.models import open_clip, open_clip_names, open_clip_towers
-from probe.models.devices import Execution
+from probe.models.devices import META, Execution
 from probe.models.encoder import ImageEncoder
 from probe.models.families import Family
 from probe.models.profile import profile_model
@@ -56,6 +56,6 @@ class OpenClipFamily(Family):
             loaded = open_clip.sketch(spec.source)
         except DownloadError:
             return None
-        profile = profile_model(loaded.model, loaded.preprocess.resolution)  # before the tower is split
-        encoder = open_clip_towers.zoo_encoder(spec.name, loaded, open_clip.META)
+        profile = profile_model(loaded.model, loaded.preprocess.shape)  # before the tower is split
+        encoder = open_clip_towers.zoo_encoder(spec.name, loaded, META)
         return measure_encoder(encoder, loaded.model, profile)

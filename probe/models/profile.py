@@ -17,15 +17,20 @@ from probe.specs import Architecture, Profile
 def profile_architecture(architecture: Architecture) -> Profile:
     """Return the profile of an architecture without loading weights. This takes no memory."""
     with torch.device("meta"):
-        return profile_model(CLIP(architecture), architecture.image_resolution)
+        return profile_model(CLIP(architecture), (architecture.image_resolution,) * 2)
 
 
-def profile_model(model: nn.Module, resolution: int) -> Profile:
-    """Count the parameters of a model, and the operations of the image tower `model.visual` on one image."""
+def profile_model(model: nn.Module, shape: tuple[int, int]) -> Profile:
+    """Count the parameters of a model, and the operations of the image tower `model.visual` on one image.
+
+    Args:
+        model: the model.
+        shape: height and width of the image, in pixels.
+    """
     visual = model.visual
     assert isinstance(visual, nn.Module)
     first = next(visual.parameters())
-    image = torch.zeros(1, 3, resolution, resolution, device=first.device, dtype=first.dtype)
+    image = torch.zeros(1, 3, *shape, device=first.device, dtype=first.dtype)
     return Profile(
         image_parameters=sum(p.numel() for p in visual.parameters()),
         parameters=sum(p.numel() for p in model.parameters()),

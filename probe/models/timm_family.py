@@ -7,6 +7,7 @@ There is no projection, so both feature points have these features. Images are p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from probe.environment import package_version
 from probe.errors import CheckpointError
 from probe.fetch import file_sha256, weights_sha256
 from probe.models import RANDOM, TIMM
-from probe.models.devices import Execution
+from probe.models.devices import META, Execution
 from probe.models.encoder import ImageEncoder, dtypes_of, measure_widths, no_projection, tensors_sha256
 from probe.models.families import Family
 from probe.models.sizes import ModelSizes, measure_encoder
@@ -30,10 +31,7 @@ from probe.models.timm_weights import (
     sketch_timm_model,
     timm_license,
 )
-from probe.models.unwrapping import WHOLE
 from probe.specs import ModelSpec, digest
-
-META = Execution(torch.device("meta"), "fp32", jit=False)
 
 
 class TimmFamily(Family):
@@ -85,12 +83,15 @@ class TimmFamily(Family):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(spec.seed)
                 model = create_timm_model(source)
-            return _as_encoder(spec, source, model, execution, sha256=tensors_sha256(model.state_dict()))
+            sha256 = tensors_sha256(model.state_dict())  # before the weights are cast
+            return replace(_as_encoder(spec, source, model, execution), weights_sha256=sha256)
         path = fetch_timm_weights(source, offline=offline)
         model, weights = load_timm_model(source, path)
-        dtypes = dtypes_of(weights.state_dict.values())
-        return _as_encoder(
-            spec, source, model, execution, sha256=weights_sha256(path), dtypes=dtypes, weights_key=weights.key
+        return replace(
+            _as_encoder(spec, source, model, execution),
+            weights_sha256=weights_sha256(path),
+            checkpoint_dtypes=dtypes_of(weights.state_dict.values()),
+            weights_key=weights.key,
         )
 
     def describe_weights(self, spec: ModelSpec, *, is_here: bool) -> dict[str, Any]:
@@ -101,16 +102,8 @@ class TimmFamily(Family):
         return facts
 
 
-def _as_encoder(
-    spec: ModelSpec,
-    source: TimmSource,
-    model: nn.Module,
-    execution: Execution,
-    *,
-    sha256: str = "",
-    dtypes: tuple[str, ...] = (),
-    weights_key: str = WHOLE,
-) -> ImageEncoder:
+def _as_encoder(spec: ModelSpec, source: TimmSource, model: nn.Module, execution: Execution) -> ImageEncoder:
+    """Return a model as an encoder without a digest, as if its weights came from no file."""
     model.to(execution.device, execution.dtype)
     preprocess = timm_preprocess(source)
     run = features_before_classifier(model)
@@ -123,13 +116,12 @@ def _as_encoder(
         preprocess,
         embed_dim=width,
         pre_projection_dim=width,
-        weights_sha256=sha256,
-        checkpoint_dtypes=dtypes or dtypes_of(model.parameters()),
+        weights_sha256="",
+        checkpoint_dtypes=dtypes_of(model.parameters()),
         weights_dtypes=dtypes_of(model.parameters()),
         license=spec.license,
         pre_projection=run,
         project=no_projection,
-        weights_key=weights_key,
         preprocess_from=f"timm's {source.model}",
         pooling=pooling if isinstance(pooling, str) else "",
     )

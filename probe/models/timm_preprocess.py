@@ -57,7 +57,7 @@ def _warn_if_tags_differ(source: TimmSource) -> None:
     """Warn that the preprocessing of a checkpoint is assumed, if timm has several for its architecture."""
     tags = import_timm().models.get_arch_pretrained_cfgs(source.architecture)
     settings = find_data_config(source)
-    others = [name for name in tags if find_data_config(TimmSource(*name.split(".", 1))) != settings]
+    others = [name for name in tags if find_data_config(TimmSource(*name.partition(".")[::2])) != settings]
     if others:
         warn_once(
             f"timm:{source} names no tag; the preprocessing of timm's {source.model} is assumed, and {others[0]} has "

@@ -7,16 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from probe import hub
 from probe.fetch import weights_sha256
 from probe.models.checkpoints import digest_weights, list_checkpoint_files, naming_unreadable, read_folder_tensors
-from probe.models.devices import Execution
+from probe.models.devices import META, Execution
 from probe.models.encoder import ImageEncoder, dtypes_of, measure_widths
 from probe.models.families import Family
-from probe.models.huggingface import MERGES, TOKENIZER, VOCABULARY, find_image_settings
+from probe.models.huggingface import MERGES, TOKENIZER, VOCABULARY
 from probe.models.profile import profile_model
 from probe.models.sizes import ModelSizes, measure_encoder
 from probe.models.transformers_models import (
@@ -29,13 +28,12 @@ from probe.models.transformers_models import (
 from probe.models.transformers_names import (
     cached_names,
     fetch_folder,
+    find_processor_settings,
     is_repository_here,
     parse_source,
     read_settings,
 )
 from probe.specs import ModelSpec, digest
-
-META = Execution(torch.device("meta"), "fp32", jit=False)
 
 
 class TransformersFamily(Family):
@@ -92,13 +90,13 @@ class TransformersFamily(Family):
         split = sketch_split_model(folder, *read_settings(folder, source.pooling))
         encoder = _as_encoder(spec.name, folder, split, META)
         with naming_failures(folder, "encode images with the model of"):
-            profile = profile_model(_for_profile(split), encoder.resolution)
+            profile = profile_model(_for_profile(split), encoder.preprocess.shape)
             return measure_encoder(encoder, split.model, profile)
 
 
 def _as_encoder(name: str, folder: Path, split: SplitModel, execution: Execution) -> ImageEncoder:
     """Return a model as an encoder. Digest and dtypes of the checkpoint and the pooling are empty."""
-    preprocess, settings = load_processor(folder), find_image_settings(folder)
+    preprocess, settings = load_processor(folder), find_processor_settings(folder)
     with naming_failures(folder, "encode images with the model in"):
         widths = measure_widths(name, split.tower, split.project, shape=preprocess.shape, execution=execution)
     return ImageEncoder(

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from probe.errors import CheckpointError, ProbeError, listed, summarize
 from probe.models import FOLDER_MARK
 from probe.models.encoder import no_projection
-from probe.models.huggingface import find_image_settings
 from probe.models.preprocess import CustomPreprocess
-from probe.models.transformers_names import import_transformers
+from probe.models.transformers_names import find_processor_settings, import_transformers
 from probe.models.transformers_pooling import RULES, PooledTower
 
 WITH_PROJECTION = "VisionModelWithProjection"  # end of the names of classes that `AutoModel` does not build
@@ -110,8 +109,8 @@ def load_processor(folder: Path) -> CustomPreprocess:
         shapes = [tuple(function(Image.new("RGB", size)).shape) for size in TEST_SIZES]
     if shapes[0] != shapes[1] or len(shapes[0]) != 3 or shapes[0][0] != 3:
         raise CheckpointError(
-            f"{find_image_settings(folder)} gives pixels of shapes {shapes[0]} and {shapes[1]} for images of different "
-            "shapes; set a crop_size and do_center_crop, or a height and a width"
+            f"{find_processor_settings(folder)} gives pixels of shapes {shapes[0]} and {shapes[1]} for images of "
+            "different shapes; set a crop_size and do_center_crop, or a height and a width"
         )
     settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
     return CustomPreprocess(function, shapes[0][1:], f"transformers {type(processor).__name__} {settings}")
@@ -124,7 +123,7 @@ def load_split_model(
 
     Args:
         folder: folder of the model.
-        config: content of its `config.json`.
+        config: content of its `config.json`, from `read_settings`.
         pooling: one of `POOLINGS`.
         tensors: content of the files with the weights.
         shape: height and width of the pixels.
@@ -171,9 +170,7 @@ def _find_class(config: Mapping[str, Any], folder: Path) -> tuple[Any, Any]:
             f"{path} has model_type {model_type!r}, which transformers {transformers.__version__} does not know; "
             "install a newer version, or give another model"
         )
-    settings = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    if hasattr(settings, "quantization_config"):
-        raise CheckpointError(f"{path} describes quantized weights; give the model with its original weights")
+    settings = transformers.CONFIG_MAPPING[model_type].from_dict(dict(config))
     if model_type == "vit_mae":
         settings.mask_ratio = 0.0  # otherwise the encoder sees a random quarter of the patches
     architecture = (settings.architectures or [""])[0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -25,6 +26,10 @@ from probe.names import unknown_name
 POOL = "?pool="  # after the repository or folder
 INSTALL = "install it with pip install 'transformers>=5,<6', or the extra transformers"
 REMOTE_CODE = "auto_map"  # entry of a configuration that names code in the repository
+QUANTIZED = "quantization_config"  # entry of a configuration of quantized weights
+# Ends of entries that choose the code for attention and experts, such as `_attn_implementation`. transformers downloads
+# and runs native code for some values.
+IMPLEMENTATIONS = ("attn_implementation", "experts_implementation", "implementation_internal")
 # Advice by `model_type`, for models that cannot be used.
 _NAFLEX = "give a SigLIP 2 model with a fixed resolution instead, such as google/siglip2-base-patch16-224"
 _TIMM = "give timm:NAME instead"
@@ -107,21 +112,29 @@ def _missing_folder(folder: Path, written: str) -> UnknownNameError | Checkpoint
 def read_settings(folder: Path, pooling: str) -> tuple[dict[str, Any], str]:
     """Return the content of `config.json` in a folder and the pooling, after checking that the model can be used.
 
+    The returned content has no entries that choose the code for attention and experts. transformers then uses its own.
+
     Raises:
         CheckpointMissingError: the folder has no `config.json`.
-        CheckpointError: the model needs code or inputs that are not supported, or no pooling is known.
+        CheckpointError: the model needs code or inputs that are not supported, its weights are quantized, or no pooling
+            is known.
     """
     path = folder / FOLDER_MARK
     if not path.is_file():
         raise CheckpointMissingError(f"{folder} has no {FOLDER_MARK}; give a folder that save_pretrained wrote")
     config = read_json(path)
-    images = find_image_settings(folder)
+    images = find_processor_settings(folder)
     for file in filter(None, (path, images)):
-        if REMOTE_CODE in read_json(file):
+        if any(REMOTE_CODE in part for part in _list_objects(read_json(file))):
             raise CheckpointError(
                 f"{file} needs code from the model's repository ({REMOTE_CODE}), which is never run; give a model "
                 "whose code is part of transformers"
             )
+    for part in _list_objects(config):
+        if QUANTIZED in part:
+            raise CheckpointError(f"{path} describes quantized weights; give the model with its original weights")
+        for name in [name for name in part if name.endswith(IMPLEMENTATIONS)]:
+            del part[name]
     model_type = config.get("model_type")
     if model_type is None and "architecture" in config:
         raise CheckpointError(f"{path} describes a model of timm; give timm:{config['architecture']}")
@@ -134,6 +147,30 @@ def read_settings(folder: Path, pooling: str) -> tuple[dict[str, Any], str]:
             f"{folder} has no {IMAGES} or {PROCESSOR}, with the preprocessing of images; add the file of the model"
         )
     return config, choose_pooling(str(folder), model_type, pooling)
+
+
+def find_processor_settings(folder: Path) -> Path | None:
+    """Return the file in a folder from which transformers reads the preprocessing of images; None if there is no file.
+
+    Raises:
+        CheckpointError: `processor_config.json` is damaged.
+    """
+    path = folder / PROCESSOR
+    if path.is_file() and "image_processor" in read_json(path):
+        return path
+    return find_image_settings(folder)
+
+
+def _list_objects(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a JSON object and all JSON objects in it."""
+    pending: list[Any] = [content]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            yield value
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
 
 
 def fetch_folder(source: TransformersSource, *, offline: bool) -> Path:

@@ -121,7 +121,8 @@ class MeterRecord:
     """Measurements of the extraction of a subset's features, see `features.encode.Meter.describe`.
 
     `models` is the number of models that the images were read for at the same time. `joules_per_1000_images` is the
-    energy by `cpu` and `gpu`, see `probe.energy`; energy that is not known has no entry.
+    energy by `cpu` and `gpu`, see `probe.energy`; energy that is not known has no entry. The energy of one model is not
+    known if several models shared the pass over the images.
     """
 
     images: Count

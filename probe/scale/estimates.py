@@ -5,19 +5,24 @@ The time of a model without records is unknown. The time of a fit is proportiona
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from statistics import median
 
 from probe.environment import EnvironmentRecord
+from probe.errors import ProbeError
 from probe.features.arrays import chunk_size
-from probe.models.sizes import find_sizes
+from probe.models.sizes import ModelSizes, find_sizes
 from probe.probes.costs import memory_needed, num_fits
 from probe.probes.neighbours import BANK_BYTES, PRODUCT_BYTES
 from probe.probes.shots import count_drawn
 from probe.records.schema import DoneRecord, RunRecord
 from probe.scale.units import Unit
-from probe.specs import KNN, ZERO_SHOT, RunSpec
+from probe.specs import KNN, ZERO_SHOT, ModelSpec, RunSpec
+
+logger = logging.getLogger(__name__)
 
 PROCESS_BYTES = 1_000_000_000  # a process with its libraries; `results/speed/store.md` measured 993 MB with `tiny`
 FLOAT = 4  # bytes of a float32
@@ -35,11 +40,24 @@ class Memory:
     gpu: int
 
 
+@lru_cache(maxsize=256)
+def known_sizes(model: ModelSpec) -> ModelSizes | None:
+    """Return the sizes of a model; None if they are not known, such as for a module that runs only on a GPU.
+
+    An error of one model does not end a plan or a grid. The runs of such a model are recorded as failed.
+    """
+    try:
+        return find_sizes(model)
+    except ProbeError as err:
+        logger.warning("the sizes of %s are not known: %s", model.name, err)
+        return None
+
+
 def memory_of(unit: Unit) -> Memory:
     """Return the memory that a worker needs for a unit, including the process with its libraries."""
     spec = unit.specs[0]
     model, on_gpu = spec.model, spec.device.startswith("cuda")
-    sizes = find_sizes(model)
+    sizes = known_sizes(model)
     if sizes is None or sizes.profile is None:
         return Memory(0, 0)
     if unit.shard is not None:
@@ -72,7 +90,7 @@ def memory_of(unit: Unit) -> Memory:
 
 def feature_bytes(spec: RunSpec) -> int | None:
     """Return the size of the features that a run needs, in bytes; None if sizes are not known."""
-    images, sizes = spec.num_images, find_sizes(spec.model)
+    images, sizes = spec.num_images, known_sizes(spec.model)
     if sizes is None or not images:
         return None
     return images * (FLOAT * (sizes.embed_dim + sizes.pre_projection_dim) + 8)
@@ -80,7 +98,7 @@ def feature_bytes(spec: RunSpec) -> int | None:
 
 def fit_shape(spec: RunSpec) -> tuple[int, int, int]:
     """Return the numbers of images, features and classes of a run's final fit; 0 for a number that is not known."""
-    dataset, widths, k = spec.dataset, find_sizes(spec.model), spec.dataset.num_classes or 0
+    dataset, widths, k = spec.dataset, known_sizes(spec.model), spec.dataset.num_classes or 0
     d = 0
     if widths is not None:
         d = widths.embed_dim if spec.protocol.feature_point == "projected" else widths.pre_projection_dim

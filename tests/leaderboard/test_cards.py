@@ -140,6 +140,9 @@ def test_an_evaluation_log_of_the_committed_records_follows_the_schema():
     ("form", "source", "name", "expected"),
     [
         ("hf", "org/name", "hf:org/name", "org/name"),
+        ("transformers", "org/name?pool=cls", "transformers:org/name?pool=cls", "org/name"),
+        ("transformers", "/a/mine", "transformers:/a/mine", "transformers/mine"),
+        ("open_clip", "hf-hub:org/name", "open_clip:hf-hub:org/name", "org/name"),
         ("url", "https://example.org", "ViT-B/32", "openai/ViT-B-32"),
         ("random", "tiny", "random:tiny", "clip-linear-probe/random-tiny"),
         ("open_clip", "RN50/cc12m", "open_clip:RN50/cc12m", "open_clip/RN50-cc12m"),
@@ -150,6 +153,40 @@ def test_an_evaluation_log_names_the_model_without_its_folder(form, source, name
     record = make_record("digits", name)
     record = changed(changed(record, "spec.model.form", form), "spec.model.source", source)
     assert _check_log(evaluation_log([record]))["model_info"]["id"] == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "source", "is_open"),
+    [
+        ("url", "https://example.org", True),
+        ("embedded", "tiny", True),
+        ("hf", "org/name", True),
+        ("transformers", "org/name?pool=cls", True),
+        ("open_clip", "hf-hub:org/name", True),
+        ("open_clip", "RN50/cc12m", True),
+        ("timm", "resnet18.a1_in1k", True),
+        ("file", "/a/mine.pt", False),
+        ("random", "tiny", False),
+        ("supplied", "mine", False),
+        ("module", "own.py:make", False),
+        ("transformers", "/a/mine", False),
+        ("open_clip", "RN50//a/mine.pt", False),
+        ("open_clip", "RN50/C:\\a\\mine.pt", False),
+        ("open_clip", "local-dir:/a/mine", False),
+        ("timm", "resnet18//a/mine.pt", False),
+        ("timm", "resnet18.a1_in1k//a/mine.pt?key=model", False),
+    ],
+)
+def test_an_evaluation_log_calls_weights_open_only_if_they_are_published(form, source, is_open):
+    record = changed(changed(make_record("digits"), "spec.model.form", form), "spec.model.source", source)
+    details = _check_log(evaluation_log([record]))["model_info"]["additional_details"]
+    assert details["model_availability"] == ("open_weights" if is_open else "unknown")
+
+
+def test_random_weights_of_timm_are_not_called_open():
+    record = changed(changed(make_record("digits"), "spec.model.form", "timm"), "spec.model.source", "resnet18.a1_in1k")
+    details = _check_log(evaluation_log([changed(record, "spec.model.seed", 0)]))["model_info"]["additional_details"]
+    assert details["model_availability"] == "unknown"
 
 
 def test_an_evaluation_log_of_other_datasets_has_their_address_or_only_their_name():

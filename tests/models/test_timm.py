@@ -137,6 +137,15 @@ def test_a_path_can_follow_a_tag(tmp_path, caplog):
     assert f"timm:resnet18/{path} names no tag; the preprocessing of timm's resnet18.a1_in1k is assumed" in caplog.text
 
 
+def test_a_path_can_follow_an_architecture_without_tags(tmp_path):
+    """The names of such architectures have no dot."""
+    path = tmp_path / "x.pth"
+    path.write_bytes(b"")
+    source = TimmSource("davit_large", "", path, has_tag=False)
+    assert get_model(f"timm:davit_large/{path}").source == str(source)
+    assert timm_preprocess(source) == timm_preprocess(TimmSource("davit_large", ""))
+
+
 def _refuse(name, error, message):
     with pytest.raises(error, match=message):
         load_encoder(name, device="cpu", offline=True)

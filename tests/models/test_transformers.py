@@ -19,7 +19,7 @@ from make.kills import KILLED, run_command
 from make.transformers_zoo import SIDE, VIT, ZOO, make_config, save_zoo_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, modeling_utils
 
 import probe
 from probe.cli.main import main
@@ -30,6 +30,7 @@ from probe.models import get_model, transformers_names
 from probe.models.description import model_facts
 from probe.models.loading import identify, load_encoder
 from probe.models.preprocess import Preprocess
+from probe.models.profile import count_flops
 from probe.models.sizes import find_sizes
 from probe.models.transformers_pooling import RULES
 from probe.records.verdicts import IDENTICAL
@@ -338,6 +339,56 @@ def test_the_facts_of_a_folder_are_known(tmp_path):
     assert facts["sha256"] == load_encoder(f"transformers:{tmp_path}", device="cpu").weights_sha256
 
 
+@torch.inference_mode()
+def test_a_model_for_images_that_are_not_square_has_sizes(tmp_path):
+    """Operations of attention grow with the number of patches, which is 8 here."""
+    config = transformers.ViTConfig(**VIT, image_size=[16, 32], patch_size=8)
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(size={"height": 16, "width": 32}).save_pretrained(tmp_path)
+    encoder = load_encoder(f"transformers:{tmp_path}", device="cpu")
+    sizes = find_sizes(get_model(f"transformers:{tmp_path}"))
+    assert sizes.shape == encoder.preprocess.shape == (16, 32)
+    expected = count_flops(encoder.pre_projection, torch.zeros(1, 3, 16, 32))
+    assert sizes.profile.flops == expected > 0
+
+
+def test_the_origin_of_the_preprocessing_is_the_file_that_transformers_reads(folder):
+    """The older file stays where a newer version of transformers has saved the processor again."""
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Processor"}))
+    assert load_encoder(f"transformers:{folder}", device="cpu").preprocess_from == "preprocessor_config.json"
+    newer = settings | {"image_mean": [0.1, 0.2, 0.3]}
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": newer}))
+    encoder = load_encoder(f"transformers:{folder}", device="cpu")
+    assert encoder.preprocess_from == "processor_config.json"
+    assert "0.1, 0.2, 0.3" in encoder.preprocess.describe()["function"]
+    (folder / "preprocessor_config.json").unlink()
+    assert load_encoder(f"transformers:{folder}", device="cpu").preprocess_from == "processor_config.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("attn_implementation", "kernels-community/flash-attn2"),
+        ("_attn_implementation", "someone/kernel"),
+        ("attn_implementation", {"vision_config": "flash_attention_2"}),
+        ("experts_implementation", "deepgemm"),
+    ],
+)
+def test_the_configuration_cannot_choose_the_code_of_attention(name, value, tmp_path, monkeypatch):
+    """The library transformers downloads native code for these values, if the package `kernels` is installed."""
+    save_zoo_model("clip", tmp_path)
+    expected = find_sizes(get_model(f"transformers:{tmp_path}"))
+    find_sizes.cache_clear()
+    _edit(tmp_path / "config.json", **{name: value})
+    monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", lambda *_, **__: pytest.fail("code is loaded"))
+    encoder = load_encoder(f"transformers:{tmp_path}", device="cpu")
+    own = encoder.pre_projection.tower.config
+    assert own._attn_implementation == "sdpa"
+    assert own._experts_implementation != value
+    assert find_sizes(get_model(f"transformers:{tmp_path}")) == expected
+
+
 @pytest.fixture
 def folder(tmp_path):
     save_zoo_model("dinov2", tmp_path / "small")
@@ -348,6 +399,8 @@ def folder(tmp_path):
     ("file", "values", "message"),
     [
         ("config.json", {"auto_map": {"AutoModel": "modeling.Model"}}, r"config.json needs code .* is never run; give"),
+        ("config.json", {"backbone_config": [{"auto_map": {}}]}, r"config.json needs code .* is never run; give"),
+        ("config.json", {"text_config": {"quantization_config": {}}}, r"config.json describes quantized weights; give"),
         ("preprocessor_config.json", {"auto_map": {}}, r"preprocessor_config.json needs code .*auto_map"),
         ("config.json", {"model_type": None}, "config.json has no model_type"),
         ("config.json", {"model_type": None, "architecture": "vit_tiny"}, "a model of timm; give timm:vit_tiny"),

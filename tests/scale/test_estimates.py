@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from make.records import changed, make_record
+from make.transformers_zoo import save_zoo_model
 
 from probe.cli.main import main
 from probe.grid import plan
@@ -78,6 +79,44 @@ def test_sizes_of_models_of_open_clip_are_those_of_the_same_architecture():
     own, theirs = (_units(name) for name in ("ViT-B/32", "open_clip:ViT-B-32/openai"))
     assert fit_shape(own[-1].specs[0]) == fit_shape(theirs[-1].specs[0])
     assert feature_bytes(own[-1].specs[0]) == feature_bytes(theirs[-1].specs[0])
+
+
+ONLY_ON_A_GPU = """
+import torch
+from torch import nn
+import probe
+
+
+class OnGpu(nn.Module):
+    def forward(self, images):
+        if images.device.type != "cuda":
+            raise RuntimeError("this kernel has no code for the CPU")
+        return images.mean((2, 3))
+
+
+def make():
+    return probe.Encoder(OnGpu(), lambda image: torch.zeros(3, 8, 8), name="on-gpu")
+"""
+
+
+def test_models_without_known_sizes_do_not_end_a_plan(tmp_path, capsys, monkeypatch, caplog):
+    """The module runs on a GPU only. The settings of the other model are wrong, which a run would record."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpu.py").write_text(ONLY_ON_A_GPU)
+    save_zoo_model("dinov2", tmp_path / "wrong")
+    config = json.loads((tmp_path / "wrong" / "config.json").read_text())
+    (tmp_path / "wrong" / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+    models = ["module:gpu.py:make", f"transformers:{tmp_path / 'wrong'}", "tiny"]
+    folders = ["--results-dir", str(tmp_path / "results"), "--cache-dir", str(tmp_path / "cache")]
+    arguments = ["run", "--dataset", "digits", *(f"--model={model}" for model in models), "--device", "cpu", *folders]
+    assert main([*arguments, "--plan", "--json"]) == 0
+    found = {one["model"]: one for one in json.loads(capsys.readouterr().out)["models"]}
+    models[0] = "on-gpu"
+    assert list(found) == models
+    assert [found[model]["disk"] is None for model in models] == [True, True, False]
+    assert [found[model]["memory"]["host"] > 0 for model in models] == [False, False, True]
+    for model in models[:2]:
+        assert caplog.text.count(f"the sizes of {model} are not known: ") == 1
 
 
 def test_workers_share_the_work_but_for_the_longest_unit():
