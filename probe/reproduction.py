@@ -134,13 +134,15 @@ def reproduce_all(
     Raises:
         ResultsError: two records have the same run, or the results folder cannot be written to.
     """
+    supplied = {(one.dataset, one.model) for one in records if one.extraction.supplied is not None}
     planned: dict[RunSpec, DoneRecord] = {}
     for record in records:
         if isinstance(record, FailedRecord):
             logger.info("skipped %s: the run failed and has no score to reproduce", _name(record))
             continue
         if record.extraction.supplied is not None:
-            yield _reproduce_supplied(record, features, tolerance=tolerance, device=device, settings=settings)
+            is_only = len(supplied) == 1
+            yield _reproduce_supplied(record, features, tolerance, device=device, settings=settings, is_only=is_only)
             continue
         model = record.spec.model
         if model.form == FORM and is_file(model) and not allow_code:
@@ -175,12 +177,13 @@ def reproduce_all(
 def _reproduce_supplied(
     record: DoneRecord,
     features: str | Path | None,
-    *,
     tolerance: int | None,
+    *,
     device: str | None,
     settings: Settings,
+    is_only: bool,
 ) -> Reproduction:
-    """Fit the probe of a record of supplied features again, on features that are given again."""
+    """Fit the probe of a record of supplied features again, on features that are given again, see `fit_again`."""
     origin = record.extraction.supplied
     name = origin.file if origin is not None else ""
     if features is None:
@@ -192,7 +195,7 @@ def _reproduce_supplied(
         own_device = str(resolve_execution(device or record.spec.device).device)
         num_threads = (record.environment.torch_threads or 0) if own_device == "cpu" else 0
         with threads(num_threads, blas=record.environment.blas_threads or 0):
-            again = fit_again(record, features, device=own_device, fit_cache=FitCache(None))
+            again = fit_again(record, features, device=own_device, fit_cache=FitCache(None), is_only=is_only)
     except ProbeError as err:
         return Reproduction(record, None, NOT_RUN, str(err))
     if settings.results_dir is not None:

@@ -6,95 +6,54 @@ show them apart from the records of encoders that the suite ran.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from probe import environment, paths
-from probe.datasets.catalog import DATASETS
+from probe import paths
 from probe.errors import FeaturesError
 from probe.features import files
-from probe.features.arrays import PRE_PROJECTION, PROJECTED, Features
+from probe.features.arrays import PROJECTED, Features
 from probe.features.store import FITS
 from probe.leaderboard import derived
 from probe.models.devices import resolve_execution
 from probe.probes.cached_fits import FitCache
-from probe.probes.fit import PROBE_VERSION, fit_folds, hold_out_validation
+from probe.probes.fit import fit_folds, hold_out_validation
+from probe.probes.heads import check_single_fit, describe_head_of_file
 from probe.probes.protocols import get_protocol
-from probe.probes.result import ProbeResult
 from probe.probes.solvers.catalog import device_for
-from probe.records.record import check_writable, write_record
-from probe.records.schema import (
-    DoneRecord,
-    EncoderRecord,
-    ExtractionRecord,
-    FeaturesRecord,
-    ReadRecord,
-    SplitRecord,
+from probe.probes.supplied_records import (
+    SuppliedFeatures,
+    SuppliedFit,
+    describe_splits,
+    find_about,
+    find_metric,
+    make_record,
 )
-from probe.records.supplied import PREFIX, UNSTATED, AboutFeatures, SuppliedRecord, decode_about, read_about
-from probe.specs import (
-    DEFAULT_SOLVER,
-    LOGISTIC,
-    NO_SOLVER,
-    SPLITS,
-    SUPPLIED,
-    DatasetSpec,
-    ModelSpec,
-    Protocol,
-    RunSpec,
-    Subset,
-)
+from probe.records.record import check_writable, write_bytes, write_record
+from probe.records.schema import DoneRecord
+from probe.specs import DEFAULT_SOLVER, LOGISTIC, NO_SOLVER, Protocol
 
 
 @dataclass(frozen=True)
-class SuppliedFeatures:
-    """Features of a file, or of arrays in memory, ready for probes.
+class SuppliedResults:
+    """Probes on supplied features.
 
     Args:
-        content: the features and the description in their file.
-        name: the path, for messages; empty for arrays in memory.
-        val_fraction: share of the training images of each class that was held out for validation; None for none.
-        seed: seed of this choice.
-        seconds: wall time of reading.
+        source: the features.
+        metric: metric of the scores.
+        device: device that the probes were fitted on, unless their solver has a device of its own.
+        fitted: the probe of each protocol.
+        records: their records; empty if none was wanted.
     """
 
-    content: files.FeatureFile
-    name: str = ""
-    val_fraction: float | None = None
-    seed: int = 0
-    seconds: float = 0.0
-
-    @property
-    def folds(self) -> Sequence[Mapping[str, Features]]:
-        """The features of each fold by split."""
-        return self.content.folds
-
-    @property
-    def has_one_point(self) -> bool:
-        """True if the features were taken at one feature point only."""
-        return all(features.pre_projection is None for fold in self.folds for features in fold.values())
-
-    def compute_digests(self) -> list[dict[str, str]]:
-        """Return the digest of each split of each fold, see `Features.compute_sha256`."""
-        return [{split: features.compute_sha256() for split, features in fold.items()} for fold in self.folds]
-
-
-@dataclass(frozen=True)
-class SuppliedFit:
-    """Probe on supplied features: its protocol, solver, device and result, and the wall time of the fit."""
-
-    protocol: Protocol
-    solver: str
+    source: SuppliedFeatures
+    metric: str
     device: str
-    result: ProbeResult
-    seconds: float
+    fitted: Sequence[SuppliedFit]
+    records: Sequence[DoneRecord]
 
 
 def open_features(
@@ -108,14 +67,15 @@ def open_features(
         seed: seed of this choice.
 
     Raises:
-        FeaturesError: the file cannot be read or has no such features, or there are already validation features.
+        FeaturesError: the file cannot be read, the features are missing or invalid, there are already validation
+            features, or `val_fraction` is outside (0, 1).
     """
     started = time.perf_counter()
     if isinstance(features, Mapping):
-        name, content = "", files.FeatureFile([features], {})
         for split in ("train", "test"):
             if split not in features:
                 raise FeaturesError(f"there are no {split} features; give features of train and test")
+        name, content = "", files.from_arrays(features, where="the input")
     else:
         name, content = str(features), files.load(Path(features))
     folds = list(content.folds)
@@ -151,133 +111,6 @@ def fit_protocol(
     return SuppliedFit(rules, own_solver, own_device, result, time.perf_counter() - started)
 
 
-def find_about(about: str | Path | Mapping[str, Any] | None, source: SuppliedFeatures) -> AboutFeatures:
-    """Return the statements about features: from the user, or else from the file if `probe extract` wrote it.
-
-    Args:
-        about: path of a TOML file, its content as a dict, or None.
-        source: the features.
-
-    Raises:
-        FeaturesError: the dataset or the model is missing, a key is unknown, a value is invalid, or statements
-            contradict the features.
-    """
-    given = read_about(about) if isinstance(about, str | Path) else dict(about or {})
-    where = str(about) if isinstance(about, str | Path) else "about" if about is not None else source.name
-    stated = _stated_by_file(source.content.about)
-    if about is None and not {"dataset", "model"} <= stated.keys():
-        raise FeaturesError(
-            f"{where or 'the input'} does not name its dataset and model; describe the features in a TOML file, and "
-            "give it with --about"
-        )
-    found = decode_about({**stated, **given}, where=where)
-    if not source.has_one_point and found.feature_point:
-        raise FeaturesError(f"{where}: the features have both feature points; remove feature_point")
-    names = found.class_names
-    if names and source.content.class_names:
-        raise FeaturesError(f"{where}: the labels of the features are texts; remove class_names")
-    most = max(_largest_label(features) for fold in source.folds for features in fold.values())
-    if names and most >= len(names):
-        raise FeaturesError(f"{where}: class_names has {len(names)} names, but the features have the label {most}")
-    return found
-
-
-def _stated_by_file(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the statements in a file that `probe extract` wrote, with names of `AboutFeatures`."""
-    encoder, read = (about.get(name) or {} for name in ("encoder", "read"))
-    stated = {name: about.get(name) for name in ("dataset", "model", "metric", "precision")}
-    stated |= {"weights_sha256": encoder.get("weights_sha256"), "license": encoder.get("license")}
-    stated["class_names"] = read.get("class_names")
-    return {name: value for name, value in stated.items() if value}
-
-
-def _largest_label(features: Features) -> int:
-    return int(features.y.max(initial=-1)) if features.y.ndim == 1 else features.y.shape[1] - 1
-
-
-def find_metric(about: AboutFeatures) -> str:
-    """Return the stated metric, or else the metric of the dataset in the catalogue, or else `accuracy`."""
-    known = {row.name: row.metric for row in DATASETS}
-    return about.metric or known.get(about.dataset, "accuracy")
-
-
-def make_record(source: SuppliedFeatures, about: AboutFeatures, fitted: SuppliedFit) -> DoneRecord:
-    """Return the record of a probe on supplied features."""
-    rules, result = fitted.protocol, fitted.result
-    if source.has_one_point:
-        rules = replace(rules, feature_point=about.feature_point or PROJECTED)
-    spec = RunSpec(
-        _describe_dataset(source, about, result.metric),
-        ModelSpec(f"{PREFIX}{about.model}", SUPPLIED, "", license=about.license),
-        rules,
-        jit=False,
-        device=fitted.device,
-        precision=about.precision or UNSTATED,
-        batch_size=0,
-        solver=fitted.solver,
-    )
-    splits = {
-        name if len(source.folds) == 1 else f"{name}/{k + 1}": fold[name]
-        for k, fold in enumerate(source.folds)
-        for name in SPLITS
-        if name in fold
-    }
-    first = source.folds[0]["train"]
-    arrays = {PROJECTED: first.x, PRE_PROJECTION: first.pre_projection}
-    if source.has_one_point:
-        arrays = {about.feature_point or PROJECTED: first.x}
-    widths = {point: array.shape[1] for point, array in arrays.items() if array is not None}
-    return DoneRecord(
-        spec=spec,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        encoder=EncoderRecord(
-            license=about.license, embed_dim=widths.get(PROJECTED), pre_projection_dim=widths.get(PRE_PROJECTION)
-        ),
-        read=ReadRecord(class_names=source.content.class_names or about.class_names),
-        splits={name: _describe_split(source, name, features) for name, features in splits.items()},
-        features={name: _describe_features(source, about, features) for name, features in splits.items()},
-        seconds={"load": round(source.seconds, 3), "fit": round(fitted.seconds, 3)},
-        environment=environment.describe(fitted.device),
-        result=replace(result.to_record(), probe_version=PROBE_VERSION),
-        extraction=ExtractionRecord(
-            supplied=SuppliedRecord(
-                about, Path(source.name).absolute().name if source.name else "", source.val_fraction, source.seed
-            )
-        ),
-    )
-
-
-def _describe_dataset(source: SuppliedFeatures, about: AboutFeatures, metric: str) -> DatasetSpec:
-    fold = source.folds[0]
-    labels = np.unique(np.concatenate([features.y for features in fold.values()]))
-    names = source.content.class_names or about.class_names
-    num_classes = len(names) or (fold["train"].y.shape[1] if fold["train"].y.ndim == 2 else len(labels))
-    subsets = tuple(Subset(name, len(fold[name])) for name in SPLITS if name in fold)
-    return DatasetSpec(
-        about.dataset, "", subsets, (), num_classes=num_classes, metric=metric, num_folds=len(source.folds)
-    )
-
-
-def _describe_split(source: SuppliedFeatures, name: str, features: Features) -> SplitRecord:
-    """Return the number of images of a split, and a digest to compare splits by.
-
-    A file of `probe extract` has a digest of ids and labels. Other files have no ids, so the digest is computed from
-    the labels in their order.
-    """
-    splits = source.content.about.get("splits")
-    stated = splits.get(name) if isinstance(splits, dict) else None
-    if isinstance(stated, dict) and stated.get("size") == len(features) and isinstance(stated.get("sha256"), str):
-        return SplitRecord(stated["sha256"], len(features))
-    return SplitRecord(hashlib.sha256(np.ascontiguousarray(features.y).data).hexdigest(), len(features))
-
-
-def _describe_features(source: SuppliedFeatures, about: AboutFeatures, features: Features) -> FeaturesRecord:
-    sample = {point: tuple(row) for point, row in features.sample().items()}
-    if source.has_one_point:
-        sample = {about.feature_point or PROJECTED: sample[PROJECTED]}
-    return FeaturesRecord(features.compute_sha256(), sample)
-
-
 def fit_features(
     features: str | Path | Mapping[str, Features],
     *,
@@ -311,36 +144,115 @@ def fit_features(
         ResultsError: the results folder cannot be written to.
     """
     folder = paths.results_dir(results_dir)
-    check_writable(folder)
-    source = open_features(features, val_fraction=val_fraction, seed=seed)
-    said = find_about(about, source)
-    fit_cache = FitCache(paths.cache_dir(cache_dir) / FITS)
-    fitted = fit_protocol(
-        source,
-        get_protocol(protocol) if isinstance(protocol, str) else protocol,
-        metric=find_metric(said),
+    results = fit_protocols(
+        features,
+        [protocol],
+        about=about,
         solver=solver,
-        device=str(resolve_execution(device).device),
-        fit_cache=fit_cache,
+        device=device,
+        val_fraction=val_fraction,
+        seed=seed,
+        results_dir=folder,
+        cache_dir=cache_dir,
     )
-    record = make_record(source, said, fitted)
-    write_record(record, folder)
-    fit_cache.clear()
+    (record,) = results.records
     derived.write_tables_of(record, folder)
     return record
 
 
+def fit_protocols(
+    features: str | Path | Mapping[str, Features],
+    protocols: Sequence[str | Protocol],
+    *,
+    about: str | Path | Mapping[str, Any] | None = None,
+    metric: str = "",
+    solver: str = DEFAULT_SOLVER,
+    device: str = "auto",
+    val_fraction: float | None = None,
+    seed: int = 0,
+    head: Path | None = None,
+    results_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> SuppliedResults:
+    """Fit a probe on features by each protocol, and write the records, but no tables.
+
+    Args:
+        features: see `fit_features`.
+        protocols: rules of the probes; a protocol that is named twice is fitted once.
+        about: see `fit_features`. The statements are only needed for records and a head.
+        metric: metric of the scores; empty for the stated one, see `find_metric`.
+        solver: see `fit_features`.
+        device: see `fit_features`.
+        val_fraction: see `fit_features`.
+        seed: see `fit_features`.
+        head: file to write the fitted weights of a single protocol to; None for none.
+        results_dir: folder of records; None writes no record.
+        cache_dir: see `fit_features`.
+
+    Raises:
+        FeaturesError, UnknownNameError, ProtocolError, ResultsError: see `fit_features`.
+        HeadError: the probe does not have exactly one head, or the description in the file is damaged.
+    """
+    named = {rules.name: rules for rules in (get_protocol(one) if isinstance(one, str) else one for one in protocols)}
+    if results_dir is not None:
+        check_writable(results_dir)
+    source = open_features(features, val_fraction=val_fraction, seed=seed)
+    if head is not None:
+        (single,) = named.values()
+        check_single_fit(single, len(source.folds))
+    said = None
+    if about is not None or results_dir is not None:
+        said = find_about(about, source)
+        said = replace(said, metric=metric or said.metric)
+    fit_cache = FitCache(paths.cache_dir(cache_dir) / FITS)
+    scored_by = find_metric(said) if said is not None else metric or str(source.content.about.get("metric", "accuracy"))
+    own_device = str(resolve_execution(device).device)
+    fitted = [
+        fit_protocol(source, rules, metric=scored_by, solver=solver, device=own_device, fit_cache=fit_cache)
+        for rules in named.values()
+    ]
+    if head is not None:
+        write_bytes(
+            head,
+            describe_head_of_file(
+                source.content.about, fitted[0].result, fitted[0].protocol, source.folds[0]["test"], said=said
+            ).to_bytes(),
+        )
+    records = []
+    if said is not None and results_dir is not None:
+        records = [make_record(source, said, one) for one in fitted]
+        for record in records:
+            write_record(record, results_dir)
+    fit_cache.clear()
+    return SuppliedResults(source, scored_by, own_device, fitted, records)
+
+
 def fit_again(
-    record: DoneRecord, features: str | Path | Mapping[str, Features], *, device: str, fit_cache: FitCache
+    record: DoneRecord,
+    features: str | Path | Mapping[str, Features],
+    *,
+    device: str,
+    fit_cache: FitCache,
+    is_only: bool = True,
 ) -> DoneRecord:
     """Return the record of the run of a record, repeated on features that are given again. Nothing is written.
 
+    Args:
+        record: the record.
+        features: see `fit_features`.
+        device: device to fit on.
+        fit_cache: cache of finished fits.
+        is_only: False if the features may be those of another record, so that they must be exactly those of `record`.
+
     Raises:
-        FeaturesError, ProtocolError: see `fit_features`.
+        ProtocolError: see `fit_features`.
+        FeaturesError: see `fit_features`; or the features are those of other images, or perhaps of another record.
     """
     origin = record.extraction.supplied
     assert origin is not None
     source = open_features(features, val_fraction=origin.val_fraction, seed=origin.seed)
+    _check_same(record, source, is_only=is_only)
+    about = find_about(asdict(origin.about), source)
     fitted = fit_protocol(
         source,
         record.spec.protocol,
@@ -349,5 +261,24 @@ def fit_again(
         device=device,
         fit_cache=fit_cache,
     )
-    again = make_record(source, find_about(asdict(origin.about), source), fitted)
-    return replace(again, extraction=record.extraction)  # the file may have been renamed
+    return replace(make_record(source, about, fitted), extraction=record.extraction)  # the file may have been renamed
+
+
+def _check_same(record: DoneRecord, source: SuppliedFeatures, *, is_only: bool) -> None:
+    """Check that features are of the splits of a record, and unless `is_only`, that they are its features."""
+    digests = {name: features.compute_sha256() for name, features in source.by_name().items()}
+    same = {name for name, one in record.features.items() if one.sha256 == digests.get(name)}
+    given = describe_splits(source)
+    # A file of `probe extract` has digests of its images, which its features in another format do not have.
+    if given.keys() != record.splits.keys() or not all(
+        name in same or split.sha256 == given[name].sha256 for name, split in record.splits.items()
+    ):
+        raise FeaturesError(
+            f"the features of --features are not of the images of {record.dataset} in the record, because their splits "
+            "or labels differ; give the features of this record"
+        )
+    if not is_only and len(same) < len(record.features):
+        raise FeaturesError(
+            "the features of --features differ from those of this record, and there are records of other supplied "
+            "features; give this record alone with its own features"
+        )

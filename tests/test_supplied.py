@@ -10,13 +10,15 @@ from make.supplied import make_arrays, write_folder, write_parquet
 
 import probe
 from probe.cli.main import main
-from probe.errors import FeaturesError
+from probe.errors import FeaturesError, HeadError
 from probe.features.arrays import Features
 from probe.leaderboard.derived import find_stale, write_derived
 from probe.leaderboard.details import describe_record
 from probe.leaderboard.sections import make_sections
+from probe.probes.prediction import load_encoder_of
 from probe.records.checks import find_fault
 from probe.records.record import read_record, read_records, record_path
+from probe.reproduction import reproduce_all
 from probe.supplied import open_features
 
 ABOUT = {"dataset": "insects", "model": "ViT-B/32"}
@@ -91,6 +93,43 @@ def test_arrays_in_memory_are_supplied_too(arrays):
     assert describe_record(record)["features"] == "supplied"
     with pytest.raises(FeaturesError, match="there are no test features; give features of train and test"):
         probe.fit_features({"train": splits_of(arrays)["train"]}, about=ABOUT)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, y: (x.astype(np.float64), y.astype(np.int32)),
+        lambda x, y: (x.tolist(), y.tolist()),
+        lambda x, y: (np.asfortranarray(x), y.astype(float)),
+        lambda x, y: (x, np.array(["a", "b", "c"])[y]),
+    ],
+    ids=["float64", "lists", "columns", "texts"],
+)
+def test_arrays_in_memory_are_converted_as_those_of_files(arrays, change):
+    plain = probe.fit_features(splits_of(arrays), about=ABOUT, protocol="readme", device="cpu")
+    splits = {name: Features(*change(one.x, one.y)) for name, one in splits_of(arrays).items()}
+    found = probe.fit_features(splits, about=ABOUT, protocol="readme", device="cpu")
+    assert (found.result, found.features, found.splits) == (plain.result, plain.features, plain.splits)
+
+
+BAD_ARRAYS = {
+    "a list": ([1.0], "the input: train is a list; give probe.Features"),
+    "no rows": (Features(np.zeros(3), np.zeros(3)), r"the input: train_x has float64 \(3,\); give floating-point"),
+    "integers": (Features(np.zeros((3, 2), int), np.zeros(3)), r"train_x has int64 \(3, 2\)"),
+    "NaN": (Features(np.full((3, 2), np.nan), np.zeros(3)), "row 0 of train_x are not finite"),
+    "halves": (Features(np.zeros((3, 2)), np.full(3, 0.5)), "the label in row 0 of train_y is 0.5; give integers"),
+    "different lengths": (Features([[1.0], [1.0, 2.0]], [0, 1]), "the input: train has no arrays"),
+    "a row less": (Features(np.zeros((2, 2)), np.zeros(3)), r"train has arrays of \(2, 2\), \(3,\)"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ARRAYS)
+def test_bad_arrays_in_memory_are_one_sentence(arrays, kind):
+    train, message = BAD_ARRAYS[kind]
+    with pytest.raises(FeaturesError, match=message):
+        probe.fit_features({**splits_of(arrays), "train": train}, about=ABOUT, device="cpu")
+    with pytest.raises(FeaturesError, match="the input has features of 'dev'; name the splits train, val, test"):
+        probe.fit_features({**splits_of(arrays), "dev": splits_of(arrays)["val"]}, about=ABOUT, device="cpu")
 
 
 def test_names_of_classes_are_recorded(tmp_path, arrays):
@@ -234,6 +273,42 @@ def test_a_record_is_reproduced_from_the_same_features_in_another_format(tmp_pat
     assert (gone.verdict, "no file at" in gone.reason) == ("not run", True)
 
 
+def test_features_of_another_record_are_not_compared(tmp_path, arrays, folder):
+    """One file of --features serves records of several datasets and models: each is run on its own features only."""
+    moths = {"dataset": "moths", "model": "m"}
+    rotated = {name: np.roll(array, 1) if name.endswith("_y") else array for name, array in arrays.items()}
+    write_folder(tmp_path / "moths", rotated)
+    write_folder(tmp_path / "another", make_arrays(seed=1))
+    own = probe.fit_features(folder, about=ABOUT, protocol="readme", device="cpu")
+    others = [
+        probe.fit_features(tmp_path / "moths", about=moths, protocol="readme", device="cpu"),
+        probe.fit_features(tmp_path / "another", about={**ABOUT, "model": "RN50"}, protocol="readme", device="cpu"),
+    ]
+    found = probe.reproduce(others[0], features=folder, results_dir=tmp_path / "new")
+    assert (found.verdict, found.again) == ("not run", None)
+    assert "are not of the images of moths in the record, because their splits or labels differ" in found.reason
+    assert not (tmp_path / "new" / "records").exists()
+    found = list(reproduce_all([own, *others], features=folder))
+    assert [one.verdict for one in found] == ["identical", "not run", "not run"]
+    assert "give this record alone with its own features" in found[2].reason
+    assert probe.reproduce(others[1], features=folder).verdict == "changed"
+
+
+def test_a_head_has_the_statements_of_the_user(tmp_path, folder, capsys):
+    names = ["ant", "bee", "cat"]
+    about = write_toml(tmp_path / "about.toml", **ABOUT, class_names=names, weights_sha256="0" * 64)
+    saved = str(tmp_path / "head.safetensors")
+    common = ["fit", str(folder), "--about", about, "--save-head", saved, "--protocol", "readme", "--device", "cpu"]
+    for options in ([], ["--record"]):
+        assert main([*common, *options]) == 0
+        info = probe.load_head(saved).info
+        assert (info.dataset, info.class_names, info.weights) == ("insects", tuple(names), "0" * 64)
+        assert info.model.name == "supplied:ViT-B/32"
+    assert len(read_records(tmp_path / "results")) == 1
+    with pytest.raises(HeadError, match="features of supplied:ViT-B/32, which the suite cannot run; pass features"):
+        load_encoder_of(probe.load_head(saved))
+
+
 BAD = {
     "no dataset": ({"model": "m"}, "dataset is missing; give dataset and model in the file of --about"),
     "no model": ({"dataset": "d"}, "model is missing"),
@@ -267,7 +342,10 @@ def test_a_record_needs_statements(tmp_path, folder, capsys):
     assert "does not name its dataset and model; describe the features in a TOML file" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["fit", str(folder), "--about", "about.toml"])
-    assert "--about describes the features in a record; add --record" in capsys.readouterr().err
+    assert (
+        "--about describes the features in a record or head; add --record or --save-head FILE"
+        in capsys.readouterr().err
+    )
     for content, message in ((None, "cannot read"), ("dataset =", "is not valid TOML")):
         if content is not None:
             (tmp_path / "about.toml").write_text(content)

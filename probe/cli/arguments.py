@@ -166,7 +166,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--record": _flag("Also write a record of each probe and the tables, both marked as supplied features."),
         "--about": _value(
             "FILE.toml",
-            "Description of the features, for --record: dataset, model and more. [the description in PATH]",
+            "Description of the features for --record and --save-head: dataset, model and more. "
+            "[the description in PATH]",
         ),
         "--features": _value("PATH", "File or folder of features, as for `fit`, for a record of supplied features."),
         "--save-head": _value("FILE", "Also write the fitted weights to this file, for `predict`."),

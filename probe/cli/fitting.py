@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,91 +14,60 @@ from probe.cli.printing import print_json
 from probe.cli.running import refuse_unfinished, report
 
 if TYPE_CHECKING:
-    from probe.probes.cached_fits import FitCache
-    from probe.specs import Protocol
-    from probe.supplied import SuppliedFeatures, SuppliedFit
+    from probe.probes.supplied_records import SuppliedFit
+    from probe.supplied import SuppliedResults
 
 
 def fit_command(args: argparse.Namespace) -> int:
     """Fit probes on supplied features, print their scores, and write their records with --record."""
     from probe import paths, supplied
-    from probe.features.store import FITS
     from probe.leaderboard import derived
-    from probe.probes.cached_fits import FitCache
-    from probe.probes.heads import check_single_fit
     from probe.probes.protocols import GROUPS, get_protocol
-    from probe.records.record import check_writable, write_record
 
     protocols = [get_protocol(name) for name in grids.expand_groups(args.protocol or ["clip-paper"], GROUPS)]
     if args.save_head is not None and len(protocols) > 1:
         raise UsageError(f"--save-head writes one head, but there are {len(protocols)} protocols; name one of them")
-    if args.about is not None and not args.record:
-        raise UsageError("--about describes the features in a record; add --record")
-    source = supplied.open_features(Path(args.file), val_fraction=args.val_fraction, seed=args.seed or 0)
-    if args.save_head is not None:
-        check_single_fit(protocols[0], len(source.folds))
-    fit_cache = FitCache(paths.cache_dir(args.cache_dir) / FITS)
-    if args.record:
-        folder = paths.results_dir(args.results_dir)
-        check_writable(folder)
-        about = supplied.find_about(args.about, source)
-        about = replace(about, metric=args.metric or about.metric)
-        fitted = _fit(args, source, protocols, supplied.find_metric(about), fit_cache)
-        records = [supplied.make_record(source, about, one) for one in fitted]
-        for record in records:
-            write_record(record, folder)
+    if args.about is not None and not args.record and args.save_head is None:
+        raise UsageError("--about describes the features in a record or head; add --record or --save-head FILE")
+    folder = paths.results_dir(args.results_dir) if args.record else None
+    results = supplied.fit_protocols(
+        Path(args.file),
+        protocols,
+        about=args.about,
+        metric=args.metric or "",
+        solver=args.solver,
+        device=args.device,
+        val_fraction=args.val_fraction,
+        seed=args.seed or 0,
+        head=None if args.save_head is None else Path(args.save_head),
+        results_dir=folder,
+        cache_dir=args.cache_dir,
+    )
+    if folder is not None:
         derived.write_derived(folder)
-        report(records, [record.spec for record in records], as_json=args.json)
+        report(results.records, [record.spec for record in results.records], as_json=args.json)
+    elif args.json:
+        _print_json(results, args.file)
     else:
-        metric = args.metric or str(source.content.about.get("metric", "accuracy"))
-        fitted = _fit(args, source, protocols, metric, fit_cache)
-        _print_json(args, source, fitted) if args.json else _print_scores(fitted, metric)
-    fit_cache.clear()
-    unfinished = [one for one in fitted if not one.result.converged]
+        _print_scores(results.fitted, results.metric)
+    unfinished = [one for one in results.fitted if not one.result.converged]
     if args.strict:
         for one in unfinished:
             refuse_unfinished(f"{args.file} / {one.protocol.name}", one.result)
     return 1 if args.strict and unfinished else 0
 
 
-def _fit(
-    args: argparse.Namespace,
-    source: SuppliedFeatures,
-    protocols: Sequence[Protocol],
-    metric: str,
-    fit_cache: FitCache,
-) -> list[SuppliedFit]:
-    """Fit a probe by each protocol, and write the head if there is one to save."""
-    from probe import supplied
-    from probe.models.devices import resolve_execution
-    from probe.probes.heads import describe_head_of_file
-    from probe.records.record import write_bytes
-
-    device = str(resolve_execution(args.device).device)
-    fitted = {
-        rules.name: supplied.fit_protocol(
-            source, rules, metric=metric, solver=args.solver, device=device, fit_cache=fit_cache
-        )
-        for rules in protocols
-    }
-    if args.save_head is not None:
-        (one,) = fitted.values()
-        head = describe_head_of_file(source.content.about, one.result, one.protocol, source.folds[0]["test"])
-        write_bytes(Path(args.save_head), head.to_bytes())
-    return list(fitted.values())
-
-
-def _print_json(args: argparse.Namespace, source: SuppliedFeatures, fitted: Sequence[SuppliedFit]) -> None:
+def _print_json(results: SuppliedResults, file: str) -> None:
     from probe.environment import describe
-    from probe.models.devices import resolve_execution
 
+    source = results.source
     made_by = {
-        "file": args.file,
+        "file": file,
         "about": source.content.about,
         "features": source.compute_digests(),
         "val_fraction": source.val_fraction,
         "seed": source.seed,
-        "environment": asdict(describe(str(resolve_execution(args.device).device))),
+        "environment": asdict(describe(results.device)),
     }
     print_json(
         [
@@ -109,7 +78,7 @@ def _print_json(args: argparse.Namespace, source: SuppliedFeatures, fitted: Sequ
                 "rules": asdict(one.protocol),
                 **asdict(one.result.to_record()),
             }
-            for one in fitted
+            for one in results.fitted
         ]
     )
 

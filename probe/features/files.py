@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from probe.atomic import make_folder, write_atomically
-from probe.errors import FeaturesError, listed
+from probe.errors import FeaturesError, listed, summarize
 from probe.features.arrays import PRE_PROJECTION, Features
 from probe.features.formats import NAME, NamedArrays, read_arrays
 from probe.specs import SPLITS
@@ -113,7 +113,36 @@ def load(path: Path) -> FeatureFile:
     Raises:
         FeaturesError: the file cannot be read, or has no training and test features in this form.
     """
-    found = read_arrays(path)
+    return _check(path, read_arrays(path))
+
+
+def from_arrays(splits: Mapping[str, Features], *, where: str) -> FeatureFile:
+    """Return features in memory as the content of a file, after the checks of files, see `load`.
+
+    Args:
+        splits: features of `train`, `test` and, if there are any, `val`. Arrays may have any type that files may
+            have.
+        where: origin of the features, for messages.
+
+    Raises:
+        FeaturesError: a split is missing or unknown, or is not in this form.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for split, features in splits.items():
+        if split not in SPLITS:
+            raise FeaturesError(f"{where} has features of {split!r}; name the splits {listed(SPLITS)}")
+        if not isinstance(features, Features):
+            raise FeaturesError(f"{where}: {split} is a {type(features).__name__}; give probe.Features")
+        parts = {"x": features.x, "y": features.y, PRE_PROJECTION: features.pre_projection}
+        try:
+            arrays |= {f"{split}_{kind}": np.asarray(part) for kind, part in parts.items() if part is not None}
+        except (ValueError, TypeError) as err:  # lists of different lengths, or a tensor of a GPU
+            raise FeaturesError(f"{where}: {split} has no arrays ({summarize(err)}); give NumPy arrays") from err
+    return _check(where, NamedArrays(arrays, advice="give features of train and test"))
+
+
+def _check(path: Path | str, found: NamedArrays) -> FeatureFile:
+    """Return the splits of arrays that are in the form of this module; `path` is for messages."""
     folds = sorted({int(NAME.fullmatch(name)[1] or 0) for name in found.arrays})  # type: ignore[index]  # all match
     if len(folds) > 1 and 0 in folds:
         raise FeaturesError(f"{path} has train_x and fold1_train_x; give either one set of splits, or folds")
@@ -125,7 +154,7 @@ def load(path: Path) -> FeatureFile:
     return FeatureFile([_read_fold(path, found, k) for k in folds], found.about, class_names)
 
 
-def _number_classes(path: Path, found: NamedArrays) -> tuple[NamedArrays, tuple[str, ...]]:
+def _number_classes(path: Path | str, found: NamedArrays) -> tuple[NamedArrays, tuple[str, ...]]:
     """Replace labels that are texts by the positions of their names among the sorted names, and return the names."""
     labels = {name: array for name, array in found.arrays.items() if NAME.fullmatch(name)[3] == "y"}  # type: ignore[index]  # all match
     texts = {name: _as_texts(path, name, array) for name, array in labels.items() if array.dtype.kind in "US"}
@@ -146,14 +175,14 @@ def _number_classes(path: Path, found: NamedArrays) -> tuple[NamedArrays, tuple[
     return replace(found, arrays={**found.arrays, **numbered}), tuple(names.tolist())
 
 
-def _as_texts(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+def _as_texts(path: Path | str, name: str, array: np.ndarray) -> np.ndarray:
     try:
         return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else np.asarray(array)
     except UnicodeDecodeError as err:
         raise FeaturesError(f"{path}: {name} has texts that are not UTF-8; save the names as texts") from err
 
 
-def _read_fold(path: Path, found: NamedArrays, k: int) -> dict[str, Features]:
+def _read_fold(path: Path | str, found: NamedArrays, k: int) -> dict[str, Features]:
     prefix = f"fold{k}_" if k else ""
     splits = {}
     for split in SPLITS:
@@ -179,7 +208,7 @@ def _read_fold(path: Path, found: NamedArrays, k: int) -> dict[str, Features]:
     return splits
 
 
-def _as_labels(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+def _as_labels(path: Path | str, name: str, array: np.ndarray) -> np.ndarray:
     """Return labels as int64. Booleans and floating-point numbers with whole values are accepted."""
     if array.dtype.kind == "f":
         values = array.astype(np.float64)  # 2^53 overflows float16
@@ -192,7 +221,7 @@ def _as_labels(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
-def _as_features(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+def _as_features(path: Path | str, name: str, array: np.ndarray) -> np.ndarray:
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise FeaturesError(f"{path}: {name} has {array.dtype} {array.shape}; give floating-point features (n, d)")
     with np.errstate(over="ignore"):  # reported below

@@ -123,11 +123,15 @@ def _read_folder(path: Path) -> NamedArrays:
                 raise FeaturesError(f"{path} has both {names[name]} and {file.name}; remove one of them")
             names[name] = file.name
             try:
-                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+                array = np.load(file, mmap_mode="r", allow_pickle=False)
             except UNREADABLE as err:
                 raise FeaturesError(
                     f"{file} is not an array of numbers or texts ({_reason(err)}); save it with numpy.save"
                 ) from err
+            if not isinstance(array, np.ndarray):  # an archive under the name of an array
+                array.close()
+                raise FeaturesError(f"{file} is an .npz file; save its array with numpy.save, or rename it to .npz")
+            arrays[name] = array
     except OSError as err:
         raise FeaturesError(f"cannot read {path} ({err.strerror or err}); name another folder") from err
     return NamedArrays(

@@ -11,7 +11,7 @@ from probe.datasets.catalog import DATASETS
 from probe.leaderboard.exports import latex_table
 from probe.leaderboard.labels import MODE_LABELS, NO_RECORD, POINT_LABELS, PRECISION_LABELS, SOLVER_LABELS
 from probe.leaderboard.sections import gflops, natural
-from probe.leaderboard.tables import csv_value, markdown_table, row
+from probe.leaderboard.tables import CLEAN_COLUMNS, csv_value, markdown_table, row
 from probe.leaderboard.texts import CALIBRATION_NAMES, calibration_values
 from probe.records.record import PUBLISHED_MODELS, encode, locate_records
 from probe.records.schema import FeaturesRecord, RunRecord, SplitRecord
@@ -30,7 +30,7 @@ ORDERS: dict[str, Sequence[str]] = {
     "feature_point": list(POINT_LABELS),
 }
 KEYS = ("dataset", "model", "mode", "protocol", "precision", "solver")  # the rows are sorted by these columns
-SECONDS = ("load", "extract", "text", "fit", "tests")
+SECONDS = ("load", "extract", "text", "fit", "tests", "clean")
 ENERGY = ("cpu", "gpu")
 TEXT, TIME = "string", "datetime64[us, UTC]"
 COLUMNS: dict[str, str] = {
@@ -43,6 +43,7 @@ COLUMNS: dict[str, str] = {
     **dict.fromkeys(("gradient_ratio", "excess"), "float64"),
     **dict.fromkeys(("converged", "choice_converged", "partial"), "boolean"),
     **dict.fromkeys(("num_train", "num_test"), "Int64"),
+    **{name: "Int64" if name.startswith("num") else "float64" for name in CLEAN_COLUMNS},
     **{name: "Int64" if name == "ece_bins" else "float64" for name in (*CALIBRATION_NAMES, "gflops")},
     **dict.fromkeys((f"{name}_seconds" for name in SECONDS), "float64"),
     **dict.fromkeys((f"fit_{name}_joules" for name in ENERGY), "float64"),
@@ -121,7 +122,7 @@ def _column(name: str, kind: str, values: Sequence[object]) -> pd.api.extensions
         return pd.array([_time(str(value)) for value in values], dtype=kind)
     if kind not in ("category", TEXT):
         return pd.array(values, dtype=kind)
-    texts = [_to_utf8(str(value)) if value else None for value in values]
+    texts = [_to_utf8(str(value)) if value not in (None, "") else None for value in values]
     if kind == TEXT:
         return pd.array(texts, dtype=kind)
     places = {text: i for i, text in enumerate(ORDERS.get(name, ()))}

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probe import hub, paths
-from probe.errors import CheckpointError, CheckpointMissingError, ProbeError
+from probe.errors import CheckpointError, CheckpointMissingError, ProbeError, UnknownNameError
 from probe.models.catalog import MODELS
 from probe.models.families import find_family
 from probe.models.open_clip_config import LOCAL, OPEN_CLIP_CONFIG
 from probe.names import unknown_name
-from probe.specs import ModelSpec
+from probe.specs import SUPPLIED, ModelSpec
 
 if TYPE_CHECKING:
     from probe.models.own import Encoder
@@ -199,6 +199,10 @@ def _on_disk(name: str) -> ModelSpec:
         raise CheckpointMissingError(
             f"no checkpoint at {path}; give the path of a file, or of a folder that contains {FOLDER_MARK} or "
             f"{OPEN_CLIP_CONFIG}"
+        )
+    if name.startswith(f"{SUPPLIED}:"):
+        raise UnknownNameError(
+            f"{name} names supplied features, whose encoder is not known; fit them with `probe fit FILE --record`"
         )
     raise unknown_name("model", name, model_names(), forms=MODEL_FORMS)
 

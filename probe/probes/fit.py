@@ -443,8 +443,10 @@ def hold_out_validation(fold: Mapping[str, Features], fraction: float, *, seed: 
         seed: seed of the choice.
 
     Raises:
-        FeaturesError: no image would be held out.
+        FeaturesError: the fraction is outside (0, 1), or no image would be held out.
     """
+    if not 0 < fraction < 1:  # NaN too
+        raise FeaturesError(f"the fraction to hold out for validation is {fraction}; give a number between 0 and 1")
     y = fold["train"].y
     classes = y if y.ndim == 1 else np.zeros(len(y), np.int64)  # images with several labels are not stratified
     chosen = [

@@ -31,7 +31,8 @@ from probe.probes.protocol_checks import check_protocol
 from probe.probes.result import ProbeResult
 from probe.records.record import head_path, record_path, write_bytes
 from probe.records.schema import DoneRecord, PreprocessRecord
-from probe.specs import KNN, ZERO_SHOT, ModelSpec, Protocol, canonical_json
+from probe.records.supplied import PREFIX, AboutFeatures
+from probe.specs import KNN, SUPPLIED, ZERO_SHOT, ModelSpec, Protocol, canonical_json
 from probe.stats.metrics import takes_several_labels
 from probe.stats.top_classes import SIGMOID, SOFTMAX, to_probabilities
 
@@ -307,7 +308,14 @@ def check_single_fit(protocol: Protocol, num_folds: int) -> None:
         raise HeadError(f"a probe by the protocol {protocol.name} {what}; use a protocol with a single fit")
 
 
-def describe_head_of_file(about: Mapping[str, Any], result: ProbeResult, protocol: Protocol, test: Features) -> Head:
+def describe_head_of_file(
+    about: Mapping[str, Any],
+    result: ProbeResult,
+    protocol: Protocol,
+    test: Features,
+    *,
+    said: AboutFeatures | None = None,
+) -> Head:
     """Return the head of a probe that was fitted on a file of features.
 
     Args:
@@ -315,6 +323,8 @@ def describe_head_of_file(about: Mapping[str, Any], result: ProbeResult, protoco
         result: the probe, of one fold and a protocol that `check_single_fit` accepts.
         protocol: its protocol.
         test: the test images that the probe was scored on.
+        said: statements of the user, which replace the description. A model that the description does not name is an
+            encoder of supplied features, as in records.
 
     Raises:
         HeadError: the description is damaged.
@@ -322,7 +332,7 @@ def describe_head_of_file(about: Mapping[str, Any], result: ProbeResult, protoco
     weights = round_weights(result, test, protocol)
     labels = result.label_values or tuple(range(len(weights.bias)))
     read, encoder = about.get("read") or {}, about.get("encoder") or {}
-    names = read.get("class_names") or ()
+    names = (said.class_names if said is not None else ()) or read.get("class_names") or ()
     info = {
         "dataset": about.get("dataset", ""),
         "class_names": [names[label] for label in labels] if len(names) > max(labels) else (),
@@ -340,6 +350,11 @@ def describe_head_of_file(about: Mapping[str, Any], result: ProbeResult, protoco
     try:
         with suppress(ProbeError):  # a file that has moved; `predict --model` names its place
             info["model"] = get_model(about["model"]) if about.get("model") else None
+        if said is not None:
+            info |= {"dataset": said.dataset, "precision": said.precision}
+            if said.model != about.get("model"):
+                own = ModelSpec(f"{PREFIX}{said.model}", SUPPLIED, "", license=said.license)
+                info |= {"model": own, "weights": said.weights_sha256, "preprocess": None, "mode": ""}
         return Head(weights, decode(json.loads(canonical_json(info)), HeadInfo))
     except (ValueError, TypeError) as err:
         raise HeadError(f"the description in the file of features is damaged ({summarize(err)})") from err

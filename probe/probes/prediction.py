@@ -18,6 +18,7 @@ from probe.models.loading import identify, load_encoder
 from probe.models.own import FORM
 from probe.models.own_files import is_file
 from probe.probes.heads import Head
+from probe.specs import SUPPLIED
 from probe.stats.top_classes import find_top
 
 
@@ -82,6 +83,10 @@ def load_encoder_of(
     spec = get_model(model) if model is not None else info.model
     if spec is None:
         raise HeadError("the head was fitted on a file of features and does not name its encoder; pass features to it")
+    if spec.form == SUPPLIED:
+        raise HeadError(
+            f"the head was fitted on features of {spec.name}, which the suite cannot run; pass features to it"
+        )
     if model is None and spec.form == "file" and not Path(split_key(spec.source)[0]).exists():
         raise HeadError(
             f"the head was fitted on features of {spec.source}, which is not there; give the place of these weights "

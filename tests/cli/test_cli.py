@@ -87,6 +87,10 @@ def test_a_group_of_protocols_stands_for_its_rows(tmp_path, capsys):
         ([*RUN, "--protocol", "missing.toml"], "missing.toml does not exist; give the path of a protocol in TOML"),
         ([*RUN, "--model", "missing.pt"], "no checkpoint at "),
         ([*RUN, "--model", "."], "the folder "),
+        (
+            [*RUN, "--model", "supplied:X"],
+            "supplied:X names supplied features, whose encoder is not known; fit them with",
+        ),
         (["run", "--dataset", "folder:missing", "--model", "tiny"], "no folder at "),
         (["run", "--dataset", "folder:", "--model", "tiny"], "nothing follows the colon of 'folder:'; write one of "),
     ],

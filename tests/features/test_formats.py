@@ -1,5 +1,6 @@
 """Parquet files and folders of `.npy` files give the features of `.npz` files, or are refused in one sentence."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,12 @@ def test_a_file_that_is_not_parquet_is_one_sentence(tmp_path, content):
         load(tmp_path / "nowhere.parquet")
 
 
+def _archive():
+    file = io.BytesIO()
+    np.savez(file, x=np.zeros((60, 4)))
+    return file.getvalue()
+
+
 BAD_FOLDERS = {
     "empty": (lambda folder: [f.unlink() for f in folder.iterdir()], "has no train_x.npy, train_y.npy, test_x.npy"),
     "no test": (lambda folder: (folder / "test.npy").unlink(), "has no test_x.npy; name the files train.npy"),
@@ -193,6 +200,10 @@ BAD_FOLDERS = {
         "has both train.npy and train_x.npy; remove one of them",
     ),
     "no array": (lambda folder: (folder / "val.npy").write_bytes(b"text"), "val.npy is not an array of numbers or"),
+    "an archive": (
+        lambda folder: (folder / "train.npy").write_bytes(_archive()),
+        "train.npy is an .npz file; save its array with numpy.save, or rename it to .npz",
+    ),
     "objects": (
         lambda folder: np.save(folder / "val_labels.npy", np.array([{}], dtype=object), allow_pickle=True),
         "val_labels.npy is not an array of numbers or texts .it has arrays of Python objects",

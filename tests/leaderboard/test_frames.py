@@ -13,11 +13,12 @@ from make.records import changed, classified_record, make_failure, make_record, 
 import probe
 from probe.cli.main import main
 from probe.datasets import dataset_names
+from probe.leaderboard import tables
 from probe.leaderboard.frames import COLUMNS, FRAME_FORMATS, KEYS, READABLE, results_frame
 from probe.leaderboard.tables import status
 from probe.models import model_names
 from probe.records.record import read_record, write_record
-from probe.records.schema import SplitRecord
+from probe.records.schema import CleanRecord, IntervalRecord, SplitRecord
 from probe.specs import NO_SOLVER, ZERO_SHOT, digest
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -89,6 +90,26 @@ def test_columns_have_the_documented_types():
     further = frame.columns[len(COLUMNS) :]
     assert set(further) >= {"package_torch", "package_probe"}
     assert {str(frame[name].dtype) for name in further} == {"string"}
+
+
+def test_every_column_of_a_record_with_all_parts_is_typed(tmp_path):
+    """Also a count of 0 is a value: of test images that the clean score leaves out, for example."""
+    clean = CleanRecord(0.5, IntervalRecord(0.4, 0.6), 50, 0, 0, ())
+    seconds = dict.fromkeys(("load", "extract", "text", "fit", "tests", "clean"), 1.0)
+    records = [
+        replace(
+            classified_record("digits", "tiny", protocol=name), clean=clean, seconds=seconds, fit_joules={"cpu": 2.0}
+        )
+        for name in ("readme", "knn")
+    ]
+    for record in records:
+        assert tables.row(record).keys() <= COLUMNS.keys()
+        write_record(record, tmp_path)
+    frame = results_frame(tmp_path)
+    assert {name for name in frame.columns[len(COLUMNS) :] if not name.startswith("package_")} == set()
+    assert {name: str(frame[name].dtype) for name in COLUMNS} == COLUMNS
+    found = frame[["clean_score", "clean_low", "clean_high", "num_left_out", "num_differing", "clean_seconds"]]
+    assert found.to_numpy().tolist() == [[0.5, 0.4, 0.6, 0, 0, 1.0]] * 2
 
 
 def test_categories_and_rows_are_in_the_order_of_the_catalogues(tmp_path):

@@ -347,6 +347,12 @@ def test_held_out_images_are_a_share_of_every_class(parts):
     assert not np.array_equal(other["val"].x, fold["val"].x)
 
 
+@pytest.mark.parametrize("fraction", [1.5, 1.0, 0.0, -0.3, float("nan")])
+def test_only_a_share_of_the_images_is_held_out(parts, fraction):
+    with pytest.raises(FeaturesError, match=f"validation is {fraction}; give a number between 0 and 1"):
+        hold_out_validation({"train": parts["train"], "test": parts["test"]}, fraction)
+
+
 def test_a_fit_that_needs_more_than_the_free_memory_is_refused(parts, monkeypatch):
     monkeypatch.setattr("probe.probes.costs.device_memory", lambda device: DeviceMemory(10**6, 10**6))
     with pytest.raises(
