@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probe.datasets.catalog import DATASETS
+from probe.errors import ResultsError
 from probe.leaderboard.exports import latex_table
 from probe.leaderboard.labels import MODE_LABELS, NO_RECORD, POINT_LABELS, PRECISION_LABELS, SOLVER_LABELS
 from probe.leaderboard.sections import gflops, natural
@@ -75,9 +76,14 @@ def results_frame(results_dir: str | Path = "results") -> pd.DataFrame:
 
     Args:
         results_dir: a results folder. Without records, the DataFrame has no rows.
+
+    Raises:
+        ResultsError: there is no such folder.
     """
     import pandas as pd
 
+    if not Path(results_dir).is_dir():
+        raise ResultsError(f"no records in {results_dir}, which is not a folder; name a results folder")
     located = locate_records(results_dir)
     rows = [_row(record, path.relative_to(results_dir).as_posix()) for path, record in located]
     further = {name for one in rows for name in one.keys() - COLUMNS.keys()}

@@ -24,7 +24,7 @@ from probe.errors import CheckpointError, summarize
 from probe.models import HF, RANDOM, model_names
 from probe.models.encoder import tensors_sha256
 from probe.models.families import FAMILIES
-from probe.models.own_code import digest_code
+from probe.models.own_code import digest_attributes, digest_code
 from probe.models.preprocess import AnyPreprocess, CustomPreprocess, Preprocess, to_array
 from probe.specs import ModelSpec, digest
 
@@ -45,11 +45,11 @@ class Encoder:
     The module is copied before it runs. The copy has the device and the precision of the run, and is in eval mode. Your
     module does not change. The process keeps your module in memory, until another encoder of this name is used.
 
-    Features are cached under a digest of the weights, the text of the module (`repr`), the code of its classes as this
-    process runs it, the text and the code of the preprocessing, the preprocessing's result for one image, and the
-    version of Python, such as 3.12. A changed file is only noticed after it is loaded again. Other changes are not
-    noticed: for example, a change of a global function that `forward` calls, or of an attribute of the module that
-    `repr` does not show. After such a change, give the encoder another name.
+    Features are cached under a digest of the weights, the text of the module (`repr`), the attributes of the module and
+    its submodules, the code of their classes as this process runs it, the text and the code of the preprocessing, the
+    preprocessing's result for one image, and the version of Python, such as 3.12. A changed file is only noticed after
+    it is loaded again. Other changes are not noticed: for example, a change of a global function that `forward` calls,
+    or inside an attribute that is an object of the user's. After such a change, give the encoder another name.
 
     Args:
         module: maps normalised images (n, 3, height, width), a float tensor, contiguous, to features (n, d), float.
@@ -126,6 +126,7 @@ def examine(encoder: Encoder) -> OwnEncoder:
         "buffers": _digest_tensors(encoder.name, dict(module.named_buffers())),  # also if not in the state dict
         "module": _text_of(module),
         "code": digest_code(module.modules()),
+        "attributes": digest_attributes(module.modules()),
         "python": sys.version_info[:2],  # determines how code is compiled
         "preprocess": preprocess.describe(),
         "preprocess_code": digest_code(_steps_of(encoder.preprocess)),

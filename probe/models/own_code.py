@@ -13,12 +13,13 @@ from types import CodeType
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.models.encoder import tensors_sha256
 from probe.specs import digest
 
 LIBRARIES = ("torch", "torchvision", "probe", "builtins")  # the keys of cached features have their versions
+ATTRIBUTES = frozenset(vars(nn.Module()))  # of every module: its mode, parameters, buffers, submodules and hooks
 SIMPLE = (type(None), bool, int, float, complex, str, bytes, type(...), range)  # values with a complete `repr`
 
 
@@ -35,6 +36,19 @@ def digest_code(things: Iterable[object]) -> list[tuple[str, str]]:
             if not _is_of_library(code):
                 codes[id(code)] = code
     return sorted({(_name(code), digest(_facts_of(code, ()))) for code in codes.values()})
+
+
+def digest_attributes(modules: Iterable[nn.Module]) -> str:
+    """Return a digest of the attributes of modules, other than their parameters, buffers and submodules.
+
+    It covers simple values, arrays, functions, and containers of these; of other objects, only their types.
+    """
+    return digest(
+        [
+            [[name, _facts_of(value, ())] for name, value in sorted(vars(module).items()) if name not in ATTRIBUTES]
+            for module in modules
+        ]
+    )
 
 
 def _facts_of(value: Any, above: tuple[int, ...]) -> Any:

@@ -13,6 +13,7 @@ from make.records import changed, classified_record, make_failure, make_record, 
 import probe
 from probe.cli.main import main
 from probe.datasets import dataset_names
+from probe.errors import ResultsError
 from probe.leaderboard import tables
 from probe.leaderboard.frames import COLUMNS, FRAME_FORMATS, KEYS, READABLE, results_frame
 from probe.leaderboard.tables import status
@@ -236,3 +237,9 @@ def test_the_command_needs_records(tmp_path, capsys):
     (tmp_path / "records").mkdir()
     assert main(["tables", "--format", "csv", "--results-dir", str(tmp_path)]) == 1
     assert "run one first" in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_refused_and_an_empty_folder_has_no_rows(tmp_path):
+    with pytest.raises(ResultsError, match=r"no records in .*nowhere, which is not a folder; name a results folder"):
+        results_frame(tmp_path / "nowhere")
+    assert len(results_frame(tmp_path)) == 0

@@ -147,6 +147,23 @@ def test_functions_inside_a_preprocessing_are_noticed():
         assert len(digests) == 2
 
 
+class Pooled(nn.Module):
+    """Pools as an attribute says, which its text does not show."""
+
+    def __init__(self, pool, scale=1.0):
+        super().__init__()
+        self.pool, self._scale = pool, scale
+
+    def forward(self, images):
+        return self._scale * getattr(images.flatten(2), self.pool)(dim=2)
+
+
+def test_attributes_of_the_module_are_part_of_the_identity():
+    modules = [Pooled("mean"), Pooled("sum"), Pooled("mean", 2.0), nn.Sequential(Pooled("mean"))]
+    assert len({_identify(module=module) for module in modules}) == 4
+    assert _identify(module=Pooled("mean")) == _identify(module=Pooled("mean"))
+
+
 def test_the_code_of_base_classes_is_part_of_the_identity():
     class Derived(Patches):
         pass
