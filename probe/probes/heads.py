@@ -198,7 +198,8 @@ class Head:
             HeadError: the weights, the preprocessing, the mode, the precision or the width of the features differ.
         """
         if weights != self.info.weights:
-            if self.info.model is not None and self.info.model.sha256 == encoder.weights_sha256:  # a module of a user
+            model = self.info.model
+            if model is not None and (model.form, model.sha256) == ("module", encoder.weights_sha256):
                 raise HeadError(
                     f"{encoder.name} has the weights of the head, but other code or preprocessing, or it runs in "
                     "another version of Python; use the encoder and the version of Python of the head"
