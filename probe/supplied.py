@@ -27,10 +27,10 @@ from probe.probes.solvers.catalog import device_for
 from probe.probes.supplied_records import (
     SuppliedFeatures,
     SuppliedFit,
+    describe_supplied_splits,
     find_about,
     find_metric,
     make_record,
-    make_split_records,
 )
 from probe.records.record import check_writable, write_bytes, write_record
 from probe.records.schema import DoneRecord
@@ -268,7 +268,7 @@ def _check_same(record: DoneRecord, source: SuppliedFeatures, *, is_only: bool) 
     """Check that features are of the splits of a record, and unless `is_only`, that they are its features."""
     digests = {name: features.compute_sha256() for name, features in source.by_name().items()}
     same = {name for name, one in record.features.items() if one.sha256 == digests.get(name)}
-    given = make_split_records(source)
+    given = describe_supplied_splits(source)
     # A file of `probe extract` has digests of its images, which its features in another format do not have.
     if given.keys() != record.splits.keys() or not all(
         name in same or split.sha256 == given[name].sha256 for name, split in record.splits.items()

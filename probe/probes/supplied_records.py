@@ -161,7 +161,7 @@ def make_record(source: SuppliedFeatures, about: AboutFeatures, fitted: Supplied
             license=about.license, embed_dim=widths.get(PROJECTED), pre_projection_dim=widths.get(PRE_PROJECTION)
         ),
         read=ReadRecord(class_names=source.content.class_names or about.class_names),
-        splits=make_split_records(source),
+        splits=describe_supplied_splits(source),
         features={name: _describe_features(source, about, features) for name, features in splits.items()},
         seconds={"load": round(source.seconds, 3), "fit": round(fitted.seconds, 3)},
         environment=environment.describe(fitted.device),
@@ -185,7 +185,7 @@ def _describe_dataset(source: SuppliedFeatures, about: AboutFeatures, metric: st
     )
 
 
-def make_split_records(source: SuppliedFeatures) -> dict[str, SplitRecord]:
+def describe_supplied_splits(source: SuppliedFeatures) -> dict[str, SplitRecord]:
     """Return the number of images of each split of each fold, and a digest to compare splits by."""
     return {name: _describe_split(source, name, features) for name, features in source.by_name().items()}
 
