@@ -9,6 +9,8 @@ import pytest
 from probe.cli import arguments, experiments
 from probe.cli.grids import plan_runs
 from probe.cli.main import main
+from probe.records.record import read_records
+from probe.specs import identity
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -120,3 +122,16 @@ def test_the_grid_of_the_paper_is_a_short_file():
     assert len(path.read_text(encoding="utf-8").splitlines()) < 30
     assert len(runs) == 27 * 9 * 2
     assert {run.model.form for run in runs} == {"url"}
+
+
+def test_the_committed_files_give_the_specifications_of_the_committed_records():
+    """Both ways: no record is of another command, and no file has runs without a record.
+
+    Encoders of `benchmarks` need packages that are not installed with the tests.
+    """
+    files = [
+        path for path in (ROOT / "results" / experiments.FOLDER).glob("*.toml") if "module:" not in path.read_text()
+    ]
+    planned = {identity(run) for path in files for run in plan_runs(_parse(str(path), "--device", "cpu"))}
+    records = [record for record in read_records(ROOT / "results") if record.spec.model.form != "module"]
+    assert planned == {identity(record.spec) for record in records}
