@@ -215,7 +215,7 @@ def fit_protocols(
         write_bytes(
             head,
             describe_head_of_file(
-                source.content.about, fitted[0].result, fitted[0].protocol, source.folds[0]["test"], said=said
+                source.content, fitted[0].result, fitted[0].protocol, source.folds[0]["test"], said=said
             ).to_bytes(),
         )
     records = []

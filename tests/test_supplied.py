@@ -294,6 +294,19 @@ def test_features_of_another_record_are_not_compared(tmp_path, arrays, folder):
     assert probe.reproduce(others[1], features=folder).verdict == "changed"
 
 
+def test_a_head_has_the_names_that_the_labels_of_features_are(tmp_path):
+    rng = np.random.default_rng(0)
+    names = np.array(["wasp", "ant", "bee"])
+    arrays = {}
+    for split in ("train", "val", "test"):
+        labels = np.arange(30) % 3
+        arrays |= {f"{split}_x": np.eye(3, 8)[labels] + rng.normal(size=(30, 8)) / 9, f"{split}_y": names[labels]}
+    np.savez(tmp_path / "texts.npz", **arrays)
+    saved = str(tmp_path / "head.safetensors")
+    assert main(["fit", str(tmp_path / "texts.npz"), "--save-head", saved, "--protocol", "readme"]) == 0
+    assert probe.load_head(saved).info.class_names == ("ant", "bee", "wasp")
+
+
 def test_a_head_has_the_statements_of_the_user(tmp_path, folder, capsys):
     names = ["ant", "bee", "cat"]
     about = write_toml(tmp_path / "about.toml", **ABOUT, class_names=names, weights_sha256="0" * 64)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from probe.datasets.images import Images
     from probe.features.arrays import Features
+    from probe.features.files import FeatureFile
     from probe.probes.prediction import Predictions
 
 HEAD_VERSION = 1
@@ -310,7 +311,7 @@ def check_single_fit(protocol: Protocol, num_folds: int) -> None:
 
 
 def describe_head_of_file(
-    about: Mapping[str, Any],
+    content: FeatureFile,
     result: ProbeResult,
     protocol: Protocol,
     test: Features,
@@ -320,7 +321,7 @@ def describe_head_of_file(
     """Return the head of a probe that was fitted on a file of features.
 
     Args:
-        about: the description in the file, empty if it has none, see `Extraction.about`.
+        content: the features of the file, with the description in it, see `Extraction.about`.
         result: the probe, of one fold and a protocol that `check_single_fit` accepts.
         protocol: its protocol.
         test: the test images that the probe was scored on.
@@ -330,10 +331,11 @@ def describe_head_of_file(
     Raises:
         HeadError: the description is damaged.
     """
-    weights = round_weights(result, test, protocol)
+    weights, about = round_weights(result, test, protocol), content.about
     labels = result.label_values or tuple(range(len(weights.bias)))
     read, encoder = about.get("read") or {}, about.get("encoder") or {}
-    names = (said.class_names if said is not None else ()) or read.get("class_names") or ()
+    stated = said.class_names if said is not None else ()
+    names = content.class_names or stated or read.get("class_names") or ()
     info = {
         "dataset": about.get("dataset", ""),
         "class_names": [names[label] for label in labels] if len(names) > max(labels) else (),
