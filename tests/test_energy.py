@@ -1,5 +1,6 @@
 """Energy counters: the files that Linux publishes, and the counter of a GPU."""
 
+import importlib.util
 import json
 import re
 
@@ -91,13 +92,11 @@ def test_the_energy_of_a_pass_for_several_models_is_not_that_of_one(packages, tm
 
 
 @pytest.mark.gpu
-def test_a_gpu_uses_energy(device):
-    pytest.importorskip("pynvml")
-    if not device.startswith("cuda"):
-        pytest.skip("a CPU has no counter of a GPU")
+def test_a_gpu_uses_energy_if_its_counter_can_be_read(device):
+    has_counter = device.startswith("cuda") and importlib.util.find_spec("pynvml") is not None
     with EnergyMeter(device) as meter:
-        x = torch.rand(4096, 4096, device=device)
-        for _ in range(200):
+        x = torch.rand(1024, 1024, device=device)
+        for _ in range(20):
             x = (x @ x).clamp(0, 1)
-        torch.cuda.synchronize(device)
-    assert meter.joules["gpu"] > 0
+        x.sum().item()  # waits for the GPU
+    assert (meter.joules.get("gpu", 0) > 0) == has_counter

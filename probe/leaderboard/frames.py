@@ -150,7 +150,11 @@ def frame_to_csv(frame: pd.DataFrame) -> str:
     """Return CSV: numbers unrounded, texts as `tables.csv_value` returns them, missing values empty."""
     texts = frame.select_dtypes(["string", "category"])
     safe = {name: [csv_value(value) for value in texts[name].astype(object)] for name in texts}
-    return str(frame.assign(**safe).rename(columns=csv_value).to_csv(index=False, lineterminator="\n"))
+    return str(
+        frame.assign(**safe)
+        .set_axis([csv_value(name) for name in frame], axis=1)
+        .to_csv(index=False, lineterminator="\n")
+    )
 
 
 def frame_to_text(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

@@ -44,12 +44,12 @@ def test_a_batch_size_that_is_given_is_taken():
     "model", ["random:ViT-B/32", "random:RN50", "random:timm:resnet18", "random:timm:deit_tiny_patch16_224"]
 )
 def test_activations_need_no_more_memory_than_the_bound(model):
-    """The growth of a process while it encodes 16 images is the measure."""
+    """The growth of a process while it encodes 96 images is the measure; fewer fit into memory that is free in it."""
     script = f"""
 import resource, torch
 from probe.models.loading import load_encoder
 encoder = load_encoder({model!r}, device="cpu")
-pixels = torch.zeros(16, 3, 224, 224, dtype=torch.uint8)
+pixels = torch.zeros(96, 3, 224, 224, dtype=torch.uint8)
 encoder.encode(pixels[:1])
 open("/proc/self/clear_refs", "w").write("5")  # resets the peak
 def peak():
@@ -61,7 +61,7 @@ print((peak() - before) * 1024)
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux can reset the peak memory of a process")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert 0 < int(done.stdout) <= 16 * find_sizes(get_model(model.removeprefix("random:"))).activation_bytes
+    assert 0 < int(done.stdout) <= 96 * find_sizes(get_model(model.removeprefix("random:"))).activation_bytes
 
 
 def test_only_what_exists_at_one_time_counts_as_activations():
