@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 TEXT_VERSION = 1  # raised with every change of the suite that changes the bytes of text features
 MAX_PROMPT = 60  # characters of a prompt in a message
-LIBRARIES = ("torch", "ftfy", "regex")  # libraries that can change text features, beside those of open_clip's models
+LIBRARIES = ("torch", "ftfy", "regex")  # libraries that can change text features; models of open_clip have more
 
 
 @dataclass(frozen=True)

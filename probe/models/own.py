@@ -26,11 +26,10 @@ from probe.models.encoder import tensors_sha256
 from probe.models.families import FAMILIES
 from probe.models.own_code import digest_attributes, digest_code
 from probe.models.preprocess import AnyPreprocess, CustomPreprocess, Preprocess, to_array
-from probe.specs import ModelSpec, digest
+from probe.specs import SUPPLIED, ModelSpec, digest
 
 FORM = "module"  # `ModelSpec.form`
-SUPPLIED = "supplied:"  # `records.supplied.PREFIX`, of a layer above
-PREFIXES = (RANDOM, HF, SUPPLIED, *(f"{form}:" for form in FAMILIES))  # prefixes of names with another meaning
+PREFIXES = (RANDOM, HF, f"{SUPPLIED}:", *(f"{form}:" for form in FAMILIES))  # prefixes of names with another meaning
 INNER = ("lambd", "func", "function")  # functions that objects of torchvision, functools and this package call
 TRIAL_SIZE = (400, 320)  # width and height of the image that tells the shape of preprocessed images
 ADVICE = "give module:FILE.py:FUNCTION as the model, with a function of yours that returns the encoder"
@@ -45,11 +44,16 @@ class Encoder:
     The module is copied before it runs. The copy has the device and the precision of the run, and is in eval mode. Your
     module does not change. The process keeps your module in memory, until another encoder of this name is used.
 
-    Features are cached under a digest of the weights, the text of the module (`repr`), the attributes of the module and
-    its submodules, the code of their classes as this process runs it, the text and the code of the preprocessing, the
-    preprocessing's result for one image, and the version of Python, such as 3.12. A changed file is only noticed after
-    it is loaded again. Other changes are not noticed: for example, a change of a global function that `forward` calls,
-    or inside an attribute that is an object of the user's. After such a change, give the encoder another name.
+    Features are cached under a digest of
+
+    - the weights, the buffers, the text of the module (`repr`), and the attributes of the module and its submodules;
+    - the code of their classes, as this process runs it;
+    - the text and the code of the preprocessing, and its result for one image;
+    - the version of Python, such as 3.12.
+
+    A changed file is only noticed after Python loads it again. Other changes are not noticed, such as a change of a
+    global function that `forward` calls, or inside an attribute that is an object of your own class. After such a
+    change, give the encoder another name.
 
     Args:
         module: maps normalised images (n, 3, height, width), a float tensor, contiguous, to features (n, d), float.
