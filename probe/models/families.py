@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from probe.errors import UnknownNameError
+from probe.errors import ExtraMissingError, UnknownNameError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from probe.models.devices import Execution
     from probe.models.encoder import ImageEncoder
     from probe.models.sizes import ModelSizes
@@ -98,3 +100,24 @@ def find_family(form: str) -> Family | None:
     module, name = FAMILIES[form]
     family: Family = getattr(import_module(module), name)()
     return family
+
+
+def import_library(name: str, *, requirement: str, extra: str) -> ModuleType:
+    """Return the library of a family.
+
+    Args:
+        name: name of its module.
+        requirement: requirement to install with pip.
+        extra: extra of this package that installs the library.
+
+    Raises:
+        ExtraMissingError: the library is not installed; the message says how to install it.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as err:
+        if err.name != name:  # a dependency of the library is missing
+            raise
+        raise ExtraMissingError(
+            f"{name} is not installed; install it with pip install {requirement}, or the extra {extra}"
+        ) from err

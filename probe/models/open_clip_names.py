@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probe import hub
-from probe.errors import CheckpointMissingError, ExtraMissingError, UnknownNameError, listed
+from probe.errors import CheckpointMissingError, UnknownNameError, listed
 from probe.models import KEY, OPEN_CLIP, locate_checkpoint, refuse_options
+from probe.models.families import import_library
 from probe.models.open_clip_config import HUB, LOCAL, OPEN_CLIP_CONFIG
 from probe.names import unknown_name
 
@@ -118,12 +119,4 @@ def import_open_clip() -> ModuleType:
     Raises:
         ExtraMissingError: open_clip is not installed; the message names the extra.
     """
-    try:
-        import open_clip
-    except ModuleNotFoundError as err:
-        if err.name != "open_clip":  # a dependency of open_clip is missing
-            raise
-        raise ExtraMissingError(
-            "open_clip is not installed; install it with pip install 'open_clip_torch>=3,<4', or the extra open-clip"
-        ) from err
-    return open_clip
+    return import_library("open_clip", requirement="'open_clip_torch>=3,<4'", extra="open-clip")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.errors import CheckpointMissingError, ExtraMissingError, UnknownNameError
+from probe.errors import CheckpointMissingError, UnknownNameError
 from probe.models import KEY, TIMM, locate_checkpoint, refuse_options
+from probe.models.families import import_library
 from probe.names import unknown_name
 
 if TYPE_CHECKING:
@@ -112,10 +113,4 @@ def import_timm() -> ModuleType:
     Raises:
         ExtraMissingError: timm is not installed; the message names the extra.
     """
-    try:
-        import timm
-    except ModuleNotFoundError as err:
-        if err.name != "timm":  # a dependency of timm is missing
-            raise
-        raise ExtraMissingError("timm is not installed; install it with pip install timm, or the extra timm") from err
-    return timm
+    return import_library("timm", requirement="timm", extra="timm")
