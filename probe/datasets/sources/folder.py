@@ -13,12 +13,14 @@ Hidden files and files such as Thumbs.db are skipped; anything else that does no
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from probe import paths
+from probe.datasets import source_specs
 from probe.datasets.archives import fetch_missing
 from probe.datasets.fingerprints import of_files
 from probe.datasets.images import LEFT_BY_SYSTEMS, ImageDataset, image_suffixes, read_file
@@ -44,20 +46,10 @@ def make_spec(path: str) -> DatasetSpec:
     folders = _find_subsets(root)
     files = {subset: list_class_files(root / folder) for subset, folder in folders.items()}
     classes = {composed(name.split("/")[0]) for name in files.get("train") or files["all"]}
-    return DatasetSpec(
-        name=f"folder:{root}",
-        title=f"images in {root}",
-        subsets=tuple(Subset(subset, len(names)) for subset, names in files.items()),
-        sources=(
-            Source(
-                form="folder",
-                location=str(root),
-                subsets=tuple((subset, (("folder", folder),)) for subset, folder in folders.items()),
-            ),
-        ),
-        num_classes=len(classes),
-        val_fraction=0.2 if "all" in folders else 0.1,
-    )
+    chosen = {subset: {"folder": folder} for subset, folder in folders.items()}
+    spec = source_specs.own_dataset(f"folder:{root}", "folder", str(root), chosen, {}, can_download=False)
+    subsets = tuple(Subset(subset, len(names)) for subset, names in files.items())
+    return replace(spec, subsets=subsets, num_classes=len(classes))
 
 
 def _find_subsets(root: Path) -> dict[str, str]:

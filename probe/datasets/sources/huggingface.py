@@ -53,7 +53,7 @@ from probe.datasets.subsets import SUBSETS, as_spelled, choose_subsets, find_sub
 from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed, summarize
 from probe.hub import check_home, is_repository
 from probe.specs import DatasetSpec, Source, Subset
-from probe.stats.metrics import get_metric, takes_several_labels
+from probe.stats.metrics import takes_several_labels
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,6 @@ def make_spec(rest: str) -> DatasetSpec:
     is_local = bool(written) and path.exists()
     known = [option for option in OPTIONS if not (is_local and option == "revision")]
     location, options = read_options("hf", rest, known)
-    metric = options.pop("metric", "accuracy")
-    get_metric(metric)  # raises an error that lists the known metrics
     name = f"hf:{rest}"
     if is_local:
         location = str(path.resolve())
@@ -85,15 +83,7 @@ def make_spec(rest: str) -> DatasetSpec:
         subsets = choose_subsets(name, options, {"train": "train", "test": "test"})
     else:
         raise DatasetMissingError(f"{location} is neither a file or folder nor a repository ORG/NAME; check the name")
-    return source_specs.own_dataset(
-        name,
-        "huggingface",
-        location,
-        {subset: {"split": split} for subset, split in subsets.items()},
-        options=tuple((option, value) for option, value in options.items() if option not in SUBSETS),
-        metric=metric,
-        can_download=not is_local,
-    )
+    return source_specs.own_dataset(name, "huggingface", location, subsets, options, can_download=not is_local)
 
 
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from urllib.parse import parse_qsl
 
 from probe.errors import DatasetError
+from probe.stats.metrics import get_metric
 
 
 def read_options(form: str, rest: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -13,6 +14,7 @@ def read_options(form: str, rest: str, known: Sequence[str]) -> tuple[str, dict[
 
     Raises:
         DatasetError: an option is unknown, empty, or given twice.
+        UnknownNameError: the option `metric` names no metric.
     """
     name, _, query = rest.partition("?")
     options: dict[str, str] = {}
@@ -23,4 +25,5 @@ def read_options(form: str, rest: str, known: Sequence[str]) -> tuple[str, dict[
             what = "twice" if option in options else "no value"
             raise DatasetError(f"{form}:{rest} gives {option} {what}; write {option}=VALUE once")
         options[option] = value
+    get_metric(options.get("metric", "accuracy"))  # raises an error that lists the known metrics
     return name, options

@@ -39,7 +39,6 @@ from probe.datasets.sources.options import read_options
 from probe.datasets.subsets import SUBSETS, choose_subsets, find_subsets
 from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.specs import DatasetSpec, Source, Subset
-from probe.stats.metrics import get_metric
 
 OPTIONS = ("image", "label", "split", "folder", "metric", *SUBSETS)
 # Usual names of the columns, in lower case.
@@ -81,26 +80,15 @@ def make_spec(rest: str) -> DatasetSpec:
     """
     written = rest.partition("?")[0]
     location, options = read_options("csv", rest, OPTIONS)
-    metric = options.pop("metric", "accuracy")
-    get_metric(metric)  # raises an error that lists the known metrics
     path = paths.expand_home(location).resolve()
     if path.is_dir() and len(files := _files(path)) == 1:  # a single file may have a column for the split
         path = files[0]
     name = f"csv:{path}{rest.removeprefix(written)}"
-    columns = {key: value for key, value in options.items() if key not in SUBSETS}
-    names = _split_names(path, columns)
+    names = _split_names(path, options)
     given = [subset for subset in SUBSETS if subset in options]
     found = find_subsets(name, names, given) if names else {"all": ""}
     subsets = choose_subsets(name, options, found, names=names)
-    return source_specs.own_dataset(
-        name,
-        "table",
-        str(path),
-        {subset: {"split": split} for subset, split in subsets.items()},
-        options=tuple(columns.items()),
-        metric=metric,
-        can_download=False,
-    )
+    return source_specs.own_dataset(name, "table", str(path), subsets, options, can_download=False)
 
 
 def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path, offline: bool) -> ImageDataset:

@@ -53,7 +53,7 @@ def make_spec(rest: str) -> DatasetSpec:
     arguments = {key: _value(value) for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True)}
     subsets = _find_subsets(check_class(name, arguments), arguments)
     found = {subset: {**arguments, **chosen} for subset, chosen in subsets.items()}
-    return source_specs.own_dataset(f"torchvision:{rest}", "torchvision", name, found, can_download=True)
+    return source_specs.own_dataset(f"torchvision:{rest}", "torchvision", name, found, {}, can_download=True)
 
 
 def check_class(name: str, arguments: Iterable[str]) -> type:

@@ -51,7 +51,7 @@ from probe.errors import DatasetError, DatasetMissingError, DownloadError, liste
 from probe.fetch import fetch
 from probe.hub import is_repository
 from probe.specs import DatasetSpec, Source, Subset, slug
-from probe.stats.metrics import get_metric, takes_several_labels
+from probe.stats.metrics import takes_several_labels
 
 OPTIONS = ("revision", "metric", *SUBSETS)
 MAX_SHARDS = 1_000_000  # more names would fill the memory; such a pattern is a mistake
@@ -72,10 +72,9 @@ def make_spec(rest: str) -> DatasetSpec:
     is_url = "://" in location
     is_local = not is_url and bool(written) and folder.is_dir()
     _, options = read_options("wds", rest, OPTIONS[1:] if is_url or is_local else OPTIONS)
-    metric = options.pop("metric", _usual_metric(folder) if is_local else "accuracy")
-    get_metric(metric)  # raises an error that lists the known metrics
     name = f"wds:{rest}"
     if is_local:
+        options = {"metric": _usual_metric(folder), **options}
         location = str(folder.resolve())
         name = "wds:" + "/".join(filter(None, (location, pattern))) + (f"?{query}" if query else "")
     _check_location(name, location, is_url=is_url, is_local=is_local)
@@ -87,15 +86,7 @@ def make_spec(rest: str) -> DatasetSpec:
     else:
         found = {"train": "train", "test": "test"}
     subsets = choose_subsets(name, options, found, names=names)
-    return source_specs.own_dataset(
-        name,
-        "webdataset",
-        location,
-        {subset: {"split": split} for subset, split in subsets.items()},
-        options=tuple((option, value) for option, value in options.items() if option not in SUBSETS),
-        metric=metric,
-        can_download=not is_local,
-    )
+    return source_specs.own_dataset(name, "webdataset", location, subsets, options, can_download=not is_local)
 
 
 def _usual_metric(folder: Path) -> str:
