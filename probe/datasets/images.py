@@ -7,7 +7,8 @@ import io
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,6 +102,14 @@ class ImageDataset:
                 *(self.name, i, self.ids[i], listed(dict.fromkeys(remarks), most=2)),
             )
         return image, mode
+
+    def can_read_any(self, positions: Iterable[int]) -> bool:
+        """Return True if one of some images can be read, such as an unreadable image after a change of permissions."""
+        for i in positions:
+            with suppress(DatasetError):
+                self.read_rgb(i)
+                return True
+        return False
 
     def compute_sha256(self) -> str:
         """Return the hex SHA-256 over ids and labels, in their order."""

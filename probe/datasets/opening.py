@@ -21,7 +21,6 @@ from probe.datasets.archives import unpack_missing
 from probe.datasets.images import ImageDataset
 from probe.datasets.splits.folds import (
     REPAIR,
-    SPLITS,
     Fold,
     SplitDigest,
     UsedImages,
@@ -33,7 +32,7 @@ from probe.datasets.splits.recipes import RECIPES
 from probe.datasets.subsets import subset_of
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, listed, summarize
 from probe.names import unknown_name
-from probe.specs import DatasetSpec, Source, Subset
+from probe.specs import SPLITS, DatasetSpec, Source, Subset
 from probe.stats.metrics import find_mismatch
 
 logger = logging.getLogger(__name__)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from probe.datasets.prompts import WORDNET_ID
 from probe.datasets.sources.labels import composed
 from probe.errors import DatasetError, ExtraMissingError, listed
 from probe.specs import LABELS, WORDNET, DatasetSpec
-
-WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def map_classes(

@@ -26,14 +26,13 @@ from probe.datasets.archives import is_below
 from probe.datasets.catalog import DATASETS
 from probe.datasets.prompts import Prompts, check_prompts
 from probe.datasets.sources import torchvision
-from probe.datasets.splits.folds import SPLITS
 from probe.datasets.splits.recipes import RECIPES, SUBSETS_OF_RECIPES
 from probe.datasets.subsets import subset_of
 from probe.datasets.test_sets import TEST_SETS
 from probe.decoder import decode_strictly, with_advice
 from probe.errors import DatasetError, DatasetMissingError, listed
 from probe.names import unknown_name
-from probe.specs import CLASS_IDS, NAMES, DatasetSpec, Source
+from probe.specs import CLASS_IDS, NAMES, SPLITS, DatasetSpec, Source
 from probe.stats.metrics import METRICS
 
 # Forms that a TOML file can use, with their options. The other forms read the files of one dataset.

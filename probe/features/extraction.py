@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from probe import paths
 from probe.datasets.images import ImageDataset
 from probe.datasets.opening import OpenedDataset, open_dataset
-from probe.errors import CheckpointError, DatasetError, ProbeError
+from probe.errors import CheckpointError, ProbeError
 from probe.features import store
 from probe.features.arrays import Extraction
 from probe.features.chunks import Work
@@ -347,22 +347,11 @@ def _find_entry(root: Path, wanted: EntrySpec, images: ImageDataset) -> Entry | 
     entry = store.find(root, wanted)
     if entry is None and Work(root, wanted).finish_whole():  # all chunks are cached
         entry = store.find(root, wanted)
-    if entry is not None and _any_is_mended(entry, images):
+    if entry is not None and images.can_read_any(position for position, _ in entry.features.skipped):
         logger.info("%s: an image that could not be read can be read now; extracting again", wanted)
         folder, entry = entry.path, None
         store.remove(root, folder)
     return entry
-
-
-def _any_is_mended(entry: Entry, images: ImageDataset) -> bool:
-    """Return True if an image that was skipped can be read now, as after a change of permissions."""
-    for position, _ in entry.features.skipped:
-        try:
-            images[position]
-        except DatasetError:
-            continue
-        return True
-    return False
 
 
 def _extract_missing(jobs: Sequence[Job], dataset: OpenedDataset, settings: Settings, progress: Progress) -> None:

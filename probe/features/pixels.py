@@ -19,7 +19,6 @@ from probe.datasets.images import ImageDataset
 from probe.datasets.opening import OpenedDataset
 from probe.datasets.pixel_digests import PixelDigests, digest_images
 from probe.environment import library_versions
-from probe.errors import DatasetError
 from probe.features.arrays import Extraction
 from probe.features.file_entries import FileSidecar, find_file, store_file
 from probe.features.reading import processors
@@ -133,20 +132,11 @@ def _find(path: Path, images: ImageDataset) -> PixelDigests | None:
     if found is None:
         return None
     sidecar, arrays = found
-    if any(_can_read(images, position) for position, _ in sidecar.unreadable):
+    if images.can_read_any(position for position, _ in sidecar.unreadable):
         return None
     return PixelDigests(
         **{name: arrays[name] for name in ARRAYS}, mode_names=sidecar.mode_names, unreadable=sidecar.unreadable
     )
-
-
-def _can_read(images: ImageDataset, position: int) -> bool:
-    """Return True if an image can be read now, as after a change of permissions."""
-    try:
-        images[position]
-    except DatasetError:
-        return False
-    return True
 
 
 def _compute(spec: PixelSpec, images: ImageDataset, path: Path) -> PixelDigests:

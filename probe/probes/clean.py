@@ -12,11 +12,10 @@ from dataclasses import asdict
 
 import numpy as np
 
-from probe.probes.result import ProbeResult
+from probe.probes.result import ProbeResult, score_parts
 from probe.records.packing import pack_array
 from probe.records.schema import CleanRecord, IntervalRecord
 from probe.stats.equal_images import Leaks
-from probe.stats.intervals import Interval, interval, seeds_interval
 from probe.stats.outcomes import Outcomes
 
 
@@ -37,7 +36,9 @@ def score_clean(result: ProbeResult, leaks: Sequence[Leaks]) -> CleanRecord:
     around, reason = None, ""
     scores = [0.0]
     try:
-        scores, around = _score(outcomes, num_draws, same_images=result.same_images)
+        if any(len(one) == 0 for one in outcomes):
+            raise ValueError("no test image remains")
+        scores, around = score_parts(outcomes, num_draws, same_images=result.same_images)
     except ValueError as err:
         reason = str(err)
     return CleanRecord(
@@ -53,17 +54,3 @@ def score_clean(result: ProbeResult, leaks: Sequence[Leaks]) -> CleanRecord:
 
 def _take(outcomes: Outcomes, rows: np.ndarray) -> Outcomes:
     return Outcomes(outcomes.metric, {name: array[rows] for name, array in outcomes.arrays.items()})
-
-
-def _score(outcomes: Sequence[Outcomes], num_draws: int, *, same_images: bool) -> tuple[list[float], Interval]:
-    """Return the scores of all folds and draws, and the interval of their mean; draws of a fold are consecutive.
-
-    Raises:
-        ValueError: no image remains, or the metric is not defined on the remaining images.
-    """
-    if any(len(one) == 0 for one in outcomes):
-        raise ValueError("no test image remains")
-    scores = [one.score() for one in outcomes]
-    if num_draws > 1:  # for each draw, the mean over folds
-        return scores, seeds_interval(np.reshape(scores, (-1, num_draws)).mean(axis=0).tolist())
-    return scores, interval(outcomes, same_images=same_images)

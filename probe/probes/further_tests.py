@@ -17,11 +17,10 @@ from probe.features.further_tests import FurtherTest
 from probe.probes.fits import at_feature_point
 from probe.probes.knn import vote
 from probe.probes.neighbours import find_neighbours
-from probe.probes.result import ProbeResult
+from probe.probes.result import ProbeResult, score_parts
 from probe.records.packing import pack
 from probe.records.schema import ConventionRecord, FurtherTestRecord, IntervalRecord
 from probe.specs import KNN, Protocol
-from probe.stats.intervals import interval, seeds_interval
 from probe.stats.outcomes import Outcomes
 from probe.stats.top_classes import SHARES, SOFTMAX, TopClasses, find_top
 
@@ -166,9 +165,5 @@ def _outcomes(metric: str, y: np.ndarray, right: np.ndarray) -> Outcomes:
 
 def _convention(outcomes: Sequence[Outcomes], num_draws: int) -> ConventionRecord:
     """Return the mean score of all folds and draws, which have the same images; draws of a fold are consecutive."""
-    scores = [one.score() for one in outcomes]
-    if num_draws > 1:  # for each draw, the mean over folds
-        around = seeds_interval(np.reshape(scores, (-1, num_draws)).mean(axis=0).tolist())
-    else:
-        around = interval(outcomes, same_images=True)
+    scores, around = score_parts(outcomes, num_draws, same_images=True)
     return ConventionRecord(float(np.mean(scores)), IntervalRecord(**asdict(around)), tuple(map(pack, outcomes)))

@@ -12,14 +12,10 @@ from collections.abc import Mapping
 from probe.errors import UnknownNameError
 from probe.names import unknown_name
 from probe.probes.protocol_checks import check_protocol
-from probe.probes.published_protocols import COOP, OTHERS
+from probe.probes.published_protocols import COOP, OTHERS, PAPER_GRID, TOL
 from probe.probes.user_protocols import make_protocol
 from probe.specs import KNN, ZERO_SHOT, Protocol
 
-# scikit-learn stops when no component of the gradient of the mean loss exceeds `tol`. Since version 1.4, when the loss
-# became a mean, its default of 1e-4 stops far from the optimum (scikit-learn#28700).
-TOL = 1e-6
-PAPER_GRID = tuple(10.0 ** (k / 8) for k in range(-48, 49))  # 97 values, 8 per decade; Radford et al. 2021, A.3
 SHOTS = (1, 2, 4, 8, 16)  # figure 6 of the paper, and CoOp
 MAX_HELD_OUT = 4  # KaiyangZhou/CoOp, lpclip/linear_probe.py: C is chosen on min(shots, 4) images per class
 NUM_SEEDS = 5  # our choice: the paper does not give a number, and lpclip/linear_probe.sh of CoOp uses 3

@@ -97,44 +97,11 @@ class ProbeResult(Convergence):
         Raises:
             ProtocolError: a number is infinite or NaN, which JSON cannot represent.
         """
-        if self.solver == NO_SOLVER:
-            return self._without_fit()
         gradient = (self.gradient_norm, self.gradient_ratio)
         numbers = (self.score, self.objective, *gradient, self.excess, self.suboptimality)
         if not np.isfinite(numbers).all():
             raise ProtocolError(f"score, objective or gradient is not finite, {numbers}; check the features")
-        return ResultRecord(
-            score=self.score,
-            C=self.C,
-            n_iter=self.n_iter,
-            converged=self.converged,
-            num_test=self.num_test,
-            num_train=self.num_train,
-            metric=self.metric,
-            solver=self.solver,
-            interval=IntervalRecord(**asdict(self.interval)),
-            suboptimality=self.suboptimality,
-            gradient_norm=self.gradient_norm,
-            gradient_ratio=self.gradient_ratio,
-            objective=self.objective,
-            excess=self.excess,
-            tol=self.tol,
-            label_values=self.label_values,
-            sweep=self.sweep,
-            choice_converged=self.choice_converged,
-            outcomes=tuple(map(pack, self.outcomes)),
-            classes=tuple(map(pack_classes, self.classes)),
-            calibration=self.calibration,
-            same_images=self.same_images,
-            seed=self.seed,
-            draw_sha256=self.draw_sha256,
-            draws=tuple(replace(draw.to_record(), outcomes=(), classes=()) for draw in self.draws),
-            folds=tuple(replace(fold.to_record(), outcomes=(), classes=()) for fold in self.folds),
-        )
-
-    def _without_fit(self) -> ResultRecord:
-        """Return the result of a protocol that fits nothing."""
-        return ResultRecord(
+        result = ResultRecord(
             score=self.score,
             C=None,
             n_iter=0,
@@ -142,7 +109,7 @@ class ProbeResult(Convergence):
             num_test=self.num_test,
             num_train=self.num_train,
             metric=self.metric,
-            solver=NO_SOLVER,
+            solver=self.solver,
             interval=IntervalRecord(**asdict(self.interval)),
             label_values=self.label_values,
             k=self.k,
@@ -152,6 +119,25 @@ class ProbeResult(Convergence):
             calibration=self.calibration,
             same_images=self.same_images,
             folds=tuple(replace(fold.to_record(), outcomes=(), classes=()) for fold in self.folds),
+        )
+        if self.solver == NO_SOLVER:
+            return result
+        return replace(
+            result,
+            C=self.C,
+            n_iter=self.n_iter,
+            converged=self.converged,
+            suboptimality=self.suboptimality,
+            gradient_norm=self.gradient_norm,
+            gradient_ratio=self.gradient_ratio,
+            objective=self.objective,
+            excess=self.excess,
+            tol=self.tol,
+            sweep=self.sweep,
+            choice_converged=self.choice_converged,
+            seed=self.seed,
+            draw_sha256=self.draw_sha256,
+            draws=tuple(replace(draw.to_record(), outcomes=(), classes=()) for draw in self.draws),
         )
 
 
@@ -272,3 +258,15 @@ def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_image
         draws=tuple(results) if of == "draws" else (),
         folds=tuple(results) if of == "folds" else (),
     )
+
+
+def score_parts(outcomes: Sequence[Outcomes], num_draws: int, *, same_images: bool) -> tuple[list[float], Interval]:
+    """Return the scores of all folds and draws, and the interval of their mean; draws of a fold are consecutive.
+
+    Raises:
+        ValueError: the metric is not defined on some images.
+    """
+    scores = [one.score() for one in outcomes]
+    if num_draws > 1:  # for each draw, the mean over folds
+        return scores, seeds_interval(np.reshape(scores, (-1, num_draws)).mean(axis=0).tolist())
+    return scores, interval(outcomes, same_images=same_images)

@@ -6,8 +6,8 @@ from sklearn.datasets import load_digits
 from probe.datasets import dataset_names, get_dataset
 from probe.datasets.catalog import DATASETS
 from probe.datasets.opening import open_dataset, open_split
-from probe.datasets.splits.folds import SPLITS
 from probe.errors import DatasetError, DatasetMissingError, UnknownNameError
+from probe.specs import SPLITS
 from probe.stats.metrics import METRICS
 
 # Small files in the layout of the real ones.

@@ -16,10 +16,10 @@ from make import own_layouts
 from PIL import Image
 
 from probe.datasets import get_dataset
-from probe.datasets.opening import SPLITS, open_dataset
+from probe.datasets.opening import open_dataset
 from probe.datasets.papers.kitti import distance_class, split_videos
 from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
-from probe.specs import Subset
+from probe.specs import SPLITS, Subset
 
 NAMES = sorted(own_layouts.WRITERS)
 IN_FILES = sorted({*NAMES} - {"fer2013", "pcam"})  # whose images are files of their own

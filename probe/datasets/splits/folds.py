@@ -13,9 +13,6 @@ from probe.datasets.splits.stratified import TooFewImagesError, hold_out
 from probe.errors import DatasetError
 from probe.specs import SPLITS, DatasetSpec
 
-__all__ = ["SPLITS", "Fold", "Selection", "by_split", "cut_folds", "default_folds", "select_all", "with_validation"]
-
-
 T = TypeVar("T")
 
 REPAIR = "replace its files, or correct its specification"  # for a dataset that differs from its specification

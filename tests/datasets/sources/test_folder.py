@@ -13,8 +13,8 @@ from PIL import Image
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
 from probe.datasets.sources.video import read_middle_frame
-from probe.datasets.splits.folds import SPLITS
 from probe.errors import DatasetError, DatasetMissingError
+from probe.specs import SPLITS
 
 
 def _sizes(root):

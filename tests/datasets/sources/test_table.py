@@ -10,8 +10,8 @@ from PIL import Image
 
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
-from probe.datasets.splits.folds import SPLITS
 from probe.errors import DatasetError, DatasetMissingError, UnknownNameError
+from probe.specs import SPLITS
 
 CLASSES = ["blue", "green", "red"]
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}

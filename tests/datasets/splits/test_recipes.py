@@ -8,9 +8,9 @@ import pytest
 
 from probe.datasets.catalog import DATASETS
 from probe.datasets.images import ImageDataset
-from probe.datasets.splits.folds import SPLITS
 from probe.datasets.splits.recipes import RECIPES
 from probe.datasets.splits.stratified import TooFewImagesError, draw_splits
+from probe.specs import SPLITS
 
 
 def subset(labels):
