@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, TypeAlias, cast
+from typing import ClassVar, TypeAlias, TypedDict, cast
 
 import numpy as np
 from PIL import Image
 
 from probe.datasets import decoding
+from probe.datasets.fingerprints import of_array, of_files
 from probe.errors import DatasetError, DatasetMissingError, ProbeError, listed, summarize
 
 logger = logging.getLogger(__name__)
@@ -169,6 +170,29 @@ def read_file(folder: Path, names: Sequence[str], i: int) -> Image.Image:
     with Image.open(folder / names[i]) as image:
         image.load()
         return image
+
+
+class Reading(TypedDict):
+    """Fields of an `ImageDataset` that read its images, and compute their fingerprint."""
+
+    read: Callable[[int], Image.Image]
+    content: Callable[[], str]
+
+
+def in_files(
+    folder: Path, names: Sequence[str], *, read: Callable[[Path, Sequence[str], int], Image.Image] = read_file
+) -> Reading:
+    """Return how images in files of their own are read: one in each of the files `names` of a folder."""
+    return {"read": partial(read, folder, names), "content": partial(of_files, folder, names)}
+
+
+def in_array(pixels: np.ndarray) -> Reading:
+    """Return how images in memory are read: uint8 (n, height, width), or (n, height, width, 3) in RGB."""
+    return {"read": partial(_read_row, pixels), "content": partial(of_array, pixels)}
+
+
+def _read_row(pixels: np.ndarray, i: int) -> Image.Image:
+    return Image.fromarray(pixels[i])
 
 
 def make_thumbnail(image: Image.Image, side: int) -> bytes:

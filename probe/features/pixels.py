@@ -23,7 +23,7 @@ from probe.features.arrays import Extraction
 from probe.features.file_entries import FileSidecar, find_file, store_file
 from probe.features.reading import processors
 from probe.features.sidecars import Key
-from probe.features.store import LOCK, NOT_READING
+from probe.features.store import LOCK, describe_reading
 from probe.models.preprocess import libjpeg_version
 from probe.progress import show_progress
 from probe.specs import SPLITS, digest, slug
@@ -73,10 +73,7 @@ def pixel_entry(dataset: OpenedDataset, subset: str) -> PixelSpec:
         "pixels_version": PIXELS_VERSION,
         "images": used.sha256 if used is not None and is_whole else images.compute_sha256(),
         "content": used.fingerprint if used is not None and is_whole else images.compute_fingerprint(),
-        "reading": {
-            "form": source.form,
-            **{name: value for name, value in source.arguments(subset).items() if name not in NOT_READING},
-        },
+        "reading": describe_reading(source, subset),
         "libjpeg": libjpeg_version(),
         "pillow": library_versions("features")["pillow"],
         **library_versions(source.form, str(dict(source.options).get("media", ""))),

@@ -22,6 +22,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ from probe.features.sidecars import ENTRY, Key, Provenance, read_sidecar
 from probe.fetch import file_sha256
 from probe.models.devices import hardware
 from probe.models.preprocess import PREPROCESS_VERSION, libjpeg_version
-from probe.specs import RunSpec, digest, slug
+from probe.specs import RunSpec, Source, digest, slug
 
 logger = logging.getLogger(__name__)
 
@@ -130,17 +131,22 @@ def cache_entries(spec: RunSpec, weights: str, dataset: OpenedDataset) -> dict[s
     entries = {}
     for subset, used in dataset.used.items():
         batch_size = min(spec.batch_size, len(used.images))
-        reading = {name: value for name, value in source.arguments(subset).items() if name not in NOT_READING}
         key = {
             **around,
             "batch_size": batch_size,
             "images": used.sha256,
             "content": used.fingerprint,
-            "reading": {"form": source.form, **reading},
+            "reading": describe_reading(source, subset),
         }
         names = (spec.dataset.name, subset, spec.model.name, spec.mode, spec.precision)
         entries[subset] = EntrySpec(*names, key, len(used.images), batch_size)
     return entries
+
+
+def describe_reading(source: Source, subset: str) -> dict[str, Any]:
+    """Return how the images of a subset are read, for the key of an entry."""
+    arguments = source.arguments(subset).items()
+    return {"form": source.form, **{name: value for name, value in arguments if name not in NOT_READING}}
 
 
 def check_usable(root: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from probe.errors import DeviceError
+from probe.errors import DeviceError, ProbeError, summarize
 from probe.models.families import FAMILIES
 
 logger = logging.getLogger(__name__)
@@ -125,6 +127,20 @@ def has_bf16() -> bool:
     return not cpuinfo.is_file() or bool(
         re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpuinfo.read_text(encoding="utf-8"))
     )
+
+
+@contextmanager
+def naming_precision(name: str, execution: Execution) -> Iterator[None]:
+    """Raise a DeviceError with the device and the precision if a model cannot compute in the block."""
+    try:
+        yield
+    except (torch.cuda.OutOfMemoryError, ProbeError):
+        raise
+    except RuntimeError as err:
+        alternative = "another model" if execution.precision == "fp32" else "--precision fp32"
+        raise DeviceError(
+            f"{name} cannot run in {execution.precision} on {execution.device} ({summarize(err)}); use {alternative}"
+        ) from err
 
 
 def hardware(device: str) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probe.errors import CheckpointError, DeviceError, ProbeError, summarize
-from probe.models.devices import Execution
+from probe.errors import CheckpointError
+from probe.models.devices import Execution, naming_precision
 from probe.models.preprocess import AnyPreprocess
 from probe.models.unwrapping import WHOLE
 
@@ -122,19 +122,9 @@ def measure_widths(
         DeviceError: the model cannot compute in this precision on this device.
     """
     zeros = torch.zeros(2, 3, *shape, device=execution.device, dtype=execution.dtype)
-    try:
-        with torch.inference_mode():
-            middle = check_rows(name, before(zeros), len(zeros))
-            return middle.shape[1], check_rows(name, project(middle), len(zeros)).shape[1]
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except ProbeError:
-        raise
-    except RuntimeError as err:
-        alternative = "another model" if execution.precision == "fp32" else "--precision fp32"
-        raise DeviceError(
-            f"{name} cannot run in {execution.precision} on {execution.device} ({summarize(err)}); use {alternative}"
-        ) from err
+    with naming_precision(name, execution), torch.inference_mode():
+        middle = check_rows(name, before(zeros), len(zeros))
+        return middle.shape[1], check_rows(name, project(middle), len(zeros)).shape[1]
 
 
 def check_rows(name: str, features: object, n: int) -> Tensor:

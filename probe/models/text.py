@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from probe.errors import CheckpointError, DeviceError, summarize
+from probe.errors import CheckpointError
 from probe.models import get_model, open_clip
-from probe.models.devices import Execution, resolve_execution
+from probe.models.devices import Execution, naming_precision, resolve_execution
 from probe.models.families import find_family
 from probe.models.layout import lay_out_text
 from probe.models.loading import open_model, read_weights, without_jit
@@ -58,16 +58,8 @@ class TextEncoder:
         Raises:
             DeviceError: the model cannot compute in this precision on this device.
         """
-        try:
+        with naming_precision(f"the text tower of {self.name}", self.execution):
             return self.encode_tokens(ids.long().to(self.execution.device)).float().cpu()
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as err:
-            alternative = "another model" if self.execution.precision == "fp32" else "--precision fp32"
-            raise DeviceError(
-                f"the text tower of {self.name} cannot run in {self.execution.precision} on {self.execution.device} "
-                f"({summarize(err)}); use {alternative}"
-            ) from err
 
 
 def load_text_encoder(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from probe.datasets.fingerprints import of_files
-from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.images import ImageDataset, in_files
 from probe.datasets.papers.lists import read_lines
 from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Source, Subset
@@ -39,9 +37,8 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=f"{spec.name}/{subset.name}",
         labels=np.array([species[path] for path in ids], dtype=np.int64),
         class_names=[names.get(i, str(i + 1)) for i in range(spec.num_classes or max(names, default=-1) + 1)],
-        read=partial(read_file, top / "download" / "images", ids),
-        content=partial(of_files, top / "download" / "images", ids),
         ids=ids,
+        **in_files(top / "download" / "images", ids),
     )
 
 

@@ -10,14 +10,11 @@ Options of the source:
 from __future__ import annotations
 
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from probe.datasets.fingerprints import of_array
-from probe.datasets.images import ImageDataset
+from probe.datasets.images import ImageDataset, in_array
 from probe.errors import DatasetError, summarize
 from probe.specs import DatasetSpec, Source, Subset
 
@@ -47,11 +44,6 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=f"{spec.name}/{subset.name}",
         labels=labels.astype(np.int64),
         class_names=[str(label) for label in range(spec.num_classes or 0)],
-        read=partial(_read, images),
-        content=partial(of_array, images),
         ids=[f"{subset.name}/{i}" for i in range(len(images))],
+        **in_array(images),
     )
-
-
-def _read(images: np.ndarray, i: int) -> Image.Image:
-    return Image.fromarray(images[i])

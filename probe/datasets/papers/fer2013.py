@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import csv
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from probe.datasets.class_names import FER2013
-from probe.datasets.fingerprints import of_array
-from probe.datasets.images import ImageDataset
+from probe.datasets.images import ImageDataset, in_array
 from probe.errors import DatasetError, listed
 from probe.specs import DatasetSpec, Source, Subset
 
@@ -32,9 +29,8 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=f"{spec.name}/{subset.name}",
         labels=np.array(labels, dtype=np.int64),
         class_names=FER2013,
-        read=partial(_read, pixels),
-        content=partial(of_array, pixels),
         ids=[f"{subset.name}/{i}" for i in range(len(labels))],  # rows are in the same order in both files
+        **in_array(pixels),
     )
 
 
@@ -70,7 +66,3 @@ def _read_pixels(text: str) -> np.ndarray:
     if len(pixels) != SIZE * SIZE or pixels.min() < 0 or pixels.max() > 255:
         raise ValueError(f"expected {SIZE * SIZE} pixels from 0 to 255")
     return pixels.astype(np.uint8)
-
-
-def _read(pixels: np.ndarray, i: int) -> Image.Image:
-    return Image.fromarray(pixels[i])

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from probe.datasets.fingerprints import of_files
-from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.images import ImageDataset, in_files
 from probe.datasets.sources import torchvision
 from probe.datasets.sources.folder import list_class_files
 from probe.datasets.splits.groups import groups_of
@@ -42,8 +40,7 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=name,
         labels=np.array([int(class_name) for class_name in classes], dtype=np.int64),
         class_names=[str(i) for i in range(len(folders))],
-        read=partial(read_file, folder, names),
-        content=partial(of_files, folder, names),
         ids=ids,
         groups=groups_of(name, subset, ids, dict(source.options)),
+        **in_files(folder, names),
     )

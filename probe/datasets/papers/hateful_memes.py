@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from probe.datasets.class_names import HATEFUL_MEMES
-from probe.datasets.fingerprints import of_files
-from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.images import ImageDataset, in_files
 from probe.datasets.papers.lists import read_lines
 from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Source, Subset
@@ -35,9 +33,8 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=f"{spec.name}/{subset.name}",
         labels=np.array([label for _, label in listed], dtype=np.int64),
         class_names=HATEFUL_MEMES,
-        read=partial(read_file, top, ids),
-        content=partial(of_files, top, ids),
         ids=ids,
+        **in_files(top, ids),
     )
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from probe.datasets.fingerprints import of_files
-from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.images import ImageDataset, in_files
 from probe.datasets.sources.folder import list_class_files
 from probe.datasets.test_classes import read_timm
 from probe.errors import DatasetError, summarize
@@ -50,9 +48,8 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=f"{spec.name}/{subset.name}",
         labels=np.array([position[name] for name in classes], dtype=np.int64),
         class_names=class_names,
-        read=partial(read_file, top / "val", names),
-        content=partial(of_files, top / "val", names),
         ids=[f"val/{name}" for name in names],
+        **in_files(top / "val", names),
     )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from probe.datasets.class_names import KITTI
-from probe.datasets.fingerprints import of_files
-from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.images import ImageDataset, in_files
 from probe.datasets.papers.lists import read_lines
 from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Source, Subset
@@ -37,10 +35,9 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=f"{spec.name}/{subset.name}",
         labels=np.array(labels, dtype=np.int64),
         class_names=KITTI,
-        read=partial(read_file, top, ids),
-        content=partial(of_files, top, ids),
         ids=ids,
         groups=[videos[i] for i in numbers],
+        **in_files(top, ids),
     )
 
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from probe.datasets.fingerprints import of_files
-from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.images import ImageDataset, in_files, read_file
 from probe.datasets.sources.folder import list_class_files
 from probe.errors import DatasetError, listed, summarize
 from probe.specs import DatasetSpec, Source, Subset
@@ -46,9 +44,8 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=f"{spec.name}/{subset.name}",
         labels=np.array([position[name.split("/")[0]] for name in names], dtype=np.int64),
         class_names=[",".join(map(str, of_folder[folder])) for folder in folders],
-        read=partial(_read, top / "images", names),
-        content=partial(of_files, top / "images", names),
         ids=[f"images/{name}" for name in names],
+        **in_files(top / "images", names, read=_read),
     )
 
 

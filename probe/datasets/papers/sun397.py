@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from probe.datasets.fingerprints import of_files
-from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.images import ImageDataset, in_files
 from probe.datasets.papers.lists import read_lines
 from probe.errors import DatasetError
 from probe.specs import DatasetSpec, Source, Subset
@@ -39,7 +37,6 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=f"{spec.name}/{subset.name}",
         labels=np.array([index[folder] for folder in folders], dtype=np.int64),
         class_names=[name[3:] for name in class_names],  # without the folder of the first letter
-        read=partial(read_file, top, ids),
-        content=partial(of_files, top, ids),
         ids=ids,
+        **in_files(top, ids),
     )

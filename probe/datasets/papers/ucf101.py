@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from probe.datasets.archives import fetch_missing
-from probe.datasets.fingerprints import of_files
-from probe.datasets.images import ImageDataset
+from probe.datasets.images import ImageDataset, in_files
 from probe.datasets.papers.lists import read_lines
 from probe.datasets.sources.video import read_middle_frame
 from probe.datasets.splits.folds import Fold, Selection, with_validation
@@ -41,10 +39,9 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=name,
         labels=np.array([index[clip.split("/")[0]] for clip in ids], dtype=np.int64),
         class_names=list(index),
-        read=partial(read_middle_frame, videos, clips),
-        content=partial(of_files, videos, clips),
         ids=ids,
         groups=[f"{clip.split('/')[0]}/{number}" for clip, number in zip(ids, numbers, strict=True)],
+        **in_files(videos, clips, read=read_middle_frame),
     )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from probe.datasets.archives import fetch_missing
-from probe.datasets.fingerprints import of_files
-from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.images import ImageDataset, in_files
 from probe.datasets.papers.lists import read_lines
 from probe.errors import DatasetError, DatasetMissingError
 from probe.specs import DatasetSpec, Source, Subset
@@ -47,9 +45,8 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=f"{spec.name}/{subset.name}",
         labels=np.array([list(column.values()) for column in columns], dtype=np.int64).T.copy(),  # (n, 20)
         class_names=CLASSES,
-        read=partial(read_file, top / "JPEGImages", files),
-        content=partial(of_files, top / "JPEGImages", files),
         ids=list(columns[0]),
+        **in_files(top / "JPEGImages", files),
     )
 
 

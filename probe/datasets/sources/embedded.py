@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from probe.datasets.fingerprints import of_array
-from probe.datasets.images import ImageDataset
+from probe.datasets.images import ImageDataset, in_array
 from probe.specs import DatasetSpec, Source, Subset
 
 
@@ -22,9 +19,8 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=f"{spec.name}/{subset.name}",
         labels=digits[:, -1].astype(np.int64),
         class_names=[str(digit) for digit in range(10)],
-        read=partial(_read, pixels),
-        content=partial(of_array, pixels),
         ids=[f"{subset.name}/{i}" for i in range(len(pixels))],
+        **in_array(pixels),
     )
 
 
@@ -38,7 +34,3 @@ def _load_digits() -> np.ndarray:
     assert package.origin is not None
     path = Path(package.origin).parent / "datasets/data/digits.csv.gz"
     return np.loadtxt(path, delimiter=",")  # unpacks the file
-
-
-def _read(pixels: np.ndarray, i: int) -> Image.Image:
-    return Image.fromarray(pixels[i])

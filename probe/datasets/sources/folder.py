@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,7 @@ import numpy as np
 from probe import paths
 from probe.datasets import source_specs
 from probe.datasets.archives import fetch_missing
-from probe.datasets.fingerprints import of_files
-from probe.datasets.images import LEFT_BY_SYSTEMS, ImageDataset, image_suffixes, read_file
+from probe.datasets.images import LEFT_BY_SYSTEMS, ImageDataset, image_suffixes, in_files, read_file
 from probe.datasets.sources.labels import class_positions, composed, folded, report_twins
 from probe.datasets.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from probe.datasets.sources.video import read_middle_frame
@@ -121,10 +119,9 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=f"{spec.name}/{subset.name}",
         labels=_labels(folder, names, class_names),
         class_names=class_names,
-        read=partial(read_middle_frame if suffixes else read_file, folder, names),
-        content=partial(of_files, folder, names),
         ids=ids,
         groups=groups_of(f"{spec.name}/{subset.name}", subset, ids, options),
+        **in_files(folder, names, read=read_middle_frame if suffixes else read_file),
     )
 
 

@@ -24,7 +24,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +31,7 @@ import numpy as np
 from probe import paths
 from probe.datasets import source_specs
 from probe.datasets.archives import fetch_missing
-from probe.datasets.fingerprints import of_files
-from probe.datasets.images import ImageDataset, read_file
+from probe.datasets.images import ImageDataset, in_files
 from probe.datasets.sources.labels import class_positions, composed, report_twins
 from probe.datasets.sources.options import read_options
 from probe.datasets.subsets import SUBSETS, choose_subsets, find_subsets
@@ -129,9 +127,8 @@ def open_subset(spec: DatasetSpec, source: Source, subset: Subset, *, root: Path
         name=name,
         labels=labels,
         class_names=class_names,
-        read=partial(read_file, top, images),
-        content=partial(of_files, top, images),
         ids=images,
+        **in_files(top, images),
     )
 
 
