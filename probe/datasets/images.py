@@ -108,7 +108,7 @@ class ImageDataset:
         """Return True if one of some images can be read, such as an unreadable image after a change of permissions."""
         for i in positions:
             with suppress(DatasetError):
-                self.read_rgb(i)
+                self[i]
                 return True
         return False
 
