@@ -20,7 +20,7 @@ from probe.features.store import FITS
 from probe.leaderboard import derived
 from probe.models.devices import resolve_execution
 from probe.probes.cached_fits import FitCache
-from probe.probes.fit import fit_folds, hold_out_validation
+from probe.probes.fit import fit_folds
 from probe.probes.heads import check_single_fit, describe_head_of_file
 from probe.probes.protocols import get_protocol
 from probe.probes.solvers.catalog import device_for
@@ -30,6 +30,7 @@ from probe.probes.supplied_records import (
     describe_supplied_splits,
     find_about,
     find_metric,
+    hold_out_validation,
     make_record,
 )
 from probe.records.record import check_writable, write_bytes, write_record

@@ -16,6 +16,7 @@ from probe.datasets.catalog import DATASETS
 from probe.errors import FeaturesError
 from probe.features import files
 from probe.features.arrays import PRE_PROJECTION, PROJECTED, Features
+from probe.ordering import order
 from probe.probes.fit import PROBE_VERSION
 from probe.probes.result import ProbeResult
 from probe.records.schema import (
@@ -27,7 +28,15 @@ from probe.records.schema import (
     SplitRecord,
 )
 from probe.records.supplied import PREFIX, UNSTATED, AboutFeatures, SuppliedRecord, decode_about, read_about
-from probe.specs import SPLITS, SUPPLIED, DatasetSpec, ModelSpec, Protocol, RunSpec, Subset
+from probe.specs import (
+    SPLITS,
+    SUPPLIED,
+    DatasetSpec,
+    ModelSpec,
+    Protocol,
+    RunSpec,
+    Subset,
+)
 
 
 @dataclass(frozen=True)
@@ -208,3 +217,42 @@ def _describe_features(source: SuppliedFeatures, about: AboutFeatures, features:
     if source.has_one_point:
         sample = {about.feature_point or PROJECTED: sample[PROJECTED]}
     return FeaturesRecord(features.compute_sha256(), sample)
+
+
+def hold_out_validation(fold: Mapping[str, Features], fraction: float, *, seed: int = 0) -> dict[str, Features]:
+    """Split the training features of a fold into `train` and `val`, stratified by class.
+
+    The same seed gives the same split on every machine.
+
+    Args:
+        fold: features of the splits `train` and `test`.
+        fraction: share of the images of each class to hold out, in (0, 1). The number of images is rounded, and at
+            least one image of each class stays in `train`.
+        seed: seed of the choice.
+
+    Raises:
+        FeaturesError: the fraction is outside (0, 1), or no image would be held out.
+    """
+    if not 0 < fraction < 1:  # NaN too
+        raise FeaturesError(f"the fraction to hold out for validation is {fraction}; give a number between 0 and 1")
+    y = fold["train"].y
+    classes = y if y.ndim == 1 else np.zeros(len(y), np.int64)  # images with several labels are not stratified
+    chosen = [
+        position
+        for label in np.unique(classes).tolist()
+        for position in _hold_out_of(np.flatnonzero(classes == label), fraction, f"{seed}:{label}")
+    ]
+    if not chosen:
+        raise FeaturesError(
+            f"no class has enough images to hold out a fraction of {fraction} for validation; give a larger fraction"
+        )
+    is_val = np.zeros(len(y), dtype=bool)
+    is_val[chosen] = True
+    train, val = (fold["train"].take(np.flatnonzero(rows)) for rows in (~is_val, is_val))
+    return {**fold, "train": train, "val": val}
+
+
+def _hold_out_of(positions: np.ndarray, fraction: float, name: str) -> list[int]:
+    num = min(round(fraction * len(positions)), len(positions) - 1)
+    ordered = sorted(range(len(positions)), key=lambda i: order("val", name, i))
+    return positions[ordered[:num]].tolist()

@@ -12,11 +12,12 @@ from probe.errors import FeaturesError, ProtocolError, UnknownNameError
 from probe.features.arrays import Features
 from probe.models.memory import DeviceMemory
 from probe.probes.cached_fits import FitCache
-from probe.probes.fit import fit_folds, fit_probe, hold_out_validation
+from probe.probes.fit import fit_folds, fit_probe
 from probe.probes.fits import Weights, for_classes
 from probe.probes.result import mean_result
 from probe.probes.shots import draw_shots
 from probe.probes.solvers.catalog import SOLVERS, get_solver
+from probe.probes.supplied_records import hold_out_validation
 from probe.records.packing import unpack
 from probe.specs import Protocol
 from probe.stats.intervals import interval, wilson
