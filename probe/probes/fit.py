@@ -6,7 +6,7 @@ C is chosen on validation images, the final probe is fitted, and the test split 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict, Unpack
 
@@ -17,18 +17,18 @@ from probe.errors import ProtocolError
 from probe.features.arrays import Features
 from probe.probes.cached_fits import FitCache
 from probe.probes.calibration import calibrate
-from probe.probes.fit_checks import check_cost, check_splits, needs_choice, warn_of_missing_classes
+from probe.probes.fit_checks import check_cost, check_metric, check_splits, needs_choice, warn_of_missing_classes
 from probe.probes.fits import Fit, at_feature_point, worst
 from probe.probes.fitter import FitSettings, Fitter
 from probe.probes.knn import KNNSettings, fit_knn
 from probe.probes.protocols import get_protocol, validate
-from probe.probes.result import ProbeResult, make_result, mean_result
+from probe.probes.result import ProbeResult, have_same_images, make_result, mean_result
 from probe.probes.shots import draw_shots
 from probe.probes.solvers.catalog import get_solver
 from probe.probes.sweep import Searched, best, bisect, search
 from probe.records.schema import SweepRecord
 from probe.specs import DEFAULT_SOLVER, KNN, LOGISTIC, ZERO_SHOT, Protocol
-from probe.stats.metrics import find_mismatch, find_undefined, get_metric
+from probe.stats.metrics import get_metric
 from probe.stats.top_classes import SIGMOID, SOFTMAX
 
 logger = logging.getLogger(__name__)
@@ -104,16 +104,10 @@ def fit_probe(
             label_values = tuple(labels.tolist())
             train, test = _renumber(train, labels), _renumber(test, labels)
             val = None if val is None else _renumber(val, labels)
-    reason = find_mismatch(metric, num_classes=num_classes, is_multi_label=train.y.ndim == 2)
-    if reason:
-        raise ProtocolError(reason)
-    is_searched = needs_choice(rules) and val is not None and not rules.held_out
-    for name, scored in (("test", test), ("val", val if is_searched else None)):
-        reason = "" if scored is None else find_undefined(metric, scored.y)
-        if reason:
-            raise ProtocolError(
-                f"the metric {metric} is not defined on the {name} split: {reason}; use a different metric"
-            )
+    scored = {"test": test.y}
+    if val is not None and needs_choice(rules) and not rules.held_out:
+        scored["val"] = val.y
+    check_metric(metric, num_classes=num_classes, scored=scored)
     fitted = [train] if val is None or not rules.refit else [train, val]
     if rules.method == KNN:
         warn_of_missing_classes(fitted, test, label_values)
@@ -256,7 +250,7 @@ class _Probe:
         return Searched(tried, best(tried, score_of)), fits
 
 
-def fit_folds(folds: Iterable[Mapping[str, Features]], **options: Unpack[FitOptions]) -> ProbeResult:
+def fit_folds(folds: Sequence[Mapping[str, Features]], **options: Unpack[FitOptions]) -> ProbeResult:
     """Fit one probe on each fold and return the mean result, see `mean_result`.
 
     Args:
@@ -266,11 +260,8 @@ def fit_folds(folds: Iterable[Mapping[str, Features]], **options: Unpack[FitOpti
     Raises:
         UnknownNameError, ProtocolError, FeaturesError: see `fit_probe`.
     """
-    results, digests = [], set()
-    for fold in folds:
-        digests.add(fold["test"].compute_sha256())
-        results.append(fit_probe(train=fold["train"], val=fold.get("val"), test=fold["test"], **options))
-    return mean_result(results, of="folds", same_images=len(digests) == 1)
+    results = [fit_probe(train=fold["train"], val=fold.get("val"), test=fold["test"], **options) for fold in folds]
+    return mean_result(results, same_images=have_same_images(folds))
 
 
 def _strengths(rules: Protocol, num_train: int) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from probe.probes import costs
 from probe.probes.fitter import FitSettings
 from probe.probes.shots import count_drawn
 from probe.specs import KNN, Protocol
-from probe.stats.metrics import IGNORED
+from probe.stats.metrics import IGNORED, find_mismatch, find_undefined
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,22 @@ def _check_split(name: str, x: np.ndarray, y: np.ndarray, *, label_shape: tuple[
         )
     if y.ndim == 2 and y.max() > 1:
         raise FeaturesError(f"{name} has the label {y.max()}; give rows of 1, 0 and -1")
+
+
+def check_metric(metric: str, *, num_classes: int, scored: Mapping[str, np.ndarray]) -> None:
+    """Check that a metric suits the labels of the splits that are scored, given by name.
+
+    Raises:
+        ProtocolError: the metric does not suit the labels, or is not defined on a split.
+    """
+    is_multi_label = any(y.ndim == 2 for y in scored.values())
+    if reason := find_mismatch(metric, num_classes=num_classes, is_multi_label=is_multi_label):
+        raise ProtocolError(reason)
+    for name, y in scored.items():
+        if reason := find_undefined(metric, y):
+            raise ProtocolError(
+                f"the metric {metric} is not defined on the {name} split: {reason}; use a different metric"
+            )
 
 
 def warn_of_missing_classes(fitted: Sequence[Features], test: Features, label_values: Sequence[int]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Required, TypedDict, Unpack
 
 import numpy as np
 
 from probe.errors import ProtocolError
+from probe.features.arrays import Features
 from probe.probes.calibration import mean_calibration
 from probe.probes.fits import Convergence, Weights, worst
 from probe.records.packing import pack, pack_classes
@@ -203,6 +204,11 @@ def make_result(
         **vars(fit),
         **fields,
     )
+
+
+def have_same_images(folds: Sequence[Mapping[str, Features]]) -> bool:
+    """Return True if all folds have the same test features."""
+    return len({fold["test"].compute_sha256() for fold in folds}) == 1
 
 
 def mean_result(results: Sequence[ProbeResult], *, of: str = "folds", same_images: bool = True) -> ProbeResult:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from probe.errors import ProtocolError
 from probe.features.arrays import Features
 from probe.features.text import Classifier
 from probe.probes.calibration import calibrate
+from probe.probes.fit_checks import check_metric
 from probe.probes.fits import ROWS, Weights, normalized
-from probe.probes.result import ProbeResult, make_result, mean_result
+from probe.probes.result import ProbeResult, have_same_images, make_result, mean_result
 from probe.specs import NO_SOLVER
-from probe.stats.metrics import find_mismatch, find_undefined
 from probe.stats.top_classes import SOFTMAX
 
 
@@ -75,23 +74,14 @@ def score_zero_shot(
     Raises:
         ProtocolError: the metric does not suit the labels.
     """
-    results, digests = [], set()
-    weights = text_weights(classifier)
+    results, weights = [], text_weights(classifier)
     for fold in folds:
         test = fold["test"]
-        is_multi_label = test.y.ndim == 2
         num_classes = len(classifier.weights)
-        reason = find_mismatch(metric, num_classes=num_classes, is_multi_label=is_multi_label)
-        if reason:
-            raise ProtocolError(reason)
-        if reason := find_undefined(metric, test.y):
-            raise ProtocolError(
-                f"the metric {metric} is not defined on the test split: {reason}; use a different metric"
-            )
-        digests.add(test.compute_sha256())
+        check_metric(metric, num_classes=num_classes, scored={"test": test.y})
         logits = weights.logits(normalized(test.x))
         predictions = logits.argmax(axis=1)
-        if is_multi_label:  # there is no threshold, so only the first class of an image is predicted
+        if test.y.ndim == 2:  # there is no threshold, so only the first class of an image is predicted
             predictions = np.eye(num_classes, dtype=np.int64)[predictions]
         results.append(
             make_result(
@@ -107,4 +97,4 @@ def score_zero_shot(
                 top=SOFTMAX if finds_top else "",
             )
         )
-    return mean_result(results, of="folds", same_images=len(digests) == 1)
+    return mean_result(results, same_images=have_same_images(folds))
