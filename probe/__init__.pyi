@@ -14,7 +14,7 @@ from probe.models.loading import load_encoder as load_encoder
 from probe.models.own import Encoder as Encoder
 from probe.models.vocabulary import tokenize as tokenize
 from probe.probes.fit import fit_probe as fit_probe
-from probe.probes.heads import load_head as load_head
+from probe.probes.head_files import load_head as load_head
 from probe.probes.protocols import get_protocol as get_protocol
 from probe.probes.protocols import protocol_names as protocol_names
 from probe.probes.result import ProbeResult as ProbeResult

@@ -25,7 +25,7 @@ from probe.models.memory import find_batch_size
 from probe.models.preprocess import PREPROCESS_VERSION
 from probe.names import unknown_name
 from probe.probes.fit import PROBE_VERSION
-from probe.probes.heads import load_head
+from probe.probes.head_files import load_head
 from probe.probes.protocols import PROTOCOLS, get_protocol
 from probe.probes.solvers.catalog import check_solver
 from probe.records.prediction_files import has_predictions

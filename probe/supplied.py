@@ -21,9 +21,9 @@ from probe.leaderboard import derived
 from probe.models.devices import resolve_execution
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import fit_folds
-from probe.probes.heads import check_single_fit, describe_head_of_file
 from probe.probes.protocols import get_protocol
 from probe.probes.solvers.catalog import device_for
+from probe.probes.supplied_heads import check_single_fit, describe_head_of_file
 from probe.probes.supplied_records import (
     SuppliedFeatures,
     SuppliedFit,

@@ -16,7 +16,7 @@ def predict_command(args: argparse.Namespace) -> int:
     from probe.datasets.opening import open_split
     from probe.errors import printable
     from probe.leaderboard.tables import rows_to_csv
-    from probe.probes.heads import load_head
+    from probe.probes.head_files import load_head
     from probe.probes.prediction import count_unknown, find_class_mismatch, load_encoder_of, predict, share_right
     from probe.records.record import write_text
     from probe.stats.top_classes import TOP

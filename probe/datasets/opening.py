@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import importlib
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
-
-import numpy as np
 
 from probe import paths
 from probe.datasets import get_dataset
 from probe.datasets.archives import unpack_missing
+from probe.datasets.checks import check_classes, check_ends, check_subset, say_what_is_test
 from probe.datasets.images import ImageDataset
+from probe.datasets.missing import explain_missing, find_misnamed
 from probe.datasets.splits.folds import (
-    REPAIR,
     Fold,
     SplitDigest,
     UsedImages,
@@ -29,11 +25,9 @@ from probe.datasets.splits.folds import (
     default_folds,
 )
 from probe.datasets.splits.recipes import RECIPES
-from probe.datasets.subsets import subset_of
-from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, listed, summarize
+from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError, listed
 from probe.names import unknown_name
-from probe.specs import SPLITS, DatasetSpec, Source, Subset
-from probe.stats.metrics import find_mismatch
+from probe.specs import SPLITS, DatasetSpec, Source
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +208,7 @@ def _open_first(dataset: str | DatasetSpec, *, data_dir: str | Path | None, offl
     missing: list[DatasetError | ExtraMissingError] = []  # errors of all sources, first offline, then online
     can_fetch = not offline and any(source.can_download for source in spec.sources)
     for may_fetch in (False, True) if can_fetch else (False,):
-        if may_fetch and (misnamed := _find_misnamed(spec, root)):
+        if may_fetch and (misnamed := find_misnamed(spec, root)):
             logger.warning("%s: downloading; to use the local files instead, %s", spec.name, misnamed)
         for source in spec.sources:
             if may_fetch and not source.can_download:
@@ -232,7 +226,7 @@ def _open_first(dataset: str | DatasetSpec, *, data_dir: str | Path | None, offl
                 missing.append(err)
             else:
                 return _UncheckedDataset(spec, source, root, opened)
-    raise _nowhere(spec, missing, root=root, offline=offline)
+    raise explain_missing(spec, missing, root=root, offline=offline)
 
 
 def _unpack(source: Source, root: Path, *, offline: bool) -> None:
@@ -251,52 +245,6 @@ def _check_paths(spec: DatasetSpec, source: Source, root: Path) -> None:
         raise DatasetMissingError(f"{spec.name}: {listed(missing)} not found in {root}")
 
 
-def _nowhere(
-    spec: DatasetSpec, missing: Sequence[DatasetError | ExtraMissingError], *, root: Path, offline: bool
-) -> DatasetError | ExtraMissingError:
-    """Return the error for a dataset that no source has: why each source failed, and which files to put where."""
-    extra = next((err for err in missing if isinstance(err, ExtraMissingError)), None)
-    if extra is not None:
-        return extra
-    if len(spec.sources) == 1 and not spec.sources[0].files:
-        return missing[-1]
-    can_download = any(source.can_download for source in spec.sources)
-    if offline and can_download:
-        why = "--offline forbids downloading it"
-    elif can_download:
-        why = f"could not be downloaded ({'; '.join(map(summarize, missing[len(spec.sources) :]))})"
-    else:
-        why = spec.gone or "probe cannot download it"
-    files = next((source.files for source in spec.sources if source.files), "")
-    remedy = _find_misnamed(spec, root) or f"put {files} into {root}"
-    return DatasetMissingError(
-        f"{spec.name} is not in {root} and {why}; {remedy}, or name another folder with --data-dir"
-    )
-
-
-def _find_misnamed(spec: DatasetSpec, root: Path) -> str:
-    """Return what to rename if files of a source are present under names with different dots, dashes or capitals.
-
-    For example, Kaggle names a file of MNIST `train-images.idx3-ubyte`. Return "" if there is nothing to rename.
-    """
-
-    def plain(name: str) -> str:
-        return re.sub(r"[^a-z0-9]", "", name.lower())
-
-    misnamed = {}
-    for source in spec.sources:
-        for wanted in (root / name for name in (*source.paths, *(archive for archive, _ in source.archives))):
-            with suppress(OSError):  # the folder does not exist or may not be read
-                beside = {plain(path.name): path.name for path in wanted.parent.iterdir()}
-                if not wanted.exists() and plain(wanted.name) in beside:
-                    misnamed[wanted] = beside[plain(wanted.name)]
-    if not misnamed:
-        return ""
-    wanted, name = next(iter(misnamed.items()))
-    others = f", and {len(misnamed) - 1} others in the same way," if len(misnamed) > 1 else ""
-    return f"rename {name} to {wanted.name}{others} in {wanted.parent}"
-
-
 def _check_and_cut(opened: _UncheckedDataset, *, allow_partial: bool, skip_corrupt: bool = False) -> CutDataset:
     incomplete = _check_images(opened, allow_partial=allow_partial, skip_corrupt=skip_corrupt)
     folds = _make_folds(opened, allow_partial=bool(incomplete))
@@ -310,128 +258,19 @@ def _check_images(opened: _UncheckedDataset, *, allow_partial: bool, skip_corrup
         The expected number of images of each subset whose actual number differs.
     """
     spec, source, subsets = opened.spec, opened.source, opened.subsets
-    _say_what_is_test(spec, source)
+    say_what_is_test(spec, source)
     incomplete = {
         subset.name: expected
         for subset in spec.subsets
-        if (expected := _check_subset(spec, source, subset, subsets[subset.name], allow_partial=allow_partial))
+        if (expected := check_subset(spec, source, subset, subsets[subset.name], allow_partial=allow_partial))
         is not None
     }
     if not skip_corrupt:
         for images in subsets.values():
-            _check_ends(images)
+            check_ends(images)
     pool = subsets["test"] if spec.is_test_set else subsets.get("all") or subsets["train"]
-    _check_classes(spec, pool, allow_partial=bool(incomplete))
+    check_classes(spec, pool, allow_partial=bool(incomplete))
     return incomplete
-
-
-def _say_what_is_test(spec: DatasetSpec, source: Source) -> None:
-    """Log a note if the official validation subset is the test split."""
-    names = {
-        subset: str(arguments.get("split") or arguments.get("folder"))
-        for subset in ("train", "test")
-        if (arguments := dict(dict(source.subsets).get(subset, ())))
-    }
-    if len(names) == 2 and subset_of(names["test"]) == "val" and all(subset.name != "val" for subset in spec.subsets):
-        logger.info(
-            "%s: %r is the test split; validation images are held out of %r", spec.name, names["test"], names["train"]
-        )
-
-
-def _check_subset(
-    spec: DatasetSpec, source: Source, subset: Subset, images: ImageDataset, *, allow_partial: bool
-) -> int | None:
-    """Compare a subset with the specification; return the expected number of images if a different one is accepted.
-
-    The labels of the first and the last image are compared only for the first source, because the order of other
-    sources can differ.
-    """
-    n = len(images)
-    if n == 0:
-        raise DatasetError(f"{images.name}: the subset has no images; {REPAIR}")
-    _check_labels(spec, images)
-    if subset.size is not None and n != subset.size:
-        can_be_partial = n < subset.size or bool(spec.gone)  # another crawl of dead links can have more images
-        if not (can_be_partial and allow_partial):
-            or_partial = ", or evaluate on the images that are present with --allow-partial" if can_be_partial else ""
-            raise DatasetError(
-                f"{images.name}: expected {subset.size} images, found {n}; {_repair(spec, source)}{or_partial}"
-            )
-        logger.warning("%s: found %d of %d images; the result is marked as partial", images.name, n, subset.size)
-        return subset.size
-    _check_counts(subset, images, _repair(spec, source))
-    if source != spec.sources[0]:
-        return None
-    for where, expected, i in (("first", subset.first_label, 0), ("last", subset.last_label, n - 1)):
-        if expected is not None and images.labels[i] != expected:
-            raise DatasetError(
-                f"{images.name}: expected the label {expected} for its {where} image, found {images.labels[i]}; "
-                f"{REPAIR}"
-            )
-    return None
-
-
-def _check_counts(subset: Subset, images: ImageDataset, repair: str) -> None:
-    """Compare the number of images of each class with the specification.
-
-    Raises:
-        DatasetError: a number differs, so the copy has different splits, or a different order of classes.
-    """
-    if not subset.class_counts:
-        return
-    if images.labels.ndim == 2:
-        counts = (images.labels == 1).sum(axis=0).tolist()
-    else:
-        counts = np.bincount(images.labels).tolist()
-    for label, (expected, n) in enumerate(zip_longest(subset.class_counts, counts, fillvalue=0)):
-        if n != expected:
-            raise DatasetError(
-                f"{images.name}: expected {expected} images of class {label}, found {n}; this copy is divided "
-                f"differently, or its classes are in a different order: {repair}"
-            )
-
-
-def _repair(spec: DatasetSpec, source: Source) -> str:
-    """Return how to repair wrong files: replace them, or use the makers' files instead of a copy."""
-    files = next((other.files for other in spec.sources if other.files), "")
-    if source.files or not files:
-        return REPAIR
-    return f"instead of using {source.location}, put {files} into the data folder"
-
-
-def _check_labels(spec: DatasetSpec, images: ImageDataset) -> None:
-    reason = find_mismatch(spec.metric, num_classes=len(images.class_names), is_multi_label=images.labels.ndim == 2)
-    if reason:
-        raise DatasetError(f"{images.name}: {reason}")
-    low, high = int(images.labels.min()), int(images.labels.max())
-    if images.labels.ndim == 2:
-        if images.labels.shape[1] != (spec.num_classes or images.labels.shape[1]) or low < -1 or high > 1:
-            raise DatasetError(
-                f"{images.name}: expected -1, 0 or 1 for each of {spec.num_classes} classes, found {low} to {high} for "
-                f"{images.labels.shape[1]}; {REPAIR}"
-            )
-        return
-    num_classes = spec.num_classes or len(images.class_names)
-    if low < 0 or high >= num_classes:
-        raise DatasetError(f"{images.name}: expected labels 0 to {num_classes - 1}, found {low} to {high}; {REPAIR}")
-
-
-def _check_ends(images: ImageDataset) -> None:
-    """Read the first and the last image, so that a problem of all files is found before any work."""
-    for i in {0, len(images) - 1}:
-        images[i]
-
-
-def _check_classes(spec: DatasetSpec, images: ImageDataset, *, allow_partial: bool) -> None:
-    if images.labels.ndim == 2:
-        num_classes = int((images.labels == 1).any(axis=0).sum())
-    else:
-        num_classes = len(np.unique(images.labels))
-    expected = spec.num_classes  # None accepts a named class without images
-    if expected is not None and num_classes != expected and not allow_partial:
-        raise DatasetError(f"{images.name}: expected images of {expected} classes, found {num_classes}; {REPAIR}")
-    if num_classes < 2 and not spec.is_test_set:
-        raise DatasetError(f"{images.name}: all images belong to one class; a probe needs at least two classes")
 
 
 def _make_folds(opened: _UncheckedDataset, *, allow_partial: bool) -> Sequence[Fold]:

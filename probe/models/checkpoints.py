@@ -10,7 +10,6 @@ model in the content.
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,22 +22,22 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from probe import hub
-from probe.errors import CheckpointError, ProbeError, listed
+from probe.errors import CheckpointError, listed
 from probe.fetch import weights_sha256
 from probe.models import KEY, huggingface
+from probe.models.architectures import architecture_of
 from probe.models.archive import check_zip, is_archive, read_archive
 from probe.models.assumptions import check_assumptions
+from probe.models.checkpoint_files import SAFETENSORS, digest_weights, naming_unreadable, weight_files
 from probe.models.openai import BUFFERS, check_weights
 from probe.models.preprocess import Preprocess
 from probe.models.saved import Saved, read_saved
-from probe.models.towers import architecture_of
 from probe.models.unwrapping import WHOLE, Candidate, find_clips, find_state_dicts, largest_table, without_shared_prefix
 from probe.paths import is_utf8
-from probe.specs import Architecture, digest
+from probe.specs import Architecture
 
 logger = logging.getLogger(__name__)
 
-SAFETENSORS = ".safetensors"
 CLIP_MODEL = "CLIP model"
 
 
@@ -81,19 +80,6 @@ def read_checkpoint(path: Path, *, sha256: str = "", key: str = "") -> Checkpoin
     """
     with naming_unreadable(path):
         return _read_file_or_folder(path, sha256, key)
-
-
-@contextmanager
-def naming_unreadable(path: Path) -> Iterator[None]:
-    """Raise a CheckpointError that names the path if reading fails in the block."""
-    try:
-        yield
-    except ProbeError:  # some of them are OSErrors
-        raise
-    except OSError as err:
-        raise CheckpointError(
-            f"cannot read {path} ({err.strerror or err}); check its permissions, or give another file"
-        ) from err
 
 
 def _read_file_or_folder(path: Path, sha256: str, key: str) -> Checkpoint:
@@ -265,17 +251,11 @@ def _read_folder(folder: Path, key: str) -> Checkpoint:
 
 def _read_shards(folder: Path) -> Saved:
     """Return the content of the weights in a folder, with the shards of a state dict joined."""
-    saved = [_read_content(file) for file in _weight_files(folder)]
+    saved = [_read_content(file) for file in weight_files(folder)]
     if len(saved) > 1:
         tensors = {name: tensor for shard in saved for name, tensor in largest_table(shard.content).items()}
         saved = [Saved(tensors, tuple(name for shard in saved for name in shard.classes))]
     return saved[0]
-
-
-def digest_weights(folder: Path) -> str:
-    """Return the SHA-256 of the weights in a folder, or a digest of the shards."""
-    hashes = {file.name: weights_sha256(file) for file in _weight_files(folder)}
-    return next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes)
 
 
 def read_folder_tensors(folder: Path) -> Mapping[str, Tensor]:
@@ -291,40 +271,6 @@ def read_folder_tensors(folder: Path) -> Mapping[str, Tensor]:
     tensors = largest_table(saved.content)
     _check_plain(folder, tensors)
     return tensors
-
-
-def list_checkpoint_files(path: Path) -> list[Path]:
-    """Return all files of a checkpoint: the weights, and the settings that Hugging Face's libraries put next to them.
-
-    Raises:
-        CheckpointError: the path is a folder without weights.
-    """
-    folder = path if path.is_dir() else path.parent
-    has_settings = (folder / huggingface.CONFIG).is_file()
-    settings = [folder / name for name in huggingface.FILES if has_settings and (folder / name).is_file()]
-    return [*(_weight_files(path) if path.is_dir() else [path]), *settings]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the file with the weights, or the shards that an index lists."""
-    for name in hub.FOLDER_WEIGHTS:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            try:
-                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-                missing = [shard for shard in shards if not (folder / Path(shard).name).is_file()]
-            except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as err:
-                raise CheckpointError(f"{index} is damaged; download or save the folder again") from err
-            if missing:
-                raise CheckpointError(
-                    f"{folder} has no {missing[0]}, which {index.name} lists; download or save the folder again"
-                )
-            return [folder / Path(shard).name for shard in shards]
-    raise CheckpointError(
-        f"{folder} contains no {' or '.join(hub.FOLDER_WEIGHTS)}; give a folder that save_pretrained wrote"
-    )
 
 
 def _from_hugging_face(folder: Path, state_dict: Mapping[str, Tensor], path: Path, sha256: str) -> Checkpoint:

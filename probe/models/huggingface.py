@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from probe.errors import CheckpointError
+from probe.models.architectures import architecture_of
 from probe.models.preprocess import MEAN, STD, Preprocess
 from probe.models.tokenizer import Tokenizer, read_merges
-from probe.models.towers import ACTIVATIONS, MLP_RATIO, architecture_of
+from probe.models.towers import ACTIVATIONS, MLP_RATIO
 from probe.specs import Architecture
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from probe.errors import CheckpointError, ChecksumError
 from probe.fetch import fetch, weights_sha256
 from probe.models import get_model, open_clip, resolve_model, split_key
 from probe.models.archive import is_archive
-from probe.models.checkpoints import Checkpoint, list_checkpoint_files, naming_unreadable, read_checkpoint
+from probe.models.checkpoint_files import list_checkpoint_files, naming_unreadable
+from probe.models.checkpoints import Checkpoint, read_checkpoint
 from probe.models.devices import Execution, resolve_execution
 from probe.models.encoder import ImageEncoder, dtypes_of, tensors_sha256
 from probe.models.families import find_family

@@ -24,17 +24,17 @@ from probe.fetch import weights_sha256
 from probe.models import OPEN_CLIP
 from probe.models.archive import is_archive
 from probe.models.assumptions import warn_once
-from probe.models.checkpoints import SAFETENSORS, naming_unreadable, read_model
+from probe.models.checkpoint_files import naming_unreadable
+from probe.models.checkpoints import read_model
 from probe.models.devices import META, Execution
 from probe.models.encoder import dtypes_of
-from probe.models.open_clip_config import LOCAL, OPEN_CLIP_CONFIG, WEIGHTS, find_weights, read_config
+from probe.models.open_clip_config import OPEN_CLIP_CONFIG, read_config
 from probe.models.open_clip_names import ZooSource, import_open_clip, parse
+from probe.models.open_clip_weights import DEFAULT_ORIGIN, fetch_zoo_weights, find_config_folder, name_for_open_clip
 from probe.models.preprocess import INTERPOLATIONS, RESIZES, Preprocess
 from probe.models.unwrapping import WHOLE, Candidate
-from probe.specs import digest
 
 PREPROCESS_SETTINGS = ("mean", "std", "interpolation", "resize_mode")  # open_clip's image settings without the size
-DEFAULT_ORIGIN = "open_clip's default"
 # Errors that open_clip raises for a configuration or weights that it cannot use.
 FAILURES = (
     *(RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError, ImportError, OSError),
@@ -217,22 +217,6 @@ def _without_useless_warnings() -> Iterator[None]:
         root.removeFilter(is_useful)
 
 
-def name_for_open_clip(source: ZooSource, *, offline: bool) -> str:
-    """Return the architecture as open_clip expects it: its name, or the folder of its configuration."""
-    return source.architecture or f"{LOCAL}{_config_folder(source, offline=offline)}"
-
-
-def _config_folder(source: ZooSource, *, offline: bool) -> Path:
-    """Return the folder with the configuration, after checking that the configuration is complete."""
-    if source.repo:
-        folder = hub.fetch_repository(source.repo, [[OPEN_CLIP_CONFIG]], offline=offline)
-    else:
-        assert source.path is not None
-        folder = source.path if source.path.is_dir() else source.path.parent
-    read_config(folder)
-    return folder
-
-
 def _find_settings(source: ZooSource, *, offline: bool) -> OpenClipSettings:
     """Return the settings of a model's preprocessing, by the first rule that applies.
 
@@ -243,7 +227,7 @@ def _find_settings(source: ZooSource, *, offline: bool) -> OpenClipSettings:
     4. Otherwise open_clip's default, with a warning.
     """
     if not source.architecture:
-        values = read_config(_config_folder(source, offline=offline)).preprocess_cfg
+        values = read_config(find_config_folder(source, offline=offline)).preprocess_cfg
         if set(values) & set(PREPROCESS_SETTINGS):
             return OpenClipSettings(values, OPEN_CLIP_CONFIG)
     elif source.own_preprocess:
@@ -288,61 +272,3 @@ def _three_numbers(values: Any) -> tuple[float, float, float] | None:
         return None
     red, green, blue = values
     return red, green, blue
-
-
-def is_zoo_model_here(source: str) -> bool:
-    """Return True if the weights need no download."""
-    zoo_source = parse(source)
-    return zoo_source.path is not None or hub.has_cached_file(*_published_files(zoo_source))
-
-
-def _published_files(source: ZooSource) -> tuple[str, tuple[str, ...]]:
-    """Return the repository of a model and the possible names of its weights, best first.
-
-    Safetensors files come first, because they cannot contain code.
-    """
-    if source.repo:
-        return source.repo, WEIGHTS
-    settings = import_open_clip().get_pretrained_cfg(source.architecture, source.tag)
-    repo, _, file = settings.get("hf_hub", "").rpartition("/")
-    if not repo:
-        raise CheckpointError(
-            f"open_clip has no repository for {source}; download the weights and give open_clip:ARCH/PATH"
-        )
-    return repo, (f"{Path(file).stem}{SAFETENSORS}", file) if file else WEIGHTS
-
-
-def fetch_zoo_weights(source: ZooSource, *, offline: bool) -> tuple[Path, str]:
-    """Return the path of the weights, after a download if necessary, and their licence, empty if it is not known.
-
-    Raises:
-        CheckpointError, DownloadError, ChecksumError: the message says what to do.
-    """
-    if source.path is not None:
-        path = find_weights(source.path) if source.path.is_dir() else source.path
-        return path, "" if source.architecture else hub.read_license(path.parent)
-    repo, files = _published_files(source)
-    folder = hub.fetch_repository(repo, [[file] for file in files], [OPEN_CLIP_CONFIG, hub.CARD], offline=offline)
-    return next(folder / file for file in files if (folder / file).is_file()), hub.read_license(folder)
-
-
-def identify_zoo_weights(source: str, *, offline: bool) -> str:
-    """Return a digest of all that determines the features of a model: the weights and the settings.
-
-    Raises:
-        CheckpointError, DownloadError, ChecksumError: the message says what to do.
-    """
-    zoo_source = parse(source)
-    path, _ = fetch_zoo_weights(zoo_source, offline=offline)
-    if not zoo_source.architecture:
-        zoo_source = ZooSource(path=path, key=zoo_source.key)
-    facts = {"architecture": zoo_source.architecture, "tag": zoo_source.tag, "sha256": weights_sha256(path)}
-    if zoo_source.key:
-        facts["key"] = zoo_source.key
-    if zoo_source.own_preprocess:
-        facts["preprocess"] = DEFAULT_ORIGIN
-    if not zoo_source.architecture:
-        facts["config"] = weights_sha256(_config_folder(zoo_source, offline=offline) / OPEN_CLIP_CONFIG)
-    if "multimodal_cfg" in import_open_clip().get_model_config(name_for_open_clip(zoo_source, offline=offline)):
-        facts["projected"] = "unit length"  # CoCa models; earlier versions cached features that were not normalised
-    return digest(facts)

@@ -7,7 +7,7 @@ from typing import Any
 
 from probe.errors import DownloadError
 from probe.fetch import file_sha256
-from probe.models import open_clip, open_clip_names, open_clip_towers
+from probe.models import open_clip, open_clip_names, open_clip_towers, open_clip_weights
 from probe.models.devices import META, Execution
 from probe.models.encoder import ImageEncoder
 from probe.models.families import Family
@@ -30,11 +30,11 @@ class OpenClipFamily(Family):
 
     def is_here(self, spec: ModelSpec) -> bool:
         """Return True if the model needs no download."""
-        return open_clip.is_zoo_model_here(spec.source)
+        return open_clip_weights.is_zoo_model_here(spec.source)
 
     def identify_weights(self, spec: ModelSpec, *, offline: bool) -> str:
         """Return a digest of the weights and the settings."""
-        return open_clip.identify_zoo_weights(spec.source, offline=offline)
+        return open_clip_weights.identify_zoo_weights(spec.source, offline=offline)
 
     def load_tower(self, spec: ModelSpec, execution: Execution, *, offline: bool) -> ImageEncoder:
         """Load the image tower."""
@@ -45,7 +45,9 @@ class OpenClipFamily(Family):
         """Return sizes and cost, and digest and licence of weights on this machine."""
         facts: dict[str, Any] = {}
         if is_here:
-            path, facts["license"] = open_clip.fetch_zoo_weights(open_clip_names.parse(spec.source), offline=True)
+            path, facts["license"] = open_clip_weights.fetch_zoo_weights(
+                open_clip_names.parse(spec.source), offline=True
+            )
             facts["sha256"] = file_sha256(path)
         sizes = self.measure_sizes(spec)
         return facts if sizes is None else facts | sizes.describe()

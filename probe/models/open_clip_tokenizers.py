@@ -16,9 +16,10 @@ from probe import hub
 from probe.environment import package_version
 from probe.errors import CheckpointError, ExtraMissingError, TextError, summarize
 from probe.fetch import weights_sha256
-from probe.models.open_clip import FAILURES, name_for_open_clip
+from probe.models.open_clip import FAILURES
 from probe.models.open_clip_config import LOCAL
 from probe.models.open_clip_names import import_open_clip, parse
+from probe.models.open_clip_weights import name_for_open_clip
 from probe.specs import digest
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # a tokenizer has at least one of these files

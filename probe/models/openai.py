@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from probe.errors import CheckpointError
+from probe.models.architectures import architecture_of
 from probe.models.archive import check_program
 from probe.models.devices import Execution
-from probe.models.towers import CLIP, WithoutInitialization, architecture_of, convert_weights
+from probe.models.towers import CLIP, WithoutInitialization, convert_weights
 from probe.paths import is_utf8
 from probe.specs import Architecture
 

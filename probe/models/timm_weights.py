@@ -18,7 +18,8 @@ from torch.hub import HASH_REGEX
 from probe import hub
 from probe.errors import CheckpointError, ChecksumError, ProbeError, listed, summarize
 from probe.fetch import fetch, file_sha256
-from probe.models.checkpoints import SAFETENSORS, naming_unreadable, read_model
+from probe.models.checkpoint_files import SAFETENSORS, naming_unreadable
+from probe.models.checkpoints import read_model
 from probe.models.timm_names import TimmSource, find_config, import_timm
 from probe.models.unwrapping import Candidate
 

@@ -1,4 +1,4 @@
-"""The CLIP towers as ordinary modules: vision transformer, modified ResNet, text transformer.
+"""The CLIP towers as ordinary modules: vision transformer, text transformer, and the ResNet of `resnet.py`.
 
 The modules have the names, attributes and layout of OpenAI's modules. A published state dict therefore loads without
 renaming, and code that was written for OpenAI's package runs. Transformers take (tokens, n, width); `layout.py`
@@ -11,7 +11,7 @@ Source of the architectures: Radford et al. 2021 (arXiv 2103.00020), section 2.4
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ import torch.nn.functional as F  # noqa: N812 - the name the whole field uses fo
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from probe.errors import CheckpointError, TextError
+from probe.errors import TextError
+from probe.models.resnet import Bottleneck, ModifiedResNet
 from probe.specs import Architecture
 
 
@@ -169,116 +170,6 @@ class VisionTransformer(nn.Module):
         return self.project(self.pre_projection(x))
 
 
-class Bottleneck(nn.Module):
-    """A ResNet bottleneck whose stride is an average pool, so that no convolution skips pixels."""
-
-    expansion = 4
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        out_channels = channels * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu1 = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.relu2 = nn.ReLU(inplace=True)
-        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
-        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
-        self.relu3 = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
-        if stride > 1 or in_channels != out_channels:
-            shortcut = nn.Sequential()
-            # The published state dicts use the names "-1", "0" and "1".
-            shortcut.add_module("-1", nn.AvgPool2d(stride))
-            shortcut.add_module("0", nn.Conv2d(in_channels, out_channels, 1, bias=False))
-            shortcut.add_module("1", nn.BatchNorm2d(out_channels))
-            self.downsample = shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block: (n, in_channels, h, w) -> (n, 4 * channels, h / stride, w / stride)."""
-        out = self.relu1(self.bn1(self.conv1(x)))
-        out = self.relu2(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(self.avgpool(out)))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu3(out + shortcut)
-
-
-class AttentionPool(nn.Module):
-    """Attention pooling of a feature map. The only query is the mean of the map; `c_proj` is the projection."""
-
-    def __init__(self, side: int, width: int, heads: int, embed_dim: int) -> None:
-        super().__init__()
-        self.num_heads = heads
-        self.positional_embedding = nn.Parameter(torch.randn(side * side + 1, width) / width**0.5)
-        self.k_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.c_proj = nn.Linear(width, embed_dim)
-
-    def pre_projection(self, x: Tensor) -> Tensor:
-        """Return the input of `c_proj`, (n, width), for a feature map (n, width, h, w)."""
-        x = x.flatten(2).transpose(1, 2)  # (n, h * w, width)
-        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding.to(x.dtype)
-        q, k, v = (self._split(y) for y in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)))
-        return F.scaled_dot_product_attention(q, k, v).flatten(1)  # (n, heads, 1, head_dim) -> (n, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool and project a feature map: (n, width, h, w) -> (n, embed_dim)."""
-        return self.c_proj(self.pre_projection(x))
-
-    def _split(self, x: Tensor) -> Tensor:
-        n, tokens, width = x.shape
-        split = x.view(n, tokens, self.num_heads, width // self.num_heads)
-        return split.transpose(1, 2)  # (n, num_heads, tokens, head_dim)
-
-
-class ModifiedResNet(nn.Module):
-    """The ResNet image tower: three-convolution stem, anti-aliased strides, attention pooling."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        width, layers, heads = architecture.vision_width, architecture.vision_layers, architecture.vision_heads
-        assert isinstance(layers, tuple)
-        self.input_resolution = architecture.image_resolution
-        self.output_dim = architecture.embed_dim
-        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width // 2)
-        self.relu1 = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width // 2)
-        self.relu2 = nn.ReLU(inplace=True)
-        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width)
-        self.relu3 = nn.ReLU(inplace=True)
-        self.avgpool = nn.AvgPool2d(2)
-        self.layer1 = _make_stage(width, width, layers[0], stride=1)
-        self.layer2 = _make_stage(width * 4, width * 2, layers[1], stride=2)
-        self.layer3 = _make_stage(width * 8, width * 4, layers[2], stride=2)
-        self.layer4 = _make_stage(width * 16, width * 8, layers[3], stride=2)
-        self.attnpool = AttentionPool(self.input_resolution // 32, width * 32, heads, self.output_dim)
-
-    def pre_projection(self, x: Tensor) -> Tensor:
-        """Return the input of the attention pool's last layer, (n, 32 * width), for (n, 3, r, r) normalised pixels."""
-        return self.attnpool.pre_projection(self._feature_map(x))
-
-    def project(self, pre_projection: Tensor) -> Tensor:
-        """Project (n, 32 * width) to (n, embed_dim)."""
-        return self.attnpool.c_proj(pre_projection)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the projected features, (n, embed_dim), of (n, 3, r, r) normalised pixels of any float dtype."""
-        return self.attnpool(self._feature_map(x.to(self.conv1.weight.dtype)))
-
-    def _feature_map(self, x: Tensor) -> Tensor:
-        x = self.relu1(self.bn1(self.conv1(x)))
-        x = self.relu2(self.bn2(self.conv2(x)))
-        x = self.avgpool(self.relu3(self.bn3(self.conv3(x))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (n, 32 * width, r / 32, r / 32)
-
-
 class WithoutInitialization(TorchFunctionMode):
     """Context in which new modules get no initial values, because weights are loaded into them.
 
@@ -293,11 +184,6 @@ class WithoutInitialization(TorchFunctionMode):
         if getattr(func, "__module__", None) == nn.init.__name__:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
-
-
-def _make_stage(in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
-    first = Bottleneck(in_channels, channels, stride)
-    return nn.Sequential(first, *(Bottleneck(4 * channels, channels, stride=1) for _ in range(blocks - 1)))
 
 
 class CLIP(nn.Module):
@@ -415,79 +301,3 @@ def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> Non
             cast = [own[name] for name in ("proj", "text_projection") if name in own]
         for parameter in cast:
             parameter.data = parameter.data.to(dtype)
-
-
-def architecture_of(state_dict: Mapping[str, Tensor]) -> Architecture:
-    """Return the architecture of the model that a state dict belongs to.
-
-    The shapes of the tensors give the sizes. The activation and the widths of the heads are taken from OpenAI's models,
-    because a state dict does not contain them.
-
-    Raises:
-        CheckpointError: a tensor that gives a size is missing or has a wrong shape; the message names the tensor.
-    """
-    text_width, embed_dim = _shape(state_dict, "text_projection", 2)
-    architecture = Architecture(
-        embed_dim=embed_dim,
-        context_length=_shape(state_dict, "positional_embedding", 2)[0],
-        vocab_size=_shape(state_dict, "token_embedding.weight", 2)[0],
-        transformer_width=text_width,
-        transformer_layers=_count_blocks(state_dict, "transformer.resblocks."),
-        transformer_mlp_width=_mlp_width(state_dict, "transformer", text_width),
-        **_vision_sizes(state_dict),
-    )
-    for tower, width, head in (
-        ("image", architecture.pre_projection_dim, architecture.vision_head_width),
-        ("text", architecture.transformer_width, architecture.transformer_head_width),
-    ):
-        if width < head:
-            raise CheckpointError(
-                f"the {tower} tower is {width} channels wide, but one attention head needs {head}; "
-                "give the weights of a CLIP model"
-            )
-    return architecture
-
-
-def _vision_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    if any(name.startswith("visual.transformer.") for name in state_dict):
-        width, _, _, patch = _shape(state_dict, "visual.conv1.weight", 4)
-        return {
-            "image_resolution": _side(state_dict, "visual.positional_embedding") * patch,
-            "vision_layers": _count_blocks(state_dict, "visual.transformer.resblocks."),
-            "vision_width": width,
-            "vision_patch_size": patch,
-            "vision_mlp_width": _mlp_width(state_dict, "visual.transformer", width),
-        }
-    return {
-        "image_resolution": _side(state_dict, "visual.attnpool.positional_embedding") * 32,
-        "vision_layers": tuple(_count_blocks(state_dict, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
-        "vision_width": _shape(state_dict, "visual.layer1.0.conv1.weight", 4)[0],
-        "vision_patch_size": None,
-    }
-
-
-def _mlp_width(state_dict: Mapping[str, Tensor], transformer: str, width: int) -> int | None:
-    """Return the hidden width of the first block's MLP; None if it is four times the width, or if no block exists."""
-    name = f"{transformer}.resblocks.0.mlp.c_fc.bias"
-    hidden = _shape(state_dict, name, 1)[0] if name in state_dict else None
-    return None if hidden == MLP_RATIO * width else hidden
-
-
-def _side(state_dict: Mapping[str, Tensor], name: str) -> int:
-    """Return the side of the square grid of positions. One extra position belongs to the class token or the mean."""
-    return math.isqrt(_shape(state_dict, name, 2)[0] - 1)
-
-
-def _shape(state_dict: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
-    if name not in state_dict:
-        raise CheckpointError(f"the state dict has no {name!r}; give the weights of a whole CLIP model")
-    shape = tuple(state_dict[name].shape)
-    if len(shape) != ndim or 0 in shape:
-        raise CheckpointError(
-            f"{name!r} has the shape {shape}, but {ndim} nonzero sizes were expected; give the weights of a CLIP model"
-        )
-    return shape
-
-
-def _count_blocks(state_dict: Mapping[str, Tensor], prefix: str) -> int:
-    return len({key.removeprefix(prefix).split(".")[0] for key in state_dict if key.startswith(prefix)})

@@ -11,7 +11,8 @@ from torch import nn
 
 from probe import hub
 from probe.fetch import weights_sha256
-from probe.models.checkpoints import digest_weights, list_checkpoint_files, naming_unreadable, read_folder_tensors
+from probe.models.checkpoint_files import digest_weights, list_checkpoint_files, naming_unreadable
+from probe.models.checkpoints import read_folder_tensors
 from probe.models.devices import META, Execution
 from probe.models.encoder import ImageEncoder, dtypes_of, measure_widths
 from probe.models.families import Family

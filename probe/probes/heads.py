@@ -9,30 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from probe.decoder import decode
-from probe.errors import HeadError, HeadMissingError, ProbeError, listed, summarize
-from probe.models import get_model
+from probe.errors import HeadError, listed
 from probe.models.encoder import ImageEncoder
 from probe.probes.fits import Weights, normalized
 from probe.probes.head_precision import round_weights
-from probe.probes.protocol_checks import check_protocol
 from probe.probes.result import ProbeResult
 from probe.records.record import head_path, record_path, write_bytes
 from probe.records.schema import DoneRecord, PreprocessRecord
-from probe.records.supplied import PREFIX, AboutFeatures
-from probe.specs import KNN, SUPPLIED, ZERO_SHOT, ModelSpec, Protocol, canonical_json
+from probe.specs import ZERO_SHOT, ModelSpec, Protocol
 from probe.stats.metrics import takes_several_labels
 from probe.stats.top_classes import SIGMOID, SOFTMAX, to_probabilities
 
@@ -41,7 +32,6 @@ if TYPE_CHECKING:
 
     from probe.datasets.images import Images
     from probe.features.arrays import Features
-    from probe.features.files import FeatureFile
     from probe.probes.prediction import Predictions
 
 HEAD_VERSION = 1
@@ -298,71 +288,6 @@ def describe_heads(
     return heads
 
 
-def check_single_fit(protocol: Protocol, num_folds: int) -> None:
-    """Check that a probe on a file of features has one head.
-
-    Raises:
-        HeadError: the protocol fits nothing, or there are several draws or folds.
-    """
-    num = num_folds * (protocol.num_seeds if protocol.shots else 1)
-    if protocol.method == KNN or num > 1:
-        what = "has no weights" if protocol.method == KNN else f"has {num} heads, one for each fold or draw"
-        raise HeadError(f"a probe by the protocol {protocol.name} {what}; use a protocol with a single fit")
-
-
-def describe_head_of_file(
-    content: FeatureFile,
-    result: ProbeResult,
-    protocol: Protocol,
-    test: Features,
-    *,
-    said: AboutFeatures | None = None,
-) -> Head:
-    """Return the head of a probe that was fitted on a file of features.
-
-    Args:
-        content: the features of the file, with the description in it, see `Extraction.about`.
-        result: the probe, of one fold and a protocol that `check_single_fit` accepts.
-        protocol: its protocol.
-        test: the test images that the probe was scored on.
-        said: statements of the user, which replace the description. A model that the description does not name is an
-            encoder of supplied features, as in records.
-
-    Raises:
-        HeadError: the description is damaged.
-    """
-    weights, about = round_weights(result, test, protocol), content.about
-    labels = result.label_values or tuple(range(len(weights.bias)))
-    read, encoder = about.get("read") or {}, about.get("encoder") or {}
-    stated = said.class_names if said is not None else ()
-    names = content.class_names or stated or read.get("class_names") or ()
-    info = {
-        "dataset": about.get("dataset", ""),
-        "class_names": [names[label] for label in labels] if len(names) > max(labels) else (),
-        "labels": labels,
-        "is_multi_label": test.y.ndim == 2,
-        "model": None,
-        "weights": about.get("weights") or "",
-        "preprocess": encoder.get("preprocess"),
-        "mode": about.get("mode", ""),
-        "precision": about.get("precision", ""),
-        "protocol": protocol,
-        "solver": result.solver,
-        "C": result.C,
-    }
-    try:
-        with suppress(ProbeError):  # a file that has moved; `predict --model` names its place
-            info["model"] = get_model(about["model"]) if about.get("model") else None
-        if said is not None:
-            info |= {"dataset": said.dataset, "precision": said.precision}
-            if said.model != about.get("model"):
-                own = ModelSpec(f"{PREFIX}{said.model}", SUPPLIED, "", license=said.license)
-                info |= {"model": own, "weights": said.weights_sha256, "preprocess": None, "mode": ""}
-        return Head(weights, decode(json.loads(canonical_json(info)), HeadInfo))
-    except (ValueError, TypeError) as err:
-        raise HeadError(f"the description in the file of features is damaged ({summarize(err)})") from err
-
-
 def write_heads(heads: Mapping[Path, bytes], results_dir: Path) -> None:
     """Write the heads of a run below a results folder.
 
@@ -373,66 +298,6 @@ def write_heads(heads: Mapping[Path, bytes], results_dir: Path) -> None:
         write_bytes(results_dir / path, content)
 
 
-def load_head(path: str | Path) -> Head:
-    """Read a head that `run --save-heads` or `fit --save-head` wrote.
-
-    Raises:
-        HeadMissingError: the file does not exist.
-        HeadError: the file cannot be read, or is damaged, not a head, or of a later version.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as err:
-        kind = HeadMissingError if isinstance(err, FileNotFoundError) else HeadError
-        raise kind(f"cannot read {path} ({err.strerror or err}); give the {SUFFIX} file of a head") from err
-    try:
-        tensors, text = load_tensors(data), _metadata(data).get(METADATA)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as err:
-        raise HeadError(f"{path} is damaged or not a safetensors file ({summarize(err)}); save the head again") from err
-    if text is None:
-        raise HeadError(f"{path} is a safetensors file without a head; give a file that --save-heads wrote")
-    try:
-        plain = json.loads(text)
-        if isinstance(plain, dict) and isinstance(plain.get("version"), int) and plain["version"] > HEAD_VERSION:
-            raise HeadError(f"{path} has version {plain['version']}, newer than {HEAD_VERSION}; update probe")
-        info = decode(plain, HeadInfo)
-        weight, bias = tensors["weight"], tensors["bias"]
-        if {weight.dtype, bias.dtype} not in ({np.dtype(np.float32)}, {np.dtype(np.float64)}):
-            raise ValueError(f"weight {weight.dtype} and bias {bias.dtype} are not both float32 or both float64")
-        weights = Weights(weight.astype(np.float64), bias.astype(np.float64))
-        _check_content(weights, info)
-    except (ValueError, KeyError, RecursionError, msgspec.ValidationError) as err:
-        raise (
-            err
-            if isinstance(err, HeadError)
-            else HeadError(f"{path} is damaged: {summarize(err)}; save the head again")
-        ) from err
-    return Head(weights, info)
-
-
 def _in_words(value: object) -> str:
     """Return a value of the preprocessing to read. Means and standard deviations have a number for each colour."""
     return " ".join(f"{number:.4g}" for number in value) if isinstance(value, tuple) else str(value)
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """Return the texts in the header of a safetensors file, whose first 8 bytes are the length of the JSON header."""
-    size = int.from_bytes(data[:8], "little")
-    found: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-    return found
-
-
-def _check_content(weights: Weights, info: HeadInfo) -> None:
-    """Raise ValueError if the weights and the description of a head do not fit together."""
-    num = len(info.labels)
-    if weights.weight.ndim != 2 or {len(weights.weight), *weights.bias.shape} != {num}:
-        raise ValueError(f"weight {weights.weight.shape} and bias {weights.bias.shape} do not fit {num} classes")
-    if info.class_names and len(info.class_names) != num:
-        raise ValueError(f"{len(info.class_names)} class names do not fit {num} classes")
-    if num < 2 or any(after <= before for before, after in pairwise((-1, *info.labels))):
-        raise ValueError(f"the labels {listed(info.labels)} are not two or more ascending integers >= 0")
-    if not np.isfinite(weights.weight).all() or not (weights.bias < np.inf).all() or weights.bias.max() == -np.inf:
-        raise ValueError("a weight is not finite")
-    if info.mode not in ("", "eager", "jit", "compiled"):
-        raise ValueError(f"mode {info.mode!r} is not one of eager, jit and compiled")
-    check_protocol(info.protocol, where="its protocol")

@@ -2,7 +2,8 @@
 
 import torch
 
-from probe.models.towers import CLIP, Bottleneck
+from probe.models.resnet import Bottleneck
+from probe.models.towers import CLIP
 from probe.specs import Architecture
 
 SMALL_VIT = (

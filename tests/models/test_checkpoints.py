@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 
 from probe.errors import MAX_MESSAGE, CheckpointError, CheckpointMissingError
 from probe.models import get_model
+from probe.models.architectures import architecture_of
 from probe.models.archive import is_archive
 from probe.models.checkpoints import read_checkpoint, read_model
 from probe.models.loading import load_clip
 from probe.models.openai import save_archive
-from probe.models.towers import architecture_of
 
 
 @pytest.fixture(scope="module")

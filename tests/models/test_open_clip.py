@@ -23,6 +23,7 @@ import probe
 from probe.errors import CheckpointError, CheckpointMissingError, DeviceError
 from probe.models import get_model, open_clip_towers
 from probe.models import open_clip as zoo
+from probe.models.architectures import architecture_of
 from probe.models.assumptions import check_assumptions
 from probe.models.description import describe_model
 from probe.models.devices import resolve_execution
@@ -30,7 +31,6 @@ from probe.models.loading import identify, load_clip, load_encoder
 from probe.models.open_clip_config import OPEN_CLIP_CONFIG
 from probe.models.openai import check_weights
 from probe.models.preprocess import MEAN, STD, Preprocess
-from probe.models.towers import architecture_of
 
 CPU = resolve_execution("cpu")
 # Two heads of 80 channels (ViT-H/14 has sixteen). OpenAI's rule would give two heads of 64 channels and a remainder.

@@ -6,10 +6,10 @@ import torch
 from make.clips import SMALL_RESNET, SMALL_VIT, random_clip
 
 from probe.errors import CheckpointError
+from probe.models.architectures import architecture_of
 from probe.models.checkpoints import read_model
 from probe.models.devices import resolve_execution
 from probe.models.openai import build_model, expose_pre_projection, load_archive, save_archive, trace_archive
-from probe.models.towers import architecture_of
 
 CPU = resolve_execution("cpu")
 

@@ -14,11 +14,11 @@ from train import Settings, architecture, learn_merges, train, write_merges
 from probe.datasets.opening import open_dataset
 from probe.features.arrays import Features
 from probe.models import get_model
+from probe.models.architectures import architecture_of
 from probe.models.archive import is_archive
 from probe.models.checkpoints import read_model
 from probe.models.loading import load_clip
 from probe.models.tokenizer import Tokenizer, read_merges
-from probe.models.towers import architecture_of
 from probe.probes.fit import fit_probe
 from probe.runner import run
 from probe.tiny import ARCHIVE, MERGES

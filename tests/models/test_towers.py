@@ -6,8 +6,10 @@ import torch.nn.functional as F  # noqa: N812 - the name the whole field uses fo
 from make.clips import SMALL_RESNET, SMALL_VIT, random_clip
 
 from probe.errors import CheckpointError
+from probe.models.architectures import architecture_of
 from probe.models.catalog import MODELS
-from probe.models.towers import CLIP, AttentionPool, LayerNorm, architecture_of, convert_weights
+from probe.models.resnet import AttentionPool
+from probe.models.towers import CLIP, LayerNorm, convert_weights
 
 BOTH = pytest.mark.parametrize("architecture", [SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
 

@@ -13,7 +13,7 @@ from probe.features.arrays import Features
 from probe.features.extraction import Session, extract, prepare
 from probe.grid import plan
 from probe.probes.fit import fit_folds, fit_probe
-from probe.probes.heads import load_head
+from probe.probes.head_files import load_head
 from probe.probes.knn import NO_TEMPERATURE as KNN_REASON
 from probe.probes.knn import KNNSettings, fit_knn
 from probe.probes.zero_shot import NO_TEMPERATURE as ZERO_SHOT_REASON

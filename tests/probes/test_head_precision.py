@@ -6,8 +6,9 @@ from safetensors.numpy import load
 
 from probe.features.arrays import Features
 from probe.probes.fits import Weights
+from probe.probes.head_files import load_head
 from probe.probes.head_precision import round_weights
-from probe.probes.heads import Head, HeadInfo, load_head
+from probe.probes.heads import Head, HeadInfo
 from probe.probes.protocols import get_protocol
 from probe.probes.result import make_result
 

@@ -22,7 +22,8 @@ from probe.grid import plan
 from probe.models.loading import load_encoder
 from probe.probes.fit import fit_folds
 from probe.probes.fits import Weights
-from probe.probes.heads import METADATA, SUFFIX, Head, HeadInfo, describe_heads, load_head
+from probe.probes.head_files import load_head
+from probe.probes.heads import METADATA, SUFFIX, Head, HeadInfo, describe_heads
 from probe.probes.prediction import Prediction, Predictions, count_unknown, load_encoder_of, share_right
 from probe.progress import Progress
 from probe.records.packing import unpack_outcomes

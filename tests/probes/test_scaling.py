@@ -13,7 +13,8 @@ from probe.features.arrays import Features
 from probe.probes.cached_fits import FitCache
 from probe.probes.fit import fit_probe
 from probe.probes.fits import ROWS
-from probe.probes.heads import Head, HeadInfo, load_head
+from probe.probes.head_files import load_head
+from probe.probes.heads import Head, HeadInfo
 from probe.probes.scaling import fit_scaling
 from probe.probes.solvers.catalog import SOLVERS, get_solver
 from probe.specs import Protocol

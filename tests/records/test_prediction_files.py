@@ -21,7 +21,7 @@ from probe.datasets.opening import open_split
 from probe.errors import DatasetError, ResultsError
 from probe.grid import plan
 from probe.leaderboard.contact_sheets import make_contact_sheet
-from probe.probes.heads import load_head
+from probe.probes.head_files import load_head
 from probe.records.packing import unpack_outcomes
 from probe.records.prediction_files import WrongImage, find_errors, predictions_path, read_info
 from probe.records.record import head_path, record_path, run_path

@@ -30,10 +30,9 @@ import glob
 import posixpath
 import re
 import urllib.error
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +44,20 @@ from probe.datasets.fingerprints import of_files
 from probe.datasets.images import ImageDataset
 from probe.datasets.sources.labels import composed, indicators, shown, single
 from probe.datasets.sources.options import read_options
+from probe.datasets.sources.shard_names import (
+    COMPRESSED,
+    NUM_SHARDS,
+    Shards,
+    below_split,
+    divide_location,
+    divide_pattern,
+    expand_braces,
+    find_folders,
+    list_shards,
+    read_count,
+)
 from probe.datasets.sources.shards import Label, check_shard, compressed, read_image, read_index
-from probe.datasets.subsets import SUBSETS, choose_subsets, find_subsets, subset_of
+from probe.datasets.subsets import SUBSETS, choose_subsets
 from probe.errors import DatasetError, DatasetMissingError, DownloadError, listed
 from probe.fetch import fetch
 from probe.hub import is_repository
@@ -54,9 +65,7 @@ from probe.specs import DatasetSpec, Source, Subset, slug
 from probe.stats.metrics import takes_several_labels
 
 OPTIONS = ("revision", "metric", *SUBSETS)
-MAX_SHARDS = 1_000_000  # more names would fill the memory; such a pattern is a mistake
-CLASS_NAMES, NUM_SHARDS, KIND = "classnames.txt", "nshards.txt", "dataset_type.txt"
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+CLASS_NAMES, KIND = "classnames.txt", "dataset_type.txt"
 
 
 def make_spec(rest: str) -> DatasetSpec:
@@ -67,7 +76,7 @@ def make_spec(rest: str) -> DatasetSpec:
         DatasetError: an option or pattern is wrong, or the names of folders do not tell their subsets.
     """
     written, _, query = rest.partition("?")
-    location, pattern = _divide(written)
+    location, pattern = divide_location(written)
     folder = paths.expand_home(location)
     is_url = "://" in location
     is_local = not is_url and bool(written) and folder.is_dir()
@@ -80,9 +89,9 @@ def make_spec(rest: str) -> DatasetSpec:
     _check_location(name, location, is_url=is_url, is_local=is_local)
     names: list[str] = []
     if pattern:
-        found = _divide_pattern(pattern)
+        found = divide_pattern(pattern)
     elif is_local:
-        found, names = _find_folders(name, Path(location), options)
+        found, names = find_folders(name, Path(location), options)
     else:
         found = {"train": "train", "test": "test"}
     subsets = choose_subsets(name, options, found, names=names)
@@ -199,148 +208,6 @@ def _number(
     return shown(places, len(classes)), class_names
 
 
-@dataclass(frozen=True)
-class _Shards:
-    """Shards of a subset: their names relative to `folder`, and the commit of their repository, if any."""
-
-    folder: Path
-    names: Sequence[str]
-    revision: str = ""
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Expand braces as a shell does: `{08..10}` to 08, 09 and 10, `{a,b}` to a and b.
-
-    >>> expand_braces("{train,test}-{08..10}.tar")[:4]
-    ['train-08.tar', 'train-09.tar', 'train-10.tar', 'test-08.tar']
-
-    Raises:
-        DatasetError: a brace is not closed, is nested, or has a different form.
-    """
-    before, opening, rest = pattern.partition("{")
-    inner, closing, after = rest.partition("}")
-    if not opening and "}" not in pattern:
-        return [pattern]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
-    if not closing or "{" in inner or "}" in before or not (numbers or "," in inner):
-        raise DatasetError(f"{pattern!r} has braces of an unknown form; write {{000..012}} or {{a,b}}, not nested")
-    choices = inner.split(",")
-    if numbers:
-        first, last = numbers.groups()
-        is_padded = any(len(number) > 1 and number.startswith("0") for number in (first, last))
-        width = max(len(first), len(last)) if is_padded else 0
-        if int(last) - int(first) >= MAX_SHARDS:
-            raise DatasetError(f"{pattern!r} stands for more than {MAX_SHARDS} shards; write fewer")
-        choices = [f"{i:0{width}}" for i in range(int(first), int(last) + 1)]
-        if not choices:
-            raise DatasetError(f"{pattern!r} counts down from {first} to {last}; write the smaller number first")
-    if len(set(choices)) < len(choices):
-        raise DatasetError(f"{pattern!r} names a shard twice; write each once")
-    return [before + choice + end for choice in choices for end in expand_braces(after)]
-
-
-def _divide(location: str) -> tuple[str, str]:
-    """Return the folder, and the pattern of shards below it; the pattern is empty for a folder alone."""
-    if not location.endswith(".tar"):
-        return location, ""
-    folder, slash, _ = location.partition("{")[0].rpartition("/")
-    pattern = location.removeprefix(folder + slash)
-    return (folder + slash if "://" in folder else folder or slash or "."), pattern
-
-
-def _divide_pattern(pattern: str) -> dict[str, str]:
-    """Return subset -> pattern of its shards, if a brace names the subsets; otherwise all shards are one subset."""
-    for brace in re.findall(r"\{([^{}]*)\}", pattern):
-        names = brace.split(",")
-        strange = [name for name in names if subset_of(name) is None]
-        if 0 < len(strange) < len(names):
-            raise DatasetError(
-                f"{pattern!r}: {listed(map(repr, strange))} in the braces is not a usual name of train, val or test; "
-                "say which split each is with ?train=...&test=... after the folder of the shards"
-            )
-        if len(names) > 1 and not strange:
-            found = find_subsets(repr(pattern), names, given=())
-            return {subset: pattern.replace(f"{{{brace}}}", split) for subset, split in found.items()}
-    if len({name.rpartition("/")[0] for name in expand_braces(pattern)}) > 1:
-        raise DatasetError(
-            f"{pattern!r} names shards in several folders; name the folder of each subset with ?train=...&test=... "
-            "after the folder that contains them"
-        )
-    return {"all": pattern}
-
-
-def _find_folders(name: str, folder: Path, options: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return subset -> folder of its shards, below a local folder, and the names of all folders with shards."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and _tar_files(path))
-    given = [subset for subset in SUBSETS if subset in options]
-    found = find_subsets(name, names, given) if names else {}
-    if _tar_files(folder) and not ({"train"} < set(found) or given):
-        return {"all": "."}, []
-    if not found and not given:
-        if names:
-            raise DatasetError(
-                f"{folder} has shards in {listed(names)}; say which split each is with ?train=...&test=..."
-            )
-        _list_shards(folder, ".")  # raises an error that says what is wrong
-    return found, names
-
-
-def _tar_files(folder: Path) -> list[str]:
-    """Return the shards in a folder, in the order of the numbers in their names."""
-    names = [path.name for path in folder.iterdir() if path.suffix == ".tar" and not path.name.startswith(".")]
-    return sorted(names, key=lambda name: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", name)])
-
-
-def _list_shards(folder: Path, split: str) -> _Shards:
-    """Return the shards that a pattern or folder names.
-
-    Raises:
-        DatasetMissingError: there are no shards, or one is missing.
-        DatasetError: shards are compressed, belong to several series, have a gap in their numbers, or differ in number
-            from `nshards.txt`.
-    """
-    if split.endswith(".tar"):
-        names = expand_braces(split)
-        missing = next((name for name in names if not (folder / name).is_file()), None)
-        if missing:
-            raise DatasetMissingError(f"no shard at {folder / missing}; put it there, or correct the pattern {split!r}")
-        return _Shards(folder, names)
-    place = folder / split
-    names = _tar_files(place) if place.is_dir() else []
-    if not names:
-        if place.is_dir() and any(path.name.endswith(COMPRESSED) for path in place.iterdir()):
-            raise compressed(place)
-        raise DatasetMissingError(f"no shards in {place}; put *.tar files there, or name a different folder")
-    series = {re.sub(r"\d+", "*", name) for name in names}
-    if len(series) > 1:
-        raise DatasetError(
-            f"{place} has shards of several series, {listed(sorted(series))}; put the shards of each subset into a "
-            "folder, or name them as in wds:PATH?train=a-{00..12}.tar&test=b-{0..3}.tar"
-        )
-    numbers = {int(found[-1]) for name in names if (found := re.findall(r"\d+", name))}
-    gap = next(number for number in count(min(numbers, default=0)) if number not in numbers)
-    if min(numbers, default=2) <= 1 and gap < max(numbers):  # otherwise they are not a count, but for example dates
-        raise DatasetError(
-            f"{place} has shards up to number {max(numbers)}, but not {gap}; get it, or name the shards to use"
-        )
-    if (place / NUM_SHARDS).is_file():
-        said = _read_count(place / NUM_SHARDS)
-        if said != len(names):
-            raise DatasetError(f"{place / NUM_SHARDS} says {said} shards, and there are {len(names)}; get them again")
-    return _Shards(folder, [_below(split, name) for name in names])
-
-
-def _below(split: str, name: str) -> str:
-    return name if split == "." else f"{split}/{name}"
-
-
-def _read_count(path: Path) -> int:
-    text = path.read_text(encoding="utf-8", errors="replace").strip()
-    if not re.fullmatch(r"[0-9]+", text):
-        raise DatasetError(f"{path} has {text[:40]!r} instead of the number of shards; download it again")
-    return int(text)
-
-
 def _read_class_names(folder: Path) -> list[str]:
     """Read the names of the classes, one per line; empty if the file does not exist."""
     path = folder / CLASS_NAMES
@@ -348,18 +215,18 @@ def _read_class_names(folder: Path) -> list[str]:
     return [composed(line.strip()) for line in text.rstrip().split("\n")] if text.strip() else []
 
 
-def _locate(source: Source, subset: str, *, root: Path, offline: bool) -> _Shards:
+def _locate(source: Source, subset: str, *, root: Path, offline: bool) -> Shards:
     """Return the shards of a subset, downloaded if they are missing."""
     split = str(source.arguments(subset).get("split", subset))
     if "://" in source.location:
         return _fetch_from_server(source.location, split, root=root, offline=offline)
     if Path(source.location).is_absolute():
-        return _list_shards(Path(source.location), split)
+        return list_shards(Path(source.location), split)
     revision = str(dict(source.options).get("revision", ""))
     return hub.try_offline_first(partial(_fetch_from_hub, source.location, revision, subset, split), offline=offline)
 
 
-def _fetch_from_hub(repo: str, revision: str, subset: str, split: str, offline: bool) -> _Shards:
+def _fetch_from_hub(repo: str, revision: str, subset: str, split: str, offline: bool) -> Shards:
     snapshot = hub.look_up(repo, revision=revision, offline=offline)
     if split.endswith(".tar"):
         patterns = [glob.escape(name) for name in expand_braces(split)]
@@ -373,29 +240,29 @@ def _fetch_from_hub(repo: str, revision: str, subset: str, split: str, offline: 
             f"; there are some in {listed(folders)}: write ?{subset}=FOLDER" if folders else "; give a different one"
         )
         raise DatasetMissingError(f"{repo} has no shards {split}{where}")
-    also = [glob.escape(_below(split, NUM_SHARDS)), CLASS_NAMES]
+    also = [glob.escape(below_split(split, NUM_SHARDS)), CLASS_NAMES]
     folder = hub.fetch_files(snapshot, [*patterns, *also], offline=offline)
     try:
-        return replace(_list_shards(folder, split), revision=folder.name)
+        return replace(list_shards(folder, split), revision=folder.name)
     except DatasetError as err:
         if snapshot.is_known:
             raise
         raise DatasetMissingError(f"{repo} seems to be incomplete on this machine ({err})") from err
 
 
-def _fetch_from_server(base: str, split: str, *, root: Path, offline: bool) -> _Shards:
+def _fetch_from_server(base: str, split: str, *, root: Path, offline: bool) -> Shards:
     """Return the shards of an address, stored in a folder that is named after the address."""
     folder = root / "wds" / slug(base, is_path=True)
     _fetch_class_names(base, folder, offline=offline)
     if split.endswith(".tar"):
         names = expand_braces(split)
     else:
-        number = _below(split, NUM_SHARDS)
+        number = below_split(split, NUM_SHARDS)
         _fetch_file(base, number, folder, offline=offline)
-        names = [_below(split, f"{i}.tar") for i in range(_read_count(folder / number))]
+        names = [below_split(split, f"{i}.tar") for i in range(read_count(folder / number))]
     for name in names:
         _fetch_file(base, name, folder, offline=offline)
-    return _Shards(folder, names)
+    return Shards(folder, names)
 
 
 def _fetch_class_names(base: str, folder: Path, *, offline: bool) -> None:

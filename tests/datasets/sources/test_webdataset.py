@@ -23,7 +23,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from probe.datasets import get_dataset
 from probe.datasets.opening import open_dataset
-from probe.datasets.sources.webdataset import expand_braces
+from probe.datasets.sources.shard_names import expand_braces
 from probe.errors import DatasetError, DatasetMissingError
 
 CLASSES = ["red", "green", "blue"]
