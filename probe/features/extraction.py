@@ -6,7 +6,6 @@ feeds every encoder of one preprocessing, as far as the encoders fit into memory
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,24 +13,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from probe import paths
-from probe.datasets.images import ImageDataset
 from probe.datasets.opening import OpenedDataset, open_dataset
 from probe.errors import CheckpointError, ProbeError
 from probe.features import store
 from probe.features.arrays import Extraction
-from probe.features.chunks import Work
 from probe.features.description import describe_extraction
-from probe.features.jobs import EncoderKey, FeaturesKey, Job, JobKey, LazyEncoder, encoder_key, features_key
-from probe.features.passes import encode_group, without_frames
+from probe.features.groups import extract_missing
+from probe.features.jobs import EncoderKey, FeaturesKey, Job, JobKey, LazyEncoder, encoder_key, features_key, look_up
 from probe.features.pixels import find_split_leaks
-from probe.features.store import Entry, EntrySpec, cache_entries
+from probe.features.store import EntrySpec, cache_entries
 from probe.models.encoder import ImageEncoder
 from probe.models.loading import identify, load_encoder
-from probe.models.memory import device_memory
 from probe.models.text import TextEncoder, load_text_encoder
 from probe.progress import Progress, show_progress
 from probe.settings import DEFAULT_SETTINGS, Settings
@@ -41,7 +36,6 @@ from probe.stats.equal_images import Leaks
 if TYPE_CHECKING:
     from probe.features.text import Classifier
 
-logger = logging.getLogger(__name__)
 
 EncoderType = TypeVar("EncoderType", ImageEncoder, TextEncoder)
 
@@ -291,10 +285,11 @@ def _extract_all(
     for job_key, alike in keys.items():
         splits = tuple(split for split in SPLITS if any(split in key.splits for key in alike))
         try:
-            jobs[job_key] = _look_up(encoders[alike[0]], dataset.only(splits), session)
+            root = paths.cache_dir(session.settings.cache_dir)
+            jobs[job_key] = look_up(encoders[alike[0]], dataset.only(splits), root)
         except Exception as error:
             failures |= dict.fromkeys(alike, error)
-    _extract_missing([job for job in jobs.values() if job.missing], dataset, session.settings, progress)
+    extract_missing([job for job in jobs.values() if job.missing], dataset, session.settings, progress)
     for key in encoders.keys() - failures.keys():
         try:
             session.extracted[key] = _describe(jobs[key.job], dataset.only(key.splits), session.settings)
@@ -319,77 +314,3 @@ def _describe(job: Job, dataset: OpenedDataset, settings: Settings) -> Extractio
         },
         skip_corrupt=settings.skip_corrupt,
     )
-
-
-def _look_up(encoder: LazyEncoder, dataset: OpenedDataset, session: Session) -> Job:
-    """Find the cache entries of an encoder."""
-    started, root = time.perf_counter(), paths.cache_dir(session.settings.cache_dir)
-    job = Job(encoder, cache_entries(encoder.spec, encoder.weights, dataset))
-    for subset, wanted in job.wanted.items():
-        try:
-            entry = _find_entry(root, wanted, dataset.used[subset].images)
-        except Exception as error:
-            job.failures[subset] = error
-            continue
-        if entry is not None:
-            job.entries[subset] = entry
-    job.cached = set(job.entries)
-    if len(job.entries) == len(job.wanted):
-        folder = next(iter(job.entries.values())).path.parent
-        names = (encoder.spec.dataset.name, encoder.spec.model.name, encoder.spec.mode)
-        logger.debug("%s: the features are cached in %s", " / ".join(names), folder)
-    job.load_seconds += time.perf_counter() - started
-    return job
-
-
-def _find_entry(root: Path, wanted: EntrySpec, images: ImageDataset) -> Entry | None:
-    """Return a cache entry; None if it must be extracted."""
-    entry = store.find(root, wanted)
-    if entry is None and Work(root, wanted).finish_whole():  # all chunks are cached
-        entry = store.find(root, wanted)
-    if entry is not None and images.can_read_any(position for position, _ in entry.features.skipped):
-        logger.info("%s: an image that could not be read can be read now; extracting again", wanted)
-        folder, entry = entry.path, None
-        store.remove(root, folder)
-    return entry
-
-
-def _extract_missing(jobs: Sequence[Job], dataset: OpenedDataset, settings: Settings, progress: Progress) -> None:
-    """Load encoders in groups that fit into memory, and extract their features."""
-    progress.expect(sum(len(dataset.used[subset].images) for job in jobs for subset in job.missing))
-    for group in _load(jobs):
-        encode_group(group, dataset, settings, progress)
-
-
-def _load(jobs: Sequence[Job]) -> Iterator[list[Job]]:
-    """Load encoders in groups that fit into memory; jobs whose encoders cannot be loaded get the errors."""
-    group: list[Job] = []
-    largest = 0  # bytes of an encoder of the group
-    for job in jobs:
-        before = device_memory(job.spec.device).free
-        error = _try_to_load(job)
-        if error is not None and group:  # the memory may not hold one more encoder
-            yield group
-            group, largest = [], 0
-            error = _try_to_load(job)
-        if error is not None:
-            job.failures |= dict.fromkeys(job.missing, error)
-            continue
-        group.append(job)
-        after = device_memory(job.spec.device).free
-        largest = max(largest, before - after)
-        if after < 2 * largest:  # room for one more encoder of this size and for a batch
-            yield group
-            group, largest = [], 0
-    if group:
-        yield group
-
-
-def _try_to_load(job: Job) -> Exception | None:
-    started = time.perf_counter()
-    try:
-        job.encoder.load()
-    except Exception as err:
-        return without_frames(err)
-    job.load_seconds += time.perf_counter() - started
-    return None

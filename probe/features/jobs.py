@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
+from probe.datasets.images import ImageDataset
+from probe.datasets.opening import OpenedDataset
 from probe.errors import IncompleteError
-from probe.features.store import Entry, EntrySpec
+from probe.features import store
+from probe.features.chunks import Work
+from probe.features.store import Entry, EntrySpec, cache_entries
 from probe.models.encoder import ImageEncoder
 from probe.specs import DatasetSpec, ModelSpec, RunSpec
+
+logger = logging.getLogger(__name__)
 
 EncoderKey = tuple[ModelSpec, bool, str, str, bool]
 JobKey = tuple[DatasetSpec, EncoderKey, int]
@@ -103,3 +112,36 @@ class Job:
         if final or len(errors) < 2:
             return next(iter(final or errors), None)
         return IncompleteError("; ".join(map(str, errors)))
+
+
+def look_up(encoder: LazyEncoder, dataset: OpenedDataset, root: Path) -> Job:
+    """Find the cache entries of an encoder below the cache folder `root`."""
+    started = time.perf_counter()
+    job = Job(encoder, cache_entries(encoder.spec, encoder.weights, dataset))
+    for subset, wanted in job.wanted.items():
+        try:
+            entry = _find_entry(root, wanted, dataset.used[subset].images)
+        except Exception as error:
+            job.failures[subset] = error
+            continue
+        if entry is not None:
+            job.entries[subset] = entry
+    job.cached = set(job.entries)
+    if len(job.entries) == len(job.wanted):
+        folder = next(iter(job.entries.values())).path.parent
+        names = (encoder.spec.dataset.name, encoder.spec.model.name, encoder.spec.mode)
+        logger.debug("%s: the features are cached in %s", " / ".join(names), folder)
+    job.load_seconds += time.perf_counter() - started
+    return job
+
+
+def _find_entry(root: Path, wanted: EntrySpec, images: ImageDataset) -> Entry | None:
+    """Return a cache entry; None if it must be extracted."""
+    entry = store.find(root, wanted)
+    if entry is None and Work(root, wanted).finish_whole():  # all chunks are cached
+        entry = store.find(root, wanted)
+    if entry is not None and images.can_read_any(position for position, _ in entry.features.skipped):
+        logger.info("%s: an image that could not be read can be read now; extracting again", wanted)
+        folder, entry = entry.path, None
+        store.remove(root, folder)
+    return entry

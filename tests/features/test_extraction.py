@@ -22,7 +22,7 @@ from probe.cli import arguments
 from probe.cli.main import main
 from probe.datasets import images as image_module
 from probe.errors import CacheError, DatasetError, FeaturesError, IncompleteError
-from probe.features import extraction, store
+from probe.features import extraction, groups, jobs, store
 from probe.features.arrays import Extraction
 from probe.features.extraction import Session, extract_grid, find_entries
 from probe.features.inventory import survey
@@ -140,7 +140,8 @@ def test_the_time_of_encoding_texts_is_not_part_of_the_time_of_loading(tmp_path,
         seconds[0] += 1000.0
         return True
 
-    monkeypatch.setattr(extraction, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+    for module in (extraction, jobs, groups):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
     session = Session(Settings(cache_dir=tmp_path / "cache", offline=True))
     assert not extraction.prepare(specs, session, Progress(is_shown=False), is_ready=encode_texts)
     assert [one.seconds["load"] for one in session.extracted.values()] == [0.0, 0.0]
