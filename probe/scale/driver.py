@@ -32,8 +32,8 @@ from probe.records.prediction_files import check_predictions_dir, write_predicti
 from probe.records.record import check_writable, write_record
 from probe.records.schema import RunRecord
 from probe.runner import failure
-from probe.scale import estimates
 from probe.scale.cluster import Member, Workers, connected, cpus_per_gpu, error_line
+from probe.scale.needs import memory_of
 from probe.scale.units import ATTEMPTS, Queue, Unit, plan_units
 from probe.scale.worker import DriverEnvironment, MissingChunks, NotRunnable, UnitResult, Worker
 from probe.settings import DEFAULT_SETTINGS, Settings
@@ -129,7 +129,7 @@ class _Driver:
         rows = {row: with_sizes(row, data_dir=self.settings.data_dir) for row in {spec.dataset for spec in specs}}
         sized = [replace(spec, dataset=rows[spec.dataset]) for spec in specs]
         self.units = plan_units(specs, rows)
-        self.needs = dict(zip(self.units, map(estimates.memory_of, plan_units(sized)), strict=True))
+        self.needs = dict(zip(self.units, map(memory_of, plan_units(sized)), strict=True))
         self.queue = Queue(self.units)
         self.num_failed = 0  # number of failed units
         self.shown_at, self.num_shown = time.monotonic(), 0  # when the bar was updated, and the images that it shows

@@ -34,7 +34,7 @@ from probe.probes.cached_fits import FitCache
 from probe.progress import Progress
 from probe.records.schema import ErrorRecord, RunRecord
 from probe.runner import FinishedRun, has_prompts, run_all
-from probe.scale.estimates import PROCESS_BYTES, Memory
+from probe.scale.needs import PROCESS_BYTES, Memory
 from probe.scale.units import Unit
 from probe.settings import Settings
 

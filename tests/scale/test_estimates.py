@@ -16,18 +16,8 @@ from probe.probes.neighbours import BANK_BYTES, PRODUCT_BYTES
 from probe.records.record import write_record
 from probe.records.schema import EnvironmentRecord, ExtractionRecord, MeterRecord
 from probe.runner import run_grid as run_serially
-from probe.scale.estimates import (
-    PROCESS_BYTES,
-    Memory,
-    estimate_grid,
-    feature_bytes,
-    fit_shape,
-    fit_work,
-    hardware_of,
-    measure_rates,
-    memory_of,
-    num_scored,
-)
+from probe.scale.estimates import estimate_grid, fit_work, hardware_of, measure_rates
+from probe.scale.needs import PROCESS_BYTES, Memory, feature_bytes, fit_shape, memory_of, num_scored
 from probe.scale.units import plan_units
 from probe.settings import Settings
 

@@ -23,7 +23,7 @@ from probe.grid import plan
 from probe.models.memory import DeviceMemory
 from probe.records.schema import ErrorRecord
 from probe.scale import worker as worker_module
-from probe.scale.estimates import Memory, memory_of
+from probe.scale.needs import Memory, memory_of
 from probe.scale.units import plan_units
 from probe.scale.worker import DriverEnvironment, NotRunnable, Worker, is_expected, refuse_too_large, versions
 from probe.settings import Settings
