@@ -57,6 +57,27 @@ class SuppliedResults:
     records: Sequence[DoneRecord]
 
 
+@dataclass(frozen=True)
+class SuppliedSettings:
+    """Settings of probes on supplied features, and the places of what is written.
+
+    Args:
+        metric: metric of the scores; empty for the stated one, see `find_metric`.
+        solver: see `fit_features`, as `device`, `val_fraction`, `seed` and `cache_dir`.
+        head: file to write the fitted weights of a single protocol to; None for none.
+        results_dir: folder of records; None writes no record.
+    """
+
+    metric: str = ""
+    solver: str = DEFAULT_SOLVER
+    device: str = "auto"
+    val_fraction: float | None = None
+    seed: int = 0
+    head: Path | None = None
+    results_dir: Path | None = None
+    cache_dir: str | Path | None = None
+
+
 def open_features(
     features: str | Path | Mapping[str, Features], *, val_fraction: float | None = None, seed: int = 0
 ) -> SuppliedFeatures:
@@ -145,10 +166,7 @@ def fit_features(
         ResultsError: the results folder cannot be written to.
     """
     folder = paths.results_dir(results_dir)
-    results = fit_protocols(
-        features,
-        [protocol],
-        about=about,
+    settings = SuppliedSettings(
         solver=solver,
         device=device,
         val_fraction=val_fraction,
@@ -156,7 +174,7 @@ def fit_features(
         results_dir=folder,
         cache_dir=cache_dir,
     )
-    (record,) = results.records
+    (record,) = fit_protocols(features, [protocol], about, settings).records
     derived.write_tables_of(record, folder)
     return record
 
@@ -164,16 +182,8 @@ def fit_features(
 def fit_protocols(
     features: str | Path | Mapping[str, Features],
     protocols: Sequence[str | Protocol],
-    *,
-    about: str | Path | Mapping[str, Any] | None = None,
-    metric: str = "",
-    solver: str = DEFAULT_SOLVER,
-    device: str = "auto",
-    val_fraction: float | None = None,
-    seed: int = 0,
-    head: Path | None = None,
-    results_dir: Path | None = None,
-    cache_dir: str | Path | None = None,
+    about: str | Path | Mapping[str, Any] | None,
+    settings: SuppliedSettings,
 ) -> SuppliedResults:
     """Fit a probe on features by each protocol, and write the records, but no tables.
 
@@ -181,35 +191,30 @@ def fit_protocols(
         features: see `fit_features`.
         protocols: rules of the probes; a protocol that is named twice is fitted once.
         about: see `fit_features`. The statements are only needed for records and a head.
-        metric: metric of the scores; empty for the stated one, see `find_metric`.
-        solver: see `fit_features`.
-        device: see `fit_features`.
-        val_fraction: see `fit_features`.
-        seed: see `fit_features`.
-        head: file to write the fitted weights of a single protocol to; None for none.
-        results_dir: folder of records; None writes no record.
-        cache_dir: see `fit_features`.
+        settings: see `SuppliedSettings`.
 
     Raises:
         FeaturesError, UnknownNameError, ProtocolError, ResultsError: see `fit_features`.
         HeadError: the probe does not have exactly one head, or the description in the file is damaged.
     """
+    head, results_dir = settings.head, settings.results_dir
     named = {rules.name: rules for rules in (get_protocol(one) if isinstance(one, str) else one for one in protocols)}
     if results_dir is not None:
         check_writable(results_dir)
-    source = open_features(features, val_fraction=val_fraction, seed=seed)
+    source = open_features(features, val_fraction=settings.val_fraction, seed=settings.seed)
     if head is not None:
         (single,) = named.values()
         check_single_fit(single, len(source.folds))
     said = None
     if about is not None or results_dir is not None:
         said = find_about(about, source)
-        said = replace(said, metric=metric or said.metric)
-    fit_cache = FitCache(paths.cache_dir(cache_dir) / FITS)
-    scored_by = find_metric(said) if said is not None else metric or str(source.content.about.get("metric", "accuracy"))
-    own_device = str(resolve_execution(device).device)
+        said = replace(said, metric=settings.metric or said.metric)
+    fit_cache = FitCache(paths.cache_dir(settings.cache_dir) / FITS)
+    stated = settings.metric or str(source.content.about.get("metric", "accuracy"))
+    metric = find_metric(said) if said is not None else stated
+    device = str(resolve_execution(settings.device).device)
     fitted = [
-        fit_protocol(source, rules, metric=scored_by, solver=solver, device=own_device, fit_cache=fit_cache)
+        fit_protocol(source, rules, metric=metric, solver=settings.solver, device=device, fit_cache=fit_cache)
         for rules in named.values()
     ]
     if head is not None:
@@ -225,7 +230,7 @@ def fit_protocols(
         for record in records:
             write_record(record, results_dir)
     fit_cache.clear()
-    return SuppliedResults(source, scored_by, own_device, fitted, records)
+    return SuppliedResults(source, metric, device, fitted, records)
 
 
 def fit_again(

@@ -30,10 +30,7 @@ def fit_command(args: argparse.Namespace) -> int:
     if args.about is not None and not args.record and args.save_head is None:
         raise UsageError("--about describes the features in a record or head; add --record or --save-head FILE")
     folder = paths.results_dir(args.results_dir) if args.record else None
-    results = supplied.fit_protocols(
-        Path(args.file),
-        protocols,
-        about=args.about,
+    settings = supplied.SuppliedSettings(
         metric=args.metric or "",
         solver=args.solver,
         device=args.device,
@@ -43,6 +40,7 @@ def fit_command(args: argparse.Namespace) -> int:
         results_dir=folder,
         cache_dir=args.cache_dir,
     )
+    results = supplied.fit_protocols(Path(args.file), protocols, args.about, settings)
     if folder is not None:
         derived.write_derived(folder)
         report(results.records, [record.spec for record in results.records], as_json=args.json)

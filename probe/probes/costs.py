@@ -6,7 +6,7 @@ Memory is counted from the shapes of the arrays. Time is extrapolated from timed
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,20 +84,19 @@ def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int
 
 
 def estimate_cost(
-    protocol: Protocol, solver: str, x: np.ndarray, *, n: int, k: int, num_parts: int, num_scored: int
+    protocol: Protocol, solver: str, arrays: Sequence[np.ndarray], *, n: int, k: int, num_scored: int
 ) -> Cost:
-    """Estimate what a probe needs, from timed matrix products over the first rows of `x`.
+    """Estimate what a probe needs, from timed matrix products over the first rows of the first array.
 
     Args:
         protocol: the rules of the fits.
         solver: `fast` or `sklearn`.
-        x: float32 (m, d), features of which up to `TIMED_ROWS` rows are used.
+        arrays: training features float32 (m, d), in one or several arrays.
         n: number of training images.
         k: number of logits.
-        num_parts: number of arrays that the training features consist of.
         num_scored: number of images of the largest scored split.
     """
-    d, fits = x.shape[1], num_fits(protocol)
+    x, d, fits = arrays[0], arrays[0].shape[1], num_fits(protocol)
     rows, weights = torch.from_numpy(np.array(x[:TIMED_ROWS])), torch.ones(k, d)
     pass_seconds = _seconds(lambda: (weights @ rows.T) @ rows) * n / len(rows)
     if solver == "fast":
@@ -111,7 +110,7 @@ def estimate_cost(
         seconds = preparation + fits * (evaluations * (pass_seconds + STEP_SECONDS) + estimates * curvature)
     else:
         seconds = fits * protocol.max_iter * pass_seconds
-    memory = memory_needed(solver, n=n, d=d, k=k, num_parts=num_parts)
+    memory = memory_needed(solver, n=n, d=d, k=k, num_parts=len(arrays))
     scores = 2 * 8 * num_scored * k  # float64, and a copy because some metrics sort them
     return Cost(memory, scores, seconds, fits)
 

@@ -135,9 +135,7 @@ def check_cost(settings: FitSettings, splits: Sequence[Features], *, num_classes
     n = sum(map(len, arrays))
     if rules.shots:
         n = min(n, count_drawn(rules, num_classes))
-    cost = costs.estimate_cost(
-        rules, settings.solver, arrays[0], n=n, k=num_classes, num_parts=len(arrays), num_scored=num_scored
-    )
+    cost = costs.estimate_cost(rules, settings.solver, arrays, n=n, k=num_classes, num_scored=num_scored)
     costs.check_memory(cost, settings.solver, settings.device)
     logger.debug(
         "protocol %s, solver %s: %d images of %d features, at most %d fits, about %.0f s on the CPU, %.1f GB of memory",
