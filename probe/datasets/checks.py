@@ -116,7 +116,7 @@ def check_ends(images: ImageDataset) -> None:
         images[i]
 
 
-def check_classes(spec: DatasetSpec, images: ImageDataset, *, allow_partial: bool) -> None:
+def check_num_classes(spec: DatasetSpec, images: ImageDataset, *, allow_partial: bool) -> None:
     """Compare the number of classes with images with the specification."""
     if images.labels.ndim == 2:
         num_classes = int((images.labels == 1).any(axis=0).sum())

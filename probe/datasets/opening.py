@@ -13,7 +13,7 @@ from types import ModuleType
 from probe import paths
 from probe.datasets import get_dataset
 from probe.datasets.archives import unpack_missing
-from probe.datasets.checks import check_classes, check_ends, check_subset, say_what_is_test
+from probe.datasets.checks import check_num_classes, check_ends, check_subset, say_what_is_test
 from probe.datasets.images import ImageDataset
 from probe.datasets.missing import explain_missing, find_misnamed
 from probe.datasets.splits.folds import (
@@ -269,7 +269,7 @@ def _check_images(opened: _UncheckedDataset, *, allow_partial: bool, skip_corrup
         for images in subsets.values():
             check_ends(images)
     pool = subsets["test"] if spec.is_test_set else subsets.get("all") or subsets["train"]
-    check_classes(spec, pool, allow_partial=bool(incomplete))
+    check_num_classes(spec, pool, allow_partial=bool(incomplete))
     return incomplete
 
 

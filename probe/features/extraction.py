@@ -22,7 +22,16 @@ from probe.features import store
 from probe.features.arrays import Extraction
 from probe.features.description import describe_extraction
 from probe.features.groups import extract_missing
-from probe.features.jobs import EncoderKey, FeaturesKey, Job, JobKey, LazyEncoder, encoder_key, features_key, look_up
+from probe.features.jobs import (
+    EncoderKey,
+    FeaturesKey,
+    Job,
+    JobKey,
+    LazyEncoder,
+    encoder_key,
+    features_key,
+    look_up_job,
+)
 from probe.features.pixels import find_split_leaks
 from probe.features.store import EntrySpec, cache_entries
 from probe.models.encoder import ImageEncoder
@@ -286,7 +295,7 @@ def _extract_all(
         splits = tuple(split for split in SPLITS if any(split in key.splits for key in alike))
         try:
             root = paths.cache_dir(session.settings.cache_dir)
-            jobs[job_key] = look_up(encoders[alike[0]], dataset.only(splits), root)
+            jobs[job_key] = look_up_job(encoders[alike[0]], dataset.only(splits), root)
         except Exception as error:
             failures |= dict.fromkeys(alike, error)
     extract_missing([job for job in jobs.values() if job.missing], dataset, session.settings, progress)

@@ -114,7 +114,7 @@ class Job:
         return IncompleteError("; ".join(map(str, errors)))
 
 
-def look_up(encoder: LazyEncoder, dataset: OpenedDataset, root: Path) -> Job:
+def look_up_job(encoder: LazyEncoder, dataset: OpenedDataset, root: Path) -> Job:
     """Find the cache entries of an encoder below the cache folder `root`."""
     started = time.perf_counter()
     job = Job(encoder, cache_entries(encoder.spec, encoder.weights, dataset))
