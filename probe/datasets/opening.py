@@ -13,7 +13,7 @@ from types import ModuleType
 from probe import paths
 from probe.datasets import get_dataset
 from probe.datasets.archives import unpack_missing
-from probe.datasets.checks import check_num_classes, check_ends, check_subset, say_what_is_test
+from probe.datasets.checks import check_ends, check_num_classes, check_subset, say_what_is_test
 from probe.datasets.images import ImageDataset
 from probe.datasets.missing import explain_missing, find_misnamed
 from probe.datasets.splits.folds import (
