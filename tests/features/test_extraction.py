@@ -456,7 +456,7 @@ def test_the_commands_tell_what_is_kept(tmp_path, capsys):
 def test_explaining_says_why_the_contents_of_files_differ(tmp_path, folder, capsys, monkeypatch):
     common = ["--dataset", f"folder:{folder}", "--model", "tiny", "--device", "cpu", "--cache-dir", str(tmp_path / "c")]
     with monkeypatch.context() as earlier:
-        earlier.setattr("probe.datasets.sources.folder.of_files", lambda folder, names: 64 * "0")
+        earlier.setattr("probe.datasets.images.of_files", lambda folder, names: 64 * "0")
         assert main(["extract", *common]) == 0
     assert main(["cache", "explain", *common]) == 1
     assert "wanted (an earlier version compared only sizes and dates of files, not their" in capsys.readouterr().out
