@@ -31,6 +31,8 @@ LONGEST_TAG = 64  # characters that wandb allows
 BATCH = 100  # parameters that MLflow takes at once
 FINISH_SECONDS = 120.0  # time limit for wandb to upload one record
 ID_TAG = "probe.id"
+# Without a word of the user, the libraries send no usage statistics to their makers.
+NO_STATISTICS = {"WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 LOCAL_SCHEMES, LOCAL_HOSTS = ("", "file", "sqlite"), ("localhost", "127.0.0.1", "::1")
 
 
@@ -110,6 +112,8 @@ def open_trackers(names: Sequence[str], *, offline: bool = False, num_recorded: 
 
 
 def _open_tracker(name: str, offline: bool) -> Tracker:
+    for variable, value in NO_STATISTICS.items():  # before the first import
+        os.environ.setdefault(variable, value)
     try:
         return TRACKERS[name](offline)
     except ProbeError:
