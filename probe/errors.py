@@ -20,6 +20,7 @@
     |-- CacheError (OSError)                       a cache folder that cannot be written to
     |-- ResultsError (OSError)                     a results folder or record that cannot be read or written
     |-- FolderError (OSError)                      a folder that is a file, or is below a home folder that is missing
+    |-- TrackerError (RuntimeError)                an experiment tracker that is not set up
     `-- ExecutorError (RuntimeError)               workers that are not available, or fail repeatedly
 
 Each message says what is wrong and what to do. The command line prints it, and exits with 2 for
@@ -127,6 +128,10 @@ class ResultsError(ProbeError, OSError):
 
 class FolderError(ProbeError, OSError):
     """A folder that is a file, or a path below the home folder of a user without a home folder."""
+
+
+class TrackerError(ProbeError, RuntimeError):
+    """An experiment tracker that is not set up, or that needs the network although `offline` forbids it."""
 
 
 class ExecutorError(ProbeError, RuntimeError):

@@ -56,6 +56,7 @@ from probe.records.schema import (
 from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import DEFAULT_SOLVER, LOGISTIC, ZERO_SHOT, DatasetSpec, ModelSpec, Protocol, RunSpec
 from probe.stats import paired
+from probe.tracking.trackers import open_trackers
 
 if TYPE_CHECKING:
     from probe.models.own import Encoder
@@ -299,6 +300,7 @@ def run(
     with_logits: bool = False,
     tests: Sequence[str] = (),
     clean: bool = False,
+    log: Sequence[str] = (),
     rerun: bool = False,
 ) -> DoneRecord:
     """Run one combination of dataset, model and protocol, and write its record and the tables of its model.
@@ -334,6 +336,7 @@ def run(
         tests: further test sets to score the same probe on: names that the dataset has in `tests`, `all` of them, or
             paths of TOML files.
         clean: also score without test images that have the same pixels as a training or validation image.
+        log: experiment trackers to log a new record to: `wandb`, `mlflow` or `trackio`.
         rerun: run again even if there is a complete record.
 
     Raises:
@@ -366,6 +369,7 @@ def run(
         save_heads=save_heads,
         predictions_dir=predictions_dir,
         with_logits=with_logits,
+        log=tuple(log),
     )
     folder = paths.results_dir(settings.results_dir)
     check_writable(folder)
@@ -385,6 +389,7 @@ def _run_pending(
     """Yield the records that exist, and then each other run of a grid when its record is written."""
     results_dir = paths.results_dir(settings.results_dir)
     pending = grid.pending(specs, settings, rerun=rerun)
+    trackers = open_trackers(settings.log, offline=settings.offline, num_recorded=len(pending.done))
     yield from pending.done.values()
     for run in run_all(pending.runs, Session(settings)):
         if isinstance(run, FinishedRun):  # before the record, because a complete record is not repeated
@@ -393,7 +398,9 @@ def _run_pending(
         write_record(run.record, results_dir)
         if isinstance(run, FinishedRun):
             run.fits.clear()
+        trackers.log(run.record)
         yield run
+    trackers.report()
 
 
 def run_all(specs: Sequence[RunSpec], session: Session) -> Iterator[FinishedRun | FailedRun]:

@@ -25,6 +25,7 @@ class Settings:
         save_heads: write the fitted weights of each run.
         predictions_dir: folder to write the predictions of each run to; None writes none.
         with_logits: also write the logits of each test image.
+        log: names of experiment trackers to log each new record to, see `tracking.trackers`.
         shard: extract only the i-th of n shards, from 1 on; None for all images.
     """
 
@@ -40,6 +41,7 @@ class Settings:
     save_heads: bool = False
     predictions_dir: str | Path | None = None
     with_logits: bool = False
+    log: tuple[str, ...] = ()
     shard: tuple[int, int] | None = None
 
     def absolute(self) -> Settings:

@@ -26,6 +26,7 @@ HEAVY = {"torch", "torchvision", "sklearn", "scipy", "PIL", "numpy", "pandas", "
         *((library, {"datasets"}) for library in ("datasets", "av", "h5py")),
         *((library, {"leaderboard"}) for library in ("matplotlib", "pandas")),
         ("ray", {"scale"}),
+        *((library, {"tracking"}) for library in ("wandb", "mlflow", "trackio")),
         ("jinja2", {"leaderboard"}),
         ("PIL", {"datasets", "models", "features"}),
     ],

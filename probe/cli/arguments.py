@@ -120,6 +120,7 @@ def _folder(name: str, content: str, default: str) -> dict[str, Any]:
 FORMS_OF_ONE = "a name, folder:PATH, csv:PATH, hf:ID, wds:SHARDS, torchvision:CLASS or FILE.toml"
 FORMS = FORMS_OF_ONE.replace("a name,", "a name, all, paper,")
 METRICS = ("accuracy", "top5", "mean_top1_top5", "mean_per_class", "roc_auc", "voc2007_11pt_map")
+TRACKERS = ("wandb", "mlflow", "trackio")  # of `tracking.trackers`, which imports more than the parser needs
 PROTOCOLS = "a name that `probe protocols` lists, or a TOML file"
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "what to run": {
@@ -184,6 +185,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             default=4,
         ),
         "--top": _value("N", "Number of images to list. [20]", type=_positive, default=20),
+        "--log": {
+            **_value("TRACKER", "Also log each new record to a tracker, repeatable: wandb, mlflow or trackio. [none]"),
+            "action": "append",
+            "choices": TRACKERS,
+        },
         "--plan": _flag("Run nothing; print an estimate of the time, memory and disk space that the grid needs."),
     },
     "how to run it": {
@@ -284,7 +290,8 @@ COMMANDS: dict[str, dict[str, _Command]] = {
         "run": _Command(
             "Extract features, fit probes, and write records and tables.",
             f"{IMAGES} {ENCODING} {FITTING} --protocol --prompts --allow-duplicate-names --also-test --clean --rerun "
-            "--save-heads --predictions --with-logits --plan --executor --ray-address --ray-workers --results-dir",
+            "--save-heads --predictions --with-logits --log --plan --executor --ray-address --ray-workers "
+            "--results-dir",
             {
                 "experiment": _value(
                     "FILE.toml", "Experiment file: options of this command. Options given here override it.", nargs="?"
@@ -383,6 +390,11 @@ COMMANDS: dict[str, dict[str, _Command]] = {
                 "--predictions": _value("DIR", "Folder of predictions. [RESULTS/predictions, for RESULTS/records]"),
                 "--html": _value("FILE", "Also write a page with thumbnails of these images.", action="store"),
             },
+        ),
+        "log": _Command(
+            "Log all records to trackers of experiments: Weights & Biases, MLflow or Trackio.",
+            "--offline --results-dir",
+            {"tracker": {"nargs": "+", "choices": TRACKERS, "help": "Tracker: wandb, mlflow or trackio."}},
         ),
         "card": _Command(
             "Print scores of one model for the Hugging Face hub or for Every Eval Ever.",

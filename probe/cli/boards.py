@@ -21,7 +21,7 @@ def tables(args: argparse.Namespace) -> int:
     """Write all tables, check them, compare scores with the paper, or print all runs; return 1 if a check fails."""
     from probe.leaderboard import derived
 
-    results_dir = _results_dir(args)
+    results_dir = find_results_dir(args)
     if args.compare:
         return _compare(args, results_dir)
     if args.format is not None:
@@ -122,7 +122,7 @@ def leaderboard(args: argparse.Namespace) -> int:
     from probe.leaderboard.sections import make_sections
     from probe.records.record import read_records
 
-    results_dir = _results_dir(args)
+    results_dir = find_results_dir(args)
     records = [r for r in read_records(results_dir) if args.protocol is None or r.protocol in args.protocol]
     if not records:
         wanted = f" of {errors.listed(args.protocol)}" if args.protocol else ""
@@ -196,7 +196,12 @@ def _shown(path: Path) -> str:
     return errors.printable(str(path))
 
 
-def _results_dir(args: argparse.Namespace) -> Path:
+def find_results_dir(args: argparse.Namespace) -> Path:
+    """Return the results folder that the options give.
+
+    Raises:
+        ResultsError: the folder has no records.
+    """
     from probe import paths
 
     results_dir = paths.results_dir(args.results_dir)

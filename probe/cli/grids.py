@@ -32,6 +32,7 @@ def settings(args: argparse.Namespace) -> Settings:
         save_heads=getattr(args, "save_heads", False),
         predictions_dir=getattr(args, "predictions", None),
         with_logits=getattr(args, "with_logits", False),
+        log=tuple(getattr(args, "log", None) or ()),
     )
 
 

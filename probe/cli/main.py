@@ -26,6 +26,7 @@ from probe.cli import (
     predicting,
     running,
     showing,
+    tracking,
 )
 from probe.errors import ProbeError, PromptsError, UnknownNameError, brief
 
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "diff": checks.diff_command,
     "errors": predicting.errors_command,
     "reproduce": checks.reproduce_command,
+    "log": tracking.log_command,
     "card": boards.card,
     "datasets": catalogues.datasets,
     "models": catalogues.models,

@@ -85,7 +85,7 @@ def results_frame(results_dir: str | Path = "results") -> pd.DataFrame:
     if not Path(results_dir).is_dir():
         raise ResultsError(f"no records in {results_dir}, which is not a folder; name a results folder")
     located = locate_records(results_dir)
-    rows = [_row(record, path.relative_to(results_dir).as_posix()) for path, record in located]
+    rows = [record_values(record, path.relative_to(results_dir).as_posix()) for path, record in located]
     further = {name for one in rows for name in one.keys() - COLUMNS.keys()}
     types = {**COLUMNS, **{name: "float64" for name in sorted(further) if name.endswith("_seconds")}}
     types |= {name: TEXT for name in sorted(further - types.keys())}
@@ -93,8 +93,8 @@ def results_frame(results_dir: str | Path = "results") -> pd.DataFrame:
     return frame.sort_values([*KEYS, "record"], ignore_index=True)
 
 
-def _row(record: RunRecord, path: str) -> dict[str, object]:
-    """Return the values of a record under `COLUMNS`, and the versions of packages."""
+def record_values(record: RunRecord, path: str) -> dict[str, object]:
+    """Return the values of a record under `COLUMNS`, and the versions of packages. Values it lacks are None."""
     result, environment = record.result, record.environment
     values = row(record)
     values |= {"model": record.model, "mode": record.mode, "device": record.spec.device, "partial": record.is_partial}
@@ -125,7 +125,7 @@ def _column(name: str, kind: str, values: Sequence[object]) -> pd.api.extensions
     import pandas as pd
 
     if kind == TIME:
-        return pd.array([_time(str(value)) for value in values], dtype=kind)
+        return pd.array([parse_time(str(value)) for value in values], dtype=kind)
     if kind not in ("category", TEXT):
         return pd.array(values, dtype=kind)
     texts = [_to_utf8(str(value)) if value not in (None, "") else None for value in values]
@@ -140,7 +140,7 @@ def _to_utf8(text: str) -> str:
     return encode(text).decode()
 
 
-def _time(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     """Return the time of a record, which is in UTC if the record does not name another zone."""
     time = datetime.fromisoformat(text)
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

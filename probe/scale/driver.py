@@ -38,6 +38,7 @@ from probe.scale.units import ATTEMPTS, Queue, Unit, plan_units
 from probe.scale.worker import DriverEnvironment, MissingChunks, NotRunnable, UnitResult, Worker
 from probe.settings import DEFAULT_SETTINGS, Settings
 from probe.specs import RunSpec
+from probe.tracking.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +83,17 @@ def run_grid_on_ray(
     check_writable(results_dir)
     check_predictions_dir(settings.predictions_dir)
     pending = grid.pending(specs, settings, rerun=rerun)
+    trackers = open_trackers(settings.log, offline=settings.offline, num_recorded=len(pending.done))
     yield from pending.done.values()
     try:
         if pending.runs:
             refuse_gpu_number(pending.runs[0].device)
             refuse_encoders_in_memory(pending.runs)
             with connected(address) as ray:
-                yield from _Driver(ray, pending.runs, settings, num_threads).run()
+                for record in _Driver(ray, pending.runs, settings, num_threads).run():
+                    trackers.log(record)
+                    yield record
+        trackers.report()
     finally:
         derived.write_derived(results_dir)
 

@@ -65,7 +65,8 @@ COMMAND_LINES = {
 
 
 def test_every_command_is_below():
-    assert COMMAND_LINES.keys() == COMMANDS.keys()
+    # `log` needs the libraries of trackers, see tests/tracking/test_trackers.py.
+    assert COMMAND_LINES.keys() | {"log"} == COMMANDS.keys()
 
 
 @pytest.mark.slow

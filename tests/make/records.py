@@ -7,11 +7,13 @@ import numpy as np
 from probe.probes.calibration import calibrate
 from probe.records.packing import pack, pack_classes
 from probe.records.schema import (
+    ConventionRecord,
     DoneRecord,
     EncoderRecord,
     EnvironmentRecord,
     ErrorRecord,
     FailedRecord,
+    FurtherTestRecord,
     IntervalRecord,
     NeighboursRecord,
     ParityRecord,
@@ -165,6 +167,15 @@ def classified_record(dataset, model, *, names=("cat", "dog", "bird"), seed=0, *
     )
     return replace(record, result=result)
 
+
+FURTHER_TESTS = (
+    FurtherTestRecord(
+        "cifar10.1",
+        all_classes=ConventionRecord(0.4, IntervalRecord(0.3, 0.5)),
+        own_classes=ConventionRecord(0.6, IntervalRecord(0.5, 0.7)),
+    ),
+    FurtherTestRecord("broken", ErrorRecord("DatasetError", "no images")),
+)
 
 PARITY = ParityRecord({"projected": 3e-7}, 1, p_value=0.5)
 
