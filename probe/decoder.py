@@ -17,7 +17,6 @@ from probe.errors import UnknownNameError
 from probe.names import unknown_name
 
 T = TypeVar("T")
-NESTED = (dict, list, tuple)
 MISSING_FIELD = "Object missing required field "
 WORDS = {
     "array": "a list",
@@ -56,7 +55,7 @@ def with_advice(error: ValueError, advice: str) -> str:
 
 def _convert(plain: Any, kind: type[T], name_type: Callable[[str], str]) -> T:
     try:
-        return msgspec.convert(_with_tuples(plain), kind)
+        return msgspec.convert(plain, kind)
     except (msgspec.ValidationError, OverflowError) as err:  # an integer too large for a float
         raise ValueError(_describe(re.sub("`(.*?)`", lambda quoted: name_type(quoted[1]), str(err)))) from err
 
@@ -83,15 +82,6 @@ def _describe(message: str) -> str:
     if what.startswith(MISSING_FIELD):
         return f"{path}.{what.removeprefix(MISSING_FIELD)} is missing".removeprefix(".")
     return f"{path}: {what[:1].lower()}{what[1:]}" if path else what
-
-
-def _with_tuples(value: Any) -> Any:
-    """Return plain values with tuples instead of lists, so that fields of type `Any` are hashable."""
-    if isinstance(value, dict):  # most values are not nested, and a call for each would take twice the time
-        return {name: _with_tuples(part) if isinstance(part, NESTED) else part for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_with_tuples(part) if isinstance(part, NESTED) else part for part in value)
-    return value
 
 
 def _unknown_keys(plain: Any, kind: Any, path: str) -> Iterator[UnknownNameError]:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import cache
 from typing import Any, ClassVar
 
 SPLITS = ("train", "val", "test")
@@ -159,9 +160,20 @@ class Source:
     files: str = ""
     can_download: bool = False
 
+    def __post_init__(self) -> None:
+        """Make tuples of lists, as JSON and TOML have them, because a source must be hashable."""
+        for name in ("subsets", "options"):
+            object.__setattr__(self, name, _with_tuples(getattr(self, name)))
+
     def arguments(self, subset: str) -> dict[str, Any]:
         """Return the arguments that select a subset, together with `options`."""
         return {**dict(self.options), **dict(dict(self.subsets).get(subset, ()))}
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_tuples(part) for name, part in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -452,9 +464,15 @@ def unique_slug(name: str, *, is_path: bool = False, catalog: Collection[str] = 
     >>> unique_slug("my-model"), unique_slug("my/model"), unique_slug("ViT-B/32", catalog=["ViT-B/32"])
     ('my-model', 'my-model-8c770b93', 'ViT-B-32')
     """
-    plain, ending = slug(name, is_path=is_path), digest(name)[:8]
-    if is_path or name in catalog or plain.endswith(ending):
+    plain = slug(name, is_path=is_path)
+    if is_path or name in catalog:
         return plain
-    is_taken = plain.lower() in {slug(known).lower() for known in catalog}
-    is_same = plain == name and re.fullmatch(r"[a-z0-9_-]+", name) is not None
-    return plain if is_same and not is_taken else f"{plain}-{ending}"
+    if plain == name and re.fullmatch(r"[a-z0-9_-]+", name) and plain not in _lower_slugs(tuple(catalog)):
+        return plain
+    ending = digest(name)[:8]
+    return plain if plain.endswith(ending) else f"{plain}-{ending}"
+
+
+@cache
+def _lower_slugs(catalog: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(slug(known).lower() for known in catalog)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from make.records import scored_record
+from make.records import precision_record, scored_record
 
 from probe.records.record import write_record
 
@@ -94,8 +94,10 @@ def test_tables_of_records_need_only_numpy_and_special_functions(arguments):
 
 
 def test_tables_with_zero_shot_beside_the_probe_need_no_more(tmp_path):
+    """Neither do ranks by average precision."""
     for record in (
         scored_record("tiny", 40),
+        *(precision_record(name, seed) for seed, name in enumerate(("tiny", "RN50"))),
         *(scored_record("tiny", 60, protocol=name) for name in ("zero-shot", "knn")),
     ):
         write_record(record, tmp_path)

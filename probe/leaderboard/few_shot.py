@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from probe.leaderboard.methods import ZERO_SHOT_NAME
 from probe.leaderboard.sections import natural, sort_datasets
 from probe.records.record import prompts_of, test_images, weights_of
 from probe.records.schema import DoneRecord, RunRecord
-from probe.specs import digest, identity_fields
+from probe.specs import Protocol, digest, identity_fields
 
 SHOTS = (1, 2, 4, 8, 16)  # images of each class, as in the figure
 
@@ -90,8 +91,13 @@ def chart_key(record: RunRecord) -> tuple[str, ...]:
     """Return what the few-shot records of a chart have in common, see `FewShotChart.key`."""
     protocol = record.spec.protocol
     name = re.sub(rf"-?\b{protocol.shots}\b", "", protocol.name, count=1)
+    return name, protocol.feature_point, record.solver, record.mode, record.precision, _digest_rules(protocol)
+
+
+@cache
+def _digest_rules(protocol: Protocol) -> str:
     rules = {key: value for key, value in identity_fields(protocol).items() if key not in ("name", "shots", "held_out")}
-    return name, protocol.feature_point, record.solver, record.mode, record.precision, digest(rules)[:8]
+    return digest(rules)[:8]
 
 
 def _chart(

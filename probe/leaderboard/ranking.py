@@ -23,7 +23,7 @@ from probe.records.schema import DoneRecord, RunRecord
 from probe.stats.deviations import deviations
 from probe.stats.intervals import quantile
 from probe.stats.outcomes import Outcomes
-from probe.stats.paired import SIGNIFICANT, check_pair, mcnemar
+from probe.stats.paired import SIGNIFICANT, check_pair, mcnemar_of_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def _by_mcnemar(outcomes: Sequence[Outcomes]) -> np.ndarray:
     """Return which models differ, bool (n, n)."""
     right = np.stack([one.arrays["right"] for one in outcomes]).astype(np.float64)
     alone = np.rint(right @ (1 - right).T).astype(int)  # images that the model of the row has right alone
-    return np.asarray(np.vectorize(mcnemar)(alone, alone.T) < SIGNIFICANT)
+    return np.asarray(mcnemar_of_pairs(alone, alone.T) < SIGNIFICANT)
 
 
 def _by_variance(means: np.ndarray, rows: Sequence[Sequence[Evidence]]) -> np.ndarray:

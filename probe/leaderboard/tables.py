@@ -51,7 +51,7 @@ def records_to_csv(records: Iterable[RunRecord]) -> str:
     names = [*COLUMNS, "k"] if has_neighbours(records) else [*COLUMNS]
     if any(isinstance(record, DoneRecord) and record.clean is not None for record in records):
         names += CLEAN_COLUMNS
-    return rows_to_csv(names, [[row(record).get(name) for name in names] for record in records])
+    return rows_to_csv(names, [list(map(row(record).get, names)) for record in records])
 
 
 def has_neighbours(records: Iterable[RunRecord]) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -107,6 +108,7 @@ def seeds_interval(scores: Sequence[float]) -> Interval:
     return Interval(max(mean - half, 0.0), min(mean + half, 1.0), "student")
 
 
+@cache
 def quantile(freedom: float) -> float:
     """Return the 97.5 % quantile of Student's t. Infinite degrees of freedom give the normal distribution.
 

@@ -166,8 +166,9 @@ def average_precisions(y_true: np.ndarray, y_score: np.ndarray) -> list[float | 
 def _average_precision(is_positive: np.ndarray, scores: np.ndarray) -> float:
     hits = np.cumsum(is_positive[np.argsort(-scores, kind="stable")])  # (n,) positives among the first i + 1
     recall, precision = hits / hits[-1], hits / np.arange(1, len(hits) + 1)
+    best = np.maximum.accumulate(precision[::-1])[::-1]  # highest precision at this recall or above
     # The tolerance is for recalls such as 0.3, which are not exact in floating point.
-    return float(np.mean([precision[recall >= r - 1e-12].max() for r in RECALLS]))
+    return float(np.mean(best[np.searchsorted(recall, RECALLS - 1e-12)]))
 
 
 METRICS: dict[str, Metric] = {

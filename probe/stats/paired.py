@@ -104,9 +104,14 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
     It equals `scipy.stats.binomtest(only_a, only_a + only_b)`, but `scipy.stats` takes too long to import.
     """
+    return float(mcnemar_of_pairs(np.array(only_a), np.array(only_b)))
+
+
+def mcnemar_of_pairs(only_a: np.ndarray, only_b: np.ndarray) -> np.ndarray:
+    """Return the p-values of many tests of `mcnemar`, float64, in the shape of the integer arrays."""
     from scipy.special import bdtr  # here, because tables without ranks do not need SciPy
 
-    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+    return np.asarray(np.minimum(1.0, 2 * bdtr(np.minimum(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def _p_of_differences(differences: np.ndarray) -> float:

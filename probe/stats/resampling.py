@@ -144,18 +144,21 @@ def _roc_auc(labels: np.ndarray, ranks: np.ndarray, counts: np.ndarray) -> np.nd
 
 
 def _mean_average_precision(labels: np.ndarray, ranks: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    from scipy.sparse import csr_array  # here, because other metrics do not need SciPy
+
     total, num_classes = np.zeros(len(counts)), np.zeros(len(counts))
-    by_image = np.ascontiguousarray(counts.T)  # (n, draws), because the rows are reordered for each class
+    by_image = np.ascontiguousarray(counts.T, dtype=np.float32)  # (n, draws), exact for sums up to 16 million images
     for class_labels, class_ranks in zip(labels.T, ranks.T, strict=True):
         order = np.argsort(class_ranks, kind="stable")
         order = order[class_labels[order] != IGNORED]
-        positions = np.flatnonzero(class_labels[order] == 1)  # of the positive images in the ranking
-        if len(positions):
-            num_positive = np.cumsum(by_image[order[positions]], axis=0)  # (positives, draws)
-            starts = np.concatenate([[0], positions[:-1] + 1])  # a segment ends with each positive image
-            num_images = np.cumsum(np.add.reduceat(by_image[order[: positions[-1] + 1]], starts, axis=0), axis=0)
+        ends = np.flatnonzero(class_labels[order] == 1) + 1  # a segment of the ranking ends with each positive image
+        if len(ends):
+            ones, starts = np.ones(ends[-1], np.float32), np.append(0, ends)
+            segments = csr_array((ones, order[: ends[-1]], starts), shape=(len(ends), len(labels)))
+            num_images = np.cumsum((segments @ by_image).T, axis=1, dtype=np.float64)  # (draws, positives)
+            num_positive = np.cumsum(by_image[order[ends - 1]].T, axis=1, dtype=np.float64)
             total += _average_precision(num_positive, num_images)
-            num_classes += num_positive[-1] > 0
+            num_classes += num_positive[:, -1] > 0
     return total / num_classes
 
 
@@ -166,16 +169,18 @@ def _average_precision(num_positive: np.ndarray, num_images: np.ndarray) -> np.n
     image. If an image was drawn several times, the count is taken after its last copy, where the precision is highest.
 
     Args:
-        num_positive: float64 (positives, draws), number of drawn positive images up to each positive image.
-        num_images: float64 (positives, draws), number of drawn images up to each positive image.
+        num_positive: float64 (draws, positives), number of drawn positive images up to each positive image.
+        num_images: float64 (draws, positives), number of drawn images up to each positive image.
 
     Returns:
         float64 (draws,).
     """
     precision = num_positive / np.maximum(num_images, 1)
-    best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]  # highest precision at this recall or above
-    recall = num_positive / np.maximum(num_positive[-1:], 1)
-    draws = np.arange(num_positive.shape[1])
-    # The tolerance is the same as in `metrics`.
-    at = [np.minimum((recall < r - 1e-12).sum(axis=0), len(num_positive) - 1) for r in RECALLS]
-    return np.asarray(np.mean([best[index, draws] for index in at], axis=0))
+    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # highest precision at this recall or above
+    draws, most = np.arange(len(best))[:, None], num_positive[:, -1:]
+    # One search finds the recalls of all draws: the numbers of a draw begin above the highest number of the draw before
+    # it. The tolerance is the same as in `metrics`.
+    begin = (most.max() + 1) * draws
+    at = np.searchsorted((num_positive + begin).ravel(), (RECALLS - 1e-12) * most + begin)
+    at = np.minimum(at - best.shape[1] * draws, best.shape[1] - 1)  # (draws, recalls)
+    return np.asarray(np.mean([best[draws[:, 0], index] for index in at.T], axis=0))

@@ -1,9 +1,14 @@
+from collections import Counter
+
 import pytest
-from make.records import RECORDS, make_record
+from make.records import RECORDS, make_record, precision_record, scored_record
 
 from probe.cli.main import main
+from probe.leaderboard import few_shot, ranking, sections, tables
 from probe.leaderboard.derived import Stale, find_stale, write_derived
+from probe.records import record as records_module
 from probe.records.record import write_record
+from probe.stats import deviations
 
 SHARED = {"leaderboard.csv", "leaderboard.md", "leaderboard.html", "jit_against_eager.csv", "jit_against_eager.md"}
 
@@ -29,6 +34,38 @@ def test_names_that_are_no_text_and_files_that_are_none_do_not_stop_the_check(tm
     assert find_stale(tmp_path) == Stale([], [], [])
     (tmp_path / "leaderboard.md").write_bytes(b"\xff")
     assert [path.name for path in find_stale(tmp_path).differing] == ["leaderboard.md"]
+
+
+def test_the_work_of_a_record_is_done_once(tmp_path, monkeypatch):
+    """A thousand records take seconds, so no step may be repeated for each column, section or pair of models."""
+    models = ("a", "b", "c", "d")
+    for i, model in enumerate(models):
+        write_record(precision_record(model, i), tmp_path)
+        for dataset in ("digits", "mnist"):
+            write_record(scored_record(model, 40 + i, dataset=dataset), tmp_path)
+    for cached in (sections._digest_rules, few_shot._digest_rules):
+        cached.cache_clear()
+    counted = {
+        **{(records_module, "decode_record"): 12, (tables, "row"): 12},
+        (deviations, "bootstrap"): 4,  # one for each record that is scored by average precision
+        (ranking, "mcnemar_of_pairs"): 2,  # one for each dataset that is scored by accuracy
+        **{(sections, "identity_fields"): 1, (few_shot, "identity_fields"): 1},  # one for each protocol
+    }
+    calls = Counter()
+    for module, name in counted:
+        _count_calls(monkeypatch, module, name, calls)
+    write_derived(tmp_path)
+    assert calls == counted
+
+
+def _count_calls(monkeypatch, module, name, calls):
+    original = getattr(module, name)
+
+    def count_and_call(*args, **options):
+        calls[module, name] += 1
+        return original(*args, **options)
+
+    monkeypatch.setattr(module, name, count_and_call)
 
 
 def test_no_records_leave_no_empty_leaderboard(tmp_path):

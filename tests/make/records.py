@@ -136,6 +136,17 @@ def scored_record(model, num_wrong, *, dataset="digits", **changes):
     return replace(record, result=replace(record.result, num_test=NUM_TEST, outcomes=outcomes))
 
 
+def precision_record(model, seed, **changes):
+    """Return a record of 400 test images that is scored by average precision, with random scores of four classes."""
+    rng = np.random.default_rng(0)  # all records have the same labels
+    y = (rng.random((NUM_TEST, 4)) < 0.2).astype(np.int64)
+    scores = y + np.random.default_rng(seed).standard_normal(y.shape)
+    outcomes = make_outcomes("voc2007_11pt_map", y, scores)
+    record = make_record("voc2007", model, score=outcomes.score(), **changes)
+    record = changed(record, "spec.dataset.metric", outcomes.metric)
+    return replace(record, result=replace(record.result, num_test=NUM_TEST, outcomes=(pack(outcomes),)))
+
+
 def page_record(dataset, model, num_wrong, *, protocol="readme", **changes):
     """Return a record of 400 test images with all that the page draws: interval, cost, machine and a sweep over C."""
     record = scored_record(model, num_wrong, dataset=dataset, protocol=protocol, **changes)

@@ -226,14 +226,16 @@ def encode_data(data: PageData) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, str | int | None):  # before the checks of types that are rarer and take longer
+        return value
+    if isinstance(value, tuple):
+        return [_plain(own) for own in value]
     if is_dataclass(value):
         values = [(field, getattr(value, field.name)) for field in fields(value)]
         return {field.name: _plain(own) for field, own in values if own != field.default}
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, Mapping):
-        return {name: _plain(own) for name, own in value.items()}
-    return [_plain(own) for own in value] if isinstance(value, tuple) else value
+    return {name: _plain(own) for name, own in value.items()}
 
 
 def make_labels(records: Sequence[RunRecord]) -> Labels:
