@@ -7,16 +7,19 @@ import numpy as np
 from probe.probes.calibration import calibrate
 from probe.records.packing import pack, pack_classes
 from probe.records.schema import (
+    ConventionRecord,
     DoneRecord,
     EncoderRecord,
     EnvironmentRecord,
     ErrorRecord,
     FailedRecord,
+    FurtherTestRecord,
     IntervalRecord,
     NeighboursRecord,
     ParityRecord,
     PromptsRecord,
     ResultRecord,
+    SplitRecord,
     SweepRecord,
 )
 from probe.specs import (
@@ -164,6 +167,15 @@ def classified_record(dataset, model, *, names=("cat", "dog", "bird"), seed=0, *
         record.result, num_test=NUM_TEST, outcomes=(pack(outcomes),), classes=classes, calibration=calibration
     )
     return replace(record, result=result)
+
+
+def make_further_test(name, score):
+    """Return the scores on a further test set of 100 images, among all classes."""
+    interval = IntervalRecord(score - 0.1, score + 0.1, "wilson")
+    split = SplitRecord("0" * 64, 100)
+    return FurtherTestRecord(
+        name, split=split, metric="accuracy", num_classes=10, all_classes=ConventionRecord(score, interval)
+    )
 
 
 PARITY = ParityRecord({"projected": 3e-7}, 1, p_value=0.5)
