@@ -6,6 +6,7 @@ from probe.datasets.opening import open_split as open_split
 from probe.errors import ProbeError as ProbeError
 from probe.features.arrays import Features as Features
 from probe.features.passes import extract_features as extract_features
+from probe.features.pixels import audit as audit
 from probe.leaderboard.frames import results_frame as results_frame
 from probe.models import get_model as get_model
 from probe.models import model_names as model_names

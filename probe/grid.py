@@ -240,6 +240,25 @@ def _with_scores(spec: RunSpec, record: DoneRecord | None) -> RunSpec:
     return replace(spec, tests=tests, clean=spec.clean or record.clean is not None)
 
 
+def find_lost_scores(record: DoneRecord, results_dir: Path) -> str:
+    """Return the error of a record that lacks scores on further test sets that the record in its place has, or "".
+
+    Such a record must not be written, because these scores would be lost. It happens if images were removed since.
+    """
+    path = run_path(record.spec, results_dir)
+    known = try_to_read(path) if record.is_whole else None  # other records do not replace the record
+    if not isinstance(known, DoneRecord) or identity(known.spec) != identity(record.spec):
+        return ""
+    scored = {test.name for test in known.tests if test.error is None}
+    lost = {test.name: test.error.message for test in record.tests if test.name in scored and test.error is not None}
+    if not lost:
+        return ""
+    return (
+        f"the record has a score on {listed(lost)}, and the new run has none ({'; '.join(lost.values())}), so the "
+        f"record was not replaced; make the images available again, or remove {path} to lose the score"
+    )
+
+
 def _has_head(record: DoneRecord, results_dir: Path) -> bool:
     """Return True if the first head of a record can be read and belongs to this record, not to an earlier run."""
     for path in (head_path(record, results_dir, part) for part in (0, 1)):

@@ -22,7 +22,7 @@ from probe.datasets.opening import OpenedDataset
 from probe.datasets.splits.folds import by_split
 from probe.datasets.test_classes import map_classes
 from probe.energy import EnergyMeter
-from probe.errors import ProbeError, brief
+from probe.errors import ProbeError, ResultsError, brief
 from probe.features.arrays import Extraction
 from probe.features.extraction import Session, extract, prepare_grid
 from probe.features.further_tests import from_extraction, relabel
@@ -392,15 +392,47 @@ def _run_pending(
     trackers = open_trackers(settings.log, offline=settings.offline, num_recorded=len(pending.done))
     yield from pending.done.values()
     for run in run_all(pending.runs, Session(settings)):
-        if isinstance(run, FinishedRun):  # before the record, because a complete record is not repeated
-            write_heads(run.heads, results_dir)
-            write_predictions(run.predictions, settings.predictions_dir)
-        write_record(run.record, results_dir)
-        if isinstance(run, FinishedRun):
-            run.fits.clear()
-        trackers.log(run.record)
-        yield run
+        finished = run
+        if isinstance(run, FailedRun):
+            write_record(run.record, results_dir)
+        else:
+            record = write_run(run.record, run.heads, run.predictions, settings)
+            if isinstance(record, FailedRecord):
+                finished = FailedRun(record, ResultsError(record.error.message))
+            else:
+                run.fits.clear()
+        trackers.log(finished.record)
+        yield finished
     trackers.report()
+
+
+def write_run(
+    record: RunRecord, heads: Mapping[Path, bytes], predictions: dict[Path, bytes], settings: Settings
+) -> RunRecord:
+    """Write the record of a run with its heads and predictions, and return the record.
+
+    If the record would lose a score on a further test set, see `grid.find_lost_scores`, the record of a failed run is
+    written and returned instead, and the files of the earlier run stay as they are.
+
+    Args:
+        record: the record.
+        heads: content of the files of its heads, by path below the results folder.
+        predictions: content of the files of its predictions, by path below their folder; empty after that.
+        settings: folders.
+
+    Raises:
+        ResultsError: a folder cannot be written to.
+    """
+    results_dir = paths.results_dir(settings.results_dir)
+    lost = grid.find_lost_scores(record, results_dir) if isinstance(record, DoneRecord) else ""
+    if lost:
+        predictions.clear()
+        record = failure(record.spec, {"type": ResultsError.__name__, "message": lost})
+    else:  # before the record, because a complete record is not repeated
+        write_heads(heads, results_dir)
+        write_predictions(predictions, settings.predictions_dir)
+    write_record(record, results_dir)
+    return record
 
 
 def run_all(specs: Sequence[RunSpec], session: Session) -> Iterator[FinishedRun | FailedRun]:

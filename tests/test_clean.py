@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas
 import pytest
 from make.records import make_record
 from make.twins import DIFFERING, LEAKED, write_twins
@@ -21,10 +22,15 @@ from probe.features.pixels import PIXELS, find_digests, find_split_leaks, pixel_
 from probe.grid import pending, plan
 from probe.leaderboard.clean import clean_text, clean_to_markdown
 from probe.leaderboard.derived import render_derived
+from probe.leaderboard.exports import to_csv, to_json, to_parquet
+from probe.leaderboard.sections import make_sections
+from probe.leaderboard.tables import CLEAN_COLUMNS
+from probe.leaderboard.texts import sections_to_markdown
 from probe.probes.clean import score_clean
 from probe.probes.fit import fit_folds
 from probe.records.packing import unpack_left_out, unpack_outcomes
 from probe.records.record import read_record, read_records
+from probe.records.schema import CleanRecord, IntervalRecord
 from probe.runner import run_grid
 from probe.settings import Settings
 from probe.specs import Protocol
@@ -144,6 +150,27 @@ def test_the_command_prints_clean_scores_and_show_and_tables_have_them(data, tmp
     (other,) = [text for name, text in files.items() if name.startswith("tables/other") and name.endswith(".csv")]
     assert "clean_score" not in other
     assert clean_text(record.clean) in files["leaderboard.html"]
+
+
+def test_the_leaderboard_has_clean_scores_of_datasets_that_have_them():
+    interval = IntervalRecord(0.4, 0.6, "wilson")
+    clean = CleanRecord(score=0.5, interval=interval, num_test=40, num_left_out=10, num_differing=2, left_out=())
+    records = [make_record("digits"), make_record("cifar10"), make_record("digits", "other", clean=clean)]
+    sections = make_sections(records)
+    by_model = {row["model"]: row for row in csv.DictReader(io.StringIO(to_csv(sections)))}
+    names = [f"digits_{name}" for name in CLEAN_COLUMNS]
+    assert [by_model["other"][name] for name in names] == ["0.5", "0.4", "0.6", "10", "2"]
+    assert [by_model["tiny"][name] for name in names] == [""] * 5
+    without = make_sections([replace(record, clean=None) for record in records])
+    (header, *_) = csv.reader(io.StringIO(to_csv(without)))
+    assert [name for name in by_model["tiny"] if name not in names] == header
+    frame = pandas.read_parquet(io.BytesIO(to_parquet(sections)))
+    assert list(frame.digits_clean_score.dropna()) == [0.5]
+    cells = {line["model"]: line["cells"] for line in json.loads(to_json(sections))["sections"][0]["models"]}
+    assert cells["other"]["digits"]["clean_score"] == 0.5
+    assert "clean_score" not in cells["tiny"]["digits"]
+    assert clean_to_markdown(records) in sections_to_markdown(sections)
+    assert "Clean scores" not in sections_to_markdown(without)
 
 
 def test_records_that_differ_only_in_having_a_clean_score_do_not_differ(data, tmp_path):

@@ -194,6 +194,57 @@ def test_a_test_set_that_is_missing_is_named_and_scored_later(data, tmp_path, ca
     assert run(data, tmp_path, tests=["all"]).created == again.created
 
 
+@pytest.mark.parametrize("asks", [["numbered"], ["all"], []])
+def test_a_score_is_not_lost_when_the_images_are(data, tmp_path, asks):
+    """The images of `some` are lost. The run is repeated for another test set, for all of them, or by --rerun alone."""
+    options = {"save_heads": True, "predictions_dir": tmp_path / "predictions"}
+    first = run(data, tmp_path, tests=["some"], **options)
+    path = next((tmp_path / "results/records").rglob("*.json"))
+    files = {
+        file: file.read_bytes() for folder in ("results/heads", "predictions") for file in _files(tmp_path / folder)
+    }
+    assert len(files) == 3
+    (tmp_path / "data/some").rename(tmp_path / "away")
+    with pytest.raises(ResultsError) as caught:
+        run(data, tmp_path, tests=asks, rerun=True, **options)
+    assert str(caught.value).startswith(
+        "the record has a score on some, and the new run has none (some/test: no folder"
+    )
+    assert str(caught.value).endswith(f"make the images available again, or remove {path} to lose the score")
+    assert read_record(path) == first
+    assert read_records(tmp_path / "results") == [first]
+    assert {file: file.read_bytes() for file in files} == files
+    (tmp_path / "away").rename(tmp_path / "data/some")
+    again = run(data, tmp_path, tests=asks, rerun=True, **options)
+    assert "some" in [test.name for test in again.tests if test.error is None]
+    assert _files(path.parent) == [path]
+
+
+def _files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_command_says_that_a_score_would_be_lost_and_exits_with_1(data, tmp_path, capsys):
+    folders = ["--results-dir", str(tmp_path / "results"), "--cache-dir", str(tmp_path / "cache")]
+    given = ["run", "--dataset", data, "--model", "tiny", "--device", "cpu", "--protocol", "readme", *folders]
+    assert main([*given, "--also-test", "some"]) == 0
+    (first,) = read_records(tmp_path / "results")
+    (tmp_path / "data/some").rename(tmp_path / "away")
+    assert main([*given, "--also-test", "some"]) == 0  # the record is complete
+    capsys.readouterr()
+    assert main([*given, "--also-test", "numbered"]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "failed: " in line]
+    assert "failed: the record has a score on some, and the new run has none (some/test: no folder" in line
+    assert read_records(tmp_path / "results") == [first]
+
+
+def test_a_test_set_that_never_had_a_score_is_recorded_without_one(data, tmp_path):
+    (tmp_path / "data/some").rename(tmp_path / "away")
+    run(data, tmp_path, tests=["all"])
+    again = run(data, tmp_path, tests=["all"], rerun=True)
+    assert [test.error is None for test in again.tests] == [False, True]
+
+
 def test_a_missing_test_set_does_not_change_the_verdict_of_a_reproduction(data, tmp_path, capsys):
     record = run(data, tmp_path, tests=["all"])
     (path,) = (tmp_path / "results/records").rglob("*.json")

@@ -177,6 +177,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "Also write the prediction for each test image of each run and of its further test sets into this folder, "
             "as Parquet.",
         ),
+        "--test-set": _value("NAME", "Further test set of the record to list. [the test split of the dataset]"),
         "--with-logits": _flag("Also write the logits of each test image; requires --predictions."),
         "--distance": _value(
             "N",
@@ -384,7 +385,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
         ),
         "errors": _Command(
             "List the test images with the most confident wrong predictions.",
-            "--predictions --top --html --offline --data-dir",
+            "--test-set --predictions --top --html --offline --data-dir",
             {"record": _value("RECORD.json", "Record of a run with --predictions.")},
             {
                 "--predictions": _value("DIR", "Folder of predictions. [RESULTS/predictions, for RESULTS/records]"),

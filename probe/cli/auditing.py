@@ -19,29 +19,29 @@ CSV_HEADER = ("group", "subset", "image", "split", "classes", "labels_differ")
 
 def audit_command(args: argparse.Namespace) -> int:
     """Print the report on a dataset, and write the groups of equal images; return 1 if an image cannot be read."""
-    from probe import paths
-    from probe.datasets.audit import make_audit
-    from probe.datasets.opening import open_dataset
-    from probe.features.pixels import find_digests
+    from probe.features.pixels import audit
     from probe.leaderboard.tables import rows_to_csv
     from probe.records.record import write_text
 
-    dataset = open_dataset(
-        args.dataset, data_dir=args.data_dir, offline=args.offline, allow_partial=True, skip_corrupt=True
+    report = audit(
+        args.dataset,
+        distance=args.distance,
+        most=args.top,
+        data_dir=args.data_dir,
+        cache_dir=args.cache_dir,
+        offline=args.offline,
     )
-    digests = find_digests(dataset, dataset.subsets, paths.cache_dir(args.cache_dir))
-    audit = make_audit(dataset, digests, distance=args.distance, most=args.top)
     if args.csv is not None:
-        write_text(Path(args.csv), rows_to_csv(CSV_HEADER, _csv_rows(audit)))
+        write_text(Path(args.csv), rows_to_csv(CSV_HEADER, _csv_rows(report)))
     if args.json:
-        print_json(_plain(audit))
+        print_json(_plain(report))
     else:
-        _print_facts(audit)
-        _print_equal(audit, args.top)
-        _print_candidates(audit)
-        _print_classes(audit, args.classes)
-        _print_unreadable(audit)
-    return 1 if audit.unreadable else 0
+        _print_facts(report)
+        _print_equal(report, args.top)
+        _print_candidates(report)
+        _print_classes(report, args.classes)
+        _print_unreadable(report)
+    return 1 if report.unreadable else 0
 
 
 def _csv_rows(audit: Audit) -> list[list[object]]:

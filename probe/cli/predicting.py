@@ -6,8 +6,12 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probe.cli.printing import print_json, print_rows
+
+if TYPE_CHECKING:
+    from probe.records.schema import DoneRecord
 
 
 def predict_command(args: argparse.Namespace) -> int:
@@ -85,10 +89,13 @@ def errors_command(args: argparse.Namespace) -> int:
     record = read_record(path)
     if record.error is not None:
         raise ResultsError(f"{path} is the record of a failed run ({record.error.type}), which has no predictions")
+    test = args.test_set or ""
+    if test:
+        _check_test(record, test)
     folder = (
         path.absolute().parent.parent.parent / FOLDER if args.predictions is None else expand_home(args.predictions)
     )
-    errors = find_errors(predictions_path(path, folder), record, most=args.top)
+    errors = find_errors(predictions_path(path, folder, test), record, test=test, most=args.top)
     if args.json:
         print_json([asdict(error) for error in errors])
     elif not errors:
@@ -104,5 +111,28 @@ def errors_command(args: argparse.Namespace) -> int:
     if args.html is not None:
         from probe.leaderboard.contact_sheets import make_contact_sheet
 
-        write_text(Path(args.html), make_contact_sheet(record, errors, data_dir=args.data_dir, offline=args.offline))
+        sheet = make_contact_sheet(record, errors, test=test, data_dir=args.data_dir, offline=args.offline)
+        write_text(Path(args.html), sheet)
     return 0
+
+
+def _check_test(record: DoneRecord, name: str) -> None:
+    """Check that a record has a score on a further test set.
+
+    Raises:
+        UnknownNameError: the record does not have this further test set.
+        ResultsError: the record has no further test sets, or no score on this one.
+    """
+    from probe.errors import ResultsError
+    from probe.names import unknown_name
+
+    tests = {test.name: test for test in record.tests}
+    if not tests:
+        raise ResultsError(
+            f"the record has no further test sets; remove --test-set, or repeat the run with --also-test {name}"
+        )
+    if name not in tests:
+        raise unknown_name("further test set", name, tests)
+    error = tests[name].error
+    if error is not None:
+        raise ResultsError(f"there are no predictions on {name}, which has no score: {error.message}")

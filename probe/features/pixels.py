@@ -1,4 +1,4 @@
-"""Cached digests of the pixels of a subset: one file, which is independent of encoders.
+"""Audits of datasets, and the cached digests of pixels that they use: one file per subset, independent of encoders.
 
     <root>/<dataset>/<subset>.<digest>.pixels.npz      the arrays of `PixelDigests`, and `about` as JSON
 
@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from probe import paths
 from probe.atomic import lock, make_folder
+from probe.datasets.audit import Audit, make_audit
 from probe.datasets.images import ImageDataset
-from probe.datasets.opening import OpenedDataset
+from probe.datasets.opening import OpenedDataset, open_dataset
 from probe.datasets.pixel_digests import PixelDigests, digest_images
 from probe.environment import library_versions
 from probe.features.arrays import Extraction
@@ -26,8 +28,9 @@ from probe.features.sidecars import Key
 from probe.features.store import LOCK, describe_reading
 from probe.models.preprocess import libjpeg_version
 from probe.progress import show_progress
-from probe.specs import SPLITS, digest, slug
+from probe.specs import SPLITS, DatasetSpec, digest, slug
 from probe.stats.equal_images import Leaks, find_leaks, number_contents, number_labels
+from probe.stats.near_hashes import MAX_DISTANCE
 
 PIXELS = ".pixels.npz"  # end of the name of an entry
 PIXELS_VERSION = 1  # raised with every change of the suite that changes digests, hashes, sizes or modes
@@ -63,6 +66,40 @@ class PixelSpec:
     def label(self) -> dict[str, str]:
         """Names of the entry for listings."""
         return {"dataset": self.dataset, "subset": f"pixels of {self.subset}"}
+
+
+def audit(
+    dataset: str | DatasetSpec,
+    *,
+    distance: int = 4,
+    most: int = 20,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+) -> Audit:
+    """Report equal images, candidates for near-duplicates, class balance, sizes and unreadable images of a dataset.
+
+    Every image is decoded once. The digests of the pixels are cached, so that a second audit decodes no image.
+
+    Args:
+        dataset: a name that `get_dataset` knows, or a specification. Images may be missing or unreadable.
+        distance: largest number of bits, from 0 to 16 of 64, in which the perceptual hashes of near-duplicates differ.
+        most: number of near-duplicates to list. All groups of equal images are listed.
+        data_dir: folder of datasets, see `probe.paths`.
+        cache_dir: folder of cached digests.
+        offline: never touch the network.
+
+    Raises:
+        UnknownNameError: there is no such dataset.
+        DatasetError: see `open_dataset`.
+        CacheError: a cached file cannot be read.
+        ValueError: `distance` is out of range.
+    """
+    if not 0 <= distance <= MAX_DISTANCE:
+        raise ValueError(f"expected a distance from 0 to {MAX_DISTANCE}, got {distance}")
+    opened = open_dataset(dataset, data_dir=data_dir, offline=offline, allow_partial=True, skip_corrupt=True)
+    digests = find_digests(opened, opened.subsets, paths.cache_dir(cache_dir))
+    return make_audit(opened, digests, distance=distance, most=most)
 
 
 def pixel_entry(dataset: OpenedDataset, subset: str) -> PixelSpec:

@@ -50,25 +50,31 @@ img { display: block; width: {{ side }}px; height: {{ side }}px; object-fit: con
 
 
 def make_contact_sheet(
-    record: DoneRecord, errors: Sequence[WrongImage], *, data_dir: str | Path | None = None, offline: bool = False
+    record: DoneRecord,
+    errors: Sequence[WrongImage],
+    *,
+    test: str = "",
+    data_dir: str | Path | None = None,
+    offline: bool = False,
 ) -> str:
     """Return a page of images with wrong predictions, in their order.
 
     Args:
         record: the record of the run.
         errors: the images, from `prediction_files.find_errors`.
+        test: name of the further test set that the images are from; empty for the test split of the dataset.
         data_dir: folder of datasets, see `probe.paths`.
         offline: never touch the network.
 
     Raises:
-        DatasetError: the dataset is not here or differs from that of the record, or an image cannot be read.
+        DatasetError: the images are not here or differ from those of the record, or an image cannot be read.
     """
     by_fold: dict[int, list[int]] = defaultdict(list)
     for i, error in enumerate(errors):
-        by_fold[_fold_of(record, error.part)].append(i)
+        by_fold[0 if test else _fold_of(record, error.part)].append(i)  # all folds have the same further test images
     jpegs = [""] * len(errors)
     for fold, numbers in by_fold.items():
-        images = open_test_images(record, fold, data_dir=data_dir, offline=offline)
+        images = open_test_images(record, fold, test=test, data_dir=data_dir, offline=offline)
         places = {escape_id(one): i for i, one in enumerate(images.ids)}
         for i in numbers:
             if errors[i].image not in places:
@@ -85,47 +91,61 @@ def make_contact_sheet(
         }
         for error, jpeg in zip(errors, jpegs, strict=True)
     ]
-    score = f"Score of the run: {100 * record.result.score:.2f} %."
+    what, score = "test images", f"Score of the run: {100 * record.result.score:.2f} %."
+    further = next((one.all_classes for one in record.tests if one.name == test), None)
+    if further is not None:
+        what, score = f"images of {test}", f"Score among all classes: {100 * further.score:.2f} %."
     note = (
-        f"The {len(tiles)} most confident wrong predictions for test images: the predicted class, its probability and "
-        f"the label. {score}"
+        f"The {len(tiles)} most confident wrong predictions for {what}: the predicted class, its probability and the "
+        f"label. {score}"
         if tiles
         else f"There are no wrong predictions. {score}"
     )
-    return _template().render(title=printable(str(record.spec)), note=note, tiles=tiles, side=SIDE)
+    title = f"{record.spec}, {test}" if test else str(record.spec)
+    return _template().render(title=printable(title), note=printable(note), tiles=tiles, side=SIDE)
 
 
 def open_test_images(
-    record: DoneRecord, fold: int, *, data_dir: str | Path | None = None, offline: bool = False
+    record: DoneRecord,
+    fold: int,
+    *,
+    test: str = "",
+    data_dir: str | Path | None = None,
+    offline: bool = False,
 ) -> ImageDataset:
     """Open the test images of a record, without those that its run skipped.
 
     Args:
         record: the record.
-        fold: number of the fold, from 0 on.
+        fold: number of the fold, from 0 on; 0 for a further test set.
+        test: name of a further test set that the record has a score on; empty for the test split of the dataset.
         data_dir: folder of datasets, see `probe.paths`.
         offline: never touch the network.
 
     Raises:
         DatasetError: the dataset is not here, or its test images differ from those of the record.
     """
+    name = "test" if record.spec.dataset.num_folds == 1 else f"test/{fold + 1}"
+    spec, split, read = record.spec.dataset, record.splits.get(name), record.read
+    if test:
+        spec = next(one for one in record.spec.tests if one.name == test)
+        split, read = next((one.split, one.read) for one in record.tests if one.name == test)
+    assert split is not None
     images = open_split(
-        record.spec.dataset,
+        spec,
         "test",
         fold=fold,
         data_dir=data_dir,
         offline=offline,
-        allow_partial=bool(record.read.partial),
-        skip_corrupt=bool(record.read.skipped),
+        allow_partial=bool(read.partial),
+        skip_corrupt=bool(read.skipped),
     )
-    name = "test" if record.spec.dataset.num_folds == 1 else f"test/{fold + 1}"
-    expected = record.splits[name].sha256
     candidates = [images]
-    for subset in dict.fromkeys(skipped.subset for skipped in record.read.skipped):
-        ids = {skipped.id for skipped in record.read.skipped if skipped.subset == subset}
+    for subset in dict.fromkeys(skipped.subset for skipped in read.skipped):
+        ids = {skipped.id for skipped in read.skipped if skipped.subset == subset}
         candidates.append(images.select(images.name, np.flatnonzero([one not in ids for one in images.ids])))
     for candidate in candidates:
-        if candidate.compute_sha256() == expected:
+        if candidate.compute_sha256() == split.sha256:
             return candidate
     raise DatasetError(
         f"{images.name}: the ids and labels differ from those of the record, so thumbnails would show other images; "

@@ -12,7 +12,7 @@ from probe.errors import printable
 from probe.leaderboard import methods, texts
 from probe.leaderboard.labels import LEGEND, solver_value
 from probe.leaderboard.sections import Cell, Section, titles
-from probe.leaderboard.tables import rows_to_csv
+from probe.leaderboard.tables import clean_values, rows_to_csv
 from probe.records.record import encode, record_path
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
@@ -101,6 +101,7 @@ def _cell(cell: Cell, *, with_calibration: bool) -> dict[str, Any]:
     return {
         **neighbours,
         **calibration,
+        **clean_values(cell.record),
         "score": result.score if result is not None else None,
         "low": interval.low if interval is not None else None,
         "high": interval.high if interval is not None else None,

@@ -16,6 +16,7 @@ from probe.leaderboard.few_shot import SHOTS, FewShotChart, few_shot_charts
 from probe.leaderboard.labels import short_names
 from probe.leaderboard.methods import compare_methods
 from probe.leaderboard.sections import Section
+from probe.leaderboard.shifts import ShiftPoint, shift_points
 from probe.records.packing import unpack_bins
 from probe.records.record import write_bytes
 from probe.records.schema import DoneRecord, RunRecord
@@ -50,6 +51,7 @@ def write_plots(records: Sequence[RunRecord], folder: Path) -> list[Path]:
     Each section has `bars` (scores with 95 % confidence intervals), `cost` (the mean against GFLOPs for an image) and,
     for each dataset with a sweep, `sweep` (validation score against C). Each dataset of a section whose records have
     the bins of their calibration has `reliability`: a reliability diagram for each of the `MAX_PANELS` best models.
+    Each further test set of a dataset of a section has `further` (the score there against the score on the dataset).
     Each group of few-shot protocols has `shots` (mean score against the number of training images of each class, with
     zero-shot at 0). All records together have `zero-shot` (zero-shot against the linear probe), `jit` (JIT against
     eager) and `published` (against table 10 of the paper).
@@ -100,13 +102,17 @@ def _figures(records: Sequence[RunRecord]) -> Iterator[tuple[str, Figure]]:
         if known:
             yield f"cost.{name}", _cost(section, known)
         for dataset in section.datasets:
+            slug = unique_slug(dataset, is_path=":" in dataset)
             swept = [record for record in _done(section, dataset) if len(record.result.sweep) > 1]
             if swept:
-                yield f"sweep.{unique_slug(dataset, is_path=':' in dataset)}.{name}", _sweep(section, dataset, swept)
+                yield f"sweep.{slug}.{name}", _sweep(section, dataset, swept)
             binned = [record for record in _done(section, dataset) if _has_bins(record)]
             if binned:
-                slug = unique_slug(dataset, is_path=":" in dataset)
                 yield f"reliability.{slug}.{name}", _reliability(section, dataset, binned[:MAX_PANELS])
+            shifted = shift_points(_done(section, dataset))
+            for test in dict.fromkeys(point.test for point in shifted):
+                drawn = [point for point in shifted if point.test == test]
+                yield f"further.{unique_slug(test)}.{slug}.{name}", _further(section, dataset, drawn)
     charts = few_shot_charts(records)
     titles = [chart.title for chart in charts]
     for chart in charts:
@@ -250,6 +256,18 @@ def _reliability(section: Section, dataset: str, records: Sequence[DoneRecord]) 
         axes.legend(fontsize=6, loc="lower right")
     title = f"{_text(dataset)}: {_text(section.title, MAX_TITLE)}"
     figure.suptitle(title, y=1 + 0.05 / rows, va="bottom", fontsize=10)
+    return figure
+
+
+def _further(section: Section, dataset: str, points: Sequence[ShiftPoint]) -> Figure:
+    models = short_names(point.record.model for point in points)
+    name = _text(next(iter(short_names([dataset]).values())))
+    figure = _against(
+        [(models[point.record.model], _score(point.record), 100 * point.score) for point in points],
+        f"test split of {name}, %",
+        f"{_text(points[0].test)}, %",
+    )
+    figure.axes[0].set_title(_text(section.title, MAX_TITLE))
     return figure
 
 

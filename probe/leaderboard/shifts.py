@@ -66,6 +66,24 @@ def shift_rows(records: Iterable[RunRecord]) -> list[ShiftRow]:
     return rows
 
 
+@dataclass(frozen=True)
+class ShiftPoint:
+    """A point of a chart: the score of a record on a further test set, among all classes of the dataset."""
+
+    record: DoneRecord
+    test: str
+    score: float
+
+
+def shift_points(records: Iterable[RunRecord]) -> list[ShiftPoint]:
+    """Return the points of the charts of further test sets. Scores on the test split are among all classes, too."""
+    return [
+        ShiftPoint(row.record, row.test.name, row.score.score)
+        for row in shift_rows(records)
+        if row.score is not None and row.convention == ALL_CLASSES
+    ]
+
+
 def shift_values(rows: Sequence[ShiftRow]) -> list[list[object]]:
     """Return the values under `HEADER`, scores as fractions and None for missing values."""
     found: list[list[object]] = []

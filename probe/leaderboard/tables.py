@@ -98,14 +98,20 @@ def row(record: RunRecord) -> dict[str, object]:
         if record.spec.protocol.method == ZERO_SHOT:
             values["num_train"] = None
     found = {name: values.get(name) for name in COLUMNS}
-    if isinstance(record, DoneRecord) and record.clean is not None:
-        clean = record.clean
-        ends = (None, None) if clean.interval is None else (clean.interval.low, clean.interval.high)
-        numbers = (clean.score, *ends, clean.num_left_out, clean.num_differing)
-        found |= dict(zip(CLEAN_COLUMNS, numbers, strict=True))
+    found |= clean_values(record)
     if has_neighbours([record]):
         found["k"] = record.result.k if record.result is not None else None
     return found
+
+
+def clean_values(record: RunRecord) -> dict[str, float | None]:
+    """Return the clean score of a record by the names of `CLEAN_COLUMNS`; empty if it has none."""
+    clean = record.clean if isinstance(record, DoneRecord) else None
+    if clean is None:
+        return {}
+    ends = (None, None) if clean.interval is None else (clean.interval.low, clean.interval.high)
+    numbers = (clean.score, *ends, clean.num_left_out, clean.num_differing)
+    return dict(zip(CLEAN_COLUMNS, numbers, strict=True))
 
 
 def status(record: RunRecord) -> str:

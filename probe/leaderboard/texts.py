@@ -6,11 +6,19 @@ from collections.abc import Mapping, Sequence
 
 from probe.errors import listed, printable
 from probe.leaderboard.cards import METRIC_TITLES
+from probe.leaderboard.clean import clean_to_markdown
 from probe.leaderboard.labels import METHOD_NAMES, NO_RECORD, legend, scope, short_names, solver_value
 from probe.leaderboard.methods import compare_methods, methods_to_markdown
 from probe.leaderboard.sections import BEST, Cell, Line, Section, has_mean, has_ranks, has_score, sort_datasets, titles
 from probe.leaderboard.shifts import shifts_to_markdown
-from probe.leaderboard.tables import half_width, markdown_table, markdown_text, score_text
+from probe.leaderboard.tables import (
+    CLEAN_COLUMNS,
+    clean_values,
+    half_width,
+    markdown_table,
+    markdown_text,
+    score_text,
+)
 from probe.records.record import weights_of
 from probe.records.schema import CalibrationScores, ResultRecord, RunRecord
 from probe.specs import LOGISTIC
@@ -36,16 +44,20 @@ CALIBRATION_NOTE = (
 def table(found: Sequence[Section], *, with_calibration: bool = False) -> tuple[list[str], list[list[object]]]:
     """Return all sections as one table, a row for each model: header and rows, with None for missing values.
 
-    Each dataset has five columns: score and both bounds of its interval as fractions, rank, and status. With
-    `with_calibration`, twelve more columns have the values of `calibration_values`.
+    Each dataset has five columns: score and both bounds of its interval as fractions, rank, and status. If a record of
+    a dataset has a clean score, five more columns have the values of `tables.clean_values`. With `with_calibration`,
+    twelve more columns have the values of `calibration_values`.
     """
-    endings = _ENDINGS
-    if with_calibration:
-        endings += tuple(f"_{name}" for name in CALIBRATION_NAMES)
     names = sort_datasets({name for section in found for name in section.datasets})
     header = [*("protocol", "feature_point", "solver", "mode", "precision", "rules", "rank", "model")]
     header += ["mean", "mean_low", "mean_high", "num_datasets"]
+    cleaned = {cell.record.dataset for section in found for cell in section.cells if clean_values(cell.record)}
     for name in names:
+        endings = _ENDINGS
+        if name in cleaned:
+            endings += tuple(f"_{column}" for column in CLEAN_COLUMNS)
+        if with_calibration:
+            endings += tuple(f"_{column}" for column in CALIBRATION_NAMES)
         column = printable(name)
         while set(header) & {f"{column}{ending}" for ending in endings}:  # for example, a dataset named `mean`
             column = f"dataset:{column}"
@@ -61,6 +73,7 @@ def table(found: Sequence[Section], *, with_calibration: bool = False) -> tuple[
                 for name in names
                 for value in (
                     *_values(line.cells.get(name)),
+                    *(_clean(line.cells.get(name)) if name in cleaned else ()),
                     *(_calibration(line.cells.get(name)) if with_calibration else ()),
                 )
             ]
@@ -76,6 +89,11 @@ def _values(cell: Cell | None) -> list[object]:
     interval = result.interval if result is not None else None
     ends = (interval.low, interval.high) if interval is not None else (None, None)
     return [result.score if result is not None else None, *ends, cell.rank or None, cell.status]
+
+
+def _clean(cell: Cell | None) -> list[float | None]:
+    values = {} if cell is None else clean_values(cell.record)
+    return [values.get(name) for name in CLEAN_COLUMNS]
 
 
 def _calibration(cell: Cell | None) -> list[float | None]:
@@ -123,7 +141,7 @@ def sections_to_markdown(found: Sequence[Section], *, with_calibration: bool = F
         page.append("The first table has the most scores. The tables below the legend have other protocols, solvers, ")
         page[-1] += "modes or precisions. Compare models only within one table.\n"
     side_by_side = [part for part in [methods_to_markdown(compare_methods(records))] if part]
-    side_by_side += [part for part in [shifts_to_markdown(records)] if part]
+    side_by_side += [part for part in [shifts_to_markdown(records), clean_to_markdown(records)] if part]
     return "\n".join([*page, *parts[:1], *side_by_side, f"## Legend\n\n{explained}", *parts[1:]])
 
 

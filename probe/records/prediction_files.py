@@ -102,7 +102,8 @@ class WrongImage:
     Args:
         image: its id.
         part: number of the fold or draw; 0 if the run has one.
-        label: name of its class, or of its classes.
+        label: name of its class, or of its classes. In a further test set, these are the classes of the dataset that
+            are right.
         prediction: name of the predicted class; if images can show several classes, the most probable of the predicted
             classes that the image does not show.
         probability: probability of this class.
@@ -256,8 +257,8 @@ def has_predictions(spec: RunSpec, record: DoneRecord, predictions_dir: str | Pa
     return all(info.created == record.created and (info.with_logits or not with_logits) for info in found)
 
 
-def read_info(path: Path) -> PredictionsInfo:
-    """Return the description in a file of predictions.
+def read_info(path: Path, test: str = "") -> PredictionsInfo:
+    """Return the description in a file of predictions, see `predictions_path`.
 
     Raises:
         ResultsError: the file is missing, damaged, or holds no predictions.
@@ -270,22 +271,29 @@ def read_info(path: Path) -> PredictionsInfo:
         return decode(json.loads(plain or "null"), PredictionsInfo)
     except FileNotFoundError as err:
         raise ResultsError(
-            f"there are no predictions at {path}; repeat the run with --predictions {path.parent.parent}, or name the "
-            "folder of the predictions with --predictions"
+            f"there are no predictions at {path}; repeat the run with --predictions {_folder_of(path, test)}, or name "
+            "the folder of the predictions with --predictions"
         ) from err
     except (OSError, ValueError, pyarrow.ArrowException) as err:
         raise ResultsError(f"{path} is damaged or holds no predictions ({summarize(err)}); repeat the run") from err
 
 
-def find_errors(path: Path, record: DoneRecord, *, most: int | None = None) -> list[WrongImage]:
+def _folder_of(path: Path, test: str) -> Path:
+    """Return the folder of predictions that a file of predictions is in."""
+    return path.parents[2 if test else 1]
+
+
+def find_errors(path: Path, record: DoneRecord, *, test: str = "", most: int | None = None) -> list[WrongImage]:
     """Return the images with wrong predictions, the most confident first.
 
     If images can show several classes, an image counts as wrong if a predicted class among its five most probable is
-    not shown. Classes that are shown and were not predicted do not count, nor do ignored labels.
+    not shown. Classes that are shown and were not predicted do not count, nor do ignored labels. Predictions on a
+    further test set are among all classes of the dataset.
 
     Args:
-        path: the file of predictions.
+        path: the file of predictions, see `predictions_path`.
         record: the record of the run.
+        test: name of the further test set of the file; empty for the test split of the dataset.
         most: largest number of images; None for all.
 
     Raises:
@@ -294,26 +302,30 @@ def find_errors(path: Path, record: DoneRecord, *, most: int | None = None) -> l
     import pyarrow
     from pyarrow import parquet
 
-    info = read_info(path)
+    info = read_info(path, test)
     if info.created != record.created:
         raise ResultsError(
             f"{path} has the predictions of the run of {info.created}, but the record is of {record.created}; repeat "
-            f"the run with --predictions {path.parent.parent}"
+            f"the run with --predictions {_folder_of(path, test)}"
         )
     try:
-        if takes_several_labels(record.result.metric):
+        if not test and takes_several_labels(record.result.metric):
             names = ["image", "part", "label", "label_name", "prediction", "ignored"]
             rows = parquet.read_table(
                 path, columns=[*names, "top_labels", "top_names", "top_probabilities"]
             ).to_pylist()
             found = [wrong for row in rows if (wrong := _wrong_class(row)) is not None]
             return sorted(found, key=lambda wrong: -wrong.probability)[:most]
-        table = parquet.read_table(path, columns=["label", "prediction", "probability"])
-        label, prediction, probability = (table[name].to_numpy() for name in table.column_names)
-        positions = np.flatnonzero(label != prediction)
+        compared = ["is_right"] if test else ["label", "prediction"]
+        table = parquet.read_table(path, columns=[*compared, "probability"])
+        columns = [table[name].to_numpy() for name in compared]
+        probability = table["probability"].to_numpy()
+        positions = np.flatnonzero(~columns[0] if test else columns[0] != columns[1])
         positions = positions[np.argsort(-probability[positions], kind="stable")][:most]
         names = ["image", "part", "label_name", "prediction_name", "probability"]
         rows = parquet.read_table(path, columns=names).take(positions).to_pylist()
+        if test:  # several classes can be right
+            rows = [{**row, "label_name": ", ".join(row["label_name"])} for row in rows]
         return [WrongImage(*(row[name] for name in names)) for row in rows]
     except (OSError, ValueError, KeyError, pyarrow.ArrowException) as err:
         raise ResultsError(f"{path} is damaged ({summarize(err)}); repeat the run with --rerun") from err

@@ -26,12 +26,11 @@ from probe.features.store import check_usable
 from probe.leaderboard import derived
 from probe.models.own import ADVICE, FORM
 from probe.models.own_files import is_file
-from probe.probes.heads import write_heads
 from probe.progress import Progress, show_progress
-from probe.records.prediction_files import check_predictions_dir, write_predictions
+from probe.records.prediction_files import check_predictions_dir
 from probe.records.record import check_writable, write_record
 from probe.records.schema import RunRecord
-from probe.runner import failure
+from probe.runner import failure, write_run
 from probe.scale.cluster import Member, Workers, connected, cpus_per_gpu, error_line
 from probe.scale.needs import memory_of
 from probe.scale.units import ATTEMPTS, Queue, Unit, plan_units
@@ -281,14 +280,14 @@ class _Driver:
                 work.take_in(files)
                 work.finish_whole()
             self.queue.finish(unit)
-        failed = [record for record in result.records if record.error is not None]
+        records = [
+            write_run(record, result.heads.get(i, {}), dict(result.predictions.get(i, {})), self.settings)
+            for i, record in enumerate(result.records)
+        ]
+        failed = [record for record in records if record.error is not None]
         self.num_failed += bool(failed)
         self._log_end(unit, f"{'failed' if failed else 'done'} on {member.info.host}")
-        write_heads(result.heads, paths.results_dir(self.settings.results_dir))
-        write_predictions(dict(result.predictions), self.settings.predictions_dir)
-        for record in result.records:
-            write_record(record, paths.results_dir(self.settings.results_dir))
-            yield record
+        yield from records
         if unit.shard is None and result.is_expected:
             with suppress(self.ray.exceptions.RayError):  # the worker is lost; `cache gc` removes its fits
                 self.ray.get(member.actor.clear_fits.remote())

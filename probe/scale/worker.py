@@ -119,16 +119,18 @@ class UnitResult:
         chunks: files of the chunks that the driver requested.
         is_expected: True if every error in the records is a `ProbeError`. Otherwise the worker may be faulty.
         logs: log records of the package.
-        heads: content of the files of heads, by path below the results folder.
-        predictions: content of the files of predictions, by path below their folder.
+        heads: for each finished run, by the position of its record, the content of the files of its heads, by path
+            below the results folder.
+        predictions: for each finished run, by the position of its record, the content of the files of its predictions,
+            by path below their folder.
     """
 
     records: Sequence[RunRecord] = ()
     chunks: Sequence[tuple[EntrySpec, Files]] = ()
     is_expected: bool = True
     logs: Sequence[logging.LogRecord] = ()
-    heads: Mapping[Path, bytes] = field(default_factory=dict)
-    predictions: dict[Path, bytes] = field(default_factory=dict)
+    heads: Mapping[int, Mapping[Path, bytes]] = field(default_factory=dict)
+    predictions: Mapping[int, dict[Path, bytes]] = field(default_factory=dict)
 
 
 class _ImageCounter(Progress):
@@ -207,11 +209,11 @@ class Worker:
             if isinstance(entries, NotRunnable):
                 return entries
             runs = list(run_all(unit.specs, self.session)) if unit.shard is None else []
-            finished = [run for run in runs if isinstance(run, FinishedRun)]
+            finished = {i: run for i, run in enumerate(runs) if isinstance(run, FinishedRun)}
             records = [run.record for run in runs]
-            self.fits = [run.fits for run in finished]
-            heads = {path: content for run in finished for path, content in run.heads.items()}
-            predictions = {path: content for run in finished for path, content in run.predictions.items()}
+            self.fits = [run.fits for run in finished.values()]
+            heads = {i: run.heads for i, run in finished.items()}
+            predictions = {i: run.predictions for i, run in finished.items()}
             if unit.shard is not None:
                 self._extract(unit)
             chunks = [(entry, list(Work(self._root, entry).files(numbers))) for entry, numbers in wanted if numbers]

@@ -3,6 +3,7 @@
 import csv
 import json
 import struct
+from dataclasses import asdict
 from itertools import combinations
 
 import numpy as np
@@ -12,6 +13,7 @@ from make.mnist import SMALL_MNIST
 from make.twins import COPIES, DIFFERING, LEAKED, groups_by_bytes, write_twins
 from PIL import Image
 
+import probe
 from probe.cli.main import main
 from probe.datasets.audit import make_audit
 from probe.datasets.opening import open_dataset
@@ -298,3 +300,18 @@ def test_a_file_that_cannot_be_written_is_one_sentence(root, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("probe: cannot write ")
     assert said.count("\n") == 1
+
+
+def test_python_gives_the_report_of_the_command(scenes, tmp_path, capsys):
+    report = probe.audit(f"folder:{scenes}", distance=12, most=3, cache_dir=tmp_path, offline=True)
+    command = ["audit", "--dataset", f"folder:{scenes}", "--distance", "12", "--top", "3", "--offline", "--json"]
+    assert main([*command, "--cache-dir", str(tmp_path)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    groups = printed["equal"]["groups"]
+    assert len(groups) > 0
+    assert [group.pop("is_across") for group in groups] == [group.is_across for group in report.equal.groups]
+    assert [one.pop("ratio") for one in printed["balance"]] == [one.ratio for one in report.balance]
+    assert printed == json.loads(json.dumps(asdict(report)))
+    assert len(report.candidates.closest) == 3
+    with pytest.raises(ValueError, match="expected a distance from 0 to 16, got 17"):
+        probe.audit("digits", distance=17)

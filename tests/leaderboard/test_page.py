@@ -8,7 +8,7 @@ import urllib.parse
 from dataclasses import replace
 
 import pytest
-from make.records import RECORDS, changed, classified_record, make_record, page_record
+from make.records import RECORDS, changed, classified_record, make_further_test, make_record, page_record
 
 from probe.cli.main import main
 from probe.leaderboard.details import class_rows, confusions, worst_first
@@ -181,17 +181,9 @@ def test_further_test_sets_are_a_table_without_scripts_and_data_of_a_chart():
     assert 'id="tests"' not in render_page(RECORDS, make_sections(RECORDS))
 
 
-def _further(name, score):
-    interval = IntervalRecord(score - 0.1, score + 0.1, "wilson")
-    split = SplitRecord("0" * 64, 100)
-    return FurtherTestRecord(
-        name, split=split, metric="accuracy", num_classes=10, all_classes=ConventionRecord(score, interval)
-    )
-
-
 @pytest.mark.browser
 def test_each_further_test_set_has_a_chart_of_one_protocol(browser, tmp_path):
-    tests = (_further("moved", 0.4), _further("drawn", 0.3))
+    tests = (make_further_test("moved", 0.4), make_further_test("drawn", 0.3))
     records = [
         replace(make_record("digits", model, protocol=protocol), tests=tests)
         for protocol in ("readme", "clip-paper")

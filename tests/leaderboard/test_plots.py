@@ -1,5 +1,7 @@
+from dataclasses import replace
+
 import pytest
-from make.records import RECORDS, classified_record, make_failure, scored_record
+from make.records import RECORDS, classified_record, make_failure, make_further_test, scored_record
 from PIL import Image
 
 from probe.errors import ResultsError
@@ -70,3 +72,22 @@ def test_reliability_has_one_figure_with_a_panel_for_each_model(tmp_path):
     assert text.count("before: ECE ") == text.count("after: ECE ") == 2
     assert "RN50" in text
     assert "old" not in text.replace("bold", "")
+
+
+@pytest.mark.slow
+def test_each_further_test_set_is_drawn_against_its_dataset_for_each_protocol(tmp_path):
+    tests = (make_further_test("moved", 0.4), make_further_test("dr/awn", 0.3))
+    records = [
+        replace(scored_record(model, num_wrong, protocol=protocol), tests=tests)
+        for protocol in ("readme", "knn")
+        for model, num_wrong in (("tiny", 20), ("ViT-B/32", 40))
+    ]
+    paths = write_plots([*records, scored_record("RN50", 60)], tmp_path)
+    found = sorted(path.name for path in paths if path.name.startswith("further.") and path.suffix == ".svg")
+    sections = ("knn-projected-eager-fp32", "readme-projected-sklearn-eager-fp32")
+    assert len(found) == 4
+    assert found[2:] == [f"further.moved.digits.{section}.svg" for section in sections]
+    text = (tmp_path / found[-1]).read_text()
+    for label in ("test split of digits, %", "moved, %", "tiny", "ViT-B/32"):
+        assert f">{label}</text>" in text
+    assert ">RN50</text>" not in text  # its record has no further test set

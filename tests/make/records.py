@@ -19,6 +19,7 @@ from probe.records.schema import (
     ParityRecord,
     PromptsRecord,
     ResultRecord,
+    SplitRecord,
     SweepRecord,
 )
 from probe.specs import (
@@ -187,6 +188,16 @@ FURTHER_TESTS = (
     ),
     FurtherTestRecord("broken", ErrorRecord("DatasetError", "no images")),
 )
+
+
+def make_further_test(name, score):
+    """Return the scores on a further test set of 100 images, among all classes."""
+    interval = IntervalRecord(score - 0.1, score + 0.1, "wilson")
+    split = SplitRecord("0" * 64, 100)
+    return FurtherTestRecord(
+        name, split=split, metric="accuracy", num_classes=10, all_classes=ConventionRecord(score, interval)
+    )
+
 
 PARITY = ParityRecord({"projected": 3e-7}, 1, p_value=0.5)
 

@@ -7,10 +7,12 @@ import pandas
 import pytest
 from make.shifted_layouts import WNIDS, shrink, write_further, write_imagenet
 
+from probe.cli.main import main
 from probe.datasets.opening import open_dataset
 from probe.grid import pending, plan
+from probe.leaderboard.contact_sheets import make_contact_sheet
 from probe.records.packing import unpack
-from probe.records.prediction_files import predictions_path, read_info
+from probe.records.prediction_files import find_errors, predictions_path, read_info
 from probe.records.record import record_path
 from probe.runner import run_grid
 from probe.settings import Settings
@@ -106,3 +108,48 @@ def test_each_right_label_of_a_relabelled_image_is_in_its_file(data, settings):
     assert frame.is_right.mean() == record.tests[0].all_classes.score
     names = list(pandas.read_parquet(_path(record, settings)).image)
     assert list(frame.image) == [name for i, name in enumerate(names) if i != 1]
+    errors = find_errors(_path(record, settings, "imagenet_real"), record, test="imagenet_real")
+    assert {error.image for error in errors} == set(frame.image[~frame.is_right])
+    assert all(name.startswith("n") for error in errors for name in error.label.split(", "))
+    sheet = make_contact_sheet(record, errors, test="imagenet_real", data_dir=settings.data_dir, offline=True)
+    assert sheet.count("<img") == len(errors) > 0
+
+
+@pytest.mark.parametrize("rules", [RULES, DRAWS], ids=str)
+def test_errors_of_a_further_test_set_as_a_user_would(data, settings, rules, tmp_path, capsys):
+    (record,) = run_grid(_specs(data, rules), settings)
+    path, page = str(record_path(record, settings.results_dir)), tmp_path / "errors.html"
+    options = ["--predictions", str(settings.predictions_dir), "--data-dir", str(settings.data_dir), "--top", "3"]
+    assert main(["errors", path, "--test-set", "some", "--html", str(page), *options]) == 0
+    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    frame = pandas.read_parquet(_path(record, settings, "some"))
+    wrong = frame[~frame.is_right].sort_values("probability", ascending=False, kind="stable")[:3]
+    assert 0 < len(wrong) == len(shown)
+    assert [row[:3] for row in shown] == wrong[["image", "test_class", "prediction_name"]].to_numpy().tolist()
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<img") == len(wrong)
+    assert "most confident wrong predictions for images of some: " in text
+    assert f"Score among all classes: {100 * record.tests[0].all_classes.score:.2f} %" in text
+    write_further(settings.data_dir, "some", "some", {WNIDS[1]: [0, 0, 0, 0]}, fields='class_ids = "wordnet"')
+    assert main(["errors", path, "--test-set", "some", "--html", str(page), *options]) == 1
+    assert "the ids and labels differ from those of the record" in capsys.readouterr().err
+
+
+def test_errors_of_a_test_set_without_predictions_say_why(data, settings, capsys):
+    (settings.data_dir / "some").rename(settings.data_dir / "away")
+    (record,) = run_grid(_specs(data, RULES), settings)
+    path, options = str(record_path(record, settings.results_dir)), ["--predictions", str(settings.predictions_dir)]
+    assert main(["errors", path, "--test-set", "elsewhere", *options]) == 2
+    message = "unknown further test set 'elsewhere'; choose one of some, every"
+    assert message in capsys.readouterr().err
+    _path(record, settings, "every").unlink()
+    assert main(["errors", path, "--test-set", "every", *options]) == 1
+    assert f"repeat the run with --predictions {settings.predictions_dir}, or" in capsys.readouterr().err
+    assert main(["errors", path, "--test-set", "some", *options]) == 1
+    message = f"there are no predictions on some, which has no score: {record.tests[0].error.message}"
+    assert message in capsys.readouterr().err
+    (plain,) = run_grid(plan([data], ["tiny"], protocols=[NEAREST], device="cpu"), settings)
+    assert main(["errors", str(record_path(plain, settings.results_dir)), "--test-set", "some"]) == 1
+    assert "the record has no further test sets; remove --test-set, or repeat the run with --also-test" in (
+        capsys.readouterr().err
+    )

@@ -3,12 +3,17 @@
 import io
 import re
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from make.fake_ray import FakeRay, RayError, RayTaskError
+from make.records import make_further_test, make_record
 
 from probe.errors import ExecutorError
 from probe.grid import plan
+from probe.records.record import read_record, write_record
+from probe.records.schema import ErrorRecord, FurtherTestRecord
 from probe.runner import failure
 from probe.scale.cluster import error_line
 from probe.scale.driver import _Driver
@@ -224,3 +229,26 @@ def test_workers_that_cannot_start_are_named(tmp_path, monkeypatch):
         assert driver.workers.admit(answer) is None
     with pytest.raises(ExecutorError, match=r"workers fail while they start \(no memory\)"):
         driver.workers.admit(last)
+
+
+def test_a_record_with_a_score_that_the_new_run_lacks_is_not_replaced(tmp_path):
+    """The worker does not have the images of a further test set that the record has a score on."""
+    (spec,) = plan(["digits"], ["tiny"], protocols=["readme"], device="cpu", solver="fast")
+    first = make_record(spec=spec, tests=(make_further_test("moved", 0.4),))
+    path = write_record(first, tmp_path / "results")
+    gone = FurtherTestRecord("moved", ErrorRecord("DatasetMissingError", "no folder"))
+    predictions = {Path("digits/run.parquet"): b"new"}
+
+    def answer(_, unit):
+        if unit.shard is not None:
+            return UnitResult()
+        return UnitResult(
+            [replace(first, tests=(gone,))], heads={0: {Path("heads/new"): b""}}, predictions={0: predictions}
+        )
+
+    ((_, _, message),) = _run(tmp_path, FakeRay({"a": 1}, answer), "tiny")
+    assert message.startswith(
+        "the record has a score on moved, and the new run has none (no folder), so the record was"
+    )
+    assert read_record(path) == first
+    assert not (tmp_path / "results/heads").exists()

@@ -21,6 +21,8 @@ from probe.features.sidecars import Provenance
 from probe.features.store import FITS, EntrySpec
 from probe.grid import plan
 from probe.models.memory import DeviceMemory
+from probe.records.prediction_files import predictions_path
+from probe.records.record import head_path, record_path
 from probe.records.schema import ErrorRecord
 from probe.scale import worker as worker_module
 from probe.scale.needs import Memory, memory_of
@@ -76,6 +78,19 @@ def test_fits_stay_cached_until_the_driver_has_written_the_records(tmp_path, two
     assert list((tmp_path / "cache" / FITS).iterdir())
     worker.clear_fits()
     assert not list((tmp_path / "cache" / FITS).iterdir())
+
+
+def test_heads_and_predictions_are_those_of_the_record_at_their_position(tmp_path, two_chunks):
+    """The driver writes the files of a run only with its record."""
+    *shards, fits = _units(two_chunks, jit_modes=[False, True])
+    worker = _worker(tmp_path, "cache", save_heads=True, predictions_dir=tmp_path / "predictions")
+    for shard in shards:
+        worker.do(shard, NEED)
+    result = worker.do(fits, NEED)
+    assert [record.mode for record in result.records] == ["eager", "jit"]
+    for i, record in enumerate(result.records):
+        assert list(result.heads[i]) == [head_path(record, Path())]
+        assert list(result.predictions[i]) == [predictions_path(record_path(record, Path()), Path())]
 
 
 def test_chunks_that_the_driver_has_are_not_sent_to_it(tmp_path, two_chunks):

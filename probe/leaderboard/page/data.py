@@ -17,7 +17,7 @@ from probe.leaderboard.few_shot import SHOTS, FewShotChart, chart_key, few_shot_
 from probe.leaderboard.labels import count, short_names
 from probe.leaderboard.methods import MethodRow
 from probe.leaderboard.sections import Line, Section, gflops
-from probe.leaderboard.shifts import ALL_CLASSES, shift_rows
+from probe.leaderboard.shifts import shift_points
 from probe.leaderboard.tables import status
 from probe.records.record import record_path
 from probe.records.schema import CalibrationRecord, CalibrationScores, DoneRecord, PromptsRecord, RunRecord
@@ -284,11 +284,7 @@ def make_data(
         ),
         tuple(_shots(chart, labels) for chart in charts),
         tuple(names),
-        tuple(
-            PageFurther(index[row.record.key], printable(row.test.name), row.score.score)
-            for row in shift_rows(records)
-            if row.score is not None and row.convention == ALL_CLASSES
-        ),
+        tuple(PageFurther(index[one.record.key], printable(one.test), one.score) for one in shift_points(records)),
     )
 
 
