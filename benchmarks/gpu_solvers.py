@@ -23,10 +23,10 @@ from probe.probes.fit import fit_probe
 from probe.probes.fits import Fit
 from probe.probes.protocols import get_protocol
 from probe.probes.solvers.catalog import device_for
+from probe.probes.solvers.evaluation import evaluate
 from probe.probes.solvers.fast import loss_of
 from probe.probes.solvers.fast_solver import Fast
 from probe.probes.solvers.objective import Objective, Rows
-from probe.probes.solvers.optimality import evaluate
 from probe.probes.solvers.scikit_learn import fit_on_device
 
 PAPER = replace(get_protocol("clip-paper"), feature_point="projected")

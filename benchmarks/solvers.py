@@ -33,10 +33,10 @@ from probe.features.files import load
 from probe.leaderboard.tables import markdown_table
 from probe.probes.fit import fit_probe
 from probe.probes.protocols import get_protocol
+from probe.probes.solvers.evaluation import evaluate
 from probe.probes.solvers.fast import loss_of
 from probe.probes.solvers.fast_solver import Fast
 from probe.probes.solvers.objective import Objective, Rows, Softmax
-from probe.probes.solvers.optimality import evaluate
 from probe.probes.solvers.scikit_learn import scipys_blas_on_one_thread
 
 PAPER = get_protocol("clip-paper")

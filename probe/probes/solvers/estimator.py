@@ -33,7 +33,7 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
 
     - max |gradient| is at most `tol`.
     - max |gradient| is at most 1e-6 times its value at weights of zero.
-    - The difference between the objective and its minimum is negligible, see `optimality.is_negligible`. This condition
+    - The difference between the objective and its minimum is negligible, see `evaluation.is_negligible`. This condition
       does not depend on the scales of the features.
 
     Args:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from probe.probes.solvers import curvature
 from probe.probes.solvers.curvature import HessianBlock, Preconditioner
+from probe.probes.solvers.evaluation import is_negligible
 from probe.probes.solvers.lbfgs import EvaluationRequest, Limits, Minimum, Preconditioners, Steps, minimise
 from probe.probes.solvers.objective import Logistic, Loss, Objective, Rows, Softmax
-from probe.probes.solvers.optimality import is_negligible
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ DEFAULT_LIMITS = Limits(TOL)
 # `distance`.
 SMALL = 1e-3
 PATIENCE = 25  # smallest number of evaluations before the preconditioner is replaced
-MARGIN = 100  # factor by which a fit must be below `optimality.LIMIT`, because its own estimate can be too small
+MARGIN = 100  # factor by which a fit must be below `evaluation.LIMIT`, because its own estimate can be too small
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Solution:
         gradient_norm: max |g|, where g is the gradient with respect to the weights of the original features.
         gradient_ratio: `gradient_norm` divided by its value at weights of zero.
         suboptimality: estimate of the difference between the objective and its minimum.
-        is_optimal: True if `suboptimality` is negligible, see `optimality.is_negligible`.
+        is_optimal: True if `suboptimality` is negligible, see `evaluation.is_negligible`.
         converged: True if `is_optimal` and `gradient_ratio` is at most `tol`. If the loss is small, the limit is lower,
             see `distance`.
         excess: upper bound of the difference between the objective and its minimum, if the intercept is optimal:

@@ -1,7 +1,8 @@
 """Penalised logistic losses of several probes on the same features, with values and gradients.
 
 The rows are read in blocks, and each block serves all probes. So the features are read once per evaluation, and the
-matrix of all logits is never stored. Products are in the dtype of the features, usually float32. Sums over blocks are
+matrix of all logits is never stored. The results of the blocks are added in the order of the rows, so they do not
+depend on the number of threads. Products are in the dtype of the features, usually float32. Sums over blocks are
 in float64.
 
 The unknowns are the weights of whitened features: principal components of the centred features, divided by their
@@ -18,9 +19,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,9 +30,10 @@ from torch import Tensor
 
 from probe.errors import FeaturesError
 from probe.models.memory import device_memory
+from probe.probes.solvers.block_threads import BlockThreads
 
-BLOCK_BYTES = 1 << 23  # size of a block of features or of its logits: about the size of a processor's cache
-MIN_ROWS, MAX_ROWS = 256, 8192  # limits of the rows of a block on the CPU
+BLOCK_BYTES = 1 << 22  # size of a block of features or of its logits: about a thread's share of a processor's cache
+MIN_ROWS, MAX_ROWS = 256, 4096  # limits of the rows of a block on the CPU
 CUDA_ROWS = 65_536  # largest number of rows of a block on a GPU, which needs larger blocks to be busy
 # Largest copy of whitened features on the CPU; larger features are centred block by block in every pass.
 COPY_BYTES = 1 << 32
@@ -45,6 +48,8 @@ MEDIAN_ROWS = 4096  # largest number of rows of which the median is taken
 # With fewer logits, products are faster if the logits of each class are contiguous; with more logits, if the logits of
 # each image are.
 FEW_LOGITS = 128
+
+Result = TypeVar("Result")
 
 
 class Rows:
@@ -69,6 +74,7 @@ class Rows:
         if self.device.type == "cuda" and _num_bytes(tensors) <= CUDA_SHARE * device_memory(str(self.device)).free:
             tensors = [tensor.to(self.device) for tensor in tensors]
         self.tensors = tensors
+        self.threads = BlockThreads()
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -97,15 +103,26 @@ class Rows:
                 yield first + start, tensor[start : start + size].to(self.device)
             first += len(tensor)
 
+    def map_blocks(self, work: Callable[[int, Tensor], Result], columns: int = 1) -> Iterator[Result]:
+        """Yield the result of a function for each block of `blocks`, in the order of the rows.
+
+        On a CPU, `BlockThreads` processes several blocks at a time.
+        """
+        blocks = self.blocks(columns)
+        if self.device.type == "cpu" and len(self) > block_rows(self.num_features, columns, self.device):
+            return self.threads.map(lambda item: work(*item), blocks)
+        return (work(first, block) for first, block in blocks)
+
     def centred(self, columns: int, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         """Yield blocks as `blocks` does, minus the mean of the features, in a dtype.
 
         Without this, a large mean would cause large rounding errors in float32 products.
         """
         for first, block in self.blocks(columns):
-            yield first, self._centre(block).to(dtype)
+            yield first, self.centre(block).to(dtype)
 
-    def _centre(self, block: Tensor) -> Tensor:
+    def centre(self, block: Tensor) -> Tensor:
+        """Return a block minus the mean of the features, in float64."""
         return block.double() - self.mean
 
     @cached_property
@@ -121,7 +138,7 @@ class Rows:
             return None
         copy = Rows.__new__(Rows)
         copy.device, copy.num_features, copy.sizes = self.device, self.num_components, self.sizes
-        copy.has_intercept = self.has_intercept
+        copy.has_intercept, copy.threads = self.has_intercept, self.threads
         copy.tensors = [
             tensor.new_empty(len(tensor), self.num_components, device=self.device) for tensor in self.tensors
         ]
@@ -129,7 +146,7 @@ class Rows:
         for source, target in zip(self.tensors, copy.tensors, strict=True):
             size = block_rows(self.num_features, 1, self.device)
             for start in range(0, len(source), size):
-                block = self._centre(source[start : start + size].to(self.device)).to(self.dtype)
+                block = self.centre(source[start : start + size].to(self.device)).to(self.dtype)
                 torch.mm(block, matrix, out=target[start : start + size])
         return copy
 
@@ -156,7 +173,7 @@ class Rows:
             first += len(tensor)
         rows = torch.cat(taken)
         if self.whitened is None:
-            rows = self._centre(rows).to(rows.dtype) @ self.basis.matrix[:-1, :-1].to(rows.dtype)
+            rows = self.centre(rows).to(rows.dtype) @ self.basis.matrix[:-1, :-1].to(rows.dtype)
         return rows
 
     @cached_property
@@ -481,14 +498,21 @@ class Objective:
         columns = joined.shape[1]
         matrix, intercept = weights[:-1].to(dtype), weights[-1:].T.to(dtype)
         by_class = matrix.T.contiguous() if columns < FEW_LOGITS else None
-        gradient = torch.zeros(len(weights), columns, dtype=torch.float64, device=rows.device)
-        loss = torch.zeros(len(probes), dtype=torch.float64, device=rows.device)
-        for first, x in rows.centred(columns, dtype) if whitened is None else whitened.blocks(columns):
+
+        def evaluate_block(first: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            if whitened is None:
+                x = rows.centre(x).to(dtype)
             logits = (x @ matrix).T if by_class is None else by_class @ x.T  # (columns, m)
             logits += intercept
-            loss += self.loss.residuals(logits, first, probes)
-            gradient[:-1] += (logits @ x).T
-            gradient[-1] += logits.sum(dim=1, dtype=torch.float64)
+            losses = self.loss.residuals(logits, first, probes)
+            return losses, logits @ x, logits.sum(dim=1, dtype=torch.float64)
+
+        gradient = torch.zeros(len(weights), columns, dtype=torch.float64, device=rows.device)
+        loss = torch.zeros(len(probes), dtype=torch.float64, device=rows.device)
+        for losses, by_features, by_intercept in (whitened or rows).map_blocks(evaluate_block, columns):
+            loss += losses
+            gradient[:-1] += by_features.T
+            gradient[-1] += by_intercept
         if whitened is None:
             gradient = basis.matrix.T @ gradient
         if not rows.has_intercept:

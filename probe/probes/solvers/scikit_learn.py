@@ -17,9 +17,10 @@ from threadpoolctl import ThreadpoolController
 
 from probe.errors import ProtocolError
 from probe.probes.fits import Fit, Solver, Tick, count_start, for_classes, join_classes, select_class
+from probe.probes.solvers.evaluation import evaluate
 from probe.probes.solvers.fast import loss_of
 from probe.probes.solvers.objective import Objective, Rows
-from probe.probes.solvers.optimality import evaluate, measure_optimality
+from probe.probes.solvers.optimality import measure_optimality
 from probe.stats.metrics import IGNORED
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from probe.probes.solvers import objective as module
+from probe.probes.solvers.block_threads import BlockThreads
 from probe.probes.solvers.objective import Logistic, Objective, Rows, Softmax
 
 STRENGTHS = [0.01, 1.0, 1e4]
@@ -178,3 +179,25 @@ def test_features_whose_squares_overflow_are_refused():
     """Such features would make every preconditioner infinite."""
     with pytest.raises(ValueError, match=r"the squares of the features overflow torch\.float32; scale"):
         _ = Rows([_features(np.float32) * np.float32(1e25)]).covariance
+
+
+def test_the_number_of_threads_changes_neither_values_nor_the_setting_of_torch():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(3 * module.MAX_ROWS + 5, 6)).astype(np.float32), torch.arange(3 * module.MAX_ROWS + 5) % 3
+    rows = Rows([x])
+    objective = Objective(rows, Softmax(y, 3), [1.0])
+    point = objective.zeros() + torch.from_numpy(rng.normal(size=(7, 3)))
+    assert rows.whitened is not None
+    found, before = [], torch.get_num_threads()
+    try:
+        for num in (1, 2, 3):
+            torch.set_num_threads(num)
+            rows.whitened.threads = BlockThreads()
+            found.append(objective.evaluate([point], [0])[0])
+            assert torch.get_num_threads() == num
+    finally:
+        torch.set_num_threads(before)
+    values, gradients = zip(*found, strict=True)
+    assert values[0] == values[1] == values[2]
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])

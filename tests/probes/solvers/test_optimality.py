@@ -11,11 +11,12 @@ from sklearn.linear_model import LogisticRegression
 
 from probe.features.arrays import Features
 from probe.probes.fit import fit_probe
-from probe.probes.solvers import optimality
+from probe.probes.solvers import decrement
 from probe.probes.solvers.catalog import SOLVERS, get_solver
+from probe.probes.solvers.evaluation import LIMIT, is_negligible
 from probe.probes.solvers.fast import loss_of
 from probe.probes.solvers.objective import Logistic, Objective, Rows
-from probe.probes.solvers.optimality import LIMIT, is_negligible, measure_optimality
+from probe.probes.solvers.optimality import measure_optimality
 from probe.specs import Protocol
 
 SWEEP = Protocol("sweep", "", "projected", (1e-4, 1e-2, 1.0, 1e2, 1e4), 2, 300, 1e-6, "this test")
@@ -129,10 +130,10 @@ def test_suboptimality_estimates_the_distance_to_the_optimum(classes, scale):
     assert at_best.converged
 
 
-@pytest.mark.parametrize("dense_size", [optimality.DENSE_SIZE, 0], ids=["dense", "iterative"])
+@pytest.mark.parametrize("dense_size", [decrement.DENSE_SIZE, 0], ids=["dense", "iterative"])
 def test_a_weak_penalty_on_near_duplicates_gets_a_star(dense_size, monkeypatch):
     """scikit-learn stops far from the optimum, because the gradient is small and meets its `tol`."""
-    monkeypatch.setattr(optimality, "DENSE_SIZE", dense_size)
+    monkeypatch.setattr(decrement, "DENSE_SIZE", dense_size)
     train = make("near duplicates, 1e-4")["train"]
     best = find_optimum(train.x, train.y, 1e6).objective
     fit = get_solver("sklearn")([train.x], train.y, max_iter=1000, tol=1e-4).fit(1e6)
@@ -143,13 +144,13 @@ def test_a_weak_penalty_on_near_duplicates_gets_a_star(dense_size, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dense_size", [optimality.DENSE_SIZE, 0], ids=["dense", "iterative"])
+@pytest.mark.parametrize("dense_size", [decrement.DENSE_SIZE, 0], ids=["dense", "iterative"])
 @pytest.mark.parametrize("C", [1.0, 1e4, 1e6])
 @pytest.mark.parametrize("name", [name for name in PROBLEMS if name.startswith("near duplicates")])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_near_duplicates_do_not_hide_that_a_fit_is_unfinished(name, C, solver, dense_size, monkeypatch):
     """With a weak penalty, small differences between columns can reduce the loss a lot, but only after many steps."""
-    monkeypatch.setattr(optimality, "DENSE_SIZE", dense_size)
+    monkeypatch.setattr(decrement, "DENSE_SIZE", dense_size)
     train = make(name)["train"]
     optimum = find_optimum(train.x, train.y, C)
     fit = get_solver(solver)([train.x], train.y, max_iter=1000, tol=1e-4).fit(C)
@@ -160,6 +161,26 @@ def test_near_duplicates_do_not_hide_that_a_fit_is_unfinished(name, C, solver, d
         assert fit.converged or not _is_at_optimum(optimum, train.x, train.y, C, fit.objective, LIMIT / 2)
     if dense_size and not fit.converged:  # the objective is not quadratic so far from its minimum
         assert distance / 4 < fit.suboptimality < 4 * distance
+
+
+@pytest.mark.parametrize(("shrink", "is_near"), [(1e-4, True), (1e-2, False)])
+@pytest.mark.parametrize("C", [1e4, 1e6])
+def test_few_steps_show_whether_a_fit_with_a_weak_penalty_has_converged(C, shrink, is_near, monkeypatch):
+    """The estimated curvature makes a few steps enough, as on features that are too large for many steps."""
+    monkeypatch.setattr(decrement, "DENSE_SIZE", 0)
+    monkeypatch.setattr(decrement, "MAX_STEPS", 8)
+    monkeypatch.setattr(decrement, "UNDECIDED_STEPS", 8)
+    rng = np.random.default_rng(0)
+    y = np.arange(3000) % 4
+    scales, rotation = np.logspace(0, -2.5, 60), np.linalg.qr(rng.normal(size=(60, 60)))[0]
+    x = ((rng.normal(size=(3000, 60)) + 2 * np.eye(60)[y]) * scales @ rotation).astype(np.float32)
+    best = find_optimum(x, y, C)
+    weights = torch.from_numpy(np.vstack([best.coef.T, best.intercept])) * (1 - shrink)
+    rows = Rows([x])
+    end = measure_optimality(Objective(rows, loss_of(y, 4, rows.device), [C]), 0, weights, num_iter=80)
+    assert end.converged == is_near
+    if is_near:
+        assert end.suboptimality == pytest.approx(end.objective - best.objective, rel=0.2)
 
 
 def test_ignored_images_do_not_affect_the_measurement():
