@@ -8,7 +8,7 @@ import numpy as np
 
 from probe.records.packing import pack_bins
 from probe.records.schema import CalibrationRecord, CalibrationScores
-from probe.stats.calibration import fit_temperature, measure_calibration
+from probe.stats.calibration import Calibration, fit_temperature, measure_calibration
 
 DIGITS = 6  # decimals of the numbers in a record
 INFINITE = "no NLL: a test image has a label with the probability 0"
@@ -36,18 +36,17 @@ def calibrate(
     """
     if y.ndim == 2 and not (y >= 0).any():
         return None
-    before, after, temperature = _measure(y, logits), None, None
-    reasons = [reason] if reason else []
+    temperature, reasons = None, [reason] if reason else []
     if val_y is not None and val_logits is not None:
         try:
             temperature = float(f"{fit_temperature(val_y, val_logits):.{DIGITS}g}")
         except ValueError as err:
             reasons.append(f"no temperature: {err}")
-        else:
-            after = _measure(y, logits, temperature)
+    temperatures = (1.0,) if temperature is None else (1.0, temperature)
+    before, *after = map(_round, measure_calibration(y, logits, temperatures=temperatures))
     if before.nll is None:
         reasons.append(INFINITE)
-    return CalibrationRecord(before, after, temperature, tuple(reasons))
+    return CalibrationRecord(before, after[0] if after else None, temperature, tuple(reasons))
 
 
 def mean_calibration(calibrations: Sequence[CalibrationRecord | None]) -> CalibrationRecord | None:
@@ -79,8 +78,7 @@ def logits_of_shares(shares: np.ndarray, *, is_multi_label: bool) -> np.ndarray:
         return np.log(shares) - np.log1p(-shares) if is_multi_label else np.log(shares)
 
 
-def _measure(y: np.ndarray, logits: np.ndarray, temperature: float = 1.0) -> CalibrationScores:
-    found = measure_calibration(y, logits, temperature=temperature)
+def _round(found: Calibration) -> CalibrationScores:
     return CalibrationScores(
         nll=round(found.nll, DIGITS) if np.isfinite(found.nll) else None,
         brier=round(found.brier, DIGITS),

@@ -7,7 +7,7 @@ and it is a hit if the image shows the class. Pairs with the label -1 do not cou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,15 +51,15 @@ class Calibration:
 
 
 def measure_calibration(
-    y: np.ndarray, logits: np.ndarray, *, temperature: float = 1.0, draws: int = NUM_DRAWS
-) -> Calibration:
-    """Measure the calibration of logits, divided by a temperature.
+    y: np.ndarray, logits: np.ndarray, *, temperatures: Sequence[float] = (1.0,), draws: int = NUM_DRAWS
+) -> list[Calibration]:
+    """Measure the calibration of logits, divided by each of some temperatures.
 
     Args:
         y: int64 (n,), class indices in [0, k); or (n, k) of 1, 0 and -1 if an image can show several classes.
         logits: float64 (n, k). A class without training images has the logit -inf.
-        temperature: number that divides all logits.
-        draws: number of bootstrap draws, of images, for the interval of ECE.
+        temperatures: numbers that divide all logits.
+        draws: number of bootstrap draws, of images, for the intervals of ECE. All temperatures share the draws.
 
     Raises:
         ValueError: no answer counts.
@@ -67,35 +67,45 @@ def measure_calibration(
     Source: Brier 1950; Guo et al. 2017 (arXiv 1706.04599) for ECE and temperature scaling. The values equal
     scikit-learn's `log_loss` and `brier_score_loss` and torchmetrics' `MulticlassCalibrationError` with 15 bins.
     """
+    binned = [_bin_answers(y, logits, temperature) for temperature in temperatures]
+    intervals = _bootstrap([bins for bins, _ in binned], draws)
+    calibrations = []
+    for temperature, (bins, brier), (low, high) in zip(temperatures, binned, intervals, strict=True):
+        sums = bins.sum(axis=0)
+        number, confident, right = sums
+        held, ece = np.maximum(number, 1), float(_ece(sums))
+        calibrations.append(
+            Calibration(
+                nll=nll(y, logits, temperature=temperature),
+                brier=brier,
+                ece=ece,
+                ece_low=min(low, ece),
+                ece_high=max(high, ece),
+                counts=tuple(number.astype(int).tolist()),
+                confidences=tuple((confident / held).tolist()),
+                accuracies=tuple((right / held).tolist()),
+            )
+        )
+    return calibrations
+
+
+def _bin_answers(y: np.ndarray, logits: np.ndarray, temperature: float) -> tuple[np.ndarray, float]:
+    """Return the answers of each image in bins, see `_in_bins`, and the Brier score."""
     if y.ndim == 2:
         confidence = to_probabilities(logits / temperature, SIGMOID)
         counted = y != IGNORED
+        if not counted.any():
+            raise ValueError("calibration needs at least one answer that counts, but there is none")
         hit = y == 1
-        squared = (confidence - hit) ** 2
-    else:
-        parts = [
-            _answers(y[start : start + ROWS], logits[start : start + ROWS] / temperature)
-            for start in range(0, len(y), ROWS)
-        ]
-        confidence, hit, squared = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        counted = np.ones_like(hit)
-    if not counted.any():
+        return _in_bins(confidence, hit, counted), float(((confidence - hit) ** 2)[counted].mean())
+    if not len(y):
         raise ValueError("calibration needs at least one answer that counts, but there is none")
-    bins = _in_bins(confidence, hit, counted)
-    ece = float(_ece(bins.sum(axis=0)))
-    low, high = _bootstrap(bins, draws)
-    number, confident, right = bins.sum(axis=0)
-    held = np.maximum(number, 1)
-    return Calibration(
-        nll=nll(y, logits, temperature=temperature),
-        brier=float(squared[counted].mean() if y.ndim == 2 else squared.mean()),
-        ece=ece,
-        ece_low=min(low, ece),
-        ece_high=max(high, ece),
-        counts=tuple(number.astype(int).tolist()),
-        confidences=tuple((confident / held).tolist()),
-        accuracies=tuple((right / held).tolist()),
-    )
+    parts = [
+        _answers(y[start : start + ROWS], logits[start : start + ROWS] / temperature)
+        for start in range(0, len(y), ROWS)
+    ]
+    confidence, hit, squared = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return _in_bins(confidence, hit, np.ones_like(hit)), float(squared.mean())
 
 
 def _answers(y: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -180,17 +190,18 @@ def _ece(sums: np.ndarray) -> np.ndarray:
     return np.asarray(np.abs(confident - right).sum(axis=-1) / number.sum(axis=-1))
 
 
-def _bootstrap(bins: np.ndarray, draws: int) -> tuple[float, float]:
-    """Return the 2.5 % and 97.5 % percentiles of ECE over resamples of the images."""
-    rng, n = np.random.default_rng(SEED), len(bins)
-    number, confident, right = np.moveaxis(bins, 1, 0)
-    flat = np.column_stack([confident - right, number.sum(axis=1)])  # all that ECE needs, so a draw is cheap
-    drawn, at_once = [], max(1, CELLS // n)
+def _bootstrap(binned: Sequence[np.ndarray], draws: int) -> list[tuple[float, float]]:
+    """Return the 2.5 % and 97.5 % percentiles of ECE over resamples of the images, for each array of `_in_bins`."""
+    rng, n = np.random.default_rng(SEED), len(binned[0])
+    # All that ECE needs, so a draw is cheap: differences of each bin, and the number of answers.
+    columns = [np.column_stack([bins[:, 1] - bins[:, 2], bins[:, 0].sum(axis=1)]) for bins in binned]
+    flat, drawn, at_once = np.concatenate(columns, axis=1), [], max(1, CELLS // n)
     for start in range(0, draws, at_once):
-        m = min(at_once, draws - start)
-        cells = rng.integers(n, size=(m, n)) + n * np.arange(m)[:, None]
-        drawn.append(np.bincount(cells.ravel(), minlength=m * n).reshape(m, n) @ flat)
-    sums = np.concatenate(drawn)
-    usable = sums[sums[:, -1] > 0]
-    low, high = np.percentile(np.abs(usable[:, :-1]).sum(axis=1) / usable[:, -1], (2.5, 97.5))
-    return float(low), float(high)
+        images = rng.integers(n, size=(min(at_once, draws - start), n), dtype=np.int32)
+        drawn.append(np.stack([np.bincount(row, minlength=n) for row in images]) @ flat)
+    intervals = []
+    for sums in np.split(np.concatenate(drawn), len(binned), axis=1):
+        usable = sums[sums[:, -1] > 0]
+        low, high = np.percentile(np.abs(usable[:, :-1]).sum(axis=1) / usable[:, -1], (2.5, 97.5))
+        intervals.append((float(low), float(high)))
+    return intervals

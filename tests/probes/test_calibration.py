@@ -36,6 +36,12 @@ VOTES = Protocol("votes", "", "projected", normalize=True, method=KNN, neighbour
 ROUNDING = 1e-6  # records have six decimals
 
 
+def measure(y, logits, *, temperature=1.0, **options):
+    """Measure the calibration for one temperature."""
+    (found,) = measure_calibration(y, logits, temperatures=(temperature,), **options)
+    return found
+
+
 @pytest.fixture(scope="module")
 def parts():
     digits = load_digits()
@@ -66,8 +72,8 @@ def test_the_temperature_comes_from_a_fit_that_did_not_see_the_validation_images
     own = result.calibration
     assert own.temperature == pytest.approx(temperature, rel=1e-5)
     assert own.temperature != pytest.approx(fit_temperature(val.y, _logits(result, val)), rel=1e-2)
-    _equals(own.before, measure_calibration(test.y, _logits(result, test)))
-    _equals(own.after, measure_calibration(test.y, _logits(result, test) / own.temperature))
+    _equals(own.before, measure(test.y, _logits(result, test)))
+    _equals(own.after, measure(test.y, _logits(result, test) / own.temperature))
     assert own.reasons == ()
 
 
@@ -123,7 +129,7 @@ def test_several_labels_are_calibrated_as_pairs_and_have_no_counts(parts):
         several[name] = replace(one, y=y)
     result = fit_probe(**several, protocol=SWEEP, metric="voc2007_11pt_map")
     test = several["test"]
-    _equals(result.calibration.before, measure_calibration(test.y, _logits(result, test)))
+    _equals(result.calibration.before, measure(test.y, _logits(result, test)))
     assert result.classes == ()
     assert result.calibration.temperature > 0
     votes = fit_probe(**several, protocol=VOTES, metric="voc2007_11pt_map")
@@ -234,15 +240,15 @@ def test_a_run_records_the_calibration_of_its_heads(tmp_path):
         features = extract(session.find_encoder(spec), session.open_dataset(spec.dataset), session)
         test = features.cut(["test"])[0]["test"]
         logits = load_head(head_path(record, tmp_path)).logits(test.at(spec.protocol.feature_point))
-        _equals(found.before, measure_calibration(test.y, logits))
+        _equals(found.before, measure(test.y, logits))
         if found.after is not None:
-            _equals(found.after, measure_calibration(test.y, logits, temperature=found.temperature))
+            _equals(found.after, measure(test.y, logits, temperature=found.temperature))
 
 
 def test_a_temperature_divides_the_logits():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((300, 4))
     for y in (rng.integers(4, size=300), rng.integers(2, size=(300, 4))):
-        found, divided = measure_calibration(y, logits, temperature=2.5), measure_calibration(y, logits / 2.5)
+        found, divided = measure(y, logits, temperature=2.5), measure(y, logits / 2.5)
         for name in ("nll", "brier", "ece", "ece_low", "ece_high"):
             assert getattr(found, name) == pytest.approx(getattr(divided, name), rel=1e-12)
