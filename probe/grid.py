@@ -199,9 +199,11 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
 
     def find(spec: RunSpec) -> DoneRecord | None:
         record = try_to_read(run_path(spec, results_dir))
-        if not isinstance(record, DoneRecord) or not record.is_whole or identity(record.spec) != identities[spec]:
+        if not isinstance(record, DoneRecord) or not record.is_whole or not _is_repeated(record.spec, spec):
             return None
         recorded[spec] = record
+        if identity(record.spec) != identities[spec]:
+            return None
         if not _has_tests(record, spec.tests) or (spec.clean and record.clean is None):
             return None
         directory = settings.predictions_dir
@@ -224,6 +226,11 @@ def pending(specs: Sequence[RunSpec], settings: Settings, *, rerun: bool = False
     return Pending([_with_scores(spec, recorded.get(spec)) for spec in specs if spec not in done], done)
 
 
+def _is_repeated(known: RunSpec, spec: RunSpec) -> bool:
+    """Return True if two runs differ at most in their device and batch size, which the path of a record leaves out."""
+    return identity(replace(known, device=spec.device, batch_size=spec.batch_size)) == identity(spec)
+
+
 def _has_tests(record: DoneRecord, tests: Sequence[DatasetSpec]) -> bool:
     """Return True if a record has scores on all images of further test sets with these specifications."""
     whole = {test.name for test in record.tests if test.is_whole}
@@ -243,19 +250,20 @@ def _with_scores(spec: RunSpec, record: DoneRecord | None) -> RunSpec:
 def find_lost_scores(record: DoneRecord, results_dir: Path) -> str:
     """Return the error of a record that lacks scores on further test sets that the record in its place has, or "".
 
-    Such a record must not be written, because these scores would be lost. It happens if images were removed since.
+    Such a record must not be written, because these scores would be lost. This happens if images of a test set were
+    removed after the first run.
     """
     path = run_path(record.spec, results_dir)
     known = try_to_read(path) if record.is_whole else None  # other records do not replace the record
-    if not isinstance(known, DoneRecord) or identity(known.spec) != identity(record.spec):
+    if not isinstance(known, DoneRecord) or not _is_repeated(known.spec, record.spec):
         return ""
     scored = {test.name for test in known.tests if test.error is None}
     lost = {test.name: test.error.message for test in record.tests if test.name in scored and test.error is not None}
     if not lost:
         return ""
     return (
-        f"the record has a score on {listed(lost)}, and the new run has none ({'; '.join(lost.values())}), so the "
-        f"record was not replaced; make the images available again, or remove {path} to lose the score"
+        f"the record has scores on {listed(lost)} that the new run lacks ({'; '.join(lost.values())}), so the record "
+        f"was not replaced; make the images available again, or remove {path} to accept a record without these scores"
     )
 
 

@@ -392,17 +392,17 @@ def _run_pending(
     trackers = open_trackers(settings.log, offline=settings.offline, num_recorded=len(pending.done))
     yield from pending.done.values()
     for run in run_all(pending.runs, Session(settings)):
-        finished = run
+        ended = run
         if isinstance(run, FailedRun):
             write_record(run.record, results_dir)
         else:
             record = write_run(run.record, run.heads, run.predictions, settings)
             if isinstance(record, FailedRecord):
-                finished = FailedRun(record, ResultsError(record.error.message))
+                ended = FailedRun(record, ResultsError(record.error.message))
             else:
                 run.fits.clear()
-        trackers.log(finished.record)
-        yield finished
+        trackers.log(ended.record)
+        yield ended
     trackers.report()
 
 

@@ -207,10 +207,10 @@ def test_a_score_is_not_lost_when_the_images_are(data, tmp_path, asks):
     (tmp_path / "data/some").rename(tmp_path / "away")
     with pytest.raises(ResultsError) as caught:
         run(data, tmp_path, tests=asks, rerun=True, **options)
-    assert str(caught.value).startswith(
-        "the record has a score on some, and the new run has none (some/test: no folder"
+    assert str(caught.value).startswith("the record has scores on some that the new run lacks (some/test: no folder")
+    assert str(caught.value).endswith(
+        f"make the images available again, or remove {path} to accept a record without these scores"
     )
-    assert str(caught.value).endswith(f"make the images available again, or remove {path} to lose the score")
     assert read_record(path) == first
     assert read_records(tmp_path / "results") == [first]
     assert {file: file.read_bytes() for file in files} == files
@@ -218,6 +218,14 @@ def test_a_score_is_not_lost_when_the_images_are(data, tmp_path, asks):
     again = run(data, tmp_path, tests=asks, rerun=True, **options)
     assert "some" in [test.name for test in again.tests if test.error is None]
     assert _files(path.parent) == [path]
+
+
+def test_scores_are_kept_if_the_batch_size_changes(data, tmp_path):
+    """The path of a record has no batch size, so the new run takes the place of the record."""
+    run(data, tmp_path, tests=["some"])
+    again = run(data, tmp_path, tests=[], batch_size=7)
+    assert again.spec.batch_size == 7
+    assert [test.name for test in again.tests if test.error is None] == ["some"]
 
 
 def _files(folder):
@@ -234,7 +242,7 @@ def test_the_command_says_that_a_score_would_be_lost_and_exits_with_1(data, tmp_
     capsys.readouterr()
     assert main([*given, "--also-test", "numbered"]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "failed: " in line]
-    assert "failed: the record has a score on some, and the new run has none (some/test: no folder" in line
+    assert "failed: the record has scores on some that the new run lacks (some/test: no folder" in line
     assert read_records(tmp_path / "results") == [first]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -17,9 +16,6 @@ from probe.errors import HeadError, HeadMissingError, listed, summarize
 from probe.probes.fits import Weights
 from probe.probes.heads import HEAD_VERSION, METADATA, SUFFIX, Head, HeadInfo
 from probe.probes.protocol_checks import check_protocol
-
-if TYPE_CHECKING:
-    pass
 
 
 def load_head(path: str | Path) -> Head:

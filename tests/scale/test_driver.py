@@ -247,8 +247,6 @@ def test_a_record_with_a_score_that_the_new_run_lacks_is_not_replaced(tmp_path):
         )
 
     ((_, _, message),) = _run(tmp_path, FakeRay({"a": 1}, answer), "tiny")
-    assert message.startswith(
-        "the record has a score on moved, and the new run has none (no folder), so the record was"
-    )
+    assert message.startswith("the record has scores on moved that the new run lacks (no folder), so the record was")
     assert read_record(path) == first
     assert not (tmp_path / "results/heads").exists()

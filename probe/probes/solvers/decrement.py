@@ -69,13 +69,14 @@ def bound_decrement(objective: Objective, probe: int, weights: Tensor, end: Eval
 
 
 def _certify(objective: Objective, probe: int, weights: Tensor, end: Evaluation, *, max_steps: int) -> Decrement | None:
-    """Bound the decrement with the whitened features of the solver, or return None if this does not show convergence.
+    """Bound the decrement with whitened features, or return None if this does not show convergence.
 
-    Whitened features need no scaling, so a step takes less time. They cannot show that a fit has not converged, because
-    rounding errors and outliers affect them more than standardised features.
+    Only whitened features that the solver has made are used. They need no scaling, so a step takes less time. They
+    cannot show that a fit has not converged, because rounding errors and outliers affect them more than standardised
+    features.
     """
     rows = objective.rows
-    if rows.num_components < rows.num_features or rows.whitened is None or rows.has_outliers:
+    if not rows.is_whitened or rows.num_components < rows.num_features or rows.has_outliers:
         return None
     system = _whiten(objective, probe, weights, end)
     bounds = _iterate(system, end, max_steps=max_steps, dtype=rows.dtype, margin=WHITENED_MARGIN)
@@ -118,6 +119,10 @@ class _System:
         """Return the sum of the weights of the images."""
         return self.objective.total_weights[self.probe]
 
+    def by_class(self, dtype: torch.dtype) -> Tensor:
+        """Return the weights of the features for each class, (width, d), in a dtype."""
+        return self.weights[:-1].T.to(dtype).contiguous()
+
     def bound(self, residual: Tensor) -> float:
         """Return an upper bound of r^T H^-1 r / 2 for a residual r. The bound uses that H is at least the penalty.
 
@@ -127,19 +132,26 @@ class _System:
         least = torch.where(self.penalty > 0, self.penalty, self.diagonal)
         return float((residual.square() / least).sum()) / 2
 
-    def take(self, first: int, block: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Return the scaled features (m, d), probabilities (m, width) and image weights (m, 1) of a block."""
-        x = self.scale(block).to(dtype)
-        probabilities = self.objective.loss.probabilities(logits_of(x, self.weights.to(dtype)))
-        return x, probabilities, image_weights(self.objective, self.probe, first, len(x))
+    def take(self, first: int, block: Tensor, by_class: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Return the scaled features (m, d), probabilities (m, width) and image weights (m, 1) of a block.
+
+        Args:
+            first: position of the first row.
+            block: rows (m, d).
+            by_class: the weights, (width, d), whose dtype the features get.
+        """
+        x = self.scale(block).to(by_class.dtype)
+        logits = logits_of(x, by_class, self.weights[-1].to(x.dtype))
+        return x, self.objective.loss.probabilities(logits), image_weights(self.objective, self.probe, first, len(x))
 
     def product(self, direction: Tensor, dtype: torch.dtype) -> Tensor:
         """Return H times a direction, with products in a dtype."""
-        step, width = direction.to(dtype), self.objective.loss.width
+        width, by_class = self.objective.loss.width, self.by_class(dtype)
+        step, intercept = direction[:-1].T.to(dtype).contiguous(), direction[-1].to(dtype)
 
         def multiply(first: int, block: Tensor) -> tuple[Tensor, Tensor]:
-            x, probabilities, counts = self.take(first, block, dtype)
-            change = logits_of(x, step)
+            x, probabilities, counts = self.take(first, block, by_class)
+            change = logits_of(x, step, intercept)
             if width > 1:
                 change -= (probabilities * change).sum(dim=1, keepdim=True)
             else:
@@ -148,18 +160,15 @@ class _System:
             change *= counts
             return change.T @ x, change.sum(dim=0, dtype=torch.float64)
 
-        product = torch.zeros_like(direction)
-        for by_features, by_intercept in self.rows.map_blocks(multiply, width):
-            product[:-1] += by_features.T
-            product[-1] += by_intercept
-        return product / self.count + self.penalty * direction
+        by_features, by_intercept = self.rows.sum_blocks(multiply, width)
+        return torch.cat([by_features.T, by_intercept[None]]) / self.count + self.penalty * direction
 
     def matrix(self) -> Tensor:
         """Return H, float64 (width * (d + 1), width * (d + 1)): all unknowns of the first logit, then of the second."""
         size, width = self.gradient.shape
-        matrix = self.gradient.new_zeros(width, size, width, size)
+        matrix, by_class = self.gradient.new_zeros(width, size, width, size), self.by_class(torch.float64)
         for first, block in self.rows.blocks(width):
-            x, probabilities, counts = self.take(first, block, torch.float64)
+            x, probabilities, counts = self.take(first, block, by_class)
             x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
             for a in range(width):
                 for b in range(a + 1):
@@ -194,7 +203,7 @@ def _standardise(objective: Objective, probe: int, weights: Tensor, end: Evaluat
 
 
 def _whiten(objective: Objective, probe: int, weights: Tensor, end: Evaluation) -> _System:
-    """Return the system for the whitened features that the solver uses, see `Rows.whitened`."""
+    """Return the system for the whitened features, see `Rows.whitened`."""
     rows, gradient = objective.rows, end.gradient
     assert rows.whitened is not None
     centred = torch.cat([gradient[:-1] - rows.mean[:, None] * gradient[-1], gradient[-1:]])
@@ -231,13 +240,15 @@ def _iterate(system: _System, end: Evaluation, *, max_steps: int, dtype: torch.d
             break
         direction = conditioned + (size / last if step else 0.0) * direction
         product = system.product(direction, dtype)
-        curvature = float((direction * product).sum())
-        if not curvature > 0:
+        along = float((direction * product).sum())  # curvature in this direction
+        if not along > 0:
             break
-        solution = solution + size / curvature * direction
-        residual, last = residual - size / curvature * _project(product), size
+        solution = solution + size / along * direction
+        residual, last = residual - size / along * _project(product), size
         before, lower = lower, float((system.gradient * solution).sum()) / 2
         upper = lower + system.bound(residual)
+        if margin > 1 and not end.is_negligible(lower):  # neither will the upper bound be
+            break
         is_negligible = end.is_negligible(margin * upper)
         is_settled = step >= 2 and lower - before <= (SETTLED_ROUGHLY if is_negligible else SETTLED) * lower
         if is_settled and is_negligible == end.is_negligible(lower):

@@ -67,32 +67,31 @@ def evaluate(objective: Objective, probe: int, weights: Tensor) -> Evaluation:
     See `measure_optimality` for the arguments.
     """
     rows, loss = objective.rows, objective.loss
-    moments = Moments(rows.tensors[0][:MIN_ROWS].double().mean(dim=0).to(rows.device), loss.width)
+    _, beginning = next(rows.blocks(loss.width))
+    shift, by_class = beginning[:MIN_ROWS].double().mean(dim=0), weights[:-1].T.contiguous()
 
-    def evaluate_block(first: int, block: Tensor) -> tuple[float, Tensor, Tensor, tuple[Tensor, ...]]:
+    def evaluate_block(first: int, block: Tensor) -> tuple[Tensor, ...]:
         x = block.double()
-        logits = logits_of(x, weights)
+        logits = logits_of(x, by_class, weights[-1])
         probabilities = loss.probabilities(logits)
         uncertainty = (probabilities * (1 - probabilities) + LEAST_WEIGHT) * image_weights(
             objective, probe, first, len(x)
         )
-        sums = moments.sum_block(x, uncertainty)
-        summed = float(loss.residuals(logits.T, first, [probe])[0])  # logits become residuals
-        return summed, logits.T @ x, logits.sum(dim=0), sums
+        losses = loss.residuals(logits.T, first, [probe])  # logits become residuals
+        by_features, by_intercept = logits.T @ x, logits.sum(dim=0)
+        centred, share = x.sub_(shift), uncertainty.sum(dim=1)
+        return losses, by_features, by_intercept, uncertainty.sum(dim=0), share @ centred, share @ centred.square_()
 
-    total, gradient = 0.0, torch.zeros_like(weights)
-    for summed, by_features, by_intercept, sums in rows.map_blocks(evaluate_block, loss.width):
-        total += summed
-        gradient[:-1] += by_features.T
-        gradient[-1] += by_intercept
-        moments.add(sums)
+    losses, by_features, by_intercept, *sums = rows.sum_blocks(evaluate_block, loss.width)
+    total, gradient = float(losses[0]), torch.cat([by_features.T, by_intercept[None]])
     penalty = objective.penalties[probe] * torch.cat([weights[:-1], torch.zeros_like(weights[-1:])])
     size = float((weights * penalty).sum()) / 2
     count = objective.total_weights[probe]
     base = objective.loss.without_features(probe)
-    return Evaluation(total / count + size, size, gradient / count + penalty, base, moments)
+    return Evaluation(total / count + size, size, gradient / count + penalty, base, Moments(shift, *sums))
 
 
+@dataclass(frozen=True)
 class Moments:
     """Mean and standard deviation of the features, weighted by the probe's uncertainty p (1 - p) about each image.
 
@@ -101,22 +100,15 @@ class Moments:
 
     Args:
         shift: float64 (d,), near the mean of the features, to avoid cancellation in the squares.
-        width: number of logits.
+        uncertainty: float64 (width,), sum of the weights p (1 - p) for each logit.
+        sums: float64 (d,), weighted sum of the features minus `shift`.
+        squares: float64 (d,), weighted sum of the squares of the features minus `shift`.
     """
 
-    def __init__(self, shift: Tensor, width: int) -> None:
-        self.shift, self.uncertainty = shift, shift.new_zeros(width)
-        self.sums, self.squares = torch.zeros_like(shift), torch.zeros_like(shift)
-
-    def sum_block(self, x: Tensor, uncertainty: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the sums of features float64 (m, d) with weights p (1 - p) for each image and logit, (m, width)."""
-        centred, share = x - self.shift, uncertainty.sum(dim=1)
-        return uncertainty.sum(dim=0), share @ centred, share @ centred.square_()
-
-    def add(self, sums: tuple[Tensor, ...]) -> None:
-        """Add the sums of a block."""
-        for total, summed in zip((self.uncertainty, self.sums, self.squares), sums, strict=True):
-            total += summed
+    shift: Tensor
+    uncertainty: Tensor
+    sums: Tensor
+    squares: Tensor
 
     def standardise(self) -> tuple[Tensor, Tensor]:
         """Return the mean (d,) and the inverse of the standard deviation (d,), which is 0 for a constant feature."""
@@ -127,12 +119,12 @@ class Moments:
         return self.shift + mean, torch.where(is_constant, 0, 1 / torch.where(is_constant, 1, deviation))
 
 
-def logits_of(x: Tensor, weights: Tensor) -> Tensor:
-    """Return the logits (m, width) of features (m, d) for weights (d + 1, width), whose last row is the intercept.
+def logits_of(x: Tensor, by_class: Tensor, intercept: Tensor) -> Tensor:
+    """Return the logits (m, width) of features (m, d) for weights by class, (width, d), and intercepts (width,).
 
     The logits of each class are contiguous, which makes products faster if there are few classes.
     """
-    return (weights[:-1].T.contiguous() @ x.T + weights[-1:].T).T
+    return (by_class @ x.T).add_(intercept[:, None]).T
 
 
 def image_weights(objective: Objective, probe: int, first: int, num: int) -> Tensor | float:

@@ -1,8 +1,7 @@
 """Penalised logistic losses of several probes on the same features, with values and gradients.
 
 The rows are read in blocks, and each block serves all probes. So the features are read once per evaluation, and the
-matrix of all logits is never stored. The results of the blocks are added in the order of the rows, so they do not
-depend on the number of threads. Products are in the dtype of the features, usually float32. Sums over blocks are
+matrix of all logits is never stored. Products are in the dtype of the features, usually float32. Sums over blocks are
 in float64.
 
 The unknowns are the weights of whitened features: principal components of the centred features, divided by their
@@ -19,10 +18,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +28,7 @@ from torch import Tensor
 
 from probe.errors import FeaturesError
 from probe.models.memory import device_memory
-from probe.probes.solvers.block_threads import BlockThreads
+from probe.probes.solvers.block_threads import BlockThreads, Work, sum_results
 
 BLOCK_BYTES = 1 << 22  # size of a block of features or of its logits: about a thread's share of a processor's cache
 MIN_ROWS, MAX_ROWS = 256, 4096  # limits of the rows of a block on the CPU
@@ -48,8 +46,6 @@ MEDIAN_ROWS = 4096  # largest number of rows of which the median is taken
 # With fewer logits, products are faster if the logits of each class are contiguous; with more logits, if the logits of
 # each image are.
 FEW_LOGITS = 128
-
-Result = TypeVar("Result")
 
 
 class Rows:
@@ -103,15 +99,14 @@ class Rows:
                 yield first + start, tensor[start : start + size].to(self.device)
             first += len(tensor)
 
-    def map_blocks(self, work: Callable[[int, Tensor], Result], columns: int = 1) -> Iterator[Result]:
-        """Yield the result of a function for each block of `blocks`, in the order of the rows.
+    def sum_blocks(self, work: Work, columns: int = 1) -> list[Tensor]:
+        """Return the sums, in float64, of the tensors that a function returns for each block of `blocks`.
 
         On a CPU, `BlockThreads` processes several blocks at a time.
         """
-        blocks = self.blocks(columns)
-        if self.device.type == "cpu" and len(self) > block_rows(self.num_features, columns, self.device):
-            return self.threads.map(lambda item: work(*item), blocks)
-        return (work(first, block) for first, block in blocks)
+        if self.device.type == "cpu":
+            return self.threads.sum(work, list(self.blocks(columns)))
+        return sum_results(work(first, block) for first, block in self.blocks(columns))
 
     def centred(self, columns: int, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         """Yield blocks as `blocks` does, minus the mean of the features, in a dtype.
@@ -149,6 +144,11 @@ class Rows:
                 block = self.centre(source[start : start + size].to(self.device)).to(self.dtype)
                 torch.mm(block, matrix, out=target[start : start + size])
         return copy
+
+    @property
+    def is_whitened(self) -> bool:
+        """True if the whitened features have been computed, and are not too large for a copy."""
+        return vars(self).get("whitened") is not None
 
     @cached_property
     def candidates(self) -> tuple[np.ndarray, Tensor]:
@@ -507,12 +507,8 @@ class Objective:
             losses = self.loss.residuals(logits, first, probes)
             return losses, logits @ x, logits.sum(dim=1, dtype=torch.float64)
 
-        gradient = torch.zeros(len(weights), columns, dtype=torch.float64, device=rows.device)
-        loss = torch.zeros(len(probes), dtype=torch.float64, device=rows.device)
-        for losses, by_features, by_intercept in (whitened or rows).map_blocks(evaluate_block, columns):
-            loss += losses
-            gradient[:-1] += by_features.T
-            gradient[-1] += by_intercept
+        loss, by_features, by_intercept = (whitened or rows).sum_blocks(evaluate_block, columns)
+        gradient = torch.cat([by_features.T, by_intercept[None]])
         if whitened is None:
             gradient = basis.matrix.T @ gradient
         if not rows.has_intercept:

@@ -52,14 +52,15 @@ def measure_optimality(objective: Objective, probe: int, weights: Tensor, *, num
     a lower bound. For their residual r, the upper bound is the lower bound plus an upper bound of r^T H^-1 r / 2, which
     holds because H is at least the penalty.
 
-    The objective and the gradient are computed in float64. Products with H are first computed in the dtype of the
-    features, and in float64 if this leaves open whether the fit has converged.
+    The objective and the gradient are computed in float64. Products with H are first computed with the whitened
+    features, if the solver has made them, and then with standardised features in their dtype. If this leaves open
+    whether the fit has converged, they are computed in float64.
 
     Args:
         objective: objective of one or several probes.
         probe: index of the probe.
         weights: float64 (d + 1, width), for the unscaled features; the last row is the intercept.
-        num_iter: iterations of the fit, which limit the time of the measurement to less than the time of the fit.
+        num_iter: iterations of the fit, which limit the number of steps of conjugate gradients.
     """
     end = evaluate(objective, probe, weights)
     bounds = bound_decrement(objective, probe, weights, end, num_iter=num_iter)

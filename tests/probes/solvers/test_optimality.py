@@ -177,6 +177,7 @@ def test_few_steps_show_whether_a_fit_with_a_weak_penalty_has_converged(C, shrin
     best = find_optimum(x, y, C)
     weights = torch.from_numpy(np.vstack([best.coef.T, best.intercept])) * (1 - shrink)
     rows = Rows([x])
+    assert rows.whitened is not None
     end = measure_optimality(Objective(rows, loss_of(y, 4, rows.device), [C]), 0, weights, num_iter=80)
     assert end.converged == is_near
     if is_near:
