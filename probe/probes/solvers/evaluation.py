@@ -79,7 +79,7 @@ def evaluate(objective: Objective, probe: int, weights: Tensor) -> Evaluation:
         )
         losses = loss.residuals(logits.T, first, [probe])  # logits become residuals
         by_features, by_intercept = logits.T @ x, logits.sum(dim=0)
-        centred, share = x.sub_(shift), uncertainty.sum(dim=1)
+        centred, share = x - shift, uncertainty.sum(dim=1)
         return losses, by_features, by_intercept, uncertainty.sum(dim=0), share @ centred, share @ centred.square_()
 
     losses, by_features, by_intercept, *sums = rows.sum_blocks(evaluate_block, loss.width)

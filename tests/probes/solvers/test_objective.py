@@ -5,6 +5,7 @@ import torch
 from probe.probes.solvers import objective as module
 from probe.probes.solvers.block_threads import BlockThreads
 from probe.probes.solvers.objective import Logistic, Objective, Rows, Softmax
+from probe.probes.solvers.optimality import measure_optimality
 
 STRENGTHS = [0.01, 1.0, 1e4]
 
@@ -212,3 +213,17 @@ def test_each_block_has_one_thread_of_torch():
     finally:
         torch.set_num_threads(before)
     assert numbers.tolist() == [1.0] * 12
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_features_are_not_changed(dtype):
+    """Blocks of features in float64 are no copies."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 5)).astype(dtype)
+    before = x.copy()
+    objective = Objective(Rows([x]), Softmax(torch.arange(40) % 3, 3), [1.0])
+    weights = torch.from_numpy(rng.normal(size=(6, 3)))
+    objective.evaluate([weights], [0])
+    objective.evaluate([weights], [0], exact=True)
+    measure_optimality(objective, 0, weights, num_iter=9)
+    assert np.array_equal(x, before)
