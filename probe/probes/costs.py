@@ -14,6 +14,7 @@ import torch
 
 from probe.errors import ProtocolError
 from probe.models.memory import device_memory
+from probe.probes.solvers.block_threads import SPANS
 from probe.probes.solvers.curvature import max_numbers, multiplications
 from probe.probes.solvers.fast_solver import EXACT_COST, batch_size
 from probe.probes.solvers.lbfgs import MEMORY
@@ -77,8 +78,9 @@ def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int
         if 4 * n * r * k <= EXACT_COST:  # the features and the whitened features in float64
             copy = 8 * n * (d + r)
         candidates = min(n, CANDIDATES) * 12 * (r + k)
-        # One Hessian, its copy and its products; for each C of a batch, a Cholesky factor and the pairs of L-BFGS.
-        return (3 + batch) * hessian + batch * (2 * MEMORY + 8) * weights + copy + candidates + (1 << 28)
+        gradients = 2 * MEMORY + 8 + SPANS * torch.get_num_threads()  # the pairs of L-BFGS, and the sums of spans
+        # One Hessian, its copy and its products; for each C of a batch, a Cholesky factor and gradients.
+        return (3 + batch) * hessian + batch * gradients * weights + copy + candidates + (1 << 28)
     weights, concatenated = 8 * (d + 1) * k, 4 * n * d if num_parts > 1 else 0
     return concatenated + 4 * 4 * n * k + (2 * SCIKIT_LEARN_PAIRS + 8) * weights
 
