@@ -255,7 +255,8 @@ def find_lost_scores(record: DoneRecord, results_dir: Path) -> str:
         return ""
     return (
         f"the record has a score on {listed(lost)}, and the new run has none ({'; '.join(lost.values())}), so the "
-        f"record was not replaced; make the images available again, or remove {path} to lose the score"
+        f"record was not replaced; make the images available again, or remove {path} to accept a record without this "
+        "score"
     )
 
 

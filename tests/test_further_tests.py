@@ -210,7 +210,9 @@ def test_a_score_is_not_lost_when_the_images_are(data, tmp_path, asks):
     assert str(caught.value).startswith(
         "the record has a score on some, and the new run has none (some/test: no folder"
     )
-    assert str(caught.value).endswith(f"make the images available again, or remove {path} to lose the score")
+    assert str(caught.value).endswith(
+        f"make the images available again, or remove {path} to accept a record without this score"
+    )
     assert read_record(path) == first
     assert read_records(tmp_path / "results") == [first]
     assert {file: file.read_bytes() for file in files} == files

@@ -19,7 +19,10 @@ Result = TypeVar("Result")
 
 
 class BlockThreads:
-    """As many threads as torch has at the first call of `map`. They end when the object is no longer used."""
+    """Pool of as many threads as torch has at the first call of `map`.
+
+    The threads end when the pool is no longer used.
+    """
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
