@@ -369,7 +369,7 @@ def run(
         save_heads=save_heads,
         predictions_dir=predictions_dir,
         with_logits=with_logits,
-        log=tuple(log),
+        log=(log,) if isinstance(log, str) else tuple(log),
     )
     folder = paths.results_dir(settings.results_dir)
     check_writable(folder)
@@ -389,7 +389,9 @@ def _run_pending(
     """Yield the records that exist, and then each other run of a grid when its record is written."""
     results_dir = paths.results_dir(settings.results_dir)
     pending = grid.pending(specs, settings, rerun=rerun)
-    trackers = open_trackers(settings.log, offline=settings.offline, num_recorded=len(pending.done))
+    trackers = open_trackers(
+        settings.log, offline=settings.offline, num_recorded=len(pending.done), results_dir=results_dir
+    )
     yield from pending.done.values()
     for run in run_all(pending.runs, Session(settings)):
         ended = run

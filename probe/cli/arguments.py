@@ -393,7 +393,7 @@ COMMANDS: dict[str, dict[str, _Command]] = {
             },
         ),
         "log": _Command(
-            "Log all records to trackers of experiments: Weights & Biases, MLflow or Trackio.",
+            "Log all records to experiment trackers: Weights & Biases, MLflow or Trackio.",
             "--offline --results-dir",
             {"tracker": {"nargs": "+", "choices": TRACKERS, "help": "Tracker: wandb, mlflow or trackio."}},
         ),

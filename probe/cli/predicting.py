@@ -90,8 +90,8 @@ def errors_command(args: argparse.Namespace) -> int:
     if record.error is not None:
         raise ResultsError(f"{path} is the record of a failed run ({record.error.type}), which has no predictions")
     test = args.test_set or ""
-    if test:
-        _check_test(record, test)
+    if args.test_set is not None:
+        _check_test(record, args.test_set)
     folder = (
         path.absolute().parent.parent.parent / FOLDER if args.predictions is None else expand_home(args.predictions)
     )

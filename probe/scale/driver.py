@@ -82,7 +82,9 @@ def run_grid_on_ray(
     check_writable(results_dir)
     check_predictions_dir(settings.predictions_dir)
     pending = grid.pending(specs, settings, rerun=rerun)
-    trackers = open_trackers(settings.log, offline=settings.offline, num_recorded=len(pending.done))
+    trackers = open_trackers(
+        settings.log, offline=settings.offline, num_recorded=len(pending.done), results_dir=results_dir
+    )
     yield from pending.done.values()
     try:
         if pending.runs:

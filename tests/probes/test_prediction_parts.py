@@ -142,6 +142,8 @@ def test_errors_of_a_test_set_without_predictions_say_why(data, settings, capsys
     assert main(["errors", path, "--test-set", "elsewhere", *options]) == 2
     message = "unknown further test set 'elsewhere'; choose one of some, every"
     assert message in capsys.readouterr().err
+    assert main(["errors", path, "--test-set", "", *options]) == 2
+    assert "unknown further test set ''; choose one of some, every" in capsys.readouterr().err
     _path(record, settings, "every").unlink()
     assert main(["errors", path, "--test-set", "every", *options]) == 1
     assert f"repeat the run with --predictions {settings.predictions_dir}, or" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from make.fake_ray import FakeRay
@@ -40,7 +41,10 @@ class Recorder:
     def log(self, run):
         if len(self.names) == self.limit:
             raise ConnectionError("no answer from http://me:secret@example.org")
+        if run.name in self.names:
+            return False
         self.names.append(run.name)
+        return True
 
 
 @pytest.fixture
@@ -59,7 +63,10 @@ def test_each_new_record_is_logged_once(recorders, tmp_path, capsys, caplog):
     for protocols in (["readme"], ["readme", "knn"]):
         assert main([*command, *(word for name in protocols for word in ("--protocol", name))]) == 0
     assert recorders["mlflow"].names == ["digits/tiny.eager.readme.fp32.fast", "digits/tiny.eager.knn.fp32"]
-    assert "1 runs have records already; `probe log mlflow` logs these too" in caplog.text
+    assert (
+        "1 of the runs have records already, which are not logged; "
+        f"log them with `python -m probe log mlflow --results-dir {tmp_path}`"
+    ) in caplog.text
     assert "records logged to mlflow: 1 (memory)" in caplog.text
 
 
@@ -73,7 +80,27 @@ def test_a_tracker_that_fails_stops_no_run(recorders, tmp_path, capsys, caplog):
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warning.startswith("cannot log digits / tiny")
     assert "(no answer from http://example.org)" in warning
-    assert "`python -m probe log wandb` logs all records later" in warning
+    assert warning.endswith(
+        "nothing more is logged to wandb; "
+        f"log the missing records later with `python -m probe log wandb --results-dir {tmp_path}`"
+    )
+
+
+def test_an_advised_command_names_no_default_folder(recorders, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("PROBE_RESULTS_DIR", str(tmp_path))
+    caplog.set_level("INFO", "probe")
+    open_trackers(["mlflow"], num_recorded=2, results_dir=tmp_path)
+    open_trackers(["mlflow"], num_recorded=2, results_dir=tmp_path / "my results")
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.endswith("`python -m probe log mlflow`")
+    assert second.endswith(f"`python -m probe log mlflow --results-dir '{tmp_path}/my results'`")
+
+
+def test_one_name_can_be_given_without_a_list(recorders, tmp_path):
+    folders = {"results_dir": tmp_path, "cache_dir": tmp_path / "features"}
+    probe.run("digits", model="tiny", log="mlflow", offline=True, device="cpu", **folders)
+    assert recorders["mlflow"].names == ["digits/tiny.eager.clip-paper.fp32.fast"]
+    assert list(open_trackers(Settings(log="mlflow").log).destinations()) == ["mlflow"]
 
 
 def test_a_failed_run_is_logged_before_its_error_is_raised(recorders, tmp_path):
@@ -106,9 +133,11 @@ def test_existing_records_are_logged_by_a_command(recorders, tmp_path, capsys):
         write_record(record, tmp_path)
     assert main(["log", "mlflow", "--results-dir", str(tmp_path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert rows == [{"tracker": "mlflow", "records": 2, "destination": "memory"}]
+    assert rows == [{"tracker": "mlflow", "num_logged": 2, "num_skipped": 0, "destination": "memory"}]
+    assert main(["log", "mlflow", "--results-dir", str(tmp_path)]) == 0
+    assert "| mlflow  | 0      | 2             | memory      |" in capsys.readouterr().out
     assert main(["log", "wandb", "--results-dir", str(tmp_path)]) == 1  # the second record fails
-    assert "| wandb   | 1       | memory      |" in capsys.readouterr().out
+    assert "| wandb   | 1      | 0             | memory      |" in capsys.readouterr().out
 
 
 def test_a_folder_without_records_is_refused(tmp_path, capsys):
@@ -136,6 +165,75 @@ def test_offline_refuses_a_server_of_trackio(monkeypatch):
         open_trackers(["trackio"], offline=True)
 
 
+class Summary:
+    """Summary of a run as wandb has it: it has keys, but does not support `in`."""
+
+    def __init__(self, values):
+        self.keys = values.keys
+
+    def __getitem__(self, name):
+        raise KeyError(name)
+
+
+class OnlineRun:
+    """Run of wandb on a server that has some metrics already, or fails if metrics are logged."""
+
+    project_url, settings = "https://wandb.example.org/me/probe", SimpleNamespace(sync_dir="run")
+
+    def __init__(self, known=None, error=None):
+        self.resumed, self.summary, self.error = known is not None, Summary(known or {}), error
+        self.logged, self.exit_codes = [], []
+
+    def log(self, metrics):
+        if self.error is not None:
+            raise self.error
+        self.logged.append(metrics)
+
+    def finish(self, exit_code):
+        self.exit_codes.append(exit_code)
+
+
+@pytest.fixture
+def wandb_online(monkeypatch, tmp_path):
+    """Return a function that logs a record by a library in the place of wandb, which opens a given run."""
+
+    def log(run):
+        settings = SimpleNamespace(mode="online", project=None, wandb_dir=str(tmp_path))
+        library = SimpleNamespace(
+            setup=lambda: SimpleNamespace(settings=settings),
+            login=lambda **kwargs: True,
+            Settings=lambda **kwargs: None,
+            init=lambda **kwargs: run,
+        )
+        monkeypatch.setitem(sys.modules, "wandb", library)
+        opened = open_trackers(["wandb"])
+        opened.log(make_record())
+        return opened
+
+    return log
+
+
+@pytest.mark.parametrize("known", [{}, {"score": 0.5}])
+def test_a_run_on_the_server_of_wandb_that_lacks_metrics_gets_them(wandb_online, known):
+    run = OnlineRun(known)
+    assert wandb_online(run).num_logged == {"wandb": 1}
+    assert run.logged == [dict(describe_run(make_record()).metrics)]
+    assert run.exit_codes == [0]
+
+
+def test_a_complete_run_on_the_server_of_wandb_is_skipped(wandb_online):
+    run = OnlineRun(describe_run(make_record()).metrics)
+    assert wandb_online(run).num_skipped == {"wandb": 1}
+    assert run.logged == []
+    assert run.exit_codes == [0]
+
+
+def test_a_run_of_wandb_ends_after_an_error(wandb_online):
+    run = OnlineRun(error=ValueError("too many metrics"))
+    assert wandb_online(run).failed == ["wandb"]
+    assert run.exit_codes == [1]
+
+
 # Names of hosts that this process looks up are written to a file; the libraries ignore the error.
 COMMANDS = """
 import socket, sys
@@ -156,30 +254,36 @@ for _ in range(2):
 """
 
 
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory):
-    """Log a new record by `run`, and two older ones by `log`, twice. Return the records and what the libraries store.
+def call_python(folder, *words, **variables):
+    """Run Python in a folder with all libraries, and return what it prints.
 
     The libraries run in processes of their own: they start threads and services, and raise warnings on import.
     """
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}; `tox -e tracking` installs them")
-    folder = tmp_path_factory.mktemp("trackers")
-    write_record(make_record("cifar10", tests=FURTHER_TESTS, seconds={"fit": 2.5}), folder / "results")
-    write_record(make_failure("no images", dataset="mnist"), folder / "results")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MLFLOW_"))}
-    environment |= {"HOME": str(folder), "TRACKIO_DIR": str(folder / "trackio"), "HF_TOKEN": "hf_none"}
+    environment |= {"HOME": str(folder), "TRACKIO_DIR": str(folder / "trackio"), "HF_TOKEN": "hf_none", **variables}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(probe.__file__).parents[1]), *sys.path])
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
-    def call(*words):
-        done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
 
-    call("-c", COMMANDS, *RUN, "--protocol", "readme")
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Log a new record by `run`, and two older ones by `log`, twice. Return the records and what the libraries store.
+
+    An earlier command was killed while it logged one of the older records to wandb.
+    """
+    folder = tmp_path_factory.mktemp("trackers")
+    record = make_record("cifar10", tests=FURTHER_TESTS, seconds={"fit": 2.5})
+    write_record(record, folder / "results")
+    write_record(make_failure("no images", dataset="mnist"), folder / "results")
+    (folder / "wandb" / f"offline-run-20260101_000000-{describe_run(record).id}").mkdir(parents=True)
+    call_python(folder, "-c", COMMANDS, *RUN, "--protocol", "readme")
     assert not (folder / "network").exists(), (folder / "network").read_text(encoding="utf-8")
-    found = json.loads(call(str(MAKERS / "tracker_logs.py")).splitlines()[-1])
+    found = json.loads(call_python(folder, str(MAKERS / "tracker_logs.py")).splitlines()[-1])
     return {record.dataset: describe_run(record) for record in read_records(folder / "results")}, found
 
 
@@ -221,3 +325,50 @@ def test_trackio_stores_each_record_once(stored):
         assert one["rows"] == 1
         assert dict(run.config).items() <= one["config"].items()
         assert one["metrics"] == dict(run.metrics)
+
+
+# A run of the user's own goes on after a record is logged; otherwise Trackio raises an error for the last metrics.
+OWN_RUN = """
+import trackio
+from make.records import make_record
+from probe.tracking.trackers import open_trackers
+
+trackio.init("own", embed=False, auto_log_gpu=False, auto_log_cpu=False)
+opened = open_trackers(["trackio"], offline=True)
+opened.log(make_record())
+assert opened.num_logged == {"trackio": 1}
+trackio.log({"loss": 1.0})
+trackio.finish()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_trackio_that_the_user_has_opened_goes_on(tmp_path):
+    call_python(tmp_path, "-c", OWN_RUN, HF_HUB_OFFLINE="1")
+
+
+SET_UP = """
+import sys
+from probe.errors import TrackerError
+from probe.tracking.trackers import open_trackers
+
+try:
+    open_trackers(sys.argv[1:], offline=True)
+except TrackerError as err:
+    print(err)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "variables", "message"),
+    [
+        ("wandb", {"WANDB_MODE": "disabled"}, "wandb is disabled by WANDB_MODE; unset WANDB_MODE"),
+        ("wandb", {"WANDB_DIR": "file"}, "file/wandb; set WANDB_DIR to a different folder"),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "databricks"}, "the server databricks, which --offline forbids"),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "http://example.org"}, "the server example.org, which --offline forbids"),
+    ],
+)
+def test_settings_of_a_library_that_prevent_logging_are_errors(name, variables, message, tmp_path):
+    (tmp_path / "file").touch()
+    assert message in call_python(tmp_path, "-c", SET_UP, name, **variables)

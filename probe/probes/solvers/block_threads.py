@@ -21,7 +21,10 @@ SPANS = 2  # spans of blocks for each thread, so that a thread on a busy process
 
 
 class BlockThreads:
-    """Pool of as many threads as torch has at the first call of `sum`. The threads end when the pool is not used."""
+    """Pool of as many threads as torch has at the first call of `sum`.
+
+    The threads end when the pool is no longer used.
+    """
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
