@@ -67,7 +67,7 @@ def _values(record):
         "n_iter": plain["result"]["n_iter"] if fitted else None,
         "num_train": None if rules["method"] == ZERO_SHOT else plain["result"]["num_train"],
         "ece_bins": next((one["shape"][1] for one in bins if one is not None), None),
-        "gflops": profile["flops"] / 1e9,
+        "gflops": None if profile is None else profile["flops"] / 1e9,
         "partial": bool(plain["read"]["partial"] or plain["read"]["skipped"]),
         "status": status(record),
         "created": pd.Timestamp(plain["created"]),
