@@ -9,6 +9,7 @@ from probe.cli import arguments
 from probe.cli.main import COMMANDS, main
 from probe.models.devices import DTYPES
 from probe.stats.metrics import METRICS
+from probe.tracking.trackers import TRACKERS
 
 
 def _commands(parser, prefix=""):
@@ -62,6 +63,7 @@ def test_an_option_has_the_same_type_in_every_command(name):
 def test_the_choices_are_those_of_the_library():
     """They are written out, because `--help` must not import NumPy or torch."""
     assert list(arguments.METRICS) == list(METRICS)
+    assert list(arguments.TRACKERS) == list(TRACKERS)
     choices = next(action.choices for action in PARSERS["run"]._actions if action.dest == "precision")
     assert set(choices) == {"auto", *DTYPES}
 
