@@ -10,6 +10,7 @@ model in the content.
 
 from __future__ import annotations
 
+import errno
 import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -212,9 +213,9 @@ def _read_saved(path: Path) -> Saved:
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             warnings.filterwarnings("ignore", message="Validating sparse tensor", category=UserWarning)
             return Saved(torch.load(path, map_location="cpu", weights_only=True), ())
-    except OSError:
-        raise
     except Exception as err:  # damaged bytes make torch's reader raise struct.error, IndexError and others
+        if isinstance(err, OSError) and err.errno != errno.EINVAL:  # it seeks before the start of a short damaged file
+            raise
         try:
             saved = read_saved(path)
         except Exception:  # damaged bytes can raise any exception here, too

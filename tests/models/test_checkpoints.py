@@ -134,6 +134,15 @@ def test_a_file_that_is_not_a_checkpoint_is_named(tmp_path, content):
         read_model(tmp_path / "model.pt")
 
 
+@pytest.mark.parametrize("size", [10, 1000, 5000, 50_000])
+def test_a_truncated_state_dict_is_named(size, tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": torch.zeros(100_000)}, path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match="is not a checkpoint or is damaged"):
+        read_checkpoint(path)
+
+
 def test_a_truncated_state_dict_of_the_old_form_is_named(tmp_path):
     path = tmp_path / "old.pt"
     torch.save(random_clip(SMALL_VIT).state_dict(), path, _use_new_zipfile_serialization=False)
