@@ -21,6 +21,7 @@ from probe.errors import DatasetError, FeaturesError
 from probe.features.arrays import Features, chunk_range, chunk_size, join
 from probe.features.encode import EncodingChunk, Meter, encode_chunk
 from probe.features.reading import LabelledImages, Read, Reader, Request, name_of, read_chunks
+from probe.heap import keep_freed_memory
 from probe.models.encoder import ImageEncoder
 from probe.models.loading import load_encoder
 from probe.models.own import Encoder
@@ -180,7 +181,7 @@ class Pass:
             DatasetError: an image cannot be read; the message names it.
             CacheError: the cache cannot be written to.
         """
-        with EnergyMeter(str(self.device)) as energy:
+        with EnergyMeter(str(self.device)) as energy, keep_freed_memory():
             self._run()
         self.meter.joules = energy.joules
 

@@ -1,0 +1,53 @@
+"""Freed memory that the C library keeps, instead of returning it to the system.
+
+A batch of images needs buffers of many megabytes for a moment each. By default glibc returns large buffers to the
+system as soon as they are freed. The system then clears the memory of every new buffer, page by page, which can take
+as long as the computation on the CPU. `benchmarks/heap.py` measures the difference, see `results/speed/heap.md`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+_LARGEST = (1 << 31) - 1
+# By default glibc increases both limits as a program frees large buffers, up to these.
+_DEFAULT_MMAP_THRESHOLD = 32 << 20
+_DEFAULT_TRIM_THRESHOLD = 64 << 20
+# Variables by which a user has set the limits, see mallopt(3).
+_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
+
+
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Keep freed memory for further buffers inside the block, and return it to the system at the end.
+
+    The peak of the memory does not change. Without glibc, and if environment variables set its limits, nothing happens.
+    """
+    if not is_adjustable():
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    _set(libc, mmap=_LARGEST, trim=_LARGEST)
+    try:
+        yield
+    finally:
+        _set(libc, mmap=_DEFAULT_MMAP_THRESHOLD, trim=_DEFAULT_TRIM_THRESHOLD)
+        libc.malloc_trim(0)
+
+
+def is_adjustable() -> bool:
+    """Return True if this process uses glibc, and no environment variable sets its limits."""
+    try:
+        version = os.confstr("CS_GNU_LIBC_VERSION")
+    except (AttributeError, ValueError, OSError):  # Windows, macOS, musl
+        return False
+    return bool(version) and not any(name in os.environ for name in _VARIABLES)
+
+
+def _set(libc: ctypes.CDLL, *, mmap: int, trim: int) -> None:
+    libc.mallopt(_MMAP_THRESHOLD, mmap)
+    libc.mallopt(_TRIM_THRESHOLD, trim)
