@@ -5,6 +5,7 @@
     python benchmarks/solvers.py --features self-supervised=features.npz protocol
     python benchmarks/solvers.py classes
     python benchmarks/solvers.py growth
+    python benchmarks/solvers.py evaluation
 
 Each command prints tables for `results/speed/solvers.md`. Both solvers alternate in one process. The objectives and
 gradients are computed in float64; for scikit-learn's solver, after its time has been taken.
@@ -44,6 +45,7 @@ COARSE = PAPER.grid[:: PAPER.coarse_step]
 MANY = (1e-2, 1.0, 1e2)  # values of C for a hundred classes
 FEW_ITERATIONS = 100  # of scikit-learn for a hundred classes, half a second per iteration
 ROUNDS = 3
+TURNS = 31
 CLASSES, NUM, WIDTH = 100, 50_000, 768
 
 
@@ -51,7 +53,7 @@ def main() -> None:
     """Measure, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", action="append", default=[], metavar="NAME=FILE.npz")
-    parser.add_argument("what", choices=("fits", "protocol", "classes", "growth"))
+    parser.add_argument("what", choices=tuple(COMMANDS))
     args = parser.parse_args()
     machine = describe("cpu")
     print(f"{machine.cpu}, {machine.torch_threads} threads, torch {machine.packages['torch']}, ", end="")
@@ -59,7 +61,7 @@ def main() -> None:
     for given in args.features or [""]:
         name, _, path = given.partition("=")
         fold = load(Path(path)).folds[0] if path else {}
-        {"fits": fits, "protocol": protocol, "classes": classes, "growth": growth}[args.what](name, fold)
+        COMMANDS[args.what](name, fold)
 
 
 def fits(name: str, fold: Mapping[str, Features]) -> None:
@@ -174,6 +176,31 @@ def growth(_: str, __: Mapping[str, Features]) -> None:
     print(markdown_table(("rows", "features", "classes", "ms a pass", "GFLOP/s"), rows))
 
 
+def evaluation(_: str, __: Mapping[str, Features]) -> None:
+    """Measure evaluations in turn with the product of the same features and a vector."""
+    rows = []
+    for n, d, k, probes in ((54_000, 512, 10, 1), (54_000, 512, 10, 8), (54_000, 512, 100, 1)):
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((n, d), dtype=np.float32)
+        objective = Objective(Rows([x]), Softmax(torch.from_numpy(rng.integers(k, size=n)), k), [1.0] * probes)
+        weights = [torch.full((d + 1, k), 1e-3, dtype=torch.float64)] * probes
+        features, vector = torch.from_numpy(x), torch.ones(d)
+        taken = []
+        for _ in range(TURNS):
+            started = time.perf_counter()
+            objective.evaluate(weights, range(probes))
+            middle = time.perf_counter()
+            features @ vector
+            taken.append((middle - started, time.perf_counter() - middle))
+        ours, product = (median(seconds) for seconds in zip(*taken[1:], strict=True))
+        ratios = sorted(a / b for a, b in taken[1:])
+        quarter = len(ratios) // 4
+        spread = f"{median(ratios):.1f} ({ratios[quarter]:.1f} to {ratios[-quarter - 1]:.1f})"
+        rows.append((f"{n:,} x {d}", str(k), str(probes), f"{1e3 * ours:.0f}", f"{1e3 * product:.1f}", spread))
+    header = ("features", "classes", "probes", "ms an evaluation", "ms a product with a vector", "ratio, quartiles")
+    print(markdown_table(header, rows))
+
+
 def a_pass(n: int, d: int, k: int) -> float:
     """Return the median seconds of an evaluation of objective and gradient."""
     rng = np.random.default_rng(0)
@@ -203,6 +230,8 @@ def point(features: Features) -> np.ndarray:
     """Return the pre-projection features, which the paper's protocol uses, or the projected features without them."""
     return features.x if features.pre_projection is None else features.pre_projection
 
+
+COMMANDS = {"fits": fits, "protocol": protocol, "classes": classes, "growth": growth, "evaluation": evaluation}
 
 if __name__ == "__main__":
     main()

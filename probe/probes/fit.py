@@ -196,7 +196,7 @@ class _Probe:
             solver=self.settings.solver,
             label_values=self.label_values,
             sweep=sweep,
-            choice_converged=all(point.converged for point in sweep),
+            choice_converged=all(point.converged or point.given_up for point in sweep),
             calibration=calibration,
             heads=(weights,),
             top=(SIGMOID if test.y.ndim == 2 else SOFTMAX) if self.settings.finds_top else "",
@@ -235,6 +235,7 @@ class _Probe:
                 score=val_score,
                 n_iter=fit.n_iter,
                 converged=fit.converged,
+                given_up=fit.given_up,
                 gradient_ratio=fit.gradient_ratio,
                 objective=fit.objective,
                 suboptimality=fit.suboptimality,
@@ -244,6 +245,8 @@ class _Probe:
             return point.score
 
         rules, grid = self.rules, _strengths(self.rules, len(train))
+        if not rules.bisections:  # they compare scores that need not be the best
+            fitter.hold_contest(x_val, val.y, self.metric)
         if rules.bisections:
             return bisect(evaluate, grid, steps=rules.bisections, score=score_of), fits
         tried = search(evaluate, grid, coarse_step=rules.coarse_step, score=score_of)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from probe.features.arrays import Features
 from probe.specs import Protocol
+
+if TYPE_CHECKING:
+    from probe.probes.contest import Contest
 
 ROWS = 8192  # images that are converted to float64 at a time, to save memory
 
@@ -108,6 +112,7 @@ class Fit(Convergence):
         classes: int64, labels of the classes, ascending.
         is_multi_label: True if an image can show several classes, each with a binary probe of its own.
         needs_curvature: True if `fast` estimated the curvature during the fit, or if it started from such a fit.
+        given_up: True if a contest ended the fit before it converged, see `contest.Contest`.
     """
 
     C: float
@@ -116,6 +121,7 @@ class Fit(Convergence):
     classes: np.ndarray
     is_multi_label: bool
     needs_curvature: bool = False
+    given_up: bool = False
 
     def weights(self, num_classes: int) -> Weights:
         """Return weights with a row for each of `num_classes` classes."""
@@ -186,6 +192,7 @@ class Solver(ABC):
         is_final: bool,
         done: Callable[[Fit], None],
         tick: Tick | None = None,
+        contest: Contest | None = None,
     ) -> None:
         """Fit at several values of C.
 
@@ -196,6 +203,7 @@ class Solver(ABC):
             is_final: False for fits that only serve to choose C.
             done: called with each fit as soon as it is finished.
             tick: called with the number of each iteration.
+            contest: may end fits for the choice of C. Only `fast` asks it, for images with one label each.
         """
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from tqdm import tqdm
 from probe.environment import blas_threads, library_versions
 from probe.features.arrays import Features
 from probe.probes.cached_fits import FitCache, FitKey
+from probe.probes.contest import Contest, shares_of
 from probe.probes.fits import Fit, Solver, at_feature_point
 from probe.probes.scaling import Scaling, fit_scaling
 from probe.probes.solvers.catalog import get_solver
@@ -46,6 +49,7 @@ class Fitter:
     def __init__(self, settings: FitSettings, splits: Sequence[Features]) -> None:
         self.settings, self.rules, self.fit_cache, self.splits = settings, settings.rules, settings.fit_cache, splits
         self.is_warm = settings.solver == "fast" or self.rules.warm_start  # fits may start from other fits
+        self.contest: Contest | None = None
         self.key: dict[str, Any] = {}
         if self.fit_cache.folder is not None:
             rules, point = self.rules, self.rules.feature_point
@@ -72,6 +76,19 @@ class Fitter:
     def scaling(self) -> Scaling:
         """Return the scaling of the training images."""
         return fit_scaling([at_feature_point(self.rules, split) for split in self.splits])
+
+    def hold_contest(self, x: np.ndarray, y: np.ndarray, metric: str) -> None:
+        """End fits for the choice of C that can no longer get the best score on the validation images.
+
+        Args:
+            x: float32 (n, d), features of the validation images at the feature point of the protocol.
+            y: int64 (n,), or (n, k) if an image can show several classes. Then there is no contest.
+            metric: a name of `metrics.METRICS`. If its score is no sum over images, there is no contest.
+        """
+        shares = shares_of(metric, y) if y.ndim == 1 else None
+        if shares is not None:
+            x = self.scaling.apply(x) if self.rules.standardize else x
+            self.contest = Contest(x, y, shares, num_train=sum(map(len, self.splits)))
 
     def _fold(self, fit: Fit) -> Fit:
         """Return a fit of the solver with weights for the features as they are."""
@@ -102,16 +119,21 @@ class Fitter:
             # A single value needs no batch size. So the solver is not created if the fit is cached.
             size = size or (1 if len(remaining) == 1 or self.settings.solver == "sklearn" else self.solver.batch)
             batch, remaining = remaining[:size], remaining[size:]
-            starts = {C: _nearest(fits, C) if self.is_warm else None for C in batch}
+            starts = _nearest(fits if self.is_warm else {}, batch)
             keys = {C: self._key(C, start, is_final=False) for C, start in starts.items()}
             cached = {C: self.fit_cache.find(key) for C, key in keys.items()}
             missing = [C for C, fit in cached.items() if fit is None]
             done: dict[float, Fit] = {C: fit for C, fit in cached.items() if fit is not None}
+            for fit in done.values():
+                if self.contest is not None:
+                    self.contest.enter(self.scaling.unfold(fit) if self.rules.standardize else fit)
 
             def add(fit: Fit, keys: dict[float, FitKey] = keys, done: dict[float, Fit] = done) -> None:
-                fit = self._fold(fit)
-                self.fit_cache.store(keys[fit.C], fit)
-                done[fit.C] = fit
+                if self.contest is not None:
+                    self.contest.enter(fit)
+                fit = done[fit.C] = self._fold(fit)
+                if not fit.given_up:  # which depends on the validation images and on the other fits
+                    self.fit_cache.store(keys[fit.C], fit)
 
             if missing:
                 with self._progress(f"{len(missing)} of {len(strengths)} values of C") as bar:
@@ -122,6 +144,7 @@ class Fitter:
                         is_final=False,
                         done=add,
                         tick=_make_tick(bar),
+                        contest=self.contest,
                     )
             fits.update(done)
 
@@ -143,10 +166,15 @@ def _make_tick(bar: tqdm[Any]) -> Callable[[int], None]:
     return tick
 
 
-def _nearest(fits: Mapping[float, Fit], C: float) -> Fit | None:  # noqa: N803 - the field's name
-    """Return the fit with the nearest C on a log scale, or None if there are no fits.
+def _nearest(fits: Mapping[float, Fit], strengths: Sequence[float]) -> dict[float, Fit | None]:
+    """Return for each C the fit with the nearest C on a log scale, or None if there are no fits.
 
-    On a tie, return the fit with the smaller C, because its stronger penalty makes the optimum easier to reach.
+    On a tie, return the fit that is the nearest for most of the values, because fits that start from the same fit share
+    an estimate of the curvature; then the fit with the smaller C.
     """
-    nearest = min(fits, key=lambda known: (round(abs(math.log(known / C)), 9), known), default=None)
-    return None if nearest is None else fits[nearest]
+    tied: dict[float, list[float]] = {}
+    for C in strengths:  # noqa: N806 - the field's name
+        distances = {known: round(abs(math.log(known / C)), 9) for known in fits}
+        tied[C] = [known for known, distance in distances.items() if distance == min(distances.values())]
+    count = Counter(chain.from_iterable(tied.values()))
+    return {C: fits[min(tied[C], key=lambda known: (-count[known], known))] if fits else None for C in strengths}

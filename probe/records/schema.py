@@ -170,7 +170,7 @@ class IntervalRecord:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """One value of C of a sweep: its score on the validation images, and fields of `probes.fits.Convergence`."""
+    """One value of C of a sweep: its score on the validation images, and fields of `probes.fits.Fit`."""
 
     C: float
     score: float
@@ -179,6 +179,7 @@ class SweepRecord:
     gradient_ratio: float | None = None
     objective: float | None = None
     suboptimality: float | None = None
+    given_up: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ the weights of the drawn rows are scaled so that the estimate is unbiased.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Protocol
 
@@ -42,6 +42,9 @@ MAX_PASSES = 250  # largest cost of computing the blocks, in evaluations of the 
 # With few logits, matrix products are dominated by reading the features. An evaluation of k logits takes as long as
 # k + `NARROW` logits would take in a wide product.
 NARROW = 50
+NEAR = 1.2  # largest difference of logits at which an estimate serves another point, see `Estimate.distance`
+NEAR_PENALTY = 2.0  # largest ratio of two penalties that share the inverse of an estimate
+ESTIMATES_BYTES = 1 << 29  # largest size of the stored estimates
 RIDGE = 1e-7  # added to the diagonal, relative to its mean, so that Cholesky factors in float32 exist
 
 
@@ -133,6 +136,73 @@ class Stacks:
     def solve(self, gradient: Tensor) -> Tensor:
         """Return the inverse times a gradient, both float64 (d + 1, width)."""
         return torch.stack([stack.solve(gradient) for stack in self.stacks]).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimate of the Hessian of the loss at some unknowns.
+
+    Args:
+        column: column of the labels that the loss is for, see `Logistic`; None for `Softmax`.
+        unknowns: float64 (d + 1, width).
+        blocks: the estimate, without the penalty.
+        inverses: inverses of the estimate plus a penalty, by penalty.
+    """
+
+    column: int | None
+    unknowns: Tensor
+    blocks: Sequence[HessianBlock]
+    inverses: dict[float, Preconditioner] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the size of the blocks and of their factors."""
+        return (1 + len(self.inverses)) * sum(block.matrix.nbytes for block in self.blocks)
+
+    def invert(self, objective: Objective, probe: int) -> Preconditioner:
+        """Return the inverse of the estimate plus the penalty of a probe, or plus a penalty that is nearly the same."""
+        penalty = objective.penalties[probe]
+        for known, inverse in self.inverses.items():
+            if known <= penalty * NEAR_PENALTY and penalty <= known * NEAR_PENALTY:
+                return inverse
+        return self.inverses.setdefault(penalty, invert(objective, probe, self.blocks))
+
+    def distance(self, unknowns: Tensor) -> float:
+        """Return about the root mean square of the difference of the logits at other unknowns.
+
+        The whitened features are uncorrelated and have unit variance.
+        """
+        return float((unknowns - self.unknowns).norm()) / unknowns.shape[1] ** 0.5
+
+
+class Estimates:
+    """The last estimates of the Hessian on the same rows and labels, which several fits can share.
+
+    An estimate serves all points with similar logits: the Hessian of the loss depends on the probabilities alone, and a
+    preconditioner may be inexact.
+    """
+
+    def __init__(self) -> None:
+        self._last: list[Estimate] = []
+
+    def find(self, objective: Objective, probe: int, unknowns: Tensor, *, unlike: Estimate | None = None) -> Estimate:
+        """Return the nearest estimate within `NEAR` of some unknowns, or a new one if there is none.
+
+        Args:
+            objective: objective of one or several probes.
+            probe: index of the probe.
+            unknowns: float64 (d + 1, width).
+            unlike: an estimate that must not be returned, because it did not suffice.
+        """
+        column = objective.loss.column(probe)
+        own = [one for one in self._last if one.column == column and one is not unlike]
+        nearest = min(own, key=lambda one: one.distance(unknowns), default=None)
+        if nearest is None or nearest.distance(unknowns) > NEAR:
+            nearest = Estimate(column, unknowns, estimate_hessian(objective, probe, unknowns))
+            self._last.append(nearest)
+            while len(self._last) > 1 and sum(one.num_bytes for one in self._last) > ESTIMATES_BYTES:
+                del self._last[0]
+        return nearest
 
 
 def at_zero(objective: Objective, probe: int) -> Preconditioner:
@@ -277,12 +347,14 @@ def _block(features: Tensor, probabilities: Tensor, share: Tensor, classes: Tens
         weights.append(own[:, a] * own[:, b])
         sides.append(mix[a] - mix[b])
     drawn = _draw(torch.stack(weights) * share)
-    products = torch.stack([_weighted_gram(features, weight) for weight in drawn])
+    products = _weighted_grams(features, drawn)
     side = torch.stack(sides)  # (pairs, r)
-    outer = (side[:, :, None] * side[:, None, :]).flatten(1)  # (pairs, r * r)
     size, r = features.shape[1] + 1, mix.shape[1]
-    matrix = (outer.T @ products.flatten(1)).reshape(r, r, size, size)
-    return HessianBlock(classes, mix, matrix.transpose(1, 2).reshape(r * size, r * size))
+    first, second = torch.tril_indices(r, r, device=side.device)
+    parts = (side[:, first] * side[:, second]).T @ products.flatten(1)  # of the lower triangle, which suffices
+    matrix = features.new_empty(r, size, r, size)
+    matrix[first, :, second] = matrix[second, :, first] = parts.unflatten(1, (size, size))
+    return HessianBlock(classes, mix, matrix.reshape(r * size, r * size))
 
 
 def _draw(weights: Tensor) -> Tensor:
@@ -299,12 +371,22 @@ def _draw(weights: Tensor) -> Tensor:
     return torch.where(chance * threshold < weights, weights.clamp(min=threshold), torch.zeros_like(weights))
 
 
-def _weighted_gram(features: Tensor, weight: Tensor) -> Tensor:
-    """Return the sum over rows of weight * x x^T, (d + 1, d + 1), where x ends with a 1 for the intercept."""
-    (used,) = weight.nonzero(as_tuple=True)
-    root = weight[used].sqrt()[:, None]
-    weighted = torch.cat([features[used] * root, root], dim=1)
-    return weighted.T @ weighted
+def _weighted_grams(features: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum over rows of weight * x x^T for each pair of classes, (pairs, d + 1, d + 1).
+
+    Args:
+        features: float32 (m, d). x is a row that ends with a 1 for the intercept.
+        weights: float32 (pairs, m), most of them 0.
+    """
+    size = features.shape[1] + 1
+    grams = features.new_empty(len(weights), size, size)
+    for gram, weight in zip(grams, weights, strict=True):
+        (used,) = weight.nonzero(as_tuple=True)
+        weighted = features.new_ones(len(used), size)
+        weighted[:, :-1] = features[used]
+        weighted *= weight[used].sqrt()[:, None]
+        torch.mm(weighted.T, weighted, out=gram)
+    return grams
 
 
 def _factor(hessian: Tensor, penalty: Tensor) -> Tensor:

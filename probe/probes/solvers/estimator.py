@@ -130,7 +130,7 @@ class FastLogisticRegression(LogisticRegression):  # type: ignore[misc]  # untyp
         objective = Objective(rows, loss, [float(self.C)])
         start = Start(self._first_unknowns(rows, loss.width))
         (solution,) = solve(objective, Limits(TOL, self.max_iter), starts=[start], max_tol=self.tol)
-        coef, intercept = coefficients(rows, solution)
+        coef, intercept = coefficients(rows, solution.minimum.unknowns)
         if loss.width > 1:  # at the optimum, coefficients sum to zero over the classes; remove rounding errors
             coef, intercept = coef - coef.mean(axis=0), intercept - intercept.mean()
         self.coef_, self.intercept_ = coef.astype(X.dtype), intercept.astype(X.dtype)

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from probe.probes.solvers import curvature
-from probe.probes.solvers.curvature import HessianBlock, Preconditioner
+from probe.probes.solvers.curvature import Estimate, Estimates, Preconditioner
 from probe.probes.solvers.evaluation import is_negligible
 from probe.probes.solvers.lbfgs import EvaluationRequest, Limits, Minimum, Preconditioners, Steps, minimise
 from probe.probes.solvers.objective import Logistic, Loss, Objective, Rows, Softmax
 
 logger = logging.getLogger(__name__)
+
+# Takes the index of a probe, its unknowns, the value of its objective and the number of its steps.
+GoesOn = Callable[[int, Tensor, float, int], bool]
 
 TOL = 1e-6  # default limit of max |gradient| relative to its value at weights of zero
 DEFAULT_LIMITS = Limits(TOL)
@@ -40,21 +43,10 @@ class Start:
     Args:
         unknowns: float64 (r + 1, width), see `Rows.num_components`.
         needs_curvature: if True, begin with a preconditioner from the Hessian at the starting point.
-        hessian: estimate of the Hessian of the loss, made when it is first needed. All probes that share the starting
-            point must have the same loss.
     """
 
     unknowns: Tensor
     needs_curvature: bool = False
-    hessian: Sequence[HessianBlock] | None = None
-
-    def precondition(self, objective: Objective, probe: int) -> Preconditioner:
-        """Return the initial preconditioner of a probe of an objective."""
-        if not self.needs_curvature:
-            return curvature.at_zero(objective, probe)
-        if self.hessian is None:
-            self.hessian = curvature.estimate_hessian(objective, probe, self.unknowns)
-        return curvature.invert(objective, probe, self.hessian)
 
 
 @dataclass(frozen=True)
@@ -73,6 +65,7 @@ class Solution:
             ||g||^2 C n / 2.
         needs_curvature: True if the minimisation began with, or switched to, a preconditioner from an estimate of the
             Hessian. A fit at a neighbouring C should begin with such a preconditioner.
+        given_up: True if `goes_on` ended the minimisation before it was optimal, see `solve`.
     """
 
     minimum: Minimum
@@ -83,6 +76,7 @@ class Solution:
     converged: bool
     excess: float
     needs_curvature: bool
+    given_up: bool
 
 
 def solve(
@@ -90,7 +84,9 @@ def solve(
     limits: Limits = DEFAULT_LIMITS,
     *,
     starts: Sequence[Start] | None = None,
+    estimates: Estimates | None = None,
     max_tol: float = float("inf"),
+    goes_on: GoesOn | None = None,
     tick: Callable[[int], None] | None = None,
     done: Callable[[int, Solution], None] | None = None,
 ) -> list[Solution]:
@@ -100,11 +96,14 @@ def solve(
         objective: objective of one or several probes.
         limits: limits of each probe; `tol` is relative to max |gradient| at weights of zero.
         starts: starting point of each probe. None starts all probes from weights of zero.
+        estimates: estimates of the Hessian from earlier calls with the same rows and labels. New estimates are added.
         max_tol: limit of max |gradient|. The smaller of both limits applies.
+        goes_on: called after each step of each probe. It returns False to end the minimisation of the probe.
         tick: called with the number of each pass over the data.
         done: called with the index and the solution of each probe as soon as it is finished.
     """
     probes = range(len(objective.penalties))
+    estimates = Estimates() if estimates is None else estimates
     zero = objective.zeros()
     first = _gradients(objective, zero, exact=False)
     if any(_is_rounding(objective.rows, gradient, objective.rows.dtype) for gradient in first):
@@ -114,10 +113,12 @@ def solve(
     for probe, start in zip(probes, starts or [Start(zero) for _ in probes], strict=True):
         if not _is_rounding(objective.rows, first[probe], torch.float64):
             tol = min(limits.tol * norms[probe], max_tol)
-            runs.append(_Run(objective, probe, start, replace(limits, tol=tol)))
+            runs.append(_Run(objective, probe, start, estimates, replace(limits, tol=tol), goes_on))
         else:  # balanced classes and uninformative features: zero is the optimum, and its gradient is rounding error
             norms[probe] = 0.0
-            runs.append(_Run(objective, probe, Start(zero), replace(limits, tol=float("inf"), ends_exact=True)))
+            runs.append(
+                _Run(objective, probe, Start(zero), estimates, replace(limits, tol=float("inf"), ends_exact=True))
+            )
     solutions: dict[int, Solution] = {}
     active = runs
     while active:
@@ -168,19 +169,30 @@ def _is_rounding(rows: Rows, gradient: Tensor, dtype: torch.dtype) -> bool:
 class _Run:
     """Minimisation of one probe that waits for an evaluation of its objective, `request`."""
 
-    def __init__(self, objective: Objective, probe: int, start: Start, limits: Limits) -> None:
-        self.objective, self.probe, self.tol = objective, probe, limits.tol
+    def __init__(
+        self,
+        objective: Objective,
+        probe: int,
+        start: Start,
+        estimates: Estimates,
+        limits: Limits,
+        goes_on: GoesOn | None = None,
+    ) -> None:
+        self.objective, self.probe, self.tol, self.estimates = objective, probe, limits.tol, estimates
+        self.goes_on, self.given_up = goes_on, False
+        self.estimate: Estimate | None = None
         loss = objective.loss
         self.without_features = loss.without_features(probe) if objective.rows.has_intercept else loss.at_zero
         margin = MARGIN if limits.ends_exact else 1
-        self.needs_curvature = start.needs_curvature
-        first, patience = start.precondition(objective, probe), max(PATIENCE, curvature.passes(objective))
+        patience = max(PATIENCE, curvature.passes(objective))
+        first = self._estimate(start.unknowns) if start.needs_curvature else curvature.at_zero(objective, probe)
         self.steps: Steps = minimise(
             start.unknowns,
-            Preconditioners(first, self._refresh, patience=patience),
+            Preconditioners(first, self._estimate, patience=patience),
             limits,
             measure=self._measure,
             is_enough=lambda unknowns, value, decrement: self._is_optimal(unknowns, value, margin * decrement),
+            goes_on=self._goes_on,
         )
         self.request: EvaluationRequest = next(self.steps)
         self.minimum: Minimum | None = None
@@ -204,9 +216,13 @@ class _Run:
             return True
         return is_negligible(decrement, objective=value, without_features=self.without_features, penalty=penalty)
 
-    def _refresh(self, unknowns: Tensor) -> Preconditioner:
-        self.needs_curvature = True
-        return curvature.at(self.objective, self.probe, unknowns)
+    def _goes_on(self, unknowns: Tensor, value: float, num_steps: int) -> bool:
+        self.given_up = self.goes_on is not None and not self.goes_on(self.probe, unknowns, value, num_steps)
+        return not self.given_up
+
+    def _estimate(self, unknowns: Tensor) -> Preconditioner:
+        self.estimate = self.estimates.find(self.objective, self.probe, unknowns, unlike=self.estimate)
+        return self.estimate.invert(self.objective, self.probe)
 
     def solution(self, norm: float) -> Solution:
         """Return the solution after the minimisation has ended.
@@ -226,7 +242,8 @@ class _Run:
             is_optimal=is_optimal,
             converged=is_optimal and self._measure(self.minimum.objective, self.minimum.gradient) <= self.tol,
             excess=squared_norm / (2 * penalty) if (penalty := self.objective.penalties[self.probe]) else float("inf"),
-            needs_curvature=self.needs_curvature,
+            needs_curvature=self.estimate is not None,
+            given_up=self.given_up and not is_optimal,
         )
 
 
@@ -247,7 +264,7 @@ def loss_of(targets: np.ndarray, num_classes: int, device: torch.device, row_wei
     return Logistic(labels[:, None], columns, row_weights=weights)
 
 
-def coefficients(rows: Rows, solution: Solution) -> tuple[np.ndarray, np.ndarray]:
+def coefficients(rows: Rows, unknowns: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return weights float64 (width, d) for the original features, and intercepts float64 (width,)."""
-    weights = rows.weights_of(solution.minimum.unknowns).cpu().numpy()
+    weights = rows.weights_of(unknowns).cpu().numpy()
     return np.ascontiguousarray(weights[:-1].T), weights[-1]

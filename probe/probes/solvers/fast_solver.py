@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from probe.environment import threads
+from probe.probes.contest import STEPS, Contest
 from probe.probes.fits import Fit, Solver, Tick, count_start, for_classes, join_classes
-from probe.probes.solvers.curvature import max_numbers
+from probe.probes.solvers.curvature import Estimates, max_numbers
 from probe.probes.solvers.fast import TOL, Solution, Start, coefficients, loss_of, solve
 from probe.probes.solvers.lbfgs import Limits
 from probe.probes.solvers.objective import Logistic, Loss, Objective, Rows
@@ -54,6 +56,7 @@ class Fast(Solver):
         n, d = len(self.y), self.arrays[0].shape[1]
         self.cost = 4 * n * min(n, d) * self.loss.width * self._num_probes
         is_small = self.cost <= EXACT_COST
+        self.estimates = Estimates()
         self.rows = Rows([array.astype(np.float64) for array in self.arrays] if is_small else self.arrays, device)
 
     @property
@@ -73,6 +76,7 @@ class Fast(Solver):
         is_final: bool,
         done: Callable[[Fit], None],
         tick: Tick | None = None,
+        contest: Contest | None = None,
     ) -> None:
         """Fit all values of C together, so that each pass over the features serves all of them.
 
@@ -97,10 +101,24 @@ class Fast(Solver):
                 fit = join_classes(strengths[i], fits, self.classes) if self.y.ndim == 2 else fits[0]
                 done(count_start(fit, starts[i]))
 
+        def goes_on(probe: int, unknowns: Tensor, value: float, num_steps: int) -> bool:
+            if contest is None or num_steps % STEPS:
+                return True
+            coef, intercept = coefficients(self.rows, unknowns)
+            return contest.can_win(strengths[probe], coef, intercept, classes=self.classes, objective=value)
+
         max_iter = self.max_iter if is_final else min(self.max_iter, self._choosing_iterations())
         limits = Limits(TOL, max_iter, ends_exact=is_final or self.cost <= EXACT_COST)
         with threads(1, blas=1) if self.cost <= SERIAL_COST and self.device == "cpu" else nullcontext():
-            solve(objective, limits, starts=points, tick=tick, done=add)
+            solve(
+                objective,
+                limits,
+                starts=points,
+                estimates=self.estimates,
+                goes_on=goes_on if self.y.ndim == 1 else None,
+                tick=tick,
+                done=add,
+            )
 
     def _choosing_iterations(self) -> int:
         return max(CHOOSING_ITERATIONS, int(CHOOSING_COST / self.cost))
@@ -111,7 +129,7 @@ class Fast(Solver):
         Fits for the choice of C are measured only if the features have outliers, which can make the solver's own
         estimate very wrong.
         """
-        if not (is_final or self.rows.has_outliers):
+        if solution.given_up or not (is_final or self.rows.has_outliers):
             return solution
         minimum, weights = solution.minimum, self.rows.weights_of(solution.minimum.unknowns)
         max_steps = self.max_iter - minimum.n_iter if is_final else 0
@@ -135,7 +153,7 @@ class Fast(Solver):
         )
 
     def _as_fit(self, C: float, solution: Solution) -> Fit:  # noqa: N803 - the field's name
-        coef, intercept = coefficients(self.rows, solution)
+        coef, intercept = coefficients(self.rows, solution.minimum.unknowns)
         return Fit(
             C=C,
             coef=coef,
@@ -151,6 +169,7 @@ class Fast(Solver):
             excess=solution.excess,
             tol=TOL,
             needs_curvature=solution.needs_curvature,
+            given_up=solution.given_up,
         )
 
     def _starting_point(self, objective: Objective, k: int, fit: Fit | None) -> Start:

@@ -107,6 +107,7 @@ def minimise(
     *,
     measure: Callable[[float, Tensor], float],
     is_enough: Callable[[Tensor, float, float], bool],
+    goes_on: Callable[[Tensor, float, int], bool] | None = None,
 ) -> Steps:
     """Minimise until `measure` is at most `limits.tol` and `is_enough` is True.
 
@@ -117,6 +118,7 @@ def minimise(
         measure: return the distance from the minimum for a value and a gradient.
         is_enough: take unknowns, value and decrement, and return True if the decrement is negligible. `measure` alone
             is not enough if one feature is far larger than the others.
+        goes_on: take unknowns, value and number of steps after each step, and return False to end the minimisation.
 
     Returns:
         The last point. `measure` can be above the limit there: after `limits.max_iter` steps, if rounding errors allow
@@ -156,6 +158,8 @@ def minimise(
         step, change = next_point.unknowns - point.unknowns, next_point.gradient - point.gradient
         memory.add(step, change)
         point, n_iter = next_point, n_iter + 1
+        if goes_on is not None and not goes_on(point.unknowns, point.value, n_iter):
+            break
     if limits.ends_exact and not exact:
         point = _Point(point.unknowns, *(yield EvaluationRequest(point.unknowns, exact=True)))
     decrement = _dot(point.gradient, memory.direction(point.gradient, preconditioner, scale)) / -2

@@ -375,6 +375,9 @@ class Softmax:
         """Return the probabilities (m, k) of logits (m, k)."""
         return logits.softmax(dim=1)
 
+    def column(self, probe: int) -> None:
+        """Return None: all probes have the same labels."""
+
     def weights(self, probe: int, positions: Tensor) -> Tensor | None:  # noqa: ARG002 - the same for all probes
         """Return the weights of some images, (m,), or None if all weights are equal."""
         return None if self.row_weights is None else self.row_weights[positions]
@@ -437,6 +440,10 @@ class Logistic:
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities (m, 1) of logits (m, 1)."""
         return logits.sigmoid()
+
+    def column(self, probe: int) -> int:
+        """Return the column of the labels of a probe."""
+        return int(self.columns[probe])
 
     def weights(self, probe: int, positions: Tensor) -> Tensor | None:
         """Return the weights of some images for a probe, (m,). Images that do not count have the weight 0."""

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import ThreadpoolController
 
 from probe.errors import ProtocolError
+from probe.probes.contest import Contest
 from probe.probes.fits import Fit, Solver, Tick, count_start, for_classes, join_classes, select_class
 from probe.probes.solvers.evaluation import evaluate
 from probe.probes.solvers.fast import loss_of
@@ -42,6 +43,7 @@ class ScikitLearn(Solver):
         is_final: bool,  # noqa: ARG002 - all fits are made in the same way
         done: Callable[[Fit], None],
         tick: Tick | None = None,
+        contest: Contest | None = None,  # noqa: ARG002 - scikit-learn's fits cannot be ended from outside
     ) -> None:
         """Fit one C after the other. For multi-label data, fit each class on the images that count for the class."""
         for C, other in zip(strengths, starts, strict=True):  # noqa: N806 - the field's name

@@ -218,3 +218,55 @@ def test_no_estimate_is_larger_than_planned(d, k, monkeypatch):
     blocks = curvature.estimate_hessian(objective, 0, objective.zeros())
     assert sum(block.matrix.numel() for block in blocks) <= curvature.max_numbers(d, k)
     assert max(len(block.matrix) for block in blocks) <= max(60, d + 1)
+
+
+def test_near_points_share_an_estimate_and_its_inverse():
+    objective, unknowns = _problem("softmax")
+    estimates = curvature.Estimates()
+    first = estimates.find(objective, 0, unknowns)
+    step = torch.zeros_like(unknowns)
+    step[0] = curvature.NEAR  # changes the logits of every class by about this much
+    assert estimates.find(objective, 0, unknowns + 0.99 * step) is first
+    assert estimates.find(objective, 0, unknowns + 1.01 * step) is not first
+    assert estimates.find(objective, 0, unknowns) is first
+    assert estimates.find(objective, 0, unknowns, unlike=first) is not first
+    assert first.invert(objective, 0) is first.invert(objective, 0)
+
+
+def test_the_distance_of_two_points_is_that_of_their_logits():
+    """The features are whitened, so the mean square of the logits is the square of the weights."""
+    objective, unknowns = _problem("softmax", n=5000)
+    other = unknowns * 0.5
+    x = objective.rows.take(np.arange(len(objective.rows)))
+    logits = x @ (unknowns - other)[:-1] + (unknowns - other)[-1]
+    (block,) = curvature.estimate_hessian(objective, 0, unknowns)
+    distance = curvature.Estimate(None, unknowns, [block]).distance(other)
+    assert distance == pytest.approx(float(logits.square().mean().sqrt()), rel=1e-3)
+
+
+def test_only_similar_penalties_share_an_inverse():
+    objective, unknowns = _problem("softmax")
+    estimate = curvature.Estimates().find(objective, 0, unknowns)
+    inverses = []
+    for C in (1.0, 1.9, 2.1, 0.51, 0.49):
+        other = Objective(objective.rows, objective.loss, [C])
+        inverses.append(estimate.invert(other, 0))
+        gradient = torch.ones_like(unknowns)
+        expected = curvature.invert(other, 0, estimate.blocks).solve(gradient)
+        assert torch.equal(inverses[-1].solve(gradient), expected) == (C in (1.0, 2.1, 0.49))
+    assert [inverse is inverses[0] for inverse in inverses] == [True, True, False, True, False]
+
+
+def test_classes_of_multi_label_images_do_not_share_estimates():
+    objective, unknowns = _problem("logistic")
+    estimates = curvature.Estimates()
+    assert estimates.find(objective, 0, unknowns) is not estimates.find(objective, 1, unknowns)
+
+
+def test_old_estimates_are_forgotten(monkeypatch):
+    objective, unknowns = _problem("softmax")
+    monkeypatch.setattr(curvature, "ESTIMATES_BYTES", 2500)  # two estimates of (2 * 5)^2 numbers
+    estimates = curvature.Estimates()
+    found = [estimates.find(objective, 0, unknowns + 100 * i) for i in range(8)]
+    assert estimates.find(objective, 0, found[-1].unknowns) is found[-1]
+    assert estimates.find(objective, 0, found[0].unknowns) is not found[0]

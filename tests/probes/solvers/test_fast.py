@@ -230,7 +230,7 @@ def test_multi_label_probes_are_binary_fits_on_the_rows_that_count(together):
     for column, solution in enumerate(solutions):
         counts, C = targets[:, column] >= 0, strengths[column]
         theirs = _tight(x[counts], targets[counts, column], C)
-        weights, intercept = coefficients(rows, solution)
+        weights, intercept = coefficients(rows, solution.minimum.unknowns)
         assert solution.converged
         np.testing.assert_allclose(weights, theirs.coef_, atol=1e-5)
         np.testing.assert_allclose(intercept, theirs.intercept_, atol=1e-5)

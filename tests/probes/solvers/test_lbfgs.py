@@ -25,7 +25,7 @@ def _largest(gradient):
     return float(gradient.abs().max())
 
 
-def _minimise(evaluate, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=500, most_left=np.inf):
+def _minimise(evaluate, *, preconditioner=None, patience=1000, tol=1e-9, max_iter=500, most_left=np.inf, goes_on=None):
     """Return the minimum, the evaluation requests, and how many requests came before each new preconditioner."""
     refreshed, requests = [], []
 
@@ -39,6 +39,7 @@ def _minimise(evaluate, *, preconditioner=None, patience=1000, tol=1e-9, max_ite
         Limits(tol, max_iter),
         measure=lambda value, gradient: _largest(gradient),
         is_enough=lambda unknowns, value, decrement: decrement <= most_left,
+        goes_on=goes_on,
     )
     request = next(steps)
     while True:
@@ -90,6 +91,20 @@ def test_a_minimisation_ends_after_max_iter_steps():
     found, _, _ = _minimise(_bowl, max_iter=3)
     assert found.n_iter == 3
     assert _largest(found.gradient) > 1e-9
+
+
+def test_a_minimisation_ends_when_it_may_not_go_on():
+    seen = []
+
+    def goes_on(weights, value, n_iter):
+        seen.append((weights, value, n_iter))
+        return n_iter < 4
+
+    found, _, _ = _minimise(_bowl, goes_on=goes_on)
+    assert [n_iter for _, _, n_iter in seen] == [1, 2, 3, 4]
+    assert found.n_iter == 4
+    assert torch.equal(found.unknowns, seen[-1][0])
+    assert found.objective == seen[-1][1] == _bowl(found.unknowns, exact=True)[0]
 
 
 def test_a_start_at_the_minimum_takes_no_step():

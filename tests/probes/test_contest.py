@@ -1,0 +1,149 @@
+"""Fits that can no longer get the best validation score are ended, and the chosen C stays the same."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
+from sklearn.metrics import balanced_accuracy_score
+
+from probe.features.arrays import Features
+from probe.probes.cached_fits import FitCache
+from probe.probes.contest import Contest, shares_of
+from probe.probes.fit import fit_probe
+from probe.probes.fits import Fit
+from probe.probes.fitter import Fitter
+from probe.probes.protocols import get_protocol
+from probe.stats.metrics import get_metric
+
+PAPER = replace(get_protocol("clip-paper"), feature_point="projected")
+DATASETS = {"digits": load_digits, "wine": load_wine, "cancer": load_breast_cancer}
+
+
+def _draw(dataset, seed):
+    """Return random nonlinear features of a dataset, in three splits."""
+    data, rng = DATASETS[dataset](), np.random.default_rng(seed)
+    x = (data.data - data.data.mean(axis=0)) / (data.data.std(axis=0) + 1e-9)
+    x = np.maximum(x @ rng.normal(size=(x.shape[1], 96)), 0).astype(np.float32) * rng.exponential(size=96)
+    order = rng.permutation(len(x))
+    rows = dict(zip(("train", "val", "test"), np.array_split(order, [len(x) // 3, 2 * len(x) // 3]), strict=True))
+    return {name: Features(x[own].astype(np.float32), data.target[own].astype(np.int64)) for name, own in rows.items()}
+
+
+def _fit(C=1.0, *, coef, intercept=(0.0, 0.0, 0.0), objective=1.0, given_up=False):
+    numbers = dict.fromkeys(("suboptimality", "gradient_norm", "gradient_ratio", "excess", "tol"), 0.0)
+    return Fit(
+        C=C,
+        coef=np.array(coef),
+        intercept=np.array(intercept),
+        classes=np.array([3, 5, 8]),
+        is_multi_label=False,
+        n_iter=1,
+        converged=True,
+        objective=objective,
+        given_up=given_up,
+        **numbers,
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("metric", ["accuracy", "mean_per_class"])
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_contest_does_not_change_the_choice(monkeypatch, dataset, metric, seed):
+    parts = _draw(dataset, seed)
+    found = fit_probe(**parts, protocol=PAPER, metric=metric)
+    monkeypatch.setattr(Fitter, "hold_contest", lambda *_: None)
+    expected = fit_probe(**parts, protocol=PAPER, metric=metric)
+    assert found.C == expected.C
+    assert np.array_equal(found.predictions, expected.predictions)
+    assert [point.C for point in found.sweep] == [point.C for point in expected.sweep]
+    assert not any(point.given_up for point in expected.sweep)
+    for one, other in zip(found.sweep, expected.sweep, strict=True):
+        if one.given_up:
+            assert not one.converged
+            assert one.n_iter <= other.n_iter
+            assert other.score < max(point.score for point in expected.sweep)
+
+
+def test_fits_are_ended_and_do_not_mark_the_result():
+    result = fit_probe(**_draw("digits", 0), protocol=PAPER)
+    ended = [point for point in result.sweep if point.given_up]
+    assert ended
+    assert all(point.C > result.C for point in ended)
+    assert result.choice_converged == all(point.converged for point in result.sweep if not point.given_up)
+    assert [point.given_up for point in result.to_record().sweep] == [point.given_up for point in result.sweep]
+
+
+def test_a_fit_that_was_ended_is_not_cached(tmp_path):
+    """Whether it is ended depends on the validation images, which are not in the key of a fit."""
+    parts, cache = _draw("digits", 0), FitCache(tmp_path)
+    first = fit_probe(**parts, protocol=PAPER, fit_cache=cache)
+    stored = len(list(tmp_path.rglob("*.npz")))
+    assert stored == len(first.sweep) + 1 - sum(point.given_up for point in first.sweep)
+    again = fit_probe(**parts, protocol=PAPER, fit_cache=cache)
+    assert (again.C, again.score) == (first.C, first.score)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "mean_per_class"])
+def test_shares_give_the_metric(metric):
+    rng = np.random.default_rng(0)
+    y, scores = rng.choice(3, 50, p=(0.7, 0.2, 0.1)), rng.normal(size=(50, 3))
+    shares = shares_of(metric, y)
+    right = scores.argmax(axis=1) == y
+    assert shares[right].sum() == pytest.approx(get_metric(metric)(y, scores), abs=1e-12)
+    if metric == "mean_per_class":
+        assert shares[right].sum() == pytest.approx(balanced_accuracy_score(y, scores.argmax(axis=1)), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["top5", "roc_auc", "voc2007_11pt_map"])
+def test_other_metrics_hold_no_contest(metric):
+    assert shares_of(metric, np.array([0, 1])) is None
+
+
+class TestTwoConditions:
+    """A fit with four validation images, of which the best finished fit gets all right."""
+
+    x = np.eye(4, 3, dtype=np.float32)
+    y = np.array([3, 5, 8, 3])
+    right = np.eye(3)
+    wrong = -np.eye(3)
+
+    def contest(self):
+        contest = Contest(self.x, self.y, np.full(4, 0.25), num_train=10)
+        contest.enter(_fit(coef=self.right, objective=1.0))
+        return contest
+
+    def can_win(self, contest, coef, objective):
+        return contest.can_win(100.0, coef, np.zeros(3), classes=np.array([3, 5, 8]), objective=objective)
+
+    def test_the_first_comparison_ends_nothing(self):
+        assert self.can_win(self.contest(), self.wrong, 0.1)
+
+    def test_a_low_score_that_no_longer_changes_ends_a_fit(self):
+        contest = self.contest()
+        self.can_win(contest, self.wrong, 0.1)
+        assert not self.can_win(contest, self.wrong, 0.1)
+
+    def test_a_fit_whose_predictions_still_change_goes_on(self):
+        contest = self.contest()
+        self.can_win(contest, self.wrong, 0.1)
+        assert self.can_win(contest, np.roll(self.wrong, 1, axis=0) * 2, 0.1)
+
+    def test_an_equal_score_goes_on(self):
+        """On a tie, the smaller C wins, which can be that of the fit."""
+        contest = self.contest()
+        self.can_win(contest, self.right, 0.1)
+        assert self.can_win(contest, self.right, 0.1)
+
+    def test_a_fit_that_is_farther_from_its_optimum_than_the_best_fit_goes_on(self):
+        """At C = 100, the weights of the best fit have the objective 1 - 3 / 20 + 3 / 2000."""
+        contest, other = self.contest(), 1 - 3 / 20 + 3 / 2000
+        self.can_win(contest, self.wrong, other + 1e-6)
+        assert self.can_win(contest, self.wrong, other + 1e-6)
+        assert not self.can_win(contest, self.wrong, other - 1e-6)
+
+    def test_without_a_finished_fit_every_fit_goes_on(self):
+        contest = Contest(self.x, self.y, np.full(4, 0.25), num_train=10)
+        contest.enter(_fit(coef=self.right, given_up=True))
+        self.can_win(contest, self.wrong, 0.1)
+        assert self.can_win(contest, self.wrong, 0.1)
