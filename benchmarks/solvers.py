@@ -186,7 +186,7 @@ def evaluation(_: str, __: Mapping[str, Features]) -> None:
         weights = [torch.full((d + 1, k), 1e-3, dtype=torch.float64)] * probes
         features, vector = torch.from_numpy(x), torch.ones(d)
         taken = []
-        for _ in range(TURNS):
+        for _turn in range(TURNS):
             started = time.perf_counter()
             objective.evaluate(weights, range(probes))
             middle = time.perf_counter()
