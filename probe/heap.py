@@ -25,7 +25,8 @@ _VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_M
 def keep_freed_memory() -> Iterator[None]:
     """Keep freed memory for further buffers inside the block, and return it to the system at the end.
 
-    The peak of the memory does not change. Without glibc, and if environment variables set its limits, nothing happens.
+    The peak of the memory can grow by a third, because a freed buffer does not always fit the next one. Without glibc,
+    and if environment variables set its limits, nothing happens.
     """
     if not is_adjustable():
         yield
