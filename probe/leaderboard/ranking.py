@@ -134,8 +134,9 @@ def _check(evidence: Sequence[Evidence], others: Sequence[Evidence] | None) -> N
 
 def _by_mcnemar(outcomes: Sequence[Outcomes]) -> np.ndarray:
     """Return which models differ, bool (n, n)."""
-    right = np.stack([one.arrays["right"] for one in outcomes]).astype(np.float64)
-    alone = np.rint(right @ (1 - right).T).astype(int)  # images that the model of the row has right alone
+    right = np.stack([one.arrays["right"] for one in outcomes]).astype(np.float32)  # exact up to 16 million images
+    both = (right @ right.T).astype(int)
+    alone = np.diag(both)[:, None] - both  # images that the model of the row has right alone
     return np.asarray(mcnemar_of_pairs(alone, alone.T) < SIGNIFICANT)
 
 

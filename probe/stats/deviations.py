@@ -46,7 +46,9 @@ def _influence(outcomes: Outcomes) -> np.ndarray:
     if outcomes.metric == "roc_auc":
         return _influence_on_roc_auc(outcomes.arrays["labels"], outcomes.arrays["ranks"])
     values = outcomes.values
-    labels = outcomes.arrays.get("labels", np.zeros(len(values), np.int64))
+    if "labels" not in outcomes.arrays:
+        return np.asarray((values - values.mean()) / len(values))
+    labels = outcomes.arrays["labels"]
     counts = np.bincount(labels)
     means = np.bincount(labels, weights=values) / np.maximum(counts, 1)
     return np.asarray((values - means[labels]) / counts[labels] / (counts > 0).sum())

@@ -164,8 +164,9 @@ def average_precisions(y_true: np.ndarray, y_score: np.ndarray) -> list[float | 
 
 
 def _average_precision(is_positive: np.ndarray, scores: np.ndarray) -> float:
-    hits = np.cumsum(is_positive[np.argsort(-scores, kind="stable")])  # (n,) positives among the first i + 1
-    recall, precision = hits / hits[-1], hits / np.arange(1, len(hits) + 1)
+    ends = np.flatnonzero(is_positive[np.argsort(-scores, kind="stable")]) + 1  # images up to each positive image
+    hits = np.arange(1, len(ends) + 1)
+    recall, precision = hits / len(hits), hits / ends  # precision is highest at positive images
     best = np.maximum.accumulate(precision[::-1])[::-1]  # highest precision at this recall or above
     # The tolerance is for recalls such as 0.3, which are not exact in floating point.
     return float(np.mean(best[np.searchsorted(recall, RECALLS - 1e-12)]))

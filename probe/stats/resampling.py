@@ -13,7 +13,7 @@ import numpy as np
 
 from probe.errors import ResultsError
 from probe.stats.metrics import IGNORED, RECALLS
-from probe.stats.outcomes import Outcomes
+from probe.stats.outcomes import Outcomes, shorten
 
 SEED = 0  # fixed, so that tables are reproducible
 MAX_COUNTS = 1 << 20  # counts in memory at a time, 8 MB
@@ -109,8 +109,8 @@ def _draw(outcomes: Outcomes, draws: int, rng: np.random.Generator) -> Iterator[
 
 def _draw_counts(num: int, n: int, rng: np.random.Generator) -> np.ndarray:
     """Draw n of n images with replacement, `num` times, and return the count of each image, float64 (num, n)."""
-    rows = rng.integers(n, size=(num, n)) + n * np.arange(num)[:, None]
-    return np.bincount(rows.ravel(), minlength=num * n).reshape(num, n).astype(np.float64)
+    rows = rng.integers(n, size=(num, n))
+    return np.stack([np.bincount(own, minlength=n) for own in rows]).astype(np.float64)
 
 
 def _redraw_without_positives(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -147,19 +147,24 @@ def _mean_average_precision(labels: np.ndarray, ranks: np.ndarray, counts: np.nd
     from scipy.sparse import csr_array  # here, because other metrics do not need SciPy
 
     total, num_classes = np.zeros(len(counts)), np.zeros(len(counts))
-    by_image = np.ascontiguousarray(counts.T, dtype=np.float32)  # (n, draws), exact for sums up to 16 million images
-    for class_labels, class_ranks in zip(labels.T, ranks.T, strict=True):
+    # Small integers take less memory, which the sums below have to read for each class.
+    by_image = np.ascontiguousarray(counts.T, dtype=np.min_scalar_type(int(counts.sum(axis=1).max())))  # (n, draws)
+    for class_labels, class_ranks in zip(labels.T, shorten(ranks).T, strict=True):
         order = np.argsort(class_ranks, kind="stable")
         order = order[class_labels[order] != IGNORED]
         ends = np.flatnonzero(class_labels[order] == 1) + 1  # a segment of the ranking ends with each positive image
         if len(ends):
-            ones, starts = np.ones(ends[-1], np.float32), np.append(0, ends)
+            ones, starts = np.ones(ends[-1], by_image.dtype), np.append(0, ends)
             segments = csr_array((ones, order[: ends[-1]], starts), shape=(len(ends), len(labels)))
-            num_images = np.cumsum((segments @ by_image).T, axis=1, dtype=np.float64)  # (draws, positives)
-            num_positive = np.cumsum(by_image[order[ends - 1]].T, axis=1, dtype=np.float64)
+            num_images, num_positive = map(_running_sums, (segments @ by_image, by_image[order[ends - 1]]))
             total += _average_precision(num_positive, num_images)
             num_classes += num_positive[:, -1] > 0
     return total / num_classes
+
+
+def _running_sums(counts: np.ndarray) -> np.ndarray:
+    """Return the sums of the counts (positives, draws) up to each positive image, int64 (draws, positives)."""
+    return np.cumsum(counts.T.astype(np.int64, order="C"), axis=1)  # a sum that converts takes several times as long
 
 
 def _average_precision(num_positive: np.ndarray, num_images: np.ndarray) -> np.ndarray:
@@ -169,18 +174,20 @@ def _average_precision(num_positive: np.ndarray, num_images: np.ndarray) -> np.n
     image. If an image was drawn several times, the count is taken after its last copy, where the precision is highest.
 
     Args:
-        num_positive: float64 (draws, positives), number of drawn positive images up to each positive image.
-        num_images: float64 (draws, positives), number of drawn images up to each positive image.
+        num_positive: int64 (draws, positives), number of drawn positive images up to each positive image.
+        num_images: int64 (draws, positives), number of drawn images up to each positive image.
 
     Returns:
         float64 (draws,).
     """
     precision = num_positive / np.maximum(num_images, 1)
-    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # highest precision at this recall or above
-    draws, most = np.arange(len(best))[:, None], num_positive[:, -1:]
+    draws, most = np.arange(len(precision))[:, None], num_positive[:, -1:]
     # One search finds the recalls of all draws: the numbers of a draw begin above the highest number of the draw before
     # it. The tolerance is the same as in `metrics`.
     begin = (most.max() + 1) * draws
-    at = np.searchsorted((num_positive + begin).ravel(), (RECALLS - 1e-12) * most + begin)
-    at = np.minimum(at - best.shape[1] * draws, best.shape[1] - 1)  # (draws, recalls)
-    return np.asarray(np.mean([best[draws[:, 0], index] for index in at.T], axis=0))
+    wanted = np.ceil((RECALLS - 1e-12) * most).astype(np.int64)  # (draws, recalls), number of positive images
+    at = np.searchsorted((num_positive + begin).ravel(), wanted + begin)
+    at = np.minimum(at, precision.shape[1] * (draws + 1) - 1)
+    best = np.maximum.reduceat(precision.ravel(), at.ravel()).reshape(at.shape)  # up to the next recall
+    best = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1]  # highest precision at this recall or above
+    return np.asarray(np.mean(list(best.T), axis=0))
