@@ -199,13 +199,16 @@ def sort_datasets(names: set[str]) -> list[str]:
 
 
 def _section(key: tuple[str, ...], records: Sequence[RunRecord]) -> Section:
-    datasets = sort_datasets({record.dataset for record in records})
+    of_dataset: dict[str, list[RunRecord]] = {}
+    for record in records:
+        of_dataset.setdefault(record.dataset, []).append(record)
+    datasets = sort_datasets(set(of_dataset))
     evidence: dict[tuple[str, ...], Evidence] = {
         record.key: Evidence(record) for record in records if isinstance(record, DoneRecord)
     }
     by_model: dict[str, dict[str, Cell]] = {record.model: {} for record in records}
     for name in datasets:
-        for cell in _column([record for record in records if record.dataset == name], evidence):
+        for cell in _column(of_dataset[name], evidence):
             by_model[cell.record.model][name] = cell
     # A model whose runs all failed does not take the mean from the others.
     done = {model: cells for model, cells in by_model.items() if any(c.record.result for c in cells.values())}

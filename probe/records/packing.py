@@ -174,4 +174,4 @@ def _unpack_array(packed: PackedArray) -> np.ndarray:
     if dtype == "bits":
         return np.unpackbits(np.frombuffer(plain, np.uint8), count=count).astype(bool).reshape(shape)
     values = np.frombuffer(plain, np.dtype(dtype).newbyteorder("<")).astype(np.int64) + packed.lowest
-    return np.ascontiguousarray(values.reshape(shape, order="F"))
+    return values.reshape(shape, order="F")

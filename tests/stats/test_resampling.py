@@ -61,3 +61,12 @@ def test_draws_that_do_not_fit_in_memory_together_are_different_draws():
     assert (scores > 0).all()
     assert scores[4369:].mean() == pytest.approx(scores[:4369].mean(), rel=0.05)
     assert not np.array_equal(scores[4369:], scores[:631])
+
+
+def test_average_precision_of_more_images_and_ranks_than_16_bits_can_number():
+    y_true = np.arange(70_000)[:, None] % 2
+    outcomes = make_outcomes("voc2007_11pt_map", y_true, np.random.default_rng(0).random((70_000, 1)))
+    assert outcomes.arrays["ranks"].max() >= 1 << 15
+    rows = np.sort(np.random.default_rng(1).integers(70_000, size=70_000))
+    counts = np.bincount(rows, minlength=70_000)[None].astype(float)
+    assert scores_of(outcomes, counts)[0] == pytest.approx(outcomes.score(rows), abs=SUMS)
