@@ -1,9 +1,9 @@
-"""Measure how much faster extraction on the CPU is if the C library keeps freed memory.
+"""Measure how much faster extraction on the CPU is if the C library does not return freed memory to the system.
 
     python benchmarks/heap.py > results/speed/heap.md
     python benchmarks/heap.py RN50 module:benchmarks/efficientnet_lite0.py:make_encoder
 
-Both ways alternate in one process, on images in memory. Prints the median and range of the ratio of the rates.
+Both ways alternate in one process, on images in memory. The table has the median and the range of the ratio of rates.
 """
 
 from __future__ import annotations

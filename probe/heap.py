@@ -1,4 +1,4 @@
-"""Freed memory that the C library keeps, instead of returning it to the system.
+"""Freed memory that the C library does not return to the system, but uses for the next buffers.
 
 A batch of images needs buffers of many megabytes for a moment each. By default glibc returns large buffers to the
 system as soon as they are freed. The system then clears the memory of every new buffer, page by page, which can take
@@ -12,11 +12,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # parameters of mallopt(3)
 _LARGEST = (1 << 31) - 1
 # By default glibc increases both limits as a program frees large buffers, up to these.
 _DEFAULT_MMAP_THRESHOLD = 32 << 20
 _DEFAULT_TRIM_THRESHOLD = 64 << 20
+_DEFAULT_MMAP_MAX = 1 << 16
 # Variables by which a user has set the limits, see mallopt(3).
 _VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 
@@ -32,11 +33,15 @@ def keep_freed_memory() -> Iterator[None]:
         yield
         return
     libc = ctypes.CDLL(None)
-    _set(libc, mmap=_LARGEST, trim=_LARGEST)
+    # A large `_MMAP_THRESHOLD` would have the same effect, but older versions of glibc reject values above 32 MB.
+    libc.mallopt(_MMAP_MAX, 0)
+    libc.mallopt(_TRIM_THRESHOLD, _LARGEST)
     try:
         yield
     finally:
-        _set(libc, mmap=_DEFAULT_MMAP_THRESHOLD, trim=_DEFAULT_TRIM_THRESHOLD)
+        libc.mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
+        libc.mallopt(_MMAP_THRESHOLD, _DEFAULT_MMAP_THRESHOLD)
+        libc.mallopt(_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
         libc.malloc_trim(0)
 
 
@@ -47,8 +52,3 @@ def is_adjustable() -> bool:
     except (AttributeError, ValueError, OSError):  # Windows, macOS, musl
         return False
     return bool(version) and not any(name in os.environ for name in _VARIABLES)
-
-
-def _set(libc: ctypes.CDLL, *, mmap: int, trim: int) -> None:
-    libc.mallopt(_MMAP_THRESHOLD, mmap)
-    libc.mallopt(_TRIM_THRESHOLD, trim)

@@ -1,5 +1,6 @@
-"""Freed memory is kept inside a block, and returned at its end."""
+"""Freed memory stays with the process inside a block, and is returned to the system at its end."""
 
+import ctypes
 import resource
 import subprocess
 import sys
@@ -55,6 +56,33 @@ def test_memory_is_returned_after_an_error():
     with pytest.raises(ValueError, match="of the block"), keep_freed_memory():
         fail()
     assert used() < before + 64 * MB
+
+
+class OldLibrary:
+    """Wrapper of the C library that rejects the limits that older versions of glibc reject."""
+
+    def __init__(self, library):
+        self.library, self.accepted = library, []
+
+    def mallopt(self, parameter, value):
+        is_threshold = parameter == heap._MMAP_THRESHOLD
+        self.accepted.append(not (is_threshold and value > 32 * MB) and bool(self.library.mallopt(parameter, value)))
+
+    def malloc_trim(self, pad):
+        return self.library.malloc_trim(pad)
+
+
+@needs_glibc
+def test_older_versions_of_glibc_accept_the_limits(monkeypatch):
+    library = OldLibrary(ctypes.CDLL(None))
+    monkeypatch.setattr("ctypes.CDLL", lambda _: library)
+    before = used()
+    with keep_freed_memory():
+        use_and_free(256 * MB)
+        assert used() > before + 192 * MB
+    assert used() < before + 64 * MB
+    assert library.accepted
+    assert all(library.accepted)
 
 
 class Wasteful(nn.Module):
