@@ -15,12 +15,13 @@ import torch
 from probe.errors import ProtocolError
 from probe.models.memory import device_memory
 from probe.probes.solvers.block_threads import SPANS
-from probe.probes.solvers.curvature import max_numbers, multiplications
+from probe.probes.solvers.curvature import ESTIMATES_BYTES, max_numbers, multiplications
 from probe.probes.solvers.fast_solver import EXACT_COST, batch_size
 from probe.probes.solvers.lbfgs import MEMORY
 from probe.probes.solvers.objective import CANDIDATES, COPY_BYTES
 from probe.specs import Protocol
 
+MAX_STORED = 100  # estimates and inverses that the fits of a sweep store, if there is room: about 3 of each for a fit
 SCIKIT_LEARN_PAIRS = 10  # correction pairs that SciPy's L-BFGS stores
 # Evaluations of the objective and estimates of the Hessian that one fit of `fast` typically takes, from the committed
 # records of `tiny` and `random:tiny` and from `benchmarks/solvers.py`.
@@ -79,8 +80,10 @@ def memory_needed(solver: str, *, n: int, d: int, k: int, num_parts: int) -> int
             copy = 8 * n * (d + r)
         candidates = min(n, CANDIDATES) * 12 * (r + k)
         gradients = 2 * MEMORY + 8 + SPANS * torch.get_num_threads()  # the pairs of L-BFGS, and the sums of spans
-        # One Hessian, its copy and its products; for each C of a batch, a Cholesky factor and gradients.
-        return (3 + batch) * hessian + batch * gradients * weights + copy + candidates + (1 << 28)
+        # Stored estimates of Hessians and their inverses; before a new estimate they leave room for two of these three:
+        # the Hessian, its copy and its products. For each C of a batch, a Cholesky factor and gradients.
+        estimates = max(2 * hessian, min(ESTIMATES_BYTES, MAX_STORED * hessian))
+        return estimates + (1 + batch) * hessian + batch * gradients * weights + copy + candidates + (1 << 28)
     weights, concatenated = 8 * (d + 1) * k, 4 * n * d if num_parts > 1 else 0
     return concatenated + 4 * 4 * n * k + (2 * SCIKIT_LEARN_PAIRS + 8) * weights
 

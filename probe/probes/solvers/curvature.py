@@ -44,7 +44,7 @@ MAX_PASSES = 250  # largest cost of computing the blocks, in evaluations of the 
 NARROW = 50
 NEAR = 1.2  # largest difference of logits at which an estimate serves another point, see `Estimate.distance`
 NEAR_PENALTY = 2.0  # largest ratio of two penalties that share the inverse of an estimate
-ESTIMATES_BYTES = 1 << 29  # largest size of the stored estimates
+ESTIMATES_BYTES = 1 << 29  # largest size of the stored estimates, unless a single one is larger
 RIDGE = 1e-7  # added to the diagonal, relative to its mean, so that Cholesky factors in float32 exist
 
 
@@ -138,7 +138,7 @@ class Stacks:
         return torch.stack([stack.solve(gradient) for stack in self.stacks]).sum(dim=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """Estimate of the Hessian of the loss at some unknowns.
 
@@ -155,9 +155,14 @@ class Estimate:
     inverses: dict[float, Preconditioner] = field(default_factory=dict)
 
     @property
+    def block_bytes(self) -> int:
+        """Return the size of the blocks, which is also the size of an inverse."""
+        return sum(block.matrix.nbytes for block in self.blocks)
+
+    @property
     def num_bytes(self) -> int:
-        """Return the size of the blocks and of their factors."""
-        return (1 + len(self.inverses)) * sum(block.matrix.nbytes for block in self.blocks)
+        """Return the size of the blocks and of the inverses."""
+        return (1 + len(self.inverses)) * self.block_bytes
 
     def invert(self, objective: Objective, probe: int) -> Preconditioner:
         """Return the inverse of the estimate plus the penalty of a probe, or plus a penalty that is nearly the same."""
@@ -168,41 +173,75 @@ class Estimate:
         return self.inverses.setdefault(penalty, invert(objective, probe, self.blocks))
 
     def distance(self, unknowns: Tensor) -> float:
-        """Return about the root mean square of the difference of the logits at other unknowns.
+        """Return the approximate root mean square of the difference of the logits at other unknowns.
 
         The whitened features are uncorrelated and have unit variance.
         """
-        return float((unknowns - self.unknowns).norm()) / unknowns.shape[1] ** 0.5
+        return _distance(self.unknowns, unknowns)
 
 
 class Estimates:
-    """The last estimates of the Hessian on the same rows and labels, which several fits can share.
+    """Recent estimates of the Hessian for the same rows and labels, which several fits can share.
 
-    An estimate serves all points with similar logits: the Hessian of the loss depends on the probabilities alone, and a
-    preconditioner may be inexact.
+    An estimate serves all points with similar logits, because the Hessian of the loss depends on the probabilities
+    alone, and a preconditioner may be inexact.
     """
 
     def __init__(self) -> None:
-        self._last: list[Estimate] = []
+        self._recent: list[Estimate] = []
 
-    def find(self, objective: Objective, probe: int, unknowns: Tensor, *, unlike: Estimate | None = None) -> Estimate:
-        """Return the nearest estimate within `NEAR` of some unknowns, or a new one if there is none.
+    @property
+    def num_bytes(self) -> int:
+        """Return the size of the stored estimates and of their inverses."""
+        return sum(one.num_bytes for one in self._recent)
+
+    def find(self, objective: Objective, probe: int, unknowns: Tensor, *, used: Tensor | None = None) -> Estimate:
+        """Return the nearest estimate within `NEAR` of some unknowns, or a new estimate if there is none.
+
+        The stored estimates, including an inverse that the caller adds to the returned estimate, have at most
+        `ESTIMATES_BYTES`, or consist of the returned estimate with this inverse.
 
         Args:
             objective: objective of one or several probes.
             probe: index of the probe.
             unknowns: float64 (d + 1, width).
-            unlike: an estimate that must not be returned, because it did not suffice.
+            used: `unknowns` of an estimate that did not suffice. Only a nearer estimate is returned then.
         """
-        column = objective.loss.column(probe)
-        own = [one for one in self._last if one.column == column and one is not unlike]
-        nearest = min(own, key=lambda one: one.distance(unknowns), default=None)
-        if nearest is None or nearest.distance(unknowns) > NEAR:
-            nearest = Estimate(column, unknowns, estimate_hessian(objective, probe, unknowns))
-            self._last.append(nearest)
-            while len(self._last) > 1 and sum(one.num_bytes for one in self._last) > ESTIMATES_BYTES:
-                del self._last[0]
-        return nearest
+        column, limit = objective.loss.column(probe), NEAR
+        if used is not None:
+            limit = min(NEAR, _distance(used, unknowns))
+        near = [one for one in self._recent if one.column == column and one.unknowns is not used]
+        nearest = min(near, key=lambda one: one.distance(unknowns), default=None)
+        if nearest is not None and nearest.distance(unknowns) <= limit:
+            self._make_room(nearest.block_bytes, used=nearest)
+            return nearest
+        if self._recent:  # estimates have the same size
+            self._make_room(2 * self._recent[-1].block_bytes)
+        self._recent.append(Estimate(column, unknowns, estimate_hessian(objective, probe, unknowns)))
+        return self._recent[-1]
+
+    def _make_room(self, num_bytes: int, used: Estimate | None = None) -> None:
+        """Free memory until `num_bytes` more are below the limit.
+
+        The inverses of the oldest estimates are removed first, because they cost less than the estimates. Of `used`,
+        only the inverses are removed.
+        """
+        others = [one for one in self._recent if one is not used]
+        excess = self.num_bytes + num_bytes - ESTIMATES_BYTES
+        for one in others:
+            if excess > 0:
+                excess -= one.num_bytes - one.block_bytes
+                one.inverses.clear()
+        for one in others:
+            if excess > 0:
+                excess -= one.num_bytes
+                self._recent.remove(one)
+        if used is not None and excess > 0:
+            used.inverses.clear()
+
+
+def _distance(unknowns: Tensor, other: Tensor) -> float:
+    return float((unknowns - other).norm()) / unknowns.shape[1] ** 0.5
 
 
 def at_zero(objective: Objective, probe: int) -> Preconditioner:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from probe.probes.solvers import curvature
-from probe.probes.solvers.curvature import Estimate, Estimates, Preconditioner
+from probe.probes.solvers.curvature import Estimates, Preconditioner
 from probe.probes.solvers.evaluation import is_negligible
 from probe.probes.solvers.lbfgs import EvaluationRequest, Limits, Minimum, Preconditioners, Steps, minimise
 from probe.probes.solvers.objective import Logistic, Loss, Objective, Rows, Softmax
@@ -180,7 +180,7 @@ class _Run:
     ) -> None:
         self.objective, self.probe, self.tol, self.estimates = objective, probe, limits.tol, estimates
         self.goes_on, self.given_up = goes_on, False
-        self.estimate: Estimate | None = None
+        self.estimated_at: Tensor | None = None  # unknowns of the last estimate, whose memory `estimates` can free
         loss = objective.loss
         self.without_features = loss.without_features(probe) if objective.rows.has_intercept else loss.at_zero
         margin = MARGIN if limits.ends_exact else 1
@@ -221,8 +221,9 @@ class _Run:
         return not self.given_up
 
     def _estimate(self, unknowns: Tensor) -> Preconditioner:
-        self.estimate = self.estimates.find(self.objective, self.probe, unknowns, unlike=self.estimate)
-        return self.estimate.invert(self.objective, self.probe)
+        estimate = self.estimates.find(self.objective, self.probe, unknowns, used=self.estimated_at)
+        self.estimated_at = estimate.unknowns
+        return estimate.invert(self.objective, self.probe)
 
     def solution(self, norm: float) -> Solution:
         """Return the solution after the minimisation has ended.
@@ -242,7 +243,7 @@ class _Run:
             is_optimal=is_optimal,
             converged=is_optimal and self._measure(self.minimum.objective, self.minimum.gradient) <= self.tol,
             excess=squared_norm / (2 * penalty) if (penalty := self.objective.penalties[self.probe]) else float("inf"),
-            needs_curvature=self.estimate is not None,
+            needs_curvature=self.estimated_at is not None,
             given_up=self.given_up and not is_optimal,
         )
 

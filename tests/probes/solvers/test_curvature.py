@@ -229,8 +229,18 @@ def test_near_points_share_an_estimate_and_its_inverse():
     assert estimates.find(objective, 0, unknowns + 0.99 * step) is first
     assert estimates.find(objective, 0, unknowns + 1.01 * step) is not first
     assert estimates.find(objective, 0, unknowns) is first
-    assert estimates.find(objective, 0, unknowns, unlike=first) is not first
     assert first.invert(objective, 0) is first.invert(objective, 0)
+
+
+def test_an_estimate_that_did_not_suffice_is_replaced_by_a_nearer_one():
+    objective, unknowns = _problem("softmax")
+    estimates, step = curvature.Estimates(), torch.zeros_like(unknowns)
+    step[0] = curvature.NEAR
+    first = estimates.find(objective, 0, unknowns)
+    second = estimates.find(objective, 0, unknowns + 1.1 * step)
+    assert estimates.find(objective, 0, unknowns + 0.7 * step, used=first.unknowns) is second
+    third = estimates.find(objective, 0, unknowns + 0.7 * step, used=second.unknowns)
+    assert torch.equal(third.unknowns, unknowns + 0.7 * step)
 
 
 def test_the_distance_of_two_points_is_that_of_their_logits():
@@ -270,3 +280,32 @@ def test_old_estimates_are_forgotten(monkeypatch):
     found = [estimates.find(objective, 0, unknowns + 100 * i) for i in range(8)]
     assert estimates.find(objective, 0, found[-1].unknowns) is found[-1]
     assert estimates.find(objective, 0, found[0].unknowns) is not found[0]
+
+
+@pytest.mark.parametrize("limit", [2500, 500])
+def test_estimates_and_their_inverses_stay_below_the_limit(monkeypatch, limit):
+    """An estimate has (2 * 5)^2 numbers. The last estimate and one inverse are stored even if they are larger."""
+    objective, unknowns = _problem("softmax")
+    monkeypatch.setattr(curvature, "ESTIMATES_BYTES", limit)
+    estimates = curvature.Estimates()
+    for i in range(12):
+        other = Objective(objective.rows, objective.loss, [10.0**i])
+        estimate = estimates.find(other, 0, unknowns + 100 * (i // 4))
+        estimate.invert(other, 0)
+        assert len(estimate.inverses) >= 1
+        assert estimates.num_bytes <= max(limit, 800)
+    assert estimates.find(objective, 0, unknowns + 200) is estimate
+
+
+def test_inverses_are_forgotten_before_estimates(monkeypatch):
+    objective, unknowns = _problem("softmax")
+    monkeypatch.setattr(curvature, "ESTIMATES_BYTES", 1600)  # an estimate and an inverse have 400 bytes each
+    estimates = curvature.Estimates()
+    first = estimates.find(objective, 0, unknowns)
+    first.invert(objective, 0)
+    second = estimates.find(objective, 0, unknowns + 100)
+    second.invert(objective, 0)
+    third = estimates.find(objective, 0, unknowns + 200)
+    assert not first.inverses
+    assert estimates.find(objective, 0, unknowns + 100) is second
+    assert estimates.find(objective, 0, unknowns + 200) is third
