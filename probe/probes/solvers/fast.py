@@ -65,7 +65,7 @@ class Solution:
             ||g||^2 C n / 2.
         needs_curvature: True if the minimisation began with, or switched to, a preconditioner from an estimate of the
             Hessian. A fit at a neighbouring C should begin with such a preconditioner.
-        given_up: True if `goes_on` ended the minimisation before it was optimal, see `solve`.
+        given_up: True if `goes_on` ended the minimisation, see `solve`. Then `is_optimal` and `converged` are False.
     """
 
     minimum: Minimum
@@ -234,7 +234,9 @@ class _Run:
         assert self.minimum is not None
         gradient_norm = _norm(self.objective, self.minimum.gradient)
         squared_norm = float(self.objective.rows.by_weights(self.minimum.gradient).square().sum())
-        is_optimal = self._is_optimal(self.minimum.unknowns, self.minimum.objective, self.minimum.decrement)
+        is_optimal = not self.given_up and self._is_optimal(
+            self.minimum.unknowns, self.minimum.objective, self.minimum.decrement
+        )
         return Solution(
             self.minimum,
             gradient_norm=gradient_norm,
@@ -244,7 +246,7 @@ class _Run:
             converged=is_optimal and self._measure(self.minimum.objective, self.minimum.gradient) <= self.tol,
             excess=squared_norm / (2 * penalty) if (penalty := self.objective.penalties[self.probe]) else float("inf"),
             needs_curvature=self.estimated_at is not None,
-            given_up=self.given_up and not is_optimal,
+            given_up=self.given_up,
         )
 
 

@@ -1,5 +1,6 @@
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -302,6 +303,19 @@ def test_a_fit_that_was_cut_off_says_so():
     assert _objective(x, y, fit, 1e4) - _objective(x, y, _tight(x, y, 1e4), 1e4) <= fit.excess_
     (solution,) = _solve(x, y, [1e4], max_iter=3)
     assert not solution.converged
+
+
+def test_a_fit_that_was_ended_has_not_converged_even_if_it_was_near_the_optimum():
+    """Its end depends on other fits, so it must not pass for an ordinary fit, which can be cached."""
+    x, y = _blobs()
+    objective = Objective(Rows([x]), loss_of(y, 3, torch.device("cpu")), [1.0])
+    (whole,) = solve(objective, Limits(1e-6))
+    starts, limits = [Start(whole.minimum.unknowns)], Limits(1e-12)
+    (ended,) = solve(objective, limits, starts=starts, goes_on=lambda *_: False)
+    (optimal,) = solve(objective, replace(limits, max_iter=1), starts=starts)
+    assert ended.minimum.n_iter == 1
+    assert (ended.given_up, ended.is_optimal, ended.converged) == (True, False, False)
+    assert (optimal.given_up, optimal.is_optimal) == (False, True)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
