@@ -42,6 +42,11 @@ class Contest:
     _best_score: float = 0.0
     _last: dict[float, np.ndarray] = field(default_factory=dict)  # predictions at the last comparison, by C
 
+    def __post_init__(self) -> None:
+        """Centre the features, because products in float32 lose small differences if features have a large offset."""
+        self._mean = self.x.mean(axis=0, dtype=np.float64)
+        self._centred = (self.x - self._mean).astype(np.float32)
+
     def enter(self, fit: Fit) -> None:
         """Add a finished fit. A fit that was ended by `can_win` does not count."""
         score = self._score(self._predict(fit.coef, fit.intercept, fit.classes))
@@ -82,7 +87,8 @@ class Contest:
         return float(self.shares[predictions == self.y].sum())
 
     def _predict(self, coef: np.ndarray, intercept: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        logits = self.x @ coef.T.astype(self.x.dtype) + intercept.astype(self.x.dtype)
+        shift = intercept.astype(np.float64) + coef.astype(np.float64) @ self._mean
+        logits = self._centred @ coef.T.astype(np.float32) + shift  # (n, k) float64
         chosen = logits[:, 0] > 0 if len(coef) == 1 else logits.argmax(axis=1)  # two classes have one logit
         return np.asarray(classes[chosen.astype(np.int64)])
 

@@ -75,7 +75,7 @@ def test_fits_are_ended_and_do_not_mark_the_result():
 
 
 def test_a_fit_that_was_ended_is_not_cached(tmp_path):
-    """Whether it is ended depends on the validation images, which are not in the key of a fit."""
+    """The validation images, which can end a fit, are not in its key."""
     parts, cache = _draw("digits", 0), FitCache(tmp_path)
     first = fit_probe(**parts, protocol=PAPER, fit_cache=cache)
     stored = len(list(tmp_path.rglob("*.npz")))
@@ -98,6 +98,15 @@ def test_shares_give_the_metric(metric):
 @pytest.mark.parametrize("metric", ["top5", "roc_auc", "voc2007_11pt_map"])
 def test_other_metrics_hold_no_contest(metric):
     assert shares_of(metric, np.array([0, 1])) is None
+
+
+def test_predictions_do_not_suffer_from_a_large_offset():
+    """With products in float32, the offset would hide the differences between the images."""
+    x = np.array([[1e6, 0], [1e6, 1], [1e6, 2]], np.float32)
+    fit = _fit(coef=np.array([[1.0, 0], [1, 1e-2], [1, 2e-2]]), intercept=(0.0, -5e-3, -2e-2))
+    contest = Contest(x, np.array([3, 5, 8]), np.full(3, 1 / 3), num_train=10)
+    expected = fit.classes[fit.scores(x, 9)[:, fit.classes].argmax(axis=1)]
+    assert contest._predict(fit.coef, fit.intercept, fit.classes).tolist() == expected.tolist() == [3, 5, 8]
 
 
 class TestTwoConditions:
@@ -130,7 +139,7 @@ class TestTwoConditions:
         assert self.can_win(contest, np.roll(self.wrong, 1, axis=0) * 2, 0.1)
 
     def test_an_equal_score_goes_on(self):
-        """On a tie, the smaller C wins, which can be that of the fit."""
+        """On a tie, the smaller C wins, which can be the C of the fit."""
         contest = self.contest()
         self.can_win(contest, self.right, 0.1)
         assert self.can_win(contest, self.right, 0.1)
