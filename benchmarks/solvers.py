@@ -177,7 +177,7 @@ def growth(_: str, __: Mapping[str, Features]) -> None:
 
 
 def evaluation(_: str, __: Mapping[str, Features]) -> None:
-    """Measure evaluations in turn with the product of the same features and a vector."""
+    """Measure evaluations of the objective, in turn with products of the same features and a vector."""
     rows = []
     for n, d, k, probes in ((54_000, 512, 10, 1), (54_000, 512, 10, 8), (54_000, 512, 100, 1)):
         rng = np.random.default_rng(0)
