@@ -20,12 +20,12 @@ ROUNDING = 1e-9  # of a score
 class Contest:
     """Finished fits, and the last predictions of the fits that go on.
 
-    A fit can no longer win if two conditions hold:
+    A fit is taken to be unable to win if two conditions hold. This is a heuristic, because later steps could change
+    more predictions.
 
-    - It is nearer to its optimum than the best finished fit: the objective at its C is lower than that of the weights
-      of the best fit.
-    - Its score is so low that it would not reach the best score even if every prediction that changed in the last
-      `STEPS` steps became right.
+    - At its C, its objective is lower than the objective of the weights of the best finished fit.
+    - Its score would stay below the best score even if every prediction that changed in the last `STEPS` steps became
+      right.
 
     Args:
         x: float32 (n, d), features of the validation images, standardised if the solver gets standardised features.
