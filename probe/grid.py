@@ -109,6 +109,14 @@ def plan(
         ]
         for form in dict.fromkeys(model.form for model in encoders)
     }
+    # Once for each model, not for each run, because the memory limits of a container are read from many files.
+    batch_sizes = {
+        (model, execution.device): find_batch_size(str(execution.device), model.architecture)
+        if batch_size is None
+        else int(batch_size)
+        for model in encoders
+        for execution in executions[model.form]
+    }
     has_prompts = any(protocol.method == ZERO_SHOT for protocol in rules)
     prompts = {dataset: _digest_prompts(dataset, elsewhere=elsewhere) if has_prompts else "" for dataset in rows}
     return [
@@ -119,7 +127,7 @@ def plan(
             execution.jit,
             str(execution.device),
             execution.precision,
-            find_batch_size(str(execution.device), model.architecture) if batch_size is None else int(batch_size),
+            batch_sizes[model, execution.device],
             solver=solver if protocol.method == LOGISTIC else NO_SOLVER,
             compiled=execution.compiled,
             prompts=prompts[dataset] if protocol.method == ZERO_SHOT else "",

@@ -43,6 +43,7 @@ def test_threads_are_those_of_torch_and_of_blas_and_only_while_it_runs(tmp_path,
     assert (environment["torch_threads"], environment["blas_threads"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_score_of_each_run_as_it_ends(tmp_path, capsys, monkeypatch):
     """For runs that are recorded already, no such line is printed. Without a terminal, nothing is."""
     command = [*RUN, "--solver", "fast", "--results-dir", str(tmp_path)]

@@ -74,10 +74,14 @@ def _values(record):
     }
 
 
-def test_the_frame_equals_the_committed_records_field_by_field():
-    frame = results_frame(RESULTS)
-    assert len(frame) == len(list((RESULTS / "records").rglob("*.json"))) == len(set(frame["record"]))
-    for row in frame.to_dict("records"):
+@pytest.fixture(scope="module")
+def committed():
+    return results_frame(RESULTS)
+
+
+def test_the_frame_equals_the_committed_records_field_by_field(committed):
+    assert len(committed) == len(list((RESULTS / "records").rglob("*.json"))) == len(set(committed["record"]))
+    for row in committed.to_dict("records"):
         found = {name: None if pd.isna(value) else value for name, value in row.items()}
         expected = _values(read_record(RESULTS / found.pop("record")))
         assert {name for name, value in found.items() if value is not None} <= expected.keys()
@@ -85,12 +89,11 @@ def test_the_frame_equals_the_committed_records_field_by_field():
         assert {name: found[name] for name in expected} == empty_is_missing
 
 
-def test_columns_have_the_documented_types():
-    frame = results_frame(RESULTS)
-    assert {name: str(frame[name].dtype) for name in COLUMNS} == COLUMNS
-    further = frame.columns[len(COLUMNS) :]
+def test_columns_have_the_documented_types(committed):
+    assert {name: str(committed[name].dtype) for name in COLUMNS} == COLUMNS
+    further = committed.columns[len(COLUMNS) :]
     assert set(further) >= {"package_torch", "package_probe"}
-    assert {str(frame[name].dtype) for name in further} == {"string"}
+    assert {str(committed[name].dtype) for name in further} == {"string"}
 
 
 def test_every_column_of_a_record_with_all_parts_is_typed(tmp_path):
@@ -172,10 +175,11 @@ def test_a_folder_without_records_has_a_header_in_every_format(kind, tmp_path):
     assert len(FRAME_FORMATS[kind](frame)) > 100
 
 
-@pytest.fixture(params=["committed", "unusual"])
-def frame(request, tmp_path):
+@pytest.fixture(scope="module", params=["committed", "unusual"])
+def frame(request, tmp_path_factory):
     if request.param == "committed":
-        return results_frame(RESULTS)
+        return request.getfixturevalue("committed")
+    folder = tmp_path_factory.mktemp("unusual")
     for record in (
         make_failure('a "quoted" message,\nin two lines', model="RN50"),
         make_record(model="NA", protocol="zero-shot", created="2026-01-02T03:04:05.678901+02:00"),
@@ -183,8 +187,8 @@ def frame(request, tmp_path):
         replace(make_record(model="old"), created="2026-01-02"),  # a time without a zone is in UTC
         changed(make_record(model="slow"), "seconds", {"fit": 0.1 + 0.2, "walk": 1e-17}),
     ):
-        write_record(record, tmp_path)
-    return results_frame(tmp_path)
+        write_record(record, folder)
+    return results_frame(folder)
 
 
 def test_parquet_gives_back_the_same_frame(frame):
