@@ -77,7 +77,10 @@ def test_a_record_has_the_result_of_the_probe_and_what_the_user_says(tmp_path, a
     assert find_fault(read) == ""
 
 
-@pytest.mark.parametrize("protocol", ["readme", "clip-paper", "knn-5", "few-shot-2"])
+PROTOCOLS = ["readme", "clip-paper", "knn-5", pytest.param("few-shot-2", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_all_formats_give_the_same_result(tmp_path, arrays, folder, protocol):
     np.savez(tmp_path / "features.npz", **arrays)
     paths = [folder, tmp_path / "features.npz", write_parquet(tmp_path / "features.parquet", arrays)]

@@ -224,6 +224,7 @@ def test_a_protocol_costs_as_many_fits_as_it_makes():
     assert fit_work(paper) > 10 * fit_work(readme)
 
 
+@pytest.mark.slow
 def test_a_plan_has_the_time_that_the_grid_takes(tmp_path, capsys):
     """A plan of a run that has a record takes the seconds of that record."""
     settings = Settings(results_dir=tmp_path / "results", cache_dir=os.environ["PROBE_CACHE_DIR"])
