@@ -28,7 +28,7 @@ from probe.records.schema import (
 from probe.records.supplied import SuppliedRecord
 from probe.specs import NO_SOLVER, SUPPLIED
 from probe.stats.metrics import average_precisions, takes_several_labels
-from probe.stats.outcomes import shorten
+from probe.stats.outcomes import narrow
 from probe.stats.per_class import ClassCounts, class_scores
 
 RECALL, AVERAGE_PRECISION = "recall", "average precision"
@@ -294,7 +294,7 @@ def _precision_rows(record: DoneRecord) -> list[ClassRow]:
     if not outcomes:
         return []
     labels = [one.arrays["labels"] for one in outcomes]
-    each = [average_precisions(y, -shorten(one.arrays["ranks"])) for y, one in zip(labels, outcomes, strict=True)]
+    each = [average_precisions(y, -narrow(one.arrays["ranks"])) for y, one in zip(labels, outcomes, strict=True)]
     rows = []
     for label, scores in enumerate(zip(*each, strict=True)):
         known = [score for score in scores if score is not None]

@@ -13,7 +13,7 @@ import numpy as np
 
 from probe.errors import ResultsError
 from probe.stats.metrics import IGNORED, RECALLS
-from probe.stats.outcomes import Outcomes, shorten
+from probe.stats.outcomes import Outcomes, narrow
 
 SEED = 0  # fixed, so that tables are reproducible
 MAX_COUNTS = 1 << 20  # counts in memory at a time, 8 MB
@@ -151,7 +151,7 @@ def _mean_average_precision(labels: np.ndarray, ranks: np.ndarray, counts: np.nd
     total, num_classes = np.zeros(len(counts)), np.zeros(len(counts))
     # Small integers take less memory, which the sums below have to read for each class.
     by_image = np.ascontiguousarray(counts.T, dtype=np.min_scalar_type(int(counts.sum(axis=1).max())))  # (n, draws)
-    for class_labels, class_ranks in zip(labels.T, shorten(ranks).T, strict=True):
+    for class_labels, class_ranks in zip(labels.T, narrow(ranks).T, strict=True):
         order = np.argsort(class_ranks, kind="stable")
         order = order[class_labels[order] != IGNORED]
         ends = np.flatnonzero(class_labels[order] == 1) + 1  # a segment of the ranking ends with each positive image

@@ -6,7 +6,7 @@ from make.predictions import NUM_IMAGES, make_predictions
 
 from probe.errors import UnknownNameError
 from probe.stats.metrics import METRICS
-from probe.stats.outcomes import STORED_ARRAYS, make_outcomes, rank, shorten
+from probe.stats.outcomes import STORED_ARRAYS, make_outcomes, narrow, rank
 
 SUMS = 1e-12  # tolerance: sums of some hundred fractions in a different order
 
@@ -45,12 +45,12 @@ def test_consecutive_images_with_the_same_label_share_a_rank():
     assert rank(labels, scores).tolist() == [0, 0, 1, 1, 2, 2, 3]
 
 
-def test_ranks_are_shortened_if_16_bits_hold_them():
+def test_ranks_are_narrowed_if_16_bits_hold_them():
     for highest, dtype in ((32_767, np.int16), (32_768, np.int64)):
-        ranks = shorten(np.array([highest, 0]))
+        ranks = narrow(np.array([highest, 0]))
         assert ranks.tolist() == [highest, 0]
         assert ranks.dtype == dtype
-    assert (-shorten(np.array([32_767, 0]))).argsort().tolist() == [0, 1]
+    assert (-narrow(np.array([32_767, 0]))).argsort().tolist() == [0, 1]
 
 
 def test_an_unknown_metric_is_an_error():
