@@ -1,7 +1,6 @@
 """Measure how much faster extraction on the CPU is if the C library does not return freed memory to the system.
 
-    python benchmarks/heap.py > results/speed/heap.md
-    python benchmarks/heap.py RN50 module:benchmarks/efficientnet_lite0.py:make_encoder
+    python benchmarks/heap.py MODEL... > results/speed/heap.md
 
 Both ways alternate in one process, on images in memory. The table has the median and the range of the ratio of rates.
 """
@@ -9,6 +8,7 @@ Both ways alternate in one process, on images in memory. The table has the media
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -33,9 +33,10 @@ def main() -> None:
     """Measure the models, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
+    models = parser.parse_args().models
     images = InMemory((image, 0) for image in draw_images(IMAGES))
     rows = []
-    for name in parser.parse_args().models:
+    for name in models:
         encoder = load_encoder(name, device="cpu")
         taken = [[_seconds(encoder, images, way) for way in WAYS] for _ in range(ROUNDS)]
         before, after = (IMAGES / statistics.median(seconds) for seconds in zip(*taken, strict=True))
@@ -43,9 +44,12 @@ def main() -> None:
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         rows.append((encoder.name, f"{before:.1f}", f"{after:.1f}", spread))
     columns = ("model", "images a second, memory returned", "images a second, memory kept", "ratio")
-    print(markdown_table(columns, rows), end="")
     machine = describe("cpu")
-    print(f"\n{ROUNDS} rounds in turn on {machine.cpu}, torch {machine.packages['torch']}.")
+    print(f"# Memory of a batch\n\nMade by `python benchmarks/heap.py {' '.join(models)}` on")
+    print(
+        f"{os.cpu_count()} cores {machine.cpu}, torch {machine.packages['torch']}. {IMAGES} images, {ROUNDS} rounds in turn.\n"
+    )
+    print(markdown_table(columns, rows), end="")
 
 
 def _seconds(encoder: ImageEncoder, images: InMemory, way: Callable[[], AbstractContextManager[None]]) -> float:

@@ -45,7 +45,7 @@ COARSE = PAPER.grid[:: PAPER.coarse_step]
 MANY = (1e-2, 1.0, 1e2)  # values of C for a hundred classes
 FEW_ITERATIONS = 100  # of scikit-learn for a hundred classes, half a second per iteration
 ROUNDS = 3
-TURNS = 31
+TURNS = 31  # evaluations and products; the first of each is not counted
 CLASSES, NUM, WIDTH = 100, 50_000, 768
 
 

@@ -1,7 +1,7 @@
 """Contest of fits at several values of C for the best score on the validation images.
 
 A fit with a large C takes long, and its score on the validation images usually gets worse from some step on. A contest
-ends such a fit as soon as its score can no longer be the best.
+ends a fit that is unlikely to get the best score.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ ROUNDING = 1e-9  # of a score
 class Contest:
     """Finished fits, and the last predictions of the fits that go on.
 
-    A fit is taken to be unable to win if two conditions hold. This is a heuristic, because later steps could change
-    more predictions.
+    A fit is unlikely to win if two conditions hold. This is a heuristic, because later steps could change more
+    predictions.
 
     - At its C, its objective is lower than the objective of the weights of the best finished fit.
     - Its score would stay below the best score even if every prediction that changed in the last `STEPS` steps became
@@ -62,7 +62,7 @@ class Contest:
         classes: np.ndarray,
         objective: float,
     ) -> bool:
-        """Return False if a fit can no longer win. This is called after every `STEPS` steps.
+        """Return False if a fit is unlikely to win, see `Contest`. This is called after every `STEPS` steps.
 
         Args:
             C: inverse strength of the penalty.
@@ -94,7 +94,7 @@ class Contest:
 
 
 def shares_of(metric: str, y: np.ndarray) -> np.ndarray | None:
-    """Return the share of each image in a score, float64 (n,), or None if the score is no sum over images.
+    """Return the share of each image in a score, float64 (n,), or None if the score is not a sum over images.
 
     Args:
         metric: a name of `metrics.METRICS`.

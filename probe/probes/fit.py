@@ -245,10 +245,9 @@ class _Probe:
             return point.score
 
         rules, grid = self.rules, _strengths(self.rules, len(train))
-        if not rules.bisections:  # they compare scores that need not be the best
-            fitter.hold_contest(x_val, val.y, self.metric)
-        if rules.bisections:
+        if rules.bisections:  # compares scores that need not be the best, so no fit may end early
             return bisect(evaluate, grid, steps=rules.bisections, score=score_of), fits
+        fitter.hold_contest(x_val, val.y, self.metric)
         tried = search(evaluate, grid, coarse_step=rules.coarse_step, score=score_of)
         return Searched(tried, best(tried, score_of)), fits
 

@@ -78,14 +78,14 @@ class Fitter:
         return fit_scaling([at_feature_point(self.rules, split) for split in self.splits])
 
     def hold_contest(self, x: np.ndarray, y: np.ndarray, metric: str) -> None:
-        """End fits for the choice of C that can no longer get the best score on the validation images.
+        """Let fits of `fast` for the choice of C end if they are unlikely to win, see `Contest`.
 
         Args:
             x: float32 (n, d), features of the validation images at the feature point of the protocol.
-            y: int64 (n,), or (n, k) if an image can show several classes. Then there is no contest.
-            metric: a name of `metrics.METRICS`. If its score is no sum over images, there is no contest.
+            y: int64 (n,), or (n, k) if an image can show several classes, where every fit goes on.
+            metric: a name of `metrics.METRICS`. Every fit goes on if its score is not a sum over images.
         """
-        shares = shares_of(metric, y) if y.ndim == 1 else None
+        shares = shares_of(metric, y) if self.settings.solver == "fast" and y.ndim == 1 else None
         if shares is not None:
             x = self.scaling.apply(x) if self.rules.standardize else x
             self.contest = Contest(x, y, shares, num_train=sum(map(len, self.splits)))
@@ -119,7 +119,7 @@ class Fitter:
             # A single value needs no batch size. So the solver is not created if the fit is cached.
             size = size or (1 if len(remaining) == 1 or self.settings.solver == "sklearn" else self.solver.batch)
             batch, remaining = remaining[:size], remaining[size:]
-            starts = _nearest(fits if self.is_warm else {}, batch)
+            starts = _find_starts(fits if self.is_warm else {}, batch)
             keys = {C: self._key(C, start, is_final=False) for C, start in starts.items()}
             cached = {C: self.fit_cache.find(key) for C, key in keys.items()}
             missing = [C for C, fit in cached.items() if fit is None]
@@ -166,11 +166,11 @@ def _make_tick(bar: tqdm[Any]) -> Callable[[int], None]:
     return tick
 
 
-def _nearest(fits: Mapping[float, Fit], strengths: Sequence[float]) -> dict[float, Fit | None]:
-    """Return for each C the fit with the nearest C on a log scale, or None if there are no fits.
+def _find_starts(fits: Mapping[float, Fit], strengths: Sequence[float]) -> dict[float, Fit | None]:
+    """Return for each C the fit to start from: the fit with the nearest C on a log scale. Without fits, return None.
 
-    On a tie, return the fit that is the nearest for most of the values, because fits that start from the same fit share
-    an estimate of the curvature; then the fit with the smaller C.
+    On a tie, return the fit that is nearest to most of the values, because fits that start from the same fit share an
+    estimate of the curvature. If this is a tie, too, return the fit with the smaller C.
     """
     tied: dict[float, list[float]] = {}
     for C in strengths:  # noqa: N806 - the field's name
