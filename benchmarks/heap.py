@@ -47,7 +47,8 @@ def main() -> None:
     machine = describe("cpu")
     print(f"# Memory of a batch\n\nMade by `python benchmarks/heap.py {' '.join(models)}` on")
     print(
-        f"{os.cpu_count()} cores {machine.cpu}, torch {machine.packages['torch']}. {IMAGES} images, {ROUNDS} rounds in turn.\n"
+        f"{os.cpu_count()} cores {machine.cpu}, torch {machine.packages['torch']}. "
+        f"{IMAGES} images, {ROUNDS} rounds in turn.\n"
     )
     print(markdown_table(columns, rows), end="")
 
