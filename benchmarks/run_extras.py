@@ -109,9 +109,10 @@ def main() -> None:
                 continue
             rows += [measure(dataset, protocol, Path(folder), args) for protocol in args.protocol]
     header = ("dataset", "protocol", "without, s", "with, s", "added, %", "added processor time, %")
-    print(markdown_table(header, rows), end="")
     machine = f"{os.cpu_count()} cores {describe('cpu').cpu}, Python {platform.python_version()}"
-    print(f"\n{args.rounds} rounds in turn, {machine}.")
+    print(f"# Predictions, classes and calibration\n\nMade by `python benchmarks/run_extras.py` on {machine}.")
+    print(f"Seconds of runs of `tiny` with cached features, {args.rounds} rounds in turn: median (range).\n")
+    print(markdown_table(header, rows), end="")
 
 
 if __name__ == "__main__":

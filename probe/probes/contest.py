@@ -50,7 +50,7 @@ class Contest:
     def enter(self, fit: Fit) -> None:
         """Add a finished fit. A fit that was ended by `can_win` does not count."""
         score = self._score(self._predict(fit.coef, fit.intercept, fit.classes))
-        if not fit.given_up and (self._best is None or score > self._best_score):
+        if not fit.ended_early and (self._best is None or score > self._best_score):
             self._best, self._best_score = fit, score
 
     def can_win(

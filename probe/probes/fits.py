@@ -112,7 +112,7 @@ class Fit(Convergence):
         classes: int64, labels of the classes, ascending.
         is_multi_label: True if an image can show several classes, each with a binary probe of its own.
         needs_curvature: True if `fast` estimated the curvature during the fit, or if it started from such a fit.
-        given_up: True if a contest ended the fit before it converged, see `contest.Contest`.
+        ended_early: True if a contest ended the fit before it converged, see `contest.Contest`.
     """
 
     C: float
@@ -121,7 +121,7 @@ class Fit(Convergence):
     classes: np.ndarray
     is_multi_label: bool
     needs_curvature: bool = False
-    given_up: bool = False
+    ended_early: bool = False
 
     def weights(self, num_classes: int) -> Weights:
         """Return weights with a row for each of `num_classes` classes."""

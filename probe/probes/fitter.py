@@ -132,7 +132,7 @@ class Fitter:
                 if self.contest is not None:
                     self.contest.enter(fit)
                 fit = done[fit.C] = self._fold(fit)
-                if not fit.given_up:  # which depends on the validation images and on the other fits
+                if not fit.ended_early:  # which depends on the validation images and on the other fits
                     self.fit_cache.store(keys[fit.C], fit)
 
             if missing:

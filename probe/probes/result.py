@@ -40,7 +40,7 @@ class ProbeResult(Convergence):
         label_values: original labels, ascending, if labels with gaps were renumbered from 0. Empty otherwise, and if
             folds have different labels.
         sweep: tried values of C, ascending. Empty without a sweep, and for a mean over folds or draws.
-        choice_converged: True if every fit of the sweep converged or was given up, or if there was no sweep.
+        choice_converged: True if every fit of the sweep converged or ended early, or if there was no sweep.
         k: number of neighbours of k-NN; None for other methods, and if folds chose different numbers.
         k_sweep: tried numbers of neighbours, ascending. Empty without a choice, and for a mean over folds.
         predictions: int64 (num_test,), original labels; or (num_test, k) of 0 and 1 if an image can show several of k

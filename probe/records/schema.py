@@ -179,7 +179,7 @@ class SweepRecord:
     gradient_ratio: float | None = None
     objective: float | None = None
     suboptimality: float | None = None
-    given_up: bool = False
+    ended_early: bool = False
 
 
 @dataclass(frozen=True)

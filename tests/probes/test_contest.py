@@ -30,7 +30,7 @@ def _draw(dataset, seed):
     return {name: Features(x[own].astype(np.float32), data.target[own].astype(np.int64)) for name, own in rows.items()}
 
 
-def _fit(C=1.0, *, coef, intercept=(0.0, 0.0, 0.0), objective=1.0, given_up=False):
+def _fit(C=1.0, *, coef, intercept=(0.0, 0.0, 0.0), objective=1.0, ended_early=False):
     numbers = dict.fromkeys(("suboptimality", "gradient_norm", "gradient_ratio", "excess", "tol"), 0.0)
     return Fit(
         C=C,
@@ -41,7 +41,7 @@ def _fit(C=1.0, *, coef, intercept=(0.0, 0.0, 0.0), objective=1.0, given_up=Fals
         n_iter=1,
         converged=True,
         objective=objective,
-        given_up=given_up,
+        ended_early=ended_early,
         **numbers,
     )
 
@@ -64,9 +64,9 @@ def test_a_contest_does_not_change_the_choice(monkeypatch, dataset, metric, seed
     assert found.C == expected.C
     assert np.array_equal(found.predictions, expected.predictions)
     assert [point.C for point in found.sweep] == [point.C for point in expected.sweep]
-    assert not any(point.given_up for point in expected.sweep)
+    assert not any(point.ended_early for point in expected.sweep)
     for one, other in zip(found.sweep, expected.sweep, strict=True):
-        if one.given_up:
+        if one.ended_early:
             assert not one.converged
             assert one.n_iter <= other.n_iter
             assert other.score < max(point.score for point in expected.sweep)
@@ -74,20 +74,20 @@ def test_a_contest_does_not_change_the_choice(monkeypatch, dataset, metric, seed
 
 def test_fits_are_ended_and_do_not_mark_the_result():
     result = fit_probe(**_draw("cancer", 0), protocol=PAPER)
-    ended = [point for point in result.sweep if point.given_up]
+    ended = [point for point in result.sweep if point.ended_early]
     assert ended
     assert all(point.C > result.C for point in ended)
-    assert result.choice_converged == all(point.converged for point in result.sweep if not point.given_up)
-    assert [point.given_up for point in result.to_record().sweep] == [point.given_up for point in result.sweep]
+    assert result.choice_converged == all(point.converged for point in result.sweep if not point.ended_early)
+    assert [point.ended_early for point in result.to_record().sweep] == [point.ended_early for point in result.sweep]
 
 
 def test_a_fit_that_was_ended_is_not_cached(tmp_path):
     """The validation images, which can end a fit, are not in its key."""
     parts, cache = _draw("cancer", 0), FitCache(tmp_path)
     first = fit_probe(**parts, protocol=PAPER, fit_cache=cache)
-    assert any(point.given_up for point in first.sweep)
+    assert any(point.ended_early for point in first.sweep)
     stored = len(list(tmp_path.rglob("*.npz")))
-    assert stored == len(first.sweep) + 1 - sum(point.given_up for point in first.sweep)
+    assert stored == len(first.sweep) + 1 - sum(point.ended_early for point in first.sweep)
     again = fit_probe(**parts, protocol=PAPER, fit_cache=cache)
     assert (again.C, again.score) == (first.C, first.score)
 
@@ -161,6 +161,6 @@ class TestTwoConditions:
 
     def test_without_a_finished_fit_every_fit_goes_on(self):
         contest = Contest(self.x, self.y, np.full(4, 0.25), num_train=10)
-        contest.enter(_fit(coef=self.right, given_up=True))
+        contest.enter(_fit(coef=self.right, ended_early=True))
         self.can_win(contest, self.wrong, 0.1)
         assert self.can_win(contest, self.wrong, 0.1)

@@ -65,7 +65,7 @@ class Solution:
             ||g||^2 C n / 2.
         needs_curvature: True if the minimisation began with, or switched to, a preconditioner from an estimate of the
             Hessian. A fit at a neighbouring C should begin with such a preconditioner.
-        given_up: True if `goes_on` ended the minimisation, see `solve`. Then `is_optimal` and `converged` are False.
+        ended_early: True if `goes_on` ended the minimisation, see `solve`. Then `is_optimal` and `converged` are False.
     """
 
     minimum: Minimum
@@ -76,7 +76,7 @@ class Solution:
     converged: bool
     excess: float
     needs_curvature: bool
-    given_up: bool
+    ended_early: bool
 
 
 def solve(
@@ -179,7 +179,7 @@ class _Run:
         goes_on: GoesOn | None = None,
     ) -> None:
         self.objective, self.probe, self.tol, self.estimates = objective, probe, limits.tol, estimates
-        self.goes_on, self.given_up = goes_on, False
+        self.goes_on, self.ended_early = goes_on, False
         self.estimated_at: Tensor | None = None  # unknowns of the last estimate, whose memory `estimates` can free
         loss = objective.loss
         self.without_features = loss.without_features(probe) if objective.rows.has_intercept else loss.at_zero
@@ -217,8 +217,8 @@ class _Run:
         return is_negligible(decrement, objective=value, without_features=self.without_features, penalty=penalty)
 
     def _goes_on(self, unknowns: Tensor, value: float, num_steps: int) -> bool:
-        self.given_up = self.goes_on is not None and not self.goes_on(self.probe, unknowns, value, num_steps)
-        return not self.given_up
+        self.ended_early = self.goes_on is not None and not self.goes_on(self.probe, unknowns, value, num_steps)
+        return not self.ended_early
 
     def _estimate(self, unknowns: Tensor) -> Preconditioner:
         estimate = self.estimates.find(self.objective, self.probe, unknowns, used=self.estimated_at)
@@ -234,7 +234,7 @@ class _Run:
         assert self.minimum is not None
         gradient_norm = _norm(self.objective, self.minimum.gradient)
         squared_norm = float(self.objective.rows.by_weights(self.minimum.gradient).square().sum())
-        is_optimal = not self.given_up and self._is_optimal(
+        is_optimal = not self.ended_early and self._is_optimal(
             self.minimum.unknowns, self.minimum.objective, self.minimum.decrement
         )
         return Solution(
@@ -246,7 +246,7 @@ class _Run:
             converged=is_optimal and self._measure(self.minimum.objective, self.minimum.gradient) <= self.tol,
             excess=squared_norm / (2 * penalty) if (penalty := self.objective.penalties[self.probe]) else float("inf"),
             needs_curvature=self.estimated_at is not None,
-            given_up=self.given_up,
+            ended_early=self.ended_early,
         )
 
 

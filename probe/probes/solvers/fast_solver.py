@@ -129,7 +129,7 @@ class Fast(Solver):
         Fits for the choice of C are measured only if the features have outliers, which can make the solver's own
         estimate very wrong.
         """
-        if solution.given_up or not (is_final or self.rows.has_outliers):
+        if solution.ended_early or not (is_final or self.rows.has_outliers):
             return solution
         minimum, weights = solution.minimum, self.rows.weights_of(solution.minimum.unknowns)
         max_steps = self.max_iter - minimum.n_iter if is_final else 0
@@ -169,7 +169,7 @@ class Fast(Solver):
             excess=solution.excess,
             tol=TOL,
             needs_curvature=solution.needs_curvature,
-            given_up=solution.given_up,
+            ended_early=solution.ended_early,
         )
 
     def _starting_point(self, objective: Objective, k: int, fit: Fit | None) -> Start:

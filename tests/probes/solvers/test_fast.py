@@ -314,8 +314,8 @@ def test_a_fit_that_was_ended_has_not_converged_even_if_it_was_near_the_optimum(
     (ended,) = solve(objective, limits, starts=starts, goes_on=lambda *_: False)
     (optimal,) = solve(objective, replace(limits, max_iter=1), starts=starts)
     assert ended.minimum.n_iter == 1
-    assert (ended.given_up, ended.is_optimal, ended.converged) == (True, False, False)
-    assert (optimal.given_up, optimal.is_optimal) == (False, True)
+    assert (ended.ended_early, ended.is_optimal, ended.converged) == (True, False, False)
+    assert (optimal.ended_early, optimal.is_optimal) == (False, True)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -64,11 +64,11 @@ def test_scores_without_a_star_equal_the_scores_at_the_optimum(name, solver):
             optimum = find_optimum(train.x, train.y, point.C)
             right = (optimum.predict(val.x) == val.y).mean()
             assert point.score == pytest.approx(right, abs=len(val) / 1000 / len(val) + 1e-12)
-        elif point.given_up:
+        elif point.ended_early:
             optimum = find_optimum(train.x, train.y, point.C)
             assert (optimum.predict(val.x) == val.y).mean() <= max(other.score for other in swept.sweep)
-    assert swept.choice_converged == all(point.converged or point.given_up for point in swept.sweep)
-    assert solver == "fast" or not any(point.given_up for point in swept.sweep)
+    assert swept.choice_converged == all(point.converged or point.ended_early for point in swept.sweep)
+    assert solver == "fast" or not any(point.ended_early for point in swept.sweep)
     if solver == "fast":
         assert result.converged
         assert swept.converged
