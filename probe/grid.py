@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from probe import environment, paths
 from probe.datasets import ALL_TESTS, find_tests, get_dataset
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from probe.models.own import Encoder
 
 logger = logging.getLogger(__name__)
+Spec = TypeVar("Spec", DatasetSpec, ModelSpec, Protocol)
 
 
 def plan(
@@ -89,17 +90,9 @@ def plan(
             lacks.
     """
     check_solver(solver)
-    rows = dict.fromkeys(d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets)
-    encoders = dict.fromkeys(map(resolve_model, models))
-    rules = dict.fromkeys(p if isinstance(p, Protocol) else get_protocol(p) for p in protocols)
-    for chosen, catalog in ((rows, DATASETS), (encoders, MODELS), (rules, PROTOCOLS)):
-        # The prompts of a dataset are not part of its identity, so a dataset of the catalogue can have other prompts.
-        known = {row.name: identity(row) for row in catalog}
-        names = Counter(row.name for row in chosen)
-        for row in chosen:
-            if names[row.name] > 1 or known.get(row.name, identity(row)) != identity(row):
-                # its records would overwrite the other's
-                raise UnknownNameError(f"two different specifications have the name {row.name!r}; rename yours")
+    rows = _distinct((d if isinstance(d, DatasetSpec) else get_dataset(d) for d in datasets), DATASETS)
+    encoders = _distinct(map(resolve_model, models), MODELS)
+    rules = _distinct((p if isinstance(p, Protocol) else get_protocol(p) for p in protocols), PROTOCOLS)
     further = {row: find_tests(row, tests) for row in rows}
     _check_tests(tests, further)
     executions = {
@@ -139,6 +132,23 @@ def plan(
         for execution in executions[model.form]
         for protocol in rules
     ]
+
+
+def _distinct(chosen: Iterable[Spec], catalog: Sequence[Spec]) -> list[Spec]:
+    """Return each specification once, in order.
+
+    Raises:
+        UnknownNameError: two of them, or one and another of the catalogue, have the same name. The records of one would
+            overwrite those of the other.
+    """
+    rows = list(dict.fromkeys(chosen))
+    # The prompts of a dataset are not part of its identity, so a dataset of the catalogue can have other prompts.
+    known = {row.name: identity(row) for row in catalog}
+    names = Counter(row.name for row in rows)
+    for row in rows:
+        if names[row.name] > 1 or known.get(row.name, identity(row)) != identity(row):
+            raise UnknownNameError(f"two different specifications have the name {row.name!r}; rename yours")
+    return rows
 
 
 def _check_tests(names: Sequence[str], further: Mapping[DatasetSpec, Sequence[DatasetSpec]]) -> None:
