@@ -209,9 +209,11 @@ def _sweep(section: Section, dataset: str, records: Sequence[DoneRecord]) -> Fig
     for i, record in enumerate(records):
         result = record.result
         points = sorted((point.C, 100 * point.score) for point in result.sweep)
-        (drawn,) = axes.plot(
-            *zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], ms=3, label=_text(record.model)
-        )
+        marker = MARKERS[i % len(MARKERS)]
+        (drawn,) = axes.plot(*zip(*points, strict=True), marker=marker, ms=3, label=_text(record.model))
+        unfinished = [(point.C, 100 * point.score) for point in result.sweep if point.ended_early]
+        if unfinished:
+            axes.plot(*zip(*unfinished, strict=True), marker, ls="", ms=3, mfc="white", color=drawn.get_color())
         chosen = [point for point in points if result.C and math.isclose(point[0], result.C)]
         axes.plot(*zip(*chosen, strict=True) if chosen else ((), ()), "o", ms=9, mfc="none", color=drawn.get_color())
     axes.set_xscale("log")

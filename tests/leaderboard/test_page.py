@@ -49,6 +49,7 @@ def test_the_data_have_every_record_its_sweep_and_environment():
     assert [models[record["model"]] for record in data["records"]] == [record.model for record in RECORDS]
     swept = next(record for record in data["records"] if record["protocol"] == "clip-paper")
     assert swept["sweep"] == [[0.1, 0.5], [1.0, 0.9], [10.0, 0.8]]
+    assert swept["ended_early"] == [10.0]
     assert "torch 2.15.0" in data["environments"][swept["environment"]]
     assert len(data["pairs"]) == 1
     assert [one["theirs"] for one in data["published"]] == [0.951]
@@ -565,7 +566,8 @@ def test_charts_have_their_numbers_in_a_table_and_are_absent_without_any(page):
         figure.get_by_text("The numbers").click()
         assert figure.locator("tbody tr").count() > 0
     assert page.locator("#sweep circle").count() == 3
-    assert "chosen" in page.locator("#sweep tbody").inner_text()
+    choices = page.locator("#sweep tbody tr td:last-child").all_inner_texts()
+    assert sorted(choices) == ["", "chosen", "ended early"]
 
 
 @pytest.mark.browser

@@ -20,6 +20,7 @@ const shorten = (text, length = 20) => (text.length > length ? `${text.slice(0, 
 const colour = (model) => `c${model % 8}`; // belongs to the model, whatever is filtered
 const dashes = (model) => ["", "6 3", "2 3"][Math.floor(model / 8) % 3];
 const isChosen = (one, C) => Math.abs(Math.log(C / one.C)) < 1e-6;
+const choice = (one, C) => (isChosen(one, C) ? "chosen" : (one.ended_early ?? []).includes(C) ? "ended early" : "");
 // The inner width of a figure; page.css makes columns of 24rem or more.
 function chartWidth() {
   const width = byId("charts").clientWidth, columns = Math.max(1, Math.floor((width + 16) / 400));
@@ -160,7 +161,7 @@ function drawSweep(of, items) {
     plot.svg.append(make("path", { d: path, class: colour(one.model), "stroke-dasharray": dash }));
     for (const [C, score] of sorted) {
       const chosen = isChosen(one, C), look = chosen ? { r: 7, class: `ring ${colour(one.model)}` } : { r: 3 };
-      plot.dot(C, 100 * score, one.model, `${one.label}, C = ${number(C)}: ${percent(score)} %${chosen ? ", chosen" : ""}`, one.record, look);
+      plot.dot(C, 100 * score, one.model, `${one.label}, C = ${number(C)}: ${percent(score)} %${choice(one, C) && ", "}${choice(one, C)}`, one.record, look);
     }
     if (!hasNames) return;
     const y = plot.height - 16 * (swept.length - i) + 8;
@@ -168,7 +169,7 @@ function drawSweep(of, items) {
     plot.svg.append(make("text", { x: 90, y }, shorten(one.label, 50)));
   });
   const rows = swept.flatMap((one) =>
-    one.sweep.map(([C, score]) => ({ record: one.record, cells: [one.label, number(C), percent(score), isChosen(one, C) ? "chosen" : ""] })));
+    one.sweep.map(([C, score]) => ({ record: one.record, cells: [one.label, number(C), percent(score), choice(one, C)] })));
   const text = `Score on the validation split for each strength of regularization. A ring marks the chosen C.${hasNames ? "" : " The numbers name the curves."}`;
   put("sweep", `Sweep ${of}`, text, plot.svg, ["name", "C", "validation score, %", "choice"], rows);
 }

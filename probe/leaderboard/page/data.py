@@ -79,6 +79,8 @@ class PageCalibration:
 class PageRecord:
     """A record; `model` and `environment` are indices, `sweep` has pairs of C and validation score.
 
+    `ended_early` has each C of the sweep whose fit ended early, so that its score is not of an optimum.
+
     `classes` has the index of the name, the number of images, the score and the bounds of its interval of the worst of
     `num_classes` classes. `confusions` has two such indices, the number of images and their share of the class.
     """
@@ -106,6 +108,7 @@ class PageRecord:
     train: int | None = None
     test: int | None = None
     sweep: tuple[tuple[float, float], ...] = ()
+    ended_early: tuple[float, ...] = ()
     k: int | None = None
     prompts: str = ""
     num_classes: int = 0
@@ -401,6 +404,7 @@ def _record(record: RunRecord, labels: Labels, environments: dict[str, int], nam
         train=result.num_train if result is not None and record.spec.protocol.method != ZERO_SHOT else None,
         test=result.num_test if result is not None else None,
         sweep=tuple((point.C, point.score) for point in result.sweep) if result is not None else (),
+        ended_early=tuple(point.C for point in result.sweep if point.ended_early) if result is not None else (),
         k=result.k if result is not None else None,
         prompts=_prompts(record.prompts) if isinstance(record, DoneRecord) and record.prompts is not None else "",
         num_classes=len(rows),
