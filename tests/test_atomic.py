@@ -260,7 +260,7 @@ def test_downloads_ignore_partial_files_of_another_user(folder, monkeypatch):
 
 
 def test_two_users_never_download_to_the_same_file(folder, monkeypatch):
-    """Otherwise, the end of one download would rename the unfinished file of the other, if there is no digest."""
+    """Otherwise, without a digest, the first download to end would rename the unfinished file of the other."""
 
     class Response(io.BytesIO):
         status, headers = 200, {"Content-Length": "6"}

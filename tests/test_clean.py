@@ -287,7 +287,7 @@ def test_replaced_images_are_decoded_again(tmp_path):
     after = find_split_leaks(open_dataset(dataset), tmp_path / "cache")
     assert before[0].leaked.sum() == len(LEAKED)
     assert after[0].leaked.sum() == len(LEAKED) - 1
-    assert len(list((tmp_path / "cache").glob(f"*/*{PIXELS}"))) == 4  # three subsets, one of them twice
+    assert len(list((tmp_path / "cache").glob(f"*/*{PIXELS}"))) == 4  # three subsets, one of which was decoded twice
 
 
 def test_a_damaged_entry_is_named_and_computed_again(data, tmp_path, caplog):

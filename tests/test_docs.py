@@ -19,13 +19,13 @@ FRAGMENTS = ROOT / "changelog.d"
 
 @pytest.fixture(scope="module")
 def sessions(tmp_path_factory):
-    """A folder for the sessions of all pages, which share a cache of features."""
+    """Return the folder for the sessions of all pages, which share a cache of features."""
     return tmp_path_factory.mktemp("sessions")
 
 
 @pytest.mark.parametrize("name", reference.PAGES)
 def test_generated_pages_are_up_to_date(name):
-    """`python tools/docs/write_docs.py --no-commands` makes them."""
+    """`python tools/docs/write_docs.py --no-commands` writes these pages."""
     assert reference.PAGES[name]() == (ROOT / name).read_text(encoding="utf-8")
 
 
@@ -38,7 +38,7 @@ def test_generated_parts_are_up_to_date(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", consoles.pages())
 def test_commands_print_what_the_page_shows(name, sessions):
-    """`python tools/docs/write_docs.py` puts what they print into the pages."""
+    """`python tools/docs/write_docs.py` puts the output of the commands into the pages."""
     text = (ROOT / name).read_text(encoding="utf-8")
     assert consoles.differences(text, consoles.run_page(text, consoles.make_folder(name, sessions))) == []
 
@@ -72,7 +72,7 @@ def test_blocks_are_run_in_order_in_one_folder(tmp_path):
 
 
 def test_every_option_that_a_page_shows_exists():
-    """A renamed option must not live on in the documentation."""
+    """A renamed option must not remain in the documentation."""
     commands = {name: command for name, command, _ in reference.commands()}
     known = {name: {o for action in found._actions for o in action.option_strings} for name, found in commands.items()}
     for path in [ROOT / "README.md", *PAGES]:
@@ -100,7 +100,7 @@ def test_the_glossary_defines_the_words_of_tables_and_help():
 
 
 def test_fragments_of_the_changelog_have_a_kind_that_is_known():
-    """Such as `changelog.d/ray-workers.added.md`; towncrier leaves out or refuses others."""
+    """An example is `changelog.d/ray-workers.added.md`. towncrier leaves out or refuses other names."""
     kinds = {kind["directory"] for kind in _project()["tool"]["towncrier"]["type"]}
     for path in FRAGMENTS.glob("*.md"):
         assert path.name.split(".")[-2] in kinds, f"{path.name}: the kind must be one of {sorted(kinds)}"

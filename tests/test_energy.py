@@ -21,7 +21,7 @@ def _write(folder, microjoules, limit=1_000_000):
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """Two packages as Linux publishes them, one with a part that the package's counter contains."""
+    """Write the counters of two packages as Linux does; one package has a part, which its counter includes."""
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
     folders = [tmp_path / "intel-rapl:0", tmp_path / "intel-rapl:1"]
     for folder in [*folders, tmp_path / "intel-rapl:0:0"]:

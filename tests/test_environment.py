@@ -7,7 +7,7 @@ from probe.scale.worker import versions
 
 
 def test_records_name_every_library_that_can_change_a_result():
-    """Also open_clip and timm, which compute the features of some models."""
+    """This includes open_clip and timm, which compute the features of some models."""
     assert {"probe", "torch", "scikit-learn", "open_clip_torch", "timm", "av"} <= set(describe("cpu").packages)
     assert set(LIBRARIES) <= set(describe("cpu").packages)
 

@@ -38,7 +38,7 @@ def server():
             pass
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, args=(0.02,))  # looks so often for its end
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,))  # checks for its end every 0.02 s
     thread.start()
     http.url = f"http://127.0.0.1:{http.server_port}/model.pt"
     yield http

@@ -148,7 +148,7 @@ def write_relabelled(root, written):
 
 
 def test_reassessed_labels_are_scored_without_new_features(data, tmp_path):
-    """Of 12 images, one has no label, two have another label only, and one has another label besides its own."""
+    """One of 12 images has no label, two have only a different label, and one has a second label."""
     written = [[0], [], [1], [1, 3], [1], [0, 2], *[[label] for label in (2, 2, 2, 3, 3, 3)]]
     test = write_relabelled(tmp_path / "data", written)
     options = {"results_dir": tmp_path / "results", "cache_dir": tmp_path / "cache", "data_dir": tmp_path / "data"}

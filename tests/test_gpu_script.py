@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` with tiny sizes on the CPU, so that it is right on the day when a GPU is there."""
+"""`benchmarks/gpu.py` with tiny sizes on the CPU, so that it works when a GPU is available."""
 
 import json
 import subprocess
@@ -64,7 +64,7 @@ def test_a_step_that_fails_is_listed_with_the_end_of_its_output(tmp_path):
 
 
 def test_a_step_without_time_is_not_started(tmp_path):
-    """The page lists it, so that nobody takes the other figures for all."""
+    """The page lists the step, so that readers know which figures are missing."""
     done = run(tmp_path, "--device", "cpu", "--only", "plan", "--minutes", "0.1")
     assert done.returncode == 1
     assert (tmp_path / "gpu-unknown.md").read_text().count("| no time was left |") == 2  # also `machine`

@@ -26,7 +26,7 @@ from probe.settings import Settings
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A small dataset under `tiny` in both modes: runs, settings and records."""
+    """Run `tiny` on a small dataset in both modes, and return runs, settings and records."""
     folder = tmp_path_factory.mktemp("recorded")
     dataset = write_colours(folder)
     specs = plan([dataset], ["tiny"], protocols=["readme"], jit_modes=[False, True], device="cpu", solver="fast")
@@ -109,7 +109,7 @@ def test_a_run_is_not_done_if_its_record_would_be_different_now(copied, change):
 
 
 def test_a_record_that_is_older_than_the_version_fields_has_the_first_versions(copied):
-    """The first versions of extraction are the present ones, but the solver gives other scores since then."""
+    """Extraction still has its first versions, but the solver has given other scores since its first version."""
     (eager, _), settings, (record, _) = copied
     path = write_record(record, settings.results_dir)
     fields = json.loads(path.read_text())
@@ -178,9 +178,9 @@ def test_a_loop_over_run_reads_the_records_of_one_model(copied, monkeypatch):
 
 @pytest.mark.slow
 def test_a_grid_that_is_killed_again_and_again_does_every_run_once(tmp_path):
-    """20 quick runs, killed as the kernel kills at 10 random moments, then repeated until done."""
+    """20 quick runs are killed with SIGKILL at 10 random moments, then repeated until done."""
     rng = random.Random(0)
-    # Up to 180 moments are before the first record; later 60, and one for each record. A run has 8.
+    # There are up to 180 moments before the first record, later 60 and one for each record. A run has 8 moments.
     kill_and_repeat(tmp_path, lambda seen: rng.randint(1, 90 + seen if seen else 200), num_kills=10)
 
 

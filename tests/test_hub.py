@@ -201,7 +201,7 @@ def test_a_partly_cached_repository_is_refused_offline(hub):
 
 
 def test_no_network_is_named(hub, monkeypatch):
-    _point_to("http://127.0.0.1:9", monkeypatch)  # the port `discard`, where nobody answers
+    _point_to("http://127.0.0.1:9", monkeypatch)  # no server listens on this port, `discard`
     with pytest.raises(
         DownloadError, match=r"http://127\.0\.0\.1:9/org/small is not cached .*, and the download failed"
     ):

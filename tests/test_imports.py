@@ -51,8 +51,8 @@ def test_only_the_command_line_prints():
         assert path.parent.name == "cli" or "print" not in calls, path
 
 
-# Functions that modules of one kind have alike: `datasets.opening` calls the first two of the module that reads a form
-# of source, `datasets` the third of the module that makes rows of a kind of name.
+# Functions that every module of a kind has. `datasets.opening` calls the first two, in the module that reads a form of
+# source. `datasets` calls the third, in the module that makes the row for a form of name.
 INTERFACE = {"open_subset", "open_folds", "make_spec"}
 
 
@@ -94,7 +94,7 @@ def test_tables_of_records_need_only_numpy_and_special_functions(arguments):
 
 
 def test_tables_with_zero_shot_beside_the_probe_need_no_more(tmp_path):
-    """Neither do ranks by average precision."""
+    """Ranks by average precision do not need more libraries either."""
     for record in (
         scored_record("tiny", 40),
         *(precision_record(name, seed) for seed, name in enumerate(("tiny", "RN50"))),

@@ -1,4 +1,4 @@
-"""Promises of README.md: it is short, its tables are those of the results, and its commands print what it shows."""
+"""Promises of README.md: it is short, its tables show the results, and its commands print what it shows."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_links_lead_to_files():
 
 
 def test_generated_parts_are_up_to_date():
-    """`python tools/docs/write_docs.py --no-commands` makes them."""
+    """`python tools/docs/write_docs.py --no-commands` writes these parts."""
     text = README.read_text(encoding="utf-8")
     assert write_docs.fill_parts(text) == text
 

@@ -66,7 +66,7 @@ def test_both_modes_are_run_in_one_grid(tmp_path):
 
 @pytest.mark.slow
 def test_records_of_several_solvers_keep_their_own_probes(tmp_path):
-    """They share features, and so would share the probe if it did not say by whom it is."""
+    """The records share features, so one probe would be used for both if the solver were ignored."""
     dataset = write_colours(tmp_path)
     records = [
         probe.run(dataset, model="tiny", protocol="readme", device="cpu", solver=solver, results_dir=tmp_path)

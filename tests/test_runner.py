@@ -203,7 +203,7 @@ def test_a_users_dataset_spec_runs(tmp_path):
     ],
 )
 def test_a_row_of_ones_own_may_not_take_a_name_of_the_catalogue(changed):
-    """Its records would overwrite those that the name stands for."""
+    """Its records would overwrite the records of the catalogue's entry."""
     with pytest.raises(UnknownNameError, match="rename yours"):
         plan(**{"datasets": ["digits"], "models": ["tiny"], "device": "cpu", **changed})
 

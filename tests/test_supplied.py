@@ -1,4 +1,4 @@
-"""Probes on supplied features: their records equal those of a run on the features, but are marked as supplied."""
+"""Probes on supplied features: their records equal the records of a run, but are marked as supplied."""
 
 import json
 import logging
@@ -197,7 +197,7 @@ def test_a_dataset_of_the_catalogue_has_its_metric_but_not_its_class_names(array
 
 @pytest.fixture
 def both(tmp_path):
-    """Results of the suite's own run and of the same features, supplied under the same names."""
+    """Return the record of a run, the record of its features supplied under the same names, and the results folder."""
     results = tmp_path / "results"
     own = probe.run("digits", model="tiny", protocol="readme", device="cpu", results_dir=results)
     common = ["--dataset", "digits", "--model", "tiny", "--device", "cpu", "--out", str(tmp_path / "features.npz")]

@@ -92,7 +92,7 @@ def test_modules_use_only_what_every_system_has(trees):
 
 
 def test_text_is_read_and_written_in_a_named_encoding(trees):
-    """Without a name the encoding is that of the system, on Windows seldom UTF-8."""
+    """Without a named encoding, Python uses the encoding of the system, which is seldom UTF-8 on Windows."""
     for path, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

@@ -1,4 +1,4 @@
-"""The parser: what `--help` prints, and which options commands have."""
+"""The parser: the text of `--help`, and the options of each command."""
 
 import argparse
 import re
@@ -61,7 +61,7 @@ def test_an_option_has_the_same_type_in_every_command(name):
 
 
 def test_the_choices_are_those_of_the_library():
-    """They are written out, because `--help` must not import NumPy or torch."""
+    """The parser repeats the choices, because `--help` must not import NumPy or torch."""
     assert list(arguments.METRICS) == list(METRICS)
     assert list(arguments.TRACKERS) == list(TRACKERS)
     choices = next(action.choices for action in PARSERS["run"]._actions if action.dest == "precision")

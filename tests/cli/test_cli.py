@@ -45,7 +45,7 @@ def test_threads_are_those_of_torch_and_of_blas_and_only_while_it_runs(tmp_path,
 
 @pytest.mark.slow
 def test_a_terminal_shows_the_score_of_each_run_as_it_ends(tmp_path, capsys, monkeypatch):
-    """For runs that are recorded already, no such line is printed. Without a terminal, nothing is."""
+    """A run that has a record already prints no such line. Without a terminal, no run prints one."""
     command = [*RUN, "--solver", "fast", "--results-dir", str(tmp_path)]
     assert main([*command, "--cache-dir", str(tmp_path / "cache")]) == 0  # extracts the features
     assert capsys.readouterr().err == ""
@@ -131,7 +131,7 @@ def test_a_failed_cell_is_named_and_exits_with_1(tmp_path, capsys):
     assert "model.pt is not a checkpoint" in captured.err
     assert "Traceback" not in captured.err
     assert "| failed" in captured.out
-    assert captured.out.count("| tiny") == 1  # the other cell of the grid ran
+    assert captured.out.count("| tiny") == 1  # the other run of the grid was done
 
 
 @pytest.mark.parametrize("option", ["--results-dir", "--cache-dir"])
@@ -150,13 +150,13 @@ def test_a_file_in_place_of_a_folder_is_found_before_the_work(option, below, tmp
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_keeps_what_was_written(tmp_path):
-    """Interrupted in the second cell: exit code 130, one sentence, the first record untouched."""
+    """Ctrl-C during the second run gives exit code 130 and one sentence, and leaves the first record unchanged."""
     arguments = [*RUN, "--verbose", "--jit", "both", "--results-dir", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "probe", *arguments],
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background, a shell has them ignore it, and so would this process.
+        # A shell lets background processes ignore SIGINT. If the tests run in the background, so would this process.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     err = []
@@ -175,7 +175,7 @@ def test_ctrl_c_keeps_what_was_written(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["tables"], ["tables", "--check"]])
 def test_tables_of_nothing_are_an_error(arguments, tmp_path, capsys):
-    """A typing error in a CI job must not be green."""
+    """A misspelled folder in a CI job must not look like success."""
     assert main([*arguments, "--results-dir", str(tmp_path / "reslts")]) == 1
     assert "no records in" in capsys.readouterr().err
 
@@ -215,7 +215,7 @@ def test_tables_are_rebuilt_and_checked(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_extract_and_run_with_the_same_threads_share_features(tmp_path, capsys):
-    """The number of threads is part of the key of features on a CPU. Two is enough to differ from the one of tests."""
+    """The number of threads is part of the cache key of features on a CPU. Tests use one thread by default."""
     options = ["--dataset", "digits", "--model", "tiny", "--device", "cpu", "--cache-dir", str(tmp_path / "cache")]
     assert main(["extract", *options, "--threads", "2"]) == 0
     assert main(["cache", "explain", *options]) == 1

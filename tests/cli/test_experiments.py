@@ -101,7 +101,7 @@ def test_a_written_file_gives_the_same_options(tmp_path, words):
     assert experiments.write_experiment(args, tmp_path) == path
     again = _parse(str(path))
     assert experiments.given_options(again) == experiments.given_options(args)
-    # The defaults of what runs are written, because they may change.
+    # Options that choose the runs are written even if they have their defaults, because defaults may change.
     assert tomllib.loads(path.read_text(encoding="utf-8")).keys() >= {"dataset", "model", "jit", "protocol", "solver"}
 
 
@@ -125,7 +125,7 @@ def test_the_grid_of_the_paper_is_a_short_file():
 
 
 def test_the_committed_files_give_the_specifications_of_the_committed_records():
-    """Both ways: no record is of another command, and no file has runs without a record.
+    """Every record belongs to a run of an experiment file, and every run of these files has a record.
 
     Encoders of `benchmarks` need packages that are not installed with the tests.
     """

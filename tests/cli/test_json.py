@@ -38,7 +38,7 @@ def _document(capsys, *command):
     return code, json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
 
 
-# Options of each command, and keys of the object or of each object of the array.
+# Options of each command, and the keys of its JSON object or of each object in its JSON array.
 COMMAND_LINES = {
     "run": (lambda made: [*RUNS, *FIT, *made.cache, *made.results], ["result", "spec"]),
     "extract": (lambda made: [*RUNS, *made.cache], ["images", "state"]),

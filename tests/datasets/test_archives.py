@@ -1,4 +1,4 @@
-"""Archives in the data folder are unpacked once, and only into it."""
+"""Archives in the data folder are unpacked once, and only into the data folder."""
 
 import io
 import os
@@ -81,7 +81,7 @@ def test_a_link_within_the_archive_becomes_a_file(tmp_path):
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_bomb_is_refused(name, tmp_path, monkeypatch):
-    """What is written counts, not what the archive says of itself; the limit is lowered to keep the test small."""
+    """The limit counts the bytes that are written, not the sizes that the archive states. The test lowers it."""
     monkeypatch.setattr(archives, "ALWAYS_FINE", 1 << 20)
     archive = WRITERS[name](tmp_path / name, {"zeros": bytes(8 << 20)})
     target = tmp_path / "data"
@@ -134,7 +134,7 @@ def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
 
 
 def test_a_flipped_bit_in_a_compressed_archive_is_found(tmp_path):
-    """Gzip's own checksum stands at the end, where tarfile does not look."""
+    """Gzip's own checksum is at the end of the file, which tarfile does not read."""
     noise = np.random.default_rng(0).bytes(200_000)
     archive = write_tar(tmp_path / "a.tar.gz", {"pictures/noise.bin": noise})
     content = bytearray(archive.read_bytes())
@@ -146,7 +146,7 @@ def test_a_flipped_bit_in_a_compressed_archive_is_found(tmp_path):
 
 
 def test_what_was_killed_while_unpacking_is_done_again(tmp_path):
-    """Files that are in their places already look as if all were there; so does a folder that a kill left behind."""
+    """A killed process leaves some of the files, a marker and a temporary folder. The files alone look complete."""
     source = Source("folder", ".", paths=("pictures",), archives=(("a.tar.gz", "."),), files="a folder pictures")
     write_tar(tmp_path / "a.tar.gz")
     (tmp_path / "pictures").mkdir()
@@ -167,7 +167,7 @@ def test_archives_and_their_folders_lie_below_the_data_folder(work, place, tmp_p
 
 
 def test_two_processes_unpack_once(tmp_path):
-    """Each sees the whole, however they meet."""
+    """Each of four simultaneous callers finds all files when its call returns."""
     source = Source("folder", ".", paths=("pictures",), archives=(("a.tar.gz", "."),), files="a folder pictures")
     write_tar(tmp_path / "a.tar.gz", {f"pictures/{i}.txt": b"x" for i in range(300)})
     with ThreadPoolExecutor(4) as pool:

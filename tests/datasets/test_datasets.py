@@ -30,7 +30,7 @@ def test_a_near_dataset_is_offered():
 
 
 def test_digits_are_scikit_learns_in_a_fixed_order():
-    """Every image once, and the split is what it was when results were published."""
+    """Every image occurs once, and the test split is the one of the published results."""
     splits = open_dataset("digits")
     assert [len(splits.split(name)) for name in SPLITS] == [1079, 359, 359]
     ids = sorted(int(key.split("/")[1]) for name in SPLITS for key in splits.split(name).ids)
@@ -56,7 +56,7 @@ def test_classes_are_shared_out_evenly():
 
 
 def test_positions_outside_are_an_error():
-    """Also negative ones, which a list would take from the end; iteration stops."""
+    """Negative positions are errors, too, unlike in a list. Iteration ends after the last image."""
     split = open_split("digits", "val")
     for position in (359, -1):
         with pytest.raises(IndexError, match=f"has no image {position}"):
@@ -87,7 +87,7 @@ def test_a_wrong_number_of_images_gives_both(tmp_path):
 
 
 def test_a_file_cut_short_is_named(tmp_path):
-    """As a download that was killed leaves it; torchvision looks at the name of the file only."""
+    """A killed download leaves such a file. torchvision only checks that a file with this name exists."""
     write_idx_files(tmp_path)
     path = tmp_path / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:500])

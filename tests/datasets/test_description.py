@@ -1,4 +1,4 @@
-"""What is said of datasets and of this machine: `probe datasets`, `probe doctor`."""
+"""Descriptions of datasets and of this machine: `probe datasets` and `probe doctor`."""
 
 import json
 import sys

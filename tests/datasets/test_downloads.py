@@ -1,4 +1,4 @@
-"""Datasets of torchvision are downloaded from where its classes say, here a server on this machine."""
+"""Downloads of torchvision's datasets from the addresses in its classes, which here are a server on this machine."""
 
 import functools
 import gc
@@ -25,29 +25,29 @@ from probe.datasets.catalog import DATASETS
 from probe.datasets.opening import form_module, open_dataset
 from probe.errors import DatasetError, DatasetMissingError
 
-# torchvision does not close the answer of a server that has no such file; the collector does.
+# torchvision does not close the response of a server that lacks a file; the garbage collector does.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(autouse=True)
 def _collected():
-    """Here, and not in some later test."""
+    """Collect garbage after each test, so that the warning does not come in a later test."""
     yield
     gc.collect()
 
 
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_):
-        """Say nothing on stderr."""
+        """Log nothing to stderr."""
 
 
 @pytest.fixture
 def server(tmp_path):
-    """Serve a folder; the folder and its address."""
+    """Serve a folder; yield the folder and its address."""
     folder = tmp_path / "served"
     folder.mkdir()
     http = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
-    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)  # looks so often for its end
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)  # checks for its end every 0.02 s
     thread.start()
     yield folder, f"http://127.0.0.1:{http.server_port}/"
     http.shutdown()
@@ -56,7 +56,7 @@ def server(tmp_path):
 
 @pytest.fixture
 def served_mnist(server, tmp_path, monkeypatch):
-    """Fashion-MNIST's four files, small, where torchvision's class looks for them."""
+    """Serve small versions of Fashion-MNIST's files at the address in torchvision's class, and return the folder."""
     folder, address = server
     write_idx_files(tmp_path / "made")
     resources = []
@@ -100,7 +100,7 @@ def test_a_server_that_has_nothing_is_one_sentence(served_mnist, tmp_path):
 
 
 def test_a_download_that_failed_can_be_repeated(served_mnist, tmp_path):
-    """What a failed attempt left behind is neither taken for the dataset nor for a damaged one."""
+    """The files of a failed download are not taken for a dataset, nor for a damaged dataset."""
     path = served_mnist / "t10k-labels-idx1-ubyte.gz"
     content = path.read_bytes()
     path.unlink()
@@ -111,13 +111,13 @@ def test_a_download_that_failed_can_be_repeated(served_mnist, tmp_path):
 
 
 def test_the_next_source_is_tried_where_one_cannot_be_downloaded(served_mnist, tmp_path, image_folder):
-    """A first source whose folder is not here, a second that can be fetched."""
+    """The folder of the first source does not exist, and the second source can be downloaded."""
     spec = replace(SMALL_MNIST, sources=(place("nowhere"), *SMALL_MNIST.sources))
     assert open_dataset(spec, data_dir=tmp_path / "data").source.form == "torchvision"
 
 
 def test_an_archive_that_was_put_there_is_unpacked_without_a_network(tmp_path, monkeypatch):
-    """The state between nothing and everything: a user has copied the archive, and works offline."""
+    """A user has copied the archive to the data folder, and works offline."""
     layouts.food101(tmp_path / "made", monkeypatch)
     data = tmp_path / "data"
     data.mkdir()
@@ -144,7 +144,7 @@ def test_an_archive_with_a_path_that_climbs_out_is_refused(tmp_path):
 
 @pytest.fixture
 def served_food(server, tmp_path, monkeypatch):
-    """Food-101's archive, small, where torchvision's class looks for it; the row with its sizes."""
+    """Serve a small archive of Food-101 at the address in torchvision's class; return its content and a row."""
     folder, address = server
     layouts.food101(tmp_path / "made", monkeypatch)
     with tarfile.open(folder / "food-101.tar.gz", "w:gz") as archive:
@@ -158,7 +158,7 @@ def served_food(server, tmp_path, monkeypatch):
 
 
 def test_a_download_that_was_killed_is_fetched_again(served_food, tmp_path):
-    """It leaves half of the archive under its final name; torchvision knows its checksum."""
+    """A killed download leaves half of the archive under its final name. torchvision knows the checksum."""
     content, spec = served_food
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "food-101.tar.gz").write_bytes(content[: len(content) // 2])
@@ -239,7 +239,7 @@ def test_archives_are_fetched_from_the_addresses_of_the_row_and_unpacked(name, a
 
 @pytest.mark.parametrize("name", sorted({*ADDRESSED} - {"ucf101"}))  # ucf101 has no published checksum
 def test_an_archive_that_is_not_the_published_one_is_refused(name, addressed, server, tmp_path):
-    """Both digests are in the message, and nothing is unpacked."""
+    """The message contains both digests, and nothing is unpacked."""
     source = addressed(name)
     for path in server[0].iterdir():
         path.write_bytes(b"something else")
@@ -259,7 +259,7 @@ def test_an_archive_that_a_killed_download_left_is_fetched_again(name, addressed
 
 
 def test_eurosat_does_not_depend_on_the_address_that_torchvision_knows(addressed, tmp_path, monkeypatch):
-    """Versions of torchvision before 0.20 ask a host whose certificate is not accepted."""
+    """Versions of torchvision before 0.20 use a host whose certificate is not accepted."""
 
     def fail(_):
         raise AssertionError("torchvision was asked to download")
@@ -304,7 +304,7 @@ WRITERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_archives_alone_are_enough_for_every_row_that_has_some(name, tmp_path, monkeypatch):
-    """Offline: the miniature, packed as its archives lie in the data folder, opens as the unpacked one does."""
+    """A miniature in the archives of its source opens offline, with the same images as the unpacked miniature."""
     made, data = tmp_path / "made", tmp_path / "data"
     writer = WRITERS[name]
     writer(made, monkeypatch) if hasattr(layouts, name) else writer(made)
@@ -312,7 +312,7 @@ def test_archives_alone_are_enough_for_every_row_that_has_some(name, tmp_path, m
     source = spec.sources[0]
     for k, (archive, folder) in enumerate(source.archives):
         pack(made / folder if k == 0 else None, data / archive)
-    if name == "flowers102":  # whose two lists are files of their own
+    if name == "flowers102":  # its two lists are separate files
         for path in (made / "flowers-102").glob("*.mat"):
             shutil.copy(path, data / "flowers-102")
     for root in (made, data):
@@ -326,7 +326,7 @@ def test_archives_alone_are_enough_for_every_row_that_has_some(name, tmp_path, m
 
 
 def pack(folder, archive):
-    """A folder's files as a tar or zip archive; an archive without files of nothing."""
+    """Pack the files of a folder as a tar or zip archive. Without a folder, the archive is empty."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder else []
     if archive.suffix == ".zip":

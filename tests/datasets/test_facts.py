@@ -22,7 +22,7 @@ def _first_number(text):
     return int(re.match(r"\d+", text)[0])
 
 
-# Where the facts have no number of the whole, or one of something else: the printed ones, or what stands beside.
+# Sizes for which the facts have no total, or a different number first: printed sizes, or numbers next to them.
 TRAINVAL = {"stl10": 5_000, "kinetics700": 494_801}
 TEST = {"kinetics700": 31_669}
 
@@ -32,12 +32,12 @@ def test_a_row_has_the_papers_facts(spec):
     facts, sizes = FACTS[spec.name], {subset.name: subset.size for subset in spec.subsets} | dict(spec.split_sizes)
     assert spec.metric == facts["metric"]
     assert spec.num_classes == _first_number(facts["classes_actual"])
-    if spec.name == "ucf101":  # whose three splits divide the same clips
+    if spec.name == "ucf101":  # its three splits divide the same clips
         splits = [(train, test) for train, test in zip((9537, 9586, 9624), (3783, 3734, 3696), strict=True)]
         assert facts["actual_trainval_size"].startswith(" / ".join(str(train) for train, _ in splits))
         assert {train + test for train, test in splits} == {sizes["all"]}
         return
-    train = sizes["train"] if spec.name != "clevr_counts" else 2_000  # of the 70,000 of CLEVR
+    train = sizes["train"] if spec.name != "clevr_counts" else 2_000  # 2,000 of CLEVR's 70,000 images
     trainval = TRAINVAL.get(spec.name) or _first_number(facts["actual_trainval_size"])
     assert train + sizes.get("val", 0) == trainval
     halves = re.search(r"\((\d+)\+(\d+)\)", facts["actual_trainval_size"])
@@ -57,7 +57,7 @@ def test_validation_is_official_where_the_facts_say_so(spec):
 
 @pytest.mark.parametrize("spec", [spec for spec in DATASETS if spec.in_paper], ids=lambda spec: spec.name)
 def test_sources_are_those_of_the_facts(spec):
-    """Classes of torchvision and repositories of the hub are not made up."""
+    """Every class of torchvision and every repository of the hub is in a list of facts."""
     facts = FACTS[spec.name]
     for source in spec.sources:
         if source.form in ("torchvision", "stl10", "pcam"):
@@ -103,7 +103,7 @@ def test_images_of_each_class_are_those_that_mteb_counted():
     assert {sum(counts) for counts in zip(train, val, test, strict=True)} == {100}
 
 
-# What a number may come from: the makers, a paper, a thread with the authors, a library that has counted.
+# Permitted origins of a number: the makers, a paper, a thread with the authors, a library that has counted.
 SOURCES = re.compile(r"home page|makers'|et al\. \d{4}|openai/CLIP#\d+|TensorFlow Datasets|scikit-learn|torchvision")
 
 
@@ -114,7 +114,7 @@ def test_every_row_says_where_its_numbers_come_from(spec):
 
 @pytest.mark.parametrize("spec", DATASETS, ids=lambda spec: spec.name)
 def test_labels_of_the_ends_are_those_of_a_sorted_tree_or_read_from_the_files(spec):
-    """The first class and the last; no other is known without the files."""
+    """The first and the last label are unknown, or the first and the last class, or were read from the files."""
     for subset in spec.subsets:
         ends = (subset.first_label, subset.last_label)
         assert ends in {(None, None), (0, spec.num_classes - 1)} or spec.name in ("digits", "fashion_mnist")

@@ -1,4 +1,4 @@
-"""What tells that images were replaced under the same names."""
+"""Fingerprints, which show that images were replaced under the same names."""
 
 import io
 import os
@@ -56,7 +56,7 @@ def test_other_contents_of_equal_size_and_date_count(folder):
 
 @pytest.mark.parametrize("num_files", [1, 3, 100])
 def test_files_of_up_to_their_share_are_read_in_full(tmp_path, num_files, monkeypatch):
-    """One byte differs, at any place in the file."""
+    """The fingerprint differs if one byte differs, anywhere in the file."""
     monkeypatch.setattr(fingerprints, "BLOCK", 16)
     size = MAX_BLOCKS // num_files * 16
     names = [f"{i}" for i in range(num_files)]
@@ -91,7 +91,7 @@ def test_of_many_files_the_first_the_last_and_some_between_are_read(tmp_path):
         _write(tmp_path / name, b"0")
     before = of_files(tmp_path, names)
     assert of_files(tmp_path, names) == before
-    for replaced in (names[:1], names[-1:], names[1:-1:20]):  # of 57 files between, one in ten of a large dataset
+    for replaced in (names[:1], names[-1:], names[1:-1:20]):  # 57 files in between: one in twenty
         for name in replaced:
             _write(tmp_path / name, b"1")
         assert of_files(tmp_path, names) != before
@@ -101,7 +101,7 @@ def test_of_many_files_the_first_the_last_and_some_between_are_read(tmp_path):
 
 
 def test_no_more_than_a_bounded_number_of_files_and_bytes_is_read(tmp_path, monkeypatch):
-    """A dataset of 1.28 million images must not be read in full to find its features."""
+    """A dataset of 1.28 million images must not be read completely to find its cached features."""
     read = []
     monkeypatch.setattr(fingerprints, "_read_blocks", lambda path, blocks: read.append(len(blocks)) or b"")
     monkeypatch.setattr(fingerprints, "_size_and_date", lambda path: (100 * BLOCK, 0))
@@ -159,7 +159,7 @@ def _replace_parquet(top, seed):
 
 
 def _picture(seed):
-    """A file without compression, so that all have the same size."""
+    """Return an image file without compression, so that all files have the same size."""
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(file, "BMP")
     return file.getvalue()
@@ -175,7 +175,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_images_that_a_reproducible_build_replaces_are_read_and_have_another_fingerprint(form, tmp_path, monkeypatch):
-    """This holds for every kind of path; the library `datasets` compares only dates."""
+    """This holds for every kind of path. The library `datasets` itself compares only dates."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "arrow"))
     prefix, replace = FORMS[form]
     top, found = tmp_path / "images", []
@@ -209,7 +209,7 @@ def _shade(shades, i):
 
 
 def test_without_files_or_arrays_some_images_are_looked_at():
-    """All of them, of a small dataset."""
+    """All images of a small dataset are read."""
     shades = np.arange(SAMPLE) % 200
     make = partial(ImageDataset, "shades", np.zeros(SAMPLE, np.int64), ["a"], ids=[str(i) for i in range(SAMPLE)])
     before = make(read=partial(_shade, shades.copy())).compute_fingerprint()

@@ -1,4 +1,4 @@
-"""Sources in order, checks on opening, partial datasets, unreadable images: on folders of small images."""
+"""Opening folders of small images: the order of sources, checks, partial datasets and unreadable images."""
 
 import inspect
 from dataclasses import replace
@@ -15,7 +15,7 @@ from probe.specs import DatasetSpec, Source, Subset
 
 
 def row(*sources, train=6, test=4, **fields):
-    """A row of two colours, with as many images as `image_folder` is asked for below."""
+    """Return a row of two colours, with the numbers of images that the fixture `colours` writes."""
     return DatasetSpec(
         name="colours",
         title="two colours",
@@ -52,7 +52,7 @@ def test_what_is_gone_says_why(tmp_path):
 
 
 def test_a_damaged_source_is_not_passed_over(colours):
-    """Another copy may be of other images; what is wrong with the first is said instead."""
+    """The next source may have different images, so the error of the first source is raised instead."""
     (colours / "train" / "red" / "notes.txt").write_text("")
     with pytest.raises(DatasetError, match=r"notes\.txt is not a known type of image"):
         open_dataset(row(place("images"), place("nowhere")), data_dir=colours.parent)
@@ -102,14 +102,14 @@ def test_another_order_of_labels_gives_both(colours, where, subset):
     ],
 )
 def test_other_numbers_of_images_of_a_class_give_both(counts, message, colours):
-    """A copy of the right size can be divided differently."""
+    """The message has both numbers. A copy of the right size can be divided differently."""
     spec = replace(row(), subsets=(Subset("train", 6, class_counts=(3, 3)), Subset("test", 4, class_counts=counts)))
     with pytest.raises(DatasetError, match=message):
         open_dataset(spec, data_dir=colours.parent)
 
 
 def test_classes_in_another_order_than_in_the_row_are_refused(image_folder):
-    """The numbers of images show it, as in copies of FER 2013 with the classes in alphabetical order."""
+    """The numbers of images show it. Some copies of FER 2013 have the classes in alphabetical order."""
     root = image_folder({"train/green": 3, "train/red": 5, "test/green": 2, "test/red": 2})
     spec = replace(row(), subsets=(Subset("train", 8, class_counts=(5, 3)), Subset("test", 4)))
     with pytest.raises(DatasetError, match="colours/train: expected 5 images of class 0, found 3"):
@@ -154,7 +154,7 @@ def test_every_form_has_a_module_and_every_row_a_form():
 
 
 def test_images_of_a_group_stay_together(image_folder):
-    """As frames of a video: a validation image must not have its twin in training."""
+    """Frames of a video are an example: a validation image must not have a twin among the training images."""
     root = image_folder({"train/green": 12, "train/red": 12, "test/green": 2, "test/red": 2})
     source = place(
         "images", options=(("groups", r"(\w+/\d\d)\d\.png"),)
@@ -173,7 +173,7 @@ def test_a_file_whose_group_cannot_be_told_is_named(colours):
 
 
 def test_numbered_classes_are_in_the_order_of_numbers(tmp_path, image_folder):
-    """ImageNetV2 calls its folders 0 to 999, which sort otherwise as texts."""
+    """ImageNetV2 names its folders 0 to 999, whose alphabetical order differs from their numerical order."""
     root = tmp_path / "images"
     for k in range(11):
         for i in range(2):

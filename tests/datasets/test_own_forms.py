@@ -1,4 +1,4 @@
-"""Datasets with a module of their own: each opens a miniature of its true layout, and says what is wrong with one."""
+"""Datasets with a module of their own: each opens a miniature of its true layout, and names what is wrong in it."""
 
 import csv
 import gzip
@@ -22,12 +22,12 @@ from probe.errors import DatasetError, DatasetMissingError, ExtraMissingError
 from probe.specs import SPLITS, Subset
 
 NAMES = sorted(own_layouts.WRITERS)
-IN_FILES = sorted({*NAMES} - {"fer2013", "pcam"})  # whose images are files of their own
-IGNORED = -1  # as `probe.stats.metrics.IGNORED`
+IN_FILES = sorted({*NAMES} - {"fer2013", "pcam"})  # every image is a file
+IGNORED = -1  # equals `probe.stats.metrics.IGNORED`
 
 
 def _row(name, written=None):
-    """The row of a dataset with its own form as only source, and with the sizes of a miniature."""
+    """Return the row of a dataset with the source that has its own form, and with the sizes of a miniature."""
     spec = get_dataset(name)
     spec = replace(spec, sources=spec.sources[:1])
     if written is None:
@@ -47,12 +47,12 @@ def _row(name, written=None):
 
 @pytest.fixture
 def small(tmp_path):
-    """Write a miniature; its row."""
+    """Return a function that writes a miniature, and returns its row."""
     return lambda name, **options: _row(name, own_layouts.WRITERS[name](tmp_path, **options))
 
 
 def _by_value(images):
-    """The labels of images by their grey value, as the generators give them."""
+    """Return the labels of images by grey value, in the form in which the generators return them."""
     found = {}
     for i in range(len(images)):
         image, label = images[i]
@@ -96,7 +96,7 @@ def test_every_part_has_the_images_of_its_list(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_can_be_read_in_another_process(name, small, tmp_path):
-    """Worker processes get what reads an image as a pickle."""
+    """Worker processes receive the images as a pickle."""
     for images in open_dataset(small(name), data_dir=tmp_path, offline=True).subsets.values():
         copy = pickle.loads(pickle.dumps(images))
         assert np.array_equal(copy[len(copy) - 1][0], images[len(images) - 1][0])
@@ -128,7 +128,7 @@ def test_what_is_not_here_says_what_to_put_where(name, tmp_path):
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"voc2007"}))
 def test_each_path_of_the_row_must_be_there(name, small, tmp_path):
-    """What a row says must be there is what its module looks for."""
+    """The module of a dataset needs each of the paths in the row."""
     spec = small(name)
     for path in spec.sources[0].paths:
         hidden = (tmp_path / path).rename(tmp_path / "hidden")
@@ -150,7 +150,7 @@ def test_a_wrong_number_of_images_is_named(name, tmp_path):
 @pytest.mark.parametrize("name", IN_FILES)
 @pytest.mark.parametrize("content", [b"", b"no image"])
 def test_a_damaged_image_is_named(name, content, small, tmp_path):
-    """The first or the last on opening, any other when it is read."""
+    """The first and the last image are read on opening."""
     spec = small(name)
     for path in [path for path in tmp_path.rglob("*") if path.suffix in (".jpg", ".png", ".ppm", ".avi")]:
         path.write_bytes(content)
@@ -160,7 +160,7 @@ def test_a_damaged_image_is_named(name, content, small, tmp_path):
 
 @pytest.mark.parametrize("name", sorted({*IN_FILES} - {"birdsnap", "gtsrb_39209"}))
 def test_an_image_that_is_listed_and_gone_is_named(name, small, tmp_path):
-    """Birdsnap leaves it out, and GTSRB trains on what is in its folders; there the number of images tells."""
+    """Birdsnap and GTSRB are left out: they use the images that exist, so only the number of images shows it."""
     spec = small(name)
     for path in [path for path in tmp_path.rglob("*") if path.suffix in (".jpg", ".png", ".avi")]:
         path.unlink()
@@ -333,7 +333,7 @@ def test_birds_that_are_gone_are_left_out_where_partial_is_allowed(small, tmp_pa
 
 
 def test_a_species_whose_folder_is_gone_keeps_its_number(small, tmp_path):
-    """The labels of the others must not shift."""
+    """The labels of the other species must not shift."""
     spec = small("birdsnap")
     shutil.rmtree(tmp_path / "birdsnap" / "download" / "images" / "Coopers_Hawk")
     opened = open_dataset(spec, data_dir=tmp_path, offline=True, allow_partial=True)
@@ -342,7 +342,7 @@ def test_a_species_whose_folder_is_gone_keeps_its_number(small, tmp_path):
 
 @pytest.mark.parametrize("columns", [("emotion", "pixels", "Usage"), ("emotion", " Usage", " pixels")])
 def test_faces_are_those_that_torchvision_reads(columns, tmp_path, monkeypatch):
-    """In both files that go round; torchvision tells them by name and MD5, and has both test subsets in one."""
+    """Two files are in circulation, which torchvision tells apart by name and MD5. It has both test subsets in one."""
     own_layouts.fer2013(tmp_path, columns)
     path = tmp_path / "fer2013" / "fer2013.csv"
     key, name = ("fer", "fer2013.csv") if columns[1] == "pixels" else ("icml", "icml_face_data.csv")
@@ -359,7 +359,7 @@ def test_faces_are_those_that_torchvision_reads(columns, tmp_path, monkeypatch):
 
 
 def test_both_files_of_faces_are_one_split(tmp_path):
-    """The order of columns is no part of what is evaluated."""
+    """The files differ in the order of columns, which does not change the split."""
     digests = set()
     for i, columns in enumerate([("emotion", "pixels", "Usage"), ("emotion", " Usage", " pixels")]):
         spec = _row("fer2013", own_layouts.fer2013(tmp_path / str(i), columns))
@@ -387,13 +387,13 @@ def test_faces_take_one_byte_a_pixel(small, tmp_path):
     ],
 )
 def test_distances_are_classed_as_in_vtab(distances, label):
-    """Up to 8 m, up to 20 m, beyond, or no vehicle: a distance on an edge belongs to the nearer class."""
+    """The classes are: up to 8 m, up to 20 m, farther, and no vehicle. A limit belongs to the nearer class."""
     assert distance_class(distances) == label
 
 
 @pytest.mark.parametrize("num_videos", [3, 12, 19, 20, 141])
 def test_videos_are_drawn_as_in_tensorflow_datasets(num_videos):
-    """Its rule once more, with the global generator that it seeds."""
+    """The test repeats the rule of TensorFlow Datasets, which seeds NumPy's global generator."""
     videos = [f"2011_09_26_drive_{5 * v % num_videos if num_videos % 5 else v:04}_sync" for v in range(num_videos)]
     state = np.random.get_state()  # noqa: NPY002 - what TensorFlow Datasets uses
     np.random.seed(123)  # noqa: NPY002 - what TensorFlow Datasets uses
@@ -405,7 +405,7 @@ def test_videos_are_drawn_as_in_tensorflow_datasets(num_videos):
 
 
 def test_drawing_videos_leaves_the_global_generator_alone():
-    state = np.random.get_state()[1].tolist()  # noqa: NPY002 - the global generator is what is looked at
+    state = np.random.get_state()[1].tolist()  # noqa: NPY002 - the test is about the global generator
     split_videos(["a", "b", "c"])
     assert np.random.get_state()[1].tolist() == state  # noqa: NPY002 - as above
 
@@ -474,7 +474,7 @@ def test_patches_name_the_extra_that_reads_them(small, tmp_path, monkeypatch):
 
 
 def test_patches_that_are_not_here_are_downloaded_by_torchvision(tmp_path, monkeypatch):
-    """Google's drive is what is faked: a file of the miniature comes from it, packed."""
+    """A replacement of Google Drive sends the compressed files of a miniature."""
     spec = _row("pcam", own_layouts.pcam(tmp_path / "drive"))
 
     def fetch(file_id, root, filename, md5):
@@ -497,7 +497,7 @@ def test_patches_that_cannot_be_downloaded_say_why(tmp_path, monkeypatch):
 
 
 def test_clips_are_shown_by_their_middle_frame(tmp_path):
-    """The others are black or white; the middle frames of a miniature are neither, and all are different."""
+    """In a miniature, the middle frames have different grey values, and the other frames are black or white."""
     written = own_layouts.ucf101(tmp_path)["all"]
     images = open_dataset(_row("ucf101", {"all": written}), data_dir=tmp_path, offline=True).subsets["all"]
     assert [_nearest(value, written) for value in _by_value(images)] == sorted(written)
@@ -524,7 +524,7 @@ def test_clips_of_a_video_are_not_divided_between_training_and_validation(small,
 
 
 def test_clips_are_sorted_by_class_and_name(small, tmp_path):
-    """By the class's number, whatever the lists' order, so that every fold counts positions alike."""
+    """The order depends on the number of the class, not on the lists, so positions are the same in every fold."""
     spec = small("ucf101")
     lists = tmp_path / UCF_LISTS
     before = open_dataset(spec, data_dir=tmp_path, offline=True).subsets["all"].ids
@@ -534,7 +534,7 @@ def test_clips_are_sorted_by_class_and_name(small, tmp_path):
 
 
 def test_clips_are_found_where_a_copy_spells_them_otherwise(small, tmp_path):
-    """The lists have v_HandStandPushups; some archives have v_HandstandPushups, which is another file here."""
+    """The lists have v_HandStandPushups, and some archives v_HandstandPushups, which most file systems tell apart."""
     spec = small("ucf101")
     expected = _by_value(open_dataset(spec, data_dir=tmp_path, offline=True).subsets["all"])
     for path in (tmp_path / "ucf101" / "UCF-101" / "HandstandPushups").iterdir():
@@ -544,7 +544,7 @@ def test_clips_are_found_where_a_copy_spells_them_otherwise(small, tmp_path):
 
 @pytest.mark.parametrize("subset", ["train", "val", "test"])
 def test_labels_of_voc_follow_from_its_annotations(subset, small, tmp_path):
-    """A class counts as shown if some object of it is not difficult, and not at all if all of its objects are."""
+    """A class is shown if one of its objects is not difficult. It is ignored if all of its objects are difficult."""
     images = open_dataset(small("voc2007"), data_dir=tmp_path, offline=True).subsets[subset]
     theirs = torchvision.datasets.VOCDetection(tmp_path, year="2007", image_set=subset)
     for (_, label), (_, target) in zip(images, theirs, strict=True):
@@ -556,7 +556,7 @@ def test_labels_of_voc_follow_from_its_annotations(subset, small, tmp_path):
 
 
 def test_some_class_of_the_miniature_is_only_difficult_in_an_image(small, tmp_path):
-    """Else the test above would show nothing of it."""
+    """Otherwise, the test above would not check ignored labels."""
     labels = open_dataset(small("voc2007"), data_dir=tmp_path, offline=True).subsets["train"].labels
     assert {value: int((labels == value).sum()) for value in (1, 0, -1)} == {1: 20, 0: 97, -1: 3}
 
@@ -568,7 +568,7 @@ def test_voc_without_its_test_archive_is_not_here(tmp_path):
 
 
 def _pack_voc(tmp_path):
-    """Training and validation are unpacked, the test subset is in its archive, and no address of the row answers."""
+    """Write VOC with the test images in an archive; return a row with dead addresses, and the path of the archive."""
     written = own_layouts.voc2007(tmp_path / "made", sets=("test",))
     (tmp_path / "data").mkdir()
     archive = tmp_path / "data" / "VOCtest_06-Nov-2007.tar"
@@ -582,7 +582,7 @@ def _pack_voc(tmp_path):
 
 
 def test_voc_gets_only_the_archive_that_is_missing(tmp_path):
-    """Training and validation are there, so their archive is not asked for; nothing is at its address."""
+    """Training and validation images are there, so their archive is not requested. Its address is dead."""
     spec, _ = _pack_voc(tmp_path)
     opened = open_dataset(spec, data_dir=tmp_path / "data")
     assert opened.subsets["test"].ids == [f"{3 * i + 2:06}" for i in range(6)]

@@ -88,7 +88,7 @@ def test_open_clip_has_1000_names_and_80_templates_of_imagenet():
 
 
 def test_the_names_of_open_clip_are_in_the_order_of_wordnet_ids():
-    """WordNet's own names, which timm has, share a word with those of open_clip, except for 42 synonyms."""
+    """Each name of open_clip shares a word with timm's WordNet name at the same position, except for 42 synonyms."""
     pytest.importorskip("open_clip")
     info = pytest.importorskip("timm.data").ImageNetInfo()
     ids = info.label_names()

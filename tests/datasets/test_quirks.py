@@ -1,4 +1,4 @@
-"""Datasets of torchvision whose splits are not simply its own: folds, groups, recipes, other names of classes."""
+"""Datasets of torchvision that need more than its splits: folds, groups, recipes, other names of classes."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from probe.specs import Subset
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """Write a miniature; its row with the sizes of the miniature, and all else as in the catalogue."""
+    """Return a function that writes a miniature, and returns the catalogue's row with the sizes of the miniature."""
 
     def make(name, *sizes, **fields):
         getattr(layouts, name)(tmp_path, monkeypatch)
@@ -39,7 +39,7 @@ def test_stl10_has_ten_folds_of_its_makers(small, tmp_path):
 
 
 def test_stl10_is_scored_by_the_mean_of_its_folds(small, tmp_path):
-    """Ten fits on features that were taken once; the record has the digests of all splits."""
+    """Features are extracted once and ten probes are fitted. The record has the digests of the splits of all folds."""
     spec = small("stl10", 20, 4, val_fraction=0.34)
     specs = plan([spec.name], ["tiny"], protocols=["readme"], device="cpu")
     specs = [replace(cell, dataset=spec) for cell in specs]
@@ -96,7 +96,7 @@ def test_clevr_counts_from_three(small, tmp_path):
 
 
 def test_any_class_of_torchvision_is_a_dataset(tmp_path, monkeypatch):
-    """`torchvision:CLASS`, with its subsets found by asking the class."""
+    """`torchvision:CLASS` opens any class, with the subsets that the class offers."""
     layouts.dtd(tmp_path, monkeypatch)
     opened = open_dataset("torchvision:DTD", data_dir=tmp_path, offline=True)
     assert [len(opened.split(name)) for name in ("train", "val", "test")] == [4, 4, 4]
@@ -153,7 +153,7 @@ def test_what_is_wrong_with_a_class_is_one_sentence(name, error, message):
 
 
 def test_a_fold_of_another_size_is_named(small, tmp_path):
-    """As a file of folds that was cut short leaves it."""
+    """A truncated file of folds gives such a fold."""
     spec = replace(small("stl10", 20, 4, val_fraction=0.34), fold_sizes=((6, 4),) * 10)
     path = tmp_path / "stl10_binary" / "fold_indices.txt"
     lines = path.read_text().splitlines()

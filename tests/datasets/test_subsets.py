@@ -66,7 +66,7 @@ def test_what_the_user_leaves_out_is_reported(caplog):
 
 @pytest.mark.parametrize("form", ["csv", "folder", "hf", "wds"])
 def test_no_form_drops_a_split_in_silence(form, tmp_path, monkeypatch, caplog):
-    """A split without a usual name, with images of its own, on disk."""
+    """The split `holdout` has no usual name. An error or a warning names it."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     lines = []
     for split in ("train", "test", "holdout"):
@@ -90,7 +90,7 @@ def test_no_form_drops_a_split_in_silence(form, tmp_path, monkeypatch, caplog):
         return
     with pytest.raises(DatasetError, match="holdout"):
         get_dataset(f"{form}:{tmp_path / place}")
-    if form != "folder":  # which has no options
+    if form != "folder":  # the form `folder` has no options
         opened = open_dataset(f"{form}:{tmp_path / place}?train=train&test=test")
         assert [len(opened.split(split)) for split in ("train", "val", "test")] == [6, 2, 8]
         assert "the split 'holdout' is not used" in caplog.text

@@ -1,4 +1,4 @@
-"""Further test sets: the layouts of their makers, and their classes among those of the dataset."""
+"""Further test sets: the layouts of their makers, and the positions of their classes in the dataset."""
 
 import json
 from dataclasses import replace

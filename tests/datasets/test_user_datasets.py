@@ -52,7 +52,7 @@ def test_parts_of_a_row_go_by_all_usual_names(write):
 
 
 def test_the_readme_has_a_row_that_reads(write):
-    """The example in the module's docstring, which the README repeats."""
+    """The example in the docstring of the module can be read."""
     from probe.datasets import user_datasets
 
     example = user_datasets.__doc__.partition("\n\n")[2]
@@ -194,7 +194,7 @@ def test_each_part_of_a_table_names_its_split(arguments, write):
 
 
 def test_archives_of_a_row_are_unpacked_below_the_data_folder(write, tmp_path, monkeypatch):
-    """Also if the images are beside the row, and so no part of the data folder."""
+    """This also holds if the images are next to the TOML file, outside the data folder."""
     data, work = tmp_path / "data", tmp_path / "work"
     data.mkdir()
     work.mkdir()

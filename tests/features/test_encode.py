@@ -20,7 +20,7 @@ from probe.models.preprocess import CustomPreprocess, Preprocess
 
 @dataclass
 class FakeEncoder:
-    """Its projected feature is the mean red of the image, in all places."""
+    """Encoder whose projected feature is the mean red of the image, in all dimensions."""
 
     embed_dim: int = 48
     pre_projection_dim: int = 64
@@ -38,7 +38,7 @@ class FakeEncoder:
 
 
 def images(n):
-    """What torchvision's datasets without a transform look like."""
+    """Return images and labels, as a dataset of torchvision without a transform gives them."""
     return [(Image.new("RGB", (10, 9), (i, 0, 0)), i % 3) for i in range(n)]
 
 
@@ -52,7 +52,7 @@ def test_rows_are_in_the_order_of_the_dataset(batch_size):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_function_that_preprocesses_gives_the_same_features(workers):
-    """Its pixels are float and normalised, and need not be square for the readers."""
+    """The function returns normalised float pixels, and readers accept images that are not square."""
     encoder, settings = load_encoder("tiny", device="cpu"), Preprocess(32)
     expected = extract_features(encoder, images(10), batch_size=4)
     custom = replace(encoder, preprocess=CustomPreprocess(settings.transform, settings.shape, "CLIP"))
@@ -71,7 +71,7 @@ def test_features_leave_as_contiguous_fp32():
 
 
 def test_every_batch_has_the_same_size():
-    """Another batch size changes the last bits of features, so the last batch is filled up."""
+    """A different batch size changes the last bits of features, so the last batch is padded."""
     encoder = FakeEncoder()
     extract_features(encoder, images(10), batch_size=4)
     assert encoder.batches == [(4, 3, 8, 8)] * 3
@@ -79,7 +79,7 @@ def test_every_batch_has_the_same_size():
 
 @pytest.mark.parametrize("model", ["tiny", "random:tiny"])
 def test_an_image_in_the_last_batch_has_the_features_it_has_in_a_full_one(model):
-    """Bit for bit: the black images are no other work than images are."""
+    """The features have the same bits, because black images pad the last batch to the full size."""
     encoder = load_encoder(model, device="cpu")
     noise = np.random.default_rng(0).integers(0, 256, (96, 40, 40, 3), dtype=np.uint8)
     dataset = [(Image.fromarray(pixels), 0) for pixels in noise]
@@ -92,7 +92,7 @@ def test_an_image_in_the_last_batch_has_the_features_it_has_in_a_full_one(model)
 
 
 def test_every_batch_lies_in_memory_in_one_order():
-    """Channels last, also where it is filled up."""
+    """All batches are in channels-last order, also the last one, which is padded."""
     orders = []
 
     class Observed(FakeEncoder):
@@ -146,7 +146,7 @@ def test_torch_tensors_never_leave():
 
 @pytest.fixture
 def on_disk(tmp_path):
-    """Twelve images in files, red as their position."""
+    """Return a dataset of twelve image files whose red value is their position."""
     paths = [tmp_path / f"{i}.png" for i in range(12)]
     for i, path in enumerate(paths):
         Image.new("RGB", (10, 9), (i, 0, 0)).save(path)
@@ -165,7 +165,7 @@ def test_worker_processes_change_nothing(on_disk, workers, batch_size):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_is_one_sentence_wherever_it_is_read(on_disk, tmp_path, workers):
-    """Not the traceback of a worker process."""
+    """The message is one line, without the traceback of a worker process."""
     (tmp_path / "7.png").write_bytes(b"no image")
     with pytest.raises(DatasetError) as caught:
         extract_features(FakeEncoder(), on_disk, batch_size=4, workers=workers)
@@ -184,7 +184,7 @@ def test_unreadable_images_are_passed_over_up_to_a_number(on_disk, tmp_path, wor
     assert features.y.tolist() == [i % 3 for i in rest]
     assert [position for position, _ in features.skipped] == [0, 7]
     assert "skipped reds: image 7 (7.png) cannot be read" in caplog.text
-    assert "--skip-corrupt" not in caplog.text  # which was given
+    assert "--skip-corrupt" not in caplog.text  # the option was given
 
 
 def test_one_more_unreadable_image_than_allowed_stops(on_disk, tmp_path):
@@ -214,6 +214,6 @@ def test_rows_of_labels_stay_rows(on_disk):
 
 
 def test_workers_are_for_gpus_unless_asked_for():
-    """On the CPU the model takes the processors itself."""
+    """On a CPU, the model itself uses all cores."""
     assert default_workers("cpu") == 0
     assert 1 <= default_workers("cuda") <= 16

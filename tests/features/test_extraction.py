@@ -1,4 +1,4 @@
-"""Extraction as a whole: the same bytes whatever happens to the processes that make them."""
+"""Extraction as a whole gives the same bytes, whatever happens to the processes that extract."""
 
 import json
 import os
@@ -40,7 +40,7 @@ BATCH = 16  # 1,797 digits make 8 chunks of 256
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Two checkpoints that encode an image in less time than `tiny` does."""
+    """Write two checkpoints that encode an image in less time than `tiny` does, and return their paths."""
     paths = [tmp_path_factory.mktemp("small") / f"{seed}.pt" for seed in range(2)]
     for seed, path in enumerate(paths):
         save_archive(random_clip(SMALL_VIT, seed), path)
@@ -58,7 +58,7 @@ def extract(specs, cache, **settings):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, small):
-    """The digests of the features of a run in one go."""
+    """Return the digest of the features of an uninterrupted run."""
     (outcome,) = extract(digits(small[0]), tmp_path_factory.mktemp("undisturbed"))
     assert not outcome.extraction.from_cache
     return outcome.features["all"].compute_sha256()
@@ -85,7 +85,7 @@ def test_features_are_extracted_once(tmp_path, undisturbed, small):
 
 @pytest.fixture
 def pets(tmp_path):
-    """A folder of 12 images for training and 6 for testing, and its zero-shot run and probe."""
+    """Write 12 training and 6 test images; return the folder, and its runs of `zero-shot` and `readme`."""
     folder = tmp_path / "pets"
     for split, n in (("train", 6), ("test", 3)):
         for name in ("cat", "dog"):
@@ -132,7 +132,7 @@ def test_each_run_counts_the_skipped_images_of_its_own_splits(tmp_path, pets):
 
 
 def test_the_time_of_encoding_texts_is_not_part_of_the_time_of_loading(tmp_path, pets, monkeypatch):
-    """On a clock that only stands still while no text is encoded."""
+    """The clock of this test advances only while texts are encoded, so the time of loading must be zero."""
     _, specs = pets
     seconds = [0.0]
 
@@ -165,7 +165,7 @@ def test_cached_features_equal_extracted_features(undisturbed, small):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, undisturbed, small):
-    """Killed as the kernel kills, at random moments that come later and later, until it ends by itself."""
+    """Each attempt is killed at a random moment, on average later than the one before, until an attempt completes."""
     line, output, cache = command(tmp_path / "cache", small[0]), tmp_path / "output", tmp_path / "cache"
     rng, kills, before = random.Random(0), 0, 0
     while (code := run_command(line, output, watched=cache, moment=rng.randint(1, 20 + 20 * kills))) == KILLED:
@@ -194,7 +194,7 @@ def test_two_processes_share_the_work(tmp_path, undisturbed, small):
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_shards_joined_are_the_whole(tmp_path, undisturbed, n, small):
-    """The last one completes it; the others say how far it is."""
+    """The last shard completes the features. The other shards give an `IncompleteError`."""
     order = list(range(1, n + 1))
     random.Random(n).shuffle(order)
     outcomes = [extract(digits(small[0]), tmp_path, shard=(i, n))[0] for i in order]
@@ -216,7 +216,7 @@ def test_shards_of_several_folders_join_when_they_are_copied_together(tmp_path, 
 
 @pytest.mark.slow
 def test_one_reading_feeds_all_models_and_modes(tmp_path, monkeypatch, undisturbed, small):
-    """And each gets what it gets alone."""
+    """Each model and mode has the same features as in a run of its own."""
     read = Counter()
     original = image_module.ImageDataset.__getitem__
 
@@ -237,7 +237,7 @@ def test_one_reading_feeds_all_models_and_modes(tmp_path, monkeypatch, undisturb
 
 @pytest.mark.slow
 def test_an_encoder_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, small):
-    """One that gives NaN names the image; what it had is kept from nobody."""
+    """If one encoder gives NaN, its error names the image, and the other encoder completes its features."""
     original = ImageEncoder.encode
 
     def encode(self, pixels, *, wait=True):
@@ -267,7 +267,7 @@ def folder(tmp_path):
 
 @pytest.mark.slow
 def test_a_shard_has_its_share_of_every_subset(tmp_path, folder):
-    """Of train and of test."""
+    """Two shards together give all training and test images."""
     specs = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu", batch_size=300)
     for i in (1, 2):
         (outcome,) = extract(specs, tmp_path / "cache", shard=(i, 2))
@@ -303,7 +303,7 @@ def test_images_that_were_skipped_are_not_forgiven_later(tmp_path, folder):
 
 
 def test_an_image_that_can_be_read_again_is(tmp_path, folder):
-    """As after a change of permissions, which changes neither size nor time of its file."""
+    """A change of permissions changes neither size nor time of a file, so skipped images are always tried again."""
     cache, path = tmp_path / "cache", folder / "train" / "red" / "03.png"
     content, times = path.read_bytes(), path.stat().st_mtime_ns
     path.write_bytes(bytes(len(content)))
@@ -316,7 +316,7 @@ def test_an_image_that_can_be_read_again_is(tmp_path, folder):
 
 
 def test_a_model_behind_another_may_skip_what_that_has_skipped(tmp_path, folder):
-    """The image counts once, however many models of a run pass it over."""
+    """An image that several models of a run skip counts once."""
     cache = tmp_path / "cache"
     (folder / "train" / "red" / "03.png").write_bytes(b"no image")
     specs = plan([f"folder:{folder}"], ["tiny", "random:tiny"], protocols=["readme"], device="cpu")
@@ -325,7 +325,7 @@ def test_a_model_behind_another_may_skip_what_that_has_skipped(tmp_path, folder)
 
 
 def test_how_a_source_is_read_is_part_of_the_key(folder):
-    """Two rows of one name that read other columns, or other subsets of one file, have the same ids."""
+    """Rows with the same name that read different columns, or different subsets of a file, have the same ids."""
     (spec,) = plan([f"folder:{folder}"], ["tiny"], protocols=["readme"], device="cpu")
     source = spec.dataset.sources[0]
     other = replace(source, options=(("image", "right"),))
@@ -336,7 +336,7 @@ def test_how_a_source_is_read_is_part_of_the_key(folder):
     assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"reading"}
 
 
-# What changes each field of the key, and a cell without the change.
+# For each field of the key, a change to the run that changes this field alone.
 CHANGES = {
     "weights": lambda spec: replace(spec, model=probe.get_model("random:tiny")),
     "mode": lambda spec: replace(spec, jit=True),
@@ -371,7 +371,7 @@ def test_everything_around_changes_its_field_of_the_key(monkeypatch, folder):
 
 
 def test_settings_beside_weights_are_part_of_what_identifies_a_model(tmp_path):
-    """A folder of Hugging Face's with another activation in its config.json is another model."""
+    """A folder in Hugging Face's form is a different model if its config.json has a different activation."""
     from probe.models.loading import identify
 
     (tmp_path / "model.safetensors").write_bytes(b"weights")
@@ -393,7 +393,7 @@ def test_a_checkpoint_is_identified_by_its_digest(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="a file system is mounted by root alone")
 def test_a_full_disk_loses_nothing(tmp_path, undisturbed, small):
-    """On a file system of 1 MB, which holds some chunks; with more room the run goes on."""
+    """Some of the chunks fill a file system of 1 MB. When it is larger, the run extracts only the other chunks."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
@@ -410,7 +410,7 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed, small):
         assert outcome.features["all"].compute_sha256() == undisturbed
         assert outcome.extraction.subsets["all"].images == 1797 - 256 * made
     finally:
-        del outcome  # whose arrays are in files there
+        del outcome  # its arrays are files on this disk
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 

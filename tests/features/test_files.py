@@ -1,4 +1,4 @@
-"""Features as files: ours hold what they say, and anybody's are probed or refused in one sentence."""
+"""Files of features: ours have the right content, and those from elsewhere are fitted or refused in one sentence."""
 
 import json
 import warnings
@@ -19,7 +19,7 @@ from probe.features.files import load, save
 
 @pytest.fixture
 def arrays():
-    """Raw pixels of the digits, as anybody may have features."""
+    """Return raw pixels of the digits, in place of features from another program."""
     x, y = load_digits(return_X_y=True)
     cuts = {"train": slice(0, 900), "val": slice(900, 1200), "test": slice(1200, None)}
     return {f"{name}_{kind}": array[cut] for name, cut in cuts.items() for kind, array in (("x", x), ("y", y))}
@@ -66,7 +66,7 @@ def test_what_extract_writes_is_what_a_run_fits(tmp_path, capsys):
 
 
 def test_rows_of_arrays_on_disk_are_those_of_arrays_in_memory(tmp_path):
-    """More rows than are written at a time, some of them, of several labels."""
+    """There are more rows than are written at a time, each split has some of them, and images have several labels."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(9000, 3)).astype(np.float32), rng.integers(-1, 2, (9000, 2))
     on_disk = {}
@@ -313,7 +313,7 @@ def _random_file(seed):
             name = f"{split}_{'y' if kinds is LABELS else 'x'}"
             try:
                 arrays[name] = change(arrays[name], rng)
-            except (TypeError, ValueError, IndexError, np.exceptions.AxisError):  # of an earlier change
+            except (TypeError, ValueError, IndexError, np.exceptions.AxisError):  # an earlier change prevents this one
                 continue
     metrics = ["voc2007_11pt_map"] if is_multi_label else ["accuracy", "mean_per_class", "roc_auc", "top5"]
     # Few shots are several draws, each with a search, and take ten times as long as the others.

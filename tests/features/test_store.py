@@ -1,4 +1,4 @@
-"""The feature store: every field of the key counts, and damage of any kind is found, said and mended."""
+"""The feature store: every field of the key counts, and damage of any kind is found, reported and repaired."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from probe.features.store import check_usable, damage, find
 
 
 def fill(root, spec, labels=1):
-    """A whole entry."""
+    """Write a complete entry, and return its folder."""
     work = Work(root, spec)
     work.start()
     for chunk in range(spec.num_chunks):
@@ -117,7 +117,7 @@ def test_a_damaged_chunk_is_made_again(tmp_path, caplog, kind):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    elif kind == "another":  # whole, and of other images
+    elif kind == "another":  # a complete chunk of other images
         path.write_bytes((work.folder / "000002.npz").read_bytes())
     else:
         os.truncate(path, 100 if kind == "short" else 0)
@@ -132,7 +132,7 @@ def test_a_damaged_chunk_is_made_again(tmp_path, caplog, kind):
 
 
 def test_no_flipped_bit_of_a_chunk_is_used_or_stops_for_good(tmp_path):
-    """Whatever zipfile and NumPy raise on it, the chunk is made again, or has the bytes that it had."""
+    """Whatever error zipfile or NumPy raises, a damaged chunk is removed. Otherwise, its features are unchanged."""
     small = make_entry_spec(n=3)
     work = Work(tmp_path, small)
     work.start()
@@ -187,7 +187,7 @@ def test_who_comes_late_leaves_nothing_behind(tmp_path):
 
 
 def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
-    """Nothing is removed, and nothing is made again."""
+    """The entry is not removed, and nothing is extracted again."""
     folder = fill(tmp_path, make_entry_spec())
 
     def refused(path):
@@ -257,7 +257,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
 
 
 def test_a_cache_folder_that_cannot_be_used_is_found_early(tmp_path):
-    """A read-only folder with entries can be used, as far as features are in it."""
+    """A file in place of the folder is an error. A missing folder is created."""
     (tmp_path / "features").write_text("a file")
     with pytest.raises(CacheError, match=r"cannot write to the cache folder .*features \("):
         check_usable(tmp_path / "features")
@@ -266,7 +266,7 @@ def test_a_cache_folder_that_cannot_be_used_is_found_early(tmp_path):
 
 
 def test_a_full_disk_keeps_what_was_made(tmp_path, monkeypatch):
-    """`tests/test_extraction.py` fills a real file system, where it may."""
+    """`tests/features/test_extraction.py` fills a real file system, if it has the permission to mount one."""
     work = Work(tmp_path, make_entry_spec())
     work.start()
     work.write(0, chunk_of(make_entry_spec(), 0))
@@ -328,7 +328,7 @@ def test_collecting_takes_the_damaged_then_what_was_not_used_for_longest(tmp_pat
     assert [kept.path for kept in collect(tmp_path)] == [folders[3]]
     size = survey(tmp_path)[0].size
     assert [kept.path for kept in collect(tmp_path, max_size=2 * size)] == [folders[0]]
-    find(tmp_path, make_entry_spec(batch_size=64))  # is of use again
+    find(tmp_path, make_entry_spec(batch_size=64))  # counts as a use
     assert [kept.path for kept in collect(tmp_path, max_size=size)] == [folders[1]]
     assert [kept.path for kept in collect(tmp_path, max_size=0)] == [folders[2]]
     assert collect(tmp_path / "nowhere") == []

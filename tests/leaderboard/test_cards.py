@@ -37,7 +37,7 @@ def test_the_hubs_own_reader_finds_every_score():
 
 @pytest.mark.parametrize("write", [model_index, evaluation_log])
 def test_a_card_of_local_files_has_no_paths(write):
-    """A card is published, and the folders of a machine are nobody's business."""
+    """A card is published, so it must not show the folders of a machine."""
     record = make_record("folder:/home/me/moths", "/home/me/models/mine.pt")
     record = changed(changed(record, "spec.model.form", "file"), "spec.dataset.title", "images in /home/me/moths")
     text = write([record])

@@ -25,7 +25,7 @@ def test_tables_that_differ_from_the_records_are_found(tmp_path):
     changed = {*tables, "leaderboard.csv", "leaderboard.md", "leaderboard.html"}
     assert {path.name for path in find_stale(tmp_path).differing} == changed
     write_derived(tmp_path)
-    assert find_stale(tmp_path) == Stale([], [gone], [])  # perhaps the user's; never removed
+    assert find_stale(tmp_path) == Stale([], [gone], [])  # never removed, because it may belong to the user
 
 
 def test_names_that_are_no_text_and_files_that_are_none_do_not_stop_the_check(tmp_path):
@@ -69,7 +69,7 @@ def _count_calls(monkeypatch, module, name, calls):
 
 
 def test_no_records_leave_no_empty_leaderboard(tmp_path):
-    """As after a run that was interrupted before its first cell."""
+    """A command that was interrupted before its first record leaves such a folder."""
     assert write_derived(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 

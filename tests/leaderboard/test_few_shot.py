@@ -9,7 +9,7 @@ from probe.records.schema import SplitRecord
 
 
 def _probes(dataset="digits", model="tiny", *, wrong=100, suffix="", **changes):
-    """Return a record for each number of shots; each has 10 wrong test images less than the one before it."""
+    """Return a record for each number of shots; each has 10 fewer wrong test images than the one before it."""
     return [
         scored_record(model, wrong - 10 * i, dataset=dataset, protocol=f"few-shot-{shots}{suffix}", **changes)
         for i, shots in enumerate(SHOTS)
@@ -36,7 +36,7 @@ def test_without_zero_shot_there_is_no_level():
 
 
 def test_models_of_a_chart_have_the_same_datasets():
-    """A model without any zero-shot score does not take the level from the others."""
+    """A model without a zero-shot score does not remove the zero-shot level of the other models."""
     records = [*_probes("digits", "a"), *_probes("mnist", "a"), *_probes("digits", "b"), _zero_shot("digits", "a")]
     (chart,) = few_shot_charts(records)
     assert chart.datasets == ("digits",)

@@ -24,7 +24,7 @@ from probe.specs import NO_SOLVER, ZERO_SHOT, digest
 
 RESULTS = Path(__file__).parents[2] / "results"
 MEASURES = ("nll", "brier", "ece", "ece_low", "ece_high")
-# Columns, and where a record has their values. The names of the other columns are names of fields of a record.
+# Columns, and the paths of their values in a record. The names of the other columns are names of fields of a record.
 PATHS = {
     **{name: f"spec.{name}.name" for name in ("dataset", "model", "protocol")},
     **{name: f"spec.{name}" for name in ("precision", "device")},
@@ -97,7 +97,7 @@ def test_columns_have_the_documented_types(committed):
 
 
 def test_every_column_of_a_record_with_all_parts_is_typed(tmp_path):
-    """Also a count of 0 is a value: of test images that the clean score leaves out, for example."""
+    """A count of 0 is a value, too, such as the number of test images that the clean score leaves out."""
     clean = CleanRecord(0.5, IntervalRecord(0.4, 0.6), 50, 0, 0, ())
     seconds = dict.fromkeys(("load", "extract", "text", "fit", "tests", "clean"), 1.0)
     records = [

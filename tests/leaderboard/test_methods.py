@@ -94,7 +94,7 @@ def test_models_are_ranked_zero_shot_as_by_probes():
 
 
 def test_methods_stand_side_by_side_with_the_paired_test_of_the_probe_and_zero_shot():
-    """The probe is right on 70 of the images on which zero-shot is wrong, and the other way round on none."""
+    """On 70 images, the probe is right and zero-shot is wrong. On no image is it the other way round."""
     (row,) = compare_methods(ALL)
     assert row.probe_name == "clip-paper by sklearn"
     assert row.test.p_value == mcnemar(70, 0)

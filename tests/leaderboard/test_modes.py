@@ -21,17 +21,17 @@ def test_without_a_pair_there_is_no_comparison():
 
 
 def test_runs_that_were_not_side_by_side_are_tested_by_their_outcomes():
-    """Predictions and features are gone by then; 6 images of one alone give McNemar's 2 / 2^6."""
+    """Flips are unknown without the predictions. 6 images on which only one run is right give McNemar's p = 2 / 2^6."""
     (pair,) = pair_modes([scored_record("a", 20), scored_record("a", 26, jit=True)])
     assert (pair.flipped, pair.largest) == (None, None)
     assert pair.p_value == pytest.approx(2**-5)
     assert abs(pair.difference + 6 / 400) < 1e-12
     other = scored_record("a", 26, jit=True, splits={"test": SplitRecord("other", 400)})
-    assert pair_modes([scored_record("a", 20), other]) == []  # which says nothing of modes
+    assert pair_modes([scored_record("a", 20), other]) == []  # scores on different images do not compare modes
 
 
 def test_a_comparison_with_an_eager_run_that_is_gone_does_not_count():
-    """The eager cell was run again since, alone: flips and p are of a score that is no more."""
+    """The eager run was repeated alone, so the flips and p in the record of the JIT run belong to an old score."""
     eager, jit = scored_record("a", 20), scored_record("a", 60, jit=True, parity=replace(PARITY, eager_score=0.85))
     (pair,) = pair_modes([eager, jit])
     assert (pair.flipped, pair.largest) == (None, None)

@@ -66,7 +66,7 @@ def test_differences_of_the_protocol_are_said():
     assert page.startswith("k-NN and linear probes, compared with DINOv2's:\n")
     assert "Our k is chosen on a validation split" in page
     assert page.count("82.1") == 1
-    assert "84.5" not in page  # of a linear probe
+    assert "84.5" not in page  # the score of a linear probe
     laion = other_markdown([_record("open-clip", model="open_clip:ViT-B-16/laion400m_e32", score=0.78)], "laion")
     assert "the best of 9 settings on the test split" in laion
 

@@ -1,4 +1,4 @@
-"""The page in a real browser, where there is one: Debian's chromium, or what CHROMIUM names."""
+"""The page in a real browser, if there is one: Debian's chromium, or the program that CHROMIUM names."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from probe.records.record import write_record
 from probe.records.schema import ConventionRecord, ErrorRecord, FurtherTestRecord, IntervalRecord, SplitRecord
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-# As root, and without the services that a browser calls home with.
+# Run as root, and without the services with which a browser contacts its makers.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -36,7 +36,7 @@ def test_the_page_needs_no_network():
 
 
 def test_names_cannot_end_the_script_or_the_table():
-    """Names of models are whatever a user's files are called."""
+    """The name of a model can be the name of any file."""
     record = make_record(model="</script><script>alert(1)</script>")
     page = render_page([record], make_sections([record]))
     assert "<script>alert" not in page
@@ -277,7 +277,7 @@ def test_a_run_without_a_fit_shows_neither_solver_nor_c(methods_page):
 
 
 def _classified():
-    """Return a record with and one without classes, and one whose names are hostile and whose classes are many."""
+    """Return a record with classes, a record with many classes of hostile names, and a record without classes."""
     names = tuple(f"class {i} </script><b>" for i in range(30))
     return [
         classified_record("digits", "tiny"),
@@ -449,7 +449,7 @@ def test_columns_sort_both_ways_and_say_so(page):
 
 @pytest.mark.browser
 def test_sorting_moves_each_row_once(page):
-    """Sorting at size takes as long as moving the rows does; benchmarks/rendering.py measures it."""
+    """In a large table, sorting takes as long as moving the rows. `benchmarks/rendering.py` measures it."""
     script = """() => {
         const board = document.querySelector(".board:not([hidden])");
         const seen = new MutationObserver(() => {});
@@ -467,7 +467,7 @@ def test_models_and_datasets_are_filtered_in_table_and_charts(page):
     colour = page.locator("#bars rect").nth(1).evaluate("node => getComputedStyle(node).color")
     page.get_by_label("Models", exact=True).fill("tiny")
     assert _models(page) == ["tiny"]
-    assert page.locator("#bars").is_hidden()  # one bar compares nothing
+    assert page.locator("#bars").is_hidden()  # a single bar is not a comparison
     page.get_by_label("Models", exact=True).fill("i")
     assert page.locator("#bars rect").count() == 2
     assert page.locator("#bars rect").nth(1).evaluate("node => getComputedStyle(node).color") == colour
@@ -546,7 +546,7 @@ def test_an_address_with_a_record_opens_it_over_its_section(browser, page_path):
 
 @pytest.mark.browser
 def test_numbers_are_shown_as_they_are(browser, page_path):
-    """Neither zeros of 100 nor exponents may be lost."""
+    """The zeros of 100 and the exponents must not be lost."""
     page = browser.new_page()
     page.goto(page_path.as_uri())
     values = [100, 320, 0.316, 1e-10, 3.2e-10, 1e6, 0, 0.042169]
@@ -581,7 +581,7 @@ def test_bars_start_where_differences_can_be_seen_and_say_so(page):
 @pytest.mark.browser
 @pytest.mark.parametrize("page", ["phone"], indirect=True)
 def test_targets_are_large_enough_for_a_thumb(page):
-    """44 pixels, as Apple's guidelines and WCAG 2.2 AAA ask."""
+    """Apple's guidelines and WCAG 2.2 AAA ask for 44 pixels."""
     page.locator("#filters summary").click()
     page.locator("#bars summary").click()
     script = """() => [...document.querySelectorAll("a, button, select, input, summary")]
@@ -599,7 +599,7 @@ def test_nothing_is_wider_than_the_screen(page):
 @pytest.mark.browser
 @pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
 def test_text_stands_out_from_its_ground(page):
-    """WCAG's contrast of 4.5 for what is written, in the light and in the dark."""
+    """All text has the contrast of 4.5 that WCAG requires, in light and in dark colours."""
     script = """() => {
         const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
         const level = (colour) => {

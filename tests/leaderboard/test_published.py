@@ -23,7 +23,7 @@ def _record(dataset="food101", model="ViT-B/32", score=0.888, interval=None, **c
 
 @pytest.mark.parametrize("table", TABLES)
 def test_the_tables_have_every_model_and_dataset_of_the_paper(table):
-    """Nine models by 27 datasets, as the catalogues name them, each a share."""
+    """Nine models and 27 datasets have the names of the catalogues, and scores are fractions."""
     scores = published_scores(table)
     datasets = {spec.name for spec in DATASETS if spec.in_paper}
     models = {spec.name for spec in MODELS} - {"tiny"}
@@ -42,7 +42,7 @@ def test_known_cells_are_as_printed():
     ("interval", "mark"), [((0.88, 0.89), ""), ((0.8884, 0.9), ""), ((0.8886, 0.9), " !"), ((0.8, 0.87), " !")]
 )
 def test_a_difference_beyond_the_interval_is_marked(interval, mark):
-    """88.8 was rounded, and may have been 88.85."""
+    """The paper's 88.8 is rounded, and can stand for up to 88.85."""
     page = compare_markdown([_record(score=0.89, interval=interval)])
     cells = [cell.strip() for cell in page.splitlines()[2].split("|")]
     assert cells[-3:-1] == ["88.8", f"+0.20{mark}"]
@@ -103,7 +103,7 @@ def test_nothing_to_compare_is_said(tmp_path, capsys):
 
 
 def test_the_files_are_read_as_they_were_printed():
-    """One decimal, no cell empty."""
+    """Every cell has a number with one decimal."""
     for name in TABLES.values():
         with (Path(__file__).parents[2] / "probe" / "leaderboard" / "published" / name).open(encoding="utf-8") as file:
             for row in csv.DictReader(file):

@@ -8,7 +8,7 @@ from probe.records.schema import SplitRecord
 
 
 def test_models_that_chance_may_have_put_apart_share_a_rank():
-    """20, 22 and 60 errors, one set within the other: two images are chance, forty are not."""
+    """The models have 20, 22 and 60 errors, each with all errors of the one before. Two more errors can be chance."""
     records = [scored_record("a", 20), scored_record("b", 22), scored_record("c", 60)]
     assert [dataset_ranks(records)[record.key] for record in records] == ["1 =", "1 =", "3"]
     lines = records_to_markdown(records).splitlines()
@@ -27,7 +27,7 @@ def test_records_without_outcomes_have_no_rank():
 
 
 def test_a_record_whose_outcomes_are_damaged_has_no_rank_and_is_named(caplog):
-    """The others keep theirs."""
+    """The other records keep their ranks."""
     good = scored_record("c", 60)
     (outcomes,) = good.result.outcomes
     right = replace(outcomes.arrays["right"], data="not base64")

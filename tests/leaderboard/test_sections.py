@@ -21,7 +21,7 @@ from probe.stats.paired import compare
 
 
 def _cell(dataset, model, num_wrong, **changes):
-    """A record of a dataset of 400 test images, with the interval that a run gives it."""
+    """Return a record of a dataset of 400 test images, with an interval around its score."""
     record = scored_record(model, num_wrong, dataset=dataset, **changes)
     score = record.result.score
     return changed(record, "result.interval", IntervalRecord(score - 0.02, score + 0.01))
@@ -36,7 +36,7 @@ def _rows(found):
 
 
 def test_what_does_not_compare_has_sections_of_its_own():
-    """Protocol, feature point, solver, mode, precision, and rules of a protocol that changed under its name."""
+    """This holds for different protocols, rules under the same name, feature points, solvers, modes and precisions."""
     base = make_record()
     variants = [base, make_record(protocol="clip-paper"), make_record(jit=True)]
     variants += [changed(base, "spec.solver", "fast"), changed(base, "spec.precision", "fp16")]
@@ -45,7 +45,7 @@ def test_what_does_not_compare_has_sections_of_its_own():
     found = make_sections(variants)
     assert [len(section.lines) for section in found] == [1] * len(variants)
     text = sections_to_markdown(found)
-    assert text.count(", rules ") == 2  # of those that differ in max_iter alone
+    assert text.count(", rules ") == 2  # in the titles of the two that differ only in max_iter
 
 
 def test_a_protocol_whose_prose_was_mended_is_the_same_protocol():
@@ -62,7 +62,7 @@ def test_datasets_are_in_the_order_of_the_catalogue_and_few_shot_in_that_of_numb
 
 
 def test_the_section_with_the_most_scores_is_first():
-    """Failures are no scores. Of equal sections it is that of the protocol with more scores, then with fewer marks."""
+    """Failures are not scores. On a tie, the protocol with more scores is first, then the section with fewer marks."""
     broad = [make_record(name, model, protocol="zz") for name in ("digits", "mnist") for model in "ab"]
     narrow = [make_record(protocol="aa"), *(make_failure(dataset=f"d{k}", protocol="aa") for k in range(9))]
     assert [section.protocol for section in make_sections([*narrow, *broad])] == ["zz", "aa"]
@@ -73,7 +73,7 @@ def test_the_section_with_the_most_scores_is_first():
 
 
 def test_the_mean_is_over_the_datasets_that_all_models_have():
-    """Or a model would gain by leaving out what it is bad at."""
+    """Otherwise, a model would gain by leaving out the datasets on which it is bad."""
     records = [_cell("digits", "a", 20), _cell("mnist", "a", 40), _cell("cifar10", "a", 80)]
     records += [_cell("digits", "b", 30), _cell("mnist", "b", 20), make_failure(dataset="cifar10", model="b")]
     (section,) = make_sections(records)
@@ -99,7 +99,7 @@ def test_missing_failed_unfinished_partial_and_zero_look_different():
 
 
 def test_scores_of_other_test_images_are_marked_and_left_out():
-    """As when a dataset changed between two runs: the column is that of most records."""
+    """A dataset can change between two runs. The column then has the test images of most records."""
     mine, other = ({"test": SplitRecord(digest, NUM_TEST)} for digest in ("mine", "other"))
     records = [_cell("digits", model, 20, splits=mine) for model in "ab"] + [_cell("digits", "c", 2, splits=other)]
     records += [_cell("mnist", model, 20, splits=mine) for model in "abc"]
@@ -127,7 +127,7 @@ def _places(records):
 
 
 def test_the_best_score_and_those_tied_with_it_are_marked():
-    """Five images of one alone are chance, six are not; see the test of ranks below."""
+    """Five more errors can be chance, six cannot; see `test_one_dataset_is_ranked_by_mcnemars_test`."""
     records = [scored_record("a", 20), scored_record("b", 25), scored_record("c", 26)]
     assert _places(records) == {"a": "best", "b": "tied", "c": ""}
     text = sections_to_markdown(make_sections(records))
@@ -150,7 +150,7 @@ def test_local_datasets_have_the_name_of_their_folder():
     assert to_text(section)[0] == ["model", "mean of 2", "digits", "moths"]
     assert to_text(section)[1][0][0] == "mine.pt"
     assert "/data" not in sections_to_markdown([section])
-    assert _rows([section])[0]["folder:/data/moths"] == "0.5"  # for programs, the name that finds it again
+    assert _rows([section])[0]["folder:/data/moths"] == "0.5"  # files for programs have the full name
 
 
 @pytest.mark.parametrize("names", [["folder:/", "folder:"], ["", "."], ["csv:/a/b.csv", "b.csv", "folder:/x/b.csv"]])
@@ -172,7 +172,7 @@ def _with(record, outcomes):
 
 
 def test_means_are_tested_as_a_bootstrap_of_all_test_images_would():
-    """By paired tests of the suite's own on the images of both datasets laid end to end, which have one size."""
+    """The ranks equal those from paired tests on the images of both datasets, which have one size, in one array."""
     rng = np.random.default_rng(0)
     easy, hard = rng.normal(size=(2, 2000))
     skills = {"a": 1.0, "b": 1.02, "c": 1.2}
@@ -198,13 +198,13 @@ def test_means_are_tested_as_a_bootstrap_of_all_test_images_would():
 
 
 def test_one_dataset_is_ranked_by_mcnemars_test():
-    """Five images of one alone are chance (p = 2 / 2^5), six are not (p = 2 / 2^6)."""
+    """Five more errors can be chance (p = 2 / 2^5), six cannot (p = 2 / 2^6)."""
     assert _ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 25)]}).ranks == {"a": "1 =", "b": "1 ="}
     assert _ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 26)]}).ranks == {"a": "1", "b": "2"}
 
 
 def _of_draws(name, wrong, *, folds=False):
-    """A record whose draws have so many wrong on the same test images; or two such folds of it."""
+    """Return one record, with a number of wrong test images for each draw, in one fold or in two equal folds."""
     record = scored_record(name, 0)
     outcomes = [Outcomes("accuracy", {"right": np.arange(NUM_TEST) >= n}) for n in wrong]
     draws = tuple(make_result(outcome.score()) for outcome in outcomes)
@@ -216,7 +216,7 @@ def _of_draws(name, wrong, *, folds=False):
 
 @pytest.mark.parametrize("folds", [False, True])
 def test_draws_of_training_images_count_in_ranks_of_few_shot(folds):
-    """The same difference of means is chance where it changes its sign from draw to draw."""
+    """A difference of means can be chance if the sign of the difference changes from draw to draw."""
     a, steady, unsteady = [100] * 5, [140] * 5, [0, 280, 20, 280, 120]
     ranks = [
         _ranks({"a": _of_draws("a", a, folds=folds), "b": _of_draws("b", b, folds=folds)}).ranks
@@ -227,14 +227,14 @@ def test_draws_of_training_images_count_in_ranks_of_few_shot(folds):
 
 @pytest.mark.parametrize("num_draws", [3, 5])
 def test_few_draws_are_judged_by_students_t(num_draws):
-    """Of models that are equal but for their draws one in twenty pairs is told apart; by the normal one in six."""
+    """Chance alone separates one in twenty pairs by Student's t. By the normal distribution, it would be one in six."""
     rng = np.random.default_rng(num_draws)
     told = 0
     for _ in range(200):
         wrong = rng.integers(40, 200, size=(2, num_draws))
         ranks = _ranks({"a": _of_draws("a", wrong[0]), "b": _of_draws("b", wrong[1])}).ranks
         told += ranks["a"] != ranks["b"]
-    assert told <= 20  # of 10 that are expected; more in one of a thousand such tests
+    assert told <= 20  # 10 are expected; more than 20 occur in one of a thousand such tests
 
 
 def test_a_model_without_outcomes_has_no_rank_and_the_others_do():
@@ -246,7 +246,7 @@ def test_a_model_without_outcomes_has_no_rank_and_the_others_do():
 
 
 def test_outcomes_that_do_not_go_together_cost_a_rank_and_nothing_else():
-    """Of another number of images under one digest, as after an edit by hand."""
+    """After an edit by hand, a record can have the digest of the test images, but outcomes of a different number."""
     outcomes = pack(Outcomes("accuracy", {"right": np.ones(300, bool)}))
     odd = changed(scored_record("c", 20), "result.outcomes", (outcomes,))
     found = _ranks({"a": [scored_record("a", 20)], "b": [scored_record("b", 60)], "c": [odd]})
@@ -285,7 +285,7 @@ def test_the_mean_of_one_dataset_has_its_interval():
 
 
 def test_a_mean_has_the_marks_of_what_it_is_of():
-    """A mean over a fit that did not converge is no better known than that."""
+    """The mean has the mark of a score whose fit did not converge."""
     unfinished = changed(_cell("mnist", "a", 40), "result.converged", False)
     (section,) = make_sections([_cell("digits", "a", 20), unfinished])
     assert "92.50 ±1.06 *" in sections_to_markdown([section])

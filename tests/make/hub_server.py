@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
 def serve(root: Path, denied: Mapping[str, tuple[int, str]] | None = None) -> Iterator[str]:
     """Serve a folder of repositories for the duration of the block; yield the address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"root": root, "denied": denied or {}}))
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)  # looks so often for its end
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)  # checks for its end every 0.02 s
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -1,7 +1,7 @@
 """Commands that are killed at random moments, in processes forked from one that has imported the libraries.
 
 A moment is the n-th time that the process opens, renames or removes a file in a folder, and the process then sends
-SIGKILL to itself. So moments need no clock, are the same whenever the test runs, and lie where data could be lost.
+SIGKILL to itself. So moments need no clock, are the same in every run of a test, and are where data could be lost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from probe.records.record import read_records
 
-# What takes `python -m probe run` most of its seconds before the first image. A name that is missing is skipped.
+# The imports that take `python -m probe run` the most time before the first image. Missing modules are skipped.
 PRELOADED = ["probe.runner", "probe.cli.main", "sklearn.linear_model"]
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
 KILLED = -int(signal.SIGKILL)
@@ -63,10 +63,10 @@ def run_command(
 def _run(
     arguments: list[str], output: str, watched: str, moment: int, with_group: bool, environment: dict[str, str]
 ) -> None:
-    os.environ.clear()  # it is that of the test which forked first
+    os.environ.clear()  # the environment of the test that forked first
     os.environ.update(environment)
     os.setsid()
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process would leave behind
+    tqdm.set_lock(threading.RLock())  # tqdm's own lock is a semaphore, which a killed process would leave behind
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)

@@ -39,14 +39,14 @@ def find_workers(what="ray::Worker", mark=MARK):
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             name, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
-            is_server = b"multiprocessing" in name  # of `make.kills`, which stays
+            is_server = b"multiprocessing" in name  # the server of `make.kills`, which keeps running
             if what.encode() in name and mark.encode() in environment and not is_server:
                 found.append(int(folder.name))
     return found
 
 
 def wait_until_gone(what="", mark=f"{MARK}\0"):
-    """Wait until no marked process is left: those of Ray end soon after the one that started them, and tell nobody."""
+    """Wait until no marked process is left. Ray's processes end soon after the process that started them."""
     until = time.monotonic() + 240
     while (left := find_workers(what, mark)) and time.monotonic() < until:
         time.sleep(0.2)

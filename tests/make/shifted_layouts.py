@@ -1,4 +1,4 @@
-"""Miniatures of ImageNet and of its further test sets, and of those of CIFAR-10, in the layouts of their makers.
+"""Miniatures of ImageNet, its further test sets and the further test sets of CIFAR-10, in the layouts of their makers.
 
 ImageNet has the four classes `WNIDS`, one colour each. Images of further test sets have the colour of their class, or
 of another class where the probe should be wrong.

@@ -1,4 +1,4 @@
-"""Small open_clip models in folders, with tokenizers: a plain CLIP model, CoCa, and one in the manner of SigLIP."""
+"""Small open_clip models in folders, with tokenizers: a plain CLIP model, CoCa, and a model like SigLIP."""
 
 import copy
 import json

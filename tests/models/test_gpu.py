@@ -28,7 +28,7 @@ POINTS = ("projected", "pre_projection")
 
 @pytest.fixture(scope="module", params=["tiny", *SMALL])
 def model(request, device, tmp_path_factory):
-    """Return the name of `tiny`, or the path of an archive with random weights: on a GPU of the true size."""
+    """Return the name of `tiny`, or the path of an archive with random weights, which has the true size on a GPU."""
     if request.param == "tiny":
         return "tiny"
     architecture = SMALL[request.param] if device == "cpu" else get_model(request.param).architecture
@@ -52,7 +52,7 @@ def encode(model, device, *, jit=False, precision="auto"):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_features_are_those_of_fp32_on_the_cpu(model, device, jit, precision, monkeypatch, request, record_property):
-    """Up to the rounding that the comparison of modes allows for the precision.
+    """They agree up to the rounding that the comparison of modes allows for the precision.
 
     In fp32, cuDNN's convolutions would by default round their inputs to TF32, which has the digits of fp16.
     """
@@ -142,7 +142,7 @@ def test_a_feature_that_overflows_names_its_image(device):
 
 
 def test_every_device_can_be_named(model, device):
-    """With an index, one after the other. Several GPUs can be of different kinds, which round differently."""
+    """Each device is named by its index. Several GPUs can be of different kinds, which round differently."""
     names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device.startswith("cuda") else ["cpu:0"]
     expected = encode(model, device, precision="fp16")
     for name in names:

@@ -44,7 +44,7 @@ def test_a_batch_size_that_is_given_is_taken():
     "model", ["random:ViT-B/32", "random:RN50", "random:timm:resnet18", "random:timm:deit_tiny_patch16_224"]
 )
 def test_activations_need_no_more_memory_than_the_bound(model):
-    """The growth of a process while it encodes 96 images is the measure; fewer fit into memory that is free in it."""
+    """The growth of a process that encodes 96 images is measured. Fewer would fit into memory that it has freed."""
     script = f"""
 import resource, torch
 from probe.models.loading import load_encoder

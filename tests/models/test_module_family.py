@@ -148,7 +148,7 @@ def test_functions_inside_a_preprocessing_are_noticed():
 
 
 class Pooled(nn.Module):
-    """Pools as an attribute says, which its text does not show."""
+    """Module that pools as an attribute says. Its `repr` does not show the attribute."""
 
     def __init__(self, pool, scale=1.0):
         super().__init__()
@@ -189,7 +189,7 @@ def test_code_is_digested_as_it_runs_and_not_as_the_file_is_now(tmp_path):
 
 @pytest.mark.slow
 def test_comments_lines_calls_and_processes_do_not_change_the_digest(tmp_path):
-    """The second process has other hashes of texts, which order sets of constants."""
+    """The second process has different hashes of strings, on which the order of sets of constants depends."""
     letters = ", ".join(map(repr, "abcdefgh"))
     text = f"def f(x):\n    return x in {{{letters}}} or [y for y in x]\n\nclass C:\n    f = f\n"
     (tmp_path / "one.py").write_text(text)
@@ -409,7 +409,7 @@ def test_a_module_that_returns_something_else_is_one_sentence(function, message)
 
 
 def test_rows_are_counted_in_every_batch(run):
-    """The module returns two rows, as many as the trial has images."""
+    """The module always returns two rows, which is right for the trial, because it has two images."""
     with pytest.raises(CheckpointError, match=r"mine returned the shape \(2, 3\) for \d+ images"):
         run(own.Encoder(Returning(lambda x: x.mean((2, 3))[:2]), scale, name="mine"))
 
@@ -515,7 +515,7 @@ def test_a_file_runs_from_the_command_line(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_killed_command_continues(tmp_path):
-    """The command is killed when some chunks are cached; the next command gives the same features as one in one go."""
+    """The command is killed when some chunks are cached. The next one gives the features of an uninterrupted run."""
     write_own(tmp_path)
     command = ["run", "--dataset", "digits", "--model", "module:own.py:make_encoder", "--protocol", "readme"]
     command += ["--device", "cpu", "--offline", "--cache-dir", str(tmp_path / "work"), "--results-dir"]

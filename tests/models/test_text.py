@@ -1,4 +1,4 @@
-"""Compare text towers and tokenizers with those of open_clip, transformers and the whole model; test missing parts."""
+"""Compare text towers and tokenizers with open_clip, transformers and the whole model; test missing parts."""
 
 import json
 from dataclasses import replace
@@ -107,7 +107,7 @@ def test_a_text_has_the_same_features_in_any_batch(name, tmp_path):
     torch.testing.assert_close(_encode(encoder, texts)[:1], _encode(encoder, texts[:1]), atol=1e-5, rtol=1e-5)
 
 
-# In JIT mode, the file that is no archive is rebuilt with this warning, which `test_loading` checks.
+# In JIT mode, a file that is not an archive is rebuilt with this warning, which `test_loading` checks.
 @pytest.mark.filterwarnings("ignore:.* is not a TorchScript archive")
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("file", ["archive.pt", "plain.pt"])
@@ -152,7 +152,7 @@ def test_half_precision_is_near_fp32(precision, least):
 
 
 def test_a_text_that_is_too_long_is_named_and_never_cut(zoo):
-    """A text of exactly the context is read whole. open_clip's tokenizers would cut a longer text without a word."""
+    """A text that fills the context is read completely. open_clip's tokenizers would truncate a longer one silently."""
     encoder = load_zoo_tokenizer(f"local-dir:{zoo}")
     marks = 1 if zoo.name == "siglip" else 2  # the end token, and the start token of OpenAI's vocabulary
     longest = " ".join(["a"] * (encoder.context_length - marks))
@@ -182,7 +182,7 @@ def test_an_open_clip_model_without_a_text_tower_is_one_sentence(tmp_path):
 
 
 def test_a_model_without_a_vocabulary_is_one_sentence(archive, hugging_face):
-    """The archive has 100 tokens, and no file tells which."""
+    """The archive has 100 tokens, and no file lists them."""
     (hugging_face / "vocab.json").unlink()
     for path in (archive, hugging_face):
         with pytest.raises(

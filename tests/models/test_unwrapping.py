@@ -47,7 +47,7 @@ def averaged():
 
 
 def compiled():
-    return torch.compile(MODEL).state_dict()  # torch compiles at the first call, which never comes
+    return torch.compile(MODEL).state_dict()  # torch compiles at the first call, and this test makes none
 
 
 def layer_wise():

@@ -1,4 +1,4 @@
-"""What `probe protocols` says of protocols that fit nothing."""
+"""Descriptions of protocols that fit nothing, by `probe protocols`."""
 
 import pytest
 

@@ -48,7 +48,7 @@ def test_readme_is_one_fit_on_train_and_val(parts):
 def test_blas_has_no_more_threads_than_torch():
     """BLAS would use all hyperthreads by default. Workers have fewer threads, which changes the order of sums."""
     rng = np.random.default_rng(0)
-    y = np.arange(4000) % 10  # so many that `fast` uses more than one thread
+    y = np.arange(4000) % 10  # enough images for `fast` to use more than one thread
     x = (rng.normal(size=(10, 256))[y] + 4 * rng.normal(size=(4000, 256))).astype(np.float32)
     parts = {"train": Features(x[:3600], y[:3600]), "test": Features(x[3600:], y[3600:])}
     found = []
@@ -307,7 +307,7 @@ class _Counting(FitCache):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_an_interrupted_sweep_goes_on_where_it_was(parts, solver, tmp_path):
-    """Finished fits are not made again, and the result is that of a sweep in one go."""
+    """Finished fits are not repeated, and the result equals the result of an uninterrupted sweep."""
     rules = replace(SHORT, grid=tuple(10.0 ** np.arange(-6, 1)), coarse_step=2)
     whole = fit_probe(**parts, protocol=rules, solver=solver)
     with pytest.raises(_StopError):

@@ -49,7 +49,7 @@ def made_rows(monkeypatch):
 @pytest.mark.parametrize("k", [2, 6, 40])
 @pytest.mark.parametrize("patience", [1, fast.PATIENCE])
 def test_the_probe_is_the_one_of_the_cpu(device, monkeypatch, k, patience):
-    """The same C, and the same optimum up to the tolerance of the solver, also with estimates of the Hessian."""
+    """C is equal, and the optimum is equal up to the tolerance of the solver, also with estimates of the Hessian."""
     monkeypatch.setattr(fast, "PATIENCE", patience)
     found, expected = (
         fit_probe(**made_up(k), protocol=PROTOCOL, solver="fast", device=where) for where in (device, "cpu")
@@ -58,7 +58,7 @@ def test_the_probe_is_the_one_of_the_cpu(device, monkeypatch, k, patience):
     assert found.gradient_ratio <= fast.TOL
     assert found.C == expected.C
     assert found.objective == pytest.approx(expected.objective, rel=1e-6)
-    assert (np.asarray(found.predictions) == np.asarray(expected.predictions)).mean() >= 0.998  # of 500
+    assert (np.asarray(found.predictions) == np.asarray(expected.predictions)).mean() >= 0.998  # one of 500 may differ
 
 
 def test_features_are_copied_to_the_device_once_for_the_whole_sweep(device, made_rows):
@@ -102,7 +102,7 @@ def test_products_are_not_rounded_to_tf32(device, monkeypatch):
 
 
 def test_the_estimator_fits_on_the_device(device):
-    """Its attributes are arrays, and its predictions those of a fit on the CPU."""
+    """Its attributes are arrays, and its predictions agree with a fit on the CPU."""
     train, test = made_up(6)["train"], made_up(6)["test"]
     found, expected = (
         probe.FastLogisticRegression(C=0.5, device=where).fit(train.x, train.y) for where in (device, "cpu")
@@ -127,7 +127,7 @@ def test_a_run_fits_where_its_features_were_made(device, made_rows, tmp_path):
 @pytest.mark.parametrize("protocol", ["knn", "knn-5"])
 def test_nearest_neighbours_give_the_record_of_the_cpu(device, protocol):
     splits = made_up(10, n=6000)
-    splits["train"].x[100:400] = splits["train"].x[0]  # so many that the device cannot decide among them
+    splits["train"].x[100:400] = splits["train"].x[0]  # more equal images than the device can decide among
     splits["test"].x[:50] = splits["train"].x[0]
     found, expected = (fit_probe(**splits, protocol=protocol, device=where) for where in (device, "cpu"))
     assert found.to_record() == expected.to_record()

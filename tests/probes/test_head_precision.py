@@ -1,4 +1,4 @@
-"""Saved heads are float32, unless a test image would get another outcome."""
+"""Saved heads are float32, unless this would change the outcome of a test image."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ FITTED = {"C": 1.0, "num_train": 2, "solver": "fast"}
 
 
 def _scored(weights, test, *, metric="accuracy"):
-    """The result of a fit with these weights on test images."""
+    """Return the result of a fit with these weights on test images."""
     logits = weights.logits(test.x)
     predictions = (logits > 0).astype(np.int64) if test.y.ndim == 2 else logits.argmax(axis=1)
     return make_result(metric, test.y, logits, **FITTED, predictions=predictions, heads=(weights,))

@@ -1,4 +1,4 @@
-"""Heads: a head that is read back scores the test images as its run does, and refuses what does not fit."""
+"""Heads: a head that is read back gives the score of its run, and refuses features and models that do not fit."""
 
 import json
 import pickle
@@ -38,7 +38,7 @@ DRAWS = Protocol("two-draws", "", "pre_projection", (0.1,), shots=4, num_seeds=2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A results folder with the heads of `tiny` on digits."""
+    """Return a folder whose results have the heads of `tiny` on digits."""
     root = tmp_path_factory.mktemp("heads")
     settings = Settings(results_dir=root / "results", save_heads=True)
     records = list(run_grid(_specs(), settings))
@@ -138,7 +138,7 @@ def test_a_run_with_a_head_is_skipped_and_one_without_is_repeated(folder, caplog
     assert not path.exists()
     list(run_grid([spec], settings))
     assert np.array_equal(load_head(path).weights.weight, before.weights.weight)
-    # The head of an earlier record is not that of this record.
+    # A head of an earlier record does not belong to this record.
     path.write_bytes(Head(before.weights, replace(before.info, created="2026-01-01T00:00:00+00:00")).to_bytes())
     list(run_grid([spec], settings))
     assert load_head(path).info.created != "2026-01-01T00:00:00+00:00"
@@ -183,7 +183,7 @@ def test_predict_as_a_user_would(folder, tmp_path, capsys):
     found = document["predictions"]
     (record,) = run_grid(_specs(["readme"], [False]), Settings(results_dir=folder / "results"))
     right = np.mean([one["label"] == images[i][1] for i, one in enumerate(found)])
-    assert right == pytest.approx(record.result.score, abs=0.01)  # encoded in batches of another size
+    assert right == pytest.approx(record.result.score, abs=0.01)  # encoded in batches of a different size
     assert document["share_right"] == pytest.approx(right)
     assert main(["predict", head, "--dataset", "digits", "--device", "cpu", "--out", str(tmp_path / "all.csv")]) == 0
     assert capsys.readouterr().out == f"{100 * right:.2f} % of {len(found)} images are right\n"
@@ -204,7 +204,7 @@ def test_predict_in_python(head, tmp_path):
     for images, n in ((first, 1), (paths, 3), (tmp_path, 3), (pictures, 3), (pictures[0], 1), ([pictures[0]] * 2, 2)):
         found = head.predict(images, device="cpu")
         assert [one.label for one in found.images] == (expected[:n] if n != 2 else expected[:1] * 2)
-        assert np.allclose(found.logits[0], of_dataset.logits[0], atol=1e-3)  # in a batch of another size
+        assert np.allclose(found.logits[0], of_dataset.logits[0], atol=1e-3)  # in a batch of a different size
     tiny = load_encoder("tiny", device="cpu")
     assert head.predict(first, encoder=tiny).images[0].label == expected[0]
     with pytest.raises(HeadError, match="random:tiny has weights"):

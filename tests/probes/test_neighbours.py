@@ -52,7 +52,7 @@ def test_the_arrays_of_a_bank_are_in_their_order():
 
 
 def test_features_closer_than_float32_can_tell_apart_are_in_order():
-    """The similarities differ by some 1e-9, as those of a random model can."""
+    """The similarities differ by about 1e-9, which can occur with a random model."""
     bank, x = 1 + 1e-4 * _draw(0, 400, 64), 1 + 1e-4 * _draw(1, 20, 64)
     positions, _ = _by_hand(bank, x, 10)
     assert np.array_equal(find_neighbours([bank], x, 10).positions, positions)

@@ -304,7 +304,7 @@ def test_protocols_of_others_are_described():
 
 
 def test_later_fields_do_not_change_the_identity_of_protocols_that_do_not_use_them():
-    """Records of before the fields stay complete, and digests of rules in published tables stay the same."""
+    """Records from before these fields stay complete, and digests of rules in published tables stay the same."""
     for name in ("clip-paper", "few-shot-4", "knn", "zero-shot"):
         assert not set(Protocol.LATER) & set(identity_fields(get_protocol(name)))
     for changes in ({"standardize": True}, {"mean_loss": True}, {"bisections": 8}, {"per_class": False}):

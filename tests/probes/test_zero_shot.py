@@ -185,7 +185,7 @@ def _grid(dataset, models, tmp_path):
 
 
 def test_a_model_without_a_vocabulary_fails_alone(colours, archive, tmp_path):
-    """The archive has 100 tokens, and no file tells which. It has image features, and the other model its score."""
+    """The archive has 100 tokens, and no file lists them. Its run fails, and the other model gets its score."""
     (failed, done) = _grid(colours, [archive, "tiny"], tmp_path).values()
     assert isinstance(done, DoneRecord)
     assert isinstance(failed, FailedRecord)

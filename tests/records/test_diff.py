@@ -46,7 +46,7 @@ def test_every_field_that_differs_is_named_in_the_order_of_causes():
 
 
 def test_prose_that_was_mended_is_no_difference():
-    """Titles, notes and licences of the catalogue change no number."""
+    """Titles, notes and licences in the catalogue do not change any number."""
     a = b = scored_record("a", 20)
     for path in ("dataset.title", "dataset.notes", "dataset.license", "model.license", "protocol.source"):
         b = changed(b, f"spec.{path}", "mended")
@@ -55,7 +55,7 @@ def test_prose_that_was_mended_is_no_difference():
 
 @pytest.mark.parametrize(("wrong", "verdict"), [(22, "do not differ"), (60, "differ significantly")])
 def test_the_scores_are_tested_image_by_image(wrong, verdict):
-    """Errors of one are among those of the other: McNemar's p is 2 / 2^n, as of a coin that falls n times alike."""
+    """One model has all errors of the other and n more, so McNemar's p is 2 / 2^n, as for n equal tosses of a coin."""
     found = diff(scored_record("a", 20), scored_record("b", wrong))
     assert found.test is not None
     assert found.test.p_value == pytest.approx(2 * 0.5 ** (wrong - 20)) == pytest.approx(mcnemar(0, wrong - 20))
@@ -72,7 +72,7 @@ def test_scores_of_other_images_are_not_compared():
 
 
 def test_records_without_outcomes_or_score_are_compared_field_by_field():
-    """Of an earlier version, or of a cell that failed."""
+    """Records of earlier versions have no outcomes, and records of failed runs have no score."""
     old = make_record(model="a")
     assert "schema 3" in diff(old, old).verdict
     found = diff(old, make_failure("gone", model="a"))
@@ -81,7 +81,7 @@ def test_records_without_outcomes_or_score_are_compared_field_by_field():
 
 
 def test_every_field_of_a_record_has_a_stage(tmp_path):
-    """As it comes back from its file, in whose lists there may be objects."""
+    """The record is read from its file, because lists in the file can contain objects."""
     record = read_record(write_record(scored_record("a", 20), tmp_path))
     stages = {path: _stage(path) for path, _ in _leaves(_comparable(record))}
     assert {path for path, stage in stages.items() if stage == "record"} == {"status", "error", "schema_version"}
@@ -140,7 +140,7 @@ def test_results_that_only_one_record_has_are_no_difference():
 
 
 def test_scores_on_further_test_sets_have_a_stage_of_their_own():
-    """They are compared by name. A test set of only one record is no difference."""
+    """The scores are compared by name. A test set that only one record has is not a difference."""
     a = scored_record("a", 20, tests=(further_test("one", 0.5), further_test("two", 0.5)))
     b = replace(a, tests=(further_test("three", 0.5), further_test("two", 0.75)))
     (change,) = diff(a, b).changes

@@ -1,4 +1,4 @@
-"""Records of earlier schemas, as they were published, are read as records of the newest."""
+"""Records of earlier schemas, as they were published, are read as records of the newest schema."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ RECORDS = Path(__file__).parents[2] / "results" / "records"
 
 
 def _plain(**changes):
-    """A record as JSON has it."""
+    """Return a record in the types of JSON."""
     return {**json.loads(json.dumps(make_record().to_dict())), **changes}
 
 

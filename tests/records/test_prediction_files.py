@@ -37,7 +37,7 @@ PROTOCOLS = (ONCE, DRAWS, "zero-shot", "knn")
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Settings that write all that a run can write."""
+    """Return settings with which a run writes all of its files."""
     root = tmp_path_factory.mktemp("predictions")
     folder = root / "results/predictions"
     return Settings(results_dir=root / "results", predictions_dir=folder, with_logits=True, save_heads=True)
@@ -50,7 +50,7 @@ def specs():
 
 @pytest.fixture(scope="module")
 def records(specs, settings):
-    """The records of all methods in both modes."""
+    """Run all methods in both modes, and return the records."""
     return {record.spec: record for record in run_grid(specs, settings)}
 
 
@@ -256,7 +256,7 @@ def test_errors_as_a_user_would(records, settings, tmp_path, capsys, protocol):
         assert kind == "data:image/jpeg;base64"
         thumbnail = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"), np.int64)
         image = np.asarray(test[list(test.ids).index(one)][0].convert("L"), np.int64)
-        assert np.abs(thumbnail - image).mean() < 10  # of 255: JPEG
+        assert np.abs(thumbnail - image).mean() < 10  # of 255, because JPEG is lossy
         assert node.get("alt") == one
     assert main(["errors", path, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 20

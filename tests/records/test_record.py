@@ -24,7 +24,7 @@ from probe.records.schema import FAILED, SCHEMA_VERSION
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A record as a run writes it, of the newest schema, in JSON's types."""
+    """Return a record that a run has written, of the newest schema, in the types of JSON."""
     folder = tmp_path_factory.mktemp("made")
     record = probe.run("digits", model="tiny", protocol="clip-paper", solver="fast", device="cpu", results_dir=folder)
     return json.loads(record_path(record, folder).read_text())
@@ -70,7 +70,7 @@ def test_published_records_keep_their_file_names():
 
 
 def test_a_record_of_another_cell_is_never_overwritten(tmp_path):
-    """The other record was put there by a user, or the file system takes two names for one."""
+    """A user put the other record there, or the file system does not distinguish the two names."""
     path = record_path(make_record(model="b"), tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(write_record(make_record(model="a"), tmp_path).read_bytes())
@@ -122,7 +122,7 @@ def test_a_record_without_what_tables_need_is_damaged(tmp_path, caplog, changes)
 
 
 def test_of_two_records_of_a_cell_the_newest_counts_and_both_are_named(tmp_path, caplog):
-    """As when a folder of records was copied into another."""
+    """This occurs if a folder of records was copied into another one."""
     old = write_record(make_record(score=0.4), tmp_path)
     old.rename(old.with_name("a-copy.json"))
     newer = make_record(score=0.6, created="2026-02-01T00:00:00+00:00")
@@ -156,7 +156,7 @@ def test_a_score_that_is_no_fraction_is_damage(tmp_path, caplog):
 
 
 def _changed(fields, path, value):
-    """A copy in which one value, however deep, is another."""
+    """Return a copy with a new value at a path of keys and positions."""
     if not path:
         return value
     if isinstance(fields, list):
@@ -173,7 +173,7 @@ def _paths(value, path=()):
 
 @pytest.mark.slow
 def test_whatever_is_changed_in_a_record_is_found_or_does_no_harm(made, tmp_path):
-    """One bad file must not keep the tables of all others from being written."""
+    """A bad file must not prevent the tables of the other records."""
     path, tried = tmp_path / "changed.json", 0
     for place in _paths(made):
         for value in (None, "x", [], {}, -1, True, [1], {"x": 1}):
@@ -224,7 +224,7 @@ def test_a_record_that_contradicts_itself_is_passed_over(made, tmp_path, caplog,
     ],
 )
 def test_c_is_a_value_that_the_protocol_can_try(changes, value, is_right, tmp_path):
-    """The values of the grid can be of the mean loss, or the ends of a bisection."""
+    """The grid can have penalties of the mean loss, which give C by division, and bisections try values in between."""
     record = make_record()
     rules = replace(record.spec.protocol, grid=(1e-2, 1.0, 100.0), coarse_step=1, **changes)
     record = changed(changed(record, "spec.protocol", rules), "result.num_train", 50)
@@ -285,7 +285,7 @@ def test_no_temporary_file_stays(tmp_path):
 
 @pytest.mark.parametrize("change", [{"score": None}, {"C": "x"}])
 def test_a_value_of_the_wrong_type_is_damage(tmp_path, caplog, change):
-    """One bad record must not keep the tables of all others from being written."""
+    """A bad record must not prevent the tables of the other records."""
     path = write_record(make_record(), tmp_path)
     fields = json.loads(path.read_text())
     path.write_text(json.dumps({**fields, "result": {**fields["result"], **change}}))
@@ -294,7 +294,7 @@ def test_a_value_of_the_wrong_type_is_damage(tmp_path, caplog, change):
 
 
 def test_a_name_that_is_no_text_can_be_written(tmp_path):
-    """File names are bytes; Python shows the odd ones as surrogates, which UTF-8 refuses."""
+    """File names are bytes. Python represents undecodable bytes as surrogates, which UTF-8 cannot encode."""
     write_text(tmp_path / "page.md", "folder:/x/\udcff")
     assert (tmp_path / "page.md").read_text() == "folder:/x/\\udcff"
 

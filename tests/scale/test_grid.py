@@ -154,7 +154,7 @@ NUM_KILLS = 3  # each costs a start of Ray with two workers, half a minute of a 
 
 @pytest.mark.slow
 def test_a_grid_that_is_killed_again_and_again_does_every_run_once(tmp_path):
-    """20 quick runs, killed with all processes of Ray at random moments, then repeated until done."""
+    """20 quick runs are killed with all processes of Ray at random moments, then repeated until done."""
     rng = random.Random(5)
     kill_and_repeat(
         tmp_path,
@@ -168,7 +168,7 @@ def test_a_grid_that_is_killed_again_and_again_does_every_run_once(tmp_path):
 
 
 def test_a_unit_that_kills_its_workers_is_recorded_as_failed(tmp_path, monkeypatch, shared_ray):
-    """The shard has all its attempts; then the fits, which try to extract the features, have theirs."""
+    """First the shard uses all of its attempts, then the fits do, which try to extract the features."""
     for module in ("units", "driver"):
         monkeypatch.setattr(f"probe.scale.{module}.ATTEMPTS", 2)
     specs, settings = _grid(tmp_path, models=("random:ViT-B/32",))

@@ -37,7 +37,7 @@ COLOURS = ("red", "green")
 
 @pytest.fixture(scope="module")
 def two_chunks(tmp_path_factory):
-    """A dataset of 300 images in one subset, which are extracted in two chunks of at most 256 images."""
+    """Return the name of a dataset of 300 images in one subset, which are two chunks of at most 256 images."""
     folder = tmp_path_factory.mktemp("two_chunks")
     for i in range(300):
         write_image(folder / ("red", "green")[i % 2] / f"{i}.png", ((200, 30, 30), (30, 200, 30))[i % 2])
@@ -144,7 +144,7 @@ def test_a_shard_whose_chunks_are_there_is_not_made_again(tmp_path, two_chunks):
 
 @pytest.fixture
 def colours(image_folder):
-    """The name of a dataset with 8 images for training and 6 for testing."""
+    """Return the name of a dataset with 8 images for training and 6 for testing."""
     folder = image_folder({f"{split}/{name}": n for split, n in (("train", 4), ("test", 3)) for name in COLOURS})
     return f"folder:{folder}"
 

@@ -1,4 +1,4 @@
-"""Calibration equals scikit-learn and torchmetrics, and temperatures are those of a direct minimisation."""
+"""Calibration equals scikit-learn and torchmetrics, and temperatures equal the results of a direct minimisation."""
 
 import numpy as np
 import pytest

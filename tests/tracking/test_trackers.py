@@ -327,7 +327,7 @@ def test_trackio_stores_each_record_once(stored):
         assert one["metrics"] == dict(run.metrics)
 
 
-# A run of the user's own goes on after a record is logged; otherwise Trackio raises an error for the last metrics.
+# A run that the user opened continues after a record is logged. Otherwise, Trackio raises an error in `trackio.log`.
 OWN_RUN = """
 import trackio
 from make.records import make_record

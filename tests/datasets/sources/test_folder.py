@@ -40,7 +40,7 @@ def test_without_val_a_part_of_train_is_held_out(image_folder):
 
 
 def test_labels_follow_the_training_classes(image_folder):
-    """A test set without the first class must not shift the others."""
+    """If the test set lacks the first class, the labels of the other classes must not shift."""
     root = image_folder({"train/blue": 4, "train/red": 4, "test/red": 3})
     assert set(open_dataset(f"folder:{root}").split("test").labels.tolist()) == {1}
 
@@ -87,7 +87,7 @@ def test_a_file_that_is_no_image_is_named(image_folder, name):
     ],
 )
 def test_what_does_not_fit_the_layout_is_named(image_folder, path, message):
-    """Nothing that might be an image of the user's is passed over in silence."""
+    """A file that might be an image of the user is never skipped without a message."""
     root = image_folder({"red": 5, "green": 5})
     (root / path).parent.mkdir(exist_ok=True)
     (root / path).touch()
@@ -165,18 +165,18 @@ def test_splits_go_by_all_usual_names(train, val, test, image_folder):
 
 @pytest.mark.parametrize("name", ["val", "validation", "Valid", "dev"])
 def test_training_and_validation_folders_alone_are_train_and_test(name, image_folder, caplog):
-    """The layout of ImageNet: validation images are held out of train, and the log says so."""
+    """In the layout of ImageNet, `val` is the test split, and validation images are held out of `train`."""
     root = image_folder({"train/red": 20, "train/blue": 10, f"{name}/red": 3, f"{name}/blue": 2})
     with caplog.at_level("INFO", "probe"):
         opened = open_dataset(f"folder:{root}")
     assert [len(opened.split(split)) for split in SPLITS] == [27, 3, 5]
     assert opened.split("test").ids[0].startswith(f"{name}/blue/")
-    assert dict(opened.source.subsets)["test"] == (("folder", name),)  # the record has this
+    assert dict(opened.source.subsets)["test"] == (("folder", name),)  # stored in the record
     assert f"folder:{root}: {name!r} is the test split; validation images are held out of 'train'" in caplog.messages
 
 
 def test_classes_may_have_the_names_of_splits(image_folder):
-    """A train is also a vehicle: its folder holds images, as do the other folders of classes."""
+    """`train` can be a class of vehicles: its folder contains images, like the folders of the other classes."""
     root = image_folder({"bus": 5, "car": 5, "train": 5})
     assert open_dataset(f"folder:{root}").split("train").class_names == ["bus", "car", "train"]
 
@@ -194,11 +194,11 @@ def test_a_test_class_that_training_lacks_is_named(image_folder):
 
 
 def _modes():
-    """One picture in the modes that files have; 16 bits clip and an orientation is passed over, as in the reference."""
+    """Return an image in all modes of image files. As in the reference, 16 bits clip and the orientation is ignored."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8))
     rotated = Image.Exif()
-    rotated[0x0112] = 6  # "turn me by a quarter"
+    rotated[0x0112] = 6  # orientation: rotated by 90 degrees
     return {
         "grey.png": (image.convert("L"), {}),
         "palette.png": (image.convert("P"), {}),
@@ -213,7 +213,7 @@ def _modes():
 
 @pytest.mark.parametrize("file", _modes())
 def test_every_mode_becomes_rgb_as_in_the_reference(file, image_folder):
-    """The reference's datasets open a file and say `convert("RGB")`; nothing more happens to it."""
+    """The reference's datasets open a file and call `convert("RGB")`, without any other change."""
     root = image_folder({"train/red": 4, "train/blue": 4, "test/blue": 3})
     (root / "test" / "red").mkdir()
     image, settings = _modes()[file]
@@ -244,7 +244,7 @@ def test_classes_that_differ_in_spaces_or_dots_only_are_named(name, image_folder
 
 @pytest.mark.parametrize("name", ["café", "Ωmega", "việt", "が", "한글", "œ\N{COMBINING ACUTE ACCENT}"])
 def test_two_unicode_forms_of_a_name_are_one_class(name, image_folder, caplog):
-    """Systems write different Unicode forms (macOS, Linux), within one split or in different splits."""
+    """Systems such as macOS and Linux write different Unicode forms. Both can occur in one split or in two splits."""
     written, other = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
     root = image_folder({f"{split}/{folder}": 4 for split in ("train", "test") for folder in ("red", "blue")})
     (root / "train" / "red").rename(root / "train" / other)
@@ -286,7 +286,7 @@ def test_links_to_images_are_images(image_folder):
 
 
 def test_an_image_that_would_fill_the_memory_is_named(image_folder, monkeypatch):
-    """Pillow refuses images above its limit of pixels, which is lowered here; a variable allows them."""
+    """Pillow refuses images above its limit of pixels, which is lowered here. A variable can raise the limit."""
     root = image_folder({"red": 5, "green": 5})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     message = (
@@ -311,7 +311,7 @@ def test_a_limit_of_pixels_that_is_no_number_is_named(value, image_folder, monke
 
 
 def _odd_files():
-    """Return name -> content of files that Pillow reads with a warning, and True if pixels may be wrong."""
+    """Return the content of files, by name, that Pillow reads with a warning, and True if their pixels may be wrong."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     rotated = Image.Exif()
@@ -332,7 +332,7 @@ def _odd_files():
 
 @pytest.mark.parametrize("file", _odd_files())
 def test_no_raw_warning_of_a_reader_reaches_the_user(file, image_folder, caplog, capfd):
-    """Warnings are errors here. Harmless warnings of Pillow are dropped; damage that libtiff finds names the file."""
+    """Harmless warnings of Pillow, which would be errors here, are dropped. The log names a file with damage."""
     content, is_damaged = _odd_files()[file]
     root = image_folder({"red": 5, "green": 5})
     (root / "red" / file).write_bytes(content)
@@ -357,7 +357,7 @@ def test_a_damaged_tiff_has_one_error_and_no_line_of_libtiff(image_folder, capfd
 
 
 def test_a_row_reads_videos_by_their_middle_frame(tmp_path):
-    """As Kinetics: frame n // 2 of n, whatever the header says."""
+    """The row of Kinetics reads frame n // 2 of n frames, and ignores the number of frames in the header."""
     for split in ("train", "val"):
         for k, name in enumerate(("jump", "run")):
             write_video(tmp_path / "kinetics700" / split / name / "a.mp4", num_frames=4 + k, shown=100 * k + 60)
@@ -368,7 +368,7 @@ def test_a_row_reads_videos_by_their_middle_frame(tmp_path):
     opened = open_dataset(spec, data_dir=tmp_path, allow_partial=True)
     assert opened.incomplete == {"train": 494_801, "test": 31_669}
     for image, label in opened.split("test"):
-        assert np.asarray(image).mean() == pytest.approx(100 * label + 60, abs=4)  # of a lossy codec
+        assert np.asarray(image).mean() == pytest.approx(100 * label + 60, abs=4)  # the codec is lossy
 
 
 def test_a_video_that_is_none_is_named(tmp_path):
@@ -379,7 +379,7 @@ def test_a_video_that_is_none_is_named(tmp_path):
 
 
 def write_video(path, *, num_frames, shown):
-    """Black frames, with a grey one in the middle."""
+    """Write a video of black frames with a grey frame in the middle."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)

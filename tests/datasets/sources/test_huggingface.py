@@ -1,4 +1,4 @@
-"""Datasets of Hugging Face's library, from folders it wrote and from a hub of ours, against what it reads itself."""
+"""Datasets in the formats of Hugging Face's library, from folders and a local hub, compared with the library itself."""
 
 import errno
 import functools
@@ -43,12 +43,12 @@ def encode(image, kind="PNG", **settings):
 
 
 def picture(i):
-    """The picture of a row: its class is its colour, its width its position."""
+    """Return the image of a row. Its colour shows the class, and its width shows the position."""
     return encode(Image.new("RGB", (8 + i, 5), COLOURS[i % 3]))
 
 
 def rows(n, *, label="label", feature=None, labels=None, image="image", pictures=None):
-    """Rows as most datasets of the hub have them: images as bytes, labels by name."""
+    """Return rows as in most datasets of the hub: images as bytes, and labels with the names of classes."""
     if feature is labels is pictures is None:
         return _plain_rows(n, label, image)
     return _make_rows(n, label, feature, labels, image, pictures)
@@ -74,7 +74,7 @@ def splits(*names, **settings):
 
 
 def write_parquet(folder, dataset, prefix="data/"):
-    """Files as `push_to_hub` names them."""
+    """Write Parquet files with the names that `push_to_hub` gives them, and return the folder."""
     for split, subset in dataset.items():
         path = folder / f"{prefix}{split}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,13 +85,13 @@ def write_parquet(folder, dataset, prefix="data/"):
 
 @pytest.fixture
 def cache(tmp_path):
-    """Where the hub's client keeps files."""
+    """Return the cache folder of the hub's client."""
     return tmp_path / "hf_home" / "hub"
 
 
 @pytest.fixture(autouse=True)
 def _home(cache, monkeypatch):
-    """The caches of Hugging Face's libraries, which read the environment when they are imported."""
+    """Set the cache folders of Hugging Face's libraries, which read the environment only when they are imported."""
     home = cache.parent
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
@@ -117,7 +117,7 @@ def folder(tmp_path):
 
 
 def check(opened, subsets=("train", "test")):
-    """Every image of every subset is the one that was written, and has its label."""
+    """Check that every image of every subset is the one that was written, and has its label."""
     assert tuple(opened.subsets) == subsets
     for subset, images in opened.subsets.items():
         assert len(images) == SIZES[{"val": "validation", "all": "train"}.get(subset, subset)]
@@ -157,7 +157,7 @@ def test_a_folder_of_the_library_is_opened_without_a_network(save, folder):
 
 @pytest.mark.usefixtures("_no_network")
 def test_a_folder_of_images_has_its_folders_as_classes(folder):
-    """As the library's imagefolder has them: in alphabetical order, image by image."""
+    """Classes, labels and images equal the library's `imagefolder`, which has classes in alphabetical order."""
     _save_images(folder)
     opened = open_dataset(f"hf:{folder}", offline=True)
     theirs = datasets.load_dataset(str(folder), split="train")
@@ -192,7 +192,7 @@ def test_a_validation_split_of_a_path_goes_by_many_names(name, folder):
 
 
 def test_every_way_to_say_a_path_is_one_dataset(folder, monkeypatch):
-    """A record is kept under the name, which must not depend on the folder one is in."""
+    """A record is stored under the name of the dataset, which must not depend on the current folder."""
     _save_arrow(folder)
     monkeypatch.chdir(folder)
     assert get_dataset("hf:.?label=label") == get_dataset(f"hf:{folder}/train/..?label=label")
@@ -207,7 +207,7 @@ def test_options_name_the_splits_of_a_path(folder):
 
 
 def test_a_configuration_of_a_card_is_chosen(folder):
-    """Its types of columns are the card's, here with other names of classes than the files'."""
+    """The types of columns come from the card, which here has different names of classes than the files."""
     _write_configs(folder)
     check(open_dataset(f"hf:{folder}?config=second", offline=True))
 
@@ -249,12 +249,12 @@ def test_a_path_with_training_and_validation_alone_is_tested_on_the_latter(optio
     with caplog.at_level("INFO", "probe"):
         opened = open_dataset(f"hf:{folder}{options}")
     assert {subset: len(images) for subset, images in opened.subsets.items()} == {"train": 12, "test": 3}
-    assert dict(opened.source.subsets)["test"] == (("split", "validation"),)  # which the record has
+    assert dict(opened.source.subsets)["test"] == (("split", "validation"),)  # stored in the record
     assert any("'validation' is the test split; validation images are held out" in text for text in caplog.messages)
 
 
 def test_a_validation_split_that_is_named_for_testing_is_not_for_validation(folder, caplog):
-    """The form of the README. The split called test is then not used, with a warning."""
+    """The README shows this form. The split called test is then not used, and a warning says so."""
     splits("train", "validation", "test").save_to_disk(folder)
     opened = open_dataset(f"hf:{folder}?test=validation")
     assert {subset: len(images) for subset, images in opened.subsets.items()} == {"train": 12, "test": 3}
@@ -297,7 +297,7 @@ def _save_tree(root, *folders, names=CLASSES, n=2):
     ],
 )
 def test_splits_of_an_image_folder_go_by_all_usual_names(train, test, folder):
-    """`datasets` would merge the first of these into one split, which would then be divided."""
+    """`datasets` would merge the first pair of folders into one split, which would then be divided."""
     _save_tree(folder, train, test)
     opened = open_dataset(f"hf:{folder}")
     folders = open_dataset(f"folder:{folder / train}/..")
@@ -356,7 +356,7 @@ def test_an_image_folder_that_does_not_say_what_is_what_is_refused(folders, extr
 
 @pytest.mark.parametrize("extra", ["logo.png", "assets/logo.png"])
 def test_pictures_beside_the_folders_of_splits_are_in_none(extra, folder):
-    """Repositories of the hub have such images for their card; these images have no class."""
+    """Repositories of the hub contain such images for their card. These images have no class."""
     _save_tree(folder, "train", "test")
     (folder / extra).parent.mkdir(exist_ok=True)
     (folder / extra).write_bytes(picture(0))
@@ -466,11 +466,11 @@ def test_an_empty_folder_is_named(folder):
 
 
 def _stored(kind):
-    """Pictures that decoders are known to treat in several ways."""
+    """Return an image file that decoders are known to treat in different ways."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8))
     rotated = Image.Exif()
-    rotated[0x0112] = 6  # "turn me by a quarter"
+    rotated[0x0112] = 6  # orientation: rotated by 90 degrees
     return {
         "rotated": lambda: encode(image, "JPEG", exif=rotated),
         "palette": lambda: encode(image.convert("P")),
@@ -482,7 +482,7 @@ def _stored(kind):
 
 @pytest.mark.parametrize("kind", ["rotated", "palette", "16 bits", "alpha", "cmyk"])
 def test_an_image_is_what_a_file_of_it_is_to_torchvision(kind, folder, tmp_path):
-    """The reference opens files with Pillow and says `convert("RGB")`; so does torchvision's ImageFolder."""
+    """The reference opens files with Pillow and calls `convert("RGB")`, as torchvision's ImageFolder does."""
     content = _stored(kind)
     rows(12, pictures=[content, *map(picture, range(1, 12))]).save_to_disk(folder)
     file = tmp_path / "images" / "class" / ("a.jpg" if content.startswith(b"\xff\xd8") else "a.png")
@@ -495,7 +495,7 @@ def test_an_image_is_what_a_file_of_it_is_to_torchvision(kind, folder, tmp_path)
 
 
 def test_the_library_itself_would_turn_images(folder):
-    """Why its decoding is not used; should it stop, this module can be shorter."""
+    """The library applies the orientation, so its decoding is not used. Without this, our module could be shorter."""
     rows(1, pictures=[_stored("rotated")]).save_to_disk(folder)
     assert datasets.load_from_disk(str(folder))[0]["image"].size == (9, 7)
 
@@ -529,7 +529,7 @@ def test_an_image_that_is_not_there_is_named_and_not_fetched(path, folder, tmp_p
     table = pyarrow.table({"image": cells, "label": [0, 1, 2] * 4})
     pyarrow.parquet.write_table(table, folder / "train.parquet")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.png").write_bytes(picture(4))  # which nobody meant
+    (tmp_path / "a.png").write_bytes(picture(4))  # has the path of the table, but must not be read
     images = open_dataset(f"hf:{folder}", offline=True).subsets["all"]
     with pytest.raises(
         DatasetError, match=r"image 4 \(all/4\) cannot be read \(it (is empty|has no bytes, only the path)"
@@ -538,7 +538,7 @@ def test_an_image_that_is_not_there_is_named_and_not_fetched(path, folder, tmp_p
 
 
 def test_bytes_need_no_type_that_says_image(folder):
-    """As in Parquet files that other libraries wrote."""
+    """Parquet files of other libraries have structs of bytes and path, without the library's type for images."""
     table = Dataset.from_dict(
         {"image": [{"bytes": picture(i), "path": f"{i}.png"} for i in range(12)], "label": [i % 3 for i in range(12)]}
     )
@@ -568,7 +568,7 @@ def test_worker_processes_read_the_same_images(start, save, folder):
 
 
 def test_images_stay_on_the_disk(folder):
-    """What is handed to worker processes, and kept, does not grow with the images."""
+    """The pickle that worker processes receive does not grow with the images."""
     large = encode(Image.effect_noise((300, 300), 90))
     write_parquet(folder, {"train": rows(30, pictures=[large] * 30)})
     images = open_dataset(f"hf:{folder}", offline=True).subsets["all"]
@@ -628,7 +628,7 @@ TABLE = [[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]] * 3
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float32"])
 @pytest.mark.parametrize("length", [-1, 3])
 def test_lists_of_0_and_1_say_which_classes_an_image_shows(dtype, length, folder, caplog):
-    """Lists of 0 and 1 were taken for class numbers."""
+    """In earlier versions, such lists were read as class numbers."""
     with caplog.at_level("INFO", "probe"):
         images = _open_labels(
             folder,
@@ -641,7 +641,7 @@ def test_lists_of_0_and_1_say_which_classes_an_image_shows(dtype, length, folder
 
 
 def test_pairs_of_0_and_1_are_one_hot_and_no_pairs_of_classes(folder):
-    """[0, 1] stands for the second of two classes. As class numbers, it would show both classes on each image."""
+    """[0, 1] means the second of two classes. Read as class numbers, it would mean that an image shows both classes."""
     one_hot = [[0, 1], [1, 0], [1, 0]] * 4
     images = _open_labels(folder, one_hot, datasets.Sequence(Value("int64")))
     assert images.labels.tolist() == [1, 0, 0] * 4
@@ -660,7 +660,7 @@ def test_lists_of_one_class_each_need_no_metric_for_several(folder):
 
 
 def test_one_hot_lists_are_read_alike_in_all_splits(folder):
-    """The rows of the test split alone, [1, 1], are ambiguous; the rows of train have three values."""
+    """The lists of the training split also decide how the lists of the test split are read."""
     feature = datasets.Sequence(Value("int64"))
     DatasetDict(
         train=rows(12, labels=TABLE, feature=feature), test=rows(3, labels=[[1, 1, 0]] * 3, feature=feature)
@@ -726,7 +726,7 @@ def test_two_unicode_forms_of_a_label_are_one_class(folder, caplog):
 
 
 def test_two_unicode_forms_of_a_typed_label_are_one_class(folder):
-    """The library finds two Unicode forms in folders and makes two classes of them."""
+    """The library makes two classes of two Unicode forms of a folder's name."""
     for split, form in (("train", CAFE[1]), ("test", CAFE[0])):
         _save_tree(folder, split, names=CLASSES)
         (folder / split / "green").rename(folder / split / form)
@@ -762,7 +762,7 @@ def test_a_label_that_is_written_otherwise_than_in_training_is_named(folder):
 
 
 def test_a_class_folder_that_is_written_otherwise_than_in_training_is_named(folder):
-    """The type of the column has the classes of all splits, so it does not tell that training lacks one."""
+    """The type of the column has the classes of all splits, so it does not show that training lacks one of them."""
     for split, names in (("train", ("cat", "dog")), ("test", ("Cat", "dog"))):
         for name in names:
             write_image(folder / split / name / "0.png", (0, 0, 0))
@@ -790,7 +790,7 @@ def test_a_label_that_training_lacks_is_named(folder):
 
 
 def test_classes_in_another_order_than_in_training_are_refused(folder):
-    """Index 0 would be another class in each subset."""
+    """Otherwise, label 0 would mean a different class in each subset."""
     whole = splits("train", "test")
     whole["test"] = rows(6, feature=ClassLabel(names=CLASSES[::-1]))
     for name, subset in whole.items():
@@ -856,7 +856,7 @@ def test_a_column_of_labels_is_found_by_its_name(folder):
 
 
 def _write_configs(folder):
-    """Two configurations, of which the second's columns are described in the card."""
+    """Write two configurations. The card describes the columns of the second one only."""
     write_parquet(folder, splits("train", "test", feature=ClassLabel(names=["a", "b", "c"])), prefix="first/")
     write_parquet(folder, splits("train", "test", feature=ClassLabel(names=["x", "y", "z"])), prefix="second/")
     names = "".join(f"          '{i}': {name}\n" for i, name in enumerate(CLASSES))
@@ -879,7 +879,7 @@ def repositories(tmp_path):
 
 @pytest.fixture
 def hub(repositories, monkeypatch):
-    """A hub of ours, with its repositories in a folder."""
+    """Start a local hub that serves a folder of repositories, and point the client to it."""
     repositories.mkdir()
     with serve(repositories, gated=frozenset({"org/gated"})) as running:
         _point_to(running.endpoint, monkeypatch)
@@ -906,7 +906,7 @@ def test_a_repository_is_fetched_once_and_then_needs_no_network(hub, repositorie
 
 
 def test_nothing_is_printed(hub, repositories, capfd):
-    """Results go to stdout, and progress bars to a terminal."""
+    """Stdout is for results, and progress bars are shown only on a terminal."""
     write_parquet(repositories / "org" / "small", splits("train", "test"))
     datasets.enable_progress_bars()
     capfd.readouterr()
@@ -945,7 +945,7 @@ def _card(splits, *, folder="data", sizes=None):
 
 
 def _nine_splits():
-    """Like tanganke/stanford_cars: two splits and seven damaged copies of one of them."""
+    """Return nine splits, as tanganke/stanford_cars has them: two splits, and seven damaged copies of one of them."""
     damaged = ("contrast", "gaussian_noise", "impulse_noise", "jpeg_compression", "motion_blur", "pixelate", "spatter")
     return DatasetDict({**splits("train", "test"), **{name: rows(6) for name in damaged}})
 
@@ -974,7 +974,7 @@ def test_only_the_splits_that_are_asked_for_are_fetched(sizes, hub, repositories
 
 @pytest.mark.parametrize("suffix", ["", "-5eab84e1c6a2fc27"])
 def test_only_the_splits_that_are_asked_for_are_fetched_without_a_card(suffix, hub, repositories):
-    """Older repositories have no `configs` in their card, and a digest in the names of files."""
+    """Older repositories have no `configs` in their card, and can have a digest in the names of files."""
     folder = write_parquet(repositories / "org" / "nine", _nine_splits())
     for path in [*(folder / "data").iterdir()]:
         path.rename(path.with_name(f"{path.stem}{suffix}.parquet"))
@@ -1019,7 +1019,7 @@ def test_a_split_of_a_conversion_that_is_spelled_otherwise_is_fetched_alone(hub,
 
 
 def test_only_images_of_the_splits_that_are_asked_for_are_fetched(hub, repositories):
-    """Images in other folders, and files next to the images that nothing reads, are not fetched."""
+    """Images in other folders are not downloaded, nor are files that are not images."""
     folder = repositories / "org" / "images"
     _save_tree(folder, "Training", "Testing", "extra")
     for name in ("all.zip", "Training/model.safetensors", "Training/red/notes.txt"):
@@ -1033,7 +1033,7 @@ def test_only_images_of_the_splits_that_are_asked_for_are_fetched(hub, repositor
 
 @pytest.mark.slow
 def test_a_card_that_names_a_folder_alone_is_left_to_the_library(hub, repositories):
-    """The splits of the other configuration are in the same repository."""
+    """Only the chosen configuration is read, although the splits of both are in one repository."""
     folder = repositories / "org" / "two"
     for config, order in (("first", [0, 1]), ("second", [1, 2])):
         for split, n in SIZES.items():
@@ -1070,7 +1070,7 @@ def test_a_split_that_the_hub_converted_in_part_is_found(hub, repositories):
 
 @pytest.mark.parametrize(("prefix", "extra"), [("data/", "extra.parquet"), ("", None)])
 def test_other_names_of_files_are_left_to_the_library(prefix, extra, hub, repositories):
-    """Names say the split of a file only if they do so for all files."""
+    """Splits are taken from the names of files only if the names of all files contain a split."""
     folder = write_parquet(repositories / "org" / "mixed", splits("train", "test"), prefix=prefix)
     if extra:
         rows(6).to_parquet(folder / extra)
@@ -1113,7 +1113,7 @@ def test_configurations_are_listed(options, message, hub, repositories):
 
 
 def test_a_card_that_says_other_sizes_is_named(hub, repositories):
-    """Part of the files might have been left out."""
+    """If the card states a different number of rows, a part of the files may be missing."""
     _write_configs(repositories / "org" / "two")
     few = rows(5, feature=ClassLabel(names=["x", "y", "z"]))
     few.to_parquet(repositories / "org" / "two" / "second" / "test-00000-of-00001.parquet")
@@ -1132,7 +1132,7 @@ def test_a_card_that_names_files_elsewhere_is_refused(path, hub, repositories):
 
 
 def test_a_card_of_a_path_that_names_an_address_is_refused(folder):
-    """Nothing is fetched that --offline forbids."""
+    """With --offline, nothing must be downloaded."""
     write_parquet(folder, splits("train", "test"))
     (folder / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_files: https://example.org/a\n---\n")
     with pytest.raises(DatasetError, match=r"names files outside of the repository, 'https://example\.org/a'"):
@@ -1140,7 +1140,7 @@ def test_a_card_of_a_path_that_names_an_address_is_refused(folder):
 
 
 def test_folders_of_a_pattern_may_be_none(hub, repositories):
-    """`data/**/x` is also `data/x` to the library."""
+    """For the library, the pattern `data/**/x` also matches `data/x`."""
     folder = write_parquet(repositories / "org" / "small", splits("train", "test"))
     files = "".join(f"  - split: {split}\n    path: data/**/{split}-*\n" for split in ("train", "test"))
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
@@ -1163,7 +1163,7 @@ def test_a_script_is_not_run(hub, repositories, tmp_path):
 
 @pytest.fixture
 def converted(repositories):
-    """A repository with a script, and the hub's conversion of it: a folder for each configuration."""
+    """Write a repository with a script, and the hub's conversion of it, which has a folder for each configuration."""
     (repositories / "org" / "script").mkdir(parents=True)
     folder = repositories / "org" / "script@refs--convert--parquet"
     for config, feature in (("default", None), ("other", ClassLabel(names=["a", "b", "c"]))):
@@ -1207,7 +1207,7 @@ def test_splits_of_a_repository_go_by_all_usual_names(hub, repositories):
 
 
 def test_the_types_of_columns_are_those_of_the_card(hub, repositories):
-    """The card has no configurations, so splits are found by names. The file has only numbers."""
+    """The card has no configurations, so splits are found by the names of files. Labels in the files are numbers."""
     import yaml
 
     for split, n in (("Training", 12), ("Testing", 6)):
@@ -1295,7 +1295,7 @@ def test_a_repository_that_may_not_be_read_says_to_log_in(denial, message, repos
 
 
 def test_no_network_is_named(hub, monkeypatch):
-    _point_to("http://127.0.0.1:9", monkeypatch)  # the port `discard`, where nobody answers
+    _point_to("http://127.0.0.1:9", monkeypatch)  # no server listens on this port, `discard`
     with pytest.raises(
         DatasetMissingError, match=r"http://127\.0\.0\.1:9/datasets/org/small is not cached .*the download failed"
     ):
@@ -1304,7 +1304,7 @@ def test_no_network_is_named(hub, monkeypatch):
 
 @pytest.mark.parametrize("list_is_kept", [True, False])
 def test_a_fetch_that_was_interrupted_goes_on(list_is_kept, hub, repositories, cache, monkeypatch):
-    """With the client's list of files, and without."""
+    """This works with and without the client's list of the files in a repository."""
     folder = write_parquet(repositories / "org" / "small", splits("train", "test"))
     rows(6).to_parquet(folder / "data" / "train-00000-of-00002.parquet")
     rows(12).select(range(6, 12)).to_parquet(folder / "data" / "train-00001-of-00002.parquet")
@@ -1319,7 +1319,7 @@ def test_a_fetch_that_was_interrupted_goes_on(list_is_kept, hub, repositories, c
 
 
 def test_what_other_libraries_have_fetched_is_used(hub, repositories, cache, monkeypatch):
-    """They leave no list of a repository's files; that the files are all there shows in their names."""
+    """Other libraries leave no list of the files in a repository. The names of the files show that none is missing."""
     write_parquet(repositories / "org" / "small", splits("train", "test"))
     check(open_dataset("hf:org/small"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(copy_without_lists(cache)))
@@ -1339,7 +1339,7 @@ def test_a_split_that_was_never_fetched_is_missing_not_wrong(hub, repositories, 
 
 
 def test_a_download_that_differs_from_what_was_published_is_not_kept(hub, repositories, cache):
-    """A file that is half from one download and half from another has the right size."""
+    """The size does not show such damage: a file made of the halves of two downloads has the right size."""
     folder = write_parquet(repositories / "org" / "small", splits("train", "test"))
     check(open_dataset("hf:org/small"))
     snapshot = snapshot_of(cache, "org/small", folder)
@@ -1437,7 +1437,7 @@ CHECKED = ("fer2013", "fgvc_aircraft", "kitti", "clevr_counts", "imagenet", "sun
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "location"), [found for found in HUB_SOURCES if found[0] in CHECKED])
 def test_a_copy_of_another_size_is_refused(name, location, hub, repositories):
-    """The message has both numbers, and says which files to put by hand instead."""
+    """The message has both numbers, and says which files the user can put in place instead."""
     spec = _row(name, location)
     _serve_row(repositories, spec)
     full = replace(spec, subsets=get_dataset(name).subsets, sources=(get_dataset(name).sources[0], *spec.sources))
@@ -1462,7 +1462,7 @@ def test_a_copy_with_the_classes_in_another_order_is_refused(hub, repositories):
 
 
 def test_kmnist_does_not_wait_for_its_host(hub, repositories, tmp_path, monkeypatch):
-    """The only address that torchvision knows does not answer."""
+    """The only server that torchvision knows does not answer, so torchvision must not be used to download."""
 
     def fail(*_, **__):
         raise AssertionError("torchvision was asked to download")
@@ -1475,7 +1475,7 @@ def test_kmnist_does_not_wait_for_its_host(hub, repositories, tmp_path, monkeypa
 
 
 def test_imagenet_says_to_accept_the_terms_and_to_log_in(repositories, tmp_path, monkeypatch):
-    """Both repositories of ImageNet are gated, and show their cards to everybody."""
+    """Both repositories of ImageNet are gated, but their cards are public."""
     gated = Denial(401, {"X-Error-Code": "GatedRepo"}, files_only=True)
     write_parquet(repositories / "ILSVRC" / "imagenet-1k", splits("train", "validation", "test"))
     shard = repositories / "timm" / "imagenet-1k-wds" / "imagenet1k-train-0000.tar"
@@ -1508,7 +1508,7 @@ def test_a_row_of_other_sizes_is_refused(hub, repositories):
 
 
 def test_parquet_files_whose_classes_are_in_another_order_are_refused(folder):
-    """`datasets` would give the labels of the second file the names of the first."""
+    """`datasets` would read the labels of the second file with the class names of the first file."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, names in (("train", ["a", "b", "c"]), ("test", ["a", "c", "b"])):
         rows(12, labels=[0, 1, 2] * 4, feature=ClassLabel(names=names)).to_parquet(folder / f"{split}.parquet")
@@ -1519,7 +1519,7 @@ def test_parquet_files_whose_classes_are_in_another_order_are_refused(folder):
 
 
 def test_a_damaged_image_in_bytes_has_a_message_that_stays_the_same(folder):
-    """No address in memory is in it, as it goes into records."""
+    """Records contain the message, so there must be no memory address in it."""
     rows(12, pictures=[b"no image", *map(picture, range(11))]).save_to_disk(folder)
     with pytest.raises(DatasetError, match=r"image 0 \(all/0\) cannot be read \(cannot identify image file it\)"):
         open_dataset(f"hf:{folder}", offline=True)

@@ -19,7 +19,7 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
 @pytest.fixture
 def make(tmp_path):
-    """Write images and the table that lists them. The width of an image is its number plus 8."""
+    """Return a function that writes images and the table that lists them. Image i has the width i + 8."""
 
     def write(n=12, *, file="list.csv", sep=",", folder="images", start=0, **columns):
         names = [f"{folder}/{i:02}.png" for i in range(start, start + n)]
@@ -37,7 +37,7 @@ def make(tmp_path):
 
 
 def check(images, labels, class_names=CLASSES):
-    """Labels are as given, and each line has its own image."""
+    """Check that labels are as given, and that each line has its own image."""
     assert (images.labels.tolist(), images.labels.dtype, images.class_names) == (labels, np.int64, class_names)
     for i in range(len(images)):
         image, label = images[i]
@@ -96,7 +96,7 @@ def test_a_folder_has_a_file_for_each_split(make, tmp_path):
 
 
 def test_an_image_in_two_parts_is_named(make, tmp_path):
-    """One in the files of two splits, or written in two ways in one file."""
+    """The image is in the files of two splits, or has two spellings of its path in one file."""
     make(9, file="train.csv")
     make(3, file="val.csv", start=20)
     make(3, file="test.csv", start=8)

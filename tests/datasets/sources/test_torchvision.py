@@ -1,4 +1,4 @@
-"""Every row with a torchvision class opens a miniature of its true layout on disk, and says what is wrong with one."""
+"""Every row with a torchvision class opens a miniature of its true layout on disk, and names what is wrong in it."""
 
 import shutil
 from dataclasses import replace
@@ -13,12 +13,12 @@ from probe.errors import DatasetError, DatasetMissingError
 from probe.specs import Subset
 
 NAMES = sorted(layouts.WRITERS)
-IN_FILES = [name for name in NAMES if name not in ("svhn", "emnist")]  # whose images are files of their own
+IN_FILES = [name for name in NAMES if name not in ("svhn", "emnist")]  # every image is a file
 
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """Write a miniature; its row with the sizes of the miniature, and all else as in the catalogue."""
+    """Return a function that writes a miniature, and returns the catalogue's row with the sizes of the miniature."""
 
     def make(name):
         layouts.WRITERS[name](tmp_path, monkeypatch)
@@ -64,7 +64,7 @@ def test_a_wrong_number_of_images_is_named(name, small, tmp_path):
 @pytest.mark.parametrize("name", IN_FILES)
 @pytest.mark.parametrize("content", [b"", b"no image"])
 def test_a_damaged_image_is_named(name, content, small, tmp_path):
-    """The first or the last on opening, any other when it is read."""
+    """The first and the last image are read on opening."""
     spec = small(name)
     for path in [path for path in tmp_path.rglob("*") if path.suffix in (".jpg", ".png")]:
         path.write_bytes(content)
@@ -74,7 +74,7 @@ def test_a_damaged_image_is_named(name, content, small, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(set(IN_FILES) - {"country211", "rendered_sst2"}))
 def test_an_image_that_is_listed_and_gone_is_named(name, small, tmp_path):
-    """The other two hold what is in their folders; there the number of images tells."""
+    """The two datasets that are left out list their folders, so only the number of images shows that one is gone."""
     spec = small(name)
     for path in [path for path in tmp_path.rglob("*.jpg") if "3" in path.stem or "4" in path.stem]:
         path.unlink()
@@ -83,7 +83,7 @@ def test_an_image_that_is_listed_and_gone_is_named(name, small, tmp_path):
 
 
 def test_a_class_that_downloads_nothing_any_more_is_not_asked_to(tmp_path):
-    """The makers' address of Stanford Cars is gone; its other sources are repositories of the hub."""
+    """The makers' address of Stanford Cars is gone. Its other sources are repositories of the hub."""
     spec = get_dataset("stanford_cars")
     with pytest.raises(DatasetMissingError, match="probe cannot download it; put a folder stanford_cars"):
         open_dataset(replace(spec, sources=spec.sources[:1]), data_dir=tmp_path)
@@ -98,7 +98,7 @@ def test_a_folder_that_is_half_there_is_named(small, tmp_path):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "emnist"])
 def test_files_with_a_dot_in_their_names_are_named(name, tmp_path, monkeypatch, caplog):
-    """Kaggle and others name a file of MNIST train-images.idx3-ubyte."""
+    """Some copies, such as Kaggle's, have the name train-images.idx3-ubyte instead of train-images-idx3-ubyte."""
     spec = get_dataset(name)
     spec = replace(spec, sources=(replace(spec.sources[0], can_download=True),))
     for path in spec.sources[0].paths:

@@ -1,4 +1,4 @@
-"""Shards that the library webdataset wrote, against what it reads of them itself; and all that can be wrong."""
+"""WebDataset shards, compared with what the library webdataset writes and reads, and errors for damaged shards."""
 
 import io
 import os
@@ -31,7 +31,7 @@ COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
 
 
 def picture(i, kind="PNG"):
-    """The picture of a sample: its class is its colour, its width its number."""
+    """Return the image of a sample. Its colour shows the class, and its width shows the number."""
     buffer = io.BytesIO()
     Image.new("RGB", (8 + i, 5), COLOURS[i % 3]).save(buffer, kind)
     return buffer.getvalue()
@@ -42,7 +42,7 @@ def sample(i, **fields):
 
 
 def write_shards(folder, n=12, *, per_shard=5, pattern="%d.tar", samples=None):
-    """Shards as the library writes them; the number of shards."""
+    """Write shards with the library, and return the number of shards."""
     folder.mkdir(parents=True, exist_ok=True)
     with webdataset.ShardWriter(str(folder / pattern), maxcount=per_shard, verbose=0) as writer:
         for i in range(n):
@@ -51,7 +51,7 @@ def write_shards(folder, n=12, *, per_shard=5, pattern="%d.tar", samples=None):
 
 
 def write_collection(folder):
-    """The layout of clip-benchmark/wds_*."""
+    """Write shards in the layout of clip-benchmark/wds_*, and return the folder."""
     for split, n in (("train", 12), ("test", 6)):
         number = write_shards(folder / split, n)
         (folder / split / "nshards.txt").write_text(str(number))
@@ -60,7 +60,7 @@ def write_collection(folder):
 
 
 def check(opened, subsets=("train", "test"), *, class_names=CLASSES):
-    """Every image of every subset is the one that was written, and has its label."""
+    """Check that every image of every subset is the one that was written, and has its label."""
     assert tuple(opened.subsets) == subsets
     for subset, images in opened.subsets.items():
         assert len(images) == {"train": 12, "all": 12, "val": 6, "test": 6}[subset]
@@ -87,7 +87,7 @@ def test_the_layout_of_the_collection_is_opened(folder):
 
 
 def test_samples_are_those_that_the_library_reads(folder):
-    """Keys, labels and bytes, in its order."""
+    """Keys, labels and bytes are equal, and in the same order."""
     write_collection(folder)
     with ExitStack() as stack:
         files = [stack.enter_context((folder / "train" / f"{i}.tar").open("rb")) for i in range(3)]
@@ -101,7 +101,7 @@ def test_samples_are_those_that_the_library_reads(folder):
 
 
 def test_shards_go_by_their_numbers(folder):
-    """11.tar comes after 2.tar, so that the order is that of who wrote them."""
+    """11.tar comes after 2.tar, so samples are in the order in which they were written."""
     write_shards(folder, 12, per_shard=1)
     check(open_dataset(f"wds:{folder}", offline=True), ("all",), class_names=["0", "1", "2"])
 
@@ -256,7 +256,7 @@ def test_folders_whose_names_say_nothing_are_asked_for(folder):
 
 
 def test_series_of_shards_are_not_mixed(folder):
-    """A training and a test set side by side would become one."""
+    """Otherwise, a training and a test set in one folder would become one set."""
     for name in ("train", "val"):
         write_shards(folder, pattern=f"imagenet-{name}-%06d.tar")
     with pytest.raises(
@@ -277,7 +277,7 @@ def test_labels_may_be_in_json(folder):
 
 
 def _write_tar(path, members):
-    """A tar file of names and contents, or of entries of any kind."""
+    """Write a tar file from names and contents, or from entries of any kind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, content in members:
@@ -287,7 +287,7 @@ def _write_tar(path, members):
 
 
 def _members(n=12, **changes):
-    """The files of samples; `changes` are other contents, by name with `_` for the dot."""
+    """Return the files of n samples. `changes` are new contents by name, with `_` for the dot; None removes a file."""
     members = {f"s{i}.{ending}": content for i in range(n) for ending, content in
                (("png", picture(i)), ("cls", b"%d" % (i % 3)))}  # fmt: skip
     for name, content in changes.items():
@@ -329,7 +329,7 @@ def test_a_sample_that_is_not_whole_is_named(changes, message, folder):
 
 
 def test_samples_with_dots_in_their_names_are_told_apart_from_missing_images(folder):
-    """The library webdataset takes 5,000 samples for one. The message gives the reason, not all names."""
+    """The library webdataset would read all 500 samples as one. The message gives the reason, but not all names."""
     members = [(f"img_v1.0_{i:06}.{end}", b"0") for i in range(500) for end in ("png", "cls")]
     with pytest.raises(DatasetError) as caught:
         _open(folder, members)
@@ -353,7 +353,7 @@ def test_the_same_name_in_two_shards_is_two_samples(folder):
 
 
 def test_other_files_of_a_sample_are_passed_over(folder):
-    """Also what the library passes over: files whose names do not say of which sample they are."""
+    """Captions and masks are skipped. As in the library, so are files whose names do not belong to a sample."""
     members = [*_members(), ("s4.txt", b"a caption"), ("s4.seg.png", picture(1)), ("README", b"x"), (".hidden", b"x")]
     check(_open(folder, members), ("all",), class_names=["0", "1", "2"])
 
@@ -427,7 +427,7 @@ def _write_multilabel(folder, labels, dtype="float32"):
 
 @pytest.mark.parametrize("dtype", ["float32", "int64", "uint8", "bool"])
 def test_several_labels_as_clip_benchmark_writes_them(dtype, folder):
-    """The labels equal those of CLIP_benchmark's reader, webdataset's decoder."""
+    """The labels equal the labels that CLIP_benchmark reads with webdataset's decoder."""
     _write_multilabel(folder, TABLE, dtype)
     opened = open_dataset(f"wds:{folder}", offline=True)
     assert opened.spec.metric == "voc2007_11pt_map"
@@ -499,7 +499,7 @@ def test_names_of_classes_are_in_composed_form(folder):
 
 
 def test_a_gap_among_shards_is_refused(folder):
-    """Where nothing says how many there are; what is meant can be named."""
+    """If nothing states the number of shards, a gap is an error. The user can name the shards to use."""
     write_shards(folder, per_shard=3)
     (folder / "2.tar").unlink()
     with pytest.raises(DatasetError, match="has shards up to number 3, but not 2; get it, or name the shards to use"):
@@ -535,7 +535,7 @@ def test_a_shard_of_a_pattern_that_is_not_there_is_named(folder):
 
 @pytest.mark.parametrize("kept", ["half", "to a header", "to the end of a member", "first byte", "nothing"])
 def test_a_shard_that_is_cut_short_is_named(kept, folder):
-    """Python's own reader takes what is cut at the border of two files for whole."""
+    """Python's tarfile takes a shard that was cut between two files for complete."""
     write_shards(folder, per_shard=12)
     path = folder / "0.tar"
     with tarfile.open(path) as tar:
@@ -555,7 +555,7 @@ def test_a_shard_that_is_cut_short_is_named(kept, folder):
 
 @pytest.mark.parametrize("what", ["a header", "behind the end", "all"])
 def test_a_damaged_shard_is_named(what, folder):
-    """Python's own reader takes a damaged header for the end of the file."""
+    """Python's tarfile takes a damaged header for the end of the file."""
     write_shards(folder, per_shard=12)
     path = folder / "0.tar"
     with tarfile.open(path) as tar:
@@ -599,7 +599,7 @@ def test_a_shard_that_reaches_out_is_refused(member, message, folder):
 
 @pytest.mark.parametrize("name", ["0.tar.gz", "0.tar"])
 def test_a_compressed_shard_says_to_unpack_it(name, folder):
-    """Also one that hides behind the name of an uncompressed one."""
+    """A compressed shard is also recognised if it has the name of an uncompressed shard."""
     folder.mkdir()
     with tarfile.open(folder / name, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("s0.png"), io.BytesIO())
@@ -615,16 +615,16 @@ def test_an_image_that_cannot_be_read_is_named(content, folder):
 
 
 def test_an_image_that_would_fill_the_memory_is_refused(folder, monkeypatch):
-    """Pillow's guard against images that are far larger than their files holds here too."""
+    """Pillow's limit of pixels, a guard against decompression bombs, also applies to images in shards."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 19)
     with pytest.raises(DatasetError, match=r"cannot be read \(it has [0-9]+ pixels, and the limit is"):
         _open(folder, _members())
 
 
 def test_the_orientation_of_an_image_is_passed_over(folder):
-    """As in the reference, which opens files with Pillow and says `convert("RGB")`."""
+    """The reference opens files with Pillow and calls `convert("RGB")`, which ignores the orientation."""
     rotated = Image.Exif()
-    rotated[0x0112] = 6  # "turn me by a quarter"
+    rotated[0x0112] = 6  # orientation: rotated by 90 degrees
     buffer = io.BytesIO()
     Image.new("RGB", (9, 7)).save(buffer, "JPEG", exif=rotated)
     assert _open(folder, _members(s4_png=None, s4_jpg=buffer.getvalue())).subsets["all"][4][0].size == (9, 7)
@@ -643,19 +643,19 @@ def test_worker_processes_read_the_same_images(start, folder):
 
 
 class _Server(SimpleHTTPRequestHandler):
-    """A folder; it sends parts of files, and breaks off where `cut` says."""
+    """Server of a folder that can resume a download, and that ends the first response for a shard after `cut` bytes."""
 
     def __init__(self, log, *args, cut=None, **settings):
         self.log, self.cut = log, cut
         super().__init__(*args, **settings)
 
     def log_message(self, *_):
-        """Say nothing on stderr."""
+        """Log nothing to stderr."""
 
     def do_GET(self):
         path = self.translate_path(self.path)
         self.log.append(self.path + (f" {self.headers['Range']}" if self.headers["Range"] else ""))
-        if not os.path.isfile(path):  # noqa: PTH113 - the base class speaks of paths as text
+        if not os.path.isfile(path):  # noqa: PTH113 - the base class has paths as text
             self.send_error(404)
             return
         with open(path, "rb") as file:  # noqa: PTH123 - as above
@@ -673,7 +673,7 @@ class _Server(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path):
-    """Serve a folder `served/`; gives its address and what was asked for."""
+    """Return a context manager that serves the folder `served/`, and yields its address and the requests."""
 
     @contextmanager
     def serve_it(**settings):
@@ -716,7 +716,7 @@ def test_shards_of_a_server_are_fetched_once(rest, served, data_dir, tmp_path):
 
 
 def test_shards_of_two_addresses_stay_apart(served, data_dir, tmp_path):
-    """Their folders are called alike."""
+    """The folders at both addresses have the same name."""
     for name, colour in (("a", 0), ("b", 1)):
         samples = [sample(i, png=picture(colour)) for i in range(12)]
         write_shards(tmp_path / "served" / name / "shards", samples=samples)
@@ -744,7 +744,7 @@ def test_a_fetch_that_broke_off_is_resumed(served, data_dir, tmp_path):
 
 
 def test_what_is_there_of_another_file_is_begun_again(served, data_dir, tmp_path):
-    """A longer one cannot be gone on with."""
+    """A partial file that is longer than the shard cannot be resumed."""
     write_shards(tmp_path / "served", per_shard=12)
     with served() as (address, _):
         open_dataset(f"wds:{address}0.tar", data_dir=data_dir)
@@ -755,7 +755,7 @@ def test_what_is_there_of_another_file_is_begun_again(served, data_dir, tmp_path
 
 
 def test_a_file_of_a_server_that_is_no_shard_is_not_kept(served, data_dir, tmp_path):
-    """Such as a page that says that one has to log in."""
+    """A server can send an HTML page instead of the shard, such as a page to log in."""
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "0.tar").write_bytes(b"<html>" * 1000)
     with served() as (address, _), pytest.raises(DatasetError, match=rf"{address}0\.tar is not a complete shard"):
@@ -775,7 +775,7 @@ def test_a_shard_that_a_server_does_not_have_is_named(served, data_dir, tmp_path
 
 def test_a_server_that_does_not_answer_is_named(data_dir):
     with pytest.raises(DatasetMissingError, match=r"could not download http://127\.0\.0\.1:9/"):
-        open_dataset("wds:http://127.0.0.1:9/a/", data_dir=data_dir)  # the port `discard`, where nobody answers
+        open_dataset("wds:http://127.0.0.1:9/a/", data_dir=data_dir)  # no server listens on this port, `discard`
 
 
 def test_a_name_that_climbs_out_of_the_data_folder_is_refused(data_dir, tmp_path):
@@ -789,7 +789,7 @@ def test_a_name_that_climbs_out_of_the_data_folder_is_refused(data_dir, tmp_path
 
 @pytest.fixture
 def repositories(tmp_path, monkeypatch):
-    """A folder of repositories, served by a hub of ours."""
+    """Yield a folder of repositories, and the local hub that serves it."""
     root = tmp_path / "repositories"
     root.mkdir()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -836,7 +836,7 @@ def test_a_repository_laid_out_in_another_way_says_where_shards_are(repositories
 
 @pytest.mark.parametrize("list_is_kept", [True, False])
 def test_a_repository_that_is_here_in_part_is_completed(list_is_kept, repositories, tmp_path, monkeypatch):
-    """With the client's list of files, and without; then nshards.txt tells."""
+    """The client's list of files shows what is missing. Without the list, `nshards.txt` does."""
     root, _ = repositories
     folder = write_collection(root / "org" / "wds_small")
     check(open_dataset("wds:org/wds_small"))

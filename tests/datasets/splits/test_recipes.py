@@ -25,7 +25,7 @@ SHAPES = {
     "caltech101": {"all": np.repeat(range(102), [467, *([80] * 91), *([140] * 9), 137])},
     "clevr_counts": {"train": np.arange(70_000) % 8, "test": np.arange(15_000) % 8},
 }
-# Written down once: another machine, or a later Python, must divide alike.
+# Every machine and every version of Python must give the same splits as those that were stored here.
 DIGESTS = {
     "eurosat": "4e1f9a30f601b22d",
     "resisc45": "e74dd2f092aec655",
@@ -69,7 +69,7 @@ def test_eurosat_has_500_of_each_class_in_each_split():
 
 
 def test_eurosat_is_the_authors_loop_on_sorted_files():
-    """Their script, as they describe it: seed once, then `random.sample` of 1,500 files, class after class."""
+    """The authors describe their script: seed once, then draw 1,500 files of each class with `random.sample`."""
     random.seed(42)
     files = [f"{k:02}/{i:04}" for k, n in enumerate(np.bincount(SHAPES["eurosat"]["all"])) for i in range(n)]
     train, test = [], []

@@ -24,7 +24,7 @@ def test_a_class_never_goes_whole():
 
 
 def test_the_split_is_the_same_everywhere():
-    """Written down once: another machine, or a later NumPy, must divide alike."""
+    """Every machine and every version of NumPy must give the positions that are stored here."""
     _, held = hold_out(np.zeros(20, dtype=np.int64), 0.25, role="val")
     assert held.tolist() == [5, 13, 15, 17, 18]
 
@@ -53,14 +53,14 @@ def test_as_many_groups_are_held_out_as_come_nearest():
 
 
 def test_groups_of_uneven_size_come_near_the_share():
-    """Of 99 images in groups of 1 to 30, about a tenth."""
+    """About a tenth of 99 images is held out, although the groups have 1 to 30 images."""
     groups = [f"{k}:{size}" for k, size in enumerate((1, 3, 5, 10, 20, 30, 30)) for _ in range(size)]
     _, held = hold_out(np.zeros(len(groups), dtype=np.int64), 0.1, role="val", groups=groups)
-    assert abs(len(held) - 10) <= 4  # a group of 1 is the least that could be missing, of 9 the most
+    assert abs(len(held) - 10) <= 4  # groups are not divided, so the share is not exact
 
 
 def test_a_large_group_is_not_held_out_for_a_small_share():
-    """Of one image alone and nine together, a tenth is the one, whichever comes first."""
+    """The share is a tenth, so the single image is held out, and not the group of nine, in any order of the groups."""
     for names in (["a"] * 9 + ["b"], ["b"] * 9 + ["a"]):
         _, held = hold_out(np.zeros(10, dtype=np.int64), 0.1, role="val", groups=names)
         assert held.tolist() == [9]

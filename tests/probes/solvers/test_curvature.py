@@ -96,7 +96,7 @@ def test_stacked_blocks_solve_as_single_blocks_do(monkeypatch, kind, group):
 
 
 def test_stacked_blocks_of_zeros_can_be_factored():
-    """As for single blocks, the ridge is 1 then, because the intercept has no penalty."""
+    """The ridge is 1, as for single blocks, because the intercept has no penalty."""
     blocks = [curvature.HessianBlock(torch.tensor([k]), torch.eye(1), torch.zeros(3, 3)) for k in range(2)]
     solved = curvature.stack(blocks, torch.tensor([1e-9, 1e-9, 0.0])).solve(torch.ones(3, 2).double())
     torch.testing.assert_close(solved, torch.ones(3, 2).double())

@@ -217,7 +217,7 @@ def test_each_block_has_one_thread_of_torch():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_features_are_not_changed(dtype):
-    """Blocks of features in float64 are no copies."""
+    """Blocks of float64 features are views of the array and not copies."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 5)).astype(dtype)
     before = x.copy()

@@ -1,7 +1,7 @@
 """scikit-learn's own tests of LogisticRegression, run with FastLogisticRegression in its place.
 
-Run are the tests, and the parameters of them, that need no other penalty, no callbacks and no attribute of
-LogisticRegressionCV. Where a test wants a container for sparse data it gets `np.array`; `solver` is ignored.
+Tests and parameters that need a different penalty, callbacks or attributes of LogisticRegressionCV are left out. Tests
+that take a container for sparse data get `np.array`. `solver` is ignored.
 """
 
 import inspect
@@ -14,10 +14,10 @@ from probe.probes.solvers.estimator import FastLogisticRegression
 
 theirs = pytest.importorskip("sklearn.linear_model.tests.test_logistic")
 
-# The names and parameters are those of scikit-learn 1.9.
+# The names and parameters are from scikit-learn 1.9.
 pytestmark = [
     pytest.mark.skipif(not sklearn.__version__.startswith("1.9."), reason="lists the tests of 1.9"),
-    # As in their module: LogisticRegressionCV warns of its own parameters.
+    # scikit-learn's module has this filter: LogisticRegressionCV warns of its own parameters.
     pytest.mark.filterwarnings("ignore:The default value for l1_ratios.*:FutureWarning"),
 ]
 
@@ -58,7 +58,7 @@ TESTS = [
         ("test_sample_weight_not_modified", {"class_weight": class_weight})
         for class_weight in ({0: 1.0, 1: 10.0, 2: 1.0}, "balanced")
     ),
-    ("test_zero_max_iter", {"solver": "newton-cholesky"}),  # which asks for more than with lbfgs
+    ("test_zero_max_iter", {"solver": "newton-cholesky"}),  # this test is stricter than with lbfgs
 ]
 
 
