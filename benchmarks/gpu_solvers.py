@@ -1,4 +1,4 @@
-"""Fits on a GPU, also beside scikit-learn's array API and torch's L-BFGS: the steps `solver-*` of `gpu.py`."""
+"""Fits on a GPU, also compared with scikit-learn's array API and torch's L-BFGS: the steps `solver-*` of `gpu.py`."""
 
 from __future__ import annotations
 

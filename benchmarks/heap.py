@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _seconds(encoder: ImageEncoder, images: InMemory, way: Callable[[], AbstractContextManager[None]]) -> float:
-    """Return the seconds that extraction takes; checks that the features are those of the other way."""
+    """Return the seconds that extraction takes, and check that both ways give the same features."""
     setattr(passes, keep_freed_memory.__name__, way)
     started = time.perf_counter()
     features = passes.extract_features(encoder, images)

@@ -49,7 +49,7 @@ def make_method(name: str, args: argparse.Namespace) -> Callable[[], object]:
 
 
 def peak_bytes() -> int:
-    """Return the peak memory of this process. On Linux, `resource.getrusage` would count that of its parent too."""
+    """Return the peak memory of this process. On Linux, `resource.getrusage` would include the peak of its parent."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 

@@ -70,7 +70,7 @@ def main() -> None:
         few, more = (write_photos(Path(folder, str(n)), n) for n in (FEW, MORE))
         settings = Settings(results_dir=f"{folder}/results", cache_dir=f"{folder}/cache")
         names = [f"random:{name}" for name in model_names() if name != "tiny"]
-        for name in ["tiny", *names]:  # one at a time, because a small machine has not enough memory for all
+        for name in ["tiny", *names]:  # one at a time, because the memory of a small machine is not enough for all
             specs = plan([few], [name], protocols=["readme"], device="cpu", batch_size=FEW)
             for record in run_grid(specs, settings=settings):
                 rate = next(iter(record.extraction.subsets.values())).encoder_images_per_second

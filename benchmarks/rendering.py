@@ -67,7 +67,7 @@ MEASURE = """() => {
 
 
 def random_outcomes(row: DatasetSpec, skill: float, seed: int) -> list[Outcomes]:
-    """Return outcomes of a probe of some skill on a test split of the right size; hard images are so for all models."""
+    """Return outcomes of a probe of some skill on a test split of true size. Images are equally hard for all models."""
     rng = np.random.default_rng(sum(row.name.encode()))  # the same images for all models
     n = next((subset.size for subset in row.subsets if subset.name == "test"), None) or 3_000
     shared, own = rng.normal(size=n), np.random.default_rng(seed).normal(size=n)

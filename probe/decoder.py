@@ -61,7 +61,7 @@ def _convert(plain: Any, kind: type[T], name_type: Callable[[str], str]) -> T:
 
 
 def _name_plainly(types: str) -> str:
-    """Return the names of msgspec's types in words. Text without such names is unchanged.
+    """Return plain English for the names of msgspec's types. Text without such names is unchanged.
 
     >>> _name_plainly("int | null"), _name_plainly("array"), _name_plainly("$.grid[1]")
     ('an integer', 'a list', '$.grid[1]')

@@ -138,8 +138,8 @@ def _distinct(chosen: Iterable[Spec], catalog: Sequence[Spec]) -> list[Spec]:
     """Return each specification once, in order.
 
     Raises:
-        UnknownNameError: two of them, or one and another of the catalogue, have the same name. The records of one would
-            overwrite those of the other.
+        UnknownNameError: two of them, or one and another of the catalogue, have the same name. Their records would
+            overwrite each other.
     """
     rows = list(dict.fromkeys(chosen))
     # The prompts of a dataset are not part of its identity, so a dataset of the catalogue can have other prompts.

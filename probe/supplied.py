@@ -241,18 +241,18 @@ def fit_again(
     fit_cache: FitCache,
     is_only: bool = True,
 ) -> DoneRecord:
-    """Return the record of the run of a record, repeated on features that are given again. Nothing is written.
+    """Repeat the run of a record on features that are supplied again, and return the new record. Nothing is written.
 
     Args:
         record: the record.
         features: see `fit_features`.
         device: device to fit on.
         fit_cache: cache of finished fits.
-        is_only: False if the features may be those of another record, so that they must be exactly those of `record`.
+        is_only: False if the features may belong to another record. They must then equal the features of `record`.
 
     Raises:
         ProtocolError: see `fit_features`.
-        FeaturesError: see `fit_features`; or the features are those of other images, or perhaps of another record.
+        FeaturesError: see `fit_features`; or the features belong to other images, or perhaps to another record.
     """
     origin = record.extraction.supplied
     assert origin is not None

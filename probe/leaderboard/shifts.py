@@ -1,4 +1,4 @@
-"""Scores of probes on further test sets, beside their scores on the test split of the dataset."""
+"""Scores of probes on further test sets, next to their scores on the test split of the dataset."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def logits_of_shares(shares: np.ndarray, *, is_multi_label: bool) -> np.ndarray:
 
     Args:
         shares: fractions in [0, 1].
-        is_multi_label: True if each class has a probability of its own; otherwise those of an image sum to 1.
+        is_multi_label: True if each class has a separate probability; otherwise, the classes of an image sum to 1.
     """
     with np.errstate(divide="ignore"):
         return np.log(shares) - np.log1p(-shares) if is_multi_label else np.log(shares)

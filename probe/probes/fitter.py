@@ -82,8 +82,8 @@ class Fitter:
 
         Args:
             x: float32 (n, d), features of the validation images at the feature point of the protocol.
-            y: int64 (n,), or (n, k) if an image can show several classes, where every fit goes on.
-            metric: a name of `metrics.METRICS`. Every fit goes on if its score is not a sum over images.
+            y: int64 (n,), or (n, k) if an image can show several classes. Then no fit ends early.
+            metric: a name of `metrics.METRICS`. No fit ends early if the score is not a sum over images.
         """
         shares = shares_of(metric, y) if self.settings.solver == "fast" and y.ndim == 1 else None
         if shares is not None:

@@ -17,7 +17,7 @@ from probe.specs import RunSpec, Source
 
 SCHEMA_VERSION = 5
 DONE, FAILED = "done", "failed"
-LOGITS = "logits"  # key of `ParityRecord.max_abs_difference`, beside the feature points
+LOGITS = "logits"  # key of `ParityRecord.max_abs_difference`, in addition to the feature points
 STATES = (".failed", ".partial", "")  # what `RunRecord.rank` adds to the name of the file
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]

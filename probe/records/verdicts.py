@@ -24,7 +24,7 @@ _UNKNOWN = "the size of the difference is unknown because the record holds no va
 class Stage:
     """A stage of a run, and how it differs from the record; `moved` is empty if it does not differ.
 
-    `note` is a remark that is no difference, such as the reason why a further test set has no score.
+    `note` is a remark that does not count as a difference, such as the reason why a further test set has no score.
     """
 
     name: str

@@ -111,7 +111,7 @@ class Queue:
 
         The order of the units is:
 
-        1. fits, because they give results early; only those of zero-shot load a model, and only for a moment;
+        1. fits, because they give results early; only fits of zero-shot load a model, and only for a moment;
         2. shards of the model that the worker has loaded;
         3. shards of the model that the fewest workers are extracting;
         4. units that failed before. They come last so that they delay no other unit, and because the cause of the

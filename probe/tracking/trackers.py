@@ -184,7 +184,7 @@ class _Wandb:
             tags=list(tags),
             mode=self._mode,
             resume="allow" if self._mode == "online" else None,
-            reinit="create_new",  # a run of the user's own goes on
+            reinit="create_new",  # a run that the user has opened continues
             settings=self._settings,
         )
         try:
@@ -273,7 +273,7 @@ class _Trackio:
         self.destination = f"project {PROJECT} in {place}"
 
     def log(self, run: TrackedRun) -> bool:
-        # an empty context, so that a run that the user has opened goes on
+        # an empty context, so that a run that the user has opened continues
         return contextvars.Context().run(self._log, run)
 
     def _log(self, run: TrackedRun) -> bool:
