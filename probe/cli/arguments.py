@@ -22,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class UsageError(Exception):
-    """Options that cannot be used together. The command line prints the usage of the command and exits with 2."""
+    """Options that cannot be used together, or a wrong experiment file. The command line exits with 2."""
 
 
 class _Once(argparse.Action):
@@ -128,7 +128,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "NAME", f"Dataset to evaluate on, repeatable: {FORMS}. Required.", action="append", required=True
         ),
         "--model": _value(
-            "NAME", "Model, repeatable: a name, all, random:NAME or a checkpoint's path. [ViT-B/32]", action="append"
+            "NAME",
+            "Model, repeatable: a name, all, the path of a checkpoint, or a form that `probe models` lists, such as "
+            "timm:NAME. [ViT-B/32]",
+            action="append",
         ),
         "--jit": _choice(
             JIT_MODES, "off", "Run TorchScript archives (on), models rebuilt from their weights (off), or both. [off]"
@@ -521,6 +524,20 @@ def _add_options(parser: argparse.ArgumentParser, name: str, command: _Command) 
             if flags.replace(" ", "") in wanted:
                 place = next((own for names, own in exclusive.items() if flags in names), group)
                 place.add_argument(*flags.split(", "), **{**settings, **command.changes.get(flags, {})})
+                if "experiment" in command.arguments and settings.get("action") == "store_true":
+                    _add_opposite(place, flags)
+
+
+def _add_opposite(place: argparse._ActionsContainer, flags: str) -> None:
+    """Add the option that turns off a flag, such as --no-offline, for a flag that an experiment file turns on."""
+    name = flags.rpartition("--")[2]
+    place.add_argument(
+        f"--no-{name}",
+        dest=name.replace("-", "_"),
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
 
 
 def check_conflicts(args: argparse.Namespace) -> None:

@@ -59,7 +59,7 @@ def models(args: argparse.Namespace) -> int:
         elif names:
             print("\n".join(names))
         else:
-            print(f"probe: no model to list; give one of {models.MODEL_FORMS}", file=sys.stderr)
+            print(f"probe: no {name} model is on this machine; give one of {models.MODEL_FORMS}", file=sys.stderr)
     elif args.json:
         from probe.models.description import model_facts
 

@@ -6,8 +6,9 @@ jit = "both"
 protocol = ["clip-paper"]
 offline = true
 
-A key is the name of an option without its dashes, and a value means what it means on the command line. Options on the
-command line override the file. `run` writes the file that repeats a command below the results folder.
+A key is the name of an option without its dashes, and a value means what it means on the command line, so paths are
+relative to the current folder. Options on the command line override the file, for example with --no-offline. `run`
+writes the file that repeats a command below the results folder.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ def _check_values(value: object, name: str, option: Mapping[str, Any], path: Pat
         return [True] if value else []
     is_repeatable = option.get("action") == "append"
     values = value if is_repeatable and isinstance(value, list) else [value]
+    if not values:
+        raise UsageError(f"{path}: {name}: the list is empty; give a value, or remove the key")
     kinds = str | int | float if option.get("type") is not None else str
     for one in values:
         if not isinstance(one, kinds) or isinstance(one, bool):

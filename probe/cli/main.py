@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = COMMANDS[args.command](args)
         sys.stdout.flush()
     except arguments.UsageError as err:
-        args.parser.error(str(err))
+        args.parser.exit(2, f"{args.parser.prog}: error: {brief(str(err))}\n")
     except ProbeError as err:
         print(f"probe: {err}", file=sys.stderr)
         # An unknown name is wrong usage, and so are missing files, and prompts that are refused before any run.

@@ -80,8 +80,12 @@ def _print(cost: GridCost) -> None:
 
     print(tables.markdown_table(HEADER, [_row(one) for one in cost.models]))
     print(f"units: {cost.units} ({cost.shards} extract features, {cost.units - cost.shards} fit probes)")
-    memory = max((one.memory.host for one in cost.models), default=0)
-    print(f"memory: {_gb(memory)} GB for each worker, {_gb(memory * cost.workers)} GB for all workers")
+    sizes = [one.memory.host for one in cost.models]
+    if any(sizes):
+        largest, unknown = max(sizes), "" if all(sizes) else "; not known for the rows with -"
+        print(f"memory: {_gb(largest)} GB for each worker, {_gb(largest * cost.workers)} GB for all workers{unknown}")
+    elif sizes:
+        print("memory: not known, because the sizes of the models are not known")
     if not cost.hardware:
         print("time: not known, because no record was made on such a device; run a small dataset on it first")
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from probe.leaderboard.sections import gflops, natural
 from probe.leaderboard.tables import CLEAN_COLUMNS, csv_value, markdown_table, row
 from probe.leaderboard.texts import CALIBRATION_NAMES, calibration_values
 from probe.records.record import PUBLISHED_MODELS, encode, locate_records
-from probe.records.schema import FeaturesRecord, RunRecord, SplitRecord
+from probe.records.schema import FeaturesRecord, MeterRecord, RunRecord, SplitRecord
 from probe.specs import SPLITS, digest
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ COLUMNS: dict[str, str] = {
     **{name: "Int64" if name == "ece_bins" else "float64" for name in (*CALIBRATION_NAMES, "gflops")},
     **dict.fromkeys((f"{name}_seconds" for name in SECONDS), "float64"),
     **dict.fromkeys((f"fit_{name}_joules" for name in ENERGY), "float64"),
+    **dict.fromkeys(("images_per_second", *(f"{name}_joules_per_1000_images" for name in ENERGY)), "float64"),
     "created": TIME,
     "device": "category",
     **dict.fromkeys(("cpu", "accelerator", "platform", "python"), TEXT),
@@ -103,6 +104,7 @@ def record_values(record: RunRecord, path: str) -> dict[str, object]:
         values |= {name: getattr(result, name) for name in ("converged", "choice_converged", "probe_version")}
     values |= {f"{_to_utf8(name)}_seconds": value for name, value in record.seconds.items()}
     values |= {f"fit_{name}_joules": record.fit_joules.get(name) for name in ENERGY}
+    values |= _extraction_values(record.extraction.subsets.values())
     values |= {name: getattr(environment, name) for name in ("cpu", "accelerator", "platform", "python")}
     values |= {"git_commit": environment.git_commit, "git_dirty": environment.git_dirty}
     values |= {name: getattr(record.extraction, name) for name in ("extraction_version", "preprocess_version")}
@@ -112,6 +114,26 @@ def record_values(record: RunRecord, path: str) -> dict[str, object]:
     values |= {f"package_{_to_utf8(name)}": version for name, version in environment.packages.items()}
     error = None if record.error is None else record.error.message
     return {**values, "created": record.created, "gflops": gflops(record), "error": error, "record": path}
+
+
+def _extraction_values(meters: Collection[MeterRecord]) -> dict[str, float | None]:
+    """Return the speed and energy of the extraction over the images of all subsets. What is not known is None."""
+
+    def mean(values: Iterable[float | None]) -> float | None:
+        """Return the mean of the values of the subsets over all images."""
+        total = 0.0
+        for meter, value in zip(meters, values, strict=True):
+            if value is None:
+                return None
+            total += meter.images * value
+        return total / max(1, sum(meter.images for meter in meters)) or None
+
+    seconds = mean(1 / meter.images_per_second if meter.images_per_second else None for meter in meters)
+    energy = {name: mean(meter.joules_per_1000_images.get(name) for meter in meters) for name in ENERGY}
+    return {
+        "images_per_second": None if seconds is None else 1 / seconds,
+        **{f"{name}_joules_per_1000_images": value for name, value in energy.items()},
+    }
 
 
 def _digest(splits: Mapping[str, SplitRecord | FeaturesRecord], split: str) -> str | None:

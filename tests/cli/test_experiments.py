@@ -51,6 +51,15 @@ def test_options_override_the_file(tmp_path):
     assert args.strict
 
 
+def test_options_turn_off_what_the_file_turns_on(tmp_path):
+    path = _file(tmp_path, 'dataset = ["digits"]\noffline = true\nsave-heads = true\n')
+    assert _parse(path).save_heads
+    args = _parse(path, "--no-offline", "--no-save-heads")
+    assert not args.offline
+    assert not args.save_heads
+    assert experiments.given_options(args).keys() == {"dataset", "model", "jit", "protocol", "solver"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -59,6 +68,8 @@ def test_options_override_the_file(tmp_path):
         ('dataset = "digits"\nbatch_size = 3', "unknown key 'batch_size'; did you mean 'batch-size'"),
         ('dataset = "digits"\nbatch-size = "many"', "grid.toml: batch-size: expected an integer >= 1, got 'many'"),
         ('dataset = "digits"\nbatch-size = 2.5', "grid.toml: batch-size: expected an integer >= 1, got '2.5'"),
+        ('dataset = []\nmodel = ["tiny"]', "grid.toml: dataset: the list is empty; give a value, or remove the key"),
+        ('dataset = "digits"\nmodel = []', "grid.toml: model: the list is empty; give a value, or remove the key"),
         ('dataset = ["digits", 3]', "grid.toml: dataset: expected a text, or a list of texts, got 3"),
         ('dataset = "digits"\ndata-dir = 3', "grid.toml: data-dir: expected a text, got 3"),
         ('dataset = "digits"\njit = "bothh"', "grid.toml: jit: unknown value 'bothh'; did you mean 'both'"),

@@ -1,10 +1,12 @@
 """Audit of a dataset: equal images by a second way of comparing, near-duplicates, classes, sizes, damaged files."""
 
 import csv
+import gzip
 import json
 import struct
 from dataclasses import asdict
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from probe.datasets.audit import make_audit
 from probe.datasets.opening import open_dataset
 from probe.datasets.pixel_digests import digest_images, digest_pixels
 from probe.stats.near_hashes import count_bits
+
+DEBIANS = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 
 
 def audit(name, *, distance=4, most=20, threads=2):
@@ -200,6 +204,24 @@ def test_files_like_those_of_fashion_mnist_have_the_duplicates_of_numpy_unique(t
     ids = sorted(image.id for group in found.equal.groups for image in group.images)
     equal = np.flatnonzero(counts[inverse] > 1).tolist()
     assert ids == sorted(f"train/{i}" if i < 40 else f"test/{i - 40}" for i in equal)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEBIANS.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_fashion_mnist_has_the_duplicates_of_numpy_unique(tmp_path, monkeypatch):
+    """NumPy and the audit agree on the 70,000 real images."""
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in DEBIANS.glob("*.gz"):
+        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    monkeypatch.setenv("PROBE_DATA_DIR", str(tmp_path))
+    found = audit("fashion_mnist")
+    stored = [(raw / f"{prefix}-images-idx3-ubyte").read_bytes()[16:] for prefix in ("train", "t10k")]
+    pixels = np.frombuffer(b"".join(stored), np.uint8).reshape(70_000, 28 * 28)
+    _, counts = np.unique(pixels, axis=0, return_counts=True)
+    assert sum(found.splits.values()) == counts.sum() == 70_000
+    assert len(found.equal.groups) == (counts > 1).sum()
+    assert sum(row.pairs for row in found.equal.pairs) == (counts * (counts - 1) // 2).sum()
 
 
 def test_an_image_counts_for_each_class_that_it_shows(tmp_path, monkeypatch):

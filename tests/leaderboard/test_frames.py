@@ -19,7 +19,7 @@ from probe.leaderboard.frames import COLUMNS, FRAME_FORMATS, KEYS, READABLE, res
 from probe.leaderboard.tables import status
 from probe.models import model_names
 from probe.records.record import read_record, write_record
-from probe.records.schema import CleanRecord, IntervalRecord, SplitRecord
+from probe.records.schema import CleanRecord, IntervalRecord, MeterRecord, SplitRecord
 from probe.specs import NO_SOLVER, ZERO_SHOT, digest
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -48,6 +48,18 @@ PATHS = {
 }
 
 
+def _extraction(meters):
+    """Return the images of all subsets by the seconds that they took. The committed records have no energy."""
+    known = meters and all(meter["images_per_second"] for meter in meters)
+    seconds = sum(meter["images"] / meter["images_per_second"] for meter in meters) if known else 0
+    images = sum(meter["images"] for meter in meters)
+    return {
+        "images_per_second": pytest.approx(images / seconds, rel=1e-12) if known else None,
+        "cpu_joules_per_1000_images": None,
+        "gpu_joules_per_1000_images": None,
+    }
+
+
 def _values(record):
     """Return the values of a row, from the plain JSON values of the record."""
     plain = record.to_dict()
@@ -68,6 +80,7 @@ def _values(record):
         "num_train": None if rules["method"] == ZERO_SHOT else plain["result"]["num_train"],
         "ece_bins": next((one["shape"][1] for one in bins if one is not None), None),
         "gflops": None if profile is None else profile["flops"] / 1e9,
+        **_extraction(list(plain["extraction"]["subsets"].values())),
         "partial": bool(plain["read"]["partial"] or plain["read"]["skipped"]),
         "status": status(record),
         "created": pd.Timestamp(plain["created"]),
@@ -114,6 +127,19 @@ def test_every_column_of_a_record_with_all_parts_is_typed(tmp_path):
     assert {name: str(frame[name].dtype) for name in COLUMNS} == COLUMNS
     found = frame[["clean_score", "clean_low", "clean_high", "num_left_out", "num_differing", "clean_seconds"]]
     assert found.to_numpy().tolist() == [[0.5, 0.4, 0.6, 0, 0, 1.0]] * 2
+
+
+def test_speed_and_energy_are_of_the_images_of_all_subsets(tmp_path):
+    """100 images in 10 s with 30 J and 300 images in 10 s with 60 J are 20 images per second and 225 J per 1,000."""
+    subsets = {
+        "train": MeterRecord(100, images_per_second=10.0, joules_per_1000_images={"cpu": 300.0, "gpu": 1.0}),
+        "test": MeterRecord(300, images_per_second=30.0, joules_per_1000_images={"cpu": 200.0}),
+    }
+    write_record(changed(make_record("digits", "tiny"), "extraction.subsets", subsets), tmp_path)
+    (row,) = results_frame(tmp_path).to_dict("records")
+    assert row["images_per_second"] == pytest.approx(20)
+    assert row["cpu_joules_per_1000_images"] == pytest.approx(225)
+    assert pd.isna(row["gpu_joules_per_1000_images"])
 
 
 def test_categories_and_rows_are_in_the_order_of_the_catalogues(tmp_path):
