@@ -6,6 +6,7 @@
     python benchmarks/solvers.py classes
     python benchmarks/solvers.py growth
     python benchmarks/solvers.py evaluation
+    python benchmarks/solvers.py --features NAME=FILE.npz estimates
 
 Each command prints tables for `results/speed/solvers.md`. Both solvers alternate in one process. The objectives and
 gradients are computed in float64; for scikit-learn's solver, after its time has been taken.
@@ -14,6 +15,7 @@ gradients are computed in float64; for scikit-learn's solver, after its time has
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -32,15 +34,19 @@ from probe.environment import describe
 from probe.features.arrays import Features
 from probe.features.files import load
 from probe.leaderboard.tables import markdown_table
+from probe.probes import costs
 from probe.probes.fit import fit_probe
 from probe.probes.protocols import get_protocol
+from probe.probes.shots import count_drawn
 from probe.probes.solvers.evaluation import evaluate
 from probe.probes.solvers.fast import loss_of
 from probe.probes.solvers.fast_solver import Fast
 from probe.probes.solvers.objective import Objective, Rows, Softmax
 from probe.probes.solvers.scikit_learn import scipys_blas_on_one_thread
+from probe.specs import Protocol
 
 PAPER = get_protocol("clip-paper")
+ESTIMATED = ("readme", "clip-paper", "dinov2", "few-shot-16", "open-clip")
 COARSE = PAPER.grid[:: PAPER.coarse_step]
 MANY = (1e-2, 1.0, 1e2)  # values of C for a hundred classes
 FEW_ITERATIONS = 100  # of scikit-learn for a hundred classes, half a second per iteration
@@ -142,7 +148,7 @@ def compare(
 
 def protocol(name: str, fold: Mapping[str, Features]) -> None:
     """Run the whole protocol of the paper, several times with the fast solver."""
-    rules = replace(PAPER, feature_point="projected" if fold["train"].pre_projection is None else PAPER.feature_point)
+    rules = _for_features(PAPER, fold)
     spent: dict[str, list[float]] = {}
     rows, outcomes = [], {}
     for solver in ("fast",) * ROUNDS + ("sklearn",):
@@ -160,6 +166,31 @@ def protocol(name: str, fold: Mapping[str, Features]) -> None:
     same = float((outcomes["fast"] == outcomes["sklearn"]).mean())
     print(f"sklearn takes {spent['sklearn'][0] / median(spent['fast']):.0f} times as long; ", end="")
     print(f"{100 * same:.2f} % of the predictions of the test split are the same\n")
+
+
+def estimates(name: str, fold: Mapping[str, Features]) -> None:
+    """Compare the estimate before a fit with the time that all fits of a protocol take."""
+    rows = []
+    k, num_scored = len(np.unique(fold["train"].y)), max(len(fold["val"]), len(fold["test"]))
+    for rules in (_for_features(get_protocol(name), fold) for name in ESTIMATED):
+        arrays = [fold[split].at(rules.feature_point) for split in ("train", "val")]
+        n = min(sum(map(len, arrays)), count_drawn(rules, k) if rules.shots else sys.maxsize)
+        pairs = []
+        for _ in range(ROUNDS):
+            estimate = costs.estimate_cost(rules, "fast", arrays, n=n, k=k, num_scored=num_scored).seconds
+            started = time.perf_counter()
+            fit_probe(train=fold["train"], val=fold["val"], test=fold["test"], protocol=rules, solver="fast")
+            pairs.append((estimate, time.perf_counter() - started))
+        ratios = sorted(estimate / taken for estimate, taken in pairs)
+        estimate, taken = (median(seconds) for seconds in zip(*pairs, strict=True))
+        spread = f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        rows.append((name, rules.name, f"{estimate:.2f}", f"{taken:.2f}", spread))
+    print(markdown_table(("features", "protocol", "estimate, s", "taken, s", "ratio"), rows))
+
+
+def _for_features(rules: Protocol, fold: Mapping[str, Features]) -> Protocol:
+    """Return a protocol for the projected features if there are no others."""
+    return replace(rules, feature_point="projected") if fold["train"].pre_projection is None else rules
 
 
 def growth(_: str, __: Mapping[str, Features]) -> None:
@@ -231,7 +262,14 @@ def point(features: Features) -> np.ndarray:
     return features.x if features.pre_projection is None else features.pre_projection
 
 
-COMMANDS = {"fits": fits, "protocol": protocol, "classes": classes, "growth": growth, "evaluation": evaluation}
+COMMANDS = {
+    "fits": fits,
+    "protocol": protocol,
+    "classes": classes,
+    "growth": growth,
+    "evaluation": evaluation,
+    "estimates": estimates,
+}
 
 if __name__ == "__main__":
     main()
