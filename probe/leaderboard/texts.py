@@ -116,9 +116,11 @@ def calibration_values(record: RunRecord | None) -> dict[str, float | None]:
 
 
 def _num_bins(result: ResultRecord) -> int | None:
-    """Return the number of bins of the ECE. Only single folds and draws have bins, not their mean."""
-    if result.calibration is not None and result.calibration.before.bins is not None:
-        return result.calibration.before.bins.shape[1]
+    """Return the number of bins of the ECE. In records of earlier versions, only single folds and draws have it."""
+    if result.calibration is not None:
+        before = result.calibration.before
+        if before.bins is not None or before.num_bins is not None:
+            return before.num_bins if before.bins is None else before.bins.shape[1]
     return next((num for one in (*result.folds, *result.draws) if (num := _num_bins(one))), None)
 
 

@@ -95,4 +95,5 @@ def _mean(scores: Sequence[CalibrationScores]) -> CalibrationScores:
         nll=round(float(np.mean(losses)), DIGITS) if len(losses) == len(scores) else None,
         brier=round(float(np.mean([one.brier for one in scores])), DIGITS),
         ece=round(float(np.mean([one.ece for one in scores])), DIGITS),
+        num_bins=next((one.num_bins if one.bins is None else one.bins.shape[1] for one in scores), None),
     )

@@ -119,7 +119,7 @@ class ProbeResult(Convergence):
             classes=tuple(map(pack_classes, self.classes)),
             calibration=self.calibration,
             same_images=self.same_images,
-            folds=tuple(replace(fold.to_record(), outcomes=(), classes=()) for fold in self.folds),
+            folds=tuple(map(_part_to_record, self.folds)),
         )
         if self.solver == NO_SOLVER:
             return result
@@ -138,8 +138,13 @@ class ProbeResult(Convergence):
             choice_converged=self.choice_converged,
             seed=self.seed,
             draw_sha256=self.draw_sha256,
-            draws=tuple(replace(draw.to_record(), outcomes=(), classes=()) for draw in self.draws),
+            draws=tuple(map(_part_to_record, self.draws)),
         )
+
+
+def _part_to_record(part: ProbeResult) -> ResultRecord:
+    """Return the record of a single fold or draw, without what the record of all of them has."""
+    return replace(part.to_record(), outcomes=(), classes=(), calibration=None)
 
 
 # Convergence of protocols that fit nothing.

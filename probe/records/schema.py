@@ -224,8 +224,8 @@ class PackedClasses:
 class CalibrationScores:
     """Calibration of some logits on the test images, see `stats.calibration.Calibration`.
 
-    `nll` is None if it is infinite. A mean over folds or draws has neither an interval nor bins. `bins` is (3, b): the
-    number of answers of each bin, the number of hits, and the mean probability in millionths.
+    `nll` is None if it is infinite. `bins` is (3, b): the number of answers of each bin, the number of hits, and the
+    mean probability in millionths. A mean over folds or draws has no interval and no bins; it has their number.
     """
 
     nll: Annotated[float, Meta(ge=0)] | None
@@ -234,6 +234,7 @@ class CalibrationScores:
     ece_low: Fraction | None = None
     ece_high: Fraction | None = None
     bins: PackedArray | None = None
+    num_bins: Annotated[int, Meta(ge=1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,10 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class ResultRecord:
-    """A `ProbeResult` without its predictions. The results of single draws and folds hold no outcomes and no classes.
+    """A `ProbeResult` without its predictions.
+
+    The results of single draws and folds have no outcomes, classes and calibration. In records of earlier versions they
+    have a calibration.
 
     `draw_sha256` is the digest of the images of a few-shot draw, see `probes.shots.Draw`; `seed` draws the same images
     again. `probe_version` is `probes.fit.PROBE_VERSION`; 1 in records that do not have it.

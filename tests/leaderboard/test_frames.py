@@ -69,7 +69,8 @@ def _values(record):
     }
     values |= {f"package_{name}": version for name, version in plain["environment"]["packages"].items()}
     results = [plain["result"], *plain["result"]["folds"], *plain["result"]["draws"]]
-    bins = [one["calibration"]["before"]["bins"] for one in results if one["calibration"] is not None]
+    scores = [one["calibration"]["before"] for one in results if one["calibration"] is not None]
+    num_bins = [one["num_bins"] if one["bins"] is None else one["bins"]["shape"][1] for one in scores]
     rules, profile = plain["spec"]["protocol"], plain["spec"]["model"]["profile"]
     fitted = plain["spec"]["solver"] != NO_SOLVER
     return {
@@ -78,7 +79,7 @@ def _values(record):
         "solver": plain["spec"]["solver"] if fitted else None,
         "n_iter": plain["result"]["n_iter"] if fitted else None,
         "num_train": None if rules["method"] == ZERO_SHOT else plain["result"]["num_train"],
-        "ece_bins": next((one["shape"][1] for one in bins if one is not None), None),
+        "ece_bins": next(filter(None, num_bins), None),
         "gflops": None if profile is None else profile["flops"] / 1e9,
         **_extraction(list(plain["extraction"]["subsets"].values())),
         "partial": bool(plain["read"]["partial"] or plain["read"]["skipped"]),
