@@ -109,10 +109,15 @@ def test_tables_with_zero_shot_beside_the_probe_need_no_more(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_by_fast_imports_neither_torchvision_nor_scikit_learn(tmp_path):
-    """Each takes two seconds. Some datasets need torchvision, and the solver `sklearn` needs scikit-learn."""
+    """Each takes two seconds. Some datasets need torchvision, and the solver `sklearn` needs scikit-learn.
+
+    Predictions in Parquet need pyarrow, but not pandas.
+    """
     arguments = ["run", "--dataset", "digits", "--model", "tiny", "--protocol", "readme", "--solver", "fast"]
     arguments += ["--device", "cpu", "--results-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
-    assert not {"torchvision", "sklearn", "pandas", "sympy", "transformers"} & _loaded(arguments)
+    arguments += ["--predictions", str(tmp_path / "predictions")]
+    families = {"timm", "transformers", "open_clip"}
+    assert not {"torchvision", "sklearn", "pandas", "sympy", *families} & _loaded(arguments)
 
 
 def _loaded(arguments):

@@ -173,29 +173,29 @@ def _make_table(part: PartPredictions, number: int, class_names: Sequence[str]) 
 
     n, top, y = len(part.ids), part.top, part.y
     highest = max(int(top.labels.max()), y.shape[1] - 1 if y.ndim == 2 else int(y.max()))
-    names = pa.array([*map(escape_id, class_names), *map(str, range(len(class_names), highest + 1))], pa.string())
+    names = _texts([*map(escape_id, class_names), *map(str, range(len(class_names), highest + 1))])
     columns: dict[str, Any] = {
-        "image": pa.array(list(map(escape_id, part.ids)), pa.string()),
-        "part": pa.array(np.full(n, number, np.int32)),
+        "image": _texts(list(map(escape_id, part.ids))),
+        "part": _numbers(np.full(n, number, np.int32)),
     }
     if part.test_classes:
-        columns["test_class"] = pa.array(list(map(escape_id, part.test_classes)), pa.string())
+        columns["test_class"] = _texts(list(map(escape_id, part.test_classes)))
     for name, labels in (("label", y), ("prediction", part.predictions)):
         if labels.ndim == 1:
-            columns |= {name: pa.array(labels, pa.int64()), f"{name}_name": names.take(pa.array(labels))}
+            columns |= {name: _numbers(labels.astype(np.int64)), f"{name}_name": names.take(_numbers(labels))}
         else:
-            found, counts = pa.array(np.nonzero(labels == 1)[1]), (labels == 1).sum(axis=1)
+            found, counts = _numbers(np.nonzero(labels == 1)[1]), (labels == 1).sum(axis=1)
             columns |= {name: _lists(found, counts), f"{name}_name": _lists(names.take(found), counts)}
     if part.own_predictions is not None:
-        own = pa.array(part.own_predictions, pa.int64())
-        columns["is_right"] = pa.array(y[np.arange(n), part.predictions])
+        own = _numbers(part.own_predictions.astype(np.int64))
+        columns["is_right"] = _numbers(y[np.arange(n), part.predictions])
         columns |= {"own_prediction": own, "own_prediction_name": names.take(own)}
-        columns["own_is_right"] = pa.array(y[np.arange(n), part.own_predictions])
+        columns["own_is_right"] = _numbers(y[np.arange(n), part.own_predictions])
     elif y.ndim == 2:
-        columns["ignored"] = _lists(pa.array(np.nonzero(y == IGNORED)[1]), (y == IGNORED).sum(axis=1))
-    columns["probability"] = pa.array(top.probabilities[:, 0])
+        columns["ignored"] = _lists(_numbers(np.nonzero(y == IGNORED)[1]), (y == IGNORED).sum(axis=1))
+    columns["probability"] = _numbers(top.probabilities[:, 0])
     columns["top_labels"] = _rows(top.labels)
-    columns["top_names"] = _lists(names.take(pa.array(top.labels.ravel())), np.full(n, top.labels.shape[1]))
+    columns["top_names"] = _lists(names.take(_numbers(top.labels.ravel())), np.full(n, top.labels.shape[1]))
     columns["top_probabilities"] = _rows(top.probabilities)
     if part.logits is not None:
         columns["logits"] = _rows(part.logits)
@@ -204,16 +204,31 @@ def _make_table(part: PartPredictions, number: int, class_names: Sequence[str]) 
 
 def _rows(array: np.ndarray) -> Any:
     """Return a column of lists, the rows of an array (n, m)."""
-    import pyarrow as pa
-
-    return _lists(pa.array(array.ravel()), np.full(len(array), array.shape[1]))
+    return _lists(_numbers(array.ravel()), np.full(len(array), array.shape[1]))
 
 
 def _lists(values: Any, counts: np.ndarray) -> Any:
     """Return a column of lists, the first with the first `counts[0]` values, and so on."""
     import pyarrow as pa
 
-    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)), values)
+    return pa.ListArray.from_arrays(_numbers(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)), values)
+
+
+def _numbers(values: np.ndarray) -> Any:
+    """Return a column of numbers or booleans (n,). `pyarrow.array` would import pandas, which takes half a second."""
+    import pyarrow as pa
+
+    stored = np.packbits(values, bitorder="little") if values.dtype == bool else np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(stored)])
+
+
+def _texts(values: Sequence[str]) -> Any:
+    """Return a column of texts. `pyarrow.array` would import pandas, see `_numbers`."""
+    import pyarrow as pa
+
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
+    return pa.Array.from_buffers(pa.string(), len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))])
 
 
 def escape_id(text: str) -> str:
