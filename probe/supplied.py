@@ -6,6 +6,7 @@ show them apart from the records of encoders that the suite ran.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,9 +34,11 @@ from probe.probes.supplied_records import (
     hold_out_validation,
     make_record,
 )
-from probe.records.record import check_writable, write_bytes, write_record
+from probe.records.record import check_writable, record_path, try_to_read, write_bytes, write_record
 from probe.records.schema import DoneRecord
 from probe.specs import DEFAULT_SOLVER, LOGISTIC, NO_SOLVER, Protocol
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -228,9 +231,24 @@ def fit_protocols(
     if said is not None and results_dir is not None:
         records = [make_record(source, said, one) for one in fitted]
         for record in records:
+            _warn_of_replacement(record, record_path(record, results_dir))
             write_record(record, results_dir)
     fit_cache.clear()
     return SuppliedResults(source, metric, device, fitted, records)
+
+
+def _warn_of_replacement(record: DoneRecord, path: Path) -> None:
+    """Warn if a record replaces the record of other features. Both have the same name, because the user gives it."""
+    earlier = try_to_read(path)
+    if isinstance(earlier, DoneRecord) and _digests(earlier) != _digests(record):
+        logger.warning(
+            "%s was the record of other features, and is replaced; state another `model` or `dataset` to keep both",
+            path,
+        )
+
+
+def _digests(record: DoneRecord) -> dict[str, str | None]:
+    return {name: one.sha256 for name, one in record.features.items()}
 
 
 def fit_again(

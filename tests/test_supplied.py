@@ -77,6 +77,18 @@ def test_a_record_has_the_result_of_the_probe_and_what_the_user_says(tmp_path, a
     assert find_fault(read) == ""
 
 
+def test_a_record_of_other_features_is_replaced_with_a_warning(arrays, tmp_path, caplog):
+    """A repeated fit on the same features replaces its record without a warning."""
+    for _ in range(2):
+        probe.fit_features(splits_of(arrays), about=ABOUT, protocol="readme", device="cpu")
+        assert not caplog.messages
+    others = {**arrays, "train_x": arrays["train_x"] + 1}
+    record = probe.fit_features(splits_of(others), about=ABOUT, protocol="readme", device="cpu")
+    (message,) = caplog.messages
+    assert message.startswith(f"{record_path(record, tmp_path / 'results')} was the record of other features")
+    assert message.endswith("state another `model` or `dataset` to keep both")
+
+
 PROTOCOLS = ["readme", "clip-paper", "knn-5", pytest.param("few-shot-2", marks=pytest.mark.slow)]
 
 
