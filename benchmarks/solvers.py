@@ -4,6 +4,7 @@
     python benchmarks/solvers.py --features self-supervised=features.npz [--features NAME=FILE.npz] fits
     python benchmarks/solvers.py --features self-supervised=features.npz protocol
     python benchmarks/solvers.py classes
+    python benchmarks/solvers.py small
     python benchmarks/solvers.py growth
     python benchmarks/solvers.py evaluation
     python benchmarks/solvers.py --features NAME=FILE.npz estimates
@@ -18,7 +19,7 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from probe.probes import costs
 from probe.probes.fit import fit_probe
 from probe.probes.protocols import get_protocol
 from probe.probes.shots import count_drawn
+from probe.probes.solvers.estimator import FastLogisticRegression
 from probe.probes.solvers.evaluation import evaluate
 from probe.probes.solvers.fast import loss_of
 from probe.probes.solvers.fast_solver import Fast
@@ -53,6 +55,7 @@ FEW_ITERATIONS = 100  # of scikit-learn for a hundred classes, half a second per
 ROUNDS = 3
 TURNS = 31  # evaluations and products; the first of each is not counted
 CLASSES, NUM, WIDTH = 100, 50_000, 768
+SMALL = ((100, 64, 2), (100, 64, 10), (500, 64, 10), (1_500, 64, 10), (1_500, 512, 10), (5_000, 512, 10))
 
 
 def main() -> None:
@@ -168,6 +171,33 @@ def protocol(name: str, fold: Mapping[str, Features]) -> None:
     print(f"{100 * same:.2f} % of the predictions of the test split are the same\n")
 
 
+def small(_: str, __: Mapping[str, Features]) -> None:
+    """Fit small problems with both estimators, in turn, at C = 1."""
+    rows = []
+    for n, d, k in SMALL:
+        x, y = made_up(n, d, k)
+        taken = []
+        for _turn in range(TURNS):
+            started = time.perf_counter()
+            FastLogisticRegression().fit(x, y)
+            middle = time.perf_counter()
+            with scipys_blas_on_one_thread():
+                LogisticRegression(max_iter=1000).fit(x, y)
+            taken.append((middle - started, time.perf_counter() - middle))
+        ours, theirs = (median(seconds) for seconds in zip(*taken[1:], strict=True))
+        rows.append(
+            (f"{n:,} x {d}", str(k), f"{1e3 * ours:.1f}", f"{1e3 * theirs:.1f}", _spread(taken[1:], theirs=True))
+        )
+    print(markdown_table(("features", "classes", "fast, ms", "sklearn, ms", "times faster, quartiles"), rows))
+
+
+def _spread(taken: Sequence[tuple[float, float]], *, theirs: bool = False) -> str:
+    """Return the median and the quartiles of the ratios of pairs, of the second by the first if `theirs`."""
+    ratios = sorted(b / a if theirs else a / b for a, b in taken)
+    quarter = len(ratios) // 4
+    return f"{median(ratios):.1f} ({ratios[quarter]:.1f} to {ratios[-quarter - 1]:.1f})"
+
+
 def estimates(name: str, fold: Mapping[str, Features]) -> None:
     """Compare the estimate before a fit with the time that all fits of a protocol take."""
     rows = []
@@ -224,10 +254,8 @@ def evaluation(_: str, __: Mapping[str, Features]) -> None:
             features @ vector
             taken.append((middle - started, time.perf_counter() - middle))
         ours, product = (median(seconds) for seconds in zip(*taken[1:], strict=True))
-        ratios = sorted(a / b for a, b in taken[1:])
-        quarter = len(ratios) // 4
-        spread = f"{median(ratios):.1f} ({ratios[quarter]:.1f} to {ratios[-quarter - 1]:.1f})"
-        rows.append((f"{n:,} x {d}", str(k), str(probes), f"{1e3 * ours:.0f}", f"{1e3 * product:.1f}", spread))
+        cells = (f"{n:,} x {d}", str(k), str(probes), f"{1e3 * ours:.0f}", f"{1e3 * product:.1f}")
+        rows.append((*cells, _spread(taken[1:])))
     header = ("features", "classes", "probes", "ms an evaluation", "ms a product with a vector", "ratio, quartiles")
     print(markdown_table(header, rows))
 
@@ -266,6 +294,7 @@ COMMANDS = {
     "fits": fits,
     "protocol": protocol,
     "classes": classes,
+    "small": small,
     "growth": growth,
     "evaluation": evaluation,
     "estimates": estimates,

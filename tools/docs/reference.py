@@ -13,10 +13,10 @@ from probe.cli import arguments
 from probe.cli.main import main
 from probe.datasets import description
 from probe.datasets.catalog import DATASETS
-from probe.leaderboard.tables import markdown_table
+from probe.leaderboard.tables import interval_text, markdown_table
 from probe.models.catalog import MODELS
 from probe.models.description import describe_model
-from probe.probes.description import describe_protocol
+from probe.probes.description import describe_protocol, images_a_class
 from probe.probes.protocols import PROTOCOLS
 from probe.records.record import read_records
 from probe.records.schema import DoneRecord
@@ -160,6 +160,29 @@ def protocols_table() -> str:
     return "\n".join(lines)
 
 
+def all_protocols_table() -> str:
+    """Return the scores of `tiny` on digits under all protocols, from the records, the best first."""
+    found = [
+        record
+        for record in read_records(ROOT / "results")
+        if isinstance(record, DoneRecord)
+        and (record.model, record.mode, record.dataset, record.precision) == ("tiny", "eager", "digits", "fp32")
+        and record.solver in (DEFAULT_SOLVER, NO_SOLVER)
+    ]
+    rows = [
+        (
+            f"`{record.protocol}`",
+            images_a_class(record.spec.protocol),
+            f"{100 * record.result.score:.2f}",
+            interval_text(record.result.interval),
+            f"{len(record.result.draws)} draws" if record.result.draws else "test images",
+        )
+        for record in sorted(found, key=lambda record: (-record.result.score, record.protocol))
+    ]
+    header = ("protocol", "images of each class", "score, %", "95 % confidence interval", "interval over")
+    return markdown_table(header, rows)
+
+
 def protocol_sources() -> str:
     """Return a list of the sources of the protocols; few-shot protocols that differ only in shots share one."""
     by_source: dict[str, list[str]] = {}
@@ -300,6 +323,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "solvers": solvers_table,
     "protocols": protocols_table,
     "protocol sources": protocol_sources,
+    "all protocols": all_protocols_table,
     "speed/gpu": gpu_speeds,
     **{f"speed/{path.stem}": lambda name=path.stem: speed(name) for path in sorted(SPEED.glob("*.md"))},
 }
