@@ -28,6 +28,7 @@ from probe.errors import (
 from probe.hub import read_license
 from probe.models import get_model, is_here
 from probe.models.description import describe_model
+from probe.models.families import find_family
 from probe.models.loading import identify, load_clip, load_encoder
 from probe.models.preprocess import Preprocess
 
@@ -104,6 +105,7 @@ def test_a_model_of_the_hub_is_downloaded_once_and_then_used_offline(hub):
 def test_a_model_of_timm_is_downloaded_once_and_then_used_offline(hub):
     """The file with safetensors is used, and its classifier is not."""
     assert not is_here(get_model(TIMM_MODEL))
+    assert not find_family("timm").list_names()[TIMM_MODEL]
     encoder = load_encoder(TIMM_MODEL, device="cpu")
     theirs = _timm_model(1000)
     theirs.reset_classifier(0)
@@ -112,6 +114,7 @@ def test_a_model_of_timm_is_downloaded_once_and_then_used_offline(hub):
     torch.testing.assert_close(encoder.encode(pixels).projected, expected, atol=1e-5, rtol=1e-5)
     assert encoder.license == "apache-2.0"
     assert is_here(get_model(TIMM_MODEL))
+    assert [name for name, is_ready in find_family("timm").list_names().items() if is_ready] == [TIMM_MODEL]
     again = load_encoder(TIMM_MODEL, device="cpu", offline=True)
     assert again.weights_sha256 == encoder.weights_sha256 == describe_model(TIMM_MODEL)["sha256"]
     assert identify(get_model(TIMM_MODEL), offline=True) == identify(get_model(TIMM_MODEL))
@@ -213,6 +216,7 @@ def test_no_network_is_named(hub, monkeypatch):
 def test_a_model_of_the_zoo_equals_open_clips(hub):
     """Features, preprocessing and licence are equal. Features before the projection are the input of the last layer."""
     encoder = load_encoder(ZOO, device="cpu")
+    assert [name for name, is_ready in find_family("open_clip").list_names().items() if is_ready] == [ZOO]
     theirs = _zoo_model()
     expected = theirs.encode_image(_pixels(384).float() / 255 * 2 - 1)  # the mean and the standard deviation are 0.5
     found = encoder.encode(_pixels(384))

@@ -55,9 +55,9 @@ def models(args: argparse.Namespace) -> int:
     if family is not None:
         names = family.list_names()
         if args.json:
-            print_json([{"name": name} for name in names])
+            print_json([{"name": name, "is_here": here} for name, here in names.items()])
         elif names:
-            print("\n".join(names))
+            print("\n".join(f"{name}  ready" if here else name for name, here in names.items()))
         else:
             print(f"probe: no {name} model is on this machine; give one of {models.MODEL_FORMS}", file=sys.stderr)
     elif args.json:

@@ -7,7 +7,7 @@ modules of the families import heavy libraries, so a module is imported when the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +48,13 @@ class Family(ABC):
         """
         raise UnknownNameError(f"no random weights for {source!r}; give random:NAME with a name of the catalogue")
 
-    def list_names(self) -> Sequence[str]:
-        """Return the names of all models with published weights, as far as the library lists them.
+    def list_names(self) -> Mapping[str, bool]:
+        """Return the names of all models with published weights that the library lists; True if the weights are here.
 
         Raises:
             ExtraMissingError: the library is not installed; the message names the extra.
         """
-        return ()
+        return {}
 
     def measure_sizes(self, spec: ModelSpec) -> ModelSizes | None:  # noqa: ARG002 - families use it
         """Return the sizes and the cost of a model without reading weights; None if they are not known.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from probe.errors import DownloadError
 from probe.fetch import file_sha256
-from probe.models import open_clip, open_clip_names, open_clip_towers, open_clip_weights
+from probe.models import OPEN_CLIP, open_clip, open_clip_names, open_clip_towers, open_clip_weights
 from probe.models.devices import META, Execution
 from probe.models.encoder import ImageEncoder
 from probe.models.families import Family
@@ -24,9 +24,10 @@ class OpenClipFamily(Family):
         source = str(open_clip_names.parse(source))
         return ModelSpec(f"open_clip:{source}", form="open_clip", source=source)
 
-    def list_names(self) -> Sequence[str]:
-        """Return the names of all models with a tag."""
-        return open_clip_names.names()
+    def list_names(self) -> Mapping[str, bool]:
+        """Return the names of all models with a tag; True if the weights are here."""
+        is_here = open_clip_weights.is_zoo_model_here
+        return {name: is_here(name.removeprefix(OPEN_CLIP)) for name in open_clip_names.names()}
 
     def is_here(self, spec: ModelSpec) -> bool:
         """Return True if the model needs no download."""

@@ -6,7 +6,7 @@ There is no projection, so both feature points have these features. Images are p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from probe.models.devices import META, Execution
 from probe.models.encoder import ImageEncoder, dtypes_of, measure_widths, no_projection, tensors_sha256
 from probe.models.families import Family
 from probe.models.sizes import ModelSizes, measure_encoder
-from probe.models.timm_names import TimmSource, check_has_weights, parse_timm_source, timm_names
+from probe.models.timm_names import TimmSource, check_has_weights, parse_timm_source, timm_sources
 from probe.models.timm_preprocess import find_data_config, timm_preprocess
 from probe.models.timm_weights import (
     are_weights_here,
@@ -52,9 +52,9 @@ class TimmFamily(Family):
             )
         return ModelSpec(f"{RANDOM}{TIMM}{parsed}", form="timm", source=str(parsed))
 
-    def list_names(self) -> Sequence[str]:
-        """Return the names of all models with published weights."""
-        return timm_names()
+    def list_names(self) -> Mapping[str, bool]:
+        """Return the names of all models with published weights; True if the weights are here."""
+        return {f"{TIMM}{source}": are_weights_here(source) for source in timm_sources()}
 
     def measure_sizes(self, spec: ModelSpec) -> ModelSizes:
         """Return the sizes of a model without its weights."""

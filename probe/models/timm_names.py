@@ -98,13 +98,14 @@ def check_has_weights(source: TimmSource) -> None:
         )
 
 
-def timm_names() -> tuple[str, ...]:
-    """Return the names of all models of the installed timm with published weights, as `timm:ARCH.TAG`.
+def timm_sources() -> list[TimmSource]:
+    """Return all models of the installed timm with published weights.
 
     Raises:
         ExtraMissingError: timm is not installed.
     """
-    return tuple(f"{TIMM}{name}" for name in import_timm().list_pretrained())
+    parts = (name.partition(".") for name in import_timm().list_pretrained())
+    return [TimmSource(architecture, tag) for architecture, _, tag in parts]
 
 
 def import_timm() -> ModuleType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,9 @@ class TransformersFamily(Family):
         source = str(parse_source(source))
         return ModelSpec(f"transformers:{source}", form="transformers", source=source)
 
-    def list_names(self) -> Sequence[str]:
+    def list_names(self) -> Mapping[str, bool]:
         """Return the names of the cached models. Any repository of the hub with a supported model has a name."""
-        return cached_names()
+        return dict.fromkeys(cached_names(), True)
 
     def is_here(self, spec: ModelSpec) -> bool:
         """Return True if the model needs no download."""

@@ -302,7 +302,7 @@ def test_the_catalogue_lists_timm(capsys):
     assert main(["models", "timm:"]) == 0
     assert "\ntimm:vit_base_patch16_224.augreg_in21k\n" in capsys.readouterr().out
     assert main(["models", "timm:", "--json"]) == 0
-    assert {"name": "timm:test_vit.r160_in1k"} in json.loads(capsys.readouterr().out)
+    assert {"name": "timm:test_vit.r160_in1k", "is_here": False} in json.loads(capsys.readouterr().out)
     assert diagnose().extras["timm"] == timm.__version__
 
 

@@ -542,7 +542,7 @@ def test_a_repository_is_downloaded_once(hub, pictures, capsys):
     assert facts["embed_dim"] == encoder.embed_dim == 32
     assert load_encoder(name, device="cpu", offline=True).pooling == "cls"
     assert main(["models", "transformers:"]) == 0
-    assert capsys.readouterr().out == f"{name}\n"
+    assert capsys.readouterr().out == f"{name}  ready\n"
 
 
 def test_an_unknown_repository_is_named(hub):
