@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from probe.environment import blas_threads, library_versions
 from probe.features.arrays import Features
+from probe.probes import contest
 from probe.probes.cached_fits import FitCache, FitKey
-from probe.probes.contest import Contest, shares_of
 from probe.probes.fits import Fit, Solver, at_feature_point
 from probe.probes.scaling import Scaling, fit_scaling
 from probe.probes.solvers.catalog import get_solver
@@ -49,7 +49,7 @@ class Fitter:
     def __init__(self, settings: FitSettings, splits: Sequence[Features]) -> None:
         self.settings, self.rules, self.fit_cache, self.splits = settings, settings.rules, settings.fit_cache, splits
         self.is_warm = settings.solver == "fast" or self.rules.warm_start  # fits may start from other fits
-        self.contest: Contest | None = None
+        self.contest: contest.Contest | None = None
         self.key: dict[str, Any] = {}
         if self.fit_cache.folder is not None:
             rules, point = self.rules, self.rules.feature_point
@@ -82,13 +82,15 @@ class Fitter:
 
         Args:
             x: float32 (n, d), features of the validation images at the feature point of the protocol.
-            y: int64 (n,), or (n, k) if an image can show several classes. Then no fit ends early.
+            y: int64 (n,), or (n, k) if an image can show several classes. Then no fit ends early, and neither does one
+                with fewer than `contest.MIN_IMAGES` validation images.
             metric: a name of `metrics.METRICS`. No fit ends early if the score is not a sum over images.
         """
-        shares = shares_of(metric, y) if self.settings.solver == "fast" and y.ndim == 1 else None
+        can_end = self.settings.solver == "fast" and y.ndim == 1 and len(y) >= contest.MIN_IMAGES
+        shares = contest.shares_of(metric, y) if can_end else None
         if shares is not None:
             x = self.scaling.apply(x) if self.rules.standardize else x
-            self.contest = Contest(x, y, shares, num_train=sum(map(len, self.splits)))
+            self.contest = contest.Contest(x, y, shares, num_train=sum(map(len, self.splits)))
 
     def _fold(self, fit: Fit) -> Fit:
         """Return a fit of the solver with weights for the features as they are."""

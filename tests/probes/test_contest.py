@@ -46,6 +46,12 @@ def _fit(C=1.0, *, coef, intercept=(0.0, 0.0, 0.0), objective=1.0, ended_early=F
     )
 
 
+@pytest.fixture
+def any_number(monkeypatch):
+    """Let fits end early with any number of validation images."""
+    monkeypatch.setattr("probe.probes.contest.MIN_IMAGES", 1)
+
+
 # The fits of digits take seconds.
 DRAWS = [
     pytest.param(name, seed, marks=() if seed == 0 and name != "digits" else pytest.mark.slow)
@@ -55,6 +61,7 @@ DRAWS = [
 
 
 @pytest.mark.parametrize(("dataset", "seed"), DRAWS)
+@pytest.mark.usefixtures("any_number")
 @pytest.mark.parametrize("metric", ["accuracy", "mean_per_class"])
 def test_a_contest_does_not_change_the_choice(monkeypatch, dataset, metric, seed):
     parts = _draw(dataset, seed)
@@ -72,6 +79,12 @@ def test_a_contest_does_not_change_the_choice(monkeypatch, dataset, metric, seed
             assert other.score < max(point.score for point in expected.sweep)
 
 
+def test_with_few_validation_images_no_fit_ends_early():
+    """There are 190 validation images. Without the limit, fits end early, as the next test shows."""
+    assert not any(point.ended_early for point in fit_probe(**_draw("cancer", 0), protocol=PAPER).sweep)
+
+
+@pytest.mark.usefixtures("any_number")
 def test_fits_are_ended_and_do_not_mark_the_result():
     result = fit_probe(**_draw("cancer", 0), protocol=PAPER)
     ended = [point for point in result.sweep if point.ended_early]
@@ -81,6 +94,7 @@ def test_fits_are_ended_and_do_not_mark_the_result():
     assert [point.ended_early for point in result.to_record().sweep] == [point.ended_early for point in result.sweep]
 
 
+@pytest.mark.usefixtures("any_number")
 def test_a_fit_that_was_ended_is_not_cached(tmp_path):
     """The validation images, which can end a fit, are not in its key."""
     parts, cache = _draw("cancer", 0), FitCache(tmp_path)
