@@ -373,9 +373,9 @@ def test_typical_features_take_few_passes():
 
 
 def test_the_estimator_is_imported_on_first_use():
-    assert probe.probes.FastLogisticRegression is FastLogisticRegression
+    assert probe.FastLogisticRegression is FastLogisticRegression
     with pytest.raises(AttributeError, match="no attribute 'Fast'"):
-        _ = probe.probes.Fast
+        _ = probe.Fast
 
 
 WEIGHTS = {
