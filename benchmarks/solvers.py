@@ -202,7 +202,7 @@ def estimates(name: str, fold: Mapping[str, Features]) -> None:
     """Compare the estimate before a fit with the time that all fits of a protocol take."""
     rows = []
     k, num_scored = len(np.unique(fold["train"].y)), max(len(fold["val"]), len(fold["test"]))
-    for rules in (_for_features(get_protocol(name), fold) for name in ESTIMATED):
+    for rules in (_for_features(get_protocol(protocol_name), fold) for protocol_name in ESTIMATED):
         arrays = [fold[split].at(rules.feature_point) for split in ("train", "val")]
         n = min(sum(map(len, arrays)), count_drawn(rules, k) if rules.shots else sys.maxsize)
         pairs = []

@@ -82,8 +82,8 @@ class Fitter:
 
         Args:
             x: float32 (n, d), features of the validation images at the feature point of the protocol.
-            y: int64 (n,), or (n, k) if an image can show several classes. Then no fit ends early, and neither does one
-                with fewer than `contest.MIN_IMAGES` validation images.
+            y: int64 (n,), or (n, k) if an image can show several classes. No fit ends early if images can show several
+                classes, or if there are fewer than `contest.MIN_IMAGES` images.
             metric: a name of `metrics.METRICS`. No fit ends early if the score is not a sum over images.
         """
         can_end = self.settings.solver == "fast" and y.ndim == 1 and len(y) >= contest.MIN_IMAGES

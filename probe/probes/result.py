@@ -143,7 +143,7 @@ class ProbeResult(Convergence):
 
 
 def _part_to_record(part: ProbeResult) -> ResultRecord:
-    """Return the record of a single fold or draw, without what the record of all of them has."""
+    """Return the record of a single fold or draw, without outcomes, counts of classes and calibration."""
     return replace(part.to_record(), outcomes=(), classes=(), calibration=None)
 
 

@@ -259,8 +259,8 @@ class CalibrationRecord:
 class ResultRecord:
     """A `ProbeResult` without its predictions.
 
-    The results of single draws and folds have no outcomes, classes and calibration. In records of earlier versions they
-    have a calibration.
+    The results of single draws and folds have neither outcomes nor classes nor a calibration. In records of earlier
+    versions, they have a calibration.
 
     `draw_sha256` is the digest of the images of a few-shot draw, see `probes.shots.Draw`; `seed` draws the same images
     again. `probe_version` is `probes.fit.PROBE_VERSION`; 1 in records that do not have it.

@@ -173,7 +173,7 @@ def all_protocols_table() -> str:
         (
             f"`{record.protocol}`",
             images_a_class(record.spec.protocol),
-            f"{100 * record.result.score:.2f}",
+            f"{100 * record.result.score:.2f}{'' if record.result.converged else ' *'}",
             interval_text(record.result.interval),
             f"{len(record.result.draws)} draws" if record.result.draws else "test images",
         )

@@ -79,7 +79,7 @@ class PageCalibration:
 class PageRecord:
     """A record; `model` and `environment` are indices, `sweep` has pairs of C and validation score.
 
-    `ended_early` has each C of the sweep whose fit ended early, so that its score is not of an optimum.
+    `ended_early` has each C of the sweep whose fit ended early, before its optimum.
 
     `classes` has the index of the name, the number of images, the score and the bounds of its interval of the worst of
     `num_classes` classes. `confusions` has two such indices, the number of images and their share of the class.
