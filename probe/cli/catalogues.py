@@ -59,7 +59,7 @@ def models(args: argparse.Namespace) -> int:
         elif names:
             print("\n".join(f"{name}  ready" if here else name for name, here in names.items()))
         else:
-            print(f"probe: there is no model to list for {name}; give one of {models.MODEL_FORMS}", file=sys.stderr)
+            print(f"probe: there is no model to list for {name!r}; give one of {models.MODEL_FORMS}", file=sys.stderr)
     elif args.json:
         from probe.models.description import model_facts
 
